@@ -140,12 +140,12 @@ class Parts:
 
     def relabel(self, names: Names, keys: Iterable[str], budget: int) -> list[float]:
         """Relabel in slices; return the ms of each."""
-        left = iter(keys)
+        relabeling = self.table.relabel(names, keys)
         ms = []
         more = True
         while more:
             began_ns = time.thread_time_ns()
-            more = self.table.relabel(names, left, budget)
+            more = relabeling.step(budget)
             ms.append((time.thread_time_ns() - began_ns) / 1e6)
         return ms
 

@@ -29,6 +29,7 @@ cdef extern from *:
 
     static int skyfast_small_steps = 1;
     #define RENDER_ROWS (skyfast_small_steps ? 3 : 2048)
+    #define RELABEL_ROWS (skyfast_small_steps ? 3 : 64)
     #define AHEAD (skyfast_small_steps ? 1 : 16)
     #define SLAB_SHIFT (skyfast_small_steps ? 2 : 12)
     #define SEGMENT_SHIFT (skyfast_small_steps ? 2 : 12)

@@ -184,13 +184,17 @@ cdef struct Report:
 cdef struct ChangedKey:
     # A lookup key with new labels.
     uint32_t string
-    uint32_t change             # number of the new labels; 0 if they depend on the context
+    uint32_t position           # in the list of keys
+    bint found                  # whether a flow in the slice has it; if not, nothing below is set
+    bint ambiguous              # whether the labels depend on the context
+    uint32_t change             # number of the new labels; 0 if ambiguous or invalid
 
 
 cdef struct Move:
     # A flow with new labels from one of its lookups.
     uint32_t flow
-    uint32_t lookup             # index
+    uint32_t lookup             # index, like the next field
+    uint32_t key
     uint32_t change             # number of the new labels; 0 if they do not change
 
 

@@ -174,6 +174,7 @@ cdef extern from *:
     #ifndef SKYFAST_CHECKED
     enum {
         RENDER_ROWS = 2048,
+        RELABEL_ROWS = 64,
         AHEAD = 16,
         SLAB_SHIFT = 12,
         SEGMENT_SHIFT = 12,
@@ -190,6 +191,7 @@ cdef extern from *:
     """
     enum:
         RENDER_ROWS             # connections per acquisition of the lock
+        RELABEL_ROWS            # flow rows that a slice visits, per flow that it may move
         AHEAD                   # how many connections or buckets ahead are prefetched
         SLAB_SHIFT
         SLAB_ROWS
@@ -517,28 +519,19 @@ cdef class Table:
 
     # -- names ----------------------------------------------------------------------------------
 
-    def relabel(self, names, keys, Py_ssize_t budget):
-        """Move flows to other connections after names have changed. Call this until it returns
-        False.
+    def relabel(self, names, keys):
+        """Begin to move flows to other connections after names have changed.
 
-        :param names: the mapping of lookups, which has changed already.
-        :param keys: an iterator of the keys whose results have changed; this call advances it.
-        :param budget: how many flows to move; no key is taken after this number is exceeded. A key
-            counts as one, plus the references to its string: its flows, and connections that have
-            it as a label.
-        :returns: whether keys may be left; False if no lookup uses `names`.
-        :raises MemoryError: an allocation failed; some flows may still have their old labels.
-
-        A new connection starts at zero. An existing one continues, and so does a removed one whose
-        counters are kept. All flows of a call leave their connections before the first one is
-        added to another. If a key has an invalid name, its flows keep their labels.
-
-        Exceptions of `names` and `keys` propagate; then no flow of this call has moved. They must
-        not use the table. Each call visits every flow, including dormant ones, which takes about
-        10 ns each, and 0.5 µs for each flow that moves. For an ambiguous key, `names.resolve` is
-        called once for each different context.
+        :param names: the mapping of lookups. It may change again; then call this method again.
+        :param keys: an iterable of the keys whose results have changed.
+        :returns: a `Relabeling`, whose `step` moves flows.
         """
-        return relabel_flows(&self.state, names, keys, budget)
+        cdef Relabeling relabeling = Relabeling.__new__(Relabeling)
+        relabeling.table = self
+        relabeling.names = names
+        relabeling.keys = iter(keys)
+        relabeling.taken = []
+        return relabeling
 
     # -- pages ----------------------------------------------------------------------------------
 
@@ -811,6 +804,50 @@ cdef class Snapshot:
     def bytes(self):
         """Memory of the snapshot, in bytes."""
         return self.kept.rows * (sizeof(int64_t) + sizeof(uint32_t))
+
+
+@cython.final
+cdef class Relabeling:
+    """Flows that are moved because names have changed. Created by `Table.relabel`."""
+
+    cdef Table table
+    cdef object names, keys
+    cdef list taken                     # keys of the current pass
+    cdef RowRange rows                  # rows that it has not visited
+    cdef uint32_t first_row             # the first one that the latest step visited
+
+    def step(self, Py_ssize_t budget):
+        """Move flows to the connections of their new names. Call this until it returns False.
+
+        :param budget: how many flows to move, and how many keys to take, at most; 0 is like 1. Up
+            to 64 flow rows are visited for each of them, which takes about 10 ns each. Moving a
+            flow takes about 0.5 µs.
+        :returns: whether there may be more to do; False if no lookup uses the names.
+        :raises MemoryError: an allocation failed; some flows may still have their old labels.
+
+        A new connection starts at zero. An existing one continues, and so does a removed one whose
+        counters are kept. All flows of a step leave their connections before the first one is
+        added to another. Between two steps, flows with the same labels can be in two connections:
+        those that have moved, and the others. If a key has an invalid name, its flows keep their
+        labels.
+
+        Between two steps, the names can change and all methods of the table can be called. A step
+        uses the current names. Exceptions of the names and keys propagate, and these must not use
+        the table; then no flow of this step has moved. After an exception, the next step tries
+        again. For an ambiguous key, `names.resolve` is called once per step for each different
+        context. Only the thread that updates may call this.
+        """
+        cdef bint starts = len(self.taken) == 0
+        cdef uint32_t before = self.rows.next
+        more = relabel_slice(
+            &self.table.state, self.names, self.keys, self.taken, &self.rows, budget
+        )
+        self.first_row = 1 if starts else before
+        return more
+
+    def visited(self):
+        """Return the UUIDs of the live flows that the latest step visited."""
+        return live_uuids(&self.table.state, self.first_row, self.rows.next)
 
 
 @cython.final

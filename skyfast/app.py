@@ -332,17 +332,17 @@ class App:
             self._has_renamed.clear()
             while self._renamed:
                 names, keys = self._renamed.popleft()
-                rest, are_left = iter(keys), True
-                while are_left:
-                    # A reload may replace the table in between: a new one has no outdated names.
+                table, are_left = self._parts.table, True
+                relabeling = table.relabel(names, keys)
+                # A reload may replace the table in between: a new one has no outdated names.
+                while are_left and table is self._parts.table:
                     try:
-                        are_left = self._parts.table.relabel(names, rest, RELABEL_FLOWS)
+                        are_left = relabeling.step(RELABEL_FLOWS)
                     except MemoryError:
                         self._limit.warn(
                             log, "relabel", "out of memory: names of flows are out of date"
                         )
                         await asyncio.sleep(RELABEL_RETRY_S)
-                        rest = iter(keys)
                     await asyncio.sleep(0)
 
     def _hold(self) -> None:

@@ -28,8 +28,16 @@ A `Spec` has the options of a configuration. Rules that docs/architecture.md doe
   it is like all reports of the rows to which it is added: it extends their deadlines and sets their
   gauges. After the first report in any overflow row, creating a row is no longer a reason to count
   a flow's total.
-* When names change, all flows with new labels are detached from their rows before the first one is
-  attached, so their order has no effect. The limits do not apply to them. A row to which such a
+* When names change, flows move in slices. All flows of a slice with new labels are detached from
+  their rows before the first one is attached, so their order has no effect. Which flows are in a
+  slice is undefined: `Model.relabel` accepts them as an argument. Between two slices, anything can
+  happen, even another change of the same names. A slice uses the current names, and so do new flows
+  and flows that return. Flows of a connection can be in different slices. For example, a connection
+  with 300 bytes has two flows, and its name changes from "a" to "b". After the first slice, one
+  flow is at "b", which starts at zero; the other one is at "a", which stays at 300 bytes. If the
+  first flow adds 1 byte and the second one 2 bytes before the next slice, "b" has 1 byte, and "a"
+  has 302. After the second slice, "a" has no flows and is removed. The limits do not apply to flows
+  that move. A row to which such a
   flow moves has the deadline that the flow's latest report would have set. It has series for all
   counters that the flow ever had, which start at zero.
 * A flow is live until `Model.expire` makes it dormant. Until then, it is a flow of its row, owns
@@ -70,7 +78,7 @@ import ipaddress
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -1137,8 +1145,13 @@ class Model:
 
     # Names
 
-    def relabel(self, names: Names, keys: Iterable[str]) -> None:
-        """Move flows to the rows of their new labels after ``names`` have changed for ``keys``."""
+    def relabel(
+        self, names: Names, keys: Iterable[str], uuids: Collection[str] | None = None
+    ) -> None:
+        """Move flows to the rows of their new labels after ``names`` have changed for ``keys``.
+
+        ``uuids`` are the flows of a slice; by default, all flows are in one slice.
+        """
         keys = frozenset(keys)
         followers = self._followers()
 
@@ -1159,7 +1172,7 @@ class Model:
 
         moves = []
         for flow in self._flows.values():
-            if flow.is_dormant:
+            if flow.is_dormant or (uuids is not None and flow.uuid not in uuids):
                 continue
             places = [renamed(flow, row) for row in flow.rows]
             moving = [n for n in range(len(places)) if places[0 if n in followers else n]]

@@ -138,15 +138,11 @@ cdef list list_uuids(const TableState *table, uint32_t head):
     # The UUIDs of the flows in the list that begins with row `head`, in order.
     cdef uint32_t number = head
     cdef Flow *flow
-    cdef uint64_t key
     uuids = []
     while number:
         flow = flow_at(table, number)
-        if flow.connection & STRING_KEY:
-            uuids.append(key_string(<String *>row_at(&table.strings, flow.key_high)))
-        elif not flow.connection & LABELS_KEY:
-            key = (<uint64_t>flow.key_high << 32) | flow.hash
-            uuids.append(f"{unmix64(key) ^ table.seed:x}")
+        if not flow.connection & LABELS_KEY:
+            uuids.append(uuid_of(table, flow))
         number = flow.wheel_next
     return uuids
 

@@ -78,6 +78,26 @@ cdef uint32_t flow_new(Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
     return number
 
 
+cdef str uuid_of(const TableState *table, const Flow *flow):
+    cdef uint64_t key
+    if flow.connection & STRING_KEY:
+        return key_string(<String *>row_at(&table.strings, flow.key_high))
+    key = (<uint64_t>flow.key_high << 32) | flow.hash
+    return f"{unmix64(key) ^ table.seed:x}"
+
+
+cdef list live_uuids(const TableState *table, uint32_t first, uint32_t end):
+    # The UUIDs of the live flows in these rows, up to `end`.
+    cdef uint32_t number
+    cdef Flow *flow
+    uuids = []
+    for number in range(first, end):
+        flow = flow_at(table, number)
+        if flow.connection != 0 and not flow.connection & DORMANT:
+            uuids.append(uuid_of(table, flow))
+    return uuids
+
+
 cdef uint32_t find_flow(const TableState *table, const FlowKey *key) noexcept nogil:
     # The flow's row, or 0.
     cdef uint32_t string

@@ -1,17 +1,28 @@
 # Relabelling: flows move to other connections after names have changed. Part of `_table.pyx`, which
 # includes it.
 #
-# `Table.relabel` calls `relabel_flows`, which has four steps: take keys from an iterator, find the
-# flows with these keys, resolve ambiguous keys in the contexts of these flows, move the flows. The
-# first and the third step call Python code, so they need the GIL; they take the table's mutex only
-# to intern new labels. The second step only reads the table, which no other thread changes. The
-# last one runs under the mutex.
+# A pass takes keys from an iterator, and visits all flow rows, in slices: `Relabeling.step` calls
+# `relabel_slice` for each. Between two slices, the table can change in any way, and so can the
+# names, because a slice depends only on the keys, the number of the next row, and the current
+# names. Flows that become live during a pass have looked up their names already; a pass visits
+# them without effect, or not at all.
+#
+# A slice has five steps: find the strings of the keys, find flows with these strings, look up the
+# new names of the strings that were found, resolve ambiguous keys in the contexts of the flows,
+# move the flows. The first, the third and the fourth step use Python objects, so they need the GIL;
+# they take the table's mutex only to intern new labels. The second step only reads the table, which
+# no other thread changes. The last one runs under the mutex.
+
+cdef struct RowRange:
+    # Flow rows that a pass has not visited.
+    uint32_t next
+    uint32_t end
+
 
 cdef struct Changes:
-    # The state of one call of `Table.relabel`. The call is about one mapping, which one or more
-    # lookups use. Their labels are at some indexes of a result; a change has one label for each of
-    # these indexes. Changes are numbered from 1. They have references to their strings until
-    # `changes_destroy`.
+    # The state of one slice. It is about one mapping, which one or more lookups use. Their labels
+    # are at some indexes of a result; a change has one label for each of these indexes. Changes are
+    # numbered from 1. They have references to their strings until `changes_destroy`.
     uint32_t lookups[MAX_COLUMNS]
     uint32_t lookup_count
     uint32_t indexes[MAX_COLUMNS]       # by label of a change: index in a result
@@ -23,9 +34,8 @@ cdef struct Changes:
     uint32_t change_capacity
     Cell *pending                       # labels of the last changes, up to BATCH: not interned yet
     uint32_t pending_count
-    ChangedKey *keys                    # sorted by string once complete
+    ChangedKey *keys                    # sorted by string
     uint32_t key_count
-    uint32_t key_capacity
     Move *moves                         # the moves of one flow follow each other
     uint32_t move_count
     uint32_t move_capacity
@@ -34,17 +44,31 @@ cdef struct Changes:
     uint32_t context_capacity
 
 
-cdef bint relabel_flows(TableState *table, names, keys, Py_ssize_t budget) except -1:
-    # The arguments and the result are those of `Table.relabel`.
+cdef bint relabel_slice(TableState *table, names, keys, list taken, RowRange *rows,
+                        Py_ssize_t budget) except -1:
+    # The arguments and the result are those of `Table.relabel` and `Relabeling.step`. `taken` has
+    # the keys of the current pass, and `rows` the rows that it has not visited. If this raises an
+    # exception, the next call repeats the slice.
     cdef Changes changes
-    cdef bint more, done
+    cdef RowRange left
+    cdef bint done
+    cdef bint more = True
+    budget = max(budget, <Py_ssize_t>1)
     try:
         changes_init(table, &changes, names)
         if changes.lookup_count == 0:
             return False
-        more = take_keys(table, &changes, names, keys, budget)
-        if changes.key_count:
-            find_moves(table, &changes)
+        if not taken:
+            rows.next = 1
+            rows.end = table.flow_rows.fresh
+            more = take_keys(table, keys, taken, budget)
+        find_keys(table, &changes, taken)
+        left = rows[0]
+        if changes.key_count == 0:
+            left.next = left.end
+        find_moves(table, &changes, &left, budget)
+        if changes.move_count:
+            resolve_keys(table, &changes, names, taken)
             resolve_contexts(table, &changes, names)
             with nogil:
                 pthread_mutex_lock(&table.lock)
@@ -52,7 +76,10 @@ cdef bint relabel_flows(TableState *table, names, keys, Py_ssize_t budget) excep
                 pthread_mutex_unlock(&table.lock)
             if not done:
                 raise MemoryError
-        return more
+        rows[0] = left
+        if left.next == left.end:
+            taken.clear()
+        return more or len(taken) > 0
     finally:
         changes_destroy(table, &changes)
 
@@ -113,27 +140,48 @@ cdef bint reserve(void **items, uint32_t count, uint32_t *capacity, size_t size)
 # ---------------------------------------------------------------------------------------------
 # Changed names
 
-cdef bint take_keys(TableState *table, Changes *changes, names, keys, Py_ssize_t budget) except -1:
-    # Take keys that flows may have, and their new labels, until the budget is exceeded. Returns
-    # whether keys may be left.
-    cdef list held = []                 # owns the pending labels
-    cdef Py_ssize_t used = 0
-    cdef uint32_t string
-    cdef bint more = True
-    while used <= budget:
+cdef bint take_keys(const TableState *table, keys, list taken, Py_ssize_t count) except -1:
+    # Take up to `count` keys, and keep those that flows may have. Returns whether keys may be left.
+    cdef Py_ssize_t _key
+    for _key in range(count):
         key = next(keys, END)
         if key is END:
-            more = False
-            break
-        used += 1
-        string = find_label(table, key)
+            return False
+        if find_label(table, key):
+            taken.append(key)
+    return True
+
+
+cdef int find_keys(const TableState *table, Changes *changes, list taken) except -1:
+    # Find the strings of the keys. A string may have been removed since its key was taken.
+    cdef uint32_t i, string
+    changes.keys = <ChangedKey *>allocate(len(taken) * sizeof(ChangedKey))
+    for i in range(<uint32_t>len(taken)):
+        string = find_label(table, taken[i])
         if string:
-            used += (<String *>row_at(&table.strings, string)).refs
-            add_key(table, changes, string, names[key], held)
-    intern_pending(table, changes)
+            changes.keys[changes.key_count].string = string
+            changes.keys[changes.key_count].position = i
+            changes.key_count += 1
     if changes.key_count:
         qsort(changes.keys, changes.key_count, sizeof(ChangedKey), compare_keys)
-    return more
+    return 0
+
+
+cdef int resolve_keys(TableState *table, Changes *changes, names, list taken) except -1:
+    # Look up the new names of the keys that flows have.
+    cdef list held = []                 # owns the pending labels
+    cdef ChangedKey *key
+    cdef uint32_t i
+    for i in range(changes.key_count):
+        key = &changes.keys[i]
+        if not key.found:
+            continue
+        result = names[taken[key.position]]
+        key.ambiguous = result is None
+        if result is not None:
+            key.change = add_change(table, changes, result, held)
+    intern_pending(table, changes)
+    return 0
 
 
 cdef uint32_t find_label(const TableState *table, str key) except? 0:
@@ -147,24 +195,6 @@ cdef uint32_t find_label(const TableState *table, str key) except? 0:
         length = escape(text, length, escaped)
         text = escaped
     return string_find(&table.strings, text, length, hash_bytes32(text, length, table.seed))
-
-
-cdef int add_key(TableState *table, Changes *changes, uint32_t string, result,
-                 list held) except -1:
-    # Add a key. `result` has its names, or is None if the key is ambiguous. Nothing is added if the
-    # names are invalid.
-    cdef uint32_t change = 0
-    if result is not None:
-        change = add_change(table, changes, result, held)
-        if change == 0:
-            return 0
-    if not reserve(<void **>&changes.keys, changes.key_count, &changes.key_capacity,
-                   sizeof(ChangedKey)):
-        raise MemoryError
-    changes.keys[changes.key_count].string = string
-    changes.keys[changes.key_count].change = change
-    changes.key_count += 1
-    return 0
 
 
 cdef uint32_t add_change(TableState *table, Changes *changes, result, list held) except? 0:
@@ -223,13 +253,14 @@ cdef int compare_keys(const void *one, const void *other) noexcept nogil:
 # ---------------------------------------------------------------------------------------------
 # Flows with changed names
 
-cdef int find_moves(const TableState *table, Changes *changes) except -1:
-    # Find the live flows with a changed key.
+cdef int find_moves(const TableState *table, Changes *changes, RowRange *rows,
+                    Py_ssize_t budget) except -1:
+    # Find up to `budget` live flows with a changed key, and advance `rows`.
     cdef uint64_t *changed = <uint64_t *>allocate((table.strings.fresh / 64 + 1) * sizeof(uint64_t))
     cdef bint done
     try:
         with nogil:
-            done = scan_flows(table, changes, changed)
+            done = scan_flows(table, changes, changed, rows, budget)
         if not done:
             raise MemoryError
     finally:
@@ -237,33 +268,37 @@ cdef int find_moves(const TableState *table, Changes *changes) except -1:
     return 0
 
 
-cdef bint scan_flows(const TableState *table, Changes *changes,
-                     uint64_t *changed) noexcept nogil:
-    # Find the flows. `changed` must have one cleared bit per string. False if out of memory.
+cdef bint scan_flows(const TableState *table, Changes *changes, uint64_t *changed,
+                     RowRange *rows, Py_ssize_t budget) noexcept nogil:
+    # `changed` must have one cleared bit per string. False if out of memory.
     cdef const uint32_t *strings
-    cdef uint32_t i, number, string
+    cdef uint32_t i, string
+    cdef uint32_t end = <uint32_t>min(<int64_t>rows.end, rows.next + RELABEL_ROWS * <int64_t>budget)
+    cdef Py_ssize_t found = 0
     cdef Flow *flow
+    cdef bint moves
     for i in range(changes.key_count):
         string = changes.keys[i].string
         changed[string / 64] |= <uint64_t>1 << (string & 63)
-    for number in range(1, table.flow_rows.fresh):
-        flow = flow_at(table, number)
-        if flow.connection == 0 or flow.connection & DORMANT:
-            continue
-        strings = links_of(table, flow) + table.first_key
-        for i in range(changes.lookup_count):
-            string = strings[table.lookups[changes.lookups[i]].key - table.columns]
-            if (unlikely(changed[string / 64] >> (string & 63) & 1)
-                    and not add_move(table, changes, number, changes.lookups[i], strings, string)):
-                return False
+    while rows.next < end and found < budget:
+        flow = flow_at(table, rows.next)
+        if flow.connection != 0 and not flow.connection & DORMANT:
+            strings = links_of(table, flow) + table.first_key
+            moves = False
+            for i in range(changes.lookup_count):
+                string = strings[table.lookups[changes.lookups[i]].key - table.columns]
+                if unlikely(changed[string / 64] >> (string & 63) & 1):
+                    moves = True
+                    if not add_move(changes, rows.next, changes.lookups[i], string):
+                        return False
+            found += moves
+        rows.next += 1
     return True
 
 
-cdef bint add_move(const TableState *table, Changes *changes, uint32_t flow, uint32_t lookup,
-                   const uint32_t *strings, uint32_t key) noexcept nogil:
-    # Add a move of a flow. `strings` are those that its lookups use. False if out of memory.
-    cdef const Lookup *row = &table.lookups[lookup]
-    cdef Context *context
+cdef bint add_move(Changes *changes, uint32_t flow, uint32_t lookup,
+                   uint32_t string) noexcept nogil:
+    # Add a move of a flow. `string` is the one of its changed key. False if out of memory.
     cdef Move *move
     if not reserve(<void **>&changes.moves, changes.move_count, &changes.move_capacity,
                    sizeof(Move)):
@@ -271,43 +306,35 @@ cdef bint add_move(const TableState *table, Changes *changes, uint32_t flow, uin
     move = &changes.moves[changes.move_count]
     move.flow = flow
     move.lookup = lookup
-    move.change = change_of(changes, key)
-    if move.change == 0 and row.has_context:
-        if not reserve(<void **>&changes.contexts, changes.context_count, &changes.context_capacity,
-                       sizeof(Context)):
-            return False
-        context = &changes.contexts[changes.context_count]
-        context.strings[0] = key
-        context.strings[1] = strings[row.other - table.columns]
-        context.strings[2] = strings[row.point - table.columns]
-        context.move = changes.move_count
-        changes.context_count += 1
+    move.key = index_of_key(changes, string)
+    changes.keys[move.key].found = True
     changes.move_count += 1
     return True
 
 
-cdef uint32_t change_of(const Changes *changes, uint32_t key) noexcept nogil:
-    # The number of a changed key's change; 0 if the key is ambiguous.
+cdef uint32_t index_of_key(const Changes *changes, uint32_t string) noexcept nogil:
+    # The index of the key with this string, which must be one of them.
     cdef uint32_t low = 0
     cdef uint32_t high = changes.key_count
     cdef uint32_t middle
     while low < high:
         middle = (low + high) / 2
-        if changes.keys[middle].string < key:
+        if changes.keys[middle].string < string:
             low = middle + 1
         else:
             high = middle
-    return changes.keys[low].change
+    return low
 
 
 # ---------------------------------------------------------------------------------------------
 # Ambiguous keys
 
 cdef int resolve_contexts(TableState *table, Changes *changes, names) except -1:
-    # Set the changes of flows whose key is ambiguous. Each different context is resolved once.
+    # Set the changes of all moves. Each different context of an ambiguous key is resolved once.
     cdef list held = []                 # owns the pending labels
     cdef const Context *context
     cdef uint32_t i, change = 0
+    find_contexts(table, changes)
     if changes.context_count:
         qsort(changes.contexts, changes.context_count, sizeof(Context), compare_contexts)
     for i in range(changes.context_count):
@@ -319,6 +346,34 @@ cdef int resolve_contexts(TableState *table, Changes *changes, names) except -1:
             change = add_change(table, changes, result, held)
         changes.moves[context.move].change = change
     intern_pending(table, changes)
+    return 0
+
+
+cdef int find_contexts(const TableState *table, Changes *changes) except -1:
+    # Set the changes of moves whose key is not ambiguous, and add the contexts of the others.
+    cdef const ChangedKey *key
+    cdef const Lookup *lookup
+    cdef const uint32_t *strings
+    cdef Context *context
+    cdef Move *move
+    cdef uint32_t i
+    for i in range(changes.move_count):
+        move = &changes.moves[i]
+        key = &changes.keys[move.key]
+        lookup = &table.lookups[move.lookup]
+        move.change = key.change
+        if not key.ambiguous or not lookup.has_context:
+            continue
+        if not reserve(<void **>&changes.contexts, changes.context_count,
+                       &changes.context_capacity, sizeof(Context)):
+            raise MemoryError
+        strings = links_of(table, flow_at(table, move.flow)) + table.first_key
+        context = &changes.contexts[changes.context_count]
+        context.strings[0] = key.string
+        context.strings[1] = strings[lookup.other - table.columns]
+        context.strings[2] = strings[lookup.point - table.columns]
+        context.move = i
+        changes.context_count += 1
     return 0
 
 

@@ -2,9 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import pytest
 
@@ -308,8 +308,8 @@ async def test_flows_get_their_names_after_an_allocation_failed(
             async with asyncio.timeout(WAIT_S):
                 while failing.outcomes:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
-            app._parts = parts
             await until_rows(app, {f'target_pod="{address}"': "0" for address in addresses})
+            app._parts = parts
     assert "out of memory: names of flows are out of date" in caplog.text
 
 
@@ -320,8 +320,14 @@ class _Failing:
         self._table = table
         self.outcomes = [True, False, False, True]
 
-    def relabel(self, names: Names, keys: Iterator[str], budget: int) -> bool:
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._table, name)
+
+    def relabel(self, names: Names, keys: Iterable[str]) -> Self:
+        self._relabeling = self._table.relabel(names, keys)
+        return self
+
+    def step(self, budget: int) -> bool:
         if not self.outcomes or self.outcomes.pop(0):
-            return self._table.relabel(names, keys, budget)
-        next(keys)
+            return self._relabeling.step(budget)
         raise MemoryError

@@ -252,7 +252,7 @@ class Virtual:
                 continue
             resolution = resolve(graph, k8s_labels=parts.names.k8s_labels)
             for names, keys in parts.names.apply(parts.names.compare(resolution, now)):
-                parts.table.relabel(names, iter(keys), ALL_ROWS)
+                parts.table.relabel(names, keys).step(ALL_ROWS)
             # The poller would query the pods of these addresses.
             while parts.names.addresses.take_unknown(now, MAX_VALUES):
                 pass

@@ -1,9 +1,12 @@
 """The compiled table with the interface of the model, so that tests can run with both."""
 
+from __future__ import annotations
+
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -139,6 +142,43 @@ def _value(value: Total | ModelGauge | None) -> Counter | Gauge | FlowCount:
     )
 
 
+@dataclass(frozen=True)
+class Slice:
+    """The flows that a step of relabelling visited, and the keys that it was about.
+
+    ``taken`` are the keys that it took; without any, the step continued with the previous keys.
+    """
+
+    taken: list[str]
+    keys: list[str]
+    uuids: list[str]
+
+
+class Relabelling:
+    """Flows that are being relabelled in slices, as long as it ``has_more`` to do."""
+
+    def __init__(self, core: Core, names: Names, keys: Iterable[str]) -> None:
+        self._core = core
+        self._noted: list[str] = []
+        self._keys: list[str] = []
+        self._relabeling = core.table.relabel(names, self._note(keys))
+        self.has_more = True
+
+    def _note(self, keys: Iterable[str]) -> Iterator[str]:
+        for key in keys:
+            self._noted.append(key)
+            yield key
+
+    def step(self, budget: int) -> Slice:
+        """Relabel one slice."""
+        self._noted.clear()
+        self.has_more = self._relabeling.step(budget)
+        self._core.check()
+        taken = list(self._noted)
+        self._keys = taken or self._keys
+        return Slice(taken, self._keys, self._relabeling.visited())
+
+
 class Core:
     """A table that accepts flows as JSON objects and decodes them as the program does.
 
@@ -204,24 +244,17 @@ class Core:
         assert len(reasons) <= 1
         return reasons[0] if reasons else None
 
-    def relabel(self, names: Names, keys: Iterable[str], budget: int = ALL_ROWS) -> list[list[str]]:
-        """Relabel in slices of this budget; return the keys that each slice took."""
-        left = iter(keys)
-        slices: list[list[str]] = []
-        more = True
-        while more:
-            taken, more = self.relabel_slice(names, left, budget)
-            slices.append(taken)
+    def relabel(self, names: Names, keys: Iterable[str], budget: int = ALL_ROWS) -> list[Slice]:
+        """Relabel in slices of this budget, and return them."""
+        relabelling = self.relabelling(names, keys)
+        slices = []
+        while relabelling.has_more:
+            slices.append(relabelling.step(budget))
         return slices
 
-    def relabel_slice(
-        self, names: Names, keys: Iterator[str], budget: int
-    ) -> tuple[list[str], bool]:
-        """Relabel once; return the keys that were taken, and whether some may be left."""
-        taken: list[str] = []
-        more = self.table.relabel(names, _noted(keys, taken), budget)
-        self.check()
-        return taken, more
+    def relabelling(self, names: Names, keys: Iterable[str]) -> Relabelling:
+        """Begin to relabel."""
+        return Relabelling(self, names, keys)
 
     @property
     def flow_update_s(self) -> float:
@@ -238,13 +271,6 @@ class Core:
     def page(self, now: float) -> dict[str, set[str]]:
         """Return the sample lines of a page at ``now``, by family."""
         return read_page(read_all(self.table.page(now)), self.families)
-
-
-def _noted(keys: Iterator[str], taken: list[str]) -> Iterator[str]:
-    """Yield keys and note those that were taken."""
-    for key in keys:
-        taken.append(key)
-        yield key
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from hypothesis import strategies as st
@@ -33,7 +32,7 @@ from tests.model import (
     read_page,
     tag_label,
 )
-from tests.support.table_adapter import ALL_ROWS, Core, read_all
+from tests.support.table_adapter import ALL_ROWS, Core, Relabelling, read_all
 
 IS_THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 MAX_SLOW_PAGES = 3
@@ -291,7 +290,7 @@ class TableMachine(RuleBasedStateMachine):
         self.core = Core(spec, slots=slots, build=self.build)
         self.now = now
         self.slow_pages: dict[int, SlowPage] = {}
-        self.renamed: list[tuple[Names, Iterator[str]]] = []
+        self.renamed: list[tuple[Names, Relabelling]] = []
 
     @rule(message=st.lists(flows(), min_size=1, max_size=5))
     def receive(self, message):
@@ -307,17 +306,19 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(renaming=renamings)
     def rename(self, renaming):
-        self.renamed.append((renaming.names, iter(renaming.apply())))
+        keys = renaming.apply()
+        self.renamed.append((renaming.names, self.core.relabelling(renaming.names, keys)))
 
     @precondition(lambda self: self.renamed)
-    @rule(budget=st.sampled_from((0, 2, 10, ALL_ROWS, ALL_ROWS)))
-    def relabel(self, budget):
-        names, keys = self.renamed[0]
-        taken, more = self.core.relabel_slice(names, keys, budget)
-        self.model.relabel(names, taken)
+    @rule(budget=st.sampled_from((0, 1, 2, 3, 5, ALL_ROWS, ALL_ROWS)), number=st.integers(0, 1))
+    def relabel(self, budget, number):
+        # In any order: a step depends only on the current names.
+        names, relabelling = self.renamed[number % len(self.renamed)]
+        step = relabelling.step(budget)
+        self.model.relabel(names, step.keys, step.uuids)
         self.note_lines()
-        if not more:
-            self.renamed.pop(0)
+        if not relabelling.has_more:
+            self.renamed.pop(number % len(self.renamed))
 
     @rule()
     def begin(self):

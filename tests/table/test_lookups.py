@@ -390,13 +390,13 @@ def test_no_flow_has_moved_after_an_exception_while_relabeling():
     core.report(make_flow("aaa", a="10.0.0.9x", ports=(1_000, 1)), 0)
     core.relabel(names, ["10.0.0.9x"])
     for taken, error in (
-        (iter(["10.0.0.3", "10.0.0.1"]), OSError),
-        (iter(["10.0.0.1", "10.0.0.3"]), OSError),
+        (["10.0.0.3", "10.0.0.1"], OSError),
+        (["10.0.0.1", "10.0.0.3"], OSError),
         (keys("10.0.0.3", "10.0.0.1"), ValueError),
-        (iter(["10.0.0.3", 5]), TypeError),
+        (["10.0.0.3", 5], TypeError),
     ):
         with pytest.raises(error):
-            core.table.relabel(names, taken, ALL_ROWS)
+            core.table.relabel(names, taken).step(ALL_ROWS)
         core.check()
         assert {*page[FORWARD.name]} <= core.page(0)[FORWARD.name]
     assert core.flows == 401
@@ -429,29 +429,35 @@ def test_the_table_keeps_no_reference_to_results():
 # Slices
 
 
-def test_keys_are_taken_until_they_and_their_flows_exceed_the_budget():
-    names = Names()
+def test_steps_move_no_more_flows_than_the_budget():
+    keys = [f"10.0.0.{n}" for n in range(8)]
+    names = Names({key: (key,) for key in keys})
     core = Core(spec_of(looked_up("name", A, names), LABELS[2]))
     for n in range(8):
         for port in range(4):
-            flow = make_flow(f"{8 * n + port + 1:x}", a=f"10.0.0.{n}", ports=(port, 443))
+            flow = make_flow(f"{8 * n + port + 1:x}", a=keys[n], ports=(port, 443))
             core.report(flow, 0)
-    keys = [f"10.0.0.{n}" for n in range(8)]
-    # Each key counts as five: itself and its four flows.
-    for budget, sizes in (
-        (0, [1] * 8 + [0]),
-        (4, [1] * 8 + [0]),
-        (5, [2] * 4 + [0]),
-        (9, [2] * 4 + [0]),
-        (10, [3, 3, 2]),
-        (39, [8, 0]),
-        (40, [8]),
-        (ALL_ROWS, [8]),
+    for budget, taken, moved in (
+        (0, [1] * 8, [1] * 32),
+        (1, [1] * 8, [1] * 32),
+        (3, [3, 3, 2], [3] * 10 + [2]),
+        (5, [5, 3], [5] * 6 + [2]),
+        (12, [8], [12, 12, 8]),
+        (31, [8], [31, 1]),
+        (32, [8], [32]),
+        (ALL_ROWS, [8], [32]),
     ):
         names.update({key: (f"{key} {budget}",) for key in keys})
-        taken = core.relabel(names, keys, budget)
-        assert [len(part) for part in taken] == sizes
-        assert [key for part in taken for key in part] == keys
+        relabelling = core.relabelling(names, keys)
+        slices, sizes = [], []
+        while relabelling.has_more:
+            before = samples(core).keys()
+            slices.append(relabelling.step(budget).taken)
+            sizes.append(len(samples(core).keys() - before))
+            assert len(samples(core)) == 32
+        assert [key for part in slices for key in part] == keys
+        assert [len(part) for part in slices if part] == taken
+        assert [size for size in sizes if size] == moved
         assert {labels[0] for labels in samples(core)} == {f"{key} {budget}" for key in keys}
 
 
@@ -460,14 +466,14 @@ def test_unknown_keys_count_as_one_each():
     core = Core(spec_of(looked_up("name", A, names)))
     core.report(make_flow("1"), 0)
     unknown = [f"10.9.0.{n}" for n in range(10)]
-    assert [len(part) for part in core.relabel(names, unknown, 4)] == [5, 5, 0]
-    assert core.relabel(names, [], 4) == [[]]
+    assert [len(part.taken) for part in core.relabel(names, unknown, 4)] == [4, 4, 2]
+    assert [part.taken for part in core.relabel(names, [], 4)] == [[]]
 
 
 def test_keys_of_labels_that_the_plan_lacks_are_not_taken():
     core = Core(spec_of(looked_up("name", A, Names())))
     keys = iter(["10.0.0.1"])
-    assert core.table.relabel(Names(), keys, 10) is False
+    assert core.table.relabel(Names(), keys).step(10) is False
     assert list(keys) == ["10.0.0.1"]
 
 
@@ -487,16 +493,103 @@ def test_reports_between_slices_find_the_new_names():
     core.report(make_flow("1", (1, 0, 0, 0), a="10.0.0.1", b="x"), 0)
     core.report(make_flow("2", (2, 0, 0, 0), a="10.0.0.2", b="x"), 0)
     names.update({"10.0.0.1": ("new",), "10.0.0.2": ("new",)})
-    keys = iter(["10.0.0.1", "10.0.0.2"])
-    assert core.table.relabel(names, keys, 0)
+    relabelling = core.table.relabel(names, ["10.0.0.1", "10.0.0.2"])
+    assert relabelling.step(0)
     assert samples(core) == {("old",): "3", ("new",): "0"}
     core.report(make_flow("3", (4, 0, 0, 0), a="10.0.0.2", b="x"), 0)
     core.report(make_flow("2", (12, 0, 0, 0), a="10.0.0.2", b="x", last=9_000), 0)
     assert samples(core) == {("old",): "13", ("new",): "4"}
     core.expire(0)
-    assert core.table.relabel(names, keys, 0)
-    assert not core.table.relabel(names, keys, 0)
+    while relabelling.step(0):
+        pass
     assert samples(core) == {("new",): "4"}
+
+
+def slice_of(core, model, names, relabelling):
+    """Move one flow in both tables, and return its UUID."""
+    part = relabelling.step(1)
+    model.relabel(names, part.keys, part.uuids)
+    assert core.page(0) == model.page(0)
+    return part.uuids[-1]
+
+
+def test_flows_of_one_key_move_in_slices():
+    names = Names({"10.0.0.1": ("a",)})
+    spec = spec_of(looked_up("name", A, names), families=(FORWARD, Family("flows", "gauge", ())))
+    core, model = Core(spec), Model(spec)
+    for table in (core, model):
+        for n in range(1, 4):
+            table.report(make_flow(f"{n}", (100, 0, 0, 0), last=1), 0)
+    names["10.0.0.1"] = ("b",)
+    relabelling = core.relabelling(names, ["10.0.0.1"])
+    assert slice_of(core, model, names, relabelling) == "1"
+    assert samples(core) == {("a",): "300", ("b",): "0"}
+    assert samples(core, "flows") == {("a",): "2", ("b",): "1"}
+    for table in (core, model):
+        table.report(make_flow("1", (101, 0, 0, 0), last=2), 0)
+        table.report(make_flow("2", (102, 0, 0, 0), last=2), 0)
+        # A new flow has the new name.
+        table.report(make_flow("4", (4, 0, 0, 0), last=2), 0)
+    assert samples(core) == {("a",): "302", ("b",): "5"}
+    # The name changes again: a slice uses the current one.
+    names["10.0.0.1"] = ("c",)
+    again = core.relabelling(names, ["10.0.0.1"])
+    assert slice_of(core, model, names, relabelling) == "2"
+    assert samples(core) == {("a",): "302", ("b",): "5", ("c",): "0"}
+    assert samples(core, "flows") == {("a",): "1", ("b",): "2", ("c",): "1"}
+    assert [slice_of(core, model, names, again) for _ in range(3)] == ["1", "2", "3"]
+    assert samples(core) == {("b",): "5", ("c",): "0"}
+    assert slice_of(core, model, names, again) == "4"
+    assert samples(core) == {("c",): "0"}
+    for relabelling in (relabelling, again):
+        while relabelling.has_more:
+            relabelling.step(1)
+    assert samples(core) == {("c",): "0"}
+    assert samples(core, "flows") == {("c",): "4"}
+
+
+def test_flows_become_dormant_and_return_between_slices():
+    names = Names({"10.0.0.1": ("a",)})
+    spec = spec_of(looked_up("name", A, names), families=(FORWARD, Family("flows", "gauge", ())))
+    core, model = Core(spec), Model(spec)
+    for table in (core, model):
+        for n in range(1, 4):
+            table.report(make_flow(f"{n}", (100, 0, 0, 0), last=1), 0 if n == 2 else 10)
+    names["10.0.0.1"] = ("b",)
+    relabelling = core.relabelling(names, ["10.0.0.1"])
+    assert slice_of(core, model, names, relabelling) == "1"
+    for table in (core, model):
+        table.expire(TIMEOUT_S)
+    assert slice_of(core, model, names, relabelling) == "3"
+    assert samples(core, now=TIMEOUT_S) == {("b",): "0"}
+    for table in (core, model):
+        table.report(make_flow("2", (102, 0, 0, 0), last=2), TIMEOUT_S)
+    assert not relabelling.has_more
+    assert samples(core, now=TIMEOUT_S) == samples(model, now=TIMEOUT_S) == {("b",): "2"}
+    assert samples(core, "flows", now=TIMEOUT_S) == {("b",): "3"}
+
+
+def test_step_is_repeated_after_an_exception():
+    names = FailingNames({f"10.0.0.{n}": ("old",) for n in range(4)})
+    core = Core(spec_of(looked_up("name", A, names), LABELS[2]))
+    for n in range(12):
+        core.report(make_flow(f"{n + 1:x}", a=f"10.0.0.{n % 4}", ports=(n, 443)), 0)
+    for n in range(4):
+        names[f"10.0.0.{n}"] = ("new",)
+    del names["10.0.0.2"]
+    names.errors = {"10.0.0.2": OSError("2")}
+    relabelling = core.relabelling(names, [f"10.0.0.{n}" for n in range(4)])
+    relabelling.step(2)
+    relabelling.step(2)
+    page = core.page(0)
+    for _ in range(2):
+        with pytest.raises(OSError, match="2"):
+            relabelling.step(2)
+        assert core.page(0) == page
+    names.errors.clear()
+    while relabelling.has_more:
+        relabelling.step(2)
+    assert {name for name, _ in samples(core)} == {"new", ""}
 
 
 def test_change_of_hundreds_of_names_has_the_same_result_as_in_the_model():
@@ -515,8 +608,11 @@ def test_change_of_hundreds_of_names_has_the_same_result_as_in_the_model():
             names[address] = None if kind == 0 else (f"{kind}", f"{n % 7}", "x" * (10 * kind))
             names.contexts[(address, "10.0.0.2", f"node-{n % 3}")] = (f"{step}", "", f"{n % 2}")
         names["10.0.0.2"] = (f"{step}", "b", "c")
-        for part in core.relabel(names, [*addresses, "10.0.0.2"], (ALL_ROWS, 300, 3)[step % 3]):
-            model.relabel(names, part)
+        keys = [*addresses, "10.0.0.2"]
+        relabelling = core.relabelling(names, keys)
+        while relabelling.has_more:
+            part = relabelling.step((ALL_ROWS, 300, 3)[step % 3])
+            model.relabel(names, part.keys, part.uuids)
         assert core.page(0) == model.page(0)
         assert (core.created_total, core.expired_total) == (
             model.created_total,

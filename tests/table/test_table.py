@@ -797,7 +797,7 @@ def test_invalid_new_names_change_nothing():
         (["node-1", long, *["node-1"] * 200, "node-2"], KeyError),
     ):
         with pytest.raises(error):
-            core.table.relabel(names, iter(keys), ALL_ROWS)
+            core.table.relabel(names, keys).step(ALL_ROWS)
         assert core.page(0) == page
     assert core.bytes == size
     long = "x" * (MAX_TEXT_BYTES + 1)
