@@ -813,8 +813,7 @@ cdef class Relabeling:
     cdef Table table
     cdef object names, keys
     cdef list taken                     # keys of the current pass
-    cdef RowRange rows                  # rows that it has not visited
-    cdef uint32_t first_row             # the first one that the latest step visited
+    cdef RowRange rows
 
     def step(self, Py_ssize_t budget):
         """Move flows to the connections of their new names. Call this until it returns False.
@@ -837,17 +836,13 @@ cdef class Relabeling:
         again. For an ambiguous key, `names.resolve` is called once per step for each different
         context. Only the thread that updates may call this.
         """
-        cdef bint starts = len(self.taken) == 0
-        cdef uint32_t before = self.rows.next
-        more = relabel_slice(
+        return relabel_slice(
             &self.table.state, self.names, self.keys, self.taken, &self.rows, budget
         )
-        self.first_row = 1 if starts else before
-        return more
 
     def visited(self):
         """Return the UUIDs of the live flows that the latest step visited."""
-        return live_uuids(&self.table.state, self.first_row, self.rows.next)
+        return live_uuids(&self.table.state, self.rows.latest, self.rows.next)
 
 
 @cython.final

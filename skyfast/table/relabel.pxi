@@ -14,9 +14,10 @@
 # no other thread changes. The last one runs under the mutex.
 
 cdef struct RowRange:
-    # Flow rows that a pass has not visited.
+    # Flow rows that a pass has not visited, and the first one that the latest slice has.
     uint32_t next
     uint32_t end
+    uint32_t latest
 
 
 cdef struct Changes:
@@ -47,8 +48,7 @@ cdef struct Changes:
 cdef bint relabel_slice(TableState *table, names, keys, list taken, RowRange *rows,
                         Py_ssize_t budget) except -1:
     # The arguments and the result are those of `Table.relabel` and `Relabeling.step`. `taken` has
-    # the keys of the current pass, and `rows` the rows that it has not visited. If this raises an
-    # exception, the next call repeats the slice.
+    # the keys of the current pass. If this raises an exception, the next call repeats the slice.
     cdef Changes changes
     cdef RowRange left
     cdef bint done
@@ -62,8 +62,11 @@ cdef bint relabel_slice(TableState *table, names, keys, list taken, RowRange *ro
             rows.next = 1
             rows.end = table.flow_rows.fresh
             more = take_keys(table, keys, taken, budget)
+            if not taken:
+                rows.end = 1
         find_keys(table, &changes, taken)
         left = rows[0]
+        left.latest = left.next
         if changes.key_count == 0:
             left.next = left.end
         find_moves(table, &changes, &left, budget)
