@@ -469,3 +469,131 @@ class DeduplicatingMachine(TableMachine):
     def wait(self, seconds, max_rows):
         self.now += seconds
         super().expire(max_rows=max_rows)
+
+
+NAMED_VIEWS = st.lists(
+    st.lists(
+        st.sampled_from((*NAME_LABELS, *NAME_LABELS, IP_A, PORT_A)),
+        unique=True,
+        min_size=1,
+        max_size=4,
+    ),
+    min_size=1,
+    max_size=3,
+)
+ADDRESSES = ("10.0.0.1", "10.0.0.2")
+NAMES = st.sampled_from(("a", "b", "c"))
+RENAMINGS = st.one_of(
+    st.builds(
+        Renaming,
+        st.just(NODE_NAMES),
+        st.dictionaries(st.just("node-1"), st.tuples(NAMES, NAMES, NAMES), min_size=1),
+        st.just({}),
+    ),
+    st.builds(
+        Renaming,
+        st.just(OWNERS),
+        st.dictionaries(
+            st.sampled_from(ADDRESSES),
+            st.one_of(st.tuples(NAMES, NAMES, NAMES), st.none()),
+            min_size=1,
+        ),
+        st.dictionaries(
+            st.tuples(st.sampled_from(ADDRESSES), st.sampled_from(ADDRESSES), st.just("node-1")),
+            st.tuples(NAMES, NAMES, NAMES),
+        ),
+    ),
+)
+
+
+class RelabellingMachine(TableMachine):
+    """Names that change all the time, and flows that share few addresses.
+
+    A step of relabelling adds nothing to any series. After the last one, all labels are current.
+    """
+
+    begin = update_every = None
+
+    @initialize(
+        views=NAMED_VIEWS,
+        slots=st.booleans(),
+        max_connections=st.sampled_from((2, 1000)),
+        max_flows=st.sampled_from((4, MANY, MANY)),
+        memory_s=st.sampled_from((0, 200, 1290)),
+        overflow=st.sampled_from(("drop", "other")),
+    )
+    def start(self, views, slots, max_connections, max_flows, memory_s, overflow):
+        families = (METRICS[0], METRICS[3], METRICS[6])
+        spec = Spec(
+            views=tuple(
+                View(
+                    (*labels, DIRECTION),
+                    tuple(replace(family, name=f"v{n}_{family.name}") for family in families),
+                    timeout_s=200,
+                )
+                for n, labels in enumerate(views)
+            ),
+            max_connections=max_connections,
+            max_flows=max_flows,
+            flow_memory_s=memory_s,
+            overflow=overflow,
+        )
+        super().start(spec=spec, slots=slots, now=0)
+        self.reports = 0
+        self.highest = Counter()
+
+    @rule(
+        flows=st.lists(
+            st.tuples(
+                st.sampled_from(("1", "2", "3", "a", "xyz")),
+                st.sampled_from(ADDRESSES),
+                st.sampled_from(ADDRESSES),
+            ),
+            min_size=1,
+            max_size=5,
+        )
+    )
+    def receive(self, flows):
+        self.reports += 1
+        super().receive(
+            message=[
+                make_flow(uuid, (self.reports, 1, 0, 1), last=self.reports, a=a, b=b)
+                for uuid, a, b in flows
+            ]
+        )
+
+    @rule(renaming=RENAMINGS)
+    def rename(self, renaming):
+        super().rename(renaming=renaming)
+
+    @precondition(lambda self: self.renamed)
+    @rule(budget=st.integers(1, 5), number=st.integers(0, 1))
+    def relabel(self, budget, number):
+        self.note_highest()
+        super().relabel(budget=budget, number=number)
+        for series, value in self.counters():
+            assert value <= self.highest[series], series
+        if not self.renamed:
+            page = self.model.page(self.now)
+            for names in (NODE_NAMES, OWNERS):
+                self.model.relabel(names, KEYS)
+            assert self.model.page(self.now) == page
+
+    @rule(seconds=st.sampled_from((1, 20, 75, 200)), max_rows=st.sampled_from((1, 3, ALL_ROWS)))
+    def wait(self, seconds, max_rows):
+        self.note_highest()
+        self.now += seconds
+        super().expire(max_rows=max_rows)
+
+    def counters(self):
+        """Return the series of all counters, with their values."""
+        page = self.core.page(self.now)
+        for family in self.model.families:
+            if family.type == "counter":
+                for line in page[family.name]:
+                    series, _, value = line.rpartition(" ")
+                    yield series, int(value)
+
+    def note_highest(self):
+        for series, value in self.counters():
+            self.highest[series] = max(self.highest[series], value)

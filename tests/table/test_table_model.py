@@ -8,7 +8,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support import core_builds
-from tests.support.table_machine import IS_THOROUGH, DeduplicatingMachine, TableMachine
+from tests.support.table_machine import (
+    IS_THOROUGH,
+    DeduplicatingMachine,
+    RelabellingMachine,
+    TableMachine,
+)
 
 COMMON = settings(
     max_examples=10_000 if IS_THOROUGH else 30 if core_builds.IS_SLOW else 200,
@@ -20,3 +25,5 @@ TestTable = pytest.mark.slow(TableMachine.TestCase)
 TestTable.settings = COMMON
 TestDeduplication = pytest.mark.slow(DeduplicatingMachine.TestCase)
 TestDeduplication.settings = COMMON
+TestRelabelling = pytest.mark.slow(RelabellingMachine.TestCase)
+TestRelabelling.settings = COMMON
