@@ -41,12 +41,13 @@ Memory
     current flow has no effect.
 
 Lock
-    There is one mutex. It is held for a batch of reports, a slice of expiry, or up to RENDER_ROWS
-    connections of a page. Only one thread may call `update`, `expire` and `relabel`. No other
-    thread changes rows, so this thread reads them without the lock. Any thread may read pages. A
-    thread that holds the mutex never waits for the GIL, because a thread that has the GIL may be
-    waiting for the mutex. Therefore all code under the mutex is plain C. Even memory is allocated
-    with C functions: Python's allocators may take the GIL if allocations are traced.
+    There is one mutex. It is held for a batch of reports, a slice of expiry or of relabelling, or
+    up to RENDER_ROWS connections of a page. Only one thread may call `update`, `expire` and
+    `Relabeling.step`. No other thread changes rows, so this thread reads them without the lock. Any
+    thread may read pages. A thread that holds the mutex never waits for the GIL, because a thread
+    that has the GIL may be waiting for the mutex. Therefore all code under the mutex is plain C.
+    Even memory is allocated with C functions: Python's allocators may take the GIL if allocations
+    are traced.
 
 Files
     This file contains `Table` (the interface for Python), the struct with its state, and the
@@ -212,7 +213,7 @@ cdef uint32_t DORMANT = <uint32_t>1 << 29
 cdef uint32_t ENDED = <uint32_t>1 << 28
 cdef uint32_t ROW = ((<uint32_t>1) << 28) - 1   # mask of the row number next to these flags
 cdef uint32_t BACK = <uint32_t>1 << 31          # flag in `Connection.flows`
-cdef uint32_t SUPERSEDED = <uint32_t>-1 # in `Conversation.claimant`: another point has replaced it
+cdef uint32_t SUPERSEDED = <uint32_t>-1         # in `Conversation.claimant`: replaced by another
 cdef int64_t ABSENT = -1                        # total: no report had the counter's part
 cdef uint32_t FLOWS = <uint32_t>-1              # in `Family.values`: the row's number of flows
 cdef uint32_t NEVER_S = <uint32_t>-1            # deadline of rows that do not expire

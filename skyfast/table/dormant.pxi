@@ -4,9 +4,9 @@
 # A list contains the numbers of rows that are not live, in the order in which they were added. The
 # links reuse fields that live rows use otherwise (see `Flow`), so a row is in one list at most, and
 # in none while it links to a connection. Adding, removing and finding the first row take constant
-# time. Flows that claim their conversation are in a list of their own and are never evicted, so
-# they count as live for `max_flows`. Update, relabelling and expiry call this; everything runs under
-# the table's mutex.
+# time. Flows that claim their conversation are in a list of their own. They are never evicted, so
+# they count as live for `max_flows`. Update, relabelling and expiry call this; everything runs
+# under the table's mutex.
 
 # ---------------------------------------------------------------------------------------------
 # Lists

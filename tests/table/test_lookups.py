@@ -541,9 +541,9 @@ def test_flows_of_one_key_move_in_slices():
     assert samples(core) == {("b",): "5", ("c",): "0"}
     assert slice_of(core, model, names, again) == "4"
     assert samples(core) == {("c",): "0"}
-    for relabelling in (relabelling, again):
-        while relabelling.has_more:
-            relabelling.step(1)
+    for unfinished in (relabelling, again):
+        while unfinished.has_more:
+            unfinished.step(1)
     assert samples(core) == {("c",): "0"}
     assert samples(core, "flows") == {("c",): "4"}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from skyfast._table import MAX_ROWS, MAX_TEXT_BYTES, Page, Snapshot, Table
+from skyfast._table import MAX_ROWS, MAX_TEXT_BYTES, Page, Relabeling, Snapshot, Table
 from skyfast.flows.fields import flow_types
 from tests.model import (
     BYTES,
@@ -849,7 +849,7 @@ def test_memory_is_reused_while_names_change_and_rows_overflow():
 # Generated code
 
 
-@pytest.mark.parametrize("kind", [Table, Page, Snapshot])
+@pytest.mark.parametrize("kind", [Table, Page, Relabeling, Snapshot])
 def test_internal_calls_do_not_use_a_vtable(kind):
     assert not hasattr(kind, "__pyx_vtable__")
     with pytest.raises(TypeError):
