@@ -110,7 +110,6 @@ cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *cel
         view.rejected += 1
         if not table.overflows:
             return 0
-        table.overflowed = True
         return overflow_row(table, view)
     created[0] = True
     return add_row(table, view, &key)

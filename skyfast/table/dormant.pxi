@@ -307,6 +307,7 @@ cdef bint credit(TableState *table, const Labels *labels, uint32_t number, uint3
         if targets.created[i]:
             file_row(view, targets.rows[i], view.deadline_s)
         add_deltas(table, view, connection_at(view, targets.rows[i]), deltas, values)
+    note_overflow(table, &targets)
     if number:
         add_to_counters(first, connection_at(first, number), deltas)
     elif kept:

@@ -31,6 +31,15 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
     return view.other
 
 
+cdef inline void note_overflow(TableState *table, const Targets *targets) noexcept nogil:
+    # Must be called after a report has been added to its rows in all views except the first. The
+    # report itself is not affected: no earlier one can have added a part of the flow's total.
+    cdef uint32_t i
+    for i in range(1, table.view_count):
+        if targets.rows[i]:
+            table.overflowed |= targets.rows[i] == table.views[i].other
+
+
 cdef int apply_overflow(TableState *table, Report *report, const Labels *labels) noexcept nogil:
     # Apply the report of an unknown flow that cannot be stored: it counts in the first view's
     # overflow row and in the flow's own rows of the other views.

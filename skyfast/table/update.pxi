@@ -377,3 +377,4 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
                 add_to_counters(view, target, totals_of(flow))
         add_deltas(table, view, target, added, report.values)
     table.connections_created += targets.created[0]
+    note_overflow(table, targets)

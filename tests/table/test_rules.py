@@ -1689,6 +1689,32 @@ def test_full_view_adds_flows_to_its_overflow_row(make):
     assert samples(table, "b_flows", VIEW_TIMEOUT_S) == {"other": "0"}
 
 
+@pytest.mark.parametrize("has_closing_report", [False, True])
+def test_first_flow_in_the_overflow_row_of_another_view_counts_its_total(make, has_closing_report):
+    table = make(
+        Spec(
+            overflow="other",
+            max_connections=1,
+            views=(view("a", (IP_A, IP_B, PORT_A, PORT_B), "bytes"), view("b", (NODE,), "bytes")),
+        )
+    )
+    table.begin(0)
+    table.report(make_flow("a1", (1, 0, 0, 0), last=1), 0)
+    table.expire(TIMEOUT_S)
+    if has_closing_report:
+        closing = an_update(
+            "b2", (7, 0, 0, 0), age_s=1, newest=(0, 0, 0, 0), finish=1, last_s=9, node="node-2"
+        )
+        assert table.report(closing, 100) is None
+        assert samples(table, "b_bytes_total", 100) == {"node-1": "1", "other": "7"}
+    first = make_flow("c3", (100, 0, 0, 0), node="node-2", a="10.0.0.9", **LATER)
+    assert table.report(first, 100) is None
+    # After a closing report was added to the overflow row, it may include a part of the total.
+    counted = 11 if has_closing_report else 100
+    assert samples(table, "a_bytes_total", 100) == {"10.0.0.9,10.0.0.2,40000,443": f"{counted}"}
+    assert samples(table, "b_bytes_total", 100)["other"] == ("18" if has_closing_report else "11")
+
+
 def test_connection_labelled_other_is_the_overflow_row(make):
     fold = Label("target_port", ("Transport", "B"), number=True, rewrite=Fold(above=1023))
     table = make(
