@@ -9,8 +9,8 @@ Data structures
     interned string (bit 31 set) or a small integer. There is one set of connection rows per view of
     the plan. A flow links to its row of the first view. That row links to the rows of views whose
     labels are a subset of its own, because all its flows share these labels. For other views, the
-    flow row has the link. All kinds of rows (strings, flows, connections, conversations) use the
-    same slab allocator and index (`Rows`). The index uses linear hashing, which splits one bucket
+    flow row has the link. All kinds of rows (strings, flows, connections, conversations, names) use
+    the same slab allocator and index (`Rows`). The index uses linear hashing, which splits one bucket
     at a time, so that no insert has to rehash a million rows. The structs are in ``_table.pxd``.
 
     A timer wheel has one slot per second. A flow is in the slot of the deadline that it had when
@@ -29,15 +29,16 @@ Data structures
 
 Costs
     Report of a known flow: one lookup, two cache lines of rows. Report of a new or a dormant flow:
-    two lookups, plus one per label string. Expiry: the expired rows, plus one re-insertion per
+    two lookups, plus one per label string, or one per lookup of names that other new flows had
+    recently. Expiry: the expired rows, plus one re-insertion per
     flow and timeout. Adding to or removing from a dormant list: constant time. Page: one pass over
     all connections per family.
 
 Memory
     Slabs and index segments are allocated from an arena of large pieces (`Arena`), strings longer
     than 48 bytes with malloc. Slabs and segments are kept until the table is destroyed; freed rows
-    are reused first. The table keeps no Python objects per flow or connection, only the plan and
-    the names and types of fields. If an allocation fails, `update` raises MemoryError, and the
+    are reused first. The table keeps no Python objects per flow or connection, only the plan, the
+    names and types of fields, and up to MAX_NAMES results of lookups. If an allocation fails, `update` raises MemoryError, and the
     current flow has no effect.
 
 Lock
@@ -59,7 +60,7 @@ Files
         ``rows`` (arena, slabs, index), ``strings`` (hashes, interned strings), ``fields`` (reading
         decoded flows), ``text_format`` (writing lines), ``timer_wheel``, ``top_k``, ``counter``.
     Kinds of rows:
-        ``labels``, ``flows``, ``connections``, ``conversations``, ``dormant``, ``overflow``.
+        ``labels``, ``names``, ``flows``, ``connections``, ``conversations``, ``dormant``, ``overflow``.
     Implementation of the methods of `Table`:
         ``layout`` (from a plan to offsets), ``reports``, ``lookup`` and ``update`` (the three steps
         of an update), ``expiry``, ``relabel``, ``render`` (pages), ``scan`` (label values, top
@@ -70,7 +71,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.math cimport ceil, floor
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, qsort, realloc
@@ -175,6 +176,7 @@ cdef extern from *:
     enum {
         RENDER_ROWS = 2048,
         AHEAD = 16,
+        MAX_NAMES = 1 << 16,
         SLAB_SHIFT = 12,
         SEGMENT_SHIFT = 12,
         MAX_WHEEL_SLOTS = 4096,
@@ -191,6 +193,7 @@ cdef extern from *:
     enum:
         RENDER_ROWS             # connections per acquisition of the lock
         AHEAD                   # how many connections or buckets ahead are prefetched
+        MAX_NAMES               # results of lookups whose labels stay interned
         SLAB_SHIFT
         SLAB_ROWS
         SEGMENT_SHIFT
@@ -280,6 +283,13 @@ include "table/top_k.pxi"
 include "table/counter.pxi"
 
 
+cdef struct FoundNames:
+    # The result of a lookup.
+    PyObject *key               # borrowed; NULL if there was no lookup
+    PyObject *result            # borrowed; NULL if the lookup failed
+    uint32_t row                # its row, or 0 if it is not interned
+
+
 cdef struct Batch:
     # Reports that are being processed: read with the GIL, looked up, applied under the lock.
     Report reports[BATCH]
@@ -287,7 +297,9 @@ cdef struct Batch:
     int64_t *values             # BATCH x the plan's values; used by the reports, like the next two
     int64_t *last_update        # BATCH x the plan's counters
     Cell *cells                 # BATCH x the plan's cells
-    PyObject **names            # BATCH x the plan's lookups: results, borrowed
+    FoundNames *names           # BATCH x the plan's lookups
+    uint32_t *missed            # indexes of the used names that are not interned
+    uint32_t missed_count
     # String keys of flows that are removed while the batch is applied. They are released after the
     # batch, because one of its labels may have been looked up as the same string. A report can also
     # remove its own flow, so there is one more per report.
@@ -305,6 +317,8 @@ cdef struct TableState:
     Rows conversations
     View *views                 # the first one contains the connections
     uint32_t view_count
+    Rows names                  # interned results of lookups
+    TimerWheel names_wheel      # the same by deadline
     TimerWheel wheel            # live flows by deadline
     DormantList dormant         # flows, and counters of removed connections
     DormantList ended           # flows that have sent their closing report
@@ -362,6 +376,7 @@ cdef struct TableState:
 
 
 include "table/labels.pxi"
+include "table/names.pxi"
 include "table/flows.pxi"
 include "table/connections.pxi"
 include "table/conversations.pxi"
@@ -419,6 +434,7 @@ cdef class Table:
                         memory_s=memory_s, view_timeouts_s=view_timeouts_s)
 
     def __dealloc__(self):
+        release_all_results(&self.state)
         state_destroy(&self.state)
         batch_destroy(&self.batch)
         free(self.readers)
@@ -511,6 +527,7 @@ cdef class Table:
         cdef bint more
         with nogil:
             more = expire_slice(&self.state, <uint32_t>floor(now), max_rows)
+        release_results(&self.state)
         return more
 
     # -- names ----------------------------------------------------------------------------------

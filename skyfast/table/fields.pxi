@@ -55,6 +55,7 @@ cdef struct Lookup:
     uint32_t point
     uint32_t column             # the first column; the others follow
     uint32_t columns
+    uint32_t labels             # number of the first lookup with labels at the same indexes
     Py_ssize_t length           # minimum length of a result
 
 
