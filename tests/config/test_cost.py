@@ -200,7 +200,7 @@ def test_bytes_of_names_match_the_table() -> None:
             flows = []
             for i in range(start + 1, start + 1001):
                 address = f"10.0.{i >> 8}.{i & 255}"
-                names[address] = tuple([*same]) if different else same
+                names[address] = (*same,) if different else same
                 flows.append(flow(f"{i:x}", Network={"A": address, "B": "10.1.0.1"}))
             setup.ingest.message(message(*flows), setup.analyzer)
         taken.append(setup.table.bytes)
