@@ -145,7 +145,7 @@ cdef extern from *:
     bint unlikely(bint) noexcept nogil
 
 
-MAX_NUMBER = 1 << 62            # largest valid number in a field of a flow
+MAX_NUMBER = 1 << 62            # largest valid number in a field of a flow: MAX_INTEGER
 
 cdef enum:
     # Fields that are not values, but are also omitted if they are invalid.
@@ -206,19 +206,46 @@ cdef extern from *:
     void row_used(void *address, size_t size) noexcept nogil
 
 
-cdef uint32_t IS_STRING = <uint32_t>1 << 31       # flag in a cell
-cdef uint32_t STRING_KEY = <uint32_t>1 << 31      # flag in `Flow.connection`, like the next three
-cdef uint32_t LABELS_KEY = <uint32_t>1 << 30
-cdef uint32_t DORMANT = <uint32_t>1 << 29
-cdef uint32_t ENDED = <uint32_t>1 << 28
-cdef uint32_t ROW = ((<uint32_t>1) << 28) - 1   # mask of the row number next to these flags
-cdef uint32_t BACK = <uint32_t>1 << 31          # flag in `Connection.flows`
-cdef int64_t ABSENT = -1                        # total: no report had the counter's part
-cdef uint32_t FLOWS = <uint32_t>-1              # in `Family.values`: the row's number of flows
-cdef uint32_t NEVER_S = <uint32_t>-1            # deadline of rows that do not expire
-cdef uint32_t NO_END = <uint32_t>-1             # end of a scan of all rows
-cdef uint64_t SHARE_SEED = 0x9E3779B97F4A7C15   # must never change: shards would overlap
-cdef uint32_t MAX_SEQ_AGE = <uint32_t>1 << 30   # see `clamp_seq_age`
+# Cython's variables are not constants for the C compiler.
+cdef extern from *:
+    """
+    #include <stdint.h>
+    static const uint32_t IS_STRING = (uint32_t)1 << 31;
+    static const uint32_t STRING_KEY = (uint32_t)1 << 31;
+    static const uint32_t LABELS_KEY = (uint32_t)1 << 30;
+    static const uint32_t DORMANT = (uint32_t)1 << 29;
+    static const uint32_t ENDED = (uint32_t)1 << 28;
+    static const uint32_t ROW = ((uint32_t)1 << 28) - 1;
+    static const uint32_t BACK = (uint32_t)1 << 31;
+    static const int64_t ABSENT = -1;
+    static const uint32_t FLOWS = (uint32_t)-1;
+    static const uint32_t NEVER_S = (uint32_t)-1;
+    static const uint32_t NO_END = (uint32_t)-1;
+    static const uint64_t SHARE_SEED = 0x9E3779B97F4A7C15;
+    static const uint32_t MAX_SEQ_AGE = (uint32_t)1 << 30;
+    static const int64_t MAX_INTEGER = (int64_t)1 << 62;
+    static const uint64_t EACH_BYTE = 0x0101010101010101;
+    static const double BATCH_S = 15.0;
+    """
+    const uint32_t IS_STRING        # flag in a cell
+    const uint32_t STRING_KEY       # flag in `Flow.connection`, like the next three
+    const uint32_t LABELS_KEY
+    const uint32_t DORMANT
+    const uint32_t ENDED
+    const uint32_t ROW              # mask of the row number next to these flags
+    const uint32_t BACK             # flag in `Connection.flows`
+    const int64_t ABSENT            # total: no report had the counter's part
+    const uint32_t FLOWS            # in `Family.values`: the row's number of flows
+    const uint32_t NEVER_S          # deadline of rows that do not expire
+    const uint32_t NO_END           # end of a scan of all rows
+    const uint64_t SHARE_SEED       # must never change: shards would overlap
+    const uint32_t MAX_SEQ_AGE      # see `clamp_seq_age`
+    const int64_t MAX_INTEGER       # largest valid number in a field of a flow: MAX_NUMBER
+    const uint64_t EACH_BYTE        # a one in each byte
+    # The maximum delay of a report, in addition to the time until its agent's next update: an
+    # analyzer keeps a batch for up to 5 s; the rest is for transport, and for sockets that have not
+    # been read yet.
+    const double BATCH_S
 
 cdef enum:
     SKIP_NONE
@@ -242,11 +269,6 @@ cdef tuple FINISH_NAMES = ("other", "timeout", "fin", "rst")
 
 cdef enum:
     CLOSING = 1                 # FinishType of a flow's last report; others: other values
-
-# The maximum delay of a report, in addition to the time until its agent's next update: an analyzer
-# keeps a batch for up to 5 s; the rest is for transport, and for sockets that have not been read
-# yet.
-cdef double BATCH_S = 15.0
 
 cdef enum:
     # What an unknown flow's report adds to a row that other flows may have used.

@@ -6,9 +6,6 @@
 # never an exception, because the contents of flows are untrusted. Values are borrowed: they are
 # valid as long as the flow exists.
 
-cdef int64_t MAX_INTEGER = MAX_NUMBER            # largest valid number in a field of a flow
-
-
 cdef struct Field:
     # The location of a value in a decoded flow. Offsets are those of the types' slots; names are
     # used if slots cannot be read. Names and types are owned by the table's `keep`.

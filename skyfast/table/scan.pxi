@@ -102,13 +102,13 @@ cdef inline void mark_values(const View *view, const uint32_t *cells, uint32_t s
     cdef uint64_t *word
     cdef uint64_t bit
     for i in range(view.columns):
-        mark = cells[i] & ~IS_STRING
-        if cells[i] & IS_STRING:
-            if mark >= strings:             # interned after the scan began
+        if likely(cells[i] & IS_STRING):
+            mark = cells[i] & ~IS_STRING
+            if unlikely(mark >= strings):   # interned after the scan began
                 continue
             mark += 1 << 16
         else:
-            mark &= 0xFFFF
+            mark = cells[i] & 0xFFFF
         word = &seen[i * words + mark / 64]
         bit = <uint64_t>1 << mark % 64
         counts[i] += not word[0] & bit
