@@ -10,8 +10,9 @@ Data structures
     the plan. A flow links to its row of the first view. That row links to the rows of views whose
     labels are a subset of its own, because all its flows share these labels. For other views, the
     flow row has the link. All kinds of rows (strings, flows, connections, conversations, names) use
-    the same slab allocator and index (`Rows`). The index uses linear hashing, which splits one bucket
-    at a time, so that no insert has to rehash a million rows. The structs are in ``_table.pxd``.
+    the same slab allocator and index (`Rows`). The index uses linear hashing, which splits one
+    bucket at a time, so that no insert has to rehash a million rows. The structs are in
+    ``_table.pxd``.
 
     A timer wheel has one slot per second. A flow is in the slot of the deadline that it had when
     it was added to the wheel: a report writes a later deadline into the row, but does not move it.
@@ -29,17 +30,16 @@ Data structures
 
 Costs
     Report of a known flow: one lookup, two cache lines of rows. Report of a new or a dormant flow:
-    two lookups, plus one per label string, or one per lookup of names that other new flows had
-    recently. Expiry: the expired rows, plus one re-insertion per
-    flow and timeout. Adding to or removing from a dormant list: constant time. Page: one pass over
-    all connections per family.
+    two lookups, plus one per label string. All labels of names that other new flows had recently
+    take one. Expiry: the expired rows, plus one re-insertion per flow and timeout. Adding to or
+    removing from a dormant list: constant time. Page: one pass over all connections per family.
 
 Memory
     Slabs and index segments are allocated from an arena of large pieces (`Arena`), strings longer
     than 48 bytes with malloc. Slabs and segments are kept until the table is destroyed; freed rows
     are reused first. The table keeps no Python objects per flow or connection, only the plan, the
-    names and types of fields, and up to MAX_NAMES results of lookups. If an allocation fails, `update` raises MemoryError, and the
-    current flow has no effect.
+    names and types of fields, and up to MAX_NAMES results of lookups. If an allocation fails,
+    `update` raises MemoryError, and the current flow has no effect.
 
 Lock
     There is one mutex. It is held for a batch of reports, a slice of expiry, or up to RENDER_ROWS
@@ -60,7 +60,8 @@ Files
         ``rows`` (arena, slabs, index), ``strings`` (hashes, interned strings), ``fields`` (reading
         decoded flows), ``text_format`` (writing lines), ``timer_wheel``, ``top_k``, ``counter``.
     Kinds of rows:
-        ``labels``, ``names``, ``flows``, ``connections``, ``conversations``, ``dormant``, ``overflow``.
+        ``labels``, ``names``, ``flows``, ``connections``, ``conversations``, ``dormant``,
+        ``overflow``.
     Implementation of the methods of `Table`:
         ``layout`` (from a plan to offsets), ``reports``, ``lookup`` and ``update`` (the three steps
         of an update), ``expiry``, ``relabel``, ``render`` (pages), ``scan`` (label values, top

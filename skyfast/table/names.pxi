@@ -29,8 +29,8 @@ cdef inline uint32_t find_interned(const TableState *table, const Lookup *lookup
 
 cdef int add_interned(TableState *table, const Lookup *lookup, PyObject *result,
                       const Cell *cells) except -1:
-    # Add a row for a valid result, unless it has one already. `cells` are its labels. If memory runs
-    # out or there are too many rows, nothing is added.
+    # Add a row for a valid result that has none. `cells` has its labels. Nothing is added if memory
+    # runs out or if there are too many rows.
     cdef uint32_t number
     cdef NamesRow *row
     if table.names.live >= MAX_NAMES or find_interned(table, lookup, result):

@@ -2,9 +2,9 @@
 # which includes it. The first of the three steps of `Table.update`: read, look up, apply.
 #
 # This code uses Python objects, so it needs the GIL and must not run under the table's mutex. It
-# reads only constant parts of the table, the index of flows and the rows of names, and writes only
-# to the batch and to the deadlines of names. Values are borrowed from the flows, from `held` or from
-# the rows of names, until the batch has been applied.
+# reads only constant parts of the table, the index of flows and the rows of names. It writes only
+# to the batch and to the deadlines of names. Values are borrowed from the flows, from `held` or
+# from the rows of names, until the batch has been applied.
 
 cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexcept:
     cdef uint32_t i

@@ -51,7 +51,6 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
 
 cdef int intern_missed(TableState *table, const Batch *batch, int done) except -1:
     # Intern the names of the flows that were added by the first `done` reports.
-    cdef const FoundNames *names
     cdef uint32_t i, number, position
     for i in range(batch.missed_count):
         number = batch.missed[i]
