@@ -525,9 +525,10 @@ cdef class Table:
         adds the deltas of its last update. Skipped flows are counted in `skipped`, omitted values
         in `values_skipped`.
 
-        Takes the mutex once per 128 flows, and holds the GIL while waiting for the mutex. At most,
-        this takes as long as another thread needs for 2,048 connections of a page or scan (about
-        0.5 ms), or for enlarging a counter in `cardinality` (about 20 ns per value in it).
+        Takes the mutex once per 128 flows, or twice if lookups had new results, and holds the GIL
+        while waiting for the mutex. At most, this takes as long as another thread needs for 2,048
+        connections of a page or scan (about 0.5 ms), or for enlarging a counter in `cardinality`
+        (about 20 ns per value in it).
         """
         if start < 0:
             raise ValueError("start must not be negative")

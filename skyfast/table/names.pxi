@@ -27,32 +27,30 @@ cdef inline uint32_t find_interned(const TableState *table, const Lookup *lookup
     return 0
 
 
-cdef int add_interned(TableState *table, const Lookup *lookup, PyObject *result,
-                      const Cell *cells) except -1:
+cdef void add_interned(TableState *table, const Lookup *lookup, PyObject *result,
+                       const Cell *cells) noexcept:
     # Add a row for a valid result that has none. `cells` has its labels. Nothing is added if memory
-    # runs out or if there are too many rows.
+    # runs out or if there are too many rows. Requires the mutex and, for the reference, the GIL.
     cdef uint32_t number
     cdef NamesRow *row
     if table.names.live >= MAX_NAMES or find_interned(table, lookup, result):
-        return 0
-    pthread_mutex_lock(&table.lock)
+        return
     number = row_new(&table.names)
-    if number:
-        row = names_at(table, number)
-        row.result = NULL
-        if intern_names(table, lookup, cells, row.strings):
-            Py_INCREF(<object>result)
-            row.result = result
-            row.hash = names_hash(lookup, result)
-            row.labels = lookup.labels
-            row.count = lookup.columns
-            row.deadline_s = table.views[0].deadline_s
-            index_add(&table.names, number)
-            wheel_file(&table.names_wheel, row.deadline_s, number, &row.wheel_next)
-        else:
-            row_release(&table.names, number)
-    pthread_mutex_unlock(&table.lock)
-    return 0
+    if number == 0:
+        return
+    row = names_at(table, number)
+    row.result = NULL
+    if not intern_names(table, lookup, cells, row.strings):
+        row_release(&table.names, number)
+        return
+    Py_INCREF(<object>result)
+    row.result = result
+    row.hash = names_hash(lookup, result)
+    row.labels = lookup.labels
+    row.count = lookup.columns
+    row.deadline_s = table.views[0].deadline_s
+    index_add(&table.names, number)
+    wheel_file(&table.names_wheel, row.deadline_s, number, &row.wheel_next)
 
 
 cdef bint intern_names(TableState *table, const Lookup *lookup, const Cell *cells,

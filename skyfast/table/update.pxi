@@ -49,9 +49,10 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
     return position
 
 
-cdef int intern_missed(TableState *table, const Batch *batch, int done) except -1:
-    # Intern the names of the flows that were added by the first `done` reports.
+cdef void intern_missed(TableState *table, const Batch *batch, int done) noexcept:
+    # Intern the names of the flows that were added by the first `done` reports. Takes the mutex.
     cdef uint32_t i, number, position
+    pthread_mutex_lock(&table.lock)
     for i in range(batch.missed_count):
         number = batch.missed[i]
         position = number / table.lookup_count
@@ -60,7 +61,7 @@ cdef int intern_missed(TableState *table, const Batch *batch, int done) except -
                 table, &table.lookups[number % table.lookup_count], batch.names[number].result,
                 batch.reports[position].cells,
             )
-    return 0
+    pthread_mutex_unlock(&table.lock)
 
 
 cdef void begin_update(TableState *table, Batch *batch, double now) noexcept nogil:
