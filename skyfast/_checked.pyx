@@ -31,6 +31,7 @@ cdef extern from *:
     #define RENDER_ROWS (skyfast_small_steps ? 3 : 2048)
     #define RELABEL_ROWS (skyfast_small_steps ? 3 : 64)
     #define AHEAD (skyfast_small_steps ? 1 : 16)
+    #define MAX_NAMES (skyfast_small_steps ? 6 : 1 << 16)
     #define SLAB_SHIFT (skyfast_small_steps ? 2 : 12)
     #define SEGMENT_SHIFT (skyfast_small_steps ? 2 : 12)
     #define MAX_WHEEL_SLOTS (skyfast_small_steps ? 8 : 4096)
@@ -186,6 +187,7 @@ cdef int expect(bint holds, str what, numbers=()) except -1:
 def rows_ever(Table table not None):
     """Return the sum of the peak numbers of rows of all kinds. `check` takes time for each row."""
     cdef uint32_t i, rows = table.state.strings.fresh + table.state.flow_rows.fresh
+    rows += table.state.names.fresh
     for i in range(table.state.view_count):
         rows += table.state.views[i].rows.fresh
     return rows
@@ -228,7 +230,7 @@ cdef size_t padded(size_t size):
 
 cdef class _Check:
     cdef Table table
-    cdef set strings, flows, conversations
+    cdef set strings, flows, conversations, names
     cdef set live, dormant, claims      # flow rows
     cdef list rows                      # sets of row numbers, by view
     cdef dict references                # number of references found, by string
@@ -246,6 +248,9 @@ cdef class _Check:
         self.conversations = set()
         if table.has_conversations:
             self.conversations = self.members("conversation", &table.conversations)
+        self.names = set()
+        if table.lookup_count:
+            self.names = self.members("names", &table.names)
         self.rows = [
             self.members(f"view {i}", &table.views[i].rows) for i in range(table.view_count)
         ]
@@ -253,6 +258,7 @@ cdef class _Check:
         self.check_flows()
         for i in range(table.view_count):
             self.check_view(i, &table.views[i])
+        self.check_names()
         self.check_strings()
         self.check_wheels()
         expect(self.bytes == table.arena.bytes, "bytes in use", (self.bytes, table.arena.bytes))
@@ -462,6 +468,32 @@ cdef class _Check:
         expect(view.other == 0 or view.other in rows, "the overflow row is free", (view_index,))
         return 0
 
+    cdef int check_names(self) except -1:
+        cdef TableState *table = &self.table.state
+        cdef const Lookup *lookup
+        cdef NamesRow *row
+        cdef uint32_t number, i
+        cdef set results = set()
+        expect(table.names.live <= MAX_NAMES, "number of names", (table.names.live,))
+        for number in range(1, table.names.fresh):
+            row = names_at(table, number)
+            expect((number in self.names) == (row.result != NULL),
+                   "a names row is in use without a result, or the reverse", (number,))
+            if number not in self.names:
+                continue
+            expect(row.labels < table.lookup_count, "labels of a names row", (number, row.labels))
+            lookup = &table.lookups[row.labels]
+            results.add((<size_t>row.result, row.labels))
+            expect(row.hash == names_hash(lookup, row.result), "hash of a names row", (number,))
+            expect(row.count == lookup.columns, "number of labels of a names row", (number,))
+            for i in range(row.count):
+                self.count_reference(row.strings[i], "names row")
+                text = label_text(table, row.strings[i])
+                expect(text == (<object>row.result)[table.name_indexes[lookup.column + i]],
+                       "label of a names row", (number, i, text))
+        expect(len(results) == len(self.names), "a result has two rows")
+        return 0
+
     cdef int check_strings(self) except -1:
         cdef TableState *table = &self.table.state
         cdef uint32_t number
@@ -501,6 +533,18 @@ cdef class _Check:
                        (number, slot_s, flow.deadline_s))
                 number = flow.wheel_next
         expect(filed == self.live, "live flows are missing in the wheel", (self.live - filed,))
+        filed = set()
+        if table.lookup_count:
+            for slot_s, number in self.slots(&table.names_wheel):
+                while number:
+                    expect(number in self.names, "the wheel contains a free names row", (number,))
+                    expect(number not in filed, "the wheel contains names twice", (number,))
+                    filed.add(number)
+                    expect(slot_s <= max(names_at(table, number).deadline_s,
+                                         table.names_wheel.next_s),
+                           "the slot of names is after their deadline", (number, slot_s))
+                    number = names_at(table, number).wheel_next
+        expect(filed == self.names, "names are missing in the wheel", (self.names - filed,))
         for i in range(1, table.view_count):
             view = &table.views[i]
             filed = set()

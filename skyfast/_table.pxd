@@ -3,6 +3,7 @@
 # All of this is plain C memory that the table owns. References that outlive a call are row numbers,
 # never pointers: 4 bytes instead of 8, and 0 means "none".
 
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 
@@ -116,6 +117,18 @@ cdef struct Connection:
     # the first view, and means that the row started with the counters of a removed connection.
 
 
+cdef struct NamesRow:
+    # A result of a lookup, and its labels. 28 bytes, plus 4 per label.
+    uint32_t hash
+    uint32_t next
+    PyObject *result            # the tuple; the row owns a reference
+    uint32_t labels             # which labels of the result: see `Lookup.labels`
+    uint32_t count              # number of these labels
+    uint32_t deadline_s         # time of the table's clock at which it is removed
+    uint32_t wheel_next         # next row in the same slot of the timer wheel
+    uint32_t strings[1]         # interned labels
+
+
 cdef struct Conversation:
     # Which capture point's flows are counted for a conversation. The row exists as long as it has
     # flows, live or dormant. While all of them are dormant and none claims it, a row of another
@@ -132,7 +145,7 @@ cdef struct Conversation:
 cdef struct Cell:
     # A label value of a report. It is valid for one batch, because it is borrowed from the flow's
     # objects, or from the result of a rewrite or lookup. `text` is NULL for an integer.
-    const char *text
+    const char *text            # also NULL if `string` is known from a names row
     uint32_t length
     uint32_t hash
     uint32_t string             # the string's number, 0 if it is not known to be interned

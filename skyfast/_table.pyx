@@ -9,9 +9,10 @@ Data structures
     interned string (bit 31 set) or a small integer. There is one set of connection rows per view of
     the plan. A flow links to its row of the first view. That row links to the rows of views whose
     labels are a subset of its own, because all its flows share these labels. For other views, the
-    flow row has the link. All kinds of rows (strings, flows, connections, conversations) use the
-    same slab allocator and index (`Rows`). The index uses linear hashing, which splits one bucket
-    at a time, so that no insert has to rehash a million rows. The structs are in ``_table.pxd``.
+    flow row has the link. All kinds of rows (strings, flows, connections, conversations, names) use
+    the same slab allocator and index (`Rows`). The index uses linear hashing, which splits one
+    bucket at a time, so that no insert has to rehash a million rows. The structs are in
+    ``_table.pxd``.
 
     A timer wheel has one slot per second. A flow is in the slot of the deadline that it had when
     it was added to the wheel: a report writes a later deadline into the row, but does not move it.
@@ -29,16 +30,16 @@ Data structures
 
 Costs
     Report of a known flow: one lookup, two cache lines of rows. Report of a new or a dormant flow:
-    two lookups, plus one per label string. Expiry: the expired rows, plus one re-insertion per
-    flow and timeout. Adding to or removing from a dormant list: constant time. Page: one pass over
-    all connections per family.
+    two lookups, plus one per label string. All labels of names that other new flows had recently
+    take one. Expiry: the expired rows, plus one re-insertion per flow and timeout. Adding to or
+    removing from a dormant list: constant time. Page: one pass over all connections per family.
 
 Memory
     Slabs and index segments are allocated from an arena of large pieces (`Arena`), strings longer
     than 48 bytes with malloc. Slabs and segments are kept until the table is destroyed; freed rows
-    are reused first. The table keeps no Python objects per flow or connection, only the plan and
-    the names and types of fields. If an allocation fails, `update` raises MemoryError, and the
-    current flow has no effect.
+    are reused first. The table keeps no Python objects per flow or connection, only the plan, the
+    names and types of fields, and up to MAX_NAMES results of lookups. If an allocation fails,
+    `update` raises MemoryError, and the current flow has no effect.
 
 Lock
     There is one mutex. It is held for a batch of reports, a slice of expiry or of relabelling, or
@@ -60,7 +61,8 @@ Files
         ``rows`` (arena, slabs, index), ``strings`` (hashes, interned strings), ``fields`` (reading
         decoded flows), ``text_format`` (writing lines), ``timer_wheel``, ``top_k``, ``counter``.
     Kinds of rows:
-        ``labels``, ``flows``, ``connections``, ``conversations``, ``dormant``, ``overflow``.
+        ``labels``, ``names``, ``flows``, ``connections``, ``conversations``, ``dormant``,
+        ``overflow``.
     Implementation of the methods of `Table`:
         ``layout`` (from a plan to offsets), ``reports``, ``lookup`` and ``update`` (the three steps
         of an update), ``expiry``, ``relabel``, ``render`` (pages), ``scan`` (label values, top
@@ -71,7 +73,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.math cimport ceil, floor
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, qsort, realloc
@@ -145,7 +147,7 @@ cdef extern from *:
     bint unlikely(bint) noexcept nogil
 
 
-MAX_NUMBER = 1 << 62            # largest valid number in a field of a flow
+MAX_NUMBER = 1 << 62            # largest valid number in a field of a flow: MAX_INTEGER
 
 cdef enum:
     # Fields that are not values, but are also omitted if they are invalid.
@@ -177,6 +179,7 @@ cdef extern from *:
         RENDER_ROWS = 2048,
         RELABEL_ROWS = 64,
         AHEAD = 16,
+        MAX_NAMES = 1 << 16,
         SLAB_SHIFT = 12,
         SEGMENT_SHIFT = 12,
         MAX_WHEEL_SLOTS = 4096,
@@ -194,6 +197,7 @@ cdef extern from *:
         RENDER_ROWS             # connections per acquisition of the lock
         RELABEL_ROWS            # flow rows that a slice visits, per flow that it may move
         AHEAD                   # how many connections or buckets ahead are prefetched
+        MAX_NAMES               # results of lookups whose labels stay interned
         SLAB_SHIFT
         SLAB_ROWS
         SEGMENT_SHIFT
@@ -206,20 +210,48 @@ cdef extern from *:
     void row_used(void *address, size_t size) noexcept nogil
 
 
-cdef uint32_t IS_STRING = <uint32_t>1 << 31       # flag in a cell
-cdef uint32_t STRING_KEY = <uint32_t>1 << 31      # flag in `Flow.connection`, like the next three
-cdef uint32_t LABELS_KEY = <uint32_t>1 << 30
-cdef uint32_t DORMANT = <uint32_t>1 << 29
-cdef uint32_t ENDED = <uint32_t>1 << 28
-cdef uint32_t ROW = ((<uint32_t>1) << 28) - 1   # mask of the row number next to these flags
-cdef uint32_t BACK = <uint32_t>1 << 31          # flag in `Connection.flows`
-cdef uint32_t SUPERSEDED = <uint32_t>-1         # in `Conversation.claimant`: replaced by another
-cdef int64_t ABSENT = -1                        # total: no report had the counter's part
-cdef uint32_t FLOWS = <uint32_t>-1              # in `Family.values`: the row's number of flows
-cdef uint32_t NEVER_S = <uint32_t>-1            # deadline of rows that do not expire
-cdef uint32_t NO_END = <uint32_t>-1             # end of a scan of all rows
-cdef uint64_t SHARE_SEED = 0x9E3779B97F4A7C15   # must never change: shards would overlap
-cdef uint32_t MAX_SEQ_AGE = <uint32_t>1 << 30   # see `clamp_seq_age`
+# Cython's variables are not constants for the C compiler.
+cdef extern from *:
+    """
+    #include <stdint.h>
+    static const uint32_t IS_STRING = (uint32_t)1 << 31;
+    static const uint32_t STRING_KEY = (uint32_t)1 << 31;
+    static const uint32_t LABELS_KEY = (uint32_t)1 << 30;
+    static const uint32_t DORMANT = (uint32_t)1 << 29;
+    static const uint32_t ENDED = (uint32_t)1 << 28;
+    static const uint32_t ROW = ((uint32_t)1 << 28) - 1;
+    static const uint32_t BACK = (uint32_t)1 << 31;
+    static const uint32_t SUPERSEDED = (uint32_t)-1;
+    static const int64_t ABSENT = -1;
+    static const uint32_t FLOWS = (uint32_t)-1;
+    static const uint32_t NEVER_S = (uint32_t)-1;
+    static const uint32_t NO_END = (uint32_t)-1;
+    static const uint64_t SHARE_SEED = 0x9E3779B97F4A7C15;
+    static const uint32_t MAX_SEQ_AGE = (uint32_t)1 << 30;
+    static const int64_t MAX_INTEGER = (int64_t)1 << 62;
+    static const uint64_t EACH_BYTE = 0x0101010101010101;
+    static const double BATCH_S = 15.0;
+    """
+    const uint32_t IS_STRING        # flag in a cell
+    const uint32_t STRING_KEY       # flag in `Flow.connection`, like the next three
+    const uint32_t LABELS_KEY
+    const uint32_t DORMANT
+    const uint32_t ENDED
+    const uint32_t ROW              # mask of the row number next to these flags
+    const uint32_t BACK             # flag in `Connection.flows`
+    const uint32_t SUPERSEDED       # in `Conversation.claimant`: replaced by another
+    const int64_t ABSENT            # total: no report had the counter's part
+    const uint32_t FLOWS            # in `Family.values`: the row's number of flows
+    const uint32_t NEVER_S          # deadline of rows that do not expire
+    const uint32_t NO_END           # end of a scan of all rows
+    const uint64_t SHARE_SEED       # must never change: shards would overlap
+    const uint32_t MAX_SEQ_AGE      # see `clamp_seq_age`
+    const int64_t MAX_INTEGER       # largest valid number in a field of a flow: MAX_NUMBER
+    const uint64_t EACH_BYTE        # a one in each byte
+    # The maximum delay of a report, in addition to the time until its agent's next update: an
+    # analyzer keeps a batch for up to 5 s; the rest is for transport, and for sockets that have not
+    # been read yet.
+    const double BATCH_S
 
 cdef enum:
     SKIP_NONE
@@ -243,11 +275,6 @@ cdef tuple FINISH_NAMES = ("other", "timeout", "fin", "rst")
 
 cdef enum:
     CLOSING = 1                 # FinishType of a flow's last report; others: other values
-
-# The maximum delay of a report, in addition to the time until its agent's next update: an analyzer
-# keeps a batch for up to 5 s; the rest is for transport, and for sockets that have not been read
-# yet.
-cdef double BATCH_S = 15.0
 
 cdef enum:
     # What an unknown flow's report adds to a row that other flows may have used.
@@ -284,6 +311,13 @@ include "table/top_k.pxi"
 include "table/counter.pxi"
 
 
+cdef struct FoundNames:
+    # The result of a lookup.
+    PyObject *key               # borrowed; NULL if there was no lookup
+    PyObject *result            # borrowed; NULL if the lookup failed
+    uint32_t row                # its row, or 0 if it is not interned
+
+
 cdef struct Batch:
     # Reports that are being processed: read with the GIL, looked up, applied under the lock.
     Report reports[BATCH]
@@ -291,7 +325,9 @@ cdef struct Batch:
     int64_t *values             # BATCH x the plan's values; used by the reports, like the next two
     int64_t *last_update        # BATCH x the plan's counters
     Cell *cells                 # BATCH x the plan's cells
-    PyObject **names            # BATCH x the plan's lookups: results, borrowed
+    FoundNames *names           # BATCH x the plan's lookups
+    uint32_t *missed            # indexes of the used names that are not interned
+    uint32_t missed_count
     # String keys of flows that are removed while the batch is applied. They are released after the
     # batch, because one of its labels may have been looked up as the same string. A report can also
     # remove its own flow, so there is one more per report.
@@ -309,6 +345,8 @@ cdef struct TableState:
     Rows conversations
     View *views                 # the first one contains the connections
     uint32_t view_count
+    Rows names                  # interned results of lookups
+    TimerWheel names_wheel      # the same by deadline
     TimerWheel wheel            # live flows by deadline
     DormantList dormant         # flows, and counters of removed connections
     DormantList ended           # flows that have sent their closing report
@@ -367,6 +405,7 @@ cdef struct TableState:
 
 
 include "table/labels.pxi"
+include "table/names.pxi"
 include "table/flows.pxi"
 include "table/connections.pxi"
 include "table/conversations.pxi"
@@ -424,6 +463,7 @@ cdef class Table:
                         memory_s=memory_s, view_timeouts_s=view_timeouts_s)
 
     def __dealloc__(self):
+        release_all_results(&self.state)
         state_destroy(&self.state)
         batch_destroy(&self.batch)
         free(self.readers)
@@ -491,9 +531,10 @@ cdef class Table:
         adds the deltas of its last update. Skipped flows are counted in `skipped`, omitted values
         in `values_skipped`.
 
-        Takes the mutex once per 128 flows, and holds the GIL while waiting for the mutex. At most,
-        this takes as long as another thread needs for 2,048 connections of a page or scan (about
-        0.5 ms), or for enlarging a counter in `cardinality` (about 20 ns per value in it).
+        Takes the mutex once per 128 flows, or twice if lookups had new results, and holds the GIL
+        while waiting for the mutex. At most, this takes as long as another thread needs for 2,048
+        connections of a page or scan (about 0.5 ms), or for enlarging a counter in `cardinality`
+        (about 20 ns per value in it).
         """
         if start < 0:
             raise ValueError("start must not be negative")
@@ -516,6 +557,7 @@ cdef class Table:
         cdef bint more
         with nogil:
             more = expire_slice(&self.state, <uint32_t>floor(now), max_rows)
+        release_results(&self.state)
         return more
 
     # -- names ----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The cost of a configuration in series and bytes, for ``skyfast --check`` and the startup log."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final, Literal
 
@@ -13,6 +14,7 @@ from skyfast.flows.catalog import (
     METRICS_BY_NAME,
     UNBOUNDED_FIELDS,
 )
+from skyfast.flows.plan import FieldPath
 from skyfast.flows.planner import families, key_fields, shown_field
 from skyfast.flows.selection import ExportSelection, LabelSpec, MetricSpec, ViewSpec
 
@@ -30,6 +32,12 @@ KUBERNETES_NOTE: Final = (
 
 STRING_BYTES: Final = 72
 """Memory of a distinct label value or key of up to 48 bytes, including its share of an index."""
+
+NAMES_BYTES: Final = 36
+"""Memory of an address or capture point with new flows within the timeout, excluding its labels.
+
+Includes its share of an index. Each label takes `CELL_BYTES`.
+"""
 
 
 def series(view: ViewSpec, *, naming: Literal["compatible", "standard"]) -> int:
@@ -115,9 +123,14 @@ def _names(export: ExportSelection) -> Iterator[str]:
         return
     keys = {field for label in chosen for field in key_fields(label)}
     bytes_.append(f"{CELL_BYTES * len(keys)} bytes per flow")
+    bytes_.append(f"about {STRING_BYTES} bytes for each different name, address or capture point")
+    names: dict[FieldPath, set[str]] = defaultdict(set)
+    for label in chosen:
+        names[key_fields(label)[0]].add(label.name)
+    most = NAMES_BYTES + CELL_BYTES * max(map(len, names.values()))
     yield (
-        f"Labels from the topology take {', '.join(bytes_)}, and about {STRING_BYTES} bytes for"
-        " each different name, address or capture point."
+        f"Labels from the topology take {', '.join(bytes_)}, and about {most} bytes for each"
+        " address or capture point with new flows."
     )
     others = {label.name for label in chosen} - INTERFACE_LABELS
     kubernetes = bool(others - LOCAL_LABELS)

@@ -27,7 +27,7 @@ cdef bint expire_locked(TableState *table, uint32_t now_s, uint32_t max_rows) no
             clamp_seq_age(other, <uint32_t>table.next_seq)
         if i and expire_rows(table, &table.views[i], now_s, &max_rows):
             return True
-    return False
+    return expire_names(table, now_s, &max_rows)
 
 
 cdef bint expire_flows(TableState *table, uint32_t now_s, uint32_t *max_rows) noexcept nogil:

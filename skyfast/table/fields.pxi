@@ -6,9 +6,6 @@
 # never an exception, because the contents of flows are untrusted. Values are borrowed: they are
 # valid as long as the flow exists.
 
-cdef int64_t MAX_INTEGER = MAX_NUMBER            # largest valid number in a field of a flow
-
-
 cdef struct Field:
     # The location of a value in a decoded flow. Offsets are those of the types' slots; names are
     # used if slots cannot be read. Names and types are owned by the table's `keep`.
@@ -55,6 +52,7 @@ cdef struct Lookup:
     uint32_t point
     uint32_t column             # the first column; the others follow
     uint32_t columns
+    uint32_t labels             # number of the first lookup with labels at the same indexes
     Py_ssize_t length           # minimum length of a result
 
 

@@ -10,6 +10,7 @@ cdef struct Labels:
     uint32_t cells[MAX_COLUMNS]
     uint32_t interned[MAX_COLUMNS]      # strings that have a reference until `release_interned`
     uint32_t interned_count
+    uint32_t connection_hash            # hash of the key in the first view, 0 if not known
 
 
 cdef struct RowKey:
@@ -27,6 +28,19 @@ cdef inline void row_key(const TableState *table, const View *view, const uint32
     key.hash = hash_bytes32(<const char *>key.cells, 4 * view.columns, table.seed)
 
 
+cdef inline void connection_key(const TableState *table, const Labels *labels,
+                                RowKey *key) noexcept nogil:
+    # The key of a flow's connection. With many labels, its hash takes as long as a lookup.
+    cdef const View *view = &table.views[0]
+    cdef uint32_t i
+    if labels.connection_hash == 0:
+        row_key(table, view, labels.cells, key)
+        return
+    for i in range(view.columns):
+        key.cells[i] = labels.cells[view.cells[i]]
+    key.hash = labels.connection_hash
+
+
 cdef bint intern_labels(TableState *table, const Cell *cells, Labels *labels) noexcept nogil:
     # The cells are valid until `release_interned`. False if out of memory; then there is nothing to
     # release. Strings that the lookup step found stay valid until then without a reference; all
@@ -34,6 +48,7 @@ cdef bint intern_labels(TableState *table, const Cell *cells, Labels *labels) no
     cdef char digits[32]
     cdef uint32_t i, length, number
     labels.interned_count = 0
+    labels.connection_hash = 0
     for i in range(table.cells):
         if likely(cells[i].string != 0):
             labels.cells[i] = cells[i].string | IS_STRING

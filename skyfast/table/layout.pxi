@@ -47,6 +47,7 @@ cdef list state_init(TableState *table, plan, bytes other):
     table.flow_update_s = 60
     if not rows_init(&table.strings, &table.arena, sizeof(String)):
         raise MemoryError
+    prepare_names(table)
     prepare_views(table, plan)
     prepare_families(table, plan)
     return names
@@ -71,6 +72,7 @@ cdef void state_destroy(TableState *table) noexcept nogil:
         if string.refs and string.length > INLINE_STRING:
             free((<char **>string.inline)[0])
     rows_destroy(&table.strings)
+    rows_destroy(&table.names)
     rows_destroy(&table.flow_rows)
     rows_destroy(&table.conversations)
     for i in range(table.family_count):
@@ -88,6 +90,7 @@ cdef void state_destroy(TableState *table) noexcept nogil:
     free(table.views)
     free(table.families)
     free(table.wheel.slots)
+    free(table.names_wheel.slots)
     pthread_mutex_destroy(&table.lock)
 
 
@@ -96,7 +99,8 @@ cdef int batch_allocate(Batch *batch, const TableState *table) except -1:
     batch.values = <int64_t *>allocate(BATCH * table.values * sizeof(int64_t))
     batch.last_update = <int64_t *>allocate(BATCH * table.counters * sizeof(int64_t))
     batch.cells = <Cell *>allocate(BATCH * table.cells * sizeof(Cell))
-    batch.names = <PyObject **>allocate(BATCH * table.lookup_count * sizeof(PyObject *))
+    batch.names = <FoundNames *>allocate(BATCH * table.lookup_count * sizeof(FoundNames))
+    batch.missed = <uint32_t *>allocate(BATCH * table.lookup_count * sizeof(uint32_t))
     for i in range(BATCH):
         batch.reports[i].values = batch.values + i * table.values
         batch.reports[i].last_update = batch.last_update + i * table.counters
@@ -109,6 +113,7 @@ cdef void batch_destroy(Batch *batch) noexcept nogil:
     free(batch.last_update)
     free(batch.cells)
     free(batch.names)
+    free(batch.missed)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -167,7 +172,30 @@ cdef int prepare_lookups(TableState *table, plan) except -1:
                 lookup.length = max(lookup.length, <Py_ssize_t>planned.index + 1)
                 column += 1
         lookup.columns = column - lookup.column
+        lookup.labels = 0
+        while not same_labels(table, lookup, &table.lookups[lookup.labels]):
+            lookup.labels += 1
         table.lookup_count += 1
+    return 0
+
+
+cdef bint same_labels(const TableState *table, const Lookup *one, const Lookup *other) noexcept:
+    # Whether the labels of two lookups are at the same indexes of a result.
+    return one.columns == other.columns and memcmp(
+        &table.name_indexes[one.column], &table.name_indexes[other.column],
+        one.columns * sizeof(uint32_t)
+    ) == 0
+
+
+cdef int prepare_names(TableState *table) except -1:
+    # Initialize the rows of results, if there are lookups.
+    cdef uint32_t i, labels = 0
+    for i in range(table.lookup_count):
+        labels = max(labels, table.lookups[i].columns)
+    if table.lookup_count and not rows_init(
+        &table.names, &table.arena, (sizeof(NamesRow) + 4 * (labels - 1) + 7) & ~7
+    ):
+        raise MemoryError
     return 0
 
 
@@ -520,6 +548,7 @@ cdef int set_limits(TableState *table, max_connections, max_flows, timeout_s, me
     if table.wheel.slots == NULL:
         wheel_allocate(&table.wheel, timeout_s)
         table.least_timeout_s = timeout_s
+        wheel_allocate(&table.names_wheel, timeout_s)
     table.least_timeout_s = min(table.least_timeout_s, <double>timeout_s)
     table.views[0].timeout_s = timeout_s
     for i in range(1, table.view_count):

@@ -56,7 +56,9 @@ cdef void look_up_labels(const TableState *table, Batch *batch) noexcept nogil:
         if needs_labels(&batch.reports[i]):
             cells = batch.reports[i].cells
             for j in range(table.cells):
-                if cells[j].text != NULL and not cells[j].repeats:
+                if cells[j].string:             # gets a reference if the flow is added
+                    prefetch(row_at(&table.strings, cells[j].string))
+                elif cells[j].text != NULL and not cells[j].repeats:
                     number = bucket_of(&table.strings, cells[j].hash)[0]
                     if number:
                         prefetch(row_at(&table.strings, number))
@@ -79,13 +81,16 @@ cdef inline bint needs_labels(const Report *report) noexcept nogil:
 
 cdef uint32_t look_up_strings(const TableState *table, Cell *cells,
                               const Cell *previous) noexcept nogil:
-    # Sets `string` of the cells with text that needs no escapes. Returns the hash of the
-    # connection, or 0 if any string is not known.
+    # Sets `string` of the cells with text that needs no escapes, unless it is set already. Returns
+    # the hash of the connection, or 0 if any string is not known.
     cdef uint32_t label_cells[MAX_COLUMNS]
     cdef RowKey key
     cdef uint32_t i
     cdef bint all_found = True
     for i in range(table.cells):
+        if cells[i].string:
+            label_cells[i] = cells[i].string | IS_STRING
+            continue
         if cells[i].text == NULL:
             all_found &= cells[i].number < <int64_t>IS_STRING
             label_cells[i] = <uint32_t>cells[i].number

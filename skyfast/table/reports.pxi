@@ -2,8 +2,9 @@
 # which includes it. The first of the three steps of `Table.update`: read, look up, apply.
 #
 # This code uses Python objects, so it needs the GIL and must not run under the table's mutex. It
-# reads only constant parts of the table and the index of flows, and writes only to the batch.
-# Values are borrowed from the flows, or from `held`, until the batch has been applied.
+# reads only constant parts of the table, the index of flows and the rows of names. It writes only
+# to the batch and to the deadlines of names. Values are borrowed from the flows, from `held` or
+# from the rows of names, until the batch has been applied.
 
 cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexcept:
     cdef uint32_t i
@@ -84,8 +85,9 @@ cdef int read_unknown(const TableState *table, const Reader *readers, list flows
     cdef PyObject *flow
     cdef Report *report
     cdef const Cell *previous = NULL
-    cdef PyObject **names = batch.names
+    cdef const FoundNames *names = batch.names
     cdef bint prepared = table.shares > 1 or table.lookup_count > 0
+    batch.missed_count = 0
     if prepared:
         prepare_unknown(table, readers, flows, start, batch, held)
     for i in range(batch.size):
@@ -99,8 +101,18 @@ cdef int read_unknown(const TableState *table, const Reader *readers, list flows
             )
             if report.skip_new == SKIP_NONE:
                 previous = report.cells
+                note_missed(table, batch, i)
         names += table.lookup_count
     return 0
+
+
+cdef inline void note_missed(const TableState *table, Batch *batch, uint32_t number) noexcept:
+    # Note the names of a report that are not interned.
+    cdef uint32_t i
+    for i in range(number * table.lookup_count, (number + 1) * table.lookup_count):
+        if batch.names[i].row == 0:
+            batch.missed[batch.missed_count] = i
+            batch.missed_count += 1
 
 
 cdef inline bint is_unknown(const Report *report) noexcept nogil:
@@ -110,22 +122,32 @@ cdef inline bint is_unknown(const Report *report) noexcept nogil:
 
 cdef int prepare_unknown(const TableState *table, const Reader *readers, list flows,
                          Py_ssize_t start, Batch *batch, list held) except -1:
-    # Skip flows of other shards, and look up the names of the others. The memory of the names is
-    # fetched while other flows are looked up.
+    # Skip flows of other shards, and look up the names of the others.
     cdef uint32_t i, j
     cdef PyObject *flow
     cdef Report *report
     cdef const Reader *reader
-    cdef PyObject **names = batch.names
+    cdef FoundNames *names = batch.names
     for i in range(batch.size):
         report = &batch.reports[i]
+        for j in range(table.lookup_count):
+            names[j].key = NULL
         if is_unknown(report):
             flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
             reader = reader_of(readers, flow)
             report.skip_new = read_share(table, flow, reader, report)
             if report.skip_new == SKIP_NONE:
                 for j in range(table.lookup_count):
-                    names[j] = find_names(flow, reader, &table.lookups[j], held)
+                    find_result(table, flow, reader, &table.lookups[j], &names[j])
+        names += table.lookup_count
+    find_interned_results(table, batch, held)
+    names = batch.names
+    for i in range(batch.size):
+        for j in range(table.lookup_count):
+            if names[j].key != NULL and names[j].row == 0:
+                flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
+                complete_names(table, flow, reader_of(readers, flow), &table.lookups[j], &names[j],
+                               held)
         names += table.lookup_count
     return 0
 
@@ -142,33 +164,70 @@ cdef int read_share(const TableState *table, PyObject *flow, const Reader *reade
     return error
 
 
-cdef PyObject *find_names(PyObject *flow, const Reader *reader, const Lookup *lookup,
-                          list held) except? NULL:
-    # The result of a lookup, borrowed from `held`. NULL if one of the lookup's strings is invalid;
-    # then the flow is skipped.
+cdef inline int find_result(const TableState *table, PyObject *flow, const Reader *reader,
+                            const Lookup *lookup, FoundNames *names) except -1:
+    # Read the key of a lookup, and look it up in a dict. Both are missing if the key is invalid;
+    # then the flow is skipped. The results of a batch are looked up in a loop without anything
+    # else, so that the CPU fetches the memory of several at once.
     cdef PyObject *key = string_of(flow, reader, lookup.key)
-    cdef PyObject *names = NULL
+    names.result = NULL
+    names.row = 0
+    if unlikely(not is_valid(key)):
+        return 0
+    names.key = key
+    if likely(lookup.is_dict):
+        names.result = PyDict_GetItemWithError(lookup.names, key)
+        if likely(names.result != NULL):
+            prefetch(bucket_of(&table.names, names_hash(lookup, names.result)))
+    return 0
+
+
+cdef int find_interned_results(const TableState *table, Batch *batch, list held) except -1:
+    # Find the rows of the results. Results without a row are held, because the dict may change once
+    # other Python code runs.
+    cdef const Lookup *lookup
+    cdef FoundNames *names
+    cdef uint32_t i, number
+    cdef uint32_t count = batch.size * table.lookup_count
+    for i in range(count):
+        names = &batch.names[i]
+        if names.key != NULL and names.result != NULL:
+            lookup = &table.lookups[i % table.lookup_count]
+            number = bucket_of(&table.names, names_hash(lookup, names.result))[0]
+            if number:
+                prefetch(names_at(table, number))
+    for i in range(count):
+        names = &batch.names[i]
+        if names.key != NULL and names.result != NULL:
+            lookup = &table.lookups[i % table.lookup_count]
+            names.row = find_interned(table, lookup, names.result)
+            if names.row == 0:
+                held.append(<object>names.result)
+    return 0
+
+
+cdef int complete_names(const TableState *table, PyObject *flow, const Reader *reader,
+                        const Lookup *lookup, FoundNames *names, list held) except -1:
+    # Look up names that are not in a dict, and those of an ambiguous key. There is no result if one
+    # of the lookup's strings is invalid; then the flow is skipped.
     cdef PyObject *other
     cdef PyObject *point
-    if unlikely(not is_valid(key)):
-        return NULL
-    if likely(lookup.is_dict):
-        names = PyDict_GetItemWithError(lookup.names, key)
-    if likely(names != NULL):
-        held.append(<object>names)
-    else:
-        names = hold((<object>lookup.names)[<object>key], held)
-    if names == <PyObject *>None and lookup.has_context:
+    if names.result == NULL:
+        names.result = hold((<object>lookup.names)[<object>names.key], held)
+        names.row = find_interned(table, lookup, names.result)
+    if names.result == <PyObject *>None and lookup.has_context:
         other = string_of(flow, reader, lookup.other)
         point = string_of(flow, reader, lookup.point)
         if unlikely(not is_valid(other) or not is_valid(point)):
-            return NULL
-        names = hold(
-            (<object>lookup.names).resolve(<object>key, <object>other, <object>point), held
+            names.result = NULL
+            return 0
+        names.result = hold(
+            (<object>lookup.names).resolve(<object>names.key, <object>other, <object>point), held
         )
-    prefetch(names)
-    prefetch(<char *>names + CACHE_LINE)
-    return names
+        names.row = find_interned(table, lookup, names.result)
+    prefetch(names.result)
+    prefetch(<char *>names.result + CACHE_LINE)
+    return 0
 
 
 cdef inline PyObject *hold(value, list held) except NULL:
@@ -192,23 +251,23 @@ cdef void prefetch_names(const TableState *table, const Batch *batch, uint32_t n
     # Prefetch the names of a report.
     cdef const Report *report = &batch.reports[number]
     cdef const Lookup *lookup
-    cdef PyObject *names
+    cdef const FoundNames *names
     cdef uint32_t i, j
     cdef char *name
     if not is_unknown(report) or report.skip_new != SKIP_NONE:
         return
     for j in range(table.lookup_count):
         lookup = &table.lookups[j]
-        names = batch.names[number * table.lookup_count + j]
-        if has_names(names, lookup.length):
+        names = &batch.names[number * table.lookup_count + j]
+        if names.row == 0 and has_names(names.result, lookup.length):
             for i in range(lookup.column, lookup.column + lookup.columns):
-                name = <char *>PyTuple_GET_ITEM(names, table.name_indexes[i])
+                name = <char *>PyTuple_GET_ITEM(names.result, table.name_indexes[i])
                 prefetch(name)
                 prefetch(name + CACHE_LINE - 8)
 
 
 cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader, Report *report,
-                  PyObject **names, const Cell *previous, list held) except -1:
+                  const FoundNames *names, const Cell *previous, list held) except -1:
     # `previous` has the labels of another flow, or is NULL.
     cdef int error = read_labels(table, flow, reader, report.cells, names, previous, held)
     if unlikely(error):
@@ -226,7 +285,7 @@ cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader,
 
 
 cdef inline int read_labels(const TableState *table, PyObject *flow, const Reader *reader,
-                            Cell *cells, PyObject **names, const Cell *previous,
+                            Cell *cells, const FoundNames *names, const Cell *previous,
                             list held) except -1:
     # Many flows of a message have the same protocol and interface as the flow before, so the hashes
     # of these labels are already known.
@@ -244,7 +303,7 @@ cdef inline int read_labels(const TableState *table, PyObject *flow, const Reade
         if unlikely(error):
             return error
     for i in range(table.lookup_count):
-        error = read_names(table, &table.lookups[i], names[i], cells, previous)
+        error = read_names(table, &table.lookups[i], &names[i], cells, previous)
         if unlikely(error):
             return error
     return SKIP_NONE
@@ -288,16 +347,25 @@ cdef inline int read_value(PyObject *flow, const Column *column, bint slots, Cel
     return read_integer(value, &cell.number)
 
 
-cdef int read_names(const TableState *table, const Lookup *lookup, PyObject *names, Cell *cells,
-                    const Cell *previous) except -1:
-    # Read the labels of a lookup from its result.
+cdef int read_names(const TableState *table, const Lookup *lookup, const FoundNames *names,
+                    Cell *cells, const Cell *previous) except -1:
+    # Read the labels of a lookup from its result. If they are interned, `text` is not set.
+    cdef NamesRow *row
     cdef uint32_t i
     cdef int error
-    if unlikely(not has_names(names, lookup.length)):
+    if likely(names.row):
+        row = names_at(table, names.row)
+        row.deadline_s = max(row.deadline_s, table.views[0].deadline_s)
+        for i in range(lookup.columns):
+            cells[lookup.column + i].text = NULL
+            cells[lookup.column + i].string = row.strings[i]
+        return SKIP_NONE
+    if unlikely(not has_names(names.result, lookup.length)):
         return SKIP_INVALID
     for i in range(lookup.column, lookup.column + lookup.columns):
         error = read_text(
-            PyTuple_GET_ITEM(names, table.name_indexes[i]), &cells[i].text, &cells[i].length
+            PyTuple_GET_ITEM(names.result, table.name_indexes[i]),
+            &cells[i].text, &cells[i].length,
         )
         if unlikely(error):
             return error

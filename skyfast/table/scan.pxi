@@ -88,28 +88,31 @@ cdef void count_values(TableState *table, uint32_t strings, size_t words, uint64
     cdef const View *view = &table.views[0]
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
-    cdef const uint32_t *cells
-    cdef uint32_t number, i, mark
-    cdef uint64_t *word
-    cdef uint64_t bit
+    cdef uint32_t number
     while scan_slice(table, &scan):
         for number in range(scan.start, scan.stop):
             row = scan_row(view, number)
-            if row.deadline_s == 0:
+            if row.deadline_s != 0:
+                mark_values(view, cells_of(view, row), strings, words, seen, counts)
+
+
+cdef inline void mark_values(const View *view, const uint32_t *cells, uint32_t strings,
+                             size_t words, uint64_t *seen, uint64_t *counts) noexcept nogil:
+    cdef uint32_t i, mark
+    cdef uint64_t *word
+    cdef uint64_t bit
+    for i in range(view.columns):
+        if likely(cells[i] & IS_STRING):
+            mark = cells[i] & ~IS_STRING
+            if unlikely(mark >= strings):   # interned after the scan began
                 continue
-            cells = cells_of(view, row)
-            for i in range(view.columns):
-                mark = cells[i] & ~IS_STRING
-                if cells[i] & IS_STRING:
-                    if mark >= strings:     # interned after the scan began
-                        continue
-                    mark += 1 << 16
-                else:
-                    mark &= 0xFFFF
-                word = &seen[i * words + mark / 64]
-                bit = <uint64_t>1 << mark % 64
-                counts[i] += not word[0] & bit
-                word[0] |= bit
+            mark += 1 << 16
+        else:
+            mark = cells[i] & 0xFFFF
+        word = &seen[i * words + mark / 64]
+        bit = <uint64_t>1 << mark % 64
+        counts[i] += not word[0] & bit
+        word[0] |= bit
 
 
 cdef tuple label_frequencies(TableState *table, tuple names, uint32_t count, int32_t without):

@@ -7,9 +7,6 @@
 # of a conversation (`SHARE_SEED`). If `mix64`, `load` or `hash_bytes` changed, shards of different
 # versions would export some flows twice and others not at all.
 
-cdef uint64_t EACH_BYTE = 0x0101010101010101
-
-
 # ---------------------------------------------------------------------------------------------
 # Hashes. They are seeded, because addresses come from untrusted hosts: without a seed, a host could
 # cause collisions on purpose.

@@ -37,6 +37,8 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
         pthread_mutex_lock(&table.lock)
         done = apply_batch(table, batch)
         pthread_mutex_unlock(&table.lock)
+        if batch.missed_count:
+            intern_missed(table, batch, done)
         if held:
             held.clear()
         if done < 0:
@@ -47,6 +49,21 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
     return position
 
 
+cdef void intern_missed(TableState *table, const Batch *batch, int done) noexcept:
+    # Intern the names of the flows that were added by the first `done` reports. Takes the mutex.
+    cdef uint32_t i, number, position
+    pthread_mutex_lock(&table.lock)
+    for i in range(batch.missed_count):
+        number = batch.missed[i]
+        position = number / table.lookup_count
+        if <int>position < done and batch.reports[position].skip == SKIP_NONE:
+            add_interned(
+                table, &table.lookups[number % table.lookup_count], batch.names[number].result,
+                batch.reports[position].cells,
+            )
+    pthread_mutex_unlock(&table.lock)
+
+
 cdef void begin_update(TableState *table, Batch *batch, double now) noexcept nogil:
     # Set the deadlines for the reports of this update, and advance the wheels that have no rows:
     # they may be far behind.
@@ -55,6 +72,8 @@ cdef void begin_update(TableState *table, Batch *batch, double now) noexcept nog
     table.now = now
     if live_flows(table) == 0:
         table.wheel.next_s = <uint32_t>floor(now)
+    if table.names.live == 0:
+        table.names_wheel.next_s = <uint32_t>floor(now)
     for i in range(table.view_count):
         view = &table.views[i]
         view.deadline_s = <uint32_t>ceil(now + view.timeout_s)
@@ -186,7 +205,9 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
         return SKIP_ENDED
     if not intern_labels(table, report.cells, &labels):
         return APPLY_NO_MEMORY
-    row_key(table, first, labels.cells, &key)
+    labels.connection_hash = report.connection_hash
+    connection_key(table, &labels, &key)
+    labels.connection_hash = key.hash
     number = find_row(first, &key)
     creates = number == 0
     kept = find_kept(table, key.cells) if creates else 0
@@ -293,7 +314,7 @@ cdef bint find_targets(TableState *table, const Labels *labels, uint32_t number,
     targets.created[0] = number == 0
     targets.rows[0] = number
     if number == 0:
-        row_key(table, first, labels.cells, &key)
+        connection_key(table, labels, &key)
         targets.rows[0] = add_row(table, first, &key)
         if targets.rows[0] == 0:
             return False

@@ -140,7 +140,8 @@ def test_check_prints_the_cost_of_a_connection() -> None:
         "  1 lab_packets_total",
         (
             "Labels from the topology take 4 bytes per row of view lab, 4 bytes per flow,"
-            " and about 72 bytes for each different name, address or capture point."
+            " about 72 bytes for each different name, address or capture point, and about 40 bytes"
+            " for each address or capture point with new flows."
         ),
         "These labels need topology queries for interfaces.",
         *(

@@ -79,48 +79,59 @@ EVERYTHING = "interfaces, namespaces, containers, VMs, pods, workloads, services
 
 
 @pytest.mark.parametrize(
-    ("settings", "taken", "queries"),
+    ("settings", "taken", "names", "queries"),
     [
-        ("{}", "", ""),
-        ("{labels: [tag, initiator_ip, {name: x, path: NodeTID}]}", "", ""),
+        ("{}", "", 0, ""),
+        ("{labels: [tag, initiator_ip, {name: x, path: NodeTID}]}", "", 0, ""),
         (
             "{labels: [protocol, node_name, node_host]}",
             "8 bytes per connection, 4 bytes per flow",
+            44,
             "interfaces",
         ),
         (
             "{labels: [node_netns, node_container, node_name]}",
             "12 bytes per connection, 4 bytes per flow",
+            48,
             LOCAL,
         ),
         (
             "{labels: [node_netns, node_pod]}",
             "8 bytes per connection, 4 bytes per flow",
+            44,
             EVERYTHING,
         ),
         (
             "{labels: [node_tid, {name: team, k8s_label: team}]}",
             "8 bytes per connection, 12 bytes per flow",
+            40,
             EVERYTHING,
         ),
         (
             "{labels: [protocol], views: [{prefix: a, labels: [target_pod, target_host]}]}",
             "8 bytes per row of view a, 12 bytes per flow",
+            44,
             EVERYTHING,
         ),
         (
             "{labels: [node_type, target_pod], views: [{prefix: a, labels: [node_pod]}]}",
             "8 bytes per connection, 4 bytes per row of view a, 12 bytes per flow",
+            44,
             EVERYTHING,
         ),
     ],
 )
-def test_cost_of_topology_labels_is_reported(settings: str, taken: str, queries: str) -> None:
+def test_cost_of_topology_labels_is_reported(
+    settings: str, taken: str, names: int, queries: str
+) -> None:
     lines = cost.report(make_config(**yaml.safe_load(settings))).splitlines()
     words = ("from the topology", "topology queries", "probe")
     shown = [line for line in lines if any(word in line for word in words)]
     probe = "# Pods, workloads and services need Skydive's Kubernetes probe (k8s) on an analyzer."
-    rest = "and about 72 bytes for each different name, address or capture point."
+    rest = (
+        "about 72 bytes for each different name, address or capture point,"
+        f" and about {names} bytes for each address or capture point with new flows."
+    )
     assert shown == (
         [
             f"# Labels from the topology take {taken}, {rest}",
@@ -174,6 +185,28 @@ def test_bytes_of_strings_match_the_table() -> None:
         assert setup.table.connections == count
         taken.append(setup.table.bytes)
     assert (taken[1] - taken[0]) / count == pytest.approx(cost.STRING_BYTES, rel=0.1)
+
+
+def test_bytes_of_names_match_the_table() -> None:
+    count, taken = 20_000, []
+    labels = [f"initiator_{name}" for name in ADDRESS_NAMES]
+    for different in (False, True):
+        config = make_config(labels=["tracking_id", *labels], views=[])
+        setup = IngestSetup(config, max_connections=count, max_flows=count)
+        names = next(c.lookup.names for c in setup.plan.columns if c.lookup is not None)
+        assert isinstance(names, dict)
+        same = ("name",) * len(ADDRESS_NAMES)
+        for start in range(0, count, 1000):
+            flows = []
+            for i in range(start + 1, start + 1001):
+                address = f"10.0.{i >> 8}.{i & 255}"
+                names[address] = (*same,) if different else same
+                flows.append(flow(f"{i:x}", Network={"A": address, "B": "10.1.0.1"}))
+            setup.ingest.message(message(*flows), setup.analyzer)
+        taken.append(setup.table.bytes)
+        assert setup.table.flows == count
+    expected = cost.NAMES_BYTES + cost.CELL_BYTES * len(ADDRESS_NAMES)
+    assert (taken[1] - taken[0]) / count == pytest.approx(expected, rel=0.1)
 
 
 def warned_exports(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -410,7 +410,7 @@ def test_no_flow_has_moved_after_an_exception_while_relabeling():
     assert core.bytes <= size + 200_000
 
 
-def test_the_table_keeps_no_reference_to_results():
+def test_the_table_releases_results_when_no_new_flow_has_used_them_for_a_timeout():
     names = Names({"10.0.0.2": None}, count=3)
     texts = ["".join(["text ", str(n), "é" * (n % 2)]) for n in range(3)]
     found = tuple(texts)
@@ -423,7 +423,114 @@ def test_the_table_keeps_no_reference_to_results():
     core.relabel(names, ["10.0.0.1", "10.0.0.2"])
     core.relabel(names, ["10.0.0.1", "10.0.0.2"], budget=0)
     gc.collect()
+    # Both ends have the same labels of the result, so there is one row, which owns one reference.
+    used = [before[0] + 1, *before[1:]]
+    assert [sys.getrefcount(each) for each in (found, *texts)] == used
+    core.message([make_flow("fff")], TIMEOUT_S - 1)
+    core.expire(TIMEOUT_S + 1)
+    assert [sys.getrefcount(each) for each in (found, *texts)] == used
+    core.expire(2 * TIMEOUT_S)
     assert [sys.getrefcount(each) for each in (found, *texts)] == before
+
+
+def test_destroyed_tables_release_results():
+    found = "web", "".join(["sh", "op"]), "node-1"
+    names = Names({"10.0.0.1": found}, count=3)
+    references = sys.getrefcount(found)
+    core = Core(spec_of(*ends(names)))
+    core.report(make_flow("1"), 0)
+    assert sys.getrefcount(found) == references + 1
+    core = None
+    gc.collect()
+    assert sys.getrefcount(found) == references
+
+
+# Interned results
+
+
+def test_new_flows_have_the_names_of_their_time(make):
+    names = Names({"10.0.0.1": WEB, "10.0.0.2": DB}, count=3)
+    table = make(spec_of(*ends(names)))
+    for n, name in enumerate((WEB, WEB, DB, WEB, CACHE, WEB)):
+        names["10.0.0.1"] = name
+        table.report(make_flow(f"{n + 1:x}", (1, 0, 0, 0)), n)
+    assert samples(table, now=5) == {(*WEB, *DB): "4", (*DB, *DB): "1", (*CACHE, *DB): "1"}
+
+
+def test_lookups_use_different_labels_of_one_result(make):
+    names = Names(dict.fromkeys(("10.0.0.1", "10.0.0.2", "node-1"), WEB), count=3)
+    first, second, third = Lookup(names, A), Lookup(names, B), Lookup(names, POINT)
+    labels = (
+        Label("a", A, lookup=first, index=0),
+        Label("b", B, lookup=second, index=1),
+        Label("c", A, lookup=first, index=2),
+        Label("d", POINT, lookup=third, index=0),
+    )
+    table = make(spec_of(*labels))
+    for n in range(3):
+        table.report(make_flow(f"{n + 1:x}", (1, 0, 0, 0)), 0)
+    assert samples(table) == {("web", "shop", "node-1", "web"): "3"}
+
+
+def test_names_with_escapes_are_the_same_for_each_new_flow(make):
+    names = Names({"10.0.0.1": ('a "name" of', "back\\slash", "é\n" * 300)}, count=3)
+    table = make(spec_of(*ends(names)))
+    for n in range(3):
+        table.report(make_flow(f"{n + 1:x}", (1, 0, 0, 0)), 0)
+    (labels,) = samples(table)
+    assert labels == (r"a \"name\" of", r"back\\slash", r"é\n" * 300, "", "", "")
+
+
+def test_names_of_flows_in_the_same_message_are_looked_up_again_after_a_change():
+    class Changing(Names):
+        def __missing__(self, key):
+            self["10.0.0.1"] = DB
+            return CACHE
+
+    names = Changing({"10.0.0.1": WEB, "10.0.0.2": WEB}, count=3)
+    core = Core(spec_of(*ends(names)))
+    core.report(make_flow("1"), 0)
+    core.message([make_flow("2"), make_flow("3", b="10.0.0.9"), make_flow("4")], 0)
+    core.report(make_flow("5"), 0)
+    assert core.flows == 5
+    assert {labels[0] for labels in samples(core)} == {"web", "db"}
+
+
+class NewNames(Names):
+    """Names that are a new tuple for each flow."""
+
+    def __getitem__(self, key):
+        return (*super().__getitem__(key),)
+
+
+def test_interned_results_are_bounded():
+    """Names that are not stored get their labels like the others."""
+    count = 70_000  # more than MAX_NAMES
+    core = Core(spec_of(looked_up("name", A, NewNames({"10.0.0.1": ("web",)})), LABELS[2]))
+    sizes = []
+    for start in range(0, count, 1000):
+        flows = [make_flow(f"{n + 1:x}", ports=(n % 7, 443)) for n in range(start, start + 1000)]
+        core.table.update(msgspec.convert(flows, list[core.types.FirstReport]), 0)
+        sizes.append(core.bytes - core.flows * core.row_bytes)
+    assert core.connections == 7
+    names_row_bytes = 40
+    assert max(sizes) < (1 << 16) * names_row_bytes + 2_000_000
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, ALL_ROWS])
+def test_interned_results_expire_in_slices(max_rows):
+    names = Names({f"10.0.0.{n}": (f"name {n}",) for n in range(10)})
+    core = Core(spec_of(looked_up("name", A, names)))
+    for n in range(10):
+        core.report(make_flow(f"{n + 1:x}", a=f"10.0.0.{n}"), n % 3)
+    counts = [sys.getrefcount(result) for result in names.values()]
+    calls = 1
+    while core.table.expire(TIMEOUT_S + 3, max_rows):
+        core.check()
+        calls += 1
+    core.check()
+    assert calls == 1 if max_rows == ALL_ROWS else calls > 10 / max_rows
+    assert [sys.getrefcount(result) for result in names.values()] == [n - 1 for n in counts]
 
 
 # Slices

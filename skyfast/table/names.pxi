@@ -1,0 +1,114 @@
+# Names: results of lookups whose labels are interned, so that a new flow with known names takes one
+# search instead of one for each label. Part of `_table.pyx`, which includes it.
+#
+# A result is recognized by its identity: it is a tuple of strings, so it cannot change, and the row
+# owns a reference to it, so its address is not reused. The row also owns references to the strings
+# of its labels. It is removed when no new flow has used it for a timeout. Only the thread that
+# updates uses these rows. It takes the mutex to intern and to release strings.
+
+cdef inline NamesRow *names_at(const TableState *table, uint32_t number) noexcept nogil:
+    return <NamesRow *>row_at(&table.names, number)
+
+
+cdef inline uint32_t names_hash(const Lookup *lookup, PyObject *result) noexcept nogil:
+    return <uint32_t>mix64(<size_t>result + lookup.labels)
+
+
+cdef inline uint32_t find_interned(const TableState *table, const Lookup *lookup,
+                                   PyObject *result) noexcept nogil:
+    # The row of a result, or 0.
+    cdef uint32_t number = bucket_of(&table.names, names_hash(lookup, result))[0]
+    cdef NamesRow *row
+    while number:
+        row = names_at(table, number)
+        if row.result == result and row.labels == lookup.labels:
+            return number
+        number = row.next
+    return 0
+
+
+cdef void add_interned(TableState *table, const Lookup *lookup, PyObject *result,
+                       const Cell *cells) noexcept:
+    # Add a row for a valid result that has none. `cells` has its labels. Nothing is added if memory
+    # runs out or if there are too many rows. Requires the mutex and, for the reference, the GIL.
+    cdef uint32_t number
+    cdef NamesRow *row
+    if table.names.live >= MAX_NAMES or find_interned(table, lookup, result):
+        return
+    number = row_new(&table.names)
+    if number == 0:
+        return
+    row = names_at(table, number)
+    row.result = NULL
+    if not intern_names(table, lookup, cells, row.strings):
+        row_release(&table.names, number)
+        return
+    Py_INCREF(<object>result)
+    row.result = result
+    row.hash = names_hash(lookup, result)
+    row.labels = lookup.labels
+    row.count = lookup.columns
+    row.deadline_s = table.views[0].deadline_s
+    index_add(&table.names, number)
+    wheel_file(&table.names_wheel, row.deadline_s, number, &row.wheel_next)
+
+
+cdef bint intern_names(TableState *table, const Lookup *lookup, const Cell *cells,
+                       uint32_t *strings) noexcept nogil:
+    # Intern the labels of a lookup. False if out of memory; then no string has a reference.
+    cdef uint32_t i
+    for i in range(lookup.columns):
+        strings[i] = intern_label(table, &cells[lookup.column + i])
+        if strings[i] == 0:
+            release_strings(table, strings, i)
+            return False
+    return True
+
+
+cdef void release_strings(TableState *table, const uint32_t *strings,
+                          uint32_t count) noexcept nogil:
+    cdef uint32_t i
+    for i in range(count):
+        string_release(&table.strings, strings[i])
+
+
+cdef bint expire_names(TableState *table, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
+    # Free the rows that are due. They keep their results until `release_results`. Returns whether
+    # more rows are due.
+    cdef TimerWheel *wheel = &table.names_wheel
+    cdef uint32_t number
+    cdef NamesRow *row
+    while True:
+        number = wheel_due(wheel, table.names.live, now_s, max_rows)
+        if number == 0:
+            return wheel.next_s <= now_s
+        row = names_at(table, number)
+        wheel_take(wheel, row.wheel_next)
+        if row.deadline_s > wheel.next_s:
+            wheel_file(wheel, row.deadline_s, number, &row.wheel_next)
+        else:
+            index_remove(&table.names, number)
+            release_strings(table, row.strings, row.count)
+            row_release(&table.names, number)
+
+
+cdef int release_results(TableState *table) except -1:
+    # Release the results of rows that `expire_names` freed since the last call: the first ones in
+    # the list of free rows.
+    cdef uint32_t number = table.names.free_head
+    cdef PyObject *result
+    while number and names_at(table, number).result != NULL:
+        result = names_at(table, number).result
+        names_at(table, number).result = NULL
+        number = names_at(table, number).next
+        Py_DECREF(<object>result)
+    return 0
+
+
+cdef int release_all_results(TableState *table) except -1:
+    # Release the results of all rows, before the table is destroyed.
+    cdef uint32_t number
+    for number in range(1, table.names.fresh):
+        if names_at(table, number).result != NULL:
+            Py_DECREF(<object>names_at(table, number).result)
+    return 0
