@@ -161,13 +161,8 @@ class Relabelling:
         self._core = core
         self._noted: list[str] = []
         self._keys: list[str] = []
-        self._relabeling = core.table.relabel(names, self._note(keys))
+        self._relabeling = core.table.relabel(names, _noted(keys, self._noted))
         self.has_more = True
-
-    def _note(self, keys: Iterable[str]) -> Iterator[str]:
-        for key in keys:
-            self._noted.append(key)
-            yield key
 
     def step(self, budget: int) -> Slice:
         """Relabel one slice."""
@@ -271,6 +266,13 @@ class Core:
     def page(self, now: float) -> dict[str, set[str]]:
         """Return the sample lines of a page at ``now``, by family."""
         return read_page(read_all(self.table.page(now)), self.families)
+
+
+def _noted(keys: Iterable[str], taken: list[str]) -> Iterator[str]:
+    """Yield keys and note those that were taken."""
+    for key in keys:
+        taken.append(key)
+        yield key
 
 
 @contextmanager
