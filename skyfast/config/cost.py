@@ -13,7 +13,7 @@ from skyfast.flows.catalog import (
     METRICS_BY_NAME,
     UNBOUNDED_FIELDS,
 )
-from skyfast.flows.planner import families, key_fields, shown_field
+from skyfast.flows.planner import families, key_fields, shown_field, shows_topology
 from skyfast.flows.selection import ExportSelection, LabelSpec, MetricSpec, ViewSpec
 
 _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
@@ -103,7 +103,7 @@ def _lines(config: Config) -> Iterator[str]:
 
 
 def _names(export: ExportSelection) -> Iterator[str]:
-    """Yield the memory and the queries that labels from the topology need, if any are exported."""
+    """Yield the memory and the queries that labels with names need, if any are exported."""
     chosen: list[LabelSpec] = []
     bytes_ = []
     for view in (export.main, *export.views):
@@ -115,11 +115,17 @@ def _names(export: ExportSelection) -> Iterator[str]:
         return
     keys = {field for label in chosen for field in key_fields(label)}
     bytes_.append(f"{CELL_BYTES * len(keys)} bytes per flow")
+    of_topology = [label for label in chosen if shows_topology(label)]
+    sources = "the topology" if of_topology else "own names"
+    if of_topology and len(of_topology) < len(chosen):
+        sources += " and own names"
     yield (
-        f"Labels from the topology take {', '.join(bytes_)}, and about {STRING_BYTES} bytes for"
+        f"Labels from {sources} take {', '.join(bytes_)}, and about {STRING_BYTES} bytes for"
         " each different name, address or capture point."
     )
-    others = {label.name for label in chosen} - INTERFACE_LABELS
+    if not of_topology:
+        return
+    others = {label.name for label in of_topology} - INTERFACE_LABELS
     kubernetes = bool(others - LOCAL_LABELS)
     queried = _queried(namespaces=bool(others), kubernetes=kubernetes)
     yield f"These labels need topology queries for {queried}."

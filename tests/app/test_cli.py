@@ -416,7 +416,7 @@ SUSPICIOUS = {
     "the Go connector's other port": (
         (CONFIG / "good" / "monitoring_port.yml").read_text(),
         {},
-        "line 8: pipeline.store.prom_sky_con.monitoring_port is ignored: not supported by skyfast",
+        "line 8: pipeline.store.prom_sky_con.monitoring_port is ignored: use names_file instead",
     ),
     "a phase of another exporter": (
         "pipeline: {action: {tid1: a}}",

@@ -66,7 +66,7 @@ class Source:
     """A source of names, with up to two labels of pods, for a topology without nodes."""
 
     def __init__(self) -> None:
-        self.addresses = Names(len(ADDRESS_NAMES) + 2)
+        self.ends = Names(len(ADDRESS_NAMES) + 2)
         self.nodes = Names(len(NODE_NAMES))
 
 
@@ -215,7 +215,7 @@ def test_topology_labels_are_looked_up(prefix: str, name: str) -> None:
         order.index(name),
     )
     assert label_column.lookup is not None
-    assert label_column.lookup.names is (names.nodes if prefix == "node" else names.addresses)
+    assert label_column.lookup.names is (names.nodes if prefix == "node" else names.ends)
     assert (label_column.lookup.key, label_column.lookup.context) == (key, context)
 
 

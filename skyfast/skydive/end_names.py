@@ -1,0 +1,70 @@
+"""The names of the ends of flows: those of the topology, combined with own names."""
+
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+from skyfast.flows.own_names import NO_NAMES, OwnNames
+
+Names = tuple[str, ...]
+
+_NAME: Final = 0
+_NETWORK: Final = 1
+"""Indexes in the names of `OwnNames`."""
+
+
+class TopologyNames(Protocol):
+    """The names of addresses in the topology. ``empty`` are those of unknown addresses."""
+
+    empty: Names
+
+    def __getitem__(self, key: str, /) -> Names | None: ...
+    def __contains__(self, key: object, /) -> bool: ...
+    def resolve(self, key: str, other: str, point: str, /) -> Names: ...
+
+
+class EndNames(dict[str, Names | None]):
+    """The names of addresses, by address in Go's notation, as `skyfast.flows.plan.Names`.
+
+    They are the names of the topology, followed by the own network and the own values, which are
+    left out as long as there is no entry and no label shows them. The first name is the own name of
+    the address, otherwise its name in the topology, otherwise its own network.
+
+    The dict only contains names that have been looked up, of addresses that the topology knows.
+    """
+
+    __slots__ = ("_combines", "_own", "_topology")
+
+    def __init__(self, topology: TopologyNames) -> None:
+        """Start without own names."""
+        super().__init__()
+        self._topology = topology
+        self.use(NO_NAMES, extends=False)
+
+    def use(self, own: OwnNames, *, extends: bool) -> None:
+        """Use other own names. ``extends`` means that labels show own networks and values."""
+        self._own = own
+        self._combines = extends or own.count > 0
+        self.clear()
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Forget combined names, because the names of these addresses in the topology changed."""
+        for key in keys:
+            self.pop(key, None)
+
+    def __missing__(self, key: str) -> Names | None:
+        topology = self._topology
+        names = topology[key]
+        if names is not None and self._combines:
+            names = self._combined(key, names)
+        if key in topology:
+            self[key] = names
+        return names
+
+    def resolve(self, key: str, other: str, point: str, /) -> Names:
+        """Return the names of an ambiguous address in this context."""
+        names = self._topology.resolve(key, other, point)
+        return self._combined(key, names) if self._combines else names
+
+    def _combined(self, key: str, names: Names) -> Names:
+        own = self._own[key]
+        return (own[_NAME] or names[0] or own[_NETWORK], *names[1:], *own[_NETWORK:])
