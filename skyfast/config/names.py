@@ -155,11 +155,11 @@ def _read_file(path: str) -> dict[Prefix, Entry]:
     name = file_name(path)
     try:
         if not Path(path).is_file():  # a pipe cannot be read again
-            raise ConfigError(f"{name}: is not an existing file")
+            raise ConfigError(f"names_file: {name} is not an existing file")
         with Path(path).open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"names_file: {name} cannot be read: {error.strerror}") from None
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{name}: is longer than {MAX_FILE_BYTES} bytes")
     try:

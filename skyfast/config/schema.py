@@ -253,9 +253,8 @@ NAMES: Key[Mapping[str, tuple[Prefix, Entry]]] = _key(
     lambda c: names.show_names(c.names.entries),
     structured=True,
 )
-NAMES_FILE = _key(
-    "pipeline.store.prom_sky_con.names_file", to_readable_file, "", lambda c: c.names.file
-)
+# The file is opened by `names.load`, because it can be long.
+NAMES_FILE = _key("pipeline.store.prom_sky_con.names_file", parse_str, "", lambda c: c.names.file)
 DIRECTIONS: Key[Literal["split", "sum"]] = _key(
     "pipeline.store.prom_sky_con.direction",
     one_of("split", "sum"),

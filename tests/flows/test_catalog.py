@@ -220,12 +220,12 @@ def test_topology_labels_are_looked_up(prefix: str, name: str) -> None:
 
 
 def test_labels_of_one_end_share_their_lookup() -> None:
-    labels = [label.name for label in LABELS if label.lookup in ("addresses", "nodes")]
+    labels = [label.name for label in LABELS if label.lookup in ("ends", "nodes")]
     plan = plan_of(
         labels=labels[:20],
         views=[{"prefix": "x", "labels": [*labels[20:], {"name": "team", "k8s_label": "team"}]}],
     )
-    assert len(plan.columns) == 2 * (len(ADDRESS_NAMES) + 1) + len(NODE_NAMES)
+    assert len(plan.columns) == 2 * (len(ADDRESS_NAMES) + 2) + len(NODE_NAMES)
     assert len({each.lookup for each in plan.columns}) == 3
 
 
