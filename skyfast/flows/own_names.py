@@ -260,9 +260,13 @@ def _ranges(
     outer: list[tuple[int, int, Names]] = [(1 << most, 0, nothing)]
 
     def begin(start: int, number: int) -> None:
+        if start == 0:
+            names_of[0] = number
+            return
         if starts[-1] == start:
-            names_of[-1] = number
-        elif names_of[-1] != number:
+            starts.pop()
+            names_of.pop()
+        if names_of[-1] != number:
             starts.append(start)
             names_of.append(number)
 
