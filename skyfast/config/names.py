@@ -104,7 +104,10 @@ def to_names(value: YamlValue) -> Mapping[str, tuple[Prefix, Entry]]:
 def _to_entry(value: YamlValue) -> Entry:
     if not isinstance(value, dict):
         return make_entry(parse_str(value))
-    texts = {key: parse_str(node.value) for key, node in value.items()}
+    texts: dict[str, str] = {}
+    for key, node in value.items():
+        with error_context(node, key):
+            texts[key] = parse_str(node.value)
     name = texts.pop(_NAME, "")
     return make_entry(name, texts.items())
 
