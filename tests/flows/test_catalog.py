@@ -251,6 +251,24 @@ def test_pod_labels_follow_the_other_names() -> None:
     assert plan.columns[1].lookup is plan.columns[2].lookup is plan.columns[4].lookup
 
 
+def test_own_names_follow_the_pod_labels() -> None:
+    team, site = {"name": "team", "k8s_label": "team"}, {"name": "site", "names_key": "site"}
+    plan = plan_of(
+        labels=["initiator_network", team, site],
+        views=[{"prefix": "x", "labels": [{"name": "target_who", "names_key": "owner"}]}],
+    )
+    first = len(ADDRESS_NAMES)
+    assert [(each.name, each.path, each.index) for each in plan.columns] == [
+        ("initiator_network", ("Network", "A"), first + 1),
+        ("initiator_team", ("Network", "A"), first),
+        ("target_team", ("Network", "B"), first),
+        ("initiator_site", ("Network", "A"), first + 3),
+        ("target_site", ("Network", "B"), first + 3),
+        ("target_who", ("Network", "B"), first + 2),
+    ]
+    assert len({each.lookup for each in plan.columns}) == 2
+
+
 def test_pod_label_keys_include_all_views() -> None:
     text = """
         pipeline.store.prom_sky_con:

@@ -122,6 +122,8 @@ def fast(monkeypatch):
         (["initiator_host"], EVERYTHING),
         (["target_name"], EVERYTHING),
         (["initiator_ip", {"name": "team", "k8s_label": "team"}], EVERYTHING),
+        (["target_network", {"name": "site", "names_key": "site"}], ()),
+        (["target_network", "node_name"], EVERYTHING[:1]),
     ],
 )
 def test_the_labels_determine_the_queries(labels, expected):
