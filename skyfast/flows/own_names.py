@@ -9,7 +9,8 @@ import re
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, NewType, TypeAlias
+from itertools import accumulate
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -21,7 +22,7 @@ MAX_NAME_CHARS: Final = 256
 MAX_PROBLEMS: Final = 20
 """Number of invalid lines after which a file is not read any further."""
 
-Prefix = NewType("Prefix", int)
+Prefix: TypeAlias = int
 """An address or a network, as an integer: first address, then 8 bits for the length of the prefix.
 
 In IPv6, another bit is set before the address. Integers are in the order of the first addresses,
@@ -49,6 +50,9 @@ _IPV6: Final = 1 << _IPV6_BITS + _LENGTH_BITS
 """The bit of IPv6 in a `Prefix`."""
 
 _LENGTHS: Final = {str(bits): bits for bits in range(_IPV6_BITS + 1)}
+_INDEXED_BITS: Final = 16
+"""Bits of an IPv4 address that are not used to index the ranges."""
+
 _WORD_BITS: Final = 64
 _WORD: Final = (1 << _WORD_BITS) - 1
 
@@ -146,7 +150,7 @@ def read_prefix(text: str) -> Prefix:
             raise InvalidEntryError(
                 f"{_shown(text)} is not the first address of its network, {network}/{bits}"
             )
-    return Prefix(of_family | first << _LENGTH_BITS | bits)
+    return of_family | first << _LENGTH_BITS | bits
 
 
 def read_csv(text: str) -> dict[Prefix, Entry]:
@@ -240,6 +244,14 @@ def _split(text: str) -> list[str]:
     return fields
 
 
+def _index(starts: "array[int]") -> "array[int]":
+    """Return how many IPv4 ranges begin before each /16 network, and the number of all ranges."""
+    counts = [0] * ((1 << _IPV4_BITS - _INDEXED_BITS) + 1)
+    for start in starts:
+        counts[(start >> _INDEXED_BITS) + 1] += 1
+    return array("I", accumulate(counts))
+
+
 def _ranges(
     entries: Mapping[Prefix, Entry],
     ordered: Sequence[Prefix],
@@ -300,7 +312,7 @@ class OwnNames:
     """Looks up addresses; immutable.
 
     The networks are flattened into ranges that do not overlap, so a lookup is one binary search in
-    compact arrays, and takes less than 1 µs for 100,000 entries.
+    compact arrays: among the ranges that begin in the same /16 network, or among all of IPv6.
     """
 
     def __init__(self, entries: Mapping[Prefix, Entry], keys: Sequence[str] = ()) -> None:
@@ -315,6 +327,7 @@ class OwnNames:
         numbers: dict[Names, int] = {self.nothing: 0}
         starts, self._numbers4 = _ranges(entries, ordered[:ipv6], _IPV4_BITS, self.keys, numbers)
         self._starts4 = array("I", starts)
+        self._index4 = _index(self._starts4)
         starts, self._numbers6 = _ranges(entries, ordered[ipv6:], _IPV6_BITS, self.keys, numbers)
         self._high6 = array("Q", [start >> _WORD_BITS for start in starts])
         self._low6 = array("Q", [start & _WORD for start in starts])
@@ -329,7 +342,9 @@ class OwnNames:
         """Return the names of an address as 4 or 16 bytes."""
         number = int.from_bytes(packed)
         if len(packed) == _IPV4_BYTES:
-            return self._names[self._numbers4[bisect_right(self._starts4, number) - 1]]
+            half = number >> _INDEXED_BITS
+            begin, end = self._index4[half], self._index4[half + 1]
+            return self._names[self._numbers4[bisect_right(self._starts4, number, begin, end) - 1]]
         high = number >> _WORD_BITS
         end = bisect_right(self._high6, high)
         if self._high6[end - 1] == high:

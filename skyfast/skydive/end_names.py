@@ -11,6 +11,9 @@ _NAME: Final = 0
 _NETWORK: Final = 1
 """Indexes in the names of `OwnNames`."""
 
+_UNKNOWN: Final[Names] = ("unknown",)
+"""Stands for an address that the topology does not know."""
+
 
 class TopologyNames(Protocol):
     """The names of addresses in the topology. ``empty`` are those of unknown addresses."""
@@ -18,7 +21,7 @@ class TopologyNames(Protocol):
     empty: Names
 
     def __getitem__(self, key: str, /) -> Names | None: ...
-    def __contains__(self, key: object, /) -> bool: ...
+    def get(self, key: str, default: Names, /) -> Names | None: ...
     def resolve(self, key: str, other: str, point: str, /) -> Names: ...
 
 
@@ -30,9 +33,10 @@ class EndNames(dict[str, Names | None]):
     the address, otherwise its name in the topology, otherwise its own network.
 
     The dict only contains names that have been looked up, of addresses that the topology knows.
+    Combined names of all other addresses are shared.
     """
 
-    __slots__ = ("_combines", "_own", "_topology")
+    __slots__ = ("_combines", "_of_unknown", "_own", "_topology")
 
     def __init__(self, topology: TopologyNames) -> None:
         """Start without own names."""
@@ -44,6 +48,7 @@ class EndNames(dict[str, Names | None]):
         """Use other own names. ``extends`` means that labels show own networks and values."""
         self._own = own
         self._combines = extends or own.count > 0
+        self._of_unknown: dict[Names, Names] = {}
         self.clear()
 
     def forget(self, keys: Iterable[str]) -> None:
@@ -53,18 +58,25 @@ class EndNames(dict[str, Names | None]):
 
     def __missing__(self, key: str) -> Names | None:
         topology = self._topology
-        names = topology[key]
-        if names is not None and self._combines:
-            names = self._combined(key, names)
-        if key in topology:
-            self[key] = names
+        names = topology.get(key, _UNKNOWN)
+        if names is _UNKNOWN:
+            names = topology[key]  # notes that it is unknown
+            if self._combines and names is not None:
+                own = self._own[key]
+                names = self._of_unknown.get(own)
+                if names is None:
+                    names = self._of_unknown[own] = _combined(topology.empty, own)
+            return names
+        if self._combines and names is not None:
+            names = _combined(names, self._own[key])
+        self[key] = names
         return names
 
     def resolve(self, key: str, other: str, point: str, /) -> Names:
         """Return the names of an ambiguous address in this context."""
         names = self._topology.resolve(key, other, point)
-        return self._combined(key, names) if self._combines else names
+        return _combined(names, self._own[key]) if self._combines else names
 
-    def _combined(self, key: str, names: Names) -> Names:
-        own = self._own[key]
-        return (own[_NAME] or names[0] or own[_NETWORK], *names[1:], *own[_NETWORK:])
+
+def _combined(names: Names, own: Names) -> Names:
+    return (own[_NAME] or names[0] or own[_NETWORK], *names[1:], *own[_NETWORK:])

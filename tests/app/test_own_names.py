@@ -170,7 +170,7 @@ async def test_names_are_kept_while_the_file_is_wrong(
 
 async def test_topology_and_own_names_are_combined(file: Path) -> None:
     (graph,) = json.loads((DATA / "topology-containers" / "graph.json").read_bytes())
-    file.write_text("172.16.0.0/12,cluster\n172.31.255.4,mine\n")
+    replace(file, "172.16.0.0/12,cluster\n172.31.255.4,mine\n")
     labels = ["initiator_name", "target_name", "target_pod", "target_network"]
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = graph
@@ -187,7 +187,7 @@ async def test_topology_and_own_names_are_combined(file: Path) -> None:
             pod = 'target_pod="cart-5c8d7f9b4-abcde",target_network="cluster"'
             unknown = f'{mine}"cluster",target_pod="",target_network="cluster"'
             await until_rows(app, {f'{mine}"shop/cart",{pod}': "300", unknown: "300"})
-            file.write_text("172.31.255.6,cart\n")
+            replace(file, "172.31.255.6,cart\n")
             client = 'initiator_name="client",target_name='
             await until_rows(
                 app,

@@ -163,10 +163,8 @@ def test_cost_of_interface_info_is_reported(labels: list[str]) -> None:
 )
 def test_cost_of_own_names_is_reported(labels: list[object], source: str, taken: str) -> None:
     lines = cost.report(make_config(labels=labels, views=[])).splitlines()
-    assert [line for line in lines if "Labels from" in line] == [
-        f"# Labels from {source} take {taken}, and about 72 bytes for each different name, address"
-        " or capture point."
-    ]
+    (line,) = (line for line in lines if "Labels from" in line)
+    assert line.startswith(f"# Labels from {source} take {taken}, and about 72 bytes for each")
     queries = "# These labels need topology queries for interfaces."
     assert (queries in lines) == ("node_name" in labels)
     assert not [line for line in lines if "probe" in line]

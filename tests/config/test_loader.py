@@ -1433,7 +1433,9 @@ def test_any_file_is_accepted_or_rejected(
 
 # Unknown labels
 
-END_PARTS = "ip, port, name, host, namespace, pod, workload, workload_kind, container, service, network"
+END_PARTS = (
+    "ip, port, name, host, namespace, pod, workload, workload_kind, container, service, network"
+)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from skyfast.flows.own_names import (
     InvalidEntryError,
     InvalidLinesError,
     OwnNames,
-    Prefix,
     changed_addresses,
     make_entry,
     read_csv,
@@ -48,7 +47,17 @@ def test_ipv4_and_ipv6_prefixes_differ() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "/8", "10", "10.0.0", "10.0.0.256", "name", "10.0.0.1 ", "fe80::1%eth0", "1.2.3.4:80"),
+        *(
+            "",
+            "/8",
+            "10",
+            "10.0.0",
+            "10.0.0.256",
+            "name",
+            "10.0.0.1 ",
+            "fe80::1%eth0",
+            "1.2.3.4:80",
+        ),
         *("10.0.0.0/33", "10.0.0.0/-1", "10.0.0.0/", "10.0.0.0/8/8", "10.0.0.0/255.0.0.0"),
         *("10.0.0.0/08", "10.0.0.0/٨", "::/129", "::ffff:10.0.0.0/95", "::ffff:10.0.0.0/8"),
         "9" * 10_000,
@@ -229,7 +238,7 @@ def test_lookups_find_what_a_plain_reader_finds(
 
 
 def test_only_addresses_have_names() -> None:
-    entries = {Prefix(read_prefix(text)): Entry("all") for text in ("0.0.0.0/0", "::/0")}
+    entries = {read_prefix(text): Entry("all") for text in ("0.0.0.0/0", "::/0")}
     names = OwnNames(entries, ("a",))
     for text in ("", "x", "10.0.0", "10.0.0.1/32", "fe80::1%eth0", "1" * 1000, "\udc80", "\x00"):
         assert names[text] == ("", "", "")

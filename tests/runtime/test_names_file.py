@@ -47,6 +47,14 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+def write(file: Path, text: str) -> None:
+    file.write_text(text)
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
 def replace(file: Path, text: str) -> None:
     """Replace a file atomically."""
     other = file.with_suffix(".new")
@@ -68,24 +76,32 @@ async def test_replaced_file_is_read(file: Path, caplog: pytest.LogCaptureFixtur
 
 async def test_file_that_is_written_in_place_is_read(file: Path) -> None:
     reader = Reader(file)
-    file.write_text("10.0.0.0/8,new\n")
+    write(file, "10.0.0.0/8,new\n")
     assert await reader.refresh()
     assert reader["10.0.0.1"] == ("", "new", "")
 
 
+def mount_version(directory: Path, number: int) -> Path:
+    """Mount a version of a ConfigMap as Kubernetes does, and return the path of its file.
+
+    The links of all files go through the link ``..data``, which is replaced.
+    """
+    version = directory / f"..version{number}"
+    version.mkdir()
+    (version / "names.csv").write_text(f"10.0.0.0/8,name{number},site=a\n")
+    os.utime(version / "names.csv", ns=(1, 1))
+    (directory / "..tmp").symlink_to(version.name)
+    (directory / "..tmp").rename(directory / "..data")
+    file = directory / "names.csv"
+    if number == 1:
+        file.symlink_to("..data/names.csv")
+    return file
+
+
 async def test_config_map_is_read(tmp_path: Path) -> None:
-    # Kubernetes replaces the link ..data, which the links of all files go through.
-    for number in (1, 2):
-        version = tmp_path / f"..version{number}"
-        version.mkdir()
-        (version / "names.csv").write_text(f"10.0.0.0/8,name{number},site=a\n")
-        os.utime(version / "names.csv", ns=(1, 1))
-    (tmp_path / "..data").symlink_to("..version1")
-    file = tmp_path / "names.csv"
-    file.symlink_to("..data/names.csv")
-    reader = Reader(file)
-    (tmp_path / "..tmp").symlink_to("..version2")
-    (tmp_path / "..tmp").rename(tmp_path / "..data")
+    reader = Reader(mount_version(tmp_path, 1))
+    assert reader["10.0.0.1"] == ("", "name1", "a")
+    mount_version(tmp_path, 2)
     assert await reader.refresh()
     assert reader["10.0.0.1"] == ("", "name2", "a")
 
@@ -104,7 +120,7 @@ async def test_wrong_file_keeps_the_names(file: Path, caplog: pytest.LogCaptureF
     assert counts.last_load_success_timestamp_s == first_s
     assert counts.last_failure is not None
     assert (counts.last_failure.reason, counts.last_failure.text) == ("configuration", problem)
-    file.unlink()
+    remove(file)
     assert not await reader.refresh()
     assert f"names not reloaded: names_file: {file} is not an existing file" in caplog.text
     replace(file, "10.0.0.0/8,mended,site=a\n")
@@ -121,7 +137,7 @@ async def test_file_that_does_not_fit_into_memory(
         raise MemoryError
 
     reader = Reader(file)
-    file.touch()
+    write(file, "10.0.0.0/8,new\n")
     monkeypatch.setattr(names, "load", fail)
     assert not await reader.refresh()
     assert "names not reloaded: out of memory" in caplog.text
