@@ -12,7 +12,15 @@ from typing import Final
 
 from skyfast import __version__
 from skyfast.runtime.process import ProcessUsage, process_usage
-from skyfast.stats import AnalyzerStats, Histogram, NameStats, OwnNameStats, Stats, TableCounts, sums
+from skyfast.stats import (
+    AnalyzerStats,
+    Histogram,
+    NameStats,
+    OwnNameStats,
+    Stats,
+    TableCounts,
+    sums,
+)
 from skyfast.text_format import MetricFamily, Sample
 
 _BUILD: Final = {"version": __version__, "python": platform.python_version()}
