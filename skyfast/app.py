@@ -392,6 +392,7 @@ class App:
             keys = await asyncio.to_thread(changed_addresses, texts, old, new)
             if keys:
                 await self._move_flows(ends, keys)
+        await asyncio.to_thread(old.release)
 
     def _hold(self) -> None:
         """Hold the clock while reports may be missing."""

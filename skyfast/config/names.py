@@ -23,6 +23,7 @@ from skyfast.flows.own_names import (
     make_entry,
     read_csv,
     read_prefix,
+    release,
 )
 from skyfast.flows.planner import shows_only_own
 from skyfast.flows.selection import ExportSelection
@@ -146,8 +147,10 @@ def load(
     entries = _read_file(sources.file) if sources.file else {}
     entries |= dict(sources.entries.values())
     keys = {key for entry in entries.values() for key, _ in entry.values}
+    own = OwnNames(entries, export.names_keys)
+    release(entries)
     return LoadedNames(
-        own=OwnNames(entries, export.names_keys),
+        own=own,
         sources=sources,
         keys=tuple(sorted(keys)),
         state=state,

@@ -9,8 +9,10 @@ import re
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
-from typing import Final, TypeAlias
+from heapq import merge
+from io import StringIO
+from itertools import accumulate, islice
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -52,6 +54,12 @@ _IPV6: Final = 1 << _IPV6_BITS + _LENGTH_BITS
 _LENGTHS: Final = {str(bits): bits for bits in range(_IPV6_BITS + 1)}
 _INDEXED_BITS: Final = 16
 """Bits of an IPv4 address that are not used to index the ranges."""
+
+_SORTED_AT_ONCE: Final = 20_000
+"""Number of prefixes that are sorted within a few milliseconds."""
+
+_FREED_AT_ONCE: Final = 10_000
+"""Number of names that are freed within a millisecond."""
 
 _WORD_BITS: Final = 64
 _WORD: Final = (1 << _WORD_BITS) - 1
@@ -166,7 +174,7 @@ def read_csv(text: str) -> dict[Prefix, Entry]:
     entries: dict[Prefix, Entry] = {}
     problems: list[tuple[int, str]] = []
     read_entry = _EntryReader()
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(StringIO(text), 1):
         line = line.strip()
         if not line or line[0] == "#":
             continue
@@ -174,7 +182,8 @@ def read_csv(text: str) -> dict[Prefix, Entry]:
             first, comma, rest = line.partition(",")
             if not comma:
                 raise InvalidEntryError(f"{_shown(line)} is not prefix,name[,key=value…]")
-            prefix = read_prefix(first.rstrip())
+            first = first.rstrip()
+            prefix = read_prefix(_unquoted(first) if first.startswith('"') else first)
             entry = read_entry(rest)
             if entries.setdefault(prefix, entry) is not entry:
                 raise InvalidEntryError(f"{_shown(first)} is already on another line")
@@ -182,6 +191,7 @@ def read_csv(text: str) -> dict[Prefix, Entry]:
             problems.append((number, str(error)))
             if len(problems) == MAX_PROBLEMS:
                 break
+    read_entry.release()
     if problems:
         raise InvalidLinesError(problems)
     return entries
@@ -234,6 +244,24 @@ class _EntryReader:
         _check_entry(entry)
         return entry
 
+    def release(self) -> None:
+        """Free the memory in parts, because freeing it at once would not be interruptible."""
+        release(self._names)
+        release(self._values)
+
+
+def release(mapping: dict[Any, Any]) -> None:
+    """Free the entries of a mapping one by one, in interruptible Python code."""
+    while mapping:
+        mapping.popitem()
+
+
+def _unquoted(prefix: str) -> str:
+    """Return a prefix without its quotes. It contains neither quotes nor commas."""
+    if len(prefix) < 2 or not prefix.endswith('"'):
+        raise InvalidEntryError(f"wrong quotes: {_shown(prefix)}")
+    return prefix[1:-1]
+
 
 def _split(text: str) -> list[str]:
     """Split quoted fields."""
@@ -242,6 +270,16 @@ def _split(text: str) -> list[str]:
     except csv.Error as error:
         raise InvalidEntryError(f"wrong quotes: {error}") from None
     return fields
+
+
+def _in_order(prefixes: Iterable[Prefix]) -> list[Prefix]:
+    """Return sorted prefixes. Sorting all of them at once would not be interruptible."""
+    rest = iter(prefixes)
+    chunks = []
+    while chunk := list(islice(rest, _SORTED_AT_ONCE)):
+        chunk.sort()
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else list(merge(*chunks))
 
 
 def _index(starts: "array[int]") -> "array[int]":
@@ -322,7 +360,7 @@ class OwnNames:
         """The number of entries."""
         self.nothing: Names = ("",) * (2 + len(keys))
         """The names of an address that has none."""
-        ordered = sorted(entries)
+        ordered = _in_order(entries)
         ipv6 = bisect_left(ordered, _IPV6)
         numbers: dict[Names, int] = {self.nothing: 0}
         starts, self._numbers4 = _ranges(entries, ordered[:ipv6], _IPV4_BITS, self.keys, numbers)
@@ -332,6 +370,11 @@ class OwnNames:
         self._high6 = array("Q", [start >> _WORD_BITS for start in starts])
         self._low6 = array("Q", [start & _WORD for start in starts])
         self._names = list(numbers)
+
+    def release(self) -> None:
+        """Free the memory in parts. After that, there are no names any more."""
+        while self._names:
+            del self._names[-_FREED_AT_ONCE:]
 
     def __getitem__(self, address: str) -> Names:
         """Return the names of an address; all are empty if it is unknown or not an address."""

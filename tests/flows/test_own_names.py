@@ -94,7 +94,7 @@ def test_file_with_comments_quotes_and_spaces() -> None:
         "\r\n"
         "   # another comment\n"
         '  10.1.0.0/16 , "berlin, guests", site=ber \n'
-        '10.2.0.0/16,"say ""hi""","note=a,b",x=y=z\n'
+        '"10.2.0.0/16" ,"say ""hi""","note=a,b",x=y=z\n'
         "2001:db8::1,Zürich,_k2=ö\n"
         "10.0.0.1,,id=1"
     )
@@ -126,6 +126,8 @@ INVALID_LINES = {
     "10.0.0.1,a\tb": f"'a\\tb' is not 1 to {MAX_NAME_CHARS} printable characters",
     "10.0.0.1,name,a=\x00": f"'\\x00' is not 1 to {MAX_NAME_CHARS} printable characters",
     "10.0.0.1,a\x0bb": f"'a\\x0bb' is not 1 to {MAX_NAME_CHARS} printable characters",
+    '"10.0.0.1,name': "wrong quotes: '\"10.0.0.1'",
+    '",name': "wrong quotes: '\"'",
     '10.0.0.1,"name': "wrong quotes: unexpected end of data",
     '10.0.0.1,"na"me': "wrong quotes: ',' expected after '\"'",
     f"10.0.0.1,{'n' * (MAX_NAME_CHARS + 1)}": f"'{'n' * 60}…' is not 1 to {MAX_NAME_CHARS}"
@@ -266,3 +268,22 @@ def test_changed_addresses() -> None:
     assert changed_addresses(texts, old, new) == {"10.1.0.1", "2001:db8::1", "2001:db8::2"}
     assert changed_addresses(texts, old, old) == set()
     assert own_names.NO_NAMES["10.0.0.1"] == ("", "")
+
+
+def test_many_prefixes_are_sorted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "".join(f"10.{number * 37 % 256}.0.0/16,n{number}\n" for number in range(256))
+    expected = OwnNames(read_csv(text))
+    for count in (1, 7, 255, 256):
+        monkeypatch.setattr(own_names, "_SORTED_AT_ONCE", count)
+        names = OwnNames(read_csv(text))
+        for number in range(256):
+            assert names[f"10.{number}.0.1"] == expected[f"10.{number}.0.1"]
+
+
+def test_released_names_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_names, "_FREED_AT_ONCE", 2)
+    names = OwnNames(
+        {read_prefix(f"10.0.{number}.0/24"): Entry(f"{number}") for number in range(9)}
+    )
+    names.release()
+    assert names._names == []
