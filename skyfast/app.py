@@ -185,6 +185,8 @@ class App:
         self._manager.ready(f"listening on {', '.join(listening)}")
         _announce(self._parts.config)
         log.info("%s", _cost_summary(self._parts))
+        if self._parts.own.sources.are_set:
+            log.info("names: %s", self._parts.own.summary())
         _warn_of_double_counting(self._parts.config)
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -428,6 +428,11 @@ SUSPICIOUS = {
         {"SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PROT": "9101"},
         "_CON_PROT is ignored; did you mean SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT?",
     ),
+    "the variable of the Go connector's other port": (
+        "",
+        {"SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_MONITORING_PORT": "9200"},
+        "_MONITORING_PORT is ignored: use names_file instead, see docs/migrating.md",
+    ),
     "a variable of the web": (
         "",
         {"SKYDIVE_WEB_MAX_SCRAPE": "1"},

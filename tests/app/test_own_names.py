@@ -87,7 +87,8 @@ def row(network: str, site: str = "") -> str:
     return f'target_network="{network}",target_site="{site}"'
 
 
-async def test_names_without_a_topology(file: Path) -> None:
+async def test_names_without_a_topology(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     async with FakeAnalyzer() as analyzer:
         config = configured(
             analyzer.url, labels=LABELS, names_file=str(file), interfaces_interval=0
@@ -104,6 +105,7 @@ async def test_names_without_a_topology(file: Path) -> None:
             expected = {row("berlin", "ber"): "300", row("company"): "300", row(""): "300"}
             await until_rows(app, expected)
         assert analyzer.topology_requests == []
+    assert "names: 2 entries with the keys site" in caplog.text
 
 
 async def test_flows_move_when_the_file_changes(
