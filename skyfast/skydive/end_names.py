@@ -1,6 +1,6 @@
 """The names of the ends of flows: those of the topology, combined with own names."""
 
-from collections.abc import Iterable
+from collections.abc import Set
 from typing import Final, Protocol
 
 from skyfast.flows.own_names import NO_NAMES, OwnNames
@@ -51,10 +51,10 @@ class EndNames(dict[str, Names | None]):
         self._of_unknown: dict[Names, Names] = {}
         self.clear()
 
-    def forget(self, keys: Iterable[str]) -> None:
+    def forget(self, keys: Set[str]) -> None:
         """Forget combined names, because the names of these addresses in the topology changed."""
-        for key in keys:
-            self.pop(key, None)
+        for key in self.keys() & keys:
+            del self[key]
 
     def __missing__(self, key: str) -> Names | None:
         topology = self._topology

@@ -97,7 +97,7 @@ def test_other_names_apply_at_once(names, topology, own):
     topology["10.1.0.2"] = of_topology("old")
     assert names["10.1.0.2"][0] == "old"
     topology["10.1.0.2"] = of_topology("new")
-    names.forget(["10.1.0.2", "10.1.0.3"])
+    names.forget({"10.1.0.2", "10.1.0.3"})
     assert names["10.1.0.2"][0] == "new"
     names.use(NO_NAMES, extends=False)
     assert names["10.1.0.1"] == of_topology("pod")
