@@ -22,6 +22,7 @@ NAMES = (
     "status",
     "growth",
     "names",
+    "own_names",
     "start",
 )
 

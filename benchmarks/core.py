@@ -34,9 +34,7 @@ def configured(chosen: str) -> tuple[Config, Plan, FlowTypes]:
     """Return the configuration, the plan and the flow types of the YAML below ``prom_sky_con``."""
     file = f"pipeline: {{store: {{prom_sky_con: {chosen}}}}}"
     configuration = loader.parse(file, {}, source="-")
-    plan = make_plan(
-        configuration.export, names=NameIndex(keep_s=0, k8s_labels=configuration.export.k8s_labels)
-    )
+    plan = make_plan(configuration.export, names=NameIndex.of(configuration.export, keep_s=0))
     return configuration, plan, flow_types(plan)
 
 

@@ -300,7 +300,7 @@ def default_view() -> str:
 def self_families() -> list[Family]:
     """Return the families of ``/metrics/self``, each with at least one sample."""
     export = loader.parse("", {}, source="none").export
-    plan = planner.make_plan(export, names=NameIndex(keep_s=0, k8s_labels=export.k8s_labels))
+    plan = planner.make_plan(export, names=NameIndex.of(export, keep_s=0))
     table = Table(
         plan,
         flow_types(plan),
@@ -316,6 +316,7 @@ def self_families() -> list[Family]:
     counters.values_skipped["field"] = 0
     counters.config.last_reload_changed = ("key",)
     counters.topology.names = stats.NameStats(query_duration_s={"interfaces": 0})
+    counters.own_names = stats.OwnNameStats()
     views = [view.prefix for view in export.views]
     page = self_metrics.render(counters, table, views=views)
     page += self_metrics.render_label_values({"protocol": 1})

@@ -576,6 +576,21 @@ cdef class Table:
         relabeling.taken = []
         return relabeling
 
+    def strings(self, uint32_t first, uint32_t count):
+        """Return label values and keys of lookups in the table, in slices.
+
+        A string has the same number as long as the table needs it. The numbers start at 1.
+
+        :param first: the first number of the slice.
+        :param count: how many numbers the slice has.
+        :returns: the strings with these numbers, with the escapes of label values; and the first
+            number of the next slice, or 0 if this was the last one.
+        """
+        cdef uint64_t begin = max(first, <uint32_t>1)
+        cdef uint64_t end = begin + count
+        texts = strings_between(&self.state.strings, begin, end)
+        return texts, (end if end < self.state.strings.fresh else 0)
+
     # -- pages ----------------------------------------------------------------------------------
 
     def page(self, double now, openmetrics=False):

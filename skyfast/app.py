@@ -21,11 +21,13 @@ from skyfast.config.endpoint import Endpoint
 from skyfast.config.loader import changed, uses_default_analyzer
 from skyfast.config.model import Config
 from skyfast.config.yaml_nodes import ConfigError
+from skyfast.flows.own_names import OwnNames, changed_addresses
 from skyfast.flows.plan import Names
 from skyfast.flows.selection import changed_fields
 from skyfast.pipeline import Parts, Shared
-from skyfast.runtime import logs, memory, systemd
+from skyfast.runtime import logs, memory, names_file, systemd
 from skyfast.runtime.clock import Clock
+from skyfast.runtime.names_file import NamesFile
 from skyfast.skydive.reporting_gap import SLACK_S, ReportingGap
 from skyfast.skydive.silence import Activity
 from skyfast.skydive.subscriptions import Subscriptions
@@ -54,6 +56,9 @@ EXPIRY_ROWS = 256
 
 RELABEL_FLOWS = 2_000
 """Flows to relabel in one slice; takes a few milliseconds."""
+
+COMPARED_STRINGS = 20_000
+"""Strings to compare in one slice after own names have changed; takes a few milliseconds."""
 
 RELABEL_RETRY_S = 1.0
 """Time before flows are relabelled again after there was not enough memory."""
@@ -119,6 +124,7 @@ class App:
         self._warned: tuple[float, float] | None = None
         self._activity = Activity()
         self._renamed: deque[tuple[Names, Set[str]]] = deque()
+        self._renamed_own: deque[tuple[OwnNames, OwnNames]] = deque()
         self._has_renamed = asyncio.Event()
         self._limit = logs.LogLimit()
         self._shared = Shared(
@@ -129,6 +135,8 @@ class App:
             observe_topology=recorder.observe if recorder and records_topology else None,
         )
         self._parts = pipeline.build(config, None, self._shared)
+        self._names_file = NamesFile(self.stats)
+        self._names_file.use(self._parts.own, config.export)
         self._poller = self._parts.poller
         self._parts.record_limits(self.stats)
         self.subscriptions = Subscriptions(
@@ -177,6 +185,8 @@ class App:
         self._manager.ready(f"listening on {', '.join(listening)}")
         _announce(self._parts.config)
         log.info("%s", _cost_summary(self._parts))
+        if self._parts.own.sources.are_set:
+            log.info("names: %s", self._parts.own.summary())
         _warn_of_double_counting(self._parts.config)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -186,6 +196,7 @@ class App:
                         ("subscriptions", self._subscribe()),
                         ("topology", self._poll()),
                         ("relabel", self._relabel()),
+                        ("names file", self._watch_names()),
                         ("expiry", self._expire()),
                         ("table limits", self._warn_when_full()),
                         ("history", self.status.run()),
@@ -285,13 +296,16 @@ class App:
         logs.write_notes(config.notes)
         self._parts = new
         new.take_over(old, self._shared)
+        self._names_file.use(new.own, config.export)
         self.exposition.source = new.source
         self.status.use(new.subject)
         self.web.configure(config.web, reload=self._reload_by_web(config))
         if self._security and web_config:
             self._security.use(web_config)
         self.subscriptions.configure(subscriptions)
-        if new.table is not old.table:
+        if new.table is old.table:
+            self._rename_own(old.own.own, new.own.own)
+        else:
             changes = ", ".join(changed_fields(old.config.export, config.export))
             log.warning("all connections reset: %s changed", changes)
         if self._served_at and listen.configured(config) != self._served_at:
@@ -330,20 +344,57 @@ class App:
         while True:
             await self._has_renamed.wait()
             self._has_renamed.clear()
-            while self._renamed:
-                names, keys = self._renamed.popleft()
-                table, are_left = self._parts.table, True
-                relabeling = table.relabel(names, keys)
-                # A reload may replace the table in between: a new one has no outdated names.
-                while are_left and table is self._parts.table:
-                    try:
-                        are_left = relabeling.step(RELABEL_FLOWS)
-                    except MemoryError:
-                        self._limit.warn(
-                            log, "relabel", "out of memory: names of flows are out of date"
-                        )
-                        await asyncio.sleep(RELABEL_RETRY_S)
-                    await asyncio.sleep(0)
+            while self._renamed or self._renamed_own:
+                if self._renamed:
+                    await self._move_flows(*self._renamed.popleft())
+                else:
+                    await self._relabel_own(*self._renamed_own.popleft())
+
+    async def _move_flows(self, names: Names, keys: Set[str]) -> None:
+        """Move flows with these keys to the connections of their new names, in slices."""
+        table, are_left = self._parts.table, True
+        relabeling = table.relabel(names, keys)
+        # A reload may replace the table in between: a new one has no outdated names.
+        while are_left and table is self._parts.table:
+            try:
+                are_left = relabeling.step(RELABEL_FLOWS)
+            except MemoryError:
+                self._limit.warn(log, "relabel", "out of memory: names of flows are out of date")
+                await asyncio.sleep(RELABEL_RETRY_S)
+            await asyncio.sleep(0)
+
+    async def _watch_names(self) -> None:
+        """Read the file of own names again when it changes."""
+        while True:
+            await asyncio.sleep(names_file.INTERVAL_S)
+            async with self._reloading:
+                old = self._parts
+                export = old.config.export
+                own = await self._names_file.refresh(old.own, export)
+                if own is not None:
+                    self._parts = dataclasses.replace(old, own=own)
+                    old.names.use_own(own.own, export)
+                    self._rename_own(old.own.own, own.own)
+
+    def _rename_own(self, old: OwnNames, new: OwnNames) -> None:
+        """Relabel the flows whose addresses have other own names than before soon."""
+        if new is not old:
+            self._renamed_own.append((old, new))
+            self._has_renamed.set()
+
+    async def _relabel_own(self, old: OwnNames, new: OwnNames) -> None:
+        """Find the flows whose addresses have other own names than before, in slices.
+
+        Addresses that are not in the table yet get the new names anyway.
+        """
+        table, ends = self._parts.table, self._parts.names.ends
+        first = 1
+        while first:
+            texts, first = table.strings(first, COMPARED_STRINGS)
+            keys = await asyncio.to_thread(changed_addresses, texts, old, new)
+            if keys:
+                await self._move_flows(ends, keys)
+        await asyncio.to_thread(old.release)
 
     def _hold(self) -> None:
         """Hold the clock while reports may be missing."""

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from skyfast import __version__
-from skyfast.config import cost, loader, model, schema, sharding, yaml_nodes
+from skyfast.config import cost, loader, model, names, schema, sharding, yaml_nodes
 from skyfast.config.endpoint import Endpoint, parse_listen_address
 from skyfast.config.errors import InvalidValue
 from skyfast.config.parsers import to_level
 from skyfast.flows import selection
-from skyfast.runtime import logs, memory
+from skyfast.runtime import logs, memory, names_file
 from skyfast.web import listen
 
 if TYPE_CHECKING:
@@ -315,7 +315,11 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     logging.getLogger().addHandler(warnings)
     logs.write_notes(configuration.notes)
     # Check the other files first: they can contain errors.
-    reports = _check_web(arguments.web_config_file) + _check_replay(arguments)
+    reports = (
+        _check_names(configuration)
+        + _check_web(arguments.web_config_file)
+        + _check_replay(arguments)
+    )
     report = cost.report(configuration)
     if arguments.strict:
         # Without --strict, the warnings of the report are part of standard output.
@@ -409,6 +413,14 @@ def _check_replay(arguments: argparse.Namespace) -> str:
         f"# Recording {recording.path}: {recording.summary()}.\n"
         for recording in playback.recordings
     )
+
+
+def _check_names(configuration: model.Config) -> str:
+    """Return a summary of the own names as a YAML comment, or an empty string. Log warnings."""
+    sources, export = configuration.names, configuration.export
+    loaded = names.load(sources, export)
+    names_file.warn(labels=names.labels_without_names(sources, export), keys=loaded.missing_keys)
+    return f"# Names: {loaded.summary()}.\n" if loaded.sources.are_set else ""
 
 
 def _check_web(path: str) -> str:

@@ -10,10 +10,12 @@ import msgspec
 
 from skyfast._table import Table
 from skyfast.config.model import Config, TableLimits
+from skyfast.config.names import LoadedNames
+from skyfast.config.names import load as load_names
 from skyfast.flows import filters
 from skyfast.flows.fields import FlowTypes, flow_types
 from skyfast.flows.plan import Names, Plan
-from skyfast.flows.planner import make_plan
+from skyfast.flows.planner import make_plan, shows_only_own
 from skyfast.runtime.clock import Clock
 from skyfast.skydive import name_poller
 from skyfast.skydive.captures import Captures
@@ -59,6 +61,7 @@ class Parts:
     """
 
     config: Config
+    own: LoadedNames
     names: NameIndex
     plan: Plan
     types: FlowTypes
@@ -83,6 +86,7 @@ class Parts:
             self.table.begin(shared.clock.now())
         self.interfaces.keep(**_interface_times(config))
         self.names.keep(_longest_s(config))
+        self.names.use_own(self.own.own, config.export)
         for rule in self.filtered.keys() & old.filtered.keys():
             self.filtered[rule] = old.filtered[rule]
         self.record_limits(stats)
@@ -132,16 +136,17 @@ class _CaptureReports:
 def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
     """Return the parts of ``config``, reusing ``old`` parts where possible, without changing them.
 
-    This blocks: it reads certificates. Raises ConfigError if they cannot be used.
+    This blocks: it reads certificates and own names. Raises ConfigError if a file cannot be used.
     """
     export, stats, clock = config.export, shared.stats, shared.clock
     wanted = name_poller.needed(config)
+    own = load_names(config.names, export, known=old.own if old else None)
+    alike = old if old and old.config.export == export else None
     names = (
         old.names
         if old and _has_same_names(old.config, config)
-        else NameIndex(keep_s=_longest_s(config), k8s_labels=export.k8s_labels)
+        else NameIndex.of(export, keep_s=_longest_s(config), own=own.own)
     )
-    alike = old if old and old.config.export == export else None
     plan = alike.plan if alike else make_plan(export, names=names, shard=config.shard)
     types = flow_types(plan, also=filters.reads(config.filter))
     table = alike.table if alike else Table(plan, types, **_table_limits(config.limits))
@@ -195,6 +200,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
     )
     return Parts(
         config=config,
+        own=own,
         names=names,
         plan=plan,
         types=types,
@@ -248,10 +254,15 @@ def _has_same_names(old: Config, new: Config) -> bool:
     more, they have fewer names until the next responses.
     """
     if old.export == new.export:
-        return bool(name_poller.needed(old))
+        # The table looks up own names in the old index.
+        labels = [label for view in (old.export.main, *old.export.views) for label in view.labels]
+        return bool(name_poller.needed(old)) or any(map(shows_only_own, labels))
     polled, wanted = name_poller.needed(old), name_poller.needed(new)
     return (
-        bool(polled) and {*wanted} <= {*polled} and old.export.k8s_labels == new.export.k8s_labels
+        bool(polled)
+        and {*wanted} <= {*polled}
+        and old.export.k8s_labels == new.export.k8s_labels
+        and old.export.names_keys == new.export.names_keys
     )
 
 

@@ -305,6 +305,25 @@ class TopologyStats:
 
 
 @dataclass(slots=True, eq=False)
+class OwnNameStats:
+    """The own names, and the latest reading of their file.
+
+    ``keys`` are those of the entries. ``file`` is empty if all names are in the configuration.
+    ``labels_without_names`` lists the labels that are empty because there are no own names.
+    ``missing_keys`` are the keys of labels that no entry has.
+    """
+
+    entries: int = 0
+    keys: tuple[str, ...] = ()
+    file: str = ""
+    last_load_successful: int = 1
+    last_load_success_timestamp_s: float = 0.0
+    last_failure: Failure | None = None
+    labels_without_names: str = ""
+    missing_keys: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
 class CaptureStats:
     """The number of captures, and the counts of skipped capture reports by reason."""
 
@@ -336,7 +355,8 @@ class Stats:
     ``flows_filtered`` counts dropped flows by the name of the filter rule; the code that creates
     the rules adds the names. ``values_skipped`` counts the values skipped by earlier tables, by
     field, such as ``Metric.RTT``. ``max_connections``, ``max_flows`` and ``flow_memory_s`` are the
-    table's limits. ``clock_held`` is 1 while the table's clock is held, and ``clock_held_s`` is
+    table's limits. ``own_names`` is None unless there are own names, or labels that show them.
+    ``clock_held`` is 1 while the table's clock is held, and ``clock_held_s`` is
     the total time for which it was held.
     """
 
@@ -352,6 +372,7 @@ class Stats:
     observed_flow_update_s: float | None = None
     scrape: ScrapeStats = field(default_factory=ScrapeStats)
     topology: TopologyStats = field(default_factory=TopologyStats)
+    own_names: OwnNameStats | None = None
     captures: CaptureStats = field(default_factory=CaptureStats)
     config: ConfigStats = field(default_factory=ConfigStats)
 

@@ -15,7 +15,7 @@ from skyfast.flows.catalog import (
     UNBOUNDED_FIELDS,
 )
 from skyfast.flows.plan import FieldPath
-from skyfast.flows.planner import families, key_fields, shown_field
+from skyfast.flows.planner import families, key_fields, shown_field, shows_topology
 from skyfast.flows.selection import ExportSelection, LabelSpec, MetricSpec, ViewSpec
 
 _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
@@ -111,7 +111,7 @@ def _lines(config: Config) -> Iterator[str]:
 
 
 def _names(export: ExportSelection) -> Iterator[str]:
-    """Yield the memory and the queries that labels from the topology need, if any are exported."""
+    """Yield the memory and the queries that labels with names need, if any are exported."""
     chosen: list[LabelSpec] = []
     bytes_ = []
     for view in (export.main, *export.views):
@@ -128,11 +128,17 @@ def _names(export: ExportSelection) -> Iterator[str]:
     for label in chosen:
         names[key_fields(label)[0]].add(label.name)
     most = NAMES_BYTES + CELL_BYTES * max(map(len, names.values()))
+    of_topology = [label for label in chosen if shows_topology(label)]
+    sources = "the topology" if of_topology else "own names"
+    if of_topology and len(of_topology) < len(chosen):
+        sources += " and own names"
     yield (
-        f"Labels from the topology take {', '.join(bytes_)}, and about {most} bytes for each"
+        f"Labels from {sources} take {', '.join(bytes_)}, and about {most} bytes for each"
         " address or capture point with new flows."
     )
-    others = {label.name for label in chosen} - INTERFACE_LABELS
+    if not of_topology:
+        return
+    others = {label.name for label in of_topology} - INTERFACE_LABELS
     kubernetes = bool(others - LOCAL_LABELS)
     queried = _queried(namespaces=bool(others), kubernetes=kubernetes)
     yield f"These labels need topology queries for {queried}."

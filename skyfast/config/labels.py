@@ -26,6 +26,7 @@ from skyfast.config.parsers import (
     unique_list_of,
 )
 from skyfast.config.yaml_nodes import YamlValue
+from skyfast.flows import own_names
 from skyfast.flows.catalog import (
     DIRECTION,
     ENDS,
@@ -42,35 +43,42 @@ from skyfast.text_format import MetricType, is_name
 
 
 def to_label(value: YamlValue) -> LabelSpec:
-    """Accept the name of a known label, ``{name: …, path: …}`` or ``{name: …, k8s_label: …}``."""
+    """Accept the name of a known label, or a mapping with ``name`` and one of `_SOURCES`."""
     if not isinstance(value, dict):
         return LabelSpec(name=_known_label(parse_str(value)))
     keys = {key.lower() for key in value}
-    of_pods = "k8s_label" in keys
-    source = "k8s_label" if of_pods else "path" if "path" in keys else "path or k8s_label"
+    found = [source for source in _SOURCES if source in keys]
     nodes = mapping_of(
         value,
-        known=("name", "path", "k8s_label"),
-        required=("name", source),  # "path or k8s_label" is never a key: it is reported as missing
-        what="a label with name and path, or with name and k8s_label",
+        known=("name", *_SOURCES),
+        # "path, k8s_label or names_key" is never a key: it is reported as missing.
+        required=("name", found[0] if found else _ANY_SOURCE),
+        what=f"a label with name and {_ANY_SOURCE}",
     )
-    if of_pods and "path" in nodes:
-        raise InvalidValue("has both path and k8s_label", value)
+    if len(found) > 1:
+        raise InvalidValue(f"has both {' and '.join(found)}", value)
     entries = Entries(nodes)
-    if of_pods:
-        name = entries.of("name", _to_pod_label)
-        key = entries.of("k8s_label", _to_k8s_label)
+    if "path" in found:
+        name = entries.of("name", _to_own_label)
+        path = entries.of("path", _to_label_path)
         entries.check()
-        return LabelSpec(name=name, k8s_label=key)
-    name = entries.of("name", _to_own_label)
-    path = entries.of("path", _to_label_path)
+        return LabelSpec(name=name, path=path)
+    name = entries.of("name", _to_pod_label if "k8s_label" in found else _to_names_label)
+    k8s_label = entries.of("k8s_label", _to_k8s_label) if "k8s_label" in found else ""
+    names_key = entries.of("names_key", to_names_key) if "names_key" in found else ""
     entries.check()
-    return LabelSpec(name=name, path=path)
+    return LabelSpec(name=name, k8s_label=k8s_label, names_key=names_key)
+
+
+_SOURCES = ("path", "k8s_label", "names_key")
+"""The entries of a label, besides its name, that say where its value comes from."""
+
+_ANY_SOURCE = "path, k8s_label or names_key"
 
 
 def for_each_end(label: LabelSpec) -> tuple[LabelSpec, ...]:
-    """Return the labels that an entry adds: two for a label of pods without a prefix, else one."""
-    if not label.k8s_label or label.name.startswith(PREFIXES):
+    """Return the labels that an entry adds: two for a label of the ends without a prefix."""
+    if not label.is_of_ends or label.name.startswith(PREFIXES):
         return (label,)
     return tuple(replace(label, name=f"{prefix}{label.name}") for prefix in PREFIXES)
 
@@ -193,15 +201,23 @@ def _to_own_label(value: YamlValue) -> str:
 
 
 def _to_pod_label(value: YamlValue) -> str:
+    return _to_label_of_ends(value, "pod label", "pod labels")
+
+
+def _to_names_label(value: YamlValue) -> str:
+    return _to_label_of_ends(value, "label with names_key", "labels with names_key")
+
+
+def _to_label_of_ends(value: YamlValue, kind: str, kinds: str) -> str:
     text = _to_label_name(value)
     if text.startswith(f"{_NODE}_"):
         prefixes = " and ".join(PREFIXES)
-        raise InvalidValue(f"starts with node_: pod labels exist for {prefixes} only", text)
+        raise InvalidValue(f"starts with node_: {kinds} exist for {prefixes} only", text)
     if text in PREFIXES:
         raise InvalidValue(f"is a prefix without a name; write a name such as {text}team", text)
     for prefix in PREFIXES:
         if text.removeprefix(prefix) in (*ENDS, DIRECTION):
-            problem = "is misleading as the name of a pod label: choose another name"
+            problem = f"is misleading as the name of a {kind}: choose another name"
             raise InvalidValue(problem, text)
     for label in for_each_end(LabelSpec(name=text, k8s_label=text)):
         if label.name in LABELS_BY_NAME:
@@ -232,6 +248,15 @@ def _to_k8s_label(value: YamlValue) -> str:
     if not _K8S_LABEL.fullmatch(text):
         raise InvalidValue(
             "is not a label key of Kubernetes, such as team or app.kubernetes.io/name", text
+        )
+    return text
+
+
+def to_names_key(value: YamlValue) -> str:
+    text = parse_str(value)
+    if not own_names.is_key(text):
+        raise InvalidValue(
+            "is not a key of names: use letters, digits and _, not starting with a digit", text
         )
     return text
 
@@ -296,6 +321,8 @@ def show_labels(labels: Sequence[LabelSpec]) -> list[object]:
 def _show_label(label: LabelSpec) -> object:
     if label.k8s_label:
         return {"name": label.name, "k8s_label": label.k8s_label}
+    if label.names_key:
+        return {"name": label.name, "names_key": label.names_key}
     if label.path is not None:
         return {"name": label.name, "path": ".".join(label.path)}
     return label.name

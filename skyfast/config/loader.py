@@ -40,9 +40,11 @@ from skyfast.config.model import (
     Topology,
     Web,
 )
+from skyfast.config.names import NameSources
 from skyfast.config.schema import (
     ENV_PREFIX,
     KNOWN,
+    MONITORING_PORT,
     SCHEMA,
     SECRETS,
     SECTIONS_OF_GO_CORE,
@@ -223,7 +225,10 @@ def _check_unknown(
     ignored = []
     for path, node in unknown_keys.items():
         origin = f"{Origin(file, node.line)}: {describe_path(path)}"
-        if f"{path}.".startswith(SECTIONS_OF_GO_CORE):
+        if path == MONITORING_PORT:
+            text = f"{origin} is ignored: use names_file instead, see docs/migrating.md"
+            notes.append(Note(level=logging.WARNING, text=text))
+        elif f"{path}.".startswith(SECTIONS_OF_GO_CORE):
             text = f"{origin} is ignored: not supported by skyfast"
             notes.append(Note(level=logging.WARNING, text=text))
         elif path.startswith(STRICT_SECTIONS):
@@ -282,6 +287,9 @@ def _check_variables(environ: Mapping[str, str]) -> list[Note]:
         origin = f"environment variable {describe_path(shown)}"
         if path := in_file_only.get(name):
             text = f"{origin} is ignored: {path} can only be set in the file"
+            notes.append(Note(level=logging.WARNING, text=text))
+        elif name == hints.variable(MONITORING_PORT, prefix=ENV_PREFIX):
+            text = f"{origin} is ignored: use names_file instead, see docs/migrating.md"
             notes.append(Note(level=logging.WARNING, text=text))
         elif f"{name}_".startswith(_variables(SECTIONS_OF_GO_CORE)):
             text = f"{origin} is ignored: not supported by skyfast"
@@ -571,6 +579,7 @@ def _build(
             interfaces_interval_s=get(schema.INTERFACES_INTERVAL),
             interface_info=get(schema.INTERFACE_INFO),
         ),
+        names=NameSources(entries=get(schema.NAMES), file=get(schema.NAMES_FILE)),
         web=Web(
             listen_address=get(schema.LISTEN_ADDRESS),
             port=get(schema.PORT),

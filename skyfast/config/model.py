@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from skyfast.config.endpoint import Endpoint
+from skyfast.config.names import NameSources
 from skyfast.flows.selection import ALONE, ExportSelection, Filter, Network, Shard
 
 
@@ -136,6 +137,7 @@ class Config:
     export: ExportSelection
     limits: TableLimits
     topology: Topology
+    names: NameSources
     web: Web
     logging: Logging
     notes: tuple[Note, ...]

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Final, Generic, Literal, TypeVar
 
 from skyfast._table import MAX_ROWS
-from skyfast.config import hints, labels, rules, views
+from skyfast.config import hints, labels, names, rules, views
 from skyfast.config.endpoint import MAX_PORT, Endpoint
 from skyfast.config.model import Config
 from skyfast.config.parsers import (
@@ -33,6 +33,7 @@ from skyfast.config.parsers import (
 )
 from skyfast.config.yaml_nodes import HIDDEN, YamlValue
 from skyfast.flows.catalog import DEFAULT_LABELS, DEFAULT_METRICS
+from skyfast.flows.own_names import Entry, Prefix
 from skyfast.flows.selection import TAGS, LabelSpec, MetricSpec, Network, RewriteSpec, Rule
 
 T = TypeVar("T")
@@ -245,6 +246,15 @@ METRICS: Key[tuple[MetricSpec, ...]] = _key(
     tuple(MetricSpec(name=name) for name in DEFAULT_METRICS),
     lambda c: labels.show_metrics(c.export.main.metrics),
 )
+NAMES: Key[Mapping[str, tuple[Prefix, Entry]]] = _key(
+    "pipeline.store.prom_sky_con.names",
+    names.to_names,
+    MappingProxyType({}),
+    lambda c: names.show_names(c.names.entries),
+    structured=True,
+)
+# The file is opened by `names.load`, because it can be long.
+NAMES_FILE = _key("pipeline.store.prom_sky_con.names_file", parse_str, "", lambda c: c.names.file)
 DIRECTIONS: Key[Literal["split", "sum"]] = _key(
     "pipeline.store.prom_sky_con.direction",
     one_of("split", "sum"),
@@ -349,9 +359,11 @@ SECTIONS_OF_GO_CORE = (
     "pipeline.transform.vpclogs.",
     "pipeline.store.buffered.",
     "pipeline.store.direct.",
-    "pipeline.store.prom_sky_con.monitoring_port.",
 )
 """Sections of the Go connectors' common core that skyfast does not support."""
+
+MONITORING_PORT = "pipeline.store.prom_sky_con.monitoring_port"
+"""A key of the Go connector for names of addresses, for which skyfast has ``names_file``."""
 
 SECTIONS_OF_SKYDIVE = (
     *("agent.", "auth.", "cache.", "docker.", "dpdk.", "etcd.", "flow.", "graph.", "k8s."),

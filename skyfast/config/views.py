@@ -28,7 +28,7 @@ from skyfast.config.parsers import (
 from skyfast.config.yaml_nodes import YamlValue
 from skyfast.flows.catalog import DIRECTION, FIXED_PREFIXES
 from skyfast.flows.plan import FieldPath, FlowCount
-from skyfast.flows.planner import families, key_fields
+from skyfast.flows.planner import families, key_fields, shows_topology
 from skyfast.flows.selection import LabelSpec, MetricSpec, ViewSpec
 from skyfast.text_format import MetricFamily
 
@@ -238,8 +238,10 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
         own_labels = [label for label in view.labels if label.name != DIRECTION]
         if len(own_labels) > MAX_VIEW_COLUMNS:
             problem = f"has {len(own_labels)} labels; the limit is {MAX_VIEW_COLUMNS}"
-            if any(label.k8s_label for label in own_labels):
-                problem += f"; a pod label without {' or '.join(PREFIXES)} counts twice"
+            if any(label.is_of_ends for label in own_labels):
+                pods = any(label.k8s_label for label in own_labels)
+                kind = "pod label" if pods else "label with names_key"
+                problem += f"; a {kind} without {' or '.join(PREFIXES)} counts twice"
             raise ViewError(problem, number, ("labels",))
         own_values = {
             value
@@ -262,7 +264,8 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
             )
             if keys:
                 fields = " and ".join(".".join(field) for field in sorted(keys))
-                problem += f", including the lookup fields of names from the topology ({fields})"
+                source = " from the topology" if any(map(shows_topology, labels)) else ""
+                problem += f", including the lookup fields of names{source} ({fields})"
             raise ViewError(problem, number, ("labels",))
         values |= own_values
         if len(values) > MAX_VALUES:

@@ -44,15 +44,17 @@ class LabelDef:
 
     ``path`` is its field, or empty if it does not come from a single field. ``lookup`` is
     ``classification``, or the name of the mapping in `skyfast.flows.planner.NameSource` that maps
-    the field to a tuple of names; the label value is element ``index`` of that tuple.
+    the field to a tuple of names; the label value is element ``index`` of that tuple, or with
+    ``is_own`` element ``index`` of the own names in that tuple.
     """
 
     name: str
     path: FieldPath
     cardinality: Cardinality
     help: str
-    lookup: Literal["", "classification", "addresses", "nodes"] = ""
+    lookup: Literal["", "classification", "ends", "nodes"] = ""
     index: int = 0
+    is_own: bool = False
 
 
 INITIATOR_IP: Final = ("Network", "A")
@@ -65,9 +67,13 @@ NODE_TID: Final = ("NodeTID",)
 ADDRESS_NAMES: Final = (
     *("name", "host", "namespace", "pod", "workload", "workload_kind", "container", "service"),
 )
-"""The names of an address, in the order of the tuples in `NameSource.addresses`.
+"""The names of an address from the topology, in the order of the tuples in `NameSource.ends`.
 
-They are followed by the values of the pod labels in `ExportSelection.k8s_labels`."""
+They are followed by the values of the pod labels in `ExportSelection.k8s_labels`, and then by the
+own names: the network, and the values of the keys in `ExportSelection.names_keys`."""
+
+NETWORK: Final = "network"
+"""The first one of the own names of an address."""
 
 NODE_NAMES: Final = (
     *("name", "host", "type", "netns", "namespace", "pod", "workload", "container"),
@@ -102,7 +108,7 @@ _Name = tuple[Cardinality, str]
 _ADDRESS_HELP: Final[dict[str, _Name]] = {
     "name": (
         "medium",
-        "the first known name of the {end}: service, workload, container, VM, netns or host",
+        "the first known name of the {end}: its own name, those of the topology, its network",
     ),
     "host": ("low", "the host of the {end}'s address"),
     "namespace": ("low", "the Kubernetes namespace of the {end}'s pod or service"),
@@ -120,6 +126,7 @@ _ADDRESS_HELP: Final[dict[str, _Name]] = {
         "medium",
         "the Kubernetes service of the address, or the only service that selects the {end}'s pod",
     ),
+    NETWORK: ("medium", "the smallest network in `names` or `names_file` with the {end}'s address"),
 }
 
 _NODE_HELP: Final[dict[str, _Name]] = {
@@ -138,15 +145,16 @@ _NODE_HELP: Final[dict[str, _Name]] = {
 
 
 def _address_labels(end: str, path: FieldPath) -> Iterator[LabelDef]:
-    for index, name in enumerate(ADDRESS_NAMES):
+    for index, name in [*enumerate(ADDRESS_NAMES), (0, NETWORK)]:
         cardinality, text = _ADDRESS_HELP[name]
         yield LabelDef(
             name=f"{end}_{name}",
             path=path,
             cardinality=cardinality,
             help=text.format(end=end),
-            lookup="addresses",
+            lookup="ends",
             index=index,
+            is_own=name == NETWORK,
         )
 
 

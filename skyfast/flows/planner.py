@@ -54,15 +54,17 @@ from skyfast.text_format import MetricType
 
 
 class NameSource(Protocol):
-    """Names from the topology; unknown ones are empty.
+    """Names from the topology and own names; unknown ones are empty.
 
-    ``addresses`` maps an address to the names in `ADDRESS_NAMES`, followed by the values of
-    `ExportSelection.k8s_labels`. The names of an ambiguous address depend on the other address and
-    the capture point. ``nodes`` maps a ``NodeTID`` to the names in `NODE_NAMES`.
+    ``ends`` maps an address to the names in `ADDRESS_NAMES`, the values of
+    `ExportSelection.k8s_labels`, the own network, and the values of `ExportSelection.names_keys`.
+    If no label shows own names, those can be left out. The names of an ambiguous address depend on
+    the other address and the capture point. ``nodes`` maps a ``NodeTID`` to the names in
+    `NODE_NAMES`.
     """
 
     @property
-    def addresses(self) -> Names: ...
+    def ends(self) -> Names: ...
     @property
     def nodes(self) -> Names: ...
 
@@ -70,7 +72,7 @@ class NameSource(Protocol):
 def make_plan(export: ExportSelection, *, names: NameSource, shard: Shard = ALONE) -> Plan:
     """Return the plan for the selection ``export`` and the flows of ``shard``.
 
-    Labels from the topology come from ``names``. Views with the same label share its column.
+    Labels with names come from ``names``. Views with the same label share its column.
     """
     columns = _Columns(export, names)
     return Plan(
@@ -127,11 +129,11 @@ _CONTEXTS: Final[Mapping[FieldPath, tuple[()] | tuple[FieldPath, FieldPath]]] = 
     TARGET_IP: (INITIATOR_IP, NODE_TID),
     NODE_TID: (),
 }
-"""The keys of lookups in the topology, each with the fields that resolve an ambiguous key."""
+"""The keys of lookups of names, each with the fields that resolve an ambiguous key."""
 
 
 def key_fields(label: LabelSpec) -> tuple[FieldPath, ...]:
-    """Return the fields that the lookup of a label in the topology uses; none for other labels.
+    """Return the fields that the lookup of a label's names uses; none for other labels.
 
     The table stores them for each flow, once for all labels.
     """
@@ -139,12 +141,22 @@ def key_fields(label: LabelSpec) -> tuple[FieldPath, ...]:
     return (key, *_CONTEXTS[key]) if key else ()
 
 
+def shows_topology(label: LabelSpec) -> bool:
+    """Return whether a label shows names from the topology."""
+    return bool(key_fields(label)) and not shows_only_own(label)
+
+
+def shows_only_own(label: LabelSpec) -> bool:
+    """Return whether a label shows own names, and none from the topology."""
+    return bool(label.names_key) or (label.is_known and LABELS_BY_NAME[label.name].is_own)
+
+
 def _key(label: LabelSpec) -> FieldPath:
-    """Return the field that is looked up in the topology, or an empty path."""
-    if label.k8s_label:
+    """Return the field whose names are looked up, or an empty path."""
+    if label.is_of_ends:
         return ENDS[label.name.partition("_")[0]]
     known = LABELS_BY_NAME[label.name] if label.is_known else None
-    return known.path if known and known.lookup in ("addresses", "nodes") else ()
+    return known.path if known and known.lookup in ("ends", "nodes") else ()
 
 
 class _Columns:
@@ -155,7 +167,7 @@ class _Columns:
         self._made: dict[LabelSpec, Column] = {}
         self._lookups = {
             key: Lookup(
-                names=names.nodes if key == NODE_TID else names.addresses,
+                names=names.nodes if key == NODE_TID else names.ends,
                 key=key,
                 context=context,
             )
@@ -188,9 +200,14 @@ class _Columns:
         return Column(name=known.name, path=known.path, rewrite=self._rewrite(known.name))
 
     def _index(self, label: LabelSpec) -> int:
+        export = self._export
+        own = len(ADDRESS_NAMES) + len(export.k8s_labels)
         if label.k8s_label:
-            return len(ADDRESS_NAMES) + self._export.k8s_labels.index(label.k8s_label)
-        return LABELS_BY_NAME[label.name].index
+            return len(ADDRESS_NAMES) + export.k8s_labels.index(label.k8s_label)
+        if label.names_key:
+            return own + 1 + export.names_keys.index(label.names_key)
+        known = LABELS_BY_NAME[label.name]
+        return own + known.index if known.is_own else known.index
 
     def _rewrite(self, name: str) -> LabelMapper | None:
         wanted = self._export.rewrite.get(name)

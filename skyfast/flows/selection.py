@@ -24,21 +24,27 @@ TAGS = ("internal", "ingress", "egress", "other")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelSpec:
-    """A label: a known one, or the value at ``path`` in a flow, or a label of pods.
+    """A label: a known one, or the value at ``path`` in a flow, or a value of one or both ends.
 
-    ``k8s_label`` is the key of a label of pods. In that case, the prefix ``initiator_`` or
-    ``target_`` of ``name`` selects the pod of one end of the flow; without a prefix, the entry
-    stands for two labels, one for each end.
+    ``k8s_label`` is the key of a label of pods, and ``names_key`` a key of own names. With either
+    of them, the prefix ``initiator_`` or ``target_`` of ``name`` selects one end of the flow;
+    without a prefix, the entry stands for two labels, one for each end.
     """
 
     name: str
     path: FieldPath | None = None
     k8s_label: str = ""
+    names_key: str = ""
 
     @property
     def is_known(self) -> bool:
         """Whether the label is one of `skyfast.flows.catalog.LABELS`."""
-        return self.path is None and not self.k8s_label
+        return self.path is None and not self.is_of_ends
+
+    @property
+    def is_of_ends(self) -> bool:
+        """Whether the label is a value of one end of the flow, or of both."""
+        return bool(self.k8s_label or self.names_key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +121,13 @@ class ExportSelection:
         """The keys of the pods' labels that are exported, sorted and without duplicates."""
         views = (self.main, *self.views)
         keys = {label.k8s_label for view in views for label in view.labels if label.k8s_label}
+        return tuple(sorted(keys))
+
+    @property
+    def names_keys(self) -> tuple[str, ...]:
+        """The keys of own names that are exported, sorted and without duplicates."""
+        views = (self.main, *self.views)
+        keys = {label.names_key for view in views for label in view.labels if label.names_key}
         return tuple(sorted(keys))
 
 

@@ -1,4 +1,4 @@
-"""Maps addresses and capture points to their names in the topology.
+"""Maps addresses and capture points to their names.
 
 :class:`NameIndex` has no clock and no socket: its inputs are resolutions and ``now``. It updates
 mappings that the table uses as `skyfast.flows.plan.Names`, and returns the changed keys. The
@@ -12,7 +12,11 @@ from itertools import islice
 from typing import Final, Generic, TypeVar
 
 from skyfast.flows.catalog import ADDRESS_NAMES, NODE_NAMES
+from skyfast.flows.own_names import OwnNames
 from skyfast.flows.plan import Names
+from skyfast.flows.planner import shows_only_own, shows_topology
+from skyfast.flows.selection import ExportSelection
+from skyfast.skydive.end_names import EndNames
 from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.name_resolver import (
     Candidate,
@@ -143,12 +147,16 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
     result. If ``notes_unknown`` is set, each unknown address that is looked up is noted.
     """
 
-    __slots__ = ("_context", "_missed", "_overflowed", "_triples", "_unknown", "dropped", "empty")
+    __slots__ = (
+        *("_context", "_missed", "_overflowed", "_triples", "_unknown"),
+        *("dropped", "empty", "notes_unknown"),
+    )
 
     def __init__(self, size: int) -> None:
         """Start without names; tuples have ``size`` strings."""
         super().__init__()
         self.empty = ("",) * size
+        self.notes_unknown = True
         self.dropped = dict.fromkeys(LOOKUP_DROPS, 0)
         """Lookups over the limits, by kind."""
         self._context = _Context()
@@ -158,7 +166,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         self._missed: dict[str, float] = {}
 
     def __missing__(self, key: str) -> tuple[str, ...]:
-        if key not in self._missed and key not in self._unknown and key:
+        if self.notes_unknown and key not in self._missed and key not in self._unknown and key:
             if len(self._unknown) < MAX_UNKNOWN and len(key) <= MAX_ADDRESS_CHARS:
                 self._unknown[key] = None
             else:
@@ -215,7 +223,10 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
 
 
 class NameIndex:
-    """The topology's names of addresses and capture points.
+    """The names of addresses and capture points, from the topology and from own names.
+
+    ``addresses`` has the names of addresses in the topology, and ``ends`` combines them with own
+    names for the table.
 
     Changed and new entries apply at once. If resolutions lack an entry, because the node was
     deleted or because an analyzer that has just started does not know it yet, the entry stays for
@@ -228,7 +239,7 @@ class NameIndex:
     """
 
     def __init__(self, *, keep_s: float, k8s_labels: tuple[str, ...] = ()) -> None:
-        """Start without names. Needs no event loop.
+        """Start without names from the topology. Needs no event loop.
 
         ``keep_s`` should be at least the lifetime of rows, so that rows do not lose their names.
         ``k8s_labels`` are the keys of the pod labels that follow the names of addresses.
@@ -236,6 +247,7 @@ class NameIndex:
         self.k8s_labels = k8s_labels
         self.nodes = NodeNames()
         self.addresses = AddressNames(len(ADDRESS_NAMES) + len(k8s_labels))
+        self.ends = EndNames(self.addresses)
         self.ready = asyncio.Event()
         """Set when the first resolution has been applied."""
         self.ambiguous = 0
@@ -246,6 +258,24 @@ class NameIndex:
         self._gone_nodes: Mapping[str, float] = {}
         self._gone_addresses: Mapping[str, float] = {}
         self._pruned_at: float | None = None
+
+    @classmethod
+    def of(
+        cls, export: ExportSelection, *, keep_s: float, own: OwnNames | None = None
+    ) -> "NameIndex":
+        """Return an index for the labels of ``export``, without names from the topology."""
+        index = cls(keep_s=keep_s, k8s_labels=export.k8s_labels)
+        index.use_own(OwnNames({}, export.names_keys) if own is None else own, export)
+        return index
+
+    def use_own(self, own: OwnNames, export: ExportSelection) -> None:
+        """Use other own names, for the labels of ``export``.
+
+        Flows whose addresses have other names than before must be relabelled.
+        """
+        labels = [label for view in (export.main, *export.views) for label in view.labels]
+        self.addresses.notes_unknown = any(map(shows_topology, labels))
+        self.ends.use(own, extends=any(map(shows_only_own, labels)))
 
     def keep(self, keep_s: float) -> None:
         """Set how long entries are kept after they disappeared."""
@@ -408,10 +438,11 @@ class NameIndex:
             addresses._overflowed = False
         self._pruned_at = changes.pruned_at
         self.ambiguous = len(changes.context.candidates)
+        self.ends.forget(changed)
         self.ready.set()
         renamed: list[tuple[Names, Set[str]]] = [
             (self.nodes, changes.nodes.keys),
-            (addresses, changed),
+            (self.ends, changed),
         ]
         return [(names, keys) for names, keys in renamed if keys]
 

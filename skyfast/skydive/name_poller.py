@@ -22,7 +22,7 @@ from typing import Final
 from skyfast.config.model import Config
 from skyfast.flows.catalog import INTERFACE_LABELS, LOCAL_LABELS
 from skyfast.flows.plan import Names
-from skyfast.flows.planner import key_fields
+from skyfast.flows.planner import shows_topology
 from skyfast.flows.selection import ExportSelection
 from skyfast.runtime.logs import LogLimit
 from skyfast.skydive import topology_queries as queries
@@ -83,7 +83,7 @@ def needed(config: Config) -> tuple[Query, ...]:
         return everything
     export = config.export
     views = (export.main, *export.views)
-    labels = {label.name for view in views for label in view.labels if key_fields(label)}
+    labels = {label.name for view in views for label in view.labels if shows_topology(label)}
     if not labels:
         return ()
     if labels <= INTERFACE_LABELS:

@@ -160,6 +160,18 @@ cdef void string_release(Rows *strings, uint32_t number) noexcept nogil:
     row_release(strings, number)
 
 
+cdef list strings_between(const Rows *strings, uint64_t first, uint64_t end):
+    # The strings in use among these rows, with escapes.
+    cdef uint64_t number
+    cdef const String *row
+    cdef list texts = []
+    for number in range(first, min(end, <uint64_t>strings.fresh)):
+        row = <String *>row_at(strings, <uint32_t>number)
+        if row.refs:
+            texts.append(key_string(row))
+    return texts
+
+
 cdef uint32_t escape(const char *text, uint32_t length, char *out) noexcept nogil:
     # The escapes of a label value: https://prometheus.io/docs/instrumenting/exposition_formats/
     cdef char *start = out

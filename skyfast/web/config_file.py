@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 from skyfast.config.errors import InvalidValue, Origin, hide_all, hide_nothing
+from skyfast.config.file_state import Files, file_state, have_changed
 from skyfast.config.parsers import integer, list_of, mapping_of, one_of, parse_str, to_boolean
 from skyfast.config.yaml_nodes import (
     ConfigError,
@@ -129,7 +130,7 @@ class WebConfig:
     rate_limit: RateLimit | None
     warnings: tuple[str, ...]
     """Settings that skyfast handles differently, each with file, line and key."""
-    files: "Files" = field(repr=False)
+    files: Files = field(repr=False)
 
     def summary(self) -> str:
         """Return a summary of the configuration in one line, without secrets."""
@@ -147,19 +148,6 @@ class WebConfig:
         if self.rate_limit:
             parts.append(f"one request every {self.rate_limit.interval_s:g} s")
         return ", ".join(parts)
-
-
-@dataclass(frozen=True, slots=True)
-class _FileState:
-    """The attributes that reveal a change of a file."""
-
-    modified_ns: int
-    size_bytes: int
-    inode: int
-
-
-Files: TypeAlias = dict[str, _FileState | None]
-"""Paths, and the state of each file before it was read."""
 
 
 def read(path: str, *, files: Files | None = None) -> WebConfig:
@@ -189,7 +177,7 @@ class _Reader:
         self._name = file_name(path)
         self._files = files
         self._warnings: list[str] = []
-        files[path] = _file_state(path)
+        files[path] = file_state(path)
 
     def read(self) -> WebConfig:
         top = compose(read_file(self._path), file=self._name)
@@ -241,7 +229,7 @@ class _Reader:
     def file(self, value: YamlValue) -> str:
         """Return the path of a readable file, relative to the web configuration's directory."""
         path = str(Path(self._path).parent / parse_str(value))
-        self._files[path] = _file_state(path)
+        self._files[path] = file_state(path)
         try:
             Path(path).open("rb").close()
         except OSError as error:
@@ -620,15 +608,7 @@ class WebConfigFile:
             log.info("web configuration reloaded: %s", config.summary())
 
     def _changed(self) -> bool:
-        return any(_file_state(path) != state for path, state in self._files.items())
+        return have_changed(self._files)
 
     def _needs_restart(self, key: str, change: str) -> ConfigError:
         return ConfigError(f"{file_name(self._path)}: {key} cannot be {change} without a restart")
-
-
-def _file_state(path: str) -> _FileState | None:
-    try:
-        stat = Path(path).stat()
-    except OSError:
-        return None
-    return _FileState(stat.st_mtime_ns, stat.st_size, stat.st_ino)

@@ -12,7 +12,15 @@ from typing import Final
 
 from skyfast import __version__
 from skyfast.runtime.process import ProcessUsage, process_usage
-from skyfast.stats import AnalyzerStats, Histogram, NameStats, Stats, TableCounts, sums
+from skyfast.stats import (
+    AnalyzerStats,
+    Histogram,
+    NameStats,
+    OwnNameStats,
+    Stats,
+    TableCounts,
+    sums,
+)
 from skyfast.text_format import MetricFamily, Sample
 
 _BUILD: Final = {"version": __version__, "python": platform.python_version()}
@@ -103,6 +111,13 @@ def _name_by(label: str, read: Callable[[NameStats], Mapping[str, float]]) -> _S
         None
         if source.stats.topology.names is None
         else [({label: key}, value) for key, value in read(source.stats.topology.names).items()]
+    )
+
+
+def _own_name(read: Callable[[OwnNameStats], float]) -> _Samples:
+    """Read a value of the own names, if there are any."""
+    return lambda source: (
+        None if source.stats.own_names is None else [({}, read(source.stats.own_names))]
     )
 
 
@@ -425,6 +440,24 @@ _NAMES: Final = (
     ),
 )
 
+_OWN_NAMES: Final = (
+    _metric(
+        "skyfast_own_names",
+        "Entries of the own names.",
+        _own_name(lambda own: own.entries),
+    ),
+    _metric(
+        "skyfast_own_names_last_load_successful",
+        "Whether the latest reading of the own names succeeded.",
+        _own_name(lambda own: own.last_load_successful),
+    ),
+    _metric(
+        "skyfast_own_names_last_load_success_timestamp_seconds",
+        "Unix time of the latest successful reading of the own names.",
+        _own_name(lambda own: own.last_load_success_timestamp_s),
+    ),
+)
+
 _CONFIG: Final = (
     _metric(
         "skyfast_config_last_reload_successful",
@@ -530,7 +563,10 @@ _PROCESS: Final = (
     ),
 )
 
-_METRICS: Final = (*_SUBSCRIPTIONS, *_TABLE, *_TOPOLOGY, *_NAMES, *_CONFIG, *_SCRAPES, *_PROCESS)
+_METRICS: Final = (
+    *(*_SUBSCRIPTIONS, *_TABLE, *_TOPOLOGY, *_NAMES, *_OWN_NAMES),
+    *(*_CONFIG, *_SCRAPES, *_PROCESS),
+)
 
 _LABEL_VALUES: Final = MetricFamily(
     name="skyfast_label_values",

@@ -24,7 +24,7 @@ from skyfast.runtime import process
 from skyfast.runtime.logs import printable
 from skyfast.skydive.captures import CaptureReport
 from skyfast.skydive.interfaces import Interface
-from skyfast.stats import AnalyzerStats, Failure, NameStats, Stats, TableCounts, sums
+from skyfast.stats import AnalyzerStats, Failure, NameStats, OwnNameStats, Stats, TableCounts, sums
 from skyfast.web.top import Metric, Ranking
 
 INTERVAL_S: Final = 5.0
@@ -184,6 +184,18 @@ class NamesStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OwnNamesStatus:
+    """The state of the own names. ``file`` is None if all of them are in the configuration."""
+
+    entries: int
+    keys: Sequence[str]
+    file: str | None
+    last_load_successful: bool
+    last_load_success_timestamp_seconds: float
+    last_error: LastError | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CapturesStatus:
     """The number of captures, and the first ones by ID."""
 
@@ -243,6 +255,7 @@ class StatusReport:
     scrapes: Scrapes
     interfaces: InterfacesStatus
     names: NamesStatus | None
+    own_names: OwnNamesStatus | None
     captures: CapturesStatus
     history: Series
     labels: Sequence[str]
@@ -423,6 +436,7 @@ class Status:
                 busiest=subject.interfaces.busiest(now),
             ),
             names=_names(stats.topology.names),
+            own_names=_own_names(stats.own_names),
             captures=CapturesStatus(
                 count=stats.captures.captures,
                 first=subject.captures.first(MAX_CAPTURES, now),
@@ -498,11 +512,12 @@ def _notices(stats: Stats, table: TableCounts) -> Iterator[Notice]:
             )
     if names := stats.topology.names:
         yield from _name_notices(names)
+    if own := stats.own_names:
+        yield from _own_name_notices(own)
     if not stats.config.last_reload_successful and (failure := stats.config.last_failure):
-        when = datetime.fromtimestamp(int(failure.timestamp_s), UTC)
         yield Notice(
             severity="warning",
-            text=f"Configuration not reloaded at {when:%Y-%m-%d %H:%M:%S} UTC: {failure.text}",
+            text=f"Configuration not reloaded {_at(failure)}: {failure.text}",
         )
 
 
@@ -515,6 +530,21 @@ def _name_notices(names: NameStats) -> Iterator[Notice]:
         )
     for key in names.missing_pod_labels:
         yield Notice(severity="warning", text=f"No pod has the label '{key}'.")
+
+
+def _own_name_notices(own: OwnNameStats) -> Iterator[Notice]:
+    if own.labels_without_names:
+        text = f"Labels {own.labels_without_names}: neither names nor names_file is set."
+        yield Notice(severity="warning", text=text)
+    for key in own.missing_keys:
+        yield Notice(severity="warning", text=f"No entry of the names has the key '{key}'.")
+    if not own.last_load_successful and (failure := own.last_failure):
+        yield Notice(severity="warning", text=f"Names not reloaded {_at(failure)}: {failure.text}")
+
+
+def _at(failure: Failure) -> str:
+    when = datetime.fromtimestamp(int(failure.timestamp_s), UTC)
+    return f"at {when:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _analyzers(stats: Stats, rates: Mapping[str, float]) -> Iterator[Analyzer]:
@@ -553,6 +583,19 @@ def _names(stats: NameStats | None) -> NamesStatus | None:
         ambiguous=stats.ambiguous,
         unknown=stats.unknown,
         last_reading_timestamp_seconds=stats.last_reading_timestamp_s or None,
+    )
+
+
+def _own_names(stats: OwnNameStats | None) -> OwnNamesStatus | None:
+    if stats is None:
+        return None
+    return OwnNamesStatus(
+        entries=stats.entries,
+        keys=stats.keys,
+        file=printable(stats.file) if stats.file else None,
+        last_load_successful=bool(stats.last_load_successful),
+        last_load_success_timestamp_seconds=stats.last_load_success_timestamp_s,
+        last_error=_last_error(stats.last_failure),
     )
 
 

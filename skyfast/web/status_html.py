@@ -275,7 +275,7 @@ def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | Non
         note=_note(top) if top else _BUSY,
         top=_top(ranking, query, top, elements),
         interfaces_note=_interfaces_note(report, elements),
-        names_note=_names_note(report, elements),
+        names_note=_names_note(report, elements) + _own_names_note(report, elements),
         interfaces=elements.table("interfaces.busiest", _INTERFACES),
         captures_note=f"{elements.place('captures.count', 'count')} reported by agents",
         captures=elements.table("captures.first", _CAPTURES),
@@ -308,6 +308,7 @@ def _page_shape(report: StatusReport, ranking: Ranking) -> str:
         list(ranking.keys),
         report.interfaces.enabled,
         report.names is not None,
+        report.own_names is not None,
     )
     return msgspec.json.encode(parts).decode()
 
@@ -528,4 +529,15 @@ def _names_note(report: StatusReport, elements: _Elements) -> str:
         f" {elements.place('names.capture_points', 'count')} capture points;"
         f" read {elements.place('names.last_reading_timestamp_seconds', 'ago')}"
         f"{'' if report.interfaces.enabled else last_error}</p>\n"
+    )
+
+
+def _own_names_note(report: StatusReport, elements: _Elements) -> str:
+    """Return the paragraph about own names; empty if there are none."""
+    if report.own_names is None:
+        return ""
+    return (
+        f"<p>own names: {elements.place('own_names.entries', 'count')} entries;"
+        f" read {elements.place('own_names.last_load_success_timestamp_seconds', 'ago')}"
+        f"{elements.place('own_names.last_error', 'last-error')}</p>\n"
     )

@@ -417,7 +417,7 @@ SUSPICIOUS = {
     "the Go connector's other port": (
         (CONFIG / "good" / "monitoring_port.yml").read_text(),
         {},
-        "line 8: pipeline.store.prom_sky_con.monitoring_port is ignored: not supported by skyfast",
+        "line 8: pipeline.store.prom_sky_con.monitoring_port is ignored: use names_file instead",
     ),
     "a phase of another exporter": (
         "pipeline: {action: {tid1: a}}",
@@ -428,6 +428,11 @@ SUSPICIOUS = {
         "",
         {"SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PROT": "9101"},
         "_CON_PROT is ignored; did you mean SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT?",
+    ),
+    "the variable of the Go connector's other port": (
+        "",
+        {"SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_MONITORING_PORT": "9200"},
+        "_MONITORING_PORT is ignored: use names_file instead, see docs/migrating.md",
     ),
     "a variable of the web": (
         "",

@@ -156,6 +156,31 @@ def test_cost_of_interface_info_is_reported(labels: list[str]) -> None:
     assert "interface_info" not in cost.report(config)
 
 
+@pytest.mark.parametrize(
+    ("labels", "source", "taken"),
+    [
+        (["target_network"], "own names", "4 bytes per connection, 12 bytes per flow"),
+        (
+            [{"name": "site", "names_key": "site"}, "node_tid"],
+            "own names",
+            "8 bytes per connection, 12 bytes per flow",
+        ),
+        (
+            ["target_network", "node_name"],
+            "the topology and own names",
+            "8 bytes per connection, 12 bytes per flow",
+        ),
+    ],
+)
+def test_cost_of_own_names_is_reported(labels: list[object], source: str, taken: str) -> None:
+    lines = cost.report(make_config(labels=labels, views=[])).splitlines()
+    (line,) = (line for line in lines if "Labels from" in line)
+    assert line.startswith(f"# Labels from {source} take {taken}, and about 72 bytes for each")
+    queries = "# These labels need topology queries for interfaces."
+    assert (queries in lines) == ("node_name" in labels)
+    assert not [line for line in lines if "probe" in line]
+
+
 def row_bytes(*labels: str) -> int:
     return int(Sink(labels=["target_ip", "protocol", *labels], views=[]).table.row_bytes)
 

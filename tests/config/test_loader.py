@@ -1051,6 +1051,8 @@ def test_dump_has_the_structure_and_order_of_the_file() -> None:
             *("direction", "node_tid", "protocol"),
         ],
         "metrics": ["bytes", "packets", "rtt"],
+        "names": {},
+        "names_file": "",
         "direction": "split",
         "views": [
             {
@@ -1199,9 +1201,9 @@ def test_documented_files_work(page: str) -> None:
 
 def test_documented_labels_and_metrics_work() -> None:
     page = (ROOT / "docs/reference/configuration.md").read_text()
-    of_fields, of_pods = re.findall(r"(?m)^(labels: .*)", page)
+    of_fields, of_pods, of_own_names = re.findall(r"(?m)^(labels: .*)", page)
     (metrics,) = re.findall(r"(?m)^(metrics:\n(?: {2}.*\n)+)", page)
-    for text in (of_fields, of_pods, metrics):
+    for text in (of_fields, of_pods, of_own_names, metrics):
         key, value = next(iter(yaml.safe_load(text).items()))
         assert meaning(parse(store(**{key: value}))) != meaning(parse(""))
 
@@ -1431,7 +1433,9 @@ def test_any_file_is_accepted_or_rejected(
 
 # Unknown labels
 
-END_PARTS = "ip, port, name, host, namespace, pod, workload, workload_kind, container, service"
+END_PARTS = (
+    "ip, port, name, host, namespace, pod, workload, workload_kind, container, service, network"
+)
 
 
 @pytest.mark.parametrize(

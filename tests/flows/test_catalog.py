@@ -66,7 +66,7 @@ class Source:
     """A source of names, with up to two labels of pods, for a topology without nodes."""
 
     def __init__(self) -> None:
-        self.addresses = Names(len(ADDRESS_NAMES) + 2)
+        self.ends = Names(len(ADDRESS_NAMES) + 2)
         self.nodes = Names(len(NODE_NAMES))
 
 
@@ -215,17 +215,17 @@ def test_topology_labels_are_looked_up(prefix: str, name: str) -> None:
         order.index(name),
     )
     assert label_column.lookup is not None
-    assert label_column.lookup.names is (names.nodes if prefix == "node" else names.addresses)
+    assert label_column.lookup.names is (names.nodes if prefix == "node" else names.ends)
     assert (label_column.lookup.key, label_column.lookup.context) == (key, context)
 
 
 def test_labels_of_one_end_share_their_lookup() -> None:
-    labels = [label.name for label in LABELS if label.lookup in ("addresses", "nodes")]
+    labels = [label.name for label in LABELS if label.lookup in ("ends", "nodes")]
     plan = plan_of(
         labels=labels[:20],
         views=[{"prefix": "x", "labels": [*labels[20:], {"name": "team", "k8s_label": "team"}]}],
     )
-    assert len(plan.columns) == 2 * (len(ADDRESS_NAMES) + 1) + len(NODE_NAMES)
+    assert len(plan.columns) == 2 * (len(ADDRESS_NAMES) + 2) + len(NODE_NAMES)
     assert len({each.lookup for each in plan.columns}) == 3
 
 
@@ -249,6 +249,24 @@ def test_pod_labels_follow_the_other_names() -> None:
         ("target_squad", ("Network", "B"), team),
     ]
     assert plan.columns[1].lookup is plan.columns[2].lookup is plan.columns[4].lookup
+
+
+def test_own_names_follow_the_pod_labels() -> None:
+    team, site = {"name": "team", "k8s_label": "team"}, {"name": "site", "names_key": "site"}
+    plan = plan_of(
+        labels=["initiator_network", team, site],
+        views=[{"prefix": "x", "labels": [{"name": "target_who", "names_key": "owner"}]}],
+    )
+    first = len(ADDRESS_NAMES)
+    assert [(each.name, each.path, each.index) for each in plan.columns] == [
+        ("initiator_network", ("Network", "A"), first + 1),
+        ("initiator_team", ("Network", "A"), first),
+        ("target_team", ("Network", "B"), first),
+        ("initiator_site", ("Network", "A"), first + 3),
+        ("target_site", ("Network", "B"), first + 3),
+        ("target_who", ("Network", "B"), first + 2),
+    ]
+    assert len({each.lookup for each in plan.columns}) == 2
 
 
 def test_pod_label_keys_include_all_views() -> None:

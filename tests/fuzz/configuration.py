@@ -90,7 +90,7 @@ class Configuration(Target):
             return
         # An accepted configuration can be dumped, parsed again and used.
         loader.parse(loader.dump(config), ENVIRON, source="the dump")
-        names = NameIndex(keep_s=0, k8s_labels=config.export.k8s_labels)
+        names = NameIndex.of(config.export, keep_s=0)
         plan = make_plan(config.export, names=names)
         types = flow_types(plan, also=reads(config.filter))
         Table(

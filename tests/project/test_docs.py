@@ -16,6 +16,10 @@ from docs import generate
 from docs.generate import DocumentationError
 from skyfast import cli
 from skyfast.config import loader
+from skyfast.flows.catalog import ADDRESS_NAMES
+from skyfast.flows.own_names import OwnNames, read_csv
+from skyfast.skydive.end_names import EndNames
+from skyfast.skydive.name_index import AddressNames
 from tests.support.documentation import PAGES, blocks, code, exported, queries_of
 from tests.support.paths import DEPLOY, ROOT
 from tests.support.process import demo
@@ -131,7 +135,7 @@ def options(program: str) -> set[str]:
 
 
 def test_code_blocks_of_every_language_exist() -> None:
-    for languages in (("yaml",), ("promql",), ("json",)):
+    for languages in (("yaml",), ("promql",), ("json",), ("csv",)):
         assert code(*languages), languages
     assert len(commands()) > 20
 
@@ -176,6 +180,26 @@ def test_yaml_is_valid(text: str, tmp_path: Path) -> None:
             [PROMTOOL, "check", "config", file], capture_output=True, text=True, timeout=TOOL_S
         )
         assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize("text", code("csv"))
+def test_files_of_names_are_valid(text: str) -> None:
+    assert read_csv(text)
+
+
+def test_documented_own_names_are_those_of_the_documented_file() -> None:
+    page = ROOT / "docs" / "own-names.md"
+    (text,) = (text for language, text in blocks(page) if language == "csv")
+    topology = AddressNames(len(ADDRESS_NAMES))
+    names = EndNames(topology)
+    names.use(OwnNames(read_csv(text), ("site", "owner")), extends=True)
+    rows = re.findall(r"(?m)^\| `([\d.]+)` \|(.*)\|(.*)\|(.*)\|(.*)\|$", page.read_text())
+    assert len(rows) == 4
+    for address, *cells in rows:
+        found = names[address]
+        assert found is not None
+        shown = (found[0], *found[len(ADDRESS_NAMES) :])
+        assert shown == tuple(cell.strip(" `") for cell in cells), address
 
 
 @pytest.mark.parametrize("text", code("json"))

@@ -122,6 +122,8 @@ def fast(monkeypatch):
         (["initiator_host"], EVERYTHING),
         (["target_name"], EVERYTHING),
         (["initiator_ip", {"name": "team", "k8s_label": "team"}], EVERYTHING),
+        (["target_network", {"name": "site", "names_key": "site"}], ()),
+        (["target_network", "node_name"], EVERYTHING[:1]),
     ],
 )
 def test_the_labels_determine_the_queries(labels, expected):
@@ -332,7 +334,7 @@ async def test_a_deleted_pod_loses_its_name_without_any_other_change(fast, monke
             assert poll.index.addresses["10.0.0.9"][3] == "old"
             analyzer.graph["Nodes"].pop()
             await until(lambda: "10.0.0.9" not in poll.index.addresses)
-            assert poll.renamed[-1] == (poll.index.addresses, {"10.0.0.9"})
+            assert poll.renamed[-1] == (poll.index.ends, {"10.0.0.9"})
             assert poll.stats.names.resolutions == 3
 
 
@@ -416,7 +418,7 @@ async def test_a_new_pod_has_its_name_soon(monkeypatch):
             ]
             # Only the pod was resolved, not the whole topology again.
             assert poll.stats.names.resolutions == 1
-            assert poll.renamed[-1] == (poll.index.addresses, {"10.0.0.9"})
+            assert poll.renamed[-1] == (poll.index.ends, {"10.0.0.9"})
 
 
 async def test_a_pod_that_comes_after_its_flow_has_its_name_soon(monkeypatch):

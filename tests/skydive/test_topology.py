@@ -567,7 +567,7 @@ async def test_names_and_interfaces_come_from_one_answer():
         main = threading.current_thread()
         assert poll.renamed == [
             (names.nodes, NODES, main),
-            (names.addresses, dict(names.addresses), main),
+            (names.ends, dict(names.ends), main),
         ]
 
 

@@ -14,7 +14,7 @@ from skyfast.flows.planner import families
 from skyfast.skydive import topology_nodes
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.interfaces import Interfaces
-from skyfast.stats import NameStats, Stats
+from skyfast.stats import NameStats, OwnNameStats, Stats
 from skyfast.web import self_metrics
 from tests.support.paths import RECORDINGS, ROOT
 from tests.support.web_fixtures import FakeTable
@@ -37,6 +37,7 @@ def exported() -> set[str]:
         names.add(INTERFACE_INFO[naming].name)
         stats = Stats()
         stats.topology.names = NameStats()
+        stats.own_names = OwnNameStats()
         interfaces = Interfaces(
             interval_s=1, connection_timeout_s=1, stats=stats.topology, naming=naming
         )

@@ -27,7 +27,7 @@ class IngestSetup:
         self.chance = 1.0
         self.plan = make_plan(
             config.export,
-            names=NameIndex(keep_s=0, k8s_labels=config.export.k8s_labels),
+            names=NameIndex.of(config.export, keep_s=0),
             shard=config.shard,
         )
         self.stats = Stats()

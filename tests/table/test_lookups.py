@@ -3,6 +3,7 @@
 import gc
 import sys
 from functools import partial
+from itertools import chain
 
 import msgspec
 import pytest
@@ -782,3 +783,44 @@ def test_a_lookup_does_not_identify_a_connection():
     core = Core(spec_of(*labels, families=FAMILIES))
     core.report(make_flow("1", (9, 0, 0, 0), newest=(1, 0, 0, 0), newest_start=5), 0)
     assert any(line.endswith(" 1") for line in core.page(0)[BYTES])
+
+
+# Interned strings
+
+
+def all_strings(table, count):
+    """Return the strings of a table, read in slices of ``count`` numbers, and sorted."""
+    found, first = [], 1
+    while first:
+        texts, first = table.strings(first, count)
+        assert len(texts) <= count
+        found += texts
+    return sorted(found)
+
+
+@pytest.mark.parametrize("count", [1, 3, 1000, 2**32 - 1])
+def test_strings_are_those_of_live_rows(count):
+    names = Names({"10.0.0.1": WEB, "é": DB, 'a"b': CACHE, "x": CACHE})
+    core = Core(spec_of(*ends(names, context=False)))
+    assert all_strings(core.table, count) == []
+    core.report(make_flow("1", (1, 0, 0, 0), a="10.0.0.1", b="é"), 0)
+    assert all_strings(core.table, count) == sorted({*WEB, *DB, "10.0.0.1", "é"})
+    core.report(make_flow("2", (1, 0, 0, 0), a='a"b', b="10.0.0.1", last=9_000), 40)
+    assert all_strings(core.table, count) == sorted({*WEB, *DB, *CACHE, "10.0.0.1", "é", r"a\"b"})
+    core.expire(TIMEOUT_S + 1)
+    assert all_strings(core.table, count) == sorted({*WEB, *CACHE, "10.0.0.1", r"a\"b"})
+    core.report(make_flow("3", (1, 0, 0, 0), a="x", b="10.0.0.1", last=9_000), 40)
+    assert all_strings(core.table, count) == sorted({*WEB, *CACHE, "10.0.0.1", r"a\"b", "x"})
+
+
+def test_strings_keep_their_numbers():
+    names = Names({f"10.0.0.{number}": WEB for number in range(50)} | {"b": DB})
+    core = Core(spec_of(*ends(names, context=False)))
+    for number in range(50):
+        core.report(make_flow(f"{number}", (1, 0, 0, 0), a=f"10.0.0.{number}", b="b"), 0)
+    before = [core.table.strings(number, 1)[0] for number in range(1, 57)]
+    assert sorted(chain.from_iterable(before)) == all_strings(core.table, 7)
+    core.report(make_flow("ff", (1, 0, 0, 0), a="10.0.0.1", b="b"), 0)
+    assert [core.table.strings(number, 1)[0] for number in range(1, 57)] == before
+    assert core.table.strings(0, 1) == core.table.strings(1, 1)
+    assert core.table.strings(2**32 - 1, 1) == ([], 0)

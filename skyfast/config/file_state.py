@@ -1,0 +1,33 @@
+"""The state of files, which reveals whether they have changed since they were read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """The attributes that reveal a change of a file. Links are followed."""
+
+    modified_ns: int
+    size_bytes: int
+    inode: int
+
+
+Files: TypeAlias = dict[str, FileState | None]
+"""Paths, and the state of each file before it was read."""
+
+
+def file_state(path: str) -> FileState | None:
+    """Return the state of the file at ``path``, or None if there is no such file."""
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return None
+    return FileState(stat.st_mtime_ns, stat.st_size, stat.st_ino)
+
+
+def have_changed(files: Mapping[str, FileState | None]) -> bool:
+    """Return whether any file has another state than the one in ``files``."""
+    return any(file_state(path) != state for path, state in files.items())

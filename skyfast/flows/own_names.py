@@ -1,0 +1,410 @@
+"""Names that users give to addresses and networks.
+
+:class:`OwnNames` looks up addresses in the entries of the configuration and of a CSV file.
+:func:`read_csv` parses such a file, :func:`read_prefix` and :func:`make_entry` a single entry.
+"""
+
+import csv
+import re
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from heapq import merge
+from io import StringIO
+from itertools import accumulate, islice
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from skyfast.flows import addresses
+
+MAX_NAME_CHARS: Final = 256
+"""Maximum number of characters of a name and of a value."""
+
+MAX_PROBLEMS: Final = 20
+"""Number of invalid lines after which a file is not read any further."""
+
+Prefix: TypeAlias = int
+"""An address or a network, as an integer: first address, then 8 bits for the length of the prefix.
+
+In IPv6, another bit is set before the address. Integers are in the order of the first addresses,
+and networks come before those that they contain."""
+
+Names: TypeAlias = tuple[str, ...]
+"""The own names of an address: its name, its network, then the values of the keys.
+
+The name is from the entry of exactly this address. The network is the name of the smallest network
+that contains it and has a name. Each value is from the longest prefix that has the key. Empty
+strings mean that there is none."""
+
+_KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_MAX_SHOWN: Final = 60
+
+_IPV4_BYTES: Final = 4
+_IPV4_BITS: Final = 32
+_IPV6_BITS: Final = 128
+_MAPPED_BITS: Final = _IPV6_BITS - _IPV4_BITS
+"""Length of the prefix of IPv4-mapped IPv6 addresses."""
+
+_LENGTH_BITS: Final = 8
+_LENGTH_MASK: Final = (1 << _LENGTH_BITS) - 1
+_IPV6: Final = 1 << _IPV6_BITS + _LENGTH_BITS
+"""The bit of IPv6 in a `Prefix`."""
+
+_LENGTHS: Final = {str(bits): bits for bits in range(_IPV6_BITS + 1)}
+_INDEXED_BITS: Final = 16
+"""Bits of an IPv4 address that are not used to index the ranges."""
+
+_SORTED_AT_ONCE: Final = 100_000
+"""Number of prefixes that are sorted within about 20 ms. Merging sorted parts takes longer."""
+
+_FREED_AT_ONCE: Final = 10_000
+"""Number of names that are freed within a millisecond."""
+
+_WORD_BITS: Final = 64
+_WORD: Final = (1 << _WORD_BITS) - 1
+
+
+class InvalidEntryError(ValueError):
+    """An entry is invalid."""
+
+
+class InvalidLinesError(ValueError):
+    """Lines of a file are invalid; ``problems`` are their numbers and messages."""
+
+    def __init__(self, problems: Sequence[tuple[int, str]]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """The name of a prefix, which can be empty, and further values, as pairs of key and value."""
+
+    name: str
+    values: tuple[tuple[str, str], ...] = ()
+
+
+def make_entry(name: str, values: Iterable[tuple[str, str]] = ()) -> Entry:
+    """Return an entry.
+
+    Raises:
+        InvalidEntryError: There is neither a name nor a value, a string is too long or not
+            printable, a value is empty, or a key is repeated or cannot be part of a label name.
+
+    """
+    entry = Entry(name, tuple(values))
+    if name:
+        _check_text(name)
+    for key, value in entry.values:
+        _check_key(key)
+        _check_text(value)
+    _check_entry(entry)
+    return entry
+
+
+def _check_text(text: str) -> None:
+    if not text or len(text) > MAX_NAME_CHARS or not text.isprintable():
+        raise InvalidEntryError(f"{_shown(text)} is not 1 to {MAX_NAME_CHARS} printable characters")
+
+
+def is_key(key: str) -> bool:
+    """Return whether ``key`` can be the key of a value."""
+    return len(key) <= MAX_NAME_CHARS and _KEY.fullmatch(key) is not None
+
+
+def _check_key(key: str) -> None:
+    if not is_key(key):
+        raise InvalidEntryError(
+            f"{_shown(key)} is not a key: use letters, digits and _, not starting with a digit"
+        )
+
+
+def _check_entry(entry: Entry) -> None:
+    count = len(entry.values)
+    if count == 0 and not entry.name:
+        raise InvalidEntryError("an entry needs a name or a value")
+    if count > 1 and len(dict(entry.values)) < count:
+        raise InvalidEntryError("an entry repeats a key")
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…")
+
+
+def read_prefix(text: str) -> Prefix:
+    """Parse an address, or a network such as ``10.0.0.0/8``.
+
+    IPv4-mapped IPv6 addresses are returned as IPv4.
+
+    Raises:
+        InvalidEntryError: It is neither, or the address is not the first one of the network.
+
+    """
+    address, slash, length = text.partition("/")
+    packed = addresses.read(address)
+    if packed is None:
+        raise InvalidEntryError(f"{_shown(text)} is not an address or network")
+    first = int.from_bytes(packed)
+    of_family, most = (0, _IPV4_BITS) if len(packed) == _IPV4_BYTES else (_IPV6, _IPV6_BITS)
+    bits = most
+    if slash:
+        bits = _LENGTHS.get(length, -1)
+        if not of_family and ":" in address:
+            bits -= _MAPPED_BITS
+        if not 0 <= bits <= most:
+            raise InvalidEntryError(f"{_shown(text)} is not an address or network")
+        if first & (1 << most - bits) - 1:
+            network = addresses.write(addresses.masked(packed, bits))
+            raise InvalidEntryError(
+                f"{_shown(text)} is not the first address of its network, {network}/{bits}"
+            )
+    return of_family | first << _LENGTH_BITS | bits
+
+
+def read_csv(text: str) -> dict[Prefix, Entry]:
+    """Parse lines of the form ``prefix,name[,key=value…]``.
+
+    Empty lines and lines that start with ``#`` are ignored. Fields can be quoted as in RFC 4180,
+    but cannot contain line breaks. Equal strings are shared.
+
+    Raises:
+        InvalidLinesError: Lines are invalid or repeat a prefix.
+
+    """
+    entries: dict[Prefix, Entry] = {}
+    problems: list[tuple[int, str]] = []
+    read_entry = _EntryReader()
+    for number, line in enumerate(StringIO(text), 1):
+        line = line.strip()
+        if not line or line[0] == "#":
+            continue
+        try:
+            first, comma, rest = line.partition(",")
+            if not comma:
+                raise InvalidEntryError(f"{_shown(line)} is not prefix,name[,key=value…]")
+            first = first.rstrip()
+            prefix = read_prefix(_unquoted(first) if first.startswith('"') else first)
+            entry = read_entry(rest)
+            if entries.setdefault(prefix, entry) is not entry:
+                raise InvalidEntryError(f"{_shown(first)} is already on another line")
+        except InvalidEntryError as error:
+            problems.append((number, str(error)))
+            if len(problems) == MAX_PROBLEMS:
+                break
+    read_entry.release()
+    if problems:
+        raise InvalidLinesError(problems)
+    return entries
+
+
+class _Names(dict[str, str]):
+    """Maps the first field after the prefix to the name."""
+
+    __slots__ = ()
+
+    def __missing__(self, field: str) -> str:
+        name = field.strip()
+        if name:
+            _check_text(name)
+        self[field] = name
+        return name
+
+
+class _Values(dict[str, tuple[str, str]]):
+    """Maps further fields to pairs of key and value."""
+
+    __slots__ = ("_keys",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._keys: dict[str, str] = {}
+
+    def __missing__(self, field: str) -> tuple[str, str]:
+        key, equals, value = field.strip().partition("=")
+        if not equals:
+            raise InvalidEntryError(f"{_shown(field.strip())} is not key=value")
+        _check_text(value)
+        if key not in self._keys:
+            _check_key(key)
+            self._keys[key] = key
+        self[field] = pair = (self._keys[key], value)
+        return pair
+
+
+class _EntryReader:
+    """Parses entries after their prefixes. Equal fields are validated only once."""
+
+    def __init__(self) -> None:
+        self._names = _Names()
+        self._values = _Values()
+
+    def __call__(self, text: str) -> Entry:
+        name, *fields = _split(text) if '"' in text else text.split(",")
+        entry = Entry(self._names[name], tuple(map(self._values.__getitem__, fields)))
+        _check_entry(entry)
+        return entry
+
+    def release(self) -> None:
+        """Free the memory in parts, because freeing it at once would not be interruptible."""
+        release(self._names)
+        release(self._values)
+
+
+def release(mapping: dict[Any, Any]) -> None:
+    """Free the entries of a mapping one by one, in interruptible Python code."""
+    while mapping:
+        mapping.popitem()
+
+
+def _unquoted(prefix: str) -> str:
+    """Return a prefix without its quotes. It contains neither quotes nor commas."""
+    if len(prefix) < 2 or not prefix.endswith('"'):
+        raise InvalidEntryError(f"wrong quotes: {_shown(prefix)}")
+    return prefix[1:-1]
+
+
+def _split(text: str) -> list[str]:
+    """Split quoted fields."""
+    try:
+        (fields,) = csv.reader([text], strict=True, skipinitialspace=True)
+    except csv.Error as error:
+        raise InvalidEntryError(f"wrong quotes: {error}") from None
+    return fields
+
+
+def _in_order(prefixes: Iterable[Prefix]) -> list[Prefix]:
+    """Return sorted prefixes. Sorting all of them at once would not be interruptible."""
+    rest = iter(prefixes)
+    chunks = []
+    while chunk := list(islice(rest, _SORTED_AT_ONCE)):
+        chunk.sort()
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else list(merge(*chunks))
+
+
+def _index(starts: "array[int]") -> "array[int]":
+    """Return how many IPv4 ranges begin before each /16 network, and the number of all ranges."""
+    counts = [0] * ((1 << _IPV4_BITS - _INDEXED_BITS) + 1)
+    for start in starts:
+        counts[(start >> _INDEXED_BITS) + 1] += 1
+    return array("I", accumulate(counts))
+
+
+def _ranges(
+    entries: Mapping[Prefix, Entry],
+    ordered: Sequence[Prefix],
+    most: int,
+    keys: Sequence[str],
+    numbers: dict[Names, int],
+) -> tuple[list[int], "array[int]"]:
+    """Return the first addresses of the ranges, in order, and the number of the names of each.
+
+    ``ordered`` are the prefixes of one IP version, whose addresses have ``most`` bits. The first
+    range starts at 0. ``numbers`` numbers the different names; new ones are added.
+    """
+    starts, names_of = [0], array("I", [0])
+    mask = (1 << most) - 1
+    positions = {key: number for number, key in enumerate(keys, 2)}
+    # The networks that contain the current address, from the outside: end, number and names.
+    nothing = next(iter(numbers))
+    outer: list[tuple[int, int, Names]] = [(1 << most, 0, nothing)]
+
+    def begin(start: int, number: int) -> None:
+        if start == 0:
+            names_of[0] = number
+            return
+        if starts[-1] == start:
+            starts.pop()
+            names_of.pop()
+        if names_of[-1] != number:
+            starts.append(start)
+            names_of.append(number)
+
+    for prefix in ordered:
+        first, bits = prefix >> _LENGTH_BITS & mask, prefix & _LENGTH_MASK
+        while outer[-1][0] <= first:
+            end = outer.pop()[0]
+            begin(end, outer[-1][1])
+        entry = entries[prefix]
+        around = outer[-1][2]
+        names = [*around]
+        names[0] = entry.name if bits == most else ""
+        if bits != most and entry.name:
+            names[1] = entry.name
+        if positions:
+            for key, value in entry.values:
+                if key in positions:
+                    names[positions[key]] = value
+        found = tuple(names)
+        number = numbers.setdefault(found, len(numbers))
+        begin(first, number)
+        outer.append((first + (1 << most - bits), number, found))
+    while len(outer) > 1:
+        end = outer.pop()[0]
+        if end <= mask:
+            begin(end, outer[-1][1])
+    return starts, names_of
+
+
+class OwnNames:
+    """Looks up addresses; immutable.
+
+    The networks are flattened into ranges that do not overlap, so a lookup is one binary search in
+    compact arrays: among the ranges that begin in the same /16 network, or among all of IPv6.
+    """
+
+    def __init__(self, entries: Mapping[Prefix, Entry], keys: Sequence[str] = ()) -> None:
+        """Prepare ``entries`` for lookups; ``keys`` are those of the values in `Names`."""
+        self.keys = tuple(keys)
+        self.count = len(entries)
+        """The number of entries."""
+        self.nothing: Names = ("",) * (2 + len(keys))
+        """The names of an address that has none."""
+        ordered = _in_order(entries)
+        ipv6 = bisect_left(ordered, _IPV6)
+        numbers: dict[Names, int] = {self.nothing: 0}
+        starts, self._numbers4 = _ranges(entries, ordered[:ipv6], _IPV4_BITS, self.keys, numbers)
+        self._starts4 = array("I", starts)
+        self._index4 = _index(self._starts4)
+        starts, self._numbers6 = _ranges(entries, ordered[ipv6:], _IPV6_BITS, self.keys, numbers)
+        self._high6 = array("Q", [start >> _WORD_BITS for start in starts])
+        self._low6 = array("Q", [start & _WORD for start in starts])
+        self._names = list(numbers)
+
+    def release(self) -> None:
+        """Free the memory in parts. After that, there are no names any more."""
+        while self._names:
+            del self._names[-_FREED_AT_ONCE:]
+
+    def __getitem__(self, address: str) -> Names:
+        """Return the names of an address; all are empty if it is unknown or not an address."""
+        packed = addresses.read(address)
+        return self.nothing if packed is None else self.find(packed)
+
+    def find(self, packed: bytes) -> Names:
+        """Return the names of an address as 4 or 16 bytes."""
+        number = int.from_bytes(packed)
+        if len(packed) == _IPV4_BYTES:
+            half = number >> _INDEXED_BITS
+            begin, end = self._index4[half], self._index4[half + 1]
+            return self._names[self._numbers4[bisect_right(self._starts4, number, begin, end) - 1]]
+        high = number >> _WORD_BITS
+        end = bisect_right(self._high6, high)
+        if self._high6[end - 1] == high:
+            begin = bisect_left(self._high6, high, 0, end)
+            end = bisect_right(self._low6, number & _WORD, begin, end)
+        return self._names[self._numbers6[end - 1]]
+
+
+NO_NAMES: Final = OwnNames({})
+"""Own names without entries."""
+
+
+def changed_addresses(texts: Iterable[str], old: OwnNames, new: OwnNames) -> set[str]:
+    """Return the addresses among ``texts`` that have other names in ``new`` than in ``old``."""
+    changed: set[str] = set()
+    for text in texts:
+        packed = addresses.read(text)
+        if packed is not None and old.find(packed) != new.find(packed):
+            changed.add(text)
+    return changed

@@ -1,0 +1,82 @@
+"""The names of the ends of flows: those of the topology, combined with own names."""
+
+from collections.abc import Set
+from typing import Final, Protocol
+
+from skyfast.flows.own_names import NO_NAMES, OwnNames
+
+Names = tuple[str, ...]
+
+_NAME: Final = 0
+_NETWORK: Final = 1
+"""Indexes in the names of `OwnNames`."""
+
+_UNKNOWN: Final[Names] = ("unknown",)
+"""Stands for an address that the topology does not know."""
+
+
+class TopologyNames(Protocol):
+    """The names of addresses in the topology. ``empty`` are those of unknown addresses."""
+
+    empty: Names
+
+    def __getitem__(self, key: str, /) -> Names | None: ...
+    def get(self, key: str, default: Names, /) -> Names | None: ...
+    def resolve(self, key: str, other: str, point: str, /) -> Names: ...
+
+
+class EndNames(dict[str, Names | None]):
+    """The names of addresses, by address in Go's notation, as `skyfast.flows.plan.Names`.
+
+    They are the names of the topology, followed by the own network and the own values, which are
+    left out as long as there is no entry and no label shows them. The first name is the own name of
+    the address, otherwise its name in the topology, otherwise its own network.
+
+    The dict only contains names that have been looked up, of addresses that the topology knows.
+    Combined names of all other addresses are shared.
+    """
+
+    __slots__ = ("_combines", "_of_unknown", "_own", "_topology")
+
+    def __init__(self, topology: TopologyNames) -> None:
+        """Start without own names."""
+        super().__init__()
+        self._topology = topology
+        self.use(NO_NAMES, extends=False)
+
+    def use(self, own: OwnNames, *, extends: bool) -> None:
+        """Use other own names. ``extends`` means that labels show own networks and values."""
+        self._own = own
+        self._combines = extends or own.count > 0
+        self._of_unknown: dict[Names, Names] = {}
+        self.clear()
+
+    def forget(self, keys: Set[str]) -> None:
+        """Forget combined names, because the names of these addresses in the topology changed."""
+        for key in self.keys() & keys:
+            del self[key]
+
+    def __missing__(self, key: str) -> Names | None:
+        topology = self._topology
+        names = topology.get(key, _UNKNOWN)
+        if names is _UNKNOWN:
+            names = topology[key]  # notes that it is unknown
+            if self._combines and names is not None:
+                own = self._own[key]
+                names = self._of_unknown.get(own)
+                if names is None:
+                    names = self._of_unknown[own] = _combined(topology.empty, own)
+            return names
+        if self._combines and names is not None:
+            names = _combined(names, self._own[key])
+        self[key] = names
+        return names
+
+    def resolve(self, key: str, other: str, point: str, /) -> Names:
+        """Return the names of an ambiguous address in this context."""
+        names = self._topology.resolve(key, other, point)
+        return _combined(names, self._own[key]) if self._combines else names
+
+
+def _combined(names: Names, own: Names) -> Names:
+    return (own[_NAME] or names[0] or own[_NETWORK], *names[1:], *own[_NETWORK:])

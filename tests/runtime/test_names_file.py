@@ -1,0 +1,178 @@
+"""The file of own names is read again when it changes."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from skyfast.config import names
+from skyfast.config.model import Config
+from skyfast.config.names import LoadedNames
+from skyfast.runtime.names_file import NamesFile
+from skyfast.stats import OwnNameStats, Stats
+from tests.support.configs import make_config
+
+SITE = {"name": "site", "names_key": "site"}
+
+
+class Reader:
+    """The names in use, with the names of ``file``."""
+
+    def __init__(self, file: Path, **keys: object) -> None:
+        self.config: Config = make_config(names_file=str(file), labels=[SITE], **keys)
+        self.stats = Stats()
+        self.file = NamesFile(self.stats)
+        self.loaded: LoadedNames = names.load(self.config.names, self.config.export)
+        self.file.use(self.loaded, self.config.export)
+
+    async def refresh(self) -> bool:
+        """Return whether the names are other ones now."""
+        found = await self.file.refresh(self.loaded, self.config.export)
+        self.loaded = found or self.loaded
+        return found is not None
+
+    def __getitem__(self, address: str) -> tuple[str, ...]:
+        return self.loaded.own[address]
+
+    @property
+    def counts(self) -> OwnNameStats:
+        assert self.stats.own_names is not None
+        return self.stats.own_names
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "names.csv"
+    path.write_text("10.0.0.0/8,old,site=a\n")
+    return path
+
+
+def write(file: Path, text: str) -> None:
+    file.write_text(text)
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def replace(file: Path, text: str) -> None:
+    """Replace a file atomically."""
+    other = file.with_suffix(".new")
+    other.write_text(text)
+    other.rename(file)
+
+
+async def test_replaced_file_is_read(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    reader = Reader(file)
+    assert not await reader.refresh()
+    replace(file, "10.0.0.0/8,new,site=b\n10.0.0.1,host\n")
+    assert await reader.refresh()
+    assert not await reader.refresh()
+    assert reader["10.0.0.1"] == ("host", "new", "b")
+    assert reader.counts.entries == 2
+    assert "names reloaded in 0.0 s: 2 entries with the keys site" in caplog.text
+
+
+async def test_file_that_is_written_in_place_is_read(file: Path) -> None:
+    reader = Reader(file)
+    write(file, "10.0.0.0/8,new\n")
+    assert await reader.refresh()
+    assert reader["10.0.0.1"] == ("", "new", "")
+
+
+def mount_version(directory: Path, number: int) -> Path:
+    """Mount a version of a ConfigMap as Kubernetes does, and return the path of its file.
+
+    The links of all files go through the link ``..data``, which is replaced.
+    """
+    version = directory / f"..version{number}"
+    version.mkdir()
+    (version / "names.csv").write_text(f"10.0.0.0/8,name{number},site=a\n")
+    os.utime(version / "names.csv", ns=(1, 1))
+    (directory / "..tmp").symlink_to(version.name)
+    (directory / "..tmp").rename(directory / "..data")
+    file = directory / "names.csv"
+    if number == 1:
+        file.symlink_to("..data/names.csv")
+    return file
+
+
+async def test_config_map_is_read(tmp_path: Path) -> None:
+    reader = Reader(mount_version(tmp_path, 1))
+    assert reader["10.0.0.1"] == ("", "name1", "a")
+    mount_version(tmp_path, 2)
+    assert await reader.refresh()
+    assert reader["10.0.0.1"] == ("", "name2", "a")
+
+
+async def test_wrong_file_keeps_the_names(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reader = Reader(file)
+    first_s = reader.counts.last_load_success_timestamp_s
+    replace(file, "10.0.0.0/8,new\n10.0.0,x\n")
+    for _ in range(3):
+        assert not await reader.refresh()
+    problem = f"{file}: line 2: '10.0.0' is not an address or network"
+    assert caplog.text.count(f"names not reloaded: {problem}") == 1
+    assert reader["10.0.0.1"] == ("", "old", "a")
+    counts = reader.counts
+    assert counts.last_load_successful == 0
+    assert counts.last_load_success_timestamp_s == first_s
+    assert counts.last_failure is not None
+    assert (counts.last_failure.reason, counts.last_failure.text) == ("configuration", problem)
+    remove(file)
+    assert not await reader.refresh()
+    assert f"names not reloaded: names_file: {file} is not an existing file" in caplog.text
+    replace(file, "10.0.0.0/8,mended,site=a\n")
+    assert await reader.refresh()
+    assert reader["10.0.0.1"] == ("", "mended", "a")
+    assert counts.last_load_successful == 1
+    assert counts.last_load_success_timestamp_s > first_s
+
+
+async def test_file_that_does_not_fit_into_memory(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    reader = Reader(file)
+    write(file, "10.0.0.0/8,new\n")
+    monkeypatch.setattr(names, "load", fail)
+    assert not await reader.refresh()
+    assert "names not reloaded: out of memory" in caplog.text
+    assert reader["10.0.0.1"] == ("", "old", "a")
+
+
+async def test_missing_keys_are_logged_when_they_become_missing(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = Reader(file)
+    assert caplog.text == ""
+    text = "no entry of the names has the key 'site'"
+    for count in (1, 2):
+        for name in ("x", "y"):
+            replace(file, f"10.0.0.0/8,{name}\n")
+            assert await reader.refresh()
+            assert reader.counts.missing_keys == ("site",)
+            assert caplog.text.count(text) == count
+        replace(file, "10.0.0.0/8,x,site=a\n")
+        assert await reader.refresh()
+        assert reader.counts.missing_keys == ()
+
+
+async def test_counts_exist_only_if_there_are_names(caplog: pytest.LogCaptureFixture) -> None:
+    stats = Stats()
+    file = NamesFile(stats)
+    for keys, counts in (
+        ({}, False),
+        ({"names": {"10.0.0.1": "a"}}, True),
+        ({"labels": ["initiator_network"]}, True),
+        ({}, False),
+    ):
+        config = make_config(**keys)
+        loaded = names.load(config.names, config.export)
+        file.use(loaded, config.export)
+        assert (stats.own_names is not None) == counts
+        assert await file.refresh(loaded, config.export) is None
+    assert caplog.messages == ["labels initiator_network: neither names nor names_file is set"]
