@@ -168,8 +168,9 @@ class AllocationFailureMachine(RuleBasedStateMachine):
             families = self.core.plan.views[0].families
             for at, family in enumerate(families):
                 since = self.core.snapshot(at) if family.type == "counter" else None
-                self.core.top(at, count, since, "1")
+                self.core.top(at, count, since, "1", [("node_tid", b"a\nb\n")])
                 self.core.top(at, count)
+                self.core.top_groups(at, count, ["node_tid"], since, max_groups=2)
 
         self.with_failures(nth, times, operation)
 
@@ -329,6 +330,8 @@ OPERATIONS = {
     "values and their connections": lambda core: core.cardinality(3, "node_tid"),
     "values on a page": lambda core: core.table.page(START_S + 1).distinct_values("node_tid"),
     "top connections": lambda core: core.top(0, 5),
+    "matching connections": lambda core: core.top(0, 5, None, "x", [("node_tid", b"a\nb\n")]),
+    "top groups": lambda core: core.top_groups(0, 5, ["node_tid"], None, "1", (), 2),
     "growth": watch,
     "a page": lambda core: read_all(core.table.page(START_S + 1), 100),
     "expiry": lambda core: core.expire(START_S + 80),
@@ -371,6 +374,7 @@ def test_operations_survive_any_failed_allocation(name, times):
 SCANS = {
     "cardinality": lambda core: core.cardinality(1)[0],
     "top": lambda core: len(core.top(0, 1000)),
+    "top groups": lambda core: core.top_groups(0, 0, ["node_tid"])[1][0],
 }
 
 
