@@ -16,9 +16,11 @@ from skyfast.flows.plan import Names, Plan
 from skyfast.flows.planner import make_plan
 from skyfast.runtime.clock import Clock
 from skyfast.skydive import name_poller
+from skyfast.skydive.capture_points import CapturePoints
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.ingest import Ingest
 from skyfast.skydive.interfaces import Interfaces
+from skyfast.skydive.known_names import KnownNames
 from skyfast.skydive.name_index import NameIndex
 from skyfast.skydive.report_checks import ReportChecker
 from skyfast.skydive.silence import Activity
@@ -65,6 +67,7 @@ class Parts:
     table: Table
     filtered: dict[str, int]
     captures: Captures
+    capture_points: CapturePoints
     interfaces: Interfaces
     poller: TopologyPoller
     checker: ReportChecker
@@ -149,6 +152,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
     captures = (
         same_names.captures if same_names else Captures(naming=export.naming, stats=stats.captures)
     )
+    capture_points = old.capture_points if old else CapturePoints()
     interfaces = (
         same_names.interfaces
         if same_names and config.topology.interfaces_interval_s
@@ -164,13 +168,15 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
         renamed=shared.relabel,
         observe=shared.observe_topology,
     )
+    known_names = KnownNames(index=names if wanted else None, interfaces=interfaces)
     ranking = (
         alike.ranking
-        if alike
+        if alike and alike.ranking.names == known_names
         else Ranking(
             table=table,
             view=plan.views[0],
             metrics=[metric.name for metric in export.main.metrics],
+            names=known_names,
         )
     )
     checker = (
@@ -201,6 +207,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
         table=table,
         filtered=filtered,
         captures=captures,
+        capture_points=capture_points,
         interfaces=interfaces,
         poller=poller,
         checker=checker,
@@ -216,6 +223,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
             ),
             stats=stats,
             now=clock.now,
+            capture_points=None if config.shard.index else capture_points,
         ),
         source=ExpositionSource(
             table=table,
@@ -237,6 +245,8 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
             ranking=ranking,
             interfaces=interfaces,
             captures=captures,
+            capture_points=capture_points,
+            names=known_names,
         ),
     )
 

@@ -166,11 +166,14 @@ class AllocationFailureMachine(RuleBasedStateMachine):
                 self.core.cardinality(count, label)
                 self.core.table.page(self.now).distinct_values(label)
             families = self.core.plan.views[0].families
+            labels = [column.name for column in self.core.plan.views[0].columns]
+            also = [(label, b"a\nTCP\n10.0.0.1\n") for label in labels]
             for at, family in enumerate(families):
                 since = self.core.snapshot(at) if family.type == "counter" else None
-                self.core.top(at, count, since, "1", [("node_tid", b"a\nb\n")])
+                self.core.top(at, count, since, "1", also)
                 self.core.top(at, count)
-                self.core.top_groups(at, count, ["node_tid"], since, max_groups=2)
+                for label in labels:
+                    self.core.top_groups(at, count, [label], since, max_groups=2)
 
         self.with_failures(nth, times, operation)
 

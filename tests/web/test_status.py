@@ -591,7 +591,7 @@ INVALID_QUERIES = {
         [f"n={n}" for n in ("0", "1001", "-1", "", "x", "1e2", "%C2%B2", "+5", "1" * 3000)],
         "n: not an integer from 1 to 1000.",
     ),
-    "N=5": "Unknown parameter N. Parameters: by, n, filter.",
+    "N=5": "Unknown parameter N. Parameters: by, n, filter, group.",
     "n=5&n=5": "The parameter n is repeated.",
     "filter=" + 201 * "x": "filter: longer than 200 characters.",
 }

@@ -1,0 +1,104 @@
+"""The names of addresses and capture points, for people: as texts, and found by a part of them.
+
+Only names that are known anyhow are used: those that labels ask for, and the interfaces whose
+counters are exported. No query is sent for them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from skyfast.flows.catalog import ADDRESS_NAMES, NODE_NAMES
+from skyfast.skydive.interfaces import InterfaceName
+
+
+class NameMappings(Protocol):
+    """The index of names. Any thread may read its mappings while they change."""
+
+    @property
+    def nodes(self) -> Mapping[str, tuple[str, ...]]: ...
+    @property
+    def addresses(self) -> Mapping[str, tuple[str, ...] | None]: ...
+
+
+class NamedInterfaces(Protocol):
+    """The interface table."""
+
+    @property
+    def names(self) -> Mapping[str, InterfaceName]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CapturePointName:
+    """The name of a capture point. Unknown parts are empty.
+
+    ``owner`` is what has the interface: the pod, the container, or the network namespace.
+    """
+
+    host: str = ""
+    owner: str = ""
+    interface: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.host, self.owner, self.interface)))
+
+
+_NO_NAME = CapturePointName()
+_NAME = ADDRESS_NAMES.index("name")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownNames:
+    """Looks up names. Thread-safe; names can change between two calls.
+
+    ``index`` is None if no label has names.
+    """
+
+    index: NameMappings | None
+    interfaces: NamedInterfaces
+
+    def of_address(self, address: str) -> str:
+        """Return the name of an address, or "" if it is unknown or depends on the flow."""
+        if self.index is None:
+            return ""
+        # A lookup of an unknown address by its key would cause a query.
+        names = self.index.addresses.get(address)
+        return names[_NAME] if names else ""
+
+    def of_node(self, tid: str) -> CapturePointName:
+        """Return the name of the capture point with the ``NodeTID`` ``tid``."""
+        names = self.index.nodes.get(tid) if self.index is not None else None
+        if names:
+            return _point_name(names)
+        interface = self.interfaces.names.get(tid)
+        return CapturePointName(interface.host, "", interface.name) if interface else _NO_NAME
+
+    def addresses_like(self, matches: Callable[[str], bool]) -> Iterator[str]:
+        """Yield the addresses whose names match."""
+        if self.index is not None:
+            for address, names in _items(self.index.addresses):
+                if names and matches(names[_NAME]):
+                    yield address
+
+    def nodes_like(self, matches: Callable[[str], bool]) -> Iterator[str]:
+        """Yield the ``NodeTID`` of the capture points whose names match."""
+        nodes = dict(_items(self.index.nodes)) if self.index is not None else {}
+        for tid, names in nodes.items():
+            if matches(str(_point_name(names))):
+                yield tid
+        for tid, interface in self.interfaces.names.items():
+            if tid not in nodes and matches(f"{interface.host} {interface.name}"):
+                yield tid
+
+
+def _point_name(names: tuple[str, ...]) -> CapturePointName:
+    named = dict(zip(NODE_NAMES, names, strict=True))
+    pod = f"{named['namespace']}/{named['pod']}" if named["pod"] else ""
+    return CapturePointName(
+        named["host"], pod or named["container"] or named["netns"], named["name"]
+    )
+
+
+def _items(names: Mapping[str, object]) -> list[tuple[str, Any]]:
+    # list() is atomic for a dict, so the event loop cannot change it during the iteration.
+    return list(names.items())
