@@ -376,8 +376,8 @@ class _Elements:
         if column.key == "rank":
             return f'<td class="{class_} share">{html.bar(row["share"])}<span>{text}</span></td>'
         if column.format == "points":
-            title = "\n".join(map(_full_point, value))
-            return f'<td class="{class_}" title="{escape(title)}">{text}</td>'
+            title = "&#10;".join(escape(_full_point(point)) for point in value)
+            return f'<td class="{class_}" title="{title}">{text}</td>'
         name = escape(row["names"].get(column.name, "")) if column.name else ""
         title = f' title="{text}{f" ({name})" if name else ""}"' if column.format == "text" else ""
         if column.is_beside:
