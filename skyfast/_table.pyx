@@ -628,8 +628,8 @@ cdef class Table:
 
         Takes 100 to 200 ns per connection, and 1 µs if most connections are groups of their own,
         without the GIL. Uses 64 bytes per group, 8 bytes per group and series, and the label values
-        of the groups, which are limited to 256 bytes per group on average. Callable from any thread. Connections that change during the call may be
-        seen before or after the change.
+        of the groups, which are limited to 256 bytes per group on average. Callable from any
+        thread. Connections that change during the call may be seen before or after the change.
         """
         cdef const Kept *kept = self._kept(family, count, since)
         is_gauge = family_is_gauge(&self.state, family, self.plan)

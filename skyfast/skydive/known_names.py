@@ -1,4 +1,4 @@
-"""The names of addresses and capture points, for people: as texts, and found by a part of them.
+"""The names of addresses and capture points as text, and searches in these names.
 
 Only names that are known anyhow are used: those that labels ask for, and the interfaces whose
 counters are exported. No query is sent for them.

@@ -34,7 +34,7 @@ MAX_FILTER_CHARS: Final = 200
 MAX_GROUPS: Final = 65_536
 """The number of groups above which those with the lowest ranks are added to the others.
 
-They take up to 20 MiB with two counters of both directions and one gauge."""
+They take up to 24 MiB with two counters of both directions and one gauge."""
 
 RESULT_AGE_S: Final = 1.0
 """How long a result is shared with equal requests."""
