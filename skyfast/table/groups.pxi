@@ -300,9 +300,9 @@ cdef void choose_groups(Groups *groups, TopK *top) noexcept nogil:
 cdef tuple shown_group(const Groups *groups, uint32_t index):
     cdef Group *group = group_at(groups, index)
     cdef const char *text = groups.text + group.text
-    cdef uint32_t i, length
+    cdef uint32_t _, length
     cdef list labels = []
-    for i in range(groups.column_count):
+    for _ in range(groups.column_count):
         length = <uint8_t>text[0] | <uint32_t><uint8_t>text[1] << 8
         labels.append(unescaped(text[2:2 + length].decode()))
         text += 2 + length
