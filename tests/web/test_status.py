@@ -485,6 +485,16 @@ async def test_a_label_with_the_name_is_not_repeated():
         assert len((await site.json("/api/top?filter=DB"))["entries"]) == 3
 
 
+async def test_rewritten_addresses_have_no_names():
+    rewrite = {"initiator_ip": {"mask": 24, "mask6": 64}}
+    labels = ["initiator_ip", "target_ip", "target_service", "direction"]
+    async with three_connections(labels=labels, rewrite=rewrite) as site:
+        for address in ("10.0.0.0/24", "10.0.0.1", "10.0.0.2"):
+            site.app._parts.names.addresses[address] = ("web", *named()[1:])
+        entries = (await site.json("/api/top"))["entries"]
+        assert {tuple(entry["names"].items()) for entry in entries} == {(("target_ip", "web"),)}
+
+
 async def test_without_labels_that_need_names_only_interfaces_have_names(monkeypatch):
     async with named_connections() as site:
         parts = site.app._parts
