@@ -6,7 +6,7 @@ counters are exported. No query is sent for them.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from skyfast.flows.catalog import ADDRESS_NAMES, NODE_NAMES
 from skyfast.skydive.interfaces import InterfaceName
@@ -28,8 +28,7 @@ class NamedInterfaces(Protocol):
     def names(self) -> Mapping[str, InterfaceName]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class CapturePointName:
+class CapturePointName(NamedTuple):
     """The name of a capture point. Unknown parts are empty.
 
     ``owner`` is what has the interface: the pod, the container, or the network namespace.
@@ -40,11 +39,14 @@ class CapturePointName:
     interface: str = ""
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (self.host, self.owner, self.interface)))
+        return " ".join(filter(None, self))
 
 
-_NO_NAME = CapturePointName()
-_NAME = ADDRESS_NAMES.index("name")
+_NO_NAME: Final = CapturePointName()
+_NAME: Final = ADDRESS_NAMES.index("name")
+_HOST, _INTERFACE, _NAMESPACE, _POD, _CONTAINER, _NETNS = map(
+    NODE_NAMES.index, ("host", "name", "namespace", "pod", "container", "netns")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +94,9 @@ class KnownNames:
 
 
 def _point_name(names: tuple[str, ...]) -> CapturePointName:
-    named = dict(zip(NODE_NAMES, names, strict=True))
-    pod = f"{named['namespace']}/{named['pod']}" if named["pod"] else ""
+    pod = f"{names[_NAMESPACE]}/{names[_POD]}" if names[_POD] else ""
     return CapturePointName(
-        named["host"], pod or named["container"] or named["netns"], named["name"]
+        names[_HOST], pod or names[_CONTAINER] or names[_NETNS], names[_INTERFACE]
     )
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from tests.support.alerts import alerts
 from tests.support.documentation import exported
-from tests.support.paths import DEPLOY
+from tests.support.paths import DEPLOY, ROOT
 from tests.support.process import Skyfast, demo
 from tests.support.prometheus import (
     PROMTOOL,
@@ -129,6 +129,17 @@ def test_every_variable_is_used_and_defined() -> None:
             True,
             ".*",
         )
+
+
+def test_views_of_the_dashboard_are_documented() -> None:
+    """The manual and the Kubernetes example have the same views as the file for the dashboard."""
+    views = yaml.safe_load(VIEWS)["pipeline"]["store"]["prom_sky_con"]["views"]
+    manual = (ROOT / "docs" / "monitoring.md").read_text()
+    blocks = re.findall(r"(?s)```yaml\n(.*?)```", manual)
+    assert yaml.safe_load(VIEWS) in map(yaml.safe_load, blocks)
+    example = (DEPLOY / "kubernetes" / "prom_sky_con.yml").read_text()
+    uncommented = yaml.safe_load(re.sub(r"(?m)^( +)#(?! )", r"\1", example))
+    assert uncommented["pipeline"]["store"]["prom_sky_con"]["views"] == views
 
 
 def test_data_source_is_always_the_variable() -> None:
