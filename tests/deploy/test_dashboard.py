@@ -44,12 +44,10 @@ POLL_S = 0.5
 # The rule drops some flows, but only flows that no other panel needs.
 CONFIG = f"""{VIEWS}
       naming: NAMING
+      interface_info: true
   filter:
     drop: [{{name: dns, application: DNS}}]
 """
-
-# Not in the row of the dashboard: the legends also work without this metric.
-INFO = {"skydive_network_interface_info", "skydive_interface_info"}
 
 
 # Structure
@@ -167,7 +165,7 @@ def test_every_queried_metric_is_exported() -> None:
     text = " ".join(expressions())
     names = set(re.findall(r"\b(?:skydive|skyfast|process|scrape)_\w+(?=\{|\b)", text))
     views = {"skydive_service_bytes_total"}
-    assert names - exported() - INFO == {"scrape_duration_seconds"} | views
+    assert names - exported() == {"scrape_duration_seconds"} | views
 
 
 def test_metrics_with_two_names_are_queried_by_both() -> None:
@@ -331,6 +329,12 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
             ("default/frontend", "shop/cart"),
             ("shop/api", "shop/cache"),
         }
+
+        # Interfaces are named by what has them.
+        (by_owner,) = panel_expressions("Traffic by pod or container")
+        shown = await query(server, substituted(by_owner, ALL | {"top": "50"}))
+        owners = {sample["metric"]["name"] for sample in shown}
+        assert {"shop/cart-5c8d7f9b4-abcde", "db", "h1"} <= owners
 
         # No alert is even pending.
         for alert in alerts():
