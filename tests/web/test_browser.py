@@ -240,7 +240,8 @@ async def test_hostile_values_stay_text(visited):
                 shown = await tab.evaluate(
                     "document.querySelector('[data-rows=top] tbody tr').cells[5].textContent"
                 )
-                assert shown.replace("\ufffd", "\x00") == EVIL
+                # The browser's parser drops NUL.
+                assert shown.rstrip("\x00") == EVIL.rstrip("\x00")
                 assert (
                     await tab.evaluate("document.querySelectorAll('td img, td script').length") == 0
                 )
