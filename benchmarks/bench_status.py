@@ -34,6 +34,12 @@ def run(report: Report) -> None:
             ("/api/top, 1,000 by round-trip time", "/api/top?by=rtt&n=1000", 200),
             ("/api/top, with a filter", "/api/top?filter=10.1", 200),
             ("/api/top, a filter without matches", "/api/top?filter=nobody", 300),
+            ("/api/top, groups by target port", "/api/top?group=target_port", 400),
+            (
+                "/api/top, groups by addresses",
+                "/api/top?group=initiator_ip,target_ip",
+                3000,
+            ),
             ("/api/status", "/api/status", 10),
             ("/, with 20 connections", "/", 150),
         ):

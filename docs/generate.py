@@ -29,7 +29,7 @@ from skyfast._table import Table
 from skyfast.config import loader, schema
 from skyfast.flows import catalog, planner
 from skyfast.flows.fields import FIELDS, flow_types
-from skyfast.skydive import interfaces, topology_nodes
+from skyfast.skydive import capture_points, interfaces, topology_nodes
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.interfaces import Interfaces
 from skyfast.skydive.name_index import NameIndex, NodeNames
@@ -519,6 +519,8 @@ LIMITS: Final = {
     "analyzers": status.MAX_ANALYZERS,
     "captures": status.MAX_CAPTURES,
     "default_entries": top.DEFAULT_ENTRIES,
+    "groups": f"{top.MAX_GROUPS:,}",
+    "points": capture_points.MAX_POINTS,
     "entries": top.MAX_ENTRIES,
     "filter_chars": top.MAX_FILTER_CHARS,
     "interfaces": interfaces.MAX_BUSIEST,

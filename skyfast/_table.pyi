@@ -32,7 +32,7 @@ MAX_VIEW_VALUES: int
 """Different counters and gauges per view."""
 
 MAX_RANKED: int
-"""The maximum number of connections that `Table.top` returns."""
+"""The maximum number of connections or groups that `Table.top` and `top_groups` return."""
 
 _Path = tuple[str, ...]
 
@@ -204,8 +204,28 @@ class Table:
         self, count: int, without: str | None = None
     ) -> tuple[int, dict[str, tuple[int, list[tuple[str, int]]]], int | None]: ...
     def top(
-        self, family: int, count: int, since: Snapshot | None = None, containing: str = ""
+        self,
+        family: int,
+        count: int,
+        since: Snapshot | None = None,
+        containing: str = "",
+        also: Iterable[tuple[str, bytes]] = (),
     ) -> list[tuple[int, tuple[str, ...], tuple[int | None, ...]]]: ...
+    def top_groups(
+        self,
+        family: int,
+        count: int,
+        labels: Iterable[str],
+        since: Snapshot | None = None,
+        containing: str = "",
+        also: Iterable[tuple[str, bytes]] = (),
+        max_groups: int = ...,
+    ) -> tuple[
+        list[tuple[int, tuple[str, ...], tuple[int | None, ...], int]],
+        tuple[int, int | None, tuple[int | None, ...]],
+        int,
+        bool,
+    ]: ...
     def snapshot(self, family: int) -> Snapshot: ...
     @property
     def connections(self) -> int: ...

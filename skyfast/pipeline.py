@@ -18,9 +18,11 @@ from skyfast.flows.plan import Names, Plan
 from skyfast.flows.planner import make_plan, shows_only_own
 from skyfast.runtime.clock import Clock
 from skyfast.skydive import name_poller
+from skyfast.skydive.capture_points import CapturePoints
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.ingest import Ingest
 from skyfast.skydive.interfaces import Interfaces
+from skyfast.skydive.known_names import KnownNames
 from skyfast.skydive.name_index import NameIndex
 from skyfast.skydive.report_checks import ReportChecker
 from skyfast.skydive.silence import Activity
@@ -68,6 +70,7 @@ class Parts:
     table: Table
     filtered: dict[str, int]
     captures: Captures
+    capture_points: CapturePoints
     interfaces: Interfaces
     poller: TopologyPoller
     checker: ReportChecker
@@ -154,6 +157,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
     captures = (
         same_names.captures if same_names else Captures(naming=export.naming, stats=stats.captures)
     )
+    capture_points = old.capture_points if old else CapturePoints()
     interfaces = (
         same_names.interfaces
         if same_names and config.topology.interfaces_interval_s
@@ -169,13 +173,15 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
         renamed=shared.relabel,
         observe=shared.observe_topology,
     )
+    known_names = KnownNames(index=names if wanted else None, interfaces=interfaces)
     ranking = (
         alike.ranking
-        if alike
+        if alike and alike.ranking.names == known_names
         else Ranking(
             table=table,
             view=plan.views[0],
             metrics=[metric.name for metric in export.main.metrics],
+            names=known_names,
         )
     )
     checker = (
@@ -207,6 +213,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
         table=table,
         filtered=filtered,
         captures=captures,
+        capture_points=capture_points,
         interfaces=interfaces,
         poller=poller,
         checker=checker,
@@ -222,6 +229,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
             ),
             stats=stats,
             now=clock.now,
+            capture_points=None if config.shard.index else capture_points,
         ),
         source=ExpositionSource(
             table=table,
@@ -243,6 +251,8 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
             ranking=ranking,
             interfaces=interfaces,
             captures=captures,
+            capture_points=capture_points,
+            names=known_names,
         ),
     )
 
@@ -259,7 +269,7 @@ def _has_same_names(old: Config, new: Config) -> bool:
         return bool(name_poller.needed(old)) or any(map(shows_only_own, labels))
     polled, wanted = name_poller.needed(old), name_poller.needed(new)
     return (
-        bool(polled)
+        bool(wanted)
         and {*wanted} <= {*polled}
         and old.export.k8s_labels == new.export.k8s_labels
         and old.export.names_keys == new.export.names_keys

@@ -8,6 +8,7 @@
   const TIMEOUT_MS = 15000;
   const TYPING_MS = 300;
   const MAX_TIMESTAMP_S = 2 ** 33;
+  const MAX_POINTS = 3;
   const NOTHING = "–";
   const WIDTH = 600, HEIGHT = 40, SPAN_S = 600, MAX_GAP_S = 10;
   const BUSY = "Too many rankings are in progress: try again.";
@@ -48,6 +49,10 @@
     ? `last reloaded ${duration(now - value.last_success_timestamp_seconds)} ago,`
       + ` changed keys: ${value.changed.join(", ") || NOTHING}`
     : "never reloaded";
+  const point = (value) => value.name || value.node_tid;
+  const fullPoint = (value) => value.name ? `${value.node_tid} (${value.name})` : value.node_tid;
+  const points = (value) => value.slice(0, MAX_POINTS).map(point).join(", ")
+    + (value.length > MAX_POINTS ? ` and ${value.length - MAX_POINTS} more` : "");
   const FORMATS = {
     text: (value) => String(value),
     state: (value) => value ? "up" : "down",
@@ -61,13 +66,15 @@
     "last-error": (value, now) => `, last error: ${error(value, now)}`,
     reload,
     list: (value) => value.join(", "),
+    points,
     reasons: (value) => Object.entries(value).map(([name, n]) => `${name} ${count(n)}`).join(", "),
     "bytes-rate": (value) => `${bytes(value)}/s`,
     "number-rate": (value) => `${plain(value)}/s`,
   };
   const STATES = ["state", "health"];
   const COLOURS = { ready: "good", degraded: "warn", "not ready": "bad" };
-  const TEXTS = [...STATES, "text", "error", "last-error", "reload", "list", "reasons"];
+  const TEXTS = [...STATES, "text", "error", "last-error", "reload", "list", "points",
+    "reasons"];
   const isNothing = (value) => value === null || value === ""
     || (typeof value === "object" && !Object.keys(value).length);
   const formatted = (value, format, now) => {
@@ -96,7 +103,7 @@
   }
 
   function fillCell(cell, head, row, now) {
-    const { key, format } = head.dataset;
+    const { key, format, name: label, beside } = head.dataset;
     const value = at(row, key), text = formatted(value, format, now);
     cell.className = classOf(value, format);
     if (key === "rank") {
@@ -106,8 +113,19 @@
       cell.replaceChildren(bar(row.share), span);
       return;
     }
-    write(cell, text);
-    if (format === "text") cell.title = text;
+    const name = label !== undefined && row.names[label] || "";
+    if (beside !== undefined) cell.classList.add("named");
+    if (name && beside !== undefined) writeNamed(cell, text, name);
+    else write(cell, name || text);
+    if (format === "text") cell.title = name ? `${text} (${name})` : text;
+    if (format === "points") cell.title = value.map(fullPoint).join("\n");
+  }
+
+  function writeNamed(cell, text, name) {
+    if (cell.textContent === `${text} ${name}` && cell.lastElementChild) return;
+    const small = document.createElement("small");
+    small.textContent = name;
+    cell.replaceChildren(`${text} `, small);
   }
 
   function fillTable(table, rows, now) {
@@ -203,7 +221,11 @@
 
   const form = one("ask"), note = one("note");
   const topTable = document.querySelector('[data-rows="top"]');
-  const wanted = () => new URLSearchParams(new FormData(form)).toString();
+  const wanted = () => {
+    const parameters = new URLSearchParams(new FormData(form));
+    if (!parameters.get("group")) parameters.delete("group");
+    return parameters.toString();
+  };
 
   function showTop(top) {
     if (top === null) {
@@ -221,8 +243,14 @@
     const most = top.entries.length ? top.entries[0].rank || 1 : 1;
     const rows = top.entries.map((entry) => ({ ...entry, share: entry.rank / most }));
     fillTable(topTable, rows, 0);
-    let text = `${count(rows.length)} of ${count(top.connections)}`
-      + ` connection${top.connections === 1 ? "" : "s"}`;
+    const total = top.groups === null ? top.connections : top.groups;
+    let text = `${count(rows.length)} of ${count(total)}`
+      + ` ${top.groups === null ? "connection" : "group"}${total === 1 ? "" : "s"}`;
+    if (top.other !== null && top.other.connections) {
+      text += `; ${count(top.other.connections)} other connections:`
+        + ` ${formatted(top.other.rank, choice.dataset.format, 0)}`;
+    }
+    if (top.approximate) text += "; too many groups: sums are approximate";
     if (top.window_seconds !== null) {
       text += `, by increase over the last ${duration(top.window_seconds)};`
         + " each connection is reported about once a minute";
@@ -293,8 +321,13 @@
   }
 
   let typing = 0;
-  form.addEventListener("input", () => {
+  form.addEventListener("input", (event) => {
     clearTimeout(typing);
+    if (event.target.name === "group") {
+      // The table gets other columns.
+      location.assign(`?${wanted()}`);
+      return;
+    }
     typing = setTimeout(changed, TYPING_MS);
   });
   form.addEventListener("submit", (event) => {

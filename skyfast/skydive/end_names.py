@@ -56,6 +56,19 @@ class EndNames(dict[str, Names | None]):
         for key in self.keys() & keys:
             del self[key]
 
+    def name_of(self, key: str) -> str:
+        """Return the first name of an address; "" if it is unknown or depends on the flow.
+
+        Any thread may call this. Unlike a lookup, it does not note that an address is unknown.
+        """
+        topology = self._topology
+        names = topology.get(key, topology.empty)
+        try:
+            own = self._own[key]
+        except IndexError:  # replaced and released by another thread in the meantime
+            own = self._own.nothing
+        return own[_NAME] if names is None else _combined(names, own)[0]
+
     def __missing__(self, key: str) -> Names | None:
         topology = self._topology
         names = topology.get(key, _UNKNOWN)

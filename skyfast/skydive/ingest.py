@@ -14,6 +14,7 @@ import msgspec
 from skyfast.flows.fields import UNDECODABLE, Envelope, FlowTypes
 from skyfast.flows.filters import FlowFilter
 from skyfast.runtime.logs import LogLimit, printable
+from skyfast.skydive.capture_points import CapturePoints
 from skyfast.skydive.clock_skew import ClockSkewCheck
 from skyfast.skydive.data_age import DataAge
 from skyfast.skydive.json_repair import (
@@ -73,16 +74,18 @@ class Ingest:
         checker: ReportChecker,
         stats: Stats,
         now: Callable[[], float],
+        capture_points: CapturePoints | None = None,
     ) -> None:
         """Create the decoders.
 
         ``types`` are the flow types of the table's plan, and ``admitted`` selects the flows of a
         message that reach the table. ``captures`` receives the content of messages with capture
-        statistics. ``checker`` selects messages to decode fully, and checks them. ``now`` is the
-        table's clock, in seconds.
+        statistics. ``checker`` selects messages to decode fully, and checks them; they also show
+        the ``capture_points``. ``now`` is the table's clock, in seconds.
         """
         self._table = table
         self._captures = captures
+        self._capture_points = capture_points
         self._checker = checker
         self._now = now
         self._skipped = stats.flows_skipped
@@ -149,6 +152,8 @@ class Ingest:
         sample = self._checker.before(admitted)
         self._table.update(admitted, self._now())
         self._checker.after(sample, analyzer)
+        if self._capture_points is not None:
+            self._capture_points.message(data, self._now())
         self._finish(admitted, data, analyzer)
 
     def _finish(

@@ -6,9 +6,10 @@
 
 import heapq
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -47,6 +48,13 @@ class Interface:
     transmitted_bytes: int
     dropped_packets: int
     errors: int
+
+
+class InterfaceName(NamedTuple):
+    """The name of an interface and of its host."""
+
+    host: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +116,8 @@ class _Page:
     families: tuple[tuple[_Family, slice], ...]
     """Each family with the position of its samples in ``text``."""
     busiest: tuple[Interface, ...]
+    names: Mapping[str, InterfaceName]
+    """By ``node_tid``."""
     leaves_at: float
 
     @cached_property
@@ -121,7 +131,7 @@ class _Page:
         )
 
 
-_NOTHING: Final = _Page(b"", (), (), 0.0)
+_NOTHING: Final = _Page(b"", (), (), {}, 0.0)
 
 
 class Interfaces:
@@ -198,6 +208,11 @@ class Interfaces:
         page = self._page
         return () if now >= page.leaves_at else page.busiest
 
+    @property
+    def names(self) -> Mapping[str, InterfaceName]:
+        """The names of the interfaces by ``node_tid``."""
+        return self._page.names
+
 
 class _Row(msgspec.Struct, gc=False, frozen=True):
     """An interface. ``text`` has its labels in text format, and is unique."""
@@ -262,7 +277,8 @@ def _render(
         end = begin + len(samples)
         parts += (head, samples)
         positions.append((family, slice(begin, end)))
-    return _Page(b"".join(parts), tuple(positions), _busiest(rows), leaves_at)
+    names = {tid: InterfaceName(host, name) for name, host, *_, tid in (row.labels for row in rows)}
+    return _Page(b"".join(parts), tuple(positions), _busiest(rows), names, leaves_at)
 
 
 def _busiest(rows: list[_Row]) -> tuple[Interface, ...]:

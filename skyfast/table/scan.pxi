@@ -337,8 +337,9 @@ cdef void fill_snapshot(TableState *table, const Family *family, Kept *kept) noe
 
 
 cdef list top_rows(TableState *table, uint32_t family, bint is_gauge, uint32_t count,
-                   const Kept *since, bytes part):
+                   const Kept *since, str part, dict sets):
     # The result of `Table.top`. `since` is NULL to rank by value.
+    cdef Search search
     cdef TopK top
     cdef uint32_t i
     cdef char *copies = NULL
@@ -346,12 +347,13 @@ cdef list top_rows(TableState *table, uint32_t family, bint is_gauge, uint32_t c
     top.family = &table.families[family]
     top.is_gauge = is_gauge
     top.since = since
-    top.part = part
-    top.part_length = len(part)
+    top.search = &search
     top.count = 0
     top.capacity = count
-    top.heap = <TopRow *>allocate(count * sizeof(TopRow))
+    top.heap = NULL
     try:
+        search_init(&search, table, part, sets)
+        top.heap = <TopRow *>allocate(count * sizeof(TopRow))
         copies = <char *>allocate(table.views[0].columns * MAX_CELL)
         values = <int64_t *>allocate(2 * table.family_count * sizeof(int64_t))
         with nogil:
@@ -360,6 +362,7 @@ cdef list top_rows(TableState *table, uint32_t family, bint is_gauge, uint32_t c
         rows = [shown_row(table, &top.heap[i], copies, values) for i in range(top.count)]
         return [row for row in rows if row is not None]
     finally:
+        search_destroy(&search, table)
         free(top.heap)
         free(copies)
         free(values)
@@ -377,7 +380,7 @@ cdef void find_top(TableState *table, TopK *top) noexcept nogil:
             rank = rank_of(table, top.family, row, top.is_gauge)
             if top.since != NULL:
                 rank = growth_since(top.since, number, row, rank)
-            if rank >= 0 and top_k_takes(top, rank) and has_part(table, row, top):
+            if rank >= 0 and top_k_takes(top, rank) and row_matches(table, row, top.search):
                 top_k_add(top, rank, number, row.hash)
 
 
@@ -406,17 +409,24 @@ cdef inline const char *cell_bytes(const TableState *table, uint32_t cell, char 
     return digits
 
 
-cdef bint has_part(const TableState *table, Connection *row, const TopK *top) noexcept nogil:
+cdef bint row_matches(const TableState *table, Connection *row,
+                      const Search *search) noexcept nogil:
+    # Whether a label of the row has one of the values, or contains the text.
     cdef const View *view = &table.views[0]
     cdef const uint32_t *cells = cells_of(view, row)
     cdef char digits[2 * MAX_INTEGER_DIGITS]
     cdef const char *text
+    cdef const String *string
     cdef uint32_t i, length
-    if top.part_length == 0:
+    if search.size == 0:
         return True
     for i in range(view.columns):
+        if search.sets != NULL and cells[i] & IS_STRING:
+            string = <const String *>row_at(&table.strings, cells[i] & ~IS_STRING)
+            if set_has(&search.sets[i], string):
+                return True
         text = cell_bytes(table, cells[i], digits, &length)
-        if memmem(text, length, top.part, top.part_length) != NULL:
+        if text_matches(search, text, length):
             return True
     return False
 

@@ -23,8 +23,7 @@ cdef struct TopK:
     const Family *family
     const Kept *since      # or NULL
     bint is_gauge
-    const char *part            # substring that a label must contain
-    uint32_t part_length
+    const Search *search        # which rows are considered
     TopRow *heap
     uint32_t count, capacity
 

@@ -22,8 +22,10 @@ from skyfast.config import loader
 from skyfast.config.model import Config
 from skyfast.runtime import process
 from skyfast.runtime.logs import printable
+from skyfast.skydive.capture_points import CapturePoints
 from skyfast.skydive.captures import CaptureReport
 from skyfast.skydive.interfaces import Interface
+from skyfast.skydive.known_names import KnownNames
 from skyfast.stats import AnalyzerStats, Failure, NameStats, OwnNameStats, Stats, TableCounts, sums
 from skyfast.web.top import Metric, Ranking
 
@@ -73,6 +75,8 @@ class StatusSource:
     ranking: Ranking
     interfaces: InterfaceSource
     captures: CaptureSource
+    capture_points: CapturePoints
+    names: KnownNames
 
 
 # The report ------------------------------------------------------------------------------------
@@ -160,6 +164,22 @@ class Scrapes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InterfaceStatus:
+    """The labels and counters of an interface.
+
+    ``owner`` is the pod, the container or the network namespace that has the interface; empty if
+    unknown or if the host has it.
+    """
+
+    labels: dict[str, str]
+    owner: str
+    received_bytes: int
+    transmitted_bytes: int
+    dropped_packets: int
+    errors: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InterfacesStatus:
     """The state of topology queries, and the busiest interfaces of the last response."""
 
@@ -169,7 +189,7 @@ class InterfacesStatus:
     errors_total: int
     last_answer_timestamp_seconds: float | None
     last_error: LastError | None
-    busiest: Sequence[Interface]
+    busiest: Sequence[InterfaceStatus]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,11 +216,33 @@ class OwnNamesStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CapturePoint:
+    """An interface where a capture reports flows. ``name`` is empty if it is unknown."""
+
+    node_tid: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureStatus:
+    """The values of a capture, and its capture points in a sample of the flows."""
+
+    capture_id: str
+    points: list[CapturePoint]
+    packets_received: float
+    packets_dropped: float
+    kernel_flows_dropped: int
+    flows: int
+    flows_dropped: int
+    reports: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CapturesStatus:
     """The number of captures, and the first ones by ID."""
 
     count: int
-    first: Sequence[CaptureReport]
+    first: Sequence[CaptureStatus]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -433,13 +475,19 @@ class Status:
                 errors_total=sum(stats.topology.errors.values()),
                 last_answer_timestamp_seconds=stats.topology.last_answer_timestamp_s or None,
                 last_error=_last_error(stats.topology.last_failure),
-                busiest=subject.interfaces.busiest(now),
+                busiest=[
+                    _interface(interface, subject.names)
+                    for interface in subject.interfaces.busiest(now)
+                ],
             ),
             names=_names(stats.topology.names),
             own_names=_own_names(stats.own_names),
             captures=CapturesStatus(
                 count=stats.captures.captures,
-                first=subject.captures.first(MAX_CAPTURES, now),
+                first=[
+                    _capture(report, subject, now)
+                    for report in subject.captures.first(MAX_CAPTURES, now)
+                ],
             ),
             history=self._history.series(stats, counts.connections, now_s=time.monotonic()),
             labels=subject.ranking.labels,
@@ -596,6 +644,34 @@ def _own_names(stats: OwnNameStats | None) -> OwnNamesStatus | None:
         last_load_successful=bool(stats.last_load_successful),
         last_load_success_timestamp_seconds=stats.last_load_success_timestamp_s,
         last_error=_last_error(stats.last_failure),
+    )
+
+
+def _interface(interface: Interface, names: KnownNames) -> InterfaceStatus:
+    return InterfaceStatus(
+        labels=interface.labels,
+        owner=names.of_node(interface.labels["node_tid"]).owner,
+        received_bytes=interface.received_bytes,
+        transmitted_bytes=interface.transmitted_bytes,
+        dropped_packets=interface.dropped_packets,
+        errors=interface.errors,
+    )
+
+
+def _capture(report: CaptureReport, subject: StatusSource, now: float) -> CaptureStatus:
+    points = [
+        CapturePoint(node_tid=tid, name=str(subject.names.of_node(tid)))
+        for tid in subject.capture_points.of(report.capture_id, now)
+    ]
+    return CaptureStatus(
+        capture_id=report.capture_id,
+        points=sorted(points, key=lambda point: (not point.name, point.name, point.node_tid)),
+        packets_received=report.packets_received,
+        packets_dropped=report.packets_dropped,
+        kernel_flows_dropped=report.kernel_flows_dropped,
+        flows=report.flows,
+        flows_dropped=report.flows_dropped,
+        reports=report.reports,
     )
 
 

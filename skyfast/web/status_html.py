@@ -39,6 +39,9 @@ DEFAULT_ROWS: Final = 20
 EMPTY: Final = "–"
 """The text for missing values."""
 
+MAX_POINTS: Final = 3
+"""The maximum number of capture points in a cell."""
+
 MAX_TIMESTAMP_S: Final = 2**33
 """The latest time formatted as a timestamp, supported by Python and JavaScript."""
 
@@ -114,6 +117,15 @@ def _reload(value: Any, now_s: float) -> str:
     return f"last reloaded {ago} ago, changed keys: {', '.join(value['changed']) or EMPTY}"
 
 
+def _point(value: Any) -> str:
+    return str(value["name"] or value["node_tid"])
+
+
+def _points(value: Any, _: float) -> str:
+    more = f" and {len(value) - MAX_POINTS} more" if len(value) > MAX_POINTS else ""
+    return ", ".join(map(_point, value[:MAX_POINTS])) + more
+
+
 _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
     "text": lambda value, _: str(value),
     "state": lambda value, _: "up" if value else "down",
@@ -131,6 +143,7 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
     "last-error": lambda value, now_s: f", last error: {_error(value, now_s)}",
     "reload": _reload,
     "list": lambda value, _: ", ".join(value),
+    "points": _points,
     "reasons": lambda value, _: ", ".join(f"{name} {_count(n)}" for name, n in value.items()),
     "bytes-rate": lambda value, _: f"{_bytes(value)}/s",
     "number-rate": lambda value, _: f"{_number(value)}/s",
@@ -138,7 +151,7 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
 
 _STATES: Final = ("state", "health")
 _COLOURS: Final = {"ready": "good", "degraded": "warn", "not ready": "bad"}
-_TEXTS: Final = (*_STATES, "text", "error", "last-error", "reload", "list", "reasons")
+_TEXTS: Final = (*_STATES, "text", "error", "last-error", "reload", "list", "points", "reasons")
 """Formats of text, aligned to the left."""
 
 _UNIT_FORMATS: Final[dict[Unit, str]] = {
@@ -164,13 +177,16 @@ def formatted(value: Any, format_: str, now_s: float) -> str:
 class _HtmlColumn:
     """A column of a table: the path of its values in a row, their format, and the header.
 
-    ``head`` and ``attributes`` are HTML of the header cell.
+    ``head`` and ``attributes`` are HTML of the header cell. If ``name`` is set, it is the label
+    whose name, if it has one, is shown beside the value, or instead of it.
     """
 
     key: str
     format: str
     head: str
     attributes: str = ""
+    name: str = ""
+    is_beside: bool = False
 
 
 _ANALYZERS = (
@@ -187,6 +203,7 @@ _ANALYZERS = (
 _INTERFACES = (
     _HtmlColumn("labels.interface_name", "text", "interface"),
     _HtmlColumn("labels.host", "text", "host"),
+    _HtmlColumn("owner", "text", "pod, container or netns"),
     _HtmlColumn("labels.interface_type", "text", "type"),
     _HtmlColumn("labels.ipv4", "text", "address"),
     _HtmlColumn("received_bytes", "bytes", "received"),
@@ -197,6 +214,7 @@ _INTERFACES = (
 
 _CAPTURES = (
     _HtmlColumn("capture_id", "text", "capture"),
+    _HtmlColumn("points", "points", "captures at"),
     _HtmlColumn("packets_received", "number", "packets"),
     _HtmlColumn("packets_dropped", "number", "dropped"),
     _HtmlColumn("flows", "count", "flows"),
@@ -271,12 +289,16 @@ def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | Non
         by=escape(query.by),
         filter=escape(query.filter),
         max_filter=MAX_FILTER_CHARS,
+        groups=_group_options(ranking, query),
         counts=_row_options(query.n),
-        note=_note(top) if top else _BUSY,
+        note=_note(ranking, query, top) if top else _BUSY,
         top=_top(ranking, query, top, elements),
         interfaces_note=_interfaces_note(report, elements),
         names_note=_names_note(report, elements) + _own_names_note(report, elements),
-        interfaces=elements.table("interfaces.busiest", _INTERFACES),
+        interfaces=elements.table(
+            "interfaces.busiest",
+            [column for column in _INTERFACES if column.key != "owner" or report.names],
+        ),
         captures_note=f"{elements.place('captures.count', 'count')} reported by agents",
         captures=elements.table("captures.first", _CAPTURES),
         table="".join(
@@ -336,7 +358,8 @@ class _Elements:
         columns = tuple(columns)
         heads = "".join(
             f'<th scope="col" class="{_side(column.format)}" data-key="{column.key}"'
-            f' data-format="{column.format}"{column.attributes}>{column.head}</th>'
+            f' data-format="{column.format}"{_name_attributes(column)}{column.attributes}>'
+            f"{column.head}</th>"
             for column in columns
         )
         lines = "".join(
@@ -353,8 +376,26 @@ class _Elements:
         text = escape(formatted(value, column.format, self._now_s))
         if column.key == "rank":
             return f'<td class="{class_} share">{html.bar(row["share"])}<span>{text}</span></td>'
-        title = f' title="{text}"' if column.format == "text" else ""
+        if column.format == "points":
+            title = "&#10;".join(escape(_full_point(point)) for point in value)
+            return f'<td class="{class_}" title="{title}">{text}</td>'
+        name = escape(row["names"].get(column.name, "")) if column.name else ""
+        title = f' title="{text}{f" ({name})" if name else ""}"' if column.format == "text" else ""
+        if column.is_beside:
+            class_ += " named"
+        if name:
+            text = f"{text} <small>{name}</small>" if column.is_beside else name
         return f'<td class="{class_}"{title}>{text}</td>'
+
+
+def _name_attributes(column: _HtmlColumn) -> str:
+    if not column.name:
+        return ""
+    return f' data-name="{column.name}"{" data-beside" if column.is_beside else ""}'
+
+
+def _full_point(value: Any) -> str:
+    return f"{value['node_tid']} ({value['name']})" if value["name"] else str(value["node_tid"])
 
 
 def _at(tree: Any, key: str) -> Any:
@@ -434,7 +475,10 @@ def _bars(ages_s: Sequence[float], values: Sequence[float | None]) -> tuple[str,
 
 
 def _link(by: str, query: Query) -> str:
-    return escape("?" + urlencode({"by": by, "n": query.n, "filter": query.filter}))
+    parameters = {"by": by, "n": query.n, "filter": query.filter}
+    if query.group:
+        parameters["group"] = ",".join(query.group)
+    return escape("?" + urlencode(parameters, safe=","))
 
 
 def _title(key: RankingKey) -> str:
@@ -461,16 +505,45 @@ def _row_options(chosen: int) -> str:
     )
 
 
-def _note(top: Top) -> str:
-    # The total belongs to the same scan; the one shown above may be newer.
-    plural = "" if top.connections == 1 else "s"
-    shown = f"{_count(len(top.entries))} of {_count(top.connections)} connection{plural}"
-    if top.window_seconds is None:
-        return shown
-    return (
-        f"{shown}, by increase over the last {_duration(top.window_seconds)};"
-        " each connection is reported about once a minute"
+def _group_options(ranking: Ranking, query: Query) -> str:
+    """Return an option for each label, and for each pair of labels of the two ends."""
+    groups: list[tuple[str, ...]] = [()]
+    for label in ranking.labels:
+        target = label.replace("initiator_", "target_", 1)
+        if target != label and target in ranking.labels:
+            groups.append((label, target))
+    groups += [(label,) for label in ranking.labels]
+    if query.group not in groups:
+        groups.append(query.group)
+    return "".join(
+        f'<option value="{escape(",".join(group))}"'
+        f"{' selected' if group == query.group else ''}>{_group_title(group)}</option>"
+        for group in groups
     )
+
+
+def _group_title(group: tuple[str, ...]) -> str:
+    return escape(", ".join(label.replace("_", " ") for label in group)) or "nothing"
+
+
+def _note(ranking: Ranking, query: Query, top: Top) -> str:
+    # The total belongs to the same scan; the one shown above may be newer.
+    count = top.connections if top.groups is None else top.groups
+    noun = "connection" if top.groups is None else "group"
+    text = f"{_count(len(top.entries))} of {_count(count)} {noun}{'' if count == 1 else 's'}"
+    if top.other is not None and top.other.connections:
+        key = ranking.keys[query.by]
+        format_ = _format(ranking.metrics[key.family], is_rate=key.is_rate)
+        others = f"{_count(top.other.connections)} other connections"
+        text += f"; {others}: {formatted(top.other.rank, format_, 0)}"
+    if top.approximate:
+        text += "; too many groups: sums are approximate"
+    if top.window_seconds is not None:
+        text += (
+            f", by increase over the last {_duration(top.window_seconds)};"
+            " each connection is reported about once a minute"
+        )
+    return text
 
 
 def _top(ranking: Ranking, query: Query, top: Top | None, elements: _Elements) -> str:
@@ -482,7 +555,8 @@ def _top(ranking: Ranking, query: Query, top: Top | None, elements: _Elements) -
             _title(key),
             ' aria-sort="descending"',
         ),
-        *(_HtmlColumn(f"labels.{name}", "text", name.replace("_", " ")) for name in ranking.labels),
+        *(_label_column(label, ranking) for label in query.group or ranking.labels),
+        *([_HtmlColumn("connections", "count", "connections")] if query.group else []),
         *(column for metric in ranking.metrics for column in _value_columns(metric, query)),
     ]
     entries = top.entries if top else []
@@ -491,11 +565,23 @@ def _top(ranking: Ranking, query: Query, top: Top | None, elements: _Elements) -
             "rank": entry.rank,
             "share": entry.rank / (entries[0].rank or 1),
             "labels": entry.labels,
+            "names": entry.names,
+            "connections": entry.connections,
             "values": entry.values,
         }
         for entry in entries
     ]
     return elements.rows("top", columns, rows)
+
+
+def _label_column(label: str, ranking: Ranking) -> _HtmlColumn:
+    return _HtmlColumn(
+        f"labels.{label}",
+        "text",
+        label.replace("_", " "),
+        name=label if label in ranking.addresses | ranking.nodes else "",
+        is_beside=label in ranking.addresses,
+    )
 
 
 def _value_columns(metric: Metric, query: Query) -> Iterable[_HtmlColumn]:

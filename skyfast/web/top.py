@@ -1,32 +1,40 @@
-"""The busiest connections, for ``/api/top`` and the status page.
+"""The busiest connections, or groups of them, for ``/api/top`` and the status page.
 
-A ranking scans the table. Scans run in a thread, one at a time, and requests for the same ranking
-within a second share the result. Rates compare the table with a snapshot, which is taken on the
-first request for rates and released after a minute without requests.
+A ranking scans the table once, also if it is of groups. Scans run in a thread, one at a time, and
+requests for the same ranking within a second share the result. Rates compare the table with a
+snapshot, which is taken on the first request for rates and released after a minute without
+requests.
 """
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
-from skyfast.flows.plan import Family, View
+from skyfast.flows.catalog import ADDRESS_NAMES, INITIATOR_IP, NODE_TID, TARGET_IP
+from skyfast.flows.plan import Column, Family, View
 from skyfast.runtime.logs import printable
-from skyfast.text_format import MetricType
+from skyfast.skydive.known_names import KnownNames
+from skyfast.text_format import MetricType, escaped
 from skyfast.web.scan_cache import ScanCache
 
-PARAMETERS: Final = ("by", "n", "filter")
+PARAMETERS: Final = ("by", "n", "filter", "group")
 """The query parameters of a ranking."""
 
 DEFAULT_ENTRIES: Final = 50
 MAX_ENTRIES: Final = 1000
-"""The default and the maximum number of connections in a response."""
+"""The default and the maximum number of connections or groups in a response."""
 
 MAX_FILTER_CHARS: Final = 200
 """The longest text to search for in label values."""
+
+MAX_GROUPS: Final = 65_536
+"""The number of groups above which those with the lowest ranks are added to the others.
+
+They take up to 24 MiB with two counters of both directions and one gauge."""
 
 RESULT_AGE_S: Final = 1.0
 """How long a result is shared with equal requests."""
@@ -50,7 +58,10 @@ PER_SECOND: Final = "_per_second"
 
 Unit = Literal["bytes", "seconds", "nanoseconds", "timestamp", ""]
 
-Row = tuple[int, tuple[str, ...], tuple[int | None, ...]]
+Values = tuple[int | None, ...]
+Row = tuple[int, tuple[str, ...], Values]
+Group = tuple[int, tuple[str, ...], Values, int]
+Groups = tuple[Sequence[Group], tuple[int, int | None, Values], int, bool]
 
 
 class TopTable(Protocol):
@@ -60,8 +71,25 @@ class TopTable(Protocol):
     def connections(self) -> int: ...
     def snapshot(self, family: int, /) -> Any: ...
     def top(
-        self, family: int, count: int, /, since: Any = None, containing: str = ""
+        self,
+        family: int,
+        count: int,
+        /,
+        since: Any = None,
+        containing: str = "",
+        also: Iterable[tuple[str, bytes]] = (),
     ) -> Sequence[Row]: ...
+    def top_groups(
+        self,
+        family: int,
+        count: int,
+        labels: Iterable[str],
+        /,
+        since: Any = None,
+        containing: str = "",
+        also: Iterable[tuple[str, bytes]] = (),
+        max_groups: int = MAX_GROUPS,
+    ) -> Groups: ...
 
 
 class QueryError(ValueError):
@@ -70,11 +98,15 @@ class QueryError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """A query for at most ``n`` connections with ``filter`` in a label value."""
+    """A query for at most ``n`` connections with ``filter`` in a label value or its name.
+
+    If ``group`` has labels, the query is for groups of these connections.
+    """
 
     by: str
     n: int = DEFAULT_ENTRIES
     filter: str = ""
+    group: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,27 +131,48 @@ class RankingKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A connection: its labels and, by metric, its values, in the metric's unit.
+    """A connection or a group: its labels and, by metric, its values, in the metric's unit.
 
     A value is None if the connection has none. ``rank`` is the value of the ranking criterion.
+    ``names`` are the known names of label values, by label. ``connections`` is 1, or the number of
+    connections of the group.
     """
 
     rank: float
     labels: dict[str, str]
+    names: dict[str, str]
+    connections: int
+    values: dict[str, list[float | None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Other:
+    """All connections that match the query, but are in none of the listed groups."""
+
+    connections: int
+    rank: float | None
     values: dict[str, list[float | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Top:
-    """A ranking. ``window_seconds`` is the age of the snapshot, or None without one."""
+    """A ranking. ``window_seconds`` is the age of the snapshot, or None without one.
+
+    ``groups`` and ``other`` are None if connections are ranked. ``approximate`` means that there
+    were more than `MAX_GROUPS` groups, so that values can be too low by what ``other`` has.
+    """
 
     by: str
     unit: Unit
     filter: str
+    group: tuple[str, ...]
+    groups: int | None
+    approximate: bool
     window_seconds: float | None
     took_seconds: float
     connections: int
     entries: list[Entry]
+    other: Other | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +192,26 @@ class _Snapshot:
 class Ranking:
     """Ranks the connections of one table."""
 
-    def __init__(self, *, table: TopTable, view: View, metrics: Sequence[str]) -> None:
-        """Rank connections of ``table``. ``metrics`` names the families of ``view``, in order."""
+    def __init__(
+        self,
+        *,
+        table: TopTable,
+        view: View,
+        metrics: Sequence[str],
+        names: KnownNames | None = None,
+    ) -> None:
+        """Rank connections of ``table``. ``metrics`` names the families of ``view``, in order.
+
+        ``names`` are shown beside label values, or instead of them.
+        """
         self._table = table
         self._families = view.families
+        self.names = names
         self.labels = tuple(column.name for column in view.columns)
+        self.addresses = frozenset(_address_labels(view.columns) if names else ())
+        """The labels with addresses that have names, unless another label has these names."""
+        self.nodes = frozenset(_node_labels(view.columns) if names else ())
+        """The labels with identifiers of interfaces that have names."""
         self.metrics = tuple(map(_metric, metrics, view.families))
         keys = [
             RankingKey(name=metric.name, family=family, is_rate=False)
@@ -191,7 +259,23 @@ class Ranking:
             raise QueryError("filter: not valid UTF-8.")
         if len(text) > MAX_FILTER_CHARS:
             raise QueryError(f"filter: longer than {MAX_FILTER_CHARS} characters.")
-        return Query(by=by, n=n if number is None else _count(number), filter=text)
+        return Query(
+            by=by,
+            n=n if number is None else _count(number),
+            filter=text,
+            group=self._group(given.get("group", "")),
+        )
+
+    def _group(self, text: str) -> tuple[str, ...]:
+        """Parse labels separated by commas."""
+        group = tuple(text.split(",")) if text else ()
+        for label in group:
+            if label not in self.labels:
+                known = ", ".join(self.labels)
+                raise QueryError(f"group: unknown label {printable(label)}. Labels: {known}.")
+        if len({*group}) < len(group):
+            raise QueryError("group: a label is repeated.")
+        return group
 
     async def top(self, query: Query) -> RankingResult:
         """Return the ranking for a ``query`` returned by `query`. Raises BusyError."""
@@ -218,30 +302,60 @@ class Ranking:
         key = self.keys[query.by]
         start_s = time.monotonic()
         since = self._baseline(key.family, start_s) if key.is_rate else None
-        rows = self._table.top(
-            key.family,
-            query.n,
-            since=since.snapshot if since else None,
-            containing=query.filter,
-        )
         family = self._families[key.family]
         seconds = max(start_s - since.taken_s, REPORT_INTERVAL_S) if since else None
-        entries = [
-            self._entry(
-                row, rank=_scaled(row[0], family) / seconds if seconds else _scaled(row[0], family)
+        options: dict[str, Any] = {
+            "since": since.snapshot if since else None,
+            "containing": query.filter,
+            "also": self._values_like(query.filter),
+        }
+
+        def rank(value: int) -> float:
+            return _scaled(value, family) / seconds if seconds else _scaled(value, family)
+
+        groups, other, approximate = None, None, False
+        if query.group:
+            rows, (connections, others_rank, values), groups, approximate = self._table.top_groups(
+                key.family, query.n, query.group, **options, max_groups=MAX_GROUPS
             )
-            for row in rows
-        ]
+            other = Other(
+                connections=connections,
+                rank=None if others_rank is None else rank(others_rank),
+                values=self._values(values),
+            )
+        else:
+            rows = [(*row, 1) for row in self._table.top(key.family, query.n, **options)]
+        labels = query.group or self.labels
         top = Top(
             by=query.by,
             unit=self.metrics[key.family].unit,
             filter=query.filter,
+            group=query.group,
+            groups=groups,
+            approximate=approximate,
             window_seconds=round(start_s - since.taken_s, 3) if since else None,
             took_seconds=round(time.monotonic() - start_s, 6),
             connections=self._table.connections,
-            entries=entries,
+            entries=[self._entry(row, labels, rank=rank(row[0])) for row in rows],
+            other=other,
         )
         return RankingResult(top, msgspec.json.encode(top))
+
+    def _values_like(self, text: str) -> list[tuple[str, bytes]]:
+        """Return label values whose names contain ``text``, as the table expects them."""
+        if self.names is None or not text:
+            return []
+        folded = text.casefold()
+
+        def matches(name: str) -> bool:
+            return folded in name.casefold()
+
+        addresses = _lines(self.names.addresses_like(matches)) if self.addresses else b""
+        nodes = _lines(self.names.nodes_like(matches)) if self.nodes else b""
+        return [
+            *((label, addresses) for label in self.addresses),
+            *((label, nodes) for label in self.nodes),
+        ]
 
     def _baseline(self, family: int, now_s: float) -> _Snapshot:
         """Return the snapshot to compare with: one or two minutes old, or the oldest available.
@@ -255,8 +369,31 @@ class Ranking:
             taken.append(_Snapshot(self._table.snapshot(family), now_s))
         return taken[0]
 
-    def _entry(self, row: Row, *, rank: float) -> Entry:
-        _, labels, flat = row
+    def _entry(self, row: Group, labels: Sequence[str], *, rank: float) -> Entry:
+        _, texts, values, connections = row
+        named = dict(zip(labels, texts, strict=True))
+        return Entry(
+            rank=rank,
+            labels=named,
+            names=self._known_names(named),
+            connections=connections,
+            values=self._values(values),
+        )
+
+    def _known_names(self, labels: Mapping[str, str]) -> dict[str, str]:
+        """Return the names of the values of ``labels``, by label."""
+        if self.names is None:
+            return {}
+        names = {}
+        for label, value in labels.items():
+            if label in self.addresses:
+                names[label] = self.names.of_address(value)
+            elif label in self.nodes:
+                names[label] = str(self.names.of_node(value))
+        return {label: name for label, name in names.items() if name}
+
+    def _values(self, flat: Values) -> dict[str, list[float | None]]:
+        """Return the values by metric, in their units."""
         values: dict[str, list[float | None]] = {}
         start = 0
         for metric, family in zip(self.metrics, self._families, strict=True):
@@ -265,7 +402,23 @@ class Ranking:
                 None if value is None else _scaled(value, family) for value in flat[start:end]
             ]
             start = end
-        return Entry(rank=rank, labels=dict(zip(self.labels, labels, strict=True)), values=values)
+        return values
+
+
+def _address_labels(columns: Sequence[Column]) -> Iterable[str]:
+    index = ADDRESS_NAMES.index("name")
+    named = {column.path for column in columns if column.lookup and column.index == index}
+    for column in columns:
+        if column.is_field and column.path in {INITIATOR_IP, TARGET_IP} - named:
+            yield column.name
+
+
+def _node_labels(columns: Sequence[Column]) -> Iterable[str]:
+    return (column.name for column in columns if column.is_field and column.path == NODE_TID)
+
+
+def _lines(values: Iterable[str]) -> bytes:
+    return "".join(f"{escaped(value)}\n" for value in values).encode(errors="ignore")
 
 
 def _metric(name: str, family: Family) -> Metric:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import re
+import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -16,11 +17,20 @@ import yaml
 
 from tests.support.alerts import alerts
 from tests.support.documentation import exported
-from tests.support.paths import DEPLOY
+from tests.support.paths import DEPLOY, ROOT
 from tests.support.process import Skyfast, demo
-from tests.support.prometheus import growing, needs_prometheus, number, prometheus, query
+from tests.support.prometheus import (
+    PROMTOOL,
+    growing,
+    needs_prometheus,
+    needs_promtool,
+    number,
+    prometheus,
+    query,
+)
 
 FILE = DEPLOY / "grafana" / "skyfast.json"
+VIEWS = (DEPLOY / "grafana" / "views.yml").read_text()
 DASHBOARD: dict[str, Any] = json.loads(FILE.read_text())
 ROWS = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
@@ -32,12 +42,11 @@ ANSWER_S = 40.0
 POLL_S = 0.5
 
 # The rule drops some flows, but only flows that no other panel needs.
-CONFIG = """
-pipeline:
+CONFIG = f"""{VIEWS}
+      naming: NAMING
+      interface_info: true
   filter:
-    drop: [{name: dns, application: DNS}]
-  store:
-    prom_sky_con: {naming: NAMING}
+    drop: [{{name: dns, application: DNS}}]
 """
 
 
@@ -77,6 +86,7 @@ def test_panels_are_distinct_and_do_not_overlap() -> None:
     assert [row["title"] for row in ROWS] == [
         "Overview",
         "Traffic",
+        "Who talks to whom",
         "Top connections",
         "Round-trip time",
         "Interfaces",
@@ -107,7 +117,7 @@ def test_panel_has_a_description_a_unit_and_legends(panel: dict[str, Any]) -> No
 def test_every_variable_is_used_and_defined() -> None:
     used = set()
     for expression in (*expressions(), *(variable_query(name) for name in query_variables())):
-        used |= set(re.findall(r"\$\{?(\w+)", expression))
+        used |= {name for name in re.findall(r"\$\{?(\w+)", expression) if not name.isdigit()}
     assert used == {*VARIABLES, "__rate_interval"} - {"datasource"}
     for name in query_variables():
         variable = VARIABLES[name]
@@ -117,6 +127,17 @@ def test_every_variable_is_used_and_defined() -> None:
             True,
             ".*",
         )
+
+
+def test_views_of_the_dashboard_are_documented() -> None:
+    """The manual and the Kubernetes example have the same views as the file for the dashboard."""
+    views = yaml.safe_load(VIEWS)["pipeline"]["store"]["prom_sky_con"]["views"]
+    manual = (ROOT / "docs" / "monitoring.md").read_text()
+    blocks = re.findall(r"(?s)```yaml\n(.*?)```", manual)
+    assert yaml.safe_load(VIEWS) in map(yaml.safe_load, blocks)
+    example = (DEPLOY / "kubernetes" / "prom_sky_con.yml").read_text()
+    uncommented = yaml.safe_load(re.sub(r"(?m)^( +)#(?! )", r"\1", example))
+    assert uncommented["pipeline"]["store"]["prom_sky_con"]["views"] == views
 
 
 def test_data_source_is_always_the_variable() -> None:
@@ -143,7 +164,8 @@ def seconds_of(text: str) -> int:
 def test_every_queried_metric_is_exported() -> None:
     text = " ".join(expressions())
     names = set(re.findall(r"\b(?:skydive|skyfast|process|scrape)_\w+(?=\{|\b)", text))
-    assert names - exported() == {"scrape_duration_seconds"}
+    views = {"skydive_service_bytes_total"}
+    assert names - exported() == {"scrape_duration_seconds"} | views
 
 
 def test_metrics_with_two_names_are_queried_by_both() -> None:
@@ -194,7 +216,8 @@ ALL = {
 
 
 def substituted(expression: str, values: dict[str, str]) -> str:
-    return re.sub(r"\$(\w+)", lambda match: values[match[1]], expression)
+    # Grafana does not replace numbers, which are groups of label_replace.
+    return re.sub(r"\$([a-z_]\w*)", lambda match: values[match[1]], expression)
 
 
 async def choices(server: str, name: str, values: dict[str, str]) -> dict[str, str]:
@@ -280,9 +303,129 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
         values["instance"] = "another"
         assert await query(server, substituted(by_interface, values)) == []
 
+        values["instance"] = ALL["instance"]
+
+        # The variables of workloads have the values of both ends.
+        namespaces = await choices(server, "namespace", values)
+        assert namespaces == {name: name for name in ("default", "shop")}
+        workloads = await choices(server, "workload", values)
+        assert workloads == {name: name for name in ("api", "cache", "cart", "frontend")}
+        values["namespace"] = "default"
+        assert set(await choices(server, "workload", values)) == {"frontend"}
+
+        # An end of a conversation has the namespace and the workload.
+        (between,) = panel_expressions("Traffic between workloads")
+        assert await pairs(server, between, {"instance": ".*"}) == {
+            ("default/frontend", "shop/cart"),
+            ("no workload", "default/frontend"),
+            ("no workload", "no workload"),
+            ("shop/api", "shop/cache"),
+        }
+        assert await pairs(server, between, {"namespace": "default"}) == {
+            ("default/frontend", "shop/cart"),
+            ("no workload", "default/frontend"),
+        }
+        assert await pairs(server, between, {"namespace": "shop", "workload": "ca.*"}) == {
+            ("default/frontend", "shop/cart"),
+            ("shop/api", "shop/cache"),
+        }
+
+        # Interfaces are named by what has them.
+        (by_owner,) = panel_expressions("Traffic by pod or container")
+        shown = await query(server, substituted(by_owner, ALL | {"top": "50"}))
+        owners = {sample["metric"]["name"] for sample in shown}
+        assert {"shop/cart-5c8d7f9b4-abcde", "db", "h1"} <= owners
+
         # No alert is even pending.
         for alert in alerts():
             assert await query(server, alert["expr"]) == [], alert["alert"]
+
+
+async def pairs(server: str, expression: str, values: dict[str, str]) -> set[tuple[str, str]]:
+    """Return the pairs of workloads that a panel shows with these values of variables."""
+    samples = await query(server, substituted(expression, ALL | values))
+    return {(sample["metric"]["initiator"], sample["metric"]["target"]) for sample in samples}
+
+
+def series(name: str, *, values: str = "1+0x20", **labels: str) -> dict[str, str]:
+    """Return a series for a unit test of rules."""
+    text = ", ".join(f'{label}="{value}"' for label, value in labels.items())
+    return {"series": f"{name}{{{text}}}", "values": values}
+
+
+def traffic(instance: str, tid: str, protocol: str = "TCP") -> dict[str, str]:
+    """Return a series with 1,000 bytes per second."""
+    return series(
+        "skydive_traffic_bytes_total",
+        values="0+60000x20",
+        instance=instance,
+        node_tid=tid,
+        protocol=protocol,
+    )
+
+
+def interface(instance: str, tid: str, name: str) -> dict[str, str]:
+    labels = {"instance": instance, "node_tid": tid, "host": "h1", "interface_name": name}
+    return series("skydive_network_interface_rx_bytes", **labels)
+
+
+@needs_promtool
+@pytest.mark.parametrize("naming", ["compatible", "standard"])
+@pytest.mark.parametrize("has_info", [True, False])
+def test_interfaces_are_named_by_pod_container_or_netns(
+    has_info: bool, naming: str, tmp_path: Path
+) -> None:
+    """With two instances, and with the labels that a ServiceMonitor adds."""
+    metric = {"compatible": "skydive_network_interface_info", "standard": "skydive_interface_info"}
+    parts = {
+        "t-pod": {"node_namespace": "shop", "node_pod": "cart-1", "node_container": "cart"},
+        "t-container": {"node_container": "web", "node_netns": "n1"},
+        "t-netns": {"node_netns": "blue"},
+        "t-host": {},
+    }
+    infos = [
+        series(
+            metric[naming],
+            instance=instance,
+            node_tid=tid,
+            host="h1",
+            interface_name="eth0",
+            namespace="monitoring",
+            **labels,
+        )
+        for tid, labels in parts.items()
+        for instance in ("a:1", "b:1")
+    ]
+    infos.append(series(metric[naming], instance="a:1", node_tid="t-unknown"))
+    rows = [traffic(instance, tid) for tid in parts for instance in ("a:1", "b:1")]
+    rows += [traffic("a:1", "t-pod", "UDP"), traffic("b:1", "t-new"), traffic("a:1", "t-unknown")]
+    # Only the first shard exports the interfaces.
+    rows += [interface("a:1", tid, "eth0") for tid in parts]
+    rows += [interface("a:1", "t-new", "eth1")]
+    with_info = {"shop/cart-1": 24, "web": 16, "blue": 16, "h1 eth0": 16, "h1 eth1": 8}
+    without = {"h1 eth0": 72, "h1 eth1": 8}
+    (expression,) = panel_expressions("Traffic by pod or container")
+    expected = (with_info if has_info else without) | {"t-unknown": 8}
+    test = {
+        "interval": "1m",
+        "input_series": rows + infos * has_info,
+        "promql_expr_test": [
+            {
+                "expr": f"round({substituted(expression, ALL)})",
+                "eval_time": "15m",
+                "exp_samples": [
+                    {"labels": f'{{name="{name}"}}', "value": 1000 * kilobits}
+                    for name, kilobits in expected.items()
+                ],
+            }
+        ],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump({"tests": [test]}))
+    run = subprocess.run(
+        [str(PROMTOOL), "test", "rules", str(file)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 @pytest.mark.slow

@@ -115,6 +115,13 @@ FORMATS = [
     ),
     ("list", ["a.b", "c"], "a.b, c"),
     ("list", [], "–"),
+    ("points", [], "–"),
+    ("points", [{"node_tid": "t-1", "name": "h1 eth0"}], "h1 eth0"),
+    (
+        "points",
+        [{"node_tid": f"t-{n}", "name": n % 2 * f"h{n}"} for n in range(5)],
+        "t-0, h1, t-2 and 2 more",
+    ),
     ("text", "", "–"),
     ("count", None, "–"),
     ("health", {"state": "degraded", "text": "2 of 3 analyzers"}, "degraded: 2 of 3 analyzers"),

@@ -9,8 +9,10 @@ import pytest
 import uvloop
 
 from skyfast.flows.plan import Column, Counter, Direction, Family, Gauge, View
+from skyfast.skydive.capture_points import CapturePoints
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.interfaces import Interfaces
+from skyfast.skydive.known_names import KnownNames
 from skyfast.stats import Stats
 from skyfast.web.cardinality import Cardinality
 from skyfast.web.exposition import ExpositionSource
@@ -150,7 +152,7 @@ class FakeTable:
         )
         return self.connections, labels, remaining if without else None
 
-    def top(self, family, count, since=None, containing=""):
+    def top(self, family, count, since=None, containing="", also=()):
         self._scan(f"top {family} {count} {containing}".rstrip())
         rows = self.rows if since is None else [row for row in self.rows if row not in since]
         return [row for row in rows if any(containing in label for label in row[1])][:count]
@@ -229,13 +231,16 @@ def source(
 def status(table=None, *, stats=None, config=None, ready=lambda: True, view=VIEW):
     """Return the content of the status page, without interfaces and captures."""
     table, stats = table or FakeTable(), stats or Stats()
+    interfaces = Interfaces(interval_s=20, connection_timeout_s=60, stats=stats.topology)
     return Status(
         subject=StatusSource(
             config=config or make_config(),
             table=table,
             ranking=Ranking(table=table, view=view, metrics=("bytes", "rtt")),
-            interfaces=Interfaces(interval_s=20, connection_timeout_s=60, stats=stats.topology),
+            interfaces=interfaces,
             captures=Captures(naming="compatible", stats=stats.captures),
+            capture_points=CapturePoints(),
+            names=KnownNames(index=None, interfaces=interfaces),
         ),
         stats=stats,
         ready=ready,

@@ -166,10 +166,14 @@ class AllocationFailureMachine(RuleBasedStateMachine):
                 self.core.cardinality(count, label)
                 self.core.table.page(self.now).distinct_values(label)
             families = self.core.plan.views[0].families
+            labels = [column.name for column in self.core.plan.views[0].columns]
+            also = [(label, b"a\nTCP\n10.0.0.1\n") for label in labels]
             for at, family in enumerate(families):
                 since = self.core.snapshot(at) if family.type == "counter" else None
-                self.core.top(at, count, since, "1")
+                self.core.top(at, count, since, "1", also)
                 self.core.top(at, count)
+                for label in labels:
+                    self.core.top_groups(at, count, [label], since, max_groups=2)
 
         self.with_failures(nth, times, operation)
 
@@ -329,6 +333,8 @@ OPERATIONS = {
     "values and their connections": lambda core: core.cardinality(3, "node_tid"),
     "values on a page": lambda core: core.table.page(START_S + 1).distinct_values("node_tid"),
     "top connections": lambda core: core.top(0, 5),
+    "matching connections": lambda core: core.top(0, 5, None, "x", [("node_tid", b"a\nb\n")]),
+    "top groups": lambda core: core.top_groups(0, 5, ["node_tid"], None, "1", (), 2),
     "growth": watch,
     "a page": lambda core: read_all(core.table.page(START_S + 1), 100),
     "expiry": lambda core: core.expire(START_S + 80),
@@ -371,6 +377,7 @@ def test_operations_survive_any_failed_allocation(name, times):
 SCANS = {
     "cardinality": lambda core: core.cardinality(1)[0],
     "top": lambda core: len(core.top(0, 1000)),
+    "top groups": lambda core: core.top_groups(0, 0, ["node_tid"])[1][0],
 }
 
 

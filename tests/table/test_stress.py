@@ -89,7 +89,12 @@ class Stress:
                     for count, top in labels.values():
                         assert len(top) <= min(count, 3)
                         assert sum(number for _, number in top) <= connections
-                table.top(0, 10, since, "10.0")
+                table.top(0, 10, since, "10.0", [("initiator_ip", b"10.0.0.1\n10.0.0.2\n")])
+                for max_groups in (16, 1 << 16):
+                    groups, others, *_ = table.top_groups(
+                        0, 10, [label], since, "10.0", max_groups=max_groups
+                    )
+                    assert sum(group[3] for group in groups) + others[0] <= 2 * FLOWS + 1
                 assert table.connections <= 2 * FLOWS + 1
                 self.scans += 1
 

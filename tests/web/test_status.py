@@ -8,10 +8,12 @@ import re
 import threading
 import time
 import weakref
+from contextlib import asynccontextmanager
 
 import pytest
 
 from skyfast.app import App
+from skyfast.flows.catalog import NODE_NAMES
 from skyfast.flows.plan import Column, Counter, Family, View
 from skyfast.skydive import topology_nodes
 from skyfast.skydive.interfaces import MAX_BUSIEST
@@ -23,6 +25,7 @@ from skyfast.web.top import Query, QueryError, Ranking
 from tests.model import make_flow
 from tests.support.analyzer import Answer, FakeAnalyzer
 from tests.support.configs import make_config
+from tests.support.messages import message
 from tests.support.model_specs import TOPOLOGY
 from tests.support.status_site import EVIL, FORMATS, three_connections
 from tests.support.tasks import running_app, until
@@ -326,6 +329,7 @@ async def test_interfaces_and_captures():
         assert len(captures["first"]) == status.MAX_CAPTURES
         assert captures["first"][7] == {
             "capture_id": "c-007",
+            "points": [],
             "packets_received": 1.5,
             "packets_dropped": 0,
             "kernel_flows_dropped": 0,
@@ -335,7 +339,7 @@ async def test_interfaces_and_captures():
         }
         page = (await site.get("/"))[1]
         assert len(cells(page, "interfaces.busiest")) == len(totals)
-        assert cells(page, "captures.first")[7] == ["c-007", "1.50", "0", "7", "0", "0"]
+        assert cells(page, "captures.first")[7] == ["c-007", "–", "1.50", "0", "7", "0", "0"]
 
 
 @pytest.mark.parametrize("has_interfaces", [True, False])
@@ -406,14 +410,224 @@ async def test_top_connections():
                 "node_tid": "node-1",
                 "protocol": "TCP",
             },
+            "names": {},
+            "connections": 1,
             "values": {"bytes": [900, 100], "packets": [5, 5], "rtt": [20_000_000]},
         }
+        assert (response["group"], response["groups"], response["other"]) == ([], None, None)
         assert initiators(await site.json("/api/top?by=packets&n=1")) == ["10.0.0.1"]
         # Connections without a round-trip time are not ranked.
         assert initiators(await site.json("/api/top?by=rtt")) == ["10.0.0.1", "10.0.0.2"]
         response = await site.json("/api/top?filter=fd00::")
         assert initiators(response) == ["fd00::3"]
         assert (response["filter"], response["connections"]) == ("fd00::", 3)
+
+
+def named(**names):
+    """Return names of an address or a capture point in the order of the index."""
+    return tuple(names.get(name, "") for name in NODE_NAMES)
+
+
+@asynccontextmanager
+async def named_connections(**settings):
+    """Yield a site with three connections, whose names are known because of another view."""
+    view = {"prefix": "x", "labels": ["initiator_workload", "direction"], "metrics": ["bytes"]}
+    async with three_connections(views=[view], **settings) as site:
+        index = site.app._parts.names
+        index.nodes["node-1"] = named(
+            name="eth0", host="h1", namespace="shop", pod="cart-<1>", container="cart"
+        )
+        index.addresses["10.0.0.1"] = ("Shop/<Cart>", *named()[1:])
+        index.addresses["fd00::3"] = None
+        yield site
+
+
+async def test_names_are_shown_and_found():
+    async with named_connections() as site:
+        unknown = site.app._parts.names.addresses.unknown
+        entries = (await site.json("/api/top"))["entries"]
+        node = {"node_tid": "h1 shop/cart-<1> eth0"}
+        assert [entry["names"] for entry in entries] == [
+            node,
+            node,
+            {"initiator_ip": "Shop/<Cart>", **node},
+        ]
+        assert entries[2]["labels"]["node_tid"] == "node-1"
+        page = (await site.get("/"))[1]
+        row = cells(page, "top")[2]
+        assert row[1] == "10.0.0.1 Shop/<Cart>"
+        assert row[5] == "h1 shop/cart-<1> eth0"
+        assert ' title="10.0.0.1 (Shop/&lt;Cart&gt;)">10.0.0.1 <small>Shop/&lt;Cart' in page
+        assert ' title="node-1 (h1 shop/cart-&lt;1&gt; eth0)">h1 shop/cart-&lt;1' in page
+        for text in ("shop/%3Ccart", "CART%3E", "<cART"):
+            found = await site.json(f"/api/top?filter={text.replace('<', '%3C')}")
+            assert initiators(found) == ["10.0.0.1"], text
+        for text in ("10.0.0.1", "FD00::3", "h1%20SHOP", "eth0", "tcp"):
+            assert (await site.json(f"/api/top?filter={text}"))["entries"], text
+        assert len((await site.json("/api/top?filter=h1"))["entries"]) == 3
+        grouped = await site.json("/api/top?group=node_tid,initiator_ip&filter=eth0")
+        assert [entry["names"] for entry in grouped["entries"]][2] == {
+            "initiator_ip": "Shop/<Cart>",
+            **node,
+        }
+        assert site.app._parts.names.addresses.unknown == unknown
+
+
+async def test_a_label_with_the_name_is_not_repeated():
+    labels = ["initiator_name", "initiator_ip", "target_ip", "direction"]
+    async with three_connections(labels=labels) as site:
+        site.app._parts.names.addresses["10.0.0.1"] = ("web", *named()[1:])
+        site.app._parts.names.addresses["10.0.0.2"] = ("db", *named()[1:])
+        entries = (await site.json("/api/top"))["entries"]
+        assert [entry["names"] for entry in entries] == [{"target_ip": "db"}] * 3
+        # Its name is not found, because it is not shown.
+        assert (await site.json("/api/top?filter=web"))["entries"] == []
+        assert len((await site.json("/api/top?filter=DB"))["entries"]) == 3
+
+
+async def test_rewritten_addresses_have_no_names():
+    rewrite = {"initiator_ip": {"mask": 24, "mask6": 64}}
+    labels = ["initiator_ip", "target_ip", "target_service", "direction"]
+    async with three_connections(labels=labels, rewrite=rewrite) as site:
+        for address in ("10.0.0.0/24", "10.0.0.1", "10.0.0.2"):
+            site.app._parts.names.addresses[address] = ("web", *named()[1:])
+        entries = (await site.json("/api/top"))["entries"]
+        assert {tuple(entry["names"].items()) for entry in entries} == {(("target_ip", "web"),)}
+
+
+async def test_without_labels_that_need_names_only_interfaces_have_names(monkeypatch):
+    async with named_connections() as site:
+        parts = site.app._parts
+        parts.interfaces.update(topology_nodes.read(TOPOLOGY), site.app.clock.now())
+        tid, (host, name) = next(iter(parts.interfaces.names.items()))
+        site.report(make_flow("7", (9000, 0, 1, 0), node=tid))
+        monkeypatch.setattr(site, "config", make_config(host_id="other", max_flows=7))
+        assert await site.app.reload() is None
+        site.report(make_flow("8", (9000, 0, 1, 0), node=tid))
+        entries = (await site.json("/api/top"))["entries"]
+        assert [entry["names"] for entry in entries] == [{"node_tid": f"{host} {name}"}]
+        assert len((await site.json(f"/api/top?filter={name.upper()}"))["entries"]) == 1
+
+
+async def test_interfaces_and_captures_show_where_they_are():
+    async with named_connections() as site:
+        parts, now = site.app._parts, site.app.clock.now()
+        parts.interfaces.update(topology_nodes.read(TOPOLOGY), now)
+        tids = list(parts.interfaces.names)
+        parts.names.nodes[tids[0]] = named(name="eth0", host="h1", netns="<blue>")
+        api_status = await site.json("/api/status")
+        owners = {
+            interface["labels"]["node_tid"]: interface["owner"]
+            for interface in api_status["interfaces"]["busiest"]
+        }
+        assert owners.pop(tids[0]) == "<blue>"
+        assert set(owners.values()) == {""}
+        points = [*tids[:4], "nowhere"]
+        parts.captures.message(json.dumps({"CaptureID": "c-1"}).encode(), now)
+        parts.capture_points.message(
+            message(
+                *(
+                    make_flow(f"{n + 1:x}", node=tid) | {"CaptureID": "c-1"}
+                    for n, tid in enumerate(points)
+                )
+            ),
+            now,
+        )
+        (capture,) = (await site.json("/api/status"))["captures"]["first"]
+        names = {tid: f"{host} {name}" for tid, (host, name) in parts.interfaces.names.items()}
+        names |= {tids[0]: "h1 <blue> eth0", "nowhere": ""}
+        assert {point["node_tid"]: point["name"] for point in capture["points"]} == {
+            tid: names[tid] for tid in points
+        }
+        assert capture["points"][-1] == {"node_tid": "nowhere", "name": ""}
+        page = (await site.get("/"))[1]
+        (row,) = cells(page, "captures.first")
+        shown_points = ", ".join(sorted(names[tid] for tid in tids[:4])[:3])
+        assert row[1] == f"{shown_points} and 2 more"
+        assert f"{tids[0]} (h1 &lt;blue&gt; eth0)" in page
+        assert "&#10;nowhere" in page
+        assert "<blue>" not in page
+        assert "<blue>" in [row[2] for row in cells(page, "interfaces.busiest")]
+
+
+async def test_capture_points_are_read_from_checked_messages(monkeypatch):
+    async with three_connections() as site:
+        parts = site.app._parts
+        monkeypatch.setattr(parts.checker, "chooses", lambda: True)
+        site.report(make_flow("8", node="n") | {"CaptureID": "c-1"})
+        assert parts.capture_points.of("c-1", site.app.clock.now()) == ["n"]
+
+
+async def test_groups():
+    async with three_connections() as site:
+        response = await site.json("/api/top?group=protocol")
+        assert response["group"] == ["protocol"]
+        assert (response["groups"], response["connections"]) == (1, 3)
+        assert response["approximate"] is False
+        assert response["entries"] == [
+            {
+                "rank": 6000,
+                "labels": {"protocol": "TCP"},
+                "names": {},
+                "connections": 3,
+                "values": {"bytes": [2400, 3600], "packets": [7, 10], "rtt": [20_000_000]},
+            }
+        ]
+        assert response["other"] == {
+            "connections": 0,
+            "rank": None,
+            "values": {"bytes": [None, None], "packets": [None, None], "rtt": [None]},
+        }
+        response = await site.json("/api/top?group=initiator_ip,target_port&n=1&by=packets")
+        assert response["entries"][0]["labels"] == {
+            "initiator_ip": "10.0.0.1",
+            "target_port": "443",
+        }
+        assert list(response["entries"][0]["labels"]) == ["initiator_ip", "target_port"]
+        assert response["groups"] == 3
+        assert response["other"]["connections"] == 2
+        assert response["other"]["rank"] == 7
+        assert response["other"]["values"] == {
+            "bytes": [1500, 3500],
+            "packets": [2, 5],
+            "rtt": [90_000],
+        }
+        response = await site.json("/api/top?group=target_ip&filter=10.0.0.1")
+        assert [entry["connections"] for entry in response["entries"]] == [1]
+        # Connections without a round-trip time are counted, but their groups are not ranked.
+        response = await site.json("/api/top?group=initiator_ip&by=rtt")
+        assert initiators(response) == ["10.0.0.1", "10.0.0.2"]
+        assert response["other"]["connections"] == 1
+
+
+async def test_rates_of_groups():
+    async with three_connections() as site:
+        await site.json("/api/top?by=bytes_per_second")
+        site.report(
+            make_flow("1", (1500, 700, 9, 9), last=62_000),
+            make_flow("2", (1560, 500, 9, 9), a="10.0.0.2", last=62_000),
+        )
+        response = await site.json("/api/top?by=bytes_per_second&group=protocol")
+        (entry,) = response["entries"]
+        assert (entry["rank"], entry["connections"]) == (21, 3)
+        response = await site.json("/api/top?by=bytes_per_second&group=initiator_ip&n=1")
+        assert initiators(response) == ["10.0.0.1"]
+        assert (response["other"]["rank"], response["other"]["connections"]) == (1, 2)
+        page = (await site.get("/?by=bytes_per_second&group=initiator_ip&n=1"))[1]
+        assert "; 2 other connections: 1 B/s, by increase over the last 0 s;" in page
+
+
+async def test_too_many_groups(monkeypatch):
+    monkeypatch.setattr(top, "MAX_GROUPS", 4)
+    async with three_connections() as site:
+        for n in range(10):
+            site.report(make_flow(f"a{n}", (n, 0, 1, 0), a=f"10.1.0.{n}"))
+        response = await site.json("/api/top?group=initiator_ip&n=1")
+        assert response["approximate"] is True
+        assert initiators(response) == ["fd00::3"]
+        assert response["other"]["connections"] == 12
+        page = (await site.get("/?group=initiator_ip&n=1"))[1]
+        assert "12 other connections: 3.04 kB; too many groups: sums are approximate<" in page
 
 
 async def test_values_are_in_the_units_of_the_page():
@@ -591,9 +805,21 @@ INVALID_QUERIES = {
         [f"n={n}" for n in ("0", "1001", "-1", "", "x", "1e2", "%C2%B2", "+5", "1" * 3000)],
         "n: not an integer from 1 to 1000.",
     ),
-    "N=5": "Unknown parameter N. Parameters: by, n, filter.",
+    "N=5": "Unknown parameter N. Parameters: by, n, filter, group.",
     "n=5&n=5": "The parameter n is repeated.",
     "filter=" + 201 * "x": "filter: longer than 200 characters.",
+    **{
+        f"group={text}": f"group: unknown label {shown}. Labels: initiator_ip, target_ip,"
+        " initiator_port, target_port, node_tid, protocol."
+        for text, shown in {
+            "bytes": "bytes",
+            "direction": "direction",
+            "initiator_ip,": "",
+            "protocol,a%0Ab": "a\\nb",
+            "Protocol": "Protocol",
+        }.items()
+    },
+    "group=protocol,node_tid,protocol": "group: a label is repeated.",
 }
 
 
@@ -688,6 +914,39 @@ async def test_page_is_complete_without_its_script():
         assert re.search(r'data-by="rtt" data-format="nanoseconds" aria-current="true"', page)
         assert ">not ready: 0 of 1 analyzer<" in page
         assert "Not subscribed to any analyzer" in page
+
+
+async def test_page_shows_groups_without_its_script():
+    async with three_connections() as site:
+        code, page = await site.get("/?group=protocol,target_ip&n=20&filter=10")
+        assert code == 200
+        assert cells(page, "top") == [
+            [
+                *("6.00 kB", "TCP", "10.0.0.2", "3"),
+                *("2.40 kB", "3.60 kB", "7", "10", "20.0 ms"),
+            ]
+        ]
+        assert ">1 of 1 group<" in page
+        options = re.findall(r'<option value="([^"]*)"( selected)?>([^<]*)', page)
+        assert [(value, text) for value, _, text in options] == [
+            ("", "nothing"),
+            ("initiator_ip,target_ip", "initiator ip, target ip"),
+            ("initiator_port,target_port", "initiator port, target port"),
+            ("initiator_ip", "initiator ip"),
+            ("target_ip", "target ip"),
+            ("initiator_port", "initiator port"),
+            ("target_port", "target port"),
+            ("node_tid", "node tid"),
+            ("protocol", "protocol"),
+            ("protocol,target_ip", "protocol, target ip"),
+        ]
+        assert [value for value, selected, _ in options if selected] == ["protocol,target_ip"]
+        assert 'href="?by=packets&amp;n=20&amp;filter=10&amp;group=protocol,target_ip"' in page
+        page = (await site.get("/?group="))[1]
+        assert ">3 of 3 connections<" in page
+        assert '<option value="" selected>' in page
+        page = (await site.get("/?group=initiator_ip&n=1&by=packets"))[1]
+        assert ">1 of 3 groups; 2 other connections: 7<" in page
 
 
 async def test_markup_is_escaped():

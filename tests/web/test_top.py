@@ -5,6 +5,7 @@ import random
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from skyfast.flows.plan import Gauge
 from skyfast.text_format import escaped
 from tests.model import (
     BYTES,
@@ -21,6 +22,7 @@ from tests.model import (
 )
 from tests.support.table_adapter import ODD_TEXTS, Core, beside, many_flows, read_all
 
+SLICE_ROWS = 2048
 COUNT = Family("flows", "gauge", ())
 BYTE_FAMILY = [family.name for family in FAMILIES].index(BYTES)
 RTT_FAMILY = [family.name for family in FAMILIES].index(RTT)
@@ -154,14 +156,69 @@ def test_top_can_be_filtered_by_a_part_of_a_label():
     core = Core()
     core.message(random_flows(1), 0)
     everything = core.top(BYTE_FAMILY, 1_000)
-    for part in ("10.0.0.1", "443", "44", "é" * 3, "two", "T", "\\", '"', "nowhere", "10.0.0.1\0"):
+    for part in (
+        *("10.0.0.1", "443", "44", "é" * 3, "É" * 3, "two", "TWO", "tcP", "T", "\\", '"', "QuO"),
+        *("nowhere", "10.0.0.1\0", "10.0.0.10.0.0.1", "éE", "ﬁ", "İ"),
+    ):
         expected = [
-            entry for entry in everything if any(part in escaped(label) for label in entry[1])
+            entry
+            for entry in everything
+            if any(part.lower() in escaped(label).lower() for label in entry[1])
         ]
         assert core.top(BYTE_FAMILY, 1_000, containing=part) == expected
     assert core.top(BYTE_FAMILY, 1_000, containing="") == everything
     two = [entry for entry in everything if "two" in entry[1]]
     assert core.top(BYTE_FAMILY, 5, containing="two")[0][0] == two[0][0]
+
+
+@pytest.mark.parametrize(
+    ("label", "part", "found"),
+    [
+        ("Straße", "STRAßE", True),
+        ("Straße", "strasse", False),  # the upper case has two characters
+        ("ΔΑΣ", "δας", True),
+        ("δας", "ΔΑΣ", False),  # a final sigma is only found by itself and by a capital one
+        ("Μs", "µs", True),
+        ("Ǆ", "ǅ", True),
+        ("Ж/\U00010400", "ж/\U00010428", True),
+        ("aab", "AB", True),
+        ("ab", "abc", False),
+        ("İ", "i", False),
+    ],
+)
+def test_filter_ignores_the_case_of_any_script(label, part, found):
+    core = Core()
+    core.report(make_flow("1", node=label), 0)
+    assert len(core.top(BYTE_FAMILY, 9, containing=part)) == found
+
+
+def test_other_values_can_match_a_filter():
+    core = Core()
+    nodes = ['"quoted"', "back\\slash", "é" * 60, "a\nb", "443", "plain"]
+    for n, node in enumerate(nodes):
+        core.report(make_flow(f"{n + 1:x}", (n, 1, 1, 1), node=node), 0)
+
+    def found(part, **values):
+        also = [
+            (label, b"".join(f"{escaped(value)}\n".encode() for value in texts))
+            for label, texts in values.items()
+        ]
+        index = [column.name for column in core.plan.views[0].columns].index("node_tid")
+        return [row[1][index] for row in core.top(BYTE_FAMILY, 9, containing=part, also=also)]
+
+    assert found("no such text", node_tid=nodes) == nodes[::-1]
+    for node in nodes:
+        assert found("no such text", node_tid=["x", node, "y" * 5000]) == [node]
+    assert found("plain", node_tid=[nodes[0]]) == ["plain", nodes[0]]
+    # The values of another label, and numbers, are not compared.
+    assert found("no such text", initiator_ip=nodes, target_port=["443"]) == []
+    assert found("no such text", node_tid=[]) == found("no such text", node_tid=[""]) == []
+    # Without a text, everything matches.
+    assert found("", node_tid=["x"]) == nodes[::-1]
+    many = [f"{n}-{'x' * (n % 50)}" for n in range(5000)]
+    assert found("no such text", node_tid=[*many, nodes[2]]) == [nodes[2]]
+    with pytest.raises(ValueError, match="not in tuple"):
+        found("x", nowhere=[])
 
 
 def test_labels_are_not_escaped():
@@ -207,6 +264,10 @@ def test_threads_can_rank_during_updates():
             ranks = [rank for rank, *_ in top]
             assert ranks == sorted(ranks, reverse=True)
             assert all(labels[0].startswith("10.0.") for _, labels, _ in top)
+        groups, *_ = core.top_groups(
+            BYTE_FAMILY, 100, ["target_port", "initiator_ip"], max_groups=500
+        )
+        assert all(labels[1].startswith("10.0.") for _, labels, *_ in groups)
 
     with beside(check_top):
         for cycle in range(40):
@@ -214,3 +275,198 @@ def test_threads_can_rank_during_updates():
             core.message(many_flows(2_000, first=700 * cycle, last=1_000 + cycle), now)
             while core.table.expire(now, 500):
                 pass
+
+
+# Groups --------------------------------------------------------------------------------------
+
+
+def combined(core, entries):
+    """Return rank and values of a group of entries, and their number: what `top_groups` has."""
+    families = core.plan.views[0].families
+    kinds = [
+        {"least": min, "latest": max, "most": max}[value.keep] if isinstance(value, Gauge) else sum
+        for family in families
+        for value in family.values
+    ]
+    columns = zip(*(values for _, _, values in entries), strict=True)
+    values = tuple(
+        kind(value for value in column if value is not None)
+        if any(value is not None for value in column)
+        else None
+        for kind, column in zip(kinds, columns, strict=True)
+    )
+    return values, len(entries)
+
+
+def grouped(core, family, labels, entries):
+    """Return the expected groups by their label values: rank, values, connections."""
+    names = [column.name for column in core.plan.views[0].columns]
+    indexes = [names.index(label) for label in labels]
+    is_gauge = core.plan.views[0].families[family].type == "gauge"
+    members = {}
+    for entry in entries:
+        members.setdefault(tuple(entry[1][index] for index in indexes), []).append(entry)
+    return {
+        key: (
+            (max if is_gauge else sum)(entry[0] for entry in group if entry[0] is not None)
+            if any(entry[0] is not None for entry in group)
+            else None,
+            *combined(core, group),
+        )
+        for key, group in members.items()
+    }
+
+
+def all_entries(core, family, **options):
+    """Return every connection, those without a value of the family with the rank None."""
+    ranked_ones = core.top(family, 10_000, **options)
+    known = {labels for _, labels, _ in ranked_ones}
+    every = {labels: values for _, labels, values in core.top(BYTE_FAMILY, 10_000)}
+    assert len(every) == core.connections
+    rest = [(None, labels, values) for labels, values in every.items() if labels not in known]
+    return ranked_ones + rest
+
+
+GROUP_LABELS = [
+    ("node_tid",),
+    ("target_port",),
+    ("initiator_ip", "target_port"),
+    ("target_port", "initiator_ip"),
+    ("protocol",),
+    ("initiator_ip", "target_ip", "initiator_port", "target_port", "node_tid", "protocol"),
+]
+
+
+@pytest.mark.parametrize("labels", GROUP_LABELS, ids=",".join)
+@pytest.mark.parametrize("family", [BYTE_FAMILY, RTT_FAMILY])
+def test_groups_match_the_sums_of_connections(family, labels):
+    core = Core()
+    core.message(random_flows(1), 0)
+    expected = grouped(core, family, labels, all_entries(core, family))
+    listed = {key: group for key, group in expected.items() if group[0] is not None}
+    for count in (0, 1, 5, len(listed), 10_000):
+        entries, others, number, is_incomplete = core.top_groups(family, count, labels)
+        assert (number, is_incomplete) == (len(expected), False)
+        ranks = [rank for rank, *_ in entries]
+        assert ranks == sorted((group[0] for group in listed.values()), reverse=True)[:count]
+        for rank, key, values, connections in entries:
+            assert (rank, values, connections) == expected[key]
+        shown_keys = {key for _, key, *_ in entries}
+        names = [column.name for column in core.plan.views[0].columns]
+        indexes = [names.index(label) for label in labels]
+        rest = [
+            entry
+            for entry in all_entries(core, family)
+            if tuple(entry[1][index] for index in indexes) not in shown_keys
+        ]
+        connections, rank, values = others
+        assert connections == len(rest)
+        if rest:
+            ((_, (expected_rank, expected_values, _)),) = grouped(core, family, (), rest).items()
+            assert (rank, values) == (expected_rank, expected_values)
+        else:
+            assert rank is None
+            assert set(values) == {None}
+
+
+def test_groups_of_filtered_connections_and_of_increases():
+    core = Core()
+    core.message(random_flows(1), 0)
+    snapshot = core.snapshot(BYTE_FAMILY)
+    core.message(
+        [
+            *random_flows(1, scale=2)[:100],
+            *many_flows(50, last=2_000, total=(5, 6, 7, 8), first=1 << 20),
+        ],
+        1,
+    )
+    for options in ({"since": snapshot}, {"since": snapshot, "containing": "TWO"}):
+        rows = core.top(BYTE_FAMILY, 10_000, **options)
+        entries, *_ = core.top_groups(BYTE_FAMILY, 100, ["target_port"], **options)
+        sums = {}
+        index = [column.name for column in core.plan.views[0].columns].index("target_port")
+        for rank, labels, _ in rows:
+            sums[labels[index],] = sums.get((labels[index],), 0) + rank
+        assert {labels: rank for rank, labels, *_ in entries} == sums
+    part = core.top(BYTE_FAMILY, 10_000, containing="two")
+    entries, others, number, _ = core.top_groups(BYTE_FAMILY, 1, ["protocol"], containing="two")
+    assert (entries[0][0], entries[0][3]) == (sum(rank for rank, *_ in part), len(part))
+    assert (others[0], number) == (0, 1)
+
+
+def test_too_many_groups_are_added_to_the_others():
+    core = Core()
+    heavy, count = 20, 2_000
+    # The heavy groups come last, when there have already been too many groups.
+    core.message(many_flows(count, total=(1, 1, 1, 1)), 0)
+    core.message(
+        [
+            make_flow(f"f{n:02x}{m:02x}", (10**6 + n, 0, 1, 0), a=f"192.0.2.{n}", ports=(m, 443))
+            for n in range(heavy)
+            for m in range(30)
+        ],
+        0,
+    )
+    everything = core.top(BYTE_FAMILY, 10_000)
+    for max_groups in (64, 100, 1_000):
+        entries, others, number, is_incomplete = core.top_groups(
+            BYTE_FAMILY, 1_000, ["initiator_ip", "initiator_port"], max_groups=max_groups
+        )
+        assert is_incomplete
+        assert heavy < number <= max_groups + SLICE_ROWS
+        # Nothing is lost.
+        assert others[0] + sum(entry[3] for entry in entries) == len(everything)
+        total = sum(rank for rank, *_ in everything)
+        assert (others[1] or 0) + sum(entry[0] for entry in entries) == total
+    entries, others, number, is_incomplete = core.top_groups(
+        BYTE_FAMILY, heavy, ["initiator_ip"], max_groups=64
+    )
+    assert is_incomplete
+    assert {labels[0] for _, labels, *_ in entries} == {f"192.0.2.{n}" for n in range(heavy)}
+    assert {connections for *_, connections in entries} == {30}
+
+
+def test_groups_have_label_values_of_any_length():
+    core = Core()
+    for n, text in enumerate(ODD_TEXTS):
+        core.report(make_flow(f"{n + 1:x}", node=text), 0)
+    entries, *_ = core.top_groups(BYTE_FAMILY, 99, ["node_tid", "protocol"])
+    assert {labels for _, labels, *_ in entries} == {(text, "TCP") for text in ODD_TEXTS}
+    # Adjacent values are not confused with each other.
+    core = Core()
+    for n, (a, node) in enumerate([("a", ""), ("", "a"), ("aa", "a"), ("a", "aa")]):
+        core.report(make_flow(f"{n + 1:x}", a=a, node=node), 0)
+    assert core.top_groups(BYTE_FAMILY, 9, ["initiator_ip", "node_tid"])[2] == 4
+    # Long values need the space of several groups.
+    core = Core()
+    for n in range(20):
+        core.report(make_flow(f"{n + 1:x}", node=f"{n:03}" + 1000 * '"'), 0)
+    entries, others, number, is_incomplete = core.top_groups(
+        BYTE_FAMILY, 99, ["node_tid"], max_groups=50
+    )
+    if number < 20:  # with the usual size of slices, there is space for all of them
+        assert is_incomplete
+    assert len(entries) == number
+    assert sum(entry[3] for entry in entries) + others[0] == 20
+
+
+def test_groups_reject_invalid_arguments():
+    core = Core()
+    other = Core().snapshot(BYTE_FAMILY)
+    for message, arguments in {
+        "1 to 32 labels": (BYTE_FAMILY, 1, []),
+        "not in tuple": (BYTE_FAMILY, 1, ["direction"]),
+        "another table": (BYTE_FAMILY, 1, ["protocol"], other),
+        "count must be": (BYTE_FAMILY, 1 << 17, ["protocol"]),
+        "max_groups must be": (BYTE_FAMILY, 1, ["protocol"], None, "", (), 0),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            core.top_groups(*arguments)
+    with pytest.raises(IndexError, match="no such family"):
+        core.top_groups(len(FAMILIES), 1, ["protocol"])
+    assert core.top_groups(BYTE_FAMILY, 9, ["protocol"]) == (
+        [],
+        (0, None, (None,) * 5),
+        0,
+        False,
+    )

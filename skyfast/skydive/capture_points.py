@@ -1,0 +1,84 @@
+"""The capture points of captures, from a sample of the flows.
+
+The statistics of a capture do not say where it captures. Flows do: each has the ID of its capture,
+and the ``NodeTID`` of the interface. They are read from the messages that are also checked for lost
+reports, about four per second.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from skyfast.flows.fields import UNDECODABLE
+
+MAX_CAPTURES: Final = 1000
+"""Maximum number of captures; others have no capture points."""
+
+MAX_POINTS: Final = 20
+"""Maximum number of capture points of each capture: those with the latest flows."""
+
+MAX_ID_CHARS: Final = 1024
+"""Maximum length of an ID; longer ones are ignored."""
+
+SILENCE_S: Final = 600.0
+"""A capture point is forgotten if no flow of it was in the sample for this time."""
+
+
+class _Flow(msgspec.Struct, gc=False):
+    capture_id: str = msgspec.field(default="", name="CaptureID")
+    node_tid: str = msgspec.field(default="", name="NodeTID")
+
+
+class _Message(msgspec.Struct, gc=False):
+    flows: list[_Flow] | None = msgspec.field(default=None, name="Obj")
+
+
+_decode = msgspec.json.Decoder(_Message).decode
+
+
+class CapturePoints:
+    """The capture points of each capture. Must be used on one thread."""
+
+    def __init__(self) -> None:
+        """Start without capture points."""
+        self._points: dict[str, dict[str, float]] = {}
+
+    def message(self, data: bytes | bytearray | memoryview, now: float) -> None:
+        """Note the flows of a message. Never raises; unusable messages are ignored."""
+        try:
+            flows = _decode(data).flows or ()
+        except UNDECODABLE:
+            return
+        for flow in flows:
+            if flow.capture_id and flow.node_tid:
+                self._note(flow.capture_id, flow.node_tid, now)
+
+    def _note(self, capture_id: str, tid: str, now: float) -> None:
+        if max(len(capture_id), len(tid)) > MAX_ID_CHARS:
+            return
+        points = self._points.get(capture_id)
+        if points is None:
+            if len(self._points) >= MAX_CAPTURES:
+                self._forget(now)
+                if len(self._points) >= MAX_CAPTURES:
+                    return
+            points = self._points[capture_id] = {}
+        # Dicts are ordered: move the point to the end.
+        points.pop(tid, None)
+        points[tid] = now
+        if len(points) > MAX_POINTS:
+            del points[next(iter(points))]
+
+    def of(self, capture_id: str, now: float) -> Sequence[str]:
+        """Return the ``NodeTID`` of the capture points, sorted."""
+        points = self._points.get(capture_id, {})
+        return sorted(tid for tid, seen in points.items() if now - seen < SILENCE_S)
+
+    def _forget(self, now: float) -> None:
+        """Forget captures without recent flows."""
+        self._points = {
+            capture_id: points
+            for capture_id, points in self._points.items()
+            if any(now - seen < SILENCE_S for seen in points.values())
+        }

@@ -1,0 +1,112 @@
+"""The names of addresses and capture points as text, and searches in these names.
+
+Only names that are known anyhow are used: those that labels ask for, own names, and the interfaces
+whose counters are exported. No query is sent for them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Protocol
+
+from skyfast.flows.catalog import ADDRESS_NAMES, NODE_NAMES
+from skyfast.skydive.interfaces import InterfaceName
+
+
+class NamedEnds(Protocol):
+    """The names of addresses in the topology, combined with own names."""
+
+    def name_of(self, key: str, /) -> str: ...
+
+
+class NameMappings(Protocol):
+    """The index of names. Any thread may read its mappings while they change."""
+
+    @property
+    def nodes(self) -> Mapping[str, tuple[str, ...]]: ...
+    @property
+    def addresses(self) -> Mapping[str, tuple[str, ...] | None]: ...
+    @property
+    def ends(self) -> NamedEnds: ...
+
+
+class NamedInterfaces(Protocol):
+    """The interface table."""
+
+    @property
+    def names(self) -> Mapping[str, InterfaceName]: ...
+
+
+class CapturePointName(NamedTuple):
+    """The name of a capture point. Unknown parts are empty.
+
+    ``owner`` is what has the interface: the pod, the container, or the network namespace.
+    """
+
+    host: str = ""
+    owner: str = ""
+    interface: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, self))
+
+
+_NO_NAME: Final = CapturePointName()
+_NAME: Final = ADDRESS_NAMES.index("name")
+_HOST, _INTERFACE, _NAMESPACE, _POD, _CONTAINER, _NETNS = map(
+    NODE_NAMES.index, ("host", "name", "namespace", "pod", "container", "netns")
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownNames:
+    """Looks up names. Thread-safe; names can change between two calls.
+
+    ``index`` is None if no label has names and there are no own names.
+    """
+
+    index: NameMappings | None
+    interfaces: NamedInterfaces
+
+    def of_address(self, address: str) -> str:
+        """Return the name of an address, or "" if it is unknown or depends on the flow."""
+        return "" if self.index is None else self.index.ends.name_of(address)
+
+    def of_node(self, tid: str) -> CapturePointName:
+        """Return the name of the capture point with the ``NodeTID`` ``tid``."""
+        names = self.index.nodes.get(tid) if self.index is not None else None
+        if names:
+            return _point_name(names)
+        interface = self.interfaces.names.get(tid)
+        return CapturePointName(interface.host, "", interface.name) if interface else _NO_NAME
+
+    def addresses_like(self, matches: Callable[[str], bool]) -> Iterator[str]:
+        """Yield the addresses whose names in the topology match.
+
+        Own names are not searched: their networks contain too many addresses.
+        """
+        if self.index is not None:
+            for address, names in _items(self.index.addresses):
+                if names and matches(names[_NAME]):
+                    yield address
+
+    def nodes_like(self, matches: Callable[[str], bool]) -> Iterator[str]:
+        """Yield the ``NodeTID`` of the capture points whose names match."""
+        nodes = dict(_items(self.index.nodes)) if self.index is not None else {}
+        for tid, names in nodes.items():
+            if matches(str(_point_name(names))):
+                yield tid
+        for tid, interface in self.interfaces.names.items():
+            if tid not in nodes and matches(f"{interface.host} {interface.name}"):
+                yield tid
+
+
+def _point_name(names: tuple[str, ...]) -> CapturePointName:
+    pod = f"{names[_NAMESPACE]}/{names[_POD]}" if names[_POD] else ""
+    return CapturePointName(
+        names[_HOST], pod or names[_CONTAINER] or names[_NETNS], names[_INTERFACE]
+    )
+
+
+def _items(names: Mapping[str, object]) -> list[tuple[str, Any]]:
+    # list() is atomic for a dict, so the event loop cannot change it during the iteration.
+    return list(names.items())

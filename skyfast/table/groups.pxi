@@ -1,0 +1,318 @@
+# Groups: the sums of all connections of the first view that have the same values of some labels.
+# Part of `_table.pyx`, which includes it.
+#
+# The groups belong to one call. Their memory is allocated before the first row is visited, and the
+# operating system provides it as it is used. If there are too many groups after a slice of rows,
+# half of them, those with the lowest ranks, are added to `other`. Their labels can return as new
+# groups, whose sums then lack what is in `other`. So the highest groups are found even if there are
+# many small ones.
+
+cdef enum:
+    GROUP_TEXT_BYTES = 256      # for the label values of a group, on average
+
+cdef enum:
+    # How the values of connections are combined.
+    COMBINE_SUM
+    COMBINE_LEAST
+    COMBINE_MOST
+
+
+cdef struct Group:
+    # The combined values of its connections follow; ABSENT if no connection has one.
+    uint64_t hash               # of the label values; equal only for the same values
+    int64_t rank                # or ABSENT
+    uint32_t text               # where its label values begin: lengths of 2 bytes, and bytes
+    uint32_t text_length
+    uint32_t connections
+    bint kept                   # in a result, or while half of the groups are removed
+
+
+cdef struct Groups:
+    const uint32_t *columns     # of the labels
+    uint32_t column_count
+    uint32_t series             # values of a connection
+    int *kinds                  # by series: COMBINE_SUM, ...
+    int rank_kind
+    int64_t *values             # of the current row, by series
+    char *groups
+    size_t stride               # bytes of a group
+    uint32_t count
+    uint32_t limit              # of the number of groups after a slice
+    uint32_t capacity           # the same, and a new group for each row of a slice
+    uint32_t *slots             # group numbers from 1 by hash: open addressing, at most half full
+    uint32_t mask
+    char *text
+    size_t text_used, text_capacity
+    TopRow *order               # scratch: groups by rank
+    bint is_full                # whether there was no space for the text of a group
+    bint is_incomplete          # whether rows of a group were added to `other`
+    Group *other
+
+
+cdef inline Group *group_at(const Groups *groups, uint32_t index) noexcept nogil:
+    return <Group *>(groups.groups + index * groups.stride)
+
+
+cdef inline int64_t *values_of_group(Group *group) noexcept nogil:
+    return <int64_t *>(<char *>group + sizeof(Group))
+
+
+cdef void *allocate_lazily(size_t count, size_t size) except NULL:
+    cdef void *memory = calloc(count, size)
+    if memory == NULL:
+        raise MemoryError
+    return memory
+
+
+cdef int groups_init(Groups *groups, TableState *table, const Family *ranked,
+                     uint32_t limit) except -1:
+    # For `groups.columns`. The caller destroys the groups, even if this raises.
+    cdef const Family *family
+    cdef uint32_t i, side
+    cdef uint32_t slots = 4
+    groups.kinds = <int *>allocate(2 * table.family_count * sizeof(int))
+    groups.values = <int64_t *>allocate(2 * table.family_count * sizeof(int64_t))
+    for i in range(table.family_count):
+        family = &table.families[i]
+        if family.view:
+            break
+        for side in range(family.sides):
+            groups.kinds[groups.series] = kind_of_series(table, family, side)
+            groups.series += 1
+    groups.rank_kind = kind_of_series(table, ranked, 0)
+    groups.limit = limit
+    groups.capacity = limit + RENDER_ROWS
+    groups.stride = sizeof(Group) + groups.series * sizeof(int64_t)
+    groups.groups = <char *>allocate_lazily(groups.capacity + 1, groups.stride)
+    groups.text_capacity = <size_t>groups.capacity * GROUP_TEXT_BYTES
+    groups.text = <char *>allocate_lazily(groups.text_capacity, 1)
+    groups.order = <TopRow *>allocate_lazily(groups.capacity, sizeof(TopRow))
+    while slots < 2 * groups.capacity:
+        slots *= 2
+    groups.mask = slots - 1
+    groups.slots = <uint32_t *>allocate_lazily(slots, sizeof(uint32_t))
+    groups.other = group_at(groups, groups.capacity)
+    group_init(groups, groups.other, 0)
+    return 0
+
+
+cdef void groups_destroy(Groups *groups) noexcept:
+    free(groups.kinds)
+    free(groups.values)
+    free(groups.groups)
+    free(groups.text)
+    free(groups.order)
+    free(groups.slots)
+
+
+cdef int kind_of_series(const TableState *table, const Family *family, uint32_t side) noexcept:
+    cdef uint32_t value
+    if family.values[side] == FLOWS:
+        return COMBINE_SUM
+    value = table.views[0].sources[family.values[side]]
+    if value < table.counters:
+        return COMBINE_SUM
+    return COMBINE_LEAST if table.keeps[value] == KEEP_LEAST else COMBINE_MOST
+
+
+cdef inline void combine(int64_t *total, int64_t value, int kind) noexcept nogil:
+    if value == ABSENT:
+        return
+    if kind == COMBINE_SUM:
+        add(total, value)
+    elif total[0] == ABSENT:
+        total[0] = value
+    elif kind == COMBINE_LEAST:
+        total[0] = min(total[0], value)
+    else:
+        total[0] = max(total[0], value)
+
+
+cdef inline void group_init(const Groups *groups, Group *group, uint64_t hash) noexcept nogil:
+    cdef uint32_t i
+    group.hash = hash
+    group.rank = ABSENT
+    group.text_length = 0
+    group.connections = 0
+    group.kept = False
+    for i in range(groups.series):
+        values_of_group(group)[i] = ABSENT
+
+
+cdef void group_add(const Groups *groups, Group *group, uint32_t connections, int64_t rank,
+                    const int64_t *values) noexcept nogil:
+    cdef uint32_t i
+    group.connections += connections
+    combine(&group.rank, rank, groups.rank_kind)
+    for i in range(groups.series):
+        combine(&values_of_group(group)[i], values[i], groups.kinds[i])
+
+
+cdef inline void group_move_to_other(Groups *groups, Group *group) noexcept nogil:
+    group_add(groups, groups.other, group.connections, group.rank, values_of_group(group))
+
+
+cdef void find_groups(TableState *table, const TopK *top, Groups *groups) noexcept nogil:
+    cdef const View *view = &table.views[0]
+    cdef Scan scan = scan_until(view, NO_END)
+    cdef Connection *row
+    cdef uint32_t number
+    cdef int64_t rank
+    while scan_slice(table, &scan):
+        for number in range(scan.start, scan.stop):
+            row = scan_row(view, number)
+            if row.deadline_s == 0 or not row_matches(table, row, top.search):
+                continue
+            rank = rank_of(table, top.family, row, top.is_gauge)
+            if top.since != NULL:
+                rank = growth_since(top.since, number, row, rank)
+            copy_values(table, row, groups.values)
+            group_add(groups, group_of(groups, table, row), 1, rank, groups.values)
+        if groups.count > groups.limit or groups.is_full:
+            # Not under the lock, because it takes milliseconds.
+            pthread_mutex_unlock(&table.lock)
+            remove_half(groups)
+            pthread_mutex_lock(&table.lock)
+
+
+cdef Group *group_of(Groups *groups, const TableState *table, Connection *row) noexcept nogil:
+    # The group of a row; it may be new. `other` if there is no space for another group.
+    cdef const uint32_t *cells = cells_of(&table.views[0], row)
+    cdef char digits[2 * MAX_INTEGER_DIGITS]
+    cdef const char *text
+    cdef uint64_t hash = table.seed
+    cdef uint32_t i, length, slot
+    cdef size_t size = 0
+    cdef Group *group
+    for i in range(groups.column_count):
+        text = cell_bytes(table, cells[groups.columns[i]], digits, &length)
+        hash = mix64(hash_bytes(text, length, hash) + i + 1)
+        size += 2 + length
+    slot = hash & groups.mask
+    while groups.slots[slot]:
+        group = group_at(groups, groups.slots[slot] - 1)
+        if group.hash == hash:
+            return group
+        slot = (slot + 1) & groups.mask
+    if groups.text_used + size > groups.text_capacity:
+        groups.is_full = groups.is_incomplete = True
+        return groups.other
+    group = group_at(groups, groups.count)
+    group_init(groups, group, hash)
+    groups.count += 1
+    groups.slots[slot] = groups.count
+    group.text = groups.text_used
+    group.text_length = size
+    for i in range(groups.column_count):
+        text = cell_bytes(table, cells[groups.columns[i]], digits, &length)
+        groups.text[groups.text_used] = <char>(length & 255)
+        groups.text[groups.text_used + 1] = <char>(length >> 8)
+        memcpy(groups.text + groups.text_used + 2, text, length)
+        groups.text_used += 2 + length
+    return group
+
+
+cdef void remove_half(Groups *groups) noexcept nogil:
+    cdef uint32_t count = groups.count
+    cdef uint32_t i, slot
+    cdef Group *group
+    cdef Group *moved
+    for i in range(count):
+        groups.order[i] = TopRow(group_at(groups, i).rank, i, 0)
+    qsort(groups.order, count, sizeof(TopRow), compare_ranks)
+    for i in range(count / 2):
+        group_at(groups, groups.order[i].row).kept = True
+    memset(groups.slots, 0, (groups.mask + <size_t>1) * sizeof(uint32_t))
+    groups.count = 0
+    groups.text_used = 0
+    groups.is_full = False
+    groups.is_incomplete = True
+    for i in range(count):
+        group = group_at(groups, i)
+        if not group.kept:
+            group_move_to_other(groups, group)
+            continue
+        group.kept = False
+        memmove(groups.text + groups.text_used, groups.text + group.text, group.text_length)
+        group.text = groups.text_used
+        groups.text_used += group.text_length
+        moved = group_at(groups, groups.count)
+        memmove(moved, group, groups.stride)
+        groups.count += 1
+        slot = moved.hash & groups.mask
+        while groups.slots[slot]:
+            slot = (slot + 1) & groups.mask
+        groups.slots[slot] = groups.count
+
+
+cdef tuple top_groups(TableState *table, uint32_t family, bint is_gauge, uint32_t count,
+                      tuple columns, const Kept *since, str part, dict sets, uint32_t limit):
+    # The result of `Table.top_groups`. `since` is NULL to rank by value.
+    cdef Search search
+    cdef Groups groups
+    cdef TopK top
+    cdef uint32_t numbers[MAX_VIEW_COLUMNS]
+    cdef uint32_t i
+    memset(&groups, 0, sizeof(Groups))
+    for i, column in enumerate(columns):
+        numbers[i] = column
+    groups.columns = numbers
+    groups.column_count = len(columns)
+    top.family = &table.families[family]
+    top.is_gauge = is_gauge
+    top.since = since
+    top.search = &search
+    top.count = 0
+    top.capacity = count
+    top.heap = NULL
+    try:
+        search_init(&search, table, part, sets)
+        groups_init(&groups, table, top.family, limit)
+        top.heap = <TopRow *>allocate(count * sizeof(TopRow))
+        with nogil:
+            find_groups(table, &top, &groups)
+            choose_groups(&groups, &top)
+        entries = [shown_group(&groups, top.heap[i].row) for i in range(top.count)]
+        other = groups.other.connections, *shown_values(&groups, groups.other)
+        return entries, other, groups.count, bool(groups.is_incomplete)
+    finally:
+        search_destroy(&search, table)
+        groups_destroy(&groups)
+        free(top.heap)
+
+
+cdef void choose_groups(Groups *groups, TopK *top) noexcept nogil:
+    # Find the highest groups, and add all others to `other`.
+    cdef uint32_t i
+    cdef int64_t rank
+    for i in range(groups.count):
+        rank = group_at(groups, i).rank
+        if rank >= 0 and top_k_takes(top, rank):
+            top_k_add(top, rank, i, 0)
+    qsort(top.heap, top.count, sizeof(TopRow), compare_ranks)
+    for i in range(top.count):
+        group_at(groups, top.heap[i].row).kept = True
+    for i in range(groups.count):
+        if not group_at(groups, i).kept:
+            group_move_to_other(groups, group_at(groups, i))
+
+
+cdef tuple shown_group(const Groups *groups, uint32_t index):
+    cdef Group *group = group_at(groups, index)
+    cdef const char *text = groups.text + group.text
+    cdef uint32_t _, length
+    cdef list labels = []
+    for _ in range(groups.column_count):
+        length = <uint8_t>text[0] | <uint32_t><uint8_t>text[1] << 8
+        labels.append(unescaped(text[2:2 + length].decode()))
+        text += 2 + length
+    rank, values = shown_values(groups, group)
+    return rank, tuple(labels), values, group.connections
+
+
+cdef tuple shown_values(const Groups *groups, Group *group):
+    # The rank and the values; None for those that are absent.
+    cdef const int64_t *values = values_of_group(group)
+    cdef uint32_t i
+    shown = [values[i] if values[i] >= 0 else None for i in range(groups.series)]
+    return group.rank if group.rank >= 0 else None, tuple(shown)

@@ -1,0 +1,158 @@
+# Searches in label values: for a text, without regard to case, and for given values. Part of
+# `_table.pyx`, which includes it.
+#
+# A search belongs to one call. All of its memory is allocated before the first row is visited. It
+# is compared with label values as they appear on a page, that is, with their escapes.
+
+cdef enum:
+    MAX_VARIANTS = 4            # of a character: itself, lower case, upper case, title case
+    MAX_CHARACTER = 4           # bytes of a character in UTF-8
+
+cdef struct Character:
+    uint32_t variants
+    uint32_t lengths[MAX_VARIANTS]
+    char bytes[MAX_VARIANTS][MAX_CHARACTER]
+
+
+cdef struct SearchedValue:
+    uint32_t hash               # of an interned string
+    uint32_t length             # 0: a free slot
+    const char *text
+
+
+cdef struct ValueSet:
+    # A hash table with open addressing. It is at most half full.
+    SearchedValue *slots
+    uint32_t mask               # number of slots - 1; unused without slots
+
+
+cdef struct Search:
+    Character *characters
+    uint32_t size               # 0: everything matches
+    bint begins[256]            # by byte: whether a match can begin with it
+    ValueSet *sets              # by column of the first view: values that match, too
+
+
+cdef list case_variants(str character):
+    # Strings of one character that differ only in case.
+    cdef list variants = [character]
+    for one in (character, character.upper(), character.lower(), character.title()):
+        for variant in (one, one.upper(), one.lower()):
+            if len(variant) == 1 and variant not in variants:
+                variants.append(variant)
+    return variants[:MAX_VARIANTS]
+
+
+cdef int search_init(Search *search, TableState *table, str text, dict sets) except -1:
+    # `sets` has values by column: escaped, in UTF-8, each followed by a newline. The search borrows
+    # them. The caller destroys the search, even if this raises.
+    cdef Character *character
+    cdef bytes encoded, values
+    cdef const char *start
+    cdef size_t length
+    cdef uint32_t column, i, j
+    memset(search, 0, sizeof(Search))
+    if not text:
+        return 0
+    search.characters = <Character *>allocate(len(text) * sizeof(Character))
+    for i, one in enumerate(text):
+        character = &search.characters[i]
+        for j, variant in enumerate(case_variants(one)):
+            encoded = variant.encode()
+            character.lengths[j] = len(encoded)
+            memcpy(character.bytes[j], PyBytes_AS_STRING(encoded), len(encoded))
+            character.variants = j + 1
+            if i == 0:
+                search.begins[<uint8_t>character.bytes[j][0]] = True
+    search.size = len(text)
+    if not sets:
+        return 0
+    search.sets = <ValueSet *>allocate(table.views[0].columns * sizeof(ValueSet))
+    for column, values in sets.items():
+        set_allocate(&search.sets[column], values.count(b"\n"))
+        start = values
+        length = len(values)
+        with nogil:
+            set_fill(&search.sets[column], start, length, table.seed)
+    return 0
+
+
+cdef void search_destroy(Search *search, const TableState *table) noexcept:
+    cdef uint32_t i
+    if search.sets != NULL:
+        for i in range(table.views[0].columns):
+            free(search.sets[i].slots)
+    free(search.sets)
+    free(search.characters)
+
+
+cdef int set_allocate(ValueSet *values, size_t count) except -1:
+    cdef size_t slots = 4
+    while slots < 2 * count:
+        slots *= 2
+    values.slots = <SearchedValue *>allocate(slots * sizeof(SearchedValue))
+    values.mask = slots - 1
+    return 0
+
+
+cdef void set_fill(ValueSet *values, const char *text, size_t size, uint64_t seed) noexcept nogil:
+    cdef const char *end = text + size
+    cdef const char *stop
+    cdef uint32_t length, hash
+    while text < end:
+        stop = <const char *>memchr(text, c'\n', end - text)
+        length = stop - text
+        if 0 < length <= MAX_CELL:
+            hash = hash_bytes32(text, length, seed)
+            set_slot(values, text, length, hash)[0] = SearchedValue(hash, length, text)
+        text = stop + 1
+
+
+cdef inline SearchedValue *set_slot(const ValueSet *values, const char *text, uint32_t length,
+                                    uint32_t hash) noexcept nogil:
+    # The slot of a value, or the free slot where it belongs.
+    cdef uint32_t i = hash & values.mask
+    cdef SearchedValue *slot = &values.slots[i]
+    while slot.length and not (slot.hash == hash and slot.length == length
+                               and memcmp(slot.text, text, length) == 0):
+        i = (i + 1) & values.mask
+        slot = &values.slots[i]
+    return slot
+
+
+cdef inline bint set_has(const ValueSet *values, const String *string) noexcept nogil:
+    if values.slots == NULL:
+        return False
+    return set_slot(values, string_bytes(string), string.length, string.hash).length != 0
+
+
+cdef inline bint text_matches(const Search *search, const char *text,
+                              uint32_t length) noexcept nogil:
+    # Whether the text contains the one that is searched for.
+    cdef uint32_t i
+    for i in range(length):
+        if search.begins[<uint8_t>text[i]] and matches_at(search, text + i, length - i):
+            return True
+    return False
+
+
+cdef bint matches_at(const Search *search, const char *text, uint32_t length) noexcept nogil:
+    cdef uint32_t i, taken
+    for i in range(search.size):
+        taken = character_at(&search.characters[i], text, length)
+        if taken == 0:
+            return False
+        text += taken
+        length -= taken
+    return True
+
+
+cdef inline uint32_t character_at(const Character *character, const char *text,
+                                  uint32_t length) noexcept nogil:
+    # The length of the variant that the text begins with, or 0.
+    cdef uint32_t i
+    for i in range(character.variants):
+        if (character.lengths[i] <= length
+                and memcmp(text, character.bytes[i], character.lengths[i]) == 0):
+            return character.lengths[i]
+    return 0

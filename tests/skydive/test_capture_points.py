@@ -1,0 +1,55 @@
+"""Where captures capture: the capture points in a sample of the flows."""
+
+import json
+from typing import Any
+
+from skyfast.skydive import capture_points
+from skyfast.skydive.capture_points import MAX_CAPTURES, MAX_POINTS, SILENCE_S, CapturePoints
+from tests.model import make_flow
+from tests.support.messages import message
+
+
+def flows(*points: tuple[str, str]) -> bytes:
+    return message(
+        *(
+            make_flow(f"{n + 1:x}", node=tid) | {"CaptureID": capture_id}
+            for n, (capture_id, tid) in enumerate(points)
+        )
+    )
+
+
+def test_points_are_sorted_and_expire() -> None:
+    points = CapturePoints()
+    assert points.of("c", 0) == []
+    points.message(flows(("c", "b"), ("c", "a"), ("d", "a"), ("c", "b")), 0)
+    points.message(bytearray(flows(("c", "a"))), 10)
+    assert points.of("c", 10) == ["a", "b"]
+    assert points.of("d", 10) == ["a"]
+    assert points.of("c", SILENCE_S) == ["a"]
+    assert points.of("c", SILENCE_S + 10) == []
+
+
+def test_unusable_messages_are_ignored() -> None:
+    points = CapturePoints()
+    values: list[Any] = [None, 5, [], {}, {"Obj": 5}, {"Obj": [5]}, {"Obj": [{"CaptureID": 5}]}]
+    values += [{"Obj": [{}, {"CaptureID": "c"}, {"NodeTID": "n"}]}, {"Obj": None}]
+    values += [{"Obj": [{"CaptureID": "c", "NodeTID": "x" * 2000}]}]
+    for value in values:
+        points.message(json.dumps(value).encode(), 0)
+    for text in (b"", b"{", b"\xff", b'{"Obj": [{"CaptureID": "\\ud800", "NodeTID": "n"}]}'):
+        points.message(text, 0)
+    assert points.of("c", 0) == []
+
+
+def test_memory_is_bounded() -> None:
+    points = CapturePoints()
+    points.message(flows(*(("c", f"{n:03}") for n in range(5 * MAX_POINTS))), 0)
+    assert points.of("c", 0) == [f"{n:03}" for n in range(4 * MAX_POINTS, 5 * MAX_POINTS)]
+    points.message(flows(*((f"{n}", "n") for n in range(2 * MAX_CAPTURES))), 1)
+    assert len(points._points) == MAX_CAPTURES
+    assert points.of(f"{MAX_CAPTURES}", 1) == []
+    # Captures without flows make room for others.
+    points.message(flows(("0", "n"), ("new", "n")), SILENCE_S + 1)
+    assert points.of("new", SILENCE_S + 1) == ["n"]
+    assert set(points._points) == {"0", "new"}
+    assert capture_points.MAX_ID_CHARS == 1024
