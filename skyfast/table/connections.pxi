@@ -38,7 +38,7 @@ cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
 
 
 cdef inline bint has_links(const TableState *table, uint32_t number) noexcept nogil:
-    # Whether row `number` of the first view (0: none) has valid links. The overflow row may be
+    # Whether row `number` of the first view (0: none) has valid links. The overflow row can exist
     # without flows; then the rows that it links to may have been removed.
     return number != 0 and flows_of(connection_at(&table.views[0], number)) != 0
 

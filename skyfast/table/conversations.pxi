@@ -21,8 +21,8 @@ cdef uint32_t find_conversation(const TableState *table, uint64_t key) noexcept 
 
 
 cdef bint is_taken(const TableState *table, uint32_t number, const Report *report) noexcept nogil:
-    # Whether another capture point reports the conversation in row `number` (0: none). A
-    # conversation whose flows are all dormant is free.
+    # Whether another capture point reports the conversation in row `number` (0: none). False if all
+    # flows of the conversation are dormant.
     cdef const Conversation *row
     if number == 0:
         return False
