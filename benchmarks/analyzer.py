@@ -53,7 +53,7 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 
 class Analyzer:
-    """Listens from the start; serves one subscription at a time and any number of requests."""
+    """Listens once it is created; serves one subscription at a time and any number of requests."""
 
     def __init__(self, flows: int) -> None:
         self._flows = Flows(flows)

@@ -50,7 +50,7 @@ def decoder(flow: type[msgspec.Struct] = TYPES.Update) -> msgspec.json.Decoder[A
 
 
 def tidy() -> None:
-    """Manage memory like the connector, and free the memory of the preparations."""
+    """Manage memory like the connector, and free the memory that the preparations used."""
     memory.tune_malloc()
     memory.freeze()
     trim()
@@ -224,7 +224,7 @@ class Decoder:
         decode, clock_ns = self._decode, time.thread_time_ns
         total_ns = 0
         for message in self._messages:
-            # Received data is in the CPU cache when it is decoded.
+            # Touch the data first: received data is in the CPU cache when it is decoded.
             received = bytes(bytearray(message))
             began_ns = clock_ns()
             decode(received)
