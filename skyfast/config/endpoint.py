@@ -52,7 +52,7 @@ class Endpoint:
 
     ``host`` is normalized by `parse_host`; an empty host means all addresses of this machine. In a
     URL, the host is also the ``Host`` header and the name that TLS verifies. If ``address`` is not
-    empty, it is the one of the host's addresses to connect to. ``userinfo`` is ``user:password``,
+    empty, connections use this address of the host. ``userinfo`` is ``user:password``,
     percent-encoded, or empty. ``resource`` is path and query.
     """
 

@@ -19,7 +19,7 @@ from skyfast.config.yaml_nodes import (
 class InvalidValue(Exception):  # noqa: N818 - becomes a ConfigError
     """A value that its key does not accept.
 
-    The message is the value and ``problem``, or ``problem`` alone if not ``shown``. ``name`` is
+    The message is the value and ``problem``, or only ``problem`` if ``shown`` is false. ``name`` is
     the path below the key. ``line``, if known, replaces the line of the key.
     """
 

@@ -51,7 +51,7 @@ class KnownKeys:
         """Return the known paths that an unknown ``path`` with this value may mean.
 
         The candidates, in order: a sibling with at least this similarity; the same name at another
-        level; the section that contains its keys; a similar name at another level.
+        level; the section that contains the keys of ``value``; a similar name at another level.
         """
         parent, _, name = path.rpartition(".")
         if near := difflib.get_close_matches(name, self.children(parent), 1, cutoff):

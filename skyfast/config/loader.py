@@ -410,7 +410,7 @@ def _resolve_endpoints(
             )
     endpoints: dict[object, Endpoint] = {}
     for url in urls:
-        # A name is not compared with its addresses: no DNS lookup is made here.
+        # A host name is not compared with addresses, because this would need a DNS lookup.
         identity = (url.follows_dns, url.identity)
         if identity in endpoints:
             text = f"{url.name} is listed more than once; subscribing once"
