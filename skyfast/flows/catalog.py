@@ -82,7 +82,7 @@ CONTAINER_POD_LABELS: Final = frozenset(
     for prefix in ("initiator", "target", "node")
     for name in ("namespace", "pod")
 )
-"""The labels of pods that the labels of containers are enough for."""
+"""The labels of pods whose values can also come from the labels of containers."""
 
 POD_LABELS: Final = CONTAINER_POD_LABELS | {
     *("initiator_workload", "initiator_workload_kind", "initiator_service"),
@@ -449,8 +449,8 @@ METRICS: Final[tuple[MetricDef, ...]] = (
 )
 """All metrics that can be selected by name.
 
-``TCPMetric`` also has flags, and times and TTLs of the first SYN, FIN and RST. They are not listed,
-because they are not running totals.
+``TCPMetric`` also has flags, and times and TTLs of the first SYN, FIN and RST. These fields are not
+listed, because they are not running totals.
 """
 
 METRICS_BY_NAME: Final = {metric.name: metric for metric in METRICS}

@@ -66,8 +66,8 @@ CLOSING: Final = 1
 # The table reads these fields of every flow, whatever the plan is.
 _BOOKKEEPING: tuple[FieldPath, ...] = (("UUID",), ("Last",), ("FinishType",))
 
-# These identify a flow's first report (the first two are equal), its start, and a closing report
-# that repeats the previous one.
+# These fields identify a flow's start, its first report (the first two fields are equal), and a
+# closing report that repeats the previous one.
 _MARKS: tuple[FieldPath, ...] = (
     ("Start",),
     ("LastUpdateMetric", "Start"),

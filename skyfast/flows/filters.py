@@ -23,7 +23,7 @@ EXCLUDED = "excluded"
 
 _OUTSIDE, _INSIDE, _NO_ADDRESS = range(3)
 
-# Indexed by where the initiator is, then by where the target is.
+# Indexed by the location of the initiator, then by that of the target.
 _TAGS = (
     (OTHER, "ingress", OTHER),
     ("egress", "internal", OTHER),

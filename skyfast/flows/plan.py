@@ -186,7 +186,7 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """The fields that identify a conversation at every capture point, and that of the point.
+    """The fields that identify a conversation at every capture point, and the field of the point.
 
     ``ends`` are the two sides, each with the paths of address and port; their order is irrelevant.
     """
