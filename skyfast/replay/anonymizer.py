@@ -55,7 +55,7 @@ CACHED: Final = 1 << 16
 """Maximum number of cached pseudonyms of each type."""
 
 MAX_CACHED_CHARS: Final = 64
-"""Maximum length of cached strings. Addresses and IDs are shorter; others may have megabytes."""
+"""Maximum length of cached strings. Addresses and IDs are shorter; other strings can be huge."""
 
 _STATISTICS: Final = (
     *("FlowCount", "FlowDropped", "KernelFlowDropped", "PacketsDropped", "PacketsReceived"),
@@ -105,7 +105,7 @@ _KINDS_OF_KUBERNETES: Final = frozenset(
         *("ReplicationController", "Node"),
     ]
 )
-"""The kinds of owners that are unchanged. Others can have the name of a company."""
+"""The kinds of owners that are unchanged. Other kinds can contain the name of a company."""
 
 _WORDS: Final = frozenset(
     [
@@ -339,8 +339,8 @@ class Anonymizer:
         while True:
             octets = self._scramble(b"ip", address.packed, kept_bits)
             address = ipaddress.ip_address(octets)
-            # An ordinary address must not become one of _KINDS: their addresses have those
-            # pseudonyms.
+            # An ordinary address must not get a pseudonym in the ranges of _KINDS: addresses in
+            # these ranges could have the same pseudonym.
             if kept_bits or not _kept_bits(address):
                 return str(address)
 
@@ -359,7 +359,7 @@ class Anonymizer:
                 return octets.hex(":")
 
     def _scramble(self, kind: bytes, octets: bytes, kept_bits: int) -> bytes:
-        """Flip some bits after the kept ones. The key and all bits before a bit decide about it.
+        """Flip some of the bits after the first ``kept_bits``, by the key and the bits before each.
 
         The result is one to one and preserves common prefixes.
         """

@@ -49,7 +49,7 @@ TopologyFilter = Callable[[Update], Update]
 """Maps an update of the topology to what is recorded."""
 
 _Entry = tuple[bytes, int, str] | tuple[Answer | Update, int]
-"""A message, its time and its analyzer; or a response, or an update of the topology, at a time."""
+"""A message, its time and its analyzer; or a response or update of the topology, and its time."""
 
 
 class Recorder:

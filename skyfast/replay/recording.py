@@ -135,7 +135,7 @@ def parse(text: bytes) -> Message:
     """Parse a line.
 
     Raises:
-        ValueError: The line is invalid. The text completes a sentence that starts with the line.
+        ValueError: The line is invalid. The text starts with a verb whose subject is the line.
 
     """
     text = text.strip()
@@ -420,8 +420,8 @@ def demo() -> Playback:
 
     It has traffic and topology of containers and pods, is 80 s long, and is replayed in a loop at
     five times the speed. So every connection is reported at least once every `DEMO_LOOP_S` seconds.
-    This is well within the default ``connection_timeout``, so that connections never expire, and
-    often enough for a ``rate()`` over one minute at a scrape interval of 15 s.
+    `DEMO_LOOP_S` is shorter than the default ``connection_timeout``, so that connections never
+    expire. It is also short enough for a ``rate()`` over one minute at a scrape interval of 15 s.
     """
     return Playback(
         recordings=(Recording.load(str(_DATA / "recording.jsonl.gz")),),

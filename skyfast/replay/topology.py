@@ -1,8 +1,8 @@
 """The topology in recordings: which fields it has, what has changed, and what queries return.
 
 Nodes and edges are recorded with the fields that skyfast reads, and recorded again only when one of
-these fields has changed. An `Update` has all changes of one response, or a part of them. Applied
-one after the other, the updates result in the topology at any time of the recording.
+these fields has changed. An `Update` has all changes of one response, or a part of them. Applying
+the updates in order gives the topology at any time of the recording.
 """
 
 import types
@@ -33,8 +33,7 @@ _COMPLETE: Final = (
     queries.EDGES,
     queries.KUBERNETES_EDGES,
 )
-"""The queries whose responses have all elements of a kind: an element that they lack was
-removed."""
+"""The queries for all elements of a kind: an element missing in the response was removed."""
 
 Path: TypeAlias = tuple[str, ...]
 Shape: TypeAlias = dict[str, Any]
@@ -110,8 +109,8 @@ def rewriter(
     """Return a function that copies the fields of ``shape`` from a decoded object.
 
     ``rewrite_field`` is called once for each field, with its path and type, and returns a function
-    for its values, which can have any type. A value that is not an object, in the place of an
-    object, becomes empty.
+    for its values, which can have any type. If a field should be an object but has another type, it
+    becomes empty.
     """
     fields: dict[str, Rewrite] = {}
     for key, kind in shape.items():
@@ -269,7 +268,7 @@ class Changes:
         return [gone for gone in before - ids if self._known.pop(gone, None) is not None]
 
     def _add_to_complete(self, query: Query, element_id: str, text: bytes) -> None:
-        """Remember in which complete responses an element of a partial response must be."""
+        """Remember which complete responses must contain an element of a partial response."""
         element = msgspec.json.decode(text)
         for complete, ids in self._answered.items():
             if complete.edges == query.edges and complete.matches(element):
