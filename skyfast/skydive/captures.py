@@ -11,15 +11,15 @@ subscribers:
 * ``FlowCount`` is the current size of the capture point's flow table.
 * ``PacketsReceived`` and ``PacketsDropped`` are neither totals nor increases. Once a second
   (``agent.capture.stats_update``) the agent reads the socket's totals since the capture started,
-  and it sends the sum of ten such readings. So a tenth is exported: the mean of the totals read in
-  these 10 s. Only probes that read packets from a socket have these fields.
+  and it sends the sum of ten such readings. skyfast exports a tenth of this sum: the mean of the
+  totals read in these 10 s. Only probes that read packets from a socket have these fields.
 
 A report identifies its capture but not its capture point, and a capture has a point on every
-interface that its query matches, on all hosts. The reports of one point cannot be told apart from
-those of others, and the number of readings in a report varies, so the totals cannot be exported as
-counters. The other three values cannot be summed, so they are gauges: each is the highest value of
-any point in the reports of the last 12 to 15 s. The number of reports is a counter, so its ``rate``
-times 10 s is the number of capture points.
+interface that its query matches, on all hosts. The reports of one point cannot be distinguished
+from those of another, and the number of readings in a report varies. Therefore the totals cannot be
+exported as counters. The other three values cannot be summed, so they are gauges: each is the
+highest value of any point in the reports of the last 12 to 15 s. The number of reports is a
+counter, so its ``rate`` times 10 s is the number of capture points.
 
 Like the table, this module has no clock and no socket: its inputs are reports and ``now``, and its
 output is a page.

@@ -28,7 +28,8 @@ from skyfast.stats import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
 MAX_PARTIAL_FLOWS = 1_000
 """Maximum number of flows per message that are decoded field by field; each takes 10 µs.
 
-Analyzers send at most 100. Beyond the limit, flows with values of a wrong type are skipped."""
+Analyzers send at most 100 flows. Beyond the limit, flows with values of a wrong type are
+skipped."""
 
 SHOWN_BYTES = 80
 """A log line shows this many bytes of an unusable message."""
@@ -101,7 +102,7 @@ class Ingest:
 
     @functools.cached_property
     def _partial_flow(self) -> PartialDecoder:
-        # Rarely needed.
+        # Created on first use, because it is rarely needed.
         return PartialDecoder(self._types)
 
     def message(self, data: bytes | bytearray | memoryview, analyzer: AnalyzerStats) -> None:

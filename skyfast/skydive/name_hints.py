@@ -9,7 +9,7 @@ from skyfast.runtime.logs import printable
 from skyfast.skydive.name_resolver import Resolution
 
 MAX_LABELS: Final = 3
-"""Maximum number of labels named by a text."""
+"""Maximum number of labels that a text lists."""
 
 MAX_KEYS: Final = 10
 """Maximum number of missing pod labels."""

@@ -54,7 +54,7 @@ V = TypeVar("V")
 class _Update(Generic[V]):
     """The changes of a mapping.
 
-    ``gone`` maps keys to the time since when resolutions lack them, the oldest first.
+    ``gone`` maps each missing key to the time of the first resolution without it, oldest first.
     """
 
     changed: Mapping[str, V]
@@ -115,7 +115,7 @@ class Changes:
     compared: int
     """The number of cached names that were compared; names cached later are dropped."""
     affected: Set[str]
-    """Ambiguous addresses with a triple whose names change, or are not cached any more."""
+    """Ambiguous addresses with a triple whose names have changed or are no longer cached."""
     pruned_at: float | None
     left_out: int
 
@@ -217,11 +217,11 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
 class NameIndex:
     """The topology's names of addresses and capture points.
 
-    Changed and new entries apply at once. If resolutions lack an entry, because the node was
-    deleted or because an analyzer that has just started does not know it yet, the entry stays for
-    ``keep_s`` and is removed by the first resolution after that, which `is_due` asks for. So do
-    the owners of ambiguous addresses on a host without any capture point left. Without resolutions,
-    all entries stay.
+    Changed and new entries apply at once. An entry can be missing in a resolution because its node
+    was deleted, or because an analyzer that has just started does not know the node yet. Such an
+    entry stays for ``keep_s``. The first resolution after this time removes it; `is_due` returns
+    whether it is time for this resolution. If a host has no capture point left, the owners of
+    ambiguous addresses on this host stay for the same time. Without resolutions, all entries stay.
 
     Only :meth:`apply` changes the mappings, in place. The thread that calls :meth:`apply` may use
     the mappings at any time.
@@ -268,7 +268,7 @@ class NameIndex:
         node_update = self._compared(self.nodes, nodes, self._gone_nodes, now)
         points = dict(islice(resolution.points.items(), MAX_NAMES))
         hosts = {point.host for point in points.values()}
-        # What the flows of kept entries are resolved with is kept, too.
+        # Keep the data that the flows of kept entries need for their resolution.
         for tid in node_update.gone:
             if tid in context.points:
                 points[tid] = context.points[tid]
@@ -295,7 +295,7 @@ class NameIndex:
     def compare_new(self, resolution: Resolution, now: float) -> Changes:
         """Return the changes that ``resolution``, of a part of the topology at ``now``, causes.
 
-        Only addresses that are unknown so far get names. Apart from that, it is like `compare`.
+        Like `compare`, but only addresses that are still unknown get names.
         """
         capacity = MAX_NAMES - len(self.addresses)
         added = {
@@ -431,8 +431,8 @@ def _with_gone_hosts(
 ) -> dict[str, tuple[Candidate, ...]]:
     """Return the addresses that owners on ``gone_hosts`` still have, with all their owners.
 
-    After an analyzer has started, the hosts come back one by one, while all of them report flows:
-    an address that several have must not be named after the first one.
+    After an analyzer has started, hosts reappear one by one, while all of them report flows. An
+    address that several hosts have must not get the names of the first host that reappears.
     """
     kept: dict[str, tuple[Candidate, ...]] = {}
     for address, owners in context.candidates.items():

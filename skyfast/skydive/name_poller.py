@@ -62,7 +62,8 @@ PODS_OVERLAP_MS: Final = 10_000
 COMPLETE_WAIT_S: Final = 60.0
 """Maximum time for which names of an earlier poller stay, until every query has a response.
 
-Names that are resolved without one of them would be less exact, and change twice."""
+Names that are resolved without one of these responses would be less exact, and would change
+again."""
 
 KINDS: Final = {
     queries.NAMED_INTERFACES: "interfaces",
@@ -322,7 +323,7 @@ class NamePoller:
             self._count()
 
     async def _ask_unknown(self, client: TopologyClient) -> None:
-        """Query the pods of unknown addresses, or alternately the pods that have just changed.
+        """Query the pods of unknown addresses and, alternately, the pods that have just changed.
 
         An address can be unknown when it first occurs in a flow, and belong to a pod a moment
         later. A known address can belong to another pod.

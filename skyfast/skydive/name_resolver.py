@@ -92,7 +92,7 @@ class Resolution(msgspec.Struct, frozen=True, gc=False):
     * ``skipped``: how often something was unusable, by reason.
     * ``has_pods``: whether the topology has pods.
     * ``has_pod_names``: whether it has pods, or containers with the names of their pods.
-    * ``missing_labels``: the keys of the pod labels asked for that no pod has.
+    * ``missing_labels``: the keys of the requested pod labels that no pod has.
     """
 
     nodes: dict[str, tuple[str, ...]]
@@ -159,8 +159,8 @@ def choose(
 def is_local(address: str) -> bool:
     """Return whether an address is a loopback or link-local address.
 
-    Each host or link can have the same one, also those that are not in the topology. So the names
-    of its only owner are not those of everybody who has it.
+    Any host or link can have the same address, including hosts and links that are not in the
+    topology. Therefore an address with a single owner in the topology can have other owners, too.
     """
     if address == "::1" or address.startswith(("127.", "169.254.")):
         return True
@@ -483,7 +483,8 @@ class _Resolver:
                 of_machine=machine is not None,
                 candidate=Candidate(
                     names=names,
-                    # A machine is not in the namespace of the interface that it is behind.
+                    # A virtual machine is not in the network namespace of the interface that
+                    # connects it.
                     namespace=namespace.id if machine is None else "",
                     host=host,
                     cluster=(namespace.pod.cluster if namespace.pod else "") or cluster,

@@ -41,7 +41,8 @@ MAX_UNSETTLED: Final = 10_000
 UPDATE_PERIOD_S: Final = 60.0
 UPDATE_PERIODS: Final = 60
 """The estimate of ``flow.update`` is the largest value seen in two different minutes of the last
-hour. When the clock of an agent is adjusted, all updates of one tick seem longer or shorter."""
+hour. A single minute is not reliable: when the clock of an agent is adjusted, all updates of one
+tick seem longer or shorter."""
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
 """Skip reasons that cause gaps. The other reasons apply to all reports of a flow."""

@@ -9,7 +9,8 @@ number of sent ``stats`` is estimated from the number of capture points, unless 
 subscriptions disagree.
 
 A subscription that gets ``stats`` and no flows is silent too if the ``stats`` show that captures
-receive packets: after a client has subscribed to ``stats`` alone, an analyzer sends only these.
+receive packets: if an analyzer resumes sending for a client that has subscribed only to ``stats``,
+it sends nothing else.
 
 This module has no clock and no socket. It counts ticks instead of time: after a pause of the
 process, the late tick counts as one, and waiting messages are read before the next one.
@@ -50,7 +51,7 @@ IDLE_SHARE: Final = 0.1
 """If no more than this share of the reports shows packets, the captures may be idle."""
 
 IDLE_REPORTS: Final = 3
-"""After its last packet, a point sends this many reports that still differ."""
+"""After its last packet, a point sends this many reports that differ from earlier ones."""
 
 MEMORY_S: Final = 60.0
 """Reported values are remembered for at least this long, which is six reports."""
@@ -288,7 +289,7 @@ class _MissingFlows:
         self._shown = 0.0
         """Number of reports that show packets, beyond the share of idle captures."""
         self._suspect_after_s = self._silent_after_s = math.inf
-        """``seconds`` when enough reports had shown packets for their flows to be due."""
+        """The ``seconds`` at which enough reports had shown packets that flows were due."""
 
     def update(self, *, flows: bool, tick_s: float) -> None:
         if flows:

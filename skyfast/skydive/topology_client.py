@@ -186,7 +186,7 @@ class TopologyClient:
     def unexpected(self, error: Exception) -> None:
         """Count and log an exception that was raised while a response was applied.
 
-        A bug must not end the process: flows are exported without the topology too.
+        A bug here must not end the process, because flows can be exported without the topology.
         """
         analyzer = self._preferred.endpoint.name if self._preferred else ""
         log.debug("analyzer %s: unexpected error", analyzer, exc_info=error)

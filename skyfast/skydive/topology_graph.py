@@ -35,7 +35,7 @@ class _Struct(msgspec.Struct, gc=False, rename="pascal", kw_only=True):
     """A JSON object. Fields that are not declared are ignored.
 
     There are hundreds of thousands of these objects, so the garbage collector should not visit
-    them. Arrays are tuples because it ignores tuples that contain only strings.
+    them. Arrays are tuples, because the garbage collector ignores tuples that contain only strings.
     """
 
 

@@ -94,10 +94,11 @@ class GraphReader:
         self.newest_ms = max(self.newest_ms, _updated_ms(node))
         known = self._known.get(key)
         if isinstance(known, Node):
-            # Fields that are not read change it, too.
+            # ``UpdatedAt`` also changes with fields that are not read.
             known.updated_at = node.updated_at
         if known == node:
-            # Its ID is the key that the store has, which another string would double.
+            # Use the known node's ID as the key, because an equal string would take additional
+            # memory.
             self.elements[known.id or key] = known
         else:
             self._share_strings(node)

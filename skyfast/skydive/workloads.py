@@ -68,7 +68,7 @@ class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
 
     ``agent`` is the host with an edge to the pod's Kubernetes node, or "" if it is not certain.
     ``host`` is the host to show: the agent's host, otherwise the name of the Kubernetes node, or
-    "". ``assumed_host`` is the host where the pod is looked for: the same host, unless edges
+    "". ``assumed_host`` is the host where the pod is looked for. It equals ``host``, unless edges
     contradict one another. ``addresses`` are in the notation of flows, and empty if the pod does
     not run. ``only_container`` is the name of its container in Kubernetes, or "" if it has several.
     """
@@ -131,7 +131,7 @@ class Workloads:
 
     @property
     def missing_labels(self) -> tuple[str, ...]:
-        """The keys of the labels asked for that no pod has."""
+        """The keys of the requested labels that no pod has."""
         pods = self.pods
         return tuple(
             key
@@ -442,8 +442,8 @@ def _label(k8s: K8s, key: str) -> str | None:
     """Return the value of a label, or None.
 
     Skydive nests labels at the dots of their keys. If one key is the start of another (``app`` and
-    ``app.kubernetes.io/name``), only one of them is left. The two copies of the labels can differ
-    in which one.
+    ``app.kubernetes.io/name``), only one of them is left. The two copies of the labels may have
+    kept different ones.
     """
     meta = k8s.extra.object_meta if k8s.extra else None
     for labels in (k8s.labels, meta.labels if meta else None):
