@@ -36,16 +36,16 @@ MAX_CHECKS = 16
 """Maximum number of password checks running or queued; further requests get status 503."""
 
 MAX_VERIFIED = 128
-"""Maximum number of cached valid credentials. This and the next two are security limits."""
+"""Security limit: cached valid credentials. The least recently used are dropped."""
 
 MAX_FAILED = 4096
-"""Maximum number of cached invalid credentials; beyond it, the least recently used are dropped."""
+"""Security limit: cached invalid credentials. The least recently used are dropped."""
 
 MAX_ADDRESSES = 4096
-"""Maximum number of addresses with failed attempts; the least recently used are dropped."""
+"""Security limit: addresses with failed attempts. The least recently used are dropped."""
 
 WRONG_BURST = 10
-"""Different wrong passwords that an address can try in a burst."""
+"""Maximum number of different wrong passwords that an address can try in a burst."""
 
 WRONG_INTERVAL_S = 5.0
 """After the burst, an address can try one more password per interval."""

@@ -348,7 +348,7 @@ class _Reader:
                 problem = f"does not contain PEM certificates{_reason(error)}"
                 raise section.error(key, problem, shown=bool(path)) from None
             context.verify_mode = mode
-            # As Go does, and as for connections to analyzers: see skyfast.skydive.tls.
+            # Like Go, and like the connections to analyzers: see skyfast.skydive.tls.
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         sans = section.names("client_allowed_sans", parse_str)

@@ -208,7 +208,7 @@ class HttpConnection(web.RequestHandler):
         super().__init__(manager, loop=loop, **_OPTIONS)
         self.address = ""
         self.timed_out = False
-        """Whether the deadline passed during a response."""
+        """Whether the deadline has passed during a response."""
         self.lost: asyncio.Future[None] = loop.create_future()
         self._connections = connections
         self._stream: asyncio.Transport | None = None

@@ -31,7 +31,7 @@ QUEUE_CHUNKS = 4
 """The maximum number of chunks rendered ahead of the reader."""
 
 GZIP_LEVEL = 1
-"""The second of isal's four levels: 1.1 GB/s, and a ratio of about 10."""
+"""isal's compression level, from 0 to 3. Level 1 has 1.1 GB/s and a ratio of about 10."""
 
 GZIP_WBITS = 31
 """The value of zlib for the gzip format."""

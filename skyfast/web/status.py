@@ -210,7 +210,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reload:
-    """The latest reload of the configuration. The start counts as a reload.
+    """The latest reload of the configuration, or the start before any reload.
 
     ``successes_total`` counts the successful reloads, without the start. ``changed`` contains the
     keys changed by the latest of them; ``last_error`` is the error of the latest failed reload.

@@ -26,7 +26,7 @@ MAX_ENTRIES: Final = 1000
 """The default and the maximum number of connections in a response."""
 
 MAX_FILTER_CHARS: Final = 200
-"""The longest text to search for in label values."""
+"""The maximum length of a text to search for in label values."""
 
 RESULT_AGE_S: Final = 1.0
 """How long a result is shared with equal requests."""
