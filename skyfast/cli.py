@@ -343,7 +343,7 @@ def _first_load(arguments: argparse.Namespace) -> model.Config:
     try:
         return _load(arguments)
     except yaml_nodes.ConfigError as error:
-        # Only the default file can be read without CONFIG.
+        # Without CONFIG, the missing file is the default file.
         if arguments.config is None and isinstance(error.__context__, FileNotFoundError):
             raise yaml_nodes.ConfigError(f"{error}; give a CONFIG, or try --demo") from None
         raise

@@ -87,7 +87,7 @@ class Parts:
             self.filtered[rule] = old.filtered[rule]
         self.record_limits(stats)
         if self.table is not old.table:
-            # The pages add these to the counts of the table; the sums must not decrease.
+            # Pages show the sum of these counts and the table's counts. The sums must not decrease.
             for reason, count in old.table.skipped.items():
                 stats.flows_skipped[reason] += count
             for field, count in old.table.values_skipped.items():
@@ -131,7 +131,7 @@ class _CaptureReports:
 def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
     """Return the parts of ``config``, reusing ``old`` parts where possible, without changing them.
 
-    This blocks: it reads certificates. Raises ConfigError if they cannot be used.
+    This blocks, because it reads certificates. Raises ConfigError if a certificate is unusable.
     """
     export, stats, clock = config.export, shared.stats, shared.clock
     wanted = name_poller.needed(export)
@@ -236,7 +236,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
 
 
 def _has_same_names(old: ExportSelection, new: ExportSelection) -> bool:
-    """Return whether the names of ``old`` are all that ``new`` needs.
+    """Return whether the names that ``old`` needs are sufficient for ``new``.
 
     Names that are not polled any more are out of date.
     """

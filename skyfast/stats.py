@@ -121,8 +121,8 @@ NAME_SKIPS = (
 )
 """Reasons for not using a node, edge or value of the topology for names.
 
-``too_many`` and ``too_long`` are for nodes and edges over the limits of one response. The limits at
-the end of the list are for all responses together.
+``too_many`` and ``too_long`` count nodes and edges over the limits of one response. ``node_limit``,
+``edge_limit`` and ``address_limit`` apply to all responses together.
 """
 
 LOOKUP_DROPS = ("ambiguous", "unknown")
@@ -209,8 +209,8 @@ class Histogram:
 class AnalyzerStats:
     """The counters of one analyzer's subscription. ``name`` is its host and port.
 
-    ``up`` has its current value since the Unix time ``since_timestamp_s``. ``packet_age`` and
-    ``delivery`` are observed by `skyfast.skydive.data_age`.
+    ``since_timestamp_s`` is the Unix time of the latest change of ``up``. `skyfast.skydive.data_age`
+    observes ``packet_age`` and ``delivery``.
     """
 
     name: str
@@ -314,7 +314,7 @@ class CaptureStats:
 
 @dataclass(slots=True, eq=False)
 class ConfigStats:
-    """The result of the latest reload of the configuration. The start counts as a reload.
+    """The result of the latest reload of the configuration, or of the start before any reload.
 
     ``reloads`` counts successful reloads, without the start, and ``last_reload_changed`` contains
     the keys changed by the latest of them.

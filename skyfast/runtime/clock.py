@@ -16,8 +16,8 @@ class Clock:
     sockets, and connections must not expire before these flows are read. This requires more
     frequent calls during normal operation; the expiry task makes them.
 
-    Nor does the clock count the time for which it is held. `skyfast.skydive.reporting_gap` decides
-    when to hold it.
+    The clock does not count the time for which it is held, either. `skyfast.skydive.reporting_gap`
+    decides when to hold it.
     """
 
     def __init__(self, source: Callable[[], float] = time.monotonic) -> None:

@@ -31,7 +31,7 @@ LOG_INTERVAL_S: Final = 60.0
 """Default of `LogLimit`: the time between two log lines of one cause."""
 
 MAX_CAUSES: Final = 1000
-"""Causes that a `LogLimit` remembers. Beyond that, it forgets the one whose line is oldest.
+"""Maximum number of causes that a `LogLimit` remembers; the oldest one is forgotten.
 
 Analyzers are part of causes, and host names can resolve to new addresses indefinitely."""
 
