@@ -168,8 +168,7 @@ class Parts:
     def render(self) -> float:
         """Render a page and discard it; return the seconds.
 
-        Nothing else runs between two reads, not even a count of bytes, so that nothing else uses
-        the CPU cache.
+        Between two reads, not even bytes are counted, so that only rendering uses the CPU cache.
         """
         began_ns = time.thread_time_ns()
         page = self.table.page(self.now_s)

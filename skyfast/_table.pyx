@@ -480,8 +480,8 @@ cdef class Table:
         Exceptions of rewrites and lookups propagate. In this case, some of the earlier flows have
         been applied, but none of the later ones.
 
-        The rules are those of docs/architecture.md. A known flow adds its deltas. A report is late
-        if it is not newer and none of its counters is higher. If a report is newer and any of its
+        docs/architecture.md describes the rules. A known flow adds its deltas. A report is late if
+        it is not newer and none of its counters is higher. If a report is newer and any of its
         counters is lower, the flow has started over. A dormant flow adds its deltas to its rows. An
         unknown flow adds its total in three cases: this is its first report, it cannot have been
         counted before, or it creates a connection that is identified by its labels. In all other
@@ -546,8 +546,8 @@ cdef class Table:
         """Begin a page: it shows connections that are alive at `now` and were created before this
         call.
 
-        :param openmetrics: if true, the families' heads are those of OpenMetrics 1.0, which has
-            rules for names; otherwise those of the text format 0.0.4. The samples are the same.
+        :param openmetrics: if true, the families' heads are in OpenMetrics 1.0, which restricts
+            their names; otherwise they are in the text format 0.0.4. The samples are the same.
 
         Any thread may read the page, at any speed, but only one thread at a time.
         """
@@ -599,8 +599,8 @@ cdef class Table:
             Label values are compared with their escapes, as on a page.
         :returns: triples of the rank, the label values, and the values of the view's families in
             order. The highest rank is first. For a counter, the rank is the sum of both directions;
-            for a gauge, the larger of the two. A value is an integer that has not been divided by
-            its decimals, or None if there is no such series.
+            for a gauge, the larger of the two. A value is an integer before the division for the
+            family's decimals, or None if there is no such series.
 
         Connections without a value of the family are omitted. With `since`, two more kinds are
         omitted: connections without growth, and connections that were created again after the
@@ -759,7 +759,7 @@ cdef class Table:
 
     @property
     def values_skipped(self):
-        """Values that were omitted from reports which were otherwise counted, by field."""
+        """The number of values that were omitted from counted reports, by field."""
         cdef uint32_t i
         return {
             name: self.state.values_left_out[i]

@@ -299,10 +299,11 @@ class MetricDef:
     """A metric that can be selected by name.
 
     ``paths`` are the fields: one for both directions, or one for each direction, or none if skyfast
-    itself counts the value. ``compatible`` is the family's name in the main view; ``standard``,
-    after the prefix, is its name with ``naming: standard`` and in other views; ``unit`` is the unit
-    in the standard name. Pages show values divided by 10 to the power of ``compatible_decimals`` or
-    ``standard_decimals``. ``help`` can be followed by "on this connection".
+    itself counts the value. ``compatible`` is the family's name in the main view. ``standard`` is
+    the part of its name after the prefix, with ``naming: standard`` and in other views. ``unit`` is
+    the unit in the standard name. Pages show values divided by 10 to the power of
+    ``compatible_decimals`` or ``standard_decimals``. ``help`` can be followed by "on this
+    connection".
     """
 
     name: str

@@ -91,8 +91,8 @@ class FlowTypes:
     fields that identify a flow's first report; this suffices for flows that are really new.
     ``FullReport`` adds ``LastUpdateMetric``, for flows that are unknown but not new.
 
-    ``omissible`` are the fields and parts of ``FullReport`` without which a flow can still be
-    counted: gauges, optional counters, and the fields that identify a first or a last report.
+    ``omissible`` are the fields and parts of ``FullReport`` that are not required to count a flow:
+    gauges, optional counters, and the fields that identify a first or a last report.
     """
 
     Update: type[msgspec.Struct]

@@ -171,7 +171,7 @@ class View:
 class Requirement:
     """A flow must have one of the parts ``paths``, or it is skipped with ``reason``.
 
-    If ``or_without`` is not empty, a flow without that part needs none of ``paths``.
+    If ``or_without`` is not empty, flows without the part ``or_without`` are exempt.
     """
 
     paths: tuple[FieldPath, ...]

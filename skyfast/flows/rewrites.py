@@ -45,8 +45,8 @@ class BoundedCache(dict[K, V], Generic[K, V]):
 def mask(config: Mask) -> BoundedCache[str, str]:
     """Return a mapping from addresses to their networks, such as ``10.0.0.0/24``.
 
-    Addresses of a family without a mask stay unchanged, as do strings that are not addresses,
-    including the empty one.
+    Addresses of a family without a mask, and strings that are not addresses (including the empty
+    string), stay unchanged.
     """
     bits_of = {4: config.ipv4, 16: config.ipv6}
 
@@ -74,7 +74,7 @@ class _Folded(dict[int | str, int | str]):
 
 
 def fold(config: Fold) -> dict[int | str, int | str]:
-    """Return a mapping that keeps listed ports and those up to the bound; others become `OTHER`.
+    """Return a mapping that keeps listed ports and ports up to the bound; others become `OTHER`.
 
     An empty string, which is a missing port, does not change.
     """

@@ -27,7 +27,7 @@ class LabelSpec:
     """A label: a known one, or the value at ``path`` in a flow, or a label of pods.
 
     ``k8s_label`` is the key of a label of pods. In that case, the prefix ``initiator_`` or
-    ``target_`` of ``name`` selects the pod of one end of the flow; without a prefix, the entry
+    ``target_`` of ``name`` selects the pod of one end of the flow. Without a prefix, the entry
     stands for two labels, one for each end.
     """
 

@@ -17,9 +17,9 @@ kept fields are anonymized as follows:
   (``k8s_NAME_POD_NAMESPACE_UID_N``) still has the names of container, pod and namespace. A word
   gets the same pseudonym everywhere. The words that skyfast's rules compare with (``k8s``, ``POD``)
   and the names that most hosts have (``eth0``) are unchanged.
-* Numbers, times, ports, VLANs, protocols, and the names of layers and applications are unchanged,
-  as are the keys of labels, the types and states of nodes, and the kinds of Kubernetes' own
-  workloads.
+* Numbers, times, ports, VLANs, protocols, and the names of layers and applications are unchanged.
+  The keys of labels, the types and states of nodes, and the kinds of Kubernetes' own workloads are
+  unchanged, too.
 
 Pseudonyms are one to one, so an anonymized recording has as many connections as the original, with
 the same totals.

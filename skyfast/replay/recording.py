@@ -11,7 +11,7 @@ each message::
 
 ``At`` is the time of receipt in Unix milliseconds. After this key, the message is recorded byte for
 byte, except for surrounding white space. A message that is not a JSON object on a single line of
-UTF-8 is stored in ``Recorded`` as ``Base64``, and nothing follows.
+UTF-8 is stored in ``Recorded`` as ``Base64``, without further keys after it.
 
 Changes of the topology have lines of their own, without an analyzer, because every analyzer knows
 the whole topology (:mod:`skyfast.replay.topology`)::
@@ -200,11 +200,11 @@ def _kind(keys: Set[str]) -> Literal["message", "flow", "other"]:
 class Recording:
     """A validated recording.
 
-    ``analyzers`` are the names of the recorded analyzers. ``messages`` counts all messages:
-    ``flows`` of them are lines with a single flow, and ``others`` are lines that no analyzer
-    sends. ``first_ms`` and ``last_ms`` are the times of the first and last message, in Unix
-    milliseconds. ``updates`` counts the updates of the topology, which are not messages. If
-    ``truncated`` is true, the last line is incomplete and is ignored.
+    ``analyzers`` are the names of the recorded analyzers. ``messages`` counts all messages,
+    including ``flows`` (lines with a single flow) and ``others`` (lines that no analyzer sends).
+    ``first_ms`` and ``last_ms`` are the times of the first and last message, in Unix milliseconds.
+    ``updates`` counts the updates of the topology, which are not messages. If ``truncated`` is
+    true, the last line is incomplete and is ignored.
     """
 
     path: str

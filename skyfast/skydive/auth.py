@@ -121,8 +121,8 @@ def http_connector(**options: Any) -> "aiohttp.TCPConnector":
 def connection_error(error: BaseException) -> str:
     """Return the error message of a failed connection, safe to log.
 
-    If the error has an error number of the operating system, this is the operating system's
-    message. asyncio and aiohttp replace it by messages of their own, such as ``Connect call failed
+    If the error has an error number of the operating system, the result is the operating system's
+    message. asyncio and aiohttp replace this message by their own, such as ``Connect call failed
     ('127.0.0.1', 8082)``.
     """
     text = str(error)
@@ -190,7 +190,8 @@ class Authentication:
         """Log in after a request with ``rejected_headers`` returned 401.
 
         Returns whether to retry with the new `headers`; if not, ``problem`` is the reason. If
-        several requests are rejected at the same time, one logs in and the others use its token.
+        several requests are rejected at the same time, one call logs in, and the others use the new
+        token.
         """
         async with self._renewing:
             if self.headers() != rejected_headers:

@@ -20,7 +20,7 @@ class Hints:
     """Why labels are empty, with printable texts of bounded length.
 
     ``without_pods`` lists the labels that are empty because the topology has no pods; "" if there
-    are none. ``missing_labels`` are the keys that no pod has, although there are pods.
+    are no such labels. ``missing_labels`` are the keys that no pod has, although there are pods.
     """
 
     without_pods: str = ""

@@ -326,7 +326,7 @@ class NameIndex:
         now: float,
         left_out: int,
     ) -> Changes:
-        """Return the changes, with those of the cached names added."""
+        """Return the changes, including those of the cached names."""
         cached = self.addresses._triples.copy()  # the event loop may add entries meanwhile
         full = len(cached) > MAX_TRIPLES // 2
         is_pruned = full and (self._pruned_at is None or now - self._pruned_at >= PRUNE_INTERVAL_S)
@@ -420,7 +420,7 @@ _MISSING: Final = object()
 
 
 def _limited(mapping: Mapping[str, V]) -> tuple[Mapping[str, V], int]:
-    """Return up to `MAX_NAMES` entries, and the number of the others."""
+    """Return up to `MAX_NAMES` entries, and the number of omitted entries."""
     if len(mapping) <= MAX_NAMES:
         return mapping, 0
     return dict(islice(mapping.items(), MAX_NAMES)), len(mapping) - MAX_NAMES

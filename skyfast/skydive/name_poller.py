@@ -212,9 +212,8 @@ class NamePoller:
     def _since_ms(self, asked_ms: int, overlap_ms: int) -> int:
         """Return the time from which changes are to be read, or 0 if it is unknown.
 
-        Neither the clock of this host nor those of other hosts can be trusted alone, so the earlier
-        time is used. ``UpdatedAt`` of edges is not read, because edges are not newer than their
-        nodes.
+        The clock of this host and those of other hosts can be wrong, so the earlier time is used.
+        ``UpdatedAt`` of edges is not read, because edges are not newer than their nodes.
         """
         newest_ms = max(progress.newest_ms for progress in self._progress.values())
         return max(0, min(newest_ms, asked_ms) - overlap_ms)

@@ -89,7 +89,7 @@ class Resolution(msgspec.Struct, frozen=True, gc=False):
     * ``points``: the capture points by ``NodeTID``.
     * ``networks``: the subnets of all interfaces by host, in order. Subnets with only one address
       are left out.
-    * ``skipped``: how often something was unusable, by reason.
+    * ``skipped``: how many unusable items were skipped, by reason.
     * ``has_pods``: whether the topology has pods.
     * ``has_pod_names``: whether it has pods, or containers with the names of their pods.
     * ``missing_labels``: the keys of the requested pod labels that no pod has.
@@ -196,9 +196,9 @@ def _share_network(networks: Mapping[str, Networks], host: str, address: str, ot
 class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """A network namespace; `_UNKNOWN` has all fields empty.
 
-    ``own`` is whether it is the host's own namespace. ``pod_names`` can be known even if ``pod`` is
-    not. ``uncertain`` means that the containers, or their pods, contradict one another. In that
-    case, a pod with the same address must not be assumed to be in the namespace.
+    ``own`` is true for the host's own namespace. ``pod_names`` can be known even if ``pod`` is not.
+    ``uncertain`` means that the containers, or their pods, contradict one another. In that case, a
+    pod with the same address must not be assumed to be in the namespace.
     """
 
     id: str = ""
@@ -215,7 +215,7 @@ class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
 class _Place(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """The place of an interface's addresses. All addresses of a namespace usually share one.
 
-    ``of_machine`` is whether the addresses belong to a virtual machine behind an interface.
+    ``of_machine`` is true if the addresses belong to a virtual machine behind an interface.
     """
 
     namespace: _Namespace

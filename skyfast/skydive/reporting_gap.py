@@ -64,7 +64,7 @@ class ReportingGap:
     * The clock is held while a counted subscription is not healthy. A removed subscription is
       treated as not delivering.
     * If a subscription does not deliver for `MISSING_UPDATES` intervals while others do, it stops
-      counting until it is healthy again: by then, agents send to the analyzers of the other
+      counting until it is healthy again. By then, agents send to the analyzers of the other
       subscriptions.
     * A subscription that has held the clock for `INCIDENT_UPDATES` intervals stops counting too.
       Several subscriptions together cannot hold the clock for longer either. The first limit is

@@ -8,9 +8,9 @@ probability is less than `SUSPECT_CHANCE`, and *silent* if it is less than `SILE
 number of sent ``stats`` is estimated from the number of capture points, unless the other
 subscriptions disagree.
 
-A subscription that gets ``stats`` and no flows is silent too if the ``stats`` show that captures
-receive packets: if an analyzer resumes sending for a client that has subscribed only to ``stats``,
-it sends nothing else.
+A subscription that gets ``stats`` but no flows is silent, too, if the ``stats`` show that captures
+receive packets. This occurs when an analyzer resumes sending for a client that has subscribed only
+to ``stats``.
 
 This module has no clock and no socket. It counts ticks instead of time: after a pause of the
 process, the late tick counts as one, and waiting messages are read before the next one.

@@ -28,7 +28,7 @@ DELETED: Final = "deleted"
 """Counts nodes and edges with ``DeletedAt``."""
 
 Skipped: TypeAlias = Counter[str]
-"""How often something was not usable, by reason."""
+"""The number of unusable items, by reason."""
 
 
 class _Struct(msgspec.Struct, gc=False, rename="pascal", kw_only=True):

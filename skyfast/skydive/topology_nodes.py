@@ -73,8 +73,8 @@ class Node(msgspec.Struct, gc=False, rename="pascal"):
 class Answer:
     """The usable nodes of a response, in order.
 
-    ``invalid`` is the number of unusable ones, ``too_long`` of those longer than
-    `MAX_ELEMENT_BYTES`, and ``excess`` of those beyond `MAX_ELEMENTS`.
+    ``invalid`` is the number of unusable nodes, ``too_long`` the number of nodes longer than
+    `MAX_ELEMENT_BYTES`, and ``excess`` the number of nodes beyond `MAX_ELEMENTS`.
     """
 
     nodes: list[Node]

@@ -104,10 +104,10 @@ NAMED_INTERFACES: Final = Query(
 )
 """The interfaces of `INTERFACES` and all other nodes that have addresses or can be captured.
 
-These are all Linux devices, including loopback and tunnels, which have other ``EncapType``s
-(``loopback``, ``gre``, ``sit``, ``none``, …), and all Open vSwitch bridges and ports, which have no
-``EncapType``: see ``CaptureTypes`` in Skydive's ``flow/probes/capabilities.go``. Requires Skydive
-0.21."""
+These are all Linux devices, and all Open vSwitch bridges and ports. The devices include loopback
+and tunnels, which have other ``EncapType``s (``loopback``, ``gre``, ``sit``, ``none``, …). The
+bridges and ports have no ``EncapType``: see ``CaptureTypes`` in Skydive's
+``flow/probes/capabilities.go``. Requires Skydive 0.21."""
 
 
 def _of_types(start: str, key: str, values: tuple[str, ...]) -> Query:

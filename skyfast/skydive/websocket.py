@@ -246,7 +246,7 @@ class _Receiver(asyncio.BufferedProtocol):
         index = bytes(self._buffer[: self._end]).find(_RESPONSE_END)
         if index < 0:
             self._forward(self._end)
-            # Keep a possible start of _RESPONSE_END, to find it with the rest.
+            # Keep a possible start of _RESPONSE_END: the next data may complete it.
             kept = self._buffer[: self._end][1 - len(_RESPONSE_END) :]
             self._buffer[: len(kept)] = kept
             self._start = self._end = len(kept)

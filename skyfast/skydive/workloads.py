@@ -169,7 +169,7 @@ class Workloads:
         return latest([pod for pod in pods if pod.agent in ("", host)])
 
     def may_be_on(self, pod: Pod, host: str) -> bool:
-        """Return whether neither the pod's cluster nor its agent excludes ``host``."""
+        """Return whether the pod may be on ``host``, judging by its cluster and its agent."""
         return self.cluster_of_host(host) in ("", pod.cluster) and pod.agent in ("", host)
 
     def unnamed(self, namespace: str, name: str) -> PodNames:

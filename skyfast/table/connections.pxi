@@ -6,7 +6,8 @@
 
 # ---------------------------------------------------------------------------------------------
 # Sequence numbers: a page shows the rows that were created before it began. The 32-bit numbers are
-# compared by their distance, so those of rows in use are kept within 2^30 of the newest.
+# compared by their distance, so the numbers of rows in use are kept within 2^30 of the newest
+# number.
 
 cdef inline bint created_before(uint32_t created_seq, uint32_t page_seq) noexcept nogil:
     return <int32_t>(created_seq - page_seq) < 0

@@ -220,8 +220,8 @@ cdef inline bint was_never_counted(const TableState *table, const Report *report
 
 cdef inline bint counts_whole(const TableState *table, const View *view,
                               bint creates) noexcept nogil:
-    # Whether the flow's whole total is new to this row, even if this is not its first report: the
-    # flow creates the row, and no other flow can have used it.
+    # Whether the flow's whole total is new to this row even if this is not the flow's first report.
+    # This is the case if the flow creates the row and no other flow can have used it.
     return creates and view.identifies_connection and not table.overflowed
 
 
@@ -273,7 +273,7 @@ cdef bint find_all_targets(TableState *table, const Report *report, const Labels
                            uint32_t number, uint32_t *conversation,
                            Targets *targets) noexcept nogil:
     # Find or create the targets and the conversation of a flow that becomes live. If out of memory,
-    # return False; then none has been created.
+    # create none of them and return False.
     cdef uint32_t before = conversation[0]
     cdef bint adds_conversation = table.has_conversations and (
         before == 0 or conversation_at(table, before).point != report.point
@@ -294,7 +294,7 @@ cdef bint find_all_targets(TableState *table, const Report *report, const Labels
 cdef bint find_targets(TableState *table, const Labels *labels, uint32_t number,
                        Targets *targets) noexcept nogil:
     # Find or create the rows of a flow. `number` is its row in the first view, or 0 if it must be
-    # created. If out of memory, return False; then none has been created.
+    # created. If out of memory, create none of them and return False.
     cdef View *first = &table.views[0]
     cdef RowKey key
     targets.created[0] = number == 0

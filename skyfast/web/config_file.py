@@ -554,8 +554,8 @@ def _reason(error: Exception) -> str:
 class WebConfigFile:
     """The web configuration file in use, reloaded when one of its files changes.
 
-    TLS cannot be switched on or off, and authentication cannot be switched off, while the process
-    runs: a file that is empty because it is being written must not disable security.
+    While the process runs, TLS cannot be switched on or off, and authentication cannot be switched
+    off. Otherwise, a file that is empty while it is being written would disable security.
     """
 
     def __init__(self, path: str, *, on_change: Callable[[WebConfig], None]) -> None:

@@ -107,9 +107,9 @@ _OPTIONS: dict[str, Any] = {
     "max_line_size": MAX_LINE_BYTES,
 }
 
-# Closing a socket with a linger time of zero resets the connection. A client then never takes a
-# truncated page for a complete one, not even with HTTP/1.0, where the end of the connection marks
-# the end of the page.
+# Closing a socket with a linger time of zero resets the connection. So a client never mistakes a
+# truncated page for a complete one, even with HTTP/1.0, where the end of the connection marks the
+# end of the page.
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 
 log = logging.getLogger("skyfast.web")

@@ -461,7 +461,7 @@ def _row_options(chosen: int) -> str:
 
 
 def _note(top: Top) -> str:
-    # The total belongs to the same scan; the one shown above may be newer.
+    # This total is from the same scan as the rows; the total shown above may be newer.
     plural = "" if top.connections == 1 else "s"
     shown = f"{_count(len(top.entries))} of {_count(top.connections)} connection{plural}"
     if top.window_seconds is None:
