@@ -44,7 +44,7 @@ _, PLAN, TYPES = configured(DEFAULT)
 
 
 def decoder(flow: type[msgspec.Struct] = TYPES.Update) -> msgspec.json.Decoder[Any]:
-    """Return a decoder of messages like that of the connector, for flows of this type."""
+    """Return a decoder of messages with flows of this type, like the connector's decoder."""
     fields = [("Namespace", str, ""), ("Type", str, ""), ("Obj", list[flow] | None, None)]  # type: ignore[valid-type]
     return msgspec.json.Decoder(msgspec.defstruct("Message", fields, gc=False))
 

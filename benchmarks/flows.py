@@ -47,7 +47,7 @@ def _recorded() -> dict[str, Any]:
 
 
 def _template() -> bytes:
-    """Return a flow as Go writes it, with placeholders for the values of `_flow` in its order."""
+    """Return a flow as Go writes it, with placeholders for the values of `_flow`, in order."""
     flow = _recorded()
     texts, numbers = "<text>", "<number>"
     total = f"<{ROUND.decode()}number>"

@@ -719,7 +719,7 @@ cdef class Table:
 
     @property
     def created_total(self):
-        """Connections of the first view that were ever created."""
+        """Connections that were created in the first view."""
         return self.state.connections_created
 
     @property
@@ -834,5 +834,5 @@ cdef class Page:
             end = render_lines(&table.state, &self.cursor, start, start + wanted)
         _PyBytes_Resize(&out, end - start)
         lines = <object>out
-        Py_DECREF(lines)            # `out` was a separate reference
+        Py_DECREF(lines)            # `lines` has its own reference
         return lines

@@ -314,7 +314,7 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     warnings = logs.WarningCounter()
     logging.getLogger().addHandler(warnings)
     logs.write_notes(configuration.notes)
-    # Check the other files first: they can contain errors.
+    # Check the other files before printing anything: they can contain errors.
     reports = _check_web(arguments.web_config_file) + _check_replay(arguments)
     report = cost.report(configuration)
     if arguments.strict:

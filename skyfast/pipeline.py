@@ -55,7 +55,7 @@ class Shared:
 class Parts:
     """The parts of one configuration, which a reload replaces together.
 
-    ``filtered`` counts dropped flows by rule, for exactly the rules of the configuration.
+    ``filtered`` counts dropped flows by rule. It contains exactly the rules of the configuration.
     """
 
     config: Config
@@ -129,7 +129,7 @@ class _CaptureReports:
 
 
 def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
-    """Return the parts of ``config``, reusing ``old`` parts where possible, without changing them.
+    """Return the parts of ``config``. Reuses ``old`` parts if possible, but does not change them.
 
     This blocks, because it reads certificates. Raises ConfigError if a certificate is unusable.
     """

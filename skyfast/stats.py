@@ -265,8 +265,8 @@ class NameStats:
 
     ``addresses`` and ``nodes`` are the numbers of addresses and capture points with names.
     ``ambiguous`` is the number of these addresses whose names depend on the capture point, and
-    ``unknown`` is the number of addresses in recent flows that have no names. ``skipped`` describes
-    the current topology, so it is a gauge. ``dropped`` counts lookups over limits.
+    ``unknown`` is the number of addresses without names in recent flows. ``skipped`` describes the
+    current topology, so it is a gauge. ``dropped`` counts lookups over limits.
     ``labels_without_pods`` and ``missing_pod_labels`` are from `skyfast.skydive.name_hints.Hints`.
     The durations are those of the latest query of each kind, and of the latest resolution of all
     names.

@@ -21,7 +21,7 @@ DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
 """The default port of a URL, by scheme."""
 
 FOLLOW_DNS: Final = "dns+"
-"""Prefix of the scheme of a URL that means all addresses of its host."""
+"""Scheme prefix of a URL that means all addresses of its host."""
 
 SCHEMES: Final = (*DEFAULT_PORTS, *(FOLLOW_DNS + scheme for scheme in DEFAULT_PORTS))
 """Schemes of subscription URLs."""

@@ -132,7 +132,7 @@ def similar_variable(
 
     ``known`` has all variables by name; ``sections`` are the common prefixes of several variables,
     and ``prefix`` is the prefix of all. The comparison ignores the longest section that ``name``
-    starts with. A name that is the end of exactly one known variable matches it.
+    starts with. A name that is the end of exactly one known variable matches this variable.
     """
     begins = max((section for section in sections if name.startswith(section)), key=len, default="")
     end = name.removeprefix(prefix)

@@ -51,7 +51,7 @@ def to_label(value: YamlValue) -> LabelSpec:
     nodes = mapping_of(
         value,
         known=("name", "path", "k8s_label"),
-        required=("name", source),  # "path or k8s_label" is never a key: it is reported as missing
+        required=("name", source),  # "path or k8s_label" is for the error: it is never a key
         what="a label with name and path, or with name and k8s_label",
     )
     if of_pods and "path" in nodes:

@@ -267,7 +267,7 @@ def mapping_of(
     """Accept a mapping with these keys; return the nodes by key in lower case.
 
     Keys with a null value are left out. ``unknown`` returns the error for an unknown key, or an
-    empty string for the usual one.
+    empty string for the default error.
     """
     if not isinstance(value, dict):
         raise InvalidValue(f"is not {what}", value)

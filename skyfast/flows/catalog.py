@@ -32,7 +32,7 @@ FIXED_PREFIXES: Final = (
 """Prefixes of the other families of the page."""
 
 Cardinality = Literal["low", "medium", "unbounded"]
-"""Number of label values: a handful; limited by the size of the network; unlimited over time."""
+"""The number of label values: a handful, limited by the size of the network, or unlimited."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

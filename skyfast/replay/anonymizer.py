@@ -77,7 +77,7 @@ _HASH: Final = re.compile(r"0|[1-9a-f][0-9a-f]{0,15}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _CONTAINER_ID: Final = re.compile(r"[0-9a-f]{32,64}")
 _NAME_PART: Final = re.compile(
-    # An UUID or a word. Characters that are not ASCII belong to words.
+    # A UUID or a word. Characters that are not ASCII belong to words.
     r"(?<![0-9A-Za-z])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9A-Za-z])"
     r"|[0-9A-Za-z\x80-\U0010ffff]+"
 )

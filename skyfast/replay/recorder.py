@@ -62,7 +62,7 @@ class Recorder:
         message_filter: MessageFilter | None = None,
         topology_filter: TopologyFilter | None = None,
     ) -> None:
-        """Create the file, readable by its owner only; as gzip if its name ends with ``.gz``.
+        """Create the file, readable only by its owner; use gzip if its name ends with ``.gz``.
 
         Raises:
             ConfigError: The file already exists or cannot be created.
@@ -179,7 +179,7 @@ class Recorder:
                     self._queue.get_nowait()
 
     def _write_all(self) -> bool:
-        """Write messages until `stop` or the maximum size; return whether that was reached."""
+        """Write messages until `stop` or the maximum size; return whether the size was reached."""
         flush_at_s = time.monotonic() + FLUSH_INTERVAL_S
         unflushed = False
         while True:

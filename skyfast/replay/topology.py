@@ -297,7 +297,7 @@ class Topology:
         self._seen: dict[str, bytes] = {}
         """The latest version of each node in this loop, including removed ones."""
         self._previous: dict[str, bytes] = {}
-        """The last version of each node in the previous loop, unless this one has it, too."""
+        """The last version of each node in the previous loop, except nodes of this loop."""
         self._offsets: dict[str, dict[str, int]] = {}
 
     def rewind(self) -> None:

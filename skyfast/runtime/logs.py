@@ -124,7 +124,7 @@ class WarningCounter(logging.Handler):
 
 
 def is_journal() -> bool:
-    """Return whether standard error is the journal, by JOURNAL_STREAM: see systemd.exec(5).
+    """Return whether standard error is the journal, according to JOURNAL_STREAM (systemd.exec(5)).
 
     The existence of the variable is not enough, because the parent process may have passed it on
     but redirected standard error.

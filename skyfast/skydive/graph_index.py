@@ -39,7 +39,8 @@ DUPLICATE_ID: Final = "duplicate_id"
 EDGE_WITHOUT_NODE: Final = "edge_without_node"
 """Counts edges whose parent or child should be in the graph, but is not.
 
-Nodes of other types are not read; for example, services have edges to endpoints."""
+Edges to nodes of types that are not read do not count. For example, services have edges to
+endpoints."""
 
 NAME_TOO_LONG: Final = "name_too_long"
 """Counts names and IDs longer than `MAX_NAME_CHARS`."""

@@ -68,7 +68,7 @@ class _Update(Generic[V]):
 
 @dataclass(frozen=True, slots=True)
 class _Context:
-    """The data that ambiguous addresses are resolved with."""
+    """The data for resolving ambiguous addresses."""
 
     candidates: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
     points: Mapping[str, CapturePoint] = field(default_factory=dict)

@@ -9,7 +9,7 @@
   pods alternately, or after `PODS_INTERVAL_S`.
 
 Names are resolved again only if the data that is read has changed, or if the index has names of
-deleted nodes that are due to leave.
+deleted nodes that are due for removal.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ PODS_INTERVAL_S: Final = 5.0
 They find a pod that has replaced another at its address."""
 
 OVERLAP_MS: Final = 120_000
-"""Changes are read from this long before the previous reading.
+"""Each reading of changes starts at this time before the previous reading.
 
 ``UpdatedAt`` is the time of the host where the node is, and its clock can be slow. The update also
 takes a few seconds to arrive."""
@@ -242,7 +242,7 @@ class NamePoller:
         self._names.last_reading_timestamp_s = time.time()
 
     def _resolve_soon(self) -> None:
-        """Resolve names if every query has been sent and they may have changed."""
+        """Resolve names if every query has been sent and names may have changed."""
         waits = time.monotonic() < self._is_complete_at_s
         is_complete = all(
             progress.read if waits else progress.tried for progress in self._progress.values()

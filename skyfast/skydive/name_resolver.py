@@ -689,7 +689,7 @@ def _merged(place: _Place, pod: Pod) -> Candidate:
 
 
 def _may_be_service(services: Sequence[Candidate], cluster: str) -> bool:
-    """Return whether an address of a host in ``cluster``, "" if unknown, is a cluster IP there.
+    """Return whether an address of a host is a cluster IP in ``cluster``, which is "" if unknown.
 
     NodeLocal DNSCache and kube-router add such addresses to a dummy interface of every host.
     """

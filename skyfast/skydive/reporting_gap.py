@@ -67,9 +67,9 @@ class ReportingGap:
       counting until it is healthy again. By then, agents send to the analyzers of the other
       subscriptions.
     * A subscription that has held the clock for `INCIDENT_UPDATES` intervals stops counting too.
-      Several subscriptions together cannot hold the clock for longer either. The first limit is
-      reset after one interval in which that subscription was healthy, the second one after an
-      interval in which all counted subscriptions were.
+      Several subscriptions together cannot hold the clock for longer, either. The limit of a
+      subscription is reset after one interval in which it was healthy. The common limit is reset
+      after one interval in which all counted subscriptions were healthy.
     """
 
     def __init__(self, *, slack_s: float = SLACK_S) -> None:

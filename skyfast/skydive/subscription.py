@@ -213,7 +213,7 @@ class _BacklogTimer:
         self._checked_s = now_s
 
     def seconds(self) -> float:
-        """Return how long the analyzer has been waiting, up to now or just before."""
+        """Return how long the analyzer has been waiting; 0 if it has not waited recently."""
         now_s = time.monotonic()
         if self._is_long_ago(self._checked_s, now_s):  # pragma: no cover - only on a slow machine
             return now_s - self._kept_up_s

@@ -55,7 +55,7 @@ BODY_TIMEOUT_S: Final = 30.0
 """Timeout of the body of a response, including its decoding."""
 
 BATCH_BYTES: Final = 256 * 1024
-"""Received bytes that are decoded at once, in a worker thread."""
+"""Number of received bytes that are decoded at once, in a worker thread."""
 
 PIECE_BYTES: Final = 1024 * 1024
 """Maximum size of the decompressed text that is split at once."""

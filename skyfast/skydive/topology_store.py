@@ -168,7 +168,7 @@ class TopologyStore:
         return bool(self._elements)
 
     def replace(self, query: Query, reader: GraphReader) -> bool:
-        """Replace the elements of ``query``; return whether they or the skips differ."""
+        """Replace the elements of ``query``; return whether elements or skips have changed."""
         before = self._elements.get(query, {})
         changed = (
             query not in self._elements

@@ -27,7 +27,7 @@ RUNNING: Final = frozenset(("Running", "Pending"))
 """The ``K8s.Status`` of pods that have their address. Ended pods keep the field of the address."""
 
 MAX_OF_CONTAINER: Final = 16
-"""Maximum number of Kubernetes containers of a runtime container, or of pods of a container.
+"""Maximum number of Kubernetes containers per runtime container, and of pods per container.
 
 There is only one in a consistent topology."""
 

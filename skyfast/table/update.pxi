@@ -227,9 +227,10 @@ cdef inline bint counts_whole(const TableState *table, const View *view,
 
 cdef bint needs_worth(const TableState *table, const Labels *labels, uint32_t number,
                       uint32_t kept) noexcept nogil:
-    # Whether the fields that identify a first report are needed: in at least one view, the flow's
-    # total does not count as a whole (see `counts_whole`). `number` is the flow's row in the first
-    # view, or 0 if it must be created. `kept` is the dormant row with its counters, or 0.
+    # Whether the fields that identify a first report are needed. This is the case if the flow's
+    # total does not count as a whole in at least one view (see `counts_whole`). `number` is the
+    # flow's row in the first view, or 0 if it must be created. `kept` is the dormant row with its
+    # counters, or 0.
     cdef const View *view
     cdef RowKey key
     cdef uint32_t i

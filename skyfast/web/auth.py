@@ -131,8 +131,8 @@ class PasswordChecker:
         if user is None:
             return Rejection(HTTPStatus.UNAUTHORIZED)
         known = users.get(user)
-        # An unknown user is checked against a hash of another user, always the same, so that the
-        # duration does not reveal which users exist.
+        # Each unknown user is checked against the hash of the same known user every time, so that
+        # the duration does not reveal which users exist.
         expected = known or self._dummy_hash(user, users)
         digest = self._digest(b"known" if known else b"", user, expected, password)
         if digest in self._verified:

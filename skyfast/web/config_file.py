@@ -159,7 +159,7 @@ class _FileState:
 
 
 Files: TypeAlias = dict[str, _FileState | None]
-"""Paths, and the state of each file before it was read."""
+"""The paths of the files, and the state of each file before it was read."""
 
 
 def read(path: str, *, files: Files | None = None) -> WebConfig:

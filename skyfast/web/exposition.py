@@ -156,7 +156,7 @@ class Stream:
     """A page, transferred from the thread that renders it to the event loop that sends it.
 
     Iterating yields non-empty chunks, and raises errors of rendering. Leaving the context stops the
-    thread, after its current chunk if the page is not complete.
+    thread. If the page is not complete, the thread stops after its current chunk.
 
     Both sides share a bounded queue. The thread sleeps while the queue is full, and wakes the event
     loop only if the reader is waiting. An executor would wake it for every chunk.

@@ -300,7 +300,8 @@ def _title_of(report: StatusReport) -> str:
 
 def _page_shape(report: StatusReport, ranking: Ranking) -> str:
     """Return the structure of the page as JSON. If it changes, the script reloads the page."""
-    # From the ranking, because during a reload the report may belong to another configuration.
+    # Use the ranking's labels and metrics: during a reload, the report may be of another
+    # configuration.
     parts = (
         report.version,
         ranking.labels,
