@@ -521,22 +521,23 @@ cdef class Table:
         """Move flows to other connections after names have changed. Call this until it returns
         False.
 
-        :param names: the mapping of lookups, which has changed already.
+        :param names: the lookups' mapping, which already has the new names.
         :param keys: an iterator of the keys whose results have changed; this call advances it.
-        :param budget: how many flows to move; no key is taken after this number is exceeded. A key
-            counts as one, plus the references to its string: its flows, and connections that have
-            it as a label.
+        :param budget: approximately how many flows to move. No key is taken after this number is
+            exceeded. A key counts as one, plus one for each reference to its string, from its flows
+            and from connections that have it as a label.
         :returns: whether keys may be left; False if no lookup uses `names`.
         :raises MemoryError: an allocation failed; some flows may still have their old labels.
 
-        A new connection starts at zero. An existing one continues, and so does a removed one whose
-        counters are kept. All flows of a call leave their connections before the first one is
-        added to another. If a key has an invalid name, its flows keep their labels.
+        A new connection starts at zero. An existing connection continues its counters. A removed
+        connection continues its counters, too, if they are kept. All flows of a call leave their
+        connections before the first one is added to another. If a key has an invalid name, its
+        flows keep their labels.
 
-        Exceptions of `names` and `keys` propagate; then no flow of this call has moved. They must
-        not use the table. Each call visits every flow, including dormant ones, which takes about
-        10 ns each, and 0.5 µs for each flow that moves. For an ambiguous key, `names.resolve` is
-        called once for each different context.
+        Exceptions of `names` and `keys` propagate; then no flow of this call has moved. `names` and
+        `keys` must not use the table. Each call visits every flow, including dormant ones, which
+        takes about 10 ns each, and 0.5 µs for each flow that moves. For an ambiguous key,
+        `names.resolve` is called once for each different context.
         """
         return relabel_flows(&self.state, names, keys, budget)
 

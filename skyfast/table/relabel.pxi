@@ -5,28 +5,27 @@
 # flows with these keys, resolve ambiguous keys in the contexts of these flows, move the flows. The
 # first and the third step call Python code, so they need the GIL; they take the table's mutex only
 # to intern new labels. The second step only reads the table, which no other thread changes. The
-# last one runs under the mutex.
+# fourth step runs under the mutex.
 
 cdef struct Changes:
-    # The state of one call of `Table.relabel`. The call is about one mapping, which one or more
-    # lookups use. Their labels are at some indexes of a result; a change has one label for each of
-    # these indexes. Changes are numbered from 1. They have references to their strings until
-    # `changes_destroy`.
+    # The state of one call of `Table.relabel`, for one mapping and the lookups that use it. A
+    # change is a set of new labels: one label for each element of a result that these lookups use.
+    # Changes are numbered from 1. They own references to their strings until `changes_destroy`.
     uint32_t lookups[MAX_COLUMNS]
     uint32_t lookup_count
-    uint32_t indexes[MAX_COLUMNS]       # by label of a change: index in a result
-    uint32_t labels                     # per change
-    uint32_t positions[MAX_COLUMNS]     # by column: position among the labels of a change
+    uint32_t indexes[MAX_COLUMNS]       # per label of a change: its index in a result
+    uint32_t labels                     # number of labels per change
+    uint32_t positions[MAX_COLUMNS]     # per column: position of its label in a change
     Py_ssize_t length                   # minimum length of a result
     uint32_t *cells                     # interned labels of all changes
     uint32_t change_count
     uint32_t change_capacity
-    Cell *pending                       # labels of the last changes, up to BATCH: not interned yet
+    Cell *pending                       # labels of up to BATCH changes that are not interned yet
     uint32_t pending_count
-    ChangedKey *keys                    # sorted by string once complete
+    ChangedKey *keys                    # sorted by string once all keys have been added
     uint32_t key_count
     uint32_t key_capacity
-    Move *moves                         # the moves of one flow follow each other
+    Move *moves                         # the moves of one flow are adjacent
     uint32_t move_count
     uint32_t move_capacity
     Context *contexts
@@ -168,7 +167,8 @@ cdef int add_key(TableState *table, Changes *changes, uint32_t string, result,
 
 
 cdef uint32_t add_change(TableState *table, Changes *changes, result, list held) except? 0:
-    # The number of a new change with these names, whose labels are pending; 0 if they are invalid.
+    # Add a change with these names, whose labels are then pending. Returns the change's number, or
+    # 0 if the names are invalid.
     cdef Cell *cells
     cdef uint32_t i
     if not has_names(<PyObject *>result, changes.length):
@@ -261,7 +261,7 @@ cdef bint scan_flows(const TableState *table, Changes *changes,
 
 cdef bint add_move(const TableState *table, Changes *changes, uint32_t flow, uint32_t lookup,
                    const uint32_t *strings, uint32_t key) noexcept nogil:
-    # Add a move of a flow. `strings` are those that its lookups use. False if out of memory.
+    # Add a move of a flow. `strings` are the strings that its lookups use. False if out of memory.
     cdef const Lookup *row = &table.lookups[lookup]
     cdef Context *context
     cdef Move *move
@@ -304,7 +304,8 @@ cdef uint32_t change_of(const Changes *changes, uint32_t key) noexcept nogil:
 # Ambiguous keys
 
 cdef int resolve_contexts(TableState *table, Changes *changes, names) except -1:
-    # Set the changes of flows whose key is ambiguous. Each different context is resolved once.
+    # Determine the new labels of flows whose key is ambiguous. Each different context is resolved
+    # once.
     cdef list held = []                 # owns the pending labels
     cdef const Context *context
     cdef uint32_t i, change = 0
@@ -388,8 +389,8 @@ cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32
 
 cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cells,
                      uint32_t *cells) noexcept nogil:
-    # Fill the view's part of `cells` with the new labels of a flow in this row. Returns whether
-    # any label differs. Without a row, and in the overflow row, none does.
+    # Set the view's part of `cells` to the labels that a flow in this row gets. Returns whether any
+    # label changes. If there is no row, or if it is the overflow row, no label changes.
     cdef const uint32_t *old
     cdef uint32_t i, column
     cdef bint differs = False
@@ -404,8 +405,8 @@ cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cell
 
 
 cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_cells) noexcept nogil:
-    # Returns the row of the first view if it has no flows any more, otherwise 0. The row is removed
-    # from the index, so that other flows do not find it.
+    # Returns the row of the first view if it has no flows any more, otherwise 0. A row without
+    # flows is removed from the index, so that other flows do not find it.
     cdef uint32_t cells[MAX_COLUMNS]
     cdef uint32_t row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], row)
@@ -451,7 +452,8 @@ cdef bint attach(TableState *table, Flow *flow, const uint32_t *new_cells) noexc
 
 cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_cells,
                           uint32_t *cells) noexcept nogil:
-    # Move a flow to the row of the first view that has these labels, and to the rows it links to.
+    # Move a flow to the row of the first view that has these labels, and to the rows that this row
+    # links to.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
