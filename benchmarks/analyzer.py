@@ -1,7 +1,7 @@
 """An analyzer that uses almost no CPU time: raw sockets and prepared frames.
 
-It provides skyfast and its peers with a subscription to flows, answers pings with pongs, and sends
-an empty response to every other request. It runs in its own process (`Remote`).
+The analyzer provides skyfast and its peers with a subscription to flows, answers pings with pongs,
+and sends an empty response to every other request. It runs in its own process (`Remote`).
 """
 
 import base64

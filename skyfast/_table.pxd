@@ -20,7 +20,7 @@ cpdef enum:
 
 cdef struct RowHead:
     # The first fields of every kind of row. `next` links the rows of one bucket of the index. In
-    # free rows, it links the list of free rows.
+    # free rows, it links to the next free row.
     uint32_t hash
     uint32_t next
 
@@ -91,7 +91,7 @@ cdef struct Flow:
     uint32_t next
     uint32_t key_high           # high half of the key; for a string key, the string's number
     uint32_t connection         # row of the first view, and the flags below; 0 in a free row
-    uint32_t deadline_s         # time of the table's clock at which it becomes dormant
+    uint32_t deadline_s         # time of the table's clock at which the flow becomes dormant
     uint32_t wheel_next         # next flow in the same slot of the timer wheel
     int64_t last_ms             # highest `Last` of its reports, Unix milliseconds
     # Next is int64_t totals[counters]; a total is ABSENT if no report contained it. The uint32_t
@@ -166,7 +166,7 @@ cdef struct Report:
     # read only for flows that are not live
     uint32_t connection_hash    # hash of the labels; 0 unless all of them are interned
     int skip_new                # reason to skip the report if the flow is not live
-    int worth                   # what it adds if the flow is unknown: see WORTH_UNREAD
+    int worth                   # what the report adds if its flow is unknown: see WORTH_UNREAD
     bint repeats                # a closing report that repeats the previous last update
     int64_t age_ms              # from the flow's start to the update, or -1
     uint64_t conversation       # a hash, like `point`
@@ -214,7 +214,7 @@ cdef struct Family:
     uint32_t sides              # 1 or 2 series per connection
     uint32_t values[2]          # indexes of the row's values, or FLOWS
     int64_t absent              # only values above this one have a series
-    uint32_t decimals           # values are written divided by ten to the power of this
+    uint32_t decimals           # values are divided by ten to the power of this number
     Literal *literals           # columns + 1 texts before, between and after the label values
     Literal second              # replaces the literal at `direction_index` for the second side
 

@@ -338,7 +338,7 @@ cdef struct TableState:
     double least_timeout_s      # shortest timeout that the first view has had
     double flow_update_s
     bint has_horizon                  # whether there is a horizon
-    double horizon_s            # unknown flows that began after this were never counted
+    double horizon_s            # unknown flows that began later were never counted
     # overflow
     bint overflows              # whether flows that cannot be stored are added up in overflow rows
     bint overflowed             # whether any flow has been

@@ -64,7 +64,7 @@ ADDRESS_NAMES: Final = (
 )
 """The names of an address, in the order of the tuples in `NameSource.addresses`.
 
-They are followed by the values of the pod labels in `ExportSelection.k8s_labels`."""
+In a tuple, the values of the pod labels in `ExportSelection.k8s_labels` follow these names."""
 
 NODE_NAMES: Final = (
     *("name", "host", "type", "netns", "namespace", "pod", "workload", "container"),

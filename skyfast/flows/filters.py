@@ -242,7 +242,7 @@ class _FunctionSource:
 def matcher(condition: Condition) -> Callable[[str | int], bool]:
     """Return a function that tests whether a field's value matches a condition.
 
-    It ignores whether the condition is negated.
+    The function ignores whether the condition is negated.
     """
     networks = addresses.Networks(condition.networks)
 

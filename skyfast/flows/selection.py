@@ -145,9 +145,9 @@ ALONE: Final = Shard(0, 1)
 class Condition:
     """A condition on a field of a flow; ``path`` is None for the tag.
 
-    It matches if any of ``values``, ``ranges`` (both ends included), ``networks`` or ``pattern``
-    (found anywhere in the string) matches, or with ``negated`` if none does. A missing field
-    matches none of them. ``field`` is the name in the configuration.
+    The condition matches if any of ``values``, ``ranges`` (both ends included), ``networks`` or
+    ``pattern`` (found anywhere in the string) matches, or with ``negated`` if none does. A missing
+    field matches none of them. ``field`` is the name in the configuration.
     """
 
     field: str

@@ -173,8 +173,8 @@ decode_update: Final = msgspec.json.Decoder(Update).decode
 class Answer:
     """The elements of a response, reduced to the fields that are read.
 
-    It observes a `TopologyClient`, and passes itself to ``done`` when it is complete. Its size in
-    bytes is ``len``.
+    The object observes a `TopologyClient`, and passes itself to ``done`` when it is complete. Its
+    size in bytes is ``len``.
     """
 
     def __init__(self, query: Query, done: Callable[["Answer"], object]) -> None:

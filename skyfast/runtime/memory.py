@@ -62,9 +62,9 @@ def freeze() -> None:
 def disable_core_dumps() -> None:
     """Protect the memory from core dumps and from other processes of the same user.
 
-    It contains passwords, cookies, keys and all flows. As in ssh-agent, the process is also made
-    undumpable, because the kernel ignores the limit if core dumps are piped to a program (core(5)).
-    Root can still read the memory.
+    The memory contains passwords, cookies, keys and all flows. As in ssh-agent, the process is also
+    made undumpable, because the kernel ignores the limit if core dumps are piped to a program
+    (core(5)). Root can still read the memory.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))

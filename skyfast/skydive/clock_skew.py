@@ -119,7 +119,7 @@ class ClockSkewCheck:
 
 def _origin(flow: Flow, data: bytes | bytearray | memoryview) -> str:
     """Return the interface where a flow was captured, safe to log."""
-    name = getattr(flow, "NodeTID", "")  # some plans do not decode it
+    name = getattr(flow, "NodeTID", "")  # some plans do not decode the field
     if not name:
         try:
             origins = _MESSAGE.decode(data).Obj

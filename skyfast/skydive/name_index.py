@@ -188,14 +188,14 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
     def take_unknown(self, now: float, count: int) -> list[str]:
         """Return up to ``count`` unknown addresses to query.
 
-        They are not noted again until `MISS_S` after ``now``, in seconds.
+        These addresses are not noted again until `MISS_S` after ``now``, in seconds.
         """
         self._forget(now)
         taken: list[str] = []
         while self._unknown and len(taken) < count:
             address = next(iter(self._unknown))
             del self._unknown[address]
-            if address not in self:  # it may have become known
+            if address not in self:  # the address may have become known
                 self._missed[address] = now
                 taken.append(address)
         return taken

@@ -71,7 +71,7 @@ class KnownFlows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Total:
-    """A counter that ``LastUpdateMetric`` contains too; ``index`` is its position in the plan."""
+    """A counter that ``LastUpdateMetric`` also contains; ``index`` is its position in the plan."""
 
     index: int
     paths: tuple[FieldPath, ...]
@@ -246,7 +246,7 @@ class ReportChecker:
             or now - age_s - self._table.flow_update_s - SETTLE_S <= horizon_s
             or self._table.known(flow.UUID) is None
         ):
-            return  # it may have been counted before, or the table did not accept it
+            return  # the flow may have been counted before, or the table skipped it
         analyzer.reports_checked += 1
         grew = any(total > delta for total, delta in zip(totals, deltas, strict=True))
         if grew or _is_repeat(flow):

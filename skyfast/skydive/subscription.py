@@ -530,7 +530,7 @@ class Subscription:
         self._limit.reset()
         if self._server in ("", server):
             log.info("analyzer %s: subscribed to %s", self.endpoint.name, server)
-        else:  # another analyzer, or one with a new configuration
+        else:  # another analyzer, or the analyzer has a new name
             text = "analyzer %s: subscribed to %s, previously %s"
             log.warning(text, self.endpoint.name, server, self._server)
         self._server = server

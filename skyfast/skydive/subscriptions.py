@@ -242,7 +242,7 @@ class Subscriptions:
     def _update_name_states(self) -> None:
         """Set ``up`` of each ``dns+`` name to whether one of its addresses is subscribed."""
         for endpoint, addresses in self._addresses.items():
-            if endpoint.name not in self._running:  # otherwise it is the row of a subscription
+            if endpoint.name not in self._running:  # otherwise the row is a subscription's
                 names = {endpoint.at(address).name for address in addresses}
                 ups = (
                     running.subscription.stats.up

@@ -296,7 +296,7 @@ def _repaired(element: bytes, struct: Any, skipped: Skipped) -> Any:
 def _reader(kind: Any) -> Callable[[object, Skipped], Any]:
     """Return a function that reads a decoded value, without the parts of wrong types.
 
-    It returns None if the value itself has a wrong type.
+    The function returns None if the value itself has a wrong type.
     """
     if isinstance(kind, types.UnionType):
         return _reader(get_args(kind)[0])

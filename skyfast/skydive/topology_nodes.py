@@ -43,7 +43,7 @@ class Counters(msgspec.Struct, gc=False, rename="pascal"):
 class Metadata(msgspec.Struct, gc=False, rename="pascal"):
     """``Metadata``. The addresses have a prefix length: ``10.0.0.1/24``.
 
-    They are tuples because the garbage collector ignores tuples of strings, but not lists.
+    Addresses are in tuples, because the garbage collector ignores tuples of strings, but not lists.
     """
 
     name: str | None = None

@@ -68,8 +68,8 @@ OnMessage = Callable[[MessageData], None]
 class WebSocketConnection(ClientConnection):
     """A client connection that passes its messages on immediately, without a queue.
 
-    It only uses methods that subclasses of websockets' class may override or call: the callbacks
-    of `asyncio.Protocol`, `process_event`, `state`, `recv` and `close`.
+    This class only uses methods that subclasses of websockets' class may override or call: the
+    callbacks of `asyncio.Protocol`, `process_event`, `state`, `recv` and `close`.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:

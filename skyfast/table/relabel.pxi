@@ -497,8 +497,9 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_cel
 
 
 cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
-    # The row for a flow that keeps its labels. If the index has another row with these labels, that
-    # row is returned, otherwise the flow's own row, which is put back into the index.
+    # The row for a flow that keeps its labels. If the index has another row with these labels, the
+    # result is that row. Otherwise the result is the flow's own row, which is put back into the
+    # index.
     cdef Connection *row = connection_at(first, number)
     cdef RowKey key
     cdef uint32_t existing

@@ -584,7 +584,7 @@ class WebConfigFile:
             config = read(self._path, files=files)
             self._check_change(config)
         except ConfigError:
-            self._files = files  # try again when one of them changes
+            self._files = files  # try again when a file changes
             raise
         return config
 

@@ -52,9 +52,9 @@ For the first request, it starts with the connection, and includes the TLS hands
 IDLE_TIMEOUT_S = 330.0
 """Timeout of an idle connection.
 
-It exceeds usual scrape intervals: with a scrape interval of 60 s, a timeout of 60 s would close the
-connection while the next request is in transit. Idle connections are the first to be closed if
-``web.max_connections`` are open."""
+The timeout exceeds usual scrape intervals: with a scrape interval of 60 s, a timeout of 60 s would
+close the connection while the next request is in transit. Idle connections are the first to be
+closed if ``web.max_connections`` are open."""
 
 BODY_TIMEOUT_S = 1.0
 """How long the body of a request is read and discarded before the connection is closed."""

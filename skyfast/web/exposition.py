@@ -180,7 +180,7 @@ class Stream:
             target=self._run,
             args=(_gzipped(counted) if gzip else counted,),
             name="skyfast-page",
-            daemon=True,  # losing it at exit is harmless: the reader is gone too
+            daemon=True,  # losing the thread at exit is harmless: its reader has ended
         ).start()
 
     async def __aenter__(self) -> "Stream":

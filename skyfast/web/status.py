@@ -127,7 +127,7 @@ class Analyzer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableStatus:
-    """The table. ``skipped_total`` has the reasons that have occurred, without filter rules.
+    """The table. ``skipped_total`` contains the reasons that have occurred, but no filter rules.
 
     ``reports_lost_total`` counts checked reports whose previous report was lost.
     """
