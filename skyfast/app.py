@@ -401,7 +401,7 @@ class App:
             await asyncio.sleep(EXPIRY_INTERVAL_S)
 
     def _count_from_now(self, now: float) -> None:
-        """Tell the table when the first reports can arrive: no flow was counted before."""
+        """Tell the table when the first subscription is up: no flow was counted before."""
         if self._parts.table.horizon_s is None and self.subscriptions.any_up:
             self._parts.table.begin(now)
 
@@ -422,7 +422,7 @@ class App:
             )
 
     async def _warn_when_full(self) -> None:
-        """Log reports that a full table skipped, at most once per `FULL_INTERVAL_S`."""
+        """Log that a full table skipped reports, at most once per `FULL_INTERVAL_S`."""
         table, known, known_connections = self._parts.table, 0, 0
         while True:
             if self._parts.table is not table:

@@ -120,8 +120,8 @@ def make_flow_filter(
     if its tag is excluded, the first matching drop rule in ``filtered``, or `KEEP` in ``filtered``
     if there are keep rules but none matches. ``filtered`` has all names from the start.
 
-    A condition on a field of a missing part does not match, and its negation does. Every flow has a
-    tag: see `Classifier`.
+    If the part with the field is missing, a condition does not match, and a negated condition
+    matches. Every flow has a tag: see `Classifier`.
 
     Flows that the table skips, because they have no UUID or fail one of ``requirements``, always
     pass, because the table counts them under its own reasons. So the count of a rule is the number

@@ -297,7 +297,7 @@ class Topology:
         self._seen: dict[str, bytes] = {}
         """The latest version of each node in this loop, including removed ones."""
         self._previous: dict[str, bytes] = {}
-        """The last version of each node in the previous loop, except nodes of this loop."""
+        """The last version of each node in the previous loop, until this loop has the node, too."""
         self._offsets: dict[str, dict[str, int]] = {}
 
     def rewind(self) -> None:

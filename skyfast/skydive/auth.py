@@ -1,8 +1,8 @@
 """Authentication at an analyzer.
 
-The subscriptions and the topology poller use this module, and decide themselves when to connect and
-what to log. aiohttp is imported at the first login, because most installations need no login and
-this import takes longer than all other imports.
+The subscriptions and the topology poller use this module. They decide when to connect and what to
+log. aiohttp is imported at the first login, because most installations need no login and this
+import takes longer than all other imports.
 """
 
 import asyncio
@@ -143,9 +143,9 @@ class Authentication:
     """The credentials for one analyzer.
 
     Basic authentication is used until a request returns 401, then the cookie of a login. If the
-    cookie is rejected with 401 too, a new login replaces it. The two are never sent together:
-    Skydive checks the cookie first, and rejects an expired token even with a valid password. The
-    configured cookies are always sent.
+    cookie is rejected with 401, too, a new login replaces it. The password and the cookie are never
+    sent together: Skydive checks the cookie first, and rejects an expired token even with a valid
+    password. The configured cookies are always sent.
 
     The headers, cookies and passwords of this object must not be logged.
     """

@@ -48,7 +48,7 @@ READINGS: Final = 10
 """A report contains the sum of this many readings of a total."""
 
 MAX_CAPTURES: Final = 1000
-"""Maximum number of captures; reports of others are counted as ``too_many``."""
+"""Maximum number of captures; reports of further captures are counted as ``too_many``."""
 
 MAX_ID_CHARS: Final = 1024
 """Maximum length of a capture ID; reports with longer ones count as ``text_too_long``."""
@@ -97,7 +97,8 @@ class _Capture:
         self.reports = 0
         self.flows_dropped = 0
         self.kernel_flows_dropped = 0
-        # By slot number. Replaced, never modified: another thread may be reading it.
+        # By slot number. The dict is replaced, never modified, because another thread may be
+        # reading it.
         self._slots: dict[int, _Figures] = {}
 
     @property

@@ -235,7 +235,7 @@ class Ingest:
                 flows.append(self._full_flow.decode(raw))
                 continue
             except UNDECODABLE as error:
-                problem = str(error)  # the exception keeps the message alive
+                problem = str(error)  # the exception would keep the message alive
             if partial < MAX_PARTIAL_FLOWS:
                 partial += 1
                 try:

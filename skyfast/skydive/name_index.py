@@ -34,7 +34,7 @@ PRUNE_INTERVAL_S: Final = 300.0
 """Minimum time between two removals of cached names that flows may no longer use."""
 
 MAX_UNKNOWN: Final = 20_000
-"""Maximum number of unknown addresses that wait for a query, and of queried ones.
+"""Maximum number of unknown addresses that wait for a query, and of those already queried.
 
 The queries of one minute contain 15,000 addresses."""
 
@@ -258,9 +258,9 @@ class NameIndex:
         return any(now - since >= self._keep_s for since in oldest)
 
     def compare(self, resolution: Resolution, now: float) -> Changes:
-        """Return the changes that ``resolution``, of the whole topology at ``now``, causes.
+        """Return the changes caused by ``resolution``, of the whole topology at ``now``.
 
-        Modifies nothing. Any thread may call it unless another is in :meth:`apply`.
+        Modifies nothing. Any thread may call this method while no thread is in :meth:`apply`.
         """
         nodes, left_out_nodes = _limited(resolution.nodes)
         candidates, left_out_addresses = _limited(resolution.addresses)
@@ -293,7 +293,7 @@ class NameIndex:
         )
 
     def compare_new(self, resolution: Resolution, now: float) -> Changes:
-        """Return the changes that ``resolution``, of a part of the topology at ``now``, causes.
+        """Return the changes caused by ``resolution``, of a part of the topology at ``now``.
 
         Like `compare`, but only addresses that are still unknown get names.
         """
@@ -351,7 +351,7 @@ class NameIndex:
     def _chosen_anew(
         self, cached: Mapping[Triple, tuple[str, ...]], context: _Context
     ) -> tuple[dict[Triple, tuple[str, ...]], set[str]]:
-        """Return the triples with their names in ``context``, and the addresses that changed."""
+        """Return the names of each triple in ``context``, and the addresses with changed names."""
         triples: dict[Triple, tuple[str, ...]] = {}
         affected: set[str] = set()
         for triple, before in cached.items():
@@ -443,7 +443,7 @@ def _with_gone_hosts(
 
 
 def _agreed(address: str, candidates: tuple[Candidate, ...]) -> tuple[str, ...] | None:
-    """Return the names if they do not depend on the flow: if all candidates have the same."""
+    """Return the names if they do not depend on the flow, because all candidates have the same."""
     if is_local(address):
         return None
     first = candidates[0].names

@@ -37,7 +37,7 @@ from skyfast.stats import NAME_SKIPS, TopologyStats
 log = logging.getLogger("skyfast.topology")
 
 FULL_INTERVAL_S: Final = 300.0
-"""Interval between two complete readings; only these notice deleted nodes and edges."""
+"""Interval between two complete readings, which alone detect deleted nodes and edges."""
 
 INTERVAL_S: Final = 20.0
 """Interval between two readings of changes, and of interfaces if their metrics are disabled."""
@@ -51,13 +51,13 @@ PODS_INTERVAL_S: Final = 5.0
 They find a pod that has replaced another at its address."""
 
 OVERLAP_MS: Final = 120_000
-"""Each reading of changes starts at this time before the previous reading.
+"""Each reading of changes includes this much time before the previous reading.
 
 ``UpdatedAt`` is the time of the host where the node is, and its clock can be slow. The update also
 takes a few seconds to arrive."""
 
 PODS_OVERLAP_MS: Final = 10_000
-"""The same overlap for pods, whose ``UpdatedAt`` is the time of an analyzer."""
+"""The same for pods, whose ``UpdatedAt`` is the time of an analyzer."""
 
 COMPLETE_WAIT_S: Final = 60.0
 """Maximum time for which names of an earlier poller stay, until every query has a response.

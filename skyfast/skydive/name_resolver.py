@@ -1,8 +1,8 @@
 """Resolves the names of addresses and capture points from the topology.
 
 Pure functions, without clock and socket. An address can have several owners (the same subnet on
-each host, overlapping clusters), which :func:`choose` tells apart by where the flow was captured.
-If the topology is contradictory or ambiguous, names are empty rather than wrong.
+each host, overlapping clusters). :func:`choose` distinguishes them by the place where the flow was
+captured. If the topology is contradictory or ambiguous, names are empty rather than wrong.
 
 Relations between nodes are from Skydive's probes: see `skyfast.skydive.graph_index`. The rules of
 pods and workloads are in `skyfast.skydive.workloads`, those of containers in
@@ -84,14 +84,15 @@ class Resolution(msgspec.Struct, frozen=True, gc=False):
     """All names of a topology.
 
     * ``nodes``: the values of ``NODE_NAMES`` by ``NodeTID``.
-    * ``addresses``: the candidates by address, in the notation of flows. They are never empty, no
-      two are equal, and their order does not depend on that of the graph.
+    * ``addresses``: the candidates by address, in the notation of flows. Each address has at least
+      one candidate, and all of its candidates are different. Their order does not depend on the
+      order of the graph.
     * ``points``: the capture points by ``NodeTID``.
     * ``networks``: the subnets of all interfaces by host, in order. Subnets with only one address
       are left out.
     * ``skipped``: how many unusable items were skipped, by reason.
     * ``has_pods``: whether the topology has pods.
-    * ``has_pod_names``: whether it has pods, or containers with the names of their pods.
+    * ``has_pod_names``: whether the topology has pods, or containers with the names of their pods.
     * ``missing_labels``: the keys of the requested pod labels that no pod has.
     """
 
@@ -281,7 +282,7 @@ class _Resolver:
             if node is not None:
                 containers.add(id(node), container)
             else:
-                # The container may be in any of these.
+                # The container may be in any of these namespaces.
                 uncertain.update(id(owner) for owner in index.parents(OWNERSHIP, container))
         # Containers in a host's own namespace do not name it.
         namespaces = {
@@ -326,8 +327,8 @@ class _Resolver:
     ) -> tuple[Pod, PodNames] | tuple[None, PodNames | None]:
         """Return the pod of containers that share a namespace, and its names.
 
-        The pod is found by its Kubernetes containers, otherwise by labels, otherwise by the
-        containers' names.
+        The pod is found by its Kubernetes containers, or else by labels, or else by the containers'
+        names.
 
         Raises:
             ContradictionError: The containers belong to different pods.
@@ -537,7 +538,8 @@ class _Resolver:
         """
         if not pods:
             return [place.candidate for place in places]
-        # A place whose namespace is known to belong to the pod has the pod's names already.
+        # If a place's namespace is known to belong to the pod, the place already has the pod's
+        # names.
         known = {id(place.namespace.pod) for place in places if not place.of_machine}
         pods = [pod for pod in pods if id(pod) not in known]
         compared = places if len(places) * len(pods) <= MAX_COMPARISONS else ()
@@ -560,7 +562,7 @@ class _Resolver:
         return found
 
     def _may_be_at(self, pod: Pod, place: _Place, is_only: bool) -> bool:
-        """Return whether a pod with the address of an interface can be assumed to be there."""
+        """Return whether a pod with the address of ``place`` can be assumed to be there."""
         namespace = place.namespace
         if namespace.own or namespace.uncertain or namespace.pod is not None or place.of_machine:
             return False
@@ -662,7 +664,7 @@ def _address_names(
     elif machine is None:
         name = container or netns or host
     else:
-        # The address is neither the namespace's nor the host's.
+        # The address belongs neither to the namespace nor to the host.
         name = container or machine
     return (
         name,

@@ -110,8 +110,8 @@ class ReportChecker:
         """Create checks for the counters of ``plan`` that are fields of ``Metric``.
 
         ``now`` is the table's clock, in seconds. ``running`` is a clock that is never held, for the
-        rate of messages. ``held_s`` returns for how long the table's clock was held because reports
-        could be missing. ``chance`` returns random numbers from 0 to 1.
+        rate of messages. ``held_s`` returns the total time for which the table's clock was held
+        because of missing reports. ``chance`` returns random numbers from 0 to 1.
         """
         self._totals = tuple(
             _Total(index, counter.paths, counter.last_update)

@@ -214,8 +214,8 @@ class Silence:
     def update(self, *, received: bool, statistics: int, flows: bool, now_s: float) -> str:
         """Update once per tick; return why the subscription is silent, or an empty string.
 
-        ``received`` is whether messages have arrived since the last tick, ``statistics`` is the
-        number of ``stats`` among them, and ``flows`` is whether any message contained flows.
+        ``received`` is true if messages have arrived since the last tick. ``statistics`` is the
+        number of ``stats`` among them. ``flows`` is true if any of them contained flows.
         """
         self._reporting.add(statistics, now_s)
         if received:
@@ -236,7 +236,7 @@ class Silence:
         return ""
 
     def _is_quiet(self) -> bool:
-        """Whether the last message arrived longer ago than the interval of ``stats``."""
+        """Whether the last message is older than the interval of ``stats``."""
         return self.silent_s > self._reporting.timing.statistics_s + self._tick_s
 
     def _is_suspect(self) -> bool:

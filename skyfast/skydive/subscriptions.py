@@ -291,8 +291,8 @@ class Subscriptions:
 class Prepared:
     """A validated configuration.
 
-    ``ssl`` is None if no endpoint needs it. ``digests`` are the hashes of its certificate files,
-    which can change without a change of their names.
+    ``ssl`` is None if no endpoint needs it. ``digests`` are the hashes of the certificate files,
+    whose contents can change while their names stay the same.
     """
 
     config: Config
@@ -300,7 +300,7 @@ class Prepared:
     digests: tuple[bytes, ...]
 
     def settings(self, endpoint: Endpoint) -> object:
-        """Return the settings of a subscription besides its endpoint, for comparison."""
+        """Return the settings of a subscription other than its endpoint, for comparison."""
         return (
             self.config.host_id,
             self.config.credentials,

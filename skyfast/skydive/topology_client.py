@@ -78,7 +78,7 @@ class Observer(Protocol):
         """Receive an element, in a worker thread. Must not raise."""
 
     def end(self) -> None:
-        """The response is complete. Otherwise, this method is not called."""
+        """The response is complete. This method is not called for an incomplete response."""
 
 
 R = TypeVar("R", bound=Reader)
@@ -98,7 +98,8 @@ class TopologyClient:
     The next query starts with the analyzer that responded. If a name resolves to several addresses,
     only one of them is queried, because every analyzer knows the whole topology.
 
-    Use it as an asynchronous context manager; inside, several tasks may query at once.
+    Use the client as an asynchronous context manager. Inside the context, several tasks may query
+    at once.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ from typing import Any, Final
 MAX_VALUES: Final = 500
 """Maximum number of addresses or IDs in a query.
 
-The analyzer compares each of them with each pod while it locks its graph: 0.4 s of CPU time for 500
+The analyzer compares each value with each pod while it locks its graph: 0.4 s of CPU time for 500
 addresses and 5,000 pods. A ``Regex`` of the same addresses takes 0.07 s, but the analyzer then
 caches 0.35 MB for each query for 5 minutes or more."""
 
@@ -139,7 +139,7 @@ PODS: Final = _of_types("V", "Type", ("pod",))
 """Only the pods, for `changes`."""
 
 EDGES: Final = _of_types("E", "RelationType", ("ownership", "layer2"))
-"""Edges from hosts and network namespaces to what is in them, and between connected interfaces."""
+"""Edges from hosts and network namespaces to their nodes, and between connected interfaces."""
 
 _OWNERS: Final = ("service", "replicaset", "deployment", "daemonset", "statefulset", "node")
 

@@ -2,7 +2,7 @@
 
 Each query has its own elements. A complete response replaces them, and a response that has only
 changes is merged into them. Elements that have not changed stay the same objects: `GraphReader`
-compares them while it decodes, and the store only asks whether the objects are the same.
+compares them while it decodes, so the store only compares identities.
 
 Keys are strings and elements are untracked structs, so the garbage collector ignores the dicts.
 Otherwise it would stop the process for 0.1 s to visit 100,000 elements.

@@ -102,7 +102,8 @@ class WebSocketConnection(ClientConnection):
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection; messages received in the meantime are discarded."""
-        # Required even without `receive`: the server's close frame follows unprocessed messages.
+        # Start the receiver even without `receive`, because the close frame follows unprocessed
+        # messages.
         self._receiver.start(_ignore, 0)
         await super().close(code, reason)
 
