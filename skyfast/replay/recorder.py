@@ -43,10 +43,10 @@ STOP_TIMEOUT_S: Final = 2.0
 log = logging.getLogger("skyfast.recorder")
 
 MessageFilter = Callable[[bytes, str], tuple[bytes, str] | None]
-"""Maps a message and its analyzer's name to what is recorded, or None to omit the message."""
+"""Maps a message and its analyzer's name to the recorded pair, or to None to omit the message."""
 
 TopologyFilter = Callable[[Update], Update]
-"""Maps an update of the topology to what is recorded."""
+"""Maps an update of the topology to the recorded update."""
 
 _Entry = tuple[bytes, int, str] | tuple[Answer | Update, int]
 """A message, its time and its analyzer; or a response or update of the topology, and its time."""

@@ -153,7 +153,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _truncate(traceback: str) -> list[str]:
-    """Return the lines of a traceback, bounded in number and length, controls escaped."""
+    """Return the lines of a traceback, limited in number and length, with controls escaped."""
     lines = traceback.split("\n")
     if len(lines) > MAX_TRACEBACK_LINES:
         half = MAX_TRACEBACK_LINES // 2

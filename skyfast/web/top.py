@@ -101,7 +101,8 @@ class RankingKey:
 class Entry:
     """A connection: its labels and, by metric, its values, in the metric's unit.
 
-    A value is None if the connection has none. ``rank`` is the value of the ranking criterion.
+    A value is None if the connection does not have it. ``rank`` is the value of the ranking
+    criterion.
     """
 
     rank: float
