@@ -308,7 +308,7 @@ def _newest_ms(data: bytes) -> int:
     times = sorted(map(int, _LAST.findall(data)))
     if not times:
         return 0
-    # The lower median, because a time that is too late would delay all messages after it.
+    # Use the lower median, because a time that is too late would delay all later messages.
     latest_ms = times[(len(times) - 1) // 2] + MAX_GAP_MS
     return max(time for time in times if time <= latest_ms)
 
@@ -418,10 +418,11 @@ DEMO_CONFIG: Final = _DATA / "demo.yml"
 def demo() -> Playback:
     """Return the playback of the packaged recording.
 
-    It has traffic and topology of containers and pods, is 80 s long, and is replayed in a loop at
-    five times the speed. So every connection is reported at least once every `DEMO_LOOP_S` seconds.
-    `DEMO_LOOP_S` is shorter than the default ``connection_timeout``, so that connections never
-    expire. It is also short enough for a ``rate()`` over one minute at a scrape interval of 15 s.
+    The recording has traffic and topology of containers and pods, is 80 s long, and is replayed in
+    a loop at five times the speed. So every connection is reported at least once every
+    `DEMO_LOOP_S` seconds. `DEMO_LOOP_S` is shorter than the default ``connection_timeout``, so that
+    connections never expire. It is also short enough for a ``rate()`` over one minute at a scrape
+    interval of 15 s.
     """
     return Playback(
         recordings=(Recording.load(str(_DATA / "recording.jsonl.gz")),),

@@ -17,7 +17,7 @@ from skyfast.skydive import topology_queries as queries
 from skyfast.skydive.topology_queries import Query
 
 MAX_ELEMENTS: Final = 200_000
-"""Maximum number of nodes and edges that are recorded; others are counted and left out."""
+"""Maximum number of nodes and edges that are recorded; further ones are counted and left out."""
 
 UPDATE_BYTES: Final = 1 << 20
 """Size of an update, in bytes of JSON, above which the next one begins."""
@@ -371,7 +371,7 @@ def add_to_counters(node: dict[str, Any], offsets: Mapping[str, int]) -> None:
 def selected(
     elements: Iterable[bytes], query: Query, present: Callable[[dict[str, Any]], object]
 ) -> bytes:
-    """Return the response to ``query``: the matching ones of ``elements``, as JSON.
+    """Return the response to ``query``: a JSON list of the matching ``elements``.
 
     ``present`` moves the times of an element to the present, in place.
     """

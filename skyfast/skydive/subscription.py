@@ -98,8 +98,8 @@ class Timing:
     tick_s: float = 1.0
     """Interval of the checks for silence."""
     overload_s: float = 5.0
-    """If an analyzer had to wait this long before it closed the connection, the wait is taken for the
-    reason. Skydive closes a connection after 10 s in which it could not write, or 7 s without a
+    """If an analyzer had to wait this long before it closed the connection, the wait is considered
+    the reason. Skydive closes a connection after 10 s in which it could not write, or 7 s without a
     pong."""
     conflict_grace_s: float = 15.0
     """How long an analyzer may still list the previous subscription of this process."""

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 HEAD_TIMEOUT_S = 5.0
 """Timeout of a request's head, from its first byte.
 
-For the first request, it starts with the connection, and includes the TLS handshake."""
+For the first request, the time starts with the connection and includes the TLS handshake."""
 
 IDLE_TIMEOUT_S = 330.0
 """Timeout of an idle connection.

@@ -112,7 +112,7 @@ class Exposition:
         return Stream(self._chunks(parts, openmetrics=openmetrics), gzip=gzip)
 
     def _chunks(self, parts: Part, *, openmetrics: bool) -> Iterator[bytes]:
-        """Return an iterator that renders ``parts`` in any thread. It uses the current source."""
+        """Return an iterator that renders ``parts`` in any thread, from the current source."""
         source = self.source
         counts = b""
         if Part.SELF in parts:
@@ -257,7 +257,7 @@ class Stream:
         try:
             self._loop.call_soon_threadsafe(_set, future)
         except RuntimeError:
-            pass  # the event loop is closed, and so is the reader
+            pass  # the event loop and the reader are closed
 
 
 def _set(future: "asyncio.Future[None]") -> None:
