@@ -1,6 +1,6 @@
 """Hosts, ports and URLs of analyzers, and addresses that the HTTP server listens on.
 
-`Endpoint` is the only type for them, and only the functions here parse one.
+`Endpoint` is the only type for all of them, and only this module parses endpoints.
 """
 
 import ipaddress
@@ -129,7 +129,7 @@ class Endpoint:
         """The path prefix of the analyzer's ``/login`` and ``/api/topology``.
 
         This is the part of the URL's path before ``/ws/subscriber``, or the whole path if it has no
-        such part. Credentials are sent only below the location in the URL.
+        such part. Credentials are sent only to paths below this prefix.
         """
         path = self.resource.partition("?")[0]
         match = _SUBSCRIPTION.fullmatch(path)

@@ -95,7 +95,7 @@ class Origin:
         return self.source if self.line is None else f"{self.source}: line {self.line}"
 
     def part(self, line: int | None) -> "Origin":
-        """Return the origin of a nested value; without ``line``, this origin."""
+        """Return the origin of a nested value; if ``line`` is None, this origin."""
         return self if self.line is None or line is None else Origin(self.source, line)
 
     def problems(

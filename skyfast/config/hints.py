@@ -1,4 +1,4 @@
-"""Suggestions for unknown keys and variables: the known one that the user probably meant.
+"""Suggestions for unknown keys and variables: the known name that the user probably meant.
 
 All suggestions come from the tree of known keys.
 """
@@ -76,7 +76,7 @@ class KnownKeys:
     def section_of(self, value: YamlValue) -> str:
         """Return the section that has at least half of the keys of a mapping, or an empty string.
 
-        Names in several sections do not count.
+        Names that occur in several sections do not count.
         """
         if not isinstance(value, dict) or not value:
             return ""

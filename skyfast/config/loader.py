@@ -422,7 +422,7 @@ def _resolve_endpoints(
 def _urls(
     url: Endpoint | None, analyzers: tuple[Endpoint, ...], *, secure: bool
 ) -> tuple[Endpoint, ...]:
-    """Return only ``url``, or if it is missing or an analyzer, a URL for each analyzer.
+    """Return a URL for each analyzer, or only ``url`` if it is set and not one of the analyzers.
 
     Like Skydive, use ``wss`` if a client certificate is configured.
     """
