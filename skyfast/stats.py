@@ -186,7 +186,7 @@ class Failure:
 
 
 class Histogram:
-    """Counts observed values, which are seconds, by buckets.
+    """Counts observed values, which are in seconds, by bucket.
 
     ``bounds`` are the upper bounds of the buckets in increasing order, inclusive. ``counts`` has
     one more entry, for values above all bounds. ``sum`` is the sum of all values.
