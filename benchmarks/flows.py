@@ -3,7 +3,7 @@
 Only the times of flows differ between runs: they are a few minutes in the past at most.
 
 A message is generated once as a template. In the template, every running total and every time
-contains the two bytes `ROUND` in place of the two digits of a round. One `bytes.replace` makes the
+contains the two bytes `ROUND` instead of the two digits of a round. One `bytes.replace` makes the
 reports of another round, and costs less than any measured operation.
 """
 

@@ -267,7 +267,7 @@ class App:
         return self.reload if config.web.enable_reload else None
 
     async def _configure(self, config: Config) -> None:
-        """Replace the running parts by those of ``config``.
+        """Replace the running parts with those of ``config``.
 
         Raises ConfigError and changes nothing if a file that ``config`` names cannot be used.
         """

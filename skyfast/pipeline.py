@@ -238,7 +238,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
 def _has_same_names(old: ExportSelection, new: ExportSelection) -> bool:
     """Return whether the names that ``old`` needs are sufficient for ``new``.
 
-    Names that are not polled any more are out of date.
+    Names that are no longer polled are out of date.
     """
     polled, wanted = name_poller.needed(old), name_poller.needed(new)
     return bool(polled) and {*wanted} <= {*polled} and old.k8s_labels == new.k8s_labels

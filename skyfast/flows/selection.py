@@ -71,7 +71,7 @@ class ViewSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mask:
-    """Replaces addresses by networks of these prefix lengths; None keeps the address."""
+    """Replaces addresses with networks of these prefix lengths; None keeps the address."""
 
     ipv4: int | None
     ipv6: int | None
@@ -79,7 +79,7 @@ class Mask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fold:
-    """Replaces ports ``above`` a bound, or all ports, by ``other``, except those in ``keep``.
+    """Replaces ports ``above`` a bound, or all ports, with ``other``, except those in ``keep``.
 
     Either of the two settings can be None.
     """

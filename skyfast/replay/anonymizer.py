@@ -1,4 +1,4 @@
-"""Replaces addresses and names by pseudonyms, with a key that is never stored.
+"""Replaces addresses and names with pseudonyms, using a key that is never stored.
 
 Only fields that skyfast reads (`skyfast.flows.fields.FIELDS`) are kept. DNS, DHCP and VRRP data,
 raw packets and unknown fields are removed, so that no address remains in an unexpected place. The
@@ -331,8 +331,8 @@ class Anonymizer:
             address = ipaddress.ip_address(text)
         except ValueError:
             return self._text(text)
-        # An address in another notation or with a zone is another label value, and thus another
-        # series.
+        # An address in another notation or with a zone is a different label value, so it has a
+        # different series.
         if str(address) != text or "%" in text:
             return self._text(text)
         kept_bits = _kept_bits(address)

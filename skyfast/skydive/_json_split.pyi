@@ -20,7 +20,7 @@ class ArraySplitter:
         """Return the elements that end in ``piece``, in order. Releases the GIL while scanning.
 
         Raises:
-            ValueError: The text is not a JSON list. The object cannot be used any more.
+            ValueError: The text is not a JSON list. The object can no longer be used.
 
         """
 

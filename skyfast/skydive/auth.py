@@ -51,7 +51,7 @@ async def resolve(host: str, port: int) -> list[str]:
     """Return the IP addresses of ``host`` in the order of preference.
 
     Each lookup runs in its own daemon thread, not in the event loop's executor. At exit, Python
-    would wait for the executor's threads, and thus for a name server that does not respond.
+    would wait for the executor's threads, and therefore for a name server that does not respond.
 
     Raises:
         OSError: The resolution failed or took longer than RESOLVE_TIMEOUT_S.
@@ -122,7 +122,7 @@ def connection_error(error: BaseException) -> str:
     """Return the error message of a failed connection, safe to log.
 
     If the error has an error number of the operating system, the result is the operating system's
-    message. asyncio and aiohttp replace this message by their own, such as ``Connect call failed
+    message. asyncio and aiohttp replace this message with their own, such as ``Connect call failed
     ('127.0.0.1', 8082)``.
     """
     text = str(error)

@@ -42,7 +42,7 @@ SLOT_S: Final = 3.0
 """The highest values are stored per time slot of this length."""
 
 SLOTS: Final = 5
-"""The number of slots. They cover the last 12 to 15 s, and thus a report of each point."""
+"""The number of slots. They cover the last 12 to 15 s, which include a report of each point."""
 
 READINGS: Final = 10
 """A report contains the sum of this many readings of a total."""

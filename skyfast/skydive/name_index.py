@@ -327,7 +327,7 @@ class NameIndex:
         left_out: int,
     ) -> Changes:
         """Return the changes, including those of the cached names."""
-        cached = self.addresses._triples.copy()  # the event loop may add entries meanwhile
+        cached = self.addresses._triples.copy()  # the event loop may add entries concurrently
         full = len(cached) > MAX_TRIPLES // 2
         is_pruned = full and (self._pruned_at is None or now - self._pruned_at >= PRUNE_INTERVAL_S)
         if is_pruned:

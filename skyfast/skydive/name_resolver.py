@@ -38,7 +38,7 @@ ADDRESS_LIMIT: Final = "address_limit"
 """Counts addresses beyond `MAX_ADDRESSES`."""
 
 NO_ID: Final = "no_id"
-"""Counts interfaces without an ID that flows could have."""
+"""Counts interfaces that no flow can refer to, because they have neither ``TID`` nor ``ID``."""
 
 DUPLICATE_TID: Final = "duplicate_tid"
 """Counts interfaces with the TID of another interface."""

@@ -1,7 +1,7 @@
 """The Gremlin queries that skyfast sends to the topology API.
 
-Every query is created here. `parse` understands exactly these queries, so that a recording can be
-served in place of an analyzer.
+Every query is created here. `parse` understands exactly these queries, so that a replay can answer
+them instead of an analyzer.
 
 Skydive's sources show which queries work: ``graffiti/graph/traversal`` parses and runs a query,
 ``graffiti/filters`` evaluates its conditions, and ``graffiti/graph`` looks up the keys.

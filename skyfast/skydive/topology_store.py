@@ -34,8 +34,8 @@ Elements: TypeAlias = dict[Hashable, Element]
 class GraphReader:
     """Decodes the elements of one response. ``also_interfaces`` decodes them for metrics, too.
 
-    An element that equals one of ``known`` is replaced by that object at once, so that reading an
-    unchanged topology again takes no memory.
+    An element that equals one of ``known`` is immediately replaced by that object, so that reading
+    an unchanged topology again takes no memory.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class TopologyStore:
         )
 
     def graph_of(self, pods: list[Node]) -> Graph:
-        """Return ``pods``, and the elements that their names need, except other pods."""
+        """Return ``pods`` and the elements that their names need, without other pods."""
         chosen = {pod.id for pod in pods}
         nodes, others = list(pods), set[str | None]()
         for element in self._listed(KUBERNETES):

@@ -23,8 +23,8 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Event, State
 
 BUFFER_BYTES: Final = 256 << 10
-"""Size of a subscription's buffer, and thus of a read. It has space for three messages of 100
-flows; larger messages get a temporary buffer."""
+"""Size of a subscription's buffer, which limits each read. It has space for three messages of
+100 flows; larger messages get a temporary buffer."""
 
 GROWTH: Final = 4
 """The buffer of a large message grows by this factor whenever it is full."""

@@ -1,7 +1,7 @@
 """Names of Kubernetes pods, workloads and services, from the nodes of the Kubernetes probe.
 
 The rules follow Kubernetes' own: a workload is the owner with ``Controller: true``. The edges of
-Skydive's probe are matches of label selectors instead (``matchLabelSelector`` in
+Skydive's probe only show which label selectors match (``matchLabelSelector`` in
 ``topology/probes/k8s/cache.go``), so a pod can have edges from workloads that do not own it.
 """
 

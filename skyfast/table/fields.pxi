@@ -111,8 +111,8 @@ cdef inline PyObject *value_of(PyObject *flow, const Field *field, bint slots) e
 
 
 cdef inline int read_integer(PyObject *value, int64_t *out) except -1:
-    # Returns SKIP_NONE or the reason to skip the flow. A missing value is 0. The ingest replaces
-    # values that it cannot decode by None.
+    # Returns SKIP_NONE or the reason to skip the flow. A missing value is 0. For a value that
+    # cannot be decoded, the ingest passes None.
     cdef int overflow
     out[0] = 0
     if value == NULL:

@@ -405,8 +405,8 @@ cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cell
 
 
 cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_cells) noexcept nogil:
-    # Returns the row of the first view if it has no flows any more, otherwise 0. A row without
-    # flows is removed from the index, so that other flows do not find it.
+    # Returns the row of the first view if it has no flows left, otherwise 0. A row without flows is
+    # removed from the index, so that other flows do not find it.
     cdef uint32_t cells[MAX_COLUMNS]
     cdef uint32_t row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], row)

@@ -177,7 +177,7 @@ class PasswordChecker:
             self._thread, self._timed_check, password, expected
         )
         if not matches or not known:
-            # The result is stored even if the client has disconnected meanwhile.
+            # The result is stored even if the client has disconnected in the meantime.
             _remember(self._failed, self._digest(client.encode(), digest), MAX_FAILED)
             return False
         if bucket := self._buckets.get(client):
