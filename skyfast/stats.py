@@ -209,8 +209,8 @@ class Histogram:
 class AnalyzerStats:
     """The counters of one analyzer's subscription. ``name`` is its host and port.
 
-    ``since_timestamp_s`` is the Unix time of the latest change of ``up``. `skyfast.skydive.data_age`
-    observes ``packet_age`` and ``delivery``.
+    ``since_timestamp_s`` is the Unix time of the latest change of ``up``.
+    `skyfast.skydive.data_age` observes ``packet_age`` and ``delivery``.
     """
 
     name: str
