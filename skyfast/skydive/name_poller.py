@@ -5,8 +5,8 @@
 * Everything is read every `FULL_INTERVAL_S`.
 * In between, updated nodes and edges are read every `INTERVAL_S`. Only interfaces are always read
   completely, because a query for updated interfaces would not be cheaper.
-* Pods with unknown addresses that occur in flows are read every `UNKNOWN_INTERVAL_S`, and updated
-  pods alternately, or after `PODS_INTERVAL_S`.
+* Pods with unknown addresses that occur in flows are read every `UNKNOWN_INTERVAL_S`, in turn with
+  updated pods. If no address is unknown, updated pods are read every `PODS_INTERVAL_S`.
 
 Names are resolved again only if the data that is read has changed, or if the index has names of
 deleted nodes that are due for removal.
@@ -48,7 +48,7 @@ UNKNOWN_INTERVAL_S: Final = 2.0
 PODS_INTERVAL_S: Final = 5.0
 """Minimum interval between two readings of changed pods if no address is unknown.
 
-They find a pod that has replaced another at its address."""
+These readings detect that another pod has taken over an address."""
 
 OVERLAP_MS: Final = 120_000
 """Each reading of changes includes this much time before the previous reading.
@@ -325,7 +325,7 @@ class NamePoller:
         """Query the pods of unknown addresses and, alternately, the pods that have just changed.
 
         An address can be unknown when it first occurs in a flow, and belong to a pod a moment
-        later. A known address can belong to another pod.
+        later. A known address can move to another pod.
         """
         addresses, now = self._index.addresses, self._now()
         query = None

@@ -10,8 +10,8 @@ Skydive's sources show which queries work: ``graffiti/graph/traversal`` parses a
   that does not hold, so cheap and selective conditions come first. A ``Has`` directly after ``V()``
   or ``E()`` is evaluated while the graph is listed, without a second list.
 * ``Within`` compares with its values one after the other.
-* A condition on a list holds if it holds for one of its elements, but only in nodes. ``Ne('')``
-  holds if the key exists and no element is ``''``.
+* In nodes, a condition on a list holds if it holds for one of the list's elements. ``Ne('')`` holds
+  if the key exists and no element is ``''``.
 * ``@UpdatedAt`` (of nodes and edges, in milliseconds) and an edge's ``Child`` are keys outside the
   metadata.
 * A string ends at the next quote of either kind; there are no escapes.
@@ -46,7 +46,7 @@ class Query:
     def matches(self, element: Element) -> bool:
         """Return whether the response contains ``element``: an edge if ``edges``, otherwise a node.
 
-        Values of unexpected types match as they do in Skydive, lists of strings for example.
+        Values of unexpected types, such as lists of strings, match if they match in Skydive.
         """
         return self._matches(element)
 
@@ -87,7 +87,7 @@ _is_open_vswitch: Final = _within(("Type",), ("ovsbridge", "ovsport"))
 
 def _is_named_interface(element: Element) -> bool:
     metadata = element.get("Metadata")
-    # Ne: the key exists, also with null, and its value is not this one.
+    # Ne: the key exists, possibly with null, and its value is not this one.
     has_encap = isinstance(metadata, dict) and "EncapType" in metadata
     return (has_encap and not _has_no_encap(element)) or _is_open_vswitch(element)
 
@@ -155,7 +155,7 @@ def changes(query: Query, since_ms: int) -> Query:
     ``query`` is one of `NAMESPACES`, `KUBERNETES`, `PODS`, `EDGES` and `KUBERNETES_EDGES`.
     Interfaces are not among them, because agents update the counters of all interfaces every 30 s.
     Deleted elements are not reported. Before Skydive 0.28, the key was ``UpdatedAt``, so the
-    response is empty.
+    responses of these versions are empty.
     """
     if query not in _CHANGING:
         raise ValueError(f"no changes of {query.gremlin}")
