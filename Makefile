@@ -1,4 +1,4 @@
-# Everything is made inside .venv; `make clean` removes whatever was made.
+# All environments and tools are in .venv. `make clean` removes all generated files.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,29 +8,29 @@ CORE := skyfast/_table.pyx skyfast/_table.pxd $(wildcard skyfast/table/*.pxi) sk
 BENCH ?= all
 SOAK_S ?= 600
 
-# The groups of dependencies that the environment of CI has.
+# The dependency groups that CI installs.
 GROUPS := build test lint coverage
 
-# More than two cores: many tests wait. Tests of one xdist_group run one after the other.
+# More than the two cores of CI, because many tests wait. Tests of one xdist_group run in sequence.
 WORKERS ?= 3
 PARALLEL_TESTS := $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
 
-# In place of pyproject.toml's choice: the slow ones, too.
+# Overrides the -m option in pyproject.toml: also run slow tests.
 WITH_SLOW := -m 'not nightly'
 
 FUZZ_S ?= 60
 FUZZ_SEED ?=
 
-# What `make sanitize` runs: with the core's own steps of growth, and with small ones.
+# The tests of `make sanitize`, with the usual steps of growth of the core and with small ones.
 SANITIZE_USUAL ?= tests/table/test_table.py tests/table/test_table_model.py tests/table/test_rules.py tests/table/test_lookups.py \
 	tests/table/test_model.py tests/skydive/test_ingest.py tests/skydive/test_json_split.py tests/web/test_cardinality.py
 SANITIZE_SMALL ?= tests/table/test_invariants.py tests/fuzz/test_fuzz.py tests/table/test_stress.py
-# About time, or what tests/table/test_stress.py does, too; they take minutes.
+# These tests take minutes. They measure time, or tests/table/test_stress.py covers them.
 NOT_SANITIZED ?= tests/table/test_table.py::test_threads_read_pages_while_another_thread_updates_the_table \
 	tests/table/test_table.py::test_two_hundred_thousand_connections
 SANITIZED := $(BIN)/python -m tests.support.core_builds address $(BIN)/python -m
 
-# What a sanitizer says when it ends the process is not pytest's to keep.
+# With --capture=sys, pytest does not capture the report of a sanitizer that ends the process.
 SANITIZED_TESTS := $(SANITIZED) pytest -q --capture=sys $(WITH_SLOW)
 
 .PHONY: run test test-slow coverage nightly sanitize tsan fuzz build lint format locked lock audit soak bench bench-plots \
@@ -39,14 +39,14 @@ SANITIZED_TESTS := $(SANITIZED) pytest -q --capture=sys $(WITH_SLOW)
 run: $(VENV)/.built
 	$(BIN)/skyfast --demo
 
-# Everything that is not slow; PYTEST_ARGS=-n0 runs it in one process.
+# Runs all tests that are not slow. PYTEST_ARGS=-n0 runs them in one process.
 test: $(VENV)/.built $(VENV)/.test
 	$(PARALLEL_TESTS) $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.built $(VENV)/.test
 	$(PARALLEL_TESTS) -m 'slow and not nightly' $(PYTEST_ARGS)
 
-# HYPOTHESIS_PROFILE=thorough takes hours here, CI=true the same examples each time.
+# HYPOTHESIS_PROFILE=thorough takes hours. CI=true uses the same examples in each run.
 sanitize: $(VENV)/.built $(VENV)/.test
 	SKYFAST_STEPS=usual $(SANITIZED_TESTS) $(SANITIZE_USUAL) $(NOT_SANITIZED:%=--deselect %)
 	$(SANITIZED_TESTS) $(SANITIZE_SMALL)
@@ -58,8 +58,9 @@ tsan: $(VENV)/.built $(VENV)/.test
 fuzz: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S) $(FUZZ_SEED:%=--seed %)
 
-# Which lines no test runs, in Python and in the core, and whether it is known why not. What is noted
-# of them grows, which a soak would take for skyfast's.
+# Lists the lines in Python and in the core that no test runs, and fails if one is not a known
+# exception. The soak is excluded, because coverage data needs memory that the soak would attribute
+# to skyfast.
 coverage: $(VENV)/.built $(VENV)/.test $(VENV)/.coverage
 	rm -rf build/coverage
 	$(BIN)/python -m tests.support.core_builds coverage $(BIN)/python -m coverage run -m pytest -q -n $(WORKERS) \
@@ -68,7 +69,7 @@ coverage: $(VENV)/.built $(VENV)/.test $(VENV)/.coverage
 	$(BIN)/python -m coverage report
 	$(BIN)/python -m tests.support.uncovered
 
-# What takes too long for every change. Hypothesis asks something new each night.
+# Runs the checks that take too long for every change. Hypothesis uses new examples in each run.
 nightly: $(VENV)/.built $(VENV)/.test
 	$(MAKE) lint
 	$(MAKE) test
@@ -85,7 +86,7 @@ nightly: $(VENV)/.built $(VENV)/.test
 
 build: $(VENV)/.built
 
-# cython-lint looks at no more than the layout of a .pxi, and reads the code of a .pyx alone.
+# cython-lint only checks the layout of .pxi files. To check their code, copy them to .pyx files.
 lint: $(VENV)/.built $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -104,21 +105,21 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The environment of CI: the versions and hashes of requirements.lock.
+# Creates the environment of CI, with the versions and hashes in requirements.lock.
 locked: $(VENV)/.locked
 
-# Writes that file anew, with the newest versions, for all supported Pythons.
+# Updates requirements.lock to the newest versions, for all supported versions of Python.
 lock: $(VENV)/.lock
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" \
 		$(GROUPS:%=--group %) --output-file requirements.lock pyproject.toml
 
-# Looks up known vulnerabilities of what that file lists; fails where there is nobody to ask.
+# Checks the packages in requirements.lock for known vulnerabilities. Needs network access.
 audit: $(VENV)/.audit
 	$(BIN)/pip-audit --strict --progress-spinner off --disable-pip --require-hashes \
 		--requirement requirements.lock
 
-# Thirty days in virtual time, in two minutes, and then churn for real for as long as SOAK_S says.
+# Simulates thirty days in two minutes, and then runs real churn for SOAK_S seconds.
 soak: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m tests.support.soak virtual
 	$(BIN)/python -m tests.support.soak real --seconds $(SOAK_S)
@@ -133,7 +134,7 @@ bench-plots: $(VENV)/.built $(VENV)/.test $(VENV)/.plots
 docs: $(VENV)/.built
 	$(BIN)/python -m docs.generate
 
-# Draws the pictures of docs/status.md anew, in a bit more than ten minutes.
+# Creates the screenshots in docs/status.md. Takes a little more than ten minutes.
 screenshots: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m tests.support.screenshots
 
@@ -147,7 +148,7 @@ clean:
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Stamps: each says that an environment is as its prerequisites ask.
+# Stamp files. Each means that an environment is up to date with its prerequisites.
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)

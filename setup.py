@@ -1,9 +1,9 @@
 """Builds the compiled modules; everything else about the package is in pyproject.toml.
 
-``SKYFAST_BUILD`` names a build that is not for use but for tests: `checked`, `address` and
-`thread` are made of ``skyfast/_checked.pyx`` in place of ``skyfast/_table.pyx``, `coverage` of the
-usual sources. They belong in a directory of their own, which ``tests/support/core_builds.py`` takes
-care of. ``SKYFAST_CFLAGS`` and ``SKYFAST_LDFLAGS`` are more flags.
+``SKYFAST_BUILD`` selects a build for tests: `checked`, `address` and `thread` use
+``skyfast/_checked.pyx`` instead of ``skyfast/_table.pyx``; `coverage` uses the normal sources.
+``tests/support/core_builds.py`` puts each of these builds in its own directory. ``SKYFAST_CFLAGS``
+and ``SKYFAST_LDFLAGS`` contain additional flags.
 """
 
 import os
@@ -12,12 +12,12 @@ import platform
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-# What strangers send ends up in this extension; tests/table/test_hardening.py checks the effects.
+# The extensions process untrusted input. tests/table/test_hardening.py checks these options.
 HARDENED = [
     "-fstack-protector-strong",
     "-fstack-clash-protection",
-    "-U_FORTIFY_SOURCE",  # distributions set another level
-    # 3 would check each copy of rendering while it runs: 30 % more a line. 2 knows them beforehand.
+    "-U_FORTIFY_SOURCE",  # distributions can set another level
+    # Level 3 would check each copy at run time, which makes rendering 30 % slower.
     "-D_FORTIFY_SOURCE=2",
 ]
 if platform.machine() in {"x86_64", "AMD64", "i686"}:
@@ -26,8 +26,8 @@ if platform.machine() in {"x86_64", "AMD64", "i686"}:
 RELEASE = ["-O3", "-fvisibility=hidden", "-fno-plt", *HARDENED]
 LINK = ["-Wl,-z,relro", "-Wl,-z,now", "-Wl,-z,noexecstack"]
 
-# Python's own flags define signed overflow, and a sanitizer does not report what is defined.
-# The fortified functions would be checked less well than those that the sanitizers replace.
+# Python's flags define signed overflow (-fwrapv), so the sanitizers would not report it. Calls of
+# fortified functions would bypass the replacements of the sanitizers.
 DEBUG = ["-g", "-O1", "-fno-omit-frame-pointer", "-fno-wrapv", "-U_FORTIFY_SOURCE"]
 SANITIZERS = {
     "checked": [],
@@ -35,7 +35,7 @@ SANITIZERS = {
     "thread": ["-fsanitize=thread"],
 }
 
-# Counted by gcov, by several threads at once.
+# gcov counts atomically, because several threads run the core.
 COUNTED = ["-O0", "--coverage", "-fprofile-update=atomic"]
 
 TABLE, CHECKED_TABLE = "skyfast/_table.pyx", "skyfast/_checked.pyx"

@@ -1,7 +1,7 @@
 """An analyzer that uses almost no CPU time: raw sockets and prepared frames.
 
-It provides skyfast and its peers with a subscription to flows, answers pings with pongs, and sends
-an empty response to every other request. It runs in its own process (`Remote`).
+The analyzer provides skyfast and its peers with a subscription to flows, answers pings with pongs,
+and sends an empty response to every other request. It runs in its own process (`Remote`).
 """
 
 import base64
@@ -53,7 +53,7 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 
 class Analyzer:
-    """Listens from the start; serves one subscription at a time and any number of requests."""
+    """Listens once it is created; serves one subscription at a time and any number of requests."""
 
     def __init__(self, flows: int) -> None:
         self._flows = Flows(flows)

@@ -32,8 +32,8 @@ Samples = dict[str, list[float]]
 class Choices:
     """One core per configuration; all of them process the same messages.
 
-    They process the messages in turn, and another core is first each time, so that conditions are
-    the same for all.
+    The cores process the messages in turn. A different core is first each time, so that conditions
+    are the same for all.
     """
 
     def __init__(self, count: int) -> None:

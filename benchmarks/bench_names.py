@@ -1,4 +1,4 @@
-"""What do names from the topology cost: delays of the event loop, memory, time until they show?"""
+"""What do names from the topology cost: event loop delays, memory, and time until they show?"""
 
 import json
 import os

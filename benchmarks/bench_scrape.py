@@ -53,7 +53,7 @@ class Content:
         return time.perf_counter() - began_s
 
     def copy(self) -> float:
-        """Copy the page with one memcpy; return the seconds."""
+        """Copy the page with a single memcpy; return the seconds."""
         began_s = time.perf_counter()
         self._copy[:] = self._page
         return time.perf_counter() - began_s

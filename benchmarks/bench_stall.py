@@ -73,7 +73,7 @@ def _cycles(report: Report, program: Program, analyzer: Remote) -> tuple[list[fl
         while program.metric("skyfast_connections"):
             time.sleep(POLL_S)
         took_s.append(time.monotonic() - began_s)
-        # The flows are dormant now; the next cycle needs them forgotten, so that they are new.
+        # The flows are dormant now. They must be forgotten, so that they are new in the next cycle.
         program.command(f"pass {MEMORY_S}")
         while program.metric("skyfast_dormant_flows"):
             time.sleep(POLL_S)

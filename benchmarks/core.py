@@ -42,13 +42,13 @@ _, PLAN, TYPES = configured(DEFAULT)
 
 
 def decoder(flow: type[msgspec.Struct] = TYPES.Update) -> msgspec.json.Decoder[Any]:
-    """Return a decoder of messages like that of the connector, for flows of this type."""
+    """Return a decoder of messages with flows of this type, like the connector's decoder."""
     fields = [("Namespace", str, ""), ("Type", str, ""), ("Obj", list[flow] | None, None)]  # type: ignore[valid-type]
     return msgspec.json.Decoder(msgspec.defstruct("Message", fields, gc=False))
 
 
 def tidy() -> None:
-    """Manage memory like the connector, and free the memory of the preparations."""
+    """Manage memory like the connector, and free the memory that the preparations used."""
     memory.tune_malloc()
     memory.freeze()
     trim()
@@ -166,8 +166,7 @@ class Parts:
     def render(self) -> float:
         """Render a page and discard it; return the seconds.
 
-        Nothing else runs between two reads, not even a count of bytes, so that nothing else uses
-        the CPU cache.
+        Between two reads, not even bytes are counted, so that only rendering uses the CPU cache.
         """
         began_ns = time.thread_time_ns()
         page = self.table.page(self.now_s)
@@ -222,7 +221,7 @@ class Decoder:
         decode, clock_ns = self._decode, time.thread_time_ns
         total_ns = 0
         for message in self._messages:
-            # Received data is in the CPU cache when it is decoded.
+            # Touch the data first: received data is in the CPU cache when it is decoded.
             received = bytes(bytearray(message))
             began_ns = clock_ns()
             decode(received)

@@ -3,8 +3,8 @@
 Only the times of flows differ between runs: they are a few minutes in the past at most.
 
 A message is generated once as a template. In the template, every running total and every time
-contains the two bytes `ROUND` in place of the two digits of a round. One `bytes.replace` makes the
-reports of another round, which is cheaper than anything that is measured.
+contains the two bytes `ROUND` instead of the two digits of a round. One `bytes.replace` makes the
+reports of another round, and costs less than any measured operation.
 """
 
 import json
@@ -47,19 +47,19 @@ def _recorded() -> dict[str, Any]:
 
 
 def _template() -> bytes:
-    """Return a flow as Go writes it, with placeholders for the values of `_flow` in its order."""
+    """Return a flow as Go writes it, with placeholders for the values of `_flow`, in order."""
     flow = _recorded()
     texts, numbers = "<text>", "<number>"
     total = f"<{ROUND.decode()}number>"
-    # Rounds are 0.1 s apart and start ten seconds in the past. Other times would cost more: skyfast
-    # checks flows one by one if their times are minutes in the past, or in the future.
+    # Rounds are 0.1 s apart and start ten seconds in the past. skyfast checks flows one by one if
+    # their times are minutes in the past or in the future, which would cost more.
     dated = str(int(1000 * time.time()) - BEHIND_MS)
     before, after = dated[:9], dated[11:]
     time_ms = f"<{before}{ROUND.decode()}{after}>"
     flow["UUID"] = texts
     flow["Network"] |= {"A": texts, "B": texts}
     flow["Transport"] |= {"A": numbers, "B": numbers}
-    # The update in the first report starts with the flow.
+    # The update in the first report starts at the same time as the flow.
     flow["Start"] = flow["Metric"]["Start"] = int(f"{before}{FIRST_ROUND}{after}")
     flow["LastUpdateMetric"] |= {"Start": time_ms, "Last": time_ms}
     flow["Metric"] |= dict.fromkeys(("ABPackets", "ABBytes", "BAPackets", "BABytes"), total)

@@ -133,7 +133,7 @@ class Report:
     ) -> None:
         """Add a figure.
 
-        Its ratio compares ``samples`` with the samples ``over`` of the peer ``to``. If both have
+        The ratio compares ``samples`` with the samples ``over`` of the peer ``to``. If both have
         the same number of samples, they were taken alternately, and are compared in pairs.
         """
         median = statistics.median(samples)

@@ -74,8 +74,8 @@ def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
 class Lookups:
     """Tables with names of no end, of one end, of both ends, and of both with ambiguous addresses.
 
-    They process the same flows in turn. Another table is first in each turn, so that conditions are
-    the same for all.
+    They process the same flows in turn. A different table is first in each turn, so that conditions
+    are the same for all.
     """
 
     def __init__(self, count: int) -> None:

@@ -203,7 +203,7 @@ class Program:
         return get(self.port, "/metrics", compressed=compressed, keep=keep)
 
     def command(self, line: str) -> bytes:
-        """Send a command to the control port of a program that has one, and return the reply."""
+        """Send a command to the program's control port, and return the reply."""
         with socket.create_connection(("127.0.0.1", self.control_port)) as connection:
             connection.sendall(line.encode() + b"\n")
             return b"".join(iter(lambda: connection.recv(READ_BYTES), b""))

@@ -4,8 +4,8 @@
 
 It consists of ``_table.pyx``, with all files that it includes, and four additions:
 
-* `check` visits everything in a table and checks that it is consistent.
-* Every allocation is counted, and `fail_allocation` makes a later one fail.
+* `check` checks that a whole table is consistent.
+* Every allocation is counted, and `fail_allocation` makes a later allocation fail.
 * `after_unlock` calls a function whenever the mutex is released.
 * Rows that are not in use are filled with garbage, and AddressSanitizer reports reads of them. The
   steps of growth are so small that a dozen rows cover all of them, unless SKYFAST_STEPS is
@@ -120,7 +120,7 @@ def blocks():
 
 
 def fail_allocation(long nth, long times=1):
-    """Make `times` allocations fail, beginning with the `nth` from now on, counted from 1."""
+    """Make `times` allocations fail, starting with the `nth` from now (1: the next one)."""
     global skyfast_before_failure, skyfast_failures
     if nth < 1 or times < 1:
         raise ValueError("allocations are counted from 1")
@@ -153,8 +153,8 @@ cdef void interrupt() noexcept with gil:
 def after_unlock(function):
     """Call `function` whenever the mutex of a table is released. None ends this.
 
-    So a test can do between any two slices of a call what another thread might do there. The
-    function may call tables.
+    With this function, a test can act like another thread between any two slices of a call. The
+    function may call methods of tables.
     """
     global interruption, skyfast_after_unlock
     interruption = function
@@ -185,7 +185,7 @@ cdef int expect(bint holds, str what, numbers=()) except -1:
 
 
 def rows_ever(Table table not None):
-    """Return the sum of the peak numbers of rows of all kinds. `check` takes time for each row."""
+    """Return the peak number of rows, summed over all kinds. `check` takes time for each row."""
     cdef uint32_t i, rows = table.state.strings.fresh + table.state.flow_rows.fresh
     rows += table.state.names.fresh
     for i in range(table.state.view_count):
@@ -215,11 +215,11 @@ cdef uint32_t longest_chain(const Rows *rows):
 
 
 def check(Table table not None):
-    """Check that everything in a table is consistent. Only for the thread that updates the table.
+    """Check that a table is consistent. Only the thread that updates the table may call this.
 
     Takes some microseconds per row.
 
-    :raises BrokenError: something is inconsistent.
+    :raises BrokenError: the table is inconsistent.
     """
     _Check(table).check_all()
 

@@ -9,8 +9,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 # Limits of a plan, a flow and a table. Python sees these: see _table.pyi.
 cpdef enum:
-    MAX_TEXT_BYTES = 1024       # maximum size of a label value or UUID; longer: flow is skipped
-    MAX_ROWS = 1 << 27  # half of all row numbers, because tables can exceed their limits slightly
+    MAX_TEXT_BYTES = 1024       # maximum size of a label value or UUID; longer ones skip the flow
+    MAX_ROWS = 1 << 27  # half of all row numbers: tables can exceed their limits slightly
     MAX_VIEWS = 16
     MAX_VALUES = 64             # counters and gauges per plan
     MAX_COLUMNS = 64            # labels per plan, and fields that lookups use
@@ -20,8 +20,8 @@ cpdef enum:
 
 
 cdef struct RowHead:
-    # The first fields of every kind of row. `next` chains the rows of one bucket of the index and,
-    # in rows that are not in use, the list of free rows.
+    # The first fields of every kind of row. `next` links the rows of one bucket of the index. In
+    # free rows, it links to the next free row.
     uint32_t hash
     uint32_t next
 
@@ -42,14 +42,14 @@ cdef struct Rows:
     # A slab allocator for rows of one size, together with an index by hash (linear hashing: it
     # grows by one bucket at a time). Row numbers start at 1.
     Arena *arena
-    char **slabs                # SLAB_ROWS rows each; never moved, kept with the table
+    char **slabs                # SLAB_ROWS rows each; never moved, freed with the table
     uint32_t slab_count
     uint32_t slab_capacity          # capacity of `slabs`
     uint32_t stride             # bytes per row
     uint32_t fresh              # lowest row number that has never been used
     uint32_t live               # rows in use
     uint32_t free_head          # list of free rows
-    uint32_t **segments         # SEGMENT_BUCKETS buckets each: numbers of first rows
+    uint32_t **segments         # SEGMENT_BUCKETS buckets each; a bucket is a row number
     uint32_t segment_count
     uint32_t segment_capacity
     uint32_t buckets            # buckets in use
@@ -84,19 +84,19 @@ cdef struct Flow:
     # One report stream of an agent: its UUID as the key, and its latest totals. 32 bytes, plus 8
     # per counter and 4 per link (64 with the default plan).
     #
-    # A dormant flow is in a `DormantList`, but not in a connection or the wheel. So its fields have
-    # other meanings: `connection` is the previous row of the list, `wheel_next` is the next row,
-    # and `deadline_s` is the time at which the flow was appended. The counters of a removed
-    # connection are kept in such a row, too; then the key is a hash of the labels.
+    # A dormant flow is in a `DormantList`, but not in a connection or the wheel. So three of its
+    # fields have other meanings: `connection` is the previous row of the list, `wheel_next` is the
+    # next row, and `deadline_s` is the time at which the flow was appended. Such a row can also
+    # keep the counters of a removed connection; then its key is a hash of the labels.
     uint32_t hash               # low half of the key
     uint32_t next
     uint32_t key_high           # high half of the key; for a string key, the string's number
     uint32_t connection         # row of the first view, and the flags below; 0 in a free row
-    uint32_t deadline_s         # time of the table's clock at which it becomes dormant
+    uint32_t deadline_s         # time of the table's clock at which the flow becomes dormant
     uint32_t wheel_next         # next flow in the same slot of the timer wheel
     int64_t last_ms             # highest `Last` of its reports, Unix milliseconds
-    # Next is int64_t totals[counters]; a total is ABSENT if no report had its part. The rest are
-    # uint32_t links: the conversation and, for live flows, the rows of other views and the strings
+    # Next is int64_t totals[counters]; a total is ABSENT if no report contained it. The uint32_t
+    # links follow: the conversation and, for live flows, the rows of other views and the strings
     # that lookups use as keys and context.
     #
     # Flags: with STRING_KEY, the UUID is not a 64-bit number. With LABELS_KEY, the row has the
@@ -112,7 +112,7 @@ cdef struct Connection:
     uint32_t deadline_s         # latest deadline of its flows; 0 in a free row
     uint32_t flows              # number of flow rows that link here, and the flag BACK
     uint32_t created_seq        # sequence number among all rows ever created (modulo 2^32)
-    uint32_t links[1]           # first view: rows of other views; others: next in wheel slot
+    uint32_t links[1]           # first view: rows of other views; other views: next in wheel slot
     # Next are int64_t values[counters + gauges] and uint32_t cells[columns]. BACK is only used in
     # the first view, and means that the row started with the counters of a removed connection.
 
@@ -130,7 +130,7 @@ cdef struct NamesRow:
 
 
 cdef struct Conversation:
-    # Which capture point's flows are counted for a conversation. The row exists as long as it has
+    # The capture point whose flows are counted for a conversation. The row exists as long as it has
     # flows, live or dormant. While all of them are dormant and none claims it, a row of another
     # capture point can replace it.
     uint32_t hash               # low half of the key
@@ -150,12 +150,13 @@ cdef struct Cell:
     uint32_t hash
     uint32_t string             # the string's number, 0 if it is not known to be interned
     bint escapes                # needs escapes as a label value
-    bint repeats                # same string as in the previous flow that is not live
+    bint repeats                # same string as in the batch's previous flow that is not live
     int64_t number
 
 
 cdef struct LeftOut:
-    # The omitted values of a report, one bit each: because of the first field, and of the second.
+    # The omitted values of a report, one bit each: those with an error in their first field, and
+    # those with an error in their second field.
     uint64_t fields[2]
 
 
@@ -178,7 +179,7 @@ cdef struct Report:
     # read only for flows that are not live
     uint32_t connection_hash    # hash of the labels; 0 unless all of them are interned
     int skip_new                # reason to skip the report if the flow is not live
-    int worth                   # what it adds if the flow is unknown: see WORTH_UNREAD
+    int worth                   # what the report adds if its flow is unknown: see WORTH_UNREAD
     bint repeats                # a closing report that repeats the previous last update
     int64_t age_ms              # from the flow's start to the update, or -1
     uint64_t conversation       # a hash, like `point`
@@ -186,7 +187,7 @@ cdef struct Report:
     Cell *cells                 # labels and lookup keys; the batch's memory
     int64_t *last_update        # deltas of the last update, by counter; the batch's memory
     # omitted values
-    bint leaves_out             # whether any are omitted; if not, nothing below is set
+    bint leaves_out             # whether any value is omitted; if not, nothing below is set
     bint uses_marks             # whether the marks matter for the report; set when it is applied
     bint uses_last_update
     uint32_t leaves_out_marks   # one bit per mark
@@ -230,7 +231,7 @@ cdef struct Family:
     uint32_t sides              # 1 or 2 series per connection
     uint32_t values[2]          # indexes of the row's values, or FLOWS
     int64_t absent              # only values above this one have a series
-    uint32_t decimals           # values are written divided by ten to the power of this
+    uint32_t decimals           # values are divided by ten to the power of this number
     Literal *literals           # columns + 1 texts before, between and after the label values
     Literal second              # replaces the literal at `direction_index` for the second side
 

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Protocol, Self, final
 
 MAX_TEXT_BYTES: int
-"""The maximum of a label value or UUID, in bytes of UTF-8. A longer one skips its flow."""
+"""The maximum size of a label value or UUID, in bytes of UTF-8. Longer ones skip the flow."""
 
 MAX_NUMBER: int
 """The largest valid number in a field of a flow."""

@@ -4,42 +4,44 @@
 
 Data structures
     There are two levels. A *flow* row represents one report stream of an agent. It is identified by
-    the flow's UUID, and has the latest totals. A *connection* row represents one label tuple of the
-    page; its values are sums of the deltas of its flows. Label values are stored as numbers: an
-    interned string (bit 31 set) or a small integer. There is one set of connection rows per view of
-    the plan. A flow links to its row of the first view. That row links to the rows of views whose
-    labels are a subset of its own, because all its flows share these labels. For other views, the
-    flow row has the link. All kinds of rows (strings, flows, connections, conversations, names) use
-    the same slab allocator and index (`Rows`). The index uses linear hashing, which splits one
-    bucket at a time, so that no insert has to rehash a million rows. The structs are in
-    ``_table.pxd``.
+    the flow's UUID and stores the flow's latest totals. A *connection* row represents one label
+    tuple on the page. Its values are sums of the deltas of its flows. Label values are stored as
+    numbers: an interned string (bit 31 set) or a small integer. There is one set of connection rows
+    per view of the plan. A flow links to its row of the first view. That row links to the rows of
+    views whose labels are a subset of its own, because all its flows share these labels. For the
+    other views, the flow row contains the link. All kinds of rows (strings, flows, connections,
+    conversations, names) use the same slab allocator and index (`Rows`). The index uses linear
+    hashing, which splits one bucket at a time, so that no insert has to rehash a million rows. The
+    structs are in ``_table.pxd``.
 
-    A timer wheel has one slot per second. A flow is in the slot of the deadline that it had when
-    it was added to the wheel: a report writes a later deadline into the row, but does not move it.
-    When the slot is due, the flow is added again or becomes dormant. A connection of the first view
-    is removed with its last live flow. The other views have wheels for their connections, which are
-    kept longer than their flows.
+    A timer wheel has one slot per second. A flow is added to the slot of its deadline. A report
+    only writes a later deadline into the row; it does not move the row to another slot. When the
+    slot is due, a flow with a later deadline is added again, and any other flow becomes dormant. A
+    connection of the first view is removed with its last live flow. Each other view has its own
+    wheel, because its connections can outlive their flows.
 
     A *dormant* flow keeps its row, its key and its totals, but is not part of a connection. When
     its next report arrives, only the increase over these totals is added. Dormant rows are in one
-    of three lists, in the order in which they were added. The list links reuse the fields that
-    link a live flow to its connection and its wheel slot, so rows need no extra space. The first
-    row of a list is the first to be forgotten, when its time is over or another flow needs the
-    space. If a removed connection's counters differ from the totals of its last flow, they are kept
-    in a dormant row of their own, whose key is a hash of the labels. See ``table/dormant.pxi``.
+    of three lists, in the order in which they were added. The list links reuse the fields that link
+    a live flow to its connection and its wheel slot, so rows need no extra space. Rows are
+    forgotten from the start of a list, when their time is over or a new flow needs the space. If a
+    removed connection's counters differ from the totals of its last flow, the counters are kept in
+    a separate dormant row, whose key is a hash of the labels. See ``table/dormant.pxi``.
 
 Costs
     Report of a known flow: one lookup, two cache lines of rows. Report of a new or a dormant flow:
     two lookups, plus one per label string. All labels of names that other new flows had recently
-    take one. Expiry: the expired rows, plus one re-insertion per flow and timeout. Adding to or
-    removing from a dormant list: constant time. Page: one pass over all connections per family.
+    take one. Expiry: proportional to the number of expired rows, plus one re-insertion per flow and
+    timeout. Adding to or removing from a dormant list: constant time. Page: one pass over all
+    connections per family.
 
 Memory
-    Slabs and index segments are allocated from an arena of large pieces (`Arena`), strings longer
-    than 48 bytes with malloc. Slabs and segments are kept until the table is destroyed; freed rows
-    are reused first. The table keeps no Python objects per flow or connection, only the plan, the
-    names and types of fields, and up to MAX_NAMES results of lookups. If an allocation fails,
-    `update` raises MemoryError, and the current flow has no effect.
+    Slabs and index segments are allocated from an arena of large pieces (`Arena`); strings longer
+    than 48 bytes are allocated with malloc. Slabs and segments are kept until the table is
+    destroyed; freed rows are reused first. The table keeps no Python objects per flow or
+    connection, only the plan, the names and types of fields, and up to MAX_NAMES results of
+    lookups. If an allocation fails, `update` raises MemoryError, and the report that is being
+    applied has no effect.
 
 Lock
     There is one mutex. It is held for a batch of reports, a slice of expiry or of relabelling, or
@@ -133,8 +135,8 @@ cdef extern from "stdlib.h" nogil:
 
 cdef extern from *:
     """
-    /* GCC removes calls of functions that do nothing but prefetch: it considers them free of side
-       effects. The empty assembler statement counts as a side effect. */
+    /* GCC removes calls to functions that only prefetch, because it sees no side effect in them.
+       The empty assembler statement counts as a side effect. */
     #define prefetch(address) do { __builtin_prefetch(address); __asm__ volatile (""); } while (0)
     #define likely(x) __builtin_expect(!!(x), 1)
     #define unlikely(x) __builtin_expect(!!(x), 0)
@@ -155,20 +157,20 @@ cdef enum:
     MARKS
 
 cdef enum:
-    MAX_CELL = 2 * MAX_TEXT_BYTES   # every byte escaped
+    MAX_CELL = 2 * MAX_TEXT_BYTES   # if every byte is escaped
     MAX_INTEGER_DIGITS = 20
     MAX_DECIMALS = 18
     MAX_FIELDS = 4 * MAX_VALUES + MARKS     # fields that can be omitted
     INLINE_STRING = 48
     FLOW_TYPES = 3
     BATCH = 128                 # reports per acquisition of the lock
-    MAX_EVICTIONS = 2               # dormant rows that can be forgotten for one report
-    BUCKETS_PER_ROW = 2         # target size of the index: short chains, and 8 bytes per row
+    MAX_EVICTIONS = 2               # dormant rows that one report can evict
+    BUCKETS_PER_ROW = 2         # target size of the index: chains are short, a row costs 8 bytes
     NAMES_AHEAD = 4             # how many reports ahead names are prefetched
     CACHE_LINE = 64
 
-# Sizes and steps of growth. They are smaller in _checked.pyx, so that a few rows cover all of them.
-# It also tells the sanitizer which rows are in use.
+# Sizes and steps of growth. _checked.pyx defines smaller ones, so that a few rows reach all of
+# them. It also tells the sanitizer which rows are unused.
 cdef extern from *:
     """
     #ifndef SKYFAST_CHECKED
@@ -237,7 +239,7 @@ cdef extern from *:
     const uint32_t ROW              # mask of the row number next to these flags
     const uint32_t BACK             # flag in `Connection.flows`
     const uint32_t SUPERSEDED       # in `Conversation.claimant`: replaced by another
-    const int64_t ABSENT            # total: no report had the counter's part
+    const int64_t ABSENT            # value of a total that no report contained
     const uint32_t FLOWS            # in `Family.values`: the row's number of flows
     const uint32_t NEVER_S          # deadline of rows that do not expire
     const uint32_t NO_END           # end of a scan of all rows
@@ -245,8 +247,8 @@ cdef extern from *:
     const uint32_t MAX_SEQ_AGE      # see `clamp_seq_age`
     const int64_t MAX_INTEGER       # largest valid number in a field of a flow: MAX_NUMBER
     const uint64_t EACH_BYTE        # a one in each byte
-    # The maximum delay of a report, in addition to the time until its agent's next update: an
-    # analyzer keeps a batch for up to 5 s; the rest is for transport, and for sockets that have not
+    # The maximum delay of a report, in addition to the time until its agent's next update. An
+    # analyzer keeps a batch for up to 5 s. The other 10 s cover transport and sockets that have not
     # been read yet.
     const double BATCH_S
 
@@ -261,7 +263,7 @@ cdef enum:
     SKIP_TABLE_FULL
     SKIP_OTHER_SHARD
     SKIP_ENDED
-    SKIP_REQUIRED               # plus the index of a requirement of the plan
+    SKIP_REQUIRED               # the first of several: one per requirement
     MAX_SKIPS = 32
 
 cdef tuple SKIP_NAMES = (
@@ -271,11 +273,11 @@ cdef tuple SKIP_NAMES = (
 cdef tuple FINISH_NAMES = ("other", "timeout", "fin", "rst")
 
 cdef enum:
-    CLOSING = 1                 # FinishType of a flow's last report; others: other values
+    CLOSING = 1                 # FinishType of a flow's last report; 0, 2 and 3 do not end it
 
 cdef enum:
-    # What an unknown flow's report adds to a row that other flows may have used.
-    WORTH_UNREAD                # not known: its type cannot identify a first report
+    # What an unknown flow's report adds to a row that other flows may already have used.
+    WORTH_UNREAD                # unknown: the type lacks fields that identify a first report
     WORTH_TOTAL
     WORTH_LAST_UPDATE               # deltas of its last update
     WORTH_LAST_UPDATE_UNREAD        # the same, but the flow's type lacks these deltas
@@ -315,18 +317,19 @@ cdef struct FoundNames:
 
 
 cdef struct Batch:
-    # Reports that are being processed: read with the GIL, looked up, applied under the lock.
+    # Reports that are being processed. They are read with the GIL, looked up, and applied under the
+    # lock.
     Report reports[BATCH]
     uint32_t size
-    int64_t *values             # BATCH x the plan's values; used by the reports, like the next two
+    int64_t *values             # BATCH x the plan's values; reports point into these arrays
     int64_t *last_update        # BATCH x the plan's counters
     Cell *cells                 # BATCH x the plan's cells
     FoundNames *names           # BATCH x the plan's lookups
     uint32_t *missed            # indexes of the used names that are not interned
     uint32_t missed_count
     # String keys of flows that are removed while the batch is applied. They are released after the
-    # batch, because one of its labels may have been looked up as the same string. A report can also
-    # remove its own flow, so there is one more per report.
+    # batch, because a label of a later report may have been looked up as the same string. A report
+    # can also remove its own flow, so there is space for one more key per report.
     uint32_t dead_strings[(MAX_EVICTIONS + 1) * BATCH]
     uint32_t dead_string_count
     int64_t oldest_ms, newest_ms    # range of `Last` in the latest update
@@ -353,36 +356,36 @@ cdef struct TableState:
     uint64_t seed               # seed of all hashes except those for sharding
     uint32_t counters, values   # numbers per flow
     uint32_t columns, cells     # labels of all views; the same plus the strings that lookups use
-    uint32_t looked_up          # number of labels of lookups, which are the first columns
+    uint32_t looked_up          # number of labels from lookups; they are the first columns
     uint32_t lookup_count
     uint32_t requirements
     bint optional[MAX_VALUES]
     int keeps[MAX_VALUES]       # kinds of gauges: KEEP_LATEST, ...
     bint has_conversations              # whether there are conversation rows
-    uint64_t share, shares      # index and number of shards; 0 of 1 covers all flows
+    uint64_t share, shares      # this shard's index, and the number of shards
     uint32_t links_offset           # offset of the links in a flow row, in bytes
-    uint32_t first_key      # index of the lookups' strings in the links; 0 is the conversation
+    uint32_t first_key      # index of the first lookup string in the links; 0 is the conversation
     Family *families
     uint32_t family_count
     size_t max_lines            # maximum size of a connection's lines, in bytes
-    # numbers of the fields of values that can be omitted
+    # numbers of the fields that are counted when a value is omitted
     uint32_t value_fields[2 * MAX_VALUES]
     uint32_t last_update_fields[2 * MAX_VALUES]
     uint32_t mark_fields[MARKS]
     # limits
     uint32_t max_flows, max_connections
     double memory_s             # time until a dormant flow is forgotten
-    double least_timeout_s      # shortest timeout the first view has had
+    double least_timeout_s      # shortest timeout that the first view has had
     double flow_update_s
     bint has_horizon                  # whether there is a horizon
-    double horizon_s            # unknown flows that began after this were never counted
+    double horizon_s            # unknown flows that began later were never counted
     # overflow
     bint overflows              # whether flows that cannot be stored are added up in overflow rows
-    bint overflowed             # whether any have been
+    bint overflowed             # whether any flow has been
     const char *other_text      # label value of overflow rows
     uint32_t other_length
     # current update
-    Batch *batch                # NULL while no batch is applied
+    Batch *batch                # NULL unless a batch is being applied
     double now                  # time of the latest update or expiry
     bint met_unknown            # whether the latest update included an unknown flow
     # counts
@@ -395,9 +398,9 @@ cdef struct TableState:
     uint64_t finishes[4]
     # lookups: set when the table is created
     Lookup lookups[MAX_COLUMNS]
-    uint32_t name_indexes[MAX_COLUMNS]  # by column of a lookup: index in the result
-    uint32_t key_columns[MAX_COLUMNS]   # by string that lookups use: the column with the same value
-    bint key_is_column[MAX_COLUMNS]     # ... if there is one
+    uint32_t name_indexes[MAX_COLUMNS]  # per lookup column: its index in the result
+    uint32_t key_columns[MAX_COLUMNS]   # per lookup string: the column with the same value
+    bint key_is_column[MAX_COLUMNS]     # whether there is such a column
 
 
 include "table/labels.pxi"
@@ -430,13 +433,13 @@ cdef class Table:
     :param slots: if true, read the slots of the structs at their offsets, unless a check shows that
         this does not work. Otherwise read fields as attributes. The results are the same.
 
-    The other parameters are those of `set_limits`. Every `now` is a time in seconds that never runs
-    backwards; its origin does not matter.
+    The other parameters are those of `set_limits`. Every `now` is the time of a monotonic clock in
+    seconds; its origin does not matter.
     """
 
     cdef TableState state
     cdef Batch batch
-    cdef Reader *readers                # for the plan's Update, FirstReport, FullReport
+    cdef Reader *readers                # of the plan's Update, FirstReport, FullReport
     cdef object plan
     cdef bint wants_slots
     cdef list keep                      # owns the objects that `Field` borrows
@@ -470,15 +473,15 @@ cdef class Table:
     # -- set-up ---------------------------------------------------------------------------------
 
     def set_limits(self, *, max_connections, max_flows, timeout_s, memory_s=0, view_timeouts_s=()):
-        """Set the limits, initially or later. Existing rows are kept.
+        """Set the limits. They can be changed at any time; existing rows are kept.
 
-        :param max_connections: maximum number of rows per view; flows that need another row are
-            rejected or, with an overflow row, added up there.
+        :param max_connections: maximum number of rows per view; further flows are added up in the
+            view's overflow row, or rejected if there is none.
         :param max_flows: maximum number of flow rows. A new live flow can replace a dormant one.
             After the limit is lowered, `expire` forgets surplus dormant flows.
-        :param timeout_s: a flow becomes dormant after this long without a report, rounded up to a
-            full second; a change applies from the flow's next report.
-        :param memory_s: a dormant flow is forgotten after this long, rounded up; 0 means
+        :param timeout_s: a flow becomes dormant after this time without a report, rounded up to a
+            full second. A change takes effect at the flow's next report.
+        :param memory_s: a dormant flow is forgotten after this time, rounded up; 0 means
             immediately.
         :param view_timeouts_s: timeouts of the connections in the second and further views, each at
             least `timeout_s`.
@@ -488,13 +491,13 @@ cdef class Table:
     def begin(self, now):
         """Assume that unknown flows that begin after `now` have never been counted.
 
-        Call this when reports begin to arrive, and when flows begin to arrive that were excluded
-        before. Before the first call, this is not a reason to count an unknown flow's total.
+        Call this when the first reports arrive, and when a changed filter lets more flows through.
+        Before the first call, the table never makes this assumption.
         """
         raise_horizon(&self.state, now)
 
     def set_flow_types(self, types):
-        """Accept flows of these types from now on, and no others. They must be of the same plan."""
+        """Accept flows of these types from now on, and no others. Their plan must be the same."""
         cdef Reader *readers = <Reader *>allocate(FLOW_TYPES * sizeof(Reader))
         cdef list keep = []
         try:
@@ -512,28 +515,28 @@ cdef class Table:
         """Apply ``flows[start:]`` in order; return the index after the last flow applied.
 
         :param flows: instances of the plan's types; all flows of one call have the same type.
-        :returns: ``len(flows)``; or, if a flow requires its ``LastUpdateMetric``, which the type
-            does not have, the index of the first such flow. Flows from this index on were neither
-            applied nor counted: decode them again as ``FullReport``, and continue from this index.
+        :returns: ``len(flows)``, or the index of the first flow whose ``LastUpdateMetric`` is
+            needed but missing in the type. Flows from this index on were neither applied nor
+            counted: decode them again as ``FullReport``, and continue from this index.
         :raises TypeError: an item is of another type; the flows before it were applied.
         :raises MemoryError: an allocation failed; flows before the current one were applied.
         :raises ValueError: ``start`` is negative.
 
-        Exceptions of a column's rewrite or names propagate. Some flows before the one being
-        processed may have been applied; none after it has.
+        Exceptions of rewrites and lookups propagate. In this case, some of the earlier flows have
+        been applied, but none of the later ones.
 
-        The rules are those of docs/architecture.md. A known flow adds its deltas. A report is late
-        if it is not newer and none of its counters is higher. If a report is newer and any of its
-        counters is lower, the flow has started over. A flow that was dormant adds its deltas to its
-        rows. An unknown flow adds its total if this is its first report, if it cannot have been
-        counted before, or if it creates a connection that is identified by its labels; otherwise it
-        adds the deltas of its last update. Skipped flows are counted in `skipped`, omitted values
-        in `values_skipped`.
+        docs/architecture.md describes the rules. A known flow adds its deltas. A report is late if
+        it is not newer and none of its counters is higher. If a report is newer and any of its
+        counters is lower, the flow has started over. A dormant flow adds its deltas to its rows. An
+        unknown flow adds its total in three cases: this is its first report, it cannot have been
+        counted before, or it creates a connection that is identified by its labels. In all other
+        cases, it adds the deltas of its last update. Skipped flows are counted in `skipped`,
+        omitted values in `values_skipped`.
 
         Takes the mutex once per 128 flows, or twice if lookups had new results, and holds the GIL
-        while waiting for the mutex. At most, this takes as long as another thread needs for 2,048
-        connections of a page or scan (about 0.5 ms), or for enlarging a counter in `cardinality`
-        (about 20 ns per value in it).
+        while waiting for the mutex. The longest wait is the time that another thread needs for
+        2,048 connections of a page or scan (about 0.5 ms), or for enlarging a counter in
+        `cardinality` (about 20 ns per value in it).
         """
         if start < 0:
             raise ValueError("start must not be negative")
@@ -544,14 +547,14 @@ cdef class Table:
     def expire(self, double now, uint32_t max_rows):
         """Make flows dormant at their deadlines, and remove connections without live flows.
 
-        Flows that have been dormant for long enough, and those beyond the limit, are forgotten.
+        Also forgets flows that have been dormant for `memory_s`, and dormant flows beyond
+        `max_flows`.
 
-        :param max_rows: maximum number of rows and empty slots to visit, which limits the time:
-            about 0.2 µs each.
+        :param max_rows: maximum number of rows and empty slots to visit. Each takes about 0.2 µs.
         :returns: whether there is more to do at this `now`.
 
-        After its deadline, a row is not on any page. It stays known until this method removes it:
-        a delayed report that arrives earlier continues the row.
+        After its deadline, a row is no longer on any page, but stays in the table until this method
+        removes it. A delayed report that arrives before that continues the row.
         """
         cdef bint more
         with nogil:
@@ -596,10 +599,10 @@ cdef class Table:
         """Begin a page: it shows connections that are alive at `now` and were created before this
         call.
 
-        :param openmetrics: if true, the families' heads are those of OpenMetrics 1.0, which has
-            rules for names; otherwise those of the text format 0.0.4. The samples are the same.
+        :param openmetrics: if true, the families' heads are in OpenMetrics 1.0, which restricts
+            their names; otherwise they are in the text format 0.0.4. The samples are the same.
 
-        The page may be read by any thread, but only by one at a time, at any speed.
+        Any thread may read the page, at any speed, but only one thread at a time.
         """
         cdef Page page = Page.__new__(Page)
         page.table = self
@@ -623,9 +626,10 @@ cdef class Table:
 
         :param count: how many of the most frequent values to return for each label.
         :param without: a label to ignore.
-        :returns: the number of connections; for each label, its number of values and the `count`
-            most frequent ones as (value, connections), most frequent first, without values removed
-            during the call; and the number of connections without the label `without`, or None.
+        :returns: a tuple of three items: the number of connections; for each label, its number of
+            values and a list of (value, connections) for the `count` most frequent values, most
+            frequent first; and the number of connections that would remain without the label
+            `without`, or None. The lists omit values that were removed during the call.
 
         Takes about 10 ns per connection and label, plus 30 ns per connection if a label is ignored,
         without the GIL. Uses 24 to 48 bytes per value of each label, plus the same per connection
@@ -652,14 +656,14 @@ cdef class Table:
             UTF-8, each followed by a newline.
         :returns: triples of the rank, the label values, and the values of the view's families in
             order. The highest rank is first. For a counter, the rank is the sum of both directions;
-            for a gauge, the larger of the two. A value is an integer that has not been divided by
-            its decimals, or None if there is no such series.
+            for a gauge, the larger of the two. A value is an integer before the division for the
+            family's decimals, or None if there is no such series.
 
-        Connections without a value of the family are omitted. With `since`, so are connections
-        without growth, and those that were removed and created again later with their previous
-        counters. Takes about 10 ns per connection, and up to 40 ns per label with `containing`,
-        without the GIL. Callable from any thread. Connections that change during the call may be
-        seen before or after the change.
+        Connections without a value of the family are omitted. With `since`, two more kinds are
+        omitted: connections without growth, and connections that were created again after the
+        snapshot with their previous counters. Takes about 10 ns per connection, and up to 40 ns per
+        label with `containing`, without the GIL. Callable from any thread. Connections that change
+        during the call may be seen before or after the change.
         """
         cdef const Kept *kept = self._kept(family, count, since)
         is_gauge = family_is_gauge(&self.state, family, self.plan)
@@ -711,10 +715,9 @@ cdef class Table:
         return &since.kept
 
     def snapshot(self, uint32_t family):
-        """Store the current values of a counter's family in the first view, for `top`.
+        """Store the current values of one of the first view's counter families, for `top`.
 
-        Takes about 10 ns per connection, without the GIL, and 12 bytes per connection while it
-        exists.
+        Takes about 10 ns per connection, without the GIL. A snapshot uses 12 bytes per connection.
 
         :raises ValueError: the family is a gauge, which does not grow.
         :raises MemoryError: an allocation failed.
@@ -729,7 +732,7 @@ cdef class Table:
 
     # -- counts ---------------------------------------------------------------------------------
 
-    # Any thread may read `connections`. Only the thread that updates may read the others.
+    # Any thread may read `connections`. Only the thread that updates may read the other counts.
 
     @property
     def connections(self):
@@ -773,9 +776,10 @@ cdef class Table:
     def known(self, str uuid):
         """Return the known totals of a flow, and the time of its latest report.
 
-        :returns: None, or a tuple of the plan's counters (-1 if no report had one), the highest
-            ``Last`` in Unix milliseconds, and the time of the latest report in seconds of the
-            caller's clock, up to a second too late; for a dormant flow, up to a timeout too early.
+        :returns: None if the flow is unknown, or a tuple: the plan's counters (-1 if no report had
+            one), the highest ``Last`` in Unix milliseconds, and the time of the latest report in
+            seconds of the caller's clock. This time can be up to a second too late; for a dormant
+            flow, it can be up to a timeout too early.
         """
         cdef const char *text
         cdef uint32_t length
@@ -803,7 +807,7 @@ cdef class Table:
 
     @property
     def bytes(self):
-        """Memory of the rows, indexes and strings, in bytes, whether in use or free."""
+        """Memory of the rows, indexes and strings, in bytes, including free rows."""
         return self.state.arena.bytes
 
     @property
@@ -813,7 +817,7 @@ cdef class Table:
 
     @property
     def created_total(self):
-        """Connections of the first view that were ever created."""
+        """Connections that were created in the first view."""
         return self.state.connections_created
 
     @property
@@ -853,7 +857,7 @@ cdef class Table:
 
     @property
     def values_skipped(self):
-        """Values that were omitted from reports which were otherwise counted, by field."""
+        """The number of values that were omitted from counted reports, by field."""
         cdef uint32_t i
         return {
             name: self.state.values_left_out[i]
@@ -872,7 +876,7 @@ cdef class Table:
         """The earliest and the latest ``Last`` in the latest `update`, in Unix milliseconds.
 
         Reports without ``Last`` are ignored. If no report has it, the latest time is 0, and the
-        earliest is greater than that.
+        earliest time is greater than 0.
         """
         return self.batch.oldest_ms, self.batch.newest_ms
 
@@ -890,7 +894,7 @@ cdef class Table:
 
 @cython.final
 cdef class Snapshot:
-    """The values of one family at some time, by connection: see `Table.snapshot`."""
+    """The values of one family at one time, per connection: see `Table.snapshot`."""
 
     cdef Table table
     cdef uint32_t family
@@ -924,11 +928,11 @@ cdef class Relabeling:
         :returns: whether there may be more to do; False if no lookup uses the names.
         :raises MemoryError: an allocation failed; some flows may still have their old labels.
 
-        A new connection starts at zero. An existing one continues, and so does a removed one whose
-        counters are kept. All flows of a step leave their connections before the first one is
-        added to another. Between two steps, flows with the same labels can be in two connections:
-        those that have moved, and the others. If a key has an invalid name, its flows keep their
-        labels.
+        A new connection starts at zero. An existing connection continues its counters. A removed
+        connection continues its counters, too, if they are kept. All flows of a step leave their
+        connections before the first one is added to another. Between two steps, flows with the same
+        labels can be in two connections: those that have moved, and the others. If a key has an
+        invalid name, its flows keep their labels.
 
         Between two steps, the names can change and all methods of the table can be called. A step
         uses the current names. Exceptions of the names and keys propagate, and these must not use
@@ -955,8 +959,8 @@ cdef class Page:
     def read(self, Py_ssize_t size):
         """Return the next whole lines, about `size` bytes; ``b""`` at the end.
 
-        Renders without the GIL. The lock is released from time to time, so that other threads'
-        calls are not blocked.
+        Renders without the GIL. The lock is released from time to time, so that other threads are
+        not blocked.
         """
         cdef Table table = self.table
         cdef Py_ssize_t wanted = max(size, <Py_ssize_t>1)
@@ -967,7 +971,7 @@ cdef class Page:
             end = render_lines(&table.state, &self.cursor, start, start + wanted)
         _PyBytes_Resize(&out, end - start)
         lines = <object>out
-        Py_DECREF(lines)            # `out` was a separate reference
+        Py_DECREF(lines)            # `lines` has its own reference
         return lines
 
     def distinct_values(self, str label not None):

@@ -61,7 +61,7 @@ COMPARED_STRINGS = 20_000
 """Strings to compare in one slice after own names have changed; takes a few milliseconds."""
 
 RELABEL_RETRY_S = 1.0
-"""Time before flows are relabelled again after there was not enough memory."""
+"""Delay before relabelling is retried after memory ran out."""
 
 FULL_INTERVAL_S = 60.0
 """Minimum time between two log messages about a full table."""
@@ -215,7 +215,7 @@ class App:
     ) -> Callable[[MessageData, AnalyzerStats], None]:
         """Return the function that receives each message."""
 
-        # Looks up ingest for each message, because a reload replaces it.
+        # The function looks up `ingest` for each message, because a reload replaces it.
         def receive(data: MessageData, analyzer: AnalyzerStats) -> None:
             self._parts.ingest.message(data, analyzer)
 
@@ -278,7 +278,7 @@ class App:
         return self.reload if config.web.enable_reload else None
 
     async def _configure(self, config: Config) -> None:
-        """Replace the running parts by those of ``config``.
+        """Replace the running parts with those of ``config``.
 
         Raises ConfigError and changes nothing if a file that ``config`` names cannot be used.
         """
@@ -354,7 +354,7 @@ class App:
         """Move flows with these keys to the connections of their new names, in slices."""
         table, are_left = self._parts.table, True
         relabeling = table.relabel(names, keys)
-        # A reload may replace the table in between: a new one has no outdated names.
+        # A reload may replace the table in the meantime. A new table has no outdated names.
         while are_left and table is self._parts.table:
             try:
                 are_left = relabeling.step(RELABEL_FLOWS)
@@ -451,7 +451,7 @@ class App:
             await asyncio.sleep(EXPIRY_INTERVAL_S)
 
     def _count_from_now(self, now: float) -> None:
-        """Tell the table when reports start: earlier traffic was not counted."""
+        """Tell the table when the first subscription is up: no flow was counted before."""
         if self._parts.table.horizon_s is None and self.subscriptions.any_up:
             self._parts.table.begin(now)
 
@@ -472,7 +472,7 @@ class App:
             )
 
     async def _warn_when_full(self) -> None:
-        """Log reports that a full table skipped, at most once per `FULL_INTERVAL_S`."""
+        """Log that a full table skipped reports, at most once per `FULL_INTERVAL_S`."""
         table, known, known_connections = self._parts.table, 0, 0
         while True:
             if self._parts.table is not table:
@@ -549,7 +549,8 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
             load=lambda: adapt(load()),
             security=security,
             recorder=recorder,
-            # A replay records its own topology, which has more than this configuration asks for.
+            # A replay passes its recorded topology to the recorder. It has more data than this
+            # configuration queries.
             records_topology=options.playback is None,
             listen_at=options.listen,
         )
@@ -560,8 +561,8 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
             reloads.add(task)
             task.add_done_callback(reloads.discard)
 
-        # Without loop.add_signal_handler, because a closing loop would restore the default action,
-        # which kills the process.
+        # Do not use loop.add_signal_handler: a closing loop restores the default action, which
+        # kills the process.
         signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(reload))
         stack.callback(signal.signal, signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
@@ -622,7 +623,7 @@ async def _adaptation(
 
     player = ReplayServer(options.playback, observe=recorder.update if recorder else None)
     stack.push_async_callback(player.stop)
-    # The end of a recording is not an analyzer that stopped sending.
+    # At the end of a recording, the messages stop. This must not count as a silent analyzer.
     changes: dict[str, Any] = {"endpoints": await player.start(), "silence_timeout_s": 0.0}
     return lambda config: dataclasses.replace(
         config, subscriber=dataclasses.replace(config.subscriber, **changes)
@@ -630,7 +631,7 @@ async def _adaptation(
 
 
 def run(config: Config, load: Callable[[], Config], options: Options) -> bool:
-    """Run until SIGTERM or SIGINT; return False, after logging the error, if that fails.
+    """Run until SIGTERM or SIGINT. On an error, log it and return False.
 
     ``load`` reads the configuration again on SIGHUP, which the caller must have blocked. Raises
     ConfigError if a file that the configuration or the options name cannot be used.

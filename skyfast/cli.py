@@ -314,7 +314,7 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     warnings = logs.WarningCounter()
     logging.getLogger().addHandler(warnings)
     logs.write_notes(configuration.notes)
-    # Check the other files first: they can contain errors.
+    # Check the other files before printing anything: they can contain errors.
     reports = (
         _check_names(configuration)
         + _check_web(arguments.web_config_file)
@@ -347,7 +347,7 @@ def _first_load(arguments: argparse.Namespace) -> model.Config:
     try:
         return _load(arguments)
     except yaml_nodes.ConfigError as error:
-        # Only the default file can be read without CONFIG.
+        # Without CONFIG, the missing file is the default file.
         if arguments.config is None and isinstance(error.__context__, FileNotFoundError):
             raise yaml_nodes.ConfigError(f"{error}; give a CONFIG, or try --demo") from None
         raise

@@ -59,7 +59,7 @@ class Shared:
 class Parts:
     """The parts of one configuration, which a reload replaces together.
 
-    ``filtered`` counts dropped flows by rule, for exactly the rules of the configuration.
+    ``filtered`` counts dropped flows by rule. It contains exactly the rules of the configuration.
     """
 
     config: Config
@@ -94,7 +94,7 @@ class Parts:
             self.filtered[rule] = old.filtered[rule]
         self.record_limits(stats)
         if self.table is not old.table:
-            # The pages add these to the counts of the table; the sums must not decrease.
+            # Pages show the sum of these counts and the table's counts. The sums must not decrease.
             for reason, count in old.table.skipped.items():
                 stats.flows_skipped[reason] += count
             for field, count in old.table.values_skipped.items():
@@ -137,7 +137,7 @@ class _CaptureReports:
 
 
 def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
-    """Return the parts of ``config``, reusing ``old`` parts where possible, without changing them.
+    """Return the parts of ``config``. Reuses ``old`` parts if possible, but does not change them.
 
     This blocks: it reads certificates and own names. Raises ConfigError if a file cannot be used.
     """
@@ -260,8 +260,8 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
 def _has_same_names(old: Config, new: Config) -> bool:
     """Return whether the names of ``old`` are all that the labels of ``new`` need.
 
-    Names that are not polled any more are out of date. If only the info series of ``new`` need
-    more, they have fewer names until the next responses.
+    Names that are no longer polled are out of date. If only the info series of ``new`` need more,
+    they have fewer names until the next responses.
     """
     if old.export == new.export:
         # The table looks up own names in the old index.

@@ -121,8 +121,8 @@ NAME_SKIPS = (
 )
 """Reasons for not using a node, edge or value of the topology for names.
 
-``too_many`` and ``too_long`` are for nodes and edges over the limits of one response. The limits at
-the end of the list are for all responses together.
+``too_many`` and ``too_long`` count nodes and edges over the limits of one response. ``node_limit``,
+``edge_limit`` and ``address_limit`` apply to all responses together.
 """
 
 LOOKUP_DROPS = ("ambiguous", "unknown")
@@ -186,7 +186,7 @@ class Failure:
 
 
 class Histogram:
-    """Counts observed values, which are seconds, by buckets.
+    """Counts observed values, which are in seconds, by bucket.
 
     ``bounds`` are the upper bounds of the buckets in increasing order, inclusive. ``counts`` has
     one more entry, for values above all bounds. ``sum`` is the sum of all values.
@@ -209,8 +209,8 @@ class Histogram:
 class AnalyzerStats:
     """The counters of one analyzer's subscription. ``name`` is its host and port.
 
-    ``up`` has its current value since the Unix time ``since_timestamp_s``. ``packet_age`` and
-    ``delivery`` are observed by `skyfast.skydive.data_age`.
+    ``since_timestamp_s`` is the Unix time of the latest change of ``up``.
+    `skyfast.skydive.data_age` observes ``packet_age`` and ``delivery``.
     """
 
     name: str
@@ -265,8 +265,8 @@ class NameStats:
 
     ``addresses`` and ``nodes`` are the numbers of addresses and capture points with names.
     ``ambiguous`` is the number of these addresses whose names depend on the capture point, and
-    ``unknown`` is the number of addresses in recent flows that have no names. ``skipped`` describes
-    the current topology, so it is a gauge. ``dropped`` counts lookups over limits.
+    ``unknown`` is the number of addresses without names in recent flows. ``skipped`` describes the
+    current topology, so it is a gauge. ``dropped`` counts lookups over limits.
     ``labels_without_pods`` and ``missing_pod_labels`` are from `skyfast.skydive.name_hints.Hints`.
     The durations are those of the latest query of each kind, and of the latest resolution of all
     names.
@@ -333,7 +333,7 @@ class CaptureStats:
 
 @dataclass(slots=True, eq=False)
 class ConfigStats:
-    """The result of the latest reload of the configuration. The start counts as a reload.
+    """The result of the latest reload of the configuration, or of the start before any reload.
 
     ``reloads`` counts successful reloads, without the start, and ``last_reload_changed`` contains
     the keys changed by the latest of them.

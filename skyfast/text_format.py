@@ -30,8 +30,9 @@ Sample = tuple[Mapping[str, str], float]
 class Distribution(Protocol):
     """The observations of a histogram.
 
-    ``counts`` has the number of observations up to each bound and above the previous one, and
-    finally the number above all bounds. ``sum`` is the sum of all observations.
+    ``counts`` has one entry per bound, the number of observations up to this bound and above the
+    previous one, and a last entry, the number above all bounds. ``sum`` is the sum of all
+    observations.
     """
 
     @property

@@ -46,7 +46,7 @@ def series(view: ViewSpec, *, naming: Literal["compatible", "standard"]) -> int:
 
 
 def most_connections(limits: TableLimits) -> int:
-    """Return the maximum number of connections; each has at least one flow."""
+    """Return the maximum number of connections. Each of them needs at least one flow."""
     return min(limits.max_connections, limits.max_flows)
 
 

@@ -1,6 +1,6 @@
 """Hosts, ports and URLs of analyzers, and addresses that the HTTP server listens on.
 
-`Endpoint` is the only type for them, and only the functions here parse one.
+`Endpoint` is the only type for all of them, and only this module parses endpoints.
 """
 
 import ipaddress
@@ -21,7 +21,7 @@ DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
 """The default port of a URL, by scheme."""
 
 FOLLOW_DNS: Final = "dns+"
-"""Prefix of the scheme of a URL that means all addresses of its host."""
+"""Scheme prefix of a URL that means all addresses of its host."""
 
 SCHEMES: Final = (*DEFAULT_PORTS, *(FOLLOW_DNS + scheme for scheme in DEFAULT_PORTS))
 """Schemes of subscription URLs."""
@@ -52,7 +52,7 @@ class Endpoint:
 
     ``host`` is normalized by `parse_host`; an empty host means all addresses of this machine. In a
     URL, the host is also the ``Host`` header and the name that TLS verifies. If ``address`` is not
-    empty, it is the one of the host's addresses to connect to. ``userinfo`` is ``user:password``,
+    empty, connections use this address of the host. ``userinfo`` is ``user:password``,
     percent-encoded, or empty. ``resource`` is path and query.
     """
 
@@ -129,7 +129,7 @@ class Endpoint:
         """The path prefix of the analyzer's ``/login`` and ``/api/topology``.
 
         This is the part of the URL's path before ``/ws/subscriber``, or the whole path if it has no
-        such part. Credentials are sent only below the location in the URL.
+        such part. Credentials are sent only to paths below this prefix.
         """
         path = self.resource.partition("?")[0]
         match = _SUBSCRIPTION.fullmatch(path)

@@ -19,7 +19,7 @@ from skyfast.config.yaml_nodes import (
 class InvalidValue(Exception):  # noqa: N818 - becomes a ConfigError
     """A value that its key does not accept.
 
-    The message is the value and ``problem``, or ``problem`` alone if not ``shown``. ``name`` is
+    The message is the value and ``problem``, or only ``problem`` if ``shown`` is false. ``name`` is
     the path below the key. ``line``, if known, replaces the line of the key.
     """
 
@@ -95,7 +95,7 @@ class Origin:
         return self.source if self.line is None else f"{self.source}: line {self.line}"
 
     def part(self, line: int | None) -> "Origin":
-        """Return the origin of a nested value; without ``line``, this origin."""
+        """Return the origin of a nested value; if ``line`` is None, this origin."""
         return self if self.line is None or line is None else Origin(self.source, line)
 
     def problems(

@@ -1,4 +1,4 @@
-"""Suggestions for unknown keys and variables: the known one that the user probably meant.
+"""Suggestions for unknown keys and variables: the known name that the user probably meant.
 
 All suggestions come from the tree of known keys.
 """
@@ -51,7 +51,7 @@ class KnownKeys:
         """Return the known paths that an unknown ``path`` with this value may mean.
 
         The candidates, in order: a sibling with at least this similarity; the same name at another
-        level; the section that contains its keys; a similar name at another level.
+        level; the section that contains the keys of ``value``; a similar name at another level.
         """
         parent, _, name = path.rpartition(".")
         if near := difflib.get_close_matches(name, self.children(parent), 1, cutoff):
@@ -76,7 +76,7 @@ class KnownKeys:
     def section_of(self, value: YamlValue) -> str:
         """Return the section that has at least half of the keys of a mapping, or an empty string.
 
-        Names in several sections do not count.
+        Names that occur in several sections do not count.
         """
         if not isinstance(value, dict) or not value:
             return ""
@@ -132,7 +132,7 @@ def similar_variable(
 
     ``known`` has all variables by name; ``sections`` are the common prefixes of several variables,
     and ``prefix`` is the prefix of all. The comparison ignores the longest section that ``name``
-    starts with. A name that is the end of exactly one known variable matches it.
+    starts with. A name that is the end of exactly one known variable matches this variable.
     """
     begins = max((section for section in sections if name.startswith(section)), key=len, default="")
     end = name.removeprefix(prefix)

@@ -122,17 +122,17 @@ _PARTS = {
     )
     for prefix in (*ENDS, _NODE)
 }
-"""What follows the prefix in the names of labels, by prefix without ``_``."""
+"""The parts of label names after the prefix, by prefix without ``_``."""
 
 _SYNONYMS = {
     **{prefix: prefix for prefix in _PARTS},
     **dict.fromkeys(("source", "src"), "initiator"),
     **dict.fromkeys(("destination", "dest", "dst"), "target"),
 }
-"""The prefix that the first word of an unknown label means."""
+"""The prefix that the first word of an unknown label probably means."""
 
 _ALIKE = 0.75
-"""Minimum similarity of a suggested label or part of it: others mean something else."""
+"""Minimum similarity of a suggested label or part of a label."""
 
 _OTHER_LABELS = tuple(label.name for label in LABELS if label.name.partition("_")[0] not in _PARTS)
 _ALL_LABELS = "; ".join(

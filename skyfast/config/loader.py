@@ -418,7 +418,7 @@ def _resolve_endpoints(
             )
     endpoints: dict[object, Endpoint] = {}
     for url in urls:
-        # A name is not compared with its addresses: no DNS lookup is made here.
+        # A host name is not compared with addresses, because this would need a DNS lookup.
         identity = (url.follows_dns, url.identity)
         if identity in endpoints:
             text = f"{url.name} is listed more than once; subscribing once"
@@ -430,7 +430,7 @@ def _resolve_endpoints(
 def _urls(
     url: Endpoint | None, analyzers: tuple[Endpoint, ...], *, secure: bool
 ) -> tuple[Endpoint, ...]:
-    """Return only ``url``, or if it is missing or an analyzer, a URL for each analyzer.
+    """Return a URL for each analyzer, or only ``url`` if it is set and not one of the analyzers.
 
     Like Skydive, use ``wss`` if a client certificate is configured.
     """

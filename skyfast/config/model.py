@@ -121,8 +121,8 @@ class Config:
     ``source`` is the path of the file, or ``-``. ``analyzers`` are the configured analyzers as
     ``host:port``, empty if only URLs are set; skyfast subscribes to ``subscriber.endpoints``.
     ``shard`` comes from the command line. ``given`` are the paths of the keys that the file or a
-    variable sets. ``replayed`` describes the recordings that replace the analyzers, if any:
-    ``analyzers`` is then empty, and so is ``subscriber.endpoints`` until the replay starts.
+    variable sets. ``replayed`` describes the recordings that replace the analyzers, or is empty. In
+    a replay, ``analyzers`` is empty, and ``subscriber.endpoints`` is empty until the replay starts.
     """
 
     source: str

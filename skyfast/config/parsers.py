@@ -167,7 +167,7 @@ def one_of(*names: S) -> Callable[[YamlValue], S]:
 
 
 def _parse_choice(value: YamlValue, choices: Iterable[str]) -> str:
-    """Parse a string like `parse_str`; a boolean is just not one of ``choices``."""
+    """Parse a string like `parse_str`. For a boolean, the error lists ``choices``."""
     if isinstance(value, bool):  # quotes would not help
         raise InvalidValue(f"is not one of {', '.join(choices)}", value)
     return parse_str(value)
@@ -267,7 +267,7 @@ def mapping_of(
     """Accept a mapping with these keys; return the nodes by key in lower case.
 
     Keys with a null value are left out. ``unknown`` returns the error for an unknown key, or an
-    empty string for the usual one.
+    empty string for the default error.
     """
     if not isinstance(value, dict):
         raise InvalidValue(f"is not {what}", value)

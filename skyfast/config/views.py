@@ -60,7 +60,7 @@ DEFAULT_VIEWS = (
         )
     ),
 )
-"""The default views besides the main one. They have few series, so their rows are kept for long."""
+"""The default views besides the main one. They have few series, so rows can be kept longer."""
 
 
 def _to_view(value: YamlValue) -> ViewEntry:

@@ -35,7 +35,7 @@ FIXED_PREFIXES: Final = (
 """Prefixes of the other families of the page."""
 
 Cardinality = Literal["low", "medium", "unbounded"]
-"""Number of label values: a handful; limited by the size of the network; unlimited over time."""
+"""The number of label values: a handful, limited by the size of the network, or unlimited."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ CONTAINER_POD_LABELS: Final = frozenset(
     for prefix in ("initiator", "target", "node")
     for name in ("namespace", "pod")
 )
-"""The labels of pods that the labels of containers are enough for."""
+"""The labels of pods whose values can also come from the labels of containers."""
 
 POD_LABELS: Final = CONTAINER_POD_LABELS | {
     *("initiator_workload", "initiator_workload_kind", "initiator_service"),
@@ -310,10 +310,11 @@ class MetricDef:
     """A metric that can be selected by name.
 
     ``paths`` are the fields: one for both directions, or one for each direction, or none if skyfast
-    itself counts the value. ``compatible`` is the family's name in the main view; ``standard``,
-    after the prefix, is its name with ``naming: standard`` and in other views; ``unit`` is the unit
-    in the standard name. Pages show values divided by 10 to the power of ``compatible_decimals`` or
-    ``standard_decimals``. ``help`` can be followed by "on this connection".
+    itself counts the value. ``compatible`` is the family's name in the main view. ``standard`` is
+    the part of its name after the prefix, with ``naming: standard`` and in other views. ``unit`` is
+    the unit in the standard name. Pages show values divided by 10 to the power of
+    ``compatible_decimals`` or ``standard_decimals``. ``help`` can be followed by "on this
+    connection".
     """
 
     name: str
@@ -460,8 +461,8 @@ METRICS: Final[tuple[MetricDef, ...]] = (
 )
 """All metrics that can be selected by name.
 
-``TCPMetric`` also has flags, and times and TTLs of the first SYN, FIN and RST. They are not listed,
-because they are not running totals.
+``TCPMetric`` also has flags, and times and TTLs of the first SYN, FIN and RST. These fields are not
+listed, because they are not running totals.
 """
 
 METRICS_BY_NAME: Final = {metric.name: metric for metric in METRICS}

@@ -66,8 +66,8 @@ CLOSING: Final = 1
 # The table reads these fields of every flow, whatever the plan is.
 _BOOKKEEPING: tuple[FieldPath, ...] = (("UUID",), ("Last",), ("FinishType",))
 
-# These identify a flow's first report (the first two are equal), its start, and a closing report
-# that repeats the previous one.
+# These fields identify a flow's start, its first report (the first two fields are equal), and a
+# closing report that repeats the previous one.
 _MARKS: tuple[FieldPath, ...] = (
     ("Start",),
     ("LastUpdateMetric", "Start"),
@@ -91,8 +91,8 @@ class FlowTypes:
     fields that identify a flow's first report; this suffices for flows that are really new.
     ``FullReport`` adds ``LastUpdateMetric``, for flows that are unknown but not new.
 
-    ``omissible`` are the fields and parts of ``FullReport`` without which a flow can still be
-    counted: gauges, optional counters, and the fields that identify a first or a last report.
+    ``omissible`` are the fields and parts of ``FullReport`` that are not required to count a flow:
+    gauges, optional counters, and the fields that identify a first or a last report.
     """
 
     Update: type[msgspec.Struct]

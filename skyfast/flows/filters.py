@@ -23,7 +23,7 @@ EXCLUDED = "excluded"
 
 _OUTSIDE, _INSIDE, _NO_ADDRESS = range(3)
 
-# Indexed by where the initiator is, then by where the target is.
+# Indexed by the location of the initiator, then by that of the target.
 _TAGS = (
     (OTHER, "ingress", OTHER),
     ("egress", "internal", OTHER),
@@ -35,9 +35,9 @@ class Classifier:
     """Classifies flows as ``internal``, ``egress``, ``ingress`` or ``other``.
 
     A flow is ``internal`` if both addresses are in the cluster's networks, ``egress`` if only the
-    initiator's address is, and ``ingress`` if only the target's is. It is ``other`` if neither is,
-    if one is invalid, or if the flow has no ``Network``. This is a `skyfast.flows.plan.LabelMapper`
-    of whole flows.
+    initiator's address is, and ``ingress`` if only the target's is. It is ``other`` if neither
+    address is in these networks, if an address is invalid, or if the flow has no ``Network``. This
+    is a `skyfast.flows.plan.LabelMapper` of whole flows.
     """
 
     READS: ClassVar[tuple[FieldPath, ...]] = (("Network", "A"), ("Network", "B"))
@@ -88,7 +88,7 @@ class FlowFilter:
         self._counters = counters
 
     def __call__(self, flows: list[Flow]) -> list[Flow]:
-        """Return the flows that pass, in order; count the others.
+        """Return the flows that pass, in order; count the dropped ones.
 
         Without rules, the result is ``flows`` itself.
         """
@@ -116,16 +116,16 @@ def make_flow_filter(
 ) -> FlowFilter:
     """Return a filter that applies ``excluded_tags``, ``drop`` and ``keep``, in this order.
 
-    A dropped flow is counted once: as `EXCLUDED` in ``skipped`` if its tag is excluded; else under
-    the first matching drop rule in ``filtered``; else, if there are keep rules and none matches, as
-    `KEEP` in ``filtered``. ``filtered`` has all names from the start.
+    A dropped flow is counted once, under the first reason that applies: `EXCLUDED` in ``skipped``
+    if its tag is excluded, the first matching drop rule in ``filtered``, or `KEEP` in ``filtered``
+    if there are keep rules but none matches. ``filtered`` has all names from the start.
 
-    A condition on a field of a missing part does not match, and its negation does. Every flow has a
-    tag: see `Classifier`.
+    If the part with the field is missing, a condition does not match, and a negated condition
+    matches. Every flow has a tag: see `Classifier`.
 
     Flows that the table skips, because they have no UUID or fail one of ``requirements``, always
-    pass: the table counts them under its own reasons, so that the count of a rule is the number of
-    flows that would be exported without it.
+    pass, because the table counts them under its own reasons. So the count of a rule is the number
+    of flows that would be exported without the rule.
     """
     if not (config.excluded_tags or config.drop or config.keep):
         return FlowFilter(None, ())
@@ -242,7 +242,7 @@ class _FunctionSource:
 def matcher(condition: Condition) -> Callable[[str | int], bool]:
     """Return a function that tests whether a field's value matches a condition.
 
-    It ignores whether the condition is negated.
+    The function ignores whether the condition is negated.
     """
     networks = addresses.Networks(condition.networks)
 

@@ -22,8 +22,8 @@ TARGET_TO_INITIATOR = "target_to_initiator"
 class LabelMapper(Protocol):
     """Maps a value of the flow to a label value; for example, a dict with ``__missing__``.
 
-    The table calls it once for each unknown flow. It must accept every value: an exception aborts
-    the update of the whole message.
+    The table calls the mapper once for each unknown flow. The mapper must accept every value: an
+    exception aborts the update of the whole message.
     """
 
     def __getitem__(self, value: Any, /) -> str | int: ...
@@ -32,7 +32,7 @@ class LabelMapper(Protocol):
 class Names(Protocol):
     """Maps a key to the values of several labels; the results can change.
 
-    The table calls it once for each unknown flow and `Lookup`. It must accept every key: an
+    The table looks up a key once for each unknown flow and `Lookup`. Every key must be accepted: an
     exception aborts the update of the whole message. Lookups are fastest in a dict, including a
     subclass with ``__missing__``. All tuples have the same length.
     """
@@ -112,7 +112,7 @@ class Counter:
     ``paths`` has the field of the total since the flow started, or several fields to add up.
     ``last_update`` has the fields with the part of each total that belongs to the latest update. It
     is empty if Skydive does not send these parts; then 0 is assumed. With ``optional``, flows can
-    lack the counter, and a connection whose flows all lack it has no series of it.
+    lack the counter, and a connection whose flows all lack it has no series for it.
     """
 
     paths: tuple[FieldPath, ...]
@@ -143,9 +143,9 @@ Value = Counter | Gauge | FlowCount
 class Family(MetricFamily):
     """A metric family of the flows.
 
-    ``values`` has one value if there is only the initiator's direction or the view has no
-    directions, else two: initiator to target, target to initiator. Pages show values divided by
-    ``10 ** decimals``, exactly.
+    ``values`` has one value if the metric has only the initiator's direction or the view has no
+    directions. Otherwise, it has two: initiator to target, and target to initiator. Pages show
+    values divided by ``10 ** decimals``, exactly.
     """
 
     values: tuple[Value, ...]
@@ -156,8 +156,8 @@ class Family(MetricFamily):
 class View:
     """A set of series with the same labels: one row for each tuple of label values.
 
-    ``identifies_connection`` means that the labels include both addresses and both ports and so
-    identify the flow that creates a connection. The total of this flow can then be counted even if
+    ``identifies_connection`` means that the labels include both addresses and both ports, so they
+    identify the flow that creates a connection. Then the total of this flow can be counted even if
     its first report was missed. ``direction`` is None if both directions are added up.
     """
 
@@ -171,7 +171,7 @@ class View:
 class Requirement:
     """A flow must have one of the parts ``paths``, or it is skipped with ``reason``.
 
-    If ``or_without`` is not empty, a flow without that part needs none of ``paths``.
+    If ``or_without`` is not empty, flows without the part ``or_without`` are exempt.
     """
 
     paths: tuple[FieldPath, ...]
@@ -186,7 +186,7 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """The fields that identify a conversation at every capture point, and that of the point.
+    """The fields that identify a conversation at every capture point, and the field of the point.
 
     ``ends`` are the two sides, each with the paths of address and port; their order is irrelevant.
     """

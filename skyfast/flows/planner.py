@@ -114,7 +114,7 @@ _CONVERSATION: Final = Conversation(
 
 
 def shown_field(label: LabelSpec) -> FieldPath:
-    """Return the field whose value a label has, or an empty path if it has another value.
+    """Return the field whose value a label has, or an empty path if it is not a field.
 
     Rewrites are not taken into account.
     """

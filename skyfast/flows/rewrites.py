@@ -45,8 +45,8 @@ class BoundedCache(dict[K, V], Generic[K, V]):
 def mask(config: Mask) -> BoundedCache[str, str]:
     """Return a mapping from addresses to their networks, such as ``10.0.0.0/24``.
 
-    Addresses of a family without a mask stay unchanged, as do strings that are not addresses,
-    including the empty one.
+    Addresses of a family without a mask, and strings that are not addresses (including the empty
+    string), stay unchanged.
     """
     bits_of = {4: config.ipv4, 16: config.ipv6}
 
@@ -74,7 +74,7 @@ class _Folded(dict[int | str, int | str]):
 
 
 def fold(config: Fold) -> dict[int | str, int | str]:
-    """Return a mapping that keeps listed ports and those up to the bound; others become `OTHER`.
+    """Return a mapping that keeps listed ports and ports up to the bound; others become `OTHER`.
 
     An empty string, which is a missing port, does not change.
     """
@@ -85,8 +85,8 @@ def fold(config: Fold) -> dict[int | str, int | str]:
 class FlowProtocol:
     """Maps a flow to its protocol: ``TCP``, ``UDP``, ``SCTP``, ``ICMPV4`` or ``ICMPV6``.
 
-    For a flow with neither Transport nor ICMP, this is empty, or with ``other`` the last of its
-    layers, such as ``GRE`` or ``Fragment``. ``reads`` are the fields that it needs.
+    If a flow has neither Transport nor ICMP, its protocol is empty; with ``other``, it is the last
+    of its layers, such as ``GRE`` or ``Fragment``. ``reads`` are the fields that it needs.
     """
 
     def __init__(self, *, other: bool = False) -> None:

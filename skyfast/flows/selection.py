@@ -77,7 +77,7 @@ class ViewSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mask:
-    """Replaces addresses by networks of these prefix lengths; None keeps the address."""
+    """Replaces addresses with networks of these prefix lengths; None keeps the address."""
 
     ipv4: int | None
     ipv6: int | None
@@ -85,7 +85,7 @@ class Mask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fold:
-    """Replaces ports ``above`` a bound, or all ports, by ``other``, except those in ``keep``.
+    """Replaces ports ``above`` a bound, or all ports, with ``other``, except those in ``keep``.
 
     Either of the two settings can be None.
     """
@@ -158,9 +158,9 @@ ALONE: Final = Shard(0, 1)
 class Condition:
     """A condition on a field of a flow; ``path`` is None for the tag.
 
-    It matches if any of ``values``, ``ranges`` (both ends included), ``networks`` or ``pattern``
-    (found anywhere in the string) matches, or with ``negated`` if none does. A missing field
-    matches none of them. ``field`` is the name in the configuration.
+    The condition matches if any of ``values``, ``ranges`` (both ends included), ``networks`` or
+    ``pattern`` (found anywhere in the string) matches, or with ``negated`` if none does. A missing
+    field matches none of them. ``field`` is the name in the configuration.
     """
 
     field: str

@@ -1,4 +1,4 @@
-"""Replaces addresses and names by pseudonyms, with a key that is never stored.
+"""Replaces addresses and names with pseudonyms, using a key that is never stored.
 
 Only fields that skyfast reads (`skyfast.flows.fields.FIELDS`) are kept. DNS, DHCP and VRRP data,
 raw packets and unknown fields are removed, so that no address remains in an unexpected place. The
@@ -17,9 +17,9 @@ kept fields are anonymized as follows:
   (``k8s_NAME_POD_NAMESPACE_UID_N``) still has the names of container, pod and namespace. A word
   gets the same pseudonym everywhere. The words that skyfast's rules compare with (``k8s``, ``POD``)
   and the names that most hosts have (``eth0``) are unchanged.
-* Numbers, times, ports, VLANs, protocols, and the names of layers and applications are unchanged,
-  as are the keys of labels, the types and states of nodes, and the kinds of Kubernetes' own
-  workloads.
+* Numbers, times, ports, VLANs, protocols, and the names of layers and applications are unchanged.
+  The keys of labels, the types and states of nodes, and the kinds of Kubernetes' own workloads are
+  unchanged, too.
 
 Pseudonyms are one to one, so an anonymized recording has as many connections as the original, with
 the same totals.
@@ -55,7 +55,7 @@ CACHED: Final = 1 << 16
 """Maximum number of cached pseudonyms of each type."""
 
 MAX_CACHED_CHARS: Final = 64
-"""Maximum length of cached strings. Addresses and IDs are shorter; others may have megabytes."""
+"""Maximum length of cached strings. Addresses and IDs are shorter; other strings can be huge."""
 
 _STATISTICS: Final = (
     *("FlowCount", "FlowDropped", "KernelFlowDropped", "PacketsDropped", "PacketsReceived"),
@@ -77,7 +77,7 @@ _HASH: Final = re.compile(r"0|[1-9a-f][0-9a-f]{0,15}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _CONTAINER_ID: Final = re.compile(r"[0-9a-f]{32,64}")
 _NAME_PART: Final = re.compile(
-    # An UUID or a word. Characters that are not ASCII belong to words.
+    # A UUID or a word. Characters that are not ASCII belong to words.
     r"(?<![0-9A-Za-z])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9A-Za-z])"
     r"|[0-9A-Za-z\x80-\U0010ffff]+"
 )
@@ -105,7 +105,7 @@ _KINDS_OF_KUBERNETES: Final = frozenset(
         *("ReplicationController", "Node"),
     ]
 )
-"""The kinds of owners that are unchanged. Others can have the name of a company."""
+"""The kinds of owners that are unchanged. Other kinds can contain the name of a company."""
 
 _WORDS: Final = frozenset(
     [
@@ -331,16 +331,16 @@ class Anonymizer:
             address = ipaddress.ip_address(text)
         except ValueError:
             return self._text(text)
-        # An address in another notation or with a zone is another label value, and thus another
-        # series.
+        # An address in another notation or with a zone is a different label value, so it has a
+        # different series.
         if str(address) != text or "%" in text:
             return self._text(text)
         kept_bits = _kept_bits(address)
         while True:
             octets = self._scramble(b"ip", address.packed, kept_bits)
             address = ipaddress.ip_address(octets)
-            # An ordinary address must not become one of _KINDS: their addresses have those
-            # pseudonyms.
+            # An ordinary address must not get a pseudonym in the ranges of _KINDS: addresses in
+            # these ranges could have the same pseudonym.
             if kept_bits or not _kept_bits(address):
                 return str(address)
 
@@ -359,7 +359,7 @@ class Anonymizer:
                 return octets.hex(":")
 
     def _scramble(self, kind: bytes, octets: bytes, kept_bits: int) -> bytes:
-        """Flip some bits after the kept ones. The key and all bits before a bit decide about it.
+        """Flip some of the bits after the first ``kept_bits``, by the key and the bits before each.
 
         The result is one to one and preserves common prefixes.
         """

@@ -32,7 +32,7 @@ STOP_TIMEOUT_S: Final = 1.0
 """Timeout of the closing handshake, in seconds."""
 
 START_WAIT_S: Final = 5.0
-"""How long the first analyzer with a subscriber waits for the subscribers of the others."""
+"""How long the replay waits for the other analyzers' subscribers after the first subscriber."""
 
 PROBE_TIMEOUT_S: Final = 2.0
 """Timeout for connecting to a loopback address, in seconds."""
@@ -129,7 +129,7 @@ class ReplayServer:
             if not self._playback.loop_s:
                 log.info("replay finished: %d messages in %.0f s", sent, now() - began_s)
                 return
-            # Skip the loops that a pause of the process has missed.
+            # Skip the loops that were missed while the process was paused.
             loop = max(loop + 1, int((now() - began_s) / self._playback.loop_s))
             self._topology.rewind()
 
@@ -174,7 +174,7 @@ class ReplayServer:
                 match element:
                     case {"ID": str(element_id), "Metadata": {"Metric": dict()}}:
                         add_to_counters(element, offsets.get(element_id, {}))
-                        element["UpdatedAt"] = now_ms  # also if a loop changes nothing
+                        element["UpdatedAt"] = now_ms  # even if a loop changes nothing
 
         # This takes a fraction of a second for a large topology.
         elements = self._topology.elements(query)

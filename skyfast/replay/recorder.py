@@ -43,13 +43,13 @@ STOP_TIMEOUT_S: Final = 2.0
 log = logging.getLogger("skyfast.recorder")
 
 MessageFilter = Callable[[bytes, str], tuple[bytes, str] | None]
-"""Maps a message and its analyzer's name to what is recorded, or None to omit the message."""
+"""Maps a message and its analyzer's name to the recorded pair, or to None to omit the message."""
 
 TopologyFilter = Callable[[Update], Update]
-"""Maps an update of the topology to what is recorded."""
+"""Maps an update of the topology to the recorded update."""
 
 _Entry = tuple[bytes, int, str] | tuple[Answer | Update, int]
-"""A message, its time and its analyzer; or a response, or an update of the topology, at a time."""
+"""A message, its time and its analyzer; or a response or update of the topology, and its time."""
 
 
 class Recorder:
@@ -62,7 +62,7 @@ class Recorder:
         message_filter: MessageFilter | None = None,
         topology_filter: TopologyFilter | None = None,
     ) -> None:
-        """Create the file, readable by its owner only; as gzip if its name ends with ``.gz``.
+        """Create the file, readable only by its owner; use gzip if its name ends with ``.gz``.
 
         Raises:
             ConfigError: The file already exists or cannot be created.
@@ -179,7 +179,7 @@ class Recorder:
                     self._queue.get_nowait()
 
     def _write_all(self) -> bool:
-        """Write messages until `stop` or the maximum size; return whether that was reached."""
+        """Write messages until `stop` or the maximum size; return whether the size was reached."""
         flush_at_s = time.monotonic() + FLUSH_INTERVAL_S
         unflushed = False
         while True:

@@ -11,7 +11,7 @@ each message::
 
 ``At`` is the time of receipt in Unix milliseconds. After this key, the message is recorded byte for
 byte, except for surrounding white space. A message that is not a JSON object on a single line of
-UTF-8 is stored in ``Recorded`` as ``Base64``, and nothing follows.
+UTF-8 is stored in ``Recorded`` as ``Base64``, without further keys after it.
 
 Changes of the topology have lines of their own, without an analyzer, because every analyzer knows
 the whole topology (:mod:`skyfast.replay.topology`)::
@@ -135,7 +135,7 @@ def parse(text: bytes) -> Message:
     """Parse a line.
 
     Raises:
-        ValueError: The line is invalid. The text completes a sentence that starts with the line.
+        ValueError: The line is invalid. The text starts with a verb whose subject is the line.
 
     """
     text = text.strip()
@@ -200,11 +200,11 @@ def _kind(keys: Set[str]) -> Literal["message", "flow", "other"]:
 class Recording:
     """A validated recording.
 
-    ``analyzers`` are the names of the recorded analyzers. ``messages`` counts all messages:
-    ``flows`` of them are lines with a single flow, and ``others`` are lines that no analyzer
-    sends. ``first_ms`` and ``last_ms`` are the times of the first and last message, in Unix
-    milliseconds. ``updates`` counts the updates of the topology, which are not messages. If
-    ``truncated`` is true, the last line is incomplete and is ignored.
+    ``analyzers`` are the names of the recorded analyzers. ``messages`` counts all messages,
+    including ``flows`` (lines with a single flow) and ``others`` (lines that no analyzer sends).
+    ``first_ms`` and ``last_ms`` are the times of the first and last message, in Unix milliseconds.
+    ``updates`` counts the updates of the topology, which are not messages. If ``truncated`` is
+    true, the last line is incomplete and is ignored.
     """
 
     path: str
@@ -308,7 +308,7 @@ def _newest_ms(data: bytes) -> int:
     times = sorted(map(int, _LAST.findall(data)))
     if not times:
         return 0
-    # The lower median, because a time that is too late would delay all messages after it.
+    # Use the lower median, because a time that is too late would delay all later messages.
     latest_ms = times[(len(times) - 1) // 2] + MAX_GAP_MS
     return max(time for time in times if time <= latest_ms)
 
@@ -418,10 +418,11 @@ DEMO_CONFIG: Final = _DATA / "demo.yml"
 def demo() -> Playback:
     """Return the playback of the packaged recording.
 
-    It has traffic and topology of containers and pods, is 80 s long, and is replayed in a loop at
-    five times the speed. So every connection is reported at least once every `DEMO_LOOP_S` seconds.
-    This is well within the default ``connection_timeout``, so that connections never expire, and
-    often enough for a ``rate()`` over one minute at a scrape interval of 15 s.
+    The recording has traffic and topology of containers and pods, is 80 s long, and is replayed in
+    a loop at five times the speed. So every connection is reported at least once every
+    `DEMO_LOOP_S` seconds. `DEMO_LOOP_S` is shorter than the default ``connection_timeout``, so that
+    connections never expire. It is also short enough for a ``rate()`` over one minute at a scrape
+    interval of 15 s.
     """
     return Playback(
         recordings=(Recording.load(str(_DATA / "recording.jsonl.gz")),),

@@ -1,8 +1,8 @@
 """The topology in recordings: which fields it has, what has changed, and what queries return.
 
 Nodes and edges are recorded with the fields that skyfast reads, and recorded again only when one of
-these fields has changed. An `Update` has all changes of one response, or a part of them. Applied
-one after the other, the updates result in the topology at any time of the recording.
+these fields has changed. An `Update` has all changes of one response, or a part of them. Applying
+the updates in order gives the topology at any time of the recording.
 """
 
 import types
@@ -17,7 +17,7 @@ from skyfast.skydive import topology_queries as queries
 from skyfast.skydive.topology_queries import Query
 
 MAX_ELEMENTS: Final = 200_000
-"""Maximum number of nodes and edges that are recorded; others are counted and left out."""
+"""Maximum number of nodes and edges that are recorded; further ones are counted and left out."""
 
 UPDATE_BYTES: Final = 1 << 20
 """Size of an update, in bytes of JSON, above which the next one begins."""
@@ -33,8 +33,7 @@ _COMPLETE: Final = (
     queries.EDGES,
     queries.KUBERNETES_EDGES,
 )
-"""The queries whose responses have all elements of a kind: an element that they lack was
-removed."""
+"""The queries for all elements of a kind: an element missing in the response was removed."""
 
 Path: TypeAlias = tuple[str, ...]
 Shape: TypeAlias = dict[str, Any]
@@ -110,8 +109,8 @@ def rewriter(
     """Return a function that copies the fields of ``shape`` from a decoded object.
 
     ``rewrite_field`` is called once for each field, with its path and type, and returns a function
-    for its values, which can have any type. A value that is not an object, in the place of an
-    object, becomes empty.
+    for its values, which can have any type. If a field should be an object but has another type, it
+    becomes empty.
     """
     fields: dict[str, Rewrite] = {}
     for key, kind in shape.items():
@@ -174,8 +173,8 @@ decode_update: Final = msgspec.json.Decoder(Update).decode
 class Answer:
     """The elements of a response, reduced to the fields that are read.
 
-    It observes a `TopologyClient`, and passes itself to ``done`` when it is complete. Its size in
-    bytes is ``len``.
+    The object observes a `TopologyClient`, and passes itself to ``done`` when it is complete. Its
+    size in bytes is ``len``.
     """
 
     def __init__(self, query: Query, done: Callable[["Answer"], object]) -> None:
@@ -269,7 +268,7 @@ class Changes:
         return [gone for gone in before - ids if self._known.pop(gone, None) is not None]
 
     def _add_to_complete(self, query: Query, element_id: str, text: bytes) -> None:
-        """Remember in which complete responses an element of a partial response must be."""
+        """Remember which complete responses must contain an element of a partial response."""
         element = msgspec.json.decode(text)
         for complete, ids in self._answered.items():
             if complete.edges == query.edges and complete.matches(element):
@@ -298,7 +297,7 @@ class Topology:
         self._seen: dict[str, bytes] = {}
         """The latest version of each node in this loop, including removed ones."""
         self._previous: dict[str, bytes] = {}
-        """The last version of each node in the previous loop, unless this one has it, too."""
+        """The last version of each node in the previous loop, until this loop has the node, too."""
         self._offsets: dict[str, dict[str, int]] = {}
 
     def rewind(self) -> None:
@@ -372,7 +371,7 @@ def add_to_counters(node: dict[str, Any], offsets: Mapping[str, int]) -> None:
 def selected(
     elements: Iterable[bytes], query: Query, present: Callable[[dict[str, Any]], object]
 ) -> bytes:
-    """Return the response to ``query``: the matching ones of ``elements``, as JSON.
+    """Return the response to ``query``: a JSON list of the matching ``elements``.
 
     ``present`` moves the times of an element to the present, in place.
     """

@@ -12,12 +12,12 @@ class Clock:
     """Monotonic seconds since an arbitrary moment.
 
     If two calls of `now` are more than `PAUSE_S` apart, the clock does not count the time between
-    them: while the machine sleeps or the process is paused (SIGSTOP), flows wait unread in its
-    sockets, and connections must not expire before these flows are read. This requires more
-    frequent calls during normal operation; the expiry task makes them.
+    them. While the machine sleeps or the process is paused (SIGSTOP), flows wait unread in the
+    sockets. Connections must not expire before these flows are read. This requires more frequent
+    calls during normal operation; the expiry task makes them.
 
-    Nor does the clock count the time for which it is held. `skyfast.skydive.reporting_gap` decides
-    when to hold it.
+    The clock does not count the time for which it is held, either. `skyfast.skydive.reporting_gap`
+    decides when to hold it.
     """
 
     def __init__(self, source: Callable[[], float] = time.monotonic) -> None:

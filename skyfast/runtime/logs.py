@@ -1,7 +1,8 @@
 """Logging to standard error: one record per line, escaped, and limited in rate.
 
 `set_up` is called once, and `configure` for every configuration. Messages and exceptions may quote
-data from the network. Both formats escape it, so that it cannot forge a record or move the cursor.
+data from the network. Both formats escape this data, so that it cannot forge a record or move the
+cursor.
 """
 
 import json
@@ -31,7 +32,7 @@ LOG_INTERVAL_S: Final = 60.0
 """Default of `LogLimit`: the time between two log lines of one cause."""
 
 MAX_CAUSES: Final = 1000
-"""Causes that a `LogLimit` remembers. Beyond that, it forgets the one whose line is oldest.
+"""Maximum number of causes that a `LogLimit` remembers; the oldest one is forgotten.
 
 Analyzers are part of causes, and host names can resolve to new addresses indefinitely."""
 
@@ -124,7 +125,7 @@ class WarningCounter(logging.Handler):
 
 
 def is_journal() -> bool:
-    """Return whether standard error is the journal, by JOURNAL_STREAM: see systemd.exec(5).
+    """Return whether standard error is the journal, according to JOURNAL_STREAM (systemd.exec(5)).
 
     The existence of the variable is not enough, because the parent process may have passed it on
     but redirected standard error.
@@ -153,7 +154,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _truncate(traceback: str) -> list[str]:
-    """Return the lines of a traceback, bounded in number and length, controls escaped."""
+    """Return the lines of a traceback, limited in number and length, with controls escaped."""
     lines = traceback.split("\n")
     if len(lines) > MAX_TRACEBACK_LINES:
         half = MAX_TRACEBACK_LINES // 2

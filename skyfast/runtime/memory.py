@@ -16,8 +16,9 @@ _PR_SET_DUMPABLE = 4
 KEPT_BYTES = 16 << 20
 """Free memory that glibc keeps at the top of the heap for the next message.
 
-The default of 128 KiB is less than a message of 100 flows and its decoded objects: glibc would
-return the top of the heap to the kernel after each message and page it in again for the next."""
+The default of 128 KiB is smaller than a message of 100 flows with its decoded objects. With this
+default, glibc would return the top of the heap to the kernel after each message, and page it in
+again for the next one."""
 
 HEAP_STEP_BYTES = 1 << 20
 """The heap grows by this size."""
@@ -61,9 +62,9 @@ def freeze() -> None:
 def disable_core_dumps() -> None:
     """Protect the memory from core dumps and from other processes of the same user.
 
-    It contains passwords, cookies, keys and all flows. As in ssh-agent, the process is also made
-    undumpable, because the kernel ignores the limit if core dumps are piped to a program (core(5)).
-    Root can still read the memory.
+    The memory contains passwords, cookies, keys and all flows. As in ssh-agent, the process is also
+    made undumpable, because the kernel ignores the limit if core dumps are piped to a program
+    (core(5)). Root can still read the memory.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))

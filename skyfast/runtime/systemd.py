@@ -19,8 +19,8 @@ log = logging.getLogger("skyfast.systemd")
 class Notifier:
     """Sends notifications to the service manager, if there is one.
 
-    Each notification uses a new socket, so the service manager may recreate its own. Sending never
-    blocks: a notification that cannot be sent is dropped and logged.
+    Each notification uses a new socket, so the service manager may recreate its socket. Sending
+    never blocks: a notification that cannot be sent is dropped and logged.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -37,7 +37,7 @@ class Notifier:
 
     def reloading(self) -> None:
         """Notify that a reload has started; :meth:`reloaded` notifies that it has finished."""
-        if self._status:  # before that, `reloaded` would notify READY too early
+        if self._status:  # before `ready`, `reloaded` would notify too early
             self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def reloaded(self, problem: str | None) -> None:
@@ -54,8 +54,8 @@ class Notifier:
     async def watchdog(self) -> None:
         """Send keep-alive notifications at half the watchdog interval.
 
-        If the event loop hangs, they stop, and systemd restarts the process. Returns at once
-        if the watchdog is not enabled.
+        If the event loop hangs, the notifications stop, and systemd restarts the process. Returns
+        at once if the watchdog is not enabled.
         """
         while self._interval_s:
             self._send("WATCHDOG=1")

@@ -4,8 +4,9 @@ from typing import Self, final
 class ArraySplitter:
     """Splits one JSON list (or ``null``, which counts as an empty list) into its elements.
 
-    Elements longer than ``max_element_bytes`` are skipped and counted in ``skipped``. They are not
-    checked beyond their brackets and strings. An object must not be used by two threads at once.
+    Elements longer than ``max_element_bytes`` are skipped and counted in ``skipped``. In such
+    elements, only brackets and strings are checked. Two threads must not use an object at the same
+    time.
 
     Raises:
         ValueError: ``max_element_bytes`` is not positive.
@@ -19,7 +20,7 @@ class ArraySplitter:
         """Return the elements that end in ``piece``, in order. Releases the GIL while scanning.
 
         Raises:
-            ValueError: The text is not a JSON list. The object cannot be used any more.
+            ValueError: The text is not a JSON list. The object can no longer be used.
 
         """
 
@@ -27,6 +28,6 @@ class ArraySplitter:
         """Check that the list has ended.
 
         Raises:
-            ValueError: It has not.
+            ValueError: The text ended before the list did.
 
         """

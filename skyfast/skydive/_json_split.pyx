@@ -1,14 +1,14 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
-"""Splits the JSON text of a list into its elements while it arrives, without holding the GIL.
+"""Splits the JSON text of a list into its elements while the text arrives, without holding the GIL.
 
 A response of the topology API can be a hundred megabytes long. Decoding it as a whole would hold
 the text and all its objects in memory, and would hold the GIL for a large part of a second. Here,
-the text comes in pieces of any size, and each piece returns the elements that it completes.
+the text comes in pieces of any size, and each call returns the elements that its piece completes.
 
 The splitter only looks for the commas between the elements: it counts brackets and knows where a
-string ends. Everything inside an element is for the decoder to check. Outside of elements, it
-accepts exactly what JSON accepts. The cost is about 1 ns per byte. Memory: the part of an element
-that has arrived, up to ``max_element_bytes``; longer elements are skipped and counted.
+string ends. It does not check the inside of an element; the decoder does that. Outside of elements,
+it accepts exactly what JSON accepts. The cost is about 1 ns per byte. Memory: the part of an
+element that has arrived, up to ``max_element_bytes``; longer elements are skipped and counted.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -51,7 +51,7 @@ cdef Py_ssize_t _scan(
 ) noexcept nogil:
     """Scan ``text`` from ``start``; return the offset of the first character that was not scanned.
 
-    The caller continues there, unless the text is wrong. ``begin`` is the offset at which the
+    The caller continues there, unless the text is invalid. ``begin`` is the offset at which the
     current element begins.
     """
     cdef Py_ssize_t index = start

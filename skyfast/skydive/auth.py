@@ -1,8 +1,8 @@
 """Authentication at an analyzer.
 
-The subscriptions and the topology poller use this module, and decide themselves when to connect and
-what to log. aiohttp is imported at the first login, because most installations need no login and
-this import takes longer than all other imports.
+The subscriptions and the topology poller use this module. They decide when to connect and what to
+log. aiohttp is imported at the first login, because most installations need no login and this
+import takes longer than all other imports.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ async def resolve(host: str, port: int) -> list[str]:
     """Return the IP addresses of ``host`` in the order of preference.
 
     Each lookup runs in its own daemon thread, not in the event loop's executor. At exit, Python
-    would wait for the executor's threads, and thus for a name server that does not respond.
+    would wait for the executor's threads, and therefore for a name server that does not respond.
 
     Raises:
         OSError: The resolution failed or took longer than RESOLVE_TIMEOUT_S.
@@ -121,8 +121,8 @@ def http_connector(**options: Any) -> "aiohttp.TCPConnector":
 def connection_error(error: BaseException) -> str:
     """Return the error message of a failed connection, safe to log.
 
-    If the error has an error number of the operating system, this is the operating system's
-    message. asyncio and aiohttp replace it by messages of their own, such as ``Connect call failed
+    If the error has an error number of the operating system, the result is the operating system's
+    message. asyncio and aiohttp replace this message with their own, such as ``Connect call failed
     ('127.0.0.1', 8082)``.
     """
     text = str(error)
@@ -143,9 +143,9 @@ class Authentication:
     """The credentials for one analyzer.
 
     Basic authentication is used until a request returns 401, then the cookie of a login. If the
-    cookie is rejected with 401 too, a new login replaces it. The two are never sent together:
-    Skydive checks the cookie first, and rejects an expired token even with a valid password. The
-    configured cookies are always sent.
+    cookie is rejected with 401, too, a new login replaces it. The password and the cookie are never
+    sent together: Skydive checks the cookie first, and rejects an expired token even with a valid
+    password. The configured cookies are always sent.
 
     The headers, cookies and passwords of this object must not be logged.
     """
@@ -190,7 +190,8 @@ class Authentication:
         """Log in after a request with ``rejected_headers`` returned 401.
 
         Returns whether to retry with the new `headers`; if not, ``problem`` is the reason. If
-        several requests are rejected at the same time, one logs in and the others use its token.
+        several requests are rejected at the same time, one call logs in, and the others use the new
+        token.
         """
         async with self._renewing:
             if self.headers() != rejected_headers:

@@ -11,15 +11,15 @@ subscribers:
 * ``FlowCount`` is the current size of the capture point's flow table.
 * ``PacketsReceived`` and ``PacketsDropped`` are neither totals nor increases. Once a second
   (``agent.capture.stats_update``) the agent reads the socket's totals since the capture started,
-  and it sends the sum of ten such readings. So a tenth is exported: the mean of the totals read in
-  these 10 s. Only probes that read packets from a socket have these fields.
+  and it sends the sum of ten such readings. skyfast exports a tenth of this sum: the mean of the
+  totals read in these 10 s. Only probes that read packets from a socket have these fields.
 
 A report identifies its capture but not its capture point, and a capture has a point on every
-interface that its query matches, on all hosts. The reports of one point cannot be told apart from
-those of others, and the number of readings in a report varies, so the totals cannot be exported as
-counters. The other three values cannot be summed, so they are gauges: each is the highest value of
-any point in the reports of the last 12 to 15 s. The number of reports is a counter, so its ``rate``
-times 10 s is the number of capture points.
+interface that its query matches, on all hosts. The reports of one point cannot be distinguished
+from those of another, and the number of readings in a report varies. Therefore the totals cannot be
+exported as counters. The other three values cannot be summed, so they are gauges: each is the
+highest value of any point in the reports of the last 12 to 15 s. The number of reports is a
+counter, so its ``rate`` times 10 s is the number of capture points.
 
 Like the table, this module has no clock and no socket: its inputs are reports and ``now``, and its
 output is a page.
@@ -42,13 +42,13 @@ SLOT_S: Final = 3.0
 """The highest values are stored per time slot of this length."""
 
 SLOTS: Final = 5
-"""The number of slots. They cover the last 12 to 15 s, and thus a report of each point."""
+"""The number of slots. They cover the last 12 to 15 s, which include a report of each point."""
 
 READINGS: Final = 10
 """A report contains the sum of this many readings of a total."""
 
 MAX_CAPTURES: Final = 1000
-"""Maximum number of captures; reports of others are counted as ``too_many``."""
+"""Maximum number of captures; reports of further captures are counted as ``too_many``."""
 
 MAX_ID_CHARS: Final = 1024
 """Maximum length of a capture ID; reports with longer ones count as ``text_too_long``."""
@@ -97,7 +97,8 @@ class _Capture:
         self.reports = 0
         self.flows_dropped = 0
         self.kernel_flows_dropped = 0
-        # By slot number. Replaced, never modified: another thread may be reading it.
+        # By slot number. The dict is replaced, never modified, because another thread may be
+        # reading it.
         self._slots: dict[int, _Figures] = {}
 
     @property

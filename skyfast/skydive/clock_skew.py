@@ -1,4 +1,4 @@
-"""Detects flows with impossible times: the clock of an agent is wrong.
+"""Detects flows with impossible times, which show that the clock of an agent is wrong.
 
 The agents' times are exported only by the metrics ``start`` and ``last``, but the table also uses
 these times to detect late reports. If the local clock is wrong, all agents seem to be wrong.
@@ -119,7 +119,7 @@ class ClockSkewCheck:
 
 def _origin(flow: Flow, data: bytes | bytearray | memoryview) -> str:
     """Return the interface where a flow was captured, safe to log."""
-    name = getattr(flow, "NodeTID", "")  # some plans do not decode it
+    name = getattr(flow, "NodeTID", "")  # some plans do not decode the field
     if not name:
         try:
             origins = _MESSAGE.decode(data).Obj

@@ -1,7 +1,7 @@
 """Measures how old the data is when it arrives, from one random report of each message.
 
-The ages depend on the clocks of the agents' hosts and of this machine. Negative ages show that
-these clocks differ, which `skyfast.skydive.clock_skew` detects, so they are not observed.
+The ages depend on the clocks of the agents' hosts and of this machine. Negative ages are not
+observed. They show that these clocks differ, which `skyfast.skydive.clock_skew` detects.
 """
 
 import random

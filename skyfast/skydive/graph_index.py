@@ -39,7 +39,8 @@ DUPLICATE_ID: Final = "duplicate_id"
 EDGE_WITHOUT_NODE: Final = "edge_without_node"
 """Counts edges whose parent or child should be in the graph, but is not.
 
-Nodes of other types are not read; for example, services have edges to endpoints."""
+Edges to nodes of types that are not read do not count. For example, services have edges to
+endpoints."""
 
 NAME_TOO_LONG: Final = "name_too_long"
 """Counts names and IDs longer than `MAX_NAME_CHARS`."""
@@ -87,7 +88,7 @@ _NO_INTERFACES: Final = _KUBERNETES_TYPES | {"host", "netns", "container", "libv
 
 _OWNED_BY_NAMESPACES: Final = _KUBERNETES_TYPES - {KUBERNETES_CONTAINER}
 
-# The types of parent and child of relations. Those that are not here have their own rules.
+# The types of parent and child, by relation. Relations that are not listed have their own rules.
 _ENDS: Final = {
     CONTAINER: (KUBERNETES_CONTAINER, "container"),
     SERVICE: ("service", "pod"),
@@ -102,8 +103,8 @@ _encode = msgspec.json.encode
 class GraphIndex:
     """The usable nodes of a graph, by ID, type and relation.
 
-    Sources of the relations are the linkers in ``topology/probes/k8s`` of Skydive, and
-    ``AddOwnershipLink`` in ``topology/topology.go``.
+    In Skydive, the linkers in ``topology/probes/k8s`` and ``AddOwnershipLink`` in
+    ``topology/topology.go`` create these relations.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -243,7 +244,8 @@ class GraphIndex:
 def _lacks_node(relation: str, parent: Node | None, child: Node | None) -> bool:
     """Return whether the missing node of an edge certainly has a type that is read."""
     if relation == OWNERSHIP:
-        # Kubernetes namespaces and clusters are not read, nor is everything that hosts own.
+        # Kubernetes namespaces and clusters are not read, and neither are some nodes that hosts
+        # own.
         return child is not None and type_of(child) not in _OWNED_BY_NAMESPACES
     if relation == SERVICE:
         return parent is None

@@ -29,7 +29,8 @@ from skyfast.stats import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
 MAX_PARTIAL_FLOWS = 1_000
 """Maximum number of flows per message that are decoded field by field; each takes 10 µs.
 
-Analyzers send at most 100. Beyond the limit, flows with values of a wrong type are skipped."""
+Analyzers send at most 100 flows. Beyond the limit, flows with values of a wrong type are
+skipped."""
 
 SHOWN_BYTES = 80
 """A log line shows this many bytes of an unusable message."""
@@ -104,7 +105,7 @@ class Ingest:
 
     @functools.cached_property
     def _partial_flow(self) -> PartialDecoder:
-        # Rarely needed.
+        # Created on first use, because it is rarely needed.
         return PartialDecoder(self._types)
 
     def message(self, data: bytes | bytearray | memoryview, analyzer: AnalyzerStats) -> None:
@@ -239,7 +240,7 @@ class Ingest:
                 flows.append(self._full_flow.decode(raw))
                 continue
             except UNDECODABLE as error:
-                problem = str(error)  # the exception keeps the message alive
+                problem = str(error)  # the exception would keep the message alive
             if partial < MAX_PARTIAL_FLOWS:
                 partial += 1
                 try:

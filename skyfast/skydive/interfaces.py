@@ -24,7 +24,7 @@ MAX_LABEL_CHARS: Final = 1024
 """Maximum characters of a label value; nodes with longer ones count as ``text_too_long``."""
 
 MAX_LABELS_CHARS: Final = 8 * 1024 * 1024
-"""Maximum characters of all labels together; other nodes are counted as ``too_many``.
+"""Maximum characters of all labels together; further nodes are counted as ``too_many``.
 
 The page repeats the labels in every family, so this bounds the size of the page if names are
 long."""
@@ -83,8 +83,8 @@ _COUNTERS: Final = (
 )
 """A part of the compatible name, a part of the standard name, and the help text.
 
-The first part is also the name of the field of `Counters`. The counter that Skydive lacks has no
-standard name."""
+The first part is also the name of the field of `Counters`. A counter that Skydive does not provide
+has no standard name."""
 
 _FAMILIES: Final[dict[Naming, tuple[_Family, ...]]] = {
     "compatible": tuple(

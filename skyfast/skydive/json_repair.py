@@ -51,7 +51,7 @@ def replace_unreadable(data: bytes) -> bytes:
 
 
 def prune_depth(data: bytes) -> bytes:
-    """Return ``data`` without everything that is nested deeper than `MAX_DEPTH`.
+    """Return ``data`` without the parts that are nested deeper than `MAX_DEPTH`.
 
     Raises:
         msgspec.DecodeError: ``data`` has more than `MAX_REPAIRED_TOKENS` strings and brackets.

@@ -9,7 +9,7 @@ from skyfast.runtime.logs import printable
 from skyfast.skydive.name_resolver import Resolution
 
 MAX_LABELS: Final = 3
-"""Maximum number of labels named by a text."""
+"""Maximum number of labels that a text lists."""
 
 MAX_KEYS: Final = 10
 """Maximum number of missing pod labels."""
@@ -17,10 +17,10 @@ MAX_KEYS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """Why labels are empty, with printable texts of bounded length.
+    """The reasons why labels are empty, as printable texts of bounded length.
 
     ``without_pods`` lists the labels that are empty because the topology has no pods; "" if there
-    are none. ``missing_labels`` are the keys that no pod has, although there are pods.
+    are no such labels. ``missing_labels`` are the keys that no pod has, although there are pods.
     """
 
     without_pods: str = ""
@@ -30,7 +30,8 @@ class Hints:
 def find_hints(export: ExportSelection, resolution: Resolution) -> Hints:
     """Return the hints for the labels of ``export``. The topology must have been read completely.
 
-    Other labels are not considered: for example, the name of an address can be that of a host.
+    Labels that can have values without pods are not considered. For example, the name of an address
+    can be the name of a host.
     """
     if resolution.has_pods:
         return Hints(missing_labels=tuple(map(printable, resolution.missing_labels[:MAX_KEYS])))

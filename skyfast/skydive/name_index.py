@@ -38,7 +38,7 @@ PRUNE_INTERVAL_S: Final = 300.0
 """Minimum time between two removals of cached names that flows may no longer use."""
 
 MAX_UNKNOWN: Final = 20_000
-"""Maximum number of unknown addresses that wait for a query, and of queried ones.
+"""Maximum number of unknown addresses that wait for a query, and of those already queried.
 
 The queries of one minute contain 15,000 addresses."""
 
@@ -58,7 +58,7 @@ V = TypeVar("V")
 class _Update(Generic[V]):
     """The changes of a mapping.
 
-    ``gone`` maps keys to the time since when resolutions lack them, the oldest first.
+    ``gone`` maps each missing key to the time of the first resolution without it, oldest first.
     """
 
     changed: Mapping[str, V]
@@ -72,7 +72,7 @@ class _Update(Generic[V]):
 
 @dataclass(frozen=True, slots=True)
 class _Context:
-    """The data that ambiguous addresses are resolved with."""
+    """The data for resolving ambiguous addresses."""
 
     candidates: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
     points: Mapping[str, CapturePoint] = field(default_factory=dict)
@@ -119,7 +119,7 @@ class Changes:
     compared: int
     """The number of cached names that were compared; names cached later are dropped."""
     affected: Set[str]
-    """Ambiguous addresses with a triple whose names change, or are not cached any more."""
+    """Ambiguous addresses with a triple whose names have changed or are no longer cached."""
     pruned_at: float | None
     left_out: int
 
@@ -196,14 +196,14 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
     def take_unknown(self, now: float, count: int) -> list[str]:
         """Return up to ``count`` unknown addresses to query.
 
-        They are not noted again until `MISS_S` after ``now``, in seconds.
+        These addresses are not noted again until `MISS_S` after ``now``, in seconds.
         """
         self._forget(now)
         taken: list[str] = []
         while self._unknown and len(taken) < count:
             address = next(iter(self._unknown))
             del self._unknown[address]
-            if address not in self:  # it may have become known
+            if address not in self:  # the address may have become known
                 self._missed[address] = now
                 taken.append(address)
         return taken
@@ -228,11 +228,11 @@ class NameIndex:
     ``addresses`` has the names of addresses in the topology, and ``ends`` combines them with own
     names for the table.
 
-    Changed and new entries apply at once. If resolutions lack an entry, because the node was
-    deleted or because an analyzer that has just started does not know it yet, the entry stays for
-    ``keep_s`` and is removed by the first resolution after that, which `is_due` asks for. So do
-    the owners of ambiguous addresses on a host without any capture point left. Without resolutions,
-    all entries stay.
+    Changed and new entries apply at once. An entry can be missing in a resolution because its node
+    was deleted, or because an analyzer that has just started does not know the node yet. Such an
+    entry stays for ``keep_s``. The first resolution after this time removes it; `is_due` returns
+    whether it is time for this resolution. If a host has no capture point left, the owners of
+    ambiguous addresses on this host stay for the same time. Without resolutions, all entries stay.
 
     Only :meth:`apply` changes the mappings, in place. The thread that calls :meth:`apply` may use
     the mappings at any time.
@@ -288,9 +288,9 @@ class NameIndex:
         return any(now - since >= self._keep_s for since in oldest)
 
     def compare(self, resolution: Resolution, now: float) -> Changes:
-        """Return the changes that ``resolution``, of the whole topology at ``now``, causes.
+        """Return the changes caused by ``resolution``, of the whole topology at ``now``.
 
-        Modifies nothing. Any thread may call it unless another is in :meth:`apply`.
+        Modifies nothing. Any thread may call this method while no thread is in :meth:`apply`.
         """
         nodes, left_out_nodes = _limited(resolution.nodes)
         candidates, left_out_addresses = _limited(resolution.addresses)
@@ -298,7 +298,7 @@ class NameIndex:
         node_update = self._compared(self.nodes, nodes, self._gone_nodes, now)
         points = dict(islice(resolution.points.items(), MAX_NAMES))
         hosts = {point.host for point in points.values()}
-        # What the flows of kept entries are resolved with is kept, too.
+        # Keep the data that the flows of kept entries need for their resolution.
         for tid in node_update.gone:
             if tid in context.points:
                 points[tid] = context.points[tid]
@@ -323,9 +323,9 @@ class NameIndex:
         )
 
     def compare_new(self, resolution: Resolution, now: float) -> Changes:
-        """Return the changes that ``resolution``, of a part of the topology at ``now``, causes.
+        """Return the changes caused by ``resolution``, of a part of the topology at ``now``.
 
-        Only addresses that are unknown so far get names. Apart from that, it is like `compare`.
+        Like `compare`, but only addresses that are still unknown get names.
         """
         capacity = MAX_NAMES - len(self.addresses)
         added = {
@@ -356,8 +356,8 @@ class NameIndex:
         now: float,
         left_out: int,
     ) -> Changes:
-        """Return the changes, with those of the cached names added."""
-        cached = self.addresses._triples.copy()  # the event loop may add entries meanwhile
+        """Return the changes, including those of the cached names."""
+        cached = self.addresses._triples.copy()  # the event loop may add entries concurrently
         full = len(cached) > MAX_TRIPLES // 2
         is_pruned = full and (self._pruned_at is None or now - self._pruned_at >= PRUNE_INTERVAL_S)
         if is_pruned:
@@ -381,7 +381,7 @@ class NameIndex:
     def _chosen_anew(
         self, cached: Mapping[Triple, tuple[str, ...]], context: _Context
     ) -> tuple[dict[Triple, tuple[str, ...]], set[str]]:
-        """Return the triples with their names in ``context``, and the addresses that changed."""
+        """Return the names of each triple in ``context``, and the addresses with changed names."""
         triples: dict[Triple, tuple[str, ...]] = {}
         affected: set[str] = set()
         for triple, before in cached.items():
@@ -451,7 +451,7 @@ _MISSING: Final = object()
 
 
 def _limited(mapping: Mapping[str, V]) -> tuple[Mapping[str, V], int]:
-    """Return up to `MAX_NAMES` entries, and the number of the others."""
+    """Return up to `MAX_NAMES` entries, and the number of omitted entries."""
     if len(mapping) <= MAX_NAMES:
         return mapping, 0
     return dict(islice(mapping.items(), MAX_NAMES)), len(mapping) - MAX_NAMES
@@ -462,8 +462,8 @@ def _with_gone_hosts(
 ) -> dict[str, tuple[Candidate, ...]]:
     """Return the addresses that owners on ``gone_hosts`` still have, with all their owners.
 
-    After an analyzer has started, the hosts come back one by one, while all of them report flows:
-    an address that several have must not be named after the first one.
+    After an analyzer has started, hosts reappear one by one, while all of them report flows. An
+    address that several hosts have must not get the names of the first host that reappears.
     """
     kept: dict[str, tuple[Candidate, ...]] = {}
     for address, owners in context.candidates.items():
@@ -474,7 +474,7 @@ def _with_gone_hosts(
 
 
 def _agreed(address: str, candidates: tuple[Candidate, ...]) -> tuple[str, ...] | None:
-    """Return the names if they do not depend on the flow: if all candidates have the same."""
+    """Return the names if they do not depend on the flow, because all candidates have the same."""
     if is_local(address):
         return None
     first = candidates[0].names

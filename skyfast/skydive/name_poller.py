@@ -5,11 +5,11 @@
 * Everything is read every `FULL_INTERVAL_S`.
 * In between, updated nodes and edges are read every `INTERVAL_S`. Only interfaces are always read
   completely, because a query for updated interfaces would not be cheaper.
-* Pods with unknown addresses that occur in flows are read every `UNKNOWN_INTERVAL_S`, and updated
-  pods alternately, or after `PODS_INTERVAL_S`.
+* Pods with unknown addresses that occur in flows are read every `UNKNOWN_INTERVAL_S`, in turn with
+  updated pods. If no address is unknown, updated pods are read every `PODS_INTERVAL_S`.
 
 Names are resolved again only if the data that is read has changed, or if the index has names of
-deleted nodes that are due to leave.
+deleted nodes that are due for removal.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ from skyfast.stats import NAME_SKIPS, TopologyStats
 log = logging.getLogger("skyfast.topology")
 
 FULL_INTERVAL_S: Final = 300.0
-"""Interval between two complete readings; only these notice deleted nodes and edges."""
+"""Interval between two complete readings, which alone detect deleted nodes and edges."""
 
 INTERVAL_S: Final = 20.0
 """Interval between two readings of changes, and of interfaces if their metrics are disabled."""
@@ -49,21 +49,22 @@ UNKNOWN_INTERVAL_S: Final = 2.0
 PODS_INTERVAL_S: Final = 5.0
 """Minimum interval between two readings of changed pods if no address is unknown.
 
-They find a pod that has replaced another at its address."""
+These readings detect that another pod has taken over an address."""
 
 OVERLAP_MS: Final = 120_000
-"""Changes are read from this long before the previous reading.
+"""Each reading of changes includes this much time before the previous reading.
 
 ``UpdatedAt`` is the time of the host where the node is, and its clock can be slow. The update also
 takes a few seconds to arrive."""
 
 PODS_OVERLAP_MS: Final = 10_000
-"""The same overlap for pods, whose ``UpdatedAt`` is the time of an analyzer."""
+"""The same for pods, whose ``UpdatedAt`` is the time of an analyzer."""
 
 COMPLETE_WAIT_S: Final = 60.0
 """Maximum time for which names of an earlier poller stay, until every query has a response.
 
-Names that are resolved without one of them would be less exact, and change twice."""
+Names that are resolved without one of these responses would be less exact, and would change
+again."""
 
 KINDS: Final = {
     queries.NAMED_INTERFACES: "interfaces",
@@ -216,9 +217,8 @@ class NamePoller:
     def _since_ms(self, asked_ms: int, overlap_ms: int) -> int:
         """Return the time from which changes are to be read, or 0 if it is unknown.
 
-        Neither the clock of this host nor those of other hosts can be trusted alone, so the earlier
-        time is used. ``UpdatedAt`` of edges is not read, because edges are not newer than their
-        nodes.
+        The clock of this host and those of other hosts can be wrong, so the earlier time is used.
+        ``UpdatedAt`` of edges is not read, because edges are not newer than their nodes.
         """
         newest_ms = max(progress.newest_ms for progress in self._progress.values())
         return max(0, min(newest_ms, asked_ms) - overlap_ms)
@@ -247,7 +247,7 @@ class NamePoller:
         self._names.last_reading_timestamp_s = time.time()
 
     def _resolve_soon(self) -> None:
-        """Resolve names if every query has been sent and they may have changed."""
+        """Resolve names if every query has been sent and names may have changed."""
         waits = time.monotonic() < self._is_complete_at_s
         is_complete = all(
             progress.read if waits else progress.tried for progress in self._progress.values()
@@ -327,10 +327,10 @@ class NamePoller:
             self._count()
 
     async def _ask_unknown(self, client: TopologyClient) -> None:
-        """Query the pods of unknown addresses, or alternately the pods that have just changed.
+        """Query the pods of unknown addresses and, alternately, the pods that have just changed.
 
         An address can be unknown when it first occurs in a flow, and belong to a pod a moment
-        later. A known address can belong to another pod.
+        later. A known address can move to another pod.
         """
         addresses, now = self._index.addresses, self._now()
         query = None

@@ -1,8 +1,8 @@
 """Resolves the names of addresses and capture points from the topology.
 
 Pure functions, without clock and socket. An address can have several owners (the same subnet on
-each host, overlapping clusters), which :func:`choose` tells apart by where the flow was captured.
-If the topology is contradictory or ambiguous, names are empty rather than wrong.
+each host, overlapping clusters). :func:`choose` distinguishes them by the place where the flow was
+captured. If the topology is contradictory or ambiguous, names are empty rather than wrong.
 
 Relations between nodes are from Skydive's probes: see `skyfast.skydive.graph_index`. The rules of
 pods and workloads are in `skyfast.skydive.workloads`, those of containers in
@@ -38,7 +38,7 @@ ADDRESS_LIMIT: Final = "address_limit"
 """Counts addresses beyond `MAX_ADDRESSES`."""
 
 NO_ID: Final = "no_id"
-"""Counts interfaces without an ID that flows could have."""
+"""Counts interfaces that no flow can refer to, because they have neither ``TID`` nor ``ID``."""
 
 DUPLICATE_TID: Final = "duplicate_tid"
 """Counts interfaces with the TID of another interface."""
@@ -84,15 +84,16 @@ class Resolution(msgspec.Struct, frozen=True, gc=False):
     """All names of a topology.
 
     * ``nodes``: the values of ``NODE_NAMES`` by ``NodeTID``.
-    * ``addresses``: the candidates by address, in the notation of flows. They are never empty, no
-      two are equal, and their order does not depend on that of the graph.
+    * ``addresses``: the candidates by address, in the notation of flows. Each address has at least
+      one candidate, and all of its candidates are different. Their order does not depend on the
+      order of the graph.
     * ``points``: the capture points by ``NodeTID``.
     * ``networks``: the subnets of all interfaces by host, in order. Subnets with only one address
       are left out.
-    * ``skipped``: how often something was unusable, by reason.
+    * ``skipped``: how many unusable items were skipped, by reason.
     * ``has_pods``: whether the topology has pods.
-    * ``has_pod_names``: whether it has pods, or containers with the names of their pods.
-    * ``missing_labels``: the keys of the pod labels asked for that no pod has.
+    * ``has_pod_names``: whether the topology has pods, or containers with the names of their pods.
+    * ``missing_labels``: the keys of the requested pod labels that no pod has.
     """
 
     nodes: dict[str, tuple[str, ...]]
@@ -159,8 +160,8 @@ def choose(
 def is_local(address: str) -> bool:
     """Return whether an address is a loopback or link-local address.
 
-    Each host or link can have the same one, also those that are not in the topology. So the names
-    of its only owner are not those of everybody who has it.
+    Any host or link can have the same address, including hosts and links that are not in the
+    topology. Therefore an address with a single owner in the topology can have other owners, too.
     """
     if address == "::1" or address.startswith(("127.", "169.254.")):
         return True
@@ -196,9 +197,9 @@ def _share_network(networks: Mapping[str, Networks], host: str, address: str, ot
 class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """A network namespace; `_UNKNOWN` has all fields empty.
 
-    ``own`` is whether it is the host's own namespace. ``pod_names`` can be known even if ``pod`` is
-    not. ``uncertain`` means that the containers, or their pods, contradict one another. In that
-    case, a pod with the same address must not be assumed to be in the namespace.
+    ``own`` is true for the host's own namespace. ``pod_names`` can be known even if ``pod`` is not.
+    ``uncertain`` means that the containers, or their pods, contradict one another. In that case, a
+    pod with the same address must not be assumed to be in the namespace.
     """
 
     id: str = ""
@@ -215,7 +216,7 @@ class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
 class _Place(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """The place of an interface's addresses. All addresses of a namespace usually share one.
 
-    ``of_machine`` is whether the addresses belong to a virtual machine behind an interface.
+    ``of_machine`` is true if the addresses belong to a virtual machine behind an interface.
     """
 
     namespace: _Namespace
@@ -281,7 +282,7 @@ class _Resolver:
             if node is not None:
                 containers.add(id(node), container)
             else:
-                # The container may be in any of these.
+                # The container may be in any of these namespaces.
                 uncertain.update(id(owner) for owner in index.parents(OWNERSHIP, container))
         # Containers in a host's own namespace do not name it.
         namespaces = {
@@ -326,8 +327,8 @@ class _Resolver:
     ) -> tuple[Pod, PodNames] | tuple[None, PodNames | None]:
         """Return the pod of containers that share a namespace, and its names.
 
-        The pod is found by its Kubernetes containers, otherwise by labels, otherwise by the
-        containers' names.
+        The pod is found by its Kubernetes containers, or else by labels, or else by the containers'
+        names.
 
         Raises:
             ContradictionError: The containers belong to different pods.
@@ -483,7 +484,8 @@ class _Resolver:
                 of_machine=machine is not None,
                 candidate=Candidate(
                     names=names,
-                    # A machine is not in the namespace of the interface that it is behind.
+                    # A virtual machine is not in the network namespace of the interface that
+                    # connects it.
                     namespace=namespace.id if machine is None else "",
                     host=host,
                     cluster=(namespace.pod.cluster if namespace.pod else "") or cluster,
@@ -536,7 +538,8 @@ class _Resolver:
         """
         if not pods:
             return [place.candidate for place in places]
-        # A place whose namespace is known to belong to the pod has the pod's names already.
+        # If a place's namespace is known to belong to the pod, the place already has the pod's
+        # names.
         known = {id(place.namespace.pod) for place in places if not place.of_machine}
         pods = [pod for pod in pods if id(pod) not in known]
         compared = places if len(places) * len(pods) <= MAX_COMPARISONS else ()
@@ -559,7 +562,7 @@ class _Resolver:
         return found
 
     def _may_be_at(self, pod: Pod, place: _Place, is_only: bool) -> bool:
-        """Return whether a pod with the address of an interface can be assumed to be there."""
+        """Return whether a pod with the address of ``place`` can be assumed to be there."""
         namespace = place.namespace
         if namespace.own or namespace.uncertain or namespace.pod is not None or place.of_machine:
             return False
@@ -661,7 +664,7 @@ def _address_names(
     elif machine is None:
         name = container or netns or host
     else:
-        # The address is neither the namespace's nor the host's.
+        # The address belongs neither to the namespace nor to the host.
         name = container or machine
     return (
         name,
@@ -688,7 +691,7 @@ def _merged(place: _Place, pod: Pod) -> Candidate:
 
 
 def _may_be_service(services: Sequence[Candidate], cluster: str) -> bool:
-    """Return whether an address of a host in ``cluster``, "" if unknown, is a cluster IP there.
+    """Return whether an address of a host is a cluster IP in ``cluster``, which is "" if unknown.
 
     NodeLocal DNSCache and kube-router add such addresses to a dummy interface of every host.
     """

@@ -41,7 +41,8 @@ MAX_UNSETTLED: Final = 10_000
 UPDATE_PERIOD_S: Final = 60.0
 UPDATE_PERIODS: Final = 60
 """The estimate of ``flow.update`` is the largest value seen in two different minutes of the last
-hour. When the clock of an agent is adjusted, all updates of one tick seem longer or shorter."""
+hour. A single minute is not reliable: when the clock of an agent is adjusted, all updates of one
+tick seem longer or shorter."""
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
 """Skip reasons that cause gaps. The other reasons apply to all reports of a flow."""
@@ -70,7 +71,7 @@ class KnownFlows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Total:
-    """A counter that ``LastUpdateMetric`` contains too; ``index`` is its position in the plan."""
+    """A counter that ``LastUpdateMetric`` also contains; ``index`` is its position in the plan."""
 
     index: int
     paths: tuple[FieldPath, ...]
@@ -109,8 +110,8 @@ class ReportChecker:
         """Create checks for the counters of ``plan`` that are fields of ``Metric``.
 
         ``now`` is the table's clock, in seconds. ``running`` is a clock that is never held, for the
-        rate of messages. ``held_s`` returns for how long the table's clock was held because reports
-        could be missing. ``chance`` returns random numbers from 0 to 1.
+        rate of messages. ``held_s`` returns the total time for which the table's clock was held
+        because of missing reports. ``chance`` returns random numbers from 0 to 1.
         """
         self._totals = tuple(
             _Total(index, counter.paths, counter.last_update)
@@ -245,7 +246,7 @@ class ReportChecker:
             or now - age_s - self._table.flow_update_s - SETTLE_S <= horizon_s
             or self._table.known(flow.UUID) is None
         ):
-            return  # it may have been counted before, or the table did not accept it
+            return  # the flow may have been counted before, or the table skipped it
         analyzer.reports_checked += 1
         grew = any(total > delta for total, delta in zip(totals, deltas, strict=True))
         if grew or _is_repeat(flow):

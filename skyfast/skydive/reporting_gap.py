@@ -1,4 +1,4 @@
-"""Decides when reports may be missing, so that expiry pauses.
+"""Decides when expiry pauses, because reports may be missing.
 
 While a subscription does not deliver, the reports of live connections do not arrive. Therefore no
 row expires until the subscription has delivered again for one reporting interval of the agents
@@ -29,7 +29,7 @@ MAX_FLOW_UPDATE_S: Final = 3600.0
 
 @dataclass(slots=True)
 class _Budget:
-    """The time spent since the last sufficiently long calm period."""
+    """The hold time since the last sufficiently long calm period."""
 
     spent_s: float = 0.0
     calm_s: float = 0.0
@@ -48,10 +48,10 @@ class _SubscriptionState:
 
     delivers: bool = True
     delivers_for_s: float = math.inf
-    """How long it has delivered without interruption; infinite if it was never interrupted."""
+    """How long the subscription has delivered without interruption; infinite before the first."""
     healthy: bool = True
     missing_s: float = 0.0
-    """How long others have delivered and it has not, since it was last healthy."""
+    """How long only other subscriptions have delivered since this one was last healthy."""
     counted: bool = False
     budget: _Budget = field(default_factory=_Budget)
 
@@ -64,11 +64,12 @@ class ReportingGap:
     * The clock is held while a counted subscription is not healthy. A removed subscription is
       treated as not delivering.
     * If a subscription does not deliver for `MISSING_UPDATES` intervals while others do, it stops
-      counting until it is healthy again: by then, agents send to the analyzers of the others.
+      counting until it is healthy again. By then, agents send to the analyzers of the other
+      subscriptions.
     * A subscription that has held the clock for `INCIDENT_UPDATES` intervals stops counting too.
-      Several subscriptions together cannot hold the clock for longer either. The first limit is
-      reset after one interval in which that subscription was healthy, the second one after an
-      interval in which all counted subscriptions were.
+      Several subscriptions together cannot hold the clock for longer, either. The limit of a
+      subscription is reset after one interval in which it was healthy. The common limit is reset
+      after one interval in which all counted subscriptions were healthy.
     """
 
     def __init__(self, *, slack_s: float = SLACK_S) -> None:

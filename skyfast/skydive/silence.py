@@ -8,8 +8,9 @@ probability is less than `SUSPECT_CHANCE`, and *silent* if it is less than `SILE
 number of sent ``stats`` is estimated from the number of capture points, unless the other
 subscriptions disagree.
 
-A subscription that gets ``stats`` and no flows is silent too if the ``stats`` show that captures
-receive packets: after a client has subscribed to ``stats`` alone, an analyzer sends only these.
+A subscription that gets ``stats`` but no flows is silent, too, if the ``stats`` show that captures
+receive packets. This occurs when an analyzer resumes sending for a client that has subscribed only
+to ``stats``.
 
 This module has no clock and no socket. It counts ticks instead of time: after a pause of the
 process, the late tick counts as one, and waiting messages are read before the next one.
@@ -50,7 +51,7 @@ IDLE_SHARE: Final = 0.1
 """If no more than this share of the reports shows packets, the captures may be idle."""
 
 IDLE_REPORTS: Final = 3
-"""After its last packet, a point sends this many reports that still differ."""
+"""After its last packet, a point sends this many reports that differ from earlier ones."""
 
 MEMORY_S: Final = 60.0
 """Reported values are remembered for at least this long, which is six reports."""
@@ -213,8 +214,8 @@ class Silence:
     def update(self, *, received: bool, statistics: int, flows: bool, now_s: float) -> str:
         """Update once per tick; return why the subscription is silent, or an empty string.
 
-        ``received`` is whether messages have arrived since the last tick, ``statistics`` is the
-        number of ``stats`` among them, and ``flows`` is whether any message contained flows.
+        ``received`` is true if messages have arrived since the last tick. ``statistics`` is the
+        number of ``stats`` among them. ``flows`` is true if any of them contained flows.
         """
         self._reporting.add(statistics, now_s)
         if received:
@@ -235,7 +236,7 @@ class Silence:
         return ""
 
     def _is_quiet(self) -> bool:
-        """Whether the last message arrived longer ago than the interval of ``stats``."""
+        """Whether the last message is older than the interval of ``stats``."""
         return self.silent_s > self._reporting.timing.statistics_s + self._tick_s
 
     def _is_suspect(self) -> bool:
@@ -288,7 +289,7 @@ class _MissingFlows:
         self._shown = 0.0
         """Number of reports that show packets, beyond the share of idle captures."""
         self._suspect_after_s = self._silent_after_s = math.inf
-        """``seconds`` when enough reports had shown packets for their flows to be due."""
+        """The ``seconds`` at which enough reports had shown packets that flows were due."""
 
     def update(self, *, flows: bool, tick_s: float) -> None:
         if flows:

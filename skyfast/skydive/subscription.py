@@ -90,7 +90,7 @@ class Timing:
     ping_timeout_s: float = 20.0
     """Timeout of a pong; then the connection is closed."""
     backoff_first_s: float = 0.5
-    """Maximum delay before the first reconnection; it doubles with every further one."""
+    """Maximum delay before the first reconnection; it doubles with every further attempt."""
     backoff_most_s: float = 10.0
     """Upper limit of the doubled delay."""
     healthy_s: float = 30.0
@@ -98,8 +98,9 @@ class Timing:
     tick_s: float = 1.0
     """Interval of the checks for silence."""
     overload_s: float = 5.0
-    """If an analyzer had to wait this long, the wait is assumed to be why it closed the connection.
-    Skydive closes a connection after 10 s in which it could not write, or 7 s without a pong."""
+    """If an analyzer had to wait this long before it closed the connection, the wait is considered
+    the reason. Skydive closes a connection after 10 s in which it could not write, or 7 s without a
+    pong."""
     conflict_grace_s: float = 15.0
     """How long an analyzer may still list the previous subscription of this process."""
     log_interval_s: float = LOG_INTERVAL_S
@@ -213,11 +214,11 @@ class _BacklogTimer:
         self._checked_s = now_s
 
     def seconds(self) -> float:
-        """Return how long the analyzer has been waiting, up to now or just before."""
+        """Return how long the analyzer has been waiting; 0 if it has not waited recently."""
         now_s = time.monotonic()
         if self._is_long_ago(self._checked_s, now_s):  # pragma: no cover - only on a slow machine
             return now_s - self._kept_up_s
-        # The rest of the backlog is read before the end of the connection is noticed.
+        # When the connection ends, the remaining backlog is read before the end is noticed.
         return 0.0 if self._is_long_ago(self._behind_until_s, now_s) else self._lag_s
 
     def _is_long_ago(self, at_s: float, now_s: float) -> bool:
@@ -323,7 +324,7 @@ class Subscription:
         The endpoint may include one of the addresses of its host. ``ssl`` is required for
         ``wss://``. ``on_message`` receives the bytes of each message, and counts it in ``stats``.
         ``on_change`` is called when ``stats.up`` or `delivers` has changed. ``predecessor`` is the
-        subscription to the same analyzer that this one replaces.
+        previous subscription to the same analyzer, which this one replaces.
         """
         self.endpoint = endpoint
         self._authentication = Authentication(
@@ -530,7 +531,7 @@ class Subscription:
         self._limit.reset()
         if self._server in ("", server):
             log.info("analyzer %s: subscribed to %s", self.endpoint.name, server)
-        else:  # another analyzer, or one with a new configuration
+        else:  # another analyzer, or the analyzer has a new name
             text = "analyzer %s: subscribed to %s, previously %s"
             log.warning(text, self.endpoint.name, server, self._server)
         self._server = server

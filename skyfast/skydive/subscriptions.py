@@ -242,7 +242,7 @@ class Subscriptions:
     def _update_name_states(self) -> None:
         """Set ``up`` of each ``dns+`` name to whether one of its addresses is subscribed."""
         for endpoint, addresses in self._addresses.items():
-            if endpoint.name not in self._running:  # otherwise it is the row of a subscription
+            if endpoint.name not in self._running:  # otherwise the row is a subscription's
                 names = {endpoint.at(address).name for address in addresses}
                 ups = (
                     running.subscription.stats.up
@@ -291,8 +291,8 @@ class Subscriptions:
 class Prepared:
     """A validated configuration.
 
-    ``ssl`` is None if no endpoint needs it. ``digests`` are the hashes of its certificate files,
-    which can change without a change of their names.
+    ``ssl`` is None if no endpoint needs it. ``digests`` are the hashes of the certificate files,
+    whose contents can change while their names stay the same.
     """
 
     config: Config
@@ -300,7 +300,7 @@ class Prepared:
     digests: tuple[bytes, ...]
 
     def settings(self, endpoint: Endpoint) -> object:
-        """Return the settings of a subscription besides its endpoint, for comparison."""
+        """Return the settings of a subscription other than its endpoint, for comparison."""
         return (
             self.config.host_id,
             self.config.credentials,

@@ -43,7 +43,7 @@ def _refuse_password() -> str:
 
 def _error(key: str, path: str, allowed: str, exc: Exception) -> ConfigError:
     if isinstance(exc, ssl.SSLError):
-        reason = exc.reason or ""  # its str() contains a line number of CPython's source
+        reason = exc.reason or ""  # str(exc) contains a line number of CPython's source
     else:
         reason = str(getattr(exc, "strerror", None) or exc)
     return ConfigError(f"{key}: {path!r} does not contain {allowed}{reason and f' ({reason})'}")

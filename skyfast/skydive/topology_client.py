@@ -1,8 +1,8 @@
 """Sends queries to the topology API of the analyzers.
 
-A response is decompressed, split into its elements and decoded while it arrives, so that neither
-its text nor all of its objects are held at once, and no call holds the GIL for longer than one
-element takes.
+A response is decompressed, split into its elements and decoded while it arrives. So memory never
+contains the whole text or all of its objects, and no call holds the GIL for longer than one element
+takes.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ BODY_TIMEOUT_S: Final = 30.0
 """Timeout of the body of a response, including its decoding."""
 
 BATCH_BYTES: Final = 256 * 1024
-"""Received bytes that are decoded at once, in a worker thread."""
+"""Number of received bytes that are decoded at once, in a worker thread."""
 
 PIECE_BYTES: Final = 1024 * 1024
 """Maximum size of the decompressed text that is split at once."""
@@ -78,7 +78,7 @@ class Observer(Protocol):
         """Receive an element, in a worker thread. Must not raise."""
 
     def end(self) -> None:
-        """The response is complete. Otherwise, this method is not called."""
+        """The response is complete. This method is not called for an incomplete response."""
 
 
 R = TypeVar("R", bound=Reader)
@@ -98,7 +98,8 @@ class TopologyClient:
     The next query starts with the analyzer that responded. If a name resolves to several addresses,
     only one of them is queried, because every analyzer knows the whole topology.
 
-    Use it as an asynchronous context manager; inside, several tasks may query at once.
+    Use the client as an asynchronous context manager. Inside the context, several tasks may query
+    at once.
     """
 
     def __init__(
@@ -186,7 +187,7 @@ class TopologyClient:
     def unexpected(self, error: Exception) -> None:
         """Count and log an exception that was raised while a response was applied.
 
-        A bug must not end the process: flows are exported without the topology too.
+        A bug here must not end the process, because flows can be exported without the topology.
         """
         analyzer = self._preferred.endpoint.name if self._preferred else ""
         log.debug("analyzer %s: unexpected error", analyzer, exc_info=error)

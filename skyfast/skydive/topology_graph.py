@@ -28,14 +28,14 @@ DELETED: Final = "deleted"
 """Counts nodes and edges with ``DeletedAt``."""
 
 Skipped: TypeAlias = Counter[str]
-"""How often something was not usable, by reason."""
+"""The number of unusable items, by reason."""
 
 
 class _Struct(msgspec.Struct, gc=False, rename="pascal", kw_only=True):
     """A JSON object. Fields that are not declared are ignored.
 
     There are hundreds of thousands of these objects, so the garbage collector should not visit
-    them. Arrays are tuples because it ignores tuples that contain only strings.
+    them. Arrays are tuples, because the garbage collector ignores tuples that contain only strings.
     """
 
 
@@ -296,7 +296,7 @@ def _repaired(element: bytes, struct: Any, skipped: Skipped) -> Any:
 def _reader(kind: Any) -> Callable[[object, Skipped], Any]:
     """Return a function that reads a decoded value, without the parts of wrong types.
 
-    It returns None if the value itself has a wrong type.
+    The function returns None if the value itself has a wrong type.
     """
     if isinstance(kind, types.UnionType):
         return _reader(get_args(kind)[0])

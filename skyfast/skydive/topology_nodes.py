@@ -43,7 +43,7 @@ class Counters(msgspec.Struct, gc=False, rename="pascal"):
 class Metadata(msgspec.Struct, gc=False, rename="pascal"):
     """``Metadata``. The addresses have a prefix length: ``10.0.0.1/24``.
 
-    They are tuples because the garbage collector ignores tuples of strings, but not lists.
+    Addresses are in tuples, because the garbage collector ignores tuples of strings, but not lists.
     """
 
     name: str | None = None
@@ -73,8 +73,8 @@ class Node(msgspec.Struct, gc=False, rename="pascal"):
 class Answer:
     """The usable nodes of a response, in order.
 
-    ``invalid`` is the number of unusable ones, ``too_long`` of those longer than
-    `MAX_ELEMENT_BYTES`, and ``excess`` of those beyond `MAX_ELEMENTS`.
+    ``invalid`` is the number of unusable nodes, ``too_long`` the number of nodes longer than
+    `MAX_ELEMENT_BYTES`, and ``excess`` the number of nodes beyond `MAX_ELEMENTS`.
     """
 
     nodes: list[Node]

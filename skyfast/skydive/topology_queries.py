@@ -1,7 +1,7 @@
 """The Gremlin queries that skyfast sends to the topology API.
 
-Every query is created here. `parse` understands exactly these queries, so that a recording can be
-served in place of an analyzer.
+Every query is created here. `parse` understands exactly these queries, so that a replay can answer
+them instead of an analyzer.
 
 Skydive's sources show which queries work: ``graffiti/graph/traversal`` parses and runs a query,
 ``graffiti/filters`` evaluates its conditions, and ``graffiti/graph`` looks up the keys.
@@ -10,8 +10,8 @@ Skydive's sources show which queries work: ``graffiti/graph/traversal`` parses a
   that does not hold, so cheap and selective conditions come first. A ``Has`` directly after ``V()``
   or ``E()`` is evaluated while the graph is listed, without a second list.
 * ``Within`` compares with its values one after the other.
-* A condition on a list holds if it holds for one of its elements, but only in nodes. ``Ne('')``
-  holds if the key exists and no element is ``''``.
+* In nodes, a condition on a list holds if it holds for one of the list's elements. ``Ne('')`` holds
+  if the key exists and no element is ``''``.
 * ``@UpdatedAt`` (of nodes and edges, in milliseconds) and an edge's ``Child`` are keys outside the
   metadata.
 * A string ends at the next quote of either kind; there are no escapes.
@@ -25,7 +25,7 @@ from typing import Any, Final
 MAX_VALUES: Final = 500
 """Maximum number of addresses or IDs in a query.
 
-The analyzer compares each of them with each pod while it locks its graph: 0.4 s of CPU time for 500
+The analyzer compares each value with each pod while it locks its graph: 0.4 s of CPU time for 500
 addresses and 5,000 pods. A ``Regex`` of the same addresses takes 0.07 s, but the analyzer then
 caches 0.35 MB for each query for 5 minutes or more."""
 
@@ -46,7 +46,7 @@ class Query:
     def matches(self, element: Element) -> bool:
         """Return whether the response contains ``element``: an edge if ``edges``, otherwise a node.
 
-        Values of unexpected types match as they do in Skydive, lists of strings for example.
+        Values of unexpected types, such as lists of strings, match if they match in Skydive.
         """
         return self._matches(element)
 
@@ -87,7 +87,7 @@ _is_open_vswitch: Final = _within(("Type",), ("ovsbridge", "ovsport"))
 
 def _is_named_interface(element: Element) -> bool:
     metadata = element.get("Metadata")
-    # Ne: the key exists, also with null, and its value is not this one.
+    # Ne: the key exists, possibly with null, and its value is not this one.
     has_encap = isinstance(metadata, dict) and "EncapType" in metadata
     return (has_encap and not _has_no_encap(element)) or _is_open_vswitch(element)
 
@@ -104,10 +104,10 @@ NAMED_INTERFACES: Final = Query(
 )
 """The interfaces of `INTERFACES` and all other nodes that have addresses or can be captured.
 
-These are all Linux devices, including loopback and tunnels, which have other ``EncapType``s
-(``loopback``, ``gre``, ``sit``, ``none``, …), and all Open vSwitch bridges and ports, which have no
-``EncapType``: see ``CaptureTypes`` in Skydive's ``flow/probes/capabilities.go``. Requires Skydive
-0.21."""
+These are all Linux devices, and all Open vSwitch bridges and ports. The devices include loopback
+and tunnels, which have other ``EncapType``s (``loopback``, ``gre``, ``sit``, ``none``, …). The
+bridges and ports have no ``EncapType``: see ``CaptureTypes`` in Skydive's
+``flow/probes/capabilities.go``. Requires Skydive 0.21."""
 
 
 def _of_types(start: str, key: str, values: tuple[str, ...]) -> Query:
@@ -139,7 +139,7 @@ PODS: Final = _of_types("V", "Type", ("pod",))
 """Only the pods, for `changes`."""
 
 EDGES: Final = _of_types("E", "RelationType", ("ownership", "layer2"))
-"""Edges from hosts and network namespaces to what is in them, and between connected interfaces."""
+"""Edges from hosts and network namespaces to their nodes, and between connected interfaces."""
 
 _OWNERS: Final = ("service", "replicaset", "deployment", "daemonset", "statefulset", "node")
 
@@ -155,7 +155,7 @@ def changes(query: Query, since_ms: int) -> Query:
     ``query`` is one of `NAMESPACES`, `KUBERNETES`, `PODS`, `EDGES` and `KUBERNETES_EDGES`.
     Interfaces are not among them, because agents update the counters of all interfaces every 30 s.
     Deleted elements are not reported. Before Skydive 0.28, the key was ``UpdatedAt``, so the
-    response is empty.
+    responses of these versions are empty.
     """
     if query not in _CHANGING:
         raise ValueError(f"no changes of {query.gremlin}")

@@ -23,8 +23,8 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Event, State
 
 BUFFER_BYTES: Final = 256 << 10
-"""Size of a subscription's buffer, and thus of a read. It has space for three messages of 100
-flows; larger messages get a temporary buffer."""
+"""Size of a subscription's buffer, which limits each read. It has space for three messages of
+100 flows; larger messages get a temporary buffer."""
 
 GROWTH: Final = 4
 """The buffer of a large message grows by this factor whenever it is full."""
@@ -44,7 +44,7 @@ _FORWARDED: Final = (
     0x80 | Opcode.PING,
     0x80 | Opcode.PONG,
 )
-"""First bytes of the other valid frames, except close: messages may follow them."""
+"""First bytes of the other valid frames, except close frames, which no message follows."""
 
 _RESPONSE_END: Final = b"\r\n\r\n"
 """The end of a successful opening handshake response, which has no body."""
@@ -68,8 +68,8 @@ OnMessage = Callable[[MessageData], None]
 class WebSocketConnection(ClientConnection):
     """A client connection that passes its messages on immediately, without a queue.
 
-    It only uses methods that subclasses of websockets' class may override or call: the callbacks
-    of `asyncio.Protocol`, `process_event`, `state`, `recv` and `close`.
+    This class only uses methods that subclasses of websockets' class may override or call: the
+    callbacks of `asyncio.Protocol`, `process_event`, `state`, `recv` and `close`.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -102,7 +102,8 @@ class WebSocketConnection(ClientConnection):
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection; messages received in the meantime are discarded."""
-        # Required even without `receive`: the server's close frame follows unprocessed messages.
+        # Start the receiver even without `receive`, because the close frame follows unprocessed
+        # messages.
         self._receiver.start(_ignore, 0)
         await super().close(code, reason)
 
@@ -246,7 +247,7 @@ class _Receiver(asyncio.BufferedProtocol):
         index = bytes(self._buffer[: self._end]).find(_RESPONSE_END)
         if index < 0:
             self._forward(self._end)
-            # Keep a possible start of _RESPONSE_END, to find it with the rest.
+            # Keep a possible start of _RESPONSE_END: the next data may complete it.
             kept = self._buffer[: self._end][1 - len(_RESPONSE_END) :]
             self._buffer[: len(kept)] = kept
             self._start = self._end = len(kept)

@@ -1,7 +1,7 @@
 """Names of Kubernetes pods, workloads and services, from the nodes of the Kubernetes probe.
 
 The rules follow Kubernetes' own: a workload is the owner with ``Controller: true``. The edges of
-Skydive's probe are matches of label selectors instead (``matchLabelSelector`` in
+Skydive's probe only show which label selectors match (``matchLabelSelector`` in
 ``topology/probes/k8s/cache.go``), so a pod can have edges from workloads that do not own it.
 """
 
@@ -24,10 +24,10 @@ from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.topology_graph import K8s, Node, OwnerReference
 
 RUNNING: Final = frozenset(("Running", "Pending"))
-"""The ``K8s.Status`` of pods that have their address. Ended pods keep the field of the address."""
+"""The ``K8s.Status`` of pods that use their address. Ended pods keep the field of the address."""
 
 MAX_OF_CONTAINER: Final = 16
-"""Maximum number of Kubernetes containers of a runtime container, or of pods of a container.
+"""Maximum number of Kubernetes containers per runtime container, and of pods per container.
 
 There is only one in a consistent topology."""
 
@@ -68,9 +68,10 @@ class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
 
     ``agent`` is the host with an edge to the pod's Kubernetes node, or "" if it is not certain.
     ``host`` is the host to show: the agent's host, otherwise the name of the Kubernetes node, or
-    "". ``assumed_host`` is the host where the pod is looked for: the same host, unless edges
-    contradict one another. ``addresses`` are in the notation of flows, and empty if the pod does
-    not run. ``only_container`` is the name of its container in Kubernetes, or "" if it has several.
+    "". ``assumed_host`` is the host where the pod is looked for. It equals ``host``, or is "" if
+    edges contradict one another. ``addresses`` are in the notation of flows, and empty if the pod
+    does not run. ``only_container`` is the name of its container in Kubernetes, or "" if it has
+    several.
     """
 
     node: Node
@@ -131,7 +132,7 @@ class Workloads:
 
     @property
     def missing_labels(self) -> tuple[str, ...]:
-        """The keys of the labels asked for that no pod has."""
+        """The keys of the requested labels that no pod has."""
         pods = self.pods
         return tuple(
             key
@@ -155,7 +156,7 @@ class Workloads:
         return clusters.pop() if len(clusters) == 1 else ""
 
     def named(self, namespace: str, name: str, host: str) -> Pod | None:
-        """Return the pod of this name that may be on ``host``, or None unless there is exactly one.
+        """Return the only pod of this name that may be on ``host``; None if there is no single one.
 
         If the cluster of the host is unknown, the pod must be the only one in all clusters.
         """
@@ -169,7 +170,7 @@ class Workloads:
         return latest([pod for pod in pods if pod.agent in ("", host)])
 
     def may_be_on(self, pod: Pod, host: str) -> bool:
-        """Return whether neither the pod's cluster nor its agent excludes ``host``."""
+        """Return whether the pod may be on ``host``, judging by its cluster and its agent."""
         return self.cluster_of_host(host) in ("", pod.cluster) and pod.agent in ("", host)
 
     def unnamed(self, namespace: str, name: str) -> PodNames:
@@ -401,7 +402,7 @@ class Workloads:
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
         if key not in self._above_owners:
             nodes = self._owners.get(key)
-            # There are several only if they were created at the same time.
+            # Several nodes are left only if they were created at the same time.
             created_at = max((node.created_at or 0 for node in nodes), default=0)
             above = {
                 self._replica_set(node) if owner.kind == "ReplicaSet" else self._job(node)
@@ -416,8 +417,8 @@ class Workloads:
 def latest(pods: Sequence[Pod]) -> Pod | None:
     """Return the pod to use if several have the same name, or None.
 
-    Several have the same name while the topology still has an ended pod, for example of a stateful
-    set.
+    Several pods have the same name while the topology still has an ended pod, for example of a
+    stateful set.
     """
     if len({pod.cluster for pod in pods}) != 1:
         return None
@@ -442,8 +443,8 @@ def _label(k8s: K8s, key: str) -> str | None:
     """Return the value of a label, or None.
 
     Skydive nests labels at the dots of their keys. If one key is the start of another (``app`` and
-    ``app.kubernetes.io/name``), only one of them is left. The two copies of the labels can differ
-    in which one.
+    ``app.kubernetes.io/name``), only one of them is left. The two copies of the labels may have
+    kept different ones.
     """
     meta = k8s.extra.object_meta if k8s.extra else None
     for labels in (k8s.labels, meta.labels if meta else None):

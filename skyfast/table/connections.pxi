@@ -6,7 +6,8 @@
 
 # ---------------------------------------------------------------------------------------------
 # Sequence numbers: a page shows the rows that were created before it began. The 32-bit numbers are
-# compared by their distance, so those of rows in use are kept within 2^30 of the newest.
+# compared by their distance, so the numbers of rows in use are kept within 2^30 of the newest
+# number.
 
 cdef inline bint created_before(uint32_t created_seq, uint32_t page_seq) noexcept nogil:
     return <int32_t>(created_seq - page_seq) < 0
@@ -38,7 +39,7 @@ cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
 
 
 cdef inline bint has_links(const TableState *table, uint32_t number) noexcept nogil:
-    # Whether row `number` of the first view (0: none) has valid links. The overflow row may be
+    # Whether row `number` of the first view (0: none) has valid links. The overflow row can exist
     # without flows; then the rows that it links to may have been removed.
     return number != 0 and flows_of(connection_at(&table.views[0], number)) != 0
 

@@ -2,8 +2,8 @@
 # Part of `_table.pyx`, which includes it.
 #
 # A list contains the numbers of rows that are not live, in the order in which they were added. The
-# links reuse fields that live rows use otherwise (see `Flow`), so a row is in one list at most, and
-# in none while it links to a connection. Adding, removing and finding the first row take constant
+# links are in fields that have another meaning in live rows (see `Flow`). So a row is in at most
+# one list, and a live row is in no list. Adding, removing and finding the first row take constant
 # time. Flows that claim their conversation are in a list of their own. They are never evicted, so
 # they count as live for `max_flows`. Update, relabelling and expiry call this; everything runs
 # under the table's mutex.
@@ -107,9 +107,9 @@ cdef void forget_flow(TableState *table, uint32_t number) noexcept nogil:
 
 
 cdef inline void evict_surplus(TableState *table) noexcept nogil:
-    # Forget the flows that have been dormant the longest while there are more rows than
-    # `max_flows`. After the limit was lowered, `expire` does the rest, so that a report takes
-    # bounded time.
+    # While there are more rows than `max_flows`, forget the flows that have been dormant the
+    # longest, at most MAX_EVICTIONS. If the limit was lowered, `expire` forgets the remaining
+    # surplus.
     cdef uint32_t _row
     for _row in range(MAX_EVICTIONS):
         if likely(table.flow_rows.live <= table.max_flows) or not forget_first(table):
@@ -117,8 +117,9 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 
 
 cdef bint forget_first(TableState *table) noexcept nogil:
-    # Forget one dormant row; False if there is none. Ended flows are the first, unless one of their
-    # reports may still be in transit: that report would be counted again.
+    # Forget one dormant row; False if there is none. Ended flows are forgotten first. If reports of
+    # the first ended flow may still be in transit, another dormant flow is preferred, because such
+    # a report would be counted again.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + BATCH_S > floor(table.now)
@@ -220,7 +221,7 @@ cdef int wake_labelled(TableState *table, const Report *report, uint32_t convers
 cdef int wake_ended(TableState *table, const Report *report, const Labels *labels,
                     const RowKey *key, uint32_t number, uint32_t conversation,
                     const int64_t *deltas, int change) noexcept nogil:
-    # The closing report of a dormant flow, with totals that were not known yet.
+    # Apply the closing report of a dormant flow, which has new totals.
     cdef uint32_t kept = 0 if number else find_kept(table, key.cells)
     cdef uint32_t before = conversation
     if not own_conversation(table, report, &conversation):
@@ -266,8 +267,8 @@ cdef int wake_when_full(TableState *table, const Report *report, const Labels *l
 
 cdef int add_ended_flow(TableState *table, const Report *report, const Labels *labels,
                         uint32_t number, uint32_t kept) noexcept nogil:
-    # The closing report of an unknown flow. The flow is kept for a while, because its other reports
-    # may still be in transit.
+    # Apply the closing report of an unknown flow. The flow is kept for a while, because its other
+    # reports may still be in transit.
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
         return APPLY_NO_MEMORY
@@ -297,7 +298,7 @@ cdef bint credit(TableState *table, const Labels *labels, uint32_t number, uint3
             return False
         for i in range(table.counters):
             totals_of(flow_at(table, kept))[i] = ABSENT if table.optional[i] else 0
-    # If out of memory, an empty row is kept, which does no harm.
+    # If out of memory, an empty row remains, which is harmless.
     if not find_further_targets(table, labels, number, &targets):
         return False
     for i in range(1, table.view_count):
@@ -354,7 +355,7 @@ cdef uint32_t add_kept(TableState *table, const uint32_t *cells, uint32_t now_s)
 
 
 cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noexcept nogil:
-    # Continue the counters of a removed connection.
+    # Continue the counters of a removed connection in its new row.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow_at(table, number))
     cdef int64_t *sums = values_of(first, row)
@@ -367,8 +368,8 @@ cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noex
 
 cdef void keep_counters(TableState *table, Flow *flow, Connection *row,
                         uint32_t now_s) noexcept nogil:
-    # Keep the counters of a connection that is removed with its last flow, unless the flow's own
-    # row is enough: it has the same totals, and its labels identify the connection.
+    # Keep the counters of a connection that is removed with its last flow. This is not necessary if
+    # the flow's own row has the same totals and the labels identify the connection.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow)
     cdef const int64_t *sums = values_of(first, row)

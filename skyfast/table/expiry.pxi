@@ -1,9 +1,9 @@
 # Expiry: flows become dormant at their deadlines, rows are removed, dormant flows are forgotten.
 # Part of `_table.pyx`, which includes it.
 #
-# `Table.expire` calls `expire_slice`, which takes the table's mutex; its caller repeats that while
-# there is more to do. All work is bounded by `max_rows`, which counts down: nothing here may visit
-# all rows.
+# `Table.expire` calls `expire_slice`, which takes the table's mutex. The caller repeats this while
+# there is more to do. `max_rows` counts down and bounds all work: no function here may visit all
+# rows.
 
 cdef bint expire_slice(TableState *table, uint32_t now_s, uint32_t max_rows) noexcept nogil:
     # Returns whether there is more to do at this time.
@@ -18,7 +18,7 @@ cdef bint expire_locked(TableState *table, uint32_t now_s, uint32_t max_rows) no
     cdef uint32_t i
     cdef Connection *other
     table.now = max(table.now, <double>now_s)
-    # Flows are first, so that a row of a view has no flows any more when it is due.
+    # Flows are first, so that a view's row has no flows left when it is due.
     if expire_flows(table, now_s, &max_rows) or expire_dormant(table, now_s, &max_rows):
         return True
     for i in range(table.view_count):
@@ -92,8 +92,7 @@ cdef inline bint claim_is_over(const TableState *table, uint32_t now_s) noexcept
 
 
 cdef inline void prefetch_after(const TableState *table, uint32_t number) noexcept nogil:
-    # Rows become dormant in another order than that of their memory, and buckets are far from their
-    # rows.
+    # Rows become dormant in random order, so the next rows and their buckets are not in the cache.
     cdef uint32_t next = flow_at(table, number).wheel_next
     if next:
         prefetch(bucket_of(&table.flow_rows, flow_at(table, next).hash))

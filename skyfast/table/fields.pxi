@@ -7,8 +7,8 @@
 # valid as long as the flow exists.
 
 cdef struct Field:
-    # The location of a value in a decoded flow. Offsets are those of the types' slots; names are
-    # used if slots cannot be read. Names and types are owned by the table's `keep`.
+    # The location of a value in a decoded flow. `outer` and `inner` are the offsets of slots; names
+    # are used if slots cannot be read. Names and types are owned by the table's `keep`.
     Py_ssize_t outer
     Py_ssize_t inner            # -1: the value is a field of the flow itself
     PyTypeObject *inner_type
@@ -36,8 +36,8 @@ cdef struct Requirement:
 
 
 cdef struct Column:
-    # A label, or a field that lookups use. The rewrite is owned by the plan. For labels of lookups,
-    # this is unused.
+    # A label, or a field that lookups use. The rewrite is owned by the plan. The struct is unused
+    # for labels of lookups.
     Field field
     PyObject *rewrite           # or NULL
 
@@ -45,12 +45,12 @@ cdef struct Column:
 cdef struct Lookup:
     # A field that is looked up once for several labels, and the columns of these labels.
     PyObject *names             # owned by the plan
-    bint is_dict                # items can be read as those of a dict
+    bint is_dict                # items can be read with the functions for dicts
     bint has_context            # the result is None if the key is ambiguous
-    uint32_t key                # cell of the key; with a context, the next two are its cells
+    uint32_t key                # cell of the key; `other` and `point` are cells of the context
     uint32_t other
     uint32_t point
-    uint32_t column             # the first column; the others follow
+    uint32_t column             # the first of its columns, which are adjacent
     uint32_t columns
     uint32_t labels             # number of the first lookup with labels at the same indexes
     Py_ssize_t length           # minimum length of a result
@@ -109,8 +109,8 @@ cdef inline PyObject *value_of(PyObject *flow, const Field *field, bint slots) e
 
 
 cdef inline int read_integer(PyObject *value, int64_t *out) except -1:
-    # Returns SKIP_NONE or the reason to skip the flow. A missing value is 0. The ingest replaces
-    # values that it cannot decode by None.
+    # Returns SKIP_NONE or the reason to skip the flow. A missing value is 0. For a value that
+    # cannot be decoded, the ingest passes None.
     cdef int overflow
     out[0] = 0
     if value == NULL:
@@ -155,7 +155,7 @@ cdef void begin_left_out(Report *report) noexcept nogil:
 
 
 cdef void leave_out(Report *report, LeftOut *left_out, uint32_t value, int error) noexcept nogil:
-    # Omit a value. `left_out` is one of the two in the report.
+    # Omit a value. `left_out` is the report's `values_left_out` or `last_update_left_out`.
     begin_left_out(report)
     left_out.fields[1 if error & SECOND_FIELD else 0] |= <uint64_t>1 << value
 
@@ -166,7 +166,7 @@ cdef void leave_out_mark(Report *report, uint32_t mark) noexcept nogil:
 
 
 cdef inline bint is_left_out(const LeftOut *left_out, uint32_t field) noexcept nogil:
-    # `field` is twice the number of the value; for the value's second field, plus one.
+    # `field` is twice the number of the value, plus one for the value's second field.
     return left_out.fields[field & 1] >> (field >> 1) & 1
 
 

@@ -1,8 +1,8 @@
 # Labels: the label values of flows, as cells. Part of `_table.pyx`, which includes it.
 #
 # A cell is the number of an interned string (with IS_STRING) or a small integer. Updates and
-# relabelling call this. It changes only the table's strings, under the table's mutex. `row_key`
-# only reads, so the thread that updates may call it without the mutex, too.
+# relabelling call this code. It changes only the table's strings, under the table's mutex.
+# `row_key` only reads, so the thread that updates may call it without the mutex, too.
 
 cdef struct Labels:
     # The labels of one flow: the cells of all columns of the plan, then the strings that lookups
@@ -42,9 +42,9 @@ cdef inline void connection_key(const TableState *table, const Labels *labels,
 
 
 cdef bint intern_labels(TableState *table, const Cell *cells, Labels *labels) noexcept nogil:
-    # The cells are valid until `release_interned`. False if out of memory; then there is nothing to
-    # release. Strings that the lookup step found stay valid until then without a reference; all
-    # others have one.
+    # The cells are valid until `release_interned`. Strings that the lookup step has found need no
+    # reference until then; all other strings get one. False if out of memory; then there is nothing
+    # to release.
     cdef char digits[32]
     cdef uint32_t i, length, number
     labels.interned_count = 0

@@ -15,8 +15,8 @@ cdef void *allocate(size_t size) except NULL:
 
 
 cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
-    # One slot per second of the timeout, up to MAX_WHEEL_SLOTS. If the timeout is longer, now or
-    # after a change, rows are only visited more often before they are due.
+    # One slot per second of the timeout, up to MAX_WHEEL_SLOTS. If the timeout is longer than that,
+    # rows are visited more often before they are due. This is the only effect.
     cdef uint32_t slots = 4
     while slots < timeout_s + 2 and slots < MAX_WHEEL_SLOTS:
         slots *= 2

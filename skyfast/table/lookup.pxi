@@ -1,10 +1,10 @@
 # Looking up the rows of a batch's reports. Part of `_table.pyx`, which includes it. The second of
 # the three steps of `Table.update`: read, look up, apply.
 #
-# It works in passes, so that the memory of one flow is fetched while others are processed. It reads
-# the table without the lock, because only the thread that updates changes it, and writes only to
-# the batch. Results stay valid while the batch is applied, except for flows that are not live,
-# whose rows are looked up again.
+# This code works in passes, so that the memory of one flow is fetched while others are processed.
+# It reads the table without the lock, because only the thread that updates changes the table. It
+# writes only to the batch. Results stay valid while the batch is applied, except those of flows
+# that are not live: their rows are looked up again.
 
 cdef void look_up_flows(const TableState *table, Batch *batch) noexcept nogil:
     # Sets `flow` and `dormant` of all reports.
@@ -97,7 +97,7 @@ cdef uint32_t look_up_strings(const TableState *table, Cell *cells,
             continue
         if cells[i].repeats:
             cells[i].string = previous[i].string
-        elif not cells[i].escapes:      # the others are looked up after escaping
+        elif not cells[i].escapes:      # escaped strings are looked up later
             cells[i].string = string_find(
                 &table.strings, cells[i].text, cells[i].length, cells[i].hash
             )

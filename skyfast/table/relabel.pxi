@@ -11,7 +11,7 @@
 # new names of the strings that were found, resolve ambiguous keys in the contexts of the flows,
 # move the flows. The first, the third and the fourth step use Python objects, so they need the GIL;
 # they take the table's mutex only to intern new labels. The second step only reads the table, which
-# no other thread changes. The last one runs under the mutex.
+# no other thread changes. The fourth step runs under the mutex.
 
 cdef struct RowRange:
     # Flow rows that a pass has not visited, and the first one that the latest slice has.
@@ -26,18 +26,18 @@ cdef struct Changes:
     # numbered from 1. They have references to their strings until `changes_destroy`.
     uint32_t lookups[MAX_COLUMNS]
     uint32_t lookup_count
-    uint32_t indexes[MAX_COLUMNS]       # by label of a change: index in a result
-    uint32_t labels                     # per change
-    uint32_t positions[MAX_COLUMNS]     # by column: position among the labels of a change
+    uint32_t indexes[MAX_COLUMNS]       # per label of a change: its index in a result
+    uint32_t labels                     # number of labels per change
+    uint32_t positions[MAX_COLUMNS]     # per column: position of its label in a change
     Py_ssize_t length                   # minimum length of a result
     uint32_t *cells                     # interned labels of all changes
     uint32_t change_count
     uint32_t change_capacity
-    Cell *pending                       # labels of the last changes, up to BATCH: not interned yet
+    Cell *pending                       # labels of up to BATCH changes that are not interned yet
     uint32_t pending_count
     ChangedKey *keys                    # sorted by string
     uint32_t key_count
-    Move *moves                         # the moves of one flow follow each other
+    Move *moves                         # the moves of one flow are adjacent
     uint32_t move_count
     uint32_t move_capacity
     Context *contexts
@@ -201,7 +201,8 @@ cdef uint32_t find_label(const TableState *table, str key) except? 0:
 
 
 cdef uint32_t add_change(TableState *table, Changes *changes, result, list held) except? 0:
-    # The number of a new change with these names, whose labels are pending; 0 if they are invalid.
+    # Add a change with these names, whose labels are then pending. Returns the change's number, or
+    # 0 if the names are invalid.
     cdef Cell *cells
     cdef uint32_t i
     if not has_names(<PyObject *>result, changes.length):
@@ -446,8 +447,8 @@ cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32
 
 cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cells,
                      uint32_t *cells) noexcept nogil:
-    # Fill the view's part of `cells` with the new labels of a flow in this row. Returns whether
-    # any label differs. Without a row, and in the overflow row, none does.
+    # Set the view's part of `cells` to the labels that a flow in this row gets. Returns whether any
+    # label changes. If there is no row, or if it is the overflow row, no label changes.
     cdef const uint32_t *old
     cdef uint32_t i, column
     cdef bint differs = False
@@ -462,8 +463,8 @@ cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cell
 
 
 cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_cells) noexcept nogil:
-    # Returns the row of the first view if it has no flows any more, otherwise 0. The row is removed
-    # from the index, so that other flows do not find it.
+    # Returns the row of the first view if it has no flows left, otherwise 0. A row without flows is
+    # removed from the index, so that other flows do not find it.
     cdef uint32_t cells[MAX_COLUMNS]
     cdef uint32_t row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], row)
@@ -509,7 +510,8 @@ cdef bint attach(TableState *table, Flow *flow, const uint32_t *new_cells) noexc
 
 cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_cells,
                           uint32_t *cells) noexcept nogil:
-    # Move a flow to the row of the first view that has these labels, and to the rows it links to.
+    # Move a flow to the row of the first view that has these labels, and to the rows that this row
+    # links to.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
@@ -553,8 +555,9 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_cel
 
 
 cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
-    # The row for a flow that keeps its labels. If the index has another row with these labels, that
-    # row is returned, otherwise the flow's own row, which is put back into the index.
+    # The row for a flow that keeps its labels. If the index has another row with these labels, the
+    # result is that row. Otherwise the result is the flow's own row, which is put back into the
+    # index.
     cdef Connection *row = connection_at(first, number)
     cdef RowKey key
     cdef uint32_t existing

@@ -16,7 +16,7 @@ cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexc
 
 cdef int read_reports(const TableState *table, const Reader *readers, list flows,
                       Py_ssize_t start, Batch *batch) except -1:
-    # Begin a batch: read the fields that are needed of every flow, even if it is known. The batch
+    # Begin a batch: read the fields that are needed of every flow, even of known ones. The batch
     # ends before the first object that is not a flow of the plan.
     cdef uint32_t i
     cdef uint32_t size = <uint32_t>min(PyList_GET_SIZE(flows) - start, <Py_ssize_t>BATCH)
@@ -69,7 +69,7 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
     if unlikely(read_integer(value_of(flow, &reader.finish, reader.slots), &finish)):
         finish = 0
         leave_out_mark(report, MARK_FINISH)
-    if unlikely(too_long):          # the last reason: missing parts and invalid numbers come first
+    if unlikely(too_long):          # the last check: the reasons above take precedence
         return too_long
     report.finish = <int>finish if finish < 4 else 4
     flow_key(&report.key, text, length, table.seed)
@@ -122,7 +122,7 @@ cdef inline bint is_unknown(const Report *report) noexcept nogil:
 
 cdef int prepare_unknown(const TableState *table, const Reader *readers, list flows,
                          Py_ssize_t start, Batch *batch, list held) except -1:
-    # Skip flows of other shards, and look up the names of the others.
+    # Skip flows of other shards, and look up the names of this shard's flows.
     cdef uint32_t i, j
     cdef PyObject *flow
     cdef Report *report
@@ -287,8 +287,8 @@ cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader,
 cdef inline int read_labels(const TableState *table, PyObject *flow, const Reader *reader,
                             Cell *cells, const FoundNames *names, const Cell *previous,
                             list held) except -1:
-    # Many flows of a message have the same protocol and interface as the flow before, so the hashes
-    # of these labels are already known.
+    # Many flows of a message have the same protocol and interface as the previous flow, so the
+    # hashes of these labels are already known.
     cdef uint32_t i
     cdef int error
     for i in range(table.looked_up, table.columns):
@@ -420,12 +420,12 @@ cdef int read_conversation(PyObject *flow, const Reader *reader, uint64_t seed,
 
 cdef int read_marks(const TableState *table, PyObject *flow, const Reader *reader,
                     Report *report) except -1:
-    # Set `worth`, which is what the report adds if the flow is unknown. If it adds the deltas of
-    # its last update, also set these; they are zero if the fields do not tell whether this is the
+    # Set `worth`: what the report adds if the flow is unknown. If it adds the deltas of its last
+    # update, also set these deltas. They are zero if the fields do not show whether this is the
     # first report.
     cdef int64_t start, update_start, update_last
     cdef bint invalid_start, invalid_update_start, invalid_last
-    # If FinishType is invalid, this may be a closing report that repeats the one before.
+    # If FinishType is invalid, this may be a closing report that repeats the previous report.
     cdef bint invalid_finish = report.leaves_out and report.leaves_out_marks >> MARK_FINISH & 1
     cdef uint32_t i
     report.worth = WORTH_TOTAL

@@ -392,7 +392,7 @@ cdef inline int64_t growth_since(const Kept *since, uint32_t number, const Conne
             and since.hashes[number] == row.hash):
         growth -= since.values[number]
     elif row.flows & BACK:
-        return -1               # it continued kept counters, whose value is unknown
+        return -1               # the row started with kept counters of unknown value
     return growth if growth else -1
 
 

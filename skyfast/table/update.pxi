@@ -14,7 +14,7 @@ cdef enum:
 cdef struct Targets:
     # The rows that a flow will link to, by view: 0 if the view is full.
     uint32_t rows[MAX_VIEWS]
-    bint created[MAX_VIEWS]    # for this flow
+    bint created[MAX_VIEWS]    # whether the row was created for this flow
 
 
 cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *readers, list flows,
@@ -241,16 +241,17 @@ cdef inline bint was_never_counted(const TableState *table, const Report *report
 
 cdef inline bint counts_whole(const TableState *table, const View *view,
                               bint creates) noexcept nogil:
-    # Whether the flow's whole total is new to this row, even if this is not its first report: the
-    # flow creates the row, and no other flow can have used it.
+    # Whether the flow's whole total is new to this row even if this is not the flow's first report.
+    # This is the case if the flow creates the row and no other flow can have used it.
     return creates and view.identifies_connection and not table.overflowed
 
 
 cdef bint needs_worth(const TableState *table, const Labels *labels, uint32_t number,
                       uint32_t kept) noexcept nogil:
-    # Whether the fields that identify a first report are needed: in at least one view, the flow's
-    # total does not count as a whole (see `counts_whole`). `number` is the flow's row in the first
-    # view, or 0 if it must be created. `kept` is the dormant row with its counters, or 0.
+    # Whether the fields that identify a first report are needed. This is the case if the flow's
+    # total does not count as a whole in at least one view (see `counts_whole`). `number` is the
+    # flow's row in the first view, or 0 if it must be created. `kept` is the dormant row with its
+    # counters, or 0.
     cdef const View *view
     cdef RowKey key
     cdef uint32_t i
@@ -294,7 +295,7 @@ cdef bint find_all_targets(TableState *table, const Report *report, const Labels
                            uint32_t number, uint32_t *conversation,
                            Targets *targets) noexcept nogil:
     # Find or create the targets and the conversation of a flow that becomes live. If out of memory,
-    # return False; then none has been created.
+    # create none of them and return False.
     cdef uint32_t before = conversation[0]
     if not own_conversation(table, report, conversation):
         return False
@@ -308,7 +309,7 @@ cdef bint find_all_targets(TableState *table, const Report *report, const Labels
 cdef bint find_targets(TableState *table, const Labels *labels, uint32_t number,
                        Targets *targets) noexcept nogil:
     # Find or create the rows of a flow. `number` is its row in the first view, or 0 if it must be
-    # created. If out of memory, return False; then none has been created.
+    # created. If out of memory, create none of them and return False.
     cdef View *first = &table.views[0]
     cdef RowKey key
     targets.created[0] = number == 0

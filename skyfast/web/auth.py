@@ -36,16 +36,16 @@ MAX_CHECKS = 16
 """Maximum number of password checks running or queued; further requests get status 503."""
 
 MAX_VERIFIED = 128
-"""Maximum number of cached valid credentials. This and the next two are security limits."""
+"""Security limit: cached valid credentials. The least recently used are dropped."""
 
 MAX_FAILED = 4096
-"""Maximum number of cached invalid credentials; beyond it, the least recently used are dropped."""
+"""Security limit: cached invalid credentials. The least recently used are dropped."""
 
 MAX_ADDRESSES = 4096
-"""Maximum number of addresses with failed attempts; the least recently used are dropped."""
+"""Security limit: addresses with failed attempts. The least recently used are dropped."""
 
 WRONG_BURST = 10
-"""Different wrong passwords that an address can try in a burst."""
+"""Maximum number of different wrong passwords that an address can try in a burst."""
 
 WRONG_INTERVAL_S = 5.0
 """After the burst, an address can try one more password per interval."""
@@ -131,8 +131,8 @@ class PasswordChecker:
         if user is None:
             return Rejection(HTTPStatus.UNAUTHORIZED)
         known = users.get(user)
-        # An unknown user is checked against a hash of another user, always the same, so that the
-        # duration does not reveal which users exist.
+        # Each unknown user is checked against the hash of the same known user every time, so that
+        # the duration does not reveal which users exist.
         expected = known or self._dummy_hash(user, users)
         digest = self._digest(b"known" if known else b"", user, expected, password)
         if digest in self._verified:
@@ -177,7 +177,7 @@ class PasswordChecker:
             self._thread, self._timed_check, password, expected
         )
         if not matches or not known:
-            # The result is stored even if the client has disconnected meanwhile.
+            # The result is stored even if the client has disconnected in the meantime.
             _remember(self._failed, self._digest(client.encode(), digest), MAX_FAILED)
             return False
         if bucket := self._buckets.get(client):

@@ -336,7 +336,7 @@ class _Reader:
                 problem = f"does not contain PEM certificates{_reason(error)}"
                 raise section.error(key, problem, shown=bool(path)) from None
             context.verify_mode = mode
-            # As Go does, and as for connections to analyzers: see skyfast.skydive.tls.
+            # Like Go, and like the connections to analyzers: see skyfast.skydive.tls.
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         sans = section.names("client_allowed_sans", parse_str)
@@ -542,8 +542,8 @@ def _reason(error: Exception) -> str:
 class WebConfigFile:
     """The web configuration file in use, reloaded when one of its files changes.
 
-    TLS cannot be switched on or off, and authentication cannot be switched off, while the process
-    runs: a file that is empty because it is being written must not disable security.
+    While the process runs, TLS cannot be switched on or off, and authentication cannot be switched
+    off. Otherwise, a file that is empty while it is being written would disable security.
     """
 
     def __init__(self, path: str, *, on_change: Callable[[WebConfig], None]) -> None:
@@ -572,7 +572,7 @@ class WebConfigFile:
             config = read(self._path, files=files)
             self._check_change(config)
         except ConfigError:
-            self._files = files  # try again when one of them changes
+            self._files = files  # try again when a file changes
             raise
         return config
 

@@ -47,14 +47,14 @@ if TYPE_CHECKING:
 HEAD_TIMEOUT_S = 5.0
 """Timeout of a request's head, from its first byte.
 
-For the first request, it starts with the connection, and includes the TLS handshake."""
+For the first request, the time starts with the connection and includes the TLS handshake."""
 
 IDLE_TIMEOUT_S = 330.0
 """Timeout of an idle connection.
 
-It exceeds usual scrape intervals: with a scrape interval of 60 s, a timeout of 60 s would close the
-connection while the next request is in transit. Idle connections are the first to be closed if
-``web.max_connections`` are open."""
+The timeout exceeds usual scrape intervals: with a scrape interval of 60 s, a timeout of 60 s would
+close the connection while the next request is in transit. Idle connections are the first to be
+closed if ``web.max_connections`` are open."""
 
 BODY_TIMEOUT_S = 1.0
 """How long the body of a request is read and discarded before the connection is closed."""
@@ -107,9 +107,9 @@ _OPTIONS: dict[str, Any] = {
     "max_line_size": MAX_LINE_BYTES,
 }
 
-# Closing a socket with a linger time of zero resets the connection. A client then never takes a
-# truncated page for a complete one, not even with HTTP/1.0, where the end of the connection marks
-# the end of the page.
+# Closing a socket with a linger time of zero resets the connection. So a client never mistakes a
+# truncated page for a complete one, even with HTTP/1.0, where the end of the connection marks the
+# end of the page.
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 
 log = logging.getLogger("skyfast.web")
@@ -208,7 +208,7 @@ class HttpConnection(web.RequestHandler):
         super().__init__(manager, loop=loop, **_OPTIONS)
         self.address = ""
         self.timed_out = False
-        """Whether the deadline passed during a response."""
+        """Whether the deadline has passed during a response."""
         self.lost: asyncio.Future[None] = loop.create_future()
         self._connections = connections
         self._stream: asyncio.Transport | None = None

@@ -33,7 +33,7 @@ QUEUE_CHUNKS = 4
 """The maximum number of chunks rendered ahead of the reader."""
 
 GZIP_LEVEL = 1
-"""The second of isal's four levels: 1.1 GB/s, and a ratio of about 10."""
+"""isal's compression level, from 0 to 3. Level 1 has 1.1 GB/s and a ratio of about 10."""
 
 GZIP_WBITS = 31
 """The value of zlib for the gzip format."""
@@ -119,7 +119,7 @@ class Exposition:
         return Stream(self._chunks(parts, openmetrics=openmetrics), gzip=gzip)
 
     def _chunks(self, parts: Part, *, openmetrics: bool) -> Iterator[bytes]:
-        """Return an iterator that renders ``parts`` in any thread. It uses the current source."""
+        """Return an iterator that renders ``parts`` in any thread, from the current source."""
         source = self.source
         counts = b""
         if Part.SELF in parts:
@@ -168,7 +168,7 @@ class Stream:
     """A page, transferred from the thread that renders it to the event loop that sends it.
 
     Iterating yields non-empty chunks, and raises errors of rendering. Leaving the context stops the
-    thread, after its current chunk if the page is not complete.
+    thread. If the page is not complete, the thread stops after its current chunk.
 
     Both sides share a bounded queue. The thread sleeps while the queue is full, and wakes the event
     loop only if the reader is waiting. An executor would wake it for every chunk.
@@ -192,7 +192,7 @@ class Stream:
             target=self._run,
             args=(_gzipped(counted) if gzip else counted,),
             name="skyfast-page",
-            daemon=True,  # losing it at exit is harmless: the reader is gone too
+            daemon=True,  # losing the thread at exit is harmless: its reader has ended
         ).start()
 
     async def __aenter__(self) -> "Stream":
@@ -269,7 +269,7 @@ class Stream:
         try:
             self._loop.call_soon_threadsafe(_set, future)
         except RuntimeError:
-            pass  # the event loop is closed, and so is the reader
+            pass  # the event loop and the reader are closed
 
 
 def _set(future: "asyncio.Future[None]") -> None:

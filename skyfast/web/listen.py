@@ -33,8 +33,8 @@ _PORT_UNAVAILABLE: Final = (errno.EADDRINUSE, errno.EACCES)
 class Listen:
     """Listening addresses or sockets set on the command line.
 
-    ``addresses`` override the configuration, and so do ``sockets``, which are already listening.
-    With ``any_port``, a free port is used if the configured one is in use.
+    ``addresses`` or ``sockets`` override the configuration; ``sockets`` are already listening. With
+    ``any_port``, a free port is used if the configured one is in use.
     """
 
     addresses: tuple[Endpoint, ...] = ()

@@ -28,8 +28,8 @@ class ScanCache(Generic[Key, Result]):
         together.
 
         With ``queue``, requests wait for the running scan: those with the same key share its
-        result, the others run one after the other. Without ``queue``, requests raise BusyError
-        while a scan is running.
+        result, and the scans of other keys run one after the other. Without ``queue``, requests
+        raise BusyError while a scan is running.
         """
         self._keep_s = keep_s
         self._max_results = max_results

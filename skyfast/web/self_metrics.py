@@ -1,6 +1,6 @@
 """The metrics of skyfast itself: the families ``skyfast_*`` and ``process_*``.
 
-They are rendered only when requested. ``docs/reference/self-metrics.md`` lists them.
+These metrics are rendered only when requested. ``docs/reference/self-metrics.md`` lists them.
 """
 
 import platform

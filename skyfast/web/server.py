@@ -59,7 +59,7 @@ RANKING_TIMEOUT_S = 5.0
 """Timeout of the ranking on the status page. After this time, the page is sent without it."""
 
 MAX_STATUS_PAGES = 8
-"""Status pages rendered at once; further requests get status 503."""
+"""Maximum number of status pages rendered at once; further requests get status 503."""
 
 MAX_SCRAPE_TIMEOUT_S = 600.0
 """The longest timeout that a scraper can request."""
@@ -71,7 +71,7 @@ ACCEPT_PAUSE_S = 0.1
 """The delay after a failed accept, for example because no file descriptor is free."""
 
 BACKLOG = 256
-"""Connections queued by the kernel while the event loop is busy."""
+"""Number of connections that the kernel queues while the event loop is busy."""
 
 CHALLENGE = 'Basic realm="skyfast", charset="UTF-8"'
 """The ``WWW-Authenticate`` header of responses with status 401."""

@@ -131,7 +131,7 @@ class Analyzer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableStatus:
-    """The table. ``skipped_total`` has the reasons that have occurred, without filter rules.
+    """The table. ``skipped_total`` contains the reasons that have occurred, but no filter rules.
 
     ``reports_lost_total`` counts checked reports whose previous report was lost.
     """
@@ -264,7 +264,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reload:
-    """The latest reload of the configuration. The start counts as a reload.
+    """The latest reload of the configuration, or the start before any reload.
 
     ``successes_total`` counts the successful reloads, without the start. ``changed`` contains the
     keys changed by the latest of them; ``last_error`` is the error of the latest failed reload.

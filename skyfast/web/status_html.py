@@ -322,7 +322,8 @@ def _title_of(report: StatusReport) -> str:
 
 def _page_shape(report: StatusReport, ranking: Ranking) -> str:
     """Return the structure of the page as JSON. If it changes, the script reloads the page."""
-    # From the ranking, because during a reload the report may belong to another configuration.
+    # Use the ranking's labels and metrics: during a reload, the report may be of another
+    # configuration.
     parts = (
         report.version,
         ranking.labels,
@@ -527,7 +528,7 @@ def _group_title(group: tuple[str, ...]) -> str:
 
 
 def _note(ranking: Ranking, query: Query, top: Top) -> str:
-    # The total belongs to the same scan; the one shown above may be newer.
+    # This total is from the same scan as the rows; the total shown above may be newer.
     count = top.connections if top.groups is None else top.groups
     noun = "connection" if top.groups is None else "group"
     text = f"{_count(len(top.entries))} of {_count(count)} {noun}{'' if count == 1 else 's'}"

@@ -29,7 +29,7 @@ MAX_ENTRIES: Final = 1000
 """The default and the maximum number of connections or groups in a response."""
 
 MAX_FILTER_CHARS: Final = 200
-"""The longest text to search for in label values."""
+"""The maximum length of a text to search for in label values."""
 
 MAX_GROUPS: Final = 65_536
 """The number of groups above which those with the lowest ranks are added to the others.
@@ -133,9 +133,9 @@ class RankingKey:
 class Entry:
     """A connection or a group: its labels and, by metric, its values, in the metric's unit.
 
-    A value is None if the connection has none. ``rank`` is the value of the ranking criterion.
-    ``names`` are the known names of label values, by label. ``connections`` is 1, or the number of
-    connections of the group.
+    A value is None if the connection does not have it. ``rank`` is the value of the ranking
+    criterion. ``names`` are the known names of label values, by label. ``connections`` is 1, or the
+    number of connections of the group.
     """
 
     rank: float
