@@ -665,7 +665,7 @@ cdef class Table:
         label with `containing`, without the GIL. Callable from any thread. Connections that change
         during the call may be seen before or after the change.
         """
-        cdef const Kept *kept = self._kept(family, count, since)
+        cdef const Kept *kept = checked_snapshot(self, family, count, since)
         is_gauge = family_is_gauge(&self.state, family, self.plan)
         sets = {self.label_names.index(label): values for label, values in also}
         return top_rows(&self.state, family, is_gauge, count, kept, containing, sets)
@@ -692,7 +692,7 @@ cdef class Table:
         of the groups, which are limited to 256 bytes per group on average. Callable from any
         thread. Connections that change during the call may be seen before or after the change.
         """
-        cdef const Kept *kept = self._kept(family, count, since)
+        cdef const Kept *kept = checked_snapshot(self, family, count, since)
         is_gauge = family_is_gauge(&self.state, family, self.plan)
         columns = tuple(self.label_names.index(label) for label in labels)
         if not 0 < len(columns) <= MAX_VIEW_COLUMNS:
@@ -702,17 +702,6 @@ cdef class Table:
         sets = {self.label_names.index(label): values for label, values in also}
         return top_groups(&self.state, family, is_gauge, count, columns, kept, containing, sets,
                           max_groups)
-
-    cdef const Kept *_kept(self, uint32_t family, uint32_t count, Snapshot since) except? NULL:
-        # The values of a snapshot, or NULL without one. Raises if an argument is invalid.
-        if count > MAX_RANKED:
-            raise ValueError(f"count must be at most {MAX_RANKED}")
-        family_of_first(&self.state, family)
-        if since is None:
-            return NULL
-        if since.table is not self or since.family != family:
-            raise ValueError("the snapshot is of another table or family")
-        return &since.kept
 
     def snapshot(self, uint32_t family):
         """Store the current values of one of the first view's counter families, for `top`.
@@ -908,6 +897,19 @@ cdef class Snapshot:
     def bytes(self):
         """Memory of the snapshot, in bytes."""
         return self.kept.rows * (sizeof(int64_t) + sizeof(uint32_t))
+
+
+cdef const Kept *checked_snapshot(Table table, uint32_t family, uint32_t count,
+                                  Snapshot since) except? NULL:
+    # The values of a snapshot, or NULL without one. Raises if an argument of `top` is invalid.
+    if count > MAX_RANKED:
+        raise ValueError(f"count must be at most {MAX_RANKED}")
+    family_of_first(&table.state, family)
+    if since is None:
+        return NULL
+    if since.table is not table or since.family != family:
+        raise ValueError("the snapshot is of another table or family")
+    return &since.kept
 
 
 @cython.final

@@ -464,8 +464,8 @@ class App:
         self._warned = (update_s, timeout_s)
         if timeout_s < update_s + SLACK_S:
             log.warning(
-                "connection_timeout plus connection_grace is %s s, less than flow.update (%s s)"
-                " plus %s s: live connections expire between reports",
+                "connection_timeout plus connection_grace is %s s, but must be at least flow.update"
+                " (%s s) plus %s s for late reports: live connections expire between reports",
                 f"{timeout_s:g}",
                 update_s,
                 f"{SLACK_S:g}",

@@ -169,7 +169,7 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirement:
-    """A flow must have one of the parts ``paths``, or it is skipped with ``reason``.
+    """A flow needs at least one of the parts ``paths``; otherwise it is skipped with ``reason``.
 
     If ``or_without`` is not empty, flows without the part ``or_without`` are exempt.
     """

@@ -1,8 +1,8 @@
 """Logging to standard error: one record per line, escaped, and limited in rate.
 
 `set_up` is called once, and `configure` for every configuration. Messages and exceptions may quote
-data from the network. Both formats escape this data, so that it cannot forge a record or move the
-cursor.
+data from the network. Both log formats, text and JSON, escape this data, so that it cannot forge a
+record or move the cursor.
 """
 
 import json

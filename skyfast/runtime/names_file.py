@@ -25,7 +25,7 @@ def warn(*, labels: str, keys: Sequence[str]) -> None:
     if labels:
         log.warning("labels %s: neither names nor names_file is set", labels)
     for key in keys:
-        log.warning("no entry of the names has the key '%s'", key)
+        log.warning("no entry of names or names_file has the key '%s'", key)
 
 
 class NamesFile:

@@ -27,13 +27,15 @@ from skyfast.flows.fields import UNDECODABLE
 from skyfast.skydive.reporting_gap import MAX_FLOW_UPDATE_S, SLACK_S
 
 SUSPECT_CHANCE: Final = 1e-3
-"""Less probable silence is suspect. A false suspicion only delays the expiry of connections."""
+"""Silence that is less probable than this is suspect. A false suspicion only delays the expiry of connections."""
 
 SILENT_CHANCE: Final = 1e-6
-"""Less probable silence causes a reconnection, which interrupts all subscribers of the analyzer."""
+"""Silence that is less probable than this causes a reconnection.
+
+A reconnection interrupts all subscribers of the analyzer."""
 
 LOST: Final = 0.01
-"""The share of ``stats`` that UDP may lose before a subscription is silent."""
+"""The share of ``stats`` that UDP is assumed to lose. Such losses do not make a subscription silent."""
 
 WINDOW_S: Final = 30.0
 """``stats`` are counted in windows of this length."""

@@ -453,7 +453,7 @@ cdef int prepare_families(TableState *table, plan) except -1:
                 &table.families[table.family_count - 1], &table.views[i], declared, planned, plan
             )
             longest = max(longest, bytes_)
-    table.max_lines = longest + 64      # whole blocks may be written beyond the last line
+    table.max_lines = longest + 64      # `put` copies blocks of 16 bytes, beyond the end
     return 0
 
 

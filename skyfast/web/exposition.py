@@ -278,7 +278,7 @@ def _set(future: "asyncio.Future[None]") -> None:
 
 
 def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    # isal buffers data, so many calls return nothing.
+    # isal buffers data, so most calls return no bytes.
     compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
     ready: list[bytes] = []
     wanted_bytes = 1  # send the first output at once

@@ -489,22 +489,22 @@ _CONFIG: Final = (
 _SCRAPES: Final = (
     _metric(
         "skyfast_scrapes_total",
-        "Pages of /metrics and /metrics/flows that were served completely.",
+        "Scrapes of /metrics and /metrics/flows that were served completely.",
         _value(lambda source: source.stats.scrape.scrapes),
     ),
     _histogram(
         "skyfast_scrape_duration_seconds",
-        "Time to serve a page of /metrics or /metrics/flows.",
+        "Duration of scrapes of /metrics and /metrics/flows.",
         lambda source: [({}, source.stats.scrape.durations)],
     ),
     _metric(
         "skyfast_last_scrape_duration_seconds",
-        "Time to serve the latest page of /metrics or /metrics/flows.",
+        "Duration of the latest scrape of /metrics or /metrics/flows.",
         _value(lambda source: source.stats.scrape.last_duration_s),
     ),
     _metric(
         "skyfast_last_scrape_bytes",
-        "Size of the latest page of /metrics or /metrics/flows before compression.",
+        "Uncompressed size of the latest scrape of /metrics or /metrics/flows.",
         _value(lambda source: source.stats.scrape.last_bytes),
     ),
     _metric(

@@ -343,7 +343,7 @@ def test_check_reads_the_names(file: Path) -> None:
     assert "# Labels from own names take" in result.stdout
     assert "topology queries" not in result.stdout
     assert result.stderr.count("\n") == 1
-    assert "no entry of the names has the key 'x'" in result.stderr
+    assert "no entry of names or names_file has the key 'x'" in result.stderr
     assert run("--check", "--strict", "-", stdin=text).returncode == 2
     file.write_text("10.0.0.1,a\nx,b\n10.0.0.2\n")
     result = run("--check", "-", stdin=text)

@@ -149,7 +149,7 @@ async def test_missing_keys_are_logged_when_they_become_missing(
 ) -> None:
     reader = Reader(file)
     assert caplog.text == ""
-    text = "no entry of the names has the key 'site'"
+    text = "no entry of names or names_file has the key 'site'"
     for count in (1, 2):
         for name in ("x", "y"):
             replace(file, f"10.0.0.0/8,{name}\n")
