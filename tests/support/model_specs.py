@@ -46,6 +46,7 @@ METRICS = {
     "packets": _counter("packets", *_both("Metric", "Packets")),
     "rtt": Family(RTT, "gauge", ("Metric", "RTT")),
     "flows": Family(f"{COMPATIBLE}_flows", "gauge", ()),
+    "new_flows": Family(f"{COMPATIBLE}_new_flows_total", "counter", ()),
     "start": Family(
         f"{COMPATIBLE}_start_timestamp_seconds", "gauge", ("Start",), keep="least", decimals=3
     ),
@@ -78,7 +79,8 @@ def standard(prefix: str, *names: str) -> tuple[Family, ...]:
 def _standard(prefix: str, family: Family) -> Family:
     short = family.name.removeprefix(f"{COMPATIBLE}_")
     if family.type == "counter":
-        return replace(family, name=f"{prefix}_{short.removeprefix('total_')}_total")
+        short = short.removeprefix("total_").removesuffix("_total")
+        return replace(family, name=f"{prefix}_{short}_total")
     if short == "rtt_nanoseconds":
         return replace(family, name=f"{prefix}_rtt_seconds", decimals=9)
     return replace(family, name=f"{prefix}_{short}")
