@@ -147,7 +147,7 @@ CONFIGURATIONS = {
                         *labelled("initiator_ip", "target_ip", "target_port", "protocol"),
                         *labelled("node_name", "direction", others=_TOPOLOGY.values()),
                     ),
-                    compatible("bytes", "packets", "rtt", "flows", "tcp_out_of_order"),
+                    compatible("bytes", "packets", "rtt", "flows", "new_flows", "tcp_out_of_order"),
                 ),
                 traffic(),
             ),
@@ -230,7 +230,7 @@ CONFIGURATIONS = {
                 View(),
                 View(
                     labelled("application", "initiator_port"),
-                    standard("ports", "bytes", "flows", "last"),
+                    standard("ports", "bytes", "flows", "new_flows", "last"),
                 ),
                 View(
                     labelled("node_tid", "direction"),
@@ -246,7 +246,7 @@ CONFIGURATIONS = {
             views=(
                 View(
                     labelled("target_ip", "target_port", "direction", "node_tid"),
-                    compatible("bytes", "packets", "flows"),
+                    compatible("bytes", "packets", "flows", "new_flows"),
                 ),
                 traffic(),
             ),
@@ -260,7 +260,7 @@ CONFIGURATIONS = {
                     labelled("initiator_ip", "target_ip", "target_port", "protocol", "direction"),
                     standard(
                         STANDARD,
-                        *("bytes", "packets", "rtt", "flows", "start", "last"),
+                        *("bytes", "packets", "rtt", "flows", "new_flows", "start", "last"),
                         *("tcp_out_of_order", "tcp_skipped", "tcp_skipped_bytes", "tcp_bytes"),
                     ),
                 ),
@@ -290,7 +290,7 @@ CONFIGURATIONS = {
                         *labelled("node_host", "direction", others=_TOPOLOGY.values()),
                         *labelled("node_type", others=_TOPOLOGY.values()),
                     ),
-                    standard("host", "bytes", "packets", "flows"),
+                    standard("host", "bytes", "packets", "flows", "new_flows"),
                 ),
                 View(
                     labelled("tag", "link_a", "link_b", "vlan", others=[_TAG]),
