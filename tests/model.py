@@ -73,9 +73,10 @@ A `Spec` has the options of a configuration. Rules that docs/architecture.md doe
   ``LastUpdateMetric``) and ``FinishType``. If they are out of range, they are omitted and counted,
   once per report and field. They are not counted if the report is skipped, unless the reason is
   late, ended or a full table. Marks are only read if they affect what an unknown flow adds, or if
-  any view counts new flows. A report without a valid ``FinishType`` does not count as a first report, because it may be a
-  closing one that repeats its last update. If a value is the sum of two fields, its first invalid
-  field is counted, or the second field if both are valid but the sum is not.
+  any view counts new flows. A report without a valid ``FinishType`` does not count as a first
+  report, because it may be a closing one that repeats its last update. If a value is the sum of two
+  fields, its first invalid field is counted, or the second field if both are valid but the sum is
+  not.
 """
 
 from __future__ import annotations
