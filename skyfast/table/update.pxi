@@ -362,8 +362,6 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
     cdef View *view
     cdef uint32_t *links = links_of(table, flow)
     cdef uint32_t i
-    cdef bint is_new = (table.counts_new_flows and deltas == NULL
-                        and report.worth == WORTH_TOTAL)
     flow.connection = flow.connection & STRING_KEY | targets.rows[0]
     if report.finish == CLOSING:
         flow.connection |= ENDED
@@ -403,7 +401,9 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
                 add_to_counters(view, target, totals_of(flow))
                 count_new_flow(view, target)        # see `keep_counters`
         add_deltas(table, view, target, added, report.values)
-        if is_new:
-            count_new_flow(view, target)
+    if unlikely(table.counts_new_flows) and deltas == NULL and report.worth == WORTH_TOTAL:
+        for i in range(table.view_count):
+            if targets.rows[i]:
+                count_new_flow(&table.views[i], connection_at(&table.views[i], targets.rows[i]))
     table.connections_created += targets.created[0]
     note_overflow(table, targets)
