@@ -460,7 +460,7 @@ cdef class _Check:
             for i in range(view.columns):
                 if cells[i] & IS_STRING:
                     self.count_reference(cells[i] & ~IS_STRING, "label")
-            for i in range(view.values):
+            for i in range(view.values + view.counts_new_flows):
                 value = (<const int64_t *>(<char *>row + view.values_offset))[i]
                 expect(value >= (ABSENT if i < view.counters and table.optional[view.sources[i]]
                                  else 0), "value of a row", (view_index, number, i, value))

@@ -87,7 +87,8 @@ cdef struct Flow:
     # A dormant flow is in a `DormantList`, but not in a connection or the wheel. So three of its
     # fields have other meanings: `connection` is the previous row of the list, `wheel_next` is the
     # next row, and `deadline_s` is the time at which the flow was appended. Such a row can also
-    # keep the counters of a removed connection; then its key is a hash of the labels.
+    # keep the counters of a removed connection. Then its key is a hash of the labels, and `last_ms`
+    # is the number of new flows.
     uint32_t hash               # low half of the key
     uint32_t next
     uint32_t key_high           # high half of the key; for a string key, the string's number
@@ -113,8 +114,9 @@ cdef struct Connection:
     uint32_t flows              # number of flow rows that link here, and the flag BACK
     uint32_t created_seq        # sequence number among all rows ever created (modulo 2^32)
     uint32_t links[1]           # first view: rows of other views; other views: next in wheel slot
-    # Next are int64_t values[counters + gauges] and uint32_t cells[columns]. BACK is only used in
-    # the first view, and means that the row started with the counters of a removed connection.
+    # Next are int64_t values[counters + gauges], an int64_t number of new flows if the view counts
+    # them, and uint32_t cells[columns]. BACK is only used in the first view, and means that the row
+    # started with the counters of a removed connection.
 
 
 cdef struct NamesRow:
@@ -246,6 +248,7 @@ cdef struct View:
     uint32_t counters
     uint32_t values             # number of counters and gauges
     uint32_t sources[MAX_VIEW_VALUES]    # indexes of the plan's counters, then gauges
+    bint counts_new_flows       # whether the number of new flows follows the other values
     uint32_t values_offset          # offset in a row, like the next field
     uint32_t cells_offset
     bint identifies_connection  # flows with the same labels belong to the same connection

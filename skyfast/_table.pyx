@@ -359,6 +359,7 @@ cdef struct TableState:
     uint32_t looked_up          # number of labels from lookups; they are the first columns
     uint32_t lookup_count
     uint32_t requirements
+    bint counts_new_flows       # in any view
     bint optional[MAX_VALUES]
     int keeps[MAX_VALUES]       # kinds of gauges: KEEP_LATEST, ...
     bint has_conversations              # whether there are conversation rows

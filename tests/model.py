@@ -60,16 +60,23 @@ A `Spec` has the options of a configuration. Rules that docs/architecture.md doe
 * When a row of the first view is removed, its counters are kept if they differ from those of its
   last flow, or if its labels do not identify a connection. Kept counters are forgotten like a flow
   that became dormant directly after this last flow, and count as a flow for ``max_flows``.
+* A flow is new if its report counts as a first report, or if the flow was never counted: then every
+  row to which it is added counts one more new flow, including rows of overflow. A flow whose total
+  counts only because it creates a row is not new, so all views count the same flows. Known and
+  dormant flows are never new, even if they restart. A row of the first view that a dormant flow
+  creates, and for which no counters were kept, starts with one new flow: if it was another number
+  when the row was removed, the counters have been kept.
 * A closing report that repeats its last update does not create a row of the first view. Its deltas
   are added to an existing row, to kept counters or, if the labels do not identify a connection, to
   new kept counters.
 * Optional fields are gauges, counters of optional parts, the marks (``Start``,
   ``LastUpdateMetric``) and ``FinishType``. If they are out of range, they are omitted and counted,
   once per report and field. They are not counted if the report is skipped, unless the reason is
-  late, ended or a full table. Marks are only read if they affect what an unknown flow adds. A
-  report without a valid ``FinishType`` does not count as a first report, because it may be a
-  closing one that repeats its last update. If a value is the sum of two fields, its first invalid
-  field is counted, or the second field if both are valid but the sum is not.
+  late, ended or a full table. Marks are only read if they affect what an unknown flow adds, or if
+  any view counts new flows. A report without a valid ``FinishType`` does not count as a first
+  report, because it may be a closing one that repeats its last update. If a value is the sum of two
+  fields, its first invalid field is counted, or the second field if both are valid but the sum is
+  not.
 """
 
 from __future__ import annotations
@@ -181,7 +188,8 @@ class Label:
 class Family:
     """A metric: the path of its value from initiator to target, and of the opposite direction.
 
-    An empty path is the number of flows. ``keep`` is the kind of a gauge: "latest", "least" or
+    An empty path is the number of flows, or the number of new flows if the ``type`` is "counter".
+    ``keep`` is the kind of a gauge: "latest", "least" or
     "most". Values are written divided by ten to the power of ``decimals``.
     """
 
@@ -407,6 +415,10 @@ class Total:
         return sum(at(flow, path, 0) for path in self.newest_paths)
 
 
+NEW_FLOWS = Total(())
+"""The counter of new flows, which is not in a field. Rows have it even if no page shows it."""
+
+
 @dataclass(frozen=True)
 class Gauge:
     """A gauge: a row keeps one of the nonzero values of its flows."""
@@ -513,7 +525,10 @@ class Model:
         self.views = tuple(self.spec.views)
         self.families = tuple(family for view in self.views for family in view.families)
         values = [value for view in self.views for value in values_of(view)]
-        self.totals = [value for value in dict.fromkeys(values) if isinstance(value, Total)]
+        self.totals = [
+            value for value in dict.fromkeys(values) if isinstance(value, Total) and value.paths
+        ]
+        self._counts_new_flows = NEW_FLOWS in values
         self.gauges = [value for value in dict.fromkeys(values) if isinstance(value, Gauge)]
         self._labels = list(
             dict.fromkeys(label for view in self.views for label in labels_of(view))
@@ -726,16 +741,18 @@ class Model:
         has_room = self._has_room(0, places[0])
         if is_full or not (has_room or is_repeat):
             if self.spec.overflow == OTHER:
-                self._overflow(flow, places, now, self._news(flow, worth))
+                self._overflow(flow, places, now, with_new_flow(self._news(flow, worth), worth))
                 self.horizon_s = None if self.horizon_s is None else max(self.horizon_s, now)
             self.rejected_total += not has_room and not is_repeat
             return "table_full"
         known = self._flows[flow["UUID"]] = self._new_flow(flow, totals, now)
         if is_repeat:
-            self._credit(places, totals, flow, now)
+            self._credit(places, with_new_flow(totals, worth), flow, now)
             self._make_room(now)
             self._end(known, now)
         else:
+            if self._counts_new_flows:
+                self._note_marks(flow)
             self._show(known, labels, flow, now, worth=worth)
             self._make_room(now)
         return None
@@ -795,8 +812,7 @@ class Model:
     def _news(self, flow: JSON, worth: str) -> Amounts:
         """Return what a report adds if there is no other reason to count its total."""
         totals = self._totals_of(flow)
-        if flow.get("LastUpdateMetric") is not None:
-            self._invalid |= {path for path in MARKS if not in_range([at(flow, path, 0)])}
+        self._note_marks(flow)
         if worth == "total":
             return totals
         if worth == "nothing":
@@ -804,6 +820,10 @@ class Model:
         for total in self.totals:
             self._invalid |= first_invalid(flow, total.newest_paths)
         return {total: total.newest(flow) for total in totals}
+
+    def _note_marks(self, flow: JSON) -> None:
+        if flow.get("LastUpdateMetric") is not None:
+            self._invalid |= {path for path in MARKS if not in_range([at(flow, path, 0)])}
 
     def _show(
         self,
@@ -855,6 +875,7 @@ class Model:
                     news = difference
                 else:
                     news = known.totals if counts_whole[n] else self._news(flow, worth)
+                    news = with_new_flow(news, worth)
                 self._give(row, news, flow, now)
                 row.flows.append(known)
             known.rows.append(row)
@@ -881,7 +902,7 @@ class Model:
             self._dormant.remove(kept)
             row.totals = dict(kept.totals)
         elif known_totals is not None and self._is_complete(0):
-            row.add(known_totals)
+            row.add(with_new_flow(known_totals, "total"))
 
     # Dormant flows
 
@@ -981,8 +1002,7 @@ class Model:
         elif kept := self._kept.get(places[0]):
             kept.totals = added(kept.totals, amounts)
         elif not self._is_complete(0):
-            zero = {total: 0 for total in self.totals if not total.is_optional}
-            self._keep(places[0], added(zero, amounts), now)
+            self._keep(places[0], added(self._zero(), amounts), now)
         for n, place in enumerate(places[1:], 1):
             row = None
             if first and first.flows and n in self._followers():
@@ -1011,8 +1031,9 @@ class Model:
         self._list(flow, now)
         if not first.flows and not first.is_other:
             counters = first_totals(first.view)
+            of_flow = with_new_flow(flow.totals, "total")
             is_like_its_flow = all(
-                first.totals.get(total) == flow.totals.get(total) for total in counters
+                first.totals.get(total) == of_flow.get(total) for total in counters
             )
             if not (is_like_its_flow and self._is_complete(0)):
                 self._keep(first.values, dict(first.totals), now)
@@ -1075,10 +1096,13 @@ class Model:
         """Return the row with these label values, after creating it if necessary."""
         view = self.views[n]
         if values not in self._rows[n]:
-            zero = {total: 0 for total in self.totals if not total.is_optional}
-            self._rows[n][values] = Row(view, values, zero)
+            self._rows[n][values] = Row(view, values, self._zero())
             self.created_total += n == 0
         return self._rows[n][values]
+
+    def _zero(self) -> dict[Total, int]:
+        """Return the counters of a new row."""
+        return {total: 0 for total in (*self.totals, NEW_FLOWS) if not total.is_optional}
 
     def _other(self, n: int) -> Row:
         """Return the overflow row of a view, after creating it if necessary."""
@@ -1306,7 +1330,7 @@ def family_values(family: Family, view: View) -> list[Total | Gauge | None]:
     """
     paths = [path for path in (family.forward, family.backward) if path is not None]
     if paths == [()]:
-        return [None]
+        return [NEW_FLOWS if family.type == "counter" else None]
     if family.type == "gauge":
         return [Gauge(path, family.keep) for path in paths]
     if DIRECTION in view.labels:
@@ -1416,6 +1440,11 @@ def added(totals: Amounts, amounts: Amounts) -> dict[Total, int]:
     return dict(totals) | {
         total: min(MAX_SUM, totals.get(total, 0) + amount) for total, amount in amounts.items()
     }
+
+
+def with_new_flow(amounts: Amounts, worth: str) -> Amounts:
+    """Return what an unknown flow with this ``worth`` adds, including the counter of new flows."""
+    return {**amounts, NEW_FLOWS: int(worth == "total")}
 
 
 def is_too_long(text: str) -> bool:

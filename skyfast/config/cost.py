@@ -22,6 +22,9 @@ _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
 """Fields that identify the capture point: each point has its own flow of a conversation."""
 
 
+NEW_FLOWS_BYTES: Final = 8
+"""Memory of the number of new flows in a connection."""
+
 CELL_BYTES: Final = 4
 """Memory of a label value in a connection, and of a lookup key in a flow."""
 
@@ -96,6 +99,7 @@ def _lines(config: Config) -> Iterator[str]:
         queried = _queried(namespaces=True, kubernetes=True)
         yield f"Each node_tid costs a series of {name}, which needs topology queries for {queried}."
         yield from () if KUBERNETES_NOTE in of_labels else (KUBERNETES_NOTE,)
+    yield from _new_flows(export)
     for view in (export.main, *export.views):
         for label in view.labels:
             if reason := _unbounded_reason(label, config):
@@ -117,8 +121,7 @@ def _names(export: ExportSelection) -> Iterator[str]:
     for view in (export.main, *export.views):
         if labels := [label for label in view.labels if key_fields(label)]:
             chosen += labels
-            row = f"row of view {view.prefix}" if view.prefix else "connection"
-            bytes_.append(f"{CELL_BYTES * len(labels)} bytes per {row}")
+            bytes_.append(f"{CELL_BYTES * len(labels)} bytes per {_row(view)}")
     if not chosen:
         return
     keys = {field for label in chosen for field in key_fields(label)}
@@ -155,8 +158,23 @@ def _queried(*, namespaces: bool, kubernetes: bool) -> str:
     return f"{nodes} and edges" if namespaces else nodes
 
 
+def _new_flows(export: ExportSelection) -> Iterator[str]:
+    """Yield the memory of new flows, if any view counts them."""
+    rows = [
+        f"{NEW_FLOWS_BYTES} bytes per {_row(view)}"
+        for view in (export.main, *export.views)
+        if any(metric.name == "new_flows" for metric in view.metrics)
+    ]
+    if rows:
+        yield f"New flows take {', '.join(rows)}."
+
+
 def _where(view: ViewSpec) -> str:
     return f"view {view.prefix}" if view.prefix else "connections"
+
+
+def _row(view: ViewSpec) -> str:
+    return f"row of view {view.prefix}" if view.prefix else "connection"
 
 
 def _is_counted(metric: MetricSpec) -> bool:

@@ -27,7 +27,7 @@ from skyfast.config.parsers import (
 )
 from skyfast.config.yaml_nodes import YamlValue
 from skyfast.flows.catalog import DIRECTION, FIXED_PREFIXES
-from skyfast.flows.plan import FieldPath, FlowCount
+from skyfast.flows.plan import FieldPath, FlowCount, NewFlows
 from skyfast.flows.planner import families, key_fields, shows_topology
 from skyfast.flows.selection import LabelSpec, MetricSpec, ViewSpec
 from skyfast.text_format import MetricFamily
@@ -247,7 +247,7 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
             value
             for family in families(view, naming=naming)
             for value in family.values
-            if not isinstance(value, FlowCount)
+            if not isinstance(value, (FlowCount, NewFlows))
         }
         if len(own_values) > MAX_VIEW_VALUES:
             problem = (

@@ -372,6 +372,15 @@ METRICS: Final[tuple[MetricDef, ...]] = (
         help="Current number of flows",
     ),
     MetricDef(
+        name="new_flows",
+        paths=(),
+        type="counter",
+        compatible="skydive_network_connection_new_flows_total",
+        standard="new_flows_total",
+        unit="flows",
+        help="New flows",
+    ),
+    MetricDef(
         name="start",
         paths=(("Start",),),
         type="gauge",

@@ -136,7 +136,16 @@ class FlowCount:
     """The current number of flows of a connection."""
 
 
-Value = Counter | Gauge | FlowCount
+@dataclass(frozen=True, slots=True)
+class NewFlows:
+    """A counter of the flows that began on a connection.
+
+    A flow counts if its report is its first one, or if it was never counted before. It does not
+    count if its total is only counted because it creates the connection.
+    """
+
+
+Value = Counter | Gauge | FlowCount | NewFlows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +252,11 @@ class Plan:
     def gauges(self) -> tuple[Gauge, ...]:
         """The gauges of all views, without duplicates."""
         return tuple(value for value in self._values() if isinstance(value, Gauge))
+
+    @property
+    def new_flows(self) -> tuple[NewFlows, ...]:
+        """The counter of new flows if any view has it."""
+        return tuple(value for value in self._values() if isinstance(value, NewFlows))
 
     def _values(self) -> dict[Value, None]:
         return dict.fromkeys(

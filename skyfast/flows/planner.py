@@ -34,6 +34,7 @@ from skyfast.flows.plan import (
     LabelMapper,
     Lookup,
     Names,
+    NewFlows,
     Plan,
     Requirement,
     Share,
@@ -278,7 +279,7 @@ def _values(
 ) -> tuple[Value, ...]:
     """Return the values of a family: one for each direction, or the sum of both."""
     if not paths:
-        return (FlowCount(),)
+        return (NewFlows() if kind == "counter" else FlowCount(),)
     if kind == "gauge":
         return tuple(Gauge(path=path, keep=keep) for path in paths)
     if direction == "sum":

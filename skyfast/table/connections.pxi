@@ -34,6 +34,11 @@ cdef inline int64_t *values_of(const View *view, Connection *row) noexcept nogil
     return <int64_t *>(<char *>row + view.values_offset)
 
 
+cdef inline int64_t *new_flows_of(const View *view, Connection *row) noexcept nogil:
+    # The number of new flows; only valid if the view counts them.
+    return values_of(view, row) + view.values
+
+
 cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
     return row.flows & ~BACK
 
@@ -162,6 +167,11 @@ cdef inline void add_to_counters(const View *view, Connection *row,
     cdef uint32_t i
     for i in range(view.counters):
         add(&sums[i], deltas[view.sources[i]])
+
+
+cdef inline void count_new_flow(const View *view, Connection *row) noexcept nogil:
+    if view.counts_new_flows:
+        add(new_flows_of(view, row), 1)
 
 
 cdef inline void add_deltas(const TableState *table, const View *view, Connection *row,

@@ -226,7 +226,7 @@ cdef int wake_ended(TableState *table, const Report *report, const Labels *label
     cdef uint32_t before = conversation
     if not own_conversation(table, report, &conversation):
         return APPLY_NO_MEMORY
-    if not credit(table, labels, number, kept, deltas, report.values):
+    if not credit(table, labels, number, kept, deltas, report.values, False):
         disown_conversation(table, conversation, before)
         return APPLY_NO_MEMORY
     supersede(table, before, conversation)
@@ -246,7 +246,7 @@ cdef int wake_when_full(TableState *table, const Report *report, const Labels *l
     if table.overflows:
         if not own_conversation(table, report, &conversation):
             return APPLY_NO_MEMORY
-        if add_to_overflow(table, labels, deltas, report.values) == APPLY_NO_MEMORY:
+        if add_to_overflow(table, labels, deltas, report.values, False) == APPLY_NO_MEMORY:
             disown_conversation(table, conversation, before)
             return APPLY_NO_MEMORY
         supersede(table, before, conversation)
@@ -267,12 +267,12 @@ cdef int wake_when_full(TableState *table, const Report *report, const Labels *l
 
 cdef int add_ended_flow(TableState *table, const Report *report, const Labels *labels,
                         uint32_t number, uint32_t kept) noexcept nogil:
-    # Apply the closing report of an unknown flow. The flow is kept for a while, because its other
-    # reports may still be in transit.
+    # Apply the closing report of an unknown flow that was never counted. The flow is kept for a
+    # while, because its other reports may still be in transit.
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
         return APPLY_NO_MEMORY
-    if not credit(table, labels, number, kept, report.values, report.values):
+    if not credit(table, labels, number, kept, report.values, report.values, True):
         remove_flow(table, row)
         return APPLY_NO_MEMORY
     evict_surplus(table)
@@ -282,10 +282,11 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
 
 
 cdef bint credit(TableState *table, const Labels *labels, uint32_t number, uint32_t kept,
-                 const int64_t *deltas, const int64_t *values) noexcept nogil:
+                 const int64_t *deltas, const int64_t *values, bint is_new) noexcept nogil:
     # Add `deltas` to all rows of a flow without making it live: no row is created in the first
     # view. `number` is the flow's row in the first view, or 0. `kept` is the dormant row with the
-    # counters of that row, or 0. False if out of memory.
+    # counters of that row, or 0. `is_new` is whether the report counts as a new flow. False if out
+    # of memory.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
@@ -308,10 +309,16 @@ cdef bint credit(TableState *table, const Labels *labels, uint32_t number, uint3
         if targets.created[i]:
             file_row(view, targets.rows[i], view.deadline_s)
         add_deltas(table, view, connection_at(view, targets.rows[i]), deltas, values)
+        if is_new:
+            count_new_flow(view, connection_at(view, targets.rows[i]))
     note_overflow(table, &targets)
     if number:
         add_to_counters(first, connection_at(first, number), deltas)
+        if is_new:
+            count_new_flow(first, connection_at(first, number))
     elif kept:
+        if is_new:
+            add(&flow_at(table, kept).last_ms, 1)
         for i in range(first.counters):
             add(&totals_of(flow_at(table, kept))[first.sources[i]], deltas[first.sources[i]])
     return True
@@ -363,13 +370,16 @@ cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noex
     row.flows |= BACK
     for i in range(first.counters):
         sums[i] = totals[first.sources[i]]
+    if first.counts_new_flows:
+        new_flows_of(first, row)[0] = flow_at(table, number).last_ms
     forget_flow(table, number)
 
 
 cdef void keep_counters(TableState *table, Flow *flow, Connection *row,
                         uint32_t now_s) noexcept nogil:
     # Keep the counters of a connection that is removed with its last flow. This is not necessary if
-    # the flow's own row has the same totals and the labels identify the connection.
+    # the flow's own row is enough: it has the same totals, its labels identify the connection, and
+    # the flow was the only new one.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow)
     cdef const int64_t *sums = values_of(first, row)
@@ -377,10 +387,14 @@ cdef void keep_counters(TableState *table, Flow *flow, Connection *row,
     cdef uint32_t i, number
     for i in range(first.counters):
         differs |= sums[i] != totals[first.sources[i]]
+    if first.counts_new_flows:
+        differs |= new_flows_of(first, row)[0] != 1
     if not differs or table.memory_s == 0:
         return
     number = add_kept(table, cells_of(first, row), now_s)
     if number:
         for i in range(first.counters):
             totals_of(flow_at(table, number))[first.sources[i]] = sums[i]
+        if first.counts_new_flows:
+            flow_at(table, number).last_ms = new_flows_of(first, row)[0]
         evict_surplus(table)

@@ -204,6 +204,7 @@ cdef int number_values(TableState *table, plan) except -1:
     table.counters = len(plan.counters)
     table.values = table.counters + len(plan.gauges)
     table.requirements = len(plan.requirements)
+    table.counts_new_flows = len(plan.new_flows) > 0
     for i, counter in enumerate(plan.counters):
         table.optional[i] = counter.optional
     for i, gauge in enumerate(plan.gauges, table.counters):
@@ -400,7 +401,7 @@ cdef int prepare_views(TableState *table, plan) except -1:
         view.values_offset = sizeof(Connection)
         if i == 0 and connection_links > 1:
             view.values_offset = (sizeof(Connection) + 4 * (connection_links - 1) + 7) & ~7
-        view.cells_offset = view.values_offset + 8 * view.values
+        view.cells_offset = view.values_offset + 8 * (view.values + view.counts_new_flows)
         if not rows_init(&view.rows, &table.arena, (view.cells_offset + 4 * view.columns + 7) & ~7):
             raise MemoryError
     return 0
@@ -411,6 +412,9 @@ cdef int number_view(const TableState *table, View *view, declared, plan) except
     cdef uint32_t j
     numbers = {column: i for i, column in enumerate(ordered_columns(plan))}
     values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
+    view.counts_new_flows = any(
+        value in plan.new_flows for family in declared.families for value in family.values
+    )
     kept = sorted(
         {values[v] for family in declared.families for v in family.values if v in values}
     )
@@ -468,7 +472,7 @@ cdef size_t prepare_family(Family *family, const View *view, declared, planned,
     if not 1 <= family.sides <= (1 if planned.direction is None else 2):
         raise ValueError(f"{declared.name} has more values than directions")
     for j, value in enumerate(declared.values):
-        family.values[j] = FLOWS
+        family.values[j] = view.values if value in plan.new_flows else FLOWS
         for k in range(view.values):
             if value in values and view.sources[k] == values[value]:
                 family.values[j] = k

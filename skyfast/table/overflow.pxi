@@ -53,6 +53,7 @@ cdef int apply_overflow(TableState *table, Report *report, const Labels *labels)
     done = add_to_overflow(
         table, labels,
         report.values if report.worth == WORTH_TOTAL else report.last_update, report.values,
+        report.worth == WORTH_TOTAL,
     )
     if done == SKIP_TABLE_FULL:
         table.horizon_s = max(table.horizon_s, table.now)
@@ -60,7 +61,8 @@ cdef int apply_overflow(TableState *table, Report *report, const Labels *labels)
 
 
 cdef int add_to_overflow(TableState *table, const Labels *labels, const int64_t *deltas,
-                         const int64_t *values) noexcept nogil:
+                         const int64_t *values, bint is_new) noexcept nogil:
+    # `is_new` is whether the report counts as a new flow.
     cdef View *view
     cdef uint32_t rows[MAX_VIEWS]
     cdef uint32_t i
@@ -81,4 +83,6 @@ cdef int add_to_overflow(TableState *table, const Labels *labels, const int64_t 
     for i in range(table.view_count):
         view = &table.views[i]
         add_deltas(table, view, connection_at(view, rows[i]), deltas, values)
+        if is_new:
+            count_new_flow(view, connection_at(view, rows[i]))
     return SKIP_TABLE_FULL

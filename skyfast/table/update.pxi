@@ -219,12 +219,15 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
         done = add_ended_flow(table, report, &labels, number, kept)
     elif (report.worth == WORTH_UNREAD or report.worth == WORTH_LAST_UPDATE_UNREAD) and (
         table.view_count > 1 or not counts_whole(table, first, creates and not kept)
+        or (table.counts_new_flows and report.worth == WORTH_UNREAD)
     ):
         done = APPLY_STOP
     else:
-        if unlikely(report.leaves_out) and needs_worth(table, &labels, number, kept):
-            report.uses_marks = True
-            report.uses_last_update = report.worth == WORTH_LAST_UPDATE
+        if unlikely(report.leaves_out):
+            report.uses_marks |= table.counts_new_flows
+            if needs_worth(table, &labels, number, kept):
+                report.uses_marks = True
+                report.uses_last_update = report.worth == WORTH_LAST_UPDATE
         done = add_flow(table, report, &labels, number, kept, conversation)
     release_interned(table, &labels)
     return done
@@ -397,6 +400,11 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
             elif deltas != NULL and view.identifies_connection:
                 target.flows |= BACK
                 add_to_counters(view, target, totals_of(flow))
+                count_new_flow(view, target)        # see `keep_counters`
         add_deltas(table, view, target, added, report.values)
+    if unlikely(table.counts_new_flows) and deltas == NULL and report.worth == WORTH_TOTAL:
+        for i in range(table.view_count):
+            if targets.rows[i]:
+                count_new_flow(&table.views[i], connection_at(&table.views[i], targets.rows[i]))
     table.connections_created += targets.created[0]
     note_overflow(table, targets)

@@ -33,6 +33,7 @@ SETTINGS = {
     "{labels: [protocol, tracking_id, capture_id, link_a, parent_uuid]}": ["connections"],
     "{labels: [protocol], metrics: [rtt, start, last]}": [],
     "{labels: [protocol], metrics: [rtt, flows]}": ["connections"],
+    "{labels: [protocol], metrics: [rtt, new_flows]}": ["connections"],
     "{labels: [protocol], direction: sum}": ["connections"],
     "{views: [{prefix: apps, labels: [application]}]}": ["view apps"],
     "{views: [{prefix: apps, labels: [application, node_tid]}]}": [],
@@ -181,8 +182,35 @@ def test_cost_of_own_names_is_reported(labels: list[object], source: str, taken:
     assert not [line for line in lines if "probe" in line]
 
 
-def row_bytes(*labels: str) -> int:
-    return int(Sink(labels=["target_ip", "protocol", *labels], views=[]).table.row_bytes)
+def row_bytes(*labels: str, metrics: tuple[str, ...] = ("bytes",)) -> int:
+    settings = {"labels": ["target_ip", "protocol", *labels], "metrics": [*metrics]}
+    return int(Sink(**settings, views=[]).table.row_bytes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "taken"),
+    [
+        ("{metrics: [bytes, flows]}", ""),
+        ("{metrics: [bytes, new_flows]}", "8 bytes per connection"),
+        (
+            "{metrics: [new_flows], views: [{prefix: a, labels: [tag], metrics: [new_flows]}]}",
+            "8 bytes per connection, 8 bytes per row of view a",
+        ),
+        (
+            "{views: [{prefix: a, labels: [tag], metrics: [new_flows]}]}",
+            "8 bytes per row of view a",
+        ),
+    ],
+)
+def test_cost_of_new_flows_is_reported(settings: str, taken: str) -> None:
+    lines = cost.report(make_config(**yaml.safe_load(settings))).splitlines()
+    shown = [line for line in lines if line.startswith("# New flows")]
+    assert shown == ([f"# New flows take {taken}."] if taken else [])
+
+
+def test_bytes_of_new_flows_match_the_table() -> None:
+    taken = row_bytes(metrics=("bytes", "new_flows")) - row_bytes(metrics=("bytes",))
+    assert taken == cost.NEW_FLOWS_BYTES
 
 
 def test_bytes_of_topology_labels_match_the_table() -> None:

@@ -1308,7 +1308,7 @@ LABEL_ENTRIES = st.sampled_from(
 )
 METRIC_ENTRIES = st.sampled_from(
     [
-        *("bytes", "flows", "start", "tcp_skipped_bytes", "x"),
+        *("bytes", "flows", "new_flows", "start", "tcp_skipped_bytes", "x"),
         {"name": "own_total", "value": "RawPacketsCaptured", "type": "counter"},
         {"name": "own", "value": ["Metric.RTT", "Link.ID"], "type": "gauge", "help": 'Text: "#'},
         {"name": "a_bytes_total", "value": "Metric.RTT", "type": "gauge"},

@@ -34,6 +34,7 @@ from skyfast.flows.plan import (
     Family,
     FlowCount,
     Gauge,
+    NewFlows,
     Plan,
     Requirement,
 )
@@ -394,9 +395,11 @@ def test_standard_names_follow_openmetrics(known: Any) -> None:
 @pytest.mark.parametrize("known", METRICS, ids=lambda known: known.name)
 def test_compatible_names_share_a_prefix(known: Any) -> None:
     family = metric(known.name)
-    total = "total_" if family.type == "counter" else ""
+    is_inherited = known.name != "new_flows"  # prom_sky_con does not have it
+    total = "total_" if family.type == "counter" and is_inherited else ""
     assert family.name.startswith(f"skydive_network_connection_{total}")
-    assert ("total" in family.name) == bool(total)
+    assert family.name.endswith("_total") == (family.type == "counter" and not is_inherited)
+    assert ("total" in family.name) == (family.type == "counter")
 
 
 def test_times_are_seconds_with_standard_names() -> None:
@@ -424,7 +427,7 @@ def test_metric_has_one_series_per_direction_or_one_sum(known: Any) -> None:
     assert len(summed.values) == 1
     assert split.help.endswith(" in this direction.") == (len(split.values) == 2)
     assert not summed.help.endswith(" in this direction.")
-    if known.type == "counter":
+    if known.type == "counter" and known.paths:
         (total,) = summed.values
         assert isinstance(total, Counter)
         assert total.paths == known.paths
@@ -434,6 +437,16 @@ def test_metric_has_one_series_per_direction_or_one_sum(known: Any) -> None:
 
 def test_flows_metric_counts_flows() -> None:
     assert metric("flows").values == metric("flows", direction="sum").values == (FlowCount(),)
+
+
+def test_new_flows_are_counted_once_per_connection() -> None:
+    for direction in ("split", "sum"):
+        assert metric("new_flows", direction=direction).values == (NewFlows(),)
+        plan = plan_of(metrics=["new_flows"], views=[], direction=direction)
+        assert (plan.new_flows, plan.counters, plan.gauges) == ((NewFlows(),), (), ())
+    views = [{"prefix": "lab", "labels": ["protocol"], "metrics": ["new_flows", "bytes"]}]
+    assert plan_of(views=views).new_flows == (NewFlows(),)
+    assert plan_of(metrics=["flows", "bytes"]).new_flows == ()
 
 
 def test_sum_has_no_direction() -> None:
@@ -688,7 +701,7 @@ def test_recording_rules_map_names_in_both_directions() -> None:
     assert to_compatible.pop(factors[0]) == f"{factors[1]} * 1e9"
     expected = standard_names()
     del expected[factors[0]]
-    assert len(expected) == 26
+    assert len(expected) == 27
     assert {name: standard for standard, name in to_standard.items()} == expected
     assert to_compatible == expected
 

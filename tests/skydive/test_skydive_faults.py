@@ -29,8 +29,8 @@ from tests.model import (
 )
 from tests.support import core_builds
 from tests.support.listening import Listener
-from tests.support.model_specs import standard, traffic
-from tests.support.oracle import Oracle, read_counters
+from tests.support.model_specs import compatible, standard, traffic
+from tests.support.oracle import NEW_FLOWS, Oracle, read_counters
 from tests.support.skydive import Cluster, Conversation, FlowOptions, Packet, Subscriber
 from tests.support.table_adapter import Core
 
@@ -49,13 +49,18 @@ POWER_LOSS_MS = 150_000
 """Time until agents notice that a host has lost power."""
 
 IP_A, IP_B, PORT_A, PORT_B, _, NODE, PROTOCOL = LABELS
+MAIN_FAMILIES = (*FAMILIES, *compatible("new_flows"))
 MAIN_VIEWS = {
-    "complete": View(LABELS, FAMILIES),
-    "shared": View((IP_A, IP_B, DIRECTION, NODE, PROTOCOL), FAMILIES),
+    "complete": View(LABELS, MAIN_FAMILIES),
+    "shared": View((IP_A, IP_B, DIRECTION, NODE, PROTOCOL), MAIN_FAMILIES),
 }
-BY_NODE = View(traffic().labels, traffic().families, timeout_s=EVER_S)
+BY_NODE = View(
+    traffic().labels, (*traffic().families, *standard("nodes", "new_flows")), timeout_s=EVER_S
+)
 BY_APPLICATION = View(
-    (KNOWN_LABELS["application"], DIRECTION), standard("apps", "bytes", "packets"), timeout_s=EVER_S
+    (KNOWN_LABELS["application"], DIRECTION),
+    standard("apps", "bytes", "packets", "new_flows"),
+    timeout_s=EVER_S,
 )
 
 CONVERSATIONS = {
@@ -375,6 +380,8 @@ class DeduplicatingMachine(FaultMachine):
             for values, counters in read_counters(page, view).items():
                 row = dict(zip(labels, values, strict=True))
                 for name, amount in counters.items():
+                    if name == NEW_FLOWS:
+                        continue
                     sender = row.get("initiator_ip" if name.startswith("AB") else "target_ip")
                     shown[name[2:], sender] += amount
             for (unit, sender), amount in shown.items():

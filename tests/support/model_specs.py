@@ -46,6 +46,7 @@ METRICS = {
     "packets": _counter("packets", *_both("Metric", "Packets")),
     "rtt": Family(RTT, "gauge", ("Metric", "RTT")),
     "flows": Family(f"{COMPATIBLE}_flows", "gauge", ()),
+    "new_flows": Family(f"{COMPATIBLE}_new_flows_total", "counter", ()),
     "start": Family(
         f"{COMPATIBLE}_start_timestamp_seconds", "gauge", ("Start",), keep="least", decimals=3
     ),
@@ -78,7 +79,8 @@ def standard(prefix: str, *names: str) -> tuple[Family, ...]:
 def _standard(prefix: str, family: Family) -> Family:
     short = family.name.removeprefix(f"{COMPATIBLE}_")
     if family.type == "counter":
-        return replace(family, name=f"{prefix}_{short.removeprefix('total_')}_total")
+        short = short.removeprefix("total_").removesuffix("_total")
+        return replace(family, name=f"{prefix}_{short}_total")
     if short == "rtt_nanoseconds":
         return replace(family, name=f"{prefix}_rtt_seconds", decimals=9)
     return replace(family, name=f"{prefix}_{short}")
@@ -145,7 +147,7 @@ CONFIGURATIONS = {
                         *labelled("initiator_ip", "target_ip", "target_port", "protocol"),
                         *labelled("node_name", "direction", others=_TOPOLOGY.values()),
                     ),
-                    compatible("bytes", "packets", "rtt", "flows", "tcp_out_of_order"),
+                    compatible("bytes", "packets", "rtt", "flows", "new_flows", "tcp_out_of_order"),
                 ),
                 traffic(),
             ),
@@ -228,7 +230,7 @@ CONFIGURATIONS = {
                 View(),
                 View(
                     labelled("application", "initiator_port"),
-                    standard("ports", "bytes", "flows", "last"),
+                    standard("ports", "bytes", "flows", "new_flows", "last"),
                 ),
                 View(
                     labelled("node_tid", "direction"),
@@ -244,7 +246,7 @@ CONFIGURATIONS = {
             views=(
                 View(
                     labelled("target_ip", "target_port", "direction", "node_tid"),
-                    compatible("bytes", "packets", "flows"),
+                    compatible("bytes", "packets", "flows", "new_flows"),
                 ),
                 traffic(),
             ),
@@ -258,7 +260,7 @@ CONFIGURATIONS = {
                     labelled("initiator_ip", "target_ip", "target_port", "protocol", "direction"),
                     standard(
                         STANDARD,
-                        *("bytes", "packets", "rtt", "flows", "start", "last"),
+                        *("bytes", "packets", "rtt", "flows", "new_flows", "start", "last"),
                         *("tcp_out_of_order", "tcp_skipped", "tcp_skipped_bytes", "tcp_bytes"),
                     ),
                 ),
@@ -288,7 +290,7 @@ CONFIGURATIONS = {
                         *labelled("node_host", "direction", others=_TOPOLOGY.values()),
                         *labelled("node_type", others=_TOPOLOGY.values()),
                     ),
-                    standard("host", "bytes", "packets", "flows"),
+                    standard("host", "bytes", "packets", "flows", "new_flows"),
                 ),
                 View(
                     labelled("tag", "link_a", "link_b", "vlan", others=[_TAG]),

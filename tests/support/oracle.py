@@ -25,6 +25,9 @@ BATCH_S = 15.0
 ENDED_S = 75.0
 """The time for which a flow is kept after its closing report."""
 
+NEW_FLOWS = "NewFlows"
+"""The counter of new flows, next to the fields of ``Metric``. A flow is new once."""
+
 Values = tuple[str, ...]
 Counters = Counter[str]
 
@@ -44,14 +47,16 @@ def is_first(report: JSON) -> bool:
 def read_counters(page: Mapping[str, set[str]], view: View) -> dict[Values, Counters]:
     """Return the counters of a view's series by label values, without the direction.
 
-    The view must have the label `DIRECTION`. Each counter is a field of ``Metric``.
+    The view must have the label `DIRECTION`. Each counter is a field of ``Metric``, or `NEW_FLOWS`.
     """
     counters: dict[Values, Counters] = {}
     place = list(view.labels).index(DIRECTION)
     for family in view.families:
         if family.type == "counter":
-            assert family.backward is not None
-            names = dict(zip(DIRECTIONS, (family.forward[1], family.backward[1]), strict=True))
+            names = {DIRECTIONS[0]: NEW_FLOWS}
+            if family.forward != ():
+                assert family.backward is not None
+                names = dict(zip(DIRECTIONS, (family.forward[1], family.backward[1]), strict=True))
             for line in page[family.name]:
                 series, _, number = line.rpartition(" ")
                 values = re.findall(r'="([^"]*)"', series)
@@ -74,7 +79,8 @@ class Range:
         return Range(low, high)
 
     def __contains__(self, counters: Counters) -> bool:
-        return all(self.low[name] <= counters[name] <= self.high[name] for name in COUNTERS)
+        names = (*COUNTERS, NEW_FLOWS)
+        return all(self.low[name] <= counters[name] <= self.high[name] for name in names)
 
 
 def exactly(counters: Counters) -> Range:
@@ -137,7 +143,7 @@ class Oracle:
 
     ``horizon_s`` is the time of the latest report of any flow that may be forgotten, initially the
     first subscription. If not ``is_exact``, flows can be rejected and evicted, so only the upper
-    bounds apply.
+    bounds apply. All views must count new flows.
     """
 
     spec: Spec
@@ -178,13 +184,15 @@ class Oracle:
         return growths
 
     def _report(self, report: JSON, now: float, *, is_known: bool) -> Growth:
-        totals = Counter({name: report["Metric"][name] for name in COUNTERS})
+        totals = Counter({name: report["Metric"][name] for name in COUNTERS} | {NEW_FLOWS: 1})
         heard = self.flows.get(report["UUID"])
         if heard is None:
             values = [tuple(str(at(report, path, "")) for path in paths) for paths in self._paths]
             counts = is_first(report) or self._was_never_counted(report, now)
             low = totals if counts else self._newest(report)
-            amount = Range(low, totals)
+            high = Counter(totals)
+            high[NEW_FLOWS] = int(counts)
+            amount = Range(low, high)
             if is_repeat(report) and not counts:
                 # The flow is not kept, and its latest update may still be in transit.
                 return Growth(report, values, amount, totals, is_known)

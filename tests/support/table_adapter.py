@@ -22,6 +22,7 @@ from skyfast.flows.plan import (
     FlowCount,
     Gauge,
     Lookup,
+    NewFlows,
     Plan,
     Requirement,
     Share,
@@ -31,6 +32,7 @@ from skyfast.flows.plan import View as PlanView
 from tests.model import (
     CONVERSATION,
     DIRECTION,
+    NEW_FLOWS,
     OTHER,
     Label,
     Names,
@@ -127,9 +129,11 @@ def _view(view: View, columns: dict[Label, Column], spec: Spec) -> PlanView:
     )
 
 
-def _value(value: Total | ModelGauge | None) -> Counter | Gauge | FlowCount:
+def _value(value: Total | ModelGauge | None) -> Counter | Gauge | FlowCount | NewFlows:
     if value is None:
         return FlowCount()
+    if value == NEW_FLOWS:
+        return NewFlows()
     if isinstance(value, ModelGauge):
         return Gauge(path=value.path, keep=value.keep)  # type: ignore[arg-type]
     has_last_update = all(path[0] == "Metric" for path in value.paths)

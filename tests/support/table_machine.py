@@ -86,11 +86,13 @@ ANY_LABELS = st.lists(
     max_size=9,
 )
 
-FAMILY_SETS = (FAMILIES, FAMILIES[:1], FAMILIES[::-1])
+NEW_FLOWS = Family("new_flows", "counter", ())
+FAMILY_SETS = (FAMILIES, FAMILIES[:1], FAMILIES[::-1], (*FAMILIES, NEW_FLOWS))
 
 METRICS = (
     *FAMILIES,
     Family("flows", "gauge", ()),
+    NEW_FLOWS,
     Family("start", "gauge", ("Start",), keep="least", decimals=3),
     Family("last", "gauge", ("Last",), keep="most", decimals=3),
     Family(
@@ -336,7 +338,11 @@ class TableMachine(RuleBasedStateMachine):
     @rule(max_rows=st.sampled_from((1, 2, 3, ALL_ROWS)))
     def expire(self, max_rows):
         # Expired rows are on no page, even before they are removed; flow counts include them.
-        counts = {family.name for family in self.model.families if family.forward == ()}
+        counts = {
+            family.name
+            for family in self.model.families
+            if family.forward == () and family.type == "gauge"
+        }
         page = self.model.page(self.now)
         while self.core.table.expire(self.now, max_rows):
             current = self.core.page(self.now)

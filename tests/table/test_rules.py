@@ -2076,6 +2076,272 @@ def test_new_name_continues_counters_of_its_removed_connection(make):
     assert samples(table, "a_bytes_total", 200) == {"eth0": "103"}
 
 
+# New flows
+
+
+BOTH = Spec(
+    views=(
+        View(LABELS, (*FAMILIES, *standard("main", "new_flows"))),
+        view("node", (NODE,), "bytes", "new_flows"),
+        view("port", (PORT_B, DIRECTION), "new_flows"),
+    ),
+    flow_memory_s=300,
+)
+"""The labels of the first view identify a connection."""
+
+SERVICES = Spec(views=(view("a", (IP_B, PORT_B), "bytes", "new_flows"),), flow_memory_s=300)
+SERVICE = "10.0.0.2,443"
+
+
+def new_flows(table, prefix, now=0.0):
+    """Return the new flows of a view's only row, or None if it has no row."""
+    values = [*samples(table, f"{prefix}_new_flows_total", now).values()]
+    assert len(values) <= 1
+    return int(values[0]) if values else None
+
+
+def test_first_reports_are_counted_as_new_flows(make):
+    table = make(BOTH)
+    table.report(make_flow("a1", last=1_500), 0)
+    assert [new_flows(table, prefix) for prefix in ("main", "node", "port")] == [1, 1, 1]
+    # There is one series, without a direction unless the view has this label.
+    assert samples(table, "port_new_flows_total") == {"443,>": "1"}
+    table.report(make_flow("b2", last=1_500), 0)
+    assert [new_flows(table, prefix) for prefix in ("main", "node", "port")] == [2, 2, 2]
+    # Nothing else of a known flow counts: a late report, new bytes, a restart, a closing report.
+    table.report(make_flow("a1", last=1_500), 1)
+    table.report(make_flow("a1", (101, 201, 2, 3), last=1_600), 2)
+    table.report(make_flow("a1", (1, 1, 1, 1), last=1_700), 3)
+    table.report(make_flow("a1", (2, 2, 2, 2), last=1_800, finish=1), 4)
+    assert [new_flows(table, prefix, 4) for prefix in ("main", "node", "port")] == [2, 2, 2]
+
+
+def test_view_can_have_only_new_flows(make):
+    table = make(Spec(views=(view("a", (PORT_B,), "new_flows"),)))
+    for number in range(3):
+        table.report(make_flow(f"a{number}", ports=(number, 443)), 0)
+    table.report(make_flow("b2", **LATER), 0)
+    assert samples(table, "a_new_flows_total") == {"443": "3"}
+
+
+def test_flow_met_in_mid_life_is_not_new(make):
+    table = make(BOTH)
+    # The flow creates its connections, and its total counts in the first view, but it is not new.
+    table.report(make_flow("a1", **LATER), 0)
+    assert sums(table) == [100, 200, 1, 2]
+    assert samples(table, "node_bytes_total") == {"node-1": "11"}
+    assert [new_flows(table, prefix) for prefix in ("main", "node", "port")] == [0, 0, 0]
+    table.report(KNOWN, 0)
+    assert [new_flows(table, prefix) for prefix in ("main", "node", "port")] == [1, 1, 1]
+
+
+def test_single_view_reads_whether_a_flow_is_new(make):
+    # The labels identify the connection, so bytes alone would not need these fields.
+    table = make(families=(*FAMILIES, *standard("main", "new_flows")))
+    table.message([make_flow("a1", **LATER), make_flow("b2", a="10.0.0.3")], 0)
+    assert sorted(samples(table, "main_new_flows_total").values()) == ["0", "1"]
+    assert table.values_skipped["Start"] == 0
+    table.message([make_flow("c3", a="10.0.0.4", start=-1)], 0)
+    assert sorted(samples(table, "main_new_flows_total").values()) == ["0", "0", "1"]
+    assert table.values_skipped["Start"] == 1
+
+
+def test_flow_that_was_never_counted_is_new(make):
+    table = make(BOTH)
+    table.begin(BEGAN)
+    now = BEGAN + 200
+    table.report(an_update("a1", (30, 3, 0, 0), age_s=124, newest=(10, 1, 0, 0)), now)
+    assert [new_flows(table, prefix, now) for prefix in ("main", "node")] == [1, 1]
+    table.report(an_update("b2", (30, 3, 0, 0), age_s=125, newest=(10, 1, 0, 0)), now)
+    assert [new_flows(table, prefix, now) for prefix in ("main", "node")] == [1, 1]
+
+
+def test_only_the_closing_report_of_a_flow_can_arrive(make):
+    table = make(BOTH)
+    table.begin(BEGAN)
+    now = BEGAN + 1_000
+    repeat = an_update("a1", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
+    assert table.report(repeat, now) is None
+    assert table.report(repeat, now) == "late"
+    assert [new_flows(table, prefix, now) for prefix in ("main", "node")] == [None, 1]
+    # The row of another flow includes it from now on.
+    table.report(make_flow("b2", last=1), now)
+    repeat = an_update("c3", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
+    table.report(repeat, now)
+    assert [new_flows(table, prefix, now) for prefix in ("main", "node")] == [2, 3]
+    # A flow that began before the horizon may have been counted.
+    repeat = an_update("d4", (3, 3, 0, 0), age_s=960, newest=(0, 0, 0, 0), finish=1, last_s=9)
+    assert table.report(repeat, now) == "ended"
+    assert [new_flows(table, prefix, now) for prefix in ("main", "node")] == [2, 3]
+
+
+def test_closing_report_of_a_new_flow_is_kept_for_its_connection(make):
+    table = make(SERVICES)
+    table.begin(BEGAN)
+    now = BEGAN + 1_000
+    for uuid in ("a1", "b2"):
+        repeat = an_update(uuid, (9, 0, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
+        table.report(repeat, now)
+    assert (table.connections, table.dormant_connections) == (0, 1)
+    table.report(make_flow("c3", last=1), now)
+    assert samples(table, "a_new_flows_total", now) == {SERVICE: "3"}
+
+
+def test_dormant_flow_that_wakes_is_not_new(make):
+    table = make(BOTH)
+    table.report(make_flow("a1", last=1), 0)
+    table.expire(TIMEOUT_S)
+    # The connection of the flow comes back with its counters, and one new flow is one of them.
+    assert (table.connections, table.dormant_flows, table.dormant_connections) == (0, 1, 0)
+    table.report(make_flow("a1", (101, 201, 2, 3), last=2), A_WHILE_S)
+    assert sums(table, A_WHILE_S) == [101, 201, 2, 3]
+    assert [new_flows(table, prefix, A_WHILE_S) for prefix in ("main", "node", "port")] == [1, 1, 1]
+
+
+def test_connection_without_new_flows_comes_back_without_any(make):
+    table = make(BOTH)
+    table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
+    table.expire(TIMEOUT_S)
+    # The totals of the flow are those of the connection, but the number of new flows is not 1.
+    assert (table.dormant_flows, table.dormant_connections) == (1, 1)
+    table.report(make_flow("a1", (101, 201, 2, 3), last=80_000), A_WHILE_S)
+    assert sums(table, A_WHILE_S) == [101, 201, 2, 3]
+    assert [new_flows(table, prefix, A_WHILE_S) for prefix in ("main", "node", "port")] == [0, 0, 0]
+
+
+def test_connection_comes_back_with_its_new_flows(make):
+    table = make(SERVICES)
+    for number in range(3):
+        table.report(make_flow(f"a{number}", (10, 0, 0, 0), ports=(number, 443), last=1), 0)
+    table.expire(TIMEOUT_S)
+    assert table.dormant_connections == 1
+    # A flow that wakes does not count; a new one does.
+    table.report(make_flow("a2", (11, 0, 0, 0), ports=(2, 443), last=2), A_WHILE_S)
+    assert samples(table, "a_new_flows_total", A_WHILE_S) == {SERVICE: "3"}
+    table.expire(A_WHILE_S + TIMEOUT_S)
+    table.report(make_flow("b2", (1, 0, 0, 0), ports=(9, 443), last=1), 2 * A_WHILE_S)
+    assert samples(table, "a_new_flows_total", 2 * A_WHILE_S) == {SERVICE: "4"}
+    assert samples(table, "a_bytes_total", 2 * A_WHILE_S) == {SERVICE: "32"}
+
+
+def test_closing_report_of_a_dormant_flow_is_not_new(make):
+    table = make(SERVICES)
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1_500), 0)
+    table.expire(TIMEOUT_S)
+    closing = make_flow("a1", (105, 0, 0, 0), last=2_500, newest_last=62_000, finish=1)
+    assert table.report(closing, A_WHILE_S) is None
+    table.report(make_flow("b2", (1, 0, 0, 0), ports=(9, 443)), A_WHILE_S)
+    assert samples(table, "a_new_flows_total", A_WHILE_S) == {SERVICE: "2"}
+    assert samples(table, "a_bytes_total", A_WHILE_S) == {SERVICE: "106"}
+
+
+def test_view_rows_that_expired_start_again(make):
+    table = make(BOTH)
+    table.report(make_flow("a1", last=1), 0)
+    table.expire(VIEW_TIMEOUT_S)
+    assert new_flows(table, "node", VIEW_TIMEOUT_S) is None
+    table.report(make_flow("b2", last=1), VIEW_TIMEOUT_S)
+    assert new_flows(table, "node", VIEW_TIMEOUT_S) == 1
+
+
+def test_new_flows_of_a_full_table_are_in_the_overflow_row(make):
+    main = View(LABELS, (*FAMILIES, *standard("main", "new_flows")))
+    table = make(
+        Spec(
+            overflow="other",
+            max_connections=1,
+            views=(main, view("a", (NODE,), "new_flows"), view("b", (IP_A,), "new_flows")),
+        )
+    )
+    table.report(make_flow("a1", last=1), 0)
+    assert table.report(make_flow("b2", a="10.0.0.3", last=1), 0) == "table_full"
+    # Later reports of the flow, which is not stored, are not first reports.
+    assert table.report(make_flow("b2", a="10.0.0.3", **LATER), 0) == "table_full"
+    own = "10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"
+    assert samples(table, "main_new_flows_total") == {own: "1", OTHERS.format(">"): "1"}
+    assert samples(table, "a_new_flows_total") == {"node-1": "2"}
+    assert samples(table, "b_new_flows_total") == {"10.0.0.1": "1", "other": "1"}
+
+
+def test_dormant_flow_in_the_overflow_row_is_not_new(make):
+    views = (view("a", (IP_A,), "bytes", "new_flows"),)
+    table = make(Spec(overflow="other", max_connections=1, views=views, flow_memory_s=300))
+    table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
+    table.expire(TIMEOUT_S)
+    table.report(make_flow("b2", (1, 0, 0, 0), last=1, a="10.0.0.9"), TIMEOUT_S)
+    woken = make_flow("a1", (130, 0, 0, 0), last=2)
+    assert table.report(woken, A_WHILE_S) == "table_full"
+    assert samples(table, "a_bytes_total", A_WHILE_S) == {"10.0.0.9": "1", "other": "30"}
+    assert samples(table, "a_new_flows_total", A_WHILE_S) == {"10.0.0.9": "1", "other": "0"}
+
+
+def test_rejected_flow_is_new_when_it_is_accepted(make):
+    views = (view("a", (IP_A,), "new_flows"),)
+    table = make(Spec(max_connections=1, views=views, flow_memory_s=300))
+    table.begin(BEGAN)
+    table.report(make_flow("a1", last=1), BEGAN + 190)
+    first = an_update("b2", (10, 1, 0, 0), age_s=60, newest=(10, 1, 0, 0), a="10.0.0.9")
+    assert table.report(first, BEGAN + 200) == "table_full"
+    table.expire(BEGAN + 190 + TIMEOUT_S)
+    second = an_update("b2", (30, 3, 0, 0), age_s=150, newest=(5, 1, 0, 0), a="10.0.0.9")
+    assert table.report(second, BEGAN + 290) is None
+    assert samples(table, "a_new_flows_total", BEGAN + 290) == {"10.0.0.9": "1"}
+
+
+def test_relabelled_flow_is_not_new(make):
+    names = Names({"node-1": ("old",)})
+    name = looked_up("name", ("NodeTID",), names)
+    table = make(Spec(views=(view("a", (name,), "new_flows"), view("b", (NODE,), "new_flows"))))
+    table.report(make_flow("a1", last=1), 0)
+    names["node-1"] = ("new",)
+    table.relabel(names, ["node-1"])
+    assert samples(table, "a_new_flows_total") == {"new": "0"}
+    table.report(make_flow("b2", last=1, ports=(9, 443)), 1)
+    assert samples(table, "a_new_flows_total", 1) == {"new": "1"}
+    # The new name continues its counters, and takes over those kept for an older connection.
+    table.expire(1 + TIMEOUT_S)
+    table.report(make_flow("c3", last=1, node="node-2"), A_WHILE_S)
+    names["node-2"] = ("new",)
+    table.relabel(names, ["node-2"])
+    assert samples(table, "a_new_flows_total", A_WHILE_S) == {"new": "1"}
+    assert samples(table, "b_new_flows_total", A_WHILE_S) == {"node-1": "2", "node-2": "1"}
+
+
+def test_only_new_flows_of_the_capture_point_that_counts(make):
+    views = (view("a", (NODE,), "new_flows"), view("b", (PORT_B,), "new_flows"))
+    table = make(Spec(deduplicate="first", views=views))
+    table.report(make_flow("a1", node="node-1"), 0)
+    assert table.report(make_flow("b2", node="node-2"), 0) == "duplicate"
+    assert samples(table, "b_new_flows_total") == {"443": "1"}
+    # The capture point that takes over reports a flow in mid-life.
+    table.expire(TIMEOUT_S)
+    table.report(make_flow("b2", node="node-2", **LATER), TIMEOUT_S)
+    assert samples(table, "a_new_flows_total", TIMEOUT_S) == {"node-2": "0"}
+    assert samples(table, "b_new_flows_total", TIMEOUT_S) == {"443": "1"}
+
+
+def test_saturated_counters_do_not_affect_new_flows(make):
+    table = make(SERVICES)
+    for number in range(5):
+        flow = make_flow(f"a{number}", (MAX_NUMBER // 2, 0, 0, 0), ports=(number, 443), last=1)
+        table.report(flow, 0)
+    assert samples(table, "a_bytes_total") == {SERVICE: str(min(MAX_SUM, 5 * (MAX_NUMBER // 2)))}
+    assert samples(table, "a_new_flows_total") == {SERVICE: "5"}
+
+
+@pytest.mark.parametrize("mark", ["Start", "LastUpdateMetric.Start"])
+def test_flow_with_invalid_times_is_not_new(make, mark):
+    table = make(BOTH)
+    flow = make_flow("a1")
+    if mark == "Start":
+        flow["Start"] = -1
+    else:
+        flow["LastUpdateMetric"]["Start"] = -1
+    assert table.report(flow, 0) is None
+    assert [new_flows(table, prefix) for prefix in ("main", "node", "port")] == [0, 0, 0]
+    assert table.values_skipped[mark] == 1
+
+
 # Flows that cannot have been counted before
 
 

@@ -1163,6 +1163,20 @@ def test_threads_count_values_while_the_table_changes():
                 pass
 
 
+# New flows
+
+
+def test_connections_are_ranked_by_new_flows():
+    new_flows = Family("x_new_flows_total", "counter", ())
+    core = Core(labels=(LABELS[1], LABELS[3]), families=(FAMILIES[2], new_flows))
+    core.message([make_flow("a1", ports=(1, 80)), make_flow("b2", ports=(1, 443))], 0)
+    snapshot = core.snapshot(1)
+    core.message([make_flow("c3", ports=(2, 443)), make_flow("d4", ports=(3, 443))], 0)
+    https = ("10.0.0.2", "443")
+    assert core.top(1, 10) == [(3, https, (None, 3)), (1, ("10.0.0.2", "80"), (None, 1))]
+    assert core.top(1, 10, snapshot) == [(2, https, (None, 3))]
+
+
 # Locks
 
 TRACED = """
