@@ -25,7 +25,7 @@ import yaml
 
 from docs.log_messages import SOURCES, log_messages
 from skyfast import cli, stats
-from skyfast._table import Table
+from skyfast._table import MAX_PARTS, Table
 from skyfast.config import loader, schema
 from skyfast.flows import catalog, planner
 from skyfast.flows.fields import FIELDS, flow_types
@@ -33,7 +33,7 @@ from skyfast.skydive import capture_points, interfaces, topology_nodes
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.interfaces import Interfaces
 from skyfast.skydive.name_index import NameIndex, NodeNames
-from skyfast.web import interface_info, self_metrics, server, status, top
+from skyfast.web import flow_query, interface_info, self_metrics, server, status, top
 from skyfast.web.interface_info import InterfaceInfo
 
 ROOT: Final = Path(__file__).parent.parent
@@ -524,6 +524,7 @@ LIMITS: Final = {
     "entries": top.MAX_ENTRIES,
     "filter_chars": top.MAX_FILTER_CHARS,
     "interfaces": interfaces.MAX_BUSIEST,
+    "parts": MAX_PARTS,
     "rate_s": int(status.INTERVAL_S * status.RATE_INTERVALS),
     "samples": status.SAMPLES + 1,
 }
@@ -555,10 +556,19 @@ def api_top() -> str:
     return json_table(top.Top, "top")
 
 
+@part("flow-parameters")
+def flow_parameters() -> str:
+    return parameter_table("flow_parameters", flow_query.PARAMETERS)
+
+
 @part("top-parameters")
 def top_parameters() -> str:
-    descriptions = described("api.yml")["parameters"]
-    check_names(descriptions, top.PARAMETERS, where="api.yml: parameters")
+    return parameter_table("parameters", top.PARAMETERS)
+
+
+def parameter_table(name: str, parameters: Sequence[str]) -> str:
+    descriptions = described("api.yml")[name]
+    check_names(descriptions, parameters, where=f"api.yml: {name}")
     return table(
         ["Parameter", "Description", "Default"],
         [

@@ -17,6 +17,7 @@ cpdef enum:
     MAX_VIEW_VALUES = 32        # counters and gauges per view
     MAX_VIEW_COLUMNS = 32
     MAX_RANKED = 1 << 16
+    MAX_PARTS = 64              # parts that a page can be divided into
 
 
 cdef struct RowHead:

@@ -4,7 +4,7 @@ The core does not import other modules of skyfast. The parts of plans and flow t
 are declared here; `skyfast.flows.plan` and `skyfast.flows.fields` provide them.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Container, Hashable, Iterable, Sequence
 from typing import Any, Protocol, Self, final
 
 MAX_TEXT_BYTES: int
@@ -33,6 +33,9 @@ MAX_VIEW_VALUES: int
 
 MAX_RANKED: int
 """The maximum number of connections or groups that `Table.top` and `top_groups` return."""
+
+MAX_PARTS: int
+"""The maximum number of parts that a page can be divided into."""
 
 _Path = tuple[str, ...]
 
@@ -198,7 +201,15 @@ class Table:
     def expire(self, now: float, max_rows: int) -> bool: ...
     def relabel(self, names: _Names, keys: Iterable[str]) -> Relabeling: ...
     def strings(self, first: int, count: int) -> tuple[list[str], int]: ...
-    def page(self, now: float, openmetrics: bool = False) -> Page: ...
+    def page(
+        self,
+        now: float,
+        openmetrics: bool = False,
+        *,
+        part: int = 0,
+        parts: int = 1,
+        names: Container[str] | None = None,
+    ) -> Page: ...
     def label_values(self) -> dict[str, int]: ...
     def cardinality(
         self, count: int, without: str | None = None

@@ -226,6 +226,7 @@ cdef extern from *:
     static const uint32_t NEVER_S = (uint32_t)-1;
     static const uint32_t NO_END = (uint32_t)-1;
     static const uint64_t SHARE_SEED = 0x9E3779B97F4A7C15;
+    static const uint64_t PART_SEED = 0xD1B54A32D192ED03;
     static const uint32_t MAX_SEQ_AGE = (uint32_t)1 << 30;
     static const int64_t MAX_INTEGER = (int64_t)1 << 62;
     static const uint64_t EACH_BYTE = 0x0101010101010101;
@@ -244,6 +245,7 @@ cdef extern from *:
     const uint32_t NEVER_S          # deadline of rows that do not expire
     const uint32_t NO_END           # end of a scan of all rows
     const uint64_t SHARE_SEED       # must never change: shards would overlap
+    const uint64_t PART_SEED        # odd; a change moves rows to other parts
     const uint32_t MAX_SEQ_AGE      # see `clamp_seq_age`
     const int64_t MAX_INTEGER       # largest valid number in a field of a flow: MAX_NUMBER
     const uint64_t EACH_BYTE        # a one in each byte
@@ -449,6 +451,7 @@ cdef class Table:
     cdef bytes other                    # label value of overflow rows
     cdef tuple skip_names
     cdef tuple label_names
+    cdef tuple family_names
 
     def __cinit__(self, plan, types, *, max_connections, max_flows, timeout_s, memory_s=0,
                   view_timeouts_s=(), slots=True):
@@ -460,6 +463,7 @@ cdef class Table:
         self.skip_names = SKIP_NAMES + tuple(r.reason for r in plan.requirements)
         self.field_names = state_init(&self.state, plan, self.other)
         self.label_names = tuple(column.name for column in plan.views[0].columns)
+        self.family_names = tuple(family.name for view in plan.views for family in view.families)
         batch_allocate(&self.batch, &self.state)
         self.set_flow_types(types)
         self.set_limits(max_connections=max_connections, max_flows=max_flows, timeout_s=timeout_s,
@@ -596,20 +600,45 @@ cdef class Table:
 
     # -- pages ----------------------------------------------------------------------------------
 
-    def page(self, double now, openmetrics=False):
+    def page(self, double now, openmetrics=False, *, uint32_t part=0, uint32_t parts=1,
+             names=None):
         """Begin a page: it shows connections that are alive at `now` and were created before this
         call.
 
         :param openmetrics: if true, the families' heads are in OpenMetrics 1.0, which restricts
             their names; otherwise they are in the text format 0.0.4. The samples are the same.
+        :param part: show only the connections of this part, counted from 0. A connection is in the
+            same part in all its families, on all pages, and in all processes.
+        :param parts: the number of parts, at most `MAX_PARTS`.
+        :param names: show only the families with these names, by default all. A family without
+            connections still has its head.
+        :raises ValueError: there is no such part.
+        :raises MemoryError: an allocation failed.
 
-        Any thread may read the page, at any speed, but only one thread at a time.
+        Any thread may read the page, at any speed, but only one thread at a time. For a part, about
+        25 ns per connection of each view are needed to find its connections, and 4 bytes for each
+        of them while the page exists.
         """
         cdef Page page = Page.__new__(Page)
+        if not part < parts <= <uint32_t>MAX_PARTS:
+            raise ValueError(f"part must be less than parts, and parts at most {MAX_PARTS}")
         page.table = self
         with nogil:
             page.cursor = begin_page(&self.state, <uint32_t>floor(now))
         page.cursor.head = 1 if openmetrics else 0
+        if parts > 1:
+            page.cursor.part = part
+            page.cursor.parts = parts
+            with nogil:
+                page.cursor.listed_capacity = most_rows(&self.state)
+            page.cursor.listed = <uint32_t *>malloc(
+                (page.cursor.listed_capacity + 1) * sizeof(uint32_t)
+            )
+            if page.cursor.listed == NULL:
+                raise MemoryError
+        if names is not None:
+            page.shown = bytes(name in names for name in self.family_names)
+            page.cursor.shown = PyBytes_AS_STRING(page.shown)
         return page
 
     # -- label values ---------------------------------------------------------------------------
@@ -958,6 +987,10 @@ cdef class Page:
 
     cdef Table table
     cdef Cursor cursor
+    cdef bytes shown                    # owns the flags of `Cursor.shown`
+
+    def __dealloc__(self):
+        free(self.cursor.listed)
 
     def read(self, Py_ssize_t size):
         """Return the next whole lines, about `size` bytes; ``b""`` at the end.
@@ -978,7 +1011,8 @@ cdef class Page:
         return lines
 
     def distinct_values(self, str label not None):
-        """Return the different values of a label in all views, in no particular order.
+        """Return the different values of a label in all views, in no particular order, also those
+        of other parts.
 
         If this is called before `read`, the page shows no other values. It shows fewer if rows are
         removed in the meantime, or if they are past their deadline but not removed yet.

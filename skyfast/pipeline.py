@@ -235,6 +235,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
             table=table,
             cardinality=Cardinality(table=table, view=plan.views[0]),
             views=tuple(view.prefix for view in export.views),
+            table_families=tuple(family.name for view in plan.views for family in view.families),
             interface_info=(
                 InterfaceInfo(names.nodes, naming=export.naming)
                 if config.topology.interface_info

@@ -1274,12 +1274,18 @@ class Model:
             if row.is_other or row.deadline_s > now
         ]
 
-    def page(self, now: float) -> dict[str, set[str]]:
-        """Return the sample lines of every family."""
-        alive = self.alive(now)
+    def page(
+        self, now: float, *, part: int = 0, parts: int = 1, names: Iterable[str] | None = None
+    ) -> dict[str, set[str]]:
+        """Return the sample lines of every family, or of those with these names.
+
+        With ``parts``, only the rows of this part are on the page. See `part_of`.
+        """
+        alive = [row for row in self.alive(now) if part_of(row, parts) == part]
         return {
             family.name: {line for row in alive for line in self.lines(family, row)}
             for family in self.families
+            if names is None or family.name in names
         }
 
     def label_values(self) -> dict[str, set[str]]:
@@ -1356,6 +1362,41 @@ def number_of(value: Total | Gauge | None, row: Row) -> int | None:
     if isinstance(value, Total):
         return row.totals.get(value)
     return row.gauges.get(value) or None
+
+
+PART_FACTOR = 0xD1B54A32D192ED03
+
+
+def part_of(row: Row, parts: int) -> int:
+    """Return the part of a page that has a row, with all its series.
+
+    The row's label values are hashed with 64 bits, each with its own seed, and the sum of the
+    hashes is mixed and scaled to the number of parts. The hash of a string is computed from its
+    escaped text, in words of 8 bytes. The hash of an integer is computed from the number.
+    """
+
+    def step(h: int, word: int) -> int:
+        h = (h ^ word) * PART_FACTOR % 2**64
+        return h ^ h >> 32
+
+    total = 0
+    for n, (label, value) in enumerate(zip(labels_of(row.view), row.values, strict=True), 1):
+        h = n * PART_FACTOR % 2**64
+        if label.number and value.isdecimal() and int(value) < 2**31:
+            total += step(h, int(value))
+            continue
+        text = escape(value).encode()
+        for start in range(0, max(len(text), 1), 8):
+            h = step(h, int.from_bytes(text[start : start + 8], "little"))
+        total += h
+    return (mix64(total % 2**64) >> 32) * parts >> 32
+
+
+def mix64(x: int) -> int:
+    """Return the finalizer of splitmix64."""
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31
 
 
 def decimal(number: int, decimals: int) -> str:

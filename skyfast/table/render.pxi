@@ -12,13 +12,22 @@ cdef struct Cursor:
     uint32_t row                # 0: the family's head is next
     uint32_t page_seq           # rows created from this number on are not on the page
     uint32_t head               # index in `Family.heads`
+    uint32_t part, parts        # index and number of parts; 0 of 1 is the whole page
+    # Rows of the part in one view, from index 1 on; the page owns the memory. NULL if there is only
+    # one part.
+    uint32_t *listed
+    uint32_t listed_end         # the index after the last one
+    uint32_t listed_capacity
+    const View *listed_view     # NULL before the first view
+    const char *shown           # one flag per family; NULL shows all families
 
 
 cdef Cursor begin_page(TableState *table, uint32_t now_s) noexcept nogil:
-    # A cursor at the start of a page in the text format. Callable from any thread.
+    # A cursor at the start of a whole page in the text format. Callable from any thread.
     cdef Cursor cursor
     memset(&cursor, 0, sizeof(Cursor))
     cursor.now_s = now_s
+    cursor.parts = 1
     pthread_mutex_lock(&table.lock)
     cursor.page_seq = <uint32_t>table.next_seq
     pthread_mutex_unlock(&table.lock)
@@ -30,40 +39,53 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out,
     # Writes lines until `limit` is reached or the page ends. The last connection's lines, or a
     # family's head, may exceed the limit by up to `max_lines`.
     cdef const Family *family
+    cdef uint32_t end
     while cursor.family < table.family_count and out < limit:
         family = &table.families[cursor.family]
+        if cursor.shown != NULL and not cursor.shown[cursor.family]:
+            cursor.family += 1
+            continue
+        if cursor.listed != NULL and cursor.listed_view != &table.views[family.view]:
+            list_part(table, &table.views[family.view], cursor)
         if cursor.row == 0:
             memcpy(out, family.heads[cursor.head], family.head_lengths[cursor.head])
             out += family.head_lengths[cursor.head]
             cursor.row = 1
         pthread_mutex_lock(&table.lock)
-        out = render_rows(table, cursor, family, out, limit)
-        if cursor.row >= table.views[family.view].rows.fresh:
+        if cursor.listed == NULL:
+            end = table.views[family.view].rows.fresh
+            out = render_rows(table, cursor, family, &cursor.row, end, out, limit)
+        else:
+            end = cursor.listed_end
+            out = render_listed(table, cursor, family, out, limit)
+        if cursor.row >= end:
             cursor.family += 1
             cursor.row = 0
         pthread_mutex_unlock(&table.lock)
     return out
 
 
-cdef char *render_rows(const TableState *table, Cursor *cursor, const Family *family, char *out,
+cdef char *render_rows(const TableState *table, const Cursor *cursor, const Family *family,
+                       uint32_t *next_row, uint32_t end, char *out,
                        const char *limit) noexcept nogil:
+    # The rows before `end`, at most RENDER_ROWS of them.
     cdef const View *view = &table.views[family.view]
     cdef const Rows *rows = &view.rows
-    cdef uint32_t row = cursor.row
-    cdef uint32_t stop = min(rows.fresh, row + RENDER_ROWS)
+    cdef uint32_t row = next_row[0]
+    cdef uint32_t stop = min(end, row + RENDER_ROWS)
     cdef Connection *connection
     while row < stop and out < limit:
-        if row + 2 * AHEAD < rows.fresh:
+        if row + 2 * AHEAD < end:
             prefetch(row_at(rows, row + 2 * AHEAD))
             prefetch(row_at(rows, row + 2 * AHEAD) + CACHE_LINE)
-        if row + AHEAD < rows.fresh:
+        if row + AHEAD < end:
             prefetch_strings(table, view, <Connection *>row_at(rows, row + AHEAD))
         connection = <Connection *>row_at(rows, row)
         if (connection.deadline_s > cursor.now_s
                 and created_before(connection.created_seq, cursor.page_seq)):
             out = render_connection(table, family, view, connection, out)
         row += 1
-    cursor.row = row
+    next_row[0] = row
     return out
 
 
@@ -122,3 +144,102 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
             memmove(start, first, out - first)
             out = start + (out - first)
     return out
+
+
+# ---------------------------------------------------------------------------------------------
+# Parts: the rows of a page are divided by a hash of their label values.
+
+cdef char *render_listed(const TableState *table, Cursor *cursor, const Family *family, char *out,
+                         const char *limit) noexcept nogil:
+    # The rows of the part, at most RENDER_ROWS of them.
+    cdef const View *view = &table.views[family.view]
+    cdef const Rows *rows = &view.rows
+    cdef const uint32_t *listed = cursor.listed
+    cdef uint32_t i = cursor.row
+    cdef uint32_t stop = min(cursor.listed_end, i + RENDER_ROWS)
+    cdef uint32_t row
+    while i < stop and out < limit:
+        if i + 2 * AHEAD < cursor.listed_end:
+            prefetch(row_at(rows, listed[i + 2 * AHEAD]))
+            prefetch(row_at(rows, listed[i + 2 * AHEAD]) + CACHE_LINE)
+        if i + AHEAD < cursor.listed_end:
+            prefetch_strings(table, view, <Connection *>row_at(rows, listed[i + AHEAD]))
+        row = listed[i]
+        out = render_rows(table, cursor, family, &row, row + 1, out, limit)
+        i += 1
+    cursor.row = i
+    return out
+
+
+cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcept nogil:
+    # Find the rows of the part in a view. A row cannot change its part, and no row of the page is
+    # added later, so all families of the view use the same list. Rows past their deadline are
+    # listed, because a report can renew them before the page reads them.
+    cdef Scan scan = scan_until(view, NO_END)
+    cdef Connection *row
+    cdef uint32_t number
+    cdef uint32_t count = 0
+    while scan_slice(table, &scan):
+        for number in range(scan.start, scan.stop):
+            if number + AHEAD / 2 < view.rows.fresh:
+                prefetch_strings(table, view, connection_at(view, number + AHEAD / 2))
+            row = scan_row(view, number)
+            if (row.deadline_s and created_before(row.created_seq, cursor.page_seq)
+                    and count < cursor.listed_capacity):
+                # Without a branch, because the processor could not predict it.
+                cursor.listed[count + 1] = number
+                count += part_of(table, view, row, cursor.parts) == cursor.part
+    cursor.listed_end = count + 1
+    cursor.listed_view = view
+
+
+cdef uint32_t most_rows(TableState *table) noexcept nogil:
+    # The highest number of rows that any view has ever had.
+    cdef uint32_t i, most = 0
+    pthread_mutex_lock(&table.lock)
+    for i in range(table.view_count):
+        most = max(most, table.views[i].rows.fresh)
+    pthread_mutex_unlock(&table.lock)
+    return most
+
+
+cdef uint64_t LOW_BYTES[9]          # masks of the first bytes of a word
+for _length in range(9):
+    LOW_BYTES[_length] = (1 << 8 * _length) - 1
+
+
+cdef inline uint32_t part_of(const TableState *table, const View *view, Connection *row,
+                             uint32_t parts) noexcept nogil:
+    # The part that has a row. It depends only on the label values, not on the hashes of the table,
+    # which differ from process to process. It is computed for every row of a view, so each step
+    # multiplies only once, and the values are hashed independently: the processor overlaps them.
+    cdef const uint32_t *cells = cells_of(view, row)
+    cdef uint64_t total = 0
+    cdef uint64_t seed = 0
+    cdef uint32_t i
+    for i in range(view.columns):
+        seed += PART_SEED
+        if cells[i] & IS_STRING:
+            total += part_hash(<const String *>row_at(&table.strings, cells[i] & ~IS_STRING), seed)
+        else:
+            total += part_step(seed, cells[i])
+    return <uint32_t>((mix64(total) >> 32) * parts >> 32)
+
+
+cdef inline uint64_t part_hash(const String *string, uint64_t h) noexcept nogil:
+    # Whole words are read, like the blocks of `put`. Bytes after the end count as zero.
+    cdef const char *text = string_bytes(string)
+    cdef uint32_t length = string.length
+    cdef uint64_t word
+    while length > 8:
+        memcpy(&word, text, 8)
+        h = part_step(h, word)
+        text += 8
+        length -= 8
+    memcpy(&word, text, 8)
+    return part_step(h, word & LOW_BYTES[length])
+
+
+cdef inline uint64_t part_step(uint64_t h, uint64_t word) noexcept nogil:
+    h = (h ^ word) * PART_SEED
+    return h ^ (h >> 32)

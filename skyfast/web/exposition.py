@@ -7,7 +7,7 @@ buffered as a whole. This module is independent of HTTP, which `skyfast.web.serv
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Flag, auto
 from typing import Protocol
@@ -18,6 +18,7 @@ from skyfast.flows.catalog import NODE_TID_LABEL
 from skyfast.stats import Stats, TableCounts
 from skyfast.web import self_metrics
 from skyfast.web.cardinality import Cardinality
+from skyfast.web.flow_query import ALL_FLOWS, FlowQuery
 from skyfast.web.interface_info import InterfaceInfo
 
 FIRST_CHUNK_BYTES = 16 * 1024
@@ -61,7 +62,15 @@ class TablePage(Protocol):
 class ExpositionTable(TableCounts, Protocol):
     """The table, as used by pages."""
 
-    def page(self, now: float, openmetrics: bool = False) -> TablePage: ...
+    def page(
+        self,
+        now: float,
+        openmetrics: bool = False,
+        *,
+        part: int = 0,
+        parts: int = 1,
+        names: Container[str] | None = None,
+    ) -> TablePage: ...
 
 
 class RenderedPart(Protocol):
@@ -84,7 +93,8 @@ class Part(Flag):
 class ExpositionSource:
     """The sources of pages, which a reload may replace.
 
-    ``cardinality`` belongs to the table's main view, ``views`` are the prefixes of the other views.
+    ``cardinality`` belongs to the table's main view, ``views`` are the prefixes of the other views,
+    and ``table_families`` are the names of the table's families in the order of the page.
     ``interface_info`` describes the capture points of flows, if that is configured; a view then has
     the label ``node_tid``. OpenMetrics requires ``standard_names``.
     """
@@ -92,10 +102,17 @@ class ExpositionSource:
     table: ExpositionTable
     cardinality: Cardinality
     views: tuple[str, ...]
+    table_families: tuple[str, ...]
     interface_info: InterfaceInfo | None
     interfaces: RenderedPart
     captures: RenderedPart
     standard_names: bool
+
+    @property
+    def flow_families(self) -> tuple[str, ...]:
+        """The names of all families of ``/metrics/flows``, in their order."""
+        info = self.interface_info
+        return self.table_families if info is None else (*self.table_families, info.name)
 
 
 class Exposition:
@@ -114,11 +131,23 @@ class Exposition:
         """Return the page of self metrics. Independent of the threads that render other pages."""
         return await asyncio.to_thread(b"".join, self._chunks(Part.SELF, openmetrics=openmetrics))
 
-    def stream(self, parts: Part, *, gzip: bool, openmetrics: bool = False) -> "Stream":
-        """Start rendering ``parts`` in a thread, and return the stream of chunks."""
-        return Stream(self._chunks(parts, openmetrics=openmetrics), gzip=gzip)
+    def stream(
+        self,
+        parts: Part,
+        *,
+        gzip: bool,
+        openmetrics: bool = False,
+        query: FlowQuery = ALL_FLOWS,
+    ) -> "Stream":
+        """Start rendering ``parts`` in a thread, and return the stream of chunks.
 
-    def _chunks(self, parts: Part, *, openmetrics: bool) -> Iterator[bytes]:
+        ``query`` selects series of flows.
+        """
+        return Stream(self._chunks(parts, openmetrics=openmetrics, query=query), gzip=gzip)
+
+    def _chunks(
+        self, parts: Part, *, openmetrics: bool, query: FlowQuery = ALL_FLOWS
+    ) -> Iterator[bytes]:
         """Return an iterator that renders ``parts`` in any thread, from the current source."""
         source = self.source
         counts = b""
@@ -131,24 +160,21 @@ class Exposition:
                 standard_names=source.standard_names,
                 openmetrics=openmetrics,
             )
-        return _chunks(source, parts, counts, self._now(), openmetrics=openmetrics)
+        return _chunks(source, parts, counts, self._now(), openmetrics=openmetrics, query=query)
 
 
 def _chunks(
-    source: ExpositionSource, parts: Part, counts: bytes, now: float, *, openmetrics: bool
+    source: ExpositionSource,
+    parts: Part,
+    counts: bytes,
+    now: float,
+    *,
+    openmetrics: bool,
+    query: FlowQuery,
 ) -> Iterator[bytes]:
     """Yield the page; ``counts`` are the self metrics rendered on the event loop."""
     if Part.FLOWS in parts:
-        page = source.table.page(now, openmetrics=openmetrics)
-        info = source.interface_info
-        # Found before the page is read, so that no series of the page lacks its info series.
-        node_tids = page.distinct_values(NODE_TID_LABEL) if info else []
-        size = FIRST_CHUNK_BYTES
-        while chunk := page.read(size):
-            yield chunk
-            size = CHUNK_BYTES
-        if info:
-            yield from info.render(node_tids, openmetrics=openmetrics)
+        yield from _flows(source, query, now, openmetrics=openmetrics)
     for part, rendered in (
         (Part.INTERFACES, source.interfaces),
         (Part.CAPTURES, source.captures),
@@ -162,6 +188,27 @@ def _chunks(
         yield counts + self_metrics.render_label_values(values, openmetrics=openmetrics)
     if openmetrics:
         yield _END
+
+
+def _flows(
+    source: ExpositionSource, query: FlowQuery, now: float, *, openmetrics: bool
+) -> Iterator[bytes]:
+    page = source.table.page(
+        now, openmetrics=openmetrics, part=query.part, parts=query.parts, names=query.names
+    )
+    info = source.interface_info
+    # All info series are in the first part: one scan of the table finds the capture points of all
+    # parts.
+    if info is not None and (query.part or not query.shows(info.name)):
+        info = None
+    # Found before the page is read, so that no series of the page lacks its info series.
+    node_tids = page.distinct_values(NODE_TID_LABEL) if info else []
+    size = FIRST_CHUNK_BYTES
+    while chunk := page.read(size):
+        yield chunk
+        size = CHUNK_BYTES
+    if info:
+        yield from info.render(node_tids, openmetrics=openmetrics)
 
 
 class Stream:

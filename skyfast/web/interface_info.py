@@ -50,6 +50,11 @@ class InterfaceInfo:
         self._names = names
         self._family = INTERFACE_INFO[naming]
 
+    @property
+    def name(self) -> str:
+        """The name of the family on the page."""
+        return self._family.name
+
     def render(self, node_tids: Sequence[str], *, openmetrics: bool = False) -> Iterator[bytes]:
         """Yield the family with a series for each of ``node_tids``, which must be different.
 

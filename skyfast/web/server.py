@@ -24,7 +24,14 @@ from skyfast.config.endpoint import Endpoint
 from skyfast.config.model import Config, Web
 from skyfast.runtime.logs import LogLimit, printable
 from skyfast.stats import ScrapeStats
-from skyfast.web import cardinality, cardinality_html, exposition, status, status_html
+from skyfast.web import (
+    cardinality,
+    cardinality_html,
+    exposition,
+    flow_query,
+    status,
+    status_html,
+)
 from skyfast.web.connections import (
     HttpConnection,
     HttpConnections,
@@ -32,6 +39,7 @@ from skyfast.web.connections import (
     make_manager,
 )
 from skyfast.web.exposition import OPENMETRICS, TEXT_FORMAT, Exposition, Part
+from skyfast.web.flow_query import ALL_FLOWS, FlowQuery, FlowQueryError
 from skyfast.web.listen import AS_CONFIGURED, Listen, ListenError, bound, configured
 from skyfast.web.responses import (
     busy_response,
@@ -80,6 +88,9 @@ FORBIDDEN = "the certificate has no allowed name"
 """The reason in the response to a client whose certificate has none of the allowed SANs."""
 
 SCRAPE_TIMEOUT_HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
+
+FLOWS_PATH = "/metrics/flows"
+"""The only page that has parts."""
 
 _READ_METHODS = (hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS)
 _RELOAD_METHODS = (hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_OPTIONS)
@@ -288,6 +299,11 @@ class WebServer:
             )
             response.headers[hdrs.ALLOW] = allowed
             return response
+        if flow_query.PART in request.query and request.path != FLOWS_PATH:
+            return text_response(
+                f"This page has no parts: only {FLOWS_PATH} accepts {flow_query.PART}.",
+                HTTPStatus.BAD_REQUEST,
+            )
         return await route.handle(self, request)
 
     async def _health(self, _: web.BaseRequest) -> web.Response:
@@ -374,7 +390,18 @@ class WebServer:
         response.headers[hdrs.VARY] = hdrs.ACCEPT
         return response
 
-    async def _page(self, request: web.BaseRequest, part: Part) -> web.StreamResponse:
+    async def _flows_page(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            query = flow_query.parse(
+                request.query.items(), families=self._exposition.source.flow_families
+            )
+        except FlowQueryError as error:
+            return text_response(str(error), HTTPStatus.BAD_REQUEST)
+        return await self._page(request, Part.FLOWS, query)
+
+    async def _page(
+        self, request: web.BaseRequest, part: Part, query: FlowQuery = ALL_FLOWS
+    ) -> web.StreamResponse:
         openmetrics = False
         vary: str = hdrs.ACCEPT_ENCODING
         if self._exposition.source.standard_names and self._limits.openmetrics:
@@ -406,7 +433,7 @@ class WebServer:
             body = exposition.compress(self_page) if coding == "gzip" else self_page
             return web.Response(body=body, headers=headers)
         connection = connection_of(request)
-        if limit := self._scrape_limit(connection.address):
+        if limit := self._scrape_limit(connection.address, parts=query.parts):
             self._stats.rejected += 1
             self._log_limit.warn(
                 log, "crowd", f"scrape from {connection.address} rejected: {limit}"
@@ -414,26 +441,29 @@ class WebServer:
             return busy_response(limit)
         self._scrapers[connection.address] += 1
         try:
-            return await self._stream(request, web.StreamResponse(headers=headers), part)
+            return await self._stream(request, web.StreamResponse(headers=headers), part, query)
         finally:
             self._scrapers -= Counter((connection.address,))
 
-    def _scrape_limit(self, address: str) -> str:
-        """Return a description of the exceeded limit on concurrent scrapes, or ""."""
-        if self._scrapers.total() >= self._limits.max_scrapes:
-            return f"{self._limits.max_scrapes} pages are being served (web.max_scrapes)"
-        if self._scrapers[address] >= self._limits.max_scrapes_per_address:
-            return (
-                f"{self._limits.max_scrapes_per_address} pages are being served to this address"
-                " (web.max_scrapes_per_address)"
-            )
-        return ""
+    def _scrape_limit(self, address: str, *, parts: int) -> str:
+        """Return a description of the exceeded limit on concurrent scrapes, or "".
+
+        ``parts`` is the number of parts that the scraper divides the page into.
+        """
+        if self._scrapers.total() >= (limit := self._limits.max_scrapes):
+            text = f"{limit} pages are being served (web.max_scrapes)"
+        elif self._scrapers[address] >= (limit := self._limits.max_scrapes_per_address):
+            text = f"{limit} pages are being served to this address (web.max_scrapes_per_address)"
+        else:
+            return ""
+        return f"{text}, and {parts} parts need {parts}" if parts > limit else text
 
     async def _stream(
         self,
         request: web.BaseRequest,
         response: web.StreamResponse,
         part: Part,
+        query: FlowQuery,
     ) -> web.StreamResponse:
         """Send a page. After its first byte, any error resets the connection."""
         timeout_s = _scrape_timeout_s(
@@ -446,6 +476,7 @@ class WebServer:
             part,
             gzip=hdrs.CONTENT_ENCODING in response.headers,
             openmetrics=response.headers[hdrs.CONTENT_TYPE] == OPENMETRICS,
+            query=query,
         )
         try:
             async with page:
@@ -496,7 +527,7 @@ def _page(part: Part) -> Route:
 ROUTES: Final[Mapping[str, Route]] = {
     "/": Route(WebServer._status_page),
     "/metrics": _page(Part.ALL),
-    "/metrics/flows": _page(Part.FLOWS),
+    FLOWS_PATH: Route(WebServer._flows_page),
     "/metrics/interfaces": _page(Part.INTERFACES),
     "/metrics/captures": _page(Part.CAPTURES),
     "/metrics/self": _page(Part.SELF),

@@ -49,6 +49,8 @@ REPLAYS = {
     "two-analyzers": Configuration(spec=DEFAULT, recordings=TWO),
     **CONFIGURATIONS,
 }
+PARTS = 3
+PART_PATHS = [f"/metrics/flows?part={part}/{PARTS}" for part in range(PARTS)]
 CONNECTIONS = {"one-analyzer": 831, "two-analyzers": 530}
 
 # Metrics whose names break the conventions, because dashboards depend on the inherited names, or
@@ -78,13 +80,16 @@ def settings(name, urls):
 class Replay:
     """The model and the pages after a replay. ``flows`` has the flows that each analyzer sent.
 
-    ``prometheus_page`` is ``page`` in the format that Prometheus requests.
+    ``prometheus_page`` is ``page`` in the format that Prometheus requests. ``flow_parts`` has the
+    parts of ``flow_page``, and ``prometheus_parts`` has them in that format.
     """
 
     model: Model
     flows: dict[str, int]
     page: bytes
     flow_page: bytes
+    flow_parts: list[bytes]
+    prometheus_parts: list[bytes]
     interface_page: bytes
     prometheus_page: bytes
     metrics: dict[str, float]
@@ -152,6 +157,10 @@ async def replay(name, directory):
             flows=flows,
             page=await skyfast.get("/metrics"),
             flow_page=await skyfast.get("/metrics/flows"),
+            flow_parts=[await skyfast.get(path) for path in PART_PATHS],
+            prometheus_parts=[
+                await skyfast.get(path, accept=PROMETHEUS["2.42"]) for path in PART_PATHS
+            ],
             interface_page=await skyfast.get("/metrics/interfaces"),
             prometheus_page=await skyfast.get("/metrics", accept=PROMETHEUS["2.42"]),
             metrics=metrics,
@@ -205,26 +214,76 @@ def test_page_has_its_parts_in_order(replayed):
 def test_page_matches_the_golden_file(replayed):
     """`tests.support.golden.golden_lines` describes the format of the golden files."""
     name, result = replayed
-    families = []
-    for part, names in (
-        (result.flow_page, result.model.families),
-        (result.interface_page, result.interface_families),
-    ):
-        page = read_page(part, names)
-        heads = [line for line in part.decode().splitlines() if line.startswith("#")]
-        families += [
-            (heads[2 * n : 2 * n + 2], sorted(samples)) for n, samples in enumerate(page.values())
-        ]
+    families = [
+        *families_of(result.flow_page, result.model.families),
+        *families_of(result.interface_page, result.interface_families),
+    ]
     full_page = BUILD / f"{name}.txt"
     full_page.parent.mkdir(parents=True, exist_ok=True)
     full_page.write_text(
         "".join(f"{line}\n" for parts in families for part in parts for line in part)
     )
+    check_golden(GOLDEN / f"{name}.txt", families, full_page)
+
+
+def check_golden(golden, families, full_page):
     lines = [*golden_lines(families)]
-    golden = GOLDEN / f"{name}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text("\n".join(lines) + "\n")
     assert lines == golden.read_text().splitlines(), f"the full page is in {full_page}"
+
+
+def families_of(page, declared):
+    """Return the metadata and the sorted samples of each family."""
+    heads = [line for line in page.decode().splitlines() if line.startswith("#")]
+    return [
+        (heads[2 * n : 2 * n + 2], sorted(samples))
+        for n, samples in enumerate(read_page(page, declared).values())
+    ]
+
+
+def test_parts_match_the_model_and_the_golden_file(replayed):
+    name, result = replayed
+    families = result.model.families
+    for part, page in enumerate(result.flow_parts):
+        assert read_page(page, families) == result.model.page(0, part=part, parts=PARTS)
+    for whole, *parts in zip(
+        families_of(result.flow_page, families),
+        *(families_of(page, families) for page in result.flow_parts),
+        strict=True,
+    ):
+        assert all(heads == whole[0] for heads, _ in parts)
+        assert sorted(line for _, samples in parts for line in samples) == whole[1]
+    if name == "standard":
+        full_page = BUILD / "part.txt"
+        full_page.parent.mkdir(parents=True, exist_ok=True)
+        full_page.write_bytes(result.flow_parts[1])
+        check_golden(GOLDEN / "part.txt", families_of(result.flow_parts[1], families), full_page)
+
+
+def test_parsers_read_the_parts(replayed):
+    _, result = replayed
+    names = {family.name for family in result.model.families}
+    expected = {
+        line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
+        for lines in result.model.page(0).values()
+        for line in lines
+    }
+    values = {}
+    for page in result.flow_parts:
+        for family in text_string_to_metric_families(page.decode()):
+            for sample in family.samples:
+                name = family.name if family.name in names else sample.name
+                values[series(name, sample.labels)] = sample.value
+    assert values == expected
+    if result.is_standard:
+        values = {
+            series(sample.name, sample.labels): sample.value
+            for page in result.prometheus_parts
+            for family in text_string_to_openmetrics_families(page.decode())
+            for sample in family.samples
+        }
+        assert values == expected
 
 
 def test_prometheus_client_reads_the_same_values(replayed):
@@ -258,6 +317,8 @@ def test_openmetrics_parser_reads_the_same_values(replayed):
 def test_promtool_complains_only_about_inherited_names(replayed):
     _, result = replayed
     complaints = set(lint(result.page))
+    of_parts = {complaint for page in result.flow_parts for complaint in lint(page)}
+    assert of_parts <= complaints
     if result.is_standard:
         assert complaints == set()
         return

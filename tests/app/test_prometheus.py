@@ -19,7 +19,9 @@ from tests.support.paths import DATA, ROOT
 from tests.support.process import demo, running, write_config
 from tests.support.prometheus import (
     ANSWER_S,
+    SCRAPE_INTERVAL_S,
     ask,
+    configured_prometheus,
     growing,
     needs_prometheus,
     number,
@@ -328,3 +330,35 @@ async def test_info_series_name_the_capture_points_of_every_shard(tmp_path: Path
             assert number(ratio) == pytest.approx(1)
         (drops,) = await growing(server, drops_by_workload, 1)
         assert drops["metric"] == {"node_namespace": "shop", "node_workload": "cart"}
+
+
+@needs_prometheus
+async def test_parts_are_scraped_as_documented(tmp_path: Path) -> None:
+    """Together, the targets have the series of the whole page, without a label for the part."""
+    (text,) = (text for _, text in blocks(ROOT / "docs" / "scaling.md") if "__param_part" in text)
+    async with FakeAnalyzer() as analyzer:
+        config = write_config(tmp_path, analyzer.url)
+        async with running(config) as skyfast, asyncio.timeout(ANSWER_S):
+            await analyzer.subscriber()
+            for port in range(200):
+                ends = {"Protocol": "TCP", "A": 40_000 + port, "B": 443}
+                await analyzer.send(message(flow(f"{port + 1:x}", Transport=ends)))
+            await skyfast.until(lambda metrics: metrics["skyfast_connections"] == 200)
+            text = text.replace("skyfast.example:9100", skyfast.url.partition("//")[2])
+            for documented in ("60s", "30s"):
+                text = text.replace(documented, f"{SCRAPE_INTERVAL_S}s")
+            async with configured_prometheus(text, tmp_path) as server:
+                up = await growing(server, "up", 4)
+                assert sorted(sample["metric"]["part"] for sample in up) == [
+                    f"{part}/4" for part in range(4)
+                ]
+                await growing(server, f"count({CONNECTION_BYTES}) == 400", 1)
+                samples = await query(server, CONNECTION_BYTES)
+                (labels,) = {tuple(sorted(sample["metric"])) for sample in samples}
+                assert "part" not in labels
+                scraped = await query(server, "scrape_samples_scraped")
+                assert all(number(sample) > 0.15 * sum(map(number, scraped)) for sample in scraped)
+                # Every scrape writes the same series, and no scrape ends a series of another one.
+                await asyncio.sleep(3 * SCRAPE_INTERVAL_S)
+                assert not await query(server, f"count_over_time({CONNECTION_BYTES}[1m]) < 3")
+                assert len(await query(server, CONNECTION_BYTES)) == 400

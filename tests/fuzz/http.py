@@ -68,6 +68,7 @@ TARGETS = (
         "",
     ),
     *("/top", "/status", "/-/healthy/", "/\u00e9", "/metrics?name[]=a&&&=%zz;x"),
+    *("/metrics/flows?part=0/2", "/metrics/flows?part=2/2", "/metrics/flows?name[]=\u00e9&part=x"),
 )
 HEADERS = (
     *("Accept", "Accept", "Accept-Encoding", "Accept-Encoding", "Authorization", "Connection"),

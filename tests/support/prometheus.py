@@ -53,13 +53,21 @@ async def prometheus(
     """
     labels_of = {target: {}} if isinstance(target, str) else target
     targets = [{"targets": [name], "labels": {**labels}} for name, labels in labels_of.items()]
-    assert PROMETHEUS is not None
-    config = directory / "prometheus.yml"
-    config.write_text(
+    config = (
         f"global: {{scrape_interval: {SCRAPE_INTERVAL_S}s}}\n"
         f"scrape_configs: [{{job_name: skyfast, {how}"
         f"static_configs: {json.dumps(targets)}}}]\n"
     )
+    async with configured_prometheus(config, directory) as url:
+        yield url
+
+
+@asynccontextmanager
+async def configured_prometheus(text: str, directory: Path) -> AsyncIterator[str]:
+    """Run a Prometheus with this configuration file; yield its URL."""
+    assert PROMETHEUS is not None
+    config = directory / "prometheus.yml"
+    config.write_text(text)
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     server.close()

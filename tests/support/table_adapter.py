@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -267,9 +267,13 @@ class Core:
         assert not self.table.expire(now, ALL_ROWS)
         self.check()
 
-    def page(self, now: float) -> dict[str, set[str]]:
+    def page(
+        self, now: float, *, part: int = 0, parts: int = 1, names: Collection[str] | None = None
+    ) -> dict[str, set[str]]:
         """Return the sample lines of a page at ``now``, by family."""
-        return read_page(read_all(self.table.page(now)), self.families)
+        page = self.table.page(now, part=part, parts=parts, names=names)
+        families = [family for family in self.families if names is None or family.name in names]
+        return read_page(read_all(page), families)
 
 
 def _noted(keys: Iterable[str], taken: list[str]) -> Iterator[str]:

@@ -29,6 +29,7 @@ from tests.model import (
     View,
     escape,
     make_flow,
+    part_of,
     read_page,
     tag_label,
 )
@@ -350,8 +351,25 @@ class TableMachine(RuleBasedStateMachine):
         self.model.expire(self.now, self.core.dormant_uuids())
         self.note_lines()
 
-    @rule(scraper=st.integers(0, MAX_SLOW_PAGES - 1), size=st.sampled_from((1, 200, 1000)))
-    def read_slowly(self, scraper, size):
+    @rule(parts=st.sampled_from((1, 2, 3, 7, 64)), data=st.data())
+    def read_parts(self, parts, data):
+        families = [family.name for family in self.model.families]
+        names = data.draw(st.one_of(st.none(), st.sets(st.sampled_from(families), min_size=1)))
+        whole = self.model.page(self.now, names=names)
+        for part in range(parts):
+            page = self.core.page(self.now, part=part, parts=parts, names=names)
+            assert page == self.model.page(self.now, part=part, parts=parts, names=names)
+            for name, lines in page.items():
+                assert lines <= whole[name]
+                whole[name] -= lines
+        assert not any(whole.values())
+
+    @rule(
+        scraper=st.integers(0, MAX_SLOW_PAGES - 1),
+        size=st.sampled_from((1, 200, 1000)),
+        parts=st.sampled_from((1, 1, 2)),
+    )
+    def read_slowly(self, scraper, size, parts):
         if scraper in self.slow_pages:
             slow = self.slow_pages[scraper]
             slow.pieces.append(slow.page.read(size))
@@ -360,10 +378,11 @@ class TableMachine(RuleBasedStateMachine):
             (family, connection, series_of(line))
             for family in self.model.families
             for connection in self.model.alive(self.now)
+            if part_of(connection, parts) == 0
             for line in self.model.lines(family, connection)
         ]
-        page = self.core.table.page(self.now)
-        existing = self.model.alive(EVER)
+        page = self.core.table.page(self.now, parts=parts)
+        existing = [row for row in self.model.alive(EVER) if part_of(row, parts) == 0]
         values = {
             name: set(map(escape, page.distinct_values(name))) for name in self.model.label_values()
         }

@@ -133,11 +133,13 @@ class FakeTable:
         ]
         self.scans = []
         self.asked_at = []
+        self.queries = []
         self.rendered_bytes = 0
         self.threads = set()
 
-    def page(self, now, openmetrics=False):
+    def page(self, now, openmetrics=False, **query):
         self.asked_at.append(now)
+        self.queries.append(query)
         return FakePage(self)
 
     def label_values(self):
@@ -221,6 +223,7 @@ def source(
         table=table,
         cardinality=Cardinality(table=table, view=view),
         views=views,
+        table_families=tuple(family.name for family in view.families),
         interface_info=interface_info,
         interfaces=FakePart(interfaces),
         captures=FakePart(captures),

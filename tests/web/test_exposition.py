@@ -17,6 +17,7 @@ from skyfast.web.exposition import (
     Part,
     compress,
 )
+from skyfast.web.flow_query import FlowQuery
 from skyfast.web.interface_info import InterfaceInfo
 from tests.support.tasks import until
 from tests.support.web_fixtures import (
@@ -88,6 +89,28 @@ async def test_capture_points_follow_the_flows():
     assert threading.current_thread() not in table.threads
     await pages.self_page()
     assert table.scans[2:] == ["label_values"]
+
+
+@on_both_loops
+async def test_first_part_has_the_capture_points_of_all_parts():
+    table = FakeTable()
+    table.values["node_tid"] = [("tid-1", 1)]
+    info = InterfaceInfo(NodeNames())
+    pages = exposition(table, interface_info=info)
+    described = b"".join(info.render(["tid-1"]))
+    other = "skydive_network_connection_total_bytes"
+    assert pages.source.flow_families[::2] == (other, info.name)
+    for query, expected in (
+        (FlowQuery(part=0, parts=2), FLOWS + described),
+        (FlowQuery(part=1, parts=2), FLOWS),
+        (FlowQuery(names=frozenset({other})), FLOWS),
+        (FlowQuery(names=frozenset({other, info.name}), parts=2), FLOWS + described),
+        (FlowQuery(names=frozenset({info.name}), part=1, parts=2), FLOWS),
+    ):
+        stream = pages.stream(Part.FLOWS, gzip=False, query=query)
+        assert b"".join(await collect(stream)) == expected
+    assert table.scans == ["distinct_values node_tid"] * 2
+    assert table.queries[0] == {"part": 0, "parts": 2, "names": None}
 
 
 @on_both_loops

@@ -508,8 +508,112 @@ async def test_unknown_paths():
 @on_both_loops
 async def test_query_string_and_absolute_url_are_accepted():
     async with Site() as site:
-        assert (await site.get("/metrics/flows?name[]=x&debug=1")).body == FLOWS
+        for path in ("/metrics/interfaces", "/metrics/captures"):
+            body = INTERFACES if path == "/metrics/interfaces" else CAPTURES
+            assert (await site.get(f"{path}?name[]=x&debug=1")).body == body
+        assert (await site.get("/metrics?name[]=x&debug=1")).body.startswith(FLOWS)
+        assert (await site.get("/metrics/flows?")).body == FLOWS
         assert (await site.get("http://x/metrics/flows")).body == FLOWS
+
+
+# --- the query of /metrics/flows
+
+FAMILIES = "skydive_network_connection_total_bytes, skydive_network_connection_rtt_nanoseconds"
+
+
+@on_both_loops
+async def test_query_selects_a_part_and_families():
+    (bytes_, rtt) = FAMILIES.split(", ")
+    async with Site() as site:
+        for query, part, parts, names in (
+            ("", 0, 1, None),
+            ("part=0/1", 0, 1, None),
+            ("part=3/64", 3, 64, None),
+            ("part=3%2F64", 3, 64, None),
+            (f"name[]={bytes_}", 0, 1, {bytes_}),
+            (f"name%5B%5D={bytes_}&part=1/2&name[]={rtt}&name[]={rtt}", 1, 2, {bytes_, rtt}),
+        ):
+            response = await site.get(f"/metrics/flows?{query}")
+            assert (response.status, response.body) == (200, FLOWS)
+            assert site.table.queries.pop() == {"part": part, "parts": parts, "names": names}
+            response = await site.get(f"/metrics/flows?{query}", method="HEAD")
+            assert response.status == 200
+            assert not site.table.queries
+
+
+NOT_A_PART = "part: not I/N with I from 0 to N - 1, and N up to 64."
+
+
+@pytest.mark.parametrize(
+    ("query", "problem"),
+    [
+        *((f"part={text}", NOT_A_PART) for text in ("", "0", "1/1", "0/0", "0/65", "64/64")),
+        *((f"part={text}", NOT_A_PART) for text in ("-1/2", "+0/2", "00/2", "0/02", "0/2/3")),
+        *((f"part={text}", NOT_A_PART) for text in ("0/%D9%A2", "0%2F2%0A", "0 /2", "99999/99999")),
+        ("part=0/2&part=0/2", "The parameter part is repeated."),
+        ("name[]=x", f"name[]: unknown metric x. Metrics: {FAMILIES}."),
+        ("name[]=", f"name[]: unknown metric . Metrics: {FAMILIES}."),
+        ("name[]=%1b[1m", rf"name[]: unknown metric \x1b[1m. Metrics: {FAMILIES}."),
+        ("name=x", "Unknown parameter name. Parameters: part, name[]."),
+        ("part=0/2&debug", "Unknown parameter debug. Parameters: part, name[]."),
+    ],
+)
+@on_both_loops
+async def test_invalid_queries_are_rejected(query, problem):
+    async with Site() as site:
+        for method in ("GET", "HEAD"):
+            path = f"/metrics/flows?{query.replace(' ', '%20')}"
+            response = await site.get(path, method=method)
+            assert response.status == 400
+            assert response.text == ("" if method == "HEAD" else f"{problem}\n")
+        assert not site.table.asked_at
+        assert site.scrape.rejected == 0
+
+
+@on_both_loops
+async def test_other_pages_have_no_parts():
+    async with Site() as site:
+        for path in (*PATHS, "/metrics/flows/"):
+            response = await site.get(f"{path}?part=0/2")
+            if path == "/metrics/flows":
+                assert response.status == 200
+            elif path == "/metrics/flows/":
+                assert response.status == 404
+            else:
+                assert response.status == 400
+                assert response.text == (
+                    "This page has no parts: only /metrics/flows accepts part.\n"
+                )
+
+
+@on_both_loops
+async def test_parts_are_limited_and_end_like_the_whole_page():
+    async with Site(
+        FakeTable(BIG), max_scrapes_per_address=2, parts={"standard_names": True}
+    ) as site:
+        accept = {"accept": "application/openmetrics-text;version=1.0.0"}
+        response = await site.get("/metrics/flows?part=1/3", accept_encoding="gzip", **accept)
+        assert zlib.decompress(response.body, wbits=31) == BIG + b"# EOF\n"
+        await until(lambda: site.scrape.scrapes == 1)
+        paths = [f"/metrics/flows?part={part}/3" for part in range(3)]
+        async with (
+            await site.begin_scrape(paths[0], local="127.0.0.2"),
+            await site.begin_scrape(paths[1], local="127.0.0.2"),
+            await site.ask(request(paths[2]), local="127.0.0.2") as third,
+        ):
+            response = await third.answer()
+            assert response.status == 503
+            assert response.text == (
+                "Try again: 2 pages are being served to this address"
+                " (web.max_scrapes_per_address), and 3 parts need 3.\n"
+            )
+            async with await site.ask(request("/metrics/flows?part=0/2"), local="127.0.0.2") as a:
+                response = await a.answer()
+                assert response.text == (
+                    "Try again: 2 pages are being served to this address"
+                    " (web.max_scrapes_per_address).\n"
+                )
+        assert site.scrape.rejected == 2
 
 
 @on_both_loops
