@@ -27,7 +27,9 @@ from skyfast.flows.fields import UNDECODABLE
 from skyfast.skydive.reporting_gap import MAX_FLOW_UPDATE_S, SLACK_S
 
 SUSPECT_CHANCE: Final = 1e-3
-"""Silence that is less probable than this is suspect. A false suspicion only delays the expiry of connections."""
+"""Silence that is less probable than this is suspect.
+
+A false suspicion only delays the expiry of connections."""
 
 SILENT_CHANCE: Final = 1e-6
 """Silence that is less probable than this causes a reconnection.
@@ -35,7 +37,7 @@ SILENT_CHANCE: Final = 1e-6
 A reconnection interrupts all subscribers of the analyzer."""
 
 LOST: Final = 0.01
-"""The share of ``stats`` that UDP is assumed to lose. Such losses do not make a subscription silent."""
+"""The share of ``stats`` that UDP is assumed to lose without making a subscription silent."""
 
 WINDOW_S: Final = 30.0
 """``stats`` are counted in windows of this length."""
