@@ -158,9 +158,9 @@ cdef struct Cell:
 
 
 cdef struct LeftOut:
-    # The omitted values of a report. A value is read from one or two fields, for example one for each
-    # direction. `fields[0]` has a bit for each value with an error in its first field, `fields[1]`
-    # for each value with an error in its second field.
+    # The omitted values of a report. A value is read from one or two fields, for example from one
+    # for each direction. `fields[0]` has a bit for each value with an error in its first field,
+    # `fields[1]` for each value with an error in its second field.
     uint64_t fields[2]
 
 
