@@ -175,7 +175,7 @@ def test_cost_of_interface_info_is_reported(labels: list[str]) -> None:
 def test_cost_of_own_names_is_reported(labels: list[object], source: str, taken: str) -> None:
     lines = cost.report(make_config(labels=labels, views=[])).splitlines()
     (line,) = (line for line in lines if "Labels from" in line)
-    assert line.startswith(f"# Labels from {source} take {taken}, and about 72 bytes for each")
+    assert line.startswith(f"# Labels from {source} take {taken}, about 72 bytes for each")
     queries = "# These labels need topology queries for interfaces."
     assert (queries in lines) == ("node_name" in labels)
     assert not [line for line in lines if "probe" in line]
