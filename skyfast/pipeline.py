@@ -15,7 +15,7 @@ from skyfast.config.names import load as load_names
 from skyfast.flows import filters
 from skyfast.flows.fields import FlowTypes, flow_types
 from skyfast.flows.plan import Names, Plan
-from skyfast.flows.planner import make_plan, shows_only_own
+from skyfast.flows.planner import make_plan
 from skyfast.runtime.clock import Clock
 from skyfast.skydive import name_poller
 from skyfast.skydive.capture_points import CapturePoints
@@ -90,6 +90,8 @@ class Parts:
         self.interfaces.keep(**_interface_times(config))
         self.names.keep(_longest_s(config))
         self.names.use_own(self.own.own, config.export)
+        if not name_poller.needed(config):
+            self.names.forget_topology()
         for rule in self.filtered.keys() & old.filtered.keys():
             self.filtered[rule] = old.filtered[rule]
         self.record_limits(stats)
@@ -173,7 +175,9 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
         renamed=shared.relabel,
         observe=shared.observe_topology,
     )
-    known_names = KnownNames(index=names if wanted else None, interfaces=interfaces)
+    known_names = KnownNames(
+        index=names if wanted or own.sources.are_set else None, interfaces=interfaces
+    )
     ranking = (
         alike.ranking
         if alike and alike.ranking.names == known_names
@@ -261,13 +265,11 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
 def _has_same_names(old: Config, new: Config) -> bool:
     """Return whether the names of ``old`` are all that the labels of ``new`` need.
 
-    Names that are no longer polled are out of date. If only the info series of ``new`` need more,
-    they have fewer names until the next responses.
+    Names that were not polled are missing. If only the info series of ``new`` need more, they have
+    fewer names until the next responses.
     """
     if old.export == new.export:
-        # The table looks up own names in the old index.
-        labels = [label for view in (old.export.main, *old.export.views) for label in view.labels]
-        return bool(name_poller.needed(old)) or any(map(shows_only_own, labels))
+        return True  # the table looks up names in the old index
     polled, wanted = name_poller.needed(old), name_poller.needed(new)
     return (
         bool(wanted)

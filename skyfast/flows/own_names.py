@@ -21,6 +21,9 @@ from skyfast.flows import addresses
 MAX_NAME_CHARS: Final = 256
 """Maximum number of characters of a name and of a value."""
 
+MAX_KEYS: Final = 100
+"""Maximum number of different keys in a file. The log and the status page list all of them."""
+
 MAX_PROBLEMS: Final = 20
 """Number of invalid lines after which a file is not read any further."""
 
@@ -226,6 +229,8 @@ class _Values(dict[str, tuple[str, str]]):
         _check_text(value)
         if key not in self._keys:
             _check_key(key)
+            if len(self._keys) >= MAX_KEYS:
+                raise InvalidEntryError(f"{_shown(key)} is one key more than {MAX_KEYS}")
             self._keys[key] = key
         self[field] = pair = (self._keys[key], value)
         return pair

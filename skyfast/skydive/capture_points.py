@@ -5,6 +5,7 @@ and the ``NodeTID`` of the interface. They are read from the messages that are a
 reports, about four per second.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -23,6 +24,9 @@ MAX_ID_CHARS: Final = 1024
 
 SILENCE_S: Final = 600.0
 """A capture point is forgotten if no flow of it was in the sample for this time."""
+
+FORGET_INTERVAL_S: Final = 5.0
+"""Minimum time between two searches for forgotten captures, which take about 0.5 ms each."""
 
 
 class _Flow(msgspec.Struct, gc=False):
@@ -43,6 +47,7 @@ class CapturePoints:
     def __init__(self) -> None:
         """Start without capture points."""
         self._points: dict[str, dict[str, float]] = {}
+        self._forgot_s = -math.inf
 
     def message(self, data: bytes | bytearray | memoryview, now: float) -> None:
         """Note the flows of a message. Never raises; unusable messages are ignored."""
@@ -59,10 +64,8 @@ class CapturePoints:
             return
         points = self._points.get(capture_id)
         if points is None:
-            if len(self._points) >= MAX_CAPTURES:
-                self._forget(now)
-                if len(self._points) >= MAX_CAPTURES:
-                    return
+            if len(self._points) >= MAX_CAPTURES and not self._make_room(now):
+                return
             points = self._points[capture_id] = {}
         # Dicts are ordered: move the point to the end.
         points.pop(tid, None)
@@ -75,10 +78,14 @@ class CapturePoints:
         points = self._points.get(capture_id, {})
         return sorted(tid for tid, seen in points.items() if now - seen < SILENCE_S)
 
-    def _forget(self, now: float) -> None:
-        """Forget captures without recent flows."""
+    def _make_room(self, now: float) -> bool:
+        """Forget captures without recent flows; return whether there is room for another one."""
+        if now - self._forgot_s < FORGET_INTERVAL_S:
+            return False
+        self._forgot_s = now
         self._points = {
             capture_id: points
             for capture_id, points in self._points.items()
             if any(now - seen < SILENCE_S for seen in points.values())
         }
+        return len(self._points) < MAX_CAPTURES

@@ -14,6 +14,9 @@ _NETWORK: Final = 1
 _UNKNOWN: Final[Names] = ("unknown",)
 """Stands for an address that the topology does not know."""
 
+MAX_SHARED: Final = 10_000
+"""Maximum number of shared combinations for ambiguous addresses; beyond it, they start anew."""
+
 
 class TopologyNames(Protocol):
     """The names of addresses in the topology. ``empty`` are those of unknown addresses."""
@@ -33,10 +36,10 @@ class EndNames(dict[str, Names | None]):
     the address, otherwise its name in the topology, otherwise its own network.
 
     The dict only contains names that have been looked up, of addresses that the topology knows.
-    Combined names of all other addresses are shared.
+    Combined names of all other addresses are shared: the table recognizes names by their identity.
     """
 
-    __slots__ = ("_combines", "_of_unknown", "_own", "_topology")
+    __slots__ = ("_combines", "_of_ambiguous", "_of_unknown", "_own", "_topology")
 
     def __init__(self, topology: TopologyNames) -> None:
         """Start without own names."""
@@ -49,6 +52,7 @@ class EndNames(dict[str, Names | None]):
         self._own = own
         self._combines = extends or own.count > 0
         self._of_unknown: dict[Names, Names] = {}
+        self._of_ambiguous: dict[tuple[Names, Names], Names] = {}
         self.clear()
 
     def forget(self, keys: Set[str]) -> None:
@@ -88,7 +92,15 @@ class EndNames(dict[str, Names | None]):
     def resolve(self, key: str, other: str, point: str, /) -> Names:
         """Return the names of an ambiguous address in this context."""
         names = self._topology.resolve(key, other, point)
-        return _combined(names, self._own[key]) if self._combines else names
+        if not self._combines:
+            return names
+        pair = names, self._own[key]
+        shared = self._of_ambiguous.get(pair)
+        if shared is None:
+            if len(self._of_ambiguous) >= MAX_SHARED:
+                self._of_ambiguous.clear()
+            shared = self._of_ambiguous[pair] = _combined(*pair)
+        return shared
 
 
 def _combined(names: Names, own: Names) -> Names:

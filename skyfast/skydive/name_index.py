@@ -188,6 +188,10 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         names = self._triples[triple] = self._context.choose(triple) or self.empty
         return names
 
+    def forget_contexts(self) -> None:
+        """Forget the contexts of ambiguous addresses, and the names chosen in them."""
+        self._context, self._triples, self._overflowed = _Context(), {}, False
+
     @property
     def unknown(self) -> int:
         """The number of unknown addresses that were looked up recently."""
@@ -276,6 +280,17 @@ class NameIndex:
         labels = [label for view in (export.main, *export.views) for label in view.labels]
         self.addresses.notes_unknown = any(map(shows_topology, labels))
         self.ends.use(own, extends=any(map(shows_only_own, labels)))
+
+    def forget_topology(self) -> None:
+        """Forget the names from the topology, which is no longer read. No label may show them."""
+        self.nodes.clear()
+        self.addresses.clear()
+        self.addresses.forget_contexts()
+        self.ends.clear()
+        self._gone_nodes, self._gone_addresses = {}, {}
+        self._pruned_at = None
+        self.ambiguous = 0
+        self.ready.clear()
 
     def keep(self, keep_s: float) -> None:
         """Set how long entries are kept after they disappeared."""

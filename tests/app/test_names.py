@@ -104,6 +104,7 @@ def test_info_series_can_be_switched_on_without_losing_connections(shared: Share
     assert second.table is first.table
     assert second.source.interface_info is not None
     assert isinstance(shared.stats.topology.names, NameStats)
+    second.names.nodes["node-1"] = ("eth0", *[""] * 7)
     third = pipeline.build(described(interface_info=False), second, shared)
     third.take_over(second, shared)
     assert third.table is first.table
@@ -111,7 +112,8 @@ def test_info_series_can_be_switched_on_without_losing_connections(shared: Share
     assert shared.stats.topology.names is None
     # Names that were not polled in the meantime are out of date.
     fourth = pipeline.build(described(), third, shared)
-    assert fourth.names is not second.names
+    assert fourth.names.nodes == {}
+    assert not fourth.names.ready.is_set()
 
 
 @pytest.mark.parametrize("label", ["node_name", "node_netns", "initiator_pod"])

@@ -24,7 +24,7 @@ from skyfast.stats import Stats
 from skyfast.web import status_html
 from skyfast.web.exposition import Part
 from skyfast.web.status import as_json
-from skyfast.web.top import Query
+from skyfast.web.top import RESULT_AGE_S, Query, Ranking, Top
 from tests.support.analyzer import FakeAnalyzer
 from tests.support.configs import make_config
 from tests.support.messages import flow, message
@@ -325,6 +325,55 @@ async def test_status_page_shows_own_names(file: Path) -> None:
     page = status_html.as_html(report, app.status.ranking, Query(by="bytes"), None)
     assert "<p>own names: <span" in page
     assert "No entry of the names has the key &#x27;x&#x27;." in page
+
+
+async def test_status_page_shows_own_names_that_no_label_shows(file: Path) -> None:
+    async with FakeAnalyzer() as analyzer:
+        config = configured(
+            analyzer.url, labels=["initiator_ip", "target_ip"], names_file=str(file)
+        )
+        async with running_app(config) as app:
+            await analyzer.subscriber()
+            await analyzer.send(message(flow("1", **between("10.0.0.1", "10.1.0.1"))))
+            await until_rows(app, {'initiator_ip="10.0.0.1",target_ip="10.1.0.1"': "300"})
+            ranking = app.status.ranking
+            names = {"initiator_ip": "company", "target_ip": "berlin"}
+            assert [entry.names for entry in (await top_of(ranking)).entries] == [names]
+            # A reload keeps the ranking and its snapshots.
+            assert await app.reload() is None
+            assert app.status.ranking is ranking
+            replace(file, "10.1.0.1,gateway\n")
+            async with asyncio.timeout(WAIT_S):
+                while app._parts.own.own.count != 1:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(RESULT_AGE_S)
+            names = {"target_ip": "gateway"}
+            assert [entry.names for entry in (await top_of(ranking)).entries] == [names]
+
+
+async def top_of(ranking: Ranking) -> Top:
+    return (await ranking.top(ranking.query([]))).top
+
+
+def test_names_of_the_topology_are_forgotten_when_it_is_no_longer_read(shared: Shared) -> None:
+    """The status page must not show them: nothing would correct them."""
+    names = {"10.0.0.0/8": "company"}
+    labels = ["target_network", "target_ip", "node_tid"]
+    before = configured(labels=labels, names=names, interface_info=True)
+    old = pipeline.build(before, None, shared)
+    old.names.addresses["10.0.0.1"] = ("pod", *[""] * 7)
+    old.names.nodes["tid"] = ("eth0", *[""] * 7)
+    old.names.ready.set()
+    assert old.ranking.names is not None
+    assert old.ranking.names.of_address("10.0.0.1") == "pod"
+    new = pipeline.build(configured(labels=labels, names=names), old, shared)
+    assert new.table is old.table
+    new.take_over(old, shared)
+    assert new.names is old.names
+    assert new.ranking.names is not None
+    assert new.ranking.names.of_address("10.0.0.1") == "company"
+    assert str(new.ranking.names.of_node("tid")) == ""
+    assert not new.names.ready.is_set()
 
 
 # The command line.

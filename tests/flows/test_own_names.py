@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from skyfast.flows import own_names
 from skyfast.flows.own_names import (
+    MAX_KEYS,
     MAX_NAME_CHARS,
     MAX_PROBLEMS,
     Entry,
@@ -154,6 +155,14 @@ def test_every_invalid_line_is_found_up_to_a_limit() -> None:
     with pytest.raises(InvalidLinesError) as caught:
         read_csv("x,a\n" * 1000)
     assert [number for number, _ in caught.value.problems] == [*range(1, MAX_PROBLEMS + 1)]
+
+
+def test_number_of_keys_is_limited() -> None:
+    lines = [f"10.0.0.{n},,k{n}=v" for n in range(MAX_KEYS)]
+    assert len(read_csv("\n".join([*lines, "10.0.1.1,,k0=w"]))) == MAX_KEYS + 1
+    with pytest.raises(InvalidLinesError) as caught:
+        read_csv("\n".join([*lines, "10.0.1.1,,k=v", "10.0.1.2,,k1=w"]))
+    assert caught.value.problems == [(MAX_KEYS + 1, f"'k' is one key more than {MAX_KEYS}")]
 
 
 def test_longest_texts() -> None:

@@ -3,8 +3,16 @@
 import json
 from typing import Any
 
+import pytest
+
 from skyfast.skydive import capture_points
-from skyfast.skydive.capture_points import MAX_CAPTURES, MAX_POINTS, SILENCE_S, CapturePoints
+from skyfast.skydive.capture_points import (
+    FORGET_INTERVAL_S,
+    MAX_CAPTURES,
+    MAX_POINTS,
+    SILENCE_S,
+    CapturePoints,
+)
 from tests.model import make_flow
 from tests.support.messages import message
 
@@ -53,3 +61,17 @@ def test_memory_is_bounded() -> None:
     assert points.of("new", SILENCE_S + 1) == ["n"]
     assert set(points._points) == {"0", "new"}
     assert capture_points.MAX_ID_CHARS == 1024
+
+
+def test_captures_beyond_the_limit_do_not_cause_a_search_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(capture_points, "MAX_CAPTURES", 2)
+    points = CapturePoints()
+    points.message(flows(("a", "n"), ("b", "n"), ("c", "n")), 0)
+    kept = points._points
+    points.message(flows(("c", "n"), ("d", "n")), FORGET_INTERVAL_S - 1)
+    assert points._points is kept
+    points.message(flows(("b", "n")), SILENCE_S - 1)
+    points.message(flows(("c", "n"), ("d", "n")), SILENCE_S)
+    assert set(points._points) == {"b", "c"}

@@ -4,6 +4,7 @@ import pytest
 
 from skyfast.flows.own_names import NO_NAMES, OwnNames, read_csv
 from skyfast.flows.selection import ExportSelection
+from skyfast.skydive import end_names
 from skyfast.skydive.end_names import EndNames
 from skyfast.skydive.name_index import AddressNames, NameIndex
 from tests.support.configs import make_config
@@ -87,6 +88,21 @@ def test_ambiguous_addresses_have_own_names(names, topology, own):
     names.use(own, extends=True)
     assert names["10.1.0.1"] is None
     assert names.resolve("10.1.0.1", "10.0.0.2", "t1")[0] == "gateway"
+
+
+def test_combined_names_of_ambiguous_addresses_are_shared(names, topology, own, monkeypatch):
+    """The table keeps the labels of names that it has seen, by their identity."""
+    topology["10.1.0.1"] = None
+    names.use(own, extends=True)
+    gateway = names.resolve("10.1.0.1", "10.0.0.2", "t1")
+    assert names.resolve("10.1.0.1", "10.0.0.3", "t2") is gateway
+    monkeypatch.setattr(end_names, "MAX_SHARED", 2)
+    for address in ("10.1.0.2", "10.2.0.1"):
+        names.resolve(address, "10.0.0.2", "t1")
+    assert len(names._of_ambiguous) == 1
+    assert names.resolve("10.1.0.1", "10.0.0.2", "t1") == gateway
+    names.use(NO_NAMES, extends=False)
+    assert names.resolve("10.1.0.1", "10.0.0.2", "t1") is topology.empty
 
 
 def test_other_names_apply_at_once(names, topology, own):
