@@ -359,9 +359,13 @@ class App:
             try:
                 are_left = relabeling.step(RELABEL_FLOWS)
             except MemoryError:
-                self._limit.warn(log, "relabel", "out of memory: names of flows are out of date")
-                await asyncio.sleep(RELABEL_RETRY_S)
+                await self._wait_for_memory()
             await asyncio.sleep(0)
+
+    async def _wait_for_memory(self) -> None:
+        """Log that flows could not be relabelled, and wait until it is tried again."""
+        self._limit.warn(log, "relabel", "out of memory: names of flows are out of date")
+        await asyncio.sleep(RELABEL_RETRY_S)
 
     async def _watch_names(self) -> None:
         """Read the file of own names again when it changes."""
@@ -390,8 +394,13 @@ class App:
         table, ends = self._parts.table, self._parts.names.ends
         first = 1
         while first:
-            texts, first = table.strings(first, COMPARED_STRINGS)
-            keys = await asyncio.to_thread(changed_addresses, texts, old, new)
+            try:
+                texts, following = table.strings(first, COMPARED_STRINGS)
+                keys = await asyncio.to_thread(changed_addresses, texts, old, new)
+            except MemoryError:
+                await self._wait_for_memory()
+                continue
+            first = following
             if keys:
                 await self._move_flows(ends, keys)
         await asyncio.to_thread(old.release)

@@ -140,6 +140,30 @@ async def test_flows_move_when_the_file_changes(
             assert app._parts.table is table
 
 
+async def test_flows_move_after_an_allocation_failed(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(app_module, "RELABEL_RETRY_S", 0.01)
+    changed_addresses, failures = app_module.changed_addresses, [MemoryError, MemoryError]
+
+    def failing(*arguments: Any) -> set[str]:
+        if failures:
+            raise failures.pop()
+        return changed_addresses(*arguments)
+
+    monkeypatch.setattr(app_module, "changed_addresses", failing)
+    async with FakeAnalyzer() as analyzer:
+        config = configured(analyzer.url, labels=["target_network"], names_file=str(file))
+        async with running_app(config) as app:
+            await analyzer.subscriber()
+            await analyzer.send(message(flow("1", **between("10.0.0.1", "10.1.0.1"))))
+            await until_rows(app, {'target_network="berlin"': "300"})
+            replace(file, "10.1.0.0/16,paris\n")
+            await until_rows(app, {'target_network="paris"': "0"})
+    assert not failures
+    assert "out of memory: names of flows are out of date" in caplog.text
+
+
 async def test_names_are_kept_while_the_file_is_wrong(
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
