@@ -54,7 +54,7 @@ EXPIRY_SLICE_S = 0.002
 EXPIRY_ROWS = 256
 """Rows to expire between two clock reads; takes about 0.1 ms."""
 
-RELABEL_FLOWS = 2_000
+RELABEL_FLOWS = 1_000
 """Flows to relabel in one slice; takes a few milliseconds."""
 
 COMPARED_STRINGS = 20_000
