@@ -265,8 +265,8 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
 def _has_same_names(old: Config, new: Config) -> bool:
     """Return whether the names of ``old`` are all that the labels of ``new`` need.
 
-    Names that were not polled are missing. If only the info series of ``new`` need more, they have
-    fewer names until the next responses.
+    If only the info series of ``new`` need names that were not polled, the result is still True;
+    those names are missing until the next topology responses.
     """
     if old.export == new.export:
         return True  # the table looks up names in the old index

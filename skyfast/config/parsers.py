@@ -168,7 +168,7 @@ def one_of(*names: S) -> Callable[[YamlValue], S]:
 
 def _parse_choice(value: YamlValue, choices: Iterable[str]) -> str:
     """Parse a string like `parse_str`. For a boolean, the error lists ``choices``."""
-    if isinstance(value, bool):  # quotes would not help
+    if isinstance(value, bool):  # `parse_str` would suggest quotes, which would not help
         raise InvalidValue(f"is not one of {', '.join(choices)}", value)
     return parse_str(value)
 

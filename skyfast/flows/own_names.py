@@ -387,7 +387,7 @@ class OwnNames:
         return self.nothing if packed is None else self.find(packed)
 
     def find(self, packed: bytes) -> Names:
-        """Return the names of an address as 4 or 16 bytes."""
+        """Return the names of an address, which is given as 4 or 16 bytes."""
         number = int.from_bytes(packed)
         if len(packed) == _IPV4_BYTES:
             half = number >> _INDEXED_BITS

@@ -81,8 +81,8 @@ class Ingest:
 
         ``types`` are the flow types of the table's plan, and ``admitted`` selects the flows of a
         message that reach the table. ``captures`` receives the content of messages with capture
-        statistics. ``checker`` selects messages to decode fully, and checks them; they also show
-        the ``capture_points``. ``now`` is the table's clock, in seconds.
+        statistics. ``checker`` selects messages to decode fully, and checks them; the same messages
+        are passed to ``capture_points``. ``now`` is the table's clock, in seconds.
         """
         self._table = table
         self._captures = captures

@@ -72,7 +72,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
 
 class CapturePoint(msgspec.Struct, frozen=True, gc=False):
-    """Where flows are captured. ``peers`` are the namespaces of the veth peers, in order."""
+    """Where flows are captured. ``peers`` are the namespaces of the veth peers, sorted."""
 
     namespace: str
     peers: tuple[str, ...]

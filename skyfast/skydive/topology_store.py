@@ -155,7 +155,10 @@ class TopologyStore:
     def reader(
         self, kept: Query, *, changes: Query | None = None, also_interfaces: bool = False
     ) -> GraphReader:
-        """Return a reader for the elements of ``kept``, or for their ``changes``."""
+        """Return a reader for the response to the query ``kept``, or to ``changes``.
+
+        ``changes`` is a query that returns only the changed elements of ``kept``.
+        """
         return GraphReader(
             changes or kept,
             also_interfaces=also_interfaces,
