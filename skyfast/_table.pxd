@@ -203,11 +203,9 @@ cdef struct ChangedKey:
     # A lookup key with new labels.
     uint32_t string
     uint32_t position           # in the list of keys
-    bint found                  # whether a flow in the slice has the key; if not, nothing below is
-                                # set
+    bint found                  # whether a flow in the slice has it; if not, the rest is not set
     bint ambiguous              # whether the labels depend on the context
-    uint32_t change             # number of the change; 0 if the key is ambiguous or a name is
-                                # invalid
+    uint32_t change             # number of the change; 0 if ambiguous, or if a name is invalid
 
 
 cdef struct Move:
