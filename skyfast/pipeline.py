@@ -114,8 +114,7 @@ class Parts:
     async def wait_for_names(self) -> None:
         """Wait up to `NAMES_WAIT_S` for the topology's first response, if names are used.
 
-        If a flow arrived before its names, its labels or its info series would change soon
-        afterwards.
+        If flows arrived before the names, their labels or info series would change soon afterwards.
         """
         if name_poller.needed(self.config):
             with contextlib.suppress(TimeoutError):

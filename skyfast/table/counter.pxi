@@ -1,4 +1,4 @@
-# Counters: hash tables with open addressing that count how often each key occurs. Part of
+# Counters: hash tables that count how often each key occurs, with open addressing. Part of
 # `_table.pyx`, which includes it.
 #
 # A counter belongs to one call and is not part of the table's memory. It counts and grows under the
