@@ -21,7 +21,7 @@ _RESERVED_SUFFIXES: Final[dict[MetricType, tuple[str, ...]]] = {
     "histogram": ("", "_bucket", "_count", "_sum", "_created"),
     "info": ("", "_info"),
 }
-"""What OpenMetrics reserves after the names of families."""
+"""Suffixes of each type: the name of a family plus such a suffix is reserved in OpenMetrics."""
 
 Sample = tuple[Mapping[str, str], float]
 """The labels and the value."""

@@ -431,7 +431,7 @@ def _resolve_endpoints(
 def _urls(
     url: Endpoint | None, analyzers: tuple[Endpoint, ...], *, secure: bool
 ) -> tuple[Endpoint, ...]:
-    """Return a URL for each analyzer, or only ``url`` if ``url`` is set to another server.
+    """Return a URL for each analyzer, or only ``url`` if ``url`` is not an analyzer's.
 
     Like Skydive, use ``wss`` if a client certificate is configured.
     """

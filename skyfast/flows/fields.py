@@ -16,7 +16,7 @@ from skyfast.flows.plan import FieldPath, Plan
 
 # Invalid UTF-8 and deep nesting raise errors of Python itself.
 UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""Exceptions of msgspec for JSON that it cannot decode."""
+"""The exceptions that msgspec raises for JSON that it cannot decode."""
 
 
 def _fields() -> dict[FieldPath, type]:
@@ -67,7 +67,7 @@ CLOSING: Final = 1
 _BOOKKEEPING: tuple[FieldPath, ...] = (("UUID",), ("Last",), ("FinishType",))
 
 # These fields identify a flow's start, its first report (the first two fields are equal), and a
-# closing report that repeats the previous one.
+# closing report that repeats the previous report.
 _MARKS: tuple[FieldPath, ...] = (
     ("Start",),
     ("LastUpdateMetric", "Start"),
@@ -132,7 +132,7 @@ def _omissible(
     may_lack = {("FinishType",), *_MARKS, *(gauge.path for gauge in plan.gauges)}
     may_lack |= {path for counter in plan.counters for path in counter.last_update}
     may_lack |= {path for counter in plan.counters if counter.optional for path in counter.paths}
-    # A field that is also used for something required is not omissible.
+    # If a field is required for another purpose, it is not omissible.
     must_have = {*needed, ("UUID",), ("Last",)}
     must_have |= {
         path for counter in plan.counters if not counter.optional for path in counter.paths

@@ -23,21 +23,22 @@ MAX_SHOWN: Final = 200
 """Maximum number of characters of a network string in a log line."""
 
 MAX_TRACEBACK_LINES: Final = 100
-"""Lines logged for an exception; the middle is omitted. Recursion errors have thousands."""
+"""Maximum lines of a traceback, because a recursion error has thousands; the middle is omitted."""
 
 MAX_TRACEBACK_LINE: Final = 1000
 """Maximum characters of a traceback line: an exception may quote a whole message."""
 
 LOG_INTERVAL_S: Final = 60.0
-"""Default of `LogLimit`: the time between two log lines of one cause."""
+"""Default of `LogLimit`: the minimum time between two log lines of one cause."""
 
 MAX_CAUSES: Final = 1000
-"""Maximum number of causes that a `LogLimit` remembers; the oldest one is forgotten.
+"""Maximum number of causes that a `LogLimit` remembers; then the oldest cause is forgotten.
 
-Analyzers are part of causes, and host names can resolve to new addresses indefinitely."""
+There can be any number of causes: they contain analyzers, and the addresses of a host name can
+change again and again."""
 
 INDENT: Final = "  "
-"""Prefix of all traceback lines except the first, so that none looks like a record."""
+"""Prefix of all traceback lines except the first, so that no line looks like a record."""
 
 _PRIORITIES: Final = {
     logging.CRITICAL: 2,
