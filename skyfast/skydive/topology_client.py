@@ -1,8 +1,8 @@
 """Sends queries to the topology API of the analyzers.
 
-A response is decompressed, split into its elements and decoded while it arrives. So memory never
-contains the whole text or all of its objects, and no call holds the GIL for longer than one element
-takes.
+A response is decompressed, split into its elements and decoded while it arrives. So the whole text
+and all its objects are never in memory at the same time, and no call holds the GIL for longer than
+one element takes.
 """
 
 import asyncio
@@ -161,8 +161,8 @@ class TopologyClient:
     async def ask(self, query: Query, make_reader: Callable[[], R]) -> R | None:
         """Send ``query``; return the reader that has read the response, or None.
 
-        Each queried analyzer gets a reader of its own. None means that no analyzer has answered:
-        failures are counted and logged, but not raised.
+        A separate reader is made for each queried analyzer. None means that no analyzer has
+        answered: failures are counted and logged, but not raised.
         """
         preferred = self._preferred
         for analyzer in sorted(self._analyzers, key=lambda analyzer: analyzer is not preferred):
