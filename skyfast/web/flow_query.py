@@ -1,4 +1,4 @@
-"""The query of ``/metrics/flows``: a part of the page, and the names of its families."""
+"""The query of ``/metrics/flows``: it selects a part of the page, and families by name."""
 
 import re
 from collections.abc import Collection, Iterable

@@ -28,7 +28,7 @@ _BUILD: Final = {"version": __version__, "python": platform.python_version()}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sources:
-    """The sources of a page. ``process`` is None if the system does not report it."""
+    """The sources of a page. ``process`` is None if the system does not report resource usage."""
 
     stats: Stats
     table: TableCounts
@@ -69,7 +69,7 @@ class _HistogramMetric:
     histograms: _Histograms
 
     def render(self, source: _Sources, *, standard_names: bool, openmetrics: bool) -> str:
-        """Return the family. It has the same name in both naming schemes."""
+        """Return the family, which has the same name in both naming schemes."""
         return self.family.render_histograms(self.histograms(source), openmetrics=openmetrics)
 
 
@@ -99,7 +99,7 @@ def _by(label: str, read: Callable[[_Sources], Mapping[str, float]]) -> _Samples
 
 
 def _name(read: Callable[[NameStats], float]) -> _Samples:
-    """Read a value of the names, if labels need them."""
+    """Read a value of the names, if labels need names."""
     return lambda source: (
         None if source.stats.topology.names is None else [({}, read(source.stats.topology.names))]
     )
@@ -115,7 +115,7 @@ def _name_by(label: str, read: Callable[[NameStats], Mapping[str, float]]) -> _S
 
 
 def _own_name(read: Callable[[OwnNameStats], float]) -> _Samples:
-    """Read a value of the own names, if there are any."""
+    """Read a value of the own names, if there are own names."""
     return lambda source: (
         None if source.stats.own_names is None else [({}, read(source.stats.own_names))]
     )
