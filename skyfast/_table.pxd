@@ -9,8 +9,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 # Limits of a plan, a flow and a table. Python sees these: see _table.pyi.
 cpdef enum:
-    MAX_TEXT_BYTES = 1024       # maximum size of a label value or UUID; longer ones skip the flow
-    MAX_ROWS = 1 << 27  # half of all row numbers: tables can exceed their limits slightly
+    MAX_TEXT_BYTES = 1024       # maximum size of a label value or UUID
+    MAX_ROWS = 1 << 27  # half of all row numbers, because tables can slightly exceed limits
     MAX_VIEWS = 16
     MAX_VALUES = 64             # counters and gauges per plan
     MAX_COLUMNS = 64            # labels per plan, and fields that lookups use

@@ -1,4 +1,4 @@
-"""The rules of the text exposition format 0.0.4, and the different rules of OpenMetrics 1.0.
+"""The rules of the text exposition format 0.0.4, and how OpenMetrics 1.0 differs from it.
 
 https://prometheus.io/docs/instrumenting/exposition_formats/,
 https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md

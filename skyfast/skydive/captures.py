@@ -175,7 +175,7 @@ class CaptureReport:
 class Captures:
     """The captures that agents report.
 
-    `message` and `expire` must be called from one thread, `page` from any thread.
+    `message` and `expire` must be called from one thread. `page` may be called from any thread.
     """
 
     def __init__(self, *, naming: Literal["compatible", "standard"], stats: CaptureStats) -> None:

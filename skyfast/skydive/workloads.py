@@ -156,7 +156,7 @@ class Workloads:
         return clusters.pop() if len(clusters) == 1 else ""
 
     def named(self, namespace: str, name: str, host: str) -> Pod | None:
-        """Return the only pod of this name that may be on ``host``; None if there is no single one.
+        """Return the pod of this name that may be on ``host``; None if there are none or several.
 
         If the cluster of the host is unknown, the pod must be the only one in all clusters.
         """

@@ -210,7 +210,7 @@ class Ranking:
         self.names = names
         self.labels = tuple(column.name for column in view.columns)
         self.addresses = frozenset(_address_labels(view.columns) if names else ())
-        """The labels with addresses whose names no other label has."""
+        """The labels with addresses whose names are not in another label."""
         self.nodes = frozenset(_node_labels(view.columns) if names else ())
         """The labels with identifiers of interfaces whose names are shown."""
         self.metrics = tuple(map(_metric, metrics, view.families))
