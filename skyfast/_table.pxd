@@ -114,7 +114,7 @@ cdef struct Connection:
     uint32_t deadline_s         # latest deadline of its flows; 0 in a free row
     uint32_t flows              # number of flow rows that link here, and the flag BACK
     uint32_t created_seq        # sequence number among all rows ever created (modulo 2^32)
-    uint32_t links[1]           # first view: rows of other views; other views: next in wheel slot
+    uint32_t links[1]           # first view: rows of further views; else: next in wheel slot
     # Next are int64_t values[counters + gauges], an int64_t number of new flows if the view counts
     # them, and uint32_t cells[columns]. BACK is only used in the first view. It means that the row
     # started with the counters of a removed connection.
@@ -237,7 +237,7 @@ cdef struct Family:
     uint32_t values[2]          # indexes of the row's values, or FLOWS
     int64_t absent              # only values above this number have a series
     uint32_t decimals           # values are divided by ten to the power of this number
-    Literal *literals           # columns + 1, before, between and after the label values
+    Literal *literals           # columns + 1 literals: before, between and after label values
     Literal second              # replaces the literal at `direction_index` for the second side
 
 
@@ -250,7 +250,7 @@ cdef struct View:
     uint32_t counters
     uint32_t values             # number of counters and gauges
     uint32_t sources[MAX_VIEW_VALUES]    # indexes of the plan's counters, then gauges
-    bint counts_new_flows       # whether the number of new flows follows the other values
+    bint counts_new_flows       # whether the number of new flows follows the counters and gauges
     uint32_t values_offset          # offset in a row, like the next field
     uint32_t cells_offset
     bint identifies_connection  # whether the labels tell all conversations apart

@@ -280,7 +280,7 @@ cdef enum:
     CLOSING = 1                 # FinishType of a flow's last report; 0, 2 and 3 do not end the flow
 
 cdef enum:
-    # What an unknown flow's report adds to a row that other flows may already have used.
+    # What a report of an unknown flow adds to a row that further flows may already have used.
     WORTH_UNREAD                # not known: the type lacks fields that identify a first report
     WORTH_TOTAL
     WORTH_LAST_UPDATE               # the deltas of the flow's last update
@@ -358,7 +358,7 @@ cdef struct TableState:
     uint32_t kept_connections   # rows of `dormant` that have a connection's counters
     uint64_t next_seq           # sequence number for the next connection row of any view
     # layout: set when the table is created
-    uint64_t seed               # seed of all hashes except those for sharding
+    uint64_t seed               # seed of all hashes except the hashes for sharding
     uint32_t counters, values   # numbers per flow
     uint32_t columns, cells     # number of labels of all views; with the strings of lookups
     uint32_t looked_up          # number of labels from lookups; they are the first columns
@@ -574,7 +574,7 @@ cdef class Table:
     # -- names ----------------------------------------------------------------------------------
 
     def relabel(self, names, keys):
-        """Begin to move flows to other connections after names have changed.
+        """After names have changed, begin to move flows to the connections of their new labels.
 
         :param names: the mapping of lookups. After each change of the mapping, call this method
             again.
@@ -596,7 +596,7 @@ cdef class Table:
         :param first: the first number of the slice.
         :param count: how many numbers the slice has.
         :returns: the strings with these numbers, with the escapes of label values; and the first
-            number of the next slice, or 0 if this was the last one.
+            number of the next slice, or 0 if this was the last slice.
         """
         cdef uint64_t begin = max(first, <uint32_t>1)
         cdef uint64_t end = begin + count
@@ -713,10 +713,10 @@ cdef class Table:
 
         :param labels: one or more labels of the first view.
         :param max_groups: the maximum number of groups, up to 65,536. When there are more, the half
-            with the lowest ranks is added to the others. The labels of such a group can return as a
-            new group, whose values are then too low.
-        :returns: a tuple of the groups, the others, the number of groups, and whether groups were
-            added to the others because there were too many. A group is a tuple of its rank, its
+            with the lowest ranks is added to "the others". The labels of such a group can return as
+            a new group, whose values are then too low.
+        :returns: a tuple of the groups, "the others", the number of groups, and whether there were
+            so many groups that some were added to "the others". A group is a tuple of its rank, its
             label values in the order of `labels`, its values as in `top`, and the number of its
             connections. "The others" are all connections outside the returned groups: a tuple of
             their number, their rank or None, and their values.
@@ -742,7 +742,7 @@ cdef class Table:
                           max_groups)
 
     def snapshot(self, uint32_t family):
-        """Store the current values of one of the first view's counter families, for `top`.
+        """Store the current values of a counter family of the first view, for `top`.
 
         Takes about 10 ns per connection, without the GIL. A snapshot uses 12 bytes per connection.
 
@@ -759,7 +759,8 @@ cdef class Table:
 
     # -- counts ---------------------------------------------------------------------------------
 
-    # Any thread may read `connections`. Only the thread that updates may read the other counts.
+    # Any thread may read `connections`. Only the thread that updates may read the counts that
+    # follow.
 
     @property
     def connections(self):
@@ -787,7 +788,7 @@ cdef class Table:
 
     @property
     def dormant_connections(self):
-        """Removed connections whose counters are kept in rows of their own."""
+        """Removed connections whose counters are kept in separate dormant rows."""
         return self.state.kept_connections
 
     def dormant_uuids(self):

@@ -329,7 +329,7 @@ class App:
         await asyncio.Event().wait()  # there is nothing to poll
 
     def _replace_poller(self, poller: TopologyPoller) -> None:
-        """Stop the current poller and start another one."""
+        """Stop the current poller and start ``poller``."""
         self._poller = poller
         if self._polling is not None:
             self._polling.cancel()
@@ -381,13 +381,13 @@ class App:
                     self._rename_own(old.own.own, own.own)
 
     def _rename_own(self, old: OwnNames, new: OwnNames) -> None:
-        """Relabel the flows whose addresses have other own names than before soon."""
+        """Soon relabel the flows whose addresses have different own names in ``new``."""
         if new is not old:
             self._renamed_own.append((old, new))
             self._has_renamed.set()
 
     async def _relabel_own(self, old: OwnNames, new: OwnNames) -> None:
-        """Find the flows whose addresses have other own names than before, in slices.
+        """Find the flows whose addresses have different own names in ``new``, in slices.
 
         Addresses that are not in the table yet need no search: they get the new names.
         """

@@ -244,9 +244,9 @@ class ScrapeStats:
 
     ``scrapes``, ``durations`` and ``last_…`` cover pages with flows (``/metrics``,
     ``/metrics/flows``) that were served completely; ``last_bytes`` is the size before compression.
-    ``rejected`` and ``failures`` also cover the other streamed pages. ``connections_rejected``
-    counts TCP connections closed because ``web.max_connections`` were open, ``handshakes_failed``
-    counts failed TLS handshakes.
+    ``rejected`` and ``failures`` cover all streamed pages. ``connections_rejected`` counts TCP
+    connections closed because ``web.max_connections`` were open, ``handshakes_failed`` counts
+    failed TLS handshakes.
     """
 
     scrapes: int = 0
@@ -268,8 +268,8 @@ class NameStats:
     ``unknown`` is the number of addresses in recent flows that have no names. ``skipped`` describes
     the current topology, so it is a gauge. ``dropped`` counts lookups over limits.
     ``labels_without_pods`` and ``missing_pod_labels`` are from `skyfast.skydive.name_hints.Hints`.
-    The durations are those of the latest query of each kind, and of the latest resolution of all
-    names.
+    The durations are the durations of the latest query of each kind and of the latest resolution of
+    all names.
     """
 
     addresses: int = 0
@@ -350,7 +350,7 @@ class ConfigStats:
 
 @dataclass(slots=True, eq=False)
 class Stats:
-    """All counters of the process except those of the table.
+    """All counters of the process except the table's counters.
 
     ``flows_filtered`` counts dropped flows by the name of the filter rule; the code that creates
     the rules adds the names. ``values_skipped`` counts the values skipped by earlier tables, by

@@ -1,6 +1,6 @@
 """Hosts, ports and URLs of analyzers, and addresses that the HTTP server listens on.
 
-`Endpoint` is the only type for all of them, and only this module parses endpoints.
+`Endpoint` is the type of all of these, and only this module parses them.
 """
 
 import ipaddress

@@ -72,7 +72,7 @@ def hide_nothing(_: YamlValue) -> bool:
 
 
 def hide_scalars(value: YamlValue) -> bool:
-    """Hide scalars; messages show only the kind of other values."""
+    """Hide scalars. For lists and mappings, messages show only the kind."""
     return isinstance(value, str | bool)
 
 

@@ -11,7 +11,7 @@ from typing import Final
 from skyfast.config.yaml_nodes import YamlNode, YamlValue, join
 
 MAX_SUGGESTIONS: Final = 3
-"""Maximum number of keys of one name in a message; if there are more, the message lists none."""
+"""Maximum number of keys of one name in a message; if there are more, the message lists no key."""
 
 CLOSE: Final = 0.8
 """Minimum similarity, as a ratio of `difflib`, of a name that is reported as a misspelling."""
@@ -94,7 +94,7 @@ class KnownKeys:
     def misplaced(
         self, path: str, nodes: Mapping[str, YamlNode]
     ) -> Iterator[tuple[str, YamlNode, str]]:
-        """Yield known sections below an unknown one: path, node and known path.
+        """Yield known sections below an unknown section: path, node and known path.
 
         Each mapping is visited once, even if it has aliases.
         """
@@ -133,7 +133,7 @@ def similar_variable(
 
     ``known`` has all variables by name; ``sections`` are prefixes that several variables share, and
     ``prefix`` is the prefix of all variables. The comparison ignores the longest section that
-    ``name`` starts with. A name that is the end of exactly one known variable matches this
+    ``name`` starts with. If exactly one known variable ends with ``name``, the result is this
     variable.
     """
     begins = max((section for section in sections if name.startswith(section)), key=len, default="")

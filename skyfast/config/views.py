@@ -84,7 +84,7 @@ def _to_view(value: YamlValue) -> ViewEntry:
 
 
 to_views = bounded_list_of(_to_view, "views", most=MAX_VIEWS - 1)
-"""Accepts a list of views other than the main one. Views without a timeout have 0."""
+"""Accepts a list of views without the main view. Views without a timeout have 0."""
 
 
 def show_views(views: Sequence[ViewSpec], timeouts_s: Sequence[float]) -> list[object]:
@@ -127,7 +127,7 @@ def resolve_views(
 ) -> tuple[ViewEntry, ...]:
     """Return the views, main view first, with defaults filled in.
 
-    ``others`` are the selected families of the page that do not belong to a view.
+    ``others`` are the selected families of the page that belong to no view.
 
     Raises:
         ViewError: The views cannot be on one page.

@@ -52,7 +52,7 @@ def masked(address: bytes, bits: int) -> bytes:
 
 
 class Networks:
-    """A set of networks; ``address in networks`` tests whether any of them contains it."""
+    """A set of networks; ``address in networks`` tests whether any network contains the address."""
 
     __slots__ = ("_ipv4", "_ipv6")
 

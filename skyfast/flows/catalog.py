@@ -32,7 +32,7 @@ FIXED_PREFIXES: Final = (
     "skyfast_",
     "process_",
 )
-"""Prefixes of the other families of the page."""
+"""Prefixes of the families of the page that are not families of flows."""
 
 Cardinality = Literal["low", "medium", "unbounded"]
 """The number of label values: a handful, limited by the size of the network, or unlimited."""
@@ -75,7 +75,7 @@ In a tuple, these names are followed by the values of the pod labels in
 `ExportSelection.names_keys`."""
 
 NETWORK: Final = "network"
-"""The first one of the own names of an address."""
+"""The first own name of an address in these tuples: the name of its network."""
 
 NODE_NAMES: Final = (
     *("name", "host", "type", "netns", "namespace", "pod", "workload", "container"),

@@ -69,7 +69,7 @@ def classifier(masks: Sequence[Network]) -> Classifier:
 
 
 def reads(config: Filter) -> tuple[FieldPath, ...]:
-    """Return the fields that the rules read, without those of the plan's requirements."""
+    """Return the fields that the rules read, without the fields of the plan's requirements."""
     fields = [condition.path for condition in _conditions(config)]
     paths = [path for path in fields if path is not None]
     if config.excluded_tags or None in fields:

@@ -55,7 +55,7 @@ from skyfast.text_format import MetricType
 
 
 class NameSource(Protocol):
-    """Names from the topology and own names; unknown ones are empty.
+    """Names from the topology and own names. Unknown names are empty.
 
     ``ends`` maps an address to the names in `ADDRESS_NAMES`, the values of
     `ExportSelection.k8s_labels`, the own network, and the values of `ExportSelection.names_keys`.
@@ -134,7 +134,7 @@ _CONTEXTS: Final[Mapping[FieldPath, tuple[()] | tuple[FieldPath, FieldPath]]] = 
 
 
 def key_fields(label: LabelSpec) -> tuple[FieldPath, ...]:
-    """Return the fields that the lookup of a label's names uses; none for other labels.
+    """Return the fields that the lookup of a label's names uses; none for labels without names.
 
     The table stores the values of these fields for each flow, once for all labels.
     """

@@ -49,7 +49,7 @@ class LabelSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricSpec:
-    """A metric: a known one if ``paths`` is empty, else one or two fields of a flow.
+    """A metric: a known metric if ``paths`` is empty, else one or two fields of a flow.
 
     Two fields are the initiator's direction and the target's. ``type`` and ``help`` apply only to
     metrics with ``paths``.

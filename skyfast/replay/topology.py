@@ -17,10 +17,10 @@ from skyfast.skydive import topology_queries as queries
 from skyfast.skydive.topology_queries import Query
 
 MAX_ELEMENTS: Final = 200_000
-"""Maximum number of nodes and edges that are recorded; further ones are counted and left out."""
+"""Maximum number of recorded nodes and edges; further elements are counted and left out."""
 
 UPDATE_BYTES: Final = 1 << 20
-"""Size of an update, in bytes of JSON, above which the next one begins."""
+"""Size of an update, in bytes of JSON, above which the next update begins."""
 
 MAX_LABEL_DEPTH: Final = 32
 """Maximum depth of labels, which Skydive nests at the dots of their keys."""
@@ -156,7 +156,7 @@ _reduce_edge: Final = rewriter(EDGE, _unchanged)
 
 
 class Update(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
-    """New and changed nodes and edges, and the IDs of removed ones.
+    """New and changed nodes and edges, and the IDs of removed nodes and edges.
 
     The nodes and edges are JSON objects; in an update that was read from a file, they can be any
     JSON value.
@@ -357,7 +357,7 @@ def _counters(node: object) -> dict[str, int]:
 
 
 def add_to_counters(node: dict[str, Any], offsets: Mapping[str, int]) -> None:
-    """Add ``offsets`` to the counters of a node, in place. Values of other types stay."""
+    """Add ``offsets`` to the counters of a node, in place. Values that are not integers stay."""
     match node:
         case {"Metadata": {"Metric": dict() as metric}}:
             for name, offset in offsets.items():

@@ -203,7 +203,7 @@ def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
 
 
 def configure(configured: Logging) -> None:
-    """Apply the configured format to all records, and the level to those of skyfast."""
+    """Apply the configured format to all records, and the level to skyfast's own records."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _Handler):
             handler.setFormatter(_formatter(configured.format))
@@ -266,7 +266,7 @@ class LogLimit:
         log.log(level, "%s%s", line, suffix, exc_info=exc_info() if exc_info else None)
 
     def reset(self) -> None:
-        """Allow the next line of every cause. That line still has the number of suppressed ones."""
+        """Allow the next line of every cause. That line reports the suppressed lines, too."""
         self._causes = {
             cause: (-math.inf, suppressed) for cause, (_, suppressed) in self._causes.items()
         }

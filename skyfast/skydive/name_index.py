@@ -29,7 +29,7 @@ from skyfast.skydive.name_resolver import (
 from skyfast.stats import LOOKUP_DROPS, NameStats
 
 MAX_NAMES: Final = 100_000
-"""Maximum number of entries of a mapping, including kept ones that the topology no longer has."""
+"""Maximum number of entries of a mapping, including entries that are missing in the topology."""
 
 MAX_TRIPLES: Final = 50_000
 """Maximum number of triples with cached names; the names of further triples are empty."""
@@ -371,7 +371,7 @@ class NameIndex:
         now: float,
         left_out: int,
     ) -> Changes:
-        """Return the changes, including those of the cached names."""
+        """Return the changes, including the changes of cached names."""
         cached = self.addresses._triples.copy()  # the event loop may add entries concurrently
         full = len(cached) > MAX_TRIPLES // 2
         is_pruned = full and (self._pruned_at is None or now - self._pruned_at >= PRUNE_INTERVAL_S)

@@ -5,8 +5,8 @@
 * Everything is read every `FULL_INTERVAL_S`.
 * In between, updated nodes and edges are read every `INTERVAL_S`. Interfaces are always read
   completely, because a query for updated interfaces would not be cheaper.
-* Pods with unknown addresses that occur in flows are read every `UNKNOWN_INTERVAL_S`, in turn with
-  updated pods. If no address is unknown, updated pods are read every `PODS_INTERVAL_S`.
+* If addresses in flows are unknown, their pods and updated pods are read alternately, every
+  `UNKNOWN_INTERVAL_S`. If no address is unknown, updated pods are read every `PODS_INTERVAL_S`.
 
 Names are resolved again only if the data that is read has changed, or if the index has names of
 deleted nodes that are due for removal.
@@ -216,7 +216,7 @@ class NamePoller:
     def _since_ms(self, asked_ms: int, overlap_ms: int) -> int:
         """Return the time from which changes are to be read, or 0 if this time is unknown.
 
-        The clock of this host and those of other hosts can be wrong, so the earlier time is used.
+        The clocks of this host and of other hosts can be wrong, so the earlier time is used.
         ``UpdatedAt`` of edges is not read, because edges are not newer than their nodes.
         """
         newest_ms = max(progress.newest_ms for progress in self._progress.values())

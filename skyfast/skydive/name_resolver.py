@@ -214,7 +214,7 @@ class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
 
 
 class _Place(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
-    """The place of an interface's addresses. All addresses of a namespace usually share one.
+    """The place of an interface's addresses. All addresses of a namespace usually share one place.
 
     ``of_machine`` is true if the addresses belong to a virtual machine behind an interface.
     """
@@ -534,7 +534,7 @@ class _Resolver:
     def _with_pods(self, places: Sequence[_Place], pods: Sequence[Pod]) -> list[Candidate]:
         """Return the candidates for an address that is at ``places`` and belongs to ``pods``.
 
-        A pod that certainly is at a place results in one candidate with the names of both.
+        If a pod certainly is at a place, the result has one candidate with the names of both.
         """
         if not pods:
             return [place.candidate for place in places]

@@ -33,7 +33,7 @@ RATE_PERIOD_S: Final = 10.0
 """How often the probability is adjusted to the rate of messages."""
 
 SETTLE_S: Final = SLACK_S
-"""A report can arrive this long after a newer one, because analyzers batch reports for 5 s."""
+"""A report can arrive this long after a newer report, because analyzers batch reports for 5 s."""
 
 MAX_UNSETTLED: Final = 10_000
 """Maximum number of gaps that wait for a late report; further gaps are counted at once."""

@@ -51,7 +51,7 @@ class _SubscriptionState:
     """How long the subscription has delivered without interruption; infinite before the first."""
     healthy: bool = True
     missing_s: float = 0.0
-    """How long only other subscriptions have delivered since this one was last healthy."""
+    """How long only other subscriptions have delivered since this subscription was last healthy."""
     counted: bool = False
     budget: _Budget = field(default_factory=_Budget)
 

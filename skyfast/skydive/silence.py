@@ -55,7 +55,7 @@ IDLE_SHARE: Final = 0.1
 """If no more than this share of the reports shows packets, the captures may be idle."""
 
 IDLE_REPORTS: Final = 3
-"""After its last packet, a point sends this many reports that differ from earlier ones."""
+"""After its last packet, a point sends this many reports that differ from earlier reports."""
 
 MEMORY_S: Final = 60.0
 """Reported values are remembered for at least this long, which is six reports."""

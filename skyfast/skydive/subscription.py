@@ -61,9 +61,9 @@ _wire_log.setLevel(logging.WARNING)
 SILENCE_JITTER: Final = 1.3
 """Each subscription multiplies the silence timeout by a random factor of up to this value.
 
-An analyzer stops sending to all its subscribers together, and the first one that reconnects makes
-it resume for all. So the subscribers should not all reconnect at once. 20 s become up to 26 s, and
-the 45 s of ``silence_timeout`` up to 58 s."""
+An analyzer stops sending to all its subscribers together. The first subscriber that reconnects
+makes the analyzer resume for all. So the subscribers should not all reconnect at once. 20 s become
+up to 26 s, and the 45 s of ``silence_timeout`` up to 58 s."""
 
 STATISTICS: Final = ("stats", "stats")
 FLOWS: Final = ("flow", "store")
@@ -226,10 +226,10 @@ class _BacklogTimer:
 
 
 class _SilenceMonitor:
-    """Checks once per tick whether a subscription still delivers, and ends a silent one.
+    """Checks once per tick whether a subscription still delivers, and ends it if it is silent.
 
-    Silence is measured in ticks: after a pause of the process, the late tick counts as one, and
-    waiting messages are read before the next one.
+    Silence is measured in ticks: after a pause of the process, the late tick counts as a single
+    tick, and waiting messages are read before the next tick.
 
     ``backlog`` measures how long the analyzer has been waiting.
     """

@@ -226,7 +226,7 @@ class Subscriptions:
         )
 
     def _sync_rows(self, targets: Iterable[str]) -> None:
-        """Add the rows of endpoints and targets, and remove all others."""
+        """Add the rows of endpoints and targets, and remove all other rows."""
         endpoints = self._prepared.config.subscriber.endpoints
         names = dict.fromkeys([*(endpoint.name for endpoint in endpoints), *targets])
         for name in self._stats.analyzers.keys() - names.keys():

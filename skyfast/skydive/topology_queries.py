@@ -9,7 +9,7 @@ Skydive's sources show which queries work: ``graffiti/graph/traversal`` parses a
 * All conditions of one ``Has`` must hold. They are evaluated in order, up to the first condition
   that does not hold, so cheap and selective conditions come first. A ``Has`` directly after ``V()``
   or ``E()`` is evaluated while the graph is listed, without a second list.
-* ``Within`` compares with its values one after the other.
+* ``Within`` compares with its values one by one.
 * In nodes, a condition on a list holds if it holds for one of the list's elements. ``Ne('')`` holds
   if the key exists and no element is ``''``.
 * ``@UpdatedAt`` (of nodes and edges, in milliseconds) and an edge's ``Child`` are keys outside the
@@ -105,7 +105,7 @@ NAMED_INTERFACES: Final = Query(
 """The interfaces of `INTERFACES` and all other nodes that have addresses or can be captured.
 
 These are all Linux devices, and all Open vSwitch bridges and ports. The devices include loopback
-and tunnels, which have other ``EncapType``s (``loopback``, ``gre``, ``sit``, ``none``, …). The
+and tunnels, whose ``EncapType`` is not ``ether`` (``loopback``, ``gre``, ``sit``, ``none``, …). The
 bridges and ports have no ``EncapType``: see ``CaptureTypes`` in Skydive's
 ``flow/probes/capabilities.go``. Requires Skydive 0.21."""
 

@@ -44,7 +44,7 @@ _FORWARDED: Final = (
     0x80 | Opcode.PING,
     0x80 | Opcode.PONG,
 )
-"""First bytes of the other valid frames, except close frames, which no message follows."""
+"""First bytes of all other valid frames except close frames. No message follows a close frame."""
 
 _RESPONSE_END: Final = b"\r\n\r\n"
 """The end of a successful opening handshake response, which has no body."""

@@ -1,5 +1,5 @@
-# Relabelling: flows move to other connections after names have changed. Part of `_table.pyx`, which
-# includes it.
+# Relabelling: after names have changed, flows move to the connections of their new labels. Part of
+# `_table.pyx`, which includes it.
 #
 # A pass takes keys from an iterator, and visits all flow rows, in slices: `Relabeling.step` calls
 # `relabel_slice` for each slice. A slice depends only on the keys, the number of the next row, and
@@ -49,7 +49,8 @@ cdef struct Changes:
 cdef bint relabel_slice(TableState *table, names, keys, list taken, RowRange *rows,
                         Py_ssize_t budget) except -1:
     # The arguments and the result are those of `Table.relabel` and `Relabeling.step`. `taken` has
-    # the keys of the current pass. If this raises an exception, the next call repeats the slice.
+    # the keys that the current pass has taken. If this raises an exception, the next call repeats
+    # the slice.
     cdef Changes changes
     cdef RowRange left
     cdef bint done

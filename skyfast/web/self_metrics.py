@@ -122,7 +122,7 @@ def _own_name(read: Callable[[OwnNameStats], float]) -> _Samples:
 
 
 def _by_view(read: Callable[[TableCounts], Sequence[int]]) -> _Samples:
-    """Read a value for each view other than the main one."""
+    """Read a value for each view except the main view."""
     return _by("view", lambda source: dict(zip(source.views, read(source.table), strict=True)))
 
 
@@ -585,10 +585,10 @@ def render(
 ) -> bytes:
     """Return the families ``skyfast_*`` and ``process_*``, except ``skyfast_label_values``.
 
-    ``views`` are the prefixes of the views other than the main one, in the table's order. The
-    format is 0.0.4, or OpenMetrics 1.0 without ``# EOF``, which requires ``standard_names``. This
-    takes well under a millisecond. The counters are read without a lock, so call this on the thread
-    that writes them.
+    ``views`` are the prefixes of all views except the main view, in the table's order. The format
+    is 0.0.4, or OpenMetrics 1.0 without ``# EOF``, which requires ``standard_names``. This takes
+    well under a millisecond. The counters are read without a lock, so call this on the thread that
+    writes them.
     """
     try:
         usage = process_usage()

@@ -158,7 +158,7 @@ class Other:
 class Top:
     """A ranking. ``window_seconds`` is the age of the snapshot, or None without one.
 
-    ``groups`` and ``other`` are None if connections are ranked. ``approximate`` means that there
+    If connections are ranked, ``groups`` and ``other`` are None. ``approximate`` means that there
     were more than `MAX_GROUPS` groups. Then values can be too low, by up to the values of
     ``other``.
     """
