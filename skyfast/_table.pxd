@@ -86,10 +86,11 @@ cdef struct Flow:
     # per counter and 4 per link (64 with the default plan).
     #
     # A dormant flow is in a `DormantList`, but not in a connection or the wheel. So three fields of
-    # its row have other meanings: `connection` is the previous row of the list, `wheel_next` is the
-    # next row of the list, and `deadline_s` is the time at which the flow was added to the list. A
-    # row in such a list can also keep the counters of a removed connection. Then the row's key is a
-    # hash of the connection's labels, and `last_ms` is the connection's number of new flows.
+    # its row have a different meaning: `connection` is the previous row of the list, `wheel_next`
+    # is the next row of the list, and `deadline_s` is the time at which the flow was added to the
+    # list. A row in such a list can also keep the counters of a removed connection. Then the row's
+    # key is a hash of the connection's labels, and `last_ms` is the connection's number of new
+    # flows.
     uint32_t hash               # low half of the key
     uint32_t next
     uint32_t key_high           # high half of the key; for a string key, the string's number
@@ -142,7 +143,7 @@ cdef struct Conversation:
     uint32_t flows              # number of live flow rows that link here
     uint64_t point              # hash of the capture point
     uint32_t dormant            # number of dormant flow rows that link here
-    uint32_t claimant           # the dormant flow that claims the conversation, or 0, or SUPERSEDED
+    uint32_t claimant           # the dormant flow with a claim, or 0 without claim, or SUPERSEDED
 
 
 cdef struct Cell:
@@ -203,7 +204,7 @@ cdef struct ChangedKey:
     # A lookup key with new labels.
     uint32_t string
     uint32_t position           # in the list of keys
-    bint found                  # whether a flow in the slice has it; if not, the rest is not set
+    bint found                  # if false, no flow in the slice has the key; the rest is not set
     bint ambiguous              # whether the labels depend on the context
     uint32_t change             # number of the change; 0 if ambiguous, or if a name is invalid
 

@@ -347,7 +347,7 @@ cdef struct TableState:
     Rows strings
     Rows flow_rows
     Rows conversations
-    View *views                 # the first one contains the connections
+    View *views                 # the rows of the first view are the connections
     uint32_t view_count
     Rows names                  # interned results of lookups
     TimerWheel names_wheel      # the rows of `names` by deadline
@@ -536,10 +536,10 @@ cdef class Table:
         docs/architecture.md describes the rules. A known flow adds its deltas. A report is late if
         its ``Last`` and all its counters are at most those of the flow. If ``Last`` is later and
         any counter is lower, the flow has started over. A dormant flow adds its deltas to its rows.
-        An unknown flow adds its total in three cases: this is its first report, it cannot have been
-        counted before, or it creates a connection whose labels identify a single conversation. In
-        all other cases, an unknown flow adds the deltas of its last update. Skipped flows are
-        counted in `skipped`; omitted values, in `values_skipped`.
+        An unknown flow adds its total in three cases: the report is its first one, the flow cannot
+        have been counted before, or the flow creates a connection whose labels identify a single
+        conversation. In all other cases, an unknown flow adds the deltas of its last update.
+        Skipped flows are counted in `skipped`; omitted values, in `values_skipped`.
 
         Takes the mutex once per 128 flows, or twice if lookups had new results, and holds the GIL
         while waiting for the mutex. The longest wait is the time that another thread needs for
@@ -726,8 +726,8 @@ cdef class Table:
         rule that combines a connection's flows.
 
         Takes 100 to 200 ns per connection, and 1 µs if most connections are groups of their own,
-        without the GIL. Uses 64 bytes per group, 8 bytes per group and series, and the label values
-        of the groups, which are limited to 256 bytes per group on average. Callable from any
+        without the GIL. Uses 64 bytes per group, 8 bytes per group and series, and the bytes of the
+        groups' label values. These are limited to 256 bytes per group on average. Callable from any
         thread. Connections that change during the call may be seen before or after the change.
         """
         cdef const Kept *kept = checked_snapshot(self, family, count, since)
@@ -804,10 +804,11 @@ cdef class Table:
     def known(self, str uuid):
         """Return the known totals of a flow, and the time of its latest report.
 
-        :returns: None if the flow is unknown, or a tuple: the plan's counters (-1 for a counter
-            that no report had), the highest ``Last`` in Unix milliseconds, and the time of the
-            latest report in seconds of the caller's clock. This time can be up to a second too
-            late; for a dormant flow, it can be up to a timeout too early.
+        :returns: None if the flow is unknown, or a tuple of three items: the plan's counters (-1
+            for a counter that no report had), the highest ``Last`` in Unix milliseconds, and the
+            time of the latest report in seconds of the caller's clock. The time of the latest
+            report can be up to a second too late; for a dormant flow, it can be up to a timeout too
+            early.
         """
         cdef const char *text
         cdef uint32_t length
@@ -969,11 +970,11 @@ cdef class Relabeling:
         :returns: whether there may be more to do; False if no lookup uses the names.
         :raises MemoryError: an allocation failed; some flows may still have their old labels.
 
-        A new connection starts at zero. An existing connection continues its counters. If the
-        counters of a removed connection are kept, it continues them, too. All flows of a step leave
-        their old connections before any of them is added to a new connection. Between two steps,
-        flows of one connection can be in two connections, because only some of them have moved. If
-        a key has an invalid name, the flows with this key keep their labels.
+        A new connection starts at zero. An existing connection continues its counters. A removed
+        connection also continues its counters, if they are kept. All flows of a step leave their
+        old connections before any of them is added to a new connection. Between two steps, flows of
+        one connection can be in two connections, because only some of them have moved. If a key has
+        an invalid name, the flows with this key keep their labels.
 
         Between two steps, the names can change and all methods of the table can be called. A step
         uses the current names. The names and keys must not use the table. Their exceptions

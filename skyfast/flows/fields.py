@@ -92,7 +92,7 @@ class FlowTypes:
     ``FullReport`` adds ``LastUpdateMetric``, for flows that are unknown but not new.
 
     ``omissible`` are the fields and parts of ``FullReport`` that are not required to count a flow:
-    gauges, optional counters, and the fields that identify a first or a last report.
+    gauges, optional counters, and the fields that identify a first report or a last report.
     """
 
     Update: type[msgspec.Struct]

@@ -117,9 +117,10 @@ def make_flow_filter(
 ) -> FlowFilter:
     """Return a filter that applies ``excluded_tags``, ``drop`` and ``keep``, in this order.
 
-    A dropped flow is counted once, under the first reason that applies: `EXCLUDED` in ``skipped``
-    if its tag is excluded, the first matching drop rule in ``filtered``, or `KEEP` in ``filtered``
-    if there are keep rules but none matches. ``filtered`` has all names from the start.
+    A dropped flow is counted once, under the first reason that applies. If its tag is excluded, the
+    reason is `EXCLUDED` in ``skipped``. If a drop rule matches, the reason is the first such rule
+    in ``filtered``. If there are keep rules but none matches, the reason is `KEEP` in ``filtered``.
+    ``filtered`` has all names from the start.
 
     If the part with the field is missing, a condition does not match, and a negated condition
     matches. Every flow has a tag: see `Classifier`.

@@ -1,8 +1,8 @@
 """Sends queries to the topology API of the analyzers.
 
-A response is decompressed, split into its elements and decoded while it arrives. So the whole text
-and all its objects are never in memory at the same time, and no call holds the GIL for longer than
-one element takes.
+A response is decompressed, split into its elements and decoded while it arrives. So memory never
+contains the whole text or all of its objects. No call holds the GIL for longer than one element
+takes.
 """
 
 import asyncio

@@ -104,9 +104,9 @@ NAMED_INTERFACES: Final = Query(
 )
 """The interfaces of `INTERFACES` and all other nodes that have addresses or can be captured.
 
-These are all Linux devices, and all Open vSwitch bridges and ports. The devices include loopback
-and tunnels, whose ``EncapType`` is not ``ether`` (``loopback``, ``gre``, ``sit``, ``none``, …). The
-bridges and ports have no ``EncapType``: see ``CaptureTypes`` in Skydive's
+The response has all Linux devices, and all Open vSwitch bridges and ports. The devices include
+loopback and tunnels, whose ``EncapType`` is not ``ether`` (``loopback``, ``gre``, ``sit``,
+``none``, …). The bridges and ports have no ``EncapType``: see ``CaptureTypes`` in Skydive's
 ``flow/probes/capabilities.go``. Requires Skydive 0.21."""
 
 

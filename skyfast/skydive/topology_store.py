@@ -140,7 +140,7 @@ def _updated_ms(node: Node) -> int:
 
 
 class TopologyStore:
-    """The elements of each query. One thread at a time may change them.
+    """The elements of each query. Only one thread at a time may change the elements.
 
     Readers must come from `reader`, for the same query.
     """

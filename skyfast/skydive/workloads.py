@@ -29,7 +29,7 @@ RUNNING: Final = frozenset(("Running", "Pending"))
 MAX_OF_CONTAINER: Final = 16
 """Maximum number of Kubernetes containers per runtime container, and of pods per container.
 
-In a consistent topology, there is only one."""
+In a consistent topology, there is only one of each."""
 
 MAX_OF_NAME: Final = 64
 """Maximum number of pods with the same namespace and name, in one cluster or in all clusters.
@@ -69,9 +69,9 @@ class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     ``agent`` is the host with an edge to the pod's Kubernetes node, or "" if this host is not
     certain. ``host`` is the host to show: the agent's host, otherwise the name of the Kubernetes
     node, or "". ``assumed_host`` is the host where the pod is looked for. It equals ``host``, or is
-    "" if edges contradict one another. ``addresses`` are in the notation of flows, and empty if the
-    pod does not run. ``only_container`` is the name of the pod's container in Kubernetes, or "" if
-    the pod has several containers.
+    "" if edges of the topology contradict one another. ``addresses`` are in the notation of flows,
+    and empty if the pod does not run. ``only_container`` is the name of the pod's container in
+    Kubernetes, or "" if the pod has several containers.
     """
 
     node: Node

@@ -1,5 +1,5 @@
-# Connection rows: how they are created, found and removed, and how reports are added to them. Part
-# of `_table.pyx`, which includes it.
+# Connection rows: creating, finding and removing rows, and adding reports to rows. Part of
+# `_table.pyx`, which includes it.
 #
 # Update, expiry and relabelling call this code. Rows are changed only under the table's mutex. The
 # thread that updates may read and find rows without the mutex.

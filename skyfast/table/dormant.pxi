@@ -4,9 +4,9 @@
 # A list contains the numbers of rows that are not live, in the order in which the rows were added.
 # The links of a list are in fields that have another meaning in live rows (see `Flow`). So a row is
 # in at most one list, and a live row is in no list. Adding, removing and finding the first row take
-# constant time. Flows that claim their conversation are in a separate list. They are never evicted,
-# so `max_flows` treats them like live flows. Update, relabelling and expiry call this code; all of
-# it runs under the table's mutex.
+# constant time. Flows that claim their conversation are in a separate list. Such flows are never
+# evicted, so `max_flows` treats them like live flows. Update, relabelling and expiry call this
+# code; all of it runs under the table's mutex.
 
 # ---------------------------------------------------------------------------------------------
 # Lists
@@ -117,9 +117,9 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 
 
 cdef bint forget_first(TableState *table) noexcept nogil:
-    # Forget one dormant row; False if there is none. Ended flows are forgotten first. If a report
-    # of the first ended flow may still be in transit, a dormant flow that has not ended is
-    # preferred, because the report of the forgotten flow would be counted again.
+    # Forget one dormant row; False if there is none. Ended flows are forgotten first. But if the
+    # first ended flow may still have a report in transit, a dormant flow that has not ended is
+    # forgotten instead. Otherwise, this report would be counted again.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + BATCH_S > floor(table.now)

@@ -59,7 +59,7 @@ cdef bint intern_labels(TableState *table, const Cell *cells, Labels *labels) no
         elif cells[i].number < <int64_t>IS_STRING:
             labels.cells[i] = <uint32_t>cells[i].number
             continue
-        else:                           # an integer that does not fit is stored as a string
+        else:                           # an integer that does not fit into a cell is a string
             length = <uint32_t>(put_number(digits, cells[i].number) - digits)
             number = string_intern(&table.strings, digits, length, table.seed)
         if number == 0:

@@ -176,7 +176,7 @@ cdef char *render_listed(const TableState *table, Cursor *cursor, const Family *
 cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcept nogil:
     # Find the rows of the part in a view. A row never changes its part, and rows that are added
     # later are not on the page, so all families of the view use the same list. Rows past their
-    # deadline are listed, because a report can renew them before the page reads them.
+    # deadline are listed, because a report can renew a row before the page reads the row.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number

@@ -160,7 +160,7 @@ cdef void index_split(Rows *rows) noexcept nogil:
     if fresh >> SEGMENT_SHIFT == rows.segment_count and not rows_add_segment(rows):
         return                  # out of memory: the chains only become longer
     # Buckets are split in order, so the rows of later buckets can be prefetched: first the head of
-    # a chain and, some splits later, the row after it.
+    # a chain and, some splits later, the next row of the chain.
     number = bucket_at(rows, (fresh + 2 * AHEAD) & (rows.mask >> 1))[0]
     if number:
         prefetch(row_at(rows, number))

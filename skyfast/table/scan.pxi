@@ -312,8 +312,8 @@ cdef inline int64_t rank_of(const TableState *table, const Family *family, Conne
 
 
 cdef int keep_values(TableState *table, uint32_t family, Kept *kept) except -1:
-    # Store the current values of a family of the first view. The caller frees them, even if this
-    # raises.
+    # Store the current values of a family of the first view. The caller frees the stored values,
+    # even if this raises.
     with nogil:
         kept.rows = fresh_rows(table, &table.views[0].rows)
     kept.values = <int64_t *>malloc(kept.rows * sizeof(int64_t))
@@ -463,7 +463,8 @@ cdef tuple shown_row(TableState *table, const TopRow *entry, char *copies, int64
 
 cdef uint32_t copy_values(const TableState *table, Connection *row,
                           int64_t *values) noexcept nogil:
-    # Copy the values of all series of the first view, -1 for missing ones. Returns their number.
+    # Copy the values of all series of the first view, -1 for missing values. Returns the number of
+    # values.
     cdef const Family *family
     cdef uint32_t i, side, count = 0
     for i in range(table.family_count):

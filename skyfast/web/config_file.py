@@ -476,7 +476,7 @@ def _to_hash(value: YamlValue) -> bytes:
     text = value if isinstance(value, str) else ""
     match = _HASH.fullmatch(text)
     try:
-        # The pattern accepts some invalid hashes; computing the cheapest one detects them.
+        # The pattern accepts some invalid hashes; computing a hash at the lowest cost detects them.
         if (
             match
             and bcrypt.hashpw(b"", f"$2b$04${match[2]}".encode())

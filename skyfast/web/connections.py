@@ -63,7 +63,7 @@ MAX_REQUEST_BYTES = 64 * 1024
 """Maximum size of unprocessed data from a client: head, body and pipelined requests.
 
 This is a security limit. The limit is checked before each read, which returns up to 256 KiB. If the
-head of a request exceeds it, the response has status 431."""
+head of a request exceeds this limit, the response has status 431."""
 
 MAX_LINE_BYTES = 4096
 """The longest request line; for a longer line, the response has status 414."""

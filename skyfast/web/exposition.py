@@ -119,7 +119,7 @@ class ExpositionSource:
 class Exposition:
     """Renders pages of the current state of the source and the counters.
 
-    ``source`` can be replaced at any time; pages in progress continue with the previous one.
+    ``source`` can be replaced at any time; pages in progress continue with the previous source.
     """
 
     def __init__(self, *, source: ExpositionSource, stats: Stats, now: Callable[[], float]) -> None:

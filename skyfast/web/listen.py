@@ -1,7 +1,7 @@
 """Listening addresses: ``--web.listen-address``, and sockets passed by systemd.
 
-The configuration sets one address. The command line can set several addresses, or use sockets
-passed by the service manager, see sd_listen_fds(3).
+The configuration sets one address. The command line can set several addresses, or use sockets that
+the service manager has passed: see sd_listen_fds(3).
 """
 
 import errno

@@ -361,7 +361,7 @@ class Ranking:
     def _baseline(self, family: int, now_s: float) -> _Snapshot:
         """Return the snapshot to compare with: one to two minutes old, or the oldest that exists.
 
-        Keeps at most two snapshots. The newer one replaces the older one after a minute.
+        Keeps at most two snapshots. After a minute, the newer snapshot replaces the older snapshot.
         """
         taken = self._snapshots.setdefault(family, [])
         if len(taken) > 1 and now_s - taken[1].taken_s >= REPORT_INTERVAL_S:
