@@ -360,7 +360,7 @@ cdef struct TableState:
     # layout: set when the table is created
     uint64_t seed               # seed of all hashes except the hashes for sharding
     uint32_t counters, values   # numbers per flow
-    uint32_t columns, cells     # number of labels of all views; with the strings of lookups
+    uint32_t columns, cells     # labels of all views; labels plus strings of lookups
     uint32_t looked_up          # number of labels from lookups; they are the first columns
     uint32_t lookup_count
     uint32_t requirements
@@ -384,7 +384,7 @@ cdef struct TableState:
     double least_timeout_s      # shortest timeout that the first view has had
     double flow_update_s
     bint has_horizon                  # whether there is a horizon
-    double horizon_s            # flows that began later and are unknown were never counted
+    double horizon_s            # an unknown flow that began later was never counted
     # overflow
     bint overflows              # whether flows that cannot be stored are added up in overflow rows
     bint overflowed             # whether there has been such a flow
@@ -445,7 +445,7 @@ cdef class Table:
 
     cdef TableState state
     cdef Batch batch
-    cdef Reader *readers                # of the plan's Update, FirstReport, FullReport
+    cdef Reader *readers                # for the plan's Update, FirstReport, FullReport
     cdef object plan
     cdef bint wants_slots
     cdef list keep                      # owns the objects that `Field` borrows
@@ -558,7 +558,8 @@ cdef class Table:
         Also forgets flows that have been dormant for `memory_s`, and dormant flows beyond
         `max_flows`.
 
-        :param max_rows: maximum number of rows and empty slots to visit. Each takes about 0.2 µs.
+        :param max_rows: maximum number of rows and empty slots to visit. Each visit takes about 0.2
+            µs.
         :returns: whether there is more to do at this `now`.
 
         After its deadline, a row is no longer on any page, but stays in the table until this method
@@ -693,8 +694,8 @@ cdef class Table:
             values are escaped, in UTF-8, and each is followed by a newline.
         :returns: triples of the rank, the label values, and the values of the view's families in
             order. The highest rank is first. For a counter, the rank is the sum of both directions;
-            for a gauge, the larger of the two. A value is an integer before the division for the
-            family's decimals, or None if there is no such series.
+            for a gauge, the larger of the two. A value is an integer that is not yet divided for
+            the family's decimals, or None if there is no such series.
 
         Connections without a value of the family are omitted. With `since`, two more kinds are
         omitted: connections without growth, and connections that were created again after the

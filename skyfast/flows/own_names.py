@@ -312,7 +312,7 @@ def _ranges(
     starts, names_of = [0], array("I", [0])
     mask = (1 << most) - 1
     positions = {key: number for number, key in enumerate(keys, 2)}
-    # The networks that contain the current address, from the outside: end, number and names.
+    # The networks that contain the current address, largest first: end, number and names of each.
     nothing = next(iter(numbers))
     outer: list[tuple[int, int, Names]] = [(1 << most, 0, nothing)]
 

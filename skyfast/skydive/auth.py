@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 Headers = list[tuple[str, str]]
-"""HTTP headers in order; a name can occur more than once."""
+"""HTTP headers in the order of sending; a name can occur more than once."""
 
 LOGIN_TIMEOUT_S: Final = 10.0
 """Timeout of ``POST /login``, from connecting to the headers of the response."""

@@ -494,7 +494,7 @@ class _Resolver:
         return place
 
     def _libvirt_domains(self) -> dict[str, set[str]]:
-        """Return the names of virtual machines by UUID; some of their interfaces lack the name."""
+        """Return the names of virtual machines by UUID, because some interfaces lack the name."""
         domains: dict[str, set[str]] = defaultdict(set)
         for node in self._index.interfaces:
             metadata = node.metadata

@@ -98,7 +98,7 @@ class Activity:
 
     def __init__(self) -> None:
         self.capture_id = ""
-        """The only capture to consider; empty for all."""
+        """The only capture to consider. If empty, all captures are considered."""
         self.reports = 0
         self.changes = 0
         """Reports that show packets."""

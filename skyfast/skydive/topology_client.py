@@ -49,7 +49,7 @@ This is a security limit: a response may be a gzip bomb."""
 REQUEST_TIMEOUT_S: Final = 10.0
 """Timeout from sending a query, including a login, to the headers of its response.
 
-Then the next analyzer is queried."""
+After this time, the next analyzer is queried."""
 
 BODY_TIMEOUT_S: Final = 30.0
 """Timeout of the body of a response, including its decoding."""

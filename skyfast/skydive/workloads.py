@@ -44,7 +44,7 @@ class ContradictionError(Exception):
 
 
 class Workload(msgspec.Struct, frozen=True, gc=False):
-    """The name and kind of a workload; both are "" if it is unknown."""
+    """The name and kind of a workload; both are "" if the workload is unknown."""
 
     name: str = ""
     kind: str = ""

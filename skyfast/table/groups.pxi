@@ -40,7 +40,7 @@ cdef struct Groups:
     uint32_t count
     uint32_t limit              # of the number of groups after a slice
     uint32_t capacity           # `limit`, plus a new group for each row of a slice
-    uint32_t *slots             # group numbers from 1 by hash: open addressing, at most half full
+    uint32_t *slots             # group numbers (from 1) by hash, at most half full
     uint32_t mask
     char *text
     size_t text_used, text_capacity

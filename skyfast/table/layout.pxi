@@ -26,8 +26,8 @@ cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
 
 
 cdef list state_init(TableState *table, plan, bytes other):
-    # Prepare the state for a plan, except for the limits. Returns the names of fields, by number.
-    # `other`, the label value of overflow rows, is borrowed.
+    # Prepare the state for a plan, without setting the limits. Returns the names of fields, by
+    # number. `other`, the label value of overflow rows, is borrowed.
     if (not 0 < len(plan.views) <= MAX_VIEWS
             or len(plan.counters) + len(plan.gauges) > MAX_VALUES
             or len(plan.requirements) > MAX_SKIPS - SKIP_REQUIRED):

@@ -212,10 +212,10 @@ for _length in range(9):
 
 cdef inline uint32_t part_of(const TableState *table, const View *view, Connection *row,
                              uint32_t parts) noexcept nogil:
-    # The part that has a row. The part depends only on the label values, not on the table's own
-    # hashes, because these differ from process to process. It is computed for every row of a view,
-    # so this function must be fast: each step multiplies only once, and no value's hash depends on
-    # another value, so the processor computes several hashes at once.
+    # The part to which a row belongs. The part depends only on the label values, not on the table's
+    # own hashes, because these differ from process to process. It is computed for every row of a
+    # view, so this function must be fast: each step multiplies only once, and no value's hash
+    # depends on another value, so the processor computes several hashes at once.
     cdef const uint32_t *cells = cells_of(view, row)
     cdef uint64_t total = 0
     cdef uint64_t seed = 0

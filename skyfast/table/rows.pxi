@@ -158,7 +158,7 @@ cdef void index_split(Rows *rows) noexcept nogil:
     cdef uint32_t *new
     cdef RowHead *row
     if fresh >> SEGMENT_SHIFT == rows.segment_count and not rows_add_segment(rows):
-        return                  # out of memory: the chains only become longer
+        return                  # out of memory: only makes the chains longer
     # Buckets are split in order, so the rows of later buckets can be prefetched: first the head of
     # a chain and, some splits later, the next row of the chain.
     number = bucket_at(rows, (fresh + 2 * AHEAD) & (rows.mask >> 1))[0]

@@ -18,7 +18,7 @@ from skyfast.flows.plan import View
 from skyfast.web.scan_cache import ScanCache
 
 TOP_VALUES: Final = 20
-"""The number of listed values of each label."""
+"""The number of values that a report lists for each label."""
 
 REPORT_AGE_S: Final = 5.0
 """How long a report is cached."""

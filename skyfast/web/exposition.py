@@ -44,7 +44,7 @@ TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 """The default format."""
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-"""The format offered additionally if all counters have standard names."""
+"""The additional format, which is offered if all counters have standard names."""
 
 _END = b"# EOF\n"
 """The end of an OpenMetrics page; a page without this end is incomplete."""
