@@ -29,5 +29,5 @@ def file_state(path: str) -> FileState | None:
 
 
 def have_changed(files: Mapping[str, FileState | None]) -> bool:
-    """Return whether any file has another state than in ``files``."""
+    """Return whether the state of any file differs from ``files``."""
     return any(file_state(path) != state for path, state in files.items())

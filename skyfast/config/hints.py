@@ -17,7 +17,7 @@ CLOSE: Final = 0.8
 """Minimum similarity, as a ratio of `difflib`, of a name that is reported as a misspelling."""
 
 SIMILAR: Final = 0.6
-"""The same if the name certainly means a key of skyfast."""
+"""The minimum similarity if the name certainly means a key of skyfast."""
 
 MIN_END: Final = 8
 """Minimum length of a name that is compared with the ends of known variables."""

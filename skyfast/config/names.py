@@ -68,7 +68,7 @@ class LoadedNames:
 
     @property
     def missing_keys(self) -> tuple[str, ...]:
-        """The keys that a label asks for but no entry has; empty without entries."""
+        """The keys that a label asks for but no entry has; empty without sources."""
         keys = self.own.keys if self.sources.are_set else ()
         return tuple(key for key in keys if key not in self.keys)
 
