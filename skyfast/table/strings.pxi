@@ -8,7 +8,7 @@
 # changed, shards of different versions would export some flows twice and others not at all.
 
 # ---------------------------------------------------------------------------------------------
-# Hashes. Hashes are seeded, because addresses come from untrusted hosts: without a seed, a host
+# Hashes are seeded, because addresses come from untrusted hosts: without a seed, a host
 # could cause collisions on purpose.
 
 cdef inline uint64_t mix64(uint64_t x) noexcept nogil:
