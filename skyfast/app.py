@@ -363,7 +363,7 @@ class App:
             await asyncio.sleep(0)
 
     async def _wait_for_memory(self) -> None:
-        """Log that flows could not be relabelled, and wait until it is tried again."""
+        """Log that flows could not be relabelled, and wait until the next attempt."""
         self._limit.warn(log, "relabel", "out of memory: names of flows are out of date")
         await asyncio.sleep(RELABEL_RETRY_S)
 

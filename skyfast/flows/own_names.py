@@ -22,7 +22,7 @@ MAX_NAME_CHARS: Final = 256
 """Maximum number of characters of a name and of a value."""
 
 MAX_KEYS: Final = 100
-"""Maximum number of different keys in a file. The log and the status page list all of them."""
+"""Maximum number of different keys in a file. The log and the status page list all keys."""
 
 MAX_PROBLEMS: Final = 20
 """Number of invalid lines after which a file is not read any further."""

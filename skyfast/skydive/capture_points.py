@@ -26,7 +26,7 @@ SILENCE_S: Final = 600.0
 """A capture point is forgotten if the sample had no flow of the point for this time."""
 
 FORGET_INTERVAL_S: Final = 5.0
-"""Minimum time between two searches for forgotten captures, which take about 0.5 ms each."""
+"""Minimum time between two searches for captures to forget. A search takes about 0.5 ms."""
 
 
 class _Flow(msgspec.Struct, gc=False):

@@ -282,7 +282,7 @@ class NameIndex:
         self.ends.use(own, extends=any(map(shows_only_own, labels)))
 
     def forget_topology(self) -> None:
-        """Forget the names from the topology, which is no longer read. No label may show them."""
+        """Forget the names from the topology, which is no longer read. No label may show any."""
         self.nodes.clear()
         self.addresses.clear()
         self.addresses.forget_contexts()
