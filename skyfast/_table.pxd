@@ -9,8 +9,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 # Limits of a plan, a flow and a table. Python sees these: see _table.pyi.
 cpdef enum:
-    MAX_TEXT_BYTES = 1024       # maximum size of a label value or UUID; longer ones skip the flow
-    MAX_ROWS = 1 << 27  # half of all row numbers: tables can exceed their limits slightly
+    MAX_TEXT_BYTES = 1024       # maximum size of a label value or UUID
+    MAX_ROWS = 1 << 27  # half of all row numbers, because tables can slightly exceed limits
     MAX_VIEWS = 16
     MAX_VALUES = 64             # counters and gauges per plan
     MAX_COLUMNS = 64            # labels per plan, and fields that lookups use
@@ -21,15 +21,15 @@ cpdef enum:
 
 
 cdef struct RowHead:
-    # The first fields of every kind of row. `next` links the rows of one bucket of the index. In
-    # free rows, it links to the next free row.
+    # The first fields of every kind of row. `next` links the rows of one bucket of the index. In a
+    # free row, `next` links to the next free row.
     uint32_t hash
     uint32_t next
 
 
 cdef struct Arena:
-    # The source of slabs and index segments: memory that is allocated in large pieces and kept.
-    # All pieces except the first consist of huge pages: rows are visited in random order, and with
+    # The source of slabs and index segments: memory that is allocated in large pieces and kept. All
+    # pieces except the first consist of huge pages: rows are visited in random order, and with
     # small pages, every visit would also cost a page walk.
     char **pieces
     uint32_t piece_count
@@ -40,8 +40,8 @@ cdef struct Arena:
 
 
 cdef struct Rows:
-    # A slab allocator for rows of one size, together with an index by hash (linear hashing: it
-    # grows by one bucket at a time). Row numbers start at 1.
+    # A slab allocator for rows of one size, together with an index by hash (linear hashing: the
+    # index grows by one bucket at a time). Row numbers start at 1.
     Arena *arena
     char **slabs                # SLAB_ROWS rows each; never moved, freed with the table
     uint32_t slab_count
@@ -59,16 +59,16 @@ cdef struct Rows:
 
 cdef struct String:
     # An interned string in UTF-8. Label values have the escapes of a page. 64 bytes, one cache
-    # line. `refs` counts the cells and keys that contain its number.
+    # line. `refs` counts the cells and keys that contain the string's number.
     uint32_t hash
     uint32_t next
     uint32_t refs               # 0 in a free row
     uint32_t length             # bytes
-    char inline[48]             # the string, or a pointer to it if it is longer than this
+    char inline[48]             # the string; if it is longer than 48 bytes, a pointer to it
 
 
 cdef struct TimerWheel:
-    # One list of row numbers per second, for as many seconds as there are slots.
+    # One list of row numbers per second. The number of slots limits how many seconds there are.
     uint32_t *slots
     uint32_t mask
     uint32_t next_s             # the next second whose slot is visited
@@ -85,11 +85,12 @@ cdef struct Flow:
     # One report stream of an agent: its UUID as the key, and its latest totals. 32 bytes, plus 8
     # per counter and 4 per link (64 with the default plan).
     #
-    # A dormant flow is in a `DormantList`, but not in a connection or the wheel. So three of its
-    # fields have other meanings: `connection` is the previous row of the list, `wheel_next` is the
-    # next row, and `deadline_s` is the time at which the flow was appended. Such a row can also
-    # keep the counters of a removed connection. Then its key is a hash of the labels, and `last_ms`
-    # is the number of new flows.
+    # A dormant flow is in a `DormantList`, but not in a connection or the wheel. So three fields of
+    # its row have a different meaning: `connection` is the previous row of the list, `wheel_next`
+    # is the next row of the list, and `deadline_s` is the time at which the flow was added to the
+    # list. A row in such a list can also keep the counters of a removed connection. Then the row's
+    # key is a hash of the connection's labels, and `last_ms` is the connection's number of new
+    # flows.
     uint32_t hash               # low half of the key
     uint32_t next
     uint32_t key_high           # high half of the key; for a string key, the string's number
@@ -98,12 +99,12 @@ cdef struct Flow:
     uint32_t wheel_next         # next flow in the same slot of the timer wheel
     int64_t last_ms             # highest `Last` of its reports, Unix milliseconds
     # Next is int64_t totals[counters]; a total is ABSENT if no report contained it. The uint32_t
-    # links follow: the conversation and, for live flows, the rows of other views and the strings
-    # that lookups use as keys and context.
+    # links follow: the conversation and, for live flows, the rows of views with `linked_from_flow`
+    # and the strings that lookups use as keys and context.
     #
     # Flags: with STRING_KEY, the UUID is not a 64-bit number. With LABELS_KEY, the row has the
-    # counters of a removed connection. With DORMANT, the flow is not live. With ENDED, the latest
-    # report was the closing one.
+    # counters of a removed connection. With DORMANT, the flow is not live. With ENDED, the flow's
+    # latest report was its closing report.
 
 
 cdef struct Connection:
@@ -114,9 +115,9 @@ cdef struct Connection:
     uint32_t deadline_s         # latest deadline of its flows; 0 in a free row
     uint32_t flows              # number of flow rows that link here, and the flag BACK
     uint32_t created_seq        # sequence number among all rows ever created (modulo 2^32)
-    uint32_t links[1]           # first view: rows of other views; other views: next in wheel slot
+    uint32_t links[1]           # first view: rows of further views; else: next in wheel slot
     # Next are int64_t values[counters + gauges], an int64_t number of new flows if the view counts
-    # them, and uint32_t cells[columns]. BACK is only used in the first view, and means that the row
+    # them, and uint32_t cells[columns]. BACK is only used in the first view. It means that the row
     # started with the counters of a removed connection.
 
 
@@ -127,46 +128,46 @@ cdef struct NamesRow:
     PyObject *result            # the tuple; the row owns a reference
     uint32_t labels             # which labels of the result: see `Lookup.labels`
     uint32_t count              # number of these labels
-    uint32_t deadline_s         # time of the table's clock at which it is removed
+    uint32_t deadline_s         # time of the table's clock at which the row is removed
     uint32_t wheel_next         # next row in the same slot of the timer wheel
     uint32_t strings[1]         # interned labels
 
 
 cdef struct Conversation:
-    # The capture point whose flows are counted for a conversation. The row exists as long as it has
-    # flows, live or dormant. While all of them are dormant and none claims it, a row of another
-    # capture point can replace it.
+    # The capture point whose flows are counted for a conversation. The row exists as long as any
+    # flow, live or dormant, links to it. While all these flows are dormant and none of them claims
+    # the conversation, a row of another capture point can replace this row.
     uint32_t hash               # low half of the key
     uint32_t next
     uint32_t key_high
     uint32_t flows              # number of live flow rows that link here
     uint64_t point              # hash of the capture point
     uint32_t dormant            # number of dormant flow rows that link here
-    uint32_t claimant           # the dormant flow that claims it, 0 if none does, or SUPERSEDED
+    uint32_t claimant           # the dormant flow with a claim, or 0 without claim, or SUPERSEDED
 
 
 cdef struct Cell:
-    # A label value of a report. It is valid for one batch, because it is borrowed from the flow's
-    # objects, or from the result of a rewrite or lookup. `text` is NULL for an integer.
+    # A label value of a report. The value is valid for one batch, because its text is borrowed from
+    # the flow's objects, or from the result of a rewrite or lookup. `text` is NULL for an integer.
     const char *text            # also NULL if `string` is known from a names row
     uint32_t length
     uint32_t hash
-    uint32_t string             # the string's number, 0 if it is not known to be interned
+    uint32_t string             # number of the interned string, 0 if not known
     bint escapes                # needs escapes as a label value
-    bint repeats                # same string as in the batch's previous flow that is not live
+    bint repeats                # same string as in the previous flow of the batch that is not live
     int64_t number
 
 
 cdef struct LeftOut:
-    # The omitted values of a report. A value is read from one or two fields, for example from one
-    # for each direction. `fields[0]` has a bit for each value with an error in its first field,
-    # `fields[1]` for each value with an error in its second field.
+    # The omitted values of a report. A value is read from one field or two, for example from one
+    # field per direction. `fields[0]` has a bit for each value with an error in its first field;
+    # `fields[1]` has a bit for each value with an error in its second field.
     uint64_t fields[2]
 
 
 cdef struct FlowKey:
     # The UUID of a flow.
-    uint64_t number             # `mix64` of the UUID if that is a 64-bit number, else undefined
+    uint64_t number             # `mix64` of the UUID if the UUID is a 64-bit number, else undefined
     const char *string          # NULL if the UUID is a number, else the UUID; borrowed
     uint32_t length
 
@@ -179,20 +180,20 @@ cdef struct Report:
     bint dormant                # whether the flow was dormant when the batch was read
     int skip                    # reason to skip the report, or SKIP_NONE
     int finish                  # FinishType
-    int64_t *values             # all counters and gauges; the batch's memory
+    int64_t *values             # all counters and gauges; owned by the batch
     # read only for flows that are not live
-    uint32_t connection_hash    # hash of the labels; 0 unless all of them are interned
+    uint32_t connection_hash    # hash of the labels; 0 unless all labels are interned
     int skip_new                # reason to skip the report if the flow is not live
     int worth                   # what the report adds if its flow is unknown: see WORTH_UNREAD
     bint repeats                # a closing report that repeats the previous last update
     int64_t age_ms              # from the flow's start to the update, or -1
-    uint64_t conversation       # a hash, like `point`
+    uint64_t conversation       # hash of the conversation
     uint64_t point
-    Cell *cells                 # labels and lookup keys; the batch's memory
-    int64_t *last_update        # deltas of the last update, by counter; the batch's memory
+    Cell *cells                 # labels and lookup keys; owned by the batch
+    int64_t *last_update        # deltas of the last update, by counter; owned by the batch
     # omitted values
     bint leaves_out             # whether any value is omitted; if not, nothing below is set
-    bint uses_marks             # whether the marks matter for the report; set when it is applied
+    bint uses_marks             # whether the marks matter; set when the report is applied
     bint uses_last_update
     uint32_t leaves_out_marks   # one bit per mark
     LeftOut values_left_out
@@ -203,9 +204,9 @@ cdef struct ChangedKey:
     # A lookup key with new labels.
     uint32_t string
     uint32_t position           # in the list of keys
-    bint found                  # whether a flow in the slice has it; if not, nothing below is set
+    bint found                  # if false, no flow in the slice has the key; the rest is not set
     bint ambiguous              # whether the labels depend on the context
-    uint32_t change             # number of the new labels; 0 if ambiguous or invalid
+    uint32_t change             # number of the change; 0 if ambiguous, or if a name is invalid
 
 
 cdef struct Move:
@@ -213,7 +214,7 @@ cdef struct Move:
     uint32_t flow
     uint32_t lookup             # index, like the next field
     uint32_t key
-    uint32_t change             # number of the new labels; 0 if they do not change
+    uint32_t change             # number of the change; 0 if the labels stay the same
 
 
 cdef struct Context:
@@ -223,7 +224,8 @@ cdef struct Context:
 
 
 cdef struct Literal:
-    # Bytes that are the same in every line, padded so that whole 16-byte blocks can be copied.
+    # Bytes that are the same in every line. They are padded, so that whole 16-byte blocks can be
+    # copied.
     char *text
     uint32_t length
 
@@ -234,9 +236,9 @@ cdef struct Family:
     uint32_t view
     uint32_t sides              # 1 or 2 series per connection
     uint32_t values[2]          # indexes of the row's values, or FLOWS
-    int64_t absent              # only values above this one have a series
+    int64_t absent              # only values above this number have a series
     uint32_t decimals           # values are divided by ten to the power of this number
-    Literal *literals           # columns + 1 texts before, between and after the label values
+    Literal *literals           # columns + 1 literals: before, between and after label values
     Literal second              # replaces the literal at `direction_index` for the second side
 
 
@@ -249,10 +251,10 @@ cdef struct View:
     uint32_t counters
     uint32_t values             # number of counters and gauges
     uint32_t sources[MAX_VIEW_VALUES]    # indexes of the plan's counters, then gauges
-    bint counts_new_flows       # whether the number of new flows follows the other values
+    bint counts_new_flows       # whether the number of new flows follows the counters and gauges
     uint32_t values_offset          # offset in a row, like the next field
     uint32_t cells_offset
-    bint identifies_connection  # flows with the same labels belong to the same connection
+    bint identifies_connection  # whether the labels tell all conversations apart
     bint linked_from_flow       # links are in flow rows, otherwise in rows of the first view
     uint32_t link               # index of this view's link in such a row
     uint32_t direction_index       # index of the literal that contains the direction

@@ -17,7 +17,7 @@ MAX_ROWS: int
 """The largest ``max_connections`` and ``max_flows``."""
 
 MAX_VIEWS: int
-"""Views per plan, including the first one."""
+"""Views per plan, including the first view."""
 
 MAX_COLUMNS: int
 """Different columns per plan, plus the fields that lookups use."""

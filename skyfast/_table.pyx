@@ -3,42 +3,44 @@
 """The table: flows, connections, expiry and rendering, without clock, sockets or logging.
 
 Data structures
-    There are two levels. A *flow* row represents one report stream of an agent. It is identified by
-    the flow's UUID and stores the flow's latest totals. A *connection* row represents one label
-    tuple on the page. Its values are sums of the deltas of its flows. Label values are stored as
-    numbers: an interned string (bit 31 set) or a small integer. There is one set of connection rows
-    per view of the plan. A flow links to its row of the first view. That row links to the rows of
-    views whose labels are a subset of its own, because all its flows share these labels. For the
-    other views, the flow row contains the link. All kinds of rows (strings, flows, connections,
-    conversations, names) use the same slab allocator and index (`Rows`). The index uses linear
-    hashing, which splits one bucket at a time, so that no insert has to rehash a million rows. The
-    structs are in ``_table.pxd``.
+    There are two levels. A *flow* row represents one report stream of an agent. The row is
+    identified by the flow's UUID and stores the flow's latest totals. A *connection* row represents
+    one label tuple on the page. Its values are sums of the deltas of its flows. Label values are
+    stored as numbers: an interned string (bit 31 set) or a small integer. There is one set of
+    connection rows per view of the plan. A flow row links to its connection row of the first view.
+    This connection row links to the rows of views whose labels are a subset of the first view's
+    labels, because all flows of the connection share these labels. For all remaining views, the
+    flow row contains the link. All kinds of rows (strings, flows, connections, conversations,
+    names) use the same slab allocator and index (`Rows`). The index uses linear hashing, which
+    splits one bucket at a time, so that no insert has to rehash a million rows. The structs are in
+    ``_table.pxd``.
 
     A timer wheel has one slot per second. A flow is added to the slot of its deadline. A report
-    only writes a later deadline into the row; it does not move the row to another slot. When the
-    slot is due, a flow with a later deadline is added again, and any other flow becomes dormant. A
-    connection of the first view is removed with its last live flow. Each other view has its own
-    wheel, because its connections can outlive their flows.
+    only writes a later deadline into the row; the row stays in its slot. When the slot is due, a
+    flow with a later deadline is added again, and any other flow becomes dormant. A connection of
+    the first view is removed with its last live flow. Each other view has its own wheel, because
+    its connections can outlive their flows.
 
     A *dormant* flow keeps its row, its key and its totals, but is not part of a connection. When
-    its next report arrives, only the increase over these totals is added. Dormant rows are in one
-    of three lists, in the order in which they were added. The list links reuse the fields that link
-    a live flow to its connection and its wheel slot, so rows need no extra space. Rows are
-    forgotten from the start of a list, when their time is over or a new flow needs the space. If a
-    removed connection's counters differ from the totals of its last flow, the counters are kept in
-    a separate dormant row, whose key is a hash of the labels. See ``table/dormant.pxi``.
+    the flow's next report arrives, only the increase over these totals is added. Each dormant row
+    is in one of three lists, which keep the order in which rows were added. The links of a list are
+    in the fields that link a live flow to its connection and its wheel slot, so rows need no extra
+    space. Rows are forgotten from the start of a list, when their time is over or when a new flow
+    needs the space. If a removed connection's counters differ from the totals of its last flow, the
+    counters are kept in a separate dormant row, whose key is a hash of the labels. See
+    ``table/dormant.pxi``.
 
 Costs
     Report of a known flow: one lookup, two cache lines of rows. Report of a new or a dormant flow:
-    two lookups, plus one per label string. All labels of names that other new flows had recently
-    take one. Expiry: proportional to the number of expired rows, plus one re-insertion per flow and
-    timeout. Adding to or removing from a dormant list: constant time. Page: one pass over all
-    connections per family.
+    two lookups, plus one per label string. If other new flows had the same names recently, all
+    labels with names take one lookup together. Expiry: proportional to the number of expired rows,
+    plus one re-insertion per live flow and timeout. Adding to or removing from a dormant list:
+    constant time. Page: one pass over all connections per family.
 
 Memory
-    Slabs and index segments are allocated from an arena of large pieces (`Arena`); strings longer
-    than 48 bytes are allocated with malloc. Slabs and segments are kept until the table is
-    destroyed; freed rows are reused first. The table keeps no Python objects per flow or
+    Slabs and index segments are allocated from an arena of large pieces (`Arena`); the text of a
+    string longer than 48 bytes is allocated with malloc. Slabs and segments are kept until the
+    table is destroyed; freed rows are reused first. The table keeps no Python objects per flow or
     connection, only the plan, the names and types of fields, and up to MAX_NAMES results of
     lookups. If an allocation fails, `update` raises MemoryError, and the report that is being
     applied has no effect.
@@ -169,8 +171,8 @@ cdef enum:
     NAMES_AHEAD = 4             # how many reports ahead names are prefetched
     CACHE_LINE = 64
 
-# Sizes and steps of growth. _checked.pyx defines smaller ones, so that a few rows reach all of
-# them. It also tells the sanitizer which rows are unused.
+# Sizes and steps of growth. _checked.pyx defines smaller sizes, so that a few rows reach all steps.
+# _checked.pyx also tells the sanitizer which rows are unused.
 cdef extern from *:
     """
     #ifndef SKYFAST_CHECKED
@@ -239,7 +241,7 @@ cdef extern from *:
     const uint32_t ENDED
     const uint32_t ROW              # mask of the row number next to these flags
     const uint32_t BACK             # flag in `Connection.flows`
-    const uint32_t SUPERSEDED       # in `Conversation.claimant`: replaced by another
+    const uint32_t SUPERSEDED       # in `Conversation.claimant`: another row replaced this one
     const int64_t ABSENT            # value of a total that no report contained
     const uint32_t FLOWS            # in `Family.values`: the row's number of flows
     const uint32_t NEVER_S          # deadline of rows that do not expire
@@ -275,14 +277,14 @@ cdef tuple SKIP_NAMES = (
 cdef tuple FINISH_NAMES = ("other", "timeout", "fin", "rst")
 
 cdef enum:
-    CLOSING = 1                 # FinishType of a flow's last report; 0, 2 and 3 do not end it
+    CLOSING = 1                 # FinishType of a flow's last report; 0, 2 and 3 do not end the flow
 
 cdef enum:
-    # What an unknown flow's report adds to a row that other flows may already have used.
-    WORTH_UNREAD                # unknown: the type lacks fields that identify a first report
+    # What a report of an unknown flow adds to a row that further flows may already have used.
+    WORTH_UNREAD                # not known: the type lacks fields that identify a first report
     WORTH_TOTAL
-    WORTH_LAST_UPDATE               # deltas of its last update
-    WORTH_LAST_UPDATE_UNREAD        # the same, but the flow's type lacks these deltas
+    WORTH_LAST_UPDATE               # the deltas of the flow's last update
+    WORTH_LAST_UPDATE_UNREAD        # the same, but the type lacks these deltas
 
 cdef enum:
     # How a report changes a flow whose totals are known.
@@ -315,11 +317,11 @@ cdef struct FoundNames:
     # The result of a lookup.
     PyObject *key               # borrowed; NULL if there was no lookup
     PyObject *result            # borrowed; NULL if the lookup failed
-    uint32_t row                # its row, or 0 if it is not interned
+    uint32_t row                # row of the result, or 0 if its labels are not interned
 
 
 cdef struct Batch:
-    # Reports that are being processed. They are read with the GIL, looked up, and applied under the
+    # Reports that are being processed: read with the GIL, then looked up, then applied under the
     # lock.
     Report reports[BATCH]
     uint32_t size
@@ -327,11 +329,12 @@ cdef struct Batch:
     int64_t *last_update        # BATCH x the plan's counters
     Cell *cells                 # BATCH x the plan's cells
     FoundNames *names           # BATCH x the plan's lookups
-    uint32_t *missed            # indexes of the used names that are not interned
+    uint32_t *missed            # indexes in `names` of used results without a row
     uint32_t missed_count
-    # String keys of flows that are removed while the batch is applied. They are released after the
-    # batch, because a label of a later report may have been looked up as the same string. A report
-    # can also remove its own flow, so there is space for one more key per report.
+    # String keys of flows that are removed while the batch is applied. The strings are released
+    # after the batch, because a label of a later report may have been looked up as the same string.
+    # Besides the evicted flows, a report can remove its own flow, so there is space for one more
+    # key per report.
     uint32_t dead_strings[(MAX_EVICTIONS + 1) * BATCH]
     uint32_t dead_string_count
     int64_t oldest_ms, newest_ms    # range of `Last` in the latest update
@@ -344,10 +347,10 @@ cdef struct TableState:
     Rows strings
     Rows flow_rows
     Rows conversations
-    View *views                 # the first one contains the connections
+    View *views                 # the rows of the first view are the connections
     uint32_t view_count
     Rows names                  # interned results of lookups
-    TimerWheel names_wheel      # the same by deadline
+    TimerWheel names_wheel      # the rows of `names` by deadline
     TimerWheel wheel            # live flows by deadline
     DormantList dormant         # flows, and counters of removed connections
     DormantList ended           # flows that have sent their closing report
@@ -355,9 +358,9 @@ cdef struct TableState:
     uint32_t kept_connections   # rows of `dormant` that have a connection's counters
     uint64_t next_seq           # sequence number for the next connection row of any view
     # layout: set when the table is created
-    uint64_t seed               # seed of all hashes except those for sharding
+    uint64_t seed               # seed of all hashes except the hashes for sharding
     uint32_t counters, values   # numbers per flow
-    uint32_t columns, cells     # labels of all views; the same plus the strings that lookups use
+    uint32_t columns, cells     # labels of all views; labels plus strings of lookups
     uint32_t looked_up          # number of labels from lookups; they are the first columns
     uint32_t lookup_count
     uint32_t requirements
@@ -367,7 +370,7 @@ cdef struct TableState:
     bint has_conversations              # whether there are conversation rows
     uint64_t share, shares      # this shard's index, and the number of shards
     uint32_t links_offset           # offset of the links in a flow row, in bytes
-    uint32_t first_key      # index of the first lookup string in the links; 0 is the conversation
+    uint32_t first_key      # index of the first lookup string in the links
     Family *families
     uint32_t family_count
     size_t max_lines            # maximum size of a connection's lines, in bytes
@@ -381,10 +384,10 @@ cdef struct TableState:
     double least_timeout_s      # shortest timeout that the first view has had
     double flow_update_s
     bint has_horizon                  # whether there is a horizon
-    double horizon_s            # unknown flows that began later were never counted
+    double horizon_s            # an unknown flow that began later was never counted
     # overflow
     bint overflows              # whether flows that cannot be stored are added up in overflow rows
-    bint overflowed             # whether any flow has been
+    bint overflowed             # whether there has been such a flow
     const char *other_text      # label value of overflow rows
     uint32_t other_length
     # current update
@@ -434,7 +437,7 @@ cdef class Table:
     :param types: the structs that `update` accepts (`skyfast.flows.fields.flow_types` of the same
         plan).
     :param slots: if true, read the slots of the structs at their offsets, unless a check shows that
-        this does not work. Otherwise read fields as attributes. The results are the same.
+        the offsets are wrong. If false, read fields as attributes. The results are the same.
 
     The other parameters are those of `set_limits`. Every `now` is the time of a monotonic clock in
     seconds; its origin does not matter.
@@ -442,7 +445,7 @@ cdef class Table:
 
     cdef TableState state
     cdef Batch batch
-    cdef Reader *readers                # of the plan's Update, FirstReport, FullReport
+    cdef Reader *readers                # for the plan's Update, FirstReport, FullReport
     cdef object plan
     cdef bint wants_slots
     cdef list keep                      # owns the objects that `Field` borrows
@@ -478,10 +481,10 @@ cdef class Table:
     # -- set-up ---------------------------------------------------------------------------------
 
     def set_limits(self, *, max_connections, max_flows, timeout_s, memory_s=0, view_timeouts_s=()):
-        """Set the limits. They can be changed at any time; existing rows are kept.
+        """Set the limits. They can be changed at any time; existing rows stay.
 
-        :param max_connections: maximum number of rows per view; further flows are added up in the
-            view's overflow row, or rejected if there is none.
+        :param max_connections: maximum number of rows per view. Flows that would need one more row
+            are added up in the view's overflow row, or rejected if the plan has no overflow rows.
         :param max_flows: maximum number of flow rows. A new live flow can replace a dormant one.
             After the limit is lowered, `expire` forgets surplus dormant flows.
         :param timeout_s: a flow becomes dormant after this time without a report, rounded up to a
@@ -502,7 +505,7 @@ cdef class Table:
         raise_horizon(&self.state, now)
 
     def set_flow_types(self, types):
-        """Accept flows of these types from now on, and no others. Their plan must be the same."""
+        """From now on, accept only flows of these types. The types must be of the same plan."""
         cdef Reader *readers = <Reader *>allocate(FLOW_TYPES * sizeof(Reader))
         cdef list keep = []
         try:
@@ -523,25 +526,25 @@ cdef class Table:
         :returns: ``len(flows)``, or the index of the first flow whose ``LastUpdateMetric`` is
             needed but missing in the type. Flows from this index on were neither applied nor
             counted: decode them again as ``FullReport``, and continue from this index.
-        :raises TypeError: an item is of another type; the flows before it were applied.
+        :raises TypeError: an item is of another type; the flows before this item were applied.
         :raises MemoryError: an allocation failed; flows before the current one were applied.
         :raises ValueError: ``start`` is negative.
 
-        Exceptions of rewrites and lookups propagate. In this case, some of the earlier flows have
-        been applied, but none of the later ones.
+        Exceptions of rewrites and lookups propagate. Then some flows before the failed one have
+        been applied, but no flow after it.
 
         docs/architecture.md describes the rules. A known flow adds its deltas. A report is late if
-        it is not newer and none of its counters is higher. If a report is newer and any of its
-        counters is lower, the flow has started over. A dormant flow adds its deltas to its rows. An
-        unknown flow adds its total in three cases: this is its first report, it cannot have been
-        counted before, or it creates a connection that is identified by its labels. In all other
-        cases, it adds the deltas of its last update. Skipped flows are counted in `skipped`,
-        omitted values in `values_skipped`.
+        its ``Last`` and all its counters are at most those of the flow. If ``Last`` is later and
+        any counter is lower, the flow has started over. A dormant flow adds its deltas to its rows.
+        An unknown flow adds its total in three cases: the report is its first one, the flow cannot
+        have been counted before, or the flow creates a connection whose labels identify a single
+        conversation. In all other cases, an unknown flow adds the deltas of its last update.
+        Skipped flows are counted in `skipped`; omitted values, in `values_skipped`.
 
         Takes the mutex once per 128 flows, or twice if lookups had new results, and holds the GIL
         while waiting for the mutex. The longest wait is the time that another thread needs for
         2,048 connections of a page or scan (about 0.5 ms), or for enlarging a counter in
-        `cardinality` (about 20 ns per value in it).
+        `cardinality` (about 20 ns per value in the counter).
         """
         if start < 0:
             raise ValueError("start must not be negative")
@@ -555,11 +558,13 @@ cdef class Table:
         Also forgets flows that have been dormant for `memory_s`, and dormant flows beyond
         `max_flows`.
 
-        :param max_rows: maximum number of rows and empty slots to visit. Each takes about 0.2 µs.
+        :param max_rows: maximum number of rows and empty slots to visit. Each visit takes about 0.2
+            µs.
         :returns: whether there is more to do at this `now`.
 
         After its deadline, a row is no longer on any page, but stays in the table until this method
-        removes it. A delayed report that arrives before that continues the row.
+        removes it. If a delayed report arrives before the removal, the row continues with its
+        values.
         """
         cdef bint more
         with nogil:
@@ -570,9 +575,10 @@ cdef class Table:
     # -- names ----------------------------------------------------------------------------------
 
     def relabel(self, names, keys):
-        """Begin to move flows to other connections after names have changed.
+        """After names have changed, begin to move flows to the connections of their new labels.
 
-        :param names: the mapping of lookups. It may change again; then call this method again.
+        :param names: the mapping of lookups. After each change of the mapping, call this method
+            again.
         :param keys: an iterable of the keys whose results have changed.
         :returns: a `Relabeling`, whose `step` moves flows.
         """
@@ -591,7 +597,7 @@ cdef class Table:
         :param first: the first number of the slice.
         :param count: how many numbers the slice has.
         :returns: the strings with these numbers, with the escapes of label values; and the first
-            number of the next slice, or 0 if this was the last one.
+            number of the next slice, or 0 if this was the last slice.
         """
         cdef uint64_t begin = max(first, <uint32_t>1)
         cdef uint64_t end = begin + count
@@ -605,19 +611,20 @@ cdef class Table:
         """Begin a page: it shows connections that are alive at `now` and were created before this
         call.
 
-        :param openmetrics: if true, the families' heads are in OpenMetrics 1.0, which restricts
-            their names; otherwise they are in the text format 0.0.4. The samples are the same.
-        :param part: show only the connections of this part, counted from 0. A connection is in the
-            same part in all its families, on all pages, and in all processes.
+        :param openmetrics: if true, the families' heads are in OpenMetrics 1.0, which restricts the
+            names of families; if false, the heads are in the text format 0.0.4. The samples are the
+            same.
+        :param part: show only the connections of this part, counted from 0. A connection is always
+            in the same part: in all its families, on all pages, and in all processes.
         :param parts: the number of parts, at most `MAX_PARTS`.
-        :param names: show only the families with these names, by default all. A family without
-            connections still has its head.
+        :param names: show only the families with these names; None shows all families. The page has
+            the head of a family even if no connection has a value.
         :raises ValueError: there is no such part.
         :raises MemoryError: an allocation failed.
 
-        Any thread may read the page, at any speed, but only one thread at a time. For a part, about
-        25 ns per connection of each view are needed to find its connections, and 4 bytes for each
-        of them while the page exists.
+        Any thread may read the page, at any speed, but only one thread at a time. Finding the
+        connections of a part takes about 25 ns per connection of each view. While the page exists,
+        each connection of the part takes 4 bytes.
         """
         cdef Page page = Page.__new__(Page)
         if not part < parts <= <uint32_t>MAX_PARTS:
@@ -656,10 +663,11 @@ cdef class Table:
 
         :param count: how many of the most frequent values to return for each label.
         :param without: a label to ignore.
-        :returns: a tuple of three items: the number of connections; for each label, its number of
-            values and a list of (value, connections) for the `count` most frequent values, most
-            frequent first; and the number of connections that would remain without the label
-            `without`, or None. The lists omit values that were removed during the call.
+        :returns: a tuple of three items. The first is the number of connections. The second has two
+            items for each label: its number of values, and a list of (value, connections) for the
+            `count` most frequent values, most frequent first. The third is the number of
+            connections that would remain without the label `without`, or None. The lists omit
+            values that were removed during the call.
 
         Takes about 10 ns per connection and label, plus 30 ns per connection if a label is ignored,
         without the GIL. Uses 24 to 48 bytes per value of each label, plus the same per connection
@@ -675,19 +683,19 @@ cdef class Table:
             also=()):
         """Return the top connections of the first view by the values of one of its families.
 
-        :param family: its index among the first view's families.
+        :param family: the index of a family among the first view's families.
         :param count: maximum number of connections, up to 65,536.
-        :param since: an earlier snapshot: rank by the growth of a counter since this snapshot,
-            instead of by its value.
+        :param since: an earlier snapshot of the family, which must be a counter: rank by the growth
+            since this snapshot, instead of by the value.
         :param containing: return only connections with a label value that contains this string.
             Label values are compared with their escapes, as on a page, and without regard to case
             (of characters whose upper or lower case is one character).
-        :param also: with `containing`, pairs of a label and of values that match too: escaped, in
-            UTF-8, each followed by a newline.
+        :param also: with `containing`, pairs of a label and its values that match, too. These
+            values are escaped, in UTF-8, and each is followed by a newline.
         :returns: triples of the rank, the label values, and the values of the view's families in
             order. The highest rank is first. For a counter, the rank is the sum of both directions;
-            for a gauge, the larger of the two. A value is an integer before the division for the
-            family's decimals, or None if there is no such series.
+            for a gauge, the larger of the two. A value is an integer that is not yet divided for
+            the family's decimals, or None if there is no such series.
 
         Connections without a value of the family are omitted. With `since`, two more kinds are
         omitted: connections without growth, and connections that were created again after the
@@ -705,21 +713,22 @@ cdef class Table:
         """Return the top groups: connections of the first view with the same values of `labels`.
 
         :param labels: one or more labels of the first view.
-        :param max_groups: the number of groups, up to 65,536, above which half of them, those with
-            the lowest ranks, are added to the others. Their labels can return as new groups, whose
-            values are then too low.
-        :returns: a tuple of the groups, the others, the number of groups and whether groups were
-            added to the others because there were too many. A group is a tuple of its rank, its
+        :param max_groups: the maximum number of groups, up to 65,536. When there are more, the half
+            with the lowest ranks is added to "the others". The labels of such a group can return as
+            a new group, whose values are then too low.
+        :returns: a tuple of the groups, "the others", the number of groups, and whether there were
+            so many groups that some were added to "the others". A group is a tuple of its rank, its
             label values in the order of `labels`, its values as in `top`, and the number of its
-            connections. The others are all connections that are in none of these groups: their
-            number, their rank or None, and their values.
+            connections. "The others" are all connections outside the returned groups: a tuple of
+            their number, their rank or None, and their values.
 
-        The other parameters are those of `top`. Counters and numbers of flows are summed. Of other
-        gauges, a group has the lowest or the highest value, as a connection has of its flows.
+        The other parameters are those of `top`. Counters and numbers of flows are summed. For any
+        other gauge, a group has the lowest or the highest value of its connections, by the same
+        rule that combines a connection's flows.
 
         Takes 100 to 200 ns per connection, and 1 µs if most connections are groups of their own,
-        without the GIL. Uses 64 bytes per group, 8 bytes per group and series, and the label values
-        of the groups, which are limited to 256 bytes per group on average. Callable from any
+        without the GIL. Uses 64 bytes per group, 8 bytes per group and series, and the bytes of the
+        groups' label values. These are limited to 256 bytes per group on average. Callable from any
         thread. Connections that change during the call may be seen before or after the change.
         """
         cdef const Kept *kept = checked_snapshot(self, family, count, since)
@@ -734,7 +743,7 @@ cdef class Table:
                           max_groups)
 
     def snapshot(self, uint32_t family):
-        """Store the current values of one of the first view's counter families, for `top`.
+        """Store the current values of a counter family of the first view, for `top`.
 
         Takes about 10 ns per connection, without the GIL. A snapshot uses 12 bytes per connection.
 
@@ -751,7 +760,8 @@ cdef class Table:
 
     # -- counts ---------------------------------------------------------------------------------
 
-    # Any thread may read `connections`. Only the thread that updates may read the other counts.
+    # Any thread may read `connections`. Only the thread that updates may read the counts that
+    # follow.
 
     @property
     def connections(self):
@@ -779,7 +789,7 @@ cdef class Table:
 
     @property
     def dormant_connections(self):
-        """Removed connections whose counters are kept in rows of their own."""
+        """Removed connections whose counters are kept in separate dormant rows."""
         return self.state.kept_connections
 
     def dormant_uuids(self):
@@ -795,10 +805,11 @@ cdef class Table:
     def known(self, str uuid):
         """Return the known totals of a flow, and the time of its latest report.
 
-        :returns: None if the flow is unknown, or a tuple: the plan's counters (-1 if no report had
-            one), the highest ``Last`` in Unix milliseconds, and the time of the latest report in
-            seconds of the caller's clock. This time can be up to a second too late; for a dormant
-            flow, it can be up to a timeout too early.
+        :returns: None if the flow is unknown, or a tuple of three items: the plan's counters (-1
+            for a counter that no report had), the highest ``Last`` in Unix milliseconds, and the
+            time of the latest report in seconds of the caller's clock. The time of the latest
+            report can be up to a second too late; for a dormant flow, it can be up to a timeout too
+            early.
         """
         cdef const char *text
         cdef uint32_t length
@@ -810,8 +821,8 @@ cdef class Table:
     def horizon_s(self):
         """The time of the latest report of any flow that was forgotten.
 
-        In seconds of the caller's clock; None before `begin`. Unknown flows that began later were
-        never counted.
+        In seconds of the caller's clock; None before `begin`. An unknown flow that began after this
+        time was never counted.
         """
         return self.state.horizon_s if self.state.has_horizon else None
 
@@ -851,7 +862,7 @@ cdef class Table:
 
     @property
     def view_rejected_totals(self):
-        """The same number as `rejected_total`, for each view except the first."""
+        """Reports that required a new connection in a full view, for each view except the first."""
         cdef uint32_t i
         return tuple(self.state.views[i].rejected for i in range(1, self.state.view_count))
 
@@ -894,8 +905,8 @@ cdef class Table:
     def times_ms(self):
         """The earliest and the latest ``Last`` in the latest `update`, in Unix milliseconds.
 
-        Reports without ``Last`` are ignored. If no report has it, the latest time is 0, and the
-        earliest time is greater than 0.
+        Reports without ``Last`` are ignored. If no report has a ``Last``, the latest time is 0, and
+        the earliest time is greater than 0.
         """
         return self.batch.oldest_ms, self.batch.newest_ms
 
@@ -954,23 +965,23 @@ cdef class Relabeling:
     def step(self, Py_ssize_t budget):
         """Move flows to the connections of their new names. Call this until it returns False.
 
-        :param budget: how many flows to move, and how many keys to take, at most; 0 is like 1. Up
-            to 64 flow rows are visited for each of them, which takes about 10 ns each. Moving a
-            flow takes about 0.5 µs.
+        :param budget: the maximum number of flows to move, and of keys to take; 0 is like 1. The
+            step visits up to 64 flow rows per unit of the budget. A visit takes about 10 ns, and a
+            move about 0.5 µs.
         :returns: whether there may be more to do; False if no lookup uses the names.
         :raises MemoryError: an allocation failed; some flows may still have their old labels.
 
         A new connection starts at zero. An existing connection continues its counters. A removed
-        connection continues its counters, too, if they are kept. All flows of a step leave their
-        connections before the first one is added to another. Between two steps, flows with the same
-        labels can be in two connections: those that have moved, and the others. If a key has an
-        invalid name, its flows keep their labels.
+        connection also continues its counters, if they are kept. All flows of a step leave their
+        old connections before any of them is added to a new connection. Between two steps, flows of
+        one connection can be in two connections, because only some of them have moved. If a key has
+        an invalid name, the flows with this key keep their labels.
 
         Between two steps, the names can change and all methods of the table can be called. A step
-        uses the current names. Exceptions of the names and keys propagate, and these must not use
-        the table; then no flow of this step has moved. After an exception, the next step tries
-        again. For an ambiguous key, `names.resolve` is called once per step for each different
-        context. Only the thread that updates may call this.
+        uses the current names. The names and keys must not use the table. Their exceptions
+        propagate; then no flow of this step has moved, and the next step tries again. For an
+        ambiguous key, `names.resolve` is called once per step for each different context. Only the
+        thread that updates may call this.
         """
         return relabel_slice(
             &self.table.state, self.names, self.keys, self.taken, &self.rows, budget
@@ -993,7 +1004,7 @@ cdef class Page:
         free(self.cursor.listed)
 
     def read(self, Py_ssize_t size):
-        """Return the next whole lines, about `size` bytes; ``b""`` at the end.
+        """Return the next lines, about `size` bytes of whole lines; ``b""`` at the end of the page.
 
         Renders without the GIL. The lock is released from time to time, so that other threads are
         not blocked.
@@ -1011,11 +1022,11 @@ cdef class Page:
         return lines
 
     def distinct_values(self, str label not None):
-        """Return the different values of a label in all views, in no particular order, also those
-        of other parts.
+        """Return the different values of a label in all views and parts, in no particular order.
 
-        If this is called before `read`, the page shows no other values. It shows fewer if rows are
-        removed in the meantime, or if they are past their deadline but not removed yet.
+        If this is called before `read`, the page shows no values besides these. The page shows
+        fewer values if rows are removed before `read`, or are past their deadline but not removed
+        yet.
 
         Takes 10 to 40 ns per row of these views without the GIL, and 1 µs per value with it.
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from skyfast.web.auth import WebSecurity
 
 EXPIRY_INTERVAL_S = 0.5
-"""Interval between expiry runs; deadlines are whole seconds."""
+"""Interval between expiry runs; the table's deadlines are whole seconds."""
 
 EXPIRY_SLICE_S = 0.002
 """Maximum time for which expiry blocks the event loop."""
@@ -61,7 +61,7 @@ COMPARED_STRINGS = 20_000
 """Strings to compare in one slice after own names have changed; takes a few milliseconds."""
 
 RELABEL_RETRY_S = 1.0
-"""Delay before relabelling is retried after memory ran out."""
+"""If memory ran out during relabelling, the delay before the next attempt."""
 
 FULL_INTERVAL_S = 60.0
 """Minimum time between two log messages about a full table."""
@@ -329,7 +329,7 @@ class App:
         await asyncio.Event().wait()  # there is nothing to poll
 
     def _replace_poller(self, poller: TopologyPoller) -> None:
-        """Stop the current poller and start another one."""
+        """Stop the current poller and start ``poller``."""
         self._poller = poller
         if self._polling is not None:
             self._polling.cancel()
@@ -363,7 +363,7 @@ class App:
             await asyncio.sleep(0)
 
     async def _wait_for_memory(self) -> None:
-        """Log that flows could not be relabelled, and wait until it is tried again."""
+        """Log that flows could not be relabelled, and wait until the next attempt."""
         self._limit.warn(log, "relabel", "out of memory: names of flows are out of date")
         await asyncio.sleep(RELABEL_RETRY_S)
 
@@ -381,15 +381,15 @@ class App:
                     self._rename_own(old.own.own, own.own)
 
     def _rename_own(self, old: OwnNames, new: OwnNames) -> None:
-        """Relabel the flows whose addresses have other own names than before soon."""
+        """Soon relabel the flows whose addresses have different own names in ``new``."""
         if new is not old:
             self._renamed_own.append((old, new))
             self._has_renamed.set()
 
     async def _relabel_own(self, old: OwnNames, new: OwnNames) -> None:
-        """Find the flows whose addresses have other own names than before, in slices.
+        """Find the flows whose addresses have different own names in ``new``, in slices.
 
-        Addresses that are not in the table yet get the new names anyway.
+        Addresses that are not in the table yet need no search: they get the new names.
         """
         table, ends = self._parts.table, self._parts.names.ends
         first = 1
@@ -460,7 +460,7 @@ class App:
             await asyncio.sleep(EXPIRY_INTERVAL_S)
 
     def _count_from_now(self, now: float) -> None:
-        """Tell the table when the first subscription is up: no flow was counted before."""
+        """Tell the table that the first subscription is up, and that no flow was counted before."""
         if self._parts.table.horizon_s is None and self.subscriptions.any_up:
             self._parts.table.begin(now)
 
@@ -558,8 +558,8 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
             load=lambda: adapt(load()),
             security=security,
             recorder=recorder,
-            # A replay passes its recorded topology to the recorder. It has more data than this
-            # configuration queries.
+            # A replay passes its recorded topology to the recorder. The recorded topology has more
+            # data than this configuration queries.
             records_topology=options.playback is None,
             listen_at=options.listen,
         )

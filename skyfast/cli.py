@@ -39,7 +39,7 @@ MAX_SPEED = 1000.0
 """Limits of ``--replay-speed``."""
 
 MIN_SIMILARITY = 0.6
-"""Minimum similarity, as a ratio of `difflib`, of a suggested option to the unknown one."""
+"""Minimum similarity, as a ratio of `difflib`, of a suggested option to the unknown option."""
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -314,7 +314,7 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     warnings = logs.WarningCounter()
     logging.getLogger().addHandler(warnings)
     logs.write_notes(configuration.notes)
-    # Check the other files before printing anything: they can contain errors.
+    # Check the other files before printing anything, because they can contain errors.
     reports = (
         _check_names(configuration)
         + _check_web(arguments.web_config_file)

@@ -114,8 +114,7 @@ class Parts:
     async def wait_for_names(self) -> None:
         """Wait up to `NAMES_WAIT_S` for the topology's first response, if names are used.
 
-        If a flow arrived before its names, its labels or its info series would change soon
-        afterwards.
+        If flows arrived before the names, their labels or info series would change soon afterwards.
         """
         if name_poller.needed(self.config):
             with contextlib.suppress(TimeoutError):
@@ -265,8 +264,8 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
 def _has_same_names(old: Config, new: Config) -> bool:
     """Return whether the names of ``old`` are all that the labels of ``new`` need.
 
-    Names that were not polled are missing. If only the info series of ``new`` need more, they have
-    fewer names until the next responses.
+    If only the info series of ``new`` need names that were not polled, the result is still True;
+    those names are missing until the next topology responses.
     """
     if old.export == new.export:
         return True  # the table looks up names in the old index

@@ -69,7 +69,7 @@ RECONNECT_REASONS = (
     "unresolved",
     "error",
 )
-"""Reasons why a subscription, or an attempt to subscribe, ended.
+"""Reasons why a subscription or an attempt to subscribe ended.
 
 HTTP 401, 403, 409 and 426 are ``unauthorized``, ``forbidden``, ``conflict`` and ``upgrade``;
 any other response without an upgrade is ``handshake``. ``timeout``: the connection stopped
@@ -89,8 +89,8 @@ TOPOLOGY_ERRORS = (
 )
 """Reasons for a failed topology query.
 
-HTTP 401 and 403 are ``unauthorized`` and ``forbidden``, any other status except 200 is
-``status``. ``malformed``: the response is not a JSON list. ``too_big``: it is longer than
+HTTP 401 and 403 are ``unauthorized`` and ``forbidden``, any other status except 200 is ``status``.
+``malformed``: the response is not a JSON list. ``too_big``: the response is longer than
 ``topology_client.MAX_ANSWER_BYTES``.
 """
 
@@ -244,9 +244,9 @@ class ScrapeStats:
 
     ``scrapes``, ``durations`` and ``last_…`` cover pages with flows (``/metrics``,
     ``/metrics/flows``) that were served completely; ``last_bytes`` is the size before compression.
-    ``rejected`` and ``failures`` also cover the other streamed pages. ``connections_rejected``
-    counts TCP connections closed because ``web.max_connections`` were open, ``handshakes_failed``
-    counts failed TLS handshakes.
+    ``rejected`` and ``failures`` cover all streamed pages. ``connections_rejected`` counts TCP
+    connections closed because ``web.max_connections`` were open, ``handshakes_failed`` counts
+    failed TLS handshakes.
     """
 
     scrapes: int = 0
@@ -264,12 +264,12 @@ class NameStats:
     """The names of addresses and capture points, and how they were read.
 
     ``addresses`` and ``nodes`` are the numbers of addresses and capture points with names.
-    ``ambiguous`` is the number of these addresses whose names depend on the capture point, and
-    ``unknown`` is the number of addresses without names in recent flows. ``skipped`` describes the
-    current topology, so it is a gauge. ``dropped`` counts lookups over limits.
+    ``ambiguous`` is the number of addresses whose names depend on the capture point, and
+    ``unknown`` is the number of addresses in recent flows that have no names. ``skipped`` describes
+    the current topology, so it is a gauge. ``dropped`` counts lookups over limits.
     ``labels_without_pods`` and ``missing_pod_labels`` are from `skyfast.skydive.name_hints.Hints`.
-    The durations are those of the latest query of each kind, and of the latest resolution of all
-    names.
+    The durations are the durations of the latest query of each kind and of the latest resolution of
+    all names.
     """
 
     addresses: int = 0
@@ -306,11 +306,11 @@ class TopologyStats:
 
 @dataclass(slots=True, eq=False)
 class OwnNameStats:
-    """The own names, and the latest reading of their file.
+    """The own names, and when their file was last read.
 
-    ``keys`` are those of the entries. ``file`` is empty if all names are in the configuration.
+    ``keys`` are the keys of the entries. ``file`` is empty if all names are in the configuration.
     ``labels_without_names`` lists the labels that are empty because there are no own names.
-    ``missing_keys`` are the keys of labels that no entry has.
+    ``missing_keys`` are keys that a label asks for, but no entry has.
     """
 
     entries: int = 0
@@ -336,8 +336,8 @@ class ConfigStats:
     """The result of the latest reload of the configuration, or of the start before any reload.
 
     ``reloads`` counts successful reloads, without the start, and ``last_reload_changed`` contains
-    the keys changed by the latest of them.
-    ``last_failure`` is the latest failure, and ``failures`` counts failed reloads by reason.
+    the keys that the latest successful reload changed. ``last_failure`` is the latest failure, and
+    ``failures`` counts failed reloads by reason.
     """
 
     reloads: int = 0
@@ -350,14 +350,14 @@ class ConfigStats:
 
 @dataclass(slots=True, eq=False)
 class Stats:
-    """All counters of the process except those of the table.
+    """All counters of the process except the table's counters.
 
     ``flows_filtered`` counts dropped flows by the name of the filter rule; the code that creates
     the rules adds the names. ``values_skipped`` counts the values skipped by earlier tables, by
     field, such as ``Metric.RTT``. ``max_connections``, ``max_flows`` and ``flow_memory_s`` are the
-    table's limits. ``own_names`` is None unless there are own names, or labels that show them.
-    ``clock_held`` is 1 while the table's clock is held, and ``clock_held_s`` is
-    the total time for which it was held.
+    table's limits. ``own_names`` is None unless there are own names or labels that show own names.
+    ``clock_held`` is 1 while the table's clock is held, and ``clock_held_s`` is the total time for
+    which it was held.
     """
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)

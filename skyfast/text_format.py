@@ -1,4 +1,4 @@
-"""The rules of the text exposition format 0.0.4, and of OpenMetrics 1.0 where they differ.
+"""The rules of the text exposition format 0.0.4, and how OpenMetrics 1.0 differs from it.
 
 https://prometheus.io/docs/instrumenting/exposition_formats/,
 https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md
@@ -13,7 +13,7 @@ MetricType = Literal["counter", "gauge", "histogram", "info"]
 """``info`` exists only in OpenMetrics. In the text format 0.0.4, the type is ``gauge``."""
 
 _SUFFIXES: Final[dict[MetricType, str]] = {"counter": "_total", "info": "_info"}
-"""The suffixes of samples, which names of families do not have in OpenMetrics."""
+"""The suffixes that only samples have in OpenMetrics: names of families lack them."""
 
 _RESERVED_SUFFIXES: Final[dict[MetricType, tuple[str, ...]]] = {
     "counter": ("", "_total", "_created"),
@@ -21,7 +21,7 @@ _RESERVED_SUFFIXES: Final[dict[MetricType, tuple[str, ...]]] = {
     "histogram": ("", "_bucket", "_count", "_sum", "_created"),
     "info": ("", "_info"),
 }
-"""What OpenMetrics reserves after the names of families."""
+"""Suffixes of each type: the name of a family plus such a suffix is reserved in OpenMetrics."""
 
 Sample = tuple[Mapping[str, str], float]
 """The labels and the value."""
@@ -30,9 +30,9 @@ Sample = tuple[Mapping[str, str], float]
 class Distribution(Protocol):
     """The observations of a histogram.
 
-    ``counts`` has one entry per bound, the number of observations up to this bound and above the
-    previous one, and a last entry, the number above all bounds. ``sum`` is the sum of all
-    observations.
+    ``counts`` has one entry per bound: the number of observations up to this bound and above the
+    previous bound. A last entry is the number of observations above all bounds. ``sum`` is the sum
+    of all observations.
     """
 
     @property
@@ -81,9 +81,9 @@ class MetricFamily:
     def head(self, *, openmetrics: bool) -> str:
         """Return the metadata lines before the samples.
 
-        In OpenMetrics, the name of a counter family does not end with ``_total``, that of an info
-        family does not end with ``_info``, there is a ``# UNIT`` line, and quotes in the help text
-        are escaped.
+        In OpenMetrics, the name of a counter family does not end with ``_total``, and the name of
+        an info family does not end with ``_info``. There is a ``# UNIT`` line, and quotes in the
+        help text are escaped.
         """
         name = self.openmetrics_name if openmetrics else self.name
         type_ = "gauge" if self.type == "info" and not openmetrics else self.type

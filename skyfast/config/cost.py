@@ -19,7 +19,7 @@ from skyfast.flows.planner import families, key_fields, shown_field, shows_topol
 from skyfast.flows.selection import ExportSelection, LabelSpec, MetricSpec, ViewSpec
 
 _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
-"""Fields that identify the capture point: each point has its own flow of a conversation."""
+"""Fields that identify the capture point. A conversation has a separate flow at each point."""
 
 
 NEW_FLOWS_BYTES: Final = 8
@@ -37,9 +37,9 @@ STRING_BYTES: Final = 72
 """Memory of a distinct label value or key of up to 48 bytes, including its share of an index."""
 
 NAMES_BYTES: Final = 36
-"""Memory of an address or capture point with new flows within the timeout, excluding its labels.
+"""Memory of an address or capture point with new flows within the timeout, without its labels.
 
-Includes its share of an index. Each label takes `CELL_BYTES`.
+The value includes a share of an index. Each label takes `CELL_BYTES`.
 """
 
 

@@ -1,6 +1,6 @@
 """Hosts, ports and URLs of analyzers, and addresses that the HTTP server listens on.
 
-`Endpoint` is the only type for all of them, and only this module parses endpoints.
+`Endpoint` is the type of all of these, and only this module parses them.
 """
 
 import ipaddress
@@ -52,7 +52,7 @@ class Endpoint:
 
     ``host`` is normalized by `parse_host`; an empty host means all addresses of this machine. In a
     URL, the host is also the ``Host`` header and the name that TLS verifies. If ``address`` is not
-    empty, connections use this address of the host. ``userinfo`` is ``user:password``,
+    empty, skyfast connects to this address of the host. ``userinfo`` is ``user:password``,
     percent-encoded, or empty. ``resource`` is path and query.
     """
 
@@ -63,19 +63,19 @@ class Endpoint:
     resource: str = ""
     address: str = ""
     has_port: bool = field(default=True, compare=False)
-    """Whether the URL contains the port."""
+    """Whether the URL contains a port."""
 
     def __str__(self) -> str:
         """Return the URL without credentials, or ``host:port`` without a scheme."""
         return self._written(userinfo="")
 
     def at(self, address: str) -> Self:
-        """Return a copy that connects to ``address``, or to the host if it is empty."""
+        """Return a copy that connects to ``address``, or to the host if ``address`` is empty."""
         return replace(self, address=address)
 
     @property
     def connect_host(self) -> str:
-        """The address to connect to, or else the host."""
+        """The address to connect to, or the host if there is no address."""
         return self.address or self.host
 
     @property
@@ -149,7 +149,7 @@ def parse_host(text: str) -> str:
         if not re.fullmatch(r"[\w.-]+", text) or re.fullmatch(r"[0-9.]+", text):
             raise
     else:
-        # ipaddress accepts any zone; in a URL, these characters would end the host.
+        # `ipaddress` accepts any zone, but in a URL, these characters would end the host.
         if re.search(r"[\s:/?#@%\[\]\\]", address.partition("%")[2]):
             raise ValueError(f"{text!r} has an invalid zone")
         return address

@@ -17,10 +17,10 @@ from skyfast.config.yaml_nodes import (
 
 
 class InvalidValue(Exception):  # noqa: N818 - becomes a ConfigError
-    """A value that its key does not accept.
+    """The key does not accept its value.
 
-    The message is the value and ``problem``, or only ``problem`` if ``shown`` is false. ``name`` is
-    the path below the key. ``line``, if known, replaces the line of the key.
+    The message contains the value and ``problem``, or only ``problem`` if ``shown`` is false.
+    ``name`` is the path below the key. ``line``, if known, replaces the line of the key.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class InvalidValue(Exception):  # noqa: N818 - becomes a ConfigError
         """Further errors of the same key."""
 
     def all(self) -> "Iterator[InvalidValue]":
-        """Yield this error and the others."""
+        """Yield this error and the further errors."""
         yield self
         for other in self.others:
             yield from other.all()
@@ -72,7 +72,7 @@ def hide_nothing(_: YamlValue) -> bool:
 
 
 def hide_scalars(value: YamlValue) -> bool:
-    """Hide scalars; messages show only the kind of other values."""
+    """Hide scalars. For lists and mappings, messages show only the kind."""
     return isinstance(value, str | bool)
 
 
@@ -95,7 +95,7 @@ class Origin:
         return self.source if self.line is None else f"{self.source}: line {self.line}"
 
     def part(self, line: int | None) -> "Origin":
-        """Return the origin of a nested value; if ``line`` is None, this origin."""
+        """Return the origin of a nested value, or this origin if ``line`` is None."""
         return self if self.line is None or line is None else Origin(self.source, line)
 
     def problems(

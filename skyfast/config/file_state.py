@@ -16,7 +16,7 @@ class FileState:
 
 
 Files: TypeAlias = dict[str, FileState | None]
-"""Paths, and the state of each file before it was read."""
+"""Paths, and the state that each file had before it was read."""
 
 
 def file_state(path: str) -> FileState | None:
@@ -29,5 +29,5 @@ def file_state(path: str) -> FileState | None:
 
 
 def have_changed(files: Mapping[str, FileState | None]) -> bool:
-    """Return whether any file has another state than the one in ``files``."""
+    """Return whether the state of any file differs from ``files``."""
     return any(file_state(path) != state for path, state in files.items())

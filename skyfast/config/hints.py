@@ -1,4 +1,4 @@
-"""Suggestions for unknown keys and variables: the known name that the user probably meant.
+"""Suggests the known key or variable that the user probably meant by an unknown name.
 
 All suggestions come from the tree of known keys.
 """
@@ -11,13 +11,13 @@ from typing import Final
 from skyfast.config.yaml_nodes import YamlNode, YamlValue, join
 
 MAX_SUGGESTIONS: Final = 3
-"""Maximum number of keys of one name in a message; if there are more, the message lists none."""
+"""Maximum number of keys of one name in a message; if there are more, the message lists no key."""
 
 CLOSE: Final = 0.8
 """Minimum similarity, as a ratio of `difflib`, of a name that is reported as a misspelling."""
 
 SIMILAR: Final = 0.6
-"""Minimum similarity if the name certainly means a key of skyfast."""
+"""The minimum similarity if the name certainly means a key of skyfast."""
 
 MIN_END: Final = 8
 """Minimum length of a name that is compared with the ends of known variables."""
@@ -50,8 +50,9 @@ class KnownKeys:
     def suggest(self, path: str, value: YamlValue, *, cutoff: float) -> tuple[str, ...]:
         """Return the known paths that an unknown ``path`` with this value may mean.
 
-        The candidates, in order: a sibling with at least this similarity; the same name at another
-        level; the section that contains the keys of ``value``; a similar name at another level.
+        The candidates, in order: a sibling whose similarity is at least ``cutoff``; the same name
+        at another level; the section that contains the keys of ``value``; a similar name at another
+        level.
         """
         parent, _, name = path.rpartition(".")
         if near := difflib.get_close_matches(name, self.children(parent), 1, cutoff):
@@ -93,7 +94,7 @@ class KnownKeys:
     def misplaced(
         self, path: str, nodes: Mapping[str, YamlNode]
     ) -> Iterator[tuple[str, YamlNode, str]]:
-        """Yield known sections below an unknown one: path, node and known path.
+        """Yield known sections below an unknown section: path, node and known path.
 
         Each mapping is visited once, even if it has aliases.
         """
@@ -130,9 +131,10 @@ def similar_variable(
 ) -> str:
     """Return the known variable that is most similar to ``name``, or an empty string.
 
-    ``known`` has all variables by name; ``sections`` are the common prefixes of several variables,
-    and ``prefix`` is the prefix of all. The comparison ignores the longest section that ``name``
-    starts with. A name that is the end of exactly one known variable matches this variable.
+    ``known`` has all variables by name; ``sections`` are prefixes that several variables share, and
+    ``prefix`` is the prefix of all variables. The comparison ignores the longest section that
+    ``name`` starts with. If exactly one known variable ends with ``name``, the result is this
+    variable.
     """
     begins = max((section for section in sections if name.startswith(section)), key=len, default="")
     end = name.removeprefix(prefix)

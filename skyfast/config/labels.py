@@ -51,7 +51,7 @@ def to_label(value: YamlValue) -> LabelSpec:
     nodes = mapping_of(
         value,
         known=("name", *_SOURCES),
-        # "path, k8s_label or names_key" is never a key: it is reported as missing.
+        # No mapping has the key "path, k8s_label or names_key", so an error reports it as missing.
         required=("name", found[0] if found else _ANY_SOURCE),
         what=f"a label with name and {_ANY_SOURCE}",
     )
@@ -71,13 +71,13 @@ def to_label(value: YamlValue) -> LabelSpec:
 
 
 _SOURCES = ("path", "k8s_label", "names_key")
-"""The entries of a label, besides its name, that say where its value comes from."""
+"""The entries of a label, besides its name, that define the source of its value."""
 
 _ANY_SOURCE = "path, k8s_label or names_key"
 
 
 def for_each_end(label: LabelSpec) -> tuple[LabelSpec, ...]:
-    """Return the labels that an entry adds: two for a label of the ends without a prefix."""
+    """Return the labels that an entry adds: two labels if a label of the ends has no prefix."""
     if not label.is_of_ends or label.name.startswith(PREFIXES):
         return (label,)
     return tuple(replace(label, name=f"{prefix}{label.name}") for prefix in PREFIXES)
@@ -145,7 +145,7 @@ _ALL_LABELS = "; ".join(
 
 
 def _label_advice(text: str) -> str:
-    """Return a hint for an unknown label: similar names of the same end, or the possible ones."""
+    """Return a hint for an unknown label: similar names of the same end, or all possible names."""
     word, rest = [*re.split("[_-]", text, maxsplit=1), ""][:2]
     if prefix := _SYNONYMS.get(nearest(word, _SYNONYMS, cutoff=0.8)):
         return _part_advice(prefix, rest)

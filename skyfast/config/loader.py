@@ -73,7 +73,7 @@ MAX_MISPLACED = 20
 
 
 def load(path: str, environ: Mapping[str, str], *, replayed: str = "") -> Config:
-    """Read the file at ``path``, or standard input if that is ``-``.
+    """Read the file at ``path``, or standard input if ``path`` is ``-``.
 
     ``replayed`` describes the recordings that replace the analyzers, if any.
 
@@ -155,7 +155,7 @@ class _SetValue:
 
 
 class _SortedProblems:
-    """Errors in the order of their lines, then errors without a line."""
+    """Errors in the order of their lines. Errors without a line are last."""
 
     def __init__(self) -> None:
         self._errors: list[tuple[float, str]] = []
@@ -206,7 +206,8 @@ def _collect(
             elif isinstance(node.value, dict):
                 descend(node.value, path)
             elif node.value is not None:
-                # The value is not shown: without a space, "password:secret" is a single string.
+                # The message does not show the value: without a space, "password:secret" is a
+                # single string.
                 text = f"{origin}: {path}: {kind_of(node.value)} is not a mapping of keys"
                 problems.add(text, node.line)
 
@@ -271,7 +272,7 @@ def _advice(path: str, value: YamlValue) -> str:
 
 
 def _check_variables(environ: Mapping[str, str]) -> list[Note]:
-    """Return notes about unknown environment variables that resemble the variable of a key."""
+    """Return notes about unknown environment variables with names like those of known variables."""
     notes = []
     known = {key.env: key.path for key in SCHEMA.values() if key.env}
     in_file_only = {
@@ -336,10 +337,10 @@ class _Settings:
         return value is not None and len(_nodes_along(value.value, place)) == len(place)
 
     def error(self, key: Key[Any], problem: str, *place: str | int) -> ConfigError:
-        """Return an error about a value that conflicts with others.
+        """Return an error about a value that conflicts with another value.
 
-        ``place`` is the path below the key: list positions and mapping keys, which the file need
-        not contain.
+        ``place`` is the path below the key: list positions and mapping keys. The file need not
+        contain this path.
         """
         value = self._set_values[key.path]
         nodes = _nodes_along(value.value, place)
@@ -357,7 +358,7 @@ def _is_set(key: Key[Any], value: YamlValue) -> bool:
 
 
 def _nodes_along(value: YamlValue, place: Sequence[str | int]) -> list[YamlNode]:
-    """Return the nodes on the path to ``place`` that exist."""
+    """Return the existing nodes on the path to ``place``."""
     nodes: list[YamlNode] = []
     for step in place:
         if isinstance(value, list) and isinstance(step, int) and step < len(value):
@@ -430,7 +431,7 @@ def _resolve_endpoints(
 def _urls(
     url: Endpoint | None, analyzers: tuple[Endpoint, ...], *, secure: bool
 ) -> tuple[Endpoint, ...]:
-    """Return a URL for each analyzer, or only ``url`` if it is set and not one of the analyzers.
+    """Return a URL for each analyzer, or only ``url`` if ``url`` is not an analyzer's.
 
     Like Skydive, use ``wss`` if a client certificate is configured.
     """
@@ -451,7 +452,7 @@ def _urls(
 
 
 def _views(get: _Settings) -> tuple[views.ViewEntry, ...]:
-    """Return the main view, then the others."""
+    """Return the main view, then all other views."""
     direction = get(schema.DIRECTIONS)
     chosen = get(schema.LABELS)
     if direction == "sum" and not get.is_set(schema.LABELS):

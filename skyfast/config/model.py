@@ -30,8 +30,8 @@ class TLS:
 class Subscriber:
     """The subscriptions.
 
-    ``endpoints`` are the URLs in order, each analyzer once. An empty ``capture_id`` means the flows
-    of all captures.
+    ``endpoints`` are the URLs in order, with one URL per analyzer. An empty ``capture_id`` means
+    the flows of all captures.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -64,7 +64,7 @@ class TableLimits:
 
     @property
     def timeout_s(self) -> float:
-        """How long after its last report a connection expires."""
+        """The time from a connection's last report to its expiry."""
         return self.connection_timeout_s + self.connection_grace_s
 
 
@@ -120,9 +120,10 @@ class Config:
 
     ``source`` is the path of the file, or ``-``. ``analyzers`` are the configured analyzers as
     ``host:port``, empty if only URLs are set; skyfast subscribes to ``subscriber.endpoints``.
-    ``shard`` comes from the command line. ``given`` are the paths of the keys that the file or a
-    variable sets. ``replayed`` describes the recordings that replace the analyzers, or is empty. In
-    a replay, ``analyzers`` is empty, and ``subscriber.endpoints`` is empty until the replay starts.
+    ``shard`` comes from the command line. ``given`` are the paths of the keys that are set in the
+    file or by a variable. ``replayed`` describes the recordings that replace the analyzers; without
+    a replay, it is empty. In a replay, ``analyzers`` is empty, and ``subscriber.endpoints`` is
+    empty until the replay starts.
     """
 
     source: str

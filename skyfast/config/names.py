@@ -1,7 +1,7 @@
 """Reads and writes the names that users give to addresses, and reads their file.
 
 `to_names` and `show_names` are the parser and the formatter of the key ``names``. `load` reads the
-file of ``names_file`` and adds these entries.
+file of ``names_file`` and adds the entries of the key ``names``.
 """
 
 import time
@@ -32,15 +32,15 @@ MAX_FILE_BYTES: Final = 16 << 20
 """Security limit: longer files are rejected. About 500,000 entries fit into a file."""
 
 _NAME: Final = "name"
-"""The entry of a mapping that is the name, and not a value."""
+"""The key of the name in a mapping; all other keys are for values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NameSources:
     """Where own names come from.
 
-    ``entries`` are those of the configuration, by their spelling of the prefix. ``file`` is the
-    path of a CSV file, or empty.
+    ``entries`` are the entries of the configuration, by the prefix as it is written there. ``file``
+    is the path of a CSV file, or empty.
     """
 
     entries: Mapping[str, tuple[Prefix, Entry]]
@@ -48,7 +48,7 @@ class NameSources:
 
     @property
     def are_set(self) -> bool:
-        """Whether there is any."""
+        """Whether there is any source."""
         return bool(self.entries or self.file)
 
 
@@ -56,8 +56,8 @@ class NameSources:
 class LoadedNames:
     """Own names, and where they are from.
 
-    ``keys`` are those that any entry has. ``state`` is that of the file before it was read, or None
-    without a file. ``timestamp_s`` is the Unix time of the reading.
+    ``keys`` are the keys that at least one entry has. ``state`` is the state of the file before it
+    was read, or None without a file. ``timestamp_s`` is the Unix time of the reading.
     """
 
     own: OwnNames
@@ -68,7 +68,7 @@ class LoadedNames:
 
     @property
     def missing_keys(self) -> tuple[str, ...]:
-        """The keys of labels that no entry has; none if there are no entries at all."""
+        """The keys that a label asks for but no entry has; empty without sources."""
         keys = self.own.keys if self.sources.are_set else ()
         return tuple(key for key in keys if key not in self.keys)
 
@@ -178,7 +178,7 @@ def _read_file(path: str) -> dict[Prefix, Entry]:
 
 
 def labels_without_names(sources: NameSources, export: ExportSelection) -> str:
-    """Return the labels that are always empty because there are no own names; "" if none is."""
+    """Return the labels that are empty because there are no own names; "" if there are none."""
     views = (export.main, *export.views)
     labels = dict.fromkeys(
         label.name for view in views for label in view.labels if shows_only_own(label)

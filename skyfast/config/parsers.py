@@ -32,7 +32,7 @@ MAX_SECONDS = 31_536_000
 """The longest duration: a year."""
 
 MAX_ENTRIES = 4096
-"""Maximum number of values of a condition, and of ports in a list."""
+"""Maximum number of values of a condition, and maximum number of ports in a list."""
 
 
 LEVELS = {
@@ -128,7 +128,7 @@ def duration(*, zero: bool) -> Callable[[YamlValue], float]:
 
 
 def show_seconds(number: float) -> float:
-    """Return whole seconds as an integer, and others unchanged."""
+    """Return whole seconds as an integer, and any other number unchanged."""
     return int(number) if number.is_integer() else number
 
 
@@ -168,7 +168,7 @@ def one_of(*names: S) -> Callable[[YamlValue], S]:
 
 def _parse_choice(value: YamlValue, choices: Iterable[str]) -> str:
     """Parse a string like `parse_str`. For a boolean, the error lists ``choices``."""
-    if isinstance(value, bool):  # quotes would not help
+    if isinstance(value, bool):  # `parse_str` would suggest quotes, which would not help
         raise InvalidValue(f"is not one of {', '.join(choices)}", value)
     return parse_str(value)
 
@@ -198,7 +198,8 @@ def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ..
         try:
             return tuple(item(text) for text in re.split(r"[\s,]+", value) if text)
         except InvalidValue as error:
-            # A password with a comma was split too: only the whole string can be redacted.
+            # A password with a comma was split, too. Therefore only the whole string can be
+            # redacted.
             error.value = value if "@" in value else error.value
             raise
 
@@ -280,7 +281,7 @@ def mapping_of(
                 raise InvalidValue(problem, name=name, line=node.line, shown=False)
         if node.value is not None:
             nodes[name.lower()] = node
-    # An unknown key is probably a misspelling of the missing one: report only that.
+    # The unknown key is probably a misspelling of the missing key, so report only the unknown key.
     problems.check()
     if missing := [name for name in required if name not in nodes]:
         raise InvalidValue(f"missing {' and '.join(missing)}; expected {what}", value, shown=False)
@@ -293,7 +294,7 @@ def entry_of(
     parse: Callable[[YamlValue], T],
     default: T | None = None,
 ) -> T:
-    """Return a parsed entry of a mapping, or the default if it is missing or empty."""
+    """Return a parsed entry of a mapping, or the default if the entry is missing or empty."""
     if name not in nodes or (default is not None and nodes[name].value in ("", [])):
         return cast(T, default)
     with error_context(nodes[name], name):
@@ -308,7 +309,7 @@ class Entries:
         self._problems = Problems()
 
     def of(self, name: str, parse: Callable[[YamlValue], T], default: T | None = None) -> T:
-        """Return an entry like `entry_of`; if it is invalid, the result must not be used."""
+        """Return an entry like `entry_of`; if the entry is invalid, the result must not be used."""
         with self._problems:
             return entry_of(self._nodes, name, parse, default)
         return cast(T, None)

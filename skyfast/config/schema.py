@@ -50,7 +50,7 @@ class Key(Generic[T]):
     """A key of the configuration file.
 
     ``parse`` returns the parsed value or raises `InvalidValue`. ``default`` applies if the key is
-    missing, null or empty; with ``can_be_empty``, an empty list is a value. ``show`` returns the
+    missing, null or empty; with ``can_be_empty``, an empty list counts as set. ``show`` returns the
     value that `dump` writes, with secrets hidden, or None if other keys show the value. ``secret``
     keeps the value out of messages. ``env`` is the environment variable that overrides the key,
     empty for structured values.
@@ -344,7 +344,7 @@ KNOWN: Final = hints.KnownKeys(
 """The tree of all keys."""
 
 STRICT_SECTIONS = ("pipeline.", "web.")
-"""Sections in which an unknown key is an error; in others, it may be a key of Skydive."""
+"""Sections in which an unknown key is an error; elsewhere, it may be a key of Skydive."""
 
 SECTIONS_OF_GO_CORE = (
     "pipeline.mangle.",

@@ -41,9 +41,9 @@ VIEW_TIMEOUT_S = 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewEntry:
-    """A view of a configuration, and the timeout of its rows without reports, or 0 if unset.
+    """A view of a configuration, and the timeout of rows without reports: 0 if not set.
 
-    The main view has 0: its rows expire with their flows.
+    The main view always has 0, because its rows expire with their flows.
     """
 
     choice: ViewSpec
@@ -84,7 +84,7 @@ def _to_view(value: YamlValue) -> ViewEntry:
 
 
 to_views = bounded_list_of(_to_view, "views", most=MAX_VIEWS - 1)
-"""Accepts a list of views other than the main one. Views without a timeout have 0."""
+"""Accepts a list of views without the main view. Views without a timeout have 0."""
 
 
 def show_views(views: Sequence[ViewSpec], timeouts_s: Sequence[float]) -> list[object]:
@@ -102,7 +102,7 @@ def show_views(views: Sequence[ViewSpec], timeouts_s: Sequence[float]) -> list[o
 
 
 class ViewError(Exception):
-    """An entry of view number ``view`` conflicts with another one or with a limit.
+    """An entry of view number ``view`` conflicts with another entry or with a limit.
 
     ``places`` are paths to the entry, best first; the file need not contain all of them. ``other``
     is the error from the point of view of the other entry.
@@ -127,7 +127,7 @@ def resolve_views(
 ) -> tuple[ViewEntry, ...]:
     """Return the views, main view first, with defaults filled in.
 
-    ``others`` are other families of the page that the configuration selects.
+    ``others`` are the selected families of the page that belong to no view.
 
     Raises:
         ViewError: The views cannot be on one page.

@@ -78,7 +78,7 @@ def file_name(source: str) -> str:
 
 
 def read_file(path: str) -> str:
-    """Return the text of the file at ``path``, or of standard input if that is ``-``.
+    """Return the text of the file at ``path``, or of standard input if ``path`` is ``-``.
 
     Raises:
         ConfigError: The file cannot be read, is too long, or is not UTF-8.
@@ -154,7 +154,7 @@ class _Composer:
         return node.value
 
     def _error(self, event: Any, path: str, text: str) -> ConfigError:
-        """Return a fatal error, together with the errors before it."""
+        """Return an error that ends parsing, together with the errors before it."""
         self._refuse(event, path, text)
         return ConfigError(*self._problems)
 
@@ -174,12 +174,14 @@ class _Composer:
     def _node(self, event: Any, events: Iterator[Any], path: str, depth: int) -> YamlNode:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
-                # The name is not shown: an unquoted password can begin with an asterisk.
+                # The message does not show the name: an unquoted password can begin with an
+                # asterisk.
                 self._refuse(event, path, "this YAML alias (*) has no anchor above it")
                 return YamlNode(None, _line(event))
             return self._anchors[event.anchor]
         if event.tag not in _TAGS:
-            # The tag is not shown either: an unquoted password can begin with an exclamation mark.
+            # The message does not show the tag: an unquoted password can begin with an exclamation
+            # mark.
             self._refuse(event, path, "this YAML tag (!) is unknown")
         if depth > MAX_DEPTH:
             raise self._error(event, path, f"is nested deeper than {MAX_DEPTH} levels")
@@ -240,7 +242,7 @@ def _syntax_error(error: Exception, text: str) -> str:
         return f"not valid YAML: {problem}"
     context = getattr(error, "context_mark", None)
     lines = _LINE_BREAK.split(text)
-    # The pure Python parser quotes the handle, and an unquoted password can look like a handle.
+    # PyYAML's message quotes the handle, but an unquoted password can look like a handle.
     explained = _explanation(problem, mark, context, lines) or re.sub(
         r"(undefined tag handle).*", r"\1", problem
     )

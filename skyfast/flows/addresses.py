@@ -1,7 +1,8 @@
 """Parses, formats, masks and matches the IP addresses in flows.
 
-An address is represented by its 4 or 16 bytes. `ipaddress` objects would take ten times as long,
-and a cache does not help during a network scan, when every flow has a new address.
+An address is represented by its 4 or 16 bytes. Parsing to `ipaddress` objects would take ten times
+as long. A cache would not help during a network scan, because every flow of a scan has a new
+address.
 """
 
 from collections.abc import Iterable
@@ -35,7 +36,7 @@ def read(text: str) -> bytes | None:
 
 
 def write(address: bytes) -> str:
-    """Format an address as RFC 5952 recommends; IPv6 always without dots."""
+    """Format an address as RFC 5952 recommends. IPv6 addresses never have dots."""
     if len(address) == _IPV4_BYTES:
         return inet_ntop(AF_INET, address)
     if address.startswith(_ZEROES):  # C libraries write dots here
@@ -51,7 +52,7 @@ def masked(address: bytes, bits: int) -> bytes:
 
 
 class Networks:
-    """A set of networks; ``address in networks`` tests whether any of them contains it."""
+    """A set of networks; ``address in networks`` tests whether any network contains the address."""
 
     __slots__ = ("_ipv4", "_ipv6")
 

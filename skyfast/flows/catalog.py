@@ -32,7 +32,7 @@ FIXED_PREFIXES: Final = (
     "skyfast_",
     "process_",
 )
-"""Prefixes of the other families of the page."""
+"""Prefixes of the families of the page that are not families of flows."""
 
 Cardinality = Literal["low", "medium", "unbounded"]
 """The number of label values: a handful, limited by the size of the network, or unlimited."""
@@ -42,10 +42,11 @@ Cardinality = Literal["low", "medium", "unbounded"]
 class LabelDef:
     """A label that can be selected by name.
 
-    ``path`` is its field, or empty if it does not come from a single field. ``lookup`` is
-    ``classification``, or the name of the mapping in `skyfast.flows.planner.NameSource` that maps
-    the field to a tuple of names; the label value is element ``index`` of that tuple, or with
-    ``is_own`` element ``index`` of the own names in that tuple.
+    ``path`` is the label's field, or empty if the label does not come from a single field.
+    ``lookup`` is ``classification``, or the name of a mapping in
+    `skyfast.flows.planner.NameSource`. This mapping maps the field to a tuple of names, and the
+    label value is element ``index`` of the tuple. With ``is_own``, ``index`` counts only the own
+    names in the tuple.
     """
 
     name: str
@@ -69,11 +70,12 @@ ADDRESS_NAMES: Final = (
 )
 """The names of an address from the topology, in the order of the tuples in `NameSource.ends`.
 
-They are followed by the values of the pod labels in `ExportSelection.k8s_labels`, and then by the
-own names: the network, and the values of the keys in `ExportSelection.names_keys`."""
+In a tuple, these names are followed by the values of the pod labels in
+`ExportSelection.k8s_labels`, and then by the own names: the network, and the values of the keys in
+`ExportSelection.names_keys`."""
 
 NETWORK: Final = "network"
-"""The first one of the own names of an address."""
+"""The first own name of an address in these tuples: the name of its network."""
 
 NODE_NAMES: Final = (
     *("name", "host", "type", "netns", "namespace", "pod", "workload", "container"),
@@ -84,7 +86,7 @@ INTERFACE_LABELS: Final = frozenset({"node_name", "node_host", "node_type"})
 """The labels whose names can be found with only the interfaces of the topology."""
 
 LOCAL_LABELS: Final = frozenset({"node_netns", "node_container"})
-"""The labels that need namespaces and containers, but no objects of Kubernetes."""
+"""The labels that need network namespaces and containers, but no objects of Kubernetes."""
 
 CONTAINER_POD_LABELS: Final = frozenset(
     f"{prefix}_{name}"
@@ -101,7 +103,7 @@ POD_LABELS: Final = CONTAINER_POD_LABELS | {
 """The labels that are empty without Kubernetes pods."""
 
 ENDS: Final = {"initiator": INITIATOR_IP, "target": TARGET_IP}
-"""The two ends of a flow, as prefixes of label names, and the fields with their addresses."""
+"""The two ends of a flow: the prefix of label names, and the field with the end's address."""
 
 _Name = tuple[Cardinality, str]
 
@@ -309,12 +311,12 @@ ENDPOINTS: Final = frozenset({INITIATOR_IP, TARGET_IP, INITIATOR_PORT, TARGET_PO
 class MetricDef:
     """A metric that can be selected by name.
 
-    ``paths`` are the fields: one for both directions, or one for each direction, or none if skyfast
-    itself counts the value. ``compatible`` is the family's name in the main view. ``standard`` is
-    the part of its name after the prefix, with ``naming: standard`` and in other views. ``unit`` is
-    the unit in the standard name. Pages show values divided by 10 to the power of
-    ``compatible_decimals`` or ``standard_decimals``. ``help`` can be followed by "on this
-    connection".
+    ``paths`` are the fields: one field for both directions, or one field for each direction, or no
+    field if skyfast itself counts the value. ``compatible`` is the family's name in the main view
+    with ``naming: compatible``. ``standard`` is the part of the family's name after the prefix,
+    with ``naming: standard`` and in all other views. ``unit`` is the unit in the standard name.
+    Pages show values divided by 10 to the power of ``compatible_decimals`` or
+    ``standard_decimals``. The words "on this connection" can be added after ``help``.
     """
 
     name: str

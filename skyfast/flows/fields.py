@@ -16,7 +16,7 @@ from skyfast.flows.plan import FieldPath, Plan
 
 # Invalid UTF-8 and deep nesting raise errors of Python itself.
 UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""Exceptions of msgspec for JSON that it cannot decode."""
+"""The exceptions that msgspec raises for JSON that it cannot decode."""
 
 
 def _fields() -> dict[FieldPath, type]:
@@ -61,13 +61,13 @@ PATHS: Final[Mapping[str, FieldPath]] = {".".join(path): path for path in FIELDS
 """The same fields by their names in the configuration, such as ``Link.ID``."""
 
 CLOSING: Final = 1
-"""``FinishType`` of a flow's last report. Ordinary reports can have other values."""
+"""``FinishType`` of a flow's last report. Earlier reports can have other values."""
 
 # The table reads these fields of every flow, whatever the plan is.
 _BOOKKEEPING: tuple[FieldPath, ...] = (("UUID",), ("Last",), ("FinishType",))
 
 # These fields identify a flow's start, its first report (the first two fields are equal), and a
-# closing report that repeats the previous one.
+# closing report that repeats the previous report.
 _MARKS: tuple[FieldPath, ...] = (
     ("Start",),
     ("LastUpdateMetric", "Start"),
@@ -92,7 +92,7 @@ class FlowTypes:
     ``FullReport`` adds ``LastUpdateMetric``, for flows that are unknown but not new.
 
     ``omissible`` are the fields and parts of ``FullReport`` that are not required to count a flow:
-    gauges, optional counters, and the fields that identify a first or a last report.
+    gauges, optional counters, and the fields that identify a first report or a last report.
     """
 
     Update: type[msgspec.Struct]
@@ -132,7 +132,7 @@ def _omissible(
     may_lack = {("FinishType",), *_MARKS, *(gauge.path for gauge in plan.gauges)}
     may_lack |= {path for counter in plan.counters for path in counter.last_update}
     may_lack |= {path for counter in plan.counters if counter.optional for path in counter.paths}
-    # A field that is also used for something required is not omissible.
+    # If a field is required for another purpose, it is not omissible.
     must_have = {*needed, ("UUID",), ("Last",)}
     must_have |= {
         path for counter in plan.counters if not counter.optional for path in counter.paths

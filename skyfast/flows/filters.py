@@ -1,8 +1,9 @@
 """Decides which flows reach the table: classification by networks, and filter rules.
 
-The rules of a configuration are compiled to one function, because it runs for every flow and
-closures take twice as long. Its source contains only names of fields from
-`skyfast.flows.fields.FIELDS` and names of constants; values from the configuration are constants.
+The rules of a configuration are compiled to one function, because they are tested for every flow,
+and closures would take twice as long. The source of this function contains only names of fields
+from `skyfast.flows.fields.FIELDS` and names of constants. Values from the configuration are
+constants.
 """
 
 from bisect import bisect
@@ -23,7 +24,7 @@ EXCLUDED = "excluded"
 
 _OUTSIDE, _INSIDE, _NO_ADDRESS = range(3)
 
-# Indexed by the location of the initiator, then by that of the target.
+# Indexed by the location of the initiator, then by the location of the target.
 _TAGS = (
     (OTHER, "ingress", OTHER),
     ("egress", "internal", OTHER),
@@ -35,9 +36,9 @@ class Classifier:
     """Classifies flows as ``internal``, ``egress``, ``ingress`` or ``other``.
 
     A flow is ``internal`` if both addresses are in the cluster's networks, ``egress`` if only the
-    initiator's address is, and ``ingress`` if only the target's is. It is ``other`` if neither
-    address is in these networks, if an address is invalid, or if the flow has no ``Network``. This
-    is a `skyfast.flows.plan.LabelMapper` of whole flows.
+    initiator's address is in them, and ``ingress`` if only the target's address is in them. It is
+    ``other`` if neither address is in these networks, if an address is invalid, or if the flow has
+    no ``Network``. This is a `skyfast.flows.plan.LabelMapper` of whole flows.
     """
 
     READS: ClassVar[tuple[FieldPath, ...]] = (("Network", "A"), ("Network", "B"))
@@ -68,7 +69,7 @@ def classifier(masks: Sequence[Network]) -> Classifier:
 
 
 def reads(config: Filter) -> tuple[FieldPath, ...]:
-    """Return the fields that the rules read, without those of the plan's requirements."""
+    """Return the fields that the rules read, without the fields of the plan's requirements."""
     fields = [condition.path for condition in _conditions(config)]
     paths = [path for path in fields if path is not None]
     if config.excluded_tags or None in fields:
@@ -88,7 +89,7 @@ class FlowFilter:
         self._counters = counters
 
     def __call__(self, flows: list[Flow]) -> list[Flow]:
-        """Return the flows that pass, in order; count the dropped ones.
+        """Return the flows that pass, in order; count the dropped flows.
 
         Without rules, the result is ``flows`` itself.
         """
@@ -116,9 +117,10 @@ def make_flow_filter(
 ) -> FlowFilter:
     """Return a filter that applies ``excluded_tags``, ``drop`` and ``keep``, in this order.
 
-    A dropped flow is counted once, under the first reason that applies: `EXCLUDED` in ``skipped``
-    if its tag is excluded, the first matching drop rule in ``filtered``, or `KEEP` in ``filtered``
-    if there are keep rules but none matches. ``filtered`` has all names from the start.
+    A dropped flow is counted once, under the first reason that applies. If its tag is excluded, the
+    reason is `EXCLUDED` in ``skipped``. If a drop rule matches, the reason is the first such rule
+    in ``filtered``. If there are keep rules but none matches, the reason is `KEEP` in ``filtered``.
+    ``filtered`` has all names from the start.
 
     If the part with the field is missing, a condition does not match, and a negated condition
     matches. Every flow has a tag: see `Classifier`.
@@ -216,7 +218,7 @@ class _FunctionSource:
         return f"not {text}" if condition.negated else text
 
     def _test(self, condition: Condition, value: str, kind: type) -> str:
-        """Return an expression equivalent to `matcher`; it binds more tightly than ``not``."""
+        """Return an expression equivalent to `matcher`, which binds more tightly than ``not``."""
         if condition.pattern is not None or condition.networks:
             alike = (condition.values, condition.ranges, condition.networks, condition.pattern)
             if alike not in self._memories:

@@ -22,7 +22,7 @@ MAX_NAME_CHARS: Final = 256
 """Maximum number of characters of a name and of a value."""
 
 MAX_KEYS: Final = 100
-"""Maximum number of different keys in a file. The log and the status page list all of them."""
+"""Maximum number of different keys in a file. The log and the status page list all keys."""
 
 MAX_PROBLEMS: Final = 20
 """Number of invalid lines after which a file is not read any further."""
@@ -30,15 +30,15 @@ MAX_PROBLEMS: Final = 20
 Prefix: TypeAlias = int
 """An address or a network, as an integer: first address, then 8 bits for the length of the prefix.
 
-In IPv6, another bit is set before the address. Integers are in the order of the first addresses,
-and networks come before those that they contain."""
+For IPv6, another bit is set before the address. Sorted integers are in the order of the first
+addresses, and a network comes before the networks that it contains."""
 
 Names: TypeAlias = tuple[str, ...]
 """The own names of an address: its name, its network, then the values of the keys.
 
 The name is from the entry of exactly this address. The network is the name of the smallest network
-that contains it and has a name. Each value is from the longest prefix that has the key. Empty
-strings mean that there is none."""
+that contains it and has a name. Each value is from the longest prefix that has the key. A missing
+string is empty."""
 
 _KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_SHOWN: Final = 60
@@ -47,7 +47,7 @@ _IPV4_BYTES: Final = 4
 _IPV4_BITS: Final = 32
 _IPV6_BITS: Final = 128
 _MAPPED_BITS: Final = _IPV6_BITS - _IPV4_BITS
-"""Length of the prefix of IPv4-mapped IPv6 addresses."""
+"""Length of the prefix that all IPv4-mapped IPv6 addresses share."""
 
 _LENGTH_BITS: Final = 8
 _LENGTH_MASK: Final = (1 << _LENGTH_BITS) - 1
@@ -59,7 +59,7 @@ _INDEXED_BITS: Final = 16
 """Bits of an IPv4 address that are not used to index the ranges."""
 
 _SORTED_AT_ONCE: Final = 100_000
-"""Number of prefixes that are sorted within about 20 ms. Merging sorted parts takes longer."""
+"""Number of prefixes that are sorted within about 20 ms. Merging the sorted parts takes longer."""
 
 _FREED_AT_ONCE: Final = 10_000
 """Number of names that are freed within a millisecond."""
@@ -140,7 +140,8 @@ def read_prefix(text: str) -> Prefix:
     IPv4-mapped IPv6 addresses are returned as IPv4.
 
     Raises:
-        InvalidEntryError: It is neither, or the address is not the first one of the network.
+        InvalidEntryError: The text is neither, or the address is not the first address of the
+        network.
 
     """
     address, slash, length = text.partition("/")
@@ -262,7 +263,7 @@ def release(mapping: dict[Any, Any]) -> None:
 
 
 def _unquoted(prefix: str) -> str:
-    """Return a prefix without its quotes. It contains neither quotes nor commas."""
+    """Return a prefix without its quotes. The prefix contains neither quotes nor commas."""
     if len(prefix) < 2 or not prefix.endswith('"'):
         raise InvalidEntryError(f"wrong quotes: {_shown(prefix)}")
     return prefix[1:-1]
@@ -278,7 +279,7 @@ def _split(text: str) -> list[str]:
 
 
 def _in_order(prefixes: Iterable[Prefix]) -> list[Prefix]:
-    """Return sorted prefixes. Sorting all of them at once would not be interruptible."""
+    """Return sorted prefixes. Sorting all prefixes at once would not be interruptible."""
     rest = iter(prefixes)
     chunks = []
     while chunk := list(islice(rest, _SORTED_AT_ONCE)):
@@ -302,15 +303,16 @@ def _ranges(
     keys: Sequence[str],
     numbers: dict[Names, int],
 ) -> tuple[list[int], "array[int]"]:
-    """Return the first addresses of the ranges, in order, and the number of the names of each.
+    """Return the first address of each range, in order, and the number of the range's names.
 
     ``ordered`` are the prefixes of one IP version, whose addresses have ``most`` bits. The first
-    range starts at 0. ``numbers`` numbers the different names; new ones are added.
+    range starts at 0. ``numbers`` has a number for each different tuple of names; new tuples are
+    added.
     """
     starts, names_of = [0], array("I", [0])
     mask = (1 << most) - 1
     positions = {key: number for number, key in enumerate(keys, 2)}
-    # The networks that contain the current address, from the outside: end, number and names.
+    # The networks that contain the current address, largest first: end, number and names of each.
     nothing = next(iter(numbers))
     outer: list[tuple[int, int, Names]] = [(1 << most, 0, nothing)]
 
@@ -355,16 +357,16 @@ class OwnNames:
     """Looks up addresses; immutable.
 
     The networks are flattened into ranges that do not overlap, so a lookup is one binary search in
-    compact arrays: among the ranges that begin in the same /16 network, or among all of IPv6.
+    compact arrays. For IPv4, it only searches the ranges that begin in the same /16 network.
     """
 
     def __init__(self, entries: Mapping[Prefix, Entry], keys: Sequence[str] = ()) -> None:
-        """Prepare ``entries`` for lookups; ``keys`` are those of the values in `Names`."""
+        """Prepare ``entries`` for lookups; ``keys`` select the values in `Names`."""
         self.keys = tuple(keys)
         self.count = len(entries)
         """The number of entries."""
         self.nothing: Names = ("",) * (2 + len(keys))
-        """The names of an address that has none."""
+        """The names of an address without names."""
         ordered = _in_order(entries)
         ipv6 = bisect_left(ordered, _IPV6)
         numbers: dict[Names, int] = {self.nothing: 0}
@@ -377,17 +379,17 @@ class OwnNames:
         self._names = list(numbers)
 
     def release(self) -> None:
-        """Free the memory in parts. After that, there are no names any more."""
+        """Free the memory in parts. Afterwards, the object must not be used for lookups."""
         while self._names:
             del self._names[-_FREED_AT_ONCE:]
 
     def __getitem__(self, address: str) -> Names:
-        """Return the names of an address; all are empty if it is unknown or not an address."""
+        """Return the names of an address; all are empty if the address is unknown or invalid."""
         packed = addresses.read(address)
         return self.nothing if packed is None else self.find(packed)
 
     def find(self, packed: bytes) -> Names:
-        """Return the names of an address as 4 or 16 bytes."""
+        """Return the names of an address, which is given as 4 or 16 bytes."""
         number = int.from_bytes(packed)
         if len(packed) == _IPV4_BYTES:
             half = number >> _INDEXED_BITS
@@ -406,7 +408,7 @@ NO_NAMES: Final = OwnNames({})
 
 
 def changed_addresses(texts: Iterable[str], old: OwnNames, new: OwnNames) -> set[str]:
-    """Return the addresses among ``texts`` that have other names in ``new`` than in ``old``."""
+    """Return the addresses among ``texts`` whose names differ between ``old`` and ``new``."""
     changed: set[str] = set()
     for text in texts:
         packed = addresses.read(text)

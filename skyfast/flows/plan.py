@@ -48,9 +48,10 @@ class Names(Protocol):
 class Lookup:
     """Looks up a field in ``names``, once for all labels of that field.
 
-    The key is the string at ``key``, or empty if its part is missing. If the result is None, the
-    key is ambiguous: ``names.resolve`` then gets the key and the two values at ``context`` (the
-    other address and the capture point). Without ``context``, results are never None.
+    The key is the string at ``key``, or empty if the part with the string is missing. If the result
+    is None, the key is ambiguous: ``names.resolve`` then gets the key and the two values at
+    ``context`` (the other address and the capture point). Without ``context``, results are never
+    None.
 
     The table stores the key and the context of each live flow for `Table.relabel`. A field counts
     once against the maximum number of columns, however many labels and lookups use it.
@@ -63,14 +64,15 @@ class Lookup:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Column:
-    """A label. Views with the same label share the object, which is equal only to itself.
+    """A label. Views with the same label share one object. A column is equal only to itself.
 
-    With ``lookup``, its value is element ``index`` of the tuple that the lookup returns; ``path``
-    is then ``lookup.key``, and there is no ``rewrite``. Labels of one field share the lookup.
+    With ``lookup``, the label's value is element ``index`` of the tuple that the lookup returns.
+    Then ``path`` is ``lookup.key``, and there is no ``rewrite``. Labels of one field share the
+    lookup.
 
-    Otherwise, its value is the value at ``path``, mapped by ``rewrite`` if that is set, or empty if
-    the part with the value is missing. If ``rewrite`` maps a part or the whole flow, ``reads`` are
-    the fields that it needs.
+    Otherwise, the label's value is the value at ``path``, mapped by ``rewrite`` if there is one. If
+    the part with the value is missing, the label is empty. If ``rewrite`` maps a part or the whole
+    flow, ``reads`` are the fields that it needs.
     """
 
     name: str
@@ -96,8 +98,9 @@ class Column:
 class Direction:
     """The label that distinguishes the two series of a connection in one family.
 
-    ``position`` is its index among all labels of the page; the columns keep their order around it.
-    ``values`` are its values, the initiator's first.
+    ``position`` is the label's index among all labels of the page; the columns before and after it
+    keep their order. ``values`` are the label's values; the value of the initiator's direction is
+    first.
     """
 
     name: str = "direction"
@@ -110,9 +113,10 @@ class Counter:
     """A running total of a flow; connections sum its deltas.
 
     ``paths`` has the field of the total since the flow started, or several fields to add up.
-    ``last_update`` has the fields with the part of each total that belongs to the latest update. It
-    is empty if Skydive does not send these parts; then 0 is assumed. With ``optional``, flows can
-    lack the counter, and a connection whose flows all lack it has no series for it.
+    ``last_update`` has the fields with the part of each total that belongs to the latest update. If
+    Skydive does not send these parts, ``last_update`` is empty, and 0 is assumed. With
+    ``optional``, flows can lack the counter, and a connection whose flows all lack it has no series
+    for it.
     """
 
     paths: tuple[FieldPath, ...]
@@ -140,8 +144,8 @@ class FlowCount:
 class NewFlows:
     """A counter of the flows that began on a connection.
 
-    A flow counts if its report is its first one, or if it was never counted before. It does not
-    count if its total is only counted because it creates the connection.
+    A flow counts if its first report arrives, or if the flow certainly was not counted before. A
+    flow does not count if its total is only counted because the flow creates the connection.
     """
 
 
@@ -189,13 +193,13 @@ class Requirement:
 
     @property
     def reads(self) -> tuple[FieldPath, ...]:
-        """Every part that the requirement tests."""
+        """All parts that the requirement tests."""
         return (*self.paths, self.or_without) if self.or_without else self.paths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """The fields that identify a conversation at every capture point, and the field of the point.
+    """The fields that identify a conversation at every capture point, and the point's field.
 
     ``ends`` are the two sides, each with the paths of address and port; their order is irrelevant.
     """
@@ -227,9 +231,10 @@ class Plan:
     """The fields of a flow that the table stores, and the families of its page.
 
     Rows of the first view expire with their last flow; rows of other views have timeouts. With
-    ``conversation``, only the capture point that reports a conversation first is counted, until it
-    stops reporting. With ``overflow``, flows that do not fit are added up in one connection with
-    this string as label values. With ``share``, flows of other shares are skipped.
+    ``conversation``, only flows at the capture point that reports a conversation first are counted,
+    until this point stops reporting the conversation. With ``overflow``, flows that do not fit into
+    the table are added up in one connection whose label values are this string. With ``share``,
+    flows of other shares are skipped.
     """
 
     views: tuple[View, ...]
@@ -255,7 +260,7 @@ class Plan:
 
     @property
     def new_flows(self) -> tuple[NewFlows, ...]:
-        """The counter of new flows if any view has it."""
+        """The counter of new flows, or nothing if no view has it."""
         return tuple(value for value in self._values() if isinstance(value, NewFlows))
 
     def _values(self) -> dict[Value, None]:

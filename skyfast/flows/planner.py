@@ -55,13 +55,13 @@ from skyfast.text_format import MetricType
 
 
 class NameSource(Protocol):
-    """Names from the topology and own names; unknown ones are empty.
+    """Names from the topology and own names. Unknown names are empty.
 
     ``ends`` maps an address to the names in `ADDRESS_NAMES`, the values of
     `ExportSelection.k8s_labels`, the own network, and the values of `ExportSelection.names_keys`.
-    If no label shows own names, those can be left out. The names of an ambiguous address depend on
-    the other address and the capture point. ``nodes`` maps a ``NodeTID`` to the names in
-    `NODE_NAMES`.
+    If no label shows own names, the tuples can end before the own names. The names of an ambiguous
+    address depend on the other address and the capture point. ``nodes`` maps a ``NodeTID`` to the
+    names in `NODE_NAMES`.
     """
 
     @property
@@ -94,7 +94,7 @@ def make_plan(export: ExportSelection, *, names: NameSource, shard: Shard = ALON
 
 
 def _transport(export: ExportSelection) -> tuple[Requirement, ...]:
-    """Return the requirement on the transport layer; none if all flows are included."""
+    """Return the requirement on the transport layer, or nothing if all flows are included."""
     if export.include_icmp and export.include_other:
         return ()
     transport: tuple[FieldPath, ...] = (("Transport",),)
@@ -134,9 +134,9 @@ _CONTEXTS: Final[Mapping[FieldPath, tuple[()] | tuple[FieldPath, FieldPath]]] = 
 
 
 def key_fields(label: LabelSpec) -> tuple[FieldPath, ...]:
-    """Return the fields that the lookup of a label's names uses; none for other labels.
+    """Return the fields that the lookup of a label's names uses; none for labels without names.
 
-    The table stores them for each flow, once for all labels.
+    The table stores the values of these fields for each flow, once for all labels.
     """
     key = _key(label)
     return (key, *_CONTEXTS[key]) if key else ()

@@ -26,9 +26,9 @@ TAGS = ("internal", "ingress", "egress", "other")
 class LabelSpec:
     """A label: a known one, or the value at ``path`` in a flow, or a value of one or both ends.
 
-    ``k8s_label`` is the key of a label of pods, and ``names_key`` a key of own names. With either
-    of them, the prefix ``initiator_`` or ``target_`` of ``name`` selects one end of the flow;
-    without a prefix, the entry stands for two labels, one for each end.
+    ``k8s_label`` is the key of a label of pods, and ``names_key`` a key of own names. If either is
+    set, the prefix ``initiator_`` or ``target_`` of ``name`` selects one end of the flow. If
+    ``name`` has no such prefix, the entry stands for two labels, one for each end.
     """
 
     name: str
@@ -49,7 +49,7 @@ class LabelSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricSpec:
-    """A metric: a known one if ``paths`` is empty, else one or two fields of a flow.
+    """A metric: a known metric if ``paths`` is empty, else one or two fields of a flow.
 
     Two fields are the initiator's direction and the target's. ``type`` and ``help`` apply only to
     metrics with ``paths``.
@@ -102,8 +102,8 @@ class ExportSelection:
     """The exported series; a change requires a new table.
 
     ``main`` is the view whose rows are the connections, and ``naming`` applies to its families.
-    ``rewrite`` is by label. ``cluster_net_masks`` are the networks for the label ``tag``; without
-    that label they do not affect the export, and the tuple is empty.
+    ``rewrite`` maps labels to their rewrites. ``cluster_net_masks`` are the networks for the label
+    ``tag``; without that label they do not affect the export, and the tuple is empty.
     """
 
     main: ViewSpec
@@ -159,8 +159,9 @@ class Condition:
     """A condition on a field of a flow; ``path`` is None for the tag.
 
     The condition matches if any of ``values``, ``ranges`` (both ends included), ``networks`` or
-    ``pattern`` (found anywhere in the string) matches, or with ``negated`` if none does. A missing
-    field matches none of them. ``field`` is the name in the configuration.
+    ``pattern`` (found anywhere in the string) matches. With ``negated``, the condition matches if
+    none of these matches. A missing field matches none of these. ``field`` is the name in the
+    configuration.
     """
 
     field: str
@@ -184,8 +185,8 @@ class Rule:
 class Filter:
     """Drops flows by their tags and by rules. ``excluded_tags`` are some of `TAGS`.
 
-    A flow is dropped by the first matching rule of ``drop``, or if ``keep`` is not empty and none
-    of its rules matches.
+    A flow is dropped if a rule of ``drop`` matches, or if ``keep`` is not empty and no rule of
+    ``keep`` matches.
     """
 
     excluded_tags: frozenset[str]

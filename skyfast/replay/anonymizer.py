@@ -5,10 +5,10 @@ raw packets and unknown fields are removed, so that no address remains in an une
 kept fields are anonymized as follows:
 
 * IP and MAC addresses get pseudonyms of the same type. Pseudonyms of IP addresses preserve
-  prefixes: two addresses share as many leading bits as before. This is the construction of
-  Crypto-PAn (Xu, Fan, Ammar, Moon: "Prefix-Preserving IP Address Anonymization", 2002) with BLAKE2.
-  The type of an address (loopback, private, link-local, multicast) and the prefix lengths of
-  networks stay visible.
+  prefixes: two pseudonyms share as many leading bits as the two addresses. This is the construction
+  of Crypto-PAn (Xu, Fan, Ammar, Moon: "Prefix-Preserving IP Address Anonymization", 2002) with
+  BLAKE2. The type of an address (loopback, private, link-local, multicast) and the prefix lengths
+  of networks stay visible.
 * UUIDs, tracking IDs (hashes of addresses), nodes, captures and analyzers get pseudonyms.
 * In the topology, hosts, network namespaces, containers, pods, Kubernetes namespaces, workloads,
   services, clusters, virtual machines and label values get pseudonyms, too. In names, each word is
@@ -273,7 +273,7 @@ class Anonymizer:
         return blake2b(value, digest_size=size, key=self._key, person=kind).digest()
 
     def _text(self, text: str) -> str:
-        """Return a pseudonym for any string; empty strings stay empty, long ones stay long."""
+        """Return a pseudonym for any string. Empty strings stay empty; long strings stay long."""
         data = text.encode(errors="surrogatepass")
         return f"x{self._digest(b'text', data, 12).hex()}".ljust(len(data), "x") if data else ""
 
@@ -331,8 +331,8 @@ class Anonymizer:
             address = ipaddress.ip_address(text)
         except ValueError:
             return self._text(text)
-        # An address in another notation or with a zone is a different label value, so it has a
-        # different series.
+        # The same address in another notation or with a zone is a different label value, so it has
+        # a different series.
         if str(address) != text or "%" in text:
             return self._text(text)
         kept_bits = _kept_bits(address)
@@ -359,7 +359,7 @@ class Anonymizer:
                 return octets.hex(":")
 
     def _scramble(self, kind: bytes, octets: bytes, kept_bits: int) -> bytes:
-        """Flip some of the bits after the first ``kept_bits``, by the key and the bits before each.
+        """Flip some bits after the first ``kept_bits``, chosen by the key and all preceding bits.
 
         The result is one to one and preserves common prefixes.
         """

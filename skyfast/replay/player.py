@@ -32,7 +32,7 @@ STOP_TIMEOUT_S: Final = 1.0
 """Timeout of the closing handshake, in seconds."""
 
 START_WAIT_S: Final = 5.0
-"""How long the replay waits for the other analyzers' subscribers after the first subscriber."""
+"""After the first subscriber, how long the replay waits for subscribers of all analyzers."""
 
 PROBE_TIMEOUT_S: Final = 2.0
 """Timeout for connecting to a loopback address, in seconds."""
@@ -134,7 +134,7 @@ class ReplayServer:
             self._topology.rewind()
 
     async def _wait_for_subscribers(self) -> None:
-        """Wait for the first subscriber without a timeout, and for the others with one."""
+        """Wait for the first subscriber without a timeout, then for all others with a timeout."""
         waiting = [
             asyncio.create_task(analyzer.subscribed.wait()) for analyzer in self._analyzers.values()
         ]
@@ -167,14 +167,14 @@ class ReplayServer:
             for name in ("CreatedAt", "UpdatedAt"):
                 recorded_ms = element.get(name)
                 if isinstance(recorded_ms, int) and recorded_ms:
-                    # One mapping for all times, so that their order stays the same.
+                    # All times use the same mapping, so that their order stays the same.
                     present_ms = began_ms + int((recorded_ms - first_ms) // speed)
                     element[name] = max(present_ms, 1)
             if is_loop:
                 match element:
                     case {"ID": str(element_id), "Metadata": {"Metric": dict()}}:
                         add_to_counters(element, offsets.get(element_id, {}))
-                        element["UpdatedAt"] = now_ms  # even if a loop changes nothing
+                        element["UpdatedAt"] = now_ms  # even if a loop changes no element
 
         # This takes a fraction of a second for a large topology.
         elements = self._topology.elements(query)
@@ -268,7 +268,7 @@ async def _ping(socket: web.WebSocketResponse) -> None:
 
 
 def _pace(playback: Playback) -> str:
-    """Describe the speed and the loop of a playback for the log; empty if it has neither."""
+    """Describe the speed and the loop of a playback for the log; empty if neither is set."""
     speed = f", {playback.speed:g} times as fast" if playback.speed != 1 else ""
     loop = f", repeated every {playback.loop_s:g} s" if playback.loop_s else ""
     return speed + loop

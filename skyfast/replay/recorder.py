@@ -1,9 +1,9 @@
 """Records the messages and the topology of analyzers to a file while they are exported.
 
-The event loop only copies each message into a queue; a thread writes them. The thread also
-determines what has changed in the topology. If the queue is full, messages are dropped, counted and
-logged. When the file reaches its maximum size or the disk fails, the recording stops and the export
-continues. :mod:`skyfast.replay.recording` describes the format.
+The event loop only copies each message into a queue; a thread writes the messages to the file. The
+thread also determines what has changed in the topology. If the queue is full, messages are dropped,
+counted and logged. When the file reaches its maximum size or the disk fails, the recording stops
+and the export continues. :mod:`skyfast.replay.recording` describes the format.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from skyfast.runtime.logs import LogLimit, printable
 from skyfast.skydive.topology_queries import Query
 
 MAX_FILE_BYTES: Final = 1 << 30
-"""Recording stops at this file size; the rest of the buffer is still written."""
+"""Recording stops at this file size. After that, only the rest of the buffer is written."""
 
 MAX_QUEUED_BYTES: Final = 64 << 20
 """Maximum size of the queue. An empty queue accepts a message of any size."""
@@ -100,7 +100,7 @@ class Recorder:
             self._queue.put((bytes(data), _unix_ms(), analyzer))
 
     def observe(self, query: Query) -> Answer:
-        """Return an observer that records what a response to ``query`` changes."""
+        """Return an observer that records the changes in a response to ``query``."""
         return Answer(query, self._answer)
 
     def update(self, update: Update) -> None:

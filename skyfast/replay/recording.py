@@ -46,7 +46,7 @@ MAX_LINE_BYTES: Final = 256 << 20
 """Maximum length of a line: a message of 64 MiB is 86 MiB as base64."""
 
 MAX_ANALYZERS: Final = 64
-"""Maximum number of analyzers of a recording: each of them becomes a server."""
+"""Maximum number of analyzers of a recording: each analyzer becomes a server."""
 
 MAX_GAP_MS: Final = 300_000
 """Longer times without messages are shortened to this. This is also the maximum difference between
@@ -90,8 +90,8 @@ class Message:
     """A recorded message, or an update of the topology.
 
     ``at_ms`` is the time of receipt in Unix milliseconds. If it was not recorded, it is None, and
-    ``analyzer`` is empty. ``line`` is the content of the line: a message; a flow, which ``data``
-    wraps in a message; something that no analyzer sends; or an `Update` of the topology, with an
+    ``analyzer`` is empty. ``line`` is the kind of the line: a message; a flow, which ``data`` wraps
+    in a message; something that no analyzer sends; or an `Update` of the topology. An update has an
     empty ``analyzer``.
     """
 
@@ -270,7 +270,7 @@ class Recording:
         )
 
     def __iter__(self) -> Iterator[tuple[int, Message]]:
-        """Read the lines again; yields them with their times, which never decrease.
+        """Read the lines again, and yield each with its time. These times never decrease.
 
         Updates of the topology before the first message have the time of that message.
         """
@@ -280,7 +280,7 @@ class Recording:
 
 
 class _Times:
-    """Determines the time of each message of a recording from its line or its flows."""
+    """Determines the time of each message of a recording: from the line, or from the flows."""
 
     def __init__(self, first_ms: int) -> None:
         self.latest_ms = first_ms
@@ -293,7 +293,8 @@ class _Times:
         elif not self._has_begun:
             return self.latest_ms
         if message.at_ms is None:
-            # A message is sent after the latest time in it, and not before the previous message.
+            # A message is sent after the latest time that it contains, and not before the previous
+            # message.
             self.latest_ms = max(self.latest_ms, _newest_ms(message.data))
         else:
             at_ms = message.at_ms + self._set_back_ms
@@ -447,7 +448,7 @@ class ScheduledMessage:
         """Return the bytes to send if the replay started at ``started_ms``, in Unix milliseconds.
 
         All times of flows are shifted to the present. In further loops, flows and messages get new
-        UUIDs: every loop is new traffic with the same labels, and its totals start at zero.
+        UUIDs: every loop is new traffic with the same labels, and all totals start at zero.
         Everything else is sent byte for byte as recorded.
         """
         base_ms = started_ms + self.begins_ms

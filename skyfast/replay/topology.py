@@ -17,10 +17,10 @@ from skyfast.skydive import topology_queries as queries
 from skyfast.skydive.topology_queries import Query
 
 MAX_ELEMENTS: Final = 200_000
-"""Maximum number of nodes and edges that are recorded; further ones are counted and left out."""
+"""Maximum number of recorded nodes and edges; further elements are counted and left out."""
 
 UPDATE_BYTES: Final = 1 << 20
-"""Size of an update, in bytes of JSON, above which the next one begins."""
+"""Size of an update, in bytes of JSON, above which the next update begins."""
 
 MAX_LABEL_DEPTH: Final = 32
 """Maximum depth of labels, which Skydive nests at the dots of their keys."""
@@ -33,7 +33,7 @@ _COMPLETE: Final = (
     queries.EDGES,
     queries.KUBERNETES_EDGES,
 )
-"""The queries for all elements of a kind: an element missing in the response was removed."""
+"""The queries for all elements of a kind. If the response lacks an element, it was removed."""
 
 Path: TypeAlias = tuple[str, ...]
 Shape: TypeAlias = dict[str, Any]
@@ -156,7 +156,7 @@ _reduce_edge: Final = rewriter(EDGE, _unchanged)
 
 
 class Update(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
-    """New and changed nodes and edges, and the IDs of removed ones.
+    """New and changed nodes and edges, and the IDs of removed nodes and edges.
 
     The nodes and edges are JSON objects; in an update that was read from a file, they can be any
     JSON value.
@@ -173,8 +173,8 @@ decode_update: Final = msgspec.json.Decoder(Update).decode
 class Answer:
     """The elements of a response, reduced to the fields that are read.
 
-    The object observes a `TopologyClient`, and passes itself to ``done`` when it is complete. Its
-    size in bytes is ``len``.
+    The object observes a `TopologyClient`. When the response is complete, the object passes itself
+    to ``done``. ``len`` is its size in bytes.
     """
 
     def __init__(self, query: Query, done: Callable[["Answer"], object]) -> None:
@@ -182,7 +182,7 @@ class Answer:
         self.elements: list[tuple[str, bytes, int | None]] = []
         """ID, JSON text without ``UpdatedAt``, and ``UpdatedAt`` of each element."""
         self.left_out = 0
-        """Number of elements without ID, and of those beyond `MAX_ELEMENTS`."""
+        """Number of elements without an ID, and of elements beyond `MAX_ELEMENTS`."""
         self._done = done
         self._reduce = _reduce_edge if query.edges else _reduce_node
         self._bytes = 0
@@ -310,7 +310,7 @@ class Topology:
         return self._offsets.copy()
 
     def apply(self, update: Update) -> None:
-        """Add, replace and remove elements; those without ID are ignored."""
+        """Add, replace and remove elements; elements without an ID are ignored."""
         for removed in update.removed:
             self._nodes.pop(removed, None)
             self._edges.pop(removed, None)
@@ -325,7 +325,7 @@ class Topology:
                             self._seen[element_id] = text
 
     def _continue_counters(self, node_id: str, node: object) -> None:
-        """Make the counters of a node continue from those of the previous loop."""
+        """Make the counters of a node continue from the counters of the previous loop."""
         previous = self._previous.pop(node_id, None)
         if previous is None:
             return
@@ -348,7 +348,7 @@ class Topology:
 
 
 def _counters(node: object) -> dict[str, int]:
-    """Return the counters of a node; those that are zero can be missing."""
+    """Return the counters of a node; counters that are zero can be missing."""
     match node:
         case {"Metadata": {"Metric": dict() as metric}}:
             return {name: metric[name] for name in COUNTERS if isinstance(metric.get(name), int)}
@@ -357,7 +357,7 @@ def _counters(node: object) -> dict[str, int]:
 
 
 def add_to_counters(node: dict[str, Any], offsets: Mapping[str, int]) -> None:
-    """Add ``offsets`` to the counters of a node, in place. Values of other types stay."""
+    """Add ``offsets`` to the counters of a node, in place. Values that are not integers stay."""
     match node:
         case {"Metadata": {"Metric": dict() as metric}}:
             for name, offset in offsets.items():

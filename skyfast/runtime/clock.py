@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 PAUSE_S = 5.0
-"""A longer time between two calls means that the process was paused and read no messages."""
+"""If more time passes between two calls, the process was paused and read no messages."""
 
 
 class Clock:
@@ -13,8 +13,8 @@ class Clock:
 
     If two calls of `now` are more than `PAUSE_S` apart, the clock does not count the time between
     them. While the machine sleeps or the process is paused (SIGSTOP), flows wait unread in the
-    sockets. Connections must not expire before these flows are read. This requires more frequent
-    calls during normal operation; the expiry task makes them.
+    sockets. Connections must not expire before these flows are read. During normal operation, the
+    calls must be more frequent than that; the expiry task makes these calls.
 
     The clock does not count the time for which it is held, either. `skyfast.skydive.reporting_gap`
     decides when to hold it.
@@ -28,7 +28,7 @@ class Clock:
         self._held_s = 0.0
         self._held_at: float | None = None
         self._latest = -math.inf
-        """The latest result of `now`. Rounding of the subtracted times must not decrease it."""
+        """The latest result of `now`. The next result must not be lower, in spite of rounding."""
 
     def now(self) -> float:
         """Return the time in seconds, without pauses and holds."""

@@ -23,21 +23,22 @@ MAX_SHOWN: Final = 200
 """Maximum number of characters of a network string in a log line."""
 
 MAX_TRACEBACK_LINES: Final = 100
-"""Lines logged for an exception; the middle is omitted. Recursion errors have thousands."""
+"""Maximum lines of a traceback, because a recursion error has thousands; the middle is omitted."""
 
 MAX_TRACEBACK_LINE: Final = 1000
 """Maximum characters of a traceback line: an exception may quote a whole message."""
 
 LOG_INTERVAL_S: Final = 60.0
-"""Default of `LogLimit`: the time between two log lines of one cause."""
+"""Default of `LogLimit`: the minimum time between two log lines of one cause."""
 
 MAX_CAUSES: Final = 1000
-"""Maximum number of causes that a `LogLimit` remembers; the oldest one is forgotten.
+"""Maximum number of causes that a `LogLimit` remembers; then the oldest cause is forgotten.
 
-Analyzers are part of causes, and host names can resolve to new addresses indefinitely."""
+There can be any number of causes: they contain analyzers, and the addresses of a host name can
+change again and again."""
 
 INDENT: Final = "  "
-"""Prefix of all traceback lines except the first, so that none looks like a record."""
+"""Prefix of all traceback lines except the first, so that no line looks like a record."""
 
 _PRIORITIES: Final = {
     logging.CRITICAL: 2,
@@ -202,7 +203,7 @@ def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
 
 
 def configure(configured: Logging) -> None:
-    """Apply the configured format to all records, and the level to those of skyfast."""
+    """Apply the configured format to all records, and the level to skyfast's own records."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _Handler):
             handler.setFormatter(_formatter(configured.format))
@@ -265,7 +266,7 @@ class LogLimit:
         log.log(level, "%s%s", line, suffix, exc_info=exc_info() if exc_info else None)
 
     def reset(self) -> None:
-        """Allow the next line of every cause. That line still reports how many were suppressed."""
+        """Allow the next line of every cause. That line reports the suppressed lines, too."""
         self._causes = {
             cause: (-math.inf, suppressed) for cause, (_, suppressed) in self._causes.items()
         }

@@ -21,7 +21,7 @@ INTERVAL_S: Final = 2.0
 
 
 def warn(*, labels: str, keys: Sequence[str]) -> None:
-    """Log which labels have no names, if any, and which keys of labels no entry has."""
+    """Log the labels without names, and the keys that labels ask for but no entry has."""
     if labels:
         log.warning("labels %s: neither names nor names_file is set", labels)
     for key in keys:
@@ -29,7 +29,7 @@ def warn(*, labels: str, keys: Sequence[str]) -> None:
 
 
 class NamesFile:
-    """Detects changes of the file. While it is invalid, the names in use stay."""
+    """Detects changes of the file. While the file is invalid, the names in use stay."""
 
     def __init__(self, stats: Stats) -> None:
         """Count in ``stats``."""
@@ -58,7 +58,7 @@ class NamesFile:
         self._stats.own_names = counts if is_used else None
 
     async def refresh(self, loaded: LoadedNames, export: ExportSelection) -> LoadedNames | None:
-        """Return the names again if the file of ``loaded`` has changed and is valid.
+        """Return the names from the file of ``loaded`` if the file has changed and is valid.
 
         Otherwise, return None. The errors of an invalid file are logged once.
         """

@@ -74,7 +74,7 @@ class Notifier:
 
 
 def _address(name: str) -> str:
-    """Return the address of the socket; empty if there is none or its type is unsupported."""
+    """Return the address of the socket; empty if there is no socket or its type is unsupported."""
     if name.startswith("@"):
         return "\0" + name[1:]
     if name and not name.startswith("/"):

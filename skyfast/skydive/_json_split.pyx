@@ -6,8 +6,8 @@ the text and all its objects in memory, and would hold the GIL for a large part 
 the text comes in pieces of any size, and each call returns the elements that its piece completes.
 
 The splitter only looks for the commas between the elements: it counts brackets and knows where a
-string ends. It does not check the inside of an element; the decoder does that. Outside of elements,
-it accepts exactly what JSON accepts. The cost is about 1 ns per byte. Memory: the part of an
+string ends. It does not check the inside of an element, because the decoder does so. Outside of
+elements, it accepts only valid JSON. The cost is about 1 ns per byte. Memory: the part of an
 element that has arrived, up to ``max_element_bytes``; longer elements are skipped and counted.
 """
 

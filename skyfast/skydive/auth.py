@@ -1,8 +1,8 @@
 """Authentication at an analyzer.
 
 The subscriptions and the topology poller use this module. They decide when to connect and what to
-log. aiohttp is imported at the first login, because most installations need no login and this
-import takes longer than all other imports.
+log. aiohttp is imported at the first login, because most installations need no login, and importing
+aiohttp takes longer than all other imports.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 Headers = list[tuple[str, str]]
-"""HTTP headers in order; a name can occur more than once."""
+"""HTTP headers in the order of sending; a name can occur more than once."""
 
 LOGIN_TIMEOUT_S: Final = 10.0
 """Timeout of ``POST /login``, from connecting to the headers of the response."""
@@ -44,7 +44,7 @@ REDIRECTS: Final = (301, 302, 303, 307, 308)
 USE_TLS: Final = "; use wss:// if the analyzer serves TLS"
 USE_PLAIN: Final = "; the port does not serve TLS, use ws://"
 NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
-"""The reasons that OpenSSL reports for data that is not TLS; they depend on its version."""
+"""The reasons that OpenSSL reports for data that is not TLS, in various versions of OpenSSL."""
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -127,7 +127,7 @@ def connection_error(error: BaseException) -> str:
     """
     text = str(error)
     if isinstance(error, OSError) and not isinstance(error, ssl_module.SSLError) and error.errno:
-        # Name resolution has error numbers of its own, which are negative.
+        # Name resolution has its own error numbers, which are negative.
         system = os.strerror(error.errno) if error.errno > 0 else error.strerror or text
         text = system[:1].lower() + system[1:]
     return printable(text or type(error).__name__)
@@ -142,10 +142,10 @@ def redirect(location: str) -> str:
 class Authentication:
     """The credentials for one analyzer.
 
-    Basic authentication is used until a request returns 401, then the cookie of a login. If the
-    cookie is rejected with 401, too, a new login replaces it. The password and the cookie are never
-    sent together: Skydive checks the cookie first, and rejects an expired token even with a valid
-    password. The configured cookies are always sent.
+    Basic authentication is used until a request returns 401. From then on, the cookie of a login is
+    used. If the cookie is rejected with 401, too, a new login replaces the cookie. The password and
+    the cookie are never sent together: Skydive checks the cookie first, and rejects an expired
+    token even with a valid password. The configured cookies are always sent.
 
     The headers, cookies and passwords of this object must not be logged.
     """
@@ -190,8 +190,8 @@ class Authentication:
         """Log in after a request with ``rejected_headers`` returned 401.
 
         Returns whether to retry with the new `headers`; if not, ``problem`` is the reason. If
-        several requests are rejected at the same time, one call logs in, and the others use the new
-        token.
+        several requests are rejected at the same time, one call logs in, and all other calls use
+        the new token.
         """
         async with self._renewing:
             if self.headers() != rejected_headers:

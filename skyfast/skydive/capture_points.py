@@ -1,8 +1,8 @@
 """The capture points of captures, from a sample of the flows.
 
-The statistics of a capture do not say where it captures. Flows do: each has the ID of its capture,
-and the ``NodeTID`` of the interface. They are read from the messages that are also checked for lost
-reports, about four per second.
+The statistics of a capture do not show its capture points. Flows show them: each flow has the ID of
+its capture, and the ``NodeTID`` of the interface. Flows are read from the messages that are also
+checked for lost reports, about four per second.
 """
 
 import math
@@ -14,19 +14,19 @@ import msgspec
 from skyfast.flows.fields import UNDECODABLE
 
 MAX_CAPTURES: Final = 1000
-"""Maximum number of captures; others have no capture points."""
+"""Maximum number of captures; further captures have no capture points."""
 
 MAX_POINTS: Final = 20
-"""Maximum number of capture points of each capture: those with the latest flows."""
+"""Maximum number of capture points of each capture. Points with the latest flows are kept."""
 
 MAX_ID_CHARS: Final = 1024
-"""Maximum length of an ID; longer ones are ignored."""
+"""Maximum length of an ID; longer IDs are ignored."""
 
 SILENCE_S: Final = 600.0
-"""A capture point is forgotten if no flow of it was in the sample for this time."""
+"""A capture point is forgotten if the sample had no flow of the point for this time."""
 
 FORGET_INTERVAL_S: Final = 5.0
-"""Minimum time between two searches for forgotten captures, which take about 0.5 ms each."""
+"""Minimum time between two searches for captures to forget. A search takes about 0.5 ms."""
 
 
 class _Flow(msgspec.Struct, gc=False):

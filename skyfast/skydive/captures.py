@@ -10,15 +10,15 @@ subscribers:
   report. Lost reports (agents send them in UDP datagrams by default) are missing from these sums.
 * ``FlowCount`` is the current size of the capture point's flow table.
 * ``PacketsReceived`` and ``PacketsDropped`` are neither totals nor increases. Once a second
-  (``agent.capture.stats_update``) the agent reads the socket's totals since the capture started,
-  and it sends the sum of ten such readings. skyfast exports a tenth of this sum: the mean of the
-  totals read in these 10 s. Only probes that read packets from a socket have these fields.
+  (``agent.capture.stats_update``), the agent reads the socket's totals since the start of the
+  capture. A report has the sum of ten such readings. skyfast exports a tenth of this sum: the mean
+  of the totals read in these 10 s. Only probes that read packets from a socket have these fields.
 
 A report identifies its capture but not its capture point, and a capture has a point on every
-interface that its query matches, on all hosts. The reports of one point cannot be distinguished
-from those of another, and the number of readings in a report varies. Therefore the totals cannot be
-exported as counters. The other three values cannot be summed, so they are gauges: each is the
-highest value of any point in the reports of the last 12 to 15 s. The number of reports is a
+interface that its query matches, on all hosts. Reports do not show which point they are from, and
+the number of readings in a report varies. Therefore the totals cannot be exported as counters.
+``FlowCount``, ``PacketsReceived`` and ``PacketsDropped`` cannot be summed, so they are gauges: each
+is the highest value of any point in the reports of the last 12 to 15 s. The number of reports is a
 counter, so its ``rate`` times 10 s is the number of capture points.
 
 Like the table, this module has no clock and no socket: its inputs are reports and ``now``, and its
@@ -51,10 +51,10 @@ MAX_CAPTURES: Final = 1000
 """Maximum number of captures; reports of further captures are counted as ``too_many``."""
 
 MAX_ID_CHARS: Final = 1024
-"""Maximum length of a capture ID; reports with longer ones count as ``text_too_long``."""
+"""Maximum length of a capture ID; reports with longer IDs are counted as ``text_too_long``."""
 
 MAX_VALUE: Final = 2**62
-"""Largest accepted value; reports with larger ones are counted as ``out_of_range``."""
+"""Largest accepted value; reports with larger values are counted as ``out_of_range``."""
 
 MAX_TOTAL: Final = 2**63 - 1
 """Sums stop at this value."""
@@ -97,8 +97,8 @@ class _Capture:
         self.reports = 0
         self.flows_dropped = 0
         self.kernel_flows_dropped = 0
-        # By slot number. The dict is replaced, never modified, because another thread may be
-        # reading it.
+        # By slot number. The dict is never modified, only replaced, because another thread may read
+        # it.
         self._slots: dict[int, _Figures] = {}
 
     @property
@@ -175,7 +175,7 @@ class CaptureReport:
 class Captures:
     """The captures that agents report.
 
-    `message` and `expire` must be called from one thread, `page` from any thread.
+    `message` and `expire` must be called from one thread. `page` may be called from any thread.
     """
 
     def __init__(self, *, naming: Literal["compatible", "standard"], stats: CaptureStats) -> None:

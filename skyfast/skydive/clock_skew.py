@@ -31,7 +31,7 @@ messages."""
 MAX_CLOSING_BEHIND_S: Final = 3600.0
 """In a closing report, the latest packet may be this far in the past.
 
-An agent sends this report after one to two times ``flow.expire`` (600 s) without a packet."""
+An agent sends a closing report after one to two times ``flow.expire`` (600 s) without a packet."""
 
 Flow = Any
 """A struct of the plan's flow types. All have ``Last`` and ``FinishType``."""
@@ -119,7 +119,7 @@ class ClockSkewCheck:
 
 def _origin(flow: Flow, data: bytes | bytearray | memoryview) -> str:
     """Return the interface where a flow was captured, safe to log."""
-    name = getattr(flow, "NodeTID", "")  # some plans do not decode the field
+    name = getattr(flow, "NodeTID", "")  # some plans do not have this field
     if not name:
         try:
             origins = _MESSAGE.decode(data).Obj

@@ -1,4 +1,4 @@
-"""The names of the ends of flows: those of the topology, combined with own names."""
+"""The names of the ends of flows: names of the topology, combined with own names."""
 
 from collections.abc import Set
 from typing import Final, Protocol
@@ -15,11 +15,11 @@ _UNKNOWN: Final[Names] = ("unknown",)
 """Stands for an address that the topology does not know."""
 
 MAX_SHARED: Final = 10_000
-"""Maximum number of shared combinations for ambiguous addresses; beyond it, they start anew."""
+"""Maximum number of shared combinations for ambiguous addresses; then all are dropped."""
 
 
 class TopologyNames(Protocol):
-    """The names of addresses in the topology. ``empty`` are those of unknown addresses."""
+    """The names of addresses in the topology. ``empty`` are the names of unknown addresses."""
 
     empty: Names
 
@@ -31,12 +31,13 @@ class TopologyNames(Protocol):
 class EndNames(dict[str, Names | None]):
     """The names of addresses, by address in Go's notation, as `skyfast.flows.plan.Names`.
 
-    They are the names of the topology, followed by the own network and the own values, which are
-    left out as long as there is no entry and no label shows them. The first name is the own name of
-    the address, otherwise its name in the topology, otherwise its own network.
+    The names of an address are the names of the topology, followed by the own network and the own
+    values. While there are no entries and no label shows own networks or values, these are left
+    out. The first name is the own name of the address, otherwise its name in the topology,
+    otherwise its own network.
 
-    The dict only contains names that have been looked up, of addresses that the topology knows.
-    Combined names of all other addresses are shared: the table recognizes names by their identity.
+    The dict only contains addresses that have been looked up and that the topology knows. Combined
+    names of all other addresses are shared, because the table recognizes names by their identity.
     """
 
     __slots__ = ("_combines", "_of_ambiguous", "_of_unknown", "_own", "_topology")
@@ -48,7 +49,7 @@ class EndNames(dict[str, Names | None]):
         self.use(NO_NAMES, extends=False)
 
     def use(self, own: OwnNames, *, extends: bool) -> None:
-        """Use other own names. ``extends`` means that labels show own networks and values."""
+        """Use ``own`` names. ``extends`` means that labels show own networks and values."""
         self._own = own
         self._combines = extends or own.count > 0
         self._of_unknown: dict[Names, Names] = {}
@@ -61,7 +62,7 @@ class EndNames(dict[str, Names | None]):
             del self[key]
 
     def name_of(self, key: str) -> str:
-        """Return the first name of an address; "" if it is unknown or depends on the flow.
+        """Return the first name of an address; "" if the name is unknown or depends on the flow.
 
         Any thread may call this. Unlike a lookup, it does not note that an address is unknown.
         """
@@ -77,7 +78,7 @@ class EndNames(dict[str, Names | None]):
         topology = self._topology
         names = topology.get(key, _UNKNOWN)
         if names is _UNKNOWN:
-            names = topology[key]  # notes that it is unknown
+            names = topology[key]  # notes if the address is unknown
             if self._combines and names is not None:
                 own = self._own[key]
                 names = self._of_unknown.get(own)

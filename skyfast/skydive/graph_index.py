@@ -1,8 +1,8 @@
 """Finds nodes of the topology by type and by relation.
 
-Only consistent nodes and edges are used; everything else is counted and ignored. Inconsistencies
-occur because the responses to several queries are from different moments, and because analyzers can
-have bugs.
+Only consistent nodes and edges are used; all other nodes and edges are counted and ignored.
+Inconsistencies occur because the responses to several queries are from different moments, and
+because analyzers can have bugs.
 """
 
 from collections import defaultdict
@@ -22,7 +22,7 @@ MAX_EDGES: Final = 400_000
 """Maximum number of a graph's edges that are used."""
 
 MAX_NAME_CHARS: Final = 256
-"""Maximum characters of a name or an ID; longer ones are ignored. Kubernetes allows 253."""
+"""Maximum characters of a name or an ID; longer ones are ignored. Kubernetes allows up to 253."""
 
 MAX_OWNERS: Final = 16
 """Maximum levels of ownership above an interface; usually two: namespace and host."""
@@ -37,10 +37,10 @@ DUPLICATE_ID: Final = "duplicate_id"
 """Counts nodes with the ID of another node."""
 
 EDGE_WITHOUT_NODE: Final = "edge_without_node"
-"""Counts edges whose parent or child should be in the graph, but is not.
+"""Counts edges whose parent or child is missing in the graph.
 
-Edges to nodes of types that are not read do not count. For example, services have edges to
-endpoints."""
+An edge is not counted if the missing node may have a type that is not read. For example, services
+have edges to endpoints."""
 
 NAME_TOO_LONG: Final = "name_too_long"
 """Counts names and IDs longer than `MAX_NAME_CHARS`."""
@@ -49,7 +49,7 @@ INVALID_ADDRESS: Final = "invalid_address"
 """Counts texts that are not IP addresses."""
 
 SEVERAL_OWNERS: Final = "several_owners"
-"""Counts interfaces and containers that have several owners: Skydive allows only one."""
+"""Counts interfaces and containers that have several owners: Skydive allows only one owner."""
 
 OWNERSHIP_RING: Final = "ownership_ring"
 """Counts interfaces and containers whose namespace has several owners or is in a ring of owners."""
@@ -72,7 +72,7 @@ RELATION_TYPES: Final = (OWNERSHIP, CONTAINER, SERVICE, NODE, LAYER2, DEPLOYMENT
 """The ``RelationType`` of all edges that names are resolved from."""
 
 KUBERNETES_CONTAINER: Final = "k8s container"
-"""The type that this module gives to containers of the Kubernetes probe, not of a runtime."""
+"""The type that this module gives to containers of the Kubernetes probe."""
 
 _KUBERNETES_TYPES: Final = frozenset(
     (
@@ -88,7 +88,8 @@ _NO_INTERFACES: Final = _KUBERNETES_TYPES | {"host", "netns", "container", "libv
 
 _OWNED_BY_NAMESPACES: Final = _KUBERNETES_TYPES - {KUBERNETES_CONTAINER}
 
-# The types of parent and child, by relation. Relations that are not listed have their own rules.
+# The types of parent and child, by relation. Relations that are not in this table have their own
+# rules.
 _ENDS: Final = {
     CONTAINER: (KUBERNETES_CONTAINER, "container"),
     SERVICE: ("service", "pod"),
@@ -170,7 +171,7 @@ class GraphIndex:
             parts.popitem()
 
     def of_type(self, node_type: str) -> list[Node]:
-        """Return the nodes of a type that is not a type of interfaces."""
+        """Return the nodes of a type. It must not be a type of interfaces."""
         return self._types.get(node_type, [])
 
     def parents(self, relation: str, node: Node) -> Sequence[Node]:
@@ -213,7 +214,7 @@ class GraphIndex:
         return False
 
     def name(self, text: str | None) -> str:
-        """Return a name, or "" if there is none or it is too long."""
+        """Return a name, or "" if the name is missing or too long."""
         if not text:
             return ""
         if len(text) > MAX_NAME_CHARS:
@@ -244,8 +245,7 @@ class GraphIndex:
 def _lacks_node(relation: str, parent: Node | None, child: Node | None) -> bool:
     """Return whether the missing node of an edge certainly has a type that is read."""
     if relation == OWNERSHIP:
-        # Kubernetes namespaces and clusters are not read, and neither are some nodes that hosts
-        # own.
+        # Kubernetes namespaces, Kubernetes clusters and some nodes that hosts own are not read.
         return child is not None and type_of(child) not in _OWNED_BY_NAMESPACES
     if relation == SERVICE:
         return parent is None
@@ -263,7 +263,7 @@ def type_of(node: Node) -> str:
 
 
 def _is_later(node: Node, other: Node) -> bool:
-    """Compare nodes with the same ID, so that the order of the graph does not matter."""
+    """Compare nodes with the same ID, so that the choice does not depend on the graph's order."""
     times = node.updated_at or 0, other.updated_at or 0
     if times[0] != times[1]:
         return times[0] > times[1]

@@ -1,7 +1,7 @@
 """Decodes messages and applies their flows to the table.
 
-No message content raises an exception. Unusable flows and messages are counted; the other flows of
-the message and the subscription are not affected.
+No message content raises an exception. Unusable flows and messages are counted. They do not affect
+the subscription or the usable flows of the message.
 """
 
 import functools
@@ -61,8 +61,8 @@ class Ingest:
     """Decodes messages and applies their flows.
 
     The first report of a flow needs fields that later reports do not need. If the latest message
-    contained a first report, the next message is decoded with the few fields that a first report
-    needs. If these are not enough, the message is decoded again with all fields.
+    contained a first report, the next message is decoded with the few additional fields that first
+    reports need. If a message needs more fields, it is decoded again with all fields.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class Ingest:
 
         ``types`` are the flow types of the table's plan, and ``admitted`` selects the flows of a
         message that reach the table. ``captures`` receives the content of messages with capture
-        statistics. ``checker`` selects messages to decode fully, and checks them; they also show
-        the ``capture_points``. ``now`` is the table's clock, in seconds.
+        statistics. ``checker`` selects messages to decode fully, and checks them; the same messages
+        are passed to ``capture_points``. ``now`` is the table's clock, in seconds.
         """
         self._table = table
         self._captures = captures
@@ -207,7 +207,7 @@ class Ingest:
         self._finish(admitted, data, analyzer)
 
     def _drop(self, data: bytes, analyzer: AnalyzerStats, reason: str) -> None:
-        """Count an unusable message, and log its first bytes once per interval."""
+        """Count an unusable message, and log its first bytes at most once per interval."""
         analyzer.errors[reason] += 1
         self._limit.warn(
             log,
@@ -260,7 +260,7 @@ def _message_type(flow: Any) -> Any:
 
 
 def _kind(namespace: str, message_type: str, analyzer: AnalyzerStats) -> tuple[str, str]:
-    """Count the message by kind, and return the kind: namespace and type."""
+    """Count the message by its kind, and return this kind: namespace and type."""
     if namespace.startswith("flow/"):
         namespace = "flow"
     kind = (

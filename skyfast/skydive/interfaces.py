@@ -18,10 +18,10 @@ from skyfast.stats import INTERFACE_SKIPS, TopologyStats
 from skyfast.text_format import MetricFamily, label_text
 
 MAX_INTERFACES: Final = 20_000
-"""Maximum number of interfaces; others are counted as ``too_many``."""
+"""Maximum number of interfaces; further interfaces are counted as ``too_many``."""
 
 MAX_LABEL_CHARS: Final = 1024
-"""Maximum characters of a label value; nodes with longer ones count as ``text_too_long``."""
+"""Maximum characters of a label value; nodes with longer values count as ``text_too_long``."""
 
 MAX_LABELS_CHARS: Final = 8 * 1024 * 1024
 """Maximum characters of all labels together; further nodes are counted as ``too_many``.
@@ -137,9 +137,9 @@ _NOTHING: Final = _Page(b"", (), (), {}, 0.0)
 class Interfaces:
     """The interfaces of the last response, rendered.
 
-    A response replaces the previous one: interfaces that it does not contain are removed at once.
-    Without responses, the interfaces stay for three intervals or ``connection_timeout_s``,
-    whichever is longer.
+    A response replaces the previous response: interfaces that are missing in the new response are
+    removed at once. Without responses, the interfaces stay for three intervals or
+    ``connection_timeout_s``, whichever is longer.
 
     The label ``node_tid`` is the ``TID`` of the interface, or the ``ID`` of its node if there is no
     ``TID``. Nodes with identical labels share one series, which has the values of the node with the
@@ -223,7 +223,7 @@ class _Row(msgspec.Struct, gc=False, frozen=True):
 
 
 def _rows(nodes: list[Node], skipped: dict[str, int]) -> list[_Row]:
-    """Return the usable nodes, and count the skipped ones."""
+    """Return the usable nodes, and count the skipped nodes."""
     newest: dict[tuple[str, ...], Node] = {}
     for node in nodes:
         labels = _labels(node)

@@ -1,7 +1,7 @@
 """Repairs JSON text that the decoder rejects although its structure is valid.
 
 RFC 8259 allows two things that the decoder rejects: escapes of lone surrogates, and nesting beyond
-its limit. After the repair, only the part of the text that contains them is lost.
+its limit. After the repair, only the part of the text with such escapes or nesting is lost.
 """
 
 import re
@@ -34,9 +34,9 @@ _ESCAPE: Final = re.compile(
 def mark_lone_surrogates(data: bytes, *, max_escapes: int = 0) -> bytes:
     r"""Return ``data`` with lone surrogates replaced by bytes that are not valid UTF-8.
 
-    The decoder mistakes ``"\\ud800"`` for the end of the text. If an invalid byte replaces it, the
-    decoder rejects only the string that contains the byte. Parses up to ``max_escapes`` escapes, or
-    all of them if it is 0.
+    The decoder mistakes ``"\\ud800"`` for the end of the text. If an invalid byte replaces this
+    escape, the decoder rejects only the string that contains the byte. Parses up to ``max_escapes``
+    escapes, or all escapes if ``max_escapes`` is 0.
     """
 
     def marked(escape: re.Match[bytes]) -> bytes:

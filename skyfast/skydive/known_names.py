@@ -1,7 +1,7 @@
 """The names of addresses and capture points as text, and searches in these names.
 
-Only names that are known anyhow are used: those that labels ask for, own names, and the interfaces
-whose counters are exported. No query is sent for them.
+This module sends no queries. It only uses names that are known for other purposes: names that
+labels ask for, own names, and the names of interfaces whose counters are exported.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -39,7 +39,7 @@ class NamedInterfaces(Protocol):
 class CapturePointName(NamedTuple):
     """The name of a capture point. Unknown parts are empty.
 
-    ``owner`` is what has the interface: the pod, the container, or the network namespace.
+    ``owner`` is the owner of the interface: the pod, the container, or the network namespace.
     """
 
     host: str = ""
@@ -61,14 +61,14 @@ _HOST, _INTERFACE, _NAMESPACE, _POD, _CONTAINER, _NETNS = map(
 class KnownNames:
     """Looks up names. Thread-safe; names can change between two calls.
 
-    ``index`` is None if no label has names and there are no own names.
+    ``index`` is None if no label shows names and there are no own names.
     """
 
     index: NameMappings | None
     interfaces: NamedInterfaces
 
     def of_address(self, address: str) -> str:
-        """Return the name of an address, or "" if it is unknown or depends on the flow."""
+        """Return the name of an address, or "" if the name is unknown or depends on the flow."""
         return "" if self.index is None else self.index.ends.name_of(address)
 
     def of_node(self, tid: str) -> CapturePointName:

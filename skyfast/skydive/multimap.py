@@ -8,7 +8,7 @@ V = TypeVar("V")
 
 
 class MultiMap(Generic[K, V]):
-    """Distinct objects by key, in the order in which they were added. Most keys have only one.
+    """Distinct objects by key, in the order of adding. Most keys have only one object.
 
     A list for each of 100,000 keys would slow down the garbage collector, which visits all lists
     without releasing the GIL. Objects are distinguished by identity, not by equality.
@@ -24,7 +24,7 @@ class MultiMap(Generic[K, V]):
             self.add(key, value)
 
     def add(self, key: K, value: V) -> None:
-        """Add a value, unless the key has it already."""
+        """Add a value, unless the key already has this value."""
         first = self._first.setdefault(key, value)
         if first is not value:
             self._others.setdefault(key, {})[id(value)] = value

@@ -20,7 +20,8 @@ class Hints:
     """The reasons why labels are empty, as printable texts of bounded length.
 
     ``without_pods`` lists the labels that are empty because the topology has no pods; "" if there
-    are no such labels. ``missing_labels`` are the keys that no pod has, although there are pods.
+    are no such labels. ``missing_labels`` are the keys of pod labels that no pod has, although
+    there are pods.
     """
 
     without_pods: str = ""

@@ -29,16 +29,16 @@ from skyfast.skydive.name_resolver import (
 from skyfast.stats import LOOKUP_DROPS, NameStats
 
 MAX_NAMES: Final = 100_000
-"""Maximum number of entries of a mapping, including kept ones that the topology no longer has."""
+"""Maximum number of entries of a mapping, including entries that are missing in the topology."""
 
 MAX_TRIPLES: Final = 50_000
-"""Maximum number of triples with cached names; beyond it, ambiguous addresses have no names."""
+"""Maximum number of triples with cached names; the names of further triples are empty."""
 
 PRUNE_INTERVAL_S: Final = 300.0
 """Minimum time between two removals of cached names that flows may no longer use."""
 
 MAX_UNKNOWN: Final = 20_000
-"""Maximum number of unknown addresses that wait for a query, and of those already queried.
+"""Maximum number of unknown addresses that wait for a query, and of addresses already queried.
 
 The queries of one minute contain 15,000 addresses."""
 
@@ -89,7 +89,7 @@ class _Context:
         return choose(candidates, other, point, self.networks, address=address)
 
     def _in_namespaces_of(self, point: CapturePoint | None, address: str) -> tuple[Candidate, ...]:
-        """Return the candidates in the namespaces of a capture point and of its peers.
+        """Return the candidates in the namespaces of a capture point and of the point's peers.
 
         A loopback address has thousands of candidates, one in each namespace.
         """
@@ -115,9 +115,9 @@ class Changes:
     addresses: _Update[tuple[str, ...] | None]
     context: _Context
     triples: dict[Triple, tuple[str, ...]]
-    """The cached names that are still valid, and those that were chosen again."""
+    """The cached names that are still valid, and the names that were chosen again."""
     compared: int
-    """The number of cached names that were compared; names cached later are dropped."""
+    """The number of cached names that were compared. Names that are cached later are dropped."""
     affected: Set[str]
     """Ambiguous addresses with a triple whose names have changed or are no longer cached."""
     pruned_at: float | None
@@ -234,8 +234,8 @@ class NameIndex:
 
     Changed and new entries apply at once. An entry can be missing in a resolution because its node
     was deleted, or because an analyzer that has just started does not know the node yet. Such an
-    entry stays for ``keep_s``. The first resolution after this time removes it; `is_due` returns
-    whether it is time for this resolution. If a host has no capture point left, the owners of
+    entry stays for ``keep_s``. The first resolution after this time removes the entry; `is_due`
+    returns whether this resolution is due. If a host has no capture point left, the owners of
     ambiguous addresses on this host stay for the same time. Without resolutions, all entries stay.
 
     Only :meth:`apply` changes the mappings, in place. The thread that calls :meth:`apply` may use
@@ -257,7 +257,7 @@ class NameIndex:
         self.ambiguous = 0
         """The number of ambiguous addresses."""
         self.stats = NameStats()
-        """The counters of these names. They survive a reload if the names do."""
+        """The counters of these names. Names and counters survive a reload together."""
         self._keep_s = keep_s
         self._gone_nodes: Mapping[str, float] = {}
         self._gone_addresses: Mapping[str, float] = {}
@@ -273,16 +273,16 @@ class NameIndex:
         return index
 
     def use_own(self, own: OwnNames, export: ExportSelection) -> None:
-        """Use other own names, for the labels of ``export``.
+        """Use ``own`` names, for the labels of ``export``.
 
-        Flows whose addresses have other names than before must be relabelled.
+        The caller must relabel the flows whose addresses have other names than before.
         """
         labels = [label for view in (export.main, *export.views) for label in view.labels]
         self.addresses.notes_unknown = any(map(shows_topology, labels))
         self.ends.use(own, extends=any(map(shows_only_own, labels)))
 
     def forget_topology(self) -> None:
-        """Forget the names from the topology, which is no longer read. No label may show them."""
+        """Forget the names from the topology, which is no longer read. No label may show any."""
         self.nodes.clear()
         self.addresses.clear()
         self.addresses.forget_contexts()
@@ -371,7 +371,7 @@ class NameIndex:
         now: float,
         left_out: int,
     ) -> Changes:
-        """Return the changes, including those of the cached names."""
+        """Return the changes, including the changes of cached names."""
         cached = self.addresses._triples.copy()  # the event loop may add entries concurrently
         full = len(cached) > MAX_TRIPLES // 2
         is_pruned = full and (self._pruned_at is None or now - self._pruned_at >= PRUNE_INTERVAL_S)
@@ -433,7 +433,7 @@ class NameIndex:
     def apply(self, changes: Changes) -> list[tuple[Names, Set[str]]]:
         """Apply ``changes``, the result of the latest comparison.
 
-        Returns each changed mapping with its changed keys: those whose names changed, or may have
+        Returns each changed mapping with its changed keys: keys whose names changed, or may have
         changed in a context. The run time depends on the number of changes: about 10 ms for the
         first resolution of a huge topology.
         """
@@ -475,7 +475,7 @@ def _limited(mapping: Mapping[str, V]) -> tuple[Mapping[str, V], int]:
 def _with_gone_hosts(
     candidates: Mapping[str, tuple[Candidate, ...]], context: _Context, gone_hosts: Set[str]
 ) -> dict[str, tuple[Candidate, ...]]:
-    """Return the addresses that owners on ``gone_hosts`` still have, with all their owners.
+    """Return the addresses of owners on ``gone_hosts``. Each address has all its owners.
 
     After an analyzer has started, hosts reappear one by one, while all of them report flows. An
     address that several hosts have must not get the names of the first host that reappears.
@@ -489,7 +489,7 @@ def _with_gone_hosts(
 
 
 def _agreed(address: str, candidates: tuple[Candidate, ...]) -> tuple[str, ...] | None:
-    """Return the names if they do not depend on the flow, because all candidates have the same."""
+    """Return the names if all candidates have the same names, so they do not depend on the flow."""
     if is_local(address):
         return None
     first = candidates[0].names

@@ -3,10 +3,10 @@
 `needed` returns the queries that a configuration needs, and :class:`NamePoller` sends them:
 
 * Everything is read every `FULL_INTERVAL_S`.
-* In between, updated nodes and edges are read every `INTERVAL_S`. Only interfaces are always read
+* In between, updated nodes and edges are read every `INTERVAL_S`. Interfaces are always read
   completely, because a query for updated interfaces would not be cheaper.
-* Pods with unknown addresses that occur in flows are read every `UNKNOWN_INTERVAL_S`, in turn with
-  updated pods. If no address is unknown, updated pods are read every `PODS_INTERVAL_S`.
+* If addresses in flows are unknown, their pods and updated pods are read alternately, every
+  `UNKNOWN_INTERVAL_S`. If no address is unknown, updated pods are read every `PODS_INTERVAL_S`.
 
 Names are resolved again only if the data that is read has changed, or if the index has names of
 deleted nodes that are due for removal.
@@ -38,7 +38,7 @@ from skyfast.stats import NAME_SKIPS, TopologyStats
 log = logging.getLogger("skyfast.topology")
 
 FULL_INTERVAL_S: Final = 300.0
-"""Interval between two complete readings, which alone detect deleted nodes and edges."""
+"""Interval between two complete readings. Only these detect deleted nodes and edges."""
 
 INTERVAL_S: Final = 20.0
 """Interval between two readings of changes, and of interfaces if their metrics are disabled."""
@@ -54,17 +54,16 @@ These readings detect that another pod has taken over an address."""
 OVERLAP_MS: Final = 120_000
 """Each reading of changes includes this much time before the previous reading.
 
-``UpdatedAt`` is the time of the host where the node is, and its clock can be slow. The update also
-takes a few seconds to arrive."""
+``UpdatedAt`` is the time of the node's host, whose clock can be slow. The update also takes a few
+seconds to arrive."""
 
 PODS_OVERLAP_MS: Final = 10_000
-"""The same for pods, whose ``UpdatedAt`` is the time of an analyzer."""
+"""The same time for pods, whose ``UpdatedAt`` is the time of an analyzer."""
 
 COMPLETE_WAIT_S: Final = 60.0
 """Maximum time for which names of an earlier poller stay, until every query has a response.
 
-Names that are resolved without one of these responses would be less exact, and would change
-again."""
+Without one of these responses, resolved names would be less exact, and would change again."""
 
 KINDS: Final = {
     queries.NAMED_INTERFACES: "interfaces",
@@ -73,11 +72,11 @@ KINDS: Final = {
     queries.KUBERNETES: "kubernetes",
     queries.KUBERNETES_EDGES: "kubernetes_edges",
 }
-"""The queries, and their values of the label ``query`` in self metrics."""
+"""The queries, and the value that each has for the label ``query`` in self metrics."""
 
 
 def needed(config: Config) -> tuple[Query, ...]:
-    """Return the queries that labels and info series need; none if neither has names."""
+    """Return the queries that labels and info series need; empty if none shows names."""
     local = (queries.NAMED_INTERFACES, queries.NAMESPACES, queries.EDGES)
     everything = (*local, queries.KUBERNETES, queries.KUBERNETES_EDGES)
     if config.topology.interface_info:
@@ -98,9 +97,9 @@ def needed(config: Config) -> tuple[Query, ...]:
 class _Progress:
     """The progress of a query.
 
-    ``tried`` means that the query has been sent, ``read`` that it has had a complete response.
-    ``full_s`` is the monotonic time of the latest complete reading, ``asked_ms`` the Unix time of
-    the latest reading, and ``newest_ms`` the latest ``UpdatedAt`` of its nodes.
+    ``tried`` means that the query has been sent; ``read`` means that there was a complete response.
+    ``full_s`` is the monotonic time of the latest complete reading. ``asked_ms`` is the Unix time
+    of the latest reading. ``newest_ms`` is the latest ``UpdatedAt`` of the nodes.
     """
 
     tried: bool = False
@@ -215,9 +214,9 @@ class NamePoller:
                 progress.full_s = now_s
 
     def _since_ms(self, asked_ms: int, overlap_ms: int) -> int:
-        """Return the time from which changes are to be read, or 0 if it is unknown.
+        """Return the time from which changes are to be read, or 0 if this time is unknown.
 
-        The clock of this host and those of other hosts can be wrong, so the earlier time is used.
+        The clocks of this host and of other hosts can be wrong, so the earlier time is used.
         ``UpdatedAt`` of edges is not read, because edges are not newer than their nodes.
         """
         newest_ms = max(progress.newest_ms for progress in self._progress.values())
@@ -269,7 +268,7 @@ class NamePoller:
                 self._changed = True  # try again after the next reading
             duration_s = time.monotonic() - begun
             self._names.resolution_duration_s = duration_s
-            # Use at most half of a core, however often the topology changes.
+            # Even if the topology changes all the time, use at most half of a core.
             await asyncio.sleep(duration_s)
 
     async def _resolve(self) -> None:

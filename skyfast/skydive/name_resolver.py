@@ -5,7 +5,7 @@ each host, overlapping clusters). :func:`choose` distinguishes them by the place
 captured. If the topology is contradictory or ambiguous, names are empty rather than wrong.
 
 Relations between nodes are from Skydive's probes: see `skyfast.skydive.graph_index`. The rules of
-pods and workloads are in `skyfast.skydive.workloads`, those of containers in
+pods and workloads are in `skyfast.skydive.workloads`; the rules of containers are in
 `skyfast.skydive.runtime_containers`.
 """
 
@@ -27,10 +27,10 @@ from skyfast.skydive.topology_graph import Graph, Node
 from skyfast.skydive.workloads import ContradictionError, Pod, PodNames, Workloads, latest
 
 MAX_ADDRESSES: Final = 200_000
-"""Maximum number of addresses with names; each may have any number of candidates."""
+"""Maximum number of addresses with names; each address may have any number of candidates."""
 
 MAX_COMPARISONS: Final = 10_000
-"""Maximum number of pairs of a pod and an interface with the same address that are compared.
+"""Maximum number of compared pairs of a pod and an interface with the same address.
 
 Beyond the limit, none of these pods is assumed to be at an interface."""
 
@@ -59,10 +59,10 @@ Networks: TypeAlias = tuple[IPv4Network | IPv6Network, ...]
 class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An owner of an address.
 
-    ``names`` has the values of ``ADDRESS_NAMES``, followed by those of the requested pod labels.
-    ``namespace`` is the ID of the network namespace's node, or of the host's node if this is the
-    host's own namespace; "" if unknown. ``host`` is the agent's host. ``cluster`` is the cluster of
-    the pod or service, otherwise that of the host, or "" if there is none.
+    ``names`` has the values of ``ADDRESS_NAMES``, followed by the values of the requested pod
+    labels. ``namespace`` is the ID of the network namespace's node, or of the host's node if this
+    is the host's own namespace; "" if unknown. ``host`` is the agent's host. ``cluster`` is the
+    cluster of the pod or service, otherwise the cluster of the host, or "" if there is none.
     """
 
     names: tuple[str, ...]
@@ -72,7 +72,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
 
 class CapturePoint(msgspec.Struct, frozen=True, gc=False):
-    """Where flows are captured. ``peers`` are the namespaces of the veth peers, in order."""
+    """Where flows are captured. ``peers`` are the namespaces of the veth peers, sorted."""
 
     namespace: str
     peers: tuple[str, ...]
@@ -88,8 +88,8 @@ class Resolution(msgspec.Struct, frozen=True, gc=False):
       one candidate, and all of its candidates are different. Their order does not depend on the
       order of the graph.
     * ``points``: the capture points by ``NodeTID``.
-    * ``networks``: the subnets of all interfaces by host, in order. Subnets with only one address
-      are left out.
+    * ``networks``: the sorted subnets of all interfaces, by host. Subnets with only one address are
+      left out.
     * ``skipped``: how many unusable items were skipped, by reason.
     * ``has_pods``: whether the topology has pods.
     * ``has_pod_names``: whether the topology has pods, or containers with the names of their pods.
@@ -135,10 +135,10 @@ def choose(
     The first of these groups whose candidates all have the same ``names`` decides:
 
     1. All candidates.
-    2. Those in the namespace of the capture point.
-    3. Those in the namespaces of its veth peers.
-    4. If a subnet of the capture point's host contains both addresses, those on that host.
-    5. Those in the cluster of the capture point.
+    2. The candidates in the namespace of the capture point.
+    3. The candidates in the namespaces of the capture point's veth peers.
+    4. If a subnet of the capture point's host contains both addresses, the candidates on that host.
+    5. The candidates in the cluster of the capture point.
     """
     local = is_local(address)
     chosen = None if local else _only_names(candidates)
@@ -214,7 +214,7 @@ class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
 
 
 class _Place(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
-    """The place of an interface's addresses. All addresses of a namespace usually share one.
+    """The place of an interface's addresses. All addresses of a namespace usually share one place.
 
     ``of_machine`` is true if the addresses belong to a virtual machine behind an interface.
     """
@@ -244,7 +244,7 @@ class _Resolver:
         )
         self._domains = self._libvirt_domains()
         self._places: dict[tuple[int, str, str | None], _Place] = {}
-        # By address: the hosts that have it in their own namespaces.
+        # By address: the hosts that have the address in their own namespaces.
         self._own_addresses: dict[str, set[str]] = defaultdict(set)
         self._subnets = _Subnets()
 
@@ -494,7 +494,7 @@ class _Resolver:
         return place
 
     def _libvirt_domains(self) -> dict[str, set[str]]:
-        """Return the names of virtual machines by UUID; some of their interfaces lack the name."""
+        """Return the names of virtual machines by UUID, because some interfaces lack the name."""
         domains: dict[str, set[str]] = defaultdict(set)
         for node in self._index.interfaces:
             metadata = node.metadata
@@ -521,7 +521,7 @@ class _Resolver:
         )
 
     def _is_host_network(self, pod: Pod) -> bool:
-        """Return whether a pod has no addresses of its own, but those of its host.
+        """Return whether a pod has only the addresses of its host.
 
         If the pod's host is known, addresses of other hosts do not matter: several hosts can use
         the same subnet.
@@ -534,7 +534,7 @@ class _Resolver:
     def _with_pods(self, places: Sequence[_Place], pods: Sequence[Pod]) -> list[Candidate]:
         """Return the candidates for an address that is at ``places`` and belongs to ``pods``.
 
-        A pod that certainly is at a place results in one candidate with the names of both.
+        If a pod certainly is at a place, the result has one candidate with the names of both.
         """
         if not pods:
             return [place.candidate for place in places]
@@ -628,7 +628,7 @@ class _Subnets:
             self._by_host[host].add(network)
 
     def by_host(self) -> dict[str, Networks]:
-        """Return the subnets of each host, in order."""
+        """Return the subnets of each host, sorted."""
         return {
             host: tuple(sorted(networks, key=_network_order))
             for host, networks in self._by_host.items()
@@ -655,8 +655,8 @@ def _address_names(
 ) -> tuple[str, ...]:
     """Return the values of ``ADDRESS_NAMES`` and of the pod labels.
 
-    ``machine`` is the name of the virtual machine that has the address, "" if it is unknown, and
-    None if no machine has it.
+    ``machine`` is the name of the virtual machine that has the address. It is "" if the name is
+    unknown, and None if no virtual machine has the address.
     """
     if pod.service or pod.workload.name:
         name = pod.service or pod.workload.name
@@ -711,7 +711,7 @@ def _newest(pods: Sequence[Pod]) -> Sequence[Pod]:
 
 
 def _in_order(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
-    """Return the distinct candidates in order.
+    """Return the distinct candidates, sorted.
 
     ``127.0.0.1`` has one candidate in each namespace. Sorting thousands at once would not be
     interruptible.

@@ -19,8 +19,8 @@ class PartialDecoder:
     """Decodes single flows as ``FullReport`` without the fields that cannot be decoded.
 
     An undecodable number becomes None, and an undecodable part becomes a part whose fields are all
-    None. The table treats None as an unusable value: it counts the field, and uses the rest of the
-    flow.
+    None. For the table, None is an unusable value: the table counts the field, and uses the rest of
+    the flow.
     """
 
     def __init__(self, types: FlowTypes) -> None:
@@ -60,7 +60,7 @@ class _Struct:
 
 
 class _Field:
-    """Decodes a field; omits it if it cannot be decoded and is optional."""
+    """Decodes a field, or omits it if it is optional and cannot be decoded."""
 
     def __init__(
         self, field: msgspec.structs.FieldInfo, parent: FieldPath, types: FlowTypes

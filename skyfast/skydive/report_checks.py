@@ -33,10 +33,10 @@ RATE_PERIOD_S: Final = 10.0
 """How often the probability is adjusted to the rate of messages."""
 
 SETTLE_S: Final = SLACK_S
-"""A report can arrive this long after a newer one, because analyzers batch reports for 5 s."""
+"""A report can arrive this long after a newer report, because analyzers batch reports for 5 s."""
 
 MAX_UNSETTLED: Final = 10_000
-"""Maximum number of gaps that wait for a late report; further ones are counted at once."""
+"""Maximum number of gaps that wait for a late report; further gaps are counted at once."""
 
 UPDATE_PERIOD_S: Final = 60.0
 UPDATE_PERIODS: Final = 60
@@ -154,7 +154,7 @@ class ReportChecker:
         return True
 
     def skip(self) -> None:
-        """Give back the credit spent on the latest message, because it contains no flows."""
+        """Give back the credit for checking the latest message, which contains no flows."""
         self._credit += 1.0
 
     def before(self, flows: Sequence[Flow]) -> Sample:

@@ -18,10 +18,10 @@ SLACK_S: Final = 15.0
 """Added to the interval: analyzers batch reports for up to 5 s, and agents' ticks drift."""
 
 MISSING_UPDATES: Final = 2
-"""After this many intervals in which only others deliver, a subscription stops counting."""
+"""If only other subscriptions deliver for this many intervals, a subscription is ignored."""
 
 INCIDENT_UPDATES: Final = 4
-"""One incident, or one subscription, holds the clock for at most this many intervals."""
+"""Neither an incident nor a subscription holds the clock for more than this many intervals."""
 
 MAX_FLOW_UPDATE_S: Final = 3600.0
 """Upper limit for values of ``flow.update``."""
@@ -51,7 +51,7 @@ class _SubscriptionState:
     """How long the subscription has delivered without interruption; infinite before the first."""
     healthy: bool = True
     missing_s: float = 0.0
-    """How long only other subscriptions have delivered since this one was last healthy."""
+    """How long only other subscriptions have delivered since this subscription was last healthy."""
     counted: bool = False
     budget: _Budget = field(default_factory=_Budget)
 
@@ -59,17 +59,17 @@ class _SubscriptionState:
 class ReportingGap:
     """Decides from the states of the subscriptions whether to hold the clock.
 
-    * A subscription counts from its first message on. It is *healthy* once it has delivered without
-      interruption for one reporting interval (``flow.update``) plus `SLACK_S`.
-    * The clock is held while a counted subscription is not healthy. A removed subscription is
+    * A subscription is considered from its first message on. It is *healthy* once it has delivered
+      without interruption for one reporting interval (``flow.update``) plus `SLACK_S`.
+    * The clock is held while a considered subscription is not healthy. A removed subscription is
       treated as not delivering.
-    * If a subscription does not deliver for `MISSING_UPDATES` intervals while others do, it stops
-      counting until it is healthy again. By then, agents send to the analyzers of the other
-      subscriptions.
-    * A subscription that has held the clock for `INCIDENT_UPDATES` intervals stops counting too.
-      Several subscriptions together cannot hold the clock for longer, either. The limit of a
-      subscription is reset after one interval in which it was healthy. The common limit is reset
-      after one interval in which all counted subscriptions were healthy.
+    * If a subscription does not deliver for `MISSING_UPDATES` intervals while others deliver, it is
+      ignored until it is healthy again. After these intervals, the agents send their reports to the
+      analyzers of the other subscriptions.
+    * A subscription that has held the clock for `INCIDENT_UPDATES` intervals is ignored, too. All
+      subscriptions together hold the clock for at most the same time. The limit of a subscription
+      is reset after one interval in which the subscription was healthy. The common limit is reset
+      after one interval in which all considered subscriptions were healthy.
     """
 
     def __init__(self, *, slack_s: float = SLACK_S) -> None:
@@ -92,7 +92,7 @@ class ReportingGap:
         """Return whether to hold the clock from ``now_s`` until the next call.
 
         ``now_s`` is the time of a clock that is never held. ``delivering`` are the names of the
-        subscriptions that deliver, and ``subscribed`` the names of all configured subscriptions.
+        subscriptions that deliver; ``subscribed`` are the names of all configured subscriptions.
         The time since the previous call is attributed to the state at that call.
         """
         update_s = min(flow_update_s, MAX_FLOW_UPDATE_S)
@@ -135,7 +135,7 @@ class ReportingGap:
         )
 
     def _forget(self, subscribed: Set[str]) -> None:
-        """Forget removed subscriptions that stopped counting."""
+        """Forget removed subscriptions that are ignored."""
         for name in self._sources.keys() - subscribed:
             if not self._sources[name].counted:
                 del self._sources[name]

@@ -31,7 +31,7 @@ def is_sandbox(container: Node) -> bool:
 
 
 def shown_name(container: Node) -> str | None:
-    """Return the name of a container in its pod, or else the name that the runtime gives it."""
+    """Return the name of a container in its pod, or else its name in the container runtime."""
     _, kubernetes = _labels(container)
     kubelet = _kubelet_name(container)
     return (

@@ -13,7 +13,7 @@ receive packets. This occurs when an analyzer resumes sending for a client that 
 to ``stats``.
 
 This module has no clock and no socket. It counts ticks instead of time: after a pause of the
-process, the late tick counts as one, and waiting messages are read before the next one.
+process, the late tick counts as a single tick, and waiting messages are read before the next tick.
 """
 
 import math
@@ -55,13 +55,13 @@ IDLE_SHARE: Final = 0.1
 """If no more than this share of the reports shows packets, the captures may be idle."""
 
 IDLE_REPORTS: Final = 3
-"""After its last packet, a point sends this many reports that differ from earlier ones."""
+"""After its last packet, a point sends this many reports that differ from earlier reports."""
 
 MEMORY_S: Final = 60.0
 """Reported values are remembered for at least this long, which is six reports."""
 
 MAX_VALUES: Final = 20_000
-"""Maximum number of remembered values; beyond it, no report counts as a sign of packets."""
+"""Maximum number of remembered values. Beyond it, no report is taken as a sign of packets."""
 
 READINGS: Final = (9, 10, 11)
 """``PacketsReceived`` is the sum of this many readings of a total: ten, or one more or less."""
@@ -98,7 +98,7 @@ class Activity:
 
     def __init__(self) -> None:
         self.capture_id = ""
-        """The only capture to consider; empty for all."""
+        """The only capture to consider. If empty, all captures are considered."""
         self.reports = 0
         self.changes = 0
         """Reports that show packets."""
@@ -199,7 +199,7 @@ class Silence:
         self, reporting: Reporting, *, longest_s: float, stretch: float = 1.0, tick_s: float
     ) -> None:
         self.suspect = False
-        """Whether the subscription is suspect now, or will be before the next tick."""
+        """Whether the subscription is suspect now, or becomes suspect before the next tick."""
         self.delivered = False
         """Whether a message has arrived so far."""
         self.silent_s = 0.0
@@ -219,7 +219,8 @@ class Silence:
         """Update once per tick; return why the subscription is silent, or an empty string.
 
         ``received`` is true if messages have arrived since the last tick. ``statistics`` is the
-        number of ``stats`` among them. ``flows`` is true if any of them contained flows.
+        number of ``stats`` among these messages. ``flows`` is true if any of these messages
+        contained flows.
         """
         self._reporting.add(statistics, now_s)
         if received:
@@ -291,9 +292,9 @@ class _MissingFlows:
         self.seconds = 0.0
         self._reports, self._changes = activity.reports, activity.changes
         self._shown = 0.0
-        """Number of reports that show packets, beyond the share of idle captures."""
+        """Number of reports that show packets, minus the share that is normal for idle captures."""
         self._suspect_after_s = self._silent_after_s = math.inf
-        """The ``seconds`` at which enough reports had shown packets that flows were due."""
+        """The ``seconds`` at which flows became due, because enough reports had shown packets."""
 
     def update(self, *, flows: bool, tick_s: float) -> None:
         if flows:

@@ -59,11 +59,11 @@ _wire_log = logging.getLogger("skyfast.websockets")
 _wire_log.setLevel(logging.WARNING)
 
 SILENCE_JITTER: Final = 1.3
-"""Each subscription multiplies the silence timeout by a random factor up to this one.
+"""Each subscription multiplies the silence timeout by a random factor of up to this value.
 
-An analyzer stops sending to all its subscribers together, and the first one that reconnects makes
-it resume for all. So the subscribers should not all reconnect at once. 20 s become up to 26 s, and
-the 45 s of ``silence_timeout`` up to 58 s."""
+An analyzer stops sending to all its subscribers together. The first subscriber that reconnects
+makes the analyzer resume for all. So the subscribers should not all reconnect at once. 20 s become
+up to 26 s, and the 45 s of ``silence_timeout`` up to 58 s."""
 
 STATISTICS: Final = ("stats", "stats")
 FLOWS: Final = ("flow", "store")
@@ -72,9 +72,9 @@ FLOWS: Final = ("flow", "store")
 BACKLOG_BYTES: Final = 32 << 10
 """If a socket always has this much unread data, its analyzer has to wait.
 
-This is less than half of the smallest receive buffer in Linux (``tcp_rmem``), because a slow
-reader's buffer cannot hold much more data than half of its size. It is more than a fast reader ever
-leaves unread between two messages."""
+This is less than half of the smallest receive buffer in Linux (``tcp_rmem``), because the buffer of
+a slow reader contains little more data than half of its size. But a fast reader never leaves this
+much unread between two messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ class Timing:
     backoff_first_s: float = 0.5
     """Maximum delay before the first reconnection; it doubles with every further attempt."""
     backoff_most_s: float = 10.0
-    """Upper limit of the doubled delay."""
+    """Upper limit of this maximum delay."""
     healthy_s: float = 30.0
     """A subscription that lasted this long resets the delay."""
     tick_s: float = 1.0
@@ -119,7 +119,7 @@ class SilenceError(Exception):
 
 
 class OverloadError(Exception):
-    """The analyzer dropped the subscription because it was read too slowly."""
+    """The analyzer dropped the subscription because skyfast read too slowly."""
 
 
 class NamelessServerError(Exception):
@@ -167,7 +167,7 @@ def classify(exc: BaseException) -> str:
             if exc.sent is None or exc.rcvd_then_sent:
                 return "closed"  # by the analyzer; its code is echoed
             return _CLOSE_REASONS.get(exc.sent.code, "error")
-        case socket.gaierror() | UnicodeError():  # the latter from the encoding of host names
+        case socket.gaierror() | UnicodeError():  # UnicodeError: encoding of a host name
             return "unresolved"
         case TimeoutError():
             return "timeout"
@@ -194,7 +194,7 @@ class _Connect(connect):
 
 
 class _BacklogTimer:
-    """Measures how long an analyzer has been waiting, by checking the backlog once per tick.
+    """Checks the backlog once per tick, to measure how long an analyzer has been waiting.
 
     A late check means that nothing was read in the meantime.
     """
@@ -214,7 +214,7 @@ class _BacklogTimer:
         self._checked_s = now_s
 
     def seconds(self) -> float:
-        """Return how long the analyzer has been waiting; 0 if it has not waited recently."""
+        """Return how long the analyzer has been waiting, or 0 if it has not waited recently."""
         now_s = time.monotonic()
         if self._is_long_ago(self._checked_s, now_s):  # pragma: no cover - only on a slow machine
             return now_s - self._kept_up_s
@@ -226,10 +226,10 @@ class _BacklogTimer:
 
 
 class _SilenceMonitor:
-    """Checks once per tick whether a subscription still delivers, and ends a silent one.
+    """Checks once per tick whether a subscription still delivers, and ends it if it is silent.
 
-    Silence is measured in ticks: after a pause of the process, the late tick counts as one, and
-    waiting messages are read before the next one.
+    Silence is measured in ticks: after a pause of the process, the late tick counts as a single
+    tick, and waiting messages are read before the next tick.
 
     ``backlog`` measures how long the analyzer has been waiting.
     """
@@ -346,12 +346,12 @@ class Subscription:
         self._server: str = predecessor._server if predecessor is not None else ""
         self._lasted_s = 0.0
         self._attempts = 0
-        """Number of attempts to subscribe since the last successful one."""
+        """Number of attempts to subscribe since the last successful attempt."""
         self._ended_s: float = predecessor._ended_s if predecessor is not None else -math.inf
 
     @property
     def delivers(self) -> bool:
-        """Whether it is subscribed, has received a message since then, and is not suspect."""
+        """Whether the subscription is up, has received a message, and is not suspect."""
         return self._silence is not None and self._silence.delivers
 
     async def run(self) -> None:
@@ -406,8 +406,8 @@ class Subscription:
                 ("X-Client-Type", "analyzer"),
                 ("X-Client-Protocol", "json"),
                 ("X-Websocket-Namespace", f"flow/{capture_id}" if capture_id else "flow"),
-                # Statistics arrive every 10 s even without traffic; they are needed to detect
-                # silence.
+                # Statistics are needed to detect silence: they arrive every 10 s even without
+                # traffic.
                 ("X-Websocket-Namespace", "stats"),
                 *self._sent_headers,
             ],
@@ -494,7 +494,7 @@ class Subscription:
                 connection.transport.abort()
 
     async def _failed(self, exc: Exception, delay_s: float) -> None:
-        """Count and log the end of a subscription, and log in if that may help."""
+        """Count and log the end of a subscription, and log in to the analyzer if that may help."""
         reason = classify(exc)
         self.stats.reconnects[reason] += 1
         level = logging.WARNING
@@ -531,7 +531,7 @@ class Subscription:
         self._limit.reset()
         if self._server in ("", server):
             log.info("analyzer %s: subscribed to %s", self.endpoint.name, server)
-        else:  # another analyzer, or the analyzer has a new name
+        else:  # another analyzer responds, or the analyzer has a new name
             text = "analyzer %s: subscribed to %s, previously %s"
             log.warning(text, self.endpoint.name, server, self._server)
         self._server = server

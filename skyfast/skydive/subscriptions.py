@@ -42,12 +42,12 @@ class Subscriptions:
     """The subscriptions to all of ``config.subscriber.endpoints``.
 
     A ``dns+`` endpoint has one subscription for each address of its name. Each subscription has its
-    own row in ``stats.analyzers``, which is removed with the address, so that the number of rows
-    stays bounded. The name has a row too: it counts failed resolutions, and its ``up`` is 1 while
-    at least one of the addresses is subscribed.
+    own row in ``stats.analyzers``. The row is removed with the address, so that the number of rows
+    stays bounded. The name has a row, too, which counts failed resolutions. The name's ``up`` is 1
+    while at least one of its addresses is subscribed.
 
-    The configuration and the name servers determine the targets. Only `run` acts on their changes:
-    it stops obsolete subscriptions and starts missing ones.
+    The configuration and the name servers determine the targets. Only `run` acts on changes of the
+    targets: it stops obsolete subscriptions and starts missing ones.
     """
 
     def __init__(
@@ -129,8 +129,8 @@ class Subscriptions:
     def configure(self, prepared: "Prepared") -> None:
         """Apply another configuration in the background.
 
-        Unaffected subscriptions continue. The others are closed; those that are still configured
-        are restarted and keep their counters.
+        Unaffected subscriptions continue. Affected subscriptions are closed. If they are still
+        configured, they are restarted and keep their counters.
         """
         self._prepared = prepared
         self._changed.set()
@@ -200,7 +200,7 @@ class Subscriptions:
         stopped: Mapping[str, Subscription],
         tasks: asyncio.TaskGroup,
     ) -> None:
-        """Start missing subscriptions. ``stopped`` are those that have just been stopped."""
+        """Start missing subscriptions. ``stopped`` has the subscriptions just stopped."""
         for endpoint in self._prepared.config.subscriber.endpoints:
             if endpoint.follows_dns and endpoint not in self._resolvers:
                 self._resolvers[endpoint] = tasks.create_task(self._watch_addresses(endpoint))
@@ -226,7 +226,7 @@ class Subscriptions:
         )
 
     def _sync_rows(self, targets: Iterable[str]) -> None:
-        """Add the rows of endpoints and targets, and remove all others."""
+        """Add the rows of endpoints and targets, and remove all other rows."""
         endpoints = self._prepared.config.subscriber.endpoints
         names = dict.fromkeys([*(endpoint.name for endpoint in endpoints), *targets])
         for name in self._stats.analyzers.keys() - names.keys():
@@ -240,9 +240,9 @@ class Subscriptions:
         self._on_change()
 
     def _update_name_states(self) -> None:
-        """Set ``up`` of each ``dns+`` name to whether one of its addresses is subscribed."""
+        """Set ``up`` of each ``dns+`` name: 1 if one of its addresses is subscribed, else 0."""
         for endpoint, addresses in self._addresses.items():
-            if endpoint.name not in self._running:  # otherwise the row is a subscription's
+            if endpoint.name not in self._running:  # otherwise the row belongs to a subscription
                 names = {endpoint.at(address).name for address in addresses}
                 ups = (
                     running.subscription.stats.up
@@ -300,7 +300,7 @@ class Prepared:
     digests: tuple[bytes, ...]
 
     def settings(self, endpoint: Endpoint) -> object:
-        """Return the settings of a subscription other than its endpoint, for comparison."""
+        """Return the settings of a subscription, without its endpoint, for comparison."""
         return (
             self.config.host_id,
             self.config.credentials,
@@ -340,7 +340,7 @@ def _digests(tls: TLS) -> tuple[bytes, ...]:
 
 
 def _check_headers(config: Config) -> None:
-    """Reject header values that websockets rejects with errors that quote secrets."""
+    """Reject header values for which the errors of websockets would quote secrets."""
     values = {
         "host_id": config.host_id,
         "pipeline.subscriber.capture_id": config.subscriber.capture_id,

@@ -9,8 +9,8 @@ from skyfast.config.yaml_nodes import ConfigError
 def client_context(tls: TLS) -> ssl.SSLContext:
     """Return the context for connections to analyzers.
 
-    If ``ca_cert`` is set, its authorities are trusted instead of those of the system. Host names
-    are verified. This blocks, because it reads the files.
+    If ``ca_cert`` is set, its authorities are trusted instead of the system's authorities. Host
+    names are verified. This blocks, because it reads the files.
 
     Raises:
         ConfigError: A file cannot be read or is not valid for its key.

@@ -1,7 +1,7 @@
 """Sends queries to the topology API of the analyzers.
 
 A response is decompressed, split into its elements and decoded while it arrives. So memory never
-contains the whole text or all of its objects, and no call holds the GIL for longer than one element
+contains the whole text or all of its objects. No call holds the GIL for longer than one element
 takes.
 """
 
@@ -49,7 +49,7 @@ This is a security limit: a response may be a gzip bomb."""
 REQUEST_TIMEOUT_S: Final = 10.0
 """Timeout from sending a query, including a login, to the headers of its response.
 
-Then the next analyzer is queried."""
+After this time, the next analyzer is queried."""
 
 BODY_TIMEOUT_S: Final = 30.0
 """Timeout of the body of a response, including its decoding."""
@@ -161,8 +161,8 @@ class TopologyClient:
     async def ask(self, query: Query, make_reader: Callable[[], R]) -> R | None:
         """Send ``query``; return the reader that has read the response, or None.
 
-        Each queried analyzer gets a reader of its own. None means that no analyzer has answered:
-        failures are counted and logged, but not raised.
+        A separate reader is made for each queried analyzer. None means that no analyzer has
+        answered: failures are counted and logged, but not raised.
         """
         preferred = self._preferred
         for analyzer in sorted(self._analyzers, key=lambda analyzer: analyzer is not preferred):

@@ -93,7 +93,7 @@ class ContainerLabels(_Struct):
     """``Container.Labels``.
 
     Skydive splits label keys at dots into nested objects (``NormalizeValue`` in
-    ``graffiti/graph/metadata.go``). The runc probe does not split the labels of a
+    ``graffiti/graph/metadata.go``). But the runc probe does not split label keys of a
     ``create-config`` file (``getMetadata``), so both forms exist.
     """
 
@@ -232,7 +232,7 @@ class Edge(msgspec.Struct, gc=False):
 
 @dataclass(slots=True)
 class Graph:
-    """The nodes and edges of one or more responses, and what could not be decoded."""
+    """The nodes and edges of one or more responses, and the number of skipped items."""
 
     nodes: list[Node]
     edges: list[Edge]
@@ -284,7 +284,7 @@ def decode_edge(element: bytes, skipped: Skipped | None = None) -> Edge | None:
 
 
 def _repaired(element: bytes, struct: Any, skipped: Skipped) -> Any:
-    """Decode an element without the fields of wrong types. Rare, so it may be slow."""
+    """Decode an element without the fields of wrong types. This is rare, so it may be slow."""
     try:
         data = msgspec.json.decode(readable(bytes(element)))
     except (msgspec.MsgspecError, MalformedAnswerError):

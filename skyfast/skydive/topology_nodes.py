@@ -13,12 +13,12 @@ from skyfast.skydive._json_split import ArraySplitter
 from skyfast.skydive.json_repair import prune_depth, replace_unreadable
 
 MAX_ELEMENT_BYTES: Final = 1024 * 1024
-"""Maximum size of a node or edge; longer ones are skipped. Real ones have a few kilobytes.
+"""Maximum size of a node or edge; longer ones are skipped. Typical ones have a few kilobytes.
 
 Kubernetes does not store larger objects."""
 
 MAX_ELEMENTS: Final = 100_000
-"""Maximum number of nodes that are kept of a response; others are skipped."""
+"""Maximum number of nodes that are kept of a response; further nodes are skipped."""
 
 
 class MalformedAnswerError(ValueError):
@@ -73,8 +73,8 @@ class Node(msgspec.Struct, gc=False, rename="pascal"):
 class Answer:
     """The usable nodes of a response, in order.
 
-    ``invalid`` is the number of unusable nodes, ``too_long`` the number of nodes longer than
-    `MAX_ELEMENT_BYTES`, and ``excess`` the number of nodes beyond `MAX_ELEMENTS`.
+    ``invalid`` is the number of unusable nodes. ``too_long`` is the number of nodes longer than
+    `MAX_ELEMENT_BYTES`. ``excess`` is the number of nodes beyond `MAX_ELEMENTS`.
     """
 
     nodes: list[Node]
@@ -135,7 +135,7 @@ def _recover(element: bytes) -> Node | None:
 
 
 def readable(element: bytes) -> bytes:
-    """Return ``element`` with invalid text replaced, and without parts that are nested too deep.
+    """Return ``element`` without parts that are nested too deep, and with invalid text replaced.
 
     Raises:
         MalformedAnswerError: It is not JSON.

@@ -9,7 +9,7 @@ Skydive's sources show which queries work: ``graffiti/graph/traversal`` parses a
 * All conditions of one ``Has`` must hold. They are evaluated in order, up to the first condition
   that does not hold, so cheap and selective conditions come first. A ``Has`` directly after ``V()``
   or ``E()`` is evaluated while the graph is listed, without a second list.
-* ``Within`` compares with its values one after the other.
+* ``Within`` compares with its values one by one.
 * In nodes, a condition on a list holds if it holds for one of the list's elements. ``Ne('')`` holds
   if the key exists and no element is ``''``.
 * ``@UpdatedAt`` (of nodes and edges, in milliseconds) and an edge's ``Child`` are keys outside the
@@ -37,16 +37,16 @@ _Matches = Callable[[Element], bool]
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query. ``edges`` means that the elements of the response are edges, otherwise nodes."""
+    """A query. The response has edges if ``edges`` is true, otherwise nodes."""
 
     gremlin: str
     edges: bool
     _matches: _Matches = field(repr=False, compare=False)
 
     def matches(self, element: Element) -> bool:
-        """Return whether the response contains ``element``: an edge if ``edges``, otherwise a node.
+        """Return whether the response contains ``element``: an edge with ``edges``, else a node.
 
-        Values of unexpected types, such as lists of strings, match if they match in Skydive.
+        Values of unexpected types, such as lists of strings, match if Skydive would return them.
         """
         return self._matches(element)
 
@@ -87,7 +87,7 @@ _is_open_vswitch: Final = _within(("Type",), ("ovsbridge", "ovsport"))
 
 def _is_named_interface(element: Element) -> bool:
     metadata = element.get("Metadata")
-    # Ne: the key exists, possibly with null, and its value is not this one.
+    # Ne: the key exists, possibly with null, and has a different value.
     has_encap = isinstance(metadata, dict) and "EncapType" in metadata
     return (has_encap and not _has_no_encap(element)) or _is_open_vswitch(element)
 
@@ -95,7 +95,7 @@ def _is_named_interface(element: Element) -> bool:
 INTERFACES: Final = Query(
     "G.V().Has('EncapType', 'ether')", False, _within(("EncapType",), ("ether",))
 )
-"""The exported network interfaces."""
+"""The interfaces whose metrics are exported."""
 
 NAMED_INTERFACES: Final = Query(
     "G.V().HasEither('EncapType', Ne(''), 'Type', 'ovsbridge', 'Type', 'ovsport')",
@@ -104,9 +104,9 @@ NAMED_INTERFACES: Final = Query(
 )
 """The interfaces of `INTERFACES` and all other nodes that have addresses or can be captured.
 
-These are all Linux devices, and all Open vSwitch bridges and ports. The devices include loopback
-and tunnels, which have other ``EncapType``s (``loopback``, ``gre``, ``sit``, ``none``, …). The
-bridges and ports have no ``EncapType``: see ``CaptureTypes`` in Skydive's
+The response has all Linux devices, and all Open vSwitch bridges and ports. The devices include
+loopback and tunnels, whose ``EncapType`` is not ``ether`` (``loopback``, ``gre``, ``sit``,
+``none``, …). The bridges and ports have no ``EncapType``: see ``CaptureTypes`` in Skydive's
 ``flow/probes/capabilities.go``. Requires Skydive 0.21."""
 
 
@@ -150,10 +150,10 @@ _CHANGING: Final = (NAMESPACES, KUBERNETES, PODS, EDGES, KUBERNETES_EDGES)
 
 
 def changes(query: Query, since_ms: int) -> Query:
-    """Return the query for those elements of ``query`` that were updated after ``since_ms``.
+    """Return the query for the elements of ``query`` that were updated after ``since_ms``.
 
     ``query`` is one of `NAMESPACES`, `KUBERNETES`, `PODS`, `EDGES` and `KUBERNETES_EDGES`.
-    Interfaces are not among them, because agents update the counters of all interfaces every 30 s.
+    Interfaces have no such query, because agents update the counters of all interfaces every 30 s.
     Deleted elements are not reported. Before Skydive 0.28, the key was ``UpdatedAt``, so the
     responses of these versions are empty.
     """

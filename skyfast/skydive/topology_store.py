@@ -1,11 +1,11 @@
 """Keeps the nodes and edges of the topology that names are resolved from.
 
-Each query has its own elements. A complete response replaces them, and a response that has only
-changes is merged into them. Elements that have not changed stay the same objects: `GraphReader`
-compares them while it decodes, so the store only compares identities.
+Each query has its own elements. A complete response replaces these elements, and a response that
+has only changes is merged into them. Elements that have not changed stay the same objects:
+`GraphReader` compares them while it decodes, so the store only compares identities.
 
 Keys are strings and elements are untracked structs, so the garbage collector ignores the dicts.
-Otherwise it would stop the process for 0.1 s to visit 100,000 elements.
+Otherwise, the garbage collector would stop the process for 0.1 s to visit 100,000 elements.
 """
 
 from collections import Counter
@@ -120,7 +120,7 @@ class GraphReader:
             self.elements[key] = edge
 
     def _share_strings(self, node: Node) -> None:
-        """Use one object for equal strings that many nodes have, to save memory."""
+        """To save memory, use one object for equal strings that many nodes have."""
         node.host = self._shared(node.host)
         metadata = node.metadata
         metadata.type = self._shared(metadata.type)
@@ -140,7 +140,7 @@ def _updated_ms(node: Node) -> int:
 
 
 class TopologyStore:
-    """The elements of each query. One thread at a time may change them.
+    """The elements of each query. Only one thread at a time may change the elements.
 
     Readers must come from `reader`, for the same query.
     """
@@ -155,7 +155,10 @@ class TopologyStore:
     def reader(
         self, kept: Query, *, changes: Query | None = None, also_interfaces: bool = False
     ) -> GraphReader:
-        """Return a reader for the elements of ``kept``, or for their ``changes``."""
+        """Return a reader for the response to the query ``kept``, or to ``changes``.
+
+        ``changes`` is a query that returns only the changed elements of ``kept``.
+        """
         return GraphReader(
             changes or kept,
             also_interfaces=also_interfaces,
@@ -181,7 +184,7 @@ class TopologyStore:
         return changed
 
     def merge(self, query: Query, reader: GraphReader) -> bool:
-        """Add or replace elements of ``query``; return whether they have changed."""
+        """Add or replace elements of ``query``; return whether any element has changed."""
         elements = self._elements.setdefault(query, {})
         self._skipped.setdefault(query, Counter())
         changed = False

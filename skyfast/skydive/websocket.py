@@ -1,11 +1,11 @@
 """Receives WebSocket messages directly from the buffer of the socket.
 
-A message of 100 flows has 80 KB. websockets copies it several times to assemble it, which takes
-more CPU time than the table. So this module receives the bytes first. A message in a single frame,
-as nearly all messages of analyzers are, is passed on as a slice of the receive buffer. All other
-bytes are forwarded to websockets unchanged: the opening handshake, pings and pongs, fragments, the
-close, and invalid frames. Only websockets sends responses, closes the connection and reports
-errors.
+A message of 100 flows has 80 KB. websockets would copy the message several times to assemble it,
+which takes more CPU time than the table. So this module receives the bytes first. Nearly all
+messages of analyzers are in a single frame. Such a message is passed on as a slice of the receive
+buffer. All other bytes are forwarded to websockets unchanged: the opening handshake, pings and
+pongs, fragments, the close, and invalid frames. Only websockets sends responses, closes the
+connection and reports errors.
 
 RFC 6455, section 5.2, specifies the frames. This module does not decode their payload.
 """
@@ -33,7 +33,7 @@ TURN_S: Final = 0.01
 """After this time, the receiver yields to the event loop, even if more messages are available."""
 
 _MESSAGES: Final = (0x80 | Opcode.TEXT, 0x80 | Opcode.BINARY)
-"""First bytes of frames that are a complete message: FIN is set, the reserved bits are not."""
+"""First bytes of frames that are a complete message: FIN is set, and no reserved bit is set."""
 
 _FIRST_FRAGMENTS: Final = (Opcode.TEXT, Opcode.BINARY)
 _LAST_FRAGMENT: Final = 0x80 | Opcode.CONT
@@ -44,7 +44,7 @@ _FORWARDED: Final = (
     0x80 | Opcode.PING,
     0x80 | Opcode.PONG,
 )
-"""First bytes of the other valid frames, except close frames, which no message follows."""
+"""First bytes of all other valid frames except close frames. No message follows a close frame."""
 
 _RESPONSE_END: Final = b"\r\n\r\n"
 """The end of a successful opening handshake response, which has no body."""
@@ -62,7 +62,7 @@ _NO_BUFFER: Final = memoryview(b"")
 MessageData = bytes | bytearray | memoryview
 
 OnMessage = Callable[[MessageData], None]
-"""Receives the bytes of a message. It must not keep them, because the buffer is reused."""
+"""Receives the bytes of a message. Must not keep them, because the buffer is reused."""
 
 
 class WebSocketConnection(ClientConnection):
@@ -78,7 +78,7 @@ class WebSocketConnection(ClientConnection):
         self._fragments = bytearray()
 
     async def receive(self, on_message: OnMessage, *, max_message_bytes: int) -> Never:
-        """Pass all messages to ``on_message``, starting with the first one received.
+        """Pass all messages to ``on_message``, starting with the first received message.
 
         ``max_message_bytes`` is the ``max_size`` of the connection in websockets. ``on_message``
         runs in a callback of the event loop, so its exceptions end the connection.
@@ -156,7 +156,7 @@ class _Receiver(asyncio.BufferedProtocol):
         return self._end - self._start if self._paused else 0
 
     def start(self, on_message: OnMessage, max_message_bytes: int) -> None:
-        """Start to pass messages on, beginning with those already received."""
+        """Start to pass messages on, beginning with the messages already received."""
         self.on_message = on_message
         self._max_message_bytes = max_message_bytes
         self._started = True
@@ -243,7 +243,7 @@ class _Receiver(asyncio.BufferedProtocol):
         return self._read_frame()
 
     def _read_handshake(self) -> bool:
-        """Forward the handshake response; frames follow it."""
+        """Forward the handshake response. Frames follow this response."""
         index = bytes(self._buffer[: self._end]).find(_RESPONSE_END)
         if index < 0:
             self._forward(self._end)

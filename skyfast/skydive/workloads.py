@@ -1,7 +1,7 @@
 """Names of Kubernetes pods, workloads and services, from the nodes of the Kubernetes probe.
 
-The rules follow Kubernetes' own: a workload is the owner with ``Controller: true``. The edges of
-Skydive's probe only show which label selectors match (``matchLabelSelector`` in
+The rules follow the rules of Kubernetes: a workload is the owner with ``Controller: true``. The
+edges of Skydive's probe only show which label selectors match (``matchLabelSelector`` in
 ``topology/probes/k8s/cache.go``), so a pod can have edges from workloads that do not own it.
 """
 
@@ -29,7 +29,7 @@ RUNNING: Final = frozenset(("Running", "Pending"))
 MAX_OF_CONTAINER: Final = 16
 """Maximum number of Kubernetes containers per runtime container, and of pods per container.
 
-There is only one in a consistent topology."""
+In a consistent topology, there is only one of each."""
 
 MAX_OF_NAME: Final = 64
 """Maximum number of pods with the same namespace and name, in one cluster or in all clusters.
@@ -44,7 +44,7 @@ class ContradictionError(Exception):
 
 
 class Workload(msgspec.Struct, frozen=True, gc=False):
-    """The name and kind of a workload; both are "" if it is unknown."""
+    """The name and kind of a workload; both are "" if the workload is unknown."""
 
     name: str = ""
     kind: str = ""
@@ -66,12 +66,12 @@ class PodNames(msgspec.Struct, frozen=True, gc=False):
 class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """A pod of the Kubernetes probe.
 
-    ``agent`` is the host with an edge to the pod's Kubernetes node, or "" if it is not certain.
-    ``host`` is the host to show: the agent's host, otherwise the name of the Kubernetes node, or
-    "". ``assumed_host`` is the host where the pod is looked for. It equals ``host``, or is "" if
-    edges contradict one another. ``addresses`` are in the notation of flows, and empty if the pod
-    does not run. ``only_container`` is the name of its container in Kubernetes, or "" if it has
-    several.
+    ``agent`` is the host with an edge to the pod's Kubernetes node, or "" if this host is not
+    certain. ``host`` is the host to show: the agent's host, otherwise the name of the Kubernetes
+    node, or "". ``assumed_host`` is the host where the pod is looked for. It equals ``host``, or is
+    "" if edges of the topology contradict one another. ``addresses`` are in the notation of flows,
+    and empty if the pod does not run. ``only_container`` is the name of the pod's container in
+    Kubernetes, or "" if the pod has several containers.
     """
 
     node: Node
@@ -148,7 +148,7 @@ class Workloads:
         return tuple(self._service_of_node.values())
 
     def cluster_of_host(self, host: str) -> str:
-        """Return the cluster in which a host is a Kubernetes node, or "" if it is not a node."""
+        """Return the cluster in which a host is a Kubernetes node, or "" if there is none."""
         nodes = self._clusters.get(host)
         if not nodes:
             return ""
@@ -156,7 +156,7 @@ class Workloads:
         return clusters.pop() if len(clusters) == 1 else ""
 
     def named(self, namespace: str, name: str, host: str) -> Pod | None:
-        """Return the only pod of this name that may be on ``host``; None if there is no single one.
+        """Return the pod of this name that may be on ``host``; None if there are none or several.
 
         If the cluster of the host is unknown, the pod must be the only one in all clusters.
         """
@@ -251,7 +251,7 @@ class Workloads:
     def _kubernetes_hosts(
         self,
     ) -> tuple[Mapping[tuple[str, str], set[str]], Mapping[str, set[tuple[str, str]]]]:
-        """Return the agents' hosts of each Kubernetes node, and the reverse.
+        """Return the agents' hosts of each Kubernetes node, and the Kubernetes nodes of each host.
 
         A Kubernetes node is given as cluster and name.
         """
@@ -278,7 +278,7 @@ class Workloads:
         cluster = self._cluster(node)
         kubernetes_node = index.name(k8s.node) or index.name(spec.node_name if spec else None)
         hosts = self._hosts.get((cluster, kubernetes_node), set())
-        # If two clusters have a node of this name, the edges do not show which node the host is.
+        # If two clusters have a node of this name, the edges do not show which of them is the host.
         agents = [host for host in hosts if len(self._clusters[host]) == 1]
         agent = agents[0] if len(hosts) == len(agents) == 1 else ""
         contradictory = bool(hosts) or kubernetes_node in self._clusters
@@ -391,14 +391,14 @@ class Workloads:
         return Workload(name, kind) if name else _UNKNOWN
 
     def _named_owner(self, owners: Sequence[OwnerReference]) -> Workload:
-        """Return the owner; unknown if it has no name or kind, or if there are several."""
+        """Return the owner; unknown if there are several, or if its name or kind is missing."""
         if len(owners) > 1:
             return _UNKNOWN
         kind, name = self._index.name(owners[0].kind), self._index.name(owners[0].name)
         return Workload(name, kind) if kind and name else _UNKNOWN
 
     def _above_owner(self, pod: Node, owner: Workload) -> Workload | None:
-        """Return the workload of a replica set or job, or None if that has no node."""
+        """Return the workload of an owner that is a replica set or job, or None without a node."""
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
         if key not in self._above_owners:
             nodes = self._owners.get(key)
@@ -443,8 +443,8 @@ def _label(k8s: K8s, key: str) -> str | None:
     """Return the value of a label, or None.
 
     Skydive nests labels at the dots of their keys. If one key is the start of another (``app`` and
-    ``app.kubernetes.io/name``), only one of them is left. The two copies of the labels may have
-    kept different ones.
+    ``app.kubernetes.io/name``), only one of these labels is left. A node has two copies of its
+    labels, and each copy may have kept a different label.
     """
     meta = k8s.extra.object_meta if k8s.extra else None
     for labels in (k8s.labels, meta.labels if meta else None):

@@ -1,8 +1,8 @@
-# Connection rows: how they are created, found and removed, and how reports are added to them. Part
-# of `_table.pyx`, which includes it.
+# Connection rows: creating, finding and removing rows, and adding reports to rows. Part of
+# `_table.pyx`, which includes it.
 #
-# Update, expiry and relabelling call this. Rows are changed only under the table's mutex. The
-# thread that updates may read and find rows without it.
+# Update, expiry and relabelling call this code. Rows are changed only under the table's mutex. The
+# thread that updates may read and find rows without the mutex.
 
 # ---------------------------------------------------------------------------------------------
 # Sequence numbers: a page shows the rows that were created before it began. The 32-bit numbers are
@@ -45,7 +45,7 @@ cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
 
 cdef inline bint has_links(const TableState *table, uint32_t number) noexcept nogil:
     # Whether row `number` of the first view (0: none) has valid links. The overflow row can exist
-    # without flows; then the rows that it links to may have been removed.
+    # without flows. In this case, the rows that the overflow row links to may have been removed.
     return number != 0 and flows_of(connection_at(&table.views[0], number)) != 0
 
 
@@ -103,8 +103,8 @@ cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept
 
 cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *cells,
                               bint *created) noexcept nogil:
-    # The existing or new row for these labels in a view other than the first. If the view is full,
-    # the overflow row, or 0 if there is none. 0 also if out of memory.
+    # The existing or new row for these labels in any view except the first. If the view is full,
+    # the overflow row, or 0 without overflow rows. If out of memory, 0.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, cells, &key)
@@ -176,8 +176,8 @@ cdef inline void count_new_flow(const View *view, Connection *row) noexcept nogi
 
 cdef inline void add_deltas(const TableState *table, const View *view, Connection *row,
                             const int64_t *deltas, const int64_t *values) noexcept nogil:
-    # Add a report to a row: `deltas` to its counters, and `values` to its gauges, according to
-    # their kinds. The gauges of an overflow row do not change.
+    # Add a report to a row: add `deltas` to the row's counters, and combine `values` with its
+    # gauges, by the kind of each gauge. The gauges of an overflow row do not change.
     cdef int64_t *sums = values_of(view, row)
     cdef int64_t value
     cdef uint32_t i

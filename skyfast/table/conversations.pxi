@@ -1,13 +1,13 @@
-# Conversations: the capture point whose flows are counted, per conversation. Part of `_table.pyx`,
-# which includes it.
+# Conversations: for each conversation, the capture point whose flows are counted. Part of
+# `_table.pyx`, which includes it.
 #
-# A capture point owns a conversation while one of its flows is live or claims it. A dormant flow
-# claims the conversation when it adds deltas without becoming live, by a closing report or in the
-# overflow row: otherwise another point could take over and add the same packets. A claim ends after
-# the timeout of a live flow.
+# A capture point owns a conversation while one of the point's flows is live or claims the
+# conversation. A dormant flow claims its conversation when the flow adds deltas without becoming
+# live: by a closing report, or in the overflow row. Without the claim, another point could take
+# over the conversation and add the same packets. A claim ends after the timeout of a live flow.
 #
-# These rows exist only if `has_conversations` is set. Update and expiry call this under the table's
-# mutex.
+# These rows exist only if `has_conversations` is set. Update and expiry call this code under the
+# table's mutex.
 
 cdef inline Conversation *conversation_at(const TableState *table, uint32_t number) noexcept nogil:
     return <Conversation *>row_at(&table.conversations, number)
@@ -26,8 +26,8 @@ cdef uint32_t find_conversation(const TableState *table, uint64_t key) noexcept 
 
 
 cdef bint is_taken(const TableState *table, uint32_t number, const Report *report) noexcept nogil:
-    # Whether another capture point reports the conversation in row `number` (0: none). A
-    # conversation whose flows are all dormant is free, unless one of them claims it.
+    # Whether another capture point reports the conversation in row `number` (0: none). If all flows
+    # of a conversation are dormant and none of them claims it, the conversation is free.
     cdef const Conversation *row
     if number == 0:
         return False
@@ -37,8 +37,8 @@ cdef bint is_taken(const TableState *table, uint32_t number, const Report *repor
 
 cdef bint own_conversation(TableState *table, const Report *report,
                            uint32_t *number) noexcept nogil:
-    # If there are conversations, replace the row (0: none) by a new one for the capture point of
-    # the report, unless it is of this point. The new row must be linked, or given back by
+    # If there are conversations and the row (0: none) does not belong to the report's capture
+    # point, replace it by a new row for this point. The new row must be linked, or given back by
     # `disown_conversation`. False if out of memory.
     if not table.has_conversations:
         return True
@@ -66,7 +66,8 @@ cdef void link_conversation(TableState *table, uint32_t flow, uint32_t number) n
 
 
 cdef void supersede(TableState *table, uint32_t number, uint32_t successor) noexcept nogil:
-    # Replace row `number` (0: none), which must be free, by `successor`, unless it is the same.
+    # Replace row `number` (0: none), which must be free, by `successor`, unless both are the same
+    # row.
     if number and number != successor:
         conversation_at(table, number).claimant = SUPERSEDED
 
@@ -85,7 +86,7 @@ cdef uint32_t add_conversation(TableState *table, const Report *report) noexcept
 
 
 cdef void release_conversation(TableState *table, uint32_t number) noexcept nogil:
-    # Remove the row if no flow links to it.
+    # Remove a row if no flow links to it.
     if conversation_at(table, number).flows == 0 and conversation_at(table, number).dormant == 0:
         index_remove(&table.conversations, number)
         row_release(&table.conversations, number)

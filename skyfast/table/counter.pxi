@@ -1,9 +1,9 @@
-# Counters: hash tables with open addressing that count how often each key occurs. Part of
+# Counters: hash tables that count how often each key occurs, with open addressing. Part of
 # `_table.pyx`, which includes it.
 #
-# A counter belongs to one call and is not part of the table's memory. It counts and grows under the
-# table's mutex, for one slice of rows at a time, so it is plain C. Keys cannot be removed: a used
-# slot keeps its key.
+# A counter belongs to one call and is not part of the table's memory. Counting and growing run
+# under the table's mutex, for one slice of rows at a time, so this code is plain C. Keys cannot be
+# removed: a used slot keeps its key.
 
 cdef struct Counter:
     uint64_t *keys              # 0: a free slot

@@ -1,12 +1,12 @@
 # Dormant flows: their three lists, their later reports, and the counters of removed connections.
 # Part of `_table.pyx`, which includes it.
 #
-# A list contains the numbers of rows that are not live, in the order in which they were added. The
-# links are in fields that have another meaning in live rows (see `Flow`). So a row is in at most
-# one list, and a live row is in no list. Adding, removing and finding the first row take constant
-# time. Flows that claim their conversation are in a list of their own. They are never evicted, so
-# they count as live for `max_flows`. Update, relabelling and expiry call this; everything runs
-# under the table's mutex.
+# A list contains the numbers of rows that are not live, in the order in which the rows were added.
+# The links of a list are in fields that have another meaning in live rows (see `Flow`). So a row is
+# in at most one list, and a live row is in no list. Adding, removing and finding the first row take
+# constant time. Flows that claim their conversation are in a separate list. Such flows are never
+# evicted, so `max_flows` treats them like live flows. Update, relabelling and expiry call this
+# code; all of it runs under the table's mutex.
 
 # ---------------------------------------------------------------------------------------------
 # Lists
@@ -67,15 +67,15 @@ cdef void set_ended(TableState *table, uint32_t number, bint ended) noexcept nog
 
 
 cdef void list_dormant(TableState *table, uint32_t number, uint32_t now_s) noexcept nogil:
-    # Add a flow to the ended flows, which are kept while their reports may still be in transit, or
-    # to the other dormant flows. The flow must be in no list.
+    # Add a flow to the list `ended` if it has ended, otherwise to the list `dormant`. An ended flow
+    # is kept only while its reports may still be in transit. The flow must be in no list.
     cdef bint ended = flow_at(table, number).connection & ENDED != 0
     dormant_append(&table.ended if ended else &table.dormant, &table.flow_rows, number, now_s)
 
 
 cdef void keep_dormant(TableState *table, uint32_t number) noexcept nogil:
-    # Keep a dormant flow whose report has been counted. It claims its conversation, if there are
-    # conversations. The flow must be in no list.
+    # Keep a dormant flow whose report has been counted. If there are conversations, the flow claims
+    # its conversation. The flow must be in no list.
     cdef Conversation *conversation
     if not table.has_conversations:
         list_dormant(table, number, <uint32_t>floor(table.now))
@@ -108,8 +108,8 @@ cdef void forget_flow(TableState *table, uint32_t number) noexcept nogil:
 
 cdef inline void evict_surplus(TableState *table) noexcept nogil:
     # While there are more rows than `max_flows`, forget the flows that have been dormant the
-    # longest, at most MAX_EVICTIONS. If the limit was lowered, `expire` forgets the remaining
-    # surplus.
+    # longest, but at most MAX_EVICTIONS of them. If the limit was lowered, `expire` forgets the
+    # remaining surplus.
     cdef uint32_t _row
     for _row in range(MAX_EVICTIONS):
         if likely(table.flow_rows.live <= table.max_flows) or not forget_first(table):
@@ -117,9 +117,9 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 
 
 cdef bint forget_first(TableState *table) noexcept nogil:
-    # Forget one dormant row; False if there is none. Ended flows are forgotten first. If reports of
-    # the first ended flow may still be in transit, another dormant flow is preferred, because such
-    # a report would be counted again.
+    # Forget one dormant row; False if there is none. Ended flows are forgotten first. But if the
+    # first ended flow may still have a report in transit, a dormant flow that has not ended is
+    # forgotten instead. Otherwise, this report would be counted again.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + BATCH_S > floor(table.now)
@@ -221,7 +221,7 @@ cdef int wake_labelled(TableState *table, const Report *report, uint32_t convers
 cdef int wake_ended(TableState *table, const Report *report, const Labels *labels,
                     const RowKey *key, uint32_t number, uint32_t conversation,
                     const int64_t *deltas, int change) noexcept nogil:
-    # Apply the closing report of a dormant flow, which has new totals.
+    # Apply the closing report of a dormant flow. The report has new totals.
     cdef uint32_t kept = 0 if number else find_kept(table, key.cells)
     cdef uint32_t before = conversation
     if not own_conversation(table, report, &conversation):
@@ -362,7 +362,7 @@ cdef uint32_t add_kept(TableState *table, const uint32_t *cells, uint32_t now_s)
 
 
 cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noexcept nogil:
-    # Continue the counters of a removed connection in its new row.
+    # Continue the kept counters of a removed connection in the connection's new row.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow_at(table, number))
     cdef int64_t *sums = values_of(first, row)
@@ -378,8 +378,8 @@ cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noex
 cdef void keep_counters(TableState *table, Flow *flow, Connection *row,
                         uint32_t now_s) noexcept nogil:
     # Keep the counters of a connection that is removed with its last flow. This is not necessary if
-    # the flow's own row is enough: it has the same totals, its labels identify the connection, and
-    # the flow was the only new one.
+    # the row of the last flow is enough: its totals are the same, its labels identify the
+    # connection, and no other flow was counted as new.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow)
     cdef const int64_t *sums = values_of(first, row)

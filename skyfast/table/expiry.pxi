@@ -2,8 +2,8 @@
 # Part of `_table.pyx`, which includes it.
 #
 # `Table.expire` calls `expire_slice`, which takes the table's mutex. The caller repeats this while
-# there is more to do. `max_rows` counts down and bounds all work: no function here may visit all
-# rows.
+# there is more to do. `max_rows` counts down to 0 and bounds all work, because no function in this
+# file may visit all rows.
 
 cdef bint expire_slice(TableState *table, uint32_t now_s, uint32_t max_rows) noexcept nogil:
     # Returns whether there is more to do at this time.
@@ -18,7 +18,7 @@ cdef bint expire_locked(TableState *table, uint32_t now_s, uint32_t max_rows) no
     cdef uint32_t i
     cdef Connection *other
     table.now = max(table.now, <double>now_s)
-    # Flows are first, so that a view's row has no flows left when it is due.
+    # Flows expire first, so that a view's row has no flows left when the row is due.
     if expire_flows(table, now_s, &max_rows) or expire_dormant(table, now_s, &max_rows):
         return True
     for i in range(table.view_count):
@@ -86,7 +86,7 @@ cdef bint expire_dormant(TableState *table, uint32_t now_s, uint32_t *max_rows) 
 
 
 cdef inline bint claim_is_over(const TableState *table, uint32_t now_s) noexcept nogil:
-    # Whether the first claim is.
+    # Whether the first claim is due.
     return (table.claims.head != 0 and flow_at(table, table.claims.head).deadline_s
             + ceil(table.views[0].timeout_s) <= now_s)
 
@@ -116,7 +116,7 @@ cdef bint expire_rows(TableState *table, View *view, uint32_t now_s,
         if row.links[0]:
             prefetch(connection_at(view, row.links[0]))
         if row.flows and row.deadline_s <= wheel.next_s:
-            row.deadline_s = wheel.next_s + 1       # a row never expires before its last flow
+            row.deadline_s = wheel.next_s + 1       # a row never expires before its last live flow
         if row.deadline_s > wheel.next_s:
             wheel_file(wheel, row.deadline_s, number, row.links)
             clamp_seq_age(row, <uint32_t>table.next_seq)
@@ -126,8 +126,8 @@ cdef bint expire_rows(TableState *table, View *view, uint32_t now_s,
 
 cdef void make_dormant(TableState *table, Flow *flow, uint32_t number,
                        uint32_t now_s) noexcept nogil:
-    # Make a live flow dormant. If it was the last flow of its connection, the connection is removed
-    # from the first view.
+    # Make a live flow dormant. If this was the last live flow of its connection, the connection is
+    # removed from the first view.
     cdef uint32_t connection_row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], connection_row)
     cdef uint32_t *links = links_of(table, flow)

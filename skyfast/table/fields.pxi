@@ -3,8 +3,8 @@
 #
 # This code uses Python objects, so it needs the GIL. It must not be called under the table's mutex,
 # and does not change the table. An error in a flow is a reason to skip the flow or to omit a value,
-# never an exception, because the contents of flows are untrusted. Values are borrowed: they are
-# valid as long as the flow exists.
+# never an exception, because the contents of flows are untrusted. Values are borrowed from the
+# flow: they are valid as long as the flow exists.
 
 cdef struct Field:
     # The location of a value in a decoded flow. `outer` and `inner` are the offsets of slots; names
@@ -19,20 +19,20 @@ cdef struct Field:
 
 
 cdef struct Number:
-    # A counter or gauge: one field, or the sum of two.
+    # A counter or gauge: one field, or the sum of two fields.
     Field first
     Field second
     bint read                   # if false, the value is always 0
     bint pair
-    bint optional               # if true, ABSENT when the flow lacks the part that contains it
+    bint optional               # if true, the value is ABSENT when the flow lacks its part
 
 
 cdef struct Requirement:
     # A flow must have the first part. With `pair`, either part is enough. With `absent`, a flow
-    # without the second part needs neither.
+    # without the second part does not need the first part, either.
     Field parts[2]
     bint pair
-    bint absent                 # a flow without the second part needs neither
+    bint absent                 # a flow without the second part is exempt
 
 
 cdef struct Column:
@@ -50,9 +50,9 @@ cdef struct Lookup:
     uint32_t key                # cell of the key; `other` and `point` are cells of the context
     uint32_t other
     uint32_t point
-    uint32_t column             # the first of its columns, which are adjacent
+    uint32_t column             # the first column of the lookup; its columns are adjacent
     uint32_t columns
-    uint32_t labels             # number of the first lookup with labels at the same indexes
+    uint32_t labels             # number of the first lookup whose labels have the same indexes
     Py_ssize_t length           # minimum length of a result
 
 
@@ -60,8 +60,8 @@ cdef struct Reader:
     # The fields of one of the plan's flow types.
     PyTypeObject *type
     bint slots                  # values are read at slot offsets, otherwise as attributes
-    bint marks                  # has the fields that identify a first report
-    bint full                   # has the deltas of the last update, too
+    bint marks                  # whether there are the fields that identify a first report
+    bint full                   # whether there are also the deltas of the last update
     Field uuid
     Field last
     Field finish
@@ -88,8 +88,8 @@ cdef inline PyObject *slot(PyObject *owner, Py_ssize_t offset, PyObject *name,
 
 
 cdef inline PyObject *part(PyObject *flow, const Field *field, bint slots) except? NULL:
-    # The sub-struct that contains a nested field; NULL if it is missing, or if the value in its
-    # place has another type.
+    # The sub-struct that contains a nested field. NULL if the sub-struct is missing or if the value
+    # in its place has another type.
     cdef PyObject *owner = slot(flow, field.outer, field.outer_name, slots)
     if owner == NULL or Py_TYPE(owner) != field.inner_type:
         return NULL
@@ -109,8 +109,8 @@ cdef inline PyObject *value_of(PyObject *flow, const Field *field, bint slots) e
 
 
 cdef inline int read_integer(PyObject *value, int64_t *out) except -1:
-    # Returns SKIP_NONE or the reason to skip the flow. A missing value is 0. For a value that
-    # cannot be decoded, the ingest passes None.
+    # Returns SKIP_NONE or the reason to skip the flow. A missing value is 0. A value that could not
+    # be decoded is None.
     cdef int overflow
     out[0] = 0
     if value == NULL:
@@ -193,7 +193,7 @@ cdef inline int read_text(PyObject *value, const char **text, uint32_t *length) 
 
 
 cdef Py_ssize_t member_offset(owner, str name):
-    # The offset of the field `name` in `owner`; -1 if it is not a plain slot.
+    # The offset of the field `name` in `owner`; -1 if the field is not a plain slot.
     descriptor = owner.__dict__.get(name)
     if type(descriptor).__name__ != "member_descriptor":
         return -1

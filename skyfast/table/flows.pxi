@@ -1,7 +1,7 @@
 # Flow rows: their keys, totals and links. Part of `_table.pyx`, which includes it.
 #
-# All steps of an update, expiry and relabelling call this. Rows are changed only under the table's
-# mutex. The thread that applies updates may read and look up rows without the mutex.
+# Expiry, relabelling and all steps of an update call this code. Rows are changed only under the
+# table's mutex. The thread that applies updates may read and look up rows without the mutex.
 
 cdef inline Flow *flow_at(const TableState *table, uint32_t number) noexcept nogil:
     return <Flow *>row_at(&table.flow_rows, number)
@@ -46,14 +46,14 @@ cdef inline void flow_key(FlowKey *key, const char *uuid, uint32_t length,
 
 
 cdef inline uint64_t string_key(uint32_t string) noexcept nogil:
-    # The key of a flow whose UUID is an interned string: the string's number in the high half, a
-    # hash of that number in the low half.
+    # The key of a flow whose UUID is an interned string. The high half is the string's number; the
+    # low half is a hash of this number.
     return (<uint64_t>string << 32) | <uint32_t>mix64(string)
 
 
 cdef inline uint32_t flow_find(const Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
-    # The live or dormant row with this key; 0 if there is none. The kind of the key is STRING_KEY,
-    # LABELS_KEY or 0.
+    # The live or dormant row with this key; 0 if there is no such row. The kind of the key is
+    # STRING_KEY, LABELS_KEY or 0.
     cdef uint32_t number = bucket_of(flows, <uint32_t>key)[0]
     cdef Flow *row
     while number:
@@ -159,8 +159,8 @@ cdef void remove_flow(TableState *table, uint32_t number) noexcept nogil:
 
 cdef inline int find_deltas(const TableState *table, Flow *flow, const Report *report,
                             int64_t *deltas) noexcept nogil:
-    # How a report changes a flow: NOTHING_NEW, GREW or STARTED_OVER. Sets `deltas` unless it is
-    # NOTHING_NEW.
+    # How a report changes a flow: NOTHING_NEW, GREW or STARTED_OVER. Sets `deltas` unless the
+    # result is NOTHING_NEW.
     cdef const int64_t *totals = totals_of(flow)
     cdef const int64_t *values = report.values
     cdef int64_t total
@@ -169,7 +169,7 @@ cdef inline int find_deltas(const TableState *table, Flow *flow, const Report *r
     cdef bint lower = False
     cdef uint32_t i
     for i in range(table.counters):
-        # ABSENT is never higher and, as an unsigned number, never lower.
+        # ABSENT is never higher than a total. As an unsigned number, it is never lower.
         total = max(totals[i], <int64_t>0)
         higher |= values[i] > total
         lower |= <uint64_t>values[i] < <uint64_t>total

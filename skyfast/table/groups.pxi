@@ -1,11 +1,11 @@
 # Groups: the sums of all connections of the first view that have the same values of some labels.
 # Part of `_table.pyx`, which includes it.
 #
-# The groups belong to one call. Their memory is allocated before the first row is visited, and the
-# operating system provides it as it is used. If there are too many groups after a slice of rows,
-# half of them, those with the lowest ranks, are added to `other`. Their labels can return as new
-# groups, whose sums then lack what is in `other`. So the highest groups are found even if there are
-# many small ones.
+# The groups belong to one call. Their memory is allocated before the first row is visited, but the
+# operating system only provides the pages that are used. If there are too many groups after a slice
+# of rows, the half with the lowest ranks is added to `other`. So the highest groups are found even
+# if there are many small groups. The labels of a group in `other` can return as a new group, whose
+# sums then lack the values in `other`.
 
 cdef enum:
     GROUP_TEXT_BYTES = 256      # for the label values of a group, on average
@@ -18,10 +18,11 @@ cdef enum:
 
 
 cdef struct Group:
-    # The combined values of its connections follow; ABSENT if no connection has one.
+    # The combined values of the group's connections follow; a value is ABSENT if no connection has
+    # it.
     uint64_t hash               # of the label values; equal only for the same values
     int64_t rank                # or ABSENT
-    uint32_t text               # where its label values begin: lengths of 2 bytes, and bytes
+    uint32_t text               # start of the label values: for each, length (2 bytes) and bytes
     uint32_t text_length
     uint32_t connections
     bint kept                   # in a result, or while half of the groups are removed
@@ -38,12 +39,12 @@ cdef struct Groups:
     size_t stride               # bytes of a group
     uint32_t count
     uint32_t limit              # of the number of groups after a slice
-    uint32_t capacity           # the same, and a new group for each row of a slice
-    uint32_t *slots             # group numbers from 1 by hash: open addressing, at most half full
+    uint32_t capacity           # `limit`, plus a new group for each row of a slice
+    uint32_t *slots             # group numbers (from 1) by hash, at most half full
     uint32_t mask
     char *text
     size_t text_used, text_capacity
-    TopRow *order               # scratch: groups by rank
+    TopRow *order               # scratch space: groups by rank
     bint is_full                # whether there was no space for the text of a group
     bint is_incomplete          # whether rows of a group were added to `other`
     Group *other
@@ -169,14 +170,14 @@ cdef void find_groups(TableState *table, const TopK *top, Groups *groups) noexce
             copy_values(table, row, groups.values)
             group_add(groups, group_of(groups, table, row), 1, rank, groups.values)
         if groups.count > groups.limit or groups.is_full:
-            # Not under the lock, because it takes milliseconds.
+            # Must not be called under the lock, because it takes milliseconds.
             pthread_mutex_unlock(&table.lock)
             remove_half(groups)
             pthread_mutex_lock(&table.lock)
 
 
 cdef Group *group_of(Groups *groups, const TableState *table, Connection *row) noexcept nogil:
-    # The group of a row; it may be new. `other` if there is no space for another group.
+    # The group of a row, which may be a new group. `other` if there is no space for a new group.
     cdef const uint32_t *cells = cells_of(&table.views[0], row)
     cdef char digits[2 * MAX_INTEGER_DIGITS]
     cdef const char *text
@@ -282,7 +283,7 @@ cdef tuple top_groups(TableState *table, uint32_t family, bint is_gauge, uint32_
 
 
 cdef void choose_groups(Groups *groups, TopK *top) noexcept nogil:
-    # Find the highest groups, and add all others to `other`.
+    # Find the highest groups, and add all remaining groups to `other`.
     cdef uint32_t i
     cdef int64_t rank
     for i in range(groups.count):
@@ -311,7 +312,7 @@ cdef tuple shown_group(const Groups *groups, uint32_t index):
 
 
 cdef tuple shown_values(const Groups *groups, Group *group):
-    # The rank and the values; None for those that are absent.
+    # The rank and the values. An absent rank or value is None.
     cdef const int64_t *values = values_of_group(group)
     cdef uint32_t i
     shown = [values[i] if values[i] >= 0 else None for i in range(groups.series)]

@@ -1,7 +1,7 @@
 # Labels: the label values of flows, as cells. Part of `_table.pyx`, which includes it.
 #
 # A cell is the number of an interned string (with IS_STRING) or a small integer. Updates and
-# relabelling call this code. It changes only the table's strings, under the table's mutex.
+# relabelling call this code. The code changes only the table's strings, under the table's mutex.
 # `row_key` only reads, so the thread that updates may call it without the mutex, too.
 
 cdef struct Labels:
@@ -30,7 +30,8 @@ cdef inline void row_key(const TableState *table, const View *view, const uint32
 
 cdef inline void connection_key(const TableState *table, const Labels *labels,
                                 RowKey *key) noexcept nogil:
-    # The key of a flow's connection. With many labels, its hash takes as long as a lookup.
+    # The key of a flow's connection. If there are many labels, computing the hash takes as long as
+    # a lookup.
     cdef const View *view = &table.views[0]
     cdef uint32_t i
     if labels.connection_hash == 0:
@@ -43,8 +44,8 @@ cdef inline void connection_key(const TableState *table, const Labels *labels,
 
 cdef bint intern_labels(TableState *table, const Cell *cells, Labels *labels) noexcept nogil:
     # The cells are valid until `release_interned`. Strings that the lookup step has found need no
-    # reference until then; all other strings get one. False if out of memory; then there is nothing
-    # to release.
+    # reference until then; all other strings get a reference. False if out of memory; then there is
+    # nothing to release.
     cdef char digits[32]
     cdef uint32_t i, length, number
     labels.interned_count = 0
@@ -58,7 +59,7 @@ cdef bint intern_labels(TableState *table, const Cell *cells, Labels *labels) no
         elif cells[i].number < <int64_t>IS_STRING:
             labels.cells[i] = <uint32_t>cells[i].number
             continue
-        else:                           # an integer that does not fit is stored as a string
+        else:                           # an integer that does not fit into a cell is a string
             length = <uint32_t>(put_number(digits, cells[i].number) - digits)
             number = string_intern(&table.strings, digits, length, table.seed)
         if number == 0:

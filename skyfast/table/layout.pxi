@@ -1,10 +1,10 @@
 # Layout: from a plan to the locations of its labels and values in flows and rows. Part of
 # `_table.pyx`, which includes it.
 #
-# `Table.__cinit__` calls this once, before the table is shared, and `Table.set_flow_types` calls it
-# for new flow types. It reads the plan, so it needs the GIL and may raise; it takes no lock. All
-# memory that is stored in the state belongs to the state, even after an exception: `state_destroy`
-# frees it.
+# `Table.__cinit__` calls this code once, before the table is shared, and `Table.set_flow_types`
+# calls it for new flow types. This code reads Python objects of the plan, so it needs the GIL and
+# may raise exceptions. It takes no lock. All memory that is stored in the state belongs to the
+# state, even after an exception: `state_destroy` frees it.
 
 cdef void *allocate(size_t size) except NULL:
     cdef void *memory = malloc(size if size else 1)
@@ -16,7 +16,7 @@ cdef void *allocate(size_t size) except NULL:
 
 cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
     # One slot per second of the timeout, up to MAX_WHEEL_SLOTS. If the timeout is longer than that,
-    # rows are visited more often before they are due. This is the only effect.
+    # rows are visited more often before they are due; nothing else changes.
     cdef uint32_t slots = 4
     while slots < timeout_s + 2 and slots < MAX_WHEEL_SLOTS:
         slots *= 2
@@ -26,8 +26,8 @@ cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
 
 
 cdef list state_init(TableState *table, plan, bytes other):
-    # Prepare the state for a plan, except for the limits. Returns the names of fields, by number.
-    # `other`, the label value of overflow rows, is borrowed.
+    # Prepare the state for a plan, without setting the limits. Returns the names of fields, by
+    # number. `other`, the label value of overflow rows, is borrowed.
     if (not 0 < len(plan.views) <= MAX_VIEWS
             or len(plan.counters) + len(plan.gauges) > MAX_VALUES
             or len(plan.requirements) > MAX_SKIPS - SKIP_REQUIRED):
@@ -124,7 +124,8 @@ cdef list lookups_of(plan):
 
 
 cdef list ordered_columns(plan):
-    # All columns in the order of their numbers: first those of each lookup, then the others.
+    # All columns in the order of their numbers: first the columns of each lookup, then the columns
+    # without a lookup.
     looked_up = [c for lookup in lookups_of(plan) for c in plan.columns if c.lookup is lookup]
     return [*looked_up, *(c for c in plan.columns if c.lookup is None)]
 
@@ -213,7 +214,7 @@ cdef int number_values(TableState *table, plan) except -1:
 
 
 cdef list number_fields(TableState *table, plan):
-    # The names of the fields, by number; None for fields that are never omitted.
+    # The names of the fields, by number. A field that is never omitted has None.
     cdef uint32_t i, j
     numbers = {}
 
@@ -353,7 +354,7 @@ cdef int resolve_field(Reader *reader, Field *field, owner, tuple path, list kee
         return 0
     keep.append(inner)
     field.inner_type = <PyTypeObject *><PyObject *>inner
-    if len(path) == 1:              # the part itself: only its presence counts
+    if len(path) == 1:              # the value is the part itself: only its presence matters
         return 0
     field.inner_name = <PyObject *>path[1]
     field.inner = member_offset(inner, path[1])
@@ -447,7 +448,7 @@ cdef int prepare_families(TableState *table, plan) except -1:
     )
     for i, planned in enumerate(plan.views):
         for declared in planned.families:
-            # From here on, the family's memory is freed with the table's.
+            # From here on, the table frees the family's memory.
             table.families[table.family_count].view = i
             table.families[table.family_count].literals = <Literal *>allocate(
                 (table.views[i].columns + 1) * sizeof(Literal)
@@ -506,9 +507,9 @@ cdef int literal_init(Literal *literal, str text) except -1:
 
 cdef list line_literals(str metric, list columns, direction):
     # The literals before, between and after the label values of a line: one list per value of
-    # `direction`, or a single list if that is None. `columns` are the names of the other labels.
-    # Each list has one more literal than there are columns; the last literal ends where the
-    # sample's value begins.
+    # `direction`, or a single list if `direction` is None. `columns` are the names of all labels
+    # except the direction. Each list has one more literal than there are columns; the last literal
+    # ends where the sample's value begins.
     if direction is None:
         names = [f'{name}="' for name in columns]
         if not names:

@@ -1,10 +1,11 @@
 # Names: results of lookups whose labels are interned, so that a new flow with known names takes one
 # search instead of one for each label. Part of `_table.pyx`, which includes it.
 #
-# A result is recognized by its identity: it is a tuple of strings, so it cannot change, and the row
-# owns a reference to it, so its address is not reused. The row also owns references to the strings
-# of its labels. It is removed when no new flow has used it for a timeout. Only the thread that
-# updates uses these rows. It takes the mutex to intern and to release strings.
+# A result is recognized by its address in memory. This is safe, because a result is a tuple of
+# strings, which cannot change, and because its row owns a reference to the tuple, so the address is
+# not reused. The row also owns references to the strings of its labels. A row is removed when no
+# new flow has used it for a timeout. Only the thread that updates uses these rows. It takes the
+# mutex to intern and to release strings.
 
 cdef inline NamesRow *names_at(const TableState *table, uint32_t number) noexcept nogil:
     return <NamesRow *>row_at(&table.names, number)
@@ -29,8 +30,9 @@ cdef inline uint32_t find_interned(const TableState *table, const Lookup *lookup
 
 cdef void add_interned(TableState *table, const Lookup *lookup, PyObject *result,
                        const Cell *cells) noexcept:
-    # Add a row for a valid result that has none. `cells` has its labels. Nothing is added if memory
-    # runs out or if there are too many rows. Requires the mutex and, for the reference, the GIL.
+    # Add a row for a valid result that has no row. `cells` has the result's labels. If memory runs
+    # out or if there are too many rows, nothing is added. Requires the mutex and, for the
+    # reference, the GIL.
     cdef uint32_t number
     cdef NamesRow *row
     if table.names.live >= MAX_NAMES or find_interned(table, lookup, result):
@@ -93,8 +95,8 @@ cdef bint expire_names(TableState *table, uint32_t now_s, uint32_t *max_rows) no
 
 
 cdef int release_results(TableState *table) except -1:
-    # Release the results of rows that `expire_names` freed since the last call: the first ones in
-    # the list of free rows.
+    # Release the results of the rows that `expire_names` freed since the last call: these rows are
+    # first in the list of free rows.
     cdef uint32_t number = table.names.free_head
     cdef PyObject *result
     while number and names_at(table, number).result != NULL:

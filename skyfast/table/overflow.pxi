@@ -1,12 +1,12 @@
 # Overflow: reports of flows that cannot be stored are added up in one overflow row per view,
 # `View.other`. Part of `_table.pyx`, which includes it.
 #
-# Updates call this under the table's mutex. If `TableState.overflows` is not set, there are no such
-# rows, and these flows are skipped.
+# Updates call this code under the table's mutex. If `TableState.overflows` is not set, there are no
+# overflow rows, and reports of these flows are skipped.
 
 cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
-    # The view's overflow row, or 0 if out of memory. It is created on first use, and marked by its
-    # deadline.
+    # The view's overflow row, or 0 if out of memory. The row is created on first use, and marked by
+    # its deadline.
     cdef RowKey key
     cdef uint32_t string, i
     cdef Connection *row
@@ -33,7 +33,7 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
 
 cdef inline void note_overflow(TableState *table, const Targets *targets) noexcept nogil:
     # Must be called after a report has been added to its rows in all views except the first. The
-    # report itself is not affected: no earlier one can have added a part of the flow's total.
+    # report itself is not affected: no earlier report can have added a part of the flow's total.
     cdef uint32_t i
     for i in range(1, table.view_count):
         if targets.rows[i]:
@@ -41,8 +41,8 @@ cdef inline void note_overflow(TableState *table, const Targets *targets) noexce
 
 
 cdef int apply_overflow(TableState *table, Report *report, const Labels *labels) noexcept nogil:
-    # Apply the report of an unknown flow that cannot be stored: it counts in the first view's
-    # overflow row and in the flow's own rows of the other views.
+    # Apply the report of an unknown flow that cannot be stored: add the report to the overflow row
+    # of the first view, and to the flow's own rows of all further views.
     cdef int done
     if not table.overflows:
         return SKIP_TABLE_FULL

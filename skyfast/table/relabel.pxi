@@ -1,29 +1,30 @@
-# Relabelling: flows move to other connections after names have changed. Part of `_table.pyx`, which
-# includes it.
+# Relabelling: after names have changed, flows move to the connections of their new labels. Part of
+# `_table.pyx`, which includes it.
 #
 # A pass takes keys from an iterator, and visits all flow rows, in slices: `Relabeling.step` calls
-# `relabel_slice` for each. Between two slices, the table can change in any way, and so can the
-# names, because a slice depends only on the keys, the number of the next row, and the current
-# names. Flows that become live during a pass have looked up their names already; a pass visits
-# them without effect, or not at all.
+# `relabel_slice` for each slice. A slice depends only on the keys, the number of the next row, and
+# the current names. Therefore the table and the names can change in any way between two slices.
+# Flows that become live during a pass have looked up their names already; a pass visits them
+# without effect, or not at all.
 #
-# A slice has five steps: find the strings of the keys, find flows with these strings, look up the
-# new names of the strings that were found, resolve ambiguous keys in the contexts of the flows,
-# move the flows. The first, the third and the fourth step use Python objects, so they need the GIL;
-# they take the table's mutex only to intern new labels. The second step only reads the table, which
-# no other thread changes. The fourth step runs under the mutex.
+# A slice has five steps: (1) find the strings of the keys, (2) find flows with these strings, (3)
+# look up the new names of the keys that flows have, (4) resolve ambiguous keys in the contexts of
+# the flows, (5) move the flows. Steps 1, 3 and 4 use Python objects, so they need the GIL; they
+# take the table's mutex only to intern new labels. Step 2 only reads the table, which no other
+# thread changes. Step 5 runs under the mutex.
 
 cdef struct RowRange:
-    # Flow rows that a pass has not visited, and the first one that the latest slice has.
+    # Flow rows that a pass has not visited, and the first row of the latest slice.
     uint32_t next
     uint32_t end
     uint32_t latest
 
 
 cdef struct Changes:
-    # The state of one slice. It is about one mapping, which one or more lookups use. Their labels
-    # are at some indexes of a result; a change has one label for each of these indexes. Changes are
-    # numbered from 1. They have references to their strings until `changes_destroy`.
+    # The state of one slice. A slice handles one mapping, which one or more lookups use. The labels
+    # of these lookups are at some indexes of a result; a change has one label for each of these
+    # indexes. Changes are numbered from 1. They own references to their strings until
+    # `changes_destroy`.
     uint32_t lookups[MAX_COLUMNS]
     uint32_t lookup_count
     uint32_t indexes[MAX_COLUMNS]       # per label of a change: its index in a result
@@ -48,7 +49,8 @@ cdef struct Changes:
 cdef bint relabel_slice(TableState *table, names, keys, list taken, RowRange *rows,
                         Py_ssize_t budget) except -1:
     # The arguments and the result are those of `Table.relabel` and `Relabeling.step`. `taken` has
-    # the keys of the current pass. If this raises an exception, the next call repeats the slice.
+    # the keys that the current pass has taken. If this raises an exception, the next call repeats
+    # the slice.
     cdef Changes changes
     cdef RowRange left
     cdef bint done
@@ -144,7 +146,8 @@ cdef bint reserve(void **items, uint32_t count, uint32_t *capacity, size_t size)
 # Changed names
 
 cdef bint take_keys(const TableState *table, keys, list taken, Py_ssize_t count) except -1:
-    # Take up to `count` keys, and keep those that flows may have. Returns whether keys may be left.
+    # Take up to `count` keys, and keep the keys that flows may have. Returns whether keys may be
+    # left.
     cdef Py_ssize_t _key
     for _key in range(count):
         key = next(keys, END)
@@ -201,8 +204,8 @@ cdef uint32_t find_label(const TableState *table, str key) except? 0:
 
 
 cdef uint32_t add_change(TableState *table, Changes *changes, result, list held) except? 0:
-    # Add a change with these names, whose labels are then pending. Returns the change's number, or
-    # 0 if the names are invalid.
+    # Add a change to the names in `result`. Its labels are pending until `intern_pending`. Returns
+    # the change's number, or 0 if the names are invalid.
     cdef Cell *cells
     cdef uint32_t i
     if not has_names(<PyObject *>result, changes.length):
@@ -302,7 +305,8 @@ cdef bint scan_flows(const TableState *table, Changes *changes, uint64_t *change
 
 cdef bint add_move(Changes *changes, uint32_t flow, uint32_t lookup,
                    uint32_t string) noexcept nogil:
-    # Add a move of a flow. `string` is the one of its changed key. False if out of memory.
+    # Add a move of a flow. `string` is the string of the flow's changed key. False if out of
+    # memory.
     cdef Move *move
     if not reserve(<void **>&changes.moves, changes.move_count, &changes.move_capacity,
                    sizeof(Move)):
@@ -317,7 +321,7 @@ cdef bint add_move(Changes *changes, uint32_t flow, uint32_t lookup,
 
 
 cdef uint32_t index_of_key(const Changes *changes, uint32_t string) noexcept nogil:
-    # The index of the key with this string, which must be one of them.
+    # The index of the key with this string. There must be such a key.
     cdef uint32_t low = 0
     cdef uint32_t high = changes.key_count
     cdef uint32_t middle
@@ -354,7 +358,7 @@ cdef int resolve_contexts(TableState *table, Changes *changes, names) except -1:
 
 
 cdef int find_contexts(const TableState *table, Changes *changes) except -1:
-    # Set the changes of moves whose key is not ambiguous, and add the contexts of the others.
+    # Set the changes of moves whose key is not ambiguous. For all remaining moves, add contexts.
     cdef const ChangedKey *key
     cdef const Lookup *lookup
     cdef const uint32_t *strings
@@ -394,8 +398,8 @@ cdef int compare_contexts(const void *one, const void *other) noexcept nogil:
 # Moving
 
 cdef bint apply_moves(TableState *table, const Changes *changes) noexcept nogil:
-    # Move the flows. False if out of memory. All flows are detached before the first one is
-    # attached, so that their order has no effect.
+    # Move the flows. False if out of memory. All flows are detached before the first flow is
+    # attached, so that the order of the flows has no effect.
     cdef uint32_t new_cells[MAX_COLUMNS]
     cdef uint32_t *emptied
     cdef uint32_t i, flow, number, emptied_count = 0
@@ -426,7 +430,7 @@ cdef bint apply_moves(TableState *table, const Changes *changes) noexcept nogil:
 
 cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32_t first,
                          uint32_t *new_cells) noexcept nogil:
-    # Sets a flow's new labels by column, 0 for labels that do not change. `first` is the index of
+    # Set a flow's new labels by column; a label that does not change is 0. `first` is the index of
     # the flow's first move. Returns the index of the next flow's first move.
     cdef uint32_t i = first, j
     cdef const Move *move
@@ -463,8 +467,9 @@ cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cell
 
 
 cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_cells) noexcept nogil:
-    # Returns the row of the first view if it has no flows left, otherwise 0. A row without flows is
-    # removed from the index, so that other flows do not find it.
+    # Detach a flow from its rows whose labels change. Returns the row of the first view if this row
+    # has no flows left, otherwise 0. A row without flows is removed from the index, so that other
+    # flows do not find the row.
     cdef uint32_t cells[MAX_COLUMNS]
     cdef uint32_t row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], row)
@@ -489,7 +494,8 @@ cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_cells) n
 
 
 cdef bint attach(TableState *table, Flow *flow, const uint32_t *new_cells) noexcept nogil:
-    # False if out of memory: then the flow keeps its old labels in some views.
+    # Attach a flow to the rows with its new labels. False if out of memory: then the flow keeps its
+    # old labels in some views.
     cdef uint32_t cells[MAX_COLUMNS]
     cdef View *view
     cdef uint32_t *link

@@ -1,9 +1,10 @@
 # Rendering: a page's lines, family by family. Part of `_table.pyx`, which includes it;
 # text_format.pxi writes the values.
 #
-# `Page.read` calls `render_lines` from any thread, without the GIL. It takes the table's mutex for
-# RENDER_ROWS rows at a time and changes only its cursor. Rows may be created and removed between
-# two slices: the cursor's time and sequence number determine which of them are on the page.
+# `Page.read` calls `render_lines` from any thread, without the GIL. Rendering takes the table's
+# mutex for RENDER_ROWS rows at a time and changes only the cursor. Rows may be created and removed
+# between two slices: the cursor's time and sequence number determine which of these rows are on the
+# page.
 
 cdef struct Cursor:
     # The current position in a page.
@@ -13,10 +14,10 @@ cdef struct Cursor:
     uint32_t page_seq           # rows created from this number on are not on the page
     uint32_t head               # index in `Family.heads`
     uint32_t part, parts        # index and number of parts; 0 of 1 is the whole page
-    # Rows of the part in one view, from index 1 on; the page owns the memory. NULL if there is only
+    # Rows of the part in one view, from index 1 on; the page owns this array. NULL if there is only
     # one part.
     uint32_t *listed
-    uint32_t listed_end         # the index after the last one
+    uint32_t listed_end         # the index after the last row
     uint32_t listed_capacity
     const View *listed_view     # NULL before the first view
     const char *shown           # one flag per family; NULL shows all families
@@ -108,7 +109,8 @@ cdef inline int64_t series_value(const Family *family, const View *view, Connect
 
 cdef inline char *render_connection(const TableState *table, const Family *family,
                                     const View *view, Connection *row, char *out) noexcept nogil:
-    # The labels are written once; the second side's line is a copy with another direction.
+    # The labels are written once: the line of the second side is a copy of the first line with
+    # another direction.
     cdef const uint32_t *cells = cells_of(view, row)
     cdef const Literal *literals = family.literals
     cdef int64_t value = series_value(family, view, row, 0)
@@ -140,7 +142,7 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
         out = put(out + before, family.second.text, family.second.length)
         memcpy(out, rest, after)
         out = put_value(out + after, second, family.decimals)
-        if unlikely(value <= family.absent):    # only the second line is needed
+        if unlikely(value <= family.absent):    # the first side has no line
             memmove(start, first, out - first)
             out = start + (out - first)
     return out
@@ -172,9 +174,9 @@ cdef char *render_listed(const TableState *table, Cursor *cursor, const Family *
 
 
 cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcept nogil:
-    # Find the rows of the part in a view. A row cannot change its part, and no row of the page is
-    # added later, so all families of the view use the same list. Rows past their deadline are
-    # listed, because a report can renew them before the page reads them.
+    # Find the rows of the part in a view. A row never changes its part, and rows that are added
+    # later are not on the page, so all families of the view use the same list. Rows past their
+    # deadline are listed, because a report can renew a row before the page reads the row.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
@@ -186,7 +188,7 @@ cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcep
             row = scan_row(view, number)
             if (row.deadline_s and created_before(row.created_seq, cursor.page_seq)
                     and count < cursor.listed_capacity):
-                # Without a branch, because the processor could not predict it.
+                # This loop has no branch, because the processor could not predict it.
                 cursor.listed[count + 1] = number
                 count += part_of(table, view, row, cursor.parts) == cursor.part
     cursor.listed_end = count + 1
@@ -210,9 +212,10 @@ for _length in range(9):
 
 cdef inline uint32_t part_of(const TableState *table, const View *view, Connection *row,
                              uint32_t parts) noexcept nogil:
-    # The part that has a row. It depends only on the label values, not on the hashes of the table,
-    # which differ from process to process. It is computed for every row of a view, so each step
-    # multiplies only once, and the values are hashed independently: the processor overlaps them.
+    # The part to which a row belongs. The part depends only on the label values, not on the table's
+    # own hashes, because these differ from process to process. It is computed for every row of a
+    # view, so this function must be fast: each step multiplies only once, and no value's hash
+    # depends on another value, so the processor computes several hashes at once.
     cdef const uint32_t *cells = cells_of(view, row)
     cdef uint64_t total = 0
     cdef uint64_t seed = 0

@@ -1,10 +1,10 @@
-# Reading reports: the fields that the table needs of each flow of a batch. Part of `_table.pyx`,
+# Reading reports: the fields of each flow of a batch that the table needs. Part of `_table.pyx`,
 # which includes it. The first of the three steps of `Table.update`: read, look up, apply.
 #
 # This code uses Python objects, so it needs the GIL and must not run under the table's mutex. It
 # reads only constant parts of the table, the index of flows and the rows of names. It writes only
-# to the batch and to the deadlines of names. Values are borrowed from the flows, from `held` or
-# from the rows of names, until the batch has been applied.
+# to the batch and to the deadlines of rows of names. The batch borrows values from the flows, from
+# `held` and from the rows of names until the batch has been applied.
 
 cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexcept:
     cdef uint32_t i
@@ -16,8 +16,8 @@ cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexc
 
 cdef int read_reports(const TableState *table, const Reader *readers, list flows,
                       Py_ssize_t start, Batch *batch) except -1:
-    # Begin a batch: read the fields that are needed of every flow, even of known ones. The batch
-    # ends before the first object that is not a flow of the plan.
+    # Begin a batch: read the fields that are needed even if the flow is known. The batch ends
+    # before the first object that is not a flow of the plan.
     cdef uint32_t i
     cdef uint32_t size = <uint32_t>min(PyList_GET_SIZE(flows) - start, <Py_ssize_t>BATCH)
     cdef const Reader *reader
@@ -107,7 +107,7 @@ cdef int read_unknown(const TableState *table, const Reader *readers, list flows
 
 
 cdef inline void note_missed(const TableState *table, Batch *batch, uint32_t number) noexcept:
-    # Note the names of a report that are not interned.
+    # Note which names of a report are not interned.
     cdef uint32_t i
     for i in range(number * table.lookup_count, (number + 1) * table.lookup_count):
         if batch.names[i].row == 0:
@@ -166,9 +166,9 @@ cdef int read_share(const TableState *table, PyObject *flow, const Reader *reade
 
 cdef inline int find_result(const TableState *table, PyObject *flow, const Reader *reader,
                             const Lookup *lookup, FoundNames *names) except -1:
-    # Read the key of a lookup, and look it up in a dict. Both are missing if the key is invalid;
-    # then the flow is skipped. The results of a batch are looked up in a loop without anything
-    # else, so that the CPU fetches the memory of several at once.
+    # Read the key of a lookup, and look it up in a dict. If the key is invalid, neither the key nor
+    # a result is set, and the flow is skipped. The loop over a batch does nothing else, so that the
+    # CPU fetches the memory of several results at once.
     cdef PyObject *key = string_of(flow, reader, lookup.key)
     names.result = NULL
     names.row = 0
@@ -208,8 +208,8 @@ cdef int find_interned_results(const TableState *table, Batch *batch, list held)
 
 cdef int complete_names(const TableState *table, PyObject *flow, const Reader *reader,
                         const Lookup *lookup, FoundNames *names, list held) except -1:
-    # Look up names that are not in a dict, and those of an ambiguous key. There is no result if one
-    # of the lookup's strings is invalid; then the flow is skipped.
+    # Look up names that are not in a dict, and names of an ambiguous key. If one of the lookup's
+    # strings is invalid, there is no result, and the flow is skipped.
     cdef PyObject *other
     cdef PyObject *point
     if names.result == NULL:
@@ -236,14 +236,15 @@ cdef inline PyObject *hold(value, list held) except NULL:
 
 
 cdef inline PyObject *string_of(PyObject *flow, const Reader *reader, uint32_t cell) except NULL:
-    # A string that a lookup uses. It is empty if the flow lacks the part that contains it.
+    # A string that a lookup uses. If the flow lacks the part that contains the string, the string
+    # is empty.
     cdef PyObject *value = value_of(flow, &reader.columns[cell].field, reader.slots)
     return <PyObject *>EMPTY if value == NULL else value
 
 
 cdef inline bint is_valid(PyObject *value) noexcept:
-    # Whether this is a string that may be within the limit. Counts characters; the limit is in
-    # bytes.
+    # Whether this is a string that may be within the limit. This function counts characters, but
+    # the limit is in bytes.
     return PyUnicode_CheckExact(value) and PyUnicode_GET_LENGTH(value) <= MAX_TEXT_BYTES
 
 
@@ -268,7 +269,7 @@ cdef void prefetch_names(const TableState *table, const Batch *batch, uint32_t n
 
 cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader, Report *report,
                   const FoundNames *names, const Cell *previous, list held) except -1:
-    # `previous` has the labels of another flow, or is NULL.
+    # `previous` has the labels of the previous flow, or is NULL.
     cdef int error = read_labels(table, flow, reader, report.cells, names, previous, held)
     if unlikely(error):
         return error
@@ -310,7 +311,7 @@ cdef inline int read_labels(const TableState *table, PyObject *flow, const Reade
 
 
 cdef inline void hash_cell(const TableState *table, Cell *cell, const Cell *previous) noexcept:
-    # `previous` has the same label of another flow, or is NULL.
+    # `previous` has the same label of the previous flow, or is NULL.
     cell.repeats = previous != NULL and same_string(previous, cell)
     if cell.repeats:
         cell.escapes = previous.escapes
@@ -349,7 +350,7 @@ cdef inline int read_value(PyObject *flow, const Column *column, bint slots, Cel
 
 cdef int read_names(const TableState *table, const Lookup *lookup, const FoundNames *names,
                     Cell *cells, const Cell *previous) except -1:
-    # Read the labels of a lookup from its result. If they are interned, `text` is not set.
+    # Read the labels of a lookup from its result. If the labels are interned, `text` is not set.
     cdef NamesRow *row
     cdef uint32_t i
     cdef int error
@@ -420,9 +421,9 @@ cdef int read_conversation(PyObject *flow, const Reader *reader, uint64_t seed,
 
 cdef int read_marks(const TableState *table, PyObject *flow, const Reader *reader,
                     Report *report) except -1:
-    # Set `worth`: what the report adds if the flow is unknown. If it adds the deltas of its last
-    # update, also set these deltas. They are zero if the fields do not show whether this is the
-    # first report.
+    # Set `worth`: what the report adds if the flow is unknown. If the report adds the deltas of the
+    # last update, also set these deltas. If the fields do not show whether this is the first
+    # report, these deltas are zero.
     cdef int64_t start, update_start, update_last
     cdef bint invalid_start, invalid_update_start, invalid_last
     # If FinishType is invalid, this may be a closing report that repeats the previous report.

@@ -1,17 +1,17 @@
-# Rows: the arena that provides their memory, the slabs that contain them, and the index that finds
-# them by hash. Part of `_table.pyx`, which includes it; the structs are in `_table.pxd`.
+# Rows: the arena that provides memory for rows, the slabs that contain rows, and the index that
+# finds rows by hash. Part of `_table.pyx`, which includes it; the structs are in `_table.pxd`.
 #
-# This code is the same for all kinds of rows: it may only use their head and stride. It is plain C,
-# because most of it runs under the table's mutex. If memory runs out, functions return False, 0 or
-# NULL, and existing data stays intact. An insert may split a few buckets, but must never visit all
-# rows.
+# This code is the same for all kinds of rows: it may only use the head and the stride of rows. It
+# is plain C, because most of it runs under the table's mutex. If memory runs out, functions return
+# False, 0 or NULL, and existing data stays intact. An insert may split a few buckets, but must
+# never visit all rows.
 #
 # Every function that hands out or takes back a row must call `row_used` or `row_unused`, and memory
 # must come from the allocation functions that `_checked.pyx` replaces. Otherwise the tests that use
 # `_checked.pyx` cannot find errors.
 
 cdef enum:
-    FREE_ROW_BYTES = 16  # bytes of a free row that are read: whether it is free, and its link
+    FREE_ROW_BYTES = 16  # bytes that are read even in a free row: its link and state
 
 
 cdef bint reserve_pointer(void ***pointers, uint32_t used, uint32_t *capacity) noexcept nogil:
@@ -75,7 +75,8 @@ cdef inline uint32_t *bucket_at(const Rows *rows, uint32_t bucket) noexcept nogi
 
 
 cdef inline uint32_t *bucket_of(const Rows *rows, uint32_t hash) noexcept nogil:
-    # Linear hashing: a bucket that has not been split yet uses one bit less of the hash.
+    # Linear hashing: a bucket that has not been split yet uses one bit less of the hash than the
+    # other buckets.
     cdef uint32_t bucket = hash & rows.mask
     if bucket >= rows.buckets:
         bucket &= rows.mask >> 1
@@ -149,7 +150,7 @@ cdef void row_release(Rows *rows, uint32_t number) noexcept nogil:
 
 
 cdef void index_split(Rows *rows) noexcept nogil:
-    # Split the next bucket in turn: distribute its rows between it and a new last bucket.
+    # Split the next bucket in turn: distribute its rows between this bucket and a new last bucket.
     cdef uint32_t fresh = rows.buckets
     cdef uint32_t number
     cdef uint32_t *old
@@ -157,9 +158,9 @@ cdef void index_split(Rows *rows) noexcept nogil:
     cdef uint32_t *new
     cdef RowHead *row
     if fresh >> SEGMENT_SHIFT == rows.segment_count and not rows_add_segment(rows):
-        return                  # out of memory: the chains only become longer
+        return                  # out of memory: only makes the chains longer
     # Buckets are split in order, so the rows of later buckets can be prefetched: first the head of
-    # a chain and, some splits later, the row after it.
+    # a chain and, some splits later, the next row of the chain.
     number = bucket_at(rows, (fresh + 2 * AHEAD) & (rows.mask >> 1))[0]
     if number:
         prefetch(row_at(rows, number))

@@ -1,11 +1,11 @@
-# Scans of all rows of a view, usually the first one: the number of values per label, their
-# frequencies, the values on a page, the connections with the highest values, and snapshots. Part of
-# `_table.pyx`, which includes it.
+# Scans of all rows of a view, usually the first view. They find the number of values per label, the
+# frequencies of values, the values on a page, and the connections with the highest values; and they
+# take snapshots. Part of `_table.pyx`, which includes it.
 #
 # `Table.label_values`, `cardinality`, `top` and `snapshot`, and `Page.distinct_values`, call this
 # from any thread. A scan only reads. It takes the table's mutex for RENDER_ROWS rows at a time,
-# without the GIL. Rows may be removed after the mutex is released, so their contents are counted or
-# copied before that.
+# without the GIL. Rows may be removed after the mutex is released, so the contents of rows are
+# counted or copied while it is held.
 
 cdef struct Scan:
     const View *view
@@ -24,8 +24,9 @@ cdef inline Scan scan_until(const View *view, uint32_t end) noexcept nogil:
 
 
 cdef bint scan_slice(TableState *table, Scan *scan) noexcept nogil:
-    # Begin the next slice, with the lock held. After the last one, return False with the lock
-    # released, as it is before the first call. A caller that stops earlier must release the lock.
+    # Begin the next slice, and return True with the lock held. After the last slice, return False
+    # with the lock released. Before the first call, the lock must be released. A caller that stops
+    # early must release the lock.
     cdef uint32_t end
     if scan.stop:
         pthread_mutex_unlock(&table.lock)
@@ -41,7 +42,7 @@ cdef bint scan_slice(TableState *table, Scan *scan) noexcept nogil:
 
 
 cdef inline Connection *scan_row(const View *view, uint32_t number) noexcept nogil:
-    # Row `number` of the slice, which may be free. Prefetches a row that is visited later.
+    # Row `number` of the slice; the row may be free. Prefetches a row that is visited later.
     if number + AHEAD < view.rows.fresh:
         prefetch(row_at(&view.rows, number + AHEAD))
         prefetch(row_at(&view.rows, number + AHEAD) + CACHE_LINE)
@@ -84,7 +85,7 @@ cdef dict count_label_values(TableState *table, tuple names):
 cdef void count_values(TableState *table, uint32_t strings, size_t words, uint64_t *seen,
                        uint64_t *counts) noexcept nogil:
     # Mark the values of each label in its bit set of `words` words, and count newly marked values.
-    # An integer of 2^16 or more shares its mark with all integers that have the same last 16 bits.
+    # Integers with the same last 16 bits share a mark.
     cdef const View *view = &table.views[0]
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
@@ -117,7 +118,7 @@ cdef inline void mark_values(const View *view, const uint32_t *cells, uint32_t s
 
 cdef tuple label_frequencies(TableState *table, tuple names, uint32_t count, int32_t without):
     # The result of `Table.cardinality`. `without` is the number of the ignored label, or -1.
-    cdef Counter counters[MAX_VIEW_COLUMNS + 1]    # the last one: connections without the label
+    cdef Counter counters[MAX_VIEW_COLUMNS + 1]    # the last counter: connections without the label
     cdef uint32_t columns = table.views[0].columns
     cdef uint32_t connections = 0
     cdef bint enough
@@ -142,7 +143,7 @@ cdef tuple label_frequencies(TableState *table, tuple names, uint32_t count, int
 cdef bint count_cells(TableState *table, Counter *counters, int32_t without,
                       uint32_t *connections) noexcept nogil:
     # Count connections by the value of each label. Unless `without` is -1, the last counter counts
-    # them by the combination of all labels except `without`. False if out of memory.
+    # connections by the combination of all labels except `without`. False if out of memory.
     cdef const View *view = &table.views[0]
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
@@ -178,8 +179,8 @@ cdef inline bint count_row(const TableState *table, Connection *row, Counter *co
 
 
 cdef list most_frequent(TableState *table, const Counter *counter, uint32_t count):
-    # The `count` most frequent values. A heap of that size finds them, because a label can have a
-    # million values.
+    # The `count` most frequent values. Because a label can have a million values, they are found
+    # with a heap of `count` items.
     cdef list heap = []
     cdef uint32_t least = 0
     cdef size_t slot
@@ -230,9 +231,9 @@ cdef list values_on_page(TableState *table, list columns, const Cursor *cursor):
 cdef bint count_page_cells(TableState *table, const View *view, uint32_t column,
                            uint32_t page_seq, Counter *counter) noexcept nogil:
     # Count the values in one column of the rows that were created before the page, by cell and hash
-    # of the string: after the mutex is released, the number of a string can become that of another
-    # one. Rows past their deadline count, because a report can renew them before the page reads
-    # them. False if out of memory.
+    # of the string: after the mutex is released, a string can be removed, and another string can
+    # get its number. Rows past their deadline are counted, because a report can renew a row before
+    # the page reads it. False if out of memory.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number, cell
@@ -252,8 +253,8 @@ cdef bint count_page_cells(TableState *table, const View *view, uint32_t column,
 
 
 cdef str cell_text(TableState *table, uint32_t cell, const uint32_t *hash):
-    # None if the string was removed in the meantime. Without its `hash`, another string may have
-    # taken its number: `hash` is NULL where this does not matter.
+    # None if the string was removed in the meantime. If `hash` is NULL, the result can be another
+    # string that has the same number now.
     cdef char copied[MAX_CELL]
     cdef uint32_t length
     cdef String *string
@@ -292,7 +293,7 @@ cdef bint family_is_gauge(TableState *table, uint32_t family, plan) except -1:
 
 cdef inline int64_t rank_of(const TableState *table, const Family *family, Connection *row,
                             bint is_gauge) noexcept nogil:
-    # The value to rank a row by; -1 if the row is free or does not have the series.
+    # The value by which a row is ranked; -1 if the row is free or has no value of the family.
     cdef const View *view = &table.views[0]
     cdef int64_t value, second
     if row.deadline_s == 0:
@@ -311,8 +312,8 @@ cdef inline int64_t rank_of(const TableState *table, const Family *family, Conne
 
 
 cdef int keep_values(TableState *table, uint32_t family, Kept *kept) except -1:
-    # Store the current values of a family of the first view. The caller frees them, even if this
-    # raises.
+    # Store the current values of a family of the first view. The caller frees the stored values,
+    # even if this raises.
     with nogil:
         kept.rows = fresh_rows(table, &table.views[0].rows)
     kept.values = <int64_t *>malloc(kept.rows * sizeof(int64_t))
@@ -386,7 +387,7 @@ cdef void find_top(TableState *table, TopK *top) noexcept nogil:
 
 cdef inline int64_t growth_since(const Kept *since, uint32_t number, const Connection *row,
                                  int64_t value) noexcept nogil:
-    # The growth of a row's counter to `value`; -1 if it did not grow.
+    # How much a row's counter grew to reach `value`; -1 if the counter did not grow.
     cdef int64_t growth = value
     if (number < since.rows and 0 <= since.values[number] <= value
             and since.hashes[number] == row.hash):
@@ -462,7 +463,8 @@ cdef tuple shown_row(TableState *table, const TopRow *entry, char *copies, int64
 
 cdef uint32_t copy_values(const TableState *table, Connection *row,
                           int64_t *values) noexcept nogil:
-    # Copy the values of all series of the first view, -1 for missing ones. Returns their number.
+    # Copy the values of all series of the first view, -1 for missing values. Returns the number of
+    # values.
     cdef const Family *family
     cdef uint32_t i, side, count = 0
     for i in range(table.family_count):

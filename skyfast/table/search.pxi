@@ -1,8 +1,8 @@
 # Searches in label values: for a text, without regard to case, and for given values. Part of
 # `_table.pyx`, which includes it.
 #
-# A search belongs to one call. All of its memory is allocated before the first row is visited. It
-# is compared with label values as they appear on a page, that is, with their escapes.
+# A search belongs to one call. All of its memory is allocated before the first row is visited. The
+# searched text is compared with label values as they appear on a page, that is, with their escapes.
 
 cdef enum:
     MAX_VARIANTS = 4            # of a character: itself, lower case, upper case, title case
@@ -21,7 +21,7 @@ cdef struct SearchedValue:
 
 
 cdef struct ValueSet:
-    # A hash table with open addressing. It is at most half full.
+    # A hash table with open addressing. The table is at most half full.
     SearchedValue *slots
     uint32_t mask               # number of slots - 1; unused without slots
 
@@ -29,8 +29,8 @@ cdef struct ValueSet:
 cdef struct Search:
     Character *characters
     uint32_t size               # 0: everything matches
-    bint begins[256]            # by byte: whether a match can begin with it
-    ValueSet *sets              # by column of the first view: values that match, too
+    bint begins[256]            # by byte: whether a match can begin with this byte
+    ValueSet *sets              # by column of the first view: further values that match
 
 
 cdef list case_variants(str character):
@@ -45,7 +45,7 @@ cdef list case_variants(str character):
 
 cdef int search_init(Search *search, TableState *table, str text, dict sets) except -1:
     # `sets` has values by column: escaped, in UTF-8, each followed by a newline. The search borrows
-    # them. The caller destroys the search, even if this raises.
+    # these values. The caller destroys the search, even if this raises.
     cdef Character *character
     cdef bytes encoded, values
     cdef const char *start
@@ -128,7 +128,7 @@ cdef inline bint set_has(const ValueSet *values, const String *string) noexcept 
 
 cdef inline bint text_matches(const Search *search, const char *text,
                               uint32_t length) noexcept nogil:
-    # Whether the text contains the one that is searched for.
+    # Whether the text contains the searched text.
     cdef uint32_t i
     for i in range(length):
         if search.begins[<uint8_t>text[i]] and matches_at(search, text + i, length - i):
@@ -149,7 +149,7 @@ cdef bint matches_at(const Search *search, const char *text, uint32_t length) no
 
 cdef inline uint32_t character_at(const Character *character, const char *text,
                                   uint32_t length) noexcept nogil:
-    # The length of the variant that the text begins with, or 0.
+    # The length of the variant at the beginning of the text, or 0.
     cdef uint32_t i
     for i in range(character.variants):
         if (character.lengths[i] <= length

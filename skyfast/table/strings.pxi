@@ -1,19 +1,19 @@
 # Strings: hash functions, and interned strings. Each interned string is stored once, with the
 # escapes of a label value. Part of `_table.pyx`, which includes it.
 #
-# Code that stores a string's number owns a reference to it and gives it back with `string_release`.
-# Rendering copies whole blocks of 16 bytes, so all blocks of a string must be readable to their
-# end. Hash functions may change between versions, with one exception: shards must agree on the hash
-# of a conversation (`SHARE_SEED`). If `mix64`, `load` or `hash_bytes` changed, shards of different
-# versions would export some flows twice and others not at all.
+# Code that stores a string's number must own a reference to the string, and give the reference back
+# with `string_release`. Rendering copies whole blocks of 16 bytes, so a string must be readable up
+# to the end of its last block. Hash functions may change between versions, with one exception:
+# shards must agree on the hash of a conversation (`SHARE_SEED`). If `mix64`, `load` or `hash_bytes`
+# changed, shards of different versions would export some flows twice and others not at all.
 
 # ---------------------------------------------------------------------------------------------
-# Hashes. They are seeded, because addresses come from untrusted hosts: without a seed, a host could
-# cause collisions on purpose.
+# Hashes are seeded, because addresses come from untrusted hosts: without a seed, a host
+# could cause collisions on purpose.
 
 cdef inline uint64_t mix64(uint64_t x) noexcept nogil:
-    # The finalizer of splitmix64 (Steele, Lea, Flood 2014). It is a bijection, so a flow row needs
-    # only the mixed UUID as its key.
+    # The finalizer of splitmix64 (Steele, Lea, Flood 2014). `mix64` is a bijection, so a flow row
+    # needs only the mixed UUID as its key.
     x ^= x >> 30
     x *= <uint64_t>0xBF58476D1CE4E5B9
     x ^= x >> 27

@@ -1,10 +1,11 @@
 # Writing lines: strings, numbers and label values, one after another. Part of `_table.pyx`, which
 # includes it.
 #
-# Pages spend most of their time in these functions, mostly under the table's mutex. So they are
-# plain C, inline, and do not check for space. Callers provide space for the longest line and for
-# the blocks that are copied beyond its end (`max_lines`). All blocks of a source must be readable
-# to their end. Numbers are written exactly, without an exponent.
+# Pages spend most of their time in these functions, mostly under the table's mutex. So these
+# functions are plain C, inline, and do not check for space. Callers provide space for the longest
+# line and for the blocks that are copied beyond its end (`max_lines`). Bytes are copied in whole
+# blocks, so a source must be readable up to the end of its last block. Numbers are written exactly,
+# without an exponent.
 
 cdef const char *DIGITS = (
     "00010203040506070809101112131415161718192021222324252627282930313233343536373839"
@@ -19,8 +20,8 @@ for _power in range(MAX_DECIMALS + 1):
 
 
 cdef inline char *put(char *out, const char *text, uint32_t length) noexcept nogil:
-    # Copies whole blocks of 16 bytes: both sides have space for them, and common strings need no
-    # loop.
+    # Copies whole blocks of 16 bytes: source and destination have space for them, and most strings
+    # need no loop.
     cdef uint32_t i = 16
     memcpy(out, text, 16)
     while i < length:
@@ -46,12 +47,12 @@ cdef inline char *put_number(char *out, uint64_t number) noexcept nogil:
     else:
         start -= 1
         start[0] = <char>(c'0' + number)
-    memcpy(out, start, MAX_INTEGER_DIGITS)     # also bytes after the digits: `scratch` has them
+    memcpy(out, start, MAX_INTEGER_DIGITS)     # also copies bytes after the digits
     return out + (end - start)
 
 
 cdef inline char *put_value(char *out, uint64_t value, uint32_t decimals) noexcept nogil:
-    # Writes the value divided by ten to the power of `decimals`, exactly, and the end of its line.
+    # Writes the exact value divided by ten to the power of `decimals`, then the end of the line.
     cdef uint64_t scale
     cdef uint64_t rest
     if unlikely(decimals):

@@ -2,10 +2,10 @@
 # Part of `_table.pyx`, which includes it.
 #
 # A wheel contains only row numbers. The link to the next row of a list is in the row; callers pass
-# its location. Only the head of a list can be removed, so an added row stays in use until its slot
-# is due. Then it is removed from the slot, and either expires or is added again. This re-insertion
-# is the only cost of moving a deadline to a later time. Update, relabelling and expiry call this
-# under the table's mutex.
+# the location of this link. Only the head of a list can be removed, so an added row stays in use
+# until its slot is due. Then the row is removed from the slot. If its deadline has passed, the row
+# expires; otherwise it is added again. This re-insertion is the only cost of moving a deadline to a
+# later time. Update, relabelling and expiry call this code under the table's mutex.
 
 cdef inline void wheel_file(TimerWheel *wheel, uint32_t deadline_s, uint32_t number,
                             uint32_t *next) noexcept nogil:

@@ -1,22 +1,22 @@
-# Top k: the rows with the highest values, by a bounded min-heap. Part of `_table.pyx`, which
-# includes it.
+# Top k: finds the rows with the highest values, with a bounded min-heap. Part of `_table.pyx`,
+# which includes it.
 #
 # A heap belongs to one call. It never grows: all of its memory is allocated before the first row is
 # visited, because rows are visited under the table's mutex.
 
 cdef struct Kept:
-    # Values by row number (from 1). Each has the hash of the row's labels at that time, because the
-    # row may have been reused since.
+    # Values by row number (from 1). Each value has the hash that the row's labels had when the
+    # value was stored, because the row may have been reused since.
     int64_t *values
     uint32_t *hashes
     uint32_t rows
 
 
 cdef struct TopRow:
-    # One of the top rows. The heap's root is the one with the lowest rank.
+    # One of the top rows. The heap's root is the row with the lowest rank.
     int64_t rank
     uint32_t row
-    uint32_t hash               # hash of the row's labels at that time
+    uint32_t hash               # hash of the row's labels when it was added
 
 
 cdef struct TopK:

@@ -2,8 +2,8 @@
 # `Table.update`, and the only one that changes the table.
 #
 # `Table.update` calls `update_flows`, which takes the mutex once per batch for `apply_batch`;
-# everything below that runs under the mutex. The rules are in docs/architecture.md. If an
-# allocation fails, the current report has no effect.
+# everything that `apply_batch` calls runs under the mutex. The rules are in docs/architecture.md.
+# If an allocation fails, the current report has no effect.
 
 cdef enum:
     # Results of `apply_unknown`, in addition to the reasons to skip.
@@ -12,7 +12,7 @@ cdef enum:
 
 
 cdef struct Targets:
-    # The rows that a flow will link to, by view: 0 if the view is full.
+    # The rows that a flow will link to, by view. If a view is full, its row is 0.
     uint32_t rows[MAX_VIEWS]
     bint created[MAX_VIEWS]    # whether the row was created for this flow
 
@@ -65,8 +65,8 @@ cdef void intern_missed(TableState *table, const Batch *batch, int done) noexcep
 
 
 cdef void begin_update(TableState *table, Batch *batch, double now) noexcept nogil:
-    # Set the deadlines for the reports of this update, and advance the wheels that have no rows:
-    # they may be far behind.
+    # Set the deadlines for the reports of this update. Also advance the wheels that have no rows,
+    # because such a wheel may be far behind.
     cdef uint32_t i
     cdef View *view
     table.now = now
@@ -170,8 +170,8 @@ cdef int apply_known(TableState *table, const Report *report) noexcept nogil:
 # Unknown flows
 
 cdef int apply_unless_live(TableState *table, Report *report) noexcept nogil:
-    # A report of a flow that was not live when the batch was read. Earlier reports of the batch may
-    # have made the flow live or evicted it.
+    # Apply a report of a flow that was not live when the batch was read. Earlier reports of the
+    # batch may have made the flow live or evicted it.
     report.flow = find_flow(table, &report.key)
     report.uses_marks = report.uses_last_update = False
     if report.flow:
@@ -234,9 +234,9 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
 
 
 cdef inline bint was_never_counted(const TableState *table, const Report *report) noexcept nogil:
-    # Whether an unknown flow began after the latest report of any forgotten flow, and therefore was
-    # never counted. Only differences of the agent's own times are used. False if flows are
-    # deduplicated, because duplicates are not remembered.
+    # Whether an unknown flow began after the latest report of any forgotten flow. If so, the flow
+    # was never counted. Only differences between times of the same agent are used. False if flows
+    # are deduplicated, because the table does not remember duplicates.
     return (table.has_horizon and report.age_ms >= 0 and not table.has_conversations
             and (table.now - report.age_ms / 1000.0 - table.flow_update_s - BATCH_S
                  > table.horizon_s))
@@ -245,16 +245,17 @@ cdef inline bint was_never_counted(const TableState *table, const Report *report
 cdef inline bint counts_whole(const TableState *table, const View *view,
                               bint creates) noexcept nogil:
     # Whether the flow's whole total is new to this row even if this is not the flow's first report.
-    # This is the case if the flow creates the row and no other flow can have used it.
+    # This is the case if the flow creates the row and no other flow can have used a row with these
+    # labels.
     return creates and view.identifies_connection and not table.overflowed
 
 
 cdef bint needs_worth(const TableState *table, const Labels *labels, uint32_t number,
                       uint32_t kept) noexcept nogil:
-    # Whether the fields that identify a first report are needed. This is the case if the flow's
-    # total does not count as a whole in at least one view (see `counts_whole`). `number` is the
-    # flow's row in the first view, or 0 if it must be created. `kept` is the dormant row with its
-    # counters, or 0.
+    # Whether the fields that identify a first report are needed. This is the case if there is a
+    # view in which the flow's total does not count as a whole (see `counts_whole`). `number` is the
+    # flow's row in the first view, or 0 if the row must be created. `kept` is the dormant row with
+    # the counters for that row, or 0.
     cdef const View *view
     cdef RowKey key
     cdef uint32_t i
@@ -277,8 +278,9 @@ cdef bint needs_worth(const TableState *table, const Labels *labels, uint32_t nu
 
 cdef int add_flow(TableState *table, const Report *report, const Labels *labels, uint32_t number,
                   uint32_t kept, uint32_t conversation) noexcept nogil:
-    # Add a flow row and the other rows that it needs: all of them or none. `number` is its row in
-    # the first view, or 0. `kept` is the dormant row with the counters for that row, or 0.
+    # Add a flow row and all rows that the flow links to; if out of memory, add nothing. `number` is
+    # the flow's row in the first view, or 0. `kept` is the dormant row with the counters for that
+    # row, or 0.
     cdef Targets targets
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
@@ -298,7 +300,7 @@ cdef bint find_all_targets(TableState *table, const Report *report, const Labels
                            uint32_t number, uint32_t *conversation,
                            Targets *targets) noexcept nogil:
     # Find or create the targets and the conversation of a flow that becomes live. If out of memory,
-    # create none of them and return False.
+    # create nothing and return False.
     cdef uint32_t before = conversation[0]
     if not own_conversation(table, report, conversation):
         return False
@@ -311,8 +313,8 @@ cdef bint find_all_targets(TableState *table, const Report *report, const Labels
 
 cdef bint find_targets(TableState *table, const Labels *labels, uint32_t number,
                        Targets *targets) noexcept nogil:
-    # Find or create the rows of a flow. `number` is its row in the first view, or 0 if it must be
-    # created. If out of memory, create none of them and return False.
+    # Find or create the rows of a flow. `number` is the flow's row in the first view, or 0 if the
+    # row must be created. If out of memory, create nothing and return False.
     cdef View *first = &table.views[0]
     cdef RowKey key
     targets.created[0] = number == 0
@@ -353,9 +355,9 @@ cdef bint find_further_targets(TableState *table, const Labels *labels, uint32_t
 cdef void make_live(TableState *table, uint32_t row, const Report *report, const Labels *labels,
                     const Targets *targets, uint32_t conversation, uint32_t kept,
                     const int64_t *deltas) noexcept nogil:
-    # Link a flow to its rows. A flow that was dormant adds `deltas`; an unknown one, for which
-    # `deltas` is NULL, adds what its report counts for. `kept` is the dormant row with the counters
-    # for a row that was created in the first view, or 0.
+    # Link a flow to its rows. A flow that was dormant adds `deltas`. For an unknown flow, `deltas`
+    # is NULL, and the flow adds its total or the deltas of its last update. `kept` is the dormant
+    # row with the counters for a row that was created in the first view, or 0.
     cdef Flow *flow = flow_at(table, row)
     cdef Connection *connection = connection_at(&table.views[0], targets.rows[0])
     cdef Connection *target

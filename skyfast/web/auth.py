@@ -1,6 +1,7 @@
 """Authentication of HTTP clients: passwords, client certificates, and the rate limit.
 
-`WebSecurity` applies the web configuration in use. Imported only with ``--web.config.file``.
+`WebSecurity` applies the web configuration in use. This module is imported only with
+``--web.config.file``.
 
 Password guessing must neither succeed nor slow down other clients. Checking an unknown user takes
 as long as checking a wrong password. A single low-priority thread computes the hashes, and at most
@@ -36,13 +37,13 @@ MAX_CHECKS = 16
 """Maximum number of password checks running or queued; further requests get status 503."""
 
 MAX_VERIFIED = 128
-"""Security limit: cached valid credentials. The least recently used are dropped."""
+"""Security limit: number of cached valid credentials. The least recently used are dropped."""
 
 MAX_FAILED = 4096
-"""Security limit: cached invalid credentials. The least recently used are dropped."""
+"""Security limit: number of cached invalid credentials. The least recently used are dropped."""
 
 MAX_ADDRESSES = 4096
-"""Security limit: addresses with failed attempts. The least recently used are dropped."""
+"""Security limit: number of addresses with failed attempts. The least recently used are dropped."""
 
 WRONG_BURST = 10
 """Maximum number of different wrong passwords that an address can try in a burst."""
@@ -79,7 +80,7 @@ class _Bucket:
         return True
 
     def wait_s(self) -> int | None:
-        """Return the seconds until the next token, rounded up; None if there will never be one."""
+        """Return the seconds until the next token, rounded up; None if there will be no token."""
         if not self.limit.burst:
             return None
         return max(math.ceil((1 - self._tokens) * self.limit.interval_s), 1)
@@ -99,7 +100,7 @@ class Rejection:
 class PasswordChecker:
     """Checks credentials, at a bounded cost.
 
-    Hashes are computed in a thread; everything else runs on the event loop.
+    Hashes are computed in a thread; all other code runs on the event loop.
     """
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -235,7 +236,7 @@ def _credentials(authorization: str | None) -> tuple[bytes | None, bytes]:
 
 
 def _client(address: str) -> str:
-    """Return the client that an address belongs to: itself, or its IPv6 network."""
+    """Return the client that an address belongs to: the address itself, or its IPv6 network."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

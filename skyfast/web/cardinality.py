@@ -18,7 +18,7 @@ from skyfast.flows.plan import View
 from skyfast.web.scan_cache import ScanCache
 
 TOP_VALUES: Final = 20
-"""The number of listed values of each label."""
+"""The number of values that a report lists for each label."""
 
 REPORT_AGE_S: Final = 5.0
 """How long a report is cached."""
@@ -66,7 +66,7 @@ class WithoutLabel:
 class CardinalityReport:
     """The cardinality of the main view.
 
-    ``series_at_most`` is an upper bound: a connection without a value has no series for it.
+    ``series_at_most`` is an upper bound: a connection has no series for a missing value.
     """
 
     connections: int
@@ -102,8 +102,8 @@ class Cardinality:
     async def report(self, without: str | None = None) -> CardinalityReport:
         """Return a report, from the cache or from a new scan in a thread.
 
-        ``without`` is one of `labels`: the report then estimates the cardinality without it. Raises
-        BusyError if another report is in progress.
+        ``without`` is one of `labels`: then the report has the cardinality without this label, too.
+        Raises BusyError if another report is in progress.
         """
         return await self._reports.get(without, lambda: asyncio.to_thread(self._make, without))
 

@@ -1,9 +1,9 @@
 """The web configuration file: TLS, users, headers and a rate limit of the HTTP server.
 
-The format is that of Prometheus's exporter-toolkit (``docs/web-configuration.md`` there). Settings
-that Python's `ssl` or aiohttp do not support are errors or warnings. `read` parses a file into a
-`WebConfig`; `WebConfigFile` provides the configuration in use and reloads it when its files change.
-Imported only with ``--web.config.file``.
+The format is the one of Prometheus's exporter-toolkit (see its ``docs/web-configuration.md``).
+Settings that Python's `ssl` or aiohttp do not support are errors or warnings. `read` parses a file
+into a `WebConfig`; `WebConfigFile` provides the configuration in use and reloads it when its files
+change. This module is imported only with ``--web.config.file``.
 """
 
 import asyncio
@@ -99,7 +99,7 @@ HEADERS: Mapping[str, tuple[str, ...]] = {
     "X-Frame-Options": ("deny", "sameorigin"),
     "X-XSS-Protection": (),
 }
-"""The headers that can be set, with their allowed values; empty allows any value."""
+"""The headers that can be set, with their allowed values. An empty set allows any value."""
 
 _HASH = re.compile(r"\$2[aby]\$(\d\d)\$([./A-Za-z0-9]{53})", re.ASCII)
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
@@ -153,7 +153,7 @@ class WebConfig:
 def read(path: str, *, files: Files | None = None) -> WebConfig:
     """Read the file at ``path`` and the files that it names. This blocks.
 
-    Adds all of them to ``files``, even on errors. Logs warnings.
+    Adds the paths of all these files to ``files``, even on errors. Logs warnings.
 
     Raises:
         ConfigError: A file is invalid. The text contains file, line and key, and no secrets.
@@ -476,7 +476,7 @@ def _to_hash(value: YamlValue) -> bytes:
     text = value if isinstance(value, str) else ""
     match = _HASH.fullmatch(text)
     try:
-        # The pattern accepts some invalid hashes; computing the cheapest one detects them.
+        # The pattern accepts some invalid hashes; computing a hash at the lowest cost detects them.
         if (
             match
             and bcrypt.hashpw(b"", f"$2b$04${match[2]}".encode())

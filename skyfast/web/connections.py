@@ -1,12 +1,12 @@
 """HTTP connections: deadlines, limits, and how connections are closed.
 
-At any time, a connection has exactly one deadline. It is for the head of a request, for the
-response, or for the next request. When it passes, the connection is closed. aiohttp only parses
+At any time, a connection has exactly one deadline: for the head of a request, for the response, or
+for the next request. When the deadline passes, the connection is closed. aiohttp only parses
 requests and frames responses; this module enforces all limits.
 
 Only this module uses undocumented features of aiohttp. Tested with aiohttp 3.10.11, 3.11.18,
-3.12.15, 3.13.5, 3.14.0 and 3.14.5. Before 3.13.4, the number of headers is not limited, and up to
-3.14.0, ``GET *`` is accepted. These features are:
+3.12.15, 3.13.5, 3.14.0 and 3.14.5. aiohttp before 3.13.4 does not limit the number of headers;
+aiohttp up to 3.14.0 accepts ``GET *``. These features are:
 
 * ``web.RequestHandler``: the base class of `HttpConnection`, with the parameters in ``_OPTIONS``
 * ``web.RequestHandler.connection_made``, ``web.RequestHandler.connection_lost``,
@@ -14,12 +14,12 @@ Only this module uses undocumented features of aiohttp. Tested with aiohttp 3.10
   ``web.RequestHandler.handle_error``: extended or replaced
 * ``web.RequestHandler.close``: closes the connection after the response to the current request
 * ``web.RequestHandler._force_close``: set to stop parsing without closing the connection
-* ``web.RequestHandler._waiter``: not None while aiohttp waits for a complete head
+* ``web.RequestHandler._waiter``: not None while aiohttp waits for a complete head of a request
 * ``web.Server``: provides the request handler to connections, with the parameters
   ``request_factory`` and ``handler_cancellation``
 * ``web.BaseRequest``: its six positional parameters
 * ``http.RawRequestMessage._replace``: changes the version and ``should_close``
-* ``http_exceptions.LineTooLong.args``: the second is the limit that was exceeded
+* ``http_exceptions.LineTooLong.args``: the second item is the limit that was exceeded
 * ``http_exceptions.BadHttpMessage.message``: the beginning of the text for too many headers
 """
 
@@ -57,22 +57,22 @@ close the connection while the next request is in transit. Idle connections are 
 closed if ``web.max_connections`` are open."""
 
 BODY_TIMEOUT_S = 1.0
-"""How long the body of a request is read and discarded before the connection is closed."""
+"""How long the rest of a request's body is read and discarded; then the connection is closed."""
 
 MAX_REQUEST_BYTES = 64 * 1024
 """Maximum size of unprocessed data from a client: head, body and pipelined requests.
 
 This is a security limit. The limit is checked before each read, which returns up to 256 KiB. If the
-head of a request exceeds it, the response has status 431."""
+head of a request exceeds this limit, the response has status 431."""
 
 MAX_LINE_BYTES = 4096
-"""The longest request line; a longer one gets status 414."""
+"""The longest request line; for a longer line, the response has status 414."""
 
 MAX_FIELD_BYTES = 8190
-"""The longest header; a longer one gets status 431."""
+"""The longest header; for a longer header, the response has status 431."""
 
 MAX_HEADERS = 128
-"""The maximum number of headers of a request; more get status 431."""
+"""The maximum number of headers of a request; for more headers, the response has status 431."""
 
 DISCARD_TIMEOUT_S = 1.0
 """How long the rest of an invalid request is received and discarded.
@@ -92,7 +92,7 @@ TLS_CLOSE_TIMEOUT_S = 0.5
 FEW_DESCRIPTORS = 8
 """A warning is logged if no more than this many file descriptors are free.
 
-If none is free, the event loop closes new connections without an error."""
+If no descriptor is free, the event loop closes new connections without an error."""
 
 PLAIN_HTTP = "plain HTTP request on an HTTPS port"
 """The reason in the response to a client that does not use TLS."""
@@ -122,7 +122,7 @@ class HttpConnections:
         self.limit = limit
         self._stats = stats
         self._open: set[HttpConnection] = set()
-        self._idle: dict[HttpConnection, None] = {}  # idle for the longest time first
+        self._idle: dict[HttpConnection, None] = {}  # the longest idle connection is first
         self._closed = False
         self._log_limit = LogLimit()
 
@@ -304,7 +304,7 @@ class HttpConnection(web.RequestHandler):
         super().data_received(data)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None
-        """Respond to a client that has finished sending; close if it sent nothing.
+        """Respond to a client that has finished sending; if it sent nothing, close the connection.
 
         aiohttp would close the connection in both cases, even in the middle of a page.
         """
@@ -460,9 +460,9 @@ def _make_request(
     """Create a request; versions other than HTTP/1.0 and HTTP/1.1 become HTTP/1.0.
 
     aiohttp parses HTTP/0.9 and HTTP/2.0 requests that look like HTTP/1, and would respond with the
-    same version. It would keep HTTP/1.0 connections open after a page, although only the end of the
-    connection marks the end of the page. It would parse the data after an ``Upgrade`` as another
-    protocol.
+    same version. aiohttp would keep HTTP/1.0 connections open after a page, although only the end
+    of the connection marks the end of the page. aiohttp would parse the data after an ``Upgrade``
+    as another protocol.
     """
     if message.version not in {HttpVersion10, HttpVersion11}:
         message = message._replace(version=HttpVersion10)

@@ -1,7 +1,8 @@
 """The metrics page: its families and their order, its compression and its delivery.
 
-Each page is rendered and compressed in its own thread, a few chunks ahead of the reader, and never
-buffered as a whole. This module is independent of HTTP, which `skyfast.web.server` handles.
+Each page is rendered and compressed in its own thread. The thread is at most a few chunks ahead of
+the reader, so a page is never buffered as a whole. This module is independent of HTTP, which
+`skyfast.web.server` handles.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ CHUNK_BYTES = 512 * 1024
 """The size of a chunk, which is rendered and compressed without the GIL."""
 
 COMPRESSED_BYTES = 128 * 1024
-"""The size of a compressed chunk: smaller ones would wake the event loop too often."""
+"""The size of a compressed chunk: smaller chunks would wake the event loop too often."""
 
 QUEUE_CHUNKS = 4
 """The maximum number of chunks rendered ahead of the reader."""
@@ -43,10 +44,10 @@ TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 """The default format."""
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-"""The format offered additionally if all counters have standard names."""
+"""The additional format, which is offered if all counters have standard names."""
 
 _END = b"# EOF\n"
-"""The end of an OpenMetrics page; without it, the page is incomplete."""
+"""The end of an OpenMetrics page; a page without this end is incomplete."""
 
 
 class TablePage(Protocol):
@@ -93,10 +94,10 @@ class Part(Flag):
 class ExpositionSource:
     """The sources of pages, which a reload may replace.
 
-    ``cardinality`` belongs to the table's main view, ``views`` are the prefixes of the other views,
-    and ``table_families`` are the names of the table's families in the order of the page.
-    ``interface_info`` describes the capture points of flows, if that is configured; a view then has
-    the label ``node_tid``. OpenMetrics requires ``standard_names``.
+    ``cardinality`` belongs to the table's main view. ``views`` are the prefixes of the additional
+    views. ``table_families`` are the names of the table's families in the order of the page. If
+    ``interface_info`` is not None, it describes the capture points of flows, and a view has the
+    label ``node_tid``. OpenMetrics requires ``standard_names``.
     """
 
     table: ExpositionTable
@@ -118,7 +119,7 @@ class ExpositionSource:
 class Exposition:
     """Renders pages of the current state of the source and the counters.
 
-    ``source`` can be replaced at any time; pages in progress continue with the previous one.
+    ``source`` can be replaced at any time; pages in progress continue with the previous source.
     """
 
     def __init__(self, *, source: ExpositionSource, stats: Stats, now: Callable[[], float]) -> None:
@@ -201,7 +202,8 @@ def _flows(
     # parts.
     if info is not None and (query.part or not query.shows(info.name)):
         info = None
-    # Found before the page is read, so that no series of the page lacks its info series.
+    # The capture points are found before the page is read, so that no series of the page lacks its
+    # info series.
     node_tids = page.distinct_values(NODE_TID_LABEL) if info else []
     size = FIRST_CHUNK_BYTES
     while chunk := page.read(size):
@@ -218,7 +220,7 @@ class Stream:
     thread. If the page is not complete, the thread stops after its current chunk.
 
     Both sides share a bounded queue. The thread sleeps while the queue is full, and wakes the event
-    loop only if the reader is waiting. An executor would wake it for every chunk.
+    loop only if the reader is waiting. An executor would wake the event loop for every chunk.
     """
 
     def __init__(self, chunks: Iterator[bytes], *, gzip: bool) -> None:
@@ -239,7 +241,7 @@ class Stream:
             target=self._run,
             args=(_gzipped(counted) if gzip else counted,),
             name="skyfast-page",
-            daemon=True,  # losing the thread at exit is harmless: its reader has ended
+            daemon=True,  # losing the thread at exit is harmless: it has no reader
         ).start()
 
     async def __aenter__(self) -> "Stream":

@@ -1,4 +1,4 @@
-"""The query of ``/metrics/flows``: a part of the page, and the names of its families."""
+"""The query of ``/metrics/flows``: it selects a part of the page, and families by name."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -20,7 +20,7 @@ _PART: Final = re.compile(r"(0|[1-9][0-9]?)/([1-9][0-9]?)", re.ASCII)
 
 
 class FlowQueryError(ValueError):
-    """The query is invalid. The text is the reason and what is allowed, in one line."""
+    """The query is invalid. The text is the reason and the allowed values, in one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

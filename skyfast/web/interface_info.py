@@ -1,7 +1,7 @@
 """Info series that describe the capture points of the exported flows.
 
-A query joins them to other series by ``node_tid``, which gives these series the names of the
-interface without making the names their labels.
+A query joins info series to other series by ``node_tid``. So the other series need no labels with
+the names of the interface.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,10 +23,10 @@ _NAMES: Final = {
     "node_pod": "pod",
     "node_workload": "workload",
 }
-"""The labels other than ``node_tid``, and which of `NODE_NAMES` they show.
+"""The labels besides ``node_tid``, each with the element of `NODE_NAMES` that it shows.
 
-A scrape adds labels of its target, such as ``namespace`` and ``pod`` in Kubernetes. Labels of a
-series with the same name would be renamed, so these have a prefix."""
+A scrape adds labels of its target, such as ``namespace`` and ``pod`` in Kubernetes. If a label of a
+series had the same name, Prometheus would rename it, so these labels have a prefix."""
 
 LABELS: Final = (NODE_TID_LABEL, *_NAMES)
 """The labels, in the order of the page."""
@@ -45,7 +45,7 @@ class InterfaceInfo:
     ) -> None:
         """Initialize. ``names`` has `NODE_NAMES` by ``NodeTID``, and empty names for other keys.
 
-        They may change at any time, also while a page is rendered.
+        These names may change at any time, also while a page is rendered.
         """
         self._names = names
         self._family = INTERFACE_INFO[naming]
@@ -58,8 +58,8 @@ class InterfaceInfo:
     def render(self, node_tids: Sequence[str], *, openmetrics: bool = False) -> Iterator[bytes]:
         """Yield the family with a series for each of ``node_tids``, which must be different.
 
-        Yields nothing if there are none. Names are looked up for each chunk, and only once for each
-        series. Takes about 4 µs per series.
+        Yields nothing if ``node_tids`` is empty. Names are looked up for each chunk, and only once
+        for each series. Takes about 4 µs per series.
         """
         head = self._family.head(openmetrics=openmetrics) if node_tids else ""
         rest = iter(node_tids)

@@ -1,7 +1,7 @@
 """Listening addresses: ``--web.listen-address``, and sockets passed by systemd.
 
-The configuration sets one address. The command line can set several addresses, or use sockets
-passed by the service manager, see sd_listen_fds(3).
+The configuration sets one address. The command line can set several addresses, or use sockets that
+the service manager has passed: see sd_listen_fds(3).
 """
 
 import errno
@@ -34,7 +34,7 @@ class Listen:
     """Listening addresses or sockets set on the command line.
 
     ``addresses`` or ``sockets`` override the configuration; ``sockets`` are already listening. With
-    ``any_port``, a free port is used if the configured one is in use.
+    ``any_port``, a free port is used if the configured port is in use.
     """
 
     addresses: tuple[Endpoint, ...] = ()
@@ -70,7 +70,7 @@ def sockets(environ: MutableMapping[str, str]) -> tuple[socket.socket, ...]:
     """Return the sockets passed by the service manager, and remove their variables.
 
     Raises:
-        ConfigError: There are no sockets, or one is not a listening TCP socket.
+        ConfigError: There are no sockets, or a socket is not a listening TCP socket.
 
     """
     pid, count = (environ.get(name, "") for name in _VARIABLES[:2])

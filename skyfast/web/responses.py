@@ -24,7 +24,7 @@ _BY_NAME = 3
 
 @dataclass(frozen=True, slots=True)
 class MediaType:
-    """A media type. ``version`` is its parameter of that name, or empty."""
+    """A media type. ``version`` is its parameter ``version``, or empty."""
 
     name: str
     version: str = ""
@@ -106,9 +106,9 @@ def encoding(accept_encoding: str | None) -> str | None:
     """Choose between ``"gzip"`` and ``"identity"`` by RFC 9110, section 12.5.3.
 
     ``accept_encoding`` is the header's value, its lines joined with commas, or None if the header
-    is missing. In that case, the response is not compressed, because the client may not support
-    gzip. gzip is chosen if it is accepted and ``identity`` is not preferred. Returns None if
-    neither is acceptable. Invalid elements are ignored.
+    is missing. If the header is missing, the response is not compressed, because the client may not
+    support gzip. gzip is chosen if it is accepted and ``identity`` is not preferred. Returns None
+    if neither encoding is acceptable. Invalid elements are ignored.
     """
     if accept_encoding is None:
         return "identity"
@@ -136,7 +136,8 @@ def prefers(accept: str | None, named: MediaType, *, default: MediaType) -> bool
 
     ``accept`` is the header's value, its lines joined with commas, or None if the header is
     missing. ``named`` is chosen if the header contains it explicitly, with at least the weight of
-    ``default``. Otherwise ``default`` is chosen, acceptable or not. Invalid elements are ignored.
+    ``default``. Otherwise ``default`` is chosen, even if it is not acceptable. Invalid elements are
+    ignored.
     """
     ranges = list(filter(None, map(_media_range, (accept or "").split(","))))
     precedence, weight = _preference(ranges, named)

@@ -27,9 +27,9 @@ class ScanCache(Generic[Key, Result]):
         ``max_results`` limits the number of cached results, running scans and waiting scans
         together.
 
-        With ``queue``, requests wait for the running scan: those with the same key share its
-        result, and the scans of other keys run one after the other. Without ``queue``, requests
-        raise BusyError while a scan is running.
+        With ``queue``, requests wait for the running scan. Requests with its key share its result;
+        the scans of other keys run one after the other. Without ``queue``, requests raise BusyError
+        while a scan is running.
         """
         self._keep_s = keep_s
         self._max_results = max_results
@@ -45,9 +45,10 @@ class ScanCache(Generic[Key, Result]):
     async def get(self, key: Key, scan: Callable[[], Awaitable[Result]]) -> Result:
         """Return the result for ``key``, from the cache or from a new ``scan``.
 
-        A scan continues when the request that started it is cancelled. Its exception is raised by
-        all waiting requests, and is not cached. After a success, no reference to ``scan`` is kept:
-        it refers to a table, whose memory must be freed when another table replaces it.
+        A scan continues when the request that started the scan is cancelled. If the scan raises an
+        exception, all waiting requests raise it, and it is not cached. After a success, no
+        reference to ``scan`` is kept: it refers to a table, whose memory must be freed when another
+        table replaces it.
 
         Raises:
             BusyError: A scan is running and ``queue`` is false, or ``max_results`` is exceeded.

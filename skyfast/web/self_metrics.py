@@ -28,7 +28,7 @@ _BUILD: Final = {"version": __version__, "python": platform.python_version()}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sources:
-    """The sources of a page. ``process`` is None if the system does not report it."""
+    """The sources of a page. ``process`` is None if the system does not report resource usage."""
 
     stats: Stats
     table: TableCounts
@@ -69,7 +69,7 @@ class _HistogramMetric:
     histograms: _Histograms
 
     def render(self, source: _Sources, *, standard_names: bool, openmetrics: bool) -> str:
-        """Return the family. It has the same name in both naming schemes."""
+        """Return the family, which has the same name in both naming schemes."""
         return self.family.render_histograms(self.histograms(source), openmetrics=openmetrics)
 
 
@@ -99,7 +99,7 @@ def _by(label: str, read: Callable[[_Sources], Mapping[str, float]]) -> _Samples
 
 
 def _name(read: Callable[[NameStats], float]) -> _Samples:
-    """Read a value of the names, if labels need them."""
+    """Read a value of the names, if labels need names."""
     return lambda source: (
         None if source.stats.topology.names is None else [({}, read(source.stats.topology.names))]
     )
@@ -115,14 +115,14 @@ def _name_by(label: str, read: Callable[[NameStats], Mapping[str, float]]) -> _S
 
 
 def _own_name(read: Callable[[OwnNameStats], float]) -> _Samples:
-    """Read a value of the own names, if there are any."""
+    """Read a value of the own names, if there are own names."""
     return lambda source: (
         None if source.stats.own_names is None else [({}, read(source.stats.own_names))]
     )
 
 
 def _by_view(read: Callable[[TableCounts], Sequence[int]]) -> _Samples:
-    """Read a value for each view other than the main one."""
+    """Read a value for each view except the main view."""
     return _by("view", lambda source: dict(zip(source.views, read(source.table), strict=True)))
 
 
@@ -585,10 +585,10 @@ def render(
 ) -> bytes:
     """Return the families ``skyfast_*`` and ``process_*``, except ``skyfast_label_values``.
 
-    ``views`` are the prefixes of the views other than the main one, in the table's order. The
-    format is 0.0.4, or OpenMetrics 1.0 without ``# EOF``, which requires ``standard_names``. This
-    takes well under a millisecond. The counters are read without a lock, so call this on the thread
-    that writes them.
+    ``views`` are the prefixes of all views except the main view, in the table's order. The format
+    is 0.0.4, or OpenMetrics 1.0 without ``# EOF``, which requires ``standard_names``. This takes
+    well under a millisecond. The counters are read without a lock, so call this on the thread that
+    writes them.
     """
     try:
         usage = process_usage()

@@ -64,7 +64,7 @@ RESPONSE_TIMEOUT_S = 10.0
 """Timeout of responses other than metrics pages."""
 
 RANKING_TIMEOUT_S = 5.0
-"""Timeout of the ranking on the status page. After this time, the page is sent without it."""
+"""Timeout of the ranking on the status page. Then the page is sent without the ranking."""
 
 MAX_STATUS_PAGES = 8
 """Maximum number of status pages rendered at once; further requests get status 503."""
@@ -95,7 +95,7 @@ FLOWS_PATH = "/metrics/flows"
 _READ_METHODS = (hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS)
 _RELOAD_METHODS = (hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_OPTIONS)
 
-# Errors of bind() if there is no IPv6. `localhost` may resolve to ::1 nevertheless.
+# Errors of bind() if there is no IPv6. Even then, `localhost` may resolve to ::1.
 _UNAVAILABLE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 ReloadFunction = Callable[[], Awaitable[str | None]]
@@ -320,7 +320,7 @@ class WebServer:
         """Reload the configuration, with the same responses as Prometheus."""
         if self._reload is None:
             return text_response("Lifecycle API is not enabled.", HTTPStatus.FORBIDDEN)
-        # The reload continues if the client disconnects.
+        # If the client disconnects, the reload continues.
         task = asyncio.ensure_future(self._reload())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

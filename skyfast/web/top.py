@@ -1,6 +1,6 @@
 """The busiest connections, or groups of them, for ``/api/top`` and the status page.
 
-A ranking scans the table once, also if it is of groups. Scans run in a thread, one at a time, and
+A ranking scans the table once, even if it ranks groups. Scans run in a thread, one at a time, and
 requests for the same ranking within a second share the result. Rates compare the table with a
 snapshot, which is taken on the first request for rates and released after a minute without
 requests.
@@ -32,9 +32,9 @@ MAX_FILTER_CHARS: Final = 200
 """The maximum length of a text to search for in label values."""
 
 MAX_GROUPS: Final = 65_536
-"""The number of groups above which those with the lowest ranks are added to the others.
+"""The maximum number of groups. Beyond it, groups with the lowest ranks are added to the others.
 
-They take up to 24 MiB with two counters of both directions and one gauge."""
+This number of groups takes up to 24 MiB with two counters of both directions and one gauge."""
 
 RESULT_AGE_S: Final = 1.0
 """How long a result is shared with equal requests."""
@@ -98,7 +98,7 @@ class QueryError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """A query for at most ``n`` connections with ``filter`` in a label value or its name.
+    """A query for at most ``n`` connections with ``filter`` in a label value or the value's name.
 
     If ``group`` has labels, the query is for groups of these connections.
     """
@@ -122,7 +122,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankingKey:
-    """A ranking criterion: a metric of the same name, or its rate."""
+    """A ranking criterion: the metric of the same name, or the rate of a metric."""
 
     name: str
     family: int
@@ -131,9 +131,9 @@ class RankingKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A connection or a group: its labels and, by metric, its values, in the metric's unit.
+    """A connection or a group: its labels, and its values by metric, in the metric's unit.
 
-    A value is None if the connection does not have it. ``rank`` is the value of the ranking
+    A value that the connection does not have is None. ``rank`` is the value of the ranking
     criterion. ``names`` are the known names of label values, by label. ``connections`` is 1, or the
     number of connections of the group.
     """
@@ -158,8 +158,9 @@ class Other:
 class Top:
     """A ranking. ``window_seconds`` is the age of the snapshot, or None without one.
 
-    ``groups`` and ``other`` are None if connections are ranked. ``approximate`` means that there
-    were more than `MAX_GROUPS` groups, so that values can be too low by what ``other`` has.
+    If connections are ranked, ``groups`` and ``other`` are None. ``approximate`` means that there
+    were more than `MAX_GROUPS` groups. Then values can be too low, by up to the values of
+    ``other``.
     """
 
     by: str
@@ -209,9 +210,9 @@ class Ranking:
         self.names = names
         self.labels = tuple(column.name for column in view.columns)
         self.addresses = frozenset(_address_labels(view.columns) if names else ())
-        """The labels with addresses that have names, unless another label has these names."""
+        """The labels with addresses whose names are not in another label."""
         self.nodes = frozenset(_node_labels(view.columns) if names else ())
-        """The labels with identifiers of interfaces that have names."""
+        """The labels with identifiers of interfaces whose names are shown."""
         self.metrics = tuple(map(_metric, metrics, view.families))
         keys = [
             RankingKey(name=metric.name, family=family, is_rate=False)
@@ -358,9 +359,9 @@ class Ranking:
         ]
 
     def _baseline(self, family: int, now_s: float) -> _Snapshot:
-        """Return the snapshot to compare with: one or two minutes old, or the oldest available.
+        """Return the snapshot to compare with: one to two minutes old, or the oldest that exists.
 
-        Keeps at most two snapshots. The newer one replaces the older one after a minute.
+        Keeps at most two snapshots. After a minute, the newer snapshot replaces the older snapshot.
         """
         taken = self._snapshots.setdefault(family, [])
         if len(taken) > 1 and now_s - taken[1].taken_s >= REPORT_INTERVAL_S:

@@ -29,7 +29,7 @@ RTT_FAMILY = [family.name for family in FAMILIES].index(RTT)
 
 
 def shown(core, now=1.0):
-    """Return the values on the page: by labels of the connection, one list per family."""
+    """Return the values on the page by connection labels: per family, a value per direction."""
     names = [column.name for column in core.plan.views[0].columns]
     families = core.plan.views[0].families
     connections = {}
