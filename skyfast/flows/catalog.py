@@ -110,7 +110,7 @@ _Name = tuple[Cardinality, str]
 _ADDRESS_HELP: Final[dict[str, _Name]] = {
     "name": (
         "medium",
-        "the first known name of the {end}: its own name, those of the topology, its network",
+        "the first known name of the {end}: own name, name from the topology, own network",
     ),
     "host": ("low", "the host of the {end}'s address"),
     "namespace": ("low", "the Kubernetes namespace of the {end}'s pod or service"),
@@ -123,7 +123,7 @@ _ADDRESS_HELP: Final[dict[str, _Name]] = {
         "low",
         "the kind of the {end}'s workload, such as `Deployment` or `StaticPod`",
     ),
-    "container": ("medium", "the {end}'s container, if its pod has only one"),
+    "container": ("medium", "the {end}'s container; empty if its pod has several"),
     "service": (
         "medium",
         "the Kubernetes service of the address, or the only service that selects the {end}'s pod",
@@ -142,7 +142,7 @@ _NODE_HELP: Final[dict[str, _Name]] = {
     "namespace": ("low", "the Kubernetes namespace of the interface's pod"),
     "pod": ("medium", "the pod that has the interface"),
     "workload": ("medium", "the workload of the pod that has the interface"),
-    "container": ("medium", "the container that has the interface, if only one does"),
+    "container": ("medium", "the container that has the interface; empty if several have it"),
 }
 
 
@@ -252,7 +252,7 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         name="capture_id",
         path=("CaptureID",),
         cardinality="low",
-        help="the ID of the capture; a capture that is created again gets a new one",
+        help="the ID of the capture; a capture that is created again gets a new ID",
     ),
     LabelDef(
         name="tracking_id",

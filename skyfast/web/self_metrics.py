@@ -224,12 +224,13 @@ _SUBSCRIPTIONS: Final = (
     ),
     _metric(
         "skyfast_reports_checked_total",
-        "Randomly chosen flow reports that were checked for a lost previous report.",
+        "Randomly chosen flow reports that were checked for a missing predecessor"
+        " (the previous report of the flow).",
         _by_analyzer(lambda analyzer: analyzer.reports_checked),
     ),
     _metric(
         "skyfast_report_gaps_total",
-        "Checked flow reports whose previous report is missing, by reason.",
+        "Checked flow reports whose predecessor is missing, by reason.",
         _by_analyzer_and_reason(lambda analyzer: analyzer.report_gaps),
     ),
     _histogram(

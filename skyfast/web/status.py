@@ -565,7 +565,7 @@ def _notices(stats: Stats, table: TableCounts) -> Iterator[Notice]:
     if not stats.config.last_reload_successful and (failure := stats.config.last_failure):
         yield Notice(
             severity="warning",
-            text=f"Configuration not reloaded {_at(failure)}: {failure.text}",
+            text=f"Reload of the configuration failed {_at(failure)}: {failure.text}",
         )
 
 
@@ -587,7 +587,8 @@ def _own_name_notices(own: OwnNameStats) -> Iterator[Notice]:
     for key in own.missing_keys:
         yield Notice(severity="warning", text=f"No entry of the names has the key '{key}'.")
     if not own.last_load_successful and (failure := own.last_failure):
-        yield Notice(severity="warning", text=f"Names not reloaded {_at(failure)}: {failure.text}")
+        text = f"Reload of the names failed {_at(failure)}: {failure.text}"
+        yield Notice(severity="warning", text=text)
 
 
 def _at(failure: Failure) -> str:

@@ -193,8 +193,8 @@ _ANALYZERS = (
     _HtmlColumn("name", "text", "analyzer"),
     _HtmlColumn("up", "state", "state"),
     _HtmlColumn("since_timestamp_seconds", "since", "since"),
-    _HtmlColumn("flows_per_second", "number", "flows/s"),
-    _HtmlColumn("flows_total", "count", "flows"),
+    _HtmlColumn("flows_per_second", "number", "reports/s"),
+    _HtmlColumn("flows_total", "count", "reports"),
     _HtmlColumn("reconnects_total", "count", "reconnects"),
     _HtmlColumn("last_message_timestamp_seconds", "ago", "last message"),
     _HtmlColumn("last_error", "error", "last error"),
@@ -236,7 +236,7 @@ class _Tile:
 
 _TILES = (
     _Tile("Connections", "table.connections", "count", "connections"),
-    _Tile("Flows per second", "flows_per_second", "number", "flows_per_second"),
+    _Tile("Flow reports per second", "flows_per_second", "number", "flows_per_second"),
     _Tile(
         "Scrape time", "scrapes.last_duration_seconds", "seconds", "scrape_duration_seconds", True
     ),
@@ -254,8 +254,8 @@ _FIGURES = (
     ("table.rejected_total", "count", "reports rejected because the table was full"),
     ("table.overflowed_total", "count", "reports added to the overflow connection"),
     ("table.filtered_total", "count", "reports dropped by filter rules"),
-    ("table.reports_checked_total", "count", "reports checked for a lost previous report"),
-    ("table.reports_lost_total", "count", "reports whose previous report was lost"),
+    ("table.reports_checked_total", "count", "reports checked for a missing predecessor"),
+    ("table.reports_lost_total", "count", "reports whose predecessor was lost"),
     ("scrapes.total", "count", "pages served completely"),
     ("scrapes.failed_total", "count", "pages not served completely"),
     ("scrapes.rejected_total", "count", "pages rejected"),

@@ -190,7 +190,7 @@ async def test_names_are_kept_while_the_file_is_wrong(
             assert report.own_names is not None
             assert report.own_names.last_load_successful
             assert report.own_names.keys == ("site",)
-            assert not any("Names not reloaded" in text for text in report.warnings)
+            assert not any("Reload of the names failed" in text for text in report.warnings)
     assert caplog.text.count("names not reloaded") == 1
 
 

@@ -238,7 +238,7 @@ async def test_failed_reload_changes_nothing(tmp_path: Path, analyzer: FakeAnaly
             assert failure[FAILURE_AT] == api_status["reload"]["last_error"]["timestamp_seconds"]
             assert failure[FAILURE_AT] > success[SUCCESS_AT]
             failed_at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(failure[FAILURE_AT]))
-            warning = f"Configuration not reloaded at {failed_at} UTC: {problem}"
+            warning = f"Reload of the configuration failed at {failed_at} UTC: {problem}"
             assert warning in api_status["warnings"]
             assert html.escape(warning) in (await skyfast.get("/")).decode()
             assert await operator.flows() == page

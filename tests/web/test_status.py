@@ -185,7 +185,7 @@ async def test_analyzers_that_are_down_come_first():
     report = await fake_status(stats=stats).report()
     assert report.warnings == [
         "2 of at most 2 connections (max_connections).",
-        "Configuration not reloaded at 1970-01-01 00:01:40 UTC: x.yml: no <port>",
+        "Reload of the configuration failed at 1970-01-01 00:01:40 UTC: x.yml: no <port>",
     ]
 
 
