@@ -629,7 +629,10 @@ def alerts() -> str:
 COSTS: Final = (
     ("CPU time per report of a known flow", "known flows", "known flows", "µs", 1e-3, 1),
     ("CPU time per report of a new flow", "new flows", "new flows", "µs", 1e-3, 1),
-    ("Scrape of 100,000 connections (500,000 series, gzip)", "gzip", "gzip", "s", 1, 2),
+    (
+        "Duration of a scrape of 100,000 connections (500,000 series, gzip)",
+        *("gzip", "gzip", "s", 1, 2),
+    ),
     ("Memory per connection", "1,000,000 connections", "after a scrape", "bytes", 1, 0),
 )
 """Rows of the README's table: name, measurement of either program, unit, factor, decimals."""

@@ -694,8 +694,8 @@ cdef class Table:
             values are escaped, in UTF-8, and each is followed by a newline.
         :returns: triples of the rank, the label values, and the values of the view's families in
             order. The highest rank is first. For a counter, the rank is the sum of both directions;
-            for a gauge, the larger of the two. A value is an integer that is not yet divided for
-            the family's decimals, or None if there is no such series.
+            for a gauge, the larger of the two. A value is the stored integer, without the
+            family's decimal point, or None if there is no such series.
 
         Connections without a value of the family are omitted. With `since`, two more kinds are
         omitted: connections without growth, and connections that were created again after the
@@ -714,8 +714,8 @@ cdef class Table:
 
         :param labels: one or more labels of the first view.
         :param max_groups: the maximum number of groups, up to 65,536. When there are more, the half
-            with the lowest ranks is added to "the others". The labels of such a group can return as
-            a new group, whose values are then too low.
+            with the lowest ranks is added to "the others". If connections with the same labels follow,
+            they form a new group, whose values are too low.
         :returns: a tuple of the groups, "the others", the number of groups, and whether there were
             so many groups that some were added to "the others". A group is a tuple of its rank, its
             label values in the order of `labels`, its values as in `top`, and the number of its

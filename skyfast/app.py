@@ -466,7 +466,7 @@ class App:
 
     def _warn_of_updates(self) -> None:
         """Warn once if connections expire between two reports."""
-        update_s = round(self.stats.flow_update_s)  # measured, accurate to milliseconds
+        update_s = round(self.stats.flow_update_s)  # measured, so it can be some milliseconds off
         timeout_s = self._parts.config.limits.timeout_s
         if not self.stats.flow_update_known or self._warned == (update_s, timeout_s):
             return

@@ -75,7 +75,7 @@ class LoadedNames:
     def summary(self) -> str:
         """Return the number of entries and their keys, in one line."""
         count = self.own.count
-        keys = f"with the keys {', '.join(self.keys)}" if self.keys else "without further keys"
+        keys = f"with the keys {', '.join(self.keys)}" if self.keys else "without keys"
         return f"{count} {'entry' if count == 1 else 'entries'} {keys}"
 
 

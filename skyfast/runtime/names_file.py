@@ -17,11 +17,11 @@ from skyfast.stats import Failure, OwnNameStats, Stats
 log = logging.getLogger("skyfast.names")
 
 INTERVAL_S: Final = 2.0
-"""Interval between two checks whether the file has changed."""
+"""Interval between checks for changes of the file."""
 
 
 def warn(*, labels: str, keys: Sequence[str]) -> None:
-    """Log the labels without names, and the keys that labels ask for but no entry has."""
+    """Warn about labels that need own names if there are none, and about keys that no entry has."""
     if labels:
         log.warning("labels %s: neither names nor names_file is set", labels)
     for key in keys:

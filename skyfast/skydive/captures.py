@@ -121,8 +121,8 @@ class _Capture:
 
 
 _MEAN: Final = (
-    "since the capture started, averaged over the last ten readings; highest value of all capture"
-    " points."
+    "since the capture started, averaged over the last ten readings; highest value of all points of"
+    " the capture."
 )
 
 _FAMILIES: Final = (
@@ -139,17 +139,19 @@ _FAMILIES: Final = (
     MetricFamily(
         name="skydive_capture_kernel_flows_dropped",
         type="counter",
-        help="Flows dropped because the kernel's table was full; sum over all capture points.",
+        help="Flows dropped because the kernel's table was full; sum over all points of the"
+        " capture.",
     ),
     MetricFamily(
         name="skydive_capture_flows",
         type="gauge",
-        help="Flows in the agent's table; highest value of all capture points.",
+        help="Flows in the agent's flow table; highest value of all points of the capture.",
     ),
     MetricFamily(
         name="skydive_capture_flows_dropped",
         type="counter",
-        help="Flows dropped because an agent's table was full; sum over all capture points.",
+        help="Flows dropped because the agent's flow table was full; sum over all points of the"
+        " capture.",
     ),
     MetricFamily(
         name="skydive_capture_reports",

@@ -2,15 +2,16 @@
 
 Each capture point (a flow table of an agent: a capture on an interface) sends ``stats`` every 10 s,
 to an analyzer that it picks at random each time (``flow/table.go`` and
-``flow/client/flow_client.go`` of Skydive). If n ``stats`` were sent, the probability that one of N
-analyzers received none is (1 - 1/N)^n. A subscription without a message is *suspect* if this
-probability is less than `SUSPECT_CHANCE`, and *silent* if it is less than `SILENT_CHANCE`. The
+``flow/client/flow_client.go`` of Skydive). If n ``stats`` were sent, the probability that a given
+one of N analyzers received none is (1 - 1/N)^n. A subscription without a message is *suspect* if
+this probability is less than `SUSPECT_CHANCE`, and *silent* if it is less than `SILENT_CHANCE`. The
 number of sent ``stats`` is estimated from the number of capture points, unless the other
 subscriptions disagree.
 
 A subscription that gets ``stats`` but no flows is silent, too, if the ``stats`` show that captures
-receive packets. This occurs when an analyzer resumes sending for a client that has subscribed only
-to ``stats``.
+receive packets. When a subscriber disconnects, an analyzer stops sending to all subscribers until
+another client subscribes. If this client subscribes only to ``stats``, all subscribers get only
+``stats``.
 
 This module has no clock and no socket. It counts ticks instead of time: after a pause of the
 process, the late tick counts as a single tick, and waiting messages are read before the next tick.

@@ -2,7 +2,7 @@
 # the three steps of `Table.update`: read, look up, apply.
 #
 # This code works in passes, so that the memory of one flow is fetched while other flows are
-# processed. It reads the table without the lock, because only the thread that updates changes the
+# processed. It reads the table without the lock, because only the updating thread changes the
 # table. It writes only to the batch. The results for live flows stay valid while the batch is
 # applied. The rows of all other flows are looked up again.
 

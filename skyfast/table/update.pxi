@@ -234,7 +234,7 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
 
 
 cdef inline bint was_never_counted(const TableState *table, const Report *report) noexcept nogil:
-    # Whether an unknown flow began after the latest report of any forgotten flow. If so, the flow
+    # Whether an unknown flow began after the latest reports of all forgotten flows. If so, the flow
     # was never counted. Only differences between times of the same agent are used. False if flows
     # are deduplicated, because the table does not remember duplicates.
     return (table.has_horizon and report.age_ms >= 0 and not table.has_conversations

@@ -285,7 +285,7 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_dormant_connections",
-        "Expired connections whose counters are remembered separately from their flows.",
+        "Expired connections that are remembered because their flows cannot restore them.",
         _value(lambda source: source.table.dormant_connections),
     ),
     _metric(

@@ -611,10 +611,10 @@ def _names_note(report: StatusReport, elements: _Elements) -> str:
     # Shown only once: all topology queries have the same last error.
     last_error = elements.place("interfaces.last_error", "last-error")
     return (
-        f"<p>names: {elements.place('names.addresses', 'count')} addresses"
-        f" ({elements.place('names.ambiguous', 'count')} ambiguous),"
+        f"<p>named from the topology: {elements.place('names.addresses', 'count')} addresses"
+        f" ({elements.place('names.ambiguous', 'count')} of them ambiguous),"
         f" {elements.place('names.capture_points', 'count')} capture points;"
-        f" read {elements.place('names.last_reading_timestamp_seconds', 'ago')}"
+        f" last read {elements.place('names.last_reading_timestamp_seconds', 'ago')}"
         f"{'' if report.interfaces.enabled else last_error}</p>\n"
     )
 

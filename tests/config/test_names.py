@@ -119,7 +119,7 @@ def test_keys_that_no_entry_has(file: Path) -> None:
     assert loaded.missing_keys == ("Site",)
     file.write_text("10.0.0.0/8,company\n")
     assert load(config).missing_keys == ("Site", "site")
-    assert load(config).summary() == "1 entry without further keys"
+    assert load(config).summary() == "1 entry without keys"
 
 
 def test_wrong_lines_are_named(file: Path) -> None:

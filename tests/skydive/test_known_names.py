@@ -80,7 +80,7 @@ def test_names_are_found(names: KnownNames) -> None:
     assert list(names.addresses_like(lambda _: True)) == ["10.0.0.1"]
     assert set(names.nodes_like(lambda name: "eth0" in name)) == {"pod", "container", "netns"}
     assert list(names.nodes_like(lambda name: "bond" in name)) == ["only"]
-    # An interface is found by the name that is shown.
+    # An interface is only found by the name that is shown: here, that of the topology.
     assert list(names.nodes_like(lambda name: "elsewhere" in name)) == []
 
 

@@ -365,7 +365,10 @@ async def test_interfaces_and_names_have_a_line_each(has_interfaces):
     stats.topology.names = NameStats(
         addresses=1054, nodes=45, ambiguous=2, last_reading_timestamp_s=time.time() - 16.5
     )
-    names = "names: 1,054 addresses (2 ambiguous), 45 capture points; read 16 s ago"
+    names = (
+        "named from the topology: 1,054 addresses (2 of them ambiguous), 45 capture points;"
+        " last read 16 s ago"
+    )
     assert await lines() == [first, names + ("" if has_interfaces else error)]
 
 
