@@ -714,8 +714,8 @@ cdef class Table:
 
         :param labels: one or more labels of the first view.
         :param max_groups: the maximum number of groups, up to 65,536. When there are more, the half
-            with the lowest ranks is added to "the others". If connections with the same labels follow,
-            they form a new group, whose values are too low.
+            with the lowest ranks is added to "the others". If connections with the same labels
+            follow, they form a new group, whose values are too low.
         :returns: a tuple of the groups, "the others", the number of groups, and whether there were
             so many groups that some were added to "the others". A group is a tuple of its rank, its
             label values in the order of `labels`, its values as in `top`, and the number of its

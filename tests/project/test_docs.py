@@ -145,6 +145,7 @@ def test_commands_are_valid_and_use_existing_options(text: str) -> None:
     subprocess.run(["bash", "-n"], input=text, text=True, check=True, timeout=TOOL_S)
     makefile = (ROOT / "Makefile").read_text()
     for line in text.replace("\\\n", " ").splitlines():
+        assert line.count(" # ") <= 1, f"joined lines: {line}"
         match command(line):
             case [("skyfast" | "/opt/skyfast/bin/skyfast"), *arguments]:
                 known = set(re.findall(r"--[\w.-]+", cli._parser().format_help()))
