@@ -25,8 +25,8 @@ MAX_ID_CHARS: Final = 1024
 SILENCE_S: Final = 600.0
 """A capture point is forgotten if the sample had no flow of the point for this time."""
 
-FORGET_INTERVAL_S: Final = 5.0
-"""Minimum time between two searches for captures to forget. A search takes about 0.5 ms."""
+FORGET_INTERVAL_S: Final = 60.0
+"""Minimum time between two searches for capture points to forget. A search takes at most 2 ms."""
 
 
 class _Flow(msgspec.Struct, gc=False):
@@ -51,6 +51,8 @@ class CapturePoints:
 
     def message(self, data: bytes | bytearray | memoryview, now: float) -> None:
         """Note the flows of a message. Never raises; unusable messages are ignored."""
+        if now - self._forgot_s >= FORGET_INTERVAL_S:
+            self._forget(now)
         try:
             flows = _decode(data).flows or ()
         except UNDECODABLE:
@@ -64,7 +66,7 @@ class CapturePoints:
             return
         points = self._points.get(capture_id)
         if points is None:
-            if len(self._points) >= MAX_CAPTURES and not self._make_room(now):
+            if len(self._points) >= MAX_CAPTURES:
                 return
             points = self._points[capture_id] = {}
         # Dicts are ordered: move the point to the end.
@@ -78,14 +80,11 @@ class CapturePoints:
         points = self._points.get(capture_id, {})
         return sorted(tid for tid, seen in points.items() if now - seen < SILENCE_S)
 
-    def _make_room(self, now: float) -> bool:
-        """Forget captures without recent flows; return whether there is room for another one."""
-        if now - self._forgot_s < FORGET_INTERVAL_S:
-            return False
+    def _forget(self, now: float) -> None:
+        """Forget capture points without recent flows, and captures without capture points."""
         self._forgot_s = now
-        self._points = {
-            capture_id: points
+        recent = {
+            capture_id: {tid: seen for tid, seen in points.items() if now - seen < SILENCE_S}
             for capture_id, points in self._points.items()
-            if any(now - seen < SILENCE_S for seen in points.values())
         }
-        return len(self._points) < MAX_CAPTURES
+        self._points = {capture_id: points for capture_id, points in recent.items() if points}

@@ -73,5 +73,14 @@ def test_captures_beyond_the_limit_do_not_cause_a_search_each(
     points.message(flows(("c", "n"), ("d", "n")), FORGET_INTERVAL_S - 1)
     assert points._points is kept
     points.message(flows(("b", "n")), SILENCE_S - 1)
-    points.message(flows(("c", "n"), ("d", "n")), SILENCE_S)
+    points.message(flows(("c", "n"), ("d", "n")), SILENCE_S - 1 + FORGET_INTERVAL_S)
     assert set(points._points) == {"b", "c"}
+
+
+def test_ended_captures_and_points_are_forgotten() -> None:
+    points = CapturePoints()
+    points.message(flows(("ended", "n"), ("c", "old"), ("c", "new")), 0)
+    points.message(flows(("c", "new")), SILENCE_S)
+    assert {capture_id: set(known) for capture_id, known in points._points.items()} == {
+        "c": {"new"}
+    }
