@@ -159,14 +159,14 @@ def _queried(*, namespaces: bool, kubernetes: bool) -> str:
 
 
 def _new_flows(export: ExportSelection) -> Iterator[str]:
-    """Yield the memory of new flows, if any view counts them."""
+    """Yield the memory that the metric ``new_flows`` takes, if any view has it."""
     rows = [
         f"{NEW_FLOWS_BYTES} bytes per {_row(view)}"
         for view in (export.main, *export.views)
         if any(metric.name == "new_flows" for metric in view.metrics)
     ]
     if rows:
-        yield f"New flows take {', '.join(rows)}."
+        yield f"The metric new_flows takes {', '.join(rows)}."
 
 
 def _where(view: ViewSpec) -> str:

@@ -247,7 +247,8 @@ def _to_k8s_label(value: YamlValue) -> str:
     text = parse_str(value)
     if not _K8S_LABEL.fullmatch(text):
         raise InvalidValue(
-            "is not a label key of Kubernetes, such as team or app.kubernetes.io/name", text
+            "is not a valid Kubernetes label key; use a key such as team or app.kubernetes.io/name",
+            text,
         )
     return text
 

@@ -264,7 +264,7 @@ def matcher(condition: Condition) -> Callable[[str | int], bool]:
 
 
 def _merged(intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return sorted intervals without overlaps that contain the same numbers."""
+    """Return ``intervals`` sorted and merged, so that none overlap."""
     merged: list[tuple[int, int]] = []
     for low, high in sorted(intervals):
         if merged and low <= merged[-1][1]:

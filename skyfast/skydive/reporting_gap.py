@@ -44,7 +44,7 @@ class _Budget:
 
 @dataclass(slots=True)
 class _SubscriptionState:
-    """The state of a subscription that has delivered, at the latest check."""
+    """The state of a subscription that has delivered at least once, as of the latest check."""
 
     delivers: bool = True
     delivers_for_s: float = math.inf
@@ -67,9 +67,9 @@ class ReportingGap:
       ignored until it is healthy again. After these intervals, the agents send their reports to the
       analyzers of the other subscriptions.
     * A subscription that has held the clock for `INCIDENT_UPDATES` intervals is ignored, too. All
-      subscriptions together hold the clock for at most the same time. The limit of a subscription
-      is reset after one interval in which the subscription was healthy. The common limit is reset
-      after one interval in which all considered subscriptions were healthy.
+      subscriptions together hold the clock for at most this time in total. The limit of a
+      subscription is reset after one interval in which the subscription was healthy. The common
+      limit is reset after one interval in which all considered subscriptions were healthy.
     """
 
     def __init__(self, *, slack_s: float = SLACK_S) -> None:

@@ -118,7 +118,7 @@ cdef inline void mark_values(const View *view, const uint32_t *cells, uint32_t s
 
 cdef tuple label_frequencies(TableState *table, tuple names, uint32_t count, int32_t without):
     # The result of `Table.cardinality`. `without` is the number of the ignored label, or -1.
-    cdef Counter counters[MAX_VIEW_COLUMNS + 1]    # the last counter: connections without the label
+    cdef Counter counters[MAX_VIEW_COLUMNS + 1]    # the last one: all labels except `without`
     cdef uint32_t columns = table.views[0].columns
     cdef uint32_t connections = 0
     cdef bint enough

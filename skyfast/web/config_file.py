@@ -262,7 +262,7 @@ class _Reader:
         elif chosen:
             try:
                 context.set_ciphers(":".join(chosen))
-            except ssl.SSLError as error:  # pragma: no cover - OpenSSL lacks one
+            except ssl.SSLError as error:  # pragma: no cover - OpenSSL lacks a suite
                 raise section.error(
                     "cipher_suites", f"is not supported by OpenSSL{_reason(error)}"
                 ) from None
@@ -285,7 +285,7 @@ class _Reader:
                     context.set_ecdh_curve(_CURVES[curves[0]])
                 else:
                     set_groups(":".join(_CURVES[curve] for curve in curves))
-            except (ssl.SSLError, ValueError) as error:  # pragma: no cover - OpenSSL lacks one
+            except (ssl.SSLError, ValueError) as error:  # pragma: no cover - OpenSSL lacks a curve
                 raise section.error(
                     "curve_preferences", f"is not supported by OpenSSL{_reason(error)}"
                 ) from None

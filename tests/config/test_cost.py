@@ -204,8 +204,8 @@ def row_bytes(*labels: str, metrics: tuple[str, ...] = ("bytes",)) -> int:
 )
 def test_cost_of_new_flows_is_reported(settings: str, taken: str) -> None:
     lines = cost.report(make_config(**yaml.safe_load(settings))).splitlines()
-    shown = [line for line in lines if line.startswith("# New flows")]
-    assert shown == ([f"# New flows take {taken}."] if taken else [])
+    shown = [line for line in lines if "new_flows takes" in line]
+    assert shown == ([f"# The metric new_flows takes {taken}."] if taken else [])
 
 
 def test_bytes_of_new_flows_match_the_table() -> None:

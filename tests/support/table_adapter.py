@@ -227,7 +227,10 @@ class Core:
             self._build.check(self.table)
 
     def message(self, flows: Sequence[dict[str, Any]], now: float) -> None:
-        """Apply the flows of one message, decoded with more fields where they are required."""
+        """Apply the flows of one message.
+
+        If the table needs more fields of a flow, the rest is decoded again with a larger type.
+        """
         obj = json.dumps(flows).encode()
         done = 0
         for decode in self._decodes:
