@@ -338,7 +338,9 @@ async def test_a_deleted_pod_loses_its_name_without_any_other_change(fast, monke
             assert poll.stats.names.resolutions == 3
 
 
-async def test_a_pod_that_is_replaced_at_its_address(fast):
+@asynccontextmanager
+async def replaced_pod():
+    """Yield an analyzer and its poller, after a pod was replaced at the address 10.0.0.9."""
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
         analyzer.graph["Nodes"].append(pod("old", "10.0.0.9", updated_at=1_900_000_000_000))
@@ -347,28 +349,26 @@ async def test_a_pod_that_is_replaced_at_its_address(fast):
             assert poll.index.addresses["10.0.0.9"][3] == "old"
             analyzer.graph["Nodes"].append(pod("new", "10.0.0.9"))
             await until(lambda: poll.index.addresses["10.0.0.9"][3] == "new")
-            assert {"10.0.0.9"} in [keys for _, keys in poll.renamed]
+            yield analyzer, poll
+
+
+async def test_a_pod_that_is_replaced_at_its_address(fast):
+    async with replaced_pod() as (_, poll):
+        assert {"10.0.0.9"} in [keys for _, keys in poll.renamed]
 
 
 async def test_a_replaced_pod_is_noticed_between_readings_while_no_address_is_unknown(monkeypatch):
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", FAST_S)
     monkeypatch.setattr(name_poller, "PODS_INTERVAL_S", 2 * FAST_S)
-    async with FakeAnalyzer() as analyzer:
-        analyzer.graph = recorded()
-        analyzer.graph["Nodes"].append(pod("old", "10.0.0.9", updated_at=1_900_000_000_000))
-        async with Poll(analyzer.url).running() as poll:
-            await poll.ready()
-            assert poll.index.addresses["10.0.0.9"][3] == "old"
-            analyzer.graph["Nodes"].append(pod("new", "10.0.0.9"))
-            await until(lambda: poll.index.addresses["10.0.0.9"][3] == "new")
-            assert all(
-                "'pod'), '@UpdatedAt'" in text or text == queries.by_child(["new"]).gremlin
-                for text in analyzer.queries[5:]
-            )
-            begun, count = time.monotonic(), len(analyzer.queries)
-            await asyncio.sleep(6 * FAST_S)
-            asked = len(analyzer.queries) - count
-            assert 1 <= asked <= (time.monotonic() - begun) / (2 * FAST_S) + 1
+    async with replaced_pod() as (analyzer, _):
+        assert all(
+            "'pod'), '@UpdatedAt'" in text or text == queries.by_child(["new"]).gremlin
+            for text in analyzer.queries[5:]
+        )
+        begun, count = time.monotonic(), len(analyzer.queries)
+        await asyncio.sleep(6 * FAST_S)
+        asked = len(analyzer.queries) - count
+        assert 1 <= asked <= (time.monotonic() - begun) / (2 * FAST_S) + 1
 
 
 async def test_the_cron_job_of_a_new_pod_is_known_after_the_next_reading_of_changes(monkeypatch):
