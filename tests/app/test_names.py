@@ -11,7 +11,6 @@ import pytest
 from skyfast import app as app_module
 from skyfast import pipeline
 from skyfast._table import Table
-from skyfast.app import App
 from skyfast.config.model import Config
 from skyfast.flows.plan import Names
 from skyfast.pipeline import Shared
@@ -20,15 +19,12 @@ from skyfast.skydive import name_poller
 from skyfast.skydive.silence import Activity
 from skyfast.stats import NameStats, Stats
 from skyfast.web import interface_info
-from skyfast.web.exposition import Part
 from tests.support.analyzer import FakeAnalyzer
+from tests.support.app_pages import WAIT_S, between, rows, until_rows
 from tests.support.configs import make_config
 from tests.support.messages import flow, message
 from tests.support.paths import DATA
 from tests.support.tasks import running_app, until
-
-WAIT_S = 5.0
-FAMILY = "skydive_network_connection_total_bytes{"
 
 
 def configured(*urls: str, labels: list[Any], **settings: Any) -> Config:
@@ -132,31 +128,9 @@ def test_labels_keep_their_names_while_info_series_need_more(shared: Shared, lab
 # From the analyzer to the page.
 
 
-async def rows(app: App, family: str = FAMILY) -> dict[str, str]:
-    """Return the values of the page's series in a family, by their labels."""
-    async with app.exposition.stream(Part.FLOWS, gzip=False) as page:
-        text = b"".join([chunk async for chunk in page]).decode()
-    lines = [line for line in text.splitlines() if line.startswith(family)]
-    return {line.partition("{")[2].rpartition("}")[0]: line.rpartition(" ")[2] for line in lines}
-
-
-async def until_rows(app: App, expected: dict[str, str], family: str = FAMILY) -> None:
-    found: dict[str, str] = {}
-    try:
-        async with asyncio.timeout(WAIT_S):
-            while (found := await rows(app, family)) != expected:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        assert found == expected
-
-
 def graph() -> dict[str, Any]:
     (recorded,) = json.loads((DATA / "topology-containers" / "graph.json").read_bytes())
     return recorded
-
-
-def between(a: str, b: str) -> dict[str, Any]:
-    return {"Network": {"Protocol": "IPV4", "A": a, "B": b}}
 
 
 async def test_pods_have_their_names_from_the_first_flow() -> None:

@@ -22,18 +22,16 @@ from skyfast.skydive import name_poller
 from skyfast.skydive.silence import Activity
 from skyfast.stats import Stats
 from skyfast.web import status_html
-from skyfast.web.exposition import Part
 from skyfast.web.status import as_json
 from skyfast.web.top import RESULT_AGE_S, Query, Ranking, Top
 from tests.support.analyzer import FakeAnalyzer
+from tests.support.app_pages import WAIT_S, between, rows, until_rows
 from tests.support.configs import make_config
 from tests.support.messages import flow, message
 from tests.support.paths import DATA
 from tests.support.process import run
 from tests.support.tasks import running_app, until
 
-WAIT_S = 5.0
-FAMILY = "skydive_network_connection_total_bytes{"
 SITE = {"name": "target_site", "names_key": "site"}
 LABELS: list[Any] = ["target_network", SITE]
 
@@ -59,28 +57,6 @@ def replace(file: Path, text: str) -> None:
 def configured(*urls: str, labels: list[Any], **settings: Any) -> Config:
     defaults = {"metrics": ["bytes"], "direction": "sum", "port": 0, "views": []}
     return make_config(*urls, labels=labels, **defaults | settings)
-
-
-def between(a: str, b: str) -> dict[str, Any]:
-    return {"Network": {"Protocol": "IPV4", "A": a, "B": b}}
-
-
-async def rows(app: App) -> dict[str, str]:
-    """Return the bytes of the page's connections, by their labels."""
-    async with app.exposition.stream(Part.FLOWS, gzip=False) as page:
-        text = b"".join([chunk async for chunk in page]).decode()
-    lines = [line for line in text.splitlines() if line.startswith(FAMILY)]
-    return {line.partition("{")[2].rpartition("}")[0]: line.rpartition(" ")[2] for line in lines}
-
-
-async def until_rows(app: App, expected: dict[str, str]) -> None:
-    found: dict[str, str] = {}
-    try:
-        async with asyncio.timeout(WAIT_S):
-            while (found := await rows(app)) != expected:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        assert found == expected
 
 
 def row(network: str, site: str = "") -> str:

@@ -1,0 +1,35 @@
+"""The pages of an app that runs in the test's process, and flows between given addresses."""
+
+import asyncio
+from typing import Any
+
+from skyfast.app import App
+from skyfast.web.exposition import Part
+
+WAIT_S = 5.0
+BYTES = "skydive_network_connection_total_bytes{"
+"""The start of the samples of the connections' bytes."""
+
+
+async def rows(app: App, family: str = BYTES) -> dict[str, str]:
+    """Return the values of the page's series in a family, by their labels."""
+    async with app.exposition.stream(Part.FLOWS, gzip=False) as page:
+        text = b"".join([chunk async for chunk in page]).decode()
+    lines = [line for line in text.splitlines() if line.startswith(family)]
+    return {line.partition("{")[2].rpartition("}")[0]: line.rpartition(" ")[2] for line in lines}
+
+
+async def until_rows(app: App, expected: dict[str, str], family: str = BYTES) -> None:
+    """Wait until the page's series in a family have the ``expected`` labels and values."""
+    found: dict[str, str] = {}
+    try:
+        async with asyncio.timeout(WAIT_S):
+            while (found := await rows(app, family)) != expected:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        assert found == expected
+
+
+def between(a: str, b: str) -> dict[str, Any]:
+    """Return the ``Network`` of a flow between two addresses."""
+    return {"Network": {"Protocol": "IPV4", "A": a, "B": b}}
