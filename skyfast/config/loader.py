@@ -41,6 +41,7 @@ from skyfast.config.model import (
     Web,
 )
 from skyfast.config.names import NameSources
+from skyfast.config.presets import PRESETS
 from skyfast.config.schema import (
     ENV_PREFIX,
     KNOWN,
@@ -321,6 +322,10 @@ class _Settings:
         self._values = {
             path: _value(key, self._set_values.get(path), problems) for path, key in SCHEMA.items()
         }
+        preset = PRESETS[self._values[schema.PRESET.path]]
+        for path, value_of in schema.FROM_PRESET.items():
+            if path not in self._set_values:
+                self._values[path] = value_of(preset)
 
     @property
     def given(self) -> frozenset[str]:
@@ -574,6 +579,7 @@ def _build(
         ),
         classify=Classify(cluster_net_masks=get(schema.NET_MASKS)),
         filter=filter_,
+        preset=get(schema.PRESET),
         export=_export(get, main.choice, tuple(view.choice for view in others)),
         limits=_limits(get, tuple(view.timeout_s for view in others)),
         topology=Topology(

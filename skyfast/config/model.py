@@ -120,6 +120,7 @@ class Config:
 
     ``source`` is the path of the file, or ``-``. ``analyzers`` are the configured analyzers as
     ``host:port``, empty if only URLs are set; skyfast subscribes to ``subscriber.endpoints``.
+    ``preset`` is a name in `skyfast.config.presets.PRESETS`; ``export`` already has its values.
     ``shard`` comes from the command line. ``given`` are the paths of the keys that are set in the
     file or by a variable. ``replayed`` describes the recordings that replace the analyzers; without
     a replay, it is empty. In a replay, ``analyzers`` is empty, and ``subscriber.endpoints`` is
@@ -135,6 +136,7 @@ class Config:
     subscriber: Subscriber
     classify: Classify
     filter: Filter
+    preset: str
     export: ExportSelection
     limits: TableLimits
     topology: Topology

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Final, Generic, Literal, TypeVar
 
 from skyfast._table import MAX_ROWS
-from skyfast.config import hints, labels, names, rules, views
+from skyfast.config import hints, labels, names, presets, rules, views
 from skyfast.config.endpoint import MAX_PORT, Endpoint
 from skyfast.config.model import Config
 from skyfast.config.parsers import (
@@ -32,7 +32,6 @@ from skyfast.config.parsers import (
     to_url,
 )
 from skyfast.config.yaml_nodes import HIDDEN, YamlValue
-from skyfast.flows.catalog import DEFAULT_LABELS, DEFAULT_METRICS
 from skyfast.flows.own_names import Entry, Prefix
 from skyfast.flows.selection import TAGS, LabelSpec, MetricSpec, Network, RewriteSpec, Rule
 
@@ -234,16 +233,22 @@ INTERFACE_INFO = _key(
     lambda c: c.topology.interface_info,
 )
 
+PRESET: Key[str] = _key(
+    "pipeline.store.prom_sky_con.preset",
+    one_of(*presets.PRESETS),
+    "compatible",
+    lambda c: c.preset,
+)
 LABELS: Key[tuple[LabelSpec, ...]] = _key(
     "pipeline.store.prom_sky_con.labels",
     labels.to_labels,
-    tuple(LabelSpec(name=name) for name in DEFAULT_LABELS),
+    presets.COMPATIBLE.labels,
     lambda c: labels.show_labels(c.export.main.labels),
 )
 METRICS: Key[tuple[MetricSpec, ...]] = _key(
     "pipeline.store.prom_sky_con.metrics",
     labels.to_metrics,
-    tuple(MetricSpec(name=name) for name in DEFAULT_METRICS),
+    presets.COMPATIBLE.metrics,
     lambda c: labels.show_metrics(c.export.main.metrics),
 )
 NAMES: Key[Mapping[str, tuple[Prefix, Entry]]] = _key(
@@ -264,7 +269,7 @@ DIRECTIONS: Key[Literal["split", "sum"]] = _key(
 VIEWS: Key[tuple[views.ViewEntry, ...]] = _key(
     "pipeline.store.prom_sky_con.views",
     views.to_views,
-    views.DEFAULT_VIEWS,
+    presets.COMPATIBLE.views,
     lambda c: views.show_views(c.export.views, c.limits.view_timeouts_s),
     can_be_empty=True,
     structured=True,
@@ -297,9 +302,19 @@ OVERFLOW: Key[Literal["drop", "other"]] = _key(
 DEDUPLICATE: Key[Literal["none", "first"]] = _key(
     "pipeline.store.prom_sky_con.deduplicate",
     one_of("none", "first"),
-    "none",
+    presets.COMPATIBLE.deduplicate,
     lambda c: c.export.deduplicate,
 )
+FROM_PRESET: Final[Mapping[str, Callable[[presets.Preset], object]]] = MappingProxyType(
+    {
+        LABELS.path: lambda preset: preset.labels,
+        METRICS.path: lambda preset: preset.metrics,
+        VIEWS.path: lambda preset: preset.views,
+        DEDUPLICATE.path: lambda preset: preset.deduplicate,
+    }
+)
+"""The keys whose defaults depend on the preset, and functions that return these defaults."""
+
 NAMING: Key[Literal["compatible", "standard"]] = _key(
     "pipeline.store.prom_sky_con.naming",
     one_of("compatible", "standard"),

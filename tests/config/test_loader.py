@@ -1046,6 +1046,7 @@ def test_dump_has_the_structure_and_order_of_the_file() -> None:
         "max_flows": 4_000_000,
         "interfaces_interval": 20,
         "interface_info": False,
+        "preset": "compatible",
         "labels": [
             *("initiator_ip", "target_ip", "initiator_port", "target_port"),
             *("direction", "node_tid", "protocol"),

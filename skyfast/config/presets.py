@@ -1,0 +1,72 @@
+"""Presets: labels, metrics and views that a configuration selects by one name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Literal
+
+from skyfast.config.views import DEFAULT_VIEWS, ViewEntry
+from skyfast.flows.catalog import DEFAULT_LABELS, DEFAULT_METRICS, DIRECTION
+from skyfast.flows.selection import LabelSpec, MetricSpec, ViewSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """The values of four keys. A key that is set in the configuration replaces the preset's value.
+
+    ``views`` are the views besides the main one.
+    """
+
+    labels: tuple[LabelSpec, ...]
+    metrics: tuple[MetricSpec, ...]
+    views: tuple[ViewEntry, ...]
+    deduplicate: Literal["none", "first"]
+
+
+def _labels(*names: str) -> tuple[LabelSpec, ...]:
+    return tuple(LabelSpec(name=name) for name in names)
+
+
+def _metrics(*names: str) -> tuple[MetricSpec, ...]:
+    return tuple(MetricSpec(name=name) for name in names)
+
+
+_SERVICES = ("initiator_name", "target_name", "target_port", "protocol")
+
+COMPATIBLE: Final = Preset(
+    labels=_labels(*DEFAULT_LABELS),
+    metrics=_metrics(*DEFAULT_METRICS),
+    views=DEFAULT_VIEWS,
+    deduplicate="none",
+)
+"""The default: the labels and metrics of the Go connector ``prom_sky_con``."""
+
+PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
+    {
+        "compatible": COMPATIBLE,
+        "services": Preset(
+            labels=_labels(*_SERVICES, DIRECTION),
+            metrics=_metrics("bytes", "packets"),
+            views=(
+                ViewEntry(
+                    choice=ViewSpec(
+                        prefix="skydive_services",
+                        labels=_labels(*_SERVICES),
+                        metrics=_metrics("new_flows"),
+                        direction="sum",
+                    )
+                ),
+            ),
+            deduplicate="first",
+        ),
+        # No label identifies the capture point, so traffic would be counted several times without
+        # deduplication.
+        "hosts": Preset(
+            labels=_labels("initiator_host", "target_host", "protocol", DIRECTION),
+            metrics=_metrics("bytes", "packets"),
+            views=(),
+            deduplicate="first",
+        ),
+    }
+)
+"""The presets by name."""
