@@ -1,4 +1,4 @@
-"""What does the default view cost, and what do four labels fewer save?"""
+"""What do views, labels and optional metrics cost?"""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ CHOICES = {
         "{labels: [target_ip, target_port, direction], views: []}",
         "no view",
     ),
+    "new_flows": ("{metrics: [bytes, packets, rtt, new_flows]}", "default"),
 }
 """The YAML of each configuration, and the name of the configuration it is compared with."""
 

@@ -25,6 +25,9 @@ from skyfast.web.exposition import CHUNK_BYTES, GZIP_LEVEL, GZIP_WBITS
 REPEATS = 5
 LARGE_REPEATS = 3
 
+PARTS = 4
+"""Number of parts of a page that is read in parts."""
+
 CLIENT_FLOWS = SCALE // 10
 """prometheus_client renders fewer series to save time; the cost per series stays the same."""
 
@@ -165,3 +168,6 @@ def _render(report: Report) -> None:
             ns = [core.call("render") / series * 1e9 for _ in range(REPEATS)]
             what = f"rendering only, {connections:,} connections"
             report.add(what, ns, "ns per series", target=target)
+            in_parts = [core.call("render", PARTS) / series * 1e9 for _ in range(REPEATS)]
+            what = f"all of {PARTS} parts, {connections:,} connections"
+            report.add(what, in_parts, "ns per series", to="whole page", over=ns)
