@@ -13,7 +13,7 @@ MetricType = Literal["counter", "gauge", "histogram", "info"]
 """``info`` exists only in OpenMetrics. In the text format 0.0.4, the type is ``gauge``."""
 
 _SUFFIXES: Final[dict[MetricType, str]] = {"counter": "_total", "info": "_info"}
-"""The suffixes that only samples have in OpenMetrics: names of families lack them."""
+"""The suffixes of sample names that OpenMetrics omits from family names."""
 
 _RESERVED_SUFFIXES: Final[dict[MetricType, tuple[str, ...]]] = {
     "counter": ("", "_total", "_created"),

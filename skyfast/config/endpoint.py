@@ -21,7 +21,7 @@ DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
 """The default port of a URL, by scheme."""
 
 FOLLOW_DNS: Final = "dns+"
-"""Scheme prefix of a URL that means all addresses of its host."""
+"""The prefix of a URL's scheme that means: subscribe at all addresses of the host."""
 
 SCHEMES: Final = (*DEFAULT_PORTS, *(FOLLOW_DNS + scheme for scheme in DEFAULT_PORTS))
 """Schemes of subscription URLs."""
@@ -86,7 +86,7 @@ class Endpoint:
 
     @property
     def identity(self) -> tuple[str, int]:
-        """A key that is equal for endpoints of the same program; no DNS lookup is made."""
+        """A key that is the same for all spellings of one host and port; no DNS lookup is made."""
         return ("localhost" if self.host in _LOCAL_HOSTS else self.host, self.port)
 
     @property

@@ -17,7 +17,7 @@ CLOSE: Final = 0.8
 """Minimum similarity, as a ratio of `difflib`, of a name that is reported as a misspelling."""
 
 SIMILAR: Final = 0.6
-"""The minimum similarity if the name certainly means a key of skyfast."""
+"""The minimum similarity of a name in a section where all keys are skyfast's."""
 
 MIN_END: Final = 8
 """Minimum length of a name that is compared with the ends of known variables."""
@@ -77,7 +77,7 @@ class KnownKeys:
     def section_of(self, value: YamlValue) -> str:
         """Return the section that has at least half of the keys of a mapping, or an empty string.
 
-        Names that occur in several sections do not count.
+        Keys that exist in several sections do not count.
         """
         if not isinstance(value, dict) or not value:
             return ""

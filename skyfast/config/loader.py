@@ -70,7 +70,7 @@ from skyfast.flows.selection import ExportSelection, Filter, ViewSpec
 T = TypeVar("T")
 
 MAX_MISPLACED = 20
-"""Maximum number of sections below one unknown key for which a note is logged."""
+"""Maximum number of logged notes about sections below one unknown key."""
 
 
 def load(path: str, environ: Mapping[str, str], *, replayed: str = "") -> Config:

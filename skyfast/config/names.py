@@ -54,7 +54,7 @@ class NameSources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedNames:
-    """Own names, and where they are from.
+    """Own names, and their source.
 
     ``keys`` are the keys that at least one entry has. ``state`` is the state of the file before it
     was read, or None without a file. ``timestamp_s`` is the Unix time of the reading.

@@ -73,9 +73,10 @@ def nearest(text: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
 
 
 def suggestion(text: str, known: Collection[str], *, otherwise: str = "") -> str:
-    """Return a hint for ``text``, which is not in ``known``: the most similar name.
+    """Return a hint for ``text``, which is not in ``known``: the most similar known name.
 
-    If no name is similar, return ``otherwise``, or else all known names.
+    If no name is similar, the hint is ``otherwise``. If ``otherwise`` is empty, the hint lists all
+    known names.
     """
     if near := nearest(text, known):
         return f"did you mean {near}?"
@@ -198,8 +199,7 @@ def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ..
         try:
             return tuple(item(text) for text in re.split(r"[\s,]+", value) if text)
         except InvalidValue as error:
-            # A password with a comma was split, too. Therefore only the whole string can be
-            # redacted.
+            # A password with a comma was split, too, so the whole string must be redacted.
             error.value = value if "@" in value else error.value
             raise
 

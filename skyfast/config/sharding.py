@@ -1,7 +1,8 @@
 """Changes to the configuration for ``--shard I/N``.
 
 The table selects the flows of a shard: see `skyfast.flows.plan.Share`. This module changes the rest
-of the configuration. Only the first shard exports the families of the whole cluster.
+of the configuration. Only the first shard exports families that describe the whole cluster, such as
+interfaces.
 """
 
 import dataclasses

@@ -70,12 +70,11 @@ ADDRESS_NAMES: Final = (
 )
 """The names of an address from the topology, in the order of the tuples in `NameSource.ends`.
 
-In a tuple, these names are followed by the values of the pod labels in
-`ExportSelection.k8s_labels`, and then by the own names: the network, and the values of the keys in
-`ExportSelection.names_keys`."""
+Such a tuple continues with the values of the pod labels in `ExportSelection.k8s_labels`. Then come
+the own names: the network, and the values of the keys in `ExportSelection.names_keys`."""
 
 NETWORK: Final = "network"
-"""The first own name of an address in these tuples: the name of its network."""
+"""The name of an address's network: the first own name in these tuples."""
 
 NODE_NAMES: Final = (
     *("name", "host", "type", "netns", "namespace", "pod", "workload", "container"),

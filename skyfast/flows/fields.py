@@ -88,8 +88,8 @@ class FlowTypes:
     """The types to decode flows for one plan; the plan's table accepts all of them.
 
     ``Update`` has the fields of reports of known flows, and the labels. ``FirstReport`` adds the
-    fields that identify a flow's first report; this suffices for flows that are really new.
-    ``FullReport`` adds ``LastUpdateMetric``, for flows that are unknown but not new.
+    fields that identify a flow's first report, which are enough to count a new flow. ``FullReport``
+    adds ``LastUpdateMetric``, which is needed to count an unknown flow that is not new.
 
     ``omissible`` are the fields and parts of ``FullReport`` that are not required to count a flow:
     gauges, optional counters, and the fields that identify a first report or a last report.

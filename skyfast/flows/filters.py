@@ -1,9 +1,8 @@
 """Decides which flows reach the table: classification by networks, and filter rules.
 
-The rules of a configuration are compiled to one function, because they are tested for every flow,
-and closures would take twice as long. The source of this function contains only names of fields
-from `skyfast.flows.fields.FIELDS` and names of constants. Values from the configuration are
-constants.
+Rules are tested for every flow. Therefore they are compiled to one function: closures would take
+twice as long. The source of this function contains only names of fields from
+`skyfast.flows.fields.FIELDS` and names of constants. Values from the configuration are constants.
 """
 
 from bisect import bisect
@@ -125,8 +124,8 @@ def make_flow_filter(
     If the part with the field is missing, a condition does not match, and a negated condition
     matches. Every flow has a tag: see `Classifier`.
 
-    Flows that the table skips, because they have no UUID or fail one of ``requirements``, always
-    pass, because the table counts them under its own reasons. So the count of a rule is the number
+    The table skips flows that have no UUID or fail one of ``requirements``, and counts them under
+    its own reasons. Therefore such flows always pass this filter. So a rule's count is the number
     of flows that would be exported without the rule.
     """
     if not (config.excluded_tags or config.drop or config.keep):
@@ -174,8 +173,9 @@ class _FunctionSource:
     def function(
         self, classifier: Classifier, requirements: Iterable[Requirement]
     ) -> Callable[[list[Flow], list[int]], list[Flow]]:
-        """Compile the source; drop rules are tested in order and counted by position."""
-        # Whether the table would skip a flow is tested only if the flow matches a drop rule.
+        """Compile the source. Drop rules are tested in order; matches are counted by position."""
+        # This function tests whether the table would skip a flow only if the flow matches a drop
+        # rule.
         complete = ["flow.UUID"]
         for requirement in requirements:
             alternatives = [f"flow.{part} is not None" for (part,) in requirement.paths]

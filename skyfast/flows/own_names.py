@@ -37,8 +37,8 @@ Names: TypeAlias = tuple[str, ...]
 """The own names of an address: its name, its network, then the values of the keys.
 
 The name is from the entry of exactly this address. The network is the name of the smallest network
-that contains it and has a name. Each value is from the longest prefix that has the key. A missing
-string is empty."""
+with a name that contains the address. Each value is from the longest matching prefix with this key.
+A missing string is empty."""
 
 _KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_SHOWN: Final = 60
@@ -59,7 +59,7 @@ _INDEXED_BITS: Final = 16
 """Bits of an IPv4 address that are not used to index the ranges."""
 
 _SORTED_AT_ONCE: Final = 100_000
-"""Number of prefixes that are sorted within about 20 ms. Merging the sorted parts takes longer."""
+"""Number of prefixes that are sorted in one call, which takes about 20 ms."""
 
 _FREED_AT_ONCE: Final = 10_000
 """Number of names that are freed within a millisecond."""
@@ -357,7 +357,7 @@ class OwnNames:
     """Looks up addresses; immutable.
 
     The networks are flattened into ranges that do not overlap, so a lookup is one binary search in
-    compact arrays. For IPv4, it only searches the ranges that begin in the same /16 network.
+    compact arrays. For IPv4, the search covers only the ranges that begin in the same /16 network.
     """
 
     def __init__(self, entries: Mapping[Prefix, Entry], keys: Sequence[str] = ()) -> None:

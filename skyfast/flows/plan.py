@@ -112,11 +112,11 @@ class Direction:
 class Counter:
     """A running total of a flow; connections sum its deltas.
 
-    ``paths`` has the field of the total since the flow started, or several fields to add up.
+    ``paths`` has the field with the total since the flow started, or several fields to add up.
     ``last_update`` has the fields with the part of each total that belongs to the latest update. If
     Skydive does not send these parts, ``last_update`` is empty, and 0 is assumed. With
-    ``optional``, flows can lack the counter, and a connection whose flows all lack it has no series
-    for it.
+    ``optional``, flows can lack the counter. If all flows of a connection lack the counter, the
+    connection has no series for the counter.
     """
 
     paths: tuple[FieldPath, ...]
@@ -145,7 +145,7 @@ class NewFlows:
     """A counter of the flows that began on a connection.
 
     A flow counts if its first report arrives, or if the flow certainly was not counted before. A
-    flow does not count if its total is only counted because the flow creates the connection.
+    flow whose total is counted only because the flow creates the connection does not count as new.
     """
 
 

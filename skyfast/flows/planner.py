@@ -59,7 +59,7 @@ class NameSource(Protocol):
 
     ``ends`` maps an address to the names in `ADDRESS_NAMES`, the values of
     `ExportSelection.k8s_labels`, the own network, and the values of `ExportSelection.names_keys`.
-    If no label shows own names, the tuples can end before the own names. The names of an ambiguous
+    If no label shows own names, the tuples may lack the own names. The names of an ambiguous
     address depend on the other address and the capture point. ``nodes`` maps a ``NodeTID`` to the
     names in `NODE_NAMES`.
     """

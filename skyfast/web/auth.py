@@ -132,8 +132,8 @@ class PasswordChecker:
         if user is None:
             return Rejection(HTTPStatus.UNAUTHORIZED)
         known = users.get(user)
-        # An unknown user name is always checked against the hash of one known user, the same each
-        # time, so that the duration does not reveal which users exist.
+        # For an unknown user, the password is checked against the hash of a fixed known user. So
+        # the duration does not reveal which users exist.
         expected = known or self._dummy_hash(user, users)
         digest = self._digest(b"known" if known else b"", user, expected, password)
         if digest in self._verified:

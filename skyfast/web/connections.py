@@ -52,9 +52,9 @@ For the first request, the time starts with the connection and includes the TLS 
 IDLE_TIMEOUT_S = 330.0
 """Timeout of an idle connection.
 
-The timeout exceeds usual scrape intervals: with a scrape interval of 60 s, a timeout of 60 s would
-close the connection while the next request is in transit. Idle connections are the first to be
-closed if ``web.max_connections`` are open."""
+The timeout is longer than usual scrape intervals. With a scrape interval of 60 s, a timeout of 60 s
+would close the connection while the next request is in transit. If ``web.max_connections`` is
+reached, idle connections are closed first."""
 
 BODY_TIMEOUT_S = 1.0
 """How long the rest of a request's body is read and discarded; then the connection is closed."""
@@ -87,7 +87,7 @@ WRITE_BUFFER_BYTES = 64 * 1024
 """Writing a page pauses when the write buffer exceeds this size."""
 
 TLS_CLOSE_TIMEOUT_S = 0.5
-"""How long to wait for the client's TLS close_notify before the connection is aborted."""
+"""How long to wait for the client's TLS close_notify; then the connection is aborted."""
 
 FEW_DESCRIPTORS = 8
 """A warning is logged if no more than this many file descriptors are free.

@@ -12,7 +12,7 @@ PART: Final = "part"
 """The parameter ``I/N``: only part I of N parts, counted from 0."""
 
 NAME: Final = "name[]"
-"""The parameter with the name of a family. If it is repeated, the page has several families."""
+"""The parameter with the name of a family. It can be repeated to select several families."""
 
 PARAMETERS: Final = (PART, NAME)
 

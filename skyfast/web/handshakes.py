@@ -1,8 +1,8 @@
 """Failed TLS handshakes: their reasons, and the alerts sent to clients.
 
-The event loops close a connection after a failed handshake without sending the alert that OpenSSL
-has written. Connections of a `ServerContext` keep this alert and the first bytes of the client for
-their `Handshake`, which sends the alert. This module is imported only with TLS.
+After a failed handshake, asyncio and uvloop close the connection, but do not send the alert that
+OpenSSL has written. Connections of a `ServerContext` keep this alert and the first bytes of the
+client for their `Handshake`, which sends the alert. This module is imported only with TLS.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Info series that describe the capture points of the exported flows.
 
-A query joins info series to other series by ``node_tid``. So the other series need no labels with
-the names of the interface.
+Queries join info series to other series by ``node_tid``. So the other series need no labels with
+the names of interfaces.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

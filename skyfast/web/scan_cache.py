@@ -28,8 +28,8 @@ class ScanCache(Generic[Key, Result]):
         together.
 
         With ``queue``, requests wait for the running scan. Requests with its key share its result;
-        the scans of other keys run one after the other. Without ``queue``, requests raise BusyError
-        while a scan is running.
+        the scans of other keys run one after the other. Without ``queue``, a request raises
+        BusyError if a scan is running.
         """
         self._keep_s = keep_s
         self._max_results = max_results
@@ -46,9 +46,9 @@ class ScanCache(Generic[Key, Result]):
         """Return the result for ``key``, from the cache or from a new ``scan``.
 
         A scan continues when the request that started the scan is cancelled. If the scan raises an
-        exception, all waiting requests raise it, and it is not cached. After a success, no
-        reference to ``scan`` is kept: it refers to a table, whose memory must be freed when another
-        table replaces it.
+        exception, all waiting requests raise the exception, and nothing is cached. After a success,
+        no reference to ``scan`` is kept: it refers to a table, whose memory must be freed when
+        another table replaces it.
 
         Raises:
             BusyError: A scan is running and ``queue`` is false, or ``max_results`` is exceeded.

@@ -64,7 +64,7 @@ RESPONSE_TIMEOUT_S = 10.0
 """Timeout of responses other than metrics pages."""
 
 RANKING_TIMEOUT_S = 5.0
-"""Timeout of the ranking on the status page. Then the page is sent without the ranking."""
+"""Timeout of the ranking on the status page. After it, the page is sent without ranking."""
 
 MAX_STATUS_PAGES = 8
 """Maximum number of status pages rendered at once; further requests get status 503."""
@@ -221,8 +221,9 @@ class WebServer:
     ) -> None:
         """Accept TLS connections.
 
-        `asyncio.Server` would use one SSL context for all connections, and would not report
-        connections in the middle of a handshake, which count towards ``web.max_connections`` too.
+        `asyncio.Server` would use one SSL context for all connections. It would also not report
+        connections in the middle of a handshake, although these count towards
+        ``web.max_connections``.
         """
         loop = asyncio.get_running_loop()
         with listener:
@@ -446,9 +447,9 @@ class WebServer:
             self._scrapers -= Counter((connection.address,))
 
     def _scrape_limit(self, address: str, *, parts: int) -> str:
-        """Return a description of the exceeded limit on concurrent scrapes, or "".
+        """Return a description of the limit on concurrent scrapes that is exceeded, or "".
 
-        ``parts`` is the number of parts that the scraper divides the page into.
+        ``parts`` is the number of parts in which the scraper reads the page.
         """
         if self._scrapers.total() >= (limit := self._limits.max_scrapes):
             text = f"{limit} pages are being served (web.max_scrapes)"

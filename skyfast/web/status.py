@@ -518,7 +518,7 @@ def as_json(report: StatusReport) -> bytes:
 
 
 def _health(stats: Stats, config: Config, *, ready: bool) -> Health:
-    """Return the overall state. Names that resolve to addresses are not analyzers themselves."""
+    """Return the overall state. A name that resolves to addresses is not counted itself."""
     names = {endpoint.name for endpoint in config.subscriber.endpoints if endpoint.follows_dns}
     rows = list(stats.analyzers.values())
     # A name without a subscription to any of its addresses counts as an analyzer that is down.

@@ -32,7 +32,7 @@ MAX_FILTER_CHARS: Final = 200
 """The maximum length of a text to search for in label values."""
 
 MAX_GROUPS: Final = 65_536
-"""The maximum number of groups. Beyond it, groups with the lowest ranks are added to the others.
+"""The maximum number of groups. Further groups with the lowest ranks are added to `Other`.
 
 This number of groups takes up to 24 MiB with two counters of both directions and one gauge."""
 
@@ -100,7 +100,7 @@ class QueryError(ValueError):
 class Query:
     """A query for at most ``n`` connections with ``filter`` in a label value or the value's name.
 
-    If ``group`` has labels, the query is for groups of these connections.
+    If ``group`` has labels, the query asks for groups of these connections.
     """
 
     by: str
