@@ -1,6 +1,7 @@
-"""The log messages of a module from ``WARNING`` on, read from its source.
+"""Finds the log messages at ``WARNING`` and above in the source of the package.
 
-`docs/reference/log_messages.yml` explains them; `docs.generate` compares the two.
+`docs/reference/log_messages.yml` explains these messages. `docs.generate` checks that each message
+has an explanation, and that each explanation has a message.
 """
 
 import ast
@@ -20,21 +21,21 @@ LEVELS = {
     "exception": "error",
     "critical": "critical",
 }
-"""Methods of a logger, and the level that each logs at."""
+"""The methods of a logger, and the level of each method."""
 
 ANALYZER = re.escape("analyzer ") + ".+" + re.escape(": ")
-"""What many messages begin with; the explanations leave it out."""
+"""The beginning of many messages, which the explanations omit."""
 
 RECONNECT = "subscription"
-"""The module whose messages are looked up by reason."""
+"""The module whose messages belong to the reasons of a metric."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogMessage:
     """A message that can be logged.
 
-    ``pattern`` is a regular expression in which ``.+`` stands for the arguments; ``module`` is a
-    path in the package.
+    ``pattern`` is a regular expression in which ``.+`` stands for the arguments. ``module`` is a
+    path in the package, without the suffix.
     """
 
     pattern: str
@@ -51,7 +52,7 @@ def log_messages() -> list[LogMessage]:
     for path in sorted(SOURCES.rglob("*.py")):
         module = path.relative_to(SOURCES).with_suffix("").as_posix()
         for level, pattern in _Module(path).messages():
-            # Without the analyzer in front, and without what only arguments say at the end.
+            # Omit the analyzer at the beginning, and arguments at the end.
             short = re.sub(r"(\.\+)+$", "", pattern.removeprefix(ANALYZER))
             if re.search(r"\w{4}", short):
                 found[short] = LogMessage(short, level, module)
@@ -59,7 +60,7 @@ def log_messages() -> list[LogMessage]:
 
 
 class _Module:
-    """The calls of one source file that log."""
+    """The logging calls in one source file."""
 
     def __init__(self, path: Path) -> None:
         self._tree = ast.parse(path.read_text())
@@ -78,7 +79,7 @@ class _Module:
                         yield level, pattern
 
     def _logged(self, call: ast.Call) -> Iterator[tuple[str, ast.expr]]:
-        """Yield the level and the text of a call that logs, or that makes what is logged."""
+        """Yield the level and the text if a call logs, or creates an object to log."""
         match call:
             case ast.Call(func=ast.Attribute(value=ast.Name("log"), attr=method), args=args):
                 if method in LEVELS:
@@ -120,7 +121,7 @@ class _Module:
                     yield from self._patterns(value, where)
 
     def _values(self, name: str, where: ast.AST) -> Iterator[ast.expr]:
-        """Yield the values of a variable at a call: the last assigned, or all iterated over."""
+        """Yield the values of a variable at a call: the last one, or all values of a loop."""
         function = where
         while not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             function = self._parents[function]
