@@ -58,16 +58,18 @@ EXPIRY_ROWS = 256
 SWITCH_INTERVAL_S = 0.001
 """How long a worker thread may keep the GIL while the event loop waits for it.
 
-Python's default is five times as long. One iteration of the loop can wait several times."""
+Python's default is 5 ms. One iteration of the event loop can wait for the GIL several times."""
 
 RELABEL_FLOWS = 1_000
-"""Flows to relabel in one slice; takes a few milliseconds."""
+"""Number of flows to relabel in one slice, which takes a few milliseconds."""
 
 COMPARED_STRINGS = 20_000
-"""Strings to compare in one slice after own names have changed; takes a few milliseconds."""
+"""Number of address strings to check in one slice after a change of own names.
+
+A slice takes a few milliseconds."""
 
 RELABEL_RETRY_S = 1.0
-"""If memory ran out during relabelling, the delay before the next attempt."""
+"""Delay before the next attempt if memory runs out during relabelling."""
 
 FULL_INTERVAL_S = 60.0
 """Minimum time between two log messages about a full table."""
@@ -83,8 +85,9 @@ class Options:
     """Command line options that are not part of the configuration; a reload keeps them.
 
     ``listen`` is where the HTTP server listens. ``web_config_file`` is the path of the web
-    configuration, or empty. ``playback`` replaces the analyzers. ``record_file`` is the path of the
-    recording, or empty; with ``anonymous``, it contains pseudonyms for addresses and names.
+    configuration, or empty. ``playback`` has the recordings to replay instead of subscribing to
+    analyzers. ``record_file`` is the path of the recording to write, or empty. With ``anonymous``,
+    this recording contains pseudonyms instead of addresses and names.
     """
 
     listen: Listen = AS_CONFIGURED
@@ -114,8 +117,8 @@ class App:
         """Build the parts without opening sockets.
 
         ``load`` reads the configuration again. ``security`` has the web configuration, if there is
-        one. ``recorder`` gets a copy of each message, and, with ``records_topology``, of each
-        response of the topology API. The HTTP server listens at ``listen_at``.
+        one. ``recorder`` gets a copy of each message. With ``records_topology``, it also gets a
+        copy of each response of the topology API. The HTTP server listens at ``listen_at``.
         """
         self._load = load
         self._security = security
@@ -221,7 +224,7 @@ class App:
     ) -> Callable[[MessageData, AnalyzerStats], None]:
         """Return the function that receives each message."""
 
-        # The function looks up `ingest` for each message, because a reload replaces it.
+        # A reload replaces `ingest`, so the function looks it up for each message.
         def receive(data: MessageData, analyzer: AnalyzerStats) -> None:
             self._parts.ingest.message(data, analyzer)
 
@@ -247,8 +250,8 @@ class App:
     async def reload(self) -> str | None:
         """Reload the configuration; return the error, or None.
 
-        An invalid configuration changes nothing. Counters survive, unless the export selection
-        changes: then the table is replaced.
+        An invalid configuration changes nothing. Connections survive, unless the export selection
+        has changed: then an empty table replaces the current table.
         """
         async with self._reloading:
             self._manager.reloading()
@@ -286,7 +289,7 @@ class App:
     async def _configure(self, config: Config) -> None:
         """Replace the running parts with those of ``config``.
 
-        Raises ConfigError and changes nothing if a file that ``config`` names cannot be used.
+        Raises ConfigError if a file that ``config`` refers to cannot be used; then nothing changes.
         """
         old = self._parts
         subscriptions = await asyncio.to_thread(self.subscriptions.prepare, config)
@@ -332,7 +335,7 @@ class App:
 
     async def _poll_until_cancelled(self, poller: TopologyPoller) -> None:
         await poller.run()
-        await asyncio.Event().wait()  # there is nothing to poll
+        await asyncio.Event().wait()  # nothing to poll: wait until cancelled
 
     def _replace_poller(self, poller: TopologyPoller) -> None:
         """Stop the current poller and start ``poller``."""
@@ -341,12 +344,12 @@ class App:
             self._polling.cancel()
 
     def _rename(self, names: Names, keys: Set[str]) -> None:
-        """Relabel the flows with these keys soon."""
+        """Schedule the relabelling of the flows that looked up these keys."""
         self._renamed.append((names, keys))
         self._has_renamed.set()
 
     async def _relabel(self) -> None:
-        """Move flows to the connections of their new names, in slices."""
+        """Relabel the scheduled flows: move them to the connections with their new names."""
         while True:
             await self._has_renamed.wait()
             self._has_renamed.clear()
@@ -357,10 +360,10 @@ class App:
                     await self._relabel_own(*self._renamed_own.popleft())
 
     async def _move_flows(self, names: Names, keys: Set[str]) -> None:
-        """Move flows with these keys to the connections of their new names, in slices."""
+        """Move flows that looked up these keys to the connections with the new names, in slices."""
         table, are_left = self._parts.table, True
         relabeling = table.relabel(names, keys)
-        # A reload may replace the table in the meantime. A new table has no outdated names.
+        # Stop if a reload replaces the table: the new table has no outdated names.
         while are_left and table is self._parts.table:
             try:
                 are_left = relabeling.step(RELABEL_FLOWS)
@@ -369,7 +372,7 @@ class App:
             await asyncio.sleep(0)
 
     async def _wait_for_memory(self) -> None:
-        """Log that flows could not be relabelled, and wait until the next attempt."""
+        """Log that flows could not be relabelled, and wait before the next attempt."""
         self._limit.warn(log, "relabel", "out of memory: names of flows are out of date")
         await asyncio.sleep(RELABEL_RETRY_S)
 
@@ -387,15 +390,16 @@ class App:
                     self._rename_own(old.own.own, own.own)
 
     def _rename_own(self, old: OwnNames, new: OwnNames) -> None:
-        """Soon relabel the flows whose addresses have different own names in ``new``."""
+        """Schedule the relabelling of flows whose addresses have different own names in ``new``."""
         if new is not old:
             self._renamed_own.append((old, new))
             self._has_renamed.set()
 
     async def _relabel_own(self, old: OwnNames, new: OwnNames) -> None:
-        """Find the flows whose addresses have different own names in ``new``, in slices.
+        """Relabel the flows whose addresses have different own names in ``new``, in slices.
 
-        Addresses that are not in the table yet need no search: they get the new names.
+        Only addresses in the table are checked. Flows with other addresses get the new names
+        anyway.
         """
         table, ends = self._parts.table, self._parts.names.ends
         first = 1
@@ -412,7 +416,7 @@ class App:
         await asyncio.to_thread(old.release)
 
     def _hold(self) -> None:
-        """Hold the clock while reports may be missing."""
+        """Hold the table's clock while reports may be missing, so that nothing expires."""
         if self._parts.config.subscriber.silence_timeout_s:  # 0 in a replay
             self.clock.hold(
                 self._gap.update(
@@ -466,7 +470,7 @@ class App:
             await asyncio.sleep(EXPIRY_INTERVAL_S)
 
     def _count_from_now(self, now: float) -> None:
-        """Tell the table that the first subscription is up, and that no flow was counted before."""
+        """Once a subscription is up, let the table treat flows that begin later as new."""
         if self._parts.table.horizon_s is None and self.subscriptions.any_up:
             self._parts.table.begin(now)
 
@@ -531,7 +535,7 @@ def _warn_of_double_counting(config: Config, *, known: Sequence[str] = ()) -> No
 
 
 def _cost_summary(parts: Parts) -> str:
-    """Return what is logged about the cost of a connection, and about the limits."""
+    """Return the log text about the cost of a connection and about the limits."""
     export, limits = parts.config.export, parts.config.limits
     row_bytes = parts.table.row_bytes
     series = cost.series(export.main, naming=export.naming)
@@ -564,8 +568,8 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
             load=lambda: adapt(load()),
             security=security,
             recorder=recorder,
-            # A replay passes its recorded topology to the recorder. The recorded topology has more
-            # data than this configuration queries.
+            # A replay passes its topology directly to the recorder, because this configuration may
+            # query only a part of it.
             records_topology=options.playback is None,
             listen_at=options.listen,
         )
@@ -576,8 +580,8 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
             reloads.add(task)
             task.add_done_callback(reloads.discard)
 
-        # Do not use loop.add_signal_handler: a closing loop restores the default action, which
-        # kills the process.
+        # Do not use loop.add_signal_handler: when the loop closes, it restores the default action.
+        # A SIGHUP would then kill the process.
         signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(reload))
         stack.callback(signal.signal, signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
@@ -596,7 +600,7 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
 
 
 def _web_security(path: str) -> "WebSecurity | None":
-    """Return the holder of the web configuration at ``path``, or None if ``path`` is empty."""
+    """Load the web configuration at ``path``; return None if ``path`` is empty."""
     if not path:
         return None
     from skyfast.web.auth import WebSecurity
@@ -631,7 +635,7 @@ def _recorder(options: Options, stack: AsyncExitStack) -> "Recorder | None":
 async def _adaptation(
     options: Options, stack: AsyncExitStack, recorder: "Recorder | None"
 ) -> Callable[[Config], Config]:
-    """Start the replay, if any; return the function that adapts each configuration to it."""
+    """Start the replay, if any; return the function that adapts configurations to the replay."""
     if options.playback is None:
         return lambda config: config
     from skyfast.replay.player import ReplayServer
@@ -648,8 +652,9 @@ async def _adaptation(
 def run(config: Config, load: Callable[[], Config], options: Options) -> bool:
     """Run until SIGTERM or SIGINT. On an error, log it and return False.
 
-    ``load`` reads the configuration again on SIGHUP, which the caller must have blocked. Raises
-    ConfigError if a file that the configuration or the options name cannot be used.
+    ``load`` reads the configuration again on SIGHUP. The caller must have blocked SIGHUP, and this
+    function unblocks it. Raises ConfigError if a file that the configuration or the options refer
+    to cannot be used.
     """
     memory.tune_malloc()
     sys.setswitchinterval(SWITCH_INTERVAL_S)

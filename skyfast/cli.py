@@ -39,7 +39,7 @@ MAX_SPEED = 1000.0
 """Limits of ``--replay-speed``."""
 
 MIN_SIMILARITY = 0.6
-"""Minimum similarity, as a ratio of `difflib`, of a suggested option to the unknown option."""
+"""Minimum similarity between an unknown option and the suggested option: a ratio of `difflib`."""
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -49,7 +49,7 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=32)
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        # "FILE [FILE ...]" is too long.
+        # argparse's default, "FILE [FILE ...]", is too long.
         if action.nargs == argparse.ONE_OR_MORE:
             return f"{action.metavar}..."
         return super()._format_args(action, default_metavar)
@@ -74,7 +74,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _simplified(option: str) -> str:
-    """Return an option's name in lower case, with dots and underscores as hyphens."""
+    """Return an option's name in lower case, with dots and underscores replaced by hyphens."""
     return re.sub(r"[._]", "-", option.lstrip("-").lower())
 
 
@@ -210,7 +210,7 @@ def _shard(text: str) -> selection.Shard:
 
 
 def _record(text: str) -> str:
-    # An unset shell variable must not silently disable recording.
+    # If a shell variable in --record "$FILE" is unset, recording must not be disabled silently.
     if not text:
         raise argparse.ArgumentTypeError("the file name is empty")
     return text
@@ -271,7 +271,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code. ``argv`` defaults to `sys.argv`."""
     arguments = _arguments(argv)
     memory.disable_core_dumps()  # before any secret is read
-    # Until the event loop takes over, there is nothing to close on exit.
+    # Until the event loop runs, there is nothing to close, so these signals can exit at once.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(EXIT_OK))
     # A reload request that arrives during startup waits for the event loop.
@@ -322,7 +322,7 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     )
     report = cost.report(configuration)
     if arguments.strict:
-        # Without --strict, the warnings of the report are part of standard output.
+        # Without --strict, the warnings of the report go to standard output with the report.
         begin = "# Warning: "
         more = [line for line in report.splitlines() if line.startswith(begin)]
         for line in more:

@@ -1,4 +1,4 @@
-"""Builds the parts of a configuration, and decides which of them survive a reload."""
+"""Builds the objects that run a configuration, and decides which of them survive a reload."""
 
 import asyncio
 import contextlib
@@ -42,10 +42,10 @@ NAMES_WAIT_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """State of the process, which the parts of all configurations share.
+    """State of the process that survives every reload.
 
-    ``relabel`` is called with the names that changed in the topology, and ``observe_topology``
-    gets a copy of each response of the topology API.
+    ``relabel`` is called when names from the topology have changed. ``observe_topology`` gets a
+    copy of each response of the topology API.
     """
 
     stats: Stats
@@ -57,9 +57,9 @@ class Shared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """The parts of one configuration, which a reload replaces together.
+    """The objects that run one configuration. A reload replaces them together.
 
-    ``filtered`` counts dropped flows by rule. It contains exactly the rules of the configuration.
+    ``filtered`` counts dropped flows by filter rule, for the rules of this configuration only.
     """
 
     config: Config
@@ -96,7 +96,8 @@ class Parts:
             self.filtered[rule] = old.filtered[rule]
         self.record_limits(stats)
         if self.table is not old.table:
-            # Pages show the sum of these counts and the table's counts. The sums must not decrease.
+            # Pages add these counts to those of the current table, and the sums must not decrease.
+            # The new table starts at zero, so the counts of the old table are added here.
             for reason, count in old.table.skipped.items():
                 stats.flows_skipped[reason] += count
             for field, count in old.table.values_skipped.items():
@@ -138,7 +139,7 @@ class _CaptureReports:
 
 
 def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
-    """Return the parts of ``config``. Reuses ``old`` parts if possible, but does not change them.
+    """Return the parts for ``config``. Reuses ``old`` parts if possible, but does not change them.
 
     This blocks: it reads certificates and own names. Raises ConfigError if a file cannot be used.
     """
@@ -262,13 +263,13 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
 
 
 def _has_same_names(old: Config, new: Config) -> bool:
-    """Return whether the names of ``old`` are all that the labels of ``new`` need.
+    """Return whether the name index of ``old`` has all names that the labels of ``new`` need.
 
-    If only the info series of ``new`` need names that were not polled, the result is still True;
-    those names are missing until the next topology responses.
+    If the export selection is the same, the result is True even if the info series of ``new`` need
+    more names. These names are missing until the next topology responses.
     """
     if old.export == new.export:
-        return True  # the table looks up names in the old index
+        return True  # the table stays, and looks up names in the old index
     polled, wanted = name_poller.needed(old), name_poller.needed(new)
     return (
         bool(wanted)
@@ -279,7 +280,7 @@ def _has_same_names(old: Config, new: Config) -> bool:
 
 
 def _table_limits(limits: TableLimits) -> dict[str, Any]:
-    """Return the limits of the table."""
+    """Return the limits of the table, as its keyword arguments."""
     return {
         "max_connections": limits.max_connections,
         "max_flows": limits.max_flows,
@@ -297,7 +298,7 @@ def _interface_times(config: Config) -> dict[str, float]:
 
 
 def _longest_s(config: Config) -> float:
-    """Return the retention time of names: the longest lifetime of a row without reports."""
+    """Return how long names are kept: at least the longest lifetime of a row without reports."""
     limits = config.limits
     interval_s = config.topology.interfaces_interval_s or name_poller.INTERVAL_S
     return max(limits.timeout_s, *limits.view_timeouts_s, 3 * interval_s)

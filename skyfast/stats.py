@@ -45,7 +45,7 @@ CAPTURE_SKIPS = ("invalid", "no_id", "text_too_long", "out_of_range", "too_many"
 """Reasons for skipping a report of a capture's statistics."""
 
 MISDATED_REASONS = ("ahead", "behind")
-"""How a flow's time exceeds the tolerance of `skyfast.skydive.clock_skew`."""
+"""How a flow's time deviates from the local clock; see `skyfast.skydive.clock_skew`."""
 
 GAP_REASONS = ("lost", "ours")
 """Reasons for a missing report.
@@ -71,9 +71,9 @@ RECONNECT_REASONS = (
 )
 """Reasons why a subscription or an attempt to subscribe ended.
 
-HTTP 401, 403, 409 and 426 are ``unauthorized``, ``forbidden``, ``conflict`` and ``upgrade``;
-any other response without an upgrade is ``handshake``. ``timeout``: the connection stopped
-responding to pings. ``silent``: it responds to pings but delivers no messages. ``overload``:
+HTTP 401, 403, 409 and 426 are ``unauthorized``, ``forbidden``, ``conflict`` and ``upgrade``; any
+other response without an upgrade is ``handshake``. ``timeout``: the analyzer stopped responding to
+pings. ``silent``: the analyzer responds to pings but sends no messages, or no flows. ``overload``:
 dropped by the analyzer, because skyfast read too slowly.
 """
 
@@ -126,14 +126,16 @@ NAME_SKIPS = (
 """
 
 LOOKUP_DROPS = ("ambiguous", "unknown")
-"""Lookups of names over a limit.
+"""What happened to lookups of names beyond a limit.
 
-* ``ambiguous``: the names of an ambiguous address were empty
-* ``unknown``: the analyzer was not asked for an unknown address
+* ``ambiguous``: the lookup of an ambiguous address returned empty names
+* ``unknown``: the analyzer was not queried for an unknown address
 """
 
 AGE_BOUNDS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 45, 60, 90, 120, 300, 600)
-"""Buckets for the age of reports. Most agents report once per minute, and within seconds."""
+"""Buckets for the age of reports.
+
+Most agents report once per minute, and most reports arrive within seconds."""
 
 SCRAPE_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 """Buckets for the duration of a scrape, from an idle demo to the largest tables."""
@@ -245,8 +247,8 @@ class ScrapeStats:
     ``scrapes``, ``durations`` and ``last_…`` cover pages with flows (``/metrics``,
     ``/metrics/flows``) that were served completely; ``last_bytes`` is the size before compression.
     ``rejected`` and ``failures`` cover all streamed pages. ``connections_rejected`` counts TCP
-    connections closed because ``web.max_connections`` were open, ``handshakes_failed`` counts
-    failed TLS handshakes.
+    connections that were closed because ``web.max_connections`` were already open.
+    ``handshakes_failed`` counts failed TLS handshakes.
     """
 
     scrapes: int = 0
@@ -261,15 +263,15 @@ class ScrapeStats:
 
 @dataclass(slots=True, eq=False)
 class NameStats:
-    """The names of addresses and capture points, and how they were read.
+    """Counts of the names of addresses and capture points, and of their queries and lookups.
 
     ``addresses`` and ``nodes`` are the numbers of addresses and capture points with names.
     ``ambiguous`` is the number of addresses whose names depend on the capture point, and
     ``unknown`` is the number of addresses in recent flows that have no names. ``skipped`` describes
     the current topology, so it is a gauge. ``dropped`` counts lookups over limits.
     ``labels_without_pods`` and ``missing_pod_labels`` are from `skyfast.skydive.name_hints.Hints`.
-    The durations are the durations of the latest query of each kind and of the latest resolution of
-    all names.
+    The durations are those of the latest query of each kind and of the latest resolution of all
+    names.
     """
 
     addresses: int = 0
@@ -306,11 +308,11 @@ class TopologyStats:
 
 @dataclass(slots=True, eq=False)
 class OwnNameStats:
-    """The own names, and when their file was last read.
+    """Counts of the own names, and the result of reading their file.
 
     ``keys`` are the keys of the entries. ``file`` is empty if all names are in the configuration.
     ``labels_without_names`` lists the labels that are empty because there are no own names.
-    ``missing_keys`` are keys that a label asks for, but no entry has.
+    ``missing_keys`` are keys that labels show although no entry has them.
     """
 
     entries: int = 0
@@ -333,10 +335,10 @@ class CaptureStats:
 
 @dataclass(slots=True, eq=False)
 class ConfigStats:
-    """The result of the latest reload of the configuration, or of the start before any reload.
+    """The result of the latest reload, or of the start if there was no reload yet.
 
-    ``reloads`` counts successful reloads, without the start, and ``last_reload_changed`` contains
-    the keys that the latest successful reload changed. ``last_failure`` is the latest failure, and
+    ``reloads`` counts successful reloads, without the start. ``last_reload_changed`` contains the
+    keys that the latest successful reload changed. ``last_failure`` is the latest failure.
     ``failures`` counts failed reloads by reason.
     """
 
@@ -353,7 +355,7 @@ class Stats:
     """All counters of the process except the table's counters.
 
     ``flows_filtered`` counts dropped flows by the name of the filter rule; the code that creates
-    the rules adds the names. ``values_skipped`` counts the values skipped by earlier tables, by
+    the rules adds the names. ``values_skipped`` counts the values that earlier tables skipped, by
     field, such as ``Metric.RTT``. ``max_connections``, ``max_flows`` and ``flow_memory_s`` are the
     table's limits. ``own_names`` is None unless there are own names or labels that show own names.
     ``clock_held`` is 1 while the table's clock is held, and ``clock_held_s`` is the total time for
@@ -433,5 +435,5 @@ class TableCounts(Protocol):
 
 
 def sums(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
-    """Return the sums of two mappings of counters, by key."""
+    """Add two mappings of counters, key by key."""
     return {key: first.get(key, 0) + second.get(key, 0) for key in {**first, **second}}

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 PAUSE_S = 5.0
-"""If more time passes between two calls, the process was paused and read no messages."""
+"""If more time than this passes between two calls, the process was paused and read no messages."""
 
 
 class Clock:
@@ -13,10 +13,10 @@ class Clock:
 
     If two calls of `now` are more than `PAUSE_S` apart, the clock does not count the time between
     them. While the machine sleeps or the process is paused (SIGSTOP), flows wait unread in the
-    sockets. Connections must not expire before these flows are read. During normal operation, the
-    calls must be more frequent than that; the expiry task makes these calls.
+    sockets. Connections must not expire before these flows are read. Therefore `now` must be called
+    more often than every `PAUSE_S` in normal operation; the expiry task does this.
 
-    The clock does not count the time for which it is held, either. `skyfast.skydive.reporting_gap`
+    The clock also does not count the time for which it is held. `skyfast.skydive.reporting_gap`
     decides when to hold it.
     """
 

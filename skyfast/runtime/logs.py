@@ -23,7 +23,7 @@ MAX_SHOWN: Final = 200
 """Maximum number of characters of a network string in a log line."""
 
 MAX_TRACEBACK_LINES: Final = 100
-"""Maximum lines of a traceback, because a recursion error has thousands; the middle is omitted."""
+"""Maximum lines of a traceback. The middle is omitted: a recursion error has thousands of lines."""
 
 MAX_TRACEBACK_LINE: Final = 1000
 """Maximum characters of a traceback line: an exception may quote a whole message."""
@@ -34,8 +34,8 @@ LOG_INTERVAL_S: Final = 60.0
 MAX_CAUSES: Final = 1000
 """Maximum number of causes that a `LogLimit` remembers; then the oldest cause is forgotten.
 
-There can be any number of causes: they contain analyzers, and the addresses of a host name can
-change again and again."""
+Without this limit, memory could grow forever: a cause can contain an address of an analyzer, and
+the addresses of a host name can change again and again."""
 
 INDENT: Final = "  "
 """Prefix of all traceback lines except the first, so that no line looks like a record."""
@@ -73,7 +73,7 @@ class _Formatter(logging.Formatter):
 class _JournalFormatter(_Formatter):
     """Formats a record for the journal: each line starts with the priority and has no time.
 
-    See sd-daemon(3). The journal adds the time, and makes an entry of each line.
+    See sd-daemon(3). The journal adds the time, and stores each line as an entry of its own.
     """
 
     def __init__(self) -> None:
@@ -139,7 +139,10 @@ def is_journal() -> bool:
 
 
 def prefix(level: int) -> str:
-    """Return the prefix of a stderr line that is not a log record: a priority, or nothing."""
+    """Return the prefix of a line on standard error that is not a log record.
+
+    In the journal, this is the priority of ``level``; otherwise it is empty.
+    """
     return _priority(level) if is_journal() else ""
 
 
@@ -177,7 +180,7 @@ def set_up(configured: Logging) -> None:
     """
     handler = _Handler(sys.stderr)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    # Warnings and unhandled exceptions become records too.
+    # Python warnings and unhandled exceptions become records too.
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread

@@ -21,7 +21,7 @@ default, glibc would return the top of the heap to the kernel after each message
 get the memory back for the next message."""
 
 HEAP_STEP_BYTES = 1 << 20
-"""The heap grows by this size."""
+"""The heap grows in steps of this size."""
 
 MAPPED_BYTES = 8 << 20
 """Larger allocations get their own mapping, which free() returns to the kernel."""
@@ -62,9 +62,9 @@ def freeze() -> None:
 def disable_core_dumps() -> None:
     """Protect the memory from core dumps and from other processes of the same user.
 
-    The memory contains passwords, cookies, keys and all flows. As in ssh-agent, the process is also
-    made undumpable, because the kernel ignores the limit if core dumps are piped to a program
-    (core(5)). Root can still read the memory.
+    The memory contains passwords, cookies, keys and all flows. RLIMIT_CORE is not enough: the
+    kernel ignores this limit if core dumps are piped to a program (core(5)). Therefore the process
+    is also made undumpable, as in ssh-agent. Root can still read the memory.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))

@@ -1,4 +1,4 @@
-"""Reads the file of own names again when it changes."""
+"""Reloads own names when their file changes."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ INTERVAL_S: Final = 2.0
 
 
 def warn(*, labels: str, keys: Sequence[str]) -> None:
-    """Warn about labels that need own names if there are none, and about keys that no entry has."""
+    """Warn that ``labels`` are empty without own names, and that no entry has the ``keys``."""
     if labels:
         log.warning("labels %s: neither names nor names_file is set", labels)
     for key in keys:
@@ -29,17 +29,17 @@ def warn(*, labels: str, keys: Sequence[str]) -> None:
 
 
 class NamesFile:
-    """Detects changes of the file. While the file is invalid, the names in use stay."""
+    """Detects changes of the file. While the file is invalid, the current names stay in use."""
 
     def __init__(self, stats: Stats) -> None:
-        """Count in ``stats``."""
+        """Create a watcher that counts names and failures in ``stats``."""
         self._stats = stats
         self._counts = OwnNameStats()
         self._limit = LogLimit()
         self._tried: FileState | None = None
 
     def use(self, loaded: LoadedNames, export: ExportSelection) -> None:
-        """Count names that are in use from now on, and log new warnings about them."""
+        """Count the names that are used from now on, and log new warnings about them."""
         counts = self._counts
         labels = names.labels_without_names(loaded.sources, export)
         keys = loaded.missing_keys

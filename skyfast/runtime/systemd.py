@@ -19,8 +19,8 @@ log = logging.getLogger("skyfast.systemd")
 class Notifier:
     """Sends notifications to the service manager, if there is one.
 
-    Each notification uses a new socket, so the service manager may recreate its socket. Sending
-    never blocks: a notification that cannot be sent is dropped and logged.
+    Each notification uses a new socket, so it also arrives if the service manager has recreated its
+    socket. Sending never blocks: a notification that cannot be sent is dropped and logged.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -37,7 +37,7 @@ class Notifier:
 
     def reloading(self) -> None:
         """Notify that a reload has started; :meth:`reloaded` notifies that it has finished."""
-        if self._status:  # before `ready`, `reloaded` would notify too early
+        if self._status:  # before `ready`, `reloaded` would send READY=1 too early
             self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def reloaded(self, problem: str | None) -> None:
