@@ -12,11 +12,11 @@ kept fields are anonymized as follows:
 * UUIDs, tracking IDs (hashes of addresses), nodes, captures and analyzers get pseudonyms.
 * In the topology, hosts, network namespaces, containers, pods, Kubernetes namespaces, workloads,
   services, clusters, virtual machines and label values get pseudonyms, too. In names, each word is
-  replaced by its own pseudonym; ``-``, ``.``, ``_`` and other ASCII punctuation stays. So a replica
-  set still has the name of its deployment followed by a hash, and kubelet's name of a container
-  (``k8s_NAME_POD_NAMESPACE_UID_N``) still has the names of container, pod and namespace. A word
-  gets the same pseudonym everywhere. The words that skyfast's rules compare with (``k8s``, ``POD``)
-  and the names that most hosts have (``eth0``) are unchanged.
+  replaced by its own pseudonym; ``-``, ``.``, ``_`` and other ASCII punctuation stays. So the name
+  of a replica set still consists of the name of its deployment and a hash. Kubelet's name of a
+  container (``k8s_NAME_POD_NAMESPACE_UID_N``) still contains the names of container, pod and
+  namespace. A word gets the same pseudonym everywhere. Words that have a meaning for skyfast
+  (``k8s``, ``POD``) and names that most hosts have (``eth0``) are unchanged.
 * Numbers, times, ports, VLANs, protocols, and the names of layers and applications are unchanged.
   The keys of labels, the types and states of nodes, and the kinds of Kubernetes' own workloads are
   unchanged, too.
@@ -82,7 +82,7 @@ _NAME_PART: Final = re.compile(
     r"|[0-9A-Za-z\x80-\U0010ffff]+"
 )
 _UNCHANGED_NAMES: Final = re.compile(r"POD|None|lo|eth[0-9]{1,2}|docker0|cni0|kube-ipvs0")
-"""``POD`` is a pod's sandbox, and ``None`` the address of a headless service."""
+"""``POD`` is the name of a pod's sandbox, and ``None`` is the address of a headless service."""
 
 _KUBELET_NAME: Final = re.compile(r"k8s_(POD_)?(.*?)(_[0-9]{1,5})?", re.DOTALL)
 _LETTERS: Final = "abcdefghijklmnopqrstuvwxyz234567"
@@ -158,7 +158,8 @@ class Anonymizer:
         self._parts: dict[str, dict[str, Pseudonym | None]] = {}
         for path, kind in FIELDS.items():
             fields = self._scalars if len(path) == 1 else self._parts.setdefault(path[0], {})
-            # A string field without a pseudonym raises KeyError here, instead of leaking.
+            # For a string field without a pseudonym, this raises KeyError. Otherwise, the field's
+            # values would leak.
             fields[path[-1]] = texts[path] if kind is str else None
 
         self._node = rewriter(NODE, self._rewrite_of)
@@ -278,7 +279,7 @@ class Anonymizer:
         return f"x{self._digest(b'text', data, 12).hex()}".ljust(len(data), "x") if data else ""
 
     def _word(self, text: str) -> str:
-        """Return a name in Skydive's format unchanged, or a pseudonym."""
+        """Return ``text`` unchanged if it looks like a word of Skydive, otherwise a pseudonym."""
         return text if _WORD.fullmatch(text) else self._text(text)
 
     def _hash_of(self, text: str) -> str:
@@ -331,8 +332,8 @@ class Anonymizer:
             address = ipaddress.ip_address(text)
         except ValueError:
             return self._text(text)
-        # The same address in another notation or with a zone is a different label value, so it has
-        # a different series.
+        # An address in another notation or with a zone is a different label value and has its own
+        # series, so it gets its own pseudonym.
         if str(address) != text or "%" in text:
             return self._text(text)
         kept_bits = _kept_bits(address)
@@ -359,9 +360,10 @@ class Anonymizer:
                 return octets.hex(":")
 
     def _scramble(self, kind: bytes, octets: bytes, kept_bits: int) -> bytes:
-        """Flip some bits after the first ``kept_bits``, chosen by the key and all preceding bits.
+        """Flip some bits after the first ``kept_bits``.
 
-        The result is one to one and preserves common prefixes.
+        The key and all preceding bits decide whether a bit is flipped. Therefore the result is one
+        to one and preserves common prefixes.
         """
         result = bytearray()
         for i, octet in enumerate(octets):

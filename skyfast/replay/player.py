@@ -32,7 +32,7 @@ STOP_TIMEOUT_S: Final = 1.0
 """Timeout of the closing handshake, in seconds."""
 
 START_WAIT_S: Final = 5.0
-"""After the first subscriber, how long the replay waits for subscribers of all analyzers."""
+"""After the first subscriber connects, the replay waits this long for all other subscribers."""
 
 PROBE_TIMEOUT_S: Final = 2.0
 """Timeout for connecting to a loopback address, in seconds."""
@@ -174,7 +174,8 @@ class ReplayServer:
                 match element:
                     case {"ID": str(element_id), "Metadata": {"Metric": dict()}}:
                         add_to_counters(element, offsets.get(element_id, {}))
-                        element["UpdatedAt"] = now_ms  # even if a loop changes no element
+                        # The added offsets change the counters, even without an update.
+                        element["UpdatedAt"] = now_ms
 
         # This takes a fraction of a second for a large topology.
         elements = self._topology.elements(query)
@@ -231,7 +232,7 @@ class _Analyzer:
         finally:
             del self._sockets[socket]
             pings.cancel()
-            # Pings fail if the connection is lost, which also ends the loop above.
+            # If the connection is lost, the loop above ends, and pings fail.
             await asyncio.gather(pings, return_exceptions=True)
         return socket
 

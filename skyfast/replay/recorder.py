@@ -53,7 +53,10 @@ _Entry = tuple[bytes, int, str] | tuple[Answer | Update, int]
 
 
 class Recorder:
-    """The file, its queue and its thread. Only the event loop may call its methods."""
+    """The file, its queue and its thread.
+
+    Only the event loop may call the methods. `stop` may run in another thread, but as the last one.
+    """
 
     def __init__(
         self,

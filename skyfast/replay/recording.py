@@ -11,7 +11,7 @@ each message::
 
 ``At`` is the time of receipt in Unix milliseconds. After this key, the message is recorded byte for
 byte, except for surrounding white space. A message that is not a JSON object on a single line of
-UTF-8 is stored in ``Recorded`` as ``Base64``, without further keys after it.
+UTF-8 is stored in ``Recorded`` as ``Base64``. In this case, ``Recorded`` is the only key.
 
 Changes of the topology have lines of their own, without an analyzer, because every analyzer knows
 the whole topology (:mod:`skyfast.replay.topology`)::
@@ -49,14 +49,16 @@ MAX_ANALYZERS: Final = 64
 """Maximum number of analyzers of a recording: each analyzer becomes a server."""
 
 MAX_GAP_MS: Final = 300_000
-"""Longer times without messages are shortened to this. This is also the maximum difference between
-the time of a flow and the times of the other flows in its message; times beyond it are ignored."""
+"""Longer times without messages are shortened to this time.
+
+If a line has no recorded time, the latest flow time in the line is used. Flow times that are later
+than their median by more than ``MAX_GAP_MS`` are ignored."""
 
 _OF_MESSAGE: Final = frozenset({"Namespace", "Type", "Obj"})
 _OF_FLOW: Final = frozenset(
     {"LastUpdateMetric", "LayersPath", "Link", "Metric", "Network", "NodeTID", "Transport"}
 )
-"""Any of these keys identifies the content of a line."""
+"""A line with one of these keys is a message or a flow."""
 
 _UUID_STEP: Final = 0x9E3779B97F4A7C15  # odd, so that masks repeat only after 2^64 loops
 
@@ -434,7 +436,10 @@ def demo() -> Playback:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduledMessage:
-    """A message of a recording, by its index, and the time from the start to its sending."""
+    """A message to send ``due_s`` seconds after the start of the replay.
+
+    ``recording`` is the index of the recording that contains the message.
+    """
 
     recording: int
     message: Message

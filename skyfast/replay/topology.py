@@ -33,12 +33,14 @@ _COMPLETE: Final = (
     queries.EDGES,
     queries.KUBERNETES_EDGES,
 )
-"""The queries for all elements of a kind. If the response lacks an element, it was removed."""
+"""The queries for all elements of a kind. An element missing in the response was removed."""
 
 Path: TypeAlias = tuple[str, ...]
 Shape: TypeAlias = dict[str, Any]
-"""The fields of a JSON object: their types, or the shape of an object. Lists have the shape of
-their elements. ``dict`` is an object with any fields, and ``object`` anything else."""
+"""Maps each field of a JSON object to its type, or to a shape if the field is an object.
+
+A list is described by the shape of its elements. ``dict`` stands for an object with any fields, and
+``object`` for any other value."""
 
 Rewrite: TypeAlias = Callable[[object], object]
 
@@ -108,9 +110,9 @@ def rewriter(
 ) -> Rewrite:
     """Return a function that copies the fields of ``shape`` from a decoded object.
 
-    ``rewrite_field`` is called once for each field, with its path and type, and returns a function
-    for its values, which can have any type. If a field should be an object but has another type, it
-    becomes empty.
+    ``rewrite_field`` is called once for each field, with its path and type. It returns a function
+    that rewrites the values of this field, whatever their type. If a field should be an object but
+    has another type, the field becomes empty.
     """
     fields: dict[str, Rewrite] = {}
     for key, kind in shape.items():
@@ -209,7 +211,7 @@ class Answer:
         )
 
     def end(self) -> None:
-        """The response is complete."""
+        """Pass the complete response to ``done``."""
         self._done(self)
 
 
@@ -301,7 +303,7 @@ class Topology:
         self._offsets: dict[str, dict[str, int]] = {}
 
     def rewind(self) -> None:
-        """The recording starts again. The elements stay until updates replace or remove them."""
+        """Start the recording again. The elements stay until updates replace or remove them."""
         self._previous |= self._seen
         self._seen = {}
 
@@ -316,7 +318,7 @@ class Topology:
             self._edges.pop(removed, None)
         for elements, added in ((self._nodes, update.nodes), (self._edges, update.edges)):
             for raw in added:
-                text = bytes(raw)  # `raw` refers to the whole update
+                text = bytes(raw)  # a copy, because `raw` keeps the whole update in memory
                 match decode_element(text):
                     case {"ID": str(element_id)} as node:
                         elements[element_id] = text
