@@ -7,14 +7,15 @@ the text comes in pieces of any size, and each call returns the elements that it
 
 The splitter only looks for the commas between the elements: it counts brackets and knows where a
 string ends. It does not check the inside of an element, because the decoder does so. Outside of
-elements, it accepts only valid JSON. The cost is about 1 ns per byte. Memory: the part of an
-element that has arrived, up to ``max_element_bytes``; longer elements are skipped and counted.
+elements, it accepts only valid JSON. The cost is about 1 ns per byte. The splitter stores only the
+part of the current element that has arrived, up to ``max_element_bytes``. Longer elements are
+skipped and counted.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
 cdef enum:
-    # Elements that one call of `_scan` can find. The GIL is taken once for each call.
+    # Maximum number of elements that one call of `_scan` finds. After each call, the GIL is taken.
     MAX_FOUND = 1024
 
 cdef enum _Place:

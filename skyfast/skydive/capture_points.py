@@ -1,8 +1,8 @@
 """The capture points of captures, from a sample of the flows.
 
-The statistics of a capture do not show its capture points. Flows show them: each flow has the ID of
-its capture, and the ``NodeTID`` of the interface. Flows are read from the messages that are also
-checked for lost reports, about four per second.
+The statistics of a capture do not show its capture points: the interfaces on which it runs. Flows
+show them: each flow has the ID of its capture, and the ``NodeTID`` of the interface. Flows are read
+from the messages that are also checked for lost reports, about four per second.
 """
 
 import math

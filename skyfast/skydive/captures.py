@@ -14,12 +14,12 @@ subscribers:
   capture. A report has the sum of ten such readings. skyfast exports a tenth of this sum: the mean
   of the totals read in these 10 s. Only probes that read packets from a socket have these fields.
 
-A report identifies its capture but not its capture point, and a capture has a point on every
-interface that its query matches, on all hosts. Reports do not show which point they are from, and
-the number of readings in a report varies. Therefore the totals cannot be exported as counters.
-``FlowCount``, ``PacketsReceived`` and ``PacketsDropped`` cannot be summed, so they are gauges: each
-is the highest value of any point in the reports of the last 12 to 15 s. The number of reports is a
-counter, so its ``rate`` times 10 s is the number of capture points.
+A capture has a point on every interface that its query matches, on all hosts. A report identifies
+its capture but not its capture point, and the number of readings in a report varies. Therefore the
+totals cannot be exported as counters. ``FlowCount``, ``PacketsReceived`` and ``PacketsDropped``
+cannot be summed, so they are gauges: each is the highest value of any point in the reports of the
+last 12 to 15 s. The number of reports is a counter, so its ``rate`` times 10 s is the number of
+capture points.
 
 Like the table, this module has no clock and no socket: its inputs are reports and ``now``, and its
 output is a page.
@@ -175,7 +175,7 @@ class CaptureReport:
 
 
 class Captures:
-    """The captures that agents report.
+    """The captures for which agents send reports.
 
     `message` and `expire` must be called from one thread. `page` may be called from any thread.
     """

@@ -18,15 +18,15 @@ from skyfast.stats import AnalyzerStats, Stats
 log = logging.getLogger("skyfast.clock_skew")
 
 MAX_AHEAD_S: Final = 60.0
-"""The latest packet of a flow may be this far in the future: tolerance for synchronized clocks."""
+"""The latest packet of a flow may be this far in the future, because clocks are not exact."""
 
 MAX_UPDATES_BEHIND: Final = 2
 MAX_SKEW_BEHIND_S: Final = 60.0
 """The latest packet may be two reporting intervals plus this tolerance in the past.
 
-An agent reports a flow at the first tick after its latest packet, so within one reporting interval
-(``flow.update``). The second interval allows for an increased ``flow.update`` and for delayed
-messages."""
+An agent reports a flow at the first tick after the flow's latest packet, which is within one
+reporting interval (``flow.update``). The second interval allows for an increased ``flow.update``
+and for delayed messages."""
 
 MAX_CLOSING_BEHIND_S: Final = 3600.0
 """In a closing report, the latest packet may be this far in the past.
@@ -83,7 +83,7 @@ class ClockSkewCheck:
         earliest_ms, latest_ms = now_ms - behind_s * 1000, now_ms + MAX_AHEAD_S * 1000
         oldest_ms, newest_ms = self._table.times_ms
         if newest_ms > latest_ms:
-            # The table has skipped flows with times after ``newest_ms`` as out of range.
+            # Flows later than ``newest_ms`` were skipped by the table as out of range.
             misdated = [flow for flow in flows if latest_ms < flow.Last <= newest_ms]
             self._report("ahead", misdated, data, analyzer)
         if oldest_ms < earliest_ms:
@@ -104,7 +104,7 @@ class ClockSkewCheck:
         analyzer: AnalyzerStats,
     ) -> None:
         if not misdated:
-            return  # all misdated flows are outside ``flows``; the next update has them
+            return  # the misdated flows are not in ``flows``; the next update applies them
         analyzer.misdated[reason] += len(misdated)
         self._limit.warn(
             log,

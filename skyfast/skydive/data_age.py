@@ -38,7 +38,8 @@ class DataAge:
     def observe(self, flows: Sequence[Flow], analyzer: AnalyzerStats) -> None:
         """Observe one of the ``flows`` of a message that has just arrived.
 
-        The time of the agent's update is only known if ``LastUpdateMetric.Last`` was decoded.
+        ``delivery`` is observed only if the time of the agent's update (``LastUpdateMetric.Last``)
+        was decoded.
         """
         if not flows:
             return

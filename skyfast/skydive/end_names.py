@@ -15,7 +15,7 @@ _UNKNOWN: Final[Names] = ("unknown",)
 """Stands for an address that the topology does not know."""
 
 MAX_SHARED: Final = 10_000
-"""Maximum number of shared combinations for ambiguous addresses; then all are dropped."""
+"""Maximum number of cached combinations for ambiguous addresses; then the cache is emptied."""
 
 
 class TopologyNames(Protocol):
@@ -29,15 +29,15 @@ class TopologyNames(Protocol):
 
 
 class EndNames(dict[str, Names | None]):
-    """The names of addresses, by address in Go's notation, as `skyfast.flows.plan.Names`.
+    """Maps addresses in Go's notation to their names; implements `skyfast.flows.plan.Names`.
 
-    The names of an address are the names of the topology, followed by the own network and the own
-    values. While there are no entries and no label shows own networks or values, these are left
-    out. The first name is the own name of the address, otherwise its name in the topology,
-    otherwise its own network.
+    The names of an address are its names in the topology, followed by its own network and its own
+    values. Own networks and values are left out while there are no own names and no label shows own
+    networks or values. The first name is the own name of the address. If there is no own name, it
+    is the name in the topology; if this is empty too, it is the own network.
 
-    The dict only contains addresses that have been looked up and that the topology knows. Combined
-    names of all other addresses are shared, because the table recognizes names by their identity.
+    The dict contains only addresses that the topology knows and that have been looked up. Other
+    addresses with equal names share one tuple, because the table compares tuples by identity.
     """
 
     __slots__ = ("_combines", "_of_ambiguous", "_of_unknown", "_own", "_topology")
@@ -64,7 +64,8 @@ class EndNames(dict[str, Names | None]):
     def name_of(self, key: str) -> str:
         """Return the first name of an address; "" if the name is unknown or depends on the flow.
 
-        Any thread may call this. Unlike a lookup, it does not note that an address is unknown.
+        Any thread may call this. Unlike a lookup, it does not note unknown addresses for a later
+        query.
         """
         topology = self._topology
         names = topology.get(key, topology.empty)
@@ -78,7 +79,7 @@ class EndNames(dict[str, Names | None]):
         topology = self._topology
         names = topology.get(key, _UNKNOWN)
         if names is _UNKNOWN:
-            names = topology[key]  # notes if the address is unknown
+            names = topology[key]  # notes an unknown address for a later query
             if self._combines and names is not None:
                 own = self._own[key]
                 names = self._of_unknown.get(own)
@@ -91,7 +92,7 @@ class EndNames(dict[str, Names | None]):
         return names
 
     def resolve(self, key: str, other: str, point: str, /) -> Names:
-        """Return the names of an ambiguous address in this context."""
+        """Return the names of an ambiguous address in a flow to ``other``, seen at ``point``."""
         names = self._topology.resolve(key, other, point)
         if not self._combines:
             return names

@@ -40,7 +40,7 @@ EDGE_WITHOUT_NODE: Final = "edge_without_node"
 """Counts edges whose parent or child is missing in the graph.
 
 An edge is not counted if the missing node may have a type that is not read. For example, services
-have edges to endpoints."""
+have edges to endpoints, which are not read."""
 
 NAME_TOO_LONG: Final = "name_too_long"
 """Counts names and IDs longer than `MAX_NAME_CHARS`."""
@@ -171,11 +171,11 @@ class GraphIndex:
             parts.popitem()
 
     def of_type(self, node_type: str) -> list[Node]:
-        """Return the nodes of a type. It must not be a type of interfaces."""
+        """Return the nodes of ``node_type``, which must not be a type of interfaces."""
         return self._types.get(node_type, [])
 
     def parents(self, relation: str, node: Node) -> Sequence[Node]:
-        """Return the distinct parents of a node, which may be empty."""
+        """Return the distinct parents of a node; there may be none."""
         return self._parents[relation].get(node.id or "")
 
     def veth_peers(self, node: Node) -> Sequence[Node]:
@@ -226,8 +226,8 @@ class GraphIndex:
         """Return an address in the notation of flows, or "" if ``text`` is not an address.
 
         ``text`` may have a prefix length and a zone. Go formats IPv6 like Python, by RFC 5952, but
-        never uses the mixed notation: an address in ``::ffff:0:0/96`` is formatted as the IPv4
-        address that it maps. Flows have no zones (``%eth0``).
+        never uses the mixed notation: an address in ``::ffff:0:0/96`` is formatted as the mapped
+        IPv4 address. Flows have no zones (``%eth0``).
         """
         if not text:
             return ""
@@ -263,7 +263,10 @@ def type_of(node: Node) -> str:
 
 
 def _is_later(node: Node, other: Node) -> bool:
-    """Compare nodes with the same ID, so that the choice does not depend on the graph's order."""
+    """Return whether ``node`` is preferred to ``other``, which has the same ID.
+
+    The result does not depend on the order of nodes in the graph.
+    """
     times = node.updated_at or 0, other.updated_at or 0
     if times[0] != times[1]:
         return times[0] > times[1]

@@ -168,7 +168,7 @@ class Ingest:
         self._next_messages = self._new_messages if unknown else self._messages
 
     def _decode_fully(self, data: bytes, position: int, analyzer: AnalyzerStats) -> None:
-        """Apply the flows from ``position`` on; they have not been applied or counted yet."""
+        """Apply the flows from ``position`` on. They have been counted, but not applied yet."""
         try:
             flows = self._full_messages.decode(data).Obj[position:]
         except UNDECODABLE:

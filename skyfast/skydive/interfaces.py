@@ -26,7 +26,7 @@ MAX_LABEL_CHARS: Final = 1024
 MAX_LABELS_CHARS: Final = 8 * 1024 * 1024
 """Maximum characters of all labels together; further nodes are counted as ``too_many``.
 
-The page repeats the labels in every family, so this bounds the size of the page if names are
+The page repeats the labels in every family, so this limit bounds the page size if names are
 long."""
 
 MAX_COUNTER: Final = 2**63 - 1
@@ -81,10 +81,10 @@ _COUNTERS: Final = (
     ("tx_missed_errors", "", "Always 0, because Skydive has no such counter."),
     ("collisions", "collisions", "Collisions while sending."),
 )
-"""A part of the compatible name, a part of the standard name, and the help text.
+"""Each entry has a part of the compatible name, a part of the standard name, and the help text.
 
-The first part is also the name of the field of `Counters`. A counter that Skydive does not provide
-has no standard name."""
+The part of the compatible name is also the name of the field of `Counters`. A counter that Skydive
+does not provide has no standard name."""
 
 _FAMILIES: Final[dict[Naming, tuple[_Family, ...]]] = {
     "compatible": tuple(

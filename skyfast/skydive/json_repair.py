@@ -17,8 +17,8 @@ A message has two levels, and a flow has 3 to 5 below them."""
 MAX_REPAIRED_TOKENS: Final = 500_000
 """Maximum number of escapes, or of strings and brackets, that are parsed to repair a message.
 
-Parsing this many takes 0.2 s, much less than the timeout of a pong. A message of 100 flows contains
-10,000."""
+Parsing this many takes 0.2 s, much less than the timeout for a pong. A message of 100 flows
+contains 10,000 of them."""
 
 # A complete or incomplete string, or a bracket. Possessive, so that it never backtracks.
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)

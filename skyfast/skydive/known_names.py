@@ -1,7 +1,7 @@
-"""The names of addresses and capture points as text, and searches in these names.
+"""Looks up and searches the names of addresses and capture points.
 
 This module sends no queries. It only uses names that are known for other purposes: names that
-labels ask for, own names, and the names of interfaces whose counters are exported.
+labels show, own names, and the names of interfaces whose counters are exported.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +30,7 @@ class NameMappings(Protocol):
 
 
 class NamedInterfaces(Protocol):
-    """The interface table."""
+    """The interfaces whose counters are exported."""
 
     @property
     def names(self) -> Mapping[str, InterfaceName]: ...

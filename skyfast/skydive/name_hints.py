@@ -9,7 +9,7 @@ from skyfast.runtime.logs import printable
 from skyfast.skydive.name_resolver import Resolution
 
 MAX_LABELS: Final = 3
-"""Maximum number of labels that a text lists."""
+"""Maximum number of labels that a hint lists."""
 
 MAX_KEYS: Final = 10
 """Maximum number of missing pod labels."""

@@ -29,18 +29,18 @@ from skyfast.skydive.name_resolver import (
 from skyfast.stats import LOOKUP_DROPS, NameStats
 
 MAX_NAMES: Final = 100_000
-"""Maximum number of entries of a mapping, including entries that are missing in the topology."""
+"""Maximum number of entries of a mapping, including entries that are no longer in the topology."""
 
 MAX_TRIPLES: Final = 50_000
-"""Maximum number of triples with cached names; the names of further triples are empty."""
+"""Maximum number of `Triple` keys in the cache of names; names of further triples are empty."""
 
 PRUNE_INTERVAL_S: Final = 300.0
-"""Minimum time between two removals of cached names that flows may no longer use."""
+"""Minimum time between two clearings of the cache, to drop names that flows no longer use."""
 
 MAX_UNKNOWN: Final = 20_000
 """Maximum number of unknown addresses that wait for a query, and of addresses already queried.
 
-The queries of one minute contain 15,000 addresses."""
+The queries of one minute contain up to 15,000 addresses."""
 
 MISS_S: Final = 60.0
 """An address that belongs to no pod is not queried again for this time."""
@@ -58,7 +58,9 @@ V = TypeVar("V")
 class _Update(Generic[V]):
     """The changes of a mapping.
 
-    ``gone`` maps each missing key to the time of the first resolution without it, oldest first.
+    ``leaving`` are the keys to remove. ``gone`` are the keys that are missing in the resolution,
+    but stay for now. It maps each key to the time of the first resolution without this key, oldest
+    first.
     """
 
     changed: Mapping[str, V]
@@ -91,7 +93,8 @@ class _Context:
     def _in_namespaces_of(self, point: CapturePoint | None, address: str) -> tuple[Candidate, ...]:
         """Return the candidates in the namespaces of a capture point and of the point's peers.
 
-        A loopback address has thousands of candidates, one in each namespace.
+        A loopback address has thousands of candidates, one in each namespace, so they are indexed
+        by namespace.
         """
         if point is None:
             return ()
@@ -143,8 +146,8 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
     """The names of addresses, by address in Go's notation.
 
     The names are in the order of `ADDRESS_NAMES`, followed by the values of the pod labels. An
-    ambiguous address has None instead; `resolve` then chooses by the context, and caches the
-    result. If ``notes_unknown`` is set, each unknown address that is looked up is noted.
+    ambiguous address has None instead: `resolve` chooses its names by the context of the flow, and
+    caches them. If ``notes_unknown`` is set, a lookup notes an unknown address for `take_unknown`.
     """
 
     __slots__ = (
@@ -174,7 +177,10 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         return self.empty
 
     def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
-        """Return the names of ``key`` in a flow with ``other`` at ``point``; empty if ambiguous."""
+        """Return the names of ``key`` in a flow to ``other``, captured at ``point``.
+
+        The names are empty if they are ambiguous.
+        """
         triple = key, other, point
         names = self._triples.get(triple)
         if names is not None:
@@ -238,8 +244,8 @@ class NameIndex:
     returns whether this resolution is due. If a host has no capture point left, the owners of
     ambiguous addresses on this host stay for the same time. Without resolutions, all entries stay.
 
-    Only :meth:`apply` changes the mappings, in place. The thread that calls :meth:`apply` may use
-    the mappings at any time.
+    :meth:`apply` and :meth:`forget_topology` change the mappings in place. The thread that calls
+    these methods may use the mappings at any time.
     """
 
     def __init__(self, *, keep_s: float, k8s_labels: tuple[str, ...] = ()) -> None:
@@ -282,7 +288,7 @@ class NameIndex:
         self.ends.use(own, extends=any(map(shows_only_own, labels)))
 
     def forget_topology(self) -> None:
-        """Forget the names from the topology, which is no longer read. No label may show any."""
+        """Forget all names from the topology, which is not read anymore. No label may show them."""
         self.nodes.clear()
         self.addresses.clear()
         self.addresses.forget_contexts()
@@ -303,7 +309,7 @@ class NameIndex:
         return any(now - since >= self._keep_s for since in oldest)
 
     def compare(self, resolution: Resolution, now: float) -> Changes:
-        """Return the changes caused by ``resolution``, of the whole topology at ``now``.
+        """Return the changes caused by ``resolution``, which covers the whole topology at ``now``.
 
         Modifies nothing. Any thread may call this method while no thread is in :meth:`apply`.
         """
@@ -313,7 +319,7 @@ class NameIndex:
         node_update = self._compared(self.nodes, nodes, self._gone_nodes, now)
         points = dict(islice(resolution.points.items(), MAX_NAMES))
         hosts = {point.host for point in points.values()}
-        # Keep the data that the flows of kept entries need for their resolution.
+        # Some entries stay although they are missing. Keep the data for resolving their flows.
         for tid in node_update.gone:
             if tid in context.points:
                 points[tid] = context.points[tid]
@@ -338,9 +344,9 @@ class NameIndex:
         )
 
     def compare_new(self, resolution: Resolution, now: float) -> Changes:
-        """Return the changes caused by ``resolution``, of a part of the topology at ``now``.
+        """Return the changes caused by ``resolution``, which covers only a part of the topology.
 
-        Like `compare`, but only addresses that are still unknown get names.
+        ``now`` is the time of the resolution. Only addresses that are still unknown get names.
         """
         capacity = MAX_NAMES - len(self.addresses)
         added = {
@@ -475,7 +481,7 @@ def _limited(mapping: Mapping[str, V]) -> tuple[Mapping[str, V], int]:
 def _with_gone_hosts(
     candidates: Mapping[str, tuple[Candidate, ...]], context: _Context, gone_hosts: Set[str]
 ) -> dict[str, tuple[Candidate, ...]]:
-    """Return the addresses of owners on ``gone_hosts``. Each address has all its owners.
+    """Return the addresses with owners on ``gone_hosts``, each with all its owners.
 
     After an analyzer has started, hosts reappear one by one, while all of them report flows. An
     address that several hosts have must not get the names of the first host that reappears.
@@ -489,7 +495,7 @@ def _with_gone_hosts(
 
 
 def _agreed(address: str, candidates: tuple[Candidate, ...]) -> tuple[str, ...] | None:
-    """Return the names if all candidates have the same names, so they do not depend on the flow."""
+    """Return the names that all candidates share, or None if the names depend on the flow."""
     if is_local(address):
         return None
     first = candidates[0].names

@@ -52,18 +52,18 @@ PODS_INTERVAL_S: Final = 5.0
 These readings detect that another pod has taken over an address."""
 
 OVERLAP_MS: Final = 120_000
-"""Each reading of changes includes this much time before the previous reading.
+"""Each reading of changes overlaps the previous reading by this time.
 
-``UpdatedAt`` is the time of the node's host, whose clock can be slow. The update also takes a few
-seconds to arrive."""
+The clock of the node's host sets ``UpdatedAt``, and this clock can be slow. The update also takes a
+few seconds to arrive."""
 
 PODS_OVERLAP_MS: Final = 10_000
-"""The same time for pods, whose ``UpdatedAt`` is the time of an analyzer."""
+"""The overlap for pods. An analyzer's clock sets their ``UpdatedAt``."""
 
 COMPLETE_WAIT_S: Final = 60.0
-"""Maximum time for which names of an earlier poller stay, until every query has a response.
+"""After a reload, names stay until every query has a response, but at most for this time.
 
-Without one of these responses, resolved names would be less exact, and would change again."""
+Names that are resolved without all responses would be less exact, and would soon change again."""
 
 KINDS: Final = {
     queries.NAMED_INTERFACES: "interfaces",
@@ -72,11 +72,11 @@ KINDS: Final = {
     queries.KUBERNETES: "kubernetes",
     queries.KUBERNETES_EDGES: "kubernetes_edges",
 }
-"""The queries, and the value that each has for the label ``query`` in self metrics."""
+"""The queries, each with its value of the label ``query`` in self metrics."""
 
 
 def needed(config: Config) -> tuple[Query, ...]:
-    """Return the queries that labels and info series need; empty if none shows names."""
+    """Return the queries that labels and info series need; empty if neither shows names."""
     local = (queries.NAMED_INTERFACES, queries.NAMESPACES, queries.EDGES)
     everything = (*local, queries.KUBERNETES, queries.KUBERNETES_EDGES)
     if config.topology.interface_info:
@@ -112,8 +112,8 @@ class _Progress:
 class NamePoller:
     """Reads the data that names are resolved from, and updates ``index``.
 
-    Reading, resolving and comparing run in worker threads. The changes are applied on the event
-    loop, which calls ``renamed`` for each changed mapping with its changed keys.
+    Reading, resolving and comparing run in worker threads. The event loop applies the changes, and
+    calls ``renamed`` with each changed mapping and its changed keys.
     """
 
     def __init__(
@@ -129,8 +129,8 @@ class NamePoller:
     ) -> None:
         """Create the poller; ``now`` is the clock of ``index``, in seconds.
 
-        ``wanted`` are the results of `needed`, usually for the configuration of ``export``. Without
-        ``reads_interfaces``, another poller reads the interfaces and calls `received`.
+        ``wanted`` are the queries that `needed` returned. Without ``reads_interfaces``, another
+        poller reads the interfaces and calls `received`.
         """
         self._wanted = wanted
         self._export = export
@@ -174,7 +174,7 @@ class NamePoller:
         self._resolve_soon()
 
     def interfaces_failed(self) -> None:
-        """Do not wait for the interfaces, because no analyzer has answered."""
+        """Stop waiting for the interfaces, because no analyzer has answered the query."""
         self._progress[queries.NAMED_INTERFACES].tried = True
         self._resolve_soon()
 
@@ -216,8 +216,9 @@ class NamePoller:
     def _since_ms(self, asked_ms: int, overlap_ms: int) -> int:
         """Return the time from which changes are to be read, or 0 if this time is unknown.
 
-        The clocks of this host and of other hosts can be wrong, so the earlier time is used.
-        ``UpdatedAt`` of edges is not read, because edges are not newer than their nodes.
+        The result is based on the newest ``UpdatedAt`` or the time of the latest reading, whichever
+        is earlier: the clocks of this host and of other hosts can be wrong. ``UpdatedAt`` of edges
+        is not read, because edges are not newer than their nodes.
         """
         newest_ms = max(progress.newest_ms for progress in self._progress.values())
         return max(0, min(newest_ms, asked_ms) - overlap_ms)
@@ -225,7 +226,7 @@ class NamePoller:
     async def _ask(
         self, client: TopologyClient, query: Query, kind: str, *, kept: Query
     ) -> GraphReader | None:
-        """Send a query for elements of ``kept``."""
+        """Send ``query``, which returns some or all elements of the query ``kept``."""
         begun = time.monotonic()
         reader = await client.ask(query, lambda: self._store.reader(kept, changes=query))
         if reader is not None:
@@ -283,7 +284,7 @@ class NamePoller:
             self._update_hints(resolution)
 
     def _update_hints(self, resolution: Resolution) -> None:
-        """Explain empty labels; log each reason when it occurs."""
+        """Update the reasons why labels are empty, and log new reasons."""
         hints, names = find_hints(self._export, resolution), self._names
         if hints.without_pods and hints.without_pods != names.labels_without_pods:
             text = (

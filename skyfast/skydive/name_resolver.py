@@ -1,10 +1,11 @@
 """Resolves the names of addresses and capture points from the topology.
 
-Pure functions, without clock and socket. An address can have several owners (the same subnet on
-each host, overlapping clusters). :func:`choose` distinguishes them by the place where the flow was
-captured. If the topology is contradictory or ambiguous, names are empty rather than wrong.
+All functions are pure: they use no clock and no socket. An address can have several owners, for
+example if every host has the same subnet, or if clusters overlap. :func:`choose` distinguishes the
+owners by the place where the flow was captured. If the topology is contradictory or ambiguous,
+names are empty rather than wrong.
 
-Relations between nodes are from Skydive's probes: see `skyfast.skydive.graph_index`. The rules of
+Skydive's probes create the relations between nodes: see `skyfast.skydive.graph_index`. The rules of
 pods and workloads are in `skyfast.skydive.workloads`; the rules of containers are in
 `skyfast.skydive.runtime_containers`.
 """
@@ -50,7 +51,7 @@ CLUSTER_IP_INTERFACE: Final = "kube-ipvs0"
 """Name of the interface to which kube-proxy adds all cluster IPs, on every host, in IPVS mode."""
 
 _SORTED_AT_ONCE: Final = 256
-"""Number of candidates that are sorted within about 1 ms."""
+"""Number of candidates that are sorted at once: this holds the GIL for about 1 ms."""
 
 Networks: TypeAlias = tuple[IPv4Network | IPv6Network, ...]
 """Subnets of a host."""
@@ -109,8 +110,8 @@ class Resolution(msgspec.Struct, frozen=True, gc=False):
 def resolve(graph: Graph, *, k8s_labels: tuple[str, ...] = ()) -> Resolution:
     """Resolve the names of all addresses and capture points.
 
-    Never raises, whatever the graph contains. Takes about 1 s for 5,000 pods on 200 hosts, all of
-    it in interruptible Python code.
+    Never raises, whatever the graph contains. Takes about 1 s for 5,000 pods on 200 hosts. Other
+    threads can get the GIL in between.
     """
     resolver = _Resolver(graph, k8s_labels)
     resolution = resolver.resolution()
@@ -160,7 +161,7 @@ def choose(
 def is_local(address: str) -> bool:
     """Return whether an address is a loopback or link-local address.
 
-    Any host or link can have the same address, including hosts and links that are not in the
+    Any host or link can have the same local address, including hosts and links that are not in the
     topology. Therefore an address with a single owner in the topology can have other owners, too.
     """
     if address == "::1" or address.startswith(("127.", "169.254.")):
@@ -180,7 +181,7 @@ def _only_names(candidates: Iterable[Candidate]) -> tuple[str, ...] | None:
 
 
 def _share_network(networks: Mapping[str, Networks], host: str, address: str, other: str) -> bool:
-    """Return whether one of a host's subnets has both addresses."""
+    """Return whether one of a host's subnets contains both addresses."""
     ends = addresses.read(address), addresses.read(other)
     if ends[0] is None or ends[1] is None or len(ends[0]) != len(ends[1]):
         return False
@@ -214,7 +215,7 @@ class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
 
 
 class _Place(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
-    """The place of an interface's addresses. All addresses of a namespace usually share one place.
+    """Where an interface's addresses are. Addresses of a namespace usually share one place.
 
     ``of_machine`` is true if the addresses belong to a virtual machine behind an interface.
     """
@@ -284,7 +285,7 @@ class _Resolver:
             else:
                 # The container may be in any of these namespaces.
                 uncertain.update(id(owner) for owner in index.parents(OWNERSHIP, container))
-        # Containers in a host's own namespace do not name it.
+        # The names of a host's own namespace do not depend on the containers in it.
         namespaces = {
             id(node): _Namespace(id=index.name(node.id), host=index.name(node.host), own=True)
             for node in index.of_type("host")
@@ -325,7 +326,7 @@ class _Resolver:
     def _pod_of(
         self, containers: Sequence[Node], host: str
     ) -> tuple[Pod, PodNames] | tuple[None, PodNames | None]:
-        """Return the pod of containers that share a namespace, and its names.
+        """Return the pod of containers that share a namespace, and the names of the pod.
 
         The pod is found by its Kubernetes containers, or else by labels, or else by the containers'
         names.
@@ -382,7 +383,8 @@ class _Resolver:
             if not tid:
                 self._skipped[NO_ID] += 1
                 continue
-            # Flows cannot distinguish two nodes with the same TID; the choice must be stable.
+            # Flows cannot distinguish two nodes with the same TID, so the choice must at least be
+            # stable.
             other = by_tid.setdefault(tid, (node, namespace))
             if other[0] is not node:
                 self._skipped[DUPLICATE_TID] += 1
@@ -576,7 +578,7 @@ class _Resolver:
         return is_only and self._workloads.may_be_on(pod, place.host)
 
     def _pod_candidate(self, pod: Pod) -> Candidate:
-        """Return the candidate for an address of a pod that no known interface has."""
+        """Return the candidate for a pod's address, if no known interface has this address."""
         namespaces = self._namespaces_of_pod.get(id(pod))
         namespace = namespaces[0] if len(namespaces) == 1 else None
         known = namespace.host if namespace else ""
@@ -640,8 +642,8 @@ class _Subnets:
         if address is None or not (length_text.isascii() and length_text.isdecimal()):
             return None
         if len(length_text) > 3 or (length := int(length_text)) >= 8 * len(address):
-            # Every pod can have a subnet with only one address, which never contains both ends of a
-            # flow.
+            # Leave out subnets with only one address: every pod can have one, and it never contains
+            # both ends of a flow.
             return None
         key = addresses.masked(address, length), length
         network = self._known.get(key)
@@ -713,8 +715,8 @@ def _newest(pods: Sequence[Pod]) -> Sequence[Pod]:
 def _in_order(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     """Return the distinct candidates, sorted.
 
-    ``127.0.0.1`` has one candidate in each namespace. Sorting thousands at once would not be
-    interruptible.
+    ``127.0.0.1`` has one candidate in each namespace. Sorting thousands at once would hold the GIL
+    for too long.
     """
     rest = iter(set(candidates))
     chunks = []

@@ -1,6 +1,6 @@
 """Decodes a flow without the values that have the wrong JSON type.
 
-If the round-trip time of a flow is a string, its bytes and packets can still be used.
+For example, if the round-trip time of a flow is a string, its bytes and packets can still be used.
 `skyfast.flows.fields.FlowTypes.omissible` lists the optional fields. If any other field cannot be
 decoded, the whole flow is skipped.
 """
@@ -18,9 +18,9 @@ from skyfast.flows.plan import FieldPath
 class PartialDecoder:
     """Decodes single flows as ``FullReport`` without the fields that cannot be decoded.
 
-    An undecodable number becomes None, and an undecodable part becomes a part whose fields are all
-    None. For the table, None is an unusable value: the table counts the field, and uses the rest of
-    the flow.
+    An undecodable number becomes None. An undecodable nested object becomes an object whose fields
+    are all None. The table treats None as an unusable value: it counts the field, and uses the rest
+    of the flow.
     """
 
     def __init__(self, types: FlowTypes) -> None:

@@ -36,16 +36,17 @@ SETTLE_S: Final = SLACK_S
 """A report can arrive this long after a newer report, because analyzers batch reports for 5 s."""
 
 MAX_UNSETTLED: Final = 10_000
-"""Maximum number of gaps that wait for a late report; further gaps are counted at once."""
+"""Maximum number of gaps that wait for a late report; then the oldest gap is counted at once."""
 
 UPDATE_PERIOD_S: Final = 60.0
 UPDATE_PERIODS: Final = 60
-"""The estimate of ``flow.update`` is the largest value seen in two different minutes of the last
-hour. A single minute is not reliable: when the clock of an agent is adjusted, all updates of one
-tick seem longer or shorter."""
+"""``flow.update`` is estimated from the highest value of each minute of the last hour.
+
+The estimate is the second highest of these values. A single minute is not reliable: when the clock
+of an agent is adjusted, all updates of one tick seem longer or shorter."""
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
-"""Skip reasons that cause gaps. The other reasons apply to all reports of a flow."""
+"""Skip reasons that cause gaps. The other reasons skip all reports of a flow, so no gap occurs."""
 
 Flow = Any
 """A struct of the plan's type ``FullReport``."""
@@ -118,7 +119,7 @@ class ReportChecker:
             for index, counter in enumerate(plan.counters)
             if counter.last_update
         )
-        # With deduplication, the table does not know the duplicates.
+        # With deduplication, the table also does not know the duplicates that it has skipped.
         self._checks_unknown = plan.conversation is None
         self._table = table
         self._stats = stats
@@ -163,13 +164,13 @@ class ReportChecker:
         return [(flow, known(flow.UUID)) for flow in flows]
 
     def after(self, sample: Sample, analyzer: AnalyzerStats) -> None:
-        """Check the flows of `before` after the table has been updated with them."""
+        """Check the flows in ``sample``, after the table has been updated with them."""
         now = self._now()
         self._note_own_losses(now)
         seen: set[str] = set()
         for flow, known in sample:
             if flow.UUID in seen:
-                continue  # the known state is outdated
+                continue  # the flow's second report: the known state is outdated
             seen.add(flow.UUID)
             if flow.Metric is None or flow.LastUpdateMetric is None:
                 continue
@@ -184,7 +185,7 @@ class ReportChecker:
                 self._check_unknown(flow, totals, deltas, analyzer, now)
 
     def note_late(self, flows: Sequence[Flow]) -> None:
-        """Close the gaps that are filled by late reports in ``flows``, the latest update."""
+        """Drop gaps that late reports in ``flows`` have filled; ``flows`` are the latest update."""
         if self._table.late_total == self._late_total:
             return
         self._late_total = self._table.late_total

@@ -5,8 +5,8 @@ row expires until the subscription has delivered again for one reporting interva
 (``flow.update``): by then, every live flow has been reported again. The pause is bounded, because
 it also delays the expiry of ended connections.
 
-This module has no clock and no socket: its inputs are periodic states and ``now``, and its output
-is a decision.
+This module has no clock and no socket: its inputs are the states of the subscriptions at regular
+intervals and ``now``, and its output is a decision.
 """
 
 import math
@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 SLACK_S: Final = 15.0
-"""Added to the interval: analyzers batch reports for up to 5 s, and agents' ticks drift."""
+"""Added to each interval: analyzers batch reports for up to 5 s, and agents' ticks drift."""
 
 MISSING_UPDATES: Final = 2
-"""If only other subscriptions deliver for this many intervals, a subscription is ignored."""
+"""A subscription is ignored if only other subscriptions deliver for this many intervals."""
 
 INCIDENT_UPDATES: Final = 4
-"""Neither an incident nor a subscription holds the clock for more than this many intervals."""
+"""Maximum hold time in intervals: of one subscription, and of all subscriptions together."""
 
 MAX_FLOW_UPDATE_S: Final = 3600.0
 """Upper limit for values of ``flow.update``."""
@@ -48,7 +48,7 @@ class _SubscriptionState:
 
     delivers: bool = True
     delivers_for_s: float = math.inf
-    """How long the subscription has delivered without interruption; infinite before the first."""
+    """How long the subscription has delivered since its last interruption; infinite if none."""
     healthy: bool = True
     missing_s: float = 0.0
     """How long only other subscriptions have delivered since this subscription was last healthy."""

@@ -1,4 +1,4 @@
-"""Names of containers and their pods, as container runtimes and kubelet give them.
+"""Reads the names of containers and their pods from the data of container runtimes and kubelet.
 
 Sources: kubelet's labels (``pkg/kubelet/types/labels.go``), dockershim's container names and
 ``io.kubernetes.docker.type`` (``pkg/kubelet/dockershim``), containerd's annotations
@@ -17,7 +17,7 @@ _NO_KUBERNETES: Final = KubernetesLabels()
 
 
 def is_sandbox(container: Node) -> bool:
-    """Return whether a container is a sandbox: it has the network of its pod, and runs nothing."""
+    """Return whether a container is a sandbox, which only holds the network namespace of a pod."""
     labels, kubernetes = _labels(container)
     cri, crio = kubernetes.cri, kubernetes.crio
     docker_type = (kubernetes.docker and kubernetes.docker.type) or labels.docker_type

@@ -6,7 +6,7 @@ to an analyzer that it picks at random each time (``flow/table.go`` and
 one of N analyzers received none is (1 - 1/N)^n. A subscription without a message is *suspect* if
 this probability is less than `SUSPECT_CHANCE`, and *silent* if it is less than `SILENT_CHANCE`. The
 number of sent ``stats`` is estimated from the number of capture points, unless the other
-subscriptions disagree.
+subscriptions have received far fewer.
 
 A subscription that gets ``stats`` but no flows is silent, too, if the ``stats`` show that captures
 receive packets. When a subscriber disconnects, an analyzer stops sending to all subscribers until
@@ -38,7 +38,7 @@ SILENT_CHANCE: Final = 1e-6
 A reconnection interrupts all subscribers of the analyzer."""
 
 LOST: Final = 0.01
-"""The share of ``stats`` that UDP is assumed to lose without making a subscription silent."""
+"""UDP may lose this share of the ``stats``; such losses must not make a subscription silent."""
 
 WINDOW_S: Final = 30.0
 """``stats`` are counted in windows of this length."""
@@ -94,7 +94,7 @@ class Activity:
     ``PacketsReceived`` is the sum of about ten readings of a point's total. An idle point always
     reports the same sum, or the sum of nine or eleven of the same readings. A sum that the capture
     has not reported recently shows that the capture receives packets. Captures that do not count
-    packets (eBPF, sFlow, NetFlow) report 0, which shows nothing.
+    packets (eBPF, sFlow, NetFlow) report 0, whether they receive packets or not.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class Activity:
         self._kept_until_s = -math.inf
 
     def message(self, raw: msgspec.Raw | bytes, now: float) -> None:
-        """Process a report, the ``Obj`` of a message. `Captures` counts invalid ones."""
+        """Process a report, the ``Obj`` of a message. Invalid reports are ignored."""
         try:
             report = self._decode(raw)
         except UNDECODABLE:
@@ -192,8 +192,8 @@ class Silence:
     """Decides whether a subscription is suspect or silent.
 
     Without messages, a subscription is suspect after ``longest_s`` at the latest, and silent after
-    ``longest_s`` times ``stretch`` at the latest. If ``longest_s`` is 0, it is never suspect or
-    silent.
+    ``longest_s`` times ``stretch`` at the latest. If ``longest_s`` is 0, the subscription is never
+    suspect or silent.
     """
 
     def __init__(
@@ -274,7 +274,7 @@ class Silence:
 
 
 def is_improbable(sent: float, chance: float, *, analyzers: int, lost: float = 0.0) -> bool:
-    """Return whether the probability of receiving none of ``sent`` is below ``chance``."""
+    """Return whether receiving none of ``sent`` messages is less probable than ``chance``."""
     missed = 1 - (1 - lost) / analyzers
     if missed <= 0:
         return sent > 0

@@ -2,9 +2,9 @@
 
 Messages are passed on as received; this module does not decode them.
 
-A subscription always ends with an exception. :func:`classify` maps it to the reason that is counted
-and logged, :func:`backoff` determines the delay, and then the subscription starts again. Only
-cancellation ends this loop, so a misbehaving analyzer affects only its own subscription.
+A subscription always ends with an exception. :func:`classify` maps the exception to the reason that
+is counted and logged, :func:`backoff` determines the delay, and then the subscription starts again.
+Only cancellation ends this loop, so a misbehaving analyzer affects only its own subscription.
 
 ``docs/skydive.md`` describes the protocol and the bugs of analyzers.
 """
@@ -54,7 +54,7 @@ from skyfast.stats import AnalyzerStats, Failure
 
 log = logging.getLogger("skyfast.subscription")
 
-# At level DEBUG, websockets logs all headers, with the credentials.
+# At level DEBUG, websockets logs all headers, including the credentials.
 _wire_log = logging.getLogger("skyfast.websockets")
 _wire_log.setLevel(logging.WARNING)
 
@@ -62,19 +62,19 @@ SILENCE_JITTER: Final = 1.3
 """Each subscription multiplies the silence timeout by a random factor of up to this value.
 
 An analyzer stops sending to all its subscribers together. The first subscriber that reconnects
-makes the analyzer resume for all. So the subscribers should not all reconnect at once. 20 s become
-up to 26 s, and the 45 s of ``silence_timeout`` up to 58 s."""
+makes the analyzer resume for all. Therefore the subscribers should not all reconnect at the same
+time. 20 s become up to 26 s, and the 45 s of ``silence_timeout`` up to 58 s."""
 
 STATISTICS: Final = ("stats", "stats")
 FLOWS: Final = ("flow", "store")
 """Keys in `AnalyzerStats.messages`: the kinds of messages from which silence is detected."""
 
 BACKLOG_BYTES: Final = 32 << 10
-"""If a socket always has this much unread data, its analyzer has to wait.
+"""If a socket has this much unread data at every check, its analyzer has to wait.
 
 This is less than half of the smallest receive buffer in Linux (``tcp_rmem``), because the buffer of
-a slow reader contains little more data than half of its size. But a fast reader never leaves this
-much unread between two messages."""
+a slow reader may be only a little more than half full. A fast reader never leaves this much data
+unread between two messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,7 @@ DEFAULT_TIMING: Final = Timing()
 
 
 class SilenceError(Exception):
-    """A subscription that had delivered stopped delivering."""
+    """A subscription has stopped delivering."""
 
 
 class OverloadError(Exception):
@@ -165,7 +165,7 @@ def classify(exc: BaseException) -> str:
             return "handshake"
         case ConnectionClosed():
             if exc.sent is None or exc.rcvd_then_sent:
-                return "closed"  # by the analyzer; its code is echoed
+                return "closed"  # by the analyzer; websockets echoes the close code
             return _CLOSE_REASONS.get(exc.sent.code, "error")
         case socket.gaierror() | UnicodeError():  # UnicodeError: encoding of a host name
             return "unresolved"
@@ -196,7 +196,7 @@ class _Connect(connect):
 class _BacklogTimer:
     """Checks the backlog once per tick, to measure how long an analyzer has been waiting.
 
-    A late check means that nothing was read in the meantime.
+    If a check is late, nothing was read in the meantime.
     """
 
     def __init__(self, tick_s: float) -> None:
@@ -219,6 +219,7 @@ class _BacklogTimer:
         if self._is_long_ago(self._checked_s, now_s):  # pragma: no cover - only on a slow machine
             return now_s - self._kept_up_s
         # When the connection ends, the remaining backlog is read before the end is noticed.
+        # Therefore a wait that has just ended still counts.
         return 0.0 if self._is_long_ago(self._behind_until_s, now_s) else self._lag_s
 
     def _is_long_ago(self, at_s: float, now_s: float) -> bool:
@@ -251,7 +252,7 @@ class _SilenceMonitor:
         self.received = False
         """The receiver sets this for every message."""
         self.problem = ""
-        """Why the subscription is silent, if it is."""
+        """The reason if the subscription is silent, otherwise empty."""
         self.backlog = _BacklogTimer(tick_s)
         self._connection = connection
         self._deadline = deadline
@@ -322,9 +323,9 @@ class Subscription:
         """Create a subscription to ``endpoint``, one of ``config.subscriber.endpoints``.
 
         The endpoint may include one of the addresses of its host. ``ssl`` is required for
-        ``wss://``. ``on_message`` receives the bytes of each message, and counts it in ``stats``.
-        ``on_change`` is called when ``stats.up`` or `delivers` has changed. ``predecessor`` is the
-        previous subscription to the same analyzer, which this one replaces.
+        ``wss://``. ``on_message`` receives the bytes of each message, and counts the message in
+        ``stats``. ``on_change`` is called when ``stats.up`` or `delivers` has changed.
+        ``predecessor`` is the previous subscription to the same analyzer, which this one replaces.
         """
         self.endpoint = endpoint
         self._authentication = Authentication(

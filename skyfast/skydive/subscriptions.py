@@ -33,7 +33,7 @@ from skyfast.stats import AnalyzerStats, Failure, Stats
 log = logging.getLogger("skyfast.subscription")
 
 MAX_ADDRESSES: Final = 64
-"""Maximum number of addresses used of a ``dns+`` name."""
+"""Maximum number of addresses of a ``dns+`` name that are used."""
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
@@ -46,8 +46,9 @@ class Subscriptions:
     stays bounded. The name has a row, too, which counts failed resolutions. The name's ``up`` is 1
     while at least one of its addresses is subscribed.
 
-    The configuration and the name servers determine the targets. Only `run` acts on changes of the
-    targets: it stops obsolete subscriptions and starts missing ones.
+    The configuration and the name servers determine the targets: the subscriptions that should
+    exist. Only `run` acts when the targets change: it stops obsolete subscriptions and starts
+    missing ones.
     """
 
     def __init__(
@@ -200,7 +201,7 @@ class Subscriptions:
         stopped: Mapping[str, Subscription],
         tasks: asyncio.TaskGroup,
     ) -> None:
-        """Start missing subscriptions. ``stopped`` has the subscriptions just stopped."""
+        """Start missing subscriptions. ``stopped`` has the subscriptions that were just stopped."""
         for endpoint in self._prepared.config.subscriber.endpoints:
             if endpoint.follows_dns and endpoint not in self._resolvers:
                 self._resolvers[endpoint] = tasks.create_task(self._watch_addresses(endpoint))
@@ -300,7 +301,7 @@ class Prepared:
     digests: tuple[bytes, ...]
 
     def settings(self, endpoint: Endpoint) -> object:
-        """Return the settings of a subscription, without its endpoint, for comparison."""
+        """Return the settings of a subscription, without its endpoint, to detect changes."""
         return (
             self.config.host_id,
             self.config.credentials,
@@ -340,7 +341,7 @@ def _digests(tls: TLS) -> tuple[bytes, ...]:
 
 
 def _check_headers(config: Config) -> None:
-    """Reject header values for which the errors of websockets would quote secrets."""
+    """Reject invalid header values: errors of websockets would quote them, including secrets."""
     values = {
         "host_id": config.host_id,
         "pipeline.subscriber.capture_id": config.subscriber.capture_id,

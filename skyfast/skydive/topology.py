@@ -1,7 +1,7 @@
 """Polls the topology API of the analyzers for interface metrics and names.
 
 The responses go to :mod:`skyfast.skydive.interfaces` and :mod:`skyfast.skydive.name_index`. This
-module is independent of flows, so that failures of the topology API cannot affect them.
+module is independent of flows, so that failures of the topology API cannot affect flows.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from skyfast.stats import TopologyStats
 class TopologyPoller:
     """Periodically reads the interfaces, and the names if they are used.
 
-    If both are used, one query serves both.
+    If both are used, one query reads the interfaces for both.
     """
 
     def __init__(
@@ -104,7 +104,8 @@ class TopologyPoller:
                 return
             answer, now = _only_interfaces(named.answer()), self._now()
             await self._names.received(named)
-        # This takes up to a second for 20,000 interfaces, in interruptible Python code.
+        # This takes up to a second for 20,000 interfaces. The event loop can get the GIL in
+        # between.
         await asyncio.to_thread(self._interfaces.update, answer, now)
         self._stats.answers += 1
         self._stats.last_answer_timestamp_s = time.time()

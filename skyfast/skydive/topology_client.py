@@ -1,8 +1,8 @@
 """Sends queries to the topology API of the analyzers.
 
 A response is decompressed, split into its elements and decoded while it arrives. So memory never
-contains the whole text or all of its objects. No call holds the GIL for longer than one element
-takes.
+contains the whole text or all of its objects. No call holds the GIL for longer than it takes to
+decode one element.
 """
 
 import asyncio
@@ -78,7 +78,7 @@ class Observer(Protocol):
         """Receive an element, in a worker thread. Must not raise."""
 
     def end(self) -> None:
-        """The response is complete. This method is not called for an incomplete response."""
+        """Finish, because the response is complete. Not called for an incomplete response."""
 
 
 R = TypeVar("R", bound=Reader)
@@ -308,7 +308,7 @@ class _Elements:
         self.has_begun = False
 
     def begin(self, encoding: str) -> None:
-        """Start with a response that has this ``Content-Encoding``."""
+        """Start to read a response with this ``Content-Encoding``."""
         self.has_begun = True
         match encoding.lower():
             case "" | "identity":
@@ -331,7 +331,7 @@ class _Elements:
             return
         while data:
             try:
-                # Limited, because a few kilobytes can decompress to gigabytes.
+                # The size is limited, because a few kilobytes can decompress to gigabytes.
                 text = unpacker.decompress(data, PIECE_BYTES)
             except zlib.error as error:
                 raise QueryError("malformed", str(error)) from None

@@ -2,7 +2,8 @@
 
 The fields and their meaning are from the probes in Skydive's sources: ``topology/probes/k8s``,
 ``docker``, ``runc``, ``libvirt``, ``neutron`` and ``ovsdb``. Decoding never raises: a field of an
-unexpected type is absent, and elements that are not nodes or edges are skipped. Both are counted.
+unexpected type is treated as absent, and elements that are not nodes or edges are skipped. Both are
+counted.
 """
 
 import sys
@@ -105,7 +106,7 @@ class ContainerLabels(_Struct):
 
 
 class Container(_Struct):
-    """``Container``, of runtime containers."""
+    """``Container`` of runtime containers."""
 
     id: str | None = msgspec.field(default=None, name="ID")
     labels: ContainerLabels | None = None
@@ -127,7 +128,7 @@ class ObjectMeta(_Struct):
 
 
 class Spec(_Struct):
-    """``K8s.Extra.Spec``, of pods and services."""
+    """``K8s.Extra.Spec`` of pods and services."""
 
     host_network: bool | None = None
     node_name: str | None = None
@@ -141,7 +142,7 @@ class PodIp(_Struct):
 
 
 class PodStatus(_Struct):
-    """``K8s.Extra.Status``, of pods."""
+    """``K8s.Extra.Status`` of pods."""
 
     pod_ips: tuple[PodIp, ...] | None = msgspec.field(default=None, name="PodIPs")
     host_ip: str | None = msgspec.field(default=None, name="HostIP")
@@ -156,7 +157,7 @@ class Extra(_Struct):
 
 
 class K8s(_Struct):
-    """``K8s``, of nodes of the Kubernetes probe. Labels are nested at the dots of their keys."""
+    """``K8s`` of nodes of the Kubernetes probe. Labels are nested at the dots of their keys."""
 
     name: str | None = None
     namespace: str | None = None
@@ -171,7 +172,7 @@ class K8s(_Struct):
 
 
 class Libvirt(_Struct):
-    """``Libvirt``, of interfaces through which the host connects virtual machines."""
+    """``Libvirt`` of interfaces through which the host connects virtual machines."""
 
     domain: str | None = None
 
@@ -183,7 +184,7 @@ class ExtId(_Struct, rename="kebab"):
 
 
 class Neutron(_Struct):
-    """``Neutron``, of the interfaces of OpenStack's ports. Addresses have a prefix length."""
+    """``Neutron`` of the interfaces of OpenStack's ports. Addresses have a prefix length."""
 
     ipv4: tuple[str, ...] | None = msgspec.field(default=None, name="IPV4")
     ipv6: tuple[str, ...] | None = msgspec.field(default=None, name="IPV6")
@@ -267,7 +268,7 @@ def decode_node(element: bytes, skipped: Skipped | None = None) -> Node | None:
 
 
 def decode_edge(element: bytes, skipped: Skipped | None = None) -> Edge | None:
-    """Decode the JSON text of an edge; return None if it has no nodes or is deleted."""
+    """Decode the JSON text of an edge; return None if the edge is incomplete or deleted."""
     skipped = Counter() if skipped is None else skipped
     try:
         edge: _Edge | None = _decode_edge(element)
@@ -294,7 +295,7 @@ def _repaired(element: bytes, struct: Any, skipped: Skipped) -> Any:
 
 @cache
 def _reader(kind: Any) -> Callable[[object, Skipped], Any]:
-    """Return a function that reads a decoded value, without the parts of wrong types.
+    """Return a function that reads a decoded value, and omits parts of wrong types.
 
     The function returns None if the value itself has a wrong type.
     """

@@ -18,7 +18,7 @@ MAX_ELEMENT_BYTES: Final = 1024 * 1024
 Kubernetes does not store larger objects."""
 
 MAX_ELEMENTS: Final = 100_000
-"""Maximum number of nodes that are kept of a response; further nodes are skipped."""
+"""Maximum number of nodes that are kept from a response; further nodes are skipped."""
 
 
 class MalformedAnswerError(ValueError):

@@ -8,7 +8,7 @@ Skydive's sources show which queries work: ``graffiti/graph/traversal`` parses a
 
 * All conditions of one ``Has`` must hold. They are evaluated in order, up to the first condition
   that does not hold, so cheap and selective conditions come first. A ``Has`` directly after ``V()``
-  or ``E()`` is evaluated while the graph is listed, without a second list.
+  or ``E()`` is evaluated while the graph is listed, so no second list is created.
 * ``Within`` compares with its values one by one.
 * In nodes, a condition on a list holds if it holds for one of the list's elements. ``Ne('')`` holds
   if the key exists and no element is ``''``.
@@ -155,7 +155,7 @@ def changes(query: Query, since_ms: int) -> Query:
     ``query`` is one of `NAMESPACES`, `KUBERNETES`, `PODS`, `EDGES` and `KUBERNETES_EDGES`.
     Interfaces have no such query, because agents update the counters of all interfaces every 30 s.
     Deleted elements are not reported. Before Skydive 0.28, the key was ``UpdatedAt``, so the
-    responses of these versions are empty.
+    responses of older versions are empty.
     """
     if query not in _CHANGING:
         raise ValueError(f"no changes of {query.gremlin}")

@@ -1,8 +1,8 @@
 """Keeps the nodes and edges of the topology that names are resolved from.
 
 Each query has its own elements. A complete response replaces these elements, and a response that
-has only changes is merged into them. Elements that have not changed stay the same objects:
-`GraphReader` compares them while it decodes, so the store only compares identities.
+has only changes is merged into them. Elements that have not changed stay the same objects.
+`GraphReader` ensures this while it decodes, so the store only compares identities.
 
 Keys are strings and elements are untracked structs, so the garbage collector ignores the dicts.
 Otherwise, the garbage collector would stop the process for 0.1 s to visit 100,000 elements.
@@ -34,8 +34,8 @@ Elements: TypeAlias = dict[Hashable, Element]
 class GraphReader:
     """Decodes the elements of one response. ``also_interfaces`` decodes them for metrics, too.
 
-    An element that equals one of ``known`` is immediately replaced by that object, so that reading
-    an unchanged topology again takes no memory.
+    An element that equals one of ``known`` is immediately replaced by the known object, so that
+    reading an unchanged topology again takes no memory.
     """
 
     def __init__(
@@ -94,7 +94,8 @@ class GraphReader:
         self.newest_ms = max(self.newest_ms, _updated_ms(node))
         known = self._known.get(key)
         if isinstance(known, Node):
-            # ``UpdatedAt`` also changes with fields that are not read.
+            # ``UpdatedAt`` also changes with fields that are not read. This must not count as a
+            # change.
             known.updated_at = node.updated_at
         if known == node:
             # Use the known node's ID as the key, because an equal string would take additional
@@ -142,7 +143,7 @@ def _updated_ms(node: Node) -> int:
 class TopologyStore:
     """The elements of each query. Only one thread at a time may change the elements.
 
-    Readers must come from `reader`, for the same query.
+    A reader that is passed to a method must come from `reader`, for the same query.
     """
 
     def __init__(self) -> None:
@@ -167,7 +168,7 @@ class TopologyStore:
 
     @property
     def is_answered(self) -> bool:
-        """Whether there has been a response, which can be empty."""
+        """Whether there has been a response, even an empty one."""
         return bool(self._elements)
 
     def replace(self, query: Query, reader: GraphReader) -> bool:
@@ -207,7 +208,7 @@ class TopologyStore:
         ]
 
     def graph(self) -> Graph:
-        """Return all elements. The lists are new, the elements are not."""
+        """Return all elements, in new lists."""
         every = list(chain.from_iterable(list(part.values()) for part in self._elements.values()))
         skipped: Skipped = Counter()
         for part in list(self._skipped.values()):

@@ -44,7 +44,9 @@ _FORWARDED: Final = (
     0x80 | Opcode.PING,
     0x80 | Opcode.PONG,
 )
-"""First bytes of all other valid frames except close frames. No message follows a close frame."""
+"""First bytes of all other valid frames except close frames.
+
+No message follows a close frame, so the rest is forwarded without parsing."""
 
 _RESPONSE_END: Final = b"\r\n\r\n"
 """The end of a successful opening handshake response, which has no body."""
@@ -102,7 +104,7 @@ class WebSocketConnection(ClientConnection):
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection; messages received in the meantime are discarded."""
-        # Start the receiver even without `receive`, because the close frame follows unprocessed
+        # Start the receiver even without `receive`: the close frame may come after unprocessed
         # messages.
         self._receiver.start(_ignore, 0)
         await super().close(code, reason)
@@ -273,7 +275,7 @@ class _Receiver(asyncio.BufferedProtocol):
                 return self._reserve(payload)
             length = int.from_bytes(buffer[start + 2 : payload])
         elif length > 127:
-            length = _UNLIMITED  # masked, which is invalid for servers
+            length = _UNLIMITED  # masked: invalid in frames from a server
         stop = payload + length
         if length > self._max_message_bytes or self._connection.state is not State.OPEN:
             self._forwarding = _UNLIMITED

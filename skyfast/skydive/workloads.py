@@ -1,7 +1,7 @@
 """Names of Kubernetes pods, workloads and services, from the nodes of the Kubernetes probe.
 
-The rules follow the rules of Kubernetes: a workload is the owner with ``Controller: true``. The
-edges of Skydive's probe only show which label selectors match (``matchLabelSelector`` in
+As in Kubernetes, the workload of a pod is its owner with ``Controller: true``. The edges of
+Skydive's probe only show which label selectors match (``matchLabelSelector`` in
 ``topology/probes/k8s/cache.go``), so a pod can have edges from workloads that do not own it.
 """
 
@@ -24,7 +24,7 @@ from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.topology_graph import K8s, Node, OwnerReference
 
 RUNNING: Final = frozenset(("Running", "Pending"))
-"""The ``K8s.Status`` of pods that use their address. Ended pods keep the field of the address."""
+"""The ``K8s.Status`` of pods that use their address. Ended pods keep ``K8s.IP``."""
 
 MAX_OF_CONTAINER: Final = 16
 """Maximum number of Kubernetes containers per runtime container, and of pods per container.
@@ -231,7 +231,7 @@ class Workloads:
                 if owner.metadata.type == "pod"
             )
             if not owners and (name := self._pod_name(container)):
-                # Kubernetes containers have no cluster.
+                # Kubernetes containers have no cluster, so the name must be unique in all clusters.
                 named = by_name.get(name)
                 owners = named if len(named) == 1 else ()
             for owner in owners:
@@ -338,7 +338,7 @@ class Workloads:
             case "Job":
                 return self._above_owner(pod, owner) or owner
             case "Node":
-                # A static pod: kubelet appends the name of its node.
+                # A static pod: kubelet has appended the node's name to the pod's name.
                 name = self._index.name(k8s.name)
                 return Workload(name.removesuffix(f"-{owner.name}") or name, "StaticPod")
             case _:
@@ -398,11 +398,12 @@ class Workloads:
         return Workload(name, kind) if kind and name else _UNKNOWN
 
     def _above_owner(self, pod: Node, owner: Workload) -> Workload | None:
-        """Return the workload of an owner that is a replica set or job, or None without a node."""
+        """Return the workload of an owner that is a replica set or job; None if it has no node."""
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
         if key not in self._above_owners:
             nodes = self._owners.get(key)
-            # Several nodes are left only if they were created at the same time.
+            # Only the newest nodes count. There are several only if they were created at the same
+            # time.
             created_at = max((node.created_at or 0 for node in nodes), default=0)
             above = {
                 self._replica_set(node) if owner.kind == "ReplicaSet" else self._job(node)
@@ -415,7 +416,7 @@ class Workloads:
 
 
 def latest(pods: Sequence[Pod]) -> Pod | None:
-    """Return the pod to use if several have the same name, or None.
+    """Return the pod to use if several have the same name, or None if the choice is unclear.
 
     Several pods have the same name while the topology still has an ended pod, for example of a
     stateful set.
