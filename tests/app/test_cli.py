@@ -505,7 +505,8 @@ SKYDIVE_VARIABLES = {
     "SKYDIVE_TLS_SERVER_CERT": "x",
 }
 KUBERNETES_VARIABLES = {
-    # Kubernetes sets these for services named skydive, skydive-analyzer and skydive-web.
+    # Kubernetes sets these variables if there are services with the names skydive, skydive-analyzer
+    # and skydive-web.
     "SKYDIVE_PORT": "tcp://10.0.0.1:8082",
     "SKYDIVE_SERVICE_HOST": "10.0.0.1",
     "SKYDIVE_ANALYZER_PORT_8082_TCP_ADDR": "10.0.0.1",
@@ -563,7 +564,7 @@ def test_default_path_is_that_of_the_go_connector() -> None:
     )
 
 
-def test_missing_file_that_was_given_needs_no_advice(tmp_path: Path) -> None:
+def test_missing_file_that_was_given_gets_no_hint(tmp_path: Path) -> None:
     result = run(str(tmp_path / "no.yml"))
     assert result.returncode == 2
     assert result.stderr.endswith("no.yml: cannot be read: No such file or directory\n")

@@ -53,9 +53,8 @@ PARTS = 3
 PART_PATHS = [f"/metrics/flows?part={part}/{PARTS}" for part in range(PARTS)]
 CONNECTIONS = {"one-analyzer": 831, "two-analyzers": 530}
 
-# Metrics whose names break the conventions, because dashboards depend on the inherited names, or
-# because a test configuration chose them. They are counters without _total, and a metric whose unit
-# is not a base unit.
+# Metrics whose names break the conventions: counters without _total, and a metric whose unit is not
+# a base unit. Dashboards depend on the inherited names. A test configuration chose the others.
 INHERITED = re.compile(
     r"skydive_network_(connection_total|interface)_\w+"
     r"|skydive_capture_(flows_dropped|kernel_flows_dropped|reports)"
@@ -66,7 +65,7 @@ NO_BASE_UNIT = f'{RTT} use base unit "seconds" instead of "nanoseconds"'
 
 
 def settings(name, urls):
-    """Return the text of a configuration file, based on that in ``data/configs`` if it exists."""
+    """Return the text of a configuration file, based on the file in ``data/configs``, if any."""
     file = DATA / "configs" / f"{name}.yml"
     tree = yaml.safe_load(file.read_text()) if name in CONFIGURATIONS else {}
     pipeline = tree.setdefault("pipeline", {})
@@ -81,7 +80,7 @@ class Replay:
     """The model and the pages after a replay. ``flows`` has the flows that each analyzer sent.
 
     ``prometheus_page`` is ``page`` in the format that Prometheus requests. ``flow_parts`` has the
-    parts of ``flow_page``, and ``prometheus_parts`` has them in that format.
+    parts of ``flow_page``, and ``prometheus_parts`` has the same parts in Prometheus's format.
     """
 
     model: Model

@@ -61,7 +61,7 @@ TEAM = {"name": "team", "k8s_label": "team"}
         (["initiator_ip"], ["initiator_name"], False),
     ],
 )
-def test_names_survive_a_reload_if_they_are_all_that_is_needed(
+def test_names_survive_a_reload_that_needs_no_other_names(
     shared: Shared, before: list[Any], after: list[Any], survive: bool
 ) -> None:
     old = pipeline.build(configured(labels=[*before, "node_tid"]), None, shared)
@@ -166,7 +166,7 @@ def info_of(node_tid: str, *names: str) -> dict[str, str]:
 async def test_info_series_describe_the_capture_points_of_exported_flows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """There is one for each, also if its names are unknown, change, or leave the topology."""
+    """Each point has one series, even if its names are unknown, change, or leave the topology."""
     monkeypatch.setattr(name_poller, "INTERVAL_S", 0.05)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = graph()
@@ -200,7 +200,7 @@ async def test_info_series_describe_the_capture_points_of_exported_flows(
 
 
 async def test_info_series_of_a_view_outlive_the_connections() -> None:
-    """Otherwise a query that joins them would lose the view's series."""
+    """Otherwise, a query that joins the info series would lose series of the view."""
     async with FakeAnalyzer() as analyzer:
         config = configured(
             analyzer.url,
@@ -290,7 +290,7 @@ async def test_flows_get_their_names_after_an_allocation_failed(
 
 
 class _Failing:
-    """A table that has not enough memory from the second slice on, and later again."""
+    """A table whose second and third attempts to relabel run out of memory."""
 
     def __init__(self, table: Table) -> None:
         self._table = table

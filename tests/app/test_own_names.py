@@ -102,12 +102,13 @@ async def test_flows_move_when_the_file_changes(
             await until_rows(app, dict.fromkeys(rows_of("ber", "ber", "ber"), "300"))
             table = app._parts.table
             created = table.created_total
-            # Only one of them moves. Its bytes stay in the connection where they were counted.
+            # Only one flow moves. Its bytes stay in the connection where they were counted.
             replace(file, "10.1.0.0/16,berlin,site=ber\n10.1.0.2,x,site=lab\n")
             first, moved, third = rows_of("ber", "lab", "ber")
             await until_rows(app, {first: "300", moved: "0", third: "300"})
             assert table.created_total == created + 1
-            # It counts on there, and new flows have the new names at once.
+            # Its further bytes are counted in the new connection, and new flows have the new names
+            # at once.
             metric = {"ABPackets": 2, "ABBytes": 150, "BAPackets": 2, "BABytes": 200}
             grown = flow("2", Last=70_000, Metric=metric, **between("10.0.0.1", "10.1.0.2"))
             await analyzer.send(message(grown, flow("4", **between("10.1.0.2", "10.1.0.4"))))
@@ -254,7 +255,8 @@ async def test_reload_changes_the_names(file: Path, caplog: pytest.LogCaptureFix
                 "pipeline.store.prom_sky_con.names_file",
             )
 
-            # The file is watched from now on. A reload reads it, too, and refuses errors.
+            # The file is watched from now on. A reload also reads the file, and rejects errors in
+            # it.
             replace(file, "10.1.0.0/16,paris\n")
             await until_rows(app, {'target_name="host",target_network="paris"': "0"})
             replace(file, "x\n")
@@ -289,7 +291,7 @@ def shared() -> Shared:
         (["target_network"], ["initiator_network"], False),
     ],
 )
-def test_names_survive_a_reload_if_they_are_all_that_is_needed(
+def test_names_survive_a_reload_that_needs_no_other_names(
     shared: Shared, before: list[Any], after: list[Any], survive: bool
 ) -> None:
     names = {"10.0.0.0/8": {"name": "company", "site": "a"}}
@@ -356,7 +358,7 @@ async def top_of(ranking: Ranking) -> Top:
 
 
 def test_names_of_the_topology_are_forgotten_when_it_is_no_longer_read(shared: Shared) -> None:
-    """The status page must not show them: nothing would correct them."""
+    """The status page must not show them, because they would never be updated."""
     names = {"10.0.0.0/8": "company"}
     labels = ["target_network", "target_ip", "node_tid"]
     before = configured(labels=labels, names=names, interface_info=True)
@@ -403,7 +405,7 @@ def test_check_reads_the_names(file: Path) -> None:
     ]
 
 
-def test_wrong_file_ends_the_start_like_a_wrong_configuration(tmp_path: Path) -> None:
+def test_wrong_file_is_reported_like_a_wrong_configuration(tmp_path: Path) -> None:
     text = f"pipeline.store.prom_sky_con: {{names_file: {tmp_path}/x.csv, port: 0}}"
     result = run("-", stdin=text)
     assert result.returncode == 2

@@ -1199,8 +1199,8 @@ async def test_new_table_with_name_labels_waits_for_the_topology(
         reloading = asyncio.create_task(operator.reload({f"{STORE}.labels": NAME_LABELS}))
         await eventually(lambda: len(analyzer.topology_requests) > requests + 2)
         assert await operator.flows() == page
-        # The last query of a round. If an earlier one succeeded, names would be resolved without
-        # the interfaces, which are queried separately.
+        # Wait for the last query of a round. If an earlier query of the round succeeded, names
+        # would be resolved without the interfaces, which are queried separately.
         await eventually(lambda: KUBERNETES_EDGES.gremlin in analyzer.queries)
         analyzer.topology = topology("eth0")
         await reloading
@@ -1284,7 +1284,7 @@ async def test_signals_during_the_stop_are_ignored(
         process.terminate()
         async with asyncio.timeout(5):
             while process.returncode is None:
-                # `Process.send_signal` could reap the process.
+                # Do not use `Process.send_signal`, which could reap the process.
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGHUP)
                 await asyncio.sleep(0.001)

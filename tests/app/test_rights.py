@@ -1,4 +1,4 @@
-"""Privileges of the process, and secrets, which neither other users nor the output may show."""
+"""The process needs no privileges, and neither other users nor its output can reveal secrets."""
 
 import asyncio
 import base64

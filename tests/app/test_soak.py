@@ -47,7 +47,7 @@ def test_churn_in_real_time() -> None:
     assert "held" in soak("real", "--seconds=120", "--flows-per-s=1000")
 
 
-def test_growing_container_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_growing_container_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[str] = []
     monkeypatch.setattr(ingest, "kept", kept, raising=False)
     original = ingest.Ingest.message

@@ -250,7 +250,7 @@ def test_messages_are_filtered_by_namespace():
 
 
 def test_interface_counters_of_the_demo_grow_by_the_same_in_each_loop():
-    """They continue where the previous loop ended, and grow by what the recording adds."""
+    """They continue where the previous loop ended, and grow as much as in the recording."""
     playback, topology = recording.demo(), Topology()
     ends = []
     for loop in range(4):

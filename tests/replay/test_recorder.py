@@ -169,7 +169,7 @@ def test_slow_disk_drops_and_counts_messages(
 
     path = tmp_path / "r.jsonl"
     recorder = Recorder(str(path), message_filter=slow)
-    recorder.message(b'{"a":"%b"}' % (b"x" * 5000), "a")  # occupies the writer alone
+    recorder.message(b'{"a":"%b"}' % (b"x" * 5000), "a")  # keeps the writer busy
     assert started.wait(5)
     start_s = time.monotonic()
     for n in range(100):
@@ -360,7 +360,7 @@ def test_recorded_elements_are_limited(
     recorder.message(MESSAGE % 1, "a")
     respond(recorder, KUBERNETES, node("a"), node("b"))
     respond(recorder, NAMESPACES, node("c"), node("d"))
-    respond(recorder, KUBERNETES, node("a"))  # there is capacity again
+    respond(recorder, KUBERNETES, node("a"))  # there is space again
     respond(recorder, NAMESPACES, *map(node, "cdef"))
     recorder.stop()
     found = updates(path)

@@ -268,7 +268,7 @@ def test_outlier_time_in_a_message_is_ignored(tmp_path: Path) -> None:
 
 
 def test_earlier_of_two_distant_times_is_used(tmp_path: Path) -> None:
-    """If the later time were wrong, all later messages would get it, and be sent at once."""
+    """If the later time were used and wrong, all following messages would be sent at once."""
     path = write(tmp_path, flow(0, 10**9) + flow(2000) + flow(-(10**9), 5000) + flow(5000))
     assert [s for _, s in due(path)] == [0, 2, 2, 5]
 
@@ -322,7 +322,7 @@ def test_flows_of_a_capture_also_go_to_flow_subscribers() -> None:
 
 
 def test_topology_has_the_time_of_the_messages_around_it(tmp_path: Path) -> None:
-    """The first topology precedes the first message. The clock may be set back in between."""
+    """The first topology comes before the first message. The clock may be set back in between."""
     update = recording.Update(removed=["x"])
 
     def topology(at_ms: int) -> bytes:

@@ -69,7 +69,8 @@ async def test_two_recordings_replay_as_two_analyzers(tmp_path: Path) -> None:
         replayed = await page(skyfast, 37 + 33)
         metrics = await skyfast.self_metrics()
     assert metrics["skyfast_connections"] == 530
-    # Simultaneous messages on two sockets have no defined order, on which the RTT depends.
+    # The RTT depends on the order of messages. Simultaneous messages on two sockets have no defined
+    # order.
     original = expected(*TWO)
     assert {name: replayed[name] for name in (BYTES, PACKETS)} == {
         name: original[name] for name in (BYTES, PACKETS)

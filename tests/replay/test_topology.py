@@ -129,7 +129,7 @@ def test_counters_continue_in_each_loop() -> None:
         apply(topology, node("a", RxBytes=100, TxBytes=7), node("b", RxBytes=5, TxBytes="x"))
         offsets.append(topology.offsets())
         apply(topology, node("a", RxBytes=110, TxBytes=3, RxErrors=2, Other=9), node("b"))
-        assert topology.offsets() == offsets[-1]  # also if counters of a recording decrease
+        assert topology.offsets() == offsets[-1]  # even if counters in a recording decrease
         topology.rewind()
     assert offsets == [
         {},

@@ -1,4 +1,4 @@
-"""The file of own names is read again when it changes."""
+"""Own names are reloaded when their file changes."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ SITE = {"name": "site", "names_key": "site"}
 
 
 class Reader:
-    """The names in use, with the names of ``file``."""
+    """The watcher of ``file``, and the names in use."""
 
     def __init__(self, file: Path, **keys: object) -> None:
         self.config: Config = make_config(names_file=str(file), labels=[SITE], **keys)
@@ -26,7 +26,7 @@ class Reader:
         self.file.use(self.loaded, self.config.export)
 
     async def refresh(self) -> bool:
-        """Return whether the names are other ones now."""
+        """Return whether the names have changed."""
         found = await self.file.refresh(self.loaded, self.config.export)
         self.loaded = found or self.loaded
         return found is not None

@@ -1,4 +1,4 @@
-"""Where captures capture: the capture points in a sample of the flows."""
+"""The capture points of captures, which are found in a sample of the flows."""
 
 import json
 from typing import Any
@@ -56,7 +56,7 @@ def test_memory_is_bounded() -> None:
     points.message(flows(*((f"{n}", "n") for n in range(2 * MAX_CAPTURES))), 1)
     assert len(points._points) == MAX_CAPTURES
     assert points.of(f"{MAX_CAPTURES}", 1) == []
-    # Captures without flows make room for others.
+    # Captures without recent flows are forgotten, so new captures are accepted again.
     points.message(flows(("0", "n"), ("new", "n")), SILENCE_S + 1)
     assert points.of("new", SILENCE_S + 1) == ["n"]
     assert set(points._points) == {"0", "new"}

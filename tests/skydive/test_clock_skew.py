@@ -49,8 +49,9 @@ def test_implausible_time_is_counted(
     assert len(lines(caplog)) == bool(reason)
 
 
-# By default, a closing report arrives 10 to 20 minutes after the latest packet. Finish types 2
-# (FIN) and 3 (RST) only show the flags of a flow's first packet, not that a report is closing.
+# By default, a closing report arrives 10 to 20 minutes after the latest packet. Reports with the
+# finish types 2 (FIN) and 3 (RST) are not closing reports: these types only show the flags of the
+# flow's first packet.
 @pytest.mark.parametrize(
     ("seconds", "finish", "is_behind"),
     [
@@ -151,7 +152,7 @@ def test_flows_decoded_twice_are_checked_once() -> None:
     sink.take(message(flow_at("1", 0)))
     unknown = later("2", 1500, Last=int((time.time() + HOUR_S) * 1000))
     many = [flow_at("1", 0) for _ in range(300)]
-    # The table reads the times of a whole batch before it stops at the unknown flow.
+    # The table reads the times of a whole batch at once, although it stops at the unknown flow.
     sink.take(message(flow_at("1", 0), unknown, *many, flow_at("1", -HOUR_S)))
     assert sink.analyzer.misdated == {"ahead": 1, "behind": 1}
 

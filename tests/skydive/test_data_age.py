@@ -87,7 +87,7 @@ def test_each_message_is_observed_once():
     sink = Sink()
     sink.take(message(flow("1"), flow("2")))
     sink.take(message(later("1", 1000)))
-    sink.take(message(later("1", 1000), flow("3")))  # the new flow is decoded again
+    sink.take(message(later("1", 1000), flow("3")))  # the new flow is decoded twice
     sink.take(message(later("1", 1000), b'{"UUID":5}'))  # the flows are decoded one by one
     assert sink.table.flows == 3
     assert sum(sink.analyzer.packet_age.counts) == 4

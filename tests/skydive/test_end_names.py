@@ -1,4 +1,4 @@
-"""The names of the ends of flows: those of the topology, combined with own names."""
+"""The names of the ends of flows: names of the topology, combined with own names."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def of_topology(name, host="h"):
     return (name, host, *[""] * (SIZE - 2))
 
 
-def test_without_own_names_those_of_the_topology_are_used_as_they_are(names, topology):
+def test_without_own_names_the_names_of_the_topology_are_unchanged(names, topology):
     known = of_topology("pod")
     topology["10.0.0.1"] = known
     topology["10.0.0.2"] = None
@@ -58,7 +58,7 @@ def test_labels_of_own_names_are_empty_without_entries(names, topology):
 @pytest.mark.parametrize(
     ("address", "known", "name", "rest"),
     [
-        # The own name, then that of the topology, then the network.
+        # The own name comes first, then the name of the topology, then the own network.
         ("10.1.0.1", "pod", "gateway", ("berlin", "net", "ber")),
         ("10.1.0.2", "pod", "pod", ("berlin", "", "ber")),
         ("10.1.0.2", "", "berlin", ("berlin", "", "ber")),
@@ -91,7 +91,7 @@ def test_ambiguous_addresses_have_own_names(names, topology, own):
 
 
 def test_combined_names_of_ambiguous_addresses_are_shared(names, topology, own, monkeypatch):
-    """The table keeps the labels of names that it has seen, by their identity."""
+    """The table recognizes names by the identity of the tuple."""
     topology["10.1.0.1"] = None
     names.use(own, extends=True)
     gateway = names.resolve("10.1.0.1", "10.0.0.2", "t1")

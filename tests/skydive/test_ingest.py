@@ -1,4 +1,4 @@
-"""Good and bad messages against a real table: which are dropped, and which must not be."""
+"""Good and bad messages with a real table: only unusable messages and flows are dropped."""
 
 import json
 import time
@@ -221,7 +221,7 @@ def test_messages_of_new_flows_are_decoded_once() -> None:
         "FullReport",
         "FirstReport",
     ]
-    # A flow that is new to the table, but not to its agent.
+    # Not the first report of its flow, although the table does not know the flow.
     used.clear()
     newest = METRIC | {"Start": 2500, "Last": 2600}
     sink.take(message(flow("e", Last=2600, LastUpdateMetric=newest)))

@@ -1,4 +1,4 @@
-"""The splitter against Python's own decoder, which reads the text as a whole."""
+"""The splitter has the same results as Python's own decoder, which reads the text as a whole."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ from tests.support import core_builds
 
 
 def split(text, sizes=(1 << 20,), *, max_element_bytes=1 << 20):
-    """Return the elements of ``text``, split into pieces of these sizes, which are repeated."""
+    """Return the elements of ``text``, which is fed in pieces of ``sizes``, again and again."""
     splitter = ArraySplitter(max_element_bytes=max_element_bytes)
     elements, start, number = [], 0, 0
     while start < len(text):

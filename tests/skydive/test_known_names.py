@@ -57,7 +57,7 @@ def test_names_of_addresses_are_known_or_empty(names: KnownNames) -> None:
     assert names.of_address("10.0.0.1") == "shop/cart"
     assert names.of_address("10.0.0.2") == ""  # depends on the flow
     assert names.of_address("10.0.0.3") == ""
-    # Looking at a page does not cause topology queries.
+    # The lookup for a page does not cause a topology query.
     assert isinstance(names.index, NameIndex)
     assert names.index.addresses.unknown == 0
     assert sum(names.index.addresses.dropped.values()) == 0
@@ -80,7 +80,7 @@ def test_names_are_found(names: KnownNames) -> None:
     assert list(names.addresses_like(lambda _: True)) == ["10.0.0.1"]
     assert set(names.nodes_like(lambda name: "eth0" in name)) == {"pod", "container", "netns"}
     assert list(names.nodes_like(lambda name: "bond" in name)) == ["only"]
-    # An interface is only found by the name that is shown: here, that of the topology.
+    # An interface is only found by the name that is shown: here, the name from the topology.
     assert list(names.nodes_like(lambda name: "elsewhere" in name)) == []
 
 

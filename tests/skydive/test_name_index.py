@@ -144,7 +144,8 @@ def test_a_loopback_address_of_many_namespaces_is_resolved_quickly(index):
     begun = time.process_time()
     for i in range(count):
         assert index.addresses.resolve("127.0.0.1", "127.0.0.1", f"t{i}") == names_of(f"n{i}")
-    assert time.process_time() - begun < 1.0  # a search of all owners each time takes 2 s
+    # If each lookup searched all owners, this would take 2 s.
+    assert time.process_time() - begun < 1.0
 
 
 def test_an_ambiguous_address_is_resolved_by_its_context(index):
@@ -206,7 +207,8 @@ def test_the_contexts_are_bounded_and_pruned(index, monkeypatch):
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == EMPTY
     assert addresses.resolve("10.0.0.1", "10.0.0.3", "t1") == names_of("a")
     assert addresses.dropped == {"ambiguous": 1, "unknown": 0}
-    # The address is reported, so all its flows look it up again, and those that exist get names.
+    # The address is reported as changed, so all its flows are relabelled. A flow without a name can
+    # now get one.
     assert update(index, **AMBIGUOUS)[1] == {"10.0.0.1"}
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == names_of("a")
     for number in range(4):
@@ -268,7 +270,7 @@ def test_a_missing_ambiguous_address_is_still_resolved_for_a_while(index):
 
 
 def test_an_address_of_a_host_that_is_gone_is_not_named_after_another_host(index):
-    """Analyzers that restart know the hosts one by one."""
+    """After a restart, an analyzer gets to know the hosts one by one."""
     nodes = {"t1": "eth0", "t2": "eth1"}
     update(index, nodes=nodes, **AMBIGUOUS)
     update(index, now=100.0)
@@ -322,8 +324,8 @@ def test_a_part_only_adds_names_of_unknown_keys(index):
     assert index.addresses["10.0.0.9"] == names_of("new")
     assert index.addresses["10.0.0.8"] is None
     assert index.nodes.keys() == {"t1"}
-    # A name from a part is kept like any other: until complete resolutions have lacked it for
-    # long enough.
+    # A name from a part is kept like any other name: it is removed only if it is missing in
+    # complete resolutions for long enough.
     assert update(index, now=2.0, nodes={"t1": "eth0"}, addresses={"10.0.0.1": "a"})[1] == set()
     assert index.addresses["10.0.0.9"] == names_of("new")
 
@@ -381,7 +383,7 @@ def test_unknown_addresses_are_bounded(index, monkeypatch):
         addresses[f"10.0.0.{number}"]
     assert len(addresses.take_unknown(1.0, 10)) == 3
     assert addresses.has_misses(1.0)
-    assert addresses.unknown == 3  # the oldest are forgotten
+    assert addresses.unknown == 3  # the oldest addresses are forgotten
 
 
 # Random sequences of all operations.

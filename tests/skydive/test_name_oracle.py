@@ -35,7 +35,7 @@ def decoded(graph: Json) -> Graph:
 
 
 def expected_names() -> list[tuple[str, Json]]:
-    """Return the addresses of the recorded topology, with the facts in its metadata and edges."""
+    """Return the addresses of the recorded topology, with the names that they should have."""
     lines = (CONTAINER_TOPOLOGY / "expected-names.txt").read_text().splitlines()
     pairs = (line.removeprefix("pod ").removeprefix("svc ").partition(" ") for line in lines)
     return [(address, ast.literal_eval(facts)) for address, _, facts in pairs]
@@ -49,7 +49,7 @@ def test_oracle_names_recorded_addresses(address: str, facts: Json) -> None:
     if "pods" in facts:
         assert f"{namespace}/{service}" == name == facts["service"]
         return
-    # A pod that uses the host's network does not name the host's address.
+    # The host's address does not get the name of a pod that uses the host's network.
     known = facts if address != "192.0.2.2" else {}
     assert f"{namespace}/{pod}".strip("/") == known.get("pod", "")
     assert f"{kind}/{workload}".strip("/") == known.get("owner", "")
@@ -156,7 +156,7 @@ def test_the_order_of_nodes_and_edges_does_not_matter(graph: Json, seed: int) ->
 @slow_generation
 @given(topology_graphs.graphs(disorder=False))
 def test_the_kubernetes_probe_confirms_the_pods_in_labels(graph: Json) -> None:
-    """Without the probe, some pods are missing, but no namespace has a different pod."""
+    """Without the probe, some pods are unknown, but no namespace has a different pod."""
     agents = [node for node in graph["Nodes"] if node["Metadata"].get("Manager") != "k8s"]
     full = resolve(decoded(graph))
     less = resolve(decoded({**graph, "Nodes": agents}))

@@ -222,7 +222,7 @@ async def test_without_kubernetes_labels_there_are_no_hints(caplog):
         for wanted in (EVERYTHING, EVERYTHING[:3]):
             index = NameIndex(keep_s=60.0)
             names = index.stats
-            # Those of the configuration before a reload.
+            # The hints of the configuration before a reload.
             names.labels_without_pods, names.missing_pod_labels = "target_pod", ("team",)
             poll = Poll(analyzer.url, labels=labels, wanted=wanted, index=index)
             async with poll.running():
@@ -513,7 +513,7 @@ async def test_after_a_reload_names_change_when_every_query_is_answered(fast, mo
             fails = False
             await until(lambda: poll.stats.names.resolutions)
             assert not poll.renamed
-            # Later failures do not matter: what was read before is kept.
+            # Later failures do not matter: earlier responses are kept.
             fails = True
             analyzer.graph["Nodes"].append(pod("web", "10.0.0.9"))
             assert poll.name("10.0.0.9") == ""

@@ -50,7 +50,7 @@ def application_containers(names):
         if name.startswith("k8s_"):
             name = name.split("_")[1]
         if name != "POD":
-            # Two containers of the recording have IDs as names. They are of these pods.
+            # Two containers of the recording have IDs as names. They belong to these pods.
             yield {"a1" * 32: "api", "b2" * 32: "cache"}.get(name, name)
 
 
@@ -208,7 +208,7 @@ def test_addresses_are_in_the_notation_of_flows(topology, text, address):
     assert resolution.skipped.get("invalid_address", 0) == (address is None)
 
 
-def test_cluster_ips_on_hosts_are_not_the_hosts(topology):
+def test_cluster_ips_on_hosts_belong_to_services(topology):
     """In IPVS mode, kube-proxy gives the addresses of all services to an interface."""
     host = topology.host()
     topology.interface(host, "10.96.0.1/32", "10.96.0.2/32", name="kube-ipvs0", node_type="dummy")
@@ -217,8 +217,8 @@ def test_cluster_ips_on_hosts_are_not_the_hosts(topology):
     assert topology.candidates("10.96.0.2") == []
 
 
-def test_the_address_of_nodelocal_dns_is_the_services(topology):
-    """NodeLocal DNSCache has a link-local address, and that of the service, on every host."""
+def test_the_address_of_nodelocal_dns_belongs_to_the_service(topology):
+    """On each host, NodeLocal DNSCache has a link-local address and that of the DNS service."""
     dns = ("169.254.20.10/32", "10.96.0.10/32")
     for name in ("h1", "h2"):
         host = topology.host(name)
@@ -230,7 +230,7 @@ def test_the_address_of_nodelocal_dns_is_the_services(topology):
     assert topology.chosen("169.254.20.10", "10.0.0.1", point)["name"] == "h2"
 
 
-def test_an_address_of_a_service_elsewhere_is_the_hosts(topology):
+def test_an_address_of_a_service_elsewhere_can_belong_to_the_host(topology):
     host = topology.host()
     topology.kubernetes_node("n1", host, cluster="c1")
     topology.service("web", "10.96.0.1", cluster="c2")
@@ -327,7 +327,7 @@ def test_the_name_of_a_container(topology, name, labels, expected):
     assert topology.names("10.0.0.1")["container"] == expected
 
 
-def test_a_container_in_the_hosts_namespace_names_nothing(topology):
+def test_a_container_in_the_hosts_namespace_gives_no_name(topology):
     host = topology.host()
     interface = topology.interface(host, "192.0.2.1/24")
     labels = {"io.kubernetes.pod.name": "web-1", "io.kubernetes.pod.namespace": "shop"}
@@ -424,7 +424,7 @@ def test_kubernetes_takes_precedence_over_labels_and_labels_over_names(topology)
     assert topology.node_names(interface)["pod"] == "web-2"
 
 
-def test_containers_of_different_pods_name_none(topology):
+def test_containers_of_different_pods_identify_no_pod(topology):
     _, netns, interface = topology.running_pod(topology.host(), owners=OWNED)
     other = topology.pod("web-2", owners=OWNED)
     runtime = next(node for node in topology.nodes if "Container" in node["Metadata"])
@@ -443,7 +443,7 @@ def test_containers_of_different_pods_name_none(topology):
 
 
 @pytest.mark.parametrize("pods", [1, 20])
-def test_containers_of_too_many_pods_name_none(topology, pods):
+def test_containers_of_too_many_pods_identify_no_pod(topology, pods):
     _, netns, interface = topology.running_pod(topology.host())
     netns_pods = [topology.pod(f"other-{number}") for number in range(pods)]
     containers = [topology.kubernetes_container(pod) for pod in netns_pods]
@@ -457,7 +457,7 @@ def test_containers_of_too_many_pods_name_none(topology, pods):
     assert topology.resolve().skipped.get("contradictory_pods") is None
 
 
-def test_the_cluster_of_the_host_tells_pods_of_one_name_apart(topology):
+def test_the_cluster_of_the_host_distinguishes_pods_with_one_name(topology):
     host = topology.host()
     netns = topology.netns(host)
     interface = topology.interface(netns, "10.0.0.1/24")
@@ -469,7 +469,7 @@ def test_the_cluster_of_the_host_tells_pods_of_one_name_apart(topology):
     assert topology.node_names(interface)["workload"] == "other"
 
 
-def test_a_pod_that_is_known_to_be_elsewhere_is_not_the_one_in_labels(topology):
+def test_a_pod_on_another_host_is_not_the_pod_in_labels(topology):
     """A cluster without Kubernetes probe can have a pod of the same name."""
     topology.kubernetes_node("n1", topology.host("h1"))
     topology.pod("web-1", "10.1.0.5", owners=OWNED)
@@ -496,7 +496,7 @@ def test_pods_of_too_many_clusters_are_not_found_by_name(topology, monkeypatch):
     assert "workload" not in topology.node_names(interface)
 
 
-def test_the_cluster_of_the_host_tells_pods_of_one_container_apart(topology):
+def test_the_cluster_of_the_host_distinguishes_pods_of_one_container(topology):
     """The probe finds the pods of a container by namespace and name, in all clusters."""
     host = topology.host()
     _, _, interface = topology.running_pod(host, cluster="c1", owners=OWNED)
@@ -576,14 +576,14 @@ def test_an_ended_pod_does_not_replace_a_running_one(topology):
 
 
 @pytest.mark.parametrize("options", [{"host_network": True}, {"host_ip": "192.0.2.1"}])
-def test_a_host_network_pod_names_no_address(topology, options):
+def test_a_host_network_pod_gives_no_address_a_name(topology, options):
     topology.pod("proxy-1", "192.0.2.1", **{"host_ip": "", **options})
     assert topology.candidates("192.0.2.1") == []
     topology.interface(topology.host(), "192.0.2.1/24")
     assert topology.names("192.0.2.1") == {"name": "h1", "host": "h1"}
 
 
-def test_a_pod_with_an_address_of_its_host_names_no_address(topology):
+def test_a_pod_with_an_address_of_its_host_gives_no_address_a_name(topology):
     host = topology.host()
     topology.pod("proxy-1", "192.0.2.1", "fd00::1", host_ip="")
     topology.interface(host, "192.0.2.1/24")
@@ -658,7 +658,7 @@ def test_a_kubernetes_node_with_the_name_of_another_node_is_not_that_host(topolo
         assert (by_name["blue"].host, by_name["shop/web"].host) == ("n1", "")
         assert topology.chosen("10.1.0.5", "10.1.0.1", interface) == interface_names
         if len(nodes) == 2:
-            # The pod may be on this host, but that is not known.
+            # It is not known whether the pod is on this host.
             assert topology.chosen("10.1.0.5", "10.1.0.1", other) == interface_names
         del topology.nodes[count[0] :], topology.edges[count[1] :]
 
@@ -749,7 +749,7 @@ def test_a_namespace_with_the_name_of_pods_in_two_clusters(topology):
     topology.container(netns, "k8s_main_web-1_shop_uid_0")
     topology.pod("web-1", "10.1.0.5", owners=OWNED, cluster="c1")
     topology.pod("web-1", owners=OWNED, cluster="c2")
-    # Only one of the two pods has the address.
+    # The name fits both pods, but only one of them has the address.
     expected = {**WORKLOAD, **POD, "host": "h1", "container": "main"}
     assert topology.names("10.1.0.5") == expected
     topology.pod("web-1", "10.1.0.5", owners=OWNED, cluster="c3")
@@ -917,7 +917,7 @@ def test_a_cluster_ip_is_named_after_its_service(topology):
 
 
 @pytest.mark.parametrize("cluster_ip", ["None", "", "x"])
-def test_a_service_without_cluster_ip_names_nothing(topology, cluster_ip):
+def test_a_service_without_cluster_ip_gives_no_name(topology, cluster_ip):
     pod = topology.pod("web-1", "10.1.0.5")
     topology.service("headless", cluster_ip, pods=[pod])
     assert "service" not in topology.names("10.1.0.5")
@@ -926,7 +926,7 @@ def test_a_service_without_cluster_ip_names_nothing(topology, cluster_ip):
     assert set(topology.resolve().addresses) == {"10.1.0.5", "10.96.0.1"}
 
 
-def test_the_only_service_names_the_address_of_a_pod(topology):
+def test_the_address_of_a_pod_is_named_after_its_only_service(topology):
     pod = topology.pod("web-1", "10.1.0.5", owners=OWNED)
     topology.service("front", "10.96.0.1", pods=[pod])
     names = topology.names("10.1.0.5")
@@ -1020,7 +1020,7 @@ def test_pod_labels_follow_the_names(topology):
 
 
 def test_a_label_that_one_copy_lacks_is_read_from_the_other(topology):
-    """If the key of one label is the start of another key, the probe loses either of the labels."""
+    """If one label's key is the start of another label's key, the probe loses one of them."""
     pod = topology.pod("web-1", "10.1.0.5", labels={"app": "web"})
     pod["Metadata"]["K8s"]["Labels"] = {"app": {"kubernetes": {"io/name": "shop-web"}}}
     (candidate,) = topology.resolve(k8s_labels=("app", "app.kubernetes.io/name")).addresses[
@@ -1127,7 +1127,7 @@ def test_the_namespace_decides_for_loopback_addresses(topology):
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1", "169.254.20.10", "fe80::1"])
 def test_a_local_address_has_names_only_in_its_namespace_and_at_its_veth_peers(topology, address):
-    """Everybody else who has the same address is not in the topology, or not on this link."""
+    """Other owners of the same address may be on another link, or not in the topology."""
     host = topology.host()
     inside = topology.interface(topology.netns(host, "blue"), address, node_type="veth")
     outside = topology.interface(host, node_type="veth")
@@ -1207,7 +1207,8 @@ def test_edges_without_nodes_are_counted(topology):
         topology.edge(missing, interface, relation_type)
         topology.edge(interface, missing, relation_type)
     assert topology.names("10.0.0.1") == {"name": "h1", "host": "h1"}
-    # The interface might own, and a service might select, what is not read.
+    # Two edges are not counted: an interface may own a node that is not read, and a service may
+    # select one.
     count = 2 * len(graph_index.RELATION_TYPES) - 2
     assert topology.resolve().skipped == {"edge_without_node": count}
 

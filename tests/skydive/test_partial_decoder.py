@@ -18,7 +18,7 @@ HUGE = b"1" + b"0" * 5999
 
 METRIC = {"ABPackets": 1, "ABBytes": 100, "BAPackets": 2, "BABytes": 200}
 UPDATE = METRIC | {"Start": 1500, "Last": 3000}
-"""The ``LastUpdateMetric`` of a report that is not a flow's first one."""
+"""The ``LastUpdateMetric`` of a report that is not the first report of its flow."""
 TCP = {"ABSegmentOutOfOrder": 5, "BASegmentOutOfOrder": 6, "ABSegmentSkipped": 7}
 ALL_METRICS = {
     "metrics": [
@@ -66,10 +66,10 @@ PART_FIELDS = {
     ],
     "LastUpdateMetric": ["LastUpdateMetric.Start", "LastUpdateMetric.Last"],
 }
-"""The fields that are counted if a record part has a wrong type."""
+"""The fields that are counted if a nested object has a wrong type."""
 
 NON_NUMBERS = ("x", 1.5, 1e300, True, [1], {"a": 1})
-"""Values that are not numbers. The last one is only used for fields: it is valid as a part."""
+"""Values that are not numbers. The last one is only used for fields: it is a valid object."""
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_optional_value_of_wrong_type_does_not_skip_the_flow(path: str, value: A
 
 @pytest.mark.parametrize("rtt", [-1_500_000, 10**22])
 def test_round_trip_time_out_of_range_is_skipped(rtt: int) -> None:
-    # The agent's clock was set between the two packets.
+    # Such values occur if the agent's clock is set between the two packets.
     sink = Sink()
     sink.take(message(flow(Metric=METRIC | {"RTT": rtt})))
     assert (sink.skipped, sink.values_skipped) == ({}, {"Metric.RTT": 1})

@@ -53,7 +53,7 @@ def closing(update: int, total: int, newest: int, **fields: Any) -> dict[str, An
 
 
 def gaps(sink: Sink) -> tuple[int, int, int]:
-    """Settle all gaps; return the numbers of checked reports, lost reports and skyfast's gaps."""
+    """Settle all gaps; return the numbers of checked reports, of lost reports, and of own gaps."""
     sink.now += SETTLE_S
     sink.checker.settle()
     counts = sink.analyzer.report_gaps
@@ -100,7 +100,7 @@ def test_unknown_flow_with_earlier_traffic_has_a_gap(sink: Sink) -> None:
     sink.now = 10_000.0
     take(sink, report(1, 20, 10))
     assert gaps(sink) == (1, 1, 0)
-    # This flow's only report is the closing one.
+    # The closing report is the only report of this flow.
     take(sink, closing(0, 10, 10, uuid="b2"))
     assert gaps(sink) == (2, 2, 0)
     # A flow that may have been counted before is not checked.
@@ -180,7 +180,7 @@ def test_skipped_flows_without_addresses_do_not_explain_a_gap(sink: Sink) -> Non
     assert gaps(sink) == (2, 1, 0)
 
 
-def test_flow_update_is_the_longest_of_the_last_hour_seen_twice(sink: Sink) -> None:
+def test_flow_update_is_the_second_longest_of_the_last_hour(sink: Sink) -> None:
     assert sink.stats.flow_update_s == 60.0
     take(sink, report(0, 10, 10))
     # The value of flow.update cannot be determined from a first or a closing report.
@@ -197,7 +197,7 @@ def test_flow_update_is_the_longest_of_the_last_hour_seen_twice(sink: Sink) -> N
         sink.now += UPDATE_PERIOD_S
         take(sink, report(update, 10 * (update + 1), 10))
     assert sink.stats.flow_update_s == sink.table.flow_update_s == 60.0
-    # An adjusted clock makes a single interval between updates longer.
+    # If a clock is adjusted, a single interval between updates seems longer.
     sink.now += UPDATE_PERIOD_S
     late = report(4, 50, 10)
     late["LastUpdateMetric"]["Start"] -= 1_800_000

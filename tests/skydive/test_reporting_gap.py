@@ -172,7 +172,7 @@ def test_flapping_subscription_does_not_hold_the_clock_forever(down_s: float, up
     # An outage of the other subscription still holds the clock.
     assert scenario.run(10, "a") == 10
     scenario.run(1000, "a", "b")
-    # After a calm period, an outage of the flapping subscription holds it again.
+    # After a calm period, an outage of the flapping subscription holds the clock again.
     assert scenario.run(10, "b") == 10
 
 
@@ -198,7 +198,7 @@ class ReferenceModel:
     missing: list[bool] = field(default_factory=list)
     held: list[bool] = field(default_factory=list)
     known: dict[str, int] = field(default_factory=dict)
-    """The index of the check at which each subscription first delivered, by name."""
+    """For each subscription, the index of the check at which it first delivered."""
 
     def update(
         self, now_s: float, delivering: Iterable[str], subscribed: Iterable[str], update_s: float
@@ -250,7 +250,7 @@ class ReferenceModel:
     def _spent_s(
         self, calm: Sequence[bool], spent: Sequence[bool], first: int, update_s: float
     ) -> float:
-        """Return the time spent since the last calm period as long as the update interval."""
+        """Return the time spent since the last calm period that lasted at least ``update_s``."""
         total_s = calm_s = 0.0
         for i, (is_calm, is_spent) in enumerate(zip(calm, spent, strict=True)):
             calm_s = calm_s + self._seconds(first + i) if is_calm else 0.0
@@ -276,7 +276,7 @@ def test_decisions_match_the_reference_model(
     now_s, held_s, run_s = 500, 0, 0
     held = False
     for seconds, delivering, subscribed in scenario:
-        # skyfast updates twice a second, which would be slow here.
+        # skyfast checks twice a second. That would be too slow here, so there are fewer checks.
         for _ in range(0, seconds, max(1, seconds // 4)):
             now_s += max(1, seconds // 4)
             delivering &= subscribed

@@ -50,9 +50,10 @@ class Point:
         self._sent = self.total
 
     def tick(self, now: int) -> tuple[bytes | None, bool]:
-        """Advance by one second; return the statistics it sends, and whether it sends flows."""
+        """Advance by one second; return the statistics to send, and whether flows are sent."""
         self.total += self.packets_s
-        # Two one-second tickers race: sometimes a reading is counted in the next report.
+        # Readings and reports use two tickers, so a reading is sometimes counted in the next
+        # report.
         self._readings += [self.total] * self._rng.choice([0, 1, 2] if now % 7 == 0 else [1])
         statistics = None
         if (now + self.phase) % 10 == 0:
@@ -172,7 +173,7 @@ def test_silence_is_detected_early_with_many_capture_points(analyzers: int, poin
 def test_silence_is_detected_within_documented_times(
     points: int, analyzers: int, within_s: int
 ) -> None:
-    """One run in ten may take longer, because the others can receive few messages by chance."""
+    """One run in ten may take longer: by chance, the other analyzers can receive few messages."""
     times = []
     for seed in range(10):
         cluster = Cluster(analyzers=analyzers, points=points, seed=seed)
@@ -208,7 +209,7 @@ def test_silence_is_detected_while_others_recover() -> None:
     ("points", "analyzers"), [(1, 1), (2, 1), (4, 2), (8, 3), (10, 2), (20, 3), (60, 10)]
 )
 def test_random_pauses_are_not_silence(points: int, analyzers: int) -> None:
-    """False positives have a probability of 1e-6, so none occurs within 8,000 s."""
+    """False positives have a probability of 1e-6, so there is none within 8,000 s."""
     # With a large longest_s, only the probabilities decide.
     cluster = Cluster(analyzers=analyzers, points=points, longest_s=10_000)
     assert not cluster.run(8_000)
@@ -273,11 +274,11 @@ def test_subscription_that_never_delivered_is_not_silent() -> None:
 
 
 def test_ended_captures_lower_the_estimate_without_silence() -> None:
-    """After most captures have ended, the rest would be improbably quiet by the old estimate."""
+    """After most captures have ended, fewer reports arrive than the old estimate predicts."""
     cluster = Cluster(analyzers=2, points=40)
     assert not cluster.run(300)
     del cluster.points[1:]
-    # A subscription without messages takes into account that the other one receives few, too.
+    # A subscription without messages is not silent, because the other one receives few, too.
     silences = 0
     for _ in range(int(WINDOW_S * WINDOWS)):
         silences += len(cluster.tick())
@@ -351,7 +352,7 @@ def test_idle_network_is_not_silent(analyzers: int, points: int) -> None:
 
 def test_occasional_packets_do_not_make_flows_due() -> None:
     cluster = Cluster(analyzers=1, points=5, packets_s=0)
-    cluster.flowless = {0}  # each of its flows is lost
+    cluster.flowless = {0}  # all flows are lost
     for _ in range(20):
         cluster.points[0].total += 1
         assert not cluster.run(300)

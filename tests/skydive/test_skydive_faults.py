@@ -390,7 +390,7 @@ class DeduplicatingMachine(FaultMachine):
 
 @pytest.mark.slow
 def test_expired_flow_that_closes_claims_its_conversation(monkeypatch):
-    """Hypothesis found this case: two points counted the packet in the closing report of one."""
+    """Hypothesis found this case: a closing report's packet was counted at two capture points."""
     monkeypatch.setattr("tests.skydive.test_skydive_faults.note", lambda text: None)
     machine = DeduplicatingMachine()
     machine.start(
@@ -443,7 +443,7 @@ class MonitoredTable:
         self.core = Core(Spec(views=(MAIN_VIEWS["complete"],)))
         self.core.begin(self.listener.clock.now())
         self.connections = []
-        """The time and the number of connections, for each second."""
+        """The time and the number of connections, in each second."""
         for point in self.points:
             self._converse(point)
         self.run(300)

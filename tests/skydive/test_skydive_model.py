@@ -728,7 +728,7 @@ def test_full_channel_stops_udp_reader_permanently():
     cluster.at(59_000, analyzer.stall)
     cluster.at(70_000, analyzer.resume)
     deliveries = list(cluster.run(400_000))
-    # 20 flows fit in the channel; the next one ends the reader; the kernel keeps 5 datagrams.
+    # 20 flows fit in the channel; the next flow ends the reader; the kernel keeps 5 datagrams.
     assert analyzer.lost == {"channel": 1, "receive buffer": 4 + 5 * 30}
     assert [len(d.flows) for d in deliveries if d.flows] == [20]
     assert deliveries[-1].time_ms == 75_000, "later messages are lost, stats included"

@@ -311,7 +311,8 @@ async def test_failed_attempt_is_counted_logged_and_retried(
     async with subscribed(make_config(analyzer.url)) as running:
         assert running.row(analyzer).up == 0
         while True:
-            # After some faults the analyzer counts the client as subscribed; skyfast does not.
+            # After some faults, only the analyzer thinks that the client is subscribed. Wait for
+            # the next one.
             remote = await analyzer.subscriber()
             if len(analyzer.upgrades) == 2:
                 break
@@ -374,7 +375,7 @@ async def test_addresses_of_a_name_are_tried_in_turn(
         (lambda remote: _do(remote.writer.close), "closed"),
         (lambda remote: remote.close(1000), "closed"),
         (lambda remote: remote.close(1001, "going away"), "closed"),
-        # Sent by skyfast, these codes have other reasons.
+        # If skyfast sent these codes, the reasons would be different.
         (lambda remote: remote.close(1009), "closed"),
         (lambda remote: remote.close(1011), "closed"),
         (lambda remote: _cut(remote), "closed"),
@@ -777,7 +778,8 @@ async def test_conflict_with_another_client_is_a_warning(
             (line,) = lines(caplog)
             assert "another client is subscribed with the same host_id (HTTP 409)" in line
             assert not owner.reconnects(analyzer)
-            # It is a warning after our own subscription too, once the grace period has passed.
+            # After the grace period, a conflict with our own earlier subscription is a warning,
+            # too.
             owner.task.cancel()
             remote = await late.up(analyzer)
             caplog.clear()

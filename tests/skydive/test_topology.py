@@ -36,7 +36,7 @@ from tests.support.tasks import cancelled_afterwards, until
 
 RECORDED = (RECORDINGS / "topology.json").read_bytes()
 
-# What the Go connector exports, in the order of its labels.
+# The counters that the Go connector exports, in its order.
 NAMES = (
     "rx_bytes",
     "tx_bytes",
@@ -211,7 +211,7 @@ def test_nodes_that_differ_in_one_label_are_all_shown(topology):
     assert topology.skipped() == {}
 
 
-# The families with standard naming: the name of each, and the field that it comes from.
+# The families with standard naming, by name, with the field that each family comes from.
 STANDARD = {
     "receive_bytes": "RxBytes",
     "transmit_bytes": "TxBytes",
@@ -578,7 +578,7 @@ NODES = {
         ("lo1", "lo", "device"),
         ("bridge", "br0", "ovsbridge"),
     )
-} | {"t9": ("",) * 8}  # the one with a wrong name
+} | {"t9": ("",) * 8}  # the node with a wrong name
 
 
 async def test_a_new_name_is_reported():

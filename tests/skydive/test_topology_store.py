@@ -144,7 +144,7 @@ def test_changes_are_merged(store, monkeypatch):
     assert len(store.differing(NAMESPACES, new)) == 2
     assert store.merge(NAMESPACES, new)
     assert names(store) == ["b", "c", "changed"]
-    # Without an ID, it is not known whether a node is new.
+    # A node without an ID is not merged, because it may not be new.
     assert not store.merge(NAMESPACES, read(NAMESPACES, node(""), store=store))
     monkeypatch.setattr(topology_store, "MAX_ELEMENTS", 3)
     assert not store.merge(NAMESPACES, read(NAMESPACES, node("d"), store=store))

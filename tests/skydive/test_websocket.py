@@ -217,7 +217,7 @@ class Receiver(Wire):
 async def receive_with_skyfast(
     stream: bytes, cuts: Sequence[int], *, reset: bool = False
 ) -> Outcome:
-    """Receive a stream in pieces. The unit of ``cuts`` is a millionth of its length."""
+    """Receive a stream in pieces. ``cuts`` are positions in millionths of its length."""
     wire = Receiver()
     stream = wire.answer + stream
     started = False

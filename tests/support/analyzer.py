@@ -340,7 +340,7 @@ class FakeAnalyzer:
         except (ConnectionError, asyncio.IncompleteReadError, ssl_module.SSLError):
             pass
         except asyncio.CancelledError:
-            pass  # by stop(); asyncio.streams would log it
+            pass  # cancelled by stop(); otherwise, asyncio.streams would log this
         finally:
             self._tasks.discard(task)
             self._writers.discard(writer)
@@ -373,7 +373,7 @@ class FakeAnalyzer:
         form = parse_qs(request.body.decode(), keep_blank_values=True)
         if (form.get("username"), form.get("password")) != ([self.username], [self.password]):
             return Answer(status=401)
-        # Skydive's tokens may end with the = of base64, and it sets a second cookie.
+        # Skydive's tokens may end with the = of base64. Skydive also sets a second cookie.
         token = f"token{next(self._serial)}=="
         self.tokens.add(token)
         cookies = (f"authtoken={token}; Path=/", "permissions=W10=; Path=/")

@@ -8,11 +8,11 @@ from skyfast.web.exposition import Part
 
 WAIT_S = 5.0
 BYTES = "skydive_network_connection_total_bytes{"
-"""The start of the samples of the connections' bytes."""
+"""The start of the samples with the bytes of connections."""
 
 
 async def rows(app: App, family: str = BYTES) -> dict[str, str]:
-    """Return the values of the page's series in a family, by their labels."""
+    """Return the values of a family's series on the page, by label values."""
     async with app.exposition.stream(Part.FLOWS, gzip=False) as page:
         text = b"".join([chunk async for chunk in page]).decode()
     lines = [line for line in text.splitlines() if line.startswith(family)]
@@ -20,7 +20,7 @@ async def rows(app: App, family: str = BYTES) -> dict[str, str]:
 
 
 async def until_rows(app: App, expected: dict[str, str], family: str = BYTES) -> None:
-    """Wait until the page's series in a family have the ``expected`` labels and values."""
+    """Wait until a family's series on the page have the ``expected`` labels and values."""
     found: dict[str, str] = {}
     try:
         async with asyncio.timeout(WAIT_S):

@@ -99,7 +99,7 @@ def _load(name: str, path: Path) -> ModuleType:
 
 
 def use_chosen() -> None:
-    """Make imports return the modules of the build that `CHOSEN` names, if it is set."""
+    """Make imports return the modules of the build in `CHOSEN`, if this variable is set."""
     path = os.environ.get(CHOSEN)
     if path and getattr(sys.modules.get(CORE), "__file__", None) != path:
         assert CORE not in sys.modules, "the core is imported already"

@@ -13,8 +13,8 @@ SHOWN_SAMPLES = 100
 def recorded(name, which):
     """Yield the messages of one analyzer, each with its time in Unix ms.
 
-    The time is that of the agents' update, ``LastUpdateMetric.Last``. A message without flows has
-    the time of the previous message.
+    The time is the time of the agents' update, ``LastUpdateMetric.Last``. A message without flows
+    has the time of the previous message.
     """
     sent_ms = 0
     for line in (RECORDINGS / name).read_text().splitlines():

@@ -21,7 +21,7 @@ LONGEST_S = 45.0
 
 
 class Updates:
-    """The known value of the agents' ``flow.update``."""
+    """A fixed value for the agents' ``flow.update``."""
 
     flow_update_known = True
 

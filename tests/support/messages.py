@@ -82,7 +82,7 @@ BAD_MESSAGES = {
 
 
 def later(uuid: str, start: int, **changes: Any) -> dict[str, Any]:
-    """Return a report of a flow that is not its first one."""
+    """Return a report that is not the first report of its flow."""
     update = {"ABPackets": 1, "ABBytes": 7, "Start": start + 1, "Last": 2000}
     return flow(uuid, Start=start, LastUpdateMetric=update) | changes
 

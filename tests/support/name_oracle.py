@@ -225,8 +225,8 @@ class NameOracle:
     def namespace(self, node: Json) -> Json:
         """The namespace of an interface or container: its owner of type netns or host.
 
-        It is not known if there are several owners, if one of the owners has several owners, or if
-        the owners form a ring.
+        The namespace is unknown if there are several owners, if one of the owners has several
+        owners, or if the owners form a ring.
         """
         owners = self.parents(node, "ownership", "any")
         if len(owners) != 1 or self.kind(owners[0]) not in ("netns", "host"):
@@ -241,7 +241,7 @@ class NameOracle:
         return None
 
     def is_own(self, namespace: Json) -> bool:
-        """A host's own namespace."""
+        """Whether a namespace is a host's own namespace."""
         return namespace is not None and self.kind(namespace) == "host"
 
     def netns_name(self, namespace: Json) -> str:
@@ -251,7 +251,7 @@ class NameOracle:
 
     @once
     def containers(self, namespace: Json) -> list[Json]:
-        """Containers of a netns. Containers in a host's own namespace do not name an address."""
+        """Containers of a netns. A container in a host's own namespace gives no address a name."""
         if namespace is None or self.is_own(namespace):
             return []
         return [node for node in self.all("container") if self.namespace(node) is namespace]
@@ -267,7 +267,7 @@ class NameOracle:
 
     @once
     def is_uncertain(self, namespace: Json) -> bool:
-        """Whether it is unknown which pod a namespace belongs to. It cannot belong to several."""
+        """Whether the pod of a namespace is unknown. A namespace cannot belong to several pods."""
         if namespace is None or self.is_own(namespace):
             return False
         return (
@@ -419,7 +419,7 @@ class NameOracle:
         """Return the node of the pod of a namespace, or None.
 
         If only the name of the pod is known, the pod must be in the cluster of the host, unless
-        that cluster is unknown, and must not be known to be on another host.
+        that cluster is unknown. The pod must not be known to be on another host.
         """
         if namespace is None or self.is_uncertain(namespace) or not self.pairs(namespace):
             return None
@@ -491,13 +491,13 @@ class NameOracle:
         """The host of a pod, by the name that its agent uses; empty if it is not known.
 
         The Kubernetes probe links hosts with nodes by their names alone. So if a host has edges to
-        nodes of two clusters, it is not certain which of them it is.
+        nodes of two clusters, it is not certain which node the host is.
         """
         host = only(self.linked_hosts(pod))
         return host if host and len(self.kubernetes_nodes(host)) == 1 else ""
 
     def assumed_host(self, pod: Json) -> str:
-        """The agent's host; else the host named like the Kubernetes node, if edges allow that."""
+        """The agent's host; else the host named like the Kubernetes node, if no edge disagrees."""
         node = self.node_of(pod)
         free = not self.linked_hosts(pod) and not self.kubernetes_nodes(node)
         return self.agent(pod) or (node if free else "")
@@ -573,7 +573,7 @@ class NameOracle:
         return self.itself(parents[0], CONTROLLERS[self.kind(parents[0])])
 
     def pod_label(self, pod: Json, key: str) -> str:
-        """A label, from either copy: one may lack it if its key is the start of another key."""
+        """A label, from either copy. A copy can lack labels whose key is the start of another."""
         k8s = dig(pod, "Metadata", "K8s")
         for labels in (dig(k8s, "Labels"), dig(k8s, "Extra", "ObjectMeta", "Labels")):
             value = dig(labels, *key.split("."))
@@ -593,7 +593,7 @@ class NameOracle:
         return short(text(found, "Metadata", "K8s", "Name"))
 
     def kubernetes_container(self, pod: Json) -> str:
-        """The only container of a pod that Kubernetes lists, else empty."""
+        """The only container that Kubernetes lists for a pod, else empty."""
         found = [node for node in self.all(K8S_CONTAINER) if is_in(pod, self.pods_of(node))]
         return short(text(found[0], "Metadata", "K8s", "Name")) if len(found) == 1 else ""
 
@@ -625,7 +625,7 @@ class NameOracle:
 
     @once
     def capture_points(self) -> dict[str, Json]:
-        """Interfaces by NodeTID. If two have the same, the first by host, name, type and ID."""
+        """Interfaces by NodeTID. Of several, the first one by host, name, type and ID counts."""
         found: dict[str, Json] = {}
         for node in self.interfaces():
             tid = short(text(node, "Metadata", "TID") or text(node, "ID"))
@@ -681,9 +681,9 @@ class NameOracle:
         return [*items(node, "Metadata", "IPV4"), *items(node, "Metadata", "IPV6")]
 
     def is_service_on_host(self, node: Json, address: str) -> bool:
-        """A cluster IP on a dummy interface of a host is the service's.
+        """A cluster IP on a dummy interface of a host belongs to the service.
 
-        NodeLocal DNSCache adds that of the DNS service to each host of its cluster.
+        NodeLocal DNSCache adds the IP of the DNS service to each host of its cluster.
         """
         cluster = self.cluster_of_host(self.host(node))
         clusters = [
@@ -755,7 +755,7 @@ class NameOracle:
 
     @once
     def facts(self, pod: Json) -> dict[str, Any]:
-        """The names of a pod that its node shows; none if there is no node."""
+        """The names that a pod's node in the topology shows; none without such a node."""
         if pod is None:
             facts: dict[str, Any] = dict.fromkeys(
                 ("namespace", "pod", "workload", "workload_kind", "service", "cluster"), ""
@@ -774,7 +774,7 @@ class NameOracle:
         }
 
     def facts_of_namespace(self, namespace: Json) -> dict[str, Any]:
-        """The names of the pod of a namespace. If the pod's node is unknown, only its own name."""
+        """The names of a namespace's pod; if the pod's node is unknown, only the pod's own name."""
         pod = self.pod(namespace)
         facts = dict(self.facts(pod))
         if pod is None and (pair := self.lone_pair(namespace)):
@@ -797,7 +797,7 @@ class NameOracle:
         machine: str | None = None,
         netns: str = "",
     ) -> Names:
-        """The names of an address. Its label ``name`` is the first of these that is known.
+        """The names of an address. The label ``name`` is the first known name in the order below.
 
         The address of a virtual machine is not named after the network namespace or the host.
         """
@@ -823,7 +823,7 @@ class NameOracle:
         """The owners of an address: interfaces, virtual machines, pods and services.
 
         A pod and an interface with the same address are one owner if the pod can be at no other
-        interface, and no other pod can be at this one.
+        interface, and no other pod can be at this interface.
         """
         places = self.places(address)
         shown = [self.pod(namespace) for namespace, _, machine in places if machine is None]
@@ -884,7 +884,7 @@ class NameOracle:
         return alone and same_cluster
 
     def place_candidate(self, place: Place) -> Candidate:
-        """The owner of an interface's address. A virtual machine is not in its namespace."""
+        """The owner of an interface's address. Virtual machines are not in the namespace."""
         namespace, host, machine = place
         facts = self.facts_of_namespace(namespace)
         names = self.names(
@@ -898,7 +898,7 @@ class NameOracle:
         return names, identity, host, facts["cluster"] or self.cluster_of_host(host)
 
     def merged_candidate(self, place: Place, pod: Json) -> Candidate:
-        """A pod and its interface. Runtime containers take precedence over those of Kubernetes."""
+        """A pod and its interface. Runtime containers come before Kubernetes containers."""
         namespace, host, _ = place
         container = (
             self.container(namespace)
@@ -953,7 +953,7 @@ class NameOracle:
     def choose(self, address: str, other: str, tid: str) -> Names | None:
         """Return the names of an address in a flow, or None if they are ambiguous.
 
-        A loopback or link-local address names nothing outside of its namespace and the veth peer's.
+        A loopback or link-local address has names only in its own namespace and at the veth peer.
         """
         candidates = self.candidates(address)
         local = is_local(address)

@@ -1,11 +1,11 @@
 """Computes the counters that a page must show from the delivered reports alone.
 
-`Oracle` does not model rows or the storage of flows. It adds the highest totals of all flows, and
-knows for which flows a page may show less: a flow that was forgotten because its reports were too
-far apart, or a flow with lost first reports that cannot be distinguished from such a flow. For all
-other flows, the page must be exact.
+`Oracle` does not model rows or the storage of flows. It adds the highest totals of all flows. For
+two kinds of flows, a page may show less: flows that were forgotten because their reports were too
+far apart, and flows that look the same because their first reports were lost. For all other flows,
+the page must be exact.
 
-Times are seconds of the clock of the page. Flows are JSON objects of the wire.
+Times are seconds of the page's clock. Flows are JSON objects, as analyzers send them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ENDED_S = 75.0
 """The time for which a flow is kept after its closing report."""
 
 NEW_FLOWS = "NewFlows"
-"""The counter of new flows, next to the fields of ``Metric``. A flow is new once."""
+"""The counter of new flows, next to the fields of ``Metric``. Each flow is new only once."""
 
 Values = tuple[str, ...]
 Counters = Counter[str]
@@ -126,7 +126,7 @@ class Growth:
 class Shown:
     """A connection: its latest counters on the page, and the growth since then.
 
-    It expires when the timeout has passed: since ``renewed_s`` at the earliest, since ``touched_s``
+    It expires one timeout after ``renewed_s`` at the earliest, and one timeout after ``touched_s``
     at the latest. A closing report without new packets can add to an existing connection without
     renewing it.
     """
@@ -141,9 +141,9 @@ class Shown:
 class Oracle:
     """The page that a table must have after each message.
 
-    ``horizon_s`` is the time of the latest report of any flow that may be forgotten, initially the
-    first subscription. If not ``is_exact``, flows can be rejected and evicted, so only the upper
-    bounds apply. All views must count new flows.
+    ``horizon_s`` is the time of the latest report of any flow that may be forgotten. Initially, it
+    is the time of the first subscription. If not ``is_exact``, flows can be rejected and evicted,
+    so only the upper bounds apply. All views must count new flows.
     """
 
     spec: Spec
@@ -325,8 +325,8 @@ class Oracle:
         assert not remembered, f"{values}: {counters} is not {due}"
         fresh = NOTHING
         for growth in growths:
-            # If a closing report does not make its connection visible, it only counts for later
-            # connections if counters of connections are kept.
+            # A closing report may not make its connection visible. Such a report counts for a later
+            # connection only if counters of expired connections are kept.
             counts = growth.shows or (self.flow_memory_s > 0 and not self.is_complete)
             low = growth.amount.low & growth.totals if counts else Counter()
             fresh += Range(low, growth.totals)

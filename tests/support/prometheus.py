@@ -49,7 +49,7 @@ async def prometheus(
 ) -> AsyncIterator[str]:
     """Run a Prometheus that scrapes ``target`` with the settings ``how``; yield its URL.
 
-    Several targets are given as a mapping to their labels.
+    Several targets are given as a mapping from targets to labels.
     """
     labels_of = {target: {}} if isinstance(target, str) else target
     targets = [{"targets": [name], "labels": {**labels}} for name, labels in labels_of.items()]

@@ -18,8 +18,8 @@ from tests.support.configs import make_config
 class IngestSetup:
     """An ingest of one configuration. ``now`` is its clock and can be set.
 
-    ``chance`` (0 to 1) replaces the random number that decides whether a message is checked for
-    missing reports: it is if the probability of a check is higher.
+    ``chance`` (0 to 1) replaces a random number. A message is checked for missing reports if
+    ``chance`` is lower than the probability of a check.
     """
 
     def __init__(self, config: Config, *, max_connections: int, max_flows: int) -> None:

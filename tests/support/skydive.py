@@ -1,8 +1,8 @@
 """A model of Skydive in plain Python: agents, analyzers and their messages, in virtual time.
 
-The model follows Skydive's sources (v0.28, July 2024) but contains no code of them. Docstrings name
-the Go functions that a method models. There are no sockets, threads or clocks: a `Cluster` runs an
-event queue and yields each message as a JSON object when a subscriber receives it.
+The model follows Skydive's sources (v0.28, July 2024) but contains no code from Skydive. Docstrings
+name the Go functions that a method models. There are no sockets, threads or clocks: a `Cluster`
+runs an event queue and yields each message as a JSON object when a subscriber receives it.
 
 Times are integers in milliseconds. ``now_ms`` is the true time of the virtual cluster. Every agent
 has its own wall clock, which differs by ``offset_ms`` and can step. Random choices (the analyzer of
@@ -283,9 +283,9 @@ class FlowTable:
     def packet(self, packet: Packet, wall_ms: int) -> Flow:
         """Count packets in their flow, which is created if necessary (``packetToFlow``).
 
-        A new flow in a full table evicts the least recently used one without a report
-        (``getOrCreateFlow``). ``FinishType`` is FIN or RST if the first packet has that flag; later
-        packets never set it (``newTransportLayer``).
+        If the table is full, a new flow evicts the least recently used flow, which gets no closing
+        report (``getOrCreateFlow``). ``FinishType`` is FIN or RST if the first packet has that
+        flag; later packets never set it (``newTransportLayer``).
         """
         conversation = packet.conversation
         key = _hash(conversation.protocol, sorted(conversation.endpoints))
@@ -367,8 +367,8 @@ class FlowTable:
     def _expire(self, before_ms: int | None) -> None:
         """Close flows (``expire``). Flows that started with FIN or RST end without a report.
 
-        ``LastUpdateMetric`` contains the packets since the latest update tick, and its ``Last`` is
-        the flow's. Without such packets, it stays unchanged.
+        ``LastUpdateMetric`` contains the packets since the latest update tick, and its ``Last``
+        equals the flow's ``Last``. Without such packets, it stays unchanged.
         """
         reports = []
         for key, flow in list(self.flows.items()):
@@ -721,7 +721,7 @@ class Analyzer:
 
         ``sendFlows`` and ``SendStats`` check that ``nsSubscriber`` has the namespace. Then
         ``BroadcastMessage`` sends to the whole pool, and ``StructSpeaker.SendMessage`` skips
-        speakers that did not ask for it.
+        speakers that did not ask for the namespace.
         """
         if namespace not in self.namespaces:
             return
@@ -768,7 +768,7 @@ class Subscriber:
 
     Messages are delayed by ``delay_ms``, which can change, and keep their order. After
     ``silence_ms`` without a message, the subscription disconnects; None disables that. It
-    reconnects ``retry_ms`` after every failure. Without namespaces, it receives all.
+    reconnects ``retry_ms`` after every failure. Without namespaces, it receives all messages.
 
     ``history`` is a list of times and events: connected, silent, disconnected, refused.
     """

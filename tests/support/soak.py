@@ -216,7 +216,7 @@ class Virtual:
                 yield f"{name}: {received} of {self.churn.reports} reports were received"
 
     async def sums(self) -> Iterator[str]:
-        """Return the wrong totals of the connection that aggregates all traffic."""
+        """Yield the wrong totals of the connection that aggregates all traffic."""
         page = (await self._text("sums")).decode()
         reports = self.churn.reports - self._reports_before_rest
         expected = {"bytes": BYTES * reports, "packets": PACKETS * reports}

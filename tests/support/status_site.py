@@ -16,7 +16,7 @@ EVIL = "</td></table><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u
 
 
 class Site:
-    """The web server of an app without a reachable analyzer; `report` replaces its messages.
+    """The web server of an app whose analyzer is not reachable; `report` passes flows instead.
 
     The totals of a flow are bytes and packets from initiator to target, and then bytes and packets
     from target to initiator.

@@ -148,9 +148,10 @@ def _value(value: Total | ModelGauge | None) -> Counter | Gauge | FlowCount | Ne
 
 @dataclass(frozen=True)
 class Slice:
-    """The flows that a step of relabelling visited, and the keys that it was about.
+    """The flows that a step of relabelling visited, and the keys that it looked for.
 
-    ``taken`` are the keys that it took; without any, the step continued with the previous keys.
+    ``taken`` are the keys that the step took. If there are none, it continued with the previous
+    keys.
     """
 
     taken: list[str]
@@ -159,7 +160,7 @@ class Slice:
 
 
 class Relabelling:
-    """Flows that are being relabelled in slices, as long as it ``has_more`` to do."""
+    """A relabelling in slices. ``has_more`` is true until the last slice."""
 
     def __init__(self, core: Core, names: Names, keys: Iterable[str]) -> None:
         self._core = core
@@ -229,7 +230,8 @@ class Core:
     def message(self, flows: Sequence[dict[str, Any]], now: float) -> None:
         """Apply the flows of one message.
 
-        If the table needs more fields of a flow, the rest is decoded again with a larger type.
+        If the table needs more fields of a flow, this flow and all following flows are decoded
+        again with a larger type.
         """
         obj = json.dumps(flows).encode()
         done = 0
@@ -247,7 +249,7 @@ class Core:
         return reasons[0] if reasons else None
 
     def relabel(self, names: Names, keys: Iterable[str], budget: int = ALL_ROWS) -> list[Slice]:
-        """Relabel in slices of this budget, and return them."""
+        """Relabel in slices of this budget, and return the slices."""
         relabelling = self.relabelling(names, keys)
         slices = []
         while relabelling.has_more:

@@ -474,8 +474,8 @@ class DeduplicatingMachine(TableMachine):
         self.take([self.flow(uuids[n % len(uuids)], **report) for n, report in reports])
 
     def take(self, flows):
-        # No two flows become dormant in the same second: which one of an ended and another flow is
-        # the last flow of their connection would be undefined.
+        # No two flows become dormant in the same second. Otherwise, if one of them has ended, it
+        # would be undefined which one is the last flow of their connection.
         for flow in flows:
             super().receive(message=[flow])
             self.now += 1

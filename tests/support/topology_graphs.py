@@ -228,7 +228,7 @@ def _namespace(b: _Builder, host: Json, addresses: list[str]) -> Json:
 
 
 def _running_pod(b: _Builder, host: Json, pod: _Pod, strangers: list[_Pod]) -> None:
-    """The namespace and the containers of a pod. A container can claim to be of another pod."""
+    """The namespace and the containers of a pod. A container can claim to belong to another pod."""
     length = 64 if ":" in pod.address else b.pick(24, 24, 32)
     addresses = [f"{pod.address}/{length}"] if b.chance(8) else _addresses(b, 2)
     namespace = _namespace(b, host, addresses)
