@@ -377,7 +377,7 @@ class App:
         await asyncio.sleep(RELABEL_RETRY_S)
 
     async def _watch_names(self) -> None:
-        """Read the file of own names again when it changes."""
+        """Reload the own names when their file changes."""
         while True:
             await asyncio.sleep(names_file.INTERVAL_S)
             async with self._reloading:
@@ -440,7 +440,7 @@ class App:
         stats.clock_held = int(held)
 
     def _missing_analyzers(self) -> str:
-        """Return the analyzers for which the clock is held, with their states."""
+        """Return the analyzers whose reports may be missing, with their states."""
         causes, subscriptions = self._gap.causes, self.subscriptions
         texts = [f"{name} ({subscriptions.state(name)})" for name in causes[:MAX_ANNOUNCED]]
         more = len(causes) - MAX_ANNOUNCED

@@ -37,7 +37,7 @@ from skyfast.web.status import StatusSource
 from skyfast.web.top import Ranking
 
 NAMES_WAIT_S = 5.0
-"""Maximum time the subscriptions wait for the topology's first response, if names are used."""
+"""Maximum time that subscriptions wait for the topology's first response, if names are used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class Shared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """The objects that run one configuration. A reload replaces them together.
+    """The objects that run one configuration. A reload creates a new set, but reuses some.
 
     ``filtered`` counts dropped flows by filter rule, for the rules of this configuration only.
     """
@@ -80,7 +80,7 @@ class Parts:
     subject: StatusSource
 
     def take_over(self, old: "Parts", shared: Shared) -> None:
-        """Replace ``old``: configure the parts that survive and keep all counts."""
+        """Replace ``old``: configure the parts that are reused, and carry over all counts."""
         stats, config = shared.stats, self.config
         self.table.set_flow_types(self.types)
         self.table.set_limits(**_table_limits(config.limits))
@@ -115,7 +115,7 @@ class Parts:
     async def wait_for_names(self) -> None:
         """Wait up to `NAMES_WAIT_S` for the topology's first response, if names are used.
 
-        If flows arrived before the names, their labels or info series would change soon afterwards.
+        Otherwise, flows could arrive before the names, and labels or info series would soon change.
         """
         if name_poller.needed(self.config):
             with contextlib.suppress(TimeoutError):

@@ -294,7 +294,7 @@ class TopologyStats:
     """The counters of topology queries.
 
     ``interfaces`` and ``skipped`` describe the latest response, so they are gauges. ``names`` is
-    None unless labels need names.
+    None unless labels or info series need names.
     """
 
     answers: int = 0

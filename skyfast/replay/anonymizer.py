@@ -12,8 +12,8 @@ kept fields are anonymized as follows:
 * UUIDs, tracking IDs (hashes of addresses), nodes, captures and analyzers get pseudonyms.
 * In the topology, hosts, network namespaces, containers, pods, Kubernetes namespaces, workloads,
   services, clusters, virtual machines and label values get pseudonyms, too. In names, each word is
-  replaced by its own pseudonym; ``-``, ``.``, ``_`` and other ASCII punctuation stays. So the name
-  of a replica set still consists of the name of its deployment and a hash. Kubelet's name of a
+  replaced by its own pseudonym, but ASCII punctuation such as ``-``, ``.`` and ``_`` stays. So the
+  name of a replica set still consists of the name of its deployment and a hash. Kubelet's name of a
   container (``k8s_NAME_POD_NAMESPACE_UID_N``) still contains the names of container, pod and
   namespace. A word gets the same pseudonym everywhere. Words that have a meaning for skyfast
   (``k8s``, ``POD``) and names that most hosts have (``eth0``) are unchanged.
@@ -174,7 +174,7 @@ class Anonymizer:
         )
 
     def _rewrite_of(self, path: Path, kind: type) -> Rewrite:
-        """Return the function for the values of a field of nodes or edges."""
+        """Return the function that anonymizes the values of a field of nodes or edges."""
         if kind is dict:
             return self._labels
         if kind is not str:
@@ -367,7 +367,8 @@ class Anonymizer:
         """
         result = bytearray()
         for i, octet in enumerate(octets):
-            # One bit of the digest for each node of the binary tree of the octet's 8 bits.
+            # The possible beginnings of the octet form a binary tree. Each node has one bit of the
+            # digest.
             flips = int.from_bytes(self._digest(kind, octets[:i], 32))
             node, scrambled = 1, 0
             for bit in range(8):

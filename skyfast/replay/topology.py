@@ -75,7 +75,7 @@ def _merged(one: Shape, other: Shape) -> Shape:
 
 
 NODE: Final = _merged(_shape(topology_graph.Node), _shape(topology_nodes.Node))
-"""The fields of nodes that are read for names or interface metrics, or compared by queries."""
+"""The node fields that are read for names or interface metrics, or that queries compare."""
 
 COUNTERS: Final = tuple(
     field.encode_name for field in msgspec.structs.fields(topology_nodes.Counters)
@@ -359,7 +359,7 @@ def _counters(node: object) -> dict[str, int]:
 
 
 def add_to_counters(node: dict[str, Any], offsets: Mapping[str, int]) -> None:
-    """Add ``offsets`` to the counters of a node, in place. Values that are not integers stay."""
+    """Add ``offsets`` to the counters of a node, in place. Skip values that are not integers."""
     match node:
         case {"Metadata": {"Metric": dict() as metric}}:
             for name, offset in offsets.items():

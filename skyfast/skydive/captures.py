@@ -57,7 +57,7 @@ MAX_VALUE: Final = 2**62
 """Largest accepted value; reports with larger values are counted as ``out_of_range``."""
 
 MAX_TOTAL: Final = 2**63 - 1
-"""Sums stop at this value."""
+"""Sums do not grow beyond this value."""
 
 
 class _PointReport(msgspec.Struct, gc=False, rename="pascal"):

@@ -38,7 +38,7 @@ Flow = Any
 
 
 class Dated(Protocol):
-    """The part of the table that returns the oldest and newest time of the latest update."""
+    """The part of the table that returns the oldest and newest time in the latest update."""
 
     @property
     def times_ms(self) -> tuple[int, int]: ...

@@ -49,7 +49,7 @@ class EndNames(dict[str, Names | None]):
         self.use(NO_NAMES, extends=False)
 
     def use(self, own: OwnNames, *, extends: bool) -> None:
-        """Use ``own`` names. ``extends`` means that labels show own networks and values."""
+        """Use ``own`` names. ``extends`` is true if labels show own networks or values."""
         self._own = own
         self._combines = extends or own.count > 0
         self._of_unknown: dict[Names, Names] = {}

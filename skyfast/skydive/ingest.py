@@ -146,7 +146,7 @@ class Ingest:
     def _apply_checked(
         self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
     ) -> None:
-        """Apply and check the flows of the message ``data``, which are of the full type."""
+        """Apply and check the flows of the message ``data``, which were decoded with all fields."""
         analyzer.flows += len(flows)
         admitted = self._admitted(flows)
         self._data_age.observe(admitted, analyzer)

@@ -215,7 +215,7 @@ class Interfaces:
 
 
 class _Row(msgspec.Struct, gc=False, frozen=True):
-    """An interface. ``text`` has its labels in text format, and is unique."""
+    """An interface. ``text`` is unique: it contains the labels in text format."""
 
     text: str
     labels: tuple[str, ...]

@@ -58,9 +58,8 @@ V = TypeVar("V")
 class _Update(Generic[V]):
     """The changes of a mapping.
 
-    ``leaving`` are the keys to remove. ``gone`` are the keys that are missing in the resolution,
-    but stay for now. It maps each key to the time of the first resolution without this key, oldest
-    first.
+    ``leaving`` are the keys to remove. ``gone`` has the keys that are missing in the resolution but
+    stay for now. The values are the times of the first resolution without the key, oldest first.
     """
 
     changed: Mapping[str, V]
@@ -299,7 +298,7 @@ class NameIndex:
         self.ready.clear()
 
     def keep(self, keep_s: float) -> None:
-        """Set how long entries are kept after they disappeared."""
+        """Set how long entries are kept after they have disappeared from the topology."""
         self._keep_s = keep_s
 
     def is_due(self, now: float) -> bool:

@@ -237,7 +237,7 @@ class NamePoller:
 
     async def _keep(self, query: Query, reader: GraphReader, *, is_full: bool) -> None:
         keep = self._store.replace if is_full else self._store.merge
-        async with self._keeping:  # several tasks read
+        async with self._keeping:  # several tasks read at the same time
             if await asyncio.to_thread(keep, query, reader):
                 self._changed = True
         progress = self._progress[query]

@@ -62,8 +62,9 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
     ``names`` has the values of ``ADDRESS_NAMES``, followed by the values of the requested pod
     labels. ``namespace`` is the ID of the network namespace's node, or of the host's node if this
-    is the host's own namespace; "" if unknown. ``host`` is the agent's host. ``cluster`` is the
-    cluster of the pod or service, otherwise the cluster of the host, or "" if there is none.
+    is the host's own namespace; "" if unknown. ``host`` is the owner's host, by the name that the
+    agent uses. ``cluster`` is the cluster of the pod or service, otherwise the cluster of the host,
+    or "" if there is none.
     """
 
     names: tuple[str, ...]
@@ -266,7 +267,7 @@ class _Resolver:
         )
 
     def release(self) -> None:
-        """Free the memory in parts, because freeing it at once would not be interruptible."""
+        """Free the memory in parts, because freeing it at once would hold the GIL for too long."""
         self._index.release()
         while parts := vars(self):
             parts.popitem()

@@ -1,9 +1,10 @@
 """Checks a random sample of messages for lost reports.
 
-Agents send reports to the analyzers in UDP datagrams by default, without acknowledgement, and an
-analyzer stops sending for a while when a subscriber disconnects. The next report of a flow reveals
-that an earlier report was lost: the totals have increased by more than ``LastUpdateMetric``. The
-table adds the difference in any case; this module counts such gaps, so that operators notice them.
+Reports can get lost: by default, agents send them to analyzers in UDP datagrams without
+acknowledgement, and an analyzer stops sending for a while when a subscriber disconnects. The next
+report of a flow reveals that an earlier report was lost: the totals have increased by more than
+``LastUpdateMetric``. The table adds the difference in any case; this module counts such gaps, so
+that operators notice them.
 
 The same sample shows the agents' ``flow.update``, the time between two reports of a busy flow.
 """
@@ -119,7 +120,8 @@ class ReportChecker:
             for index, counter in enumerate(plan.counters)
             if counter.last_update
         )
-        # With deduplication, the table also does not know the duplicates that it has skipped.
+        # With deduplication, a flow can also be unknown because its earlier reports were
+        # duplicates.
         self._checks_unknown = plan.conversation is None
         self._table = table
         self._stats = stats

@@ -64,8 +64,8 @@ class ReportingGap:
     * The clock is held while a considered subscription is not healthy. A removed subscription is
       treated as not delivering.
     * If a subscription does not deliver for `MISSING_UPDATES` intervals while others deliver, it is
-      ignored until it is healthy again. After these intervals, the agents send their reports to the
-      analyzers of the other subscriptions.
+      ignored until it is healthy again. By then, the agents send their reports to the other
+      analyzers.
     * A subscription that has held the clock for `INCIDENT_UPDATES` intervals is ignored, too. All
       subscriptions together hold the clock for at most this time in total. The limit of a
       subscription is reset after one interval in which the subscription was healthy. The common

@@ -38,7 +38,7 @@ SILENT_CHANCE: Final = 1e-6
 A reconnection interrupts all subscribers of the analyzer."""
 
 LOST: Final = 0.01
-"""UDP may lose this share of the ``stats``; such losses must not make a subscription silent."""
+"""UDP may lose this share of the ``stats``; such losses must not count as silence."""
 
 WINDOW_S: Final = 30.0
 """``stats`` are counted in windows of this length."""

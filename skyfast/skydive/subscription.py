@@ -305,7 +305,7 @@ class _SilenceMonitor:
 
 
 class Subscription:
-    """The subscription to one analyzer. ``stats.up`` is 1 while it is subscribed."""
+    """The subscription to one analyzer. ``stats.up`` is 1 while the subscription is up."""
 
     def __init__(
         self,

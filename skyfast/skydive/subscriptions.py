@@ -43,8 +43,8 @@ class Subscriptions:
 
     A ``dns+`` endpoint has one subscription for each address of its name. Each subscription has its
     own row in ``stats.analyzers``. The row is removed with the address, so that the number of rows
-    stays bounded. The name has a row, too, which counts failed resolutions. The name's ``up`` is 1
-    while at least one of its addresses is subscribed.
+    stays bounded. The name has a row, too, which counts failed resolutions. In this row, ``up`` is
+    1 while at least one of the name's addresses is subscribed.
 
     The configuration and the name servers determine the targets: the subscriptions that should
     exist. Only `run` acts when the targets change: it stops obsolete subscriptions and starts
@@ -64,8 +64,8 @@ class Subscriptions:
     ) -> None:
         """Prepare the subscriptions. This blocks, because it reads the certificates.
 
-        ``on_message`` counts each message in the stats of its analyzer, ``activity`` receives the
-        statistics in messages, and ``on_change`` is called when `delivering` may have changed.
+        ``on_message`` counts each message in the stats of its analyzer. ``activity`` shows whether
+        captures receive packets. ``on_change`` is called when `delivering` may have changed.
 
         Raises:
             ConfigError: A certificate is unusable, or a value cannot be sent in a header.

@@ -40,8 +40,8 @@ class TopologyPoller:
         """Create the poller; ``now`` is the clock of ``interfaces`` and ``names``, in seconds.
 
         Without ``names``, only interfaces are polled. Otherwise, ``wanted`` are the queries that
-        the names need, and ``renamed`` is called on the event loop for each changed mapping of
-        ``names``, with the changed keys. ``observe`` gets a copy of each response.
+        the names need. ``renamed`` is called on the event loop with each changed mapping of
+        ``names`` and its changed keys. ``observe`` gets a copy of each response.
 
         Raises:
             ConfigError: An analyzer uses TLS, and a file in ``config.tls`` is unusable.

@@ -142,7 +142,7 @@ class TopologyClient:
             # A kept connection would time out before the next request, and POST is not retried.
             connector=http_connector(force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
-            # A few kilobytes can decompress to gigabytes: see `_Decoder`.
+            # A few kilobytes can decompress to gigabytes: see `_Elements`.
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=None),
         )

@@ -46,13 +46,14 @@ class Query:
     def matches(self, element: Element) -> bool:
         """Return whether the response contains ``element``: an edge with ``edges``, else a node.
 
-        Values of unexpected types, such as lists of strings, match if Skydive would return them.
+        An element with values of unexpected types, such as lists of strings, matches if Skydive
+        would return it.
         """
         return self._matches(element)
 
 
 def _metadata(element: Element, *path: str) -> Any:
-    """Return the value at ``path``; in a list of objects, the list of their values."""
+    """Return the value at ``path``; if there is a list of objects on the path, a list of values."""
     value: Any = element.get("Metadata")
     for key in path:
         match value:

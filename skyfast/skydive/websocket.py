@@ -149,7 +149,7 @@ class _Receiver(asyncio.BufferedProtocol):
         self._opening = True
         self._fragmented = False
         self._forwarding = 0
-        """Number of bytes from ``_start`` on to forward to websockets unparsed."""
+        """Number of bytes, from ``_start`` on, to forward to websockets without parsing."""
         self._paused = False
 
     @property

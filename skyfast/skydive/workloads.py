@@ -156,9 +156,9 @@ class Workloads:
         return clusters.pop() if len(clusters) == 1 else ""
 
     def named(self, namespace: str, name: str, host: str) -> Pod | None:
-        """Return the pod of this name that may be on ``host``; None if there are none or several.
+        """Return the latest pod of this name that may be on ``host``, or None.
 
-        If the cluster of the host is unknown, the pod must be the only one in all clusters.
+        If the cluster of the host is unknown, all these pods must be in the same cluster.
         """
         cluster = self.cluster_of_host(host)
         key = namespace, name, cluster
@@ -278,7 +278,8 @@ class Workloads:
         cluster = self._cluster(node)
         kubernetes_node = index.name(k8s.node) or index.name(spec.node_name if spec else None)
         hosts = self._hosts.get((cluster, kubernetes_node), set())
-        # If two clusters have a node of this name, the edges do not show which of them is the host.
+        # If two clusters have a node of this name, a host has edges to both nodes. Then it is
+        # unclear which node the host is.
         agents = [host for host in hosts if len(self._clusters[host]) == 1]
         agent = agents[0] if len(hosts) == len(agents) == 1 else ""
         contradictory = bool(hosts) or kubernetes_node in self._clusters
@@ -398,7 +399,7 @@ class Workloads:
         return Workload(name, kind) if kind and name else _UNKNOWN
 
     def _above_owner(self, pod: Node, owner: Workload) -> Workload | None:
-        """Return the workload of an owner that is a replica set or job; None if it has no node."""
+        """Return the workload above a replica set or job; None if ``owner`` is not in the graph."""
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
         if key not in self._above_owners:
             nodes = self._owners.get(key)
