@@ -55,7 +55,7 @@ LABELS = ["interface_name", "host", "interface_type", "ipv4", "ipv6", "node_tid"
 
 
 class Fixture:
-    """Interfaces with a query every 20 s, and their page as an independent parser reads it."""
+    """Interfaces that are queried every 20 s, and their page as read by an independent parser."""
 
     def __init__(self, *, interval_s=20.0, connection_timeout_s=60.0, naming="compatible"):
         self.stats = TopologyStats()
