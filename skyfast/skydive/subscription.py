@@ -132,7 +132,7 @@ _CLOSE_REASONS: Final[dict[int, str]] = {
     CloseCode.INTERNAL_ERROR: "timeout",  # websockets' code for a ping without a pong
 }
 _SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-"""Errors of resource shortages on this machine; the analyzer has not refused the connection."""
+"""Errors caused by a shortage of resources on this machine, not by the analyzer."""
 
 REASON_TEXTS: Final = {
     "refused": "cannot connect",
