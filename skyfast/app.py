@@ -551,12 +551,11 @@ def _cost_summary(parts: Parts) -> str:
 
 async def _serve(config: Config, load: Callable[[], Config], options: Options) -> bool:
     stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
     security = _web_security(options.web_config_file)
     log.info("skyfast %s, Python %s", __version__, platform.python_version())
     async with AsyncExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            _handle_signal(number, stopping.set, stack)
         recorder = _recorder(options, stack)
         try:
             adapt = await _adaptation(options, stack, recorder)
@@ -580,10 +579,7 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
             reloads.add(task)
             task.add_done_callback(reloads.discard)
 
-        # Do not use loop.add_signal_handler: when the loop closes, it restores the default action.
-        # A SIGHUP would then kill the process.
-        signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(reload))
-        stack.callback(signal.signal, signal.SIGHUP, signal.SIG_IGN)
+        _handle_signal(signal.SIGHUP, reload, stack)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         memory.freeze()
         try:
@@ -597,6 +593,19 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
             return False
     log.info("stopped %s", app.summary())
     return True
+
+
+def _handle_signal(
+    number: signal.Signals, handler: Callable[[], object], stack: AsyncExitStack
+) -> None:
+    """Call ``handler`` in the event loop at each signal, until ``stack`` is closed.
+
+    Afterwards, the signal is ignored. `loop.add_signal_handler` would restore the default action
+    when the loop closes, and a second signal would then kill the process.
+    """
+    loop = asyncio.get_running_loop()
+    signal.signal(number, lambda *_: loop.call_soon_threadsafe(handler))
+    stack.callback(signal.signal, number, signal.SIG_IGN)
 
 
 def _web_security(path: str) -> "WebSecurity | None":

@@ -109,6 +109,19 @@ async def test_signal_stops_the_process_within_two_seconds(
             assert subscriber.close_code == 1000
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_repeated_signals_do_not_kill_the_process(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    async with running(write_config(tmp_path), quiet=False) as skyfast:
+        async with asyncio.timeout(20):
+            while skyfast.process.returncode is None:
+                skyfast.send_signal(number)
+                await asyncio.sleep(0.0002)
+        assert skyfast.process.returncode == 0
+    assert not [line for line in skyfast.log if line.startswith("Traceback ")]
+
+
 async def test_log_is_json_on_request() -> None:
     async with demo(SKYDIVE_LOGGING_FORMAT="json") as skyfast:
         await skyfast.until(lambda metrics: metrics["skyfast_connections"] > 0)

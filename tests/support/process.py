@@ -3,11 +3,12 @@
 import asyncio
 import os
 import re
+import signal
 import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 
 from tests.support.paths import ROOT
@@ -33,6 +34,15 @@ class Skyfast:
         self.log: list[str] = []
         self.served_at: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.url = ""
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal unless the process has ended.
+
+        `asyncio.subprocess.Process.send_signal` would discard the exit code of a process that has
+        just ended.
+        """
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
 
     async def get(self, path: str, *, accept: str = "*/*") -> bytes:
         """Return the body of a page."""
@@ -135,7 +145,7 @@ async def _started(
         skyfast.url = await asyncio.wait_for(skyfast.served_at, START_S)
         yield skyfast
         if process.returncode is None:  # the test may have stopped it
-            process.terminate()
+            skyfast.send_signal(signal.SIGTERM)
         async with asyncio.timeout(STOP_S):
             await process.wait()
     finally:
