@@ -1,82 +1,82 @@
 """The rules of the table in plain Python: slow, simple, and independent of the core.
 
 The tests apply the same flows to this model and to skyfast, and compare the results. The model
-defines what a page promises, so each change of it needs a worked example in ``test_rules.py``.
-Flows are the decoded JSON objects of the wire; times are in seconds.
+defines the contents of a page, so each change of the model needs a worked example in
+``test_rules.py``. Flows are the decoded JSON objects of the wire; times are in seconds.
 
-A `Spec` has the options of a configuration. Rules that docs/architecture.md does not mention:
+A `Spec` has the options of a configuration. The following rules are not in docs/architecture.md:
 
 * Only the counters and gauges of the views are read. Values that are not exported are not
   validated, and do not make a report late or restart a flow. A sum of both directions is a separate
   counter.
 * If a report lacks the part of a counter, the counter does not change. If the flow restarted in
   that report, the counter's total is forgotten, and its next total counts from zero.
-* Label values are validated in the form that the page shows; the values that they come from are
-  not. The lookup keys of names are validated, too, because they are stored.
-* Rules do not apply to flows without a required part: these are skipped, and counted by the reason.
-  A flow that is dropped by a rule is only counted under the name of that rule.
+* Label values are validated in the form that the page shows. The fields from which they are
+  computed are not validated, except for the lookup keys of names, which are stored.
+* Drop and keep rules do not apply to flows without a required part: such flows are skipped and
+  counted by reason. A flow that a rule drops is only counted under the name of the rule.
 * A duplicate is a report from a capture point other than the one that counts for its conversation.
   The rest of a duplicate is neither read nor counted, not even its ``FinishType``.
-* A view whose labels are all labels of the first view is linked to the first view: all flows of a
-  row of the first view are in the same row of the linked view, namely in that of the first flow.
+* A view whose labels are all labels of the first view is linked to the first view. All flows of a
+  row of the first view are in the same row of the linked view: the row of the first of these flows.
 * If another view is full, a flow is omitted from it for its whole life, or is always in its
   overflow row. In a linked view, this applies to all flows of a row of the first view. Overflow
   rows do not count towards the limits, but they count as rows. They never expire, and have no
-  gauges. They are found by their labels: an existing row with these labels becomes the overflow
-  row.
-* A report that is rejected by the first view does not count as a flow of any row. Apart from that,
-  it is like all reports of the rows to which it is added: it extends their deadlines and sets their
-  gauges. After the first report in any overflow row, creating a row is no longer a reason to count
-  a flow's total.
-* When names change, flows move in slices. All flows of a slice with new labels are detached from
-  their rows before the first one is attached, so their order has no effect. Which flows are in a
-  slice is undefined: `Model.relabel` accepts them as an argument. Between two slices, anything can
-  happen, even another change of the same names. A slice uses the current names, and so do new flows
-  and flows that return. Flows of a connection can be in different slices. For example, a connection
-  with 300 bytes has two flows, and its name changes from "a" to "b". After the first slice, one
-  flow is at "b", which starts at zero; the other one is at "a", which stays at 300 bytes. If the
-  first flow adds 1 byte and the second one 2 bytes before the next slice, "b" has 1 byte, and "a"
-  has 302. After the second slice, "a" has no flows and is removed. The limits do not apply to flows
-  that move. A row to which such a
-  flow moves has the deadline that the flow's latest report would have set. It has series for all
-  counters that the flow ever had, which start at zero.
-* A flow is live until `Model.expire` makes it dormant. Until then, it is a flow of its row, owns
-  its conversation, and keeps its row, even if no page shows the row any more. For a dormant flow,
-  only its totals are known, and the time at which it became dormant.
+  gauges. If a row with the labels of an overflow row exists, it becomes the overflow row.
+* If the first view rejects a report, the other views add the report to their rows, extend the
+  deadlines of these rows and set their gauges. But the number of flows of these rows does not
+  change. After the first report in any overflow row, a flow's total no longer counts merely because
+  the flow creates a row.
+* When names change, flows move in slices. In each slice, all flows with new labels first leave
+  their old rows, and then join their new rows. So their order has no effect. Which flows are in a
+  slice is undefined: `Model.relabel` accepts them as an argument. Between two slices, the table can
+  change, and so can the same names. A slice uses the current names, and so do new flows and flows
+  that return. Flows of a connection can be in different slices. For example, a connection with 300
+  bytes has two flows, and its name changes from "a" to "b". After the first slice, one flow is at
+  "b", which starts at zero; the other one is at "a", which stays at 300 bytes. If the first flow
+  adds 1 byte and the second one 2 bytes before the next slice, "b" has 1 byte, and "a" has 302.
+  After the second slice, "a" has no flows and is removed. The limits do not apply to flows that
+  move. A row to which such a flow moves has the deadline that the flow's latest report would have
+  set. It has series for all counters that the flow ever had, which start at zero.
+* A flow is live until `Model.expire` makes it dormant. Until then, the flow counts as a flow of its
+  row, owns its conversation, and keeps its row, even if no page shows the row any more. The table
+  knows only two things about a dormant flow: its totals, and the time at which it became dormant.
 * With ``deduplicate``, a dormant flow is unknown after another capture point has taken over its
   conversation, because its deltas may have been counted there.
 * With ``deduplicate``, a dormant flow can add deltas without becoming live: by a closing report
-  that repeats its last update, or in the overflow row. Then it claims its conversation under the
-  same conditions as a flow that becomes live, and for as long as a live flow would own it without
-  another report. Otherwise, another capture point could take over and add the same packets. For
-  example, with a timeout of 75 s, the closing report of a flow at node-1 arrives at 100 s, and adds
-  a packet whose update was lost. Updates of the flow at node-2 that arrive later than 175 s do not
-  contain this packet; those until then are duplicates. The flow at node-1 then counts as live for
-  ``max_flows``, and cannot be evicted. A late report changes nothing. A later claim at the same
-  capture point ends the claim of the flow, which is dormant since then.
-* Dormant flows are forgotten in the order in which they became dormant. If they are evicted, flows
-  that ended at least 15 s ago are evicted first. The order of flows that became dormant in the same
-  second is undefined: `Model.expire` accepts it as an argument.
+  that repeats its last update, or in the overflow row. Such a flow claims its conversation, so that
+  no other capture point takes over and adds the same packets. The conditions are those of a flow
+  that becomes live. The claim lasts as long as a live flow without another report would own the
+  conversation. For example, the timeout is 75 s. At 100 s, the closing report of a flow at node-1
+  adds a packet whose update was lost. Until 175 s, updates from node-2 may contain this packet;
+  they are duplicates. Later updates do not contain it. Until the claim ends, the flow at node-1
+  counts as live for ``max_flows`` and cannot be evicted. A late report changes nothing. If another
+  flow of the same capture point claims the conversation, the earlier claim ends, and its flow is
+  dormant from that time.
+* Dormant flows are forgotten in the order in which they became dormant. Eviction takes flows that
+  ended at least 15 s ago first. The order of flows that became dormant in the same second is
+  undefined: `Model.expire` accepts it as an argument.
 * When a row of the first view is removed, its counters are kept if they differ from those of its
-  last flow, or if its labels do not identify a connection. Kept counters are forgotten like a flow
-  that became dormant directly after this last flow, and count as a flow for ``max_flows``.
-* A flow is new if its report counts as a first report, or if the flow was never counted: then every
-  row to which it is added counts one more new flow, including rows of overflow. A flow whose total
+  last flow, or if its labels do not identify a connection. Kept counters count as a flow for
+  ``max_flows``. They are forgotten as if they were a flow that became dormant directly after the
+  last flow.
+* A flow is new if its report counts as a first report, or if the flow was never counted. Each row
+  to which a new flow is added counts one more new flow, including overflow rows. A flow whose total
   counts only because it creates a row is not new, so all views count the same flows. Known and
-  dormant flows are never new, even if they restart. A row of the first view that a dormant flow
-  creates, and for which no counters were kept, starts with one new flow: if it was another number
-  when the row was removed, the counters have been kept.
+  dormant flows are never new, even if they restart. If a dormant flow creates a row of the first
+  view and no counters were kept for it, the row starts with one new flow. This is the number at its
+  removal, because counters are kept for any other number.
 * A closing report that repeats its last update does not create a row of the first view. Its deltas
   are added to an existing row, to kept counters or, if the labels do not identify a connection, to
   new kept counters.
 * Optional fields are gauges, counters of optional parts, the marks (``Start``,
-  ``LastUpdateMetric``) and ``FinishType``. If they are out of range, they are omitted and counted,
-  once per report and field. They are not counted if the report is skipped, unless the reason is
+  ``LastUpdateMetric``) and ``FinishType``. If their values are out of range, they are omitted and
+  counted, once per report and field. In a skipped report, they are only counted if the reason is
   late, ended or a full table. Marks are only read if they affect what an unknown flow adds, or if
   any view counts new flows. A report without a valid ``FinishType`` does not count as a first
-  report, because it may be a closing one that repeats its last update. If a value is the sum of two
-  fields, its first invalid field is counted, or the second field if both are valid but the sum is
-  not.
+  report, because it may be a closing report that repeats its last update. If a value is the sum of
+  two fields, its first invalid field is counted. If only the sum is out of range, the second field
+  is counted.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ class Rewrite(Protocol):
 class Names(dict[str, tuple[str, ...] | None]):
     """Names that can change: ``count`` names for each key. Unknown keys have empty names.
 
-    A key whose names are None is ambiguous: ``contexts`` has its names by key, other address and
-    capture point; in other contexts, they are empty.
+    A key whose names are None is ambiguous. ``contexts`` has its names by key, other address and
+    capture point. In all other contexts, its names are empty.
     """
 
     def __init__(
@@ -146,8 +146,8 @@ class Names(dict[str, tuple[str, ...] | None]):
 class Lookup:
     """Finds the names of the value at ``key``, for all labels that share this object.
 
-    ``context`` has the paths of the other address and of the capture point, if there are keys
-    whose names depend on them. A part that a flow lacks is an empty key.
+    ``context`` has the paths of the other address and of the capture point, if the names of some
+    keys depend on them. If a flow lacks a part, the key is empty.
     """
 
     names: Names
@@ -171,8 +171,8 @@ class Label:
 
     If the field is missing, the value is 0 with ``number``, otherwise "". ``reads`` has the fields
     that a rewrite of the flow reads. With ``lookup``, the value is element ``index`` of the names
-    that the lookup finds. Labels are compared by identity: views that share a label share the
-    object.
+    that the lookup finds. Labels are compared by identity, so views that share a label must share
+    the object.
     """
 
     name: str
@@ -188,9 +188,9 @@ class Label:
 class Family:
     """A metric: the path of its value from initiator to target, and of the opposite direction.
 
-    An empty path is the number of flows, or the number of new flows if the ``type`` is "counter".
-    ``keep`` is the kind of a gauge: "latest", "least" or
-    "most". Values are written divided by ten to the power of ``decimals``.
+    An empty path means the number of flows, or the number of new flows if the ``type`` is
+    "counter". ``keep`` is the kind of a gauge: "latest", "least" or "most". Values are written
+    divided by ten to the power of ``decimals``.
     """
 
     name: str
@@ -226,7 +226,7 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class View:
-    """A set of series with the same labels. Without `DIRECTION`, both directions are added.
+    """Series with the same labels. Without `DIRECTION`, values are sums of both directions.
 
     Rows of the first view expire with their last flow. Rows of other views expire ``timeout_s``
     after their last report, but not before any of their flows.
@@ -241,8 +241,8 @@ class View:
 class Spec:
     """The options of a table.
 
-    ``drop`` and ``keep`` are rules in the form of a configuration. The options that are strings
-    have the values of a configuration, too.
+    ``drop`` and ``keep`` are rules in the form of a configuration. Options that are strings also
+    have the values of a configuration.
     """
 
     views: Sequence[View] = (View(),)
@@ -268,13 +268,13 @@ def one_view(
 
 
 def looked_up(name: str, key: Path, names: Names, context: tuple[Path, ...] = ()) -> Label:
-    """Return a label with the first name of the value at ``key``, by a lookup of its own."""
+    """Return a label with its own lookup: the first name of the value at ``key``."""
     return Label(name, key, lookup=Lookup(names, key, context))
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Maps addresses to networks. If a prefix length is None, addresses of that version stay."""
+    """Maps addresses to networks. With the prefix length None, addresses of that version stay."""
 
     ipv4: int | None = None
     ipv6: int | None = None
@@ -319,7 +319,7 @@ class Tags:
 
 @dataclass(frozen=True)
 class Protocols:
-    """The protocol of a flow, including ICMP; with ``other``, the last layer of all other flows."""
+    """The protocol of a flow, including ICMP. With ``other``, other flows have their last layer."""
 
     other: bool = False
 
@@ -416,7 +416,7 @@ class Total:
 
 
 NEW_FLOWS = Total(())
-"""The counter of new flows, which is not in a field. Rows have it even if no page shows it."""
+"""The counter of new flows, which has no field. Rows have it even if no page shows it."""
 
 
 @dataclass(frozen=True)
@@ -440,7 +440,7 @@ Values = tuple[str, ...]
 class Row:
     """A row of a page: one per view and tuple of label values.
 
-    It has no series for a counter or gauge that it never had.
+    The row has no series for a counter or gauge that its flows never had.
     """
 
     view: View
@@ -451,7 +451,7 @@ class Row:
     deadline_s: int = 0
     is_other: bool = False
     followers: dict[int, Row | None] = field(default_factory=dict)
-    """For a row of the first view: the rows that it links to, by the number of their view."""
+    """For a row of the first view: its rows in linked views, by the number of the view."""
 
     def add(self, amounts: Amounts) -> None:
         self.totals = added(self.totals, amounts)
@@ -473,11 +473,11 @@ class Flow:
     """A flow of Skydive: a conversation as seen by one capture point.
 
     ``rows`` has one row per view, or None if the view was full. ``keys`` has the values that its
-    lookups use, by path. Its conversation is identified by the protocol and both ``ends``. It is
-    reported by capture point ``point``.
+    lookups use, by path. The protocol and both ``ends`` identify its conversation. The capture
+    point ``point`` reports it.
 
     While the flow is dormant, ``rows`` is empty, and ``since_s`` is the time at which it became
-    dormant. ``is_ended`` means that its latest report was the closing one. ``is_claiming`` means
+    dormant. ``is_ended`` means that its latest report was the closing report. ``is_claiming`` means
     that it claims its conversation although it is dormant.
     """
 
@@ -514,8 +514,8 @@ class Model:
     are late or rejected. ``values_skipped`` counts omitted values by field. ``created_total``,
     ``expired_total``, ``rejected_total`` and ``overflowed_total`` refer to the first view.
 
-    ``horizon_s`` is the time of the latest report of any forgotten flow: unknown flows that began
-    later were never counted. It is None before `begin`. ``flow_update_s`` is the agents'
+    ``horizon_s`` is the time of the latest report of any forgotten flow, or None before `begin`.
+    Unknown flows that began after this time were never counted. ``flow_update_s`` is the agents'
     ``flow.update``.
     """
 
@@ -539,7 +539,8 @@ class Model:
         self._is_choosy = self.spec.deduplicate == "first"
 
         self._rows: list[dict[Values, Row]] = [{} for _ in self.views]
-        # Strings are distinct keys; canonical hexadecimal strings correspond to 64-bit keys.
+        # The keys are UUIDs as strings. This matches the core, which stores hexadecimal UUIDs as
+        # numbers.
         self._flows: dict[str, Flow] = {}
         self._dormant: list[Flow | Kept] = []
         self._ended: list[Flow] = []
@@ -581,7 +582,7 @@ class Model:
         return len(self._kept)
 
     def dormant_uuids(self) -> list[str]:
-        """Return the UUIDs of the dormant flows, list by list, the first to be forgotten first."""
+        """Return the UUIDs of the dormant flows: claiming, ended and other ones, each by age."""
         entries = [*self._claiming, *self._ended, *self._dormant]
         return [entry.uuid for entry in entries if isinstance(entry, Flow)]
 
@@ -597,9 +598,9 @@ class Model:
             self.report(flow, now)
 
     def report(self, flow: JSON, now: float) -> str | None:
-        """Apply a flow. Return None if it was applied, otherwise why not.
+        """Apply a flow. Return None, or the reason if the flow was not applied.
 
-        This is the reason to skip it, or the name of the rule that dropped it.
+        The reason is a reason to skip the flow, or the name of the rule that drops it.
         """
         self._invalid = set()
         reason = self._unusable(flow)
@@ -780,7 +781,7 @@ class Model:
         report is skipped.
         """
         newest = flow.get("LastUpdateMetric")
-        is_unmarked = ("FinishType",) in self._invalid  # it may repeat the last update
+        is_unmarked = ("FinishType",) in self._invalid  # the report may repeat the last update
         if newest is None:
             return "nothing" if is_unmarked else "total"
         invalid = {path for path in MARKS if not in_range([at(flow, path, 0)])}
@@ -795,7 +796,7 @@ class Model:
         return "update"
 
     def _is_repeat(self, flow: JSON) -> bool:
-        """Return whether a report is a closing one that repeats the last update."""
+        """Return whether a report is a closing report that repeats the last update."""
         newest = flow.get("LastUpdateMetric")
         if flow.get("FinishType", 0) != CLOSING or newest is None:
             return False
@@ -843,7 +844,7 @@ class Model:
         places = self._places(labels)
         has_room = [self._has_room(n, place) for n, place in enumerate(places)]
         kept = self._kept.get(places[0])
-        # No other flow can have been in a row that it creates.
+        # A row that this flow creates cannot contain earlier parts of the flow.
         counts_whole = [
             difference is None
             and self._is_complete(n)
@@ -889,7 +890,7 @@ class Model:
         known.is_ended = flow.get("FinishType", 0) == CLOSING
 
     def _take_over(self, known: Flow, flow: JSON) -> None:
-        """Make the capture point of a report the one that counts for its conversation."""
+        """Let a conversation be counted at the capture point of this report."""
         known.ends, known.point = self._ends(flow), self._conversation(flow)[-1]
         for other in self._flows.values():
             if other.is_dormant and other.ends == known.ends and other.point != known.point:
@@ -961,7 +962,7 @@ class Model:
         return None
 
     def _rest(self, known: Flow, flow: JSON, now: float) -> None:
-        """Keep a flow dormant whose report was counted; it claims its conversation."""
+        """Keep a flow dormant after its report was counted; let it claim its conversation."""
         if not self._is_choosy:
             self._list(known, now)
             return
@@ -990,7 +991,7 @@ class Model:
         known.last_ms = max(flow.get("Last", 0), known.last_ms)
 
     def _end(self, known: Flow, now: float) -> None:
-        """Keep a flow that has no rows, as long as reports of it may be in transit."""
+        """Keep a flow without rows as long as reports of it may be in transit."""
         known.is_dormant = known.is_ended = True
         self._list(known, now)
 
@@ -1057,7 +1058,7 @@ class Model:
             self.horizon_s = max(self.horizon_s, reported_s)
 
     def _make_room(self, now: float) -> None:
-        """Forget the flows that have been dormant the longest while there are too many."""
+        """Forget the longest dormant flows until there are not too many flows."""
         while len(self._flows) + len(self._kept) > self.spec.max_flows and (
             self._ended or self._dormant
         ):
@@ -1300,7 +1301,7 @@ class Model:
         return values
 
     def lines(self, family: Family, row: Row) -> Iterator[str]:
-        """Yield the lines of a row in a family, in order; none if the view has no such family."""
+        """Yield the lines of a row in a family, in order, or none if the view lacks the family."""
         if family not in row.view.families:
             return
         for direction, value in zip(DIRECTIONS, family_values(family, row.view), strict=False):
@@ -1466,7 +1467,7 @@ def in_range(numbers: Iterable[int]) -> bool:
 
 
 def first_invalid(flow: JSON, paths: Sequence[Path]) -> set[Path]:
-    """Return the first field of a sum that is out of range, or None."""
+    """Return the first field at which a sum is out of range, as a set, or an empty set."""
     total = 0
     for path in paths:
         number = at(flow, path, 0) or 0
@@ -1545,8 +1546,8 @@ def escape(value: str) -> str:
 def read_page(page: bytes, families: Sequence[Family] = FAMILIES) -> dict[str, set[str]]:
     """Parse a page of connections; return the sample lines by family.
 
-    Assert that the page is valid: all families in order, each with its ``HELP`` and
-    ``TYPE`` and nothing else in between, a line break at the end, and no duplicate series.
+    Assert that the page is valid. It has all families in order, each with its ``HELP`` and
+    ``TYPE``, and no other lines. It ends with a line break, and has no duplicate series.
     """
     text = page.decode()
     assert text.endswith("\n")
@@ -1624,8 +1625,8 @@ def interface_page(
 def topology_labels(nodes: Sequence[JSON]) -> dict[str, Label]:
     """Return labels with the names of a response of the topology API, by name.
 
-    The response must only contain interfaces of one host, so addresses have the name of that host.
-    The interfaces have different ``TID``.
+    The response must only contain interfaces of one host, because all addresses get the name of
+    this host. Each interface must have a different ``TID``.
     """
     names, hosts, types, owners = Names(), Names(), Names(), Names()
     for node in nodes:

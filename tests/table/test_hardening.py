@@ -1,7 +1,7 @@
 """Hardening of the compiled core: the effects of compiler and linker flags in the shared object.
 
-The flags are in ``setup.py``. The file is read as defined by the ELF specification and its Linux
-extensions (``elf.h``).
+``setup.py`` sets the flags. The tests parse the shared object by the ELF specification and its
+Linux extensions (``elf.h``).
 """
 
 import platform
@@ -45,7 +45,7 @@ class Elf:
 
     @property
     def dynamic(self) -> dict[int, int]:
-        """The dynamic section, without repeated tags."""
+        """The dynamic section, as values by tag."""
         (dynamic,) = [segment for segment in self.segments if segment[0] == PT_DYNAMIC]
         _, _, start, _, _, size = dynamic
         return dict(self._read("qQ", offset) for offset in range(start, start + size, 16))

@@ -1,4 +1,4 @@
-"""Hashes of untrusted values: they cannot be chosen to cause long chains.
+"""Hashes of untrusted values: nobody can choose values that cause long chains.
 
 Runs with the build `checked` (`tests.support.core_builds`), which reports the lengths of chains.
 """
@@ -33,7 +33,7 @@ def chosen_uuids(seed: int) -> Iterator[str]:
 
 
 def _unmixed(x: int) -> int:
-    """Invert the finalizer of splitmix64, which the table uses. An attacker can do this, too."""
+    """Invert splitmix64's finalizer, which the table uses. An attacker can do the same."""
     x ^= x >> 31 ^ x >> 62
     x = x * pow(0x94D049BB133111EB, -1, 2**64) % 2**64
     x ^= x >> 27 ^ x >> 54

@@ -1,8 +1,8 @@
 """Consistency of the table's data after every operation, including failed allocations.
 
-Runs with the build `checked` of the core (`tests.support.core_builds`). This build checks every
-row and can let chosen allocations fail. Its memory grows in such small steps that a dozen flows
-cover all of them.
+Runs with the build `checked` of the core (`tests.support.core_builds`). This build checks every row
+and can let chosen allocations fail. Its memory grows in small steps, so that a dozen flows make
+every part of it grow.
 """
 
 import gc
@@ -44,13 +44,13 @@ from tests.support.table_machine import (
 checked = _table if hasattr(_table, "check") else core_builds.load(core_builds.built("checked"))
 
 MAX_ALLOCATIONS = 200
-"""More than any operation of these tests needs."""
+"""More allocations than any operation of these tests makes."""
 
 END_S = 1e7
 """A time at which all flows and rows of these tests have expired."""
 
 
-# Against the model
+# Comparison with the model
 
 
 class CheckedMachine(TableMachine):
@@ -68,7 +68,7 @@ TestChecked.settings = settings(
 )
 
 
-# Random operations, some of which run out of memory
+# Random operations with failed allocations
 
 failing = st.one_of(st.just(0), st.integers(1, 12))
 times = st.sampled_from((1, 1, 2, 1000))
@@ -78,8 +78,9 @@ limits = st.sampled_from((1, 2, 5, 1000))
 class AllocationFailureMachine(RuleBasedStateMachine):
     """All operations of a table, in which any allocation may fail.
 
-    The pages are not compared with a model, because it is not known which flows were applied. But
-    the table must be consistent, its pages must be valid, and no memory may leak.
+    After a failure, the test does not know which flows were applied. So it does not compare the
+    pages with a model. But the table must be consistent, its pages must be valid, and no memory may
+    leak.
     """
 
     def __init__(self):
@@ -201,7 +202,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         while self.core.table.expire(self.now, 1000):
             pass
         checked.check(self.core.table)
-        # Some flows have only just become dormant, although their deadlines were long ago.
+        # The first loop makes some flows dormant. The second one forgets them.
         self.now += END_S
         while self.core.table.expire(self.now, 1000):
             pass
@@ -228,7 +229,7 @@ def assert_is_page(page):
             assert sample.value >= 0
 
 
-# Every allocation of every operation
+# Failure of each allocation of each operation
 
 NAMES = Names()
 NODE_NAME = looked_up("node_name", ("NodeTID",), NAMES)
@@ -404,8 +405,8 @@ def test_scan_skips_connections_created_after_its_last_slice(scan, slices):
     assert connections == 3 * slices
 
 
-def test_strings_that_take_the_numbers_of_others_are_not_on_the_page():
-    """The scan finds strings by number; others can have these numbers when it returns them."""
+def test_scan_omits_strings_that_reuse_the_numbers_of_freed_strings():
+    """Before a scan looks up the strings that it found, new strings can reuse their numbers."""
     core = Core(build=checked)
     core.message([make_flow(f"{n}", node=f"old-{n}") for n in range(1, 4)], 0)
     page = core.table.page(0)
@@ -441,7 +442,7 @@ def test_failed_allocation_does_not_supersede_a_conversation():
         known = make_flow("a1", (100, 0, 0, 0), last=1, node="node-1")
         core.message([known], 0)
         core.expire(START_S)
-        # The next connection requires another slab.
+        # After these flows, the next connection requires another slab.
         core.message([make_flow(f"c{n}", a=f"10.0.1.{n}") for n in range(3)], START_S)
         checked.fail_allocation(nth)
         failed = False
@@ -452,7 +453,7 @@ def test_failed_allocation_does_not_supersede_a_conversation():
         finally:
             left = checked.stop_failing()
         if failed:
-            # The flow is still dormant, so its next report adds its deltas.
+            # The known flow is still dormant, so its next report adds only the increase.
             later = known | {"Last": 70_000, "Metric": {"ABBytes": 130}}
             core.message([later | {"LastUpdateMetric": {"Start": 60_000}}], START_S)
             assert any(" 130" in line for line in core.page(START_S)[FAMILIES[0].name])

@@ -1,4 +1,4 @@
-"""Labels that come from lookups: several labels of a field, ambiguous keys, and relabeling."""
+"""Labels from lookups: several labels of one field, ambiguous keys, and relabeling."""
 
 import gc
 import sys
@@ -39,12 +39,12 @@ WEB, DB, CACHE = ("web", "shop", "node-1"), ("db", "shop", "node-2"), ("cache", 
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of a table: the model, or the core, which reads fields in two ways."""
+    """Return the constructor of the model or of the core, which reads fields in two ways."""
     return request.param
 
 
 def ends(names, *, context=True):
-    """Return the labels of both ends: three for each."""
+    """Return three labels for each end."""
     lookups = {
         "initiator": Lookup(names, A, (B, POINT) if context else ()),
         "target": Lookup(names, B, (A, POINT) if context else ()),
@@ -61,7 +61,7 @@ def spec_of(*labels, families=(FORWARD,), **options):
 
 
 def update(core, flow):
-    """Update a table with a flow that has all fields, so that it need not be decoded again."""
+    """Apply a flow that has all fields, so that the table does not require a second decoding."""
     flows = msgspec.convert([flow], list[core.types.FullReport])
     assert core.table.update(flows, 0) == 1
     core.check()
@@ -76,7 +76,7 @@ def samples(table, name="forward", now=0.0):
     }
 
 
-# Labels of one lookup
+# Several labels of one lookup
 
 
 def test_one_lookup_gives_all_labels_of_an_end(make):
@@ -109,7 +109,7 @@ def test_views_show_different_labels_of_one_lookup(make):
     assert samples(table, "c_flows") == {("shop",): "0", ("shop2",): "1"}
 
 
-def test_a_missing_part_is_an_empty_key(make):
+def test_lookup_of_a_missing_part_uses_an_empty_key(make):
     names = Names({"": ("none",), "aa:bb": ("some",)})
     table = make(spec_of(looked_up("link", ("Link", "A"), names), LABELS[2]))
     table.report(make_flow("1", (1, 0, 0, 0), ports=(1, 2)), 0)
@@ -122,7 +122,7 @@ def test_a_missing_part_is_an_empty_key(make):
 
 
 class CountingNames(Names):
-    """Names that record each lookup. As this is a subclass, the core does not read it as a dict."""
+    """Names that record each lookup. The core calls the methods of a subclass of dict."""
 
     def __init__(self, known=None, *, count=1):
         super().__init__(known, count=count)
@@ -276,7 +276,7 @@ def test_each_context_is_resolved_once_when_names_change():
         ({"node": "x" * (MAX_TEXT_BYTES + 1)}, "text_too_long"),
     ],
 )
-def test_the_context_of_a_key_is_checked_like_a_label(make, fields, reason):
+def test_fields_of_the_context_are_validated_like_labels(make, fields, reason):
     names = Names({"10.0.0.1": WEB}, count=3)
     table = make(spec_of(*ends(names)[:3]))
     assert table.report(make_flow("1", **fields), 0) == reason
@@ -351,7 +351,7 @@ class FailingNames(Names):
         return super().resolve(key, other, point)
 
 
-def test_an_exception_of_names_leaves_the_rest_of_a_message_for_later():
+def test_message_can_be_repeated_after_a_lookup_raised_an_exception():
     names = FailingNames({"10.0.0.1": ("web",), "10.0.0.3": None})
     names.errors = {"10.0.0.4": KeyError("4"), ("10.0.0.3", "10.0.0.2", "node-1"): OSError("3")}
     name = "".join(["the name", " of the web"])
@@ -369,7 +369,7 @@ def test_an_exception_of_names_leaves_the_rest_of_a_message_for_later():
     assert sys.getrefcount(name) == references
 
 
-def test_no_flow_has_moved_after_an_exception_while_relabeling():
+def test_relabeling_moves_no_flow_if_a_lookup_raises_an_exception():
     names = FailingNames({"10.0.0.1": None, "10.0.0.3": ("three",)})
     core = Core(spec_of(looked_up("name", A, names, (B, POINT)), LABELS[2]))
     for n in range(400):
@@ -411,7 +411,7 @@ def test_no_flow_has_moved_after_an_exception_while_relabeling():
     assert core.bytes <= size + 200_000
 
 
-def test_the_table_releases_results_when_no_new_flow_has_used_them_for_a_timeout():
+def test_table_releases_results_that_no_new_flow_used_for_a_timeout():
     names = Names({"10.0.0.2": None}, count=3)
     texts = ["".join(["text ", str(n), "é" * (n % 2)]) for n in range(3)]
     found = tuple(texts)
@@ -424,7 +424,7 @@ def test_the_table_releases_results_when_no_new_flow_has_used_them_for_a_timeout
     core.relabel(names, ["10.0.0.1", "10.0.0.2"])
     core.relabel(names, ["10.0.0.1", "10.0.0.2"], budget=0)
     gc.collect()
-    # Both ends have the same labels of the result, so there is one row, which owns one reference.
+    # Both ends use the same labels of the result, so the table owns a single reference to it.
     used = [before[0] + 1, *before[1:]]
     assert [sys.getrefcount(each) for each in (found, *texts)] == used
     core.message([make_flow("fff")], TIMEOUT_S - 1)
@@ -449,7 +449,7 @@ def test_destroyed_tables_release_results():
 # Interned results
 
 
-def test_new_flows_have_the_names_of_their_time(make):
+def test_new_flows_get_the_current_names(make):
     names = Names({"10.0.0.1": WEB, "10.0.0.2": DB}, count=3)
     table = make(spec_of(*ends(names)))
     for n, name in enumerate((WEB, WEB, DB, WEB, CACHE, WEB)):
@@ -498,14 +498,14 @@ def test_names_of_flows_in_the_same_message_are_looked_up_again_after_a_change()
 
 
 class NewNames(Names):
-    """Names that are a new tuple for each flow."""
+    """Returns a new tuple for each lookup."""
 
     def __getitem__(self, key):
         return (*super().__getitem__(key),)
 
 
 def test_interned_results_are_bounded():
-    """Names that are not stored get their labels like the others."""
+    """Flows get their labels even when the table can store no more results."""
     count = 70_000  # more than MAX_NAMES
     core = Core(spec_of(looked_up("name", A, NewNames({"10.0.0.1": ("web",)})), LABELS[2]))
     sizes = []
@@ -569,7 +569,7 @@ def test_steps_move_no_more_flows_than_the_budget():
         assert {labels[0] for labels in samples(core)} == {f"{key} {budget}" for key in keys}
 
 
-def test_unknown_keys_count_as_one_each():
+def test_key_without_flows_counts_as_one_flow():
     names = Names()
     core = Core(spec_of(looked_up("name", A, names)))
     core.report(make_flow("1"), 0)
@@ -578,14 +578,14 @@ def test_unknown_keys_count_as_one_each():
     assert [part.taken for part in core.relabel(names, [], 4)] == [[]]
 
 
-def test_keys_of_labels_that_the_plan_lacks_are_not_taken():
+def test_keys_of_names_that_the_plan_does_not_use_are_not_taken():
     core = Core(spec_of(looked_up("name", A, Names())))
     keys = iter(["10.0.0.1"])
     assert core.table.relabel(Names(), keys).step(10) is False
     assert list(keys) == ["10.0.0.1"]
 
 
-def test_a_key_that_comes_twice_is_changed_once():
+def test_repeated_key_is_relabeled_once():
     names = Names()
     core = Core(spec_of(looked_up("name", A, names)))
     core.report(make_flow("1", (5, 0, 0, 0)), 0)
@@ -636,10 +636,10 @@ def test_flows_of_one_key_move_in_slices():
     for table in (core, model):
         table.report(make_flow("1", (101, 0, 0, 0), last=2), 0)
         table.report(make_flow("2", (102, 0, 0, 0), last=2), 0)
-        # A new flow has the new name.
+        # A new flow gets the new name.
         table.report(make_flow("4", (4, 0, 0, 0), last=2), 0)
     assert samples(core) == {("a",): "302", ("b",): "5"}
-    # The name changes again: a slice uses the current one.
+    # The name changes again. The next slices use the current name.
     names["10.0.0.1"] = ("c",)
     again = core.relabelling(names, ["10.0.0.1"])
     assert slice_of(core, model, names, relabelling) == "2"
@@ -737,7 +737,7 @@ def lookup_columns(count, names, *, context):
 
 
 @pytest.mark.parametrize(("context", "keys"), [((), 1), ((B, POINT), 3)])
-def test_a_field_that_lookups_use_counts_once_against_the_columns(context, keys):
+def test_field_of_lookups_counts_as_one_column(context, keys):
     names = Names(count=MAX_COLUMNS)
     most = MAX_COLUMNS - keys
     labels = lookup_columns(most + 1, names, context=context)
@@ -751,7 +751,7 @@ def test_a_field_that_lookups_use_counts_once_against_the_columns(context, keys)
         Core(Spec(views=(views[0], too_many)))
 
 
-def test_a_flow_has_four_bytes_for_each_field_that_lookups_use():
+def test_flow_stores_four_bytes_per_field_of_lookups():
     def flow_bytes(*labels):
         core = Core(spec_of(*labels))
         return core.row_bytes - 4 * (len(labels) + len(labels) % 2)
@@ -765,7 +765,7 @@ def test_a_flow_has_four_bytes_for_each_field_that_lookups_use():
 
 
 @pytest.mark.parametrize("wrong", [{"index": -1}, {"rewrite": Names()}])
-def test_a_label_of_a_lookup_has_an_index_and_no_rewrite(wrong):
+def test_label_of_a_lookup_requires_an_index_and_no_rewrite(wrong):
     plan = plan_of(spec_of(looked_up("name", A, Names())))
     (view,) = plan.views
     lookup = view.columns[0].lookup
@@ -799,7 +799,7 @@ def all_strings(table, count):
 
 
 @pytest.mark.parametrize("count", [1, 3, 1000, 2**32 - 1])
-def test_strings_are_those_of_live_rows(count):
+def test_strings_returns_the_strings_of_stored_rows(count):
     names = Names({"10.0.0.1": WEB, "é": DB, 'a"b': CACHE, "x": CACHE})
     core = Core(spec_of(*ends(names, context=False)))
     assert all_strings(core.table, count) == []

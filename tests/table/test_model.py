@@ -1,6 +1,6 @@
 """Parts that only the model has: tags, rules, invalid strings, and the parser of pages.
 
-The rules of the table have their examples in ``test_rules.py``.
+``test_rules.py`` tests the rules that the model shares with the core.
 """
 
 import pytest
@@ -36,7 +36,7 @@ from tests.support.model_specs import DEFAULT, METRICS, STANDARD, standard
         ("fd77::1%eth0", "10.0.0.2", "other"),
     ],
 )
-def test_tags(a, b, tag):
+def test_tag_depends_on_which_ends_are_in_the_networks(a, b, tag):
     masks = ("10.0.0.0/8", "fd77::/64")
     flow = make_flow(a=a, b=b)
     others = {"internal", "egress", "ingress", "other"} - {tag}
@@ -78,7 +78,7 @@ def test_lone_surrogates_are_invalid():
         ({"not": {"regex": "a"}}, ["b", None], ["ba"]),
     ],
 )
-def test_conditions(condition, fits, does_not):
+def test_condition_matches_only_fitting_flows(condition, fits, does_not):
     assert [value for value in fits + does_not if matches(condition, value)] == fits
 
 
@@ -153,7 +153,7 @@ def test_lone_surrogate_in_a_field_of_a_rule_is_invalid():
         (0, 3, "0"),
     ],
 )
-def test_decimals(number, decimals, text):
+def test_decimals_shift_the_decimal_point(number, decimals, text):
     assert decimal(number, decimals) == text
 
 

@@ -1,4 +1,4 @@
-"""Parts of a page: which rows are in which part, and pages of some families."""
+"""Parts of a page: the rows of each part, and pages with only some families."""
 
 from collections import Counter
 
@@ -30,12 +30,12 @@ from tests.support.table_adapter import ODD_TEXTS, Core, many_flows, read_all
 
 @pytest.fixture(params=[Model, Core], ids=["model", "core"])
 def make(request):
-    """Return a function that makes a table: the model, or the core."""
+    """Return the constructor of the model or of the core."""
     return request.param
 
 
 def parts_of(table, parts, now=0):
-    """Return the pages of all parts. Assert that they are disjoint, and together the whole page."""
+    """Return the pages of all parts. Assert that each line of the page is in exactly one part."""
     pages = [table.page(now, part=part, parts=parts) for part in range(parts)]
     for name, lines in table.page(now).items():
         assert Counter(line for page in pages for line in page[name]) == Counter(lines)
@@ -87,7 +87,7 @@ def test_parts_of_rows_never_change(make):
     ]
 
 
-def test_numbers_and_texts_have_parts(make):
+def test_labels_that_are_numbers_or_odd_strings_have_parts(make):
     ports = Label("port", ("Transport", "A"), number=True, rewrite=Fold(above=1023))
     labels = (*LABELS, ports, Label("vlan", ("Link", "ID"), number=True))
     table = make(one_view(labels=labels))
@@ -102,7 +102,7 @@ def test_numbers_and_texts_have_parts(make):
     assert len(model.families) == len(FAMILIES)
 
 
-def test_rows_are_divided_evenly_and_in_any_order():
+def test_parts_are_even_and_independent_of_the_order_of_flows():
     flows = many_flows(4000)
     core, other = Core(), Core()
     core.message(flows, 0)
@@ -124,7 +124,7 @@ def test_parts_are_independent_of_shards():
         assert all(400 < size < 600 for size in sizes)
 
 
-def test_parts_of_views(make):
+def test_row_of_a_view_is_in_one_part(make):
     node, protocol = KNOWN_LABELS["node_tid"], KNOWN_LABELS["protocol"]
     views = (
         View(),
@@ -150,7 +150,7 @@ def test_expired_rows_are_in_no_part(make):
     assert sum(len(page[BYTES]) for page in parts_of(table, 2, TIMEOUT_S)) == 2
 
 
-def test_pages_of_some_families(make):
+def test_page_can_be_limited_to_some_families(make):
     table = make()
     table.report(make_flow(), 0)
     whole = table.page(0)
@@ -160,7 +160,7 @@ def test_pages_of_some_families(make):
     assert sorted(len(page[PACKETS]) for page in parts) == [0, 2]
 
 
-def test_family_without_rows_in_the_part_has_its_head():
+def test_family_without_rows_in_a_part_has_a_head():
     core = Core()
     empty = read_all(core.table.page(0))
     assert empty.count(b"# TYPE ") == len(FAMILIES)
@@ -176,13 +176,13 @@ def test_invalid_parts_are_rejected(part, parts):
 
 
 @pytest.mark.parametrize("parts", [-1, 2**32])
-def test_numbers_of_parts_are_not_truncated(parts):
+def test_number_of_parts_is_not_truncated(parts):
     with pytest.raises(OverflowError):
         Core().table.page(0, parts=parts)
 
 
-def test_part_shows_no_rows_that_are_created_after_it_began():
-    """Also if there are more of them than there were when the page began."""
+def test_part_omits_rows_created_after_its_start():
+    """The new rows are many more than the rows of the page."""
     core = Core()
     core.message(many_flows(10), 0)
     pages = [core.table.page(0, part=part, parts=2) for part in range(2)]

@@ -40,7 +40,7 @@ from tests.support.table_adapter import Core
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a function that makes a table: the model, or the core, which reads in two ways."""
+    """Return the constructor of the model or of the core, which reads fields in two ways."""
     return request.param
 
 
@@ -219,7 +219,8 @@ def test_closing_report_that_repeats_the_last_update_is_skipped(make):
 
 
 def test_repeated_closing_report_is_not_a_first_report(make):
-    # Protocols with their own timeout close at the next update, which repeats the last update.
+    # Flows of some protocols have their own timeout. Their closing report repeats their last
+    # update.
     table = make()
     repeat = make_flow(start=1_000, newest_start=1_000, last=5_000, newest_last=10_000, finish=1)
     assert table.report(repeat, 0) == "ended"
@@ -473,19 +474,19 @@ def test_out_of_range_number_in_an_update_changes_nothing(make, group, name, num
     assert not table.page(TIMEOUT_S)[BYTES]
 
 
-def test_start_is_only_used_to_identify_a_first_report(make):
+def test_start_is_only_read_to_identify_a_first_report(make):
     table = make()
     assert table.report(make_flow("a1", start=-1), 0) is None
     assert table.values_skipped["Start"] == 0
-    # This does not count as a first report, and its deltas are unknown.
+    # An unknown flow without a valid start adds nothing: its report may not be its first one.
     assert table.report(make_flow("b2", start=-1), 0) is None
     assert table.report(make_flow("c3", start=10**22), 0) is None
     assert sums(table) == [100, 200, 1, 2]
     assert table.report(make_flow("a1", start=-1, last=3_000), 0) is None
-    # Other flows in the message do not change this.
+    # Flow d4 needs its start, but the start of flow a1 is still not read.
     table.message([make_flow("d4", **LATER), make_flow("a1", start=-1, last=4_000)], 0)
     assert table.values_skipped["Start"] == 2
-    # The next report of this flow adds the increase.
+    # The next report of flow b2 adds the increase.
     table.report(make_flow("b2", (101, 202, 4, 6), start=-1, last=3_000), 0)
     assert sums(table) == [106, 208, 11, 14]
 
@@ -494,7 +495,7 @@ def test_start_is_only_used_to_identify_a_first_report(make):
 def test_report_with_invalid_finish_type_is_not_a_first_report(make, number):
     table = make()
     table.report(make_flow("a1"), 0)
-    # Each may be a closing report that repeats the previous one.
+    # Each report may be a closing report that repeats an update, so it adds nothing.
     for uuid, changes in (("b2", {}), ("c3", LATER), ("d4", {"newest_last": 9_000})):
         assert table.report(make_flow(uuid, **changes, finish=number), 0) is None
     unmarked = make_flow("e5", finish=number)
@@ -518,7 +519,7 @@ def test_last_update_is_only_read_if_it_counts(make, name, number):
     table = make()
     assert table.report(flow("a1"), 0) is None
     assert table.values_skipped[field] == 0
-    # The flow's other counters are counted.
+    # The valid counters are counted.
     assert table.report(flow("b2"), 0) is None
     assert table.values_skipped[field] == 1
     added = [5, 6, 7, 8]
@@ -530,7 +531,7 @@ def test_last_update_is_only_read_if_it_counts(make, name, number):
     assert table.report(flow("a1", last=80_000), 0) is None
     if name in COUNTERS:
         assert table.report(flow("c3", newest_start=1_000), 0) is None
-    # Other flows in the message do not change this.
+    # Flow d4 needs its last update, but that of flow a1 is still not read.
     table.message([make_flow("d4", **LATER), flow("a1", last=90_000)], 0)
     assert table.values_skipped[field] == 1
     assert not table.skipped["out_of_range"]
@@ -692,7 +693,7 @@ def test_each_view_decides_what_an_unknown_flow_adds(make):
     assert sums(table) == [100, 200, 1, 2]
     assert samples(table, "node_bytes_total") == {"node-1": "11"}
     assert samples(table, "all_bytes_total") == {"10.0.0.1,10.0.0.2,40000,443": "300"}
-    # The node is new, but the connection exists.
+    # The second node is new, but its connection exists in the views without a node.
     table.report(make_flow("b2", (1000, 2000, 1, 2), node="node-2", **LATER), 0)
     assert samples(table, "node_bytes_total") == {"node-1": "11", "node-2": "11"}
     assert samples(table, "all_bytes_total") == {"10.0.0.1,10.0.0.2,40000,443": "311"}
@@ -1283,7 +1284,7 @@ def test_renamed_node_moves_flows_to_connections_that_start_at_zero(make, names)
     table.report(tcp(make_flow("a1", (100, 200, 1, 2), last=1_000, rtt=7), (1, 1)), 0)
     table.report(make_flow("b2", (10, 20, 1, 2), last=1_000, node="node-2"), 0)
     names["node-1"] = ("bond0",)
-    # The table has not been relabelled yet.
+    # Until the table is relabelled, the flow stays at its old name.
     table.report(tcp(make_flow("a1", (101, 200, 1, 2), last=2_000, rtt=8), (1, 1)), 0)
     assert samples(table, "a_bytes_total") == {
         "eth0,>": "101",
@@ -1300,7 +1301,7 @@ def test_renamed_node_moves_flows_to_connections_that_start_at_zero(make, names)
     }
     assert samples(table, "a_rtt_seconds") == {}
     assert samples(table, "a_tcp_out_of_order_total") == {"bond0,>": "0", "bond0,<": "0"}
-    # Another view keeps the old row until it expires.
+    # In a view whose rows outlive their flows, the row of the old name stays.
     assert samples(table, "b_bytes_total") == {
         "10.0.0.1,eth0": "301",
         "10.0.0.1,bond0": "0",
@@ -1320,7 +1321,7 @@ def test_renamed_node_moves_flows_to_connections_that_start_at_zero(make, names)
     assert samples(table, "c_flows") == {"10.0.0.1": "2"}
     assert (table.connections, table.view_connections, table.flows) == (2, (3, 1), 2)
     assert (table.created_total, table.expired_total) == (3, 1)
-    # From here on, it adds new deltas.
+    # Later reports add their deltas at the new name.
     table.report(tcp(make_flow("a1", (105, 210, 1, 2), last=3_000, rtt=9), (2, 1)), 0)
     assert samples(table, "a_bytes_total") == {
         "bond0,>": "4",
@@ -1479,7 +1480,8 @@ def test_first_capture_point_can_report_several_flows(make):
     assert table.report(make_flow("c3", node="node-1"), 50) is None
     table.expire(TIMEOUT_S)
     assert table.report(make_flow("b2", node="node-2"), TIMEOUT_S) == "duplicate"
-    # When its last flow is dormant, the next capture point that reports it takes it over.
+    # After all flows of the first capture point are dormant, another one takes the conversation
+    # over.
     table.expire(50 + TIMEOUT_S)
     assert table.report(make_flow("b2", node="node-2"), 50 + TIMEOUT_S) is None
     assert table.dormant_flows == 2
@@ -1549,7 +1551,7 @@ def test_full_view_omits_flows(make):
     assert table.report(make_flow("b2", (1, 2, 0, 0), last=1, a="10.0.0.3"), 0) is None
     assert samples(table, "a_bytes_total") == {"node-1": "303"}
     assert samples(table, "b_bytes_total") == {"10.0.0.1": "300"}
-    # The flow stays omitted even when the view is not full any more.
+    # The flow stays omitted even after the view has room again.
     table.report(make_flow("b2", (1, 2, 0, 0), last=2, a="10.0.0.3"), 60)
     table.expire(VIEW_TIMEOUT_S - 1)
     assert (table.rejected_total, table.view_connections) == (0, (1,))
@@ -1573,7 +1575,7 @@ def test_full_linked_view_omits_all_flows_of_a_connection(make):
     assert table.report(make_flow("c3", (5, 0, 0, 0), node="node-2"), now) is None
     assert samples(table, "a_bytes_total", now) == {"10.0.0.1,node-2": "25"}
     assert samples(table, "b_bytes_total", now) == {}
-    # The next connection has a row.
+    # After the connection expires, the second view has a row for the next connection.
     table.expire(now + TIMEOUT_S)
     table.report(make_flow("d4", (7, 0, 0, 0), node="node-2"), now + TIMEOUT_S)
     assert samples(table, "b_bytes_total", now + TIMEOUT_S) == {"node-2": "7"}
@@ -1600,7 +1602,7 @@ def test_rejected_flows_are_added_to_the_overflow_row(make):
     assert table.report(make_flow("b2", (10, 20, 1, 2), a="10.0.0.3", rtt=5), 0) == "table_full"
     assert samples(table, BYTES)[OTHERS.format(">")] == "10"
     assert samples(table, BYTES)[OTHERS.format("<")] == "20"
-    # Another report, and a closing report that repeats that one.
+    # A later report adds its last update. The closing report repeats this update and adds nothing.
     later = make_flow("b2", (15, 26, 8, 10), a="10.0.0.3", **LATER)
     repeat = LATER | {"newest_last": 69_999, "finish": 1}
     assert table.report(later, 0) == "table_full"
@@ -1611,7 +1613,8 @@ def test_rejected_flows_are_added_to_the_overflow_row(make):
     assert OTHERS.format(">") not in samples(table, RTT)
     assert samples(table, "main_flows")[OTHERS.format(">")] == "0"
     assert samples(table, "main_tcp_out_of_order_total") == {}
-    # In other views, the flow's own rows add its deltas, but do not count the flow.
+    # In another view that is not full, the row of the node adds the deltas, but the flow is not
+    # counted.
     assert samples(table, "a_bytes_total") == {"node-1,>": "115", "node-1,<": "226"}
     assert samples(table, "a_flows") == {"node-1,>": "1"}
     assert samples(table, "a_last_timestamp_seconds") == {"node-1,>": "70"}
@@ -1649,7 +1652,7 @@ def test_flow_accepted_after_overflow_adds_its_last_update(make):
         OTHERS.format(">"): "10",
         OTHERS.format("<"): "20",
     }
-    # A first report still adds its total.
+    # A first report adds its total even after overflow.
     table.expire(2 * TIMEOUT_S)
     table.report(make_flow("c3", (7, 8, 1, 1)), 2 * TIMEOUT_S)
     assert samples(table, BYTES, 2 * TIMEOUT_S)["10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"] == "7"
@@ -1658,7 +1661,7 @@ def test_flow_accepted_after_overflow_adds_its_last_update(make):
 def test_flows_beyond_max_flows_are_added_to_the_overflow_row(make):
     table = make(Spec(overflow="other", max_flows=1, views=OVERFLOW.views))
     table.report(make_flow("a1", last=1), 0)
-    # This applies even if the connection exists.
+    # A new flow of an existing connection is rejected, too.
     assert table.report(make_flow("b2", (10, 20, 1, 2)), 0) == "table_full"
     assert samples(table, BYTES)[OTHERS.format(">")] == "10"
     assert samples(table, BYTES)["10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"] == "100"
@@ -1680,7 +1683,7 @@ def test_full_view_adds_flows_to_its_overflow_row(make):
     assert samples(table, "b_flows") == {"10.0.0.1": "1", "other": "1"}
     assert samples(table, "b_rtt_seconds") == {"10.0.0.1": "0.000000001"}
     assert (table.overflowed_total, table.view_connections) == (0, (2,))
-    # A flow that is rejected by the main view, too, is added to both overflow rows.
+    # If the main view is full, too, a rejected flow is added to both overflow rows.
     table.report(make_flow("c3", (4, 4, 0, 0), a="10.0.0.4", protocol="UDP"), 0)
     assert samples(table, "a_bytes_total") == {"TCP": "306", "other": "8"}
     assert samples(table, "b_bytes_total") == {"10.0.0.1": "300", "other": "14"}
@@ -1709,7 +1712,8 @@ def test_first_flow_in_the_overflow_row_of_another_view_counts_its_total(make, h
         assert samples(table, "b_bytes_total", 100) == {"node-1": "1", "other": "7"}
     first = make_flow("c3", (100, 0, 0, 0), node="node-2", a="10.0.0.9", **LATER)
     assert table.report(first, 100) is None
-    # After a closing report was added to the overflow row, it may include a part of the total.
+    # If a closing report was added to the overflow row, this row may already include a part of the
+    # total.
     counted = 11 if has_closing_report else 100
     assert samples(table, "a_bytes_total", 100) == {"10.0.0.9,10.0.0.2,40000,443": f"{counted}"}
     assert samples(table, "b_bytes_total", 100)["other"] == ("18" if has_closing_report else "11")
@@ -1726,7 +1730,7 @@ def test_connection_labelled_other_is_the_overflow_row(make):
     assert table.report(make_flow("c3", (4, 0, 0, 0), ports=(1, 81)), 0) == "table_full"
     assert samples(table, "a_bytes_total") == {"other": "5", "80": "2"}
     assert samples(table, "a_flows") == {"other": "1", "80": "1"}
-    # The row stays, but no longer counts towards the limit.
+    # The row becomes the overflow row, and no longer counts towards the limit.
     assert table.report(make_flow("d5", (8, 0, 0, 0), ports=(1, 443)), 0) is None
     table.expire(TIMEOUT_S)
     assert samples(table, "a_bytes_total", TIMEOUT_S) == {"other": "5"}
@@ -1803,7 +1807,7 @@ SHARED = Spec(views=(view("a", (IP_A, IP_B), "bytes", "flows"), view("node", (NO
 A_WHILE_S = 120.0
 
 
-def test_lost_report_is_counted_with_the_next(make):
+def test_deltas_of_a_lost_report_are_counted_with_the_next_report(make):
     table = make(MEMORY)
     table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
     # The report at 60 is lost.
@@ -1898,7 +1902,7 @@ def test_ended_flows_are_evicted_first(make):
 
 
 def test_recently_ended_flow_is_not_evicted(make):
-    # Its update and its closing report can arrive in the wrong order.
+    # The flow must stay known, because its last update can arrive after its closing report.
     table = make(Spec(views=MEMORY.views, max_flows=2))
     table.begin(0)
     table.report(make_flow("a1", last=1, node="node-1"), 1_000)
@@ -1927,7 +1931,7 @@ def test_shared_connection_continues_its_counter(make):
 
 
 def test_unknown_flow_continues_counters_of_a_removed_connection(make):
-    # After an agent restarted, there are two flows of one connection.
+    # One connection can have several flows, for example after an agent restarted.
     table = make()
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.report(make_flow("b2", (10, 0, 0, 0), last=1), 0)
@@ -1935,8 +1939,8 @@ def test_unknown_flow_continues_counters_of_a_removed_connection(make):
     assert table.dormant_connections == 1
     table.report(make_flow("c3", (7, 0, 0, 0), last=1, newest=(7, 0, 0, 0)), A_WHILE_S)
     assert sums(table, A_WHILE_S)[0] == 117
-    # The kept counters may include this flow. So its total does not count, although it creates
-    # the row.
+    # The kept counters may include an earlier part of flow d4. So d4 adds its last update, not its
+    # total, although it creates the row.
     table.expire(A_WHILE_S + TIMEOUT_S)
     table.report(make_flow("d4", (1000, 0, 0, 0), **LATER), 4 * A_WHILE_S)
     assert sums(table, 4 * A_WHILE_S)[0] == 122
@@ -1976,7 +1980,7 @@ def test_closing_report_with_deltas_counts_without_creating_a_connection(make):
     table = make(MEMORY)
     table.report(make_flow("a1", (100, 200, 1, 2), last=1_500), 0)
     table.expire(TIMEOUT_S)
-    # The latest update is lost; the closing report repeats its deltas.
+    # The latest update is lost. The closing report repeats the deltas of this update.
     closing = make_flow(
         "a1", (130, 260, 3, 4), newest=(30, 60, 2, 2), newest_start=2_000, last=2_500, finish=1,
         newest_last=62_000,
@@ -1989,7 +1993,7 @@ def test_closing_report_with_deltas_counts_without_creating_a_connection(make):
 
 
 def test_closing_report_of_new_packets_creates_its_connection(make):
-    # A stopping agent closes its flows with the packets since the latest update.
+    # When an agent stops, its closing reports add the packets since the latest update.
     table = make(MEMORY)
     table.report(make_flow("a1", (100, 200, 1, 2), last=1_500), 0)
     table.expire(TIMEOUT_S)
@@ -1999,7 +2003,7 @@ def test_closing_report_of_new_packets_creates_its_connection(make):
     assert table.report(closing, A_WHILE_S) is None
     assert sums(table, A_WHILE_S) == [130, 260, 3, 4]
     assert (table.connections, table.flows, table.dormant_flows) == (1, 1, 0)
-    # After its timeout, the ended flow is only kept for a while.
+    # The flow has ended: after it expires, it is remembered only for one more timeout.
     table.expire(A_WHILE_S + TIMEOUT_S)
     assert table.dormant_flows == 1
     table.expire(A_WHILE_S + 2 * TIMEOUT_S)
@@ -2033,7 +2037,8 @@ def test_dormant_flow_is_rejected_at_max_connections(make, overflow):
     assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": node}
     if overflow == "other":
         assert samples(table, BYTES, A_WHILE_S)[OTHERS.format(">")] == "30"
-    # When the view is not full any more, the flow adds the increase since its last counted totals.
+    # When the view has room again, the flow adds the increase since the totals that were last
+    # counted.
     table.expire(TIMEOUT_S + TIMEOUT_S)
     table.report(make_flow("a1", (140, 0, 0, 0), last=3), 200)
     assert samples(table, "node_bytes_total", 200) == {"node-1": "141"}
@@ -2049,7 +2054,7 @@ def test_relabelled_connection_continues(make):
     table.report(make_flow("a1", (110, 220, 1, 2), last=2), 10)
     assert sums(table, 10) == [10, 20, 0, 0]
     table.expire(10 + TIMEOUT_S)
-    # Its counters are lower than the totals of its flow.
+    # The counters are lower than the totals of the flow, so they are kept separately.
     assert table.dormant_connections == 1
     table.report(make_flow("a1", (111, 222, 1, 2), last=3), A_WHILE_S)
     assert sums(table, A_WHILE_S) == [11, 22, 0, 0]
@@ -2069,7 +2074,7 @@ def test_new_name_continues_counters_of_its_removed_connection(make):
     assert table.dormant_connections == 0
     table.report(make_flow("b2", (9, 0, 0, 0), last=2, node="node-2"), 81)
     assert samples(table, "a_bytes_total", 81) == {"eth0": "102"}
-    # When it is removed again, its counters are kept once.
+    # When the connection is removed again, its counters are kept in a single entry.
     table.expire(81 + TIMEOUT_S)
     assert table.dormant_connections == 1
     table.report(make_flow("a1", (101, 0, 0, 0), last=3, node="node-1"), 200)
@@ -2104,11 +2109,12 @@ def test_first_reports_are_counted_as_new_flows(make):
     table = make(BOTH)
     table.report(make_flow("a1", last=1_500), 0)
     assert [new_flows(table, prefix) for prefix in ("main", "node", "port")] == [1, 1, 1]
-    # There is one series, without a direction unless the view has this label.
+    # There is one series per row, even if the view has the label ``direction``.
     assert samples(table, "port_new_flows_total") == {"443,>": "1"}
     table.report(make_flow("b2", last=1_500), 0)
     assert [new_flows(table, prefix) for prefix in ("main", "node", "port")] == [2, 2, 2]
-    # Nothing else of a known flow counts: a late report, new bytes, a restart, a closing report.
+    # Later reports of a known flow are never new: a late one, more bytes, a restart, a closing
+    # report.
     table.report(make_flow("a1", last=1_500), 1)
     table.report(make_flow("a1", (101, 201, 2, 3), last=1_600), 2)
     table.report(make_flow("a1", (1, 1, 1, 1), last=1_700), 3)
@@ -2124,7 +2130,7 @@ def test_view_can_have_only_new_flows(make):
     assert samples(table, "a_new_flows_total") == {"443": "3"}
 
 
-def test_flow_met_in_mid_life_is_not_new(make):
+def test_flow_without_a_first_report_is_not_new(make):
     table = make(BOTH)
     # The flow creates its connections, and its total counts in the first view, but it is not new.
     table.report(make_flow("a1", **LATER), 0)
@@ -2135,8 +2141,8 @@ def test_flow_met_in_mid_life_is_not_new(make):
     assert [new_flows(table, prefix) for prefix in ("main", "node", "port")] == [1, 1, 1]
 
 
-def test_single_view_reads_whether_a_flow_is_new(make):
-    # The labels identify the connection, so bytes alone would not need these fields.
+def test_fields_that_mark_new_flows_are_read(make):
+    # The labels identify the connection, so only the new flows require the field ``Start``.
     table = make(families=(*FAMILIES, *standard("main", "new_flows")))
     table.message([make_flow("a1", **LATER), make_flow("b2", a="10.0.0.3")], 0)
     assert sorted(samples(table, "main_new_flows_total").values()) == ["0", "1"]
@@ -2146,7 +2152,7 @@ def test_single_view_reads_whether_a_flow_is_new(make):
     assert table.values_skipped["Start"] == 1
 
 
-def test_flow_that_was_never_counted_is_new(make):
+def test_flow_that_cannot_have_been_counted_is_new(make):
     table = make(BOTH)
     table.begin(BEGAN)
     now = BEGAN + 200
@@ -2156,7 +2162,7 @@ def test_flow_that_was_never_counted_is_new(make):
     assert [new_flows(table, prefix, now) for prefix in ("main", "node")] == [1, 1]
 
 
-def test_only_the_closing_report_of_a_flow_can_arrive(make):
+def test_flow_with_only_a_closing_report_can_be_new(make):
     table = make(BOTH)
     table.begin(BEGAN)
     now = BEGAN + 1_000
@@ -2164,7 +2170,7 @@ def test_only_the_closing_report_of_a_flow_can_arrive(make):
     assert table.report(repeat, now) is None
     assert table.report(repeat, now) == "late"
     assert [new_flows(table, prefix, now) for prefix in ("main", "node")] == [None, 1]
-    # The row of another flow includes it from now on.
+    # When flow b2 creates the row of the connection, the row also counts the ended flow.
     table.report(make_flow("b2", last=1), now)
     repeat = an_update("c3", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
     table.report(repeat, now)
@@ -2191,31 +2197,33 @@ def test_dormant_flow_that_wakes_is_not_new(make):
     table = make(BOTH)
     table.report(make_flow("a1", last=1), 0)
     table.expire(TIMEOUT_S)
-    # The connection of the flow comes back with its counters, and one new flow is one of them.
+    # The counters of the connection are not kept, because they equal those of its flow and one new
+    # flow.
     assert (table.connections, table.dormant_flows, table.dormant_connections) == (0, 1, 0)
     table.report(make_flow("a1", (101, 201, 2, 3), last=2), A_WHILE_S)
     assert sums(table, A_WHILE_S) == [101, 201, 2, 3]
     assert [new_flows(table, prefix, A_WHILE_S) for prefix in ("main", "node", "port")] == [1, 1, 1]
 
 
-def test_connection_without_new_flows_comes_back_without_any(make):
+def test_returning_connection_keeps_zero_new_flows(make):
     table = make(BOTH)
     table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
     table.expire(TIMEOUT_S)
-    # The totals of the flow are those of the connection, but the number of new flows is not 1.
+    # The counters equal the totals of the flow. They are kept because the number of new flows is
+    # not 1.
     assert (table.dormant_flows, table.dormant_connections) == (1, 1)
     table.report(make_flow("a1", (101, 201, 2, 3), last=80_000), A_WHILE_S)
     assert sums(table, A_WHILE_S) == [101, 201, 2, 3]
     assert [new_flows(table, prefix, A_WHILE_S) for prefix in ("main", "node", "port")] == [0, 0, 0]
 
 
-def test_connection_comes_back_with_its_new_flows(make):
+def test_returning_connection_keeps_its_new_flows(make):
     table = make(SERVICES)
     for number in range(3):
         table.report(make_flow(f"a{number}", (10, 0, 0, 0), ports=(number, 443), last=1), 0)
     table.expire(TIMEOUT_S)
     assert table.dormant_connections == 1
-    # A flow that wakes does not count; a new one does.
+    # A flow that wakes is not counted as new, unlike the later flow b2.
     table.report(make_flow("a2", (11, 0, 0, 0), ports=(2, 443), last=2), A_WHILE_S)
     assert samples(table, "a_new_flows_total", A_WHILE_S) == {SERVICE: "3"}
     table.expire(A_WHILE_S + TIMEOUT_S)
@@ -2255,7 +2263,7 @@ def test_new_flows_of_a_full_table_are_in_the_overflow_row(make):
     )
     table.report(make_flow("a1", last=1), 0)
     assert table.report(make_flow("b2", a="10.0.0.3", last=1), 0) == "table_full"
-    # Later reports of the flow, which is not stored, are not first reports.
+    # The rejected flow is not stored. Its later reports do not count as new flows.
     assert table.report(make_flow("b2", a="10.0.0.3", **LATER), 0) == "table_full"
     own = "10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"
     assert samples(table, "main_new_flows_total") == {own: "1", OTHERS.format(">"): "1"}
@@ -2298,7 +2306,7 @@ def test_relabelled_flow_is_not_new(make):
     assert samples(table, "a_new_flows_total") == {"new": "0"}
     table.report(make_flow("b2", last=1, ports=(9, 443)), 1)
     assert samples(table, "a_new_flows_total", 1) == {"new": "1"}
-    # The new name continues its counters, and takes over those kept for an older connection.
+    # When another flow gets this name, its connection continues the kept number of new flows.
     table.expire(1 + TIMEOUT_S)
     table.report(make_flow("c3", last=1, node="node-2"), A_WHILE_S)
     names["node-2"] = ("new",)
@@ -2307,13 +2315,13 @@ def test_relabelled_flow_is_not_new(make):
     assert samples(table, "b_new_flows_total", A_WHILE_S) == {"node-1": "2", "node-2": "1"}
 
 
-def test_only_new_flows_of_the_capture_point_that_counts(make):
+def test_duplicate_is_not_a_new_flow(make):
     views = (view("a", (NODE,), "new_flows"), view("b", (PORT_B,), "new_flows"))
     table = make(Spec(deduplicate="first", views=views))
     table.report(make_flow("a1", node="node-1"), 0)
     assert table.report(make_flow("b2", node="node-2"), 0) == "duplicate"
     assert samples(table, "b_new_flows_total") == {"443": "1"}
-    # The capture point that takes over reports a flow in mid-life.
+    # Another capture point takes over. Its flow began before that, so it is not new.
     table.expire(TIMEOUT_S)
     table.report(make_flow("b2", node="node-2", **LATER), TIMEOUT_S)
     assert samples(table, "a_new_flows_total", TIMEOUT_S) == {"node-2": "0"}
@@ -2370,7 +2378,7 @@ def an_update(uuid, total, *, age_s, newest, finish=0, last_s=None, **fields):
 def test_flow_with_lost_first_reports_adds_its_total(make, age_s, counted):
     table = make(MEMORY)
     table.begin(BEGAN)
-    # 200 s after `begin`, a flow is new if its age is less than 200 s minus 60 s and 15 s.
+    # 200 s after `begin`, a flow is new if it is younger than 200 s - 60 s - 15 s = 125 s.
     report = an_update("a1", (30, 3, 0, 0), age_s=age_s, newest=(10, 1, 0, 0))
     assert table.report(report, BEGAN + 200) is None
     assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": str(counted)}
@@ -2385,7 +2393,7 @@ def test_flow_update_is_part_of_the_margin(make):
     assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": "33"}
 
 
-def test_no_flow_was_never_counted_before_begin(make):
+def test_unknown_flow_is_not_new_without_begin(make):
     table = make(MEMORY)
     report = an_update("a1", (30, 3, 0, 0), age_s=1, newest=(10, 1, 0, 0))
     table.report(report, BEGAN)
@@ -2401,7 +2409,7 @@ def test_forgotten_flow_moves_the_horizon_to_its_latest_report(make):
     assert table.horizon_s == BEGAN
     table.expire(BEGAN + 100 + TIMEOUT_S + 300)
     assert table.horizon_s == BEGAN + 100
-    # An ended flow does not move the horizon, because it sends no more reports.
+    # An ended flow does not move the horizon, because no more reports of it can arrive.
     table.report(make_flow("b2", last=1_500, newest_last=2_000), BEGAN + 600)
     table.report(make_flow("b2", last=1_500, newest_last=2_000, finish=1), BEGAN + 610)
     table.expire(BEGAN + 900)
@@ -2435,7 +2443,7 @@ def test_flow_with_only_a_closing_report_counts_without_a_series(make):
     lost = an_update("a1", (30, 3, 0, 0), age_s=60, newest=(30, 3, 0, 0), last_s=20)
     assert table.report(lost, BEGAN + 1_005) == "late"
     assert samples(table, "node_bytes_total", BEGAN + 1_005) == {"node-1": "33"}
-    # An older flow may have been counted.
+    # Flow b2 began before the horizon, so it may have been counted.
     old = an_update("b2", (30, 3, 0, 0), age_s=1_500, newest=(0, 0, 0, 0), finish=1, last_s=20)
     assert table.report(old, BEGAN + 1_000) == "ended"
     assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "33"}
@@ -2453,7 +2461,7 @@ def test_deduplicated_flows_are_never_new(make):
 
 
 REMEMBERED_S = 200.0
-"""By then, ended flows have been forgotten, but other dormant flows are still known."""
+"""At this time, ended flows have been forgotten, but other dormant flows are still known."""
 
 
 @pytest.mark.parametrize("finish", [2, 3])
@@ -2461,7 +2469,8 @@ def test_finish_type_of_an_update_does_not_end_the_flow(make, finish):
     table = make(MEMORY)
     table.report(make_flow("a1", last=1, finish=finish), 0)
     table.report(make_flow("a1", (130, 260, 3, 4), last=2, finish=finish), 1)
-    # This update repeats nothing, whatever the time of its latest packet is.
+    # A report with this finish type is an update, even if its latest packet is older than the last
+    # update.
     update = LATER | {"newest_last": 80_000, "finish": finish}
     assert table.report(make_flow("b2", a="10.0.0.9", **update), 1) is None
     assert (table.connections, table.flows) == (2, 2)
@@ -2474,7 +2483,7 @@ def test_report_after_the_closing_report_reopens_the_flow(make):
     table = make(MEMORY)
     table.report(make_flow("a1", last=5, finish=1), 0)
     table.report(make_flow("a1", (130, 260, 3, 4), last=6), 1)
-    # An older report does not reopen the flow.
+    # A report that is older than the closing report does not reopen the flow.
     table.report(make_flow("b2", last=5, a="10.0.0.9", finish=1), 1)
     table.report(make_flow("b2", (101, 200, 1, 2), last=4, a="10.0.0.9"), 1)
     table.expire(1 + TIMEOUT_S)
@@ -2533,7 +2542,7 @@ def test_closing_report_counts_in_other_views_at_max_connections(make):
     )
     assert table.report(closing, BEGAN + 1_000) is None
     assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "35"}
-    # The flow is kept as an ended flow, and creates no connection later.
+    # The flow is kept as an ended flow. It keeps no counters for a later connection.
     assert (table.dormant_flows, table.dormant_connections) == (1, 0)
     table.expire(BEGAN + 1_000 + TIMEOUT_S)
     assert table.dormant_uuids() == ["a1"]
@@ -2575,7 +2584,7 @@ def test_dormant_flow_of_a_superseded_conversation_is_unknown(make):
     table.expire(TIMEOUT_S)
     table.report(make_flow("b2", (120, 0, 0, 0), last=1, node="node-2"), TIMEOUT_S)
     table.expire(2 * TIMEOUT_S)
-    # The other capture point has counted the difference.
+    # The other capture point has counted the packets since the flow became dormant.
     later = make_flow("a1", (125, 0, 0, 0), newest=(5, 0, 0, 0), newest_start=9, last=10)
     assert table.report(later, 2 * TIMEOUT_S) is None
     assert samples(table, "a_bytes_total", 2 * TIMEOUT_S) == {"node-1": "105"}
@@ -2600,7 +2609,7 @@ def test_closing_report_of_a_dormant_flow_claims_its_conversation(make):
     for now in (110, 175.9):
         table.expire(now)
         assert table.report(other, now) == "duplicate"
-    # The claim ends like that of a live flow, and the ended flow is forgotten.
+    # The claim ends after a timeout, and the ended flow is forgotten.
     table.expire(176)
     assert table.dormant_uuids() == []
     assert table.report(other, 176) is None
@@ -2629,7 +2638,7 @@ def test_closing_report_adds_nothing_after_another_point_took_over(make, memory_
     closing = make_flow("a1", (130, 0, 0, 0), last=60_000, **LOST)
     assert table.report(closing, 230) == "ended"
     assert table.dormant_flows == 0
-    # It claims nothing.
+    # The closing report claims nothing, so another capture point can take over.
     other = make_flow("c3", (5, 0, 0, 0), last=1, node="node-3")
     assert table.report(other, 230) is None
 
@@ -2652,7 +2661,7 @@ def test_later_closing_report_extends_the_claim(make):
     second = make_flow("b2", (107, 0, 0, 0), last=60_000, **LOST)
     table.message([first, second], 100)
     assert table.dormant_uuids() == ["b2", "a1"]
-    # A repeated closing report is late, and does not extend the claim.
+    # A repeated closing report is late. It does not extend the claim.
     assert table.report(second, 120) == "late"
     assert table.report(first, 130) == "late"
     third = make_flow("b2", (108, 0, 0, 0), last=61_000, **LOST)
@@ -2733,7 +2742,7 @@ def test_rejected_report_does_not_end_the_claim(make, finish):
     assert table.dormant_uuids() == ([] if finish else ["a1"])
 
 
-def test_closing_report_of_a_flow_that_moved_takes_over(make):
+def test_closing_report_with_new_addresses_claims_the_new_conversation(make):
     table = make(ONCE)
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.report(make_flow("b2", (100, 0, 0, 0), last=1, a="10.0.0.9", node="node-2"), 0)
@@ -2775,7 +2784,7 @@ def test_uuid_string_can_become_a_label(make):
     table.report(make_flow("nor this", (1, 0, 0, 0), last=1), 0)
     table.expire(TIMEOUT_S)
     assert (table.dormant_flows, table.dormant_connections) == (2, 1)
-    # The first flow evicts a dormant flow, whose key is a label of the second flow.
+    # Flow b2 evicts the dormant flow whose key is also a label of flow c3.
     takes = make_flow("b2", (2, 0, 0, 0), last=1, a="10.0.0.8")
     named = make_flow("c3", (4, 0, 0, 0), last=1, node="no number", a="10.0.0.9")
     table.message([takes, named], TIMEOUT_S)

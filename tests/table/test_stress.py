@@ -1,4 +1,4 @@
-"""All operations that threads may call concurrently, for `STRESS_S` seconds.
+"""All operations that threads may call concurrently; the test runs for `STRESS_S` seconds.
 
 As in the program, one thread updates, expires, relabels and changes limits. Others read pages and
 scan the table. `make tsan` runs this under ThreadSanitizer.
@@ -46,7 +46,7 @@ SPEC = Spec(
 
 
 class Stress:
-    """A table and the threads that use it. ``now`` is the table's clock, which runs tenfold."""
+    """A table and the threads that use it. The table's clock ``now`` runs ten times as fast."""
 
     def __init__(self) -> None:
         self.core = Core(SPEC)
@@ -83,8 +83,9 @@ class Stress:
                 for label, values in table.label_values().items():
                     assert values >= 0
                     connections, labels, without = table.cardinality(3, label)
-                    # Rows are created and removed during the scan, but none is visited twice. While
-                    # names change, there can be rows of old and new names, and the overflow row.
+                    # A scan visits no row twice, although rows are created and removed. While names
+                    # change, each flow can have a row of its old name and one of its new name.
+                    # There is also an overflow row.
                     assert 0 <= without <= connections <= 2 * FLOWS + 1
                     for count, top in labels.values():
                         assert len(top) <= min(count, 3)
@@ -106,7 +107,7 @@ class Stress:
             self.errors.append(error)
 
     def write(self) -> int:
-        """Do what the event loop's thread does in skyfast, until the time is over."""
+        """Do what skyfast's event loop does, until the time is over. Return the number of steps."""
         rng = random.Random(0)
         steps = 0
         types = flow_types(self.core.plan, also=[("LayersPath",)])

@@ -219,7 +219,7 @@ def test_threads_read_pages_while_another_thread_updates_the_table():
     with beside(lambda: pages.append(read_all(core.table.page(now[0]), 16_384))):
         for cycle in range(2, 26):
             now[0] = cycle * TIMEOUT_S / 3
-            # Some connections stay all the time, the others expire and return.
+            # 330 connections always stay; the other 170 expire and return.
             first = 0 if cycle % 6 < 2 else 170
             flows = many_flows(500 - first, first=first, total=(cycle,) * 4, last=1_000 + cycle)
             for at in range(0, len(flows), 100):
@@ -312,7 +312,8 @@ def test_memory_is_reused_by_new_rows():
         now = cycle * TIMEOUT_S
         core.expire(now)
         assert core.connections == core.flows == 0
-        # Every cycle has new addresses, nodes and UUIDs, and some are too long for a row.
+        # Each cycle has new addresses, nodes and UUIDs. Some of these strings are too long for a
+        # row.
         for n in range(2_000):
             text = f"{cycle:02}-{n}-" + "x" * (n % 200)
             core.report(make_flow(text, a=text, node=text[::-1]), now)
@@ -335,7 +336,7 @@ def test_bytes_matches_the_resident_memory():
     before = resident_bytes()
     for cycle in range(3, 23):
         one_cycle(core, cycle)
-    # The cycles used 40 MB of strings.
+    # The cycles used 40 MB of strings in total, so their memory was reused.
     assert resident_bytes() - before < 10_000_000
     assert core.bytes > 2_000 * 1_000
 
@@ -402,7 +403,8 @@ def test_two_hundred_thousand_connections():
     lines = read_all(table.page(0)).splitlines()
     assert len(set(lines)) == len(lines) == 6 + 5 * count
 
-    # Updates find the rows of their flows; all other rows expire in slices and are reused.
+    # Updates find the rows of their flows. All other rows expire in slices, and new flows reuse
+    # them.
     table.update(cheap_flows(types, part, first=100_000, total=7, last=2_000), 60)
     assert table.flows == count
     while table.expire(TIMEOUT_S, 5_000):
@@ -674,7 +676,7 @@ def test_longest_lines_fit_the_buffer():
 
 
 class Answers(dict):
-    """A rewrite that returns or raises the result set for a value, or returns the value itself."""
+    """A rewrite with a result or an exception for some values; other values stay unchanged."""
 
     def __missing__(self, key):
         return key
@@ -736,7 +738,7 @@ def test_rewrite_exceptions_propagate():
         core.message([*flows[:200], make_flow("bad", node="bad"), *flows[200:]], 0)
     assert core.flows <= 200
     assert sys.getrefcount(answer) == references
-    # Later messages are processed normally.
+    # The failed message left no trace: it can be repeated without the bad flow.
     core.message(flows, 1)
     assert core.flows == 300
     assert sys.getrefcount(answer) == references
@@ -770,7 +772,7 @@ def test_flows_relabelled_other_keep_their_linked_rows():
     core.report(make_flow("3", (41, 0, 0, 0), last=9_000), TIMEOUT_S)
     page = core.page(TIMEOUT_S)
     assert page == {"forward": {'forward{name="other"} 21'}, "total": {"total 71"}}
-    # Such a flow does not restore the removed row of a view, either.
+    # A new flow of the overflow row does not restore the removed row of the linked view, either.
     core.expire(10_000)
     core.report(make_flow("4", (80, 0, 0, 0)), 10_000)
     assert core.page(10_000) == {"forward": {'forward{name="other"} 101'}, "total": {"total 80"}}
@@ -937,7 +939,7 @@ def test_lowered_max_flows_forgets_dormant_flows_in_steps(uuid):
         turns, before = turns + 1, core.dormant_flows
     assert turns == 6
     assert (core.flows, core.dormant_flows) == (1, 9)
-    # If there are more live flows than max_flows, no dormant flow stays.
+    # If max_flows leaves no room besides the live flows, no dormant flow stays.
     core.set_limits(max_connections=100, max_flows=1, timeout_s=TIMEOUT_S, memory_s=1290)
     assert not core.table.expire(80, 100)
     assert (core.flows, core.dormant_flows) == (1, 0)
@@ -1075,7 +1077,7 @@ def test_distinct_values_are_unescaped():
 
 
 def test_distinct_values_are_those_of_the_page():
-    """All views with the label are included, but no rows that are created after the page."""
+    """They come from all views with the label, but not from rows created after the page."""
     node = next(label for label in LABELS if label.name == "node_tid")
     spec = Spec(views=(View(LABELS), View((node,), (ONE_WAY,), timeout_s=3600)))
     core = Core(spec)
