@@ -1,4 +1,4 @@
-"""Warnings about traffic that is counted several times."""
+"""The reported cost of exports, and warnings about traffic that is counted several times."""
 
 import logging
 
@@ -24,7 +24,7 @@ def view(*labels: object, prefix: str = "apps", **entries: object) -> dict[str, 
 SETTINGS = {
     "{}": [],
     "{views: []}": [],
-    # Both ends of a container's link are called eth0.
+    # These labels do not tell the two ends of a container's link apart: both are called eth0.
     "{labels: [initiator_ip, target_ip, node_name]}": ["connections"],
     "{labels: [initiator_ip, target_ip, node_name], deduplicate: first}": [],
     "{labels: [initiator_ip, target_ip, node_name, node_tid]}": [],
@@ -63,7 +63,7 @@ def test_report_names_exports_that_count_traffic_several_times(
 def test_warnings_match_the_exported_values(settings: str) -> None:
     config = make_config(**yaml.safe_load(settings))
     sink = Sink(**yaml.safe_load(settings))
-    # One conversation, captured at both ends of a link.
+    # Two capture points, the ends of a link, report the same conversation.
     ends = [flow("1", NodeTID="veth"), flow("2", NodeTID="eth0")]
     sink.take(message(*ends))
     for spec, prefix in ((config.export.main, ""), *((v, v.prefix) for v in config.export.views)):

@@ -46,7 +46,7 @@ DEFAULT_URL = "ws://127.0.0.1:8082/ws/subscriber/flow"
 
 @pytest.fixture(autouse=True)
 def project_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run in the project root: the configuration files name certificates relative to it."""
+    """Run in the project root, because configuration files contain paths relative to it."""
     monkeypatch.chdir(ROOT)
 
 
@@ -74,7 +74,7 @@ def error(text: str, **environ: str) -> str:
 
 
 def meaning(result: Config) -> Config:
-    """Return ``result`` without the fields that depend on the notation of the file."""
+    """Return ``result`` without the fields that depend on the spelling of the file."""
     return replace(result, source="", notes=())
 
 
@@ -158,7 +158,7 @@ def check_defaults(result: Config) -> None:
 
 
 @pytest.mark.parametrize("name", ["go", "empty", "nulls", "skydive"])
-def test_defaults(name: str, yaml_loader: str) -> None:
+def test_files_without_settings_give_the_defaults(name: str, yaml_loader: str) -> None:
     result = good(name)
     check_defaults(result)
     assert result.source == f"{DATA}/good/{name}.yml"
@@ -169,7 +169,7 @@ def test_empty_documents_give_the_defaults(text: str, yaml_loader: str) -> None:
     check_defaults(parse(text))
 
 
-def test_every_key(yaml_loader: str) -> None:
+def test_every_key_is_read(yaml_loader: str) -> None:
     result = good("full")
     assert result.host_id == "exporter-1"
     assert result.analyzers == (
@@ -328,7 +328,7 @@ def test_keys_can_be_paths() -> None:
     assert parse(text).web.port == 1
 
 
-def test_aliases(yaml_loader: str) -> None:
+def test_yaml_aliases_are_resolved(yaml_loader: str) -> None:
     result = good("aliases")
     assert result.host_id == result.subscriber.capture_id == "exporter-1"
     assert result.analyzers == ("a:8082", "b:8083")
@@ -367,7 +367,7 @@ def test_strings_are_kept_as_written(text: str, value: str, yaml_loader: str) ->
     ("text", "port"),
     [("0", 0), ("65535", 65535), ("'9100'", 9100), ("9100.0", 9100), ("1e3", 1000)],
 )
-def test_integers(text: str, port: int) -> None:
+def test_integers_can_have_several_notations(text: str, port: int) -> None:
     assert parse(f"pipeline.store.prom_sky_con.port: {text}").web.port == port
 
 
@@ -397,7 +397,7 @@ def test_log_levels_map_to_those_of_python(level: str, name: str) -> None:
     ("text", "address"),
     [("'[::1]'", "::1"), ("0.0.0.0", "0.0.0.0"), ("LocalHost", "localhost"), ("'::'", "::")],
 )
-def test_listen_address(text: str, address: str) -> None:
+def test_listen_address_is_normalized(text: str, address: str) -> None:
     result = parse(f"pipeline.store.prom_sky_con.listen_address: {text}")
     assert result.web.listen_address == address
 
@@ -521,7 +521,7 @@ def urls(result: Config) -> tuple[str, ...]:
         ("bücher.example:8082", "bücher.example:8082"),
     ],
 )
-def test_analyzer_addresses(entry: str, address: str) -> None:
+def test_analyzer_address_is_normalized(entry: str, address: str) -> None:
     result = parse(yaml.safe_dump({"analyzers": [entry]}, allow_unicode=True))
     assert result.analyzers == (address,)
     assert urls(result) == (f"ws://{address}/ws/subscriber/flow",)
@@ -570,7 +570,7 @@ def test_urls(url: str, endpoint: str) -> None:
         ("ws://127.0.0.2:8082", "127.0.0.1 b", "127.0.0.2:8082"),
     ],
 )
-def test_url_is_extended_to_the_analyzers_that_include_it(
+def test_url_of_an_analyzer_is_extended_to_all_analyzers(
     url: str, analyzers: str, hosts: str
 ) -> None:
     result = parse(
@@ -606,7 +606,7 @@ def test_urls_override_url_and_analyzers() -> None:
     assert result.notes == ()
 
 
-def test_an_analyzer_is_subscribed_to_once() -> None:
+def test_repeated_analyzer_is_subscribed_to_once() -> None:
     result = parse(subscriber(urls="ws://localhost:1/x ws://b:1/x wss://[::1]:1/y"))
     assert urls(result) == ("ws://localhost:1/x", "ws://b:1/x")
     assert result.notes == (
@@ -642,7 +642,7 @@ def test_ca_cert_requires_no_client_certificate() -> None:
         ("", ""),
     ],
 )
-def test_redact_url(url: str, shown: str) -> None:
+def test_redact_url_removes_credentials(url: str, shown: str) -> None:
     assert yaml_nodes.redact_url(url) == shown
 
 
@@ -702,14 +702,14 @@ def test_misspelt_keys_cause_warnings() -> None:
 
 
 @pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
-def test_bad_file(path: Path, yaml_loader: str) -> None:
+def test_bad_file_is_rejected_with_its_error(path: Path, yaml_loader: str) -> None:
     expected = path.read_text().splitlines()[0].removeprefix("# error: ")
     file = str(path.relative_to(ROOT))
     with pytest.raises(ConfigError) as caught:
         loader.load(file, {})
     message = str(caught.value)
     if expected.endswith("…") and yaml_loader != "CSafeLoader":
-        # The two parsers report different positions and messages.
+        # The Python parser reports other positions and messages than libyaml.
         assert re.match(re.escape(file) + r": line \d+, column \d+: not valid YAML: .", message)
     elif expected.endswith("…"):
         assert message.startswith(f"{file}: {expected.removesuffix('…')}")
@@ -727,7 +727,7 @@ def test_bad_file(path: Path, yaml_loader: str) -> None:
         ("tests/config/test_loader.py/x", "cannot be read: Not a directory"),
     ],
 )
-def test_unreadable_file(path: str, problem: str) -> None:
+def test_unreadable_file_is_an_error(path: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         loader.load(path, {})
     assert str(caught.value) == f"{path}: {problem}"
@@ -744,7 +744,7 @@ def test_unprintable_path_is_escaped(path: str, shown: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can read every file")
-def test_no_permission(tmp_path: Path) -> None:
+def test_file_without_read_permission_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.yml"
     path.touch(mode=0)
     with pytest.raises(ConfigError) as caught:
@@ -788,9 +788,7 @@ def test_yaml_errors_are_explained(text: str, explanation: str, yaml_loader: str
     ("text", "seconds"),
     [("60s", "60"), ("1m", "60"), ("1.5 h", "5400"), ("500ms", "0.5"), ("2 Days", "172800")],
 )
-def test_duration_with_a_unit_is_rejected_with_its_value_in_seconds(
-    text: str, seconds: str
-) -> None:
+def test_error_for_a_duration_with_a_unit_has_its_value_in_seconds(text: str, seconds: str) -> None:
     assert error(store(connection_timeout=text)).endswith(
         f"'{text}' has a unit; times are in seconds: write {seconds}"
     )
@@ -809,7 +807,7 @@ def test_aliases_below_unknown_keys_are_checked_once() -> None:
     assert len(warnings) <= 31
 
 
-def test_not_utf8(tmp_path: Path) -> None:
+def test_file_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.yml"
     path.write_bytes(b"# \xc3\xa9\nhost_id: caf\xe9\n")
     with pytest.raises(ConfigError) as caught:
@@ -817,14 +815,14 @@ def test_not_utf8(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path}: line 2: is not UTF-8 (byte 0xe9)"
 
 
-def test_byte_order_mark(tmp_path: Path) -> None:
+def test_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "a.yml"
     path.write_bytes(b"\xef\xbb\xbfhost_id: a\r\nlogging: {level: DEBUG}\r\n")
     result = loader.load(str(path), {})
     assert (result.host_id, result.logging.level) == ("a", "DEBUG")
 
 
-def test_size_limit(tmp_path: Path) -> None:
+def test_file_over_the_size_limit_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.yml"
     path.write_bytes(b"#" * yaml_nodes.MAX_FILE_BYTES)
     check_defaults(loader.load(str(path), {}))
@@ -856,7 +854,7 @@ def run_on_standard_input(text: bytes | None) -> subprocess.CompletedProcess[byt
         (None, b"standard input: cannot be read: Bad file descriptor\n"),
     ],
 )
-def test_standard_input(text: bytes | None, output: bytes) -> None:
+def test_configuration_can_be_standard_input(text: bytes | None, output: bytes) -> None:
     assert run_on_standard_input(text).stdout == output
 
 
@@ -927,7 +925,7 @@ def test_environment_sets_every_key(key: schema.Key[Any]) -> None:
         ("http.cookie", ""),
     ],
 )
-def test_environment_names(path: str, env: str) -> None:
+def test_path_of_a_key_gives_its_variable(path: str, env: str) -> None:
     assert SCHEMA[path].env == env
 
 
@@ -954,7 +952,7 @@ def test_empty_and_unknown_variables_are_ignored() -> None:
 @pytest.mark.parametrize(
     "value", ["a b:8083", "a,b:8083", " a , b:8083 ", "a,\tb:8083", "a\nb:8083\n"]
 )
-def test_lists_in_the_environment(value: str) -> None:
+def test_list_in_a_variable_can_have_several_separators(value: str) -> None:
     assert parse("", SKYDIVE_ANALYZERS=value).analyzers == ("a:8082", "b:8083")
 
 
@@ -995,7 +993,7 @@ def test_lists_in_the_environment(value: str) -> None:
         ("SKYDIVE_HOST_ID", "caf\udce9", r"host_id: 'caf\udce9' contains a control character"),
     ],
 )
-def test_errors_name_the_variable(env: str, value: str, problem: str) -> None:
+def test_error_contains_the_name_of_the_variable(env: str, value: str, problem: str) -> None:
     message = error("", **{env: value})
     assert message == f"environment variable {env}: {problem}"
     assert SECRET not in message
@@ -1107,7 +1105,7 @@ EXAMPLES = {
 
 
 def chosen_labels(text: str) -> tuple[LabelSpec, ...]:
-    """Return the labels of the main view of a configuration with this list of labels."""
+    """Return the labels of the main view if ``text`` is the value of the key ``labels``."""
     return parse(
         f"pipeline.store.prom_sky_con: {{direction: sum, labels: {text}}}"
     ).export.main.labels
@@ -1163,7 +1161,7 @@ LONG = "a" * 63
         *("k8s-app", "1.2/3", "pod-template-hash", ".".join([LONG] * 3) + ".a/b"),
     ],
 )
-def test_valid_pod_label_keys(key: str) -> None:
+def test_valid_pod_label_key_is_accepted(key: str) -> None:
     initiator, target = chosen_labels(f"[{{name: team, k8s_label: '{key}'}}]")
     assert initiator.k8s_label == target.k8s_label == key
 
@@ -1175,7 +1173,7 @@ def test_valid_pod_label_keys(key: str) -> None:
         *("_a", "a_", "a/-b", f"{LONG}a/b", ".".join([LONG] * 4) + "/b", '"a\\n"', "[a]", "true"),
     ],
 )
-def test_invalid_pod_label_keys(key: str) -> None:
+def test_invalid_pod_label_key_is_rejected(key: str) -> None:
     assert "k8s_label: " in error(store_of(f"[{{name: team, k8s_label: {key}}}]"))
 
 
@@ -1183,7 +1181,7 @@ def store_of(labels: str) -> str:
     return f"pipeline.store.prom_sky_con: {{labels: {labels}}}"
 
 
-# The examples of the tls keys name files that do not exist here.
+# This excludes the tls keys, because their examples are paths of files that do not exist here.
 @pytest.mark.parametrize(
     "key", [key for key in SCHEMA.values() if "tls." not in key.path], ids=lambda key: key.path
 )
@@ -1193,7 +1191,7 @@ def test_documented_examples_work(key: schema.Key[Any]) -> None:
 
 
 @pytest.mark.parametrize("page", ["docs/configuration.md", "docs/choosing-metrics.md", "README.md"])
-def test_documented_files_work(page: str) -> None:
+def test_documented_files_cause_no_notes(page: str) -> None:
     blocks = re.findall(r"(?ms)^```yaml\n(pipeline:.*?)^```", (ROOT / page).read_text())
     assert blocks
     for block in blocks:
@@ -1223,7 +1221,7 @@ def test_default_file_gives_the_defaults() -> None:
 
 def test_default_file_shows_every_key_with_its_default() -> None:
     shown = re.sub(r"(?m)^( *)#(?=[\w-])", r"\1", (ROOT / "deploy/prom_sky_con.yml").read_text())
-    # In addition to url, the file shows an empty urls, which is equivalent to omitting urls.
+    # The file shows both ``url`` and an empty ``urls``. An empty ``urls`` has no effect.
     check_defaults(parse(shown))
     nodes: Any = yaml.safe_load(shown)
     for path in SCHEMA:
@@ -1285,7 +1283,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def attempt(text: str, environ: dict[str, str]) -> Config | None:
-    """Parse, and check the common properties of all error messages."""
+    """Parse a file. If it is invalid, check its error messages and return None."""
     try:
         return loader.parse(text, environ, source="x.yml")
     except ConfigError as caught:
@@ -1476,7 +1474,7 @@ END_PARTS = (
         "initiator_direction": f"expected initiator_ with one of {END_PARTS}",
     }.items(),
 )
-def test_unknown_label(label: str, hint: str) -> None:
+def test_unknown_label_is_rejected_with_a_hint(label: str, hint: str) -> None:
     text = yaml.safe_dump({"pipeline": {"store": {"prom_sky_con": {"labels": [label]}}}})
     with pytest.raises(ConfigError) as caught:
         loader.parse(text, {}, source="x.yml")

@@ -1,4 +1,4 @@
-"""Own names in the configuration, and the file that it names."""
+"""Own names in the configuration and in the file of the key ``names_file``."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_names_are_read_and_shown() -> None:
     assert loader.parse(shown, {}, source="test.yml").names == config.names
 
 
-def test_too_many_names_belong_in_a_file() -> None:
+def test_too_many_names_in_the_configuration_are_rejected() -> None:
     given = {f"10.0.{number >> 8}.{number & 255}": "n" for number in range(4097)}
     with pytest.raises(ConfigError, match="has more than 4096 entries; use names_file"):
         make_config(names=given)
@@ -63,7 +63,7 @@ def test_every_wrong_name_is_reported() -> None:
     assert len(caught.value.problems) == 2
 
 
-def test_labels_select_the_keys() -> None:
+def test_labels_select_the_keys_of_names() -> None:
     config = make_config(
         labels=["initiator_network", SITE],
         views=[
@@ -79,7 +79,7 @@ def test_labels_select_the_keys() -> None:
     assert shown.export == config.export
 
 
-def test_labels_without_any_names() -> None:
+def test_labels_without_names_are_listed() -> None:
     def without(**keys: object) -> str:
         config = make_config(**keys)
         return names.labels_without_names(config.names, config.export)
@@ -112,7 +112,7 @@ def test_entries_of_the_configuration_replace_those_of_the_file(file: Path) -> N
     assert loaded.own.count == 2
 
 
-def test_keys_that_no_entry_has(file: Path) -> None:
+def test_keys_without_entries_are_missing(file: Path) -> None:
     file.write_text("10.0.0.0/8,company,site=a\n")
     config = make_config(labels=[SITE, {"name": "x", "names_key": "Site"}], names_file=str(file))
     loaded = load(config)
@@ -122,7 +122,7 @@ def test_keys_that_no_entry_has(file: Path) -> None:
     assert load(config).summary() == "1 entry without keys"
 
 
-def test_wrong_lines_are_named(file: Path) -> None:
+def test_errors_contain_the_numbers_of_wrong_lines(file: Path) -> None:
     file.write_text("# names\n10.0.0.1,a\n10.0.0.x,b\n\n10.0.0.2\n")
     assert problems(file) == (
         f"{file}: line 3: '10.0.0.x' is not an address or network",

@@ -1,4 +1,4 @@
-"""Presets of a configuration: what they select, and which keys replace their values."""
+"""Presets of a configuration: their values, and the keys that replace these values."""
 
 import pytest
 import yaml
@@ -28,11 +28,11 @@ def metrics_of(view: ViewSpec) -> str:
     return " ".join(family.name for family in families(view, naming="standard"))
 
 
-def test_default_preset_is_compatible() -> None:
+def test_compatible_preset_is_the_default() -> None:
     assert parse(preset="compatible").export == loader.parse("", {}, source="x.yml").export
 
 
-def test_services_are_named_ends_with_a_port() -> None:
+def test_services_preset_exports_names_and_the_target_port() -> None:
     export = parse(preset="services").export
     assert labels_of(export.main) == "initiator_name target_name target_port protocol direction"
     assert metrics_of(export.main) == (
@@ -44,7 +44,7 @@ def test_services_are_named_ends_with_a_port() -> None:
     assert export.deduplicate == "first"
 
 
-def test_hosts_are_both_hosts() -> None:
+def test_hosts_preset_exports_both_hosts() -> None:
     export = parse(preset="hosts").export
     assert labels_of(export.main) == "initiator_host target_host protocol direction"
     assert metrics_of(export.main) == (
@@ -73,7 +73,7 @@ def test_given_key_replaces_the_whole_value_of_the_preset(
         assert path not in changed(origin, result)
 
 
-def test_variable_selects_a_preset_and_replaces_its_value() -> None:
+def test_variables_select_a_preset_and_replace_its_labels() -> None:
     environ = {
         "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PRESET": "hosts",
         "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_LABELS": "target_host",

@@ -1,4 +1,4 @@
-"""Sharding: how instances divide the connections, and which tasks only the first instance runs."""
+"""Sharding: the division of connections between instances, and the tasks of the first instance."""
 
 import itertools
 import json
@@ -80,7 +80,7 @@ OVERLAP = "shards overlap: several shards export the same connections"
                     *("initiator_ip", "target_ip", "initiator_port", "target_port"),
                     "protocol",
                 ],
-                "direction": "sum",  # so direction is not a label
+                "direction": "sum",  # so that direction is not a label
             },
             False,
         ),
@@ -138,7 +138,7 @@ def test_overlapping_views_cause_a_warning():
 
 
 def shares(count, spec=None):
-    """Return one core per share."""
+    """Return one table per share."""
     return [Core(spec, share=(index, count)) for index in range(count)]
 
 
@@ -197,7 +197,7 @@ def test_assignment_to_shares_is_stable():
 
 
 def test_flood_on_one_share_does_not_fill_the_others():
-    """An attacker can target one share, because all instances must use the same, public hash."""
+    """An attacker can flood one share, because all instances use the same hash without a secret."""
     cores = shares(4, one_view(max_connections=50))
     candidates = itertools.count(1)
     for n in range(400):  # find a port whose flow belongs to the first share
@@ -214,7 +214,7 @@ def test_flood_on_one_share_does_not_fill_the_others():
     assert not any(core.skipped["table_full"] for core in cores[1:])
 
 
-def test_duplicates_are_distinguished_from_other_shards():
+def test_flow_of_another_shard_is_not_a_duplicate():
     spec = one_view(deduplicate="first")
     cores = shares(2, spec)
     for n in range(40):
@@ -225,7 +225,7 @@ def test_duplicates_are_distinguished_from_other_shards():
     assert sum(core.flows for core in cores) == 40
 
 
-def test_shares_of_a_view_without_addresses_sum_to_the_whole():
+def test_sum_of_shares_equals_the_whole_in_a_view_without_addresses():
     spec = one_view(labels=(DIRECTION, LABELS[-1]), families=FAMILIES)
     flows = [make_flow(f"{n:x}1", (n, 2, 3, 4), **ends_of(n)) for n in range(100)]
     cores = [Core(spec), *shares(3, spec)]

@@ -50,7 +50,7 @@ EVERY_METRIC = [metric.name for metric in METRICS]
 
 
 class Names(dict[str, tuple[str, ...]]):
-    """Names of addresses or capture points; the names of unknown keys are empty."""
+    """Names of addresses or capture points. Unknown keys have empty names."""
 
     def __init__(self, count: int, **known: tuple[str, ...]) -> None:
         super().__init__(known)
@@ -64,7 +64,7 @@ class Names(dict[str, tuple[str, ...]]):
 
 
 class Source:
-    """A source of names, with up to two labels of pods, for a topology without nodes."""
+    """A source of names for up to two pod labels. Its topology has no nodes."""
 
     def __init__(self) -> None:
         self.ends = Names(len(ADDRESS_NAMES) + 2)
@@ -72,20 +72,20 @@ class Source:
 
 
 def plan_of(names: Source | None = None, **keys: object) -> Plan:
-    """Return the plan of a configuration with these keys in its store section."""
+    """Return the plan of a configuration whose store section has these keys."""
     text = yaml.safe_dump({"pipeline.store.prom_sky_con": keys})
     export = loader.parse(text, {}, source="x.yml").export
     return make_plan(export, names=names or Source())
 
 
 def metric(name: str, **keys: object) -> Family:
-    """Return the one family of the main view."""
+    """Return the only family of the main view."""
     (family,) = plan_of(metrics=[name], **keys).views[0].families
     return family
 
 
 def column(name: str, names: Source | None = None, **keys: object) -> Column:
-    """Return the one column of the main view."""
+    """Return the only column of the main view."""
     (result,) = plan_of(names, labels=[name], **keys).views[0].columns
     return result
 
@@ -293,7 +293,7 @@ def decoded(flow: dict[str, Any], plan: Plan) -> Any:
         ({"Network": {"Protocol": "IPV6"}}, ""),
     ],
 )
-def test_protocol_of_icmp_flows(parts: dict[str, Any], protocol: str) -> None:
+def test_protocol_label_contains_the_icmp_version(parts: dict[str, Any], protocol: str) -> None:
     plan = plan_of(labels=["protocol"], include_icmp=True)
     (label_column,) = plan.views[0].columns
     assert label_column.path == ()
@@ -310,7 +310,7 @@ def test_protocol_of_icmp_flows(parts: dict[str, Any], protocol: str) -> None:
         ({}, ""),
     ],
 )
-def test_protocol_of_other_flows(parts: dict[str, Any], protocol: str) -> None:
+def test_protocol_of_other_flows_is_the_last_layer(parts: dict[str, Any], protocol: str) -> None:
     plan = plan_of(labels=["protocol"], include_other=True)
     (label_column,) = plan.views[0].columns
     assert label_column.rewrite is not None
@@ -356,7 +356,7 @@ def test_tag_label_is_the_classification() -> None:
     assert label_column.rewrite[flow] == "egress"
 
 
-def test_addresses_are_masked_and_ports_folded() -> None:
+def test_rewrites_mask_addresses_and_fold_ports() -> None:
     rewrite = {"target_ip": {"mask": 24}, "initiator_port": {"above": 1023}}
     address, port = column("target_ip", rewrite=rewrite), column("initiator_port", rewrite=rewrite)
     assert address.rewrite is not None
@@ -395,14 +395,14 @@ def test_standard_names_follow_openmetrics(known: Any) -> None:
 @pytest.mark.parametrize("known", METRICS, ids=lambda known: known.name)
 def test_compatible_names_share_a_prefix(known: Any) -> None:
     family = metric(known.name)
-    is_inherited = known.name != "new_flows"  # prom_sky_con does not have it
+    is_inherited = known.name != "new_flows"  # prom_sky_con does not have this metric
     total = "total_" if family.type == "counter" and is_inherited else ""
     assert family.name.startswith(f"skydive_network_connection_{total}")
     assert family.name.endswith("_total") == (family.type == "counter" and not is_inherited)
     assert ("total" in family.name) == (family.type == "counter")
 
 
-def test_times_are_seconds_with_standard_names() -> None:
+def test_standard_naming_shows_times_in_seconds() -> None:
     assert (metric("rtt").decimals, metric("rtt", naming="standard").decimals) == (0, 9)
     for naming in ("compatible", "standard"):
         start, last = metric("start", naming=naming), metric("last", naming=naming)
@@ -449,7 +449,7 @@ def test_new_flows_are_counted_once_per_connection() -> None:
     assert plan_of(metrics=["flows", "bytes"]).new_flows == ()
 
 
-def test_sum_has_no_direction() -> None:
+def test_summed_view_has_no_direction_label() -> None:
     view = plan_of(direction="sum").views[0]
     assert view.direction is None
     assert [column.name for column in view.columns] == [*ENDPOINTS, "node_tid", "protocol"]
@@ -485,7 +485,9 @@ def test_tcp_and_ip_counters_are_optional() -> None:
         ("TCPMetric.ABSynTTL", "gauge", (Gauge(path=("TCPMetric", "ABSynTTL")),)),
     ],
 )
-def test_custom_metrics(value: object, kind: str, values: tuple[object, ...]) -> None:
+def test_custom_metric_has_the_configured_values(
+    value: object, kind: str, values: tuple[object, ...]
+) -> None:
     own = {"name": "skydive_own", "value": value, "type": kind, "help": "Text."}
     (family,) = plan_of(metrics=[own]).views[0].families
     assert family == Family(name="skydive_own", help="Text.", type=kind, values=values)  # type: ignore[arg-type]
@@ -508,7 +510,7 @@ def test_custom_counters_are_summed() -> None:
 # Other parts of the plan
 
 
-def test_overflow_and_conversations() -> None:
+def test_plan_contains_overflow_label_and_conversation_fields() -> None:
     plan = plan_of(overflow="other", deduplicate="first")
     assert plan.overflow == "other"
     assert plan.conversation is not None
@@ -585,7 +587,7 @@ def test_plan_with_every_label_and_metric_exports_every_family() -> None:
 
 
 def largest() -> dict[str, Any]:
-    """Return the store section of the largest configuration that is allowed."""
+    """Return the store section of the largest valid configuration."""
     paths = sorted(path for path, kind in FIELDS.items() if kind is int)
     own = [
         {"name": f"own_{i}", "value": ".".join(path), "type": "gauge"}
@@ -639,7 +641,7 @@ def test_table_accepts_the_largest_plan() -> None:
 )
 def test_lookup_key_counts_once_against_the_columns(names: list[Any], keys: int) -> None:
     def accepted(count: int) -> ExportSelection:
-        """Return a selection with ``count`` labels of fields; all views also have ``names``."""
+        """Return a selection with ``count`` field labels in total, and ``names`` in each view."""
         fields = [{"name": f"field_{i}", "path": "Link.A"} for i in range(count)]
         half = MAX_VIEW_COLUMNS - 10
         views = [
@@ -672,7 +674,7 @@ def test_lookup_key_counts_once_against_the_columns(names: list[Any], keys: int)
 
 
 def rules(name: str) -> dict[str, str]:
-    """Return the expressions by the names of their recorded series."""
+    """Return the expressions of recording rules, by the name of the recorded series."""
     text = (DEPLOY / "rules" / f"{name}.yml").read_text()
     entries = [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
     by_name = {rule["record"]: rule["expr"] for rule in entries}
@@ -681,7 +683,7 @@ def rules(name: str) -> dict[str, str]:
 
 
 def standard_names() -> dict[str, str]:
-    """Return the standard names of all families that have two names, by their compatible names."""
+    """Return the standard names by compatible names, for all families that have both."""
     page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
     others = re.findall(r"(?m)^\| `(skydive_\w+)` \| `(?!\1`)(skydive_\w+)` \|", page)
     main = loader.parse(

@@ -44,7 +44,8 @@ class FilterHarness:
         self, config: Filter, *, requirements: tuple[Requirement, ...] = TRANSPORT, **filtered: int
     ) -> None:
         plan = Plan(views=(), requirements=requirements)
-        # Only decode the fields that `reads` returns, so that a test fails if it omits a field.
+        # Only the fields that `reads` returns are decoded, so a test fails if `reads` omits a
+        # field.
         self._type = flow_types(plan, also=reads(config)).Update
         self.skipped: dict[str, int] = {"excluded": 0}
         self.filtered: dict[str, int] = filtered
@@ -125,7 +126,7 @@ def test_empty_filter_returns_the_same_list() -> None:
         ("x" * 1_000_000, "10.0.0.1", "other"),
     ],
 )
-def test_classification(initiator: str, target: str, expected: str) -> None:
+def test_tag_depends_on_both_addresses(initiator: str, target: str, expected: str) -> None:
     harness = FilterHarness(make_filter(excluded={"other"}))
     (decoded,) = harness.decode(flow(Network={"A": initiator, "B": target}))
     tags = classifier(CLUSTER)
@@ -229,7 +230,7 @@ CONDITIONS = {
 
 
 @pytest.mark.parametrize(("condition", "matching", "other"), CONDITIONS.values(), ids=CONDITIONS)
-def test_condition_in_drop_and_keep_rules(
+def test_condition_matches_in_drop_and_keep_rules(
     condition: Condition, matching: JSON, other: JSON
 ) -> None:
     flows = (matching | {"UUID": "matching"}, other | {"UUID": "other"})
@@ -386,7 +387,7 @@ def test_unknown_field_is_rejected() -> None:
         FilterHarness(make_filter(drop=[rule("hostile", hostile)]))
 
 
-def test_many_rules_do_not_nest_deeply() -> None:
+def test_a_thousand_rules_can_be_compiled() -> None:
     drop = [rule(f"d{n}", *(where(PORT, n, 443) for _ in range(10))) for n in range(444, 1444)]
     keep = [rule(f"k{n}", where(PORT, n)) for n in range(1000)]
     harness = FilterHarness(make_filter(drop=drop, keep=keep))

@@ -1,4 +1,4 @@
-"""Own names of addresses and networks: their file, and lookups compared with a plain reader."""
+"""Own names of addresses and networks: the file, and lookups compared with a linear search."""
 
 import ipaddress
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ from skyfast.flows.own_names import (
         ("2001:db8::/32", "2001:db8:0::/32"),
     ],
 )
-def test_spellings_of_the_same_prefix(text: str, other: str) -> None:
+def test_spellings_of_a_prefix_are_equal(text: str, other: str) -> None:
     assert read_prefix(text) == read_prefix(other)
 
 
@@ -64,7 +64,7 @@ def test_ipv4_and_ipv6_prefixes_differ() -> None:
         "9" * 10_000,
     ],
 )
-def test_invalid_prefix(text: str) -> None:
+def test_invalid_prefix_is_rejected(text: str) -> None:
     with pytest.raises(InvalidEntryError, match="is not an address or network") as caught:
         read_prefix(text)
     assert len(str(caught.value)) < 150
@@ -79,7 +79,7 @@ def test_invalid_prefix(text: str) -> None:
         ("2001:db8::1/127", "2001:db8::/127"),
     ],
 )
-def test_address_inside_its_network(text: str, network: str) -> None:
+def test_address_of_a_network_prefix_must_be_the_first_one(text: str, network: str) -> None:
     with pytest.raises(InvalidEntryError) as caught:
         read_prefix(text)
     assert str(caught.value) == f"'{text}' is not the first address of its network, {network}"
@@ -88,7 +88,7 @@ def test_address_inside_its_network(text: str, network: str) -> None:
 # The file.
 
 
-def test_file_with_comments_quotes_and_spaces() -> None:
+def test_comments_quotes_and_spaces_are_parsed() -> None:
     text = (
         "# comment, with a comma\r\n"
         "10.0.0.0/8,company\r\n"
@@ -137,7 +137,7 @@ INVALID_LINES = {
 
 
 @pytest.mark.parametrize(("line", "problem"), INVALID_LINES.items())
-def test_invalid_line(line: str, problem: str) -> None:
+def test_invalid_line_is_rejected_with_its_number(line: str, problem: str) -> None:
     with pytest.raises(InvalidLinesError) as caught:
         read_csv(f"# names\n10.9.9.9,good\n\n{line}\n10.9.9.8,good\n")
     assert caught.value.problems == [(4, problem)]
@@ -165,7 +165,7 @@ def test_number_of_keys_is_limited() -> None:
     assert caught.value.problems == [(MAX_KEYS + 1, f"'k' is one key more than {MAX_KEYS}")]
 
 
-def test_longest_texts() -> None:
+def test_longest_names_are_accepted() -> None:
     longest = "ü" * MAX_NAME_CHARS
     assert list(read_csv(f"::,{longest},{'k' * MAX_NAME_CHARS}={longest}").values()) == [
         make_entry(longest, [("k" * MAX_NAME_CHARS, longest)])
@@ -173,7 +173,7 @@ def test_longest_texts() -> None:
 
 
 @given(st.text(alphabet='10.:/,"#= \na\r\x00é', max_size=60))
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_accepted_or_rejected(text: str) -> None:
     try:
         entries = read_csv(text)
     except InvalidLinesError as error:
@@ -195,7 +195,7 @@ KEYS = ("a", "b")
 
 
 def looked_up(entries: Mapping[str, Entry], address: str, keys: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of an address, with a linear scan of networks."""
+    """Return the names of an address by a linear search of all networks."""
     wanted = ipaddress.ip_address(address)
     if wanted.version == 6 and wanted.ipv4_mapped:
         wanted = wanted.ipv4_mapped
@@ -231,10 +231,8 @@ def prefixes(draw: st.DrawFn) -> str:
 
 
 @given(st.dictionaries(prefixes(), ENTRIES, max_size=12), st.lists(st.integers(0, 1 << 128)))
-def test_lookups_find_what_a_plain_reader_finds(
-    entries: dict[str, Entry], random: list[int]
-) -> None:
-    # IPv6 networks with IPv4-mapped addresses do not contain IPv4 addresses.
+def test_lookups_match_a_linear_search(entries: dict[str, Entry], random: list[int]) -> None:
+    # An IPv6 network that contains IPv4-mapped addresses does not give names to IPv4 addresses.
     names = OwnNames({read_prefix(text): entry for text, entry in entries.items()}, KEYS)
     numbers = [*random]
     for text in entries:
@@ -256,7 +254,7 @@ def test_only_addresses_have_names() -> None:
     assert names["10.0.0.1"] == names["::ffff:10.0.0.1"] == names["::1"] == ("", "all", "")
 
 
-def test_neighbours_with_the_same_names_are_one_range() -> None:
+def test_adjacent_networks_with_equal_names_are_merged() -> None:
     entries = {read_prefix(f"10.0.{number}.0/24"): Entry("n") for number in range(256)}
     names = OwnNames(entries)
     assert len(names._starts4) == 3
@@ -264,13 +262,13 @@ def test_neighbours_with_the_same_names_are_one_range() -> None:
     assert names["9.255.255.255"] == names["10.1.0.0"] == ("", "")
 
 
-def test_names_are_shared() -> None:
+def test_networks_with_equal_names_share_one_tuple() -> None:
     entries = {read_prefix(f"10.0.{2 * number}.0/24"): Entry("n") for number in range(100)}
     names = OwnNames(entries)
     assert names["10.0.0.1"] is names["10.0.2.1"]
 
 
-def test_changed_addresses() -> None:
+def test_changed_addresses_are_those_with_different_names() -> None:
     old = OwnNames(read_csv("10.0.0.0/8,a\n10.1.0.0/16,b,k=1\n2001:db8::1,x\n"), ("k",))
     new = OwnNames(read_csv("10.0.0.0/8,a\n10.1.0.0/16,b,k=2\n2001:db8::2,x\n"), ("k",))
     texts = ["10.0.0.1", "10.1.0.1", "2001:db8::1", "2001:db8::2", "2001:db8::3", "TCP", "", "443"]
@@ -279,7 +277,7 @@ def test_changed_addresses() -> None:
     assert own_names.NO_NAMES["10.0.0.1"] == ("", "")
 
 
-def test_many_prefixes_are_sorted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sorting_in_parts_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "".join(f"10.{number * 37 % 256}.0.0/16,n{number}\n" for number in range(256))
     expected = OwnNames(read_csv(text))
     for count in (1, 7, 255, 256):
@@ -289,7 +287,7 @@ def test_many_prefixes_are_sorted_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
             assert names[f"10.{number}.0.1"] == expected[f"10.{number}.0.1"]
 
 
-def test_released_names_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_release_frees_all_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_names, "_FREED_AT_ONCE", 2)
     names = OwnNames(
         {read_prefix(f"10.0.{number}.0/24"): Entry(f"{number}") for number in range(9)}

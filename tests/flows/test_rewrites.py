@@ -38,7 +38,7 @@ INVALID_ADDRESSES = (
         (24, 64, "2001:0DB8::1", "2001:db8::/64"),
         (24, None, "2001:0DB8::1", "2001:0DB8::1"),
         (None, 64, "10.1.2.3", "10.1.2.3"),
-        # An IPv4-mapped IPv6 address is masked as IPv4.
+        # An IPv4-mapped address is masked with the prefix length for IPv4.
         (24, 64, "::ffff:10.1.2.3", "10.1.2.0/24"),
         (24, 64, "0000:0000:0000:0000:0000:ffff:255.255.255.255", "255.255.255.0/24"),
         (None, 64, "::ffff:10.1.2.3", "::ffff:10.1.2.3"),
@@ -110,7 +110,7 @@ def test_bounded_cache_computes_short_keys_once() -> None:
         (None, {80}, "", ""),
     ],
 )
-def test_ports_are_folded(
+def test_port_is_kept_or_folded_to_other(
     above: int | None, keep: set[int] | None, port: int | str, expected: int | str
 ) -> None:
     ports = fold(Fold(above=above, keep=None if keep is None else frozenset(keep)))
@@ -133,5 +133,5 @@ def test_ports_are_folded(
         ({}, ""),
     ],
 )
-def test_protocol_of_a_flow(parts: dict[str, Any], expected: str) -> None:
+def test_protocol_is_that_of_transport_or_icmp(parts: dict[str, Any], expected: str) -> None:
     assert FlowProtocol()[msgspec.convert(parts, FLOW)] == expected
