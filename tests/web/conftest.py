@@ -12,7 +12,7 @@ def authority(tmp_path):
 
 @pytest.fixture
 def file(tmp_path, authority):
-    """Return a function that writes a web configuration with TLS and further settings."""
+    """Return a function that writes a web configuration with TLS and the given settings."""
     issued = authority.issue("127.0.0.1")
     path = tmp_path / "web.yml"
 

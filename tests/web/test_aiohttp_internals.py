@@ -1,4 +1,4 @@
-"""The docstring of `skyfast.web.connections` lists all internals of aiohttp that skyfast relies on.
+"""Internals of aiohttp that skyfast uses, as listed in the docstring of `skyfast.web.connections`.
 
 The tests check that this list is complete and correct.
 """
@@ -43,7 +43,7 @@ def tree(path):
 
 
 def imported(module):
-    """Yield the imports from aiohttp as pairs of a module of aiohttp and a name in it."""
+    """Yield the imports from aiohttp as pairs of a module and a name in this module."""
     for node in ast.walk(module):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "aiohttp":
             for alias in node.names:
@@ -74,7 +74,7 @@ def test_listed_names_exist(name):
         target = getattr(target, part)
 
 
-def test_parameters_exist():
+def test_passed_parameters_exist():
     assert {*connections._OPTIONS} <= {*inspect.signature(BASE).parameters}
     server = inspect.signature(aiohttp.web.Server).parameters
     assert {"request_factory", "handler_cancellation"} <= {*server}
@@ -89,7 +89,7 @@ def test_locked_version_is_a_tested_version():
 
 
 def test_inherited_attributes_in_use_are_listed():
-    """This also shows that `HttpConnection` overrides no other attribute of aiohttp."""
+    """`HttpConnection` neither uses nor overrides any other attribute of its base class."""
     (connection,) = [
         node
         for node in tree(connections.__file__).body
@@ -130,7 +130,7 @@ def test_no_other_module_relies_on_internals(path):
     assert not {*attributes(module)} & PRIVATE
     assert not re.findall(r"\baiohttp(?:\.\w+)*\._\w+", path.read_text())  # includes annotations
     for base in bases(module):
-        # Subclasses are only intended for the abstract classes in aiohttp.abc.
+        # aiohttp only supports subclasses of the abstract classes in aiohttp.abc.
         assert not base.startswith(("aiohttp.", "web."))
         assert ("aiohttp", base) not in names
         assert ("aiohttp.web", base) not in names

@@ -18,7 +18,7 @@ from tests.support.web_fixtures import FLOWS, TEST_TIMEOUT_S, on_both_loops
 
 
 @on_both_loops
-async def test_authentication(plain, caplog):
+async def test_requests_without_valid_credentials_are_rejected(plain, caplog):
     async with Site(security=WebSecurity(plain(users()))) as site, await site.ask(b"") as client:
         for path in ("/metrics", "/", "/nowhere", "/-/healthy", "/-/ready"):
             for method in ("GET", "HEAD"):
@@ -49,7 +49,7 @@ async def test_health_checks_can_skip_authentication(plain):
 
 
 @on_both_loops
-async def test_long_and_unusual_passwords(plain):
+async def test_long_and_unusual_passwords_are_checked(plain):
     password = "ä" * 50
     hash_of_72_bytes = bcrypt.hashpw(password.encode()[:72], bcrypt.gensalt(4)).decode()
     async with Site(security=WebSecurity(plain(users(ä=hash_of_72_bytes)))) as site:
@@ -59,7 +59,7 @@ async def test_long_and_unusual_passwords(plain):
 
 
 @on_both_loops
-async def test_configured_headers(plain):
+async def test_all_responses_have_the_configured_headers(plain):
     path = plain(
         "http_server_config: {headers: {X-Frame-Options: deny, Content-Security-Policy: x}}\n"
         + users()
@@ -75,7 +75,7 @@ async def test_configured_headers(plain):
 
 
 @on_both_loops
-async def test_rate_limit(plain):
+async def test_requests_over_the_rate_limit_are_rejected(plain):
     now_s = 0.0
     path = plain("rate_limit: {interval: 2s, burst: 3}")
     async with Site(security=WebSecurity(path, now=lambda: now_s)) as site:
@@ -87,7 +87,7 @@ async def test_rate_limit(plain):
     async with Site(security=WebSecurity(plain("rate_limit: {interval: 1s, burst: 0}"))) as site:
         response = await site.get("/")
         assert response.status == 429
-        assert "retry-after" not in response.headers  # no later request succeeds either
+        assert "retry-after" not in response.headers  # no later request can succeed
 
 
 # --- limits on guesses
@@ -120,7 +120,7 @@ async def test_wrong_passwords_are_limited_per_address(plain, caplog):
 
 @on_both_loops
 async def test_outdated_password_does_not_block_other_clients(plain, monkeypatch):
-    """A client that retries an outdated password does not block others behind its address."""
+    """A client that retries an outdated password does not block other clients of its address."""
     computed = []
     checkpw = bcrypt.checkpw
     monkeypatch.setattr(
@@ -135,7 +135,7 @@ async def test_outdated_password_does_not_block_other_clients(plain, monkeypatch
         assert len(computed) == 2
         for user in ("alice", "bob"):
             assert (await site.get("/", authorization=basic(user))).status == 200
-        # A password that is cached as wrong can become valid.
+        # After a change of the file, a password that was cached as wrong can be valid.
         plain(users(alice=bcrypt.hashpw(b"last year's", bcrypt.gensalt(4)).decode()))
         assert (await site.get("/", authorization=basic(password="last year's"))).status == 200
 
@@ -165,7 +165,8 @@ async def test_valid_passwords_are_not_limited(plain):
 @on_both_loops
 async def test_guesses_do_not_delay_authenticated_clients(plain, monkeypatch):
     monkeypatch.setattr(auth, "WRONG_BURST", 1000)
-    # The test decides how long a hash takes, independently of the machine.
+    # The event delays the hashes of guesses, so that the test does not depend on the machine's
+    # speed.
     computed = threading.Event()
     checkpw = bcrypt.checkpw
 
@@ -181,7 +182,8 @@ async def test_guesses_do_not_delay_authenticated_clients(plain, monkeypatch):
                 asyncio.create_task(site.get("/", authorization=basic(password=f"guess {i}")))
                 for i in range(3 * auth.MAX_CHECKS)
             ]
-            # Guesses that exceed the queue are rejected immediately.
+            # The queue has room for `MAX_CHECKS` guesses. The other guesses are rejected
+            # immediately.
             await until(lambda: sum(guess.done() for guess in guesses) == 2 * auth.MAX_CHECKS)
             for _ in range(3):
                 assert (await site.get("/metrics/flows", authorization=basic())).body == FLOWS
@@ -206,7 +208,7 @@ async def test_unknown_user_costs_as_much_as_a_wrong_password(plain, monkeypatch
         for user in ("alice", "nobody"):
             for password in ("x", "y"):
                 assert (await site.get("/", authorization=basic(user, password))).status == 401
-        # A valid password does not authenticate an unknown user.
+        # The valid password of another user does not authenticate an unknown user.
         assert (await site.get("/", authorization=basic("nobody"))).status == 401
         for _ in range(3):
             assert (await site.get("/", authorization=basic())).status == 200
@@ -234,11 +236,11 @@ async def test_caches_of_passwords_and_addresses_are_bounded(plain, monkeypatch)
     assert [await guess(f"10.0.0.{i}") for i in range(5)] == [401] * 5
     assert [await guess(f"10.0.0.{i}") for i in (4, 3, 2)] == [429] * 3
     assert await guess("10.0.0.0") == 401
-    # All addresses of an IPv6 network share a limit; other networks have their own.
+    # The first two addresses share a limit because they are in the same IPv6 network.
     networks = ("2001:db8::1", "2001:db8::2:1", "2001:db8:0:1::1")
     assert [await guess(address) for address in networks] == [401, 429, 401]
     assert len(security._passwords._failed) == 4
-    # Wrong passwords are cached per address.
+    # A wrong password is cached per address. So only the second address needs another check.
     wrong = basic("user0", "wrong")
     assert await authenticate(wrong, "192.0.2.1") == Rejection(HTTPStatus.UNAUTHORIZED)
     assert await authenticate(wrong, "192.0.2.1") == Rejection(HTTPStatus.UNAUTHORIZED)

@@ -62,7 +62,7 @@ def visited(browser):
 
 
 def served(api_status):
-    """Return a script that requests the status and gets ``api_status`` as the response."""
+    """Return a script that makes the page request its status and gives it ``api_status``."""
     return f"""
         const ask = window.fetch, served = {json.dumps(json.dumps(api_status))};
         window.fetch = (path, options) => String(path).includes('status')
@@ -98,7 +98,7 @@ async def test_script_renders_the_same_page_as_the_server(visited, monkeypatch):
             served = await tab.evaluate(ELEMENTS.replace("document", "served"))
     assert ranks == ["10.0.0.1", "10.0.0.2", "fd00::3"]
     assert len(written) > 80
-    # Even the title shows that an analyzer is down.
+    # The title also shows that an analyzer is down.
     assert written[0] == ["TITLE", "", "", "▲ 0 of 1 analyzer · skyfast · skyfast-test"]
     assert written == served
     assert [path for path in drawn if path.startswith("M")]
@@ -109,7 +109,7 @@ async def test_script_shows_the_same_names_and_groups_as_the_server(visited, mon
     async with three_connections(views=[view]) as site:
         parts, now = site.app._parts, site.app.clock.now()
         parts.interfaces.update(topology_nodes.read(TOPOLOGY), now)
-        nameless, evil = ("",) * 8, EVIL.rstrip("\x00")  # in HTML, NUL is another character
+        nameless, evil = ("",) * 8, EVIL.rstrip("\x00")  # an HTML parser replaces NUL
         parts.names.nodes["node-1"] = ("eth0", "h1", "", evil, *nameless[4:])
         parts.names.addresses["10.0.0.1"] = (evil, *nameless[1:])
         parts.captures.message(json.dumps({"CaptureID": "c-1"}).encode(), now)
@@ -157,7 +157,7 @@ async def test_group_can_be_chosen(visited):
         await tab.until(REFRESHED)
         note = await tab.evaluate("document.querySelector('#note').textContent")
         assert note == "1 of 1 group"
-        # A link keeps the group, with and without the script.
+        # The link changes the ranking and keeps the group.
         await tab.click(".choice a[data-by=packets]")
         await tab.until("location.search === '?by=packets&filter=&group=protocol&n=20'")
         await tab.until("document.querySelector('[aria-current]').dataset.by === 'packets'")
@@ -170,8 +170,8 @@ async def test_group_can_be_chosen(visited):
         await tab.until(f"{RANKS}.length === 3")
 
 
-async def test_formats_of_the_script(visited):
-    """The script writes the values into a table that the test adds to the page."""
+async def test_script_formats_values_like_the_server(visited):
+    """The test adds a table to the page, and the script fills it with values of each format."""
     async with three_connections() as site, visited(site) as tab:
         await tab.until(REFRESHED)
         api_status = await site.json("/api/status")
@@ -196,7 +196,7 @@ async def test_formats_of_the_script(visited):
     assert written == [text for _, _, text in FORMATS]
 
 
-async def test_sort_and_filter(visited):
+async def test_ranking_can_be_sorted_and_filtered(visited):
     async with three_connections() as site, visited(site) as tab:
         assert await tab.evaluate(RANKS) == ["fd00::3", "10.0.0.2", "10.0.0.1"]
         await tab.until(REFRESHED)
@@ -251,7 +251,7 @@ async def test_hostile_values_stay_text(visited):
                 await tab.until(REFRESHED)
 
 
-async def test_without_script(browser):
+async def test_page_works_without_its_script(browser):
     async with three_connections() as site, browser.page() as tab:
         await tab.without_script()
         await tab.call("Page.navigate", url=f"http://127.0.0.1:{site.app.web.port}/?by=rtt")
@@ -353,7 +353,7 @@ async def test_page_is_accessible(visited, dark):
         await tab.until(REFRESHED)
         contrasts = await tab.evaluate(CONTRASTS)
         assert len(contrasts) > 20
-        # WCAG 2.2, level AA, requires a contrast of 4.5.
+        # WCAG 2.2, level AA, requires a contrast of at least 4.5.
         assert not {name: ratio for name, ratio in contrasts.items() if ratio < 4.5}
         background = await tab.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
         assert background is dark
@@ -363,7 +363,8 @@ async def test_page_is_accessible(visited, dark):
         )
         headless = await tab.evaluate("document.querySelectorAll('th:not([scope])').length")
         assert (unlabelled, headless) == (0, 0)
-        # The Tab key reaches the links and controls in order, with a visible outline.
+        # The Tab key reaches the links and controls in order. The focused one has a visible
+        # outline.
         focused = []
         for _ in range(8):
             await tab.press("Tab")
@@ -378,11 +379,11 @@ def _choices():
 
 
 @pytest.mark.parametrize("width", [320, 768])
-async def test_narrow_screens(visited, width):
+async def test_page_fits_narrow_screens(visited, width):
     async with three_connections() as site:
         for path in ("/", "/cardinality"):
             async with visited(site, path, width=width) as tab:
-                # Only tables scroll horizontally, not the page.
+                # The page does not scroll horizontally; only its tables do.
                 assert await tab.evaluate("document.documentElement.scrollWidth") == width
 
 

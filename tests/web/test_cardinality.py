@@ -30,7 +30,7 @@ async def test_report_is_cached_briefly(monkeypatch):
 
 @on_both_loops
 async def test_report_compares_connections_of_one_scan():
-    """Both numbers, with and without a label, are from the same scan."""
+    """The number of connections without a label comes from the same scan as the current number."""
     core = Core()
     core.message([make_flow("1")], 0)
     counts = Cardinality(table=core.table, view=core.plan.views[0])
@@ -54,7 +54,7 @@ async def test_values_per_label_are_limited_to_twenty():
 
 
 @on_both_loops
-async def test_failed_report_does_not_block_the_next():
+async def test_failed_report_does_not_block_the_next_report():
     table = FakeTable()
     table.values = {}
     counts = source(table).cardinality

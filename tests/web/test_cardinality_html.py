@@ -44,7 +44,7 @@ def test_html_starts_with_the_label_with_the_most_values():
     assert "<aside>" not in html
 
 
-def test_html_of_the_cardinality_without_a_label():
+def test_html_shows_the_cardinality_without_a_label():
     without = WithoutLabel(label="many", connections=2, series_at_most=6)
     html = as_html(report(("a", 4), without=without))
     aside = re.search(r"<aside>(.*?)</aside>", html, re.DOTALL)[1]
@@ -53,7 +53,7 @@ def test_html_of_the_cardinality_without_a_label():
     )
 
 
-def test_an_empty_table():
+def test_report_of_an_empty_table_can_be_rendered():
     empty = CardinalityReport(
         connections=0,
         series_at_most=0,

@@ -1,4 +1,4 @@
-"""The web configuration: reading the file, and its effect on a server on real sockets."""
+"""The web configuration: the file, and its effect on a server that listens on real sockets."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ from tests.support.web_fixtures import BIG, FakeTable, on_both_loops
 
 
 def trusting(authority, **settings):
-    """Return the context of a client that trusts the authority."""
+    """Return the TLS context of a client that trusts the certificate authority."""
     context = ssl.create_default_context(cafile=authority.certificate)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     for name, value in settings.items():
@@ -37,7 +37,7 @@ def trusting(authority, **settings):
 
 
 class Secure:
-    """A TLS client with the reading methods of `Client`."""
+    """A TLS client that reads responses like `Client`."""
 
     def __init__(self, reader, writer):
         self.reader, self.writer = reader, writer
@@ -207,7 +207,7 @@ INVALID_FILES = {
 
 
 @pytest.mark.parametrize(("text", "message"), INVALID_FILES.values(), ids=INVALID_FILES)
-def test_errors_take_one_line_without_secrets(text, message, file, plain):
+def test_error_is_one_line_without_secrets(text, message, file, plain):
     file()
     path = plain(text)
     with pytest.raises(ConfigError) as caught:
@@ -261,7 +261,7 @@ rate_limit: {{interval: 1m0.5s, burst: 20}}
 
 
 @pytest.mark.parametrize(("text", "summary"), VALID_FILES.values(), ids=VALID_FILES)
-def test_valid_files(text, summary, file, plain):
+def test_valid_file_is_accepted_with_a_summary(text, summary, file, plain):
     file()
     config = config_file.read(plain(text))
     assert config.summary() == summary
@@ -309,7 +309,7 @@ TOOLKIT = {
 
 @pytest.mark.parametrize(("text", "warnings"), TOOLKIT.values(), ids=TOOLKIT)
 def test_valid_files_of_exporter_toolkit_are_accepted(text, warnings, file, plain, caplog):
-    """skyfast only rejects insecure files, which request certificates but do not verify them."""
+    """Exception: skyfast rejects files that request client certificates without verifying them."""
     file()
     path = plain(f"{{tls_server_config: {{{TLS}, {text}}}}}".replace(", }", "}"))
     config = config_file.read(path)
@@ -320,7 +320,7 @@ def test_valid_files_of_exporter_toolkit_are_accepted(text, warnings, file, plai
         assert re.match(rf"web configuration: {re.escape(path)}: line \d+: \S*{warning}", line)
 
 
-def test_several_curves_if_python_supports_them(file, monkeypatch):
+def test_several_curves_are_offered_if_python_supports_them(file, monkeypatch):
     offered = []
     monkeypatch.setattr(ServerContext, "set_groups", lambda _, names: offered.append(names), False)
     config = config_file.read(file(tls="curve_preferences: [X25519, CurveP384]"))
@@ -335,7 +335,7 @@ def test_tls_1_2_defaults_to_authenticated_encryption(file):
     assert all("GCM" in name or "POLY1305" in name for name in names)
 
 
-def test_suites_of_tls_1_2(file):
+def test_configured_suites_replace_those_of_tls_1_2(file):
     suite = "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA"
     config = config_file.read(file(tls=f"cipher_suites: [{suite}, TLS_AES_128_GCM_SHA256]"))
     names = [item["name"] for item in config.tls.get_ciphers() if item["protocol"] != "TLSv1.3"]
@@ -348,7 +348,7 @@ def inline(key, path):
 
 
 @on_both_loops
-async def test_inline_certificate_and_key(authority, plain):
+async def test_certificate_and_key_can_be_inline(authority, plain):
     issued = authority.issue("127.0.0.1")
     path = plain(
         f"tls_server_config:\n{inline('cert', issued.certificate)}{inline('key', issued.key)}"
@@ -364,7 +364,7 @@ async def test_inline_certificate_and_key(authority, plain):
 
 
 @on_both_loops
-async def test_pages_over_tls(file, authority):
+async def test_pages_are_served_over_tls(file, authority):
     """HEAD, keep-alive and a long page work over TLS."""
     async with (
         Site(FakeTable(BIG), security=WebSecurity(file())) as site,
@@ -382,7 +382,7 @@ async def test_pages_over_tls(file, authority):
 
 
 @on_both_loops
-async def test_minimum_version(file, authority):
+async def test_clients_below_the_minimum_version_are_rejected(file, authority):
     old = trusting(authority, maximum_version=ssl.TLSVersion.TLSv1_2)
     async with Site(security=WebSecurity(file())) as site:
         assert not await refused(site.port, old)
@@ -392,7 +392,7 @@ async def test_minimum_version(file, authority):
 
 
 @on_both_loops
-async def test_client_certificates(tmp_path, file, authority):
+async def test_client_certificate_needs_trusted_issuer_and_allowed_name(tmp_path, file, authority):
     path = file(
         tls="client_auth_type: RequireAndVerifyClientCert\nclient_ca_file: ca.crt\n"
         "client_allowed_sans: [prometheus.example, '2001:DB8::0:1']"
@@ -425,7 +425,7 @@ async def test_handshakes_have_a_timeout_and_count_as_connections(file, authorit
     async with Site(security=WebSecurity(file()), max_connections=2) as site:
         begin_s = time.monotonic()
         silent = [await Client.open(site.port) for _ in range(3)]
-        # The third connection closes the one that has waited longest.
+        # The third connection exceeds the limit, so the server closes the oldest connection.
         assert await silent[0].end() in ("closed", "reset")
         assert time.monotonic() - begin_s < 0.25
         assert site.scrape.connections_rejected == 1
@@ -438,7 +438,9 @@ async def test_handshakes_have_a_timeout_and_count_as_connections(file, authorit
 
 
 @on_both_loops
-async def test_client_certificate_of_a_system_authority(tmp_path, file, authority, monkeypatch):
+async def test_system_authority_can_issue_client_certificates(
+    tmp_path, file, authority, monkeypatch
+):
     monkeypatch.setenv("SSL_CERT_FILE", authority.certificate)
     path = file(tls="client_auth_type: RequireAndVerifyClientCert")
     async with Site(security=WebSecurity(path)) as site:
@@ -461,7 +463,7 @@ def alert(data):
 
 
 async def hello(site, **settings):
-    """Return the response to the first message of a client with these settings."""
+    """Return the server's response to the first handshake message of such a client."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     for name, value in settings.items():
@@ -478,8 +480,8 @@ async def hello(site, **settings):
 
 
 def distrusts(port):
-    """Return whether a client without the authority rejects the certificate and sends an alert."""
-    # Clients of an event loop send no alert.
+    """Connect without trusting the authority. Return whether the client rejects the certificate."""
+    # A blocking socket is necessary: asyncio's TLS clients do not send an alert.
     with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
         try:
             ssl.create_default_context().wrap_socket(client, server_hostname="127.0.0.1")
@@ -503,7 +505,8 @@ async def test_failed_handshake_is_reported_to_both_sides(file, authority, caplo
         assert site.scrape.handshakes_failed["unsupported"] == 1
         assert site.scrape.handshakes_failed["not_tls"] == 2
         assert site.scrape.handshakes_failed["rejected"] == 1
-        # If a client only checks whether the port is open, this is not a failed handshake.
+        # A client that closes the connection without sending data does not count as a failed
+        # handshake.
         async with await site.ask(b"") as client:
             client.sock.shutdown(socket.SHUT_WR)
             await client.end()
@@ -530,7 +533,7 @@ async def test_failed_handshake_is_reported_to_both_sides(file, authority, caplo
 
 @on_both_loops
 async def test_client_without_a_valid_certificate_gets_an_alert(tmp_path, file, authority, caplog):
-    """With TLS 1.3, the alert comes after the client has completed its side of the handshake."""
+    """With TLS 1.3, the client gets the alert after its own side of the handshake is complete."""
     path = file(tls="client_auth_type: RequireAndVerifyClientCert\nclient_ca_file: ca.crt")
     stranger = Authority(tmp_path, "stranger").issue("prometheus.example")
     async with Site(security=WebSecurity(path)) as site:
@@ -640,7 +643,8 @@ async def test_new_certificate_is_used_and_open_connections_stay(file, authority
         old_key = key.read_bytes()
         authority.issue("127.0.0.1")
         renewed, new_key = certificate.read_text(), key.read_bytes()
-        # While only one file is replaced, the old pair stays in use, and one error is logged.
+        # While the key does not match the new certificate, the old pair stays in use. The error is
+        # logged once.
         key.write_bytes(old_key)
         for _ in range(3):
             async with await Secure.open(site.port, trusting(authority)) as client:

@@ -42,7 +42,7 @@ async def collect(stream):
     return chunks
 
 
-def test_compress():
+def test_compress_returns_a_gzip_file():
     data = FLOWS * 1000
     compressed = compress(data)
     assert zlib.decompress(compressed, wbits=31) == data
@@ -50,7 +50,7 @@ def test_compress():
 
 
 @on_both_loops
-async def test_parts_are_in_order():
+async def test_page_consists_of_its_parts_in_order():
     pages = exposition()
     own = await pages.self_page()
     assert own.startswith(b"# HELP skyfast_build_info ")
@@ -65,14 +65,14 @@ async def test_parts_are_in_order():
     whole = b"".join(await collect(pages.stream(Part.ALL, gzip=False)))
     others = FLOWS + INTERFACES + CAPTURES
     assert whole.startswith(others + b"# HELP skyfast_build_info ")
-    # Times and sizes of the process differ between two renderings; the families do not.
+    # Two pages have the same families, but different times and sizes of the process.
     names = [line for line in whole[len(others) :].splitlines() if line[:1] == b"#"]
     assert names == [line for line in own.splitlines() if line[:1] == b"#"]
 
 
 @on_both_loops
-async def test_capture_points_follow_the_flows():
-    """They are found in the thread of the page, before the flows are read."""
+async def test_info_series_of_capture_points_follow_the_flows():
+    """The thread of the page finds the capture points before it reads the flows."""
     table = FakeTable(BIG)
     table.values["node_tid"] = [("tid-1", 3), ("tid-2", 1)]
     info = InterfaceInfo(NodeNames({"tid-2": ("eth0",) * len(NODE_NAMES)}))
@@ -115,7 +115,7 @@ async def test_first_part_has_the_capture_points_of_all_parts():
 
 @on_both_loops
 async def test_complete_openmetrics_pages_end_with_eof():
-    """The EOF marker occurs once. It shows the reader that the page is complete."""
+    """The marker occurs exactly once, at the end."""
     pages = exposition(FakeTable(BIG), standard_names=True)
     for part in (*Part, Part.FLOWS | Part.INTERFACES, Part.ALL):
         for gzip in (False, True):
@@ -170,7 +170,7 @@ async def test_label_values_are_cached_briefly(monkeypatch):
 
 @on_both_loops
 async def test_new_source_applies_to_new_pages():
-    """Pages in progress keep their source; later pages use the new one."""
+    """Pages in progress keep the old source. Later pages use the new source."""
     pages = exposition(FakeTable(BIG))
     stream = pages.stream(Part.ALL, gzip=False)
     first = await anext(stream)
@@ -191,8 +191,8 @@ async def test_page_uses_the_time_of_its_request():
 
 
 @on_both_loops
-async def test_chunks():
-    """The first chunk is small and the others are large. A separate thread renders all of them."""
+async def test_page_is_rendered_in_chunks_of_fixed_size():
+    """The first chunk is small, and the others are large. A separate thread renders all chunks."""
     table = FakeTable(BIG)
     stream = exposition(table).stream(Part.FLOWS, gzip=False)
     chunks = await collect(stream)
@@ -205,7 +205,7 @@ async def test_chunks():
 
 
 @on_both_loops
-async def test_large_interfaces_come_in_chunks():
+async def test_large_interface_page_is_divided_into_chunks():
     interfaces = INTERFACES * (3 * CHUNK_BYTES // len(INTERFACES))
     chunks = await collect(exposition(interfaces=interfaces).stream(Part.INTERFACES, gzip=False))
     assert b"".join(chunks) == interfaces
@@ -213,7 +213,7 @@ async def test_large_interfaces_come_in_chunks():
 
 
 @on_both_loops
-async def test_an_empty_page():
+async def test_empty_page_has_no_chunks():
     pages = exposition(FakeTable(b""), interfaces=b"")
     parts = Part.FLOWS | Part.INTERFACES
     assert await collect(pages.stream(parts, gzip=False)) == []
@@ -221,8 +221,8 @@ async def test_an_empty_page():
 
 
 @on_both_loops
-async def test_gzip():
-    """The compressor buffers data, but no chunk is empty: an empty chunk would end the body."""
+async def test_compressed_page_has_no_empty_chunk():
+    """The compressor buffers data, but never returns an empty chunk, which would end the body."""
     stream = exposition(FakeTable(BIG)).stream(Part.FLOWS, gzip=True)
     chunks = await collect(stream)
     assert all(chunks)
@@ -292,7 +292,7 @@ async def test_error_is_raised_after_the_rendered_chunks():
 
 
 @on_both_loops
-async def test_concurrent_pages():
+async def test_concurrent_pages_do_not_affect_each_other():
     pages = exposition(FakeTable(BIG))
     whole = await asyncio.gather(
         *(collect(pages.stream(Part.FLOWS, gzip=bool(i % 2))) for i in range(6))

@@ -1,4 +1,4 @@
-"""Info series: one for each capture point, whatever the topology knows, and while it changes."""
+"""Info series: each capture point has one, even if its names are unknown or change."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -49,7 +49,7 @@ def samples(page: str, *, openmetrics: bool) -> list[Sample]:
     return [sample for family in families for sample in family.samples]
 
 
-def test_labels_of_a_known_capture_point() -> None:
+def test_known_capture_point_has_its_names() -> None:
     info = InterfaceInfo(NodeNames({"tid": CART}))
     assert rendered(info, "tid") == (
         HEAD + 'skydive_network_interface_info{node_tid="tid",interface_name="eth0",host="node-1",'
@@ -58,25 +58,25 @@ def test_labels_of_a_known_capture_point() -> None:
     )
 
 
-def test_an_unknown_capture_point_has_empty_names() -> None:
+def test_unknown_capture_point_has_empty_names() -> None:
     info = InterfaceInfo(NodeNames({"tid": CART}))
     (sample,) = samples(rendered(info, "other"), openmetrics=False)
     assert sample.labels == dict.fromkeys(LABELS, "") | {"node_tid": "other"}
     assert sample.value == 1
 
 
-def test_labels_do_not_clash_with_those_of_a_target() -> None:
-    """A ServiceMonitor adds the first of these labels, Prometheus itself the last two."""
+def test_labels_do_not_conflict_with_target_labels() -> None:
+    """Prometheus adds the labels ``instance`` and ``job``; a ServiceMonitor adds the others."""
     added = {"namespace", "service", "pod", "container", "endpoint", "node", "instance", "job"}
     assert not added & {*LABELS}
 
 
-def test_no_capture_points() -> None:
+def test_page_without_capture_points_is_empty() -> None:
     for openmetrics in (False, True):
         assert rendered(InterfaceInfo(NodeNames()), openmetrics=openmetrics) == ""
 
 
-def test_standard_names() -> None:
+def test_standard_naming_changes_the_family_name() -> None:
     info = InterfaceInfo(NodeNames({"tid": CART}), naming="standard")
     for openmetrics in (False, True):
         page = rendered(info, "tid", openmetrics=openmetrics)
@@ -86,8 +86,8 @@ def test_standard_names() -> None:
     assert page.startswith("# HELP skydive_interface Names of ")
 
 
-def test_chunks() -> None:
-    """A chunk has at most the size of those of flows, if names have the usual length."""
+def test_page_is_divided_into_small_chunks() -> None:
+    """With names of the usual length, a chunk is no larger than a chunk of flows."""
     count = 2 * CHUNK_SERIES + 1
     names = NodeNames({f"{n:036}": ("n" * 36,) * len(NODE_NAMES) for n in range(count)})
     chunks = [*InterfaceInfo(names).render([*names])]
@@ -131,7 +131,7 @@ def test_names_that_change_during_a_page_cause_no_second_series(
     had = {node_tid: {names[node_tid]} for node_tid in node_tids}
 
     def pieces() -> Iterator[bytes]:
-        """Yield the chunks of the page, and change names after each of them."""
+        """Yield the chunks of the page, and change names after each chunk."""
         info = InterfaceInfo(names, naming="standard" if standard else "compatible")
         rest = iter(later)
         for chunk in info.render(node_tids, openmetrics=standard):

@@ -42,7 +42,7 @@ async def responds(url: str) -> bool:
 
 
 @needs_ipv6
-async def test_several_addresses_replace_the_configuration(tmp_path: Path) -> None:
+async def test_addresses_of_the_command_line_replace_the_configured_one(tmp_path: Path) -> None:
     config = write_config(tmp_path, port=1)
     options = ("--web.listen-address=127.0.0.1:0", "--web.listen-address", "[::1]:0")
     async with running(config, *options, quiet=False, **{ADDRESS: "192.0.2.1"}) as skyfast:
@@ -135,7 +135,7 @@ def test_demo_uses_no_other_port_than_the_configured_one(tmp_path: Path, origin:
 
 
 def activation(*sockets: str, fds: int | None = None, pid: str = "os.getpid()") -> list[str]:
-    """Return the first words of a command line; it passes sockets like systemd to the command."""
+    """Return the start of a command line that passes sockets to the rest of it, like systemd."""
     code = f"""
 import os, socket, sys
 made = [{", ".join(sockets)}]
@@ -233,7 +233,7 @@ def test_socket_variables_are_removed_from_the_environment() -> None:
     assert environ == {"HOME": "/"}
 
 
-def test_the_host_of_all_addresses_is_an_asterisk() -> None:
+def test_host_of_all_addresses_is_shown_as_an_asterisk() -> None:
     assert listen.describe(Endpoint("", 9100)) == "*:9100"
     assert listen.describe(Endpoint("::1", 9100)) == "[::1]:9100"
     assert listen.url(Endpoint("", 9100), secure=True) == "https://127.0.0.1:9100/"

@@ -1,4 +1,4 @@
-"""Real proxies: nginx in front of analyzers and pages, haproxy's health checks, and Varnish.
+"""Real proxies: nginx in front of analyzers and pages, health checks by haproxy, and Varnish.
 
 Each test starts a proxy with its own configuration on a free port of 127.0.0.1.
 """
@@ -141,7 +141,7 @@ PROXIED = """
 
 
 @needs_nginx
-async def test_analyzer_under_a_path_prefix(tmp_path: Path) -> None:
+async def test_analyzer_can_have_a_path_prefix(tmp_path: Path) -> None:
     async with (
         asyncio.timeout(60),
         FakeAnalyzer(username="prom", password="hunter2") as analyzer,
@@ -168,7 +168,7 @@ async def test_analyzer_under_a_path_prefix(tmp_path: Path) -> None:
 
 @needs_nginx
 async def test_unexpected_responses_of_a_proxy_are_explained(tmp_path: Path) -> None:
-    """One proxy expects TLS, and the other redirects to a single sign-on."""
+    """One proxy expects TLS. The other one redirects to a single sign-on page."""
     issued = Authority(tmp_path).issue("127.0.0.1")
     secure = (
         "    listen 127.0.0.1:$PORT ssl;\n"
@@ -196,8 +196,8 @@ async def test_unexpected_responses_of_a_proxy_are_explained(tmp_path: Path) -> 
 
 
 @needs_nginx
-async def test_pages_behind_nginx(tmp_path: Path) -> None:
-    """nginx sends HTTP/1.0 by default; if configured for HTTP/1.1, it keeps connections open."""
+async def test_pages_are_served_behind_nginx(tmp_path: Path) -> None:
+    """The first location uses nginx's default, HTTP/1.0. The second one keeps connections open."""
     server = """
     listen 127.0.0.1:$PORT;
     location /skyfast/ { proxy_pass http://SKYFAST/; }
@@ -237,14 +237,14 @@ backend health
 
 
 async def states(port: int, expected: dict[str, str]) -> dict[str, str]:
-    """Wait for the checks, assert the state of each backend, and return the results."""
+    """Wait for the health checks, assert each backend's state, and return the check results."""
     async with asyncio.timeout(ANSWER_S):
         while True:
             *_, body = await get(f"http://127.0.0.1:{port}/stats;csv")
             names, *rows = body.decode().removeprefix("# ").splitlines()
             lines = [dict(zip(names.split(","), row.split(","), strict=False)) for row in rows]
             servers = {line["pxname"]: line for line in lines if line["svname"] == "skyfast"}
-            # Before its first check, a server is up without a result such as "L7OK".
+            # Before its first check, a server is up, but has no check result such as "L7OK".
             if all(line["check_status"].startswith("L7") for line in servers.values()):
                 assert {name: line["status"] for name, line in servers.items()} == expected
                 return {name: line["check_status"] for name, line in servers.items()}
@@ -253,8 +253,8 @@ async def states(port: int, expected: dict[str, str]) -> dict[str, str]:
 
 @needs_haproxy
 @pytest.mark.parametrize("users", [False, True], ids=["open", "with users"])
-async def test_haproxy_checks(tmp_path: Path, users: bool) -> None:
-    """The default check of haproxy sends OPTIONS, which requires authentication like GET."""
+async def test_default_check_of_haproxy_needs_authentication(tmp_path: Path, users: bool) -> None:
+    """haproxy's default check sends OPTIONS. If there are users, it fails without credentials."""
     hashed = bcrypt.hashpw(b"hunter2", bcrypt.gensalt(4)).decode()
     web_config = tmp_path / "web.yml"
     web_config.write_text(f"basic_auth_users: {{alice: {hashed}}}\n")
@@ -274,7 +274,7 @@ async def test_haproxy_checks(tmp_path: Path, users: bool) -> None:
 
 @needs_varnish
 async def test_cache_stores_no_page(tmp_path: Path) -> None:
-    """Varnish stores a page for two minutes by default, unless the page's headers forbid it."""
+    """By default, Varnish caches a page for two minutes. The headers of the pages forbid this."""
     async with asyncio.timeout(60), demo() as skyfast:
         port = free_port()
         command = (
@@ -287,5 +287,5 @@ async def test_cache_stores_no_page(tmp_path: Path) -> None:
                 for _ in range(2):
                     status, headers, _ = await get(f"http://127.0.0.1:{port}{path}")
                     assert status == 200
-                    # With a cached response, the header would have a second number.
+                    # In a cached response, this header would have a second number.
                     assert len(headers["X-Varnish"].split()) == 1, path

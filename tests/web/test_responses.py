@@ -48,7 +48,7 @@ from tests.support.web_fixtures import PROMETHEUS
         ("\x00gzip", "identity"),
     ],
 )
-def test_encoding(accept_encoding, chosen):
+def test_encoding_is_negotiated(accept_encoding, chosen):
     assert encoding(accept_encoding) == chosen
 
 
@@ -86,5 +86,5 @@ def test_encoding(accept_encoding, chosen):
         (",;,=,/;q,application/openmetrics-text", True),
     ],
 )
-def test_preference_for_openmetrics(accept, chosen):
+def test_openmetrics_needs_the_highest_preference(accept, chosen):
     assert prefers_openmetrics(accept) is chosen

@@ -50,7 +50,7 @@ async def test_result_is_cached_and_then_dropped():
 
 @on_both_loops
 @pytest.mark.parametrize("queue", [True, False])
-async def test_result_is_not_cached_if_the_time_is_zero(queue):
+async def test_result_is_not_cached_if_keep_s_is_zero(queue):
     scans = Scans(keep_s=0, queue=queue)
     assert await scans.get("a") == "a, scan 1"
     assert await scans.get("a") == "a, scan 2"
@@ -115,7 +115,7 @@ async def test_waiting_scans_and_cached_results_share_a_limit():
 @pytest.mark.xdist_group("timing")
 @on_both_loops
 async def test_result_does_not_expire_before_its_own_time():
-    """The timer of a replaced result does not drop a later result with the same key."""
+    """The expiry of a dropped result does not drop a later result with the same key."""
     scans = Scans(keep_s=1, max_results=1)
     await scans.get("a")
     await asyncio.sleep(0.5)

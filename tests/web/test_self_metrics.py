@@ -38,7 +38,7 @@ PROMTOOL = shutil.which("promtool")
 
 
 def samples(stats=None, table=None):
-    """Return the values of all samples by name and labels, read by an independent parser."""
+    """Return the values of all samples, as read by an independent parser, by name and labels."""
     text = render(stats or Stats(), table or FakeTable()).decode()
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value
@@ -76,7 +76,7 @@ def test_known_series_exist_from_the_start():
         assert by_reason(name, values) == dict.fromkeys(reasons, 0), name
 
 
-def test_flow_update_is_known_once_it_is_set():
+def test_flow_update_is_known_after_it_is_set():
     stats = Stats()
     assert (stats.flow_update_s, stats.flow_update_known) == (60.0, False)
     stats.flow_update_s = 60.0
@@ -85,11 +85,11 @@ def test_flow_update_is_known_once_it_is_set():
     assert stats.flow_update_s == 10.0
 
 
-def test_without_an_analyzer():
+def test_page_without_analyzers_has_no_up_series():
     assert not [key for key in samples() if key[0] == "skyfast_up"]
 
 
-def test_values():
+def test_page_shows_the_counters():
     stats = Stats()
     analyzer = stats.analyzer("a:1")
     analyzer.up = 1
@@ -133,7 +133,7 @@ def test_values():
         ("skyfast_messages_total", a, ("namespace", "other"), ("type", "other")): 13,
         ("skyfast_message_errors_total", a, ("reason", "malformed")): 14,
         ("skyfast_reconnects_total", a, ("reason", "silent")): 15,
-        # The sum of the table's own count and the count of flows that did not reach the table.
+        # 8 late flows that the table skipped, and 100 that were skipped before the table.
         ("skyfast_flows_skipped_total", ("reason", "late")): 108,
         ("skyfast_flows_skipped_total", ("reason", "no_network")): 9,
         ("skyfast_flows_finished_total", ("reason", "fin")): 10,
@@ -207,7 +207,7 @@ def test_names_are_shown_only_if_labels_need_them():
     assert {key: found.get(key) for key in expected} == expected
 
 
-def test_views():
+def test_page_shows_the_counters_of_views():
     table = FakeTable()
     table.view_connections = (12, 13)
     table.view_rejected_totals = (0, 3)
@@ -224,7 +224,7 @@ def test_start_counts_as_a_reload():
     assert abs(time.time() - began) < 5
 
 
-def test_label_values():
+def test_numbers_of_label_values_are_rendered():
     assert render_label_values({"target_ip": 3, "protocol": 2}).decode() == (
         "# HELP skyfast_label_values Distinct values of the label.\n"
         "# TYPE skyfast_label_values gauge\n"
@@ -233,8 +233,8 @@ def test_label_values():
     )
 
 
-def test_openmetrics():
-    """The reference parser finds the same samples as in the text format."""
+def test_openmetrics_page_has_the_same_samples():
+    """The reference parser for OpenMetrics finds the same samples as in the text format."""
     stats = Stats()
     stats.analyzer('a\\b"c\nd').messages["other", "other"] = 2**63 - 1
     stats.flows_filtered = {"keep": 1}
@@ -282,8 +282,8 @@ def test_label_values_are_escaped():
     assert samples(stats)["skyfast_up", ("analyzer", 'a\\b"c\nd')] == 1
 
 
-def test_name_that_is_not_valid_utf8():
-    """Bytes from the environment may be invalid UTF-8; they do not break the page."""
+def test_invalid_utf8_in_a_name_is_replaced():
+    """The environment can contain bytes that are not valid UTF-8. They do not break the page."""
     stats = Stats()
     stats.analyzer(b"caf\xe9:1".decode(errors="surrogateescape"))
     assert ("skyfast_up", ("analyzer", "caf?:1")) in samples(stats)
@@ -321,10 +321,10 @@ def test_promtool_accepts_the_page():
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
-def test_process_metrics():
+def test_process_metrics_show_the_used_resources():
     before = samples()
     descriptors = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
-    ballast = mmap.mmap(-1, 50_000_000)  # not on the heap: free memory there would be reused
+    ballast = mmap.mmap(-1, 50_000_000)  # not on the heap, which could reuse free memory
     ballast.write(b"x" * len(ballast))
     busy_until = time.process_time() + 0.05
     while time.process_time() < busy_until:
@@ -340,7 +340,7 @@ def test_process_metrics():
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
-def test_process_start_time():
+def test_process_start_time_matches_ps():
     ps = shutil.which("ps")
     if ps is None:
         pytest.skip("ps is not installed")
@@ -348,8 +348,8 @@ def test_process_start_time():
     assert abs(time.time() - elapsed_s - samples()["process_start_time_seconds",]) < 2
 
 
-def test_command_name_with_spaces_and_parentheses(tmp_path, monkeypatch):
-    """`/proc/PID/stat` does not escape the name of the command."""
+def test_command_name_with_spaces_and_parentheses_is_skipped(tmp_path, monkeypatch):
+    """`/proc/PID/stat` contains the name of the command without escapes."""
     own = tmp_path / "self"
     (own / "fd").mkdir(parents=True)
     (own / "statm").write_text("300 200 100 0 0 0 0\n")
@@ -364,7 +364,7 @@ def test_command_name_with_spaces_and_parentheses(tmp_path, monkeypatch):
     assert values["process_resident_memory_bytes",] == 200 * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_without_proc(tmp_path, monkeypatch):
+def test_some_process_metrics_exist_without_proc(tmp_path, monkeypatch):
     monkeypatch.setattr(process, "PROC", tmp_path)
     names = {key[0] for key in samples() if key[0].startswith("process_")}
     assert names == {"process_cpu_seconds_total", "process_max_fds"}

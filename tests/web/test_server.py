@@ -49,7 +49,7 @@ PROMTOOL = shutil.which("promtool")
 
 
 @on_both_loops
-async def test_page():
+async def test_page_contains_all_parts():
     async with Site() as site:
         response = await site.get("/metrics")
         assert response.status == 200
@@ -70,7 +70,7 @@ async def test_page():
 
 
 @on_both_loops
-async def test_parts_of_the_page():
+async def test_each_part_has_its_own_page():
     async with Site() as site:
         assert (await site.get("/metrics/flows")).body == FLOWS
         assert (await site.get("/metrics/interfaces")).body == INTERFACES
@@ -82,7 +82,7 @@ async def test_parts_of_the_page():
 
 
 @on_both_loops
-async def test_empty_parts():
+async def test_pages_of_empty_parts_are_empty():
     async with Site(FakeTable(b""), parts={"interfaces": b"", "captures": b""}) as site:
         for path in ("/metrics/flows", "/metrics/interfaces", "/metrics/captures"):
             response = await site.get(path)
@@ -171,7 +171,7 @@ async def test_openmetrics_can_be_disabled():
                 )
                 assert response.headers["vary"] == "Accept-Encoding"
                 assert b"# EOF" not in response.body
-        # A reload can enable it again.
+        # A reload can enable OpenMetrics again.
         limits = dataclasses.replace(site.config.web, openmetrics=True)
         site.server.configure(limits, reload=None)
         response = await site.get(accept=PROMETHEUS["3"])
@@ -214,7 +214,7 @@ async def test_new_source_applies_to_new_pages():
 
 
 @on_both_loops
-async def test_gzip():
+async def test_pages_can_be_compressed():
     async with Site(FakeTable(BIG)) as site:
         plain = await site.get("/metrics/flows")
         response = await site.get("/metrics/flows", accept_encoding="gzip")
@@ -249,7 +249,7 @@ async def test_gzip_is_negotiated():
 
 
 @on_both_loops
-async def test_no_acceptable_encoding():
+async def test_page_without_an_acceptable_encoding_is_rejected():
     async with Site() as site:
         for method in ("GET", "HEAD"):
             response = await site.get(accept_encoding="br, *;q=0", method=method)
@@ -259,7 +259,7 @@ async def test_no_acceptable_encoding():
 
 
 @on_both_loops
-async def test_status_page():
+async def test_status_page_is_the_start_page():
     async with Site() as site:
         response = await site.get("/")
         assert response.status == 200
@@ -286,7 +286,7 @@ async def test_pages_for_browsers_load_no_resources():
 
 
 @on_both_loops
-async def test_health_and_readiness():
+async def test_health_and_readiness_have_their_own_pages():
     subscribed = False
     async with Site(ready=lambda: subscribed) as site:
         response = await site.get("/-/healthy")
@@ -303,7 +303,7 @@ async def test_health_and_readiness():
 
 
 @on_both_loops
-async def test_cardinality():
+async def test_cardinality_has_the_negotiated_format():
     async with Site() as site:
         page = await site.get("/cardinality")
         assert page.status == 200
@@ -344,13 +344,13 @@ async def test_cardinality():
             assert json.loads(response.body) == expected
         html = await site.get("/cardinality?format=html", accept="application/json")
         assert html.text == page.text
-        # All these requests shared one scan, which did not run on the event loop.
+        # All these requests shared a single scan, which ran in another thread.
         assert site.table.scans == ["cardinality"]
         assert threading.current_thread() not in site.table.threads
 
 
 @on_both_loops
-async def test_cardinality_without_a_label():
+async def test_cardinality_can_be_estimated_without_a_label():
     async with Site() as site:
         response = await site.get("/cardinality?without=target_ip&format=json")
         without = {"label": "target_ip", "connections": 1, "series_at_most": 3}
@@ -368,7 +368,7 @@ async def test_cardinality_without_a_label():
 
 @on_both_loops
 async def test_one_cardinality_scan_runs_at_a_time():
-    """While a scan runs, other requests fail, even if the client of the scan has disconnected."""
+    """While a scan runs, other requests fail, even after the scan's client has disconnected."""
     async with Site(FakeTable(pause_scans=True)) as site:
         async with await site.ask(request("/cardinality")):
             await until(lambda: site.table.scans)
@@ -377,7 +377,7 @@ async def test_one_cardinality_scan_runs_at_a_time():
                 assert response.status == 503
                 assert response.headers["retry-after"] == "1"
                 assert response.text == "Try again: another report is in progress.\n"
-            # Other pages do not wait.
+            # Other pages are served while the scan runs.
             for path in ("/metrics/flows", "/-/healthy"):
                 assert (await site.get(path)).status == 200
         assert (await site.get("/cardinality")).status == 503
@@ -397,7 +397,7 @@ async def test_slow_cardinality_report_is_aborted(monkeypatch):
 
 
 @on_both_loops
-async def test_failing_cardinality_report(caplog):
+async def test_failing_cardinality_report_gets_status_500(caplog):
     table = FakeTable()
     table.values = {}
     async with Site(table) as site:
@@ -413,7 +413,7 @@ async def test_failing_cardinality_report(caplog):
 
 
 @on_both_loops
-async def test_reload():
+async def test_reload_reports_its_result():
     outcomes = [None, "skyfast.yml: port: 70000 is not from 0 to 65535", None]
 
     async def reload():
@@ -469,7 +469,7 @@ async def test_reload_completes_without_its_client():
 
 
 @on_both_loops
-async def test_failing_reload(caplog):
+async def test_failing_reload_gets_status_500(caplog):
     async def reload():
         raise ValueError("unexpected")
 
@@ -495,7 +495,7 @@ async def test_new_limits_take_effect():
 
 
 @on_both_loops
-async def test_unknown_paths():
+async def test_unknown_path_gets_status_404():
     async with Site() as site:
         for path in ("/metric", "/metrics/", "//metrics", "/metrics/x", "/-/", "/favicon.ico"):
             for method in ("GET", "POST"):
@@ -617,7 +617,7 @@ async def test_parts_are_limited_and_end_like_the_whole_page():
 
 
 @on_both_loops
-async def test_other_methods():
+async def test_other_methods_are_not_allowed():
     async with Site() as site:
         for path in PATHS:
             for method in ("POST", "PUT", "DELETE", "PATCH", "TRACE"):
@@ -632,8 +632,8 @@ def test_every_route_is_tested():
 
 
 @on_both_loops
-async def test_options():
-    """Some proxies send OPTIONS as a health check."""
+async def test_options_lists_the_allowed_methods():
+    """Some proxies use OPTIONS for health checks."""
     allowed = dict.fromkeys((*PATHS, "*"), "GET, HEAD, OPTIONS")
     allowed["/-/reload"] = "POST, PUT, OPTIONS"
     async with Site() as site:
@@ -660,7 +660,7 @@ async def test_caching_is_forbidden():
 
 @on_both_loops
 async def test_head_is_get_without_a_body():
-    """All requests share a connection, so if HEAD got a body, the next response would fail."""
+    """All requests share a connection. If HEAD got a body, the next response would be invalid."""
     async with Site() as site, await site.ask(b"") as client:
         for path in (*PATHS, "/nothing"):
             for headers in ({}, {"accept_encoding": "gzip"}):
@@ -670,7 +670,7 @@ async def test_head_is_get_without_a_body():
                 get = await client.answer()
                 assert head.status == get.status
                 for response in (head, get):
-                    # The length of a page is only known after rendering.
+                    # A rendered page has no Content-Length, so only GET has a Transfer-Encoding.
                     for name in ("date", "transfer-encoding"):
                         response.headers.pop(name, None)
                 if path == "/metrics/self":
@@ -716,8 +716,8 @@ async def test_unsupported_http_versions_get_an_http_1_0_response(version):
 
 
 @on_both_loops
-async def test_http_1_0():
-    """Pages have no Content-Length and end with the connection, even with keep-alive."""
+async def test_http_1_0_pages_end_with_the_connection():
+    """Pages have no Content-Length. So they end with the connection, even with keep-alive."""
     async with Site(FakeTable(BIG)) as site:
         for path in (*PATHS, "/nowhere"):
             for method in ("GET", "HEAD"):
@@ -760,7 +760,7 @@ async def test_upgrade_is_ignored():
 
 
 @on_both_loops
-async def test_aiohttp_client():
+async def test_aiohttp_client_reads_compressed_pages():
     async with Site(FakeTable(BIG)) as site, aiohttp.ClientSession() as session:
         for _ in range(3):
             url = f"http://127.0.0.1:{site.port}/metrics/flows"
@@ -791,7 +791,7 @@ async def test_scrapes_are_measured():
 
 
 @on_both_loops
-async def test_bad_requests(caplog):
+async def test_bad_request_closes_the_connection(caplog):
     """Each response closes the connection. Nothing is logged above level DEBUG."""
     async with Site() as site:
         for bad in (
@@ -834,7 +834,7 @@ async def test_oversized_request_head_gets_a_response(part):
             async with await site.ask(before) as client:
                 if before:
                     await client.answer()
-                # Send it in parts, so that some of them arrive after the response.
+                # Send the head in parts, so that some parts arrive after the response.
                 for start in range(0, len(head), 60_000):
                     await client.send(head[start : start + 60_000])
                     await asyncio.sleep(0.002)
@@ -885,7 +885,7 @@ async def test_missing_body_times_out():
 
 @on_both_loops
 async def test_endless_pipelining_is_aborted():
-    """Requests behind an unread page do not accumulate in the server."""
+    """While the client does not read its page, the server does not store its further requests."""
     pipelined = request("/-/healthy") * 10_000
     sent_bytes = 0
     site = Site(FakeTable(BIG), scrape_timeout_s=0.5)
@@ -895,7 +895,7 @@ async def test_endless_pipelining_is_aborted():
                 await client.send(pipelined)
                 await asyncio.sleep(0)
                 sent_bytes += len(pipelined)
-    assert sent_bytes < 20_000_000  # the kernel buffers this much at most
+    assert sent_bytes < 20_000_000  # the kernel's buffers take less than this
 
 
 @on_both_loops
@@ -923,8 +923,8 @@ async def test_slow_request_head_times_out(monkeypatch):
 
 
 @on_both_loops
-async def test_connections_outlive_the_usual_scrape_intervals():
-    """The test reads the deadline instead of waiting for five minutes."""
+async def test_idle_connections_outlast_the_usual_scrape_intervals():
+    """The test reads the idle deadline instead of waiting more than five minutes for it."""
     async with Site() as site, await site.ask(request("/metrics/flows")) as client:
         await client.answer()
         (connection,) = site.server._connections._open
@@ -954,7 +954,7 @@ async def test_idle_connections_are_closed_cleanly(monkeypatch):
 
 @on_both_loops
 async def test_unread_small_responses_are_aborted(monkeypatch):
-    """The deadline of a page does not apply to small responses."""
+    """Small responses have a timeout of their own instead of the deadline of a page."""
     monkeypatch.setattr(server, "RESPONSE_TIMEOUT_S", 0.3)
     monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.3)
     async with Site() as site:
@@ -967,7 +967,7 @@ async def test_unread_small_responses_are_aborted(monkeypatch):
 
 
 @on_both_loops
-async def test_clients_that_reset_immediately(caplog):
+async def test_clients_that_reset_immediately_have_no_effect(caplog):
     async with Site() as site:
         for data in (b"", b"GET", request("/")):
             for _ in range(50):
@@ -1011,7 +1011,7 @@ async def test_stalled_reader_is_disconnected_at_the_deadline(caplog):
             await until(lambda: any(site.scrape.failures.values()))
             assert 0.3 < time.monotonic() - begin < 1.5
             await until(lambda: not page_threads())
-            # Rendering stops once the buffers of the kernel and the queue are full.
+            # Rendering stops when the queue and the kernel's buffers are full.
             assert site.table.rendered_bytes < len(BIG) / 2
             assert await client.end() == "reset"
         assert site.scrape.failures == {"deadline": 1, "disconnected": 0, "error": 0}
@@ -1046,7 +1046,8 @@ async def test_slow_rendering_is_aborted_at_the_deadline():
                 table.resume.clear()
                 client = await site.ask(request("/metrics/flows", version=version, **headers))
                 async with client:
-                    # A reset shows that the page is incomplete, even in HTTP/1.0.
+                    # Even in HTTP/1.0, the client detects the incomplete page, because the
+                    # connection is reset.
                     with pytest.raises(ConnectionError):
                         await client.answer()
                 table.resume.set()
@@ -1056,7 +1057,7 @@ async def test_slow_rendering_is_aborted_at_the_deadline():
 
 @on_both_loops
 async def test_connection_with_an_unread_page_end_is_reset(monkeypatch):
-    """The end of the page is still buffered in the process when the timeout expires."""
+    """When the timeout expires, the end of the page is still in the server's own buffer."""
     monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.15)
     monkeypatch.setattr(connections, "WRITE_BUFFER_BYTES", 2 * len(BIG))
     for version in ("1.1", "1.0"):
@@ -1133,7 +1134,7 @@ async def test_disconnected_reader_ends_rendering():
 
 
 @on_both_loops
-async def test_rendering_that_fails_immediately(caplog):
+async def test_immediate_rendering_error_gets_status_500(caplog):
     async with Site(FakeTable(break_at=0)) as site:
         for headers in ({}, {"accept_encoding": "gzip"}):
             response = await site.get(**headers)
@@ -1148,7 +1149,7 @@ async def test_rendering_that_fails_immediately(caplog):
 
 
 @on_both_loops
-async def test_rendering_that_fails_in_the_middle(caplog):
+async def test_later_rendering_error_aborts_the_page(caplog):
     async with Site(FakeTable(BIG, break_at=len(BIG) // 2), max_scrapes=1) as site:
         for version in ("1.1", "1.0"):
             async with await site.ask(request("/metrics/flows", version=version)) as client:
@@ -1172,7 +1173,7 @@ async def test_concurrent_pages_are_limited():
             assert response.status == 503
             assert int(response.headers["retry-after"]) > 0
             assert response.text == "Try again: 2 pages are being served (web.max_scrapes).\n"
-            # The limit applies only to pages of flows and interfaces.
+            # The limit does not apply to other pages.
             for path in ("/metrics/self", "/", "/-/healthy"):
                 assert (await site.get(path)).status == 200
             assert (await site.get(method="HEAD")).status == 200
@@ -1219,7 +1220,8 @@ async def test_flood_of_connections_does_not_block_other_clients(caplog):
         for i in range(1000):
             idle.append(await stack.enter_async_context(await site.ask(b"GET" if i % 2 else b"")))
             if i % 50 == 0:
-                # Because of this request, the connection is not the one that has been idle longest.
+                # After this request, other connections have been idle longer, so they are closed
+                # first.
                 await kept.send(request("/metrics/flows"))
                 assert (await kept.answer()).body == FLOWS
                 assert (await site.get("/metrics/flows")).body == FLOWS
@@ -1266,7 +1268,7 @@ async def test_stop_aborts_pages_and_closes_idle_connections():
         await until(lambda: not page_threads())
         with pytest.raises(ConnectionRefusedError):
             await site.ask()
-    # The port is immediately free again, with connections in every state.
+    # The port is free again at once, although connections in various states were open.
     async with Site(port=site.port) as second_site:
         assert (await second_site.get("/metrics/flows")).body == FLOWS
 
@@ -1286,7 +1288,7 @@ async def test_stop_does_not_wait_for_rendering(monkeypatch, caplog):
 
 
 @on_both_loops
-async def test_stop_without_start():
+async def test_server_can_be_stopped_without_a_start():
     await Site().server.stop()
 
 
@@ -1311,13 +1313,14 @@ async def test_foreign_address_is_an_error():
 
 @pytest.mark.parametrize("address", ["", "::"])
 @on_both_loops
-async def test_listening_on_all_addresses(address):
+async def test_all_addresses_include_ipv4_and_ipv6(address):
     async with Site(FakeTable(BIG), listen_address=address, max_scrapes_per_address=1) as site:
         hosts = ["127.0.0.1", "::1"] if socket.has_dualstack_ipv6() else ["127.0.0.1"]
         for host in hosts:
             async with await site.ask(request("/metrics/flows"), host=host) as client:
                 assert (await client.answer()).body == BIG
-        # A dual-stack socket treats IPv4 clients as IPv4 addresses, so that they share the limit.
+        # On a dual-stack socket, IPv4 clients appear as IPv6 addresses. They still have a limit per
+        # IPv4 address.
         async with await site.begin_scrape():
             assert (await site.get()).status == 503
             async with await site.begin_scrape(local="127.0.0.2"):
@@ -1326,7 +1329,7 @@ async def test_listening_on_all_addresses(address):
 
 @pytest.mark.parametrize("error", [errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, None])
 @on_both_loops
-async def test_listening_on_all_addresses_without_ipv6(monkeypatch, error):
+async def test_all_addresses_are_those_of_ipv4_without_ipv6(monkeypatch, error):
     create_server = socket.create_server
 
     def no_ipv6(address, *, family=socket.AF_INET, **options):
@@ -1341,14 +1344,14 @@ async def test_listening_on_all_addresses_without_ipv6(monkeypatch, error):
 
 
 @on_both_loops
-async def test_host_name_as_the_address():
+async def test_listen_address_can_be_a_host_name():
     async with Site(listen_address="localhost") as site:
         assert (await site.get("/metrics/flows")).body == FLOWS
 
 
 @pytest.fixture
 def name_with_two_addresses(monkeypatch):
-    """Return a host name. Only asyncio's event loop resolves it, with `socket.getaddrinfo`."""
+    """Return a host name that `socket.getaddrinfo` resolves to an IPv6 and an IPv4 address."""
 
     def getaddrinfo(host, port, *_):
         assert host == "two.example"
@@ -1362,14 +1365,14 @@ def name_with_two_addresses(monkeypatch):
     return "two.example"
 
 
-async def test_name_with_two_addresses(name_with_two_addresses):
+async def test_server_listens_on_all_addresses_of_a_name(name_with_two_addresses):
     async with Site(listen_address=name_with_two_addresses) as site:
         for host in ["127.0.0.1", "::1"] if socket.has_dualstack_ipv6() else ["127.0.0.1"]:
             async with await site.ask(request("/metrics/flows"), host=host) as client:
                 assert (await client.answer()).body == FLOWS
 
 
-async def test_name_with_one_address_in_use(name_with_two_addresses):
+async def test_name_with_one_address_in_use_is_an_error(name_with_two_addresses):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         site = Site(listen_address=name_with_two_addresses, port=taken.getsockname()[1])
         with pytest.raises(OSError, match="ddress already in use"):
@@ -1377,7 +1380,7 @@ async def test_name_with_one_address_in_use(name_with_two_addresses):
 
 
 @pytest.mark.parametrize("families", [{socket.AF_INET}, set()])
-async def test_name_with_addresses_of_other_machines(
+async def test_addresses_of_other_machines_are_skipped(
     monkeypatch, name_with_two_addresses, families
 ):
     create_server = socket.create_server

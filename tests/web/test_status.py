@@ -42,7 +42,7 @@ def initiators(response):
 # History -------------------------------------------------------------------------------------
 
 
-def test_history():
+def test_history_has_values_rates_and_ages():
     history, stats = History(), Stats()
     for name in ("a", "b"):
         stats.analyzer(name)
@@ -62,8 +62,8 @@ def test_history():
     series = history.series(stats, 99, now_s=1046.0)
     assert series.age_seconds == [41, 36, 31, 26, 21, 16, 11, 6, 1, 0]
     assert series.connections == [*range(1, 10), 99]
-    # When an analyzer is removed, the lower sum is not a rate. The last rate is a mean over more
-    # than the last second.
+    # The removal of analyzer b makes the sum lower, but the rate does not become negative. The last
+    # rate is a mean over more than the last second.
     assert series.flows_per_second == [11, 11, *[10] * 8]
     assert series.scrape_bytes == [*[None] * 4, 7, *[None] * 4, 9]
     assert series.scrape_duration_seconds == [*[None] * 4, 0.5, *[None] * 4, 0.5]
@@ -72,7 +72,7 @@ def test_history():
 
 def test_two_samples_are_enough_for_rates():
     history, stats = History(), Stats()
-    # The counter of the analyzer "again" restarts, because the analyzer left and returned.
+    # The analyzer "again" left and returned, so its counter has restarted.
     for at_s, flows in (
         (1000, {"busy": 5, "idle": 7, "again": 9}),
         (1003, {"busy": 6, "again": 1}),
@@ -97,11 +97,11 @@ def test_history_is_bounded():
     paused = history.series(stats, step, now_s=5.0 * step + 300)
     assert paused.age_seconds[0] == 600
     assert len(paused.connections) == status.SAMPLES // 2 + 2
-    # Rates are means over the last half minute.
+    # A rate is the mean over the last half minute.
     assert history.rates()["a"] == pytest.approx((step - 2.5) / 5)
 
 
-async def test_samples_are_taken(monkeypatch):
+async def test_samples_are_taken_periodically(monkeypatch):
     monkeypatch.setattr(status, "INTERVAL_S", 0.01)
     source = fake_status()
     sampling = asyncio.create_task(source.run())
@@ -214,7 +214,7 @@ async def test_nearly_full_table_causes_a_warning():
 
 
 async def test_highest_value_includes_the_current_one():
-    """The page and the JSON include values that are newer than the last sample."""
+    """The page and the JSON contain the current values, which are newer than the last sample."""
     stats, table = Stats(), FakeTable()
     stats.analyzer("a").set_up(1)
     source = fake_status(table, stats=stats)
@@ -258,7 +258,7 @@ def test_line_has_a_gap_at_a_pause():
         (0, "not ready", "0 of 3 analyzers", "▲ 0 of 3 analyzers · skyfast · skyfast-test"),
     ],
 )
-async def test_health_states(up, state, text, title):
+async def test_health_depends_on_the_analyzers_that_are_up(up, state, text, title):
     stats = Stats()
     for number, name in enumerate("abc"):
         stats.analyzer(name).set_up(int(number < up))
@@ -304,7 +304,7 @@ async def test_configuration_is_rendered_once(monkeypatch):
     assert len(written) == 1
 
 
-async def test_interfaces_and_captures():
+async def test_interfaces_and_captures_are_listed():
     async with three_connections() as site:
         parts, now = site.app._parts, site.app.clock.now()
         parts.interfaces.update(topology_nodes.read(TOPOLOGY), now)
@@ -372,7 +372,7 @@ async def test_interfaces_and_names_have_a_line_each(has_interfaces):
     assert await lines() == [first, names + ("" if has_interfaces else error)]
 
 
-async def test_empty_labels_cause_warnings_until_they_are_mended():
+async def test_labels_without_values_cause_warnings():
     stats = Stats()
     names = stats.topology.names = NameStats(
         labels_without_pods="target_pod", missing_pod_labels=("a", "<b>")
@@ -397,7 +397,7 @@ async def test_empty_labels_cause_warnings_until_they_are_mended():
 # Top connections -----------------------------------------------------------------------------
 
 
-async def test_top_connections():
+async def test_connections_are_ranked_and_filtered():
     async with three_connections() as site:
         response = await site.json("/api/top")
         assert (response["by"], response["unit"], response["filter"]) == ("bytes", "bytes", "")
@@ -419,7 +419,7 @@ async def test_top_connections():
         }
         assert (response["group"], response["groups"], response["other"]) == ([], None, None)
         assert initiators(await site.json("/api/top?by=packets&n=1")) == ["10.0.0.1"]
-        # Connections without a round-trip time are not ranked.
+        # Connections without a round-trip time have no rank, so they are not listed.
         assert initiators(await site.json("/api/top?by=rtt")) == ["10.0.0.1", "10.0.0.2"]
         response = await site.json("/api/top?filter=fd00::")
         assert initiators(response) == ["fd00::3"]
@@ -433,7 +433,7 @@ def named(**names):
 
 @asynccontextmanager
 async def named_connections(**settings):
-    """Yield a site with three connections, whose names are known because of another view."""
+    """Yield a site with three connections. It looks up names because a second view needs them."""
     view = {"prefix": "x", "labels": ["initiator_workload", "direction"], "metrics": ["bytes"]}
     async with three_connections(views=[view], **settings) as site:
         index = site.app._parts.names
@@ -476,14 +476,14 @@ async def test_names_are_shown_and_found():
         assert site.app._parts.names.addresses.unknown == unknown
 
 
-async def test_a_label_with_the_name_is_not_repeated():
+async def test_name_that_is_a_label_is_not_repeated():
     labels = ["initiator_name", "initiator_ip", "target_ip", "direction"]
     async with three_connections(labels=labels) as site:
         site.app._parts.names.addresses["10.0.0.1"] = ("web", *named()[1:])
         site.app._parts.names.addresses["10.0.0.2"] = ("db", *named()[1:])
         entries = (await site.json("/api/top"))["entries"]
         assert [entry["names"] for entry in entries] == [{"target_ip": "db"}] * 3
-        # Its name is not found, because it is not shown.
+        # A filter does not find this name, because the column of names does not show it.
         assert (await site.json("/api/top?filter=web"))["entries"] == []
         assert len((await site.json("/api/top?filter=DB"))["entries"]) == 3
 
@@ -498,7 +498,7 @@ async def test_rewritten_addresses_have_no_names():
         assert {tuple(entry["names"].items()) for entry in entries} == {(("target_ip", "web"),)}
 
 
-async def test_without_labels_that_need_names_only_interfaces_have_names(monkeypatch):
+async def test_only_interfaces_have_names_if_no_label_needs_names(monkeypatch):
     async with named_connections() as site:
         parts = site.app._parts
         parts.interfaces.update(topology_nodes.read(TOPOLOGY), site.app.clock.now())
@@ -512,7 +512,7 @@ async def test_without_labels_that_need_names_only_interfaces_have_names(monkeyp
         assert len((await site.json(f"/api/top?filter={name.upper()}"))["entries"]) == 1
 
 
-async def test_interfaces_and_captures_show_where_they_are():
+async def test_interfaces_and_captures_show_their_owners():
     async with named_connections() as site:
         parts, now = site.app._parts, site.app.clock.now()
         parts.interfaces.update(topology_nodes.read(TOPOLOGY), now)
@@ -561,7 +561,7 @@ async def test_capture_points_are_read_from_checked_messages(monkeypatch):
         assert parts.capture_points.of("c-1", site.app.clock.now()) == ["n"]
 
 
-async def test_groups():
+async def test_connections_are_grouped_by_labels():
     async with three_connections() as site:
         response = await site.json("/api/top?group=protocol")
         assert response["group"] == ["protocol"]
@@ -597,13 +597,14 @@ async def test_groups():
         }
         response = await site.json("/api/top?group=target_ip&filter=10.0.0.1")
         assert [entry["connections"] for entry in response["entries"]] == [1]
-        # Connections without a round-trip time are counted, but their groups are not ranked.
+        # Connections without a round-trip time are counted with the others, but their groups have
+        # no rank.
         response = await site.json("/api/top?group=initiator_ip&by=rtt")
         assert initiators(response) == ["10.0.0.1", "10.0.0.2"]
         assert response["other"]["connections"] == 1
 
 
-async def test_rates_of_groups():
+async def test_groups_are_ranked_by_rates():
     async with three_connections() as site:
         await site.json("/api/top?by=bytes_per_second")
         site.report(
@@ -620,7 +621,7 @@ async def test_rates_of_groups():
         assert "; 2 other connections: 1 B/s, by increase over the last 0 s;" in page
 
 
-async def test_too_many_groups(monkeypatch):
+async def test_too_many_groups_make_sums_approximate(monkeypatch):
     monkeypatch.setattr(top, "MAX_GROUPS", 4)
     async with three_connections() as site:
         for n in range(10):
@@ -647,7 +648,7 @@ async def test_values_are_in_the_units_of_the_page():
 
 
 @pytest.mark.xdist_group("timing")
-async def test_rates(monkeypatch):
+async def test_connections_are_ranked_by_rates(monkeypatch):
     async with three_connections() as site:
         ranks = site.app.status.ranking
         first = await site.json("/api/top?by=bytes_per_second")
@@ -660,11 +661,13 @@ async def test_rates(monkeypatch):
         ranks._results._results.clear()
         response = await site.json("/api/top?by=bytes_per_second")
         assert initiators(response) == ["10.0.0.1", "10.0.0.4"]
-        # The increase in one report is divided by one minute, even right after the snapshot.
+        # Immediately after the snapshot, the increase is divided by one minute, the interval of
+        # reports.
         assert [entry["rank"] for entry in response["entries"]] == [20, 1]
         assert response["unit"] == "bytes"
         assert ranks.snapshots == 1
-        # Once the snapshot is older than the interval, the increase is divided by its age.
+        # If the snapshot is older than this interval, the increase is divided by the snapshot's
+        # age.
         (taken,) = ranks._snapshots[0]
         monkeypatch.setattr(top, "REPORT_INTERVAL_S", (time.monotonic() - taken.taken_s) / 2)
         ranks._results._results.clear()
@@ -696,12 +699,12 @@ async def test_unused_snapshots_are_freed(monkeypatch):
     monkeypatch.setattr(top, "SNAPSHOT_IDLE_S", 1.0)
     ranks = Ranking(table=FakeTable(), view=VIEW, metrics=("bytes", "rtt"))
     query = ranks.query([("by", "bytes_per_second")])
-    for _ in range(5):  # requests for rates keep the snapshots
+    for _ in range(5):  # requests for rates keep the snapshots alive
         await ranks.top(query)
         snapshot = weakref.ref(ranks._snapshots[0][0].snapshot)
         await asyncio.sleep(0.3)
         assert snapshot() is not None
-    await ranks.top(ranks.query([]))  # this request is not for rates
+    await ranks.top(ranks.query([]))  # a request that is not for rates
     await until(lambda: not ranks.snapshots)
     gc.collect()
     assert snapshot() is None
@@ -826,13 +829,13 @@ INVALID_QUERIES = {
 }
 
 
-async def test_invalid_queries():
+async def test_invalid_query_is_rejected_with_a_reason():
     async with three_connections() as site:
         for parameters, reason in INVALID_QUERIES.items():
             assert await site.get(f"/api/top?{parameters}") == (400, f"{reason}\n")
         assert await site.get("/?n=0") == (400, "n: not an integer from 1 to 1000.\n")
         assert await site.get("/api/status?x") == (400, "This page accepts no parameters.\n")
-        # Filters can be invalid UTF-8, and can have the maximum length.
+        # A filter can be invalid UTF-8, and it can have the maximum length.
         for text in ("%FF", "%ED%A0%80", top.MAX_FILTER_CHARS * "x"):
             assert (await site.json(f"/api/top?filter={text}"))["entries"] == []
         assert len((await site.json("/api/top?n=1000&filter="))["entries"]) == 3
@@ -845,7 +848,7 @@ def test_lone_surrogate_is_rejected():
         ranks.query([("filter", "\ud800")])
 
 
-async def test_too_many_rankings(monkeypatch):
+async def test_request_is_rejected_during_too_many_rankings(monkeypatch):
     monkeypatch.setattr(top, "MAX_RESULTS", 0)
     async with three_connections() as site:
         assert await site.get("/api/top") == (
@@ -857,7 +860,7 @@ async def test_too_many_rankings(monkeypatch):
         assert "Too many rankings are in progress: try again." in page
 
 
-async def test_too_many_status_pages(monkeypatch):
+async def test_request_is_rejected_during_too_many_status_pages(monkeypatch):
     writing, peak, go_on = 0, 0, threading.Event()
 
     def as_html(*_):
@@ -968,7 +971,7 @@ async def test_markup_is_escaped():
     assert json.loads(result.json)["entries"][0]["labels"]["initiator_ip"] == EVIL
 
 
-async def test_columns_of_any_configuration():
+async def test_ranking_has_the_columns_of_its_view():
     view = View(
         columns=(Column(name="service", path=("Application",)),),
         direction=None,
@@ -992,7 +995,7 @@ async def test_columns_of_any_configuration():
 
 
 @pytest.mark.parametrize(("format_", "value", "text"), FORMATS)
-def test_formats(format_, value, text):
+def test_values_are_formatted(format_, value, text):
     assert status_html.formatted(value, format_, 1000) == text
 
 

@@ -14,8 +14,8 @@ from skyfast.text_format import (
 )
 
 
-def test_heads():
-    """In OpenMetrics, names of families have no _total, quotes are escaped, and there are units."""
+def test_head_depends_on_the_format():
+    """OpenMetrics removes the suffix _total, escapes quotes and adds units."""
     family = MetricFamily(name="x_bytes_total", type="counter", help='a "b" \\ c\nd')
     assert family.head(openmetrics=False) == (
         '# HELP x_bytes_total a "b" \\\\ c\\nd\n# TYPE x_bytes_total counter\n'
@@ -47,7 +47,7 @@ def test_unit_is_the_suffix_of_the_name(name, unit):
     assert MetricFamily(name=name, type="counter", help="").unit == unit
 
 
-def test_reserved_names_of_a_family():
+def test_family_reserves_the_names_of_its_series():
     counter = MetricFamily(name="x_total", type="counter", help="")
     assert counter.reserved_names == ("x", "x_total", "x_created")
     gauge = MetricFamily(name="x_total", type="gauge", help="")
@@ -59,16 +59,16 @@ def test_reserved_names_of_a_family():
 
 
 @pytest.mark.parametrize("text", ["x", "_", "A_1", "__x"])
-def test_valid_names(text):
+def test_valid_name_is_accepted(text):
     assert is_name(text)
 
 
 @pytest.mark.parametrize("text", ["", "1x", "a-b", "a:b", "é", "x\n", "x "])
-def test_invalid_names(text):
+def test_invalid_name_is_rejected(text):
     assert not is_name(text)
 
 
-def test_family_with_samples():
+def test_samples_are_rendered_with_their_head():
     family = MetricFamily(name="x_seconds", type="gauge", help="Help.")
     samples = [({}, 2**63 - 1), ({"a": 'b"\\\n', "c": ""}, 0.1)]
     head = "# HELP x_seconds Help.\n# TYPE x_seconds gauge\n"
@@ -80,7 +80,7 @@ def test_family_with_samples():
     assert [(sample.labels, sample.value) for sample in read.samples] == samples
 
 
-def test_histograms():
+def test_histogram_is_rendered_with_cumulative_buckets():
     family = MetricFamily(name="x_seconds", type="histogram", help="Help.")
     histogram = Histogram((0.5, 1.0, 1e6))
     for value in (0.25, 0.5, 2.0, 2e6):
@@ -114,21 +114,21 @@ def test_histograms():
         (1e300, "1e+300"),
     ],
 )
-def test_bounds(bound, text):
+def test_bucket_bound_is_written_like_in_openmetrics(bound, text):
     assert bound_text(bound) == text
 
 
-def test_lines_of_formatted_values():
+def test_formatted_values_are_rendered_as_lines():
     family = MetricFamily(name="x", type="gauge", help="Help.")
     assert family.lines([('{a="b"}', "1"), ("", "2.5")]) == 'x{a="b"} 1\nx 2.5\n'
 
 
-def test_formatted_labels():
+def test_labels_are_escaped():
     assert escaped('a\\b"c\nd') == 'a\\\\b\\"c\\nd'
     assert label_text({}) == ""
     assert label_text({"a": "1", "b": '"'}) == '{a="1",b="\\""}'
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (10**18, "1" + "0" * 18), (0.5, "0.5")])
-def test_numbers(value, text):
+def test_numbers_are_exact(value, text):
     assert number_text(value) == text

@@ -29,7 +29,7 @@ RTT_FAMILY = [family.name for family in FAMILIES].index(RTT)
 
 
 def shown(core, now=1.0):
-    """Return the values on the page by connection labels: per family, a value per direction."""
+    """Return the page's values by connection labels, as a list of directions per family."""
     names = [column.name for column in core.plan.views[0].columns]
     families = core.plan.views[0].families
     connections = {}
@@ -45,7 +45,7 @@ def shown(core, now=1.0):
 
 
 def ranked(core, family, before=None):
-    """Return the expected entries of `top` as a set, because equal ranks have no order."""
+    """Return the expected entries of `top`, as a set: the order of equal ranks is undefined."""
     is_gauge = core.plan.views[0].families[family].type == "gauge"
     entries = set()
     for labels, values in shown(core).items():
@@ -90,7 +90,7 @@ def test_top_matches_the_values_on_the_page(family):
         assert [rank for rank, *_ in core.top(family, count)] == ranks[:count]
 
 
-def test_top_ranks_flow_counts_and_views_without_a_direction():
+def test_top_ranks_views_with_and_without_directions():
     only_bytes = [family for family in FAMILIES if family.name == BYTES]
     for labels in (LABELS, [label for label in LABELS if label != DIRECTION]):
         core = Core(one_view(labels=labels, families=(*only_bytes, COUNT)))
@@ -128,7 +128,7 @@ def test_increase_of_a_reused_row_is_its_whole_value():
     assert core.top(BYTE_FAMILY, 10, since=snapshot) == core.top(BYTE_FAMILY, 10) == []
     core.message(many_flows(30, first=500, total=(2, 4, 1, 3)), TIMEOUT_S)
     assert [rank for rank, *_ in core.top(BYTE_FAMILY, 99, since=snapshot)] == [6] * 30
-    # The same applies to connections that return with a lower value.
+    # The increase of a connection that returns with a lower value is also the whole value.
     core.message(many_flows(10, total=(1, 2, 1, 2), last=9_000_000), TIMEOUT_S)
     top = core.top(BYTE_FAMILY, 99, since=snapshot)
     assert [rank for rank, *_ in top] == [6] * 30 + [3] * 10
@@ -142,11 +142,11 @@ def test_returning_connection_is_not_ranked_by_its_old_value(labels):
     assert core.connections == 0
     core.message(many_flows(4, total=(9, 9, 9, 9), first=500), TIMEOUT_S)
     snapshot = core.snapshot(BYTE_FAMILY)
-    # The values of these connections at the time of the snapshot are unknown.
+    # The snapshot does not contain these connections, so their increase is unknown.
     core.message(many_flows(20, total=(1_001, 1_000, 1_000, 1_000), last=9_000_000), 100)
     assert [rank for rank, *_ in core.top(BYTE_FAMILY, 99)][-5:] == [2001] + [18] * 4
     assert core.top(BYTE_FAMILY, 99, since=snapshot) == []
-    # After the next snapshot, they are ranked like all others.
+    # After the next snapshot, these connections are ranked like all others.
     snapshot = core.snapshot(BYTE_FAMILY)
     core.message(many_flows(20, total=(1_003, 1_000, 1_000, 1_000), last=9_000_001), 101)
     assert {rank for rank, *_ in core.top(BYTE_FAMILY, 99, since=snapshot)} == {2}
@@ -175,9 +175,9 @@ def test_top_can_be_filtered_by_a_part_of_a_label():
     ("label", "part", "found"),
     [
         ("Straße", "STRAßE", True),
-        ("Straße", "strasse", False),  # the upper case has two characters
+        ("Straße", "strasse", False),  # the upper case of ß has two characters
         ("ΔΑΣ", "δας", True),
-        ("δας", "ΔΑΣ", False),  # a final sigma is only found by itself and by a capital one
+        ("δας", "ΔΑΣ", False),  # a final sigma only matches itself and the capital sigma
         ("Μs", "µs", True),
         ("Ǆ", "ǅ", True),
         ("Ж/\U00010400", "ж/\U00010428", True),
@@ -192,7 +192,7 @@ def test_filter_ignores_the_case_of_any_script(label, part, found):
     assert len(core.top(BYTE_FAMILY, 9, containing=part)) == found
 
 
-def test_other_values_can_match_a_filter():
+def test_filter_can_match_given_label_values():
     core = Core()
     nodes = ['"quoted"', "back\\slash", "é" * 60, "a\nb", "443", "plain"]
     for n, node in enumerate(nodes):
@@ -210,10 +210,10 @@ def test_other_values_can_match_a_filter():
     for node in nodes:
         assert found("no such text", node_tid=["x", node, "y" * 5000]) == [node]
     assert found("plain", node_tid=[nodes[0]]) == ["plain", nodes[0]]
-    # The values of another label, and numbers, are not compared.
+    # Values of other labels do not match, and neither do numbers.
     assert found("no such text", initiator_ip=nodes, target_port=["443"]) == []
     assert found("no such text", node_tid=[]) == found("no such text", node_tid=[""]) == []
-    # Without a text, everything matches.
+    # An empty filter matches everything.
     assert found("", node_tid=["x"]) == nodes[::-1]
     many = [f"{n}-{'x' * (n % 50)}" for n in range(5000)]
     assert found("no such text", node_tid=[*many, nodes[2]]) == [nodes[2]]
@@ -281,7 +281,7 @@ def test_threads_can_rank_during_updates():
 
 
 def combined(core, entries):
-    """Return rank and values of a group of entries, and their number: what `top_groups` has."""
+    """Return the values of a group of entries, and the number of entries, like `top_groups`."""
     families = core.plan.views[0].families
     kinds = [
         {"least": min, "latest": max, "most": max}[value.keep] if isinstance(value, Gauge) else sum
@@ -299,7 +299,7 @@ def combined(core, entries):
 
 
 def grouped(core, family, labels, entries):
-    """Return the expected groups by their label values: rank, values, connections."""
+    """Return the rank, values and number of connections of each expected group, by label values."""
     names = [column.name for column in core.plan.views[0].columns]
     indexes = [names.index(label) for label in labels]
     is_gauge = core.plan.views[0].families[family].type == "gauge"
@@ -318,7 +318,7 @@ def grouped(core, family, labels, entries):
 
 
 def all_entries(core, family, **options):
-    """Return every connection, those without a value of the family with the rank None."""
+    """Return every connection. Connections without a value of the family have the rank None."""
     ranked_ones = core.top(family, 10_000, **options)
     known = {labels for _, labels, _ in ranked_ones}
     every = {labels: values for _, labels, values in core.top(BYTE_FAMILY, 10_000)}
@@ -369,7 +369,7 @@ def test_groups_match_the_sums_of_connections(family, labels):
             assert set(values) == {None}
 
 
-def test_groups_of_filtered_connections_and_of_increases():
+def test_groups_can_be_filtered_and_ranked_by_increase():
     core = Core()
     core.message(random_flows(1), 0)
     snapshot = core.snapshot(BYTE_FAMILY)
@@ -397,7 +397,7 @@ def test_groups_of_filtered_connections_and_of_increases():
 def test_too_many_groups_are_added_to_the_others():
     core = Core()
     heavy, count = 20, 2_000
-    # The heavy groups come last, when there have already been too many groups.
+    # When the heavy groups come, there are already too many groups.
     core.message(many_flows(count, total=(1, 1, 1, 1)), 0)
     core.message(
         [
@@ -414,7 +414,7 @@ def test_too_many_groups_are_added_to_the_others():
         )
         assert is_incomplete
         assert heavy < number <= max_groups + SLICE_ROWS
-        # Nothing is lost.
+        # No connection and no byte is lost.
         assert others[0] + sum(entry[3] for entry in entries) == len(everything)
         total = sum(rank for rank, *_ in everything)
         assert (others[1] or 0) + sum(entry[0] for entry in entries) == total
@@ -426,25 +426,25 @@ def test_too_many_groups_are_added_to_the_others():
     assert {connections for *_, connections in entries} == {30}
 
 
-def test_groups_have_label_values_of_any_length():
+def test_groups_can_have_label_values_of_any_length():
     core = Core()
     for n, text in enumerate(ODD_TEXTS):
         core.report(make_flow(f"{n + 1:x}", node=text), 0)
     entries, *_ = core.top_groups(BYTE_FAMILY, 99, ["node_tid", "protocol"])
     assert {labels for _, labels, *_ in entries} == {(text, "TCP") for text in ODD_TEXTS}
-    # Adjacent values are not confused with each other.
+    # Values of two labels are not confused, even if their concatenation is the same.
     core = Core()
     for n, (a, node) in enumerate([("a", ""), ("", "a"), ("aa", "a"), ("a", "aa")]):
         core.report(make_flow(f"{n + 1:x}", a=a, node=node), 0)
     assert core.top_groups(BYTE_FAMILY, 9, ["initiator_ip", "node_tid"])[2] == 4
-    # Long values need the space of several groups.
+    # A group with long values uses the space of several groups.
     core = Core()
     for n in range(20):
         core.report(make_flow(f"{n + 1:x}", node=f"{n:03}" + 1000 * '"'), 0)
     entries, others, number, is_incomplete = core.top_groups(
         BYTE_FAMILY, 99, ["node_tid"], max_groups=50
     )
-    if number < 20:  # with the usual size of slices, there is space for all of them
+    if number < 20:  # with slices of the usual size, there is room for all 20 groups
         assert is_incomplete
     assert len(entries) == number
     assert sum(entry[3] for entry in entries) + others[0] == 20
