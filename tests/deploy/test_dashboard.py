@@ -41,7 +41,7 @@ BUILT_IN = {"stat", "timeseries", "table", "bargauge", "row"}
 ANSWER_S = 40.0
 POLL_S = 0.5
 
-# The rule drops some flows, but only flows that no other panel needs.
+# The rule drops flows for the panel of dropped flows. No other panel needs these flows.
 CONFIG = f"""{VIEWS}
       naming: NAMING
       interface_info: true
@@ -54,7 +54,7 @@ CONFIG = f"""{VIEWS}
 
 
 def test_dashboard_can_be_imported() -> None:
-    assert DASHBOARD["id"] is None  # the id belongs to one Grafana instance
+    assert DASHBOARD["id"] is None  # an id would belong to a single Grafana instance
     assert re.fullmatch(r"[a-z0-9-]{1,40}", DASHBOARD["uid"])
     assert DASHBOARD["title"]
     assert DASHBOARD["schemaVersion"] >= 36
@@ -62,7 +62,7 @@ def test_dashboard_can_be_imported() -> None:
     required = {item["id"] for item in DASHBOARD["__requires"] if item["type"] == "panel"}
     used = {panel["type"] for panel in PANELS}
     assert required == used < BUILT_IN
-    # The data source is a variable, not an input, so that the file can also be provisioned.
+    # The data source is a variable instead of an input, so that the file can also be provisioned.
     assert DASHBOARD["__inputs"] == []
     assert VARIABLES["datasource"]["type"] == "datasource"
     assert VARIABLES["datasource"]["query"] == "prometheus"
@@ -130,7 +130,7 @@ def test_every_variable_is_used_and_defined() -> None:
 
 
 def test_views_of_the_dashboard_are_documented() -> None:
-    """The manual and the Kubernetes example have the same views as the file for the dashboard."""
+    """The manual and the Kubernetes example have the views of the dashboard's configuration."""
     views = yaml.safe_load(VIEWS)["pipeline"]["store"]["prom_sky_con"]["views"]
     manual = (ROOT / "docs" / "monitoring.md").read_text()
     blocks = re.findall(r"(?s)```yaml\n(.*?)```", manual)
@@ -169,7 +169,7 @@ def test_every_queried_metric_is_exported() -> None:
 
 
 def test_metrics_with_two_names_are_queried_by_both() -> None:
-    """``or`` joins the names, so that a metric that is recorded under both names counts once."""
+    """``or`` joins both names. So a metric that exists under both names counts once."""
     rules = yaml.safe_load((FILE.parents[1] / "rules" / "compatible-to-standard.yml").read_text())
     recorded = [rule for group in rules["groups"] for rule in group["rules"]]
     pairs = [(rule["expr"].split()[0], rule["record"]) for rule in recorded]
@@ -216,12 +216,12 @@ ALL = {
 
 
 def substituted(expression: str, values: dict[str, str]) -> str:
-    # Grafana does not replace numbers, which are groups of label_replace.
+    # Grafana does not replace ``$1``, which refers to a group of label_replace.
     return re.sub(r"\$([a-z_]\w*)", lambda match: values[match[1]], expression)
 
 
 async def choices(server: str, name: str, values: dict[str, str]) -> dict[str, str]:
-    """Return the values that Grafana computes for a variable, by their displayed texts."""
+    """Return the values of a variable as Grafana computes them, by displayed text."""
     expression = substituted(variable_query(name), values)
     if call := re.fullmatch(r"label_values\((.*), (\w+)\)", expression):
         samples = await query(server, f"group by ({call[2]}) ({call[1]})")
@@ -275,7 +275,7 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
                     del missing[key]
             await asyncio.sleep(POLL_S if missing else 0)
 
-        # Each round-trip time is in exactly one part of the distribution.
+        # Each round-trip time counts in exactly one range of the distribution.
         parts = [substituted(part, values) for part in panel_expressions("Distribution now")]
         measured = substituted(panel_expressions("Highest round-trip time")[0], values)
         count = measured.replace("max(", "count(", 1)
@@ -290,7 +290,7 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
         nodes = await choices(server, "node", values)
         assert {"ag1 v1", "ag1 v2", "ag1 vx2"} <= nodes.keys()
 
-        # An interface that is selected by its name is shown under that name.
+        # If an interface is selected by its name, the legend has that name.
         (by_interface,) = panel_expressions("Traffic by interface")
         shown = await query(server, substituted(by_interface, values))
         assert "ag1 v1" in {sample["metric"]["name"] for sample in shown}
@@ -305,7 +305,7 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
 
         values["instance"] = ALL["instance"]
 
-        # The variables of workloads have the values of both ends.
+        # The variables ``namespace`` and ``workload`` have the values of both ends.
         namespaces = await choices(server, "namespace", values)
         assert namespaces == {name: name for name in ("default", "shop")}
         workloads = await choices(server, "workload", values)
@@ -313,7 +313,7 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
         values["namespace"] = "default"
         assert set(await choices(server, "workload", values)) == {"frontend"}
 
-        # An end of a conversation has the namespace and the workload.
+        # The panel shows conversations of which one end has both the namespace and the workload.
         (between,) = panel_expressions("Traffic between workloads")
         assert await pairs(server, between, {"instance": ".*"}) == {
             ("default/frontend", "shop/cart"),
@@ -330,31 +330,31 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
             ("shop/api", "shop/cache"),
         }
 
-        # Interfaces are named by what has them.
+        # The legend names the pod, container or host of each interface.
         (by_owner,) = panel_expressions("Traffic by pod or container")
         shown = await query(server, substituted(by_owner, ALL | {"top": "50"}))
         owners = {sample["metric"]["name"] for sample in shown}
         assert {"shop/cart-5c8d7f9b4-abcde", "db", "h1"} <= owners
 
-        # No alert is even pending.
+        # No alert is pending or firing.
         for alert in alerts():
             assert await query(server, alert["expr"]) == [], alert["alert"]
 
 
 async def pairs(server: str, expression: str, values: dict[str, str]) -> set[tuple[str, str]]:
-    """Return the pairs of workloads that a panel shows with these values of variables."""
+    """Return the pairs of workloads that a panel shows, given the values of variables."""
     samples = await query(server, substituted(expression, ALL | values))
     return {(sample["metric"]["initiator"], sample["metric"]["target"]) for sample in samples}
 
 
 def series(name: str, *, values: str = "1+0x20", **labels: str) -> dict[str, str]:
-    """Return a series for a unit test of rules."""
+    """Return an input series for a unit test of promtool."""
     text = ", ".join(f'{label}="{value}"' for label, value in labels.items())
     return {"series": f"{name}{{{text}}}", "values": values}
 
 
 def traffic(instance: str, tid: str, protocol: str = "TCP") -> dict[str, str]:
-    """Return a series with 1,000 bytes per second."""
+    """Return an input series that grows by 1,000 bytes per second."""
     return series(
         "skydive_traffic_bytes_total",
         values="0+60000x20",
@@ -375,7 +375,7 @@ def interface(instance: str, tid: str, name: str) -> dict[str, str]:
 def test_interfaces_are_named_by_pod_container_or_netns(
     has_info: bool, naming: str, tmp_path: Path
 ) -> None:
-    """With two instances, and with the labels that a ServiceMonitor adds."""
+    """The series are from two instances, and have the labels that a ServiceMonitor adds."""
     metric = {"compatible": "skydive_network_interface_info", "standard": "skydive_interface_info"}
     parts = {
         "t-pod": {"node_namespace": "shop", "node_pod": "cart-1", "node_container": "cart"},
@@ -431,7 +431,7 @@ def test_interfaces_are_named_by_pod_container_or_netns(
 @pytest.mark.slow
 @needs_prometheus
 async def test_interfaces_without_a_topology_are_shown_by_identifier(tmp_path: Path) -> None:
-    """The variable can also be set to the identifiers of interfaces."""
+    """The variable then contains the identifiers of the interfaces."""
     config = "pipeline.store.prom_sky_con.interfaces_interval: 0"
     async with scraped(config, tmp_path) as (_, server), asyncio.timeout(ANSWER_S):
         (by_interface,) = panel_expressions("Traffic by interface")

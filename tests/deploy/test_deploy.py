@@ -1,6 +1,6 @@
-"""The files in ``deploy/`` work, and the packages are complete.
+"""Checks that the files in ``deploy/`` work, and that the packages are complete.
 
-The tests need neither systemd as process 1, nor a container engine, nor a cluster.
+The tests do not need a running systemd, a container engine or a cluster.
 """
 
 import ctypes
@@ -51,17 +51,17 @@ EXPOSURE = 15
 
 BUILD_S = 300.0
 SUFFIXES = {".css", ".html", ".js", ".py", ".pyi", ".typed", ".so", ".gz", ".yml"}
-"""Suffixes of the installed files."""
+"""Suffixes of installed files."""
 
 PR_SET_MDWE = 65
 EMPTY_PROCESS_MIB = 45
-"""Memory of the empty process in `make bench BENCH=memory`."""
+"""Memory of a process without connections, as measured by `make bench BENCH=memory`."""
 
 PORT = "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT"
 
 
 def without_variables() -> dict[str, str]:
-    """Return the environment of this process without variables for skyfast and Python."""
+    """Return the environment of this process, without the variables of skyfast and Python."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -73,13 +73,13 @@ def without_variables() -> dict[str, str]:
 
 
 def setting(name: str) -> list[str]:
-    """Return the values that the unit gives to ``name``."""
+    """Return the values of the setting ``name`` in the unit."""
     return re.findall(rf"(?m)^{name}=(.*)$", UNIT.read_text())
 
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """Return the unit with the path of a program that exists on this machine."""
+    """Return the unit, with the path of its program replaced by one that exists on this machine."""
     path = tmp_path / UNIT.name
     path.write_text(with_existing_program(UNIT.read_text()))
     shutil.copy(SOCKET_UNIT, tmp_path)
@@ -240,11 +240,11 @@ class Build:
             **{name: text for name, text in os.environ.items() if name.startswith("PIP_")},
             "PATH": f"{root}/base/bin:/usr/bin:/bin",
             "HOME": str(root),
-            "SKYFAST_CFLAGS": "-O0",  # compiles faster
+            "SKYFAST_CFLAGS": "-O0",  # shortens compilation
         }
 
     def here(self, text: str) -> str:
-        """Return ``text`` with the directory in front of its absolute paths."""
+        """Return ``text`` with absolute paths moved below the directory."""
         return re.sub(r"(?<![^\s=:'\"\[])/(?=\w)", f"{self.root}/", text)
 
     def run(self, dockerfile: str) -> None:
@@ -269,7 +269,7 @@ class Build:
             copy_context(self.cwd)
             return
         origin, source, target = rest.split()
-        # Scripts of a virtual environment contain its path, so that it cannot move.
+        # The virtual environment must keep its path, because its scripts contain the path.
         assert (origin, source) == ("--from=build", target)
         assert Path(self.here(source)).is_dir()
 
@@ -306,7 +306,7 @@ class Build:
 
 
 def copy_context(target: Path) -> None:
-    """Copy the files that ``.dockerignore`` allows. If several patterns match, the last decides."""
+    """Copy the files that ``.dockerignore`` allows. The last matching pattern decides."""
     patterns = [
         line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] != "#"
     ]
@@ -340,7 +340,7 @@ def copy_context(target: Path) -> None:
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Build]:
-    # The user of the image cannot enter the directories of pytest.
+    # This is not pytest's directory, because the user of the image cannot enter that.
     with tempfile.TemporaryDirectory(prefix="skyfast-image-") as directory:
         Path(directory).chmod(0o755)
         build = Build(Path(directory))
@@ -351,7 +351,7 @@ def image() -> Iterator[Build]:
 
 
 def in_image(image: Build, command: list[str], **environ: str) -> subprocess.Popen[str]:
-    """Start a command like a container, as the user of the image if possible."""
+    """Start a command as in a container, if possible as the user of the image."""
     uid, gid = map(int, image.settings["USER"].split(":"))
     python = Path(sys.base_prefix).resolve()
     everyone_can_enter = all(path.stat().st_mode & 1 for path in (python, *python.parents))
@@ -373,7 +373,7 @@ def in_image(image: Build, command: list[str], **environ: str) -> subprocess.Pop
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("image")
-def test_image_serves_is_healthy_and_stops(image: Build) -> None:
+def test_image_serves_pages_is_healthy_and_stops(image: Build) -> None:
     (file,) = image.settings["CMD"]
     path = Path(image.here(file))
     path.parent.mkdir(parents=True)
@@ -396,7 +396,7 @@ def test_image_serves_is_healthy_and_stops(image: Build) -> None:
 
 
 def health(image: Build, port: str) -> int:
-    """Return the exit code of the health check of ``port``."""
+    """Return the exit code of the image's health check for ``port``."""
     served = f" {image.settings['EXPOSE']},"
     check = [word.replace(served, f" {port},") for word in image.settings["HEALTHCHECK"]]
     assert check != image.settings["HEALTHCHECK"]
@@ -432,7 +432,7 @@ def test_image_has_metadata(image: Build) -> None:
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an sdist of a tree without build results."""
+    """Return an sdist that is built from a clean tree."""
     directory = tmp_path_factory.mktemp("sdist")
     excluded = shutil.ignore_patterns(
         *(".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "build", "dist", "results"),
@@ -443,7 +443,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def hook(name: str, tree: Path, target: Path) -> Path:
-    """Build a package of ``tree`` with its build backend, and return the path of the package."""
+    """Build a package from ``tree`` with the build backend of ``tree``; return its path."""
     program = f"from setuptools import build_meta; build_meta.{name}({str(target)!r})"
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
@@ -492,7 +492,7 @@ for module in pkgutil.walk_packages(skyfast.__path__, "skyfast."):
 @pytest.mark.slow
 @pytest.mark.xdist_group("sdist")
 def test_wheel_runs_in_a_separate_environment(wheel: Path, tmp_path: Path) -> None:
-    """The environment contains only the wheel and its dependencies, outside the checkout."""
+    """The environment is outside the checkout, and contains only the wheel and its dependencies."""
     versions = tmp_path / "versions.txt"
     installed = metadata.distributions()
     versions.write_text(
@@ -582,7 +582,7 @@ LABELS = {"type": "object", "minProperties": 1, "additionalProperties": TEXT}
 
 
 def exactly(required: str, **properties: object) -> dict[str, object]:
-    """Return the schema of an object with these properties and no others."""
+    """Return the schema of an object that only has these properties."""
     return {
         "type": "object",
         "properties": properties,
@@ -591,7 +591,7 @@ def exactly(required: str, **properties: object) -> dict[str, object]:
     }
 
 
-# The part of monitoring.coreos.com/v1 that the manifests use.
+# The properties of monitoring.coreos.com/v1 that the manifests use.
 SERVICE_MONITOR = exactly(
     "apiVersion kind metadata spec",
     apiVersion={"const": "monitoring.coreos.com/v1"},
@@ -680,7 +680,7 @@ def test_shards_run_the_same_pod_as_the_deployment() -> None:
     assert shards["spec"]["serviceName"] == manifest("service.yml")["metadata"]["name"]
 
 
-def test_shards_are_scraped_alike_but_with_their_own_instance_labels() -> None:
+def test_shards_are_scraped_with_their_own_instance_labels() -> None:
     single, shards = map(manifest, MONITORS)
     (single_endpoint,), (shard_endpoint,) = (
         monitor["spec"]["endpoints"] for monitor in (single, shards)
@@ -693,7 +693,7 @@ def test_shards_are_scraped_alike_but_with_their_own_instance_labels() -> None:
 
 
 def test_pod_meets_the_restricted_profile() -> None:
-    """The profile is one of the Pod Security Standards."""
+    """``restricted`` is one of the Pod Security Standards."""
     pod, spec = container()
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -702,7 +702,7 @@ def test_pod_meets_the_restricted_profile() -> None:
     assert all(not pod.get(name) for name in ("hostNetwork", "hostPID", "hostIPC"))
     assert all("hostPath" not in volume for volume in pod["volumes"])
     assert "hostPort" not in spec["ports"][0]
-    # The image sets a numeric user, because Kubernetes cannot tell whether a name is root's.
+    # The image sets a numeric user, because Kubernetes cannot check whether a named user is root.
     # The profile restricted-v2 of OpenShift rejects pods that set a user.
     (user,) = re.findall(r"(?m)^USER (\d+):(\d+)$", DOCKERFILE.read_text())
     assert int(user[0]) > 0

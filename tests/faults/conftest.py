@@ -1,8 +1,8 @@
-"""Runs the selected trials concurrently, because they take long and mostly wait.
+"""Runs the selected trials concurrently, because they take long and spend most of the time waiting.
 
-A test made by `trial.concurrent_trial` only waits for its trial. The first test to run starts all
-trials on an event loop in a thread, at most `MAX_CONCURRENT` at a time and in the order of the
-tests.
+A test that `trial.concurrent_trial` creates only waits for its trial. The first of these tests
+starts all trials on an event loop in a thread. The trials start in the order of the tests, and at
+most `MAX_CONCURRENT` run at a time.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ NIGHTLY_TRIAL_S = 600.0
 
 
 class Trials:
-    """All trials of this run, by the ID of their test."""
+    """All trials of this run, by the node ID of their test."""
 
     def __init__(self, items: list[pytest.Item], directory: Path) -> None:
         self._directory = directory

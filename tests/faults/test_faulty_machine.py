@@ -1,4 +1,4 @@
-"""skyfast recovers from faults of the machine: names, clocks, pauses, descriptors and ports."""
+"""Faults of the machine: names, clocks, pauses, descriptors and ports."""
 
 import asyncio
 import contextlib
@@ -22,10 +22,10 @@ from tests.support.paths import ROOT
 
 TIMEOUT_S = 8.0
 PAUSE_S = 9.0
-"""Longer than ``TIMEOUT_S``, and longer than the pauses that `skyfast.runtime.clock` includes."""
+"""Longer than ``TIMEOUT_S``, and longer than pauses for which `skyfast.runtime.clock` advances."""
 HOUR_S = 3600
 FEW = 3
-"""A number of file descriptors that every skyfast process exceeds."""
+"""A limit of file descriptors that every skyfast process already exceeds."""
 
 SHORT = {"prom_sky_con": {"connection_timeout": TIMEOUT_S, "connection_grace": 0}}
 
@@ -65,7 +65,7 @@ def misdated(reason: str) -> tuple[str, str]:
 
 # Names ---------------------------------------------------------------------------------------
 
-# Uses a separate /etc/hosts as the only source of names.
+# These commands make a separate /etc/hosts the only source of names.
 BIND_NAMES = """
 mount --bind "$0" /etc/hosts
 mount --bind "$1" /etc/nsswitch.conf
@@ -127,7 +127,8 @@ async def test_wall_clock_jumps_an_hour_both_ways(directory: Path) -> None:
             shown_s = metrics[trial.series("skyfast_last_message_timestamp_seconds")]
             assert abs(shown_s - time.time() - to_s) < HOUR_S / 2
             assert metrics["skyfast_connections_expired_total"] == expired
-        # In skyfast's view, the times of the flows differ by an hour, once in each direction.
+        # Compared to skyfast's clock, the times of flows were first an hour behind, then an hour
+        # ahead.
         await trial.has_recovered(
             counted={misdated("ahead"): FLOWS, misdated("behind"): FLOWS},
             logged=[
@@ -146,7 +147,7 @@ async def pause(trial: Trial, seconds: float) -> None:
 
 
 @concurrent_trial
-async def test_process_is_paused(directory: Path) -> None:
+async def test_process_continues_after_a_pause(directory: Path) -> None:
     async with start_trial(directory, settings=SHORT) as trial:
         await pause(trial, PAUSE_S)
         await trial.wait_for_page()
@@ -170,7 +171,7 @@ async def test_analyzer_disconnects_during_long_pause(directory: Path) -> None:
 @pytest.mark.nightly
 @concurrent_trial
 async def test_connections_of_a_lost_analyzer_expire_with_default_timeouts(directory: Path) -> None:
-    """The next test checks the same with shorter timeouts."""
+    """The next test is the same with shorter timeouts."""
     async with start_trial(directory) as trial:
         await check_expiry(trial, within_s=95 + INCIDENT_UPDATES * 60)
 
@@ -184,7 +185,7 @@ async def test_connections_of_a_lost_analyzer_expire(directory: Path) -> None:
 async def check_expiry(trial: Trial, *, within_s: float, update_s: float = 60.0) -> None:
     """Check that connections expire without their analyzer, and that they return with it.
 
-    They do not expire before the limit of the clock hold. Until then, the page shows the hold.
+    The clock is first held for the maximum time. Until then, no connection expires.
     """
     connections = len(trial.totals)
     before = await trial.skyfast.self_metrics()
@@ -222,7 +223,8 @@ async def test_http_clients_use_all_descriptors(directory: Path) -> None:
         subscriber = trial.subscriber
         await trial.report()  # the subscription still works
         await trial.wait_for_log("file descriptors are free (LimitNOFILE)")
-        # Wait until all are closed: without a descriptor, even waiting connections are closed.
+        # Wait until all clients are disconnected. This includes those for which there is no
+        # descriptor.
         async with asyncio.timeout(5):
             for _, writer in clients:
                 with contextlib.suppress(OSError):
@@ -243,7 +245,7 @@ async def test_http_clients_use_all_descriptors(directory: Path) -> None:
 async def test_no_descriptor_is_left_for_a_subscription(directory: Path) -> None:
     async with start_trial(directory) as trial:
         limits = resource.prlimit(trial.pid, resource.RLIMIT_NOFILE)
-        # Open descriptors stay open, but no new one can be opened.
+        # The limit does not affect open descriptors, but prevents new ones.
         resource.prlimit(trial.pid, resource.RLIMIT_NOFILE, (FEW, limits[1]))
         await trial.subscriber.close()
         await trial.wait_for_log("too many open files")
@@ -298,7 +300,7 @@ async def test_sigterm_during_a_scrape_does_not_truncate_the_page(directory: Pat
 
 
 def read_rest(client: socket.socket, received: bytes) -> bool:
-    """Read a response to the end; return whether it looks complete to the client."""
+    """Read the rest of a response. Return whether the client would accept it as complete."""
     try:
         while data := client.recv(1 << 20):
             received += data

@@ -1,4 +1,4 @@
-"""Faults of scrapers do not affect other clients."""
+"""Faults of scrapers, which must not affect other clients."""
 
 import asyncio
 import re
@@ -81,7 +81,7 @@ async def test_client_sends_endless_headers(directory: Path) -> None:
 
 
 async def dribble(trial: Trial) -> float:
-    """Send headers byte by byte; return the time until the connection ends, in seconds."""
+    """Send a header byte by byte. Return the seconds until the connection ends."""
     reader, writer = await connected(trial)
     start_s = time.monotonic()
     ended = asyncio.create_task(reader.read())
@@ -98,7 +98,7 @@ async def dribble(trial: Trial) -> float:
 async def test_client_opens_a_thousand_connections(directory: Path) -> None:
     async with start_trial(directory) as trial:
         clients = [await connected(trial) for _ in range(CLIENTS)]
-        # New requests are served: the server closes the connections that are idle for longest.
+        # The server still serves new requests, because it closes the longest idle connections.
         await trial.report()
         await trial.wait_for_page()
         rejected = ("skyfast_http_connections_rejected_total", "")

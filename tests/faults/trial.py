@@ -1,4 +1,4 @@
-"""Trials: the real skyfast process meets a fault, and must recover from it.
+"""Trials: a real skyfast process must recover from a fault.
 
 All trials have the same structure::
 
@@ -8,9 +8,10 @@ All trials have the same structure::
             ...  # the fault
             await trial.has_recovered(counted={("skyfast_reconnects_total", "closed"): 1})
 
-`Trial.has_recovered` is the check after every fault: skyfast is subscribed and ready, the page has
-exactly the reported totals, only the expected reasons were counted, and sockets, descriptors,
-threads, tasks and memory are back at their previous values.
+`Trial.has_recovered` is the check after every fault. It asserts that skyfast is subscribed and
+ready, that the page has exactly the reported totals, and that only the expected reasons were
+counted. It also asserts that the process uses no more descriptors, threads, tasks and memory than
+before the fault.
 """
 
 import asyncio
@@ -46,15 +47,15 @@ BATCH = 100
 """Flows per message, as Skydive sends them."""
 START_S = 30.0
 FAULT_S = 45.0
-"""Time to notice a fault. An analyzer that does not answer pings takes longest: 30 s."""
+"""Maximum time to detect a fault. A missing response to a ping takes longest: 30 s."""
 RECOVERY_S = 25.0
-"""Time to recover. The longest wait between attempts to subscribe is 10 s."""
+"""Maximum time to recover. The longest delay between attempts to subscribe is 10 s."""
 POLL_S = 0.2
 STATISTICS_S = 0.5
-"""Interval between statistics. It is shorter than Skydive's 10 s, so that silence shows sooner."""
+"""Interval between statistics, shorter than Skydive's 10 s, so that silence shows sooner."""
 STATISTICS = '{"Namespace":"stats","Type":"stats","Obj":{"CaptureID":"capture","FlowCount":1}}'
 MEMORY_BYTES = KEPT_BYTES
-"""Allowed growth of resident memory: the part of the heap that skyfast keeps on purpose."""
+"""Allowed growth of resident memory: the heap that skyfast does not return to the system."""
 
 COUNTED = (
     "skyfast_reconnects_total",
@@ -79,7 +80,7 @@ SERIES = re.compile(
 
 
 _start_slots = asyncio.Semaphore(2)
-"""Limits concurrent starts, because each needs half a second of processor time."""
+"""Limits concurrent starts, because each start needs half a second of processor time."""
 
 
 class _Some:
@@ -98,7 +99,7 @@ SOME = _Some()
 
 
 def concurrent_trial(trial: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Make a trial a test. The trial gets its own directory and the test's parameters."""
+    """Make a test of a trial. The trial gets its own directory and the test's parameters."""
     parameters = list(inspect.signature(trial).parameters.values())[1:]
 
     @functools.wraps(trial)
@@ -140,9 +141,9 @@ def messages(flows: Iterable[str]) -> list[bytes]:
 
 @dataclass(frozen=True)
 class Footprint:
-    """The resources of a process: descriptors by kind, threads, tasks by coroutine, memory.
+    """The resources of a process: descriptors by kind, threads, tasks by coroutine, and memory.
 
-    The threads of the event loop's pool are excluded: there are at most six, and they never end.
+    Threads of the event loop's pool are excluded, because up to six of them stay alive.
     """
 
     descriptors: Counter[str]
@@ -151,7 +152,7 @@ class Footprint:
     resident_bytes: int
 
     def exceeds(self, base: "Footprint") -> str:
-        """Return the resources that exceed those of ``base``, or an empty string."""
+        """Describe the resources that exceed those of ``base``, or return an empty string."""
         more = {
             "descriptors": dict(self.descriptors - base.descriptors),
             "tasks": dict(self.tasks - base.tasks),
@@ -175,9 +176,9 @@ class Trial:
         self.pid = skyfast.process.pid
         self._proc = Path("/proc") / str(self.pid)
         self.totals: dict[int, int] = {}
-        """Bytes from initiator to target by connection. The other direction has twice as many."""
+        """Bytes from initiator to target, by connection; the other direction has twice as many."""
         self.silent = False
-        """Whether the analyzer has stopped sending statistics."""
+        """If true, the analyzer sends no statistics."""
         self._generation = 1
         self._earlier: dict[int, int] = {}
         self.base = Footprint(Counter(), 0, Counter(), 0)
@@ -230,7 +231,7 @@ class Trial:
         return 200
 
     async def totals_on_page(self) -> dict[tuple[str, str], int]:
-        """Return the bytes by initiator and first letter of the direction."""
+        """Return the bytes by initiator and by the first letter of the direction."""
         page = (await self.skyfast.get("/metrics/flows")).decode()
         return {(a, direction): int(value) for a, direction, value in SERIES.findall(page)}
 
@@ -273,7 +274,7 @@ class Trial:
                 await asyncio.sleep(POLL_S)
 
     def series(self, name: str, **labels: str) -> str:
-        """Return the analyzer's series ``name`` as written on the page."""
+        """Return the series ``name`` of the analyzer, as written on the page."""
         pairs = {"analyzer": self._name, **labels}
         return name + "{" + ",".join(f'{k}="{v}"' for k, v in pairs.items()) + "}"
 
@@ -288,7 +289,7 @@ class Trial:
         return counts
 
     async def counted(self) -> dict[Reason, int]:
-        """Return the counters' increases since the start of the trial, without zeros."""
+        """Return the increases of the error counters since the trial's start, without zeros."""
         return dict(await self.counts() - self._counts)
 
     async def wait_for_counts(self, *reasons: Reason) -> None:
@@ -320,7 +321,7 @@ class Trial:
         """Return the kind of each file descriptor: socket, file, and so on."""
         kinds = []
         for descriptor in (self._proc / "fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            with contextlib.suppress(FileNotFoundError):  # already closed
                 link = str(descriptor.readlink())
                 kinds.append("file" if link.startswith("/") else link.partition(":[")[0])
         return kinds
@@ -332,7 +333,7 @@ class Trial:
     # Before and after
 
     async def begin(self, flows: int) -> None:
-        """Bring skyfast to a steady state, and store its footprint and counters."""
+        """Wait until skyfast's resources do not grow, and store its footprint and counters."""
         await self.analyzer.subscriber(START_S)
         await self.wait_for_up()
         for _ in range(2):
@@ -381,9 +382,9 @@ async def start_trial(
 ) -> AsyncIterator[Trial]:
     """Run a skyfast that is subscribed and has ``flows`` connections.
 
-    ``host`` is the analyzer's name in the URL; the default is its address. ``others`` are running
-    analyzers that skyfast also subscribes to. ``settings`` are keys of the sections ``subscriber``,
-    ``prom_sky_con`` and ``web`` of the configuration file.
+    ``host`` is the host in the analyzer's URL, by default the analyzer's address. ``others`` are
+    running analyzers that skyfast also subscribes to. ``settings`` are keys of the sections
+    ``subscriber``, ``prom_sky_con`` and ``web`` of the configuration file.
     """
     async with AsyncExitStack() as stack:
         analyzer = await stack.enter_async_context(analyzer or FakeAnalyzer())

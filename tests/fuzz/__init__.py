@@ -1,7 +1,7 @@
 """Fuzzing: generates unusual input, and checks that skyfast handles it.
 
-docs/testing.md describes how to run the fuzzer. `driver` is independent of the targets; each target
-only generates cases and runs them.
+docs/testing.md describes how to run the fuzzer. `driver` contains everything that does not depend
+on a target. A target generates cases and runs them.
 """
 
 from tests.support import core_builds

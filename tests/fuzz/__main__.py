@@ -1,7 +1,7 @@
-"""``python -m tests.fuzz``: fuzzes every target for a while, each in its own process.
+"""``python -m tests.fuzz`` fuzzes each target for a while, in a process of its own.
 
-The exit code is 1 after a finding. The case is then in ``build/fuzz``, and the last line of the
-output is the command that reproduces it.
+The exit code is 1 if there is a finding. Then ``build/fuzz`` contains the case, and the last line
+of the output is the command that reproduces the finding.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--target", choices=TARGETS, help="only fuzz this target, in this process")
     parser.add_argument("--replay", type=Path, nargs="+", help="only run these files")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.ERROR)  # the cases cause many warnings
+    logging.basicConfig(level=logging.ERROR)  # hides the many warnings that cases cause
     if options.replay:
         return replay(options.replay)
     if options.target:
@@ -56,7 +56,7 @@ def run_in_process(name: str, seconds: float, seed: str) -> int:
 
 
 def run(name: str, seconds: float, seed: str) -> int:
-    """Fuzz a target in this process, with the current case in a file."""
+    """Fuzz a target in this process. A file always contains the current case."""
     path = current(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     result = fuzz(TARGETS[name](), seconds=seconds, seed=seed, on_case=path.write_bytes)
@@ -76,7 +76,7 @@ def report(name: str, finding: Finding) -> None:
 
 
 def replay(paths: list[Path]) -> int:
-    """Run the cases in files whose directories have the names of their targets."""
+    """Run cases from files. The name of a file's directory is the name of the target."""
     failed = 0
     for path in paths:
         with TARGETS[path.resolve().parent.name]() as target:

@@ -1,6 +1,6 @@
-"""Fuzzes the configuration file with modified good and bad files, and with trees of known keys.
+"""Fuzzes the configuration file: with changed examples, and with trees of known keys.
 
-A case is a file. It must either load as a usable configuration or raise an error of one line.
+A case is a file. It must either be a usable configuration, or raise an error of one line.
 """
 
 import random
@@ -28,7 +28,7 @@ SECRET = "hunter2-of-the-fuzzer"
 ENVIRON = {"SKYDIVE_ANALYZERS": "192.0.2.9:8082", "SKYDIVE_HOST_ID": "fuzz"}
 MAX_LINE_CHARS = 2000
 
-# The secret is only hidden if it is the value of this key. Otherwise, an error may show it.
+# Errors hide the secret only if it is the value of this key. Elsewhere, they may show it.
 _HIDDEN = re.compile(rb"\A(?:(?!hunter2).)*\bpassword: hunter2[\w-]+\n(?:(?!hunter2).)*\Z", re.S)
 
 PIECES = (
@@ -51,7 +51,7 @@ def examples() -> list[str]:
 
 @cache
 def example_trees() -> list[Any]:
-    """Return the parsed examples, without invalid YAML and without aliases that expand."""
+    """Return the parsed examples, except invalid YAML and aliases that expand."""
     trees = []
     for text in examples():
         if "&" in text or "[[[[" in text:
@@ -111,7 +111,7 @@ class Configuration(Target):
 
 
 def check_error(error: ConfigError, *, hides: str | None) -> None:
-    """Check that an error is one line, without the secret ``hides``."""
+    """Check that an error is one line and does not contain the secret ``hides``."""
     text = str(error)
     assert text, "the error has no message"
     assert text.isprintable(), repr(text)
@@ -120,7 +120,7 @@ def check_error(error: ConfigError, *, hides: str | None) -> None:
 
 
 def corrupt(rng: random.Random, text: str) -> bytes:
-    """Return ``text`` as a file. Some files get additional pieces of YAML or invalid bytes."""
+    """Return ``text`` as a file, sometimes with additional pieces of YAML or invalid bytes."""
     for _ in range(rng.choice((0, 0, 0, 1, 3))):
         index = rng.randrange(len(text) + 1)
         text = text[:index] + rng.choice(PIECES) + text[index:]
@@ -173,7 +173,7 @@ def _examples_of(path: str) -> list[Any]:
 
 
 def _tree_of_keys(rng: random.Random) -> Any:
-    """Return a tree of some known keys, whose values are from the examples or arbitrary."""
+    """Return a tree of some known keys. Their values are from the examples or arbitrary."""
     tree: dict[str, Any] = {}
     for path in rng.sample(sorted(schema.SCHEMA), rng.randrange(1, 12)):
         *sections, name = path.split(".")

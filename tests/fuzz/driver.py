@@ -1,8 +1,8 @@
 """The part of the fuzzer that is common to all targets: time, seeds, hangs and findings.
 
-A target generates cases from a random generator, and runs them. A case is always bytes, so that it
-can be stored in a file: the files in ``corpus/NAME`` run first, and findings are stored the same
-way. A case is a finding if running it raises an exception, hangs, or ends the process.
+A target generates cases from a random generator, and runs them. A case consists of bytes and can be
+stored in a file. The files in ``corpus/NAME`` run first. A case is a finding if it raises an
+exception, hangs, or ends the process. Findings are stored in files, too.
 """
 
 import faulthandler
@@ -26,10 +26,10 @@ HANG_S = 30.0
 """Maximum time of a case. Most cases take milliseconds."""
 
 MAX_GROWTH_KIB = 300 * 1024
-"""Maximum growth of the process after it has run the corpus."""
+"""Maximum growth of the process's memory after the corpus has run."""
 
 MAX_FINDINGS = 5
-"""Maximum number of findings in one run. Further findings are mostly duplicates."""
+"""Maximum number of findings in one run. Further findings are usually duplicates."""
 
 MAX_REDUCTIONS = 300
 
@@ -89,7 +89,7 @@ def fuzz(
     max_runs: int = sys.maxsize,
     on_case: Callable[[bytes], None] = lambda case: None,
 ) -> Result:
-    """Run the corpus, then cases until the time is over; ``on_case`` is called before each case."""
+    """Run the corpus, then further cases until the time is over; call ``on_case`` before each."""
     result = Result()
     start_s = time.monotonic()
     with target:
@@ -126,19 +126,19 @@ def attempt(target: Target, case: bytes) -> str | None:
 
 
 def _cases(target: Target, seed: str) -> Iterator[bytes | None]:
-    """Yield the cases of the corpus, then None, then generated cases without end."""
+    """Yield the cases of the corpus, then None, then an unlimited number of generated cases."""
     for path in target.corpus():
         yield path.read_bytes()
     yield None
     number = 0
     while True:
-        # Each case has its own generator, so that it only depends on seed, target and number.
+        # Each case has its own generator, so that the case only depends on seed, target and number.
         yield target.generate(random.Random(f"{seed}/{target.name}/{number}"))
         number += 1
 
 
 def _reduce(target: Target, case: bytes, problem: str) -> bytes:
-    """Return a shorter case with the same error, found by removing parts."""
+    """Remove parts of a case as long as it has the same error; return the shortest case."""
     error = problem.rstrip().rpartition("\n")[2].partition(":")[0]
     tries = 0
     size = len(case) // 2

@@ -1,7 +1,7 @@
 """Fuzzes the web server with requests on a real socket.
 
-A case is the data that a client sends before it closes its side. The first byte selects the server:
-the one without authentication, or the one with users and a rate limit.
+A case is the data that a client sends before it shuts down its side of the connection. The first
+byte selects the server. One server has no authentication; the other one has users and a rate limit.
 """
 
 import asyncio
@@ -27,13 +27,13 @@ from tests.support.http_client import PATHS, Site
 
 START_S = 10.0
 ANSWER_S = 10.0
-"""Maximum time for all responses on a connection. All its requests are sent at once."""
+"""Maximum time for all responses on a connection. The client sends all requests at once."""
 
 HEAD_TIMEOUT_S = 0.1
-"""Replaces the server's own timeout, because many cases are incomplete requests."""
+"""A short timeout for the server, because many cases are incomplete requests."""
 
 IDLE_S = 0.02
-"""Time without received data until the client closes its side."""
+"""If the client receives no data for this time, it shuts down its side of the connection."""
 
 ALIVE = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 USER, PASSWORD = "alice", "correct horse"
@@ -177,8 +177,8 @@ class Http(Target):
     def run(self, case: bytes) -> None:
         """Check that the responses are valid and that the server still works.
 
-        The client must receive complete responses, one after the other. Then the connection is
-        closed, no error is logged, and the next request gets a response.
+        The client must receive complete responses, one after the other, until the server closes the
+        connection. The server must log no error, and must respond to another request.
         """
         port = self._ports[1 if case[:1] == b"g" else 0]
         self._error_log.errors.clear()
@@ -190,7 +190,7 @@ class Http(Target):
 
 
 def _exchange(port: int, data: bytes) -> bytes:
-    """Send ``data``, close that side, and return the data received until the server closes."""
+    """Send ``data``, shut down the sending side, and return all received data."""
     received = bytearray()
     with socket.create_connection(("127.0.0.1", port), timeout=ANSWER_S) as client:
         try:
@@ -214,7 +214,8 @@ def _exchange(port: int, data: bytes) -> bytes:
 def check_responses(data: bytes) -> None:
     """Check that ``data`` consists of responses. The last one may be truncated.
 
-    Whether a response has a body depends on how the server parsed the request: ``HEAD`` has none.
+    The check does not know which responses belong to ``HEAD``, so each response can end with or
+    without a body.
     """
     positions = [0]
     best = 0
@@ -271,7 +272,7 @@ def _end_of_chunks(data: bytes, position: int, is_gzip: bool) -> list[int]:
 
 
 def _request(rng: random.Random) -> bytes:
-    """Generate a request with few of the possible faults and unusual parts."""
+    """Generate a request with a few faults or unusual parts."""
 
     def seldom(usual: str, *others: str) -> str:
         return rng.choice(others) if rng.random() < 0.02 else usual

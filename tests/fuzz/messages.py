@@ -1,7 +1,7 @@
 """Fuzzes the ingest with modified messages of recordings. The checks are in `Messages.run`.
 
-A case is a JSON text sequence (RFC 7464): records that start with the byte 0x1E. The first record
-is the name of a configuration in ``tests/data/configs``, and the others are messages.
+A case is a JSON text sequence (RFC 7464), in which each record starts with the byte 0x1E. The first
+record is the name of a configuration in ``tests/data/configs``. The other records are messages.
 """
 
 import json
@@ -41,7 +41,7 @@ GOOD = {
 
 
 class Verbatim(bytes):
-    """Valid or invalid JSON that is written unchanged."""
+    """Valid or invalid JSON that is inserted into messages unchanged."""
 
 
 VERBATIM = tuple(
@@ -77,7 +77,7 @@ def load_config(name: str) -> model.Config:
 
 
 class Messages(Target):
-    """Sends messages to an ingest with a table."""
+    """Passes messages to an ingest with a table."""
 
     name: ClassVar[str] = "messages"
 
@@ -96,16 +96,16 @@ class Messages(Target):
     def run(self, case: bytes) -> None:
         """Check the counters and the page after every message.
 
-        No message may raise an exception. Every message is counted once. If Python's JSON module
-        reads the same flows, every flow is counted once, too. No more flows are skipped than were
-        received, and the table contains the others. An independent parser accepts the page, on
-        which every series is unique. In the end, a good message is still accepted.
+        No message may raise an exception. Each message is counted once. Each flow that Python's
+        JSON module reads is counted once, unless the message is ambiguous. Each received flow is
+        either skipped or in the table. An independent parser accepts the page, and each series is
+        unique. In the end, a good message is still accepted.
         """
         _, name, *messages = (case if case.startswith(RECORD) else RECORD + case).split(RECORD)
         ingest = _CheckedIngest(name.decode(errors="replace"))
         for now, message in enumerate(messages, 100):
             ingest.now = float(now)
-            ingest.chance = float(now % 2)  # every other message is checked for missing reports
+            ingest.chance = float(now % 2)  # skyfast checks every other message for missing reports
             ingest.take(message)
             ingest.checker.settle()
             ingest.check_page()
@@ -136,7 +136,7 @@ def _message(rng: random.Random, known: list[dict[str, Any]]) -> bytes:
 
 
 def _later(rng: random.Random, flow: dict[str, Any]) -> dict[str, Any]:
-    """Return a later report of a flow, with higher, lower or absurd numbers."""
+    """Return a later report of a flow, whose numbers are higher, lower or absurd."""
     later: dict[str, Any] = copy_tree(flow)
     later["Last"] = rng.choice((later.get("Last", 0) + 1000, *NUMBERS))
     metric = later.get("Metric")
@@ -191,7 +191,7 @@ def _encoded(rng: random.Random, tree: Any) -> bytes:
 
 
 class _CheckedIngest(IngestSetup):
-    """An ingest of one configuration that is checked after each message."""
+    """An ingest with checks after each message."""
 
     _numbers = count()
 
@@ -257,7 +257,7 @@ class _CheckedIngest(IngestSetup):
         names = {family.name for view in self.plan.views for family in view.families}
         known = names | {
             f"{name}_total" for name in names
-        }  # the parser appends _total to the names of counters
+        }  # the parser appends _total to names of counters
         text = self.page().decode()
         series = set()
         for family in text_string_to_metric_families(text):
@@ -276,7 +276,7 @@ class _CheckedIngest(IngestSetup):
 
 
 def _flows_in(message: bytes) -> int | None:
-    """Return the number of flows that Python's JSON module reads, or None if it is ambiguous."""
+    """Return the number of flows that Python's JSON module reads, or None if that is ambiguous."""
     try:
         tree = json.loads(message.decode(), object_pairs_hook=_reject_equal_keys)
     except (ValueError, RecursionError):

@@ -75,7 +75,7 @@ def any_value(rng: random.Random, depth: int = 0) -> Any:
 
 
 def list_entries(tree: Any) -> list[tuple[Any, Any]]:
-    """Return all pairs of a container of a tree and one of its keys or indices."""
+    """Return pairs of a container and a key or index, for all values in a tree."""
     entries = []
     nodes = [tree]
     while nodes:

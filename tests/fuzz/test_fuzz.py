@@ -1,6 +1,7 @@
 """Short fuzzing runs with a fixed seed, and tests of the fuzzer itself.
 
-`make fuzz` runs longer, with random seeds. A faulty target shows that the fuzzer finds faults.
+`make fuzz` runs longer, with random seeds. A target with a fault tests that the fuzzer finds
+faults.
 """
 
 import random
@@ -15,7 +16,7 @@ from tests.fuzz.driver import CORPUS, Target, fuzz
 from tests.support.paths import ROOT
 
 SECONDS = 3.0
-"""Time per target. On fast machines, the limit on the number of cases ends a run earlier."""
+"""Maximum time per target. On fast machines, the number of cases ends a run earlier."""
 
 RUNS = {"messages": 250, "configuration": 250, "web_configuration": 300, "http": 120}
 

@@ -51,7 +51,7 @@ VALUES = (
 )
 
 
-# The secret is only hidden if it is the hash of this user. Otherwise, an error may show it.
+# Errors hide the secret only if it is the hash of this user. Elsewhere, they may show it.
 _HIDDEN = re.compile(
     rb"\A(?:(?!hunter2).)*^basic_auth_users:\n  carol: hunter2[\w-]+\n(?:(?!hunter2).)*\Z",
     re.DOTALL | re.MULTILINE,
@@ -98,7 +98,7 @@ class WebConfiguration(Target):
             check_error(error, hides=SECRET if _HIDDEN.search(case) else None)
             return
         assert config.summary().isprintable()
-        # Values of headers and names are not hidden, and may be the same text.
+        # Values of headers and names are not secret. They may contain the same text as a secret.
         public = (config.headers, config.allowed_sans, config.rate_limit)
         assert repr(config).count(HASH) == sum(repr(value).count(HASH) for value in public)
         for name, value in config.headers.items():

@@ -36,7 +36,7 @@ TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 
 @cache
 def locked() -> list[tuple[Requirement, str]]:
-    """Return the requirements in the lock file with their hashes."""
+    """Return the requirements in the lock file, with their hashes."""
     entries = re.split(r"\n(?=\S)", re.sub(r"(?m)^\s*#.*\n", "", LOCK))
     parts = [entry.partition(" \\\n") for entry in entries if entry.strip()]
     return [(Requirement(head), hashes) for head, _, hashes in parts]
@@ -100,7 +100,7 @@ def test_ci_runs_existing_targets_and_ends_with_the_slow_tests() -> None:
 
 
 def test_failing_step_ends_the_run() -> None:
-    """No step runs after a failing ``make``."""
+    """After a failing ``make``, no further step runs."""
     failing = "make() { echo made $1; [ $1 != lint ]; }; " + CI.replace('"$(dirname "$0")/.."', ".")
     result = subprocess.run(
         ["bash", "-c", re.sub(r"(?m)^command -v.*$", "", failing)],
@@ -123,8 +123,8 @@ def test_it(number):
 """
 
 
-def test_tests_of_one_group_run_in_one_process(tmp_path: Path) -> None:
-    """Some combinations of versions of pytest and pytest-xdist silently ignore groups."""
+def test_xdist_group_runs_in_one_process(tmp_path: Path) -> None:
+    """Some versions of pytest-xdist silently ignore groups with some versions of pytest."""
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_it.py").write_text(GROUPED)
     (options,) = re.findall(r"^PARALLEL_TESTS := \$\(BIN\)/pytest (.*)$", MAKEFILE, re.MULTILINE)
@@ -140,7 +140,7 @@ def test_tests_of_one_group_run_in_one_process(tmp_path: Path) -> None:
 
 
 def test_every_test_is_run_by_a_target() -> None:
-    """`test` runs the default selection of pytest; `test-slow` and `nightly` run the rest."""
+    """The target `test` runs pytest's default selection. `test-slow` and `nightly` run the rest."""
     options = PROJECT["tool"]["pytest"]["ini_options"]["addopts"]
     assert re.findall(r"-m '([^']*)'", options) == ["not slow and not nightly"]
     assert "$(PARALLEL_TESTS) $(PYTEST_ARGS)\n" in MAKEFILE
@@ -205,7 +205,7 @@ def test_workflows_have_read_only_permissions() -> None:
 
 
 def test_workflow_and_ci_script_have_the_same_steps() -> None:
-    """The script runs all steps in sequence on one machine."""
+    """The script runs the same steps in sequence on one machine."""
     steps = re.findall(r"^make .*$", CI, re.MULTILINE)
     names = [step.split()[1] for step in steps]
     assert names == ["locked", "test", "lint", "sanitize", "fuzz", "test-slow"]

@@ -1,4 +1,4 @@
-"""The documentation is complete, only mentions things that exist, and contains valid code."""
+"""Checks that the documentation is complete, mentions only what exists, and contains valid code."""
 
 import asyncio
 import functools
@@ -84,13 +84,13 @@ def test_rows_of_a_table_have_the_same_number_of_cells(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_items_of_a_list_are_not_joined(page: Path) -> None:
+def test_list_items_are_on_separate_lines(page: Path) -> None:
     prose = re.sub(r"(?ms)^ *```.*?```$|^    .*?$", "", page.read_text())
     assert not re.findall(r".*[.:] [*-] .*", prose)
 
 
 def anchors(page: Path) -> list[str]:
-    """Return the anchors of the headings on a page. Anchors of repeated headings have a number."""
+    """Return the anchors of a page's headings. The anchor of a repeated heading has a number."""
     known: list[str] = []
     for heading in re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE):
         name = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
@@ -188,7 +188,7 @@ def test_files_of_names_are_valid(text: str) -> None:
     assert read_csv(text)
 
 
-def test_documented_own_names_are_those_of_the_documented_file() -> None:
+def test_documented_own_names_match_the_documented_file() -> None:
     page = ROOT / "docs" / "own-names.md"
     (text,) = (text for language, text in blocks(page) if language == "csv")
     topology = AddressNames(len(ADDRESS_NAMES))

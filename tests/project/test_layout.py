@@ -1,4 +1,4 @@
-"""Locations of files, and imports that are not part of the layers in `make lint`."""
+"""Locations of files, and rules for imports that `make lint` does not check."""
 
 import ast
 import re
@@ -34,7 +34,7 @@ def test_test_modules_do_not_import_each_other(path: Path) -> None:
 
 
 def test_test_folders_mirror_the_package() -> None:
-    """The other folders test several folders of the package, or files outside of it."""
+    """The other test folders cover several folders of the package, or files outside the package."""
     others = {"app", "deploy", "faults", "fuzz", "project"}
     folders = {path.parent.relative_to(TESTS).parts[0] for path in TEST_FILES}
     assert {name for name in folders - others if not (ROOT / "skyfast" / name).is_dir()} == set()
