@@ -1,7 +1,7 @@
-"""A fake Skydive analyzer that can produce every fault that a test needs.
+"""A fake Skydive analyzer that can produce the faults that tests need.
 
-It serves subscriptions, ``POST /login`` and ``POST /api/topology`` on one loopback port, like
-Skydive. It uses plain asyncio streams, so that it can break any rule of HTTP and of the WebSocket
+Like Skydive, the fake serves subscriptions, ``POST /login`` and ``POST /api/topology`` on one port.
+It uses plain asyncio streams, so that it can violate any rule of HTTP and of the WebSocket
 protocol. It shares no code with skyfast, except for the evaluation of topology queries. Typical
 use::
 
@@ -38,15 +38,15 @@ PHRASES = {101: "Switching Protocols", 200: "OK", 401: "Unauthorized", 409: "Con
 HUGE_BYTES = 500_000_000
 SPACES = b" " * (1 << 20)
 WRITE_TIMEOUT_S = 10.0
-"""Maximum duration of a write, as in Skydive. A subscriber is dropped if a write takes longer."""
+"""Maximum duration of a write. As in Skydive, a subscriber is dropped if a write takes longer."""
 PONG_TIMEOUT_S = 7.0
-"""Maximum age of the latest pong: the sum of Skydive's ping interval and pong timeout."""
+"""Maximum age of the latest pong, which is the sum of Skydive's ping interval and pong timeout."""
 WAIT_S = 5.0
 """Timeout of all methods that wait."""
 
 
 class Fault(enum.Enum):
-    """Faults that can replace the response to a request."""
+    """Faults that occur in place of the response to a request."""
 
     HANG = "send nothing and keep the socket open"
     EOF = "close the socket without a response"
@@ -60,7 +60,7 @@ class Fault(enum.Enum):
 
 @dataclass(kw_only=True)
 class Answer:
-    """An HTTP response. With ``compress``, it is gzipped if the request accepts gzip."""
+    """An HTTP response. With ``compress``, it is compressed if the request accepts gzip."""
 
     status: int = 200
     body: bytes = b""
@@ -70,7 +70,7 @@ class Answer:
 
 @dataclass
 class Request:
-    """A received request. Headers keep their order, duplicates, and upper and lower case."""
+    """A received request. Headers keep their order, their duplicates, and their case."""
 
     method: str
     target: str
@@ -125,7 +125,7 @@ class Subscriber:
     closing: bool = False
     frozen: bool = False
     was_dropped: bool = False
-    """Whether it was dropped because it did not read or answer pings in time."""
+    """Whether the analyzer dropped it, because it did not read or answer pings in time."""
     ponged_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -168,7 +168,7 @@ class Subscriber:
         await self.send_raw(frame(CLOSE, struct.pack("!H", code) + reason.encode()))
 
     def freeze(self) -> None:
-        """Become half-open: keep the socket, but stop reading and sending."""
+        """Make the connection half-open: keep the socket, but stop reading and sending."""
         self.frozen = True
         cast(asyncio.ReadTransport, self.writer.transport).pause_reading()
 
@@ -210,29 +210,29 @@ class FakeAnalyzer:
         """The required username; if None, there is no authentication."""
         self.password = password
         self.accepts_basic = True
-        """Whether Basic authentication is accepted; if not, a login cookie is required."""
+        """Whether Basic authentication is accepted. If not, requests need a login cookie."""
         self.ping_interval_s = ping_interval_s
         self.on_subscribe = on_subscribe
         """Called with each new subscriber, in a separate task."""
         self.script: deque[int | Answer | Fault] = deque()
-        """Responses to the next upgrades: a status, an answer or a fault for each. Further upgrades
+        """Responses to the next upgrades. Each is a status, an answer or a fault. Further upgrades
         succeed."""
         self.login: Answer | Fault | None = None
-        """The response to ``POST /login`` that replaces the normal one."""
+        """The response to ``POST /login``; None for the normal response."""
         self.topology: Answer | Fault = Answer(body=b"[]", compress=True)
         """The response to authorized ``POST /api/topology`` requests if there is no ``graph``."""
         self.graph: dict[str, list[dict[str, Any]]] | None = None
         """``Nodes`` and ``Edges``. The response to a query contains those that match the query."""
         self.unique_host_ids = False
-        """Respond with 409 while another subscriber has the same X-Host-ID, as Skydive does."""
+        """As Skydive does, respond with 409 if another subscriber has the same X-Host-ID."""
         self.host_id_linger_s = 0.0
-        """How long the X-Host-ID of a subscriber that has left is still in use."""
+        """How long the X-Host-ID stays in use after its subscriber has disconnected."""
         self.checks_pongs = False
-        """Drop subscribers whose pongs are late, as Skydive does."""
+        """As Skydive does, drop subscribers whose pongs are late."""
         self.stalling = False
-        """Send no pings, because a frame is incomplete and pings cannot interrupt it."""
+        """Send no pings: the latest frame is incomplete, and a ping cannot interrupt a frame."""
         self.stops_after_disconnect = False
-        """After a disconnect, send nothing until the next client subscribes: a bug of Skydive."""
+        """Imitate a bug: after a disconnect, send nothing until the next client subscribes."""
 
         self.paths: list[str] = []
         """The paths of all requests, including unknown ones."""
@@ -261,7 +261,7 @@ class FakeAnalyzer:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Stop at once, like a killed analyzer. ``start`` uses the same port again."""
+        """Stop immediately, like a killed analyzer. A later `start` uses the same port."""
         if self._server is not None:
             self._server.close()
         for task in list(self._tasks):
@@ -301,7 +301,7 @@ class FakeAnalyzer:
         return f"{scheme}://{self.name}"
 
     async def subscriber(self, timeout_s: float = WAIT_S) -> Subscriber:
-        """Wait for the next subscriber that has not been returned yet."""
+        """Wait for the next subscriber that this method has not returned yet."""
         async with asyncio.timeout(timeout_s):
             return await self._new.get()
 
@@ -340,14 +340,14 @@ class FakeAnalyzer:
         except (ConnectionError, asyncio.IncompleteReadError, ssl_module.SSLError):
             pass
         except asyncio.CancelledError:
-            pass  # cancelled by stop(); otherwise, asyncio.streams would log this
+            pass  # stop() has cancelled this task; asyncio.streams would log that
         finally:
             self._tasks.discard(task)
             self._writers.discard(writer)
             writer.transport.abort()
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Serve one request; return whether another may follow on this socket."""
+        """Serve one request. Return whether another request may follow on this socket."""
         lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         method, target, _ = lines[0].split(" ", 2)
         pairs = (line.partition(":") for line in lines[1:] if line)
@@ -398,7 +398,8 @@ class FakeAnalyzer:
     def _allowed(self, request: Request) -> bool:
         if not self.username:
             return True
-        # Skydive checks the cookie first: it rejects an expired token despite a correct password.
+        # Skydive checks the cookie first. So it rejects an expired token even with a valid
+        # password.
         token = request.cookies.get("authtoken")
         if token is not None:
             return token in self.tokens
@@ -563,6 +564,6 @@ async def _quiet(job: Awaitable[None]) -> None:
 
 def _reset(writer: asyncio.StreamWriter) -> None:
     transport_socket = writer.get_extra_info("socket")
-    # With a linger time of 0 s, closing sends a reset.
+    # With a linger time of 0 s, closing the socket sends a reset.
     transport_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()

@@ -1,4 +1,4 @@
-"""The pages of an app that runs in the test's process, and flows between given addresses."""
+"""Helpers for apps in the process of the test: series of the page, and flows between addresses."""
 
 import asyncio
 from typing import Any
@@ -8,11 +8,11 @@ from skyfast.web.exposition import Part
 
 WAIT_S = 5.0
 BYTES = "skydive_network_connection_total_bytes{"
-"""The start of the samples with the bytes of connections."""
+"""The start of each sample of the byte counters of connections."""
 
 
 async def rows(app: App, family: str = BYTES) -> dict[str, str]:
-    """Return the values of a family's series on the page, by label values."""
+    """Return the values of a family's series on the page, by labels."""
     async with app.exposition.stream(Part.FLOWS, gzip=False) as page:
         text = b"".join([chunk async for chunk in page]).decode()
     lines = [line for line in text.splitlines() if line.startswith(family)]

@@ -41,7 +41,7 @@ FLAGS = (
 
 
 class NavigatedError(AssertionError):
-    """The tab navigated to another page before it responded."""
+    """The tab left the page before the response to a call."""
 
 
 class Page:
@@ -112,7 +112,7 @@ class Page:
         await self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
 
     async def type(self, selector: str, text: str) -> None:
-        """Focus an element, and insert text as a keyboard does."""
+        """Focus an element, and insert text like a keyboard."""
         await self.evaluate(f"document.querySelector({json.dumps(selector)}).focus()")
         await self.call("Input.insertText", text=text)
 
@@ -208,7 +208,7 @@ async def chromium() -> AsyncIterator[Browser]:
             url = await asyncio.wait_for(_devtools_url(process.stderr), START_S)
             reading.append(
                 asyncio.create_task(process.stderr.read())
-            )  # so that the pipe does not fill up
+            )  # reads on, so that the pipe does not fill up
             async with connect(url, max_size=MAX_MESSAGE_BYTES, compression=None) as connection:
                 browser = Browser(connection)
                 reading.append(asyncio.create_task(browser.read()))

@@ -1,10 +1,10 @@
 """Test builds of the compiled core, and how to run tests with one of them.
 
-``setup.py`` defines the builds. Each has its own directory under ``build`` and is rebuilt when a
-source is newer.
+``setup.py`` defines the builds. Each build has its own directory under ``build``, and is rebuilt
+after a source has changed.
 
-``python -m tests.support.core_builds NAME COMMAND …`` runs a command with this build. The
-sanitizer's run-time is loaded first. A process uses the compiled modules of the build if it imports
+``python -m tests.support.core_builds NAME COMMAND …`` runs a command with this build. It preloads
+the run-time library of the build's sanitizer. A process of the command uses the build if it imports
 ``tests``.
 """
 
@@ -28,10 +28,10 @@ SOURCES = (
 CORE = "skyfast._table"
 SPLITTER = "skyfast.skydive._json_split"
 CHOSEN = "SKYFAST_CORE"
-"""The environment variable with the path of the build in use. Not set for the default build."""
+"""The environment variable with the path of the build in use. The default build does not set it."""
 
-# Leak detection is off: Python does not free all memory at exit. The builds count the core's blocks
-# instead.
+# Leak detection is off, because Python does not free all memory at exit. To find leaks, the builds
+# count the core's memory blocks.
 _ENVIRON: dict[str, dict[str, str]] = {
     "checked": {},
     "coverage": {},
@@ -53,11 +53,11 @@ _PREFIXES = {"checked": (), "coverage": (), "address": (), "thread": ("setarch",
 
 
 IS_SLOW = CHOSEN in os.environ
-"""Whether tests take much longer because of a sanitizer or the consistency checks."""
+"""Whether a sanitizer or the consistency checks make tests much slower."""
 
 
 def built(name: str) -> Path:
-    """Return the path of a build, after building it if a source is newer."""
+    """Return the path of a build. Build it first if a source has changed."""
     directory = ROOT / "build" / name
     path = directory / "skyfast" / f"_table{sysconfig.get_config_var('EXT_SUFFIX')}"
     directory.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def _load(name: str, path: Path) -> ModuleType:
 
 
 def use_chosen() -> None:
-    """Make imports return the modules of the build in `CHOSEN`, if this variable is set."""
+    """If `CHOSEN` is set, make imports return the modules of the build that it names."""
     path = os.environ.get(CHOSEN)
     if path and getattr(sys.modules.get(CORE), "__file__", None) != path:
         assert CORE not in sys.modules, "the core is imported already"
@@ -114,7 +114,7 @@ def use_chosen() -> None:
 
 
 def splitter_name() -> str:
-    """Return the name of the splitter's file."""
+    """Return the file name of the compiled splitter."""
     return f"_json_split{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
@@ -131,7 +131,7 @@ def _run_time(library: str) -> str:
 
 
 def main(name: str, *command: str) -> None:
-    """Replace this process with ``command``, which uses a test build as its core."""
+    """Replace this process with ``command``, which uses a test build of the core."""
     environ = os.environ | _ENVIRON[name] | {CHOSEN: str(built(name))}
     if libraries := [_run_time(library) for library in _RUN_TIMES[name]]:
         environ["LD_PRELOAD"] = " ".join(libraries)

@@ -26,7 +26,7 @@ CAPTURE = b'{"CaptureID":"c","PacketsReceived":1}'
 
 @functools.cache
 def exported() -> set[str]:
-    """Return the names of all metric families, except families whose names users can choose."""
+    """Return the names of all metric families, except those with names that users can choose."""
     names = set()
     for naming in ("compatible", "standard"):
         metrics = [metric.name for metric in METRICS]
@@ -54,7 +54,7 @@ def exported() -> set[str]:
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
     """Yield the language and the text of each code block of a page.
 
-    Indented blocks have the language "": they are commands, diagrams or quotations.
+    Indented blocks are commands, diagrams or quotations, and have the language "".
     """
     text = page.read_text()
     fenced = r"(?ms)^( *)```(\w*)\n(.*?)^\1```$"
@@ -66,7 +66,7 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
 
 
 def queries_of(text: str) -> list[str]:
-    """Return the queries of a block; each one starts at the left margin, below a comment."""
+    """Return the queries of a block. Each query starts at the left margin, below a comment."""
     return re.split(r"(?m)\n+(?=\S)", re.sub(r"(?m)^#.*\n", "", text).strip())
 
 

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from tests.support.paths import RECORDINGS
 
 SHOWN_SAMPLES = 100
-"""Maximum number of samples of a family that a golden file shows. A digest covers all samples."""
+"""Maximum number of samples per family in a golden file. A digest covers all samples."""
 
 
 def recorded(name, which):
-    """Yield the messages of one analyzer, each with its time in Unix ms.
+    """Yield the messages of one analyzer, each with its Unix time in milliseconds.
 
-    The time is the time of the agents' update, ``LastUpdateMetric.Last``. A message without flows
-    has the time of the previous message.
+    The time is that of the agents' latest update, ``LastUpdateMetric.Last``. A message without
+    flows has the time of the previous message.
     """
     sent_ms = 0
     for line in (RECORDINGS / name).read_text().splitlines():

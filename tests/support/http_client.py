@@ -25,7 +25,7 @@ OWN = ("/", "/api/status", "/api/top")
 """Paths whose responses change with every request."""
 
 PATHS = (*PAGES, *OWN, "/cardinality", "/-/healthy", "/-/ready")
-# This buffer is so small that rendering waits for a client that does not read.
+# With this small buffer, rendering must wait for a client that does not read.
 SMALL_RECEIVE_BUFFER = 8 * 1024
 
 
@@ -67,7 +67,7 @@ class Site:
         return self.server.port
 
     async def ask(self, request=b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", **options):
-        """Return a client that has sent ``request``."""
+        """Open a connection, send ``request``, and return the client."""
         client = await Client.open(self.port, **options)
         await client.send(request)
         return client
@@ -79,7 +79,7 @@ class Site:
             return await client.answer(head=method == "HEAD")
 
     async def begin_scrape(self, path="/metrics/flows", *, local=None, **headers):
-        """Return a client that has read the headers of a page, and then stopped reading."""
+        """Request a page, read only its headers, and return the client."""
         client = await self.ask(
             request(path, **headers), local=local, receive_buffer=SMALL_RECEIVE_BUFFER
         )
@@ -105,9 +105,10 @@ class Answer:
 
 
 class Client:
-    """A client that shows the raw response. Header names are in lower case.
+    """A client that gives access to raw responses. Header names are in lower case.
 
-    It uses a socket instead of a stream: some versions of uvloop treat a reset as a normal close.
+    It uses a socket instead of a stream, because some versions of uvloop treat a reset as a normal
+    close.
     """
 
     def __init__(self, sock):
@@ -205,7 +206,7 @@ class Client:
         return "closed"
 
     def is_open(self):
-        """Return whether the connection is open. There must be no unread data."""
+        """Return whether the connection is open. All received data must have been read."""
         try:
             return bool(self.sock.recv(1, socket.MSG_PEEK))
         except BlockingIOError:

@@ -1,8 +1,8 @@
-"""skyfast's side of a simulated Skydive: silence detection and the clock of the table.
+"""Silence detection and the clock of the table, in the virtual time of a simulated Skydive.
 
-The detection (`skyfast.skydive.silence`), the decision to hold the clock
-(`skyfast.skydive.reporting_gap`) and the clock are skyfast's own. `Listener` runs them in the
-virtual time of a `Cluster`, in the same way as `skyfast.skydive.subscription` and `skyfast.app`.
+`Listener` uses skyfast's own silence detection (`skyfast.skydive.silence`), its decision to hold
+the clock (`skyfast.skydive.reporting_gap`) and its clock. It calls them in the virtual time of a
+`Cluster`, in the same way as `skyfast.skydive.subscription` and `skyfast.app`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class _Monitored:
 class Listener:
     """Subscriptions to all analyzers of a cluster.
 
-    `run` yields deliveries. Read ``clock``, the table's clock, at each delivery, as skyfast does.
+    `run` yields deliveries. Like skyfast, tests read the table's clock (``clock``) at each
+    delivery.
     """
 
     def __init__(self, cluster: Cluster, *, flow_update_s: float) -> None:
@@ -61,7 +62,7 @@ class Listener:
         self._every(HOLD_UPDATE_MS, self._update_hold, phase_ms=0)
 
     def history(self, analyzer: Analyzer) -> list[tuple[int, str]]:
-        """Return the events of a subscription with their times."""
+        """Return the events of the subscription to an analyzer, with their times."""
         return self._monitored[analyzer.name].subscriber.history
 
     def _monitor(self, analyzer: Analyzer, *, phase_ms: int) -> _Monitored:

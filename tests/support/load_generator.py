@@ -1,8 +1,8 @@
-"""Generates the traffic of a constantly changing network for soak tests, reproducible by a seed.
+"""Generates the traffic of a constantly changing network for soak tests, from a seed.
 
 Conversations start and end in every step, and their ports are reused. Agents restart. Nodes, names,
-applications and captures appear, change and disappear, and most strings never return. The generator
-provides an analyzer's messages, topology responses, and the correct totals.
+applications and captures appear, change and disappear. Most strings never return. The generator
+provides messages of an analyzer, topology responses, and the correct totals.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ CAPTURES = 5
 SERVERS = [f"192.168.{i // 250}.{1 + i % 250}" for i in range(500)]
 PORTS = (443, 80, 53, 5432, 9100)
 ROUNDS = (1, 1, 1, 2, 3)
-"""The possible numbers of reports of most conversations."""
+"""Most conversations have one of these numbers of reports."""
 LONG_ROUNDS, LONG_ONE_IN = 12, 64
 """One conversation in ``LONG_ONE_IN`` has ``LONG_ROUNDS`` reports."""
 UNIT = (3, 1000, 2, 5000)
-"""Packets and bytes of each report, in both directions."""
+"""The packets and bytes that each report adds: first from initiator to target, then back."""
 _UNITS = '"ABPackets":3,"ABBytes":1000,"BAPackets":2,"BABytes":5000'
 MAX_PADDING = 900
 RX_BYTES_PER_CHANGE = 3_000_000_000
-"""Increase of every interface counter. A counter has 32 bits, so it wraps in most responses."""
+"""Increase of an interface counter per response. It has 32 bits, so it wraps in most responses."""
 
 _FIRST = '{"Namespace":"flow","Type":"store","UUID":"","Status":200,"Obj":['
 
@@ -73,7 +73,7 @@ class Churn:
         self.reports = 0
         """Number of sent reports. Each adds `UNIT`."""
         self.started = 0
-        """Number of conversations so far, counted per capture point."""
+        """Number of conversations so far. A conversation counts once per capture point."""
 
     @property
     def conversations(self) -> int:
@@ -130,7 +130,7 @@ class Churn:
                 "Name": node.name,
                 "Type": "device",
                 "EncapType": "ether",
-                # The last address is unique and never returns.
+                # The last address is unique. It never returns after a change.
                 "IPV4": [f"{address}/16" for address in (*servers, *self._addresses(node))],
                 "Metric": {"RxBytes": node.rx_bytes, "TxBytes": 2**63 - 1},
             },
@@ -157,7 +157,7 @@ class Churn:
         conversation.left = ROUNDS[(chance >> 8) % len(ROUNDS)]
         if not (chance >> 16) % LONG_ONE_IN:
             conversation.left = LONG_ROUNDS
-        if node.labels and not (chance >> 24) % 8:  # reuse the ports
+        if node.labels and not (chance >> 24) % 8:  # a new conversation with the same endpoints
             conversation.labels = node.labels
         else:
             conversation.labels = node.labels = self._labels(chance >> 28, node)
@@ -187,7 +187,8 @@ class Churn:
         node = conversation.node
         if conversation.restarts != node.restarts:
             conversation.restarts = node.restarts
-            # If a reset flow kept its UUID and had the same total as before, it would look idle.
+            # If the new total of a reset flow could equal its old total, the flow needs a new UUID.
+            # Otherwise, it would look idle.
             if node.restarts % 2 or conversation.reported < 2:
                 conversation.uuid = self._uuid()
             conversation.reported = 0
@@ -206,9 +207,9 @@ class Churn:
 
 
 class ChurnProcess:
-    """A `Churn` in a separate process. Call `close` in the end.
+    """A `Churn` in a separate process, so that its memory is not measured. Call `close` in the end.
 
-    In the process of the test, the conversations would distort the measured memory.
+    Soak tests measure the memory of their own process, which must not include the conversations.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -218,21 +219,21 @@ class ChurnProcess:
         self._process = context.Process(target=_answer, args=(child_pipe, options), daemon=True)
         self._process.start()
         child_pipe.close()
-        # All messages share this buffer: separate buffers would also distort the measurement.
+        # All messages share this buffer, because separate buffers would change the measured memory.
         self._message = bytearray(MAX_MESSAGE_BYTES)
         self.reports = self.started = 0
-        """The values of the `Churn` after the last step whose messages were all read."""
+        """The values of the `Churn` after the last completely read step."""
         self.topology: bytes | None = None
-        """The topology after that step; None if the step has not changed the topology."""
+        """The topology after that step, or None if the step did not change it."""
 
     def steps(
         self, new_conversations: Sequence[int], *, change_interval: int
     ) -> Iterator[Iterator[memoryview]]:
-        """Play one step for each number of new conversations, and yield the messages of each step.
+        """Run a step for each number of new conversations, and yield the messages of each step.
 
-        Read all messages of a step before the next step. A message is valid until the next one is
-        read; meanwhile, the process prepares that one. After the first step, and after every
-        ``change_interval`` steps, an agent restarts and the topology changes.
+        Read all messages of a step before the next step. A message is valid until the next message
+        is read. The other process prepares the next message in the meantime. After the first step,
+        and after every ``change_interval`` steps, an agent restarts and the topology changes.
         """
         self._pipe.send(("steps", (new_conversations, change_interval)))
         for _ in new_conversations:

@@ -1,6 +1,6 @@
 """Measures the memory of a process: its heap, and all containers reachable from skyfast's objects.
 
-Containers are found automatically, so that containers that are added to skyfast are included.
+The module finds containers automatically, including those that later versions of skyfast add.
 """
 
 import ctypes
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 MAX_ENTRIES = 64
-"""How many entries of a container are followed. These are enough, because all are similar."""
+"""Maximum number of followed entries of a container. They suffice: all entries are similar."""
 
 MAX_FIELDS = 8
-"""If all keys of a dict are strings and there are at most this many, each has its own path."""
+"""If a dict has at most this many keys, all of them strings, each key has its own path."""
 
 
 class _MallInfo(ctypes.Structure):
@@ -33,7 +33,7 @@ class _MallInfo(ctypes.Structure):
 
 
 def heap_bytes() -> dict[str, int]:
-    """Return the bytes that malloc has allocated and that are in use; empty without glibc."""
+    """Return the bytes held by malloc and the bytes in use, or an empty dict without glibc."""
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
     except AttributeError:
@@ -55,8 +55,8 @@ def resident_bytes(pid: int | str = "self") -> int:
 def containers(**roots: object) -> dict[str, tuple[int, list[Any]]]:
     """Return all containers reachable from ``roots`` and skyfast's modules, by path.
 
-    Each value has the number of entries and the containers. Containers with the same path, such as
-    those of all analyzers, are added up.
+    Each value has the number of entries and the list of containers. Several containers can have the
+    same path, for example one for each analyzer. Their entries are added.
     """
     result: dict[str, tuple[int, list[Any]]] = {}
     seen: set[int] = set()
@@ -94,7 +94,7 @@ def _parts(thing: Any) -> Iterator[tuple[str, object]]:
         yield "()", thing.__self__
     elif isinstance(thing, types.FunctionType):
         yield from inspect.getclosurevars(thing).nonlocals.items()
-        if "__name__" not in thing.__globals__:  # generated for a configuration
+        if "__name__" not in thing.__globals__:  # code that was generated for a configuration
             named = list(thing.__globals__.items())
             yield from ((f":{name}", value) for name, value in named if name != "__builtins__")
     elif isinstance(thing, functools.partial):

@@ -1,4 +1,4 @@
-"""Good and bad messages of an analyzer."""
+"""Valid and invalid messages of an analyzer."""
 
 import json
 from typing import Any

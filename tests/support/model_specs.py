@@ -1,6 +1,6 @@
 """Configurations as specs of the model.
 
-`CONFIGURATIONS` has the files under ``data/configs`` with which the recordings are replayed.
+`CONFIGURATIONS` has the files under ``data/configs`` with which tests replay the recordings.
 """
 
 import json
@@ -87,7 +87,7 @@ def _standard(prefix: str, family: Family) -> Family:
 
 
 def labelled(*names: str, others: Iterable[Label] = ()) -> tuple[Label, ...]:
-    """Return the labels with these names. They are fields of flows, or in ``others``."""
+    """Return the labels with these names: those in ``others``, or fields of flows."""
     known = KNOWN_LABELS | {label.name: label for label in others}
     return tuple(known[name] for name in names)
 
@@ -101,12 +101,12 @@ def traffic(protocol: Label = KNOWN_LABELS["protocol"]) -> View:
 
 
 DEFAULT = Spec(views=(View(LABELS, FAMILIES), traffic()))
-"""The spec of a configuration that does not change the page."""
+"""The spec of a configuration that leaves the page unchanged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """A file under ``data/configs`` as a spec, and the analyzers that are replayed with it."""
+    """A file under ``data/configs`` as a spec, and the analyzers whose recordings are replayed."""
 
     spec: Spec
     recordings: Sequence[str]

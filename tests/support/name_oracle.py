@@ -1,8 +1,8 @@
 """A slow, plain resolver of names, written from the documented rules.
 
-It works on decoded JSON, searches lists instead of building indexes, and shares no code with
-`skyfast.skydive.name_resolver`, which must give the same results. Each rule is a method, and the
-docstring of the method states the rule. Names that are not certain are empty.
+The oracle works on decoded JSON and searches lists instead of building indexes. It shares no code
+with `skyfast.skydive.name_resolver`, which must give the same results. Each rule is a method, and
+the method's docstring states the rule. Uncertain names are empty.
 """
 
 import functools
@@ -16,10 +16,10 @@ Pair = tuple[str, str]
 """Namespace and name of a pod, or kind and name of a workload."""
 
 Place = tuple[Json, str, str | None]
-"""Where an address is: the node of the network namespace or None, the host, the VM or None."""
+"""Where an address is: the network namespace (a node or None), the host, and the VM or None."""
 
 Candidate = tuple[Names, str, str, str]
-"""An owner of an address: its names, namespace, host and cluster."""
+"""An owner of an address, as a tuple of names, namespace, host and cluster."""
 
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 
@@ -30,7 +30,7 @@ CONTROLLERS = {
     "daemonset": "DaemonSet",
     "statefulset": "StatefulSet",
 }
-"""Node types with edges to pods by label selectors, and their kinds."""
+"""Kinds of workloads, by the type of nodes whose label selectors select pods."""
 
 NO_INTERFACES = {
     *("host", "netns", "container", "libvirt"),
@@ -39,11 +39,11 @@ NO_INTERFACES = {
     *("replicaset", "replicationcontroller", "secret", "service", "statefulset", "storageclass"),
     K8S_CONTAINER,
 }
-"""The types of all nodes that agents and the Kubernetes probe add, except for interfaces."""
+"""The types of all nodes from agents and the Kubernetes probe, except for interfaces."""
 
 
 def once(rule: Rule) -> Rule:
-    """Cache the results of a rule. Its arguments must be nodes, strings or None."""
+    """Cache the results of a rule. The arguments of the rule must be nodes, strings or None."""
 
     @functools.wraps(rule)
     def remembered(self: "NameOracle", *arguments: Any) -> Any:
@@ -56,7 +56,7 @@ def once(rule: Rule) -> Rule:
 
 
 def dig(value: Json, *keys: str) -> Json:
-    """Return a value in nested objects, or None."""
+    """Return the value at a path of nested objects, or None."""
     for key in keys:
         if not isinstance(value, dict):
             return None
@@ -65,7 +65,7 @@ def dig(value: Json, *keys: str) -> Json:
 
 
 def text(value: Json, *keys: str) -> str:
-    """Return a string in nested objects, or "" if it is missing or has another type."""
+    """Return the string at a path of nested objects, or "" if it is missing or not a string."""
     value = dig(value, *keys)
     return value if isinstance(value, str) else ""
 
@@ -164,7 +164,7 @@ class NameOracle:
         self.edges = [(by_identity[p], by_identity[c], r) for p, c, r in sorted(relations)]
 
     def usable(self, node: Json) -> bool:
-        """A node needs metadata; deleted nodes do not count."""
+        """A node without metadata and a deleted node do not count."""
         return (
             isinstance(node, dict)
             and isinstance(node.get("Metadata"), dict)
@@ -176,7 +176,7 @@ class NameOracle:
         return short(text(node, "ID"))
 
     def updated(self, node: Json) -> int:
-        """If two nodes have the same ID, the one that was updated later counts."""
+        """Of two nodes with the same ID, only the node that was updated later counts."""
         return number(node.get("UpdatedAt"))
 
     # -- the graph ------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ class NameOracle:
         ]
 
     def selecting(self, node: Json, relation: str) -> list[Json]:
-        """Parents by label selectors. A selector never selects anything in another cluster."""
+        """Parents by label selectors. A selector never selects a node of another cluster."""
         return [
             parent
             for parent in self.parents(node, relation, relation)
@@ -225,8 +225,8 @@ class NameOracle:
     def namespace(self, node: Json) -> Json:
         """The namespace of an interface or container: its owner of type netns or host.
 
-        The namespace is unknown if there are several owners, if one of the owners has several
-        owners, or if the owners form a ring.
+        The namespace is unknown if there are several owners, if an owner has several owners itself,
+        or if the owners form a ring.
         """
         owners = self.parents(node, "ownership", "any")
         if len(owners) != 1 or self.kind(owners[0]) not in ("netns", "host"):
@@ -258,7 +258,7 @@ class NameOracle:
 
     @once
     def may_have_more_containers(self, namespace: Json) -> bool:
-        """A container with several owners may be in any of them."""
+        """A container with several owners may be in the namespace of any of them."""
         return any(
             self.namespace(node) is None
             and is_in(namespace, self.parents(node, "ownership", "any"))
@@ -267,7 +267,7 @@ class NameOracle:
 
     @once
     def is_uncertain(self, namespace: Json) -> bool:
-        """Whether the pod of a namespace is unknown. A namespace cannot belong to several pods."""
+        """Whether the pod of a namespace is uncertain. A namespace belongs to one pod at most."""
         if namespace is None or self.is_own(namespace):
             return False
         return (
@@ -279,7 +279,7 @@ class NameOracle:
     # -- containers -----------------------------------------------------------------------------
 
     def kubelet_name(self, container: Json) -> list[str]:
-        """Kubelet names Docker containers ``k8s_NAME_POD_NAMESPACE_UID_ATTEMPT[_RANDOM]``."""
+        """Kubelet names a Docker container ``k8s_NAME_POD_NAMESPACE_UID_ATTEMPT[_RANDOM]``."""
         parts = text(container, "Metadata", "Name").split("_")
         return parts if len(parts) in (6, 7) and parts[0] == "k8s" and all(parts[1:4]) else []
 
@@ -288,7 +288,7 @@ class NameOracle:
         return text(container, "Metadata", "Container", "Labels", "io", "kubernetes", *keys)
 
     def flat_label(self, container: Json, key: str) -> str:
-        """The runc probe does not split all labels."""
+        """The runc probe leaves some labels unsplit."""
         return text(container, "Metadata", "Container", "Labels", f"io.kubernetes.{key}")
 
     def label(self, container: Json, *keys: str) -> str:
@@ -305,7 +305,7 @@ class NameOracle:
         )
 
     def container_name(self, container: Json) -> str:
-        """The container's name in its pod, by labels, else by kubelet's name; else its own name."""
+        """The container's name in its pod: by labels, else by kubelet's name, else its own name."""
         kubelet = self.kubelet_name(container)
         return short(
             self.label(container, "container", "name")
@@ -326,7 +326,7 @@ class NameOracle:
 
     @once
     def kubernetes_containers(self, container: Json) -> list[Json]:
-        """The Kubernetes containers with an edge to a container; if none, those with its ID."""
+        """The Kubernetes containers with an edge to a container, else those with its ID."""
         linked = self.parents(container, "container", K8S_CONTAINER)
         identity = short(text(container, "Metadata", "Container", "ID"))
         return linked or [
@@ -337,7 +337,7 @@ class NameOracle:
 
     @once
     def pods_of(self, kubernetes_container: Json) -> list[Json]:
-        """The pods that own a Kubernetes container; without edges, the only pod that it names."""
+        """The pods that own a Kubernetes container, else the only pod that its fields name."""
         owners = self.parents(kubernetes_container, "ownership", "pod")
         pair = self.pair_in(kubernetes_container)
         named = [pod for pod in self.all("pod") if pair and self.pair(pod) == pair]
@@ -387,8 +387,8 @@ class NameOracle:
     def pairs(self, namespace: Json) -> list[Pair]:
         """The pods of all containers of a network namespace, as Kubernetes namespace and name.
 
-        Labels only count if the Kubernetes probe knows none of the containers. Kubelet's names only
-        count if there are no labels.
+        Labels only count if the Kubernetes probe knows none of the containers. Names from kubelet
+        only count if there are no labels.
         """
         for source in (self.kubernetes_pairs, self.labelled_pairs, self.kubelet_pairs):
             found = distinct(p for c in self.containers(namespace) for p in source(c) if p)
@@ -401,7 +401,7 @@ class NameOracle:
         """The pods of the containers of a namespace, according to the Kubernetes probe.
 
         The probe links pods with containers by Kubernetes namespace and name alone, so the pods can
-        be of several clusters. In this case, only pods of the host's cluster count.
+        be in several clusters. In this case, only pods in the host's cluster count.
         """
         pods = distinct(
             pod
@@ -438,7 +438,7 @@ class NameOracle:
         )
 
     def latest(self, pods: list[Json]) -> Json:
-        """The latest pod, preferably a running one; None if they are in several clusters."""
+        """The latest pod, preferably a running one, or None if the pods are in several clusters."""
         if len(distinct(map(self.cluster, pods))) != 1:
             return None
         return only(self.newest([pod for pod in pods if self.runs(pod)] or pods))
@@ -476,7 +476,7 @@ class NameOracle:
         )
 
     def cluster_of_host(self, host: str) -> str:
-        """The cluster of a host is that of its Kubernetes nodes."""
+        """The cluster of a host is the cluster of its Kubernetes nodes."""
         return only(cluster for cluster, _ in self.kubernetes_nodes(host)) or ""
 
     @once
@@ -488,7 +488,7 @@ class NameOracle:
 
     @once
     def agent(self, pod: Json) -> str:
-        """The host of a pod, by the name that its agent uses; empty if it is not known.
+        """The host of a pod, by the name that its agent uses. Empty if the host is unknown.
 
         The Kubernetes probe links hosts with nodes by their names alone. So if a host has edges to
         nodes of two clusters, it is not certain which node the host is.
@@ -509,7 +509,7 @@ class NameOracle:
         return [owner for owner in references if dig(owner, "Controller") is True]
 
     def owner(self, node: Json) -> Pair:
-        """Kind and name of the only owner that controls a node. An owner must have both."""
+        """Kind and name of the only owner that controls a node; both empty if either is missing."""
         owners = self.controllers(node)
         pair = short(text(owners[0], "Kind")), short(text(owners[0], "Name"))
         return pair if len(owners) == 1 and all(pair) else ("", "")
@@ -519,7 +519,7 @@ class NameOracle:
         return (kind, name) if name else ("", "")
 
     def objects(self, kind: str, pod: Json, name: str) -> list[Json]:
-        """The latest of the nodes of a kind and name in the pod's namespace and cluster."""
+        """The latest nodes with this kind and name in the pod's namespace and cluster."""
         found = [
             node
             for node in self.all(kind)
@@ -531,7 +531,7 @@ class NameOracle:
         return self.newest(found)
 
     def workload(self, pod: Json) -> Pair:
-        """Return kind and name of the workload; both are empty if it is not known."""
+        """Return kind and name of a pod's workload. Both are empty if the workload is unknown."""
         if not self.controllers(pod):
             return self.selecting_workload(pod)
         kind, name = self.owner(pod)
@@ -555,7 +555,7 @@ class NameOracle:
         return kind, name
 
     def of_replica_set(self, node: Json) -> Pair:
-        """The owner of a replica set, else the only deployment that selects it, else the set."""
+        """A replica set's owner, else the only deployment that selects the set, else the set."""
         if self.controllers(node):
             return self.owner(node)
         deployment = only(self.selecting(node, "deployment"))
@@ -564,7 +564,7 @@ class NameOracle:
         return self.itself(node, "ReplicaSet")
 
     def selecting_workload(self, pod: Json) -> Pair:
-        """The workload whose selector matches a pod without owner, if there is only one."""
+        """The only workload whose selector matches a pod without an owner."""
         parents = [parent for kind in CONTROLLERS for parent in self.selecting(pod, kind)]
         if len(parents) != 1:
             return "", ""
@@ -583,23 +583,23 @@ class NameOracle:
         return ""
 
     def cluster_addresses(self, service: Json) -> list[str]:
-        """The cluster IPs of a service. A headless service has the text ``None`` instead."""
+        """The cluster IPs of a service. A headless service has the text ``None`` in their place."""
         k8s = dig(service, "Metadata", "K8s")
         return addresses_of([dig(k8s, "ClusterIP"), *items(k8s, "Extra", "Spec", "ClusterIPs")])
 
     def service(self, pod: Json) -> str:
-        """The name of the only service that selects the pod and has a cluster IP, else empty."""
+        """The name of the only service with a cluster IP that selects the pod, else empty."""
         found = only(s for s in self.selecting(pod, "service") if self.cluster_addresses(s))
         return short(text(found, "Metadata", "K8s", "Name"))
 
     def kubernetes_container(self, pod: Json) -> str:
-        """The only container that Kubernetes lists for a pod, else empty."""
+        """The name of the only Kubernetes container of a pod, else empty."""
         found = [node for node in self.all(K8S_CONTAINER) if is_in(pod, self.pods_of(node))]
         return short(text(found[0], "Metadata", "K8s", "Name")) if len(found) == 1 else ""
 
     @once
     def pod_addresses(self, pod: Json) -> list[str]:
-        """The addresses of a pod. It has none if it has ended, or uses the host's network.
+        """The addresses of a pod. A pod that has ended or uses the host's network has none.
 
         A pod uses the host's network if it has an address of its host. If the host is unknown, an
         address of any host is enough.
@@ -625,7 +625,7 @@ class NameOracle:
 
     @once
     def capture_points(self) -> dict[str, Json]:
-        """Interfaces by NodeTID. Of several, the first one by host, name, type and ID counts."""
+        """Interfaces by NodeTID. Of equal NodeTIDs, the first by host, name, type and ID counts."""
         found: dict[str, Json] = {}
         for node in self.interfaces():
             tid = short(text(node, "Metadata", "TID") or text(node, "ID"))
@@ -653,7 +653,7 @@ class NameOracle:
 
     @once
     def point(self, node: Json) -> tuple[str, tuple[str, ...], str, str]:
-        """A capture point: its namespace, the namespaces of its veth peers, host and cluster."""
+        """A capture point, as a tuple of namespace, namespaces of veth peers, host and cluster."""
         peers = [
             self.namespace(end)
             for parent, child, relation in self.edges
@@ -683,7 +683,7 @@ class NameOracle:
     def is_service_on_host(self, node: Json, address: str) -> bool:
         """A cluster IP on a dummy interface of a host belongs to the service.
 
-        NodeLocal DNSCache adds the IP of the DNS service to each host of its cluster.
+        NodeLocal DNSCache adds the cluster IP of the DNS service to each host of the cluster.
         """
         cluster = self.cluster_of_host(self.host(node))
         clusters = [
@@ -700,7 +700,7 @@ class NameOracle:
     def machine(self, node: Json) -> str:
         """The virtual machine behind an interface: its Libvirt domain, else its UUID.
 
-        The domain may be known from another interface of the machine.
+        The domain can come from another interface of the same machine.
         """
         uuid = text(node, "Metadata", "ExtID", "vm-uuid")
         domains = distinct(
@@ -774,7 +774,7 @@ class NameOracle:
         }
 
     def facts_of_namespace(self, namespace: Json) -> dict[str, Any]:
-        """The names of a namespace's pod; if the pod's node is unknown, only the pod's own name."""
+        """The names of a namespace's pod. If the pod's node is unknown, only the pod's own name."""
         pod = self.pod(namespace)
         facts = dict(self.facts(pod))
         if pod is None and (pair := self.lone_pair(namespace)):
@@ -782,7 +782,7 @@ class NameOracle:
         return facts
 
     def lone_pair(self, namespace: Json) -> Pair | None:
-        """Namespace and name of a pod whose node is not known."""
+        """Namespace and name of a namespace's pod, if the pod's node is unknown."""
         if namespace is None or self.is_uncertain(namespace) or self.pod(namespace) is not None:
             return None
         pairs = self.pairs(namespace)
@@ -799,7 +799,7 @@ class NameOracle:
     ) -> Names:
         """The names of an address. The label ``name`` is the first known name in the order below.
 
-        The address of a virtual machine is not named after the network namespace or the host.
+        A virtual machine is not named after the network namespace or the host.
         """
         prefix = f"{facts['namespace']}/" if facts["namespace"] else ""
         service, workload = facts["service"], facts["workload"]
@@ -822,8 +822,8 @@ class NameOracle:
     def candidates(self, address: str) -> list[Candidate]:
         """The owners of an address: interfaces, virtual machines, pods and services.
 
-        A pod and an interface with the same address are one owner if the pod can be at no other
-        interface, and no other pod can be at this interface.
+        A pod and an interface with the same address are a single owner if the pod can be at no
+        other interface, and no other pod can be at this interface.
         """
         places = self.places(address)
         shown = [self.pod(namespace) for namespace, _, machine in places if machine is None]
@@ -854,19 +854,20 @@ class NameOracle:
         return distinct(result)
 
     def pods_with(self, address: str) -> list[Json]:
-        """If two pods of a cluster have the same address, only the newer pod owns it."""
+        """Of two pods in a cluster with the same address, only the newer pod owns the address."""
         pods = [pod for pod in self.all("pod") if address in self.pod_addresses(pod)]
         clusters = distinct(map(self.cluster, pods))
         of_cluster = [[pod for pod in pods if self.cluster(pod) == each] for each in clusters]
         return [pod for pods in of_cluster for pod in self.newest(pods)]
 
     def may_be_at(self, pod: Json, place: Place, *, alone: bool) -> bool:
-        """Whether a pod can be assumed to be where an interface has its address.
+        """Whether to assume that an interface with the address of a pod belongs to the pod.
 
         The interface must not be in the host's own namespace, and must not belong to another pod.
-        If its namespace belongs to a pod of that name, it is the pod's interface unless anything
-        contradicts this. Otherwise, the interface must be on the pod's host. If nothing at all is
-        known about that host, the interface must be the only one with the address.
+        If the interface's namespace belongs to a pod with the same name, the interface belongs to
+        the pod unless the cluster or the host contradicts this. Otherwise, the interface must be on
+        the pod's host. If nothing is known about the pod's host, the interface must be the only one
+        with the address.
         """
         namespace, host, machine = place
         if machine is not None or self.is_own(namespace) or self.is_uncertain(namespace):
@@ -884,7 +885,7 @@ class NameOracle:
         return alone and same_cluster
 
     def place_candidate(self, place: Place) -> Candidate:
-        """The owner of an interface's address. Virtual machines are not in the namespace."""
+        """The owner of an interface's address. A virtual machine has no known namespace."""
         namespace, host, machine = place
         facts = self.facts_of_namespace(namespace)
         names = self.names(
@@ -898,7 +899,7 @@ class NameOracle:
         return names, identity, host, facts["cluster"] or self.cluster_of_host(host)
 
     def merged_candidate(self, place: Place, pod: Json) -> Candidate:
-        """A pod and its interface. Runtime containers come before Kubernetes containers."""
+        """A pod and its interface. Runtime containers override Kubernetes containers."""
         namespace, host, _ = place
         container = (
             self.container(namespace)
@@ -911,9 +912,9 @@ class NameOracle:
         return names, self.identity(namespace), host, cluster
 
     def pod_candidate(self, pod: Json) -> Candidate:
-        """A pod whose address is at no interface. Its namespace is that of its containers.
+        """A pod whose address is at no interface. The pod's namespace is that of its containers.
 
-        If the agent of its host is not known, the host has the name of the Kubernetes node.
+        If the agent of the pod's host is unknown, the host has the name of the Kubernetes node.
         """
         namespaces = [netns for netns in self.all("netns") if self.pod(netns) is pod]
         namespace = namespaces[0] if len(namespaces) == 1 else None

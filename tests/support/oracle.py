@@ -1,4 +1,4 @@
-"""Computes the counters that a page must show from the delivered reports alone.
+"""Computes the expected counters of a page only from the delivered reports.
 
 `Oracle` does not model rows or the storage of flows. It adds the highest totals of all flows. For
 two kinds of flows, a page may show less: flows that were forgotten because their reports were too
@@ -20,27 +20,27 @@ from tests.model import DIRECTION, DIRECTIONS, Spec, View, at, labels_of
 from tests.support.skydive import COUNTERS, JSON, TIMEOUT, is_counted
 
 BATCH_S = 15.0
-"""The maximum delay of a report after its tick."""
+"""The maximum delay of a report after the agent's update tick."""
 
 ENDED_S = 75.0
 """The time for which a flow is kept after its closing report."""
 
 NEW_FLOWS = "NewFlows"
-"""The counter of new flows, next to the fields of ``Metric``. Each flow is new only once."""
+"""The counter of new flows, which is not a field of ``Metric``. A flow is new only once."""
 
 Values = tuple[str, ...]
 Counters = Counter[str]
 
 
 def is_repeat(report: JSON) -> bool:
-    """Return whether this is a closing report without packets since the latest update tick."""
+    """Return whether a report is a closing report without packets since the latest update tick."""
     return (
         report.get("FinishType") == TIMEOUT and report["LastUpdateMetric"]["Last"] != report["Last"]
     )
 
 
 def is_first(report: JSON) -> bool:
-    """Return whether this is the agent's first report of the flow."""
+    """Return whether a report is the agent's first report of the flow."""
     return not is_repeat(report) and report["LastUpdateMetric"]["Start"] == report["Start"]
 
 
@@ -110,7 +110,7 @@ class Growth:
     amount: Range
     totals: Counters
     is_known: bool
-    """Whether the flow was reported before this message and cannot have been forgotten."""
+    """Whether the flow was reported before this message and cannot be forgotten yet."""
 
     @property
     def is_news(self) -> bool:
@@ -124,11 +124,11 @@ class Growth:
 
 @dataclass
 class Shown:
-    """A connection: its latest counters on the page, and the growth since then.
+    """A connection: its counters on the latest page that showed it, and the growth since that page.
 
-    It expires one timeout after ``renewed_s`` at the earliest, and one timeout after ``touched_s``
-    at the latest. A closing report without new packets can add to an existing connection without
-    renewing it.
+    The connection expires a timeout after ``renewed_s`` at the earliest, and a timeout after
+    ``touched_s`` at the latest. A closing report without new packets can add to the connection
+    without renewing it.
     """
 
     counters: Counters = field(default_factory=Counter)
@@ -165,7 +165,7 @@ class Oracle:
     # Reports
 
     def message(self, reports: Sequence[JSON], now: float) -> list[Growth]:
-        """Apply the flows of a message, and return the growth of each."""
+        """Apply the flows of a message, and return the growth of each flow."""
         known = {uuid for uuid, heard in self.flows.items() if self._is_remembered(heard, now)}
         forgotten = [
             math.ceil(heard.renewed_s)
@@ -194,7 +194,7 @@ class Oracle:
             high[NEW_FLOWS] = int(counts)
             amount = Range(low, high)
             if is_repeat(report) and not counts:
-                # The flow is not kept, and its latest update may still be in transit.
+                # Such a flow is not kept. Its latest update may still be in transit.
                 return Growth(report, values, amount, totals, is_known)
             self.flows[report["UUID"]] = heard = Heard(values, totals, now)
         else:
@@ -233,7 +233,7 @@ class Oracle:
     # Pages
 
     def check_before(self, page: Mapping[str, set[str]], now: float) -> None:
-        """Check a page before the next message: connections only expire, and only when due."""
+        """Check a page before the next message: only connections that are due may be missing."""
         if not self.is_exact:
             return
         visible = read_counters(page, self.spec.views[0])
@@ -305,8 +305,8 @@ class Oracle:
     ) -> None:
         """Check a connection that was not on the page before.
 
-        It continues if one of its flows is still known, or starts with the flows of this
-        message.
+        If one of its flows is still known, its counters must continue. Otherwise, they may start
+        with the flows of this message.
         """
         due = exactly(shown.counters) + shown.since
         if counters in due:
@@ -331,5 +331,5 @@ class Oracle:
             low = growth.amount.low & growth.totals if counts else Counter()
             fresh += Range(low, growth.totals)
         if not self.is_complete:
-            fresh = Range(fresh.low, due.high)  # earlier closing reports can count, too
+            fresh = Range(fresh.low, due.high)  # earlier closing reports can also count
         assert counters in fresh, f"{values}: {counters} is not {fresh}"

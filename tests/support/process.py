@@ -1,4 +1,4 @@
-"""Runs skyfast processes for tests, started like those of users."""
+"""Runs skyfast processes for tests, in the same way as users."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 
 START_S = 15.0
 STOP_S = 5.0
-"""Longer than the 2 s that skyfast needs at most on an idle machine."""
+"""Much longer than the 2 s that skyfast needs at most on an idle machine."""
 WAIT_S = 10.0
 POLL_S = 0.02
 PROBLEM = re.compile(
@@ -56,7 +56,7 @@ class Skyfast:
         return await asyncio.to_thread(ask)
 
     async def self_metrics(self) -> dict[str, float]:
-        """Return skyfast's own metrics, by series as written on the page."""
+        """Return skyfast's own metrics, by series. Series are written as on the page."""
         page = (await self.get("/metrics/self")).decode()
         lines = [line for line in page.splitlines() if not line.startswith("#")]
         return {
@@ -73,7 +73,7 @@ class Skyfast:
                 await asyncio.sleep(POLL_S)
 
     async def logged(self, text: str, *, since: int = 0) -> str:
-        """Wait for a log line with ``text``, from line number ``since`` on, and return it."""
+        """Wait for a log line with ``text``, from line ``since`` on, and return the line."""
         async with asyncio.timeout(WAIT_S):
             while True:
                 if matches := [line for line in self.log[since:] if text in line]:
@@ -99,7 +99,8 @@ def running(
     """Run skyfast with a configuration file, options and environment variables.
 
     ``through`` is a command that executes its arguments, such as ``env``. On exit, SIGTERM must
-    stop the process in time with exit code 0. With ``quiet``, it must not have logged a problem.
+    stop the process in time, with exit code 0. With ``quiet``, the process must not have logged a
+    problem.
     """
     return _started(str(config), *options, quiet=quiet, through=through, **environ)
 
@@ -107,7 +108,7 @@ def running(
 def demo(
     *config: Path, web_config: Path | None = None, quiet: bool = True, **environ: str
 ) -> AbstractAsyncContextManager[Skyfast]:
-    """Run skyfast with ``--demo`` on a free port, like `running`. A configuration is optional."""
+    """Run skyfast with ``--demo`` on a free port, like `running`. ``config`` is optional."""
     arguments = ["--demo", *map(str, config)]
     if web_config:
         arguments.append(f"--web.config.file={web_config}")
@@ -118,9 +119,9 @@ def demo(
 def replay(
     *arguments: object, quiet: bool = True, **environ: str
 ) -> AbstractAsyncContextManager[Skyfast]:
-    """Run skyfast with ``--replay`` and these arguments on a free port, like `running`.
+    """Run skyfast with ``--replay`` and these arguments on a free port; otherwise like `running`.
 
-    Five minutes of a recording take a second, and no connection expires.
+    The replay runs 300 times as fast as the recording. No connection expires.
     """
     store = "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_"
     defaults = {f"{store}PORT": "0", f"{store}CONNECTION_TIMEOUT": "600"}
@@ -144,7 +145,7 @@ async def _started(
     try:
         skyfast.url = await asyncio.wait_for(skyfast.served_at, START_S)
         yield skyfast
-        if process.returncode is None:  # the test may have stopped it
+        if process.returncode is None:  # the test may have stopped the process
             skyfast.send_signal(signal.SIGTERM)
         async with asyncio.timeout(STOP_S):
             await process.wait()

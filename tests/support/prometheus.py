@@ -1,4 +1,4 @@
-"""Runs Prometheus and promtool of Debian for tests."""
+"""Runs Debian's Prometheus and promtool for tests."""
 
 import asyncio
 import json
@@ -47,9 +47,9 @@ def lint(page: bytes) -> list[str]:
 async def prometheus(
     target: str | Mapping[str, Mapping[str, str]], directory: Path, *, how: str = ""
 ) -> AsyncIterator[str]:
-    """Run a Prometheus that scrapes ``target`` with the settings ``how``; yield its URL.
+    """Run a Prometheus that scrapes ``target`` with the settings ``how``, and yield its URL.
 
-    Several targets are given as a mapping from targets to labels.
+    For several targets, ``target`` is a mapping from each target to its labels.
     """
     labels_of = {target: {}} if isinstance(target, str) else target
     targets = [{"targets": [name], "labels": {**labels}} for name, labels in labels_of.items()]
@@ -64,7 +64,7 @@ async def prometheus(
 
 @asynccontextmanager
 async def configured_prometheus(text: str, directory: Path) -> AsyncIterator[str]:
-    """Run a Prometheus with this configuration file; yield its URL."""
+    """Run a Prometheus with this configuration file, and yield its URL."""
     assert PROMETHEUS is not None
     config = directory / "prometheus.yml"
     config.write_text(text)
@@ -120,7 +120,7 @@ def number(sample: dict[str, Any]) -> float:
 
 
 async def growing(server: str, expression: str, count: int) -> list[dict[str, Any]]:
-    """Wait until at least ``count`` series of ``expression`` are above zero; return them."""
+    """Wait until ``expression`` has at least ``count`` series above zero, and return them."""
     while True:
         samples = [sample for sample in await query(server, expression) if number(sample) > 0]
         if len(samples) >= count:

@@ -1,4 +1,4 @@
-"""An ingest with the table and the counters that it updates."""
+"""An ingest, with the table and the counters that the ingest updates."""
 
 from typing import Any
 
@@ -69,7 +69,7 @@ class IngestSetup:
 
 
 class Sink(IngestSetup):
-    """An ingest of the default configuration with some settings, and its counters."""
+    """An ingest of the default configuration with some settings, and the counters of the ingest."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(make_config(**settings), max_connections=1000, max_flows=4000)

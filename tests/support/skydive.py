@@ -1,16 +1,17 @@
 """A model of Skydive in plain Python: agents, analyzers and their messages, in virtual time.
 
-The model follows Skydive's sources (v0.28, July 2024) but contains no code from Skydive. Docstrings
-name the Go functions that a method models. There are no sockets, threads or clocks: a `Cluster`
-runs an event queue and yields each message as a JSON object when a subscriber receives it.
+The model follows Skydive's sources (v0.28, July 2024), but contains no code from them. The
+docstring of a method names the Go functions that the method models. There are no sockets, threads
+or clocks: a `Cluster` runs an event queue, and yields each message as a JSON object when a
+subscriber receives the message.
 
-Times are integers in milliseconds. ``now_ms`` is the true time of the virtual cluster. Every agent
-has its own wall clock, which differs by ``offset_ms`` and can step. Random choices (the analyzer of
-a tick, the order of simultaneous ticks) come from the cluster's generator, so the same seed gives
-the same run.
+Times are integers in milliseconds. ``now_ms`` is the true time of the virtual cluster. Each agent
+has its own wall clock, which differs from the true time by ``offset_ms`` and can step. Random
+choices (the analyzer of a tick, the order of simultaneous ticks) come from the cluster's generator,
+so the same seed gives the same run.
 
-The model has no tunnels (``ParentUUID``), no ``TCPMetric`` and ``IPMetric``, no captures by eBPF,
-sFlow and NetFlow, and no ticks that Go drops because their reader is busy.
+The model omits tunnels (``ParentUUID``), ``TCPMetric``, ``IPMetric``, captures by eBPF, sFlow and
+NetFlow, and the ticks that Go drops when their reader is busy.
 
 The oracle at the end of the file computes the expected counters from the delivered messages.
 """
@@ -32,8 +33,8 @@ EPOCH_MS = 1_700_000_000_000
 """The Unix time at time 0 of a cluster."""
 
 HOLD_MS = 15_000
-"""``HoldTimeoutMilliseconds``: a flow that started with FIN or RST is removed this long after its
-last packet."""
+"""``HoldTimeoutMilliseconds``: the time from the last packet of a flow until its removal, if the
+flow started with FIN or RST."""
 
 STATS_MS = 10_000
 READING_MS = 1_000
@@ -43,8 +44,8 @@ BULK_FLOWS = 100
 BULK_MS = 5_000
 MAX_BUFFERED_FLOWS = 100_000
 PONG_TIMEOUT_MS = 7_000
-"""``http.ws.pong_timeout`` plus ``http.ws.ping_delay``: a client without pongs is dropped after
-this time."""
+"""``http.ws.pong_timeout`` plus ``http.ws.ping_delay``: the time after which a client that sends no
+pongs is dropped."""
 
 RECONNECT_MS = 1_000
 """Interval between an agent's attempts to connect to an analyzer."""
@@ -61,7 +62,7 @@ ALL_NAMESPACES = ("flow", "stats")
 
 @dataclass(frozen=True)
 class Conversation:
-    """Two endpoints that exchange packets. The sender of a flow's first packet is the flow's ``A``.
+    """Two endpoints that exchange packets. A flow's ``A`` is the sender of its first packet.
 
     ``protocol`` is TCP, UDP, SCTP, ICMP or ARP. ``application`` is the last layer that Skydive
     recognizes, by default the protocol.
@@ -116,7 +117,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Packet:
-    """``count`` equal packets of one conversation, ``size`` bytes each.
+    """A number of equal packets of one conversation, with ``size`` bytes each.
 
     ``flags`` are TCP flags: any of the letters S, A, F and R.
     """
@@ -146,8 +147,8 @@ def _mac(address: str) -> str:
 class FlowOptions:
     """The keys ``flow.*`` of an agent's configuration file.
 
-    ``expire_first`` is the order of simultaneous expiry and update ticks. With None it is random,
-    like Go's ``select``.
+    ``expire_first`` decides the order of simultaneous expiry and update ticks. With None, the order
+    is random, like Go's ``select``.
     """
 
     update_ms: int = 60_000
@@ -168,7 +169,7 @@ class Sender(Protocol):
 
 @dataclass(eq=False)
 class Flow:
-    """A row of a flow table: the fields of ``flow.Flow``, and its ``XXX_state``."""
+    """A row of a flow table: the fields of ``flow.Flow``, including ``XXX_state``."""
 
     uuid: str
     conversation: Conversation
@@ -196,7 +197,7 @@ class Flow:
         self._measure_rtt(packet, wall_ms * 1_000_000)
 
     def _measure_rtt(self, packet: Packet, wall_ns: int) -> None:
-        """Set the round-trip time (``updateRTT``); a clock step can make it negative."""
+        """Set the round-trip time (``updateRTT``). A clock step can make this time negative."""
         protocol = self.conversation.protocol
         is_answer = False
         if protocol == "ICMP":
@@ -221,7 +222,7 @@ class Flow:
         } | self._times(start_ms, last_ms)
 
     def zero_metric(self, start_ms: int, last_ms: int) -> None:
-        """Set ``LastUpdateMetric`` to zeros after a tick without packets. Its RTT stays."""
+        """Set ``LastUpdateMetric`` to zeros after a tick without packets, except for its RTT."""
         zeros: JSON = dict.fromkeys(COUNTERS, 0) | {"Start": start_ms, "Last": last_ms}
         self.last_update = (self.last_update or {}) | zeros
 
@@ -255,7 +256,7 @@ class Flow:
 
 
 class FlowTable:
-    """The flows of a capture point (``flow.Table``). Times are those of the agent's wall clock."""
+    """The flows of a capture point (``flow.Table``). Times come from the agent's wall clock."""
 
     def __init__(
         self,
@@ -281,7 +282,7 @@ class FlowTable:
         self._received = 0
 
     def packet(self, packet: Packet, wall_ms: int) -> Flow:
-        """Count packets in their flow, which is created if necessary (``packetToFlow``).
+        """Count packets in their flow; create the flow if necessary (``packetToFlow``).
 
         If the table is full, a new flow evicts the least recently used flow, which gets no closing
         report (``getOrCreateFlow``). ``FinishType`` is FIN or RST if the first packet has that
@@ -323,11 +324,11 @@ class FlowTable:
 
         A flow with packets since the previous tick is reported. A flow without packets is closed if
         the timeout of its application has passed: ``FinishType`` becomes ``TIMEOUT``, and
-        ``LastUpdateMetric`` stays. Other flows are not reported, and their ``LastUpdateMetric``
-        becomes zero.
+        ``LastUpdateMetric`` stays unchanged. Other flows are not reported, and their
+        ``LastUpdateMetric`` becomes zero.
 
-        A flow with a ``FinishType`` whose last packet is 15 s old is removed from the table, even
-        if this tick reports it.
+        If a flow has a ``FinishType`` and its last packet is 15 s old, it is removed from the
+        table, even if this tick reports it.
         """
         reports = []
         for key, flow in list(self.flows.items()):
@@ -353,8 +354,8 @@ class FlowTable:
     def expire_at(self, wall_ms: int) -> None:
         """Run an expiry tick (``expireAt``).
 
-        It closes the flows whose last packet is older than the previous expiry tick. The first tick
-        closes no flow.
+        The tick closes the flows whose last packet is older than the previous expiry tick. The
+        first tick closes no flow.
         """
         self._expire(self.last_expire_ms)
         self.last_expire_ms = wall_ms
@@ -368,7 +369,7 @@ class FlowTable:
         """Close flows (``expire``). Flows that started with FIN or RST end without a report.
 
         ``LastUpdateMetric`` contains the packets since the latest update tick, and its ``Last``
-        equals the flow's ``Last``. Without such packets, it stays unchanged.
+        equals the flow's ``Last``. Without such packets, ``LastUpdateMetric`` stays unchanged.
         """
         reports = []
         for key, flow in list(self.flows.items()):
@@ -387,7 +388,7 @@ class FlowTable:
     def read_packets(self, times: int = 1) -> None:
         """Read the socket's packet count (``updateStats`` of the probe, every second).
 
-        The count is a running total, and ``Run`` adds up ten readings per report, so
+        The count is a running total, but ``Run`` adds ten readings per report. So
         ``PacketsReceived`` is about ten times the total.
         """
         self._received += times * self._packets
@@ -413,7 +414,7 @@ class FlowTable:
 class Agent:
     """The agent of a host: flow tables, and its connected analyzers (``FlowClientPool``).
 
-    Its wall clock is ``offset_ms`` ahead. The monotonic clock decides when ticks are due; all
+    The agent's wall clock is ``offset_ms`` ahead. A monotonic clock decides when ticks are due. All
     reported times come from the wall clock.
     """
 
@@ -491,13 +492,13 @@ class Agent:
         self.tables.remove(table)
 
     def stop(self) -> None:
-        """Stop cleanly (``Agent.Stop``): closing reports are still sent."""
+        """Stop cleanly, after sending closing reports (``Agent.Stop``)."""
         for table in list(self.tables):
             self.stop_capture(table)
         self._end()
 
     def kill(self) -> None:
-        """Stop at once, without closing reports."""
+        """Stop immediately, without closing reports."""
         for table in self.tables:
             table.is_running = False
         self.tables.clear()
@@ -509,7 +510,7 @@ class Agent:
         self.cluster.agents.remove(self)
 
     def step_clock(self, by_ms: int) -> None:
-        """Step the wall clock forward or back."""
+        """Step the wall clock forward or backward."""
         self.offset_ms += by_ms
 
     def on_connected(self, analyzer: Analyzer) -> None:
@@ -525,7 +526,7 @@ class Agent:
     def send_flows(self, flows: Sequence[JSON]) -> None:
         """Send all flows of one tick to one analyzer (``SendFlows``, ``sendFlows``).
 
-        With UDP, every flow is a datagram; with WebSocket, a message has up to ten flows.
+        With UDP, each flow is a datagram. With WebSocket, a message has up to ten flows.
         """
         if not self.analyzers:
             self.dropped += len(flows)
@@ -565,9 +566,9 @@ class HostIdConflictError(Exception):
 class Analyzer:
     """An analyzer: the flow server and the endpoint for subscribers.
 
-    If a subscriber reads too slowly, its message queue fills up, which blocks the flow server: see
-    `stall`. Flows then wait in a channel of ``max_buffered_flows``. If the channel is full too, the
-    reader of UDP datagrams returns and never starts again (``FlowServerUDPConn.Serve``). With
+    If a subscriber reads too slowly, its message queue fills up, which blocks the flow server (see
+    `stall`). Flows then wait in a channel of ``max_buffered_flows``. If this channel is also full,
+    the reader of UDP datagrams ends and never starts again (``FlowServerUDPConn.Serve``). With
     ``flow.protocol: websocket``, only the rest of the message is lost
     (``FlowServerWebSocketConn.OnMessage``).
 
@@ -587,7 +588,7 @@ class Analyzer:
         self.max_buffered_flows = max_buffered_flows
         self.receive_buffer = receive_buffer
         self.lost: Counter[str] = Counter()
-        """Flows lost in this analyzer, by cause."""
+        """Number of flows that were lost in this analyzer, by cause."""
         self.is_running = False
         self.speakers: list[Subscriber] = []
         """The pool of connected subscribers. Each has its own set of namespaces."""
@@ -616,8 +617,8 @@ class Analyzer:
     def stop(self, *, is_noticed: bool = True) -> None:
         """Stop the analyzer. Its buffers are lost, and subscribers and agents are disconnected.
 
-        With ``is_noticed=False``, as after a power loss, no connection is closed, and agents keep
-        sending until `notice`.
+        With ``is_noticed=False``, the stop is like a power loss: no connection is closed, and
+        agents keep sending until `notice`.
         """
         assert self.is_running
         self.is_running = False
@@ -636,7 +637,7 @@ class Analyzer:
             agent.on_disconnected(self)
 
     def restart(self, *, after_ms: int = 0) -> None:
-        """Stop now and start ``after_ms`` later."""
+        """Stop now, and start ``after_ms`` later."""
         self.stop()
         self.cluster.at(self.cluster.now_ms + after_ms, self.start)
 
@@ -665,7 +666,7 @@ class Analyzer:
     def _read(self) -> None:
         """Read messages (``FlowServerUDPConn.Serve``, ``FlowServerWebSocketConn.OnMessage``).
 
-        The channel for stats is unbuffered, so they block the reader while the server is blocked.
+        The channel for stats is unbuffered, so stats block the reader while the server is blocked.
         """
         while self._socket:
             message, is_udp = self._socket[0]
@@ -683,7 +684,7 @@ class Analyzer:
             self._drain()
 
     def _drain(self) -> None:
-        """Send a batch of flows after 100 flows or after 5 s (``FlowServer.Start``)."""
+        """Send a batch of flows after every 100 flows, and every 5 s (``FlowServer.Start``)."""
         while self._channel and not self.is_stalled:
             if not self._flows:
                 self._schedule_deadline()
@@ -756,7 +757,8 @@ class Analyzer:
     def disconnect(self, subscriber: Subscriber) -> None:
         """Remove a subscriber and all namespaces (``OnDisconnected``).
 
-        ``OnDisconnected`` removes the subscribers of all namespaces, not only the leaving one.
+        ``OnDisconnected`` removes the subscribers of all namespaces, not only the subscriber that
+        leaves.
         """
         if subscriber in self.speakers:
             self.namespaces.clear()
@@ -766,9 +768,10 @@ class Analyzer:
 class Subscriber:
     """A subscription to one analyzer, of skyfast or of another program.
 
-    Messages are delayed by ``delay_ms``, which can change, and keep their order. After
-    ``silence_ms`` without a message, the subscription disconnects; None disables that. It
-    reconnects ``retry_ms`` after every failure. Without namespaces, it receives all messages.
+    Messages keep their order and are delayed by ``delay_ms``, which can change. After
+    ``silence_ms`` without a message, the subscription disconnects; None disables this. The
+    subscription reconnects ``retry_ms`` after every failure. Without namespaces, it receives the
+    messages of all namespaces.
 
     ``history`` is a list of times and events: connected, silent, disconnected, refused.
     """
@@ -794,7 +797,7 @@ class Subscriber:
         self.is_wanted = False
         self.history: list[tuple[int, str]] = []
         self.last_message_ms = 0
-        """The time of the last message or of the connection."""
+        """The time of the last message, or of the connection if there was no message."""
         self.session = 0
         self._newest_ms = 0
 
@@ -913,8 +916,8 @@ class Delivery:
 class Cluster:
     """Agents, analyzers and the event queue.
 
-    ``loses`` returns whether a datagram is lost. Its arguments are the agent, the analyzer and the
-    flows of the datagram; a datagram of stats has no flows.
+    The function ``loses`` returns whether a datagram is lost. Its arguments are the agent, the
+    analyzer and the flows of the datagram. A datagram of stats has no flows.
     """
 
     def __init__(
@@ -977,9 +980,9 @@ class Known:
     first_ms: int
     last_ms: int
     closed_ms: int | None = None
-    """The time of its closing report."""
+    """The time of the flow's closing report."""
     longest_gap_ms: int = 0
-    """The longest time between two of its reports."""
+    """The longest time between two reports of the flow."""
 
 
 def is_counted(report: JSON) -> bool:
@@ -988,7 +991,7 @@ def is_counted(report: JSON) -> bool:
 
 
 def known_flows(deliveries: Iterable[Delivery]) -> dict[str, Known]:
-    """Return every delivered flow by its ``UUID``."""
+    """Return all delivered flows by ``UUID``."""
     flows: dict[str, Known] = {}
     for delivery in deliveries:
         for report in delivery.flows:
@@ -1008,7 +1011,7 @@ def known_flows(deliveries: Iterable[Delivery]) -> dict[str, Known]:
 
 
 def label_values(report: JSON, paths: Iterable[Sequence[str]]) -> tuple[str, ...]:
-    """Return the values at ``paths`` of a flow."""
+    """Return a flow's values at ``paths``."""
     values = []
     for path in paths:
         value: Any = report

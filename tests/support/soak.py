@@ -51,14 +51,15 @@ Figures = dict[str, int]
 MAX_GROWTH = 0.02
 """Maximum relative growth of any memory from the second day to the last day."""
 HEAP_BYTES = 6 * memory.HEAP_STEP_BYTES
-"""Growth of the held heap and of resident memory that is always allowed. Both stay at their peaks,
-and a later peak can be higher because more pages and responses coincide. For memory in use, there
-is no such allowance."""
+"""Allowed growth of the held heap and of resident memory.
+
+Both keep their highest value. A later day can have a higher value, because more pages and responses
+coincide. Memory in use has no such allowance."""
 ENTRIES = 64
-"""Growth of a container that is always allowed, for example for the current names."""
+"""Allowed growth of a container, for example of the container for the current names."""
 
 PACKETS, BYTES = UNIT[0] + UNIT[2], UNIT[1] + UNIT[3]
-"""Packets and bytes of a report, summed over both directions."""
+"""The packets and bytes of a report, as sums of both directions."""
 
 # Virtual time
 
@@ -66,15 +67,15 @@ DAY_S, HOUR_S = 86_400, 3_600
 STEP_S = 30
 """Interval between batches of messages."""
 TICK_S = 5
-"""Interval between expiry runs. The clock would treat a longer interval as a process pause."""
+"""Interval between expiry runs. The clock would treat a longer interval as a pause."""
 REPORT_S = 60
 START_S = 1_700_000_000
 PEAK_STEPS = 10
-"""Number of steps at noon in which half of a day's conversations start."""
+"""Number of steps at noon. Half of the day's conversations start in these steps."""
 MEASURE_INTERVAL_S = 12 * HOUR_S
 """Interval between memory measurements."""
 REST_S = 4_200
-"""Time without reports until everything has expired. Views and interfaces expire last: 3600 s."""
+"""Time after which everything has expired. Views and interfaces take longest: 3600 s."""
 ALL_ROWS = 2**31 - 1
 
 DEFAULT = "{}"
@@ -124,7 +125,7 @@ class VirtualClock:
 
 
 class Virtual:
-    """The parts of all configurations, which process the same traffic.
+    """The apps of all configurations, which process the same traffic.
 
     ``per_day`` conversations start on each day. The soak test advances ``clock``.
     """
@@ -135,7 +136,7 @@ class Virtual:
         self._clock = clock
         self._highest: Figures = {}
         self._reports_before_rest = 0
-        """Number of reports before everything expired. Later reports belong to new connections."""
+        """Number of reports before the latest rest. Later reports belong to new connections."""
         self.churn = ChurnProcess(step_s=STEP_S, report_s=REPORT_S, start_s=clock.wall())
         texts = {"default": DEFAULT, "sums": SUMS, "rich": RICH % (per_day // 8)}
         self.apps = {name: _app(text) for name, text in texts.items()}
@@ -145,7 +146,7 @@ class Virtual:
         memory.freeze()
 
     async def day(self) -> Figures:
-        """Play a day with a reload at its end; return the highest value of each figure."""
+        """Simulate a day with a reload at its end. Return the highest value of each figure."""
         self._highest = {}
         steps = DAY_S // STEP_S
         evenly = self._per_day // 2
@@ -169,7 +170,7 @@ class Virtual:
         return self._highest
 
     async def rest(self) -> Figures:
-        """Let everything expire, clear the caches, and return the remaining figures."""
+        """Let everything expire, clear the caches, and return the figures after that."""
         self.churn.rest(REST_S)
         for _ in range(0, REST_S, STEP_S):
             self._pass_step()
@@ -187,7 +188,7 @@ class Virtual:
         """Yield all problems after a rest."""
         for name, app in self.apps.items():
             table, stats = app.exposition.source.table, app.stats
-            # With "rich", the connections that aggregate the overflow never expire.
+            # The configuration "rich" has overflow rows, which never expire.
             others = 1 if name == "rich" else 0
             remaining = {
                 "flows": table.flows,
@@ -253,7 +254,7 @@ class Virtual:
             resolution = resolve(graph, k8s_labels=parts.names.k8s_labels)
             for names, keys in parts.names.apply(parts.names.compare(resolution, now)):
                 parts.table.relabel(names, keys).step(ALL_ROWS)
-            # The poller would query the pods of these addresses.
+            # This replaces the poller, which would query the pods of these addresses.
             while parts.names.addresses.take_unknown(now, MAX_VALUES):
                 pass
 
@@ -278,7 +279,7 @@ class Virtual:
             figures[f"bytes of the table, {name}"] = table.bytes
             self._most_dormant[name] = max(table.dormant_flows, self._most_dormant[name])
         for path, (count, instances) in containers(**self.apps).items():
-            # For a cache, count its limit instead of its size, which is random.
+            # The size of a cache is random, so its limit counts instead.
             limit = rewrites.MAX_REMEMBERED * sum(
                 isinstance(container, rewrites.BoundedCache) for container in instances
             )
@@ -288,7 +289,7 @@ class Virtual:
 
 
 def grown(second: Figures, last: Figures, *, at_rest: bool) -> list[str]:
-    """Return the figures that grew too much from the second day to the last, worst first."""
+    """Return the figures that grew too much from the second to the last day, the worst first."""
     problems = []
     for name, after in last.items():
         before = second.get(name, 0)
@@ -297,7 +298,7 @@ def grown(second: Figures, last: Figures, *, at_rest: bool) -> list[str]:
         elif name.endswith(("by malloc", "resident")):
             allowance = HEAP_BYTES
         elif name.startswith(("blocks", "bytes in use")) and not at_rest:
-            continue  # random, because the caches can be full or not
+            continue  # random, because it depends on how full the caches are
         else:
             allowance = 0
         if after - before > max(MAX_GROWTH * before, allowance):
@@ -308,10 +309,10 @@ def grown(second: Figures, last: Figures, *, at_rest: bool) -> list[str]:
 
 
 async def play(*, days: int, per_day: int, remembered: int) -> list[str]:
-    """Play ``days`` days with ``per_day`` new conversations each; return all problems.
+    """Simulate ``days`` days with ``per_day`` new conversations each. Return all problems.
 
-    ``remembered`` is the size of the caches for the flows' strings. It should be small enough that
-    ``per_day`` conversations fill them.
+    ``remembered`` is the size of the caches for strings of flows. ``per_day`` conversations should
+    fill these caches.
     """
     clock = VirtualClock()
     with (
@@ -329,7 +330,7 @@ async def play(*, days: int, per_day: int, remembered: int) -> list[str]:
 
 async def _play(soak: Virtual, days: int) -> list[str]:
     began_s = time.monotonic()
-    # Only some days are kept, because this dict would grow, too.
+    # Only some days are kept, because a dict of all days would grow like a leak.
     figures_by_day: dict[int, Figures] = {}
     rests: list[Figures] = []
     problems: list[str] = []
@@ -367,17 +368,17 @@ def _tables(figures: Mapping[str, int]) -> list[tuple[str, int]]:
 
 REAL_STEP_S, REAL_REPORT_S = 1, 5
 TOPOLOGY_S, RELOAD_S, CLOSE_S = 5, 13, 37
-"""Intervals between changes of the topology, reloads, and ends of the subscription.
+"""Intervals between changes of the topology, between reloads, and between ends of the subscription.
 
-A subscription must last 30 s, or the delay before the next one increases."""
+A subscription must last 30 s. Otherwise, the delay before the next subscription increases."""
 SUBSCRIBE_S = 20
 """Maximum time until the next subscription."""
 LINE_S = 10
 WARM_S = 60
-"""Time until memory is stable. Memory is only checked in soak tests of four times that length."""
+"""Time until memory is stable. Shorter tests than four times this period do not check memory."""
 EXPIRED_S = 20 + INCIDENT_UPDATES * FLOW_UPDATE_S
-"""Time until all connections have expired: timeout, grace period and a margin, and the longest hold
-of the clock, because the subscription may have ended shortly before."""
+"""Time until all connections have expired: the timeout, the grace period, a margin, and the longest
+hold of the clock. The clock is held if the subscription ended shortly before."""
 THREADS = 3 + min(32, (os.cpu_count() or 1) + 4)
 """Maximum number of threads: the main thread, the event loop's pool, and those of two pages."""
 
@@ -402,7 +403,7 @@ pipeline:
 
 @dataclass
 class Observations:
-    """Observations of a process. The keys of ``resident`` are seconds since the start."""
+    """Observations of a process. ``resident`` has the resident bytes by seconds since the start."""
 
     resident: dict[float, int] = field(default_factory=dict)
     pages: int = 0
@@ -428,7 +429,7 @@ class _Real:
     def __init__(self, skyfast: Skyfast, analyzer: FakeAnalyzer, flows_per_s: int) -> None:
         self._skyfast = skyfast
         self._analyzer = analyzer
-        # A conversation has almost two reports on average.
+        # On average, a conversation has almost two reports.
         self._new_conversations = flows_per_s // 2
         self._churn = Churn(step_s=REAL_STEP_S, report_s=REAL_REPORT_S, start_s=time.time())
         self._observed = Observations()
@@ -488,7 +489,7 @@ class _Real:
 
     async def _reconnect(self, second: int) -> None:
         """End the subscription in one of three ways, and wait for the next one."""
-        # Reports that are in flight when the connection ends would be lost.
+        # Wait first: reports that are in transit when the connection ends would be lost.
         await self._wait_for_reports()
         (subscriber,) = self._analyzer.subscribers
         match second // CLOSE_S % 3:
@@ -579,8 +580,8 @@ class _Real:
 FULL_PER_DAY = 100_000
 """Number of new conversations per day: more than one per second."""
 REMEMBERED = 8192
-"""Size of the caches for the flows' strings. With `rewrites.MAX_REMEMBERED`, it would take a week
-until all caches were full at the same time."""
+"""Size of the caches for strings of flows. With `rewrites.MAX_REMEMBERED`, it would take a week
+until all caches are full at the same time."""
 
 
 def say(text: str) -> None:

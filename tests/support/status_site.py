@@ -18,8 +18,8 @@ EVIL = "</td></table><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u
 class Site:
     """The web server of an app whose analyzer is not reachable; `report` passes flows instead.
 
-    The totals of a flow are bytes and packets from initiator to target, and then bytes and packets
-    from target to initiator.
+    The totals of a flow are in this order: bytes and packets from initiator to target, bytes and
+    packets from target to initiator.
     """
 
     def __init__(self, **settings):
@@ -127,4 +127,4 @@ FORMATS = [
     ("health", {"state": "degraded", "text": "2 of 3 analyzers"}, "degraded: 2 of 3 analyzers"),
     ("state", True, "up"),
 ]
-"""Formats, values, and the text for each value at time 1,000 s, in Python and in the script."""
+"""Formats, values, and the text that both Python and the script write at the time 1,000 s."""

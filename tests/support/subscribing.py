@@ -68,7 +68,7 @@ class Subscribed:
 
 @contextlib.asynccontextmanager
 async def subscribed(config: Config, **options: Any) -> AsyncIterator[Subscribed]:
-    """Run subscriptions, and check that they end in time and leave no task running."""
+    """Run subscriptions. Check that they end in time, and that no task is left running."""
     running = Subscribed(config, **options)
     Subscribed.running += 1
     try:

@@ -1,4 +1,4 @@
-"""The compiled table with the interface of the model, so that tests can run with both."""
+"""The compiled table with the interface of the model, so that the same tests can run with both."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ ALL_ROWS = 2**31 - 1
 CHUNK_BYTES = 256 * 1024
 JOIN_S = 20
 MAX_CHECKED_ROWS = 300
-"""Tables with more rows are not checked after every operation."""
+"""A table with more rows is not checked after each operation."""
 
 
 class _OfFlow:
-    """A rewrite of whole flows that calls the model's rewrite with the flow as a dict."""
+    """A rewrite of whole flows. It converts the flow to a dict, and calls the model's rewrite."""
 
     def __init__(self, rewrite: Any) -> None:
         self._rewrite = rewrite
@@ -68,7 +68,7 @@ class _OfFlow:
 
 
 def plan_of(spec: Spec, *, share: tuple[int, int] | None = None) -> Plan:
-    """Return the plan of a spec; ``share`` is the index and the number of shards."""
+    """Return the plan of a spec. ``share`` has the index of the shard and the number of shards."""
     columns: dict[Label, Column] = {}
     lookups: dict[ModelLookup, Lookup] = {}
     for view in spec.views:
@@ -148,10 +148,9 @@ def _value(value: Total | ModelGauge | None) -> Counter | Gauge | FlowCount | Ne
 
 @dataclass(frozen=True)
 class Slice:
-    """The flows that a step of relabelling visited, and the keys that it looked for.
+    """A step of relabelling: the flows that it visited, and the keys that these flows use.
 
-    ``taken`` are the keys that the step took. If there are none, it continued with the previous
-    keys.
+    ``taken`` has the keys that the step took. If it took none, it continued with the previous keys.
     """
 
     taken: list[str]
@@ -160,7 +159,7 @@ class Slice:
 
 
 class Relabelling:
-    """A relabelling in slices. ``has_more`` is true until the last slice."""
+    """Relabels flows in slices, as long as ``has_more`` is true."""
 
     def __init__(self, core: Core, names: Names, keys: Iterable[str]) -> None:
         self._core = core
@@ -170,7 +169,7 @@ class Relabelling:
         self.has_more = True
 
     def step(self, budget: int) -> Slice:
-        """Relabel one slice."""
+        """Relabel the next slice."""
         self._noted.clear()
         self.has_more = self._relabeling.step(budget)
         self._core.check()
@@ -180,10 +179,10 @@ class Relabelling:
 
 
 class Core:
-    """A table that accepts flows as JSON objects and decodes them as the program does.
+    """A table that accepts flows as JSON objects and decodes them in the same way as skyfast.
 
-    If the build has consistency checks (`tests.support.core_builds`), the table is checked after
-    every operation.
+    If the build has consistency checks (`tests.support.core_builds`), each operation ends with a
+    check of the table.
     """
 
     def __init__(
@@ -195,9 +194,9 @@ class Core:
         build: Any = _table,
         **options: Any,
     ) -> None:
-        """Make a table for ``spec`` or ``one_view(**options)``. Rules for flows are ignored.
+        """Make a table for ``spec`` or ``one_view(**options)``, without its drop and keep rules.
 
-        ``build`` is the compiled core.
+        ``build`` is the module of the compiled core.
         """
         spec = spec or one_view(**options)
         self.plan = plan_of(spec, share=share)
@@ -230,8 +229,8 @@ class Core:
     def message(self, flows: Sequence[dict[str, Any]], now: float) -> None:
         """Apply the flows of one message.
 
-        If the table needs more fields of a flow, this flow and all following flows are decoded
-        again with a larger type.
+        If the table needs more fields of a flow, this flow and the following ones are decoded again
+        with a larger type.
         """
         obj = json.dumps(flows).encode()
         done = 0
@@ -241,7 +240,7 @@ class Core:
         assert done == len(flows)
 
     def report(self, flow: dict[str, Any], now: float) -> str | None:
-        """Apply one flow; return the reason why it was skipped, or None."""
+        """Apply one flow. Return the reason if it was skipped, else None."""
         before = self.skipped
         self.message([flow], now)
         (*reasons,) = (reason for reason, n in self.skipped.items() if n != before[reason])
@@ -249,7 +248,7 @@ class Core:
         return reasons[0] if reasons else None
 
     def relabel(self, names: Names, keys: Iterable[str], budget: int = ALL_ROWS) -> list[Slice]:
-        """Relabel in slices of this budget, and return the slices."""
+        """Relabel in slices with this budget, and return the slices."""
         relabelling = self.relabelling(names, keys)
         slices = []
         while relabelling.has_more:
@@ -282,7 +281,7 @@ class Core:
 
 
 def _noted(keys: Iterable[str], taken: list[str]) -> Iterator[str]:
-    """Yield keys and note those that were taken."""
+    """Yield keys, and add each taken key to ``taken``."""
     for key in keys:
         taken.append(key)
         yield key
@@ -290,7 +289,7 @@ def _noted(keys: Iterable[str], taken: list[str]) -> Iterator[str]:
 
 @contextmanager
 def beside(function: Callable[[], None], *, threads: int = 2) -> Iterator[None]:
-    """Call a function repeatedly from threads while a block runs; it must not fail."""
+    """Call a function repeatedly from threads while a block runs. The function must not fail."""
     stop = threading.Event()
     rounds = [0] * threads
     errors: list[BaseException] = []
@@ -325,7 +324,7 @@ def read_all(page: Page, size: int = CHUNK_BYTES) -> bytes:
 
 
 def many_flows(count, *, total=(1, 2, 3, 4), first=0, last=1_000, **fields):
-    """Return ``count`` flows, each of a connection with its own address."""
+    """Return ``count`` flows, each with its own address and thus its own connection."""
     return [
         make_flow(
             f"{n + 1:x}", total, last=last, a=f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", **fields

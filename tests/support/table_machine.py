@@ -42,7 +42,7 @@ MANY = 1000
 
 EVER = float("-inf")
 LABEL_VALUE = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-"""Matches a label on a page; the groups are its name and its value, with escapes."""
+"""Matches a label on a page. The groups are the name and the escaped value."""
 
 IP_A, IP_B, PORT_A, PORT_B, _, NODE, PROTOCOL = LABELS
 APPLICATION = Label("application", ("Application",))
@@ -107,7 +107,7 @@ METRICS = (
 
 @st.composite
 def views(draw, number):
-    """Draw a view. The names of its families include ``number``, so that they are unique."""
+    """Draw a view. The names of its families contain ``number``, so that they are unique."""
     chosen = draw(st.lists(st.sampled_from(METRICS), min_size=1, max_size=4, unique=True))
     labels = tuple(draw(ANY_LABELS))
     if DIRECTION not in labels:  # without directions, a gauge has one value
@@ -121,7 +121,7 @@ def views(draw, number):
 
 @st.composite
 def specs(draw):
-    """Draw a spec; one in four has the default labels."""
+    """Draw a spec. One spec in four has the default labels."""
     limits = {
         "max_connections": draw(st.sampled_from((1, 3, 1000))),
         "max_flows": draw(st.sampled_from((1, 4, MANY))),
@@ -167,14 +167,14 @@ three_names = st.tuples(*[st.sampled_from(("", "eth0", "other", 'a "name"', "n" 
 
 @dataclass(frozen=True)
 class Renaming:
-    """Changes of names: new names of keys (None for ambiguous keys), and new names of contexts."""
+    """A change of names: new names by key (None for an ambiguous key), and new names by context."""
 
     names: Names
     keys: dict[str, tuple[str, ...] | None]
     contexts: dict[tuple[str, str, str], tuple[str, ...]]
 
     def apply(self) -> list[str]:
-        """Change the names; return the keys whose names may have changed."""
+        """Change the names. Return the keys whose names may have changed."""
         count = self.names.count
         self.names.update({key: names and names[:count] for key, names in self.keys.items()})
         self.names.contexts.update(self.contexts)
@@ -206,7 +206,7 @@ four = st.tuples(numbers, numbers, numbers, numbers)
 
 @st.composite
 def flows(draw):
-    """Draw a flow; some lack a field, and some have an invalid value."""
+    """Draw a flow. Some flows lack a field, and some have an invalid value."""
     flow = make_flow(
         draw(st.sampled_from(UUIDS)),
         draw(four),
@@ -265,10 +265,10 @@ def series_of(line):
 class SlowPage:
     """A page that is being read, with its allowed and required lines.
 
-    ``existing`` has the connections at the start of the page. ``required`` has their series, which
-    the page must show if the connections stay. ``allowed`` has all lines that the page may have:
-    one for each value that a series has had since the start. ``values`` has the label values that
-    were found at the start, with escapes: the page must not have others.
+    ``existing`` has the connections at the start of the page. ``required`` has the series of these
+    connections, which the page must show if the connections stay. ``allowed`` has the lines that
+    the page may have: one for each value that a series has had since the start. ``values`` has the
+    escaped label values that existed at the start. The page must not have other values.
     """
 
     page: Page
@@ -297,8 +297,8 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(message=st.lists(flows(), min_size=1, max_size=5))
     def receive(self, message):
-        # If dormant flows can be evicted, no two of them become dormant in the same second, because
-        # their order would be undefined.
+        # If dormant flows can be evicted, no two flows may become dormant in the same second. The
+        # order of their eviction would be undefined.
         spec = self.model.spec
         is_tight = spec.flow_memory_s > 0 and spec.max_flows < MANY
         for part in [[flow] for flow in message] if is_tight else [message]:
@@ -315,7 +315,7 @@ class TableMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.renamed)
     @rule(budget=st.sampled_from((0, 1, 2, 3, 5, ALL_ROWS, ALL_ROWS)), number=st.integers(0, 1))
     def relabel(self, budget, number):
-        # In any order: a step depends only on the current names.
+        # Relabellings may continue in any order, because a step depends only on the current names.
         names, relabelling = self.renamed[number % len(self.renamed)]
         step = relabelling.step(budget)
         self.model.relabel(names, step.keys, step.uuids)
@@ -338,7 +338,8 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(max_rows=st.sampled_from((1, 2, 3, ALL_ROWS)))
     def expire(self, max_rows):
-        # Expired rows are on no page, even before they are removed; flow counts include them.
+        # Pages omit expired rows even before they are removed. Only flow counts still include
+        # expired flows.
         counts = {
             family.name
             for family in self.model.families
@@ -445,9 +446,9 @@ REPORTS = st.fixed_dictionaries(
 
 
 class DeduplicatingMachine(TableMachine):
-    """The same with ``deduplicate: first``, and reports of dormant flows, often closing ones.
+    """Tests ``deduplicate: first``, with many closing reports of dormant flows.
 
-    The totals of all flows grow with each report, but a report can be ``behind``.
+    Totals grow with each report of any flow, but a report can be ``behind``.
     """
 
     rename = relabel = begin = update_every = None
@@ -474,8 +475,8 @@ class DeduplicatingMachine(TableMachine):
         self.take([self.flow(uuids[n % len(uuids)], **report) for n, report in reports])
 
     def take(self, flows):
-        # No two flows become dormant in the same second. Otherwise, if one of them has ended, it
-        # would be undefined which one is the last flow of their connection.
+        # No two flows become dormant in the same second. Otherwise, the last flow of a connection
+        # would be undefined if only one of the two flows had ended.
         for flow in flows:
             super().receive(message=[flow])
             self.now += 1
@@ -537,9 +538,9 @@ RENAMINGS = st.one_of(
 
 
 class RelabellingMachine(TableMachine):
-    """Names that change all the time, and flows that share few addresses.
+    """Tests names that change all the time, with flows that share few addresses.
 
-    A step of relabelling adds nothing to any series. After the last one, all labels are current.
+    A step of relabelling adds nothing to any series. After the last step, all labels are current.
     """
 
     begin = update_every = None
@@ -616,7 +617,7 @@ class RelabellingMachine(TableMachine):
         super().expire(max_rows=max_rows)
 
     def counters(self):
-        """Return the series of all counters, with their values."""
+        """Yield the series and values of all counters."""
         page = self.core.page(self.now)
         for family in self.model.families:
             if family.type == "counter":

@@ -1,4 +1,4 @@
-"""Helpers for the event loop: wait for a condition; run a task or an app during a test."""
+"""Helpers for the event loop: wait for a condition, and run a task or an app during a test."""
 
 import asyncio
 import time
@@ -39,7 +39,7 @@ async def cancelled_afterwards(run: Coroutine[Any, Any, object]) -> AsyncIterato
 async def running_app(
     config: Config, load: Callable[[], Config] | None = None
 ) -> AsyncIterator[App]:
-    """Run the app in this process. A reload gets its configuration from ``load``."""
+    """Run the app in this process. A reload calls ``load`` for the new configuration."""
     app, stopping = App(config, load=load or (lambda: config)), asyncio.Event()
     task = asyncio.create_task(app.run(stopping))
     try:

@@ -1,8 +1,8 @@
 """Random topology graphs for Hypothesis, in the JSON form of the topology API.
 
-Names, addresses and subnets come from small sets, so that selectors overlap, addresses are reused,
-and the same subnet exists on several hosts. Most pods are as the probes would describe them, and
-each part of the description can be missing.
+Names, addresses and subnets come from small sets. So selectors overlap, addresses are reused, and
+the same subnet exists on several hosts. Most pods are described as the probes would describe them,
+but each part of the description can be missing.
 """
 
 from copy import deepcopy
@@ -37,16 +37,16 @@ _NAMES = {
     "Rollout": "rolling",
     "CronJob": "nightly",
 }
-"""The usual names of owners by kind."""
+"""The usual name of an owner, by kind."""
 
 _BYTES = 1_500
-"""Enough for one graph. When all bytes are used, each further choice takes its first option."""
+"""The random bytes of a graph. After the last byte, each choice takes its first option."""
 
 
 class _Builder:
-    """Collects nodes and edges. Each random choice uses up one byte.
+    """Collects nodes and edges. Each random choice consumes one byte.
 
-    One draw of many bytes takes a tenth of the time of many draws.
+    A single draw of all bytes takes a tenth of the time of many draws.
     """
 
     def __init__(self, choices: bytes) -> None:
@@ -89,7 +89,7 @@ class _Builder:
 
 @dataclass
 class _Pod:
-    """A pod, of which agents and the Kubernetes probe know some parts."""
+    """A pod. Agents and the Kubernetes probe know some parts of it."""
 
     namespace: str
     name: str
@@ -103,8 +103,8 @@ class _Pod:
 def graphs(draw: st.DrawFn, *, disorder: bool = True, broken: bool = False) -> Json:
     """Return a graph of up to three hosts and two clusters.
 
-    Without ``disorder``, probes agree with one another. With ``broken``, any field can have a value
-    of a wrong type.
+    Without ``disorder``, the probes agree with each other. With ``broken``, any field can have a
+    value of a wrong type.
     """
     b = _Builder(draw(st.binary(min_size=_BYTES, max_size=_BYTES)))
     clusters = b.pick(("c1",), ("c1", "c2"), ("c1", "c2"), ("", "c1"), ("",))
@@ -246,7 +246,7 @@ def _plain_namespace(b: _Builder, host: Json, addresses: list[str]) -> None:
 
 
 def _container(b: _Builder, host: str, pod: _Pod | None) -> Json:
-    """A container, which runtimes and kubelet describe in different ways."""
+    """A container. Runtimes and kubelet describe it in different ways."""
     runtime_id = f"cid{len(b.nodes)}"
     name = b.pick("nginx", "proxy", "POD")
     metadata: Json = {"Type": "container", "Manager": "docker", "Container": {"ID": runtime_id}}
@@ -300,10 +300,10 @@ def _k8s(b: _Builder, kind: str, cluster: str, fields: Json, owners: Json = ()) 
 
 
 def _kubernetes_nodes(b: _Builder, clusters: tuple[str, ...], hosts: list[Json]) -> dict[str, Any]:
-    """Kubernetes nodes; returns their names by host.
+    """Add Kubernetes nodes. Return their names by host.
 
     A host is usually a node of one cluster. Nodes of two clusters can have the same name, and so
-    can two hosts. The probe links all hosts and nodes of the same name.
+    can two hosts. The probe links all hosts and nodes that have the same name.
     """
     names = {}
     for host in hosts:
@@ -320,7 +320,7 @@ def _kubernetes_nodes(b: _Builder, clusters: tuple[str, ...], hosts: list[Json])
 
 
 def _owner(b: _Builder, *kinds: str) -> Json:
-    """An owner of this kind. If it has its usual name, its node may be in the graph."""
+    """An owner of this kind. The graph may contain its node if the owner has its usual name."""
     kind = b.pick(*kinds)
     name = _NAMES[kind] if b.chance(8) else b.pick("other-abc", "")
     return {"Kind": kind, "Name": name, "Controller": b.pick(True, True, True, False, None)}
@@ -423,7 +423,7 @@ def _pod(b: _Builder, pod: _Pod, node_names: dict[str, str]) -> Json:
 
 
 def _disorder(b: _Builder) -> None:
-    """Lost and additional edges, duplicate and deleted nodes, any order."""
+    """Lose and add edges, duplicate and delete nodes, and change their order."""
     for _ in range(b.count(2)):
         if b.edges:
             b.edges.remove(b.pick(*b.edges))
@@ -448,7 +448,7 @@ def _disorder(b: _Builder) -> None:
 def _spoil(b: _Builder, element: Json) -> None:
     """Replace a random value, at any depth, by one of another type.
 
-    UpdatedAt is not replaced: it decides which of two nodes with the same ID counts.
+    UpdatedAt is never replaced, because it decides which of two nodes with the same ID counts.
     """
     parent = element
     while keys := sorted(parent.keys() - {"UpdatedAt"}):

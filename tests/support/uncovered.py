@@ -1,15 +1,15 @@
-"""Reports the lines of the core that no test runs, and compares them with the known ones.
+"""Reports the lines of the core that no test runs, and compares them with a list.
 
-``make coverage`` runs the tests with coverage.py, for the Python modules, and with a core that is
-built for gcov. The limit of coverage.py is in ``pyproject.toml``. gcov counts lines of C, which
-this module maps to the Cython source. (Cython's own tracing would take the GIL while the table's
-lock is held.)
+``make coverage`` runs the tests with coverage.py, which measures the Python modules, and with a
+core that is built for gcov. The limit of coverage.py is in ``pyproject.toml``. gcov counts lines of
+C, which this module maps to lines of the Cython source. (Cython's own tracing cannot be used,
+because it would take the GIL while the table's lock is held.)
 
 * At least `LEAST_PERCENT` of all lines must have run.
-* Every line that did not run must be listed in ``tests/support/uncovered.txt`` by its text, below
-  the reason. A short line, such as ``return``, is listed together with the line before it. The
-  check fails if a line that no test runs is not listed, or if a listed line does not exist. A
-  listed line may run: some lines run by chance.
+* ``tests/support/uncovered.txt`` must list the text of every line that did not run, below the
+  reason. A short line, such as ``return``, is listed together with the line before it. The check
+  fails if a line that no test runs is not listed, or if a listed line does not exist. A listed line
+  may run, because some lines run by chance.
 
 ``python -m tests.support.uncovered`` prints the report and the errors.
 """
@@ -43,7 +43,7 @@ class File(NamedTuple):
 
 
 def core_files() -> dict[str, File]:
-    """Return what gcov counted in the compiled modules."""
+    """Return gcov's counts for the compiled modules."""
     return {**_counted("_table"), **_counted("_json_split")}
 
 
@@ -66,11 +66,11 @@ def _counted(module: str) -> dict[str, File]:
 
 
 def source_lines(c_text: str) -> dict[int, tuple[str, int]]:
-    """Return file and line of the Cython source for each line of C that comes from one.
+    """Return file and line of the Cython source for each line of C, if there is one.
 
     Cython writes the source line of each statement before the statement. (Its optional ``#line``
-    directives only apply to the next line, so the lines after that would count as separate lines.)
-    Code that leaves a function and Cython's own functions have no source line.
+    directives only apply to the next line, so gcov would count the following lines separately.)
+    Cython's own functions, and code that leaves a function, have no source line.
     """
     result = {}
     source = None
@@ -85,7 +85,7 @@ def source_lines(c_text: str) -> dict[int, tuple[str, int]]:
 
 
 def known() -> Iterator[tuple[str, str]]:
-    """Yield file and text of the lines that need not run."""
+    """Yield the file and the text of each listed line."""
     for line in KNOWN.read_text().splitlines():
         if line and not line.startswith("#"):
             name, _, text = line.partition(": ")
@@ -126,7 +126,7 @@ def check(files: Mapping[str, File]) -> list[str]:
 
 
 def report(files: Mapping[str, File]) -> Iterator[str]:
-    """Yield the lines of a table; files with the most uncovered lines are first."""
+    """Yield the lines of a table. Files with the most uncovered lines come first."""
     total = File(
         sum(file.lines for file in files.values()), [n for f in files.values() for n in f.missing]
     )
@@ -137,7 +137,7 @@ def report(files: Mapping[str, File]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Print the report and the errors; return the exit code."""
+    """Print the report and the errors. Return the exit code."""
     files = core_files()
     errors = check(files)
     sys.stdout.write("\n".join([*report(files), *errors, ""]))

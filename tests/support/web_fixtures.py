@@ -95,11 +95,11 @@ BIG = FLOWS + b"".join(
 
 
 class FakeTable:
-    """Replaces the compiled table. Its pages are ``content``, read in the same way.
+    """Replaces the compiled table. Its pages have ``content``, and are read like real pages.
 
     :param break_at: the position where rendering raises an exception.
     :param pause_at: the position where rendering waits for ``resume``.
-    :param pause_scans: whether scans of all rows wait for ``resume`` too.
+    :param pause_scans: whether scans of all rows also wait for ``resume``.
     """
 
     connections = 2
@@ -171,7 +171,7 @@ class FakeTable:
 
 
 class Snapshot(list):
-    """The rows of a snapshot. Weak references to it show tests when it is freed."""
+    """The rows of a snapshot. Tests use weak references to detect that it is freed."""
 
 
 class FakePage:
@@ -198,7 +198,7 @@ class FakePage:
 
 
 class FakePart:
-    """Replaces the interfaces or the captures of a page."""
+    """A replacement for the interfaces or the captures of a page."""
 
     def __init__(self, content):
         self.content = content
@@ -217,7 +217,7 @@ def source(
     standard_names=False,
     view=VIEW,
 ):
-    """Return a source of the exposition whose parts are fakes."""
+    """Return an exposition source that only has fake parts."""
     table = table or FakeTable()
     return ExpositionSource(
         table=table,
