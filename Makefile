@@ -21,17 +21,18 @@ WITH_SLOW := -m 'not nightly'
 FUZZ_S ?= 60
 FUZZ_SEED ?=
 
-# The tests of `make sanitize`, with the usual steps of growth of the core and with small ones.
+# The tests of `make sanitize`: in SANITIZE_USUAL, the core's memory grows in the usual steps; in
+# SANITIZE_SMALL, in small steps.
 SANITIZE_USUAL ?= tests/table/test_table.py tests/table/test_table_model.py tests/table/test_rules.py tests/table/test_lookups.py \
 	tests/table/test_parts.py \
 	tests/table/test_model.py tests/skydive/test_ingest.py tests/skydive/test_json_split.py tests/web/test_cardinality.py
 SANITIZE_SMALL ?= tests/table/test_invariants.py tests/fuzz/test_fuzz.py tests/table/test_stress.py
-# These tests take minutes. They measure time, or tests/table/test_stress.py covers them.
+# These tests take minutes. They measure time, or tests/table/test_stress.py covers the same code.
 NOT_SANITIZED ?= tests/table/test_table.py::test_threads_read_pages_while_another_thread_updates_the_table \
 	tests/table/test_table.py::test_two_hundred_thousand_connections
 SANITIZED := $(BIN)/python -m tests.support.core_builds address $(BIN)/python -m
 
-# With --capture=sys, pytest does not capture the report of a sanitizer that ends the process.
+# With --capture=sys, a sanitizer's report remains visible although the sanitizer ends the process.
 SANITIZED_TESTS := $(SANITIZED) pytest -q --capture=sys $(WITH_SLOW)
 
 .PHONY: run test test-slow coverage nightly sanitize tsan fuzz build lint format locked lock audit soak bench bench-plots \
@@ -59,9 +60,9 @@ tsan: $(VENV)/.built $(VENV)/.test
 fuzz: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S) $(FUZZ_SEED:%=--seed %)
 
-# Lists the lines in Python and in the core that no test runs, and fails if one is not a known
-# exception. The soak is excluded, because coverage data needs memory that the soak would attribute
-# to skyfast.
+# Lists the lines of Python and of the core that no test runs, and fails if one of them is not a
+# known exception. The soak test is excluded: it measures memory, and would count the memory of
+# coverage data.
 coverage: $(VENV)/.built $(VENV)/.test $(VENV)/.coverage
 	rm -rf build/coverage
 	$(BIN)/python -m tests.support.core_builds coverage $(BIN)/python -m coverage run -m pytest -q -n $(WORKERS) \
@@ -70,7 +71,7 @@ coverage: $(VENV)/.built $(VENV)/.test $(VENV)/.coverage
 	$(BIN)/python -m coverage report
 	$(BIN)/python -m tests.support.uncovered
 
-# Runs the checks that take too long for every change. Hypothesis uses new examples in each run.
+# Runs checks that take too long to run for every change. Hypothesis uses new examples in each run.
 nightly: $(VENV)/.built $(VENV)/.test
 	$(MAKE) lint
 	$(MAKE) test
@@ -120,7 +121,8 @@ audit: $(VENV)/.audit
 	$(BIN)/pip-audit --strict --progress-spinner off --disable-pip --require-hashes \
 		--requirement requirements.lock
 
-# Simulates thirty days in two minutes, and then runs real churn for SOAK_S seconds.
+# Simulates thirty days in two minutes, and then runs a real process with traffic for SOAK_S
+# seconds.
 soak: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m tests.support.soak virtual
 	$(BIN)/python -m tests.support.soak real --seconds $(SOAK_S)
@@ -149,7 +151,7 @@ clean:
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Stamp files. Each means that an environment is up to date with its prerequisites.
+# Stamp files. If a stamp is up to date, so is the environment.
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)

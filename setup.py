@@ -1,4 +1,4 @@
-"""Builds the compiled modules; everything else about the package is in pyproject.toml.
+"""Builds the compiled modules. Everything else about the package is in pyproject.toml.
 
 ``SKYFAST_BUILD`` selects a build for tests: `checked`, `address` and `thread` use
 ``skyfast/_checked.pyx`` instead of ``skyfast/_table.pyx``; `coverage` uses the normal sources.
@@ -16,7 +16,7 @@ from setuptools import Extension, setup
 HARDENED = [
     "-fstack-protector-strong",
     "-fstack-clash-protection",
-    "-U_FORTIFY_SOURCE",  # distributions can set another level
+    "-U_FORTIFY_SOURCE",  # removes the level that a distribution sets
     # Level 3 would check each copy at run time, which makes rendering 30 % slower.
     "-D_FORTIFY_SOURCE=2",
 ]
@@ -26,8 +26,8 @@ if platform.machine() in {"x86_64", "AMD64", "i686"}:
 RELEASE = ["-O3", "-fvisibility=hidden", "-fno-plt", *HARDENED]
 LINK = ["-Wl,-z,relro", "-Wl,-z,now", "-Wl,-z,noexecstack"]
 
-# Python's flags define signed overflow (-fwrapv), so the sanitizers would not report it. Calls of
-# fortified functions would bypass the replacements of the sanitizers.
+# Python's flags contain -fwrapv, with which the sanitizers do not report signed overflow. Fortified
+# functions would bypass the sanitizers' replacements of these functions.
 DEBUG = ["-g", "-O1", "-fno-omit-frame-pointer", "-fno-wrapv", "-U_FORTIFY_SOURCE"]
 SANITIZERS = {
     "checked": [],
@@ -35,7 +35,7 @@ SANITIZERS = {
     "thread": ["-fsanitize=thread"],
 }
 
-# gcov counts atomically, because several threads run the core.
+# gcov must count atomically, because several threads run the core.
 COUNTED = ["-O0", "--coverage", "-fprofile-update=atomic"]
 
 TABLE, CHECKED_TABLE = "skyfast/_table.pyx", "skyfast/_checked.pyx"

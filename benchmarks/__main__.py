@@ -1,4 +1,4 @@
-"""Runs benchmarks by name. An exception is a failure; a missed target is not."""
+"""Runs benchmarks by name. The run fails after an exception, but not after a missed target."""
 
 import importlib
 import signal
@@ -27,10 +27,10 @@ NAMES = (
 )
 
 ON_REQUEST = ("storage",)
-"""Benchmarks that `all` does not run, because they take long or need other programs."""
+"""Benchmarks that `all` does not include, because they take long or need other programs."""
 
 LIMIT_S = 180
-"""Time limit of one benchmark; on an idle machine, all together take less than five minutes.
+"""Time limit of one benchmark. On an idle machine, all together take less than five minutes.
 
 A benchmark that takes longer has its own ``LIMIT_S``."""
 

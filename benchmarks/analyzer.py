@@ -1,7 +1,7 @@
 """An analyzer that uses almost no CPU time: raw sockets and prepared frames.
 
-The analyzer provides skyfast and its peers with a subscription to flows, answers pings with pongs,
-and sends an empty response to every other request. It runs in its own process (`Remote`).
+The analyzer provides subscriptions to skyfast and its peers, answers pings with pongs, and sends an
+empty response to every other request. It runs in its own process (`Remote`).
 """
 
 import base64
@@ -18,10 +18,10 @@ from typing import BinaryIO
 from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, LAST_ROUND, Flows, of_round
 
 WAIT_S = 60.0
-"""Time limit for the connector; the benchmark fails if it is exceeded."""
+"""Time limit for the connector. A benchmark fails if the connector exceeds it."""
 
 STATS_INTERVAL_S = 10.0
-"""Interval of stats messages, without which skyfast considers a subscription silent."""
+"""Interval of stats messages. Without them, skyfast would treat the subscription as silent."""
 
 _STATS = (
     b'{"Namespace":"stats","Type":"stats","UUID":"5c26acfa-5980-452b-a0ab-2848cb848504",'
@@ -53,7 +53,7 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 
 class Analyzer:
-    """Listens once it is created; serves one subscription at a time and any number of requests."""
+    """Listens after its creation. Serves one subscription at a time, and any number of requests."""
 
     def __init__(self, flows: int) -> None:
         self._flows = Flows(flows)
@@ -88,7 +88,7 @@ class Analyzer:
             raise TimeoutError("no client has subscribed")
 
     def send(self, round_: int) -> float:
-        """Send one round of all messages; return the seconds until the connector has read them."""
+        """Send one round of all messages. Return the seconds until the connector has read them."""
         began_s = time.perf_counter()
         for message in of_round(self._templates, round_):
             self._write(frame(_TEXT, message))
@@ -101,7 +101,8 @@ class Analyzer:
         """Send rounds at a constant rate.
 
         Returns the number of flows, the duration in seconds, and the response time of each ping in
-        seconds. If the connector reads too slowly, messages are sent late, but none is omitted.
+        seconds. If the connector reads too slowly, the analyzer sends messages late, but omits
+        none.
         """
         interval_s = FLOWS_PER_MESSAGE / flows_per_s
         total = round(seconds / interval_s)
@@ -176,14 +177,14 @@ class Analyzer:
             connection.sendall(_SWITCH % base64.b64encode(accept.digest()))
             self._subscription = connection
             self._subscribed.set()
-            # The Go connector disconnects without a close frame and without reading all data.
+            # The Go connector disconnects without a close frame, and before it has read all data.
             with contextlib.suppress(ConnectionResetError):
                 while self._read_frame(reader):
                     pass
             self._subscribed.clear()
 
     def _read_frame(self, reader: BinaryIO) -> bool:
-        """Read a masked, short frame from the subscriber. Return False at the end."""
+        """Read a short, masked frame from the subscriber. Return False at the end of the data."""
         head = reader.read(2)
         if len(head) < 2 or head[0] & 15 == _CLOSE:
             return False

@@ -17,13 +17,13 @@ CHOICES = {
     ),
     "new_flows": ("{metrics: [bytes, packets, rtt, new_flows]}", "default"),
 }
-"""The YAML of each configuration, and the name of the configuration it is compared with."""
+"""The YAML of each configuration, and the name of the configuration with which it is compared."""
 
 MESSAGES = 25
-"""Number of messages per turn of a configuration."""
+"""Number of messages that a configuration processes per turn."""
 
 ROUNDS = 2
-"""Rounds of known flows."""
+"""Number of rounds of known flows."""
 
 PAGES = 9
 
@@ -31,10 +31,10 @@ Samples = dict[str, list[float]]
 
 
 class Choices:
-    """One core per configuration; all of them process the same messages.
+    """One core per configuration. All cores process the same messages.
 
-    The cores process the messages in turn. A different core is first each time, so that conditions
-    are the same for all.
+    The cores process the messages in turn. Each time, a different core is first, so that no core
+    has better conditions.
     """
 
     def __init__(self, count: int) -> None:
@@ -44,7 +44,7 @@ class Choices:
         tidy()
 
     def take(self, round_: int) -> tuple[Samples, Samples]:
-        """Process a round of all flows; return the ns per flow of decoding and of the table."""
+        """Process a round of all flows. Return the ns per flow of decoding and of the table."""
         count = self._flows.count
         is_first = round_ == FIRST_ROUND
         numbers = range(count) if is_first else self._flows.sample(count, count)
@@ -60,7 +60,7 @@ class Choices:
         return decode_ns, update_ns
 
     def render(self) -> Samples:
-        """Render some pages; return the ms of each."""
+        """Render some pages. Return the ms of each page."""
         ms: Samples = defaultdict(list)
         for _ in range(PAGES):
             for name, parts in self._in_turn():

@@ -28,8 +28,8 @@ class Churn(Parts):
     def run(self, minutes: float) -> tuple[float, float, int, int]:
         """Process new flows for ``minutes`` of virtual time.
 
-        Returns the ns per new flow of the report and of expiry, the bytes of the table, and the
-        number of dormant flows.
+        Returns the ns per new flow for its report, the ns for its expiry, the bytes of the table,
+        and the number of dormant flows.
         """
         taken = update_ns = expire_ns = 0
         for _ in range(int(60 * minutes / STEP_S)):
@@ -52,7 +52,7 @@ class Churn(Parts):
 
 
 class Crowd(Parts):
-    """A table with many flows that are all dormant."""
+    """A table with many flows, all of which are dormant."""
 
     def __init__(self, count: int) -> None:
         super().__init__(memory_s=MEMORIES_S[-1])
@@ -62,7 +62,7 @@ class Crowd(Parts):
         tidy()
 
     def report(self) -> float:
-        """Report all flows; return the ns per flow."""
+        """Report all flows. Return the ns per flow."""
         count = update_ns = 0
         for batch in in_batches(self._flows.messages(range(self._count), self._round)):
             taken, _, ns = self.take_new(batch)
@@ -73,7 +73,7 @@ class Crowd(Parts):
         return update_ns / count
 
     def expire(self, seconds: float) -> tuple[float, float]:
-        """Advance the time; return the ns per flow, and the duration of the longest slice in ms."""
+        """Advance the time. Return the ns per flow, and the duration of the longest slice in ms."""
         self.now_s += seconds
         took_ns = longest_ns = 0
         more = True

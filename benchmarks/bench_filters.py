@@ -45,7 +45,7 @@ FIVE = (
         _condition(("Application",), values=frozenset({"DNS"})),
     ),
 )
-"""Each rule drops only few flows, so that nearly all flows reach every rule."""
+"""Each rule drops few flows, so that each rule processes nearly all flows."""
 
 FILTERS = {
     "no filter": Filter(excluded_tags=frozenset(), drop=(), keep=()),
@@ -104,7 +104,7 @@ def _measure(
         admitted = pick(flows)
         pick_ns += clock_ns() - decoded_ns
         decode_ns += decoded_ns - began_ns
-        # Free the flows outside the measured intervals.
+        # Free the flows here, outside the measured intervals.
         del flows, admitted
     count = len(messages) * FLOWS_PER_MESSAGE
     return decode_ns / count, pick_ns / count
@@ -117,7 +117,7 @@ def _compiled(config: Filter) -> Pick:
 
 
 def _closures(rules: tuple[Rule, ...]) -> Pick:
-    """Return a filter with one function per condition, and the same caches."""
+    """Return a filter that has one function per condition, and the caches of skyfast's filter."""
 
     def condition(condition: Condition) -> Callable[[Any], bool]:
         value = attrgetter(".".join(condition.path or ()))

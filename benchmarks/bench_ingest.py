@@ -15,10 +15,10 @@ ROUNDS = 4
 """Rounds of known flows in each process."""
 
 SHARDS = 3
-"""Number of shards; only one of them is measured."""
+"""Number of shards. Only one shard is measured."""
 
 NAIVE_FLOWS = SCALE // 5
-"""The naive connector gets fewer flows to save time; its cost per flow stays the same."""
+"""The naive connector gets fewer flows, which saves time. Its cost per flow is the same."""
 
 
 def run(report: Report) -> None:
@@ -46,7 +46,7 @@ def run(report: Report) -> None:
             rounds = range(FIRST_ROUND + 1, FIRST_ROUND + 1 + ROUNDS)
             shard_known = [program.round(round_)[0] / SCALE * 1e9 for round_ in rounds]
 
-    # Each round is compared with the mean of the decodings right before and right after it.
+    # Each round is compared with the mean of two decodings: those directly before and after it.
     around = [[statistics.mean(pair) for pair in itertools.pairwise(ns)] for ns in decode]
     report.add("decoding with msgspec", [ns for alone in decode for ns in alone], "ns per flow")
     report.add("skyfast, receiving only", received, "ns per flow")

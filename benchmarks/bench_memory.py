@@ -7,7 +7,7 @@ from benchmarks.harness import LARGE, SCALE, Remote, Report, at_most
 from benchmarks.programs import Program
 
 NAIVE_FLOWS = SCALE // 5
-"""The naive connector gets fewer flows to save time; its memory per connection stays the same."""
+"""The naive connector gets fewer flows to save time. Its memory per connection is the same."""
 
 PAGES = 3
 
@@ -60,7 +60,7 @@ def _skyfast(report: Report, analyzer: Remote, flows: int) -> float:
 
 
 def _fill(program: Program, analyzer: Remote, flows: int) -> tuple[float, int]:
-    """Return the additional bytes per connection, and the bytes of the process when empty."""
+    """Return the additional bytes per connection, and the bytes without connections."""
     analyzer.call("load", 0, flows)
     empty = program.memory()
     program.round(FIRST_ROUND)

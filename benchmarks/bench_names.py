@@ -90,7 +90,7 @@ def run(report: Report) -> None:
 
 
 def _move(report: Report, program: Program, analyzer: Remote) -> None:
-    """Give pods another workload, and measure until all flows have their new labels."""
+    """Give pods another workload. Measure the time until all flows have their new labels."""
     resolutions = program.metric("skyfast_names_resolutions_total")
     created = program.metric("skyfast_connections_created_total")
     program.command("begin")

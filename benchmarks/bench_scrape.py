@@ -29,11 +29,11 @@ PARTS = 4
 """Number of parts of a page that is read in parts."""
 
 CLIENT_FLOWS = SCALE // 10
-"""prometheus_client renders fewer series to save time; the cost per series stays the same."""
+"""prometheus_client renders fewer series to save time. Its cost per series is the same."""
 
 
 class Content:
-    """The content of a page, for measuring only its compression or copying."""
+    """The content of a page, to measure only its compression or only its copying."""
 
     def __init__(self, port: int) -> None:
         self._page = memoryview(programs.get(port, "/metrics").body)
@@ -145,7 +145,7 @@ def _large_page(report: Report, program: Program) -> None:
 def _compressed(
     program: Program, content: Remote, repeats: int
 ) -> tuple[list[programs.Response], list[float]]:
-    """Return the times of compressed pages and of compression alone, measured alternately."""
+    """Measure compressed pages and compression alone, alternately. Return the times of both."""
     pages, alone = [], []
     for _ in range(repeats):
         alone.append(content.call("compress"))

@@ -24,7 +24,7 @@ MEMORY_S = 1_400.0
 
 POLL_S = 0.05
 NICE = 10
-"""Nice value of the generator and the scraper, which run on other machines in a cluster."""
+"""Nice value of the generator and the scraper. In a cluster, these run on other machines."""
 
 
 class Scraper:
@@ -60,7 +60,7 @@ def run(report: Report) -> None:
 
 
 def _cycles(report: Report, program: Program, analyzer: Remote) -> tuple[list[float], list[float]]:
-    """Fill and expire the table repeatedly; return the memory in MiB, full and empty."""
+    """Fill and expire the table repeatedly. Return its memory in MiB, when full and when empty."""
     delays: list[float] = []
     filled, emptied, took_s = [], [], []
     for _ in range(CYCLES):
@@ -73,7 +73,8 @@ def _cycles(report: Report, program: Program, analyzer: Remote) -> tuple[list[fl
         while program.metric("skyfast_connections"):
             time.sleep(POLL_S)
         took_s.append(time.monotonic() - began_s)
-        # The flows are dormant now. They must be forgotten, so that they are new in the next cycle.
+        # The flows are now dormant. They must be forgotten before they can be new in the next
+        # cycle.
         program.command(f"pass {MEMORY_S}")
         while program.metric("skyfast_dormant_flows"):
             time.sleep(POLL_S)

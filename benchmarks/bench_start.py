@@ -39,7 +39,7 @@ def run(report: Report) -> None:
 
 
 def _import(names: str) -> tuple[float, int]:
-    """Return the ms until a new interpreter has imported ``names``, and its number of modules."""
+    """Import ``names`` in a new interpreter. Return the ms, and the number of loaded modules."""
     began_s = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-c", f"import {names}{_DONE}"], stdout=subprocess.PIPE
@@ -51,7 +51,7 @@ def _import(names: str) -> tuple[float, int]:
 
 
 def _start() -> float:
-    """Return the ms from the start of skyfast until it has served a page, without an analyzer."""
+    """Start skyfast without an analyzer. Return the ms until it has served a page."""
     port, unused_port = programs.free_port(), programs.free_port()
     with tempfile.TemporaryDirectory(prefix="skyfast-bench-") as directory:
         path = Path(directory) / "prom_sky_con.yml"

@@ -15,7 +15,7 @@ REQUESTS = 5
 """Number of requests for each page."""
 
 APART_S = 1.1
-"""Pause between requests, which is longer than responses are cached."""
+"""Pause between requests. It is longer than the time for which responses are cached."""
 
 PAGES = 10
 """Number of simultaneous identical requests."""
@@ -60,7 +60,7 @@ def _rates(report: Report, program: Program) -> None:
 
 
 def _together(report: Report, program: Program) -> None:
-    """Send identical requests at once; together, they should cost as much as one request."""
+    """Send identical requests at once. Together, they should cost as much as a single request."""
 
     def fetch() -> None:
         programs.get(program.port, "/api/top?n=51")
@@ -88,7 +88,7 @@ def _at_once(tasks: list[Callable[[], None]]) -> None:
 def _measure(
     report: Report, program: Program, what: str, path: str | None, *, limit_ms: float = 0
 ) -> None:
-    """Request a page repeatedly; without a path, only wait for the same time."""
+    """Request a page repeatedly. Without a path, only wait for the same time."""
     program.command("begin")
     seconds = []
     for _ in range(REQUESTS):

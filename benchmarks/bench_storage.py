@@ -20,12 +20,12 @@ SIZES = (SCALE // 5, SCALE)
 """Numbers of connections with five series each."""
 
 TURNOVERS = 4
-"""How often all connections are replaced. The table has the smaller size."""
+"""Number of complete replacements of the connections, in a table of the smaller size."""
 
 SCRAPES = int(os.environ.get("SKYFAST_BENCH_SCRAPES", "18"))
 INTERVAL_S = 10
 FLOW_UPDATE_S = 60
-"""Interval at which analyzers report a live flow."""
+"""Interval between reports of a live flow."""
 
 TIMEOUT_S = 620.0
 """Longer than ``connection_timeout`` and ``connection_grace`` together."""
@@ -39,7 +39,7 @@ LIMIT_S = 180 + 8 * (SCRAPES + 2) * INTERVAL_S * 2
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A server and its command; see `Program` for the placeholders in ``argv``."""
+    """A server and its command. `Program` describes the placeholders in ``argv``."""
 
     name: str
     argv: Sequence[str]
@@ -61,7 +61,7 @@ _VICTORIA_METRICS = (
     "-storageDataPath={directory}/data",
     "-httpListenAddr=127.0.0.1:{port}",
     "-promscrape.maxScrapeSize=1GB",  # a page of 500,000 series is larger than the default
-    "-search.latencyOffset=0s",  # the figures are queried immediately
+    "-search.latencyOffset=0s",  # the benchmark queries the figures immediately
 )
 VICTORIA_METRICS = Kind("VictoriaMetrics", _VICTORIA_METRICS)
 UNSTREAMED = Kind(
@@ -85,7 +85,7 @@ def run(report: Report) -> None:
 
 
 def _steady(report: Report, analyzer: Remote, connections: int, kinds: Sequence[Kind]) -> None:
-    """Scrape connections that stay the same; their flows are reported every `FLOW_UPDATE_S`."""
+    """Scrape connections that stay the same. Their flows are reported every `FLOW_UPDATE_S`."""
     with programs.skyfast(analyzer) as program:
         analyzer.call("load", 0, connections)
         rounds = itertools.count(FIRST_ROUND)
@@ -154,7 +154,7 @@ def _scraped(program: Program, server: Program, count: int) -> None:
 
 
 def _samples(server: Program, name: str) -> list[float]:
-    """Return all stored values of a series about the scrapes, in their order."""
+    """Return all stored values of a series about the scrapes, in order of time."""
     query = urllib.parse.urlencode({"query": f"{name}{{job='skyfast'}}[1h]"})
     response: Any = json.loads(programs.get(server.port, f"/api/v1/query?{query}").body)
     (series,) = response["data"]["result"]

@@ -21,13 +21,13 @@ from skyfast.skydive.name_index import NameIndex
 from skyfast.web.exposition import CHUNK_BYTES
 
 NOW_S = 1_000.0
-"""The time of the table, which is constant unless a benchmark advances it."""
+"""The time of the table. It is constant unless a benchmark advances it."""
 
 MESSAGES = 100
-"""Number of messages in a batch, about 8 MB."""
+"""Number of messages in a batch. A batch has about 8 MB."""
 
 DEFAULT = "{}"
-"""The YAML below ``prom_sky_con`` in benchmarks that do not compare configurations."""
+"""The YAML below ``prom_sky_con``, in benchmarks that do not compare configurations."""
 
 
 def configured(chosen: str) -> tuple[Config, Plan, FlowTypes]:
@@ -42,28 +42,28 @@ _, PLAN, TYPES = configured(DEFAULT)
 
 
 def decoder(flow: type[msgspec.Struct] = TYPES.Update) -> msgspec.json.Decoder[Any]:
-    """Return a decoder of messages with flows of this type, like the connector's decoder."""
+    """Return a decoder, like the connector's, for messages with flows of this type."""
     fields = [("Namespace", str, ""), ("Type", str, ""), ("Obj", list[flow] | None, None)]  # type: ignore[valid-type]
     return msgspec.json.Decoder(msgspec.defstruct("Message", fields, gc=False))
 
 
 def tidy() -> None:
-    """Manage memory like the connector, and free the memory that the preparations used."""
+    """Configure memory management like the connector, and free the memory used for preparations."""
     memory.tune_malloc()
     memory.freeze()
     trim()
 
 
 def trim() -> None:
-    """Return free memory to the kernel, so that the process only has the memory in use."""
-    # Only glibc has malloc_trim; elsewhere, the bytes per connection are less exact.
+    """Return free memory to the kernel, so that the process only has memory that is in use."""
+    # Only glibc has malloc_trim. With other libraries, the bytes per connection are less exact.
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)
 
 
 def in_batches(messages: Iterator[bytes], size: int = MESSAGES) -> Iterator[list[bytes]]:
-    """Generate messages in batches, so that generating them does not interrupt measured calls."""
+    """Generate messages in batches, so that their generation does not interrupt measured calls."""
     while batch := list(itertools.islice(messages, size)):
         yield batch
 
@@ -73,7 +73,7 @@ class Parts:
 
     Like the connector, `Parts` decodes more fields of new flows than of known flows. ``take_new``
     and ``take_known`` return the number of flows, the ns for decoding, and the ns for the table.
-    ``memory_s`` overrides ``flow_memory``. ``change`` modifies the plan.
+    ``memory_s`` overrides ``flow_memory``. The function ``change`` modifies the plan.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Parts:
         return count, decode_ns, update_ns
 
     def relabel(self, names: Names, keys: Iterable[str], budget: int) -> list[float]:
-        """Relabel in slices; return the ms of each."""
+        """Relabel in slices. Return the ms of each slice."""
         relabeling = self.table.relabel(names, keys)
         ms = []
         more = True
@@ -164,7 +164,7 @@ class Parts:
         return size, series
 
     def render(self, parts: int = 1) -> float:
-        """Render a page in this number of parts and discard it; return the seconds for all parts.
+        """Render a page in this number of parts, and discard it. Return the seconds for all parts.
 
         Between two reads, not even bytes are counted, so that only rendering uses the CPU cache.
         """
@@ -195,7 +195,7 @@ class Core(Parts):
         return figures
 
     def report(self, count: int, round_: int, in_order: bool) -> tuple[float, float]:
-        """Process one more report of ``count`` flows; return the same as `fill`."""
+        """Process one more report of ``count`` flows. Return the same figures as `fill`."""
         connections = self.table.connections
         known = range(count) if in_order else self._flows.sample(count, connections)
         return self._in_batches(self.take_known, self._flows.messages(known, round_))
@@ -210,7 +210,7 @@ class Core(Parts):
 
 
 class Decoder:
-    """Decodes the fields of known flows and discards them: the peer of the connector."""
+    """Decodes the fields of known flows and discards them. The connector is compared with this."""
 
     def __init__(self, count: int) -> None:
         self._messages = list(Flows(count).messages(range(count), FIRST_ROUND))
@@ -222,7 +222,8 @@ class Decoder:
         decode, clock_ns = self._decode, time.thread_time_ns
         total_ns = 0
         for message in self._messages:
-            # Touch the data first: received data is in the CPU cache when it is decoded.
+            # Copy the data first: skyfast decodes data that was just received, and is in the CPU
+            # cache.
             received = bytes(bytearray(message))
             began_ns = clock_ns()
             decode(received)

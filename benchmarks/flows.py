@@ -1,10 +1,10 @@
-"""Generated flows in the form of a recorded flow, for any number of connections.
+"""Generated flows for any number of connections. They have the form of a recorded flow.
 
-Only the times of flows differ between runs: they are a few minutes in the past at most.
+Only the times of flows differ between runs. Times are at most a few minutes in the past.
 
-A message is generated once as a template. In the template, every running total and every time
-contains the two bytes `ROUND` instead of the two digits of a round. One `bytes.replace` makes the
-reports of another round, and costs less than any measured operation.
+Each message is generated once, as a template. In a template, each running total and each time
+contains the two bytes `ROUND` in place of the two digits of the round. A single `bytes.replace`
+creates the reports of a round, and costs less than any measured operation.
 """
 
 import json
@@ -47,19 +47,19 @@ def _recorded() -> dict[str, Any]:
 
 
 def _template() -> bytes:
-    """Return a flow as Go writes it, with placeholders for the values of `_flow`, in order."""
+    """Return a flow as Go writes it, with placeholders for the values of `_flow` in order."""
     flow = _recorded()
     texts, numbers = "<text>", "<number>"
     total = f"<{ROUND.decode()}number>"
-    # Rounds are 0.1 s apart and start ten seconds in the past. skyfast checks flows one by one if
-    # their times are minutes in the past or in the future, which would cost more.
+    # Rounds are 0.1 s apart and start ten seconds in the past. If times were minutes in the past or
+    # in the future, skyfast would check each flow, which costs more.
     dated = str(int(1000 * time.time()) - BEHIND_MS)
     before, after = dated[:9], dated[11:]
     time_ms = f"<{before}{ROUND.decode()}{after}>"
     flow["UUID"] = texts
     flow["Network"] |= {"A": texts, "B": texts}
     flow["Transport"] |= {"A": numbers, "B": numbers}
-    # The update in the first report starts at the same time as the flow.
+    # In a first report, the update starts at the same time as the flow.
     flow["Start"] = flow["Metric"]["Start"] = int(f"{before}{FIRST_ROUND}{after}")
     flow["LastUpdateMetric"] |= {"Start": time_ms, "Last": time_ms}
     flow["Metric"] |= dict.fromkeys(("ABPackets", "ABBytes", "BAPackets", "BABytes"), total)
@@ -74,7 +74,7 @@ def _template() -> bytes:
 
 
 class Flows:
-    """``count`` flows, numbered from 0, with one connection each."""
+    """A number of flows, numbered from 0. Each one has its own connection."""
 
     def __init__(self, count: int) -> None:
         chance = random.Random(1)
@@ -93,7 +93,7 @@ class Flows:
         ]
 
     def templates(self, numbers: Sequence[int]) -> Iterator[bytes]:
-        """Yield messages that report these flows, with `ROUND` in them."""
+        """Yield the templates of messages that report these flows."""
         for start in range(0, len(numbers), FLOWS_PER_MESSAGE):
             head = _HEAD % start
             yield (
@@ -118,7 +118,7 @@ class Flows:
             b"%x" % key,
             self.addresses[initiator],
             self.addresses[noise % ADDRESSES],
-            # An initiator uses each port only once, so that the connections are distinct.
+            # An initiator uses each port only once, so that all connections are distinct.
             FIRST_PORT + (number // ADDRESSES * 7_919 + initiator * 31) % PORTS,
             TARGET_PORTS[noise >> 16 & 7],
             100 + (noise >> 20) % 900,

@@ -1,7 +1,7 @@
-"""The parts that all benchmarks share: the scale, the machine, child processes and results.
+"""Shared parts of all benchmarks: the scale, the machine, child processes and results.
 
-A figure is the median of its samples, printed with the minimum and the maximum. A ratio compares
-figures of the same run. If possible, their samples are taken alternately.
+A figure is the median of its samples. It is printed with the minimum and the maximum. A ratio
+compares two figures of the same run, whose samples are taken alternately if possible.
 """
 
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 SCALE = int(os.environ.get("SKYFAST_BENCH_SCALE", "100000"))
-"""Number of connections; the targets apply to the default."""
+"""Number of connections. The targets apply to the default number."""
 
 LARGE = 10 * SCALE
 """Number of connections in benchmarks of large tables."""
@@ -60,7 +60,7 @@ def versions() -> dict[str, str]:
 
 
 def header() -> str:
-    """Return the machine and the versions, which are printed before the results."""
+    """Return the machine and the versions, in the form that is printed before the results."""
     about = machine()
     return (
         f"{about['cores']} cores of {about['cpu']}, {about['memory_gib']} GiB,"
@@ -72,7 +72,7 @@ def header() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A limit of a figure or of its ratio: a maximum, or a minimum if ``at_least``."""
+    """A limit of a figure or of its ratio. It is a minimum if ``at_least``, otherwise a maximum."""
 
     limit: float
     of_ratio: bool = False
@@ -133,8 +133,8 @@ class Report:
     ) -> None:
         """Add a figure.
 
-        The ratio compares ``samples`` with the samples ``over`` of the peer ``to``. If both have
-        the same number of samples, they were taken alternately, and are compared in pairs.
+        The ratio compares ``samples`` with the samples ``over`` of the peer ``to``. Equal numbers
+        of samples mean that they were taken alternately. Then the ratio compares pairs of samples.
         """
         median = statistics.median(samples)
         ratio = None if over is None else _ratio(samples, over)
@@ -217,7 +217,7 @@ def number(value: float) -> str:
 class Remote:
     """An object in its own process.
 
-    The process is a new interpreter, so that measurements do not share a heap or caches.
+    The process is a new interpreter, so that measurements share neither the heap nor caches.
     Processes that only generate load for the measured process have a higher ``nice`` value.
     """
 
@@ -241,7 +241,7 @@ class Remote:
         self._pipe.send((method, args))
 
     def result(self) -> Any:
-        """Wait for the result of the last call. Raises RuntimeError if the call raised anything."""
+        """Wait for the result of the last call. Raises RuntimeError if the call has failed."""
         succeeded, value = self._pipe.recv()
         if not succeeded:
             raise RuntimeError(f"in a child process:\n{value}")

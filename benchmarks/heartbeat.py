@@ -2,9 +2,10 @@
 
     python -m benchmarks.heartbeat CONFIG CONTROL_PORT
 
-The task repeatedly sleeps for `INTERVAL_S` and records how late it wakes up. A client of the
-control port sends one line: ``begin``, ``end``, or ``pass SECONDS``. If the environment variable
-``NAMES_INTERVAL_S`` is set, the complete topology is read at this interval.
+The task repeatedly sleeps for `INTERVAL_S`, and records how late it wakes up. A client of the
+control port sends one line. ``begin`` discards the recorded delays, ``end`` returns them, and
+``pass SECONDS`` advances the clock. The environment variable ``NAMES_INTERVAL_S`` sets the interval
+at which skyfast reads the complete topology.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ STEP_S = PAUSE_S / 2
 
 
 class Measured(app.App):
-    """The app with a heartbeat, and a clock that can be advanced."""
+    """The app with a heartbeat, and with a clock that can be advanced."""
 
     _delays_s: list[float]
     _ahead_s = 0.0
@@ -55,7 +56,7 @@ class Measured(app.App):
         writer.close()
 
     def _pass(self, seconds: float) -> None:
-        # The clock would treat one long step as a suspension of the process.
+        # The clock would treat a single long step as a pause of the process.
         for _ in range(math.ceil(seconds / STEP_S)):
             Measured._ahead_s += STEP_S
             self.clock.now()
@@ -64,7 +65,7 @@ class Measured(app.App):
 def waits_ms(delays_s: list[float]) -> list[float]:
     """Return the waiting times in ms of events that arrive every `INTERVAL_S`.
 
-    The heartbeat records each stall only once, but several events would have waited for it.
+    The heartbeat records each stall only once, but a stall would have delayed several events.
     """
     waits = []
     for delay_s in delays_s:

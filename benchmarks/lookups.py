@@ -1,4 +1,4 @@
-"""Tables with names for the flows' addresses. The lookups are like those of topology names."""
+"""Tables that look up names for addresses of flows, in the same way as names from the topology."""
 
 import dataclasses
 import random
@@ -13,17 +13,17 @@ LABELS = (
     *("name", "host", "namespace", "pod", "workload", "workload_kind", "container", "service"),
     "team",
 )
-"""The name labels of an end of a flow: one for each name, and one for a label of its pod."""
+"""The name labels of an end of a flow: one per name, and one for a pod label."""
 
 PODS = 5_000
-"""Number of pods. The flows have four times as many addresses, so each pod has four."""
+"""Number of pods. Each pod has four addresses, because flows have four times as many addresses."""
 
 A, B, POINT = ("Network", "A"), ("Network", "B"), ("NodeTID",)
 ENDS = {"initiator": (A, B), "target": (B, A)}
-"""The paths of each end's address and of the other address."""
+"""By end: the path of its address, and the path of the other address."""
 
 MESSAGES = 25
-"""Messages that a table processes before the next table has its turn."""
+"""Number of messages that a table processes per turn."""
 
 
 class PodNames(dict[str, tuple[str, ...] | None]):
@@ -39,7 +39,7 @@ class PodNames(dict[str, tuple[str, ...] | None]):
 
 
 def pod_names(addresses: list[str], *, ambiguous: bool) -> PodNames:
-    """Return names like those of a cluster. As in skyfast, equal names are the same string."""
+    """Return names like those of a cluster. As in skyfast, equal names share one string."""
     chance = random.Random(3)
     strings: dict[str, str] = {}
     pods = []
@@ -58,7 +58,7 @@ def pod_names(addresses: list[str], *, ambiguous: bool) -> PodNames:
 
 
 def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
-    """Return the plan, with name labels for this number of ends in its first view."""
+    """Return the plan with name labels for this number of ends in its first view."""
     view = plan.views[0]
     columns = [*view.columns]
     for end, (key, other) in list(ENDS.items())[:ends]:
@@ -72,10 +72,10 @@ def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
 
 
 class Lookups:
-    """Tables with names of no end, of one end, of both ends, and of both with ambiguous addresses.
+    """Four tables: no names, names of one end, names of both ends, and ambiguous names.
 
-    They process the same flows in turn. A different table is first in each turn, so that conditions
-    are the same for all.
+    The tables process the same flows in turn. Each time, a different table is first, so that no
+    table has better conditions.
     """
 
     def __init__(self, count: int) -> None:
@@ -93,7 +93,7 @@ class Lookups:
         tidy()
 
     def take_new(self) -> dict[str, list[float]]:
-        """Process first reports of all flows; return the ns per flow of each table, by turn."""
+        """Process first reports of all flows. Return the ns per flow in each turn, by table."""
         ns: dict[str, list[float]] = defaultdict(list)
         messages = self._flows.messages(range(self._flows.count), FIRST_ROUND)
         for batch in in_batches(messages, MESSAGES):
@@ -110,7 +110,7 @@ class Lookups:
             yield name, self._parts[name]
 
     def relabel(self, pods: int, budget: int) -> list[float]:
-        """Move this many pods, with all their flows, to another host; return the ms per slice."""
+        """Move this number of pods and their flows to another host. Return the ms of each slice."""
         moved = {pod: (pod[0], pod[1] + "x", *pod[2:]) for pod in {*self.names.resolved.values()}}
         changed = [address for n, address in enumerate(self.names) if n % PODS < pods]
         for address in changed:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.naive ANALYZER_PORT PORT
 
-Benchmarks compare skyfast with it. It uses websockets, json, a dict, and gauges of
-prometheus_client. It has the functions and the metrics of the Go connector, but only keeps one flow
-per label tuple.
+Benchmarks compare skyfast with this connector. It uses websockets, json, a dict, and gauges of
+prometheus_client. It has the functions and metrics of the Go connector, but only keeps one flow per
+label tuple.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
-"""Draws docs/growth.svg: the costs of skyfast and the naive connector by connections.
+"""Draws docs/growth.svg: the costs of skyfast and the naive connector by number of connections.
 
     python -m benchmarks.plots
 
-The naive connector takes a few minutes and needs 5 GiB of memory.
+The measurement of the naive connector takes a few minutes, and needs 5 GiB of memory.
 """
 
 import statistics
@@ -17,7 +17,7 @@ from benchmarks.harness import SCALE, header
 PATH = Path(__file__).parent.parent / "docs" / "growth.svg"
 
 SKYFAST_COLOR, NAIVE_COLOR, TEXT_COLOR = "#0b7285", "#c2410c", "#6b7280"
-"""Colors that are readable on light and dark pages, and distinct with red-green blindness."""
+"""Colors for light and dark pages that are distinct even with red-green blindness."""
 
 _LABEL = {"textcoords": "offset points", "ha": "right"}
 
@@ -25,7 +25,7 @@ _LABEL = {"textcoords": "offset points", "ha": "right"}
 def draw(skyfast: list[Point], naive: list[Point]) -> None:
     mpl.use("svg")
     mpl.rcParams |= {
-        "svg.hashsalt": "skyfast",  # the same figures give the same file
+        "svg.hashsalt": "skyfast",  # makes the file depend only on the figures
         "font.size": 10,
         "text.color": TEXT_COLOR,
         "axes.labelcolor": TEXT_COLOR,

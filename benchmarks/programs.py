@@ -21,7 +21,7 @@ from benchmarks.harness import Remote
 START_TIMEOUT_S = 20.0
 SETTLE_INTERVAL_S = 0.05
 SETTLED_S = 0.002
-"""A program is idle if it uses less CPU time than this in an interval."""
+"""A program that uses less CPU time than this in an interval is idle."""
 
 PAGE_TIMEOUT_S = 60.0
 READ_BYTES = 1 << 20
@@ -58,11 +58,11 @@ class Response:
     seconds: float
     received_bytes: int
     body: bytes
-    """The decompressed content; empty if it was not kept."""
+    """The decompressed content, or empty if it was not kept."""
 
 
 def get(port: int, path: str, *, compressed: bool = False, keep: bool = True) -> Response:
-    """Get a page over a new connection. The client does as little work as possible."""
+    """Get a page over a new connection, with as little work for the client as possible."""
     request = (
         f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
         f"Accept-Encoding: {'gzip' if compressed else 'identity'}\r\n\r\n"
@@ -112,8 +112,8 @@ def _chunks(content: bytes) -> Iterator[memoryview]:
 class Program:
     """A connector that runs during a ``with`` block, subscribed to a local analyzer.
 
-    Without an analyzer, it is another kind of server, which only has to listen. ``argv`` and
-    ``config`` can contain the placeholders ``{config}``, ``{port}``, ``{control}``,
+    Without an analyzer, the program is another kind of server, which only has to listen. ``argv``
+    and ``config`` can contain the placeholders ``{config}``, ``{port}``, ``{control}``,
     ``{analyzer}`` and ``{directory}``.
     """
 
@@ -142,7 +142,7 @@ class Program:
                 stderr=log,
             )
         self.pid = self._process.pid
-        # The CPU time of another process is read from its clock: see clock_gettime(2).
+        # The ID of the other process's CPU-time clock: see clock_gettime(2).
         self._cpu_clock = (~self.pid << 3) | 2
 
     def __enter__(self) -> Self:
@@ -186,7 +186,7 @@ class Program:
             before_s = now_s
 
     def round(self, number: int) -> tuple[float, float]:
-        """Send a round; return the program's CPU time, and the time until it has read the round."""
+        """Send a round. Return the program's CPU time, and the time until it has read the round."""
         assert self._analyzer is not None
         before_s = self.settle()
         seconds = self._analyzer.call("send", number)
@@ -253,7 +253,7 @@ def heartbeat(analyzer: Remote, config: str = CONFIG) -> Program:
 
 
 def receiver(analyzer: Remote) -> Program:
-    """Return the subscription of skyfast without any processing of the messages."""
+    """Return skyfast's subscription, which receives messages but does not process them."""
     return Program([sys.executable, "-m", "benchmarks.receiver", "{config}"], analyzer=analyzer)
 
 
@@ -275,7 +275,7 @@ def storage(argv: Sequence[str], target: int, interval_s: int) -> Program:
 
 
 GO_CONNECTOR = os.environ.get("PROM_SKY_CON", "")
-"""The binary of the Go connector; empty if it is not measured."""
+"""The binary of the Go connector. If empty, the Go connector is not measured."""
 
 
 def go(analyzer: Remote) -> Program:

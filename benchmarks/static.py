@@ -1,4 +1,4 @@
-"""Serves a static body with skyfast's HTTP server, which shows the cost of only sending a page.
+"""Serves a static body with skyfast's HTTP server. It shows the cost of sending a page alone.
 
 python -m benchmarks.static PORT SIZE
 """

@@ -1,4 +1,4 @@
-"""Prints the last results as the table in docs/benchmarks.md.
+"""Prints the latest results in the form of the table in docs/benchmarks.md.
 
 python -m benchmarks.table
 """

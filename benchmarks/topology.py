@@ -1,8 +1,7 @@
 """A synthetic topology of a Kubernetes cluster of realistic size.
 
-Its elements are copies of recorded nodes and edges with other IDs, names and addresses, so that
-they have realistic sizes and fields. Two calls with the same arguments give the same topology,
-except for the time.
+The elements are copies of recorded nodes and edges with other IDs, names and addresses. So they
+have realistic sizes and fields. The same arguments always give the same topology, except for times.
 """
 
 import gzip
@@ -44,8 +43,8 @@ Element = dict[str, Any]
 class Topology:
     """Nodes and edges of `PODS` pods on `HOSTS` hosts.
 
-    The pods have ``addresses``. The interfaces have ``tids``; if there are too few, the other
-    interfaces have generated ones.
+    The pods have ``addresses``. The interfaces have ``tids``. If these are too few, further
+    interfaces have generated TIDs.
     """
 
     def __init__(self, addresses: Sequence[str], tids: Sequence[str]) -> None:
@@ -65,7 +64,7 @@ class Topology:
         self._responses = {query.gremlin: self._compressed(query) for query in _QUERIES}
 
     def sizes(self) -> dict[str, int]:
-        """Return the numbers of nodes, edges and interfaces, and the bytes of all JSON texts."""
+        """Return the numbers of nodes, edges and interfaces, and the bytes of their JSON."""
         interfaces = sum("EncapType" in node["Metadata"] for node in self.nodes)
         size = sum(len(json.dumps(e, separators=(",", ":"))) for e in self.nodes + self.edges)
         return {
@@ -84,7 +83,7 @@ class Topology:
         return self._compressed(query)
 
     def move_pods(self, count: int) -> None:
-        """Give the first ``count`` pods another controller, as a rollout of a new release does."""
+        """Give another controller to the first ``count`` pods, like the rollout of a release."""
         self._generation += 1
         self._now_ms = int(1000 * time.time())
         for pod in self.pods[:count]:
@@ -107,7 +106,7 @@ class Topology:
     # -- nodes and edges ------------------------------------------------------------------------
 
     def _node(self, kind: str, host: str, **fields: str) -> Element:
-        """Add a copy of a recorded node with a new ID and other values at ``@KEY@``."""
+        """Add a copy of a recorded node with a new ID and with ``fields`` in place of ``@KEY@``."""
         fields["ID"] = str(uuid.UUID(int=self._chance.getrandbits(128)))
         text = re.sub("@([A-Za-z_]+)@", lambda match: fields[match[1]], self._samples[kind])
         node: Element = json.loads(text)
@@ -140,7 +139,7 @@ class Topology:
         return node
 
     def _host(self, number: int) -> tuple[Element, Element]:
-        """Add a host with its interfaces, and its node of Kubernetes."""
+        """Add a host, its interfaces and its Kubernetes node."""
         name = f"host-{number}"
         host = self._node("host", name, Name=name)
         node = self._node("node", "analyzer", Name=name)
@@ -224,7 +223,7 @@ class Topology:
 
 
 def _samples() -> dict[str, str]:
-    """Return the JSON texts of recorded nodes, with ``@KEY@`` where the values differ."""
+    """Return the JSON of recorded nodes, with ``@KEY@`` in place of values that differ."""
     recorded = json.loads(RECORDING.read_text())
     graph = recorded[0] if isinstance(recorded, list) else recorded
     return dict(_templates(graph["Nodes"]))

@@ -1,13 +1,13 @@
 """Write the generated parts of the documentation: ``make docs``.
 
-A generated part stands between two comments in a page:
+A generated part is between two comments in a page:
 
     <!-- generated: labels -->
     <!-- end of generated part -->
 
-It is made from the code's own data. What the code does not say (what to do about a log message,
-the meaning of a reason) comes from the YAML files in ``docs/reference``; an entry that is missing
-there, or that has nothing in the code, is an error.
+A generated part is made from data in the code. The YAML files in ``docs/reference`` add what the
+code does not contain, such as the action for a log message or the meaning of a reason. It is an
+error if an entry is missing there, or if an entry describes nothing in the code.
 """
 
 import argparse
@@ -53,25 +53,25 @@ CARDINALITIES: Final = (
     "as many values as the network has addresses, interfaces or ports",
     "new values keep appearing",
 )
-"""What the words of `catalog.Cardinality` mean, in their order."""
+"""The meanings of the words of `catalog.Cardinality`, in the same order."""
 
 INTERFACE: Final = (
     b'[{"ID":"i","Host":"h","Metadata":{"Name":"eth0","Type":"device","TID":"t","Metric":{}}}]'
 )
-"""A topology of one interface."""
+"""A topology with one interface."""
 
 CAPTURE: Final = b'{"CaptureID":"c","PacketsReceived":1}'
-"""A report of one capture."""
+"""A report about one capture."""
 
 HELP_COLUMNS: Final = "80"
 
 
 class DocumentationError(Exception):
-    """The descriptions do not fit the code."""
+    """The descriptions do not match the code."""
 
 
 PARTS: Final[dict[str, Callable[[], str]]] = {}
-"""What can be generated, by the name in the comment."""
+"""The functions that generate parts, by the name in the comment."""
 
 
 def part(name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
@@ -111,7 +111,7 @@ def described(file: str) -> Any:
 
 
 def check_names(described: Iterable[str], existing: Iterable[str], *, where: str) -> None:
-    """Raise where a description is missing, or describes nothing that exists."""
+    """Raise DocumentationError if a description is missing or describes an unknown name."""
     described, existing = list(described), list(existing)
     missing = [name for name in existing if name not in described]
     unknown = [name for name in described if name not in existing]
@@ -185,7 +185,7 @@ def metric_names() -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Family:
-    """A metric family as a page shows it. ``samples`` are the labels of each, by name."""
+    """A metric family as a page shows it. ``samples`` has the labels of each sample, by name."""
 
     name: str
     type: str
@@ -206,7 +206,7 @@ class Family:
 def read_families(page: bytes) -> list[Family]:
     """Return the families of a page in text format 0.0.4.
 
-    A histogram's sample is its ``_count``, which has all its labels except ``le``.
+    The sample of a histogram is its ``_count``, which has all labels except ``le``.
     """
     text = page.decode()
     heads = re.findall(r"(?m)^# HELP (\S+) (.*)\n# TYPE \S+ (\S+)$", text)
@@ -225,7 +225,7 @@ def read_families(page: bytes) -> list[Family]:
 
 
 def both_namings(page: Callable[[str], bytes]) -> str:
-    """Return a table of families that have a name in each naming."""
+    """Return a table of families with their names in each naming."""
     compatible, standard = map(read_families, map(page, ("compatible", "standard")))
     standard_by_help = {family.help: family for family in standard}
     rows = []
@@ -324,7 +324,7 @@ def self_families() -> list[Family]:
 
 
 STANDARD_NAMES: Final = {"skyfast_flows": "skyfast_table_flows"}
-"""Families of skyfast itself that have another name with ``naming: standard``."""
+"""Families of skyfast itself whose names differ with ``naming: standard``."""
 
 
 @part("self-metrics")
@@ -397,19 +397,19 @@ def configuration_keys() -> str:
 
 
 def anchor(heading: str) -> str:
-    """Return the anchor that GitHub gives a heading."""
+    """Return GitHub's anchor for a heading."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 def _unit(path: str, key: Mapping[str, Any]) -> str:
-    """Return the unit of a key. Times are the only fractions."""
+    """Return the unit of a key. A key whose default is a float is a time in seconds."""
     if isinstance(schema.SCHEMA[path].default, float):
         return "seconds"
     return str(key.get("unit", ""))
 
 
 def _default(path: str, key: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """Return the default of a key: what its description says, or else its value."""
+    """Return the default of a key: from its description, else from the code."""
     if "default" in key:
         return str(key["default"])
     value: Any = defaults
@@ -463,7 +463,8 @@ def log_message_tables() -> str:
         head = ["Message", "Level", *(["Reason"] if has_reasons else []), "Cause", "Action"]
         rows = []
         for entry in section["messages"]:
-            # The longest pattern fits best: others can begin with an argument.
+            # If several patterns match, the longest one is right, because a pattern can begin with
+            # an argument.
             fitting = [message for message in logged if re.match(message.pattern, entry["message"])]
             level = max(fitting, key=lambda message: len(message.pattern)).level
             reason = [code(entry.get("reason", ""))] if has_reasons else []
@@ -493,7 +494,7 @@ JSON_TYPES: Final = {str: "string", int: "integer", float: "number", bool: "bool
 
 
 def json_fields(kind: Any, path: str = "", *, nullable: bool = False) -> Iterator[JsonField]:
-    """Yield the fields of a type, in their order, and those of the objects in it."""
+    """Yield the fields of a type in order, including the fields of nested objects."""
     suffix = " or null" if nullable else ""
     arguments = typing.get_args(kind)
     origin = typing.get_origin(kind)
@@ -528,11 +529,11 @@ LIMITS: Final = {
     "rate_s": int(status.INTERVAL_S * status.RATE_INTERVALS),
     "samples": status.SAMPLES + 1,
 }
-"""What descriptions of the API can have in braces."""
+"""The limits that descriptions of the API can name in braces."""
 
 
 def filled(text: str) -> str:
-    """Return a description with the numbers that it names."""
+    """Return a description with numbers in place of the names in braces."""
     return text.format(**LIMITS)
 
 
@@ -635,12 +636,12 @@ COSTS: Final = (
     ),
     ("Memory per connection", "1,000,000 connections", "after a scrape", "bytes", 1, 0),
 )
-"""Rows of the README's table: name, measurement of either program, unit, factor, decimals."""
+"""Rows of the README's table: name, the measurements of both programs, unit, factor, decimals."""
 
 
 @part("costs")
 def costs() -> str:
-    """Return what skyfast and the Go connector cost, from the table of ``benchmarks.md``."""
+    """Return the costs of skyfast and the Go connector, from the table in ``benchmarks.md``."""
     return table(
         ["", "skyfast", "prom_sky_con"],
         [
@@ -681,12 +682,12 @@ def generated(page: str) -> str:
 
 
 def outdated() -> list[Path]:
-    """Return the pages whose generated parts are not what the code says."""
+    """Return the pages whose generated parts are outdated."""
     return [path for path in PAGES if generated(text := path.read_text()) != text]
 
 
 def main() -> int:
-    """Write the pages, or only look with ``--check``; return the exit code."""
+    """Write the outdated pages, or only list them with ``--check``. Return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m docs.generate", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, list outdated pages")
     check = parser.parse_args().check

@@ -148,7 +148,7 @@ def _value(value: Total | ModelGauge | None) -> Counter | Gauge | FlowCount | Ne
 
 @dataclass(frozen=True)
 class Slice:
-    """A step of relabelling: the flows that it visited, and the keys that these flows use.
+    """A step of relabelling: the flows that it visited, and the keys to which it applied.
 
     ``taken`` has the keys that the step took. If it took none, it continued with the previous keys.
     """
