@@ -29,7 +29,7 @@ SANITIZE_USUAL ?= tests/table/test_table.py tests/table/test_table_model.py test
 SANITIZE_SMALL ?= tests/table/test_invariants.py tests/fuzz/test_fuzz.py tests/table/test_stress.py
 # These tests take minutes. They measure time, or tests/table/test_stress.py covers the same code.
 NOT_SANITIZED ?= tests/table/test_table.py::test_threads_read_pages_while_another_thread_updates_the_table \
-	tests/table/test_table.py::test_two_hundred_thousand_connections
+	tests/table/test_table.py::test_table_handles_two_hundred_thousand_connections
 SANITIZED := $(BIN)/python -m tests.support.core_builds address $(BIN)/python -m
 
 # With --capture=sys, a sanitizer's report remains visible although the sanitizer ends the process.

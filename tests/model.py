@@ -48,14 +48,14 @@ A `Spec` has the options of a configuration. The following rules are not in docs
   no other capture point takes over and adds the same packets. The conditions are those of a flow
   that becomes live. The claim lasts as long as a live flow without another report would own the
   conversation. For example, the timeout is 75 s. At 100 s, the closing report of a flow at node-1
-  adds a packet whose update was lost. Until 175 s, updates from node-2 may contain this packet;
-  they are duplicates. Later updates do not contain it. Until the claim ends, the flow at node-1
-  counts as live for ``max_flows`` and cannot be evicted. A late report changes nothing. If another
-  flow of the same capture point claims the conversation, the earlier claim ends, and its flow is
-  dormant from that time.
+  adds a packet whose update was lost. Until 175 s, updates from node-2 may contain this packet, so
+  they count as duplicates. Later updates do not contain the packet. Until the claim ends, the flow
+  at node-1 counts as live for ``max_flows`` and cannot be evicted. A late report changes nothing.
+  If another flow of the same capture point claims the conversation, the earlier claim ends, and its
+  flow is dormant from that time.
 * Dormant flows are forgotten in the order in which they became dormant. Eviction takes flows that
-  ended at least 15 s ago first. The order of flows that became dormant in the same second is
-  undefined: `Model.expire` accepts it as an argument.
+  ended at least 15 s ago first. For flows that became dormant in the same second, the order is
+  undefined, and `Model.expire` accepts the order as an argument.
 * When a row of the first view is removed, its counters are kept if they differ from those of its
   last flow, or if its labels do not identify a connection. Kept counters count as a flow for
   ``max_flows``. They are forgotten as if they were a flow that became dormant directly after the
@@ -1058,7 +1058,7 @@ class Model:
             self.horizon_s = max(self.horizon_s, reported_s)
 
     def _make_room(self, now: float) -> None:
-        """Forget the longest dormant flows until there are not too many flows."""
+        """Forget the longest dormant flows while there are more flows than ``max_flows``."""
         while len(self._flows) + len(self._kept) > self.spec.max_flows and (
             self._ended or self._dormant
         ):
@@ -1369,7 +1369,7 @@ PART_FACTOR = 0xD1B54A32D192ED03
 
 
 def part_of(row: Row, parts: int) -> int:
-    """Return the part of a page that has a row, with all its series.
+    """Return the number of the page's part that has a row and all its series.
 
     The row's label values are hashed with 64 bits, each with its own seed, and the sum of the
     hashes is mixed and scaled to the number of parts. The hash of a string is computed from its

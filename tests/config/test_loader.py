@@ -543,7 +543,7 @@ def test_analyzer_address_is_normalized(entry: str, address: str) -> None:
         ("ws://a:1?x=y", "ws://a:1/ws/subscriber/flow?x=y"),
     ],
 )
-def test_urls(url: str, endpoint: str) -> None:
+def test_url_is_normalized(url: str, endpoint: str) -> None:
     for key in ({"url": url}, {"urls": [url]}, {"urls": url}):
         result = parse(subscriber(**key))
         assert urls(result) == (endpoint,)
@@ -999,7 +999,7 @@ def test_error_contains_the_name_of_the_variable(env: str, value: str, problem: 
     assert SECRET not in message
 
 
-def test_client_certificate_without_a_key_from_the_environment() -> None:
+def test_client_certificate_in_the_environment_requires_a_key() -> None:
     assert error(f"tls: {{client_cert: {PEM}}}", SKYDIVE_TLS_CLIENT_CERT=PEM) == (
         f"environment variable SKYDIVE_TLS_CLIENT_CERT: tls.client_cert: '{PEM}'"
         " requires tls.client_key"

@@ -109,7 +109,7 @@ def test_rules_see_every_report():
     assert model.report(make_flow(total=(0, 0, 4, 0), last=2), 0) is None
 
 
-def test_rules_on_tags():
+def test_rules_can_refer_to_tags():
     spec = Spec(
         cluster_net_masks=["10.0.0.0/8"],
         excluded_tags=["other"],
@@ -168,7 +168,7 @@ def test_standard_names_are_those_of_openmetrics():
     assert "skydive_connection_tcp_skipped_bytes_total" in names
 
 
-def test_views_of_an_empty_configuration():
+def test_empty_configuration_has_the_traffic_view():
     model = Model(DEFAULT)
     model.report(make_flow(total=(100, 200, 1, 2)), 0)
     page = model.page(0)
@@ -177,7 +177,7 @@ def test_views_of_an_empty_configuration():
     assert f"skydive_traffic_bytes_total{{{labels}}} 200" in page["skydive_traffic_bytes_total"]
 
 
-def test_topology_names():
+def test_topology_gives_nodes_and_addresses_their_names():
     nodes = [
         {
             "Host": "h",

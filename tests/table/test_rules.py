@@ -382,7 +382,7 @@ def test_values_are_exact(make):
 @pytest.mark.parametrize(
     "number", [0, *(10**n - 1 for n in range(1, 19)), *(10**n for n in range(19))]
 )
-def test_values_of_every_number_of_digits(make, number):
+def test_values_can_have_any_number_of_digits(make, number):
     table = make()
     numbers = (number, number + 1, max(0, number - 1), number)
     if max(numbers) > MAX_NUMBER:
@@ -559,7 +559,7 @@ def test_page_without_connections_has_heads(make):
     assert make().page(0) == {BYTES: set(), PACKETS: set(), RTT: set()}
 
 
-def test_custom_labels_and_missing_values(make):
+def test_labels_can_be_any_field_even_if_it_is_missing(make):
     number = Label("vlan", ("Link", "ID"), number=True)
     table = make(labels=(Label("app", ("Application",)), number, DIRECTION))
     table.report(make_flow(), 0)
@@ -586,7 +586,7 @@ def test_direction_is_the_only_label(make):
 
 
 @pytest.mark.parametrize("position", range(len(LABELS)))
-def test_direction_at_any_position(make, position):
+def test_direction_can_be_at_any_position(make, position):
     labels = [label for label in LABELS if label != DIRECTION]
     labels.insert(position, DIRECTION)
     table = make(labels=labels)
@@ -601,7 +601,7 @@ def test_direction_at_any_position(make, position):
     assert table.page(0)[BYTES] == expected
 
 
-def test_custom_families(make):
+def test_families_can_be_customized(make):
     rtt, packets = FAMILIES[2], FAMILIES[1]
     table = make(families=(rtt, packets))
     table.report(make_flow(rtt=8), 0)
@@ -688,7 +688,8 @@ def test_each_view_decides_what_an_unknown_flow_adds(make):
             )
         )
     )
-    # The main view adds the total to a new connection, the node's view adds the last update.
+    # The main view adds the total, because the connection is new. The node's view adds the last
+    # update.
     table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
     assert sums(table) == [100, 200, 1, 2]
     assert samples(table, "node_bytes_total") == {"node-1": "11"}
@@ -1004,7 +1005,7 @@ def test_seconds_are_exact(make, rtt_ns, shown):
     assert samples(table, "a_rtt_seconds") == {"node-1,>": shown}
 
 
-def test_view_with_only_gauges(make):
+def test_view_can_have_only_gauges(make):
     table = make(Spec(views=(view("a", (NODE,), "flows", "rtt"),)))
     assert table.report(make_flow(last=1, rtt=5), 0) is None
     assert table.report(make_flow(last=1, rtt=6), 0) == "late"
@@ -1012,7 +1013,7 @@ def test_view_with_only_gauges(make):
     assert samples(table, "a_rtt_seconds") == {"node-1": "0.000000007"}
 
 
-def test_gauge_of_both_directions(make):
+def test_gauge_can_have_a_value_per_direction(make):
     family = Family("ttl", "gauge", ("TCPMetric", "ABSynTTL"), ("TCPMetric", "BASynTTL"))
     table = make(Spec(views=(View((NODE, DIRECTION), (family, *FAMILIES[1:2])),)))
     table.report(make_flow("a1"), 0)
@@ -1043,7 +1044,7 @@ def masked(ipv4=None, ipv6=None):
         (masked(24), "no address", "no address"),
     ],
 )
-def test_masked_addresses(make, mask, address, shown):
+def test_addresses_are_masked(make, mask, address, shown):
     table = make(Spec(views=(view("a", (mask,), "bytes"),)))
     table.report(make_flow(a=address), 0)
     assert samples(table, "a_bytes_total") == {shown: "300"}
@@ -1063,7 +1064,7 @@ def test_masked_addresses(make, mask, address, shown):
         (Fold(above=100, keep=frozenset({8080})), 53, "53"),
     ],
 )
-def test_folded_ports(make, fold, port, shown):
+def test_ports_are_folded(make, fold, port, shown):
     label = Label("target_port", ("Transport", "B"), number=True, rewrite=fold)
     table = make(Spec(views=(view("a", (label,), "bytes"),)))
     table.report(make_flow(ports=(1, port)), 0)
@@ -2747,7 +2748,7 @@ def test_closing_report_with_new_addresses_claims_the_new_conversation(make):
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.report(make_flow("b2", (100, 0, 0, 0), last=1, a="10.0.0.9", node="node-2"), 0)
     table.expire(80)
-    # The flow belongs to the other conversation from now on.
+    # The closing report has new addresses, so the flow now belongs to the other conversation.
     moved = make_flow("a1", (130, 0, 0, 0), last=60_000, a="10.0.0.9", **LOST)
     assert table.report(moved, 100) is None
     owner = make_flow("b2", (130, 0, 0, 0), last=60_000, a="10.0.0.9", node="node-2")

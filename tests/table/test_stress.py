@@ -154,7 +154,7 @@ class Stress:
         ) | {"CaptureID": "c" * rng.choice((1, 40, 400))}
 
 
-def test_concurrent_operations():
+def test_concurrent_operations_keep_the_table_consistent():
     NAMES.clear()
     OWNERS.clear()
     stress = Stress()

@@ -393,7 +393,7 @@ def cheap_flows(types, count, *, first=0, total=1, last=1_000):
     return msgspec.json.decode("[" + ",".join(flows) + "]", type=list[types.Update])
 
 
-def test_two_hundred_thousand_connections():
+def test_table_handles_two_hundred_thousand_connections():
     count, part = 200_000, 10_000
     table, types = a_table(max_connections=count, max_flows=count)
     for first in range(0, count, part):
@@ -644,7 +644,7 @@ def shaped(*shapes, **others):
     ],
 )
 @pytest.mark.parametrize("slots", [True, False])
-def test_plans_of_every_shape(spec, slots):
+def test_plans_of_every_shape_match_the_model(spec, slots):
     core, model = Core(spec, slots=slots), Model(spec)
     for cycle in range(4):
         now = cycle * TIMEOUT_S / 2
@@ -1104,14 +1104,14 @@ def test_distinct_values_include_rows_that_a_late_report_can_renew():
     assert values == ["node-1"]
 
 
-def test_distinct_values_of_overflow_rows():
+def test_distinct_values_include_those_of_overflow_rows():
     core = Core(overflow="other", max_connections=1)
     for n in range(3):
         core.report(make_flow(f"{n + 1:x}", node=f"node-{n}"), 0)
     assert sorted(core.table.page(0).distinct_values("node_tid")) == ["node-0", "other"]
 
 
-def test_distinct_values_of_no_label():
+def test_distinct_values_of_an_unknown_label_are_an_error():
     core = Core()
     for name in ("direction", "node_name", ""):
         with pytest.raises(ValueError, match="no view has the label"):

@@ -113,7 +113,7 @@ async def test_samples_are_taken_periodically(monkeypatch):
 # Report --------------------------------------------------------------------------------------
 
 
-async def test_report():
+async def test_report_has_the_state_of_the_app():
     async with three_connections() as site:
         api_status = await site.json("/api/status")
         assert api_status["host_id"] == "skyfast-test"
