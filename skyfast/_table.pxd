@@ -242,6 +242,18 @@ cdef struct Family:
     Literal second              # replaces the literal at `direction_index` for the second side
 
 
+cdef struct Amount:
+    # The bytes or packets of a row: one counter, or the sum of two.
+    uint32_t values[2]          # indexes of the row's values
+    uint32_t count              # 0 if the view does not count the amount
+
+
+cdef struct Bounds:
+    # A row is shown if it reaches either bound; 0 is not set. If neither is set, all rows are shown.
+    int64_t min_bytes
+    int64_t min_packets
+
+
 cdef struct View:
     Rows rows
     TimerWheel wheel            # rows by deadline; not used in the first view
@@ -252,6 +264,9 @@ cdef struct View:
     uint32_t values             # number of counters and gauges
     uint32_t sources[MAX_VIEW_VALUES]    # indexes of the plan's counters, then gauges
     bint counts_new_flows       # whether the number of new flows follows the counters and gauges
+    Amount bytes                # both directions together, like the next
+    Amount packets
+    Bounds bounds               # read and written under the mutex
     uint32_t values_offset          # offset in a row, like the next field
     uint32_t cells_offset
     bint identifies_connection  # whether the labels tell all conversations apart

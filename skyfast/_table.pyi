@@ -106,6 +106,10 @@ class _View(Protocol):
     def families(self) -> tuple[_Family, ...]: ...
     @property
     def identifies_connection(self) -> bool: ...
+    @property
+    def bytes(self) -> tuple[_Counter, ...]: ...
+    @property
+    def packets(self) -> tuple[_Counter, ...]: ...
 
 class _Requirement(Protocol):
     @property
@@ -184,6 +188,7 @@ class Table:
         timeout_s: float,
         memory_s: float = 0,
         view_timeouts_s: Sequence[float] = (),
+        bounds: Sequence[tuple[int, int]] = (),
         slots: bool = True,
     ) -> Self: ...
     def set_limits(
@@ -194,6 +199,7 @@ class Table:
         timeout_s: float,
         memory_s: float = 0,
         view_timeouts_s: Sequence[float] = (),
+        bounds: Sequence[tuple[int, int]] = (),
     ) -> None: ...
     def begin(self, now: float) -> None: ...
     def set_flow_types(self, types: _FlowTypes) -> None: ...
@@ -214,6 +220,10 @@ class Table:
     def cardinality(
         self, count: int, without: str | None = None
     ) -> tuple[int, dict[str, tuple[int, list[tuple[str, int]]]], int | None]: ...
+    def hidden(self, now: float) -> list[tuple[int, int] | None]: ...
+    def forecast(
+        self, now: float, view: int, bounds: Iterable[tuple[int, int]]
+    ) -> list[tuple[int, int, int]]: ...
     def top(
         self,
         family: int,

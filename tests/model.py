@@ -77,6 +77,12 @@ A `Spec` has the options of a configuration. The following rules are not in docs
   report, because it may be a closing report that repeats its last update. If a value is the sum of
   two fields, its first invalid field is counted. If only the sum is out of range, the second field
   is counted.
+* A row of a view with bounds is hidden until its bytes or its packets reach their bound. These
+  amounts are the counters of the row, both directions together. Nothing else changes: a hidden row
+  counts towards the limits, has flows, expires, and its counters are kept. For example, with
+  ``min_bytes`` 1000, a row with 400 bytes from the initiator and 599 from the target is hidden. One
+  more byte shows all of its series, which start at 400 and 600. Overflow rows are never hidden.
+  The amounts are counted even if no family shows them, and the bounds can change at any time.
 """
 
 from __future__ import annotations
@@ -230,11 +236,28 @@ class View:
 
     Rows of the first view expire with their last flow. Rows of other views expire ``timeout_s``
     after their last report, but not before any of their flows.
+
+    Rows with fewer than ``min_bytes`` bytes and fewer than ``min_packets`` packets are hidden; a
+    bound of 0 is not set. ``amounts`` are the `AMOUNTS` that are counted although no family shows
+    them. Bounds need ``bytes``, and ``min_packets`` needs ``packets``, too.
     """
 
     labels: Sequence[Label] = LABELS
     families: Sequence[Family] = FAMILIES
     timeout_s: float = VIEW_TIMEOUT_S
+    amounts: Sequence[str] = ()
+    min_bytes: int = 0
+    min_packets: int = 0
+
+
+AMOUNTS = {
+    "bytes": (("Metric", "ABBytes"), ("Metric", "BABytes")),
+    "packets": (("Metric", "ABPackets"), ("Metric", "BAPackets")),
+}
+"""The amounts that bounds refer to: the paths of both directions."""
+
+Bounds = tuple[int, int]
+"""The minimum number of bytes and of packets; 0 is not set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -556,6 +579,7 @@ class Model:
         self.created_total = self.expired_total = 0
         self.rejected_total = self.overflowed_total = 0
         self._view_rejected = [0] * len(self.views)
+        self.bounds = [(view.min_bytes, view.min_packets) for view in self.views]
 
     @property
     def connections(self) -> int:
@@ -1267,13 +1291,39 @@ class Model:
     # The page
 
     def alive(self, now: float) -> list[Row]:
+        """Return the rows of all views that a page at ``now`` shows, or that are hidden."""
+        return [row for n in range(len(self.views)) for row in self._alive(n, now)]
+
+    def _alive(self, n: int, now: float) -> list[Row]:
+        return [row for row in self._rows[n].values() if row.is_other or row.deadline_s > now]
+
+    def shown(self, now: float) -> list[Row]:
         """Return the rows of all views that a page at ``now`` shows."""
         return [
             row
-            for rows in self._rows
-            for row in rows.values()
-            if row.is_other or row.deadline_s > now
+            for n, bounds in enumerate(self.bounds)
+            for row in self._alive(n, now)
+            if reaches(row, bounds)
         ]
+
+    def hidden(self, now: float) -> list[tuple[int, int] | None]:
+        """Return how many rows of each view are hidden, and their bytes; None without bounds."""
+        result: list[tuple[int, int] | None] = []
+        for n, bounds in enumerate(self.bounds):
+            rows = [row for row in self._alive(n, now) if not reaches(row, bounds)]
+            hidden = len(rows), sum(amount_of(row, "bytes") for row in rows)
+            result.append(hidden if any(bounds) else None)
+        return result
+
+    def forecast(self, now: float, n: int, bounds: Iterable[Bounds]) -> list[tuple[int, int, int]]:
+        """Return what each of the ``bounds`` would show of view ``n``: rows, series and bytes."""
+        result = []
+        for bound in bounds:
+            rows = [row for row in self._alive(n, now) if reaches(row, bound)]
+            families = self.views[n].families
+            lines = [line for row in rows for f in families for line in self.lines(f, row)]
+            result.append((len(rows), len(lines), sum(amount_of(row, "bytes") for row in rows)))
+        return result
 
     def page(
         self, now: float, *, part: int = 0, parts: int = 1, names: Iterable[str] | None = None
@@ -1282,9 +1332,9 @@ class Model:
 
         With ``parts``, only the rows of this part are on the page. See `part_of`.
         """
-        alive = [row for row in self.alive(now) if part_of(row, parts) == part]
+        shown = [row for row in self.shown(now) if part_of(row, parts) == part]
         return {
-            family.name: {line for row in alive for line in self.lines(family, row)}
+            family.name: {line for row in shown for line in self.lines(family, row)}
             for family in self.families
             if names is None or family.name in names
         }
@@ -1351,9 +1401,39 @@ def first_totals(view: View) -> list[Total]:
 
 
 def values_of(view: View) -> Iterator[Total | Gauge | None]:
-    """Yield the values of all families of a view."""
+    """Yield the values of all families of a view, and its amounts."""
     for family in view.families:
         yield from family_values(family, view)
+    for name in view.amounts:
+        yield from amount_totals(name, view)
+
+
+def amount_totals(name: str, view: View) -> list[Total]:
+    """Return the counters that make up an amount: one per direction, or their sum."""
+    if DIRECTION in view.labels:
+        return [Total((path,)) for path in AMOUNTS[name]]
+    return [Total(AMOUNTS[name])]
+
+
+def counts_amount(name: str, view: View) -> bool:
+    """Return whether the rows of a view have the counters of an amount."""
+    return set(amount_totals(name, view)) <= set(values_of(view))
+
+
+def amount_of(row: Row, name: str) -> int:
+    """Return an amount of a row, both directions together."""
+    return sum(row.totals.get(total, 0) for total in amount_totals(name, row.view))
+
+
+def reaches(row: Row, bounds: Bounds) -> bool:
+    """Return whether a row is shown with these bounds: one of those that are set is enough."""
+    min_bytes, min_packets = bounds
+    return (
+        row.is_other
+        or not any(bounds)
+        or 0 < min_bytes <= amount_of(row, "bytes")
+        or 0 < min_packets <= amount_of(row, "packets")
+    )
 
 
 def number_of(value: Total | Gauge | None, row: Row) -> int | None:

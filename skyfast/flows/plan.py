@@ -172,12 +172,17 @@ class View:
     ``identifies_connection`` means that the labels include both addresses and both ports, so they
     identify the flow that creates a connection. Then the total of this flow can be counted even if
     its first report was missed. ``direction`` is None if both directions are added up.
+
+    ``bytes`` and ``packets`` are the counters of these amounts: one for each direction, or their
+    sum. Each is empty if no family shows its counters and no bound needs them.
     """
 
     columns: tuple[Column, ...]
     direction: Direction | None
     families: tuple[Family, ...]
     identifies_connection: bool = False
+    bytes: tuple[Counter, ...] = ()
+    packets: tuple[Counter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +269,8 @@ class Plan:
         return tuple(value for value in self._values() if isinstance(value, NewFlows))
 
     def _values(self) -> dict[Value, None]:
-        return dict.fromkeys(
+        shown = [
             value for view in self.views for family in view.families for value in family.values
-        )
+        ]
+        amounts = [value for view in self.views for value in (*view.bytes, *view.packets)]
+        return dict.fromkeys([*shown, *amounts])

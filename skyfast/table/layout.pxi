@@ -418,6 +418,7 @@ cdef int number_view(const TableState *table, View *view, declared, plan) except
     )
     kept = sorted(
         {values[v] for family in declared.families for v in family.values if v in values}
+        | {values[v] for v in (*declared.bytes, *declared.packets)}
     )
     if len(declared.columns) > MAX_VIEW_COLUMNS or len(kept) > MAX_VIEW_VALUES:
         raise ValueError("a view has too many labels or values")
@@ -429,6 +430,8 @@ cdef int number_view(const TableState *table, View *view, declared, plan) except
         view.sources[j] = source
         if source < table.counters:
             view.counters = j + 1
+    resolve_amount(&view.bytes, view, declared.bytes, plan)
+    resolve_amount(&view.packets, view, declared.packets, plan)
     view.identifies_connection = declared.identifies_connection
     view.direction_index = 0 if declared.direction is None else declared.direction.position
     if view.direction_index > view.columns:
@@ -535,7 +538,7 @@ cdef list line_literals(str metric, list columns, direction):
 # Limits
 
 cdef int set_limits(TableState *table, max_connections, max_flows, timeout_s, memory_s,
-                    view_timeouts_s) except -1:
+                    view_timeouts_s, bounds) except -1:
     cdef uint32_t i
     if not 0 < max_connections <= MAX_ROWS or not 0 < max_flows <= MAX_ROWS:
         raise ValueError(f"max_connections and max_flows must be 1 to {MAX_ROWS}")
@@ -547,6 +550,8 @@ cdef int set_limits(TableState *table, max_connections, max_flows, timeout_s, me
         raise ValueError("each view except the first requires a timeout")
     if not all(timeout_s <= view_timeout_s <= 1 << 30 for view_timeout_s in view_timeouts_s):
         raise ValueError("a view's timeout must be at least timeout_s and at most 2^30")
+    check_bounds(table, bounds)
+    set_bounds(table, bounds)
     table.max_connections = max_connections
     table.max_flows = max_flows
     table.memory_s = memory_s

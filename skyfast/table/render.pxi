@@ -14,23 +14,27 @@ cdef struct Cursor:
     uint32_t page_seq           # rows created from this number on are not on the page
     uint32_t head               # index in `Family.heads`
     uint32_t part, parts        # index and number of parts; 0 of 1 is the whole page
-    # Rows of the part in one view, from index 1 on; the page owns this array. NULL if there is only
-    # one part.
+    # Rows of one view that the page shows, from index 1 on; the page owns this array. Used if there
+    # are several parts, or if the view has bounds. Allocated if any view needs it.
     uint32_t *listed
     uint32_t listed_end         # the index after the last row
     uint32_t listed_capacity
-    const View *listed_view     # NULL before the first view
+    const View *listed_view     # NULL before the first view with a list
+    Bounds bounds[MAX_VIEWS]    # at the start of the page, by view
     const char *shown           # one flag per family; NULL shows all families
 
 
 cdef Cursor begin_page(TableState *table, uint32_t now_s) noexcept nogil:
     # A cursor at the start of a whole page in the text format. Callable from any thread.
     cdef Cursor cursor
+    cdef uint32_t i
     memset(&cursor, 0, sizeof(Cursor))
     cursor.now_s = now_s
     cursor.parts = 1
     pthread_mutex_lock(&table.lock)
     cursor.page_seq = <uint32_t>table.next_seq
+    for i in range(table.view_count):
+        cursor.bounds[i] = table.views[i].bounds
     pthread_mutex_unlock(&table.lock)
     return cursor
 
@@ -41,19 +45,21 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out,
     # family's head, may exceed the limit by up to `max_lines`.
     cdef const Family *family
     cdef uint32_t end
+    cdef bint is_listed
     while cursor.family < table.family_count and out < limit:
         family = &table.families[cursor.family]
         if cursor.shown != NULL and not cursor.shown[cursor.family]:
             cursor.family += 1
             continue
-        if cursor.listed != NULL and cursor.listed_view != &table.views[family.view]:
-            list_part(table, &table.views[family.view], cursor)
+        is_listed = cursor.parts > 1 or are_set(&cursor.bounds[family.view])
+        if is_listed and cursor.listed_view != &table.views[family.view]:
+            list_rows(table, family.view, cursor)
         if cursor.row == 0:
             memcpy(out, family.heads[cursor.head], family.head_lengths[cursor.head])
             out += family.head_lengths[cursor.head]
             cursor.row = 1
         pthread_mutex_lock(&table.lock)
-        if cursor.listed == NULL:
+        if not is_listed:
             end = table.views[family.view].rows.fresh
             out = render_rows(table, cursor, family, &cursor.row, end, out, limit)
         else:
@@ -153,7 +159,7 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
 
 cdef char *render_listed(const TableState *table, Cursor *cursor, const Family *family, char *out,
                          const char *limit) noexcept nogil:
-    # The rows of the part, at most RENDER_ROWS of them.
+    # The listed rows, at most RENDER_ROWS of them.
     cdef const View *view = &table.views[family.view]
     cdef const Rows *rows = &view.rows
     cdef const uint32_t *listed = cursor.listed
@@ -173,10 +179,22 @@ cdef char *render_listed(const TableState *table, Cursor *cursor, const Family *
     return out
 
 
+cdef void list_rows(TableState *table, uint32_t number, Cursor *cursor) noexcept nogil:
+    # Find the rows of a view that the page shows. Rows that are added later are not on the page, so
+    # all families of the view use the same list. Rows past their deadline are listed, because a
+    # report can renew a row before the page reads the row.
+    cdef const View *view = &table.views[number]
+    cdef const Bounds *bounds = &cursor.bounds[number]
+    if cursor.parts == 1:
+        list_shown(table, view, bounds, cursor)
+    elif are_set(bounds):
+        list_shown_part(table, view, bounds, cursor)
+    else:
+        list_part(table, view, cursor)
+
+
 cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcept nogil:
-    # Find the rows of the part in a view. A row never changes its part, and rows that are added
-    # later are not on the page, so all families of the view use the same list. Rows past their
-    # deadline are listed, because a report can renew a row before the page reads the row.
+    # Find the rows of the part in a view without bounds. A row never changes its part.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number

@@ -34,11 +34,14 @@ from tests.model import (
     DIRECTION,
     NEW_FLOWS,
     OTHER,
+    Bounds,
     Label,
     Names,
     Spec,
     Total,
     View,
+    amount_totals,
+    counts_amount,
     family_values,
     is_field,
     labels_of,
@@ -126,7 +129,15 @@ def _view(view: View, columns: dict[Label, Column], spec: Spec) -> PlanView:
         identifies_connection=not (spec.include_icmp or spec.include_other)
         and unchanged
         >= {("Network", "A"), ("Network", "B"), ("Transport", "A"), ("Transport", "B")},
+        bytes=_amount("bytes", view),
+        packets=_amount("packets", view),
     )
+
+
+def _amount(name: str, view: View) -> tuple[Counter, ...]:
+    if not counts_amount(name, view):
+        return ()
+    return tuple(_counter(total) for total in amount_totals(name, view))
 
 
 def _value(value: Total | ModelGauge | None) -> Counter | Gauge | FlowCount | NewFlows:
@@ -136,6 +147,10 @@ def _value(value: Total | ModelGauge | None) -> Counter | Gauge | FlowCount | Ne
         return NewFlows()
     if isinstance(value, ModelGauge):
         return Gauge(path=value.path, keep=value.keep)  # type: ignore[arg-type]
+    return _counter(value)
+
+
+def _counter(value: Total) -> Counter:
     has_last_update = all(path[0] == "Metric" for path in value.paths)
     return Counter(
         paths=value.paths,
@@ -207,16 +222,32 @@ class Core:
             for flow_type in (types.Update, types.FirstReport, types.FullReport)
         ]
         self._build = build
+        self._bounds = [(view.min_bytes, view.min_packets) for view in spec.views]
+        self._limits = {
+            "max_connections": spec.max_connections,
+            "max_flows": spec.max_flows,
+            "timeout_s": spec.timeout_s,
+            "memory_s": spec.flow_memory_s,
+            "view_timeouts_s": [view.timeout_s for view in spec.views[1:]],
+        }
         self.table: Table = build.Table(
             self.plan,
             types,
-            max_connections=spec.max_connections,
-            max_flows=spec.max_flows,
-            timeout_s=spec.timeout_s,
-            memory_s=spec.flow_memory_s,
-            view_timeouts_s=[view.timeout_s for view in spec.views[1:]],
+            **self._limits,
+            bounds=self._bounds,
             slots=slots,
         )
+
+    @property
+    def bounds(self) -> list[Bounds]:
+        """The bounds of each view, which can be set."""
+        return self._bounds
+
+    @bounds.setter
+    def bounds(self, bounds: list[Bounds]) -> None:
+        self._bounds = bounds
+        self.table.set_limits(**self._limits, bounds=bounds)
+        self.check()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.table, name)

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from skyfast import _table
 from skyfast._table import Page
 from tests.model import (
+    AMOUNTS,
     DIRECTION,
     FAMILIES,
     LABELS,
@@ -27,6 +28,7 @@ from tests.model import (
     Names,
     Spec,
     View,
+    counts_amount,
     escape,
     make_flow,
     part_of,
@@ -105,6 +107,21 @@ METRICS = (
 )
 
 
+bounds = st.sampled_from((1, 2, 5, 10, 2**40, 2**63 - 1))
+bounded = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries({"amounts": st.just(("bytes",)), "min_bytes": bounds}),
+    st.fixed_dictionaries(
+        {
+            "amounts": st.just(("packets", "bytes")),
+            "min_packets": bounds,
+            "min_bytes": st.one_of(st.just(0), bounds),
+        }
+    ),
+)
+"""The fields of a view with or without bounds."""
+
+
 @st.composite
 def views(draw, number):
     """Draw a view. The names of its families contain ``number``, so that they are unique."""
@@ -116,6 +133,7 @@ def views(draw, number):
         labels,
         tuple(replace(family, name=f"v{number}_{family.name}") for family in chosen),
         timeout_s=draw(st.sampled_from((75, 76, 200))),
+        **draw(bounded),
     )
 
 
@@ -129,7 +147,8 @@ def specs(draw):
         "flow_memory_s": draw(st.sampled_from((0, 40, 1290, 1290))),
     }
     if draw(st.integers(0, 3)) == 0:
-        view = View(draw(st.sampled_from(LABEL_SETS)), draw(st.sampled_from(FAMILY_SETS)))
+        labels, families = draw(st.sampled_from(LABEL_SETS)), draw(st.sampled_from(FAMILY_SETS))
+        view = View(labels, families, **draw(bounded))
         return Spec(views=(view,), **limits)
     return Spec(
         views=tuple(draw(views(number)) for number in range(draw(st.integers(1, 3)))),
@@ -332,6 +351,44 @@ class TableMachine(RuleBasedStateMachine):
     def update_every(self, seconds):
         self.core.flow_update_s = self.model.flow_update_s = seconds
 
+    @rule(data=st.data())
+    def change_bounds(self, data):
+        # No page is being read slowly: it would show rows by its old bounds.
+        either = st.one_of(st.just(0), bounds)
+        self.slow_pages.clear()
+        self.core.bounds = self.model.bounds = [
+            tuple(
+                data.draw(either) if counts_amount("bytes", view) and counts_amount(name, view) else 0
+                for name in AMOUNTS
+            )
+            for view in self.model.views
+        ]
+
+    @rule(data=st.data())
+    def forecast(self, data):
+        model, core = self.model, self.core
+        n = data.draw(st.integers(0, len(model.views) - 1))
+        counts = [counts_amount(name, model.views[n]) for name in AMOUNTS]
+        pairs = data.draw(
+            st.lists(
+                st.tuples(*(st.one_of(st.just(0), bounds) if c else st.just(0) for c in counts))
+            )
+        )
+        forecasts = core.table.forecast(self.now, n, pairs)
+        if counts[0]:
+            assert forecasts == model.forecast(self.now, n, pairs)
+        self.core.bounds = self.model.bounds = [
+            data.draw(st.sampled_from(pairs)) if i == n and pairs else current
+            for i, current in enumerate(model.bounds)
+        ]
+        self.slow_pages.clear()
+        for pair, (_, series, bytes_) in zip(pairs, forecasts, strict=True):
+            if pair == model.bounds[n]:
+                page = core.page(self.now)
+                lines = [line for f in model.views[n].families for line in page[f.name]]
+                assert len(lines) == series
+                assert bytes_ >= 0
+
     @rule(seconds=st.sampled_from((1, 1, 2, 40, 74, 75, 90, 1290, 100_000)))
     def wait(self, seconds):
         self.now += seconds
@@ -378,7 +435,7 @@ class TableMachine(RuleBasedStateMachine):
         required = [
             (family, connection, series_of(line))
             for family in self.model.families
-            for connection in self.model.alive(self.now)
+            for connection in self.model.shown(self.now)
             if part_of(connection, parts) == 0
             for line in self.model.lines(family, connection)
         ]
@@ -409,7 +466,7 @@ class TableMachine(RuleBasedStateMachine):
 
     def note_lines(self):
         for slow in self.slow_pages.values():
-            for connection in self.model.alive(slow.now):
+            for connection in self.model.shown(slow.now):
                 if connection in slow.existing:
                     for family in self.model.families:
                         slow.allowed[family.name].update(self.model.lines(family, connection))
@@ -428,6 +485,7 @@ class TableMachine(RuleBasedStateMachine):
             actual, expected = +Counter(getattr(core, name)), +getattr(model, name)
             assert actual == expected, f"{name}: {actual} {expected}"
         assert core.page(self.now) == model.page(self.now)
+        assert core.table.hidden(self.now) == model.hidden(self.now)
         page = core.table.page(self.now)
         for name, values in model.label_values().items():
             assert sorted(page.distinct_values(name)) == sorted(values)

@@ -1,0 +1,227 @@
+# Bounds: a view can hide rows until their bytes or packets reach a bound. Part of `_table.pyx`,
+# which includes it.
+#
+# Whether a row is hidden follows from its counters, so rows store no flag, and a bound can change
+# at any time. A row never becomes hidden again, except when a bound is raised: its counters never
+# decrease, and a row that returns starts with its previous counters. Overflow rows are always
+# shown.
+#
+# A page lists the shown rows of a view once, before it renders the view's first family, and then
+# visits only these rows. So a row is on the page with all its families or with none, and the label
+# values of hidden rows are not read. Views without bounds need no list.
+#
+# `Table.page`, `hidden` and `forecast` call this code from any thread. Scans take the table's mutex
+# for RENDER_ROWS rows at a time.
+
+cdef int resolve_amount(Amount *amount, const View *view, counters, plan) except -1:
+    # The locations of the counters of an amount in a view's rows.
+    cdef uint32_t k
+    values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
+    if len(counters) > 2:
+        raise ValueError("an amount must be one counter or the sum of two")
+    for counter in counters:
+        for k in range(view.counters):
+            if view.sources[k] == values[counter]:
+                amount.values[amount.count] = k
+                amount.count += 1
+    return 0
+
+
+cdef int check_bounds(const TableState *table, bounds) except -1:
+    # Raise ValueError unless `bounds` is empty, or has a valid pair for each view.
+    cdef uint32_t i
+    if len(bounds) not in (0, table.view_count):
+        raise ValueError("each view requires bounds")
+    for i, (min_bytes, min_packets) in enumerate(bounds):
+        check_pair(&table.views[i], min_bytes, min_packets)
+    return 0
+
+
+cdef int check_pair(const View *view, min_bytes, min_packets) except -1:
+    if not (0 <= min_bytes <= INT64_MAX and 0 <= min_packets <= INT64_MAX):
+        raise ValueError(f"bounds must be 0 to {INT64_MAX}")
+    if (min_bytes and not view.bytes.count) or (min_packets and not view.packets.count):
+        raise ValueError("the rows of a view with bounds must have the counters of its bounds")
+    return 0
+
+
+cdef int set_bounds(TableState *table, bounds) except -1:
+    # Must be checked before. Takes the mutex, because other threads read the bounds.
+    cdef Bounds pairs[MAX_VIEWS]
+    cdef uint32_t i
+    memset(pairs, 0, sizeof(pairs))
+    for i, (min_bytes, min_packets) in enumerate(bounds):
+        pairs[i] = Bounds(min_bytes, min_packets)
+    pthread_mutex_lock(&table.lock)
+    for i in range(table.view_count):
+        table.views[i].bounds = pairs[i]
+    pthread_mutex_unlock(&table.lock)
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------
+# Rows
+
+cdef inline bint are_set(const Bounds *bounds) noexcept nogil:
+    return bounds.min_bytes != 0 or bounds.min_packets != 0
+
+
+cdef inline uint64_t amount_of(const View *view, const Amount *amount,
+                               Connection *row) noexcept nogil:
+    # Both directions together; 0 if the view does not count the amount. The counters are never
+    # ABSENT, and the sum of two fits.
+    cdef const int64_t *values = values_of(view, row)
+    if amount.count == 2:
+        return <uint64_t>values[amount.values[0]] + <uint64_t>values[amount.values[1]]
+    return <uint64_t>values[amount.values[0]] if amount.count else 0
+
+
+cdef inline bint reaches(const View *view, Connection *row, const Bounds *bounds) noexcept nogil:
+    # Whether a row is shown. There are no branches on the counters, because the processor could not
+    # predict them.
+    cdef uint64_t least_bytes = bounds.min_bytes if bounds.min_bytes else <uint64_t>-1
+    cdef uint64_t least_packets = bounds.min_packets if bounds.min_packets else <uint64_t>-1
+    return ((amount_of(view, &view.bytes, row) >= least_bytes)
+            | (amount_of(view, &view.packets, row) >= least_packets)
+            | (row.deadline_s == NEVER_S))
+
+
+cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
+                     Cursor *cursor) noexcept nogil:
+    # Find the rows of a view that the page shows. Like `list_part`, but for the whole page.
+    cdef Scan scan = scan_until(view, NO_END)
+    cdef Connection *row
+    cdef uint32_t number
+    cdef uint32_t count = 0
+    while scan_slice(table, &scan):
+        for number in range(scan.start, scan.stop):
+            row = scan_row(view, number)
+            if count < cursor.listed_capacity:
+                cursor.listed[count + 1] = number
+                count += ((row.deadline_s != 0)
+                          & created_before(row.created_seq, cursor.page_seq)
+                          & reaches(view, row, bounds))
+    cursor.listed_end = count + 1
+    cursor.listed_view = view
+
+
+cdef void list_shown_part(TableState *table, const View *view, const Bounds *bounds,
+                          Cursor *cursor) noexcept nogil:
+    # The same for one of several parts. The part of a hidden row is not computed.
+    cdef Scan scan = scan_until(view, NO_END)
+    cdef Connection *row
+    cdef uint32_t number
+    cdef uint32_t count = 0
+    while scan_slice(table, &scan):
+        for number in range(scan.start, scan.stop):
+            row = scan_row(view, number)
+            if (row.deadline_s and created_before(row.created_seq, cursor.page_seq)
+                    and reaches(view, row, bounds) and count < cursor.listed_capacity):
+                cursor.listed[count + 1] = number
+                count += part_of(table, view, row, cursor.parts) == cursor.part
+    cursor.listed_end = count + 1
+    cursor.listed_view = view
+
+
+# ---------------------------------------------------------------------------------------------
+# Sums over rows
+
+cdef struct Shown:
+    # The rows, series and bytes of a view that reach some bounds. The bytes have 128 bits.
+    uint64_t rows
+    uint64_t series
+    uint64_t bytes_low
+    uint64_t bytes_high
+
+
+cdef inline void add_amount(Shown *shown, uint64_t amount) noexcept nogil:
+    shown.bytes_low += amount
+    shown.bytes_high += shown.bytes_low < amount
+
+
+cdef object bytes_of(const Shown *shown):
+    return shown.bytes_high << 64 | shown.bytes_low if shown.bytes_high else shown.bytes_low
+
+
+cdef list hidden_rows(TableState *table, uint32_t now_s):
+    # The result of `Table.hidden`.
+    cdef Shown hidden
+    cdef Bounds bounds
+    cdef uint32_t i
+    result = []
+    for i in range(table.view_count):
+        bounds = table.views[i].bounds
+        if not are_set(&bounds):
+            result.append(None)
+            continue
+        memset(&hidden, 0, sizeof(Shown))
+        with nogil:
+            sum_hidden(table, &table.views[i], &bounds, now_s, &hidden)
+        result.append((hidden.rows, bytes_of(&hidden)))
+    return result
+
+
+cdef void sum_hidden(TableState *table, const View *view, const Bounds *bounds, uint32_t now_s,
+                     Shown *hidden) noexcept nogil:
+    cdef Scan scan = scan_until(view, NO_END)
+    cdef Connection *row
+    cdef uint32_t number
+    while scan_slice(table, &scan):
+        for number in range(scan.start, scan.stop):
+            row = scan_row(view, number)
+            if row.deadline_s > now_s and not reaches(view, row, bounds):
+                hidden.rows += 1
+                add_amount(hidden, amount_of(view, &view.bytes, row))
+
+
+cdef list forecast_view(TableState *table, uint32_t view, uint32_t now_s, list pairs):
+    # The result of `Table.forecast`.
+    cdef uint32_t count = len(pairs)
+    cdef uint32_t i
+    cdef Bounds *bounds = NULL
+    cdef Shown *shown = <Shown *>allocate(count * sizeof(Shown))
+    try:
+        bounds = <Bounds *>allocate(count * sizeof(Bounds))
+        for i, (min_bytes, min_packets) in enumerate(pairs):
+            check_pair(&table.views[view], min_bytes, min_packets)
+            bounds[i] = Bounds(min_bytes, min_packets)
+        with nogil:
+            sum_shown(table, view, bounds, count, now_s, shown)
+        return [(shown[i].rows, shown[i].series, bytes_of(&shown[i])) for i in range(count)]
+    finally:
+        free(bounds)
+        free(shown)
+
+
+cdef void sum_shown(TableState *table, uint32_t number, const Bounds *bounds, uint32_t count,
+                    uint32_t now_s, Shown *shown) noexcept nogil:
+    cdef const View *view = &table.views[number]
+    cdef Scan scan = scan_until(view, NO_END)
+    cdef Connection *row
+    cdef uint32_t i, j, series
+    cdef uint64_t amount
+    while scan_slice(table, &scan):
+        for i in range(scan.start, scan.stop):
+            row = scan_row(view, i)
+            if row.deadline_s <= now_s:
+                continue
+            series = series_of_row(table, number, row)
+            amount = amount_of(view, &view.bytes, row)
+            for j in range(count):
+                if not are_set(&bounds[j]) or reaches(view, row, &bounds[j]):
+                    shown[j].rows += 1
+                    shown[j].series += series
+                    add_amount(&shown[j], amount)
+
+
+cdef uint32_t series_of_row(const TableState *table, uint32_t view,
+                            Connection *row) noexcept nogil:
+    # The number of lines of a row on a page, in all families of its view.
+    cdef const Family *family
+    cdef uint32_t i, side, count = 0
+    for i in range(table.family_count):
+        family = &table.families[i]
+        if family.view == view:
+            for side in range(family.sides):
+                count += series_value(family, &table.views[view], row, side) > family.absent
+    return count
