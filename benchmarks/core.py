@@ -100,6 +100,7 @@ class Parts:
             timeout_s=limits.timeout_s,
             memory_s=limits.flow_memory_s if memory_s is None else memory_s,
             view_timeouts_s=limits.view_timeouts_s,
+            bounds=limits.bounds,
             slots=slots,
         )
         assert self.table.reads_slots == slots

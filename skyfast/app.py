@@ -197,6 +197,7 @@ class App:
         if self._parts.own.sources.are_set:
             log.info("names: %s", self._parts.own.summary())
         _warn_of_double_counting(self._parts.config)
+        _warn_of_hidden_traffic(self._parts.config)
         try:
             async with asyncio.TaskGroup() as tasks:
                 parts = [
@@ -321,6 +322,8 @@ class App:
             log.warning("changes of listen_address and port require a restart")
         _announce(config, known=old.config.subscriber.endpoints)
         _warn_of_double_counting(config, known=cost.double_counted(old.config))
+        if not cost.hides_traffic(old.config):
+            _warn_of_hidden_traffic(config)
 
     async def _subscribe(self) -> None:
         await self._parts.wait_for_names()
@@ -532,6 +535,15 @@ def _warn_of_double_counting(config: Config, *, known: Sequence[str] = ()) -> No
                 " this, set deduplicate to first, or add the label node_tid",
                 where,
             )
+
+
+def _warn_of_hidden_traffic(config: Config) -> None:
+    """Log a warning if every view hides connections."""
+    if cost.hides_traffic(config):
+        log.warning(
+            "all views have min_bytes or min_packets: the traffic of hidden connections is in no"
+            " series; to avoid this, add a view without bounds"
+        )
 
 
 def _cost_summary(parts: Parts) -> str:

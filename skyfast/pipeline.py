@@ -32,6 +32,7 @@ from skyfast.skydive.topology_queries import Query
 from skyfast.stats import Stats
 from skyfast.web.cardinality import Cardinality
 from skyfast.web.exposition import ExpositionSource
+from skyfast.web.forecast import Forecaster
 from skyfast.web.interface_info import InterfaceInfo
 from skyfast.web.status import StatusSource
 from skyfast.web.top import Ranking
@@ -208,6 +209,13 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
         skipped=stats.flows_skipped,
         filtered=filtered,
     )
+    forecaster = (
+        Forecaster(
+            table, config.limits.bounds, max_series=config.limits.max_series, now=clock.now
+        )
+        if plan.views[0].bytes
+        else None
+    )
     return Parts(
         config=config,
         own=own,
@@ -237,7 +245,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
         ),
         source=ExpositionSource(
             table=table,
-            cardinality=Cardinality(table=table, view=plan.views[0]),
+            cardinality=Cardinality(table=table, view=plan.views[0], forecaster=forecaster),
             views=tuple(view.prefix for view in export.views),
             table_families=tuple(family.name for view in plan.views for family in view.families),
             interface_info=(
@@ -258,6 +266,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
             captures=captures,
             capture_points=capture_points,
             names=known_names,
+            forecaster=forecaster,
         ),
     )
 
@@ -287,6 +296,7 @@ def _table_limits(limits: TableLimits) -> dict[str, Any]:
         "timeout_s": limits.timeout_s,
         "memory_s": limits.flow_memory_s,
         "view_timeouts_s": limits.view_timeouts_s,
+        "bounds": limits.bounds,
     }
 
 

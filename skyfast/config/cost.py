@@ -15,8 +15,14 @@ from skyfast.flows.catalog import (
     UNBOUNDED_FIELDS,
 )
 from skyfast.flows.plan import FieldPath
-from skyfast.flows.planner import families, key_fields, shown_field, shows_topology
-from skyfast.flows.selection import ExportSelection, LabelSpec, MetricSpec, ViewSpec
+from skyfast.flows.planner import (
+    amount_counters,
+    families,
+    key_fields,
+    shown_field,
+    shows_topology,
+)
+from skyfast.flows.selection import Bounds, ExportSelection, LabelSpec, MetricSpec, ViewSpec
 
 _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
 """Fields that identify the capture point. A conversation has a separate flow at each point."""
@@ -24,6 +30,9 @@ _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
 
 NEW_FLOWS_BYTES: Final = 8
 """Memory of the number of new flows in a connection."""
+
+VALUE_BYTES: Final = 8
+"""Memory of a counter in a connection, and of its total in a flow."""
 
 CELL_BYTES: Final = 4
 """Memory of a label value in a connection, and of a lookup key in a flow."""
@@ -70,6 +79,11 @@ def double_counted(config: Config) -> list[str]:
     ]
 
 
+def hides_traffic(config: Config) -> bool:
+    """Return whether every view has bounds, so that no view shows all traffic."""
+    return all(bounds.are_set for bounds in config.limits.bounds)
+
+
 def report(config: Config) -> str:
     """Return YAML comments: the series of each view's rows, and warnings about its labels."""
     return "".join(f"# {line}\n" for line in _lines(config))
@@ -77,8 +91,8 @@ def report(config: Config) -> str:
 
 def _lines(config: Config) -> Iterator[str]:
     export, limits = config.export, config.limits
-    for view, timeout_s in zip(
-        (export.main, *export.views), (0.0, *limits.view_timeouts_s), strict=True
+    for view, timeout_s, bounds in zip(
+        (export.main, *export.views), (0.0, *limits.view_timeouts_s), limits.bounds, strict=True
     ):
         shown = families(view, naming=export.naming)
         count = series(view, naming=export.naming)
@@ -92,6 +106,7 @@ def _lines(config: Config) -> Iterator[str]:
             yield f"Each connection costs up to {count} series, at most {most} in total:"
         for family in shown:
             yield f"  {len(family.values)} {family.name}"
+        yield from _bounds(view, bounds)
     of_labels = [*_names(export)]
     yield from of_labels
     if config.topology.interface_info:
@@ -109,9 +124,31 @@ def _lines(config: Config) -> Iterator[str]:
             f"Warning: {where}: traffic captured at several interfaces is counted several"
             " times; to avoid this, set deduplicate to first, or add the label node_tid."
         )
+    if hides_traffic(config):
+        yield (
+            "Warning: all views have min_bytes or min_packets: the traffic of hidden connections is"
+            " in no series; to avoid this, add a view without bounds."
+        )
     if uses_default_analyzer(config):
         default = config.subscriber.endpoints[0].name
         yield f"No analyzers are configured: skyfast subscribes to {default}."
+
+
+def _bounds(view: ViewSpec, bounds: Bounds) -> Iterator[str]:
+    """Yield which rows have series, and the memory of the amounts that no metric shows."""
+    if bounds.are_set:
+        amounts = [
+            f"{bound} {unit}"
+            for bound, unit in ((bounds.min_bytes, "bytes"), (bounds.min_packets, "packets"))
+            if bound
+        ]
+        yield f"A {_row(view)} has no series until it has {' or '.join(amounts)}."
+    if view.amounts:
+        counters = [c for name in view.amounts for c in amount_counters(name, view.direction)]
+        yield (
+            f"The number of {' and '.join(view.amounts)} takes {VALUE_BYTES * len(counters)} bytes"
+            f" per {_row(view)} and per flow."
+        )
 
 
 def _names(export: ExportSelection) -> Iterator[str]:

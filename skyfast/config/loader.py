@@ -65,7 +65,7 @@ from skyfast.config.yaml_nodes import (
     read_file,
 )
 from skyfast.flows.catalog import DIRECTION, INTERFACE_INFO, NODE_TID_LABEL, TAG
-from skyfast.flows.selection import ExportSelection, Filter, ViewSpec
+from skyfast.flows.selection import Bounds, ExportSelection, Filter, ViewSpec
 
 T = TypeVar("T")
 
@@ -463,11 +463,12 @@ def _views(get: _Settings) -> tuple[views.ViewEntry, ...]:
     if direction == "sum" and not get.is_set(schema.LABELS):
         chosen = tuple(label for label in chosen if label.name != DIRECTION)
     main = ViewSpec(prefix="", labels=chosen, metrics=get(schema.METRICS), direction=direction)
+    bounds = Bounds(min_bytes=get(schema.MIN_BYTES), min_packets=get(schema.MIN_PACKETS))
     timeout_s = _connection_timeout_s(get) + get(schema.CONNECTION_GRACE)
     naming = get(schema.NAMING)
     try:
         return views.resolve_views(
-            (views.ViewEntry(choice=main), *get(schema.VIEWS)),
+            (views.ViewEntry(choice=main, bounds=bounds), *get(schema.VIEWS)),
             naming=naming,
             least_timeout_s=timeout_s,
             others=(INTERFACE_INFO[naming],) if get(schema.INTERFACE_INFO) else (),
@@ -528,7 +529,7 @@ def _export(get: _Settings, main: ViewSpec, others: tuple[ViewSpec, ...]) -> Exp
     )
 
 
-def _limits(get: _Settings, view_timeouts_s: tuple[float, ...]) -> TableLimits:
+def _limits(get: _Settings, entries: Sequence[views.ViewEntry]) -> TableLimits:
     max_connections = get(schema.MAX_CONNECTIONS)
     return TableLimits(
         max_connections=max_connections,
@@ -536,7 +537,9 @@ def _limits(get: _Settings, view_timeouts_s: tuple[float, ...]) -> TableLimits:
         connection_timeout_s=_connection_timeout_s(get),
         connection_grace_s=get(schema.CONNECTION_GRACE),
         flow_memory_s=get(schema.FLOW_MEMORY),
-        view_timeouts_s=view_timeouts_s,
+        view_timeouts_s=tuple(entry.timeout_s for entry in entries[1:]),
+        bounds=tuple(entry.bounds for entry in entries),
+        max_series=get(schema.MAX_SERIES),
     )
 
 
@@ -581,7 +584,7 @@ def _build(
         filter=filter_,
         preset=get(schema.PRESET),
         export=_export(get, main.choice, tuple(view.choice for view in others)),
-        limits=_limits(get, tuple(view.timeout_s for view in others)),
+        limits=_limits(get, entries),
         topology=Topology(
             interfaces_interval_s=get(schema.INTERFACES_INTERVAL),
             interface_info=get(schema.INTERFACE_INFO),

@@ -6,7 +6,7 @@ from typing import Literal
 
 from skyfast.config.endpoint import Endpoint
 from skyfast.config.names import NameSources
-from skyfast.flows.selection import ALONE, ExportSelection, Filter, Network, Shard
+from skyfast.flows.selection import ALONE, Bounds, ExportSelection, Filter, Network, Shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,8 @@ class TableLimits:
     """The table's limits and timeouts, which can change at run time.
 
     ``view_timeouts_s`` are the timeouts of rows without reports, in the order of the selection's
-    views.
+    views. ``bounds`` are those of the main view, and then of these views. ``max_series`` is the
+    target of forecasts, or 0 for none.
     """
 
     max_connections: int
@@ -61,6 +62,8 @@ class TableLimits:
     connection_grace_s: float
     flow_memory_s: float
     view_timeouts_s: tuple[float, ...]
+    bounds: tuple[Bounds, ...]
+    max_series: int
 
     @property
     def timeout_s(self) -> float:

@@ -40,6 +40,9 @@ T = TypeVar("T")
 MAX_MESSAGE_BYTES = 1 << 30
 """The largest ``max_message_bytes``."""
 
+MAX_SERIES_TARGET = 10**12
+"""The largest ``max_series``."""
+
 MAX_SOCKETS = 65_536
 """The largest number of HTTP connections or of simultaneous scrapes."""
 
@@ -220,6 +223,24 @@ MAX_FLOWS: Key[int | None] = _key(
     None,
     lambda c: c.limits.max_flows,
 )
+MIN_BYTES = _key(
+    "pipeline.store.prom_sky_con.min_bytes",
+    views.to_bound,
+    0,
+    lambda c: c.limits.bounds[0].min_bytes,
+)
+MIN_PACKETS = _key(
+    "pipeline.store.prom_sky_con.min_packets",
+    views.to_bound,
+    0,
+    lambda c: c.limits.bounds[0].min_packets,
+)
+MAX_SERIES = _key(
+    "pipeline.store.prom_sky_con.max_series",
+    integer(0, MAX_SERIES_TARGET),
+    0,
+    lambda c: c.limits.max_series,
+)
 INTERFACES_INTERVAL = _key(
     "pipeline.store.prom_sky_con.interfaces_interval",
     duration(zero=True),
@@ -270,7 +291,7 @@ VIEWS: Key[tuple[views.ViewEntry, ...]] = _key(
     "pipeline.store.prom_sky_con.views",
     views.to_views,
     presets.COMPATIBLE.views,
-    lambda c: views.show_views(c.export.views, c.limits.view_timeouts_s),
+    lambda c: views.show_views(c.export.views, c.limits.view_timeouts_s, c.limits.bounds[1:]),
     can_be_empty=True,
     structured=True,
 )

@@ -67,6 +67,18 @@ def _overlaps(config: Config) -> Iterator[str]:
             f"shards overlap in {', '.join(views)}: several shards export the same series, each"
             " with a part of the traffic; sum over the shards"
         )
+    hidden = [
+        view.prefix or "connections"
+        for view, bounds in zip(
+            (config.export.main, *config.export.views), config.limits.bounds, strict=True
+        )
+        if bounds.are_set and not _tells_apart(view, config)
+    ]
+    if hidden:
+        yield (
+            f"shards overlap in {', '.join(hidden)}: min_bytes and min_packets apply in each shard"
+            " to its own part of the traffic, so shards hide different connections"
+        )
 
 
 def _tells_apart(view: ViewSpec, config: Config) -> bool:

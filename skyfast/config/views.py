@@ -21,6 +21,7 @@ from skyfast.config.parsers import (
     Entries,
     bounded_list_of,
     duration,
+    integer,
     mapping_of,
     one_of,
     show_seconds,
@@ -28,8 +29,14 @@ from skyfast.config.parsers import (
 from skyfast.config.yaml_nodes import YamlValue
 from skyfast.flows.catalog import DIRECTION, FIXED_PREFIXES
 from skyfast.flows.plan import FieldPath, FlowCount, NewFlows
-from skyfast.flows.planner import families, key_fields, shows_topology
-from skyfast.flows.selection import LabelSpec, MetricSpec, ViewSpec
+from skyfast.flows.planner import (
+    amount_counters,
+    families,
+    hidden_amounts,
+    key_fields,
+    shows_topology,
+)
+from skyfast.flows.selection import Bounds, LabelSpec, MetricSpec, ViewSpec
 from skyfast.text_format import MetricFamily
 
 KeyPath: TypeAlias = tuple[str | int, ...]
@@ -38,16 +45,24 @@ KeyPath: TypeAlias = tuple[str | int, ...]
 VIEW_TIMEOUT_S = 3600.0
 """Default timeout of a view's rows without reports."""
 
+MAX_BOUND = 10**15
+"""The largest ``min_bytes`` and ``min_packets``."""
+
+to_bound = integer(0, MAX_BOUND)
+"""Accepts a minimum number of bytes or packets."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewEntry:
-    """A view of a configuration, and the timeout of rows without reports: 0 if not set.
+    """A view of a configuration, its bounds, and the timeout of rows without reports.
 
-    The main view always has 0, because its rows expire with their flows.
+    The timeout is 0 if not set. The main view always has 0, because its rows expire with their
+    flows.
     """
 
     choice: ViewSpec
     timeout_s: float = 0.0
+    bounds: Bounds = Bounds()
 
 
 DEFAULT_VIEWS = (
@@ -66,7 +81,10 @@ DEFAULT_VIEWS = (
 def _to_view(value: YamlValue) -> ViewEntry:
     nodes = mapping_of(
         value,
-        known=("prefix", "labels", "metrics", "direction", "timeout"),
+        known=(
+            *("prefix", "labels", "metrics", "direction", "timeout"),
+            *("min_bytes", "min_packets"),
+        ),
         required=("prefix", "labels"),
         what="a view with prefix and labels",
     )
@@ -78,17 +96,23 @@ def _to_view(value: YamlValue) -> ViewEntry:
         Literal["split", "sum"], entries.of("direction", one_of("split", "sum"), "split")
     )
     timeout_s = entries.of("timeout", duration(zero=False), 0.0)
+    bounds = Bounds(
+        min_bytes=entries.of("min_bytes", to_bound, 0),
+        min_packets=entries.of("min_packets", to_bound, 0),
+    )
     entries.check()
     choice = ViewSpec(prefix=prefix, labels=labels, metrics=metrics, direction=direction)
-    return ViewEntry(choice=choice, timeout_s=timeout_s)
+    return ViewEntry(choice=choice, timeout_s=timeout_s, bounds=bounds)
 
 
 to_views = bounded_list_of(_to_view, "views", most=MAX_VIEWS - 1)
 """Accepts a list of views without the main view. Views without a timeout have 0."""
 
 
-def show_views(views: Sequence[ViewSpec], timeouts_s: Sequence[float]) -> list[object]:
-    """Return the value that `to_views` converts to ``views`` with these timeouts."""
+def show_views(
+    views: Sequence[ViewSpec], timeouts_s: Sequence[float], bounds: Sequence[Bounds]
+) -> list[object]:
+    """Return the value that `to_views` converts to ``views`` with these timeouts and bounds."""
     return [
         {
             "prefix": view.prefix,
@@ -96,8 +120,10 @@ def show_views(views: Sequence[ViewSpec], timeouts_s: Sequence[float]) -> list[o
             "metrics": show_metrics(view.metrics),
             "direction": view.direction,
             "timeout": show_seconds(timeout_s),
+            "min_bytes": bound.min_bytes,
+            "min_packets": bound.min_packets,
         }
-        for view, timeout_s in zip(views, timeouts_s, strict=True)
+        for view, timeout_s, bound in zip(views, timeouts_s, bounds, strict=True)
     ]
 
 
@@ -174,7 +200,12 @@ def _resolve_view(
     timeout_s = entry.timeout_s or (max(VIEW_TIMEOUT_S, least_timeout_s) if view.prefix else 0.0)
     if split and DIRECTION not in names:
         labels.append(LabelSpec(name=DIRECTION))
-    return ViewEntry(choice=replace(view, labels=tuple(labels)), timeout_s=timeout_s)
+    amounts = hidden_amounts(view, entry.bounds)
+    return replace(
+        entry,
+        choice=replace(view, labels=tuple(labels), amounts=amounts),
+        timeout_s=timeout_s,
+    )
 
 
 def _labels(view: ViewSpec, number: int) -> list[LabelSpec]:
@@ -249,11 +280,15 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
             for value in family.values
             if not isinstance(value, (FlowCount, NewFlows))
         }
+        for amount in view.amounts:
+            own_values |= {*amount_counters(amount, view.direction)}
         if len(own_values) > MAX_VIEW_VALUES:
             problem = (
                 f"has more than {MAX_VIEW_VALUES} values; a counter with two directions counts as"
                 " two"
             )
+            if view.amounts:
+                problem += f"; min_bytes and min_packets add {' and '.join(view.amounts)}"
             raise ViewError(problem, number, ("metrics",))
         labels |= {*own_labels}
         keys |= {field for label in own_labels for field in key_fields(label)}

@@ -68,6 +68,7 @@
     list: (value) => value.join(", "),
     points,
     reasons: (value) => Object.entries(value).map(([name, n]) => `${name} ${count(n)}`).join(", "),
+    percent: (value) => `${(100 * value).toFixed(1)} %`,
     "bytes-rate": (value) => `${bytes(value)}/s`,
     "number-rate": (value) => `${plain(value)}/s`,
   };

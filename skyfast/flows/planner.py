@@ -44,6 +44,8 @@ from skyfast.flows.plan import (
 from skyfast.flows.rewrites import OTHER, FlowProtocol, fold, mask
 from skyfast.flows.selection import (
     ALONE,
+    Amount,
+    Bounds,
     ExportSelection,
     LabelSpec,
     Mask,
@@ -221,10 +223,19 @@ def _view(view: ViewSpec, columns: _Columns, export: ExportSelection) -> View:
     chosen = tuple(columns[label] for label in view.labels if label.name != DIRECTION)
     names = [label.name for label in view.labels]
     split = view.direction == "split"
+    shown = families(view, naming=export.naming)
+    counted = {value for family in shown for value in family.values}
+    amounts = {
+        name: counters
+        for name, counters in ((name, amount_counters(name, view.direction)) for name in AMOUNTS)
+        if name in view.amounts or counted >= {*counters}
+    }
     return View(
         columns=chosen,
         direction=Direction(position=names.index(DIRECTION)) if split else None,
-        families=families(view, naming=export.naming),
+        families=shown,
+        bytes=amounts.get("bytes", ()),
+        packets=amounts.get("packets", ()),
         # Without ports, the addresses alone do not identify a flow.
         identifies_connection=not (export.include_icmp or export.include_other)
         and {column.path for column in chosen if column.is_field} >= ENDPOINTS,
@@ -236,6 +247,29 @@ def families(view: ViewSpec, *, naming: str) -> tuple[Family, ...]:
     return tuple(
         _custom(view, metric) if metric.paths else _known(view, metric.name, naming=naming)
         for metric in view.metrics
+    )
+
+
+AMOUNTS: Final[tuple[Amount, ...]] = ("bytes", "packets")
+
+
+def amount_counters(name: Amount, direction: str) -> tuple[Counter, ...]:
+    """Return the counters of an amount in a view: one for each direction, or their sum."""
+    paths = METRICS_BY_NAME[name].paths
+    return (_counter(paths),) if direction == "sum" else tuple(_counter((path,)) for path in paths)
+
+
+def hidden_amounts(view: ViewSpec, bounds: Bounds) -> tuple[Amount, ...]:
+    """Return the amounts that bounds need, and that no metric of the view shows.
+
+    The bytes of hidden connections are exported, so both bounds need bytes.
+    """
+    shown = {value for family in families(view, naming="standard") for value in family.values}
+    needed: list[Amount] = ["bytes"] if bounds.are_set else []
+    if bounds.min_packets:
+        needed.append("packets")
+    return tuple(
+        name for name in needed if not shown >= {*amount_counters(name, view.direction)}
     )
 
 

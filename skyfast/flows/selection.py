@@ -8,7 +8,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, fields
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from skyfast.flows.plan import FieldPath
 from skyfast.text_format import MetricType
@@ -61,18 +61,38 @@ class MetricSpec:
     help: str = ""
 
 
+class Bounds(NamedTuple):
+    """A connection has series when it has this number of bytes or of packets.
+
+    0 is no bound. If both are 0, all connections have series.
+    """
+
+    min_bytes: int = 0
+    min_packets: int = 0
+
+    @property
+    def are_set(self) -> bool:
+        """Whether there is a bound."""
+        return self.min_bytes > 0 or self.min_packets > 0
+
+
+Amount: TypeAlias = Literal["bytes", "packets"]
+"""An amount that bounds refer to: the metric of this name, both directions together."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewSpec:
     """A set of series with the same labels.
 
     The main view has an empty ``prefix``. ``labels`` contains ``direction`` if and only if the
-    directions are split.
+    directions are split. ``amounts`` are counted for bounds, although no metric shows them.
     """
 
     prefix: str
     labels: tuple[LabelSpec, ...]
     metrics: tuple[MetricSpec, ...]
     direction: Literal["split", "sum"]
+    amounts: tuple[Amount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,14 +152,18 @@ class ExportSelection:
 
 
 def changed_fields(old: ExportSelection, new: ExportSelection) -> list[str]:
-    """Return the names of the fields that differ, including fields of the main view."""
+    """Return the names of the fields that differ, including fields of the main view.
+
+    Instead of ``amounts``, the names of the keys for bounds are returned.
+    """
     main = _changed(old.main, new.main, fields(ViewSpec))
     rest = [field for field in fields(ExportSelection) if field.name != "main"]
     return [*main, *_changed(old, new, rest)]
 
 
 def _changed(old: object, new: object, of: Iterable[Field[Any]]) -> list[str]:
-    return [field.name for field in of if getattr(old, field.name) != getattr(new, field.name)]
+    names = [field.name for field in of if getattr(old, field.name) != getattr(new, field.name)]
+    return ["min_bytes or min_packets" if name == "amounts" else name for name in names]
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,8 @@ cdef inline void add_amount(Shown *shown, uint64_t amount) noexcept nogil:
 
 
 cdef object bytes_of(const Shown *shown):
-    return shown.bytes_high << 64 | shown.bytes_low if shown.bytes_high else shown.bytes_low
+    cdef object high = shown.bytes_high
+    return high << 64 | shown.bytes_low
 
 
 cdef list hidden_rows(TableState *table, uint32_t now_s):

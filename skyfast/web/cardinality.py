@@ -15,6 +15,7 @@ from typing import Final, Protocol
 import msgspec
 
 from skyfast.flows.plan import View
+from skyfast.web.forecast import Forecast, Forecaster
 from skyfast.web.scan_cache import ScanCache
 
 TOP_VALUES: Final = 20
@@ -66,21 +67,27 @@ class WithoutLabel:
 class CardinalityReport:
     """The cardinality of the main view.
 
-    ``series_at_most`` is an upper bound: a connection has no series for a missing value.
+    ``series_at_most`` is an upper bound: a connection has no series for a missing value, and a
+    hidden connection has none at all. All numbers except those of ``forecast`` include hidden
+    connections. ``forecast`` is None if the main view does not count bytes.
     """
 
     connections: int
     series_at_most: int
     labels: tuple[LabelCardinality, ...]
     without: WithoutLabel | None = None
+    forecast: Forecast | None = None
 
 
 class Cardinality:
     """Counts the values of a table's labels."""
 
-    def __init__(self, *, table: CardinalityTable, view: View) -> None:
-        """Initialize for ``table``, whose main view is ``view``."""
+    def __init__(
+        self, *, table: CardinalityTable, view: View, forecaster: Forecaster | None = None
+    ) -> None:
+        """Initialize for ``table``, whose main view is ``view``. Reports include a forecast."""
         self._table = table
+        self._forecaster = forecaster
         self.labels = tuple(column.name for column in view.columns)
         """The label names, without ``direction``, which is the same for all connections."""
         self._series = sum(len(family.values) for family in view.families)
@@ -108,12 +115,16 @@ class Cardinality:
         return await self._reports.get(without, lambda: asyncio.to_thread(self._make, without))
 
     def _make(self, without: str | None) -> CardinalityReport:
-        """Create a report from a single scan, so that its values are consistent."""
+        """Create a report from a single scan, so that its values are consistent.
+
+        Only the forecast has a scan of its own.
+        """
         connections, labels, left = self._table.cardinality(TOP_VALUES, without)
         report = CardinalityReport(
             connections=connections,
             series_at_most=connections * self._series,
             labels=tuple(_label(name, *labels[name]) for name in self.labels),
+            forecast=self._forecaster.make() if self._forecaster else None,
         )
         if without is not None and left is not None:
             estimate = WithoutLabel(

@@ -4,6 +4,7 @@ from html import escape
 from urllib.parse import quote
 
 from skyfast.web.cardinality import CardinalityReport, LabelCardinality
+from skyfast.web.forecast import percent, size
 from skyfast.web.html import bar, document
 
 
@@ -17,7 +18,7 @@ def as_html(report: CardinalityReport) -> str:
             f"<p>{_count(report.connections, 'connection')}, "
             f"at most {_count(report.series_at_most, 'series', 'series')} · "
             '<a href="./">skyfast</a> · <a href="?format=json">as JSON</a></p>\n'
-            f"{_aside(report)}{''.join(_section(label, report) for label in labels)}"
+            f"{_aside(report)}{_forecast(report)}{''.join(_section(label, report) for label in labels)}"
         ),
     )
 
@@ -32,6 +33,23 @@ def _aside(report: CardinalityReport) -> str:
         f"<strong>{_count(without.connections, 'connection')}</strong> "
         f"({_share(saved, report.connections)} fewer), at most "
         f"{_count(without.series_at_most, 'series', 'series')}.</aside>\n"
+    )
+
+
+def _forecast(report: CardinalityReport) -> str:
+    forecast = report.forecast
+    if forecast is None:
+        return ""
+    rows = "".join(
+        f'<tr><td>{size(one.min_bytes)}<td class="number">{one.connections:,}'
+        f'<td class="number">{one.series:,}<td class="number">{percent(one.bytes_share)}\n'
+        for one in forecast.bounds
+    )
+    return (
+        "<section>\n<h2>min_bytes</h2> what a bound would leave\n<table>\n"
+        '<tr><th>min_bytes<th class="number">connections<th class="number">series'
+        f'<th class="number">of the bytes\n{rows}</table>\n'
+        f"<p>{escape(forecast.text)}</p>\n</section>\n"
     )
 
 

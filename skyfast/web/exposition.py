@@ -8,7 +8,7 @@ the reader, so a page is never buffered as a whole. This module is independent o
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
 from typing import Protocol
@@ -72,6 +72,7 @@ class ExpositionTable(TableCounts, Protocol):
         parts: int = 1,
         names: Container[str] | None = None,
     ) -> TablePage: ...
+    def hidden(self, now: float, /) -> Sequence[tuple[int, int] | None]: ...
 
 
 class RenderedPart(Protocol):
@@ -185,8 +186,14 @@ def _chunks(
             for start in range(0, len(text), CHUNK_BYTES):
                 yield text[start : start + CHUNK_BYTES]
     if Part.SELF in parts:
+        # Hidden connections are counted in all parts, because this page is not divided.
+        hidden = dict(zip(("", *source.views), source.table.hidden(now), strict=True))
         values = source.cardinality.values()
-        yield counts + self_metrics.render_label_values(values, openmetrics=openmetrics)
+        yield (
+            counts
+            + self_metrics.render_hidden(hidden, openmetrics=openmetrics)
+            + self_metrics.render_label_values(values, openmetrics=openmetrics)
+        )
     if openmetrics:
         yield _END
 

@@ -569,6 +569,18 @@ _METRICS: Final = (
     *(*_CONFIG, *_SCRAPES, *_PROCESS),
 )
 
+_HIDDEN_CONNECTIONS: Final = MetricFamily(
+    name="skyfast_hidden_connections",
+    type="gauge",
+    help="Connections without series, because they have not reached min_bytes or min_packets.",
+)
+
+_HIDDEN_BYTES: Final = MetricFamily(
+    name="skyfast_hidden_bytes",
+    type="gauge",
+    help="Bytes of the hidden connections in both directions.",
+)
+
 _LABEL_VALUES: Final = MetricFamily(
     name="skyfast_label_values",
     type="gauge",
@@ -584,7 +596,7 @@ def render(
     standard_names: bool = False,
     openmetrics: bool = False,
 ) -> bytes:
-    """Return the families ``skyfast_*`` and ``process_*``, except ``skyfast_label_values``.
+    """Return the families ``skyfast_*`` and ``process_*`` that need no scan of the table.
 
     ``views`` are the prefixes of all views except the main view, in the table's order. The format
     is 0.0.4, or OpenMetrics 1.0 without ``# EOF``, which requires ``standard_names``. This takes
@@ -601,6 +613,27 @@ def render(
         for metric in _METRICS
     )
     return "".join(parts).encode(errors="replace")
+
+
+def render_hidden(
+    hidden: Mapping[str, tuple[int, int] | None], *, openmetrics: bool = False
+) -> bytes:
+    """Return the families ``skyfast_hidden_…``; nothing if no view has bounds.
+
+    ``hidden`` has the hidden connections and their bytes by the prefix of the view, or None for
+    views without bounds.
+    """
+    counts = {view: count for view, count in hidden.items() if count is not None}
+    if not counts:
+        return b""
+    families = (
+        family.render(
+            (({"view": view}, count[index]) for view, count in counts.items()),
+            openmetrics=openmetrics,
+        )
+        for index, family in enumerate((_HIDDEN_CONNECTIONS, _HIDDEN_BYTES))
+    )
+    return "".join(families).encode(errors="replace")
 
 
 def render_label_values(values: Mapping[str, int], *, openmetrics: bool = False) -> bytes:

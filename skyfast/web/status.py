@@ -27,6 +27,7 @@ from skyfast.skydive.captures import CaptureReport
 from skyfast.skydive.interfaces import Interface
 from skyfast.skydive.known_names import KnownNames
 from skyfast.stats import AnalyzerStats, Failure, NameStats, OwnNameStats, Stats, TableCounts, sums
+from skyfast.web.forecast import Forecast, Forecaster
 from skyfast.web.top import Metric, Ranking
 
 INTERVAL_S: Final = 5.0
@@ -77,6 +78,7 @@ class StatusSource:
     captures: CaptureSource
     capture_points: CapturePoints
     names: KnownNames
+    forecaster: Forecaster | None
 
 
 # The report ------------------------------------------------------------------------------------
@@ -303,6 +305,7 @@ class StatusReport:
     labels: Sequence[str]
     metrics: Sequence[Metric]
     rankings: list[str]
+    forecast: Forecast | None
     reload: Reload
     configuration_source: str
     configuration: str
@@ -440,6 +443,8 @@ class Status:
     async def report(self) -> StatusReport:
         """Return a report of the current state."""
         configuration = await self._configuration()
+        forecaster = self._subject.forecaster
+        forecast = await forecaster.get() if forecaster else None
         subject, stats = self._subject, self._stats
         rates = self._history.rates()
         table, scrape, now = subject.table, stats.scrape, self._now()
@@ -493,6 +498,7 @@ class Status:
             labels=subject.ranking.labels,
             metrics=subject.ranking.metrics,
             rankings=list(subject.ranking.keys),
+            forecast=forecast,
             reload=Reload(
                 successful=bool(stats.config.last_reload_successful),
                 successes_total=stats.config.reloads,

@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from skyfast.web import html
+from skyfast.web.forecast import percent
 from skyfast.web.status import INTERVAL_S, MAX_GAP_S, SAMPLES, Series, StatusReport
 from skyfast.web.top import (
     MAX_FILTER_CHARS,
@@ -145,6 +146,7 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
     "list": lambda value, _: ", ".join(value),
     "points": _points,
     "reasons": lambda value, _: ", ".join(f"{name} {_count(n)}" for name, n in value.items()),
+    "percent": lambda value, _: percent(value),
     "bytes-rate": lambda value, _: f"{_bytes(value)}/s",
     "number-rate": lambda value, _: f"{_number(value)}/s",
 }
@@ -220,6 +222,15 @@ _CAPTURES = (
     _HtmlColumn("flows", "count", "flows"),
     _HtmlColumn("flows_dropped", "count", "flows dropped"),
     _HtmlColumn("kernel_flows_dropped", "count", "dropped by kernel"),
+)
+
+
+_BOUNDS = (
+    _HtmlColumn("min_bytes", "bytes", "min_bytes"),
+    _HtmlColumn("connections", "count", "connections"),
+    _HtmlColumn("series", "count", "series"),
+    _HtmlColumn("bytes", "bytes", "bytes"),
+    _HtmlColumn("bytes_share", "percent", "of all bytes"),
 )
 
 
@@ -301,6 +312,7 @@ def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | Non
         ),
         captures_note=f"{elements.place('captures.count', 'count')} reported by agents",
         captures=elements.table("captures.first", _CAPTURES),
+        forecast=_forecast(report, elements),
         table="".join(
             f"<div><dt>{text}</dt><dd>{elements.place(key, format_)}</dd></div>\n"
             for key, format_, text in _FIGURES
@@ -332,6 +344,7 @@ def _page_shape(report: StatusReport, ranking: Ranking) -> str:
         report.interfaces.enabled,
         report.names is not None,
         report.own_names is not None,
+        report.forecast is not None,
     )
     return msgspec.json.encode(parts).decode()
 
@@ -591,6 +604,22 @@ def _value_columns(metric: Metric, query: Query) -> Iterable[_HtmlColumn]:
     for index in range(metric.directions):
         arrow = f" {_DIRECTIONS[index]}" if metric.directions == 2 else ""
         yield _HtmlColumn(f"values.{metric.name}.{index}", _format(metric), link + arrow)
+
+
+def _forecast(report: StatusReport, elements: _Elements) -> str:
+    """Return the section about bounds; empty if the connections do not count bytes."""
+    if report.forecast is None:
+        return ""
+    return (
+        '<section class="panel" aria-labelledby="bounds">\n'
+        '<div class="head"><h2 id="bounds">Series of the connections</h2><p>'
+        f"{elements.place('forecast.current.series', 'count')} of"
+        f" {elements.place('forecast.unbounded.series', 'count')} series, with"
+        f" {elements.place('forecast.current.bytes_share', 'percent')} of the bytes</p></div>\n"
+        f"<p>{elements.place('forecast.text', 'text')}"
+        " These values of min_bytes would leave:</p>\n"
+        f"{elements.table('forecast.bounds', _BOUNDS)}</section>\n"
+    )
 
 
 def _interfaces_note(report: StatusReport, elements: _Elements) -> str:

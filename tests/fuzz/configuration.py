@@ -100,6 +100,7 @@ class Configuration(Target):
             max_flows=config.limits.max_flows,
             timeout_s=config.limits.timeout_s,
             view_timeouts_s=config.limits.view_timeouts_s,
+            bounds=config.limits.bounds,
         )
         make_flow_filter(
             config.filter,

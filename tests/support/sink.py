@@ -42,6 +42,7 @@ class IngestSetup:
             timeout_s=75,
             memory_s=config.limits.flow_memory_s,
             view_timeouts_s=[3600] * (len(self.plan.views) - 1),
+            bounds=config.limits.bounds,
         )
         self.checker = ReportChecker(
             plan=self.plan,

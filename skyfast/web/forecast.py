@@ -1,0 +1,192 @@
+"""Forecasts: how many series and bytes of the main view other bounds would leave.
+
+A forecast counts exactly what a page would show: the same connections, series and bytes, if no
+report arrives in between. `skyfast.web.status`, `skyfast.web.cardinality` and ``skyfast --check
+--replay`` show it.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from skyfast.flows.selection import Bounds
+from skyfast.web.scan_cache import ScanCache
+
+LISTED: Final = (10_000, 100_000, 1_000_000, 10_000_000)
+"""The listed values of ``min_bytes``."""
+
+PROPOSED: Final = tuple(
+    digit * 10**power for power in range(3, 16) for digit in (1, 2, 5) if power < 15 or digit == 1
+)
+"""The values of ``min_bytes`` that can be proposed: 1 kB, 2 kB, 5 kB, 10 kB … 1 PB."""
+
+AGE_S: Final = 5.0
+"""How long a forecast is cached."""
+
+_UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+class ForecastTable(Protocol):
+    """The table, as used by forecasts, from any thread."""
+
+    def forecast(
+        self, now: float, view: int, bounds: Iterable[tuple[int, int]], /
+    ) -> Sequence[tuple[int, int, int]]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundForecast:
+    """The connections of the main view that have series with a bound, their series and bytes.
+
+    ``bytes_share`` is their share of the bytes of all connections, from 0 to 1.
+    """
+
+    min_bytes: int
+    connections: int
+    series: int
+    bytes: int
+    bytes_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What bounds would leave of the main view.
+
+    ``unbounded`` is the main view without any bound, and ``current`` with the bounds in force.
+    ``bounds`` are forecasts for `LISTED`, each together with the ``min_packets`` in force.
+    ``other_series`` is the number of series of all other views. ``proposed`` is the lowest of
+    `PROPOSED` with which all views together have at most ``max_series`` series. It has ``min_bytes``
+    0 if no bound is needed; it is None without ``max_series``, or if no bound is high enough.
+    ``text`` says the same in a sentence.
+    """
+
+    min_packets: int
+    unbounded: BoundForecast
+    current: BoundForecast
+    bounds: tuple[BoundForecast, ...]
+    other_series: int
+    max_series: int | None
+    proposed: BoundForecast | None
+    text: str
+
+
+def make_forecast(
+    table: ForecastTable, bounds: Sequence[Bounds], *, max_series: int, now: float
+) -> Forecast:
+    """Return a forecast of a table whose main view counts bytes. Slow and thread-safe.
+
+    ``bounds`` are those in force, by view. ``max_series`` is 0 for no target.
+    """
+    main, *others = bounds
+    wanted = {*LISTED, *(PROPOSED if max_series else ())}
+    pairs = [Bounds(), main, *(Bounds(least, main.min_packets) for least in sorted(wanted))]
+    shown = table.forecast(now, 0, pairs)
+    total_bytes = shown[0][2]
+    forecasts = [
+        BoundForecast(
+            min_bytes=pair.min_bytes,
+            connections=connections,
+            series=series,
+            bytes=bytes_,
+            bytes_share=bytes_ / total_bytes if total_bytes else 1.0,
+        )
+        for pair, (connections, series, bytes_) in zip(pairs, shown, strict=True)
+    ]
+    unbounded, current, *rest = forecasts
+    other_series = sum(
+        table.forecast(now, number, [bound])[0][1] for number, bound in enumerate(others, 1)
+    )
+    candidates = [unbounded, *(one for one in rest if one.min_bytes in PROPOSED)]
+    proposed = next((one for one in candidates if one.series + other_series <= max_series), None)
+    return Forecast(
+        min_packets=main.min_packets,
+        unbounded=unbounded,
+        current=current,
+        bounds=tuple(one for one in rest if one.min_bytes in LISTED),
+        other_series=other_series,
+        max_series=max_series or None,
+        proposed=proposed,
+        text=_text(proposed, max_series, other_series, lowest=rest[-1].series),
+    )
+
+
+def _text(
+    proposed: BoundForecast | None, max_series: int, other_series: int, *, lowest: int
+) -> str:
+    if not max_series:
+        return "With max_series, skyfast proposes a bound."
+    if proposed is None:
+        return (
+            f"No min_bytes meets max_series ({max_series:,}): {lowest + other_series:,} series"
+            " would remain."
+        )
+    series = f"{proposed.series + other_series:,} series"
+    if not proposed.min_bytes:
+        return f"No bound is needed for max_series ({max_series:,}): there are {series}."
+    return (
+        f"min_bytes: {proposed.min_bytes} meets max_series ({max_series:,}): it leaves {series},"
+        f" and {percent(proposed.bytes_share)} of the bytes of the connections."
+    )
+
+
+def percent(share: float) -> str:
+    """Return a share from 0 to 1 as a percentage."""
+    return f"{100 * share:.1f} %"
+
+
+def size(number: int) -> str:
+    """Return a round number of bytes with a unit, such as ``10 kB``."""
+    power = 0
+    while number >= 1000 and number % 1000 == 0 and power < len(_UNITS) - 1:
+        number //= 1000
+        power += 1
+    return f"{number} {_UNITS[power]}"
+
+
+def as_text(forecast: Forecast) -> list[str]:
+    """Return the lines of a forecast, for ``skyfast --check``."""
+    whole = forecast.unbounded
+    lines = [
+        f"Without bounds, {whole.connections} connections have {whole.series} series;"
+        f" the other views have {forecast.other_series}."
+    ]
+    lines += [
+        f"  With min_bytes {size(one.min_bytes)}: {one.connections} connections, {one.series}"
+        f" series, {percent(one.bytes_share)} of the bytes."
+        for one in forecast.bounds
+    ]
+    if forecast.min_packets:
+        lines.append(f"These numbers include connections with {forecast.min_packets} packets.")
+    return [*lines, forecast.text]
+
+
+class Forecaster:
+    """Makes forecasts for the current bounds of a table, and caches them."""
+
+    def __init__(
+        self,
+        table: ForecastTable,
+        bounds: Sequence[Bounds],
+        *,
+        max_series: int,
+        now: Callable[[], float],
+    ) -> None:
+        """Initialize. The main view counts bytes, and ``now`` is the table's clock."""
+        self._table = table
+        self._bounds = bounds
+        self._max_series = max_series
+        self._now = now
+        self._results: ScanCache[None, Forecast] = ScanCache(
+            keep_s=AGE_S, max_results=1, queue=True
+        )
+
+    def make(self) -> Forecast:
+        """Return a new forecast. Slow and thread-safe."""
+        return make_forecast(
+            self._table, self._bounds, max_series=self._max_series, now=self._now()
+        )
+
+    async def get(self) -> Forecast:
+        """Return a forecast, from the cache or from a new scan in a thread."""
+        return await self._results.get(None, lambda: asyncio.to_thread(self.make))
