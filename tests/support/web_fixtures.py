@@ -159,6 +159,9 @@ class FakeTable:
         rows = self.rows if since is None else [row for row in self.rows if row not in since]
         return [row for row in rows if any(containing in label for label in row[1])][:count]
 
+    def hidden(self, now):
+        return [None] * (1 + len(self.view_connections))
+
     def snapshot(self, family):
         self._scan(f"snapshot {family}")
         return Snapshot(self.rows)
@@ -244,6 +247,7 @@ def status(table=None, *, stats=None, config=None, ready=lambda: True, view=VIEW
             captures=Captures(naming="compatible", stats=stats.captures),
             capture_points=CapturePoints(),
             names=KnownNames(index=None, interfaces=interfaces),
+            forecaster=None,
         ),
         stats=stats,
         ready=ready,
