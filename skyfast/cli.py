@@ -318,7 +318,7 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     reports = (
         _check_names(configuration)
         + _check_web(arguments.web_config_file)
-        + _check_replay(arguments)
+        + _check_replay(arguments, configuration)
     )
     report = cost.report(configuration)
     if arguments.strict:
@@ -404,15 +404,23 @@ def _recording(path: str) -> "Recording":
         raise yaml_nodes.ConfigError(f"{error}; {hint}") from None
 
 
-def _check_replay(arguments: argparse.Namespace) -> str:
-    """Return summaries of the recordings as YAML comments, or an empty string."""
+def _check_replay(arguments: argparse.Namespace, configuration: model.Config) -> str:
+    """Return a summary of the recordings as YAML comments, or an empty string.
+
+    The summary includes what bounds would leave of the page.
+    """
     playback = _playback(arguments)
     if not playback or not arguments.replay:
         return ""
-    return "".join(
-        f"# Recording {recording.path}: {recording.summary()}.\n"
-        for recording in playback.recordings
-    )
+    from skyfast import dry_run
+    from skyfast.web import forecast
+
+    lines = [
+        f"Recording {recording.path}: {recording.summary()}." for recording in playback.recordings
+    ]
+    lines.append("At the end of the recordings:")
+    lines += forecast.as_text(dry_run.forecast(configuration, playback))
+    return "".join(f"# {line}\n" for line in lines)
 
 
 def _check_names(configuration: model.Config) -> str:

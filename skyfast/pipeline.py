@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,7 @@ class Shared:
     """State of the process that survives every reload.
 
     ``relabel`` is called when names from the topology have changed. ``observe_topology`` gets a
-    copy of each response of the topology API.
+    copy of each response of the topology API. ``wall_clock`` returns Unix seconds.
     """
 
     stats: Stats
@@ -54,6 +55,7 @@ class Shared:
     activity: Activity
     relabel: Callable[[Names, Set[str]], None]
     observe_topology: Callable[[Query], Observer] | None = None
+    wall_clock: Callable[[], float] = time.time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +244,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
             stats=stats,
             now=clock.now,
             capture_points=None if config.shard.index else capture_points,
+            wall_clock=shared.wall_clock,
         ),
         source=ExpositionSource(
             table=table,

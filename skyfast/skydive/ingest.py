@@ -6,6 +6,7 @@ the subscription or the usable flows of the message.
 
 import functools
 import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -76,13 +77,15 @@ class Ingest:
         stats: Stats,
         now: Callable[[], float],
         capture_points: CapturePoints | None = None,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """Create the decoders.
 
         ``types`` are the flow types of the table's plan, and ``admitted`` selects the flows of a
         message that reach the table. ``captures`` receives the content of messages with capture
         statistics. ``checker`` selects messages to decode fully, and checks them; the same messages
-        are passed to ``capture_points``. ``now`` is the table's clock, in seconds.
+        are passed to ``capture_points``. ``now`` is the table's clock, in seconds; ``wall_clock``
+        returns Unix seconds.
         """
         self._table = table
         self._captures = captures
@@ -91,7 +94,7 @@ class Ingest:
         self._now = now
         self._skipped = stats.flows_skipped
         self._admitted = admitted
-        self._clock_skew = ClockSkewCheck(table, stats=stats)
+        self._clock_skew = ClockSkewCheck(table, stats=stats, wall_clock=wall_clock)
         self._data_age = DataAge()
         self._messages = msgspec.json.Decoder(_message_type(types.Update))
         self._new_messages = msgspec.json.Decoder(_message_type(types.FirstReport))

@@ -1,0 +1,121 @@
+"""Replays recordings without sockets and without waiting, for ``skyfast --check --replay``.
+
+The messages, the expiry of connections and the names from the topology are the same as in a replay.
+Time is simulated: it advances from one recorded message to the next.
+"""
+
+from collections.abc import Set
+from dataclasses import replace
+
+from skyfast import pipeline
+from skyfast.config.model import Config
+from skyfast.flows.plan import Names
+from skyfast.flows.planner import hidden_amounts
+from skyfast.flows.selection import Bounds
+from skyfast.pipeline import Parts, Shared
+from skyfast.replay.recording import Playback, for_namespaces
+from skyfast.replay.topology import Topology, decode_element
+from skyfast.runtime.clock import Clock
+from skyfast.skydive import name_poller
+from skyfast.skydive.name_resolver import resolve
+from skyfast.skydive.silence import Activity
+from skyfast.skydive.topology_store import TopologyStore
+from skyfast.stats import Stats
+from skyfast.web.forecast import Forecast, make_forecast
+
+STEP_S = 1.0
+"""Time advances in steps of at most this length, because the clock skips long gaps."""
+
+EXPIRY_ROWS = 1 << 20
+"""Maximum number of rows that one call of `Table.expire` visits."""
+
+RELABEL_FLOWS = 1 << 20
+"""Maximum number of flows that one step of relabelling moves."""
+
+
+def forecast(config: Config, playback: Playback) -> Forecast:
+    """Return what bounds would leave of the page at the end of the recordings.
+
+    Takes a few microseconds per flow report. Raises ConfigError if a file cannot be read.
+    """
+    main = config.export.main
+    amounts = {*main.amounts, *hidden_amounts(main, Bounds(min_bytes=1))}
+    main = replace(main, amounts=tuple(sorted(amounts)))
+    return _DryRun(replace(config, export=replace(config.export, main=main))).run(playback)
+
+
+class _DryRun:
+    """The parts of a configuration, with a simulated clock."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._now_s = 0.0
+        self._began_s = 0.0
+        clock = Clock(lambda: self._now_s)
+        self._shared = Shared(
+            stats=Stats(),
+            clock=clock,
+            activity=Activity(),
+            relabel=self._relabel,
+            wall_clock=lambda: self._began_s + self._now_s,
+        )
+        self._parts: Parts = pipeline.build(config, None, self._shared)
+        self._topology = Topology()
+        self._has_new_topology = False
+        self._resolved_at_s = -name_poller.INTERVAL_S
+
+    def run(self, playback: Playback) -> Forecast:
+        """Return the forecast at the end of the recordings."""
+        playback = replace(playback, speed=1, loop_s=0)
+        self._began_s = playback.first_ms / 1000
+        table, clock = self._parts.table, self._shared.clock
+        analyzer = self._shared.stats.analyzer("")
+        capture_id = self._config.subscriber.capture_id
+        namespaces = frozenset({f"flow/{capture_id}" if capture_id else "flow", "stats"})
+        table.begin(clock.now())
+        for scheduled in playback.schedule():
+            self._advance(scheduled.due_s)
+            if scheduled.message.line == "topology":
+                self._topology.apply(scheduled.message.update())
+                self._has_new_topology = True
+                continue
+            if self._now_s - self._resolved_at_s >= name_poller.INTERVAL_S:
+                self._resolve()
+            data = scheduled.data(playback.first_ms)
+            for copy in for_namespaces(data, namespaces):
+                self._parts.ingest.message(copy, analyzer)
+        self._resolve()
+        limits = self._config.limits
+        return make_forecast(
+            table, limits.bounds, max_series=limits.max_series, now=clock.now()
+        )
+
+    def _advance(self, until_s: float) -> None:
+        while self._now_s < until_s:
+            self._now_s = min(self._now_s + STEP_S, until_s)
+            while self._parts.table.expire(self._shared.clock.now(), EXPIRY_ROWS):
+                pass
+
+    def _resolve(self) -> None:
+        """Use the names of the current topology, as the poller does."""
+        wanted = name_poller.needed(self._config)
+        self._resolved_at_s = self._now_s
+        if not self._has_new_topology or not wanted:
+            return
+        self._has_new_topology = False
+        store, names = TopologyStore(), self._parts.names
+        for query in wanted:
+            reader = store.reader(query)
+            for element in self._topology.elements(query):
+                decoded = decode_element(element)
+                if isinstance(decoded, dict) and query.matches(decoded):
+                    reader.add(element)
+            store.replace(query, reader)
+        resolution = resolve(store.graph(), k8s_labels=names.k8s_labels)
+        for changed, keys in names.apply(names.compare(resolution, self._shared.clock.now())):
+            self._relabel(changed, keys)
+
+    def _relabel(self, names: Names, keys: Set[str]) -> None:
+        relabeling = self._parts.table.relabel(names, keys)
+        while relabeling.step(RELABEL_FLOWS):
+            pass
