@@ -300,6 +300,27 @@ CONFIGURATIONS = {
             ),
         ),
     ),
+    "bounds": Configuration(
+        recordings=ALL,
+        spec=Spec(
+            views=(
+                View(
+                    LABELS,
+                    compatible("rtt", "flows"),
+                    amounts=("bytes", "packets"),
+                    min_bytes=20_000,
+                    min_packets=200,
+                ),
+                View(
+                    labelled("target_port", "protocol", "direction"),
+                    standard("service", "packets"),
+                    amounts=("bytes",),
+                    min_packets=100,
+                ),
+                View(labelled("protocol"), standard("all", "bytes", "flows")),
+            ),
+        ),
+    ),
     "own": Configuration(
         recordings=TWO,
         spec=Spec(
