@@ -165,15 +165,17 @@ cdef char *render_listed(const TableState *table, Cursor *cursor, const Family *
     cdef const uint32_t *listed = cursor.listed
     cdef uint32_t i = cursor.row
     cdef uint32_t stop = min(cursor.listed_end, i + RENDER_ROWS)
-    cdef uint32_t row
+    cdef Connection *connection
     while i < stop and out < limit:
         if i + 2 * AHEAD < cursor.listed_end:
             prefetch(row_at(rows, listed[i + 2 * AHEAD]))
             prefetch(row_at(rows, listed[i + 2 * AHEAD]) + CACHE_LINE)
         if i + AHEAD < cursor.listed_end:
             prefetch_strings(table, view, <Connection *>row_at(rows, listed[i + AHEAD]))
-        row = listed[i]
-        out = render_rows(table, cursor, family, &row, row + 1, out, limit)
+        connection = <Connection *>row_at(rows, listed[i])
+        if (connection.deadline_s > cursor.now_s
+                and created_before(connection.created_seq, cursor.page_seq)):
+            out = render_connection(table, family, view, connection, out)
         i += 1
     cursor.row = i
     return out
