@@ -33,7 +33,7 @@ from skyfast.skydive import capture_points, interfaces, topology_nodes
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.interfaces import Interfaces
 from skyfast.skydive.name_index import NameIndex, NodeNames
-from skyfast.web import flow_query, interface_info, self_metrics, server, status, top
+from skyfast.web import flow_query, forecast, interface_info, self_metrics, server, status, top
 from skyfast.web.interface_info import InterfaceInfo
 
 ROOT: Final = Path(__file__).parent.parent
@@ -319,6 +319,7 @@ def self_families() -> list[Family]:
     counters.own_names = stats.OwnNameStats()
     views = [view.prefix for view in export.views]
     page = self_metrics.render(counters, table, views=views)
+    page += self_metrics.render_hidden({"": (1, 1)})
     page += self_metrics.render_label_values({"protocol": 1})
     return read_families(page)
 
@@ -524,6 +525,7 @@ LIMITS: Final = {
     "points": capture_points.MAX_POINTS,
     "entries": top.MAX_ENTRIES,
     "filter_chars": top.MAX_FILTER_CHARS,
+    "forecast_age": f"{forecast.AGE_S:g}",
     "interfaces": interfaces.MAX_BUSIEST,
     "parts": MAX_PARTS,
     "rate_s": int(status.INTERVAL_S * status.RATE_INTERVALS),

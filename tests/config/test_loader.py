@@ -126,6 +126,8 @@ def check_defaults(result: Config) -> None:
         max_connections=1_000_000,
         max_flows=4_000_000,
         view_timeouts_s=(3600.0,),
+        bounds=(selection.Bounds(), selection.Bounds()),
+        max_series=0,
     )
     assert result.topology == model.Topology(interfaces_interval_s=20.0, interface_info=False)
     assert result.export == selection.ExportSelection(
@@ -254,6 +256,12 @@ def test_every_key_is_read(yaml_loader: str) -> None:
         max_connections=200_000,
         max_flows=300_000,
         view_timeouts_s=(600.0, 3600.0),
+        bounds=(
+            selection.Bounds(min_bytes=100_000, min_packets=50),
+            selection.Bounds(min_bytes=1_000_000),
+            selection.Bounds(),
+        ),
+        max_series=500_000,
     )
     assert result.topology == model.Topology(interfaces_interval_s=0.0, interface_info=True)
     assert result.export == selection.ExportSelection(
@@ -276,6 +284,7 @@ def test_every_key_is_read(yaml_loader: str) -> None:
                 ),
             ),
             direction="split",
+            amounts=("packets",),
         ),
         views=(
             ViewSpec(
@@ -291,6 +300,7 @@ def test_every_key_is_read(yaml_loader: str) -> None:
                     MetricSpec(name="captured_total", paths=(("RawPacketsCaptured",),)),
                 ),
                 direction="sum",
+                amounts=("bytes",),
             ),
             view(prefix="skydive_hosts", labels="direction node_host node_tid"),
         ),
@@ -1042,6 +1052,9 @@ def test_dump_has_the_structure_and_order_of_the_file() -> None:
         "flow_memory": 1290,
         "max_connections": 1_000_000,
         "max_flows": 4_000_000,
+        "min_bytes": 0,
+        "min_packets": 0,
+        "max_series": 0,
         "interfaces_interval": 20,
         "interface_info": False,
         "preset": "compatible",
@@ -1060,6 +1073,8 @@ def test_dump_has_the_structure_and_order_of_the_file() -> None:
                 "metrics": ["bytes", "packets"],
                 "direction": "split",
                 "timeout": 3600,
+                "min_bytes": 0,
+                "min_packets": 0,
             }
         ],
         "include_icmp": False,
@@ -1352,7 +1367,12 @@ def selections(draw: st.DrawFn) -> dict[str, Any]:
                 "views": st.lists(
                     st.fixed_dictionaries(
                         {"prefix": st.sampled_from("ab")},
-                        optional={**SELECTIONS, "timeout": st.sampled_from([75, 80.5])},
+                        optional={
+                            **SELECTIONS,
+                            "timeout": st.sampled_from([75, 80.5]),
+                            "min_bytes": st.sampled_from([0, 7]),
+                            "min_packets": st.sampled_from([0, 7]),
+                        },
                     ),
                     max_size=2,
                 ),

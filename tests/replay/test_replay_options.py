@@ -208,7 +208,8 @@ def test_configuration_after_replay_is_not_a_recording(
 def test_check_summarizes_recordings() -> None:
     done = run("--check", "--replay", *(RECORDINGS / name for name in TWO))
     assert (done.returncode, done.stderr) == (0, "")
-    first, *_, a, b = done.stdout.splitlines()
+    lines = done.stdout.splitlines()
+    first, a, b = lines[0], *(line for line in lines if line.startswith("# Recording "))
     recordings = ", ".join(str(RECORDINGS / name) for name in TWO)
     assert first == f"# Replaying {recordings} instead of subscribing."
     assert "analyzers: []" in done.stdout

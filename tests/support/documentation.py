@@ -46,6 +46,7 @@ def exported() -> set[str]:
         captures.message(CAPTURE, 0)
         page = interfaces.page(0) + captures.page(0)
         page += self_metrics.render(stats, FakeTable(), standard_names=naming == "standard")
+        page += self_metrics.render_hidden({"": (1, 1)})
         page += self_metrics.render_label_values({"protocol": 1})
         names |= set(re.findall(r"^# TYPE (\S+)", page.decode(), re.MULTILINE))
     return names

@@ -332,6 +332,7 @@ async def test_cardinality_has_the_negotiated_format():
                 },
             ],
             "without": None,
+            "forecast": None,
         }
         for path, headers in (
             ("/cardinality?format=json", {}),
