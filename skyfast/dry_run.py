@@ -38,17 +38,17 @@ def forecast(config: Config, playback: Playback) -> Forecast:
 
     Takes a few microseconds per flow report. Raises ConfigError if a file cannot be read.
     """
-    main = config.export.main
-    amounts = {*main.amounts, *hidden_amounts(main, Bounds(min_bytes=1))}
-    main = replace(main, amounts=tuple(sorted(amounts)))
-    return _DryRun(replace(config, export=replace(config.export, main=main))).run(playback)
+    return _DryRun(config).run(playback)
 
 
 class _DryRun:
-    """The parts of a configuration, with a simulated clock."""
+    """The parts of a configuration, with a simulated clock. The connections count bytes."""
 
     def __init__(self, config: Config) -> None:
-        self._config = config
+        main = config.export.main
+        amounts = {*main.amounts, *hidden_amounts(main, Bounds(min_bytes=1))}
+        main = replace(main, amounts=tuple(sorted(amounts)))
+        self._config = config = replace(config, export=replace(config.export, main=main))
         self._now_s = 0.0
         self._began_s = 0.0
         clock = Clock(lambda: self._now_s)
@@ -87,7 +87,7 @@ class _DryRun:
         self._resolve()
         limits = self._config.limits
         return make_forecast(
-            table, limits.bounds, max_series=limits.max_series, now=clock.now()
+            table, limits.bounds, max_series=self._config.max_series, now=clock.now()
         )
 
     def _advance(self, until_s: float) -> None:

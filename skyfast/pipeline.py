@@ -212,9 +212,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
         filtered=filtered,
     )
     forecaster = (
-        Forecaster(
-            table, config.limits.bounds, max_series=config.limits.max_series, now=clock.now
-        )
+        Forecaster(table, config.limits.bounds, max_series=config.max_series, now=clock.now)
         if plan.views[0].bytes
         else None
     )

@@ -539,7 +539,6 @@ def _limits(get: _Settings, entries: Sequence[views.ViewEntry]) -> TableLimits:
         flow_memory_s=get(schema.FLOW_MEMORY),
         view_timeouts_s=tuple(entry.timeout_s for entry in entries[1:]),
         bounds=tuple(entry.bounds for entry in entries),
-        max_series=get(schema.MAX_SERIES),
     )
 
 
@@ -585,6 +584,7 @@ def _build(
         preset=get(schema.PRESET),
         export=_export(get, main.choice, tuple(view.choice for view in others)),
         limits=_limits(get, entries),
+        max_series=get(schema.MAX_SERIES),
         topology=Topology(
             interfaces_interval_s=get(schema.INTERFACES_INTERVAL),
             interface_info=get(schema.INTERFACE_INFO),

@@ -52,8 +52,7 @@ class TableLimits:
     """The table's limits and timeouts, which can change at run time.
 
     ``view_timeouts_s`` are the timeouts of rows without reports, in the order of the selection's
-    views. ``bounds`` are those of the main view, and then of these views. ``max_series`` is the
-    target of forecasts, or 0 for none.
+    views. ``bounds`` are those of the main view, and then of these views.
     """
 
     max_connections: int
@@ -63,7 +62,6 @@ class TableLimits:
     flow_memory_s: float
     view_timeouts_s: tuple[float, ...]
     bounds: tuple[Bounds, ...]
-    max_series: int
 
     @property
     def timeout_s(self) -> float:
@@ -123,6 +121,7 @@ class Config:
 
     ``source`` is the path of the file, or ``-``. ``analyzers`` are the configured analyzers as
     ``host:port``, empty if only URLs are set; skyfast subscribes to ``subscriber.endpoints``.
+    ``max_series`` is the number of series for which forecasts propose a bound, or 0 for none.
     ``preset`` is a name in `skyfast.config.presets.PRESETS`; ``export`` already has its values.
     ``shard`` comes from the command line. ``given`` are the paths of the keys that are set in the
     file or by a variable. ``replayed`` describes the recordings that replace the analyzers; without
@@ -142,6 +141,7 @@ class Config:
     preset: str
     export: ExportSelection
     limits: TableLimits
+    max_series: int
     topology: Topology
     names: NameSources
     web: Web

@@ -239,7 +239,7 @@ MAX_SERIES = _key(
     "pipeline.store.prom_sky_con.max_series",
     integer(0, MAX_SERIES_TARGET),
     0,
-    lambda c: c.limits.max_series,
+    lambda c: c.max_series,
 )
 INTERFACES_INTERVAL = _key(
     "pipeline.store.prom_sky_con.interfaces_interval",

@@ -36,7 +36,7 @@ from skyfast.flows.planner import (
     key_fields,
     shows_topology,
 )
-from skyfast.flows.selection import Bounds, LabelSpec, MetricSpec, ViewSpec
+from skyfast.flows.selection import NO_BOUNDS, Bounds, LabelSpec, MetricSpec, ViewSpec
 from skyfast.text_format import MetricFamily
 
 KeyPath: TypeAlias = tuple[str | int, ...]
@@ -62,7 +62,7 @@ class ViewEntry:
 
     choice: ViewSpec
     timeout_s: float = 0.0
-    bounds: Bounds = Bounds()
+    bounds: Bounds = NO_BOUNDS
 
 
 DEFAULT_VIEWS = (

@@ -268,9 +268,7 @@ def hidden_amounts(view: ViewSpec, bounds: Bounds) -> tuple[Amount, ...]:
     needed: list[Amount] = ["bytes"] if bounds.are_set else []
     if bounds.min_packets:
         needed.append("packets")
-    return tuple(
-        name for name in needed if not shown >= {*amount_counters(name, view.direction)}
-    )
+    return tuple(name for name in needed if not shown >= {*amount_counters(name, view.direction)})
 
 
 def _known(view: ViewSpec, name: str, *, naming: str) -> Family:

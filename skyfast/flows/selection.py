@@ -76,6 +76,9 @@ class Bounds(NamedTuple):
         return self.min_bytes > 0 or self.min_packets > 0
 
 
+NO_BOUNDS: Final = Bounds()
+"""No bound: all connections have series."""
+
 Amount: TypeAlias = Literal["bytes", "packets"]
 """An amount that bounds refer to: the metric of this name, both directions together."""
 

@@ -18,7 +18,8 @@ def as_html(report: CardinalityReport) -> str:
             f"<p>{_count(report.connections, 'connection')}, "
             f"at most {_count(report.series_at_most, 'series', 'series')} · "
             '<a href="./">skyfast</a> · <a href="?format=json">as JSON</a></p>\n'
-            f"{_aside(report)}{_forecast(report)}{''.join(_section(label, report) for label in labels)}"
+            f"{_aside(report)}{_forecast(report)}"
+            f"{''.join(_section(label, report) for label in labels)}"
         ),
     )
 

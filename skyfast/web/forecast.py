@@ -8,9 +8,10 @@ report arrives in between. `skyfast.web.status`, `skyfast.web.cardinality` and `
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Final, Protocol
 
-from skyfast.flows.selection import Bounds
+from skyfast.flows.selection import NO_BOUNDS, Bounds
 from skyfast.web.scan_cache import ScanCache
 
 LISTED: Final = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -56,9 +57,9 @@ class Forecast:
     ``unbounded`` is the main view without any bound, and ``current`` with the bounds in force.
     ``bounds`` are forecasts for `LISTED`, each together with the ``min_packets`` in force.
     ``other_series`` is the number of series of all other views. ``proposed`` is the lowest of
-    `PROPOSED` with which all views together have at most ``max_series`` series. It has ``min_bytes``
-    0 if no bound is needed; it is None without ``max_series``, or if no bound is high enough.
-    ``text`` says the same in a sentence.
+    `PROPOSED` with which all views together have at most ``max_series`` series. Its ``min_bytes``
+    is 0 if no bound is needed. ``proposed`` is None without ``max_series``, or if no bound is high
+    enough. ``text`` is the proposal as a sentence.
     """
 
     min_packets: int
@@ -80,7 +81,7 @@ def make_forecast(
     """
     main, *others = bounds
     wanted = {*LISTED, *(PROPOSED if max_series else ())}
-    pairs = [Bounds(), main, *(Bounds(least, main.min_packets) for least in sorted(wanted))]
+    pairs = [NO_BOUNDS, main, *(Bounds(least, main.min_packets) for least in sorted(wanted))]
     shown = table.forecast(now, 0, pairs)
     total_bytes = shown[0][2]
     forecasts = [
@@ -98,7 +99,9 @@ def make_forecast(
         table.forecast(now, number, [bound])[0][1] for number, bound in enumerate(others, 1)
     )
     candidates = [unbounded, *(one for one in rest if one.min_bytes in PROPOSED)]
-    proposed = next((one for one in candidates if one.series + other_series <= max_series), None)
+    proposed = next(
+        (one for one in candidates if max_series and one.series + other_series <= max_series), None
+    )
     return Forecast(
         min_packets=main.min_packets,
         unbounded=unbounded,
@@ -131,8 +134,8 @@ def _text(
 
 
 def percent(share: float) -> str:
-    """Return a share from 0 to 1 as a percentage."""
-    return f"{100 * share:.1f} %"
+    """Return a share from 0 to 1 as a percentage, rounded like in ``data/status.js``."""
+    return f"{Decimal(100 * share).quantize(Decimal('0.1'), ROUND_HALF_UP)} %"
 
 
 def size(number: int) -> str:
@@ -148,8 +151,10 @@ def as_text(forecast: Forecast) -> list[str]:
     """Return the lines of a forecast, for ``skyfast --check``."""
     whole = forecast.unbounded
     lines = [
-        f"Without bounds, {whole.connections} connections have {whole.series} series;"
-        f" the other views have {forecast.other_series}."
+        (
+            f"Without bounds, {whole.connections} connections have {whole.series} series;"
+            f" the other views have {forecast.other_series}."
+        )
     ]
     lines += [
         f"  With min_bytes {size(one.min_bytes)}: {one.connections} connections, {one.series}"

@@ -880,6 +880,7 @@ VIEWS: Mapping[str, tuple[Keys, Keys]] = {
     "labels": ({}, {"labels": ["application"]}),
     "metrics": ({}, {"metrics": ["flows"]}),
     "direction": ({"labels": ["protocol", "direction"]}, {"direction": "sum", "labels": ["vlan"]}),
+    "amounts": ({"metrics": ["rtt"]}, {"min_bytes": 7}),
 }
 LIMITS: Mapping[str, tuple[Keys, Keys]] = {
     "max_connections": ({"max_flows": 9}, {"max_connections": 7}),
@@ -887,6 +888,7 @@ LIMITS: Mapping[str, tuple[Keys, Keys]] = {
     "connection_timeout_s": ({}, {"connection_timeout": 77}),
     "connection_grace_s": ({}, {"connection_grace": 7}),
     "flow_memory_s": ({}, {"flow_memory": 7}),
+    "bounds": ({}, {"min_bytes": 7, "min_packets": 8}),
     "view_timeouts_s": (
         {"views": [{"prefix": "a", "labels": ["protocol"]}]},
         {"views": [{"prefix": "a", "labels": ["protocol"], "timeout": 777}]},
@@ -938,7 +940,7 @@ async def test_changed_view_starts_a_new_table(name: str) -> None:
     assert await has_new_table({"views": [first]}, {"views": [second]})
 
 
-@pytest.mark.parametrize("name", ["labels", "metrics", "direction"])
+@pytest.mark.parametrize("name", ["labels", "metrics", "direction", "amounts"])
 async def test_changed_main_view_starts_a_new_table(name: str) -> None:
     keys, changes = VIEWS[name]
     first: Keys = {"labels": ["protocol"], **keys}
@@ -957,6 +959,52 @@ async def test_changed_limits_keep_the_table(name: str) -> None:
     assert old.export == new.export
     assert pipeline._table_limits(old.limits) != pipeline._table_limits(new.limits)
     assert not await has_new_table(keys, changes)
+
+
+@pytest.mark.parametrize(
+    ("keys", "changes"),
+    [
+        ({}, {"max_series": 7}),
+        ({"min_bytes": 7}, {"min_bytes": 8}),
+        ({"metrics": ["rtt"], "min_bytes": 7}, {"min_bytes": 8}),
+        ({"metrics": ["rtt"], "min_packets": 7}, {"min_packets": 0, "min_bytes": 7}),
+        (
+            {"views": [{"prefix": "a", "labels": ["vlan"]}]},
+            {"views": [{"prefix": "a", "labels": ["vlan"], "min_bytes": 7, "min_packets": 7}]},
+        ),
+    ],
+)
+async def test_bounds_whose_amounts_are_counted_keep_the_table(keys: Keys, changes: Keys) -> None:
+    is_new = await has_new_table(keys, changes)
+    # Without min_packets, packets are no longer counted.
+    assert is_new == (changes.get("min_packets") == 0)
+
+
+async def test_bounds_that_need_other_counters_start_a_new_table(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert await has_new_table({"metrics": ["rtt"]}, {"min_bytes": 7})
+    (line,) = (line for line in lines(caplog) if "all connections reset" in line)
+    assert line.endswith("all connections reset: min_bytes or min_packets changed")
+
+
+async def test_new_bounds_show_and_hide_connections(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+    async with operated(tmp_path, subscribing(analyzer)) as operator:
+        await analyzer.subscriber()
+        small = {"ABBytes": 1, "BABytes": 2}
+        await operator.report(analyzer, flow("1"), flow("2", NodeTID="n2", Metric=small))
+        before = await operator.flows()
+        assert len(samples(before, BYTES)) == 4
+        await operator.reload({f"{STORE}.min_bytes": 300})
+        page = await operator.flows()
+        assert samples(page, BYTES).items() < samples(before, BYTES).items()
+        assert len(samples(page, BYTES)) == 2
+        metrics = await operator.skyfast.self_metrics()
+        assert metrics['skyfast_hidden_connections{view=""}'] == 1
+        assert metrics['skyfast_hidden_bytes{view=""}'] == 3
+        await operator.reload({f"{STORE}.min_bytes": 3})
+        assert await operator.flows() == before
+        assert not any("connections reset" in line for line in operator.skyfast.log)
 
 
 async def test_networks_without_a_tag_label_keep_the_table() -> None:

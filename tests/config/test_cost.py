@@ -59,6 +59,53 @@ def test_report_names_exports_that_count_traffic_several_times(
     assert [line.split(": ")[1] for line in warnings] == exports
 
 
+HIDDEN = "all views have min_bytes or min_packets"
+
+
+@pytest.mark.parametrize(
+    ("settings", "hides", "texts"),
+    [
+        ("{}", False, []),
+        (
+            "{min_bytes: 7}",
+            False,
+            ["A connection has no series until it has 7 bytes."],
+        ),
+        (
+            "{min_packets: 7, metrics: [rtt], views: []}",
+            True,
+            [
+                "A connection has no series until it has 7 packets.",
+                "The number of bytes and packets takes 32 bytes per connection and per flow.",
+            ],
+        ),
+        (
+            (
+                "{min_packets: 7, min_bytes: 8, views: [{prefix: a, labels: [node_tid],"
+                " min_bytes: 9, direction: sum, metrics: [packets]}]}"
+            ),
+            True,
+            [
+                "A connection has no series until it has 8 bytes or 7 packets.",
+                "A row of view a has no series until it has 9 bytes.",
+                "The number of bytes takes 8 bytes per row of view a and per flow.",
+            ],
+        ),
+        (
+            "{views: [{prefix: a, labels: [node_tid], min_packets: 9}]}",
+            False,
+            ["A row of view a has no series until it has 9 packets."],
+        ),
+    ],
+)
+def test_report_describes_bounds(settings: str, hides: bool, texts: list[str]) -> None:
+    config = make_config(**yaml.safe_load(settings))
+    assert cost.hides_traffic(config) == hides
+    lines = [line.removeprefix("# ") for line in cost.report(config).splitlines()]
+    assert [line for line in lines if " has no series " in line or " takes " in line] == texts
+    assert any(line.startswith(f"Warning: {HIDDEN}") for line in lines) == hides
+
+
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_warnings_match_the_exported_values(settings: str) -> None:
     config = make_config(**yaml.safe_load(settings))

@@ -127,8 +127,8 @@ def check_defaults(result: Config) -> None:
         max_flows=4_000_000,
         view_timeouts_s=(3600.0,),
         bounds=(selection.Bounds(), selection.Bounds()),
-        max_series=0,
     )
+    assert result.max_series == 0
     assert result.topology == model.Topology(interfaces_interval_s=20.0, interface_info=False)
     assert result.export == selection.ExportSelection(
         main=view(
@@ -261,8 +261,8 @@ def test_every_key_is_read(yaml_loader: str) -> None:
             selection.Bounds(min_bytes=1_000_000),
             selection.Bounds(),
         ),
-        max_series=500_000,
     )
+    assert result.max_series == 500_000
     assert result.topology == model.Topology(interfaces_interval_s=0.0, interface_info=True)
     assert result.export == selection.ExportSelection(
         main=ViewSpec(

@@ -134,6 +134,36 @@ def test_overlapping_views_cause_a_warning():
     ]
 
 
+BOUNDS = "min_bytes and min_packets apply in each shard"
+
+
+@pytest.mark.parametrize(
+    ("store", "overlapping"),
+    [
+        ({"min_bytes": 7}, ""),
+        ({"min_packets": 7, "labels": ["target_ip"]}, "connections"),
+        ({"views": [{"prefix": "a", "labels": ["vlan"]}]}, ""),
+        ({"views": [{"prefix": "a", "labels": ["vlan"], "min_packets": 7}]}, "a"),
+        (
+            {
+                "min_bytes": 7,
+                "labels": ["target_ip"],
+                "views": [{"prefix": "a", "labels": ["vlan"], "min_bytes": 7}],
+            },
+            "connections, a",
+        ),
+    ],
+)
+def test_bounds_of_overlapping_shards_cause_a_warning(store, overlapping):
+    config = config_of(yaml.safe_dump({"pipeline": {"store": {"prom_sky_con": store}}}))
+    texts = [note.text for note in sharding.sharded(config, Shard(0, 2)).notes]
+    warnings = [text for text in texts if BOUNDS in text]
+    assert [text.partition(":")[0] for text in warnings] == (
+        [f"shards overlap in {overlapping}"] if overlapping else []
+    )
+    assert sharding.sharded(config, Shard(0, 1)) is config
+
+
 # Assignment of connections to shards
 
 

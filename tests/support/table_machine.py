@@ -358,7 +358,9 @@ class TableMachine(RuleBasedStateMachine):
         self.slow_pages.clear()
         self.core.bounds = self.model.bounds = [
             tuple(
-                data.draw(either) if counts_amount("bytes", view) and counts_amount(name, view) else 0
+                data.draw(either)
+                if counts_amount("bytes", view) and counts_amount(name, view)
+                else 0
                 for name in AMOUNTS
             )
             for view in self.model.views

@@ -29,7 +29,7 @@ from skyfast.stats import (
     NameStats,
     Stats,
 )
-from skyfast.web.self_metrics import render, render_label_values
+from skyfast.web.self_metrics import render, render_hidden, render_label_values
 from tests.support.web_fixtures import FakeTable
 
 pytestmark = pytest.mark.xdist_group("timing")
@@ -222,6 +222,21 @@ def test_start_counts_as_a_reload():
     assert values["skyfast_config_last_reload_successful",] == 1
     began = values["skyfast_config_last_reload_success_timestamp_seconds",]
     assert abs(time.time() - began) < 5
+
+
+def test_hidden_connections():
+    assert render_hidden({"": None, "a": None}) == b""
+    assert render_hidden({"": (3, 500), "a": None, "b": (0, 2**70)}).decode() == (
+        "# HELP skyfast_hidden_connections Connections without series, because they have not"
+        " reached min_bytes or min_packets.\n"
+        "# TYPE skyfast_hidden_connections gauge\n"
+        'skyfast_hidden_connections{view=""} 3\n'
+        'skyfast_hidden_connections{view="b"} 0\n'
+        "# HELP skyfast_hidden_bytes Bytes of the hidden connections in both directions.\n"
+        "# TYPE skyfast_hidden_bytes gauge\n"
+        'skyfast_hidden_bytes{view=""} 500\n'
+        f'skyfast_hidden_bytes{{view="b"}} {2**70}\n'
+    )
 
 
 def test_numbers_of_label_values_are_rendered():

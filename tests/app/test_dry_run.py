@@ -1,0 +1,107 @@
+"""``--check --replay FILE``: the forecast equals the page after a replay of the recordings."""
+
+import json
+
+import pytest
+import yaml
+
+from skyfast import dry_run
+from skyfast.config import loader
+from skyfast.replay import recording
+from skyfast.replay.recording import Playback, Recording
+from tests.model import make_flow, read_page
+from tests.support.messages import message
+from tests.support.model_specs import CONFIGURATIONS, DEFAULT, Configuration
+from tests.support.paths import DATA, RECORDINGS
+from tests.support.process import run
+from tests.support.table_adapter import read_all
+
+CASES = {
+    "defaults": Configuration(spec=DEFAULT, recordings=("one-analyzer.jsonl",)),
+    **CONFIGURATIONS,
+}
+
+
+def playback_of(*paths, speed=1):
+    return Playback(recordings=tuple(Recording.load(str(path)) for path in paths), speed=speed)
+
+
+def config_of(text="", **store):
+    tree = yaml.safe_load(text) or {}
+    section = tree.setdefault("pipeline", {}).setdefault("store", {})
+    section.setdefault("prom_sky_con", {}).update(store)
+    return loader.parse(yaml.safe_dump(tree), {}, source="x.yml", replayed="recordings")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forecast_equals_the_page_of_the_dry_run(name):
+    file = DATA / "configs" / f"{name}.yml"
+    config = config_of(file.read_text() if file.exists() else "", max_series=40)
+    playback = playback_of(*(RECORDINGS / path for path in CASES[name].recordings))
+    rehearsal = dry_run._DryRun(config)
+    made = rehearsal.run(playback)
+    table, now = rehearsal._parts.table, rehearsal._shared.clock.now()
+    limits = dry_run.pipeline._table_limits(config.limits)
+    families = CASES[name].spec.views[0].families
+    for one in (made.unbounded, made.current, *made.bounds, *filter(None, [made.proposed])):
+        main = config.limits.bounds[0]._replace(min_bytes=one.min_bytes)
+        if one is made.unbounded:
+            main = type(main)()
+        table.set_limits(**limits | {"bounds": (main, *config.limits.bounds[1:])})
+        page = read_page(read_all(table.page(now)), all_families(name))
+        assert sum(len(page[family.name]) for family in families) == one.series
+        others = [f for view in CASES[name].spec.views[1:] for f in view.families]
+        assert sum(len(page[family.name]) for family in others) == made.other_series
+
+
+def all_families(name):
+    return [family for view in CASES[name].spec.views for family in view.families]
+
+
+def test_dry_run_has_the_connections_of_a_replay():
+    """In a replay whose connections do not expire, there are 831 of them: see the golden pages."""
+    playback = playback_of(RECORDINGS / "one-analyzer.jsonl")
+    made = dry_run.forecast(config_of(connection_timeout=600), playback)
+    assert made.unbounded.connections == 831
+    # After a minute without reports, connections expire.
+    assert dry_run.forecast(config_of(), playback).unbounded.connections < 831
+    fast = playback_of(RECORDINGS / "one-analyzer.jsonl", speed=1000)
+    assert dry_run.forecast(config_of(connection_timeout=600), fast) == made
+
+
+def test_dry_run_counts_bytes_that_are_not_exported():
+    playback = playback_of(RECORDINGS / "one-analyzer.jsonl")
+    with_bytes = dry_run.forecast(config_of(), playback)
+    without = dry_run.forecast(config_of(metrics=["rtt"]), playback)
+    assert without.unbounded.bytes == with_bytes.unbounded.bytes
+    assert [one.bytes for one in without.bounds] == [one.bytes for one in with_bytes.bounds]
+
+
+def test_dry_run_selects_the_flows_of_a_capture(tmp_path):
+    path = tmp_path / "bug.jsonl"
+    flows = [
+        {**make_flow("1"), "CaptureID": "x"},
+        {**make_flow("2", a="10.0.0.9"), "CaptureID": "y"},
+    ]
+    path.write_text(f"{json.dumps(json.loads(message(*flows)))}\n")
+    made = dry_run.forecast(config_of("pipeline: {subscriber: {capture_id: x}}"), playback_of(path))
+    assert made.unbounded.connections == 1
+
+
+def test_names_of_the_topology_are_used(tmp_path):
+    """The packaged recording has pods, which move flows to other connections."""
+    playback = Playback(recordings=recording.demo().recordings)
+    by_name = dry_run.forecast(config_of(labels=["initiator_pod", "target_pod"]), playback)
+    assert by_name.unbounded.connections > 1
+
+
+def test_check_prints_the_forecast():
+    done = run("--check", "--replay", RECORDINGS / "one-analyzer.jsonl")
+    assert (done.returncode, done.stderr) == (0, "")
+    *_, head, whole, a, b, c, d, proposal = done.stdout.splitlines()
+    assert head == "# At the end of the recordings:"
+    assert whole.startswith("# Without bounds, 407 connections have 1932 series; the other views")
+    assert [line.partition(":")[0] for line in (a, b, c, d)] == [
+        f"#   With min_bytes {size}" for size in ("10 kB", "100 kB", "1 MB", "10 MB")
+    ]
+    assert proposal == "# With max_series, skyfast proposes a bound."
