@@ -249,7 +249,7 @@ cdef struct Amount:
 
 
 cdef struct Bounds:
-    # A row is shown if it reaches one of the bounds. 0 is no bound; without any, all rows are shown.
+    # A row is shown if it reaches one of the bounds; 0 is no bound. Without bounds, all are shown.
     int64_t min_bytes
     int64_t min_packets
 
