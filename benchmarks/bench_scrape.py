@@ -25,6 +25,9 @@ from skyfast.web.exposition import CHUNK_BYTES, GZIP_LEVEL, GZIP_WBITS
 REPEATS = 5
 LARGE_REPEATS = 3
 
+FAMILIES = 3
+"""Families of a connection."""
+
 PARTS = 4
 """Number of parts of a page that is read in parts."""
 
@@ -171,3 +174,26 @@ def _render(report: Report) -> None:
             in_parts = [core.call("render", PARTS) / series * 1e9 for _ in range(REPEATS)]
             what = f"all of {PARTS} parts, {connections:,} connections"
             report.add(what, in_parts, "ns per series", to="whole page", over=ns)
+            _bounds(report, core, connections)
+
+
+def _bounds(report: Report, core: Remote, connections: int) -> None:
+    """Report the cost of min_bytes, measured alternately with pages without bounds."""
+    for what, min_bytes, highest_ns in (("nothing", 1, 3), ("everything", 10**18, 10)):
+        ns = []
+        for _ in range(REPEATS):
+            core.call("bound", 0)
+            without_s = core.call("render")
+            core.call("bound", min_bytes)
+            seconds = core.call("render")
+            if what == "nothing":
+                seconds -= without_s
+            ns.append(seconds / connections / FAMILIES * 1e9)
+        core.call("bound", 0)
+        more = "additional " if what == "nothing" else ""
+        report.add(
+            f"min_bytes that hides {what}, {connections:,} connections",
+            ns,
+            f"{more}ns per connection and family",
+            target=at_most(highest_ns),
+        )

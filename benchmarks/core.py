@@ -90,16 +90,19 @@ class Parts:
             types = flow_types(plan)
         limits = configuration.limits
         self.now_s = NOW_S
+        self._limits = {
+            "max_connections": LARGE,
+            "max_flows": 4 * LARGE,
+            "timeout_s": limits.timeout_s,
+            "memory_s": limits.flow_memory_s if memory_s is None else memory_s,
+            "view_timeouts_s": limits.view_timeouts_s,
+        }
         self._decode_new = decoder(types.FirstReport).decode
         self._decode_known = decoder(types.Update).decode
         self.table = Table(
             plan,
             types,
-            max_connections=LARGE,
-            max_flows=4 * LARGE,
-            timeout_s=limits.timeout_s,
-            memory_s=limits.flow_memory_s if memory_s is None else memory_s,
-            view_timeouts_s=limits.view_timeouts_s,
+            **self._limits,
             bounds=limits.bounds,
             slots=slots,
         )
@@ -163,6 +166,11 @@ class Parts:
             size += len(chunk)
             series += sum(not line.startswith(b"#") for line in chunk.splitlines())
         return size, series
+
+    def bound(self, min_bytes: int) -> None:
+        """Set the bound of the connections; the other views have none."""
+        others = [(0, 0)] * len(self.table.view_connections)
+        self.table.set_limits(**self._limits, bounds=[(min_bytes, 0), *others])
 
     def render(self, parts: int = 1) -> float:
         """Render a page in this number of parts, and discard it. Return the seconds for all parts.

@@ -138,9 +138,14 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         timeout_s=st.sampled_from((0.5, 1, 75)),
         memory_s=st.sampled_from((0, 0.3, 40, 1290)),
         longer_s=st.sampled_from((0, 0.3, 50)),
+        bound=st.sampled_from((0, 1, 5, 2**40)),
         nth=failing,
     )
-    def limit(self, max_connections, max_flows, timeout_s, memory_s, longer_s, nth):
+    def limit(self, max_connections, max_flows, timeout_s, memory_s, longer_s, bound, nth):
+        bounds = [
+            (bound if view.bytes else 0, bound if view.packets else 0)
+            for view in self.core.plan.views
+        ]
         self.with_failures(
             nth,
             1,
@@ -150,6 +155,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
                 timeout_s=timeout_s,
                 memory_s=memory_s,
                 view_timeouts_s=[timeout_s + longer_s] * (len(self.spec.views) - 1),
+                bounds=bounds,
             ),
         )
 
@@ -166,6 +172,10 @@ class AllocationFailureMachine(RuleBasedStateMachine):
             for label in self.core.label_values():
                 self.core.cardinality(count, label)
                 self.core.table.page(self.now).distinct_values(label)
+            self.core.table.hidden(self.now)
+            for number, view in enumerate(self.core.plan.views):
+                pairs = [(n if view.bytes else 0, 0) for n in range(count)]
+                self.core.table.forecast(self.now, number, pairs)
             families = self.core.plan.views[0].families
             labels = [column.name for column in self.core.plan.views[0].columns]
             also = [(label, b"a\nTCP\n10.0.0.1\n") for label in labels]

@@ -90,6 +90,9 @@ class Stress:
                     for count, top in labels.values():
                         assert len(top) <= min(count, 3)
                         assert sum(number for _, number in top) <= connections
+                table.hidden(self.now)
+                every, some = table.forecast(self.now, 0, [(0, 0), (1000, 0)])
+                assert every >= some
                 table.top(0, 10, since, "10.0", [("initiator_ip", b"10.0.0.1\n10.0.0.2\n")])
                 for max_groups in (16, 1 << 16):
                     groups, others, *_ = table.top_groups(
@@ -126,6 +129,7 @@ class Stress:
                     max_flows=FLOWS,
                     timeout_s=rng.choice((0.5, 2)),
                     view_timeouts_s=[3, 3],
+                    bounds=rng.choice(([], [(rng.choice((1, 2000)), 0), (0, 0), (0, 0)])),
                 )
                 self.core.set_flow_types(rng.choice((types, self.core.types)))
                 self.core.set_flow_types(self.core.types)
