@@ -96,11 +96,10 @@ cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
     while scan_slice(table, &scan):
         for number in range(scan.start, scan.stop):
             row = scan_row(view, number)
-            if count < cursor.listed_capacity:
+            if (row.deadline_s and created_before(row.created_seq, cursor.page_seq)
+                    and count < cursor.listed_capacity):
                 cursor.listed[count + 1] = number
-                count += ((row.deadline_s != 0)
-                          & created_before(row.created_seq, cursor.page_seq)
-                          & reaches(view, row, bounds))
+                count += reaches(view, row, bounds)     # without a branch, as in `list_part`
     cursor.listed_end = count + 1
     cursor.listed_view = view
 
