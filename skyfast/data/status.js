@@ -175,7 +175,8 @@
   const made = JSON.stringify(JSON.parse(document.querySelector("main").dataset.made));
   const shape = (status) => JSON.stringify(
     [status.version, status.labels, status.metrics, status.rankings, status.interfaces.enabled,
-      status.names !== null, status.own_names !== null]);
+      status.names !== null, status.own_names !== null,
+      status.forecast !== null]);
 
   function showStatus(status) {
     if (made !== shape(status)) {
