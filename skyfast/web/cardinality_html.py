@@ -47,9 +47,10 @@ def _forecast(report: CardinalityReport) -> str:
         for one in forecast.bounds
     )
     return (
-        "<section>\n<h2>min_bytes</h2> what a bound would leave\n<table>\n"
+        "<section>\n<h2>min_bytes</h2> what a bound would leave\n"
+        '<div class="scroll"><table>\n'
         '<tr><th>min_bytes<th class="number">connections<th class="number">series'
-        f'<th class="number">of the bytes\n{rows}</table>\n'
+        f'<th class="number">of the bytes\n{rows}</table></div>\n'
         f"<p>{escape(forecast.text)}</p>\n</section>\n"
     )
 

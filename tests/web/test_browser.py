@@ -439,7 +439,7 @@ async def test_no_column_is_cut_on_a_usual_screen(visited, monkeypatch):
                 "[...document.querySelectorAll('.scroll:not([hidden])')]"
                 ".map((table) => [table.scrollWidth, table.clientWidth])"
             )
-    assert len(widths) == 4
+    assert len(widths) == 5
     assert all(content <= visible for content, visible in widths)
 
 
