@@ -1222,8 +1222,8 @@ class Model:
 
     def _overflow(
         self, flow: JSON, places: Sequence[Values], now: float, amounts: Amounts
-    ) -> list[Row]:
-        rows = []
+    ) -> list[Row | None]:
+        rows: list[Row | None] = []
         for n, place in enumerate(places):
             fits = n > 0 and self._has_room(n, place)
             row = self._row(n, place) if fits else self._other(n)

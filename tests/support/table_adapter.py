@@ -21,11 +21,13 @@ from skyfast.flows.plan import (
     Direction,
     FlowCount,
     Gauge,
+    Histogram,
     Lookup,
     NewFlows,
     Plan,
     Requirement,
     Share,
+    Value,
 )
 from skyfast.flows.plan import Family as PlanFamily
 from skyfast.flows.plan import View as PlanView
@@ -34,6 +36,8 @@ from tests.model import (
     DIRECTION,
     NEW_FLOWS,
     OTHER,
+    Distribution,
+    Family,
     Label,
     Names,
     Spec,
@@ -117,8 +121,8 @@ def _view(view: View, columns: dict[Label, Column], spec: Spec) -> PlanView:
             PlanFamily(
                 name=family.name,
                 help="Help.",
-                type="counter" if family.type == "counter" else "gauge",
-                values=tuple(_value(value) for value in family_values(family, view)),
+                type=family.type,  # type: ignore[arg-type]
+                values=tuple(_value(value, family) for value in family_values(family, view)),
                 decimals=family.decimals,
             )
             for family in view.families
@@ -129,7 +133,10 @@ def _view(view: View, columns: dict[Label, Column], spec: Spec) -> PlanView:
     )
 
 
-def _value(value: Total | ModelGauge | None) -> Counter | Gauge | FlowCount | NewFlows:
+def _value(value: Total | ModelGauge | Distribution | None, family: Family) -> Value:
+    if isinstance(value, Distribution):
+        bounds = tuple(float(text) for text in family.buckets)
+        return Histogram(observes=value.observes, paths=value.paths, bounds=bounds)  # type: ignore[arg-type]
     if value is None:
         return FlowCount()
     if value == NEW_FLOWS:

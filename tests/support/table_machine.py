@@ -104,11 +104,34 @@ METRICS = (
     Family("rtt_seconds", "gauge", ("Metric", "RTT"), decimals=9),
 )
 
+HISTOGRAMS = (
+    Family(
+        "rtt_distribution",
+        "histogram",
+        ("Metric", "RTT"),
+        observes="first",
+        decimals=9,
+        buckets=("5e-09", "6e-09", "1.0"),
+    ),
+    Family(
+        "sizes",
+        "histogram",
+        ("Metric", "ABBytes"),
+        ("Metric", "BABytes"),
+        observes="total",
+        buckets=("0.5", "2.0", "1e+06"),
+    ),
+    Family(
+        "ages", "histogram", ("Start",), observes="age", decimals=3, buckets=("0.0019", "59.999")
+    ),
+)
+
 
 @st.composite
 def views(draw, number):
     """Draw a view. The names of its families contain ``number``, so that they are unique."""
-    chosen = draw(st.lists(st.sampled_from(METRICS), min_size=1, max_size=4, unique=True))
+    known = (*METRICS, *HISTOGRAMS, *HISTOGRAMS) if number else METRICS
+    chosen = draw(st.lists(st.sampled_from(known), min_size=1, max_size=4, unique=True))
     labels = tuple(draw(ANY_LABELS))
     if DIRECTION not in labels:  # without directions, a gauge has one value
         chosen = [replace(f, backward=None) if f.type == "gauge" else f for f in chosen]
@@ -399,7 +422,7 @@ class TableMachine(RuleBasedStateMachine):
         for name, lines in page.items():
             assert lines <= slow.allowed[name]
             for label, value in LABEL_VALUE.findall("".join(lines)):
-                assert label == DIRECTION.name or value in slow.values[label]
+                assert label in (DIRECTION.name, "le") or value in slow.values[label]
         stayed = self.model.alive(EVER)
         for family, connection, series in slow.required:
             if connection in stayed and series in map(
