@@ -270,8 +270,10 @@ cdef uint32_t place_histograms(View *view, uint32_t offset) noexcept nogil:
 
 cdef list histogram_literals(list literals):
     # The literals of the labels alone, from those of a line of a metric without a name.
+    cdef Py_ssize_t last = len(literals) - 1
     texts = [literals[0].removeprefix("{")] + literals[1:]
-    return texts[:-1] + [texts[-1].removesuffix(" ").removesuffix("}")]
+    texts[last] = texts[last].removesuffix(" ").removesuffix("}")
+    return texts
 
 
 cdef size_t prepare_histogram_text(Family *family, declared, uint32_t histogram, bint labelled,
