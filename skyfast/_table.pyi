@@ -37,6 +37,9 @@ MAX_RANKED: int
 MAX_PARTS: int
 """The maximum number of parts that a page can be divided into."""
 
+MAX_BOUNDS: int
+"""The maximum number of upper bounds of a histogram's buckets, without +Inf."""
+
 _Path = tuple[str, ...]
 
 class _Rewrite(Protocol):

@@ -169,6 +169,11 @@ class Histogram:
     paths: tuple[FieldPath, ...]
     bounds: tuple[float, ...]
 
+    @property
+    def gauges(self) -> tuple[Gauge, ...]:
+        """The values that are read from a flow."""
+        return tuple(Gauge(path=path) for path in self.paths)
+
     def limits(self, decimals: int) -> tuple[int, ...]:
         """Return the highest integer value up to each bound, in the unit of the flow."""
         return tuple(int(Decimal(repr(bound)).scaleb(decimals)) for bound in self.bounds)
@@ -193,6 +198,13 @@ class Family(MetricFamily):
 
     values: tuple[Value, ...]
     decimals: int = 0
+
+    @property
+    def series(self) -> int:
+        """The maximum number of series of a row."""
+        return sum(
+            len(value.bounds) + 3 if isinstance(value, Histogram) else 1 for value in self.values
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,23 +300,23 @@ class Plan:
         """The gauges of all views and the first values of histograms, without duplicates."""
         shown = [value for value in self._values() if isinstance(value, Gauge)]
         first = [
-            Gauge(path=path)
+            gauge
             for value in self.histograms
             if value.observes == "first"
-            for path in value.paths
+            for gauge in value.gauges
         ]
         return tuple(dict.fromkeys([*shown, *first]))
 
     @property
     def closing_gauges(self) -> tuple[Gauge, ...]:
-        """The fields that histograms need from closing reports only, without duplicates."""
-        fields = [
-            path
+        """The values that histograms need from closing reports only, without duplicates."""
+        gauges = [
+            gauge
             for value in self.histograms
             if value.observes != "first"
-            for path in value.paths
+            for gauge in value.gauges
         ]
-        return tuple(Gauge(path=path) for path in dict.fromkeys(fields))
+        return tuple(dict.fromkeys(gauges))
 
     @property
     def histograms(self) -> tuple[Histogram, ...]:
