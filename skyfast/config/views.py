@@ -162,6 +162,9 @@ def _resolve_view(
         if metric.is_histogram and not view.prefix:
             problem = "is only possible in views: connections end before their flows are closed"
             raise ViewError(problem, number, ("metrics", i, "type"))
+        if metric.is_histogram and "le" in names:
+            problem = "cannot be a label of a view with histograms, which use it for their buckets"
+            raise ViewError(problem, number, ("labels", names.index("le"), "name"))
         own = bool(metric.paths)
         if own and metric.type == "gauge" and len(metric.paths) > 1 and not split:
             problem = f"has two fields, but a gauge can have only one with {DIRECTION}: sum"
