@@ -7,6 +7,10 @@ from benchmarks.core import DEFAULT, Parts, in_batches, tidy, trim
 from benchmarks.flows import FIRST_ROUND, Flows
 from benchmarks.harness import SCALE, Remote, Report
 
+RTT = "{name: rtt, type: histogram, buckets: [0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1]}"
+SIZES = "{name: flow_bytes, type: histogram, buckets: [1e3, 1e4, 1e5, 1e6, 1e7]}"
+OF_ADDRESSES = f"{{prefix: a, labels: [initiator_ip], metrics: [{RTT}, {SIZES}]}}"
+
 CHOICES = {
     "default": (DEFAULT, ""),
     "no view": ("{views: []}", "default"),
@@ -17,15 +21,11 @@ CHOICES = {
     ),
     "new_flows": ("{metrics: [bytes, packets, rtt, new_flows]}", "default"),
     "rtt histogram": (
-        "{views: [{prefix: skydive_traffic, labels: [node_tid, protocol, direction],"
-        " metrics: [bytes, packets, {name: rtt, type: histogram, buckets: [0.001, 0.01, 0.1]}]}]}",
+        f"{{views: [{{prefix: a, labels: [node_tid, direction], metrics: [bytes, {RTT}]}}]}}",
         "default",
     ),
     "histograms only": (
-        "{labels: [protocol], metrics: [flows], views: [{prefix: a, labels: [initiator_ip],"
-        " direction: sum, metrics: ["
-        "{name: rtt, type: histogram, buckets: [0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1]},"
-        "{name: flow_bytes, type: histogram, buckets: [1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9]}]}]}",
+        f"{{labels: [protocol], metrics: [flows], views: [{OF_ADDRESSES}]}}",
         "no view",
     ),
 }

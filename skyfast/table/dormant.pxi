@@ -287,9 +287,9 @@ cdef bint credit(TableState *table, const Report *report, uint32_t flow, const L
                  uint32_t number, uint32_t kept, const int64_t *deltas,
                  bint is_new) noexcept nogil:
     # Add `deltas` to all rows of the flow in row `flow` without making it live: no row is created
-    # in the first view. `number` is the flow's row in the first view, or 0. `kept` is the dormant row with the
-    # counters of that row, or 0. `is_new` is whether the report counts as a new flow. False if out
-    # of memory.
+    # in the first view. `number` is the flow's row in the first view, or 0. `kept` is the dormant
+    # row with the counters of that row, or 0. `is_new` is whether the report counts as a new flow.
+    # False if out of memory.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
