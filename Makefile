@@ -24,7 +24,7 @@ FUZZ_SEED ?=
 # The tests of `make sanitize`: in SANITIZE_USUAL, the core's memory grows in the usual steps; in
 # SANITIZE_SMALL, in small steps.
 SANITIZE_USUAL ?= tests/table/test_table.py tests/table/test_table_model.py tests/table/test_rules.py tests/table/test_lookups.py \
-	tests/table/test_parts.py \
+	tests/table/test_parts.py tests/table/test_histograms.py \
 	tests/table/test_model.py tests/skydive/test_ingest.py tests/skydive/test_json_split.py tests/web/test_cardinality.py
 SANITIZE_SMALL ?= tests/table/test_invariants.py tests/fuzz/test_fuzz.py tests/table/test_stress.py
 # These tests take minutes. They measure time, or tests/table/test_stress.py covers the same code.

@@ -7,6 +7,10 @@ from benchmarks.core import DEFAULT, Parts, in_batches, tidy, trim
 from benchmarks.flows import FIRST_ROUND, Flows
 from benchmarks.harness import SCALE, Remote, Report
 
+RTT = "{name: rtt, type: histogram, buckets: [0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1]}"
+SIZES = "{name: flow_bytes, type: histogram, buckets: [1e3, 1e4, 1e5, 1e6, 1e7]}"
+OF_ADDRESSES = f"{{prefix: a, labels: [initiator_ip], metrics: [{RTT}, {SIZES}]}}"
+
 CHOICES = {
     "default": (DEFAULT, ""),
     "no view": ("{views: []}", "default"),
@@ -16,6 +20,14 @@ CHOICES = {
         "no view",
     ),
     "new_flows": ("{metrics: [bytes, packets, rtt, new_flows]}", "default"),
+    "rtt histogram": (
+        f"{{views: [{{prefix: a, labels: [node_tid, direction], metrics: [bytes, {RTT}]}}]}}",
+        "default",
+    ),
+    "histograms only": (
+        f"{{labels: [protocol], metrics: [flows], views: [{OF_ADDRESSES}]}}",
+        "no view",
+    ),
 }
 """The YAML of each configuration, and the name of the configuration with which it is compared."""
 
@@ -73,6 +85,11 @@ class Choices:
     def page_mb(self) -> Samples:
         return {name: [parts.page()[0] / 1e6] for name, parts in self._parts.items()}
 
+    def series_ns(self, ms: Samples) -> Samples:
+        """Return the time of a series, given the time of a page."""
+        series = {name: parts.page()[1] for name, parts in self._parts.items()}
+        return {name: [s * 1e6 / series[name] for s in samples] for name, samples in ms.items()}
+
     def _in_turn(self) -> Iterator[tuple[str, Parts]]:
         names = list(self._parts)
         self._turn = (self._turn + 1) % len(names)
@@ -95,7 +112,10 @@ def run(report: Report) -> None:
         _add(report, "new flows in the table", new_ns, "ns per flow")
         _add(report, "connections from the same flows", choices.call("connections"), "")
         _add(report, "page size", choices.call("page_mb"), "MB")
-        _add(report, "rendering", choices.call("render"), "ms")
+        rendering_ms = choices.call("render")
+        _add(report, "rendering", rendering_ms, "ms")
+        series_ns = choices.call("series_ns", rendering_ms)
+        _add(report, "rendering a series", series_ns, "ns per series")
 
 
 def _add(report: Report, what: str, figures: Samples, unit: str) -> None:

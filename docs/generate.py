@@ -168,6 +168,25 @@ def metrics() -> str:
     )
 
 
+@part("histograms")
+def histograms() -> str:
+    return table(
+        ["Histogram", "Skydive fields", "Unit", "Metric of a view", "Distributions", "Description"],
+        [
+            [
+                code(known.name),
+                ", ".join(map(field, known.paths))
+                + (", `Last`" if known.observes == "age" else ""),
+                known.unit,
+                code(f"PREFIX_{known.standard}"),
+                str(len(known.paths)),
+                known.help,
+            ]
+            for known in catalog.HISTOGRAMS
+        ],
+    )
+
+
 @part("metric-names")
 def metric_names() -> str:
     return table(

@@ -388,6 +388,9 @@ cdef class _Check:
             for i in range(table.counters):
                 expect(totals[i] >= (ABSENT if table.optional[i] else 0), "total of a flow",
                        (number, i, totals[i]))
+            if table.moments and kind != LABELS_KEY:
+                expect(flags_of(table, flow)[0] & ~table.moments == 0, "flags of a flow",
+                       (number, flags_of(table, flow)[0], table.moments))
             if table.has_conversations:
                 i = links_of(table, flow)[0]
                 expect(i in self.conversations or (i == 0 and number in self.dormant),
@@ -464,8 +467,31 @@ cdef class _Check:
                 value = (<const int64_t *>(<char *>row + view.values_offset))[i]
                 expect(value >= (ABSENT if i < view.counters and table.optional[view.sources[i]]
                                  else 0), "value of a row", (view_index, number, i, value))
+            self.check_histograms(view, row)
         expect(len(labels) == len(rows), "two rows have the same labels", (view_index,))
         expect(view.other == 0 or view.other in rows, "the overflow row is free", (view_index,))
+        return 0
+
+    cdef int check_histograms(self, View *view, Connection *row) except -1:
+        # The sum is within the limits of the values in the buckets. It can be saturated.
+        cdef const Histogram *histogram
+        cdef const int64_t *counts
+        cdef uint32_t i, j
+        for i in range(view.histogram_count):
+            histogram = &view.histograms[i]
+            expect(view.values_offset <= histogram.offset < view.cells_offset,
+                   "offset of a histogram", (i, histogram.offset))
+            counts = counts_of(histogram, row)
+            lowest = highest = 0
+            for j in range(histogram.bounds + 1):
+                expect(0 <= counts[j] <= MAX_INTEGER, "count of a bucket", (i, j, counts[j]))
+                if j:
+                    lowest += <object>counts[j] * (<object>histogram.limits[j - 1] + 1)
+                highest += <object>counts[j] * <object>(
+                    histogram.limits[j] if j < histogram.bounds else MAX_INTEGER
+                )
+            expect(min(lowest, INT64_MAX) <= counts[histogram.bounds + 1] <= highest,
+                   "sum of a histogram", (i, counts[histogram.bounds + 1], lowest, highest))
         return 0
 
     cdef int check_names(self) except -1:

@@ -18,6 +18,7 @@ cpdef enum:
     MAX_VIEW_COLUMNS = 32
     MAX_RANKED = 1 << 16
     MAX_PARTS = 64              # parts that a page can be divided into
+    MAX_BOUNDS = 20             # upper bounds of the buckets of a histogram
 
 
 cdef struct RowHead:
@@ -100,7 +101,8 @@ cdef struct Flow:
     int64_t last_ms             # highest `Last` of its reports, Unix milliseconds
     # Next is int64_t totals[counters]; a total is ABSENT if no report contained it. The uint32_t
     # links follow: the conversation and, for live flows, the rows of views with `linked_from_flow`
-    # and the strings that lookups use as keys and context.
+    # and the strings that lookups use as keys and context. If there are histograms, the last link
+    # has the flags FIRST_OBSERVED and CLOSING_OBSERVED, which dormant flows keep.
     #
     # Flags: with STRING_KEY, the UUID is not a 64-bit number. With LABELS_KEY, the row has the
     # counters of a removed connection. With DORMANT, the flow is not live. With ENDED, the flow's
@@ -117,8 +119,8 @@ cdef struct Connection:
     uint32_t created_seq        # sequence number among all rows ever created (modulo 2^32)
     uint32_t links[1]           # first view: rows of further views; else: next in wheel slot
     # Next are int64_t values[counters + gauges], an int64_t number of new flows if the view counts
-    # them, and uint32_t cells[columns]. BACK is only used in the first view. It means that the row
-    # started with the counters of a removed connection.
+    # them, the view's histograms, and uint32_t cells[columns]. BACK is only used in the first view.
+    # It means that the row started with the counters of a removed connection.
 
 
 cdef struct NamesRow:
@@ -180,7 +182,8 @@ cdef struct Report:
     bint dormant                # whether the flow was dormant when the batch was read
     int skip                    # reason to skip the report, or SKIP_NONE
     int finish                  # FinishType
-    int64_t *values             # all counters and gauges; owned by the batch
+    # All counters and gauges; owned by the batch. The last ones are only set in closing reports.
+    int64_t *values
     # read only for flows that are not live
     uint32_t connection_hash    # hash of the labels; 0 unless all labels are interned
     int skip_new                # reason to skip the report if the flow is not live
@@ -230,6 +233,27 @@ cdef struct Literal:
     uint32_t length
 
 
+cdef struct Histogram:
+    # The distribution of a value over the flows of a row. A row has int64_t counts[bounds + 1],
+    # which are the number of values in each bucket, and an int64_t sum of the values.
+    int observes                # OBSERVE_FIRST, OBSERVE_TOTAL or OBSERVE_AGE
+    uint32_t moment             # the flag of flows whose value must not be observed again
+    uint32_t sources[2]         # indexes in `Report.values`
+    uint32_t source_count
+    uint32_t bounds
+    int64_t limits[MAX_BOUNDS]  # the highest value in each bucket except the last
+    uint32_t offset             # offset in a row, in bytes
+
+
+cdef struct HistogramText:
+    # The literals of a histogram's lines, in addition to those between its label values.
+    Literal bucket              # the name and what precedes the first label
+    Literal sum
+    Literal count
+    Literal bounds[MAX_BOUNDS + 1]  # the label `le` and the end of the labels
+    Literal end                     # the end of the labels without `le`
+
+
 cdef struct Family:
     char *heads[2]              # HELP and TYPE lines of the text format and of OpenMetrics
     uint32_t head_lengths[2]
@@ -240,6 +264,9 @@ cdef struct Family:
     uint32_t decimals           # values are divided by ten to the power of this number
     Literal *literals           # columns + 1 literals: before, between and after label values
     Literal second              # replaces the literal at `direction_index` for the second side
+    # A histogram has `sides` entries of `View.histograms`, from this index on, instead of values.
+    uint32_t histogram
+    HistogramText *text         # NULL if the family is not a histogram
 
 
 cdef struct Amount:
@@ -267,6 +294,9 @@ cdef struct View:
     Amount bytes                # both directions together, like the next
     Amount packets
     Bounds bounds               # read and written under the mutex
+    Histogram *histograms
+    uint32_t histogram_count
+    uint32_t moments            # the moments of these histograms
     uint32_t values_offset          # offset in a row, like the next field
     uint32_t cells_offset
     bint identifies_connection  # whether the labels tell all conversations apart

@@ -66,7 +66,7 @@ Files
         decoded flows), ``text_format`` (writing lines), ``timer_wheel``, ``counter``.
     Kinds of rows:
         ``labels``, ``names``, ``flows``, ``connections``, ``conversations``, ``dormant``,
-        ``overflow``.
+        ``overflow``, ``histograms``.
     Implementation of the methods of `Table`:
         ``layout`` (from a plan to offsets), ``reports``, ``lookup`` and ``update`` (the three steps
         of an update), ``expiry``, ``relabel``, ``render`` (pages), ``search``,
@@ -294,11 +294,22 @@ cdef enum:
     STARTED_OVER
 
 cdef enum:
+    OBSERVE_FIRST               # the first value above 0
+    OBSERVE_TOTAL               # the value in the closing report
+    OBSERVE_AGE                 # the time from the value to `last_ms` in the closing report
+
+cdef enum:
+    # Flags of a flow: moments that must not be observed again.
+    FIRST_OBSERVED = 1
+    CLOSING_OBSERVED = 2
+
+cdef enum:
     KEEP_LATEST
     KEEP_LEAST
     KEEP_MOST
 
 cdef tuple GAUGE_KINDS = ("latest", "least", "most")
+cdef tuple OBSERVED_KINDS = ("first", "total", "age")
 
 cdef str EMPTY = ""
 cdef object END = object()      # marks the end of an iterator
@@ -326,7 +337,7 @@ cdef struct Batch:
     # lock.
     Report reports[BATCH]
     uint32_t size
-    int64_t *values             # BATCH x the plan's values; reports point into these arrays
+    int64_t *values             # BATCH x `all_values`; reports point into these arrays
     int64_t *last_update        # BATCH x the plan's counters
     Cell *cells                 # BATCH x the plan's cells
     FoundNames *names           # BATCH x the plan's lookups
@@ -361,11 +372,15 @@ cdef struct TableState:
     # layout: set when the table is created
     uint64_t seed               # seed of all hashes except the hashes for sharding
     uint32_t counters, values   # numbers per flow
+    uint32_t all_values         # `values`, and values that are only read in closing reports
     uint32_t columns, cells     # labels of all views; labels plus strings of lookups
     uint32_t looked_up          # number of labels from lookups; they are the first columns
     uint32_t lookup_count
     uint32_t requirements
-    bint counts_new_flows       # in any view
+    bint counts_new_flows       # in any view, or in a histogram that depends on new flows
+    uint32_t moments            # the moments of all histograms
+    uint32_t first_value        # index of the value of FIRST_OBSERVED
+    uint32_t flags_link         # index of a flow's flags in the links
     bint optional[MAX_VALUES]
     int keeps[MAX_VALUES]       # kinds of gauges: KEEP_LATEST, ...
     bint has_conversations              # whether there are conversation rows
@@ -417,6 +432,7 @@ include "table/connections.pxi"
 include "table/conversations.pxi"
 include "table/dormant.pxi"
 include "table/overflow.pxi"
+include "table/histograms.pxi"
 include "table/layout.pxi"
 include "table/reports.pxi"
 include "table/lookup.pxi"

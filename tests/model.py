@@ -69,14 +69,32 @@ A `Spec` has the options of a configuration. The following rules are not in docs
 * A closing report that repeats its last update does not create a row of the first view. Its deltas
   are added to an existing row, to kept counters or, if the labels do not identify a connection, to
   new kept counters.
-* Optional fields are gauges, counters of optional parts, the marks (``Start``,
-  ``LastUpdateMetric``) and ``FinishType``. If their values are out of range, they are omitted and
-  counted, once per report and field. In a skipped report, they are only counted if the reason is
-  late, ended or a full table. Marks are only read if they affect what an unknown flow adds, or if
-  any view counts new flows. A report without a valid ``FinishType`` does not count as a first
-  report, because it may be a closing report that repeats its last update. If a value is the sum of
-  two fields, its first invalid field is counted. If only the sum is out of range, the second field
-  is counted.
+* Histograms count flows, each flow at most once per histogram. All views but the first can have
+  them.
+* The histogram of a first value observes the first value above 0 of a flow. A known or dormant flow
+  is observed in any report that is not late, an unknown flow only if it is new. If an unknown flow
+  that is not new already has such a value, the value is never observed, because it may have been
+  observed before.
+* The histograms of totals and of ages observe the closing report of a flow. A live flow is observed
+  in its rows, even if the report is late. A dormant or unknown flow is observed in the rows of its
+  labels, which are created if necessary. An ``ended`` report is observed, too. Its flow is then kept
+  like any ended flow. If the table has no space for the flow, the report is observed only with
+  overflow rows, and its repetition is observed again. With ``deduplicate``, an ``ended`` report is
+  not observed, because its flow may be a duplicate. The late closing report of a dormant flow is
+  not observed if its labels are invalid, or if another capture point has taken over its
+  conversation. The fields of totals and ages are only read in closing reports.
+* A total with an invalid field is not observed. The age is the time from the field to ``Last``. It
+  is not observed if it is negative, or if either field is 0 or invalid.
+* No other skipped report is observed, nor is a report in a view that rejects it. A report that is
+  observed extends the deadline of the row.
+* Optional fields are gauges, counters of optional parts, fields of histograms, the marks
+  (``Start``, ``LastUpdateMetric``) and ``FinishType``. If their values are out of range, they are
+  omitted and counted, once per report and field. In a skipped report, they are only counted if the
+  reason is late, ended or a full table. Marks are only read if they affect what an unknown flow
+  adds, or if any view counts new flows or has the histogram of a first value. A report without a
+  valid ``FinishType`` does not count as a first report, because it may be a closing report that
+  repeats its last update. If a value is the sum of two fields, its first invalid field is counted.
+  If only the sum is out of range, the second field is counted.
 * A row of a view with bounds is hidden until its bytes or its packets reach their bound. These
   amounts are the counters of the row, both directions together. Nothing else changes: a hidden row
   counts towards the limits, has flows, expires, and its counters are kept. For example, with
@@ -93,6 +111,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Protocol
 
 JSON = Mapping[str, Any]
@@ -197,6 +216,9 @@ class Family:
     An empty path means the number of flows, or the number of new flows if the ``type`` is
     "counter". ``keep`` is the kind of a gauge: "latest", "least" or "most". Values are written
     divided by ten to the power of ``decimals``.
+
+    A histogram ``observes`` the "first" value above 0 of a flow, or the "total" or the "age" in its
+    closing report. ``buckets`` are the texts of its bounds, without the last one, "+Inf".
     """
 
     name: str
@@ -205,6 +227,8 @@ class Family:
     backward: Path | None = None
     keep: str = "latest"
     decimals: int = 0
+    observes: str = ""
+    buckets: tuple[str, ...] = ()
 
 
 ENDPOINTS = {("Network", "A"), ("Network", "B"), ("Transport", "A"), ("Transport", "B")}
@@ -455,6 +479,26 @@ class Gauge:
         return min(old, new) if self.keep == "least" else max(old, new)
 
 
+@dataclass(frozen=True)
+class Distribution:
+    """The values that a histogram ``observes``: see `Family`. Several fields are added up."""
+
+    paths: tuple[Path, ...]
+    observes: str
+
+    def of(self, flow: JSON) -> int | None:
+        """Return the value that a report has, or None if it has none."""
+        numbers = [at(flow, path, 0) for path in self.paths]
+        if first_invalid(flow, self.paths):
+            return None
+        if self.observes == "total":
+            return sum(numbers)
+        if self.observes == "first":
+            return numbers[0] or None
+        last = flow.get("Last", 0)
+        return last - numbers[0] if 0 < numbers[0] <= last else None
+
+
 Amounts = Mapping[Total, int]
 Values = tuple[str, ...]
 
@@ -470,6 +514,7 @@ class Row:
     values: Values
     totals: dict[Total, int] = field(default_factory=dict)
     gauges: dict[Gauge, int] = field(default_factory=dict)
+    observed: dict[Distribution, list[int]] = field(default_factory=dict)
     flows: list[Flow] = field(default_factory=list)
     deadline_s: int = 0
     is_other: bool = False
@@ -483,8 +528,29 @@ class Row:
         for gauge, value in gauges.items():
             self.gauges[gauge] = gauge.kept(self.gauges.get(gauge, 0), value)
 
+    def observe(self, flow: JSON, moments: Collection[str]) -> bool:
+        """Observe a report in the histograms of these moments, "first" and "closing".
+
+        Return whether there are any.
+        """
+        distributions = [
+            value
+            for value in dict.fromkeys(values_of(self.view))
+            if isinstance(value, Distribution) and moment_of(value) in moments
+        ]
+        for distribution in distributions:
+            value = distribution.of(flow)
+            if value is not None:
+                self.observed.setdefault(distribution, []).append(value)
+        return bool(distributions)
+
     def renew(self, reported_s: float, timeout_s: float) -> None:
         self.deadline_s = max(self.deadline_s, math.ceil(reported_s + timeout_s))
+
+
+def moment_of(distribution: Distribution) -> str:
+    """Return when the value of a flow is observed."""
+    return "first" if distribution.observes == "first" else "closing"
 
 
 Connection = Row
@@ -501,7 +567,8 @@ class Flow:
 
     While the flow is dormant, ``rows`` is empty, and ``since_s`` is the time at which it became
     dormant. ``is_ended`` means that its latest report was the closing report. ``is_claiming`` means
-    that it claims its conversation although it is dormant.
+    that it claims its conversation although it is dormant. ``is_measured`` and ``is_closed`` mean
+    that its first value above 0, or its closing report, must not be observed again.
     """
 
     uuid: str
@@ -517,6 +584,8 @@ class Flow:
     is_dormant: bool = False
     is_superseded: bool = False
     is_claiming: bool = False
+    is_measured: bool = False
+    is_closed: bool = False
     since_s: int = 0
 
 
@@ -551,7 +620,11 @@ class Model:
         self.totals = [
             value for value in dict.fromkeys(values) if isinstance(value, Total) and value.paths
         ]
-        self._counts_new_flows = NEW_FLOWS in values
+        self._distributions = [
+            value for value in dict.fromkeys(values) if isinstance(value, Distribution)
+        ]
+        self._moments = {moment_of(distribution) for distribution in self._distributions}
+        self._depends_on_new = NEW_FLOWS in values or "first" in self._moments
         self.gauges = [value for value in dict.fromkeys(values) if isinstance(value, Gauge)]
         self._labels = list(
             dict.fromkeys(label for view in self.views for label in labels_of(view))
@@ -716,6 +789,10 @@ class Model:
         for value in (*self.totals, *self.gauges):
             paths = value.paths if isinstance(value, Total) else (value.path,)
             self._invalid |= first_invalid(flow, paths)
+        for distribution in self._distributions:
+            if moment_of(distribution) == "first" or flow.get("FinishType", 0) == CLOSING:
+                for path in distribution.paths:
+                    self._invalid |= first_invalid(flow, [path])
 
     def _labels_of(self, flow: JSON) -> dict[Label, str | int] | str:
         """Return a flow's labels, or the reason to skip it because of them."""
@@ -758,6 +835,7 @@ class Model:
             return "duplicate"
         worth = self._worth(flow, now)
         if worth == "ended":
+            self._observe_ended(labels, flow, now)
             return worth
         places = self._places(labels)
         totals = self._totals_of(flow)
@@ -766,19 +844,24 @@ class Model:
         has_room = self._has_room(0, places[0])
         if is_full or not (has_room or is_repeat):
             if self.spec.overflow == OTHER:
-                self._overflow(flow, places, now, with_new_flow(self._news(flow, worth), worth))
+                news = with_new_flow(self._news(flow, worth), worth)
+                rows = self._overflow(flow, places, now, news)
+                self._observe(None, rows, flow, now, first="observe" if worth == "total" else "")
                 self.horizon_s = None if self.horizon_s is None else max(self.horizon_s, now)
             self.rejected_total += not has_room and not is_repeat
             return "table_full"
         known = self._flows[flow["UUID"]] = self._new_flow(flow, totals, now)
         if is_repeat:
-            self._credit(places, with_new_flow(totals, worth), flow, now)
+            rows = self._credit(places, with_new_flow(totals, worth), flow, now)
+            self._observe(known, rows, flow, now)
             self._make_room(now)
             self._end(known, now)
         else:
-            if self._counts_new_flows:
+            if self._depends_on_new:
                 self._note_marks(flow)
             self._show(known, labels, flow, now, worth=worth)
+            first = "observe" if worth == "total" else "note"
+            self._observe(known, known.rows, flow, now, first=first)
             self._make_room(now)
         return None
 
@@ -936,6 +1019,8 @@ class Model:
         is_closing = flow.get("FinishType", 0) == CLOSING
         change = self._difference(known, flow)
         if change is None:
+            if is_closing:
+                self._observe_dormant(known, flow, now)
             if is_closing and known.is_claiming:
                 known.is_ended = True
             elif is_closing:
@@ -956,7 +1041,8 @@ class Model:
         if is_closing and self._is_repeat(flow):
             last = ("LastUpdateMetric", "Last")
             self._invalid |= set() if in_range([at(flow, last, 0)]) else {last}
-            self._credit(places, difference, flow, now)
+            rows = self._credit(places, difference, flow, now)
+            self._observe(known, rows, flow, now)
             self._learn(known, flow, totals)
             self._unlist(known)
             self._make_room(now)
@@ -965,7 +1051,8 @@ class Model:
         elif not self._has_room(0, places[0]):
             self.rejected_total += 1
             if self.spec.overflow == OTHER:
-                self._overflow(flow, places, now, difference)
+                rows = self._overflow(flow, places, now, difference)
+                self._observe(known, rows, flow, now)
                 self._learn(known, flow, totals)
                 self._unlist(known)
                 known.is_ended = is_closing
@@ -982,6 +1069,7 @@ class Model:
             before = known.totals
             self._learn(known, flow, totals)
             self._show(known, labels, flow, now, difference=difference, known_totals=before)
+            self._observe(known, known.rows, flow, now)
             self._make_room(now)
         return None
 
@@ -1019,8 +1107,13 @@ class Model:
         known.is_dormant = known.is_ended = True
         self._list(known, now)
 
-    def _credit(self, places: Sequence[Values], amounts: Amounts, flow: JSON, now: float) -> None:
-        """Add the deltas of a closing report without creating its connection."""
+    def _credit(
+        self, places: Sequence[Values], amounts: Amounts, flow: JSON, now: float
+    ) -> list[Row | None]:
+        """Add the deltas of a closing report without creating its connection.
+
+        Return the rows of all views but the first.
+        """
         first = self._rows[0].get(places[0])
         if first is not None:
             first.add(amounts)
@@ -1028,17 +1121,21 @@ class Model:
             kept.totals = added(kept.totals, amounts)
         elif not self._is_complete(0):
             self._keep(places[0], added(self._zero(), amounts), now)
-        for n, place in enumerate(places[1:], 1):
-            row = None
-            if first and first.flows and n in self._followers():
-                row = first.followers.get(n)
-            elif self._has_room(n, place):
-                row = self._row(n, place)
-            else:
-                self._view_rejected[n] += 1
-                row = self._other(n) if self.spec.overflow == OTHER else None
+        rows = [self._row_of_closing(n, places) for n in range(1, len(places))]
+        for row in rows:
             if row is not None:
                 self._give(row, amounts, flow, now)
+        return rows
+
+    def _row_of_closing(self, n: int, places: Sequence[Values]) -> Row | None:
+        """Return the row of a closing report in another view than the first, if it has space."""
+        first = self._rows[0].get(places[0])
+        if first and first.flows and n in self._followers():
+            return first.followers.get(n)
+        if self._has_room(n, places[n]):
+            return self._row(n, places[n])
+        self._view_rejected[n] += 1
+        return self._other(n) if self.spec.overflow == OTHER else None
 
     def _keep(self, values: Values, totals: dict[Total, int], now: float) -> None:
         if self.spec.flow_memory_s:
@@ -1147,13 +1244,85 @@ class Model:
         is_first = row.view is self.views[0]
         row.renew(reported_s, self.spec.timeout_s if is_first else row.view.timeout_s)
 
-    def _overflow(self, flow: JSON, places: Sequence[Values], now: float, amounts: Amounts) -> None:
+    def _overflow(
+        self, flow: JSON, places: Sequence[Values], now: float, amounts: Amounts
+    ) -> list[Row | None]:
+        rows: list[Row | None] = []
         for n, place in enumerate(places):
             fits = n > 0 and self._has_room(n, place)
             row = self._row(n, place) if fits else self._other(n)
             self._view_rejected[n] += not fits
             self._give(row, amounts, flow, now)
+            rows.append(row)
         self.overflowed_total += 1
+        return rows
+
+    # Histograms
+
+    def _observe(
+        self,
+        known: Flow | None,
+        rows: Iterable[Row | None],
+        flow: JSON,
+        now: float,
+        *,
+        first: str = "observe",
+    ) -> None:
+        """Observe a report in the histograms of its rows.
+
+        ``known`` is None for a flow that the table does not keep. With ``first``, a first value
+        above 0 is observed ("observe"), or only noted as old ("note").
+        """
+        moments = set()
+        measures = any(
+            value.of(flow) for value in self._distributions if moment_of(value) == "first"
+        )
+        if measures and first and not (known and known.is_measured):
+            moments |= {"first"} if first == "observe" else set()
+            if known:
+                known.is_measured = True
+        if flow.get("FinishType", 0) == CLOSING and not (known and known.is_closed):
+            moments.add("closing")
+            if known:
+                known.is_closed = True
+        for row in rows:
+            if row is not None and row.observe(flow, moments):
+                self._renew(row, now)
+
+    def _observe_dormant(self, known: Flow, flow: JSON, now: float) -> None:
+        """Observe the late closing report of a dormant flow."""
+        labels = self._labels_of(flow)
+        is_duplicate = self._is_duplicate(flow) or known.is_superseded
+        if not (known.is_closed or is_duplicate or isinstance(labels, str)):
+            self._observe(known, self._rows_of_closing(labels), flow, now, first="")
+
+    def _observe_ended(self, labels: Mapping[Label, str | int], flow: JSON, now: float) -> None:
+        """Observe the closing report of an unknown flow that may have been counted before."""
+        is_full = self.flows + len(self._claiming) >= self.spec.max_flows
+        if (
+            self._is_choosy
+            or "closing" not in self._moments
+            or (is_full and self.spec.overflow != OTHER)
+        ):
+            return
+        known = None if is_full else self._new_flow(flow, self._totals_of(flow), now)
+        self._observe(known, self._rows_of_closing(labels), flow, now, first="note")
+        if known:
+            self._flows[known.uuid] = known
+            self._make_room(now)
+            self._end(known, now)
+
+    def _rows_of_closing(self, labels: Mapping[Label, str | int]) -> list[Row | None]:
+        """Return the rows in which a closing report is observed that adds nothing."""
+        places = self._places(labels)
+        return [
+            self._row_of_closing(n, places)
+            for n, view in enumerate(self.views)
+            if any(
+                isinstance(value, Distribution) and moment_of(value) == "closing"
+                for value in values_of(view)
+            )
+        ]
 
     def _totals_of(self, flow: JSON) -> dict[Total, int]:
         totals = {total: total.of(flow) for total in self.totals}
@@ -1180,6 +1349,7 @@ class Model:
         change = self._difference(known, flow)
         if change is None:
             known.is_ended |= is_closing
+            self._observe(known, known.rows, flow, now, first="")
             return "late"
         is_newer = flow.get("Last", 0) > known.last_ms
         known.is_ended = is_closing if is_newer else known.is_ended or is_closing
@@ -1190,6 +1360,7 @@ class Model:
         for row in known.rows:
             if row is not None:
                 self._give(row, amounts, flow, now)
+        self._observe(known, known.rows, flow, now)
         return None
 
     # Names
@@ -1355,14 +1526,17 @@ class Model:
         if family not in row.view.families:
             return
         for direction, value in zip(DIRECTIONS, family_values(family, row.view), strict=False):
+            values = iter(row.values)
+            labels = [
+                f'{label.name}="{escape(direction if label == DIRECTION else next(values))}"'
+                for label in row.view.labels
+            ]
+            if isinstance(value, Distribution):
+                yield from histogram_lines(family, row.observed.get(value, []), labels)
+                continue
             number = number_of(value, row)
             if number is not None:
-                values = iter(row.values)
-                labels = ",".join(
-                    f'{label.name}="{escape(direction if label == DIRECTION else next(values))}"'
-                    for label in row.view.labels
-                )
-                series = f"{family.name}{{{labels}}}" if labels else family.name
+                series = series_text(family.name, labels)
                 yield f"{series} {decimal(number, family.decimals)}"
 
     def tag(self, flow: JSON) -> str:
@@ -1380,12 +1554,34 @@ def is_field(label: Label) -> bool:
     return label.rewrite is None and label.lookup is None
 
 
-def family_values(family: Family, view: View) -> list[Total | Gauge | None]:
+def series_text(name: str, labels: Sequence[str]) -> str:
+    """Return the text of a series: its name and its labels."""
+    return f"{name}{{{','.join(labels)}}}" if labels else name
+
+
+def histogram_lines(
+    family: Family, observed: Sequence[int], labels: Sequence[str]
+) -> Iterator[str]:
+    """Yield the lines of one histogram, in order."""
+    bounds = [*((text, Fraction(text) * 10**family.decimals) for text in family.buckets)]
+    for text, bound in [*bounds, ("+Inf", math.inf)]:
+        series = series_text(f"{family.name}_bucket", [*labels, f'le="{text}"'])
+        yield f"{series} {sum(value <= bound for value in observed)}"
+    total = decimal(min(sum(observed), MAX_SUM), family.decimals)
+    yield f"{series_text(f'{family.name}_sum', labels)} {total}"
+    yield f"{series_text(f'{family.name}_count', labels)} {len(observed)}"
+
+
+def family_values(family: Family, view: View) -> list[Total | Gauge | Distribution | None]:
     """Return the values of a family: one per direction, or their sum.
 
     None is the number of flows.
     """
     paths = [path for path in (family.forward, family.backward) if path is not None]
+    if family.type == "histogram":
+        if DIRECTION in view.labels:
+            return [Distribution((path,), family.observes) for path in paths]
+        return [Distribution(tuple(paths), family.observes)]
     if paths == [()]:
         return [NEW_FLOWS if family.type == "counter" else None]
     if family.type == "gauge":
@@ -1400,7 +1596,7 @@ def first_totals(view: View) -> list[Total]:
     return [value for value in values_of(view) if isinstance(value, Total)]
 
 
-def values_of(view: View) -> Iterator[Total | Gauge | None]:
+def values_of(view: View) -> Iterator[Total | Gauge | Distribution | None]:
     """Yield the values of all families of a view, and its amounts."""
     for family in view.families:
         yield from family_values(family, view)
@@ -1640,9 +1836,13 @@ def read_page(page: bytes, families: Sequence[Family] = FAMILIES) -> dict[str, s
         assert next(lines) == f"# TYPE {family.name} {family.type}"
         samples = result[family.name] = set()
         series = set()
+        in_order = []
+        names = [f"{family.name}{suffix}" for suffix in SUFFIXES.get(family.type, ("",))]
+        starts = tuple(f"{name}{end}" for name in names for end in "{ ")
         for line in lines:
-            if not line.startswith((family.name + "{", family.name + " ")):
+            if not line.startswith(starts):
                 break
+            in_order.append(line)
             name, _, value = line.rpartition(" ")
             assert re.fullmatch(r"(0|[1-9][0-9]*)(\.[0-9]*[1-9])?", value), line
             assert name not in series, f"{name} is there twice"
@@ -1650,8 +1850,33 @@ def read_page(page: bytes, families: Sequence[Family] = FAMILIES) -> dict[str, s
             samples.add(line)
         else:
             line = None
+        if family.type == "histogram":
+            check_histograms(family, in_order)
     assert line is None, f"after the last family: {line!r}"
     return result
+
+
+SUFFIXES = {"histogram": ("_bucket", "_sum", "_count")}
+"""The suffixes of the samples of a family, by type."""
+
+
+def check_histograms(family: Family, lines: Sequence[str]) -> None:
+    """Assert that the lines of each histogram stand together, in order, and are consistent."""
+    bounds = [*family.buckets, "+Inf"]
+    size = len(bounds) + 2
+    assert len(lines) % size == 0
+    for start in range(0, len(lines), size):
+        names, numbers = zip(
+            *(line.rsplit(" ", 1) for line in lines[start : start + size]), strict=True
+        )
+        labels = names[-1].removeprefix(f"{family.name}_count").strip("{}")
+        others = [labels] if labels else []
+        expected = [series_text(f"{family.name}_bucket", [*others, f'le="{b}"']) for b in bounds]
+        expected += [series_text(f"{family.name}_{part}", others) for part in ("sum", "count")]
+        assert list(names) == expected
+        counts = [*map(int, numbers[:-2]), int(numbers[-1])]
+        assert counts == sorted(counts)
+        assert counts[-2] == counts[-1]
 
 
 INTERFACE_COUNTERS = {

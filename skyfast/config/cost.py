@@ -14,7 +14,7 @@ from skyfast.flows.catalog import (
     METRICS_BY_NAME,
     UNBOUNDED_FIELDS,
 )
-from skyfast.flows.plan import FieldPath
+from skyfast.flows.plan import FieldPath, Histogram
 from skyfast.flows.planner import (
     amount_counters,
     families,
@@ -33,6 +33,12 @@ NEW_FLOWS_BYTES: Final = 8
 
 VALUE_BYTES: Final = 8
 """Memory of a counter in a connection, and of its total in a flow."""
+
+BUCKET_BYTES: Final = 8
+"""Memory of a bucket or a sum of a histogram in a row."""
+
+OBSERVED_BYTES: Final = 4
+"""Memory of a flow for what has been observed of it, if there are histograms."""
 
 CELL_BYTES: Final = 4
 """Memory of a label value in a connection, and of a lookup key in a flow."""
@@ -54,7 +60,7 @@ The value includes a share of an index. Each label takes `CELL_BYTES`.
 
 def series(view: ViewSpec, *, naming: Literal["compatible", "standard"]) -> int:
     """Return the maximum number of series of a view's row."""
-    return sum(len(family.values) for family in families(view, naming=naming))
+    return sum(family.series for family in families(view, naming=naming))
 
 
 def most_connections(limits: TableLimits) -> int:
@@ -105,7 +111,7 @@ def _lines(config: Config) -> Iterator[str]:
             most = most_connections(limits) * count
             yield f"Each connection costs up to {count} series, at most {most} in total:"
         for family in shown:
-            yield f"  {len(family.values)} {family.name}"
+            yield f"  {family.series} {family.name}"
         yield from _bounds(view, bounds)
     of_labels = [*_names(export)]
     yield from of_labels
@@ -115,6 +121,7 @@ def _lines(config: Config) -> Iterator[str]:
         yield f"Each node_tid costs a series of {name}, which needs topology queries for {queried}."
         yield from () if KUBERNETES_NOTE in of_labels else (KUBERNETES_NOTE,)
     yield from _new_flows(export)
+    yield from _histograms(export)
     for view in (export.main, *export.views):
         for label in view.labels:
             if reason := _unbounded_reason(label, config):
@@ -206,6 +213,24 @@ def _new_flows(export: ExportSelection) -> Iterator[str]:
         yield f"The metric new_flows takes {', '.join(rows)}."
 
 
+def _histograms(export: ExportSelection) -> Iterator[str]:
+    """Yield the memory that histograms take, if any view has them."""
+    rows = []
+    for view in export.views:
+        histograms = [
+            value
+            for family in families(view, naming=export.naming)
+            for value in family.values
+            if isinstance(value, Histogram)
+        ]
+        if histograms:
+            # The last bucket and the sum have no bound.
+            bytes_ = sum(BUCKET_BYTES * (len(value.bounds) + 2) for value in histograms)
+            rows.append(f"{bytes_} bytes per {_row(view)}")
+    if rows:
+        yield f"Histograms take {', '.join(rows)}, and {OBSERVED_BYTES} bytes per flow."
+
+
 def _where(view: ViewSpec) -> str:
     return f"view {view.prefix}" if view.prefix else "connections"
 
@@ -217,6 +242,8 @@ def _row(view: ViewSpec) -> str:
 def _is_counted(metric: MetricSpec) -> bool:
     if metric.paths:
         return metric.type == "counter"
+    if metric.is_histogram:
+        return True
     return metric.name == "flows" or METRICS_BY_NAME[metric.name].type == "counter"
 
 

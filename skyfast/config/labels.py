@@ -5,13 +5,15 @@ Functions named ``to_…`` convert YAML values to the data of `skyfast.flows.sel
 writes. `skyfast.config.views` and `skyfast.config.rules` use the same names.
 """
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from types import MappingProxyType
 from typing import cast
 
-from skyfast._table import MAX_VIEW_COLUMNS, MAX_VIEW_VALUES
+from skyfast._table import MAX_BOUNDS, MAX_VIEW_COLUMNS, MAX_VIEW_VALUES
 from skyfast.config.endpoint import MAX_PORT
 from skyfast.config.errors import InvalidValue
 from skyfast.config.parsers import (
@@ -22,7 +24,9 @@ from skyfast.config.parsers import (
     nearest,
     one_of,
     parse_str,
+    show_seconds,
     suggestion,
+    to_number,
     unique_list_of,
 )
 from skyfast.config.yaml_nodes import YamlValue
@@ -30,6 +34,7 @@ from skyfast.flows import own_names
 from skyfast.flows.catalog import (
     DIRECTION,
     ENDS,
+    HISTOGRAMS_BY_NAME,
     LABEL_FIELDS,
     LABELS,
     LABELS_BY_NAME,
@@ -88,23 +93,64 @@ PREFIXES = tuple(f"{end}_" for end in ENDS)
 
 
 def to_metric(value: YamlValue) -> MetricSpec:
-    """Accept the name of a known metric, or ``{name: …, value: …, type: …, help: …}``."""
+    """Accept the name of a known metric, or ``{name: …, value: …, type: …, help: …}``.
+
+    Also accept ``{name: …, type: histogram, buckets: […]}`` for a known histogram.
+    """
     if not isinstance(value, dict):
         return MetricSpec(name=_known_metric(parse_str(value)))
+    if any(key.lower() == "type" and node.value == "histogram" for key, node in value.items()):
+        return _to_histogram(value)
     nodes = mapping_of(
         value,
         known=("name", "value", "type", "help"),
         required=("name", "value", "type"),
         what="a metric with name, value and type",
+        unknown=lambda name: "requires type: histogram" if name == "buckets" else "",
     )
     entries = Entries(nodes)
-    kind = cast(MetricType, entries.of("type", one_of("counter", "gauge")))
+    kind = cast(MetricType, entries.of("type", one_of("counter", "gauge", "histogram")))
     to_path = _to_total if kind == "counter" else _to_number_path
     name = entries.of("name", _to_own_metric)
     paths = entries.of("value", unique_list_of(to_path, "field", most=2))
     help_ = entries.of("help", parse_str, "")
     entries.check()
     return MetricSpec(name=name, paths=paths, type=kind, help=help_)
+
+
+def _to_histogram(value: YamlValue) -> MetricSpec:
+    nodes = mapping_of(
+        value,
+        known=("name", "type", "buckets"),
+        required=("name", "buckets"),
+        what="a histogram with name, type and buckets",
+    )
+    entries = Entries(nodes)
+    name = entries.of("name", one_of(*HISTOGRAMS_BY_NAME))
+    buckets = entries.of("buckets", _to_buckets)
+    entries.check()
+    return MetricSpec(name=name, type="histogram", buckets=buckets)
+
+
+def _to_buckets(value: YamlValue) -> tuple[float, ...]:
+    bounds = unique_list_of(_to_bound, "bucket", most=MAX_BOUNDS)(value)
+    for i, (before, bound) in enumerate(pairwise(bounds), 1):
+        if bound < before:
+            node = value[i] if isinstance(value, list) else None
+            raise InvalidValue(
+                f"is below the bucket before it, {before:g}",
+                node.value if node else value,
+                line=node.line if node else None,
+            )
+    return bounds
+
+
+def _to_bound(value: YamlValue) -> float:
+    number = to_number(value)
+    if not 0 < number < math.inf:
+        advice = "; the bucket +Inf always exists" if number == math.inf else ""
+        raise InvalidValue(f"is not a finite number above 0{advice}", value)
+    return number
 
 
 def _known_label(text: str) -> str:
@@ -188,6 +234,9 @@ def _is_pod_label(name: str, key: str) -> bool:
 
 
 def _known_metric(text: str) -> str:
+    if text not in METRICS_BY_NAME and text in HISTOGRAMS_BY_NAME:
+        advice = f"{{name: {text}, type: histogram, buckets: […]}}"
+        raise InvalidValue(f"is a histogram: write {advice}", text)
     if text not in METRICS_BY_NAME:
         raise InvalidValue(f"is not a known metric; {suggestion(text, METRICS_BY_NAME)}", text)
     return text
@@ -329,12 +378,21 @@ def _show_label(label: LabelSpec) -> object:
     return label.name
 
 
+MAX_SHOWN = 1e15
+"""From this number on, buckets are shown with an exponent."""
+
+
 def show_metrics(metrics: Sequence[MetricSpec]) -> list[object]:
     """Return the value that `to_metrics` converts to ``metrics``."""
-    return [_show_metric(metric) if metric.paths else metric.name for metric in metrics]
+    return [_show_metric(metric) for metric in metrics]
 
 
-def _show_metric(metric: MetricSpec) -> dict[str, object]:
+def _show_metric(metric: MetricSpec) -> object:
+    if metric.is_histogram:
+        buckets = [show_seconds(bound) if bound < MAX_SHOWN else bound for bound in metric.buckets]
+        return {"name": metric.name, "type": metric.type, "buckets": buckets}
+    if not metric.paths:
+        return metric.name
     paths = [".".join(path) for path in metric.paths]
     shown = {"name": metric.name, "value": paths if len(paths) > 1 else paths[0]}
     return {**shown, "type": metric.type, **({"help": metric.help} if metric.help else {})}

@@ -28,7 +28,7 @@ from skyfast.config.parsers import (
 )
 from skyfast.config.yaml_nodes import YamlValue
 from skyfast.flows.catalog import DIRECTION, FIXED_PREFIXES
-from skyfast.flows.plan import FieldPath, FlowCount, NewFlows
+from skyfast.flows.plan import Counter, FieldPath, Gauge, Histogram
 from skyfast.flows.planner import (
     amount_counters,
     families,
@@ -185,6 +185,12 @@ def _resolve_view(
     if names == [DIRECTION]:
         raise ViewError("contains no label other than direction", number, ("labels",))
     for i, metric in enumerate(view.metrics):
+        if metric.is_histogram and not view.prefix:
+            problem = "is only possible in views: connections end before their flows are closed"
+            raise ViewError(problem, number, ("metrics", i, "type"))
+        if metric.is_histogram and "le" in names:
+            problem = "cannot be a label of a view with histograms, which use it for their buckets"
+            raise ViewError(problem, number, ("labels", names.index("le"), "name"))
         own = bool(metric.paths)
         if own and metric.type == "gauge" and len(metric.paths) > 1 and not split:
             problem = f"has two fields, but a gauge can have only one with {DIRECTION}: sum"
@@ -274,12 +280,8 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
                 kind = "pod label" if pods else "label with names_key"
                 problem += f"; a {kind} without {' or '.join(PREFIXES)} counts twice"
             raise ViewError(problem, number, ("labels",))
-        own_values = {
-            value
-            for family in families(view, naming=naming)
-            for value in family.values
-            if not isinstance(value, (FlowCount, NewFlows))
-        }
+        all_values = [value for f in families(view, naming=naming) for value in f.values]
+        own_values = {value for value in all_values if isinstance(value, (Counter, Gauge))}
         for amount in view.amounts:
             own_values |= {*amount_counters(amount, view.direction)}
         if len(own_values) > MAX_VIEW_VALUES:
@@ -303,6 +305,13 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
                 problem += f", including the lookup fields of names{source} ({fields})"
             raise ViewError(problem, number, ("labels",))
         values |= own_values
+        # The table keeps the values of histograms only in buckets, but it has to read them.
+        values |= {
+            gauge if value.observes == "first" else ("closing", gauge)
+            for value in all_values
+            if isinstance(value, Histogram)
+            for gauge in value.gauges
+        }
         if len(values) > MAX_VALUES:
             problem = (
                 f"of view {view.prefix} and the preceding views have more than {MAX_VALUES}"

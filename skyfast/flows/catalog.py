@@ -477,6 +477,56 @@ listed, because they are not running totals.
 
 METRICS_BY_NAME: Final = {metric.name: metric for metric in METRICS}
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistogramDef:
+    """A histogram that can be selected by name, in all views but the main one.
+
+    ``paths`` and ``observes`` are those of `skyfast.flows.plan.Histogram`; two fields are one for
+    each direction. The other attributes are those of `MetricDef`.
+    """
+
+    name: str
+    paths: tuple[FieldPath, ...]
+    observes: Literal["first", "total", "age"]
+    standard: str
+    unit: str
+    help: str
+    standard_decimals: int = 0
+
+
+HISTOGRAMS: Final[tuple[HistogramDef, ...]] = (
+    HistogramDef(
+        name="rtt",
+        paths=(("Metric", "RTT"),),
+        observes="first",
+        standard="rtt_seconds",
+        standard_decimals=9,
+        unit="seconds",
+        help="First measured round-trip time of each flow",
+    ),
+    HistogramDef(
+        name="flow_bytes",
+        paths=_both("Metric", "Bytes"),
+        observes="total",
+        standard="flow_bytes",
+        unit="bytes",
+        help="Bytes of each closed flow",
+    ),
+    HistogramDef(
+        name="flow_duration",
+        paths=(("Start",),),
+        observes="age",
+        standard="flow_duration_seconds",
+        standard_decimals=3,
+        unit="seconds",
+        help="Time from the first to the last packet of each closed flow",
+    ),
+)
+"""All histograms that can be selected by name."""
+
+HISTOGRAMS_BY_NAME: Final = {histogram.name: histogram for histogram in HISTOGRAMS}
+
 INTERFACE_INFO: Final = {
     naming: MetricFamily(
         name=name,

@@ -92,7 +92,8 @@ class FlowTypes:
     adds ``LastUpdateMetric``, which is needed to count an unknown flow that is not new.
 
     ``omissible`` are the fields and parts of ``FullReport`` that are not required to count a flow:
-    gauges, optional counters, and the fields that identify a first report or a last report.
+    gauges, optional counters, fields of histograms, and the fields that identify a first report or
+    a last report.
     """
 
     Update: type[msgspec.Struct]
@@ -109,7 +110,7 @@ def flow_types(plan: Plan, *, also: Iterable[FieldPath] = ()) -> FlowTypes:
         paths += [path for path in column.fields if path]
     for counter in plan.counters:
         paths += counter.paths
-    paths += [gauge.path for gauge in plan.gauges]
+    paths += [gauge.path for gauge in (*plan.gauges, *plan.closing_gauges)]
     paths += [path for requirement in plan.requirements for path in requirement.reads]
     if plan.conversation is not None:
         paths += [*plan.conversation.paths, plan.conversation.point]
@@ -129,7 +130,8 @@ def _omissible(
     plan: Plan, paths: Iterable[FieldPath], *, needed: Iterable[FieldPath]
 ) -> frozenset[FieldPath]:
     """Return the omissible fields and parts of ``FullReport``, which has ``paths``."""
-    may_lack = {("FinishType",), *_MARKS, *(gauge.path for gauge in plan.gauges)}
+    gauges = (*plan.gauges, *plan.closing_gauges)
+    may_lack = {("FinishType",), *_MARKS, *(gauge.path for gauge in gauges)}
     may_lack |= {path for counter in plan.counters for path in counter.last_update}
     may_lack |= {path for counter in plan.counters if counter.optional for path in counter.paths}
     # If a field is required for another purpose, it is not omissible.

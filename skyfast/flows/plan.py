@@ -6,9 +6,10 @@ the paths in a plan (`skyfast.flows.fields`). A plan is immutable data, created 
 """
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal, Protocol
 
-from skyfast.text_format import MetricFamily
+from skyfast.text_format import MetricFamily, bound_text
 
 FieldPath = tuple[str, ...]
 """The path of a value in a flow: names of JSON fields, outermost first.
@@ -149,7 +150,41 @@ class NewFlows:
     """
 
 
-Value = Counter | Gauge | FlowCount | NewFlows
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """The distribution of a value over the flows of a row. Each flow is observed at most once.
+
+    ``observes`` selects the value and the report:
+
+    * "first": the first value above 0 of the only field in ``paths``.
+    * "total": the sum of ``paths`` in the closing report.
+    * "age": the time from the only field in ``paths`` to ``Last``, in the closing report.
+
+    ``bounds`` are the upper bounds of all buckets except the last one, which has no bound. They
+    are finite, above 0 and rising. Bounds are in the unit of the page, values in the unit of the
+    flow: see `Family.decimals`.
+    """
+
+    observes: Literal["first", "total", "age"]
+    paths: tuple[FieldPath, ...]
+    bounds: tuple[float, ...]
+
+    @property
+    def gauges(self) -> tuple[Gauge, ...]:
+        """The values that are read from a flow."""
+        return tuple(Gauge(path=path) for path in self.paths)
+
+    def limits(self, decimals: int) -> tuple[int, ...]:
+        """Return the highest integer value up to each bound, in the unit of the flow."""
+        return tuple(int(Decimal(repr(bound)).scaleb(decimals)) for bound in self.bounds)
+
+    @property
+    def bound_texts(self) -> tuple[str, ...]:
+        """The bounds as values of the label ``le``."""
+        return tuple(map(bound_text, self.bounds))
+
+
+Value = Counter | Gauge | FlowCount | NewFlows | Histogram
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +198,13 @@ class Family(MetricFamily):
 
     values: tuple[Value, ...]
     decimals: int = 0
+
+    @property
+    def series(self) -> int:
+        """The maximum number of series of a row."""
+        return sum(
+            len(value.bounds) + 3 if isinstance(value, Histogram) else 1 for value in self.values
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,8 +302,31 @@ class Plan:
 
     @property
     def gauges(self) -> tuple[Gauge, ...]:
-        """The gauges of all views, without duplicates."""
-        return tuple(value for value in self._values() if isinstance(value, Gauge))
+        """The gauges of all views and the first values of histograms, without duplicates."""
+        shown = [value for value in self._values() if isinstance(value, Gauge)]
+        first = [
+            gauge
+            for value in self.histograms
+            if value.observes == "first"
+            for gauge in value.gauges
+        ]
+        return tuple(dict.fromkeys([*shown, *first]))
+
+    @property
+    def closing_gauges(self) -> tuple[Gauge, ...]:
+        """The values that histograms need from closing reports only, without duplicates."""
+        gauges = [
+            gauge
+            for value in self.histograms
+            if value.observes != "first"
+            for gauge in value.gauges
+        ]
+        return tuple(dict.fromkeys(gauges))
+
+    @property
+    def histograms(self) -> tuple[Histogram, ...]:
+        """The histograms of all views, without duplicates."""
+        return tuple(value for value in self._values() if isinstance(value, Histogram))
 
     @property
     def new_flows(self) -> tuple[NewFlows, ...]:

@@ -11,6 +11,7 @@ from skyfast.flows.catalog import (
     DIRECTION,
     ENDPOINTS,
     ENDS,
+    HISTOGRAMS_BY_NAME,
     INITIATOR_IP,
     INITIATOR_PORT,
     LABELS_BY_NAME,
@@ -31,6 +32,7 @@ from skyfast.flows.plan import (
     FieldPath,
     FlowCount,
     Gauge,
+    Histogram,
     LabelMapper,
     Lookup,
     Names,
@@ -244,10 +246,13 @@ def _view(view: ViewSpec, columns: _Columns, export: ExportSelection) -> View:
 
 def families(view: ViewSpec, *, naming: str) -> tuple[Family, ...]:
     """Return the families of a view. ``naming`` applies to the main view, without a prefix."""
-    return tuple(
-        _custom(view, metric) if metric.paths else _known(view, metric.name, naming=naming)
-        for metric in view.metrics
-    )
+    return tuple(_family(view, metric, naming=naming) for metric in view.metrics)
+
+
+def _family(view: ViewSpec, metric: MetricSpec, *, naming: str) -> Family:
+    if metric.is_histogram:
+        return _histogram(view, metric)
+    return _custom(view, metric) if metric.paths else _known(view, metric.name, naming=naming)
 
 
 AMOUNTS: Final[tuple[Amount, ...]] = ("bytes", "packets")
@@ -287,6 +292,21 @@ def _known(view: ViewSpec, name: str, *, naming: str) -> Family:
         type=metric.type,
         values=values,
         decimals=metric.compatible_decimals if compatible else metric.standard_decimals,
+    )
+
+
+def _histogram(view: ViewSpec, metric: MetricSpec) -> Family:
+    known = HISTOGRAMS_BY_NAME[metric.name]
+    sides = [known.paths] if view.direction == "sum" else [(path,) for path in known.paths]
+    return Family(
+        name=f"{view.prefix or STANDARD_PREFIX}_{known.standard}",
+        help=known.help + (" in this direction." if len(sides) == 2 else "."),
+        type="histogram",
+        values=tuple(
+            Histogram(observes=known.observes, paths=paths, bounds=metric.buckets)
+            for paths in sides
+        ),
+        decimals=known.standard_decimals,
     )
 
 

@@ -52,13 +52,20 @@ class MetricSpec:
     """A metric: a known metric if ``paths`` is empty, else one or two fields of a flow.
 
     Two fields are the initiator's direction and the target's. ``type`` and ``help`` apply only to
-    metrics with ``paths``.
+    metrics with ``paths``, except that the type of a known histogram is "histogram". ``buckets``
+    are the upper bounds of its buckets, without +Inf.
     """
 
     name: str
     paths: tuple[FieldPath, ...] = ()
     type: MetricType = "counter"
     help: str = ""
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def is_histogram(self) -> bool:
+        """Whether the metric is one of `skyfast.flows.catalog.HISTOGRAMS`."""
+        return self.type == "histogram"
 
 
 class Bounds(NamedTuple):

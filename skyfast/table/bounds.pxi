@@ -221,7 +221,9 @@ cdef uint32_t series_of_row(const TableState *table, uint32_t view,
     cdef uint32_t i, side, count = 0
     for i in range(table.family_count):
         family = &table.families[i]
-        if family.view == view:
+        if family.view == view and family.text != NULL:
+            count += histogram_lines(family, &table.views[view])
+        elif family.view == view:
             for side in range(family.sides):
                 count += series_value(family, &table.views[view], row, side) > family.absent
     return count

@@ -160,6 +160,8 @@ cdef int wake(TableState *table, Report *report) noexcept nogil:
     cdef uint32_t number, conversation = 0
     if change == NOTHING_NEW:
         if closing:
+            if not observe_dormant(table, report):
+                return APPLY_NO_MEMORY
             if is_claiming(table, report.flow):
                 set_ended(table, report.flow, True)
             else:
@@ -226,7 +228,7 @@ cdef int wake_ended(TableState *table, const Report *report, const Labels *label
     cdef uint32_t before = conversation
     if not own_conversation(table, report, &conversation):
         return APPLY_NO_MEMORY
-    if not credit(table, labels, number, kept, deltas, report.values, False):
+    if not credit(table, report, report.flow, labels, number, kept, deltas, False):
         disown_conversation(table, conversation, before)
         return APPLY_NO_MEMORY
     supersede(table, before, conversation)
@@ -246,7 +248,7 @@ cdef int wake_when_full(TableState *table, const Report *report, const Labels *l
     if table.overflows:
         if not own_conversation(table, report, &conversation):
             return APPLY_NO_MEMORY
-        if add_to_overflow(table, labels, deltas, report.values, False) == APPLY_NO_MEMORY:
+        if add_to_overflow(table, report, labels, deltas, False) == APPLY_NO_MEMORY:
             disown_conversation(table, conversation, before)
             return APPLY_NO_MEMORY
         supersede(table, before, conversation)
@@ -272,7 +274,7 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
         return APPLY_NO_MEMORY
-    if not credit(table, labels, number, kept, report.values, report.values, True):
+    if not credit(table, report, row, labels, number, kept, report.values, True):
         remove_flow(table, row)
         return APPLY_NO_MEMORY
     evict_surplus(table)
@@ -281,12 +283,13 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
     return SKIP_NONE
 
 
-cdef bint credit(TableState *table, const Labels *labels, uint32_t number, uint32_t kept,
-                 const int64_t *deltas, const int64_t *values, bint is_new) noexcept nogil:
-    # Add `deltas` to all rows of a flow without making it live: no row is created in the first
-    # view. `number` is the flow's row in the first view, or 0. `kept` is the dormant row with the
-    # counters of that row, or 0. `is_new` is whether the report counts as a new flow. False if out
-    # of memory.
+cdef bint credit(TableState *table, const Report *report, uint32_t flow, const Labels *labels,
+                 uint32_t number, uint32_t kept, const int64_t *deltas,
+                 bint is_new) noexcept nogil:
+    # Add `deltas` to all rows of the flow in row `flow` without making it live: no row is created
+    # in the first view. `number` is the flow's row in the first view, or 0. `kept` is the dormant
+    # row with the counters of that row, or 0. `is_new` is whether the report counts as a new flow.
+    # False if out of memory.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
@@ -308,10 +311,11 @@ cdef bint credit(TableState *table, const Labels *labels, uint32_t number, uint3
             continue
         if targets.created[i]:
             file_row(view, targets.rows[i], view.deadline_s)
-        add_deltas(table, view, connection_at(view, targets.rows[i]), deltas, values)
+        add_deltas(table, view, connection_at(view, targets.rows[i]), deltas, report.values)
         if is_new:
             count_new_flow(view, connection_at(view, targets.rows[i]))
     note_overflow(table, &targets)
+    observe_in(table, flow, report, targets.rows, FIRST_IS_NEW)
     if number:
         add_to_counters(first, connection_at(first, number), deltas)
         if is_new:

@@ -23,6 +23,11 @@ cdef inline uint32_t *link_of(const TableState *table, const View *view, Flow *f
     return connection.links + view.link
 
 
+cdef inline uint32_t *flags_of(const TableState *table, Flow *flow) noexcept nogil:
+    # FIRST_OBSERVED and CLOSING_OBSERVED; only valid if there are histograms.
+    return links_of(table, flow) + table.flags_link
+
+
 cdef inline uint32_t dormant_rows(const TableState *table) noexcept nogil:
     return table.dormant.count + table.ended.count + table.claims.count
 
@@ -132,6 +137,8 @@ cdef uint32_t add_unknown_flow(TableState *table, const Report *report) noexcept
     flow_at(table, row).last_ms = report.last_ms
     if table.has_conversations:
         links_of(table, flow_at(table, row))[0] = 0
+    if table.moments:
+        flags_of(table, flow_at(table, row))[0] = 0
     memcpy(totals_of(flow_at(table, row)), report.values, table.counters * sizeof(int64_t))
     return row
 

@@ -29,7 +29,7 @@ cdef list state_init(TableState *table, plan, bytes other):
     # Prepare the state for a plan, without setting the limits. Returns the names of fields, by
     # number. `other`, the label value of overflow rows, is borrowed.
     if (not 0 < len(plan.views) <= MAX_VIEWS
-            or len(plan.counters) + len(plan.gauges) > MAX_VALUES
+            or len(plan.counters) + len(plan.gauges) + len(plan.closing_gauges) > MAX_VALUES
             or len(plan.requirements) > MAX_SKIPS - SKIP_REQUIRED):
         raise ValueError("the plan has too many views, values or requirements")
     number_values(table, plan)
@@ -81,11 +81,13 @@ cdef void state_destroy(TableState *table) noexcept nogil:
             free(family.literals[j].text)
         free(family.literals)
         free(family.second.text)
+        free_histogram_text(family.text)
         free(family.heads[0])
         free(family.heads[1])
     for i in range(table.view_count):
         rows_destroy(&table.views[i].rows)
         free(table.views[i].wheel.slots)
+        free(table.views[i].histograms)
     arena_destroy(&table.arena)
     free(table.views)
     free(table.families)
@@ -96,13 +98,13 @@ cdef void state_destroy(TableState *table) noexcept nogil:
 
 cdef int batch_allocate(Batch *batch, const TableState *table) except -1:
     cdef uint32_t i
-    batch.values = <int64_t *>allocate(BATCH * table.values * sizeof(int64_t))
+    batch.values = <int64_t *>allocate(BATCH * table.all_values * sizeof(int64_t))
     batch.last_update = <int64_t *>allocate(BATCH * table.counters * sizeof(int64_t))
     batch.cells = <Cell *>allocate(BATCH * table.cells * sizeof(Cell))
     batch.names = <FoundNames *>allocate(BATCH * table.lookup_count * sizeof(FoundNames))
     batch.missed = <uint32_t *>allocate(BATCH * table.lookup_count * sizeof(uint32_t))
     for i in range(BATCH):
-        batch.reports[i].values = batch.values + i * table.values
+        batch.reports[i].values = batch.values + i * table.all_values
         batch.reports[i].last_update = batch.last_update + i * table.counters
         batch.reports[i].cells = batch.cells + i * table.cells
     return 0
@@ -204,6 +206,7 @@ cdef int number_values(TableState *table, plan) except -1:
     cdef uint32_t i
     table.counters = len(plan.counters)
     table.values = table.counters + len(plan.gauges)
+    table.all_values = table.values + len(plan.closing_gauges)
     table.requirements = len(plan.requirements)
     table.counts_new_flows = len(plan.new_flows) > 0
     for i, counter in enumerate(plan.counters):
@@ -230,7 +233,7 @@ cdef list number_fields(TableState *table, plan):
             table.value_fields[2 * i + j] = number(path)
         for j, path in enumerate(counter.last_update):
             table.last_update_fields[2 * i + j] = number(path)
-    for i, gauge in enumerate(plan.gauges, table.counters):
+    for i, gauge in enumerate((*plan.gauges, *plan.closing_gauges), table.counters):
         table.value_fields[2 * i] = number(gauge.path)
     required = {
         path for counter in plan.counters if not counter.optional for path in counter.paths
@@ -279,7 +282,7 @@ cdef int resolve_values(Reader *reader, owner, plan, list keep) except -1:
             resolve_number(reader, &reader.last_update[i], owner, counter.last_update, False, keep)
     for i, counter in enumerate(plan.counters):
         resolve_number(reader, &reader.totals[i], owner, counter.paths, counter.optional, keep)
-    for i, gauge in enumerate(plan.gauges, len(plan.counters)):
+    for i, gauge in enumerate((*plan.gauges, *plan.closing_gauges), len(plan.counters)):
         resolve_number(reader, &reader.totals[i], owner, (gauge.path,), False, keep)
     return 0
 
@@ -390,6 +393,10 @@ cdef int prepare_views(TableState *table, plan) except -1:
             connection_links += 1
     table.first_key = flow_links
     flow_links += table.cells - table.columns
+    prepare_histograms(table, plan)
+    if table.moments:
+        table.flags_link = flow_links
+        flow_links += 1
     table.links_offset = sizeof(Flow) + 8 * table.counters
     if not (
         rows_init(&table.flow_rows, &table.arena, (table.links_offset + 4 * flow_links + 7) & ~7)
@@ -403,6 +410,7 @@ cdef int prepare_views(TableState *table, plan) except -1:
         if i == 0 and connection_links > 1:
             view.values_offset = (sizeof(Connection) + 4 * (connection_links - 1) + 7) & ~7
         view.cells_offset = view.values_offset + 8 * (view.values + view.counts_new_flows)
+        view.cells_offset += place_histograms(view, view.cells_offset)
         if not rows_init(&view.rows, &table.arena, (view.cells_offset + 4 * view.columns + 7) & ~7):
             raise MemoryError
     return 0
@@ -444,12 +452,13 @@ cdef int number_view(const TableState *table, View *view, declared, plan) except
 # direction is part of a literal; only this literal differs in the second side's line.
 
 cdef int prepare_families(TableState *table, plan) except -1:
-    cdef uint32_t i
+    cdef uint32_t i, histogram
     cdef size_t bytes_, longest = 0
     table.families = <Family *>allocate(
         sum(len(view.families) for view in plan.views) * sizeof(Family)
     )
     for i, planned in enumerate(plan.views):
+        histogram = 0
         for declared in planned.families:
             # From here on, the table frees the family's memory.
             table.families[table.family_count].view = i
@@ -458,16 +467,19 @@ cdef int prepare_families(TableState *table, plan) except -1:
             )
             table.family_count += 1
             bytes_ = prepare_family(
-                &table.families[table.family_count - 1], &table.views[i], declared, planned, plan
+                &table.families[table.family_count - 1], &table.views[i], declared, planned, plan,
+                histogram,
             )
             longest = max(longest, bytes_)
+            histogram += sum(value in plan.histograms for value in declared.values)
     table.max_lines = longest + 64      # `put` copies blocks of 16 bytes, beyond the end
     return 0
 
 
-cdef size_t prepare_family(Family *family, const View *view, declared, planned,
-                           plan) except? 0:
+cdef size_t prepare_family(Family *family, const View *view, declared, planned, plan,
+                           uint32_t histogram) except? 0:
     # Returns the maximum size of the family's head and of a connection's lines, in bytes.
+    # `histogram` is the number of histograms in the preceding families of the view.
     cdef uint32_t j, k
     cdef size_t fixed, longest = 0
     cdef bytes head
@@ -491,12 +503,18 @@ cdef size_t prepare_family(Family *family, const View *view, declared, planned,
         memcpy(family.heads[j], PyBytes_AS_STRING(head), len(head))
         longest = max(longest, <size_t>len(head))
     names = [column.name for column in planned.columns]
-    sides = line_literals(declared.name, names, planned.direction)
+    is_histogram = declared.values[0] in plan.histograms
+    sides = line_literals("" if is_histogram else declared.name, names, planned.direction)
+    if is_histogram:
+        sides = [histogram_literals(side) for side in sides]
     for j in range(view.columns + 1):
         literal_init(&family.literals[j], sides[0][j])
     literal_init(&family.second, sides[len(sides) - 1][view.direction_index])
     fixed = sum(len(text.encode()) for side in sides for text in side)
     fixed += 2 * (view.columns * MAX_CELL + MAX_INTEGER_DIGITS + 2)
+    if is_histogram:
+        labelled = bool(names) or planned.direction is not None
+        fixed = prepare_histogram_text(family, declared, histogram, labelled, fixed)
     return max(longest, fixed)
 
 

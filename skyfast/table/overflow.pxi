@@ -51,8 +51,8 @@ cdef int apply_overflow(TableState *table, Report *report, const Labels *labels)
     report.uses_marks = True
     report.uses_last_update = report.worth == WORTH_LAST_UPDATE
     done = add_to_overflow(
-        table, labels,
-        report.values if report.worth == WORTH_TOTAL else report.last_update, report.values,
+        table, report, labels,
+        report.values if report.worth == WORTH_TOTAL else report.last_update,
         report.worth == WORTH_TOTAL,
     )
     if done == SKIP_TABLE_FULL:
@@ -60,8 +60,8 @@ cdef int apply_overflow(TableState *table, Report *report, const Labels *labels)
     return done
 
 
-cdef int add_to_overflow(TableState *table, const Labels *labels, const int64_t *deltas,
-                         const int64_t *values, bint is_new) noexcept nogil:
+cdef int add_to_overflow(TableState *table, const Report *report, const Labels *labels,
+                         const int64_t *deltas, bint is_new) noexcept nogil:
     # `is_new` is whether the report counts as a new flow.
     cdef View *view
     cdef uint32_t rows[MAX_VIEWS]
@@ -82,7 +82,9 @@ cdef int add_to_overflow(TableState *table, const Labels *labels, const int64_t 
     table.overflow_reports += 1
     for i in range(table.view_count):
         view = &table.views[i]
-        add_deltas(table, view, connection_at(view, rows[i]), deltas, values)
+        add_deltas(table, view, connection_at(view, rows[i]), deltas, report.values)
         if is_new:
             count_new_flow(view, connection_at(view, rows[i]))
+    observe_in(table, report.flow, report, rows,
+               FIRST_IS_NEW if report.flow or is_new else FIRST_IS_OLD)
     return SKIP_TABLE_FULL

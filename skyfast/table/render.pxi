@@ -127,6 +127,8 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
     cdef char *first
     cdef uint32_t i
     cdef Py_ssize_t before, after
+    if unlikely(family.text != NULL):
+        return render_histograms(table, family, view, row, out)
     if family.sides == 2:
         second = series_value(family, view, row, 1)
     if value <= family.absent and second <= family.absent:

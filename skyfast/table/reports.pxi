@@ -72,6 +72,12 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
     if unlikely(too_long):          # the last check: the reasons above take precedence
         return too_long
     report.finish = <int>finish if finish < 4 else 4
+    if unlikely(finish == CLOSING):
+        for i in range(table.values, table.all_values):
+            error = read_number(flow, &reader.totals[i], reader.slots, &report.values[i])
+            if unlikely(error):
+                report.values[i] = 0
+                leave_out(report, &report.values_left_out, i, error)
     flow_key(&report.key, text, length, table.seed)
     if likely(report.key.string == NULL):
         prefetch(bucket_of(&table.flow_rows, <uint32_t>report.key.number))

@@ -125,7 +125,7 @@ cdef void count_left_out(TableState *table, const Report *report) noexcept nogil
     cdef bint seen[MAX_FIELDS]
     cdef uint32_t i
     memset(seen, 0, sizeof(seen))
-    for i in range(2 * table.values):
+    for i in range(2 * table.all_values):
         if is_left_out(&report.values_left_out, i):
             seen[table.value_fields[i]] = True
     for i in range(MARKS):
@@ -154,6 +154,7 @@ cdef int apply_known(TableState *table, const Report *report) noexcept nogil:
     elif unlikely(flow.connection & ENDED) and report.last_ms > flow.last_ms:
         flow.connection &= ~ENDED
     if unlikely(change == NOTHING_NEW):
+        observe_live(table, flow, report, IGNORE_FIRST)
         return SKIP_LATE
     update_totals(table, flow, report, change)
     flow.deadline_s = max(flow.deadline_s, table.views[0].deadline_s)
@@ -163,6 +164,7 @@ cdef int apply_known(TableState *table, const Report *report) noexcept nogil:
         number = link_of(table, view, flow, connection)[0]
         if number:
             add_deltas(table, view, connection_at(view, number), deltas, report.values)
+    observe_live(table, flow, report, FIRST_IS_NEW)
     return SKIP_NONE
 
 
@@ -202,7 +204,7 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
     if was_never_counted(table, report):
         report.worth = WORTH_TOTAL
     elif report.repeats:
-        return SKIP_ENDED
+        return observe_ended(table, report)
     if not intern_labels(table, report.cells, &labels):
         return APPLY_NO_MEMORY
     labels.connection_hash = report.connection_hash
@@ -408,5 +410,9 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
         for i in range(table.view_count):
             if targets.rows[i]:
                 count_new_flow(&table.views[i], connection_at(&table.views[i], targets.rows[i]))
+    observe_live(
+        table, flow, report,
+        FIRST_IS_NEW if deltas != NULL or report.worth == WORTH_TOTAL else FIRST_IS_OLD,
+    )
     table.connections_created += targets.created[0]
     note_overflow(table, targets)

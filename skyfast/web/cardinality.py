@@ -90,7 +90,7 @@ class Cardinality:
         self._forecaster = forecaster
         self.labels = tuple(column.name for column in view.columns)
         """The label names, without ``direction``, which is the same for all connections."""
-        self._series = sum(len(family.values) for family in view.families)
+        self._series = sum(family.series for family in view.families)
         self._scanning = threading.Lock()
         self._values: Mapping[str, int] = {}
         self._values_until = 0.0

@@ -29,6 +29,7 @@ from tests.model import (
     PACKETS,
     RTT,
     STANDARD_INTERFACE_FAMILIES,
+    SUFFIXES,
     Model,
     escape,
     interface_page,
@@ -103,8 +104,8 @@ class Replay:
 
     @property
     def names(self):
-        """The names of the families of flows and interfaces."""
-        return {family.name for family in (*self.model.families, *self.interface_families)}
+        """The names of the samples of flows and interfaces."""
+        return sample_names([*self.model.families, *self.interface_families])
 
     @property
     def samples(self):
@@ -113,6 +114,14 @@ class Replay:
         pages |= interface_page(json.loads(TOPOLOGY), self.interface_families)
         lines = (line.rpartition(" ") for lines in pages.values() for line in lines)
         return {series: float(number) for series, _, number in lines}
+
+
+def sample_names(families):
+    return {
+        f"{family.name}{suffix}"
+        for family in families
+        for suffix in SUFFIXES.get(family.type, ("",))
+    }
 
 
 async def replay(name, directory):
@@ -262,7 +271,7 @@ def test_parts_match_the_model_and_the_golden_file(replayed):
 
 def test_parsers_read_the_parts(replayed):
     _, result = replayed
-    names = {family.name for family in result.model.families}
+    names = sample_names(result.model.families)
     expected = {
         line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
         for lines in result.model.page(0).values()
@@ -363,7 +372,8 @@ def test_self_metrics_account_for_every_report(replayed):
 
 def split(result):
     """Return the parts of the page as pairs of a name and its consecutive lines."""
-    flows = {family.name for family in result.model.families}
+    families = result.model.families
+    flows = {family.name for family in families} | sample_names(families)
     interfaces = {family.name for family in result.interface_families}
 
     def part(line):

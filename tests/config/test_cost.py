@@ -255,6 +255,56 @@ def test_cost_of_new_flows_is_reported(settings: str, taken: str) -> None:
     assert shown == ([f"# The metric new_flows takes {taken}."] if taken else [])
 
 
+HISTOGRAM_VIEWS = """views:
+  - prefix: a
+    labels: [tag]
+    metrics:
+      - bytes
+      - {name: rtt, type: histogram, buckets: [0.001, 0.01, 0.1]}
+      - {name: flow_bytes, type: histogram, buckets: [1000]}
+  - {prefix: b, labels: [protocol], metrics: [packets]}
+  - prefix: c
+    labels: [protocol]
+    direction: sum
+    metrics: [{name: flow_duration, type: histogram, buckets: [1, 60]}]
+"""
+
+
+def test_cost_of_histograms_is_reported() -> None:
+    config = make_config(**yaml.safe_load(HISTOGRAM_VIEWS))
+    lines = cost.report(config).splitlines()
+    taken = "88 bytes per row of view a, 32 bytes per row of view c, and 4 bytes per flow"
+    assert f"# Histograms take {taken}." in lines
+    row = "row of view a (tag)"
+    assert f"# Each {row} costs up to 16 series until 3600 s after its last report:" in lines
+    shown = [line for line in lines if "a_rtt" in line or "a_flow" in line]
+    assert shown == ["#   6 a_rtt_seconds", "#   8 a_flow_bytes"]
+
+
+def test_histograms_count_traffic_several_times() -> None:
+    config = make_config(**yaml.safe_load(HISTOGRAM_VIEWS))
+    assert cost.double_counted(config) == ["view a", "view b", "view c"]
+
+
+def test_bytes_of_histograms_match_the_table() -> None:
+    count, taken = 20_000, []
+    own = {"prefix": "a", "labels": ["tracking_id"], "direction": "sum"}
+    histograms = [
+        {"name": "flow_bytes", "type": "histogram", "buckets": [1, 2, 3, 4, 5, 6]},
+        {"name": "rtt", "type": "histogram", "buckets": [1, 2]},
+    ]
+    for metrics in (["packets"], ["packets", *histograms]):
+        config = make_config(labels=["protocol"], views=[{**own, "metrics": metrics}])
+        setup = IngestSetup(config, max_connections=count, max_flows=count)
+        for start in range(0, count, 1000):
+            flows = [flow(f"{i:x}", TrackingID=f"{i}") for i in range(start + 1, start + 1001)]
+            setup.ingest.message(message(*flows), setup.analyzer)
+        assert setup.table.view_connections == (count,)
+        taken.append(setup.table.bytes)
+    expected = cost.BUCKET_BYTES * (8 + 4) + cost.OBSERVED_BYTES
+    assert (taken[1] - taken[0]) / count == pytest.approx(expected, rel=0.1)
+
+
 def test_bytes_of_new_flows_match_the_table() -> None:
     taken = row_bytes(metrics=("bytes", "new_flows")) - row_bytes(metrics=("bytes",))
     assert taken == cost.NEW_FLOWS_BYTES

@@ -1032,6 +1032,17 @@ def test_dump_can_be_loaded(name: str) -> None:
     assert meaning(second) == meaning(hidden)
 
 
+def test_histograms_are_dumped() -> None:
+    entry = {"name": "rtt", "type": "histogram", "buckets": [1e-05, 0.005, 1, 1000000, 1e300]}
+    view = {"prefix": "a", "labels": ["tag"], "metrics": ["bytes", entry]}
+    first = parse(yaml.safe_dump({"pipeline": {"store": {"prom_sky_con": {"views": [view]}}}}))
+    tree = yaml.safe_load(loader.dump(first))
+    (dumped,) = tree["pipeline"]["store"]["prom_sky_con"]["views"]
+    assert dumped["metrics"][0] == "bytes"
+    assert [float(bound) for bound in dumped["metrics"][1]["buckets"]] == entry["buckets"]
+    assert meaning(parse(loader.dump(first))) == meaning(first)
+
+
 def test_dump_has_the_structure_and_order_of_the_file() -> None:
     tree = yaml.safe_load(loader.dump(good("go")))
     assert list(tree) == [
@@ -1325,6 +1336,8 @@ METRIC_ENTRIES = st.sampled_from(
         *("bytes", "flows", "new_flows", "start", "tcp_skipped_bytes", "x"),
         {"name": "own_total", "value": "RawPacketsCaptured", "type": "counter"},
         {"name": "own", "value": ["Metric.RTT", "Link.ID"], "type": "gauge", "help": 'Text: "#'},
+        {"name": "rtt", "type": "histogram", "buckets": [1e-5, 0.001, "1e6"]},
+        {"name": "flow_bytes", "type": "histogram", "buckets": "100 5e3 1e300"},
         {"name": "a_bytes_total", "value": "Metric.RTT", "type": "gauge"},
     ]
 )

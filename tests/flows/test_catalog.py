@@ -17,6 +17,7 @@ from skyfast.config import loader
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.flows.catalog import (
     ADDRESS_NAMES,
+    HISTOGRAMS,
     LABEL_FIELDS,
     LABELS,
     LABELS_BY_NAME,
@@ -34,6 +35,7 @@ from skyfast.flows.plan import (
     Family,
     FlowCount,
     Gauge,
+    Histogram,
     NewFlows,
     Plan,
     Requirement,
@@ -447,6 +449,67 @@ def test_new_flows_are_counted_once_per_connection() -> None:
     views = [{"prefix": "lab", "labels": ["protocol"], "metrics": ["new_flows", "bytes"]}]
     assert plan_of(views=views).new_flows == (NewFlows(),)
     assert plan_of(metrics=["flows", "bytes"]).new_flows == ()
+
+
+def histogram(name: str, *buckets: float, direction: str = "split") -> Family:
+    """Return the family of a histogram in a view."""
+    entry = {"name": name, "type": "histogram", "buckets": list(buckets)}
+    view = {"prefix": "lab", "labels": ["protocol"], "metrics": [entry], "direction": direction}
+    (family,) = plan_of(views=[view]).views[1].families
+    return family
+
+
+def test_histograms() -> None:
+    rtt = histogram("rtt", 0.001, 1)
+    assert (rtt.name, rtt.type, rtt.unit, rtt.decimals) == (
+        *("lab_rtt_seconds", "histogram", "seconds"),
+        9,
+    )
+    assert rtt.help == "First measured round-trip time of each flow."
+    bounds = (0.001, 1.0)
+    assert rtt.values == (Histogram(observes="first", paths=(("Metric", "RTT"),), bounds=bounds),)
+    duration = histogram("flow_duration", 0.001, 1)
+    assert (duration.name, duration.unit, duration.decimals) == (
+        *("lab_flow_duration_seconds", "seconds"),
+        3,
+    )
+    assert duration.values == (Histogram(observes="age", paths=(("Start",),), bounds=bounds),)
+
+
+def test_size_histogram_has_one_side_per_direction() -> None:
+    a, b = (("Metric", "ABBytes"),), (("Metric", "BABytes"),)
+    split = histogram("flow_bytes", 1000)
+    assert (split.name, split.unit, split.decimals) == ("lab_flow_bytes", "bytes", 0)
+    assert split.help == "Bytes of each closed flow in this direction."
+    assert split.values == tuple(
+        Histogram(observes="total", paths=paths, bounds=(1000.0,)) for paths in (a, b)
+    )
+    summed = histogram("flow_bytes", 1000, direction="sum")
+    assert summed.help == "Bytes of each closed flow."
+    assert summed.values == (Histogram(observes="total", paths=(*a, *b), bounds=(1000.0,)),)
+    assert (split.series, summed.series) == (8, 4)
+
+
+def test_histograms_read_fields_of_the_flow() -> None:
+    entries = [{"name": known.name, "type": "histogram", "buckets": [1]} for known in HISTOGRAMS]
+    views = [{"prefix": "lab", "labels": ["protocol"], "metrics": entries}]
+    plan = plan_of(metrics=["packets"], views=views)
+    assert [gauge.path for gauge in plan.gauges] == [("Metric", "RTT")]
+    closing = [("Metric", "ABBytes"), ("Metric", "BABytes"), ("Start",)]
+    assert [gauge.path for gauge in plan.closing_gauges] == closing
+    types = flow_types(plan)
+    assert {("Metric", "RTT"), *closing} <= types.omissible
+    assert types.Update().Start == 0  # type: ignore[attr-defined]
+
+
+def test_bounds_of_buckets_in_the_unit_of_the_flow() -> None:
+    bounds = (1e-10, 0.0015, 0.005, 2.5, 1e6)
+    (value,) = histogram("rtt", *bounds).values
+    assert isinstance(value, Histogram)
+    assert value.limits(9) == (0, 1_500_000, 5_000_000, 2_500_000_000, 10**15)
+    assert value.limits(3) == (0, 1, 5, 2500, 10**9)
+    assert value.limits(0) == (0, 0, 0, 2, 10**6)
+    assert value.bound_texts == ("1e-10", "0.0015", "0.005", "2.5", "1e+06")
 
 
 def test_summed_view_has_no_direction_label() -> None:

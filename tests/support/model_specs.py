@@ -66,6 +66,22 @@ METRICS = {
 assert [METRICS[name].name for name in ("bytes", "packets", "rtt")] == [BYTES, PACKETS, RTT]
 
 
+HISTOGRAMS = {
+    "rtt": Family("rtt_seconds", "histogram", ("Metric", "RTT"), observes="first", decimals=9),
+    "flow_bytes": Family("flow_bytes", "histogram", *_both("Metric", "Bytes"), observes="total"),
+    "flow_duration": Family(
+        "flow_duration_seconds", "histogram", ("Start",), observes="age", decimals=3
+    ),
+}
+"""The known histograms without buckets; their names lack the prefix of a view."""
+
+
+def histogram(prefix: str, name: str, *buckets: str) -> Family:
+    """Return a histogram of a view with these buckets."""
+    family = HISTOGRAMS[name]
+    return replace(family, name=f"{prefix}_{family.name}", buckets=buckets)
+
+
 def compatible(*names: str) -> tuple[Family, ...]:
     """Return the families of the main view in the compatible naming."""
     return tuple(METRICS[name] for name in names)
@@ -265,6 +281,37 @@ CONFIGURATIONS = {
                     ),
                 ),
                 traffic(),
+            ),
+        ),
+    ),
+    "histograms": Configuration(
+        recordings=ALL,
+        spec=Spec(
+            views=(
+                View(
+                    labelled("initiator_ip", "target_ip", "target_port", "protocol", "direction"),
+                    standard(STANDARD, "bytes"),
+                ),
+                View(
+                    labelled("node_tid", "direction"),
+                    (
+                        *standard("node", "packets"),
+                        histogram(
+                            *("node", "rtt"),
+                            *("1e-05", "0.0001", "0.001", "0.01", "0.1", "1.0"),
+                        ),
+                        histogram("node", "flow_bytes", "100.0", "1000.0", "10000.0", "1e+06"),
+                        histogram("node", "flow_duration", "0.5", "1.0", "10.0", "60.0", "600.0"),
+                    ),
+                ),
+                View(
+                    labelled("application"),
+                    (
+                        histogram("application", "flow_duration", "1.0", "60.0"),
+                        histogram("application", "flow_bytes", "1e+06"),
+                        *standard("application", "new_flows"),
+                    ),
+                ),
             ),
         ),
     ),

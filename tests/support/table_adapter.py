@@ -21,11 +21,13 @@ from skyfast.flows.plan import (
     Direction,
     FlowCount,
     Gauge,
+    Histogram,
     Lookup,
     NewFlows,
     Plan,
     Requirement,
     Share,
+    Value,
 )
 from skyfast.flows.plan import Family as PlanFamily
 from skyfast.flows.plan import View as PlanView
@@ -35,6 +37,8 @@ from tests.model import (
     NEW_FLOWS,
     OTHER,
     Bounds,
+    Distribution,
+    Family,
     Label,
     Names,
     Spec,
@@ -120,8 +124,8 @@ def _view(view: View, columns: dict[Label, Column], spec: Spec) -> PlanView:
             PlanFamily(
                 name=family.name,
                 help="Help.",
-                type="counter" if family.type == "counter" else "gauge",
-                values=tuple(_value(value) for value in family_values(family, view)),
+                type=family.type,  # type: ignore[arg-type]
+                values=tuple(_value(value, family) for value in family_values(family, view)),
                 decimals=family.decimals,
             )
             for family in view.families
@@ -140,7 +144,10 @@ def _amount(name: str, view: View) -> tuple[Counter, ...]:
     return tuple(_counter(total) for total in amount_totals(name, view))
 
 
-def _value(value: Total | ModelGauge | None) -> Counter | Gauge | FlowCount | NewFlows:
+def _value(value: Total | ModelGauge | Distribution | None, family: Family) -> Value:
+    if isinstance(value, Distribution):
+        bounds = tuple(float(text) for text in family.buckets)
+        return Histogram(observes=value.observes, paths=value.paths, bounds=bounds)  # type: ignore[arg-type]
     if value is None:
         return FlowCount()
     if value == NEW_FLOWS:

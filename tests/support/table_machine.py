@@ -106,6 +106,28 @@ METRICS = (
     Family("rtt_seconds", "gauge", ("Metric", "RTT"), decimals=9),
 )
 
+HISTOGRAMS = (
+    Family(
+        "rtt_distribution",
+        "histogram",
+        ("Metric", "RTT"),
+        observes="first",
+        decimals=9,
+        buckets=("5e-09", "6e-09", "1.0"),
+    ),
+    Family(
+        "sizes",
+        "histogram",
+        ("Metric", "ABBytes"),
+        ("Metric", "BABytes"),
+        observes="total",
+        buckets=("0.5", "2.0", "1e+06"),
+    ),
+    Family(
+        "ages", "histogram", ("Start",), observes="age", decimals=3, buckets=("0.0019", "59.999")
+    ),
+)
+
 
 bounds = st.sampled_from((1, 2, 5, 10, 2**40, 2**63 - 1))
 bounded = st.one_of(
@@ -125,7 +147,8 @@ bounded = st.one_of(
 @st.composite
 def views(draw, number):
     """Draw a view. The names of its families contain ``number``, so that they are unique."""
-    chosen = draw(st.lists(st.sampled_from(METRICS), min_size=1, max_size=4, unique=True))
+    known = (*METRICS, *HISTOGRAMS, *HISTOGRAMS) if number else METRICS
+    chosen = draw(st.lists(st.sampled_from(known), min_size=1, max_size=4, unique=True))
     labels = tuple(draw(ANY_LABELS))
     if DIRECTION not in labels:  # without directions, a gauge has one value
         chosen = [replace(f, backward=None) if f.type == "gauge" else f for f in chosen]
@@ -458,7 +481,7 @@ class TableMachine(RuleBasedStateMachine):
         for name, lines in page.items():
             assert lines <= slow.allowed[name]
             for label, value in LABEL_VALUE.findall("".join(lines)):
-                assert label == DIRECTION.name or value in slow.values[label]
+                assert label in (DIRECTION.name, "le") or value in slow.values[label]
         stayed = self.model.alive(EVER)
         for family, connection, series in slow.required:
             if connection in stayed and series in map(
@@ -688,3 +711,69 @@ class RelabellingMachine(TableMachine):
     def note_highest(self):
         for series, value in self.counters():
             self.highest[series] = max(self.highest[series], value)
+
+
+FIRST_VIEWS = ((IP_A, NODE, DIRECTION), LABELS, (PORT_B,))
+VIEWS_WITH_HISTOGRAMS = ((NODE, DIRECTION), (APPLICATION,), (APPLICATION, NODE), ())
+CLOSABLE = st.fixed_dictionaries(
+    {
+        "uuid": st.sampled_from(("1", "2", "3", "xyz")),
+        "total": st.sampled_from(((0, 0, 0, 0), (1, 1, 0, 0), (1, 2, 1, 0), (3, 2, 1, 0))),
+        "last": st.sampled_from((0, 1, 2, 60_000)),
+        "start": st.sampled_from((0, 1, 1, 1, 3, -1)),
+        "newest_start": st.sampled_from((1, 1, 2)),
+        "newest_last": st.sampled_from((1, 2, 60_000)),
+        "rtt": st.sampled_from((0, 0, 5, 7, -1)),
+        "finish": st.sampled_from((0, 1, 1, 2)),
+        "node": st.sampled_from(("node-1", "node-1", "node-2")),
+    }
+)
+
+
+class HistogramMachine(TableMachine):
+    """All histograms, and few flows with few values. Half of their reports are closing reports."""
+
+    rename = relabel = update_every = read_parts = read_slowly = read_to_the_end = expire = None
+
+    @initialize(
+        first=st.sampled_from(FIRST_VIEWS),
+        others=st.lists(st.sampled_from(VIEWS_WITH_HISTOGRAMS), min_size=1, max_size=2),
+        chosen=st.lists(st.sampled_from(HISTOGRAMS), min_size=1, max_size=3, unique=True),
+        spec=st.builds(
+            Spec,
+            max_connections=st.sampled_from((1, 2, 1000)),
+            max_flows=st.sampled_from((1, 3, MANY, MANY)),
+            flow_memory_s=st.sampled_from((0, 200, 1290)),
+            deduplicate=st.sampled_from(("none", "none", "first")),
+            overflow=st.sampled_from(("drop", "other")),
+        ),
+        slots=st.booleans(),
+        now=st.just(0),
+    )
+    def start(self, first, others, chosen, spec, slots, now):
+        others = [
+            View(
+                labels,
+                tuple(replace(family, name=f"v{n}_{family.name}") for family in chosen),
+                timeout_s=(75, 200)[n],
+            )
+            for n, labels in enumerate(others)
+        ]
+        spec = replace(spec, views=(View(first, FAMILIES[:1]), *others))
+        super().start(spec=spec, slots=slots, now=now)
+
+    @rule(
+        message=st.lists(
+            st.tuples(CLOSABLE, st.sampled_from(("DNS", "DNS", "TLS", "x" * 1025))),
+            min_size=1,
+            max_size=4,
+        )
+    )
+    def receive(self, message):
+        flows = [make_flow(**fields) | {"Application": text} for fields, text in message]
+        super().receive(message=flows)
+
+    @rule(seconds=st.sampled_from((1, 76, 76, 150)), max_rows=st.sampled_from((1, 3, ALL_ROWS)))
+    def wait(self, seconds, max_rows):
+        self.now += seconds
+        super().expire(max_rows=max_rows)

@@ -8,6 +8,7 @@ every part of it grow.
 import gc
 import sys
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,6 +22,7 @@ from tests.model import (
     DIRECTION,
     FAMILIES,
     LABELS,
+    Family,
     Label,
     Lookup,
     Names,
@@ -252,11 +254,19 @@ CAPTURE = Label("capture", ("CaptureID",))
 START_S = 80
 """The time at which the live flows arrive; earlier flows are dormant by then."""
 LONG = 'a "long" label \\' + "x" * 100
+SIZES = Family(
+    "sizes",
+    "histogram",
+    ("Metric", "ABBytes"),
+    ("Metric", "BABytes"),
+    observes="total",
+    buckets=("1.0", "10.0"),
+)
 SPEC = Spec(
     views=(
         View((*LABELS, NODE_NAME, OWNER_LABELS[1])),
         View((LABELS[0], DIRECTION), timeout_s=100),
-        View((CAPTURE, NODE_NAME, *OWNER_LABELS), timeout_s=100),
+        View((CAPTURE, NODE_NAME, *OWNER_LABELS), (*FAMILIES, SIZES), timeout_s=100),
     ),
     deduplicate="first",
     overflow="other",
@@ -333,6 +343,9 @@ OPERATIONS = {
         [flow | {"FinishType": 1} for flow in later(some_flows("d", 6) + some_flows("e", 3))],
         START_S + 1,
     ),
+    "late closing reports": lambda core: core.message(
+        [flow | {"FinishType": 1, "CaptureID": LONG} for flow in some_flows("d", 6)], START_S + 1
+    ),
     "known flows": lambda core: core.message(some_flows("a", 12), START_S + 1),
     "names": rename,
     "ambiguous names": rename_ambiguous,
@@ -383,6 +396,42 @@ def test_operations_survive_any_failed_allocation(name, times):
     else:
         raise AssertionError("MAX_ALLOCATIONS is too small")
     assert failed or name in {"known flows", "limits", "a page", "expiry"}
+
+
+@pytest.mark.parametrize("times", [1, 10_000], ids=["once", "all"])
+def test_closing_reports_of_unknown_flows_survive_any_failed_allocation(times):
+    others = replace(SIZES, name="others")
+    spec = Spec(views=(View(), View((CAPTURE,), (SIZES,)), View((LABELS[1],), (others,))))
+    closing = [
+        flow | {"FinishType": 1, "CaptureID": f"{LONG} {n}", "Last": 500}
+        for n, flow in enumerate(some_flows("a", 5))
+    ]
+    gc.collect()
+    before = checked.blocks()
+    failed = 0
+    for nth in range(1, MAX_ALLOCATIONS):
+        core = Core(spec, build=checked)
+        checked.fail_allocation(nth, times)
+        try:
+            core.message(closing, 0)
+        except MemoryError:
+            failed += 1
+        finally:
+            left = checked.stop_failing()
+        checked.check(core.table)
+        core.message(closing, 0)
+        checked.check(core.table)
+        # Each flow was observed once.
+        page = core.page(0)
+        counts = [line for name in ("sizes", "others") for line in page[name] if "_count" in line]
+        assert sorted(line.rpartition(" ")[2] for line in counts) == ["1"] * 5 + ["5"]
+        core = None
+        assert checked.blocks() == before
+        if left == times:
+            break
+    else:
+        raise AssertionError("MAX_ALLOCATIONS is too small")
+    assert failed
 
 
 SCANS = {

@@ -11,6 +11,7 @@ from tests.support import core_builds
 from tests.support.table_machine import (
     IS_THOROUGH,
     DeduplicatingMachine,
+    HistogramMachine,
     RelabellingMachine,
     TableMachine,
 )
@@ -27,3 +28,5 @@ TestDeduplication = pytest.mark.slow(DeduplicatingMachine.TestCase)
 TestDeduplication.settings = COMMON
 TestRelabelling = pytest.mark.slow(RelabellingMachine.TestCase)
 TestRelabelling.settings = COMMON
+TestHistograms = pytest.mark.slow(HistogramMachine.TestCase)
+TestHistograms.settings = COMMON

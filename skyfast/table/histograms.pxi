@@ -1,0 +1,377 @@
+# Histograms: the distribution of a value over the flows of a row. Part of `_table.pyx`, which
+# includes it.
+#
+# Each flow is observed at most once per moment: when its first value above 0 arrives, and by its
+# closing report. Two flags in the flow's row prevent a second observation. The first view has no
+# histograms. Observing runs under the table's mutex, like all other changes of rows. An observation
+# extends the deadline of its row, like a report that adds deltas.
+
+cdef enum:
+    # What a first value above 0 means in a report of a flow without FIRST_OBSERVED.
+    FIRST_IS_NEW                # it is observed
+    FIRST_IS_OLD                # it may have been observed before: only the flag is set
+    IGNORE_FIRST                # the report is late: nothing happens
+
+
+cdef inline int64_t *counts_of(const Histogram *histogram, Connection *row) noexcept nogil:
+    # The number of values in each bucket, then the sum of the values.
+    return <int64_t *>(<char *>row + histogram.offset)
+
+
+# ---------------------------------------------------------------------------------------------
+# Observing reports that are added to rows
+
+cdef inline void observe_live(TableState *table, Flow *flow, const Report *report,
+                              int first) noexcept nogil:
+    # Observe a report in the rows of its live flow.
+    if unlikely(table.moments):
+        observe_links(table, flow, report, due_moments(table, flags_of(table, flow), report, first))
+
+
+cdef void observe_links(TableState *table, Flow *flow, const Report *report,
+                        uint32_t due) noexcept nogil:
+    cdef Connection *connection = connection_at(&table.views[0], flow.connection & ROW)
+    cdef View *view
+    cdef uint32_t i, number
+    if due == 0:
+        return
+    for i in range(1, table.view_count):
+        view = &table.views[i]
+        if view.moments & due:
+            number = link_of(table, view, flow, connection)[0]
+            if number:
+                observe_in_row(view, connection_at(view, number), report, due)
+
+
+cdef void observe_in(TableState *table, uint32_t flow, const Report *report, const uint32_t *rows,
+                     int first) noexcept nogil:
+    # Observe a report in `rows`, by view; 0 stands for no row, and the first view is ignored.
+    # `flow` is the row of its flow, or 0 if the table does not keep the flow.
+    cdef uint32_t unknown = 0
+    cdef uint32_t due, i
+    cdef View *view
+    if likely(table.moments == 0):
+        return
+    due = due_moments(
+        table, flags_of(table, flow_at(table, flow)) if flow else &unknown, report, first
+    )
+    for i in range(1, table.view_count):
+        view = &table.views[i]
+        if view.moments & due and rows[i]:
+            observe_in_row(view, connection_at(view, rows[i]), report, due)
+
+
+cdef inline uint32_t due_moments(const TableState *table, uint32_t *flags, const Report *report,
+                                 int first) noexcept nogil:
+    # The moments that a report is observed for. Marks them in the flags of the flow.
+    cdef uint32_t found = 0
+    if (table.moments & FIRST_OBSERVED and first != IGNORE_FIRST
+            and report.values[table.first_value] > 0):
+        found |= FIRST_OBSERVED
+    if unlikely(report.finish == CLOSING):
+        found |= table.moments & CLOSING_OBSERVED
+    found &= ~flags[0]
+    flags[0] |= found
+    if first == FIRST_IS_OLD:
+        found &= ~<uint32_t>FIRST_OBSERVED
+    return found
+
+
+cdef void observe_in_row(const View *view, Connection *row, const Report *report,
+                         uint32_t due) noexcept nogil:
+    cdef const Histogram *histogram
+    cdef int64_t *counts
+    cdef int64_t value
+    cdef uint32_t i, bucket
+    for i in range(view.histogram_count):
+        histogram = &view.histograms[i]
+        if histogram.moment & due and read_observed(histogram, report, &value):
+            bucket = 0
+            while bucket < histogram.bounds and value > histogram.limits[bucket]:
+                bucket += 1
+            counts = counts_of(histogram, row)
+            counts[bucket] += 1
+            add(&counts[histogram.bounds + 1], value)
+    row.deadline_s = max(row.deadline_s, view.deadline_s)
+
+
+cdef bint read_observed(const Histogram *histogram, const Report *report,
+                        int64_t *value) noexcept nogil:
+    # Returns False if the report does not have a valid value.
+    cdef uint32_t i, source
+    value[0] = 0
+    for i in range(histogram.source_count):
+        source = histogram.sources[i]
+        if unlikely(report.leaves_out) and is_left_out(&report.values_left_out, 2 * source):
+            return False
+        if unlikely(value[0] > MAX_INTEGER - report.values[source]):
+            return False
+        value[0] += report.values[source]
+    if histogram.observes == OBSERVE_AGE:
+        if value[0] == 0 or value[0] > report.last_ms:
+            return False
+        value[0] = report.last_ms - value[0]
+    return True
+
+
+# ---------------------------------------------------------------------------------------------
+# Closing reports that add nothing
+
+cdef bint observe_dormant(TableState *table, const Report *report) noexcept nogil:
+    # Observe the late closing report of a dormant flow. False if out of memory.
+    cdef Flow *flow = flow_at(table, report.flow)
+    cdef Labels labels
+    cdef uint32_t number
+    cdef bint done
+    if (not table.moments & CLOSING_OBSERVED
+            or flags_of(table, flow)[0] & CLOSING_OBSERVED or report.skip_new != SKIP_NONE):
+        return True
+    if table.has_conversations:
+        # Another capture point may have taken over the conversation.
+        number = links_of(table, flow)[0]
+        if (is_taken(table, find_conversation(table, report.conversation), report)
+                or (number and conversation_at(table, number).claimant == SUPERSEDED)):
+            return True
+    if not intern_labels(table, report.cells, &labels):
+        return False
+    done = observe_by_labels(table, report.flow, report, &labels, IGNORE_FIRST)
+    release_interned(table, &labels)
+    return done
+
+
+cdef int observe_ended(TableState *table, const Report *report) noexcept nogil:
+    # Observe the closing report of an unknown flow that may have been counted before. The flow is
+    # kept for a while, so that its repeated report is not observed again. Returns SKIP_ENDED, or
+    # APPLY_NO_MEMORY.
+    cdef Labels labels
+    cdef uint32_t row = 0
+    cdef bint full = live_flows(table) + table.claims.count >= table.max_flows
+    cdef bint done
+    if (not table.moments & CLOSING_OBSERVED or table.has_conversations
+            or (full and not table.overflows)):
+        return SKIP_ENDED
+    if not intern_labels(table, report.cells, &labels):
+        return APPLY_NO_MEMORY
+    if not full:
+        row = add_unknown_flow(table, report)
+    done = (full or row) and observe_by_labels(table, row, report, &labels, FIRST_IS_OLD)
+    release_interned(table, &labels)
+    if not done:
+        if row:
+            remove_flow(table, row)
+        return APPLY_NO_MEMORY
+    if row:
+        evict_surplus(table)
+        set_ended(table, row, True)
+        list_dormant(table, row, <uint32_t>floor(table.now))
+    return SKIP_ENDED
+
+
+cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *report,
+                            const Labels *labels, int first) noexcept nogil:
+    # Observe a closing report in the rows of its labels, which are created if necessary. `flow` is
+    # the row of its flow, or 0 if the table does not keep the flow. If out of memory, change
+    # nothing and return False.
+    cdef uint32_t rows[MAX_VIEWS]
+    cdef bint created[MAX_VIEWS]
+    cdef RowKey key
+    cdef View *view
+    cdef uint32_t i, number
+    row_key(table, &table.views[0], labels.cells, &key)
+    number = find_row(&table.views[0], &key)
+    for i in range(1, table.view_count):
+        view = &table.views[i]
+        rows[i] = 0
+        created[i] = False
+        if not view.moments & CLOSING_OBSERVED:
+            continue
+        if not view.linked_from_flow and has_links(table, number):
+            rows[i] = connection_at(&table.views[0], number).links[view.link]
+            continue
+        rows[i] = find_or_add_row(table, view, labels.cells, &created[i])
+        if rows[i] == 0 and (created[i] or table.overflows):
+            while i > 1:
+                i -= 1
+                if created[i]:
+                    remove_row(table, &table.views[i], rows[i])
+            return False
+    for i in range(1, table.view_count):
+        view = &table.views[i]
+        if created[i]:
+            file_row(view, rows[i], view.deadline_s)
+        if rows[i]:
+            table.overflowed |= rows[i] == view.other
+    observe_in(table, flow, report, rows, first)
+    return True
+
+
+# ---------------------------------------------------------------------------------------------
+# Layout: uses Python objects, and runs before the table is shared.
+
+cdef int prepare_histograms(TableState *table, plan) except -1:
+    # Set the histograms of all views, without their offsets.
+    cdef uint32_t i
+    cdef View *view
+    first = {gauge.path: j for j, gauge in enumerate(plan.gauges, table.counters)}
+    closing = {gauge.path: j for j, gauge in enumerate(plan.closing_gauges, table.values)}
+    for i, declared in enumerate(plan.views):
+        view = &table.views[i]
+        histograms = [
+            (value, family.decimals)
+            for family in declared.families for value in family.values if value in plan.histograms
+        ]
+        if histograms and i == 0:
+            raise ValueError("the first view cannot have histograms")
+        view.histograms = <Histogram *>allocate(len(histograms) * sizeof(Histogram))
+        for value, decimals in histograms:
+            prepare_histogram(
+                &view.histograms[view.histogram_count], value, decimals,
+                first if value.observes == "first" else closing,
+            )
+            view.moments |= view.histograms[view.histogram_count].moment
+            view.histogram_count += 1
+        table.moments |= view.moments
+    fields = {value.paths for value in plan.histograms if value.observes == "first"}
+    if len(fields) > 1:
+        raise ValueError("all histograms of a first value must have the same field")
+    for paths in fields:
+        table.first_value = first[paths[0]]
+        table.counts_new_flows = True
+    return 0
+
+
+cdef int prepare_histogram(Histogram *histogram, value, uint32_t decimals,
+                           dict sources) except -1:
+    cdef uint32_t i
+    if not 0 < len(value.bounds) <= MAX_BOUNDS:
+        raise ValueError(f"a histogram must have 1 to {MAX_BOUNDS} bounds")
+    if not 0 < len(value.paths) <= (2 if value.observes == "total" else 1):
+        raise ValueError("a histogram has too many fields")
+    histogram.observes = OBSERVED_KINDS.index(value.observes)
+    histogram.moment = FIRST_OBSERVED if value.observes == "first" else CLOSING_OBSERVED
+    histogram.source_count = len(value.paths)
+    for i, path in enumerate(value.paths):
+        histogram.sources[i] = sources[path]
+    histogram.bounds = len(value.bounds)
+    for i, limit in enumerate(value.limits(decimals)):
+        histogram.limits[i] = min(limit, INT64_MAX)
+    return 0
+
+
+cdef uint32_t place_histograms(View *view, uint32_t offset) noexcept nogil:
+    # Set the offsets of the view's histograms in its rows, from `offset` on. Returns their size.
+    cdef uint32_t i
+    cdef uint32_t start = offset
+    for i in range(view.histogram_count):
+        view.histograms[i].offset = offset
+        offset += 8 * (view.histograms[i].bounds + 2)
+    return offset - start
+
+
+cdef list histogram_literals(list literals):
+    # The literals of the labels alone, from those of a line of a metric without a name.
+    cdef Py_ssize_t last = len(literals) - 1
+    texts = [literals[0].removeprefix("{")] + literals[1:]
+    texts[last] = texts[last].removesuffix(" ").removesuffix("}")
+    return texts
+
+
+cdef size_t prepare_histogram_text(Family *family, declared, uint32_t histogram, bint labelled,
+                                   size_t line) except 0:
+    # `histogram` is the index of the family's first histogram in its view, and `labelled` is
+    # whether it has other labels than `le`. `line` is the maximum size of the labels and the value
+    # in a line of each side, in bytes. Returns the maximum size of a row's lines.
+    cdef HistogramText *text = <HistogramText *>allocate(sizeof(HistogramText))
+    cdef uint32_t i
+    cdef size_t name_bytes = len(declared.name.encode()) + 10
+    cdef str start = "{" if labelled else ""
+    family.text = text          # from here on, the table frees the memory
+    family.histogram = histogram
+    literal_init(&text.bucket, declared.name + "_bucket{")
+    literal_init(&text.sum, f"{declared.name}_sum{start}")
+    literal_init(&text.count, f"{declared.name}_count{start}")
+    literal_init(&text.end, "} " if labelled else " ")
+    texts = [*declared.values[0].bound_texts, "+Inf"]
+    for i, bound in enumerate(texts):
+        literal_init(&text.bounds[i], ("," if labelled else "") + f'le="{bound}"}} ')
+        name_bytes = max(name_bytes, len(declared.name.encode()) + 10 + text.bounds[i].length)
+    return (len(texts) + 2) * (line + 2 * name_bytes)
+
+
+cdef void free_histogram_text(HistogramText *text) noexcept nogil:
+    cdef uint32_t i
+    if text == NULL:
+        return
+    free(text.bucket.text)
+    free(text.sum.text)
+    free(text.count.text)
+    free(text.end.text)
+    for i in range(MAX_BOUNDS + 1):
+        free(text.bounds[i].text)
+    free(text)
+
+
+# ---------------------------------------------------------------------------------------------
+# Rendering
+
+cdef char *render_histograms(const TableState *table, const Family *family, const View *view,
+                             Connection *row, char *out) noexcept nogil:
+    # The histograms of a row in one family, one per side.
+    cdef uint32_t side
+    for side in range(family.sides):
+        out = render_histogram(table, family, view, row, side, out)
+    return out
+
+
+cdef inline uint32_t histogram_lines(const Family *family, const View *view) noexcept nogil:
+    # The number of lines of a row: the buckets, including +Inf, the sum and the count of each side.
+    return family.sides * (view.histograms[family.histogram].bounds + 3)
+
+
+cdef char *render_histogram(const TableState *table, const Family *family, const View *view,
+                            Connection *row, uint32_t side, char *out) noexcept nogil:
+    # The labels are written once: the other lines contain a copy.
+    cdef const Histogram *histogram = &view.histograms[family.histogram + side]
+    cdef const HistogramText *text = family.text
+    cdef const int64_t *counts = counts_of(histogram, row)
+    cdef uint64_t total = 0
+    cdef char *labels
+    cdef uint32_t length, i
+    out = labels = put(out, text.bucket.text, text.bucket.length)
+    out = put_labels(table, family, view, row, side, out)
+    length = <uint32_t>(out - labels)
+    for i in range(histogram.bounds + 1):
+        if i:
+            out = put(out, text.bucket.text, text.bucket.length)
+            out = put_copy(out, labels, length)
+        total += counts[i]
+        out = put(out, text.bounds[i].text, text.bounds[i].length)
+        out = put_value(out, total, 0)
+    out = put(out, text.sum.text, text.sum.length)
+    out = put_copy(out, labels, length)
+    out = put(out, text.end.text, text.end.length)
+    out = put_value(out, counts[histogram.bounds + 1], family.decimals)
+    out = put(out, text.count.text, text.count.length)
+    out = put_copy(out, labels, length)
+    out = put(out, text.end.text, text.end.length)
+    return put_value(out, total, 0)
+
+
+cdef inline char *put_labels(const TableState *table, const Family *family, const View *view,
+                             Connection *row, uint32_t side, char *out) noexcept nogil:
+    cdef const uint32_t *cells = cells_of(view, row)
+    cdef const Literal *literal
+    cdef uint32_t i
+    for i in range(view.columns + 1):
+        literal = &family.literals[i]
+        if side and i == view.direction_index:
+            literal = &family.second
+        out = put(out, literal.text, literal.length)
+        if i < view.columns:
+            out = put_cell(out, cells[i], &table.strings)
+    return out
+
+
+cdef inline char *put_copy(char *out, const char *text, uint32_t length) noexcept nogil:
+    memcpy(out, text, length)
+    return out + length
