@@ -77,7 +77,7 @@ A `Spec` has the options of a configuration. The following rules are not in docs
   observed before.
 * The histograms of totals and of ages observe the closing report of a flow. A live flow is observed
   in its rows, even if the report is late. A dormant or unknown flow is observed in the rows of its
-  labels, which are created if necessary. An ``ended`` report is observed, too. Its flow is then kept
+  labels, which are created if necessary. An ``ended`` report is observed, too. Its flow is kept
   like any ended flow. If the table has no space for the flow, the report is observed only with
   overflow rows, and its repetition is observed again. With ``deduplicate``, an ``ended`` report is
   not observed, because its flow may be a duplicate. The late closing report of a dormant flow is

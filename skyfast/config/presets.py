@@ -31,6 +31,8 @@ def _metrics(*names: str) -> tuple[MetricSpec, ...]:
     return tuple(MetricSpec(name=name) for name in names)
 
 
+_RTT_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
 _SERVICES = ("initiator_name", "target_name", "target_port", "protocol")
 
 COMPATIBLE: Final = Preset(
@@ -52,7 +54,10 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
                     choice=ViewSpec(
                         prefix="skydive_services",
                         labels=_labels(*_SERVICES),
-                        metrics=_metrics("new_flows"),
+                        metrics=(
+                            MetricSpec(name="rtt", type="histogram", buckets=_RTT_BUCKETS_S),
+                            *_metrics("new_flows"),
+                        ),
                         direction="sum",
                     )
                 ),

@@ -40,7 +40,8 @@ def test_services_preset_exports_names_and_the_target_port() -> None:
     )
     (view,) = export.views
     assert labels_of(view) == "initiator_name target_name target_port protocol"
-    assert metrics_of(view) == "skydive_services_new_flows_total"
+    assert metrics_of(view) == "skydive_services_rtt_seconds skydive_services_new_flows_total"
+    assert view.metrics[0].is_histogram
     assert export.deduplicate == "first"
 
 
