@@ -1,19 +1,26 @@
-"""The rules of the text exposition format 0.0.4, and how OpenMetrics 1.0 differs from it.
+"""The rules of the text exposition format 0.0.4, and how OpenMetrics 1.0 and 2.0 differ from it.
 
 https://prometheus.io/docs/instrumenting/exposition_formats/,
-https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md
+https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md,
+https://prometheus.io/docs/specs/om/open_metrics_spec_2_0/ (2.0.0-rc0)
+
+In this package, ``openmetrics`` is the major version of OpenMetrics, or 0 for the text format.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final, Literal, Protocol
 
 MetricType = Literal["counter", "gauge", "histogram", "info"]
 """``info`` exists only in OpenMetrics. In the text format 0.0.4, the type is ``gauge``."""
 
+_CUMULATIVE: Final = ("counter", "histogram")
+"""The types whose samples have a start time: the time at which they were 0."""
+
 _SUFFIXES: Final[dict[MetricType, str]] = {"counter": "_total", "info": "_info"}
-"""The suffixes of sample names that OpenMetrics omits from family names."""
+"""The suffixes of sample names that OpenMetrics 1.0 omits from family names."""
 
 _RESERVED_SUFFIXES: Final[dict[MetricType, tuple[str, ...]]] = {
     "counter": ("", "_total", "_created"),
@@ -21,7 +28,7 @@ _RESERVED_SUFFIXES: Final[dict[MetricType, tuple[str, ...]]] = {
     "histogram": ("", "_bucket", "_count", "_sum", "_created"),
     "info": ("", "_info"),
 }
-"""Suffixes of each type: the name of a family plus such a suffix is reserved in OpenMetrics."""
+"""Suffixes of each type: the name of a family plus such a suffix is reserved in OpenMetrics 1.0."""
 
 Sample = tuple[Mapping[str, str], float]
 """The labels and the value."""
@@ -63,7 +70,7 @@ class MetricFamily:
 
     @property
     def openmetrics_name(self) -> str:
-        """The name of the family in OpenMetrics."""
+        """The name of the family in OpenMetrics 1.0."""
         return self.name.removesuffix(_SUFFIXES.get(self.type, ""))
 
     @property
@@ -74,37 +81,78 @@ class MetricFamily:
 
     @property
     def reserved_names(self) -> tuple[str, ...]:
-        """The names that OpenMetrics reserves for this family."""
+        """The names that OpenMetrics 1.0 reserves for this family."""
         name = self.openmetrics_name
         return tuple(f"{name}{suffix}" for suffix in _RESERVED_SUFFIXES[self.type])
 
-    def head(self, *, openmetrics: bool) -> str:
+    def head(self, *, openmetrics: int) -> str:
         """Return the metadata lines before the samples.
 
-        In OpenMetrics, the name of a counter family does not end with ``_total``, and the name of
-        an info family does not end with ``_info``. There is a ``# UNIT`` line, and quotes in the
-        help text are escaped.
+        In OpenMetrics, there is a ``# UNIT`` line, and quotes in the help text are escaped. In
+        OpenMetrics 1.0, the name of a counter family does not end with ``_total``, and the name of
+        an info family does not end with ``_info``.
         """
-        name = self.openmetrics_name if openmetrics else self.name
+        name = self.openmetrics_name if openmetrics == 1 else self.name
         type_ = "gauge" if self.type == "info" and not openmetrics else self.type
         text = self.help.translate(_VALUE_ESCAPES if openmetrics else _HELP_ESCAPES)
         unit = f"# UNIT {name} {self.unit}\n" if openmetrics and self.unit else ""
-        return f"# HELP {name} {text}\n# TYPE {name} {type_}\n{unit}"
+        help_, type_line = f"# HELP {name} {text}\n", f"# TYPE {name} {type_}\n"
+        # OpenMetrics 2.0 recommends its own order.
+        return f"{type_line}{unit}{help_}" if openmetrics == 2 else f"{help_}{type_line}{unit}"
 
-    def render(self, samples: Iterable[Sample], *, openmetrics: bool) -> str:
-        """Return the metadata lines and the samples."""
+    def render(
+        self, samples: Iterable[Sample], *, openmetrics: int, start_s: float | None = None
+    ) -> str:
+        """Return the metadata lines and the samples.
+
+        In OpenMetrics, ``start_s`` is the start time of counters in Unix seconds, or None to show
+        no start times.
+        """
         texts = ((label_text(labels), number_text(value)) for labels, value in samples)
-        return self.head(openmetrics=openmetrics) + self.lines(texts)
+        if not openmetrics or start_s is None or self.type not in _CUMULATIVE:
+            lines = self.lines(texts)
+        else:
+            lines = "".join(
+                self._line_with_start(labels, value, start_s, openmetrics=openmetrics)
+                for labels, value in texts
+            )
+        return self.head(openmetrics=openmetrics) + lines
+
+    def _line_with_start(self, labels: str, value: str, start_s: float, *, openmetrics: int) -> str:
+        start = number_text(start_s)
+        if openmetrics == 1:
+            created = f"{self.openmetrics_name}_created{labels} {start}\n"
+            return f"{self.name}{labels} {value}\n{created}"
+        return f"{self.name}{labels} {value} st@{start}\n"
 
     def render_histograms(
-        self, samples: Iterable[tuple[Mapping[str, str], Distribution]], *, openmetrics: bool
+        self,
+        samples: Iterable[tuple[Mapping[str, str], Distribution]],
+        *,
+        openmetrics: int,
+        start_s: float | None = None,
     ) -> str:
-        """Return the metadata lines and the histograms, each with its labels."""
-        return self.head(openmetrics=openmetrics) + "".join(
-            self._histogram_lines(labels, distribution) for labels, distribution in samples
-        )
+        """Return the metadata lines and the histograms, each with its labels.
 
-    def _histogram_lines(self, labels: Mapping[str, str], distribution: Distribution) -> str:
+        In OpenMetrics, ``start_s`` is the start time of the histograms in Unix seconds, or None.
+        """
+        if openmetrics == 2:
+            start = "" if start_s is None else f" st@{number_text(start_s)}"
+            lines = (
+                f"{self.name}{label_text(labels)} {composite_text(distribution)}{start}\n"
+                for labels, distribution in samples
+            )
+        else:
+            created = None if start_s is None or not openmetrics else number_text(start_s)
+            lines = (
+                self._histogram_lines(labels, distribution, created)
+                for labels, distribution in samples
+            )
+        return self.head(openmetrics=openmetrics) + "".join(lines)
+
+    def _histogram_lines(
+        self, labels: Mapping[str, str], distribution: Distribution, created: str | None
+    ) -> str:
         lines = []
         total = 0
         bounds = [*map(bound_text, distribution.bounds), "+Inf"]
@@ -114,6 +162,8 @@ class MetricFamily:
         text = label_text(labels)
         lines.append(f"{self.name}_sum{text} {number_text(distribution.sum)}\n")
         lines.append(f"{self.name}_count{text} {total}\n")
+        if created is not None:
+            lines.append(f"{self.name}_created{text} {created}\n")
         return "".join(lines)
 
     def lines(self, samples: Iterable[tuple[str, str]]) -> str:
@@ -152,3 +202,11 @@ def bound_text(bound: float) -> str:
     texts = (f"{bound:.{digits}g}" for digits in range(6, 18))
     text = next(text for text in texts if float(text) == bound)
     return text if "." in text or "e" in text else f"{text}.0"
+
+
+def composite_text(distribution: Distribution) -> str:
+    """Return a histogram as a value of OpenMetrics 2.0."""
+    bounds = [*map(bound_text, distribution.bounds), "+Inf"]
+    totals = list(accumulate(distribution.counts))
+    buckets = ",".join(f"{bound}:{total}" for bound, total in zip(bounds, totals, strict=True))
+    return f"{{count:{totals[-1]},sum:{number_text(distribution.sum)},bucket:[{buckets}]}}"

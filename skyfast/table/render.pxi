@@ -13,6 +13,7 @@ cdef struct Cursor:
     uint32_t row                # 0: the family's head is next
     uint32_t page_seq           # rows created from this number on are not on the page
     uint32_t head               # index in `Family.heads`
+    int starts                  # how start times are shown: START_HIDDEN, ...
     uint32_t part, parts        # index and number of parts; 0 of 1 is the whole page
     # Rows of one view that the page shows, from index 1 on; the page owns this array. Used if there
     # are several parts, or if the view has bounds. Allocated if any view needs it.
@@ -75,7 +76,16 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out,
 cdef char *render_rows(const TableState *table, const Cursor *cursor, const Family *family,
                        uint32_t *next_row, uint32_t end, char *out,
                        const char *limit) noexcept nogil:
-    # The rows before `end`, at most RENDER_ROWS of them.
+    # The rows before `end`, at most RENDER_ROWS of them. There are two copies of the loop, so that
+    # pages without start times lose no time.
+    if likely(cursor.starts == START_HIDDEN or not family.is_counter):
+        return render_rows_with(table, cursor, family, next_row, end, START_HIDDEN, out, limit)
+    return render_rows_with(table, cursor, family, next_row, end, cursor.starts, out, limit)
+
+
+cdef inline char *render_rows_with(const TableState *table, const Cursor *cursor,
+                                   const Family *family, uint32_t *next_row, uint32_t end,
+                                   int starts, char *out, const char *limit) noexcept nogil:
     cdef const View *view = &table.views[family.view]
     cdef const Rows *rows = &view.rows
     cdef uint32_t row = next_row[0]
@@ -90,7 +100,7 @@ cdef char *render_rows(const TableState *table, const Cursor *cursor, const Fami
         connection = <Connection *>row_at(rows, row)
         if (connection.deadline_s > cursor.now_s
                 and created_before(connection.created_seq, cursor.page_seq)):
-            out = render_connection(table, family, view, connection, out)
+            out = render_connection(table, family, view, connection, starts, out)
         row += 1
     next_row[0] = row
     return out
@@ -114,9 +124,10 @@ cdef inline int64_t series_value(const Family *family, const View *view, Connect
 
 
 cdef inline char *render_connection(const TableState *table, const Family *family,
-                                    const View *view, Connection *row, char *out) noexcept nogil:
+                                    const View *view, Connection *row, int starts,
+                                    char *out) noexcept nogil:
     # The labels are written once: the line of the second side is a copy of the first line with
-    # another direction.
+    # another direction. `starts` is how start times are shown.
     cdef const uint32_t *cells = cells_of(view, row)
     cdef const Literal *literals = family.literals
     cdef int64_t value = series_value(family, view, row, 0)
@@ -142,12 +153,19 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
     rest = direction + literals[view.direction_index].length
     before = direction - start
     after = out - rest
-    first = out = put_value(out, max(value, <int64_t>0), family.decimals)
+    direction = out                         # from here on, the end of a side's labels
+    out = put_value(out, max(value, <int64_t>0), family.decimals)
+    if starts != START_HIDDEN:
+        out = put_start(family, start_of(view, row)[0], starts, start, direction - start, out)
+    first = out
     if second > family.absent:
         memcpy(out, start, before)
         out = put(out + before, family.second.text, family.second.length)
         memcpy(out, rest, after)
-        out = put_value(out + after, second, family.decimals)
+        direction = out + after
+        out = put_value(direction, second, family.decimals)
+        if starts != START_HIDDEN:
+            out = put_start(family, start_of(view, row)[0], starts, first, direction - first, out)
         if unlikely(value <= family.absent):    # the first side has no line
             memmove(start, first, out - first)
             out = start + (out - first)
