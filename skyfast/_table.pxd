@@ -117,8 +117,8 @@ cdef struct Connection:
     uint32_t created_seq        # sequence number among all rows ever created (modulo 2^32)
     uint32_t links[1]           # first view: rows of further views; else: next in wheel slot
     # Next are int64_t values[counters + gauges], an int64_t number of new flows if the view counts
-    # them, an int64_t start time, and uint32_t cells[columns]. BACK is only used in the first view. It means that the row
-    # started with the counters of a removed connection.
+    # them, an int64_t start time, and uint32_t cells[columns]. BACK is only used in the first view.
+    # It means that the row started with the counters of a removed connection.
 
 
 cdef struct NamesRow:

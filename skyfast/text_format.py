@@ -16,9 +16,6 @@ from typing import Final, Literal, Protocol
 MetricType = Literal["counter", "gauge", "histogram", "info"]
 """``info`` exists only in OpenMetrics. In the text format 0.0.4, the type is ``gauge``."""
 
-_CUMULATIVE: Final = ("counter", "histogram")
-"""The types whose samples have a start time: the time at which they were 0."""
-
 _SUFFIXES: Final[dict[MetricType, str]] = {"counter": "_total", "info": "_info"}
 """The suffixes of sample names that OpenMetrics 1.0 omits from family names."""
 
@@ -100,59 +97,26 @@ class MetricFamily:
         # OpenMetrics 2.0 recommends its own order.
         return f"{type_line}{unit}{help_}" if openmetrics == 2 else f"{help_}{type_line}{unit}"
 
-    def render(
-        self, samples: Iterable[Sample], *, openmetrics: int, start_s: float | None = None
-    ) -> str:
-        """Return the metadata lines and the samples.
-
-        In OpenMetrics, ``start_s`` is the start time of counters in Unix seconds, or None to show
-        no start times.
-        """
+    def render(self, samples: Iterable[Sample], *, openmetrics: int) -> str:
+        """Return the metadata lines and the samples."""
         texts = ((label_text(labels), number_text(value)) for labels, value in samples)
-        if not openmetrics or start_s is None or self.type not in _CUMULATIVE:
-            lines = self.lines(texts)
-        else:
-            lines = "".join(
-                self._line_with_start(labels, value, start_s, openmetrics=openmetrics)
-                for labels, value in texts
-            )
-        return self.head(openmetrics=openmetrics) + lines
-
-    def _line_with_start(self, labels: str, value: str, start_s: float, *, openmetrics: int) -> str:
-        start = number_text(start_s)
-        if openmetrics == 1:
-            created = f"{self.openmetrics_name}_created{labels} {start}\n"
-            return f"{self.name}{labels} {value}\n{created}"
-        return f"{self.name}{labels} {value} st@{start}\n"
+        return self.head(openmetrics=openmetrics) + self.lines(texts)
 
     def render_histograms(
-        self,
-        samples: Iterable[tuple[Mapping[str, str], Distribution]],
-        *,
-        openmetrics: int,
-        start_s: float | None = None,
+        self, samples: Iterable[tuple[Mapping[str, str], Distribution]], *, openmetrics: int
     ) -> str:
         """Return the metadata lines and the histograms, each with its labels.
 
-        In OpenMetrics, ``start_s`` is the start time of the histograms in Unix seconds, or None.
+        In OpenMetrics 2.0, a histogram is a single sample.
         """
         if openmetrics == 2:
-            start = "" if start_s is None else f" st@{number_text(start_s)}"
-            lines = (
-                f"{self.name}{label_text(labels)} {composite_text(distribution)}{start}\n"
-                for labels, distribution in samples
-            )
-        else:
-            created = None if start_s is None or not openmetrics else number_text(start_s)
-            lines = (
-                self._histogram_lines(labels, distribution, created)
-                for labels, distribution in samples
-            )
-        return self.head(openmetrics=openmetrics) + "".join(lines)
+            texts = ((label_text(labels), composite_text(value)) for labels, value in samples)
+            return self.head(openmetrics=openmetrics) + self.lines(texts)
+        return self.head(openmetrics=openmetrics) + "".join(
+            self._histogram_lines(labels, distribution) for labels, distribution in samples
+        )
 
-    def _histogram_lines(
-        self, labels: Mapping[str, str], distribution: Distribution, created: str | None
-    ) -> str:
+    def _histogram_lines(self, labels: Mapping[str, str], distribution: Distribution) -> str:
         lines = []
         total = 0
         bounds = [*map(bound_text, distribution.bounds), "+Inf"]
@@ -162,8 +126,6 @@ class MetricFamily:
         text = label_text(labels)
         lines.append(f"{self.name}_sum{text} {number_text(distribution.sum)}\n")
         lines.append(f"{self.name}_count{text} {total}\n")
-        if created is not None:
-            lines.append(f"{self.name}_created{text} {created}\n")
         return "".join(lines)
 
     def lines(self, samples: Iterable[tuple[str, str]]) -> str:

@@ -231,7 +231,7 @@ class Captures:
             del self._captures[key]
         self._stats.captures = len(self._captures)
 
-    def page(self, now: float, openmetrics: bool = False) -> bytes:
+    def page(self, now: float, openmetrics: int = 0) -> bytes:
         """Return the metric families, or nothing if there are no captures."""
         rows = [
             (label_text({"capture_id": capture_id}), _values(capture))

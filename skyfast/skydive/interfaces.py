@@ -7,8 +7,7 @@
 import heapq
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -119,16 +118,18 @@ class _Page:
     names: Mapping[str, InterfaceName]
     """By ``node_tid``."""
     leaves_at: float
+    _openmetrics: dict[int, bytes] = field(default_factory=dict)
 
-    @cached_property
-    def openmetrics(self) -> bytes:
-        """The page in OpenMetrics format, rendered on first use."""
-        text = memoryview(self.text)
-        return b"".join(
-            part
-            for family, samples in self.families
-            for part in (family.head(openmetrics=True).encode(), text[samples])
-        )
+    def in_openmetrics(self, version: int) -> bytes:
+        """Return the page in a version of OpenMetrics, which is rendered on first use."""
+        if version not in self._openmetrics:
+            text = memoryview(self.text)
+            self._openmetrics[version] = b"".join(
+                part
+                for family, samples in self.families
+                for part in (family.head(openmetrics=version).encode(), text[samples])
+            )
+        return self._openmetrics[version]
 
 
 _NOTHING: Final = _Page(b"", (), (), {}, 0.0)
@@ -192,16 +193,16 @@ class Interfaces:
                 self._page = _NOTHING
                 self._stats.interfaces = 0
 
-    def page(self, now: float, openmetrics: bool = False) -> bytes:
+    def page(self, now: float, openmetrics: int = 0) -> bytes:
         """Return the metric families, or nothing if there are no interfaces.
 
-        The format is text format 0.0.4, or OpenMetrics without ``# EOF``, which requires standard
-        names.
+        The format is text format 0.0.4, or OpenMetrics without ``# EOF``. OpenMetrics 1.0 requires
+        standard names.
         """
         page = self._page
         if now >= page.leaves_at:
             return b""
-        return page.openmetrics if openmetrics else page.text
+        return page.in_openmetrics(openmetrics) if openmetrics else page.text
 
     def busiest(self, now: float) -> tuple[Interface, ...]:
         """Return the `MAX_BUSIEST` interfaces with the most traffic in bytes, in order."""
