@@ -110,7 +110,7 @@ async def test_first_part_has_the_capture_points_of_all_parts():
         stream = pages.stream(Part.FLOWS, gzip=False, query=query)
         assert b"".join(await collect(stream)) == expected
     assert table.scans == ["distinct_values node_tid"] * 2
-    assert table.queries[0] == {"part": 0, "parts": 2, "names": None}
+    assert table.queries[0] == {"created": False, "part": 0, "parts": 2, "names": None}
 
 
 @on_both_loops

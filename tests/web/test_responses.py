@@ -105,8 +105,10 @@ def test_preference_for_openmetrics(accept, chosen):
         (PROMETHEUS["3"], 0),
         (PROMETHEUS_OPENMETRICS_2, 2),
         (
-            "application/openmetrics-text;version=1.0.0;q=0.5,"
-            "application/openmetrics-text;version=2.0.0;q=0.4,text/plain;q=0.3",
+            (
+                "application/openmetrics-text;version=1.0.0;q=0.5,"
+                "application/openmetrics-text;version=2.0.0;q=0.4,text/plain;q=0.3"
+            ),
             2,
         ),
         ("application/openmetrics-text", 0),
