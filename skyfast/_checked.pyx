@@ -174,6 +174,13 @@ def age(Table table not None, uint64_t next_seq):
     table.state.next_seq = next_seq
 
 
+def kept(int64_t new_flows, int64_t start_ms):
+    """Return a number of new flows and a start time as they are after they have been kept."""
+    cdef Flow row
+    row.last_ms = pack_kept(new_flows, start_ms)
+    return kept_new_flows(&row), kept_start(&row)
+
+
 class BrokenError(AssertionError):
     """The contents of a table are inconsistent."""
 
