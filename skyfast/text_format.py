@@ -53,6 +53,8 @@ UNITS: Final = ("bytes", "seconds", "nanoseconds")
 # Metric names may contain colons, but these are reserved for recording rules.
 _NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
+_COUNTER_SAMPLE: Final = re.compile(rb"^(\w+)_total(\{.*\})? \S+$", re.MULTILINE)
+
 _VALUE_ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 _HELP_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n"})
 
@@ -131,6 +133,15 @@ class MetricFamily:
     def lines(self, samples: Iterable[tuple[str, str]]) -> str:
         """Return the lines of samples with rendered labels and values."""
         return "".join(f"{self.name}{labels} {value}\n" for labels, value in samples)
+
+
+def with_unknown_starts(samples: bytes) -> bytes:
+    """Add a ``_created`` sample of 0 behind each counter sample of a page in OpenMetrics 1.0.
+
+    0 stands for an unknown start time. Without these samples, Prometheus would search the rest of
+    the family for the start time of each counter.
+    """
+    return _COUNTER_SAMPLE.sub(rb"\g<0>\n\1_created\2 0", samples)
 
 
 def is_name(text: str) -> bool:

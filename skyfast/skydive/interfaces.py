@@ -14,7 +14,7 @@ import msgspec
 
 from skyfast.skydive.topology_nodes import Answer, Counters, Node
 from skyfast.stats import INTERFACE_SKIPS, TopologyStats
-from skyfast.text_format import MetricFamily, label_text
+from skyfast.text_format import MetricFamily, label_text, with_unknown_starts
 
 MAX_INTERFACES: Final = 20_000
 """Maximum number of interfaces; further interfaces are counted as ``too_many``."""
@@ -118,18 +118,23 @@ class _Page:
     names: Mapping[str, InterfaceName]
     """By ``node_tid``."""
     leaves_at: float
-    _openmetrics: dict[int, bytes] = field(default_factory=dict)
+    _openmetrics: dict[tuple[int, bool], bytes] = field(default_factory=dict)
 
-    def in_openmetrics(self, version: int) -> bytes:
-        """Return the page in a version of OpenMetrics, which is rendered on first use."""
-        if version not in self._openmetrics:
+    def in_openmetrics(self, version: int, *, created: bool) -> bytes:
+        """Return the page in a version of OpenMetrics, which is rendered on first use.
+
+        In OpenMetrics 1.0, ``created`` adds unknown start times.
+        """
+        key = version, version == 1 and created
+        if key not in self._openmetrics:
             text = memoryview(self.text)
-            self._openmetrics[version] = b"".join(
+            page = b"".join(
                 part
                 for family, samples in self.families
                 for part in (family.head(openmetrics=version).encode(), text[samples])
             )
-        return self._openmetrics[version]
+            self._openmetrics[key] = with_unknown_starts(page) if key[1] else page
+        return self._openmetrics[key]
 
 
 _NOTHING: Final = _Page(b"", (), (), {}, 0.0)
@@ -193,16 +198,17 @@ class Interfaces:
                 self._page = _NOTHING
                 self._stats.interfaces = 0
 
-    def page(self, now: float, openmetrics: int = 0) -> bytes:
+    def page(self, now: float, openmetrics: int = 0, *, created: bool = False) -> bytes:
         """Return the metric families, or nothing if there are no interfaces.
 
         The format is text format 0.0.4, or OpenMetrics without ``# EOF``. OpenMetrics 1.0 requires
-        standard names.
+        standard names. With ``created``, its counters have unknown start times, because the devices
+        do not tell when their counters were 0.
         """
         page = self._page
         if now >= page.leaves_at:
             return b""
-        return page.in_openmetrics(openmetrics) if openmetrics else page.text
+        return page.in_openmetrics(openmetrics, created=created) if openmetrics else page.text
 
     def busiest(self, now: float) -> tuple[Interface, ...]:
         """Return the `MAX_BUSIEST` interfaces with the most traffic in bytes, in order."""

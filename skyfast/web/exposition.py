@@ -85,7 +85,7 @@ class ExpositionTable(TableCounts, Protocol):
 class RenderedPart(Protocol):
     """A part of the page that is rendered as a whole."""
 
-    def page(self, now: float, openmetrics: int = 0) -> bytes: ...
+    def page(self, now: float, openmetrics: int = 0, *, created: bool = False) -> bytes: ...
 
 
 class Part(Flag):
@@ -191,7 +191,7 @@ def _chunks(
         (Part.CAPTURES, source.captures),
     ):
         if part in parts:
-            text = rendered.page(now, openmetrics=openmetrics)
+            text = rendered.page(now, openmetrics=openmetrics, created=source.start_timestamps)
             for start in range(0, len(text), CHUNK_BYTES):
                 yield text[start : start + CHUNK_BYTES]
     if Part.SELF in parts:

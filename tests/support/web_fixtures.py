@@ -210,8 +210,10 @@ class FakePart:
 
     def __init__(self, content):
         self.content = content
+        self.requests = []
 
-    def page(self, now, openmetrics=0):
+    def page(self, now, openmetrics=0, *, created=False):
+        self.requests.append((openmetrics, created))
         return self.content
 
 

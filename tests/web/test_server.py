@@ -26,6 +26,7 @@ from skyfast.stats import CaptureStats
 from skyfast.text_format import MetricFamily
 from skyfast.web import connections, server
 from skyfast.web.exposition import FIRST_CHUNK_BYTES
+from tests.support import openmetrics_2
 from tests.support.http_client import OWN, PAGES, PATHS, SMALL_RECEIVE_BUFFER, Client, Site, request
 from tests.support.tasks import until
 from tests.support.web_fixtures import (
@@ -34,6 +35,7 @@ from tests.support.web_fixtures import (
     FLOWS,
     INTERFACES,
     PROMETHEUS,
+    PROMETHEUS_OPENMETRICS_2,
     FakeTable,
     on_both_loops,
     page_threads,
@@ -161,9 +163,29 @@ async def test_openmetrics_is_negotiated():
 
 
 @on_both_loops
+@pytest.mark.parametrize("standard_names", [False, True])
+async def test_openmetrics_2_is_negotiated(standard_names):
+    async with Site(parts={"standard_names": standard_names, "captures": b""}) as site:
+        for path in PAGES:
+            for method in ("GET", "HEAD"):
+                response = await site.get(path, method=method, accept=PROMETHEUS_OPENMETRICS_2)
+                assert response.headers["content-type"] == (
+                    "application/openmetrics-text; version=2.0.0; charset=utf-8"
+                )
+                assert response.headers["vary"] == "Accept, Accept-Encoding"
+            response = await site.get(path, accept=PROMETHEUS_OPENMETRICS_2)
+            assert response.body.endswith(b"# EOF\n")
+            if path == "/metrics/self":
+                families = openmetrics_2.families_of(response.body.decode())
+                assert families["process_cpu_seconds_total"].metadata["UNIT"] == "seconds"
+                kinds = {family.metadata["TYPE"] for family in families.values()}
+                assert kinds == {"counter", "gauge", "histogram"}
+
+
+@on_both_loops
 async def test_openmetrics_can_be_disabled():
     async with Site(parts={"standard_names": True}, openmetrics=False) as site:
-        for accept in PROMETHEUS.values():
+        for accept in (*PROMETHEUS.values(), PROMETHEUS_OPENMETRICS_2):
             for path in PAGES:
                 response = await site.get(path, accept=accept)
                 assert (
