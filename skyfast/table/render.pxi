@@ -62,7 +62,7 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out,
         pthread_mutex_lock(&table.lock)
         if not is_listed:
             end = table.views[family.view].rows.fresh
-            out = render_rows(table, cursor, family, &cursor.row, end, out, limit)
+            out = render_in_format(table, cursor, family, &cursor.row, end, out, limit)
         else:
             end = cursor.listed_end
             out = render_listed(table, cursor, family, out, limit)
@@ -76,16 +76,7 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out,
 cdef char *render_rows(const TableState *table, const Cursor *cursor, const Family *family,
                        uint32_t *next_row, uint32_t end, char *out,
                        const char *limit) noexcept nogil:
-    # The rows before `end`, at most RENDER_ROWS of them. There are two copies of the loop, so that
-    # pages without start times lose no time.
-    if likely(cursor.starts == START_HIDDEN or not family.is_counter):
-        return render_rows_with(table, cursor, family, next_row, end, START_HIDDEN, out, limit)
-    return render_rows_with(table, cursor, family, next_row, end, cursor.starts, out, limit)
-
-
-cdef inline char *render_rows_with(const TableState *table, const Cursor *cursor,
-                                   const Family *family, uint32_t *next_row, uint32_t end,
-                                   int starts, char *out, const char *limit) noexcept nogil:
+    # The rows before `end`, at most RENDER_ROWS of them, without start times.
     cdef const View *view = &table.views[family.view]
     cdef const Rows *rows = &view.rows
     cdef uint32_t row = next_row[0]
@@ -100,7 +91,7 @@ cdef inline char *render_rows_with(const TableState *table, const Cursor *cursor
         connection = <Connection *>row_at(rows, row)
         if (connection.deadline_s > cursor.now_s
                 and created_before(connection.created_seq, cursor.page_seq)):
-            out = render_connection(table, family, view, connection, starts, out)
+            out = render_connection(table, family, view, connection, out)
         row += 1
     next_row[0] = row
     return out
@@ -124,10 +115,9 @@ cdef inline int64_t series_value(const Family *family, const View *view, Connect
 
 
 cdef inline char *render_connection(const TableState *table, const Family *family,
-                                    const View *view, Connection *row, int starts,
-                                    char *out) noexcept nogil:
+                                    const View *view, Connection *row, char *out) noexcept nogil:
     # The labels are written once: the line of the second side is a copy of the first line with
-    # another direction. `starts` is how start times are shown.
+    # another direction.
     cdef const uint32_t *cells = cells_of(view, row)
     cdef const Literal *literals = family.literals
     cdef int64_t value = series_value(family, view, row, 0)
@@ -153,22 +143,51 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
     rest = direction + literals[view.direction_index].length
     before = direction - start
     after = out - rest
-    direction = out                         # from here on, the end of a side's labels
-    out = put_value(out, max(value, <int64_t>0), family.decimals)
-    if starts != START_HIDDEN:
-        out = put_start(family, start_of(view, row)[0], starts, start, direction - start, out)
-    first = out
+    first = out = put_value(out, max(value, <int64_t>0), family.decimals)
     if second > family.absent:
         memcpy(out, start, before)
         out = put(out + before, family.second.text, family.second.length)
         memcpy(out, rest, after)
-        direction = out + after
-        out = put_value(direction, second, family.decimals)
-        if starts != START_HIDDEN:
-            out = put_start(family, start_of(view, row)[0], starts, first, direction - first, out)
+        out = put_value(out + after, second, family.decimals)
         if unlikely(value <= family.absent):    # the first side has no line
             memmove(start, first, out - first)
             out = start + (out - first)
+    return out
+
+
+# ---------------------------------------------------------------------------------------------
+# Start times are added to the lines of a row. So pages without start times lose no time.
+
+cdef inline char *render_in_format(const TableState *table, const Cursor *cursor,
+                                   const Family *family, uint32_t *next_row, uint32_t end,
+                                   char *out, const char *limit) noexcept nogil:
+    # The rows before `end`, at most RENDER_ROWS of them, with start times if the page shows them.
+    if cursor.starts != START_HIDDEN and family.is_counter:
+        return render_rows_with_starts(table, cursor, family, next_row, end, out, limit)
+    return render_rows(table, cursor, family, next_row, end, out, limit)
+
+
+cdef char *render_rows_with_starts(const TableState *table, const Cursor *cursor,
+                                   const Family *family, uint32_t *next_row, uint32_t end,
+                                   char *out, const char *limit) noexcept nogil:
+    # Like `render_rows`, with start times.
+    cdef const View *view = &table.views[family.view]
+    cdef uint32_t row = next_row[0]
+    cdef uint32_t stop = min(end, row + RENDER_ROWS)
+    cdef char *lines
+    cdef int64_t start_ms
+    while row < stop and out < limit:
+        if row + 2 * AHEAD < end:
+            prefetch(row_at(&view.rows, row + 2 * AHEAD))
+            prefetch(row_at(&view.rows, row + 2 * AHEAD) + CACHE_LINE)
+        if row + AHEAD < end:
+            prefetch_strings(table, view, connection_at(view, row + AHEAD))
+        lines = out
+        start_ms = start_of(view, connection_at(view, row))[0]
+        out = render_rows(table, cursor, family, &row, row + 1, out, limit)
+        if out != lines:
+            out = add_starts(family, start_ms, cursor.starts, lines, out)
+    next_row[0] = row
     return out
 
 
@@ -191,7 +210,7 @@ cdef char *render_listed(const TableState *table, Cursor *cursor, const Family *
             end += 1
         if end - i < AHEAD:
             prefetch_listed(table, view, cursor, i, end)
-        out = render_rows(table, cursor, family, &row, first + end - i, out, limit)
+        out = render_in_format(table, cursor, family, &row, first + end - i, out, limit)
         i += row - first
     cursor.row = i
     return out

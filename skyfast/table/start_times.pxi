@@ -94,18 +94,53 @@ cdef enum:
     START_INLINE                # OpenMetrics 2.0: `st@…` behind the value
 
 
-cdef inline char *put_start(const Family *family, int64_t start_ms, int shown, const char *line,
-                            Py_ssize_t length, char *out) noexcept nogil:
-    # Write the start time after the end of a sample's line. The line begins at `line`, and its
-    # value follows after `length` bytes.
+cdef char *add_starts(const Family *family, int64_t start_ms, int shown, char *line,
+                      char *end) noexcept nogil:
+    # Add the start time to the one or two lines of a row. Returns the new end of the lines.
+    cdef char time[MAX_INTEGER_DIGITS + 44]
+    cdef char *second
+    cdef Py_ssize_t length, added
     if unlikely(start_ms <= 0):
-        return out
+        return end
+    length = put_value(time, start_ms, 3) - time
+    second = <char *>memchr(line, c'\n', end - line) + 1
+    if second != end:
+        added = added_by_start(family, shown, line, second, length)
+        memmove(second + added, second, end - second)
+        put_start(family, shown, line, second, time, length)
+        line = second + added
+        end += added
+    put_start(family, shown, line, end, time, length)
+    return end + added_by_start(family, shown, line, end, length)
+
+
+cdef inline const char *end_of_labels(const char *end) noexcept nogil:
+    # Where the value of a line begins, which ends at `end`. A value contains no spaces.
+    end -= 1
+    while end[-1] != c' ':
+        end -= 1
+    return end
+
+
+cdef inline Py_ssize_t added_by_start(const Family *family, int shown, const char *line,
+                                      const char *end, Py_ssize_t length) noexcept nogil:
+    # The bytes that the start time adds to a line. The text of the time has `length` bytes.
     if shown == START_INLINE:
-        memcpy(out - 1, b" st@", 4)         # replaces the line's end
-        out += 3
-    else:
-        out = put(out, family.created.text, family.created.length)
-        length -= family.name_length
-        memcpy(out, line + family.name_length, length)
-        out += length
-    return put_value(out, start_ms, 3)
+        return 3 + length               # 4 bytes, without the line's own end
+    return family.created.length + (end_of_labels(end) - line - family.name_length) + length
+
+
+cdef inline void put_start(const Family *family, int shown, const char *line, char *end,
+                           const char *time, Py_ssize_t length) noexcept nogil:
+    # Write the start time behind a line, or into its end. `time` is followed by a line's end. No
+    # bytes beyond the added ones may change, because another line can follow.
+    cdef Py_ssize_t labels
+    if shown == START_INLINE:
+        memcpy(end - 1, b" st@", 4)
+        memcpy(end + 3, time, length)
+        return
+    labels = end_of_labels(end) - line - family.name_length
+    memcpy(end, family.created.text, family.created.length)
+    end += family.created.length
+    memcpy(end, line + family.name_length, labels)
+    memcpy(end + labels, time, length)
