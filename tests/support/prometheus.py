@@ -1,4 +1,4 @@
-"""Runs Prometheus and promtool of Debian for tests, and Prometheus 3 if there is one."""
+"""Runs Debian's Prometheus and promtool for tests, and Prometheus 3 if there is one."""
 
 import asyncio
 import json

@@ -95,7 +95,7 @@ def test_encoding_is_negotiated(accept_encoding, chosen):
         (",;,=,/;q,application/openmetrics-text", 1),
     ],
 )
-def test_preference_for_openmetrics(accept, chosen):
+def test_openmetrics_needs_the_highest_preference(accept, chosen):
     assert openmetrics_version(accept, with_first=True) == chosen
 
 
