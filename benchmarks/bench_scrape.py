@@ -171,6 +171,12 @@ def _render(report: Report) -> None:
             ns = [core.call("render") / series * 1e9 for _ in range(REPEATS)]
             what = f"rendering only, {connections:,} connections"
             report.add(what, ns, "ns per series", target=target)
+            for version in (1, 2):
+                timed = [
+                    core.call("render", 1, version, True) / series * 1e9 for _ in range(REPEATS)
+                ]
+                what = f"start timestamps in OpenMetrics {version}.0, {connections:,} connections"
+                report.add(what, timed, "ns per series", to="text format", over=ns)
             in_parts = [core.call("render", PARTS) / series * 1e9 for _ in range(REPEATS)]
             what = f"all of {PARTS} parts, {connections:,} connections"
             report.add(what, in_parts, "ns per series", to="whole page", over=ns)

@@ -172,14 +172,16 @@ class Parts:
         others = [(0, 0)] * len(self.table.view_connections)
         self.table.set_limits(**self._limits, bounds=[(min_bytes, 0), *others])
 
-    def render(self, parts: int = 1) -> float:
+    def render(self, parts: int = 1, openmetrics: int = 0, created: bool = False) -> float:
         """Render a page in this number of parts, and discard it. Return the seconds for all parts.
+
+        The format of the page is that of `Table.page`.
 
         Between two reads, not even bytes are counted, so that only rendering uses the CPU cache.
         """
         began_ns = time.thread_time_ns()
         for part in range(parts):
-            page = self.table.page(self.now_s, part=part, parts=parts)
+            page = self.table.page(self.now_s, openmetrics, created=created, part=part, parts=parts)
             while page.read(CHUNK_BYTES):
                 pass
         return (time.thread_time_ns() - began_ns) / 1e9

@@ -174,6 +174,13 @@ def age(Table table not None, uint64_t next_seq):
     table.state.next_seq = next_seq
 
 
+def kept(int64_t new_flows, int64_t start_ms):
+    """Return a number of new flows and a start time as they are after they have been kept."""
+    cdef Flow row
+    row.last_ms = pack_kept(new_flows, start_ms)
+    return kept_new_flows(&row), kept_start(&row)
+
+
 class BrokenError(AssertionError):
     """The contents of a table are inconsistent."""
 
@@ -325,7 +332,9 @@ cdef class _Check:
         for number in dormant:
             expect(not flow_at(table, number).connection & ENDED,
                    "the list of dormant flows contains an ended flow", (number,))
-            kept += flow_at(table, number).connection & LABELS_KEY != 0
+            if flow_at(table, number).connection & LABELS_KEY:
+                kept += 1
+                self.check_kept(flow_at(table, number))
         for number in claims:
             expect(is_claiming(table, number),
                    "the list of claims contains a flow that claims nothing", (number,))
@@ -415,6 +424,12 @@ cdef class _Check:
                    "a superseded conversation has live flows", (number,))
         return 0
 
+    cdef int check_kept(self, const Flow *kept) except -1:
+        cdef int64_t new_flows = kept_new_flows(kept)
+        expect(new_flows >= 0 and pack_kept(new_flows, kept_start(kept)) == kept.last_ms,
+               "kept number of new flows, and kept start time", (kept.last_ms,))
+        return 0
+
     cdef int check_view(self, uint32_t view_index, View *view) except -1:
         cdef TableState *table = &self.table.state
         cdef set rows = self.rows[view_index]
@@ -468,6 +483,9 @@ cdef class _Check:
                 expect(value >= (ABSENT if i < view.counters and table.optional[view.sources[i]]
                                  else 0), "value of a row", (view_index, number, i, value))
             self.check_histograms(view, row)
+            value = start_of(view, row)[0]
+            expect(value >= (0 if flows_of(row) else NO_START), "start time of a row",
+                   (view_index, number, value))
         expect(len(labels) == len(rows), "two rows have the same labels", (view_index,))
         expect(view.other == 0 or view.other in rows, "the overflow row is free", (view_index,))
         return 0

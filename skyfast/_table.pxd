@@ -91,7 +91,7 @@ cdef struct Flow:
     # is the next row of the list, and `deadline_s` is the time at which the flow was added to the
     # list. A row in such a list can also keep the counters of a removed connection. Then the row's
     # key is a hash of the connection's labels, and `last_ms` is the connection's number of new
-    # flows.
+    # flows and its start time: see `pack_kept`.
     uint32_t hash               # low half of the key
     uint32_t next
     uint32_t key_high           # high half of the key; for a string key, the string's number
@@ -110,8 +110,8 @@ cdef struct Flow:
 
 
 cdef struct Connection:
-    # One row per label tuple and view, as pages show it. 24 bytes, plus 8 per value and 4 per label
-    # (88 with the default plan).
+    # One row per label tuple and view, as pages show it. 32 bytes, plus 8 per value and 4 per label
+    # (96 with the default plan).
     uint32_t hash
     uint32_t next
     uint32_t deadline_s         # latest deadline of its flows; 0 in a free row
@@ -119,7 +119,8 @@ cdef struct Connection:
     uint32_t created_seq        # sequence number among all rows ever created (modulo 2^32)
     uint32_t links[1]           # first view: rows of further views; else: next in wheel slot
     # Next are int64_t values[counters + gauges], an int64_t number of new flows if the view counts
-    # them, the view's histograms, and uint32_t cells[columns]. BACK is only used in the first view.
+    # them, an int64_t start time, the view's histograms, and uint32_t cells[columns]. BACK is only
+    # used in the first view.
     # It means that the row started with the counters of a removed connection.
 
 
@@ -190,6 +191,8 @@ cdef struct Report:
     int worth                   # what the report adds if its flow is unknown: see WORTH_UNREAD
     bint repeats                # a closing report that repeats the previous last update
     int64_t age_ms              # from the flow's start to the update, or -1
+    int64_t start_ms            # start of the flow, or 0; not set if `worth` is WORTH_UNREAD
+    int64_t update_start_ms     # start of the last update, or 0; likewise
     uint64_t conversation       # hash of the conversation
     uint64_t point
     Cell *cells                 # labels and lookup keys; owned by the batch
@@ -250,18 +253,24 @@ cdef struct HistogramText:
     Literal bucket              # the name and what precedes the first label
     Literal sum
     Literal count
+    Literal created             # of the sample with the start time in OpenMetrics 1.0
+    Literal name                # of the single sample in OpenMetrics 2.0
     Literal bounds[MAX_BOUNDS + 1]  # the label `le` and the end of the labels
+    Literal limits[MAX_BOUNDS + 1]  # the bound in the single sample of OpenMetrics 2.0
     Literal end                     # the end of the labels without `le`
 
 
 cdef struct Family:
-    char *heads[2]              # HELP and TYPE lines of the text format and of OpenMetrics
-    uint32_t head_lengths[2]
+    char *heads[3]              # metadata lines of the text format, OpenMetrics 1.0 and 2.0
+    uint32_t head_lengths[3]
     uint32_t view
     uint32_t sides              # 1 or 2 series per connection
     uint32_t values[2]          # indexes of the row's values, or FLOWS
     int64_t absent              # only values above this number have a series
     uint32_t decimals           # values are divided by ten to the power of this number
+    bint is_counter
+    uint32_t name_length
+    Literal created             # the name of the samples with start times in OpenMetrics 1.0
     Literal *literals           # columns + 1 literals: before, between and after label values
     Literal second              # replaces the literal at `direction_index` for the second side
     # A histogram has `sides` entries of `View.histograms`, from this index on, instead of values.
@@ -297,7 +306,8 @@ cdef struct View:
     Histogram *histograms
     uint32_t histogram_count
     uint32_t moments            # the moments of these histograms
-    uint32_t values_offset          # offset in a row, like the next field
+    uint32_t values_offset          # offset in a row, like the next two fields
+    uint32_t start_offset
     uint32_t cells_offset
     bint identifies_connection  # whether the labels tell all conversations apart
     bint linked_from_flow       # links are in flow rows, otherwise in rows of the first view

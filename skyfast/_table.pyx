@@ -65,8 +65,8 @@ Files
         ``rows`` (arena, slabs, index), ``strings`` (hashes, interned strings), ``fields`` (reading
         decoded flows), ``text_format`` (writing lines), ``timer_wheel``, ``counter``.
     Kinds of rows:
-        ``labels``, ``names``, ``flows``, ``connections``, ``conversations``, ``dormant``,
-        ``overflow``, ``histograms``.
+        ``labels``, ``names``, ``flows``, ``connections``, ``start_times``, ``conversations``,
+        ``dormant``, ``overflow``, ``histograms``.
     Implementation of the methods of `Table`:
         ``layout`` (from a plan to offsets), ``reports``, ``lookup`` and ``update`` (the three steps
         of an update), ``expiry``, ``relabel``, ``render`` (pages), ``search``,
@@ -225,6 +225,7 @@ cdef extern from *:
     static const uint32_t BACK = (uint32_t)1 << 31;
     static const uint32_t SUPERSEDED = (uint32_t)-1;
     static const int64_t ABSENT = -1;
+    static const int64_t NO_START = -1;
     static const uint32_t FLOWS = (uint32_t)-1;
     static const uint32_t NEVER_S = (uint32_t)-1;
     static const uint32_t NO_END = (uint32_t)-1;
@@ -244,6 +245,7 @@ cdef extern from *:
     const uint32_t BACK             # flag in `Connection.flows`
     const uint32_t SUPERSEDED       # in `Conversation.claimant`: another row replaced this one
     const int64_t ABSENT            # value of a total that no report contained
+    const int64_t NO_START          # start time of a row that no report has been added to
     const uint32_t FLOWS            # in `Family.values`: the row's number of flows
     const uint32_t NEVER_S          # deadline of rows that do not expire
     const uint32_t NO_END           # end of a scan of all rows
@@ -409,6 +411,7 @@ cdef struct TableState:
     # current update
     Batch *batch                # NULL unless a batch is being applied
     double now                  # time of the latest update or expiry
+    int64_t wall_ms             # system time of the latest update, Unix milliseconds; 0: unknown
     bint met_unknown            # whether the latest update included an unknown flow
     # counts
     uint64_t connections_created
@@ -429,6 +432,7 @@ include "table/labels.pxi"
 include "table/names.pxi"
 include "table/flows.pxi"
 include "table/connections.pxi"
+include "table/start_times.pxi"
 include "table/conversations.pxi"
 include "table/dormant.pxi"
 include "table/overflow.pxi"
@@ -543,10 +547,12 @@ cdef class Table:
 
     # -- reports --------------------------------------------------------------------------------
 
-    def update(self, list flows not None, double now, Py_ssize_t start=0):
+    def update(self, list flows not None, double now, Py_ssize_t start=0, *, int64_t wall_ms=0):
         """Apply ``flows[start:]`` in order; return the index after the last flow applied.
 
         :param flows: instances of the plan's types; all flows of one call have the same type.
+        :param wall_ms: the system time in Unix milliseconds, which limits the start times of new
+            rows; 0 sets no limit.
         :returns: ``len(flows)``, or the index of the first flow whose ``LastUpdateMetric`` is
             needed but missing in the type. Flows from this index on were neither applied nor
             counted: decode them again as ``FullReport``, and continue from this index.
@@ -572,6 +578,7 @@ cdef class Table:
         """
         if start < 0:
             raise ValueError("start must not be negative")
+        self.state.wall_ms = max(wall_ms, <int64_t>0)
         return update_flows(&self.state, &self.batch, self.readers, flows, start, now, self.held)
 
     # -- expiry ---------------------------------------------------------------------------------
@@ -630,20 +637,23 @@ cdef class Table:
 
     # -- pages ----------------------------------------------------------------------------------
 
-    def page(self, double now, openmetrics=False, *, uint32_t part=0, uint32_t parts=1,
-             names=None):
+    def page(self, double now, uint32_t openmetrics=0, *, created=False, uint32_t part=0,
+             uint32_t parts=1, names=None):
         """Begin a page: it shows connections that are alive at `now` and were created before this
         call.
 
-        :param openmetrics: if true, the families' heads are in OpenMetrics 1.0, which restricts the
-            names of families; if false, the heads are in the text format 0.0.4. The samples are the
-            same.
+        :param openmetrics: 1 or 2 for OpenMetrics 1.0 or 2.0, 0 for the text format 0.0.4. The
+            formats differ in the families' heads and in start times; otherwise, the samples are the
+            same. OpenMetrics 1.0 restricts the names of families.
+        :param created: with OpenMetrics 1.0, show the start time of each counter as a sample
+            ``_created`` directly after the counter's sample. OpenMetrics 2.0 always shows start
+            times. A start time is missing if no report had a valid one.
         :param part: show only the connections of this part, counted from 0. A connection is always
             in the same part: in all its families, on all pages, and in all processes.
         :param parts: the number of parts, at most `MAX_PARTS`.
         :param names: show only the families with these names; None shows all families. The page has
             the head of a family even if no connection has a value.
-        :raises ValueError: there is no such part.
+        :raises ValueError: there is no such part or format.
         :raises MemoryError: an allocation failed.
 
         Any thread may read the page, at any speed, but only one thread at a time. Finding the
@@ -657,10 +667,16 @@ cdef class Table:
         cdef Page page = Page.__new__(Page)
         if not part < parts <= <uint32_t>MAX_PARTS:
             raise ValueError(f"part must be less than parts, and parts at most {MAX_PARTS}")
+        if openmetrics > 2:
+            raise ValueError("openmetrics must be 0, 1 or 2")
         page.table = self
         with nogil:
             page.cursor = begin_page(&self.state, <uint32_t>floor(now))
-        page.cursor.head = 1 if openmetrics else 0
+        page.cursor.head = openmetrics
+        if openmetrics == 2:
+            page.cursor.starts = START_INLINE
+        elif openmetrics and created:
+            page.cursor.starts = START_AS_SAMPLE
         page.cursor.part = part
         page.cursor.parts = parts
         for i in range(self.state.view_count):
@@ -1022,12 +1038,14 @@ cdef class Relabeling:
     cdef list taken                     # keys of the current pass
     cdef RowRange rows
 
-    def step(self, Py_ssize_t budget):
+    def step(self, Py_ssize_t budget, *, int64_t wall_ms=0):
         """Move flows to the connections of their new names. Call this until it returns False.
 
         :param budget: the maximum number of flows to move, and of keys to take; 0 is like 1. The
             step visits up to 64 flow rows per unit of the budget. A visit takes about 10 ns, and a
             move about 0.5 µs.
+        :param wall_ms: the system time in Unix milliseconds, which is the start time of new
+            connections; 0 if unknown.
         :returns: whether there may be more to do; False if no lookup uses the names.
         :raises MemoryError: an allocation failed; some flows may still have their old labels.
 
@@ -1043,6 +1061,7 @@ cdef class Relabeling:
         ambiguous key, `names.resolve` is called once per step for each different context. Only the
         thread that updates may call this.
         """
+        self.table.state.wall_ms = max(wall_ms, <int64_t>0)
         return relabel_slice(
             &self.table.state, self.names, self.keys, self.taken, &self.rows, budget
         )

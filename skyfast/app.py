@@ -369,7 +369,7 @@ class App:
         # Stop if a reload replaces the table: the new table has no outdated names.
         while are_left and table is self._parts.table:
             try:
-                are_left = relabeling.step(RELABEL_FLOWS)
+                are_left = relabeling.step(RELABEL_FLOWS, wall_ms=time.time_ns() // 1_000_000)
             except MemoryError:
                 await self._wait_for_memory()
             await asyncio.sleep(0)

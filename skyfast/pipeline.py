@@ -257,6 +257,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
             interfaces=interfaces,
             captures=captures,
             standard_names=export.naming == "standard",
+            start_timestamps=config.web.start_timestamps,
         ),
         ranking=ranking,
         subject=StatusSource(

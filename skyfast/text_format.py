@@ -1,19 +1,23 @@
-"""The rules of the text exposition format 0.0.4, and how OpenMetrics 1.0 differs from it.
+"""The rules of the text exposition format 0.0.4, and how OpenMetrics 1.0 and 2.0 differ from it.
 
 https://prometheus.io/docs/instrumenting/exposition_formats/,
-https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md
+https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md,
+https://prometheus.io/docs/specs/om/open_metrics_spec_2_0/ (2.0.0-rc0)
+
+In this package, ``openmetrics`` is the major version of OpenMetrics, or 0 for the text format.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final, Literal, Protocol
 
 MetricType = Literal["counter", "gauge", "histogram", "info"]
 """``info`` exists only in OpenMetrics. In the text format 0.0.4, the type is ``gauge``."""
 
 _SUFFIXES: Final[dict[MetricType, str]] = {"counter": "_total", "info": "_info"}
-"""The suffixes of sample names that OpenMetrics omits from family names."""
+"""The suffixes of sample names that OpenMetrics 1.0 omits from family names."""
 
 _RESERVED_SUFFIXES: Final[dict[MetricType, tuple[str, ...]]] = {
     "counter": ("", "_total", "_created"),
@@ -21,7 +25,7 @@ _RESERVED_SUFFIXES: Final[dict[MetricType, tuple[str, ...]]] = {
     "histogram": ("", "_bucket", "_count", "_sum", "_created"),
     "info": ("", "_info"),
 }
-"""Suffixes of each type: the name of a family plus such a suffix is reserved in OpenMetrics."""
+"""Suffixes of each type: the name of a family plus such a suffix is reserved in OpenMetrics 1.0."""
 
 Sample = tuple[Mapping[str, str], float]
 """The labels and the value."""
@@ -49,6 +53,8 @@ UNITS: Final = ("bytes", "seconds", "nanoseconds")
 # Metric names may contain colons, but these are reserved for recording rules.
 _NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
+_COUNTER_SAMPLE: Final = re.compile(rb"^(\w+)_total(\{.*\})? \S+$", re.MULTILINE)
+
 _VALUE_ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 _HELP_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n"})
 
@@ -63,7 +69,7 @@ class MetricFamily:
 
     @property
     def openmetrics_name(self) -> str:
-        """The name of the family in OpenMetrics."""
+        """The name of the family in OpenMetrics 1.0."""
         return self.name.removesuffix(_SUFFIXES.get(self.type, ""))
 
     @property
@@ -74,32 +80,40 @@ class MetricFamily:
 
     @property
     def reserved_names(self) -> tuple[str, ...]:
-        """The names that OpenMetrics reserves for this family."""
+        """The names that OpenMetrics 1.0 reserves for this family."""
         name = self.openmetrics_name
         return tuple(f"{name}{suffix}" for suffix in _RESERVED_SUFFIXES[self.type])
 
-    def head(self, *, openmetrics: bool) -> str:
+    def head(self, *, openmetrics: int) -> str:
         """Return the metadata lines before the samples.
 
-        In OpenMetrics, the name of a counter family does not end with ``_total``, and the name of
-        an info family does not end with ``_info``. There is a ``# UNIT`` line, and quotes in the
-        help text are escaped.
+        In OpenMetrics, there is a ``# UNIT`` line, and quotes in the help text are escaped. In
+        OpenMetrics 1.0, the name of a counter family does not end with ``_total``, and the name of
+        an info family does not end with ``_info``.
         """
-        name = self.openmetrics_name if openmetrics else self.name
+        name = self.openmetrics_name if openmetrics == 1 else self.name
         type_ = "gauge" if self.type == "info" and not openmetrics else self.type
         text = self.help.translate(_VALUE_ESCAPES if openmetrics else _HELP_ESCAPES)
         unit = f"# UNIT {name} {self.unit}\n" if openmetrics and self.unit else ""
-        return f"# HELP {name} {text}\n# TYPE {name} {type_}\n{unit}"
+        help_, type_line = f"# HELP {name} {text}\n", f"# TYPE {name} {type_}\n"
+        # OpenMetrics 2.0 recommends its own order.
+        return f"{type_line}{unit}{help_}" if openmetrics == 2 else f"{help_}{type_line}{unit}"
 
-    def render(self, samples: Iterable[Sample], *, openmetrics: bool) -> str:
+    def render(self, samples: Iterable[Sample], *, openmetrics: int) -> str:
         """Return the metadata lines and the samples."""
         texts = ((label_text(labels), number_text(value)) for labels, value in samples)
         return self.head(openmetrics=openmetrics) + self.lines(texts)
 
     def render_histograms(
-        self, samples: Iterable[tuple[Mapping[str, str], Distribution]], *, openmetrics: bool
+        self, samples: Iterable[tuple[Mapping[str, str], Distribution]], *, openmetrics: int
     ) -> str:
-        """Return the metadata lines and the histograms, each with its labels."""
+        """Return the metadata lines and the histograms, each with its labels.
+
+        In OpenMetrics 2.0, a histogram is a single sample.
+        """
+        if openmetrics == 2:
+            texts = ((label_text(labels), composite_text(value)) for labels, value in samples)
+            return self.head(openmetrics=openmetrics) + self.lines(texts)
         return self.head(openmetrics=openmetrics) + "".join(
             self._histogram_lines(labels, distribution) for labels, distribution in samples
         )
@@ -119,6 +133,15 @@ class MetricFamily:
     def lines(self, samples: Iterable[tuple[str, str]]) -> str:
         """Return the lines of samples with rendered labels and values."""
         return "".join(f"{self.name}{labels} {value}\n" for labels, value in samples)
+
+
+def with_unknown_starts(samples: bytes) -> bytes:
+    """Add a ``_created`` sample of 0 behind each counter sample of a page in OpenMetrics 1.0.
+
+    0 stands for an unknown start time. Without these samples, Prometheus would search the rest of
+    the family for the start time of each counter.
+    """
+    return _COUNTER_SAMPLE.sub(rb"\g<0>\n\1_created\2 0", samples)
 
 
 def is_name(text: str) -> bool:
@@ -152,3 +175,11 @@ def bound_text(bound: float) -> str:
     texts = (f"{bound:.{digits}g}" for digits in range(6, 18))
     text = next(text for text in texts if float(text) == bound)
     return text if "." in text or "e" in text else f"{text}.0"
+
+
+def composite_text(distribution: Distribution) -> str:
+    """Return a histogram as a value of OpenMetrics 2.0."""
+    bounds = [*map(bound_text, distribution.bounds), "+Inf"]
+    totals = list(accumulate(distribution.counts))
+    buckets = ",".join(f"{bound}:{total}" for bound, total in zip(bounds, totals, strict=True))
+    return f"{{count:{totals[-1]},sum:{number_text(distribution.sum)},bucket:[{buckets}]}}"

@@ -507,7 +507,9 @@ Values = tuple[str, ...]
 class Row:
     """A row of a page: one per view and tuple of label values.
 
-    The row has no series for a counter or gauge that its flows never had.
+    The row has no series for a counter or gauge that its flows never had. ``start_ms`` is the time
+    at which its counters were 0, in Unix milliseconds: 0 if it is unknown, None before the first
+    report.
     """
 
     view: View
@@ -518,11 +520,17 @@ class Row:
     flows: list[Flow] = field(default_factory=list)
     deadline_s: int = 0
     is_other: bool = False
+    start_ms: int | None = None
     followers: dict[int, Row | None] = field(default_factory=dict)
     """For a row of the first view: its rows in linked views, by the number of the view."""
 
     def add(self, amounts: Amounts) -> None:
         self.totals = added(self.totals, amounts)
+
+    def begin(self, start_ms: int) -> None:
+        """Set the start time of a new row. It never changes."""
+        if self.start_ms is None:
+            self.start_ms = start_ms
 
     def note(self, gauges: Mapping[Gauge, int]) -> None:
         for gauge, value in gauges.items():
@@ -591,11 +599,12 @@ class Flow:
 
 @dataclass(eq=False)
 class Kept:
-    """The counters of a removed connection, kept since ``since_s``."""
+    """The counters and the start time of a removed connection, kept since ``since_s``."""
 
     values: Values
     totals: dict[Total, int]
     since_s: int
+    start_ms: int
 
 
 class Model:
@@ -608,7 +617,8 @@ class Model:
 
     ``horizon_s`` is the time of the latest report of any forgotten flow, or None before `begin`.
     Unknown flows that began after this time were never counted. ``flow_update_s`` is the agents'
-    ``flow.update``.
+    ``flow.update``. ``wall_ms`` is the time of the latest message by the system's clock, in Unix
+    milliseconds, or 0 if it is unknown.
     """
 
     def __init__(self, spec: Spec | None = None, **options: Any) -> None:
@@ -644,6 +654,7 @@ class Model:
         self._kept: dict[Values, Kept] = {}
         self.horizon_s: float | None = None
         self.flow_update_s = FLOW_UPDATE_S
+        self.wall_ms = 0
         self._invalid: set[Path] = set()
         self.values_skipped: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
@@ -689,16 +700,17 @@ class Model:
 
     # Reports
 
-    def message(self, flows: Iterable[JSON], now: float) -> None:
+    def message(self, flows: Iterable[JSON], now: float, wall_ms: int = 0) -> None:
         """Apply the flows of a message."""
         for flow in flows:
-            self.report(flow, now)
+            self.report(flow, now, wall_ms)
 
-    def report(self, flow: JSON, now: float) -> str | None:
+    def report(self, flow: JSON, now: float, wall_ms: int = 0) -> str | None:
         """Apply a flow. Return None, or the reason if the flow was not applied.
 
         The reason is a reason to skip the flow, or the name of the rule that drops it.
         """
+        self.wall_ms = wall_ms
         self._invalid = set()
         reason = self._unusable(flow)
         if reason is None and (rule := self._dropped_by(flow)):
@@ -845,14 +857,15 @@ class Model:
         if is_full or not (has_room or is_repeat):
             if self.spec.overflow == OTHER:
                 news = with_new_flow(self._news(flow, worth), worth)
-                rows = self._overflow(flow, places, now, news)
+                rows = self._overflow(flow, places, now, news, self._start(flow, worth))
                 self._observe(None, rows, flow, now, first="observe" if worth == "total" else "")
                 self.horizon_s = None if self.horizon_s is None else max(self.horizon_s, now)
             self.rejected_total += not has_room and not is_repeat
             return "table_full"
         known = self._flows[flow["UUID"]] = self._new_flow(flow, totals, now)
         if is_repeat:
-            rows = self._credit(places, with_new_flow(totals, worth), flow, now)
+            amounts = with_new_flow(totals, worth)
+            rows = self._credit(places, amounts, flow, now, self._start(flow, worth))
             self._observe(known, rows, flow, now)
             self._make_room(now)
             self._end(known, now)
@@ -929,6 +942,30 @@ class Model:
             self._invalid |= first_invalid(flow, total.newest_paths)
         return {total: total.newest(flow) for total in totals}
 
+    def _start(self, flow: JSON, worth: str) -> int:
+        """Return when the counters were 0 of a row that an unknown flow creates.
+
+        This is the start of the flow if its total counts, otherwise the start of its last update.
+        """
+        path = ("Start",) if worth == "total" else ("LastUpdateMetric", "Start")
+        start_ms = at(flow, path, 0)
+        return self._not_later(start_ms if start_ms != "" and in_range([start_ms]) else 0)
+
+    def _not_later(self, start_ms: int) -> int:
+        """Return a start time that is not in the future: the agent's clock may be wrong."""
+        return min(start_ms, self.wall_ms) if self.wall_ms else start_ms
+
+    def _start_before(self, flow: JSON, known: Flow, now: float) -> int:
+        """Return the start time of a connection that returns with the total of its dormant flow.
+
+        It is not later than the samples of the removed connection.
+        """
+        start_ms = self._start(flow, "total")
+        if not self.wall_ms:
+            return start_ms
+        reported_s = known.since_s - math.floor(self.spec.timeout_s)
+        return max(0, min(start_ms, self.wall_ms - int((now - reported_s) * 1000)))
+
     def _note_marks(self, flow: JSON) -> None:
         if flow.get("LastUpdateMetric") is not None:
             self._invalid |= {path for path in MARKS if not in_range([at(flow, path, 0)])}
@@ -943,10 +980,11 @@ class Model:
         worth: str = "",
         difference: Amounts | None = None,
         known_totals: Amounts | None = None,
+        known_ms: int = 0,
     ) -> None:
         """Add a flow to its rows: an unknown flow with this ``worth``, or a dormant one.
 
-        A dormant flow has a ``difference`` to its known totals.
+        A dormant flow has a ``difference`` to its known totals, which are of the time ``known_ms``.
         """
         places = self._places(labels)
         has_room = [self._has_room(n, place) for n, place in enumerate(places)]
@@ -978,12 +1016,15 @@ class Model:
                 row = first.followers.get(n) if first and n in self._followers() else None
                 row = row or (self._row(n, place) if has_room[n] else self._other(n))
                 if n == 0 and is_new:
-                    self._begin_connection(row, kept, known_totals)
+                    before_ms = self._start_before(flow, known, now)
+                    self._begin_connection(row, kept, known_totals, before_ms)
                 if difference is not None:
                     news = difference
+                    row.begin(self._not_later(known_ms))
                 else:
                     news = known.totals if counts_whole[n] else self._news(flow, worth)
                     news = with_new_flow(news, worth)
+                    row.begin(self._start(flow, "total" if counts_whole[n] else worth))
                 self._give(row, news, flow, now)
                 row.flows.append(known)
             known.rows.append(row)
@@ -1003,14 +1044,21 @@ class Model:
             if other.is_dormant and other.ends == known.ends and other.point != known.point:
                 other.is_superseded = self._is_choosy
 
-    def _begin_connection(self, row: Row, kept: Kept | None, known_totals: Amounts | None) -> None:
-        """Continue the counters of a removed connection in its new row."""
+    def _begin_connection(
+        self, row: Row, kept: Kept | None, known_totals: Amounts | None, before_ms: int
+    ) -> None:
+        """Continue the counters of a removed connection in its new row.
+
+        ``before_ms`` is the start time of the row if it continues the totals of a dormant flow.
+        """
         if kept:
             del self._kept[kept.values]
             self._dormant.remove(kept)
             row.totals = dict(kept.totals)
+            row.begin(kept.start_ms)
         elif known_totals is not None and self._is_complete(0):
             row.add(with_new_flow(known_totals, "total"))
+            row.begin(before_ms)
 
     # Dormant flows
 
@@ -1038,10 +1086,11 @@ class Model:
             return self._add(flow, now)
         difference, totals = change
         places = self._places(labels)
+        known_ms = known.last_ms
         if is_closing and self._is_repeat(flow):
             last = ("LastUpdateMetric", "Last")
             self._invalid |= set() if in_range([at(flow, last, 0)]) else {last}
-            rows = self._credit(places, difference, flow, now)
+            rows = self._credit(places, difference, flow, now, self._not_later(known_ms))
             self._observe(known, rows, flow, now)
             self._learn(known, flow, totals)
             self._unlist(known)
@@ -1051,7 +1100,7 @@ class Model:
         elif not self._has_room(0, places[0]):
             self.rejected_total += 1
             if self.spec.overflow == OTHER:
-                rows = self._overflow(flow, places, now, difference)
+                rows = self._overflow(flow, places, now, difference, self._not_later(known_ms))
                 self._observe(known, rows, flow, now)
                 self._learn(known, flow, totals)
                 self._unlist(known)
@@ -1068,7 +1117,15 @@ class Model:
             self._unlist(known)
             before = known.totals
             self._learn(known, flow, totals)
-            self._show(known, labels, flow, now, difference=difference, known_totals=before)
+            self._show(
+                known,
+                labels,
+                flow,
+                now,
+                difference=difference,
+                known_totals=before,
+                known_ms=known_ms,
+            )
             self._observe(known, known.rows, flow, now)
             self._make_room(now)
         return None
@@ -1108,11 +1165,12 @@ class Model:
         self._list(known, now)
 
     def _credit(
-        self, places: Sequence[Values], amounts: Amounts, flow: JSON, now: float
+        self, places: Sequence[Values], amounts: Amounts, flow: JSON, now: float, start_ms: int
     ) -> list[Row | None]:
         """Add the deltas of a closing report without creating its connection.
 
-        Return the rows of all views but the first.
+        ``start_ms`` is the start time of the rows that the report creates in other views. Return
+        the rows of all views but the first.
         """
         first = self._rows[0].get(places[0])
         if first is not None:
@@ -1120,10 +1178,11 @@ class Model:
         elif kept := self._kept.get(places[0]):
             kept.totals = added(kept.totals, amounts)
         elif not self._is_complete(0):
-            self._keep(places[0], added(self._zero(), amounts), now)
+            self._keep(places[0], added(self._zero(), amounts), now, start_ms)
         rows = [self._row_of_closing(n, places) for n in range(1, len(places))]
         for row in rows:
             if row is not None:
+                row.begin(start_ms)
                 self._give(row, amounts, flow, now)
         return rows
 
@@ -1137,9 +1196,9 @@ class Model:
         self._view_rejected[n] += 1
         return self._other(n) if self.spec.overflow == OTHER else None
 
-    def _keep(self, values: Values, totals: dict[Total, int], now: float) -> None:
+    def _keep(self, values: Values, totals: dict[Total, int], now: float, start_ms: int) -> None:
         if self.spec.flow_memory_s:
-            kept = self._kept[values] = Kept(values, totals, math.floor(now))
+            kept = self._kept[values] = Kept(values, totals, math.floor(now), start_ms)
             self._dormant.append(kept)
 
     def _retire(self, flow: Flow, now: float) -> None:
@@ -1158,7 +1217,8 @@ class Model:
                 first.totals.get(total) == of_flow.get(total) for total in counters
             )
             if not (is_like_its_flow and self._is_complete(0)):
-                self._keep(first.values, dict(first.totals), now)
+                assert first.start_ms is not None
+                self._keep(first.values, dict(first.totals), now, first.start_ms)
                 self._make_room(now)
             del self._rows[0][first.values]
             self.expired_total += 1
@@ -1245,13 +1305,14 @@ class Model:
         row.renew(reported_s, self.spec.timeout_s if is_first else row.view.timeout_s)
 
     def _overflow(
-        self, flow: JSON, places: Sequence[Values], now: float, amounts: Amounts
+        self, flow: JSON, places: Sequence[Values], now: float, amounts: Amounts, start_ms: int
     ) -> list[Row | None]:
         rows: list[Row | None] = []
         for n, place in enumerate(places):
             fits = n > 0 and self._has_room(n, place)
             row = self._row(n, place) if fits else self._other(n)
             self._view_rejected[n] += not fits
+            row.begin(start_ms)
             self._give(row, amounts, flow, now)
             rows.append(row)
         self.overflowed_total += 1
@@ -1294,7 +1355,8 @@ class Model:
         labels = self._labels_of(flow)
         is_duplicate = self._is_duplicate(flow) or known.is_superseded
         if not (known.is_closed or is_duplicate or isinstance(labels, str)):
-            self._observe(known, self._rows_of_closing(labels), flow, now, first="")
+            rows = self._rows_of_closing(labels, self._not_later(known.last_ms))
+            self._observe(known, rows, flow, now, first="")
 
     def _observe_ended(self, labels: Mapping[Label, str | int], flow: JSON, now: float) -> None:
         """Observe the closing report of an unknown flow that may have been counted before."""
@@ -1306,16 +1368,22 @@ class Model:
         ):
             return
         known = None if is_full else self._new_flow(flow, self._totals_of(flow), now)
-        self._observe(known, self._rows_of_closing(labels), flow, now, first="note")
+        rows = self._rows_of_closing(labels, self._start(flow, "total"))
+        self._observe(known, rows, flow, now, first="note")
         if known:
             self._flows[known.uuid] = known
             self._make_room(now)
             self._end(known, now)
 
-    def _rows_of_closing(self, labels: Mapping[Label, str | int]) -> list[Row | None]:
-        """Return the rows in which a closing report is observed that adds nothing."""
+    def _rows_of_closing(
+        self, labels: Mapping[Label, str | int], start_ms: int
+    ) -> list[Row | None]:
+        """Return the rows in which a closing report is observed that adds nothing.
+
+        ``start_ms`` is the start time of new rows.
+        """
         places = self._places(labels)
-        return [
+        rows = [
             self._row_of_closing(n, places)
             for n, view in enumerate(self.views)
             if any(
@@ -1323,6 +1391,10 @@ class Model:
                 for value in values_of(view)
             )
         ]
+        for row in rows:
+            if row is not None:
+                row.begin(start_ms)
+        return rows
 
     def _totals_of(self, flow: JSON) -> dict[Total, int]:
         totals = {total: total.of(flow) for total in self.totals}
@@ -1366,11 +1438,16 @@ class Model:
     # Names
 
     def relabel(
-        self, names: Names, keys: Iterable[str], uuids: Collection[str] | None = None
+        self,
+        names: Names,
+        keys: Iterable[str],
+        uuids: Collection[str] | None = None,
+        wall_ms: int = 0,
     ) -> None:
         """Move flows to the rows of their new labels after ``names`` have changed for ``keys``.
 
-        ``uuids`` are the flows of a slice; by default, all flows are in one slice.
+        ``uuids`` are the flows of a slice; by default, all flows are in one slice. New rows start
+        at the time ``wall_ms``.
         """
         keys = frozenset(keys)
         followers = self._followers()
@@ -1410,7 +1487,7 @@ class Model:
                     kept = None if n or place in self._rows[0] else self._kept.get(place)
                     row = flow.rows[n] = self._row(n, place)
                     if n == 0 and is_new:
-                        self._begin_connection(row, kept, None)
+                        self._begin_connection(row, kept, None, 0)
                         for number in followers:
                             wanted = places[number]
                             row.followers[number] = old[number]
@@ -1421,6 +1498,7 @@ class Model:
                     assert flow.rows[0] is not None
                     flow.rows[n] = flow.rows[0].followers.get(n)
                 if (row := flow.rows[n]) is not None:
+                    row.begin(wall_ms)
                     row.add({total: 0 for total in self.totals if total in flow.totals})
                     self._renew(row, flow.reported_s)
                     row.flows.append(flow)
@@ -1508,6 +1586,25 @@ class Model:
             family.name: {line for row in shown for line in self.lines(family, row)}
             for family in self.families
             if names is None or family.name in names
+        }
+
+    def starts(self, now: float) -> dict[str, int]:
+        """Return the start times of counters and histograms on a page at ``now``, by series.
+
+        The series of a histogram has the name of the family. Series with an unknown start time are
+        left out.
+        """
+        ends = {"counter": "", "histogram": "_count"}
+        return {
+            line.replace(family.name + ends[family.type], family.name, 1).rpartition(" ")[0]: (
+                row.start_ms
+            )
+            for row in self.shown(now)
+            if row.start_ms
+            for family in self.families
+            if family.type in ends
+            for line in self.lines(family, row)
+            if line.startswith(family.name + ends[family.type])
         }
 
     def label_values(self) -> dict[str, set[str]]:

@@ -600,6 +600,7 @@ def _build(
             enable_reload=get(schema.ENABLE_RELOAD),
             health_without_auth=get(schema.HEALTH_WITHOUT_AUTH),
             openmetrics=get(schema.OPENMETRICS),
+            start_timestamps=get(schema.START_TIMESTAMPS),
         ),
         logging=Logging(level=get(schema.LEVEL), format=get(schema.LOG_FORMAT)),
         notes=tuple(notes),

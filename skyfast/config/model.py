@@ -86,6 +86,7 @@ class Web:
     """Address and limits of the HTTP server.
 
     ``port`` 0 means any free port. An empty ``listen_address`` means all IPv4 and IPv6 addresses.
+    ``start_timestamps`` adds start times to pages in OpenMetrics 1.0.
     """
 
     listen_address: str
@@ -97,6 +98,7 @@ class Web:
     enable_reload: bool
     health_without_auth: bool
     openmetrics: bool
+    start_timestamps: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -342,6 +342,12 @@ NAMING: Key[Literal["compatible", "standard"]] = _key(
     "compatible",
     lambda c: c.export.naming,
 )
+START_TIMESTAMPS = _key(
+    "pipeline.store.prom_sky_con.start_timestamps",
+    to_boolean,
+    False,
+    lambda c: c.web.start_timestamps,
+)
 
 WEB_CONNECTIONS = _key(
     "web.max_connections", integer(1, MAX_SOCKETS), 256, lambda c: c.web.max_connections

@@ -33,7 +33,7 @@ import msgspec
 
 from skyfast.flows.fields import UNDECODABLE
 from skyfast.stats import CaptureStats
-from skyfast.text_format import MetricFamily, label_text
+from skyfast.text_format import MetricFamily, label_text, with_unknown_starts
 
 SILENCE_S: Final = 60.0
 """A capture expires after this time without a report; a point sends six reports in this time."""
@@ -231,8 +231,11 @@ class Captures:
             del self._captures[key]
         self._stats.captures = len(self._captures)
 
-    def page(self, now: float, openmetrics: bool = False) -> bytes:
-        """Return the metric families, or nothing if there are no captures."""
+    def page(self, now: float, openmetrics: int = 0, *, created: bool = False) -> bytes:
+        """Return the metric families, or nothing if there are no captures.
+
+        With OpenMetrics 1.0 and ``created``, counters have unknown start times.
+        """
         rows = [
             (label_text({"capture_id": capture_id}), _values(capture))
             for capture_id, capture in self._known(now)
@@ -243,7 +246,8 @@ class Captures:
         for index, family in enumerate(self._families):
             lines.append(family.head(openmetrics=openmetrics))
             lines.append(family.lines((labels, values[index]) for labels, values in rows))
-        return "".join(lines).encode()
+        page = "".join(lines).encode()
+        return with_unknown_starts(page) if openmetrics == 1 and created else page
 
     def first(self, count: int, now: float) -> list[CaptureReport]:
         """Return the first ``count`` captures, ordered by ID."""

@@ -45,7 +45,7 @@ Flow = Any
 class Updatable(Protocol):
     """The methods of the table that apply flows."""
 
-    def update(self, flows: list[Flow], now: float, start: int = 0) -> int: ...
+    def update(self, flows: list[Flow], now: float, start: int = 0, *, wall_ms: int = 0) -> int: ...
     @property
     def met_unknown_flow(self) -> bool: ...
     @property
@@ -141,7 +141,7 @@ class Ingest:
         analyzer.flows += len(flows)
         admitted = self._admitted(flows)
         self._data_age.observe(admitted, analyzer)
-        done = self._table.update(admitted, self._now())
+        done = self._update(admitted)
         self._finish(admitted if done == len(admitted) else admitted[:done], data, analyzer)
         if done < len(admitted):
             self._decode_fully(bytes(data), _position(admitted[done], flows), analyzer)
@@ -154,7 +154,7 @@ class Ingest:
         admitted = self._admitted(flows)
         self._data_age.observe(admitted, analyzer)
         sample = self._checker.before(admitted)
-        self._table.update(admitted, self._now())
+        self._update(admitted)
         self._checker.after(sample, analyzer)
         if self._capture_points is not None:
             self._capture_points.message(data, self._now())
@@ -178,7 +178,7 @@ class Ingest:
             raws = self._raw_list.decode(self._envelope.decode(data).Obj)
             flows = self._one_by_one(raws[position:])
         admitted = self._admitted.again(flows)
-        self._table.update(admitted, self._now())
+        self._update(admitted)
         self._finish(admitted, data, analyzer)
 
     def _recover(self, data: bytes, analyzer: AnalyzerStats) -> None:
@@ -206,8 +206,11 @@ class Ingest:
         analyzer.flows += len(raws)
         admitted = self._admitted(self._one_by_one(raws))
         self._data_age.observe(admitted, analyzer)
-        self._table.update(admitted, self._now())
+        self._update(admitted)
         self._finish(admitted, data, analyzer)
+
+    def _update(self, flows: list[Flow]) -> int:
+        return self._table.update(flows, self._now(), wall_ms=time.time_ns() // 1_000_000)
 
     def _drop(self, data: bytes, analyzer: AnalyzerStats, reason: str) -> None:
         """Count an unusable message, and log its first bytes at most once per interval."""

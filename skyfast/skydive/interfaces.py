@@ -7,15 +7,14 @@
 import heapq
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
 import msgspec
 
 from skyfast.skydive.topology_nodes import Answer, Counters, Node
 from skyfast.stats import INTERFACE_SKIPS, TopologyStats
-from skyfast.text_format import MetricFamily, label_text
+from skyfast.text_format import MetricFamily, label_text, with_unknown_starts
 
 MAX_INTERFACES: Final = 20_000
 """Maximum number of interfaces; further interfaces are counted as ``too_many``."""
@@ -119,16 +118,23 @@ class _Page:
     names: Mapping[str, InterfaceName]
     """By ``node_tid``."""
     leaves_at: float
+    _openmetrics: dict[tuple[int, bool], bytes] = field(default_factory=dict)
 
-    @cached_property
-    def openmetrics(self) -> bytes:
-        """The page in OpenMetrics format, rendered on first use."""
-        text = memoryview(self.text)
-        return b"".join(
-            part
-            for family, samples in self.families
-            for part in (family.head(openmetrics=True).encode(), text[samples])
-        )
+    def in_openmetrics(self, version: int, *, created: bool) -> bytes:
+        """Return the page in a version of OpenMetrics, which is rendered on first use.
+
+        In OpenMetrics 1.0, ``created`` adds unknown start times.
+        """
+        key = version, version == 1 and created
+        if key not in self._openmetrics:
+            text = memoryview(self.text)
+            page = b"".join(
+                part
+                for family, samples in self.families
+                for part in (family.head(openmetrics=version).encode(), text[samples])
+            )
+            self._openmetrics[key] = with_unknown_starts(page) if key[1] else page
+        return self._openmetrics[key]
 
 
 _NOTHING: Final = _Page(b"", (), (), {}, 0.0)
@@ -192,16 +198,17 @@ class Interfaces:
                 self._page = _NOTHING
                 self._stats.interfaces = 0
 
-    def page(self, now: float, openmetrics: bool = False) -> bytes:
+    def page(self, now: float, openmetrics: int = 0, *, created: bool = False) -> bytes:
         """Return the metric families, or nothing if there are no interfaces.
 
-        The format is text format 0.0.4, or OpenMetrics without ``# EOF``, which requires standard
-        names.
+        The format is text format 0.0.4, or OpenMetrics without ``# EOF``. OpenMetrics 1.0 requires
+        standard names. With ``created``, its counters have unknown start times, because the devices
+        do not tell when their counters were 0.
         """
         page = self._page
         if now >= page.leaves_at:
             return b""
-        return page.openmetrics if openmetrics else page.text
+        return page.in_openmetrics(openmetrics, created=created) if openmetrics else page.text
 
     def busiest(self, now: float) -> tuple[Interface, ...]:
         """Return the `MAX_BUSIEST` interfaces with the most traffic in bytes, in order."""

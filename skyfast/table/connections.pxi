@@ -95,6 +95,7 @@ cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept
     for i in range(view.counters):
         if table.optional[view.sources[i]]:
             sums[i] = ABSENT
+    start_of(view, row)[0] = NO_START
     memcpy(cells_of(view, row), key.cells, 4 * view.columns)
     retain_cells(table, key.cells, view.columns)
     index_add(&view.rows, number)

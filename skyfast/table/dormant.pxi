@@ -197,20 +197,24 @@ cdef int wake_labelled(TableState *table, const Report *report, uint32_t convers
     cdef Labels labels
     cdef RowKey key
     cdef Targets targets
-    cdef uint32_t number
+    cdef uint32_t number, kept
     cdef int done
     if not intern_labels(table, report.cells, &labels):
         return APPLY_NO_MEMORY
     row_key(table, first, labels.cells, &key)
     number = find_row(first, &key)
+    kept = 0 if number else find_kept(table, key.cells)
     if report.finish == CLOSING and report.repeats:
-        done = wake_ended(table, report, &labels, &key, number, conversation, deltas, change)
+        done = wake_ended(table, report, &labels, number, kept, conversation, deltas, change)
     elif number == 0 and is_full(table, first):
         done = wake_when_full(table, report, &labels, conversation, deltas, change)
+    elif (number == 0 and kept == 0 and first.identifies_connection
+            and report.worth == WORTH_UNREAD):
+        table.met_unknown = True        # the next message is likely to need the start, too
+        done = APPLY_STOP
     elif find_all_targets(table, report, &labels, number, &conversation, &targets):
         unlink_dormant(table, report.flow)
-        make_live(table, report.flow, report, &labels, &targets, conversation,
-                  find_kept(table, key.cells) if targets.created[0] else 0, deltas)
+        make_live(table, report.flow, report, &labels, &targets, conversation, kept, deltas)
         update_totals(table, flow_at(table, report.flow), report, change)
         evict_surplus(table)
         done = SKIP_NONE
@@ -221,14 +225,14 @@ cdef int wake_labelled(TableState *table, const Report *report, uint32_t convers
 
 
 cdef int wake_ended(TableState *table, const Report *report, const Labels *labels,
-                    const RowKey *key, uint32_t number, uint32_t conversation,
+                    uint32_t number, uint32_t kept, uint32_t conversation,
                     const int64_t *deltas, int change) noexcept nogil:
     # Apply the closing report of a dormant flow. The report has new totals.
-    cdef uint32_t kept = 0 if number else find_kept(table, key.cells)
     cdef uint32_t before = conversation
     if not own_conversation(table, report, &conversation):
         return APPLY_NO_MEMORY
-    if not credit(table, report, report.flow, labels, number, kept, deltas, False):
+    if not credit(table, report, report.flow, labels, number, kept, deltas, False,
+                  start_of_deltas(table, flow_at(table, report.flow))):
         disown_conversation(table, conversation, before)
         return APPLY_NO_MEMORY
     supersede(table, before, conversation)
@@ -248,7 +252,8 @@ cdef int wake_when_full(TableState *table, const Report *report, const Labels *l
     if table.overflows:
         if not own_conversation(table, report, &conversation):
             return APPLY_NO_MEMORY
-        if add_to_overflow(table, report, labels, deltas, False) == APPLY_NO_MEMORY:
+        if add_to_overflow(table, report, labels, deltas, False,
+                           start_of_deltas(table, flow_at(table, report.flow))) == APPLY_NO_MEMORY:
             disown_conversation(table, conversation, before)
             return APPLY_NO_MEMORY
         supersede(table, before, conversation)
@@ -274,7 +279,8 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
         return APPLY_NO_MEMORY
-    if not credit(table, report, row, labels, number, kept, report.values, True):
+    if not credit(table, report, row, labels, number, kept, report.values, True,
+                  start_of_report(table, report, True)):
         remove_flow(table, row)
         return APPLY_NO_MEMORY
     evict_surplus(table)
@@ -284,12 +290,12 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
 
 
 cdef bint credit(TableState *table, const Report *report, uint32_t flow, const Labels *labels,
-                 uint32_t number, uint32_t kept, const int64_t *deltas,
-                 bint is_new) noexcept nogil:
+                 uint32_t number, uint32_t kept, const int64_t *deltas, bint is_new,
+                 int64_t start_ms) noexcept nogil:
     # Add `deltas` to all rows of the flow in row `flow` without making it live: no row is created
     # in the first view. `number` is the flow's row in the first view, or 0. `kept` is the dormant
     # row with the counters of that row, or 0. `is_new` is whether the report counts as a new flow.
-    # False if out of memory.
+    # `start_ms` is the start time of new rows and of a new dormant row. False if out of memory.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
@@ -300,6 +306,7 @@ cdef bint credit(TableState *table, const Report *report, uint32_t flow, const L
         kept = add_kept(table, key.cells, <uint32_t>floor(table.now))
         if kept == 0:
             return False
+        flow_at(table, kept).last_ms = pack_kept(0, start_ms)
         for i in range(table.counters):
             totals_of(flow_at(table, kept))[i] = ABSENT if table.optional[i] else 0
     # If out of memory, an empty row remains, which is harmless.
@@ -311,6 +318,7 @@ cdef bint credit(TableState *table, const Report *report, uint32_t flow, const L
             continue
         if targets.created[i]:
             file_row(view, targets.rows[i], view.deadline_s)
+        set_start(view, connection_at(view, targets.rows[i]), start_ms)
         add_deltas(table, view, connection_at(view, targets.rows[i]), deltas, report.values)
         if is_new:
             count_new_flow(view, connection_at(view, targets.rows[i]))
@@ -322,7 +330,7 @@ cdef bint credit(TableState *table, const Report *report, uint32_t flow, const L
             count_new_flow(first, connection_at(first, number))
     elif kept:
         if is_new:
-            add(&flow_at(table, kept).last_ms, 1)
+            add_kept_flow(flow_at(table, kept))
         for i in range(first.counters):
             add(&totals_of(flow_at(table, kept))[first.sources[i]], deltas[first.sources[i]])
     return True
@@ -375,7 +383,8 @@ cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noex
     for i in range(first.counters):
         sums[i] = totals[first.sources[i]]
     if first.counts_new_flows:
-        new_flows_of(first, row)[0] = flow_at(table, number).last_ms
+        new_flows_of(first, row)[0] = kept_new_flows(flow_at(table, number))
+    start_of(first, row)[0] = kept_start(flow_at(table, number))
     forget_flow(table, number)
 
 
@@ -399,6 +408,7 @@ cdef void keep_counters(TableState *table, Flow *flow, Connection *row,
     if number:
         for i in range(first.counters):
             totals_of(flow_at(table, number))[first.sources[i]] = sums[i]
-        if first.counts_new_flows:
-            flow_at(table, number).last_ms = new_flows_of(first, row)[0]
+        flow_at(table, number).last_ms = pack_kept(
+            new_flows_of(first, row)[0] if first.counts_new_flows else 0, start_of(first, row)[0]
+        )
         evict_surplus(table)

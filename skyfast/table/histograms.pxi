@@ -134,7 +134,8 @@ cdef bint observe_dormant(TableState *table, const Report *report) noexcept nogi
             return True
     if not intern_labels(table, report.cells, &labels):
         return False
-    done = observe_by_labels(table, report.flow, report, &labels, IGNORE_FIRST)
+    done = observe_by_labels(table, report.flow, report, &labels, IGNORE_FIRST,
+                             start_of_deltas(table, flow))
     release_interned(table, &labels)
     return done
 
@@ -154,7 +155,8 @@ cdef int observe_ended(TableState *table, const Report *report) noexcept nogil:
         return APPLY_NO_MEMORY
     if not full:
         row = add_unknown_flow(table, report)
-    done = (full or row) and observe_by_labels(table, row, report, &labels, FIRST_IS_OLD)
+    done = (full or row) and observe_by_labels(table, row, report, &labels, FIRST_IS_OLD,
+                                               start_of_report(table, report, True))
     release_interned(table, &labels)
     if not done:
         if row:
@@ -168,10 +170,10 @@ cdef int observe_ended(TableState *table, const Report *report) noexcept nogil:
 
 
 cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *report,
-                            const Labels *labels, int first) noexcept nogil:
+                            const Labels *labels, int first, int64_t start_ms) noexcept nogil:
     # Observe a closing report in the rows of its labels, which are created if necessary. `flow` is
-    # the row of its flow, or 0 if the table does not keep the flow. If out of memory, change
-    # nothing and return False.
+    # the row of its flow, or 0 if the table does not keep the flow. `start_ms` is the start time of
+    # new rows. If out of memory, change nothing and return False.
     cdef uint32_t rows[MAX_VIEWS]
     cdef bint created[MAX_VIEWS]
     cdef RowKey key
@@ -200,6 +202,7 @@ cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *repo
         if created[i]:
             file_row(view, rows[i], view.deadline_s)
         if rows[i]:
+            set_start(view, connection_at(view, rows[i]), start_ms)
             table.overflowed |= rows[i] == view.other
     observe_in(table, flow, report, rows, first)
     return True
@@ -290,12 +293,15 @@ cdef size_t prepare_histogram_text(Family *family, declared, uint32_t histogram,
     literal_init(&text.bucket, declared.name + "_bucket{")
     literal_init(&text.sum, f"{declared.name}_sum{start}")
     literal_init(&text.count, f"{declared.name}_count{start}")
+    literal_init(&text.created, f"{declared.name}_created{start}")
+    literal_init(&text.name, declared.name + start)
     literal_init(&text.end, "} " if labelled else " ")
     texts = [*declared.values[0].bound_texts, "+Inf"]
     for i, bound in enumerate(texts):
         literal_init(&text.bounds[i], ("," if labelled else "") + f'le="{bound}"}} ')
+        literal_init(&text.limits[i], ("," if i else "") + f"{bound}:")
         name_bytes = max(name_bytes, len(declared.name.encode()) + 10 + text.bounds[i].length)
-    return (len(texts) + 2) * (line + 2 * name_bytes)
+    return (len(texts) + 3) * (line + 2 * name_bytes)
 
 
 cdef void free_histogram_text(HistogramText *text) noexcept nogil:
@@ -305,9 +311,12 @@ cdef void free_histogram_text(HistogramText *text) noexcept nogil:
     free(text.bucket.text)
     free(text.sum.text)
     free(text.count.text)
+    free(text.created.text)
+    free(text.name.text)
     free(text.end.text)
     for i in range(MAX_BOUNDS + 1):
         free(text.bounds[i].text)
+        free(text.limits[i].text)
     free(text)
 
 
@@ -315,11 +324,15 @@ cdef void free_histogram_text(HistogramText *text) noexcept nogil:
 # Rendering
 
 cdef char *render_histograms(const TableState *table, const Family *family, const View *view,
-                             Connection *row, char *out) noexcept nogil:
-    # The histograms of a row in one family, one per side.
+                             Connection *row, int starts, char *out) noexcept nogil:
+    # The histograms of a row in one family, one per side. `starts` is how the page shows start
+    # times.
     cdef uint32_t side
     for side in range(family.sides):
-        out = render_histogram(table, family, view, row, side, out)
+        if starts == START_INLINE:
+            out = render_composite(table, family, view, row, side, out)
+        else:
+            out = render_histogram(table, family, view, row, side, starts, out)
     return out
 
 
@@ -329,7 +342,8 @@ cdef inline uint32_t histogram_lines(const Family *family, const View *view) noe
 
 
 cdef char *render_histogram(const TableState *table, const Family *family, const View *view,
-                            Connection *row, uint32_t side, char *out) noexcept nogil:
+                            Connection *row, uint32_t side, int starts,
+                            char *out) noexcept nogil:
     # The labels are written once: the other lines contain a copy.
     cdef const Histogram *histogram = &view.histograms[family.histogram + side]
     cdef const HistogramText *text = family.text
@@ -347,14 +361,55 @@ cdef char *render_histogram(const TableState *table, const Family *family, const
         total += counts[i]
         out = put(out, text.bounds[i].text, text.bounds[i].length)
         out = put_value(out, total, 0)
-    out = put(out, text.sum.text, text.sum.length)
-    out = put_copy(out, labels, length)
-    out = put(out, text.end.text, text.end.length)
+    out = put_sample(&text.sum, text, labels, length, out)
     out = put_value(out, counts[histogram.bounds + 1], family.decimals)
-    out = put(out, text.count.text, text.count.length)
-    out = put_copy(out, labels, length)
+    out = put_sample(&text.count, text, labels, length, out)
+    out = put_value(out, total, 0)
+    if starts == START_AS_SAMPLE and start_of(view, row)[0] > 0:
+        out = put_sample(&text.created, text, labels, length, out)
+        out = put_value(out, start_of(view, row)[0], 3)
+    return out
+
+
+cdef char *render_composite(const TableState *table, const Family *family, const View *view,
+                            Connection *row, uint32_t side, char *out) noexcept nogil:
+    # A histogram in OpenMetrics 2.0: a single sample, with its start time.
+    cdef const Histogram *histogram = &view.histograms[family.histogram + side]
+    cdef const HistogramText *text = family.text
+    cdef const int64_t *counts = counts_of(histogram, row)
+    cdef uint64_t total = 0
+    cdef uint32_t i
+    for i in range(histogram.bounds + 1):
+        total += counts[i]
+    out = put(out, text.name.text, text.name.length)
+    out = put_labels(table, family, view, row, side, out)
     out = put(out, text.end.text, text.end.length)
-    return put_value(out, total, 0)
+    out = put_item(out, b"{count:", 7, total, 0)
+    out = put_item(out, b",sum:", 5, counts[histogram.bounds + 1], family.decimals)
+    out = put_copy(out, b",bucket:[", 9)
+    total = 0
+    for i in range(histogram.bounds + 1):
+        total += counts[i]
+        out = put_item(out, text.limits[i].text, text.limits[i].length, total, 0)
+    out = put_copy(out, b"]}", 2)
+    if start_of(view, row)[0] > 0:
+        out = put_item(out, b" st@", 4, start_of(view, row)[0], 3)
+    return put_copy(out, b"\n", 1)
+
+
+cdef inline char *put_sample(const Literal *start, const HistogramText *text, const char *labels,
+                             uint32_t length, char *out) noexcept nogil:
+    # A line with a copy of the labels, up to its value.
+    out = put(out, start.text, start.length)
+    out = put_copy(out, labels, length)
+    return put(out, text.end.text, text.end.length)
+
+
+cdef inline char *put_item(char *out, const char *before, uint32_t length, int64_t value,
+                           uint32_t decimals) noexcept nogil:
+    # Text and a number, without the end of the line that `put_value` writes.
+    out = put_copy(out, before, length)
+    return put_value(out, value, decimals) - 1
 
 
 cdef inline char *put_labels(const TableState *table, const Family *family, const View *view,

@@ -82,8 +82,9 @@ cdef void state_destroy(TableState *table) noexcept nogil:
         free(family.literals)
         free(family.second.text)
         free_histogram_text(family.text)
-        free(family.heads[0])
-        free(family.heads[1])
+        free(family.created.text)
+        for j in range(3):
+            free(family.heads[j])
     for i in range(table.view_count):
         rows_destroy(&table.views[i].rows)
         free(table.views[i].wheel.slots)
@@ -409,7 +410,8 @@ cdef int prepare_views(TableState *table, plan) except -1:
         view.values_offset = sizeof(Connection)
         if i == 0 and connection_links > 1:
             view.values_offset = (sizeof(Connection) + 4 * (connection_links - 1) + 7) & ~7
-        view.cells_offset = view.values_offset + 8 * (view.values + view.counts_new_flows)
+        view.start_offset = view.values_offset + 8 * (view.values + view.counts_new_flows)
+        view.cells_offset = view.start_offset + sizeof(int64_t)
         view.cells_offset += place_histograms(view, view.cells_offset)
         if not rows_init(&view.rows, &table.arena, (view.cells_offset + 4 * view.columns + 7) & ~7):
             raise MemoryError
@@ -483,6 +485,7 @@ cdef size_t prepare_family(Family *family, const View *view, declared, planned, 
     cdef uint32_t j, k
     cdef size_t fixed, longest = 0
     cdef bytes head
+    cdef bytes name = declared.name.encode()
     values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
     family.sides = len(declared.values)
     if not 1 <= family.sides <= (1 if planned.direction is None else 2):
@@ -496,8 +499,11 @@ cdef size_t prepare_family(Family *family, const View *view, declared, planned, 
     family.decimals = declared.decimals
     if family.decimals > MAX_DECIMALS:
         raise ValueError(f"{declared.name} has more decimals than a value has digits")
-    for j in range(2):
-        head = declared.head(openmetrics=j == 1).encode()
+    family.is_counter = declared.type == "counter"
+    family.name_length = len(name)
+    literal_init(&family.created, declared.openmetrics_name + "_created")
+    for j in range(3):
+        head = declared.head(openmetrics=j).encode()
         family.heads[j] = <char *>allocate(len(head))
         family.head_lengths[j] = len(head)
         memcpy(family.heads[j], PyBytes_AS_STRING(head), len(head))
@@ -515,6 +521,8 @@ cdef size_t prepare_family(Family *family, const View *view, declared, planned, 
     if is_histogram:
         labelled = bool(names) or planned.direction is not None
         fixed = prepare_histogram_text(family, declared, histogram, labelled, fixed)
+    if family.is_counter:               # each line can have another line with the start time
+        fixed = 2 * (fixed + family.created.length + 1)
     return max(longest, fixed)
 
 

@@ -53,7 +53,7 @@ cdef int apply_overflow(TableState *table, Report *report, const Labels *labels)
     done = add_to_overflow(
         table, report, labels,
         report.values if report.worth == WORTH_TOTAL else report.last_update,
-        report.worth == WORTH_TOTAL,
+        report.worth == WORTH_TOTAL, start_of_report(table, report, report.worth == WORTH_TOTAL),
     )
     if done == SKIP_TABLE_FULL:
         table.horizon_s = max(table.horizon_s, table.now)
@@ -61,8 +61,8 @@ cdef int apply_overflow(TableState *table, Report *report, const Labels *labels)
 
 
 cdef int add_to_overflow(TableState *table, const Report *report, const Labels *labels,
-                         const int64_t *deltas, bint is_new) noexcept nogil:
-    # `is_new` is whether the report counts as a new flow.
+                         const int64_t *deltas, bint is_new, int64_t start_ms) noexcept nogil:
+    # `is_new` is whether the report counts as a new flow. `start_ms` is the start time of new rows.
     cdef View *view
     cdef uint32_t rows[MAX_VIEWS]
     cdef uint32_t i
@@ -82,6 +82,7 @@ cdef int add_to_overflow(TableState *table, const Report *report, const Labels *
     table.overflow_reports += 1
     for i in range(table.view_count):
         view = &table.views[i]
+        set_start(view, connection_at(view, rows[i]), start_ms)
         add_deltas(table, view, connection_at(view, rows[i]), deltas, report.values)
         if is_new:
             count_new_flow(view, connection_at(view, rows[i]))

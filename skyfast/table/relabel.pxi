@@ -606,6 +606,7 @@ cdef void count_flow(const TableState *table, const View *view, uint32_t number,
     cdef Connection *row = connection_at(view, number)
     cdef int64_t *sums = values_of(view, row)
     cdef uint32_t i
+    set_start(view, row, table.wall_ms)
     row.flows += 1
     row.deadline_s = max(row.deadline_s, due_s(table, view, flow))
     for i in range(view.counters):

@@ -13,6 +13,7 @@ cdef struct Cursor:
     uint32_t row                # 0: the family's head is next
     uint32_t page_seq           # rows created from this number on are not on the page
     uint32_t head               # index in `Family.heads`
+    int starts                  # how start times are shown: START_HIDDEN, ...
     uint32_t part, parts        # index and number of parts; 0 of 1 is the whole page
     # Rows of one view that the page shows, from index 1 on; the page owns this array. Used if there
     # are several parts, or if the view has bounds. Allocated if any view needs it.
@@ -61,7 +62,7 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out,
         pthread_mutex_lock(&table.lock)
         if not is_listed:
             end = table.views[family.view].rows.fresh
-            out = render_rows(table, cursor, family, &cursor.row, end, out, limit)
+            out = render_in_format(table, cursor, family, &cursor.row, end, out, limit)
         else:
             end = cursor.listed_end
             out = render_listed(table, cursor, family, out, limit)
@@ -75,7 +76,7 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out,
 cdef char *render_rows(const TableState *table, const Cursor *cursor, const Family *family,
                        uint32_t *next_row, uint32_t end, char *out,
                        const char *limit) noexcept nogil:
-    # The rows before `end`, at most RENDER_ROWS of them.
+    # The rows before `end`, at most RENDER_ROWS of them, without start times. Not for histograms.
     cdef const View *view = &table.views[family.view]
     cdef const Rows *rows = &view.rows
     cdef uint32_t row = next_row[0]
@@ -88,12 +89,16 @@ cdef char *render_rows(const TableState *table, const Cursor *cursor, const Fami
         if row + AHEAD < end:
             prefetch_strings(table, view, <Connection *>row_at(rows, row + AHEAD))
         connection = <Connection *>row_at(rows, row)
-        if (connection.deadline_s > cursor.now_s
-                and created_before(connection.created_seq, cursor.page_seq)):
+        if is_on_page(cursor, connection):
             out = render_connection(table, family, view, connection, out)
         row += 1
     next_row[0] = row
     return out
+
+
+cdef inline bint is_on_page(const Cursor *cursor, const Connection *row) noexcept nogil:
+    return (row.deadline_s > cursor.now_s
+            and created_before(row.created_seq, cursor.page_seq))
 
 
 cdef inline void prefetch_strings(const TableState *table, const View *view,
@@ -127,8 +132,6 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
     cdef char *first
     cdef uint32_t i
     cdef Py_ssize_t before, after
-    if unlikely(family.text != NULL):
-        return render_histograms(table, family, view, row, out)
     if family.sides == 2:
         second = series_value(family, view, row, 1)
     if value <= family.absent and second <= family.absent:
@@ -157,6 +160,48 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
 
 
 # ---------------------------------------------------------------------------------------------
+# Histograms, and counters with start times. They have a loop of their own, so that all other pages
+# lose no time.
+
+cdef inline char *render_in_format(const TableState *table, const Cursor *cursor,
+                                   const Family *family, uint32_t *next_row, uint32_t end,
+                                   char *out, const char *limit) noexcept nogil:
+    # The rows before `end`, at most RENDER_ROWS of them, in the format of the page.
+    if family.text != NULL or (cursor.starts != START_HIDDEN and family.is_counter):
+        return render_rows_singly(table, cursor, family, next_row, end, out, limit)
+    return render_rows(table, cursor, family, next_row, end, out, limit)
+
+
+cdef char *render_rows_singly(const TableState *table, const Cursor *cursor, const Family *family,
+                              uint32_t *next_row, uint32_t end, char *out,
+                              const char *limit) noexcept nogil:
+    # Like `render_rows`, for histograms and for counters with start times.
+    cdef const View *view = &table.views[family.view]
+    cdef uint32_t row = next_row[0]
+    cdef uint32_t stop = min(end, row + RENDER_ROWS)
+    cdef Connection *connection
+    cdef char *lines
+    while row < stop and out < limit:
+        if row + 2 * AHEAD < end:
+            prefetch(row_at(&view.rows, row + 2 * AHEAD))
+            prefetch(row_at(&view.rows, row + 2 * AHEAD) + CACHE_LINE)
+        if row + AHEAD < end:
+            prefetch_strings(table, view, connection_at(view, row + AHEAD))
+        connection = connection_at(view, row)
+        if family.text != NULL:
+            if is_on_page(cursor, connection):
+                out = render_histograms(table, family, view, connection, cursor.starts, out)
+            row += 1
+            continue
+        lines = out
+        out = render_rows(table, cursor, family, &row, row + 1, out, limit)
+        if out != lines:
+            out = add_starts(family, start_of(view, connection)[0], cursor.starts, lines, out)
+    next_row[0] = row
+    return out
+
+
+# ---------------------------------------------------------------------------------------------
 # Parts: the rows of a page are divided by a hash of their label values.
 
 cdef char *render_listed(const TableState *table, Cursor *cursor, const Family *family, char *out,
@@ -175,7 +220,7 @@ cdef char *render_listed(const TableState *table, Cursor *cursor, const Family *
             end += 1
         if end - i < AHEAD:
             prefetch_listed(table, view, cursor, i, end)
-        out = render_rows(table, cursor, family, &row, first + end - i, out, limit)
+        out = render_in_format(table, cursor, family, &row, first + end - i, out, limit)
         i += row - first
     cursor.row = i
     return out

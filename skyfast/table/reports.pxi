@@ -431,14 +431,16 @@ cdef int read_marks(const TableState *table, PyObject *flow, const Reader *reade
     # last update, also set these deltas. If the fields do not show whether this is the first
     # report, these deltas are zero.
     cdef int64_t start, update_start, update_last
-    cdef bint invalid_start, invalid_update_start, invalid_last
+    cdef bint invalid_start = read_integer(value_of(flow, &reader.start, reader.slots), &start)
+    cdef bint invalid_update_start, invalid_last
     # If FinishType is invalid, this may be a closing report that repeats the previous report.
     cdef bint invalid_finish = report.leaves_out and report.leaves_out_marks >> MARK_FINISH & 1
     cdef uint32_t i
     report.worth = WORTH_TOTAL
+    report.start_ms = 0 if invalid_start else start
+    report.update_start_ms = 0
     if part(flow, &reader.update_start, reader.slots) == NULL and likely(not invalid_finish):
         return 0
-    invalid_start = read_integer(value_of(flow, &reader.start, reader.slots), &start)
     invalid_update_start = read_integer(
         value_of(flow, &reader.update_start, reader.slots), &update_start
     )
@@ -450,6 +452,8 @@ cdef int read_marks(const TableState *table, PyObject *flow, const Reader *reade
             leave_out_mark(report, MARK_UPDATE_START)
         if invalid_last:
             leave_out_mark(report, MARK_UPDATE_LAST)
+    if not invalid_update_start:
+        report.update_start_ms = update_start
     report.repeats = (report.finish == CLOSING
                       and (invalid_last or update_last != report.last_ms))
     if not invalid_start and not invalid_last and update_last >= start:

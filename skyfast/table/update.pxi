@@ -219,9 +219,8 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
         table.rejected += full and done == SKIP_TABLE_FULL
     elif report.repeats:
         done = add_ended_flow(table, report, &labels, number, kept)
-    elif (report.worth == WORTH_UNREAD or report.worth == WORTH_LAST_UPDATE_UNREAD) and (
+    elif report.worth == WORTH_UNREAD or report.worth == WORTH_LAST_UPDATE_UNREAD and (
         table.view_count > 1 or not counts_whole(table, first, creates and not kept)
-        or (table.counts_new_flows and report.worth == WORTH_UNREAD)
     ):
         done = APPLY_STOP
     else:
@@ -366,7 +365,9 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
     cdef const int64_t *added
     cdef View *view
     cdef uint32_t *links = links_of(table, flow)
+    cdef uint32_t dormant_s = flow.deadline_s
     cdef uint32_t i
+    cdef int64_t start_ms
     flow.connection = flow.connection & STRING_KEY | targets.rows[0]
     if report.finish == CLOSING:
         flow.connection |= ENDED
@@ -393,11 +394,14 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
         target.flows += 1
         if deltas != NULL:
             added = deltas
+            start_ms = start_of_deltas(table, flow)
         elif (report.worth == WORTH_TOTAL
                 or counts_whole(table, view, targets.created[i] and (i or not kept))):
             added = report.values
+            start_ms = start_of_report(table, report, True)
         else:
             added = report.last_update
+            start_ms = start_of_report(table, report, False)
         if i == 0 and targets.created[0]:
             if kept:
                 restore_kept(table, kept, target)
@@ -405,6 +409,8 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
                 target.flows |= BACK
                 add_to_counters(view, target, totals_of(flow))
                 count_new_flow(view, target)        # see `keep_counters`
+                start_ms = start_of_total(table, report, dormant_s)
+        set_start(view, target, start_ms)
         add_deltas(table, view, target, added, report.values)
     if unlikely(table.counts_new_flows) and deltas == NULL and report.worth == WORTH_TOTAL:
         for i in range(table.view_count):

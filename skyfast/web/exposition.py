@@ -44,7 +44,13 @@ TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 """The default format."""
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-"""The additional format, which is offered if all counters have standard names."""
+"""OpenMetrics 1.0, which is offered if all counters have standard names."""
+
+OPENMETRICS_2 = "application/openmetrics-text; version=2.0.0; charset=utf-8"
+"""OpenMetrics 2.0, which is offered to scrapers that ask for this version."""
+
+CONTENT_TYPES = (TEXT_FORMAT, OPENMETRICS, OPENMETRICS_2)
+"""The formats by the major version of OpenMetrics."""
 
 _END = b"# EOF\n"
 """The end of an OpenMetrics page; a page without this end is incomplete."""
@@ -66,8 +72,9 @@ class ExpositionTable(TableCounts, Protocol):
     def page(
         self,
         now: float,
-        openmetrics: bool = False,
+        openmetrics: int = 0,
         *,
+        created: bool = False,
         part: int = 0,
         parts: int = 1,
         names: Container[str] | None = None,
@@ -78,7 +85,7 @@ class ExpositionTable(TableCounts, Protocol):
 class RenderedPart(Protocol):
     """A part of the page that is rendered as a whole."""
 
-    def page(self, now: float, openmetrics: bool = False) -> bytes: ...
+    def page(self, now: float, openmetrics: int = 0, *, created: bool = False) -> bytes: ...
 
 
 class Part(Flag):
@@ -98,7 +105,8 @@ class ExpositionSource:
     ``cardinality`` belongs to the table's main view. ``views`` are the prefixes of the additional
     views. ``table_families`` are the names of the table's families in the order of the page. If
     ``interface_info`` is not None, it describes the capture points of flows, and a view has the
-    label ``node_tid``. OpenMetrics requires ``standard_names``.
+    label ``node_tid``. OpenMetrics 1.0 requires ``standard_names``; with ``start_timestamps``, it
+    has the start times of the table's counters. OpenMetrics 2.0 always has them.
     """
 
     table: ExpositionTable
@@ -109,6 +117,7 @@ class ExpositionSource:
     interfaces: RenderedPart
     captures: RenderedPart
     standard_names: bool
+    start_timestamps: bool
 
     @property
     def flow_families(self) -> tuple[str, ...]:
@@ -129,7 +138,7 @@ class Exposition:
         self._stats = stats
         self._now = now
 
-    async def self_page(self, *, openmetrics: bool = False) -> bytes:
+    async def self_page(self, *, openmetrics: int = 0) -> bytes:
         """Return the page of self metrics. Independent of the threads that render other pages."""
         return await asyncio.to_thread(b"".join, self._chunks(Part.SELF, openmetrics=openmetrics))
 
@@ -138,7 +147,7 @@ class Exposition:
         parts: Part,
         *,
         gzip: bool,
-        openmetrics: bool = False,
+        openmetrics: int = 0,
         query: FlowQuery = ALL_FLOWS,
     ) -> "Stream":
         """Start rendering ``parts`` in a thread, and return the stream of chunks.
@@ -148,7 +157,7 @@ class Exposition:
         return Stream(self._chunks(parts, openmetrics=openmetrics, query=query), gzip=gzip)
 
     def _chunks(
-        self, parts: Part, *, openmetrics: bool, query: FlowQuery = ALL_FLOWS
+        self, parts: Part, *, openmetrics: int, query: FlowQuery = ALL_FLOWS
     ) -> Iterator[bytes]:
         """Return an iterator that renders ``parts`` in any thread, from the current source."""
         source = self.source
@@ -171,7 +180,7 @@ def _chunks(
     counts: bytes,
     now: float,
     *,
-    openmetrics: bool,
+    openmetrics: int,
     query: FlowQuery,
 ) -> Iterator[bytes]:
     """Yield the page; ``counts`` are the self metrics rendered on the event loop."""
@@ -182,7 +191,7 @@ def _chunks(
         (Part.CAPTURES, source.captures),
     ):
         if part in parts:
-            text = rendered.page(now, openmetrics=openmetrics)
+            text = rendered.page(now, openmetrics=openmetrics, created=source.start_timestamps)
             for start in range(0, len(text), CHUNK_BYTES):
                 yield text[start : start + CHUNK_BYTES]
     if Part.SELF in parts:
@@ -199,10 +208,15 @@ def _chunks(
 
 
 def _flows(
-    source: ExpositionSource, query: FlowQuery, now: float, *, openmetrics: bool
+    source: ExpositionSource, query: FlowQuery, now: float, *, openmetrics: int
 ) -> Iterator[bytes]:
     page = source.table.page(
-        now, openmetrics=openmetrics, part=query.part, parts=query.parts, names=query.names
+        now,
+        openmetrics=openmetrics,
+        created=source.start_timestamps,
+        part=query.part,
+        parts=query.parts,
+        names=query.names,
     )
     info = source.interface_info
     # All info series are in the first part: one scan of the table finds the capture points of all

@@ -55,7 +55,7 @@ class InterfaceInfo:
         """The name of the family on the page."""
         return self._family.name
 
-    def render(self, node_tids: Sequence[str], *, openmetrics: bool = False) -> Iterator[bytes]:
+    def render(self, node_tids: Sequence[str], *, openmetrics: int = 0) -> Iterator[bytes]:
         """Yield the family with a series for each of ``node_tids``, which must be different.
 
         Yields nothing if ``node_tids`` is empty. Names are looked up for each chunk, and only once

@@ -20,6 +20,7 @@ _MEDIA_TYPE = re.compile(rf"{_NAME}/{_NAME}", re.IGNORECASE)
 _PARAMETER = re.compile(rf'({_NAME})=(?:({_NAME})|"([^"\\]*)")', re.IGNORECASE)
 
 _BY_NAME = 3
+_BY_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class _MediaRange:
 
 
 _OPENMETRICS = MediaType("application/openmetrics-text", "1.0.0")
+_OPENMETRICS_2 = MediaType("application/openmetrics-text", "2.0.0")
 _TEXT = MediaType("text/plain", "0.0.4")
 _JSON = MediaType("application/json")
 _HTML = MediaType("text/html")
@@ -126,9 +128,20 @@ def _weight(element: str) -> tuple[str, float] | None:
     return match and (match[1].lower(), float(match[2] or 1))
 
 
-def prefers_openmetrics(accept: str | None) -> bool:
-    """Choose between OpenMetrics 1.0 and the text format 0.0.4, as `prefers` does."""
-    return prefers(accept, _OPENMETRICS, default=_TEXT)
+def openmetrics_version(accept: str | None, *, with_first: bool) -> int:
+    """Choose between OpenMetrics 2.0, OpenMetrics 1.0 and the text format 0.0.4, as `prefers` does.
+
+    Returns the major version of OpenMetrics, or 0. OpenMetrics 2.0 is only chosen if the header
+    contains its version. OpenMetrics 1.0 is only chosen ``with_first``.
+    """
+    ranges = _media_ranges(accept)
+    precedence, weight = _preference(ranges, _OPENMETRICS_2)
+    others = (_OPENMETRICS, _TEXT) if with_first else (_TEXT,)
+    if precedence == _BY_VERSION and 0 < weight >= max(
+        _preference(ranges, other)[1] for other in others
+    ):
+        return 2
+    return int(with_first and prefers(accept, _OPENMETRICS, default=_TEXT))
 
 
 def prefers(accept: str | None, named: MediaType, *, default: MediaType) -> bool:
@@ -139,9 +152,13 @@ def prefers(accept: str | None, named: MediaType, *, default: MediaType) -> bool
     ``default``. Otherwise ``default`` is chosen, even if it is not acceptable. Invalid elements are
     ignored.
     """
-    ranges = list(filter(None, map(_media_range, (accept or "").split(","))))
+    ranges = _media_ranges(accept)
     precedence, weight = _preference(ranges, named)
     return precedence >= _BY_NAME and 0 < weight >= _preference(ranges, default)[1]
+
+
+def _media_ranges(accept: str | None) -> list[_MediaRange]:
+    return list(filter(None, map(_media_range, (accept or "").split(","))))
 
 
 def _preference(ranges: Iterable[_MediaRange], wanted: MediaType) -> tuple[int, float]:
@@ -159,7 +176,7 @@ def _preference(ranges: Iterable[_MediaRange], wanted: MediaType) -> tuple[int, 
 def _precedence(named: MediaType, wanted: MediaType) -> int:
     """Return how specifically a range matches ``wanted``; 0 if it does not match."""
     if named.name == wanted.name:
-        return {"": _BY_NAME, wanted.version: _BY_NAME + 1}.get(named.version, 0)
+        return {"": _BY_NAME, wanted.version: _BY_VERSION}.get(named.version, 0)
     return {f"{wanted.name.partition('/')[0]}/*": 2, "*/*": 1}.get(named.name, 0)
 
 

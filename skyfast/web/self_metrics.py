@@ -52,7 +52,7 @@ class _Metric:
     standard: MetricFamily
     samples: _Samples
 
-    def render(self, source: _Sources, *, standard_names: bool, openmetrics: bool) -> str:
+    def render(self, source: _Sources, *, standard_names: bool, openmetrics: int) -> str:
         """Return the family; "" if there are no samples."""
         samples = self.samples(source)
         if samples is None:
@@ -68,7 +68,7 @@ class _HistogramMetric:
     family: MetricFamily
     histograms: _Histograms
 
-    def render(self, source: _Sources, *, standard_names: bool, openmetrics: bool) -> str:
+    def render(self, source: _Sources, *, standard_names: bool, openmetrics: int) -> str:
         """Return the family, which has the same name in both naming schemes."""
         return self.family.render_histograms(self.histograms(source), openmetrics=openmetrics)
 
@@ -594,12 +594,13 @@ def render(
     *,
     views: Sequence[str] = (),
     standard_names: bool = False,
-    openmetrics: bool = False,
+    openmetrics: int = 0,
 ) -> bytes:
     """Return the families ``skyfast_*`` and ``process_*`` that need no scan of the table.
 
     ``views`` are the prefixes of all views except the main view, in the table's order. The format
-    is 0.0.4, or OpenMetrics 1.0 without ``# EOF``, which requires ``standard_names``. This takes
+    is 0.0.4, or OpenMetrics without ``# EOF``. OpenMetrics 1.0 requires ``standard_names``. There
+    are no start times, because some counters restart when a reload replaces the table. This takes
     well under a millisecond. The counters are read without a lock, so call this on the thread that
     writes them.
     """
@@ -615,9 +616,7 @@ def render(
     return "".join(parts).encode(errors="replace")
 
 
-def render_hidden(
-    hidden: Mapping[str, tuple[int, int] | None], *, openmetrics: bool = False
-) -> bytes:
+def render_hidden(hidden: Mapping[str, tuple[int, int] | None], *, openmetrics: int = 0) -> bytes:
     """Return the families ``skyfast_hidden_…``; nothing if no view has bounds.
 
     ``hidden`` has the hidden connections and their bytes by the prefix of the view, or None for
@@ -636,7 +635,7 @@ def render_hidden(
     return "".join(families).encode(errors="replace")
 
 
-def render_label_values(values: Mapping[str, int], *, openmetrics: bool = False) -> bytes:
+def render_label_values(values: Mapping[str, int], *, openmetrics: int = 0) -> bytes:
     """Return the family ``skyfast_label_values``."""
     samples = [({"label": label}, count) for label, count in values.items()]
     return _LABEL_VALUES.render(samples, openmetrics=openmetrics).encode(errors="replace")

@@ -38,7 +38,7 @@ from skyfast.web.connections import (
     connection_of,
     make_manager,
 )
-from skyfast.web.exposition import OPENMETRICS, TEXT_FORMAT, Exposition, Part
+from skyfast.web.exposition import CONTENT_TYPES, Exposition, Part
 from skyfast.web.flow_query import ALL_FLOWS, FlowQuery, FlowQueryError
 from skyfast.web.listen import AS_CONFIGURED, Listen, ListenError, bound, configured
 from skyfast.web.responses import (
@@ -47,7 +47,7 @@ from skyfast.web.responses import (
     header_value,
     html_response,
     json_response,
-    prefers_openmetrics,
+    openmetrics_version,
     response_headers,
     text_response,
     wants_json,
@@ -403,14 +403,17 @@ class WebServer:
     async def _page(
         self, request: web.BaseRequest, part: Part, query: FlowQuery = ALL_FLOWS
     ) -> web.StreamResponse:
-        openmetrics = False
+        openmetrics = 0
         vary: str = hdrs.ACCEPT_ENCODING
-        if self._exposition.source.standard_names and self._limits.openmetrics:
-            openmetrics = prefers_openmetrics(header_value(request, hdrs.ACCEPT))
+        if self._limits.openmetrics:
+            openmetrics = openmetrics_version(
+                header_value(request, hdrs.ACCEPT),
+                with_first=self._exposition.source.standard_names,
+            )
             vary = f"{hdrs.ACCEPT}, {hdrs.ACCEPT_ENCODING}"
         headers = response_headers(
             {
-                hdrs.CONTENT_TYPE: OPENMETRICS if openmetrics else TEXT_FORMAT,
+                hdrs.CONTENT_TYPE: CONTENT_TYPES[openmetrics],
                 hdrs.VARY: vary,
                 **self._configured_headers(),
             }
@@ -476,7 +479,7 @@ class WebServer:
         page = self._exposition.stream(
             part,
             gzip=hdrs.CONTENT_ENCODING in response.headers,
-            openmetrics=response.headers[hdrs.CONTENT_TYPE] == OPENMETRICS,
+            openmetrics=CONTENT_TYPES.index(response.headers[hdrs.CONTENT_TYPE]),
             query=query,
         )
         try:

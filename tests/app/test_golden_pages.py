@@ -35,13 +35,15 @@ from tests.model import (
     interface_page,
     read_page,
 )
+from tests.support import openmetrics_2
 from tests.support.analyzer import Answer, FakeAnalyzer
 from tests.support.golden import golden_lines, recorded
 from tests.support.model_specs import CONFIGURATIONS, DEFAULT, ONE, TOPOLOGY, TWO, Configuration
 from tests.support.paths import DATA, ROOT, TESTS
 from tests.support.process import PROBLEM, running
 from tests.support.prometheus import lint, needs_promtool
-from tests.support.web_fixtures import PROMETHEUS
+from tests.support.table_adapter import read_created, read_inline_starts, without_start
+from tests.support.web_fixtures import PROMETHEUS, PROMETHEUS_OPENMETRICS_2
 
 GOLDEN = TESTS / "golden"
 BUILD = ROOT / "build" / "golden"
@@ -52,6 +54,8 @@ REPLAYS = {
 }
 PARTS = 3
 PART_PATHS = [f"/metrics/flows?part={part}/{PARTS}" for part in range(PARTS)]
+WITH_START_TIMESTAMPS = "standard"
+"""The replay with start timestamps in OpenMetrics 1.0."""
 CONNECTIONS = {"one-analyzer": 831, "two-analyzers": 530}
 
 # Metrics whose names break the conventions: counters without _total, and a metric whose unit is not
@@ -73,6 +77,8 @@ def settings(name, urls):
     pipeline["subscriber"] = {"urls": urls}
     store = pipeline.setdefault("store", {}).setdefault("prom_sky_con", {})
     store |= {"listen_address": "127.0.0.1", "port": 0, "connection_timeout": 600}
+    if name == WITH_START_TIMESTAMPS:
+        store["start_timestamps"] = True
     return yaml.safe_dump(tree)
 
 
@@ -82,6 +88,7 @@ class Replay:
 
     ``prometheus_page`` is ``page`` in the format that Prometheus requests. ``flow_parts`` has the
     parts of ``flow_page``, and ``prometheus_parts`` has the same parts in Prometheus's format.
+    ``openmetrics_2_page`` is ``page`` in OpenMetrics 2.0.
     """
 
     model: Model
@@ -92,6 +99,7 @@ class Replay:
     prometheus_parts: list[bytes]
     interface_page: bytes
     prometheus_page: bytes
+    openmetrics_2_page: bytes
     metrics: dict[str, float]
 
     @property
@@ -171,6 +179,7 @@ async def replay(name, directory):
             ],
             interface_page=await skyfast.get("/metrics/interfaces"),
             prometheus_page=await skyfast.get("/metrics", accept=PROMETHEUS["2.42"]),
+            openmetrics_2_page=await skyfast.get("/metrics", accept=PROMETHEUS_OPENMETRICS_2),
             metrics=metrics,
         )
 
@@ -290,6 +299,7 @@ def test_parsers_read_the_parts(replayed):
             for page in result.prometheus_parts
             for family in text_string_to_openmetrics_families(page.decode())
             for sample in family.samples
+            if not sample.name.endswith("_created")
         }
         assert values == expected
 
@@ -319,6 +329,70 @@ def test_openmetrics_parser_reads_the_same_values(replayed):
         if sample.name in result.names
     }
     assert values == result.samples
+
+
+def test_openmetrics_1_has_start_timestamps_if_configured(replayed):
+    name, result = replayed
+    created = read_created(result.prometheus_page.decode())
+    if name != WITH_START_TIMESTAMPS:
+        assert not created
+        return
+    known = {series: start_ms for series, start_ms in created.items() if start_ms}
+    assert known == result.model.starts(0)
+    assert known.keys() == {
+        line.rpartition(" ")[0]
+        for family in result.model.families
+        if family.type == "counter"
+        for line in result.model.page(0)[family.name]
+    }
+    # The start times of interfaces and captures are unknown.
+    prefixes = {series.split("_")[1] for series in created.keys() - known.keys()}
+    assert prefixes == {"interface", "capture"}
+    check_flow_families(f"{name}-openmetrics-1", result.prometheus_page, "# HELP", result)
+
+
+def test_openmetrics_2_has_the_same_values_and_start_timestamps(replayed):
+    name, result = replayed
+    page = result.openmetrics_2_page.decode()
+    families = openmetrics_2.families_of(page)
+    lines = (
+        line.rpartition(" ")
+        for family in families.values()
+        for series, (value, _) in family.samples.items()
+        for line in without_start(f"{series} {value}")
+    )
+    values = {series: float(value) for series, _, value in lines}
+    assert {
+        series: value
+        for series, value in values.items()
+        if series.partition("{")[0] in result.names
+    } == result.samples
+    assert read_inline_starts(page) == result.model.starts(0)
+    # All families have the names and types of the text format, except info series.
+    types = {
+        family.name: family.metadata["TYPE"].replace("info", "gauge")
+        for family in families.values()
+    }
+    types_in_text = re.findall(r"^# TYPE (\w+) (\w+)$", result.page.decode(), re.MULTILINE)
+    assert types == dict(types_in_text)
+    if name in (WITH_START_TIMESTAMPS, "two-analyzers", "histograms"):
+        check_flow_families(f"{name}-openmetrics-2", result.openmetrics_2_page, "# TYPE", result)
+
+
+def check_flow_families(file, page, first, result):
+    """Compare the families of flows with a golden file. A family begins with the line ``first``."""
+    families = []
+    for line in page.decode().splitlines():
+        if line.startswith(first):
+            families.append(([], []))
+        families[-1][0 if line.startswith("#") else 1].append(line)
+    flows = families[: len(result.model.families)]
+    full_page = BUILD / f"{file}.txt"
+    full_page.parent.mkdir(parents=True, exist_ok=True)
+    full_page.write_bytes(page)
+    check_golden(
+        GOLDEN / f"{file}.txt", [(head, sorted(lines)) for head, lines in flows], full_page
+    )
 
 
 @needs_promtool

@@ -1139,6 +1139,28 @@ async def test_standard_naming_enables_openmetrics(tmp_path: Path, analyzer: Fak
         assert "text/plain" in (await content_type() or "")
 
 
+async def test_start_timestamps_can_be_enabled_without_a_new_table(
+    tmp_path: Path, analyzer: FakeAnalyzer
+) -> None:
+    keys = {**subscribing(analyzer), f"{STORE}.naming": "standard"}
+    async with operated(tmp_path, keys, quiet=False) as operator:
+        skyfast = operator.skyfast
+
+        async def created() -> dict[str, str]:
+            page = await skyfast.get("/metrics/flows", accept=PROMETHEUS["3"])
+            return samples(page.decode(), "skydive_connection_bytes_created")
+
+        await analyzer.subscriber()
+        await analyzer.send(message(flow(Start=1_700_000_000_123)))
+        await skyfast.until(lambda metrics: metrics["skyfast_connections"] == 1)
+        assert not await created()
+        await operator.reload({f"{STORE}.start_timestamps": True})
+        assert [*(await created()).values()] == ["1700000000.123"] * 2
+        await operator.reload({f"{STORE}.start_timestamps": None})
+        assert not await created()
+        assert (await skyfast.self_metrics())["skyfast_connections_created_total"] == 1
+
+
 async def test_interfaces_survive_a_change_of_their_interval(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:

@@ -155,6 +155,7 @@ def check_defaults(result: Config) -> None:
         enable_reload=False,
         health_without_auth=False,
         openmetrics=True,
+        start_timestamps=False,
     )
     assert result.logging == model.Logging(level="INFO", format="text")
 
@@ -325,6 +326,7 @@ def test_every_key_is_read(yaml_loader: str) -> None:
         enable_reload=True,
         health_without_auth=True,
         openmetrics=False,
+        start_timestamps=True,
     )
     assert result.notes == ()
 
@@ -1094,6 +1096,7 @@ def test_dump_has_the_structure_and_order_of_the_file() -> None:
         "overflow": "drop",
         "deduplicate": "none",
         "naming": "compatible",
+        "start_timestamps": False,
     }
     assert tree["pipeline"]["subscriber"]["urls"] == [DEFAULT_URL]
     assert loader.dump(good("go")) == loader.dump(parse(loader.dump(good("go"))))

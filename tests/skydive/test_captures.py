@@ -9,7 +9,9 @@ from prometheus_client.parser import text_string_to_metric_families as text_fami
 
 from skyfast.skydive.captures import MAX_CAPTURES, SILENCE_S, SLOT_S, SLOTS, Captures
 from skyfast.stats import CAPTURE_SKIPS, CaptureStats
+from tests.support import openmetrics_2
 from tests.support.paths import RECORDINGS
+from tests.support.table_adapter import read_created
 
 PERIOD_S = 10
 """Interval between an agent's reports about one capture point."""
@@ -245,6 +247,23 @@ def test_standard_naming_is_valid_openmetrics():
     }
     assert families["skydive_capture_packets_received"].samples[0].value == 1.5
     assert b"# TYPE skydive_capture_reports_total counter\n" in captures.page(0)
+
+
+def test_start_times_of_captures_are_unknown():
+    """OpenMetrics 1.0 shows them as 0; OpenMetrics 2.0 omits them."""
+    captures = make_captures("standard")
+    captures.message(report("c-1", FlowCount=1, FlowDropped=3), 0)
+    page = captures.page(0, 1, created=True).decode()
+    assert read_created(page) == {
+        f'skydive_capture_{name}_total{{capture_id="c-1"}}': 0
+        for name in ("flows_dropped", "kernel_flows_dropped", "reports")
+    }
+    list(openmetrics_families(page + "# EOF\n"))
+    families = openmetrics_2.families_of(captures.page(0, 2, created=True).decode() + "# EOF\n")
+    assert families["skydive_capture_flows_dropped_total"].samples == {
+        'skydive_capture_flows_dropped_total{capture_id="c-1"}': ("3", None)
+    }
+    assert families["skydive_capture_flows"].metadata["TYPE"] == "gauge"
 
 
 def test_page_is_consistent_while_captures_change():

@@ -197,9 +197,9 @@ def test_messages_of_new_flows_are_decoded_once() -> None:
     update = sink.table.update
 
     class Spy:
-        def update(self, flows: list[Any], now: float, start: int = 0) -> int:
+        def update(self, flows: list[Any], now: float, start: int = 0, *, wall_ms: int = 0) -> int:
             used.append(type(flows[0]).__name__)
-            return update(flows, now, start)
+            return update(flows, now, start, wall_ms=wall_ms)
 
         @property
         def met_unknown_flow(self) -> bool:

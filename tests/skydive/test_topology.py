@@ -28,10 +28,12 @@ from skyfast.skydive.topology import TopologyPoller
 from skyfast.skydive.topology_nodes import MalformedAnswerError, read
 from skyfast.skydive.topology_queries import NAMED_INTERFACES
 from skyfast.stats import TopologyStats
+from tests.support import openmetrics_2
 from tests.support.analyzer import Answer, FakeAnalyzer, Fault
 from tests.support.certificates import Authority
 from tests.support.configs import make_config
 from tests.support.paths import DATA, RECORDINGS
+from tests.support.table_adapter import read_created
 from tests.support.tasks import cancelled_afterwards, until
 
 RECORDED = (RECORDINGS / "topology.json").read_bytes()
@@ -264,6 +266,35 @@ def test_formats_only_differ_in_the_lines_that_declare_families():
     assert b"# TYPE skydive_interface_receive_bytes counter\n" in other
     assert b"# UNIT skydive_interface_receive_bytes bytes\n" in other
     assert b"# UNIT" not in text
+
+
+@pytest.mark.parametrize("naming", ["compatible", "standard"])
+def test_openmetrics_2_only_differs_in_the_lines_that_declare_families(naming):
+    topology = Fixture(naming=naming)
+    topology.update(node('"é"\n'), node("eth1", tid="t2"))
+    text, page = (topology.interfaces.page(0.0, version, created=True) for version in (0, 2))
+    families = openmetrics_2.families_of(f"{page.decode()}# EOF\n")
+    assert [line for line in page.split(b"\n") if not line.startswith(b"#")] == [
+        line for line in text.split(b"\n") if not line.startswith(b"#")
+    ]
+    assert {family.metadata["TYPE"] for family in families.values()} == {"counter"}
+    assert all(len(family.samples) == 2 for family in families.values())
+
+
+def test_start_times_of_interfaces_are_unknown():
+    """They are shown as 0, each directly after its counter."""
+    topology = Fixture(naming="standard")
+    topology.update(node("eth0"), node("eth1", tid="t2"))
+    plain, page = (topology.interfaces.page(0.0, 1, created=created) for created in (False, True))
+    lines = page.decode().splitlines()
+    created = [line for line in lines if "_created{" in line]
+    assert "\n".join(line for line in lines if line not in created) + "\n" == plain.decode()
+    assert len(created) == 2 * len(STANDARD)
+    assert {*read_created(page.decode()).values()} == {0}
+    for family in openmetrics.text_string_to_metric_families(page.decode() + "# EOF\n"):
+        total, time = family.samples[:2]
+        assert (total.name, time.name) == (f"{family.name}_total", f"{family.name}_created")
+        assert total.labels == time.labels
 
 
 @pytest.mark.parametrize("asked_for_openmetrics", [False, True])

@@ -1,8 +1,9 @@
-"""Runs Debian's Prometheus and promtool for tests."""
+"""Runs Debian's Prometheus and promtool for tests, and Prometheus 3 if there is one."""
 
 import asyncio
 import json
 import os
+import re
 import shutil
 import subprocess
 import urllib.parse
@@ -17,6 +18,22 @@ import pytest
 PROMTOOL, PROMETHEUS = shutil.which("promtool"), shutil.which("prometheus")
 MUST_RUN = bool(os.environ.get("CI"))
 START_S = 30.0
+
+
+def _prometheus_3() -> str | None:
+    """Return the path of a Prometheus 3: ``$PROMETHEUS_3``, or the installed one."""
+    if path := os.environ.get("PROMETHEUS_3"):
+        return path
+    if PROMETHEUS is None:
+        return None
+    version = subprocess.run(
+        [PROMETHEUS, "--version"], capture_output=True, text=True, timeout=START_S, check=True
+    )
+    is_newer = re.search(r"version ([3-9]|\d\d)\.", version.stdout + version.stderr)
+    return PROMETHEUS if is_newer else None
+
+
+PROMETHEUS_3 = _prometheus_3()
 ANSWER_S = 60.0
 SCRAPE_INTERVAL_S = 1
 
@@ -26,6 +43,11 @@ needs_promtool = pytest.mark.skipif(
 
 needs_prometheus = pytest.mark.skipif(
     PROMETHEUS is None and not MUST_RUN, reason="prometheus is not installed (Debian: prometheus)"
+)
+
+needs_prometheus_3 = pytest.mark.skipif(
+    PROMETHEUS_3 is None,
+    reason="there is no Prometheus 3: PROMETHEUS_3 is not set (see docs/testing.md)",
 )
 
 
@@ -63,9 +85,11 @@ async def prometheus(
 
 
 @asynccontextmanager
-async def configured_prometheus(text: str, directory: Path) -> AsyncIterator[str]:
+async def configured_prometheus(
+    text: str, directory: Path, *arguments: str, program: str | None = PROMETHEUS
+) -> AsyncIterator[str]:
     """Run a Prometheus with this configuration file, and yield its URL."""
-    assert PROMETHEUS is not None
+    assert program is not None
     config = directory / "prometheus.yml"
     config.write_text(text)
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
@@ -73,7 +97,8 @@ async def configured_prometheus(text: str, directory: Path) -> AsyncIterator[str
     server.close()
     await server.wait_closed()
     process = await asyncio.create_subprocess_exec(
-        PROMETHEUS,
+        program,
+        *arguments,
         f"--config.file={config}",
         f"--storage.tsdb.path={directory}/data",
         f"--web.listen-address=127.0.0.1:{port}",

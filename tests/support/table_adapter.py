@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -190,10 +191,10 @@ class Relabelling:
         self._relabeling = core.table.relabel(names, _noted(keys, self._noted))
         self.has_more = True
 
-    def step(self, budget: int) -> Slice:
+    def step(self, budget: int, wall_ms: int = 0) -> Slice:
         """Relabel the next slice."""
         self._noted.clear()
-        self.has_more = self._relabeling.step(budget)
+        self.has_more = self._relabeling.step(budget, wall_ms=wall_ms)
         self._core.check()
         taken = list(self._noted)
         self._keys = taken or self._keys
@@ -264,7 +265,7 @@ class Core:
         if hasattr(self._build, "check") and self._build.rows_ever(self.table) <= MAX_CHECKED_ROWS:
             self._build.check(self.table)
 
-    def message(self, flows: Sequence[dict[str, Any]], now: float) -> None:
+    def message(self, flows: Sequence[dict[str, Any]], now: float, wall_ms: int = 0) -> None:
         """Apply the flows of one message.
 
         If the table needs more fields of a flow, this flow and the following ones are decoded again
@@ -273,24 +274,26 @@ class Core:
         obj = json.dumps(flows).encode()
         done = 0
         for decode in self._decodes:
-            done = self.table.update(decode(obj), now, done)
+            done = self.table.update(decode(obj), now, done, wall_ms=wall_ms)
             self.check()
         assert done == len(flows)
 
-    def report(self, flow: dict[str, Any], now: float) -> str | None:
+    def report(self, flow: dict[str, Any], now: float, wall_ms: int = 0) -> str | None:
         """Apply one flow. Return the reason if it was skipped, else None."""
         before = self.skipped
-        self.message([flow], now)
+        self.message([flow], now, wall_ms)
         (*reasons,) = (reason for reason, n in self.skipped.items() if n != before[reason])
         assert len(reasons) <= 1
         return reasons[0] if reasons else None
 
-    def relabel(self, names: Names, keys: Iterable[str], budget: int = ALL_ROWS) -> list[Slice]:
+    def relabel(
+        self, names: Names, keys: Iterable[str], budget: int = ALL_ROWS, wall_ms: int = 0
+    ) -> list[Slice]:
         """Relabel in slices with this budget, and return the slices."""
         relabelling = self.relabelling(names, keys)
         slices = []
         while relabelling.has_more:
-            slices.append(relabelling.step(budget))
+            slices.append(relabelling.step(budget, wall_ms))
         return slices
 
     def relabelling(self, names: Names, keys: Iterable[str]) -> Relabelling:
@@ -316,6 +319,24 @@ class Core:
         page = self.table.page(now, part=part, parts=parts, names=names)
         families = [family for family in self.families if names is None or family.name in names]
         return read_page(read_all(page), families)
+
+    def starts(self, now: float) -> dict[str, int]:
+        """Return the start times of counters and histograms on a page at ``now``, by series.
+
+        Both versions of OpenMetrics must show the same start times.
+        """
+        page = read_all(self.table.page(now, 2)).decode()
+        starts = read_inline_starts(page)
+        assert read_created(read_all(self.table.page(now, 1, created=True)).decode()) == starts
+        # Nothing else differs from a page without start times.
+        plain = read_all(self.table.page(now)).decode().splitlines()
+        assert [line for line in plain if line[0] != "#"] == [
+            plain_line
+            for line in page.splitlines()
+            if line[0] != "#"
+            for plain_line in without_start(line)
+        ]
+        return starts
 
 
 def _noted(keys: Iterable[str], taken: list[str]) -> Iterator[str]:
@@ -359,6 +380,64 @@ def beside(function: Callable[[], None], *, threads: int = 2) -> Iterator[None]:
 def read_all(page: Page, size: int = CHUNK_BYTES) -> bytes:
     """Read a page to its end."""
     return b"".join(iter(lambda: page.read(size), b""))
+
+
+def read_inline_starts(page: str) -> dict[str, int]:
+    """Return the start times in a page in OpenMetrics 2.0, in milliseconds, by series."""
+    starts = {}
+    for line in page.splitlines():
+        rest, _, last = line.rpartition(" ")
+        if line[0] != "#" and last.startswith("st@"):
+            starts[rest.rpartition(" ")[0]] = to_ms(last.removeprefix("st@"))
+    return starts
+
+
+def without_start(line: str) -> list[str]:
+    """Convert a sample of OpenMetrics 2.0 to the lines of the text format."""
+    if line.rpartition(" ")[2].startswith("st@"):
+        line = line.rpartition(" ")[0]
+    series, _, value = line.rpartition(" ")
+    histogram = re.fullmatch(r"\{count:(.*),sum:(.*),bucket:\[(.*)\]\}", value)
+    if not histogram:
+        return [line]
+    name, brace, labels = series.partition("{")
+    inner = labels.removesuffix("}") + "," if brace else ""
+    count, total, buckets = histogram.groups()
+    pairs = (bucket.split(":") for bucket in buckets.split(","))
+    return [
+        *(f'{name}_bucket{{{inner}le="{bound}"}} {number}' for bound, number in pairs),
+        f"{name}_sum{brace}{labels} {total}",
+        f"{name}_count{brace}{labels} {count}",
+    ]
+
+
+def read_created(page: str) -> dict[str, int]:
+    """Return the same for a page in OpenMetrics 1.0.
+
+    Assert that each start time directly follows the sample of its series.
+    """
+    starts = {}
+    series = ""
+    for line in page.splitlines():
+        if line[0] == "#":
+            continue
+        name, separator, rest = line.partition("{" if "{" in line else " ")
+        if name.endswith("_created"):
+            labels, _, text = f"{separator}{rest}".rpartition(" ")
+            family = name.removesuffix("_created")
+            if series == f"{family}_count{labels}":
+                series = f"{family}{labels}"
+            assert series in (f"{family}{labels}", f"{family}_total{labels}")
+            starts[series] = to_ms(text)
+        series = line.rpartition(" ")[0]
+    return starts
+
+
+def to_ms(seconds: str) -> int:
+    """Parse a time in seconds with up to three decimals, without rounding."""
+    whole, _, decimals = seconds.partition(".")
+    assert len(decimals) <= 3
+    return int(whole) * 1000 + int(decimals.ljust(3, "0"))
 
 
 def many_flows(count, *, total=(1, 2, 3, 4), first=0, last=1_000, **fields):

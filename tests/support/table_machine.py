@@ -327,15 +327,26 @@ class TableMachine(RuleBasedStateMachine):
 
     build = _table
 
-    @initialize(spec=specs(), slots=st.booleans(), now=st.sampled_from((0, 1_000_000)))
-    def start(self, spec, slots, now):
+    @initialize(
+        spec=specs(),
+        slots=st.booleans(),
+        now=st.sampled_from((0, 1_000_000)),
+        wall_ms=st.sampled_from((None, 1, 2, 59_000, 10**12)),
+    )
+    def start(self, spec, slots, now, wall_ms):
         NODE_NAMES.clear()
         OWNERS.clear()
         self.model = Model(spec)
         self.core = Core(spec, slots=slots, build=self.build)
         self.now = now
+        self.ahead_ms = None if wall_ms is None else wall_ms - 1000 * now
         self.slow_pages: dict[int, SlowPage] = {}
         self.renamed: list[tuple[Names, Relabelling]] = []
+
+    @property
+    def wall_ms(self):
+        """The system time, or 0 if it is unknown."""
+        return 0 if self.ahead_ms is None else self.ahead_ms + 1000 * self.now
 
     @rule(message=st.lists(flows(), min_size=1, max_size=5))
     def receive(self, message):
@@ -344,8 +355,8 @@ class TableMachine(RuleBasedStateMachine):
         spec = self.model.spec
         is_tight = spec.flow_memory_s > 0 and spec.max_flows < MANY
         for part in [[flow] for flow in message] if is_tight else [message]:
-            self.core.message(part, self.now)
-            self.model.message(part, self.now)
+            self.core.message(part, self.now, self.wall_ms)
+            self.model.message(part, self.now, self.wall_ms)
             self.now += is_tight
         self.note_lines()
 
@@ -359,8 +370,8 @@ class TableMachine(RuleBasedStateMachine):
     def relabel(self, budget, number):
         # Relabellings may continue in any order, because a step depends only on the current names.
         names, relabelling = self.renamed[number % len(self.renamed)]
-        step = relabelling.step(budget)
-        self.model.relabel(names, step.keys, step.uuids)
+        step = relabelling.step(budget, self.wall_ms)
+        self.model.relabel(names, step.keys, step.uuids, self.wall_ms)
         self.note_lines()
         if not relabelling.has_more:
             self.renamed.pop(number % len(self.renamed))
@@ -511,6 +522,7 @@ class TableMachine(RuleBasedStateMachine):
             assert actual == expected, f"{name}: {actual} {expected}"
         assert core.page(self.now) == model.page(self.now)
         assert core.table.hidden(self.now) == model.hidden(self.now)
+        assert core.starts(self.now) == model.starts(self.now)
         page = core.table.page(self.now)
         for name, values in model.label_values().items():
             assert sorted(page.distinct_values(name)) == sorted(values)
@@ -541,10 +553,11 @@ class DeduplicatingMachine(TableMachine):
         memory_s=st.sampled_from((0, 200, 200, 1290)),
         slots=st.booleans(),
         now=st.just(0),
+        wall_ms=st.sampled_from((None, 5, 10**12)),
     )
-    def start(self, spec, memory_s, slots, now):
+    def start(self, spec, memory_s, slots, now, wall_ms):
         spec = replace(spec, deduplicate="first", timeout_s=75, flow_memory_s=memory_s)
-        super().start(spec=spec, slots=slots, now=now)
+        super().start(spec=spec, slots=slots, now=now, wall_ms=wall_ms)
         self.total = 10
 
     @rule(flows=st.lists(st.tuples(st.sampled_from(UUIDS[:4]), REPORTS), min_size=1, max_size=3))
@@ -652,7 +665,7 @@ class RelabellingMachine(TableMachine):
             flow_memory_s=memory_s,
             overflow=overflow,
         )
-        super().start(spec=spec, slots=slots, now=0)
+        super().start(spec=spec, slots=slots, now=0, wall_ms=10**12)
         self.reports = 0
         self.highest = Counter()
 

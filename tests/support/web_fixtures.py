@@ -61,6 +61,11 @@ PROMETHEUS = {
 }
 """Values of the ``Accept`` header, by version of Prometheus."""
 
+PROMETHEUS_OPENMETRICS_2 = (
+    "application/openmetrics-text;version=2.0.0;escaping=allow-utf-8;q=0.7,*/*;q=0.6"
+)
+"""The ``Accept`` header of Prometheus 3.16 with ``scrape_protocols: [OpenMetricsText2.0.0]``."""
+
 VIEW = View(
     columns=(
         Column(name="initiator_ip", path=("Network", "A")),
@@ -137,7 +142,7 @@ class FakeTable:
         self.rendered_bytes = 0
         self.threads = set()
 
-    def page(self, now, openmetrics=False, **query):
+    def page(self, now, openmetrics=0, **query):
         self.asked_at.append(now)
         self.queries.append(query)
         return FakePage(self)
@@ -205,8 +210,10 @@ class FakePart:
 
     def __init__(self, content):
         self.content = content
+        self.requests = []
 
-    def page(self, now, openmetrics=False):
+    def page(self, now, openmetrics=0, *, created=False):
+        self.requests.append((openmetrics, created))
         return self.content
 
 
@@ -218,6 +225,7 @@ def source(
     interface_info=None,
     views=(),
     standard_names=False,
+    start_timestamps=False,
     view=VIEW,
 ):
     """Return an exposition source that only has fake parts."""
@@ -231,6 +239,7 @@ def source(
         interfaces=FakePart(interfaces),
         captures=FakePart(captures),
         standard_names=standard_names,
+        start_timestamps=start_timestamps,
     )
 
 

@@ -572,3 +572,20 @@ def test_destroyed_tables_release_all_references():
     core = None
     gc.collect()
     assert (sys.getrefcount(NAMES), sys.getrefcount(name)) == before
+
+
+# Kept numbers
+
+
+@pytest.mark.parametrize("start_ms", [0, 1, 1_700_000_000_000, 2**42 - 1])
+@pytest.mark.parametrize("new_flows", [0, 1, 2**21 - 1])
+def test_new_flows_and_start_time_are_kept_together(new_flows, start_ms):
+    assert checked.kept(new_flows, start_ms) == (new_flows, start_ms)
+
+
+@pytest.mark.parametrize(
+    ("new_flows", "start_ms"),
+    [(2**21, 1), (2**62, 1), (2**63 - 1, 1), (0, -1), (0, 2**42), (5, 2**63 - 1)],
+)
+def test_new_flows_are_kept_without_a_start_time(new_flows, start_ms):
+    assert checked.kept(new_flows, start_ms) == (new_flows, 0)

@@ -390,7 +390,7 @@ def cheap_flows(types, count, *, first=0, total=1, last=1_000):
         (head + tail) % (n + 1, n >> 16, n >> 8 & 255, n & 255, n & 65535, *[total] * 4, last)
         for n in range(first, first + count)
     ]
-    return msgspec.json.decode("[" + ",".join(flows) + "]", type=list[types.Update])
+    return msgspec.json.decode("[" + ",".join(flows) + "]", type=list[types.FirstReport])
 
 
 def test_table_handles_two_hundred_thousand_connections():
@@ -434,7 +434,8 @@ LATER = make_flow("b2", newest=(1, 1, 1, 1), newest_start=9)
 def test_update_stops_at_flows_that_require_more_fields():
     table, types = a_table()
     flows = (make_flow("a1"), LATER, make_flow("c3"), make_flow("", finish=1))
-    assert table.update(decode(types.Update, *flows), 0) == 1
+    assert table.update(decode(types.Update, *flows), 0) == 0
+    assert table.update(decode(types.FirstReport, *flows), 0) == 1
     assert (table.flows, sum(table.skipped.values()), sum(table.finished.values())) == (1, 0, 0)
     assert table.update(decode(types.FullReport, *flows), 0, 1) == 4
     assert (table.flows, table.skipped["no_uuid"]) == (3, 1)
@@ -444,7 +445,7 @@ def test_update_stops_at_flows_that_require_more_fields():
 
 def test_update_rejects_foreign_types():
     table, types = a_table()
-    good = decode(types.Update, make_flow("a1"))
+    good = decode(types.FirstReport, make_flow("a1"))
     foreign = decode(flow_types(plan_of(Spec())).Update, make_flow("b2"))
     for invalid in ([None], [{}], ["text"], [object()], foreign):
         with pytest.raises(TypeError):
@@ -472,7 +473,7 @@ def test_update_rejects_foreign_types():
 )
 def test_values_assigned_to_a_struct_are_validated(slots, name, value, reason):
     table, types = a_table(slots=slots)
-    flow, good = decode(types.Update, make_flow("a1"), make_flow("b2"))
+    flow, good = decode(types.FirstReport, make_flow("a1"), make_flow("b2"))
     setattr(flow, name, value)
     assert table.update([flow, good], 0) == 2
     assert table.skipped[reason] == 1
@@ -863,7 +864,7 @@ def test_internal_calls_do_not_use_a_vtable(kind):
 
 def test_flow_types_can_change_between_messages():
     table, types = a_table()
-    old = decode(types.Update, make_flow("a1", (1, 1, 1, 1)))
+    old = decode(types.FirstReport, make_flow("a1", (1, 1, 1, 1)))
     assert table.update(old, 0) == 1
     others = flow_types(plan_of(Spec()), also=[("LayersPath",), ("Link", "Protocol")])
     table.set_flow_types(others)
@@ -893,14 +894,14 @@ def test_invalid_flow_types_change_nothing():
         for struct in (poor.Update, poor.FullReport):
             with pytest.raises(TypeError):
                 table.update(decode(struct, make_flow("b2")), 0)
-    assert table.update(decode(types.Update, make_flow("a1")), 0) == 1
+    assert table.update(decode(types.FirstReport, make_flow("a1")), 0) == 1
     assert table.update(decode(types.FullReport, make_flow("b2")), 0) == 1
     assert table.flows == 2
 
 
 def test_update_validates_start():
     table, types = a_table()
-    flows = decode(types.Update, make_flow("a1"), make_flow("b2", a="10.0.0.9"))
+    flows = decode(types.FirstReport, make_flow("a1"), make_flow("b2", a="10.0.0.9"))
     with pytest.raises(ValueError, match="start"):
         table.update(flows, 0, -1)
     assert table.update(flows, 0, 2) == 2

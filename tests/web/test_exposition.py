@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import itertools
 import threading
 import zlib
 
@@ -110,16 +111,16 @@ async def test_first_part_has_the_capture_points_of_all_parts():
         stream = pages.stream(Part.FLOWS, gzip=False, query=query)
         assert b"".join(await collect(stream)) == expected
     assert table.scans == ["distinct_values node_tid"] * 2
-    assert table.queries[0] == {"part": 0, "parts": 2, "names": None}
+    assert table.queries[0] == {"created": False, "part": 0, "parts": 2, "names": None}
 
 
 @on_both_loops
 async def test_complete_openmetrics_pages_end_with_eof():
     """The marker occurs exactly once, at the end."""
     pages = exposition(FakeTable(BIG), standard_names=True)
-    for part in (*Part, Part.FLOWS | Part.INTERFACES, Part.ALL):
+    for part, version in itertools.product((*Part, Part.FLOWS | Part.INTERFACES, Part.ALL), (1, 2)):
         for gzip in (False, True):
-            stream = pages.stream(part, gzip=gzip, openmetrics=True)
+            stream = pages.stream(part, gzip=gzip, openmetrics=version)
             data = b"".join(await collect(stream))
             page = zlib.decompress(data, wbits=31) if gzip else data
             assert page.endswith(b"\n# EOF\n")
@@ -131,6 +132,18 @@ async def test_complete_openmetrics_pages_end_with_eof():
     empty = exposition(FakeTable(b""), interfaces=b"", standard_names=True)
     stream = empty.stream(Part.FLOWS | Part.INTERFACES, gzip=False, openmetrics=True)
     assert await collect(stream) == [b"# EOF\n"]
+
+
+@on_both_loops
+@pytest.mark.parametrize("start_timestamps", [False, True])
+async def test_start_timestamps_are_requested_from_all_parts(start_timestamps):
+    table = FakeTable()
+    pages = exposition(table, standard_names=True, start_timestamps=start_timestamps)
+    for version in (0, 1, 2):
+        await collect(pages.stream(Part.ALL, gzip=False, openmetrics=version))
+        assert table.queries.pop()["created"] == start_timestamps
+        for part in (pages.source.interfaces, pages.source.captures):
+            assert part.requests.pop() == (version, start_timestamps)
 
 
 @on_both_loops

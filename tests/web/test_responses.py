@@ -1,7 +1,7 @@
 import pytest
 
-from skyfast.web.responses import encoding, prefers_openmetrics
-from tests.support.web_fixtures import PROMETHEUS
+from skyfast.web.responses import encoding, openmetrics_version
+from tests.support.web_fixtures import PROMETHEUS, PROMETHEUS_OPENMETRICS_2
 
 
 @pytest.mark.parametrize(
@@ -55,36 +55,64 @@ def test_encoding_is_negotiated(accept_encoding, chosen):
 @pytest.mark.parametrize(
     ("accept", "chosen"),
     [
-        (None, False),
-        ("", False),
-        ("*/*", False),
-        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", False),
-        *((accept, True) for accept in PROMETHEUS.values()),
-        ("text/plain;version=0.0.4;q=1,application/openmetrics-text;version=1.0.0;q=0.9", False),
-        ("text/plain, application/openmetrics-text", True),
-        ("text/plain;q=0.5, application/openmetrics-text;q=0.4", False),
-        ("application/openmetrics-text", True),
-        ("APPLICATION/OpenMetrics-Text ; Version=1.0.0 ; Q=0.1", True),
-        ('application/openmetrics-text; version="1.0.0"; charset="utf-8"', True),
-        ("application/openmetrics-text;version=0.0.1", False),
-        ("application/openmetrics-text;version=2.0.0", False),
-        ("application/openmetrics-text;q=0", False),
+        (None, 0),
+        ("", 0),
+        ("*/*", 0),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", 0),
+        *((accept, 1) for accept in PROMETHEUS.values()),
+        ("text/plain;version=0.0.4;q=1,application/openmetrics-text;version=1.0.0;q=0.9", 0),
+        ("text/plain, application/openmetrics-text", 1),
+        ("text/plain;q=0.5, application/openmetrics-text;q=0.4", 0),
+        ("application/openmetrics-text", 1),
+        ("APPLICATION/OpenMetrics-Text ; Version=1.0.0 ; Q=0.1", 1),
+        ('application/openmetrics-text; version="1.0.0"; charset="utf-8"', 1),
+        ("application/openmetrics-text;version=0.0.1", 0),
+        ("application/openmetrics-text;version=2.0.0", 2),
+        ("application/openmetrics-text;q=0", 0),
         # The most specific range applies.
-        ("application/openmetrics-text;q=0, application/openmetrics-text;version=1.0.0", True),
-        ("application/openmetrics-text, application/openmetrics-text;version=1.0.0;q=0", False),
-        ("application/openmetrics-text;q=0.5, text/*;q=0.6", False),
-        ("application/openmetrics-text;q=0.5, text/*, text/plain;q=0.1", True),
-        ("application/openmetrics-text;q=0.5, */*;q=0.6", False),
-        ("application/*, text/plain;q=0.1", False),
+        ("application/openmetrics-text;q=0, application/openmetrics-text;version=1.0.0", 1),
+        ("application/openmetrics-text, application/openmetrics-text;version=1.0.0;q=0", 0),
+        ("application/openmetrics-text;q=0.5, text/*;q=0.6", 0),
+        ("application/openmetrics-text;q=0.5, text/*, text/plain;q=0.1", 1),
+        ("application/openmetrics-text;q=0.5, */*;q=0.6", 0),
+        ("application/*, text/plain;q=0.1", 0),
+        # Version 2.0 must be named. With equal weights, the newest version is chosen.
+        (PROMETHEUS_OPENMETRICS_2, 2),
+        ("application/openmetrics-text;version=2.0.0;q=0.5, */*;q=0.4", 2),
+        ("application/openmetrics-text;version=2.0.0;q=0.3, */*;q=0.4", 0),
+        ("application/openmetrics-text;version=2.0.0, application/openmetrics-text", 2),
+        ("application/openmetrics-text;q=0.9, application/openmetrics-text;version=2.0.0;q=0.8", 1),
+        ("application/openmetrics-text;version=2.0.0;q=0.5, text/plain;q=0.6", 0),
+        ("application/openmetrics-text;version=2.0.0;q=0, application/openmetrics-text", 1),
+        ("application/openmetrics-text;version=2.0.1", 0),
         # Invalid entries are ignored.
-        ("application/openmetrics-text;q=2", False),
-        ("application/openmetrics-text;q=", False),
-        ("application/openmetrics-text;version", False),
-        ("application/openmetrics-text;;version=1.0.0;", True),
-        ("openmetrics-text", False),
-        ("application/openmetrics-text/x", False),
-        (",;,=,/;q,application/openmetrics-text", True),
+        ("application/openmetrics-text;q=2", 0),
+        ("application/openmetrics-text;q=", 0),
+        ("application/openmetrics-text;version", 0),
+        ("application/openmetrics-text;;version=1.0.0;", 1),
+        ("openmetrics-text", 0),
+        ("application/openmetrics-text/x", 0),
+        (",;,=,/;q,application/openmetrics-text", 1),
     ],
 )
 def test_openmetrics_needs_the_highest_preference(accept, chosen):
-    assert prefers_openmetrics(accept) is chosen
+    assert openmetrics_version(accept, with_first=True) == chosen
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        (PROMETHEUS["3"], 0),
+        (PROMETHEUS_OPENMETRICS_2, 2),
+        (
+            (
+                "application/openmetrics-text;version=1.0.0;q=0.5,"
+                "application/openmetrics-text;version=2.0.0;q=0.4,text/plain;q=0.3"
+            ),
+            2,
+        ),
+        ("application/openmetrics-text", 0),
+    ],
+)
+def test_preference_without_the_first_version(accept, chosen):
+    assert openmetrics_version(accept, with_first=False) == chosen

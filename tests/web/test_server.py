@@ -26,6 +26,7 @@ from skyfast.stats import CaptureStats
 from skyfast.text_format import MetricFamily
 from skyfast.web import connections, server
 from skyfast.web.exposition import FIRST_CHUNK_BYTES
+from tests.support import openmetrics_2
 from tests.support.http_client import OWN, PAGES, PATHS, SMALL_RECEIVE_BUFFER, Client, Site, request
 from tests.support.tasks import until
 from tests.support.web_fixtures import (
@@ -34,6 +35,7 @@ from tests.support.web_fixtures import (
     FLOWS,
     INTERFACES,
     PROMETHEUS,
+    PROMETHEUS_OPENMETRICS_2,
     FakeTable,
     on_both_loops,
     page_threads,
@@ -54,7 +56,7 @@ async def test_page_contains_all_parts():
         response = await site.get("/metrics")
         assert response.status == 200
         assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-        assert response.headers["vary"] == "Accept-Encoding"
+        assert response.headers["vary"] == "Accept, Accept-Encoding"
         assert response.headers["server"] == f"skyfast/{__version__}"
         assert "content-encoding" not in response.headers
         assert response.body.startswith(
@@ -112,7 +114,7 @@ async def test_promtool_complains_only_about_inherited_names():
 
 
 @on_both_loops
-async def test_compatible_names_are_served_only_in_the_text_format():
+async def test_compatible_names_are_not_served_in_openmetrics_1():
     async with Site() as site:
         for accept in (
             "application/openmetrics-text;version=1.0.0;q=0.8,text/plain;version=0.0.4;q=0.5",
@@ -126,7 +128,7 @@ async def test_compatible_names_are_served_only_in_the_text_format():
                 assert (
                     response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
                 )
-                assert response.headers["vary"] == "Accept-Encoding"
+                assert response.headers["vary"] == "Accept, Accept-Encoding"
                 assert b"# EOF" not in response.body
 
 
@@ -161,9 +163,29 @@ async def test_openmetrics_is_negotiated():
 
 
 @on_both_loops
+@pytest.mark.parametrize("standard_names", [False, True])
+async def test_openmetrics_2_is_negotiated(standard_names):
+    async with Site(parts={"standard_names": standard_names, "captures": b""}) as site:
+        for path in PAGES:
+            for method in ("GET", "HEAD"):
+                response = await site.get(path, method=method, accept=PROMETHEUS_OPENMETRICS_2)
+                assert response.headers["content-type"] == (
+                    "application/openmetrics-text; version=2.0.0; charset=utf-8"
+                )
+                assert response.headers["vary"] == "Accept, Accept-Encoding"
+            response = await site.get(path, accept=PROMETHEUS_OPENMETRICS_2)
+            assert response.body.endswith(b"# EOF\n")
+            if path == "/metrics/self":
+                families = openmetrics_2.families_of(response.body.decode())
+                assert families["process_cpu_seconds_total"].metadata["UNIT"] == "seconds"
+                kinds = {family.metadata["TYPE"] for family in families.values()}
+                assert kinds == {"counter", "gauge", "histogram"}
+
+
+@on_both_loops
 async def test_openmetrics_can_be_disabled():
     async with Site(parts={"standard_names": True}, openmetrics=False) as site:
-        for accept in PROMETHEUS.values():
+        for accept in (*PROMETHEUS.values(), PROMETHEUS_OPENMETRICS_2):
             for path in PAGES:
                 response = await site.get(path, accept=accept)
                 assert (
@@ -219,12 +241,12 @@ async def test_pages_can_be_compressed():
         plain = await site.get("/metrics/flows")
         response = await site.get("/metrics/flows", accept_encoding="gzip")
         assert response.headers["content-encoding"] == "gzip"
-        assert response.headers["vary"] == "Accept-Encoding"
+        assert response.headers["vary"] == "Accept, Accept-Encoding"
         assert zlib.decompress(response.body, wbits=31) == plain.body == BIG
         assert len(response.body) < len(BIG) / 5
         own = await site.get("/metrics/self", accept_encoding="gzip")
         assert own.headers["content-encoding"] == "gzip"
-        assert own.headers["vary"] == "Accept-Encoding"
+        assert own.headers["vary"] == "Accept, Accept-Encoding"
         assert zlib.decompress(own.body, wbits=31).startswith(b"# HELP skyfast_build_info ")
 
 
@@ -254,7 +276,7 @@ async def test_page_without_an_acceptable_encoding_is_rejected():
         for method in ("GET", "HEAD"):
             response = await site.get(accept_encoding="br, *;q=0", method=method)
             assert response.status == 406
-            assert response.headers["vary"] == "Accept-Encoding"
+            assert response.headers["vary"] == "Accept, Accept-Encoding"
         assert not site.table.asked_at
 
 
@@ -536,7 +558,12 @@ async def test_query_selects_a_part_and_families():
         ):
             response = await site.get(f"/metrics/flows?{query}")
             assert (response.status, response.body) == (200, FLOWS)
-            assert site.table.queries.pop() == {"part": part, "parts": parts, "names": names}
+            assert site.table.queries.pop() == {
+                "created": False,
+                "part": part,
+                "parts": parts,
+                "names": names,
+            }
             response = await site.get(f"/metrics/flows?{query}", method="HEAD")
             assert response.status == 200
             assert not site.table.queries

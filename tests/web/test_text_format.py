@@ -11,7 +11,9 @@ from skyfast.text_format import (
     is_name,
     label_text,
     number_text,
+    with_unknown_starts,
 )
+from tests.support import openmetrics_2
 
 
 def test_head_depends_on_the_format():
@@ -28,6 +30,17 @@ def test_head_depends_on_the_format():
     info = MetricFamily(name="x_info", type="info", help="y")
     assert info.head(openmetrics=False) == "# HELP x_info y\n# TYPE x_info gauge\n"
     assert info.head(openmetrics=True) == "# HELP x y\n# TYPE x info\n"
+
+
+def test_heads_in_openmetrics_2():
+    """Families have the names of their samples. Otherwise, the heads are as in OpenMetrics 1.0."""
+    family = MetricFamily(name="x_bytes_total", type="counter", help='a "b" \\ c\nd')
+    assert family.head(openmetrics=2) == (
+        "# TYPE x_bytes_total counter\n# UNIT x_bytes_total bytes\n"
+        '# HELP x_bytes_total a \\"b\\" \\\\ c\\nd\n'
+    )
+    info = MetricFamily(name="x_info", type="info", help="y")
+    assert info.head(openmetrics=2) == "# TYPE x_info info\n# HELP x_info y\n"
 
 
 @pytest.mark.parametrize(
@@ -97,6 +110,37 @@ def test_histogram_is_rendered_with_cumulative_buckets():
     )
     (read,) = text_string_to_metric_families(page + "# EOF\n")
     assert read.type == "histogram"
+
+
+def test_histograms_in_openmetrics_2():
+    """A histogram is a single sample."""
+    family = MetricFamily(name="x_seconds", type="histogram", help="Help.")
+    histogram = Histogram((0.5, 1.0, 1e6))
+    for value in (0.25, 0.5, 2.0, 2e6):
+        histogram.observe(value)
+    page = family.render_histograms([({"a": "1"}, histogram), ({}, Histogram(()))], openmetrics=2)
+    assert page == (
+        "# TYPE x_seconds histogram\n# UNIT x_seconds seconds\n# HELP x_seconds Help.\n"
+        'x_seconds{a="1"} {count:4,sum:2000002.75,bucket:[0.5:2,1.0:2,1e+06:3,+Inf:4]}\n'
+        "x_seconds {count:0,sum:0.0,bucket:[+Inf:0]}\n"
+    )
+    openmetrics_2.families_of(page + "# EOF\n")
+
+
+def test_unknown_start_times():
+    page = (
+        b"# HELP x Help of x_total 1\n# TYPE x counter\n"
+        b'x_total{a="b} 1",c="\\"}\\n"} 2\nx_total 3\n# TYPE y_total gauge\n'
+    )
+    lines = page.splitlines(keepends=True)
+    expected = [
+        *lines[:3],
+        b'x_created{a="b} 1",c="\\"}\\n"} 0\n',
+        lines[3],
+        b"x_created 0\n",
+        lines[4],
+    ]
+    assert with_unknown_starts(page) == b"".join(expected)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,146 @@
+# Start times: when the counters of each row were 0, in Unix milliseconds. Part of `_table.pyx`,
+# which includes it.
+#
+# A row gets its start time from the report that creates it, and never changes it. Later reports can
+# belong to flows that began earlier, but a start time that moves would look like a counter reset.
+# The time is by the agent's clock, and is limited to the system's clock, because the agent's clock
+# may be ahead. Updates and relabelling call this code under the table's mutex; pages read the start
+# times under the mutex.
+
+cdef inline int64_t *start_of(const View *view, Connection *row) noexcept nogil:
+    # The start time of a row: 0 if it is unknown, NO_START before the first report.
+    return <int64_t *>(<char *>row + view.start_offset)
+
+
+cdef inline int64_t not_later(const TableState *table, int64_t start_ms) noexcept nogil:
+    # A start time that is not in the future.
+    return min(start_ms, table.wall_ms) if table.wall_ms else start_ms
+
+
+cdef inline int64_t start_of_report(const TableState *table, const Report *report,
+                                    bint counts_total) noexcept nogil:
+    # The start time of a row that an unknown flow creates: the start of the flow if its total
+    # counts, otherwise the start of its last update. 0 if the report lacks this time.
+    return not_later(table, report.start_ms if counts_total else report.update_start_ms)
+
+
+cdef inline int64_t start_of_deltas(const TableState *table, const Flow *flow) noexcept nogil:
+    # The start time of a row that a dormant flow creates: the time of the flow's known totals. Must
+    # be called before `update_totals`.
+    return not_later(table, flow.last_ms)
+
+
+cdef int64_t start_of_total(const TableState *table, const Report *report,
+                            uint32_t dormant_s) noexcept nogil:
+    # The start time of a connection that returns with the total of its dormant flow. Prometheus may
+    # have samples of the removed connection. A start time after these samples would look like a
+    # counter reset, so the start time is limited to the flow's previous report. `dormant_s` is the
+    # time at which the flow became dormant.
+    cdef double reported_s = dormant_s - floor(table.least_timeout_s)
+    cdef int64_t start_ms = start_of_report(table, report, True)
+    if table.wall_ms:
+        start_ms = min(start_ms, table.wall_ms - <int64_t>((table.now - reported_s) * 1000))
+    return max(start_ms, <int64_t>0)
+
+
+cdef inline void set_start(const View *view, Connection *row, int64_t start_ms) noexcept nogil:
+    # Set the start time of a new row. The start time of any other row stays.
+    if start_of(view, row)[0] == NO_START:
+        start_of(view, row)[0] = start_ms
+
+
+# ---------------------------------------------------------------------------------------------
+# Kept counters: the row that keeps the counters of a removed connection has one number for both the
+# number of new flows and the start time. If the number of new flows is too large, the start time is
+# not kept, and the number is stored as its complement, which is negative.
+
+cdef enum:
+    NEW_FLOWS_BITS = 21
+    START_BITS = 42             # until the year 2109
+
+
+cdef inline int64_t pack_kept(int64_t new_flows, int64_t start_ms) noexcept nogil:
+    if new_flows >> NEW_FLOWS_BITS:
+        return ~new_flows
+    if start_ms < 0 or start_ms >> START_BITS:
+        start_ms = 0
+    return start_ms << NEW_FLOWS_BITS | new_flows
+
+
+cdef inline int64_t kept_new_flows(const Flow *kept) noexcept nogil:
+    if kept.last_ms < 0:
+        return ~kept.last_ms
+    return kept.last_ms & (((<int64_t>1) << NEW_FLOWS_BITS) - 1)
+
+
+cdef inline int64_t kept_start(const Flow *kept) noexcept nogil:
+    return 0 if kept.last_ms < 0 else kept.last_ms >> NEW_FLOWS_BITS
+
+
+cdef inline void add_kept_flow(Flow *kept) noexcept nogil:
+    # Count one more new flow.
+    cdef int64_t new_flows = kept_new_flows(kept)
+    add(&new_flows, 1)
+    kept.last_ms = pack_kept(new_flows, kept_start(kept))
+
+
+# ---------------------------------------------------------------------------------------------
+# Pages
+
+cdef enum:
+    # How a page shows start times.
+    START_HIDDEN
+    START_AS_SAMPLE             # OpenMetrics 1.0: a sample `_created` behind each counter
+    START_INLINE                # OpenMetrics 2.0: `st@…` behind the value
+
+
+cdef char *add_starts(const Family *family, int64_t start_ms, int shown, char *line,
+                      char *end) noexcept nogil:
+    # Add the start time to the one or two lines of a row. Returns the new end of the lines.
+    cdef char time[MAX_INTEGER_DIGITS + 44]
+    cdef char *second
+    cdef Py_ssize_t length, added
+    if unlikely(start_ms <= 0):
+        return end
+    length = put_value(time, start_ms, 3) - time
+    second = <char *>memchr(line, c'\n', end - line) + 1
+    if second != end:
+        added = added_by_start(family, shown, line, second, length)
+        memmove(second + added, second, end - second)
+        put_start(family, shown, line, second, time, length)
+        line = second + added
+        end += added
+    put_start(family, shown, line, end, time, length)
+    return end + added_by_start(family, shown, line, end, length)
+
+
+cdef inline const char *end_of_labels(const char *end) noexcept nogil:
+    # Where the value of a line begins, which ends at `end`. A value contains no spaces.
+    end -= 1
+    while end[-1] != c' ':
+        end -= 1
+    return end
+
+
+cdef inline Py_ssize_t added_by_start(const Family *family, int shown, const char *line,
+                                      const char *end, Py_ssize_t length) noexcept nogil:
+    # The bytes that the start time adds to a line. The text of the time has `length` bytes.
+    if shown == START_INLINE:
+        return 3 + length               # 4 bytes, without the line's own end
+    return family.created.length + (end_of_labels(end) - line - family.name_length) + length
+
+
+cdef inline void put_start(const Family *family, int shown, const char *line, char *end,
+                           const char *time, Py_ssize_t length) noexcept nogil:
+    # Write the start time behind a line, or into its end. `time` is followed by a line's end. No
+    # bytes beyond the added ones may change, because another line can follow.
+    cdef Py_ssize_t labels
+    if shown == START_INLINE:
+        memcpy(end - 1, b" st@", 4)
+        memcpy(end + 3, time, length)
+        return
+    labels = end_of_labels(end) - line - family.name_length
+    memcpy(end, family.created.text, family.created.length)
+    end += family.created.length
+    memcpy(end, line + family.name_length, labels)
+    memcpy(end + labels, time, length)
