@@ -35,7 +35,16 @@ SANITIZED := $(BIN)/python -m tests.support.core_builds address $(BIN)/python -m
 # With --capture=sys, a sanitizer's report remains visible although the sanitizer ends the process.
 SANITIZED_TESTS := $(SANITIZED) pytest -q --capture=sys $(WITH_SLOW)
 
-.PHONY: run test test-slow coverage nightly sanitize tsan fuzz build lint format locked lock audit soak bench bench-plots \
+# Programs in Go that tests run. They are built with the pinned versions, because Debian does not have them.
+TOOLS := build/tools
+# renders and lints the chart
+helm := helm.sh/helm/v4/cmd/helm@v4.3.2
+# renders the manifests of Kubernetes and OpenShift
+kustomize := sigs.k8s.io/kustomize/kustomize/v5@v5.7.1
+# lints the workflows
+actionlint := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+
+.PHONY: run test test-slow coverage nightly sanitize tsan fuzz build tools lint format locked lock audit soak bench bench-plots \
 	docs screenshots dist clean
 
 run: $(VENV)/.built
@@ -87,6 +96,13 @@ nightly: $(VENV)/.built $(VENV)/.test
 	$(MAKE) bench BENCH=storage
 
 build: $(VENV)/.built
+
+# Needs Go 1.26 or later. The first run compiles for two to four minutes.
+tools: $(TOOLS)/helm $(TOOLS)/kustomize $(TOOLS)/actionlint
+
+$(TOOLS)/%: Makefile
+	GOBIN=$(CURDIR)/$(TOOLS) go install $($*)
+	touch $@
 
 # cython-lint only checks the layout of .pxi files. To check their code, copy them to .pyx files.
 lint: $(VENV)/.built $(VENV)/.lint

@@ -208,7 +208,7 @@ def test_workflow_and_ci_script_have_the_same_steps() -> None:
     """The script runs the same steps in sequence on one machine."""
     steps = re.findall(r"^make .*$", CI, re.MULTILINE)
     names = [step.split()[1] for step in steps]
-    assert names == ["locked", "test", "lint", "sanitize", "fuzz", "test-slow"]
+    assert names == ["locked", "test", "lint", "sanitize", "fuzz", "tools", "test-slow"]
     make_commands = {
         command
         for name, job in JOBS.items()
