@@ -31,6 +31,7 @@ from skyfast import cli
 from skyfast.config import loader, schema
 from skyfast.flows import selection
 from tests.support import core_builds
+from tests.support.kubernetes import SERVICE_MONITOR, VERSIONS
 from tests.support.paths import DEPLOY, ROOT
 from tests.support.process import START_S, STOP_S, demo
 
@@ -42,9 +43,6 @@ BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text()
 INSTRUCTIONS = (ROOT / "docs" / "deployment.md").read_text()
 RECORDINGS = (ROOT / "docs" / "recordings.md").read_text()
 DROP_IN = re.compile(r"(?s)```ini\n(.*?)```")
-
-VERSIONS = ("1.27", "1.31", "1.35")
-"""Versions of Kubernetes whose schemas validate the manifests."""
 
 EXPOSURE = 15
 """Maximum exposure in `systemd-analyze security`, from 0 to 100."""
@@ -350,9 +348,11 @@ def image() -> Iterator[Build]:
         yield build
 
 
-def in_image(image: Build, command: list[str], **environ: str) -> subprocess.Popen[str]:
-    """Start a command as in a container, if possible as the user of the image."""
-    uid, gid = map(int, image.settings["USER"].split(":"))
+def in_image(
+    image: Build, command: list[str], *, run_as: str = "", **environ: str
+) -> subprocess.Popen[str]:
+    """Start a command as in a container, if possible as the user of the image or another user."""
+    uid, gid = map(int, (run_as or image.settings["USER"]).split(":"))
     python = Path(sys.base_prefix).resolve()
     everyone_can_enter = all(path.stat().st_mode & 1 for path in (python, *python.parents))
     user: dict[str, Any] = {}
@@ -403,6 +403,14 @@ def health(image: Build, port: str) -> int:
     with in_image(image, check) as process:
         process.communicate(timeout=STOP_S)
     return process.returncode
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("image")
+def test_image_runs_as_a_user_that_openshift_assigns(image: Build) -> None:
+    with in_image(image, ["skyfast", "--demo", "--check"], run_as="1000660000:0") as process:
+        _, errors = process.communicate(timeout=START_S)
+    assert (process.returncode, errors) == (0, "")
 
 
 @pytest.mark.slow
@@ -574,56 +582,6 @@ def test_schemas_reject_an_invalid_manifest() -> None:
     invalid["spec"]["template"]["spec"]["containers"][0]["livenessprobe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError, match="livenessprobe"):
         kubernetes_validate.validate(invalid, VERSIONS[0], strict=True)
-
-
-DURATION = {"type": "string", "pattern": r"^\d+(ms|s|m|h)$"}
-TEXT = {"type": "string", "minLength": 1}
-LABELS = {"type": "object", "minProperties": 1, "additionalProperties": TEXT}
-
-
-def exactly(required: str, **properties: object) -> dict[str, object]:
-    """Return the schema of an object that only has these properties."""
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": required.split(),
-        "additionalProperties": False,
-    }
-
-
-# The properties of monitoring.coreos.com/v1 that the manifests use.
-SERVICE_MONITOR = exactly(
-    "apiVersion kind metadata spec",
-    apiVersion={"const": "monitoring.coreos.com/v1"},
-    kind={"const": "ServiceMonitor"},
-    metadata=exactly("name labels", name=TEXT, labels=LABELS),
-    spec=exactly(
-        "selector endpoints",
-        selector=exactly("matchLabels", matchLabels=LABELS),
-        endpoints={
-            "type": "array",
-            "minItems": 1,
-            "items": exactly(
-                "port path",
-                port=TEXT,
-                path={"type": "string", "pattern": "^/"},
-                interval=DURATION,
-                scrapeTimeout=DURATION,
-                relabelings={
-                    "type": "array",
-                    "items": exactly(
-                        "",
-                        action={"enum": ["replace", "labeldrop"]},
-                        sourceLabels={"type": "array", "items": TEXT},
-                        targetLabel=TEXT,
-                        replacement=TEXT,
-                        regex=TEXT,
-                    ),
-                },
-            ),
-        },
-    ),
-)
 
 
 @pytest.mark.parametrize("name", MONITORS)
