@@ -28,6 +28,8 @@ from skyfast.web import listen
 if TYPE_CHECKING:
     from skyfast.replay.recording import Playback, Recording
 
+log = logging.getLogger(__name__)
+
 DEFAULT_PATH = "/etc/skydive/prom_sky_con.yml"
 
 EXIT_OK = 0
@@ -270,7 +272,13 @@ def _join_negative_values(argv: list[str]) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code. ``argv`` defaults to `sys.argv`."""
     arguments = _arguments(argv)
-    memory.disable_core_dumps()  # before any secret is read
+    try:
+        is_debugged = memory.is_debug_allowed(os.environ)
+    except ValueError as error:
+        _print_error(str(error))
+        return EXIT_INVALID
+    if not is_debugged:
+        memory.disable_core_dumps()  # before any secret is read
     # Until the event loop runs, there is nothing to close, so these signals can exit at once.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(EXIT_OK))
@@ -281,6 +289,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.check:
             return _check(arguments, configuration)
         logs.set_up(configuration.logging)
+        if is_debugged:
+            log.warning("core dumps and debuggers are allowed (%s=1)", memory.DEBUG_VARIABLE)
         logs.write_notes(configuration.notes)
         playback = _playback(arguments)
         listen_at = _listen(arguments, configuration)
