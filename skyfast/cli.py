@@ -16,13 +16,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from skyfast import __version__
 from skyfast.config import cost, loader, model, names, schema, sharding, yaml_nodes
 from skyfast.config.endpoint import Endpoint, parse_listen_address
 from skyfast.config.errors import InvalidValue
 from skyfast.config.parsers import to_level
 from skyfast.flows import selection
-from skyfast.runtime import logs, memory, names_file
+from skyfast.runtime import build_info, logs, memory, names_file
 from skyfast.web import listen
 
 if TYPE_CHECKING:
@@ -90,8 +89,7 @@ def _parser() -> _Parser:
         prog="skyfast",
         usage="%(prog)s [OPTION]... [CONFIG]",
         description="Prometheus exporter for Skydive network flows.",
-        epilog="Environment variables override keys of the configuration file. For example, "
-        "SKYDIVE_PIPELINE_SUBSCRIBER_URL sets pipeline.subscriber.url.",
+        epilog="Environment variables such as SKYDIVE_HOST_ID override keys of the file.",
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
     )
@@ -186,7 +184,12 @@ def _parser() -> _Parser:
         help="text or json",
         metavar="FORMAT",
     )
-    parser.add_argument("--version", action="version", version=f"skyfast {__version__}")
+    parser.add_argument(
+        "--version",
+        action="store_true",
+        help="print the version and the build",
+    )
+    parser.add_argument("--json", action="store_true", help="print --version as JSON")
     return parser
 
 
@@ -248,6 +251,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--record-anonymous requires --record")
     if arguments.record and arguments.check:
         parser.error("--record cannot be combined with --check")
+    if arguments.json and not arguments.version:
+        parser.error("--json requires --version")
     if arguments.strict and not arguments.check:
         parser.error("--strict requires --check")
     if len(arguments.addresses or ()) > listen.MAX_SOCKETS:
@@ -272,6 +277,10 @@ def _join_negative_values(argv: list[str]) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code. ``argv`` defaults to `sys.argv`."""
     arguments = _arguments(argv)
+    if arguments.version:
+        build = build_info.read()
+        sys.stdout.write(f"{build.to_json() if arguments.json else build.to_text()}\n")
+        return EXIT_OK
     try:
         is_debugged = memory.is_debug_allowed(os.environ)
     except ValueError as error:

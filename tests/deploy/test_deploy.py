@@ -48,9 +48,10 @@ EXPOSURE = 15
 """Maximum exposure in `systemd-analyze security`, from 0 to 100."""
 
 BUILD_S = 300.0
-SUFFIXES = {".css", ".html", ".js", ".py", ".pyi", ".typed", ".so", ".gz", ".yml"}
+SUFFIXES = {".css", ".html", ".js", ".json", ".py", ".pyi", ".typed", ".so", ".gz", ".yml"}
 """Suffixes of installed files."""
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PR_SET_MDWE = 65
 EMPTY_PROCESS_MIB = 45
 """Memory of a process without connections, as measured by `make bench BENCH=memory`."""
@@ -422,7 +423,7 @@ def test_image_contains_only_the_package_and_its_data(image: Build) -> None:
     modules = {path.name for path in (ROOT / "skyfast").rglob("*.py")}
     assert {path.name for path in files} >= modules | {"py.typed", "_table.pyi"}
     data = {path.name for path in (ROOT / "skyfast" / "data").iterdir()}
-    assert {path.name for path in files if path.parent.name == "data"} == data
+    assert {path.name for path in files if path.parent.name == "data"} == data | {"build.json"}
     assert not (packages / "tests").exists()
     assert not (packages / "pip").exists()
 
@@ -447,16 +448,16 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("*.so", "*.c", "*.egg-info", "_table.html"),
     )
     shutil.copytree(ROOT, directory / "tree", ignore=excluded)
-    return hook("build_sdist", directory / "tree", directory)
+    return hook("build_sdist", directory / "tree", directory, SKYFAST_COMMIT=COMMIT)
 
 
-def hook(name: str, tree: Path, target: Path) -> Path:
+def hook(name: str, tree: Path, target: Path, **environ: str) -> Path:
     """Build a package from ``tree`` with the build backend of ``tree``; return its path."""
     program = f"from setuptools import build_meta; build_meta.{name}({str(target)!r})"
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
         cwd=tree,
-        env={**without_variables(), "SKYFAST_CFLAGS": "-O0"},
+        env={**without_variables(), "SKYFAST_CFLAGS": "-O0"} | environ,
         capture_output=True,
         text=True,
         timeout=BUILD_S,
@@ -474,7 +475,7 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         archive.extractall(directory, filter="data")
     (tree,) = directory.iterdir()
     (directory / "built").mkdir()
-    return hook("build_wheel", tree, directory / "built")
+    return hook("build_wheel", tree, directory / "built", SOURCE_DATE_EPOCH="1800000000")
 
 
 @pytest.mark.slow
@@ -527,6 +528,8 @@ def test_wheel_runs_in_a_separate_environment(wheel: Path, tmp_path: Path) -> No
     compiled = {"skyfast._table", "skyfast.skydive._json_split"}
     assert {"skyfast", *run(python, "-c", IMPORT_ALL).split()} == modules | compiled
     assert run(python.with_name("skyfast"), "--demo", "--check").startswith("# Replaying")
+    build = json.loads(run(python.with_name("skyfast"), "--version", "--json"))
+    assert (build["commit"], build["built"]) == (COMMIT, "2027-01-15T08:00:00Z")
 
 
 @pytest.mark.slow
