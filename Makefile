@@ -45,7 +45,7 @@ kustomize := sigs.k8s.io/kustomize/kustomize/v5@v5.7.1
 actionlint := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 
 .PHONY: run test test-slow coverage nightly sanitize tsan fuzz build tools lint format locked lock audit soak bench bench-plots \
-	docs screenshots dist clean
+	docs completion screenshots dist clean
 
 run: $(VENV)/.built
 	$(BIN)/skyfast --demo
@@ -152,6 +152,10 @@ bench-plots: $(VENV)/.built $(VENV)/.test $(VENV)/.plots
 # Writes the generated parts of the documentation.
 docs: $(VENV)/.built
 	$(BIN)/python -m docs.generate
+
+# Writes the completions for shells, after a change of the options.
+completion: $(VENV)/.built $(VENV)/.test
+	$(BIN)/python -m tests.support.completion
 
 # Creates the screenshots in docs/status.md. Takes a little more than ten minutes.
 screenshots: $(VENV)/.built $(VENV)/.test

@@ -1,7 +1,8 @@
 """The command line: arguments, options and exit codes.
 
-Exit codes: 0 after SIGTERM, SIGINT, ``--check``, ``--help`` or ``--version``; 1 if skyfast cannot
-run; 2 for an invalid argument or configuration. Each error is one line.
+Exit codes: 0 after SIGTERM, SIGINT, ``--check``, ``--help``, ``--version`` or
+``--print-completion``; 1 if skyfast cannot run; 2 for an invalid argument or configuration. Each
+error is one line.
 """
 
 import argparse
@@ -38,6 +39,11 @@ EXIT_INVALID = 2
 MIN_SPEED = 0.001
 MAX_SPEED = 1000.0
 """Limits of ``--replay-speed``."""
+
+SHELLS = ("bash", "zsh", "fish")
+"""Shells with a completion. ``make completion`` writes the files."""
+
+COMPLETION = Path(__file__).with_name("data") / "completion"
 
 MIN_SIMILARITY = 0.6
 """Minimum similarity between an unknown option and the suggested option: a ratio of `difflib`."""
@@ -185,6 +191,12 @@ def _parser() -> _Parser:
         metavar="FORMAT",
     )
     parser.add_argument(
+        "--print-completion",
+        choices=SHELLS,
+        metavar="SHELL",
+        help="print the completion of bash, zsh or fish",
+    )
+    parser.add_argument(
         "--version",
         action="store_true",
         help="print the version and the build",
@@ -280,6 +292,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.version:
         build = build_info.read()
         sys.stdout.write(f"{build.to_json() if arguments.json else build.to_text()}\n")
+        return EXIT_OK
+    if arguments.print_completion:
+        completion = COMPLETION.with_suffix(f".{arguments.print_completion}")
+        sys.stdout.write(completion.read_text(encoding="utf-8"))
         return EXIT_OK
     try:
         is_debugged = memory.is_debug_allowed(os.environ)

@@ -48,7 +48,10 @@ EXPOSURE = 15
 """Maximum exposure in `systemd-analyze security`, from 0 to 100."""
 
 BUILD_S = 300.0
-SUFFIXES = {".css", ".html", ".js", ".json", ".py", ".pyi", ".typed", ".so", ".gz", ".yml"}
+SUFFIXES = {
+    *(".css", ".html", ".js", ".json", ".py", ".pyi", ".typed", ".so", ".gz", ".yml"),
+    *(".bash", ".fish", ".zsh"),
+}
 """Suffixes of installed files."""
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
