@@ -43,8 +43,10 @@ helm := helm.sh/helm/v4/cmd/helm@v4.3.2
 kustomize := sigs.k8s.io/kustomize/kustomize/v5@v5.7.1
 # lints the workflows
 actionlint := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+# builds an OpenTelemetry Collector with the parts that the scrape recipe needs
+builder := go.opentelemetry.io/collector/cmd/builder@v0.165.0
 
-.PHONY: run test test-slow coverage nightly sanitize tsan fuzz build tools lint format locked lock audit soak bench bench-plots \
+.PHONY: run test test-slow coverage nightly sanitize tsan fuzz build tools otelcol lint format locked lock audit soak bench bench-plots \
 	docs completion screenshots dist clean
 
 run: $(VENV)/.built
@@ -99,6 +101,13 @@ build: $(VENV)/.built
 
 # Needs Go 1.26 or later. The first run compiles for two to four minutes.
 tools: $(TOOLS)/helm $(TOOLS)/kustomize $(TOOLS)/actionlint
+
+# The OpenTelemetry Collector for the nightly tests. Compiles for ten minutes.
+otelcol: $(TOOLS)/otelcol
+
+$(TOOLS)/otelcol: $(TOOLS)/builder tests/data/otelcol-builder.yml
+	$(TOOLS)/builder --config tests/data/otelcol-builder.yml
+	cp build/otelcol/otelcol $@
 
 $(TOOLS)/%: Makefile
 	GOBIN=$(CURDIR)/$(TOOLS) go install $($*)

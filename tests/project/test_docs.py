@@ -120,7 +120,13 @@ COMMANDS = {
         "oc",
     ),
     *("pip", "prometheus", "promtool", "python", "python3", "skydive", "skyfast", "ss", "sudo"),
-    *("systemctl", "victoria-metrics", "/opt/skyfast/bin/pip", "/opt/skyfast/bin/skyfast"),
+    *(
+        "systemctl",
+        "victoria-metrics",
+        "vmagent",
+        "/opt/skyfast/bin/pip",
+        "/opt/skyfast/bin/skyfast",
+    ),
 }
 
 
@@ -171,7 +177,7 @@ def test_commands_are_valid_and_use_existing_options(text: str) -> None:
             case ["python", "-m", module, *_] if module.startswith("benchmarks"):
                 path = ROOT / module.replace(".", "/")
                 assert path.is_dir() or path.with_suffix(".py").exists(), line
-            case [("prometheus" | "victoria-metrics") as program, *arguments]:
+            case [("prometheus" | "victoria-metrics" | "vmagent") as program, *arguments]:
                 if shutil.which(program):
                     known = {option.lstrip("-") for option in options(program)}
                     given = {word.strip("-").partition("=")[0] for word in arguments}

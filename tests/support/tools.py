@@ -1,4 +1,4 @@
-"""Programs in Go that tests run. ``make tools`` builds them."""
+"""Programs in Go that tests run, which ``make tools`` and ``make otelcol`` build."""
 
 import os
 import shutil
@@ -14,19 +14,24 @@ MUST_RUN = bool(os.environ.get("CI"))
 TOOL_S = 60.0
 
 
-def needs(name: str) -> pytest.MarkDecorator:
+def needs(name: str, *, target: str = "tools") -> pytest.MarkDecorator:
     """Skip a test if the program is not installed. In CI, the test fails instead."""
     return pytest.mark.skipif(
-        _path(name) is None and not MUST_RUN, reason=f"{name} is not installed: run `make tools`"
+        _find(name) is None and not MUST_RUN, reason=f"{name} is not installed: run `make {target}`"
     )
+
+
+def path(name: str) -> str:
+    """Return the path of an installed program."""
+    found = _find(name)
+    assert found is not None
+    return found
 
 
 def run(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the program until it exits."""
-    path = _path(name)
-    assert path is not None
     return subprocess.run(
-        [path, *arguments], capture_output=True, text=True, timeout=TOOL_S, check=False
+        [path(name), *arguments], capture_output=True, text=True, timeout=TOOL_S, check=False
     )
 
 
@@ -37,5 +42,5 @@ def output(name: str, *arguments: str | Path) -> str:
     return result.stdout
 
 
-def _path(name: str) -> str | None:
+def _find(name: str) -> str | None:
     return shutil.which(name, path=f"{DIRECTORY}{os.pathsep}{os.environ['PATH']}")
