@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CORE := skyfast/_table.pyx skyfast/_table.pxd $(wildcard skyfast/table/*.pxi) skyfast/skydive/_json_split.pyx setup.py
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' skyfast/__init__.py)
+COMMIT ?= $(shell git rev-parse HEAD)
 BENCH ?= all
 SOAK_S ?= 600
 
@@ -47,7 +49,8 @@ actionlint := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 builder := go.opentelemetry.io/collector/cmd/builder@v0.165.0
 
 .PHONY: run test test-slow coverage nightly sanitize tsan fuzz build tools otelcol lint format locked lock audit soak bench bench-plots \
-	docs completion screenshots dist clean
+	docs completion screenshots dist release-check image chart \
+	chart-push github-release clean
 
 run: $(VENV)/.built
 	$(BIN)/skyfast --demo
@@ -135,11 +138,16 @@ format: $(VENV)/.lint
 # Creates the environment of CI, with the versions and hashes in requirements.lock.
 locked: $(VENV)/.locked
 
-# Updates requirements.lock to the newest versions, for all supported versions of Python.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --custom-compile-command "make lock"
+
+# Updates requirements.lock to the newest versions, for all supported versions of Python. The other
+# files contain the parts of it that build skyfast and that it needs at run time. The Dockerfile uses
+# them.
 lock: $(VENV)/.lock
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
-		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" \
-		$(GROUPS:%=--group %) --output-file requirements.lock pyproject.toml
+	$(COMPILE) --upgrade $(GROUPS:%=--group %) --output-file requirements.lock pyproject.toml
+	$(COMPILE) --upgrade --constraint requirements.lock --group build --output-file requirements-build.lock
+	$(COMPILE) --upgrade --constraint requirements.lock --output-file requirements-runtime.lock pyproject.toml
 
 # Checks the packages in requirements.lock for known vulnerabilities. Needs network access.
 audit: $(VENV)/.audit
@@ -170,9 +178,30 @@ completion: $(VENV)/.built $(VENV)/.test
 screenshots: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m tests.support.screenshots
 
-dist: $(VENV)/.made
-	$(PIP) install --quiet build
-	$(BIN)/python -m build --outdir dist .
+# Builds the sdist and a wheel. After `make locked`, with the versions in requirements.lock.
+dist: $(VENV)/.build
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+# Checks that TAG (v1.2.3) fits the versions in all files, and writes the notes of the release.
+release-check: $(VENV)/.built
+	$(BIN)/python -m tests.support.release $(TAG)
+
+# Builds the image IMAGE with docker buildx, and pushes it.
+image:
+	deploy/docker/build-release "$(IMAGE)" "$(VERSION)" "$(COMMIT)" "$(SOURCE)"
+
+chart: $(TOOLS)/helm
+	rm -rf build/chart
+	$(TOOLS)/helm package deploy/helm/skyfast --destination build/chart
+
+# Pushes the chart to the registry CHARTS (oci://...).
+chart-push: chart
+	$(TOOLS)/helm push build/chart/skyfast-$(VERSION).tgz "$(CHARTS)"
+
+# Creates a release on GitHub with the sdist, the wheels and the chart.
+github-release: chart release-check
+	gh release create "$(TAG)" --verify-tag --title "$(TAG)" --notes-file build/release-notes.md \
+		dist/* build/chart/*.tgz
 
 clean:
 	rm -rf $(VENV) build dist skyfast.egg-info skyfast/_table.c skyfast/skydive/_json_split.c \

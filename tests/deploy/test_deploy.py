@@ -26,7 +26,9 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from packaging.utils import canonicalize_name
 
+import skyfast
 from skyfast import cli
 from skyfast.config import loader, schema
 from skyfast.flows import selection
@@ -54,6 +56,8 @@ SUFFIXES = {
 }
 """Suffixes of installed files."""
 
+SOURCE = "https://git.example/skyfast"
+BASE = f"python:3.13-slim@sha256:{'0' * 64}"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PR_SET_MDWE = 65
 EMPTY_PROCESS_MIB = 45
@@ -231,8 +235,10 @@ def test_skyfast_runs_with_memory_deny_write_execute() -> None:
 class Build:
     """Runs the steps of a Dockerfile with all absolute paths below one directory."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, **arguments: str) -> None:
         self.root = root
+        self.arguments = arguments
+        self.known: dict[str, str] = {}
         self.stage = -1
         self.settings: dict[str, Any] = {"LABEL": {}, "ENV": {}}
         self.cwd = root
@@ -257,9 +263,19 @@ class Build:
                 getattr(self, f"do_{name.lower()}")(rest.strip())
 
     def do_arg(self, rest: str) -> None:
-        assert "=" in rest
+        name, _, default = rest.partition("=")
+        text = self.arguments.get(name, self.expand(default.strip('"')))
+        self.known[name] = text or self.known.get(name, "")
+        if self.stage >= 0:
+            self.environ[name] = self.known[name]
+
+    def expand(self, text: str) -> str:
+        """Return ``text`` with the values of the arguments that are known."""
+        return re.sub(r"\$\{(\w+)\}", lambda match: self.known[match[1]], text)
 
     def do_from(self, rest: str) -> None:
+        base, *_ = self.expand(rest).split()
+        self.settings["FROM"] = base
         self.stage += 1
 
     def do_workdir(self, rest: str) -> None:
@@ -282,7 +298,8 @@ class Build:
         )
 
     def do_label(self, rest: str) -> None:
-        self.settings["LABEL"] |= dict(item.split("=", 1) for item in shlex.split(rest))
+        items = shlex.split(self.expand(rest))
+        self.settings["LABEL"] |= dict(item.split("=", 1) for item in items)
 
     def do_env(self, rest: str) -> None:
         self.settings["ENV"] |= dict(item.split("=", 1) for item in shlex.split(rest))
@@ -345,7 +362,7 @@ def image() -> Iterator[Build]:
     # This is not pytest's directory, because the user of the image cannot enter that.
     with tempfile.TemporaryDirectory(prefix="skyfast-image-") as directory:
         Path(directory).chmod(0o755)
-        build = Build(Path(directory))
+        build = Build(Path(directory), SKYFAST_COMMIT=COMMIT, SOURCE=SOURCE, BASE=BASE)
         build.run(DOCKERFILE.read_text())
         for intermediate in ("src", "wheels"):
             shutil.rmtree(build.root / intermediate)
@@ -433,9 +450,48 @@ def test_image_contains_only_the_package_and_its_data(image: Build) -> None:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("image")
+def test_image_contains_the_locked_versions(image: Build) -> None:
+    (packages,) = (image.root / "opt" / "skyfast" / "lib").glob("python*/site-packages")
+    lock = (ROOT / "requirements-runtime.lock").read_text()
+    locked = {
+        canonicalize_name(name): version
+        for name, version in re.findall(r"(?m)^([\w.-]+)==([^ ]+)", lock)
+    }
+    installed = {
+        canonicalize_name(part.name): part.version
+        for part in metadata.distributions(path=[str(packages)])
+    }
+    assert installed.pop("skyfast") == skyfast.__version__
+    assert installed
+    assert installed.items() <= locked.items()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("image")
+def test_image_knows_its_commit(image: Build) -> None:
+    (packages,) = (image.root / "opt" / "skyfast" / "lib").glob("python*/site-packages")
+    build = json.loads((packages / "skyfast" / "data" / "build.json").read_text())
+    assert build["commit"] == COMMIT
+    assert build["built"]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("image")
 def test_image_has_metadata(image: Build) -> None:
     assert image.settings["EXPOSE"] == loader.parse("", {}, source="none").web.port
-    assert image.settings["LABEL"]["org.opencontainers.image.title"] == "skyfast"
+    labels = image.settings["LABEL"]
+    assert {
+        name.removeprefix("org.opencontainers.image."): text for name, text in labels.items()
+    } == {
+        "title": "skyfast",
+        "description": metadata.metadata("skyfast")["Summary"],
+        "licenses": "Apache-2.0",
+        "version": skyfast.__version__,
+        "revision": COMMIT,
+        "source": SOURCE,
+        "base.name": BASE,
+    }
+    assert image.settings["FROM"] == BASE
     assert int(image.settings["USER"].split(":")[0]) > 0
 
 
