@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CORE := skyfast/_table.pyx skyfast/_table.pxd $(wildcard skyfast/table/*.pxi) skyfast/skydive/_json_split.pyx setup.py
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' skyfast/__init__.py)
+COMMIT ?= $(shell git rev-parse HEAD)
 BENCH ?= all
 SOAK_S ?= 600
 
@@ -35,8 +37,20 @@ SANITIZED := $(BIN)/python -m tests.support.core_builds address $(BIN)/python -m
 # With --capture=sys, a sanitizer's report remains visible although the sanitizer ends the process.
 SANITIZED_TESTS := $(SANITIZED) pytest -q --capture=sys $(WITH_SLOW)
 
-.PHONY: run test test-slow coverage nightly sanitize tsan fuzz build lint format locked lock audit soak bench bench-plots \
-	docs screenshots dist clean
+# Programs in Go that tests run. They are built with the pinned versions, because Debian does not have them.
+TOOLS := build/tools
+# renders and lints the chart
+helm := helm.sh/helm/v4/cmd/helm@v4.3.2
+# renders the manifests of Kubernetes and OpenShift
+kustomize := sigs.k8s.io/kustomize/kustomize/v5@v5.7.1
+# lints the workflows
+actionlint := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+# builds an OpenTelemetry Collector with the parts that the scrape recipe needs
+builder := go.opentelemetry.io/collector/cmd/builder@v0.165.0
+
+.PHONY: run test test-slow coverage nightly sanitize tsan fuzz build tools otelcol lint format locked lock audit soak bench bench-plots \
+	docs completion screenshots dist release-check image chart \
+	chart-push github-release clean
 
 run: $(VENV)/.built
 	$(BIN)/skyfast --demo
@@ -88,6 +102,20 @@ nightly: $(VENV)/.built $(VENV)/.test
 
 build: $(VENV)/.built
 
+# Needs Go 1.26 or later. The first run compiles for two to four minutes.
+tools: $(TOOLS)/helm $(TOOLS)/kustomize $(TOOLS)/actionlint
+
+# The OpenTelemetry Collector for the nightly tests. Compiles for ten minutes.
+otelcol: $(TOOLS)/otelcol
+
+$(TOOLS)/otelcol: $(TOOLS)/builder tests/data/otelcol-builder.yml
+	$(TOOLS)/builder --config tests/data/otelcol-builder.yml
+	cp build/otelcol/otelcol $@
+
+$(TOOLS)/%: Makefile
+	GOBIN=$(CURDIR)/$(TOOLS) go install $($*)
+	touch $@
+
 # cython-lint only checks the layout of .pxi files. To check their code, copy them to .pyx files.
 lint: $(VENV)/.built $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -110,11 +138,16 @@ format: $(VENV)/.lint
 # Creates the environment of CI, with the versions and hashes in requirements.lock.
 locked: $(VENV)/.locked
 
-# Updates requirements.lock to the newest versions, for all supported versions of Python.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --custom-compile-command "make lock"
+
+# Updates requirements.lock to the newest versions, for all supported versions of Python. The other
+# files contain the parts of it that build skyfast and that it needs at run time. The Dockerfile uses
+# them.
 lock: $(VENV)/.lock
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
-		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" \
-		$(GROUPS:%=--group %) --output-file requirements.lock pyproject.toml
+	$(COMPILE) --upgrade $(GROUPS:%=--group %) --output-file requirements.lock pyproject.toml
+	$(COMPILE) --upgrade --constraint requirements.lock --group build --output-file requirements-build.lock
+	$(COMPILE) --upgrade --constraint requirements.lock --output-file requirements-runtime.lock pyproject.toml
 
 # Checks the packages in requirements.lock for known vulnerabilities. Needs network access.
 audit: $(VENV)/.audit
@@ -137,13 +170,38 @@ bench-plots: $(VENV)/.built $(VENV)/.test $(VENV)/.plots
 docs: $(VENV)/.built
 	$(BIN)/python -m docs.generate
 
+# Writes the completions for shells, after a change of the options.
+completion: $(VENV)/.built $(VENV)/.test
+	$(BIN)/python -m tests.support.completion
+
 # Creates the screenshots in docs/status.md. Takes a little more than ten minutes.
 screenshots: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m tests.support.screenshots
 
-dist: $(VENV)/.made
-	$(PIP) install --quiet build
-	$(BIN)/python -m build --outdir dist .
+# Builds the sdist and a wheel. After `make locked`, with the versions in requirements.lock.
+dist: $(VENV)/.build
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+# Checks that TAG (v1.2.3) fits the versions in all files, and writes the notes of the release.
+release-check: $(VENV)/.built
+	$(BIN)/python -m tests.support.release $(TAG)
+
+# Builds the image IMAGE with docker buildx, and pushes it.
+image:
+	deploy/docker/build-release "$(IMAGE)" "$(VERSION)" "$(COMMIT)" "$(SOURCE)"
+
+chart: $(TOOLS)/helm
+	rm -rf build/chart
+	$(TOOLS)/helm package deploy/helm/skyfast --destination build/chart
+
+# Pushes the chart to the registry CHARTS (oci://...).
+chart-push: chart
+	$(TOOLS)/helm push build/chart/skyfast-$(VERSION).tgz "$(CHARTS)"
+
+# Creates a release on GitHub with the sdist, the wheels and the chart.
+github-release: chart release-check
+	gh release create "$(TAG)" --verify-tag --title "$(TAG)" --notes-file build/release-notes.md \
+		dist/* build/chart/*.tgz
 
 clean:
 	rm -rf $(VENV) build dist skyfast.egg-info skyfast/_table.c skyfast/skydive/_json_split.c \

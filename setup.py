@@ -4,13 +4,23 @@
 ``skyfast/_checked.pyx`` instead of ``skyfast/_table.pyx``; `coverage` uses the normal sources.
 ``tests/support/core_builds.py`` puts each of these builds in its own directory. ``SKYFAST_CFLAGS``
 and ``SKYFAST_LDFLAGS`` contain additional flags.
+
+The package contains the commit and the time of its build (``skyfast/runtime/build_info.py``). The
+commit is ``SKYFAST_COMMIT``, or the commit of this checkout. ``SOURCE_DATE_EPOCH`` replaces the
+time, so that builds are reproducible.
 """
 
+import json
 import os
 import platform
+import subprocess
+import time
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 # The extensions process untrusted input. tests/table/test_hardening.py checks these options.
 HARDENED = [
@@ -55,7 +65,59 @@ SOURCES = {
     "skyfast.skydive._json_split": "skyfast/skydive/_json_split.pyx",
 }
 
+ROOT = Path(__file__).parent
+BUILD_INFO = Path("skyfast/data/build.json")
+
+
+def commit() -> str:
+    """Return the commit of the sources, or an empty string if it is unknown."""
+    if given := os.environ.get("SKYFAST_COMMIT"):
+        return given
+    if (ROOT / BUILD_INFO).exists():  # in an sdist
+        return json.loads((ROOT / BUILD_INFO).read_text()).get("commit", "")
+    if not (ROOT / ".git").exists():
+        return ""
+    try:
+        head = _git("rev-parse", "HEAD")
+        return f"{head}-dirty" if _git("status", "--porcelain", "--untracked-files=no") else head
+    except (OSError, subprocess.CalledProcessError):  # git is not installed, or refuses the owner
+        return ""
+
+
+def _git(*arguments):
+    command = ["git", "-C", str(ROOT), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return result.stdout.strip()
+
+
+def write_build_info(path, **known) -> None:
+    """Write the known values. An existing file can be a hard link to the source, so replace it."""
+    path.unlink(missing_ok=True)
+    path.write_text(json.dumps({name: value for name, value in known.items() if value}) + "\n")
+
+
+class BuildPy(build_py):
+    """Adds the commit and the time of the build to the package."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            now_s = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
+            built = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now_s))
+            path = Path(self.build_lib) / BUILD_INFO
+            write_build_info(path, commit=commit(), built=built)
+
+
+class Sdist(sdist):
+    """Adds the commit to the sources."""
+
+    def make_release_tree(self, base_dir, files) -> None:
+        super().make_release_tree(base_dir, files)
+        write_build_info(Path(base_dir) / BUILD_INFO, commit=commit())
+
+
 setup(
+    cmdclass={"build_py": BuildPy, "sdist": Sdist},
     ext_modules=cythonize(
         [
             Extension(
@@ -68,5 +130,5 @@ setup(
         ],
         compiler_directives={"language_level": "3"},
         build_dir=c_files,
-    )
+    ),
 )

@@ -1,7 +1,8 @@
 """The command line: arguments, options and exit codes.
 
-Exit codes: 0 after SIGTERM, SIGINT, ``--check``, ``--help`` or ``--version``; 1 if skyfast cannot
-run; 2 for an invalid argument or configuration. Each error is one line.
+Exit codes: 0 after SIGTERM, SIGINT, ``--check``, ``--help``, ``--version`` or
+``--print-completion``; 1 if skyfast cannot run; 2 for an invalid argument or configuration. Each
+error is one line.
 """
 
 import argparse
@@ -16,17 +17,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from skyfast import __version__
 from skyfast.config import cost, loader, model, names, schema, sharding, yaml_nodes
 from skyfast.config.endpoint import Endpoint, parse_listen_address
 from skyfast.config.errors import InvalidValue
 from skyfast.config.parsers import to_level
 from skyfast.flows import selection
-from skyfast.runtime import logs, memory, names_file
+from skyfast.runtime import build_info, logs, memory, names_file
 from skyfast.web import listen
 
 if TYPE_CHECKING:
     from skyfast.replay.recording import Playback, Recording
+
+log = logging.getLogger(__name__)
 
 DEFAULT_PATH = "/etc/skydive/prom_sky_con.yml"
 
@@ -37,6 +39,11 @@ EXIT_INVALID = 2
 MIN_SPEED = 0.001
 MAX_SPEED = 1000.0
 """Limits of ``--replay-speed``."""
+
+SHELLS = ("bash", "zsh", "fish")
+"""Shells with a completion. ``make completion`` writes the files."""
+
+COMPLETION = Path(__file__).with_name("data") / "completion"
 
 MIN_SIMILARITY = 0.6
 """Minimum similarity between an unknown option and the suggested option: a ratio of `difflib`."""
@@ -88,8 +95,7 @@ def _parser() -> _Parser:
         prog="skyfast",
         usage="%(prog)s [OPTION]... [CONFIG]",
         description="Prometheus exporter for Skydive network flows.",
-        epilog="Environment variables override keys of the configuration file. For example, "
-        "SKYDIVE_PIPELINE_SUBSCRIBER_URL sets pipeline.subscriber.url.",
+        epilog="Environment variables such as SKYDIVE_HOST_ID override keys of the file.",
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
     )
@@ -184,7 +190,18 @@ def _parser() -> _Parser:
         help="text or json",
         metavar="FORMAT",
     )
-    parser.add_argument("--version", action="version", version=f"skyfast {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        choices=SHELLS,
+        metavar="SHELL",
+        help="print the completion of bash, zsh or fish",
+    )
+    parser.add_argument(
+        "--version",
+        action="store_true",
+        help="print the version and the build",
+    )
+    parser.add_argument("--json", action="store_true", help="print --version as JSON")
     return parser
 
 
@@ -246,6 +263,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--record-anonymous requires --record")
     if arguments.record and arguments.check:
         parser.error("--record cannot be combined with --check")
+    if arguments.json and not arguments.version:
+        parser.error("--json requires --version")
     if arguments.strict and not arguments.check:
         parser.error("--strict requires --check")
     if len(arguments.addresses or ()) > listen.MAX_SOCKETS:
@@ -270,7 +289,21 @@ def _join_negative_values(argv: list[str]) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code. ``argv`` defaults to `sys.argv`."""
     arguments = _arguments(argv)
-    memory.disable_core_dumps()  # before any secret is read
+    if arguments.version:
+        build = build_info.read()
+        sys.stdout.write(f"{build.to_json() if arguments.json else build.to_text()}\n")
+        return EXIT_OK
+    if arguments.print_completion:
+        completion = COMPLETION.with_suffix(f".{arguments.print_completion}")
+        sys.stdout.write(completion.read_text(encoding="utf-8"))
+        return EXIT_OK
+    try:
+        is_debugged = memory.is_debug_allowed(os.environ)
+    except ValueError as error:
+        _print_error(str(error))
+        return EXIT_INVALID
+    if not is_debugged:
+        memory.disable_core_dumps()  # before any secret is read
     # Until the event loop runs, there is nothing to close, so these signals can exit at once.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(EXIT_OK))
@@ -281,6 +314,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.check:
             return _check(arguments, configuration)
         logs.set_up(configuration.logging)
+        if is_debugged:
+            log.warning("core dumps and debuggers are allowed (%s=1)", memory.DEBUG_VARIABLE)
         logs.write_notes(configuration.notes)
         playback = _playback(arguments)
         listen_at = _listen(arguments, configuration)

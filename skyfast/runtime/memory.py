@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import resource
+from collections.abc import Mapping
 
 # Parameters of mallopt(3) in glibc. Other C libraries do not have this function.
 _M_TRIM_THRESHOLD = -1
@@ -12,6 +13,9 @@ _M_ARENA_MAX = -8
 
 # An operation of prctl(2).
 _PR_SET_DUMPABLE = 4
+
+DEBUG_VARIABLE = "SKYFAST_DEBUG"
+"""The environment variable that allows core dumps and debuggers."""
 
 KEPT_BYTES = 16 << 20
 """Free memory that glibc keeps at the top of the heap for the next message.
@@ -69,3 +73,14 @@ def disable_core_dumps() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def is_debug_allowed(environ: Mapping[str, str]) -> bool:
+    """Return whether `DEBUG_VARIABLE` allows core dumps and debuggers.
+
+    Raises ValueError if the variable has another value than 0 or 1.
+    """
+    text = environ.get(DEBUG_VARIABLE, "")
+    if text not in ("", "0", "1"):
+        raise ValueError(f"{DEBUG_VARIABLE}: {text!r} is not 0 or 1")
+    return text == "1"

@@ -1,6 +1,8 @@
 """The command line: output, exit codes, and one-line errors."""
 
+import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -34,11 +36,26 @@ def test_version() -> None:
     assert (result.returncode, result.stdout) == (0, f"skyfast {skyfast.__version__}\n")
 
 
+def test_version_as_json() -> None:
+    result = run("--version", "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout) == {
+        "version": skyfast.__version__,
+        "commit": None,
+        "built": None,
+        "python": platform.python_version(),
+    }
+
+
+def test_json_requires_version() -> None:
+    assert run("--json").stderr == "skyfast: --json requires --version (see skyfast --help)\n"
+
+
 def test_help_fits_a_screen_and_names_every_option() -> None:
     result = run("--help", COLUMNS="80")
     assert result.returncode == 0
     lines = result.stdout.splitlines()
-    assert len(lines) <= 28
+    assert len(lines) <= 29
     assert max(map(len, lines)) <= 80
     for option in (
         "CONFIG",
@@ -56,7 +73,9 @@ def test_help_fits_a_screen_and_names_every_option() -> None:
         "--web.systemd-socket",
         "--shard I/N",
         "--web.config.file",
+        "--print-completion SHELL",
         "--version",
+        "--json",
         "/etc/skydive/",
     ):
         assert option in result.stdout

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from skyfast.runtime import memory
 from tests.support.analyzer import FakeAnalyzer
 from tests.support.messages import flow, message
 from tests.support.paths import ROOT
-from tests.support.process import running
+from tests.support.process import run, running
 
 UNPRIVILEGED_UID = 61_234
 """A user ID without a name, a home directory, a group or any files."""
@@ -172,6 +173,40 @@ def test_process_is_not_dumpable() -> None:
         [sys.executable, "-c", DUMPABLE], capture_output=True, text=True, check=True, timeout=20
     )
     assert result.stdout.split() == ["1", "0"]
+
+
+@needs_root
+async def test_debug_variable_allows_core_dumps_and_debuggers(
+    analyzer: FakeAnalyzer, read_only: Path
+) -> None:
+    """Other processes of the same user can read the memory, so a warning is logged."""
+    config = write_config(read_only, analyzer.url)
+    if run_unprivileged(sys.executable, "-c", f"open({str(ROOT / 'README.md')!r})").returncode:
+        pytest.skip("other users cannot read Python or this directory")
+    raise_limit = ("sh", "-c", 'ulimit -S -c "$(ulimit -H -c)" && exec "$@"', "sh")
+    through = (*raise_limit, "env", f"--chdir={read_only}", "HOME=/nonexistent", *AS_UNPRIVILEGED)
+    variables = {"PYTHONPATH": str(ROOT), "SKYFAST_DEBUG": "1"}
+    async with running(config, quiet=False, through=through, **variables) as skyfast:
+        pid = skyfast.process.pid
+        limits = run_unprivileged("cat", f"/proc/{pid}/limits").stdout.decode()
+        assert re.search(r"(?m)^Max core file size +(\w+) +\1 ", limits)
+        for part in ("environ", "maps"):
+            assert run_unprivileged("head", "-c1", f"/proc/{pid}/{part}").returncode == 0
+        await skyfast.logged("WARNING skyfast.cli: core dumps and debuggers are allowed")
+
+
+@pytest.mark.parametrize(("text", "is_allowed"), [("", False), ("0", False), ("1", True)])
+def test_values_of_the_debug_variable(text: str, is_allowed: bool) -> None:
+    assert memory.is_debug_allowed({memory.DEBUG_VARIABLE: text}) is is_allowed
+    assert not memory.is_debug_allowed({})
+
+
+def test_other_values_of_the_debug_variable_are_errors() -> None:
+    result = run("--demo", "--check", SKYFAST_DEBUG="yes")
+    assert (result.returncode, result.stderr) == (
+        2,
+        "skyfast: SKYFAST_DEBUG: 'yes' is not 0 or 1\n",
+    )
 
 
 async def test_output_contains_no_secrets(analyzer: FakeAnalyzer, tmp_path: Path) -> None:

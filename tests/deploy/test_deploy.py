@@ -26,11 +26,14 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from packaging.utils import canonicalize_name
 
+import skyfast
 from skyfast import cli
 from skyfast.config import loader, schema
 from skyfast.flows import selection
 from tests.support import core_builds
+from tests.support.kubernetes import SERVICE_MONITOR, VERSIONS
 from tests.support.paths import DEPLOY, ROOT
 from tests.support.process import START_S, STOP_S, demo
 
@@ -43,16 +46,19 @@ INSTRUCTIONS = (ROOT / "docs" / "deployment.md").read_text()
 RECORDINGS = (ROOT / "docs" / "recordings.md").read_text()
 DROP_IN = re.compile(r"(?s)```ini\n(.*?)```")
 
-VERSIONS = ("1.27", "1.31", "1.35")
-"""Versions of Kubernetes whose schemas validate the manifests."""
-
 EXPOSURE = 15
 """Maximum exposure in `systemd-analyze security`, from 0 to 100."""
 
 BUILD_S = 300.0
-SUFFIXES = {".css", ".html", ".js", ".py", ".pyi", ".typed", ".so", ".gz", ".yml"}
+SUFFIXES = {
+    *(".css", ".html", ".js", ".json", ".py", ".pyi", ".typed", ".so", ".gz", ".yml"),
+    *(".bash", ".fish", ".zsh"),
+}
 """Suffixes of installed files."""
 
+SOURCE = "https://git.example/skyfast"
+BASE = f"python:3.13-slim@sha256:{'0' * 64}"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PR_SET_MDWE = 65
 EMPTY_PROCESS_MIB = 45
 """Memory of a process without connections, as measured by `make bench BENCH=memory`."""
@@ -229,8 +235,10 @@ def test_skyfast_runs_with_memory_deny_write_execute() -> None:
 class Build:
     """Runs the steps of a Dockerfile with all absolute paths below one directory."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, **arguments: str) -> None:
         self.root = root
+        self.arguments = arguments
+        self.known: dict[str, str] = {}
         self.stage = -1
         self.settings: dict[str, Any] = {"LABEL": {}, "ENV": {}}
         self.cwd = root
@@ -255,9 +263,19 @@ class Build:
                 getattr(self, f"do_{name.lower()}")(rest.strip())
 
     def do_arg(self, rest: str) -> None:
-        assert "=" in rest
+        name, _, default = rest.partition("=")
+        text = self.arguments.get(name, self.expand(default.strip('"')))
+        self.known[name] = text or self.known.get(name, "")
+        if self.stage >= 0:
+            self.environ[name] = self.known[name]
+
+    def expand(self, text: str) -> str:
+        """Return ``text`` with the values of the arguments that are known."""
+        return re.sub(r"\$\{(\w+)\}", lambda match: self.known[match[1]], text)
 
     def do_from(self, rest: str) -> None:
+        base, *_ = self.expand(rest).split()
+        self.settings["FROM"] = base
         self.stage += 1
 
     def do_workdir(self, rest: str) -> None:
@@ -280,7 +298,8 @@ class Build:
         )
 
     def do_label(self, rest: str) -> None:
-        self.settings["LABEL"] |= dict(item.split("=", 1) for item in shlex.split(rest))
+        items = shlex.split(self.expand(rest))
+        self.settings["LABEL"] |= dict(item.split("=", 1) for item in items)
 
     def do_env(self, rest: str) -> None:
         self.settings["ENV"] |= dict(item.split("=", 1) for item in shlex.split(rest))
@@ -343,16 +362,18 @@ def image() -> Iterator[Build]:
     # This is not pytest's directory, because the user of the image cannot enter that.
     with tempfile.TemporaryDirectory(prefix="skyfast-image-") as directory:
         Path(directory).chmod(0o755)
-        build = Build(Path(directory))
+        build = Build(Path(directory), SKYFAST_COMMIT=COMMIT, SOURCE=SOURCE, BASE=BASE)
         build.run(DOCKERFILE.read_text())
         for intermediate in ("src", "wheels"):
             shutil.rmtree(build.root / intermediate)
         yield build
 
 
-def in_image(image: Build, command: list[str], **environ: str) -> subprocess.Popen[str]:
-    """Start a command as in a container, if possible as the user of the image."""
-    uid, gid = map(int, image.settings["USER"].split(":"))
+def in_image(
+    image: Build, command: list[str], *, run_as: str = "", **environ: str
+) -> subprocess.Popen[str]:
+    """Start a command as in a container, if possible as the user of the image or another user."""
+    uid, gid = map(int, (run_as or image.settings["USER"]).split(":"))
     python = Path(sys.base_prefix).resolve()
     everyone_can_enter = all(path.stat().st_mode & 1 for path in (python, *python.parents))
     user: dict[str, Any] = {}
@@ -407,6 +428,14 @@ def health(image: Build, port: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("image")
+def test_image_runs_as_a_user_that_openshift_assigns(image: Build) -> None:
+    with in_image(image, ["skyfast", "--demo", "--check"], run_as="1000660000:0") as process:
+        _, errors = process.communicate(timeout=START_S)
+    assert (process.returncode, errors) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("image")
 def test_image_contains_only_the_package_and_its_data(image: Build) -> None:
     (packages,) = (image.root / "opt" / "skyfast" / "lib").glob("python*/site-packages")
     files = [path for path in (packages / "skyfast").rglob("*") if path.is_file()]
@@ -414,16 +443,55 @@ def test_image_contains_only_the_package_and_its_data(image: Build) -> None:
     modules = {path.name for path in (ROOT / "skyfast").rglob("*.py")}
     assert {path.name for path in files} >= modules | {"py.typed", "_table.pyi"}
     data = {path.name for path in (ROOT / "skyfast" / "data").iterdir()}
-    assert {path.name for path in files if path.parent.name == "data"} == data
+    assert {path.name for path in files if path.parent.name == "data"} == data | {"build.json"}
     assert not (packages / "tests").exists()
     assert not (packages / "pip").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("image")
+def test_image_contains_the_locked_versions(image: Build) -> None:
+    (packages,) = (image.root / "opt" / "skyfast" / "lib").glob("python*/site-packages")
+    lock = (ROOT / "requirements-runtime.lock").read_text()
+    locked = {
+        canonicalize_name(name): version
+        for name, version in re.findall(r"(?m)^([\w.-]+)==([^ ]+)", lock)
+    }
+    installed = {
+        canonicalize_name(part.name): part.version
+        for part in metadata.distributions(path=[str(packages)])
+    }
+    assert installed.pop("skyfast") == skyfast.__version__
+    assert installed
+    assert installed.items() <= locked.items()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("image")
+def test_image_knows_its_commit(image: Build) -> None:
+    (packages,) = (image.root / "opt" / "skyfast" / "lib").glob("python*/site-packages")
+    build = json.loads((packages / "skyfast" / "data" / "build.json").read_text())
+    assert build["commit"] == COMMIT
+    assert build["built"]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("image")
 def test_image_has_metadata(image: Build) -> None:
     assert image.settings["EXPOSE"] == loader.parse("", {}, source="none").web.port
-    assert image.settings["LABEL"]["org.opencontainers.image.title"] == "skyfast"
+    labels = image.settings["LABEL"]
+    assert {
+        name.removeprefix("org.opencontainers.image."): text for name, text in labels.items()
+    } == {
+        "title": "skyfast",
+        "description": metadata.metadata("skyfast")["Summary"],
+        "licenses": "Apache-2.0",
+        "version": skyfast.__version__,
+        "revision": COMMIT,
+        "source": SOURCE,
+        "base.name": BASE,
+    }
+    assert image.settings["FROM"] == BASE
     assert int(image.settings["USER"].split(":")[0]) > 0
 
 
@@ -439,16 +507,16 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("*.so", "*.c", "*.egg-info", "_table.html"),
     )
     shutil.copytree(ROOT, directory / "tree", ignore=excluded)
-    return hook("build_sdist", directory / "tree", directory)
+    return hook("build_sdist", directory / "tree", directory, SKYFAST_COMMIT=COMMIT)
 
 
-def hook(name: str, tree: Path, target: Path) -> Path:
+def hook(name: str, tree: Path, target: Path, **environ: str) -> Path:
     """Build a package from ``tree`` with the build backend of ``tree``; return its path."""
     program = f"from setuptools import build_meta; build_meta.{name}({str(target)!r})"
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
         cwd=tree,
-        env={**without_variables(), "SKYFAST_CFLAGS": "-O0"},
+        env={**without_variables(), "SKYFAST_CFLAGS": "-O0"} | environ,
         capture_output=True,
         text=True,
         timeout=BUILD_S,
@@ -466,7 +534,7 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         archive.extractall(directory, filter="data")
     (tree,) = directory.iterdir()
     (directory / "built").mkdir()
-    return hook("build_wheel", tree, directory / "built")
+    return hook("build_wheel", tree, directory / "built", SOURCE_DATE_EPOCH="1800000000")
 
 
 @pytest.mark.slow
@@ -519,6 +587,8 @@ def test_wheel_runs_in_a_separate_environment(wheel: Path, tmp_path: Path) -> No
     compiled = {"skyfast._table", "skyfast.skydive._json_split"}
     assert {"skyfast", *run(python, "-c", IMPORT_ALL).split()} == modules | compiled
     assert run(python.with_name("skyfast"), "--demo", "--check").startswith("# Replaying")
+    build = json.loads(run(python.with_name("skyfast"), "--version", "--json"))
+    assert (build["commit"], build["built"]) == (COMMIT, "2027-01-15T08:00:00Z")
 
 
 @pytest.mark.slow
@@ -574,56 +644,6 @@ def test_schemas_reject_an_invalid_manifest() -> None:
     invalid["spec"]["template"]["spec"]["containers"][0]["livenessprobe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError, match="livenessprobe"):
         kubernetes_validate.validate(invalid, VERSIONS[0], strict=True)
-
-
-DURATION = {"type": "string", "pattern": r"^\d+(ms|s|m|h)$"}
-TEXT = {"type": "string", "minLength": 1}
-LABELS = {"type": "object", "minProperties": 1, "additionalProperties": TEXT}
-
-
-def exactly(required: str, **properties: object) -> dict[str, object]:
-    """Return the schema of an object that only has these properties."""
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": required.split(),
-        "additionalProperties": False,
-    }
-
-
-# The properties of monitoring.coreos.com/v1 that the manifests use.
-SERVICE_MONITOR = exactly(
-    "apiVersion kind metadata spec",
-    apiVersion={"const": "monitoring.coreos.com/v1"},
-    kind={"const": "ServiceMonitor"},
-    metadata=exactly("name labels", name=TEXT, labels=LABELS),
-    spec=exactly(
-        "selector endpoints",
-        selector=exactly("matchLabels", matchLabels=LABELS),
-        endpoints={
-            "type": "array",
-            "minItems": 1,
-            "items": exactly(
-                "port path",
-                port=TEXT,
-                path={"type": "string", "pattern": "^/"},
-                interval=DURATION,
-                scrapeTimeout=DURATION,
-                relabelings={
-                    "type": "array",
-                    "items": exactly(
-                        "",
-                        action={"enum": ["replace", "labeldrop"]},
-                        sourceLabels={"type": "array", "items": TEXT},
-                        targetLabel=TEXT,
-                        replacement=TEXT,
-                        regex=TEXT,
-                    ),
-                },
-            ),
-        },
-    ),
-)
 
 
 @pytest.mark.parametrize("name", MONITORS)

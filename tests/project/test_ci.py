@@ -35,9 +35,9 @@ TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 
 
 @cache
-def locked() -> list[tuple[Requirement, str]]:
-    """Return the requirements in the lock file, with their hashes."""
-    entries = re.split(r"\n(?=\S)", re.sub(r"(?m)^\s*#.*\n", "", LOCK))
+def locked(text: str = LOCK) -> list[tuple[Requirement, str]]:
+    """Return the requirements in a lock file, with their hashes."""
+    entries = re.split(r"\n(?=\S)", re.sub(r"(?m)^\s*#.*\n", "", text))
     parts = [entry.partition(" \\\n") for entry in entries if entry.strip()]
     return [(Requirement(head), hashes) for head, _, hashes in parts]
 
@@ -84,6 +84,23 @@ def test_lock_has_hashes_and_no_urls() -> None:
         assert re.fullmatch(r"( {4}--hash=sha256:[0-9a-f]{64}( \\)?\n?)+", hashes)
     assert "://" not in LOCK
     assert "--index" not in LOCK
+
+
+@pytest.mark.parametrize("name", ["build", "runtime"])
+def test_other_locks_are_parts_of_the_lock(name: str) -> None:
+    whole = {
+        (part.name, str(part.specifier)): set(re.findall(r"[0-9a-f]{64}", hashes))
+        for part, hashes in locked()
+    }
+    parts = locked((ROOT / f"requirements-{name}.lock").read_text())
+    for part, hashes in parts:
+        assert whole[part.name, str(part.specifier)] == set(re.findall(r"[0-9a-f]{64}", hashes))
+    texts = {
+        "build": PROJECT["dependency-groups"]["build"],
+        "runtime": PROJECT["project"]["dependencies"],
+    }
+    names = {canonicalize_name(part.name) for part, _ in parts}
+    assert names >= {canonicalize_name(Requirement(text).name) for text in texts[name]}
 
 
 def test_build_requirements_are_locked() -> None:
@@ -198,17 +215,23 @@ def test_jobs_run_existing_targets(name: str) -> None:
             assert step["with"]["persist-credentials"] is False
 
 
-def test_workflows_have_read_only_permissions() -> None:
+def test_only_jobs_that_publish_have_write_permissions() -> None:
     for _, workflow in workflows():
         assert workflow["permissions"] == {"contents": "read"}
-    assert not [job for job in JOBS.values() if "permissions" in job]
+    permissions = {name: job["permissions"] for name, job in JOBS.items() if "permissions" in job}
+    assert permissions == {
+        "release.yml:publish": {"id-token": "write"},
+        "release.yml:image": {"contents": "read", "packages": "write"},
+        "release.yml:chart": {"contents": "read", "packages": "write"},
+        "release.yml:github": {"contents": "write"},
+    }
 
 
 def test_workflow_and_ci_script_have_the_same_steps() -> None:
     """The script runs the same steps in sequence on one machine."""
     steps = re.findall(r"^make .*$", CI, re.MULTILINE)
     names = [step.split()[1] for step in steps]
-    assert names == ["locked", "test", "lint", "sanitize", "fuzz", "test-slow"]
+    assert names == ["locked", "test", "lint", "sanitize", "fuzz", "tools", "test-slow"]
     make_commands = {
         command
         for name, job in JOBS.items()
@@ -222,6 +245,7 @@ def test_workflow_and_ci_script_have_the_same_steps() -> None:
 def test_every_supported_python_is_tested_and_packaged() -> None:
     assert JOBS["ci.yml:test"]["strategy"]["matrix"]["python"] == PYTHONS
     wheels = JOBS["ci.yml:wheels"]["strategy"]["matrix"]
+    assert JOBS["release.yml:wheels"]["strategy"]["matrix"] == wheels
     settings = PROJECT["tool"]["cibuildwheel"]
     assert [f"{python}-*" for python in wheels["python"]] == settings["build"].split()
     assert wheels["python"] == [f"cp{python.replace('.', '')}" for python in PYTHONS]

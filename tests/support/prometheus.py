@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import urllib.parse
 import urllib.request
@@ -92,10 +93,7 @@ async def configured_prometheus(
     assert program is not None
     config = directory / "prometheus.yml"
     config.write_text(text)
-    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    server.close()
-    await server.wait_closed()
+    port = free_port()
     process = await asyncio.create_subprocess_exec(
         program,
         *arguments,
@@ -120,6 +118,14 @@ async def configured_prometheus(
         if process.returncode is None:
             process.terminate()
             await process.wait()
+
+
+def free_port() -> int:
+    """Return a port on the loopback address that no program uses."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port: int = listening.getsockname()[1]
+        return port
 
 
 async def ask(url: str) -> bytes:

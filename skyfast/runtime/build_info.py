@@ -1,0 +1,62 @@
+"""The version of skyfast, and the commit and time of its build where they are known.
+
+``setup.py`` writes the file that `read` reads. A checkout that is installed with ``pip install
+--editable`` has no such file.
+"""
+
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from skyfast import __version__
+
+FILE = Path(__file__).parents[1] / "data" / "build.json"
+
+SHORT = 12
+"""Digits of a commit in `BuildInfo.to_text`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildInfo:
+    """A build of skyfast.
+
+    ``commit`` is a hash, with ``-dirty`` appended if files were changed. ``built`` is the time of
+    the build in UTC, in the format of RFC 3339. Both are empty if they are unknown.
+    """
+
+    version: str
+    commit: str
+    built: str
+
+    def to_text(self) -> str:
+        """Return one line for people."""
+        commit, dash, state = self.commit.partition("-")
+        known = [
+            f"commit {commit[:SHORT]}{dash}{state}" if commit else "",
+            f"built {self.built}" if self.built else "",
+        ]
+        details = ", ".join(filter(None, known))
+        return f"skyfast {self.version} ({details})" if details else f"skyfast {self.version}"
+
+    def to_json(self) -> str:
+        """Return a JSON object. Unknown values are null."""
+        return json.dumps(
+            {
+                "version": self.version,
+                "commit": self.commit or None,
+                "built": self.built or None,
+                "python": platform.python_version(),
+            }
+        )
+
+
+def read() -> BuildInfo:
+    """Return the build that is running."""
+    try:
+        build = json.loads(FILE.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        build = {}
+    return BuildInfo(
+        version=__version__, commit=build.get("commit", ""), built=build.get("built", "")
+    )

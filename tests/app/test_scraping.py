@@ -1,0 +1,123 @@
+"""The scrape recipes in ``docs/scraping.md``, run by the programs themselves."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support import tools
+from tests.support.documentation import blocks
+from tests.support.paths import ROOT
+from tests.support.process import demo
+from tests.support.prometheus import ANSWER_S, START_S, ask, free_port, growing
+
+PAGE = ROOT / "docs" / "scraping.md"
+SKYFAST = "skyfast.example:9100"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which("vmagent") is None and not tools.MUST_RUN,
+        reason="vmagent is not installed (Debian: victoria-metrics)",
+    ),
+]
+
+
+def recipe(name: str) -> str:
+    (text,) = (text for _, text in blocks(PAGE) if text.startswith(f"# {name}\n"))
+    return text
+
+
+@asynccontextmanager
+async def process(command: Sequence[str | Path]) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a program, and stop it at the end."""
+    started = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        yield started
+    finally:
+        if started.returncode is None:
+            started.terminate()
+        await started.wait()
+
+
+@asynccontextmanager
+async def victoria_metrics(directory: Path) -> AsyncIterator[str]:
+    """Run a VictoriaMetrics that stores remote writes; yield its URL."""
+    address = f"127.0.0.1:{free_port()}"
+    command = (
+        *("victoria-metrics", f"-httpListenAddr={address}", "-search.latencyOffset=1ms"),
+        f"-storageDataPath={directory}/data",
+    )
+    async with process(command) as server, asyncio.timeout(START_S + ANSWER_S):
+        while True:
+            try:
+                await ask(f"http://{address}/health")
+                break
+            except OSError:
+                assert server.returncode is None
+                await asyncio.sleep(0.1)
+        yield f"http://{address}"
+
+
+async def assert_arrives(server: str) -> None:
+    """Wait until the server has the series that the dashboard and the alerts need."""
+    for series in (
+        'skydive_network_connection_total_bytes{job="skyfast"}',
+        "skydive_traffic_bytes_total",
+        "skydive_network_connection_rtt_nanoseconds",
+        "skyfast_connections",
+        "skyfast_report_delivery_seconds_bucket",
+        'up{job="skyfast"}',
+    ):
+        assert await growing(server, series, 1)
+
+
+def adapted(text: str, skyfast: str, replacements: dict[str, str]) -> str:
+    """Return a recipe with local addresses and a short interval."""
+    for old, new in {SKYFAST: skyfast, "scrape_interval: 15s": "scrape_interval: 1s"}.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    for old, new in replacements.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    return text
+
+
+async def test_vmagent(tmp_path: Path) -> None:
+    (command,) = (text for _, text in blocks(PAGE) if text.startswith("vmagent "))
+    program, *options = command.replace("\\\n", " ").split()
+    async with demo() as skyfast, victoria_metrics(tmp_path) as server:
+        config = tmp_path / "vmagent.yml"
+        config.write_text(adapted(recipe("vmagent.yml"), skyfast.url.partition("//")[2], {}))
+        url = "http://victoria-metrics.example:8428"
+        adapted_options = [
+            option.replace("=vmagent.yml", f"={config}").replace(url, server) for option in options
+        ]
+        local = (
+            f"-httpListenAddr=127.0.0.1:{free_port()}",
+            f"-remoteWrite.tmpDataPath={tmp_path}/q",
+        )
+        async with process((program, *adapted_options, *local)):
+            await assert_arrives(server)
+
+
+@pytest.mark.nightly
+@tools.needs("otelcol", target="otelcol")
+async def test_opentelemetry_collector(tmp_path: Path) -> None:
+    async with demo() as skyfast, victoria_metrics(tmp_path) as server:
+        config = tmp_path / "otelcol.yml"
+        config.write_text(
+            adapted(
+                recipe("otelcol.yml"),
+                skyfast.url.partition("//")[2],
+                {"http://prometheus.example:9090": server},
+            )
+        )
+        tools.output("otelcol", "validate", f"--config={config}")
+        async with process((tools.path("otelcol"), f"--config={config}")):
+            await assert_arrives(server)

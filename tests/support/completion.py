@@ -1,0 +1,32 @@
+"""Writes the completions for shells in ``skyfast/data``: ``make completion``."""
+
+import argparse
+
+import shtab
+
+from skyfast import cli
+
+LEVELS = ("debug", "info", "warning", "error", "critical")
+FILES = ("CONFIG", "FILE")
+"""Values that are names of files."""
+
+
+def generate(shell: str) -> str:
+    """Return the completion for a shell, generated from the parser."""
+    parser = cli._parser()
+    for action in parser._actions:
+        if action.metavar in FILES:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+        elif action.metavar == "LEVEL" and action.help != argparse.SUPPRESS:
+            action.choices = LEVELS
+    text = shtab.complete(parser, shell)
+    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+
+
+def main() -> None:
+    for shell in cli.SHELLS:
+        cli.COMPLETION.with_suffix(f".{shell}").write_text(generate(shell))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Programs in Go that tests run, which ``make tools`` and ``make otelcol`` build."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+DIRECTORY = ROOT / "build" / "tools"
+MUST_RUN = bool(os.environ.get("CI"))
+TOOL_S = 60.0
+
+
+def needs(name: str, *, target: str = "tools") -> pytest.MarkDecorator:
+    """Skip a test if the program is not installed. In CI, the test fails instead."""
+    return pytest.mark.skipif(
+        _find(name) is None and not MUST_RUN, reason=f"{name} is not installed: run `make {target}`"
+    )
+
+
+def path(name: str) -> str:
+    """Return the path of an installed program."""
+    found = _find(name)
+    assert found is not None
+    return found
+
+
+def run(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the program until it exits."""
+    return subprocess.run(
+        [path(name), *arguments], capture_output=True, text=True, timeout=TOOL_S, check=False
+    )
+
+
+def output(name: str, *arguments: str | Path) -> str:
+    """Run the program, and return its standard output."""
+    result = run(name, *arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def _find(name: str) -> str | None:
+    return shutil.which(name, path=f"{DIRECTORY}{os.pathsep}{os.environ['PATH']}")
