@@ -33,7 +33,16 @@ from skyfast.skydive import capture_points, interfaces, topology_nodes
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.interfaces import Interfaces
 from skyfast.skydive.name_index import NameIndex, NodeNames
-from skyfast.web import flow_query, forecast, interface_info, self_metrics, server, status, top
+from skyfast.web import (
+    cardinality,
+    flow_query,
+    interface_info,
+    self_metrics,
+    server,
+    status,
+    top,
+)
+from skyfast.web.help import topics
 from skyfast.web.interface_info import InterfaceInfo
 
 ROOT: Final = Path(__file__).parent.parent
@@ -549,6 +558,7 @@ LIMITS: Final = {
     "parts": MAX_PARTS,
     "rate_s": int(status.INTERVAL_S * status.RATE_INTERVALS),
     "samples": status.SAMPLES + 1,
+    "top_values": cardinality.TOP_VALUES,
 }
 """The limits that descriptions of the API can name in braces."""
 
@@ -576,6 +586,19 @@ def api_status() -> str:
 @part("api-top")
 def api_top() -> str:
     return json_table(top.Top, "top")
+
+
+@part("api-cardinality")
+def api_cardinality() -> str:
+    return json_table(cardinality.CardinalityReport, "cardinality")
+
+
+@part("help-topics")
+def help_topics() -> str:
+    return table(
+        ["Figure", "Meaning"],
+        [[f"[{topic.title}]({topic.page})", topic.text] for topic in topics().values()],
+    )
 
 
 @part("flow-parameters")

@@ -8,7 +8,7 @@
   const TIMEOUT_MS = 15000;
   const TYPING_MS = 300;
   const MAX_TIMESTAMP_S = 2 ** 33;
-  const MAX_POINTS = 3;
+  const MAX_POINTS = 3, MIN_BAR_PERCENT = 1;
   const NOTHING = "–";
   const WIDTH = 600, HEIGHT = 40, SPAN_S = 600, MAX_GAP_S = 10;
   const BUSY = "Too many rankings are in progress: try again.";
@@ -98,7 +98,9 @@
     const svg = make("svg"), rect = make("rect");
     svg.setAttribute("aria-hidden", "true");
     rect.setAttribute("height", "100%");
-    rect.setAttribute("width", `${(100 * Math.min(Math.max(share, 0), 1)).toFixed(1)}%`);
+    const percent = 100 * Math.min(Math.max(share, 0), 1);
+    const width = percent ? Math.max(percent, MIN_BAR_PERCENT) : 0;
+    rect.setAttribute("width", `${width.toFixed(1)}%`);
     svg.append(rect);
     return svg;
   }

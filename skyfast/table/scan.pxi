@@ -116,65 +116,89 @@ cdef inline void mark_values(const View *view, const uint32_t *cells, uint32_t s
         word[0] |= bit
 
 
-cdef tuple label_frequencies(TableState *table, tuple names, uint32_t count, int32_t without):
+cdef struct LabelScan:
+    # What a scan of a view counts. `counters` has one counter per label.
+    const View *view
+    Counter counters[MAX_VIEW_COLUMNS]
+    DistinctSample remaining[MAX_VIEW_COLUMNS]  # combinations of all labels except one
+    uint64_t *spare             # for the samples
+    int32_t without             # number of the label that `combinations` ignores, or -1
+    Counter combinations
+    uint32_t rows
+
+
+cdef tuple label_frequencies(TableState *table, tuple names, uint32_t view, uint32_t count,
+                             int32_t without):
     # The result of `Table.cardinality`. `without` is the number of the ignored label, or -1.
-    cdef Counter counters[MAX_VIEW_COLUMNS + 1]    # the last one: all labels except `without`
-    cdef uint32_t columns = table.views[0].columns
-    cdef uint32_t connections = 0
-    cdef bint enough
+    cdef LabelScan labels
+    cdef uint32_t columns = table.views[view].columns
+    cdef size_t size = 2 * SAMPLE_KEYS * sizeof(uint64_t)
+    cdef bint enough, is_exact = True
     cdef uint32_t i
-    for i in range(columns + 1):
-        counter_init(&counters[i])
+    memset(&labels, 0, sizeof(LabelScan))
+    labels.view = &table.views[view]
+    labels.without = without
     try:
+        labels.spare = <uint64_t *>allocate(size)
+        for i in range(columns):
+            labels.remaining[i].keys = <uint64_t *>allocate(size)
         with nogil:
-            enough = count_cells(table, counters, without, &connections)
+            enough = count_cells(table, &labels)
         if not enough:
             raise MemoryError
-        labels = {
-            name: (counters[i].used, most_frequent(table, &counters[i], count))
-            for i, name in enumerate(names)
-        }
-        return connections, labels, None if without < 0 else counters[columns].used
+        values = {}
+        for i, name in enumerate(names):
+            top = most_frequent(table, &labels.counters[i], count)
+            remaining = min(distinct_keys(&labels.remaining[i]), <uint64_t>labels.rows)
+            values[name] = labels.counters[i].used, top, remaining
+            is_exact &= labels.remaining[i].level == 0
+        left = None if without < 0 else labels.combinations.used
+        return labels.rows, values, is_exact, left
     finally:
-        for i in range(columns + 1):
-            counter_destroy(&counters[i])
+        for i in range(columns):
+            counter_destroy(&labels.counters[i])
+            free(labels.remaining[i].keys)
+        counter_destroy(&labels.combinations)
+        free(labels.spare)
 
 
-cdef bint count_cells(TableState *table, Counter *counters, int32_t without,
-                      uint32_t *connections) noexcept nogil:
-    # Count connections by the value of each label. Unless `without` is -1, the last counter counts
-    # connections by the combination of all labels except `without`. False if out of memory.
-    cdef const View *view = &table.views[0]
-    cdef Scan scan = scan_until(view, NO_END)
+cdef bint count_cells(TableState *table, LabelScan *labels) noexcept nogil:
+    # Count the rows of a view by the value of each label. False if out of memory.
+    cdef Scan scan = scan_until(labels.view, NO_END)
     cdef Connection *row
     cdef uint32_t number
     while scan_slice(table, &scan):
         for number in range(scan.start, scan.stop):
-            row = scan_row(view, number)
+            row = scan_row(labels.view, number)
             if row.deadline_s == 0:
                 continue
-            connections[0] += 1
-            if not count_row(table, row, counters, without):
+            labels.rows += 1
+            if not count_row(table, row, labels):
                 pthread_mutex_unlock(&table.lock)
                 return False
     return True
 
 
-cdef inline bint count_row(const TableState *table, Connection *row, Counter *counters,
-                           int32_t without) noexcept nogil:
-    cdef const View *view = &table.views[0]
+cdef inline bint count_row(const TableState *table, Connection *row,
+                           LabelScan *labels) noexcept nogil:
+    cdef uint32_t columns = labels.view.columns
     cdef uint32_t cells[MAX_VIEW_COLUMNS]
-    cdef uint64_t key
+    cdef uint64_t hashes[MAX_VIEW_COLUMNS]
+    cdef uint64_t key, total = 0
     cdef uint32_t i
-    memcpy(cells, cells_of(view, row), 4 * view.columns)
-    for i in range(view.columns):
+    memcpy(cells, cells_of(labels.view, row), 4 * columns)
+    for i in range(columns):
         key = cells[i]
-        if not counter_count(&counters[i], key + 1):
+        if not counter_count(&labels.counters[i], key + 1):
             return False
-    if without >= 0:
-        cells[without] = 0
-        key = hash_bytes(<const char *>cells, 4 * view.columns, table.seed)
-        return counter_count(&counters[view.columns], key + 1)
+        hashes[i] = mix64(table.seed ^ (<uint64_t>(i + 1) << 32 | cells[i]))
+        total += hashes[i]
+    for i in range(columns):
+        sample_key(&labels.remaining[i], &labels.spare, mix64(total - hashes[i]))
+    if labels.without >= 0:
+        cells[labels.without] = 0
+        key = hash_bytes(<const char *>cells, 4 * columns, table.seed)
+        return counter_count(&labels.combinations, key + 1)
     return True
 
 

@@ -45,6 +45,7 @@ _OPENMETRICS = MediaType("application/openmetrics-text", "1.0.0")
 _TEXT = MediaType("text/plain", "0.0.4")
 _JSON = MediaType("application/json")
 _HTML = MediaType("text/html")
+_PLAIN = MediaType("text/plain")
 
 
 def raw_response(status: HTTPStatus, reason: str = "") -> bytes:
@@ -74,9 +75,9 @@ def text_response(text: str, status: int = HTTPStatus.OK) -> web.Response:
     return web.Response(text=text + "\n", status=status, headers=response_headers({}))
 
 
-def html_response(text: str) -> web.Response:
+def html_response(text: str, status: int = HTTPStatus.OK) -> web.Response:
     headers = response_headers({"Content-Security-Policy": html.POLICY})
-    return web.Response(text=text, content_type="text/html", headers=headers)
+    return web.Response(text=text, status=status, content_type="text/html", headers=headers)
 
 
 def json_response(body: bytes) -> web.Response:
@@ -129,6 +130,11 @@ def _weight(element: str) -> tuple[str, float] | None:
 def prefers_openmetrics(accept: str | None) -> bool:
     """Choose between OpenMetrics 1.0 and the text format 0.0.4, as `prefers` does."""
     return prefers(accept, _OPENMETRICS, default=_TEXT)
+
+
+def prefers_html(accept: str | None) -> bool:
+    """Choose between HTML and plain text, as `prefers` does: browsers request HTML."""
+    return prefers(accept, _HTML, default=_PLAIN)
 
 
 def prefers(accept: str | None, named: MediaType, *, default: MediaType) -> bool:

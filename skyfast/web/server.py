@@ -29,6 +29,8 @@ from skyfast.web import (
     cardinality_html,
     exposition,
     flow_query,
+    help_html,
+    not_found_html,
     status,
     status_html,
 )
@@ -47,6 +49,7 @@ from skyfast.web.responses import (
     header_value,
     html_response,
     json_response,
+    prefers_html,
     prefers_openmetrics,
     response_headers,
     text_response,
@@ -289,7 +292,7 @@ class WebServer:
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         route = ROUTES.get(request.path)
         if route is None:
-            return text_response("Page not found.", HTTPStatus.NOT_FOUND)
+            return _not_found(request)
         allowed = ", ".join(route.methods)
         if request.method == hdrs.METH_OPTIONS:
             headers = response_headers({hdrs.ALLOW: allowed})
@@ -390,6 +393,9 @@ class WebServer:
             response = html_response(cardinality_html.as_html(report))
         response.headers[hdrs.VARY] = hdrs.ACCEPT
         return response
+
+    async def _help(self, _: web.BaseRequest) -> web.Response:
+        return html_response(help_html.as_html())
 
     async def _flows_page(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
@@ -533,6 +539,7 @@ ROUTES: Final[Mapping[str, Route]] = {
     "/metrics/captures": _page(Part.CAPTURES),
     "/metrics/self": _page(Part.SELF),
     "/cardinality": Route(WebServer._cardinality),
+    "/help": Route(WebServer._help),
     "/api/status": Route(WebServer._api_status),
     "/api/top": Route(WebServer._api_top),
     "/-/healthy": Route(WebServer._health, is_health=True),
@@ -541,6 +548,16 @@ ROUTES: Final[Mapping[str, Route]] = {
     "*": Route(WebServer._health),  # for OPTIONS only: RFC 9110, section 7.1
 }
 """All paths, and ``*``. Other paths get status 404."""
+
+
+def _not_found(request: web.BaseRequest) -> web.Response:
+    """Return status 404: a page with links for browsers, and a text for other clients."""
+    if prefers_html(header_value(request, hdrs.ACCEPT)):
+        response = html_response(not_found_html.as_html(request.path), HTTPStatus.NOT_FOUND)
+    else:
+        response = text_response("Page not found.", HTTPStatus.NOT_FOUND)
+    response.headers[hdrs.VARY] = hdrs.ACCEPT
+    return response
 
 
 def _scrape_timeout_s(value: str | None, *, default_s: float) -> float:

@@ -285,11 +285,7 @@ def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | Non
     """Return the page. ``top`` is the result of ``query``, or None after a timeout."""
     elements = _Elements(msgspec.to_builtins(report), report.timestamp_seconds)
     body = _PAGE.substitute(
-        health=elements.place("health", "health"),
-        host=elements.place("host_id", "text", tag="strong"),
-        version=elements.place("version", "text"),
-        uptime=elements.place("uptime_seconds", "duration"),
-        memory=elements.place("resident_bytes", "bytes"),
+        header=_header(elements),
         made=escape(_page_shape(report, ranking)),
         notices="".join(
             f'<li class="{notice.severity}">{escape(notice.text)}</li>' for notice in report.notices
@@ -322,7 +318,7 @@ def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | Non
         reload_error=elements.place("reload.last_error", "last-error"),
         configuration=escape(report.configuration),
     )
-    return html.document(title=escape(_title_of(report)), body=body, wide=True, script=True)
+    return html.document(title=escape(_title_of(report)), body=body, script="status.js")
 
 
 def _title_of(report: StatusReport) -> str:
@@ -330,6 +326,17 @@ def _title_of(report: StatusReport) -> str:
     warning = "▲ " if report.notices else ""
     health = "" if report.health.state == "ready" else f"{report.health.text} · "
     return f"{warning}{health}skyfast · {report.host_id}"
+
+
+def _header(elements: "_Elements") -> str:
+    return html.header(
+        "./",
+        f"{elements.place('health', 'health')}\n"
+        f"<p>{elements.place('host_id', 'text', tag='strong')}"
+        f" · version {elements.place('version', 'text')}"
+        f" · up {elements.place('uptime_seconds', 'duration')}"
+        f" · {elements.place('resident_bytes', 'bytes')} of memory</p>",
+    )
 
 
 def _page_shape(report: StatusReport, ranking: Ranking) -> str:

@@ -146,13 +146,19 @@ class FakeTable:
         self._scan("label_values")
         return {label: len(values) for label, values in self.values.items()}
 
-    def cardinality(self, count, without=None, /):
+    def cardinality(self, count, without=None, view=0, /):
         self._scan(f"cardinality {without or ''}".rstrip())
-        labels = {name: (len(values), values[:count]) for name, values in self.values.items()}
-        remaining = max(
+        labels = {
+            name: (len(values), values[:count], self._remaining(name))
+            for name, values in self.values.items()
+        }
+        return self.connections, labels, True, self._remaining(without) if without else None
+
+    def _remaining(self, without):
+        """Return the number of values of the other label."""
+        return max(
             (len(values) for name, values in self.values.items() if name != without), default=0
         )
-        return self.connections, labels, remaining if without else None
 
     def top(self, family, count, since=None, containing="", also=()):
         self._scan(f"top {family} {count} {containing}".rstrip())
