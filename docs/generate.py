@@ -36,6 +36,7 @@ from skyfast.skydive.name_index import NameIndex, NodeNames
 from skyfast.web import (
     cardinality,
     flow_query,
+    history,
     interface_info,
     self_metrics,
     server,
@@ -556,8 +557,8 @@ LIMITS: Final = {
     "forecast_age": f"{forecast.AGE_S:g}",
     "interfaces": interfaces.MAX_BUSIEST,
     "parts": MAX_PARTS,
-    "rate_s": int(status.INTERVAL_S * status.RATE_INTERVALS),
-    "samples": status.SAMPLES + 1,
+    "rate_s": int(history.INTERVAL_S * history.RATE_INTERVALS),
+    "samples": history.SAMPLES + 1,
     "top_values": cardinality.TOP_VALUES,
 }
 """The limits that descriptions of the API can name in braces."""

@@ -8,11 +8,9 @@ ranks connections.
 import asyncio
 import platform
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -27,29 +25,12 @@ from skyfast.skydive.captures import CaptureReport
 from skyfast.skydive.interfaces import Interface
 from skyfast.skydive.known_names import KnownNames
 from skyfast.stats import AnalyzerStats, Failure, NameStats, OwnNameStats, Stats, TableCounts, sums
-from skyfast.web.forecast import Forecast, Forecaster
+from skyfast.web.history import INTERVAL_S, History, Series
+from skyfast.web.notices import Notice, current_notices
 from skyfast.web.top import Metric, Ranking
-
-INTERVAL_S: Final = 5.0
-"""The time between two samples. Analyzers send messages at least this often."""
-
-SAMPLES: Final = 120
-"""The number of intervals in the history: ten minutes."""
-
-MAX_GAP_S: Final = 2 * INTERVAL_S
-"""A longer gap between samples means that the process was paused, and interrupts the line."""
-
-RATE_INTERVALS: Final = 6
-"""The number of intervals that the analyzers' rates are averaged over: half a minute."""
 
 MAX_ANALYZERS: Final = 200
 """The maximum number of listed analyzers."""
-
-MAX_NAMED: Final = 3
-"""The maximum number of analyzers named by a warning."""
-
-NEARLY_FULL: Final = 0.9
-"""There is a warning if the table reaches this fraction of one of its limits."""
 
 MAX_CAPTURES: Final = 50
 """The maximum number of listed captures."""
@@ -93,17 +74,6 @@ class LastError:
     reason: str
     text: str
     timestamp_seconds: float
-
-
-Severity = Literal["warning", "critical"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
-    """A warning for operators, as a sentence."""
-
-    severity: Severity
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,23 +218,6 @@ class CapturesStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Series:
-    """The last ten minutes: an entry for each interval, oldest first, and the current state.
-
-    ``age_seconds`` is the age of each entry. The scrape values are those of the last scrape in the
-    interval, or None if there was none. The last entry has the same values as the rest of the
-    report, so that no current value exceeds the maximum of the history.
-    """
-
-    interval_seconds: float
-    age_seconds: list[float]
-    connections: list[int]
-    flows_per_second: list[float]
-    scrape_duration_seconds: list[float | None]
-    scrape_bytes: list[int | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Reload:
     """The latest reload of the configuration, or the start before any reload.
 
@@ -309,93 +262,6 @@ class StatusReport:
     reload: Reload
     configuration_source: str
     configuration: str
-
-
-# The history -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Sample:
-    """The counters at one point in time."""
-
-    at_s: float
-    connections: int
-    flows: Mapping[str, int]
-    """By analyzer, because the counter of a removed analyzer disappears."""
-    scrapes: int
-    scrape_duration_s: float
-    scrape_bytes: int
-
-
-class History:
-    """A ring buffer of samples, the source of `Series`."""
-
-    def __init__(self) -> None:
-        self._samples: deque[_Sample] = deque(maxlen=SAMPLES + 1)
-
-    def add(self, stats: Stats, connections: int, *, now_s: float) -> None:
-        """Take a sample at ``now_s``, which must be monotonic."""
-        self._samples.append(_sample(stats, connections, now_s))
-
-    def series(self, stats: Stats, connections: int, *, now_s: float) -> Series:
-        """Return the ten minutes before ``now_s``, and the current state.
-
-        The last rate is the average of the latest intervals, as elsewhere on the page, because a
-        partial interval would give a different rate.
-        """
-        every = [*self._samples, _sample(stats, connections, now_s)]
-        rates = [sum(_rates(before, after).values(), 0.0) for before, after in pairwise(every)]
-        rates[-1:] = [sum(self.rates().values(), 0.0)]
-        pairs = [
-            (before, after, rate)
-            for (before, after), rate in zip(pairwise(every), rates, strict=True)
-            if now_s - after.at_s <= INTERVAL_S * SAMPLES
-        ]
-        samples = [after for _, after, _ in pairs]
-        scraped = [after.scrapes > before.scrapes for before, after, _ in pairs]
-        return Series(
-            interval_seconds=INTERVAL_S,
-            age_seconds=[round(now_s - sample.at_s, 1) for sample in samples],
-            connections=[sample.connections for sample in samples],
-            flows_per_second=[round(rate, 1) for *_, rate in pairs],
-            scrape_duration_seconds=[
-                sample.scrape_duration_s if was else None
-                for sample, was in zip(samples, scraped, strict=True)
-            ],
-            scrape_bytes=[
-                sample.scrape_bytes if was else None
-                for sample, was in zip(samples, scraped, strict=True)
-            ],
-        )
-
-    def rates(self) -> Mapping[str, float]:
-        """Return flows per second by analyzer, averaged over the last `RATE_INTERVALS`."""
-        if len(self._samples) < 2:
-            return {}
-        return _rates(
-            self._samples[max(-len(self._samples), -1 - RATE_INTERVALS)], self._samples[-1]
-        )
-
-
-def _sample(stats: Stats, connections: int, now_s: float) -> _Sample:
-    return _Sample(
-        at_s=now_s,
-        connections=connections,
-        flows={name: analyzer.flows for name, analyzer in stats.analyzers.items()},
-        scrapes=stats.scrape.scrapes,
-        scrape_duration_s=stats.scrape.last_duration_s,
-        scrape_bytes=stats.scrape.last_bytes,
-    )
-
-
-def _rates(before: _Sample, after: _Sample) -> dict[str, float]:
-    """Return flows per second of each analyzer in both samples."""
-    seconds = max(after.at_s - before.at_s, 1e-3)
-    return {
-        name: max(flows - before.flows[name], 0) / seconds
-        for name, flows in after.flows.items()
-        if name in before.flows
-    }
 
 
 class Status:
@@ -448,7 +314,7 @@ class Status:
         subject, stats = self._subject, self._stats
         rates = self._history.rates()
         table, scrape, now = subject.table, stats.scrape, self._now()
-        notices = list(_notices(stats, table))
+        notices = list(current_notices(stats, table))
         # Read each counter once, so that the values are consistent.
         counts = _table(stats, table)
         ready = self._ready()
@@ -539,67 +405,6 @@ def _health(stats: Stats, config: Config, *, ready: bool) -> Health:
         analyzers=len(rows),
         analyzers_up=up,
     )
-
-
-def _notices(stats: Stats, table: TableCounts) -> Iterator[Notice]:
-    down = [analyzer.name for analyzer in stats.analyzers.values() if not analyzer.up]
-    if down and len(down) == len(stats.analyzers):
-        rest = "" if stats.clock_held else ": connections expire"
-        yield Notice(severity="critical", text=f"Not subscribed to any analyzer{rest}.")
-    elif down:
-        others = len(down) - MAX_NAMED
-        more = f" and {others:,} more" if others > 0 else ""
-        yield Notice(
-            severity="warning", text=f"Not subscribed to {', '.join(down[:MAX_NAMED])}{more}."
-        )
-    if stats.clock_held:
-        text = "Reports may be missing: expiry is paused."
-        yield Notice(severity="warning", text=text)
-    for what, count, limit in (
-        ("connections", table.connections, stats.max_connections),
-        ("flows", table.flows, stats.max_flows),
-    ):
-        if count >= NEARLY_FULL * limit > 0:
-            yield Notice(
-                severity="critical" if count >= limit else "warning",
-                text=f"{count:,} of at most {limit:,} {what} (max_{what}).",
-            )
-    if names := stats.topology.names:
-        yield from _name_notices(names)
-    if own := stats.own_names:
-        yield from _own_name_notices(own)
-    if not stats.config.last_reload_successful and (failure := stats.config.last_failure):
-        yield Notice(
-            severity="warning",
-            text=f"Reload of the configuration failed {_at(failure)}: {failure.text}",
-        )
-
-
-def _name_notices(names: NameStats) -> Iterator[Notice]:
-    if names.labels_without_pods:
-        yield Notice(
-            severity="warning",
-            text=f"Labels {names.labels_without_pods}: the topology has no pods;"
-            " enable Skydive's Kubernetes probe (k8s) on an analyzer.",
-        )
-    for key in names.missing_pod_labels:
-        yield Notice(severity="warning", text=f"No pod has the label '{key}'.")
-
-
-def _own_name_notices(own: OwnNameStats) -> Iterator[Notice]:
-    if own.labels_without_names:
-        text = f"Labels {own.labels_without_names}: neither names nor names_file is set."
-        yield Notice(severity="warning", text=text)
-    for key in own.missing_keys:
-        yield Notice(severity="warning", text=f"No entry of the names has the key '{key}'.")
-    if not own.last_load_successful and (failure := own.last_failure):
-        text = f"Reload of the names failed {_at(failure)}: {failure.text}"
-        yield Notice(severity="warning", text=text)
-
-
-def _at(failure: Failure) -> str:
-    when = datetime.fromtimestamp(int(failure.timestamp_s), UTC)
-    return f"at {when:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _analyzers(stats: Stats, rates: Mapping[str, float]) -> Iterator[Analyzer]:

@@ -7,10 +7,8 @@ and a test compares their output.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from decimal import ROUND_HALF_UP, Decimal
 from html import escape
 from string import Template
 from typing import Any, Final
@@ -19,8 +17,9 @@ from urllib.parse import urlencode
 import msgspec
 
 from skyfast.web import html
-from skyfast.web.forecast import percent
-from skyfast.web.status import INTERVAL_S, MAX_GAP_S, SAMPLES, Series, StatusReport
+from skyfast.web.formats import COLOURS, STATES, TEXTS, count, duration, formatted
+from skyfast.web.history import INTERVAL_S, MAX_GAP_S, SAMPLES, Series
+from skyfast.web.status import StatusReport
 from skyfast.web.top import (
     MAX_FILTER_CHARS,
     PER_SECOND,
@@ -37,125 +36,6 @@ ROWS: Final = (20, 50, 100, 500)
 
 DEFAULT_ROWS: Final = 20
 
-EMPTY: Final = "–"
-"""The text for missing values."""
-
-MAX_POINTS: Final = 3
-"""The maximum number of capture points in a cell."""
-
-MAX_TIMESTAMP_S: Final = 2**33
-"""The latest time formatted as a timestamp, supported by Python and JavaScript."""
-
-_PAGE = Template(html.read("status.html"))
-
-_WIDTH: Final = 600
-_HEIGHT: Final = 40
-"""The size of a sparkline's coordinate system."""
-
-
-# Formats, also implemented in status.js ---------------------------------------------------------
-
-
-def _short(number: float, unit: str, prefixes: str) -> str:
-    power = 0
-    while number >= 1000 and power < len(prefixes) - 1:
-        number /= 1000
-        power += 1
-    digits = (
-        0 if number >= 100 or (power == 0 and number == int(number)) else 1 if number >= 10 else 2
-    )
-    rounded = Decimal(number).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
-    return f"{rounded} {prefixes[power].strip()}{unit}".strip()
-
-
-def _count(value: Any) -> str:
-    return f"{int(value):,}"
-
-
-def _number(value: Any) -> str:
-    return _count(value) if value >= 1000 else _short(value, "", " ")
-
-
-def _bytes(value: Any) -> str:
-    return _short(value, "B", " kMGTPE")
-
-
-def _seconds(value: Any) -> str:
-    if value >= 1:
-        return _short(value, "s", " ")
-    return _short(value * 1e9, "s", "nµm ") if value else "0 s"
-
-
-def _nanoseconds(value: Any) -> str:
-    return _seconds(value / 1e9)
-
-
-def _timestamp(value: Any) -> str:
-    if value > MAX_TIMESTAMP_S:
-        return _count(value)
-    return f"{datetime.fromtimestamp(int(value), UTC):%Y-%m-%d %H:%M:%S}"
-
-
-def _duration(value: Any) -> str:
-    seconds = max(int(value), 0)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min"
-    if seconds < 86400:
-        return f"{seconds // 3600} h {seconds % 3600 // 60} min"
-    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
-
-
-def _error(value: Any, now_s: float) -> str:
-    return f"{value['text']} ({_duration(now_s - value['timestamp_seconds'])} ago)"
-
-
-def _reload(value: Any, now_s: float) -> str:
-    if not value["successes_total"]:
-        return "never reloaded"
-    ago = _duration(now_s - value["last_success_timestamp_seconds"])
-    return f"last reloaded {ago} ago, changed keys: {', '.join(value['changed']) or EMPTY}"
-
-
-def _point(value: Any) -> str:
-    return str(value["name"] or value["node_tid"])
-
-
-def _points(value: Any, _: float) -> str:
-    more = f" and {len(value) - MAX_POINTS} more" if len(value) > MAX_POINTS else ""
-    return ", ".join(map(_point, value[:MAX_POINTS])) + more
-
-
-_FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
-    "text": lambda value, _: str(value),
-    "state": lambda value, _: "up" if value else "down",
-    "health": lambda value, _: f"{value['state']}: {value['text']}",
-    "count": lambda value, _: _count(value),
-    "number": lambda value, _: _number(value),
-    "bytes": lambda value, _: _bytes(value),
-    "seconds": lambda value, _: _seconds(value),
-    "nanoseconds": lambda value, _: _nanoseconds(value),
-    "timestamp": lambda value, _: _timestamp(value),
-    "duration": lambda value, _: _duration(value),
-    "since": lambda value, now_s: _duration(now_s - value),
-    "ago": lambda value, now_s: f"{_duration(now_s - value)} ago",
-    "error": _error,
-    "last-error": lambda value, now_s: f", last error: {_error(value, now_s)}",
-    "reload": _reload,
-    "list": lambda value, _: ", ".join(value),
-    "points": _points,
-    "reasons": lambda value, _: ", ".join(f"{name} {_count(n)}" for name, n in value.items()),
-    "percent": lambda value, _: percent(value),
-    "bytes-rate": lambda value, _: f"{_bytes(value)}/s",
-    "number-rate": lambda value, _: f"{_number(value)}/s",
-}
-
-_STATES: Final = ("state", "health")
-_COLOURS: Final = {"ready": "good", "degraded": "warn", "not ready": "bad"}
-_TEXTS: Final = (*_STATES, "text", "error", "last-error", "reload", "list", "points", "reasons")
-"""Formats of text, aligned to the left."""
-
 _UNIT_FORMATS: Final[dict[Unit, str]] = {
     "bytes": "bytes",
     "seconds": "seconds",
@@ -164,12 +44,11 @@ _UNIT_FORMATS: Final[dict[Unit, str]] = {
     "": "number",
 }
 
+_PAGE = Template(html.read("status.html"))
 
-def formatted(value: Any, format_: str, now_s: float) -> str:
-    """Return ``value`` as text, not escaped. ``now_s`` is the time of the page."""
-    if value in (None, "", {}, [], ()):
-        return "" if format_ == "last-error" else EMPTY
-    return _FORMATS[format_](value, now_s)
+_WIDTH: Final = 600
+_HEIGHT: Final = 40
+"""The size of a sparkline's coordinate system."""
 
 
 # Elements ----------------------------------------------------------------------------------------
@@ -366,7 +245,7 @@ class _Elements:
     def place(self, key: str, format_: str, *, tag: str = "span") -> str:
         """Return an element with the value."""
         value = _at(self._tree, key)
-        state = f' class="{_class(value, format_)}"' if format_ in _STATES else ""
+        state = f' class="{_class(value, format_)}"' if format_ in STATES else ""
         text = escape(formatted(value, format_, self._now_s))
         return f'<{tag}{state} data-key="{key}" data-format="{format_}">{text}</{tag}>'
 
@@ -426,19 +305,19 @@ def _at(tree: Any, key: str) -> Any:
 
 
 def _class(value: Any, format_: str) -> str:
-    if format_ in _STATES:
+    if format_ in STATES:
         return f"state {_colour(value, format_)}"
-    return format_ if format_ in _TEXTS else "number"
+    return format_ if format_ in TEXTS else "number"
 
 
 def _colour(value: Any, format_: str) -> str:
     if format_ == "health":
-        return _COLOURS[value["state"]]
+        return COLOURS[value["state"]]
     return "good" if value else "bad"
 
 
 def _side(format_: str) -> str:
-    return "text" if format_ in _TEXTS else "number"
+    return "text" if format_ in TEXTS else "number"
 
 
 # Parts -------------------------------------------------------------------------------------------
@@ -549,19 +428,19 @@ def _group_title(group: tuple[str, ...]) -> str:
 
 def _note(ranking: Ranking, query: Query, top: Top) -> str:
     # This total is from the same scan as the rows; the total shown above may be newer.
-    count = top.connections if top.groups is None else top.groups
+    total = top.connections if top.groups is None else top.groups
     noun = "connection" if top.groups is None else "group"
-    text = f"{_count(len(top.entries))} of {_count(count)} {noun}{'' if count == 1 else 's'}"
+    text = f"{count(len(top.entries))} of {count(total)} {noun}{'' if total == 1 else 's'}"
     if top.other is not None and top.other.connections:
         key = ranking.keys[query.by]
         format_ = _format(ranking.metrics[key.family], is_rate=key.is_rate)
-        others = f"{_count(top.other.connections)} other connections"
+        others = f"{count(top.other.connections)} other connections"
         text += f"; {others}: {formatted(top.other.rank, format_, 0)}"
     if top.approximate:
         text += "; too many groups: sums are approximate"
     if top.window_seconds is not None:
         text += (
-            f", by increase over the last {_duration(top.window_seconds)};"
+            f", by increase over the last {duration(top.window_seconds)};"
             " each connection is reported about once a minute"
         )
     return text

@@ -19,8 +19,9 @@ from skyfast.skydive import topology_nodes
 from skyfast.skydive.interfaces import MAX_BUSIEST
 from skyfast.stats import Failure, NameStats, Stats
 from skyfast.web import server, status, status_html, top
+from skyfast.web.formats import formatted
+from skyfast.web.history import INTERVAL_S, MAX_GAP_S, SAMPLES, History
 from skyfast.web.scan_cache import BusyError
-from skyfast.web.status import History
 from skyfast.web.top import Query, QueryError, Ranking
 from tests.model import make_flow
 from tests.support.analyzer import Answer, FakeAnalyzer
@@ -86,18 +87,18 @@ def test_two_samples_are_enough_for_rates():
 
 def test_history_is_bounded():
     history, stats = History(), Stats()
-    for step in range(10 * status.SAMPLES):
+    for step in range(10 * SAMPLES):
         stats.analyzer("a").flows += step
         history.add(stats, step, now_s=5.0 * step)
     series = history.series(stats, step, now_s=5.0 * step)
-    assert len(series.connections) == len(series.age_seconds) == status.SAMPLES + 1
+    assert len(series.connections) == len(series.age_seconds) == SAMPLES + 1
     assert series.connections[-1] == step
-    assert series.age_seconds[0] == status.INTERVAL_S * (status.SAMPLES - 1)
+    assert series.age_seconds[0] == INTERVAL_S * (SAMPLES - 1)
     # The series does not contain samples that are older than ten minutes.
     paused = history.series(stats, step, now_s=5.0 * step + 300)
     assert paused.age_seconds[0] == 600
-    assert len(paused.connections) == status.SAMPLES // 2 + 2
-    # A rate is the mean over the last half minute.
+    assert len(paused.connections) == SAMPLES // 2 + 2
+    # Rates are means over the last half minute.
     assert history.rates()["a"] == pytest.approx((step - 2.5) / 5)
 
 
@@ -995,14 +996,14 @@ async def test_ranking_has_the_columns_of_its_view():
 
 
 @pytest.mark.parametrize(("format_", "value", "text"), FORMATS)
-def test_values_are_formatted(format_, value, text):
-    assert status_html.formatted(value, format_, 1000) == text
+def test_formats(format_, value, text):
+    assert formatted(value, format_, 1000) == text
 
 
 def test_script_and_page_share_constants():
     script = status_html.html.read("status.js")
-    span_s = status_html.SAMPLES * status_html.INTERVAL_S
-    assert f"SPAN_S = {span_s:g}, MAX_GAP_S = {status_html.MAX_GAP_S:g};" in script
+    span_s = SAMPLES * INTERVAL_S
+    assert f"SPAN_S = {span_s:g}, MAX_GAP_S = {MAX_GAP_S:g};" in script
     assert f"WIDTH = {status_html._WIDTH}, HEIGHT = {status_html._HEIGHT}" in script
     assert "MAX_TIMESTAMP_S = 2 ** 33;" in script
     assert f'"{status_html._BUSY}"' in script
@@ -1010,5 +1011,5 @@ def test_script_and_page_share_constants():
 
 def test_the_last_error_is_shown_only_if_there_is_one():
     failure = {"text": "no", "timestamp_seconds": 10.0}
-    assert status_html.formatted(None, "last-error", 20.0) == ""
-    assert status_html.formatted(failure, "last-error", 20.0) == ", last error: no (10 s ago)"
+    assert formatted(None, "last-error", 20.0) == ""
+    assert formatted(failure, "last-error", 20.0) == ", last error: no (10 s ago)"
