@@ -269,6 +269,9 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
         subject=StatusSource(
             config=config,
             table=table,
+            series=tuple(
+                sum(len(family.values) for family in view.families) for view in plan.views
+            ),
             ranking=ranking,
             interfaces=interfaces,
             captures=captures,

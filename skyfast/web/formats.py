@@ -14,6 +14,20 @@ EMPTY: Final = "–"
 MAX_POINTS: Final = 3
 """The maximum number of capture points in a cell."""
 
+REASONS: Final = {
+    "late": "repeated",
+    "no_network": "ARP",
+    "no_transport": "ICMP",
+    "duplicate": "at another interface",
+    "other_shard": "of other shards",
+    "no_uuid": "without UUID",
+    "no_metric": "without metrics",
+    "out_of_range": "out of range",
+    "text_too_long": "text too long",
+    "table_full": "table full",
+}
+"""Plain words for the reasons of skipped reports."""
+
 MAX_TIMESTAMP_S: Final = 2**33
 """The latest time formatted as a timestamp, supported by Python and JavaScript."""
 
@@ -69,13 +83,31 @@ def duration(value: Any) -> str:
     return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
 
 
+def _percent(value: Any) -> str:
+    return f"{Decimal(100 * value).quantize(Decimal('0.1'), ROUND_HALF_UP)} %"
+
+
+def _created(value: Any, _: float) -> str:
+    series = count(value["created_series_at_most"])
+    return f"{series} in {duration(value['window_seconds'])}"
+
+
+def _memory(value: Any, _: float) -> str:
+    return f"{_bytes(value['memory_bytes_low'])} to {_bytes(value['memory_bytes_high'])}"
+
+
+def _reasons(value: Any, _: float) -> str:
+    return ", ".join(f"{REASONS.get(reason, reason)} {count(n)}" for reason, n in value.items())
+
+
 def _error(value: Any, now_s: float) -> str:
     return f"{value['text']} ({duration(now_s - value['timestamp_seconds'])} ago)"
 
 
 def _reload(value: Any, now_s: float) -> str:
     if not value["successes_total"]:
-        return "never reloaded"
+        since = duration(now_s - value["last_success_timestamp_seconds"])
+        return f"loaded at the start, {since} ago; never reloaded"
     ago = duration(now_s - value["last_success_timestamp_seconds"])
     return f"last reloaded {ago} ago, changed keys: {', '.join(value['changed']) or EMPTY}"
 
@@ -105,14 +137,18 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
     "error": _error,
     "last-error": lambda value, now_s: f", last error: {_error(value, now_s)}",
     "reload": _reload,
+    "reload-state": lambda value, _: "loaded" if value["successful"] else "last reload failed",
     "list": lambda value, _: ", ".join(value),
     "points": _points,
-    "reasons": lambda value, _: ", ".join(f"{name} {count(n)}" for name, n in value.items()),
+    "reasons": _reasons,
+    "percent": lambda value, _: _percent(value),
+    "created": _created,
+    "memory-range": _memory,
     "bytes-rate": lambda value, _: f"{_bytes(value)}/s",
     "number-rate": lambda value, _: f"{_number(value)}/s",
 }
 
-STATES: Final = ("state", "health")
+STATES: Final = ("state", "health", "reload-state")
 COLOURS: Final = {"ready": "good", "degraded": "warn", "not ready": "bad"}
 TEXTS: Final = (*STATES, "text", "error", "last-error", "reload", "list", "points", "reasons")
 """Formats of text, aligned to the left."""

@@ -1,4 +1,7 @@
-"""The last ten minutes of some counters, for the status page."""
+"""The last ten minutes of some counters, and the last hour of created connections.
+
+These are for the status page.
+"""
 
 from collections import deque
 from collections.abc import Mapping
@@ -6,13 +9,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from skyfast.stats import Stats
+from skyfast.stats import AnalyzerStats, Histogram, Stats
 
 INTERVAL_S: Final = 5.0
 """The time between two samples. Analyzers send messages at least this often."""
 
 SAMPLES: Final = 120
 """The number of intervals in the history: ten minutes."""
+
+CHURN_S: Final = 3600.0
+"""The period over which created connections are counted."""
+
+CHURN_INTERVAL_S: Final = 60.0
+"""The time between two counts of created connections."""
 
 MAX_GAP_S: Final = 2 * INTERVAL_S
 """A longer gap between samples means that the process was paused, and interrupts the line."""
@@ -46,6 +55,8 @@ class _Sample:
     connections: int
     flows: Mapping[str, int]
     """By analyzer, because the counter of a removed analyzer disappears."""
+    ages: Mapping[str, tuple[int, float, int, float]]
+    """By analyzer: count and sum of the observed lags, then of the ages of data."""
     scrapes: int
     scrape_duration_s: float
     scrape_bytes: int
@@ -92,6 +103,22 @@ class History:
             ],
         )
 
+    def lags(self) -> Mapping[str, tuple[float | None, float | None]]:
+        """Return the lag and the age of data by analyzer, in seconds.
+
+        Both are means over the samples, or None if nothing was observed.
+        """
+        if len(self._samples) < 2:
+            return {}
+        before, after = self._samples[0].ages, self._samples[-1].ages
+        lags = {}
+        for name, ages in after.items():
+            lag_count, lag_s, age_count, age_s = (
+                new - old for new, old in zip(ages, before.get(name, (0, 0, 0, 0)), strict=True)
+            )
+            lags[name] = _mean(lag_s, lag_count), _mean(age_s, age_count)
+        return lags
+
     def rates(self) -> Mapping[str, float]:
         """Return flows per second by analyzer, averaged over the last `RATE_INTERVALS`."""
         if len(self._samples) < 2:
@@ -106,10 +133,24 @@ def _sample(stats: Stats, connections: int, now_s: float) -> _Sample:
         at_s=now_s,
         connections=connections,
         flows={name: analyzer.flows for name, analyzer in stats.analyzers.items()},
+        ages={name: _ages(analyzer) for name, analyzer in stats.analyzers.items()},
         scrapes=stats.scrape.scrapes,
         scrape_duration_s=stats.scrape.last_duration_s,
         scrape_bytes=stats.scrape.last_bytes,
     )
+
+
+def _ages(analyzer: AnalyzerStats) -> tuple[int, float, int, float]:
+    return (*_observed(analyzer.delivery), *_observed(analyzer.packet_age))
+
+
+def _observed(histogram: Histogram) -> tuple[int, float]:
+    return sum(histogram.counts), histogram.sum
+
+
+def _mean(sum_s: float, count: float) -> float | None:
+    # A removed analyzer that returns has new counters.
+    return round(sum_s / count, 3) if count > 0 and sum_s >= 0 else None
 
 
 def _rates(before: _Sample, after: _Sample) -> dict[str, float]:
@@ -120,3 +161,30 @@ def _rates(before: _Sample, after: _Sample) -> dict[str, float]:
         for name, flows in after.flows.items()
         if name in before.flows
     }
+
+
+class Churn:
+    """Counts the connections created in the last hour."""
+
+    def __init__(self) -> None:
+        self._counts: deque[tuple[float, int]] = deque(maxlen=round(CHURN_S / CHURN_INTERVAL_S))
+
+    def add(self, created_total: int, *, now_s: float) -> None:
+        """Take a count if the last one is old enough; ``now_s`` must be monotonic."""
+        if self._counts and created_total < self._counts[-1][1]:
+            self._counts.clear()  # a reload replaced the table
+        if not self._counts or now_s - self._counts[-1][0] >= CHURN_INTERVAL_S:
+            self._counts.append((now_s, created_total))
+
+    def created(self, created_total: int, *, now_s: float) -> tuple[int, float]:
+        """Return the number of created connections, and the seconds in which they were created.
+
+        Until an hour has passed, this is the time since the first count.
+        """
+        since_s, before = next(
+            (count for count in self._counts if now_s - count[0] <= CHURN_S),
+            (now_s, created_total),
+        )
+        if created_total < before:
+            return 0, 0.0
+        return created_total - before, now_s - since_s

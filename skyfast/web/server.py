@@ -458,9 +458,9 @@ class WebServer:
         ``parts`` is the number of parts in which the scraper reads the page.
         """
         if self._scrapers.total() >= (limit := self._limits.max_scrapes):
-            text = f"{limit} pages are being served (web.max_scrapes)"
+            text = f"{_pages(limit)} being served (web.max_scrapes)"
         elif self._scrapers[address] >= (limit := self._limits.max_scrapes_per_address):
-            text = f"{limit} pages are being served to this address (web.max_scrapes_per_address)"
+            text = f"{_pages(limit)} being served to this address (web.max_scrapes_per_address)"
         else:
             return ""
         return f"{text}, and {parts} parts need {parts}" if parts > limit else text
@@ -558,6 +558,10 @@ def _not_found(request: web.BaseRequest) -> web.Response:
         response = text_response("Page not found.", HTTPStatus.NOT_FOUND)
     response.headers[hdrs.VARY] = hdrs.ACCEPT
     return response
+
+
+def _pages(number: int) -> str:
+    return "1 page is" if number == 1 else f"{number} pages are"
 
 
 def _scrape_timeout_s(value: str | None, *, default_s: float) -> float:

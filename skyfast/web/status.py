@@ -6,10 +6,11 @@ ranks connections.
 """
 
 import asyncio
+import operator
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Literal, Protocol
 
@@ -25,12 +26,23 @@ from skyfast.skydive.captures import CaptureReport
 from skyfast.skydive.interfaces import Interface
 from skyfast.skydive.known_names import KnownNames
 from skyfast.stats import AnalyzerStats, Failure, NameStats, OwnNameStats, Stats, TableCounts, sums
-from skyfast.web.history import INTERVAL_S, History, Series
+from skyfast.web.history import CHURN_INTERVAL_S, INTERVAL_S, Churn, History, Series
 from skyfast.web.notices import Notice, current_notices
 from skyfast.web.top import Metric, Ranking
 
 MAX_ANALYZERS: Final = 200
 """The maximum number of listed analyzers."""
+
+EXPECTED_SKIPS: Final = frozenset(
+    {"late", "ended", "no_network", "no_transport", "excluded", "duplicate", "other_shard"}
+)
+"""Reasons for skipping reports that do not mean lost data."""
+
+SERIES_BYTES: Final = (2_500, 7_000)
+"""The memory of a series in Prometheus, from and to: see docs/scaling.md."""
+
+HEAD_S: Final = 3 * 3600
+"""How long Prometheus keeps a series in memory, at most."""
 
 MAX_CAPTURES: Final = 50
 """The maximum number of listed captures."""
@@ -50,10 +62,14 @@ class CaptureSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusSource:
-    """The objects that the status page reads, which a reload may replace."""
+    """The objects that the status page reads, which a reload may replace.
+
+    ``series`` are the maximum numbers of series of a connection, in the order of the views.
+    """
 
     config: Config
     table: TableCounts
+    series: Sequence[int]
     ranking: Ranking
     interfaces: InterfaceSource
     captures: CaptureSource
@@ -88,12 +104,25 @@ class Health:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analyzer:
-    """A subscription. ``last_message_timestamp_seconds`` is None before the first message."""
+    """A subscription. ``last_message_timestamp_seconds`` is None before the first message.
+
+    ``recorded_name`` is the name of the analyzer in a recording that is replayed. ``share`` is the
+    analyzer's part of ``flows_per_second``, from 0 to 1. ``lag_seconds`` and ``data_age_seconds``
+    are means of ten minutes. ``lost_ratio`` is the part of the checked reports whose previous
+    report was lost.
+    """
 
     name: str
+    recorded_name: str | None
     up: bool
     since_timestamp_seconds: float
     flows_per_second: float
+    share: float | None
+    lag_seconds: float | None
+    data_age_seconds: float | None
+    reports_checked_total: int
+    reports_lost_total: int
+    lost_ratio: float | None
     flows_total: int
     messages_total: int
     reconnects_total: int
@@ -105,7 +134,9 @@ class Analyzer:
 class TableStatus:
     """The table. ``skipped_total`` contains the reasons that have occurred, but no filter rules.
 
-    ``reports_lost_total`` counts checked reports whose previous report was lost.
+    ``skipped_expected_total`` contains the reasons of `EXPECTED_SKIPS`, and
+    ``skipped_unexpected_total`` the other reasons. ``series_at_most`` and ``series_limit`` include
+    the views. ``reports_lost_total`` counts checked reports whose previous report was lost.
     """
 
     connections: int
@@ -113,15 +144,52 @@ class TableStatus:
     flows: int
     flows_limit: int
     dormant_flows: int
+    series_at_most: int
+    series_limit: int
     bytes: int
     created_total: int
     expired_total: int
     rejected_total: int
     overflowed_total: int
     skipped_total: dict[str, int]
+    skipped_expected_total: dict[str, int]
+    skipped_unexpected_total: dict[str, int]
     filtered_total: int
     reports_checked_total: int
     reports_lost_total: int
+    lost_ratio: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrometheusCost:
+    """What the series cost in a Prometheus that scrapes all of them.
+
+    ``created_series_at_most`` is the number of series of the connections that were created in the
+    last ``window_seconds``, at most an hour. The memory is an estimate: see `SERIES_BYTES`.
+    """
+
+    series_at_most: int
+    created_series_at_most: int
+    window_seconds: float
+    memory_bytes_low: int
+    memory_bytes_high: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """The recordings that replace the analyzers. ``analyzers`` are the recorded names by name."""
+
+    is_demo: bool
+    recordings: tuple[str, ...]
+    analyzers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayStatus:
+    """The recordings that replace the analyzers, by the names of their files."""
+
+    demo: bool
+    recordings: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +309,7 @@ class StatusReport:
     host_id: str
     ready: bool
     health: Health
+    replay: ReplayStatus | None
     warnings: list[str]
     notices: list[Notice]
     timestamp_seconds: float
@@ -249,6 +318,7 @@ class StatusReport:
     flows_per_second: float
     analyzers: list[Analyzer]
     table: TableStatus
+    prometheus: PrometheusCost
     scrapes: Scrapes
     interfaces: InterfacesStatus
     names: NamesStatus | None
@@ -274,6 +344,7 @@ class Status:
         stats: Stats,
         ready: Callable[[], bool],
         now: Callable[[], float],
+        replay: Replay | None = None,
     ) -> None:
         """Initialize. ``now`` is the clock of the interfaces and captures."""
         self._subject = subject
@@ -282,7 +353,9 @@ class Status:
         self._now = now
         self._start_s = time.monotonic()
         self._dump: tuple[Config, str] | None = None
+        self._replay = replay
         self._history = History()
+        self._churn = Churn()
         self.sample()
 
     @property
@@ -297,8 +370,10 @@ class Status:
         self._subject = subject
 
     def sample(self) -> None:
-        """Take a sample for the last ten minutes."""
-        self._history.add(self._stats, self._subject.table.connections, now_s=time.monotonic())
+        """Take a sample for the last ten minutes and the last hour."""
+        table, now_s = self._subject.table, time.monotonic()
+        self._history.add(self._stats, table.connections, now_s=now_s)
+        self._churn.add(table.created_total, now_s=now_s)
 
     async def run(self) -> None:
         """Take samples until cancelled."""
@@ -314,9 +389,10 @@ class Status:
         subject, stats = self._subject, self._stats
         rates = self._history.rates()
         table, scrape, now = subject.table, stats.scrape, self._now()
-        notices = list(current_notices(stats, table))
+        recorded = self._replay.analyzers if self._replay else {}
+        notices = list(current_notices(stats, table, recorded))
         # Read each counter once, so that the values are consistent.
-        counts = _table(stats, table)
+        counts = _table(stats, table, subject.series)
         ready = self._ready()
         return StatusReport(
             version=__version__,
@@ -324,14 +400,20 @@ class Status:
             host_id=subject.config.host_id,
             ready=ready,
             health=_health(stats, subject.config, ready=ready),
+            replay=(
+                ReplayStatus(demo=self._replay.is_demo, recordings=self._replay.recordings)
+                if self._replay
+                else None
+            ),
             warnings=[notice.text for notice in notices],
             notices=notices,
             timestamp_seconds=round(time.time(), 3),
             uptime_seconds=round(time.monotonic() - self._start_s, 1),
             resident_bytes=_resident_bytes(),
             flows_per_second=round(sum(rates.values(), 0.0), 1),
-            analyzers=list(_analyzers(stats, rates)),
+            analyzers=list(_analyzers(stats, rates, self._history.lags(), recorded)),
             table=counts,
+            prometheus=self._cost(counts, subject.series[0]),
             scrapes=Scrapes(
                 total=scrape.scrapes,
                 rejected_total=scrape.rejected,
@@ -376,6 +458,21 @@ class Status:
             configuration=configuration,
         )
 
+    def _cost(self, counts: TableStatus, series: int) -> PrometheusCost:
+        """Return the cost; ``series`` is the maximum number of series of a connection."""
+        created, seconds = self._churn.created(counts.created_total, now_s=time.monotonic())
+        in_memory = counts.series_at_most
+        if seconds >= CHURN_INTERVAL_S:
+            in_memory += round(created * series * HEAD_S / seconds)
+        low, high = SERIES_BYTES
+        return PrometheusCost(
+            series_at_most=counts.series_at_most,
+            created_series_at_most=created * series,
+            window_seconds=round(seconds, 1),
+            memory_bytes_low=in_memory * low,
+            memory_bytes_high=in_memory * high,
+        )
+
     async def _configuration(self) -> str:
         """Return the configuration as YAML without secrets; dumped once, in a thread."""
         current = self._subject.config
@@ -407,23 +504,43 @@ def _health(stats: Stats, config: Config, *, ready: bool) -> Health:
     )
 
 
-def _analyzers(stats: Stats, rates: Mapping[str, float]) -> Iterator[Analyzer]:
+def _analyzers(
+    stats: Stats,
+    rates: Mapping[str, float],
+    lags: Mapping[str, tuple[float | None, float | None]],
+    recorded: Mapping[str, str],
+) -> Iterator[Analyzer]:
+    total = sum(rates.values())
     # Analyzers that are down come first, so that they are always listed.
     by_state: Iterable[AnalyzerStats] = sorted(
         stats.analyzers.values(), key=lambda analyzer: analyzer.up
     )
     for analyzer in islice(by_state, MAX_ANALYZERS):
+        rate = rates.get(analyzer.name, 0.0)
+        lag_s, age_s = lags.get(analyzer.name, (None, None))
+        checked, lost = analyzer.reports_checked, analyzer.report_gaps["lost"]
         yield Analyzer(
             name=analyzer.name,
+            recorded_name=recorded.get(analyzer.name),
             up=bool(analyzer.up),
             since_timestamp_seconds=analyzer.since_timestamp_s,
-            flows_per_second=round(rates.get(analyzer.name, 0.0), 1),
+            flows_per_second=round(rate, 1),
+            share=round(rate / total, 4) if total else None,
+            lag_seconds=lag_s,
+            data_age_seconds=age_s,
+            reports_checked_total=checked,
+            reports_lost_total=lost,
+            lost_ratio=_ratio(lost, checked),
             flows_total=analyzer.flows,
             messages_total=sum(analyzer.messages.values()),
             reconnects_total=sum(analyzer.reconnects.values()),
             last_message_timestamp_seconds=analyzer.last_message_timestamp_s or None,
             last_error=_last_error(analyzer.last_failure),
         )
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return round(part / whole, 6) if whole else None
 
 
 def _last_error(failure: Failure | None) -> LastError | None:
@@ -487,27 +604,38 @@ def _capture(report: CaptureReport, subject: StatusSource, now: float) -> Captur
     )
 
 
-def _table(stats: Stats, table: TableCounts) -> TableStatus:
+def _table(stats: Stats, table: TableCounts, series: Sequence[int]) -> TableStatus:
     skipped = sums(stats.flows_skipped, table.skipped)
+    skipped = {reason: number for reason, number in skipped.items() if number}
+    analyzers = stats.analyzers.values()
+    checked = sum(analyzer.reports_checked for analyzer in analyzers)
+    lost = sum(analyzer.report_gaps["lost"] for analyzer in analyzers)
+    connections = table.connections
+    rows = (connections, *table.view_connections)
     return TableStatus(
-        connections=table.connections,
+        connections=connections,
         connections_limit=stats.max_connections,
         flows=table.flows,
         flows_limit=stats.max_flows,
         dormant_flows=table.dormant_flows,
+        series_at_most=sum(map(operator.mul, rows, series)),
+        series_limit=stats.max_connections * sum(series),
         bytes=table.bytes,
         created_total=table.created_total,
         expired_total=table.expired_total,
         rejected_total=table.rejected_total,
         overflowed_total=table.overflowed_total,
-        skipped_total={reason: count for reason, count in skipped.items() if count},
+        skipped_total=skipped,
+        skipped_expected_total={
+            reason: number for reason, number in skipped.items() if reason in EXPECTED_SKIPS
+        },
+        skipped_unexpected_total={
+            reason: number for reason, number in skipped.items() if reason not in EXPECTED_SKIPS
+        },
         filtered_total=sum(stats.flows_filtered.values()),
-        reports_checked_total=sum(
-            analyzer.reports_checked for analyzer in stats.analyzers.values()
-        ),
-        reports_lost_total=sum(
-            analyzer.report_gaps["lost"] for analyzer in stats.analyzers.values()
-        ),
+        reports_checked_total=checked,
+        reports_lost_total=lost,
+        lost_ratio=_ratio(lost, checked),
     )
 
 

@@ -8,8 +8,9 @@ and a test compares their output.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
+from itertools import pairwise
 from string import Template
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -18,7 +19,9 @@ import msgspec
 
 from skyfast.web import html
 from skyfast.web.formats import COLOURS, STATES, TEXTS, count, duration, formatted
+from skyfast.web.help_html import link
 from skyfast.web.history import INTERVAL_S, MAX_GAP_S, SAMPLES, Series
+from skyfast.web.notices import NEARLY_FULL
 from skyfast.web.status import StatusReport
 from skyfast.web.top import (
     MAX_FILTER_CHARS,
@@ -59,7 +62,9 @@ class _HtmlColumn:
     """A column of a table: the path of its values in a row, their format, and the header.
 
     ``head`` and ``attributes`` are HTML of the header cell. If ``name`` is set, it is the label
-    whose name, if it has one, is shown beside the value, or instead of it.
+    whose name, if it has one, is shown beside the value, or instead of it. ``other`` is the key of
+    a text that is shown instead of the value, unless it is None. ``bar`` is the key of the length
+    of a bar behind the value. If ``filters`` is set, the value is a link that filters by it.
     """
 
     key: str
@@ -68,14 +73,20 @@ class _HtmlColumn:
     attributes: str = ""
     name: str = ""
     is_beside: bool = False
+    other: str = ""
+    bar: str = ""
+    filters: bool = False
 
 
 _ANALYZERS = (
-    _HtmlColumn("name", "text", "analyzer"),
+    _HtmlColumn("name", "text", "analyzer", other="recorded_name"),
     _HtmlColumn("up", "state", "state"),
     _HtmlColumn("since_timestamp_seconds", "since", "since"),
     _HtmlColumn("flows_per_second", "number", "reports/s"),
-    _HtmlColumn("flows_total", "count", "reports"),
+    _HtmlColumn("share", "percent", link("analyzers", "share"), bar="share"),
+    _HtmlColumn("lag_seconds", "seconds", link("lag", "lag")),
+    _HtmlColumn("data_age_seconds", "seconds", link("lag", "age of data")),
+    _HtmlColumn("lost_ratio", "percent", link("lost", "lost")),
     _HtmlColumn("reconnects_total", "count", "reconnects"),
     _HtmlColumn("last_message_timestamp_seconds", "ago", "last message"),
     _HtmlColumn("last_error", "error", "last error"),
@@ -124,32 +135,50 @@ class _Tile:
     is_bars: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """A bar of values that share a limit. ``anchor`` is the explanation on ``/help``."""
+
+    anchor: str
+    title: str
+    keys: tuple[str, ...]
+    limit: str
+
+
 _TILES = (
     _Tile("Connections", "table.connections", "count", "connections"),
-    _Tile("Flow reports per second", "flows_per_second", "number", "flows_per_second"),
+    _Tile("Flow reports/s", "flows_per_second", "number", "flows_per_second"),
     _Tile(
         "Scrape time", "scrapes.last_duration_seconds", "seconds", "scrape_duration_seconds", True
     ),
     _Tile("Scrape size", "scrapes.last_bytes", "bytes", "scrape_bytes", True),
 )
 
+_LIMITS = (
+    _Limit("connections", "Connections", ("table.connections",), "table.connections_limit"),
+    _Limit("flows", "Flows", ("table.flows", "table.dormant_flows"), "table.flows_limit"),
+    _Limit("series", "Series, at most", ("table.series_at_most",), "table.series_limit"),
+)
+
 _FIGURES = (
-    ("table.connections_limit", "count", "limit on connections (max_connections)"),
-    ("table.flows", "count", "flows"),
-    ("table.flows_limit", "count", "limit on flows (max_flows)"),
-    ("table.dormant_flows", "count", "dormant flows, whose totals are remembered"),
-    ("table.bytes", "bytes", "table memory"),
-    ("table.created_total", "count", "connections created"),
-    ("table.expired_total", "count", "connections expired"),
-    ("table.rejected_total", "count", "reports rejected because the table was full"),
-    ("table.overflowed_total", "count", "reports added to the overflow connection"),
-    ("table.filtered_total", "count", "reports dropped by filter rules"),
-    ("table.reports_checked_total", "count", "reports checked for a missing predecessor"),
-    ("table.reports_lost_total", "count", "reports whose predecessor was lost"),
-    ("scrapes.total", "count", "pages served completely"),
-    ("scrapes.failed_total", "count", "pages not served completely"),
-    ("scrapes.rejected_total", "count", "pages rejected"),
-    ("table.skipped_total", "reasons", "reports skipped, by reason"),
+    ("prometheus", "created", "series created, at most", "prometheus"),
+    ("prometheus", "memory-range", "memory of these series in Prometheus", "prometheus"),
+    ("table.bytes", "bytes", "table memory", "memory"),
+    ("table.created_total", "count", "connections created", "churn"),
+    ("table.expired_total", "count", "connections expired", "churn"),
+    ("table.rejected_total", "count", "reports lost, because the table was full", "full"),
+    ("table.overflowed_total", "count", "reports in the overflow connection", "full"),
+    ("table.filtered_total", "count", "reports dropped by filter rules", "filtered"),
+    ("table.reports_checked_total", "count", "reports checked for a lost report before them", "lost"),
+    ("table.reports_lost_total", "count", "of these, the report before was lost", "lost"),
+    ("scrapes.total", "count", "scrapes completed", "scrapes"),
+    ("scrapes.failed_total", "count", "scrapes not completed", "scrapes"),
+    ("scrapes.rejected_total", "count", "scrapes rejected", "scrapes"),
+)
+
+_IGNORED = (
+    ("table.skipped_expected_total", "reasons", "ignored reports (normal)", "ignored"),
+    ("table.skipped_unexpected_total", "reasons", "ignored reports (problems)", "ignored"),
 )
 
 _DIRECTIONS = (
@@ -162,7 +191,7 @@ _BUSY: Final = "Too many rankings are in progress: try again."
 
 def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | None) -> str:
     """Return the page. ``top`` is the result of ``query``, or None after a timeout."""
-    elements = _Elements(msgspec.to_builtins(report), report.timestamp_seconds)
+    elements = _Elements(msgspec.to_builtins(report), report.timestamp_seconds, query)
     body = _PAGE.substitute(
         header=_header(elements),
         made=escape(_page_shape(report, ranking)),
@@ -187,11 +216,11 @@ def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | Non
         ),
         captures_note=f"{elements.place('captures.count', 'count')} reported by agents",
         captures=elements.table("captures.first", _CAPTURES),
-        forecast=_forecast(report, elements),
-        table="".join(
-            f"<div><dt>{text}</dt><dd>{elements.place(key, format_)}</dd></div>\n"
-            for key, format_, text in _FIGURES
-        ),
+        demo=_replay_note(report),
+        limits="".join(map(elements.limit, _LIMITS)),
+        table=elements.figures(_FIGURES),
+        ignored=elements.figures(_IGNORED),
+        reload_state=elements.place("reload", "reload-state"),
         source=elements.place("configuration_source", "text", tag="code"),
         reloaded=elements.place("reload", "reload"),
         reload_error=elements.place("reload.last_error", "last-error"),
@@ -218,6 +247,20 @@ def _header(elements: "_Elements") -> str:
     )
 
 
+def _replay_note(report: StatusReport) -> str:
+    if report.replay is None:
+        return ""
+    if report.replay.demo:
+        text = (
+            "<strong>Demo:</strong> skyfast replays a packaged recording in a loop."
+            " This is not live traffic."
+        )
+    else:
+        names = ", ".join(report.replay.recordings)
+        text = f"<strong>Replay</strong> of {escape(names)}. This is not live traffic."
+    return f'<p class="lead replay">{text}</p>\n'
+
+
 def _page_shape(report: StatusReport, ranking: Ranking) -> str:
     """Return the structure of the page as JSON. If it changes, the script reloads the page."""
     # Use the ranking's labels and metrics: during a reload, the report may be of another
@@ -238,9 +281,10 @@ def _page_shape(report: StatusReport, ranking: Ranking) -> str:
 class _Elements:
     """Renders values by their path, as elements that the script can update."""
 
-    def __init__(self, tree: Any, now_s: float) -> None:
+    def __init__(self, tree: Any, now_s: float, query: Query) -> None:
         self._tree = tree
         self._now_s = now_s
+        self._query = query
 
     def place(self, key: str, format_: str, *, tag: str = "span") -> str:
         """Return an element with the value."""
@@ -248,6 +292,37 @@ class _Elements:
         state = f' class="{_class(value, format_)}"' if format_ in STATES else ""
         text = escape(formatted(value, format_, self._now_s))
         return f'<{tag}{state} data-key="{key}" data-format="{format_}">{text}</{tag}>'
+
+    def limit(self, limit: _Limit) -> str:
+        """Return the name of a limit, a bar, and its values."""
+        values = [_at(self._tree, key) for key in limit.keys]
+        maximum = _at(self._tree, limit.limit)
+        shares = [value / maximum if maximum else 0.0 for value in values]
+        rects, start = [], 0.0
+        for share in shares:
+            width = min(share, 1 - start)
+            rects.append(f'<rect height="100%" x="{100 * start:.1f}%" width="{100 * width:.1f}%"/>')
+            start += width
+        used = shares[0]
+        colour = "bad" if used >= 1 else "warn" if used >= NEARLY_FULL else "good"
+        parts = [self.place(key, "count") for key in limit.keys]
+        shown = " and ".join(parts) if len(parts) == 1 else f"{parts[0]} and {parts[1]} dormant"
+        return (
+            f"<div><dt>{link(limit.anchor, limit.title)}</dt>"
+            f"<dd>{shown} of {self.place(limit.limit, 'count')}</dd>"
+            f'<svg class="{colour}" aria-hidden="true" data-shares="{" ".join(limit.keys)}"'
+            f' data-limit="{limit.limit}">{"".join(rects)}</svg></div>\n'
+        )
+
+    def figures(self, figures: Iterable[tuple[str, str, str, str]]) -> str:
+        """Return the names of figures, with links to their explanations, and their values."""
+        return "".join(
+            f"<div><dt>{link(anchor, text)}</dt><dd>{self.place(key, format_)}</dd></div>\n"
+            for key, format_, text, anchor in figures
+        )
+
+    def _filter(self, text: str) -> str:
+        return _link(self._query.by, replace(self._query, filter=text[:MAX_FILTER_CHARS]))
 
     def table(self, key: str, columns: Iterable[_HtmlColumn]) -> str:
         """Return the list as a table."""
@@ -258,7 +333,7 @@ class _Elements:
         columns = tuple(columns)
         heads = "".join(
             f'<th scope="col" class="{_side(column.format)}" data-key="{column.key}"'
-            f' data-format="{column.format}"{_name_attributes(column)}{column.attributes}>'
+            f' data-format="{column.format}"{_attributes(column)}{column.attributes}>'
             f"{column.head}</th>"
             for column in columns
         )
@@ -274,24 +349,39 @@ class _Elements:
         value = _at(row, column.key)
         class_ = _class(value, column.format)
         text = escape(formatted(value, column.format, self._now_s))
-        if column.key == "rank":
-            return f'<td class="{class_} share">{html.bar(row["share"])}<span>{text}</span></td>'
+        if column.bar:
+            share = _at(row, column.bar) or 0
+            return f'<td class="{class_} share">{html.bar(share)}<span>{text}</span></td>'
         if column.format == "points":
             title = "&#10;".join(escape(_full_point(point)) for point in value)
             return f'<td class="{class_}" title="{title}">{text}</td>'
         name = escape(row["names"].get(column.name, "")) if column.name else ""
+        if column.other and row[column.other] is not None:
+            name = escape(row[column.other])
         title = f' title="{text}{f" ({name})" if name else ""}"' if column.format == "text" else ""
         if column.is_beside:
             class_ += " named"
-        if name:
-            text = f"{text} <small>{name}</small>" if column.is_beside else name
-        return f'<td class="{class_}"{title}>{text}</td>'
+        shown = name if name and not column.is_beside else text
+        if column.filters and value:
+            shown = f'<a href="{self._filter(value)}" data-filter="{escape(value)}">{shown}</a>'
+        if name and column.is_beside:
+            shown += f" <small>{name}</small>"
+        return f'<td class="{class_}"{title}>{shown}</td>'
 
 
-def _name_attributes(column: _HtmlColumn) -> str:
-    if not column.name:
-        return ""
-    return f' data-name="{column.name}"{" data-beside" if column.is_beside else ""}'
+def _attributes(column: _HtmlColumn) -> str:
+    attributes = {
+        "name": column.name,
+        "beside": column.is_beside,
+        "other": column.other,
+        "bar": column.bar,
+        "filters": column.filters,
+    }
+    return "".join(
+        f" data-{name}" if value is True else f' data-{name}="{value}"'
+        for name, value in attributes.items()
+        if value
+    )
 
 
 def _full_point(value: Any) -> str:
@@ -313,6 +403,8 @@ def _class(value: Any, format_: str) -> str:
 def _colour(value: Any, format_: str) -> str:
     if format_ == "health":
         return COLOURS[value["state"]]
+    if format_ == "reload-state":
+        value = value["successful"]
     return "good" if value else "bad"
 
 
@@ -331,11 +423,25 @@ def _tile(tile: _Tile, elements: _Elements, history: Series) -> str:
         f"<li><h2>{tile.title}</h2>{elements.place(tile.key, tile.format, tag='b')}\n"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img"'
         f' aria-label="{tile.title}, the last ten minutes" data-series="{tile.series}">'
+        f'<path class="gap" d="{_gaps(history.age_seconds)}"/>'
         f'<path class="area" d="{area}"/>'
         f'<path class="line{" bars" if tile.is_bars else ""}" d="{line}"/></svg>\n'
         f'<p class="foot"><span>10 minutes</span><span>highest <span'
         f' data-highest="{tile.series}" data-format="{tile.format}">'
         f"{formatted(highest, tile.format, 0)}</span></span></p></li>\n"
+    )
+
+
+def _x(age_s: float) -> str:
+    return f"{max(_WIDTH - age_s * _WIDTH / (INTERVAL_S * SAMPLES), 0):.1f}"
+
+
+def _gaps(ages_s: Sequence[float]) -> str:
+    """Return the areas without samples, because the process was paused."""
+    return "".join(
+        f"M{_x(before_s)} 0H{_x(after_s)}V{_HEIGHT}H{_x(before_s)}Z"
+        for before_s, after_s in pairwise(ages_s)
+        if before_s - after_s > MAX_GAP_S
     )
 
 
@@ -355,8 +461,7 @@ def _segments(
         if before_s - age_s > MAX_GAP_S:
             segments.append([])
         before_s = age_s
-        x = max(_WIDTH - age_s * _WIDTH / (INTERVAL_S * SAMPLES), 0)
-        segments[-1].append((f"{x:.1f}", f"{_HEIGHT - value * _HEIGHT / highest:.1f}"))
+        segments[-1].append((_x(age_s), f"{_HEIGHT - value * _HEIGHT / highest:.1f}"))
     return segments
 
 
@@ -423,7 +528,7 @@ def _group_options(ranking: Ranking, query: Query) -> str:
 
 
 def _group_title(group: tuple[str, ...]) -> str:
-    return escape(", ".join(label.replace("_", " ") for label in group)) or "nothing"
+    return escape(" + ".join(label.replace("_", " ") for label in group)) or "nothing"
 
 
 def _note(ranking: Ranking, query: Query, top: Top) -> str:
@@ -454,6 +559,7 @@ def _top(ranking: Ranking, query: Query, top: Top | None, elements: _Elements) -
             _format(ranking.metrics[key.family], is_rate=key.is_rate),
             _title(key),
             ' aria-sort="descending"',
+            bar="share",
         ),
         *(_label_column(label, ranking) for label in query.group or ranking.labels),
         *([_HtmlColumn("connections", "count", "connections")] if query.group else []),
@@ -481,6 +587,7 @@ def _label_column(label: str, ranking: Ranking) -> _HtmlColumn:
         label.replace("_", " "),
         name=label if label in ranking.addresses | ranking.nodes else "",
         is_beside=label in ranking.addresses,
+        filters=True,
     )
 
 

@@ -240,7 +240,7 @@ def source(
     )
 
 
-def status(table=None, *, stats=None, config=None, ready=lambda: True, view=VIEW):
+def status(table=None, *, stats=None, config=None, ready=lambda: True, view=VIEW, replay=None):
     """Return the content of the status page, without interfaces and captures."""
     table, stats = table or FakeTable(), stats or Stats()
     interfaces = Interfaces(interval_s=20, connection_timeout_s=60, stats=stats.topology)
@@ -248,6 +248,7 @@ def status(table=None, *, stats=None, config=None, ready=lambda: True, view=VIEW
         subject=StatusSource(
             config=config or make_config(),
             table=table,
+            series=(sum(len(family.values) for family in view.families),),
             ranking=Ranking(table=table, view=view, metrics=("bytes", "rtt")),
             interfaces=interfaces,
             captures=Captures(naming="compatible", stats=stats.captures),
@@ -258,6 +259,7 @@ def status(table=None, *, stats=None, config=None, ready=lambda: True, view=VIEW
         stats=stats,
         ready=ready,
         now=lambda: 100.0,
+        replay=replay,
     )
 
 
