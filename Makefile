@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CORE := skyfast/_table.pyx skyfast/_table.pxd $(wildcard skyfast/table/*.pxi) skyfast/skydive/_json_split.pyx setup.py
+NODE := tests/node/node_modules/.package-lock.json
 BENCH ?= all
 SOAK_S ?= 600
 
@@ -45,7 +46,7 @@ run: $(VENV)/.built
 test: $(VENV)/.built $(VENV)/.test
 	$(PARALLEL_TESTS) $(PYTEST_ARGS)
 
-test-slow: $(VENV)/.built $(VENV)/.test
+test-slow: $(VENV)/.built $(VENV)/.test $(NODE)
 	$(PARALLEL_TESTS) -m 'slow and not nightly' $(PYTEST_ARGS)
 
 # HYPOTHESIS_PROFILE=thorough takes hours. CI=true uses the same examples in each run.
@@ -60,10 +61,10 @@ tsan: $(VENV)/.built $(VENV)/.test
 fuzz: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S) $(FUZZ_SEED:%=--seed %)
 
-# Lists the lines of Python and of the core that no test runs, and fails if one of them is not a
-# known exception. The soak test is excluded: it measures memory, and would count the memory of
-# coverage data.
-coverage: $(VENV)/.built $(VENV)/.test $(VENV)/.coverage
+# Lists the lines in Python and in the core that no test runs, and fails if one is not a known
+# exception. The soak is excluded, because coverage data needs memory that the soak would attribute
+# to skyfast.
+coverage: $(VENV)/.built $(VENV)/.test $(VENV)/.coverage $(NODE)
 	rm -rf build/coverage
 	$(BIN)/python -m tests.support.core_builds coverage $(BIN)/python -m coverage run -m pytest -q -n $(WORKERS) \
 		--dist loadgroup $(WITH_SLOW) --ignore tests/app/test_soak.py $(PYTEST_ARGS)
@@ -146,7 +147,7 @@ dist: $(VENV)/.made
 	$(BIN)/python -m build --outdir dist .
 
 clean:
-	rm -rf $(VENV) build dist skyfast.egg-info skyfast/_table.c skyfast/skydive/_json_split.c \
+	rm -rf $(VENV) tests/node/node_modules build dist skyfast.egg-info skyfast/_table.c skyfast/skydive/_json_split.c \
 		skyfast/*.so skyfast/skydive/*.so \
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -166,6 +167,13 @@ $(VENV)/.locked: requirements.lock
 $(VENV)/.built: $(VENV)/.made pyproject.toml $(CORE)
 	$(PIP) install --quiet --no-build-isolation --editable .
 	touch $@
+
+# axe-core checks the pages, and the TypeScript compiler checks the dashboard. Without npm, these
+# tests are skipped.
+$(NODE): tests/node/package-lock.json
+	if command -v npm >/dev/null; then \
+		npm ci --prefix tests/node --silent --no-audit --no-fund && touch $@; \
+	fi
 
 $(patsubst %,$(VENV)/.%,$(GROUPS) audit lock plots): $(VENV)/.%: $(VENV)/.made pyproject.toml
 	$(PIP) install --quiet --group $*
