@@ -47,12 +47,13 @@ Memory
 
 Lock
     There is one mutex. It is held for a batch of reports, a slice of expiry or of relabelling, or
-    up to RENDER_ROWS connections of a page. Only one thread may call `update`, `expire` and
-    `Relabeling.step`. No other thread changes rows, so this thread reads them without the lock. Any
-    thread may read pages. A thread that holds the mutex never waits for the GIL, because a thread
-    that has the GIL may be waiting for the mutex. Therefore all code under the mutex is plain C.
-    Even memory is allocated with C functions: Python's allocators may take the GIL if allocations
-    are traced.
+    up to RENDER_ROWS connections of a page or a scan. Only one thread may call `update`, `expire`
+    and `Relabeling.step`. No other thread changes rows, so this thread reads them without the lock.
+    Any thread may read pages. Between two slices, pages and scans give way to the thread that
+    changes rows, because the mutex itself is not fair. A thread that holds the mutex never waits
+    for the GIL, because a thread that has the GIL may be waiting for the mutex. Therefore all code
+    under the mutex is plain C. Even memory is allocated with C functions: Python's allocators may
+    take the GIL if allocations are traced.
 
 Files
     This file contains `Table` (the interface for Python), the struct with its state, and the
@@ -127,6 +128,7 @@ cdef extern from "pthread.h" nogil:
     int pthread_mutex_init(pthread_mutex_t *, void *)
     int pthread_mutex_destroy(pthread_mutex_t *)
     int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_trylock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)
 
 cdef extern from "sys/mman.h" nogil:
@@ -357,6 +359,7 @@ cdef struct Batch:
 
 cdef struct TableState:
     pthread_mutex_t lock
+    uint32_t waiting            # threads in `lock_first`
     # rows
     Arena arena
     Rows strings
@@ -428,6 +431,7 @@ cdef struct TableState:
     bint key_is_column[MAX_COLUMNS]     # whether there is such a column
 
 
+include "table/lock.pxi"
 include "table/labels.pxi"
 include "table/names.pxi"
 include "table/flows.pxi"
@@ -575,7 +579,7 @@ cdef class Table:
         Takes the mutex once per 128 flows, or twice if lookups had new results, and holds the GIL
         while waiting for the mutex. The longest wait is the time that another thread needs for
         2,048 connections of a page or scan (about 0.5 ms), or for enlarging a counter in
-        `cardinality` (about 20 ns per value in the counter).
+        `Page.distinct_values` (about 20 ns per value in the counter).
         """
         if start < 0:
             raise ValueError("start must not be negative")

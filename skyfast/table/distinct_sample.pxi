@@ -7,7 +7,7 @@
 # Above that level, the standard error is below 0.8 %.
 #
 # The samples of one call share a spare array for removing keys. All memory is allocated before the
-# first row is visited, because keys are added under the table's mutex.
+# first row is visited. Keys are added without the table's mutex.
 
 cdef struct DistinctSample:
     uint64_t *keys              # 2 * SAMPLE_KEYS slots with open addressing; 0: a free slot

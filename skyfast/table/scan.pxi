@@ -12,6 +12,7 @@ cdef struct Scan:
     uint32_t start              # first row of the current slice
     uint32_t stop               # the row after the current slice; 0 before the first slice
     uint32_t end                # rows from here on are not visited
+    bint is_released            # whether the lock was released before the end of the slice
 
 
 cdef inline Scan scan_until(const View *view, uint32_t end) noexcept nogil:
@@ -20,6 +21,7 @@ cdef inline Scan scan_until(const View *view, uint32_t end) noexcept nogil:
     scan.start = 1
     scan.stop = 0
     scan.end = end
+    scan.is_released = False
     return scan
 
 
@@ -29,16 +31,25 @@ cdef bint scan_slice(TableState *table, Scan *scan) noexcept nogil:
     # early must release the lock.
     cdef uint32_t end
     if scan.stop:
-        pthread_mutex_unlock(&table.lock)
+        if not scan.is_released:
+            scan_release(table, scan)
+        give_way(table)
         scan.start = scan.stop
     if scan.start >= scan.end:
         return False
     pthread_mutex_lock(&table.lock)
+    scan.is_released = False
     end = min(scan.view.rows.fresh, scan.end)
     scan.stop = min(end, scan.start + RENDER_ROWS)
     if scan.stop == end:
         scan.end = end          # rows that are added after this slice are not visited
     return True
+
+
+cdef inline void scan_release(TableState *table, Scan *scan) noexcept nogil:
+    # Release the lock after the last access to the rows of the slice.
+    scan.is_released = True
+    pthread_mutex_unlock(&table.lock)
 
 
 cdef inline Connection *scan_row(const View *view, uint32_t number) noexcept nogil:
@@ -124,6 +135,7 @@ cdef struct LabelScan:
     uint64_t *spare             # for the samples
     int32_t without             # number of the label that `combinations` ignores, or -1
     Counter combinations
+    uint32_t *cells             # of the rows of a slice
     uint32_t rows
 
 
@@ -140,6 +152,7 @@ cdef tuple label_frequencies(TableState *table, tuple names, uint32_t view, uint
     labels.without = without
     try:
         labels.spare = <uint64_t *>allocate(size)
+        labels.cells = <uint32_t *>allocate(RENDER_ROWS * columns * sizeof(uint32_t))
         for i in range(columns):
             labels.remaining[i].keys = <uint64_t *>allocate(size)
         with nogil:
@@ -160,44 +173,48 @@ cdef tuple label_frequencies(TableState *table, tuple names, uint32_t view, uint
             free(labels.remaining[i].keys)
         counter_destroy(&labels.combinations)
         free(labels.spare)
+        free(labels.cells)
 
 
 cdef bint count_cells(TableState *table, LabelScan *labels) noexcept nogil:
-    # Count the rows of a view by the value of each label. False if out of memory.
+    # Count the rows of a view by the value of each label. The cells of each slice are copied, and
+    # counted without the lock, because counters grow. False if out of memory.
     cdef Scan scan = scan_until(labels.view, NO_END)
+    cdef uint32_t columns = labels.view.columns
     cdef Connection *row
-    cdef uint32_t number
+    cdef uint32_t number, count, i
     while scan_slice(table, &scan):
+        count = 0
         for number in range(scan.start, scan.stop):
             row = scan_row(labels.view, number)
-            if row.deadline_s == 0:
-                continue
-            labels.rows += 1
-            if not count_row(table, row, labels):
-                pthread_mutex_unlock(&table.lock)
+            if row.deadline_s != 0:
+                memcpy(labels.cells + count * columns, cells_of(labels.view, row), 4 * columns)
+                count += 1
+        scan_release(table, &scan)
+        labels.rows += count
+        for i in range(count):
+            if not count_row(labels, labels.cells + i * columns, table.seed):
                 return False
     return True
 
 
-cdef inline bint count_row(const TableState *table, Connection *row,
-                           LabelScan *labels) noexcept nogil:
+cdef inline bint count_row(LabelScan *labels, uint32_t *cells, uint64_t seed) noexcept nogil:
+    # Changes `cells`. False if out of memory.
     cdef uint32_t columns = labels.view.columns
-    cdef uint32_t cells[MAX_VIEW_COLUMNS]
     cdef uint64_t hashes[MAX_VIEW_COLUMNS]
     cdef uint64_t key, total = 0
     cdef uint32_t i
-    memcpy(cells, cells_of(labels.view, row), 4 * columns)
     for i in range(columns):
         key = cells[i]
         if not counter_count(&labels.counters[i], key + 1):
             return False
-        hashes[i] = mix64(table.seed ^ (<uint64_t>(i + 1) << 32 | cells[i]))
+        hashes[i] = mix64(seed ^ (<uint64_t>(i + 1) << 32 | cells[i]))
         total += hashes[i]
     for i in range(columns):
         sample_key(&labels.remaining[i], &labels.spare, mix64(total - hashes[i]))
     if labels.without >= 0:
         cells[labels.without] = 0
-        key = hash_bytes(<const char *>cells, 4 * columns, table.seed)
+        key = hash_bytes(<const char *>cells, 4 * columns, seed)
         return counter_count(&labels.combinations, key + 1)
     return True
 

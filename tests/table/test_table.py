@@ -4,8 +4,10 @@ import dataclasses
 import gc
 import json
 import re
+import statistics
 import subprocess
 import sys
+import time
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -1246,6 +1248,31 @@ while not done.is_set():
     last += 1
     core.message([make_flow("%x" % n, (last,) * 4, last=last) for n in range(1, 50)], 0)
 """
+
+
+@pytest.mark.xdist_group("timing")
+def test_scans_give_way_to_updates():
+    """An update waits for one slice of a scan, not for the whole scan."""
+    core = Core(max_connections=200_000, max_flows=200_000)
+    for first in range(0, 100_000, 1_000):
+        core.message(
+            [make_flow(f"{n:x}", a=f"10.{n >> 8}.{n & 255}.0") for n in range(first, first + 1000)],
+            0,
+        )
+    scans, waits = [], []
+
+    def look():
+        start_s = time.perf_counter()
+        core.top(0, 10, None, "nowhere")
+        scans.append(time.perf_counter() - start_s)
+
+    with beside(look):
+        for _ in range(100):
+            time.sleep(0.003)
+            start_s = time.perf_counter()
+            core.expire(0)
+            waits.append(time.perf_counter() - start_s)
+    assert statistics.median(waits) < statistics.median(scans) / 5
 
 
 def test_scans_do_not_deadlock_with_updates_under_tracemalloc():
