@@ -42,7 +42,14 @@ from skyfast.web.connections import (
 )
 from skyfast.web.exposition import OPENMETRICS, TEXT_FORMAT, Exposition, Part
 from skyfast.web.flow_query import ALL_FLOWS, FlowQuery, FlowQueryError
-from skyfast.web.listen import AS_CONFIGURED, Listen, ListenError, bound, configured
+from skyfast.web.listen import (
+    AS_CONFIGURED,
+    Listen,
+    ListenError,
+    bound,
+    configured,
+    listening_sockets,
+)
 from skyfast.web.responses import (
     busy_response,
     encoding,
@@ -97,9 +104,6 @@ FLOWS_PATH = "/metrics/flows"
 
 _READ_METHODS = (hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS)
 _RELOAD_METHODS = (hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_OPTIONS)
-
-# Errors of bind() if there is no IPv6. Even then, `localhost` may resolve to ::1.
-_UNAVAILABLE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 ReloadFunction = Callable[[], Awaitable[str | None]]
 """Reloads the configuration, and returns the error, or None on success."""
@@ -189,11 +193,11 @@ class WebServer:
         for i, address in enumerate(self.addresses):
             try:
                 try:
-                    listening = await _listen(address.host, address.port)
+                    listening = await listening_sockets(address.host, address.port)
                 except OSError as error:
                     if error.errno != errno.EADDRINUSE or not self._listen_at.any_port:
                         raise
-                    listening = await _listen(address.host, 0)
+                    listening = await listening_sockets(address.host, 0)
             except OSError as error:
                 for listener in listeners:
                     listener.close()
@@ -571,46 +575,3 @@ def _scrape_timeout_s(value: str | None, *, default_s: float) -> float:
     except ValueError:
         return default_s
     return min(timeout_s, MAX_SCRAPE_TIMEOUT_S) if 0 < timeout_s < math.inf else default_s
-
-
-async def _listen(address: str, port: int) -> list[socket.socket]:
-    """Return sockets bound to ``address``; an empty address means all addresses, IPv4 and IPv6.
-
-    A name can have several addresses. All sockets have the same port, even if ``port`` is 0, which
-    chooses a free port.
-
-    Raises:
-        OSError: An address or the port is unavailable.
-
-    """
-    if address in ("", "::"):
-        return [_listen_everywhere(port)]
-    infos = await asyncio.get_running_loop().getaddrinfo(address, port, type=socket.SOCK_STREAM)
-    listeners: list[socket.socket] = []
-    unavailable = None
-    for family, _, _, _, sockaddr in dict.fromkeys(infos):
-        try:
-            listener = socket.create_server((sockaddr[0], port, *sockaddr[2:]), family=family)
-        except OSError as error:
-            if error.errno in _UNAVAILABLE:
-                unavailable = error
-                continue
-            for listener in listeners:
-                listener.close()
-            raise
-        port = listener.getsockname()[1]
-        listeners.append(listener)
-    if not listeners and unavailable:
-        raise unavailable
-    return listeners
-
-
-def _listen_everywhere(port: int) -> socket.socket:
-    # A single dual-stack socket, because two sockets would not get the same free port.
-    if socket.has_dualstack_ipv6():
-        try:
-            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-        except OSError as error:
-            if error.errno not in _UNAVAILABLE:
-                raise
-    return socket.create_server(("", port))

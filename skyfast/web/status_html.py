@@ -162,7 +162,7 @@ _LIMITS = (
 
 _FIGURES = (
     ("prometheus", "created", "series created, at most", "prometheus"),
-    ("prometheus", "memory-range", "memory of these series in Prometheus", "prometheus"),
+    ("prometheus", "memory-range", "memory in Prometheus", "prometheus"),
     ("table.bytes", "bytes", "table memory", "memory"),
     ("table.created_total", "count", "connections created", "churn"),
     ("table.expired_total", "count", "connections expired", "churn"),
