@@ -456,21 +456,43 @@ cdef bint row_matches(const TableState *table, Connection *row,
     # Whether a label of the row has one of the values, or contains the text.
     cdef const View *view = &table.views[0]
     cdef const uint32_t *cells = cells_of(view, row)
-    cdef char digits[2 * MAX_INTEGER_DIGITS]
-    cdef const char *text
-    cdef const String *string
-    cdef uint32_t i, length
+    cdef uint64_t *word
+    cdef uint64_t bit
+    cdef size_t position
+    cdef uint32_t i
     if search.size == 0:
         return True
     for i in range(view.columns):
-        if search.sets != NULL and cells[i] & IS_STRING:
-            string = <const String *>row_at(&table.strings, cells[i] & ~IS_STRING)
-            if set_has(&search.sets[i], string):
+        position = cells[i] & ~IS_STRING
+        if cells[i] & IS_STRING:
+            position += SMALL_INTEGERS
+        elif position >= SMALL_INTEGERS:
+            position = 64 * search.words
+        if unlikely(position >= 64 * search.words):     # a large integer, or interned later
+            if cell_matches(table, cells[i], search, i):
                 return True
-        text = cell_bytes(table, cells[i], digits, &length)
-        if text_matches(search, text, length):
+            continue
+        word = &search.misses[i * search.words + position / 64]
+        bit = <uint64_t>1 << position % 64
+        if word[0] & bit:
+            continue
+        if cell_matches(table, cells[i], search, i):
             return True
+        word[0] |= bit
     return False
+
+
+cdef bint cell_matches(const TableState *table, uint32_t cell, const Search *search,
+                       uint32_t column) noexcept nogil:
+    cdef char digits[2 * MAX_INTEGER_DIGITS]
+    cdef const char *text
+    cdef uint32_t length
+    if (search.sets != NULL and cell & IS_STRING
+            and set_has(&search.sets[column],
+                        <const String *>row_at(&table.strings, cell & ~IS_STRING))):
+        return True
+    text = cell_bytes(table, cell, digits, &length)
+    return text_matches(search, text, length)
 
 
 cdef tuple shown_row(TableState *table, const TopRow *entry, char *copies, int64_t *values):

@@ -1213,6 +1213,20 @@ def test_threads_count_values_while_the_table_changes():
 # New flows
 
 
+def test_values_that_do_not_match_are_remembered_by_column():
+    core = Core()
+    for n in range(20):
+        ends = {"a": "10.0.0.1", "b": "10.0.0.2"} if n % 2 else {"a": "10.0.0.2", "b": "10.0.0.1"}
+        core.report(make_flow(f"{n + 1:x}", ports=(n, 70_000 + n % 4), **ends), 0)
+    assert core.top(0, 50, None, "nobody") == []
+    named = core.top(0, 50, None, "nobody", [("target_ip", b"10.0.0.1\n")])
+    assert {row[1][:2] for row in named} == {("10.0.0.2", "10.0.0.1")}
+    assert len(named) == 10
+    assert len(core.top(0, 50, None, "70003")) == 5
+    assert len(core.top(0, 50, None, "10.0.0.2")) == 20
+    assert [row[1][2] for row in core.top(0, 50, None, "19")] == ["19"]
+
+
 def test_connections_are_ranked_by_new_flows():
     new_flows = Family("x_new_flows_total", "counter", ())
     core = Core(labels=(LABELS[1], LABELS[3]), families=(FAMILIES[2], new_flows))
