@@ -1217,8 +1217,7 @@ async def test_concurrent_pages_per_address_are_limited():
             response = await client.answer()
             assert response.status == 503
             assert response.text == (
-                "Try again: 1 pages are being served to this address"
-                " (web.max_scrapes_per_address).\n"
+                "Try again: 1 page is being served to this address (web.max_scrapes_per_address).\n"
             )
             assert site.scrape.rejected == 1
             await client.send(request("/metrics/self"))

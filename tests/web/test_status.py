@@ -1159,7 +1159,8 @@ async def test_cost_for_prometheus(monkeypatch):
 async def test_cost_of_a_series_is_the_documented_cost():
     text = (ROOT / "docs" / "scaling.md").read_text()
     low, high = (f"{bytes_ / 1000:g}" for bytes_ in status.SERIES_BYTES)
-    assert f"**{low} to {high} kB for every series of the last two to three hours**" in text
+    expected = f"**{low} to {high} kB of memory for each series of the last two to three hours**"
+    assert expected in text
 
 
 def test_every_reason_is_expected_or_not():
