@@ -61,9 +61,9 @@ tsan: $(VENV)/.built $(VENV)/.test
 fuzz: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S) $(FUZZ_SEED:%=--seed %)
 
-# Lists the lines in Python and in the core that no test runs, and fails if one is not a known
-# exception. The soak is excluded, because coverage data needs memory that the soak would attribute
-# to skyfast.
+# Lists the lines of Python and of the core that no test runs, and fails if one of them is not a
+# known exception. The soak test is excluded: it measures memory, and would count the memory of
+# coverage data.
 coverage: $(VENV)/.built $(VENV)/.test $(VENV)/.coverage $(NODE)
 	rm -rf build/coverage
 	$(BIN)/python -m tests.support.core_builds coverage $(BIN)/python -m coverage run -m pytest -q -n $(WORKERS) \

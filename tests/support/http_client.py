@@ -25,7 +25,7 @@ OWN = ("/", "/api/status", "/api/top")
 """Paths whose responses change with every request."""
 
 PATHS = (*PAGES, *OWN, "/cardinality", "/help", "/-/healthy", "/-/ready")
-# This buffer is so small that rendering waits for a client that does not read.
+# With this small buffer, rendering must wait for a client that does not read.
 SMALL_RECEIVE_BUFFER = 8 * 1024
 
 

@@ -137,7 +137,7 @@ def test_html_shows_the_cardinality_without_a_label():
     assert "Without many, there would be 2 connections (−75 %), at most 6 series." in page
 
 
-def test_an_empty_table():
+def test_report_of_an_empty_table_can_be_rendered():
     empty = report(label("x", left=0), connections=0)
     assert rows(as_html(empty)) == [["x", "0", "0", "0 %"]]
     assert "0 connections" in as_html(empty)

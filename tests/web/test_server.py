@@ -372,7 +372,7 @@ async def test_browsers_get_a_way_home_from_missing_pages():
 
 
 @on_both_loops
-async def test_cardinality_without_a_label():
+async def test_cardinality_can_be_estimated_without_a_label():
     async with Site() as site:
         response = await site.get("/cardinality?without=target_ip&format=json")
         without = {"label": "target_ip", "connections": 1, "series_at_most": 3}

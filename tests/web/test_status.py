@@ -101,7 +101,7 @@ def test_history_is_bounded():
     paused = history.series(stats, step, now_s=5.0 * step + 300)
     assert paused.age_seconds[0] == 600
     assert len(paused.connections) == SAMPLES // 2 + 2
-    # Rates are means over the last half minute.
+    # A rate is the mean over the last half minute.
     assert history.rates()["a"] == pytest.approx((step - 2.5) / 5)
 
 
@@ -1011,7 +1011,7 @@ async def test_ranking_has_the_columns_of_its_view():
 
 
 @pytest.mark.parametrize(("format_", "value", "text"), FORMATS)
-def test_formats(format_, value, text):
+def test_values_are_formatted(format_, value, text):
     assert formatted(value, format_, 1000) == text
 
 
