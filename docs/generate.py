@@ -36,6 +36,7 @@ from skyfast.skydive.name_index import NameIndex, NodeNames
 from skyfast.web import (
     cardinality,
     flow_query,
+    forecast,
     history,
     interface_info,
     self_metrics,
@@ -569,9 +570,14 @@ def filled(text: str) -> str:
     return text.format(**LIMITS)
 
 
-def json_table(kind: Any, name: str) -> str:
+def json_table(kind: Any, name: str, *, omitted: str = "") -> str:
+    """Return a table of the fields of a type, without the fields of the object ``omitted``."""
     descriptions = described("api.yml")[name]
-    fields = list(json_fields(kind))
+    fields = [
+        field
+        for field in json_fields(kind)
+        if not omitted or not field.path.startswith(f"{omitted}.")
+    ]
     check_names(descriptions, [field.path for field in fields], where=f"api.yml: {name}")
     return table(
         ["Field", "Type", "Description"],
@@ -591,7 +597,7 @@ def api_top() -> str:
 
 @part("api-cardinality")
 def api_cardinality() -> str:
-    return json_table(cardinality.CardinalityReport, "cardinality")
+    return json_table(cardinality.CardinalityReport, "cardinality", omitted="forecast")
 
 
 @part("help-topics")

@@ -238,6 +238,10 @@ class Table:
     def cardinality(
         self, count: int, without: str | None = None, view: int = 0
     ) -> tuple[int, dict[str, tuple[int, list[tuple[str, int]], int]], bool, int | None]: ...
+    def hidden(self, now: float) -> list[tuple[int, int] | None]: ...
+    def forecast(
+        self, now: float, view: int, bounds: Iterable[tuple[int, int]]
+    ) -> list[tuple[int, int, int]]: ...
     def top(
         self,
         family: int,

@@ -207,6 +207,7 @@ class App:
         if self._parts.own.sources.are_set:
             log.info("names: %s", self._parts.own.summary())
         _warn_of_double_counting(self._parts.config)
+        _warn_of_hidden_traffic(self._parts.config)
         status_page = listen.url(self.web.addresses[0], secure=secure)
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -249,6 +249,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
             cardinality=Cardinality(
                 table=table,
                 view=plan.views[0],
+                forecaster=forecaster,
                 others={
                     view.prefix: planned
                     for view, planned in zip(export.views, plan.views[1:], strict=True)
@@ -269,9 +270,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
         subject=StatusSource(
             config=config,
             table=table,
-            series=tuple(
-                sum(len(family.values) for family in view.families) for view in plan.views
-            ),
+            series=tuple(sum(family.series for family in view.families) for view in plan.views),
             ranking=ranking,
             interfaces=interfaces,
             captures=captures,

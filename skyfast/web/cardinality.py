@@ -113,12 +113,17 @@ class Cardinality:
     """Counts the values of a table's labels."""
 
     def __init__(
-        self, *, table: CardinalityTable, view: View, others: Mapping[str, View] | None = None
+        self,
+        *,
+        table: CardinalityTable,
+        view: View,
+        others: Mapping[str, View] | None = None,
+        forecaster: Forecaster | None = None,
     ) -> None:
         """Initialize for ``table``.
 
         ``view`` is the main view of the table. ``others`` are its additional views by prefix, in
-        their order.
+        their order. Reports include a forecast of ``forecaster``.
         """
         self._table = table
         self._forecaster = forecaster
@@ -160,6 +165,7 @@ class Cardinality:
                 self._view(index, prefix, view)
                 for index, (prefix, view) in enumerate(self._others.items(), 1)
             ),
+            forecast=self._forecaster.make() if self._forecaster else None,
             without=(
                 None
                 if without is None or left is None
@@ -183,7 +189,7 @@ class Cardinality:
 
 def _series(view: View) -> int:
     """Return the maximum number of series of a connection."""
-    return sum(len(family.values) for family in view.families)
+    return sum(family.series for family in view.families)
 
 
 def _label(name: str, counts: LabelCounts, series: int) -> LabelCardinality:

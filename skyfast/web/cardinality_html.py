@@ -15,6 +15,7 @@ from skyfast.web.cardinality import (
     ValueCount,
     ViewCardinality,
 )
+from skyfast.web.forecast import Forecast, percent, size
 
 MIN_SHARE: Final = 0.005
 """If a label has more values than the report lists, only values with at least this share of the
@@ -36,6 +37,7 @@ def as_html(report: CardinalityReport) -> str:
     """Return ``report`` for a browser."""
     panels = (
         _panel("connections", "Connections", report, _note(report)),
+        _forecast(report.forecast),
         *(_panel(view.prefix, f"View {view.prefix}", view, _note(view)) for view in report.views),
     )
     return html.document(
@@ -73,6 +75,29 @@ def _exact(report: CardinalityReport) -> str:
         f"<strong>{_count(without.connections, 'connection')}</strong> "
         f"({change(without.connections, report.connections)}), at most "
         f"{_count(without.series_at_most, 'series', 'series')}.</p></section>\n"
+    )
+
+
+def _forecast(forecast: Forecast | None) -> str:
+    """Return the panel of what bounds would leave, or nothing."""
+    if forecast is None:
+        return ""
+    rows = "".join(
+        f'<tr><th scope="row">{size(one.min_bytes)}</th>'
+        f'<td class="number">{one.connections:,}</td><td class="number">{one.series:,}</td>'
+        f'<td class="number">{percent(one.bytes_share)}</td></tr>\n'
+        for one in forecast.bounds
+    )
+    heads = "".join(
+        f'<th scope="col" class="number">{text}</th>'
+        for text in ("connections", "series", "of all bytes")
+    )
+    return (
+        '<section class="panel" aria-labelledby="min_bytes">\n'
+        '<div class="head"><h2 id="min_bytes">min_bytes</h2><p>what a bound would leave</p></div>\n'
+        '<div class="scroll"><table>\n'
+        f'<thead><tr><th scope="col">min_bytes</th>{heads}</tr></thead>\n'
+        f"<tbody>\n{rows}</tbody></table></div>\n<p>{escape(forecast.text)}</p>\n</section>\n"
     )
 
 

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, Final
 
+from skyfast.web.forecast import percent
+
 EMPTY: Final = "–"
 """The text for missing values."""
 
@@ -83,10 +85,6 @@ def duration(value: Any) -> str:
     return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
 
 
-def _percent(value: Any) -> str:
-    return f"{Decimal(100 * value).quantize(Decimal('0.1'), ROUND_HALF_UP)} %"
-
-
 def _created(value: Any, _: float) -> str:
     series = count(value["created_series_at_most"])
     return f"{series} in {duration(value['window_seconds'])}"
@@ -141,7 +139,7 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
     "list": lambda value, _: ", ".join(value),
     "points": _points,
     "reasons": _reasons,
-    "percent": lambda value, _: _percent(value),
+    "percent": lambda value, _: percent(value),
     "created": _created,
     "memory-range": _memory,
     "bytes-rate": lambda value, _: f"{_bytes(value)}/s",

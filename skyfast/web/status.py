@@ -26,6 +26,7 @@ from skyfast.skydive.captures import CaptureReport
 from skyfast.skydive.interfaces import Interface
 from skyfast.skydive.known_names import KnownNames
 from skyfast.stats import AnalyzerStats, Failure, NameStats, OwnNameStats, Stats, TableCounts, sums
+from skyfast.web.forecast import Forecast, Forecaster
 from skyfast.web.history import CHURN_INTERVAL_S, INTERVAL_S, Churn, History, Series
 from skyfast.web.notices import Notice, current_notices
 from skyfast.web.top import Metric, Ranking

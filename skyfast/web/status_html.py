@@ -217,6 +217,7 @@ def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | Non
         captures_note=f"{elements.place('captures.count', 'count')} reported by agents",
         captures=elements.table("captures.first", _CAPTURES),
         demo=_replay_note(report),
+        forecast=_forecast(report, elements),
         limits="".join(map(elements.limit, _LIMITS)),
         table=elements.figures(_FIGURES),
         ignored=elements.figures(_IGNORED),

@@ -119,10 +119,7 @@ FORMATS = [
     ),
     ("reload-state", {"successful": True}, "loaded"),
     ("reload-state", {"successful": False}, "last reload failed"),
-    ("percent", 0, "0.0 %"),
-    ("percent", 0.98765, "98.8 %"),
     ("percent", 0.00125, "0.1 %"),
-    ("percent", 1, "100.0 %"),
     ("created", {"created_series_at_most": 12_345, "window_seconds": 3600}, "12,345 in 1 h 0 min"),
     (
         "memory-range",

@@ -248,7 +248,7 @@ def status(table=None, *, stats=None, config=None, ready=lambda: True, view=VIEW
         subject=StatusSource(
             config=config or make_config(),
             table=table,
-            series=(sum(len(family.values) for family in view.families),),
+            series=(sum(family.series for family in view.families),),
             ranking=Ranking(table=table, view=view, metrics=("bytes", "rtt")),
             interfaces=interfaces,
             captures=Captures(naming="compatible", stats=stats.captures),
