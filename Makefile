@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CORE := skyfast/_table.pyx skyfast/_table.pxd $(wildcard skyfast/table/*.pxi) skyfast/skydive/_json_split.pyx setup.py
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' skyfast/__init__.py)
 COMMIT ?= $(shell git rev-parse HEAD)
+NODE := tests/node/node_modules/.package-lock.json
 BENCH ?= all
 SOAK_S ?= 600
 
@@ -59,7 +60,7 @@ run: $(VENV)/.built
 test: $(VENV)/.built $(VENV)/.test
 	$(PARALLEL_TESTS) $(PYTEST_ARGS)
 
-test-slow: $(VENV)/.built $(VENV)/.test
+test-slow: $(VENV)/.built $(VENV)/.test $(NODE)
 	$(PARALLEL_TESTS) -m 'slow and not nightly' $(PYTEST_ARGS)
 
 # HYPOTHESIS_PROFILE=thorough takes hours. CI=true uses the same examples in each run.
@@ -77,7 +78,7 @@ fuzz: $(VENV)/.built $(VENV)/.test
 # Lists the lines of Python and of the core that no test runs, and fails if one of them is not a
 # known exception. The soak test is excluded: it measures memory, and would count the memory of
 # coverage data.
-coverage: $(VENV)/.built $(VENV)/.test $(VENV)/.coverage
+coverage: $(VENV)/.built $(VENV)/.test $(VENV)/.coverage $(NODE)
 	rm -rf build/coverage
 	$(BIN)/python -m tests.support.core_builds coverage $(BIN)/python -m coverage run -m pytest -q -n $(WORKERS) \
 		--dist loadgroup $(WITH_SLOW) --ignore tests/app/test_soak.py $(PYTEST_ARGS)
@@ -204,7 +205,7 @@ github-release: chart release-check
 		dist/* build/chart/*.tgz
 
 clean:
-	rm -rf $(VENV) build dist skyfast.egg-info skyfast/_table.c skyfast/skydive/_json_split.c \
+	rm -rf $(VENV) tests/node/node_modules build dist skyfast.egg-info skyfast/_table.c skyfast/skydive/_json_split.c \
 		skyfast/*.so skyfast/skydive/*.so \
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -224,6 +225,13 @@ $(VENV)/.locked: requirements.lock
 $(VENV)/.built: $(VENV)/.made pyproject.toml $(CORE)
 	$(PIP) install --quiet --no-build-isolation --editable .
 	touch $@
+
+# axe-core checks the pages, and the TypeScript compiler checks the dashboard. Without npm, these
+# tests are skipped.
+$(NODE): tests/node/package-lock.json
+	if command -v npm >/dev/null; then \
+		npm ci --prefix tests/node --silent --no-audit --no-fund && touch $@; \
+	fi
 
 $(patsubst %,$(VENV)/.%,$(GROUPS) audit lock plots): $(VENV)/.%: $(VENV)/.made pyproject.toml
 	$(PIP) install --quiet --group $*

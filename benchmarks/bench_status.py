@@ -10,6 +10,7 @@ from benchmarks.analyzer import Analyzer
 from benchmarks.flows import FIRST_ROUND
 from benchmarks.harness import LARGE, Remote, Report, at_most
 from benchmarks.programs import Program
+from skyfast.web import cardinality
 
 REQUESTS = 5
 """Number of requests for each page."""
@@ -44,6 +45,14 @@ def run(report: Report) -> None:
             ("/, with 20 connections", "/", 150),
         ):
             _measure(report, program, what, path, limit_ms=limit_ms)
+        _measure(
+            report,
+            program,
+            "/cardinality, all labels",
+            "/cardinality?format=json",
+            limit_ms=2000,
+            apart_s=cardinality.REPORT_AGE_S + 0.2,
+        )
         _rates(report, program)
         _together(report, program)
 
@@ -86,7 +95,13 @@ def _at_once(tasks: list[Callable[[], None]]) -> None:
 
 
 def _measure(
-    report: Report, program: Program, what: str, path: str | None, *, limit_ms: float = 0
+    report: Report,
+    program: Program,
+    what: str,
+    path: str | None,
+    *,
+    limit_ms: float = 0,
+    apart_s: float = APART_S,
 ) -> None:
     """Request a page repeatedly. Without a path, only wait for the same time."""
     program.command("begin")
@@ -94,7 +109,7 @@ def _measure(
     for _ in range(REQUESTS):
         if path is not None:
             seconds.append(programs.get(program.port, path).seconds)
-        time.sleep(APART_S)
+        time.sleep(apart_s)
     longest_ms = _longest_ms(program)
     if path is None:
         report.add(f"{what}: longest pause of the event loop", [longest_ms], "ms")

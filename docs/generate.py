@@ -33,7 +33,18 @@ from skyfast.skydive import capture_points, interfaces, topology_nodes
 from skyfast.skydive.captures import Captures
 from skyfast.skydive.interfaces import Interfaces
 from skyfast.skydive.name_index import NameIndex, NodeNames
-from skyfast.web import flow_query, forecast, interface_info, self_metrics, server, status, top
+from skyfast.web import (
+    cardinality,
+    flow_query,
+    forecast,
+    history,
+    interface_info,
+    self_metrics,
+    server,
+    status,
+    top,
+)
+from skyfast.web.help import topics
 from skyfast.web.interface_info import InterfaceInfo
 
 ROOT: Final = Path(__file__).parent.parent
@@ -547,8 +558,9 @@ LIMITS: Final = {
     "forecast_age": f"{forecast.AGE_S:g}",
     "interfaces": interfaces.MAX_BUSIEST,
     "parts": MAX_PARTS,
-    "rate_s": int(status.INTERVAL_S * status.RATE_INTERVALS),
-    "samples": status.SAMPLES + 1,
+    "rate_s": int(history.INTERVAL_S * history.RATE_INTERVALS),
+    "samples": history.SAMPLES + 1,
+    "top_values": cardinality.TOP_VALUES,
 }
 """The limits that descriptions of the API can name in braces."""
 
@@ -558,9 +570,14 @@ def filled(text: str) -> str:
     return text.format(**LIMITS)
 
 
-def json_table(kind: Any, name: str) -> str:
+def json_table(kind: Any, name: str, *, omitted: str = "") -> str:
+    """Return a table of the fields of a type, without the fields of the object ``omitted``."""
     descriptions = described("api.yml")[name]
-    fields = list(json_fields(kind))
+    fields = [
+        field
+        for field in json_fields(kind)
+        if not omitted or not field.path.startswith(f"{omitted}.")
+    ]
     check_names(descriptions, [field.path for field in fields], where=f"api.yml: {name}")
     return table(
         ["Field", "Type", "Description"],
@@ -576,6 +593,19 @@ def api_status() -> str:
 @part("api-top")
 def api_top() -> str:
     return json_table(top.Top, "top")
+
+
+@part("api-cardinality")
+def api_cardinality() -> str:
+    return json_table(cardinality.CardinalityReport, "cardinality", omitted="forecast")
+
+
+@part("help-topics")
+def help_topics() -> str:
+    return table(
+        ["Figure", "Meaning"],
+        [[f"[{topic.title}]({topic.page})", topic.text] for topic in topics().values()],
+    )
 
 
 @part("flow-parameters")

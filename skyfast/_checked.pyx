@@ -35,6 +35,7 @@ cdef extern from *:
     #define SLAB_SHIFT (skyfast_small_steps ? 2 : 12)
     #define SEGMENT_SHIFT (skyfast_small_steps ? 2 : 12)
     #define MAX_WHEEL_SLOTS (skyfast_small_steps ? 8 : 4096)
+    #define SAMPLE_KEYS (skyfast_small_steps ? 4 : 1 << 15)
     #define HUGE_PAGE_BYTES (skyfast_small_steps ? 64 : 2 << 20)
     #define FIRST_PIECE_BYTES (skyfast_small_steps ? 64 : 4 << 20)
     #define PIECE_BYTES (skyfast_small_steps ? 64 : 8 << 20)

@@ -47,12 +47,13 @@ Memory
 
 Lock
     There is one mutex. It is held for a batch of reports, a slice of expiry or of relabelling, or
-    up to RENDER_ROWS connections of a page. Only one thread may call `update`, `expire` and
-    `Relabeling.step`. No other thread changes rows, so this thread reads them without the lock. Any
-    thread may read pages. A thread that holds the mutex never waits for the GIL, because a thread
-    that has the GIL may be waiting for the mutex. Therefore all code under the mutex is plain C.
-    Even memory is allocated with C functions: Python's allocators may take the GIL if allocations
-    are traced.
+    up to RENDER_ROWS connections of a page or a scan. Only one thread may call `update`, `expire`
+    and `Relabeling.step`. No other thread changes rows, so this thread reads them without the lock.
+    Any thread may read pages. Between two slices, pages and scans give way to the thread that
+    changes rows, because the mutex itself is not fair. A thread that holds the mutex never waits
+    for the GIL, because a thread that has the GIL may be waiting for the mutex. Therefore all code
+    under the mutex is plain C. Even memory is allocated with C functions: Python's allocators may
+    take the GIL if allocations are traced.
 
 Files
     This file contains `Table` (the interface for Python), the struct with its state, and the
@@ -127,6 +128,7 @@ cdef extern from "pthread.h" nogil:
     int pthread_mutex_init(pthread_mutex_t *, void *)
     int pthread_mutex_destroy(pthread_mutex_t *)
     int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_trylock(pthread_mutex_t *)
     int pthread_mutex_unlock(pthread_mutex_t *)
 
 cdef extern from "sys/mman.h" nogil:
@@ -185,6 +187,7 @@ cdef extern from *:
         SLAB_SHIFT = 12,
         SEGMENT_SHIFT = 12,
         MAX_WHEEL_SLOTS = 4096,
+        SAMPLE_KEYS = 1 << 15,
         HUGE_PAGE_BYTES = 2 << 20,
         FIRST_PIECE_BYTES = 4 << 20,
         PIECE_BYTES = 8 << 20
@@ -205,6 +208,7 @@ cdef extern from *:
         SEGMENT_SHIFT
         SEGMENT_BUCKETS
         MAX_WHEEL_SLOTS
+        SAMPLE_KEYS             # keys of a distinct sample; a power of two
         HUGE_PAGE_BYTES
         FIRST_PIECE_BYTES
         PIECE_BYTES
@@ -325,6 +329,7 @@ include "table/fields.pxi"
 include "table/text_format.pxi"
 include "table/timer_wheel.pxi"
 include "table/counter.pxi"
+include "table/distinct_sample.pxi"
 
 
 cdef struct FoundNames:
@@ -356,6 +361,7 @@ cdef struct Batch:
 
 cdef struct TableState:
     pthread_mutex_t lock
+    uint32_t waiting            # threads in `lock_first`
     # rows
     Arena arena
     Rows strings
@@ -428,6 +434,7 @@ cdef struct TableState:
     bint key_is_column[MAX_COLUMNS]     # whether there is such a column
 
 
+include "table/lock.pxi"
 include "table/labels.pxi"
 include "table/names.pxi"
 include "table/flows.pxi"
@@ -476,6 +483,7 @@ cdef class Table:
     cdef bytes other                    # label value of overflow rows
     cdef tuple skip_names
     cdef tuple label_names
+    cdef tuple view_labels      # the names of the labels of each view
     cdef tuple family_names
 
     def __cinit__(self, plan, types, *, max_connections, max_flows, timeout_s, memory_s=0,
@@ -487,7 +495,10 @@ cdef class Table:
         self.other = (plan.overflow or "").encode()
         self.skip_names = SKIP_NAMES + tuple(r.reason for r in plan.requirements)
         self.field_names = state_init(&self.state, plan, self.other)
-        self.label_names = tuple(column.name for column in plan.views[0].columns)
+        self.view_labels = tuple(
+            tuple(column.name for column in view.columns) for view in plan.views
+        )
+        self.label_names = self.view_labels[0]
         self.family_names = tuple(family.name for view in plan.views for family in view.families)
         batch_allocate(&self.batch, &self.state)
         self.set_flow_types(types)
@@ -574,7 +585,7 @@ cdef class Table:
         Takes the mutex once per 128 flows, or twice if lookups had new results, and holds the GIL
         while waiting for the mutex. The longest wait is the time that another thread needs for
         2,048 connections of a page or scan (about 0.5 ms), or for enlarging a counter in
-        `cardinality` (about 20 ns per value in the counter).
+        `Page.distinct_values` (about 20 ns per value in the counter).
         """
         if start < 0:
             raise ValueError("start must not be negative")
@@ -704,24 +715,31 @@ cdef class Table:
         """
         return count_label_values(&self.state, self.label_names)
 
-    def cardinality(self, uint32_t count, str without=None):
-        """Return the number and frequency of label values of the first view, from one scan.
+    def cardinality(self, uint32_t count, str without=None, uint32_t view=0):
+        """Return the number and frequency of label values of a view, from one scan.
 
         :param count: how many of the most frequent values to return for each label.
         :param without: a label to ignore.
-        :returns: a tuple of three items. The first is the number of connections. The second has two
-            items for each label: its number of values, and a list of (value, connections) for the
-            `count` most frequent values, most frequent first. The third is the number of
-            connections that would remain without the label `without`, or None. The lists omit
-            values that were removed during the call.
+        :param view: the index of the view.
+        :returns: a tuple of four items. The first is the number of connections or, for other views,
+            of combinations of label values. The second has three items for each label: its number
+            of values, a list of (value, connections) for the `count` most frequent values, most
+            frequent first, and the number of connections that would remain without this label. The
+            third is whether all of the latter numbers are exact. They are exact up to 32,768; above
+            that, the standard error is below 0.8 %. The fourth is the exact number of connections
+            that would remain without the label `without`, or None. The lists omit values that were
+            removed during the call.
 
-        Takes about 10 ns per connection and label, plus 30 ns per connection if a label is ignored,
-        without the GIL. Uses 24 to 48 bytes per value of each label, plus the same per connection
-        if a label is ignored. Callable from any thread. Connections that are created or removed
-        during the call may or may not be counted.
+        Takes about 20 ns per connection and label, plus 30 ns per connection if a label is ignored,
+        without the GIL. Uses 512 KiB per label, 24 to 48 bytes per value of each label, plus the
+        same per connection if a label is ignored. Callable from any thread. Connections that are
+        created or removed during the call may or may not be counted.
         """
-        cdef int32_t column = -1 if without is None else self.label_names.index(without)
-        return label_frequencies(&self.state, self.label_names, count, column)
+        if view >= self.state.view_count:
+            raise IndexError("there is no such view")
+        names = self.view_labels[view]
+        cdef int32_t column = -1 if without is None else names.index(without)
+        return label_frequencies(&self.state, names, view, count, column)
 
     # -- hidden connections ---------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Runs, reloads and stops the process around the parts in `skyfast.pipeline`."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
@@ -39,7 +40,7 @@ from skyfast.web import listen
 from skyfast.web.exposition import Exposition
 from skyfast.web.listen import AS_CONFIGURED, Listen, ListenError
 from skyfast.web.server import ReloadFunction, WebServer
-from skyfast.web.status import Status
+from skyfast.web.status import Replay, Status
 
 if TYPE_CHECKING:
     from skyfast.replay.recorder import Recorder
@@ -59,6 +60,11 @@ SWITCH_INTERVAL_S = 0.001
 """How long a worker thread may keep the GIL while the event loop waits for it.
 
 Python's default is 5 ms. One iteration of the event loop can wait for the GIL several times."""
+
+STATUS_PAGE_WAIT_S = 3.0
+"""How long the log message with the URL of the status page waits for the subscriptions.
+
+Then it is the last line of the start, which people see first."""
 
 RELABEL_FLOWS = 1_000
 """Number of flows to relabel in one slice, which takes a few milliseconds."""
@@ -113,12 +119,14 @@ class App:
         recorder: "Recorder | None" = None,
         records_topology: bool = True,
         listen_at: Listen = AS_CONFIGURED,
+        replay: Replay | None = None,
     ) -> None:
         """Build the parts without opening sockets.
 
         ``load`` reads the configuration again. ``security`` has the web configuration, if there is
-        one. ``recorder`` gets a copy of each message. With ``records_topology``, it also gets a
-        copy of each response of the topology API. The HTTP server listens at ``listen_at``.
+        one. ``replay`` describes the recordings that replace the analyzers. ``recorder`` gets a
+        copy of each message. With ``records_topology``, it also gets a copy of each response of the
+        topology API. The HTTP server listens at ``listen_at``.
         """
         self._load = load
         self._security = security
@@ -135,6 +143,7 @@ class App:
         self._renamed: deque[tuple[Names, Set[str]]] = deque()
         self._renamed_own: deque[tuple[OwnNames, OwnNames]] = deque()
         self._has_renamed = asyncio.Event()
+        self._all_up = asyncio.Event()
         self._limit = logs.LogLimit()
         self._shared = Shared(
             stats=self.stats,
@@ -163,6 +172,7 @@ class App:
             stats=self.stats,
             ready=lambda: self.subscriptions.any_up,
             now=self.clock.now,
+            replay=replay,
         )
         self.web = WebServer(
             config=config,
@@ -198,6 +208,7 @@ class App:
             log.info("names: %s", self._parts.own.summary())
         _warn_of_double_counting(self._parts.config)
         _warn_of_hidden_traffic(self._parts.config)
+        status_page = listen.url(self.web.addresses[0], secure=secure)
         try:
             async with asyncio.TaskGroup() as tasks:
                 parts = [
@@ -211,6 +222,7 @@ class App:
                         ("table limits", self._warn_when_full()),
                         ("history", self.status.run()),
                         ("watchdog", self._manager.watchdog()),
+                        ("status page", self._point_to(status_page)),
                     )
                 ]
                 await stopping.wait()
@@ -219,6 +231,13 @@ class App:
         finally:
             self._manager.stopping()
             await self.web.stop()
+
+    async def _point_to(self, status_page: str) -> None:
+        """Log the URL of the status page after the first messages about the subscriptions."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STATUS_PAGE_WAIT_S):
+                await self._all_up.wait()
+        log.info("status page: %s", status_page)
 
     def _receiver(
         self, recorder: "Recorder | None"
@@ -420,6 +439,8 @@ class App:
 
     def _hold(self) -> None:
         """Hold the table's clock while reports may be missing, so that nothing expires."""
+        if all(analyzer.up for analyzer in self.stats.analyzers.values()):
+            self._all_up.set()
         if self._parts.config.subscriber.silence_timeout_s:  # 0 in a replay
             self.clock.hold(
                 self._gap.update(
@@ -570,7 +591,7 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
             _handle_signal(number, stopping.set, stack)
         recorder = _recorder(options, stack)
         try:
-            adapt = await _adaptation(options, stack, recorder)
+            adapt, replay = await _adaptation(options, stack, recorder)
         except OSError as error:
             log.error("cannot replay recordings: %s", error)
             return False
@@ -583,6 +604,7 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
             # query only a part of it.
             records_topology=options.playback is None,
             listen_at=options.listen,
+            replay=replay,
         )
         reloads: set[asyncio.Task[str | None]] = set()
 
@@ -655,19 +677,33 @@ def _recorder(options: Options, stack: AsyncExitStack) -> "Recorder | None":
 
 async def _adaptation(
     options: Options, stack: AsyncExitStack, recorder: "Recorder | None"
-) -> Callable[[Config], Config]:
-    """Start the replay, if any; return the function that adapts configurations to the replay."""
+) -> tuple[Callable[[Config], Config], Replay | None]:
+    """Start the replay, if any.
+
+    Returns the function that adapts configurations to the replay, and what is replayed.
+    """
     if options.playback is None:
-        return lambda config: config
+        return lambda config: config, None
     from skyfast.replay.player import ReplayServer
 
     player = ReplayServer(options.playback, observe=recorder.update if recorder else None)
     stack.push_async_callback(player.stop)
     # At the end of a recording, the messages stop. This must not count as a silent analyzer.
     changes: dict[str, Any] = {"endpoints": await player.start(), "silence_timeout_s": 0.0}
-    return lambda config: dataclasses.replace(
-        config, subscriber=dataclasses.replace(config.subscriber, **changes)
+    replay = Replay(
+        is_demo=options.playback.is_demo,
+        recordings=tuple(
+            logs.printable(recording.path) for recording in options.playback.recordings
+        ),
+        analyzers=player.recorded_names,
     )
+
+    def adapted(config: Config) -> Config:
+        return dataclasses.replace(
+            config, subscriber=dataclasses.replace(config.subscriber, **changes)
+        )
+
+    return adapted, replay
 
 
 def run(config: Config, load: Callable[[], Config], options: Options) -> bool:

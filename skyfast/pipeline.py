@@ -246,7 +246,15 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
         ),
         source=ExpositionSource(
             table=table,
-            cardinality=Cardinality(table=table, view=plan.views[0], forecaster=forecaster),
+            cardinality=Cardinality(
+                table=table,
+                view=plan.views[0],
+                forecaster=forecaster,
+                others={
+                    view.prefix: planned
+                    for view, planned in zip(export.views, plan.views[1:], strict=True)
+                },
+            ),
             views=tuple(view.prefix for view in export.views),
             table_families=tuple(family.name for view in plan.views for family in view.families),
             interface_info=(
@@ -263,6 +271,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
         subject=StatusSource(
             config=config,
             table=table,
+            series=tuple(sum(family.series for family in view.families) for view in plan.views),
             ranking=ranking,
             interfaces=interfaces,
             captures=captures,

@@ -8,10 +8,24 @@
   const TIMEOUT_MS = 15000;
   const TYPING_MS = 300;
   const MAX_TIMESTAMP_S = 2 ** 33;
-  const MAX_POINTS = 3;
+  const MAX_FILTER_CHARS = 200, MAX_POINTS = 3, MIN_BAR_PERCENT = 1;
   const NOTHING = "–";
   const WIDTH = 600, HEIGHT = 40, SPAN_S = 600, MAX_GAP_S = 10;
   const BUSY = "Too many rankings are in progress: try again.";
+
+  const NEARLY_FULL = 0.9;
+  const REASONS = {
+    late: "repeated",
+    no_network: "ARP",
+    no_transport: "ICMP",
+    duplicate: "at another interface",
+    other_shard: "of other shards",
+    no_uuid: "without UUID",
+    no_metric: "without metrics",
+    out_of_range: "out of range",
+    text_too_long: "text too long",
+    table_full: "table full",
+  };
 
   const all = (selector) => document.querySelectorAll(selector);
   const one = (id) => document.getElementById(id);
@@ -43,12 +57,14 @@
     if (s < 86400) return `${Math.trunc(s / 3600)} h ${Math.trunc(s % 3600 / 60)} min`;
     return `${Math.trunc(s / 86400)} d ${Math.trunc(s % 86400 / 3600)} h`;
   };
+  const percent = (value) => `${(100 * value).toFixed(1)} %`;
   const error = (value, now) =>
     `${value.text} (${duration(now - value.timestamp_seconds)} ago)`;
   const reload = (value, now) => value.successes_total
     ? `last reloaded ${duration(now - value.last_success_timestamp_seconds)} ago,`
       + ` changed keys: ${value.changed.join(", ") || NOTHING}`
-    : "never reloaded";
+    : `loaded at the start, ${duration(now - value.last_success_timestamp_seconds)} ago;`
+      + " never reloaded";
   const point = (value) => value.name || value.node_tid;
   const fullPoint = (value) => value.name ? `${value.node_tid} (${value.name})` : value.node_tid;
   const points = (value) => value.slice(0, MAX_POINTS).map(point).join(", ")
@@ -65,14 +81,20 @@
     error,
     "last-error": (value, now) => `, last error: ${error(value, now)}`,
     reload,
+    "reload-state": (value) => value.successful ? "loaded" : "last reload failed",
     list: (value) => value.join(", "),
     points,
-    reasons: (value) => Object.entries(value).map(([name, n]) => `${name} ${count(n)}`).join(", "),
-    percent: (value) => `${(100 * value).toFixed(1)} %`,
+    reasons: (value) => Object.entries(value)
+      .map(([name, n]) => `${REASONS[name] ?? name} ${count(n)}`).join(", "),
+    percent,
+    created: (value) =>
+      `${count(value.created_series_at_most)} in ${duration(value.window_seconds)}`,
+    "memory-range": (value) =>
+      `${bytes(value.memory_bytes_low)} to ${bytes(value.memory_bytes_high)}`,
     "bytes-rate": (value) => `${bytes(value)}/s`,
     "number-rate": (value) => `${plain(value)}/s`,
   };
-  const STATES = ["state", "health"];
+  const STATES = ["state", "health", "reload-state"];
   const COLOURS = { ready: "good", degraded: "warn", "not ready": "bad" };
   const TEXTS = [...STATES, "text", "error", "last-error", "reload", "list", "points",
     "reasons"];
@@ -84,6 +106,7 @@
   };
   const classOf = (value, format) => {
     if (format === "health") return `state ${COLOURS[value.state]}`;
+    if (format === "reload-state") return `state ${value.successful ? "good" : "bad"}`;
     if (format === "state") return `state ${value ? "good" : "bad"}`;
     return TEXTS.includes(format) ? format : "number";
   };
@@ -98,35 +121,65 @@
     const svg = make("svg"), rect = make("rect");
     svg.setAttribute("aria-hidden", "true");
     rect.setAttribute("height", "100%");
-    rect.setAttribute("width", `${(100 * Math.min(Math.max(share, 0), 1)).toFixed(1)}%`);
+    const percent = 100 * Math.min(Math.max(share, 0), 1);
+    const width = percent ? Math.max(percent, MIN_BAR_PERCENT) : 0;
+    rect.setAttribute("width", `${width.toFixed(1)}%`);
     svg.append(rect);
     return svg;
   }
 
   function fillCell(cell, head, row, now) {
-    const { key, format, name: label, beside } = head.dataset;
+    const { key, format, name: label, beside, other, bar: length, filters } = head.dataset;
     const value = at(row, key), text = formatted(value, format, now);
     cell.className = classOf(value, format);
-    if (key === "rank") {
+    if (length !== undefined) {
       const span = document.createElement("span");
       span.textContent = text;
       cell.classList.add("share");
-      cell.replaceChildren(bar(row.share), span);
+      cell.replaceChildren(bar(at(row, length) ?? 0), span);
       return;
     }
-    const name = label !== undefined && row.names[label] || "";
+    let name = label !== undefined && row.names[label] || "";
+    if (other !== undefined && row[other] !== null) name = row[other];
     if (beside !== undefined) cell.classList.add("named");
-    if (name && beside !== undefined) writeNamed(cell, text, name);
-    else write(cell, name || text);
+    const shown = name && beside === undefined ? name : text;
+    const more = name && beside !== undefined ? name : "";
+    if (filters !== undefined && value) writeLink(cell, value, shown, more);
+    else write(cell, shown);
     if (format === "text") cell.title = name ? `${text} (${name})` : text;
     if (format === "points") cell.title = value.map(fullPoint).join("\n");
   }
 
-  function writeNamed(cell, text, name) {
-    if (cell.textContent === `${text} ${name}` && cell.lastElementChild) return;
+  // A link that filters by the value, and a name beside it.
+  function writeLink(cell, value, shown, name) {
+    const whole = name ? `${shown} ${name}` : shown;
+    const old = cell.firstElementChild;
+    if (cell.textContent === whole && old && old.dataset.filter === value) return;
+    const link = document.createElement("a");
+    link.dataset.filter = value;
+    link.textContent = shown;
+    const parameters = new URLSearchParams(wanted());
+    parameters.set("filter", value.slice(0, MAX_FILTER_CHARS));
+    link.href = `?${parameters}`;
+    cell.replaceChildren(link);
+    if (!name) return;
     const small = document.createElement("small");
     small.textContent = name;
-    cell.replaceChildren(`${text} `, small);
+    cell.append(" ", small);
+  }
+
+  function fillLimit(svg, status) {
+    const limit = at(status, svg.dataset.limit);
+    const shares = svg.dataset.shares.split(" ").map((key) => limit ? at(status, key) / limit : 0);
+    let start = 0;
+    shares.forEach((share, i) => {
+      const width = Math.min(share, 1 - start), rect = svg.children[i];
+      rect.setAttribute("x", `${(100 * start).toFixed(1)}%`);
+      rect.setAttribute("width", `${(100 * width).toFixed(1)}%`);
+      start += width;
+    });
+    const used = shares[0];
+    svg.setAttribute("class", used >= 1 ? "bad" : used >= NEARLY_FULL ? "warn" : "good");
   }
 
   function fillTable(table, rows, now) {
@@ -141,6 +194,8 @@
     table.parentElement.hidden = !rows.length;
   }
 
+  const xOf = (age) => Math.max(WIDTH - age * WIDTH / SPAN_S, 0).toFixed(1);
+
   function draw(svg, ages, values) {
     const known = values.filter((value) => value !== null);
     const highest = Math.max(0, ...known) || 1;
@@ -151,10 +206,11 @@
       // Interrupt the line if the process was paused.
       if (before - ages[i] > MAX_GAP_S) runs.push([]);
       before = ages[i];
-      const x = Math.max(WIDTH - ages[i] * WIDTH / SPAN_S, 0).toFixed(1);
-      runs.at(-1).push([x, (HEIGHT - value * HEIGHT / highest).toFixed(1)]);
+      runs.at(-1).push([xOf(ages[i]), (HEIGHT - value * HEIGHT / highest).toFixed(1)]);
     });
-    const [area, line] = svg.children;
+    const [gaps, area, line] = svg.children;
+    gaps.setAttribute("d", ages.slice(1).map((age, i) => ages[i] - age > MAX_GAP_S
+      ? `M${xOf(ages[i])} 0H${xOf(age)}V${HEIGHT}H${xOf(ages[i])}Z` : "").join(""));
     if (line.classList.contains("bars")) {
       line.setAttribute("d", runs.flat().map(([x, y]) => `M${x} ${HEIGHT}V${y}`).join(""));
       return;
@@ -194,6 +250,7 @@
     for (const table of all("[data-rows]")) {
       if (table.dataset.rows !== "top") fillTable(table, at(status, table.dataset.rows), now);
     }
+    for (const svg of all("[data-limit]")) fillLimit(svg, status);
     const history = status.history;
     for (const svg of all("[data-series]")) {
       draw(svg, history.age_seconds, history[svg.dataset.series]);
@@ -338,10 +395,11 @@
     changed();
   });
   document.addEventListener("click", (event) => {
-    const link = event.target.closest("a[data-by]");
+    const link = event.target.closest("a[data-by], a[data-filter]");
     if (!link || event.metaKey || event.ctrlKey || event.shiftKey) return;
     event.preventDefault();
-    form.elements.by.value = link.dataset.by;
+    if (link.dataset.by !== undefined) form.elements.by.value = link.dataset.by;
+    else form.elements.filter.value = link.dataset.filter.slice(0, MAX_FILTER_CHARS);
     changed();
   });
   form.querySelector("button").hidden = true;

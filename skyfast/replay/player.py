@@ -69,6 +69,10 @@ class ReplayServer:
             for name in recording.analyzers
         }
         self._playing: asyncio.Task[None] | None = None
+        self.recorded_names: dict[str, str] = {}
+        """The recorded names of the analyzers, by the names of their endpoints, after `start`.
+
+        Analyzers without a recorded name have the name of their file."""
 
     async def start(self) -> tuple[Endpoint, ...]:
         """Listen, and return the endpoint of each analyzer.
@@ -92,6 +96,7 @@ class ReplayServer:
                 port = await analyzer.start(host)
                 endpoint = Endpoint(host, port, scheme="ws", resource=SUBSCRIBER_PATH)
                 endpoints.append(endpoint)
+                self.recorded_names[endpoint.name] = printable(analyzer.name)
                 locations.append(f"{printable(name)} at {endpoint.name}".strip())
             path, analyzers = printable(recording.path), ", ".join(locations)
             pace = _pace(self._playback)

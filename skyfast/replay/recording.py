@@ -368,12 +368,14 @@ class Playback:
     """The recordings to replay, and the settings.
 
     ``speed`` is the number of recorded seconds per second. ``loop_s`` is the time between the
-    starts of two loops in seconds; 0 means a single replay.
+    starts of two loops in seconds; 0 means a single replay. ``is_demo`` means the packaged
+    recording.
     """
 
     recordings: tuple[Recording, ...]
     speed: float = 1
     loop_s: float = 0
+    is_demo: bool = False
 
     @property
     def first_ms(self) -> int:
@@ -431,6 +433,7 @@ def demo() -> Playback:
         recordings=(Recording.load(str(_DATA / "recording.jsonl.gz")),),
         speed=5,
         loop_s=DEMO_LOOP_S,
+        is_demo=True,
     )
 
 

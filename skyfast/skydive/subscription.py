@@ -517,7 +517,7 @@ class Subscription:
         self.stats.last_failure = Failure(reason, text)
         if self._attempts > 1:
             text = f"still not subscribed after {self._attempts} attempts: {text}"
-        self._log(level, reason, f"{text}; next attempt in {delay_s:.1f} s")
+        self._log(level, reason, f"{text}; next attempt {_when(delay_s)}")
 
     def _set_state(self, up: int) -> None:
         self.stats.set_up(up)
@@ -560,6 +560,10 @@ def _server_name(connection: ClientConnection) -> str:
     if not any(names):
         raise NamelessServerError("the response has neither X-Host-ID nor X-Service-Type")
     return printable(" ".join(names))
+
+
+def _when(delay_s: float) -> str:
+    return f"in {delay_s:.1f} s" if delay_s >= 0.05 else "now"
 
 
 def error_details(exc: Exception) -> str:

@@ -59,7 +59,7 @@ cdef inline bint is_full(const TableState *table, const View *view) noexcept nog
 cdef uint32_t live_connections(TableState *table) noexcept nogil:
     # The number of rows in use in the first view. Takes the mutex; callable from any thread.
     cdef uint32_t live
-    pthread_mutex_lock(&table.lock)
+    lock_first(table)
     live = table.views[0].rows.live
     pthread_mutex_unlock(&table.lock)
     return live

@@ -70,6 +70,7 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out,
             cursor.family += 1
             cursor.row = 0
         pthread_mutex_unlock(&table.lock)
+        give_way(table)
     return out
 
 

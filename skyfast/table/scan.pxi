@@ -12,6 +12,7 @@ cdef struct Scan:
     uint32_t start              # first row of the current slice
     uint32_t stop               # the row after the current slice; 0 before the first slice
     uint32_t end                # rows from here on are not visited
+    bint is_released            # whether the lock was released before the end of the slice
 
 
 cdef inline Scan scan_until(const View *view, uint32_t end) noexcept nogil:
@@ -20,6 +21,7 @@ cdef inline Scan scan_until(const View *view, uint32_t end) noexcept nogil:
     scan.start = 1
     scan.stop = 0
     scan.end = end
+    scan.is_released = False
     return scan
 
 
@@ -29,16 +31,25 @@ cdef bint scan_slice(TableState *table, Scan *scan) noexcept nogil:
     # early must release the lock.
     cdef uint32_t end
     if scan.stop:
-        pthread_mutex_unlock(&table.lock)
+        if not scan.is_released:
+            scan_release(table, scan)
+        give_way(table)
         scan.start = scan.stop
     if scan.start >= scan.end:
         return False
     pthread_mutex_lock(&table.lock)
+    scan.is_released = False
     end = min(scan.view.rows.fresh, scan.end)
     scan.stop = min(end, scan.start + RENDER_ROWS)
     if scan.stop == end:
         scan.end = end          # rows that are added after this slice are not visited
     return True
+
+
+cdef inline void scan_release(TableState *table, Scan *scan) noexcept nogil:
+    # Release the lock after the last access to the rows of the slice.
+    scan.is_released = True
+    pthread_mutex_unlock(&table.lock)
 
 
 cdef inline Connection *scan_row(const View *view, uint32_t number) noexcept nogil:
@@ -116,65 +127,95 @@ cdef inline void mark_values(const View *view, const uint32_t *cells, uint32_t s
         word[0] |= bit
 
 
-cdef tuple label_frequencies(TableState *table, tuple names, uint32_t count, int32_t without):
+cdef struct LabelScan:
+    # What a scan of a view counts. `counters` has one counter per label.
+    const View *view
+    Counter counters[MAX_VIEW_COLUMNS]
+    DistinctSample remaining[MAX_VIEW_COLUMNS]  # combinations of all labels except one
+    uint64_t *spare             # for the samples
+    int32_t without             # number of the label that `combinations` ignores, or -1
+    Counter combinations
+    uint32_t *cells             # of the rows of a slice
+    uint32_t rows
+
+
+cdef tuple label_frequencies(TableState *table, tuple names, uint32_t view, uint32_t count,
+                             int32_t without):
     # The result of `Table.cardinality`. `without` is the number of the ignored label, or -1.
-    cdef Counter counters[MAX_VIEW_COLUMNS + 1]    # the last one: all labels except `without`
-    cdef uint32_t columns = table.views[0].columns
-    cdef uint32_t connections = 0
-    cdef bint enough
+    cdef LabelScan labels
+    cdef uint32_t columns = table.views[view].columns
+    cdef size_t size = 2 * SAMPLE_KEYS * sizeof(uint64_t)
+    cdef bint enough, is_exact = True
     cdef uint32_t i
-    for i in range(columns + 1):
-        counter_init(&counters[i])
+    memset(&labels, 0, sizeof(LabelScan))
+    labels.view = &table.views[view]
+    labels.without = without
     try:
+        labels.spare = <uint64_t *>allocate(size)
+        labels.cells = <uint32_t *>allocate(RENDER_ROWS * columns * sizeof(uint32_t))
+        for i in range(columns):
+            labels.remaining[i].keys = <uint64_t *>allocate(size)
         with nogil:
-            enough = count_cells(table, counters, without, &connections)
+            enough = count_cells(table, &labels)
         if not enough:
             raise MemoryError
-        labels = {
-            name: (counters[i].used, most_frequent(table, &counters[i], count))
-            for i, name in enumerate(names)
-        }
-        return connections, labels, None if without < 0 else counters[columns].used
+        values = {}
+        for i, name in enumerate(names):
+            top = most_frequent(table, &labels.counters[i], count)
+            remaining = min(distinct_keys(&labels.remaining[i]), <uint64_t>labels.rows)
+            values[name] = labels.counters[i].used, top, remaining
+            is_exact &= labels.remaining[i].level == 0
+        left = None if without < 0 else labels.combinations.used
+        return labels.rows, values, is_exact, left
     finally:
-        for i in range(columns + 1):
-            counter_destroy(&counters[i])
+        for i in range(columns):
+            counter_destroy(&labels.counters[i])
+            free(labels.remaining[i].keys)
+        counter_destroy(&labels.combinations)
+        free(labels.spare)
+        free(labels.cells)
 
 
-cdef bint count_cells(TableState *table, Counter *counters, int32_t without,
-                      uint32_t *connections) noexcept nogil:
-    # Count connections by the value of each label. Unless `without` is -1, the last counter counts
-    # connections by the combination of all labels except `without`. False if out of memory.
-    cdef const View *view = &table.views[0]
-    cdef Scan scan = scan_until(view, NO_END)
+cdef bint count_cells(TableState *table, LabelScan *labels) noexcept nogil:
+    # Count the rows of a view by the value of each label. The cells of each slice are copied, and
+    # counted without the lock, because counters grow. False if out of memory.
+    cdef Scan scan = scan_until(labels.view, NO_END)
+    cdef uint32_t columns = labels.view.columns
     cdef Connection *row
-    cdef uint32_t number
+    cdef uint32_t number, count, i
     while scan_slice(table, &scan):
+        count = 0
         for number in range(scan.start, scan.stop):
-            row = scan_row(view, number)
-            if row.deadline_s == 0:
-                continue
-            connections[0] += 1
-            if not count_row(table, row, counters, without):
-                pthread_mutex_unlock(&table.lock)
+            row = scan_row(labels.view, number)
+            if row.deadline_s != 0:
+                memcpy(labels.cells + count * columns, cells_of(labels.view, row), 4 * columns)
+                count += 1
+        scan_release(table, &scan)
+        labels.rows += count
+        for i in range(count):
+            if not count_row(labels, labels.cells + i * columns, table.seed):
                 return False
     return True
 
 
-cdef inline bint count_row(const TableState *table, Connection *row, Counter *counters,
-                           int32_t without) noexcept nogil:
-    cdef const View *view = &table.views[0]
-    cdef uint32_t cells[MAX_VIEW_COLUMNS]
-    cdef uint64_t key
+cdef inline bint count_row(LabelScan *labels, uint32_t *cells, uint64_t seed) noexcept nogil:
+    # Changes `cells`. False if out of memory.
+    cdef uint32_t columns = labels.view.columns
+    cdef uint64_t hashes[MAX_VIEW_COLUMNS]
+    cdef uint64_t key, total = 0
     cdef uint32_t i
-    memcpy(cells, cells_of(view, row), 4 * view.columns)
-    for i in range(view.columns):
+    for i in range(columns):
         key = cells[i]
-        if not counter_count(&counters[i], key + 1):
+        if not counter_count(&labels.counters[i], key + 1):
             return False
-    if without >= 0:
-        cells[without] = 0
-        key = hash_bytes(<const char *>cells, 4 * view.columns, table.seed)
-        return counter_count(&counters[view.columns], key + 1)
+        hashes[i] = mix64(seed ^ (<uint64_t>(i + 1) << 32 | cells[i]))
+        total += hashes[i]
+    for i in range(columns):
+        sample_key(&labels.remaining[i], &labels.spare, mix64(total - hashes[i]))
+    if labels.without >= 0:
+        cells[labels.without] = 0
+        key = hash_bytes(<const char *>cells, 4 * columns, seed)
+        return counter_count(&labels.combinations, key + 1)
     return True
 
 
@@ -415,21 +456,43 @@ cdef bint row_matches(const TableState *table, Connection *row,
     # Whether a label of the row has one of the values, or contains the text.
     cdef const View *view = &table.views[0]
     cdef const uint32_t *cells = cells_of(view, row)
-    cdef char digits[2 * MAX_INTEGER_DIGITS]
-    cdef const char *text
-    cdef const String *string
-    cdef uint32_t i, length
+    cdef uint64_t *word
+    cdef uint64_t bit
+    cdef size_t position
+    cdef uint32_t i
     if search.size == 0:
         return True
     for i in range(view.columns):
-        if search.sets != NULL and cells[i] & IS_STRING:
-            string = <const String *>row_at(&table.strings, cells[i] & ~IS_STRING)
-            if set_has(&search.sets[i], string):
+        position = cells[i] & ~IS_STRING
+        if cells[i] & IS_STRING:
+            position += SMALL_INTEGERS
+        elif position >= SMALL_INTEGERS:
+            position = 64 * search.words
+        if unlikely(position >= 64 * search.words):     # a large integer, or interned later
+            if cell_matches(table, cells[i], search, i):
                 return True
-        text = cell_bytes(table, cells[i], digits, &length)
-        if text_matches(search, text, length):
+            continue
+        word = &search.misses[i * search.words + position / 64]
+        bit = <uint64_t>1 << position % 64
+        if word[0] & bit:
+            continue
+        if cell_matches(table, cells[i], search, i):
             return True
+        word[0] |= bit
     return False
+
+
+cdef bint cell_matches(const TableState *table, uint32_t cell, const Search *search,
+                       uint32_t column) noexcept nogil:
+    cdef char digits[2 * MAX_INTEGER_DIGITS]
+    cdef const char *text
+    cdef uint32_t length
+    if (search.sets != NULL and cell & IS_STRING
+            and set_has(&search.sets[column],
+                        <const String *>row_at(&table.strings, cell & ~IS_STRING))):
+        return True
+    text = cell_bytes(table, cell, digits, &length)
+    return text_matches(search, text, length)
 
 
 cdef tuple shown_row(TableState *table, const TopRow *entry, char *copies, int64_t *values):

@@ -3,10 +3,16 @@
 #
 # A search belongs to one call. All of its memory is allocated before the first row is visited. The
 # searched text is compared with label values as they appear on a page, that is, with their escapes.
+#
+# A value that does not match is compared once per column, and then remembered by its cell. If its
+# string is removed during the search, another string can get its number. All rows with that string
+# were created later, and a scan may omit such rows. Values that match are not remembered, because
+# no other row may be shown.
 
 cdef enum:
     MAX_VARIANTS = 4            # of a character: itself, lower case, upper case, title case
     MAX_CHARACTER = 4           # bytes of a character in UTF-8
+    SMALL_INTEGERS = 1 << 16    # integers below this, such as ports, have a bit in `misses`
 
 cdef struct Character:
     uint32_t variants
@@ -31,6 +37,8 @@ cdef struct Search:
     uint32_t size               # 0: everything matches
     bint begins[256]            # by byte: whether a match can begin with this byte
     ValueSet *sets              # by column of the first view: further values that match
+    uint64_t *misses            # by column: a bit set of the cells that do not match
+    size_t words                # of one column's bit set
 
 
 cdef list case_variants(str character):
@@ -65,6 +73,11 @@ cdef int search_init(Search *search, TableState *table, str text, dict sets) exc
             if i == 0:
                 search.begins[<uint8_t>character.bytes[j][0]] = True
     search.size = len(text)
+    with nogil:
+        search.words = (SMALL_INTEGERS + fresh_rows(table, &table.strings)) / 64 + 1
+    search.misses = <uint64_t *>allocate(
+        search.words * table.views[0].columns * sizeof(uint64_t)
+    )
     if not sets:
         return 0
     search.sets = <ValueSet *>allocate(table.views[0].columns * sizeof(ValueSet))
@@ -83,6 +96,7 @@ cdef void search_destroy(Search *search, const TableState *table) noexcept:
         for i in range(table.views[0].columns):
             free(search.sets[i].slots)
     free(search.sets)
+    free(search.misses)
     free(search.characters)
 
 

@@ -34,7 +34,7 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
             held.clear()
             raise
         look_up_labels(table, batch)
-        pthread_mutex_lock(&table.lock)
+        lock_first(table)
         done = apply_batch(table, batch)
         pthread_mutex_unlock(&table.lock)
         if batch.missed_count:
@@ -52,7 +52,7 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
 cdef void intern_missed(TableState *table, const Batch *batch, int done) noexcept:
     # Intern the names of the flows that were added by the first `done` reports. Takes the mutex.
     cdef uint32_t i, number, position
-    pthread_mutex_lock(&table.lock)
+    lock_first(table)
     for i in range(batch.missed_count):
         number = batch.missed[i]
         position = number / table.lookup_count

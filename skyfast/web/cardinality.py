@@ -1,15 +1,15 @@
-"""The number of values of each label, and the most frequent values.
+"""The number of values of each label, and the effect of removing the label.
 
 Values are counted on request, by scans of the table that take up to hundreds of milliseconds. Scans
-run in threads, one at a time, and their results are cached briefly. A report uses a single scan, so
-that its values are consistent.
+run in threads, one at a time, and their results are cached briefly. The numbers of a view are from
+a single scan, so that they are consistent.
 """
 
 import asyncio
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import msgspec
@@ -27,14 +27,16 @@ REPORT_AGE_S: Final = 5.0
 VALUES_AGE_S: Final = 1.0
 """How long the numbers of values are cached."""
 
+LabelCounts = tuple[int, Sequence[tuple[str, int]], int]
+
 
 class CardinalityTable(Protocol):
     """The table, as used by cardinality reports, from any thread."""
 
     def label_values(self) -> Mapping[str, int]: ...
     def cardinality(
-        self, count: int, without: str | None = None, /
-    ) -> tuple[int, Mapping[str, tuple[int, Sequence[tuple[str, int]]]], int | None]: ...
+        self, count: int, without: str | None = None, view: int = 0, /
+    ) -> tuple[int, Mapping[str, LabelCounts], bool, int | None]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,17 +48,29 @@ class ValueCount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Remaining:
+    """The number of connections and series that would remain without a label."""
+
+    connections: int
+    series_at_most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LabelCardinality:
-    """A label, the number of its values, and the most frequent values."""
+    """A label, the number of its values, the most frequent values, and the effect of removing it.
+
+    The numbers of ``without`` are estimates if the report is ``approximate``.
+    """
 
     name: str
     values: int
     top: tuple[ValueCount, ...]
+    without: Remaining
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WithoutLabel:
-    """The number of connections and series without a label."""
+    """The exact number of connections and series that would remain without a label."""
 
     label: str
     connections: int
@@ -64,8 +78,22 @@ class WithoutLabel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ViewCardinality:
+    """The cardinality of an additional view, with the same fields as that of the main view.
+
+    A connection of a view is a combination of label values.
+    """
+
+    prefix: str
+    connections: int
+    series_at_most: int
+    approximate: bool
+    labels: tuple[LabelCardinality, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CardinalityReport:
-    """The cardinality of the main view.
+    """The cardinality of the main view, and of the additional ``views``.
 
     ``series_at_most`` is an upper bound: a connection has no series for a missing value, and a
     hidden connection has none at all. All numbers except those of ``forecast`` include hidden
@@ -74,7 +102,9 @@ class CardinalityReport:
 
     connections: int
     series_at_most: int
+    approximate: bool
     labels: tuple[LabelCardinality, ...]
+    views: tuple[ViewCardinality, ...] = ()
     without: WithoutLabel | None = None
     forecast: Forecast | None = None
 
@@ -83,14 +113,24 @@ class Cardinality:
     """Counts the values of a table's labels."""
 
     def __init__(
-        self, *, table: CardinalityTable, view: View, forecaster: Forecaster | None = None
+        self,
+        *,
+        table: CardinalityTable,
+        view: View,
+        others: Mapping[str, View] | None = None,
+        forecaster: Forecaster | None = None,
     ) -> None:
-        """Initialize for ``table``, whose main view is ``view``. Reports include a forecast."""
+        """Initialize for ``table``.
+
+        ``view`` is the main view of the table. ``others`` are its additional views by prefix, in
+        their order. Reports include a forecast of ``forecaster``.
+        """
         self._table = table
         self._forecaster = forecaster
         self.labels = tuple(column.name for column in view.columns)
         """The label names, without ``direction``, which is the same for all connections."""
-        self._series = sum(family.series for family in view.families)
+        self._series = _series(view)
+        self._others = others or {}
         self._scanning = threading.Lock()
         self._values: Mapping[str, int] = {}
         self._values_until = 0.0
@@ -107,38 +147,58 @@ class Cardinality:
             return self._values
 
     async def report(self, without: str | None = None) -> CardinalityReport:
-        """Return a report, from the cache or from a new scan in a thread.
+        """Return a report, from the cache or from a new scan of each view in a thread.
 
-        ``without`` is one of `labels`: then the report has the cardinality without this label, too.
-        Raises BusyError if another report is in progress.
+        ``without`` is one of `labels`: then the report has the exact cardinality without this
+        label, too. Raises BusyError if another report is in progress.
         """
         return await self._reports.get(without, lambda: asyncio.to_thread(self._make, without))
 
     def _make(self, without: str | None) -> CardinalityReport:
-        """Create a report from a single scan, so that its values are consistent.
-
-        Only the forecast has a scan of its own.
-        """
-        connections, labels, left = self._table.cardinality(TOP_VALUES, without)
-        report = CardinalityReport(
+        connections, labels, is_exact, left = self._table.cardinality(TOP_VALUES, without)
+        return CardinalityReport(
             connections=connections,
             series_at_most=connections * self._series,
-            labels=tuple(_label(name, *labels[name]) for name in self.labels),
+            approximate=not is_exact,
+            labels=tuple(_label(name, labels[name], self._series) for name in self.labels),
+            views=tuple(
+                self._view(index, prefix, view)
+                for index, (prefix, view) in enumerate(self._others.items(), 1)
+            ),
             forecast=self._forecaster.make() if self._forecaster else None,
+            without=(
+                None
+                if without is None or left is None
+                else WithoutLabel(
+                    label=without, connections=left, series_at_most=left * self._series
+                )
+            ),
         )
-        if without is not None and left is not None:
-            estimate = WithoutLabel(
-                label=without, connections=left, series_at_most=left * self._series
-            )
-            report = replace(report, without=estimate)
-        return report
+
+    def _view(self, index: int, prefix: str, view: View) -> ViewCardinality:
+        connections, labels, is_exact, _ = self._table.cardinality(TOP_VALUES, None, index)
+        series = _series(view)
+        return ViewCardinality(
+            prefix=prefix,
+            connections=connections,
+            series_at_most=connections * series,
+            approximate=not is_exact,
+            labels=tuple(_label(name, counts, series) for name, counts in labels.items()),
+        )
 
 
-def _label(name: str, values: int, top: Sequence[tuple[str, int]]) -> LabelCardinality:
+def _series(view: View) -> int:
+    """Return the maximum number of series of a connection."""
+    return sum(family.series for family in view.families)
+
+
+def _label(name: str, counts: LabelCounts, series: int) -> LabelCardinality:
+    values, top, left = counts
     return LabelCardinality(
         name=name,
         values=values,
         top=tuple(ValueCount(value=value, connections=count) for value, count in top),
+        without=Remaining(connections=left, series_at_most=left * series),
     )
 
 

@@ -1,79 +1,188 @@
-"""The cardinality report as HTML."""
+"""The cardinality report as HTML.
 
+Each view has a panel, and further parts of the report are further panels: see `as_html`.
+"""
+
+from collections.abc import Iterator
 from html import escape
+from typing import Final
 from urllib.parse import quote
 
-from skyfast.web.cardinality import CardinalityReport, LabelCardinality
-from skyfast.web.forecast import percent, size
-from skyfast.web.html import bar, document
+from skyfast.web import html
+from skyfast.web.cardinality import (
+    CardinalityReport,
+    LabelCardinality,
+    ValueCount,
+    ViewCardinality,
+)
+from skyfast.web.forecast import Forecast, percent, size
+
+MIN_SHARE: Final = 0.005
+"""If a label has more values than the report lists, only values with at least this share of the
+connections are shown. Otherwise, the list would be a random choice of equally rare values."""
+
+SUMMARIZED: Final = 2
+"""The number of values that are visible before a list is opened."""
+
+_HEADS: Final = (
+    ("text", "label"),
+    ("number", "values"),
+    ("number", "connections without it"),
+    ("number", "change"),
+    ("text", "most frequent values, and their connections"),
+)
 
 
 def as_html(report: CardinalityReport) -> str:
     """Return ``report`` for a browser."""
-    labels = sorted(report.labels, key=lambda label: -label.values)
-    return document(
-        title="skyfast: cardinality",
+    panels = (
+        _panel("connections", "Connections", report, _note(report)),
+        _forecast(report.forecast),
+        *(_panel(view.prefix, f"View {view.prefix}", view, _note(view)) for view in report.views),
+    )
+    return html.document(
+        title="Cardinality · skyfast",
         body=(
-            "<h1>Cardinality</h1>\n"
-            f"<p>{_count(report.connections, 'connection')}, "
-            f"at most {_count(report.series_at_most, 'series', 'series')} · "
-            '<a href="./">skyfast</a> · <a href="?format=json">as JSON</a></p>\n'
-            f"{_aside(report)}{_forecast(report)}"
-            f"{''.join(_section(label, report) for label in labels)}"
+            f"{html.header('cardinality', '<p>the values of each label</p>')}"
+            f'<main>\n<p class="lead">Each combination of label values is a connection, and each'
+            " connection has several series. A label with many values causes many connections."
+            ' <a href="help#cardinality">What the numbers mean</a> ·'
+            ' <a href="?format=json">this page as JSON</a></p>\n'
+            f"{_exact(report)}{''.join(panels)}</main>\n"
         ),
+        script="refresh.js",
     )
 
 
-def _aside(report: CardinalityReport) -> str:
+def _note(report: CardinalityReport | ViewCardinality) -> str:
+    text = (
+        f"{_count(report.connections, 'connection')}, "
+        f"at most {_count(report.series_at_most, 'series', 'series')}"
+    )
+    if report.approximate:
+        text += "; connections without a label are estimated to within about 1 %"
+    return text
+
+
+def _exact(report: CardinalityReport) -> str:
+    """Return the exact result for the label of the query, or nothing."""
     without = report.without
     if without is None:
         return ""
-    saved = report.connections - without.connections
     return (
-        f"<aside>Without <code>{escape(without.label)}</code> there would be "
+        '<section class="panel"><p>'
+        f"Without <code>{escape(without.label)}</code>, there would be "
         f"<strong>{_count(without.connections, 'connection')}</strong> "
-        f"({_share(saved, report.connections)} fewer), at most "
-        f"{_count(without.series_at_most, 'series', 'series')}.</aside>\n"
+        f"({change(without.connections, report.connections)}), at most "
+        f"{_count(without.series_at_most, 'series', 'series')}.</p></section>\n"
     )
 
 
-def _forecast(report: CardinalityReport) -> str:
-    forecast = report.forecast
+def _forecast(forecast: Forecast | None) -> str:
+    """Return the panel of what bounds would leave, or nothing."""
     if forecast is None:
         return ""
     rows = "".join(
-        f'<tr><td>{size(one.min_bytes)}<td class="number">{one.connections:,}'
-        f'<td class="number">{one.series:,}<td class="number">{percent(one.bytes_share)}\n'
+        f'<tr><th scope="row">{size(one.min_bytes)}</th>'
+        f'<td class="number">{one.connections:,}</td><td class="number">{one.series:,}</td>'
+        f'<td class="number">{percent(one.bytes_share)}</td></tr>\n'
         for one in forecast.bounds
     )
+    heads = "".join(
+        f'<th scope="col" class="number">{text}</th>'
+        for text in ("connections", "series", "of all bytes")
+    )
     return (
-        "<section>\n<h2>min_bytes</h2> what a bound would leave\n"
+        '<section class="panel" aria-labelledby="min_bytes">\n'
+        '<div class="head"><h2 id="min_bytes">min_bytes</h2><p>what a bound would leave</p></div>\n'
         '<div class="scroll"><table>\n'
-        '<tr><th>min_bytes<th class="number">connections<th class="number">series'
-        f'<th class="number">of the bytes\n{rows}</table></div>\n'
-        f"<p>{escape(forecast.text)}</p>\n</section>\n"
+        f'<thead><tr><th scope="col">min_bytes</th>{heads}</tr></thead>\n'
+        f"<tbody>\n{rows}</tbody></table></div>\n<p>{escape(forecast.text)}</p>\n</section>\n"
     )
 
 
-def _section(label: LabelCardinality, report: CardinalityReport) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(value.value) or '<small>(empty)</small>'}"
-        f'<td class="number share">{bar(value.connections / (report.connections or 1))}'
-        f"<span>{value.connections:,}</span>\n"
-        for value in label.top
+def _panel(id_: str, title: str, report: CardinalityReport | ViewCardinality, note: str) -> str:
+    heads = "".join(f'<th scope="col" class="{side}">{text}</th>' for side, text in _HEADS)
+    most = max((label.values for label in report.labels), default=0) or 1
+    labels = sorted(
+        report.labels, key=lambda label: (label.without.connections, -label.values, label.name)
     )
-    shown = "all" if len(label.top) == label.values else f"the {len(label.top)} most frequent"
+    rows = "".join(_row(id_, label, report.connections, most) for label in labels)
+    id_ = escape(id_)
     return (
-        f'<section>\n<a href="?without={quote(label.name)}">estimate without this label</a>\n'
-        f"<h2>{escape(label.name)}</h2> {_count(label.values, 'value')}\n"
-        f"<details><summary>{shown}</summary>\n<table>\n{rows}</table></details>\n</section>\n"
+        f'<section class="panel" aria-labelledby="{id_}">\n'
+        f'<div class="head"><h2 id="{id_}">{escape(title)}</h2><p>{note}</p></div>\n'
+        f'<div class="scroll"{"" if labels else " hidden"}><table class="labels">\n'
+        f"<thead><tr>{heads}</tr></thead>\n"
+        f"<tbody>\n{rows}</tbody>\n</table></div>\n</section>\n"
     )
+
+
+def _row(panel: str, label: LabelCardinality, connections: int, most: int) -> str:
+    left = label.without.connections
+    return (
+        f'<tr><th scope="row">{escape(label.name)}</th>'
+        f'<td class="number share">{html.bar(label.values / most)}'
+        f"<span>{label.values:,}</span></td>"
+        f'<td class="number">{left:,}</td>'
+        f'<td class="number">{change(left, connections)}</td>'
+        f'<td class="frequent">{_values(panel, label, connections)}</td></tr>\n'
+    )
+
+
+def _values(panel: str, label: LabelCardinality, connections: int) -> str:
+    shown = frequent(label, connections)
+    if not shown:
+        if not label.top:
+            return ""
+        return f"each in at most {_count(label.top[0].connections, 'connection')}"
+    others = label.values - len(shown)
+    summary = ", ".join(_summaries(shown[:SUMMARIZED]))
+    more = label.values - min(len(shown), SUMMARIZED)
+    most = shown[0].connections or 1
+    rows = "".join(
+        f'<tr><td class="text">{_link(value)}</td><td class="number share">'
+        f"{html.bar(value.connections / most)}<span>{value.connections:,}</span></td></tr>\n"
+        for value in shown
+    )
+    rest = f"<p>and {_count(others, 'less frequent value')}</p>" if others else ""
+    return (
+        f'<details data-open="{escape(panel)} {escape(label.name)}"><summary>{summary}'
+        f"{f' and {more:,} more' if more else ''}</summary>\n"
+        f"<table><tbody>\n{rows}</tbody></table>{rest}</details>"
+    )
+
+
+def frequent(label: LabelCardinality, connections: int) -> tuple[ValueCount, ...]:
+    """Return the listed values that say something: see `MIN_SHARE`."""
+    if label.values <= len(label.top):
+        return label.top
+    least = MIN_SHARE * connections
+    return tuple(value for value in label.top if value.connections >= least)
+
+
+def _summaries(values: tuple[ValueCount, ...]) -> Iterator[str]:
+    for value in values:
+        yield f"<span>{escape(value.value) or '(empty)'}</span> {value.connections:,}"
+
+
+def _link(value: ValueCount) -> str:
+    if not value.value:
+        return "(empty)"
+    return f'<a href="./?filter={quote(value.value, safe="")}">{escape(value.value)}</a>'
+
+
+def change(left: int, whole: int) -> str:
+    """Return the change from ``whole`` to ``left`` in percent, such as ``−98 %``."""
+    percent = 100 * (whole - left) / whole if whole else 0.0
+    if percent < 0.05:
+        return "0 %"
+    if percent < 1 or percent > 99:
+        # Values that would be rounded to 0 or 100 get a digit more.
+        return f"−{min(percent, 99.9):.1f} %"
+    return f"−{percent:.0f} %"
 
 
 def _count(number: int, singular: str, plural: str = "") -> str:
     noun = singular if number == 1 else plural or f"{singular}s"
     return f"{number:,} {noun}"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole if whole else 0:.1f}%"

@@ -1,12 +1,22 @@
-"""The common parts of the HTML pages: frame, style and security headers.
+"""The common parts of the HTML pages: frame, header, style and security headers.
 
-Pages load nothing from other hosts, and the only script is that of the status page; browsers
-enforce this by `POLICY`. The style and the script are package data.
+Pages load nothing from other hosts, and the only scripts are those of the package data. Browsers
+enforce this by `POLICY`. The style and the scripts are package data.
 """
 
 from base64 import b64encode
 from hashlib import sha256
+from html import escape
 from importlib.resources import files
+from typing import Final
+
+_CURRENT: Final = ' aria-current="page"'
+
+MIN_BAR_PERCENT: Final = 1.0
+"""The length of the shortest visible bar."""
+
+PAGES: Final = {"./": "Status", "cardinality": "Cardinality", "help": "Help", "metrics": "Metrics"}
+"""The navigation of all pages: titles by relative path."""
 
 
 def read(name: str) -> str:
@@ -20,7 +30,7 @@ def _source(text: str) -> str:
 
 
 _STYLE = read("pages.css")
-_SCRIPT = read("status.js")
+_SCRIPTS = {name: read(name) for name in ("status.js", "refresh.js")}
 _ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
     "%3Cpath d='M1 11h3l2-8 4 11 2-6h3' fill='none' stroke='%2338f' stroke-width='2'/%3E%3C/svg%3E"
@@ -30,14 +40,15 @@ _REFRESH = '<noscript><meta http-equiv="refresh" content="30"></noscript>\n'
 """Reloads the page in browsers without JavaScript."""
 
 POLICY = (
-    f"default-src 'none'; style-src {_source(_STYLE)}; script-src {_source(_SCRIPT)};"
+    f"default-src 'none'; style-src {_source(_STYLE)};"
+    f" script-src {' '.join(map(_source, _SCRIPTS.values()))};"
     " connect-src 'self'; img-src data:; form-action 'self'; base-uri 'none'"
 )
 """The ``Content-Security-Policy`` of every page."""
 
 
-def document(*, title: str, body: str, wide: bool = False, script: bool = False) -> str:
-    """Return a complete page, with a wide or a narrow layout, with or without the script.
+def document(*, title: str, body: str, script: str = "") -> str:
+    """Return a complete page. ``script`` is the file of its script, or empty.
 
     ``title`` and ``body`` are HTML, so the caller must escape untrusted text.
     """
@@ -52,16 +63,43 @@ def document(*, title: str, body: str, wide: bool = False, script: bool = False)
 {_REFRESH if script else ""}\
 <style>{_STYLE}</style>
 </head>
-<body{' class="wide"' if wide else ""}>
-{body}{f"<script>{_SCRIPT}</script>" if script else ""}
+<body>
+{body}{f"<script>{_SCRIPTS[script]}</script>" if script else ""}
 </body>
 </html>
 """
 
 
+def header(current: str, details: str, *, root: str = "", updates: bool = True) -> str:
+    """Return the header of a page, and the element for the message that the page is stale.
+
+    ``current`` is a path of `PAGES`, or empty. ``details`` is HTML beside the name. ``root`` is the
+    relative path of the status page. ``updates`` is whether the page has a script that updates it.
+    """
+    links = " ".join(
+        f'<a href="{escape(root + path.removeprefix("./")) or "./"}"'
+        f"{_CURRENT if path == current else ''}>{title}</a>"
+        for path, title in PAGES.items()
+    )
+    pause = (
+        '\n<button type="button" id="pause" aria-pressed="false" hidden>Pause</button>'
+        if updates
+        else ""
+    )
+    stale = '<p id="stale" class="state bad" role="status" hidden></p>\n' if updates else ""
+    return (
+        f"<header>\n<h1>skyfast</h1>\n{details}\n"
+        f'<nav aria-label="Pages">{links}{pause}</nav>\n</header>\n{stale}'
+    )
+
+
 def bar(share: float) -> str:
-    """Return a bar that fills ``share`` of its table cell, from 0 to 1."""
+    """Return a bar that fills ``share`` of its table cell, from 0 to 1.
+
+    A share above 0 is always visible.
+    """
+    percent = 100 * min(max(share, 0.0), 1.0)
     return (
         '<svg aria-hidden="true"><rect height="100%"'
-        f' width="{100 * min(max(share, 0.0), 1.0):.1f}%"/></svg>'
+        f' width="{max(percent, MIN_BAR_PERCENT) if percent else 0.0:.1f}%"/></svg>'
     )

@@ -4,6 +4,7 @@ The configuration sets one address. The command line can set several addresses, 
 the service manager has passed: see sd_listen_fds(3).
 """
 
+import asyncio
 import errno
 import os
 import socket
@@ -26,6 +27,9 @@ OPTION: Final = "--web.listen-address"
 SOCKET_OPTION: Final = "--web.systemd-socket"
 
 _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+# Errors of bind() if there is no IPv6. Even then, `localhost` may resolve to ::1.
+_UNAVAILABLE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
 _PORT_UNAVAILABLE: Final = (errno.EADDRINUSE, errno.EACCES)
 
 
@@ -135,3 +139,46 @@ def hint(error: ListenError) -> str:
 
 def _settings(key: Key[int] | Key[str]) -> str:
     return f"{key.path}, {key.env} or {OPTION}"
+
+
+async def listening_sockets(address: str, port: int) -> list[socket.socket]:
+    """Return sockets bound to ``address``; an empty address means all addresses, IPv4 and IPv6.
+
+    A name can have several addresses. All sockets have the same port, even if ``port`` is 0, which
+    chooses a free port.
+
+    Raises:
+        OSError: An address or the port is unavailable.
+
+    """
+    if address in ("", "::"):
+        return [_listen_everywhere(port)]
+    infos = await asyncio.get_running_loop().getaddrinfo(address, port, type=socket.SOCK_STREAM)
+    listeners: list[socket.socket] = []
+    unavailable = None
+    for family, _, _, _, sockaddr in dict.fromkeys(infos):
+        try:
+            listener = socket.create_server((sockaddr[0], port, *sockaddr[2:]), family=family)
+        except OSError as error:
+            if error.errno in _UNAVAILABLE:
+                unavailable = error
+                continue
+            for listener in listeners:
+                listener.close()
+            raise
+        port = listener.getsockname()[1]
+        listeners.append(listener)
+    if not listeners and unavailable:
+        raise unavailable
+    return listeners
+
+
+def _listen_everywhere(port: int) -> socket.socket:
+    # A single dual-stack socket, because two sockets would not get the same free port.
+    if socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        except OSError as error:
+            if error.errno not in _UNAVAILABLE:
+                raise
+    return socket.create_server(("", port))

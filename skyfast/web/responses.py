@@ -47,6 +47,7 @@ _OPENMETRICS_2 = MediaType("application/openmetrics-text", "2.0.0")
 _TEXT = MediaType("text/plain", "0.0.4")
 _JSON = MediaType("application/json")
 _HTML = MediaType("text/html")
+_PLAIN = MediaType("text/plain")
 
 
 def raw_response(status: HTTPStatus, reason: str = "") -> bytes:
@@ -76,9 +77,9 @@ def text_response(text: str, status: int = HTTPStatus.OK) -> web.Response:
     return web.Response(text=text + "\n", status=status, headers=response_headers({}))
 
 
-def html_response(text: str) -> web.Response:
+def html_response(text: str, status: int = HTTPStatus.OK) -> web.Response:
     headers = response_headers({"Content-Security-Policy": html.POLICY})
-    return web.Response(text=text, content_type="text/html", headers=headers)
+    return web.Response(text=text, status=status, content_type="text/html", headers=headers)
 
 
 def json_response(body: bytes) -> web.Response:
@@ -142,6 +143,11 @@ def openmetrics_version(accept: str | None, *, with_first: bool) -> int:
     ):
         return 2
     return int(with_first and prefers(accept, _OPENMETRICS, default=_TEXT))
+
+
+def prefers_html(accept: str | None) -> bool:
+    """Choose between HTML and plain text, as `prefers` does: browsers request HTML."""
+    return prefers(accept, _HTML, default=_PLAIN)
 
 
 def prefers(accept: str | None, named: MediaType, *, default: MediaType) -> bool:

@@ -29,6 +29,8 @@ from skyfast.web import (
     cardinality_html,
     exposition,
     flow_query,
+    help_html,
+    not_found_html,
     status,
     status_html,
 )
@@ -40,7 +42,14 @@ from skyfast.web.connections import (
 )
 from skyfast.web.exposition import CONTENT_TYPES, Exposition, Part
 from skyfast.web.flow_query import ALL_FLOWS, FlowQuery, FlowQueryError
-from skyfast.web.listen import AS_CONFIGURED, Listen, ListenError, bound, configured
+from skyfast.web.listen import (
+    AS_CONFIGURED,
+    Listen,
+    ListenError,
+    bound,
+    configured,
+    listening_sockets,
+)
 from skyfast.web.responses import (
     busy_response,
     encoding,
@@ -48,6 +57,7 @@ from skyfast.web.responses import (
     html_response,
     json_response,
     openmetrics_version,
+    prefers_html,
     response_headers,
     text_response,
     wants_json,
@@ -94,9 +104,6 @@ FLOWS_PATH = "/metrics/flows"
 
 _READ_METHODS = (hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS)
 _RELOAD_METHODS = (hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_OPTIONS)
-
-# Errors of bind() if there is no IPv6. Even then, `localhost` may resolve to ::1.
-_UNAVAILABLE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 ReloadFunction = Callable[[], Awaitable[str | None]]
 """Reloads the configuration, and returns the error, or None on success."""
@@ -186,11 +193,11 @@ class WebServer:
         for i, address in enumerate(self.addresses):
             try:
                 try:
-                    listening = await _listen(address.host, address.port)
+                    listening = await listening_sockets(address.host, address.port)
                 except OSError as error:
                     if error.errno != errno.EADDRINUSE or not self._listen_at.any_port:
                         raise
-                    listening = await _listen(address.host, 0)
+                    listening = await listening_sockets(address.host, 0)
             except OSError as error:
                 for listener in listeners:
                     listener.close()
@@ -289,7 +296,7 @@ class WebServer:
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         route = ROUTES.get(request.path)
         if route is None:
-            return text_response("Page not found.", HTTPStatus.NOT_FOUND)
+            return _not_found(request)
         allowed = ", ".join(route.methods)
         if request.method == hdrs.METH_OPTIONS:
             headers = response_headers({hdrs.ALLOW: allowed})
@@ -391,6 +398,9 @@ class WebServer:
         response.headers[hdrs.VARY] = hdrs.ACCEPT
         return response
 
+    async def _help(self, _: web.BaseRequest) -> web.Response:
+        return html_response(help_html.as_html())
+
     async def _flows_page(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             query = flow_query.parse(
@@ -455,9 +465,9 @@ class WebServer:
         ``parts`` is the number of parts in which the scraper reads the page.
         """
         if self._scrapers.total() >= (limit := self._limits.max_scrapes):
-            text = f"{limit} pages are being served (web.max_scrapes)"
+            text = f"{_pages(limit)} being served (web.max_scrapes)"
         elif self._scrapers[address] >= (limit := self._limits.max_scrapes_per_address):
-            text = f"{limit} pages are being served to this address (web.max_scrapes_per_address)"
+            text = f"{_pages(limit)} being served to this address (web.max_scrapes_per_address)"
         else:
             return ""
         return f"{text}, and {parts} parts need {parts}" if parts > limit else text
@@ -536,6 +546,7 @@ ROUTES: Final[Mapping[str, Route]] = {
     "/metrics/captures": _page(Part.CAPTURES),
     "/metrics/self": _page(Part.SELF),
     "/cardinality": Route(WebServer._cardinality),
+    "/help": Route(WebServer._help),
     "/api/status": Route(WebServer._api_status),
     "/api/top": Route(WebServer._api_top),
     "/-/healthy": Route(WebServer._health, is_health=True),
@@ -546,6 +557,20 @@ ROUTES: Final[Mapping[str, Route]] = {
 """All paths, and ``*``. Other paths get status 404."""
 
 
+def _not_found(request: web.BaseRequest) -> web.Response:
+    """Return status 404: a page with links for browsers, and a text for other clients."""
+    if prefers_html(header_value(request, hdrs.ACCEPT)):
+        response = html_response(not_found_html.as_html(request.path), HTTPStatus.NOT_FOUND)
+    else:
+        response = text_response("Page not found.", HTTPStatus.NOT_FOUND)
+    response.headers[hdrs.VARY] = hdrs.ACCEPT
+    return response
+
+
+def _pages(number: int) -> str:
+    return "1 page is" if number == 1 else f"{number} pages are"
+
+
 def _scrape_timeout_s(value: str | None, *, default_s: float) -> float:
     """Return the timeout requested by a scraper, in seconds; ``default_s`` if it is invalid."""
     try:
@@ -553,46 +578,3 @@ def _scrape_timeout_s(value: str | None, *, default_s: float) -> float:
     except ValueError:
         return default_s
     return min(timeout_s, MAX_SCRAPE_TIMEOUT_S) if 0 < timeout_s < math.inf else default_s
-
-
-async def _listen(address: str, port: int) -> list[socket.socket]:
-    """Return sockets bound to ``address``; an empty address means all addresses, IPv4 and IPv6.
-
-    A name can have several addresses. All sockets have the same port, even if ``port`` is 0, which
-    chooses a free port.
-
-    Raises:
-        OSError: An address or the port is unavailable.
-
-    """
-    if address in ("", "::"):
-        return [_listen_everywhere(port)]
-    infos = await asyncio.get_running_loop().getaddrinfo(address, port, type=socket.SOCK_STREAM)
-    listeners: list[socket.socket] = []
-    unavailable = None
-    for family, _, _, _, sockaddr in dict.fromkeys(infos):
-        try:
-            listener = socket.create_server((sockaddr[0], port, *sockaddr[2:]), family=family)
-        except OSError as error:
-            if error.errno in _UNAVAILABLE:
-                unavailable = error
-                continue
-            for listener in listeners:
-                listener.close()
-            raise
-        port = listener.getsockname()[1]
-        listeners.append(listener)
-    if not listeners and unavailable:
-        raise unavailable
-    return listeners
-
-
-def _listen_everywhere(port: int) -> socket.socket:
-    # A single dual-stack socket, because two sockets would not get the same free port.
-    if socket.has_dualstack_ipv6():
-        try:
-            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-        except OSError as error:
-            if error.errno not in _UNAVAILABLE:
-                raise
-    return socket.create_server(("", port))

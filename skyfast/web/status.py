@@ -6,13 +6,12 @@ ranks connections.
 """
 
 import asyncio
+import operator
 import platform
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import islice, pairwise
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -28,28 +27,23 @@ from skyfast.skydive.interfaces import Interface
 from skyfast.skydive.known_names import KnownNames
 from skyfast.stats import AnalyzerStats, Failure, NameStats, OwnNameStats, Stats, TableCounts, sums
 from skyfast.web.forecast import Forecast, Forecaster
+from skyfast.web.history import CHURN_INTERVAL_S, INTERVAL_S, Churn, History, Series
+from skyfast.web.notices import Notice, current_notices
 from skyfast.web.top import Metric, Ranking
-
-INTERVAL_S: Final = 5.0
-"""The time between two samples. Analyzers send messages at least this often."""
-
-SAMPLES: Final = 120
-"""The number of intervals in the history: ten minutes."""
-
-MAX_GAP_S: Final = 2 * INTERVAL_S
-"""A longer gap between samples means that the process was paused, and interrupts the line."""
-
-RATE_INTERVALS: Final = 6
-"""The number of intervals that the analyzers' rates are averaged over: half a minute."""
 
 MAX_ANALYZERS: Final = 200
 """The maximum number of listed analyzers."""
 
-MAX_NAMED: Final = 3
-"""The maximum number of analyzers named by a warning."""
+EXPECTED_SKIPS: Final = frozenset(
+    {"late", "ended", "no_network", "no_transport", "excluded", "duplicate", "other_shard"}
+)
+"""Reasons for skipping reports that do not mean lost data."""
 
-NEARLY_FULL: Final = 0.9
-"""There is a warning if the table reaches this fraction of one of its limits."""
+SERIES_BYTES: Final = (2_500, 7_000)
+"""The memory of a series in Prometheus, from and to: see docs/scaling.md."""
+
+HEAD_S: Final = 3 * 3600
+"""How long Prometheus keeps a series in memory, at most."""
 
 MAX_CAPTURES: Final = 50
 """The maximum number of listed captures."""
@@ -69,10 +63,14 @@ class CaptureSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusSource:
-    """The objects that the status page reads, which a reload may replace."""
+    """The objects that the status page reads, which a reload may replace.
+
+    ``series`` are the maximum numbers of series of a connection, in the order of the views.
+    """
 
     config: Config
     table: TableCounts
+    series: Sequence[int]
     ranking: Ranking
     interfaces: InterfaceSource
     captures: CaptureSource
@@ -95,17 +93,6 @@ class LastError:
     timestamp_seconds: float
 
 
-Severity = Literal["warning", "critical"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
-    """A warning for operators, as a sentence."""
-
-    severity: Severity
-    text: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
     """The overall state, and the number of analyzers."""
@@ -118,12 +105,25 @@ class Health:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analyzer:
-    """A subscription. ``last_message_timestamp_seconds`` is None before the first message."""
+    """A subscription. ``last_message_timestamp_seconds`` is None before the first message.
+
+    ``recorded_name`` is the name of the analyzer in a recording that is replayed. ``share`` is the
+    analyzer's part of ``flows_per_second``, from 0 to 1. ``lag_seconds`` and ``data_age_seconds``
+    are means of ten minutes. ``lost_ratio`` is the part of the checked reports whose previous
+    report was lost.
+    """
 
     name: str
+    recorded_name: str | None
     up: bool
     since_timestamp_seconds: float
     flows_per_second: float
+    share: float | None
+    lag_seconds: float | None
+    data_age_seconds: float | None
+    reports_checked_total: int
+    reports_lost_total: int
+    lost_ratio: float | None
     flows_total: int
     messages_total: int
     reconnects_total: int
@@ -135,7 +135,9 @@ class Analyzer:
 class TableStatus:
     """The table. ``skipped_total`` contains the reasons that have occurred, but no filter rules.
 
-    ``reports_lost_total`` counts checked reports whose previous report was lost.
+    ``skipped_expected_total`` contains the reasons of `EXPECTED_SKIPS`, and
+    ``skipped_unexpected_total`` the other reasons. ``series_at_most`` and ``series_limit`` include
+    the views. ``reports_lost_total`` counts checked reports whose previous report was lost.
     """
 
     connections: int
@@ -143,15 +145,52 @@ class TableStatus:
     flows: int
     flows_limit: int
     dormant_flows: int
+    series_at_most: int
+    series_limit: int
     bytes: int
     created_total: int
     expired_total: int
     rejected_total: int
     overflowed_total: int
     skipped_total: dict[str, int]
+    skipped_expected_total: dict[str, int]
+    skipped_unexpected_total: dict[str, int]
     filtered_total: int
     reports_checked_total: int
     reports_lost_total: int
+    lost_ratio: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrometheusCost:
+    """What the series cost in a Prometheus that scrapes all of them.
+
+    ``created_series_at_most`` is the number of series of the connections that were created in the
+    last ``window_seconds``, at most an hour. The memory is an estimate: see `SERIES_BYTES`.
+    """
+
+    series_at_most: int
+    created_series_at_most: int
+    window_seconds: float
+    memory_bytes_low: int
+    memory_bytes_high: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """The recordings that replace the analyzers. ``analyzers`` are the recorded names by name."""
+
+    is_demo: bool
+    recordings: tuple[str, ...]
+    analyzers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayStatus:
+    """The recordings that replace the analyzers, by the names of their files."""
+
+    demo: bool
+    recordings: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,23 +287,6 @@ class CapturesStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Series:
-    """The last ten minutes: an entry for each interval, oldest first, and the current state.
-
-    ``age_seconds`` is the age of each entry. The scrape values are those of the last scrape in the
-    interval, or None if there was none. The last entry has the same values as the rest of the
-    report, so that no current value exceeds the maximum of the history.
-    """
-
-    interval_seconds: float
-    age_seconds: list[float]
-    connections: list[int]
-    flows_per_second: list[float]
-    scrape_duration_seconds: list[float | None]
-    scrape_bytes: list[int | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Reload:
     """The latest reload of the configuration, or the start before any reload.
 
@@ -288,6 +310,7 @@ class StatusReport:
     host_id: str
     ready: bool
     health: Health
+    replay: ReplayStatus | None
     warnings: list[str]
     notices: list[Notice]
     timestamp_seconds: float
@@ -296,6 +319,7 @@ class StatusReport:
     flows_per_second: float
     analyzers: list[Analyzer]
     table: TableStatus
+    prometheus: PrometheusCost
     scrapes: Scrapes
     interfaces: InterfacesStatus
     names: NamesStatus | None
@@ -311,93 +335,6 @@ class StatusReport:
     configuration: str
 
 
-# The history -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Sample:
-    """The counters at one point in time."""
-
-    at_s: float
-    connections: int
-    flows: Mapping[str, int]
-    """By analyzer, because the counter of a removed analyzer disappears."""
-    scrapes: int
-    scrape_duration_s: float
-    scrape_bytes: int
-
-
-class History:
-    """A ring buffer of samples, the source of `Series`."""
-
-    def __init__(self) -> None:
-        self._samples: deque[_Sample] = deque(maxlen=SAMPLES + 1)
-
-    def add(self, stats: Stats, connections: int, *, now_s: float) -> None:
-        """Take a sample at ``now_s``, which must be monotonic."""
-        self._samples.append(_sample(stats, connections, now_s))
-
-    def series(self, stats: Stats, connections: int, *, now_s: float) -> Series:
-        """Return the ten minutes before ``now_s``, and the current state.
-
-        The last rate is the average of the latest intervals, as elsewhere on the page, because a
-        partial interval would give a different rate.
-        """
-        every = [*self._samples, _sample(stats, connections, now_s)]
-        rates = [sum(_rates(before, after).values(), 0.0) for before, after in pairwise(every)]
-        rates[-1:] = [sum(self.rates().values(), 0.0)]
-        pairs = [
-            (before, after, rate)
-            for (before, after), rate in zip(pairwise(every), rates, strict=True)
-            if now_s - after.at_s <= INTERVAL_S * SAMPLES
-        ]
-        samples = [after for _, after, _ in pairs]
-        scraped = [after.scrapes > before.scrapes for before, after, _ in pairs]
-        return Series(
-            interval_seconds=INTERVAL_S,
-            age_seconds=[round(now_s - sample.at_s, 1) for sample in samples],
-            connections=[sample.connections for sample in samples],
-            flows_per_second=[round(rate, 1) for *_, rate in pairs],
-            scrape_duration_seconds=[
-                sample.scrape_duration_s if was else None
-                for sample, was in zip(samples, scraped, strict=True)
-            ],
-            scrape_bytes=[
-                sample.scrape_bytes if was else None
-                for sample, was in zip(samples, scraped, strict=True)
-            ],
-        )
-
-    def rates(self) -> Mapping[str, float]:
-        """Return flows per second by analyzer, averaged over the last `RATE_INTERVALS`."""
-        if len(self._samples) < 2:
-            return {}
-        return _rates(
-            self._samples[max(-len(self._samples), -1 - RATE_INTERVALS)], self._samples[-1]
-        )
-
-
-def _sample(stats: Stats, connections: int, now_s: float) -> _Sample:
-    return _Sample(
-        at_s=now_s,
-        connections=connections,
-        flows={name: analyzer.flows for name, analyzer in stats.analyzers.items()},
-        scrapes=stats.scrape.scrapes,
-        scrape_duration_s=stats.scrape.last_duration_s,
-        scrape_bytes=stats.scrape.last_bytes,
-    )
-
-
-def _rates(before: _Sample, after: _Sample) -> dict[str, float]:
-    """Return flows per second of each analyzer in both samples."""
-    seconds = max(after.at_s - before.at_s, 1e-3)
-    return {
-        name: max(flows - before.flows[name], 0) / seconds
-        for name, flows in after.flows.items()
-        if name in before.flows
-    }
-
-
 class Status:
     """Creates status reports. `use` can replace the ``subject`` at any time."""
 
@@ -408,6 +345,7 @@ class Status:
         stats: Stats,
         ready: Callable[[], bool],
         now: Callable[[], float],
+        replay: Replay | None = None,
     ) -> None:
         """Initialize. ``now`` is the clock of the interfaces and captures."""
         self._subject = subject
@@ -416,7 +354,9 @@ class Status:
         self._now = now
         self._start_s = time.monotonic()
         self._dump: tuple[Config, str] | None = None
+        self._replay = replay
         self._history = History()
+        self._churn = Churn()
         self.sample()
 
     @property
@@ -431,8 +371,10 @@ class Status:
         self._subject = subject
 
     def sample(self) -> None:
-        """Take a sample for the last ten minutes."""
-        self._history.add(self._stats, self._subject.table.connections, now_s=time.monotonic())
+        """Take a sample for the last ten minutes and the last hour."""
+        table, now_s = self._subject.table, time.monotonic()
+        self._history.add(self._stats, table.connections, now_s=now_s)
+        self._churn.add(table.created_total, now_s=now_s)
 
     async def run(self) -> None:
         """Take samples until cancelled."""
@@ -448,9 +390,10 @@ class Status:
         subject, stats = self._subject, self._stats
         rates = self._history.rates()
         table, scrape, now = subject.table, stats.scrape, self._now()
-        notices = list(_notices(stats, table))
+        recorded = self._replay.analyzers if self._replay else {}
+        notices = list(current_notices(stats, table, recorded))
         # Read each counter once, so that the values are consistent.
-        counts = _table(stats, table)
+        counts = _table(stats, table, subject.series)
         ready = self._ready()
         return StatusReport(
             version=__version__,
@@ -458,14 +401,20 @@ class Status:
             host_id=subject.config.host_id,
             ready=ready,
             health=_health(stats, subject.config, ready=ready),
+            replay=(
+                ReplayStatus(demo=self._replay.is_demo, recordings=self._replay.recordings)
+                if self._replay
+                else None
+            ),
             warnings=[notice.text for notice in notices],
             notices=notices,
             timestamp_seconds=round(time.time(), 3),
             uptime_seconds=round(time.monotonic() - self._start_s, 1),
             resident_bytes=_resident_bytes(),
             flows_per_second=round(sum(rates.values(), 0.0), 1),
-            analyzers=list(_analyzers(stats, rates)),
+            analyzers=list(_analyzers(stats, rates, self._history.lags(), recorded)),
             table=counts,
+            prometheus=self._cost(counts, subject.series[0]),
             scrapes=Scrapes(
                 total=scrape.scrapes,
                 rejected_total=scrape.rejected,
@@ -510,6 +459,21 @@ class Status:
             configuration=configuration,
         )
 
+    def _cost(self, counts: TableStatus, series: int) -> PrometheusCost:
+        """Return the cost; ``series`` is the maximum number of series of a connection."""
+        created, seconds = self._churn.created(counts.created_total, now_s=time.monotonic())
+        in_memory = counts.series_at_most
+        if seconds >= CHURN_INTERVAL_S:
+            in_memory += round(created * series * HEAD_S / seconds)
+        low, high = SERIES_BYTES
+        return PrometheusCost(
+            series_at_most=counts.series_at_most,
+            created_series_at_most=created * series,
+            window_seconds=round(seconds, 1),
+            memory_bytes_low=in_memory * low,
+            memory_bytes_high=in_memory * high,
+        )
+
     async def _configuration(self) -> str:
         """Return the configuration as YAML without secrets; dumped once, in a thread."""
         current = self._subject.config
@@ -541,84 +505,43 @@ def _health(stats: Stats, config: Config, *, ready: bool) -> Health:
     )
 
 
-def _notices(stats: Stats, table: TableCounts) -> Iterator[Notice]:
-    down = [analyzer.name for analyzer in stats.analyzers.values() if not analyzer.up]
-    if down and len(down) == len(stats.analyzers):
-        rest = "" if stats.clock_held else ": connections expire"
-        yield Notice(severity="critical", text=f"Not subscribed to any analyzer{rest}.")
-    elif down:
-        others = len(down) - MAX_NAMED
-        more = f" and {others:,} more" if others > 0 else ""
-        yield Notice(
-            severity="warning", text=f"Not subscribed to {', '.join(down[:MAX_NAMED])}{more}."
-        )
-    if stats.clock_held:
-        text = "Reports may be missing: expiry is paused."
-        yield Notice(severity="warning", text=text)
-    for what, count, limit in (
-        ("connections", table.connections, stats.max_connections),
-        ("flows", table.flows, stats.max_flows),
-    ):
-        if count >= NEARLY_FULL * limit > 0:
-            yield Notice(
-                severity="critical" if count >= limit else "warning",
-                text=f"{count:,} of at most {limit:,} {what} (max_{what}).",
-            )
-    if names := stats.topology.names:
-        yield from _name_notices(names)
-    if own := stats.own_names:
-        yield from _own_name_notices(own)
-    if not stats.config.last_reload_successful and (failure := stats.config.last_failure):
-        yield Notice(
-            severity="warning",
-            text=f"Reload of the configuration failed {_at(failure)}: {failure.text}",
-        )
-
-
-def _name_notices(names: NameStats) -> Iterator[Notice]:
-    if names.labels_without_pods:
-        yield Notice(
-            severity="warning",
-            text=f"Labels {names.labels_without_pods}: the topology has no pods;"
-            " enable Skydive's Kubernetes probe (k8s) on an analyzer.",
-        )
-    for key in names.missing_pod_labels:
-        yield Notice(severity="warning", text=f"No pod has the label '{key}'.")
-
-
-def _own_name_notices(own: OwnNameStats) -> Iterator[Notice]:
-    if own.labels_without_names:
-        text = f"Labels {own.labels_without_names}: neither names nor names_file is set."
-        yield Notice(severity="warning", text=text)
-    for key in own.missing_keys:
-        yield Notice(severity="warning", text=f"No entry of the names has the key '{key}'.")
-    if not own.last_load_successful and (failure := own.last_failure):
-        text = f"Reload of the names failed {_at(failure)}: {failure.text}"
-        yield Notice(severity="warning", text=text)
-
-
-def _at(failure: Failure) -> str:
-    when = datetime.fromtimestamp(int(failure.timestamp_s), UTC)
-    return f"at {when:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _analyzers(stats: Stats, rates: Mapping[str, float]) -> Iterator[Analyzer]:
+def _analyzers(
+    stats: Stats,
+    rates: Mapping[str, float],
+    lags: Mapping[str, tuple[float | None, float | None]],
+    recorded: Mapping[str, str],
+) -> Iterator[Analyzer]:
+    total = sum(rates.values())
     # Analyzers that are down come first, so that they are always listed.
     by_state: Iterable[AnalyzerStats] = sorted(
         stats.analyzers.values(), key=lambda analyzer: analyzer.up
     )
     for analyzer in islice(by_state, MAX_ANALYZERS):
+        rate = rates.get(analyzer.name, 0.0)
+        lag_s, age_s = lags.get(analyzer.name, (None, None))
+        checked, lost = analyzer.reports_checked, analyzer.report_gaps["lost"]
         yield Analyzer(
             name=analyzer.name,
+            recorded_name=recorded.get(analyzer.name),
             up=bool(analyzer.up),
             since_timestamp_seconds=analyzer.since_timestamp_s,
-            flows_per_second=round(rates.get(analyzer.name, 0.0), 1),
+            flows_per_second=round(rate, 1),
+            share=round(rate / total, 4) if total else None,
+            lag_seconds=lag_s,
+            data_age_seconds=age_s,
+            reports_checked_total=checked,
+            reports_lost_total=lost,
+            lost_ratio=_ratio(lost, checked),
             flows_total=analyzer.flows,
             messages_total=sum(analyzer.messages.values()),
             reconnects_total=sum(analyzer.reconnects.values()),
             last_message_timestamp_seconds=analyzer.last_message_timestamp_s or None,
             last_error=_last_error(analyzer.last_failure),
         )
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return round(part / whole, 6) if whole else None
 
 
 def _last_error(failure: Failure | None) -> LastError | None:
@@ -682,27 +605,38 @@ def _capture(report: CaptureReport, subject: StatusSource, now: float) -> Captur
     )
 
 
-def _table(stats: Stats, table: TableCounts) -> TableStatus:
+def _table(stats: Stats, table: TableCounts, series: Sequence[int]) -> TableStatus:
     skipped = sums(stats.flows_skipped, table.skipped)
+    skipped = {reason: number for reason, number in skipped.items() if number}
+    analyzers = stats.analyzers.values()
+    checked = sum(analyzer.reports_checked for analyzer in analyzers)
+    lost = sum(analyzer.report_gaps["lost"] for analyzer in analyzers)
+    connections = table.connections
+    rows = (connections, *table.view_connections)
     return TableStatus(
-        connections=table.connections,
+        connections=connections,
         connections_limit=stats.max_connections,
         flows=table.flows,
         flows_limit=stats.max_flows,
         dormant_flows=table.dormant_flows,
+        series_at_most=sum(map(operator.mul, rows, series)),
+        series_limit=stats.max_connections * sum(series),
         bytes=table.bytes,
         created_total=table.created_total,
         expired_total=table.expired_total,
         rejected_total=table.rejected_total,
         overflowed_total=table.overflowed_total,
-        skipped_total={reason: count for reason, count in skipped.items() if count},
+        skipped_total=skipped,
+        skipped_expected_total={
+            reason: number for reason, number in skipped.items() if reason in EXPECTED_SKIPS
+        },
+        skipped_unexpected_total={
+            reason: number for reason, number in skipped.items() if reason not in EXPECTED_SKIPS
+        },
         filtered_total=sum(stats.flows_filtered.values()),
-        reports_checked_total=sum(
-            analyzer.reports_checked for analyzer in stats.analyzers.values()
-        ),
-        reports_lost_total=sum(
-            analyzer.report_gaps["lost"] for analyzer in stats.analyzers.values()
-        ),
+        reports_checked_total=checked,
+        reports_lost_total=lost,
+        lost_ratio=_ratio(lost, checked),
     )
 
 

@@ -7,11 +7,10 @@ and a test compares their output.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from decimal import ROUND_HALF_UP, Decimal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from html import escape
+from itertools import pairwise
 from string import Template
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -19,8 +18,11 @@ from urllib.parse import urlencode
 import msgspec
 
 from skyfast.web import html
-from skyfast.web.forecast import percent
-from skyfast.web.status import INTERVAL_S, MAX_GAP_S, SAMPLES, Series, StatusReport
+from skyfast.web.formats import COLOURS, STATES, TEXTS, count, duration, formatted
+from skyfast.web.help_html import link
+from skyfast.web.history import INTERVAL_S, MAX_GAP_S, SAMPLES, Series
+from skyfast.web.notices import NEARLY_FULL
+from skyfast.web.status import StatusReport
 from skyfast.web.top import (
     MAX_FILTER_CHARS,
     PER_SECOND,
@@ -37,125 +39,6 @@ ROWS: Final = (20, 50, 100, 500)
 
 DEFAULT_ROWS: Final = 20
 
-EMPTY: Final = "–"
-"""The text for missing values."""
-
-MAX_POINTS: Final = 3
-"""The maximum number of capture points in a cell."""
-
-MAX_TIMESTAMP_S: Final = 2**33
-"""The latest time formatted as a timestamp, supported by Python and JavaScript."""
-
-_PAGE = Template(html.read("status.html"))
-
-_WIDTH: Final = 600
-_HEIGHT: Final = 40
-"""The size of a sparkline's coordinate system."""
-
-
-# Formats, also implemented in status.js ---------------------------------------------------------
-
-
-def _short(number: float, unit: str, prefixes: str) -> str:
-    power = 0
-    while number >= 1000 and power < len(prefixes) - 1:
-        number /= 1000
-        power += 1
-    digits = (
-        0 if number >= 100 or (power == 0 and number == int(number)) else 1 if number >= 10 else 2
-    )
-    rounded = Decimal(number).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
-    return f"{rounded} {prefixes[power].strip()}{unit}".strip()
-
-
-def _count(value: Any) -> str:
-    return f"{int(value):,}"
-
-
-def _number(value: Any) -> str:
-    return _count(value) if value >= 1000 else _short(value, "", " ")
-
-
-def _bytes(value: Any) -> str:
-    return _short(value, "B", " kMGTPE")
-
-
-def _seconds(value: Any) -> str:
-    if value >= 1:
-        return _short(value, "s", " ")
-    return _short(value * 1e9, "s", "nµm ") if value else "0 s"
-
-
-def _nanoseconds(value: Any) -> str:
-    return _seconds(value / 1e9)
-
-
-def _timestamp(value: Any) -> str:
-    if value > MAX_TIMESTAMP_S:
-        return _count(value)
-    return f"{datetime.fromtimestamp(int(value), UTC):%Y-%m-%d %H:%M:%S}"
-
-
-def _duration(value: Any) -> str:
-    seconds = max(int(value), 0)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min"
-    if seconds < 86400:
-        return f"{seconds // 3600} h {seconds % 3600 // 60} min"
-    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
-
-
-def _error(value: Any, now_s: float) -> str:
-    return f"{value['text']} ({_duration(now_s - value['timestamp_seconds'])} ago)"
-
-
-def _reload(value: Any, now_s: float) -> str:
-    if not value["successes_total"]:
-        return "never reloaded"
-    ago = _duration(now_s - value["last_success_timestamp_seconds"])
-    return f"last reloaded {ago} ago, changed keys: {', '.join(value['changed']) or EMPTY}"
-
-
-def _point(value: Any) -> str:
-    return str(value["name"] or value["node_tid"])
-
-
-def _points(value: Any, _: float) -> str:
-    more = f" and {len(value) - MAX_POINTS} more" if len(value) > MAX_POINTS else ""
-    return ", ".join(map(_point, value[:MAX_POINTS])) + more
-
-
-_FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
-    "text": lambda value, _: str(value),
-    "state": lambda value, _: "up" if value else "down",
-    "health": lambda value, _: f"{value['state']}: {value['text']}",
-    "count": lambda value, _: _count(value),
-    "number": lambda value, _: _number(value),
-    "bytes": lambda value, _: _bytes(value),
-    "seconds": lambda value, _: _seconds(value),
-    "nanoseconds": lambda value, _: _nanoseconds(value),
-    "timestamp": lambda value, _: _timestamp(value),
-    "duration": lambda value, _: _duration(value),
-    "since": lambda value, now_s: _duration(now_s - value),
-    "ago": lambda value, now_s: f"{_duration(now_s - value)} ago",
-    "error": _error,
-    "last-error": lambda value, now_s: f", last error: {_error(value, now_s)}",
-    "reload": _reload,
-    "list": lambda value, _: ", ".join(value),
-    "points": _points,
-    "reasons": lambda value, _: ", ".join(f"{name} {_count(n)}" for name, n in value.items()),
-    "percent": lambda value, _: percent(value),
-    "bytes-rate": lambda value, _: f"{_bytes(value)}/s",
-    "number-rate": lambda value, _: f"{_number(value)}/s",
-}
-
-_STATES: Final = ("state", "health")
-_COLOURS: Final = {"ready": "good", "degraded": "warn", "not ready": "bad"}
-_TEXTS: Final = (*_STATES, "text", "error", "last-error", "reload", "list", "points", "reasons")
-"""Formats of text, aligned to the left."""
-
 _UNIT_FORMATS: Final[dict[Unit, str]] = {
     "bytes": "bytes",
     "seconds": "seconds",
@@ -164,12 +47,11 @@ _UNIT_FORMATS: Final[dict[Unit, str]] = {
     "": "number",
 }
 
+_PAGE = Template(html.read("status.html"))
 
-def formatted(value: Any, format_: str, now_s: float) -> str:
-    """Return ``value`` as text, not escaped. ``now_s`` is the time of the page."""
-    if value in (None, "", {}, [], ()):
-        return "" if format_ == "last-error" else EMPTY
-    return _FORMATS[format_](value, now_s)
+_WIDTH: Final = 600
+_HEIGHT: Final = 40
+"""The size of a sparkline's coordinate system."""
 
 
 # Elements ----------------------------------------------------------------------------------------
@@ -180,7 +62,9 @@ class _HtmlColumn:
     """A column of a table: the path of its values in a row, their format, and the header.
 
     ``head`` and ``attributes`` are HTML of the header cell. If ``name`` is set, it is the label
-    whose name, if it has one, is shown beside the value, or instead of it.
+    whose name, if it has one, is shown beside the value, or instead of it. ``other`` is the key of
+    a text that is shown instead of the value, unless it is None. ``bar`` is the key of the length
+    of a bar behind the value. If ``filters`` is set, the value is a link that filters by it.
     """
 
     key: str
@@ -189,14 +73,20 @@ class _HtmlColumn:
     attributes: str = ""
     name: str = ""
     is_beside: bool = False
+    other: str = ""
+    bar: str = ""
+    filters: bool = False
 
 
 _ANALYZERS = (
-    _HtmlColumn("name", "text", "analyzer"),
+    _HtmlColumn("name", "text", "analyzer", other="recorded_name"),
     _HtmlColumn("up", "state", "state"),
     _HtmlColumn("since_timestamp_seconds", "since", "since"),
     _HtmlColumn("flows_per_second", "number", "reports/s"),
-    _HtmlColumn("flows_total", "count", "reports"),
+    _HtmlColumn("share", "percent", link("analyzers", "share"), bar="share"),
+    _HtmlColumn("lag_seconds", "seconds", link("lag", "lag")),
+    _HtmlColumn("data_age_seconds", "seconds", link("lag", "age of data")),
+    _HtmlColumn("lost_ratio", "percent", link("lost", "lost")),
     _HtmlColumn("reconnects_total", "count", "reconnects"),
     _HtmlColumn("last_message_timestamp_seconds", "ago", "last message"),
     _HtmlColumn("last_error", "error", "last error"),
@@ -245,32 +135,50 @@ class _Tile:
     is_bars: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """A bar of values that share a limit. ``anchor`` is the explanation on ``/help``."""
+
+    anchor: str
+    title: str
+    keys: tuple[str, ...]
+    limit: str
+
+
 _TILES = (
     _Tile("Connections", "table.connections", "count", "connections"),
-    _Tile("Flow reports per second", "flows_per_second", "number", "flows_per_second"),
+    _Tile("Flow reports/s", "flows_per_second", "number", "flows_per_second"),
     _Tile(
         "Scrape time", "scrapes.last_duration_seconds", "seconds", "scrape_duration_seconds", True
     ),
     _Tile("Scrape size", "scrapes.last_bytes", "bytes", "scrape_bytes", True),
 )
 
+_LIMITS = (
+    _Limit("connections", "Connections", ("table.connections",), "table.connections_limit"),
+    _Limit("flows", "Flows", ("table.flows", "table.dormant_flows"), "table.flows_limit"),
+    _Limit("series", "Series, at most", ("table.series_at_most",), "table.series_limit"),
+)
+
 _FIGURES = (
-    ("table.connections_limit", "count", "limit on connections (max_connections)"),
-    ("table.flows", "count", "flows"),
-    ("table.flows_limit", "count", "limit on flows (max_flows)"),
-    ("table.dormant_flows", "count", "dormant flows, whose totals are remembered"),
-    ("table.bytes", "bytes", "table memory"),
-    ("table.created_total", "count", "connections created"),
-    ("table.expired_total", "count", "connections expired"),
-    ("table.rejected_total", "count", "reports rejected because the table was full"),
-    ("table.overflowed_total", "count", "reports added to the overflow connection"),
-    ("table.filtered_total", "count", "reports dropped by filter rules"),
-    ("table.reports_checked_total", "count", "reports checked for a missing predecessor"),
-    ("table.reports_lost_total", "count", "reports whose predecessor was lost"),
-    ("scrapes.total", "count", "pages served completely"),
-    ("scrapes.failed_total", "count", "pages not served completely"),
-    ("scrapes.rejected_total", "count", "pages rejected"),
-    ("table.skipped_total", "reasons", "reports skipped, by reason"),
+    ("prometheus", "created", "series created, at most", "prometheus"),
+    ("prometheus", "memory-range", "memory in Prometheus", "prometheus"),
+    ("table.bytes", "bytes", "table memory", "memory"),
+    ("table.created_total", "count", "connections created", "churn"),
+    ("table.expired_total", "count", "connections expired", "churn"),
+    ("table.rejected_total", "count", "reports lost, because the table was full", "full"),
+    ("table.overflowed_total", "count", "reports in the overflow connection", "full"),
+    ("table.filtered_total", "count", "reports dropped by filter rules", "filtered"),
+    ("table.reports_checked_total", "count", "reports checked for loss", "lost"),
+    ("table.reports_lost_total", "count", "of these, previous report lost", "lost"),
+    ("scrapes.total", "count", "scrapes completed", "scrapes"),
+    ("scrapes.failed_total", "count", "scrapes not completed", "scrapes"),
+    ("scrapes.rejected_total", "count", "scrapes rejected", "scrapes"),
+)
+
+_IGNORED = (
+    ("table.skipped_expected_total", "reasons", "ignored reports (normal)", "ignored"),
+    ("table.skipped_unexpected_total", "reasons", "ignored reports (problems)", "ignored"),
 )
 
 _DIRECTIONS = (
@@ -283,13 +191,9 @@ _BUSY: Final = "Too many rankings are in progress: try again."
 
 def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | None) -> str:
     """Return the page. ``top`` is the result of ``query``, or None after a timeout."""
-    elements = _Elements(msgspec.to_builtins(report), report.timestamp_seconds)
+    elements = _Elements(msgspec.to_builtins(report), report.timestamp_seconds, query)
     body = _PAGE.substitute(
-        health=elements.place("health", "health"),
-        host=elements.place("host_id", "text", tag="strong"),
-        version=elements.place("version", "text"),
-        uptime=elements.place("uptime_seconds", "duration"),
-        memory=elements.place("resident_bytes", "bytes"),
+        header=_header(elements),
         made=escape(_page_shape(report, ranking)),
         notices="".join(
             f'<li class="{notice.severity}">{escape(notice.text)}</li>' for notice in report.notices
@@ -312,17 +216,18 @@ def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | Non
         ),
         captures_note=f"{elements.place('captures.count', 'count')} reported by agents",
         captures=elements.table("captures.first", _CAPTURES),
+        demo=_replay_note(report),
         forecast=_forecast(report, elements),
-        table="".join(
-            f"<div><dt>{text}</dt><dd>{elements.place(key, format_)}</dd></div>\n"
-            for key, format_, text in _FIGURES
-        ),
+        limits="".join(map(elements.limit, _LIMITS)),
+        table=elements.figures(_FIGURES),
+        ignored=elements.figures(_IGNORED),
+        reload_state=elements.place("reload", "reload-state"),
         source=elements.place("configuration_source", "text", tag="code"),
         reloaded=elements.place("reload", "reload"),
         reload_error=elements.place("reload.last_error", "last-error"),
         configuration=escape(report.configuration),
     )
-    return html.document(title=escape(_title_of(report)), body=body, wide=True, script=True)
+    return html.document(title=escape(_title_of(report)), body=body, script="status.js")
 
 
 def _title_of(report: StatusReport) -> str:
@@ -330,6 +235,31 @@ def _title_of(report: StatusReport) -> str:
     warning = "▲ " if report.notices else ""
     health = "" if report.health.state == "ready" else f"{report.health.text} · "
     return f"{warning}{health}skyfast · {report.host_id}"
+
+
+def _header(elements: "_Elements") -> str:
+    return html.header(
+        "./",
+        f"{elements.place('health', 'health')}\n"
+        f"<p>{elements.place('host_id', 'text', tag='strong')}"
+        f" · version {elements.place('version', 'text')}"
+        f" · up {elements.place('uptime_seconds', 'duration')}"
+        f" · {elements.place('resident_bytes', 'bytes')} of memory</p>",
+    )
+
+
+def _replay_note(report: StatusReport) -> str:
+    if report.replay is None:
+        return ""
+    if report.replay.demo:
+        text = (
+            "<strong>Demo:</strong> skyfast replays a packaged recording in a loop."
+            " This is not live traffic."
+        )
+    else:
+        names = ", ".join(report.replay.recordings)
+        text = f"<strong>Replay</strong> of {escape(names)}. This is not live traffic."
+    return f'<p class="lead replay">{text}</p>\n'
 
 
 def _page_shape(report: StatusReport, ranking: Ranking) -> str:
@@ -352,16 +282,48 @@ def _page_shape(report: StatusReport, ranking: Ranking) -> str:
 class _Elements:
     """Renders values by their path, as elements that the script can update."""
 
-    def __init__(self, tree: Any, now_s: float) -> None:
+    def __init__(self, tree: Any, now_s: float, query: Query) -> None:
         self._tree = tree
         self._now_s = now_s
+        self._query = query
 
     def place(self, key: str, format_: str, *, tag: str = "span") -> str:
         """Return an element with the value."""
         value = _at(self._tree, key)
-        state = f' class="{_class(value, format_)}"' if format_ in _STATES else ""
+        state = f' class="{_class(value, format_)}"' if format_ in STATES else ""
         text = escape(formatted(value, format_, self._now_s))
         return f'<{tag}{state} data-key="{key}" data-format="{format_}">{text}</{tag}>'
+
+    def limit(self, limit: _Limit) -> str:
+        """Return the name of a limit, a bar, and its values."""
+        values = [_at(self._tree, key) for key in limit.keys]
+        maximum = _at(self._tree, limit.limit)
+        shares = [value / maximum if maximum else 0.0 for value in values]
+        rects, start = [], 0.0
+        for share in shares:
+            width = min(share, 1 - start)
+            rects.append(f'<rect height="100%" x="{100 * start:.1f}%" width="{100 * width:.1f}%"/>')
+            start += width
+        used = shares[0]
+        colour = "bad" if used >= 1 else "warn" if used >= NEARLY_FULL else "good"
+        parts = [self.place(key, "count") for key in limit.keys]
+        shown = " and ".join(parts) if len(parts) == 1 else f"{parts[0]} and {parts[1]} dormant"
+        return (
+            f"<div><dt>{link(limit.anchor, limit.title)}</dt>"
+            f"<dd>{shown} of {self.place(limit.limit, 'count')}</dd>"
+            f'<svg class="{colour}" aria-hidden="true" data-shares="{" ".join(limit.keys)}"'
+            f' data-limit="{limit.limit}">{"".join(rects)}</svg></div>\n'
+        )
+
+    def figures(self, figures: Iterable[tuple[str, str, str, str]]) -> str:
+        """Return the names of figures, with links to their explanations, and their values."""
+        return "".join(
+            f"<div><dt>{link(anchor, text)}</dt><dd>{self.place(key, format_)}</dd></div>\n"
+            for key, format_, text, anchor in figures
+        )
+
+    def _filter(self, text: str) -> str:
+        return _link(self._query.by, replace(self._query, filter=text[:MAX_FILTER_CHARS]))
 
     def table(self, key: str, columns: Iterable[_HtmlColumn]) -> str:
         """Return the list as a table."""
@@ -372,7 +334,7 @@ class _Elements:
         columns = tuple(columns)
         heads = "".join(
             f'<th scope="col" class="{_side(column.format)}" data-key="{column.key}"'
-            f' data-format="{column.format}"{_name_attributes(column)}{column.attributes}>'
+            f' data-format="{column.format}"{_attributes(column)}{column.attributes}>'
             f"{column.head}</th>"
             for column in columns
         )
@@ -388,24 +350,39 @@ class _Elements:
         value = _at(row, column.key)
         class_ = _class(value, column.format)
         text = escape(formatted(value, column.format, self._now_s))
-        if column.key == "rank":
-            return f'<td class="{class_} share">{html.bar(row["share"])}<span>{text}</span></td>'
+        if column.bar:
+            share = _at(row, column.bar) or 0
+            return f'<td class="{class_} share">{html.bar(share)}<span>{text}</span></td>'
         if column.format == "points":
             title = "&#10;".join(escape(_full_point(point)) for point in value)
             return f'<td class="{class_}" title="{title}">{text}</td>'
         name = escape(row["names"].get(column.name, "")) if column.name else ""
+        if column.other and row[column.other] is not None:
+            name = escape(row[column.other])
         title = f' title="{text}{f" ({name})" if name else ""}"' if column.format == "text" else ""
         if column.is_beside:
             class_ += " named"
-        if name:
-            text = f"{text} <small>{name}</small>" if column.is_beside else name
-        return f'<td class="{class_}"{title}>{text}</td>'
+        shown = name if name and not column.is_beside else text
+        if column.filters and value:
+            shown = f'<a href="{self._filter(value)}" data-filter="{escape(value)}">{shown}</a>'
+        if name and column.is_beside:
+            shown += f" <small>{name}</small>"
+        return f'<td class="{class_}"{title}>{shown}</td>'
 
 
-def _name_attributes(column: _HtmlColumn) -> str:
-    if not column.name:
-        return ""
-    return f' data-name="{column.name}"{" data-beside" if column.is_beside else ""}'
+def _attributes(column: _HtmlColumn) -> str:
+    attributes = {
+        "name": column.name,
+        "beside": column.is_beside,
+        "other": column.other,
+        "bar": column.bar,
+        "filters": column.filters,
+    }
+    return "".join(
+        f" data-{name}" if value is True else f' data-{name}="{value}"'
+        for name, value in attributes.items()
+        if value
+    )
 
 
 def _full_point(value: Any) -> str:
@@ -419,19 +396,21 @@ def _at(tree: Any, key: str) -> Any:
 
 
 def _class(value: Any, format_: str) -> str:
-    if format_ in _STATES:
+    if format_ in STATES:
         return f"state {_colour(value, format_)}"
-    return format_ if format_ in _TEXTS else "number"
+    return format_ if format_ in TEXTS else "number"
 
 
 def _colour(value: Any, format_: str) -> str:
     if format_ == "health":
-        return _COLOURS[value["state"]]
+        return COLOURS[value["state"]]
+    if format_ == "reload-state":
+        value = value["successful"]
     return "good" if value else "bad"
 
 
 def _side(format_: str) -> str:
-    return "text" if format_ in _TEXTS else "number"
+    return "text" if format_ in TEXTS else "number"
 
 
 # Parts -------------------------------------------------------------------------------------------
@@ -445,11 +424,25 @@ def _tile(tile: _Tile, elements: _Elements, history: Series) -> str:
         f"<li><h2>{tile.title}</h2>{elements.place(tile.key, tile.format, tag='b')}\n"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img"'
         f' aria-label="{tile.title}, the last ten minutes" data-series="{tile.series}">'
+        f'<path class="gap" d="{_gaps(history.age_seconds)}"/>'
         f'<path class="area" d="{area}"/>'
         f'<path class="line{" bars" if tile.is_bars else ""}" d="{line}"/></svg>\n'
         f'<p class="foot"><span>10 minutes</span><span>highest <span'
         f' data-highest="{tile.series}" data-format="{tile.format}">'
         f"{formatted(highest, tile.format, 0)}</span></span></p></li>\n"
+    )
+
+
+def _x(age_s: float) -> str:
+    return f"{max(_WIDTH - age_s * _WIDTH / (INTERVAL_S * SAMPLES), 0):.1f}"
+
+
+def _gaps(ages_s: Sequence[float]) -> str:
+    """Return the areas without samples, because the process was paused."""
+    return "".join(
+        f"M{_x(before_s)} 0H{_x(after_s)}V{_HEIGHT}H{_x(before_s)}Z"
+        for before_s, after_s in pairwise(ages_s)
+        if before_s - after_s > MAX_GAP_S
     )
 
 
@@ -469,8 +462,7 @@ def _segments(
         if before_s - age_s > MAX_GAP_S:
             segments.append([])
         before_s = age_s
-        x = max(_WIDTH - age_s * _WIDTH / (INTERVAL_S * SAMPLES), 0)
-        segments[-1].append((f"{x:.1f}", f"{_HEIGHT - value * _HEIGHT / highest:.1f}"))
+        segments[-1].append((_x(age_s), f"{_HEIGHT - value * _HEIGHT / highest:.1f}"))
     return segments
 
 
@@ -537,24 +529,24 @@ def _group_options(ranking: Ranking, query: Query) -> str:
 
 
 def _group_title(group: tuple[str, ...]) -> str:
-    return escape(", ".join(label.replace("_", " ") for label in group)) or "nothing"
+    return escape(" + ".join(label.replace("_", " ") for label in group)) or "nothing"
 
 
 def _note(ranking: Ranking, query: Query, top: Top) -> str:
     # This total is from the same scan as the rows; the total shown above may be newer.
-    count = top.connections if top.groups is None else top.groups
+    total = top.connections if top.groups is None else top.groups
     noun = "connection" if top.groups is None else "group"
-    text = f"{_count(len(top.entries))} of {_count(count)} {noun}{'' if count == 1 else 's'}"
+    text = f"{count(len(top.entries))} of {count(total)} {noun}{'' if total == 1 else 's'}"
     if top.other is not None and top.other.connections:
         key = ranking.keys[query.by]
         format_ = _format(ranking.metrics[key.family], is_rate=key.is_rate)
-        others = f"{_count(top.other.connections)} other connections"
+        others = f"{count(top.other.connections)} other connections"
         text += f"; {others}: {formatted(top.other.rank, format_, 0)}"
     if top.approximate:
         text += "; too many groups: sums are approximate"
     if top.window_seconds is not None:
         text += (
-            f", by increase over the last {_duration(top.window_seconds)};"
+            f", by increase over the last {duration(top.window_seconds)};"
             " each connection is reported about once a minute"
         )
     return text
@@ -568,6 +560,7 @@ def _top(ranking: Ranking, query: Query, top: Top | None, elements: _Elements) -
             _format(ranking.metrics[key.family], is_rate=key.is_rate),
             _title(key),
             ' aria-sort="descending"',
+            bar="share",
         ),
         *(_label_column(label, ranking) for label in query.group or ranking.labels),
         *([_HtmlColumn("connections", "count", "connections")] if query.group else []),
@@ -595,6 +588,7 @@ def _label_column(label: str, ranking: Ranking) -> _HtmlColumn:
         label.replace("_", " "),
         name=label if label in ranking.addresses | ranking.nodes else "",
         is_beside=label in ranking.addresses,
+        filters=True,
     )
 
 

@@ -65,6 +65,21 @@ async def test_demo_has_growing_connections_within_five_seconds() -> None:
         assert ":8082" not in status
 
 
+async def test_start_ends_with_the_url_of_the_status_page() -> None:
+    """People find the page, because the messages about the start come before its URL."""
+    async with demo() as skyfast:
+        line = await skyfast.logged("status page: ")
+        assert line.rstrip().endswith(f"status page: {skyfast.url}/")
+        log = [line.split(": ", 1)[1] for line in skyfast.log]
+        subscribed = [i for i, text in enumerate(log) if "subscribed to" in text]
+        assert len(subscribed) == 2
+        assert max(subscribed) < skyfast.log.index(line)
+        page = (await skyfast.get("/")).decode()
+        assert "<strong>Demo:</strong>" in page
+        names = re.findall(r'title="127[\d.:]+ \(([\d.:]+)\)"', page)
+        assert sorted(names) == ["127.0.0.1:28082", "127.0.0.1:28084"]
+
+
 async def test_demo_shows_names_within_seconds() -> None:
     async with demo() as skyfast:
         await skyfast.until(lambda metrics: metrics["skyfast_connections"] > 10)

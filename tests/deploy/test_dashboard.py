@@ -33,7 +33,9 @@ FILE = DEPLOY / "grafana" / "skyfast.json"
 VIEWS = (DEPLOY / "grafana" / "views.yml").read_text()
 DASHBOARD: dict[str, Any] = json.loads(FILE.read_text())
 ROWS = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
-PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+COLLAPSED = [panel for row in ROWS for panel in row.get("panels", ())]
+ALL_PANELS = [*DASHBOARD["panels"], *COLLAPSED]
+PANELS = [panel for panel in ALL_PANELS if panel["type"] != "row"]
 VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
 DATA_SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 GRID_WIDTH = 24
@@ -69,7 +71,7 @@ def test_dashboard_can_be_imported() -> None:
 
 
 def test_panels_are_distinct_and_do_not_overlap() -> None:
-    panels = DASHBOARD["panels"]
+    panels = ALL_PANELS
     ids = [panel["id"] for panel in panels]
     assert len({*ids}) == len(ids)
     titles = [panel["title"] for panel in panels]
@@ -93,6 +95,54 @@ def test_panels_are_distinct_and_do_not_overlap() -> None:
         "Captures",
         "skyfast",
     ]
+
+
+def test_rows_that_read_every_connection_are_collapsed() -> None:
+    """A query over all connections can be slow. In an open row, it must read a single instant."""
+    connection = re.compile(r"skydive_(network_)?connection_")
+    for panel in DASHBOARD["panels"]:
+        for target in panel.get("targets", ()):
+            if connection.search(target["expr"]):
+                assert target.get("instant") or title_of_row(panel) == "Round-trip time"
+    assert {panel["title"] for panel in COLLAPSED} == {
+        "Top connections over time",
+        "Top connections now",
+    }
+    assert [row["title"] for row in ROWS if row["collapsed"]] == ["Top connections"]
+
+
+def title_of_row(panel: dict[str, Any]) -> str:
+    above = [row for row in ROWS if row["gridPos"]["y"] < panel["gridPos"]["y"]]
+    title: str = max(above, key=lambda row: row["gridPos"]["y"])["title"]
+    return title
+
+
+def test_panels_with_an_instance_link_to_its_pages() -> None:
+    for panel in PANELS:
+        shows_instance = any(
+            "{{instance}}" in target["legendFormat"]
+            for target in panel["targets"]
+            if "legendFormat" in target
+        )
+        urls = [link["url"] for link in panel["fieldConfig"]["defaults"].get("links", ())]
+        base = "http://${__field.labels.instance}"
+        assert urls == ([f"{base}/", f"{base}/help"] if shows_instance else []), panel["title"]
+
+
+def test_number_of_interfaces_is_limited() -> None:
+    for panel in PANELS:
+        for target in panel["targets"]:
+            if re.search(r" by \([^)]*(?<!node)_tid\)|by \(node_tid\)", target["expr"]):
+                assert target["expr"].startswith("topk($top, "), panel["title"]
+
+
+def test_alerts_are_annotations() -> None:
+    _, annotation = DASHBOARD["annotations"]["list"]
+    name = re.search(r'alertname=~"([^"]*)"', annotation["expr"])
+    assert name is not None
+    assert all(re.fullmatch(name[1], alert["alert"]) for alert in alerts())
+    severities = {alert["labels"]["severity"] for alert in alerts()}
+    assert severities - {"info"} == {"critical", "warning"}
 
 
 def overlap(first: dict[str, int], second: dict[str, int]) -> bool:
@@ -277,8 +327,8 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
 
         # Each round-trip time counts in exactly one range of the distribution.
         parts = [substituted(part, values) for part in panel_expressions("Distribution now")]
-        measured = substituted(panel_expressions("Highest round-trip time")[0], values)
-        count = measured.replace("max(", "count(", 1)
+        measured = substituted(panel_expressions("Round-trip time, 99 %")[0], values)
+        count = measured.replace("quantile(0.99, ", "count(", 1)
         (difference,) = await query(server, f"{count} - ({') - ('.join(parts)})")
         assert number(difference) == 0
         (highest,) = await query(server, measured)

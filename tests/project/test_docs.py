@@ -20,7 +20,7 @@ from skyfast.flows.catalog import ADDRESS_NAMES
 from skyfast.flows.own_names import OwnNames, read_csv
 from skyfast.skydive.end_names import EndNames
 from skyfast.skydive.name_index import AddressNames
-from tests.support.documentation import PAGES, blocks, code, exported, queries_of
+from tests.support.documentation import PAGES, anchors, blocks, code, exported, queries_of
 from tests.support.paths import DEPLOY, ROOT
 from tests.support.process import demo
 from tests.support.prometheus import ANSWER_S, growing, needs_prometheus, prometheus
@@ -87,18 +87,6 @@ def test_rows_of_a_table_have_the_same_number_of_cells(page: Path) -> None:
 def test_list_items_are_on_separate_lines(page: Path) -> None:
     prose = re.sub(r"(?ms)^ *```.*?```$|^    .*?$", "", page.read_text())
     assert not re.findall(r".*[.:] [*-] .*", prose)
-
-
-def anchors(page: Path) -> list[str]:
-    """Return the anchors of a page's headings. The anchor of a repeated heading has a number."""
-    known: list[str] = []
-    for heading in re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE):
-        name = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-        count = len(
-            [anchor for anchor in known if re.fullmatch(rf"{re.escape(name)}(-\d+)?", anchor)]
-        )
-        known.append(f"{name}-{count}" if count else name)
-    return known
 
 
 # Code blocks

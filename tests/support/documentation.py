@@ -80,3 +80,15 @@ def code(*languages: str) -> list[Any]:
             pytest.param(text, id=f"{page.stem}-{number}") for number, text in enumerate(texts, 1)
         ]
     return parameters
+
+
+def anchors(page: Path) -> list[str]:
+    """Return the anchors of the headings on a page. Anchors of repeated headings have a number."""
+    known: list[str] = []
+    for heading in re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE):
+        name = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        count = len(
+            [anchor for anchor in known if re.fullmatch(rf"{re.escape(name)}(-\d+)?", anchor)]
+        )
+        known.append(f"{name}-{count}" if count else name)
+    return known

@@ -24,7 +24,7 @@ PAGES = (
 OWN = ("/", "/api/status", "/api/top")
 """Paths whose responses change with every request."""
 
-PATHS = (*PAGES, *OWN, "/cardinality", "/-/healthy", "/-/ready")
+PATHS = (*PAGES, *OWN, "/cardinality", "/help", "/-/healthy", "/-/ready")
 # With this small buffer, rendering must wait for a client that does not read.
 SMALL_RECEIVE_BUFFER = 8 * 1024
 

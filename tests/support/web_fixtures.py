@@ -151,13 +151,19 @@ class FakeTable:
         self._scan("label_values")
         return {label: len(values) for label, values in self.values.items()}
 
-    def cardinality(self, count, without=None, /):
+    def cardinality(self, count, without=None, view=0, /):
         self._scan(f"cardinality {without or ''}".rstrip())
-        labels = {name: (len(values), values[:count]) for name, values in self.values.items()}
-        remaining = max(
+        labels = {
+            name: (len(values), values[:count], self._remaining(name))
+            for name, values in self.values.items()
+        }
+        return self.connections, labels, True, self._remaining(without) if without else None
+
+    def _remaining(self, without):
+        """Return the number of values of the other label."""
+        return max(
             (len(values) for name, values in self.values.items() if name != without), default=0
         )
-        return self.connections, labels, remaining if without else None
 
     def top(self, family, count, since=None, containing="", also=()):
         self._scan(f"top {family} {count} {containing}".rstrip())
@@ -243,7 +249,7 @@ def source(
     )
 
 
-def status(table=None, *, stats=None, config=None, ready=lambda: True, view=VIEW):
+def status(table=None, *, stats=None, config=None, ready=lambda: True, view=VIEW, replay=None):
     """Return the content of the status page, without interfaces and captures."""
     table, stats = table or FakeTable(), stats or Stats()
     interfaces = Interfaces(interval_s=20, connection_timeout_s=60, stats=stats.topology)
@@ -251,6 +257,7 @@ def status(table=None, *, stats=None, config=None, ready=lambda: True, view=VIEW
         subject=StatusSource(
             config=config or make_config(),
             table=table,
+            series=(sum(family.series for family in view.families),),
             ranking=Ranking(table=table, view=view, metrics=("bytes", "rtt")),
             interfaces=interfaces,
             captures=Captures(naming="compatible", stats=stats.captures),
@@ -261,6 +268,7 @@ def status(table=None, *, stats=None, config=None, ready=lambda: True, view=VIEW
         stats=stats,
         ready=ready,
         now=lambda: 100.0,
+        replay=replay,
     )
 
 

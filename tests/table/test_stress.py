@@ -82,12 +82,13 @@ class Stress:
                 since = table.snapshot(0)
                 for label, values in table.label_values().items():
                     assert values >= 0
-                    connections, labels, without = table.cardinality(3, label)
+                    connections, labels, _, without = table.cardinality(3, label)
                     # A scan visits no row twice, although rows are created and removed. While names
                     # change, each flow can have a row of its old name and one of its new name.
                     # There is also an overflow row.
                     assert 0 <= without <= connections <= 2 * FLOWS + 1
-                    for count, top in labels.values():
+                    for count, top, remaining in labels.values():
+                        assert remaining <= connections
                         assert len(top) <= min(count, 3)
                         assert sum(number for _, number in top) <= connections
                 table.hidden(self.now)

@@ -16,6 +16,7 @@ from skyfast.web.status import CapturePoint, CaptureStatus, InterfaceStatus
 from tests.model import make_flow
 from tests.support.browser import CHROMIUM, MISSING, chromium
 from tests.support.model_specs import TOPOLOGY
+from tests.support.paths import ROOT
 from tests.support.status_site import EVIL, FORMATS, Site, three_connections
 from tests.support.tasks import until
 
@@ -26,6 +27,26 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("browser"),
 ]
+
+AXE = ROOT / "tests" / "node" / "node_modules" / "axe-core" / "axe.min.js"
+needs_axe = pytest.mark.skipif(
+    not AXE.exists() and not os.environ.get("CI"),
+    reason="axe-core is not installed (install npm, then run make test-slow)",
+)
+LOOKS = {
+    "light": {"width": 1280, "dark": False},
+    "dark": {"width": 1280, "dark": True},
+    "narrow": {"width": 400, "dark": True},
+}
+
+HOURS = """
+let hours = 0;
+Date = class extends Date {
+  hours = hours += 1;
+  valueOf() { return super.valueOf() + 3_600_000 * this.hours }
+}
+"""
+"""Makes an hour pass between two calls of ``new Date()``."""
 
 REFRESHED = "performance.getEntriesByType('resource').some((entry) => /top/.test(entry.name))"
 RANKS = """
@@ -160,7 +181,7 @@ async def test_group_can_be_chosen(visited):
         # The link changes the ranking and keeps the group.
         await tab.click(".choice a[data-by=packets]")
         await tab.until("location.search === '?by=packets&filter=&group=protocol&n=20'")
-        await tab.until("document.querySelector('[aria-current]').dataset.by === 'packets'")
+        await tab.until("document.querySelector('.choice [aria-current]').dataset.by === 'packets'")
         assert await tab.evaluate(f"{RANKS}.join()") == "TCP"
         await tab.evaluate(
             "const again = document.querySelector('#group'); again.value = '';"
@@ -206,7 +227,8 @@ async def test_ranking_can_be_sorted_and_filtered(visited):
             await tab.evaluate("document.querySelector('th[aria-sort]').textContent") == "packets"
         )
         assert (
-            await tab.evaluate("document.querySelector('[aria-current]').dataset.by") == "packets"
+            await tab.evaluate("document.querySelector('.choice [aria-current]').dataset.by")
+            == "packets"
         )
         await tab.click("th a[data-by=rtt]")
         await tab.until(f"{RANKS}.length === 2")
@@ -366,12 +388,67 @@ async def test_page_is_accessible(visited, dark):
         # The Tab key reaches the links and controls in order. The focused one has a visible
         # outline.
         focused = []
-        for _ in range(8):
+        before = ["Status", "Cardinality", "Help", "Metrics", "Pause"]
+        before += ["Connections", "Flows", "Series, at most"]
+        before += ["Analyzers", "share", "lag", "age of data", "lost", "Busiest connections"]
+        expected = [*before, *_choices()]
+        for _ in expected:
             await tab.press("Tab")
             focused.append(await tab.evaluate("document.activeElement.textContent.trim()"))
-        assert focused[:8] == ["metrics", "cardinality", "Pause", *_choices()]
+        assert focused == expected
         outline = "getComputedStyle(document.activeElement).outlineStyle"
         assert await tab.evaluate(outline) != "none"
+
+
+@needs_axe
+@pytest.mark.parametrize("look", LOOKS, ids=LOOKS.keys())
+@pytest.mark.parametrize("path", ["/", "/cardinality", "/help", "/missing"])
+async def test_page_has_no_accessibility_violations(browser, path, look):
+    """Check all rules of axe-core, WCAG 2.2 level AA and best practices."""
+    view = {"prefix": "x", "labels": ["initiator_ip", "direction"], "metrics": ["bytes"]}
+    async with three_connections(views=[view]) as site, browser.page() as tab:
+        site.app.stats.analyzers["127.0.0.1:9"].last_failure = Failure("error", "refused")
+        await tab.look(**LOOKS[look])
+        await tab.open(f"http://127.0.0.1:{site.app.web.port}{path}")
+        await tab.evaluate("document.querySelectorAll('details').forEach((e) => { e.open = true })")
+        await tab.evaluate(AXE.read_text())
+        await tab.evaluate(
+            "axe.run({resultTypes: ['violations']}).then((found) => { window.found = found })"
+        )
+        await tab.until("window.found !== undefined")
+        violations = await tab.evaluate(
+            "found.violations.map(({id, nodes}) => [id, nodes.map(({html}) => html)])"
+        )
+        assert not violations
+        assert await tab.evaluate("found.passes.length") > 10
+
+
+async def test_values_are_links_that_filter(visited):
+    async with three_connections() as site, visited(site) as tab:
+        await tab.until(REFRESHED)
+        await tab.click("td a[data-filter='10.0.0.1']")
+        await tab.until(f"{RANKS}.join() === '10.0.0.1'")
+        assert "filter=10.0.0.1" in await tab.evaluate("location.search")
+        assert await tab.evaluate("document.querySelector('#filter').value") == "10.0.0.1"
+
+
+async def test_snapshot_pages_update_themselves(visited):
+    async with three_connections() as site, visited(site, "/cardinality") as tab:
+        assert "3 connections" in await tab.evaluate("document.querySelector('main').textContent")
+        await tab.evaluate("document.querySelector('details').open = true")
+        opened = await tab.evaluate("document.querySelector('details').dataset.open")
+        site.report(make_flow("7", a="10.0.0.7"))
+        site.app.exposition.source.cardinality._reports._results.clear()
+        await tab.evaluate(HOURS)
+        for _ in range(2):
+            await tab.click("#pause")
+        await tab.until("document.querySelector('main').textContent.includes('4 connections')")
+        still = "[...document.querySelectorAll('details[open]')].map((e) => e.dataset.open).join()"
+        assert await tab.evaluate(still) == opened
+        await tab.evaluate("window.fetch = () => Promise.reject(new Error('gone'))")
+        for _ in range(2):
+            await tab.click("#pause")
+        await tab.until("!document.querySelector('#stale').hidden")
 
 
 def _choices():

@@ -288,7 +288,7 @@ async def test_status_page_is_the_start_page():
         assert response.headers["content-type"] == "text/html; charset=utf-8"
         assert response.headers["cache-control"] == "no-store"
         assert __version__ in response.text
-        links = set(re.findall(r'<a href="([^"?]+)"', response.text))
+        links = set(re.findall(r'<a [^>]*href="([^"?#]+)', response.text)) - {"./"}
         # The links are relative, so that a proxy can serve the pages below a path.
         assert {f"/{link}" for link in links} == set(PATHS) - {"/"}
         for link in links:
@@ -298,8 +298,8 @@ async def test_status_page_is_the_start_page():
 @on_both_loops
 async def test_pages_for_browsers_load_no_resources():
     async with Site() as site:
-        for path in ("/", "/cardinality"):
-            response = await site.get(path)
+        for path in ("/", "/cardinality", "/help", "/no/such/page"):
+            response = await site.get(path, accept="text/html")
             policy = response.headers["content-security-policy"]
             assert policy.startswith("default-src 'none'; style-src 'sha256-")
             assert "unsafe" not in policy
@@ -331,18 +331,20 @@ async def test_cardinality_has_the_negotiated_format():
         assert page.status == 200
         assert page.headers["content-type"] == "text/html; charset=utf-8"
         assert page.headers["vary"] == "Accept"
-        assert "<h2>target_ip</h2> 2 values" in page.text
+        assert '<th scope="row">target_ip</th>' in page.text
         assert page.headers["content-security-policy"].startswith("default-src 'none'")
         for headers in ({"accept": "text/html, */*"}, {"accept": "*/*"}):
             assert (await site.get("/cardinality", **headers)).text == page.text
         expected = {
             "connections": 2,
             "series_at_most": 6,
+            "approximate": False,
             "labels": [
                 {
                     "name": "initiator_ip",
                     "values": 1,
                     "top": [{"value": "10.0.0.1", "connections": 2}],
+                    "without": {"connections": 2, "series_at_most": 6},
                 },
                 {
                     "name": "target_ip",
@@ -351,8 +353,10 @@ async def test_cardinality_has_the_negotiated_format():
                         {"value": "10.0.0.2", "connections": 1},
                         {"value": "10.0.0.3", "connections": 1},
                     ],
+                    "without": {"connections": 1, "series_at_most": 3},
                 },
             ],
+            "views": [],
             "without": None,
             "forecast": None,
         }
@@ -373,13 +377,30 @@ async def test_cardinality_has_the_negotiated_format():
 
 
 @on_both_loops
+async def test_browsers_get_a_way_home_from_missing_pages():
+    async with Site() as site:
+        for path, root in (("/x", "./"), ("/api/x", "../"), ("/a/b/c%3Cb%3E", "../../")):
+            response = await site.get(path, accept="text/html,*/*;q=0.8")
+            assert (response.status, response.headers["vary"]) == (404, "Accept")
+            assert response.headers["content-type"] == "text/html; charset=utf-8"
+            links = re.findall(r'href="([^d][^"]*)"', response.text)
+            assert [*dict.fromkeys(links)] == [
+                root,
+                *(f"{root}{page}" for page in ("cardinality", "help", "metrics")),
+            ]
+            assert "<b>" not in response.text
+        response = await site.get("/x", accept="*/*")
+        assert (response.status, response.text) == (404, "Page not found.\n")
+
+
+@on_both_loops
 async def test_cardinality_can_be_estimated_without_a_label():
     async with Site() as site:
         response = await site.get("/cardinality?without=target_ip&format=json")
         without = {"label": "target_ip", "connections": 1, "series_at_most": 3}
         assert json.loads(response.body)["without"] == without
         page = await site.get("/cardinality?without=target_ip")
-        assert "Without <code>target_ip</code> there would be <strong>1 connection" in page.text
+        assert "Without <code>target_ip</code>, there would be <strong>1 connection" in page.text
         for label in ("nothing", "direction", "%3Cb%3E%0A"):
             response = await site.get(f"/cardinality?without={label}")
             assert response.status == 400
@@ -1223,8 +1244,7 @@ async def test_concurrent_pages_per_address_are_limited():
             response = await client.answer()
             assert response.status == 503
             assert response.text == (
-                "Try again: 1 pages are being served to this address"
-                " (web.max_scrapes_per_address).\n"
+                "Try again: 1 page is being served to this address (web.max_scrapes_per_address).\n"
             )
             assert site.scrape.rejected == 1
             await client.send(request("/metrics/self"))

@@ -17,16 +17,20 @@ from skyfast.flows.catalog import NODE_NAMES
 from skyfast.flows.plan import Column, Counter, Family, View
 from skyfast.skydive import topology_nodes
 from skyfast.skydive.interfaces import MAX_BUSIEST
-from skyfast.stats import Failure, NameStats, Stats
+from skyfast.stats import SKIP_REASONS, Failure, NameStats, Stats
 from skyfast.web import server, status, status_html, top
+from skyfast.web.formats import REASONS, formatted
+from skyfast.web.history import INTERVAL_S, MAX_GAP_S, SAMPLES, Churn, History
+from skyfast.web.notices import NEARLY_FULL
 from skyfast.web.scan_cache import BusyError
-from skyfast.web.status import History
+from skyfast.web.status import Replay
 from skyfast.web.top import Query, QueryError, Ranking
 from tests.model import make_flow
 from tests.support.analyzer import Answer, FakeAnalyzer
 from tests.support.configs import make_config
 from tests.support.messages import message
 from tests.support.model_specs import TOPOLOGY
+from tests.support.paths import ROOT
 from tests.support.status_site import EVIL, FORMATS, three_connections
 from tests.support.tasks import running_app, until
 from tests.support.web_fixtures import VIEW, FakeTable, on_both_loops
@@ -86,17 +90,17 @@ def test_two_samples_are_enough_for_rates():
 
 def test_history_is_bounded():
     history, stats = History(), Stats()
-    for step in range(10 * status.SAMPLES):
+    for step in range(10 * SAMPLES):
         stats.analyzer("a").flows += step
         history.add(stats, step, now_s=5.0 * step)
     series = history.series(stats, step, now_s=5.0 * step)
-    assert len(series.connections) == len(series.age_seconds) == status.SAMPLES + 1
+    assert len(series.connections) == len(series.age_seconds) == SAMPLES + 1
     assert series.connections[-1] == step
-    assert series.age_seconds[0] == status.INTERVAL_S * (status.SAMPLES - 1)
+    assert series.age_seconds[0] == INTERVAL_S * (SAMPLES - 1)
     # The series does not contain samples that are older than ten minutes.
     paused = history.series(stats, step, now_s=5.0 * step + 300)
     assert paused.age_seconds[0] == 600
-    assert len(paused.connections) == status.SAMPLES // 2 + 2
+    assert len(paused.connections) == SAMPLES // 2 + 2
     # A rate is the mean over the last half minute.
     assert history.rates()["a"] == pytest.approx((step - 2.5) / 5)
 
@@ -354,7 +358,7 @@ async def test_interfaces_and_names_have_a_line_each(has_interfaces):
     async def lines():
         report = await source.report()
         page = status_html.as_html(report, source.ranking, source.ranking.query([]), None)
-        panel = re.search(r'id="interfaces">Interfaces</h2>(.*?)</section>', page, re.DOTALL)[1]
+        panel = re.search(r'<h2 id="interfaces">(.*?)</section>', page, re.DOTALL)[1]
         return [re.sub("<[^>]*>", "", line) for line in re.findall("<p>(.*?)</p>", panel)]
 
     error = ", last error: no response (0 s ago)"
@@ -460,8 +464,13 @@ async def test_names_are_shown_and_found():
         row = cells(page, "top")[2]
         assert row[1] == "10.0.0.1 Shop/<Cart>"
         assert row[5] == "h1 shop/cart-<1> eth0"
-        assert ' title="10.0.0.1 (Shop/&lt;Cart&gt;)">10.0.0.1 <small>Shop/&lt;Cart' in page
-        assert ' title="node-1 (h1 shop/cart-&lt;1&gt; eth0)">h1 shop/cart-&lt;1' in page
+        assert ' title="10.0.0.1 (Shop/&lt;Cart&gt;)"><a href=' in page
+        assert ' data-filter="10.0.0.1">10.0.0.1</a> <small>Shop/&lt;Cart' in page
+        assert ' title="node-1 (h1 shop/cart-&lt;1&gt; eth0)"><a href=' in page
+        assert ' data-filter="node-1">h1 shop/cart-&lt;1' in page
+        # The link of a value finds it.
+        link = re.search(r'href="([^"]*)" data-filter="10.0.0.1"', page)[1]
+        assert len(cells((await site.get(f"/{html.unescape(link)}"))[1], "top")) == 1
         for text in ("shop/%3Ccart", "CART%3E", "<cART"):
             found = await site.json(f"/api/top?filter={text.replace('<', '%3C')}")
             assert initiators(found) == ["10.0.0.1"], text
@@ -787,18 +796,25 @@ async def test_reload_that_keeps_the_table_keeps_the_snapshots(monkeypatch):
 
 async def test_page_shows_whether_there_was_a_reload(monkeypatch):
     async with three_connections() as site:
-        assert shown(await site.get("/"), "reload") == "never reloaded"
+        state, text = shown_values(await site.get("/"), "reload")
+        assert state == "loaded"
+        assert re.fullmatch(r"loaded at the start, \d s ago; never reloaded", text)
         assert (await site.json("/api/status"))["reload"]["successes_total"] == 0
         monkeypatch.setattr(site, "config", make_config(max_flows=7))
         assert await site.app.reload() is None
-        text = shown(await site.get("/"), "reload")
+        state, text = shown_values(await site.get("/"), "reload")
+        assert state == "loaded"
         assert re.fullmatch(r"last reloaded \d s ago, changed keys: [a-z_., ]*max_flows", text)
         assert (await site.json("/api/status"))["reload"]["successes_total"] == 1
+        site.app.stats.config.last_reload_successful = 0
+        page = await site.get("/")
+        assert shown_values(page, "reload")[0] == "last reload failed"
+        assert '<span class="state bad" data-key="reload"' in page[1]
 
 
-def shown(response, key):
-    """Return the text of an element of the page."""
-    return re.search(rf'data-key="{key}"[^>]*>([^<]*)<', response[1])[1]
+def shown_values(response, key):
+    """Return the texts of the elements of the page with this key."""
+    return re.findall(rf'data-key="{re.escape(key)}"[^>]*>([^<]*)<', response[1])
 
 
 INVALID_QUERIES = {
@@ -936,15 +952,15 @@ async def test_page_shows_groups_without_its_script():
         options = re.findall(r'<option value="([^"]*)"( selected)?>([^<]*)', page)
         assert [(value, text) for value, _, text in options] == [
             ("", "nothing"),
-            ("initiator_ip,target_ip", "initiator ip, target ip"),
-            ("initiator_port,target_port", "initiator port, target port"),
+            ("initiator_ip,target_ip", "initiator ip + target ip"),
+            ("initiator_port,target_port", "initiator port + target port"),
             ("initiator_ip", "initiator ip"),
             ("target_ip", "target ip"),
             ("initiator_port", "initiator port"),
             ("target_port", "target port"),
             ("node_tid", "node tid"),
             ("protocol", "protocol"),
-            ("protocol,target_ip", "protocol, target ip"),
+            ("protocol,target_ip", "protocol + target ip"),
         ]
         assert [value for value, selected, _ in options if selected] == ["protocol,target_ip"]
         assert 'href="?by=packets&amp;n=20&amp;filter=10&amp;group=protocol,target_ip"' in page
@@ -996,19 +1012,193 @@ async def test_ranking_has_the_columns_of_its_view():
 
 @pytest.mark.parametrize(("format_", "value", "text"), FORMATS)
 def test_values_are_formatted(format_, value, text):
-    assert status_html.formatted(value, format_, 1000) == text
+    assert formatted(value, format_, 1000) == text
+
+
+async def test_share_lag_and_lost_reports_of_analyzers():
+    stats = Stats()
+    a, b, _ = (stats.analyzer(name) for name in "abc")
+    source = fake_status(stats=stats, replay=Replay(is_demo=False, recordings=(), analyzers=NAMED))
+    (row, *_) = (await source.report()).analyzers
+    assert (row.share, row.lag_seconds, row.data_age_seconds, row.lost_ratio) == (None,) * 4
+    a.flows, b.flows = 300, 100
+    for seconds in (1, 2, 6):
+        a.delivery.observe(seconds)
+        a.packet_age.observe(10 * seconds)
+    a.reports_checked, a.report_gaps["lost"], b.reports_checked = 200, 3, 100
+    source.sample()
+    report = await source.report()
+    rows = {analyzer.name: analyzer for analyzer in report.analyzers}
+    assert {name: row.share for name, row in rows.items()} == {"a": 0.75, "b": 0.25, "c": 0}
+    assert (rows["a"].lag_seconds, rows["a"].data_age_seconds) == (3, 30)
+    assert rows["b"].lag_seconds is None
+    assert [rows[name].lost_ratio for name in "abc"] == [0.015, 0, None]
+    lost = sum(row.reports_lost_total for row in rows.values())
+    checked = sum(row.reports_checked_total for row in rows.values())
+    assert (report.table.reports_lost_total, report.table.reports_checked_total) == (lost, checked)
+    assert report.table.lost_ratio == lost / checked
+    page = status_html.as_html(report, source.ranking, source.ranking.query([]), None)
+    row = next(row for row in cells(page, "analyzers") if row[0] == "analyzer-1:8082")
+    assert row[4:8] == ["75.0 %", "3 s", "30 s", "1.5 %"]
+
+
+NAMED = {"a": "analyzer-1:8082"}
+
+
+async def test_replayed_analyzers_have_their_recorded_names():
+    stats = Stats()
+    stats.analyzer("a")
+    stats.analyzer("b").set_up(1)
+    source = fake_status(
+        stats=stats, replay=Replay(is_demo=True, recordings=("<x>",), analyzers=NAMED)
+    )
+    report = await source.report()
+    assert report.warnings == ["Not subscribed to analyzer-1:8082."]
+    assert [analyzer.recorded_name for analyzer in report.analyzers] == ["analyzer-1:8082", None]
+    page = status_html.as_html(report, source.ranking, source.ranking.query([]), None)
+    assert [row[0] for row in cells(page, "analyzers")] == ["analyzer-1:8082", "b"]
+    assert ' title="a (analyzer-1:8082)">' in page
+    assert "<strong>Demo:</strong> skyfast replays a packaged recording" in page
+    assert json.loads(status.as_json(report))["replay"] == {"demo": True, "recordings": ["<x>"]}
+    source = fake_status(replay=Replay(is_demo=False, recordings=("<x>",)))
+    page = status_html.as_html(
+        await source.report(), source.ranking, source.ranking.query([]), None
+    )
+    assert "<strong>Replay</strong> of &lt;x&gt;. This is not live traffic." in page
+    source = fake_status()
+    assert (await source.report()).replay is None
+
+
+async def test_limits_are_bars_of_the_same_numbers():
+    view = {"prefix": "x", "labels": ["initiator_ip", "direction"], "metrics": ["bytes"]}
+    async with three_connections(views=[view], max_flows=30) as site:
+        site.app.stats.max_connections = 4
+        response = await site.get("/")
+        (_, page), table = response, (await site.json("/api/status"))["table"]
+        metrics = (await site.get("/metrics"))[1]
+        assert table["series_at_most"] == 3 * 5 + 3 * 2
+        assert table["series_limit"] == 4 * 7
+        # At most: a connection has no round-trip time.
+        flows = [line for line in metrics.splitlines() if re.match("skydive_network_conn|x_", line)]
+        assert len(flows) == table["series_at_most"] - 1
+        for key, text in {
+            "table.connections": "3",
+            "table.connections_limit": "4",
+            "table.flows": "3",
+            "table.dormant_flows": "0",
+            "table.flows_limit": "30",
+            "table.series_at_most": "21",
+            "table.series_limit": "28",
+        }.items():
+            assert {*shown_values(response, key)} == {text}, key
+        report = await site.json("/cardinality?format=json")
+        views = sum(view["series_at_most"] for view in report["views"])
+        assert report["series_at_most"] + views == table["series_at_most"]
+        bars = re.findall(r'<svg class="(\w+)" [^>]*data-limit="([a-z_.]+)">(.*?)</svg>', page)
+        assert [(colour, limit) for colour, limit, _ in bars] == [
+            ("good", "table.connections_limit"),
+            ("good", "table.flows_limit"),
+            ("good", "table.series_limit"),
+        ]
+        assert re.findall(r'x="([\d.]+)%" width="([\d.]+)%"', bars[1][2]) == [
+            ("0.0", "10.0"),
+            ("10.0", "0.0"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("connections", "colour"), [(89, "good"), (90, "warn"), (99, "warn"), (100, "bad")]
+)
+async def test_color_of_a_limit(connections, colour):
+    stats, table = Stats(), FakeTable()
+    stats.max_connections, table.connections = 100, connections
+    source = fake_status(table, stats=stats)
+    page = status_html.as_html(
+        await source.report(), source.ranking, source.ranking.query([]), None
+    )
+    assert f'<svg class="{colour}" aria-hidden="true" data-shares="table.connections"' in page
+
+
+def test_churn():
+    churn = Churn()
+    assert churn.created(5, now_s=0) == (0, 0)
+    for minute in range(200):
+        churn.add(100 * minute, now_s=60 * minute)
+        churn.add(100 * minute + 1, now_s=60 * minute + 5)
+        if minute == 10:
+            assert churn.created(1_050, now_s=630) == (1_050, 630)
+    # The last hour, to within the interval between two counts.
+    created, seconds = churn.created(100 * 199 + 50, now_s=60 * 199 + 30)
+    assert (created, seconds) == (5950, 3570)
+    churn.add(3, now_s=60 * 200)  # another table
+    assert churn.created(10, now_s=60 * 201) == (7, 60)
+    assert churn.created(1, now_s=60 * 201) == (0, 0)
+
+
+async def test_cost_for_prometheus(monkeypatch):
+    table = FakeTable()
+    source = fake_status(table)
+    cost = (await source.report()).prometheus
+    assert cost.series_at_most == 6
+    assert cost.created_series_at_most == 0
+    assert (cost.memory_bytes_low, cost.memory_bytes_high) == (6 * 2_500, 6 * 7_000)
+    began_s = time.monotonic()
+    monkeypatch.setattr(status.time, "monotonic", lambda: began_s + 1800)
+    table.created_total += 100
+    report = await source.report()
+    cost = report.prometheus
+    assert cost.created_series_at_most == 300
+    assert cost.window_seconds == pytest.approx(1800, abs=1)
+    assert cost.memory_bytes_low == pytest.approx((6 + 6 * 300) * 2_500, rel=0.01)
+    page = status_html.as_html(report, source.ranking, source.ranking.query([]), None)
+    texts = shown_values((200, page), "prometheus")
+    assert texts[0] == "300 in 30 min"
+    assert re.fullmatch(r"4\.5\d MB to 12\.6 MB", texts[1])
+
+
+async def test_cost_of_a_series_is_the_documented_cost():
+    text = (ROOT / "docs" / "scaling.md").read_text()
+    low, high = (f"{bytes_ / 1000:g}" for bytes_ in status.SERIES_BYTES)
+    expected = f"**{low} to {high} kB of memory for each series of the last two to three hours**"
+    assert expected in text
+
+
+def test_every_reason_is_expected_or_not():
+    assert {*SKIP_REASONS} > status.EXPECTED_SKIPS
+    assert {*SKIP_REASONS} >= {*REASONS}
+
+
+async def test_ignored_reports_are_divided_by_their_meaning():
+    stats, table = Stats(), FakeTable()
+    table.skipped = {"late": 898, "no_network": 16, "table_full": 3, "no_uuid": 0}
+    source = fake_status(table, stats=stats)
+    report = await source.report()
+    assert report.table.skipped_total == {"late": 898, "no_network": 16, "table_full": 3}
+    page = status_html.as_html(report, source.ranking, source.ranking.query([]), None)
+    assert shown_values((200, page), "table.skipped_expected_total") == ["ARP 16, repeated 898"]
+    assert shown_values((200, page), "table.skipped_unexpected_total") == ["table full 3"]
+
+
+def test_gaps_are_marked():
+    assert status_html._gaps([30, 20, 9.9, 5, 0]) == "M580.0 0H590.1V40H580.0Z"
+    assert status_html._gaps([]) == ""
 
 
 def test_script_and_page_share_constants():
     script = status_html.html.read("status.js")
-    span_s = status_html.SAMPLES * status_html.INTERVAL_S
-    assert f"SPAN_S = {span_s:g}, MAX_GAP_S = {status_html.MAX_GAP_S:g};" in script
+    span_s = SAMPLES * INTERVAL_S
+    assert f"SPAN_S = {span_s:g}, MAX_GAP_S = {MAX_GAP_S:g};" in script
     assert f"WIDTH = {status_html._WIDTH}, HEIGHT = {status_html._HEIGHT}" in script
     assert "MAX_TIMESTAMP_S = 2 ** 33;" in script
     assert f'"{status_html._BUSY}"' in script
+    assert f"MAX_FILTER_CHARS = {top.MAX_FILTER_CHARS}," in script
+    assert f"MIN_BAR_PERCENT = {status_html.html.MIN_BAR_PERCENT:g};" in script
+    assert f"NEARLY_FULL = {NEARLY_FULL:g};" in script
+    words = re.search(r"const REASONS = \{(.*?)\};", script, re.DOTALL)[1]
+    assert dict(re.findall(r'(\w+): "([^"]*)"', words)) == REASONS
 
 
 def test_the_last_error_is_shown_only_if_there_is_one():
     failure = {"text": "no", "timestamp_seconds": 10.0}
-    assert status_html.formatted(None, "last-error", 20.0) == ""
-    assert status_html.formatted(failure, "last-error", 20.0) == ", last error: no (10 s ago)"
+    assert formatted(None, "last-error", 20.0) == ""
+    assert formatted(failure, "last-error", 20.0) == ", last error: no (10 s ago)"

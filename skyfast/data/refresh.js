@@ -1,0 +1,66 @@
+// The script of pages that show a snapshot: requests the page again, and replaces its content. The
+// server escapes all data. Scripts of the new content would not run, because it is parsed, not loaded.
+"use strict";
+(() => {
+  const INTERVAL_MS = 30000;
+  const TIMEOUT_MS = 15000;
+
+  const pause = document.getElementById("pause"), stale = document.getElementById("stale");
+  const isPaused = () => pause.getAttribute("aria-pressed") === "true";
+  const style = (page) => page.querySelector("style").textContent;
+  let seenAt = new Date();
+  let timer = 0;
+
+  function show(page) {
+    const main = document.querySelector("main"), next = page.querySelector("main");
+    if (!next) throw new Error("the response is another page");
+    if (style(page) !== style(document)) {
+      // Another version of skyfast.
+      location.reload();
+      return;
+    }
+    // A replaced element would lose the focus or the selection.
+    if (main.contains(document.activeElement) || !document.getSelection().isCollapsed) return;
+    for (const list of main.querySelectorAll("details[open]")) {
+      const same = next.querySelector(`[data-open="${CSS.escape(list.dataset.open)}"]`);
+      if (same) same.open = true;
+    }
+    main.replaceWith(document.adoptNode(next));
+  }
+
+  async function refresh() {
+    try {
+      const signal = AbortSignal.timeout(TIMEOUT_MS);
+      const response = await fetch(location.href, { signal, cache: "no-store" });
+      // Status 503: another client's report is in progress.
+      if (response.status === 503) return;
+      if (!response.ok) throw new Error(response.status);
+      show(new DOMParser().parseFromString(await response.text(), "text/html"));
+      seenAt = new Date();
+      stale.hidden = true;
+    } catch (error) {
+      console.debug(error);
+      stale.textContent = `No response from skyfast since ${seenAt.toTimeString().slice(0, 8)}:`
+        + " this page shows the state at that time.";
+      stale.hidden = false;
+    }
+  }
+
+  async function run() {
+    clearTimeout(timer);
+    if (document.hidden || isPaused()) return;
+    if (new Date() - seenAt >= INTERVAL_MS) await refresh();
+    clearTimeout(timer);
+    timer = setTimeout(run, INTERVAL_MS);
+  }
+
+  document.addEventListener("visibilitychange", run);
+  pause.hidden = false;
+  pause.addEventListener("click", () => {
+    const paused = !isPaused();
+    pause.setAttribute("aria-pressed", String(paused));
+    pause.textContent = paused ? "Resume" : "Pause";
+    run();
+  });
+  run();
+})();

@@ -1,0 +1,54 @@
+# Distinct samples: they estimate the number of different keys in bounded memory. Part of
+# `_table.pyx`, which includes it.
+#
+# A sample stores the keys whose first `level` bits are 0 (Gibbons, Tirthapura 2001). If a sample is
+# full, its level increases by one, and about half of its keys are removed. Keys are hashes, so a
+# key is in the sample with a probability of 2^-level. At level 0, the number of keys is exact.
+# Above that level, the standard error is below 0.8 %.
+#
+# The samples of one call share a spare array for removing keys. All memory is allocated before the
+# first row is visited. Keys are added without the table's mutex.
+
+cdef struct DistinctSample:
+    uint64_t *keys              # 2 * SAMPLE_KEYS slots with open addressing; 0: a free slot
+    uint32_t used
+    uint32_t level
+
+
+cdef inline uint64_t distinct_keys(const DistinctSample *sample) noexcept nogil:
+    # The number of different keys, which is an estimate if the level is not 0.
+    return <uint64_t>sample.used << sample.level
+
+
+cdef inline void sample_key(DistinctSample *sample, uint64_t **spare, uint64_t key) noexcept nogil:
+    key = max(key, <uint64_t>1)     # 0 marks free slots
+    if sample.level and key >> (64 - sample.level):
+        return
+    sample.used += sample_store(sample.keys, key)
+    while unlikely(sample.used > SAMPLE_KEYS):
+        sample_thin(sample, spare)
+
+
+cdef inline bint sample_store(uint64_t *keys, uint64_t key) noexcept nogil:
+    # Whether the key is new.
+    cdef uint32_t slot = key & (2 * SAMPLE_KEYS - 1)
+    while keys[slot]:
+        if keys[slot] == key:
+            return False
+        slot = (slot + 1) & (2 * SAMPLE_KEYS - 1)
+    keys[slot] = key
+    return True
+
+
+cdef void sample_thin(DistinctSample *sample, uint64_t **spare) noexcept nogil:
+    # Increase the level, and move the remaining keys to the spare array.
+    cdef uint64_t *kept = spare[0]
+    cdef uint32_t slot
+    sample.level += 1
+    sample.used = 0
+    memset(kept, 0, 2 * SAMPLE_KEYS * sizeof(uint64_t))
+    for slot in range(2 * SAMPLE_KEYS):
+        if sample.keys[slot] and sample.keys[slot] >> (64 - sample.level) == 0:
+            sample.used += sample_store(kept, sample.keys[slot])
+    spare[0] = sample.keys
+    sample.keys = kept

@@ -1,0 +1,37 @@
+# The mutex of the table, and who gets it. Part of `_table.pyx`, which includes it.
+#
+# A scan or a page releases the mutex after each slice and takes it again at once. A waiting thread
+# needs longer than that to wake up, so it could wait for the whole scan. Therefore the thread that
+# changes the table counts itself as waiting, and the others give way to it between two slices.
+
+cdef extern from "unistd.h" nogil:
+    int usleep(unsigned int)
+
+cdef extern from *:
+    """
+    #define atomic_add(number, value) __atomic_add_fetch(number, value, __ATOMIC_SEQ_CST)
+    #define atomic_read(number) __atomic_load_n(number, __ATOMIC_SEQ_CST)
+    """
+    uint32_t atomic_add(uint32_t *, int) nogil
+    uint32_t atomic_read(uint32_t *) nogil
+
+cdef enum:
+    GIVE_WAY_US = 20
+    MAX_GIVE_WAYS = 500         # so that a scan ends even if there is always a waiting thread
+
+
+cdef inline void lock_first(TableState *table) noexcept nogil:
+    # Take the mutex before all threads that give way.
+    if unlikely(pthread_mutex_trylock(&table.lock) != 0):
+        atomic_add(&table.waiting, 1)
+        pthread_mutex_lock(&table.lock)
+        atomic_add(&table.waiting, -1)
+
+
+cdef inline void give_way(TableState *table) noexcept nogil:
+    # Let the threads that wait in `lock_first` take the mutex. Called without the mutex.
+    cdef uint32_t _i
+    for _i in range(MAX_GIVE_WAYS):
+        if likely(atomic_read(&table.waiting) == 0):
+            return
+        usleep(GIVE_WAY_US)

@@ -1,0 +1,29 @@
+"""The explanations of the figures on the pages.
+
+The texts are package data. The figures link to them, and docs/status.md has the same texts.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import msgspec
+
+from skyfast.web import html
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topic:
+    """An explanation of a figure or of a part of a page.
+
+    ``page`` is a page of the documentation that says more: its path in ``docs``, with an anchor.
+    """
+
+    title: str
+    page: str
+    text: str
+
+
+@functools.cache
+def topics() -> dict[str, Topic]:
+    """Return the explanations in the order of ``/help``, by their anchor on this page."""
+    return msgspec.yaml.decode(html.read("help.yml"), type=dict[str, Topic])

@@ -1,0 +1,190 @@
+"""The last ten minutes of some counters, and the last hour of created connections.
+
+These are for the status page.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from skyfast.stats import AnalyzerStats, Histogram, Stats
+
+INTERVAL_S: Final = 5.0
+"""The time between two samples. Analyzers send messages at least this often."""
+
+SAMPLES: Final = 120
+"""The number of intervals in the history: ten minutes."""
+
+CHURN_S: Final = 3600.0
+"""The period over which created connections are counted."""
+
+CHURN_INTERVAL_S: Final = 60.0
+"""The time between two counts of created connections."""
+
+MAX_GAP_S: Final = 2 * INTERVAL_S
+"""A longer gap between samples means that the process was paused, and interrupts the line."""
+
+RATE_INTERVALS: Final = 6
+"""The number of intervals that the analyzers' rates are averaged over: half a minute."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """The last ten minutes: an entry for each interval, oldest first, and the current state.
+
+    ``age_seconds`` is the age of each entry. The scrape values are those of the last scrape in the
+    interval, or None if there was none. The last entry has the same values as the rest of the
+    report, so that no current value exceeds the maximum of the history.
+    """
+
+    interval_seconds: float
+    age_seconds: list[float]
+    connections: list[int]
+    flows_per_second: list[float]
+    scrape_duration_seconds: list[float | None]
+    scrape_bytes: list[int | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sample:
+    """The counters at one point in time."""
+
+    at_s: float
+    connections: int
+    flows: Mapping[str, int]
+    """By analyzer, because the counter of a removed analyzer disappears."""
+    ages: Mapping[str, tuple[int, float, int, float]]
+    """By analyzer: count and sum of the observed lags, then of the ages of data."""
+    scrapes: int
+    scrape_duration_s: float
+    scrape_bytes: int
+
+
+class History:
+    """A ring buffer of samples, the source of `Series`."""
+
+    def __init__(self) -> None:
+        self._samples: deque[_Sample] = deque(maxlen=SAMPLES + 1)
+
+    def add(self, stats: Stats, connections: int, *, now_s: float) -> None:
+        """Take a sample at ``now_s``, which must be monotonic."""
+        self._samples.append(_sample(stats, connections, now_s))
+
+    def series(self, stats: Stats, connections: int, *, now_s: float) -> Series:
+        """Return the ten minutes before ``now_s``, and the current state.
+
+        The last rate is the average of the latest intervals, as elsewhere on the page, because a
+        partial interval would give a different rate.
+        """
+        every = [*self._samples, _sample(stats, connections, now_s)]
+        rates = [sum(_rates(before, after).values(), 0.0) for before, after in pairwise(every)]
+        rates[-1:] = [sum(self.rates().values(), 0.0)]
+        pairs = [
+            (before, after, rate)
+            for (before, after), rate in zip(pairwise(every), rates, strict=True)
+            if now_s - after.at_s <= INTERVAL_S * SAMPLES
+        ]
+        samples = [after for _, after, _ in pairs]
+        scraped = [after.scrapes > before.scrapes for before, after, _ in pairs]
+        return Series(
+            interval_seconds=INTERVAL_S,
+            age_seconds=[round(now_s - sample.at_s, 1) for sample in samples],
+            connections=[sample.connections for sample in samples],
+            flows_per_second=[round(rate, 1) for *_, rate in pairs],
+            scrape_duration_seconds=[
+                sample.scrape_duration_s if was else None
+                for sample, was in zip(samples, scraped, strict=True)
+            ],
+            scrape_bytes=[
+                sample.scrape_bytes if was else None
+                for sample, was in zip(samples, scraped, strict=True)
+            ],
+        )
+
+    def lags(self) -> Mapping[str, tuple[float | None, float | None]]:
+        """Return the lag and the age of data by analyzer, in seconds.
+
+        Both are means over the samples, or None if nothing was observed.
+        """
+        if len(self._samples) < 2:
+            return {}
+        before, after = self._samples[0].ages, self._samples[-1].ages
+        lags = {}
+        for name, ages in after.items():
+            lag_count, lag_s, age_count, age_s = (
+                new - old for new, old in zip(ages, before.get(name, (0, 0, 0, 0)), strict=True)
+            )
+            lags[name] = _mean(lag_s, lag_count), _mean(age_s, age_count)
+        return lags
+
+    def rates(self) -> Mapping[str, float]:
+        """Return flows per second by analyzer, averaged over the last `RATE_INTERVALS`."""
+        if len(self._samples) < 2:
+            return {}
+        return _rates(
+            self._samples[max(-len(self._samples), -1 - RATE_INTERVALS)], self._samples[-1]
+        )
+
+
+def _sample(stats: Stats, connections: int, now_s: float) -> _Sample:
+    return _Sample(
+        at_s=now_s,
+        connections=connections,
+        flows={name: analyzer.flows for name, analyzer in stats.analyzers.items()},
+        ages={name: _ages(analyzer) for name, analyzer in stats.analyzers.items()},
+        scrapes=stats.scrape.scrapes,
+        scrape_duration_s=stats.scrape.last_duration_s,
+        scrape_bytes=stats.scrape.last_bytes,
+    )
+
+
+def _ages(analyzer: AnalyzerStats) -> tuple[int, float, int, float]:
+    return (*_observed(analyzer.delivery), *_observed(analyzer.packet_age))
+
+
+def _observed(histogram: Histogram) -> tuple[int, float]:
+    return sum(histogram.counts), histogram.sum
+
+
+def _mean(sum_s: float, count: float) -> float | None:
+    # A removed analyzer that returns has new counters.
+    return round(sum_s / count, 3) if count > 0 and sum_s >= 0 else None
+
+
+def _rates(before: _Sample, after: _Sample) -> dict[str, float]:
+    """Return flows per second of each analyzer in both samples."""
+    seconds = max(after.at_s - before.at_s, 1e-3)
+    return {
+        name: max(flows - before.flows[name], 0) / seconds
+        for name, flows in after.flows.items()
+        if name in before.flows
+    }
+
+
+class Churn:
+    """Counts the connections created in the last hour."""
+
+    def __init__(self) -> None:
+        self._counts: deque[tuple[float, int]] = deque(maxlen=round(CHURN_S / CHURN_INTERVAL_S))
+
+    def add(self, created_total: int, *, now_s: float) -> None:
+        """Take a count if the last one is old enough; ``now_s`` must be monotonic."""
+        if self._counts and created_total < self._counts[-1][1]:
+            self._counts.clear()  # a reload replaced the table
+        if not self._counts or now_s - self._counts[-1][0] >= CHURN_INTERVAL_S:
+            self._counts.append((now_s, created_total))
+
+    def created(self, created_total: int, *, now_s: float) -> tuple[int, float]:
+        """Return the number of created connections, and the seconds in which they were created.
+
+        Until an hour has passed, this is the time since the first count.
+        """
+        since_s, before = next(
+            (count for count in self._counts if now_s - count[0] <= CHURN_S),
+            (now_s, created_total),
+        )
+        if created_total < before:
+            return 0, 0.0
+        return created_total - before, now_s - since_s

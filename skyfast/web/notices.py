@@ -1,0 +1,92 @@
+"""The warnings of the status page."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+from skyfast.stats import Failure, NameStats, OwnNameStats, Stats, TableCounts
+
+MAX_NAMED: Final = 3
+"""The maximum number of analyzers named by a warning."""
+
+NEARLY_FULL: Final = 0.9
+"""There is a warning if the table reaches this fraction of one of its limits."""
+
+Severity = Literal["warning", "critical"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """A warning for operators, as a sentence."""
+
+    severity: Severity
+    text: str
+
+
+def current_notices(
+    stats: Stats, table: TableCounts, recorded: Mapping[str, str]
+) -> Iterator[Notice]:
+    """Yield the warnings. ``recorded`` has the recorded names of replayed analyzers."""
+    down = [
+        recorded.get(analyzer.name, analyzer.name)
+        for analyzer in stats.analyzers.values()
+        if not analyzer.up
+    ]
+    if down and len(down) == len(stats.analyzers):
+        rest = "" if stats.clock_held else ": connections expire"
+        yield Notice(severity="critical", text=f"Not subscribed to any analyzer{rest}.")
+    elif down:
+        others = len(down) - MAX_NAMED
+        more = f" and {others:,} more" if others > 0 else ""
+        yield Notice(
+            severity="warning", text=f"Not subscribed to {', '.join(down[:MAX_NAMED])}{more}."
+        )
+    if stats.clock_held:
+        text = "Reports may be missing: expiry is paused."
+        yield Notice(severity="warning", text=text)
+    for what, count, limit in (
+        ("connections", table.connections, stats.max_connections),
+        ("flows", table.flows, stats.max_flows),
+    ):
+        if count >= NEARLY_FULL * limit > 0:
+            yield Notice(
+                severity="critical" if count >= limit else "warning",
+                text=f"{count:,} of at most {limit:,} {what} (max_{what}).",
+            )
+    if names := stats.topology.names:
+        yield from _name_notices(names)
+    if own := stats.own_names:
+        yield from _own_name_notices(own)
+    if not stats.config.last_reload_successful and (failure := stats.config.last_failure):
+        yield Notice(
+            severity="warning",
+            text=f"Reload of the configuration failed {_at(failure)}: {failure.text}",
+        )
+
+
+def _name_notices(names: NameStats) -> Iterator[Notice]:
+    if names.labels_without_pods:
+        yield Notice(
+            severity="warning",
+            text=f"Labels {names.labels_without_pods}: the topology has no pods;"
+            " enable Skydive's Kubernetes probe (k8s) on an analyzer.",
+        )
+    for key in names.missing_pod_labels:
+        yield Notice(severity="warning", text=f"No pod has the label '{key}'.")
+
+
+def _own_name_notices(own: OwnNameStats) -> Iterator[Notice]:
+    if own.labels_without_names:
+        text = f"Labels {own.labels_without_names}: neither names nor names_file is set."
+        yield Notice(severity="warning", text=text)
+    for key in own.missing_keys:
+        yield Notice(severity="warning", text=f"No entry of the names has the key '{key}'.")
+    if not own.last_load_successful and (failure := own.last_failure):
+        text = f"Reload of the names failed {_at(failure)}: {failure.text}"
+        yield Notice(severity="warning", text=text)
+
+
+def _at(failure: Failure) -> str:
+    when = datetime.fromtimestamp(int(failure.timestamp_s), UTC)
+    return f"at {when:%Y-%m-%d %H:%M:%S} UTC"
