@@ -616,9 +616,7 @@ def render(
     return "".join(parts).encode(errors="replace")
 
 
-def render_hidden(
-    hidden: Mapping[str, tuple[int, int] | None], *, openmetrics: int = 0
-) -> bytes:
+def render_hidden(hidden: Mapping[str, tuple[int, int] | None], *, openmetrics: int = 0) -> bytes:
     """Return the families ``skyfast_hidden_…``; nothing if no view has bounds.
 
     ``hidden`` has the hidden connections and their bytes by the prefix of the view, or None for
