@@ -1420,7 +1420,7 @@ class Model:
         """
         return {
             line.rpartition(" ")[0]: row.start_ms
-            for row in self.alive(now)
+            for row in self.shown(now)
             if row.start_ms
             for family in self.families
             if family.type == "counter"
