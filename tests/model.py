@@ -1714,7 +1714,9 @@ def counts_amount(name: str, view: View) -> bool:
 
 
 def amount_of(row: Row, name: str) -> int:
-    """Return an amount of a row, both directions together."""
+    """Return an amount of a row, both directions together; 0 if its view does not count it."""
+    if not counts_amount(name, row.view):
+        return 0
     return sum(row.totals.get(total, 0) for total in amount_totals(name, row.view))
 
 
