@@ -2,11 +2,12 @@
 # cython: cdivision=True, nonecheck=False, freethreading_compatible=False
 """The table with invariant checks, for tests only. It replaces ``skyfast._table``.
 
-It consists of ``_table.pyx``, with all files that it includes, and four additions:
+It consists of ``_table.pyx``, with all files that it includes, and five additions:
 
 * `check` checks that a whole table is consistent.
 * Every allocation is counted, and `fail_allocation` makes a later allocation fail.
 * `after_unlock` calls a function whenever the mutex is released.
+* `deflate_pieces` compresses any text with any pieces.
 * Rows that are not in use are filled with garbage, and AddressSanitizer reports reads of them. The
   steps of growth are so small that a dozen rows cover all of them, unless SKYFAST_STEPS is
   ``usual`` when this module is imported.
@@ -39,6 +40,9 @@ cdef extern from *:
     #define HUGE_PAGE_BYTES (skyfast_small_steps ? 64 : 2 << 20)
     #define FIRST_PIECE_BYTES (skyfast_small_steps ? 64 : 4 << 20)
     #define PIECE_BYTES (skyfast_small_steps ? 64 : 8 << 20)
+    #define DEFLATE_SLICE (skyfast_small_steps ? 500 : 64 << 10)
+    #define DEFLATE_CHUNK (skyfast_small_steps ? 1500 : 512 << 10)
+    #define MIN_SAMPLE (skyfast_small_steps ? 200 : 16 << 10)
 
     static void row_unused(void *address, size_t size) {
         ASAN_UNPOISON_MEMORY_REGION(address, size);
@@ -163,6 +167,47 @@ def after_unlock(function):
         skyfast_after_unlock = NULL
     else:
         skyfast_after_unlock = interrupt
+
+
+# ---------------------------------------------------------------------------------------------
+# Compression
+
+MAX_SLICE = DEFLATE_SLICE
+
+
+def deflate_pieces(slices):
+    """Compress slices of text with any pieces; return the blocks.
+
+    :param slices: pairs of a text of up to `MAX_SLICE` bytes, and up to `MAX_SLICE` / 2 pieces.
+        A piece is a pair of a length and a source.
+    """
+    cdef Deflater *deflater = <Deflater *>allocate(sizeof(Deflater))
+    cdef bytearray memory = bytearray(HISTORY + DEFLATE_CHUNK + 64)
+    cdef char *start = PyByteArray_AS_STRING(memory) + HISTORY
+    cdef Piece *last
+    cdef list blocks = []
+    try:
+        if not deflater_init(deflater, PyByteArray_AS_STRING(memory), 64):
+            raise MemoryError
+        for text, pieces in slices:
+            if len(text) > MAX_SLICE or len(pieces) > MAX_SLICE // 2:
+                raise ValueError("a slice is too large")
+            deflate_begin(deflater)
+            memcpy(start, PyBytes_AS_STRING(text), len(text))
+            last = deflater.pieces
+            for length, source in pieces:
+                last.length = length
+                last.source = source
+                last += 1
+            deflate_slice(deflater, last, start + len(text))
+            blocks.append(deflater.output[:deflater.writer.out - deflater.output])
+        deflate_begin(deflater)
+        end_blocks(deflater)
+        blocks.append(deflater.output[:deflater.writer.out - deflater.output])
+        return b"".join(blocks)
+    finally:
+        deflater_destroy(deflater)
+        free(deflater)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -70,18 +70,19 @@ Files
         ``dormant``, ``overflow``, ``histograms``.
     Implementation of the methods of `Table`:
         ``layout`` (from a plan to offsets), ``reports``, ``lookup`` and ``update`` (the three steps
-        of an update), ``expiry``, ``relabel``, ``render`` (pages), ``search``,
+        of an update), ``expiry``, ``relabel``, ``render`` and ``deflate`` (pages), ``search``,
         ``top_k``, ``scan`` (label values, top connections, snapshots), ``bounds`` (hidden rows) and
         ``groups``.
 """
 
 cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.math cimport ceil, floor
-from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memchr, memcmp, memcpy, memmove, memset
 
@@ -190,7 +191,10 @@ cdef extern from *:
         SAMPLE_KEYS = 1 << 15,
         HUGE_PAGE_BYTES = 2 << 20,
         FIRST_PIECE_BYTES = 4 << 20,
-        PIECE_BYTES = 8 << 20
+        PIECE_BYTES = 8 << 20,
+        DEFLATE_SLICE = 64 << 10,
+        DEFLATE_CHUNK = 512 << 10,
+        MIN_SAMPLE = 16 << 10
     };
     #define row_unused(address, size) ((void)0)
     #define row_used(address, size) ((void)0)
@@ -212,6 +216,9 @@ cdef extern from *:
         HUGE_PAGE_BYTES
         FIRST_PIECE_BYTES
         PIECE_BYTES
+        DEFLATE_SLICE           # text that is compressed at once
+        DEFLATE_CHUNK           # maximum text of `Page.deflate`
+        MIN_SAMPLE              # text of a family that has its own codes
     void row_unused(void *address, size_t size) noexcept nogil
     void row_used(void *address, size_t size) noexcept nogil
 
@@ -450,6 +457,7 @@ include "table/lookup.pxi"
 include "table/update.pxi"
 include "table/expiry.pxi"
 include "table/relabel.pxi"
+include "table/deflate.pxi"
 include "table/render.pxi"
 include "table/search.pxi"
 include "table/top_k.pxi"
@@ -1096,9 +1104,14 @@ cdef class Page:
     cdef Table table
     cdef Cursor cursor
     cdef bytes shown                    # owns the flags of `Cursor.shown`
+    cdef Deflater *deflater             # NULL before the first call of `deflate`
+    cdef bytearray text                 # owns the text of the deflater
 
     def __dealloc__(self):
         free(self.cursor.listed)
+        if self.deflater != NULL:
+            deflater_destroy(self.deflater)
+            free(self.deflater)
 
     def read(self, Py_ssize_t size):
         """Return the next lines, about `size` bytes of whole lines; ``b""`` at the end of the page.
@@ -1112,11 +1125,49 @@ cdef class Page:
         cdef char *start = PyBytes_AS_STRING(<object>out)
         cdef char *end
         with nogil:
-            end = render_lines(&table.state, &self.cursor, start, start + wanted)
+            end = render_lines(&table.state, &self.cursor, start, start + wanted, NULL)
         _PyBytes_Resize(&out, end - start)
         lines = <object>out
         Py_DECREF(lines)            # `lines` has its own reference
         return lines
+
+    def deflate(self, Py_ssize_t size):
+        """Return the next lines like `read`, and the same lines compressed with deflate.
+
+        The compressed bytes of all calls together are the blocks of one stream (RFC 1951), without
+        its last block. At the end of the page, the lines are empty, and the compressed bytes end
+        the current block and the current byte. Then blocks of other text can follow.
+
+        :param size: about how many bytes of lines to return, at most 512 KiB.
+        :returns: the lines, which the next call overwrites, and the compressed bytes.
+        :raises MemoryError: an allocation failed.
+
+        A page is read either with this method or with `read`. Takes half the time of isal's
+        fastest level, and about 1.5 MiB. The GIL and the lock are used as in `read`.
+        """
+        cdef Table table = self.table
+        cdef size_t length
+        if self.deflater == NULL:
+            self.start_deflater()
+        with nogil:
+            length = deflate_lines(&table.state, &self.cursor, self.deflater,
+                                   max(size, <Py_ssize_t>1))
+        lines = memoryview(self.text)[HISTORY:HISTORY + length]
+        return lines, self.deflater.output[:self.deflater.writer.out - self.deflater.output]
+
+    cdef int start_deflater(self) except -1:
+        cdef size_t max_lines = self.table.state.max_lines
+        cdef Deflater *deflater = <Deflater *>allocate(sizeof(Deflater))
+        try:
+            self.text = bytearray(HISTORY + DEFLATE_CHUNK + max_lines)
+            if not deflater_init(deflater, PyByteArray_AS_STRING(self.text), max_lines):
+                raise MemoryError
+        except BaseException:
+            deflater_destroy(deflater)
+            free(deflater)
+            raise
+        self.deflater = deflater
+        return 0
 
     def distinct_values(self, str label not None):
         """Return the different values of a label in all views and parts, in no particular order.

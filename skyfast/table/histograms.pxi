@@ -324,15 +324,19 @@ cdef void free_histogram_text(HistogramText *text) noexcept nogil:
 # Rendering
 
 cdef char *render_histograms(const TableState *table, const Family *family, const View *view,
-                             Connection *row, int starts, char *out) noexcept nogil:
+                             Connection *row, int starts, char *out,
+                             Piece **pieces) noexcept nogil:
     # The histograms of a row in one family, one per side. `starts` is how the page shows start
     # times.
     cdef uint32_t side
+    cdef char *line
     for side in range(family.sides):
         if starts == START_INLINE:
-            out = render_composite(table, family, view, row, side, out)
+            line = out
+            out = render_composite(table, family, view, row, side, line)
+            note_in(pieces, out - line, TEXT)
         else:
-            out = render_histogram(table, family, view, row, side, starts, out)
+            out = render_histogram(table, family, view, row, side, starts, out, pieces)
     return out
 
 
@@ -342,32 +346,34 @@ cdef inline uint32_t histogram_lines(const Family *family, const View *view) noe
 
 
 cdef char *render_histogram(const TableState *table, const Family *family, const View *view,
-                            Connection *row, uint32_t side, int starts,
-                            char *out) noexcept nogil:
-    # The labels are written once: the other lines contain a copy.
+                            Connection *row, uint32_t side, int starts, char *out,
+                            Piece **pieces) noexcept nogil:
+    # The labels are written once: the other lines contain a copy of the line before.
     cdef const Histogram *histogram = &view.histograms[family.histogram + side]
     cdef const HistogramText *text = family.text
     cdef const int64_t *counts = counts_of(histogram, row)
     cdef uint64_t total = 0
-    cdef char *labels
+    cdef const char *labels
     cdef uint32_t length, i
-    out = labels = put(out, text.bucket.text, text.bucket.length)
-    out = put_labels(table, family, view, row, side, out)
+    out = put_fixed(out, &text.bucket, FIXED_BUCKET, pieces)
+    labels = out
+    out = put_labels(table, family, view, row, side, out, pieces)
     length = <uint32_t>(out - labels)
     for i in range(histogram.bounds + 1):
         if i:
-            out = put(out, text.bucket.text, text.bucket.length)
-            out = put_copy(out, labels, length)
+            out = put_fixed(out, &text.bucket, FIXED_BUCKET, pieces)
+            out = put_noted_copy(out, &labels, length, pieces)
         total += counts[i]
-        out = put(out, text.bounds[i].text, text.bounds[i].length)
-        out = put_value(out, total, 0)
-    out = put_sample(&text.sum, text, labels, length, out)
-    out = put_value(out, counts[histogram.bounds + 1], family.decimals)
-    out = put_sample(&text.count, text, labels, length, out)
-    out = put_value(out, total, 0)
+        out = put_fixed(out, &text.bounds[i], FIXED_BOUNDS + i, pieces)
+        out = put_noted_value(out, total, 0, pieces)
+    out = put_fixed(out, &text.sum, FIXED_SUM, pieces)
+    out = put_sample(out, text, &labels, length, counts[histogram.bounds + 1], family.decimals,
+                     pieces)
+    out = put_fixed(out, &text.count, FIXED_COUNT, pieces)
+    out = put_sample(out, text, &labels, length, total, 0, pieces)
     if starts == START_AS_SAMPLE and start_of(view, row)[0] > 0:
-        out = put_sample(&text.created, text, labels, length, out)
-        out = put_value(out, start_of(view, row)[0], 3)
+        out = put_fixed(out, &text.created, FIXED_CREATED, pieces)
+        out = put_sample(out, text, &labels, length, start_of(view, row)[0], 3, pieces)
     return out
 
 
@@ -382,7 +388,7 @@ cdef char *render_composite(const TableState *table, const Family *family, const
     for i in range(histogram.bounds + 1):
         total += counts[i]
     out = put(out, text.name.text, text.name.length)
-    out = put_labels(table, family, view, row, side, out)
+    out = put_labels(table, family, view, row, side, out, NULL)
     out = put(out, text.end.text, text.end.length)
     out = put_item(out, b"{count:", 7, total, 0)
     out = put_item(out, b",sum:", 5, counts[histogram.bounds + 1], family.decimals)
@@ -397,14 +403,6 @@ cdef char *render_composite(const TableState *table, const Family *family, const
     return put_copy(out, b"\n", 1)
 
 
-cdef inline char *put_sample(const Literal *start, const HistogramText *text, const char *labels,
-                             uint32_t length, char *out) noexcept nogil:
-    # A line with a copy of the labels, up to its value.
-    out = put(out, start.text, start.length)
-    out = put_copy(out, labels, length)
-    return put(out, text.end.text, text.end.length)
-
-
 cdef inline char *put_item(char *out, const char *before, uint32_t length, int64_t value,
                            uint32_t decimals) noexcept nogil:
     # Text and a number, without the end of the line that `put_value` writes.
@@ -413,20 +411,66 @@ cdef inline char *put_item(char *out, const char *before, uint32_t length, int64
 
 
 cdef inline char *put_labels(const TableState *table, const Family *family, const View *view,
-                             Connection *row, uint32_t side, char *out) noexcept nogil:
+                             Connection *row, uint32_t side, char *out,
+                             Piece **pieces) noexcept nogil:
     cdef const uint32_t *cells = cells_of(view, row)
-    cdef const Literal *literal
+    cdef char *cell
     cdef uint32_t i
     for i in range(view.columns + 1):
-        literal = &family.literals[i]
         if side and i == view.direction_index:
-            literal = &family.second
-        out = put(out, literal.text, literal.length)
+            out = put_fixed(out, &family.second, view.columns + 1, pieces)
+        else:
+            out = put_fixed(out, &family.literals[i], i, pieces)
         if i < view.columns:
-            out = put_cell(out, cells[i], &table.strings)
+            cell = out
+            out = put_cell(cell, cells[i], &table.strings)
+            note_in(pieces, out - cell, cells[i])
     return out
 
 
 cdef inline char *put_copy(char *out, const char *text, uint32_t length) noexcept nogil:
     memcpy(out, text, length)
     return out + length
+
+
+# These functions write a part of a line, and note it as a piece for compression (`deflate.pxi`).
+
+cdef enum:
+    # The numbers of fixed text that follow the numbers of the literals of a family.
+    FIXED_BUCKET = MAX_VIEW_COLUMNS + 2
+    FIXED_SUM
+    FIXED_COUNT
+    FIXED_CREATED
+    FIXED_END
+    FIXED_BOUNDS
+
+
+cdef inline char *put_fixed(char *out, const Literal *literal, uint32_t number,
+                            Piece **pieces) noexcept nogil:
+    note_in(pieces, literal.length, FIXED | number)
+    return put(out, literal.text, literal.length)
+
+
+cdef inline char *put_noted_value(char *out, uint64_t value, uint32_t decimals,
+                                  Piece **pieces) noexcept nogil:
+    cdef char *end = put_value(out, value, decimals)
+    note_in(pieces, end - out, TEXT)
+    return end
+
+
+cdef inline char *put_noted_copy(char *out, const char **text, uint32_t length,
+                                 Piece **pieces) noexcept nogil:
+    # From then on, `text` is the copy.
+    note_in(pieces, length, COPIED | <uint32_t>(out - text[0]))
+    memcpy(out, text[0], length)
+    text[0] = out
+    return out + length
+
+
+cdef inline char *put_sample(char *out, const HistogramText *text, const char **labels,
+                             uint32_t length, uint64_t value, uint32_t decimals,
+                             Piece **pieces) noexcept nogil:
+    # The rest of a line after the name of its metric.
+    out = put_noted_copy(out, labels, length, pieces)
+    out = put_fixed(out, &text.end, FIXED_END, pieces)
+    return put_noted_value(out, value, decimals, pieces)

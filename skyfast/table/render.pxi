@@ -40,10 +40,12 @@ cdef Cursor begin_page(TableState *table, uint32_t now_s) noexcept nogil:
     return cursor
 
 
-cdef char *render_lines(TableState *table, Cursor *cursor, char *out,
-                        const char *limit) noexcept nogil:
+cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char *limit,
+                        Piece **pieces) noexcept nogil:
     # Writes lines until `limit` is reached or the page ends. The last connection's lines, or a
-    # family's head, may exceed the limit by up to `max_lines`.
+    # family's head, may exceed the limit by up to `max_lines`. If `pieces` is not NULL, the pieces
+    # of the lines are noted there. Then the lines may end earlier, at the end of a family.
+    cdef const char *start = out
     cdef const Family *family
     cdef uint32_t end
     cdef bint is_listed
@@ -58,25 +60,28 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out,
         if cursor.row == 0:
             memcpy(out, family.heads[cursor.head], family.head_lengths[cursor.head])
             out += family.head_lengths[cursor.head]
+            note_in(pieces, family.head_lengths[cursor.head], HEAD)
             cursor.row = 1
         pthread_mutex_lock(&table.lock)
         if not is_listed:
             end = table.views[family.view].rows.fresh
-            out = render_in_format(table, cursor, family, &cursor.row, end, out, limit)
+            out = render_in_format(table, cursor, family, &cursor.row, end, out, limit, pieces)
         else:
             end = cursor.listed_end
-            out = render_listed(table, cursor, family, out, limit)
+            out = render_listed(table, cursor, family, out, limit, pieces)
         if cursor.row >= end:
             cursor.family += 1
             cursor.row = 0
         pthread_mutex_unlock(&table.lock)
         give_way(table)
+        if pieces != NULL and cursor.row == 0 and out - start >= MIN_SAMPLE:
+            break
     return out
 
 
 cdef char *render_rows(const TableState *table, const Cursor *cursor, const Family *family,
-                       uint32_t *next_row, uint32_t end, char *out,
-                       const char *limit) noexcept nogil:
+                       uint32_t *next_row, uint32_t end, char *out, const char *limit,
+                       Piece **pieces) noexcept nogil:
     # The rows before `end`, at most RENDER_ROWS of them, without start times. Not for histograms.
     cdef const View *view = &table.views[family.view]
     cdef const Rows *rows = &view.rows
@@ -91,7 +96,7 @@ cdef char *render_rows(const TableState *table, const Cursor *cursor, const Fami
             prefetch_strings(table, view, <Connection *>row_at(rows, row + AHEAD))
         connection = <Connection *>row_at(rows, row)
         if is_on_page(cursor, connection):
-            out = render_connection(table, family, view, connection, out)
+            out = render_connection(table, family, view, connection, out, pieces)
         row += 1
     next_row[0] = row
     return out
@@ -120,7 +125,8 @@ cdef inline int64_t series_value(const Family *family, const View *view, Connect
 
 
 cdef inline char *render_connection(const TableState *table, const Family *family,
-                                    const View *view, Connection *row, char *out) noexcept nogil:
+                                    const View *view, Connection *row, char *out,
+                                    Piece **pieces) noexcept nogil:
     # The labels are written once: the line of the second side is a copy of the first line with
     # another direction.
     cdef const uint32_t *cells = cells_of(view, row)
@@ -131,32 +137,58 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
     cdef char *direction = out
     cdef char *rest
     cdef char *first
+    cdef char *cell
+    cdef Piece *piece = NULL
+    cdef Piece *line = NULL
     cdef uint32_t i
     cdef Py_ssize_t before, after
     if family.sides == 2:
         second = series_value(family, view, row, 1)
     if value <= family.absent and second <= family.absent:
         return out
+    if pieces != NULL:
+        line = piece = pieces[0]
     for i in range(view.columns):
         if i == view.direction_index:
             direction = out
-        out = put(out, literals[i].text, literals[i].length)
-        out = put_cell(out, cells[i], &table.strings)
+        cell = put(out, literals[i].text, literals[i].length)
+        out = put_cell(cell, cells[i], &table.strings)
+        if pieces != NULL:
+            piece = note(piece, literals[i].length, FIXED | i)
+            piece = note(piece, out - cell, cells[i])
     if view.direction_index == view.columns:
         direction = out
     out = put(out, literals[view.columns].text, literals[view.columns].length)
     rest = direction + literals[view.direction_index].length
     before = direction - start
     after = out - rest
-    first = out = put_value(out, max(value, <int64_t>0), family.decimals)
+    first = out
+    out = put_value(out, max(value, <int64_t>0), family.decimals)
+    if pieces != NULL:
+        piece = note(piece, literals[view.columns].length, FIXED | view.columns)
+        piece = note(piece, out - first, TEXT)
     if second > family.absent:
+        first = out
         memcpy(out, start, before)
         out = put(out + before, family.second.text, family.second.length)
         memcpy(out, rest, after)
-        out = put_value(out + after, second, family.decimals)
+        cell = out + after
+        out = put_value(cell, second, family.decimals)
         if unlikely(value <= family.absent):    # the first side has no line
             memmove(start, first, out - first)
             out = start + (out - first)
+            if pieces != NULL:
+                # The line has the pieces of a first line, except for the direction and the value.
+                line[2 * view.direction_index].length = family.second.length
+                line[2 * view.direction_index].source = FIXED | (view.columns + 1)
+                piece = note(piece - 1, first + (out - start) - cell, TEXT)
+        elif pieces != NULL:
+            piece = note(piece, before, COPIED | <uint32_t>(first - start))
+            piece = note(piece, family.second.length, FIXED | (view.columns + 1))
+            piece = note(piece, after, COPIED | <uint32_t>(cell - after - rest))
+            piece = note(piece, out - cell, TEXT)
+    if pieces != NULL:
+        pieces[0] = piece
     return out
 
 
@@ -166,16 +198,17 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
 
 cdef inline char *render_in_format(const TableState *table, const Cursor *cursor,
                                    const Family *family, uint32_t *next_row, uint32_t end,
-                                   char *out, const char *limit) noexcept nogil:
+                                   char *out, const char *limit,
+                                   Piece **pieces) noexcept nogil:
     # The rows before `end`, at most RENDER_ROWS of them, in the format of the page.
     if family.text != NULL or (cursor.starts != START_HIDDEN and family.is_counter):
-        return render_rows_singly(table, cursor, family, next_row, end, out, limit)
-    return render_rows(table, cursor, family, next_row, end, out, limit)
+        return render_rows_singly(table, cursor, family, next_row, end, out, limit, pieces)
+    return render_rows(table, cursor, family, next_row, end, out, limit, pieces)
 
 
 cdef char *render_rows_singly(const TableState *table, const Cursor *cursor, const Family *family,
-                              uint32_t *next_row, uint32_t end, char *out,
-                              const char *limit) noexcept nogil:
+                              uint32_t *next_row, uint32_t end, char *out, const char *limit,
+                              Piece **pieces) noexcept nogil:
     # Like `render_rows`, for histograms and for counters with start times.
     cdef const View *view = &table.views[family.view]
     cdef uint32_t row = next_row[0]
@@ -191,13 +224,15 @@ cdef char *render_rows_singly(const TableState *table, const Cursor *cursor, con
         connection = connection_at(view, row)
         if family.text != NULL:
             if is_on_page(cursor, connection):
-                out = render_histograms(table, family, view, connection, cursor.starts, out)
+                out = render_histograms(table, family, view, connection, cursor.starts, out,
+                                        pieces)
             row += 1
             continue
         lines = out
-        out = render_rows(table, cursor, family, &row, row + 1, out, limit)
+        out = render_rows(table, cursor, family, &row, row + 1, out, limit, NULL)
         if out != lines:
             out = add_starts(family, start_of(view, connection)[0], cursor.starts, lines, out)
+            note_in(pieces, out - lines, TEXT)
     next_row[0] = row
     return out
 
@@ -206,7 +241,7 @@ cdef char *render_rows_singly(const TableState *table, const Cursor *cursor, con
 # Parts: the rows of a page are divided by a hash of their label values.
 
 cdef char *render_listed(const TableState *table, Cursor *cursor, const Family *family, char *out,
-                         const char *limit) noexcept nogil:
+                         const char *limit, Piece **pieces) noexcept nogil:
     # The listed rows, at most RENDER_ROWS of them. Rows with consecutive numbers are rendered
     # together: if few rows are hidden, this takes no longer than rendering all rows.
     cdef const View *view = &table.views[family.view]
@@ -221,7 +256,7 @@ cdef char *render_listed(const TableState *table, Cursor *cursor, const Family *
             end += 1
         if end - i < AHEAD:
             prefetch_listed(table, view, cursor, i, end)
-        out = render_in_format(table, cursor, family, &row, first + end - i, out, limit)
+        out = render_in_format(table, cursor, family, &row, first + end - i, out, limit, pieces)
         i += row - first
     cursor.row = i
     return out

@@ -1,0 +1,605 @@
+# Deflate: compressed pages, made from what the renderer knows instead of a search for repetitions.
+# Part of `_table.pyx`, which includes it. The format is RFC 1951.
+#
+# A page repeats itself in a known way. The text between two label values is the same in all lines
+# of a family, and the second line of a connection is mostly a copy of the first line. So the
+# renderer notes the *pieces* of its text: their length, and where the same bytes may have been
+# before. A slice of text is compressed in three steps:
+#
+# 1. Under the table's mutex, `render_lines` writes text, and notes its pieces (`note`). The other
+#    steps need neither the table nor its mutex.
+# 2. `find_matches` turns the pieces into *sequences*: a number of literals, then a match. A piece
+#    gives the distance of its match (COPIED), or matches the latest piece with the same number
+#    (FIXED), or the latest use of the same interned string. If the next piece has the same
+#    distance, the match becomes longer. A piece without a match can continue a match in part.
+# 3. `write_sequences` writes the sequences as bits.
+#
+# Pieces are only hints: bytes are compared before they become a match. So a page is correct even if
+# the number of a string belongs to another string by now. Text without pieces becomes literals.
+#
+# The Huffman codes are learnt from the first slice of a family. They are learnt again from a larger
+# sample, or when a slice needs too many bits. A block lasts as long as its codes, so it has the
+# bits of many slices. All symbols have codes, because later slices may have any text. The codes are
+# complete, because some decoders reject other codes. They have at most 12 bits, so that the codes
+# of four literals can be written at once.
+#
+# All memory belongs to a `Deflater`, which belongs to a page, and does not grow with the table.
+
+cdef enum:
+    LITERALS = 286              # symbols of literals, of the end of a block, and of lengths
+    DISTANCES = 30
+    END_OF_BLOCK = 256
+    FIRST_LENGTH = 257          # the symbol of length 3
+    MAX_CODE_BITS = 12
+    MIN_MATCH = 3
+    MAX_MATCH = 258
+    HISTORY = 32768             # bytes that a match can reach back
+    MIN_STRING = 8              # a shorter string costs less as literals
+    NO_CHAR = 0x80              # in an index of `Code.pairs`: there is no character
+    PAIRS = (NO_CHAR << 8) + NO_CHAR + 1
+    CODE_BITS = 24              # the bits of an entry in `Code`; the rest is their number
+    CODE_MASK = (1 << CODE_BITS) - 1
+    REPEAT = 16                 # in a list of lengths: the length before, 3 to 6 times
+    LENGTH_SYMBOLS = 19         # of lengths in such a list
+    MAX_HEADER = 256            # bytes of the header of a block
+    MAX_FIXED = 2 * MAX_VIEW_COLUMNS
+    STRING_SLOTS = 2048
+    RELEARN_PERCENT = 120       # of the bits per byte for which the codes were made
+    LARGER_SAMPLE = 4           # times the bytes of the sample
+
+# What is known about a piece: an interned string (IS_STRING and its number), or one of these
+# kinds and a number.
+cdef enum:
+    TEXT = 0                    # nothing
+    HEAD = 1 << 28              # a family begins
+    FIXED = 2 << 28             # the same bytes as the latest piece with this number
+    COPIED = 3 << 28            # the same bytes as those at this distance
+    KIND = 7 << 28
+
+
+cdef extern from *:
+    """
+    #define count_leading_zeros(x) __builtin_clz(x)
+    #define count_trailing_zeros(x) __builtin_ctzll(x)
+    static const uint8_t LENGTH_ORDER[] =
+        {16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15};
+    """
+    uint32_t count_leading_zeros(uint32_t) noexcept nogil
+    uint32_t count_trailing_zeros(uint64_t) noexcept nogil
+    const uint8_t *LENGTH_ORDER
+
+
+cdef struct Piece:
+    uint32_t length
+    uint32_t source
+
+
+cdef struct Sequence:
+    # Literals, then a match, like a sequence of LZ4 or Zstandard.
+    uint32_t literals
+    uint16_t length             # 0 if there is no match
+    uint16_t distance
+
+
+cdef struct Code:
+    # Entries have the bits of a code, and the number of these bits above CODE_BITS.
+    uint32_t literals[LITERALS]
+    uint32_t distances[DISTANCES]
+    uint32_t lengths[MAX_MATCH + 1]     # a match's length with its extra bits
+    uint32_t pairs[PAIRS]               # two ASCII characters, or one, or none
+    uint64_t sample_bytes       # text from which the codes were learnt; 0 if there are no codes
+    uint64_t sample_bits        # size of this text with the codes
+
+
+cdef struct BitWriter:
+    uint64_t bits
+    uint32_t count              # number of bits, less than 8
+    char *out
+
+
+cdef struct Deflater:
+    char *text                  # HISTORY bytes of earlier text, then the chunk; borrowed
+    char *end                   # end of the text
+    uint64_t position           # position of `end` in the page
+    Piece *pieces               # of a slice
+    Sequence *sequences         # of a slice
+    char *output                # of a chunk
+    BitWriter writer
+    bint learns                 # the next slice with enough text has its own codes
+    uint32_t fixed_at[MAX_FIXED]        # position of the latest piece (modulo 2^32), by number
+    uint32_t strings_at[STRING_SLOTS]   # position of the latest string, by a part of its number
+    uint32_t counts[LITERALS + DISTANCES]       # frequencies of the symbols
+    Code code
+
+
+# ---------------------------------------------------------------------------------------------
+# Pieces: called by the renderer, under the table's mutex
+
+cdef inline Piece *note(Piece *piece, size_t length, uint32_t source) noexcept nogil:
+    piece.length = <uint32_t>length
+    piece.source = source
+    return piece + 1
+
+
+cdef inline void note_in(Piece **pieces, size_t length, uint32_t source) noexcept nogil:
+    if pieces != NULL:
+        pieces[0] = note(pieces[0], length, source)
+
+
+# ---------------------------------------------------------------------------------------------
+# Matches
+
+cdef inline uint64_t load_word(const char *text) noexcept nogil:
+    cdef uint64_t word
+    memcpy(&word, text, 8)
+    return word
+
+
+cdef inline uint64_t differences(const char *a, const char *b) noexcept nogil:
+    # Not 0 if the next 16 bytes differ.
+    return (load_word(a) ^ load_word(b)) | (load_word(a + 8) ^ load_word(b + 8))
+
+
+cdef inline bint same_bytes(const char *a, const char *b, uint32_t length) noexcept nogil:
+    # Blocks overlap, so that few branches depend on the length.
+    cdef uint64_t difference
+    if length >= 16:
+        difference = differences(a + length - 16, b + length - 16)
+        while length > 32:
+            difference |= differences(a, b) | differences(a + 16, b + 16)
+            a += 32
+            b += 32
+            length -= 32
+        if length > 16:
+            difference |= differences(a, b)
+    elif length >= 8:
+        difference = ((load_word(a) ^ load_word(b))
+                      | (load_word(a + length - 8) ^ load_word(b + length - 8)))
+    else:
+        difference = (load_word(a) ^ load_word(b)) & LOW_BYTES[length]
+    return difference == 0
+
+
+cdef inline uint32_t common_bytes(const char *a, const char *b, uint32_t length) noexcept nogil:
+    # The number of equal bytes at the start.
+    cdef uint64_t difference = load_word(a) ^ load_word(b)
+    if likely(difference):
+        return min(length, count_trailing_zeros(difference) >> 3)
+    if length <= 8 or same_bytes(a, b, length):
+        return length
+    return 8
+
+
+cdef inline Sequence *put_match(Sequence *out, uint32_t literals, uint32_t length,
+                                uint32_t distance) noexcept nogil:
+    # Writes a match of any length of at least MIN_MATCH.
+    cdef uint32_t taken
+    while unlikely(length > MAX_MATCH):
+        taken = MAX_MATCH if length >= MAX_MATCH + MIN_MATCH else MAX_MATCH - MIN_MATCH
+        out.literals = literals
+        out.length = <uint16_t>taken
+        out.distance = <uint16_t>distance
+        out += 1
+        literals = 0
+        length -= taken
+    out.literals = literals
+    out.length = <uint16_t>length
+    out.distance = <uint16_t>distance
+    return out + 1
+
+
+cdef const Sequence *find_matches(Deflater *deflater, const Piece *last,
+                                  const char *end) noexcept nogil:
+    # Writes the sequences of the text up to `end`, and returns the end of the sequences.
+    cdef const Piece *piece = deflater.pieces
+    cdef const char *text = deflater.end
+    cdef Sequence *out = deflater.sequences
+    cdef uint64_t position = deflater.position
+    cdef uint32_t literals = 0          # before the match, or before `text` if there is no match
+    cdef uint32_t length = 0
+    cdef uint32_t distance = 0          # 0 if there is no match
+    cdef uint32_t size, source, candidate, same
+    cdef uint32_t *latest
+    cdef bint before
+    while piece < last and text < end:
+        size = <uint32_t>min(<size_t>piece.length, <size_t>(end - text))
+        source = piece.source
+        piece += 1
+        candidate = 0
+        same = 0
+        if source & IS_STRING:
+            latest = &deflater.strings_at[source % STRING_SLOTS]
+            candidate = <uint32_t>position - latest[0]
+            latest[0] = <uint32_t>position
+            if size < MIN_STRING:
+                candidate = 0
+        elif source & KIND == FIXED:
+            latest = &deflater.fixed_at[source % MAX_FIXED]
+            candidate = <uint32_t>position - latest[0]
+            latest[0] = <uint32_t>position
+        elif source & KIND == COPIED:
+            candidate = source - COPIED
+        elif source == HEAD:
+            deflater.learns = True
+        if distance and source & KIND < FIXED:
+            same = common_bytes(text, text - distance, size)
+            if same == size:
+                length += size
+                text += size
+                position += size
+                continue
+        # The byte before the match must be part of the page, too.
+        if (0 < candidate <= HISTORY and candidate < position and size >= MIN_MATCH
+                and same_bytes(text, text - candidate, size)):
+            if candidate == distance:
+                length += size
+            else:
+                if distance:
+                    out = put_match(out, literals, length, distance)
+                    literals = 0
+                distance = candidate
+                before = literals > 0 and (text - 1)[0] == (text - 1 - candidate)[0]
+                literals -= before
+                length = size + before
+        else:
+            if distance:
+                out = put_match(out, literals, length + same, distance)
+                literals = 0
+                distance = 0
+            literals += size - same
+        text += size
+        position += size
+    if distance:
+        out = put_match(out, literals, length, distance)
+        literals = 0
+    out.literals = literals + <uint32_t>(end - text)
+    out.length = 0
+    out.distance = 0
+    return out + 1
+
+
+# ---------------------------------------------------------------------------------------------
+# Bits
+
+cdef inline void put_bits(BitWriter *writer, uint64_t bits, uint32_t count) noexcept nogil:
+    # Writes up to 56 bits. Whole bytes leave the writer; up to 8 bytes of `out` are overwritten.
+    writer.bits |= bits << writer.count
+    writer.count += count
+    memcpy(writer.out, &writer.bits, 8)
+    writer.out += writer.count >> 3
+    writer.bits >>= writer.count & 0x38
+    writer.count &= 7
+
+
+cdef inline void put_entry(BitWriter *writer, uint32_t entry) noexcept nogil:
+    put_bits(writer, entry & CODE_MASK, entry >> CODE_BITS)
+
+
+cdef inline void put_two(BitWriter *writer, uint32_t first, uint32_t second) noexcept nogil:
+    cdef uint32_t count = first >> CODE_BITS
+    put_bits(writer, (first & CODE_MASK) | <uint64_t>(second & CODE_MASK) << count,
+             count + (second >> CODE_BITS))
+
+
+cdef inline void put_four(BitWriter *writer, uint32_t first, uint32_t second, uint32_t third,
+                          uint32_t fourth) noexcept nogil:
+    cdef uint32_t count = first >> CODE_BITS
+    cdef uint32_t next_count = third >> CODE_BITS
+    cdef uint64_t bits = (first & CODE_MASK) | <uint64_t>(second & CODE_MASK) << count
+    cdef uint64_t next_bits = (third & CODE_MASK) | <uint64_t>(fourth & CODE_MASK) << next_count
+    count += second >> CODE_BITS
+    next_count += fourth >> CODE_BITS
+    if likely(count + next_count <= 56):
+        put_bits(writer, bits | next_bits << count, count + next_count)
+    else:
+        put_bits(writer, bits, count)
+        put_bits(writer, next_bits, next_count)
+
+
+cdef inline uint32_t length_symbol(uint32_t length, uint32_t *extra_bits,
+                                   uint32_t *extra) noexcept nogil:
+    cdef uint32_t offset = length - MIN_MATCH
+    cdef uint32_t power
+    extra_bits[0] = extra[0] = 0
+    if length == MAX_MATCH:
+        return FIRST_LENGTH + 28
+    if offset < 8:
+        return FIRST_LENGTH + offset
+    power = 31 - count_leading_zeros(offset)
+    extra_bits[0] = power - 2
+    extra[0] = offset & ((1 << (power - 2)) - 1)
+    return FIRST_LENGTH + 4 * (power - 1) + ((offset >> (power - 2)) & 3)
+
+
+cdef inline uint32_t distance_symbol(uint32_t distance, uint32_t *extra_bits,
+                                     uint32_t *extra) noexcept nogil:
+    cdef uint32_t offset = distance - 1
+    cdef uint32_t power
+    extra_bits[0] = extra[0] = 0
+    if unlikely(offset < 2):
+        return offset
+    power = 31 - count_leading_zeros(offset)
+    extra_bits[0] = power - 1
+    extra[0] = offset & ((1 << (power - 1)) - 1)
+    return 2 * power + ((offset >> (power - 1)) & 1)
+
+
+cdef void write_sequences(Deflater *deflater, const Sequence *last) noexcept nogil:
+    cdef const Code *code = &deflater.code
+    cdef const Sequence *sequence = deflater.sequences
+    cdef const char *text = deflater.end
+    cdef BitWriter writer = deflater.writer     # a copy, which the compiler keeps in registers
+    cdef uint64_t word, used
+    cdef uint32_t literals, taken, i, first, second, length, distance, extra_bits, extra
+    while sequence < last:
+        literals = sequence.literals
+        while literals:
+            taken = min(literals, <uint32_t>8)
+            used = LOW_BYTES[taken]
+            word = load_word(text)
+            if unlikely(word & used & EACH_BYTE << 7):
+                for i in range(taken):
+                    put_entry(&writer, code.literals[<uint8_t>text[i]])
+            else:
+                word = (word & used) | (EACH_BYTE << 7 & ~used)
+                first = code.pairs[word & 0xFFFF]
+                second = code.pairs[word >> 16 & 0xFFFF]
+                if taken <= 4:
+                    put_two(&writer, first, second)
+                else:
+                    put_four(&writer, first, second, code.pairs[word >> 32 & 0xFFFF],
+                             code.pairs[word >> 48])
+            text += taken
+            literals -= taken
+        if sequence.length:
+            length = code.lengths[sequence.length]
+            i = distance_symbol(sequence.distance, &extra_bits, &extra)
+            distance = code.distances[i]
+            word = (distance & CODE_MASK) | extra << (distance >> CODE_BITS)
+            put_bits(&writer, (length & CODE_MASK) | word << (length >> CODE_BITS),
+                     (length >> CODE_BITS) + (distance >> CODE_BITS) + extra_bits)
+            text += sequence.length
+        sequence += 1
+    deflater.writer = writer
+
+
+# ---------------------------------------------------------------------------------------------
+# Codes
+
+cdef void learn_codes(Deflater *deflater, const Sequence *last) noexcept nogil:
+    # Begins a block with codes for the sequences of a slice.
+    cdef Code *code = &deflater.code
+    cdef uint8_t lengths[LITERALS + DISTANCES]
+    cdef uint32_t i, j, entry, extra_bits, extra
+    if code.sample_bytes:
+        put_entry(&deflater.writer, code.literals[END_OF_BLOCK])
+    count_symbols(deflater, last)
+    code_lengths(deflater.counts, LITERALS, lengths)
+    code_lengths(deflater.counts + LITERALS, DISTANCES, lengths + LITERALS)
+    assign_codes(lengths, LITERALS, code.literals)
+    assign_codes(lengths + LITERALS, DISTANCES, code.distances)
+    for i in range(MIN_MATCH, MAX_MATCH + 1):
+        entry = code.literals[length_symbol(i, &extra_bits, &extra)]
+        code.lengths[i] = joined(entry, extra_bits << CODE_BITS | extra)
+    for i in range(NO_CHAR):
+        for j in range(NO_CHAR):
+            code.pairs[i << 8 | j] = joined(code.literals[j], code.literals[i])
+        code.pairs[NO_CHAR << 8 | i] = code.literals[i]
+    code.pairs[NO_CHAR << 8 | NO_CHAR] = 0
+    put_header(&deflater.writer, lengths)
+
+
+cdef void count_symbols(Deflater *deflater, const Sequence *last) noexcept nogil:
+    cdef const Sequence *sequence = deflater.sequences
+    cdef const uint8_t *text = <const uint8_t *>deflater.end
+    cdef uint32_t i, symbol, extra_bits, extra
+    memset(deflater.counts, 0, sizeof(deflater.counts))
+    while sequence < last:
+        for i in range(sequence.literals):
+            deflater.counts[text[i]] += 1
+        text += sequence.literals + sequence.length
+        if sequence.length:
+            symbol = length_symbol(sequence.length, &extra_bits, &extra)
+            deflater.counts[symbol] += 1
+            symbol = distance_symbol(sequence.distance, &extra_bits, &extra)
+            deflater.counts[LITERALS + symbol] += 1
+        sequence += 1
+
+
+cdef void code_lengths(const uint32_t *counts, uint32_t symbols, uint8_t *lengths) noexcept nogil:
+    # The lengths of a complete code with at most MAX_CODE_BITS bits: Huffman's algorithm with two
+    # queues. Then codes that are too long become shorter, at the cost of other codes.
+    cdef uint64_t weights[2 * LITERALS]     # of the symbols in order, then of their trees
+    cdef uint16_t parents[2 * LITERALS]
+    cdef uint8_t depths[2 * LITERALS]
+    cdef uint16_t ordered[LITERALS]
+    cdef uint32_t at_depth[MAX_CODE_BITS + 1]
+    cdef uint32_t i, side, child, bits
+    cdef uint32_t leaf = 0, tree = symbols      # the rarest that have no parent
+    cdef uint32_t trees = symbols, total = 0
+    for i in range(symbols):
+        # Symbols that are not in the sample have codes, too.
+        weights[i] = (<uint64_t>counts[i] * 16 + 1) << 16 | i
+    qsort(weights, symbols, sizeof(uint64_t), compare_weights)
+    for i in range(symbols):
+        ordered[i] = <uint16_t>(weights[i] & 0xFFFF)
+        weights[i] >>= 16
+    while trees < 2 * symbols - 1:
+        weights[trees] = 0
+        for side in range(2):
+            if leaf < symbols and (tree == trees or weights[leaf] <= weights[tree]):
+                child = leaf
+                leaf += 1
+            else:
+                child = tree
+                tree += 1
+            parents[child] = <uint16_t>trees
+            weights[trees] += weights[child]
+        trees += 1
+    memset(at_depth, 0, sizeof(at_depth))
+    depths[trees - 1] = 0
+    for i in range(trees - 1, 0, -1):
+        depths[i - 1] = depths[parents[i - 1]] + 1
+        if i <= symbols:
+            at_depth[min(<uint32_t>depths[i - 1], <uint32_t>MAX_CODE_BITS)] += 1
+    for bits in range(1, MAX_CODE_BITS + 1):
+        total += at_depth[bits] << (MAX_CODE_BITS - bits)
+    while total > 1 << MAX_CODE_BITS:
+        at_depth[MAX_CODE_BITS] -= 1
+        bits = MAX_CODE_BITS - 1
+        while at_depth[bits] == 0:
+            bits -= 1
+        at_depth[bits] -= 1
+        at_depth[bits + 1] += 2
+        total -= 1
+    bits = MAX_CODE_BITS
+    for i in range(symbols):            # the rarest symbols have the longest codes
+        while at_depth[bits] == 0:
+            bits -= 1
+        at_depth[bits] -= 1
+        lengths[ordered[i]] = <uint8_t>bits
+
+
+cdef int compare_weights(const void *a, const void *b) noexcept nogil:
+    cdef int64_t difference = (<const int64_t *>a)[0] - (<const int64_t *>b)[0]
+    return (difference > 0) - (difference < 0)
+
+
+cdef void assign_codes(const uint8_t *lengths, uint32_t symbols, uint32_t *entries) noexcept nogil:
+    # The canonical codes of these lengths, with their first bit lowest (RFC 1951, section 3.2.2).
+    cdef uint32_t code = 0
+    cdef uint32_t length, symbol, bit, reversed_
+    for length in range(1, MAX_CODE_BITS + 1):
+        for symbol in range(symbols):
+            if lengths[symbol] != length:
+                continue
+            reversed_ = 0
+            for bit in range(length):
+                reversed_ |= (code >> bit & 1) << (length - 1 - bit)
+            entries[symbol] = length << CODE_BITS | reversed_
+            code += 1
+        code <<= 1
+
+
+cdef inline uint32_t joined(uint32_t first, uint32_t second) noexcept nogil:
+    # An entry with the bits of two entries.
+    cdef uint32_t count = first >> CODE_BITS
+    return ((first & CODE_MASK) | (second & CODE_MASK) << count
+            | (count + (second >> CODE_BITS)) << CODE_BITS)
+
+
+cdef void put_header(BitWriter *writer, const uint8_t *lengths) noexcept nogil:
+    # Begins a block with the lengths of its codes (RFC 1951, section 3.2.7). The lengths are in a
+    # code of their own. This code is always the same: 3 bits for 11, 12 and REPEAT, 4 bits for 1 to
+    # 10.
+    cdef uint8_t sizes[LENGTH_SYMBOLS]
+    cdef uint32_t entries[LENGTH_SYMBOLS]
+    cdef uint32_t i, repeats
+    memset(sizes, 0, sizeof(sizes))
+    memset(sizes + 1, 4, 10)
+    sizes[11] = sizes[12] = sizes[REPEAT] = 3
+    assign_codes(sizes, LENGTH_SYMBOLS, entries)
+    put_bits(writer, 2 << 1, 3)         # not the last block; codes follow
+    put_bits(writer, LITERALS - 257, 5)
+    put_bits(writer, DISTANCES - 1, 5)
+    put_bits(writer, LENGTH_SYMBOLS - 4, 4)
+    for i in range(LENGTH_SYMBOLS):
+        put_bits(writer, sizes[LENGTH_ORDER[i]], 3)
+    i = 0
+    while i < LITERALS + DISTANCES:
+        put_entry(writer, entries[lengths[i]])
+        i += 1
+        repeats = 0
+        while (repeats < 6 and i + repeats < LITERALS + DISTANCES
+               and lengths[i + repeats] == lengths[i - 1]):
+            repeats += 1
+        if repeats >= 3:
+            put_entry(writer, entries[REPEAT])
+            put_bits(writer, repeats - 3, 2)
+            i += repeats
+
+
+# ---------------------------------------------------------------------------------------------
+# Slices and chunks
+
+cdef bint deflater_init(Deflater *deflater, char *text, size_t max_lines) noexcept nogil:
+    # False if out of memory. In any case, the deflater must be destroyed. A slice has at most one
+    # piece per two bytes, because only label values have less, and fixed text precedes them.
+    cdef size_t pieces = (DEFLATE_SLICE + max_lines) / 2 + 16
+    cdef size_t headers = (DEFLATE_CHUNK + max_lines) / MIN_SAMPLE + 2
+    memset(deflater, 0, sizeof(Deflater))
+    deflater.text = text
+    deflater.end = text + HISTORY
+    deflater.pieces = <Piece *>malloc(pieces * sizeof(Piece))
+    deflater.sequences = <Sequence *>malloc(2 * pieces * sizeof(Sequence))
+    deflater.output = <char *>malloc(2 * (DEFLATE_CHUNK + max_lines) + headers * MAX_HEADER)
+    return deflater.pieces != NULL and deflater.sequences != NULL and deflater.output != NULL
+
+
+cdef void deflater_destroy(Deflater *deflater) noexcept nogil:
+    free(deflater.pieces)
+    free(deflater.sequences)
+    free(deflater.output)
+
+
+cdef size_t deflate_lines(TableState *table, Cursor *cursor, Deflater *deflater,
+                          size_t size) noexcept nogil:
+    # Renders and compresses about `size` bytes of lines, and returns their number: 0 at the end
+    # of the page. The compressed bytes are from `output` to `writer.out`. At the end of the page,
+    # they end the block and the byte, so that other blocks can follow.
+    cdef char *start = deflater.text + HISTORY
+    cdef char *limit = start + min(size, <size_t>DEFLATE_CHUNK)
+    cdef char *end
+    cdef Piece *last
+    deflate_begin(deflater)
+    while deflater.end < limit and cursor.family < table.family_count:
+        last = deflater.pieces
+        end = render_lines(table, cursor, deflater.end, min(limit, deflater.end + DEFLATE_SLICE),
+                           &last)
+        deflate_slice(deflater, last, end)
+    if deflater.end == start:
+        end_blocks(deflater)
+    return deflater.end - start
+
+
+cdef void deflate_begin(Deflater *deflater) noexcept nogil:
+    memmove(deflater.text, deflater.end - HISTORY, HISTORY)
+    deflater.end = deflater.text + HISTORY
+    deflater.writer.out = deflater.output
+
+
+cdef void deflate_slice(Deflater *deflater, const Piece *last, char *end) noexcept nogil:
+    # Compresses the text up to `end`.
+    cdef Code *code = &deflater.code
+    cdef uint64_t size = end - deflater.end
+    cdef uint64_t bits
+    cdef const char *written
+    cdef const Sequence *last_sequence
+    if size == 0:
+        return
+    last_sequence = find_matches(deflater, last, end)
+    if (code.sample_bytes == 0 or size >= LARGER_SAMPLE * code.sample_bytes
+            or (deflater.learns and size >= MIN_SAMPLE)):
+        learn_codes(deflater, last_sequence)
+        code.sample_bytes = size
+        code.sample_bits = 0
+        deflater.learns = False
+    written = deflater.writer.out
+    write_sequences(deflater, last_sequence)
+    bits = 8 * (deflater.writer.out - written)
+    if code.sample_bits == 0:
+        code.sample_bits = bits
+    elif 100 * bits * code.sample_bytes > RELEARN_PERCENT * code.sample_bits * size:
+        deflater.learns = True
+    deflater.end = end
+    deflater.position += size
+
+
+cdef void end_blocks(Deflater *deflater) noexcept nogil:
+    # Ends the block, and the byte with an empty block of stored text.
+    if deflater.code.sample_bytes:
+        put_entry(&deflater.writer, deflater.code.literals[END_OF_BLOCK])
+        deflater.code.sample_bytes = 0
+    put_bits(&deflater.writer, 0, 3)
+    put_bits(&deflater.writer, 0, -deflater.writer.count & 7)
+    put_bits(&deflater.writer, 0xFFFF0000, 32)
