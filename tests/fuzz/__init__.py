@@ -12,8 +12,9 @@ from tests.fuzz.configuration import Configuration
 from tests.fuzz.driver import Target
 from tests.fuzz.http import Http
 from tests.fuzz.messages import Messages
+from tests.fuzz.pieces import Pieces
 from tests.fuzz.web_configuration import WebConfiguration
 
 TARGETS: dict[str, type[Target]] = {
-    target.name: target for target in (Messages, Configuration, WebConfiguration, Http)
+    target.name: target for target in (Messages, Configuration, WebConfiguration, Http, Pieces)
 }

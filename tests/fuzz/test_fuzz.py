@@ -18,7 +18,7 @@ from tests.support.paths import ROOT
 SECONDS = 3.0
 """Maximum time per target. On fast machines, the number of cases ends a run earlier."""
 
-RUNS = {"messages": 250, "configuration": 250, "web_configuration": 300, "http": 120}
+RUNS = {"messages": 250, "configuration": 250, "web_configuration": 300, "http": 120, "pieces": 250}
 
 
 def test_targets_and_corpora_match():

@@ -32,6 +32,7 @@ from tests.model import (
     make_flow,
 )
 from tests.support import core_builds
+from tests.support.deflated import deflate_all, read_deflated
 from tests.support.table_adapter import ALL_ROWS, Core, many_flows, read_all
 from tests.support.table_machine import (
     IS_THOROUGH,
@@ -201,6 +202,14 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         for page in self.pages:
             page.read(size)
 
+    @rule(nth=failing, times=times, size=st.sampled_from((1, 100, 10_000)))
+    def compress(self, nth, times, size):
+        page = self.core.table.page(self.now)
+        lines = []
+        self.with_failures(nth, times, lambda: lines.append(bytes(page.deflate(size)[0])))
+        lines.append(deflate_all(page, size)[0])
+        assert b"".join(lines) == read_all(self.core.table.page(self.now))
+
     @invariant()
     def all_agrees(self):
         checked.check(self.core.table)
@@ -361,6 +370,7 @@ OPERATIONS = {
     "top groups": lambda core: core.top_groups(0, 5, ["node_tid"], None, "1", (), 2),
     "growth": watch,
     "a page": lambda core: read_all(core.table.page(START_S + 1), 100),
+    "a compressed page": lambda core: read_deflated(core.table.page(START_S + 1), 100),
     "expiry": lambda core: core.expire(START_S + 80),
 }
 

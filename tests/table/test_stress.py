@@ -17,6 +17,7 @@ import pytest
 from skyfast import _table
 from skyfast.flows.fields import flow_types
 from tests.model import DIRECTION, LABELS, Label, Lookup, Names, Spec, View, looked_up, make_flow
+from tests.support.deflated import read_deflated
 from tests.support.table_adapter import ALL_ROWS, Core, read_all
 
 pytestmark = pytest.mark.xdist_group("timing")
@@ -67,7 +68,8 @@ class Stress:
                 slow = self.core.table.page(self.now)
                 nodes = slow.distinct_values("node_tid")
                 assert len(nodes) == len(set(nodes))
-                page = read_all(slow, rng.choice((1, 500, 100_000)))
+                read = rng.choice((read_all, read_deflated))
+                page = read(slow, rng.choice((1, 500, 100_000)))
                 assert {*re.findall(r'node_tid="([^"]*)"', page.decode())} <= {*nodes}
                 lines = [line for line in page.splitlines() if not line.startswith(b"#")]
                 series = [line.rpartition(b" ")[0] for line in lines]

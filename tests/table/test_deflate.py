@@ -1,0 +1,323 @@
+"""Pages that the table compresses: several decoders return exactly the lines of the page."""
+
+import random
+import zlib
+
+import pytest
+from isal import isal_zlib
+
+from skyfast import _table
+from skyfast._table import MAX_VIEW_COLUMNS
+from tests.model import (
+    DIRECTION,
+    FAMILIES,
+    LABELS,
+    TIMEOUT_S,
+    Family,
+    Label,
+    Spec,
+    View,
+    make_flow,
+)
+from tests.support import core_builds
+from tests.support.deflated import (
+    HAS_GO,
+    LAST_BLOCK,
+    check_with_all_decoders,
+    deflate_all,
+    gzip_member,
+    inflate,
+    inflated_by_go,
+    read_deflated,
+    strictly_inflated,
+)
+from tests.support.pieces import COPIED, FIXED, HEAD, STRING, TEXT, Slices, random_slices
+from tests.support.table_adapter import ODD_TEXTS, Core, many_flows, read_all
+
+checked = _table if hasattr(_table, "check") else core_builds.load(core_builds.built("checked"))
+
+WINDOW = 32_768
+"""The maximum distance of a match."""
+
+APPLICATION = Label("application", ("Application",))
+SKIPPED = Family(
+    "skipped", "counter", ("TCPMetric", "ABSegmentSkipped"), ("TCPMetric", "BASegmentSkipped")
+)
+TTL = Family("ttl", "gauge", ("TCPMetric", "ABSynTTL"), ("TCPMetric", "BASynTTL"))
+
+
+def varied_flows(count, *, first=0):
+    """Return flows with label values that repeat, and others that do not."""
+    return [
+        make_flow(
+            f"{n + 1:x}",
+            (n * 7919, n, n % 5, 10**n if n < 18 else n),
+            a=f"10.{n % 7}.{n * 31 % 256}.{n % 256}",
+            b=f"fd00::{n * 77 % 65536:x}",
+            ports=(32_768 + n % 20_000, (53, 80, 443, 9100)[n % 4]),
+            node=f"node-{n % 9}-" + "x" * (n % 9 * 20),
+            rtt=n % 3 and n * 1000,
+        )
+        for n in range(first, first + count)
+    ]
+
+
+def table_of(flows, *views, **limits):
+    core = Core(Spec(views=views, **limits)) if views else Core()
+    core.message(flows, 0)
+    return core
+
+
+def odd_texts():
+    return [
+        make_flow(f"{n * 3 + m + 1:x}", (n, m, n, m), rtt=n, a=a, b=b, node=node)
+        for n, text in enumerate(ODD_TEXTS)
+        for m, (a, b, node) in enumerate([(text, "", ""), ("", text, "n"), ("a", "b", text)])
+    ]
+
+
+def long_lines():
+    """Return a table whose lines are longer than the window."""
+    labels = tuple(Label(f"label_{n}", ("Application",)) for n in range(MAX_VIEW_COLUMNS))
+    flows = many_flows(5)
+    for n, flow in enumerate(flows):
+        flow["Application"] = "\n" * 1023 + str(n)
+    return table_of(flows, View((*labels, DIRECTION), FAMILIES), View(LABELS))
+
+
+TABLES = {
+    "empty": lambda: table_of([]),
+    "one connection": lambda: table_of(many_flows(1)),
+    "many connections": lambda: table_of(varied_flows(300)),
+    "odd texts": lambda: table_of(odd_texts()),
+    "long lines": long_lines,
+    "small families": lambda: table_of(
+        varied_flows(3), *(View((LABELS[n],), FAMILIES[:1], timeout_s=75) for n in range(4))
+    ),
+    "no labels": lambda: table_of(varied_flows(3), View((), FAMILIES[:1])),
+    "only the direction": lambda: table_of(varied_flows(3), View((DIRECTION,), FAMILIES)),
+}
+
+
+@pytest.mark.parametrize("openmetrics", [False, True])
+@pytest.mark.parametrize("name", TABLES)
+def test_all_decoders_return_the_lines(name, openmetrics):
+    table = TABLES[name]().table
+    lines, blocks = deflate_all(table.page(0, openmetrics), 20_000)
+    assert lines == read_all(table.page(0, openmetrics))
+    check_with_all_decoders(lines, blocks)
+
+
+@pytest.mark.skipif(not HAS_GO, reason="needs Go")
+def test_go_rejects_bad_members():
+    lines, blocks = deflate_all(table_of(many_flows(3)).table.page(0))
+    member = gzip_member(lines, blocks)
+    assert inflated_by_go(member) == lines
+    for bad in (member[:-9], member + b"x", member[:-8] + bytes(8)):
+        with pytest.raises(Exception, match="exit status 1"):
+            inflated_by_go(bad)
+
+
+@pytest.mark.parametrize("size", [1, 100, 5_000, 100_000, 2**31 - 1])
+def test_lines_do_not_depend_on_the_size(size):
+    table = table_of(varied_flows(1_000)).table
+    assert read_deflated(table.page(0), size) == read_all(table.page(0))
+
+
+def test_chunks_are_about_as_large_as_requested():
+    page = table_of(varied_flows(5_000)).table.page(0)
+    sizes = [len(page.deflate(10_000)[0]) for _ in range(20)]
+    assert all(10_000 <= size < 11_000 for size in sizes)
+    assert 500_000 < len(page.deflate(10_000_000)[0]) < 600_000
+
+
+def test_lines_are_overwritten_by_the_next_call():
+    page = table_of(varied_flows(500)).table.page(0)
+    first, _ = page.deflate(1_000)
+    copy = bytes(first)
+    page.deflate(1_000)
+    assert bytes(first) != copy
+    del page
+    assert len(bytes(first)) == len(copy)
+
+
+def test_end_is_returned_again():
+    page = table_of(varied_flows(3)).table.page(0)
+    lines, blocks = deflate_all(page)
+    for _ in range(3):
+        more, end = page.deflate(100)
+        assert (bytes(more), end[-4:]) == (b"", b"\0\0\xff\xff")
+        blocks += end
+    assert inflate(blocks) == lines
+
+
+@pytest.mark.parametrize("parts", [2, 7])
+def test_parts_and_families(parts):
+    core = table_of(varied_flows(500))
+    names = {core.families[0].name}
+    for part in range(parts):
+        for query in ({}, {"names": names}):
+            page = core.table.page(0, part=part, parts=parts, **query)
+            other = core.table.page(0, part=part, parts=parts, **query)
+            assert read_deflated(page) == read_all(other)
+
+
+def test_first_side_without_a_line():
+    """Only the line of the second side is on the page, so it is not a copy."""
+    for position in (0, 1, 2):
+        labels = [LABELS[0], LABELS[1]]
+        labels.insert(position, DIRECTION)
+        flows = varied_flows(100)
+        for n, flow in enumerate(flows):
+            flow["TCPMetric"] = {"ABSynTTL": n % 3, "BASynTTL": n % 4, "BASegmentSkipped": n}
+        table = table_of(flows, View(tuple(labels), (SKIPPED, TTL, *FAMILIES))).table
+        lines = read_deflated(table.page(0))
+        assert lines == read_all(table.page(0))
+        ttl = [line.rpartition(b" ")[2] for line in lines.splitlines() if line[:4] == b"ttl{"]
+        assert sorted(set(ttl)) == [b"1", b"2", b"3"]
+        assert len(ttl) == 66 + 75
+
+
+def test_strings_are_replaced_between_two_chunks():
+    """Other strings get the numbers of strings that the page has shown already."""
+    core = Core()
+    core.message(many_flows(300, node="a" * 40), 0)
+    page = core.table.page(0)
+    chunks = [page.deflate(5_000)]
+    lines = [bytes(chunks[0][0])]
+    core.expire(TIMEOUT_S)
+    core.message([make_flow(f"f{n:x}", a=f"172.16.0.{n}", node="b" * 40) for n in range(200)], 80)
+    rest, blocks = deflate_all(page, 5_000)
+    lines.append(rest)
+    assert inflate(chunks[0][1] + blocks) == b"".join(lines)
+    assert b"b" * 40 not in b"".join(lines)
+    whole = read_deflated(core.table.page(80), 5_000)
+    assert whole == read_all(core.table.page(80))
+    assert whole.count(b"b" * 40) == 2 * 2 * 200
+
+
+def test_values_change_between_two_chunks():
+    core = table_of(varied_flows(2_000))
+    page = core.table.page(0)
+    lines, blocks = [], []
+    for n in range(200):
+        chunk, deflated = page.deflate(5_000)
+        lines.append(bytes(chunk))
+        blocks.append(deflated)
+        core.message(many_flows(50, total=(n + 9, n, n, n), last=2_000 + n, first=n * 10), 0)
+    rest, deflated = deflate_all(page, 5_000)
+    assert inflate(b"".join(blocks) + deflated) == b"".join(lines) + rest
+
+
+@pytest.mark.slow
+def test_hour_of_churn():
+    """A page each 15 s, whose connections change between its chunks."""
+    core = Core(Spec(views=(View(LABELS), View((LABELS[0], DIRECTION), timeout_s=75))))
+    rng = random.Random(0)
+    now = first = 0
+    while now < 3_600:
+        page = core.table.page(now)
+        lines, blocks = [], []
+        while not lines or lines[-1]:
+            chunk, deflated = page.deflate(rng.choice((1_000, 20_000, 100_000)))
+            lines.append(bytes(chunk))
+            blocks.append(deflated)
+            if rng.random() < 0.5:
+                core.message(varied_flows(rng.choice((1, 30)), first=first), now)
+                first += rng.choice((0, 30))
+            core.table.expire(now, rng.choice((1, 100)))
+        text = b"".join(lines)
+        member = gzip_member(text, b"".join(blocks))
+        assert zlib.decompress(member, wbits=31) == text
+        assert isal_zlib.decompress(member, wbits=31) == text
+        if HAS_GO:
+            assert inflated_by_go(member) == text
+        core.message(varied_flows(rng.choice((0, 300)), first=first), now)
+        first += 100
+        now += 15
+    assert core.connections > 100
+    assert core.expired_total > 1_000
+
+
+def test_compressed_pages_are_as_small_as_with_isal():
+    table = table_of(varied_flows(3_000)).table
+    lines, blocks = deflate_all(table.page(0))
+    assert len(blocks) <= 1.05 * len(isal_zlib.compress(lines, 1, wbits=31))
+    assert len(blocks) < 1.05 * len(zlib.compress(lines, 1))
+
+
+# Any pieces of any text. The pieces are only hints, so wrong ones make no difference.
+
+
+def deflated(slices: Slices) -> bytes:
+    blocks = checked.deflate_pieces(slices)
+    text = b"".join(text for text, _ in slices)
+    assert inflate(blocks) == text
+    return blocks
+
+
+def test_text_without_pieces():
+    text = bytes(range(256))
+    blocks = deflated([(text, []), (text, [])])
+    assert strictly_inflated(blocks + LAST_BLOCK) == text * 2
+    assert deflated([]) == b"\0\0\0\xff\xff"
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 257, 258, 259, 260, 261, 262, 400, 499])
+def test_lengths_of_matches(length):
+    text = random.Random(length).randbytes(length)
+    slices = [(text, []), (text, [(length, COPIED | length)])]
+    blocks = deflated(slices)
+    assert strictly_inflated(blocks + LAST_BLOCK) == text * 2
+    assert length < 10 or len(blocks) < 2 * len(text) + 150
+
+
+@pytest.mark.parametrize("distance", [1, 2, 3, 4, 5, 32_767, 32_768, 32_769, 40_000])
+def test_distances_of_matches(distance):
+    rng = random.Random(distance)
+    start = [(rng.randbytes(400), []) for _ in range(distance // 400 + 1)]
+    text = b"".join(text for text, _ in start)
+    length = min(distance, 100)
+    copy = text[len(text) - distance :][:length]
+    blocks = deflated([*start, (copy, [(length, COPIED | distance)])])
+    others = checked.deflate_pieces(start)
+    growth = len(blocks) - len(others)
+    assert growth < 10 if distance <= WINDOW else growth > 80
+
+
+def test_distances_never_reach_beyond_the_start():
+    for distance in (1, 99, 100, 101, 500, WINDOW):
+        slices = [(bytes(100), []), (bytes(100), [(100, COPIED | distance)])]
+        strictly_inflated(deflated(slices) + LAST_BLOCK)
+        strictly_inflated(deflated(slices[1:]) + LAST_BLOCK)
+
+
+def test_wrong_pieces():
+    for text in (b"a" * 300, b"abcdefghij" * 30, "é😀".encode() * 50):
+        for pieces in (
+            [(300, FIXED | 1)],
+            [(3, FIXED | 1)] * 100,
+            [(10, STRING | 5)] * 40,
+            [(2**31, COPIED | 1)],
+            [(0, HEAD)] * 100,
+            [(0, STRING | 2**28 - 1), (0, FIXED | 2**27), (7, 5 << 28), (7, COPIED)] * 50,
+            [(7, TEXT)] * 60,
+        ):
+            deflated([(text, pieces), (text[::-1], pieces), (text, pieces)])
+
+
+def test_codes_follow_the_text():
+    """Text of another kind makes the codes that were learnt useless."""
+    rng = random.Random(1)
+    digits = [(bytes(rng.choices(b"0123456789", k=400)), []) for _ in range(40)]
+    letters = [(bytes(rng.choices(b"abcdefgh", k=400)), []) for _ in range(40)]
+    blocks = deflated(digits + letters)
+    assert len(blocks) < (3.5 * 16_000 + 3.2 * 16_000) / 8 + 1_000
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_pieces(seed):
+    slices = random_slices(random.Random(seed), checked.MAX_SLICE)
+    blocks = deflated(slices)
+    if seed % 4 == 0:
+        assert strictly_inflated(blocks + LAST_BLOCK) == b"".join(text for text, _ in slices)
