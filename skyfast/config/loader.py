@@ -601,6 +601,7 @@ def _build(
             health_without_auth=get(schema.HEALTH_WITHOUT_AUTH),
             openmetrics=get(schema.OPENMETRICS),
             start_timestamps=get(schema.START_TIMESTAMPS),
+            gzip=get(schema.GZIP),
         ),
         logging=Logging(level=get(schema.LEVEL), format=get(schema.LOG_FORMAT)),
         notes=tuple(notes),

@@ -87,6 +87,7 @@ class Web:
 
     ``port`` 0 means any free port. An empty ``listen_address`` means all IPv4 and IPv6 addresses.
     ``start_timestamps`` adds start times to pages in OpenMetrics 1.0.
+    ``gzip`` selects how the flows of a page are compressed.
     """
 
     listen_address: str
@@ -99,6 +100,7 @@ class Web:
     health_without_auth: bool
     openmetrics: bool
     start_timestamps: bool
+    gzip: Literal["direct", "isal"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

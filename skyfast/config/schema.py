@@ -372,6 +372,9 @@ HEALTH_WITHOUT_AUTH = _key(
 )
 
 OPENMETRICS = _key("web.openmetrics", to_boolean, True, lambda c: c.web.openmetrics)
+GZIP: Key[Literal["direct", "isal"]] = _key(
+    "web.gzip", one_of("direct", "isal"), "direct", lambda c: c.web.gzip
+)
 
 SECRETS: Final[dict[str, Callable[[Config], object]]] = {
     PASSWORD.path: lambda c: c.credentials.password,

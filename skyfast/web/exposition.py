@@ -6,6 +6,7 @@ the reader, so a page is never buffered as a whole. This module is independent o
 """
 
 import asyncio
+import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -40,6 +41,15 @@ GZIP_LEVEL = 1
 GZIP_WBITS = 31
 """The value of zlib for the gzip format."""
 
+_RAW_WBITS = -15
+"""The value of zlib for deflate without a header."""
+
+_GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
+"""The header of a gzip member without name and time (RFC 1952)."""
+
+DIRECT_CONNECTIONS = 1_000
+"""Pages with fewer connections are compressed by isal: `TablePage.deflate` needs 1.5 MiB."""
+
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 """The default format."""
 
@@ -62,6 +72,13 @@ class TablePage(Protocol):
     def read(self, size: int, /) -> bytes:
         """Return about ``size`` bytes, or b"" at the end. Releases the GIL."""
 
+    def deflate(self, size: int, /) -> tuple[memoryview, bytes]:
+        """Return about ``size`` bytes, and blocks of a deflate stream with the same bytes.
+
+        At the end, there are no bytes, and the blocks end the current byte of the stream. The next
+        call overwrites the bytes. Releases the GIL.
+        """
+
     def distinct_values(self, label: str, /) -> list[str]:
         """Return all values of a label that the page may show, if it has not been read yet."""
 
@@ -80,6 +97,21 @@ class ExpositionTable(TableCounts, Protocol):
         names: Container[str] | None = None,
     ) -> TablePage: ...
     def hidden(self, now: float, /) -> Sequence[tuple[int, int] | None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeflatedText:
+    """A chunk of a page that is compressed already: ``blocks`` of a deflate stream."""
+
+    text: memoryview
+    blocks: bytes
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+Chunk = bytes | DeflatedText
+"""A chunk of a page. On a page, chunks of type `DeflatedText` precede all other chunks."""
 
 
 class RenderedPart(Protocol):
@@ -140,25 +172,30 @@ class Exposition:
 
     async def self_page(self, *, openmetrics: int = 0) -> bytes:
         """Return the page of self metrics. Independent of the threads that render other pages."""
-        return await asyncio.to_thread(b"".join, self._chunks(Part.SELF, openmetrics=openmetrics))
+        chunks = self._chunks(Part.SELF, direct=False, openmetrics=openmetrics, query=ALL_FLOWS)
+        return await asyncio.to_thread(b"".join, _texts(chunks))
 
     def stream(
         self,
         parts: Part,
         *,
         gzip: bool,
+        direct: bool = False,
         openmetrics: int = 0,
         query: FlowQuery = ALL_FLOWS,
     ) -> "Stream":
         """Start rendering ``parts`` in a thread, and return the stream of chunks.
 
-        ``query`` selects series of flows.
+        With ``gzip`` and ``direct``, the table compresses the flows. With only ``gzip``, isal
+        compresses the whole page. ``query`` selects series of flows.
         """
-        return Stream(self._chunks(parts, openmetrics=openmetrics, query=query), gzip=gzip)
+        direct = direct and gzip
+        chunks = self._chunks(parts, direct=direct, openmetrics=openmetrics, query=query)
+        return Stream(chunks, gzip=gzip)
 
     def _chunks(
-        self, parts: Part, *, openmetrics: int, query: FlowQuery = ALL_FLOWS
-    ) -> Iterator[bytes]:
+        self, parts: Part, *, direct: bool, openmetrics: int, query: FlowQuery
+    ) -> Iterator[Chunk]:
         """Return an iterator that renders ``parts`` in any thread, from the current source."""
         source = self.source
         counts = b""
@@ -171,7 +208,9 @@ class Exposition:
                 standard_names=source.standard_names,
                 openmetrics=openmetrics,
             )
-        return _chunks(source, parts, counts, self._now(), openmetrics=openmetrics, query=query)
+        return _chunks(
+            source, parts, counts, self._now(), direct=direct, openmetrics=openmetrics, query=query
+        )
 
 
 def _chunks(
@@ -180,12 +219,13 @@ def _chunks(
     counts: bytes,
     now: float,
     *,
+    direct: bool,
     openmetrics: int,
     query: FlowQuery,
-) -> Iterator[bytes]:
+) -> Iterator[Chunk]:
     """Yield the page; ``counts`` are the self metrics rendered on the event loop."""
     if Part.FLOWS in parts:
-        yield from _flows(source, query, now, openmetrics=openmetrics)
+        yield from _flows(source, query, now, direct=direct, openmetrics=openmetrics)
     for part, rendered in (
         (Part.INTERFACES, source.interfaces),
         (Part.CAPTURES, source.captures),
@@ -208,8 +248,8 @@ def _chunks(
 
 
 def _flows(
-    source: ExpositionSource, query: FlowQuery, now: float, *, openmetrics: int
-) -> Iterator[bytes]:
+    source: ExpositionSource, query: FlowQuery, now: float, *, direct: bool, openmetrics: int
+) -> Iterator[Chunk]:
     page = source.table.page(
         now,
         openmetrics=openmetrics,
@@ -226,12 +266,33 @@ def _flows(
     # The capture points are found before the page is read, so that no series of the page lacks its
     # info series.
     node_tids = page.distinct_values(NODE_TID_LABEL) if info else []
+    # The table does not know how start times repeat, so isal compresses them better.
+    has_starts = openmetrics > 1 or (openmetrics == 1 and source.start_timestamps)
+    is_large = source.table.connections // query.parts >= DIRECT_CONNECTIONS
+    if direct and is_large and not has_starts:
+        yield from _deflated(page)
+    else:
+        yield from _rendered(page)
+    if info:
+        yield from info.render(node_tids, openmetrics=openmetrics)
+
+
+def _rendered(page: TablePage) -> Iterator[bytes]:
     size = FIRST_CHUNK_BYTES
     while chunk := page.read(size):
         yield chunk
         size = CHUNK_BYTES
-    if info:
-        yield from info.render(node_tids, openmetrics=openmetrics)
+
+
+def _deflated(page: TablePage) -> Iterator[DeflatedText]:
+    """Yield the page; the last chunk has no text, but ends the blocks."""
+    size = FIRST_CHUNK_BYTES
+    text = True
+    while text:
+        chunk = DeflatedText(*page.deflate(size))
+        yield chunk
+        text = len(chunk) > 0
+        size = CHUNK_BYTES
 
 
 class Stream:
@@ -244,7 +305,7 @@ class Stream:
     loop only if the reader is waiting. An executor would wake the event loop for every chunk.
     """
 
-    def __init__(self, chunks: Iterator[bytes], *, gzip: bool) -> None:
+    def __init__(self, chunks: Iterator[Chunk], *, gzip: bool) -> None:
         """Start the thread. Must be called on the event loop that reads the chunks."""
         self.page_bytes = 0
         """Bytes rendered, before compression."""
@@ -260,7 +321,7 @@ class Stream:
         counted = self._counted(chunks)
         threading.Thread(
             target=self._run,
-            args=(_gzipped(counted) if gzip else counted,),
+            args=(_gzipped(counted) if gzip else _texts(counted),),
             name="skyfast-page",
             daemon=True,  # losing the thread at exit is harmless: it has no reader
         ).start()
@@ -300,7 +361,7 @@ class Stream:
         """Wait until the thread has finished."""
         await asyncio.shield(self._ended)
 
-    def _counted(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    def _counted(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         for chunk in chunks:
             self.page_bytes += len(chunk)
             yield chunk
@@ -347,18 +408,56 @@ def _set(future: "asyncio.Future[None]") -> None:
         future.set_result(None)
 
 
-def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def _texts(chunks: Iterable[Chunk]) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield chunk if isinstance(chunk, bytes) else bytes(chunk.text)
+
+
+def _gzipped(chunks: Iterable[Chunk]) -> Iterator[bytes]:
     # isal buffers data, so most calls return no bytes.
-    compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
+    member = _GzipMember()
     ready: list[bytes] = []
     wanted_bytes = 1  # send the first output at once
     for chunk in chunks:
-        ready.append(compressor.compress(chunk))
+        ready.append(member.compress(chunk))
         if sum(map(len, ready)) >= wanted_bytes:
             yield b"".join(ready)
             ready.clear()
             wanted_bytes = COMPRESSED_BYTES
-    yield b"".join((*ready, compressor.flush()))
+    yield b"".join((*ready, member.flush()))
+
+
+class _GzipMember:
+    """One gzip member (RFC 1952): the chunks that are compressed already, then other chunks."""
+
+    def __init__(self) -> None:
+        self._compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
+        self._is_deflated = False
+        self._crc = 0
+        self._bytes = 0
+
+    def compress(self, chunk: Chunk) -> bytes:
+        if isinstance(chunk, bytes):
+            if self._is_deflated:
+                self._count(chunk)
+            return self._compressor.compress(chunk)
+        self._count(chunk.text)
+        if self._is_deflated:
+            return chunk.blocks
+        self._is_deflated = True
+        self._compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=_RAW_WBITS)
+        return _GZIP_HEADER + chunk.blocks
+
+    def flush(self) -> bytes:
+        """Return the rest of the member. No other method may be called afterwards."""
+        end = self._compressor.flush()
+        if not self._is_deflated:
+            return end
+        return end + struct.pack("<II", self._crc, self._bytes & 0xFFFFFFFF)
+
+    def _count(self, text: bytes | memoryview) -> None:
+        self._crc = isal_zlib.crc32(text, self._crc)
+        self._bytes += len(text)
 
 
 def compress(data: bytes) -> bytes:

@@ -489,6 +489,7 @@ class WebServer:
         page = self._exposition.stream(
             part,
             gzip=hdrs.CONTENT_ENCODING in response.headers,
+            direct=self._limits.gzip == "direct",
             openmetrics=CONTENT_TYPES.index(response.headers[hdrs.CONTENT_TYPE]),
             query=query,
         )

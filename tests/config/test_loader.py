@@ -156,6 +156,7 @@ def check_defaults(result: Config) -> None:
         health_without_auth=False,
         openmetrics=True,
         start_timestamps=False,
+        gzip="direct",
     )
     assert result.logging == model.Logging(level="INFO", format="text")
 
@@ -327,6 +328,7 @@ def test_every_key_is_read(yaml_loader: str) -> None:
         health_without_auth=True,
         openmetrics=False,
         start_timestamps=True,
+        gzip="isal",
     )
     assert result.notes == ()
 

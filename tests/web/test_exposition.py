@@ -5,6 +5,7 @@ import threading
 import zlib
 
 import pytest
+from isal import isal_zlib
 
 from skyfast.flows.catalog import NODE_NAMES
 from skyfast.skydive.name_index import NodeNames
@@ -12,6 +13,7 @@ from skyfast.stats import Stats
 from skyfast.web import cardinality
 from skyfast.web.exposition import (
     CHUNK_BYTES,
+    DIRECT_CONNECTIONS,
     FIRST_CHUNK_BYTES,
     QUEUE_CHUNKS,
     Exposition,
@@ -20,6 +22,8 @@ from skyfast.web.exposition import (
 )
 from skyfast.web.flow_query import FlowQuery
 from skyfast.web.interface_info import InterfaceInfo
+from tests.support.deflated import HAS_GO, inflated_by_go
+from tests.support.table_adapter import Core, many_flows
 from tests.support.tasks import until
 from tests.support.web_fixtures import (
     BIG,
@@ -242,6 +246,89 @@ async def test_compressed_page_has_no_empty_chunk():
     assert zlib.decompress(b"".join(chunks), wbits=31) == BIG
     assert sum(map(len, chunks)) < len(BIG) / 5
     assert stream.page_bytes == len(BIG)
+
+
+# The table compresses the flows, and isal the rest.
+
+
+def core_with(connections):
+    core = Core()
+    core.message(many_flows(connections, node="tid-1", rtt=5), 0)
+    return core
+
+
+@on_both_loops
+@pytest.mark.parametrize("parts", [Part.FLOWS, Part.FLOWS | Part.INTERFACES | Part.CAPTURES])
+@pytest.mark.parametrize("openmetrics", [False, True])
+@pytest.mark.parametrize(
+    "query",
+    [FlowQuery(), FlowQuery(part=0, parts=2), FlowQuery(names=frozenset())],
+    ids=["whole", "part", "no family"],
+)
+async def test_direct_pages_equal_uncompressed_pages(parts, openmetrics, query):
+    info = InterfaceInfo(NodeNames({"tid-1": ("eth0",) * len(NODE_NAMES)}))
+    core = core_with(3_000)
+    pages = exposition(core.table, now=lambda: 0.0, interface_info=info, standard_names=True)
+    options = {"openmetrics": openmetrics, "query": query}
+    expected = b"".join(await collect(pages.stream(parts, gzip=False, **options)))
+    assert (len(expected) > 1_000_000) == (query.names is None)
+    stream = pages.stream(parts, gzip=True, direct=True, **options)
+    chunks = await collect(stream)
+    member = b"".join(chunks)
+    assert all(chunks)
+    assert stream.page_bytes == len(expected)
+    assert member[:4] == b"\x1f\x8b\x08\0"
+    assert zlib.decompress(member, wbits=31) == expected
+    assert isal_zlib.decompress(member, wbits=31) == expected
+    if HAS_GO:
+        assert inflated_by_go(member) == expected
+
+
+@on_both_loops
+async def test_direct_whole_page():
+    pages = exposition(core_with(DIRECT_CONNECTIONS).table, now=lambda: 0.0)
+    member = b"".join(await collect(pages.stream(Part.ALL, gzip=True, direct=True)))
+    page = zlib.decompress(member, wbits=31)
+    assert page.startswith(b"# HELP skydive_network_connection_total_bytes ")
+    assert INTERFACES + CAPTURES + b"# HELP skyfast_build_info " in page
+    assert page.endswith(b"\n")
+
+
+@on_both_loops
+async def test_isal_compresses_small_pages():
+    """`FakeTable` cannot compress."""
+    stream = exposition(FakeTable(BIG)).stream(Part.FLOWS, gzip=True, direct=True)
+    assert zlib.decompress(b"".join(await collect(stream)), wbits=31) == BIG
+
+
+@on_both_loops
+async def test_direct_pages_are_not_compressed_unless_requested():
+    core = core_with(DIRECT_CONNECTIONS)
+    pages = exposition(core.table, now=lambda: 0.0)
+    page = b"".join(await collect(pages.stream(Part.FLOWS, gzip=False, direct=True)))
+    assert page.startswith(b"# HELP ")
+
+
+@on_both_loops
+async def test_partial_direct_pages_do_not_look_complete():
+    pages = exposition(core_with(20_000).table, now=lambda: 0.0)
+    stream = pages.stream(Part.FLOWS, gzip=True, direct=True)
+    chunks = [await anext(stream), await anext(stream)]
+    stream.close()
+    await stream.ended()
+    decoder = zlib.decompressobj(wbits=31)
+    assert decoder.decompress(b"".join(chunks)).startswith(b"# HELP ")
+    assert not decoder.eof
+
+
+@on_both_loops
+async def test_concurrent_direct_pages():
+    core = core_with(3_000)
+    pages = exposition(core.table, now=lambda: 0.0)
+    whole = await asyncio.gather(
+        *(collect(pages.stream(Part.FLOWS, gzip=True, direct=True)) for _ in range(4))
+    )
+    assert len({zlib.decompress(b"".join(chunks), wbits=31) for chunks in whole}) == 1
 
 
 @on_both_loops
