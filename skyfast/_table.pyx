@@ -1148,26 +1148,12 @@ cdef class Page:
         cdef Table table = self.table
         cdef size_t length
         if self.deflater == NULL:
-            self.start_deflater()
+            start_deflater(self)
         with nogil:
             length = deflate_lines(&table.state, &self.cursor, self.deflater,
                                    max(size, <Py_ssize_t>1))
         lines = memoryview(self.text)[HISTORY:HISTORY + length]
         return lines, self.deflater.output[:self.deflater.writer.out - self.deflater.output]
-
-    cdef int start_deflater(self) except -1:
-        cdef size_t max_lines = self.table.state.max_lines
-        cdef Deflater *deflater = <Deflater *>allocate(sizeof(Deflater))
-        try:
-            self.text = bytearray(HISTORY + DEFLATE_CHUNK + max_lines)
-            if not deflater_init(deflater, PyByteArray_AS_STRING(self.text), max_lines):
-                raise MemoryError
-        except BaseException:
-            deflater_destroy(deflater)
-            free(deflater)
-            raise
-        self.deflater = deflater
-        return 0
 
     def distinct_values(self, str label not None):
         """Return the different values of a label in all views and parts, in no particular order.
@@ -1190,3 +1176,18 @@ cdef class Page:
         if not columns:
             raise ValueError(f"no view has the label {label}")
         return values_on_page(&self.table.state, columns, &self.cursor)
+
+
+cdef int start_deflater(Page page) except -1:
+    cdef size_t max_lines = page.table.state.max_lines
+    cdef Deflater *deflater = <Deflater *>allocate(sizeof(Deflater))
+    try:
+        page.text = bytearray(HISTORY + DEFLATE_CHUNK + max_lines)
+        if not deflater_init(deflater, PyByteArray_AS_STRING(page.text), max_lines):
+            raise MemoryError
+    except BaseException:
+        deflater_destroy(deflater)
+        free(deflater)
+        raise
+    page.deflater = deflater
+    return 0

@@ -116,8 +116,7 @@ cdef struct Deflater:
 # Pieces: called by the renderer, under the table's mutex
 
 cdef inline Piece *note(Piece *piece, size_t length, uint32_t source) noexcept nogil:
-    piece.length = <uint32_t>length
-    piece.source = source
+    piece[0] = Piece(length=<uint32_t>length, source=source)
     return piece + 1
 
 
@@ -176,15 +175,11 @@ cdef inline Sequence *put_match(Sequence *out, uint32_t literals, uint32_t lengt
     cdef uint32_t taken
     while unlikely(length > MAX_MATCH):
         taken = MAX_MATCH if length >= MAX_MATCH + MIN_MATCH else MAX_MATCH - MIN_MATCH
-        out.literals = literals
-        out.length = <uint16_t>taken
-        out.distance = <uint16_t>distance
+        out[0] = Sequence(literals, <uint16_t>taken, <uint16_t>distance)
         out += 1
         literals = 0
         length -= taken
-    out.literals = literals
-    out.length = <uint16_t>length
-    out.distance = <uint16_t>distance
+    out[0] = Sequence(literals, <uint16_t>length, <uint16_t>distance)
     return out + 1
 
 
@@ -252,9 +247,7 @@ cdef const Sequence *find_matches(Deflater *deflater, const Piece *last,
     if distance:
         out = put_match(out, literals, length, distance)
         literals = 0
-    out.literals = literals + <uint32_t>(end - text)
-    out.length = 0
-    out.distance = 0
+    out[0] = Sequence(literals + <uint32_t>(end - text), 0, 0)
     return out + 1
 
 
@@ -414,7 +407,7 @@ cdef void code_lengths(const uint32_t *counts, uint32_t symbols, uint8_t *length
     cdef uint8_t depths[2 * LITERALS]
     cdef uint16_t ordered[LITERALS]
     cdef uint32_t at_depth[MAX_CODE_BITS + 1]
-    cdef uint32_t i, side, child, bits
+    cdef uint32_t i, _side, child, bits
     cdef uint32_t leaf = 0, tree = symbols      # the rarest that have no parent
     cdef uint32_t trees = symbols, total = 0
     for i in range(symbols):
@@ -426,7 +419,7 @@ cdef void code_lengths(const uint32_t *counts, uint32_t symbols, uint8_t *length
         weights[i] >>= 16
     while trees < 2 * symbols - 1:
         weights[trees] = 0
-        for side in range(2):
+        for _side in range(2):
             if leaf < symbols and (tree == trees or weights[leaf] <= weights[tree]):
                 child = leaf
                 leaf += 1
