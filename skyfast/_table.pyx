@@ -1142,8 +1142,9 @@ cdef class Page:
         :returns: the lines, which the next call overwrites, and the compressed bytes.
         :raises MemoryError: an allocation failed.
 
-        A page is read either with this method or with `read`. Takes half the time of isal's
-        fastest level, and about 1.5 MiB. The GIL and the lock are used as in `read`.
+        A page is read either with this method or with `read`. Rendering and compression take 0.6
+        times as long as isal at level 1 takes for compression alone. A page uses about 2 MiB. The
+        GIL and the lock are used as in `read`.
         """
         cdef Table table = self.table
         cdef size_t length

@@ -302,6 +302,19 @@ async def test_isal_compresses_small_pages():
 
 
 @on_both_loops
+async def test_isal_compresses_start_times():
+    core = core_with(DIRECT_CONNECTIONS)
+    pages = exposition(core.table, now=lambda: 0.0, standard_names=True)
+    sizes = []
+    for direct in (False, True):
+        stream = pages.stream(Part.FLOWS, gzip=True, direct=direct, openmetrics=2)
+        member = b"".join(await collect(stream))
+        sizes.append(len(member))
+        assert b" st@" in zlib.decompress(member, wbits=31)
+    assert sizes[0] == sizes[1]
+
+
+@on_both_loops
 async def test_direct_pages_are_not_compressed_unless_requested():
     core = core_with(DIRECT_CONNECTIONS)
     pages = exposition(core.table, now=lambda: 0.0)
