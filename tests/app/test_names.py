@@ -303,7 +303,7 @@ class _Failing:
         self._relabeling = self._table.relabel(names, keys)
         return self
 
-    def step(self, budget: int) -> bool:
+    def step(self, budget: int, *, wall_ms: int) -> bool:
         if not self.outcomes or self.outcomes.pop(0):
-            return self._relabeling.step(budget)
+            return self._relabeling.step(budget, wall_ms=wall_ms)
         raise MemoryError

@@ -255,9 +255,9 @@ class _CheckedIngest(IngestSetup):
 
     def check_page(self) -> None:
         names = {family.name for view in self.plan.views for family in view.families}
-        known = names | {
-            f"{name}_total" for name in names
-        }  # the parser appends _total to names of counters
+        # The parser appends _total to names of counters.
+        suffixes = ("", "_total", "_bucket", "_sum", "_count")
+        known = {f"{name}{suffix}" for name in names for suffix in suffixes}
         text = self.page().decode()
         series = set()
         for family in text_string_to_metric_families(text):
