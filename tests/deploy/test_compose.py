@@ -121,7 +121,7 @@ async def test_prometheus_scrapes_the_demo_and_evaluates_the_rules(tmp_path: Pat
         text = PROMETHEUS.replace(TARGET, skyfast.url.partition("//")[2])
         async with configured_prometheus(text, tmp_path) as server, asyncio.timeout(ANSWER_S):
             # The row "Who talks to whom" of the dashboard has data.
-            workloads = 'skydive_service_bytes_total{initiator_workload!="",target_workload!=""}'
+            workloads = 'skydive_workloads_bytes_total{initiator_workload!="",target_workload!=""}'
             await growing(server, workloads, 2)
             # All rules can be evaluated. No alert's condition holds after the first scrape.
             states: set[tuple[str, str]] = set()

@@ -214,7 +214,7 @@ def seconds_of(text: str) -> int:
 def test_every_queried_metric_is_exported() -> None:
     text = " ".join(expressions())
     names = set(re.findall(r"\b(?:skydive|skyfast|process|scrape)_\w+(?=\{|\b)", text))
-    views = {"skydive_service_bytes_total", "skydive_traffic_rtt_seconds_bucket"}
+    views = {"skydive_workloads_bytes_total", "skydive_traffic_rtt_seconds_bucket"}
     assert names - exported() == {"scrape_duration_seconds"} | views
 
 

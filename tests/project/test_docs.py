@@ -44,7 +44,7 @@ def test_description_of_an_unknown_name_is_an_error() -> None:
         generate.check_names(["a", "c"], ["a", "b"], where="x.yml")
 
 
-EXAMPLE_PREFIXES = {"skydive_service", "skydive_services", "skydive_traffic"}
+EXAMPLE_PREFIXES = {"skydive_ports", "skydive_services", "skydive_traffic", "skydive_workloads"}
 """Prefixes of views in examples."""
 
 
