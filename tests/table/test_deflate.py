@@ -31,6 +31,8 @@ from tests.support.deflated import (
     read_deflated,
     strictly_inflated,
 )
+from tests.support.golden import recorded
+from tests.support.model_specs import CONFIGURATIONS
 from tests.support.pieces import COPIED, FIXED, HEAD, STRING, TEXT, Slices, random_slices
 from tests.support.table_adapter import ODD_TEXTS, Core, many_flows, read_all
 
@@ -133,6 +135,20 @@ def test_all_decoders_return_the_lines(name, openmetrics):
     table = TABLES[name]().table
     lines, blocks = deflate_all(table.page(0, openmetrics, created=True), 20_000)
     assert lines == read_all(table.page(0, openmetrics, created=True))
+    check_with_all_decoders(lines, blocks)
+
+
+@pytest.mark.parametrize("openmetrics", [0, 1, 2])
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_all_decoders_return_the_pages_of_recordings(name, openmetrics):
+    configuration = CONFIGURATIONS[name]
+    core = Core(configuration.spec)
+    for recording in configuration.recordings:
+        for wall_ms, _, _, flows in recorded(recording, 0):
+            core.message(flows, 0, wall_ms)
+    lines, blocks = deflate_all(core.table.page(0, openmetrics, created=True), 20_000)
+    assert lines == read_all(core.table.page(0, openmetrics, created=True))
+    assert lines.count(b"\n") > 30
     check_with_all_decoders(lines, blocks)
 
 
