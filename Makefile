@@ -143,8 +143,8 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-emit-index-url --custom-compile-command "make lock"
 
 # Updates requirements.lock to the newest versions, for all supported versions of Python. The other
-# files contain the parts of it that build skyfast and that it needs at run time. The Dockerfile uses
-# them.
+# two files are subsets of it: the packages for building skyfast, and those that skyfast needs at
+# run time. The Dockerfile uses them.
 lock: $(VENV)/.lock
 	$(COMPILE) --upgrade $(GROUPS:%=--group %) --output-file requirements.lock pyproject.toml
 	$(COMPILE) --upgrade --constraint requirements.lock --group build --output-file requirements-build.lock

@@ -76,8 +76,8 @@ def _overlaps(config: Config) -> Iterator[str]:
     ]
     if hidden:
         yield (
-            f"shards overlap in {', '.join(hidden)}: min_bytes and min_packets apply in each shard"
-            " to its own part of the traffic, so shards hide different connections"
+            f"shards overlap in {', '.join(hidden)}: each shard compares only its own part of the"
+            " traffic with min_bytes and min_packets, so shards hide different connections"
         )
 
 

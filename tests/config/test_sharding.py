@@ -134,7 +134,7 @@ def test_overlapping_views_cause_a_warning():
     ]
 
 
-BOUNDS = "min_bytes and min_packets apply in each shard"
+BOUNDS = "each shard compares only its own part of the traffic with min_bytes and min_packets"
 
 
 @pytest.mark.parametrize(
