@@ -64,7 +64,7 @@ Python's default is 5 ms. One iteration of the event loop can wait for the GIL s
 STATUS_PAGE_WAIT_S = 3.0
 """How long the log message with the URL of the status page waits for the subscriptions.
 
-Then it is the last line of the start, which people see first."""
+The message should be the last line of the start, because people look at the last line first."""
 
 RELABEL_FLOWS = 1_000
 """Number of flows to relabel in one slice, which takes a few milliseconds."""

@@ -442,7 +442,7 @@ def _recording(path: str) -> "Recording":
 def _check_replay(arguments: argparse.Namespace, configuration: model.Config) -> str:
     """Return a summary of the recordings as YAML comments, or an empty string.
 
-    The summary includes what bounds would leave of the page.
+    The summary includes a forecast: how much of the page would remain with different bounds.
     """
     playback = _playback(arguments)
     if not playback or not arguments.replay:

@@ -34,7 +34,7 @@ RELABEL_FLOWS = 1 << 20
 
 
 def forecast(config: Config, playback: Playback) -> Forecast:
-    """Return what bounds would leave of the page at the end of the recordings.
+    """Return the forecast of bounds for the end of the recordings.
 
     Takes a few microseconds per flow report. Raises ConfigError if a file cannot be read.
     """
@@ -42,7 +42,7 @@ def forecast(config: Config, playback: Playback) -> Forecast:
 
 
 class _DryRun:
-    """The parts of a configuration, with a simulated clock. The connections count bytes."""
+    """Replays messages with a simulated clock. The main view always counts bytes."""
 
     def __init__(self, config: Config) -> None:
         main = config.export.main

@@ -136,7 +136,7 @@ class MetricFamily:
 
 
 def with_unknown_starts(samples: bytes) -> bytes:
-    """Add a ``_created`` sample of 0 behind each counter sample of a page in OpenMetrics 1.0.
+    """Add a ``_created`` sample of 0 after each counter sample of a page in OpenMetrics 1.0.
 
     0 stands for an unknown start time. Without these samples, Prometheus would search the rest of
     the family for the start time of each counter.

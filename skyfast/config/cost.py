@@ -38,7 +38,7 @@ BUCKET_BYTES: Final = 8
 """Memory of a bucket or a sum of a histogram in a row."""
 
 OBSERVED_BYTES: Final = 4
-"""Memory of a flow for what has been observed of it, if there are histograms."""
+"""Memory of a flow for the flags of its observations, if there are histograms."""
 
 CELL_BYTES: Final = 4
 """Memory of a label value in a connection, and of a lookup key in a flow."""
@@ -142,7 +142,7 @@ def _lines(config: Config) -> Iterator[str]:
 
 
 def _bounds(view: ViewSpec, bounds: Bounds) -> Iterator[str]:
-    """Yield which rows have series, and the memory of the amounts that no metric shows."""
+    """Yield the conditions for series, and the memory of counters that only bounds need."""
     if bounds.are_set:
         amounts = [
             f"{bound} {unit}"

@@ -305,7 +305,8 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
                 problem += f", including the lookup fields of names{source} ({fields})"
             raise ViewError(problem, number, ("labels",))
         values |= own_values
-        # The table keeps the values of histograms only in buckets, but it has to read them.
+        # The table stores the values of histograms only in buckets, but it has to read them from
+        # reports.
         values |= {
             gauge if value.observes == "first" else ("closing", gauge)
             for value in all_values

@@ -482,7 +482,7 @@ METRICS_BY_NAME: Final = {metric.name: metric for metric in METRICS}
 class HistogramDef:
     """A histogram that can be selected by name, in all views but the main one.
 
-    ``paths`` and ``observes`` are those of `skyfast.flows.plan.Histogram`; two fields are one for
+    ``paths`` and ``observes`` are those of `skyfast.flows.plan.Histogram`. Two paths mean one for
     each direction. The other attributes are those of `MetricDef`.
     """
 

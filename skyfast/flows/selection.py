@@ -69,9 +69,9 @@ class MetricSpec:
 
 
 class Bounds(NamedTuple):
-    """A connection has series when it has this number of bytes or of packets.
+    """A connection has series if it has at least this number of bytes or packets.
 
-    0 is no bound. If both are 0, all connections have series.
+    0 means no bound. If both are 0, all connections have series.
     """
 
     min_bytes: int = 0
@@ -95,7 +95,8 @@ class ViewSpec:
     """A set of series with the same labels.
 
     The main view has an empty ``prefix``. ``labels`` contains ``direction`` if and only if the
-    directions are split. ``amounts`` are counted for bounds, although no metric shows them.
+    directions are split. ``amounts`` are counted because bounds need them, although no metric shows
+    them.
     """
 
     prefix: str

@@ -81,7 +81,7 @@ class WithoutLabel:
 class ViewCardinality:
     """The cardinality of an additional view, with the same fields as that of the main view.
 
-    A connection of a view is a combination of label values.
+    Here, a connection means a combination of label values.
     """
 
     prefix: str
@@ -149,8 +149,8 @@ class Cardinality:
     async def report(self, without: str | None = None) -> CardinalityReport:
         """Return a report, from the cache or from a new scan of each view in a thread.
 
-        ``without`` is one of `labels`: then the report has the exact cardinality without this
-        label, too. Raises BusyError if another report is in progress.
+        If ``without`` is one of `labels`, the report also has the exact cardinality without this
+        label. Raises BusyError if another report is in progress.
         """
         return await self._reports.get(without, lambda: asyncio.to_thread(self._make, without))
 

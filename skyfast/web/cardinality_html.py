@@ -1,6 +1,6 @@
 """The cardinality report as HTML.
 
-Each view has a panel, and further parts of the report are further panels: see `as_html`.
+Each view has a panel. Other parts of the report have panels of their own: see `as_html`.
 """
 
 from collections.abc import Iterator
@@ -79,7 +79,7 @@ def _exact(report: CardinalityReport) -> str:
 
 
 def _forecast(forecast: Forecast | None) -> str:
-    """Return the panel of what bounds would leave, or nothing."""
+    """Return the panel about bounds, or nothing."""
     if forecast is None:
         return ""
     rows = "".join(
@@ -94,7 +94,7 @@ def _forecast(forecast: Forecast | None) -> str:
     )
     return (
         '<section class="panel" aria-labelledby="min_bytes">\n'
-        '<div class="head"><h2 id="min_bytes">min_bytes</h2><p>what a bound would leave</p></div>\n'
+        '<div class="head"><h2 id="min_bytes">min_bytes</h2><p>what would remain</p></div>\n'
         '<div class="scroll"><table>\n'
         f'<thead><tr><th scope="col">min_bytes</th>{heads}</tr></thead>\n'
         f"<tbody>\n{rows}</tbody></table></div>\n<p>{escape(forecast.text)}</p>\n</section>\n"
@@ -154,7 +154,7 @@ def _values(panel: str, label: LabelCardinality, connections: int) -> str:
 
 
 def frequent(label: LabelCardinality, connections: int) -> tuple[ValueCount, ...]:
-    """Return the listed values that say something: see `MIN_SHARE`."""
+    """Return the values of the report that are shown: see `MIN_SHARE`."""
     if label.values <= len(label.top):
         return label.top
     least = MIN_SHARE * connections

@@ -1,8 +1,8 @@
-"""Forecasts: how many series and bytes of the main view other bounds would leave.
+"""Forecasts: how many series and bytes of the main view would remain with other bounds.
 
-A forecast counts exactly what a page would show: the same connections, series and bytes, if no
-report arrives in between. `skyfast.web.status`, `skyfast.web.cardinality` and ``skyfast --check
---replay`` show it.
+A forecast is exact: a page with these bounds would have the same connections, series and bytes, if
+no report arrives in between. `skyfast.web.status`, `skyfast.web.cardinality` and ``skyfast --check
+--replay`` show forecasts.
 """
 
 import asyncio
@@ -52,14 +52,14 @@ class BoundForecast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What bounds would leave of the main view.
+    """How much of the main view would remain with different bounds.
 
-    ``unbounded`` is the main view without any bound, and ``current`` with the bounds in force.
-    ``bounds`` are forecasts for `LISTED`, each together with the ``min_packets`` in force.
-    ``other_series`` is the number of series of all other views. ``proposed`` is the lowest of
-    `PROPOSED` with which all views together have at most ``max_series`` series. Its ``min_bytes``
-    is 0 if no bound is needed. ``proposed`` is None without ``max_series``, or if no bound is high
-    enough. ``text`` is the proposal as a sentence.
+    ``unbounded`` is the main view without any bound, and ``current`` is the main view with the
+    bounds in force. ``bounds`` are forecasts for the values `LISTED` of ``min_bytes``, each
+    together with the ``min_packets`` in force. ``other_series`` is the number of series of all
+    other views. ``proposed`` is the lowest of `PROPOSED` with which all views together have at most
+    ``max_series`` series. Its ``min_bytes`` is 0 if no bound is needed. ``proposed`` is None
+    without ``max_series``, or if no bound is high enough. ``text`` is the proposal as a sentence.
     """
 
     min_packets: int
@@ -118,7 +118,7 @@ def _text(
     proposed: BoundForecast | None, max_series: int, other_series: int, *, lowest: int
 ) -> str:
     if not max_series:
-        return "With max_series, skyfast proposes a bound."
+        return "Set max_series to get a proposal for min_bytes."
     if proposed is None:
         return (
             f"No min_bytes meets max_series ({max_series:,}): {lowest + other_series:,} series"

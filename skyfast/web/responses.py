@@ -133,7 +133,7 @@ def openmetrics_version(accept: str | None, *, with_first: bool) -> int:
     """Choose between OpenMetrics 2.0, OpenMetrics 1.0 and the text format 0.0.4, as `prefers` does.
 
     Returns the major version of OpenMetrics, or 0. OpenMetrics 2.0 is only chosen if the header
-    contains its version. OpenMetrics 1.0 is only chosen ``with_first``.
+    contains its version. OpenMetrics 1.0 is only chosen if ``with_first``.
     """
     ranges = _media_ranges(accept)
     precedence, weight = _preference(ranges, _OPENMETRICS_2)

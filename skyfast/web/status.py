@@ -40,7 +40,7 @@ EXPECTED_SKIPS: Final = frozenset(
 """Reasons for skipping reports that do not mean lost data."""
 
 SERIES_BYTES: Final = (2_500, 7_000)
-"""The memory of a series in Prometheus, from and to: see docs/scaling.md."""
+"""The lowest and highest memory of a series in Prometheus: see docs/scaling.md."""
 
 HEAD_S: Final = 3 * 3600
 """How long Prometheus keeps a series in memory, at most."""
@@ -107,10 +107,10 @@ class Health:
 class Analyzer:
     """A subscription. ``last_message_timestamp_seconds`` is None before the first message.
 
-    ``recorded_name`` is the name of the analyzer in a recording that is replayed. ``share`` is the
-    analyzer's part of ``flows_per_second``, from 0 to 1. ``lag_seconds`` and ``data_age_seconds``
-    are means of ten minutes. ``lost_ratio`` is the part of the checked reports whose previous
-    report was lost.
+    ``recorded_name`` is the name of the analyzer in a recording that is replayed. ``share`` is its
+    part of the ``flows_per_second`` of all analyzers, from 0 to 1. ``lag_seconds`` and
+    ``data_age_seconds`` are means of ten minutes. ``lost_ratio`` is the part of the checked reports
+    whose previous report was lost.
     """
 
     name: str
@@ -178,7 +178,7 @@ class PrometheusCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """The recordings that replace the analyzers. ``analyzers`` are the recorded names by name."""
+    """The recordings that replace the analyzers. ``analyzers`` has the recorded names by name."""
 
     is_demo: bool
     recordings: tuple[str, ...]

@@ -61,10 +61,11 @@ _HEIGHT: Final = 40
 class _HtmlColumn:
     """A column of a table: the path of its values in a row, their format, and the header.
 
-    ``head`` and ``attributes`` are HTML of the header cell. If ``name`` is set, it is the label
-    whose name, if it has one, is shown beside the value, or instead of it. ``other`` is the key of
-    a text that is shown instead of the value, unless it is None. ``bar`` is the key of the length
-    of a bar behind the value. If ``filters`` is set, the value is a link that filters by it.
+    ``head`` and ``attributes`` are HTML of the header cell. If ``name`` is set, it is a label whose
+    values can have names. A name is shown beside the value if ``is_beside``, and otherwise instead
+    of the value. ``other`` is the key of a text that replaces the value, unless the text is None.
+    ``bar`` is the key of the length of a bar in the background. If ``filters``, the value is a link
+    that filters by it.
     """
 
     key: str
@@ -438,7 +439,7 @@ def _x(age_s: float) -> str:
 
 
 def _gaps(ages_s: Sequence[float]) -> str:
-    """Return the areas without samples, because the process was paused."""
+    """Return the areas in which there are no samples because the process was paused."""
     return "".join(
         f"M{_x(before_s)} 0H{_x(after_s)}V{_HEIGHT}H{_x(before_s)}Z"
         for before_s, after_s in pairwise(ages_s)
@@ -611,7 +612,7 @@ def _forecast(report: StatusReport, elements: _Elements) -> str:
         f" {elements.place('forecast.unbounded.series', 'count')} series, with"
         f" {elements.place('forecast.current.bytes_share', 'percent')} of the bytes</p></div>\n"
         f"<p>{elements.place('forecast.text', 'text')}"
-        " These values of min_bytes would leave:</p>\n"
+        " With these values of min_bytes, the following would remain:</p>\n"
         f"{elements.table('forecast.bounds', _BOUNDS)}</section>\n"
     )
 

@@ -59,7 +59,7 @@ def all_families(name):
 
 
 def test_dry_run_has_the_connections_of_a_replay():
-    """In a replay whose connections do not expire, there are 831 of them: see the golden pages."""
+    """If no connection expires, a replay has 831 connections: see the golden pages."""
     playback = playback_of(RECORDINGS / "one-analyzer.jsonl")
     made = dry_run.forecast(config_of(connection_timeout=600), playback)
     assert made.unbounded.connections == 831
@@ -104,4 +104,4 @@ def test_check_prints_the_forecast():
     assert [line.partition(":")[0] for line in (a, b, c, d)] == [
         f"#   With min_bytes {size}" for size in ("10 kB", "100 kB", "1 MB", "10 MB")
     ]
-    assert proposal == "# With max_series, skyfast proposes a bound."
+    assert proposal == "# Set max_series to get a proposal for min_bytes."

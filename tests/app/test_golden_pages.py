@@ -59,7 +59,8 @@ WITH_START_TIMESTAMPS = "standard"
 CONNECTIONS = {"one-analyzer": 831, "two-analyzers": 530}
 
 # Metrics whose names break the conventions: counters without _total, and a metric whose unit is not
-# a base unit. Dashboards depend on the inherited names. A test configuration chose the others.
+# a base unit. Dashboards depend on the inherited names. The other names come from a test
+# configuration.
 INHERITED = re.compile(
     r"skydive_network_(connection_total|interface)_\w+"
     r"|skydive_capture_(flows_dropped|kernel_flows_dropped|reports)"

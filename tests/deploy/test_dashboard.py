@@ -363,7 +363,7 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
         values["namespace"] = "default"
         assert set(await choices(server, "workload", values)) == {"frontend"}
 
-        # The panel shows conversations of which one end has both the namespace and the workload.
+        # The panel shows a conversation if one of its ends has both the namespace and the workload.
         (between,) = panel_expressions("Traffic between workloads")
         assert await pairs(server, between, {"instance": ".*"}) == {
             ("default/frontend", "shop/cart"),

@@ -52,7 +52,7 @@ def test_connection_has_series_from_the_bound_on(make):
     assert not any(table.page(0)[family.name] for family in FAMILIES)
     assert values(table, "all_bytes_total") == [999]
     assert table.hidden(0) == [(1, 999), None]
-    # Both directions count together. All series begin with their values since the beginning.
+    # Both directions count together. All series start with the total since the first report.
     table.report(make_flow(total=(400, 600, 1, 2), rtt=7, last=2), 0)
     assert values(table, BYTES) == [400, 600]
     assert values(table, PACKETS) == [1, 2]
@@ -292,7 +292,7 @@ def test_invalid_forecasts_are_rejected():
 
 
 def test_views_without_bounds_need_no_memory():
-    """Amounts that are shown anyway cost nothing, whether or not there are bounds."""
+    """If metrics show the amounts anyway, bounds need no additional counters."""
     plain = Core(Spec(views=(View(),)))
     shown = Core(Spec(views=(View(amounts=("bytes", "packets"), min_bytes=1, min_packets=1),)))
     assert plain.table.row_bytes == shown.table.row_bytes

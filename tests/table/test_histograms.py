@@ -50,7 +50,7 @@ DURATION = Family(
 MS = 1_000_000
 """A millisecond, in nanoseconds."""
 
-IN_MID_LIFE = {
+NOT_FIRST = {
     "newest": (5, 6, 7, 8),
     "newest_start": 60_000,
     "newest_last": 70_000,
@@ -219,18 +219,18 @@ def test_late_report_is_not_observed(make):
     table.report(make_flow(last=2), 0)
     assert table.report(make_flow(rtt=MS, last=2), 0) == "late"
     assert observed(table) == ([0, 0, 0, 0], "0")
-    # It does not count as the first value, either.
+    # The value of the late report does not count as the first value, either.
     table.report(make_flow(total=(200, 200, 2, 2), rtt=2 * MS, last=3), 0)
     assert observed(table) == ([0, 1, 1, 1], "0.002")
 
 
-def test_flow_in_mid_life_was_probably_observed_before(make):
+def test_flow_that_is_not_new_may_have_been_observed_before(make):
     table = make(spec_of(RTT))
-    table.report(make_flow("a1", rtt=2 * MS, **IN_MID_LIFE), 0)
+    table.report(make_flow("a1", rtt=2 * MS, **NOT_FIRST), 0)
     table.report(make_flow("a1", (200, 200, 9, 9), rtt=3 * MS, last=80_000), 0)
     assert observed(table) == ([0, 0, 0, 0], "0")
     # A flow that has had no value yet is observed later.
-    table.report(make_flow("b2", **IN_MID_LIFE), 0)
+    table.report(make_flow("b2", **NOT_FIRST), 0)
     table.report(make_flow("b2", (200, 200, 9, 9), rtt=3 * MS, last=80_000), 0)
     assert observed(table) == ([0, 1, 1, 1], "0.003")
 
@@ -238,7 +238,7 @@ def test_flow_in_mid_life_was_probably_observed_before(make):
 def test_flow_that_began_after_the_horizon_is_observed(make):
     table = make(spec_of(RTT))
     table.begin(0)
-    late_start = {**IN_MID_LIFE, "start": 69_000}
+    late_start = {**NOT_FIRST, "start": 69_000}
     table.report(make_flow(rtt=2 * MS, **late_start), 1_000)
     assert observed(table, now=1_000) == ([0, 1, 1, 1], "0.002")
 
@@ -284,7 +284,7 @@ def test_size_and_duration_of_a_live_flow(make):
     table = make(spec_of(SIZE, DURATION))
     table.report(make_flow(total=(90, 200, 1, 2), start=1_000, last=2_000), 0)
     assert observed(table, "size")[0] == observed(table, "duration")[0] == [0, 0, 0]
-    # It adds new bytes.
+    # The closing report adds new bytes.
     closing = make_flow(total=(95, 300, 2, 2), start=1_000, last=65_000, finish=1)
     assert table.report(closing, 1) is None
     assert observed(table, "size", 1) == ([0, 1, 1], "395")
@@ -327,7 +327,8 @@ def test_late_closing_report_of_a_dormant_flow(make):
     assert table.report(make_flow(finish=1, **flow), 600) == "late"
     assert observed(table, "size", 600) == ([0, 1, 1], "300")
     assert observed(table, "duration", 600) == ([0, 0, 1], "64")
-    # It is kept as ended, so the same report is not observed again, and no later one, either.
+    # The flow is kept as ended. Therefore neither the same report nor a later one is observed
+    # again.
     assert table.report(make_flow(finish=1, **flow), 601) == "late"
     assert table.report(make_flow(total=(200, 200, 2, 2), last=66_000), 602) is None
     assert table.report(make_flow(total=(300, 200, 2, 2), last=67_000, finish=1), 603) is None
@@ -364,14 +365,14 @@ def test_closing_report_of_an_unknown_flow(make):
     assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
     assert observed(table, "size") == ([0, 1, 1], "300")
     assert observed(table, "duration") == ([0, 0, 1], "64")
-    # The first value is old, and the bytes were counted before.
+    # The round-trip time may have been observed before, and the bytes may have been counted before.
     assert observed(table) == ([0, 0, 0, 0], "0")
     assert table.page(0)["a_bytes_total"] == {'a_bytes_total{node_tid="node-1"} 0'}
-    # The flow is kept, so the same report is late, and old reports are too.
+    # The flow is kept, so a repetition of the report is late, and so is an older report.
     assert table.report(closing, 1) == "late"
     assert table.report(make_flow(rtt=2 * MS, total=(90, 90, 1, 1), last=60_000), 1) == "late"
     assert observed(table, "size", 1) == ([0, 1, 1], "300")
-    # Its memory ends like that of every ended flow.
+    # The flow is forgotten after the usual time for ended flows.
     table.expire(1 + TIMEOUT_S)
     assert table.dormant_flows == 0
 
@@ -450,7 +451,7 @@ def test_size_with_an_invalid_field_is_not_observed(make):
         table.report(make_flow(f"a{number}", (number, 1, 1, 1), finish=1), 0)
     assert observed(table, "size") == ([0, 0, 0], "0")
     assert table.values_skipped["Metric.ABBytes"] == 2
-    # It is only read in closing reports.
+    # In a report that is not a closing report, the field is not read.
     table.report(make_flow("b2", (-1, 1, 1, 1)), 0)
     assert table.values_skipped["Metric.ABBytes"] == 2
     # The sum of both directions is out of range.
@@ -536,7 +537,7 @@ def test_late_closing_report_with_an_invalid_label(make):
     long = make_flow(last=2_000, node="x" * 1025, finish=1)
     assert table.report(long, 600) == "late"
     assert observed(table, "size", 600) == ([0, 0, 0], "0")
-    # It was not observed, so its repetition is.
+    # The report was not observed, so its repetition is observed.
     assert table.report(make_flow(last=2_000, finish=1), 601) == "late"
     assert observed(table, "size", 601) == ([0, 1, 1], "300")
 
@@ -583,9 +584,9 @@ def test_overflow_rows_have_histograms(make):
 def test_flows_that_are_not_kept_are_observed_in_overflow_mode(make):
     table = make(spec_of(RTT, SIZE, max_flows=1, overflow="other"))
     table.report(make_flow("a1", rtt=2 * MS), 0)
-    # The first report is observed, and its later values are not.
+    # The first report is observed. Later values of the flow are not observed.
     assert table.report(make_flow("b2", rtt=3 * MS, b="10.0.0.9"), 0) == "table_full"
-    assert table.report(make_flow("b2", rtt=9 * MS, **IN_MID_LIFE), 0) == "table_full"
+    assert table.report(make_flow("b2", rtt=9 * MS, **NOT_FIRST), 0) == "table_full"
     assert observed(table) == ([0, 2, 2, 2], "0.005")
     # The flow is not kept, so its closing report and the repetition are both observed.
     assert table.report(make_flow("b2", rtt=3 * MS, **CLOSING), 0) == "ended"
@@ -627,7 +628,7 @@ def test_duplicates_are_not_observed(make):
     assert table.report(make_flow("b2", rtt=2 * MS, node="node-2"), 0) == "duplicate"
     assert observed(table) == ([0, 1, 1, 1], "0.002")
     table.expire(600)
-    # The duplicate was never stored, so it is not known whether this flow is one.
+    # The table never stored the duplicate, so it cannot know whether this flow is a duplicate.
     duplicate = make_flow("b2", node="node-2", **CLOSING)
     assert table.report(duplicate, 600) == "ended"
     assert table.report(make_flow("a1", last=2_000, finish=1), 601) == "late"
@@ -639,7 +640,7 @@ def test_flow_whose_conversation_was_taken_over_is_not_observed(make):
     table = make(spec_of(SIZE, labels=(IP_A,), deduplicate="first"))
     table.report(make_flow("a1", last=2_000), 0)
     table.expire(100)
-    table.report(make_flow("b2", node="node-2", **IN_MID_LIFE), 100)
+    table.report(make_flow("b2", node="node-2", **NOT_FIRST), 100)
     assert table.report(make_flow("a1", last=2_000, finish=1), 101) == "late"
     assert observed(table, "size", 101) == ([0, 0, 0], "0")
 
@@ -648,7 +649,7 @@ def test_flow_with_a_dormant_successor_is_not_observed(make):
     table = make(spec_of(SIZE, labels=(IP_A,), deduplicate="first"))
     table.report(make_flow("a1", last=2_000), 0)
     table.expire(100)
-    table.report(make_flow("b2", node="node-2", **IN_MID_LIFE), 100)
+    table.report(make_flow("b2", node="node-2", **NOT_FIRST), 100)
     table.expire(200)
     assert table.report(make_flow("a1", last=2_000, finish=1), 201) == "late"
     assert observed(table, "size", 201) == ([0, 0, 0], "0")

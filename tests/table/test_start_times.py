@@ -157,7 +157,7 @@ def test_start_time_is_not_later_than_the_report(make):
     table = make(BOTH)
     take(table, first_report(start=CLOCK_MS + 50_000), 40)
     assert start(table, BYTES, 40) == start(table, "node_bytes_total", 40) == CLOCK_MS + 40_000
-    # The time stays when the system's clock passes the time of the agent.
+    # The start time does not change when the system's clock passes the agent's time.
     take(table, later_report(last=LAST_MS + 1), 60)
     assert start(table, BYTES, 60) == CLOCK_MS + 40_000
 
@@ -175,7 +175,7 @@ def test_counters_without_a_valid_start_have_no_start_time(make, start_ms):
     take(table, flow)
     assert start(table, BYTES) is None
     assert len(table.page(0)[BYTES]) == 2
-    # The time is not set later, either.
+    # A later report does not set the start time, either.
     take(table, first_report("b2"))
     assert start(table, BYTES) is None
 
@@ -201,7 +201,7 @@ def test_connection_that_returns_with_its_total_has_its_start_time(make):
     now = A_WHILE_S
     take(table, later_report(last=LAST_MS + 1000 * now), now)
     assert start(table, BYTES, now) == START_MS
-    # The row of the view was not removed.
+    # The row of the second view was not removed.
     assert start(table, "node_bytes_total", now) == START_MS
 
 
@@ -325,7 +325,7 @@ def test_connection_with_new_names_starts_now(make):
     names["node-1"] = ("eth1",)
     table.relabel(names, ["node-1"], wall_ms=CLOCK_MS + 5_000)
     assert starts(table, BYTES, 5) == {"eth1": CLOCK_MS + 5_000}
-    # The labels of the view have not changed.
+    # The labels of the second view have not changed.
     assert starts(table, "node_bytes_total", 5) == {"node-1": START_MS}
     # The old connection returns with its counters and its start time.
     names["node-1"] = ("eth0",)

@@ -1,4 +1,4 @@
-"""Forecasts of bounds: they equal the page with these bounds, to the series and the byte."""
+"""Forecasts of bounds: they have exactly the series and bytes of a page with these bounds."""
 
 import json
 import random
@@ -155,7 +155,7 @@ def small_table():
 @pytest.mark.parametrize(
     ("min_packets", "max_series", "text"),
     [
-        (0, 0, "With max_series, skyfast proposes a bound."),
+        (0, 0, "Set max_series to get a proposal for min_bytes."),
         (0, 10, "No bound is needed for max_series (10): there are 10 series."),
         (
             0,
