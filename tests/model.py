@@ -539,7 +539,7 @@ class Row:
     def observe(self, flow: JSON, moments: Collection[str]) -> bool:
         """Observe a report in the histograms of these moments, "first" and "closing".
 
-        Return whether there are any.
+        Return whether there are such histograms.
         """
         distributions = [
             value
@@ -943,7 +943,7 @@ class Model:
         return {total: total.newest(flow) for total in totals}
 
     def _start(self, flow: JSON, worth: str) -> int:
-        """Return when the counters were 0 of a row that an unknown flow creates.
+        """Return the start time of a row that an unknown flow creates.
 
         This is the start of the flow if its total counts, otherwise the start of its last update.
         """
@@ -1378,7 +1378,7 @@ class Model:
     def _rows_of_closing(
         self, labels: Mapping[Label, str | int], start_ms: int
     ) -> list[Row | None]:
-        """Return the rows in which a closing report is observed that adds nothing.
+        """Return the rows in which to observe a closing report that adds nothing.
 
         ``start_ms`` is the start time of new rows.
         """

@@ -42,7 +42,7 @@ GZIP_WBITS = 31
 """The value of zlib for the gzip format."""
 
 _RAW_WBITS = -15
-"""The value of zlib for deflate without a header."""
+"""The ``wbits`` of zlib for a deflate stream without a header."""
 
 _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 """The header of a gzip member without name and time (RFC 1952)."""
@@ -73,10 +73,10 @@ class TablePage(Protocol):
         """Return about ``size`` bytes, or b"" at the end. Releases the GIL."""
 
     def deflate(self, size: int, /) -> tuple[memoryview, bytes]:
-        """Return about ``size`` bytes, and blocks of a deflate stream with the same bytes.
+        """Return about ``size`` bytes of text, and the same text as blocks of a deflate stream.
 
-        At the end, there are no bytes, and the blocks end the current byte of the stream. The next
-        call overwrites the bytes. Releases the GIL.
+        At the end, the text is empty, and the blocks complete the last byte of the stream. The next
+        call overwrites the text. Releases the GIL.
         """
 
     def distinct_values(self, label: str, /) -> list[str]:
@@ -285,7 +285,7 @@ def _rendered(page: TablePage) -> Iterator[bytes]:
 
 
 def _deflated(page: TablePage) -> Iterator[DeflatedText]:
-    """Yield the page; the last chunk has no text, but ends the blocks."""
+    """Yield the page. The last chunk has no text, but completes the last byte of the blocks."""
     size = FIRST_CHUNK_BYTES
     text = True
     while text:

@@ -1078,7 +1078,7 @@ async def test_limits_are_bars_of_the_same_numbers():
         metrics = (await site.get("/metrics"))[1]
         assert table["series_at_most"] == 3 * 5 + 3 * 2
         assert table["series_limit"] == 4 * 7
-        # At most: a connection has no round-trip time.
+        # This is an upper bound, because a connection has no round-trip time.
         flows = [line for line in metrics.splitlines() if re.match("skydive_network_conn|x_", line)]
         assert len(flows) == table["series_at_most"] - 1
         for key, text in {
