@@ -3,64 +3,67 @@
 """The table: flows, connections, expiry and rendering, without clock, sockets or logging.
 
 Data structures
-    There are two levels. A *flow* row represents one report stream of an agent. The row is
-    identified by the flow's UUID and stores the flow's latest totals. A *connection* row represents
-    one label tuple on the page. Its values are sums of the deltas of its flows. Label values are
-    stored as numbers: an interned string (bit 31 set) or a small integer. There is one set of
-    connection rows per view of the plan. A flow row links to its connection row of the first view.
-    This connection row links to the rows of views whose labels are a subset of the first view's
-    labels, because all flows of the connection share these labels. For all remaining views, the
-    flow row contains the link. All kinds of rows (strings, flows, connections, conversations,
-    names) use the same slab allocator and index (`Rows`). The index uses linear hashing, which
-    splits one bucket at a time, so that no insert has to rehash a million rows. The structs are in
-    ``_table.pxd``.
+    There are two levels of rows. A *flow* row represents one report stream of an agent. Its key is
+    the flow's UUID; it stores the flow's latest totals. A *connection* row represents one label
+    tuple on the page. Each report adds its *deltas*, the increase of its flow's totals, to
+    connection rows. A label value is stored as a number: an interned string (bit 31 set) or a small
+    integer. A *plan* says which labels and metrics are exported. It has one or more *views*; a view
+    is a set of metrics with the same labels, and has its own connection rows. A flow row links to
+    its row of the first view. If the labels of another view are a subset of the first view's
+    labels, all flows of a connection share one row of this view. In this case, the connection's row
+    in the first view contains the link to this row. Otherwise, each flow row contains the link. All
+    kinds of rows (strings, flows, connections, conversations, names) use the same slab allocator
+    and index (`Rows`). The index uses linear hashing, which splits one bucket at a time. So no
+    insert has to rehash all rows. The structs are in ``_table.pxd``.
 
-    A timer wheel has one slot per second. A flow is added to the slot of its deadline. A report
-    only writes a later deadline into the row; the row stays in its slot. When the slot is due, a
-    flow with a later deadline is added again, and any other flow becomes dormant. A connection of
-    the first view is removed with its last live flow. Each other view has its own wheel, because
-    its connections can outlive their flows.
+    Flows expire with a timer wheel that has one slot per second. A flow is added to the slot of its
+    deadline. A report only writes a later deadline into the row; the row stays in its slot. When
+    the slot is due, a flow with a later deadline is added again, and any other flow becomes
+    dormant. A connection of the first view is removed with its last live flow. Each other view has
+    its own wheel, because its connections can outlive their flows.
 
     A *dormant* flow keeps its row, its key and its totals, but is not part of a connection. When
     the flow's next report arrives, only the increase over these totals is added. Each dormant row
-    is in one of three lists, which keep the order in which rows were added. The links of a list are
-    in the fields that link a live flow to its connection and its wheel slot, so rows need no extra
-    space. Rows are forgotten from the start of a list, when their time is over or when a new flow
-    needs the space. If a removed connection's counters differ from the totals of its last flow, the
-    counters are kept in a separate dormant row, whose key is a hash of the labels. See
-    ``table/dormant.pxi``.
+    is in one of three lists, in the order in which the rows were added. The lists need no extra
+    space: their links use the fields that link a live flow to its connection and wheel slot. The
+    oldest rows of a list are forgotten first: when their time is over, or when a new flow needs the
+    space. When a connection is removed, its counters may differ from the totals of its last flow.
+    In this case, a separate dormant row keeps the counters. The key of this row is a hash of the
+    labels. See ``table/dormant.pxi``.
 
 Costs
-    Report of a known flow: one lookup, two cache lines of rows. Report of a new or a dormant flow:
-    two lookups, plus one per label string. If other new flows had the same names recently, all
-    labels with names take one lookup together. Expiry: proportional to the number of expired rows,
-    plus one re-insertion per live flow and timeout. Adding to or removing from a dormant list:
-    constant time. Page: one pass over all connections per family.
+    A report of a live flow takes one index search, and reads two cache lines of rows. A report of a
+    new or dormant flow takes two searches, plus one per label string. If another new flow had the
+    same names recently, one search finds all labels that are names. Expiry takes time in proportion
+    to the number of expired rows, plus one re-insertion into the wheel per live flow and timeout.
+    Adding a row to a dormant list and removing it take constant time. A page takes one pass over a
+    view's connections per family.
 
 Memory
     Slabs and index segments are allocated from an arena of large pieces (`Arena`); the text of a
     string longer than 48 bytes is allocated with malloc. Slabs and segments are kept until the
     table is destroyed; freed rows are reused first. The table keeps no Python objects per flow or
-    connection, only the plan, the names and types of fields, and up to MAX_NAMES results of
-    lookups. If an allocation fails, `update` raises MemoryError, and the report that is being
+    connection. It only keeps the plan, the names and types of fields, and up to MAX_NAMES results
+    of lookups. If an allocation fails, `update` raises MemoryError, and the report that is being
     applied has no effect.
 
 Lock
-    There is one mutex. It is held for a batch of reports, a slice of expiry or of relabelling, or
-    up to RENDER_ROWS connections of a page or a scan. Only one thread may call `update`, `expire`
-    and `Relabeling.step`. No other thread changes rows, so this thread reads them without the lock.
-    Any thread may read pages. Between two slices, pages and scans give way to the thread that
-    changes rows, because the mutex itself is not fair. A thread that holds the mutex never waits
-    for the GIL, because a thread that has the GIL may be waiting for the mutex. Therefore all code
-    under the mutex is plain C. Even memory is allocated with C functions: Python's allocators may
-    take the GIL if allocations are traced.
+    There is one mutex. It is held for one slice of work at a time: for a batch of reports, for a
+    slice of expiry or relabelling, or for up to RENDER_ROWS connections of a page or scan. Only one
+    thread, *the thread that updates*, may call `update`, `expire` and `Relabeling.step`. No other
+    thread changes rows, so this thread may read rows without the mutex. Any thread may read pages.
+    Between two slices, pages and scans give way to the thread that updates, because the mutex
+    itself is not fair. A thread that holds the mutex never waits for the GIL, because a thread that
+    has the GIL may be waiting for the mutex. Therefore all code under the mutex is plain C. Even
+    memory is allocated with C functions: Python's allocators may take the GIL if allocations are
+    traced.
 
 Files
     This file contains `Table` (the interface for Python), the struct with its state, and the
     constants that several files share. The methods of `Table` are implemented in ``table/``, one
     file per concern, as free functions on `TableState`. Cython includes these files, because the C
-    compiler can only inline small functions within one unit. ``include`` is not possible in a class
-    body, so the state is a struct.
+    compiler can only inline small functions within one compilation unit. The state is a struct,
+    because ``include`` is not possible in a class body.
 
     Structures that do not depend on the table:
         ``rows`` (arena, slabs, index), ``strings`` (hashes, interned strings), ``fields`` (reading
@@ -152,10 +155,10 @@ cdef extern from *:
     bint unlikely(bint) noexcept nogil
 
 
-MAX_NUMBER = 1 << 62            # largest valid number in a field of a flow: MAX_INTEGER
+MAX_NUMBER = 1 << 62            # largest valid number in a field of a flow; the same as MAX_INTEGER
 
 cdef enum:
-    # Fields that are not values, but are also omitted if they are invalid.
+    # *Marks*: fields that are not values, but that are also omitted if they are invalid.
     MARK_FINISH
     MARK_START
     MARK_UPDATE_START
@@ -163,7 +166,7 @@ cdef enum:
     MARKS
 
 cdef enum:
-    MAX_CELL = 2 * MAX_TEXT_BYTES   # if every byte is escaped
+    MAX_CELL = 2 * MAX_TEXT_BYTES   # size of a label value if every byte is escaped
     MAX_INTEGER_DIGITS = 20
     MAX_DECIMALS = 18
     MAX_FIELDS = 4 * MAX_VALUES + MARKS     # fields that can be omitted
@@ -171,12 +174,12 @@ cdef enum:
     FLOW_TYPES = 3
     BATCH = 128                 # reports per acquisition of the lock
     MAX_EVICTIONS = 2               # dormant rows that one report can evict
-    BUCKETS_PER_ROW = 2         # target size of the index: chains are short, a row costs 8 bytes
+    BUCKETS_PER_ROW = 2         # target size of the index: 8 bytes per row, and short chains
     NAMES_AHEAD = 4             # how many reports ahead names are prefetched
     CACHE_LINE = 64
 
-# Sizes and steps of growth. _checked.pyx defines smaller sizes, so that a few rows reach all steps.
-# _checked.pyx also tells the sanitizer which rows are unused.
+# Sizes and steps of growth. _checked.pyx defines smaller sizes, so that in tests, a few rows reach
+# every step. It also tells AddressSanitizer which rows are unused.
 cdef extern from *:
     """
     #ifndef SKYFAST_CHECKED
@@ -205,7 +208,7 @@ cdef extern from *:
     enum:
         RENDER_ROWS             # connections per acquisition of the lock
         RELABEL_ROWS            # flow rows that a slice visits, per flow that it may move
-        AHEAD                   # how many connections or buckets ahead are prefetched
+        AHEAD                   # how far ahead connections and buckets are prefetched
         MAX_NAMES               # results of lookups whose labels stay interned
         SLAB_SHIFT
         SLAB_ROWS
@@ -223,7 +226,7 @@ cdef extern from *:
     void row_used(void *address, size_t size) noexcept nogil
 
 
-# Cython's variables are not constants for the C compiler.
+# These constants are defined in C, because Cython's variables are not constants for the C compiler.
 cdef extern from *:
     """
     #include <stdint.h>
@@ -265,9 +268,8 @@ cdef extern from *:
     const uint32_t MAX_SEQ_AGE      # see `clamp_seq_age`
     const int64_t MAX_INTEGER       # largest valid number in a field of a flow: MAX_NUMBER
     const uint64_t EACH_BYTE        # a one in each byte
-    # The maximum delay of a report, in addition to the time until its agent's next update. An
-    # analyzer keeps a batch for up to 5 s. The other 10 s cover transport and sockets that have not
-    # been read yet.
+    # The maximum delay of a report, on top of the agent's update interval. An analyzer keeps a
+    # batch for up to 5 s. The other 10 s cover transport and sockets that have not been read yet.
     const double BATCH_S
 
 cdef enum:
@@ -281,7 +283,7 @@ cdef enum:
     SKIP_TABLE_FULL
     SKIP_OTHER_SHARD
     SKIP_ENDED
-    SKIP_REQUIRED               # the first of several: one per requirement
+    SKIP_REQUIRED               # the first of several reasons: one per requirement
     MAX_SKIPS = 32
 
 cdef tuple SKIP_NAMES = (
@@ -294,8 +296,9 @@ cdef enum:
     CLOSING = 1                 # FinishType of a flow's last report; 0, 2 and 3 do not end the flow
 
 cdef enum:
-    # What a report of an unknown flow adds to a row that further flows may already have used.
-    WORTH_UNREAD                # not known: the type lacks fields that identify a first report
+    # What a report of an unknown flow adds to a row that other flows may have used before.
+    WORTH_UNREAD                # not known: the flow's type lacks fields that identify a first
+                                # report
     WORTH_TOTAL
     WORTH_LAST_UPDATE               # the deltas of the flow's last update
     WORTH_LAST_UPDATE_UNREAD        # the same, but the type lacks these deltas
@@ -312,7 +315,7 @@ cdef enum:
     OBSERVE_AGE                 # the time from the value to `last_ms` in the closing report
 
 cdef enum:
-    # Flags of a flow: moments that must not be observed again.
+    # Flags of a flow: the moments at which it has been observed (see `histograms.pxi`).
     FIRST_OBSERVED = 1
     CLOSING_OBSERVED = 2
 
@@ -347,7 +350,7 @@ cdef struct FoundNames:
 
 
 cdef struct Batch:
-    # Reports that are being processed: read with the GIL, then looked up, then applied under the
+    # The reports of a batch. They are read with the GIL, then looked up, then applied under the
     # lock.
     Report reports[BATCH]
     uint32_t size
@@ -355,12 +358,11 @@ cdef struct Batch:
     int64_t *last_update        # BATCH x the plan's counters
     Cell *cells                 # BATCH x the plan's cells
     FoundNames *names           # BATCH x the plan's lookups
-    uint32_t *missed            # indexes in `names` of used results without a row
+    uint32_t *missed            # indexes in `names`: results that are used but have no row
     uint32_t missed_count
     # String keys of flows that are removed while the batch is applied. The strings are released
-    # after the batch, because a label of a later report may have been looked up as the same string.
-    # Besides the evicted flows, a report can remove its own flow, so there is space for one more
-    # key per report.
+    # after the batch, because a later report may already have found the same string for one of its
+    # labels. Each report can remove its own flow and up to MAX_EVICTIONS other flows.
     uint32_t dead_strings[(MAX_EVICTIONS + 1) * BATCH]
     uint32_t dead_string_count
     int64_t oldest_ms, newest_ms    # range of `Last` in the latest update
@@ -388,14 +390,14 @@ cdef struct TableState:
     uint64_t seed               # seed of all hashes except the hashes for sharding
     uint32_t counters, values   # numbers per flow
     uint32_t all_values         # `values`, and values that are only read in closing reports
-    uint32_t columns, cells     # labels of all views; labels plus strings of lookups
+    uint32_t columns, cells     # labels of all views; these labels plus the strings of lookups
     uint32_t looked_up          # number of labels from lookups; they are the first columns
     uint32_t lookup_count
     uint32_t requirements
-    bint counts_new_flows       # in any view, or in a histogram that depends on new flows
+    bint counts_new_flows       # whether any view or histogram depends on new flows
     uint32_t moments            # the moments of all histograms
-    uint32_t first_value        # index of the value of FIRST_OBSERVED
-    uint32_t flags_link         # index of a flow's flags in the links
+    uint32_t first_value        # index of the value that is observed at FIRST_OBSERVED
+    uint32_t flags_link         # index of the flags among the links of a flow
     bint optional[MAX_VALUES]
     int keeps[MAX_VALUES]       # kinds of gauges: KEEP_LATEST, ...
     bint has_conversations              # whether there are conversation rows
@@ -405,7 +407,7 @@ cdef struct TableState:
     Family *families
     uint32_t family_count
     size_t max_lines            # maximum size of a connection's lines, in bytes
-    # numbers of the fields that are counted when a value is omitted
+    # the fields of values and marks: indexes in `values_left_out`
     uint32_t value_fields[2 * MAX_VALUES]
     uint32_t last_update_fields[2 * MAX_VALUES]
     uint32_t mark_fields[MARKS]
@@ -535,10 +537,10 @@ cdef class Table:
             immediately.
         :param view_timeouts_s: timeouts of the connections in the second and further views, each at
             least `timeout_s`.
-        :param bounds: pairs of `min_bytes` and `min_packets`, one for each view. Pages show a row
-            when it has this number of bytes or of packets, both directions together; 0 is no bound.
-            Overflow rows are always shown. A page uses the bounds at its start. If the sequence is
-            empty, all rows are shown.
+        :param bounds: a pair of `min_bytes` and `min_packets` for each view. Pages show a row once
+            it has at least this number of bytes or of packets, both directions together. 0 means no
+            bound. Overflow rows are always shown. A page uses the bounds that are set when the page
+            begins. If the sequence is empty, all rows are shown.
         """
         set_limits(&self.state, max_connections, max_flows, timeout_s, memory_s, view_timeouts_s,
                    bounds)
@@ -591,9 +593,9 @@ cdef class Table:
         Skipped flows are counted in `skipped`; omitted values, in `values_skipped`.
 
         Takes the mutex once per 128 flows, or twice if lookups had new results, and holds the GIL
-        while waiting for the mutex. The longest wait is the time that another thread needs for
-        2,048 connections of a page or scan (about 0.5 ms), or for enlarging a counter in
-        `Page.distinct_values` (about 20 ns per value in the counter).
+        while waiting for the mutex. Another thread holds the mutex for 2,048 connections of a page
+        or scan (about 0.5 ms), or while `Page.distinct_values` enlarges its hash table (about 20 ns
+        per value).
         """
         if start < 0:
             raise ValueError("start must not be negative")
@@ -640,14 +642,14 @@ cdef class Table:
         return relabeling
 
     def strings(self, uint32_t first, uint32_t count):
-        """Return label values and keys of lookups in the table, in slices.
+        """Return a slice of the label values and the lookup keys in the table.
 
-        A string has the same number as long as the table needs it. The numbers start at 1.
+        A string keeps its number while the table uses the string. The numbers start at 1.
 
         :param first: the first number of the slice.
         :param count: how many numbers the slice has.
-        :returns: the strings with these numbers, with the escapes of label values; and the first
-            number of the next slice, or 0 if this was the last slice.
+        :returns: a pair: the strings with these numbers, escaped like label values, and the first
+            number of the next slice. After the last slice, this number is 0.
         """
         cdef uint64_t begin = max(first, <uint32_t>1)
         cdef uint64_t end = begin + count
@@ -658,11 +660,10 @@ cdef class Table:
 
     def page(self, double now, uint32_t openmetrics=0, *, created=False, uint32_t part=0,
              uint32_t parts=1, names=None):
-        """Begin a page: it shows connections that are alive at `now` and were created before this
-        call.
+        """Begin a page of the connections that are alive at `now` and were created before the call.
 
         :param openmetrics: 1 or 2 for OpenMetrics 1.0 or 2.0, 0 for the text format 0.0.4. The
-            formats differ in the families' heads and in start times; otherwise, the samples are the
+            formats differ in metadata lines, start times and histograms; all other samples are the
             same. OpenMetrics 1.0 restricts the names of families.
         :param created: with OpenMetrics 1.0, show the start time of each counter as a sample
             ``_created`` directly after the counter's sample. OpenMetrics 2.0 always shows start
@@ -675,11 +676,11 @@ cdef class Table:
         :raises ValueError: there is no such part or format.
         :raises MemoryError: an allocation failed.
 
-        Any thread may read the page, at any speed, but only one thread at a time. Finding the
-        connections of a part takes about 25 ns per connection of each view. In a view with bounds,
-        the page has the connections that are shown when it comes to the view, with all their
-        series; finding them takes about 5 ns per connection. While the page exists, each connection
-        that was found takes 4 bytes.
+        Any thread may read the page, at any speed, but only one thread at a time. If there are
+        several parts, finding the connections of one part takes about 25 ns per connection of each
+        view. If a view has bounds, the page decides once, when it reaches the view, which
+        connections it shows. This takes about 5 ns per connection. The page then shows all series
+        of these connections. While the page exists, it uses 4 bytes for each connection found.
         """
         cdef uint32_t i
         cdef bint has_bounds = False
