@@ -121,8 +121,7 @@ cdef struct Connection:
     uint32_t deadline_s         # latest deadline of its flows; 0 in a free row
     uint32_t flows              # number of flow rows that link here, and the flag BACK
     uint32_t created_seq        # sequence number of the row's creation, modulo 2^32
-    uint32_t links[1]           # first view: rows of other views; others: next row in the wheel
-                                # slot
+    uint32_t links[1]           # first view: rows of other views; others: next in wheel slot
     # The struct is followed by int64_t values[counters + gauges], an int64_t number of new flows
     # (only if the view counts new flows), an int64_t start time, the view's histograms, and
     # uint32_t cells[columns]. The flag BACK means that the row started with the counters of a
@@ -198,8 +197,7 @@ cdef struct Report:
     uint32_t connection_hash    # hash of the labels; 0 unless all labels are interned
     int skip_new                # reason to skip the report if the flow is not live
     int worth                   # what the report adds if its flow is unknown: see WORTH_UNREAD
-    bint repeats                # whether a closing report has the same last update as the report
-                                # before it
+    bint repeats                # a closing report with the same last update as the report before
     int64_t age_ms              # from the flow's start to the update, or -1
     int64_t start_ms            # start of the flow, or 0; not set if `worth` is WORTH_UNREAD
     int64_t update_start_ms     # start of the last update, or 0; not set if `worth` is WORTH_UNREAD
@@ -209,8 +207,7 @@ cdef struct Report:
     int64_t *last_update        # deltas of the last update, by counter; owned by the batch
     # omitted values
     bint leaves_out             # whether any value is omitted; if not, nothing below is set
-    bint uses_marks             # whether the marks (MARK_FINISH, ...) were needed; set when the
-                                # report is applied
+    bint uses_marks             # whether marks (MARK_START, ...) are needed; set by applying
     bint uses_last_update
     uint32_t leaves_out_marks   # one bit per omitted mark
     LeftOut values_left_out
@@ -221,8 +218,7 @@ cdef struct ChangedKey:
     # A lookup key whose labels have changed.
     uint32_t string
     uint32_t position           # in the list of keys
-    bint found                  # if false, no flow in the slice has the key; the next fields are
-                                # not set
+    bint found                  # if false, no flow has the key, and the next fields are not set
     bint ambiguous              # whether the labels depend on the context
     uint32_t change             # number of the change; 0 if ambiguous, or if a name is invalid
 
@@ -231,7 +227,7 @@ cdef struct Move:
     # A flow with new labels from one of its lookups.
     uint32_t flow
     uint32_t lookup             # index in `TableState.lookups`
-    uint32_t key
+    uint32_t key                # index in `Changes.keys`
     uint32_t change             # number of the change; 0 if the labels stay the same
 
 
@@ -285,8 +281,7 @@ cdef struct Family:
     Literal created             # the name of the samples with start times in OpenMetrics 1.0
     Literal *literals           # columns + 1 literals: before, between and after label values
     Literal second              # replaces the literal at `direction_index` for the second side
-    # A histogram family uses no `values`, but `sides` entries of `View.histograms`, from this index
-    # on.
+    # A histogram has no `values`. It uses `sides` entries of `View.histograms`, from this index on.
     uint32_t histogram
     HistogramText *text         # NULL if the family is not a histogram
 

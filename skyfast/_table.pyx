@@ -297,8 +297,7 @@ cdef enum:
 
 cdef enum:
     # What a report of an unknown flow adds to a row that other flows may have used before.
-    WORTH_UNREAD                # not known: the flow's type lacks fields that identify a first
-                                # report
+    WORTH_UNREAD                # not known: the type lacks the fields that identify a first report
     WORTH_TOTAL
     WORTH_LAST_UPDATE               # the deltas of the flow's last update
     WORTH_LAST_UPDATE_UNREAD        # the same, but the type lacks these deltas
@@ -664,7 +663,8 @@ cdef class Table:
 
         :param openmetrics: 1 or 2 for OpenMetrics 1.0 or 2.0, 0 for the text format 0.0.4. The
             formats differ in metadata lines, start times and histograms; all other samples are the
-            same. OpenMetrics 1.0 restricts the names of families.
+            same. A page in OpenMetrics 1.0 is only valid if no family uses a name that is reserved
+            for another family.
         :param created: with OpenMetrics 1.0, show the start time of each counter as a sample
             ``_created`` directly after the counter's sample. OpenMetrics 2.0 always shows start
             times. A start time is missing if no report had a valid one.
@@ -728,21 +728,21 @@ cdef class Table:
         """Return the number and frequency of label values of a view, from one scan.
 
         :param count: how many of the most frequent values to return for each label.
-        :param without: a label to ignore.
+        :param without: a label to ignore for the fourth item of the result.
         :param view: the index of the view.
         :returns: a tuple of four items. The first is the number of connections or, for other views,
             of combinations of label values. The second has three items for each label: its number
-            of values, a list of (value, connections) for the `count` most frequent values, most
-            frequent first, and the number of connections that would remain without this label. The
-            third is whether all of the latter numbers are exact. They are exact up to 32,768; above
-            that, the standard error is below 0.8 %. The fourth is the exact number of connections
-            that would remain without the label `without`, or None. The lists omit values that were
-            removed during the call.
+            of values, a list of the `count` most frequent values, and the number of connections
+            that would remain without this label. The list has pairs (value, connections), the most
+            frequent value first, and omits values that were removed during the call. The third item
+            is true if all numbers of remaining connections are exact. A number up to 32,768 is
+            exact; above that, the standard error is below 0.8 %. The fourth item is the exact
+            number of connections that would remain without the label `without`, or None.
 
-        Takes about 20 ns per connection and label, plus 30 ns per connection if a label is ignored,
-        without the GIL. Uses 512 KiB per label, 24 to 48 bytes per value of each label, plus the
-        same per connection if a label is ignored. Callable from any thread. Connections that are
-        created or removed during the call may or may not be counted.
+        Takes about 20 ns per connection and label, without the GIL. Uses 512 KiB per label, and 24
+        to 48 bytes per value of each label. If a label is ignored, also takes 30 ns and uses 24 to
+        48 bytes per connection. Callable from any thread. Connections that are created or removed
+        during the call may or may not be counted.
         """
         if view >= self.state.view_count:
             raise IndexError("there is no such view")
@@ -763,7 +763,7 @@ cdef class Table:
         return hidden_rows(&self.state, <uint32_t>floor(now))
 
     def forecast(self, double now, uint32_t view, bounds):
-        """Return what each of some bounds would leave of a page at `now`, for one view.
+        """Return how much of a view a page at `now` would show with each of some bounds.
 
         :param view: the index of the view.
         :param bounds: pairs of `min_bytes` and `min_packets`, as in `set_limits`.
@@ -788,23 +788,24 @@ cdef class Table:
 
         :param family: the index of a family among the first view's families.
         :param count: maximum number of connections, up to 65,536.
-        :param since: an earlier snapshot of the family, which must be a counter: rank by the growth
-            since this snapshot, instead of by the value.
+        :param since: an earlier snapshot of the family, which must be a counter. Connections are
+            then ranked by the growth since this snapshot, not by the value.
         :param containing: return only connections with a label value that contains this string.
-            Label values are compared with their escapes, as on a page, and without regard to case
-            (of characters whose upper or lower case is one character).
-        :param also: with `containing`, pairs of a label and its values that match, too. These
-            values are escaped, in UTF-8, and each is followed by a newline.
+            Label values are compared as they appear on a page, with escapes. Case is ignored,
+            except for characters whose upper or lower case has several characters.
+        :param also: pairs of a label and further values of this label. If `containing` is set,
+            connections with one of these values match, too. The values are in UTF-8 with escapes,
+            and a newline follows each value.
         :returns: triples of the rank, the label values, and the values of the view's families in
             order. The highest rank is first. For a counter, the rank is the sum of both directions;
-            for a gauge, the larger of the two. A value is the stored integer, without the
-            family's decimal point, or None if there is no such series.
+            for a gauge, the larger of the two. A value is None if there is no such series.
+            Otherwise, it is the stored integer, without the family's decimal point.
 
         Connections without a value of the family are omitted. With `since`, two more kinds are
         omitted: connections without growth, and connections that were created again after the
-        snapshot with their previous counters. Takes about 10 ns per connection, and up to 40 ns per
-        label with `containing`, without the GIL. Callable from any thread. Connections that change
-        during the call may be seen before or after the change.
+        snapshot with their previous counters. Takes about 10 ns per connection, without the GIL.
+        With `containing`, up to 40 ns per connection and label are added. Callable from any thread.
+        Connections that change during the call may be seen before or after the change.
         """
         cdef const Kept *kept = checked_snapshot(self, family, count, since)
         is_gauge = family_is_gauge(&self.state, family, self.plan)
@@ -816,23 +817,24 @@ cdef class Table:
         """Return the top groups: connections of the first view with the same values of `labels`.
 
         :param labels: one or more labels of the first view.
-        :param max_groups: the maximum number of groups, up to 65,536. When there are more, the half
-            with the lowest ranks is added to "the others". If connections with the same labels
-            follow, they form a new group, whose values are too low.
-        :returns: a tuple of the groups, "the others", the number of groups, and whether there were
-            so many groups that some were added to "the others". A group is a tuple of its rank, its
+        :param max_groups: the maximum number of groups, up to 65,536. If there are more, the half
+            with the lowest ranks is added to "the others". Later connections of such a group form a
+            new group, whose values are too low.
+        :returns: a tuple of the groups, "the others", the number of groups, and whether groups were
+            added to "the others" because there were too many. A group is a tuple of its rank, its
             label values in the order of `labels`, its values as in `top`, and the number of its
             connections. "The others" are all connections outside the returned groups: a tuple of
             their number, their rank or None, and their values.
 
-        The other parameters are those of `top`. Counters and numbers of flows are summed. For any
-        other gauge, a group has the lowest or the highest value of its connections, by the same
-        rule that combines a connection's flows.
+        The other parameters are those of `top`. Counters and numbers of flows are summed. For a
+        gauge that keeps the lowest value of its flows, a group has the lowest value of its
+        connections. For any other gauge, a group has the highest value.
 
-        Takes 100 to 200 ns per connection, and 1 µs if most connections are groups of their own,
-        without the GIL. Uses 64 bytes per group, 8 bytes per group and series, and the bytes of the
-        groups' label values. These are limited to 256 bytes per group on average. Callable from any
-        thread. Connections that change during the call may be seen before or after the change.
+        Takes 100 to 200 ns per connection, without the GIL, or 1 µs if most connections are groups
+        of their own. Uses 64 bytes per group, 8 bytes per group and series, and the bytes of the
+        groups' label values. The label values are limited to 256 bytes per group on average.
+        Callable from any thread. Connections that change during the call may be seen before or
+        after the change.
         """
         cdef const Kept *kept = checked_snapshot(self, family, count, since)
         is_gauge = family_is_gauge(&self.state, family, self.plan)
@@ -896,8 +898,7 @@ cdef class Table:
         return self.state.kept_connections
 
     def dormant_uuids(self):
-        """Return the UUIDs of the dormant flows, list by list, in the order in which they are
-        forgotten.
+        """Return the UUIDs of the dormant flows, list by list, the first to be forgotten first.
         """
         return [
             *list_uuids(&self.state, self.state.claims.head),
@@ -922,10 +923,10 @@ cdef class Table:
 
     @property
     def horizon_s(self):
-        """The time of the latest report of any flow that was forgotten.
+        """The horizon: an unknown flow that began after this time was never counted.
 
-        In seconds of the caller's clock; None before `begin`. An unknown flow that began after this
-        time was never counted.
+        In seconds of the caller's clock; None before `begin`. It is the latest time of a call of
+        `begin`, of a report of a forgotten flow, or of a flow that could not be stored.
         """
         return self.state.horizon_s if self.state.has_horizon else None
 
@@ -1058,7 +1059,7 @@ cdef const Kept *checked_snapshot(Table table, uint32_t family, uint32_t count,
 
 @cython.final
 cdef class Relabeling:
-    """Flows that are moved because names have changed. Created by `Table.relabel`."""
+    """Moves flows whose names have changed. Created by `Table.relabel`."""
 
     cdef Table table
     cdef object names, keys
@@ -1068,7 +1069,7 @@ cdef class Relabeling:
     def step(self, Py_ssize_t budget, *, int64_t wall_ms=0):
         """Move flows to the connections of their new names. Call this until it returns False.
 
-        :param budget: the maximum number of flows to move, and of keys to take; 0 is like 1. The
+        :param budget: the maximum number of flows to move, and of keys to take; 0 counts as 1. The
             step visits up to 64 flow rows per unit of the budget. A visit takes about 10 ns, and a
             move about 0.5 µs.
         :param wall_ms: the system time in Unix milliseconds, which is the start time of new
@@ -1078,15 +1079,15 @@ cdef class Relabeling:
 
         A new connection starts at zero. An existing connection continues its counters. A removed
         connection also continues its counters, if they are kept. All flows of a step leave their
-        old connections before any of them is added to a new connection. Between two steps, flows of
-        one connection can be in two connections, because only some of them have moved. If a key has
-        an invalid name, the flows with this key keep their labels.
+        old connections before the first one is added to a new connection. Between two steps, flows
+        of one connection can be in two connections, because only some of them have moved. If a key
+        has an invalid name, the flows with this key keep their labels.
 
         Between two steps, the names can change and all methods of the table can be called. A step
-        uses the current names. The names and keys must not use the table. Their exceptions
-        propagate; then no flow of this step has moved, and the next step tries again. For an
-        ambiguous key, `names.resolve` is called once per step for each different context. Only the
-        thread that updates may call this.
+        uses the current names. The names and keys must not use the table. If they raise an
+        exception, the exception propagates, no flow of this step has moved, and the next step tries
+        again. For an ambiguous key, `names.resolve` is called once per step for each different
+        context. Only the thread that updates may call this method.
         """
         self.table.state.wall_ms = max(wall_ms, <int64_t>0)
         return relabel_slice(
@@ -1160,9 +1161,9 @@ cdef class Page:
     def distinct_values(self, str label not None):
         """Return the different values of a label in all views and parts, in no particular order.
 
-        If this is called before `read`, the page shows no values besides these. The page shows
-        fewer values if rows are removed before `read`, or are past their deadline but not removed
-        yet.
+        If this is called before `read`, the page shows only values in this list. Some values in the
+        list can be missing on the page, because their rows expire before `read` or have expired
+        already.
 
         Takes 10 to 40 ns per row of these views without the GIL, and 1 µs per value with it.
 

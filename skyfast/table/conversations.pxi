@@ -37,9 +37,9 @@ cdef bint is_taken(const TableState *table, uint32_t number, const Report *repor
 
 cdef bint own_conversation(TableState *table, const Report *report,
                            uint32_t *number) noexcept nogil:
-    # If there are conversations and the row (0: none) does not belong to the report's capture
-    # point, replace it by a new row for this point. The new row must be linked, or given back by
-    # `disown_conversation`. False if out of memory.
+    # If row `number` (0: none) does not belong to the report's capture point, replace it by a new
+    # row for this point. The caller must link the new row, or give it back with
+    # `disown_conversation`. Without conversations, do nothing. False if out of memory.
     if not table.has_conversations:
         return True
     if number[0] == 0 or conversation_at(table, number[0]).point != report.point:
@@ -48,13 +48,13 @@ cdef bint own_conversation(TableState *table, const Report *report,
 
 
 cdef void disown_conversation(TableState *table, uint32_t number, uint32_t before) noexcept nogil:
-    # `before` is the row that `own_conversation` replaced, or the same row.
+    # `before` is the row before `own_conversation`, which may be the same row.
     if number != before:
         release_conversation(table, number)
 
 
 cdef void link_conversation(TableState *table, uint32_t flow, uint32_t number) noexcept nogil:
-    # Link a dormant flow to the conversation in row `number` (0: there are none).
+    # Link a dormant flow to the conversation in row `number` (0: there are no conversations).
     cdef uint32_t before
     if number == 0:
         return

@@ -118,7 +118,8 @@ cdef uint32_t find_flow(const TableState *table, const FlowKey *key) noexcept no
 
 
 cdef uint32_t add_unknown_flow(TableState *table, const Report *report) noexcept nogil:
-    # A new row for an unknown flow, which is neither live nor in a list; 0 if out of memory.
+    # A new row for an unknown flow; 0 if out of memory. The new row is not live, and in no list
+    # yet.
     cdef uint64_t key = report.key.number
     cdef uint32_t string = 0
     cdef uint32_t row
@@ -176,7 +177,7 @@ cdef inline int find_deltas(const TableState *table, Flow *flow, const Report *r
     cdef bint lower = False
     cdef uint32_t i
     for i in range(table.counters):
-        # ABSENT is never higher than a total. As an unsigned number, it is never lower.
+        # ABSENT is never higher than a total. As an unsigned number, ABSENT is never lower.
         total = max(totals[i], <int64_t>0)
         higher |= values[i] > total
         lower |= <uint64_t>values[i] < <uint64_t>total
