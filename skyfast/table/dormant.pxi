@@ -295,10 +295,10 @@ cdef bint credit(TableState *table, const Report *report, uint32_t flow, const L
                  uint32_t number, uint32_t kept, const int64_t *deltas, bint is_new,
                  int64_t start_ms) noexcept nogil:
     # Add `deltas` to all rows of a flow without making the flow live. So no row is created in the
-    # first view. `flow` is the flow's own row. `number` is its row in the first view, or 0. `kept`
-    # is the dormant row that keeps the counters of its connection, or 0. `is_new` is whether the
-    # report counts as a new flow. `start_ms` is the start time of new rows, including a new dormant
-    # row. False if out of memory.
+    # first view. `flow` is the flow's own row. `number` is the flow's row in the first view, or 0.
+    # `kept` is the dormant row that keeps the counters of the flow's connection, or 0. `is_new` is
+    # whether the report counts as a new flow. `start_ms` is the start time of new rows, including a
+    # new dormant row. False if out of memory.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
