@@ -122,8 +122,8 @@ cdef struct Connection:
     uint32_t flows              # number of flow rows that link here, and the flag BACK
     uint32_t created_seq        # sequence number of the row's creation, modulo 2^32
     uint32_t links[1]           # first view: rows of other views; others: next in wheel slot
-    # The struct is followed by int64_t values[counters + gauges], an int64_t number of new flows
-    # (only if the view counts new flows), an int64_t start time, the view's histograms, and
+    # The struct is followed by int64_t values[counters + gauges]. If the view counts new flows,
+    # their int64_t number follows. Then follow an int64_t start time, the view's histograms, and
     # uint32_t cells[columns]. The flag BACK means that the row started with the counters of a
     # removed connection. Only the first view uses this flag.
 

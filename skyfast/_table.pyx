@@ -40,7 +40,7 @@ Costs
     view's connections per family.
 
 Memory
-    Slabs and index segments are allocated from an arena of large pieces (`Arena`); the text of a
+    Slabs and index segments are allocated from an arena of large pieces (`Arena`). The text of a
     string longer than 48 bytes is allocated with malloc. Slabs and segments are kept until the
     table is destroyed; freed rows are reused first. The table keeps no Python objects per flow or
     connection. It only keeps the plan, the names and types of fields, and up to MAX_NAMES results
@@ -48,8 +48,8 @@ Memory
     applied has no effect.
 
 Lock
-    There is one mutex. It is held for one slice of work at a time: for a batch of reports, for a
-    slice of expiry or relabelling, or for up to RENDER_ROWS connections of a page or scan. Only one
+    There is one mutex. It is held for one slice of work at a time. A slice is a batch of reports,
+    some rows of expiry or relabelling, or up to RENDER_ROWS connections of a page or scan. Only one
     thread, *the thread that updates*, may call `update`, `expire` and `Relabeling.step`. No other
     thread changes rows, so this thread may read rows without the mutex. Any thread may read pages.
     Between two slices, pages and scans give way to the thread that updates, because the mutex
@@ -586,15 +586,15 @@ cdef class Table:
         docs/architecture.md describes the rules. A known flow adds its deltas. A report is late if
         its ``Last`` and all its counters are at most those of the flow. If ``Last`` is later and
         any counter is lower, the flow has started over. A dormant flow adds its deltas to its rows.
-        An unknown flow adds its total in three cases: the report is its first one, the flow cannot
-        have been counted before, or the flow creates a connection whose labels identify a single
-        conversation. In all other cases, an unknown flow adds the deltas of its last update.
-        Skipped flows are counted in `skipped`; omitted values, in `values_skipped`.
+        An unknown flow adds its total if this is the flow's first report, or if the flow cannot
+        have been counted before. It also adds its total if it creates a connection whose labels
+        identify a single conversation. Otherwise, an unknown flow adds the deltas of its last
+        update. Skipped flows are counted in `skipped`; omitted values, in `values_skipped`.
 
         Takes the mutex once per 128 flows, or twice if lookups had new results, and holds the GIL
-        while waiting for the mutex. Another thread holds the mutex for 2,048 connections of a page
-        or scan (about 0.5 ms), or while `Page.distinct_values` enlarges its hash table (about 20 ns
-        per value).
+        while waiting for the mutex. Another thread can hold the mutex for 2,048 connections of a
+        page or scan, which takes about 0.5 ms. `Page.distinct_values` can also hold it while a hash
+        table grows, which takes about 20 ns per value.
         """
         if start < 0:
             raise ValueError("start must not be negative")
@@ -731,13 +731,13 @@ cdef class Table:
         :param without: a label to ignore for the fourth item of the result.
         :param view: the index of the view.
         :returns: a tuple of four items. The first is the number of connections or, for other views,
-            of combinations of label values. The second has three items for each label: its number
-            of values, a list of the `count` most frequent values, and the number of connections
-            that would remain without this label. The list has pairs (value, connections), the most
-            frequent value first, and omits values that were removed during the call. The third item
-            is true if all numbers of remaining connections are exact. A number up to 32,768 is
-            exact; above that, the standard error is below 0.8 %. The fourth item is the exact
-            number of connections that would remain without the label `without`, or None.
+            of combinations of label values. The second has three items for each label: the number
+            of its values, its `count` most frequent values, and the number of connections that
+            would remain without it. The most frequent values are a list of pairs (value,
+            connections), the highest first. Values that were removed during the call are omitted.
+            The third item is true if all numbers of remaining connections are exact. A number up to
+            32,768 is exact; above that, the standard error is below 0.8 %. The fourth item is the
+            exact number of connections that would remain without the label `without`, or None.
 
         Takes about 20 ns per connection and label, without the GIL. Uses 512 KiB per label, and 24
         to 48 bytes per value of each label. If a label is ignored, also takes 30 ns and uses 24 to
@@ -821,9 +821,9 @@ cdef class Table:
             with the lowest ranks is added to "the others". Later connections of such a group form a
             new group, whose values are too low.
         :returns: a tuple of the groups, "the others", the number of groups, and whether groups were
-            added to "the others" because there were too many. A group is a tuple of its rank, its
-            label values in the order of `labels`, its values as in `top`, and the number of its
-            connections. "The others" are all connections outside the returned groups: a tuple of
+            added to "the others" because there were too many. A group is a tuple of four items: its
+            rank, its label values in the order of `labels`, its values as in `top`, and its number
+            of connections. "The others" are all connections outside the returned groups: a tuple of
             their number, their rank or None, and their values.
 
         The other parameters are those of `top`. Counters and numbers of flows are summed. For a
@@ -909,11 +909,11 @@ cdef class Table:
     def known(self, str uuid):
         """Return the known totals of a flow, and the time of its latest report.
 
-        :returns: None if the flow is unknown, or a tuple of three items: the plan's counters (-1
-            for a counter that no report had), the highest ``Last`` in Unix milliseconds, and the
-            time of the latest report in seconds of the caller's clock. The time of the latest
-            report can be up to a second too late; for a dormant flow, it can be up to a timeout too
-            early.
+        :returns: None if the flow is unknown, or a tuple of three items. The first is a tuple of
+            the plan's counters, with -1 for a counter that no report had. The second is the highest
+            ``Last`` in Unix milliseconds. The third is the time of the latest report, in seconds of
+            the caller's clock. This time can be up to a second too late. For a dormant flow, it can
+            be up to a timeout too early.
         """
         cdef const char *text
         cdef uint32_t length
@@ -925,8 +925,9 @@ cdef class Table:
     def horizon_s(self):
         """The horizon: an unknown flow that began after this time was never counted.
 
-        In seconds of the caller's clock; None before `begin`. It is the latest time of a call of
-        `begin`, of a report of a forgotten flow, or of a flow that could not be stored.
+        In seconds of the caller's clock; None before `begin`. It is the time of the latest of these
+        events: a call of `begin`, a report of a flow that was forgotten later, or a report that
+        could not be stored.
         """
         return self.state.horizon_s if self.state.has_horizon else None
 

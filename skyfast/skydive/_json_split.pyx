@@ -1,8 +1,8 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
 """Splits the JSON text of a list into its elements while the text arrives, without holding the GIL.
 
-A response of the topology API can be a hundred megabytes long. Decoding it as a whole would hold
-the text and all its objects in memory, and would hold the GIL for a large part of a second. Here,
+A response of the topology API can be a hundred megabytes long. Decoding it as a whole would need
+memory for the text and all its objects, and would hold the GIL for a large part of a second. Here,
 the text arrives in pieces of any size, and each call of `feed` returns the elements that end in its
 piece.
 

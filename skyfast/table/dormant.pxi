@@ -394,8 +394,9 @@ cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noex
 cdef void keep_counters(TableState *table, Flow *flow, Connection *row,
                         uint32_t now_s) noexcept nogil:
     # Keep the counters of a connection that is removed with its last flow. This is not necessary if
-    # the connection can be restored from its last flow: the flow has the same totals, the labels
-    # identify the connection, and no other flow was counted as new.
+    # the connection can be restored from its last flow. For this, the flow must have the same
+    # totals, the labels must identify the connection, and no other flow may have been counted as
+    # new.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow)
     cdef const int64_t *sums = values_of(first, row)

@@ -116,8 +116,7 @@ cdef bint expire_rows(TableState *table, View *view, uint32_t now_s,
         if row.links[0]:
             prefetch(connection_at(view, row.links[0]))
         if row.flows and row.deadline_s <= wheel.next_s:
-            row.deadline_s = wheel.next_s + 1       # a row must not expire before its last live
-                                                    # flow
+            row.deadline_s = wheel.next_s + 1       # no row expires before its last live flow
         if row.deadline_s > wheel.next_s:
             wheel_file(wheel, row.deadline_s, number, row.links)
             clamp_seq_age(row, <uint32_t>table.next_seq)

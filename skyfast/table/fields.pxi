@@ -2,8 +2,8 @@
 # value. Part of `_table.pyx`, which includes it.
 #
 # This code uses Python objects, so it needs the GIL. It must not be called under the table's mutex,
-# and does not change the table. An error in a flow is a reason to skip the flow or to omit a value,
-# never an exception, because the contents of flows are untrusted. Values are borrowed from the
+# and does not change the table. The contents of flows are untrusted. So an error in a flow does not
+# raise an exception: the flow is skipped, or the value is omitted. Values are borrowed from the
 # flow: they are valid as long as the flow exists.
 
 cdef struct Field:

@@ -358,8 +358,7 @@ cdef int resolve_field(Reader *reader, Field *field, owner, tuple path, list kee
         return 0
     keep.append(inner)
     field.inner_type = <PyTypeObject *><PyObject *>inner
-    if len(path) == 1:              # the value is the part itself: only the presence of the part
-                                    # matters
+    if len(path) == 1:              # the value is the part itself: its presence matters
         return 0
     field.inner_name = <PyObject *>path[1]
     field.inner = member_offset(inner, path[1])
@@ -536,8 +535,8 @@ cdef int literal_init(Literal *literal, str text) except -1:
 
 
 cdef list line_literals(str metric, list columns, direction):
-    # The literals before, between and after the label values of a line: one list per value of
-    # `direction`, or a single list if `direction` is None. `columns` are the names of all labels
+    # The literals before, between and after the label values of a line. There is one list per value
+    # of `direction`, or a single list if `direction` is None. `columns` are the names of all labels
     # except the direction. Each list has one more literal than there are columns; the last literal
     # ends where the sample's value begins.
     if direction is None:

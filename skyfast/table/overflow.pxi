@@ -42,8 +42,8 @@ cdef inline void note_overflow(TableState *table, const Targets *targets) noexce
 
 
 cdef int apply_overflow(TableState *table, Report *report, const Labels *labels) noexcept nogil:
-    # Apply the report of an unknown flow that cannot be stored: add the report to the overflow row
-    # of the first view, and to the flow's own rows of all further views.
+    # Apply the report of an unknown flow that cannot be stored. In the first view, the report is
+    # added to the overflow row. In all other views, it is added to the flow's own rows.
     cdef int done
     if not table.overflows:
         return SKIP_TABLE_FULL

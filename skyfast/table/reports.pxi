@@ -189,8 +189,8 @@ cdef inline int find_result(const TableState *table, PyObject *flow, const Reade
 
 
 cdef int find_interned_results(const TableState *table, Batch *batch, list held) except -1:
-    # Find the rows of the results. The batch owns results without a row (in `held`), because the
-    # dict may change when other Python code runs.
+    # Find the rows of the results. `held` owns the results without a row, because the dict may
+    # change when other Python code runs.
     cdef const Lookup *lookup
     cdef FoundNames *names
     cdef uint32_t i, number

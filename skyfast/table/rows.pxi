@@ -159,8 +159,8 @@ cdef void index_split(Rows *rows) noexcept nogil:
     cdef RowHead *row
     if fresh >> SEGMENT_SHIFT == rows.segment_count and not rows_add_segment(rows):
         return                  # out of memory: the chains just get longer
-    # Buckets are split in order, so rows of buckets that are split later can be prefetched: the
-    # first row of a chain 2 * AHEAD splits ahead, and the second row AHEAD splits ahead.
+    # Buckets are split in order, so rows of the buckets that follow can be prefetched. The first
+    # row of a chain is prefetched 2 * AHEAD splits ahead, the second row AHEAD splits ahead.
     number = bucket_at(rows, (fresh + 2 * AHEAD) & (rows.mask >> 1))[0]
     if number:
         prefetch(row_at(rows, number))

@@ -20,8 +20,8 @@ cdef inline int64_t not_later(const TableState *table, int64_t start_ms) noexcep
 cdef inline int64_t start_of_report(const TableState *table, const Report *report,
                                     bint counts_total) noexcept nogil:
     # The start time of a row that an unknown flow creates. If the flow's total counts, this is the
-    # start of the flow, otherwise the start of the flow's last update. 0 if the report lacks this
-    # time.
+    # start of the flow. Otherwise, it is the start of the flow's last update. 0 if the report lacks
+    # this time.
     return not_later(table, report.start_ms if counts_total else report.update_start_ms)
 
 
@@ -51,9 +51,9 @@ cdef inline void set_start(const View *view, Connection *row, int64_t start_ms) 
 
 
 # ---------------------------------------------------------------------------------------------
-# Kept counters: the row that keeps the counters of a removed connection has one number for both the
-# number of new flows and the start time. If the number of new flows is too large, the start time is
-# not kept, and the number is stored as its complement, which is negative.
+# Kept counters: a row with the counters of a removed connection has only one field for the number
+# of new flows and the start time. If the number of new flows is too large, the start time is not
+# kept. Then the field contains the complement of the number, which is negative.
 
 cdef enum:
     NEW_FLOWS_BITS = 21
