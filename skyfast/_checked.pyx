@@ -54,7 +54,8 @@ cdef extern from *:
         (void)address, (void)size;
     }
 
-    /* Blocks in use by all tables; successful calls before the next failures; failures to come. */
+    /* The blocks that all tables use, the number of allocations that succeed before the next
+       failure, and the number of failures that are left. */
     static long skyfast_blocks = 0;
     static long skyfast_before_failure = 0;
     static long skyfast_failures = 0;

@@ -1047,7 +1047,8 @@ cdef class Snapshot:
 
 cdef const Kept *checked_snapshot(Table table, uint32_t family, uint32_t count,
                                   Snapshot since) except? NULL:
-    # The values of a snapshot, or NULL without one. Raises if an argument of `top` is invalid.
+    # Check the arguments of `Table.top`. Returns the values of the snapshot, or NULL if `since` is
+    # None.
     if count > MAX_RANKED:
         raise ValueError(f"count must be at most {MAX_RANKED}")
     family_of_first(&table.state, family)

@@ -14,7 +14,8 @@ cdef inline bint created_before(uint32_t created_seq, uint32_t page_seq) noexcep
 
 
 cdef inline void clamp_seq_age(Connection *row, uint32_t next_seq) noexcept nogil:
-    # Must be called for every row at least once per 2^30 sequence numbers.
+    # Keep a row's number within 2^30 of the newest number. Must be called for every row at least
+    # once per 2^30 sequence numbers.
     if unlikely(next_seq - row.created_seq > MAX_SEQ_AGE):
         row.created_seq = next_seq - MAX_SEQ_AGE
 

@@ -1,5 +1,6 @@
-# Conversations: for each conversation, the capture point whose flows are counted. Part of
-# `_table.pyx`, which includes it.
+# Conversations: several capture points can report the same packets, so only the flows of one point
+# are counted. A row stores this point for one conversation. Part of `_table.pyx`, which includes
+# it.
 #
 # A capture point owns a conversation while one of the point's flows is live or claims the
 # conversation. A dormant flow claims its conversation when the flow adds deltas without becoming
@@ -66,8 +67,8 @@ cdef void link_conversation(TableState *table, uint32_t flow, uint32_t number) n
 
 
 cdef void supersede(TableState *table, uint32_t number, uint32_t successor) noexcept nogil:
-    # Replace row `number` (0: none), which must be free, by `successor`, unless both are the same
-    # row.
+    # Replace row `number` (0: none) by `successor`, unless both are the same row. The conversation
+    # of row `number` must be free.
     if number and number != successor:
         conversation_at(table, number).claimant = SUPERSEDED
 

@@ -180,7 +180,8 @@ cdef int wake(TableState *table, Report *report) noexcept nogil:
             return SKIP_DUPLICATE
         number = links_of(table, flow)[0]
         if number and conversation_at(table, number).claimant == SUPERSEDED:
-            # The flow's deltas may have been counted at another capture point.
+            # The flow's deltas may have been counted at another capture point, so the flow is
+            # treated as unknown.
             forget_flow(table, report.flow)
             report.flow = 0
             table.met_unknown = True
@@ -212,7 +213,7 @@ cdef int wake_labelled(TableState *table, const Report *report, uint32_t convers
         done = wake_when_full(table, report, &labels, conversation, deltas, change)
     elif (number == 0 and kept == 0 and first.identifies_connection
             and report.worth == WORTH_UNREAD):
-        table.met_unknown = True        # the next message is likely to need the start, too
+        table.met_unknown = True        # the next message probably needs the start, too
         done = APPLY_STOP
     elif find_all_targets(table, report, &labels, number, &conversation, &targets):
         unlink_dormant(table, report.flow)

@@ -1,9 +1,9 @@
 # Expiry: flows become dormant at their deadlines, connections without flows are removed, and
 # dormant flows are forgotten. Part of `_table.pyx`, which includes it.
 #
-# `Table.expire` calls `expire_slice`, which takes the table's mutex. The caller repeats this while
-# there is more to do. No function in this file may visit all rows: `max_rows` limits all work, and
-# counts down to 0.
+# `Table.expire` calls `expire_slice`, which takes the table's mutex. The caller repeats the call
+# while there is more to do. No function in this file may visit all rows: `max_rows` limits all
+# work, and counts down to 0.
 
 cdef bint expire_slice(TableState *table, uint32_t now_s, uint32_t max_rows) noexcept nogil:
     # Returns whether there is more to do at this time.

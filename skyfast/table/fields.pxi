@@ -49,13 +49,13 @@ cdef struct Lookup:
     # A lookup: one field of a flow is the key, and the result has one or more labels.
     PyObject *names             # owned by the plan
     bint is_dict                # items can be read with the functions for dicts
-    bint has_context            # if the key is ambiguous, the result is None
+    bint has_context            # an ambiguous key has the result None, and needs context
     uint32_t key                # cell of the key; `other` and `point` are cells of the context
     uint32_t other
     uint32_t point
     uint32_t column             # the first column of the lookup; its columns are adjacent
     uint32_t columns
-    uint32_t labels             # number of the first lookup with the same indexes of labels
+    uint32_t labels             # first lookup whose labels have the same indexes in a result
     Py_ssize_t length           # minimum length of a result
 
 

@@ -25,7 +25,7 @@ cdef struct Group:
     uint32_t text               # start of the label values: for each, length (2 bytes) and bytes
     uint32_t text_length
     uint32_t connections
-    bint kept                   # the group is in the result, or remains in `remove_half`
+    bint kept                   # the group stays, in `remove_half` or in the result
 
 
 cdef struct Groups:

@@ -1,10 +1,11 @@
 # Histograms: the distribution of a value over the flows of a row. Part of `_table.pyx`, which
 # includes it.
 #
-# There are two *moments* at which a flow is observed: its first value above 0, and its closing
-# report. Each flow is observed at most once per moment: a flag in the flow's row prevents a second
-# observation. The first view has no histograms. Histograms are changed under the table's mutex,
-# like all rows. An observation extends the deadline of its row, like a report that adds deltas.
+# A flow is observed at two *moments*: when its value is above 0 for the first time, and in its
+# closing report. Each flow is observed at most once per moment: a flag in the flow's row prevents a
+# second observation. The first view has no histograms. Histograms are changed under the table's
+# mutex, like all rows. An observation extends the deadline of its row, like a report that adds
+# deltas.
 
 cdef enum:
     # What to do if a flow without FIRST_OBSERVED reports a value above 0.
@@ -14,7 +15,7 @@ cdef enum:
 
 
 cdef inline int64_t *counts_of(const Histogram *histogram, Connection *row) noexcept nogil:
-    # The number of values in each bucket, then the sum of the values.
+    # The location of the number of values in each bucket; the sum of the values follows.
     return <int64_t *>(<char *>row + histogram.offset)
 
 

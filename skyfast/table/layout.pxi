@@ -15,8 +15,8 @@ cdef void *allocate(size_t size) except NULL:
 
 
 cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
-    # One slot per second of the timeout, up to MAX_WHEEL_SLOTS. If the timeout is longer than that,
-    # rows are visited more often before they are due. This only costs time.
+    # Allocate one slot per second of the timeout, up to MAX_WHEEL_SLOTS. If the timeout is longer
+    # than that, rows are visited more often before they are due. This only costs time.
     cdef uint32_t slots = 4
     while slots < timeout_s + 2 and slots < MAX_WHEEL_SLOTS:
         slots *= 2
@@ -246,8 +246,8 @@ cdef list number_fields(TableState *table, plan):
 # Locations of values in a flow
 
 cdef int resolve_readers(Reader *readers, types, plan, bint slots, list keep) except -1:
-    # Objects that the readers borrow are added to `keep`. A reader's `slots` is cleared if its
-    # offsets cannot be trusted.
+    # Objects that the readers borrow are added to `keep`. A reader's `slots` is set to False if a
+    # check shows that its offsets are wrong.
     cdef Reader *reader
     cdef uint32_t i
     for i, owner in enumerate((types.Update, types.FirstReport, types.FullReport)):

@@ -75,8 +75,8 @@ cdef void release_strings(TableState *table, const uint32_t *strings,
 
 
 cdef bint expire_names(TableState *table, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
-    # Free the rows that are due. Freed rows keep their results until `release_results`, which has
-    # the GIL. Returns whether more rows are due.
+    # Free the rows that are due. Freed rows keep their results until `release_results`, because
+    # releasing a result requires the GIL. Returns whether more rows are due.
     cdef TimerWheel *wheel = &table.names_wheel
     cdef uint32_t number
     cdef NamesRow *row

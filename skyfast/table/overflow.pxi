@@ -18,7 +18,7 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
     for i in range(view.columns):
         key.cells[i] = string | IS_STRING
     key.hash = hash_bytes32(<const char *>key.cells, 4 * view.columns, table.seed)
-    view.other = find_row(view, &key)       # exists if a flow has the same label values
+    view.other = find_row(view, &key)       # exists if a flow has these label values
     if view.other == 0:
         view.other = add_row(table, view, &key)
         table.connections_created += view.other != 0 and view == &table.views[0]
@@ -63,6 +63,7 @@ cdef int apply_overflow(TableState *table, Report *report, const Labels *labels)
 
 cdef int add_to_overflow(TableState *table, const Report *report, const Labels *labels,
                          const int64_t *deltas, bint is_new, int64_t start_ms) noexcept nogil:
+    # Add a report to the overflow row of the first view, and to the flow's rows in all other views.
     # `is_new` is whether the report counts as a new flow. `start_ms` is the start time of new rows.
     cdef View *view
     cdef uint32_t rows[MAX_VIEWS]

@@ -8,9 +8,9 @@
 # whether the pass visits this flow.
 #
 # A slice has five steps. Step 1 finds the strings of the keys. Step 2 finds flows with these
-# strings. Step 3 looks up the new names of the keys that were found. Step 4 resolves ambiguous
-# keys, with the contexts of the flows. Step 5 moves the flows. Steps 1, 3 and 4 use Python objects,
-# so they need the GIL. They only take the table's mutex to intern new labels. Step 2 only reads the
+# strings. Step 3 looks up the new names of the keys of these flows. Step 4 resolves ambiguous keys,
+# with the contexts of the flows. Step 5 moves the flows. Steps 1, 3 and 4 use Python objects, so
+# they need the GIL. They only take the table's mutex to intern new labels. Step 2 only reads the
 # table, which no other thread changes. Step 5 runs under the mutex.
 
 cdef struct RowRange:
@@ -277,7 +277,7 @@ cdef int find_moves(const TableState *table, Changes *changes, RowRange *rows,
 
 cdef bint scan_flows(const TableState *table, Changes *changes, uint64_t *changed,
                      RowRange *rows, Py_ssize_t budget) noexcept nogil:
-    # `changed` is a bit set of strings, which must be empty. False if out of memory.
+    # `changed` is an empty bit set, with one bit per string. False if out of memory.
     cdef const uint32_t *strings
     cdef uint32_t i, string
     cdef uint32_t end = <uint32_t>min(<int64_t>rows.end, rows.next + RELABEL_ROWS * <int64_t>budget)

@@ -266,7 +266,7 @@ cdef char *render_listed(const TableState *table, Cursor *cursor, const Family *
 
 cdef inline void prefetch_listed(const TableState *table, const View *view, const Cursor *cursor,
                                  uint32_t start, uint32_t end) noexcept nogil:
-    # Prefetch rows that follow later in the list, as `render_rows` does for the rows of a view.
+    # Prefetch later rows of the list, as `render_rows` does for the rows of a view.
     cdef const Rows *rows = &view.rows
     cdef const uint32_t *listed = cursor.listed
     cdef uint32_t i

@@ -1,5 +1,5 @@
 # Reading reports: the fields of each flow of a batch that the table needs. Part of `_table.pyx`,
-# which includes it. The first of the three steps of `Table.update`: read, look up, apply.
+# which includes it. This is the first of the three steps of `Table.update`: read, look up, apply.
 #
 # This code uses Python objects, so it needs the GIL and must not run under the table's mutex. It
 # only reads constant parts of the table, the index of flows and the rows of names. It only writes
@@ -16,8 +16,8 @@ cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexc
 
 cdef int read_reports(const TableState *table, const Reader *readers, list flows,
                       Py_ssize_t start, Batch *batch) except -1:
-    # Begin a batch: read the fields that are needed even if the flow is known. The batch ends
-    # before the first object that is not a flow of the plan.
+    # Begin a batch, and read the fields that are needed for every flow. The batch ends before the
+    # first object that is not a flow of the plan.
     cdef uint32_t i
     cdef uint32_t size = <uint32_t>min(PyList_GET_SIZE(flows) - start, <Py_ssize_t>BATCH)
     cdef const Reader *reader
@@ -389,7 +389,7 @@ cdef inline bint has_names(PyObject *names, Py_ssize_t length) noexcept:
 
 cdef int read_capture_point(PyObject *flow, const Reader *reader, uint64_t seed,
                             Report *report) except -1:
-    # Hashes of the conversation and of its capture point.
+    # Set the hashes of the conversation and of its capture point.
     cdef const char *text
     cdef uint32_t length
     cdef int error = read_text(value_of(flow, &reader.point, reader.slots), &text, &length)

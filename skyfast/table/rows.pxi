@@ -15,7 +15,7 @@ cdef enum:
 
 
 cdef bint reserve_pointer(void ***pointers, uint32_t used, uint32_t *capacity) noexcept nogil:
-    # Make space for one more pointer. The pointer arrays are small enough to be copied.
+    # Make space for one more pointer. The array is small, so realloc may copy it.
     cdef uint32_t larger
     cdef void *moved
     if used < capacity[0]:

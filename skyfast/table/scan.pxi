@@ -427,7 +427,7 @@ cdef void find_top(TableState *table, TopK *top) noexcept nogil:
 
 cdef inline int64_t growth_since(const Kept *since, uint32_t number, const Connection *row,
                                  int64_t value) noexcept nogil:
-    # The growth of a row's counter since a snapshot, up to `value`; -1 if the counter did not grow.
+    # The growth of a row's counter from a snapshot to `value`; -1 if the counter did not grow.
     cdef int64_t growth = value
     if (number < since.rows and 0 <= since.values[number] <= value
             and since.hashes[number] == row.hash):

@@ -4,11 +4,11 @@
 # A search belongs to one call. All of its memory is allocated before the first row is visited. A
 # text is compared with label values as they appear on a page, that is, with escapes.
 #
-# If a value does not match, its cell is remembered in `misses`, so that it is compared only once
-# per column. During the search, the string can be removed, and a new string can get its number. The
-# new string then counts as a miss. This is allowed: rows with the new string were created during
-# the search, and a scan may omit such rows. Values that match are not remembered, because rows that
-# do not match must never be shown.
+# If a value does not match, its cell is remembered in `misses`, so that the value is compared only
+# once per column. During the search, the value's string can be removed, and a new string can get
+# the same number. The new string then counts as a miss. This is allowed: rows with the new string
+# were created during the search, and a scan may omit such rows. Values that match are not
+# remembered, because rows that do not match must never be shown.
 
 cdef enum:
     MAX_VARIANTS = 4            # of a character: itself, lower case, upper case, title case

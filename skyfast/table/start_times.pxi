@@ -19,9 +19,9 @@ cdef inline int64_t not_later(const TableState *table, int64_t start_ms) noexcep
 
 cdef inline int64_t start_of_report(const TableState *table, const Report *report,
                                     bint counts_total) noexcept nogil:
-    # The start time of a row that an unknown flow creates. If the flow's total counts, this is the
-    # start of the flow. Otherwise, it is the start of the flow's last update. 0 if the report lacks
-    # this time.
+    # The start time of a row that an unknown flow creates. If the row gets the flow's total, this
+    # is the start of the flow. If the row only gets the deltas of the last update, it is the start
+    # of this update. 0 if the report lacks this time.
     return not_later(table, report.start_ms if counts_total else report.update_start_ms)
 
 
@@ -33,10 +33,10 @@ cdef inline int64_t start_of_deltas(const TableState *table, const Flow *flow) n
 
 cdef int64_t start_of_total(const TableState *table, const Report *report,
                             uint32_t dormant_s) noexcept nogil:
-    # The start time of a connection that returns with the total of its dormant flow. Prometheus may
-    # have samples of the removed connection. A start time after these samples would look like a
-    # counter reset, so the start time is limited to the flow's previous report. `dormant_s` is the
-    # time at which the flow became dormant.
+    # The start time of a removed connection that a dormant flow creates again, with the flow's
+    # total. Prometheus may have samples of the removed connection. A start time after these samples
+    # would look like a counter reset, so the start time is limited to the flow's previous report.
+    # `dormant_s` is the time at which the flow became dormant.
     cdef double reported_s = dormant_s - floor(table.least_timeout_s)
     cdef int64_t start_ms = start_of_report(table, report, True)
     if table.wall_ms:

@@ -31,7 +31,8 @@ cdef uint64_t unmix64(uint64_t x) noexcept nogil:
 
 
 cdef inline uint64_t load(const char *text, uint32_t length) noexcept nogil:
-    # The first `length` bytes of a string, 8 at most, without a function call.
+    # The first `length` bytes of a string, at most 8, as a number. The copies have constant sizes,
+    # so the compiler needs no function call.
     cdef uint64_t word
     cdef uint32_t low, high
     if length >= 8:
@@ -96,7 +97,7 @@ cdef inline const char *string_bytes(const String *text) noexcept nogil:
 
 
 cdef str key_string(const String *text):
-    # A UUID that is not a 64-bit number. It is stored without escapes.
+    # The text of a string as it is stored: label values with escapes, UUIDs without.
     return string_bytes(text)[:text.length].decode()
 
 
@@ -173,7 +174,8 @@ cdef list strings_between(const Rows *strings, uint64_t first, uint64_t end):
 
 
 cdef uint32_t escape(const char *text, uint32_t length, char *out) noexcept nogil:
-    # The escapes of a label value: https://prometheus.io/docs/instrumenting/exposition_formats/
+    # Write a label value with its escapes:
+    # https://prometheus.io/docs/instrumenting/exposition_formats/
     cdef char *start = out
     cdef uint32_t i
     cdef char c

@@ -31,7 +31,7 @@ cdef inline char *put(char *out, const char *text, uint32_t length) noexcept nog
 
 
 cdef inline char *put_number(char *out, uint64_t number) noexcept nogil:
-    # Writes two digits at a time, from the end of a scratch buffer.
+    # Writes the digits into a scratch buffer, two at a time, from right to left.
     cdef char scratch[2 * MAX_INTEGER_DIGITS]
     cdef char *end = scratch + MAX_INTEGER_DIGITS
     cdef char *start = end

@@ -1,5 +1,5 @@
-# Applying reports. Part of `_table.pyx`, which includes it. The last of the three steps of
-# `Table.update`, and the only one that changes the table.
+# Applying reports. Part of `_table.pyx`, which includes it. This is the last of the three steps of
+# `Table.update`, and the only one that changes the table's rows.
 #
 # `Table.update` calls `update_flows`, which takes the mutex once per batch for `apply_batch`. All
 # code that `apply_batch` calls runs under the mutex. The rules are in docs/architecture.md. If an
