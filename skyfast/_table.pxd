@@ -207,7 +207,7 @@ cdef struct Report:
     int64_t *last_update        # deltas of the last update, by counter; owned by the batch
     # omitted values
     bint leaves_out             # whether any value is omitted; if not, nothing below is set
-    bint uses_marks             # whether marks (MARK_START, ...) are needed; set by applying
+    bint uses_marks             # whether omitted marks are counted; set when it is applied
     bint uses_last_update
     uint32_t leaves_out_marks   # one bit per omitted mark
     LeftOut values_left_out
@@ -217,7 +217,7 @@ cdef struct Report:
 cdef struct ChangedKey:
     # A lookup key whose labels have changed.
     uint32_t string
-    uint32_t position           # in the list of keys
+    uint32_t position           # index in the list of keys
     bint found                  # if false, no flow has the key, and the next fields are not set
     bint ambiguous              # whether the labels depend on the context
     uint32_t change             # number of the change; 0 if ambiguous, or if a name is invalid
@@ -258,11 +258,11 @@ cdef struct Histogram:
 
 cdef struct HistogramText:
     # The literals of a histogram's lines, except those between its label values.
-    Literal bucket              # the name and what precedes the first label
+    Literal bucket              # the name and the text before the first label, like the next four
     Literal sum
     Literal count
-    Literal created             # of the sample with the start time in OpenMetrics 1.0
-    Literal name                # of the single sample in OpenMetrics 2.0
+    Literal created             # for the sample with the start time in OpenMetrics 1.0
+    Literal name                # for the single sample of OpenMetrics 2.0
     Literal bounds[MAX_BOUNDS + 1]  # the label `le` and the end of the labels
     Literal limits[MAX_BOUNDS + 1]  # the bound in the single sample of OpenMetrics 2.0
     Literal end                     # the end of the labels without `le`
