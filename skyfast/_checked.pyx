@@ -2,7 +2,7 @@
 # cython: cdivision=True, nonecheck=False, freethreading_compatible=False
 """The table with invariant checks, for tests only. It replaces ``skyfast._table``.
 
-It consists of ``_table.pyx``, with all files that it includes, and five additions:
+This module is ``_table.pyx`` with all files that it includes, and with five additions:
 
 * `check` checks that a whole table is consistent.
 * Every allocation is counted, and `fail_allocation` makes a later allocation fail.

@@ -330,8 +330,8 @@ cdef void free_histogram_text(HistogramText *text) noexcept nogil:
 cdef char *render_histograms(const TableState *table, const Family *family, const View *view,
                              Connection *row, int starts, char *out,
                              Piece **pieces) noexcept nogil:
-    # The histograms of a row in one family, one per side. `starts` is how the page shows start
-    # times.
+    # Render the histograms of a row in one family, one per side. `starts` is how the page shows
+    # start times.
     cdef uint32_t side
     cdef char *line
     for side in range(family.sides):
@@ -352,7 +352,8 @@ cdef inline uint32_t histogram_lines(const Family *family, const View *view) noe
 cdef char *render_histogram(const TableState *table, const Family *family, const View *view,
                             Connection *row, uint32_t side, int starts, char *out,
                             Piece **pieces) noexcept nogil:
-    # The labels are written once: the other lines contain a copy of the line before.
+    # The labels are only rendered for the first line; every other line copies them from the line
+    # before.
     cdef const Histogram *histogram = &view.histograms[family.histogram + side]
     cdef const HistogramText *text = family.text
     cdef const int64_t *counts = counts_of(histogram, row)
@@ -440,7 +441,7 @@ cdef inline char *put_copy(char *out, const char *text, uint32_t length) noexcep
 # These functions write a part of a line, and note it as a piece for compression (`deflate.pxi`).
 
 cdef enum:
-    # The numbers of fixed text that follow the numbers of the literals of a family.
+    # Numbers of fixed texts, in addition to the numbers of a family's literals.
     FIXED_BUCKET = MAX_VIEW_COLUMNS + 2
     FIXED_SUM
     FIXED_COUNT
@@ -464,7 +465,7 @@ cdef inline char *put_noted_value(char *out, uint64_t value, uint32_t decimals,
 
 cdef inline char *put_noted_copy(char *out, const char **text, uint32_t length,
                                  Piece **pieces) noexcept nogil:
-    # From then on, `text` is the copy.
+    # After the call, `text` points to the copy.
     note_in(pieces, length, COPIED | <uint32_t>(out - text[0]))
     memcpy(out, text[0], length)
     text[0] = out
@@ -474,7 +475,7 @@ cdef inline char *put_noted_copy(char *out, const char **text, uint32_t length,
 cdef inline char *put_sample(char *out, const HistogramText *text, const char **labels,
                              uint32_t length, uint64_t value, uint32_t decimals,
                              Piece **pieces) noexcept nogil:
-    # The rest of a line after the name of its metric.
+    # Write the rest of a line, after the name of its metric.
     out = put_noted_copy(out, labels, length, pieces)
     out = put_fixed(out, &text.end, FIXED_END, pieces)
     return put_noted_value(out, value, decimals, pieces)

@@ -83,7 +83,7 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char
 cdef char *render_rows(const TableState *table, const Cursor *cursor, const Family *family,
                        uint32_t *next_row, uint32_t end, char *out, const char *limit,
                        Piece **pieces) noexcept nogil:
-    # The rows before `end`, at most RENDER_ROWS of them, without start times. Not for histograms.
+    # Render rows up to `end`, at most RENDER_ROWS, without start times. Not for histograms.
     cdef const View *view = &table.views[family.view]
     cdef const Rows *rows = &view.rows
     cdef uint32_t row = next_row[0]
@@ -201,7 +201,7 @@ cdef inline char *render_in_format(const TableState *table, const Cursor *cursor
                                    const Family *family, uint32_t *next_row, uint32_t end,
                                    char *out, const char *limit,
                                    Piece **pieces) noexcept nogil:
-    # The rows before `end`, at most RENDER_ROWS of them, in the format of the page.
+    # Render rows up to `end`, at most RENDER_ROWS, in the format of the page.
     if family.text != NULL or (cursor.starts != START_HIDDEN and family.is_counter):
         return render_rows_singly(table, cursor, family, next_row, end, out, limit, pieces)
     return render_rows(table, cursor, family, next_row, end, out, limit, pieces)
@@ -244,8 +244,8 @@ cdef char *render_rows_singly(const TableState *table, const Cursor *cursor, con
 
 cdef char *render_listed(const TableState *table, Cursor *cursor, const Family *family, char *out,
                          const char *limit, Piece **pieces) noexcept nogil:
-    # The listed rows, at most RENDER_ROWS of them. Rows with consecutive numbers are rendered
-    # together: if few rows are hidden, this takes no longer than rendering all rows.
+    # Render listed rows, at most RENDER_ROWS. Rows with consecutive numbers are rendered together.
+    # So if few rows are hidden, this takes no longer than rendering all rows.
     cdef const View *view = &table.views[family.view]
     cdef const uint32_t *listed = cursor.listed
     cdef uint32_t i = cursor.row
