@@ -7,7 +7,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 
-# Limits of a plan, a flow and a table. Python sees these: see _table.pyi.
+# Limits of a plan, a flow and a table. Python code can read them: see _table.pyi.
 cpdef enum:
     MAX_TEXT_BYTES = 1024       # maximum size of a label value or UUID
     MAX_ROWS = 1 << 27  # half of all row numbers, because a table can slightly exceed its limits

@@ -179,7 +179,7 @@ cdef enum:
     CACHE_LINE = 64
 
 # Sizes and steps of growth. _checked.pyx defines smaller sizes, so that in tests, a few rows reach
-# every step. It also tells AddressSanitizer which rows are unused.
+# every step. _checked.pyx also tells AddressSanitizer which rows are unused.
 cdef extern from *:
     """
     #ifndef SKYFAST_CHECKED
@@ -870,7 +870,7 @@ cdef class Table:
 
     @property
     def connections(self):
-        """Connection rows of the first view in use. Callable from any thread."""
+        """The number of connections in the first view. Callable from any thread."""
         cdef uint32_t live
         with nogil:
             live = live_connections(&self.state)
@@ -878,23 +878,23 @@ cdef class Table:
 
     @property
     def view_connections(self):
-        """Connection rows in use, for each view except the first."""
+        """The number of connections, for each view except the first."""
         cdef uint32_t i
         return tuple(self.state.views[i].rows.live for i in range(1, self.state.view_count))
 
     @property
     def flows(self):
-        """Live flows, which are part of connections."""
+        """The number of live flows. Only live flows are part of connections."""
         return live_flows(&self.state)
 
     @property
     def dormant_flows(self):
-        """Flows that are not live, but whose totals are known."""
+        """The number of flows that are not live, but whose totals are known."""
         return dormant_rows(&self.state) - self.state.kept_connections
 
     @property
     def dormant_connections(self):
-        """Removed connections whose counters are kept in separate dormant rows."""
+        """The number of removed connections whose counters are kept in separate dormant rows."""
         return self.state.kept_connections
 
     def dormant_uuids(self):
@@ -952,12 +952,12 @@ cdef class Table:
 
     @property
     def created_total(self):
-        """Connections that were created in the first view."""
+        """The number of connections that were created in the first view."""
         return self.state.connections_created
 
     @property
     def expired_total(self):
-        """Connections that were removed from the first view."""
+        """The number of connections that were removed from the first view."""
         return self.state.expired
 
     @property
@@ -973,12 +973,12 @@ cdef class Table:
 
     @property
     def overflowed_total(self):
-        """Reports that were added up in the overflow row."""
+        """The number of reports that were added to the overflow row of the first view."""
         return self.state.overflow_reports
 
     @property
     def skipped(self):
-        """Skipped flows, by reason."""
+        """The number of skipped flows, by reason."""
         cdef uint32_t i
         return {
             self.skip_names[i]: self.state.skips[i]
@@ -987,7 +987,7 @@ cdef class Table:
 
     @property
     def late_total(self):
-        """Reports that were skipped as ``late``."""
+        """The number of reports that were skipped as ``late``."""
         return self.state.skips[SKIP_LATE]
 
     @property

@@ -38,7 +38,7 @@ cdef enum:
     MIN_STRING = 8              # a shorter string costs less as literals
     NO_CHAR = 0x80              # in an index of `Code.pairs`: no character
     PAIRS = (NO_CHAR << 8) + NO_CHAR + 1
-    CODE_BITS = 24              # low bits of an entry in `Code`; the other bits are a count
+    CODE_BITS = 24              # an entry in `Code`: the code in the low bits, its length above
     CODE_MASK = (1 << CODE_BITS) - 1
     REPEAT = 16                 # in a list of lengths: repeats the previous length 3 to 6 times
     LENGTH_SYMBOLS = 19         # symbols in such a list
@@ -404,7 +404,7 @@ cdef void code_lengths(const uint32_t *counts, uint32_t symbols, uint8_t *length
     # Sets the lengths of a complete code with at most MAX_CODE_BITS bits. Huffman's algorithm, with
     # two queues, gives the first lengths. Then codes that are too long are shortened, and other
     # codes become longer instead.
-    cdef uint64_t weights[2 * LITERALS]     # of the symbols in order, then of their trees
+    cdef uint64_t weights[2 * LITERALS]     # of the symbols by frequency, then of the trees
     cdef uint16_t parents[2 * LITERALS]
     cdef uint8_t depths[2 * LITERALS]
     cdef uint16_t ordered[LITERALS]
