@@ -962,12 +962,12 @@ cdef class Table:
 
     @property
     def rejected_total(self):
-        """Reports that required a new connection in the first view when it was full."""
+        """The number of reports that required a new connection in the full first view."""
         return self.state.rejected
 
     @property
     def view_rejected_totals(self):
-        """Reports that required a new connection in a full view, for each view except the first."""
+        """The number of reports that required a new connection in each full view but the first."""
         cdef uint32_t i
         return tuple(self.state.views[i].rejected for i in range(1, self.state.view_count))
 
@@ -1002,7 +1002,7 @@ cdef class Table:
 
     @property
     def finished(self):
-        """Reports with a ``FinishType``, by its meaning, including reports without new values."""
+        """The number of reports with a ``FinishType``, by its meaning, including late reports."""
         cdef uint32_t i
         return {FINISH_NAMES[i]: self.state.finishes[i] for i in range(4)}
 
