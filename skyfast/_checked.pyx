@@ -2,7 +2,7 @@
 # cython: cdivision=True, nonecheck=False, freethreading_compatible=False
 """The table with invariant checks, for tests only. It replaces ``skyfast._table``.
 
-It consists of ``_table.pyx``, with all files that it includes, and five additions:
+This module is ``_table.pyx`` with all files that it includes, and with five additions:
 
 * `check` checks that a whole table is consistent.
 * Every allocation is counted, and `fail_allocation` makes a later allocation fail.
@@ -54,7 +54,8 @@ cdef extern from *:
         (void)address, (void)size;
     }
 
-    /* Blocks in use by all tables; successful calls before the next failures; failures to come. */
+    /* The blocks that all tables use, the number of allocations that succeed before the next
+       failure, and the number of failures that are left. */
     static long skyfast_blocks = 0;
     static long skyfast_before_failure = 0;
     static long skyfast_failures = 0;
@@ -214,14 +215,14 @@ def deflate_pieces(slices):
 # Invariants
 
 def age(Table table not None, uint64_t next_seq):
-    """Set the sequence number of a table without rows, as if it had created `next_seq` rows."""
+    """Set the sequence number of a table without rows, as if `next_seq` rows had been created."""
     if table.state.strings.live or table.state.flow_rows.live:
         raise ValueError("there are rows already")
     table.state.next_seq = next_seq
 
 
 def kept(int64_t new_flows, int64_t start_ms):
-    """Return a number of new flows and a start time as they are after they have been kept."""
+    """Keep a number of new flows and a start time; return what can be read back."""
     cdef Flow row
     row.last_ms = pack_kept(new_flows, start_ms)
     return kept_new_flows(&row), kept_start(&row)
@@ -318,8 +319,8 @@ cdef class _Check:
         expect(not self.table.held, "the table still holds values of a batch")
 
     cdef set members(self, str kind, Rows *rows):
-        # Each row in use is in exactly one chain, the one in which it is looked up. All other rows
-        # are in the list of free rows.
+        # Check that each row in use is in exactly one chain: the one in which the row is looked up.
+        # All other rows must be in the list of free rows. Returns the numbers of the rows in use.
         cdef uint32_t bucket, number
         cdef set used = set()
         cdef set unused = set()
@@ -537,7 +538,8 @@ cdef class _Check:
         return 0
 
     cdef int check_histograms(self, View *view, Connection *row) except -1:
-        # The sum is within the limits of the values in the buckets. It can be saturated.
+        # Check that the sum is within the limits of the values in the buckets. The sum can be
+        # saturated.
         cdef const Histogram *histogram
         cdef const int64_t *counts
         cdef uint32_t i, j

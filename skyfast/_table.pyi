@@ -8,7 +8,7 @@ from collections.abc import Container, Hashable, Iterable, Sequence
 from typing import Any, Protocol, Self, final
 
 MAX_TEXT_BYTES: int
-"""The maximum size of a label value or UUID, in bytes of UTF-8. Longer ones skip the flow."""
+"""The maximum size of a label value or UUID in UTF-8 bytes. Flows with longer ones are skipped."""
 
 MAX_NUMBER: int
 """The largest valid number in a field of a flow."""
@@ -17,19 +17,19 @@ MAX_ROWS: int
 """The largest ``max_connections`` and ``max_flows``."""
 
 MAX_VIEWS: int
-"""Views per plan, including the first view."""
+"""The maximum number of views per plan, including the first view."""
 
 MAX_COLUMNS: int
-"""Different columns per plan, plus the fields that lookups use."""
+"""The maximum number of different columns per plan, plus the fields that lookups use."""
 
 MAX_VALUES: int
-"""Different counters and gauges per plan."""
+"""The maximum number of different counters and gauges per plan."""
 
 MAX_VIEW_COLUMNS: int
-"""Columns per view."""
+"""The maximum number of columns per view."""
 
 MAX_VIEW_VALUES: int
-"""Different counters and gauges per view."""
+"""The maximum number of different counters and gauges per view."""
 
 MAX_RANKED: int
 """The maximum number of connections or groups that `Table.top` and `top_groups` return."""

@@ -3,64 +3,67 @@
 """The table: flows, connections, expiry and rendering, without clock, sockets or logging.
 
 Data structures
-    There are two levels. A *flow* row represents one report stream of an agent. The row is
-    identified by the flow's UUID and stores the flow's latest totals. A *connection* row represents
-    one label tuple on the page. Its values are sums of the deltas of its flows. Label values are
-    stored as numbers: an interned string (bit 31 set) or a small integer. There is one set of
-    connection rows per view of the plan. A flow row links to its connection row of the first view.
-    This connection row links to the rows of views whose labels are a subset of the first view's
-    labels, because all flows of the connection share these labels. For all remaining views, the
-    flow row contains the link. All kinds of rows (strings, flows, connections, conversations,
-    names) use the same slab allocator and index (`Rows`). The index uses linear hashing, which
-    splits one bucket at a time, so that no insert has to rehash a million rows. The structs are in
-    ``_table.pxd``.
+    There are two levels of rows. A *flow* row represents one report stream of an agent. Its key is
+    the flow's UUID; it stores the flow's latest totals. A *connection* row represents one label
+    tuple on the page. Each report adds its *deltas*, the increase of its flow's totals, to
+    connection rows. A label value is stored as a number: an interned string (bit 31 set) or a small
+    integer. A *plan* says which labels and metrics are exported. It has one or more *views*; a view
+    is a set of metrics with the same labels, and has its own connection rows. A flow row links to
+    its row of the first view. If the labels of another view are a subset of the first view's
+    labels, all flows of a connection share one row of this view. In this case, the connection's row
+    in the first view contains the link to this row. Otherwise, each flow row contains the link. All
+    kinds of rows (strings, flows, connections, conversations, names) use the same slab allocator
+    and index (`Rows`). The index uses linear hashing, which splits one bucket at a time. So no
+    insert has to rehash all rows. The structs are in ``_table.pxd``.
 
-    A timer wheel has one slot per second. A flow is added to the slot of its deadline. A report
-    only writes a later deadline into the row; the row stays in its slot. When the slot is due, a
-    flow with a later deadline is added again, and any other flow becomes dormant. A connection of
-    the first view is removed with its last live flow. Each other view has its own wheel, because
-    its connections can outlive their flows.
+    Flows expire with a timer wheel that has one slot per second. A flow is added to the slot of its
+    deadline. A report only writes a later deadline into the row; the row stays in its slot. When
+    the slot is due, a flow with a later deadline is added again, and any other flow becomes
+    dormant. A connection of the first view is removed with its last live flow. Each other view has
+    its own wheel, because its connections can outlive their flows.
 
     A *dormant* flow keeps its row, its key and its totals, but is not part of a connection. When
     the flow's next report arrives, only the increase over these totals is added. Each dormant row
-    is in one of three lists, which keep the order in which rows were added. The links of a list are
-    in the fields that link a live flow to its connection and its wheel slot, so rows need no extra
-    space. Rows are forgotten from the start of a list, when their time is over or when a new flow
-    needs the space. If a removed connection's counters differ from the totals of its last flow, the
-    counters are kept in a separate dormant row, whose key is a hash of the labels. See
-    ``table/dormant.pxi``.
+    is in one of three lists, in the order in which the rows were added. The lists need no extra
+    space: their links use the fields that link a live flow to its connection and wheel slot. The
+    oldest rows of a list are forgotten first: when their time is over, or when a new flow needs the
+    space. When a connection is removed, its counters may differ from the totals of its last flow.
+    In this case, a separate dormant row keeps the counters. The key of this row is a hash of the
+    labels. See ``table/dormant.pxi``.
 
 Costs
-    Report of a known flow: one lookup, two cache lines of rows. Report of a new or a dormant flow:
-    two lookups, plus one per label string. If other new flows had the same names recently, all
-    labels with names take one lookup together. Expiry: proportional to the number of expired rows,
-    plus one re-insertion per live flow and timeout. Adding to or removing from a dormant list:
-    constant time. Page: one pass over all connections per family.
+    A report of a live flow takes one index search, and reads two cache lines of rows. A report of a
+    new or dormant flow takes two searches, plus one per label string. If another new flow had the
+    same names recently, one search finds all labels that are names. Expiry takes time in proportion
+    to the number of expired rows, plus one re-insertion into the wheel per live flow and timeout.
+    Adding a row to a dormant list and removing it take constant time. A page takes one pass over a
+    view's connections per family.
 
 Memory
-    Slabs and index segments are allocated from an arena of large pieces (`Arena`); the text of a
+    Slabs and index segments are allocated from an arena of large pieces (`Arena`). The text of a
     string longer than 48 bytes is allocated with malloc. Slabs and segments are kept until the
     table is destroyed; freed rows are reused first. The table keeps no Python objects per flow or
-    connection, only the plan, the names and types of fields, and up to MAX_NAMES results of
-    lookups. If an allocation fails, `update` raises MemoryError, and the report that is being
+    connection. It only keeps the plan, the names and types of fields, and up to MAX_NAMES results
+    of lookups. If an allocation fails, `update` raises MemoryError, and the report that is being
     applied has no effect.
 
 Lock
-    There is one mutex. It is held for a batch of reports, a slice of expiry or of relabelling, or
-    up to RENDER_ROWS connections of a page or a scan. Only one thread may call `update`, `expire`
-    and `Relabeling.step`. No other thread changes rows, so this thread reads them without the lock.
-    Any thread may read pages. Between two slices, pages and scans give way to the thread that
-    changes rows, because the mutex itself is not fair. A thread that holds the mutex never waits
-    for the GIL, because a thread that has the GIL may be waiting for the mutex. Therefore all code
-    under the mutex is plain C. Even memory is allocated with C functions: Python's allocators may
-    take the GIL if allocations are traced.
+    There is one mutex. It is held for one slice of work at a time. A slice is a batch of reports,
+    some rows of expiry or relabelling, or up to RENDER_ROWS connections of a page or scan. Only one
+    thread, *the thread that updates*, may call `update`, `expire` and `Relabeling.step`. No other
+    thread changes rows, so this thread may read rows without the mutex. Any thread may read pages.
+    Between two slices, pages and scans give way to the thread that updates, because the mutex
+    itself is not fair. A thread that holds the mutex never waits for the GIL, because a thread that
+    has the GIL may be waiting for the mutex. Therefore all code under the mutex is plain C. Even
+    memory is allocated with C functions: Python's allocators may take the GIL if allocations are
+    traced.
 
 Files
     This file contains `Table` (the interface for Python), the struct with its state, and the
     constants that several files share. The methods of `Table` are implemented in ``table/``, one
     file per concern, as free functions on `TableState`. Cython includes these files, because the C
-    compiler can only inline small functions within one unit. ``include`` is not possible in a class
-    body, so the state is a struct.
+    compiler can only inline small functions within one compilation unit. The state is a struct,
+    because ``include`` is not possible in a class body.
 
     Structures that do not depend on the table:
         ``rows`` (arena, slabs, index), ``strings`` (hashes, interned strings), ``fields`` (reading
@@ -152,10 +155,10 @@ cdef extern from *:
     bint unlikely(bint) noexcept nogil
 
 
-MAX_NUMBER = 1 << 62            # largest valid number in a field of a flow: MAX_INTEGER
+MAX_NUMBER = 1 << 62            # largest valid number in a field of a flow; the same as MAX_INTEGER
 
 cdef enum:
-    # Fields that are not values, but are also omitted if they are invalid.
+    # *Marks*: fields that are not values, but that are also omitted if they are invalid.
     MARK_FINISH
     MARK_START
     MARK_UPDATE_START
@@ -163,7 +166,7 @@ cdef enum:
     MARKS
 
 cdef enum:
-    MAX_CELL = 2 * MAX_TEXT_BYTES   # if every byte is escaped
+    MAX_CELL = 2 * MAX_TEXT_BYTES   # size of a label value if every byte is escaped
     MAX_INTEGER_DIGITS = 20
     MAX_DECIMALS = 18
     MAX_FIELDS = 4 * MAX_VALUES + MARKS     # fields that can be omitted
@@ -171,12 +174,12 @@ cdef enum:
     FLOW_TYPES = 3
     BATCH = 128                 # reports per acquisition of the lock
     MAX_EVICTIONS = 2               # dormant rows that one report can evict
-    BUCKETS_PER_ROW = 2         # target size of the index: chains are short, a row costs 8 bytes
+    BUCKETS_PER_ROW = 2         # target size of the index: 8 bytes per row, and short chains
     NAMES_AHEAD = 4             # how many reports ahead names are prefetched
     CACHE_LINE = 64
 
-# Sizes and steps of growth. _checked.pyx defines smaller sizes, so that a few rows reach all steps.
-# _checked.pyx also tells the sanitizer which rows are unused.
+# Sizes and steps of growth. _checked.pyx defines smaller sizes, so that in tests, a few rows reach
+# every step. _checked.pyx also tells AddressSanitizer which rows are unused.
 cdef extern from *:
     """
     #ifndef SKYFAST_CHECKED
@@ -205,7 +208,7 @@ cdef extern from *:
     enum:
         RENDER_ROWS             # connections per acquisition of the lock
         RELABEL_ROWS            # flow rows that a slice visits, per flow that it may move
-        AHEAD                   # how many connections or buckets ahead are prefetched
+        AHEAD                   # how far ahead connections and buckets are prefetched
         MAX_NAMES               # results of lookups whose labels stay interned
         SLAB_SHIFT
         SLAB_ROWS
@@ -216,14 +219,14 @@ cdef extern from *:
         HUGE_PAGE_BYTES
         FIRST_PIECE_BYTES
         PIECE_BYTES
-        DEFLATE_SLICE           # text that is compressed at once
-        DEFLATE_CHUNK           # maximum text of `Page.deflate`
-        MIN_SAMPLE              # text of a family that has its own codes
+        DEFLATE_SLICE           # bytes of text that are compressed at once
+        DEFLATE_CHUNK           # maximum bytes of text per call of `Page.deflate`
+        MIN_SAMPLE              # a family with this many bytes of text gets its own codes
     void row_unused(void *address, size_t size) noexcept nogil
     void row_used(void *address, size_t size) noexcept nogil
 
 
-# Cython's variables are not constants for the C compiler.
+# These constants are defined in C, because Cython's variables are not constants for the C compiler.
 cdef extern from *:
     """
     #include <stdint.h>
@@ -265,9 +268,8 @@ cdef extern from *:
     const uint32_t MAX_SEQ_AGE      # see `clamp_seq_age`
     const int64_t MAX_INTEGER       # largest valid number in a field of a flow: MAX_NUMBER
     const uint64_t EACH_BYTE        # a one in each byte
-    # The maximum delay of a report, in addition to the time until its agent's next update. An
-    # analyzer keeps a batch for up to 5 s. The other 10 s cover transport and sockets that have not
-    # been read yet.
+    # The maximum delay of a report, on top of the agent's update interval. An analyzer keeps a
+    # batch for up to 5 s. The other 10 s cover transport and sockets that have not been read yet.
     const double BATCH_S
 
 cdef enum:
@@ -281,7 +283,7 @@ cdef enum:
     SKIP_TABLE_FULL
     SKIP_OTHER_SHARD
     SKIP_ENDED
-    SKIP_REQUIRED               # the first of several: one per requirement
+    SKIP_REQUIRED               # the first of several reasons: one per requirement
     MAX_SKIPS = 32
 
 cdef tuple SKIP_NAMES = (
@@ -294,8 +296,8 @@ cdef enum:
     CLOSING = 1                 # FinishType of a flow's last report; 0, 2 and 3 do not end the flow
 
 cdef enum:
-    # What a report of an unknown flow adds to a row that further flows may already have used.
-    WORTH_UNREAD                # not known: the type lacks fields that identify a first report
+    # What a report of an unknown flow adds to a row that other flows may have used before.
+    WORTH_UNREAD                # not known: the type lacks the fields that identify a first report
     WORTH_TOTAL
     WORTH_LAST_UPDATE               # the deltas of the flow's last update
     WORTH_LAST_UPDATE_UNREAD        # the same, but the type lacks these deltas
@@ -312,7 +314,7 @@ cdef enum:
     OBSERVE_AGE                 # the time from the value to `last_ms` in the closing report
 
 cdef enum:
-    # Flags of a flow: moments that must not be observed again.
+    # Flags of a flow: the moments at which it has been observed (see `histograms.pxi`).
     FIRST_OBSERVED = 1
     CLOSING_OBSERVED = 2
 
@@ -347,7 +349,7 @@ cdef struct FoundNames:
 
 
 cdef struct Batch:
-    # Reports that are being processed: read with the GIL, then looked up, then applied under the
+    # The reports of a batch. They are read with the GIL, then looked up, then applied under the
     # lock.
     Report reports[BATCH]
     uint32_t size
@@ -355,12 +357,11 @@ cdef struct Batch:
     int64_t *last_update        # BATCH x the plan's counters
     Cell *cells                 # BATCH x the plan's cells
     FoundNames *names           # BATCH x the plan's lookups
-    uint32_t *missed            # indexes in `names` of used results without a row
+    uint32_t *missed            # indexes in `names`: results that are used but have no row
     uint32_t missed_count
     # String keys of flows that are removed while the batch is applied. The strings are released
-    # after the batch, because a label of a later report may have been looked up as the same string.
-    # Besides the evicted flows, a report can remove its own flow, so there is space for one more
-    # key per report.
+    # after the batch, because a later report may already have found the same string for one of its
+    # labels. Each report can remove its own flow and up to MAX_EVICTIONS other flows.
     uint32_t dead_strings[(MAX_EVICTIONS + 1) * BATCH]
     uint32_t dead_string_count
     int64_t oldest_ms, newest_ms    # range of `Last` in the latest update
@@ -388,14 +389,14 @@ cdef struct TableState:
     uint64_t seed               # seed of all hashes except the hashes for sharding
     uint32_t counters, values   # numbers per flow
     uint32_t all_values         # `values`, and values that are only read in closing reports
-    uint32_t columns, cells     # labels of all views; labels plus strings of lookups
+    uint32_t columns, cells     # labels of all views; these labels plus the strings of lookups
     uint32_t looked_up          # number of labels from lookups; they are the first columns
     uint32_t lookup_count
     uint32_t requirements
-    bint counts_new_flows       # in any view, or in a histogram that depends on new flows
+    bint counts_new_flows       # whether any view or histogram depends on new flows
     uint32_t moments            # the moments of all histograms
-    uint32_t first_value        # index of the value of FIRST_OBSERVED
-    uint32_t flags_link         # index of a flow's flags in the links
+    uint32_t first_value        # index of the value that is observed at FIRST_OBSERVED
+    uint32_t flags_link         # index of the flags among the links of a flow
     bint optional[MAX_VALUES]
     int keeps[MAX_VALUES]       # kinds of gauges: KEEP_LATEST, ...
     bint has_conversations              # whether there are conversation rows
@@ -405,7 +406,7 @@ cdef struct TableState:
     Family *families
     uint32_t family_count
     size_t max_lines            # maximum size of a connection's lines, in bytes
-    # numbers of the fields that are counted when a value is omitted
+    # the fields of values and marks: indexes in `values_left_out`
     uint32_t value_fields[2 * MAX_VALUES]
     uint32_t last_update_fields[2 * MAX_VALUES]
     uint32_t mark_fields[MARKS]
@@ -535,10 +536,10 @@ cdef class Table:
             immediately.
         :param view_timeouts_s: timeouts of the connections in the second and further views, each at
             least `timeout_s`.
-        :param bounds: pairs of `min_bytes` and `min_packets`, one for each view. Pages show a row
-            when it has this number of bytes or of packets, both directions together; 0 is no bound.
-            Overflow rows are always shown. A page uses the bounds at its start. If the sequence is
-            empty, all rows are shown.
+        :param bounds: a pair of `min_bytes` and `min_packets` for each view. Pages show a row once
+            it has at least this number of bytes or of packets, both directions together. 0 means no
+            bound. Overflow rows are always shown. A page uses the bounds that are set when the page
+            begins. If the sequence is empty, all rows are shown.
         """
         set_limits(&self.state, max_connections, max_flows, timeout_s, memory_s, view_timeouts_s,
                    bounds)
@@ -585,15 +586,15 @@ cdef class Table:
         docs/architecture.md describes the rules. A known flow adds its deltas. A report is late if
         its ``Last`` and all its counters are at most those of the flow. If ``Last`` is later and
         any counter is lower, the flow has started over. A dormant flow adds its deltas to its rows.
-        An unknown flow adds its total in three cases: the report is its first one, the flow cannot
-        have been counted before, or the flow creates a connection whose labels identify a single
-        conversation. In all other cases, an unknown flow adds the deltas of its last update.
-        Skipped flows are counted in `skipped`; omitted values, in `values_skipped`.
+        An unknown flow adds its total if this is the flow's first report, or if the flow cannot
+        have been counted before. It also adds its total if it creates a connection whose labels
+        identify a single conversation. Otherwise, an unknown flow adds the deltas of its last
+        update. Skipped flows are counted in `skipped`; omitted values, in `values_skipped`.
 
         Takes the mutex once per 128 flows, or twice if lookups had new results, and holds the GIL
-        while waiting for the mutex. The longest wait is the time that another thread needs for
-        2,048 connections of a page or scan (about 0.5 ms), or for enlarging a counter in
-        `Page.distinct_values` (about 20 ns per value in the counter).
+        while waiting for the mutex. Another thread can hold the mutex for 2,048 connections of a
+        page or scan, which takes about 0.5 ms. `Page.distinct_values` can also hold it while a hash
+        table grows, which takes about 20 ns per value.
         """
         if start < 0:
             raise ValueError("start must not be negative")
@@ -640,14 +641,14 @@ cdef class Table:
         return relabeling
 
     def strings(self, uint32_t first, uint32_t count):
-        """Return label values and keys of lookups in the table, in slices.
+        """Return a slice of the label values and the lookup keys in the table.
 
-        A string has the same number as long as the table needs it. The numbers start at 1.
+        A string keeps its number while the table uses the string. The numbers start at 1.
 
         :param first: the first number of the slice.
         :param count: how many numbers the slice has.
-        :returns: the strings with these numbers, with the escapes of label values; and the first
-            number of the next slice, or 0 if this was the last slice.
+        :returns: a pair: the strings with these numbers, escaped like label values, and the first
+            number of the next slice. After the last slice, this number is 0.
         """
         cdef uint64_t begin = max(first, <uint32_t>1)
         cdef uint64_t end = begin + count
@@ -658,12 +659,12 @@ cdef class Table:
 
     def page(self, double now, uint32_t openmetrics=0, *, created=False, uint32_t part=0,
              uint32_t parts=1, names=None):
-        """Begin a page: it shows connections that are alive at `now` and were created before this
-        call.
+        """Begin a page of the connections that are alive at `now` and were created before the call.
 
         :param openmetrics: 1 or 2 for OpenMetrics 1.0 or 2.0, 0 for the text format 0.0.4. The
-            formats differ in the families' heads and in start times; otherwise, the samples are the
-            same. OpenMetrics 1.0 restricts the names of families.
+            formats differ in metadata lines, start times and histograms; all other samples are the
+            same. A page in OpenMetrics 1.0 is only valid if no family uses a name that is reserved
+            for another family.
         :param created: with OpenMetrics 1.0, show the start time of each counter as a sample
             ``_created`` directly after the counter's sample. OpenMetrics 2.0 always shows start
             times. A start time is missing if no report had a valid one.
@@ -675,11 +676,11 @@ cdef class Table:
         :raises ValueError: there is no such part or format.
         :raises MemoryError: an allocation failed.
 
-        Any thread may read the page, at any speed, but only one thread at a time. Finding the
-        connections of a part takes about 25 ns per connection of each view. In a view with bounds,
-        the page has the connections that are shown when it comes to the view, with all their
-        series; finding them takes about 5 ns per connection. While the page exists, each connection
-        that was found takes 4 bytes.
+        Any thread may read the page, at any speed, but only one thread at a time. If there are
+        several parts, finding the connections of one part takes about 25 ns per connection of each
+        view. If a view has bounds, the page decides once, when it reaches the view, which
+        connections it shows. This takes about 5 ns per connection. The page then shows all series
+        of these connections. While the page exists, it uses 4 bytes for each connection found.
         """
         cdef uint32_t i
         cdef bint has_bounds = False
@@ -727,21 +728,21 @@ cdef class Table:
         """Return the number and frequency of label values of a view, from one scan.
 
         :param count: how many of the most frequent values to return for each label.
-        :param without: a label to ignore.
+        :param without: a label to ignore for the fourth item of the result.
         :param view: the index of the view.
         :returns: a tuple of four items. The first is the number of connections or, for other views,
-            of combinations of label values. The second has three items for each label: its number
-            of values, a list of (value, connections) for the `count` most frequent values, most
-            frequent first, and the number of connections that would remain without this label. The
-            third is whether all of the latter numbers are exact. They are exact up to 32,768; above
-            that, the standard error is below 0.8 %. The fourth is the exact number of connections
-            that would remain without the label `without`, or None. The lists omit values that were
-            removed during the call.
+            of combinations of label values. The second has three items for each label: the number
+            of its values, its `count` most frequent values, and the number of connections that
+            would remain without it. The most frequent values are a list of pairs (value,
+            connections), the highest first. Values that were removed during the call are omitted.
+            The third item is true if all numbers of remaining connections are exact. A number up to
+            32,768 is exact; above that, the standard error is below 0.8 %. The fourth item is the
+            exact number of connections that would remain without the label `without`, or None.
 
-        Takes about 20 ns per connection and label, plus 30 ns per connection if a label is ignored,
-        without the GIL. Uses 512 KiB per label, 24 to 48 bytes per value of each label, plus the
-        same per connection if a label is ignored. Callable from any thread. Connections that are
-        created or removed during the call may or may not be counted.
+        Takes about 20 ns per connection and label, without the GIL. Uses 512 KiB per label, and 24
+        to 48 bytes per value of each label. If a label is ignored, also takes 30 ns and uses 24 to
+        48 bytes per connection. Callable from any thread. Connections that are created or removed
+        during the call may or may not be counted.
         """
         if view >= self.state.view_count:
             raise IndexError("there is no such view")
@@ -762,7 +763,7 @@ cdef class Table:
         return hidden_rows(&self.state, <uint32_t>floor(now))
 
     def forecast(self, double now, uint32_t view, bounds):
-        """Return what each of some bounds would leave of a page at `now`, for one view.
+        """Return how much of a view a page at `now` would show with each of some bounds.
 
         :param view: the index of the view.
         :param bounds: pairs of `min_bytes` and `min_packets`, as in `set_limits`.
@@ -787,23 +788,24 @@ cdef class Table:
 
         :param family: the index of a family among the first view's families.
         :param count: maximum number of connections, up to 65,536.
-        :param since: an earlier snapshot of the family, which must be a counter: rank by the growth
-            since this snapshot, instead of by the value.
+        :param since: an earlier snapshot of the family, which must be a counter. Connections are
+            then ranked by the growth since this snapshot, not by the value.
         :param containing: return only connections with a label value that contains this string.
-            Label values are compared with their escapes, as on a page, and without regard to case
-            (of characters whose upper or lower case is one character).
-        :param also: with `containing`, pairs of a label and its values that match, too. These
-            values are escaped, in UTF-8, and each is followed by a newline.
+            Label values are compared as they appear on a page, with escapes. Case is ignored,
+            except for characters whose upper or lower case has several characters.
+        :param also: pairs of a label and further values of this label. If `containing` is set,
+            connections with one of these values match, too. The values are in UTF-8 with escapes,
+            and a newline follows each value.
         :returns: triples of the rank, the label values, and the values of the view's families in
             order. The highest rank is first. For a counter, the rank is the sum of both directions;
-            for a gauge, the larger of the two. A value is the stored integer, without the
-            family's decimal point, or None if there is no such series.
+            for a gauge, the larger of the two. A value is None if there is no such series.
+            Otherwise, it is the stored integer, without the family's decimal point.
 
         Connections without a value of the family are omitted. With `since`, two more kinds are
         omitted: connections without growth, and connections that were created again after the
-        snapshot with their previous counters. Takes about 10 ns per connection, and up to 40 ns per
-        label with `containing`, without the GIL. Callable from any thread. Connections that change
-        during the call may be seen before or after the change.
+        snapshot with their previous counters. Takes about 10 ns per connection, without the GIL.
+        With `containing`, up to 40 ns per connection and label are added. Callable from any thread.
+        Connections that change during the call may be seen before or after the change.
         """
         cdef const Kept *kept = checked_snapshot(self, family, count, since)
         is_gauge = family_is_gauge(&self.state, family, self.plan)
@@ -815,23 +817,24 @@ cdef class Table:
         """Return the top groups: connections of the first view with the same values of `labels`.
 
         :param labels: one or more labels of the first view.
-        :param max_groups: the maximum number of groups, up to 65,536. When there are more, the half
-            with the lowest ranks is added to "the others". If connections with the same labels
-            follow, they form a new group, whose values are too low.
-        :returns: a tuple of the groups, "the others", the number of groups, and whether there were
-            so many groups that some were added to "the others". A group is a tuple of its rank, its
-            label values in the order of `labels`, its values as in `top`, and the number of its
-            connections. "The others" are all connections outside the returned groups: a tuple of
+        :param max_groups: the maximum number of groups, up to 65,536. If there are more, the half
+            with the lowest ranks is added to "the others". Later connections of such a group form a
+            new group, whose values are too low.
+        :returns: a tuple of the groups, "the others", the number of groups, and whether groups were
+            added to "the others" because there were too many. A group is a tuple of four items: its
+            rank, its label values in the order of `labels`, its values as in `top`, and its number
+            of connections. "The others" are all connections outside the returned groups: a tuple of
             their number, their rank or None, and their values.
 
-        The other parameters are those of `top`. Counters and numbers of flows are summed. For any
-        other gauge, a group has the lowest or the highest value of its connections, by the same
-        rule that combines a connection's flows.
+        The other parameters are those of `top`. Counters and numbers of flows are summed. For a
+        gauge that keeps the lowest value of its flows, a group has the lowest value of its
+        connections. For any other gauge, a group has the highest value.
 
-        Takes 100 to 200 ns per connection, and 1 µs if most connections are groups of their own,
-        without the GIL. Uses 64 bytes per group, 8 bytes per group and series, and the bytes of the
-        groups' label values. These are limited to 256 bytes per group on average. Callable from any
-        thread. Connections that change during the call may be seen before or after the change.
+        Takes 100 to 200 ns per connection, without the GIL, or 1 µs if most connections are groups
+        of their own. Uses 64 bytes per group, 8 bytes per group and series, and the bytes of the
+        groups' label values. The label values are limited to 256 bytes per group on average.
+        Callable from any thread. Connections that change during the call may be seen before or
+        after the change.
         """
         cdef const Kept *kept = checked_snapshot(self, family, count, since)
         is_gauge = family_is_gauge(&self.state, family, self.plan)
@@ -867,7 +870,7 @@ cdef class Table:
 
     @property
     def connections(self):
-        """Connection rows of the first view in use. Callable from any thread."""
+        """The number of connections in the first view. Callable from any thread."""
         cdef uint32_t live
         with nogil:
             live = live_connections(&self.state)
@@ -875,28 +878,27 @@ cdef class Table:
 
     @property
     def view_connections(self):
-        """Connection rows in use, for each view except the first."""
+        """The number of connections, for each view except the first."""
         cdef uint32_t i
         return tuple(self.state.views[i].rows.live for i in range(1, self.state.view_count))
 
     @property
     def flows(self):
-        """Live flows, which are part of connections."""
+        """The number of live flows. Only live flows are part of connections."""
         return live_flows(&self.state)
 
     @property
     def dormant_flows(self):
-        """Flows that are not live, but whose totals are known."""
+        """The number of flows that are not live, but whose totals are known."""
         return dormant_rows(&self.state) - self.state.kept_connections
 
     @property
     def dormant_connections(self):
-        """Removed connections whose counters are kept in separate dormant rows."""
+        """The number of removed connections whose counters are kept in separate dormant rows."""
         return self.state.kept_connections
 
     def dormant_uuids(self):
-        """Return the UUIDs of the dormant flows, list by list, in the order in which they are
-        forgotten.
+        """Return the UUIDs of the dormant flows, list by list, the first to be forgotten first.
         """
         return [
             *list_uuids(&self.state, self.state.claims.head),
@@ -907,11 +909,11 @@ cdef class Table:
     def known(self, str uuid):
         """Return the known totals of a flow, and the time of its latest report.
 
-        :returns: None if the flow is unknown, or a tuple of three items: the plan's counters (-1
-            for a counter that no report had), the highest ``Last`` in Unix milliseconds, and the
-            time of the latest report in seconds of the caller's clock. The time of the latest
-            report can be up to a second too late; for a dormant flow, it can be up to a timeout too
-            early.
+        :returns: None if the flow is unknown, or a tuple of three items. The first is a tuple of
+            the plan's counters, with -1 for a counter that no report had. The second is the highest
+            ``Last`` in Unix milliseconds. The third is the time of the latest report, in seconds of
+            the caller's clock. This time can be up to a second too late. For a dormant flow, it can
+            be up to a timeout too early.
         """
         cdef const char *text
         cdef uint32_t length
@@ -921,10 +923,11 @@ cdef class Table:
 
     @property
     def horizon_s(self):
-        """The time of the latest report of any flow that was forgotten.
+        """The horizon: an unknown flow that began after this time was never counted.
 
-        In seconds of the caller's clock; None before `begin`. An unknown flow that began after this
-        time was never counted.
+        In seconds of the caller's clock; None before `begin`. It is the time of the latest of these
+        events: a call of `begin`, a report of a flow that was forgotten later, or a report that
+        could not be stored.
         """
         return self.state.horizon_s if self.state.has_horizon else None
 
@@ -949,33 +952,33 @@ cdef class Table:
 
     @property
     def created_total(self):
-        """Connections that were created in the first view."""
+        """The number of connections that were created in the first view."""
         return self.state.connections_created
 
     @property
     def expired_total(self):
-        """Connections that were removed from the first view."""
+        """The number of connections that were removed from the first view."""
         return self.state.expired
 
     @property
     def rejected_total(self):
-        """Reports that required a new connection in the first view when it was full."""
+        """The number of reports that required a new connection in the full first view."""
         return self.state.rejected
 
     @property
     def view_rejected_totals(self):
-        """Reports that required a new connection in a full view, for each view except the first."""
+        """The number of reports that required a new connection in each full view but the first."""
         cdef uint32_t i
         return tuple(self.state.views[i].rejected for i in range(1, self.state.view_count))
 
     @property
     def overflowed_total(self):
-        """Reports that were added up in the overflow row."""
+        """The number of reports that were added to the overflow row of the first view."""
         return self.state.overflow_reports
 
     @property
     def skipped(self):
-        """Skipped flows, by reason."""
+        """The number of skipped flows, by reason."""
         cdef uint32_t i
         return {
             self.skip_names[i]: self.state.skips[i]
@@ -984,7 +987,7 @@ cdef class Table:
 
     @property
     def late_total(self):
-        """Reports that were skipped as ``late``."""
+        """The number of reports that were skipped as ``late``."""
         return self.state.skips[SKIP_LATE]
 
     @property
@@ -999,7 +1002,7 @@ cdef class Table:
 
     @property
     def finished(self):
-        """Reports with a ``FinishType``, by its meaning, including reports without new values."""
+        """The number of reports with a ``FinishType``, by its meaning, including late reports."""
         cdef uint32_t i
         return {FINISH_NAMES[i]: self.state.finishes[i] for i in range(4)}
 
@@ -1044,7 +1047,8 @@ cdef class Snapshot:
 
 cdef const Kept *checked_snapshot(Table table, uint32_t family, uint32_t count,
                                   Snapshot since) except? NULL:
-    # The values of a snapshot, or NULL without one. Raises if an argument of `top` is invalid.
+    # Check the arguments of `Table.top`. Returns the values of the snapshot, or NULL if `since` is
+    # None.
     if count > MAX_RANKED:
         raise ValueError(f"count must be at most {MAX_RANKED}")
     family_of_first(&table.state, family)
@@ -1057,7 +1061,7 @@ cdef const Kept *checked_snapshot(Table table, uint32_t family, uint32_t count,
 
 @cython.final
 cdef class Relabeling:
-    """Flows that are moved because names have changed. Created by `Table.relabel`."""
+    """Moves flows whose names have changed. Created by `Table.relabel`."""
 
     cdef Table table
     cdef object names, keys
@@ -1067,7 +1071,7 @@ cdef class Relabeling:
     def step(self, Py_ssize_t budget, *, int64_t wall_ms=0):
         """Move flows to the connections of their new names. Call this until it returns False.
 
-        :param budget: the maximum number of flows to move, and of keys to take; 0 is like 1. The
+        :param budget: the maximum number of flows to move, and of keys to take; 0 counts as 1. The
             step visits up to 64 flow rows per unit of the budget. A visit takes about 10 ns, and a
             move about 0.5 µs.
         :param wall_ms: the system time in Unix milliseconds, which is the start time of new
@@ -1077,15 +1081,15 @@ cdef class Relabeling:
 
         A new connection starts at zero. An existing connection continues its counters. A removed
         connection also continues its counters, if they are kept. All flows of a step leave their
-        old connections before any of them is added to a new connection. Between two steps, flows of
-        one connection can be in two connections, because only some of them have moved. If a key has
-        an invalid name, the flows with this key keep their labels.
+        old connections before the first one is added to a new connection. Between two steps, flows
+        of one connection can be in two connections, because only some of them have moved. If a key
+        has an invalid name, the flows with this key keep their labels.
 
         Between two steps, the names can change and all methods of the table can be called. A step
-        uses the current names. The names and keys must not use the table. Their exceptions
-        propagate; then no flow of this step has moved, and the next step tries again. For an
-        ambiguous key, `names.resolve` is called once per step for each different context. Only the
-        thread that updates may call this.
+        uses the current names. The names and keys must not use the table. If they raise an
+        exception, the exception propagates, no flow of this step has moved, and the next step tries
+        again. For an ambiguous key, `names.resolve` is called once per step for each different
+        context. Only the thread that updates may call this method.
         """
         self.table.state.wall_ms = max(wall_ms, <int64_t>0)
         return relabel_slice(
@@ -1135,16 +1139,16 @@ cdef class Page:
         """Return the next lines like `read`, and the same lines compressed with deflate.
 
         The compressed bytes of all calls together are the blocks of one stream (RFC 1951), without
-        its last block. At the end of the page, the lines are empty, and the compressed bytes end
-        the current block and the current byte. Then blocks of other text can follow.
+        its last block. At the end of the page, the lines are empty, and the compressed bytes
+        complete the current block and its last byte. After them, blocks of other text can follow.
 
         :param size: about how many bytes of lines to return, at most 512 KiB.
         :returns: the lines, which the next call overwrites, and the compressed bytes.
         :raises MemoryError: an allocation failed.
 
-        A page is read either with this method or with `read`. Rendering and compression take 0.6
-        times as long as isal at level 1 takes for compression alone. A page uses about 2 MiB. The
-        GIL and the lock are used as in `read`.
+        A page is read either with this method or with `read`. Rendering and compressing a page
+        takes 0.6 times as long as only compressing it with isal at level 1. A page uses about 2
+        MiB. The GIL and the lock are used as in `read`.
         """
         cdef Table table = self.table
         cdef size_t length
@@ -1159,9 +1163,9 @@ cdef class Page:
     def distinct_values(self, str label not None):
         """Return the different values of a label in all views and parts, in no particular order.
 
-        If this is called before `read`, the page shows no values besides these. The page shows
-        fewer values if rows are removed before `read`, or are past their deadline but not removed
-        yet.
+        If this is called before `read`, the page shows only values in this list. Some values in the
+        list can be missing on the page, because their rows expire before `read` or have expired
+        already.
 
         Takes 10 to 40 ns per row of these views without the GIL, and 1 µs per value with it.
 

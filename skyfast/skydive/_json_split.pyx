@@ -1,21 +1,23 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
 """Splits the JSON text of a list into its elements while the text arrives, without holding the GIL.
 
-A response of the topology API can be a hundred megabytes long. Decoding it as a whole would hold
-the text and all its objects in memory, and would hold the GIL for a large part of a second. Here,
-the text comes in pieces of any size, and each call returns the elements that its piece completes.
+A response of the topology API can be a hundred megabytes long. Decoding it as a whole would need
+memory for the text and all its objects, and would hold the GIL for a large part of a second. Here,
+the text arrives in pieces of any size, and each call of `feed` returns the elements that end in its
+piece.
 
-The splitter only looks for the commas between the elements: it counts brackets and knows where a
-string ends. It does not check the inside of an element, because the decoder does so. Outside of
-elements, it accepts only valid JSON. The cost is about 1 ns per byte. The splitter stores only the
-part of the current element that has arrived, up to ``max_element_bytes``. Longer elements are
-skipped and counted.
+To find the commas between the elements, the splitter counts brackets and skips strings. It does not
+check the inside of an element, because the decoder does that later. Outside of elements, it accepts
+only valid JSON. Splitting takes about 1 ns per byte. Between two pieces, the splitter stores only
+the beginning of the element that has not ended yet, up to ``max_element_bytes``. Longer elements
+are skipped and counted.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
 cdef enum:
-    # Maximum number of elements that one call of `_scan` finds. After each call, the GIL is taken.
+    # Maximum number of elements that one call of `_scan` finds. The caller takes the GIL after each
+    # call.
     MAX_FOUND = 1024
 
 cdef enum _Place:
@@ -29,7 +31,7 @@ cdef enum _Place:
 
 cdef struct _State:
     _Place place
-    Py_ssize_t depth        # number of open brackets in the element
+    Py_ssize_t depth        # number of open brackets within the element
     bint in_string
     bint escaped            # the previous character was a backslash in a string
     int letters             # letters of "null" that have been read
@@ -182,7 +184,7 @@ cdef class ArraySplitter:
         return 0
 
     cdef int _keep(self, const unsigned char *text, Py_ssize_t size) except -1:
-        """Keep the beginning of an element for the next piece."""
+        """Keep a part of an element that continues in the next piece."""
         if len(self._partial) + size > self._max_element_bytes:
             self._partial = bytearray()
             self._skipping = True

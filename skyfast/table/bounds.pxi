@@ -2,9 +2,9 @@
 # which includes it.
 #
 # Whether a row is hidden follows from its counters, so rows store no flag, and a bound can change
-# at any time. A row never becomes hidden again, except when a bound is raised: its counters never
-# decrease, and a row that returns starts with its previous counters. Overflow rows are always
-# shown.
+# at any time. A shown row only becomes hidden again if a bound is raised, because its counters
+# never decrease. A connection that returns starts with its previous counters. Overflow rows are
+# always shown.
 #
 # A page lists the shown rows of a view once, before it renders the view's first family, and then
 # visits only these rows. So a row is on the page with all its families or with none, and the label
@@ -14,7 +14,7 @@
 # for RENDER_ROWS rows at a time.
 
 cdef int resolve_amount(Amount *amount, const View *view, counters, plan) except -1:
-    # The locations of the counters of an amount in a view's rows.
+    # Set the indexes of an amount's counters among the values of a view's rows.
     cdef uint32_t k
     values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
     if len(counters) > 2:
@@ -46,7 +46,8 @@ cdef int check_pair(const View *view, min_bytes, min_packets) except -1:
 
 
 cdef int set_bounds(TableState *table, bounds) except -1:
-    # Must be checked before. Takes the mutex, because other threads read the bounds.
+    # `bounds` must have been checked before. Takes the mutex, because other threads read the
+    # bounds.
     cdef Bounds pairs[MAX_VIEWS]
     cdef uint32_t i
     memset(pairs, 0, sizeof(pairs))
@@ -68,8 +69,8 @@ cdef inline bint are_set(const Bounds *bounds) noexcept nogil:
 
 cdef inline uint64_t amount_of(const View *view, const Amount *amount,
                                Connection *row) noexcept nogil:
-    # Both directions together; 0 if the view does not count the amount. The counters are never
-    # ABSENT, and the sum of two fits.
+    # The amount of a row, both directions together; 0 if the view does not count it. These counters
+    # are never ABSENT, and the sum of two of them fits into 64 bits.
     cdef const int64_t *values = values_of(view, row)
     if amount.count == 2:
         return <uint64_t>values[amount.values[0]] + <uint64_t>values[amount.values[1]]
@@ -106,7 +107,7 @@ cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
 
 cdef void list_shown_part(TableState *table, const View *view, const Bounds *bounds,
                           Cursor *cursor) noexcept nogil:
-    # The same for one of several parts. The part of a hidden row is not computed.
+    # Like `list_shown`, for one of several parts. The part is not computed for hidden rows.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
@@ -126,7 +127,7 @@ cdef void list_shown_part(TableState *table, const View *view, const Bounds *bou
 # Sums over rows
 
 cdef struct Shown:
-    # The rows, series and bytes of a view that reach some bounds. The bytes have 128 bits.
+    # Sums over rows of a view. The sum of the bytes has 128 bits.
     uint64_t rows
     uint64_t series
     uint64_t bytes_low

@@ -5,16 +5,17 @@
 # thread that updates may read and find rows without the mutex.
 
 # ---------------------------------------------------------------------------------------------
-# Sequence numbers: a page shows the rows that were created before it began. The 32-bit numbers are
-# compared by their distance, so the numbers of rows in use are kept within 2^30 of the newest
-# number.
+# Sequence numbers: a page only shows rows that were created before the page began. Sequence numbers
+# have 32 bits, and wrap around. The numbers of all rows in use stay within 2^30 of the newest
+# number, so the sign of a difference shows which row is older.
 
 cdef inline bint created_before(uint32_t created_seq, uint32_t page_seq) noexcept nogil:
     return <int32_t>(created_seq - page_seq) < 0
 
 
 cdef inline void clamp_seq_age(Connection *row, uint32_t next_seq) noexcept nogil:
-    # Must be called for every row at least once per 2^30 sequence numbers.
+    # Keep a row's number within 2^30 of the newest number. Must be called for every row at least
+    # once per 2^30 sequence numbers.
     if unlikely(next_seq - row.created_seq > MAX_SEQ_AGE):
         row.created_seq = next_seq - MAX_SEQ_AGE
 
@@ -44,8 +45,8 @@ cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
 
 
 cdef inline bint has_links(const TableState *table, uint32_t number) noexcept nogil:
-    # Whether row `number` of the first view (0: none) has valid links. The overflow row can exist
-    # without flows. In this case, the rows that the overflow row links to may have been removed.
+    # Whether row `number` of the first view (0: none) has valid links. Only the overflow row can
+    # exist without flows. Then the rows that it links to may have been removed.
     return number != 0 and flows_of(connection_at(&table.views[0], number)) != 0
 
 
@@ -104,8 +105,9 @@ cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept
 
 cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *cells,
                               bint *created) noexcept nogil:
-    # The existing or new row for these labels in any view except the first. If the view is full,
-    # the overflow row, or 0 without overflow rows. If out of memory, 0.
+    # Find or add the row for these labels, in any view except the first. If the view is full, the
+    # result is the overflow row, or 0 if there are no overflow rows. If out of memory, the result
+    # is also 0; this is the case if `created` is set or if there are overflow rows.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, cells, &key)
@@ -145,7 +147,7 @@ cdef void free_row(TableState *table, View *view, uint32_t number) noexcept nogi
 # Values
 
 cdef inline void add(int64_t *total, int64_t amount) noexcept nogil:
-    # Saturating: a counter at its maximum stays there, because wrapping would look like a reset.
+    # A counter at its maximum stays there, because wrapping around would look like a reset.
     cdef int64_t base = max(total[0], <int64_t>0)
     if unlikely(amount == ABSENT):
         return
@@ -156,7 +158,7 @@ cdef inline void add(int64_t *total, int64_t amount) noexcept nogil:
 
 
 cdef inline bint gauge_takes(int kind, int64_t value, int64_t kept) noexcept nogil:
-    # Whether a gauge of this kind takes a new value, which must not be 0.
+    # Whether a gauge of this kind replaces `kept` by `value`, which must not be 0.
     if kind == KEEP_LATEST or kept == 0:
         return True
     return value < kept if kind == KEEP_LEAST else value > kept

@@ -1,5 +1,6 @@
-# Conversations: for each conversation, the capture point whose flows are counted. Part of
-# `_table.pyx`, which includes it.
+# Conversations: several capture points can report the same packets, so only the flows of one point
+# are counted. A row stores this point for one conversation. Part of `_table.pyx`, which includes
+# it.
 #
 # A capture point owns a conversation while one of the point's flows is live or claims the
 # conversation. A dormant flow claims its conversation when the flow adds deltas without becoming
@@ -37,9 +38,9 @@ cdef bint is_taken(const TableState *table, uint32_t number, const Report *repor
 
 cdef bint own_conversation(TableState *table, const Report *report,
                            uint32_t *number) noexcept nogil:
-    # If there are conversations and the row (0: none) does not belong to the report's capture
-    # point, replace it by a new row for this point. The new row must be linked, or given back by
-    # `disown_conversation`. False if out of memory.
+    # If row `number` (0: none) does not belong to the report's capture point, replace it by a new
+    # row for this point. The caller must link the new row, or give it back with
+    # `disown_conversation`. Without conversations, do nothing. False if out of memory.
     if not table.has_conversations:
         return True
     if number[0] == 0 or conversation_at(table, number[0]).point != report.point:
@@ -48,13 +49,13 @@ cdef bint own_conversation(TableState *table, const Report *report,
 
 
 cdef void disown_conversation(TableState *table, uint32_t number, uint32_t before) noexcept nogil:
-    # `before` is the row that `own_conversation` replaced, or the same row.
+    # `before` is the row before `own_conversation`, which may be the same row.
     if number != before:
         release_conversation(table, number)
 
 
 cdef void link_conversation(TableState *table, uint32_t flow, uint32_t number) noexcept nogil:
-    # Link a dormant flow to the conversation in row `number` (0: there are none).
+    # Link a dormant flow to the conversation in row `number` (0: there are no conversations).
     cdef uint32_t before
     if number == 0:
         return
@@ -66,8 +67,8 @@ cdef void link_conversation(TableState *table, uint32_t flow, uint32_t number) n
 
 
 cdef void supersede(TableState *table, uint32_t number, uint32_t successor) noexcept nogil:
-    # Replace row `number` (0: none), which must be free, by `successor`, unless both are the same
-    # row.
+    # Replace row `number` (0: none) by `successor`, unless both are the same row. The conversation
+    # of row `number` must be free.
     if number and number != successor:
         conversation_at(table, number).claimant = SUPERSEDED
 

@@ -1,29 +1,30 @@
-# Deflate: compressed pages, made from what the renderer knows instead of a search for repetitions.
-# Part of `_table.pyx`, which includes it. The format is RFC 1951.
+# Deflate: compressed pages. The renderer knows where its text repeats, so repetitions need not be
+# searched. Part of `_table.pyx`, which includes it. The format is RFC 1951.
 #
 # A page repeats itself in a known way. The text between two label values is the same in all lines
-# of a family, and the second line of a connection is mostly a copy of the first line. So the
-# renderer notes the *pieces* of its text: their length, and where the same bytes may have been
-# before. A slice of text is compressed in three steps:
+# of a family. The second line of a connection is mostly a copy of the first line. So the renderer
+# notes the *pieces* of its text. A piece has a length and a *source*, which says where the same
+# bytes may have occurred before. A slice of text is compressed in three steps:
 #
 # 1. Under the table's mutex, `render_lines` writes text, and notes its pieces (`note`). The other
 #    steps need neither the table nor its mutex.
-# 2. `find_matches` turns the pieces into *sequences*: a number of literals, then a match. A piece
-#    gives the distance of its match (COPIED), or matches the latest piece with the same number
-#    (FIXED), or the latest use of the same interned string. If the next piece has the same
-#    distance, the match becomes longer. A piece without a match can continue a match in part.
+# 2. `find_matches` turns the pieces into *sequences*. A sequence is a number of literals, then a
+#    match. The source of a piece is the distance of its match (COPIED), the number of a fixed text
+#    (FIXED) or an interned string. A fixed text or a string matches the latest piece with the same
+#    source. If the next piece has the same distance, the match becomes longer. If the next piece
+#    has no match, its first bytes can still continue the match.
 # 3. `write_sequences` writes the sequences as bits.
 #
 # Pieces are only hints: bytes are compared before they become a match. So a page is correct even if
-# the number of a string belongs to another string by now. Text without pieces becomes literals.
+# the number of a string now belongs to another string. Text without pieces becomes literals.
 #
-# The Huffman codes are learnt from the first slice of a family. They are learnt again from a larger
-# sample, or when a slice needs too many bits. A block lasts as long as its codes, so it has the
-# bits of many slices. All symbols have codes, because later slices may have any text. The codes are
-# complete, because some decoders reject other codes. They have at most 12 bits, so that the codes
-# of four literals can be written at once.
+# The Huffman codes are learnt from the first slice of a family. They are learnt again from a slice
+# that is much larger, or after a slice that needs too many bits. A block only ends when its codes
+# are replaced, so it can contain many slices. All symbols have codes, because later slices may have
+# any text. The codes are complete, because some decoders reject incomplete codes. They have at most
+# 12 bits, so that the codes of four literals can be written at once.
 #
-# All memory belongs to a `Deflater`, which belongs to a page, and does not grow with the table.
+# All memory belongs to a page or to the page's `Deflater`. It does not grow with the table.
 
 cdef enum:
     LITERALS = 286              # symbols of literals, of the end of a block, and of lengths
@@ -35,25 +36,25 @@ cdef enum:
     MAX_MATCH = 258
     HISTORY = 32768             # bytes that a match can reach back
     MIN_STRING = 8              # a shorter string costs less as literals
-    NO_CHAR = 0x80              # in an index of `Code.pairs`: there is no character
+    NO_CHAR = 0x80              # in an index of `Code.pairs`: no character
     PAIRS = (NO_CHAR << 8) + NO_CHAR + 1
-    CODE_BITS = 24              # the bits of an entry in `Code`; the rest is their number
+    CODE_BITS = 24              # an entry in `Code`: the code in the low bits, its length above
     CODE_MASK = (1 << CODE_BITS) - 1
-    REPEAT = 16                 # in a list of lengths: the length before, 3 to 6 times
-    LENGTH_SYMBOLS = 19         # of lengths in such a list
+    REPEAT = 16                 # in a list of lengths: repeats the previous length 3 to 6 times
+    LENGTH_SYMBOLS = 19         # symbols in such a list
     MAX_HEADER = 256            # bytes of the header of a block
     MAX_FIXED = 2 * MAX_VIEW_COLUMNS
     STRING_SLOTS = 2048
-    RELEARN_PERCENT = 120       # of the bits per byte for which the codes were made
-    LARGER_SAMPLE = 4           # times the bytes of the sample
+    RELEARN_PERCENT = 120       # limit of the bits per byte, relative to the sample
+    LARGER_SAMPLE = 4           # codes are learnt again from this many times the sample's bytes
 
-# What is known about a piece: an interned string (IS_STRING and its number), or one of these
-# kinds and a number.
+# The source of a piece: an interned string (IS_STRING and its number), or one of these kinds and a
+# number.
 cdef enum:
-    TEXT = 0                    # nothing
-    HEAD = 1 << 28              # a family begins
+    TEXT = 0                    # the source is unknown
+    HEAD = 1 << 28              # the head of a family
     FIXED = 2 << 28             # the same bytes as the latest piece with this number
-    COPIED = 3 << 28            # the same bytes as those at this distance
+    COPIED = 3 << 28            # the same bytes as the text at this distance
     KIND = 7 << 28
 
 
@@ -82,13 +83,13 @@ cdef struct Sequence:
 
 
 cdef struct Code:
-    # Entries have the bits of a code, and the number of these bits above CODE_BITS.
+    # An entry has the bits of a code in its low CODE_BITS bits. The number of these bits is above.
     uint32_t literals[LITERALS]
     uint32_t distances[DISTANCES]
     uint32_t lengths[MAX_MATCH + 1]     # a match's length with its extra bits
-    uint32_t pairs[PAIRS]               # two ASCII characters, or one, or none
-    uint64_t sample_bytes       # text from which the codes were learnt; 0 if there are no codes
-    uint64_t sample_bits        # size of this text with the codes
+    uint32_t pairs[PAIRS]               # codes of two ASCII characters, of one, or of none
+    uint64_t sample_bytes       # size of the text that the codes were learnt from; 0: no codes
+    uint64_t sample_bits        # compressed size of this text
 
 
 cdef struct BitWriter:
@@ -105,9 +106,9 @@ cdef struct Deflater:
     Sequence *sequences         # of a slice
     char *output                # of a chunk
     BitWriter writer
-    bint learns                 # the next slice with enough text has its own codes
+    bint learns                 # whether the next slice with enough text gets its own codes
     uint32_t fixed_at[MAX_FIXED]        # position of the latest piece (modulo 2^32), by number
-    uint32_t strings_at[STRING_SLOTS]   # position of the latest string, by a part of its number
+    uint32_t strings_at[STRING_SLOTS]   # position of the latest string, by number (modulo)
     uint32_t counts[LITERALS + DISTANCES]       # frequencies of the symbols
     Code code
 
@@ -160,7 +161,7 @@ cdef inline bint same_bytes(const char *a, const char *b, uint32_t length) noexc
 
 
 cdef inline uint32_t common_bytes(const char *a, const char *b, uint32_t length) noexcept nogil:
-    # The number of equal bytes at the start.
+    # The number of equal bytes at the start: `length` if all bytes are equal, otherwise at most 8.
     cdef uint64_t difference = load_word(a) ^ load_word(b)
     if likely(difference):
         return min(length, count_trailing_zeros(difference) >> 3)
@@ -171,7 +172,7 @@ cdef inline uint32_t common_bytes(const char *a, const char *b, uint32_t length)
 
 cdef inline Sequence *put_match(Sequence *out, uint32_t literals, uint32_t length,
                                 uint32_t distance) noexcept nogil:
-    # Writes a match of any length of at least MIN_MATCH.
+    # Writes a match of at least MIN_MATCH bytes. A match that is longer than MAX_MATCH is divided.
     cdef uint32_t taken
     while unlikely(length > MAX_MATCH):
         taken = MAX_MATCH if length >= MAX_MATCH + MIN_MATCH else MAX_MATCH - MIN_MATCH
@@ -223,7 +224,7 @@ cdef const Sequence *find_matches(Deflater *deflater, const Piece *last,
                 text += size
                 position += size
                 continue
-        # The byte before the match must be part of the page, too.
+        # A match can be extended by the byte before it, so this byte must be part of the page.
         if (0 < candidate <= HISTORY and candidate < position and size >= MIN_MATCH
                 and same_bytes(text, text - candidate, size)):
             if candidate == distance:
@@ -255,7 +256,7 @@ cdef const Sequence *find_matches(Deflater *deflater, const Piece *last,
 # Bits
 
 cdef inline void put_bits(BitWriter *writer, uint64_t bits, uint32_t count) noexcept nogil:
-    # Writes up to 56 bits. Whole bytes leave the writer; up to 8 bytes of `out` are overwritten.
+    # Writes up to 56 bits. Whole bytes are moved to `out`, where 8 bytes are overwritten.
     writer.bits |= bits << writer.count
     writer.count += count
     memcpy(writer.out, &writer.bits, 8)
@@ -360,7 +361,7 @@ cdef void write_sequences(Deflater *deflater, const Sequence *last) noexcept nog
 # Codes
 
 cdef void learn_codes(Deflater *deflater, const Sequence *last) noexcept nogil:
-    # Begins a block with codes for the sequences of a slice.
+    # Learns codes from the sequences of a slice, and begins a block with these codes.
     cdef Code *code = &deflater.code
     cdef uint8_t lengths[LITERALS + DISTANCES]
     cdef uint32_t i, j, entry, extra_bits, extra
@@ -400,15 +401,16 @@ cdef void count_symbols(Deflater *deflater, const Sequence *last) noexcept nogil
 
 
 cdef void code_lengths(const uint32_t *counts, uint32_t symbols, uint8_t *lengths) noexcept nogil:
-    # The lengths of a complete code with at most MAX_CODE_BITS bits: Huffman's algorithm with two
-    # queues. Then codes that are too long become shorter, at the cost of other codes.
-    cdef uint64_t weights[2 * LITERALS]     # of the symbols in order, then of their trees
+    # Sets the lengths of a complete code with at most MAX_CODE_BITS bits. Huffman's algorithm, with
+    # two queues, gives the first lengths. Then codes that are too long are shortened, and other
+    # codes become longer instead.
+    cdef uint64_t weights[2 * LITERALS]     # of the symbols by frequency, then of the trees
     cdef uint16_t parents[2 * LITERALS]
     cdef uint8_t depths[2 * LITERALS]
     cdef uint16_t ordered[LITERALS]
     cdef uint32_t at_depth[MAX_CODE_BITS + 1]
     cdef uint32_t i, _side, child, bits
-    cdef uint32_t leaf = 0, tree = symbols      # the rarest that have no parent
+    cdef uint32_t leaf = 0, tree = symbols      # the rarest leaf and tree without a parent
     cdef uint32_t trees = symbols, total = 0
     for i in range(symbols):
         # Symbols that are not in the sample have codes, too.
@@ -482,9 +484,9 @@ cdef inline uint32_t joined(uint32_t first, uint32_t second) noexcept nogil:
 
 
 cdef void put_header(BitWriter *writer, const uint8_t *lengths) noexcept nogil:
-    # Begins a block with the lengths of its codes (RFC 1951, section 3.2.7). The lengths are in a
-    # code of their own. This code is always the same: 3 bits for 11, 12 and REPEAT, 4 bits for 1 to
-    # 10.
+    # Begins a block with the lengths of its codes (RFC 1951, section 3.2.7). The lengths are
+    # written with another code, which is always the same: 3 bits for 11, 12 and REPEAT, and 4 bits
+    # for 1 to 10.
     cdef uint8_t sizes[LENGTH_SYMBOLS]
     cdef uint32_t entries[LENGTH_SYMBOLS]
     cdef uint32_t i, repeats
@@ -517,7 +519,8 @@ cdef void put_header(BitWriter *writer, const uint8_t *lengths) noexcept nogil:
 
 cdef bint deflater_init(Deflater *deflater, char *text, size_t max_lines) noexcept nogil:
     # False if out of memory. In any case, the deflater must be destroyed. A slice has at most one
-    # piece per two bytes, because only label values have less, and fixed text precedes them.
+    # piece per two bytes: only label values can be shorter than that, and a fixed text precedes
+    # each of them.
     cdef size_t pieces = (DEFLATE_SLICE + max_lines) / 2 + 16
     cdef size_t headers = (DEFLATE_CHUNK + max_lines) / MIN_SAMPLE + 2
     memset(deflater, 0, sizeof(Deflater))
@@ -537,9 +540,10 @@ cdef void deflater_destroy(Deflater *deflater) noexcept nogil:
 
 cdef size_t deflate_lines(TableState *table, Cursor *cursor, Deflater *deflater,
                           size_t size) noexcept nogil:
-    # Renders and compresses about `size` bytes of lines, and returns their number: 0 at the end
-    # of the page. The compressed bytes are from `output` to `writer.out`. At the end of the page,
-    # they end the block and the byte, so that other blocks can follow.
+    # Renders and compresses about `size` bytes of lines. Returns the number of these bytes, or 0 at
+    # the end of the page. `output` contains the compressed bytes, up to `writer.out`. At the end of
+    # the page, the compressed bytes complete the current block and its last byte, so that other
+    # blocks can follow.
     cdef char *start = deflater.text + HISTORY
     cdef char *limit = start + min(size, <size_t>DEFLATE_CHUNK)
     cdef char *end
@@ -589,7 +593,7 @@ cdef void deflate_slice(Deflater *deflater, const Piece *last, char *end) noexce
 
 
 cdef void end_blocks(Deflater *deflater) noexcept nogil:
-    # Ends the block, and the byte with an empty block of stored text.
+    # Ends the current block. An empty block of stored text then completes the last byte.
     if deflater.code.sample_bytes:
         put_entry(&deflater.writer, deflater.code.literals[END_OF_BLOCK])
         deflater.code.sample_bytes = 0

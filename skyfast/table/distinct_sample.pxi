@@ -6,8 +6,8 @@
 # key is in the sample with a probability of 2^-level. At level 0, the number of keys is exact.
 # Above that level, the standard error is below 0.8 %.
 #
-# The samples of one call share a spare array for removing keys. All memory is allocated before the
-# first row is visited. Keys are added without the table's mutex.
+# The samples of one call share one spare array, which `sample_thin` needs. All memory is allocated
+# before the first row is visited. Keys are added without the table's mutex.
 
 cdef struct DistinctSample:
     uint64_t *keys              # 2 * SAMPLE_KEYS slots with open addressing; 0: a free slot
@@ -30,7 +30,7 @@ cdef inline void sample_key(DistinctSample *sample, uint64_t **spare, uint64_t k
 
 
 cdef inline bint sample_store(uint64_t *keys, uint64_t key) noexcept nogil:
-    # Whether the key is new.
+    # Store a key. Returns whether the key is new.
     cdef uint32_t slot = key & (2 * SAMPLE_KEYS - 1)
     while keys[slot]:
         if keys[slot] == key:

@@ -2,11 +2,11 @@
 # Part of `_table.pyx`, which includes it.
 #
 # A list contains the numbers of rows that are not live, in the order in which the rows were added.
-# The links of a list are in fields that have another meaning in live rows (see `Flow`). So a row is
-# in at most one list, and a live row is in no list. Adding, removing and finding the first row take
-# constant time. Flows that claim their conversation are in a separate list. Such flows are never
-# evicted, so `max_flows` treats them like live flows. Update, relabelling and expiry call this
-# code; all of it runs under the table's mutex.
+# The links of a list use fields that have another meaning in live rows (see `Flow`). So a row is in
+# at most one list, and a live row is in no list. Adding a row, removing a row and finding the first
+# row take constant time. Flows that claim their conversation (see `conversations.pxi`) are in a
+# separate list. These flows are never evicted, so `max_flows` counts them like live flows. Update,
+# relabelling and expiry call this code; all of it runs under the table's mutex.
 
 # ---------------------------------------------------------------------------------------------
 # Lists
@@ -61,7 +61,8 @@ cdef inline bint is_claiming(const TableState *table, uint32_t number) noexcept 
 
 
 cdef void set_ended(TableState *table, uint32_t number, bint ended) noexcept nogil:
-    # The flow must be in no list, or claim its conversation.
+    # Set or clear the flag ENDED. The flow must be in no list, or claim its conversation: the other
+    # two lists depend on this flag.
     cdef Flow *flow = flow_at(table, number)
     flow.connection = flow.connection & ~ENDED | (ENDED if ended else 0)
 
@@ -88,7 +89,7 @@ cdef void keep_dormant(TableState *table, uint32_t number) noexcept nogil:
 
 
 cdef void end_claim(TableState *table, uint32_t number, uint32_t now_s) noexcept nogil:
-    # From now on, the flow is dormant without a claim.
+    # End the claim of a flow. The flow stays dormant.
     unlink_dormant(table, number)
     list_dormant(table, number, now_s)
 
@@ -119,7 +120,7 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 cdef bint forget_first(TableState *table) noexcept nogil:
     # Forget one dormant row; False if there is none. Ended flows are forgotten first. But if the
     # first ended flow may still have a report in transit, a dormant flow that has not ended is
-    # forgotten instead. Otherwise, this report would be counted again.
+    # forgotten instead. Otherwise, that report would be counted again.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + BATCH_S > floor(table.now)
@@ -152,7 +153,8 @@ cdef list list_uuids(const TableState *table, uint32_t head):
 # Reports of dormant flows
 
 cdef int wake(TableState *table, Report *report) noexcept nogil:
-    # Returns SKIP_NONE, the reason to skip the report, or another result of `apply_unknown`.
+    # Apply the report of a dormant flow. Returns SKIP_NONE, the reason to skip the report, or
+    # another result of `apply_unknown`.
     cdef int64_t deltas[MAX_VALUES]
     cdef Flow *flow = flow_at(table, report.flow)
     cdef int change = find_deltas(table, flow, report, deltas)
@@ -178,7 +180,8 @@ cdef int wake(TableState *table, Report *report) noexcept nogil:
             return SKIP_DUPLICATE
         number = links_of(table, flow)[0]
         if number and conversation_at(table, number).claimant == SUPERSEDED:
-            # The flow's deltas may have been counted at another capture point.
+            # The flow's deltas may have been counted at another capture point, so the flow is
+            # treated as unknown.
             forget_flow(table, report.flow)
             report.flow = 0
             table.met_unknown = True
@@ -210,7 +213,7 @@ cdef int wake_labelled(TableState *table, const Report *report, uint32_t convers
         done = wake_when_full(table, report, &labels, conversation, deltas, change)
     elif (number == 0 and kept == 0 and first.identifies_connection
             and report.worth == WORTH_UNREAD):
-        table.met_unknown = True        # the next message is likely to need the start, too
+        table.met_unknown = True        # the next message probably needs the start, too
         done = APPLY_STOP
     elif find_all_targets(table, report, &labels, number, &conversation, &targets):
         unlink_dormant(table, report.flow)
@@ -227,7 +230,7 @@ cdef int wake_labelled(TableState *table, const Report *report, uint32_t convers
 cdef int wake_ended(TableState *table, const Report *report, const Labels *labels,
                     uint32_t number, uint32_t kept, uint32_t conversation,
                     const int64_t *deltas, int change) noexcept nogil:
-    # Apply the closing report of a dormant flow. The report has new totals.
+    # Apply a closing report that has new totals, without making its dormant flow live.
     cdef uint32_t before = conversation
     if not own_conversation(table, report, &conversation):
         return APPLY_NO_MEMORY
@@ -292,10 +295,11 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
 cdef bint credit(TableState *table, const Report *report, uint32_t flow, const Labels *labels,
                  uint32_t number, uint32_t kept, const int64_t *deltas, bint is_new,
                  int64_t start_ms) noexcept nogil:
-    # Add `deltas` to all rows of the flow in row `flow` without making it live: no row is created
-    # in the first view. `number` is the flow's row in the first view, or 0. `kept` is the dormant
-    # row with the counters of that row, or 0. `is_new` is whether the report counts as a new flow.
-    # `start_ms` is the start time of new rows and of a new dormant row. False if out of memory.
+    # Add `deltas` to all rows of a flow without making the flow live. So no row is created in the
+    # first view. `flow` is the flow's own row. `number` is the flow's row in the first view, or 0.
+    # `kept` is the dormant row that keeps the counters of the flow's connection, or 0. `is_new` is
+    # whether the report counts as a new flow. `start_ms` is the start time of new rows, including a
+    # new dormant row. False if out of memory.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
@@ -309,7 +313,7 @@ cdef bint credit(TableState *table, const Report *report, uint32_t flow, const L
         flow_at(table, kept).last_ms = pack_kept(0, start_ms)
         for i in range(table.counters):
             totals_of(flow_at(table, kept))[i] = ABSENT if table.optional[i] else 0
-    # If out of memory, an empty row remains, which is harmless.
+    # If this fails, the new dormant row stays. Its counters are 0, so it does no harm.
     if not find_further_targets(table, labels, number, &targets):
         return False
     for i in range(1, table.view_count):
@@ -340,7 +344,7 @@ cdef bint credit(TableState *table, const Report *report, uint32_t flow, const L
 # Counters of removed connections, in flow rows whose key is a hash of the labels
 
 cdef uint32_t find_kept(const TableState *table, const uint32_t *cells) noexcept nogil:
-    # The dormant row that has the counters of the connection with these labels, or 0.
+    # The dormant row that keeps the counters of the connection with these labels, or 0.
     if table.kept_connections == 0:
         return 0
     return flow_find(&table.flow_rows, labels_key(table, cells), LABELS_KEY)
@@ -391,8 +395,9 @@ cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noex
 cdef void keep_counters(TableState *table, Flow *flow, Connection *row,
                         uint32_t now_s) noexcept nogil:
     # Keep the counters of a connection that is removed with its last flow. This is not necessary if
-    # the row of the last flow is enough: its totals are the same, its labels identify the
-    # connection, and no other flow was counted as new.
+    # the connection can be restored from its last flow. For this, the flow must have the same
+    # totals, the labels must identify the connection, and no other flow may have been counted as
+    # new.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow)
     cdef const int64_t *sums = values_of(first, row)

@@ -1,9 +1,9 @@
-# Expiry: flows become dormant at their deadlines, rows are removed, dormant flows are forgotten.
-# Part of `_table.pyx`, which includes it.
+# Expiry: flows become dormant at their deadlines, connections without flows are removed, and
+# dormant flows are forgotten. Part of `_table.pyx`, which includes it.
 #
-# `Table.expire` calls `expire_slice`, which takes the table's mutex. The caller repeats this while
-# there is more to do. `max_rows` counts down to 0 and bounds all work, because no function in this
-# file may visit all rows.
+# `Table.expire` calls `expire_slice`, which takes the table's mutex. The caller repeats the call
+# while there is more to do. No function in this file may visit all rows: `max_rows` limits all
+# work, and counts down to 0.
 
 cdef bint expire_slice(TableState *table, uint32_t now_s, uint32_t max_rows) noexcept nogil:
     # Returns whether there is more to do at this time.
@@ -86,7 +86,7 @@ cdef bint expire_dormant(TableState *table, uint32_t now_s, uint32_t *max_rows) 
 
 
 cdef inline bint claim_is_over(const TableState *table, uint32_t now_s) noexcept nogil:
-    # Whether the first claim is due.
+    # Whether the oldest claim is over.
     return (table.claims.head != 0 and flow_at(table, table.claims.head).deadline_s
             + ceil(table.views[0].timeout_s) <= now_s)
 
@@ -116,7 +116,7 @@ cdef bint expire_rows(TableState *table, View *view, uint32_t now_s,
         if row.links[0]:
             prefetch(connection_at(view, row.links[0]))
         if row.flows and row.deadline_s <= wheel.next_s:
-            row.deadline_s = wheel.next_s + 1       # a row never expires before its last live flow
+            row.deadline_s = wheel.next_s + 1       # no row expires before its last live flow
         if row.deadline_s > wheel.next_s:
             wheel_file(wheel, row.deadline_s, number, row.links)
             clamp_seq_age(row, <uint32_t>table.next_seq)

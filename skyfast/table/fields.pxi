@@ -2,13 +2,15 @@
 # value. Part of `_table.pyx`, which includes it.
 #
 # This code uses Python objects, so it needs the GIL. It must not be called under the table's mutex,
-# and does not change the table. An error in a flow is a reason to skip the flow or to omit a value,
-# never an exception, because the contents of flows are untrusted. Values are borrowed from the
+# and does not change the table. The contents of flows are untrusted. So an error in a flow does not
+# raise an exception: the flow is skipped, or the value is omitted. Values are borrowed from the
 # flow: they are valid as long as the flow exists.
 
 cdef struct Field:
-    # The location of a value in a decoded flow. `outer` and `inner` are the offsets of slots; names
-    # are used if slots cannot be read. Names and types are owned by the table's `keep`.
+    # The location of a value in a decoded flow, which is a struct with sub-structs (*parts*).
+    # `outer` is the offset of a slot of the flow, and `inner` is the offset of a slot of the part.
+    # If slots cannot be read, the names of the fields are used. `Table.keep` owns the names and
+    # types.
     Py_ssize_t outer
     Py_ssize_t inner            # -1: the value is a field of the flow itself
     PyTypeObject *inner_type
@@ -24,35 +26,36 @@ cdef struct Number:
     Field second
     bint read                   # if false, the value is always 0
     bint pair
-    bint optional               # if true, the value is ABSENT when the flow lacks its part
+    bint optional               # if true, the value is ABSENT when the flow lacks the part
 
 
 cdef struct Requirement:
-    # A flow must have the first part. With `pair`, either part is enough. With `absent`, a flow
-    # without the second part does not need the first part, either.
+    # A flow must have the first part, with one exception. If only `pair` is set, a flow that has
+    # the second part is exempt. If `absent` is also set, a flow that lacks the second part is
+    # exempt.
     Field parts[2]
     bint pair
-    bint absent                 # a flow without the second part is exempt
+    bint absent                 # only set together with `pair`
 
 
 cdef struct Column:
-    # A label, or a field that lookups use. The rewrite is owned by the plan. The struct is unused
-    # for labels of lookups.
+    # A label, or a field that lookups use. The plan owns the rewrite. The struct is not used for
+    # labels that come from lookups.
     Field field
     PyObject *rewrite           # or NULL
 
 
 cdef struct Lookup:
-    # A field that is looked up once for several labels, and the columns of these labels.
+    # A lookup: one field of a flow is the key, and the result has one or more labels.
     PyObject *names             # owned by the plan
     bint is_dict                # items can be read with the functions for dicts
-    bint has_context            # the result is None if the key is ambiguous
+    bint has_context            # an ambiguous key has the result None, and needs context
     uint32_t key                # cell of the key; `other` and `point` are cells of the context
     uint32_t other
     uint32_t point
     uint32_t column             # the first column of the lookup; its columns are adjacent
     uint32_t columns
-    uint32_t labels             # number of the first lookup whose labels have the same indexes
+    uint32_t labels             # first lookup whose labels have the same indexes in a result
     Py_ssize_t length           # minimum length of a result
 
 
@@ -60,15 +63,15 @@ cdef struct Reader:
     # The fields of one of the plan's flow types.
     PyTypeObject *type
     bint slots                  # values are read at slot offsets, otherwise as attributes
-    bint marks                  # whether there are the fields that identify a first report
-    bint full                   # whether there are also the deltas of the last update
+    bint marks                  # whether the type has the fields that identify a first report
+    bint full                   # whether the type also has the deltas of the last update
     Field uuid
     Field last
     Field finish
-    Field start                 # set with `marks`, like the next two
+    Field start                 # set if `marks` is true, like the next two fields
     Field update_start
     Field update_last
-    Number last_update[MAX_VALUES]  # set with `full`
+    Number last_update[MAX_VALUES]  # set if `full` is true
     Number totals[MAX_VALUES]   # counters, then gauges
     Column columns[MAX_COLUMNS]
     Requirement required[MAX_SKIPS]
@@ -88,8 +91,8 @@ cdef inline PyObject *slot(PyObject *owner, Py_ssize_t offset, PyObject *name,
 
 
 cdef inline PyObject *part(PyObject *flow, const Field *field, bint slots) except? NULL:
-    # The sub-struct that contains a nested field. NULL if the sub-struct is missing or if the value
-    # in its place has another type.
+    # The part that contains a nested field. NULL if the part is missing, or if the value in its
+    # place has another type.
     cdef PyObject *owner = slot(flow, field.outer, field.outer_name, slots)
     if owner == NULL or Py_TYPE(owner) != field.inner_type:
         return NULL
@@ -109,8 +112,8 @@ cdef inline PyObject *value_of(PyObject *flow, const Field *field, bint slots) e
 
 
 cdef inline int read_integer(PyObject *value, int64_t *out) except -1:
-    # Returns SKIP_NONE or the reason to skip the flow. A missing value is 0. A value that could not
-    # be decoded is None.
+    # Returns SKIP_NONE or the reason to skip the flow. A missing value counts as 0. A value that
+    # could not be decoded is None, which is invalid.
     cdef int overflow
     out[0] = 0
     if value == NULL:

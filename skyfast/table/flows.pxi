@@ -1,7 +1,7 @@
 # Flow rows: their keys, totals and links. Part of `_table.pyx`, which includes it.
 #
 # Expiry, relabelling and all steps of an update call this code. Rows are changed only under the
-# table's mutex. The thread that applies updates may read and look up rows without the mutex.
+# table's mutex. The thread that updates may read and find rows without the mutex.
 
 cdef inline Flow *flow_at(const TableState *table, uint32_t number) noexcept nogil:
     return <Flow *>row_at(&table.flow_rows, number)
@@ -24,7 +24,8 @@ cdef inline uint32_t *link_of(const TableState *table, const View *view, Flow *f
 
 
 cdef inline uint32_t *flags_of(const TableState *table, Flow *flow) noexcept nogil:
-    # FIRST_OBSERVED and CLOSING_OBSERVED; only valid if there are histograms.
+    # The location of the flags FIRST_OBSERVED and CLOSING_OBSERVED; only valid if there are
+    # histograms.
     return links_of(table, flow) + table.flags_link
 
 
@@ -92,7 +93,7 @@ cdef str uuid_of(const TableState *table, const Flow *flow):
 
 
 cdef list live_uuids(const TableState *table, uint32_t first, uint32_t end):
-    # The UUIDs of the live flows in these rows, up to `end`.
+    # The UUIDs of the live flows in the rows from `first` up to `end`.
     cdef uint32_t number
     cdef Flow *flow
     uuids = []
@@ -118,7 +119,8 @@ cdef uint32_t find_flow(const TableState *table, const FlowKey *key) noexcept no
 
 
 cdef uint32_t add_unknown_flow(TableState *table, const Report *report) noexcept nogil:
-    # A new row for an unknown flow, which is neither live nor in a list; 0 if out of memory.
+    # A new row for an unknown flow; 0 if out of memory. The new row is not live, and in no list
+    # yet.
     cdef uint64_t key = report.key.number
     cdef uint32_t string = 0
     cdef uint32_t row
@@ -176,7 +178,7 @@ cdef inline int find_deltas(const TableState *table, Flow *flow, const Report *r
     cdef bint lower = False
     cdef uint32_t i
     for i in range(table.counters):
-        # ABSENT is never higher than a total. As an unsigned number, it is never lower.
+        # ABSENT is never higher than a total. As an unsigned number, ABSENT is never lower.
         total = max(totals[i], <int64_t>0)
         higher |= values[i] > total
         lower |= <uint64_t>values[i] < <uint64_t>total

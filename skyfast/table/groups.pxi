@@ -1,11 +1,11 @@
-# Groups: the sums of all connections of the first view that have the same values of some labels.
-# Part of `_table.pyx`, which includes it.
+# Groups: connections of the first view that have the same values of some labels are added up. Part
+# of `_table.pyx`, which includes it.
 #
 # The groups belong to one call. Their memory is allocated before the first row is visited, but the
 # operating system only provides the pages that are used. If there are too many groups after a slice
 # of rows, the half with the lowest ranks is added to `other`. So the highest groups are found even
-# if there are many small groups. The labels of a group in `other` can return as a new group, whose
-# sums then lack the values in `other`.
+# if there are many small groups. Later connections of a removed group form a new group, whose sums
+# lack the values in `other`.
 
 cdef enum:
     GROUP_TEXT_BYTES = 256      # for the label values of a group, on average
@@ -18,14 +18,14 @@ cdef enum:
 
 
 cdef struct Group:
-    # The combined values of the group's connections follow; a value is ABSENT if no connection has
-    # it.
-    uint64_t hash               # of the label values; equal only for the same values
+    # The struct is followed by the combined values of the group's connections. A value is ABSENT if
+    # no connection has it.
+    uint64_t hash               # hash of the label values, by which groups are compared
     int64_t rank                # or ABSENT
     uint32_t text               # start of the label values: for each, length (2 bytes) and bytes
     uint32_t text_length
     uint32_t connections
-    bint kept                   # in a result, or while half of the groups are removed
+    bint kept                   # the group stays, in `remove_half` or in the result
 
 
 cdef struct Groups:
@@ -38,7 +38,7 @@ cdef struct Groups:
     char *groups
     size_t stride               # bytes of a group
     uint32_t count
-    uint32_t limit              # of the number of groups after a slice
+    uint32_t limit              # maximum of `count` after a slice
     uint32_t capacity           # `limit`, plus a new group for each row of a slice
     uint32_t *slots             # group numbers (from 1) by hash, at most half full
     uint32_t mask
@@ -67,7 +67,7 @@ cdef void *allocate_lazily(size_t count, size_t size) except NULL:
 
 cdef int groups_init(Groups *groups, TableState *table, const Family *ranked,
                      uint32_t limit) except -1:
-    # For `groups.columns`. The caller destroys the groups, even if this raises.
+    # `groups.columns` must be set before. The caller destroys the groups, even if this raises.
     cdef const Family *family
     cdef uint32_t i, side
     cdef uint32_t slots = 4
@@ -177,7 +177,7 @@ cdef void find_groups(TableState *table, const TopK *top, Groups *groups) noexce
 
 
 cdef Group *group_of(Groups *groups, const TableState *table, Connection *row) noexcept nogil:
-    # The group of a row, which may be a new group. `other` if there is no space for a new group.
+    # The group of a row. Missing groups are created; if there is no space, the result is `other`.
     cdef const uint32_t *cells = cells_of(&table.views[0], row)
     cdef char digits[2 * MAX_INTEGER_DIGITS]
     cdef const char *text
@@ -312,7 +312,7 @@ cdef tuple shown_group(const Groups *groups, uint32_t index):
 
 
 cdef tuple shown_values(const Groups *groups, Group *group):
-    # The rank and the values. An absent rank or value is None.
+    # Returns the rank and the values of a group. An absent rank or value is None.
     cdef const int64_t *values = values_of_group(group)
     cdef uint32_t i
     shown = [values[i] if values[i] >= 0 else None for i in range(groups.series)]

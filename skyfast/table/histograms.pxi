@@ -1,20 +1,21 @@
 # Histograms: the distribution of a value over the flows of a row. Part of `_table.pyx`, which
 # includes it.
 #
-# Each flow is observed at most once per moment: when its first value above 0 arrives, and by its
-# closing report. Two flags in the flow's row prevent a second observation. The first view has no
-# histograms. Observing runs under the table's mutex, like all other changes of rows. An observation
-# extends the deadline of its row, like a report that adds deltas.
+# A flow is observed at two *moments*: when its value is above 0 for the first time, and in its
+# closing report. Each flow is observed at most once per moment: a flag in the flow's row prevents a
+# second observation. The first view has no histograms. Histograms are changed under the table's
+# mutex, like all rows. An observation extends the deadline of its row, like a report that adds
+# deltas.
 
 cdef enum:
-    # What a first value above 0 means in a report of a flow without FIRST_OBSERVED.
-    FIRST_IS_NEW                # it is observed
-    FIRST_IS_OLD                # it may have been observed before: only the flag is set
-    IGNORE_FIRST                # the report is late: nothing happens
+    # What to do if a flow without FIRST_OBSERVED reports a value above 0.
+    FIRST_IS_NEW                # observe the value
+    FIRST_IS_OLD                # only set the flag: the flow may have been observed before
+    IGNORE_FIRST                # do nothing: the report is late
 
 
 cdef inline int64_t *counts_of(const Histogram *histogram, Connection *row) noexcept nogil:
-    # The number of values in each bucket, then the sum of the values.
+    # The location of the number of values in each bucket; the sum of the values follows.
     return <int64_t *>(<char *>row + histogram.offset)
 
 
@@ -45,8 +46,8 @@ cdef void observe_links(TableState *table, Flow *flow, const Report *report,
 
 cdef void observe_in(TableState *table, uint32_t flow, const Report *report, const uint32_t *rows,
                      int first) noexcept nogil:
-    # Observe a report in `rows`, by view; 0 stands for no row, and the first view is ignored.
-    # `flow` is the row of its flow, or 0 if the table does not keep the flow.
+    # Observe a report in `rows`, which has one row per view, or 0 for no row. The first view is
+    # ignored. `flow` is the row of the report's flow, or 0 if the table does not keep the flow.
     cdef uint32_t unknown = 0
     cdef uint32_t due, i
     cdef View *view
@@ -63,7 +64,8 @@ cdef void observe_in(TableState *table, uint32_t flow, const Report *report, con
 
 cdef inline uint32_t due_moments(const TableState *table, uint32_t *flags, const Report *report,
                                  int first) noexcept nogil:
-    # The moments that a report is observed for. Marks them in the flags of the flow.
+    # The moments at which a report is observed. Sets their flags in `flags`, which are those of the
+    # report's flow.
     cdef uint32_t found = 0
     if (table.moments & FIRST_OBSERVED and first != IGNORE_FIRST
             and report.values[table.first_value] > 0):
@@ -142,8 +144,8 @@ cdef bint observe_dormant(TableState *table, const Report *report) noexcept nogi
 
 cdef int observe_ended(TableState *table, const Report *report) noexcept nogil:
     # Observe the closing report of an unknown flow that may have been counted before. The flow is
-    # kept for a while, so that its repeated report is not observed again. Returns SKIP_ENDED, or
-    # APPLY_NO_MEMORY.
+    # kept for a while, so that a repetition of the report is not observed again. Returns
+    # SKIP_ENDED, or APPLY_NO_MEMORY.
     cdef Labels labels
     cdef uint32_t row = 0
     cdef bint full = live_flows(table) + table.claims.count >= table.max_flows
@@ -171,9 +173,9 @@ cdef int observe_ended(TableState *table, const Report *report) noexcept nogil:
 
 cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *report,
                             const Labels *labels, int first, int64_t start_ms) noexcept nogil:
-    # Observe a closing report in the rows of its labels, which are created if necessary. `flow` is
-    # the row of its flow, or 0 if the table does not keep the flow. `start_ms` is the start time of
-    # new rows. If out of memory, change nothing and return False.
+    # Observe a closing report in the rows with its labels. Missing rows are created. `flow` is the
+    # row of the report's flow, or 0 if the table does not keep the flow. `start_ms` is the start
+    # time of new rows. If out of memory, change nothing and return False.
     cdef uint32_t rows[MAX_VIEWS]
     cdef bint created[MAX_VIEWS]
     cdef RowKey key
@@ -212,7 +214,7 @@ cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *repo
 # Layout: uses Python objects, and runs before the table is shared.
 
 cdef int prepare_histograms(TableState *table, plan) except -1:
-    # Set the histograms of all views, without their offsets.
+    # Set the histograms of all views, except for their offsets.
     cdef uint32_t i
     cdef View *view
     first = {gauge.path: j for j, gauge in enumerate(plan.gauges, table.counters)}
@@ -262,7 +264,8 @@ cdef int prepare_histogram(Histogram *histogram, value, uint32_t decimals,
 
 
 cdef uint32_t place_histograms(View *view, uint32_t offset) noexcept nogil:
-    # Set the offsets of the view's histograms in its rows, from `offset` on. Returns their size.
+    # Set the offsets of the view's histograms in its rows. The first one is at `offset`. Returns
+    # the size of all histograms of a row, in bytes.
     cdef uint32_t i
     cdef uint32_t start = offset
     for i in range(view.histogram_count):
@@ -272,7 +275,8 @@ cdef uint32_t place_histograms(View *view, uint32_t offset) noexcept nogil:
 
 
 cdef list histogram_literals(list literals):
-    # The literals of the labels alone, from those of a line of a metric without a name.
+    # The literals of the labels alone, without braces. `literals` are those of a line whose metric
+    # has an empty name.
     cdef Py_ssize_t last = len(literals) - 1
     texts = [literals[0].removeprefix("{")] + literals[1:]
     texts[last] = texts[last].removesuffix(" ").removesuffix("}")
@@ -281,9 +285,9 @@ cdef list histogram_literals(list literals):
 
 cdef size_t prepare_histogram_text(Family *family, declared, uint32_t histogram, bint labelled,
                                    size_t line) except 0:
-    # `histogram` is the index of the family's first histogram in its view, and `labelled` is
-    # whether it has other labels than `le`. `line` is the maximum size of the labels and the value
-    # in a line of each side, in bytes. Returns the maximum size of a row's lines.
+    # `histogram` is the index of the family's first histogram in its view. `labelled` is whether
+    # there are labels besides `le`. `line` is the maximum size, in bytes, of the labels and the
+    # values in one line per side. Returns the maximum size of a row's lines, in bytes.
     cdef HistogramText *text = <HistogramText *>allocate(sizeof(HistogramText))
     cdef uint32_t i
     cdef size_t name_bytes = len(declared.name.encode()) + 10
@@ -326,8 +330,8 @@ cdef void free_histogram_text(HistogramText *text) noexcept nogil:
 cdef char *render_histograms(const TableState *table, const Family *family, const View *view,
                              Connection *row, int starts, char *out,
                              Piece **pieces) noexcept nogil:
-    # The histograms of a row in one family, one per side. `starts` is how the page shows start
-    # times.
+    # Render the histograms of a row in one family, one per side. `starts` is how the page shows
+    # start times.
     cdef uint32_t side
     cdef char *line
     for side in range(family.sides):
@@ -348,7 +352,8 @@ cdef inline uint32_t histogram_lines(const Family *family, const View *view) noe
 cdef char *render_histogram(const TableState *table, const Family *family, const View *view,
                             Connection *row, uint32_t side, int starts, char *out,
                             Piece **pieces) noexcept nogil:
-    # The labels are written once: the other lines contain a copy of the line before.
+    # The labels are only rendered for the first line; every other line copies them from the line
+    # before.
     cdef const Histogram *histogram = &view.histograms[family.histogram + side]
     cdef const HistogramText *text = family.text
     cdef const int64_t *counts = counts_of(histogram, row)
@@ -379,7 +384,7 @@ cdef char *render_histogram(const TableState *table, const Family *family, const
 
 cdef char *render_composite(const TableState *table, const Family *family, const View *view,
                             Connection *row, uint32_t side, char *out) noexcept nogil:
-    # A histogram in OpenMetrics 2.0: a single sample, with its start time.
+    # Render a histogram for OpenMetrics 2.0: a single sample, with its start time.
     cdef const Histogram *histogram = &view.histograms[family.histogram + side]
     cdef const HistogramText *text = family.text
     cdef const int64_t *counts = counts_of(histogram, row)
@@ -405,7 +410,7 @@ cdef char *render_composite(const TableState *table, const Family *family, const
 
 cdef inline char *put_item(char *out, const char *before, uint32_t length, int64_t value,
                            uint32_t decimals) noexcept nogil:
-    # Text and a number, without the end of the line that `put_value` writes.
+    # Write a text and a number, without the newline of `put_value`.
     out = put_copy(out, before, length)
     return put_value(out, value, decimals) - 1
 
@@ -436,7 +441,7 @@ cdef inline char *put_copy(char *out, const char *text, uint32_t length) noexcep
 # These functions write a part of a line, and note it as a piece for compression (`deflate.pxi`).
 
 cdef enum:
-    # The numbers of fixed text that follow the numbers of the literals of a family.
+    # Numbers of fixed texts, in addition to the numbers of a family's literals.
     FIXED_BUCKET = MAX_VIEW_COLUMNS + 2
     FIXED_SUM
     FIXED_COUNT
@@ -460,7 +465,7 @@ cdef inline char *put_noted_value(char *out, uint64_t value, uint32_t decimals,
 
 cdef inline char *put_noted_copy(char *out, const char **text, uint32_t length,
                                  Piece **pieces) noexcept nogil:
-    # From then on, `text` is the copy.
+    # After the call, `text` points to the copy.
     note_in(pieces, length, COPIED | <uint32_t>(out - text[0]))
     memcpy(out, text[0], length)
     text[0] = out
@@ -470,7 +475,7 @@ cdef inline char *put_noted_copy(char *out, const char **text, uint32_t length,
 cdef inline char *put_sample(char *out, const HistogramText *text, const char **labels,
                              uint32_t length, uint64_t value, uint32_t decimals,
                              Piece **pieces) noexcept nogil:
-    # The rest of a line after the name of its metric.
+    # Write the rest of a line, after the name of its metric.
     out = put_noted_copy(out, labels, length, pieces)
     out = put_fixed(out, &text.end, FIXED_END, pieces)
     return put_noted_value(out, value, decimals, pieces)

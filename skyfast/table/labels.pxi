@@ -5,8 +5,8 @@
 # `row_key` only reads, so the thread that updates may call it without the mutex, too.
 
 cdef struct Labels:
-    # The labels of one flow: the cells of all columns of the plan, then the strings that lookups
-    # use.
+    # The labels of one flow. `cells` has the cells of all columns of the plan, then the strings
+    # that lookups use.
     uint32_t cells[MAX_COLUMNS]
     uint32_t interned[MAX_COLUMNS]      # strings that have a reference until `release_interned`
     uint32_t interned_count
@@ -21,7 +21,7 @@ cdef struct RowKey:
 
 cdef inline void row_key(const TableState *table, const View *view, const uint32_t *cells,
                          RowKey *key) noexcept nogil:
-    # The view's part of a flow's labels.
+    # The key of a flow's row in a view. `cells` has the labels of the flow.
     cdef uint32_t i
     for i in range(view.columns):
         key.cells[i] = cells[view.cells[i]]
@@ -30,8 +30,8 @@ cdef inline void row_key(const TableState *table, const View *view, const uint32
 
 cdef inline void connection_key(const TableState *table, const Labels *labels,
                                 RowKey *key) noexcept nogil:
-    # The key of a flow's connection. If there are many labels, computing the hash takes as long as
-    # a lookup.
+    # The key of a flow's connection. The hash is only computed if it is not known: for many labels,
+    # this takes as long as a search in the index.
     cdef const View *view = &table.views[0]
     cdef uint32_t i
     if labels.connection_hash == 0:
@@ -43,9 +43,10 @@ cdef inline void connection_key(const TableState *table, const Labels *labels,
 
 
 cdef bint intern_labels(TableState *table, const Cell *cells, Labels *labels) noexcept nogil:
-    # The cells are valid until `release_interned`. Strings that the lookup step has found need no
-    # reference until then; all other strings get a reference. False if out of memory; then there is
-    # nothing to release.
+    # Turn the label values of a report into `labels`, which are valid until `release_interned`.
+    # Until then, strings that were added for these labels have a reference. Strings that the lookup
+    # step has found need none, because no label is removed while a batch is applied. False if out
+    # of memory; then there is nothing to release.
     cdef char digits[32]
     cdef uint32_t i, length, number
     labels.interned_count = 0

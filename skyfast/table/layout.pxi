@@ -1,7 +1,7 @@
 # Layout: from a plan to the locations of its labels and values in flows and rows. Part of
 # `_table.pyx`, which includes it.
 #
-# `Table.__cinit__` calls this code once, before the table is shared, and `Table.set_flow_types`
+# `Table.__cinit__` calls this code once, before other threads use the table. `Table.set_flow_types`
 # calls it for new flow types. This code reads Python objects of the plan, so it needs the GIL and
 # may raise exceptions. It takes no lock. All memory that is stored in the state belongs to the
 # state, even after an exception: `state_destroy` frees it.
@@ -15,8 +15,8 @@ cdef void *allocate(size_t size) except NULL:
 
 
 cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
-    # One slot per second of the timeout, up to MAX_WHEEL_SLOTS. If the timeout is longer than that,
-    # rows are visited more often before they are due; nothing else changes.
+    # Allocate one slot per second of the timeout, up to MAX_WHEEL_SLOTS. If the timeout is longer
+    # than that, rows are visited more often before they are due. This only costs time.
     cdef uint32_t slots = 4
     while slots < timeout_s + 2 and slots < MAX_WHEEL_SLOTS:
         slots *= 2
@@ -218,7 +218,7 @@ cdef int number_values(TableState *table, plan) except -1:
 
 
 cdef list number_fields(TableState *table, plan):
-    # The names of the fields, by number. A field that is never omitted has None.
+    # The names of the fields, by number. A field that is never omitted has the name None.
     cdef uint32_t i, j
     numbers = {}
 
@@ -246,8 +246,8 @@ cdef list number_fields(TableState *table, plan):
 # Locations of values in a flow
 
 cdef int resolve_readers(Reader *readers, types, plan, bint slots, list keep) except -1:
-    # Objects that the readers borrow are added to `keep`. A reader's `slots` is cleared if its
-    # offsets cannot be trusted.
+    # Objects that the readers borrow are added to `keep`. A reader's `slots` is set to False if a
+    # check shows that its offsets are wrong.
     cdef Reader *reader
     cdef uint32_t i
     for i, owner in enumerate((types.Update, types.FirstReport, types.FullReport)):
@@ -358,7 +358,7 @@ cdef int resolve_field(Reader *reader, Field *field, owner, tuple path, list kee
         return 0
     keep.append(inner)
     field.inner_type = <PyTypeObject *><PyObject *>inner
-    if len(path) == 1:              # the value is the part itself: only its presence matters
+    if len(path) == 1:              # the value is the part itself: its presence matters
         return 0
     field.inner_name = <PyObject *>path[1]
     field.inner = member_offset(inner, path[1])
@@ -451,7 +451,7 @@ cdef int number_view(const TableState *table, View *view, declared, plan) except
 
 # ---------------------------------------------------------------------------------------------
 # Locations of values in lines: each line is literal, cell, literal, cell, …, literal, value. The
-# direction is part of a literal; only this literal differs in the second side's line.
+# direction is in one of the literals. Only this literal differs between the lines of the two sides.
 
 cdef int prepare_families(TableState *table, plan) except -1:
     cdef uint32_t i, histogram
@@ -480,8 +480,8 @@ cdef int prepare_families(TableState *table, plan) except -1:
 
 cdef size_t prepare_family(Family *family, const View *view, declared, planned, plan,
                            uint32_t histogram) except? 0:
-    # Returns the maximum size of the family's head and of a connection's lines, in bytes.
-    # `histogram` is the number of histograms in the preceding families of the view.
+    # Returns the maximum size of the family's head or of a connection's lines, in bytes, whichever
+    # is larger. `histogram` is the number of histograms in the preceding families of the view.
     cdef uint32_t j, k
     cdef size_t fixed, longest = 0
     cdef bytes head
@@ -521,7 +521,7 @@ cdef size_t prepare_family(Family *family, const View *view, declared, planned, 
     if is_histogram:
         labelled = bool(names) or planned.direction is not None
         fixed = prepare_histogram_text(family, declared, histogram, labelled, fixed)
-    if family.is_counter:               # each line can have another line with the start time
+    if family.is_counter:               # each line can be followed by a line with the start time
         fixed = 2 * (fixed + family.created.length + 1)
     return max(longest, fixed)
 
@@ -535,8 +535,8 @@ cdef int literal_init(Literal *literal, str text) except -1:
 
 
 cdef list line_literals(str metric, list columns, direction):
-    # The literals before, between and after the label values of a line: one list per value of
-    # `direction`, or a single list if `direction` is None. `columns` are the names of all labels
+    # The literals before, between and after the label values of a line. There is one list per value
+    # of `direction`, or a single list if `direction` is None. `columns` are the names of all labels
     # except the direction. Each list has one more literal than there are columns; the last literal
     # ends where the sample's value begins.
     if direction is None:

@@ -1,8 +1,9 @@
-# The mutex of the table, and who gets it. Part of `_table.pyx`, which includes it.
+# The mutex of the table, and which thread takes it first. Part of `_table.pyx`, which includes it.
 #
 # A scan or a page releases the mutex after each slice and takes it again at once. A waiting thread
-# needs longer than that to wake up, so it could wait for the whole scan. Therefore the thread that
-# changes the table counts itself as waiting, and the others give way to it between two slices.
+# takes longer to wake up, so it could have to wait for the whole scan. Therefore a thread in
+# `lock_first` counts itself as waiting. Scans and pages give way to such a thread between two
+# slices.
 
 cdef extern from "unistd.h" nogil:
     int usleep(unsigned int)
@@ -17,11 +18,11 @@ cdef extern from *:
 
 cdef enum:
     GIVE_WAY_US = 20
-    MAX_GIVE_WAYS = 500         # so that a scan ends even if there is always a waiting thread
+    MAX_GIVE_WAYS = 500         # a scan must end even if there is always a waiting thread
 
 
 cdef inline void lock_first(TableState *table) noexcept nogil:
-    # Take the mutex before all threads that give way.
+    # Take the mutex. Threads that call `give_way` let this thread go first.
     if unlikely(pthread_mutex_trylock(&table.lock) != 0):
         atomic_add(&table.waiting, 1)
         pthread_mutex_lock(&table.lock)

@@ -1,10 +1,10 @@
-# Looking up the rows of a batch's reports. Part of `_table.pyx`, which includes it. The second of
-# the three steps of `Table.update`: read, look up, apply.
+# Looking up the rows of a batch's reports. Part of `_table.pyx`, which includes it. This is the
+# second of the three steps of `Table.update`: read, look up, apply.
 #
-# This code works in passes, so that the memory of one flow is fetched while other flows are
-# processed. It reads the table without the lock, because only the updating thread changes the
-# table. It writes only to the batch. The results for live flows stay valid while the batch is
-# applied. The rows of all other flows are looked up again.
+# This code makes several passes over a batch, so that the CPU fetches the memory of one flow while
+# it processes other flows. It reads the table without the lock, because only the thread that
+# updates changes the table. It writes only to the batch. The results for live flows stay valid
+# while the batch is applied. The rows of all other flows are looked up again.
 
 cdef void look_up_flows(const TableState *table, Batch *batch) noexcept nogil:
     # Sets `flow` and `dormant` of all reports.
@@ -56,7 +56,7 @@ cdef void look_up_labels(const TableState *table, Batch *batch) noexcept nogil:
         if needs_labels(&batch.reports[i]):
             cells = batch.reports[i].cells
             for j in range(table.cells):
-                if cells[j].string:             # the string gets a reference if the flow is added
+                if cells[j].string:             # `refs` changes if the flow is added
                     prefetch(row_at(&table.strings, cells[j].string))
                 elif cells[j].text != NULL and not cells[j].repeats:
                     number = bucket_of(&table.strings, cells[j].hash)[0]
@@ -81,8 +81,8 @@ cdef inline bint needs_labels(const Report *report) noexcept nogil:
 
 cdef uint32_t look_up_strings(const TableState *table, Cell *cells,
                               const Cell *previous) noexcept nogil:
-    # Sets the missing `string` of each cell whose text needs no escapes. Returns the hash of the
-    # connection, or 0 if any string is not known.
+    # Sets `string` in each cell that lacks it, unless the cell's text needs escapes. Returns the
+    # hash of the connection, or 0 if a string is not known.
     cdef uint32_t label_cells[MAX_COLUMNS]
     cdef RowKey key
     cdef uint32_t i

@@ -1,11 +1,11 @@
-# Names: results of lookups whose labels are interned, so that a new flow with known names takes one
-# search instead of one for each label. Part of `_table.pyx`, which includes it.
+# Names: results of lookups, together with their interned labels. If a new flow has known names, one
+# search finds all labels of a result. Part of `_table.pyx`, which includes it.
 #
-# A result is recognized by its address in memory. This is safe, because a result is a tuple of
-# strings, which cannot change, and because its row owns a reference to the tuple, so the address is
-# not reused. The row also owns references to the strings of its labels. A row is removed when no
-# new flow has used it for a timeout. Only the thread that updates uses these rows. It takes the
-# mutex to intern and to release strings.
+# A result is recognized by its address in memory. This is safe. A result is a tuple of strings,
+# which cannot change. Its row owns a reference to the tuple, so the address is not reused. The row
+# also owns references to the strings of its labels. A row is removed when no new flow has used it
+# for a timeout. Only the thread that updates uses these rows. This thread takes the mutex to intern
+# and to release strings.
 
 cdef inline NamesRow *names_at(const TableState *table, uint32_t number) noexcept nogil:
     return <NamesRow *>row_at(&table.names, number)
@@ -31,8 +31,8 @@ cdef inline uint32_t find_interned(const TableState *table, const Lookup *lookup
 cdef void add_interned(TableState *table, const Lookup *lookup, PyObject *result,
                        const Cell *cells) noexcept:
     # Add a row for a valid result that has no row. `cells` has the result's labels. If memory runs
-    # out or if there are too many rows, nothing is added. Requires the mutex and, for the
-    # reference, the GIL.
+    # out or if there are too many rows, nothing is added. The caller must hold the mutex and,
+    # because of the reference, the GIL.
     cdef uint32_t number
     cdef NamesRow *row
     if table.names.live >= MAX_NAMES or find_interned(table, lookup, result):
@@ -75,8 +75,8 @@ cdef void release_strings(TableState *table, const uint32_t *strings,
 
 
 cdef bint expire_names(TableState *table, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
-    # Free the rows that are due. They keep their results until `release_results`. Returns whether
-    # more rows are due.
+    # Free the rows that are due. Freed rows keep their results until `release_results`, because
+    # releasing a result requires the GIL. Returns whether more rows are due.
     cdef TimerWheel *wheel = &table.names_wheel
     cdef uint32_t number
     cdef NamesRow *row

@@ -6,7 +6,7 @@
 
 cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
     # The view's overflow row, or 0 if out of memory. The row is created on first use, and marked by
-    # its deadline.
+    # the deadline NEVER_S.
     cdef RowKey key
     cdef uint32_t string, i
     cdef Connection *row
@@ -18,7 +18,7 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
     for i in range(view.columns):
         key.cells[i] = string | IS_STRING
     key.hash = hash_bytes32(<const char *>key.cells, 4 * view.columns, table.seed)
-    view.other = find_row(view, &key)       # exists if a flow has the same labels
+    view.other = find_row(view, &key)       # exists if a flow has these label values
     if view.other == 0:
         view.other = add_row(table, view, &key)
         table.connections_created += view.other != 0 and view == &table.views[0]
@@ -32,8 +32,9 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
 
 
 cdef inline void note_overflow(TableState *table, const Targets *targets) noexcept nogil:
-    # Must be called after a report has been added to its rows in all views except the first. The
-    # report itself is not affected: no earlier report can have added a part of the flow's total.
+    # Note whether a flow uses an overflow row, in all views except the first. Must be called after
+    # the flow's report has been added to these rows. The report itself must not be affected,
+    # because no earlier report can have added a part of the flow's total.
     cdef uint32_t i
     for i in range(1, table.view_count):
         if targets.rows[i]:
@@ -41,8 +42,8 @@ cdef inline void note_overflow(TableState *table, const Targets *targets) noexce
 
 
 cdef int apply_overflow(TableState *table, Report *report, const Labels *labels) noexcept nogil:
-    # Apply the report of an unknown flow that cannot be stored: add the report to the overflow row
-    # of the first view, and to the flow's own rows of all further views.
+    # Apply the report of an unknown flow that cannot be stored. In the first view, the report is
+    # added to the overflow row. In all other views, it is added to the flow's own rows.
     cdef int done
     if not table.overflows:
         return SKIP_TABLE_FULL
@@ -62,6 +63,7 @@ cdef int apply_overflow(TableState *table, Report *report, const Labels *labels)
 
 cdef int add_to_overflow(TableState *table, const Report *report, const Labels *labels,
                          const int64_t *deltas, bint is_new, int64_t start_ms) noexcept nogil:
+    # Add a report to the overflow row of the first view, and to the flow's rows in all other views.
     # `is_new` is whether the report counts as a new flow. `start_ms` is the start time of new rows.
     cdef View *view
     cdef uint32_t rows[MAX_VIEWS]

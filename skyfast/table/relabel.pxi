@@ -3,27 +3,28 @@
 #
 # A pass takes keys from an iterator, and visits all flow rows, in slices: `Relabeling.step` calls
 # `relabel_slice` for each slice. A slice depends only on the keys, the number of the next row, and
-# the current names. Therefore the table and the names can change in any way between two slices.
-# Flows that become live during a pass have looked up their names already; a pass visits them
-# without effect, or not at all.
+# the current names. Therefore the table and the names can change in any way between two slices. A
+# flow that becomes live during a pass has already looked up the new names. So it does not matter
+# whether the pass visits this flow.
 #
-# A slice has five steps: (1) find the strings of the keys, (2) find flows with these strings, (3)
-# look up the new names of the keys that flows have, (4) resolve ambiguous keys in the contexts of
-# the flows, (5) move the flows. Steps 1, 3 and 4 use Python objects, so they need the GIL; they
-# take the table's mutex only to intern new labels. Step 2 only reads the table, which no other
-# thread changes. Step 5 runs under the mutex.
+# A slice has five steps. Step 1 finds the strings of the keys. Step 2 finds flows with these
+# strings. Step 3 looks up the new names of the keys of these flows. Step 4 resolves ambiguous keys,
+# with the contexts of the flows. Step 5 moves the flows. Steps 1, 3 and 4 use Python objects, so
+# they need the GIL. They only take the table's mutex to intern new labels. Step 2 only reads the
+# table, which no other thread changes. Step 5 runs under the mutex.
 
 cdef struct RowRange:
-    # Flow rows that a pass has not visited, and the first row of the latest slice.
+    # The flow rows from `next` up to `end`, which a pass has not visited yet; and the first row of
+    # the latest slice.
     uint32_t next
     uint32_t end
     uint32_t latest
 
 
 cdef struct Changes:
-    # The state of one slice. A slice handles one mapping, which one or more lookups use. The labels
-    # of these lookups are at some indexes of a result; a change has one label for each of these
-    # indexes. Changes are numbered from 1. They own references to their strings until
+    # The state of one slice. A slice handles one mapping of names, which one or more lookups use. A
+    # *change* is the set of new labels of a key: it has one label for each index of a result that
+    # these lookups use. Changes are numbered from 1. They own references to their strings until
     # `changes_destroy`.
     uint32_t lookups[MAX_COLUMNS]
     uint32_t lookup_count
@@ -49,8 +50,7 @@ cdef struct Changes:
 cdef bint relabel_slice(TableState *table, names, keys, list taken, RowRange *rows,
                         Py_ssize_t budget) except -1:
     # The arguments and the result are those of `Table.relabel` and `Relabeling.step`. `taken` has
-    # the keys that the current pass has taken. If this raises an exception, the next call repeats
-    # the slice.
+    # the keys that the current pass has taken. After an exception, the next call repeats the slice.
     cdef Changes changes
     cdef RowRange left
     cdef bint done
@@ -146,8 +146,8 @@ cdef bint reserve(void **items, uint32_t count, uint32_t *capacity, size_t size)
 # Changed names
 
 cdef bint take_keys(const TableState *table, keys, list taken, Py_ssize_t count) except -1:
-    # Take up to `count` keys, and keep the keys that flows may have. Returns whether keys may be
-    # left.
+    # Take up to `count` keys from the iterator. Add the keys that flows may have to `taken`.
+    # Returns whether there may be more keys.
     cdef Py_ssize_t _key
     for _key in range(count):
         key = next(keys, END)
@@ -174,7 +174,7 @@ cdef int find_keys(const TableState *table, Changes *changes, list taken) except
 
 
 cdef int resolve_keys(TableState *table, Changes *changes, names, list taken) except -1:
-    # Look up the new names of the keys that flows have.
+    # Look up the new names of the keys that were found in flows.
     cdef list held = []                 # owns the pending labels
     cdef ChangedKey *key
     cdef uint32_t i
@@ -204,8 +204,8 @@ cdef uint32_t find_label(const TableState *table, str key) except? 0:
 
 
 cdef uint32_t add_change(TableState *table, Changes *changes, result, list held) except? 0:
-    # Add a change to the names in `result`. Its labels are pending until `intern_pending`. Returns
-    # the change's number, or 0 if the names are invalid.
+    # Add a change with the names in `result`. The labels of the change are pending until
+    # `intern_pending`. Returns the change's number, or 0 if the names are invalid.
     cdef Cell *cells
     cdef uint32_t i
     if not has_names(<PyObject *>result, changes.length):
@@ -277,7 +277,7 @@ cdef int find_moves(const TableState *table, Changes *changes, RowRange *rows,
 
 cdef bint scan_flows(const TableState *table, Changes *changes, uint64_t *changed,
                      RowRange *rows, Py_ssize_t budget) noexcept nogil:
-    # `changed` must have one cleared bit per string. False if out of memory.
+    # `changed` is an empty bit set, with one bit per string. False if out of memory.
     cdef const uint32_t *strings
     cdef uint32_t i, string
     cdef uint32_t end = <uint32_t>min(<int64_t>rows.end, rows.next + RELABEL_ROWS * <int64_t>budget)
@@ -430,8 +430,8 @@ cdef bint apply_moves(TableState *table, const Changes *changes) noexcept nogil:
 
 cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32_t first,
                          uint32_t *new_cells) noexcept nogil:
-    # Set a flow's new labels by column; a label that does not change is 0. `first` is the index of
-    # the flow's first move. Returns the index of the next flow's first move.
+    # Set a flow's new labels, by column. The cell of a label that does not change is 0. `first` is
+    # the index of the flow's first move. Returns the index of the next flow's first move.
     cdef uint32_t i = first, j
     cdef const Move *move
     cdef const Lookup *lookup
@@ -451,8 +451,9 @@ cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32
 
 cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cells,
                      uint32_t *cells) noexcept nogil:
-    # Set the view's part of `cells` to the labels that a flow in this row gets. Returns whether any
-    # label changes. If there is no row, or if it is the overflow row, no label changes.
+    # Set `cells` to the labels that a flow in row `number` gets, for the columns of the view.
+    # Returns whether any label changes. If there is no row, or if it is the overflow row, no label
+    # changes.
     cdef const uint32_t *old
     cdef uint32_t i, column
     cdef bint differs = False
@@ -468,8 +469,8 @@ cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cell
 
 cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_cells) noexcept nogil:
     # Detach a flow from its rows whose labels change. Returns the row of the first view if this row
-    # has no flows left, otherwise 0. A row without flows is removed from the index, so that other
-    # flows do not find the row.
+    # has no flows left, otherwise 0. Such a row is removed from the index, so that other flows do
+    # not find it.
     cdef uint32_t cells[MAX_COLUMNS]
     cdef uint32_t row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], row)
@@ -516,8 +517,8 @@ cdef bint attach(TableState *table, Flow *flow, const uint32_t *new_cells) noexc
 
 cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_cells,
                           uint32_t *cells) noexcept nogil:
-    # Move a flow to the row of the first view that has these labels, and to the rows that this row
-    # links to.
+    # Move a flow to the row of the first view with the labels in `cells`, and to the rows that this
+    # row links to.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
@@ -595,7 +596,7 @@ cdef bint move_link(TableState *table, View *view, uint32_t *link, const Flow *f
 
 cdef inline uint32_t due_s(const TableState *table, const View *view,
                            const Flow *flow) noexcept nogil:
-    # The deadline that the flow's latest report set for its row in a view.
+    # The deadline that the flow's latest report has set for the flow's row in a view.
     return flow.deadline_s + <uint32_t>ceil(view.timeout_s - table.views[0].timeout_s)
 
 

@@ -2,7 +2,7 @@
 # text_format.pxi writes the values.
 #
 # `Page.read` calls `render_lines` from any thread, without the GIL. Rendering takes the table's
-# mutex for RENDER_ROWS rows at a time and changes only the cursor. Rows may be created and removed
+# mutex for RENDER_ROWS rows at a time, and only changes the cursor. Rows may be created and removed
 # between two slices: the cursor's time and sequence number determine which of these rows are on the
 # page.
 
@@ -15,8 +15,9 @@ cdef struct Cursor:
     uint32_t head               # index in `Family.heads`
     int starts                  # how start times are shown: START_HIDDEN, ...
     uint32_t part, parts        # index and number of parts; 0 of 1 is the whole page
-    # Rows of one view that the page shows, from index 1 on; the page owns this array. Used if there
-    # are several parts, or if the view has bounds. Allocated if any view needs it.
+    # A list of the rows of one view that the page shows, from index 1 on. The list is used if there
+    # are several parts, or if the view has bounds. The page owns the array; it is allocated if any
+    # view needs a list.
     uint32_t *listed
     uint32_t listed_end         # the index after the last row
     uint32_t listed_capacity
@@ -26,7 +27,7 @@ cdef struct Cursor:
 
 
 cdef Cursor begin_page(TableState *table, uint32_t now_s) noexcept nogil:
-    # A cursor at the start of a whole page in the text format. Callable from any thread.
+    # Returns a cursor at the start of a whole page in the text format. Callable from any thread.
     cdef Cursor cursor
     cdef uint32_t i
     memset(&cursor, 0, sizeof(Cursor))
@@ -82,7 +83,7 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char
 cdef char *render_rows(const TableState *table, const Cursor *cursor, const Family *family,
                        uint32_t *next_row, uint32_t end, char *out, const char *limit,
                        Piece **pieces) noexcept nogil:
-    # The rows before `end`, at most RENDER_ROWS of them, without start times. Not for histograms.
+    # Render rows up to `end`, at most RENDER_ROWS, without start times. Not for histograms.
     cdef const View *view = &table.views[family.view]
     cdef const Rows *rows = &view.rows
     cdef uint32_t row = next_row[0]
@@ -193,14 +194,14 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
 
 
 # ---------------------------------------------------------------------------------------------
-# Histograms, and counters with start times. They have a loop of their own, so that all other pages
-# lose no time.
+# Histograms, and counters with start times. They have a separate loop, so that they do not slow
+# down all other families.
 
 cdef inline char *render_in_format(const TableState *table, const Cursor *cursor,
                                    const Family *family, uint32_t *next_row, uint32_t end,
                                    char *out, const char *limit,
                                    Piece **pieces) noexcept nogil:
-    # The rows before `end`, at most RENDER_ROWS of them, in the format of the page.
+    # Render rows up to `end`, at most RENDER_ROWS, in the format of the page.
     if family.text != NULL or (cursor.starts != START_HIDDEN and family.is_counter):
         return render_rows_singly(table, cursor, family, next_row, end, out, limit, pieces)
     return render_rows(table, cursor, family, next_row, end, out, limit, pieces)
@@ -238,12 +239,13 @@ cdef char *render_rows_singly(const TableState *table, const Cursor *cursor, con
 
 
 # ---------------------------------------------------------------------------------------------
-# Parts: the rows of a page are divided by a hash of their label values.
+# Lists of rows, for pages with several parts or with bounds. A hash of a row's label values
+# determines the part of the row.
 
 cdef char *render_listed(const TableState *table, Cursor *cursor, const Family *family, char *out,
                          const char *limit, Piece **pieces) noexcept nogil:
-    # The listed rows, at most RENDER_ROWS of them. Rows with consecutive numbers are rendered
-    # together: if few rows are hidden, this takes no longer than rendering all rows.
+    # Render listed rows, at most RENDER_ROWS. Rows with consecutive numbers are rendered together.
+    # So if few rows are hidden, this takes no longer than rendering all rows.
     cdef const View *view = &table.views[family.view]
     cdef const uint32_t *listed = cursor.listed
     cdef uint32_t i = cursor.row
@@ -264,7 +266,7 @@ cdef char *render_listed(const TableState *table, Cursor *cursor, const Family *
 
 cdef inline void prefetch_listed(const TableState *table, const View *view, const Cursor *cursor,
                                  uint32_t start, uint32_t end) noexcept nogil:
-    # Prefetch rows that follow later in the list, as `render_rows` does for the rows of a view.
+    # Prefetch later rows of the list, as `render_rows` does for the rows of a view.
     cdef const Rows *rows = &view.rows
     cdef const uint32_t *listed = cursor.listed
     cdef uint32_t i
@@ -291,7 +293,7 @@ cdef void list_rows(TableState *table, uint32_t number, Cursor *cursor) noexcept
 
 
 cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcept nogil:
-    # Find the rows of the part in a view without bounds. A row never changes its part.
+    # Find the rows of the page's part in a view without bounds. A row never changes its part.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
@@ -303,7 +305,8 @@ cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcep
             row = scan_row(view, number)
             if (row.deadline_s and created_before(row.created_seq, cursor.page_seq)
                     and count < cursor.listed_capacity):
-                # This loop has no branch, because the processor could not predict it.
+                # `count` is increased without a branch, because the processor could not predict a
+                # branch.
                 cursor.listed[count + 1] = number
                 count += part_of(table, view, row, cursor.parts) == cursor.part
     cursor.listed_end = count + 1
@@ -327,10 +330,10 @@ for _length in range(9):
 
 cdef inline uint32_t part_of(const TableState *table, const View *view, Connection *row,
                              uint32_t parts) noexcept nogil:
-    # The part to which a row belongs. The part depends only on the label values, not on the table's
-    # own hashes, because these differ from process to process. It is computed for every row of a
-    # view, so this function must be fast: each step multiplies only once, and no value's hash
-    # depends on another value, so the processor computes several hashes at once.
+    # The part to which a row belongs. The part only depends on the label values. The hashes in the
+    # table are not used, because they differ between processes. This function is called for every
+    # row of a view, so it must be fast. Each step multiplies only once. The hash of a value does
+    # not depend on other values, so the processor can compute several hashes at once.
     cdef const uint32_t *cells = cells_of(view, row)
     cdef uint64_t total = 0
     cdef uint64_t seed = 0

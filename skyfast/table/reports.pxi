@@ -1,10 +1,10 @@
 # Reading reports: the fields of each flow of a batch that the table needs. Part of `_table.pyx`,
-# which includes it. The first of the three steps of `Table.update`: read, look up, apply.
+# which includes it. This is the first of the three steps of `Table.update`: read, look up, apply.
 #
 # This code uses Python objects, so it needs the GIL and must not run under the table's mutex. It
-# reads only constant parts of the table, the index of flows and the rows of names. It writes only
-# to the batch and to the deadlines of rows of names. The batch borrows values from the flows, from
-# `held` and from the rows of names until the batch has been applied.
+# only reads constant parts of the table, the index of flows and the rows of names. It only writes
+# to the batch and to the deadlines of names rows. The batch borrows values from the flows, from
+# `Table.held` and from the rows of names until the batch has been applied.
 
 cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexcept:
     cdef uint32_t i
@@ -16,8 +16,8 @@ cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexc
 
 cdef int read_reports(const TableState *table, const Reader *readers, list flows,
                       Py_ssize_t start, Batch *batch) except -1:
-    # Begin a batch: read the fields that are needed even if the flow is known. The batch ends
-    # before the first object that is not a flow of the plan.
+    # Begin a batch, and read the fields that are needed for every flow. The batch ends before the
+    # first object that is not a flow of the plan.
     cdef uint32_t i
     cdef uint32_t size = <uint32_t>min(PyList_GET_SIZE(flows) - start, <Py_ssize_t>BATCH)
     cdef const Reader *reader
@@ -160,7 +160,7 @@ cdef int prepare_unknown(const TableState *table, const Reader *readers, list fl
 
 cdef int read_share(const TableState *table, PyObject *flow, const Reader *reader,
                     Report *report) except -1:
-    # Returns SKIP_NONE if the flow belongs to this share.
+    # Returns SKIP_NONE if the flow belongs to this shard.
     cdef int error
     if table.shares == 1:
         return SKIP_NONE
@@ -172,9 +172,9 @@ cdef int read_share(const TableState *table, PyObject *flow, const Reader *reade
 
 cdef inline int find_result(const TableState *table, PyObject *flow, const Reader *reader,
                             const Lookup *lookup, FoundNames *names) except -1:
-    # Read the key of a lookup, and look it up in a dict. If the key is invalid, neither the key nor
-    # a result is set, and the flow is skipped. The loop over a batch does nothing else, so that the
-    # CPU fetches the memory of several results at once.
+    # Read the key of a lookup. If the names are a dict, also look up the key. If the key is
+    # invalid, `names.key` stays NULL, and the flow is skipped later. The caller's loop does little
+    # else, so that the CPU can fetch the memory of several results at once.
     cdef PyObject *key = string_of(flow, reader, lookup.key)
     names.result = NULL
     names.row = 0
@@ -189,8 +189,8 @@ cdef inline int find_result(const TableState *table, PyObject *flow, const Reade
 
 
 cdef int find_interned_results(const TableState *table, Batch *batch, list held) except -1:
-    # Find the rows of the results. Results without a row are held, because the dict may change once
-    # other Python code runs.
+    # Find the rows of the results. `held` owns the results without a row, because the dict may
+    # change when other Python code runs.
     cdef const Lookup *lookup
     cdef FoundNames *names
     cdef uint32_t i, number
@@ -249,8 +249,8 @@ cdef inline PyObject *string_of(PyObject *flow, const Reader *reader, uint32_t c
 
 
 cdef inline bint is_valid(PyObject *value) noexcept:
-    # Whether this is a string that may be within the limit. This function counts characters, but
-    # the limit is in bytes.
+    # Whether this is a string that can be within the limit of MAX_TEXT_BYTES. This function only
+    # counts characters; bytes are counted later.
     return PyUnicode_CheckExact(value) and PyUnicode_GET_LENGTH(value) <= MAX_TEXT_BYTES
 
 
@@ -294,8 +294,8 @@ cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader,
 cdef inline int read_labels(const TableState *table, PyObject *flow, const Reader *reader,
                             Cell *cells, const FoundNames *names, const Cell *previous,
                             list held) except -1:
-    # Many flows of a message have the same protocol and interface as the previous flow, so the
-    # hashes of these labels are already known.
+    # Many flows of a message have the same protocol and interface as the previous flow. The hashes
+    # of such labels are copied from `previous`.
     cdef uint32_t i
     cdef int error
     for i in range(table.looked_up, table.columns):
@@ -349,14 +349,15 @@ cdef inline int read_value(PyObject *flow, const Column *column, bint slots, Cel
         held.append(<object>value)
         Py_DECREF(<object>value)
         is_string = not PyLong_CheckExact(value)
-    if is_string or value == NULL:          # a missing part is an empty string
+    if is_string or value == NULL:          # without the part, an empty string
         return read_text(value, &cell.text, &cell.length)
     return read_integer(value, &cell.number)
 
 
 cdef int read_names(const TableState *table, const Lookup *lookup, const FoundNames *names,
                     Cell *cells, const Cell *previous) except -1:
-    # Read the labels of a lookup from its result. If the labels are interned, `text` is not set.
+    # Read the labels of a lookup from its result. If the labels are interned, `string` is set, and
+    # `text` is NULL.
     cdef NamesRow *row
     cdef uint32_t i
     cdef int error
@@ -388,7 +389,7 @@ cdef inline bint has_names(PyObject *names, Py_ssize_t length) noexcept:
 
 cdef int read_capture_point(PyObject *flow, const Reader *reader, uint64_t seed,
                             Report *report) except -1:
-    # Hashes of the conversation and of its capture point.
+    # Set the hashes of the conversation and of its capture point.
     cdef const char *text
     cdef uint32_t length
     cdef int error = read_text(value_of(flow, &reader.point, reader.slots), &text, &length)
@@ -400,7 +401,7 @@ cdef int read_capture_point(PyObject *flow, const Reader *reader, uint64_t seed,
 
 cdef int read_conversation(PyObject *flow, const Reader *reader, uint64_t seed,
                            uint64_t *hash) except -1:
-    # The hash is the same for both directions.
+    # Hash a conversation. Both directions have the same hash.
     cdef uint64_t hashes[3]                 # hashes of the protocol and of each end
     cdef const char *text
     cdef uint32_t length, i
@@ -459,7 +460,7 @@ cdef int read_marks(const TableState *table, PyObject *flow, const Reader *reade
     if not invalid_start and not invalid_last and update_last >= start:
         report.age_ms = update_last - start
     for i in range(table.counters):
-        report.last_update[i] = min(report.values[i], <int64_t>0)   # ABSENT if the total is
+        report.last_update[i] = min(report.values[i], <int64_t>0)   # ABSENT if the total is ABSENT
     report.worth = WORTH_LAST_UPDATE
     if unlikely(invalid_start or invalid_update_start or invalid_finish):
         if not report.repeats:

@@ -1,21 +1,21 @@
 # Rows: the arena that provides memory for rows, the slabs that contain rows, and the index that
 # finds rows by hash. Part of `_table.pyx`, which includes it; the structs are in `_table.pxd`.
 #
-# This code is the same for all kinds of rows: it may only use the head and the stride of rows. It
-# is plain C, because most of it runs under the table's mutex. If memory runs out, functions return
-# False, 0 or NULL, and existing data stays intact. An insert may split a few buckets, but must
-# never visit all rows.
+# This code is the same for all kinds of rows: it may only use the first fields (`RowHead`) and the
+# size of a row. It is plain C, because most of it runs under the table's mutex. If memory runs out,
+# functions return False, 0 or NULL, and existing data stays intact. An insert may split a few
+# buckets, but must never visit all rows.
 #
-# Every function that hands out or takes back a row must call `row_used` or `row_unused`, and memory
-# must come from the allocation functions that `_checked.pyx` replaces. Otherwise the tests that use
-# `_checked.pyx` cannot find errors.
+# A function that hands out a row must call `row_used`. A function that takes back a row must call
+# `row_unused`. All memory must come from an allocation function that `_checked.pyx` replaces.
+# Otherwise, the tests that use `_checked.pyx` cannot find memory errors.
 
 cdef enum:
-    FREE_ROW_BYTES = 16  # bytes that are read even in a free row: its link and state
+    FREE_ROW_BYTES = 16  # bytes that are read in a free row, too: its link and state
 
 
 cdef bint reserve_pointer(void ***pointers, uint32_t used, uint32_t *capacity) noexcept nogil:
-    # Make space for one more pointer. The pointer arrays are small enough to be copied.
+    # Make space for one more pointer. The array is small, so realloc may copy it.
     cdef uint32_t larger
     cdef void *moved
     if used < capacity[0]:
@@ -30,7 +30,7 @@ cdef bint reserve_pointer(void ***pointers, uint32_t used, uint32_t *capacity) n
 
 
 cdef void *arena_take(Arena *arena, size_t size) noexcept nogil:
-    # Memory aligned to a cache line, or NULL.
+    # Returns memory that is aligned to a cache line, or NULL.
     cdef size_t piece_size
     cdef void *piece = NULL
     size = (size + CACHE_LINE - 1) & ~<size_t>(CACHE_LINE - 1)
@@ -150,7 +150,7 @@ cdef void row_release(Rows *rows, uint32_t number) noexcept nogil:
 
 
 cdef void index_split(Rows *rows) noexcept nogil:
-    # Split the next bucket in turn: distribute its rows between this bucket and a new last bucket.
+    # Split the next bucket in order: move some of its rows to a new last bucket.
     cdef uint32_t fresh = rows.buckets
     cdef uint32_t number
     cdef uint32_t *old
@@ -158,9 +158,9 @@ cdef void index_split(Rows *rows) noexcept nogil:
     cdef uint32_t *new
     cdef RowHead *row
     if fresh >> SEGMENT_SHIFT == rows.segment_count and not rows_add_segment(rows):
-        return                  # out of memory: only makes the chains longer
-    # Buckets are split in order, so the rows of later buckets can be prefetched: first the head of
-    # a chain and, some splits later, the next row of the chain.
+        return                  # out of memory: the chains just get longer
+    # Buckets are split in order, so rows of the buckets that follow can be prefetched. The first
+    # row of a chain is prefetched 2 * AHEAD splits ahead, the second row AHEAD splits ahead.
     number = bucket_at(rows, (fresh + 2 * AHEAD) & (rows.mask >> 1))[0]
     if number:
         prefetch(row_at(rows, number))

@@ -1,11 +1,10 @@
-# Scans of all rows of a view, usually the first view. They find the number of values per label, the
-# frequencies of values, the values on a page, and the connections with the highest values; and they
-# take snapshots. Part of `_table.pyx`, which includes it.
+# Scans of all rows of a view. They count label values, list the values on a page, find the
+# connections with the highest values, and take snapshots. Part of `_table.pyx`, which includes it.
 #
 # `Table.label_values`, `cardinality`, `top` and `snapshot`, and `Page.distinct_values`, call this
 # from any thread. A scan only reads. It takes the table's mutex for RENDER_ROWS rows at a time,
 # without the GIL. Rows may be removed after the mutex is released, so the contents of rows are
-# counted or copied while it is held.
+# counted or copied under the mutex.
 
 cdef struct Scan:
     const View *view
@@ -26,9 +25,9 @@ cdef inline Scan scan_until(const View *view, uint32_t end) noexcept nogil:
 
 
 cdef bint scan_slice(TableState *table, Scan *scan) noexcept nogil:
-    # Begin the next slice, and return True with the lock held. After the last slice, return False
-    # with the lock released. Before the first call, the lock must be released. A caller that stops
-    # early must release the lock.
+    # Begin the next slice: take the lock, and return True. After the last slice, release the lock,
+    # and return False. The first call must be made without the lock. A caller that stops before the
+    # last slice must release the lock.
     cdef uint32_t end
     if scan.stop:
         if not scan.is_released:
@@ -96,7 +95,7 @@ cdef dict count_label_values(TableState *table, tuple names):
 cdef void count_values(TableState *table, uint32_t strings, size_t words, uint64_t *seen,
                        uint64_t *counts) noexcept nogil:
     # Mark the values of each label in its bit set of `words` words, and count newly marked values.
-    # Integers with the same last 16 bits share a mark.
+    # Integers with the same last 16 bits share a mark, so they count as one value.
     cdef const View *view = &table.views[0]
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
@@ -220,8 +219,8 @@ cdef inline bint count_row(LabelScan *labels, uint32_t *cells, uint64_t seed) no
 
 
 cdef list most_frequent(TableState *table, const Counter *counter, uint32_t count):
-    # The `count` most frequent values. Because a label can have a million values, they are found
-    # with a heap of `count` items.
+    # The `count` most frequent values. They are found with a heap of `count` items, because a label
+    # can have a million values.
     cdef list heap = []
     cdef uint32_t least = 0
     cdef size_t slot
@@ -271,10 +270,10 @@ cdef list values_on_page(TableState *table, list columns, const Cursor *cursor):
 
 cdef bint count_page_cells(TableState *table, const View *view, uint32_t column,
                            uint32_t page_seq, Counter *counter) noexcept nogil:
-    # Count the values in one column of the rows that were created before the page, by cell and hash
-    # of the string: after the mutex is released, a string can be removed, and another string can
-    # get its number. Rows past their deadline are counted, because a report can renew a row before
-    # the page reads it. False if out of memory.
+    # Count the values in one column, for the rows that were created before the page. A key consists
+    # of a cell and the hash of its string, because another string can get the same number after the
+    # mutex is released. Rows past their deadline are counted, because a report can renew a row
+    # before the page reads the row. False if out of memory.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number, cell
@@ -294,8 +293,8 @@ cdef bint count_page_cells(TableState *table, const View *view, uint32_t column,
 
 
 cdef str cell_text(TableState *table, uint32_t cell, const uint32_t *hash):
-    # None if the string was removed in the meantime. If `hash` is NULL, the result can be another
-    # string that has the same number now.
+    # The text of a label value, or None if its string was removed in the meantime. If `hash` is
+    # NULL, the result can be another string that has the same number now.
     cdef char copied[MAX_CELL]
     cdef uint32_t length
     cdef String *string
@@ -428,7 +427,7 @@ cdef void find_top(TableState *table, TopK *top) noexcept nogil:
 
 cdef inline int64_t growth_since(const Kept *since, uint32_t number, const Connection *row,
                                  int64_t value) noexcept nogil:
-    # How much a row's counter grew to reach `value`; -1 if the counter did not grow.
+    # The growth of a row's counter from a snapshot to `value`; -1 if the counter did not grow.
     cdef int64_t growth = value
     if (number < since.rows and 0 <= since.values[number] <= value
             and since.hashes[number] == row.hash):
@@ -453,7 +452,7 @@ cdef inline const char *cell_bytes(const TableState *table, uint32_t cell, char 
 
 cdef bint row_matches(const TableState *table, Connection *row,
                       const Search *search) noexcept nogil:
-    # Whether a label of the row has one of the values, or contains the text.
+    # Whether a label value of the row is one of the searched values, or contains the searched text.
     cdef const View *view = &table.views[0]
     cdef const uint32_t *cells = cells_of(view, row)
     cdef uint64_t *word
@@ -496,8 +495,8 @@ cdef bint cell_matches(const TableState *table, uint32_t cell, const Search *sea
 
 
 cdef tuple shown_row(TableState *table, const TopRow *entry, char *copies, int64_t *values):
-    # Rank, labels and values of a row; None if it was removed or reused. Callers allocate `copies`
-    # and `values`: nothing is allocated under the lock.
+    # The rank, labels and values of a row, or None if the row was removed or reused. Callers
+    # allocate `copies` and `values`, because nothing may be allocated under the lock.
     cdef const View *view = &table.views[0]
     cdef Connection *row
     cdef char digits[2 * MAX_INTEGER_DIGITS]

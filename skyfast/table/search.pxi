@@ -1,18 +1,19 @@
-# Searches in label values: for a text, without regard to case, and for given values. Part of
-# `_table.pyx`, which includes it.
+# Searches in label values: for a text, ignoring case, and for given values. Part of `_table.pyx`,
+# which includes it.
 #
-# A search belongs to one call. All of its memory is allocated before the first row is visited. The
-# searched text is compared with label values as they appear on a page, that is, with their escapes.
+# A search belongs to one call. All of its memory is allocated before the first row is visited. A
+# text is compared with label values as they appear on a page, that is, with escapes.
 #
-# A value that does not match is compared once per column, and then remembered by its cell. If its
-# string is removed during the search, another string can get its number. All rows with that string
-# were created later, and a scan may omit such rows. Values that match are not remembered, because
-# no other row may be shown.
+# If a value does not match, its cell is remembered in `misses`, so that the value is compared only
+# once per column. During the search, the value's string can be removed, and a new string can get
+# the same number. The new string then counts as a miss. This is allowed: rows with the new string
+# were created during the search, and a scan may omit such rows. Values that match are not
+# remembered, because rows that do not match must never be shown.
 
 cdef enum:
     MAX_VARIANTS = 4            # of a character: itself, lower case, upper case, title case
     MAX_CHARACTER = 4           # bytes of a character in UTF-8
-    SMALL_INTEGERS = 1 << 16    # integers below this, such as ports, have a bit in `misses`
+    SMALL_INTEGERS = 1 << 16    # smaller integers, such as ports, have a bit in `misses`
 
 cdef struct Character:
     uint32_t variants
@@ -42,7 +43,7 @@ cdef struct Search:
 
 
 cdef list case_variants(str character):
-    # Strings of one character that differ only in case.
+    # The variants of a character that differ only in case.
     cdef list variants = [character]
     for one in (character, character.upper(), character.lower(), character.title()):
         for variant in (one, one.upper(), one.lower()):

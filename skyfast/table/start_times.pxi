@@ -1,11 +1,11 @@
 # Start times: when the counters of each row were 0, in Unix milliseconds. Part of `_table.pyx`,
 # which includes it.
 #
-# A row gets its start time from the report that creates it, and never changes it. Later reports can
-# belong to flows that began earlier, but a start time that moves would look like a counter reset.
-# The time is by the agent's clock, and is limited to the system's clock, because the agent's clock
-# may be ahead. Updates and relabelling call this code under the table's mutex; pages read the start
-# times under the mutex.
+# A row keeps the start time that it gets from its first report. A later report can belong to a flow
+# that began earlier, but a changed start time would look like a counter reset. Start times come
+# from an agent's clock. Because this clock may be ahead, start times are limited to the system's
+# time. Updates and relabelling call this code under the table's mutex; pages read the start times
+# under the mutex.
 
 cdef inline int64_t *start_of(const View *view, Connection *row) noexcept nogil:
     # The start time of a row: 0 if it is unknown, NO_START before the first report.
@@ -19,23 +19,24 @@ cdef inline int64_t not_later(const TableState *table, int64_t start_ms) noexcep
 
 cdef inline int64_t start_of_report(const TableState *table, const Report *report,
                                     bint counts_total) noexcept nogil:
-    # The start time of a row that an unknown flow creates: the start of the flow if its total
-    # counts, otherwise the start of its last update. 0 if the report lacks this time.
+    # The start time of a row that an unknown flow creates. If the row gets the flow's total, this
+    # is the start of the flow. If the row only gets the deltas of the last update, it is the start
+    # of this update. 0 if the report lacks this time.
     return not_later(table, report.start_ms if counts_total else report.update_start_ms)
 
 
 cdef inline int64_t start_of_deltas(const TableState *table, const Flow *flow) noexcept nogil:
     # The start time of a row that a dormant flow creates: the time of the flow's known totals. Must
-    # be called before `update_totals`.
+    # be called before `update_totals`, which changes this time.
     return not_later(table, flow.last_ms)
 
 
 cdef int64_t start_of_total(const TableState *table, const Report *report,
                             uint32_t dormant_s) noexcept nogil:
-    # The start time of a connection that returns with the total of its dormant flow. Prometheus may
-    # have samples of the removed connection. A start time after these samples would look like a
-    # counter reset, so the start time is limited to the flow's previous report. `dormant_s` is the
-    # time at which the flow became dormant.
+    # The start time of a removed connection that a dormant flow creates again, with the flow's
+    # total. Prometheus may have samples of the removed connection. A start time after these samples
+    # would look like a counter reset, so the start time is limited to the flow's previous report.
+    # `dormant_s` is the time at which the flow became dormant.
     cdef double reported_s = dormant_s - floor(table.least_timeout_s)
     cdef int64_t start_ms = start_of_report(table, report, True)
     if table.wall_ms:
@@ -50,9 +51,9 @@ cdef inline void set_start(const View *view, Connection *row, int64_t start_ms) 
 
 
 # ---------------------------------------------------------------------------------------------
-# Kept counters: the row that keeps the counters of a removed connection has one number for both the
-# number of new flows and the start time. If the number of new flows is too large, the start time is
-# not kept, and the number is stored as its complement, which is negative.
+# Kept counters: a row with the counters of a removed connection has only one field for the number
+# of new flows and the start time. If the number of new flows is too large, the start time is not
+# kept. Then the field contains the complement of the number, which is negative.
 
 cdef enum:
     NEW_FLOWS_BITS = 21
@@ -90,13 +91,14 @@ cdef inline void add_kept_flow(Flow *kept) noexcept nogil:
 cdef enum:
     # How a page shows start times.
     START_HIDDEN
-    START_AS_SAMPLE             # OpenMetrics 1.0: a sample `_created` behind each counter
-    START_INLINE                # OpenMetrics 2.0: `st@…` behind the value
+    START_AS_SAMPLE             # OpenMetrics 1.0: a sample `_created` after each counter
+    START_INLINE                # OpenMetrics 2.0: `st@…` after the value
 
 
 cdef char *add_starts(const Family *family, int64_t start_ms, int shown, char *line,
                       char *end) noexcept nogil:
-    # Add the start time to the one or two lines of a row. Returns the new end of the lines.
+    # Add the start time to a row's lines: one line, or one for each side. Returns the new end of
+    # the lines.
     cdef char time[MAX_INTEGER_DIGITS + 44]
     cdef char *second
     cdef Py_ssize_t length, added
@@ -115,7 +117,7 @@ cdef char *add_starts(const Family *family, int64_t start_ms, int shown, char *l
 
 
 cdef inline const char *end_of_labels(const char *end) noexcept nogil:
-    # Where the value of a line begins, which ends at `end`. A value contains no spaces.
+    # The beginning of the value in the line that ends at `end`. A value contains no spaces.
     end -= 1
     while end[-1] != c' ':
         end -= 1
@@ -124,16 +126,17 @@ cdef inline const char *end_of_labels(const char *end) noexcept nogil:
 
 cdef inline Py_ssize_t added_by_start(const Family *family, int shown, const char *line,
                                       const char *end, Py_ssize_t length) noexcept nogil:
-    # The bytes that the start time adds to a line. The text of the time has `length` bytes.
+    # The number of bytes that the start time adds to a line. The text of the time has `length`
+    # bytes, including a newline.
     if shown == START_INLINE:
-        return 3 + length               # 4 bytes, without the line's own end
+        return 3 + length               # ` st@` has 4 bytes, and replaces a newline
     return family.created.length + (end_of_labels(end) - line - family.name_length) + length
 
 
 cdef inline void put_start(const Family *family, int shown, const char *line, char *end,
                            const char *time, Py_ssize_t length) noexcept nogil:
-    # Write the start time behind a line, or into its end. `time` is followed by a line's end. No
-    # bytes beyond the added ones may change, because another line can follow.
+    # Write the start time, either at the end of the line or as a sample after the line. `time` ends
+    # with a newline. Only the added bytes may be written, because another line can follow.
     cdef Py_ssize_t labels
     if shown == START_INLINE:
         memcpy(end - 1, b" st@", 4)

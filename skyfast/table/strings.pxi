@@ -3,17 +3,17 @@
 #
 # Code that stores a string's number must own a reference to the string, and give the reference back
 # with `string_release`. Rendering copies whole blocks of 16 bytes, so a string must be readable up
-# to the end of its last block. Hash functions may change between versions, with one exception:
-# shards must agree on the hash of a conversation (`SHARE_SEED`). If `mix64`, `load` or `hash_bytes`
-# changed, shards of different versions would export some flows twice and others not at all.
+# to the end of its last block. `mix64`, `load` and `hash_bytes` must never change: all shards must
+# compute the same hash of a conversation (see `SHARE_SEED`). Otherwise, shards of different
+# versions would export some flows twice and others not at all.
 
 # ---------------------------------------------------------------------------------------------
 # Hashes are seeded, because addresses come from untrusted hosts: without a seed, a host
 # could cause collisions on purpose.
 
 cdef inline uint64_t mix64(uint64_t x) noexcept nogil:
-    # The finalizer of splitmix64 (Steele, Lea, Flood 2014). `mix64` is a bijection, so a flow row
-    # needs only the mixed UUID as its key.
+    # The finalizer of splitmix64 (Steele, Lea, Flood 2014). `mix64` is a bijection, so the UUID of
+    # a flow can be computed from the key of its row.
     x ^= x >> 30
     x *= <uint64_t>0xBF58476D1CE4E5B9
     x ^= x >> 27
@@ -22,7 +22,7 @@ cdef inline uint64_t mix64(uint64_t x) noexcept nogil:
 
 
 cdef uint64_t unmix64(uint64_t x) noexcept nogil:
-    # The inverse of `mix64`: the factors are inverses modulo 2^64.
+    # The inverse of `mix64`: its factors are the inverses of the factors there, modulo 2^64.
     x ^= (x >> 31) ^ (x >> 62)
     x *= <uint64_t>0x319642B2D24D8EC3
     x ^= (x >> 27) ^ (x >> 54)
@@ -31,7 +31,8 @@ cdef uint64_t unmix64(uint64_t x) noexcept nogil:
 
 
 cdef inline uint64_t load(const char *text, uint32_t length) noexcept nogil:
-    # The first `length` bytes of a string, 8 at most, without a function call.
+    # The first `length` bytes of a string, at most 8, as a number. The copies have constant sizes,
+    # so the compiler needs no function call.
     cdef uint64_t word
     cdef uint32_t low, high
     if length >= 8:
@@ -96,7 +97,7 @@ cdef inline const char *string_bytes(const String *text) noexcept nogil:
 
 
 cdef str key_string(const String *text):
-    # A UUID that is not a 64-bit number. It is stored without escapes.
+    # The text of a string as it is stored: label values with escapes, UUIDs without.
     return string_bytes(text)[:text.length].decode()
 
 
@@ -117,8 +118,8 @@ cdef inline uint32_t string_find(
 cdef uint32_t string_intern(
     Rows *strings, const char *text, uint32_t length, uint64_t seed
 ) noexcept nogil:
-    # The number of a string, with one more reference; 0 if out of memory. Label values must be
-    # escaped.
+    # The number of a string, which gets one more reference; 0 if out of memory. Label values must
+    # be escaped before.
     cdef uint32_t hash = hash_bytes32(text, length, seed)
     cdef uint32_t number = string_find(strings, text, length, hash)
     cdef char *copy
@@ -161,7 +162,7 @@ cdef void string_release(Rows *strings, uint32_t number) noexcept nogil:
 
 
 cdef list strings_between(const Rows *strings, uint64_t first, uint64_t end):
-    # The strings in use among these rows, with escapes.
+    # The strings in use in the rows from `first` up to `end`, with escapes.
     cdef uint64_t number
     cdef const String *row
     cdef list texts = []
@@ -173,7 +174,8 @@ cdef list strings_between(const Rows *strings, uint64_t first, uint64_t end):
 
 
 cdef uint32_t escape(const char *text, uint32_t length, char *out) noexcept nogil:
-    # The escapes of a label value: https://prometheus.io/docs/instrumenting/exposition_formats/
+    # Write a label value with its escapes:
+    # https://prometheus.io/docs/instrumenting/exposition_formats/
     cdef char *start = out
     cdef uint32_t i
     cdef char c

@@ -20,8 +20,8 @@ for _power in range(MAX_DECIMALS + 1):
 
 
 cdef inline char *put(char *out, const char *text, uint32_t length) noexcept nogil:
-    # Copies whole blocks of 16 bytes: source and destination have space for them, and most strings
-    # need no loop.
+    # Copies whole blocks of 16 bytes, so most strings need no loop. The source and the destination
+    # must have space for whole blocks.
     cdef uint32_t i = 16
     memcpy(out, text, 16)
     while i < length:
@@ -31,7 +31,7 @@ cdef inline char *put(char *out, const char *text, uint32_t length) noexcept nog
 
 
 cdef inline char *put_number(char *out, uint64_t number) noexcept nogil:
-    # Writes two digits at a time, from the end of a scratch buffer.
+    # Writes the digits into a scratch buffer, two at a time, from right to left.
     cdef char scratch[2 * MAX_INTEGER_DIGITS]
     cdef char *end = scratch + MAX_INTEGER_DIGITS
     cdef char *start = end
@@ -52,7 +52,7 @@ cdef inline char *put_number(char *out, uint64_t number) noexcept nogil:
 
 
 cdef inline char *put_value(char *out, uint64_t value, uint32_t decimals) noexcept nogil:
-    # Writes the exact value divided by ten to the power of `decimals`, then the end of the line.
+    # Writes the exact result of `value` divided by ten to the power of `decimals`, then a newline.
     cdef uint64_t scale
     cdef uint64_t rest
     if unlikely(decimals):

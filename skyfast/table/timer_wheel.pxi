@@ -1,11 +1,12 @@
 # Timer wheels: one list of rows per second, by the deadline that each row had when it was added.
 # Part of `_table.pyx`, which includes it.
 #
-# A wheel contains only row numbers. The link to the next row of a list is in the row; callers pass
-# the location of this link. Only the head of a list can be removed, so an added row stays in use
-# until its slot is due. Then the row is removed from the slot. If its deadline has passed, the row
-# expires; otherwise it is added again. This re-insertion is the only cost of moving a deadline to a
-# later time. Update, relabelling and expiry call this code under the table's mutex.
+# A wheel contains only row numbers. Each row contains the link to the next row of its list; callers
+# pass the location of this link. Only the head of a list can be removed, so an added row stays in
+# use until its slot is due. Then the row is removed from the slot. If the row's deadline has
+# passed, the row expires. Otherwise, the row is added again. This re-insertion is the only cost of
+# moving a deadline to a later time. Update, relabelling and expiry call this code under the table's
+# mutex.
 
 cdef inline void wheel_file(TimerWheel *wheel, uint32_t deadline_s, uint32_t number,
                             uint32_t *next) noexcept nogil:
@@ -19,8 +20,8 @@ cdef inline void wheel_file(TimerWheel *wheel, uint32_t deadline_s, uint32_t num
 
 cdef inline uint32_t wheel_due(TimerWheel *wheel, uint32_t live, uint32_t now_s,
                                uint32_t *max_rows) noexcept nogil:
-    # The first due row; 0 if none is due (then `next_s` is later than `now_s`) or `max_rows` is
-    # used up. `live` is the number of rows in the wheel.
+    # The first due row, or 0. If no row is due, `next_s` is later than `now_s` after the call.
+    # Otherwise, 0 means that `max_rows` is used up. `live` is the number of rows in the wheel.
     cdef uint32_t number
     while wheel.next_s <= now_s:
         if live == 0:

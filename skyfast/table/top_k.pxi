@@ -5,8 +5,8 @@
 # visited, because rows are visited under the table's mutex.
 
 cdef struct Kept:
-    # Values by row number (from 1). Each value has the hash that the row's labels had when the
-    # value was stored, because the row may have been reused since.
+    # Values by row number (from 1). With each value, the hash of the row's labels is stored,
+    # because the row can be reused later.
     int64_t *values
     uint32_t *hashes
     uint32_t rows
@@ -23,7 +23,7 @@ cdef struct TopK:
     const Family *family
     const Kept *since      # or NULL
     bint is_gauge
-    const Search *search        # which rows are considered
+    const Search *search        # only rows that match this search are considered
     TopRow *heap
     uint32_t count, capacity
 

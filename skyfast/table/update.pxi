@@ -1,9 +1,9 @@
-# Applying reports. Part of `_table.pyx`, which includes it. The last of the three steps of
-# `Table.update`, and the only one that changes the table.
+# Applying reports. Part of `_table.pyx`, which includes it. This is the last of the three steps of
+# `Table.update`, and the only one that changes the table's rows.
 #
-# `Table.update` calls `update_flows`, which takes the mutex once per batch for `apply_batch`;
-# everything that `apply_batch` calls runs under the mutex. The rules are in docs/architecture.md.
-# If an allocation fails, the current report has no effect.
+# `Table.update` calls `update_flows`, which takes the mutex once per batch for `apply_batch`. All
+# code that `apply_batch` calls runs under the mutex. The rules are in docs/architecture.md. If an
+# allocation fails, the current report has no effect.
 
 cdef enum:
     # Results of `apply_unknown`, in addition to the reasons to skip.
@@ -12,7 +12,8 @@ cdef enum:
 
 
 cdef struct Targets:
-    # The rows that a flow will link to, by view. If a view is full, its row is 0.
+    # The rows that a flow will link to, by view. The row is 0 if the view is full and there are no
+    # overflow rows.
     uint32_t rows[MAX_VIEWS]
     bint created[MAX_VIEWS]    # whether the row was created for this flow
 
@@ -65,8 +66,8 @@ cdef void intern_missed(TableState *table, const Batch *batch, int done) noexcep
 
 
 cdef void begin_update(TableState *table, Batch *batch, double now) noexcept nogil:
-    # Set the deadlines for the reports of this update. Also advance the wheels that have no rows,
-    # because such a wheel may be far behind.
+    # Set the deadlines for the reports of this update. Also advance empty wheels to the current
+    # time, because they may be far behind.
     cdef uint32_t i
     cdef View *view
     table.now = now
@@ -235,9 +236,10 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
 
 
 cdef inline bint was_never_counted(const TableState *table, const Report *report) noexcept nogil:
-    # Whether an unknown flow began after the latest reports of all forgotten flows. If so, the flow
-    # was never counted. Only differences between times of the same agent are used. False if flows
-    # are deduplicated, because the table does not remember duplicates.
+    # Whether an unknown flow began after the horizon, that is, after the latest report of every
+    # forgotten flow. If so, the flow was never counted. An agent's times are only compared with
+    # each other, because clocks may differ. False if flows are deduplicated, because the table does
+    # not remember duplicates.
     return (table.has_horizon and report.age_ms >= 0 and not table.has_conversations
             and (table.now - report.age_ms / 1000.0 - table.flow_update_s - BATCH_S
                  > table.horizon_s))
@@ -245,9 +247,9 @@ cdef inline bint was_never_counted(const TableState *table, const Report *report
 
 cdef inline bint counts_whole(const TableState *table, const View *view,
                               bint creates) noexcept nogil:
-    # Whether the flow's whole total is new to this row even if this is not the flow's first report.
-    # This is the case if the flow creates the row and no other flow can have used a row with these
-    # labels.
+    # Whether a flow's whole total is new to a row, even if the report is not the flow's first one.
+    # This is the case if the flow creates the row, and if no other flow can have used a row with
+    # the same labels.
     return creates and view.identifies_connection and not table.overflowed
 
 
@@ -255,8 +257,8 @@ cdef bint needs_worth(const TableState *table, const Labels *labels, uint32_t nu
                       uint32_t kept) noexcept nogil:
     # Whether the fields that identify a first report are needed. This is the case if there is a
     # view in which the flow's total does not count as a whole (see `counts_whole`). `number` is the
-    # flow's row in the first view, or 0 if the row must be created. `kept` is the dormant row with
-    # the counters for that row, or 0.
+    # flow's row in the first view, or 0 if the row must be created. `kept` is the dormant row that
+    # keeps the counters for the new row, or 0.
     cdef const View *view
     cdef RowKey key
     cdef uint32_t i
@@ -280,8 +282,8 @@ cdef bint needs_worth(const TableState *table, const Labels *labels, uint32_t nu
 cdef int add_flow(TableState *table, const Report *report, const Labels *labels, uint32_t number,
                   uint32_t kept, uint32_t conversation) noexcept nogil:
     # Add a flow row and all rows that the flow links to; if out of memory, add nothing. `number` is
-    # the flow's row in the first view, or 0. `kept` is the dormant row with the counters for that
-    # row, or 0.
+    # the flow's row in the first view, or 0 if the row must be created. `kept` is the dormant row
+    # that keeps the counters for the new row, or 0.
     cdef Targets targets
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
@@ -356,9 +358,10 @@ cdef bint find_further_targets(TableState *table, const Labels *labels, uint32_t
 cdef void make_live(TableState *table, uint32_t row, const Report *report, const Labels *labels,
                     const Targets *targets, uint32_t conversation, uint32_t kept,
                     const int64_t *deltas) noexcept nogil:
-    # Link a flow to its rows. A flow that was dormant adds `deltas`. For an unknown flow, `deltas`
-    # is NULL, and the flow adds its total or the deltas of its last update. `kept` is the dormant
-    # row with the counters for a row that was created in the first view, or 0.
+    # Link a flow to its rows, and add its report to them. A flow that was dormant adds `deltas`.
+    # For an unknown flow, `deltas` is NULL; such a flow adds its total or the deltas of its last
+    # update. If a row was created in the first view, `kept` is the dormant row that keeps its
+    # counters, or 0.
     cdef Flow *flow = flow_at(table, row)
     cdef Connection *connection = connection_at(&table.views[0], targets.rows[0])
     cdef Connection *target
