@@ -127,7 +127,7 @@ _ADDRESS_HELP: Final[dict[str, _Name]] = {
         "medium",
         "the Kubernetes service of the address, or the only service that selects the {end}'s pod",
     ),
-    NETWORK: ("medium", "the smallest network in `names` or `names_file` with the {end}'s address"),
+    NETWORK: ("medium", "the name of the smallest network that contains the {end}'s address, from `names` or `names_file`"),
 }
 
 _NODE_HELP: Final[dict[str, _Name]] = {

@@ -152,7 +152,7 @@ def _omissible(
 
 
 def _struct(name: str, paths: Iterable[FieldPath]) -> type[msgspec.Struct]:
-    """Return a struct with ``paths``: fields of `FIELDS`, or whole parts of a flow.
+    """Return a struct type with ``paths``. Each path is a field of `FIELDS` or a part of a flow.
 
     A part without requested fields is decoded as an empty struct, which shows only its presence.
     """

@@ -444,17 +444,17 @@ _NAMES: Final = (
 _OWN_NAMES: Final = (
     _metric(
         "skyfast_own_names",
-        "Entries of the own names.",
+        "Entries of names and names_file.",
         _own_name(lambda own: own.entries),
     ),
     _metric(
         "skyfast_own_names_last_load_successful",
-        "Whether the latest reading of the own names succeeded.",
+        "Whether names and names_file were last read successfully.",
         _own_name(lambda own: own.last_load_successful),
     ),
     _metric(
         "skyfast_own_names_last_load_success_timestamp_seconds",
-        "Unix time of the latest successful reading of the own names.",
+        "Unix time of the latest successful reading of names and names_file.",
         _own_name(lambda own: own.last_load_success_timestamp_s),
     ),
 )

@@ -151,7 +151,7 @@ def test_forgotten_connection_starts_again_below_the_bound(make):
     table.expire(TIMEOUT_S)
     later = make_flow("a2", (2000, 0, 2, 0), newest=(20, 0, 1, 0), newest_start=60_000, last=2)
     table.report(later, 200)
-    # The labels identify the connection, so the total of the flow that creates it counts.
+    # Only one conversation can have these labels, so the connection starts with the flow's total.
     assert values(table, BYTES, 200) == [2000, 0]
 
 
