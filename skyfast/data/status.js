@@ -232,7 +232,7 @@
   const shape = (status) => JSON.stringify(
     [status.version, status.labels, status.metrics, status.rankings, status.interfaces.enabled,
       status.names !== null, status.own_names !== null,
-      status.forecast !== null]);
+      status.forecast && [status.forecast.current.min_bytes, status.forecast.min_packets]]);
 
   function showStatus(status) {
     if (made !== shape(status)) {
