@@ -60,9 +60,10 @@ class Forecast:
     ``unbounded`` is the main view without any bound, and ``current`` is the main view with the
     bounds in force. ``bounds`` are forecasts for the values `LISTED` of ``min_bytes`` and for the
     ``min_bytes`` in force, in ascending order, each together with the ``min_packets`` in force.
-    ``other_series`` is the number of series of all other views. ``proposed`` is the lowest of `PROPOSED` with which all views together have at most
-    ``max_series`` series. Its ``min_bytes`` is 0 if no bound is needed. ``proposed`` is None
-    without ``max_series``, or if no bound is high enough. ``text`` is the proposal as a sentence.
+    ``other_series`` is the number of series of all other views. ``proposed`` is the lowest of
+    `PROPOSED` with which all views together have at most ``max_series`` series. Its ``min_bytes``
+    is 0 if no bound is needed. ``proposed`` is None without ``max_series``, or if no bound is high
+    enough. ``text`` is the proposal as a sentence.
     """
 
     min_packets: int

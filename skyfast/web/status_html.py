@@ -27,6 +27,7 @@ from skyfast.web.status import StatusReport
 from skyfast.web.top import (
     MAX_FILTER_CHARS,
     PER_SECOND,
+    REPORT_INTERVAL_S,
     Metric,
     Query,
     Ranking,
@@ -188,6 +189,10 @@ _IGNORED = (
 _DIRECTIONS = (
     '<span aria-hidden="true">→</span><span class="unseen">from initiator to target</span>',
     '<span aria-hidden="true">←</span><span class="unseen">from target to initiator</span>',
+)
+
+_NO_RATES: Final = (
+    "No rates yet: they need new reports, and each connection is reported about once a minute."
 )
 
 _BUSY: Final = "Too many rankings are in progress: try again."
@@ -550,6 +555,9 @@ def _group_title(group: tuple[str, ...]) -> str:
 
 
 def _note(ranking: Ranking, query: Query, top: Top) -> str:
+    is_new = top.window_seconds is not None and top.window_seconds < REPORT_INTERVAL_S
+    if is_new and not top.entries:
+        return _NO_RATES
     # This total is from the same scan as the rows; the total shown above may be newer.
     total = top.connections if top.groups is None else top.groups
     noun = "connection" if top.groups is None else "group"

@@ -159,8 +159,10 @@ def small_table():
         (
             0,
             10,
-            "No bound is needed for max_series (10): there are 10 series (6 of the"
-            " connections and 4 of the views).",
+            (
+                "No bound is needed for max_series (10): there are 10 series (6 of the"
+                " connections and 4 of the views)."
+            ),
         ),
         (
             0,
@@ -189,14 +191,18 @@ def small_table():
         (
             0,
             3,
-            "No min_bytes meets max_series (3): 4 series (0 of the connections"
-            " and 4 of the views) would remain.",
+            (
+                "No min_bytes meets max_series (3): 4 series (0 of the connections"
+                " and 4 of the views) would remain."
+            ),
         ),
         (
             2,
             7,
-            "No min_bytes meets max_series (7): 8 series (4 of the connections"
-            " and 4 of the views) would remain.",
+            (
+                "No min_bytes meets max_series (7): 8 series (4 of the connections"
+                " and 4 of the views) would remain."
+            ),
         ),
     ],
 )
