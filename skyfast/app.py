@@ -559,11 +559,11 @@ def _warn_of_double_counting(config: Config, *, known: Sequence[str] = ()) -> No
 
 
 def _warn_of_hidden_traffic(config: Config) -> None:
-    """Log a warning if every view hides connections."""
+    """Log a warning if the traffic of hidden connections is in no series."""
     if cost.hides_traffic(config):
         log.warning(
-            "all views have min_bytes or min_packets: the traffic of hidden connections is in no"
-            " series; to avoid this, add a view without bounds"
+            "the traffic of connections hidden by min_bytes or min_packets is in no series;"
+            " to avoid this, count bytes in a view without these keys"
         )
 
 

@@ -93,7 +93,7 @@ def _print_error(text: str) -> None:
 def _parser() -> _Parser:
     parser = _Parser(
         prog="skyfast",
-        usage="%(prog)s [OPTION]... [CONFIG]",
+        usage="%(prog)s [CONFIG] [OPTION]...",
         description="Prometheus exporter for Skydive network flows.",
         epilog="Environment variables such as SKYDIVE_HOST_ID override keys of the file.",
         allow_abbrev=False,
@@ -127,7 +127,7 @@ def _parser() -> _Parser:
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="replay recordings instead of subscribing",
+        help="replay recordings; CONFIG, if any, comes first",
     )
     parser.add_argument(
         "--replay-speed",

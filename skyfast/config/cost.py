@@ -16,8 +16,10 @@ from skyfast.flows.catalog import (
 )
 from skyfast.flows.plan import FieldPath, Histogram
 from skyfast.flows.planner import (
+    AMOUNTS,
     amount_counters,
     families,
+    hidden_amounts,
     key_fields,
     shown_field,
     shows_topology,
@@ -86,8 +88,16 @@ def double_counted(config: Config) -> list[str]:
 
 
 def hides_traffic(config: Config) -> bool:
-    """Return whether every view has bounds, so that no view shows all traffic."""
-    return all(bounds.are_set for bounds in config.limits.bounds)
+    """Return whether there are bounds, and no view without bounds counts bytes or packets.
+
+    Then the traffic of hidden connections is in no series.
+    """
+    views, bounds = (config.export.main, *config.export.views), config.limits.bounds
+    return any(bound.are_set for bound in bounds) and not any(
+        _counts_traffic(view)
+        for view, bound in zip(views, bounds, strict=True)
+        if not bound.are_set
+    )
 
 
 def report(config: Config) -> str:
@@ -133,8 +143,8 @@ def _lines(config: Config) -> Iterator[str]:
         )
     if hides_traffic(config):
         yield (
-            "Warning: all views have min_bytes or min_packets: the traffic of hidden connections is"
-            " in no series; to avoid this, add a view without bounds."
+            "Warning: the traffic of connections hidden by min_bytes or min_packets is in no"
+            " series; to avoid this, count bytes in a view without these keys."
         )
     if uses_default_analyzer(config):
         default = config.subscriber.endpoints[0].name
@@ -237,6 +247,11 @@ def _where(view: ViewSpec) -> str:
 
 def _row(view: ViewSpec) -> str:
     return f"row of view {view.prefix}" if view.prefix else "connection"
+
+
+def _counts_traffic(view: ViewSpec) -> bool:
+    """Return whether a metric of the view counts all bytes or all packets."""
+    return len(hidden_amounts(view, Bounds(min_bytes=1, min_packets=1))) < len(AMOUNTS)
 
 
 def _is_counted(metric: MetricSpec) -> bool:

@@ -13,6 +13,9 @@ from skyfast.config.yaml_nodes import YamlNode, YamlValue, join
 MAX_SUGGESTIONS: Final = 3
 """Maximum number of keys of one name in a message; if there are more, the message lists no key."""
 
+MAX_SIBLINGS: Final = 3
+"""Maximum number of similar names that are compared with a value."""
+
 CLOSE: Final = 0.8
 """Minimum similarity, as a ratio of `difflib`, of a name that is reported as a misspelling."""
 
@@ -50,19 +53,30 @@ class KnownKeys:
     def suggest(self, path: str, value: YamlValue, *, cutoff: float) -> tuple[str, ...]:
         """Return the known paths that an unknown ``path`` with this value may mean.
 
-        The candidates, in order: a sibling whose similarity is at least ``cutoff``; the same name
-        at another level; the section that contains the keys of ``value``; a similar name at another
-        level.
+        The candidates, in order: a sibling whose similarity is at least ``cutoff``, if possible one
+        that can have such a value; the same name at another level; the section that contains the
+        keys of ``value``; a similar name at another level.
         """
-        parent, _, name = path.rpartition(".")
-        if near := difflib.get_close_matches(name, self.children(parent), 1, cutoff):
-            return (join(parent, near[0]),)
+        name = path.rpartition(".")[2]
+        if near := self._siblings(path, cutoff=cutoff):
+            return (next((one for one in near if self._fits(one, value)), near[0]),)
         if paths := self._elsewhere(name, value):
             return paths
         if section := self.section_of(value):
             return (section,)
         near = difflib.get_close_matches(name, self._by_name, 1, CLOSE)
         return self._elsewhere(near[0], value) if near else ()
+
+    def instead_of_section(self, section: str, value: YamlValue) -> str:
+        """Return the key with a name like ``section`` that can have this value, or nothing."""
+        near = self._siblings(section, cutoff=CLOSE)
+        return next((one for one in near if one != section and self._fits(one, value)), "")
+
+    def _siblings(self, path: str, *, cutoff: float) -> list[str]:
+        """Return known keys and sections beside ``path`` with similar names, best first."""
+        parent, _, name = path.rpartition(".")
+        near = difflib.get_close_matches(name, self.children(parent), MAX_SIBLINGS, cutoff)
+        return [join(parent, one) for one in near]
 
     def _elsewhere(self, name: str, value: YamlValue) -> tuple[str, ...]:
         """Return the paths that end with this name and can have such a value."""

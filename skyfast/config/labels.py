@@ -24,6 +24,8 @@ from skyfast.config.parsers import (
     nearest,
     one_of,
     parse_str,
+    refuse_size_unit,
+    refuse_time_unit,
     show_seconds,
     suggestion,
     to_number,
@@ -118,6 +120,10 @@ def to_metric(value: YamlValue) -> MetricSpec:
     return MetricSpec(name=name, paths=paths, type=kind, help=help_)
 
 
+_REFUSE_UNIT = {"seconds": refuse_time_unit, "bytes": refuse_size_unit}
+"""Checks of the buckets of histograms, by the unit of the histogram."""
+
+
 def _to_histogram(value: YamlValue) -> MetricSpec:
     nodes = mapping_of(
         value,
@@ -127,13 +133,19 @@ def _to_histogram(value: YamlValue) -> MetricSpec:
     )
     entries = Entries(nodes)
     name = entries.of("name", one_of(*HISTOGRAMS_BY_NAME))
-    buckets = entries.of("buckets", _to_buckets)
+    unit = HISTOGRAMS_BY_NAME[name].unit if name in HISTOGRAMS_BY_NAME else ""
+    buckets = entries.of("buckets", lambda value: _to_buckets(value, unit))
     entries.check()
     return MetricSpec(name=name, type="histogram", buckets=buckets)
 
 
-def _to_buckets(value: YamlValue) -> tuple[float, ...]:
-    bounds = unique_list_of(_to_bound, "bucket", most=MAX_BOUNDS)(value)
+def _to_buckets(value: YamlValue, unit: str) -> tuple[float, ...]:
+    def to_bound(value: YamlValue) -> float:
+        if unit in _REFUSE_UNIT:
+            _REFUSE_UNIT[unit](value)
+        return _to_bound(value)
+
+    bounds = unique_list_of(to_bound, "bucket", most=MAX_BOUNDS)(value)
     for i, (before, bound) in enumerate(pairwise(bounds), 1):
         if bound < before:
             node = value[i] if isinstance(value, list) else None

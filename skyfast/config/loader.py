@@ -210,6 +210,8 @@ def _collect(
                 # The message does not show the value: without a space, "password:secret" is a
                 # single string.
                 text = f"{origin}: {path}: {kind_of(node.value)} is not a mapping of keys"
+                if near := KNOWN.instead_of_section(path, node.value):
+                    text += f"; did you mean {near}?"
                 problems.add(text, node.line)
 
     descend(nodes, "")

@@ -10,6 +10,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar, cast
@@ -49,6 +50,7 @@ LEVELS = {
 _UNITS_S = {
     unit: seconds
     for seconds, units in (
+        (0.000_001, ("us", "µs")),
         (0.001, ("ms",)),
         (1, ("s", "sec", "secs", "second", "seconds")),
         (60, ("m", "min", "mins", "minute", "minutes")),
@@ -57,8 +59,11 @@ _UNITS_S = {
     )
     for unit in units
 }
-_WITH_UNIT = re.compile(
+_TIME = re.compile(
     rf"([0-9]{{1,9}}(?:\.[0-9]{{1,9}})?) *({'|'.join(_UNITS_S)})", re.ASCII | re.IGNORECASE
+)
+_SIZE = re.compile(
+    r"([0-9]{1,15}(?:\.[0-9]{1,9})?) *(?:([kmgtp])(i?)b?|b|bytes?)", re.ASCII | re.IGNORECASE
 )
 
 
@@ -113,13 +118,37 @@ def integer(least: int, most: int) -> Callable[[YamlValue], int]:
     return parse
 
 
+def refuse_time_unit(value: YamlValue) -> None:
+    """Raise `InvalidValue` with the number of seconds if ``value`` is a time with a unit."""
+    if isinstance(value, str) and (match := _TIME.fullmatch(value)):
+        number = float(match[1]) * _UNITS_S[match[2].lower()]
+        raise InvalidValue(f"has a unit; times are in seconds: write {number:g}", value)
+
+
+def refuse_size_unit(value: YamlValue) -> None:
+    """Raise `InvalidValue` with the number of bytes if ``value`` is a size with a unit."""
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
+        power = " kmgtp".index((match[2] or " ").lower())
+        number = round(Decimal(match[1]) * (1024 if match[3] else 1000) ** power)
+        raise InvalidValue(f"has a unit; sizes are in bytes: write {number}", value)
+
+
+def byte_count(least: int, most: int) -> Callable[[YamlValue], int]:
+    """Accept a number of bytes."""
+    parse_integer = integer(least, most)
+
+    def parse(value: YamlValue) -> int:
+        refuse_size_unit(value)
+        return parse_integer(value)
+
+    return parse
+
+
 def duration(*, zero: bool) -> Callable[[YamlValue], float]:
     allowed = "from 0" if zero else "above 0 and"
 
     def parse(value: YamlValue) -> float:
-        if isinstance(value, str) and (with_unit := _WITH_UNIT.fullmatch(value)):
-            number = float(with_unit[1]) * _UNITS_S[with_unit[2].lower()]
-            raise InvalidValue(f"has a unit; times are in seconds: write {number:g}", value)
+        refuse_time_unit(value)
         number = to_number(value)
         if not (0 <= number <= MAX_SECONDS) or (number == 0 and not zero):
             raise InvalidValue(f"is not a number of seconds {allowed} up to {MAX_SECONDS}", value)

@@ -15,6 +15,7 @@ from skyfast.config import hints, labels, names, presets, rules, views
 from skyfast.config.endpoint import MAX_PORT, Endpoint
 from skyfast.config.model import Config
 from skyfast.config.parsers import (
+    byte_count,
     duration,
     integer,
     list_of,
@@ -142,7 +143,7 @@ CAPTURE_ID = _key(
 )
 MESSAGE_BYTES = _key(
     "pipeline.subscriber.max_message_bytes",
-    integer(1, MAX_MESSAGE_BYTES),
+    byte_count(1, MAX_MESSAGE_BYTES),
     64 << 20,
     lambda c: c.subscriber.max_message_bytes,
 )
@@ -225,13 +226,13 @@ MAX_FLOWS: Key[int | None] = _key(
 )
 MIN_BYTES = _key(
     "pipeline.store.prom_sky_con.min_bytes",
-    views.to_bound,
+    views.to_min_bytes,
     0,
     lambda c: c.limits.bounds[0].min_bytes,
 )
 MIN_PACKETS = _key(
     "pipeline.store.prom_sky_con.min_packets",
-    views.to_bound,
+    views.to_min_packets,
     0,
     lambda c: c.limits.bounds[0].min_packets,
 )

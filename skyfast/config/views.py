@@ -20,6 +20,7 @@ from skyfast.config.labels import (
 from skyfast.config.parsers import (
     Entries,
     bounded_list_of,
+    byte_count,
     duration,
     integer,
     mapping_of,
@@ -48,8 +49,8 @@ VIEW_TIMEOUT_S = 3600.0
 MAX_BOUND = 10**15
 """The largest ``min_bytes`` and ``min_packets``."""
 
-to_bound = integer(0, MAX_BOUND)
-"""Accepts a minimum number of bytes or packets."""
+to_min_bytes = byte_count(0, MAX_BOUND)
+to_min_packets = integer(0, MAX_BOUND)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +98,8 @@ def _to_view(value: YamlValue) -> ViewEntry:
     )
     timeout_s = entries.of("timeout", duration(zero=False), 0.0)
     bounds = Bounds(
-        min_bytes=entries.of("min_bytes", to_bound, 0),
-        min_packets=entries.of("min_packets", to_bound, 0),
+        min_bytes=entries.of("min_bytes", to_min_bytes, 0),
+        min_packets=entries.of("min_packets", to_min_packets, 0),
     )
     entries.check()
     choice = ViewSpec(prefix=prefix, labels=labels, metrics=metrics, direction=direction)

@@ -61,7 +61,7 @@ complete -c skyfast -n _shtab_skyfast_using -l config.file -xka "(__fish_complet
 complete -c skyfast -n _shtab_skyfast_using -l check -d 'validate CONFIG; print all settings and cost'
 complete -c skyfast -n _shtab_skyfast_using -l strict -d 'with --check, treat warnings as errors'
 complete -c skyfast -n _shtab_skyfast_using -l demo -d 'replay the packaged recording'
-complete -c skyfast -n _shtab_skyfast_using -l replay -xka "(__fish_complete_path (commandline -ct))" -d 'replay recordings instead of subscribing'
+complete -c skyfast -n _shtab_skyfast_using -l replay -xka "(__fish_complete_path (commandline -ct))" -d 'replay recordings; CONFIG, if any, comes first'
 complete -c skyfast -n _shtab_skyfast_using -l replay-speed -x -d 'replay N times as fast (default: 1)'
 complete -c skyfast -n _shtab_skyfast_using -l record -xka "(__fish_complete_path (commandline -ct))" -d 'record messages; *.gz files are compressed'
 complete -c skyfast -n _shtab_skyfast_using -l record-anonymous -d 'replace addresses and names in the recording'

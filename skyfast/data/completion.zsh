@@ -21,7 +21,7 @@ _shtab_skyfast_options=(
   "--check[validate CONFIG\; print all settings and cost]"
   "--strict[with --check, treat warnings as errors]"
   "--demo[replay the packaged recording]"
-  "*--replay[replay recordings instead of subscribing]:FILE:_files"
+  "*--replay[replay recordings\; CONFIG, if any, comes first]:FILE:_files"
   "--replay-speed[replay N times as fast (default\: 1)]:N:"
   "--record[record messages\; \*.gz files are compressed]:FILE:_files"
   "--record-anonymous[replace addresses and names in the recording]"

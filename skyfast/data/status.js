@@ -14,6 +14,9 @@
   const BUSY = "Too many rankings are in progress: try again.";
 
   const NEARLY_FULL = 0.9;
+  const REPORT_INTERVAL_S = 60;
+  const NO_RATES =
+    "No rates yet: they need new reports, and each connection is reported about once a minute.";
   const REASONS = {
     late: "repeated",
     no_network: "ARP",
@@ -232,7 +235,7 @@
   const shape = (status) => JSON.stringify(
     [status.version, status.labels, status.metrics, status.rankings, status.interfaces.enabled,
       status.names !== null, status.own_names !== null,
-      status.forecast !== null]);
+      status.forecast && [status.forecast.current.min_bytes, status.forecast.min_packets]]);
 
   function showStatus(status) {
     if (made !== shape(status)) {
@@ -302,6 +305,10 @@
     const most = top.entries.length ? top.entries[0].rank || 1 : 1;
     const rows = top.entries.map((entry) => ({ ...entry, share: entry.rank / most }));
     fillTable(topTable, rows, 0);
+    if (top.window_seconds !== null && top.window_seconds < REPORT_INTERVAL_S && !rows.length) {
+      write(note, NO_RATES);
+      return;
+    }
     const total = top.groups === null ? top.connections : top.groups;
     let text = `${count(rows.length)} of ${count(total)}`
       + ` ${top.groups === null ? "connection" : "group"}${total === 1 ? "" : "s"}`;

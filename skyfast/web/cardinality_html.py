@@ -15,7 +15,7 @@ from skyfast.web.cardinality import (
     ValueCount,
     ViewCardinality,
 )
-from skyfast.web.forecast import Forecast, percent, size
+from skyfast.web.forecast import Forecast, listed, percent
 
 MIN_SHARE: Final = 0.005
 """If a label has more values than the report lists, only values with at least this share of the
@@ -83,7 +83,7 @@ def _forecast(forecast: Forecast | None) -> str:
     if forecast is None:
         return ""
     rows = "".join(
-        f'<tr><th scope="row">{size(one.min_bytes)}</th>'
+        f'<tr><th scope="row">{listed(one, forecast)}</th>'
         f'<td class="number">{one.connections:,}</td><td class="number">{one.series:,}</td>'
         f'<td class="number">{percent(one.bytes_share)}</td></tr>\n'
         for one in forecast.bounds

@@ -25,6 +25,9 @@ PROPOSED: Final = tuple(
 AGE_S: Final = 5.0
 """How long a forecast is cached."""
 
+CONFIGURED: Final = " (configured)"
+"""The note after a bound in force."""
+
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -55,11 +58,12 @@ class Forecast:
     """How much of the main view would remain with different bounds.
 
     ``unbounded`` is the main view without any bound, and ``current`` is the main view with the
-    bounds in force. ``bounds`` are forecasts for the values `LISTED` of ``min_bytes``, each
-    together with the ``min_packets`` in force. ``other_series`` is the number of series of all
-    other views. ``proposed`` is the lowest of `PROPOSED` with which all views together have at most
-    ``max_series`` series. Its ``min_bytes`` is 0 if no bound is needed. ``proposed`` is None
-    without ``max_series``, or if no bound is high enough. ``text`` is the proposal as a sentence.
+    bounds in force. ``bounds`` are forecasts for the values `LISTED` of ``min_bytes`` and for the
+    ``min_bytes`` in force, in ascending order, each together with the ``min_packets`` in force.
+    ``other_series`` is the number of series of all other views. ``proposed`` is the lowest of
+    `PROPOSED` with which all views together have at most ``max_series`` series. Its ``min_bytes``
+    is 0 if no bound is needed. ``proposed`` is None without ``max_series``, or if no bound is high
+    enough. ``text`` is the proposal as a sentence.
     """
 
     min_packets: int
@@ -71,6 +75,13 @@ class Forecast:
     proposed: BoundForecast | None
     text: str
 
+    @property
+    def hidden_connections(self) -> int | None:
+        """The connections that the bounds in force hide, or None without bounds."""
+        if not (self.current.min_bytes or self.min_packets):
+            return None
+        return self.unbounded.connections - self.current.connections
+
 
 def make_forecast(
     table: ForecastTable, bounds: Sequence[Bounds], *, max_series: int, now: float
@@ -80,7 +91,8 @@ def make_forecast(
     ``bounds`` are those in force, by view. ``max_series`` is 0 for no target.
     """
     main, *others = bounds
-    wanted = {*LISTED, *(PROPOSED if max_series else ())}
+    listed = {*LISTED, *([main.min_bytes] if main.min_bytes else ())}
+    wanted = {*listed, *(PROPOSED if max_series else ())}
     pairs = [NO_BOUNDS, main, *(Bounds(least, main.min_packets) for least in sorted(wanted))]
     shown = table.forecast(now, 0, pairs)
     total_bytes = shown[0][2]
@@ -106,7 +118,7 @@ def make_forecast(
         min_packets=main.min_packets,
         unbounded=unbounded,
         current=current,
-        bounds=tuple(one for one in rest if one.min_bytes in LISTED),
+        bounds=tuple(one for one in rest if one.min_bytes in listed),
         other_series=other_series,
         max_series=max_series or None,
         proposed=proposed,
@@ -121,16 +133,24 @@ def _text(
         return "Set max_series to get a proposal for min_bytes."
     if proposed is None:
         return (
-            f"No min_bytes meets max_series ({max_series:,}): {lowest + other_series:,} series"
-            " would remain."
+            f"No min_bytes meets max_series ({max_series:,}):"
+            f" {_sum(lowest, other_series)} would remain."
         )
-    series = f"{proposed.series + other_series:,} series"
+    series = _sum(proposed.series, other_series)
     if not proposed.min_bytes:
         return f"No bound is needed for max_series ({max_series:,}): there are {series}."
     return (
         f"min_bytes: {proposed.min_bytes} meets max_series ({max_series:,}): it leaves {series},"
         f" and {percent(proposed.bytes_share)} of the bytes of the connections."
     )
+
+
+def _sum(series: int, other_series: int) -> str:
+    """Return the number of series of all views, and its two parts if there are other views."""
+    text = f"{series + other_series:,} series"
+    if other_series:
+        text += f" ({series:,} of the connections and {other_series:,} of the views)"
+    return text
 
 
 def percent(share: float) -> str:
@@ -149,21 +169,37 @@ def size(number: int) -> str:
 
 def as_text(forecast: Forecast) -> list[str]:
     """Return the lines of a forecast, for ``skyfast --check``."""
-    whole = forecast.unbounded
+    whole, current = forecast.unbounded, forecast.current
+    verb = "has" if whole.connections == 1 else "have"
     lines = [
         (
-            f"Without bounds, {whole.connections} connections have {whole.series} series;"
+            f"Without bounds, {_connections(whole)} {verb} {whole.series} series;"
             f" the other views have {forecast.other_series}."
         )
     ]
-    lines += [
-        f"  With min_bytes {size(one.min_bytes)}: {one.connections} connections, {one.series}"
-        f" series, {percent(one.bytes_share)} of the bytes."
-        for one in forecast.bounds
-    ]
+    if forecast.min_packets and not current.min_bytes:
+        lines.append(_line(f"min_packets {forecast.min_packets}{CONFIGURED}", current))
+    lines += [_line(f"min_bytes {listed(one, forecast)}", one) for one in forecast.bounds]
     if forecast.min_packets:
         lines.append(f"These numbers include connections with {forecast.min_packets} packets.")
     return [*lines, forecast.text]
+
+
+def listed(bound: BoundForecast, forecast: Forecast) -> str:
+    """Return a listed ``min_bytes``, with a note if it is the configured one."""
+    is_configured = bound.min_bytes == forecast.current.min_bytes
+    return f"{size(bound.min_bytes)}{CONFIGURED if is_configured else ''}"
+
+
+def _line(bound: str, one: BoundForecast) -> str:
+    return (
+        f"  With {bound}: {_connections(one)}, {one.series} series,"
+        f" {percent(one.bytes_share)} of the bytes."
+    )
+
+
+def _connections(one: BoundForecast) -> str:
+    return f"{one.connections} connection{'' if one.connections == 1 else 's'}"
 
 
 class Forecaster:

@@ -138,9 +138,12 @@ class TableStatus:
     ``skipped_expected_total`` contains the reasons of `EXPECTED_SKIPS`, and
     ``skipped_unexpected_total`` the other reasons. ``series_at_most`` and ``series_limit`` include
     the views. ``reports_lost_total`` counts checked reports whose previous report was lost.
+    ``hidden_connections`` are those that have not reached ``min_bytes`` or ``min_packets``, or None
+    without bounds.
     """
 
     connections: int
+    hidden_connections: int | None
     connections_limit: int
     flows: int
     flows_limit: int
@@ -393,7 +396,7 @@ class Status:
         recorded = self._replay.analyzers if self._replay else {}
         notices = list(current_notices(stats, table, recorded))
         # Read each counter once, so that the values are consistent.
-        counts = _table(stats, table, subject.series)
+        counts = _table(stats, table, subject.series, forecast)
         ready = self._ready()
         return StatusReport(
             version=__version__,
@@ -605,7 +608,9 @@ def _capture(report: CaptureReport, subject: StatusSource, now: float) -> Captur
     )
 
 
-def _table(stats: Stats, table: TableCounts, series: Sequence[int]) -> TableStatus:
+def _table(
+    stats: Stats, table: TableCounts, series: Sequence[int], forecast: Forecast | None
+) -> TableStatus:
     skipped = sums(stats.flows_skipped, table.skipped)
     skipped = {reason: number for reason, number in skipped.items() if number}
     analyzers = stats.analyzers.values()
@@ -615,6 +620,7 @@ def _table(stats: Stats, table: TableCounts, series: Sequence[int]) -> TableStat
     rows = (connections, *table.view_connections)
     return TableStatus(
         connections=connections,
+        hidden_connections=forecast.hidden_connections if forecast else None,
         connections_limit=stats.max_connections,
         flows=table.flows,
         flows_limit=stats.max_flows,

@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from skyfast.web import html
+from skyfast.web.forecast import size
 from skyfast.web.formats import COLOURS, STATES, TEXTS, count, duration, formatted
 from skyfast.web.help_html import link
 from skyfast.web.history import INTERVAL_S, MAX_GAP_S, SAMPLES, Series
@@ -26,6 +27,7 @@ from skyfast.web.status import StatusReport
 from skyfast.web.top import (
     MAX_FILTER_CHARS,
     PER_SECOND,
+    REPORT_INTERVAL_S,
     Metric,
     Query,
     Ranking,
@@ -161,6 +163,8 @@ _LIMITS = (
     _Limit("series", "Series, at most", ("table.series_at_most",), "table.series_limit"),
 )
 
+_HIDDEN: Final = "table.hidden_connections"
+
 _FIGURES = (
     ("prometheus", "created", "series created, at most", "prometheus"),
     ("prometheus", "memory-range", "memory in Prometheus", "prometheus"),
@@ -185,6 +189,10 @@ _IGNORED = (
 _DIRECTIONS = (
     '<span aria-hidden="true">→</span><span class="unseen">from initiator to target</span>',
     '<span aria-hidden="true">←</span><span class="unseen">from target to initiator</span>',
+)
+
+_NO_RATES: Final = (
+    "No rates yet: they need new reports, and each connection is reported about once a minute."
 )
 
 _BUSY: Final = "Too many rankings are in progress: try again."
@@ -275,9 +283,15 @@ def _page_shape(report: StatusReport, ranking: Ranking) -> str:
         report.interfaces.enabled,
         report.names is not None,
         report.own_names is not None,
-        report.forecast is not None,
+        _bounds(report),
     )
     return msgspec.json.encode(parts).decode()
+
+
+def _bounds(report: StatusReport) -> tuple[int, int] | None:
+    """Return the configured ``min_bytes`` and ``min_packets``; None if no bytes are counted."""
+    forecast = report.forecast
+    return None if forecast is None else (forecast.current.min_bytes, forecast.min_packets)
 
 
 class _Elements:
@@ -295,6 +309,12 @@ class _Elements:
         text = escape(formatted(value, format_, self._now_s))
         return f'<{tag}{state} data-key="{key}" data-format="{format_}">{text}</{tag}>'
 
+    def hidden(self, key: str) -> str:
+        """Return how many of the connections are hidden; empty without bounds or for other keys."""
+        if key != "table.connections" or _at(self._tree, _HIDDEN) is None:
+            return ""
+        return f", <small>{self.place(_HIDDEN, 'count')} hidden</small>"
+
     def limit(self, limit: _Limit) -> str:
         """Return the name of a limit, a bar, and its values."""
         values = [_at(self._tree, key) for key in limit.keys]
@@ -311,7 +331,7 @@ class _Elements:
         shown = " and ".join(parts) if len(parts) == 1 else f"{parts[0]} and {parts[1]} dormant"
         return (
             f"<div><dt>{link(limit.anchor, limit.title)}</dt>"
-            f"<dd>{shown} of {self.place(limit.limit, 'count')}</dd>"
+            f"<dd>{shown} of {self.place(limit.limit, 'count')}{self.hidden(limit.keys[0])}</dd>"
             f'<svg class="{colour}" aria-hidden="true" data-shares="{" ".join(limit.keys)}"'
             f' data-limit="{limit.limit}">{"".join(rects)}</svg></div>\n'
         )
@@ -422,7 +442,8 @@ def _tile(tile: _Tile, elements: _Elements, history: Series) -> str:
     highest = max((value for value in values if value is not None), default=None)
     area, line = (_bars if tile.is_bars else _line)(history.age_seconds, values)
     return (
-        f"<li><h2>{tile.title}</h2>{elements.place(tile.key, tile.format, tag='b')}\n"
+        f"<li><h2>{tile.title}</h2>{elements.place(tile.key, tile.format, tag='b')}"
+        f"{elements.hidden(tile.key)}\n"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img"'
         f' aria-label="{tile.title}, the last ten minutes" data-series="{tile.series}">'
         f'<path class="gap" d="{_gaps(history.age_seconds)}"/>'
@@ -534,6 +555,9 @@ def _group_title(group: tuple[str, ...]) -> str:
 
 
 def _note(ranking: Ranking, query: Query, top: Top) -> str:
+    is_new = top.window_seconds is not None and top.window_seconds < REPORT_INTERVAL_S
+    if is_new and not top.entries:
+        return _NO_RATES
     # This total is from the same scan as the rows; the total shown above may be newer.
     total = top.connections if top.groups is None else top.groups
     noun = "connection" if top.groups is None else "group"
@@ -603,14 +627,22 @@ def _value_columns(metric: Metric, query: Query) -> Iterable[_HtmlColumn]:
 
 def _forecast(report: StatusReport, elements: _Elements) -> str:
     """Return the section about bounds; empty if the connections do not count bytes."""
-    if report.forecast is None:
+    bounds = _bounds(report)
+    if bounds is None:
         return ""
+    min_bytes, min_packets = bounds
+    configured = [
+        *([f"min_bytes {size(min_bytes)}"] if min_bytes else ()),
+        *([f"min_packets {min_packets:,}"] if min_packets else ()),
+    ]
+    note = f"; configured: {' or '.join(configured)}" if configured else ""
     return (
         '<section class="panel" aria-labelledby="bounds">\n'
         '<div class="head"><h2 id="bounds">Series of the connections</h2><p>'
         f"{elements.place('forecast.current.series', 'count')} of"
         f" {elements.place('forecast.unbounded.series', 'count')} series, with"
-        f" {elements.place('forecast.current.bytes_share', 'percent')} of the bytes</p></div>\n"
+        f" {elements.place('forecast.current.bytes_share', 'percent')} of the bytes"
+        f"{note}</p></div>\n"
         f"<p>{elements.place('forecast.text', 'text')}"
         " With these values of min_bytes, the following would remain:</p>\n"
         f"{elements.table('forecast.bounds', _BOUNDS)}</section>\n"

@@ -59,7 +59,7 @@ def test_report_names_exports_that_count_traffic_several_times(
     assert [line.split(": ")[1] for line in warnings] == exports
 
 
-HIDDEN = "all views have min_bytes or min_packets"
+HIDDEN = "the traffic of connections hidden by min_bytes or min_packets"
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,19 @@ HIDDEN = "all views have min_bytes or min_packets"
             ],
         ),
         (
+            (
+                "{min_bytes: 7, views: [{prefix: a, labels: [node_tid], metrics: [{name: a_total,"
+                " value: [Metric.ABBytes, Metric.BABytes], type: counter, help: a}]}]}"
+            ),
+            False,
+            ["A connection has no series until it has 7 bytes."],
+        ),
+        (
+            "{min_bytes: 7, views: [{prefix: a, labels: [node_tid], metrics: [packets]}]}",
+            False,
+            ["A connection has no series until it has 7 bytes."],
+        ),
+        (
             "{views: [{prefix: a, labels: [node_tid], min_packets: 9}]}",
             False,
             ["A row of view a has no series until it has 9 packets."],
@@ -104,6 +117,14 @@ def test_report_describes_bounds(settings: str, hides: bool, texts: list[str]) -
     lines = [line.removeprefix("# ") for line in cost.report(config).splitlines()]
     assert [line for line in lines if " has no series " in line or " takes " in line] == texts
     assert any(line.startswith(f"Warning: {HIDDEN}") for line in lines) == hides
+
+
+@pytest.mark.parametrize("preset", ["services", "hosts"])
+def test_presets_have_no_view_with_all_traffic(preset: str) -> None:
+    assert not cost.hides_traffic(make_config(preset=preset))
+    config = make_config(preset=preset, min_bytes=7)
+    assert cost.hides_traffic(config)
+    assert f"# Warning: {HIDDEN}" in cost.report(config)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

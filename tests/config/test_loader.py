@@ -808,6 +808,62 @@ def test_error_for_a_duration_with_a_unit_has_its_value_in_seconds(text: str, se
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("100kB", "100000"),
+        ("100 KB", "100000"),
+        ("2m", "2000000"),
+        ("1.5G", "1500000000"),
+        ("1 TB", "1000000000000"),
+        ("64KiB", "65536"),
+        ("1Mi", "1048576"),
+        ("20 B", "20"),
+        ("20 bytes", "20"),
+    ],
+)
+def test_error_for_a_size_with_a_unit_has_its_value_in_bytes(text: str, number: str) -> None:
+    hint = f"'{text}' has a unit; sizes are in bytes: write {number}"
+    assert error(store(min_bytes=text)).endswith(f"min_bytes: {hint}")
+    view = {"prefix": "a", "labels": ["node_tid"], "min_bytes": text}
+    assert error(store(views=[view])).endswith(f"views.min_bytes: {hint}")
+    assert error(f"pipeline: {{subscriber: {{max_message_bytes: {text}}}}}").endswith(hint)
+
+
+@pytest.mark.parametrize("text", ["100 k B", "kB", "1ib", "1e3B", "-1kB", "1 bit"])
+def test_other_sizes_are_not_integers(text: str) -> None:
+    assert " is not an integer from 0 to " in error(store(min_bytes=text))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "hint"),
+    [
+        ("rtt", "5ms", "'5ms' has a unit; times are in seconds: write 0.005"),
+        ("rtt", "50us", "'50us' has a unit; times are in seconds: write 5e-05"),
+        ("flow_duration", "5m", "'5m' has a unit; times are in seconds: write 300"),
+        ("flow_bytes", "5m", "'5m' has a unit; sizes are in bytes: write 5000000"),
+        ("flow_bytes", "5s", "'5s' is not a finite number above 0"),
+        ("rtt", "5kB", "'5kB' is not a finite number above 0"),
+    ],
+)
+def test_error_for_a_bucket_with_a_unit_has_its_value(name: str, text: str, hint: str) -> None:
+    metric = {"name": name, "type": "histogram", "buckets": [text]}
+    view = {"prefix": "a", "labels": ["node_tid"], "metrics": [metric]}
+    assert error(store(views=[view])).endswith(f"buckets: {hint}")
+
+
+@pytest.mark.parametrize("value", ["[127.0.0.1:8082]", "127.0.0.1:8082"])
+def test_suggested_keys_accept_the_kind_of_value(value: str) -> None:
+    notes = [note.text for note in parse(f"analyzerz: {value}\n").notes]
+    assert "x.yml: line 1: analyzerz is ignored; did you mean analyzers?" in notes
+    notes = [note.text for note in parse("analyzerz: {auth: {}}\n").notes]
+    assert "x.yml: line 1: analyzerz is ignored; did you mean analyzer?" in notes
+    assert error(f"analyzer: {value}\n").endswith(
+        " is not a mapping of keys; did you mean analyzers?"
+    )
+    assert error(f"pipeline: {value}\n").endswith(" is not a mapping of keys")
+
+
 @pytest.mark.xdist_group("timing")
 def test_aliases_below_unknown_keys_are_checked_once() -> None:
     lines = ["a0: &a0 {store: {prom_sky_con: {port: 1}}}"]

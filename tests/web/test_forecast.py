@@ -156,33 +156,54 @@ def small_table():
     ("min_packets", "max_series", "text"),
     [
         (0, 0, "Set max_series to get a proposal for min_bytes."),
-        (0, 10, "No bound is needed for max_series (10): there are 10 series."),
+        (
+            0,
+            10,
+            (
+                "No bound is needed for max_series (10): there are 10 series (6 of the"
+                " connections and 4 of the views)."
+            ),
+        ),
         (
             0,
             9,
             (
-                "min_bytes: 1000 meets max_series (9): it leaves 8 series, and 99.2 % of the bytes"
-                " of the connections."
+                "min_bytes: 1000 meets max_series (9): it leaves 8 series (4 of the"
+                " connections and 4 of the views), and 99.2 % of the bytes of the connections."
             ),
         ),
         (
             0,
             7,
             (
-                "min_bytes: 5000 meets max_series (7): it leaves 6 series, and 94.5 % of the bytes"
-                " of the connections."
+                "min_bytes: 5000 meets max_series (7): it leaves 6 series (2 of the"
+                " connections and 4 of the views), and 94.5 % of the bytes of the connections."
             ),
         ),
         (
             0,
             4,
             (
-                "min_bytes: 100000 meets max_series (4): it leaves 4 series, and 0.0 % of the bytes"
-                " of the connections."
+                "min_bytes: 100000 meets max_series (4): it leaves 4 series (0 of the"
+                " connections and 4 of the views), and 0.0 % of the bytes of the connections."
             ),
         ),
-        (0, 3, "No min_bytes meets max_series (3): 4 series would remain."),
-        (2, 7, "No min_bytes meets max_series (7): 8 series would remain."),
+        (
+            0,
+            3,
+            (
+                "No min_bytes meets max_series (3): 4 series (0 of the connections"
+                " and 4 of the views) would remain."
+            ),
+        ),
+        (
+            2,
+            7,
+            (
+                "No min_bytes meets max_series (7): 8 series (4 of the connections"
+                " and 4 of the views) would remain."
+            ),
+        ),
     ],
 )
 def test_texts(min_packets, max_series, text):
@@ -193,6 +214,53 @@ def test_texts(min_packets, max_series, text):
     assert lines[0] == ("Without bounds, 3 connections have 6 series; the other views have 4.")
     assert lines[-1] == text
     assert ("These numbers include connections with 2 packets." in lines) == (min_packets == 2)
+
+
+def test_texts_without_other_views():
+    core = Core(Spec(views=(View(LABELS, compatible("bytes")),)))
+    core.report(make_flow("1", (500, 0, 1, 0)), 0)
+    made = make_forecast(core.table, [Bounds()], max_series=5, now=0)
+    assert made.text == "No bound is needed for max_series (5): there are 2 series."
+    assert as_text(made)[0] == (
+        "Without bounds, 1 connection has 2 series; the other views have 0."
+    )
+
+
+@pytest.mark.parametrize(
+    ("bound", "lines"),
+    [
+        (
+            Bounds(min_bytes=20_000),
+            [
+                "  With min_bytes 10 kB: 1 connection, 2 series, 94.5 % of the bytes.",
+                "  With min_bytes 20 kB (configured): 1 connection, 2 series, 94.5 % of the bytes.",
+                "  With min_bytes 100 kB: 0 connections, 0 series, 0.0 % of the bytes.",
+            ],
+        ),
+        (
+            Bounds(min_bytes=10_000),
+            [
+                "  With min_bytes 10 kB (configured): 1 connection, 2 series, 94.5 % of the bytes.",
+                "  With min_bytes 100 kB: 0 connections, 0 series, 0.0 % of the bytes.",
+            ],
+        ),
+        (
+            Bounds(min_packets=2),
+            [
+                "  With min_packets 2 (configured): 2 connections, 4 series, 99.2 % of the bytes.",
+                "  With min_bytes 10 kB: 2 connections, 4 series, 99.2 % of the bytes.",
+            ],
+        ),
+        (Bounds(), ["  With min_bytes 10 kB: 1 connection, 2 series, 94.5 % of the bytes."]),
+    ],
+)
+def test_the_configured_bound_is_listed(bound, lines):
+    made = make_forecast(small_table(), [bound, Bounds()], max_series=0, now=0)
+    assert as_text(made)[1 : len(lines) + 1] == lines
+    if bound == NO_BOUNDS:
+        assert made.hidden_connections is None
+    else:
+        assert made.hidden_connections == 3 - made.current.connections
 
 
 async def test_pages_show_the_same_forecast():
@@ -214,7 +282,7 @@ async def test_pages_show_the_same_forecast():
         }
         assert of_status["unbounded"]["series"] == 14
         assert of_status["proposed"]["min_bytes"] == 2000
-        assert [one["min_bytes"] for one in of_status["bounds"]] == [*LISTED]
+        assert [one["min_bytes"] for one in of_status["bounds"]] == [1500, *LISTED]
         _, flows = await site.get("/metrics/flows")
         samples = [line for line in flows.splitlines() if not line.startswith("#")]
         assert len(samples) == 9 + of_status["other_series"]
@@ -222,6 +290,12 @@ async def test_pages_show_the_same_forecast():
             code, page = await site.get(path)
             assert code == 200
             assert of_status["text"] in page
+        assert (await site.json("/api/status"))["table"]["hidden_connections"] == 1
+        _, page = await site.get("/")
+        hidden = '<span data-key="table.hidden_connections" data-format="count">1</span> hidden'
+        assert page.count(hidden) == 2
+        assert "; configured: min_bytes 1500 B</p>" in page
+        assert ">1500 B (configured)</th>" in (await site.get("/cardinality"))[1]
         for path in ("/metrics", "/metrics/self"):
             _, metrics = await site.get(path)
             assert 'skyfast_hidden_connections{view=""} 1\n' in metrics

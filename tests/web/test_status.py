@@ -971,6 +971,24 @@ async def test_page_shows_groups_without_its_script():
         assert ">1 of 3 groups; 2 other connections: 7<" in page
 
 
+async def test_first_request_for_rates_explains_why_there_are_none(monkeypatch):
+    note = f'role="status">{status_html._NO_RATES}<'
+    async with three_connections() as site:
+        for path in ("/?by=bytes_per_second", "/?by=bytes_per_second&group=protocol"):
+            assert note in (await site.get(path))[1]
+        site.report(make_flow("1", (1500, 700, 9, 9), last=62_000))
+        ranks = site.app.status.ranking
+        ranks._results._results.clear()
+        page = (await site.get("/?by=bytes_per_second"))[1]
+        assert ">1 of 3 connections, by increase over the last " in page
+        # Later, the list is only empty if nothing was reported.
+        monkeypatch.setattr(top, "REPORT_INTERVAL_S", 0)
+        monkeypatch.setattr(status_html, "REPORT_INTERVAL_S", 0)
+        ranks._results._results.clear()
+        page = (await site.get("/?by=bytes_per_second&filter=nothing"))[1]
+        assert ">0 of 3 connections, by increase over the last " in page
+
+
 async def test_markup_is_escaped():
     stats = Stats()
     stats.analyzer(EVIL).last_failure = Failure("error", EVIL)
@@ -1194,6 +1212,8 @@ def test_script_and_page_share_constants():
     assert f"MAX_FILTER_CHARS = {top.MAX_FILTER_CHARS}," in script
     assert f"MIN_BAR_PERCENT = {status_html.html.MIN_BAR_PERCENT:g};" in script
     assert f"NEARLY_FULL = {NEARLY_FULL:g};" in script
+    assert f"REPORT_INTERVAL_S = {top.REPORT_INTERVAL_S:g};" in script
+    assert f'"{status_html._NO_RATES}"' in script
     words = re.search(r"const REASONS = \{(.*?)\};", script, re.DOTALL)[1]
     assert dict(re.findall(r'(\w+): "([^"]*)"', words)) == REASONS
 
