@@ -46,19 +46,20 @@ A `Spec` has the options of a configuration. The following rules are not in docs
 * With ``deduplicate``, a dormant flow can add deltas without becoming live: by a closing report
   that repeats its last update, or in the overflow row. Such a flow claims its conversation, so that
   no other capture point takes over and adds the same packets. It claims the conversation under the
-  same conditions under which a flow becomes live. The claim lasts as long as a live flow without another report would own the
-  conversation. For example, the timeout is 75 s. At 100 s, the closing report of a flow at node-1
-  adds a packet whose update was lost. Until 175 s, updates from node-2 may contain this packet, so
-  they count as duplicates. Later updates do not contain the packet. Until the claim ends, the flow
-  at node-1 counts as live for ``max_flows`` and cannot be evicted. If another flow of the same capture point claims the conversation, the earlier claim ends, and its
+  same conditions under which a flow becomes live. The claim lasts as long as a live flow without
+  another report would own the conversation. For example, the timeout is 75 s. At 100 s, the closing
+  report of a flow at node-1 adds a packet whose update was lost. Until 175 s, updates from node-2
+  may contain this packet, so they count as duplicates. Later updates do not contain the packet.
+  Until the claim ends, the flow at node-1 counts as live for ``max_flows`` and cannot be evicted.
+  If another flow of the same capture point claims the conversation, the earlier claim ends, and its
   flow is dormant from that time.
 * Dormant flows are forgotten in the order in which they became dormant. Eviction takes flows that
   ended at least 15 s ago first. For flows that became dormant in the same second, the order is
   undefined, and `Model.expire` accepts the order as an argument.
 * When a row of the first view is removed, its counters are kept if they differ from those of its
-  last flow, or if flows of several connections can have its labels. Kept counters count as a flow for
-  ``max_flows``. They are forgotten as if they were a flow that became dormant directly after the
-  last flow.
+  last flow, or if flows of several connections can have its labels. Kept counters count as a flow
+  for ``max_flows``. They are forgotten as if they were a flow that became dormant directly after
+  the last flow.
 * A flow is new if its report counts as a first report, or if the flow was never counted. Each row
   to which a new flow is added counts one more new flow, including overflow rows. A flow whose total
   counts only because it creates a row is not new, so all views count the same flows. Known and
@@ -66,8 +67,8 @@ A `Spec` has the options of a configuration. The following rules are not in docs
   view and no counters were kept for it, the row starts with one new flow. This is the number at its
   removal, because counters are kept for any other number.
 * A closing report that repeats its last update does not create a row of the first view. Its deltas
-  are added to an existing row, to kept counters or, if flows of several connections can have the labels,
-  to new kept counters.
+  are added to an existing row, to kept counters or, if flows of several connections can have the
+  labels, to new kept counters.
 * Histograms count flows, each flow at most once per histogram. All views but the first can have
   them.
 * The histogram of a first value observes the first value above 0 of a flow. A known or dormant flow

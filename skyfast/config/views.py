@@ -131,8 +131,9 @@ def show_views(
 class ViewError(Exception):
     """An entry of view number ``view`` conflicts with another entry or with a limit.
 
-    ``places`` are paths at which the error can be reported, in order of preference. The first path
-    that is set in the file is used. ``other`` is the error from the point of view of the other entry.
+    ``places`` are paths at which the error can be reported, in order of preference. The first
+    path that is set in the file is used. ``other`` is the error from the point of view of the other
+    entry.
     """
 
     def __init__(

@@ -127,7 +127,10 @@ _ADDRESS_HELP: Final[dict[str, _Name]] = {
         "medium",
         "the Kubernetes service of the address, or the only service that selects the {end}'s pod",
     ),
-    NETWORK: ("medium", "the name of the smallest network that contains the {end}'s address, from `names` or `names_file`"),
+    NETWORK: (
+        "medium",
+        "the smallest of the networks in `names` and `names_file` that contain the {end}'s address",
+    ),
 }
 
 _NODE_HELP: Final[dict[str, _Name]] = {

@@ -238,7 +238,7 @@ class _Values(dict[str, tuple[str, str]]):
 
 
 class _EntryReader:
-    """Parses entries after their prefixes. Equal fields are validated only once."""
+    """Parses the part of an entry after its prefix. Equal fields are validated only once."""
 
     def __init__(self) -> None:
         self._names = _Names()

@@ -318,7 +318,8 @@ class NameIndex:
         node_update = self._compared(self.nodes, nodes, self._gone_nodes, now)
         points = dict(islice(resolution.points.items(), MAX_NAMES))
         hosts = {point.host for point in points.values()}
-        # Some entries stay although they are missing. Keep the data for resolving their flows.
+        # Entries that the topology no longer contains are kept for a while. Keep the data for
+        # resolving their flows.
         for tid in node_update.gone:
             if tid in context.points:
                 points[tid] = context.points[tid]

@@ -100,7 +100,7 @@ PLAIN_HTTP = "plain HTTP request on an HTTPS port"
 _OPTIONS: dict[str, Any] = {
     "access_log": None,
     "auto_decompress": False,  # bodies are discarded
-    "keepalive_timeout": 24 * 3600,  # IDLE_TIMEOUT_S is shorter
+    "keepalive_timeout": 24 * 3600,  # never reached: IDLE_TIMEOUT_S is shorter
     "lingering_time": BODY_TIMEOUT_S,
     "max_field_size": MAX_FIELD_BYTES,
     "max_headers": MAX_HEADERS,

@@ -330,12 +330,12 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_view_connections",
-        "Rows of the view.",
+        "Combinations of label values in the view.",
         _by_view(lambda table: table.view_connections),
     ),
     _metric(
         "skyfast_view_connections_rejected_total",
-        "Flow reports rejected because their row was new and the view was full.",
+        "Flow reports not counted in the view because they need a new row and the view is full.",
         _by_view(lambda table: table.view_rejected_totals),
     ),
     _metric(
@@ -436,7 +436,7 @@ _NAMES: Final = (
     ),
     _metric(
         "skyfast_names_query_duration_seconds",
-        "Duration of the latest topology query for names, by query.",
+        "Duration of the latest topology query for names, by kind of query.",
         _name_by("query", lambda names: names.query_duration_s),
     ),
 )

@@ -644,7 +644,7 @@ def _forecast(report: StatusReport, elements: _Elements) -> str:
         f" {elements.place('forecast.current.bytes_share', 'percent')} of the bytes"
         f"{note}</p></div>\n"
         f"<p>{elements.place('forecast.text', 'text')}"
-        " With these values of min_bytes, the following would remain:</p>\n"
+        " The table shows what would remain with other values of min_bytes:</p>\n"
         f"{elements.table('forecast.bounds', _BOUNDS)}</section>\n"
     )
 

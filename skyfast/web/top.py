@@ -244,7 +244,10 @@ class Ranking:
         return sum(map(len, self._snapshots.values()))
 
     def query(self, parameters: Sequence[tuple[str, str]], *, n: int = DEFAULT_ENTRIES) -> Query:
-        """Parse the ``parameters`` of a URL. ``n`` is used if they lack ``n``. Raises QueryError."""
+        """Parse the ``parameters`` of a URL. The default of the parameter ``n`` is ``n``.
+
+        Raises QueryError.
+        """
         given: dict[str, str] = {}
         for name, value in parameters:
             if name not in PARAMETERS:
