@@ -92,9 +92,9 @@ class Message:
     """A recorded message, or an update of the topology.
 
     ``at_ms`` is the time of receipt in Unix milliseconds. If it was not recorded, it is None, and
-    ``analyzer`` is empty. ``line`` is the kind of the line: a message; a flow, so that
-    ``data`` is a message with only this flow; something that no analyzer sends; or an `Update` of the topology. An update has an
-    empty ``analyzer``.
+    ``analyzer`` is empty. ``line`` is the kind of the line: a message; a flow; something that no
+    analyzer sends; or an `Update` of the topology. For a flow, ``data`` is a message with only this
+    flow. An update has an empty ``analyzer``.
     """
 
     data: bytes
