@@ -19,6 +19,7 @@ from skyfast.config.errors import InvalidValue
 from skyfast.config.parsers import (
     MAX_ENTRIES,
     Entries,
+    entry_error,
     integer,
     mapping_of,
     nearest,
@@ -148,12 +149,7 @@ def _to_buckets(value: YamlValue, unit: str) -> tuple[float, ...]:
     bounds = unique_list_of(to_bound, "bucket", most=MAX_BOUNDS)(value)
     for i, (before, bound) in enumerate(pairwise(bounds), 1):
         if bound < before:
-            node = value[i] if isinstance(value, list) else None
-            raise InvalidValue(
-                f"is below the bucket before it, {before:g}",
-                node.value if node else value,
-                line=node.line if node else None,
-            )
+            raise entry_error(f"is below the bucket before it, {before:g}", value, i)
     return bounds
 
 

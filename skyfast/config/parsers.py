@@ -255,15 +255,17 @@ def unique_list_of(
         _check_count(parsed, value, most)
         for i, entry in enumerate(parsed):
             if entry in parsed[:i]:
-                node = value[i] if isinstance(value, list) else None
-                raise InvalidValue(
-                    f"repeats a {kind}",
-                    node.value if node else value,
-                    line=node.line if node else None,
-                )
+                raise entry_error(f"repeats a {kind}", value, i)
         return parsed
 
     return parse
+
+
+def entry_error(problem: str, value: YamlValue, i: int) -> InvalidValue:
+    """Return an error of entry number ``i`` of a list, or of a string that was split."""
+    if not isinstance(value, list):
+        return InvalidValue(problem, value)
+    return InvalidValue(problem, value[i].value, line=value[i].line)
 
 
 def bounded_list_of(
