@@ -92,6 +92,7 @@ class Ingest:
         self._capture_points = capture_points
         self._checker = checker
         self._now = now
+        self._wall_clock = wall_clock
         self._skipped = stats.flows_skipped
         self._admitted = admitted
         self._clock_skew = ClockSkewCheck(table, stats=stats, wall_clock=wall_clock)
@@ -210,7 +211,7 @@ class Ingest:
         self._finish(admitted, data, analyzer)
 
     def _update(self, flows: list[Flow]) -> int:
-        return self._table.update(flows, self._now(), wall_ms=time.time_ns() // 1_000_000)
+        return self._table.update(flows, self._now(), wall_ms=int(self._wall_clock() * 1000))
 
     def _drop(self, data: bytes, analyzer: AnalyzerStats, reason: str) -> None:
         """Count an unusable message, and log its first bytes at most once per interval."""

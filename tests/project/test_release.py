@@ -109,7 +109,13 @@ def test_image_is_not_built_without_a_digest(tmp_path: Path) -> None:
 @tools.needs("helm")
 def test_chart_is_packaged_and_pushed() -> None:
     result = subprocess.run(
-        ["make", "--dry-run", "chart-push", "CHARTS=oci://registry.example/charts"],
+        [
+            "make",
+            "--no-print-directory",
+            "--dry-run",
+            "chart-push",
+            "CHARTS=oci://registry.example/charts",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

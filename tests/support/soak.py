@@ -31,10 +31,10 @@ from unittest import mock
 from skyfast.app import App
 from skyfast.config import loader
 from skyfast.flows import rewrites
+from skyfast.pipeline import Shared
 from skyfast.runtime import memory
 from skyfast.runtime.clock import Clock
 from skyfast.skydive import topology_nodes
-from skyfast.skydive.clock_skew import ClockSkewCheck
 from skyfast.skydive.name_resolver import resolve
 from skyfast.skydive.reporting_gap import INCIDENT_UPDATES
 from skyfast.skydive.topology_queries import MAX_VALUES
@@ -318,8 +318,8 @@ async def play(*, days: int, per_day: int, remembered: int) -> list[str]:
     with (
         mock.patch("skyfast.app.Clock", lambda: Clock(lambda: clock.seconds)),
         mock.patch(
-            "skyfast.skydive.ingest.ClockSkewCheck",
-            functools.partial(ClockSkewCheck, wall_clock=clock.wall),
+            "skyfast.app.Shared",
+            functools.partial(Shared, wall_clock=clock.wall),
         ),
         mock.patch("skyfast.flows.rewrites.MAX_REMEMBERED", remembered),
     ):

@@ -785,8 +785,9 @@ class HistogramMachine(TableMachine):
         ),
         slots=st.booleans(),
         now=st.just(0),
+        wall_ms=st.sampled_from((None, 5, 10**12)),
     )
-    def start(self, first, others, chosen, spec, slots, now):
+    def start(self, first, others, chosen, spec, slots, now, wall_ms):
         others = [
             View(
                 labels,
@@ -796,7 +797,7 @@ class HistogramMachine(TableMachine):
             for n, labels in enumerate(others)
         ]
         spec = replace(spec, views=(View(first, FAMILIES[:1]), *others))
-        super().start(spec=spec, slots=slots, now=now)
+        super().start(spec=spec, slots=slots, now=now, wall_ms=wall_ms)
 
     @rule(
         message=st.lists(
