@@ -831,7 +831,7 @@ async def test_last_log_line_shows_current_state(
             analyzer.script.extend([503] * 3)
             remote.reset()
             await eventually(lambda down=down: failures["handshake"] == 3 * down)
-            refused = [line for line in caplog.messages if "503" in line]
+            refused = [line for line in caplog.messages if "HTTP 503" in line]
             assert len(refused) == down  # one line for three failures
             assert ("(2 more suppressed)" in refused[-1]) == (down > 1)
         await running.up(analyzer)
