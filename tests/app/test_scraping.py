@@ -12,7 +12,7 @@ from tests.support import tools
 from tests.support.documentation import blocks
 from tests.support.paths import ROOT
 from tests.support.process import demo
-from tests.support.prometheus import ANSWER_S, START_S, ask, free_port, growing
+from tests.support.prometheus import ANSWER_S, START_S, free_port, growing, until_ready
 
 PAGE = ROOT / "docs" / "scraping.md"
 SKYFAST = "skyfast.example:9100"
@@ -54,13 +54,7 @@ async def victoria_metrics(directory: Path) -> AsyncIterator[str]:
         f"-storageDataPath={directory}/data",
     )
     async with process(command) as server, asyncio.timeout(START_S + ANSWER_S):
-        while True:
-            try:
-                await ask(f"http://{address}/health")
-                break
-            except OSError:
-                assert server.returncode is None
-                await asyncio.sleep(0.1)
+        await until_ready(server, f"http://{address}/health")
         yield f"http://{address}"
 
 

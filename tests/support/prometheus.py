@@ -106,18 +106,23 @@ async def configured_prometheus(
     try:
         url = f"http://127.0.0.1:{port}"
         async with asyncio.timeout(START_S):
-            while True:
-                try:
-                    await ask(f"{url}/-/ready")
-                    break
-                except OSError:
-                    assert process.returncode is None
-                    await asyncio.sleep(0.1)
+            await until_ready(process, f"{url}/-/ready")
         yield url
     finally:
         if process.returncode is None:
             process.terminate()
             await process.wait()
+
+
+async def until_ready(process: asyncio.subprocess.Process, url: str) -> None:
+    """Wait until a server answers at a URL. Its process must not end before."""
+    while True:
+        try:
+            await ask(url)
+            return
+        except OSError:
+            assert process.returncode is None
+            await asyncio.sleep(0.1)
 
 
 def free_port() -> int:
