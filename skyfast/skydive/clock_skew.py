@@ -73,9 +73,9 @@ class ClockSkewCheck:
         """Count the ``flows`` with impossible times.
 
         ``flows`` are the flows that the latest update of the table has applied, and ``data`` is the
-        message that contained them. It arrived at ``now_ms``, in Unix time. If all times are plausible, the check costs almost nothing.
-        Closing reports have earlier times than other reports, so a message with a closing report is
-        checked flow by flow.
+        message that contained them. ``now_ms`` is the arrival of the message, in Unix time. If all
+        times are plausible, the check costs almost nothing. Closing reports have earlier times than
+        other reports, so a message with a closing report is checked flow by flow.
         """
         behind_s = MAX_UPDATES_BEHIND * self._stats.flow_update_s + MAX_SKEW_BEHIND_S
         earliest_ms, latest_ms = now_ms - behind_s * 1000, now_ms + MAX_AHEAD_S * 1000
