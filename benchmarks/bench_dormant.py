@@ -91,10 +91,10 @@ def run(report: Report) -> None:
         minutes = (memory_s + 75) / 60 + 1
         count = int(NEW_FLOWS_A_MINUTE * (minutes + 3))
         with Remote(Churn, count, memory_s) as churn, Remote(Churn, count, 0) as without:
-            churn.call("run", minutes)
-            without.call("run", minutes)
-            update_ns, expire_ns, bytes_, dormant = churn.call("run", 3)
-            update_without_ns, expire_without_ns, bytes_without, _ = without.call("run", 3)
+            churn.call(Churn.run, minutes)
+            without.call(Churn.run, minutes)
+            update_ns, expire_ns, bytes_, dormant = churn.call(Churn.run, 3)
+            update_without_ns, expire_without_ns, bytes_without, _ = without.call(Churn.run, 3)
         what = f"{NEW_FLOWS_A_MINUTE:,} new flows per minute, flow_memory {memory_s}"
         report.add(
             f"{what}: report", [update_ns], "ns per flow", to="without", over=[update_without_ns]
@@ -107,12 +107,12 @@ def run(report: Report) -> None:
         report.add(f"{what}: additional memory", [more], "MB", target=target)
         report.add(f"{what}: per dormant flow", [1e6 * more / dormant], "bytes", target=at_most(80))
     with Remote(Crowd, LARGE) as crowd:
-        report.add(f"{LARGE:,} new flows", [crowd.call("report")], "ns per flow")
-        ns, longest_ms = crowd.call("expire", 100)
+        report.add(f"{LARGE:,} new flows", [crowd.call(Crowd.report)], "ns per flow")
+        ns, longest_ms = crowd.call(Crowd.expire, 100)
         report.add(f"{LARGE:,} flows become dormant at once", [ns], "ns per flow")
         report.add(f"longest slice of {SLICE_ROWS} rows", [longest_ms], "ms")
-        report.add(f"{LARGE:,} dormant flows return", [crowd.call("report")], "ns per flow")
-        crowd.call("expire", 100)
-        ns, longest_ms = crowd.call("expire", 2_000)
+        report.add(f"{LARGE:,} dormant flows return", [crowd.call(Crowd.report)], "ns per flow")
+        crowd.call(Crowd.expire, 100)
+        ns, longest_ms = crowd.call(Crowd.expire, 2_000)
         report.add(f"{LARGE:,} dormant flows are forgotten at once", [ns], "ns per flow")
         report.add(f"longest slice of {SLICE_ROWS} rows", [longest_ms], "ms")

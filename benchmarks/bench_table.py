@@ -19,9 +19,9 @@ def run(report: Report) -> None:
     with Remote(Core, LARGE) as core, Remote(Decoder, SCALE) as decoder:
         for connections, target in ((SCALE, at_most(180)), (LARGE, at_most(300))):
             what = f"{connections:,} connections"
-            alone = [decoder.call("run")]
-            _, update = core.call("fill", connections)
-            alone.append(decoder.call("run"))
+            alone = [decoder.call(Decoder.run)]
+            _, update = core.call(Core.fill, connections)
+            alone.append(decoder.call(Decoder.run))
             report.add(
                 f"new flows, up to {what}", [update], "ns per flow", to="decoding", over=alone
             )
@@ -37,7 +37,7 @@ def run(report: Report) -> None:
             report.add(f"known flows, {what}, row order", in_order, "ns per flow")
             round_ += REPEATS
     with Remote(Core, SCALE, False) as core:
-        core.call("fill", SCALE)
+        core.call(Core.fill, SCALE)
         attributes = _known(core, FIRST_ROUND + 1, in_order=False)
     report.add(
         f"known flows, {SCALE:,} connections, fields read as attributes",
@@ -51,9 +51,10 @@ def run(report: Report) -> None:
 
 def _names(report: Report) -> None:
     with Remote(Lookups, SCALE) as lookups:
-        ns = lookups.call("take_new")
+        ns = lookups.call(Lookups.take_new)
         slices = {
-            f"{pods:,} pods": lookups.call("relabel", pods, BUDGET) for pods in (1, 100, 5_000)
+            f"{pods:,} pods": lookups.call(Lookups.relabel, pods, BUDGET)
+            for pods in (1, 100, 5_000)
         }
     what = f"names: {len(LABELS)} labels of"
     for name, ends in (("one end", 1), ("both ends", 2), ("ambiguous", 2)):
@@ -69,5 +70,5 @@ def _names(report: Report) -> None:
         report.add(f"names: slice of a relabeling of {name}, {SCALE:,} flows", ms, "ms")
 
 
-def _known(core: Remote, round_: int, *, in_order: bool) -> list[float]:
-    return [core.call("report", REPORTS, round_ + i, in_order)[1] for i in range(REPEATS)]
+def _known(core: Remote[Core], round_: int, *, in_order: bool) -> list[float]:
+    return [core.call(Core.report, REPORTS, round_ + i, in_order)[1] for i in range(REPEATS)]

@@ -91,7 +91,7 @@ class Parts:
             types = flow_types(plan)
         limits = configuration.limits
         self.now_s = NOW_S
-        self._limits = {
+        self._limits: dict[str, Any] = {
             "max_connections": LARGE,
             "max_flows": 4 * LARGE,
             "timeout_s": limits.timeout_s,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from benchmarks.analyzer import Analyzer
 from benchmarks.harness import Remote
 
 START_TIMEOUT_S = 20.0
@@ -118,7 +119,7 @@ class Program:
     """
 
     def __init__(
-        self, argv: Sequence[str], *, analyzer: Remote | None, config: str = CONFIG
+        self, argv: Sequence[str], *, analyzer: Remote[Analyzer] | None, config: str = CONFIG
     ) -> None:
         self._analyzer = analyzer
         self._directory = tempfile.TemporaryDirectory(prefix="skyfast-bench-")
@@ -126,7 +127,7 @@ class Program:
         self.port, self.control_port = free_port(), free_port()
         path = directory / "config.yml"
         placeholders = {
-            "analyzer": analyzer.call("port") if analyzer else 0,
+            "analyzer": analyzer.call(Analyzer.port) if analyzer else 0,
             "port": self.port,
             "control": self.control_port,
             "config": path,
@@ -148,7 +149,7 @@ class Program:
     def __enter__(self) -> Self:
         try:
             if self._analyzer:
-                self._analyzer.call("wait")
+                self._analyzer.call(Analyzer.wait)
             else:
                 wait_for(self.port)
             self.settle()
@@ -189,7 +190,7 @@ class Program:
         """Send a round. Return the program's CPU time, and the time until it has read the round."""
         assert self._analyzer is not None
         before_s = self.settle()
-        seconds = self._analyzer.call("send", number)
+        seconds = self._analyzer.call(Analyzer.send, number)
         return self.settle() - before_s, seconds
 
     def memory(self, key: str = "VmRSS") -> int:
@@ -242,17 +243,17 @@ def wait_for(port: int, interval_s: float = 0.05) -> None:
             return
 
 
-def skyfast(analyzer: Remote, *options: str) -> Program:
+def skyfast(analyzer: Remote[Analyzer], *options: str) -> Program:
     return Program([sys.executable, "-m", "skyfast", *options, "{config}"], analyzer=analyzer)
 
 
-def heartbeat(analyzer: Remote, config: str = CONFIG) -> Program:
+def heartbeat(analyzer: Remote[Analyzer], config: str = CONFIG) -> Program:
     """Return skyfast with a heartbeat and its control port."""
     argv = [sys.executable, "-m", "benchmarks.heartbeat", "{config}", "{control}"]
     return Program(argv, analyzer=analyzer, config=config)
 
 
-def receiver(analyzer: Remote) -> Program:
+def receiver(analyzer: Remote[Analyzer]) -> Program:
     """Return skyfast's subscription, which receives messages but does not process them."""
     return Program([sys.executable, "-m", "benchmarks.receiver", "{config}"], analyzer=analyzer)
 
@@ -263,7 +264,7 @@ def static(size: int) -> Program:
     return Program(argv, analyzer=None)
 
 
-def naive(analyzer: Remote) -> Program:
+def naive(analyzer: Remote[Analyzer]) -> Program:
     """Return the naive Python connector."""
     argv = [sys.executable, "-m", "benchmarks.naive", "{analyzer}", "{port}"]
     return Program(argv, analyzer=analyzer)
@@ -278,6 +279,6 @@ GO_CONNECTOR = os.environ.get("PROM_SKY_CON", "")
 """The binary of the Go connector. If empty, the Go connector is not measured."""
 
 
-def go(analyzer: Remote) -> Program:
+def go(analyzer: Remote[Analyzer]) -> Program:
     """Return the Go connector."""
     return Program([GO_CONNECTOR, "{config}"], analyzer=analyzer)
