@@ -40,7 +40,7 @@ def run(report: Report) -> None:
                 assert program.metric("skyfast_flows_skipped_total") == 0
         with programs.receiver(analyzer) as program:
             received = [program.round(FIRST_ROUND)[0] / SCALE * 1e9 for _ in range(ROUNDS)]
-        with programs.skyfast(analyzer, f"--shard=0/{SHARDS}") as program:
+        with programs.skyfast(analyzer, options=[f"--shard=0/{SHARDS}"]) as program:
             shard_new = _new(program, analyzer, SCALE)
             analyzer.call(Analyzer.load_some, SCALE)
             rounds = range(FIRST_ROUND + 1, FIRST_ROUND + 1 + ROUNDS)
