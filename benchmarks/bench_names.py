@@ -12,7 +12,7 @@ from benchmarks.programs import CONFIG, Program
 from benchmarks.topology import PODS, Topology
 
 LIMIT_S = 420
-READING_INTERVAL_S = 20.0
+READING_INTERVAL_S = 10.0
 """Interval of complete readings of the topology. skyfast's own interval is several minutes."""
 WAIT_S = 90.0
 POLL_S = 0.2
