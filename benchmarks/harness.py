@@ -1,4 +1,4 @@
-"""Shared parts of all benchmarks: the scale, the machine, child processes and results.
+"""Shared parts of the benchmarks: the scale, the machine, child processes and results.
 
 A figure is the median of its samples. It is printed with the minimum and the maximum. A ratio
 compares two figures of the same run, whose samples are taken alternately if possible.
@@ -24,7 +24,8 @@ SCALE = int(os.environ.get("SKYFAST_BENCH_SCALE", "100000"))
 LARGE = 10 * SCALE
 """Number of connections in benchmarks of large tables."""
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("SKYFAST_BENCH_RESULTS", Path(__file__).parent / "results"))
+"""The directory of the results."""
 
 T_co = TypeVar("T_co", covariant=True)
 P = ParamSpec("P")

@@ -24,13 +24,15 @@ def run(name: str, report: Report) -> None:
 
     Raises RuntimeError if a benchmark fails.
     """
+    # In a worker of pytest-xdist, pytest-benchmark would not measure.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     with tempfile.TemporaryDirectory(prefix="skyfast-bench-") as directory:
         results = Path(directory) / "results.json"
         command = [sys.executable, "-m", "pytest", f"benchmarks/micro/test_{name}.py", *OPTIONS]
         ran = subprocess.run(
             [*command, f"--benchmark-json={results}"],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**environment, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             check=False,
