@@ -118,7 +118,7 @@ $(TOOLS)/%: Makefile
 	touch $@
 
 # cython-lint only checks the layout of .pxi files. To check their code, copy them to .pyx files.
-lint: $(VENV)/.built $(VENV)/.lint
+lint: $(VENV)/.built $(VENV)/.test $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -7,14 +7,17 @@ import time
 import traceback
 from types import FrameType
 
-from benchmarks import harness
+from benchmarks import harness, microbenchmarks
+
+MICRO = ("decode", "filters", "table")
+"""The files of benchmarks/micro. The other benchmarks are files of benchmarks."""
 
 NAMES = (
-    "decode",
-    "filters",
-    "table",
+    *MICRO,
+    "lookups",
     "choices",
     "ingest",
+    "bursts",
     "scrape",
     "memory",
     "dormant",
@@ -40,12 +43,17 @@ def _time_out(_number: int, _frame: FrameType | None) -> None:
 
 
 def _run(name: str) -> bool:
-    module = importlib.import_module(f"benchmarks.bench_{name}")
+    is_micro = name in MICRO
+    path = f"benchmarks.micro.test_{name}" if is_micro else f"benchmarks.bench_{name}"
+    module = importlib.import_module(path)
     report = harness.Report(name, str(module.__doc__).splitlines()[0])
     signal.signal(signal.SIGALRM, _time_out)
     signal.alarm(getattr(module, "LIMIT_S", LIMIT_S))
     try:
-        module.run(report)
+        if is_micro:
+            microbenchmarks.run(name, report)
+        else:
+            module.run(report)
     except Exception:  # noqa: BLE001  # the other benchmarks still run
         traceback.print_exc()
         return False

@@ -55,8 +55,8 @@ def frame(opcode: int, payload: bytes) -> bytes:
 class Analyzer:
     """Listens after its creation. Serves one subscription at a time, and any number of requests."""
 
-    def __init__(self, flows: int) -> None:
-        self._flows = Flows(flows)
+    def __init__(self, flows: int, flows_per_message: int = FLOWS_PER_MESSAGE) -> None:
+        self._flows = Flows(flows, flows_per_message)
         self._templates: list[bytes] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._subscription: socket.socket | None = None

@@ -99,22 +99,22 @@ class Choices:
 
 def run(report: Report) -> None:
     with Remote(Choices, SCALE) as choices:
-        _, new_ns = choices.call("take", FIRST_ROUND)
+        _, new_ns = choices.call(Choices.take, FIRST_ROUND)
         decode_ns: Samples = defaultdict(list)
         known_ns: Samples = defaultdict(list)
         for round_ in range(FIRST_ROUND + 1, FIRST_ROUND + 1 + ROUNDS):
-            figures = choices.call("take", round_)
+            figures = choices.call(Choices.take, round_)
             for total, part in zip((decode_ns, known_ns), figures, strict=True):
                 for name, samples in part.items():
                     total[name] += samples
         _add(report, "decoding", decode_ns, "ns per flow")
         _add(report, "known flows in the table", known_ns, "ns per flow")
         _add(report, "new flows in the table", new_ns, "ns per flow")
-        _add(report, "connections from the same flows", choices.call("connections"), "")
-        _add(report, "page size", choices.call("page_mb"), "MB")
-        rendering_ms = choices.call("render")
+        _add(report, "connections from the same flows", choices.call(Choices.connections), "")
+        _add(report, "page size", choices.call(Choices.page_mb), "MB")
+        rendering_ms = choices.call(Choices.render)
         _add(report, "rendering", rendering_ms, "ms")
-        series_ns = choices.call("series_ns", rendering_ms)
+        series_ns = choices.call(Choices.series_ns, rendering_ms)
         _add(report, "rendering a series", series_ns, "ns per series")
 
 

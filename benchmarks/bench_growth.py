@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 from benchmarks import naive, programs
 from benchmarks.core import Core, tidy, trim
@@ -21,8 +21,16 @@ REPEATS = 3
 BOUND = 1.6
 
 
+class Growing(Protocol):
+    """A connector whose table grows; see `Core` for the methods."""
+
+    def held_bytes(self) -> int: ...
+    def fill(self, stop: int, /) -> tuple[float, ...]: ...
+    def report(self, count: int, round_: int, in_order: bool, /) -> tuple[float, ...]: ...
+
+
 class Naive:
-    """The naive connector with the interface of `Core`."""
+    """The naive connector without sockets."""
 
     def __init__(self, count: int) -> None:
         self._flows = Flows(count)
@@ -63,16 +71,18 @@ class Point:
     bytes_: float
 
 
-def measure(connector: Callable[..., Any], *, reports: int, repeats: int) -> list[Point]:
+def measure(connector: Callable[[int], Growing], *, reports: int, repeats: int) -> list[Point]:
     """Measure a connector without sockets at each of the `STEPS`."""
     points = []
     with Remote(connector, LARGE) as remote:
         for step, connections in enumerate(STEPS):
-            new_ns = sum(remote.call("fill", connections))
-            bytes_ = remote.call("held_bytes") / connections
+            new_ns = sum(remote.call(Growing.fill, connections))
+            bytes_ = remote.call(Growing.held_bytes) / connections
             first = FIRST_ROUND + 1 + step * repeats
             rounds = range(first, first + repeats)
-            known_ns = [sum(remote.call("report", reports, round_, False)) for round_ in rounds]
+            known_ns = [
+                sum(remote.call(Growing.report, reports, round_, False)) for round_ in rounds
+            ]
             points.append(Point(connections, new_ns, known_ns, bytes_))
     return points
 

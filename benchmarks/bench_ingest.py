@@ -26,23 +26,23 @@ def run(report: Report) -> None:
     with Remote(Decoder, SCALE) as decoder, Remote(Analyzer, SCALE) as analyzer:
         for _ in range(PROCESSES):
             with programs.skyfast(analyzer) as program:
-                decode.append([decoder.call("run")])
+                decode.append([decoder.call(Decoder.run)])
                 new += _new(program, analyzer, SCALE)
-                analyzer.call("load_some", SCALE)
+                analyzer.call(Analyzer.load_some, SCALE)
                 for round_ in range(FIRST_ROUND + 1, FIRST_ROUND + 1 + ROUNDS):
-                    decode[-1].append(decoder.call("run"))
+                    decode[-1].append(decoder.call(Decoder.run))
                     cpu_s, seconds = program.round(round_)
                     known.append(cpu_s / SCALE * 1e9)
                     rate.append(SCALE / seconds)
-                decode[-1].append(decoder.call("run"))
+                decode[-1].append(decoder.call(Decoder.run))
                 assert program.metric("skyfast_flows_total") == (1 + ROUNDS) * SCALE
                 assert program.metric("skyfast_connections") == SCALE
                 assert program.metric("skyfast_flows_skipped_total") == 0
         with programs.receiver(analyzer) as program:
             received = [program.round(FIRST_ROUND)[0] / SCALE * 1e9 for _ in range(ROUNDS)]
-        with programs.skyfast(analyzer, f"--shard=0/{SHARDS}") as program:
+        with programs.skyfast(analyzer, options=[f"--shard=0/{SHARDS}"]) as program:
             shard_new = _new(program, analyzer, SCALE)
-            analyzer.call("load_some", SCALE)
+            analyzer.call(Analyzer.load_some, SCALE)
             rounds = range(FIRST_ROUND + 1, FIRST_ROUND + 1 + ROUNDS)
             shard_known = [program.round(round_)[0] / SCALE * 1e9 for round_ in rounds]
 
@@ -77,8 +77,8 @@ def run(report: Report) -> None:
             _peer(report, "Go connector", program, analyzer, SCALE, new=new, known=known)
 
 
-def _new(program: Program, analyzer: Remote, flows: int) -> list[float]:
-    analyzer.call("load", 0, flows)
+def _new(program: Program, analyzer: Remote[Analyzer], flows: int) -> list[float]:
+    analyzer.call(Analyzer.load, 0, flows)
     return [program.round(FIRST_ROUND)[0] / flows * 1e9]
 
 
@@ -86,7 +86,7 @@ def _peer(
     report: Report,
     name: str,
     program: Program,
-    analyzer: Remote,
+    analyzer: Remote[Analyzer],
     flows: int,
     *,
     new: list[float],
@@ -94,7 +94,7 @@ def _peer(
 ) -> None:
     theirs = _new(program, analyzer, flows)
     report.add(f"{name}, new flows", theirs, "ns per flow", to="skyfast, new", over=new)
-    analyzer.call("load_some", flows)
+    analyzer.call(Analyzer.load_some, flows)
     theirs = [program.round(FIRST_ROUND + 1)[0] / flows * 1e9]
     report.add(
         f"{name}, known flows",

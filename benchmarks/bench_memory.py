@@ -37,7 +37,7 @@ def run(report: Report) -> None:
                 )
 
 
-def _skyfast(report: Report, analyzer: Remote, flows: int) -> float:
+def _skyfast(report: Report, analyzer: Remote[Analyzer], flows: int) -> float:
     with programs.skyfast(analyzer) as program:
         taken, empty = _fill(program, analyzer, flows)
         unit = "bytes per connection"
@@ -59,9 +59,9 @@ def _skyfast(report: Report, analyzer: Remote, flows: int) -> float:
     return taken
 
 
-def _fill(program: Program, analyzer: Remote, flows: int) -> tuple[float, int]:
+def _fill(program: Program, analyzer: Remote[Analyzer], flows: int) -> tuple[float, int]:
     """Return the additional bytes per connection, and the bytes without connections."""
-    analyzer.call("load", 0, flows)
+    analyzer.call(Analyzer.load, 0, flows)
     empty = program.memory()
     program.round(FIRST_ROUND)
     return (program.memory() - empty) / flows, empty

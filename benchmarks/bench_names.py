@@ -12,7 +12,7 @@ from benchmarks.programs import CONFIG, Program
 from benchmarks.topology import PODS, Topology
 
 LIMIT_S = 420
-READING_INTERVAL_S = 20.0
+READING_INTERVAL_S = 10.0
 """Interval of complete readings of the topology. skyfast's own interval is several minutes."""
 WAIT_S = 90.0
 POLL_S = 0.2
@@ -64,9 +64,9 @@ class TopologyAnalyzer(Analyzer):
 def run(report: Report) -> None:
     os.environ["NAMES_INTERVAL_S"] = str(READING_INTERVAL_S)
     with Remote(TopologyAnalyzer, SCALE, nice=NICE) as analyzer:
-        for what, size in analyzer.call("sizes").items():
+        for what, size in analyzer.call(TopologyAnalyzer.sizes).items():
             report.add(f"topology: {what}", [size], "")
-        analyzer.call("load", 0, SCALE)
+        analyzer.call(Analyzer.load, 0, SCALE)
         with programs.heartbeat(analyzer, CONFIG + LABELS) as program:
             program.round(FIRST_ROUND)
             time.sleep(READING_INTERVAL_S)
@@ -89,13 +89,13 @@ def run(report: Report) -> None:
             assert b"release-1-" in program.page(keep=True).body
 
 
-def _move(report: Report, program: Program, analyzer: Remote) -> None:
+def _move(report: Report, program: Program, analyzer: Remote[TopologyAnalyzer]) -> None:
     """Give pods another workload. Measure the time until all flows have their new labels."""
     resolutions = program.metric("skyfast_names_resolutions_total")
     created = program.metric("skyfast_connections_created_total")
     program.command("begin")
     began_s = time.monotonic()
-    analyzer.call("move_pods", MOVED_PODS)
+    analyzer.call(TopologyAnalyzer.move_pods, MOVED_PODS)
     _wait(program, "skyfast_names_resolutions_total", resolutions + 1)
     program.settle()
     what = f"time until {MOVED_PODS:,} pods have their new workload"

@@ -83,24 +83,24 @@ class Client:
 def run(report: Report) -> None:
     with Remote(Analyzer, LARGE) as analyzer:
         with programs.skyfast(analyzer) as program:
-            analyzer.call("load", 0, SCALE)
+            analyzer.call(Analyzer.load, 0, SCALE)
             program.round(FIRST_ROUND)
             single, series = _pages(report, program)
         with programs.skyfast(analyzer) as program:
-            analyzer.call("load", 0, LARGE)
+            analyzer.call(Analyzer.load, 0, LARGE)
             program.round(FIRST_ROUND)
-            analyzer.call("load", 0, 0)
+            analyzer.call(Analyzer.load, 0, 0)
             _large_page(report, program)
         if programs.GO_CONNECTOR:
             with programs.go(analyzer) as program:
-                analyzer.call("load", 0, SCALE)
+                analyzer.call(Analyzer.load, 0, SCALE)
                 program.round(FIRST_ROUND)
                 page = program.page(compressed=True)
                 theirs = [page.seconds]
                 report.add("Go connector, gzip", theirs, "s", to="skyfast", over=single)
                 report.add("Go connector, first byte", [page.first_s * 1e3], "ms")
     with Remote(Client, CLIENT_FLOWS) as client:
-        theirs = [client.call("render") * series for _ in range(2)]
+        theirs = [client.call(Client.render) * series for _ in range(2)]
     what = f"prometheus_client, extrapolated from {CLIENT_FLOWS:,} connections"
     report.add(what, theirs, "s", to="skyfast, gzip", over=single)
     _render(report)
@@ -108,11 +108,11 @@ def run(report: Report) -> None:
 
 def _pages(report: Report, program: Program) -> tuple[list[float], int]:
     with Remote(Content, program.port) as content:
-        size, series = content.call("size"), content.call("series")
+        size, series = content.call(Content.size), content.call(Content.series)
         what = f"size of a page of {SCALE:,} connections, {series:,} series"
         report.add(what, [size / 1e6], "MB")
         scrapes = Scrapes(program, content, REPEATS)
-        copied = [content.call("copy") / series * 1e9 for _ in range(REPEATS)]
+        copied = [content.call(Content.copy) / series * 1e9 for _ in range(REPEATS)]
     report.add("memcpy of the page", copied, "ns per series")
     scrapes.report(report, "skyfast, gzip")
     report.add("skyfast, gzip, first byte", scrapes.first_ms, "ms", target=at_most(10))
@@ -144,7 +144,7 @@ def _large_page(report: Report, program: Program) -> None:
 class Scrapes:
     """Compressed pages of a program, measured alternately with compression alone."""
 
-    def __init__(self, program: Program, content: Remote, repeats: int) -> None:
+    def __init__(self, program: Program, content: Remote[Content], repeats: int) -> None:
         self.seconds: list[float] = []
         self.first_ms: list[float] = []
         self._cpu_s: list[float] = []
@@ -155,7 +155,7 @@ class Scrapes:
         before_bytes = program.memory()
         program.forget_peak()
         for _ in range(repeats):
-            seconds, cpu_s = content.call("compress")
+            seconds, cpu_s = content.call(Content.compress)
             self._alone_s.append(seconds)
             self._alone_cpu_s.append(cpu_s)
             page = program.page(compressed=True)
@@ -180,37 +180,37 @@ class Scrapes:
 def _render(report: Report) -> None:
     with Remote(Core, LARGE) as core:
         for connections, target in ((SCALE, at_most(50)), (LARGE, at_most(100))):
-            core.call("fill", connections)
-            _, series = core.call("page")
-            ns = [core.call("render") / series * 1e9 for _ in range(REPEATS)]
+            core.call(Core.fill, connections)
+            _, series = core.call(Core.page)
+            ns = [core.call(Core.render) / series * 1e9 for _ in range(REPEATS)]
             what = f"rendering only, {connections:,} connections"
             report.add(what, ns, "ns per series", target=target)
             for version in (1, 2):
                 timed = [
-                    core.call("render", 1, version, True) / series * 1e9 for _ in range(REPEATS)
+                    core.call(Core.render, 1, version, True) / series * 1e9 for _ in range(REPEATS)
                 ]
                 what = f"start timestamps in OpenMetrics {version}.0, {connections:,} connections"
                 report.add(what, timed, "ns per series", to="text format", over=ns)
-            in_parts = [core.call("render", PARTS) / series * 1e9 for _ in range(REPEATS)]
+            in_parts = [core.call(Core.render, PARTS) / series * 1e9 for _ in range(REPEATS)]
             what = f"all of {PARTS} parts, {connections:,} connections"
             report.add(what, in_parts, "ns per series", to="whole page", over=ns)
             _bounds(report, core, connections)
             _compress(report, core, connections)
 
 
-def _bounds(report: Report, core: Remote, connections: int) -> None:
+def _bounds(report: Report, core: Remote[Core], connections: int) -> None:
     """Report the cost of min_bytes, measured alternately with pages without bounds."""
     for what, min_bytes, highest_ns in (("nothing", 1, 3), ("everything", 10**18, 10)):
         ns = []
         for _ in range(REPEATS):
-            core.call("bound", 0)
-            without_s = core.call("render")
-            core.call("bound", min_bytes)
-            seconds = core.call("render")
+            core.call(Core.bound, 0)
+            without_s = core.call(Core.render)
+            core.call(Core.bound, min_bytes)
+            seconds = core.call(Core.render)
             if what == "nothing":
                 seconds -= without_s
             ns.append(seconds / connections / FAMILIES * 1e9)
-        core.call("bound", 0)
+        core.call(Core.bound, 0)
         more = "additional " if what == "nothing" else ""
         report.add(
             f"min_bytes that hides {what}, {connections:,} connections",
@@ -220,12 +220,12 @@ def _bounds(report: Report, core: Remote, connections: int) -> None:
         )
 
 
-def _compress(report: Report, core: Remote, connections: int) -> None:
+def _compress(report: Report, core: Remote[Core], connections: int) -> None:
     """Compare the table's compression with isal's, in one process."""
     direct, isal = [], []
     for _ in range(LARGE_REPEATS):
-        isal.append(core.call("compress"))
-        direct.append(core.call("deflate"))
+        isal.append(core.call(Core.compress))
+        direct.append(core.call(Core.deflate))
     seconds = [seconds for seconds, _ in direct]
     over = [seconds for seconds, _ in isal]
     what = f"rendering and compression, {connections:,} connections"

@@ -47,10 +47,10 @@ def run(report: Report) -> None:
         _begin(program)
         time.sleep(IDLE_S)
         _add_delays(report, "idle", _end(program), targets=False)
-        analyzer.call("load", 0, LARGE)
+        analyzer.call(Analyzer.load, 0, LARGE)
         filled, emptied = _cycles(report, program, analyzer)
         program.round(FIRST_ROUND)
-        analyzer.call("load_some", FLOWS_PER_S)
+        analyzer.call(Analyzer.load_some, FLOWS_PER_S)
         _scraped(report, program, analyzer, scraper)
     report.add(f"memory with {LARGE:,} connections, first cycle", filled[:1], "MiB")
     what = f"memory after {CYCLES - 1} more cycles"
@@ -59,7 +59,9 @@ def run(report: Report) -> None:
     report.add("memory after all have expired", emptied, "MiB")
 
 
-def _cycles(report: Report, program: Program, analyzer: Remote) -> tuple[list[float], list[float]]:
+def _cycles(
+    report: Report, program: Program, analyzer: Remote[Analyzer]
+) -> tuple[list[float], list[float]]:
     """Fill and expire the table repeatedly. Return its memory in MiB, when full and when empty."""
     delays: list[float] = []
     filled, emptied, took_s = [], [], []
@@ -85,13 +87,17 @@ def _cycles(report: Report, program: Program, analyzer: Remote) -> tuple[list[fl
     return filled, emptied
 
 
-def _scraped(report: Report, program: Program, analyzer: Remote, scraper: Remote) -> None:
+def _scraped(
+    report: Report, program: Program, analyzer: Remote[Analyzer], scraper: Remote[Scraper]
+) -> None:
     before = program.metric("skyfast_flows_total")
     _begin(program)
-    scraper.begin("run", program.port, SECONDS)
-    sent, took_s, pings_s = analyzer.call("send_paced", SECONDS, FLOWS_PER_S, PING_INTERVAL_S)
+    scraped = scraper.begin(Scraper.run, program.port, SECONDS)
+    sent, took_s, pings_s = analyzer.call(
+        Analyzer.send_paced, SECONDS, FLOWS_PER_S, PING_INTERVAL_S
+    )
     delays = _end(program)
-    pages_s = scraper.result()
+    pages_s = scraped()
     program.settle()
     lost = sent - (program.metric("skyfast_flows_total") - before)
     _add_delays(report, f"{LARGE:,} connections scraped continuously", delays)

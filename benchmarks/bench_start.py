@@ -55,7 +55,11 @@ def _start() -> float:
     port, unused_port = programs.free_port(), programs.free_port()
     with tempfile.TemporaryDirectory(prefix="skyfast-bench-") as directory:
         path = Path(directory) / "prom_sky_con.yml"
-        path.write_text(programs.CONFIG.format(analyzer=unused_port, port=port))
+        path.write_text(
+            programs.CONFIG.format(
+                analyzer=unused_port, analyzers=f"127.0.0.1:{unused_port}", port=port
+            )
+        )
         began_s = time.perf_counter()
         with subprocess.Popen(
             [sys.executable, "-m", "skyfast", path], stderr=subprocess.DEVNULL

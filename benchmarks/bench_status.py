@@ -26,7 +26,7 @@ MIB = 2**20
 
 def run(report: Report) -> None:
     with Remote(Analyzer, LARGE) as analyzer, programs.heartbeat(analyzer) as program:
-        analyzer.call("load", 0, LARGE)
+        analyzer.call(Analyzer.load, 0, LARGE)
         program.round(FIRST_ROUND)
         assert program.metric("skyfast_connections") == LARGE
         _measure(report, program, "idle", None)

@@ -84,10 +84,12 @@ def run(report: Report) -> None:
                 _turnover(report, analyzer, SIZES[0], kind)
 
 
-def _steady(report: Report, analyzer: Remote, connections: int, kinds: Sequence[Kind]) -> None:
+def _steady(
+    report: Report, analyzer: Remote[Analyzer], connections: int, kinds: Sequence[Kind]
+) -> None:
     """Scrape connections that stay the same. Their flows are reported every `FLOW_UPDATE_S`."""
     with programs.skyfast(analyzer) as program:
-        analyzer.call("load", 0, connections)
+        analyzer.call(Analyzer.load, 0, connections)
         rounds = itertools.count(FIRST_ROUND)
         program.round(next(rounds))
         page = program.page(keep=True)
@@ -118,7 +120,7 @@ def _steady(report: Report, analyzer: Remote, connections: int, kinds: Sequence[
                 report.add(f"{name}, peak memory", [server.memory("VmHWM") / 2**20], "MiB")
 
 
-def _turnover(report: Report, analyzer: Remote, connections: int, kind: Kind) -> None:
+def _turnover(report: Report, analyzer: Remote[Analyzer], connections: int, kind: Kind) -> None:
     """Repeatedly replace all connections with new ones."""
     with (
         programs.heartbeat(analyzer) as program,
@@ -126,7 +128,7 @@ def _turnover(report: Report, analyzer: Remote, connections: int, kind: Kind) ->
     ):
         memory_mib = []
         for turn in range(TURNOVERS + 1):
-            analyzer.call("load", turn * connections, (turn + 1) * connections)
+            analyzer.call(Analyzer.load, turn * connections, (turn + 1) * connections)
             program.round(FIRST_ROUND)
             _scraped(program, server, 3)
             server.settle()

@@ -91,15 +91,15 @@ class Parts:
             types = flow_types(plan)
         limits = configuration.limits
         self.now_s = NOW_S
-        self._limits = {
+        self._limits: dict[str, Any] = {
             "max_connections": LARGE,
             "max_flows": 4 * LARGE,
             "timeout_s": limits.timeout_s,
             "memory_s": limits.flow_memory_s if memory_s is None else memory_s,
             "view_timeouts_s": limits.view_timeouts_s,
         }
-        self._decode_new = decoder(types.FirstReport).decode
-        self._decode_known = decoder(types.Update).decode
+        self._new = decoder(types.FirstReport)
+        self._known = decoder(types.Update)
         self.table = Table(
             plan,
             types,
@@ -109,10 +109,20 @@ class Parts:
         )
         assert self.table.reads_slots == slots
 
+    def decode_new(self, message: bytes) -> list[Any]:
+        """Return the flows of a message with first reports."""
+        flows: list[Any] = self._new.decode(message).Obj
+        return flows
+
+    def decode_known(self, message: bytes) -> list[Any]:
+        """Return the flows of a message with reports of known flows."""
+        flows: list[Any] = self._known.decode(message).Obj
+        return flows
+
     def take_new(self, messages: Iterable[bytes]) -> tuple[int, int, int]:
         """Process first reports."""
         before = self.table.flows
-        figures = self._take(messages, self._decode_new)
+        figures = self._take(messages, self._new.decode)
         assert self.table.flows == before + figures[0], "a flow was not new"
         return figures
 
@@ -120,7 +130,7 @@ class Parts:
         """Process reports of known flows."""
         before = self.table.flows
         late = self.table.skipped["late"]
-        figures = self._take(messages, self._decode_known)
+        figures = self._take(messages, self._known.decode)
         assert self.table.flows == before, "a flow was not known"
         assert self.table.skipped["late"] == late, "a round was not newer than the last"
         return figures
@@ -251,8 +261,10 @@ class Core(Parts):
 class Decoder:
     """Decodes the fields of known flows and discards them. The connector is compared with this."""
 
-    def __init__(self, count: int) -> None:
-        self._messages = list(Flows(count).messages(range(count), FIRST_ROUND))
+    def __init__(self, count: int, flows_per_message: int = FLOWS_PER_MESSAGE) -> None:
+        flows = Flows(count, flows_per_message)
+        self._messages = list(flows.messages(range(count), FIRST_ROUND))
+        self._count = count
         self._decode = decoder().decode
         tidy()
 
@@ -267,4 +279,4 @@ class Decoder:
             began_ns = clock_ns()
             decode(received)
             total_ns += clock_ns() - began_ns
-        return total_ns / len(self._messages) / FLOWS_PER_MESSAGE
+        return total_ns / self._count

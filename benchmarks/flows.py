@@ -76,9 +76,10 @@ def _template() -> bytes:
 class Flows:
     """A number of flows, numbered from 0. Each one has its own connection."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, flows_per_message: int = FLOWS_PER_MESSAGE) -> None:
         chance = random.Random(1)
         self.count = count
+        self._flows_per_message = flows_per_message
         self._template = _template()
         self._keys = array("Q", chance.randbytes(8 * count))
         self._noise = array("Q", chance.randbytes(8 * count))
@@ -94,13 +95,10 @@ class Flows:
 
     def templates(self, numbers: Sequence[int]) -> Iterator[bytes]:
         """Yield the templates of messages that report these flows."""
-        for start in range(0, len(numbers), FLOWS_PER_MESSAGE):
-            head = _HEAD % start
-            yield (
-                head
-                + b",".join(map(self._flow, numbers[start : start + FLOWS_PER_MESSAGE]))
-                + b"]}"
-            )
+        size = self._flows_per_message
+        for start in range(0, len(numbers), size):
+            flows = map(self._flow, numbers[start : start + size])
+            yield _HEAD % start + b",".join(flows) + b"]}"
 
     def messages(self, numbers: Sequence[int], round_: int) -> Iterator[bytes]:
         """Yield messages of one round."""

@@ -1,4 +1,4 @@
-"""Shared parts of all benchmarks: the scale, the machine, child processes and results.
+"""Shared parts of the benchmarks: the scale, the machine, child processes and results.
 
 A figure is the median of its samples. It is printed with the minimum and the maximum. A ratio
 compares two figures of the same run, whose samples are taken alternately if possible.
@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 SCALE = int(os.environ.get("SKYFAST_BENCH_SCALE", "100000"))
 """Number of connections. The targets apply to the default number."""
@@ -24,7 +24,12 @@ SCALE = int(os.environ.get("SKYFAST_BENCH_SCALE", "100000"))
 LARGE = 10 * SCALE
 """Number of connections in benchmarks of large tables."""
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("SKYFAST_BENCH_RESULTS", Path(__file__).parent / "results"))
+"""The directory of the results."""
+
+T_co = TypeVar("T_co", covariant=True)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 PACKAGES = ("msgspec", "websockets", "aiohttp", "uvloop", "isal", "prometheus_client")
 
@@ -214,14 +219,17 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
-class Remote:
+class Remote(Generic[T_co]):
     """An object in its own process.
 
     The process is a new interpreter, so that measurements share neither the heap nor caches.
     Processes that only generate load for the measured process have a higher ``nice`` value.
+
+        with Remote(Core, SCALE) as core:
+            core.call(Core.fill, 1_000)
     """
 
-    def __init__(self, factory: Callable[..., Any], *args: Any, nice: int = 0) -> None:
+    def __init__(self, factory: Callable[..., T_co], *args: Any, nice: int = 0) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, child_pipe = context.Pipe()
         self._process = context.Process(
@@ -229,28 +237,37 @@ class Remote:
         )
         self._process.start()
         child_pipe.close()
-        self.result()
+        self._result()
 
     @property
     def pid(self) -> int:
         assert self._process.pid is not None
         return self._process.pid
 
-    def begin(self, method: str, *args: Any) -> None:
-        """Call a method without waiting for its `result`."""
-        self._pipe.send((method, args))
+    def call(
+        self,
+        method: Callable[Concatenate[T_co, P], R],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Call a method of the object. Raises RuntimeError if the method fails."""
+        return self.begin(method, *args, **kwargs)()
 
-    def result(self) -> Any:
-        """Wait for the result of the last call. Raises RuntimeError if the call has failed."""
+    def begin(
+        self,
+        method: Callable[Concatenate[T_co, P], R],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Callable[[], R]:
+        """Call a method, and return a function that waits for the result and returns it."""
+        self._pipe.send((method.__name__, args, kwargs))
+        return self._result
+
+    def _result(self) -> Any:
         succeeded, value = self._pipe.recv()
         if not succeeded:
             raise RuntimeError(f"in a child process:\n{value}")
         return value
-
-    def call(self, method: str, *args: Any) -> Any:
-        """Call a method of the object."""
-        self.begin(method, *args)
-        return self.result()
 
     def __enter__(self) -> Self:
         return self
@@ -267,17 +284,18 @@ def _serve(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...], nice: 
     os.nice(nice)
     subject: Any = None
     method: Any = factory
+    kwargs: dict[str, Any] = {}
     try:
         while True:
             try:
-                value = method(*args)
+                value = method(*args, **kwargs)
                 if subject is None:
                     subject, value = value, None
                 reply = (True, value)
             except Exception:  # noqa: BLE001  # the other process raises it again
                 reply = (False, traceback.format_exc())
             pipe.send(reply)
-            name, args = pipe.recv()
+            name, args, kwargs = pipe.recv()
             method = getattr(subject, name)
     except (EOFError, ConnectionError):
         return

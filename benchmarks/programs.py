@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from benchmarks.analyzer import Analyzer
 from benchmarks.harness import Remote
 
 START_TIMEOUT_S = 20.0
@@ -29,7 +30,7 @@ READ_BYTES = 1 << 20
 _LAST_CHUNK = b"0\r\n\r\n"
 
 CONFIG = """\
-analyzers: [127.0.0.1:{analyzer}]
+analyzers: [{analyzers}]
 pipeline:
   subscriber:
     url: ws://127.0.0.1:{analyzer}/ws/subscriber/flow
@@ -110,23 +111,25 @@ def _chunks(content: bytes) -> Iterator[memoryview]:
 
 
 class Program:
-    """A connector that runs during a ``with`` block, subscribed to a local analyzer.
+    """A connector that runs during a ``with`` block, subscribed to local analyzers.
 
-    Without an analyzer, the program is another kind of server, which only has to listen. ``argv``
-    and ``config`` can contain the placeholders ``{config}``, ``{port}``, ``{control}``,
-    ``{analyzer}`` and ``{directory}``.
+    Without analyzers, the program is another kind of server, which only has to listen. ``argv`` and
+    ``config`` can contain the placeholders ``{config}``, ``{port}``, ``{control}``, ``{analyzer}``
+    (the first analyzer's port), ``{analyzers}`` (the endpoints of all) and ``{directory}``.
     """
 
     def __init__(
-        self, argv: Sequence[str], *, analyzer: Remote | None, config: str = CONFIG
+        self, argv: Sequence[str], *analyzers: Remote[Analyzer], config: str = CONFIG
     ) -> None:
-        self._analyzer = analyzer
+        self._analyzers = analyzers
         self._directory = tempfile.TemporaryDirectory(prefix="skyfast-bench-")
         directory = Path(self._directory.name)
         self.port, self.control_port = free_port(), free_port()
         path = directory / "config.yml"
+        ports = [analyzer.call(Analyzer.port) for analyzer in analyzers]
         placeholders = {
-            "analyzer": analyzer.call("port") if analyzer else 0,
+            "analyzer": ports[0] if ports else 0,
+            "analyzers": ", ".join(f"127.0.0.1:{port}" for port in ports),
             "port": self.port,
             "control": self.control_port,
             "config": path,
@@ -147,9 +150,9 @@ class Program:
 
     def __enter__(self) -> Self:
         try:
-            if self._analyzer:
-                self._analyzer.call("wait")
-            else:
+            for analyzer in self._analyzers:
+                analyzer.call(Analyzer.wait)
+            if not self._analyzers:
                 wait_for(self.port)
             self.settle()
         except BaseException:
@@ -186,10 +189,13 @@ class Program:
             before_s = now_s
 
     def round(self, number: int) -> tuple[float, float]:
-        """Send a round. Return the program's CPU time, and the time until it has read the round."""
-        assert self._analyzer is not None
+        """Send a round of all analyzers.
+
+        Returns the program's CPU time, and the time until it has read the round.
+        """
         before_s = self.settle()
-        seconds = self._analyzer.call("send", number)
+        sending = [analyzer.begin(Analyzer.send, number) for analyzer in self._analyzers]
+        seconds = max(sent() for sent in sending)
         return self.settle() - before_s, seconds
 
     def memory(self, key: str = "VmRSS") -> int:
@@ -242,42 +248,45 @@ def wait_for(port: int, interval_s: float = 0.05) -> None:
             return
 
 
-def skyfast(analyzer: Remote, *options: str) -> Program:
-    return Program([sys.executable, "-m", "skyfast", *options, "{config}"], analyzer=analyzer)
+def skyfast(
+    *analyzers: Remote[Analyzer], options: Sequence[str] = (), config: str = CONFIG
+) -> Program:
+    argv = [sys.executable, "-m", "skyfast", *options, "{config}"]
+    return Program(argv, *analyzers, config=config)
 
 
-def heartbeat(analyzer: Remote, config: str = CONFIG) -> Program:
+def heartbeat(analyzer: Remote[Analyzer], config: str = CONFIG) -> Program:
     """Return skyfast with a heartbeat and its control port."""
     argv = [sys.executable, "-m", "benchmarks.heartbeat", "{config}", "{control}"]
-    return Program(argv, analyzer=analyzer, config=config)
+    return Program(argv, analyzer, config=config)
 
 
-def receiver(analyzer: Remote) -> Program:
+def receiver(analyzer: Remote[Analyzer]) -> Program:
     """Return skyfast's subscription, which receives messages but does not process them."""
-    return Program([sys.executable, "-m", "benchmarks.receiver", "{config}"], analyzer=analyzer)
+    return Program([sys.executable, "-m", "benchmarks.receiver", "{config}"], analyzer)
 
 
 def static(size: int) -> Program:
     """Return a server of a static body with ``size`` bytes."""
     argv = [sys.executable, "-m", "benchmarks.static", "{port}", str(size)]
-    return Program(argv, analyzer=None)
+    return Program(argv)
 
 
-def naive(analyzer: Remote) -> Program:
+def naive(analyzer: Remote[Analyzer]) -> Program:
     """Return the naive Python connector."""
     argv = [sys.executable, "-m", "benchmarks.naive", "{analyzer}", "{port}"]
-    return Program(argv, analyzer=analyzer)
+    return Program(argv, analyzer)
 
 
 def storage(argv: Sequence[str], target: int, interval_s: int) -> Program:
     """Return a server that scrapes the port ``target`` and stores the samples."""
-    return Program(argv, analyzer=None, config=SCRAPING.format(target=target, interval=interval_s))
+    return Program(argv, config=SCRAPING.format(target=target, interval=interval_s))
 
 
 GO_CONNECTOR = os.environ.get("PROM_SKY_CON", "")
 """The binary of the Go connector. If empty, the Go connector is not measured."""
 
 
-def go(analyzer: Remote) -> Program:
+def go(analyzer: Remote[Analyzer]) -> Program:
     """Return the Go connector."""
-    return Program([GO_CONNECTOR, "{config}"], analyzer=analyzer)
+    return Program([GO_CONNECTOR, "{config}"], analyzer)

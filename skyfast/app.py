@@ -488,7 +488,7 @@ class App:
                     await asyncio.sleep(0)
                     slice_ends = time.monotonic() + EXPIRY_SLICE_S
             self._count_from_now(now)
-            self._parts.checker.settle()
+            self._parts.checker.tick()
             self._parts.interfaces.expire(now)
             self._parts.captures.expire(now)
             await asyncio.sleep(EXPIRY_INTERVAL_S)

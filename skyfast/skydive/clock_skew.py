@@ -5,8 +5,6 @@ these times to detect late reports. If the local clock is wrong, all agents seem
 """
 
 import logging
-import time
-from collections.abc import Callable
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -59,33 +57,33 @@ _MESSAGE = msgspec.json.Decoder(_Message)
 class ClockSkewCheck:
     """Checks the times of the flows in each update of a table."""
 
-    def __init__(
-        self, table: Dated, *, stats: Stats, wall_clock: Callable[[], float] = time.time
-    ) -> None:
-        """``wall_clock`` returns Unix seconds; ``stats`` has the agents' ``flow.update``."""
+    def __init__(self, table: Dated, *, stats: Stats) -> None:
+        """``stats`` has the agents' ``flow.update``."""
         self._table = table
         self._stats = stats
-        self._wall_clock = wall_clock
         self._limit = LogLimit()
 
     def check(
-        self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
+        self,
+        flows: list[Flow],
+        data: bytes | bytearray | memoryview,
+        analyzer: AnalyzerStats,
+        now_ms: float,
     ) -> None:
         """Count the ``flows`` with impossible times.
 
         ``flows`` are the flows that the latest update of the table has applied, and ``data`` is the
-        message that contained them. If all times are plausible, the check costs almost nothing.
-        Closing reports have earlier times than other reports, so a message with a closing report is
-        checked flow by flow.
+        message that contained them. ``now_ms`` is the arrival of the message, in Unix time. If all
+        times are plausible, the check costs almost nothing. Closing reports have earlier times than
+        other reports, so a message with a closing report is checked flow by flow.
         """
-        now_ms = self._wall_clock() * 1000
         behind_s = MAX_UPDATES_BEHIND * self._stats.flow_update_s + MAX_SKEW_BEHIND_S
         earliest_ms, latest_ms = now_ms - behind_s * 1000, now_ms + MAX_AHEAD_S * 1000
         oldest_ms, newest_ms = self._table.times_ms
         if newest_ms > latest_ms:
             # Flows later than ``newest_ms`` were skipped by the table as out of range.
             misdated = [flow for flow in flows if latest_ms < flow.Last <= newest_ms]
-            self._report("ahead", misdated, data, analyzer)
+            self._report("ahead", misdated, data, analyzer, now_ms)
         if oldest_ms < earliest_ms:
             earliest_closing_ms = now_ms - MAX_CLOSING_BEHIND_S * 1000
             misdated = [
@@ -94,7 +92,7 @@ class ClockSkewCheck:
                 if oldest_ms <= flow.Last < earliest_ms
                 and (flow.FinishType != CLOSING or flow.Last < earliest_closing_ms)
             ]
-            self._report("behind", misdated, data, analyzer)
+            self._report("behind", misdated, data, analyzer, now_ms)
 
     def _report(
         self,
@@ -102,6 +100,7 @@ class ClockSkewCheck:
         misdated: list[Flow],
         data: bytes | bytearray | memoryview,
         analyzer: AnalyzerStats,
+        now_ms: float,
     ) -> None:
         if not misdated:
             return  # the misdated flows are not in ``flows``; the next update applies them
@@ -112,7 +111,7 @@ class ClockSkewCheck:
             "analyzer %s: the latest packet of a flow from %s is dated %.0f s %s the local clock",
             analyzer.name,
             lambda: _origin(misdated[0], data),
-            abs(misdated[0].Last / 1000 - self._wall_clock()),
+            abs(misdated[0].Last - now_ms) / 1000,
             "ahead of" if reason == "ahead" else "behind",
         )
 

@@ -5,7 +5,6 @@ observed. They show that these clocks differ, which `skyfast.skydive.clock_skew`
 """
 
 import random
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -25,18 +24,12 @@ class DataAge:
     Closing reports are not observed: agents send them 10 to 20 minutes after the latest packet.
     """
 
-    def __init__(
-        self,
-        *,
-        wall_clock: Callable[[], float] = time.time,
-        draw: Callable[[Sequence[Flow]], Flow] = random.choice,
-    ) -> None:
-        """``wall_clock`` returns Unix seconds, and ``draw`` chooses a flow at random."""
-        self._wall_clock = wall_clock
-        self._draw = draw
+    def __init__(self, *, chance: Callable[[], float] = random.random) -> None:
+        """``chance`` returns random numbers from 0 to 1."""
+        self._chance = chance
 
-    def observe(self, flows: Sequence[Flow], analyzer: AnalyzerStats) -> None:
-        """Observe one of the ``flows`` of a message that has just arrived.
+    def observe(self, flows: Sequence[Flow], analyzer: AnalyzerStats, now_ms: float) -> None:
+        """Observe one of the ``flows`` of a message that arrived at ``now_ms``, in Unix time.
 
         ``delivery`` is observed only if the time of the agent's update (``LastUpdateMetric.Last``)
         was decoded.
@@ -44,12 +37,11 @@ class DataAge:
         if not flows:
             return
         for _ in range(MAX_DRAWS):
-            flow = self._draw(flows)
+            flow = flows[int(self._chance() * len(flows))]
             if flow.FinishType != CLOSING:
                 break
         else:
             return
-        now_ms = self._wall_clock() * 1000
         _observe(analyzer.packet_age, flow.Last, now_ms)
         update = getattr(flow, "LastUpdateMetric", None)
         _observe(analyzer.delivery, getattr(update, "Last", 0), now_ms)

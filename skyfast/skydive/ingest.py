@@ -7,7 +7,7 @@ the subscription or the usable flows of the message.
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any, Protocol
 
 import msgspec
@@ -95,7 +95,7 @@ class Ingest:
         self._wall_clock = wall_clock
         self._skipped = stats.flows_skipped
         self._admitted = admitted
-        self._clock_skew = ClockSkewCheck(table, stats=stats, wall_clock=wall_clock)
+        self._clock_skew = ClockSkewCheck(table, stats=stats)
         self._data_age = DataAge()
         self._messages = msgspec.json.Decoder(_message_type(types.Update))
         self._new_messages = msgspec.json.Decoder(_message_type(types.FirstReport))
@@ -141,11 +141,14 @@ class Ingest:
         """Apply the decoded flows of the message ``data``."""
         analyzer.flows += len(flows)
         admitted = self._admitted(flows)
-        self._data_age.observe(admitted, analyzer)
-        done = self._update(admitted)
-        self._finish(admitted if done == len(admitted) else admitted[:done], data, analyzer)
-        if done < len(admitted):
-            self._decode_fully(bytes(data), _position(admitted[done], flows), analyzer)
+        now_ms = self._wall_clock() * 1000
+        self._data_age.observe(admitted, analyzer, now_ms)
+        done = self._update(admitted, now_ms)
+        if done == len(admitted):
+            self._finish(admitted, data, analyzer, now_ms)
+        else:
+            self._finish(admitted[:done], data, analyzer, now_ms)
+            self._decode_fully(bytes(data), _position(admitted[done], flows), analyzer, now_ms)
 
     def _apply_checked(
         self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
@@ -153,25 +156,32 @@ class Ingest:
         """Apply and check the flows of the message ``data``, which were decoded with all fields."""
         analyzer.flows += len(flows)
         admitted = self._admitted(flows)
-        self._data_age.observe(admitted, analyzer)
+        now_ms = self._wall_clock() * 1000
+        self._data_age.observe(admitted, analyzer, now_ms)
         sample = self._checker.before(admitted)
-        self._update(admitted)
+        self._update(admitted, now_ms)
         self._checker.after(sample, analyzer)
         if self._capture_points is not None:
             self._capture_points.message(data, self._now())
-        self._finish(admitted, data, analyzer)
+        self._finish(admitted, data, analyzer, now_ms)
 
     def _finish(
-        self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
+        self,
+        flows: list[Flow],
+        data: bytes | bytearray | memoryview,
+        analyzer: AnalyzerStats,
+        now_ms: float,
     ) -> None:
         """Check the applied flows, and choose the decoder of the next message."""
-        self._clock_skew.check(flows, data, analyzer)
+        self._clock_skew.check(flows, data, analyzer, now_ms)
         if self._checker.has_unsettled:
             self._checker.note_late(flows)
         unknown = self._table.met_unknown_flow
         self._next_messages = self._new_messages if unknown else self._messages
 
-    def _decode_fully(self, data: bytes, position: int, analyzer: AnalyzerStats) -> None:
+    def _decode_fully(
+        self, data: bytes, position: int, analyzer: AnalyzerStats, now_ms: float
+    ) -> None:
         """Apply the flows from ``position`` on. They have been counted, but not applied yet."""
         try:
             flows = self._full_messages.decode(data).Obj[position:]
@@ -179,8 +189,8 @@ class Ingest:
             raws = self._raw_list.decode(self._envelope.decode(data).Obj)
             flows = self._one_by_one(raws[position:])
         admitted = self._admitted.again(flows)
-        self._update(admitted)
-        self._finish(admitted, data, analyzer)
+        self._update(admitted, now_ms)
+        self._finish(admitted, data, analyzer, now_ms)
 
     def _recover(self, data: bytes, analyzer: AnalyzerStats) -> None:
         """Apply the usable flows of a message that cannot be decoded as a whole."""
@@ -206,12 +216,13 @@ class Ingest:
             return
         analyzer.flows += len(raws)
         admitted = self._admitted(self._one_by_one(raws))
-        self._data_age.observe(admitted, analyzer)
-        self._update(admitted)
-        self._finish(admitted, data, analyzer)
+        now_ms = self._wall_clock() * 1000
+        self._data_age.observe(admitted, analyzer, now_ms)
+        self._update(admitted, now_ms)
+        self._finish(admitted, data, analyzer, now_ms)
 
-    def _update(self, flows: list[Flow]) -> int:
-        return self._table.update(flows, self._now(), wall_ms=int(self._wall_clock() * 1000))
+    def _update(self, flows: list[Flow], now_ms: float) -> int:
+        return self._table.update(flows, self._now(), wall_ms=int(now_ms))
 
     def _drop(self, data: bytes, analyzer: AnalyzerStats, reason: str) -> None:
         """Count an unusable message, and log its first bytes at most once per interval."""
@@ -268,14 +279,19 @@ def _message_type(flow: Any) -> Any:
 
 def _kind(namespace: str, message_type: str, analyzer: AnalyzerStats) -> tuple[str, str]:
     """Count the message by its kind, and return this kind: namespace and type."""
-    if namespace.startswith("flow/"):
-        namespace = "flow"
-    kind = (
-        namespace if namespace in NAMESPACES else "other",
-        message_type if message_type in MESSAGE_TYPES else "other",
-    )
-    analyzer.messages[kind] = analyzer.messages.get(kind, 0) + 1
+    kind = namespace, message_type
+    if kind not in analyzer.messages:
+        kind = (
+            "flow" if namespace.startswith("flow/") else _known(namespace, NAMESPACES),
+            _known(message_type, MESSAGE_TYPES),
+        )
+        analyzer.messages.setdefault(kind, 0)
+    analyzer.messages[kind] += 1
     return kind
+
+
+def _known(name: str, names: Container[str]) -> str:
+    return name if name in names else "other"
 
 
 def _position(wanted: Flow, flows: list[Flow]) -> int:

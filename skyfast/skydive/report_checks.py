@@ -141,17 +141,14 @@ class ReportChecker:
 
     def chooses(self) -> bool:
         """Return whether to decode the next message fully and check it."""
-        now = self._running()
         self._messages += 1
-        if now - self._period_began_s >= RATE_PERIOD_S:
-            rate = self._messages / (now - self._period_began_s)
-            self._probability = min(1.0, SAMPLES_PER_S / rate)
-            self._messages = 0
-            self._period_began_s = now
+        if self._chance() >= self._probability:
+            return False
+        now = self._running()
         credit = self._credit + SAMPLES_PER_S * (now - self._checked_s)
         self._credit = min(credit, float(MAX_SAMPLES_AT_ONCE))
         self._checked_s = now
-        if self._credit < 1.0 or self._chance() >= self._probability:
+        if self._credit < 1.0:
             return False
         self._credit -= 1.0
         return True
@@ -201,9 +198,20 @@ class ReportChecker:
         """Whether gaps wait for late reports."""
         return bool(self._unsettled)
 
-    def settle(self) -> None:
-        """Count the gaps that no late report closed in time."""
+    def tick(self) -> None:
+        """Count the gaps that no late report closed in time, and adjust the probability.
+
+        Must be called regularly, about once a second.
+        """
         now = self._running()
+        if now - self._period_began_s >= RATE_PERIOD_S:
+            rate = self._messages / (now - self._period_began_s)
+            self._probability = SAMPLES_PER_S / max(rate, SAMPLES_PER_S)
+            self._messages = 0
+            self._period_began_s = now
+        self._settle(now)
+
+    def _settle(self, now: float) -> None:
         while self._unsettled:
             gap = next(iter(self._unsettled.values()))
             if gap.due_s > now and len(self._unsettled) <= MAX_UNSETTLED:
@@ -269,7 +277,7 @@ class ReportChecker:
             due_s=self._running() + SETTLE_S,
         )
         if len(self._unsettled) > MAX_UNSETTLED:
-            self.settle()
+            self._settle(self._running())
 
     def _own_losses(self) -> tuple[float, int]:
         """Return a value that changes when skyfast itself misses or skips reports."""

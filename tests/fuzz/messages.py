@@ -107,7 +107,7 @@ class Messages(Target):
             ingest.now = float(now)
             ingest.chance = float(now % 2)  # skyfast checks every other message for missing reports
             ingest.take(message)
-            ingest.checker.settle()
+            ingest.checker.tick()
             ingest.check_page()
         ingest.take_good_message()
         ingest.check_page()

@@ -109,10 +109,7 @@ def test_time_at_the_limit_is_accepted() -> None:
         times = first_ms - excess_ms, first_ms, now_ms, last_ms, last_ms + excess_ms
         flows = [Flow(Last=last_ms) for last_ms in times]
         analyzer = AnalyzerStats("analyzer:8082")
-        skew_check = ClockSkewCheck(
-            FakeTable(flows), stats=Stats(), wall_clock=lambda: now_ms / 1000
-        )
-        skew_check.check(flows, b"", analyzer)
+        ClockSkewCheck(FakeTable(flows), stats=Stats()).check(flows, b"", analyzer, now_ms)
         assert analyzer.misdated == {"ahead": counted, "behind": counted}
 
 

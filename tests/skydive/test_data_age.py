@@ -10,8 +10,7 @@ from skyfast.stats import AGE_BOUNDS_S, AnalyzerStats, Histogram
 from tests.support.messages import flow, later, message
 from tests.support.sink import Sink
 
-NOW_S = 1_700_000_000.0
-NOW_MS = int(NOW_S * 1000)
+NOW_MS = 1_700_000_000_000
 
 
 def report(last_ms: int | None, *, updated_ms: int | None = None, finish: int = 0) -> Any:
@@ -25,7 +24,7 @@ def report(last_ms: int | None, *, updated_ms: int | None = None, finish: int = 
 def observed(*flows: Any) -> tuple[Histogram, Histogram]:
     """Return the histograms of packet age and delivery after one message with ``flows``."""
     analyzer = AnalyzerStats("a:1")
-    DataAge(wall_clock=lambda: NOW_S).observe(flows, analyzer)
+    DataAge().observe(flows, analyzer, NOW_MS)
     return analyzer.packet_age, analyzer.delivery
 
 
@@ -67,18 +66,18 @@ def test_closing_reports_are_not_observed():
 
 def test_another_report_is_drawn_in_place_of_a_closing_report():
     closing, other = report(NOW_MS, finish=1), report(NOW_MS)
-    draws = iter([closing] * (MAX_DRAWS - 1) + [other])
+    draws = iter([0.4] * (MAX_DRAWS - 1) + [0.6])
     analyzer = AnalyzerStats("a:1")
-    DataAge(wall_clock=lambda: NOW_S, draw=lambda _: next(draws)).observe([other], analyzer)
+    DataAge(chance=lambda: next(draws)).observe([closing, other], analyzer, NOW_MS)
     assert sum(analyzer.packet_age.counts) == 1
 
 
 def test_every_report_of_a_message_can_be_drawn():
     analyzer = AnalyzerStats("a:1")
-    ages = DataAge(wall_clock=lambda: NOW_S)
+    ages = DataAge()
     flows = [report(NOW_MS - 1_000 * age_s) for age_s in (1, 100)]
     for _ in range(100):
-        ages.observe(flows, analyzer)
+        ages.observe(flows, analyzer, NOW_MS)
     assert counts(analyzer.packet_age).keys() == {1, 120}
     assert sum(analyzer.packet_age.counts) == 100
 

@@ -1,23 +1,23 @@
 """What do filters cost per flow?"""
 
+import itertools
 import re
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import ip_network
 from operator import attrgetter
 from typing import Any
 
+import pytest
+
 from benchmarks.core import PLAN, decoder
-from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, Flows
-from benchmarks.harness import Report
+from benchmarks.micro.conftest import PerFlow
 from skyfast.flows.fields import flow_types
 from skyfast.flows.filters import classifier, make_flow_filter, matcher, reads
 from skyfast.flows.plan import FieldPath
 from skyfast.flows.rewrites import BoundedCache
 from skyfast.flows.selection import Condition, Filter, Rule
 
-MESSAGES = 100
-REPEATS = 9
+ROUNDS = 1_000
 
 CLUSTER = (ip_network("10.0.0.0/9"),)
 
@@ -58,56 +58,55 @@ FILTERS = {
 Pick = Callable[[list[Any]], list[Any]]
 
 
-def run(report: Report) -> None:
-    count = MESSAGES * FLOWS_PER_MESSAGE
-    messages = list(Flows(count).messages(range(count), FIRST_ROUND))
+FIVE_RULES = "five rules"
+
+
+@pytest.fixture(scope="module")
+def decode() -> Callable[[bytes], Any]:
+    """Return a decoder for the fields that the filters read."""
     also = {path for config in FILTERS.values() for path in reads(config)}
-    decode = decoder(flow_types(PLAN, also=sorted(also)).Update).decode
-    picks = {name: _compiled(config) for name, config in FILTERS.items()}
-    five = picks["five rules"]
-    picks["five rules as closures"] = _closures(FIVE)
-    assert all(
-        five(decode(message).Obj) == picks["five rules as closures"](decode(message).Obj)
-        for message in messages
-    )
-    decoding: list[float] = []
-    ns: dict[str, list[float]] = {name: [] for name in picks}
-    unknown: list[float] = []
-    for _ in range(REPEATS):
-        for name, pick in picks.items():
-            decode_ns, pick_ns = _measure(messages, decode, pick)
-            ns[name].append(pick_ns)
-            if name == "no filter":
-                decoding.append(decode_ns)
-        unknown.append(_measure(messages, decode, _compiled(FILTERS["one network"]))[1])
-    for name, samples in ns.items():
-        report.add(name, samples, "ns per flow", to="decoding", over=decoding)
-    report.add(
-        "one network, new addresses",
-        unknown,
-        "ns per flow",
-        to="decoding",
-        over=decoding,
-    )
+    return decoder(flow_types(PLAN, also=sorted(also)).Update).decode
 
 
-def _measure(
-    messages: list[bytes], decode: Callable[[bytes], Any], pick: Pick
-) -> tuple[float, float]:
-    """Return the ns per flow of decoding and of filtering."""
-    clock_ns = time.thread_time_ns
-    decode_ns = pick_ns = 0
+Decode = Callable[[bytes], Any]
+
+
+def test_decoding(per_flow: PerFlow, decode: Decode, messages: list[bytes]) -> None:
+    """The other figures are compared with this one."""
+
+    def decode_and_free(message: bytes) -> None:
+        decode(message)
+
+    arguments = ((message,) for message in itertools.cycle(messages))
+    per_flow(decode_and_free, arguments, rounds=ROUNDS)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_filter(per_flow: PerFlow, decode: Decode, messages: list[bytes], name: str) -> None:
+    pick = _compiled(FILTERS[name])
+    arguments = ((decode(message).Obj,) for message in itertools.cycle(messages))
+    per_flow(pick, arguments, rounds=ROUNDS, to="decoding")
+
+
+def test_five_rules_as_closures(per_flow: PerFlow, decode: Decode, messages: list[bytes]) -> None:
+    compiled, closures = _compiled(FILTERS[FIVE_RULES]), _closures(FIVE)
     for message in messages:
-        began_ns = clock_ns()
         flows = decode(message).Obj
-        decoded_ns = clock_ns()
-        admitted = pick(flows)
-        pick_ns += clock_ns() - decoded_ns
-        decode_ns += decoded_ns - began_ns
-        # Free the flows here, outside the measured intervals.
-        del flows, admitted
-    count = len(messages) * FLOWS_PER_MESSAGE
-    return decode_ns / count, pick_ns / count
+        assert compiled(flows) == closures(flows)
+    arguments = ((decode(message).Obj,) for message in itertools.cycle(messages))
+    per_flow(closures, arguments, rounds=ROUNDS, to="filter: five rules")
+
+
+def test_one_network_with_new_addresses(
+    per_flow: PerFlow, decode: Decode, messages: list[bytes]
+) -> None:
+    def new() -> Iterator[tuple[Pick, list[Any]]]:
+        while True:
+            pick = _compiled(FILTERS["one network"])
+            for message in messages:
+                yield pick, decode(message).Obj
+
+    per_flow(lambda pick, flows: pick(flows), new(), rounds=ROUNDS, to="filter: one network")
 
 
 def _compiled(config: Filter) -> Pick:

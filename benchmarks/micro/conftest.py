@@ -1,0 +1,75 @@
+"""Fixtures of the microbenchmarks.
+
+A round is one message of 100 flows. Its arguments are prepared before the clock starts, so they are
+in the CPU cache, as in skyfast. The clock is the CPU time of the thread. pytest-benchmark shows
+the time per flow; see `pytest_benchmark_scale_unit`.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import pytest
+
+from benchmarks import core
+from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, Flows
+
+MESSAGES = 100
+
+
+class PerFlow(Protocol):
+    """Measures ``function`` with each of the ``arguments``; see `per_flow`."""
+
+    def __call__(
+        self,
+        function: Callable[..., object],
+        arguments: Iterator[tuple[Any, ...]],
+        *,
+        rounds: int,
+        mean: bool = False,
+        to: str = "",
+        at_most: float | None = None,
+    ) -> None: ...
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _memory_settings() -> None:
+    core.tidy()
+
+
+@pytest.fixture(scope="session")
+def messages() -> list[bytes]:
+    """First reports of 10,000 flows."""
+    count = MESSAGES * FLOWS_PER_MESSAGE
+    return list(Flows(count).messages(range(count), FIRST_ROUND))
+
+
+@pytest.fixture
+def per_flow(benchmark: Any) -> PerFlow:
+    """Return a function that measures another function.
+
+    ``rounds`` is the number of rounds, each of which takes the next ``arguments``. ``mean`` reports
+    the mean instead of the median, for work that only some rounds have to do. The others are the
+    arguments of `benchmarks.harness.Report.add` of the same name: ``to`` is the ID of the
+    benchmark to compare with, and ``at_most`` the target in ns.
+    """
+
+    def measure(
+        function: Callable[..., object],
+        arguments: Iterator[tuple[Any, ...]],
+        *,
+        rounds: int,
+        mean: bool = False,
+        to: str = "",
+        at_most: float | None = None,
+    ) -> None:
+        benchmark.extra_info.update(mean=mean, to=to, at_most=at_most)
+        benchmark.pedantic(function, setup=lambda: (next(arguments), {}), rounds=rounds)
+
+    return measure
+
+
+def pytest_benchmark_scale_unit(unit: str, **_: object) -> tuple[str, float]:
+    """Show the ns per flow, and the thousands of flows per second."""
+    if unit == "seconds":
+        return "n", 1e9 / FLOWS_PER_MESSAGE
+    return "K", FLOWS_PER_MESSAGE / 1e3
