@@ -191,6 +191,7 @@ class Report:
         RESULTS.mkdir(exist_ok=True)
         content = {
             "benchmark": self.name,
+            "seconds": round(took_s),
             "question": self.question,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "scale": SCALE,
