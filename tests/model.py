@@ -1052,7 +1052,7 @@ class Model:
         places = self._places(labels)
         has_room = [self._has_room(n, place) for n, place in enumerate(places)]
         kept = self._kept.get(places[0])
-        # A row that this flow creates cannot contain earlier parts of the flow.
+        # A row that this flow creates cannot contain earlier traffic of the flow.
         counts_whole = [
             difference is None
             and self._is_complete(n)

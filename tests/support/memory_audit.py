@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 MAX_ENTRIES = 64
-"""Maximum number of followed entries of a container. They suffice: all entries are similar."""
+"""Maximum number of entries that are followed per container. All entries are similar."""
 
 MAX_FIELDS = 8
-"""If a dict has at most this many keys, all of them strings, each key has its own path."""
+"""In a dict with at most this many keys, all of them strings, each key has its own path."""
 
 
 class _MallInfo(ctypes.Structure):

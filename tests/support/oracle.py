@@ -2,8 +2,8 @@
 
 `Oracle` does not model rows or the storage of flows. It adds the highest totals of all flows. For
 two kinds of flows, a page may show less: flows that were forgotten because their reports were too
-far apart, and flows that look the same because their first reports were lost. For all other flows,
-the page must be exact.
+far apart, and flows whose first reports were lost, because they look like forgotten flows. For all
+other flows, the page must be exact.
 
 Times are seconds of the page's clock. Flows are JSON objects, as analyzers send them.
 """
@@ -26,7 +26,7 @@ ENDED_S = 75.0
 """The time for which a flow is kept after its closing report."""
 
 NEW_FLOWS = "NewFlows"
-"""The counter of new flows, which is not a field of ``Metric``. A flow is new only once."""
+"""The counter of new flows. It is not a field of ``Metric``. A flow is new only once."""
 
 Values = tuple[str, ...]
 Counters = Counter[str]
@@ -110,7 +110,7 @@ class Growth:
     amount: Range
     totals: Counters
     is_known: bool
-    """Whether the flow was reported before this message and cannot be forgotten yet."""
+    """Whether the flow was reported before this message and cannot have been forgotten since."""
 
     @property
     def is_news(self) -> bool:
@@ -126,9 +126,9 @@ class Growth:
 class Shown:
     """A connection: its counters on the latest page that showed it, and the growth since that page.
 
-    The connection expires a timeout after ``renewed_s`` at the earliest, and a timeout after
-    ``touched_s`` at the latest. A closing report without new packets can add to the connection
-    without renewing it.
+    The connection expires one timeout after ``renewed_s`` at the earliest, and one timeout after
+    ``touched_s`` at the latest. These times differ if a closing report repeats the last update: it
+    can add to the connection without renewing it.
     """
 
     counters: Counters = field(default_factory=Counter)
@@ -141,9 +141,9 @@ class Shown:
 class Oracle:
     """The page that a table must have after each message.
 
-    ``horizon_s`` is the time of the latest report of any flow that may be forgotten. Initially, it
-    is the time of the first subscription. If not ``is_exact``, flows can be rejected and evicted,
-    so only the upper bounds apply. All views must count new flows.
+    ``horizon_s`` is the time of the latest report of any flow that the table may have forgotten. It
+    starts as the time of the first subscription. If ``is_exact`` is false, flows can be rejected
+    and evicted, so only the upper bounds are checked. All views must count new flows.
     """
 
     spec: Spec
@@ -233,7 +233,7 @@ class Oracle:
     # Pages
 
     def check_before(self, page: Mapping[str, set[str]], now: float) -> None:
-        """Check a page before the next message: only connections that are due may be missing."""
+        """Check a page before the next message: only connections that are due may have expired."""
         if not self.is_exact:
             return
         visible = read_counters(page, self.spec.views[0])
@@ -303,10 +303,10 @@ class Oracle:
         shown: Shown,
         now: float,
     ) -> None:
-        """Check a connection that was not on the page before.
+        """Check a connection that was not on the previous page.
 
-        If one of its flows is still known, its counters must continue. Otherwise, they may start
-        with the flows of this message.
+        If the table still knows one of its flows, its counters must continue. Otherwise, they may
+        start with the flows of this message.
         """
         due = exactly(shown.counters) + shown.since
         if counters in due:
@@ -325,8 +325,8 @@ class Oracle:
         assert not remembered, f"{values}: {counters} is not {due}"
         fresh = NOTHING
         for growth in growths:
-            # A closing report may not make its connection visible. Such a report counts for a later
-            # connection only if counters of expired connections are kept.
+            # Some closing reports do not make their connection visible. They only count for a later
+            # connection if the table keeps the counters of expired connections.
             counts = growth.shows or (self.flow_memory_s > 0 and not self.is_complete)
             low = growth.amount.low & growth.totals if counts else Counter()
             fresh += Range(low, growth.totals)

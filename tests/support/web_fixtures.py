@@ -234,7 +234,7 @@ def source(
     start_timestamps=False,
     view=VIEW,
 ):
-    """Return an exposition source that only has fake parts."""
+    """Return an exposition source whose flows, interfaces and captures are fake."""
     table = table or FakeTable()
     return ExpositionSource(
         table=table,
