@@ -358,8 +358,8 @@ async def test_parts_are_scraped_as_documented(tmp_path: Path) -> None:
                 assert "part" not in labels
                 scraped = await query(server, "scrape_samples_scraped")
                 assert all(number(sample) > 0.15 * sum(map(number, scraped)) for sample in scraped)
-                # Every scrape writes the same series, and no scrape marks series of another target
-                # as stale.
+                # Each scrape writes the same series as the one before. A target does not mark the
+                # series of another target as stale.
                 await asyncio.sleep(3 * SCRAPE_INTERVAL_S)
                 assert not await query(server, f"count_over_time({CONNECTION_BYTES}[1m]) < 3")
                 assert len(await query(server, CONNECTION_BYTES)) == 400

@@ -74,7 +74,7 @@ def error(text: str, **environ: str) -> str:
 
 
 def meaning(result: Config) -> Config:
-    """Return ``result`` without the fields that depend on the spelling of the file."""
+    """Return ``result`` without the fields that depend on how the file is written."""
     return replace(result, source="", notes=())
 
 

@@ -98,7 +98,7 @@ def test_panels_are_distinct_and_do_not_overlap() -> None:
 
 
 def test_rows_that_read_every_connection_are_collapsed() -> None:
-    """A query over all connections can be slow. In an open row, it must read a single instant."""
+    """A query over all connections can be slow. In open rows, such queries must be instant queries."""
     connection = re.compile(r"skydive_(network_)?connection_")
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):
@@ -219,7 +219,7 @@ def test_every_queried_metric_is_exported() -> None:
 
 
 def test_metrics_with_two_names_are_queried_by_both() -> None:
-    """``or`` joins both names. So a metric that exists under both names counts once."""
+    """``or`` combines the queries, so that a metric that exists under both names counts once."""
     rules = yaml.safe_load((FILE.parents[1] / "rules" / "compatible-to-standard.yml").read_text())
     recorded = [rule for group in rules["groups"] for rule in group["rules"]]
     pairs = [(rule["expr"].split()[0], rule["record"]) for rule in recorded]

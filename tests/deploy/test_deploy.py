@@ -201,7 +201,7 @@ def test_skyfast_runs_with_memory_deny_write_execute() -> None:
 
     def deny() -> None:
         if libc.prctl(PR_SET_MDWE, 1, 0, 0, 0):
-            os._exit(77)  # the kernel is older than 6.3
+            os._exit(77)  # kernels before 6.3 do not support this
 
     with subprocess.Popen(
         [sys.executable, "-m", "skyfast", "--demo"],
@@ -248,7 +248,7 @@ class Build:
             **{name: text for name, text in os.environ.items() if name.startswith("PIP_")},
             "PATH": f"{root}/base/bin:/usr/bin:/bin",
             "HOME": str(root),
-            "SKYFAST_CFLAGS": "-O0",  # shortens compilation
+            "SKYFAST_CFLAGS": "-O0",  # compiles faster
         }
 
     def here(self, text: str) -> str:

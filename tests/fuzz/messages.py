@@ -276,7 +276,11 @@ class _CheckedIngest(IngestSetup):
 
 
 def _flows_in(message: bytes) -> int | None:
-    """Return the number of flows that Python's JSON module reads, or None if that is ambiguous."""
+    """Return the number of flows that Python's JSON module reads.
+
+    Return None if the message is ambiguous: if it is not a message with a list of flows, or if an
+    object has two equal keys, which parsers treat differently.
+    """
     try:
         tree = json.loads(message.decode(), object_pairs_hook=_reject_equal_keys)
     except (ValueError, RecursionError):

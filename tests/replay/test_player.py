@@ -201,7 +201,11 @@ def test_other_values_are_sent_as_recorded(playback):
 
 
 def test_connections_never_end_and_grow_every_minute(playback):
-    """At a scrape interval of 15 s, ``rate(...[1m])`` compares samples 45 s apart."""
+    """``rate(...[1m])`` must not become 0.
+
+    At a scrape interval of 15 s, it compares samples that are 45 s apart. So each connection must
+    grow within 45 s.
+    """
     loops = 4
     for connection_reports in connections(play(playback, loops)).values():
         assert all(delta >= 0 for _, delta in connection_reports)
@@ -317,7 +321,7 @@ def subscribe(port, *namespaces, **options):
 
 
 @pytest.mark.xdist_group("timing")
-async def test_a_flow_grows_within_five_seconds_of_the_start():
+async def test_flow_grows_within_five_seconds_of_the_start():
     async with served() as (_, port), asyncio.timeout(5):
         start_ms = time.time() * 1000
         totals = defaultdict(set)

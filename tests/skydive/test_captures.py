@@ -36,7 +36,7 @@ def samples(page):
     }
 
 
-def test_page_of_one_report():
+def test_page_shows_the_values_of_a_report():
     captures = make_captures()
     captures.message(
         report(
@@ -290,7 +290,7 @@ def test_page_is_consistent_while_captures_change():
         thread.join()
 
 
-def test_recorded_reports_of_a_real_agent():
+def test_recorded_reports_of_an_agent_give_the_expected_values():
     """On an idle interface, a report has ten times the total, because it adds ten readings."""
     captures = make_captures()
     for line in (RECORDINGS / "one-analyzer.jsonl").read_bytes().splitlines():

@@ -38,7 +38,7 @@ def of_topology(name, host="h"):
     return (name, host, *[""] * (SIZE - 2))
 
 
-def test_without_own_names_the_names_of_the_topology_are_unchanged(names, topology):
+def test_names_of_the_topology_are_unchanged_without_own_names(names, topology):
     known = of_topology("pod")
     topology["10.0.0.1"] = known
     topology["10.0.0.2"] = None

@@ -128,19 +128,19 @@ def reached_rules(oracle: NameOracle) -> set[str]:
     return rules
 
 
-def test_recorded_topology() -> None:
+def test_resolver_equals_the_oracle_on_the_recorded_topology() -> None:
     assert_equal_results(recorded_graph())
 
 
 @compared
 @given(topology_graphs.graphs())
-def test_random_topologies(graph: Json) -> None:
+def test_resolver_equals_the_oracle_on_random_topologies(graph: Json) -> None:
     assert_equal_results(graph)
 
 
 @compared
 @given(topology_graphs.graphs(broken=True))
-def test_topologies_with_values_of_wrong_types(graph: Json) -> None:
+def test_resolver_equals_the_oracle_on_values_of_wrong_types(graph: Json) -> None:
     assert_equal_results(graph)
 
 

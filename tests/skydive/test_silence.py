@@ -299,7 +299,7 @@ def test_silent_subscription_does_not_lower_the_estimate() -> None:
 
 
 @pytest.mark.parametrize(("analyzers", "sent"), [(1, 0.5), (2, 10), (3, 18), (10, 66)])
-def test_is_improbable(analyzers: int, sent: float) -> None:
+def test_silence_is_improbable_if_enough_messages_were_sent(analyzers: int, sent: float) -> None:
     assert is_improbable(sent, SUSPECT_CHANCE, analyzers=analyzers)
     assert not is_improbable(0, SUSPECT_CHANCE, analyzers=analyzers)
     assert analyzers == 1 or not is_improbable(sent - 1, SUSPECT_CHANCE, analyzers=analyzers)

@@ -206,7 +206,7 @@ def test_closing_report_comes_ten_to_twenty_minutes_after_last_packet(sink):
 
 
 @pytest.mark.parametrize("expire_first", [False, True])
-def test_update_and_expiry_tick_at_the_same_time(sink, expire_first):
+def test_order_of_simultaneous_ticks_decides_what_a_closing_report_has(sink, expire_first):
     # Updates and expiry run every 600 s. The update tick at 600 s reports the packet sent at 590 s.
     table = FlowTable(sink)
     send(table, 590)
@@ -437,7 +437,7 @@ def test_ticks_start_with_the_capture():
 
 
 @pytest.mark.parametrize("expire_first", [False, True, None])
-def test_order_of_simultaneous_ticks(expire_first):
+def test_order_of_simultaneous_ticks_is_random_unless_set(expire_first):
     orders = set()
     for seed in range(20):
         cluster, agent, table, _ = make_cluster(
@@ -523,7 +523,7 @@ def test_websocket_agents_send_ten_flows_per_message():
     assert [size for size in sizes if size] == [10, 10, 3]
 
 
-def test_agent_clock_steps():
+def test_clock_step_changes_the_times_of_updates():
     cluster, agent, table, _ = make_cluster()
     agent.step_clock(-5_000)
     agent.packet(table, Packet(WEB, flags="S"))
@@ -587,7 +587,7 @@ def test_analyzer_sends_batches_of_100_flows():
     ]
 
 
-def test_message_format():
+def test_messages_have_the_format_of_skydive():
     cluster, agent, table, _ = make_cluster()
     agent.packet(table, Packet(WEB))
     deliveries = list(cluster.run(65_000))
@@ -644,7 +644,7 @@ def test_leaving_first_subscriber_silences_the_second():
     assert receivers(cluster, 100) == set()
 
 
-def test_namespace_of_one_capture():
+def test_namespace_of_a_capture_has_only_its_flows():
     cluster, agent, table, _ = make_cluster()
     second = agent.capture(node_tid="node-2", capture_id="capture-2")
     traffic(cluster, agent, table, 1_000)
@@ -861,7 +861,7 @@ def is_repeat(flow):
 
 
 @pytest.mark.parametrize(("name", "reports"), [(ONE, 45), (A, 84), (B, 93)])
-def test_recorded_updates_show_flow_update(name, reports):
+def test_recorded_updates_are_ten_seconds_long(name, reports):
     periods = [
         flow["LastUpdateMetric"]["Last"] - flow["LastUpdateMetric"]["Start"]
         for flow in recorded_flows(name)
@@ -887,7 +887,7 @@ def test_recorded_updates_show_flow_update(name, reports):
         (B, {"repeat of a first report": 4}),
     ],
 )
-def test_recorded_closing_reports(name, kinds):
+def test_recorded_closing_reports_are_of_the_expected_kinds(name, kinds):
     counts = Counter()
     for flow in recorded_flows(name):
         assert flow.get("FinishType", TIMEOUT) == TIMEOUT

@@ -65,7 +65,7 @@ MESSAGE = b'{"Namespace":"flow","Type":"store","Obj":[]}'
 # The request ---------------------------------------------------------------------------------
 
 
-async def test_request_headers(analyzer: FakeAnalyzer) -> None:
+async def test_request_has_the_headers_of_an_analyzer_client(analyzer: FakeAnalyzer) -> None:
     async with subscribed(make_config(analyzer.url, host_id="probe-7")):
         request = (await analyzer.subscriber()).request
     assert request.target == "/ws/subscriber/flow"
@@ -682,7 +682,7 @@ async def test_first_message_counts_as_delivery_if_subscription_ends_at_once(
         assert not running.subscriptions.delivering
 
 
-async def test_names_of_subscribed_and_delivering_analyzers() -> None:
+async def test_subscribed_and_delivering_analyzers_are_known() -> None:
     async with FakeAnalyzer() as first, FakeAnalyzer() as second:
         config = make_config(first.url, second.url)
         async with subscribed(config) as running:
@@ -1054,7 +1054,7 @@ def test_unresponsive_name_server_does_not_block(
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-def test_both_event_loops_work(run: Callable[[Any], None], tmp_path: Path) -> None:
+def test_subscriptions_work_with_both_event_loops(run: Callable[[Any], None], tmp_path: Path) -> None:
     authority = Authority(tmp_path)
 
     async def scenario() -> None:
@@ -1344,6 +1344,6 @@ def _status(code: int) -> InvalidStatus:
     ],
     ids=repr,
 )
-def test_classify(exc: Exception, reason: str) -> None:
+def test_exceptions_have_the_expected_reason(exc: Exception, reason: str) -> None:
     assert classify(exc) == reason
     assert reason in RECONNECT_REASONS

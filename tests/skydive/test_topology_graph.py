@@ -161,7 +161,7 @@ def test_elements_that_are_not_nodes_or_edges_are_counted(element):
     [b'"\xff"', b'"\\ud800"', b"[" * 2_000 + b"]" * 2_000, b'{"a":' * 2_000 + b"1" + b"}" * 2_000],
     ids=["invalid UTF-8", "lone surrogate", "deep array", "deep object"],
 )
-def test_unreadable_parts_do_not_matter(extra):
+def test_unreadable_fields_are_ignored(extra):
     node = b'{"ID":"n1","Metadata":{"Type":"pod","Other":%b,"K8s":{"Labels":{"app":%b}}}}'
     decoded = decode_node(node % (extra, extra))
     assert (decoded.id, decoded.metadata.type) == ("n1", "pod")

@@ -1,4 +1,4 @@
-"""Labels from lookups: several labels of one field, ambiguous keys, and relabeling."""
+"""Labels from lookups: several labels of one field, ambiguous keys, and relabelling."""
 
 import gc
 import sys
@@ -39,7 +39,7 @@ WEB, DB, CACHE = ("web", "shop", "node-1"), ("db", "shop", "node-2"), ("cache", 
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a constructor: of the model, or of the core with one of two ways to read fields."""
+    """Return the constructor of the model, or of the core with one of its ways to read fields."""
     return request.param
 
 
@@ -109,7 +109,7 @@ def test_views_show_different_labels_of_one_lookup(make):
     assert samples(table, "c_flows") == {("shop",): "0", ("shop2",): "1"}
 
 
-def test_lookup_of_a_missing_part_uses_an_empty_key(make):
+def test_lookup_in_a_missing_object_uses_an_empty_key(make):
     names = Names({"": ("none",), "aa:bb": ("some",)})
     table = make(spec_of(looked_up("link", ("Link", "A"), names), LABELS[2]))
     table.report(make_flow("1", (1, 0, 0, 0), ports=(1, 2)), 0)
@@ -369,7 +369,7 @@ def test_message_can_be_repeated_after_a_lookup_raised_an_exception():
     assert sys.getrefcount(name) == references
 
 
-def test_relabeling_moves_no_flow_if_a_lookup_raises_an_exception():
+def test_relabelling_moves_no_flow_if_a_lookup_raises_an_exception():
     names = FailingNames({"10.0.0.1": None, "10.0.0.3": ("three",)})
     core = Core(spec_of(looked_up("name", A, names, (B, POINT)), LABELS[2]))
     for n in range(400):
@@ -585,7 +585,7 @@ def test_keys_of_names_that_the_plan_does_not_use_are_not_taken():
     assert list(keys) == ["10.0.0.1"]
 
 
-def test_repeated_key_is_relabeled_once():
+def test_repeated_key_is_relabelled_once():
     names = Names()
     core = Core(spec_of(looked_up("name", A, names)))
     core.report(make_flow("1", (5, 0, 0, 0)), 0)

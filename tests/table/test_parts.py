@@ -87,7 +87,7 @@ def test_parts_of_rows_never_change(make):
     ]
 
 
-def test_labels_that_are_numbers_or_odd_strings_have_parts(make):
+def test_rows_with_numbers_or_unusual_strings_are_in_one_part(make):
     ports = Label("port", ("Transport", "A"), number=True, rewrite=Fold(above=1023))
     labels = (*LABELS, ports, Label("vlan", ("Link", "ID"), number=True))
     table = make(one_view(labels=labels))
@@ -143,7 +143,7 @@ def test_row_of_a_view_is_in_one_part(make):
             assert 2 * len(page["first_flows"]) == len(page["first_bytes_total"])
 
 
-def test_expired_rows_are_in_no_part(make):
+def test_parts_do_not_contain_expired_rows(make):
     table = make()
     table.report(make_flow("1"), 0)
     table.report(make_flow("2", ports=(1, 2)), 10)

@@ -40,7 +40,7 @@ from tests.support.table_adapter import Core
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model or of the core, which reads fields in two ways."""
+    """Return the constructor of the model, or of the core with one of its ways to read fields."""
     return request.param
 
 
@@ -164,7 +164,7 @@ KNOWN = make_flow("1", (1, 1, 1, 1))
 """The first flow of the connection, so that later flows do not create the connection."""
 
 LATER = {"newest": (5, 6, 7, 8), "newest_start": 60_000, "newest_last": 70_000, "last": 70_000}
-"""Fields of a report that is not the first of its flow."""
+"""Fields of a report that is not the first report of its flow."""
 
 
 def test_first_report_adds_its_total(make):
@@ -850,7 +850,7 @@ def test_optional_counter_without_values_has_no_series(make):
     assert len(samples(table, "tcp_packets_total")) == 8
 
 
-def test_missing_part_in_one_report_changes_nothing(make):
+def test_missing_object_in_one_report_changes_nothing(make):
     table = make(OPTIONAL)
     table.report(tcp(make_flow(total=(0, 0, 1, 2), last=1), (3, 4)), 0)
     assert table.report(make_flow(total=(0, 0, 5, 2), last=2), 0) is None
@@ -861,7 +861,7 @@ def test_missing_part_in_one_report_changes_nothing(make):
     assert samples(table, "tcp_packets_total") == {"node-1,>": "5", "node-1,<": "2"}
 
 
-def test_part_that_appears_later_counts_from_zero(make):
+def test_object_that_appears_later_counts_from_zero(make):
     table = make(OPTIONAL)
     table.report(make_flow(last=1), 0)
     assert table.report(tcp(make_flow(last=1), (0, 0)), 0) == "late"
@@ -870,7 +870,7 @@ def test_part_that_appears_later_counts_from_zero(make):
     assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "3", "node-1,<": "0"}
 
 
-def test_restart_without_a_part_forgets_its_total(make):
+def test_restart_without_an_object_forgets_its_total(make):
     table = make(OPTIONAL)
     table.report(tcp(make_flow(total=(0, 0, 9, 9), last=1), (3, 4)), 0)
     table.report(make_flow(total=(0, 0, 1, 1), last=2), 0)
@@ -2114,8 +2114,8 @@ def test_first_reports_are_counted_as_new_flows(make):
     assert samples(table, "port_new_flows_total") == {"443,>": "1"}
     table.report(make_flow("b2", last=1_500), 0)
     assert [new_flows(table, prefix) for prefix in ("main", "node", "port")] == [2, 2, 2]
-    # Later reports of a known flow are never new: a late one, more bytes, a restart, a closing
-    # report.
+    # Later reports of a known flow are never new. These reports are late, have more bytes, restart
+    # the flow, and close it.
     table.report(make_flow("a1", last=1_500), 1)
     table.report(make_flow("a1", (101, 201, 2, 3), last=1_600), 2)
     table.report(make_flow("a1", (1, 1, 1, 1), last=1_700), 3)

@@ -45,7 +45,7 @@ SHARED = Spec(
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a function that makes a table: the model, or the core, which reads in two ways."""
+    """Return the constructor of the model, or of the core with one of its ways to read fields."""
     return request.param
 
 
@@ -92,7 +92,7 @@ def start(table, family, now=0):
 # Unknown flows
 
 
-def test_counters_start_with_the_flow_whose_total_counts(make):
+def test_counters_that_add_a_total_start_with_the_flow(make):
     table = make(BOTH)
     take(table, first_report(rtt=5))
     assert start(table, BYTES) == START_MS
@@ -105,7 +105,7 @@ def test_counters_start_with_the_flow_whose_total_counts(make):
     }
 
 
-def test_counters_of_which_only_the_update_counts_start_with_the_update(make):
+def test_counters_that_add_only_an_update_start_with_the_update(make):
     # The labels of the main view identify the flow, so its total counts there.
     table = make(BOTH)
     take(table, later_report())
@@ -362,7 +362,7 @@ def test_new_names_without_the_clock_have_no_start_time(make):
 # Pages of the core
 
 
-def test_pages_in_both_versions_of_openmetrics():
+def test_both_versions_of_openmetrics_show_the_same_start_times():
     """Start times are exact; a page without `created` differs only in the heads of families."""
     view = View(
         labelled("node_tid"),
@@ -405,7 +405,7 @@ def samples(page):
     return [line for line in read_all(page).decode().splitlines() if line[0] != "#"]
 
 
-def test_only_the_second_direction_has_a_start_time():
+def test_second_direction_alone_has_a_start_time():
     """A connection can have a series of one direction only."""
     family = standard("t", "tcp_out_of_order")
     core = Core(Spec(views=(View((*labelled("node_tid"), DIRECTION), family),)))

@@ -47,7 +47,7 @@ SPEC = Spec(
 
 
 class Stress:
-    """A table and the threads that use it. The table's clock ``now`` runs ten times as fast."""
+    """A table and the threads that use it. Its clock ``now`` is ten times as fast as real time."""
 
     def __init__(self) -> None:
         self.core = Core(SPEC)
