@@ -1,6 +1,7 @@
 """`App` holds (stops) the clock of its table while reports may be missing.
 
-The tests use no sockets."""
+The tests use no sockets.
+"""
 
 import dataclasses
 import logging

@@ -1,4 +1,7 @@
-"""Faults of the machine: names, clocks, pauses, descriptors and ports."""
+"""Faults of the machine: names, clocks, pauses, descriptors and ports.
+
+Each test is named after a fault, from which skyfast must recover.
+"""
 
 import asyncio
 import contextlib
@@ -223,8 +226,7 @@ async def test_http_clients_use_all_descriptors(directory: Path) -> None:
         subscriber = trial.subscriber
         await trial.report()  # the subscription still works
         await trial.wait_for_log("file descriptors are free (LimitNOFILE)")
-        # Wait until all clients are disconnected. This includes those for which there is no
-        # descriptor.
+        # Wait until all clients are disconnected, even those for which no descriptor was free.
         async with asyncio.timeout(5):
             for _, writer in clients:
                 with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Faults of scrapers, which must not affect other clients."""
+"""Faults of scrapers. Each test is named after a fault, which must not affect other clients."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""The decision when to hold the clock, in virtual time.
+"""The decision when to hold (stop) the clock of the table, in virtual time.
 
 `skyfast.skydive.reporting_gap` has no clock and no socket.
 """
@@ -37,7 +37,7 @@ class Scenario:
         self.held = False
 
     def run(self, seconds: float, *delivering: str) -> float:
-        """Advance while only ``delivering`` deliver; return how long the clock was held."""
+        """Advance while only ``delivering`` deliver. Return for how long the clock was held."""
         before_s = self.held_s
         self.delivering = set(delivering)
         self._update()
@@ -97,9 +97,9 @@ def test_subscription_that_stays_down_holds_the_clock_for_two_updates() -> None:
     scenario = Scenario("a", "b")
     scenario.run(100, "a", "b")
     assert scenario.run(1000, "a") == MISSING_UPDATES * UPDATE_S
-    # No report is missing when "b" delivers again: meanwhile, agents sent all reports to "a".
+    # When "b" delivers again, no report is missing: agents have sent all reports to "a".
     assert scenario.run(1000, "a", "b") == 0
-    # From now on, an interruption of "b" counts again.
+    # From now on, an interruption of "b" holds the clock again.
     assert scenario.run(10, "a") == 10
     assert scenario.run(1000, "a", "b") == AFTER_S
 

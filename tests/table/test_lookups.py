@@ -44,7 +44,7 @@ def make(request):
 
 
 def ends(names, *, context=True):
-    """Return three labels for each end."""
+    """Return three labels for each end of a flow, which share a lookup."""
     lookups = {
         "initiator": Lookup(names, A, (B, POINT) if context else ()),
         "target": Lookup(names, B, (A, POINT) if context else ()),
@@ -122,7 +122,7 @@ def test_lookup_in_a_missing_object_uses_an_empty_key(make):
 
 
 class CountingNames(Names):
-    """Names that record each lookup. The core calls the methods of a subclass of dict."""
+    """Names that record each lookup. The core must call the methods of such a subclass of dict."""
 
     def __init__(self, known=None, *, count=1):
         super().__init__(known, count=count)
@@ -424,7 +424,7 @@ def test_table_releases_results_that_no_new_flow_used_for_a_timeout():
     core.relabel(names, ["10.0.0.1", "10.0.0.2"])
     core.relabel(names, ["10.0.0.1", "10.0.0.2"], budget=0)
     gc.collect()
-    # Both ends use the same labels of the result, so the table owns a single reference to it.
+    # Both ends have the same result, so the table owns a single reference to it.
     used = [before[0] + 1, *before[1:]]
     assert [sys.getrefcount(each) for each in (found, *texts)] == used
     core.message([make_flow("fff")], TIMEOUT_S - 1)
@@ -614,7 +614,7 @@ def test_reports_between_slices_find_the_new_names():
 
 
 def slice_of(core, model, names, relabelling):
-    """Move one flow in both tables, and return its UUID."""
+    """Move one flow in the core and in the model. Return its UUID."""
     part = relabelling.step(1)
     model.relabel(names, part.keys, part.uuids)
     assert core.page(0) == model.page(0)
@@ -789,7 +789,7 @@ def test_a_lookup_does_not_identify_a_connection():
 
 
 def all_strings(table, count):
-    """Return the strings of a table, read in slices of ``count`` numbers, and sorted."""
+    """Read the strings of a table in slices of ``count`` numbers. Return them in order."""
     found, first = [], 1
     while first:
         texts, first = table.strings(first, count)
