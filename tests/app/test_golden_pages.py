@@ -71,7 +71,10 @@ NO_BASE_UNIT = f'{RTT} use base unit "seconds" instead of "nanoseconds"'
 
 
 def settings(name, urls):
-    """Return the text of a configuration file, based on the file in ``data/configs``, if any."""
+    """Return the text of a configuration file.
+
+    It is based on the file with this name in ``data/configs``, if there is one.
+    """
     file = DATA / "configs" / f"{name}.yml"
     tree = yaml.safe_load(file.read_text()) if name in CONFIGURATIONS else {}
     pipeline = tree.setdefault("pipeline", {})
@@ -208,7 +211,7 @@ def test_series_of_flows_match_the_model(replayed):
     page = read_page(result.flow_page, result.model.families)
     assert page == result.model.page(0)
     if name in CONNECTIONS:
-        # The description of the recording states these numbers.
+        # These numbers are in the description of the recording.
         assert len(page[BYTES]) == len(page[PACKETS]) == 2 * CONNECTIONS[name]
         assert page[RTT]
 
@@ -451,7 +454,7 @@ def test_self_metrics_account_for_every_report(replayed):
 
 
 def split(result):
-    """Return the parts of the page as pairs of a name and its consecutive lines."""
+    """Return groups of consecutive lines of the page, each with its kind, such as "flows"."""
     families = result.model.families
     flows = {family.name for family in families} | sample_names(families)
     interfaces = {family.name for family in result.interface_families}

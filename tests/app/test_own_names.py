@@ -358,7 +358,7 @@ async def top_of(ranking: Ranking) -> Top:
 
 
 def test_names_of_the_topology_are_forgotten_when_it_is_no_longer_read(shared: Shared) -> None:
-    """The status page must not show them, because they would never be updated."""
+    """The status page must not show such names, because they would never be updated."""
     names = {"10.0.0.0/8": "company"}
     labels = ["target_network", "target_ip", "node_tid"]
     before = configured(labels=labels, names=names, interface_info=True)

@@ -488,7 +488,8 @@ async def test_lost_report_is_counted_with_the_next_one(
         await operator.report(analyzer, flow("1"))
         await skyfast.until(lambda metrics: metrics["skyfast_dormant_flows"] == 1)
         assert samples(await operator.flows(), BYTES) == {}
-        # A report two updates later, whose LastUpdateMetric only covers the second update.
+        # The first of two updates is lost. The LastUpdateMetric of the second one does not include
+        # the first one.
         later = flow(
             "1",
             Last=122_000,
@@ -768,7 +769,7 @@ async def test_address_behind_a_name_is_subscribed_to_once(analyzer: FakeAnalyze
     async with subscribed(make_config(named), resolve=Names(analyzer.address)) as running:
         name = running.stats.analyzers[f"analyzers.test:{analyzer.port}"]
         first = await running.up(analyzer)
-        # The plain address is another endpoint, because it may have other credentials.
+        # The URL with the address is a different endpoint, because it may have other credentials.
         for urls in ((named, analyzer.url), (analyzer.url,), (analyzer.url, named), (named,)):
             running.subscriptions.configure(running.subscriptions.prepare(make_config(*urls)))
             await eventually(

@@ -52,7 +52,7 @@ def project_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["CSafeLoader", "SafeLoader"])
 def yaml_loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run the test with each parser of PyYAML; CSafeLoader exists only if built with libyaml."""
+    """Run the test with each parser of PyYAML. Without libyaml, PyYAML has no CSafeLoader."""
     if not hasattr(yaml, request.param):
         pytest.skip("PyYAML was built without libyaml")
     monkeypatch.setattr(yaml_nodes, "_Loader", getattr(yaml, request.param))

@@ -98,7 +98,7 @@ def test_panels_are_distinct_and_do_not_overlap() -> None:
 
 
 def test_rows_that_read_every_connection_are_collapsed() -> None:
-    """A query over all connections can be slow. In open rows, such queries must be instant queries."""
+    """A query over all connections can be slow. In open rows, it must be an instant query."""
     connection = re.compile(r"skydive_(network_)?connection_")
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):
@@ -180,7 +180,7 @@ def test_every_variable_is_used_and_defined() -> None:
 
 
 def test_views_of_the_dashboard_are_documented() -> None:
-    """The manual and the Kubernetes example have the views of the dashboard's configuration."""
+    """The manual and the Kubernetes example contain the views of the dashboard's configuration."""
     views = yaml.safe_load(VIEWS)["pipeline"]["store"]["prom_sky_con"]["views"]
     manual = (ROOT / "docs" / "monitoring.md").read_text()
     blocks = re.findall(r"(?s)```yaml\n(.*?)```", manual)
@@ -481,7 +481,7 @@ def test_interfaces_are_named_by_pod_container_or_netns(
 @pytest.mark.slow
 @needs_prometheus
 async def test_interfaces_without_a_topology_are_shown_by_identifier(tmp_path: Path) -> None:
-    """The variable then contains the identifiers of the interfaces."""
+    """Without a topology, the variable ``node`` contains the identifiers of interfaces."""
     config = "pipeline.store.prom_sky_con.interfaces_interval: 0"
     async with scraped(config, tmp_path) as (_, server), asyncio.timeout(ANSWER_S):
         (by_interface,) = panel_expressions("Traffic by interface")

@@ -359,7 +359,7 @@ def copy_context(target: Path) -> None:
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Build]:
-    # This is not pytest's directory, because the user of the image cannot enter that.
+    # The user of the image could not enter pytest's temporary directory.
     with tempfile.TemporaryDirectory(prefix="skyfast-image-") as directory:
         Path(directory).chmod(0o755)
         build = Build(Path(directory), SKYFAST_COMMIT=COMMIT, SOURCE=SOURCE, BASE=BASE)

@@ -28,7 +28,7 @@ PAUSE_S = 9.0
 """Longer than ``TIMEOUT_S``, and longer than pauses for which `skyfast.runtime.clock` advances."""
 HOUR_S = 3600
 FEW = 3
-"""A limit of file descriptors that every skyfast process already exceeds."""
+"""A limit of file descriptors. Every skyfast process already has more of them open."""
 
 SHORT = {"prom_sky_con": {"connection_timeout": TIMEOUT_S, "connection_grace": 0}}
 
@@ -174,7 +174,7 @@ async def test_analyzer_disconnects_during_long_pause(directory: Path) -> None:
 @pytest.mark.nightly
 @concurrent_trial
 async def test_connections_of_a_lost_analyzer_expire_with_default_timeouts(directory: Path) -> None:
-    """The next test is the same with shorter timeouts."""
+    """The next test checks the same with shorter timeouts."""
     async with start_trial(directory) as trial:
         await check_expiry(trial, within_s=95 + INCIDENT_UPDATES * 60)
 

@@ -16,7 +16,7 @@ PAGE = (
 )
 CLIENTS = 1000
 LIMIT = 256
-"""``web.max_connections``."""
+"""The value of ``web.max_connections``."""
 BUFFER_BYTES = 4096
 
 

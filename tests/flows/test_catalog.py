@@ -66,7 +66,7 @@ class Names(dict[str, tuple[str, ...]]):
 
 
 class Source:
-    """A source of names for up to two pod labels. Its topology has no nodes."""
+    """A source of names. The topology is empty, and there can be two labels of pods."""
 
     def __init__(self) -> None:
         self.ends = Names(len(ADDRESS_NAMES) + 2)

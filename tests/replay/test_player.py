@@ -101,7 +101,7 @@ def graph_of_containers():
 
 
 def test_demo_has_the_topology_of_its_containers_and_pods():
-    """It only has the fields that skyfast reads."""
+    """The nodes and edges in the demo only have the fields that skyfast reads."""
     graph = graph_of_containers()
     recorded = {each["ID"]: each for each in (*graph["Nodes"], *graph["Edges"])}
     updates = recording.demo().first_topology()
@@ -254,7 +254,7 @@ def test_messages_are_filtered_by_namespace():
 
 
 def test_interface_counters_of_the_demo_grow_by_the_same_in_each_loop():
-    """They continue where the previous loop ended, and grow as much as in the recording."""
+    """The counters continue where the previous loop ended, and grow as much as in the recording."""
     playback, topology = recording.demo(), Topology()
     ends = []
     for loop in range(4):
@@ -280,7 +280,10 @@ def test_interface_counters_of_the_demo_grow_by_the_same_in_each_loop():
 
 
 def received_bytes(topology):
-    """Return the totals of interfaces by name; containers have one of the same name."""
+    """Return the received bytes of interfaces by name.
+
+    For interfaces named eth0, which each container has, the key is the ID.
+    """
     offsets, totals = topology.offsets(), {}
 
     def present(node):

@@ -1,4 +1,4 @@
-"""Names of addresses and capture points, as people see them."""
+"""Names of addresses and capture points, as the pages for people show them."""
 
 from types import SimpleNamespace
 
@@ -57,7 +57,7 @@ def test_names_of_addresses_are_known_or_empty(names: KnownNames) -> None:
     assert names.of_address("10.0.0.1") == "shop/cart"
     assert names.of_address("10.0.0.2") == ""  # the name depends on the flow
     assert names.of_address("10.0.0.3") == ""
-    # The lookup for a page does not cause a topology query.
+    # A lookup for a page must not cause a topology query.
     assert isinstance(names.index, NameIndex)
     assert names.index.addresses.unknown == 0
     assert sum(names.index.addresses.dropped.values()) == 0

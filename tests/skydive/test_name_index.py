@@ -40,7 +40,7 @@ def resolution(*, nodes=None, addresses=None, points=None, networks=None):
 
 
 def update(index, now=0.0, **parts):
-    """Apply a resolution; return the keys that changed."""
+    """Apply a resolution. Return the capture points and the addresses whose names changed."""
     return apply(index, index.compare(resolution(**parts), now))
 
 
@@ -207,8 +207,8 @@ def test_the_contexts_are_bounded_and_pruned(index, monkeypatch):
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == EMPTY
     assert addresses.resolve("10.0.0.1", "10.0.0.3", "t1") == names_of("a")
     assert addresses.dropped == {"ambiguous": 1, "unknown": 0}
-    # The address is reported as changed, so all its flows are relabelled. A flow without a name can
-    # now get one.
+    # The address is reported as changed, so all its flows are relabelled. A flow that had no name
+    # can now get a name.
     assert update(index, **AMBIGUOUS)[1] == {"10.0.0.1"}
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == names_of("a")
     for number in range(4):
@@ -270,7 +270,7 @@ def test_a_missing_ambiguous_address_is_still_resolved_for_a_while(index):
 
 
 def test_an_address_of_a_missing_host_is_not_named_after_another_host(index):
-    """After a restart, an analyzer gets to know the hosts one by one."""
+    """After an analyzer restarts, its topology is incomplete until all agents have connected."""
     nodes = {"t1": "eth0", "t2": "eth1"}
     update(index, nodes=nodes, **AMBIGUOUS)
     update(index, now=100.0)

@@ -54,7 +54,7 @@ def pod(name, address, *, updated_at=2_000_000_000_000, **k8s):
 
 
 def owned_by(kind, name):
-    """Return the field of a pod or Job that has an owner."""
+    """Return the field of a pod or Job with this owner."""
     return {"Extra": {"ObjectMeta": {"OwnerReferences": [owner(kind, name)]}}}
 
 
@@ -222,7 +222,7 @@ async def test_no_hints_are_logged_without_kubernetes_labels(caplog):
         for wanted in (EVERYTHING, EVERYTHING[:3]):
             index = NameIndex(keep_s=60.0)
             names = index.stats
-            # The hints of the configuration before a reload.
+            # These hints are from the configuration before a reload.
             names.labels_without_pods, names.missing_pod_labels = "target_pod", ("team",)
             poll = Poll(analyzer.url, labels=labels, wanted=wanted, index=index)
             async with poll.running():
@@ -513,7 +513,7 @@ async def test_names_change_after_a_reload_when_all_queries_have_responses(fast,
             fails = False
             await until(lambda: poll.stats.names.resolutions)
             assert not poll.renamed
-            # Later failures do not matter: earlier responses are kept.
+            # If queries fail later, earlier responses are kept.
             fails = True
             analyzer.graph["Nodes"].append(pod("web", "10.0.0.9"))
             assert poll.name("10.0.0.9") == ""

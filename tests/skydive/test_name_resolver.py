@@ -497,7 +497,7 @@ def test_pods_of_too_many_clusters_are_not_found_by_name(topology, monkeypatch):
 
 
 def test_the_cluster_of_the_host_distinguishes_pods_of_a_container(topology):
-    """The probe finds the pods of a container by namespace and name, in all clusters."""
+    """In all clusters, the probe links a container with the pods of its namespace and name."""
     host = topology.host()
     _, _, interface = topology.running_pod(host, cluster="c1", owners=OWNED)
     container = topology.nodes[-1]
@@ -624,7 +624,7 @@ def test_the_node_must_be_in_the_cluster_of_the_pod(topology):
 
 
 def test_nodes_with_the_same_name_in_two_clusters_have_no_certain_agent(topology):
-    """The probe links hosts with nodes by name, and does not know clusters."""
+    """The probe links a host with all nodes that have the same name, in all clusters."""
     host = topology.host("agent-7")
     for cluster in ("c1", "c2"):
         topology.kubernetes_node("n1", host, cluster=cluster)
@@ -658,7 +658,7 @@ def test_a_kubernetes_node_with_the_name_of_another_node_is_not_that_host(topolo
         assert (by_name["blue"].host, by_name["shop/web"].host) == ("n1", "")
         assert topology.chosen("10.1.0.5", "10.1.0.1", interface) == interface_names
         if len(nodes) == 2:
-            # It is not known whether the pod is on this host.
+            # It is unknown whether the pod is on this host.
             assert topology.chosen("10.1.0.5", "10.1.0.1", other) == interface_names
         del topology.nodes[count[0] :], topology.edges[count[1] :]
 
@@ -691,7 +691,7 @@ def test_an_interface_on_the_host_of_a_pod_belongs_to_the_pod(topology):
     (candidate,) = topology.resolve().addresses["10.1.0.5"]
     assert shown(candidate.names) == {**WORKLOAD, **POD, "host": "h1", "container": "main"}
     assert (candidate.namespace, candidate.host) == (netns["ID"], "h1")
-    # It is not known that the namespace itself belongs to the pod.
+    # The network namespace itself is not known to belong to the pod.
     assert "pod" not in topology.node_names(interface)
 
 
@@ -963,7 +963,7 @@ def test_addresses_in_neutron_belong_to_the_virtual_machine(topology):
 
 
 def test_a_machine_is_not_in_the_namespace_of_its_tap(topology):
-    """Subnets of tenants overlap, and the host's own namespace has taps of all tenants."""
+    """The host's own namespace has the taps of all tenants, whose subnets can overlap."""
     points = {}
     for name, tenant in (("h1", "a"), ("h2", "b")):
         libvirt = {"Domain": f"machine-{tenant}"}
@@ -990,7 +990,7 @@ def test_an_address_of_an_unknown_machine_does_not_belong_to_the_host(topology):
 
 
 def test_the_own_address_of_an_interface_does_not_belong_to_a_machine(topology):
-    """OpenStack's DHCP servers and routers are listed in Neutron, too."""
+    """Neutron also lists the addresses of OpenStack's DHCP servers and routers."""
     netns = topology.netns(topology.host(), "qdhcp-1")
     topology.interface(netns, "10.9.0.2/24", Neutron={"IPV4": ["10.9.0.2/24"]})
     assert topology.names("10.9.0.2") == {"name": "qdhcp-1", "host": "h1"}
@@ -1020,7 +1020,7 @@ def test_pod_labels_follow_the_names(topology):
 
 
 def test_a_label_that_one_copy_lacks_is_read_from_the_other(topology):
-    """If one label's key is the start of another label's key, the probe loses one of them."""
+    """If the key of a label is a prefix of another key, the probe loses one of the two labels."""
     pod = topology.pod("web-1", "10.1.0.5", labels={"app": "web"})
     pod["Metadata"]["K8s"]["Labels"] = {"app": {"kubernetes": {"io/name": "shop-web"}}}
     (candidate,) = topology.resolve(k8s_labels=("app", "app.kubernetes.io/name")).addresses[
@@ -1033,7 +1033,7 @@ def test_a_label_that_one_copy_lacks_is_read_from_the_other(topology):
 
 
 def two_hosts_with_one_subnet(topology):
-    """The same container subnet on two hosts, with a bridge and a veth pair on each."""
+    """Add two hosts with the same container subnet, each with a bridge and a veth pair."""
     points = {}
     for name in ("h1", "h2"):
         host = topology.host(name)
@@ -1207,8 +1207,8 @@ def test_edges_without_nodes_are_counted(topology):
         topology.edge(missing, interface, relation_type)
         topology.edge(interface, missing, relation_type)
     assert topology.names("10.0.0.1") == {"name": "h1", "host": "h1"}
-    # Two edges are not counted: an interface may own a node that is not read, and a service may
-    # select one.
+    # Two kinds of edges are not counted, because skyfast does not read all nodes that interfaces
+    # own and that services select.
     count = 2 * len(graph_index.RELATION_TYPES) - 2
     assert topology.resolve().skipped == {"edge_without_node": count}
 

@@ -39,7 +39,7 @@ def take(sink: Sink, *flows: dict[str, Any]) -> None:
 
 
 def report(update: int, total: int, newest: int, uuid: str = "a1", **fields: Any) -> dict[str, Any]:
-    """Return the report of a flow's update number ``update``, which starts at 0."""
+    """Return a report of a flow. The reports of a flow are numbered: ``update`` is 0, 1, 2 …"""
     end_ms = START_MS + (update + 1) * TICK_MS
     started = {"newest_start": end_ms - TICK_MS if update else START_MS, "newest_last": end_ms}
     fields = {"start": START_MS, "last": end_ms - 500} | started | fields
@@ -53,8 +53,10 @@ def closing(update: int, total: int, newest: int, **fields: Any) -> dict[str, An
 
 
 def gaps(sink: Sink) -> tuple[int, int, int]:
-    """Settle all gaps. Return the numbers of checked reports, of gaps by lost reports, and of gaps
-    that skyfast caused itself."""
+    """Settle all gaps. Return the numbers of checked reports, lost reports and own gaps.
+
+    Own gaps are gaps that skyfast caused itself, by skipping reports.
+    """
     sink.now += SETTLE_S
     sink.checker.settle()
     counts = sink.analyzer.report_gaps

@@ -219,7 +219,8 @@ def test_order_of_simultaneous_ticks_decides_what_a_closing_report_has(sink, exp
     first(ms(1200))
     second(ms(1200))
     (closing,) = sink.take()
-    # The closing report repeats the first report, or has zeros.
+    # If the expiry tick comes first, the closing report repeats the first report. Otherwise, the
+    # update tick has set its last update to zero.
     assert update_values(closing) == ((100, 0, 590, 600) if expire_first else (0, 0, 600, 1200))
 
 
@@ -355,8 +356,8 @@ def test_stop_closes_all_flows(table, sink):
     assert [report["FinishType"] for report in reports] == [TIMEOUT] * 3
     assert [update_values(report) for report in reports] == [
         (100, 0, 3, 60),  # repeats the last update
-        (7, 0, 60, 70),  # pending: Last is the flow's Last
-        (100, 0, 71, 71),  # pending, and the first report
+        (7, 0, 60, 70),  # has later packets: Last is the flow's Last
+        (100, 0, 71, 71),  # is the first report of its flow
     ]
 
 
@@ -430,7 +431,7 @@ def test_ticks_start_with_the_capture():
         (600, 0, 120, 180),
     ]
     assert [delivery.time_ms for delivery in deliveries if delivery.flows] == [
-        *(65_000, 125_000, 185_000),  # the analyzer's next flush
+        *(65_000, 125_000, 185_000),  # when the analyzer sends its next batch
     ]
     stats = [d.time_ms for d in deliveries if d.message["Type"] == "stats"]
     assert stats == list(range(10_000, 200_001, 10_000)), "stats are not batched"
@@ -920,7 +921,7 @@ def test_recorded_reports_obey_the_model(name):
             assert any(metric[name] for name in COUNTERS), "updates are only sent after traffic"
         if is_first(flow):
             assert all(metric[name] == totals[name] for name in COUNTERS)
-        if uuid in previous and name == ONE:  # each of two analyzers receives only some reports
+        if uuid in previous and name == ONE:  # one of two analyzers receives only some reports
             before = previous[uuid]
             increase = {name: totals[name] - before["Metric"][name] for name in COUNTERS}
             if is_closing(flow) and is_repeat(flow):

@@ -311,8 +311,8 @@ async def test_failed_attempt_is_counted_logged_and_retried(
     async with subscribed(make_config(analyzer.url)) as running:
         assert running.row(analyzer).up == 0
         while True:
-            # After some faults, only the analyzer thinks that the client is subscribed. Wait for
-            # the next one.
+            # After some faults, the first subscriber exists only from the analyzer's point of view.
+            # Wait for the second one.
             remote = await analyzer.subscriber()
             if len(analyzer.upgrades) == 2:
                 break
@@ -375,7 +375,7 @@ async def test_addresses_of_a_name_are_tried_in_turn(
         (lambda remote: _do(remote.writer.close), "closed"),
         (lambda remote: remote.close(1000), "closed"),
         (lambda remote: remote.close(1001, "going away"), "closed"),
-        # If skyfast sent these codes, the reasons would be different.
+        # The reasons would be different if skyfast had sent these codes.
         (lambda remote: remote.close(1009), "closed"),
         (lambda remote: remote.close(1011), "closed"),
         (lambda remote: _cut(remote), "closed"),
@@ -647,7 +647,7 @@ async def test_next_message_ends_suspicion(analyzer: FakeAnalyzer) -> None:
 async def test_statistics_without_flows_are_silence(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture, with_flows: bool
 ) -> None:
-    """This happens after a subscriber leaves and another one subscribes to statistics alone."""
+    """This happens after one subscriber leaves, and another one only subscribes to statistics."""
     counter = MessageCounter()
     async with subscribed(make_config(analyzer.url), **counter.options) as running:
         running.stats.flow_update_s = 0.3

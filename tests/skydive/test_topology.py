@@ -282,7 +282,7 @@ def test_openmetrics_2_only_differs_in_the_lines_that_declare_families(naming):
 
 
 def test_start_times_of_interfaces_are_unknown():
-    """They are shown as 0, each directly after its counter."""
+    """A start time is shown as 0, directly after its counter."""
     topology = Fixture(naming="standard")
     topology.update(node("eth0"), node("eth1", tid="t2"))
     plain, page = (topology.interfaces.page(0.0, 1, created=created) for created in (False, True))
@@ -594,7 +594,7 @@ async def test_names_and_interfaces_come_from_the_same_response():
         assert poll.stats.skipped["invalid"] == sum(poll.stats.skipped.values()) == 1
         page = poll.interfaces.page(time.monotonic()).decode()
         assert set(re.findall('node_tid="([^"]*)"', page)) == {"t1"}
-        # The second answer changed nothing, so it was not reported.
+        # The second response changed no names, so it was not reported.
         main = threading.current_thread()
         assert poll.renamed == [
             (names.nodes, NODES, main),

@@ -144,7 +144,7 @@ def test_query_matches_the_right_nodes(query, expected):
     ],
 )
 def test_query_matches_values_of_other_types_as_in_skydive_0_28(query, element, expected):
-    """Each result is that of Skydive's own traversal of a graph with this element."""
+    """The expected results are those of Skydive itself, for a graph with this element."""
     assert query.matches(element) is expected
 
 

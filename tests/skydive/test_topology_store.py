@@ -156,7 +156,7 @@ def test_changes_are_merged_before_the_first_complete_response(store):
     assert len(store.graph().edges) == 1
 
 
-# Graphs of some pods only.
+# Graphs for some pods.
 
 
 def test_the_graph_of_some_pods_has_all_nodes_that_their_names_need(store):

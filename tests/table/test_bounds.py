@@ -151,7 +151,7 @@ def test_forgotten_connection_starts_again_below_the_bound(make):
     table.expire(TIMEOUT_S)
     later = make_flow("a2", (2000, 0, 2, 0), newest=(20, 0, 1, 0), newest_start=60_000, last=2)
     table.report(later, 200)
-    # Only one conversation can have these labels, so the connection starts with the flow's total.
+    # The labels identify a conversation, so the connection starts with the total of its flow.
     assert values(table, BYTES, 200) == [2000, 0]
 
 
@@ -292,13 +292,13 @@ def test_invalid_forecasts_are_rejected():
 
 
 def test_views_without_bounds_need_no_memory():
-    """If metrics show the amounts anyway, bounds need no additional counters."""
+    """If metrics show bytes and packets anyway, bounds need no additional counters."""
     plain = Core(Spec(views=(View(),)))
     shown = Core(Spec(views=(View(amounts=("bytes", "packets"), min_bytes=1, min_packets=1),)))
     assert plain.table.row_bytes == shown.table.row_bytes
     hidden = replace(View(families=compatible("rtt")), amounts=("bytes",), min_bytes=1)
     without = Core(Spec(views=(View(families=compatible("rtt")),)))
-    # Two counters of the row, and two totals of the flow.
+    # The row needs two more counters, and the flow needs two more totals.
     assert Core(Spec(views=(hidden,))).table.row_bytes == without.table.row_bytes + 32
 
 
