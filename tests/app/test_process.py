@@ -96,7 +96,7 @@ async def test_demo_shows_names_within_seconds() -> None:
 
 
 def has_grown(before: str, after: str) -> bool:
-    """Return whether a counter of the first page is higher on the second."""
+    """Return whether a counter is higher on the second page than on the first one."""
 
     def counters(page: str) -> dict[str, int]:
         lines = (line for line in page.splitlines() if "_total_bytes{" in line)

@@ -196,7 +196,7 @@ def test_data_source_is_always_the_variable() -> None:
 
 
 def test_rate_windows_cover_several_flow_reports() -> None:
-    """Agents report once per minute: see "Rates" in docs/metrics.md."""
+    """Agents report a flow only once per minute: see "Rates" in docs/metrics.md."""
     window = VARIABLES["window"]
     seconds = [seconds_of(option["value"]) for option in window["options"]]
     assert window["query"].split(",") == [option["value"] for option in window["options"]]

@@ -372,7 +372,10 @@ def image() -> Iterator[Build]:
 def in_image(
     image: Build, command: list[str], *, run_as: str = "", **environ: str
 ) -> subprocess.Popen[str]:
-    """Start a command as in a container, if possible as the user of the image or another user."""
+    """Start a command as in a container.
+
+    If possible, it runs as the user and the group in ``run_as``, or as those of the image.
+    """
     uid, gid = map(int, (run_as or image.settings["USER"]).split(":"))
     python = Path(sys.base_prefix).resolve()
     everyone_can_enter = all(path.stat().st_mode & 1 for path in (python, *python.parents))

@@ -25,7 +25,7 @@ from tests.support.paths import ROOT
 
 TIMEOUT_S = 8.0
 PAUSE_S = 9.0
-"""Longer than ``TIMEOUT_S``, and longer than pauses for which `skyfast.runtime.clock` advances."""
+"""A pause that is longer than ``TIMEOUT_S``. It is so long that `skyfast.runtime.clock` stops."""
 HOUR_S = 3600
 FEW = 3
 """A limit of file descriptors. Every skyfast process already has more of them open."""

@@ -42,7 +42,7 @@ from tests.support.process import Skyfast, running
 PROBE = Path(__file__).parent / "probe"
 HOST_ID = "skyfast-on-trial"
 FLOWS = 200
-"""Number of connections that a trial starts with."""
+"""Number of connections at the start of a trial."""
 BATCH = 100
 """Flows per message, as Skydive sends them."""
 START_S = 30.0

@@ -1,4 +1,4 @@
-"""Names of addresses and capture points, as the pages for people show them."""
+"""Names of addresses and capture points, as the HTML pages show them."""
 
 from types import SimpleNamespace
 

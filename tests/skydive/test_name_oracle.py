@@ -1,4 +1,4 @@
-"""Compares `skyfast.skydive.name_resolver` with a slow, plain resolver over random topologies."""
+"""Compares `skyfast.skydive.name_resolver` with a slow, plain resolver on random topologies."""
 
 import ast
 import json

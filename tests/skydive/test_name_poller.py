@@ -54,7 +54,7 @@ def pod(name, address, *, updated_at=2_000_000_000_000, **k8s):
 
 
 def owned_by(kind, name):
-    """Return the field of a pod or Job with this owner."""
+    """Return the field ``Extra`` of a pod or Job with this owner."""
     return {"Extra": {"ObjectMeta": {"OwnerReferences": [owner(kind, name)]}}}
 
 

@@ -276,7 +276,7 @@ def test_decisions_match_the_reference_model(
     now_s, held_s, run_s = 500, 0, 0
     held = False
     for seconds, delivering, subscribed in scenario:
-        # skyfast checks twice a second. That would be too slow here, so there are fewer checks.
+        # skyfast checks twice a second. The test has fewer checks, because it would be too slow.
         for _ in range(0, seconds, max(1, seconds // 4)):
             now_s += max(1, seconds // 4)
             delivering &= subscribed

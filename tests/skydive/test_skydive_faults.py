@@ -345,7 +345,7 @@ class FaultMachine(RuleBasedStateMachine):
     def page_before(self, now):
         """Sweep both tables, and return the page before the next message.
 
-        Each flow is swept when it is due, as if this happened twice a second.
+        Each flow is swept as soon as it is due, because skyfast sweeps twice a second.
         """
         while self.due and self.due[0] < now:
             self.sweep(self.due.popleft())
@@ -495,7 +495,7 @@ def test_no_connection_expires_while_subscriptions_are_interrupted(seed, analyze
     monitored = MonitoredTable(seed, analyzers)
     start = len(monitored.connections)
     for how, number, phase_s in interruptions:
-        monitored.run(phase_s)  # after an update tick of all agents
+        monitored.run(phase_s)  # the time since the latest update tick of all agents
         monitored.interrupt(how, pick(monitored.cluster.analyzers, number))
         monitored.run(CALM_S - phase_s)
     assert {count for _, count in monitored.connections[start:]} == {CAPTURES}

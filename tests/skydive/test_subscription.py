@@ -710,7 +710,7 @@ def test_silence_is_resolved_before_connections_expire() -> None:
         + 2 * DEFAULT_TIMING.tick_s
         + DEFAULT_TIMING.close_timeout_s
         + DEFAULT_TIMING.backoff_first_s
-        + 10  # until the analyzer flushes its buffered flows
+        + 10  # the time until the analyzer flushes its buffered flows
     )
     assert longest_s < config.limits.timeout_s
 

@@ -1,4 +1,4 @@
-"""Receiving without copies has the same results as the websockets library.
+"""skyfast receives messages without copies, with the same results as the websockets library.
 
 The reference is a connection of that library that gets the same bytes. Tests that depend on sockets
 use real sockets, with both event loops, with and without TLS.
@@ -336,7 +336,7 @@ def runner() -> Iterator[asyncio.Runner]:
 @given(
     pieces=STREAMS,
     cuts=CUTS | st.just(EVERYWHERE),
-    # Buffers that are smaller than a frame with its header, smaller than a message, and larger.
+    # These are smaller than a frame with its header, smaller than a message, and larger than both.
     buffer_bytes=st.sampled_from([16, 200, 40_000, BUFFER_BYTES]),
     turn_s=st.sampled_from([0.0, 10.0]),
     reset=st.booleans(),

@@ -60,7 +60,7 @@ class Fault(enum.Enum):
 
 @dataclass(kw_only=True)
 class Answer:
-    """An HTTP response. With ``compress``, it is compressed if the request accepts gzip."""
+    """An HTTP response. With ``compress``, the body is compressed if the request accepts gzip."""
 
     status: int = 200
     body: bytes = b""

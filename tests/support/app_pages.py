@@ -1,4 +1,4 @@
-"""Helpers for apps in the process of the test: series of the page, and flows between addresses."""
+"""Helpers for tests that run an app in their own process: series of its page, and flows for it."""
 
 import asyncio
 from typing import Any

@@ -116,7 +116,7 @@ class _Bits:
 
 
 def strictly_inflated(data: bytes) -> bytes:
-    """Decompress a deflate stream, and check what skyfast promises beyond the format.
+    """Decompress a deflate stream, and check properties that the format does not require.
 
     Every dynamic block has codes for all symbols. The codes are complete, and have at most 12 bits.
     Other blocks are empty.

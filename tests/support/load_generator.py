@@ -224,7 +224,7 @@ class ChurnProcess:
         # All messages share this buffer, because separate buffers would change the measured memory.
         self._message = bytearray(MAX_MESSAGE_BYTES)
         self.reports = self.started = 0
-        """The values of the `Churn` after the last completely read step."""
+        """The values of the `Churn` after the last step that was read completely."""
         self.topology: bytes | None = None
         """The topology after that step, or None if the step did not change it."""
 

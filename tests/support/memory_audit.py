@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_ENTRIES = 64
-"""Maximum number of entries that are followed per container. All entries are similar."""
+"""Maximum number of entries that are followed per container. More would be similar."""
 
 MAX_FIELDS = 8
 """In a dict with at most this many keys, all of them strings, each key has its own path."""
@@ -33,7 +33,7 @@ class _MallInfo(ctypes.Structure):
 
 
 def heap_bytes() -> dict[str, int]:
-    """Return the bytes held by malloc and the bytes in use, or an empty dict without glibc."""
+    """Return the bytes that malloc has from the kernel, and those in use. Empty without glibc."""
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
     except AttributeError:

@@ -34,7 +34,7 @@ CONTROLLERS = {
     "daemonset": "DaemonSet",
     "statefulset": "StatefulSet",
 }
-"""Kinds of workloads, by the type of nodes whose label selectors select pods."""
+"""The kinds of workloads that select pods by labels, by the types of their nodes."""
 
 NO_INTERFACES = {
     *("host", "netns", "container", "libvirt"),
@@ -262,7 +262,7 @@ class NameOracle:
 
     @once
     def may_have_more_containers(self, namespace: Json) -> bool:
-        """Whether an owner of a container is this namespace, and the container has other owners."""
+        """Whether a container has several owners, and this namespace is one of them."""
         return any(
             self.namespace(node) is None
             and is_in(namespace, self.parents(node, "ownership", "any"))
@@ -271,7 +271,7 @@ class NameOracle:
 
     @once
     def is_uncertain(self, namespace: Json) -> bool:
-        """Whether it is uncertain which pod a namespace belongs to. It belongs to at most one."""
+        """Whether the pod of a namespace is uncertain. A namespace belongs to at most one pod."""
         if namespace is None or self.is_own(namespace):
             return False
         return (
@@ -309,7 +309,11 @@ class NameOracle:
         )
 
     def container_name(self, container: Json) -> str:
-        """The first known name of a container: from labels, from kubelet's name, or its own."""
+        """The name of a container in its pod.
+
+        It is in the labels, else in the name that kubelet gave the container. Otherwise, it is the
+        whole name.
+        """
         kubelet = self.kubelet_name(container)
         return short(
             self.label(container, "container", "name")
@@ -361,7 +365,7 @@ class NameOracle:
         return pair if all(pair) else None
 
     def lone_pair_in(self, kubernetes_container: Json) -> Pair | None:
-        """The pod that a Kubernetes container names, if the node of this pod is not certain."""
+        """The pod that a Kubernetes container names. None if `pods_of` finds the node of a pod."""
         known = self.pods_of(kubernetes_container)
         return None if known else self.pair_in(kubernetes_container)
 
@@ -449,7 +453,7 @@ class NameOracle:
     def latest(self, pods: list[Json]) -> Json:
         """The running pod that was created last. If none is running, the pod created last.
 
-        None if the pods are in several clusters, or if two pods were created at the last moment.
+        None if the pods are in several clusters, or if several pods were created last.
         """
         if len(distinct(map(self.cluster, pods))) != 1:
             return None
@@ -712,7 +716,7 @@ class NameOracle:
     def is_service_on_host(self, node: Json, address: str) -> bool:
         """Whether an address of an interface belongs to a service instead of the host.
 
-        It does if it is a cluster IP on a dummy interface in the host's own namespace. NodeLocal
+        This applies to a cluster IP on a dummy interface in the host's own namespace. NodeLocal
         DNSCache adds the cluster IP of the DNS service to each host of the cluster.
         """
         cluster = self.cluster_of_host(self.host(node))
@@ -949,7 +953,7 @@ class NameOracle:
         return names, self.identity(namespace), host, cluster
 
     def pod_candidate(self, pod: Json) -> Candidate:
-        """The owner of a pod's address that is at no interface of the pod.
+        """The owner of an address that a pod has, but no interface of this pod.
 
         The network namespace is the one with the pod's containers. If the agent of the pod's host
         is unknown, the host has the name of the Kubernetes node.
@@ -1016,7 +1020,7 @@ class NameOracle:
 
     @once
     def share_network(self, host: str, address: str, other: str) -> bool:
-        """Whether both addresses are in the same subnet, which an interface of the host has."""
+        """Whether a subnet of the host's interfaces contains both addresses."""
         if not address_of(other):
             return False
         ends = ipaddress.ip_address(address), ipaddress.ip_address(other)

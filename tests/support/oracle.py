@@ -194,7 +194,7 @@ class Oracle:
             high[NEW_FLOWS] = int(counts)
             amount = Range(low, high)
             if is_repeat(report) and not counts:
-                # Such a flow is not kept. Its latest update may still be in transit.
+                # The table does not keep this flow, whose latest update may still be in transit.
                 return Growth(report, values, amount, totals, is_known)
             self.flows[report["UUID"]] = heard = Heard(values, totals, now)
         else:
@@ -222,7 +222,7 @@ class Oracle:
         return now < heard.renewed_s + max(self.flow_memory_s, ENDED_S)
 
     def _was_never_counted(self, report: JSON, now: float) -> bool:
-        """Return whether a flow began after the latest report of all forgotten flows.
+        """Return whether a flow began after the latest report of any forgotten flow.
 
         A closed flow is never reported again, so it does not count as forgotten.
         """

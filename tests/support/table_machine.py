@@ -371,7 +371,7 @@ class TableMachine(RuleBasedStateMachine):
 
     @property
     def wall_ms(self):
-        """The system time, or 0 if it is unknown."""
+        """The wall clock in Unix milliseconds, or 0 if it is unknown."""
         return 0 if self.ahead_ms is None else self.ahead_ms + 1000 * self.now
 
     @rule(message=st.lists(flows(), min_size=1, max_size=5))
@@ -570,7 +570,7 @@ REPORTS = st.fixed_dictionaries(
 class DeduplicatingMachine(TableMachine):
     """Tests ``deduplicate: first``, with many closing reports of dormant flows.
 
-    Totals grow with each report of any flow, but a report can be ``behind``.
+    Totals grow with each report of any flow. A report that is ``behind`` has earlier totals.
     """
 
     rename = relabel = begin = update_every = None

@@ -229,7 +229,7 @@ def test_flow_that_is_not_new_may_have_been_observed_before(make):
     table.report(make_flow("a1", rtt=2 * MS, **NOT_FIRST), 0)
     table.report(make_flow("a1", (200, 200, 9, 9), rtt=3 * MS, last=80_000), 0)
     assert observed(table) == ([0, 0, 0, 0], "0")
-    # A flow that has had no value yet is observed later.
+    # A flow without a value is observed as soon as it has a value.
     table.report(make_flow("b2", **NOT_FIRST), 0)
     table.report(make_flow("b2", (200, 200, 9, 9), rtt=3 * MS, last=80_000), 0)
     assert observed(table) == ([0, 1, 1, 1], "0.003")
@@ -365,7 +365,8 @@ def test_closing_report_of_an_unknown_flow_is_observed_once(make):
     assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
     assert observed(table, "size") == ([0, 1, 1], "300")
     assert observed(table, "duration") == ([0, 0, 1], "64")
-    # Neither is added, because both may have been counted before the table existed.
+    # Its round-trip time and bytes are not added: they may have been counted before the table
+    # existed.
     assert observed(table) == ([0, 0, 0, 0], "0")
     assert table.page(0)["a_bytes_total"] == {'a_bytes_total{node_tid="node-1"} 0'}
     # The flow is kept, so a repetition of the report is late, and so is an older report.

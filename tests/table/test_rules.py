@@ -694,7 +694,7 @@ def test_each_view_decides_what_an_unknown_flow_adds(make):
     assert sums(table) == [100, 200, 1, 2]
     assert samples(table, "node_bytes_total") == {"node-1": "11"}
     assert samples(table, "all_bytes_total") == {"10.0.0.1,10.0.0.2,40000,443": "300"}
-    # The flow creates a row for the second node. In views without nodes, its row exists.
+    # The flow creates a row for the second node. In views without nodes, the row already exists.
     table.report(make_flow("b2", (1000, 2000, 1, 2), node="node-2", **LATER), 0)
     assert samples(table, "node_bytes_total") == {"node-1": "11", "node-2": "11"}
     assert samples(table, "all_bytes_total") == {"10.0.0.1,10.0.0.2,40000,443": "311"}
@@ -1488,7 +1488,7 @@ def test_first_capture_point_can_report_several_flows(make):
     assert table.dormant_flows == 2
     again = make_flow("c3", node="node-1", last=3_000)
     assert table.report(again, 50 + TIMEOUT_S) == "duplicate"
-    # Duplicates are not remembered.
+    # The table did not store the duplicate.
     assert table.dormant_flows == 1
 
 
@@ -1811,7 +1811,7 @@ A_WHILE_S = 120.0
 def test_deltas_of_a_lost_report_are_counted_with_the_next_report(make):
     table = make(MEMORY)
     table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
-    # The report at 60 is lost.
+    # The report at 60 s is lost.
     table.expire(TIMEOUT_S)
     assert (table.flows, table.dormant_flows, table.connections) == (0, 1, 0)
     later = make_flow("a1", (130, 260, 3, 4), newest=(10, 20, 1, 1), newest_start=60_000, last=2)

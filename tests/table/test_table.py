@@ -61,7 +61,7 @@ def resident_bytes():
 
 
 def run_apart(program, *, timeout_s):
-    """Run Python code in a new process. Fail if it fails, writes to stderr or does not end."""
+    """Run Python code in a new process. It must end in time and without errors or warnings."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
