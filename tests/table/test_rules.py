@@ -1488,7 +1488,7 @@ def test_first_capture_point_can_report_several_flows(make):
     assert table.dormant_flows == 2
     again = make_flow("c3", node="node-1", last=3_000)
     assert table.report(again, 50 + TIMEOUT_S) == "duplicate"
-    # The table did not store the duplicate.
+    # A dormant flow is forgotten if its next report is a duplicate.
     assert table.dormant_flows == 1
 
 
