@@ -10,6 +10,7 @@ docstring lists the others. It uses these terms:
 * A *row* is a connection or an overflow connection in one view.
 * *Deltas* are the increases that a report adds to the counters of rows.
 * The *objects* of a flow are JSON objects such as ``Network`` or ``TCPMetric``.
+* A table has *overflow rows* if the option ``overflow`` is "other".
 
 Reports
 -------
@@ -64,10 +65,10 @@ Names
 * Between two slices, the table can change, and the same names can change again. A slice uses the
   current names. New flows and flows that become live again also get the current names.
 * Flows of a connection can be in different slices. For example, a connection with 300 bytes has two
-  flows, and its name changes from "a" to "b". After the first slice, the first flow is at "b",
-  which starts at zero. The second flow is still at "a", which stays at 300 bytes. Before the next
-  slice, the first flow adds 1 byte, and the second flow adds 2 bytes. Then "b" has 1 byte, and "a"
-  has 302 bytes. After the second slice, "a" has no flows and is removed.
+  flows, and its name changes from "a" to "b". After the first slice, the first flow belongs to "b",
+  which starts at zero. The second flow still belongs to "a", which stays at 300 bytes. Before the
+  next slice, the first flow adds 1 byte, and the second flow adds 2 bytes. Then "b" has 1 byte, and
+  "a" has 302 bytes. After the second slice, "a" has no flows and is removed.
 * The limits do not apply to flows that move. The deadline of the new row is at least the deadline
   that the flow's latest report would have set. The new row has a series for each counter that the
   flow ever had. Series that did not exist before start at zero.
@@ -104,6 +105,8 @@ New flows
 Deduplication
 -------------
 
+These rules apply if the option ``deduplicate`` is "first".
+
 * A *duplicate* is a report from a capture point other than the one that counts its conversation. It
   is only counted as skipped: neither its omitted values nor its ``FinishType`` are counted.
 * If another capture point has taken over the conversation of a dormant flow, the flow counts as
@@ -113,9 +116,9 @@ Deduplication
   conversation, so that no other capture point takes over and adds the same packets. A duplicate
   cannot claim a conversation.
 * A claim lasts for one timeout, like the ownership of a live flow without further reports. For
-  example, the timeout is 75 s. At 100 s, the closing report of a flow at node-1 adds a packet whose
-  update was lost. Until 175 s, updates from node-2 may contain this packet, so they are duplicates.
-  Later updates do not contain the packet.
+  example, a claim with a timeout of 75 s starts at 100 s: the closing report of a flow at node-1
+  adds a packet whose update was lost. Until 175 s, updates from node-2 may contain this packet, so
+  they are duplicates. Later updates do not contain the packet.
 * Until its claim ends, a flow counts as live for ``max_flows``, and cannot be evicted. If another
   flow of the same capture point claims the conversation, the earlier claim ends. The flow with the
   earlier claim counts as dormant from that time.
