@@ -491,7 +491,9 @@ async def test_a_query_that_fails_does_not_hide_the_other_names():
 
 
 @pytest.mark.parametrize("wait_s", [60.0, 0.0])
-async def test_names_change_after_a_reload_when_all_queries_have_responses(fast, monkeypatch, wait_s):
+async def test_names_change_after_a_reload_when_all_queries_have_responses(
+    fast, monkeypatch, wait_s
+):
     monkeypatch.setattr(name_poller, "COMPLETE_WAIT_S", wait_s)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()

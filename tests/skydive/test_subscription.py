@@ -1054,7 +1054,9 @@ def test_unresponsive_name_server_does_not_block(
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-def test_subscriptions_work_with_both_event_loops(run: Callable[[Any], None], tmp_path: Path) -> None:
+def test_subscriptions_work_with_both_event_loops(
+    run: Callable[[Any], None], tmp_path: Path
+) -> None:
     authority = Authority(tmp_path)
 
     async def scenario() -> None:
