@@ -2025,14 +2025,14 @@ def read_page(page: bytes, families: Sequence[Family] = FAMILIES) -> dict[str, s
             in_order.append(line)
             name, _, value = line.rpartition(" ")
             assert re.fullmatch(r"(0|[1-9][0-9]*)(\.[0-9]*[1-9])?", value), line
-            assert name not in series, f"{name} is there twice"
+            assert name not in series, f"{name} appears twice"
             series.add(name)
             samples.add(line)
         else:
             line = None
         if family.type == "histogram":
             check_histograms(family, in_order)
-    assert line is None, f"after the last family: {line!r}"
+    assert line is None, f"unexpected line after the last family: {line!r}"
     return result
 
 

@@ -53,7 +53,7 @@ print(prctl(3, 0, 0, 0, 0))
 
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("setpriv") is None,
-    reason="only root can start a process as another user, by setpriv",
+    reason="needs root and setpriv, to start a process as another user",
 )
 
 

@@ -250,7 +250,9 @@ class Trial:
         async with asyncio.timeout(RECOVERY_S):
             while shown != expected:
                 shown = await self.totals_on_page()
-                assert all(shown[key] <= expected[key] for key in shown), "more than reported"
+                assert all(shown[key] <= expected[key] for key in shown), (
+                    "the page shows more than was reported"
+                )
                 await asyncio.sleep(POLL_S)
 
     async def wait_for_up(self, up: int = 1) -> None:

@@ -245,7 +245,7 @@ def test_application_timeout_repeats_last_update(table, sink, conversation):
     table.update_at(ms(120))
     (closing,) = sink.take()
     assert update_values(first) == update_values(closing) == (100, 0, 55, 60)
-    assert closing["LastUpdateMetric"]["Start"] == closing["Start"], "like a first report"
+    assert closing["LastUpdateMetric"]["Start"] == closing["Start"], "it looks like a first report"
     assert closing["FinishType"] == TIMEOUT
     assert not table.flows
 
@@ -265,7 +265,7 @@ def test_application_timeout_must_be_exceeded(sink):
     assert len(sink.take()) == 1, "exactly 10 s does not exceed the timeout"
     table.update_at(ms(30))
     (closing,) = sink.take()
-    assert update_values(closing) == (0, 0, 10, 20), "the tick at 20 s cleared it"
+    assert update_values(closing) == (0, 0, 10, 20), "the tick at 20 s cleared the update"
 
 
 # Flows that start with FIN or RST
@@ -506,7 +506,7 @@ def test_lost_datagram_loses_one_flow():
     reports = reports_of(cluster.run(130_000))
     assert [report["Transport"]["A"] for report in reports] == [1, 3, 1, 2, 3]
     assert totals(reports[3]) == (1200, 0), "totals include the lost report"
-    assert update_values(reports[3]) == (600, 0, 60, 120), "LastUpdateMetric does not"
+    assert update_values(reports[3]) == (600, 0, 60, 120), "the update does not include it"
 
 
 def test_websocket_agents_send_ten_flows_per_message():
@@ -619,7 +619,9 @@ def test_leaving_subscriber_silences_all_others():
     assert [len(stored) for stored in analyzer.namespaces.values()] == [1, 1]
     visitor.stop()
     assert receivers(cluster, 200) == set()
-    assert [speaker.host_id for speaker in analyzer.speakers] == ["skyfast"], "still connected"
+    assert [speaker.host_id for speaker in analyzer.speakers] == ["skyfast"], (
+        "skyfast is still connected"
+    )
 
     # A namespace resumes for all its subscribers once a new client asks for it.
     stats = Subscriber(analyzer, host_id="stats", namespaces=["stats"])
@@ -690,7 +692,7 @@ def test_vanished_subscriber_silences_others_when_its_pongs_are_missing():
     list(cluster.run(24_000))
     visitor.vanish()
     times = [d.time_ms for d in cluster.run(100_000) if d.subscriber is ours]
-    assert times == [30_000], "it vanishes at 24 s and is noticed at 31 s"
+    assert times == [30_000], "the analyzer notices at 31 s that the visitor vanished at 24 s"
 
 
 def test_analyzer_restart_loses_buffered_flows():
@@ -914,7 +916,7 @@ def test_recorded_reports_obey_the_model(name):
         metric, totals, uuid = flow["LastUpdateMetric"], flow["Metric"], flow["UUID"]
         assert totals["Start"] == flow["Start"] <= flow["Last"] == totals["Last"]
         assert metric["Last"] >= flow["Last"], "a tick comes after its packets"
-        assert uuid not in closed, "no report follows the closing one"
+        assert uuid not in closed, "no report follows the closing report"
         if is_closing(flow):
             closed.add(uuid)
         else:

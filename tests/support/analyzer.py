@@ -534,7 +534,7 @@ class FakeAnalyzer:
         while True:
             head = await reader.readexactly(2)
             opcode, length = head[0] & 0x0F, head[1] & 0x7F
-            assert head[1] & 0x80, "a client masks its frames"
+            assert head[1] & 0x80, "the client's frame is not masked"
             if length == 126:
                 (length,) = struct.unpack("!H", await reader.readexactly(2))
             elif length == 127:

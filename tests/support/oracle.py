@@ -241,7 +241,9 @@ class Oracle:
             assert self.visible.get(values) == counters, f"{values} changed without a report"
             assert now <= self.shown[values].touched_s + self.spec.timeout_s + 1, values
         for values in self.visible.keys() - visible.keys():
-            assert now >= self.shown[values].renewed_s + self.spec.timeout_s, f"{values} left early"
+            assert now >= self.shown[values].renewed_s + self.spec.timeout_s, (
+                f"{values} expired too early"
+            )
         self.visible = visible
 
     def check_after(
@@ -271,7 +273,7 @@ class Oracle:
         for values, counters in after.items():
             if values not in by_values:
                 assert self.visible.get(values) == counters, f"{values} changed without a report"
-        assert self.visible.keys() <= after.keys(), "a message hides no connection"
+        assert self.visible.keys() <= after.keys(), "a connection disappeared with a message"
         for values, mine in by_values.items():
             added = NOTHING
             for growth in mine:
@@ -286,7 +288,7 @@ class Oracle:
                 due = exactly(shown.counters) + shown.since
                 assert counters in due, f"{values}: {counters} is not {due}"
             else:
-                assert any(growth.shows for growth in mine), f"{values} is back without news"
+                assert any(growth.shows for growth in mine), f"{values} is back without new packets"
                 self._check_birth(values, counters, mine, shown, now)
             shown.counters, shown.since = counters, NOTHING
             if any(growth.shows for growth in mine):
