@@ -1,4 +1,4 @@
-"""The completions for shells, which shtab generates from the parser."""
+"""The completions for shells. shtab generates them from the parser."""
 
 import os
 import pty

@@ -831,7 +831,7 @@ def test_error_for_a_size_with_a_unit_has_its_value_in_bytes(text: str, number: 
 
 
 @pytest.mark.parametrize("text", ["100 k B", "kB", "1ib", "1e3B", "-1kB", "1 bit"])
-def test_other_sizes_are_not_integers(text: str) -> None:
+def test_other_texts_after_a_number_are_rejected_without_a_hint(text: str) -> None:
     assert " is not an integer from 0 to " in error(store(min_bytes=text))
 
 

@@ -1,4 +1,4 @@
-"""The Helm chart in ``deploy/helm``, rendered by Helm, compared with the manifests by kustomize."""
+"""The Helm chart in ``deploy/helm``, compared with the manifests in ``deploy``."""
 
 import json
 import re

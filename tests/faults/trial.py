@@ -130,7 +130,7 @@ def flow(
 
 
 def messages(flows: Iterable[str]) -> list[bytes]:
-    """Return messages with ``flows``, as many per message as in Skydive."""
+    """Return messages that contain ``flows``: up to 100 per message, as in Skydive."""
     iterator = iter(flows)
     batches = iter(lambda: list(itertools.islice(iterator, BATCH)), [])
     return [

@@ -963,7 +963,7 @@ def test_addresses_in_neutron_belong_to_the_virtual_machine(topology):
 
 
 def test_a_machine_is_not_in_the_namespace_of_its_tap(topology):
-    """The host's own namespace has the taps of all tenants, whose subnets can overlap."""
+    """The subnets of tenants can overlap, and the host's namespace has the taps of all tenants."""
     points = {}
     for name, tenant in (("h1", "a"), ("h2", "b")):
         libvirt = {"Domain": f"machine-{tenant}"}

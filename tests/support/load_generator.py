@@ -22,7 +22,7 @@ CAPTURES = 5
 SERVERS = [f"192.168.{i // 250}.{1 + i % 250}" for i in range(500)]
 PORTS = (443, 80, 53, 5432, 9100)
 ROUNDS = (1, 1, 1, 2, 3)
-"""Most conversations have one of these numbers of reports."""
+"""Numbers of reports. Most conversations have one of these numbers at random."""
 LONG_ROUNDS, LONG_ONE_IN = 12, 64
 """One conversation in ``LONG_ONE_IN`` has ``LONG_ROUNDS`` reports."""
 UNIT = (3, 1000, 2, 5000)
@@ -233,9 +233,10 @@ class ChurnProcess:
     ) -> Iterator[Iterator[memoryview]]:
         """Run steps, each with a number of ``new_conversations``. Yield the messages of each step.
 
-        Read all messages of a step before the next step. A message is valid until the next message
-        is read, which the other process prepares in the meantime. An agent restarts and the
-        topology changes after the first step, and then after every ``change_interval`` steps.
+        Read all messages of a step before the next step. A message is only valid until the next
+        message is read. In the meantime, the other process prepares the next message. An agent
+        restarts and the topology changes after the first step, and then after every
+        ``change_interval`` steps.
         """
         self._pipe.send(("steps", (new_conversations, change_interval)))
         for _ in new_conversations:

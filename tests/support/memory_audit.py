@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_ENTRIES = 64
-"""Maximum number of entries that are followed per container. More would be similar."""
+"""Maximum number of entries that are followed per container. The other entries are similar."""
 
 MAX_FIELDS = 8
 """In a dict with at most this many keys, all of them strings, each key has its own path."""

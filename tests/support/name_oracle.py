@@ -34,7 +34,7 @@ CONTROLLERS = {
     "daemonset": "DaemonSet",
     "statefulset": "StatefulSet",
 }
-"""The kinds of workloads that select pods by labels, by the types of their nodes."""
+"""The types of nodes that select pods by labels, and the kinds of their workloads."""
 
 NO_INTERFACES = {
     *("host", "netns", "container", "libvirt"),
@@ -334,7 +334,10 @@ class NameOracle:
 
     @once
     def kubernetes_containers(self, container: Json) -> list[Json]:
-        """The Kubernetes containers of a container: linked by an edge, else by the container ID."""
+        """The Kubernetes containers with an edge to a container.
+
+        If there are none, those with the ID of the container.
+        """
         linked = self.parents(container, "container", K8S_CONTAINER)
         identity = short(text(container, "Metadata", "Container", "ID"))
         return linked or [
@@ -515,8 +518,8 @@ class NameOracle:
     def assumed_host(self, pod: Json) -> str:
         """The host of a pod from `agent`, else the name of the pod's Kubernetes node.
 
-        The name of the node is only used if the node has no edges to hosts, and the host of this
-        name has no edges to nodes. Otherwise, the host is unknown.
+        The name of the node is not used if the node has edges to hosts, or if the host of this name
+        has edges to nodes. Then the host is unknown.
         """
         node = self.node_of(pod)
         free = not self.linked_hosts(pod) and not self.kubernetes_nodes(node)
@@ -863,8 +866,8 @@ class NameOracle:
     def candidates(self, address: str) -> list[Candidate]:
         """The owners of an address: interfaces, virtual machines, pods and services.
 
-        A pod and an interface with the same address are a single owner if the pod can be at no
-        other interface, and no other pod can be at this interface.
+        A pod and an interface with the same address can be a single owner. There are two
+        conditions: the pod can be at no other interface, and no other pod can be at this interface.
         """
         places = self.places(address)
         shown = [self.pod(namespace) for namespace, _, machine in places if machine is None]
@@ -905,10 +908,9 @@ class NameOracle:
         """Whether to assume that an interface with the address of a pod belongs to the pod.
 
         The interface must not be in the host's own namespace, and must not belong to another pod.
-        If the interface's namespace belongs to a pod with the same name, the interface belongs to
-        the pod unless the cluster or the host contradicts this. Otherwise, the interface must be on
-        the pod's host. If nothing is known about the pod's host, the interface must be the only one
-        with the address.
+        If its namespace belongs to a pod with the same name, this is assumed to be the same pod,
+        unless its cluster or host differs. Otherwise, the interface must be on the pod's host. If
+        nothing is known about the pod's host, no other interface must have the address.
         """
         namespace, host, machine = place
         if machine is not None or self.is_own(namespace) or self.is_uncertain(namespace):

@@ -1,9 +1,9 @@
 """Computes the expected counters of a page only from the delivered reports.
 
-`Oracle` does not model rows or the storage of flows. It adds the highest totals of all flows. For
-two kinds of flows, a page may show less: flows that were forgotten because their reports were too
-far apart, and flows whose first reports were lost, because they look like forgotten flows. For all
-other flows, the page must be exact.
+`Oracle` does not model rows or the storage of flows. It adds the highest totals of all flows. A
+page may show less for flows that were forgotten because their reports were too far apart. The same
+applies to flows whose first reports were lost: they look like forgotten flows. For all other flows,
+the page must be exact.
 
 Times are seconds of the page's clock. Flows are JSON objects, as analyzers send them.
 """

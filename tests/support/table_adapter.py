@@ -384,7 +384,7 @@ def read_all(page: Page, size: int = CHUNK_BYTES) -> bytes:
 
 
 def read_inline_starts(page: str) -> dict[str, int]:
-    """Return the start times in a page in OpenMetrics 2.0, in milliseconds, by series."""
+    """Return the start times of a page in OpenMetrics 2.0, in milliseconds, by series."""
     starts = {}
     for line in page.splitlines():
         rest, _, last = line.rpartition(" ")
@@ -413,7 +413,7 @@ def without_start(line: str) -> list[str]:
 
 
 def read_created(page: str) -> dict[str, int]:
-    """Return the start times in a page in OpenMetrics 1.0, in milliseconds, by series.
+    """Return the start times of a page in OpenMetrics 1.0, in milliseconds, by series.
 
     Assert that each start time directly follows the sample of its series.
     """

@@ -88,7 +88,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        gc.collect()  # free the tables of other tests, whose blocks would be counted
+        gc.collect()  # free the tables of other tests, because their blocks would be counted
         self.blocks = checked.blocks()
 
     @initialize(
@@ -544,7 +544,7 @@ def test_string_of_an_evicted_flow_can_be_a_label_of_the_same_batch():
     core.message([make_flow("named like a node", node="node-1")], 0)
     core.message([make_flow("b2", node="node-2")], 1)
     core.expire(100)
-    # The second flow evicts the first flow, whose UUID is a label of the third flow.
+    # The second flow evicts the first flow. The UUID of the first flow is a label of the third one.
     nodes = ("node-3", "node-4", "named like a node")
     core.message([make_flow(f"{n + 5}", node=node) for n, node in enumerate(nodes)], 100)
     assert core.dormant_flows == 0

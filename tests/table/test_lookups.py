@@ -44,7 +44,7 @@ def make(request):
 
 
 def ends(names, *, context=True):
-    """Return three labels for each end of a flow, which share a lookup."""
+    """Return three labels for each end of a flow. The labels of an end share a lookup."""
     lookups = {
         "initiator": Lookup(names, A, (B, POINT) if context else ()),
         "target": Lookup(names, B, (A, POINT) if context else ()),

@@ -38,7 +38,7 @@ PROMTOOL = shutil.which("promtool")
 
 
 def samples(stats=None, table=None):
-    """Return the values of all samples, as read by an independent parser, by name and labels."""
+    """Read all samples with an independent parser. Return their values by name and labels."""
     text = render(stats or Stats(), table or FakeTable()).decode()
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value
