@@ -22,8 +22,8 @@ Reports
   this report, the flow's total of this counter is forgotten. The next total is then added as a
   whole.
 * A label value is validated as the page shows it. The fields from which it is computed are not
-  validated. There is one exception: fields whose names are looked up, because the table stores
-  these fields.
+  validated. There is one exception: the keys of lookups are validated, because the table stores
+  them.
 * Drop and keep rules are not applied to a flow without a required object. Such a flow is skipped
   and counted by reason. A flow that a rule drops is only counted under the name of the rule.
 * Fields of gauges, of histograms, and of counters in objects other than ``Metric`` are optional. So

@@ -130,7 +130,7 @@ def test_only_a_field_of_another_type_is_absent(path):
             assert node is None
             assert skipped[MALFORMED] == 1
             continue
-        # Objects without known fields, and labels of any type, are possible.
+        # Some values are valid, such as objects without known fields, and labels of any type.
         assert set(skipped) <= {WRONG_TYPE}
         if path != ("Host",):
             assert node.host == "h1"
