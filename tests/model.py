@@ -377,7 +377,7 @@ def looked_up(name: str, key: Path, names: Names, context: tuple[Path, ...] = ()
 
 @dataclass(frozen=True)
 class Mask:
-    """Maps addresses to networks. If a prefix length is None, such addresses are not changed."""
+    """Maps addresses to networks. Addresses of a version without a prefix length stay unchanged."""
 
     ipv4: int | None = None
     ipv6: int | None = None
@@ -842,7 +842,7 @@ class Model:
         )
 
     def _field(self, name: str, flow: JSON) -> Any:
-        """Return the value for a rule's condition, or None if the flow does not have it."""
+        """Return the value that a rule's condition is compared with; None if the flow lacks it."""
         if name == "tag":
             return self.tag(flow)
         path = path_of(name)
@@ -957,7 +957,7 @@ class Model:
         return [tuple(str(labels[label]) for label in labels_of(view)) for view in self.views]
 
     def _worth(self, flow: JSON, now: float) -> str:
-        """Return what the report of an unknown flow adds to an existing row.
+        """Return which amounts the report of an unknown flow adds to an existing row.
 
         The result is "total" for its total, "update" for the deltas of its last update, "nothing",
         or "ended" if the report is skipped.
@@ -993,7 +993,7 @@ class Model:
         return now - (last - start) / 1000 - self.flow_update_s - BATCH_S > self.horizon_s
 
     def _news(self, flow: JSON, worth: str) -> Amounts:
-        """Return the deltas of an unknown flow's report in rows that the flow does not create."""
+        """Return the amounts that the report of an unknown flow adds to an existing row."""
         totals = self._totals_of(flow)
         self._note_marks(flow)
         if worth == "total":
@@ -1272,7 +1272,7 @@ class Model:
             self._dormant.append(kept)
 
     def _retire(self, flow: Flow, now: float) -> None:
-        """Make a flow dormant: remove it from its rows, and remove its connection if empty."""
+        """Make a flow dormant: remove it from its rows. Remove its connection with the last flow."""
         first = flow.rows[0]
         assert first is not None
         for row in flow.rows:
@@ -1481,7 +1481,7 @@ class Model:
         if not is_newer and all(totals[total] <= old[total] for total in totals):
             return None
         if is_newer and any(totals[total] < old[total] for total in totals):
-            return totals, totals  # it restarted
+            return totals, totals  # the flow restarted
         amounts = {total: max(0, totals[total] - old[total]) for total in totals}
         highest = {total: max(totals[total], old[total]) for total in totals}
         return amounts, known.totals | highest
@@ -1627,7 +1627,7 @@ class Model:
         ]
 
     def hidden(self, now: float) -> list[tuple[int, int] | None]:
-        """Return the number of hidden rows and their bytes by view, or None without bounds."""
+        """Return the number of hidden rows and their bytes for each view; None without bounds."""
         result: list[tuple[int, int] | None] = []
         for n, bounds in enumerate(self.bounds):
             rows = [row for row in self._alive(n, now) if not reaches(row, bounds)]
@@ -1919,7 +1919,7 @@ def in_range(numbers: Iterable[int]) -> bool:
 
 
 def first_invalid(flow: JSON, paths: Sequence[Path]) -> set[Path]:
-    """Return a set with the first field that is out of range or makes the sum of fields so.
+    """Return a set with the first field that is out of range, or that makes the sum too large.
 
     Return an empty set if there is no such field.
     """
