@@ -1272,7 +1272,7 @@ class Model:
             self._dormant.append(kept)
 
     def _retire(self, flow: Flow, now: float) -> None:
-        """Make a flow dormant: remove it from its rows. Remove its connection with the last flow."""
+        """Make a flow dormant: remove it from its rows. Remove its connection if it has no flow."""
         first = flow.rows[0]
         assert first is not None
         for row in flow.rows:
