@@ -2,105 +2,161 @@
 
 The tests apply the same flows to this model and to skyfast, and compare the results. The model
 defines the contents of a page, so each change of the model needs a worked example in
-``test_rules.py``. Flows are the decoded JSON objects of the wire; times are in seconds.
+``test_rules.py``. Flows are decoded JSON objects of messages. Times are in seconds.
 
-A `Spec` has the options of a configuration. The following rules are not in docs/architecture.md:
+A `Spec` has the options of a configuration. docs/architecture.md describes most rules. This
+docstring lists the others. It uses these terms:
 
-* Only the counters and gauges of the views are read. Values that are not exported are not
-  validated, and do not make a report late or restart a flow. A sum of both directions is a separate
-  counter.
-* If a report lacks the part of a counter, the counter does not change. If the flow restarted in
-  that report, the counter's total is forgotten, and its next total counts from zero.
-* Label values are validated in the form that the page shows. The fields from which they are
-  computed are not validated, except for the lookup keys of names, which are stored.
-* Drop and keep rules do not apply to flows without a required part: such flows are skipped and
-  counted by reason. A flow that a rule drops is only counted under the name of the rule.
-* A duplicate is a report from a capture point other than the one that counts for its conversation.
-  The rest of a duplicate is neither read nor counted, not even its ``FinishType``.
-* A view whose labels are all labels of the first view is linked to the first view. All flows of a
-  row of the first view are in the same row of the linked view: the row of the first of these flows.
-* If another view is full, a flow is omitted from it for its whole life, or is always in its
-  overflow row. In a linked view, this applies to all flows of a row of the first view. Overflow
-  rows do not count towards the limits, but they count as rows. They never expire, and have no
-  gauges. If a row with the labels of an overflow row exists, it becomes the overflow row.
-* If the first view rejects a report, the other views add the report to their rows, extend the
-  deadlines of these rows and set their gauges. But the number of flows of these rows does not
-  change. After the first report in any overflow row, a flow's total no longer counts merely because
-  the flow creates a row.
-* When names change, flows move in slices. In each slice, all flows with new labels first leave
-  their old rows, and then join their new rows. So their order has no effect. Which flows are in a
-  slice is undefined: `Model.relabel` accepts them as an argument. Between two slices, the table can
-  change, and so can the same names. A slice uses the current names, and so do new flows and flows
-  that return. Flows of a connection can be in different slices. For example, a connection with 300
-  bytes has two flows, and its name changes from "a" to "b". After the first slice, one flow is at
-  "b", which starts at zero; the other one is at "a", which stays at 300 bytes. If the first flow
-  adds 1 byte and the second one 2 bytes before the next slice, "b" has 1 byte, and "a" has 302.
-  After the second slice, "a" has no flows and is removed. The limits do not apply to flows that
-  move. A row to which such a flow moves has the deadline that the flow's latest report would have
-  set. It has series for all counters that the flow ever had, which start at zero.
-* A flow is live until `Model.expire` makes it dormant. Until then, the flow counts as a flow of its
-  row, owns its conversation, and keeps its row, even if no page shows the row any more. The table
-  knows only two things about a dormant flow: its totals, and the time at which it became dormant.
-* With ``deduplicate``, a dormant flow is unknown after another capture point has taken over its
-  conversation, because its deltas may have been counted there.
-* With ``deduplicate``, a dormant flow can add deltas without becoming live: by a closing report
-  that repeats its last update, or in the overflow row. Such a flow claims its conversation, so that
-  no other capture point takes over and adds the same packets. It claims the conversation under the
-  same conditions under which a flow becomes live. The claim lasts as long as a live flow without
-  another report would own the conversation. For example, the timeout is 75 s. At 100 s, the closing
-  report of a flow at node-1 adds a packet whose update was lost. Until 175 s, updates from node-2
-  may contain this packet, so they count as duplicates. Later updates do not contain the packet.
-  Until the claim ends, the flow at node-1 counts as live for ``max_flows`` and cannot be evicted.
-  If another flow of the same capture point claims the conversation, the earlier claim ends, and its
-  flow is dormant from that time.
-* Dormant flows are forgotten in the order in which they became dormant. Eviction takes flows that
-  ended at least 15 s ago first. For flows that became dormant in the same second, the order is
-  undefined, and `Model.expire` accepts the order as an argument.
-* When a row of the first view is removed, its counters are kept if they differ from those of its
-  last flow, or if flows of several connections can have its labels. Kept counters count as a flow
-  for ``max_flows``. They are forgotten as if they were a flow that became dormant directly after
-  the last flow.
-* A flow is new if its report counts as a first report, or if the flow was never counted. Each row
-  to which a new flow is added counts one more new flow, including overflow rows. A flow whose total
-  counts only because it creates a row is not new, so all views count the same flows. Known and
-  dormant flows are never new, even if they restart. If a dormant flow creates a row of the first
-  view and no counters were kept for it, the row starts with one new flow. This is the number at its
-  removal, because counters are kept for any other number.
-* A closing report that repeats its last update does not create a row of the first view. Its deltas
-  are added to an existing row, to kept counters or, if flows of several connections can have the
-  labels, to new kept counters.
-* Histograms count flows, each flow at most once per histogram. All views but the first can have
+* A *row* is a connection or an overflow connection in one view.
+* *Deltas* are the increases that a report adds to the counters of rows.
+* The *objects* of a flow are JSON objects such as ``Network`` or ``TCPMetric``.
+* A table has *overflow rows* if the option ``overflow`` is "other".
+
+Reports
+-------
+
+* Values that are not exported are not validated. They neither decide whether a report is late, nor
+  restart a flow. If a counter is the sum of both directions, only the sum is compared with the
+  previous report.
+* If a report lacks the object of a counter, the counter does not change. If the flow restarts in
+  this report, the flow's total of this counter is forgotten. The next total is then added as a
+  whole.
+* A label value is validated as the page shows it. The fields from which it is computed are not
+  validated. There is one exception: the keys of lookups are validated, because the table stores
   them.
-* The histogram of a first value observes the first value above 0 of a flow. A known or dormant flow
-  is observed in any report that is not late, an unknown flow only if it is new. If an unknown flow
-  that is not new already has such a value, the value is never observed, because it may have been
-  observed before.
-* The histograms of totals and of ages observe the closing report of a flow. A live flow is observed
-  in its rows, even if the report is late. A dormant or unknown flow is observed in the rows of its
-  labels, which are created if necessary. An ``ended`` report is observed, too. Its flow is kept
-  like any ended flow. If the table has no space for the flow, the report is observed only with
-  overflow rows, and its repetition is observed again. With ``deduplicate``, an ``ended`` report is
-  not observed, because its flow may be a duplicate. The late closing report of a dormant flow is
-  not observed if its labels are invalid, or if another capture point has taken over its
-  conversation. The fields of totals and ages are only read in closing reports.
-* A total with an invalid field is not observed. The age is the time from the field to ``Last``. It
-  is not observed if it is negative, or if either field is 0 or invalid.
-* No other skipped report is observed, nor is a report in a view that rejects it. A report that is
-  observed extends the deadline of the row.
-* Optional fields are gauges, counters of optional parts, fields of histograms, the marks
-  (``Start``, ``LastUpdateMetric``) and ``FinishType``. If their values are out of range, they are
-  omitted and counted, once per report and field. In a skipped report, they are only counted if the
-  reason is late, ended or a full table. Marks are only read if they affect what an unknown flow
-  adds, or if any view counts new flows or has the histogram of a first value. A report without a
-  valid ``FinishType`` does not count as a first report, because it may be a closing report that
-  repeats its last update. If a value is the sum of two fields, its first invalid field is counted.
-  If only the sum is out of range, the second field is counted.
-* A row of a view with bounds is hidden until its bytes or its packets reach their bound. These
-  amounts are the counters of the row, both directions together. Nothing else changes: a hidden row
-  counts towards the limits, has flows, expires, and its counters are kept. For example, with
-  ``min_bytes`` 1000, a row with 400 bytes from the initiator and 599 from the target is hidden. One
-  more byte shows all of its series, which start at 400 and 600. Overflow rows are never hidden.
-  The amounts are counted even if no family shows them, and the bounds can change at any time.
+* Drop and keep rules are not applied to a flow without a required object. Such a flow is skipped
+  and counted by reason. A flow that a rule drops is only counted under the name of the rule.
+* Fields of gauges, of histograms, and of counters in objects other than ``Metric`` are optional. So
+  are ``FinishType`` and the *marks*: ``Start``, ``LastUpdateMetric.Start`` and
+  ``LastUpdateMetric.Last``. An optional field that is out of range is omitted, and counted once per
+  report. If the report is skipped, the field is only counted if the report is late or ended, or if
+  the table is full.
+* Marks are only read if they affect what an unknown flow adds, if a view counts new flows, or if a
+  view has the histogram of a first value.
+* A report without a valid ``FinishType`` does not count as a first report, because it may be a
+  closing report that repeats its last update.
+* If a value is the sum of two fields, only the first invalid field is counted. If both fields are
+  valid but their sum is out of range, the second field is counted.
+
+Views
+-----
+
+* If all labels of a view are labels of the first view, the view is *linked* to the first view. All
+  flows of a row of the first view are in the same row of the linked view. The first of these flows
+  determines that row.
+* If a view other than the first is full when a flow becomes live, the flow has no row in this view.
+  With overflow rows, it is in the overflow row instead. Neither changes while the flow is live,
+  even if the view has space again. In a linked view, this applies to all flows of a row of the
+  first view.
+* Overflow rows do not count towards the limits, but are included in the number of rows. They never
+  expire, and have no gauges. If a row already has the labels of the overflow row, it becomes the
+  overflow row.
+* With overflow rows, a report that the first view rejects changes the other views: it adds its
+  deltas to their rows, sets gauges and extends deadlines. The flow is not counted as a flow of
+  these rows.
+* Once any overflow row exists, a flow no longer adds its total merely because it creates a row.
+
+Names
+-----
+
+* When names change, flows move in slices. In each slice, all flows with new labels first leave
+  their old rows, and then join their new rows. Therefore the order of flows has no effect. The
+  model does not define which flows are in a slice: `Model.relabel` accepts them as an argument.
+* Between two slices, the table can change, and the same names can change again. A slice uses the
+  current names. New flows and flows that become live again also get the current names.
+* Flows of a connection can be in different slices. For example, a connection with 300 bytes has two
+  flows, and its name changes from "a" to "b". After the first slice, the first flow belongs to "b",
+  which starts at zero. The second flow still belongs to "a", which stays at 300 bytes. Before the
+  next slice, the first flow adds 1 byte, and the second flow adds 2 bytes. Then "b" has 1 byte, and
+  "a" has 302 bytes. After the second slice, "a" has no flows and is removed.
+* The limits do not apply to flows that move. The deadline of the new row is at least the deadline
+  that the flow's latest report would have set. The new row has a series for each counter that the
+  flow ever had. Series that did not exist before start at zero.
+
+Dormant flows
+-------------
+
+* A flow is live until `Model.expire` makes it dormant. Until then, the flow counts as a flow of its
+  row, owns its conversation, and keeps its row, even if no page shows the row any more.
+* The table does not store when a dormant flow was last reported. It stores when the flow became
+  dormant, and assumes that the last report came one timeout earlier.
+* Dormant flows are forgotten in the order in which they became dormant. Eviction prefers ended
+  flows that have been dormant for at least 15 s. The order of flows that became dormant in the same
+  second is undefined, so `Model.expire` accepts the order as an argument.
+* When a row of the first view is removed, its counters are kept in two cases: if they differ from
+  those of its last flow, or if several conversations can have its labels. Kept counters count as a
+  flow for ``max_flows``. They are forgotten like a flow that became dormant directly after the last
+  flow of the row.
+* A closing report that repeats its last update does not create a row of the first view. Its deltas
+  are added to an existing row or to kept counters. If there are neither, and several conversations
+  can have the labels, the deltas are kept as new counters.
+
+New flows
+---------
+
+* A flow is *new* if its report counts as a first report, or if the flow began so late that it
+  cannot have been counted before. Each row that gets a new flow counts it, even an overflow row.
+* A flow that adds its total only because it creates a row is not new. Otherwise, the views would
+  count different flows.
+* Known and dormant flows are never new, even if they restart.
+* If a row of the first view is restored from the totals of a dormant flow, it starts with one new
+  flow. The removed row must have had one new flow, because counters with any other number are kept.
+
+Deduplication
+-------------
+
+These rules apply if the option ``deduplicate`` is "first".
+
+* A *duplicate* is a report from a capture point other than the one that counts its conversation. It
+  is only counted as skipped: neither its omitted values nor its ``FinishType`` are counted.
+* If another capture point has taken over the conversation of a dormant flow, the flow counts as
+  unknown. The reason is that the other capture point may have counted the same packets.
+* A dormant flow can add deltas and stay dormant in two cases: if its closing report repeats its
+  last update, and if its deltas are added to the overflow row. The flow then *claims* its
+  conversation, so that no other capture point takes over and adds the same packets. A duplicate
+  cannot claim a conversation.
+* A claim lasts for one timeout, like the ownership of a live flow without further reports. For
+  example, a claim with a timeout of 75 s starts at 100 s: the closing report of a flow at node-1
+  adds a packet whose update was lost. Until 175 s, updates from node-2 may contain this packet, so
+  they are duplicates. Later updates do not contain the packet.
+* Until its claim ends, a flow counts as live for ``max_flows``, and cannot be evicted. If another
+  flow of the same capture point claims the conversation, the earlier claim ends. The flow with the
+  earlier claim counts as dormant from that time.
+
+Histograms
+----------
+
+* Histograms count each flow at most once. The first view cannot have histograms.
+* The histogram of a *first value* observes the first value above 0 of a flow. A known or dormant
+  flow is observed in any report that is not late. An unknown flow is only observed if it is new. If
+  the report of an unknown flow has such a value but the flow is not new, the flow is never
+  observed, because it may have been observed before.
+* The histograms of *totals* and of *ages* observe the closing report of a flow. A live flow is
+  observed in its rows, even if the report is late. A dormant or unknown flow is observed in the
+  rows of its labels, which are created if necessary. Fields of these histograms are only read in
+  closing reports.
+* A closing report that is skipped as ``ended`` is observed, and its flow is kept like any other
+  ended flow. If the table has no space for the flow, the report is only observed with overflow
+  rows. In this case, a repetition of the report is observed again. With ``deduplicate``, such
+  reports are not observed, because they may be duplicates.
+* The late closing report of a dormant flow is not observed if its labels are invalid, or if another
+  capture point has taken over its conversation.
+* A total with an invalid field is not observed. An age is the time from a field to ``Last``. It is
+  not observed if it is negative, or if one of the two fields is 0 or invalid.
+* No other skipped report is observed. A view that rejects a report does not observe it. A report
+  that is observed extends the deadline of its row.
+
+Bounds
+------
+
+* If a view has bounds, its rows are hidden until their bytes or packets reach a bound. Bytes and
+  packets are the counters of the row, summed over both directions.
+* A hidden row counts towards the limits, has flows and expires, and its counters can be kept, as
+  for any other row. For example, with ``min_bytes`` 1000, a row with 400 bytes from the initiator
+  and 599 bytes from the target is hidden. With one more byte from the target, the page shows all
+  series of the row, with 400 and 600 bytes.
+* Overflow rows are never hidden. Bytes and packets are counted even if no family shows them. The
+  bounds can change at any time.
 """
 
 from __future__ import annotations
@@ -145,8 +201,8 @@ class Rewrite(Protocol):
 class Names(dict[str, tuple[str, ...] | None]):
     """Names that can change: ``count`` names for each key. Unknown keys have empty names.
 
-    A key whose names are None is ambiguous. ``contexts`` has its names by key, other address and
-    capture point. In all other contexts, its names are empty.
+    A key is ambiguous if its value is None. Its names then depend on the other address and on the
+    capture point. ``contexts`` has these names. In all other contexts, the names are empty.
     """
 
     def __init__(
@@ -169,10 +225,10 @@ class Names(dict[str, tuple[str, ...] | None]):
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
-    """Finds the names of the value at ``key``, for all labels that share this object.
+    """Finds the names of the field at the path ``key``, for all labels that share this lookup.
 
-    ``context`` has the paths of the other address and of the capture point, if the names of some
-    keys depend on them. If a flow lacks a part, the key is empty.
+    If some names depend on the other address and on the capture point, ``context`` has their paths.
+    If a flow lacks the object with the key, the key is empty.
     """
 
     names: Names
@@ -184,7 +240,7 @@ class Lookup:
         return (self.key, *self.context)
 
     def find(self, values: Mapping[Path, str]) -> tuple[str, ...]:
-        """Return the names for the values of a flow, which are given by path."""
+        """Return the names for a flow. ``values`` has the values of its fields by path."""
         key, *context = (values[path] for path in self.paths)
         found = self.names[key]
         return self.names.resolve(key, *context) if found is None else found
@@ -194,10 +250,10 @@ class Lookup:
 class Label:
     """A label: its name, and the path of its value in a flow. An empty path is the flow itself.
 
-    If the field is missing, the value is 0 with ``number``, otherwise "". ``reads`` has the fields
-    that a rewrite of the flow reads. With ``lookup``, the value is element ``index`` of the names
-    that the lookup finds. Labels are compared by identity, so views that share a label must share
-    the object.
+    A missing field has the value 0 if ``number`` is true, otherwise "". If ``rewrite`` maps the
+    whole flow, ``reads`` has the fields that it reads. With ``lookup``, the label value is the name
+    number ``index`` that the lookup finds. Labels are compared by identity, so a label that several
+    views have must be the same object in all of them.
     """
 
     name: str
@@ -211,14 +267,14 @@ class Label:
 
 @dataclass(frozen=True)
 class Family:
-    """A metric: the path of its value from initiator to target, and of the opposite direction.
+    """A metric: the paths of its values from initiator to target and from target to initiator.
 
-    An empty path means the number of flows, or the number of new flows if the ``type`` is
-    "counter". ``keep`` is the kind of a gauge: "latest", "least" or "most". Values are written
-    divided by ten to the power of ``decimals``.
+    An empty path means the number of flows. If the ``type`` is "counter", it means the number of
+    new flows. ``keep`` defines which value a gauge keeps: the "latest", the "least" or the "most".
+    A page shows values divided by ten to the power of ``decimals``.
 
     A histogram ``observes`` the "first" value above 0 of a flow, or the "total" or the "age" in its
-    closing report. ``buckets`` are the texts of its bounds, without the last one, "+Inf".
+    closing report. ``buckets`` are the bounds as on the page, without "+Inf".
     """
 
     name: str
@@ -259,11 +315,11 @@ class View:
     """Series with the same labels. Without `DIRECTION`, values are sums of both directions.
 
     Rows of the first view expire with their last flow. Rows of other views expire ``timeout_s``
-    after their last report, but not before any of their flows.
+    after their last report. This timeout must be so long that no row expires before its flows.
 
-    Rows with fewer than ``min_bytes`` bytes and fewer than ``min_packets`` packets are hidden; a
-    bound of 0 is not set. ``amounts`` are the `AMOUNTS` that are counted although no family shows
-    them. Bounds need ``bytes``, and ``min_packets`` needs ``packets``, too.
+    A bound of 0 is not set. A row is hidden until it has ``min_bytes`` bytes or ``min_packets``
+    packets. ``amounts`` are keys of `AMOUNTS`, which are counted although no family shows them. A
+    view with bounds must count "bytes". If ``min_packets`` is set, it must also count "packets".
     """
 
     labels: Sequence[Label] = LABELS
@@ -278,18 +334,18 @@ AMOUNTS = {
     "bytes": (("Metric", "ABBytes"), ("Metric", "BABytes")),
     "packets": (("Metric", "ABPackets"), ("Metric", "BAPackets")),
 }
-"""The amounts that bounds refer to: the paths of both directions."""
+"""The counters that bounds are compared with: the paths of both directions, by name."""
 
 Bounds = tuple[int, int]
-"""The minimum number of bytes and of packets; 0 is not set."""
+"""The minimum numbers of bytes and of packets. A bound of 0 is not set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
     """The options of a table.
 
-    ``drop`` and ``keep`` are rules in the form of a configuration. Options that are strings also
-    have the values of a configuration.
+    ``drop`` and ``keep`` are rules as in a configuration file. ``deduplicate`` and ``overflow``
+    have the same values as in a configuration file.
     """
 
     views: Sequence[View] = (View(),)
@@ -315,13 +371,13 @@ def one_view(
 
 
 def looked_up(name: str, key: Path, names: Names, context: tuple[Path, ...] = ()) -> Label:
-    """Return a label with its own lookup: the first name of the value at ``key``."""
+    """Return a label with its own lookup. Its value is the first name of the field at ``key``."""
     return Label(name, key, lookup=Lookup(names, key, context))
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Maps addresses to networks. With the prefix length None, addresses of that version stay."""
+    """Maps addresses to networks. Addresses of a version without a prefix length stay unchanged."""
 
     ipv4: int | None = None
     ipv6: int | None = None
@@ -336,7 +392,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class Fold:
-    """Maps ports to "other": those above a maximum, or all that are not in ``keep``."""
+    """Maps ports to "other", except ports up to ``above`` and the ports in ``keep``."""
 
     above: int = -1
     keep: frozenset[int] = frozenset()
@@ -366,7 +422,10 @@ class Tags:
 
 @dataclass(frozen=True)
 class Protocols:
-    """The protocol of a flow, including ICMP. With ``other``, other flows have their last layer."""
+    """Maps a flow to its protocol: TCP, UDP, SCTP, ICMPV4 or ICMPV6.
+
+    With ``other``, the protocol of other flows is their last layer, otherwise "".
+    """
 
     other: bool = False
 
@@ -395,7 +454,7 @@ PROTOCOL_OR_OTHER = Label(
 
 
 def tag_label(masks: Sequence[str]) -> Label:
-    """Return the label for the tag of the cluster's networks."""
+    """Return the label ``tag``, where ``masks`` are the networks of the cluster."""
     return Label("tag", (), rewrite=Tags(masks), reads=(("Network", "A"), ("Network", "B")))
 
 
@@ -433,7 +492,7 @@ KNOWN_LABELS = {
 
 @dataclass(frozen=True)
 class Total:
-    """A counter: a running total of a flow, or the sum of both directions."""
+    """A counter: a field of flows with a running total, or the sum of such fields."""
 
     paths: tuple[Path, ...]
 
@@ -442,7 +501,7 @@ class Total:
         return any(len(path) > 1 and path[0] != "Metric" for path in self.paths)
 
     def of(self, flow: JSON) -> int | None:
-        """Return the total in a report, or None if the part is missing or omitted."""
+        """Return the total in a report, or None if its object is missing or a value is omitted."""
         if self.is_optional and first_invalid(flow, self.paths):
             return None
         numbers = [at(flow, path, 0) for path in self.paths]
@@ -450,7 +509,7 @@ class Total:
 
     @property
     def newest_paths(self) -> tuple[Path, ...]:
-        """The paths of the last update's deltas; empty if Skydive has none."""
+        """The paths of the deltas in ``LastUpdateMetric``; empty if it has no such fields."""
         if any(path[0] != "Metric" for path in self.paths):
             return ()
         return tuple(("LastUpdateMetric", path[1]) for path in self.paths)
@@ -463,12 +522,12 @@ class Total:
 
 
 NEW_FLOWS = Total(())
-"""The counter of new flows, which has no field. Rows have it even if no page shows it."""
+"""The counter of new flows. It is not a field of flows. Rows have it even if no page shows it."""
 
 
 @dataclass(frozen=True)
 class Gauge:
-    """A gauge: a row keeps one of the nonzero values of its flows."""
+    """A gauge: a row has the latest, the least or the greatest nonzero value of its flows."""
 
     path: Path
     keep: str
@@ -481,7 +540,7 @@ class Gauge:
 
 @dataclass(frozen=True)
 class Distribution:
-    """The values that a histogram ``observes``: see `Family`. Several fields are added up."""
+    """The values that a histogram ``observes``: see `Family`. A total can have several fields."""
 
     paths: tuple[Path, ...]
     observes: str
@@ -505,11 +564,11 @@ Values = tuple[str, ...]
 
 @dataclass(eq=False)
 class Row:
-    """A row of a page: one per view and tuple of label values.
+    """The series of a view that have the same label values, apart from the direction.
 
-    The row has no series for a counter or gauge that its flows never had. ``start_ms`` is the time
-    at which its counters were 0, in Unix milliseconds: 0 if it is unknown, None before the first
-    report.
+    A row has no series for a counter or gauge that its flows never had. ``start_ms`` is the time at
+    which its counters were 0, in Unix milliseconds. It is 0 if this time is unknown, and None
+    before the first report.
     """
 
     view: View
@@ -522,13 +581,13 @@ class Row:
     is_other: bool = False
     start_ms: int | None = None
     followers: dict[int, Row | None] = field(default_factory=dict)
-    """For a row of the first view: its rows in linked views, by the number of the view."""
+    """For a row of the first view: the rows of its flows in linked views, by number of the view."""
 
     def add(self, amounts: Amounts) -> None:
         self.totals = added(self.totals, amounts)
 
     def begin(self, start_ms: int) -> None:
-        """Set the start time of a new row. It never changes."""
+        """Set the start time if the row is new. Later calls have no effect."""
         if self.start_ms is None:
             self.start_ms = start_ms
 
@@ -537,9 +596,9 @@ class Row:
             self.gauges[gauge] = gauge.kept(self.gauges.get(gauge, 0), value)
 
     def observe(self, flow: JSON, moments: Collection[str]) -> bool:
-        """Observe a report in the histograms of these moments, "first" and "closing".
+        """Observe a report in the histograms of these ``moments``: see `moment_of`.
 
-        Return whether there are such histograms.
+        Return whether the row has such histograms.
         """
         distributions = [
             value
@@ -557,7 +616,7 @@ class Row:
 
 
 def moment_of(distribution: Distribution) -> str:
-    """Return when the value of a flow is observed."""
+    """Return when flows are observed: at their "first" value, or in their "closing" report."""
     return "first" if distribution.observes == "first" else "closing"
 
 
@@ -569,14 +628,17 @@ Connection = Row
 class Flow:
     """A flow of Skydive: a conversation as seen by one capture point.
 
-    ``rows`` has one row per view, or None if the view was full. ``keys`` has the values that its
-    lookups use, by path. The protocol and both ``ends`` identify its conversation. The capture
-    point ``point`` reports it.
+    ``rows`` has an entry for each view: a row, or None if the view was full. ``keys`` has the
+    values with which names are looked up, by path. ``ends`` has the protocol and both ends of the
+    conversation, in either order. ``point`` is the capture point.
 
     While the flow is dormant, ``rows`` is empty, and ``since_s`` is the time at which it became
-    dormant. ``is_ended`` means that its latest report was the closing report. ``is_claiming`` means
-    that it claims its conversation although it is dormant. ``is_measured`` and ``is_closed`` mean
-    that its first value above 0, or its closing report, must not be observed again.
+    dormant. ``is_ended`` means that the closing report has arrived. ``is_superseded`` means that
+    another capture point has taken over the conversation. ``is_claiming`` means that the flow is
+    dormant and claims its conversation.
+
+    ``is_measured`` means that histograms must not observe a first value of the flow any more.
+    ``is_closed`` means the same for the closing report.
     """
 
     uuid: str
@@ -599,7 +661,7 @@ class Flow:
 
 @dataclass(eq=False)
 class Kept:
-    """The counters and the start time of a removed connection, kept since ``since_s``."""
+    """The counters and the start time of a connection that was removed at ``since_s``."""
 
     values: Values
     totals: dict[Total, int]
@@ -608,17 +670,17 @@ class Kept:
 
 
 class Model:
-    """The table, with the attribute names of the core.
+    """The table. Its attributes have the same names as those of the core.
 
     ``skipped`` counts skipped flows by reason. ``filtered`` counts dropped flows by the name of the
-    rule. ``finished`` counts reports with a ``FinishType``, by its meaning, including reports that
-    are late or rejected. ``values_skipped`` counts omitted values by field. ``created_total``,
+    rule. ``values_skipped`` counts omitted values by field. ``finished`` counts the ``FinishType``
+    of reports by its meaning, even for reports that are late or rejected. ``created_total``,
     ``expired_total``, ``rejected_total`` and ``overflowed_total`` refer to the first view.
 
-    ``horizon_s`` is the time of the latest report of any forgotten flow, or None before `begin`.
-    Unknown flows that began after this time were never counted. ``flow_update_s`` is the agents'
-    ``flow.update``. ``wall_ms`` is the time of the latest message by the system's clock, in Unix
-    milliseconds, or 0 if it is unknown.
+    ``horizon_s`` is the time of the latest report of any forgotten flow, or None before `begin`. An
+    unknown flow that began after this time has never been counted. ``flow_update_s`` is the agents'
+    ``flow.update``. ``wall_ms`` is the wall clock at the latest message, in Unix milliseconds, or 0
+    if it is unknown.
     """
 
     def __init__(self, spec: Spec | None = None, **options: Any) -> None:
@@ -645,8 +707,7 @@ class Model:
         self._is_choosy = self.spec.deduplicate == "first"
 
         self._rows: list[dict[Values, Row]] = [{} for _ in self.views]
-        # The keys are UUIDs as strings. This matches the core, which stores hexadecimal UUIDs as
-        # numbers.
+        # The keys are UUIDs. The core stores hexadecimal UUIDs as numbers, but has the same flows.
         self._flows: dict[str, Flow] = {}
         self._dormant: list[Flow | Kept] = []
         self._ended: list[Flow] = []
@@ -690,12 +751,12 @@ class Model:
         return len(self._kept)
 
     def dormant_uuids(self) -> list[str]:
-        """Return the UUIDs of the dormant flows: claiming, ended and other ones, each by age."""
+        """Return the UUIDs of dormant flows: claiming, ended and other ones, each oldest first."""
         entries = [*self._claiming, *self._ended, *self._dormant]
         return [entry.uuid for entry in entries if isinstance(entry, Flow)]
 
     def begin(self, now: float) -> None:
-        """Assume that unknown flows that begin from now on have never been counted."""
+        """Set the horizon: unknown flows that begin from now on have never been counted."""
         self.horizon_s = max(self.horizon_s or now, now)
 
     # Reports
@@ -706,9 +767,10 @@ class Model:
             self.report(flow, now, wall_ms)
 
     def report(self, flow: JSON, now: float, wall_ms: int = 0) -> str | None:
-        """Apply a flow. Return None, or the reason if the flow was not applied.
+        """Apply a report of a flow.
 
-        The reason is a reason to skip the flow, or the name of the rule that drops it.
+        Return None if it was applied. Otherwise, return the reason why it was skipped, or the name
+        of the rule that dropped it.
         """
         self.wall_ms = wall_ms
         self._invalid = set()
@@ -741,7 +803,7 @@ class Model:
         return reason
 
     def _unusable(self, flow: JSON) -> str | None:
-        """Return the reason to skip a flow before rules are applied, or None."""
+        """Return the reason to skip a flow even before rules are applied, or None."""
         paths = [("UUID",), *CONVERSATION] if self._is_choosy else [("UUID",)]
         for label in self._labels:
             paths += [label.path, *label.reads]
@@ -780,7 +842,7 @@ class Model:
         )
 
     def _field(self, name: str, flow: JSON) -> Any:
-        """Return the value for a rule's condition, or None if the flow does not have it."""
+        """Return the value that a rule's condition is compared with; None if the flow lacks it."""
         if name == "tag":
             return self.tag(flow)
         path = path_of(name)
@@ -895,10 +957,10 @@ class Model:
         return [tuple(str(labels[label]) for label in labels_of(view)) for view in self.views]
 
     def _worth(self, flow: JSON, now: float) -> str:
-        """Return what an unknown flow's report adds to an existing row.
+        """Return which amounts the report of an unknown flow adds to an existing row.
 
-        This is its "total", the deltas of its last "update", or "nothing"; "ended" means that the
-        report is skipped.
+        The result is "total" for its total, "update" for the deltas of its last update, "nothing",
+        or "ended" if the report is skipped.
         """
         newest = flow.get("LastUpdateMetric")
         is_unmarked = ("FinishType",) in self._invalid  # the report may repeat the last update
@@ -924,14 +986,14 @@ class Model:
         return not in_range([last]) or last != flow.get("Last", 0)
 
     def _was_never_counted(self, flow: JSON, now: float) -> bool:
-        """Return whether an unknown flow began after all reports of forgotten flows."""
+        """Return whether an unknown flow began after the latest report of any forgotten flow."""
         start, last = flow.get("Start", 0), at(flow, ("LastUpdateMetric", "Last"), 0)
         if self._is_choosy or self.horizon_s is None or not in_range((start, last, last - start)):
             return False
         return now - (last - start) / 1000 - self.flow_update_s - BATCH_S > self.horizon_s
 
     def _news(self, flow: JSON, worth: str) -> Amounts:
-        """Return what a report adds if there is no other reason to count its total."""
+        """Return the amounts that the report of an unknown flow adds to an existing row."""
         totals = self._totals_of(flow)
         self._note_marks(flow)
         if worth == "total":
@@ -952,13 +1014,16 @@ class Model:
         return self._not_later(start_ms if start_ms != "" and in_range([start_ms]) else 0)
 
     def _not_later(self, start_ms: int) -> int:
-        """Return a start time that is not in the future: the agent's clock may be wrong."""
+        """Return the start time, or the current time if the start time is in the future.
+
+        The agent's clock may be wrong.
+        """
         return min(start_ms, self.wall_ms) if self.wall_ms else start_ms
 
     def _start_before(self, flow: JSON, known: Flow, now: float) -> int:
         """Return the start time of a connection that returns with the total of its dormant flow.
 
-        It is not later than the samples of the removed connection.
+        It is not later than the last report of the removed connection.
         """
         start_ms = self._start(flow, "total")
         if not self.wall_ms:
@@ -982,14 +1047,15 @@ class Model:
         known_totals: Amounts | None = None,
         known_ms: int = 0,
     ) -> None:
-        """Add a flow to its rows: an unknown flow with this ``worth``, or a dormant one.
+        """Add a flow to its rows: an unknown flow, or a dormant flow that becomes live.
 
-        A dormant flow has a ``difference`` to its known totals, which are of the time ``known_ms``.
+        For an unknown flow, ``worth`` is the result of `_worth`. For a dormant flow, ``difference``
+        has its deltas since ``known_totals``, which it had at the time ``known_ms``.
         """
         places = self._places(labels)
         has_room = [self._has_room(n, place) for n, place in enumerate(places)]
         kept = self._kept.get(places[0])
-        # A row that this flow creates cannot contain earlier parts of the flow.
+        # A row that this flow creates cannot contain earlier traffic of the flow.
         counts_whole = [
             difference is None
             and self._is_complete(n)
@@ -1003,7 +1069,7 @@ class Model:
         first = self._rows[0].get(places[0])
         is_new = first is None
         if first and not first.flows:
-            first = None  # an overflow row without flows has no valid links
+            first = None  # the links of an overflow row without flows are invalid
         for n in self._followers() if first else ():
             counts_whole[n] = False
             stays_out[n] = first.followers.get(n) is None
@@ -1038,7 +1104,7 @@ class Model:
         known.is_ended = flow.get("FinishType", 0) == CLOSING
 
     def _take_over(self, known: Flow, flow: JSON) -> None:
-        """Let a conversation be counted at the capture point of this report."""
+        """Make the capture point of this report the one that counts the conversation."""
         known.ends, known.point = self._ends(flow), self._conversation(flow)[-1]
         for other in self._flows.values():
             if other.is_dormant and other.ends == known.ends and other.point != known.point:
@@ -1047,9 +1113,10 @@ class Model:
     def _begin_connection(
         self, row: Row, kept: Kept | None, known_totals: Amounts | None, before_ms: int
     ) -> None:
-        """Continue the counters of a removed connection in its new row.
+        """Start a new row with the counters of its removed connection.
 
-        ``before_ms`` is the start time of the row if it continues the totals of a dormant flow.
+        These are the kept counters, or the totals of a dormant flow. ``before_ms`` is the start
+        time of the row in the second case.
         """
         if kept:
             del self._kept[kept.values]
@@ -1131,7 +1198,7 @@ class Model:
         return None
 
     def _rest(self, known: Flow, flow: JSON, now: float) -> None:
-        """Keep a flow dormant after its report was counted; let it claim its conversation."""
+        """Keep a flow dormant after its report was counted. With ``deduplicate``, start a claim."""
         if not self._is_choosy:
             self._list(known, now)
             return
@@ -1160,17 +1227,17 @@ class Model:
         known.last_ms = max(flow.get("Last", 0), known.last_ms)
 
     def _end(self, known: Flow, now: float) -> None:
-        """Keep a flow without rows as long as reports of it may be in transit."""
+        """Make a flow without rows dormant and ended: more reports of it may be in transit."""
         known.is_dormant = known.is_ended = True
         self._list(known, now)
 
     def _credit(
         self, places: Sequence[Values], amounts: Amounts, flow: JSON, now: float, start_ms: int
     ) -> list[Row | None]:
-        """Add the deltas of a closing report without creating its connection.
+        """Add the deltas of a closing report to all views, without creating a connection.
 
-        ``start_ms`` is the start time of the rows that the report creates in other views. Return
-        the rows of all views but the first.
+        In views other than the first, the report can create rows. They have the start time
+        ``start_ms``. Return the rows of all views except the first.
         """
         first = self._rows[0].get(places[0])
         if first is not None:
@@ -1187,7 +1254,10 @@ class Model:
         return rows
 
     def _row_of_closing(self, n: int, places: Sequence[Values]) -> Row | None:
-        """Return the row of a closing report in another view than the first, if it has space."""
+        """Return the row of a closing report in view ``n``, which is not the first view.
+
+        If the view is full, return its overflow row, or None without overflow rows.
+        """
         first = self._rows[0].get(places[0])
         if first and first.flows and n in self._followers():
             return first.followers.get(n)
@@ -1202,7 +1272,7 @@ class Model:
             self._dormant.append(kept)
 
     def _retire(self, flow: Flow, now: float) -> None:
-        """Make a flow dormant: remove it from its rows."""
+        """Make a flow dormant: remove it from its rows. Remove its connection if it has no flow."""
         first = flow.rows[0]
         assert first is not None
         for row in flow.rows:
@@ -1239,7 +1309,7 @@ class Model:
             self.horizon_s = max(self.horizon_s, reported_s)
 
     def _make_room(self, now: float) -> None:
-        """Forget the longest dormant flows while there are more flows than ``max_flows``."""
+        """While there are more than ``max_flows`` flows, forget the one that is dormant longest."""
         while len(self._flows) + len(self._kept) > self.spec.max_flows and (
             self._ended or self._dormant
         ):
@@ -1248,7 +1318,7 @@ class Model:
             self._forget(self._ended[0] if is_over or not self._dormant else self._dormant[0])
 
     def _followers(self) -> list[int]:
-        """Return the numbers of the views that are linked to the first one."""
+        """Return the numbers of the views that are linked to the first view."""
         first = set(labels_of(self.views[0]))
         return [n for n, view in enumerate(self.views) if n and first >= set(labels_of(view))]
 
@@ -1331,8 +1401,9 @@ class Model:
     ) -> None:
         """Observe a report in the histograms of its rows.
 
-        ``known`` is None for a flow that the table does not keep. With ``first``, a first value
-        above 0 is observed ("observe"), or only noted as old ("note").
+        ``known`` is None if the table does not store the flow. If the report has a value above 0
+        for histograms of first values, ``first`` decides: "observe" it; "note" that the flow had
+        such a value, without observing it; or do neither ("").
         """
         moments = set()
         measures = any(
@@ -1410,7 +1481,7 @@ class Model:
         if not is_newer and all(totals[total] <= old[total] for total in totals):
             return None
         if is_newer and any(totals[total] < old[total] for total in totals):
-            return totals, totals  # it restarted
+            return totals, totals  # the flow restarted
         amounts = {total: max(0, totals[total] - old[total]) for total in totals}
         highest = {total: max(totals[total], old[total]) for total in totals}
         return amounts, known.totals | highest
@@ -1446,8 +1517,8 @@ class Model:
     ) -> None:
         """Move flows to the rows of their new labels after ``names`` have changed for ``keys``.
 
-        ``uuids`` are the flows of a slice; by default, all flows are in one slice. New rows start
-        at the time ``wall_ms``.
+        ``uuids`` are the flows of a slice. By default, all flows are in one slice. ``wall_ms`` is
+        the start time of new rows.
         """
         keys = frozenset(keys)
         followers = self._followers()
@@ -1506,10 +1577,10 @@ class Model:
     # Time
 
     def expire(self, now: float, order: Sequence[str] = ()) -> None:
-        """Make flows dormant at their deadlines, and forget those that were dormant long enough.
+        """Make flows dormant whose deadline has passed, and remove rows and flows that are due.
 
-        Rows without flows or reports are removed. ``order`` has the UUIDs of the flows that
-        are dormant afterwards; it defines the order of flows with the same deadline.
+        ``order`` has the UUIDs of the flows that are dormant afterwards. It decides which of the
+        flows with the same deadline becomes dormant first.
         """
         places = {uuid: place for place, uuid in enumerate(order)}
         due = [f for f in self._flows.values() if not f.is_dormant and f.deadline_s <= now]
@@ -1540,7 +1611,7 @@ class Model:
     # The page
 
     def alive(self, now: float) -> list[Row]:
-        """Return the rows of all views that a page at ``now`` shows, or that are hidden."""
+        """Return the rows of all views that have not expired at ``now``, shown or hidden."""
         return [row for n in range(len(self.views)) for row in self._alive(n, now)]
 
     def _alive(self, n: int, now: float) -> list[Row]:
@@ -1556,7 +1627,7 @@ class Model:
         ]
 
     def hidden(self, now: float) -> list[tuple[int, int] | None]:
-        """Return how many rows of each view are hidden, and their bytes; None without bounds."""
+        """Return the number of hidden rows and their bytes for each view; None without bounds."""
         result: list[tuple[int, int] | None] = []
         for n, bounds in enumerate(self.bounds):
             rows = [row for row in self._alive(n, now) if not reaches(row, bounds)]
@@ -1565,7 +1636,7 @@ class Model:
         return result
 
     def forecast(self, now: float, n: int, bounds: Iterable[Bounds]) -> list[tuple[int, int, int]]:
-        """Return what each of the ``bounds`` would show of view ``n``: rows, series and bytes."""
+        """Return the rows, series and bytes that view ``n`` would show with each of ``bounds``."""
         result = []
         for bound in bounds:
             rows = [row for row in self._alive(n, now) if reaches(row, bound)]
@@ -1577,9 +1648,9 @@ class Model:
     def page(
         self, now: float, *, part: int = 0, parts: int = 1, names: Iterable[str] | None = None
     ) -> dict[str, set[str]]:
-        """Return the sample lines of every family, or of those with these names.
+        """Return the sample lines of a page by family: of all families, or of those in ``names``.
 
-        With ``parts``, only the rows of this part are on the page. See `part_of`.
+        With ``parts``, the page has only the rows of part number ``part``: see `part_of`.
         """
         shown = [row for row in self.shown(now) if part_of(row, parts) == part]
         return {
@@ -1591,8 +1662,8 @@ class Model:
     def starts(self, now: float) -> dict[str, int]:
         """Return the start times of counters and histograms on a page at ``now``, by series.
 
-        The series of a histogram has the name of the family. Series with an unknown start time are
-        left out.
+        A histogram has one entry, with the name of the family. Series with an unknown start time
+        have no entry.
         """
         ends = {"counter": "", "histogram": "_count"}
         return {
@@ -1608,7 +1679,7 @@ class Model:
         }
 
     def label_values(self) -> dict[str, set[str]]:
-        """Return the different values of every label but the direction, in all views."""
+        """Return the distinct values of each label except the direction, in all views."""
         values: dict[str, set[str]] = {
             label.name: set() for view in self.views for label in labels_of(view)
         }
@@ -1619,7 +1690,7 @@ class Model:
         return values
 
     def lines(self, family: Family, row: Row) -> Iterator[str]:
-        """Yield the lines of a row in a family, in order, or none if the view lacks the family."""
+        """Yield the lines of a row in a family, in order. Without the family, yield nothing."""
         if family not in row.view.families:
             return
         for direction, value in zip(DIRECTIONS, family_values(family, row.view), strict=False):
@@ -1659,7 +1730,7 @@ def series_text(name: str, labels: Sequence[str]) -> str:
 def histogram_lines(
     family: Family, observed: Sequence[int], labels: Sequence[str]
 ) -> Iterator[str]:
-    """Yield the lines of one histogram, in order."""
+    """Yield the lines of a histogram, in order."""
     bounds = [*((text, Fraction(text) * 10**family.decimals) for text in family.buckets)]
     for text, bound in [*bounds, ("+Inf", math.inf)]:
         series = series_text(f"{family.name}_bucket", [*labels, f'le="{text}"'])
@@ -1670,9 +1741,9 @@ def histogram_lines(
 
 
 def family_values(family: Family, view: View) -> list[Total | Gauge | Distribution | None]:
-    """Return the values of a family: one per direction, or their sum.
+    """Return the values that a row has in a family: one for each direction, or their sum.
 
-    None is the number of flows.
+    None stands for the number of flows.
     """
     paths = [path for path in (family.forward, family.backward) if path is not None]
     if family.type == "histogram":
@@ -1694,7 +1765,7 @@ def first_totals(view: View) -> list[Total]:
 
 
 def values_of(view: View) -> Iterator[Total | Gauge | Distribution | None]:
-    """Yield the values of all families of a view, and its amounts."""
+    """Yield the values of all families of a view, and the counters of its ``amounts``."""
     for family in view.families:
         yield from family_values(family, view)
     for name in view.amounts:
@@ -1702,7 +1773,7 @@ def values_of(view: View) -> Iterator[Total | Gauge | Distribution | None]:
 
 
 def amount_totals(name: str, view: View) -> list[Total]:
-    """Return the counters that make up an amount: one per direction, or their sum."""
+    """Return the counters of an amount: one for each direction, or their sum."""
     if DIRECTION in view.labels:
         return [Total((path,)) for path in AMOUNTS[name]]
     return [Total(AMOUNTS[name])]
@@ -1714,14 +1785,14 @@ def counts_amount(name: str, view: View) -> bool:
 
 
 def amount_of(row: Row, name: str) -> int:
-    """Return an amount of a row, both directions together; 0 if its view does not count it."""
+    """Return an amount of a row as the sum of both directions; 0 if its view does not count it."""
     if not counts_amount(name, row.view):
         return 0
     return sum(row.totals.get(total, 0) for total in amount_totals(name, row.view))
 
 
 def reaches(row: Row, bounds: Bounds) -> bool:
-    """Return whether a row is shown with these bounds: one of those that are set is enough."""
+    """Return whether a row is shown with these bounds. Reaching one of the bounds is enough."""
     min_bytes, min_packets = bounds
     return (
         row.is_other
@@ -1744,11 +1815,11 @@ PART_FACTOR = 0xD1B54A32D192ED03
 
 
 def part_of(row: Row, parts: int) -> int:
-    """Return the number of the page's part that has a row and all its series.
+    """Return which part of the page, from 0 to ``parts`` - 1, has the series of a row.
 
-    The row's label values are hashed with 64 bits, each with its own seed, and the sum of the
-    hashes is mixed and scaled to the number of parts. The hash of a string is computed from its
-    escaped text, in words of 8 bytes. The hash of an integer is computed from the number.
+    Each label value has a 64-bit hash, whose seed depends on the position of the label. The sum of
+    the hashes is mixed, and scaled to the number of parts. The hash of a string is computed from
+    its escaped text, in words of 8 bytes. The hash of an integer is computed from the number.
     """
 
     def step(h: int, word: int) -> int:
@@ -1769,7 +1840,7 @@ def part_of(row: Row, parts: int) -> int:
 
 
 def mix64(x: int) -> int:
-    """Return the finalizer of splitmix64."""
+    """Mix the bits of a 64-bit number with the finalizer of splitmix64."""
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
     return x ^ x >> 31
@@ -1785,8 +1856,8 @@ def matches(condition: Any, value: Any) -> bool:
     """Return whether the value of a field matches a condition of a rule.
 
     A condition is a value, a list of values, ``{"regex": …}``, or ``{"not": …}`` with any of these.
-    A string with ``/`` is a network that contains the address; ``"1-5"`` is a range of integers.
-    A missing field, with the ``value`` None, matches nothing.
+    A string with ``/`` is a network, and matches the addresses in it. A string such as ``"1-5"`` is
+    a range of integers. If the field is missing, ``value`` is None, which only matches ``not``.
     """
     if isinstance(condition, Mapping):
         if "not" in condition:
@@ -1804,7 +1875,10 @@ def matches(condition: Any, value: Any) -> bool:
 
 
 def to_address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Parse an address; return IPv4 for a mapped address, None for one with a zone."""
+    """Parse an address. Return None if the text is not an address, or if it has a zone.
+
+    For an IPv4-mapped address, return the IPv4 address.
+    """
     try:
         address = ipaddress.ip_address(text or "")
     except ValueError:
@@ -1815,7 +1889,10 @@ def to_address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Addres
 
 
 def at(flow: JSON, path: Path, default: Any) -> Any:
-    """Return the value at a path. If the field is missing, ``default``; if its part is, ""."""
+    """Return the value at a path.
+
+    If only the field is missing, return ``default``. If its object is missing, return "".
+    """
     value: Any = flow
     for name in path:
         if value is None:
@@ -1830,7 +1907,7 @@ def path_of(name: str) -> Path:
 
 
 def is_text(path: Path) -> bool:
-    """Return whether a field is a string; all others are integers."""
+    """Return whether the field at a path is a string. All other fields are integers."""
     *part, name = path
     is_port = part == ["Transport"] and name in "AB"
     numbers = ("ID", "Code", "Start", "Last", "FinishType", "RawPacketsCaptured")
@@ -1842,7 +1919,10 @@ def in_range(numbers: Iterable[int]) -> bool:
 
 
 def first_invalid(flow: JSON, paths: Sequence[Path]) -> set[Path]:
-    """Return the first field at which a sum is out of range, as a set, or an empty set."""
+    """Return a set with the first field that is out of range, or that makes the sum too large.
+
+    Return an empty set if there is no such field.
+    """
     total = 0
     for path in paths:
         number = at(flow, path, 0) or 0
@@ -1853,14 +1933,14 @@ def first_invalid(flow: JSON, paths: Sequence[Path]) -> set[Path]:
 
 
 def added(totals: Amounts, amounts: Amounts) -> dict[Total, int]:
-    """Return the counters plus some deltas."""
+    """Return the counters after deltas have been added to them. They do not exceed `MAX_SUM`."""
     return dict(totals) | {
         total: min(MAX_SUM, totals.get(total, 0) + amount) for total, amount in amounts.items()
     }
 
 
 def with_new_flow(amounts: Amounts, worth: str) -> Amounts:
-    """Return what an unknown flow with this ``worth`` adds, including the counter of new flows."""
+    """Return ``amounts`` with a counter of new flows: 1 if ``worth`` is "total", otherwise 0."""
     return {**amounts, NEW_FLOWS: int(worth == "total")}
 
 
@@ -1888,10 +1968,11 @@ def make_flow(
     protocol: str = "TCP",
     node: str = "node-1",
 ) -> dict[str, Any]:
-    """Return a flow as an analyzer sends it, by default a first report.
+    """Return a flow as an analyzer sends it, by default in its first report.
 
-    ``total`` and ``newest`` (the ``LastUpdateMetric``, by default the total) are in the order of
-    ``COUNTERS``. Fields that the wire omits if they are zero are omitted.
+    ``total`` and ``newest`` have numbers in the order of ``COUNTERS``. ``newest`` is for
+    ``LastUpdateMetric``, and is the total by default. As in Skydive's messages, ``RTT`` and
+    ``FinishType`` are omitted if they are 0.
     """
     metric = dict(zip(COUNTERS, total, strict=True)) | {"Start": start, "Last": last}
     amount = dict(zip(COUNTERS, total if newest is None else newest, strict=True))
@@ -1921,8 +2002,8 @@ def escape(value: str) -> str:
 def read_page(page: bytes, families: Sequence[Family] = FAMILIES) -> dict[str, set[str]]:
     """Parse a page of connections; return the sample lines by family.
 
-    Assert that the page is valid. It has all families in order, each with its ``HELP`` and
-    ``TYPE``, and no other lines. It ends with a line break, and has no duplicate series.
+    Assert that the page is valid: it must have all families in order, each with ``HELP`` and
+    ``TYPE``, and no other lines. It must end with a line feed. No series may appear twice.
     """
     text = page.decode()
     assert text.endswith("\n")
@@ -1944,14 +2025,14 @@ def read_page(page: bytes, families: Sequence[Family] = FAMILIES) -> dict[str, s
             in_order.append(line)
             name, _, value = line.rpartition(" ")
             assert re.fullmatch(r"(0|[1-9][0-9]*)(\.[0-9]*[1-9])?", value), line
-            assert name not in series, f"{name} is there twice"
+            assert name not in series, f"{name} appears twice"
             series.add(name)
             samples.add(line)
         else:
             line = None
         if family.type == "histogram":
             check_histograms(family, in_order)
-    assert line is None, f"after the last family: {line!r}"
+    assert line is None, f"unexpected line after the last family: {line!r}"
     return result
 
 
@@ -1960,7 +2041,7 @@ SUFFIXES = {"histogram": ("_bucket", "_sum", "_count")}
 
 
 def check_histograms(family: Family, lines: Sequence[str]) -> None:
-    """Assert that the lines of each histogram stand together, in order, and are consistent."""
+    """Assert that the lines of each histogram are adjacent, in order and consistent."""
     bounds = [*family.buckets, "+Inf"]
     size = len(bounds) + 2
     assert len(lines) % size == 0
@@ -2027,10 +2108,10 @@ def interface_page(
 
 
 def topology_labels(nodes: Sequence[JSON]) -> dict[str, Label]:
-    """Return labels with the names of a response of the topology API, by name.
+    """Return labels with names from a response of the topology API, by the name of the label.
 
-    The response must only contain interfaces of one host, because all addresses get the name of
-    this host. Each interface must have a different ``TID``.
+    ``nodes`` are the interfaces in the response. Each must have a different ``TID``. An address has
+    the name of the host of its interface.
     """
     names, hosts, types, owners = Names(), Names(), Names(), Names()
     for node in nodes:

@@ -31,12 +31,12 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_version() -> None:
+def test_version_is_printed() -> None:
     result = run("--version")
     assert (result.returncode, result.stdout) == (0, f"skyfast {skyfast.__version__}\n")
 
 
-def test_version_as_json() -> None:
+def test_version_is_printed_as_json() -> None:
     result = run("--version", "--json")
     assert (result.returncode, result.stderr) == (0, "")
     assert json.loads(result.stdout) == {

@@ -1,4 +1,7 @@
-"""`App` holds the clock of its table while reports may be missing. The tests use no sockets."""
+"""`App` holds (stops) the clock of its table while reports may be missing.
+
+The tests use no sockets.
+"""
 
 import dataclasses
 import logging
@@ -52,7 +55,7 @@ class Running:
 
     def deliver(self, *names: str) -> None:
         self.subscriptions.delivering = set(names)
-        self.app._hold()  # called by the subscriptions
+        self.app._hold()  # in skyfast, the subscriptions call this
 
     @property
     def page(self) -> dict[str, float]:
@@ -71,7 +74,7 @@ def test_clock_is_held_until_all_connections_are_reported_again(
     caplog.set_level(logging.INFO)
     assert running.pass_time(10) == 10
     running.deliver("one:8082")
-    assert running.app.clock.held  # even before the expiry task runs
+    assert running.app.clock.held  # the hold starts even before the expiry task runs
     assert running.pass_time(20) == 0
     assert running.page == {"held": 1, "seconds": 20}
     running.deliver("one:8082", "two:8082")

@@ -1,4 +1,4 @@
-"""The completions for shells, which shtab generates from the parser."""
+"""The completions for shells. shtab generates them from the parser."""
 
 import os
 import pty
@@ -34,7 +34,9 @@ needs_shell = pytest.mark.parametrize(
     [
         pytest.param(
             shell,
-            marks=pytest.mark.skipif(shutil.which(shell) is None, reason=f"{shell} is missing"),
+            marks=pytest.mark.skipif(
+                shutil.which(shell) is None, reason=f"{shell} is not installed"
+            ),
         )
         for shell in cli.SHELLS
     ],
@@ -96,7 +98,7 @@ skyfast() { print -r -- "<$*>" }; echo READY
 """
 
 
-@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is missing")
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
 def test_zsh_completes_in_a_terminal(tmp_path: Path) -> None:
     """zsh has no command that prints candidates, so this test presses the Tab key."""
     (tmp_path / "prom_sky_con.yml").touch()

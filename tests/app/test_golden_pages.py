@@ -59,8 +59,8 @@ WITH_START_TIMESTAMPS = "standard"
 CONNECTIONS = {"one-analyzer": 831, "two-analyzers": 530}
 
 # Metrics whose names break the conventions: counters without _total, and a metric whose unit is not
-# a base unit. Dashboards depend on the inherited names. The other names come from a test
-# configuration.
+# a base unit. Dashboards depend on the names that start with skydive_. The names that start with
+# my_ come from a test configuration.
 INHERITED = re.compile(
     r"skydive_network_(connection_total|interface)_\w+"
     r"|skydive_capture_(flows_dropped|kernel_flows_dropped|reports)"
@@ -71,7 +71,10 @@ NO_BASE_UNIT = f'{RTT} use base unit "seconds" instead of "nanoseconds"'
 
 
 def settings(name, urls):
-    """Return the text of a configuration file, based on the file in ``data/configs``, if any."""
+    """Return the text of a configuration file.
+
+    It is based on the file with this name in ``data/configs``, if there is one.
+    """
     file = DATA / "configs" / f"{name}.yml"
     tree = yaml.safe_load(file.read_text()) if name in CONFIGURATIONS else {}
     pipeline = tree.setdefault("pipeline", {})
@@ -143,7 +146,7 @@ async def replay(name, directory):
             analyzer.topology = Answer(body=TOPOLOGY, compress=True)
         config = directory / "prom_sky_con.yml"
         config.write_text(settings(name, [analyzer.url for analyzer in analyzers]))
-        # The table is full. skyfast logs this if it checks the table before the last message.
+        # With this configuration, the table gets full. skyfast may log this before the replay ends.
         is_full = name == "overflow"
         skyfast = await stack.enter_async_context(running(config, quiet=not is_full))
         for analyzer in analyzers:
@@ -157,7 +160,8 @@ async def replay(name, directory):
         ):
             analyzer = analyzers[index]
             if analyzer is not previous:
-                # Messages on two sockets have no common order, so wait until skyfast has read them.
+                # The order of messages on two sockets is undefined, so wait until skyfast has read
+                # the messages of the previous analyzer.
                 await skyfast.until(partial(all_read, messages))
                 previous = analyzer
             await analyzer.send(line)
@@ -202,17 +206,17 @@ def replayed(request, tmp_path_factory):
     return name, asyncio.run(replay(name, tmp_path_factory.mktemp(name)))
 
 
-def test_flows_match_the_model(replayed):
+def test_series_of_flows_match_the_model(replayed):
     name, result = replayed
     page = read_page(result.flow_page, result.model.families)
     assert page == result.model.page(0)
     if name in CONNECTIONS:
-        # The description of the recording states these numbers.
+        # These numbers are in the description of the recording.
         assert len(page[BYTES]) == len(page[PACKETS]) == 2 * CONNECTIONS[name]
         assert page[RTT]
 
 
-def test_interfaces_match_the_topology(replayed):
+def test_series_of_interfaces_match_the_topology(replayed):
     _, result = replayed
     families = result.interface_families
     expected = interface_page(json.loads(TOPOLOGY), families)
@@ -369,7 +373,8 @@ def test_openmetrics_2_has_the_same_values_and_start_timestamps(replayed):
         if series.partition("{")[0] in result.names
     } == result.samples
     assert read_inline_starts(page) == result.model.starts(0)
-    # All families have the names and types of the text format, except info series.
+    # All families have the same names and types as in the text format. Only the type of info series
+    # differs.
     types = {
         family.name: family.metadata["TYPE"].replace("info", "gauge")
         for family in families.values()
@@ -381,7 +386,10 @@ def test_openmetrics_2_has_the_same_values_and_start_timestamps(replayed):
 
 
 def check_flow_families(file, page, first, result):
-    """Compare the families of flows with a golden file. A family begins with the line ``first``."""
+    """Compare the families of flows with a golden file.
+
+    ``first`` is the start of the first line of each family.
+    """
     families = []
     for line in page.decode().splitlines():
         if line.startswith(first):
@@ -446,7 +454,7 @@ def test_self_metrics_account_for_every_report(replayed):
 
 
 def split(result):
-    """Return the parts of the page as pairs of a name and its consecutive lines."""
+    """Return groups of consecutive lines of the page, each with its kind, such as "flows"."""
     families = result.model.families
     flows = {family.name for family in families} | sample_names(families)
     interfaces = {family.name for family in result.interface_families}

@@ -92,7 +92,7 @@ def described(*labels: str, interface_info: bool = True) -> Config:
     return configured(labels=["node_tid", *labels], interface_info=interface_info)
 
 
-def test_info_series_can_be_switched_on_without_losing_connections(shared: Shared) -> None:
+def test_info_series_can_be_enabled_without_losing_connections(shared: Shared) -> None:
     first = pipeline.build(described(interface_info=False), None, shared)
     assert first.source.interface_info is None
     second = pipeline.build(described(), first, shared)
@@ -106,7 +106,7 @@ def test_info_series_can_be_switched_on_without_losing_connections(shared: Share
     assert third.table is first.table
     assert third.source.interface_info is None
     assert shared.stats.topology.names is None
-    # Names that were not polled in the meantime are out of date.
+    # No names were polled between these reloads, so the earlier names are not used.
     fourth = pipeline.build(described(), third, shared)
     assert fourth.names.nodes == {}
     assert not fourth.names.ready.is_set()
@@ -114,7 +114,7 @@ def test_info_series_can_be_switched_on_without_losing_connections(shared: Share
 
 @pytest.mark.parametrize("label", ["node_name", "node_netns", "initiator_pod"])
 def test_labels_keep_their_names_while_info_series_need_more(shared: Shared, label: str) -> None:
-    """The table looks names up in the same mapping, before and after the reload."""
+    """The table must look up names in the same mapping before and after the reload."""
     first = pipeline.build(described(label, interface_info=False), None, shared)
     second = pipeline.build(described(label), first, shared)
     third = pipeline.build(described(label, interface_info=False), second, shared)
@@ -125,7 +125,7 @@ def test_labels_keep_their_names_while_info_series_need_more(shared: Shared, lab
     assert (fourth.names is third.names) == (label == "initiator_pod")
 
 
-# From the analyzer to the page.
+# Names on the page of a running app.
 
 
 def graph() -> dict[str, Any]:
@@ -166,7 +166,7 @@ def info_of(node_tid: str, *names: str) -> dict[str, str]:
 async def test_info_series_describe_the_capture_points_of_exported_flows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each point has one series, even if its names are unknown, change, or leave the topology."""
+    """Each point has one series, even if its names are unknown, change, or are removed."""
     monkeypatch.setattr(name_poller, "INTERVAL_S", 0.05)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = graph()

@@ -63,7 +63,7 @@ def row(network: str, site: str = "") -> str:
     return f'target_network="{network}",target_site="{site}"'
 
 
-async def test_names_without_a_topology(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_own_names_need_no_topology(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     async with FakeAnalyzer() as analyzer:
         config = configured(
@@ -107,8 +107,8 @@ async def test_flows_move_when_the_file_changes(
             first, moved, third = rows_of("ber", "lab", "ber")
             await until_rows(app, {first: "300", moved: "0", third: "300"})
             assert table.created_total == created + 1
-            # Its further bytes are counted in the new connection, and new flows have the new names
-            # at once.
+            # Further bytes of this flow are counted in the new connection. New flows have the new
+            # names at once.
             metric = {"ABPackets": 2, "ABBytes": 150, "BAPackets": 2, "BABytes": 200}
             grown = flow("2", Last=70_000, Metric=metric, **between("10.0.0.1", "10.1.0.2"))
             await analyzer.send(message(grown, flow("4", **between("10.1.0.2", "10.1.0.4"))))
@@ -141,7 +141,7 @@ async def test_flows_move_after_an_allocation_failed(
     assert "out of memory: names of flows are out of date" in caplog.text
 
 
-async def test_names_are_kept_while_the_file_is_wrong(
+async def test_names_are_kept_while_the_file_is_invalid(
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with FakeAnalyzer() as analyzer:
@@ -225,7 +225,7 @@ async def test_names_of_the_topology_change_below_own_names(
 # The start, and reloads of the configuration.
 
 
-def test_wrong_file_prevents_the_start(file: Path) -> None:
+def test_invalid_file_prevents_the_start(file: Path) -> None:
     file.write_text("10.0.0.0/8,company\nx\n")
     config = configured(labels=LABELS, names_file=str(file))
     with pytest.raises(ConfigError, match=f"{file}: line 2: 'x' is not prefix,name"):
@@ -358,7 +358,7 @@ async def top_of(ranking: Ranking) -> Top:
 
 
 def test_names_of_the_topology_are_forgotten_when_it_is_no_longer_read(shared: Shared) -> None:
-    """The status page must not show them, because they would never be updated."""
+    """The status page must not show such names, because they would never be updated."""
     names = {"10.0.0.0/8": "company"}
     labels = ["target_network", "target_ip", "node_tid"]
     before = configured(labels=labels, names=names, interface_info=True)
@@ -405,7 +405,7 @@ def test_check_reads_the_names(file: Path) -> None:
     ]
 
 
-def test_wrong_file_is_reported_like_a_wrong_configuration(tmp_path: Path) -> None:
+def test_errors_of_the_file_are_reported_like_errors_of_the_configuration(tmp_path: Path) -> None:
     text = f"pipeline.store.prom_sky_con: {{names_file: {tmp_path}/x.csv, port: 0}}"
     result = run("-", stdin=text)
     assert result.returncode == 2

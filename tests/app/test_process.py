@@ -66,7 +66,7 @@ async def test_demo_has_growing_connections_within_five_seconds() -> None:
 
 
 async def test_start_ends_with_the_url_of_the_status_page() -> None:
-    """People find the page, because the messages about the start come before its URL."""
+    """The URL is the last message of the start, so people find it easily."""
     async with demo() as skyfast:
         line = await skyfast.logged("status page: ")
         assert line.rstrip().endswith(f"status page: {skyfast.url}/")
@@ -96,7 +96,7 @@ async def test_demo_shows_names_within_seconds() -> None:
 
 
 def has_grown(before: str, after: str) -> bool:
-    """Return whether a counter of the first page is higher on the second."""
+    """Return whether a counter is higher on the second page than on the first one."""
 
     def counters(page: str) -> dict[str, int]:
         lines = (line for line in page.splitlines() if "_total_bytes{" in line)

@@ -162,7 +162,7 @@ async def report(analyzer: FakeAnalyzer, totals: dict[str, int]) -> None:
 
 @asynccontextmanager
 async def reporting(analyzer: FakeAnalyzer) -> AsyncIterator[dict[str, int]]:
-    """Report flows in this block; yield the bytes so far."""
+    """Report flows while the block runs. Yield the bytes reported so far, by pod."""
     totals = dict.fromkeys(PODS, 0)
     task = asyncio.create_task(report(analyzer, totals))
     try:
@@ -220,7 +220,7 @@ async def test_late_name_moves_no_bytes_and_causes_no_spike(tmp_path: Path) -> N
 
             namespaces = await peaks(NAMESPACE_BYTES, "target_namespace")
             pods = await peaks(CONNECTION_BYTES, "target_pod")
-            # The clocks of reports and scrapes differ, so a window can have one report more.
+            # Reports and scrapes are not synchronized, so a window can contain one report more.
             for peak, expected in (
                 (namespaces[""], BYTES["late"]),
                 (namespaces["shop"], sum(BYTES.values())),
@@ -272,7 +272,7 @@ async def report_at_capture_points(analyzer: FakeAnalyzer) -> None:
 
 @needs_prometheus
 async def test_info_series_name_the_capture_points_of_every_shard(tmp_path: Path) -> None:
-    """The documented queries lose no traffic, and labels of the targets do not replace names."""
+    """The documented queries lose no traffic. The labels of targets do not replace names."""
     (text,) = (text for _, text in blocks(ROOT / "docs" / "metrics.md") if INFO in text)
     traffic_by_pod, drops_by_workload = queries_of(text)
     async with AsyncExitStack() as stack:
@@ -358,8 +358,8 @@ async def test_parts_are_scraped_as_documented(tmp_path: Path) -> None:
                 assert "part" not in labels
                 scraped = await query(server, "scrape_samples_scraped")
                 assert all(number(sample) > 0.15 * sum(map(number, scraped)) for sample in scraped)
-                # Every scrape writes the same series, and no scrape marks series of another target
-                # as stale.
+                # Each scrape writes the same series as the one before. A target does not mark the
+                # series of another target as stale.
                 await asyncio.sleep(3 * SCRAPE_INTERVAL_S)
                 assert not await query(server, f"count_over_time({CONNECTION_BYTES}[1m]) < 3")
                 assert len(await query(server, CONNECTION_BYTES)) == 400

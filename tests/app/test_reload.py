@@ -82,7 +82,7 @@ class Operator:
         self.file.write_text(text_of({k: v for k, v in self.keys.items() if v is not None}))
 
     async def reload(self, changes: Keys | None = None) -> list[str]:
-        """Change some keys, send SIGHUP, and return the log lines up to the outcome."""
+        """Change some keys, send SIGHUP, and return the log lines until the reload has ended."""
         if changes is not None:
             self.write(changes)
         logged = len(self.skyfast.log)
@@ -330,7 +330,7 @@ async def spawned(argument: str) -> AsyncIterator[asyncio.subprocess.Process]:
 
 
 async def outcome(process: asyncio.subprocess.Process) -> str:
-    """Wait for the log line with the outcome of a reload."""
+    """Wait for the log line with the result of a reload."""
     assert process.stderr is not None
     async with asyncio.timeout(WAIT_S):
         while not outcomes([line := (await process.stderr.readline()).decode()]):
@@ -488,7 +488,8 @@ async def test_lost_report_is_counted_with_the_next_one(
         await operator.report(analyzer, flow("1"))
         await skyfast.until(lambda metrics: metrics["skyfast_dormant_flows"] == 1)
         assert samples(await operator.flows(), BYTES) == {}
-        # A report two updates later, whose LastUpdateMetric only covers the second update.
+        # The first of two updates is lost. The LastUpdateMetric of the second one does not include
+        # the first one.
         later = flow(
             "1",
             Last=122_000,
@@ -768,7 +769,7 @@ async def test_address_behind_a_name_is_subscribed_to_once(analyzer: FakeAnalyze
     async with subscribed(make_config(named), resolve=Names(analyzer.address)) as running:
         name = running.stats.analyzers[f"analyzers.test:{analyzer.port}"]
         first = await running.up(analyzer)
-        # The plain address is another endpoint, because it may have other credentials.
+        # The URL with the address is a different endpoint, because it may have other credentials.
         for urls in ((named, analyzer.url), (analyzer.url,), (analyzer.url, named), (named,)):
             running.subscriptions.configure(running.subscriptions.prepare(make_config(*urls)))
             await eventually(
@@ -903,7 +904,7 @@ def differing(old: Any, new: Any) -> list[str]:
 
 
 def config_of_store(keys: Keys) -> Config:
-    """Return a configuration with these keys: store keys, or cluster_net_masks."""
+    """Return a configuration with these keys of the store, or with ``cluster_net_masks``."""
     networks = "cluster_net_masks"
     paths = {f"pipeline.classify.{k}" if k == networks else f"{STORE}.{k}": keys[k] for k in keys}
     return loader.parse(text_of(paths), {}, source="x.yml")
@@ -1269,8 +1270,8 @@ async def test_new_table_with_name_labels_waits_for_the_topology(
         reloading = asyncio.create_task(operator.reload({f"{STORE}.labels": NAME_LABELS}))
         await eventually(lambda: len(analyzer.topology_requests) > requests + 2)
         assert await operator.flows() == page
-        # Wait for the last query of a round. If an earlier query of the round succeeded, names
-        # would be resolved without the interfaces, which are queried separately.
+        # Wait for the last query of a round. Interfaces have a query of their own. If another query
+        # of the round succeeded, names would be resolved without interfaces.
         await eventually(lambda: KUBERNETES_EDGES.gremlin in analyzer.queries)
         analyzer.topology = topology("eth0")
         await reloading

@@ -1,4 +1,4 @@
-"""The process needs no privileges, and neither other users nor its output can reveal secrets."""
+"""The process needs no privileges. Neither its memory nor its output discloses secrets."""
 
 import asyncio
 import base64
@@ -53,7 +53,7 @@ print(prctl(3, 0, 0, 0, 0))
 
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("setpriv") is None,
-    reason="only root can start a process as another user, by setpriv",
+    reason="needs root and setpriv, to start a process as another user",
 )
 
 
@@ -61,7 +61,7 @@ needs_root = pytest.mark.skipif(
 def read_only() -> Iterator[Path]:
     """A directory for a configuration file. All users may read it, and no user may write to it.
 
-    It is outside the directories of pytest, which only their owner can read.
+    It is outside pytest's temporary directories, because other users cannot read those directories.
     """
     directory = Path(tempfile.mkdtemp(prefix="skyfast-"))
     try:
@@ -196,7 +196,7 @@ async def test_debug_variable_allows_core_dumps_and_debuggers(
 
 
 @pytest.mark.parametrize(("text", "is_allowed"), [("", False), ("0", False), ("1", True)])
-def test_values_of_the_debug_variable(text: str, is_allowed: bool) -> None:
+def test_debug_variable_is_off_unless_it_is_1(text: str, is_allowed: bool) -> None:
     assert memory.is_debug_allowed({memory.DEBUG_VARIABLE: text}) is is_allowed
     assert not memory.is_debug_allowed({})
 

@@ -82,7 +82,7 @@ def adapted(text: str, skyfast: str, replacements: dict[str, str]) -> str:
     return text
 
 
-async def test_vmagent(tmp_path: Path) -> None:
+async def test_documented_vmagent_sends_all_series_to_the_server(tmp_path: Path) -> None:
     (command,) = (text for _, text in blocks(PAGE) if text.startswith("vmagent "))
     program, *options = command.replace("\\\n", " ").split()
     async with demo() as skyfast, victoria_metrics(tmp_path) as server:
@@ -102,7 +102,7 @@ async def test_vmagent(tmp_path: Path) -> None:
 
 @pytest.mark.nightly
 @tools.needs("otelcol", target="otelcol")
-async def test_opentelemetry_collector(tmp_path: Path) -> None:
+async def test_documented_collector_sends_all_series_to_the_server(tmp_path: Path) -> None:
     async with demo() as skyfast, victoria_metrics(tmp_path) as server:
         config = tmp_path / "otelcol.yml"
         config.write_text(

@@ -43,7 +43,7 @@ def test_memory_does_not_grow_in_thirty_full_days() -> None:
 
 
 @pytest.mark.nightly
-def test_churn_in_real_time() -> None:
+def test_memory_does_not_grow_and_totals_are_right_in_real_time() -> None:
     assert "held" in soak("real", "--seconds=120", "--flows-per-s=1000")
 
 

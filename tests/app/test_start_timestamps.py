@@ -58,7 +58,11 @@ def job(name: str, protocol: str, target: str) -> dict[str, Any]:
 
 @needs_prometheus_3
 async def test_traffic_before_the_first_scrape_is_part_of_the_increase(tmp_path: Path) -> None:
-    """A short connection has one value. Another connection expires, and returns with its total."""
+    """Start timestamps also count the first value of a series in ``increase``.
+
+    The counter of a short connection has only one value. Another connection expires, and returns
+    with its total.
+    """
     async with FakeAnalyzer() as analyzer, asyncio.timeout(2 * ANSWER_S):
         config = write_config(
             tmp_path,
@@ -99,13 +103,13 @@ async def test_traffic_before_the_first_scrape_is_part_of_the_increase(tmp_path:
                         sample["metric"]["job"]: number(sample)
                         for sample in await query(server, f"increase({bytes_of(port)}[1m])")
                     }
-                    # Prometheus extrapolates to the limits of the range.
+                    # Not exact, because Prometheus extrapolates to the limits of the range.
                     assert increases == {
                         "text": pytest.approx(without, rel=0.4),
                         "openmetrics 1": pytest.approx(expected, rel=0.4),
                         "openmetrics 2": pytest.approx(expected, rel=0.4),
                     }
-                # Prometheus stores no start timestamps as series of their own.
+                # Prometheus must not store start timestamps as separate series.
                 assert not await query(server, '{__name__=~".+_created"}')
                 (up,) = await query(server, "min(min_over_time(up[1m]))")
                 assert number(up) == 1

@@ -52,7 +52,7 @@ def project_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["CSafeLoader", "SafeLoader"])
 def yaml_loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run the test with each parser of PyYAML; CSafeLoader exists only if built with libyaml."""
+    """Run the test with each parser of PyYAML. Without libyaml, PyYAML has no CSafeLoader."""
     if not hasattr(yaml, request.param):
         pytest.skip("PyYAML was built without libyaml")
     monkeypatch.setattr(yaml_nodes, "_Loader", getattr(yaml, request.param))
@@ -74,7 +74,7 @@ def error(text: str, **environ: str) -> str:
 
 
 def meaning(result: Config) -> Config:
-    """Return ``result`` without the fields that depend on the spelling of the file."""
+    """Return ``result`` without the fields that depend on how the file is written."""
     return replace(result, source="", notes=())
 
 
@@ -831,7 +831,7 @@ def test_error_for_a_size_with_a_unit_has_its_value_in_bytes(text: str, number: 
 
 
 @pytest.mark.parametrize("text", ["100 k B", "kB", "1ib", "1e3B", "-1kB", "1 bit"])
-def test_other_sizes_are_not_integers(text: str) -> None:
+def test_other_texts_after_a_number_are_rejected_without_a_hint(text: str) -> None:
     assert " is not an integer from 0 to " in error(store(min_bytes=text))
 
 

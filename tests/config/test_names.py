@@ -57,7 +57,7 @@ def test_too_many_names_in_the_configuration_are_rejected() -> None:
         make_config(names=given)
 
 
-def test_every_wrong_name_is_reported() -> None:
+def test_every_invalid_name_is_reported() -> None:
     with pytest.raises(ConfigError) as caught:
         make_config(names={"a": "x", "10.0.0.1": "y", "10.0.0.2": ""})
     assert len(caught.value.problems) == 2
@@ -122,7 +122,7 @@ def test_keys_without_entries_are_missing(file: Path) -> None:
     assert load(config).summary() == "1 entry without keys"
 
 
-def test_errors_contain_the_numbers_of_wrong_lines(file: Path) -> None:
+def test_errors_contain_the_numbers_of_invalid_lines(file: Path) -> None:
     file.write_text("# names\n10.0.0.1,a\n10.0.0.x,b\n\n10.0.0.2\n")
     assert problems(file) == (
         f"{file}: line 3: '10.0.0.x' is not an address or network",

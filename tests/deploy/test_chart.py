@@ -1,4 +1,4 @@
-"""The Helm chart in ``deploy/helm``, rendered by Helm, compared with the manifests by kustomize."""
+"""The Helm chart in ``deploy/helm``, compared with the manifests in ``deploy``."""
 
 import json
 import re
@@ -118,7 +118,7 @@ def test_versions_are_those_of_skyfast() -> None:
     assert chart["version"] == chart["appVersion"] == skyfast.__version__
 
 
-def test_schema_has_exactly_the_values() -> None:
+def test_schema_and_values_have_the_same_keys() -> None:
     def compare(values: dict[str, Any], schema: dict[str, Any]) -> None:
         properties = schema["properties"]
         assert properties.keys() - {"global"} == values.keys()
@@ -130,7 +130,7 @@ def test_schema_has_exactly_the_values() -> None:
 
 
 @needs_helm
-def test_lint_finds_nothing(tmp_path: Path) -> None:
+def test_helm_lint_finds_no_problems(tmp_path: Path) -> None:
     for option in (f"--values={OPENSHIFT}", values_file(tmp_path, ALL)):
         tools.output("helm", "lint", "--strict", CHART, option)
 
@@ -227,7 +227,7 @@ def test_service_monitor_equals_the_manifest() -> None:
 
 
 @needs_helm
-def test_values_arrive(tmp_path: Path) -> None:
+def test_values_change_the_objects(tmp_path: Path) -> None:
     objects = render(values_file(tmp_path, ALL), release="prod")
     assert {document["metadata"]["name"] for document in objects.values()} == {
         "prod-skyfast",
@@ -336,7 +336,7 @@ def test_rules_are_the_alerts(tmp_path: Path) -> None:
 
 @needs_helm
 def test_package_contains_the_alerts(tmp_path: Path) -> None:
-    """In the chart, the alerts are a link to their file."""
+    """In the source of the chart, the file of the alerts is a symbolic link."""
     tools.output("helm", "package", CHART, f"--destination={tmp_path}")
     with tarfile.open(tmp_path / f"skyfast-{skyfast.__version__}.tgz") as package:
         alerts = package.extractfile("skyfast/files/alerts.yml")

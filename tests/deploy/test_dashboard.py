@@ -98,7 +98,7 @@ def test_panels_are_distinct_and_do_not_overlap() -> None:
 
 
 def test_rows_that_read_every_connection_are_collapsed() -> None:
-    """A query over all connections can be slow. In an open row, it must read a single instant."""
+    """A query over all connections can be slow. In open rows, it must be an instant query."""
     connection = re.compile(r"skydive_(network_)?connection_")
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):
@@ -180,7 +180,7 @@ def test_every_variable_is_used_and_defined() -> None:
 
 
 def test_views_of_the_dashboard_are_documented() -> None:
-    """The manual and the Kubernetes example have the views of the dashboard's configuration."""
+    """The manual and the Kubernetes example contain the views of the dashboard's configuration."""
     views = yaml.safe_load(VIEWS)["pipeline"]["store"]["prom_sky_con"]["views"]
     manual = (ROOT / "docs" / "monitoring.md").read_text()
     blocks = re.findall(r"(?s)```yaml\n(.*?)```", manual)
@@ -196,7 +196,7 @@ def test_data_source_is_always_the_variable() -> None:
 
 
 def test_rate_windows_cover_several_flow_reports() -> None:
-    """Agents report once per minute: see "Rates" in docs/metrics.md."""
+    """Agents report a flow only once per minute: see "Rates" in docs/metrics.md."""
     window = VARIABLES["window"]
     seconds = [seconds_of(option["value"]) for option in window["options"]]
     assert window["query"].split(",") == [option["value"] for option in window["options"]]
@@ -219,7 +219,7 @@ def test_every_queried_metric_is_exported() -> None:
 
 
 def test_metrics_with_two_names_are_queried_by_both() -> None:
-    """``or`` joins both names. So a metric that exists under both names counts once."""
+    """``or`` combines the queries, so that a metric that exists under both names counts once."""
     rules = yaml.safe_load((FILE.parents[1] / "rules" / "compatible-to-standard.yml").read_text())
     recorded = [rule for group in rules["groups"] for rule in group["rules"]]
     pairs = [(rule["expr"].split()[0], rule["record"]) for rule in recorded]
@@ -481,7 +481,7 @@ def test_interfaces_are_named_by_pod_container_or_netns(
 @pytest.mark.slow
 @needs_prometheus
 async def test_interfaces_without_a_topology_are_shown_by_identifier(tmp_path: Path) -> None:
-    """The variable then contains the identifiers of the interfaces."""
+    """Without a topology, the variable ``node`` contains the identifiers of interfaces."""
     config = "pipeline.store.prom_sky_con.interfaces_interval: 0"
     async with scraped(config, tmp_path) as (_, server), asyncio.timeout(ANSWER_S):
         (by_interface,) = panel_expressions("Traffic by interface")

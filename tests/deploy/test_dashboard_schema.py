@@ -121,7 +121,7 @@ def test_dashboard_fits_the_types_of_grafana(dashboard: dict[str, Any], tmp_path
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_types_find_mistakes(
+def test_type_check_finds_mistakes(
     dashboard: dict[str, Any], tmp_path: Path, name: str, change: Any
 ) -> None:
     wrong = json.loads(json.dumps(dashboard))

@@ -201,7 +201,7 @@ def test_skyfast_runs_with_memory_deny_write_execute() -> None:
 
     def deny() -> None:
         if libc.prctl(PR_SET_MDWE, 1, 0, 0, 0):
-            os._exit(77)  # the kernel is older than 6.3
+            os._exit(77)  # kernels before 6.3 do not support this
 
     with subprocess.Popen(
         [sys.executable, "-m", "skyfast", "--demo"],
@@ -248,7 +248,7 @@ class Build:
             **{name: text for name, text in os.environ.items() if name.startswith("PIP_")},
             "PATH": f"{root}/base/bin:/usr/bin:/bin",
             "HOME": str(root),
-            "SKYFAST_CFLAGS": "-O0",  # shortens compilation
+            "SKYFAST_CFLAGS": "-O0",  # compiles faster
         }
 
     def here(self, text: str) -> str:
@@ -359,7 +359,7 @@ def copy_context(target: Path) -> None:
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Build]:
-    # This is not pytest's directory, because the user of the image cannot enter that.
+    # The user of the image could not enter pytest's temporary directory.
     with tempfile.TemporaryDirectory(prefix="skyfast-image-") as directory:
         Path(directory).chmod(0o755)
         build = Build(Path(directory), SKYFAST_COMMIT=COMMIT, SOURCE=SOURCE, BASE=BASE)
@@ -372,7 +372,10 @@ def image() -> Iterator[Build]:
 def in_image(
     image: Build, command: list[str], *, run_as: str = "", **environ: str
 ) -> subprocess.Popen[str]:
-    """Start a command as in a container, if possible as the user of the image or another user."""
+    """Start a command as in a container.
+
+    If possible, it runs as the user and the group in ``run_as``, or as those of the image.
+    """
     uid, gid = map(int, (run_as or image.settings["USER"]).split(":"))
     python = Path(sys.base_prefix).resolve()
     everyone_can_enter = all(path.stat().st_mode & 1 for path in (python, *python.parents))

@@ -1,4 +1,4 @@
-"""Faults of analyzers, from which skyfast must recover."""
+"""Faults of analyzers. Each test is named after a fault, from which skyfast must recover."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,7 @@
-"""Faults of the machine: names, clocks, pauses, descriptors and ports."""
+"""Faults of the machine: names, clocks, pauses, descriptors and ports.
+
+Each test is named after a fault, from which skyfast must recover.
+"""
 
 import asyncio
 import contextlib
@@ -22,10 +25,10 @@ from tests.support.paths import ROOT
 
 TIMEOUT_S = 8.0
 PAUSE_S = 9.0
-"""Longer than ``TIMEOUT_S``, and longer than pauses for which `skyfast.runtime.clock` advances."""
+"""A pause that is longer than ``TIMEOUT_S``. It is so long that `skyfast.runtime.clock` stops."""
 HOUR_S = 3600
 FEW = 3
-"""A limit of file descriptors that every skyfast process already exceeds."""
+"""A limit of file descriptors. Every skyfast process already has more of them open."""
 
 SHORT = {"prom_sky_con": {"connection_timeout": TIMEOUT_S, "connection_grace": 0}}
 
@@ -171,7 +174,7 @@ async def test_analyzer_disconnects_during_long_pause(directory: Path) -> None:
 @pytest.mark.nightly
 @concurrent_trial
 async def test_connections_of_a_lost_analyzer_expire_with_default_timeouts(directory: Path) -> None:
-    """The next test is the same with shorter timeouts."""
+    """The next test checks the same with shorter timeouts."""
     async with start_trial(directory) as trial:
         await check_expiry(trial, within_s=95 + INCIDENT_UPDATES * 60)
 
@@ -223,8 +226,7 @@ async def test_http_clients_use_all_descriptors(directory: Path) -> None:
         subscriber = trial.subscriber
         await trial.report()  # the subscription still works
         await trial.wait_for_log("file descriptors are free (LimitNOFILE)")
-        # Wait until all clients are disconnected. This includes those for which there is no
-        # descriptor.
+        # Wait until all clients are disconnected, even those for which no descriptor was free.
         async with asyncio.timeout(5):
             for _, writer in clients:
                 with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Faults of scrapers, which must not affect other clients."""
+"""Faults of scrapers. Each test is named after a fault, which must not affect other clients."""
 
 import asyncio
 import re
@@ -16,7 +16,7 @@ PAGE = (
 )
 CLIENTS = 1000
 LIMIT = 256
-"""``web.max_connections``."""
+"""The value of ``web.max_connections``."""
 BUFFER_BYTES = 4096
 
 

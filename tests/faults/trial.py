@@ -42,7 +42,7 @@ from tests.support.process import Skyfast, running
 PROBE = Path(__file__).parent / "probe"
 HOST_ID = "skyfast-on-trial"
 FLOWS = 200
-"""Number of connections that a trial starts with."""
+"""Number of connections at the start of a trial."""
 BATCH = 100
 """Flows per message, as Skydive sends them."""
 START_S = 30.0
@@ -130,7 +130,7 @@ def flow(
 
 
 def messages(flows: Iterable[str]) -> list[bytes]:
-    """Return messages with ``flows``, as many per message as in Skydive."""
+    """Return messages that contain ``flows``: up to 100 per message, as in Skydive."""
     iterator = iter(flows)
     batches = iter(lambda: list(itertools.islice(iterator, BATCH)), [])
     return [
@@ -250,7 +250,9 @@ class Trial:
         async with asyncio.timeout(RECOVERY_S):
             while shown != expected:
                 shown = await self.totals_on_page()
-                assert all(shown[key] <= expected[key] for key in shown), "more than reported"
+                assert all(shown[key] <= expected[key] for key in shown), (
+                    "the page shows more than was reported"
+                )
                 await asyncio.sleep(POLL_S)
 
     async def wait_for_up(self, up: int = 1) -> None:

@@ -66,7 +66,7 @@ class Names(dict[str, tuple[str, ...]]):
 
 
 class Source:
-    """A source of names for up to two pod labels. Its topology has no nodes."""
+    """A source of names. The topology is empty, and there can be two labels of pods."""
 
     def __init__(self) -> None:
         self.ends = Names(len(ADDRESS_NAMES) + 2)
@@ -459,7 +459,7 @@ def histogram(name: str, *buckets: float, direction: str = "split") -> Family:
     return family
 
 
-def test_histograms() -> None:
+def test_histograms_have_standard_names_units_and_fields() -> None:
     rtt = histogram("rtt", 0.001, 1)
     assert (rtt.name, rtt.type, rtt.unit, rtt.decimals) == (
         *("lab_rtt_seconds", "histogram", "seconds"),
@@ -502,7 +502,7 @@ def test_histograms_read_fields_of_the_flow() -> None:
     assert types.Update().Start == 0  # type: ignore[attr-defined]
 
 
-def test_bounds_of_buckets_in_the_unit_of_the_flow() -> None:
+def test_bounds_of_buckets_are_converted_to_the_unit_of_the_field() -> None:
     bounds = (1e-10, 0.0015, 0.005, 2.5, 1e6)
     (value,) = histogram("rtt", *bounds).values
     assert isinstance(value, Histogram)
@@ -704,7 +704,7 @@ def test_table_accepts_the_largest_plan() -> None:
 )
 def test_lookup_key_counts_once_against_the_columns(names: list[Any], keys: int) -> None:
     def accepted(count: int) -> ExportSelection:
-        """Return a selection with ``count`` field labels in total, and ``names`` in each view."""
+        """Return a selection with ``names`` in each view, and ``count`` other labels in total."""
         fields = [{"name": f"field_{i}", "path": "Link.A"} for i in range(count)]
         half = MAX_VIEW_COLUMNS - 10
         views = [

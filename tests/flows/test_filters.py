@@ -221,7 +221,7 @@ CONDITIONS = {
         flow(Metric={"ABBytes": 2**62}),
         flow(Metric={"ABBytes": 10**29}),
     ),
-    "a missing part": (
+    "a missing object": (
         where(("Link", "ID"), 0, negated=True),
         flow(),
         flow(Link={"ID": 0}),
@@ -415,7 +415,7 @@ PATHS = (
 
 
 def value(path: FieldPath | None, raw: JSON) -> str | int | None:
-    """Return the value of a field of the flow, or None if the part is missing."""
+    """Return the value of a field of the flow, or None if the object with the field is missing."""
     if path is None:
         return tag(raw)
     *part, name = path

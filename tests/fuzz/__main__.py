@@ -25,7 +25,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("--seconds", type=float, default=60, help="total time for all targets")
     parser.add_argument(
-        "--seed", default=secrets.token_hex(4), help="generates the same cases again"
+        "--seed",
+        default=secrets.token_hex(4),
+        help="with the same seed, each run generates the same cases",
     )
     parser.add_argument("--target", choices=TARGETS, help="only fuzz this target, in this process")
     parser.add_argument("--replay", type=Path, nargs="+", help="only run these files")

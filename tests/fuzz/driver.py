@@ -89,7 +89,10 @@ def fuzz(
     max_runs: int = sys.maxsize,
     on_case: Callable[[bytes], None] = lambda case: None,
 ) -> Result:
-    """Run the corpus, then further cases until the time is over; call ``on_case`` before each."""
+    """Run the corpus, and then further cases until the time is over.
+
+    ``on_case`` is called before each case.
+    """
     result = Result()
     start_s = time.monotonic()
     with target:
@@ -132,13 +135,13 @@ def _cases(target: Target, seed: str) -> Iterator[bytes | None]:
     yield None
     number = 0
     while True:
-        # Each case has its own generator, so that the case only depends on seed, target and number.
+        # Each case has its own random generator. So it only depends on seed, target and number.
         yield target.generate(random.Random(f"{seed}/{target.name}/{number}"))
         number += 1
 
 
 def _reduce(target: Target, case: bytes, problem: str) -> bytes:
-    """Remove parts of a case as long as it has the same error; return the shortest case."""
+    """Shorten a case as long as it causes the same error. Return the shortest case."""
     error = problem.rstrip().rpartition("\n")[2].partition(":")[0]
     tries = 0
     size = len(case) // 2

@@ -136,7 +136,7 @@ def _message(rng: random.Random, known: list[dict[str, Any]]) -> bytes:
 
 
 def _later(rng: random.Random, flow: dict[str, Any]) -> dict[str, Any]:
-    """Return a later report of a flow, whose numbers are higher, lower or absurd."""
+    """Return a later report of a flow, with numbers that are higher, lower or absurd."""
     later: dict[str, Any] = copy_tree(flow)
     later["Last"] = rng.choice((later.get("Last", 0) + 1000, *NUMBERS))
     metric = later.get("Metric")
@@ -276,7 +276,11 @@ class _CheckedIngest(IngestSetup):
 
 
 def _flows_in(message: bytes) -> int | None:
-    """Return the number of flows that Python's JSON module reads, or None if that is ambiguous."""
+    """Return the number of flows that Python's JSON module reads.
+
+    Return None if the message has no list of flows. Also return None if an object has two equal
+    keys: parsers treat such keys differently, so the message is ambiguous.
+    """
     try:
         tree = json.loads(message.decode(), object_pairs_hook=_reject_equal_keys)
     except (ValueError, RecursionError):

@@ -1,8 +1,8 @@
-"""Fuzzes the compression of pages, with any text and any pieces of text.
+"""Fuzzes the compression of pages, with any text and any pieces: see `tests.support.pieces`.
 
-A case is a list of slices. A slice is the length of its text (2 bytes), its text, the number of its
-pieces (2 bytes), and the length and the source of each piece (4 bytes each). Bytes that are missing
-at the end of a case are zeros.
+A case is a list of slices. A slice has these parts, in this order: the length of its text (2
+bytes), its text, the number of its pieces (2 bytes), and its pieces. A piece has a length and a
+source (4 bytes each). Bytes that are missing at the end of a case are zeros.
 """
 
 import random
@@ -19,7 +19,7 @@ from tests.support.deflated import LAST_BLOCK, inflate, strictly_inflated
 from tests.support.pieces import Slices, random_slices
 
 MAX_STRICT_BYTES = 3_000
-"""The slow decoder only reads cases with less text."""
+"""The strict decoder is slow, so it only reads cases with less text than this."""
 
 MAX_SLICE = 500
 """The size of a slice in the build `checked` of the core."""

@@ -339,7 +339,7 @@ def test_no_text_of_a_topology_is_left(elements: list[tuple[Query, bytes]]) -> N
         text for text in before if re.search(rf"(?<![\w-]){re.escape(text)}(?![\w-])", after)
     }
     assert unchanged <= {"", "lo", "eth0", "docker0", "POD", "None", "127.0.0.1/8", "::1/128"}
-    # No word of a name is left, either, except k8s, with which kubelet's names start.
+    # No word of a name is left, either. The only exception is k8s, the prefix of kubelet's names.
     word = re.compile(r"(?=[0-9a-f]*[g-zA-Z])[0-9A-Za-z]{3,}")  # parts of UUIDs are equal by chance
     words = {each for text in before for each in word.findall(text)}
     values = [

@@ -101,7 +101,7 @@ def graph_of_containers():
 
 
 def test_demo_has_the_topology_of_its_containers_and_pods():
-    """It only has the fields that skyfast reads."""
+    """The nodes and edges in the demo only have the fields that skyfast reads."""
     graph = graph_of_containers()
     recorded = {each["ID"]: each for each in (*graph["Nodes"], *graph["Edges"])}
     updates = recording.demo().first_topology()
@@ -201,7 +201,11 @@ def test_other_values_are_sent_as_recorded(playback):
 
 
 def test_connections_never_end_and_grow_every_minute(playback):
-    """At a scrape interval of 15 s, ``rate(...[1m])`` compares samples 45 s apart."""
+    """``rate(...[1m])`` must not become 0.
+
+    At a scrape interval of 15 s, it compares samples that are 45 s apart. So each connection must
+    grow within 45 s.
+    """
     loops = 4
     for connection_reports in connections(play(playback, loops)).values():
         assert all(delta >= 0 for _, delta in connection_reports)
@@ -250,7 +254,7 @@ def test_messages_are_filtered_by_namespace():
 
 
 def test_interface_counters_of_the_demo_grow_by_the_same_in_each_loop():
-    """They continue where the previous loop ended, and grow as much as in the recording."""
+    """The counters continue where the previous loop ended, and grow as much as in the recording."""
     playback, topology = recording.demo(), Topology()
     ends = []
     for loop in range(4):
@@ -276,7 +280,10 @@ def test_interface_counters_of_the_demo_grow_by_the_same_in_each_loop():
 
 
 def received_bytes(topology):
-    """Return the totals of interfaces by name; containers have one of the same name."""
+    """Return the received bytes of interfaces by name.
+
+    For interfaces named eth0, which each container has, the key is the ID.
+    """
     offsets, totals = topology.offsets(), {}
 
     def present(node):
@@ -317,7 +324,7 @@ def subscribe(port, *namespaces, **options):
 
 
 @pytest.mark.xdist_group("timing")
-async def test_a_flow_grows_within_five_seconds_of_the_start():
+async def test_flow_grows_within_five_seconds_of_the_start():
     async with served() as (_, port), asyncio.timeout(5):
         start_ms = time.time() * 1000
         totals = defaultdict(set)

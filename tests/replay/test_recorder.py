@@ -1,4 +1,4 @@
-"""The recorder: the contents of its file, and its behaviour in case of errors."""
+"""The recorder: the contents of its file, and its behavior in case of errors."""
 
 import errno
 import gzip
@@ -93,7 +93,7 @@ def test_empty_file_is_removed(tmp_path: Path) -> None:
 def test_unfinished_recording_can_be_read(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A recording of a killed process can be read for the same reason."""
+    """The recorder flushes its data regularly, so the file of a killed process can be read."""
     monkeypatch.setattr(record, "FLUSH_INTERVAL_S", 0.02)
     path = tmp_path / name
     recorder = Recorder(str(path))
@@ -101,7 +101,7 @@ def test_unfinished_recording_can_be_read(
     until(lambda: path.stat().st_size > 20)
     assert Recording.load(str(path)).messages == 1
     size = path.stat().st_size
-    time.sleep(0.2)  # ten flush intervals without anything to write
+    time.sleep(0.2)  # ten flush intervals without new messages
     assert path.stat().st_size == size
     recorder.stop()
 
@@ -169,7 +169,7 @@ def test_slow_disk_drops_and_counts_messages(
 
     path = tmp_path / "r.jsonl"
     recorder = Recorder(str(path), message_filter=slow)
-    recorder.message(b'{"a":"%b"}' % (b"x" * 5000), "a")  # keeps the writer busy
+    recorder.message(b'{"a":"%b"}' % (b"x" * 5000), "a")  # the writer waits in the filter
     assert started.wait(5)
     start_s = time.monotonic()
     for n in range(100):
@@ -360,7 +360,7 @@ def test_recorded_elements_are_limited(
     recorder.message(MESSAGE % 1, "a")
     respond(recorder, KUBERNETES, node("a"), node("b"))
     respond(recorder, NAMESPACES, node("c"), node("d"))
-    respond(recorder, KUBERNETES, node("a"))  # there is space again
+    respond(recorder, KUBERNETES, node("a"))  # removes b, so there is space for d
     respond(recorder, NAMESPACES, *map(node, "cdef"))
     recorder.stop()
     found = updates(path)

@@ -322,7 +322,11 @@ def test_flows_of_a_capture_also_go_to_flow_subscribers() -> None:
 
 
 def test_topology_has_the_time_of_the_messages_around_it(tmp_path: Path) -> None:
-    """The first topology comes before the first message. The clock may be set back in between."""
+    """A replay sends each update of the topology between the same messages as in the recording.
+
+    Updates before the first message have the time of this message. The clock of the recording may
+    have been set back.
+    """
     update = recording.Update(removed=["x"])
 
     def topology(at_ms: int) -> bytes:

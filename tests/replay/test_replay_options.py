@@ -48,7 +48,7 @@ async def page(skyfast: Skyfast, messages: int) -> dict[str, set[str]]:
 
 
 async def test_recording_is_replayed_completely() -> None:
-    # A finished recording is not a silent analyzer.
+    # The end of a recording must not count as the silence of an analyzer.
     short_timeout = {"SKYDIVE_PIPELINE_SUBSCRIBER_SILENCE_TIMEOUT": "0.1"}
     async with replay(RECORDINGS / ONE[0], **short_timeout) as skyfast:
         assert await page(skyfast, 50) == expected(*ONE)
@@ -301,7 +301,7 @@ async def test_replayed_topology_gives_the_same_names(tmp_path: Path) -> None:
     async with running(config, *FAST, str(path)) as skyfast:
         assert await flows_page(skyfast, len(messages)) == first
     again = tmp_path / "again.jsonl"
-    # No label needs names, but the topology is recorded again.
+    # No label needs names. Nevertheless, the topology is recorded again.
     async with replay(path, f"--record={again}", quiet=False) as skyfast:
         await skyfast.until(all_received(len(messages)))
     lines = [

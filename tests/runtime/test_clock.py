@@ -113,7 +113,7 @@ def test_clock_never_runs_backwards_with_pauses_and_holds(
     last, last_running, held = start_s, start_s, False
     expected = 0.0
     for seconds, action in steps:
-        # The clock computes rounded differences: a step of exactly the limit may exceed it.
+        # Differences of floats are rounded, so a step of exactly the limit may exceed the limit.
         assume(abs(seconds - PAUSE_S) > 1e-6)
         source.now_s += seconds
         match action:

@@ -74,7 +74,7 @@ async def test_replaced_file_is_read(file: Path, caplog: pytest.LogCaptureFixtur
     assert "names reloaded in 0.0 s: 2 entries with the keys site" in caplog.text
 
 
-async def test_file_that_is_written_in_place_is_read(file: Path) -> None:
+async def test_file_that_was_written_in_place_is_read(file: Path) -> None:
     reader = Reader(file)
     write(file, "10.0.0.0/8,new\n")
     assert await reader.refresh()
@@ -130,7 +130,7 @@ async def test_wrong_file_keeps_the_names(file: Path, caplog: pytest.LogCaptureF
     assert counts.last_load_success_timestamp_s > first_s
 
 
-async def test_file_that_does_not_fit_into_memory(
+async def test_file_that_does_not_fit_into_memory_keeps_the_names(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> None:

@@ -142,7 +142,7 @@ async def test_blocked_event_loop_sends_no_watchdog_message(listener: Listener) 
         {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"},  # the PID of another process
     ],
 )
-async def test_no_watchdog_message_without_valid_variables(
+async def test_no_watchdog_message_is_sent_without_valid_variables(
     variables: dict[str, str], listener: Listener
 ) -> None:
     manager = Notifier({**listener.environ, **variables})
@@ -150,7 +150,7 @@ async def test_no_watchdog_message_without_valid_variables(
     assert listener.waiting() == []
 
 
-async def test_watchdog_with_own_pid(listener: Listener) -> None:
+async def test_watchdog_messages_are_sent_if_the_variable_has_this_pid(listener: Listener) -> None:
     variables = {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": str(os.getpid())}
     task = asyncio.create_task(Notifier({**listener.environ, **variables}).watchdog())
     assert await listener.message() == {"WATCHDOG": "1"}

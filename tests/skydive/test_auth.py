@@ -86,7 +86,7 @@ async def test_resolve_times_out(
 # Request headers -----------------------------------------------------------------------------
 
 
-def test_no_headers_without_credentials() -> None:
+def test_no_headers_are_sent_without_credentials() -> None:
     assert authentication("ws://a:1/", credentials=NO_CREDENTIALS).headers() == []
 
 
@@ -142,7 +142,7 @@ async def test_url_credentials_take_precedence_at_login(analyzer: FakeAnalyzer) 
     assert await auth_state.reauthenticate(auth_state.headers())
 
 
-async def test_no_login_without_username(analyzer: FakeAnalyzer) -> None:
+async def test_no_login_is_sent_without_a_username(analyzer: FakeAnalyzer) -> None:
     auth_state = authentication(analyzer.url, credentials=NO_CREDENTIALS)
     assert not await auth_state.reauthenticate(auth_state.headers())
     assert auth_state.problem == "no username is configured"

@@ -36,7 +36,7 @@ def samples(page):
     }
 
 
-def test_page_of_one_report():
+def test_page_shows_the_values_of_a_report():
     captures = make_captures()
     captures.message(
         report(
@@ -112,7 +112,7 @@ def test_held_clock_keeps_captures_and_updates_gauges():
 
 @pytest.mark.parametrize("points", [2, 7, 100])
 def test_gauges_are_stable_with_several_capture_points(points):
-    """The gauges show the maximum over all points, whenever each point reports."""
+    """The gauges show the maximum of all points, even if the points report at different times."""
     captures = make_captures()
     for turn in range(8):
         for point in range(points):
@@ -250,7 +250,7 @@ def test_standard_naming_is_valid_openmetrics():
 
 
 def test_start_times_of_captures_are_unknown():
-    """OpenMetrics 1.0 shows them as 0; OpenMetrics 2.0 omits them."""
+    """OpenMetrics 1.0 shows unknown start times as 0. OpenMetrics 2.0 omits them."""
     captures = make_captures("standard")
     captures.message(report("c-1", FlowCount=1, FlowDropped=3), 0)
     page = captures.page(0, 1, created=True).decode()
@@ -290,8 +290,8 @@ def test_page_is_consistent_while_captures_change():
         thread.join()
 
 
-def test_recorded_reports_of_a_real_agent():
-    """On an idle interface, a report has ten times the total, because it adds ten readings."""
+def test_recorded_reports_of_an_agent_give_the_expected_values():
+    """A report of an idle interface has ten times the total, because it adds up ten readings."""
     captures = make_captures()
     for line in (RECORDINGS / "one-analyzer.jsonl").read_bytes().splitlines():
         message = msgspec.json.decode(line)

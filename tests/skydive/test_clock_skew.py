@@ -95,7 +95,7 @@ class Flow(msgspec.Struct):
 
 
 class FakeTable:
-    """A table that only has the time range of its latest update."""
+    """A fake table. It only has the time range of its latest update."""
 
     def __init__(self, flows: list[Flow]) -> None:
         times = [flow.Last for flow in flows]
@@ -149,7 +149,7 @@ def test_flows_decoded_twice_are_checked_once() -> None:
     sink.take(message(flow_at("1", 0)))
     unknown = later("2", 1500, Last=int((time.time() + HOUR_S) * 1000))
     many = [flow_at("1", 0) for _ in range(300)]
-    # The table reads the times of a whole batch at once, although it stops at the unknown flow.
+    # The table reads the times of a whole batch before it stops at the unknown flow.
     sink.take(message(flow_at("1", 0), unknown, *many, flow_at("1", -HOUR_S)))
     assert sink.analyzer.misdated == {"ahead": 1, "behind": 1}
 

@@ -38,7 +38,7 @@ def of_topology(name, host="h"):
     return (name, host, *[""] * (SIZE - 2))
 
 
-def test_without_own_names_the_names_of_the_topology_are_unchanged(names, topology):
+def test_names_of_the_topology_are_unchanged_without_own_names(names, topology):
     known = of_topology("pod")
     topology["10.0.0.1"] = known
     topology["10.0.0.2"] = None
@@ -58,7 +58,8 @@ def test_labels_of_own_names_are_empty_without_entries(names, topology):
 @pytest.mark.parametrize(
     ("address", "known", "name", "rest"),
     [
-        # The own name comes first, then the name of the topology, then the own network.
+        # The first known name is used: the own name of the address, its name in the topology, or
+        # the own name of its network.
         ("10.1.0.1", "pod", "gateway", ("berlin", "net", "ber")),
         ("10.1.0.2", "pod", "pod", ("berlin", "", "ber")),
         ("10.1.0.2", "", "berlin", ("berlin", "", "ber")),
@@ -91,7 +92,7 @@ def test_ambiguous_addresses_have_own_names(names, topology, own):
 
 
 def test_combined_names_of_ambiguous_addresses_are_shared(names, topology, own, monkeypatch):
-    """The table recognizes names by the identity of the tuple."""
+    """The table recognizes equal names by the identity of the tuple, so they must share a tuple."""
     topology["10.1.0.1"] = None
     names.use(own, extends=True)
     gateway = names.resolve("10.1.0.1", "10.0.0.2", "t1")
@@ -119,7 +120,7 @@ def test_other_names_apply_at_once(names, topology, own):
     assert names["10.1.0.1"] == of_topology("pod")
 
 
-# The index of a configuration.
+# The index for the labels of a configuration.
 
 
 def export_of(labels: list[object]) -> ExportSelection:

@@ -191,7 +191,7 @@ def test_statistics_reach_the_captures() -> None:
 
 
 def test_messages_of_new_flows_are_decoded_once() -> None:
-    # The struct type shows which decoder was used.
+    # The type of the decoded flows shows which decoder was used.
     sink = Sink()
     used: list[str] = []
     update = sink.table.update
@@ -221,7 +221,7 @@ def test_messages_of_new_flows_are_decoded_once() -> None:
         "FullReport",
         "FirstReport",
     ]
-    # Not the first report of its flow, although the table does not know the flow.
+    # This is not the first report of its flow, although the table does not know the flow.
     used.clear()
     newest = METRIC | {"Start": 2500, "Last": 2600}
     sink.take(message(flow("e", Last=2600, LastUpdateMetric=newest)))

@@ -13,7 +13,7 @@ from tests.support import core_builds
 
 
 def split(text, sizes=(1 << 20,), *, max_element_bytes=1 << 20):
-    """Return the elements of ``text``, which is fed in pieces of ``sizes``, again and again."""
+    """Feed ``text`` in pieces, and return its elements. The pieces have these sizes in turn."""
     splitter = ArraySplitter(max_element_bytes=max_element_bytes)
     elements, start, number = [], 0, 0
     while start < len(text):
@@ -39,7 +39,7 @@ def split(text, sizes=(1 << 20,), *, max_element_bytes=1 << 20):
         (b'["\\u0022", "\xc3\xa9\xff"]', [b'"\\u0022"', b'"\xc3\xa9\xff"']),
     ],
 )
-def test_elements(text, expected, size):
+def test_elements_are_split_without_changes(text, expected, size):
     assert split(text, (size,)) == expected
 
 
@@ -90,12 +90,12 @@ def test_error_shows_the_offset():
         split(b'[1, "a]')
 
 
-def test_errors_inside_an_element_are_left_to_the_decoder():
+def test_errors_inside_an_element_are_not_detected():
     assert split(b'[{"a" 1 ], {)}, 01 02]') == [b'{"a" 1 ]', b"{)}", b"01 02"]
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_elements_that_are_too_long_are_skipped(size):
+def test_too_long_elements_are_skipped_and_counted(size):
     text = json.dumps(["a" * 8, "b" * 9, ["c" * 100], "d" * 9000, 1]).encode()
     splitter = ArraySplitter(max_element_bytes=11)
     elements = []
@@ -106,13 +106,13 @@ def test_elements_that_are_too_long_are_skipped(size):
     assert splitter.skipped == 2
 
 
-def test_more_elements_than_are_found_at_once():
+def test_ten_thousand_elements_are_found():
     numbers = list(range(10_000))
     assert [int(part) for part in split(json.dumps(numbers).encode())] == numbers
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-def test_kinds_of_buffers(kind):
+def test_bytes_bytearrays_and_memoryviews_can_be_fed(kind):
     splitter = ArraySplitter(max_element_bytes=100)
     assert splitter.feed(kind(b"[1, 22")) == [b"1"]
     assert splitter.feed(kind(b"")) == []
@@ -120,7 +120,7 @@ def test_kinds_of_buffers(kind):
     splitter.close()
 
 
-def test_arguments():
+def test_invalid_arguments_are_rejected():
     with pytest.raises(ValueError, match="positive"):
         ArraySplitter(max_element_bytes=0)
     with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""Names of addresses and capture points, as people see them."""
+"""Names of addresses and capture points, as the HTML pages show them."""
 
 from types import SimpleNamespace
 
@@ -55,9 +55,9 @@ def test_capture_points_are_named_by_host_owner_and_interface(names: KnownNames)
 
 def test_names_of_addresses_are_known_or_empty(names: KnownNames) -> None:
     assert names.of_address("10.0.0.1") == "shop/cart"
-    assert names.of_address("10.0.0.2") == ""  # depends on the flow
+    assert names.of_address("10.0.0.2") == ""  # the name depends on the flow
     assert names.of_address("10.0.0.3") == ""
-    # The lookup for a page does not cause a topology query.
+    # A lookup for a page must not cause a topology query.
     assert isinstance(names.index, NameIndex)
     assert names.index.addresses.unknown == 0
     assert sum(names.index.addresses.dropped.values()) == 0
@@ -75,7 +75,7 @@ def test_own_names_precede_those_of_the_topology(names: KnownNames) -> None:
     assert [names.of_address(f"10.0.0.{i}") for i in (1, 2, 3)] == ["shop/cart", "", ""]
 
 
-def test_names_are_found(names: KnownNames) -> None:
+def test_names_can_be_searched(names: KnownNames) -> None:
     assert list(names.addresses_like(lambda name: "cart" in name)) == ["10.0.0.1"]
     assert list(names.addresses_like(lambda _: True)) == ["10.0.0.1"]
     assert set(names.nodes_like(lambda name: "eth0" in name)) == {"pod", "container", "netns"}
@@ -84,7 +84,7 @@ def test_names_are_found(names: KnownNames) -> None:
     assert list(names.nodes_like(lambda name: "elsewhere" in name)) == []
 
 
-def test_without_labels_that_need_names_only_interfaces_are_named() -> None:
+def test_only_interfaces_have_names_if_no_label_needs_names() -> None:
     names = KnownNames(index=None, interfaces=SimpleNamespace(names=INTERFACES))
     assert names.of_address("10.0.0.1") == ""
     assert list(names.addresses_like(lambda _: True)) == []
@@ -93,7 +93,7 @@ def test_without_labels_that_need_names_only_interfaces_are_named() -> None:
     assert list(names.nodes_like(lambda _: True)) == ["host", "only"]
 
 
-def test_names_of_exported_interfaces() -> None:
+def test_names_of_exported_interfaces_are_known_until_they_expire() -> None:
     interfaces = Interfaces(interval_s=20, connection_timeout_s=60, stats=TopologyStats())
     assert interfaces.names == {}
     answer = topology_nodes.read(TOPOLOGY)

@@ -40,7 +40,7 @@ def resolution(*, nodes=None, addresses=None, points=None, networks=None):
 
 
 def update(index, now=0.0, **parts):
-    """Apply a resolution; return the keys that changed."""
+    """Apply a resolution. Return the capture points and the addresses whose names changed."""
     return apply(index, index.compare(resolution(**parts), now))
 
 
@@ -101,7 +101,7 @@ def test_only_changes_are_reported(index):
     assert update(index, **again) == (set(), set())
 
 
-def test_comparing_changes_nothing(index):
+def test_comparing_does_not_change_the_index(index):
     index.compare(resolution(nodes={"t1": "eth0"}, addresses=ON_BOTH_HOSTS), 0.0)
     assert not index.ready.is_set()
     assert index.nodes == index.addresses == {}
@@ -207,8 +207,8 @@ def test_the_contexts_are_bounded_and_pruned(index, monkeypatch):
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == EMPTY
     assert addresses.resolve("10.0.0.1", "10.0.0.3", "t1") == names_of("a")
     assert addresses.dropped == {"ambiguous": 1, "unknown": 0}
-    # The address is reported as changed, so all its flows are relabelled. A flow without a name can
-    # now get one.
+    # The address is reported as changed, so all its flows are relabelled. A flow that had no name
+    # can now get a name.
     assert update(index, **AMBIGUOUS)[1] == {"10.0.0.1"}
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == names_of("a")
     for number in range(4):
@@ -252,7 +252,7 @@ def test_the_index_asks_for_the_resolution_that_removes_names(index):
     assert not index.is_due(1000.0)
 
 
-def test_how_long_names_are_kept_can_change(index):
+def test_time_for_which_names_are_kept_can_change(index):
     update(index, addresses={"10.0.0.1": "a"})
     index.keep(10.0)
     update(index, now=100.0)
@@ -269,8 +269,8 @@ def test_a_missing_ambiguous_address_is_still_resolved_for_a_while(index):
     assert index.ambiguous == 0
 
 
-def test_an_address_of_a_host_that_is_gone_is_not_named_after_another_host(index):
-    """After a restart, an analyzer gets to know the hosts one by one."""
+def test_an_address_of_a_missing_host_is_not_named_after_another_host(index):
+    """After an analyzer restarts, its topology is incomplete until all agents have connected."""
     nodes = {"t1": "eth0", "t2": "eth1"}
     update(index, nodes=nodes, **AMBIGUOUS)
     update(index, now=100.0)
@@ -290,7 +290,7 @@ def test_an_address_of_a_host_that_is_gone_is_not_named_after_another_host(index
     assert index.addresses["10.0.0.1"] == names_of("a")
 
 
-def test_an_address_that_a_host_has_lost_has_only_its_other_owner(index):
+def test_an_address_that_a_host_has_lost_belongs_to_its_other_owner(index):
     update(index, nodes={"t1": "eth0", "t2": "eth1"}, **AMBIGUOUS)
     lost = {**AMBIGUOUS, "addresses": {"10.0.0.1": (candidate("a", host="h1"),)}}
     assert update(index, nodes={"t1": "eth0", "t2": "eth1"}, **lost)[1] == {"10.0.0.1"}
@@ -310,10 +310,10 @@ def test_the_mappings_are_bounded_and_the_oldest_leave_first(index, monkeypatch)
     assert index.nodes.keys() == {"e", "f", "g"}
 
 
-# Resolutions of a part of the topology.
+# Partial resolutions: names from a part of the topology.
 
 
-def test_a_part_only_adds_names_of_unknown_keys(index):
+def test_a_partial_resolution_only_adds_names_of_unknown_keys(index):
     update(index, nodes={"t1": "eth0"}, addresses={"10.0.0.1": "a"})
     part = resolution(
         nodes={"t2": "x"},
@@ -324,13 +324,13 @@ def test_a_part_only_adds_names_of_unknown_keys(index):
     assert index.addresses["10.0.0.9"] == names_of("new")
     assert index.addresses["10.0.0.8"] is None
     assert index.nodes.keys() == {"t1"}
-    # A name from a part is kept like any other name: it is removed only if it is missing in
-    # complete resolutions for long enough.
+    # A name from a partial resolution is kept like any other name. It is only removed if it is
+    # missing in complete resolutions for long enough.
     assert update(index, now=2.0, nodes={"t1": "eth0"}, addresses={"10.0.0.1": "a"})[1] == set()
     assert index.addresses["10.0.0.9"] == names_of("new")
 
 
-def test_a_part_is_bounded(index, monkeypatch):
+def test_a_partial_resolution_is_bounded(index, monkeypatch):
     monkeypatch.setattr(name_index, "MAX_NAMES", 2)
     update(index, addresses={"10.0.0.1": "a"})
     part = resolution(addresses={"10.0.0.2": "b", "10.0.0.3": "c"})

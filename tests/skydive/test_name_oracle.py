@@ -1,4 +1,4 @@
-"""Compares `skyfast.skydive.name_resolver` with a slow, plain resolver over random topologies."""
+"""Compares `skyfast.skydive.name_resolver` with a slow, plain resolver on random topologies."""
 
 import ast
 import json
@@ -99,7 +99,7 @@ def chosen(resolution: Resolution, address: str, other: str, tid: str) -> tuple[
 
 
 def reached_rules(oracle: NameOracle) -> set[str]:
-    """Return the features of a graph, for the statistics of Hypothesis."""
+    """Return which rules a graph reaches, for the statistics of Hypothesis."""
     rules = set()
     for namespace in oracle.all("netns"):
         if oracle.is_uncertain(namespace):
@@ -128,19 +128,19 @@ def reached_rules(oracle: NameOracle) -> set[str]:
     return rules
 
 
-def test_recorded_topology() -> None:
+def test_resolver_equals_the_oracle_on_the_recorded_topology() -> None:
     assert_equal_results(recorded_graph())
 
 
 @compared
 @given(topology_graphs.graphs())
-def test_random_topologies(graph: Json) -> None:
+def test_resolver_equals_the_oracle_on_random_topologies(graph: Json) -> None:
     assert_equal_results(graph)
 
 
 @compared
 @given(topology_graphs.graphs(broken=True))
-def test_topologies_with_values_of_wrong_types(graph: Json) -> None:
+def test_resolver_equals_the_oracle_on_values_of_wrong_types(graph: Json) -> None:
     assert_equal_results(graph)
 
 
@@ -156,7 +156,7 @@ def test_the_order_of_nodes_and_edges_does_not_matter(graph: Json, seed: int) ->
 @slow_generation
 @given(topology_graphs.graphs(disorder=False))
 def test_the_kubernetes_probe_confirms_the_pods_in_labels(graph: Json) -> None:
-    """Without the probe, some pods are unknown, but no namespace has a different pod."""
+    """Without the nodes of the probe, fewer pods are known. But each known pod is the same."""
     agents = [node for node in graph["Nodes"] if node["Metadata"].get("Manager") != "k8s"]
     full = resolve(decoded(graph))
     less = resolve(decoded({**graph, "Nodes": agents}))
@@ -173,7 +173,7 @@ def pods_at(resolution: Resolution, address: str, namespace: str) -> set[tuple[s
 
 
 def assert_equal_pods(pods: set[tuple[str, ...]], others: set[tuple[str, ...]]) -> None:
-    """Compare namespaces and names of pods. Skipped if no pod is known."""
+    """Compare namespaces and names of pods. Do nothing if one of the sets has no known pod."""
     known, other_known = ({pair for pair in pairs if pair[1]} for pairs in (pods, others))
     if known and other_known:
         event("pods are known with the probe and without")

@@ -54,7 +54,7 @@ def pod(name, address, *, updated_at=2_000_000_000_000, **k8s):
 
 
 def owned_by(kind, name):
-    """Return the field of a pod or Job that has an owner."""
+    """Return the field ``Extra`` of a pod or Job with this owner."""
     return {"Extra": {"ObjectMeta": {"OwnerReferences": [owner(kind, name)]}}}
 
 
@@ -146,7 +146,7 @@ async def test_only_the_required_queries_are_sent():
             assert analyzer.queries == [query.gremlin for query in wanted]
 
 
-async def test_the_names_of_a_real_topology():
+async def test_all_names_of_a_recorded_topology_are_resolved():
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
         async with Poll(analyzer.url).running() as poll:
@@ -215,14 +215,14 @@ async def test_a_hint_is_logged_once(fast, monkeypatch, caplog):
     assert len(warnings(caplog)) == 1
 
 
-async def test_without_kubernetes_labels_there_are_no_hints(caplog):
+async def test_no_hints_are_logged_without_kubernetes_labels(caplog):
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = {"Nodes": [], "Edges": []}
         labels = ["initiator_name", "target_host", "node_container"]
         for wanted in (EVERYTHING, EVERYTHING[:3]):
             index = NameIndex(keep_s=60.0)
             names = index.stats
-            # The hints of the configuration before a reload.
+            # These hints are from the configuration before a reload.
             names.labels_without_pods, names.missing_pod_labels = "target_pod", ("team",)
             poll = Poll(analyzer.url, labels=labels, wanted=wanted, index=index)
             async with poll.running():
@@ -231,7 +231,7 @@ async def test_without_kubernetes_labels_there_are_no_hints(caplog):
     assert warnings(caplog) == []
 
 
-async def test_there_are_no_hints_before_pods_were_read(fast, caplog):
+async def test_no_hints_are_logged_before_pods_were_read(fast, caplog):
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
         answer = analyzer._topology
@@ -352,7 +352,7 @@ async def replaced_pod():
             yield analyzer, poll
 
 
-async def test_a_pod_that_is_replaced_at_its_address(fast):
+async def test_a_replaced_pod_changes_the_names_of_its_address(fast):
     async with replaced_pod() as (_, poll):
         assert {"10.0.0.9"} in [keys for _, keys in poll.renamed]
 
@@ -491,7 +491,9 @@ async def test_a_query_that_fails_does_not_hide_the_other_names():
 
 
 @pytest.mark.parametrize("wait_s", [60.0, 0.0])
-async def test_after_a_reload_names_change_when_every_query_is_answered(fast, monkeypatch, wait_s):
+async def test_names_change_after_a_reload_when_all_queries_have_responses(
+    fast, monkeypatch, wait_s
+):
     monkeypatch.setattr(name_poller, "COMPLETE_WAIT_S", wait_s)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
@@ -513,7 +515,7 @@ async def test_after_a_reload_names_change_when_every_query_is_answered(fast, mo
             fails = False
             await until(lambda: poll.stats.names.resolutions)
             assert not poll.renamed
-            # Later failures do not matter: earlier responses are kept.
+            # If queries fail later, earlier responses are kept.
             fails = True
             analyzer.graph["Nodes"].append(pod("web", "10.0.0.9"))
             assert poll.name("10.0.0.9") == ""
@@ -546,7 +548,7 @@ async def test_one_thread_at_a_time_changes_the_elements(fast, monkeypatch):
         assert poll.stats.errors["error"] == 0
 
 
-async def test_nothing_is_ready_before_an_answer(fast):
+async def test_names_are_not_ready_before_a_response(fast):
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = Answer(status=500)
         async with Poll(analyzer.url).running() as poll:
@@ -593,7 +595,7 @@ async def test_an_unexpected_exception_does_not_end_the_poller(fast, monkeypatch
 # Streaming.
 
 
-async def test_a_large_answer_is_decoded_while_it_arrives(monkeypatch):
+async def test_a_large_response_is_decoded_while_it_arrives(monkeypatch):
     monkeypatch.setattr(topology_client, "BATCH_BYTES", 1000)
     monkeypatch.setattr(topology_client, "PIECE_BYTES", 3000)
     async with FakeAnalyzer() as analyzer:

@@ -102,13 +102,13 @@ def test_a_graph_in_another_order_has_equal_names():
 # Interfaces, hosts and network namespaces.
 
 
-def test_an_address_of_a_host_is_named_after_it(topology):
+def test_an_address_of_a_host_is_named_after_the_host(topology):
     interface = topology.interface(topology.host(), "192.0.2.1/24")
     assert topology.names("192.0.2.1") == {"name": "h1", "host": "h1"}
     assert topology.node_names(interface) == {"name": "eth0", "host": "h1", "type": "device"}
 
 
-def test_an_address_in_a_namespace_is_named_after_it(topology):
+def test_an_address_in_a_namespace_is_named_after_the_namespace(topology):
     interface = topology.interface(topology.netns(topology.host(), "blue"), "10.0.0.1/24")
     assert topology.names("10.0.0.1") == {"name": "blue", "host": "h1"}
     assert topology.node_names(interface)["netns"] == "blue"
@@ -130,14 +130,14 @@ def test_an_interface_with_two_owners_has_no_namespace(topology):
     assert topology.resolve().skipped == {"several_owners": 1}
 
 
-def test_the_same_owner_twice_is_one(topology):
+def test_an_owner_with_two_edges_counts_once(topology):
     netns = topology.netns(topology.host(), "blue")
     interface = topology.interface(netns, "10.0.0.1/24")
     topology.edge(netns, interface)
     assert topology.names("10.0.0.1")["name"] == "blue"
 
 
-def test_a_ring_of_owners_is_no_namespace(topology):
+def test_owners_in_a_ring_are_not_a_namespace(topology):
     netns = topology.node("netns", host="h1", Name="blue")
     interface = topology.interface(netns, "10.0.0.1/24")
     topology.edge(interface, netns)
@@ -170,7 +170,7 @@ def test_only_interfaces_are_capture_points(topology):
     assert list(topology.resolve().points) == [interface["Metadata"]["TID"]]
 
 
-def test_without_a_tid_the_id_is_used(topology):
+def test_an_interface_without_a_tid_is_identified_by_its_id(topology):
     interface = topology.interface(topology.host())
     del interface["Metadata"]["TID"]
     assert list(topology.resolve().nodes) == [interface["ID"]]
@@ -180,7 +180,7 @@ def test_without_a_tid_the_id_is_used(topology):
     assert resolution.skipped["no_id"] == 1
 
 
-def test_if_two_interfaces_have_one_tid_the_first_in_order_is_used(topology):
+def test_the_first_of_two_interfaces_with_the_same_tid_is_used(topology):
     host = topology.host()
     names = ["b", "a", "c"]
     for name in names:
@@ -201,7 +201,7 @@ def test_if_two_interfaces_have_one_tid_the_first_in_order_is_used(topology):
     ],
     ids=lambda text: str(text)[:20],
 )
-def test_addresses_are_in_the_notation_of_flows(topology, text, address):
+def test_addresses_are_written_as_in_flows(topology, text, address):
     topology.interface(topology.host(), text)
     resolution = topology.resolve()
     assert list(resolution.addresses) == ([address] if address else [])
@@ -218,7 +218,7 @@ def test_cluster_ips_on_hosts_belong_to_services(topology):
 
 
 def test_the_address_of_nodelocal_dns_belongs_to_the_service(topology):
-    """On each host, NodeLocal DNSCache has a link-local address and that of the DNS service."""
+    """On each host, NodeLocal DNSCache has a link-local address and the DNS service's address."""
     dns = ("169.254.20.10/32", "10.96.0.10/32")
     for name in ("h1", "h2"):
         host = topology.host(name)
@@ -230,7 +230,7 @@ def test_the_address_of_nodelocal_dns_belongs_to_the_service(topology):
     assert topology.chosen("169.254.20.10", "10.0.0.1", point)["name"] == "h2"
 
 
-def test_an_address_of_a_service_elsewhere_can_belong_to_the_host(topology):
+def test_an_address_of_another_service_can_belong_to_the_host(topology):
     host = topology.host()
     topology.kubernetes_node("n1", host, cluster="c1")
     topology.service("web", "10.96.0.1", cluster="c2")
@@ -274,7 +274,7 @@ def test_networks_are_the_subnets_of_all_interfaces_of_a_host(topology):
 # Containers.
 
 
-def test_the_only_container_names_its_namespace(topology):
+def test_an_address_is_named_after_the_only_container(topology):
     netns = topology.netns(topology.host(), "blue")
     interface = topology.interface(netns, "10.0.0.1/24")
     topology.container(netns, "web")
@@ -282,7 +282,7 @@ def test_the_only_container_names_its_namespace(topology):
     assert topology.node_names(interface)["container"] == "web"
 
 
-def test_if_there_are_two_containers_neither_is_shown(topology):
+def test_neither_of_two_containers_is_shown(topology):
     netns = topology.netns(topology.host(), "blue")
     topology.interface(netns, "10.0.0.1/24")
     topology.container(netns, "web")
@@ -320,7 +320,7 @@ def test_sandboxes_do_not_count(topology, name, labels):
         ("c1", {"app": "other"}, "c1"),
     ],
 )
-def test_the_name_of_a_container(topology, name, labels, expected):
+def test_a_container_has_its_name_from_labels_or_kubelet(topology, name, labels, expected):
     netns = topology.netns(topology.host())
     topology.interface(netns, "10.0.0.1/24")
     topology.container(netns, name, labels=labels)
@@ -457,7 +457,7 @@ def test_containers_of_too_many_pods_identify_no_pod(topology, pods):
     assert topology.resolve().skipped.get("contradictory_pods") is None
 
 
-def test_the_cluster_of_the_host_distinguishes_pods_with_one_name(topology):
+def test_the_cluster_of_the_host_distinguishes_pods_with_the_same_name(topology):
     host = topology.host()
     netns = topology.netns(host)
     interface = topology.interface(netns, "10.0.0.1/24")
@@ -496,8 +496,8 @@ def test_pods_of_too_many_clusters_are_not_found_by_name(topology, monkeypatch):
     assert "workload" not in topology.node_names(interface)
 
 
-def test_the_cluster_of_the_host_distinguishes_pods_of_one_container(topology):
-    """The probe finds the pods of a container by namespace and name, in all clusters."""
+def test_the_cluster_of_the_host_distinguishes_pods_of_a_container(topology):
+    """In all clusters, the probe links a container with the pods of its namespace and name."""
     host = topology.host()
     _, _, interface = topology.running_pod(host, cluster="c1", owners=OWNED)
     container = topology.nodes[-1]
@@ -510,7 +510,7 @@ def test_the_cluster_of_the_host_distinguishes_pods_of_one_container(topology):
     assert "pod" not in topology.node_names(interface)
 
 
-def test_if_two_pods_have_one_name_the_running_one_is_used(topology):
+def test_the_running_one_of_two_pods_with_the_same_name_is_used(topology):
     netns = topology.netns(topology.host())
     interface = topology.interface(netns, "10.0.0.1/24")
     topology.container(netns, "k8s_main_web-1_shop_uid_0")
@@ -551,7 +551,7 @@ def test_a_pending_pod_has_its_address(topology):
     assert topology.names("10.1.0.5")["pod"] == "web-1"
 
 
-def test_if_two_pods_have_one_address_the_newer_pod_is_used(topology):
+def test_the_newer_of_two_pods_with_the_same_address_is_used(topology):
     topology.pod("web-1", "10.1.0.5", created_at=5)
     topology.pod("web-2", "10.1.0.5", created_at=6)
     assert topology.names("10.1.0.5")["pod"] == "web-2"
@@ -593,7 +593,7 @@ def test_a_pod_with_an_address_of_its_host_gives_no_address_a_name(topology):
     assert topology.names("192.0.2.1") == {"name": "h1", "host": "h1"}
 
 
-def test_another_host_with_the_address_of_a_pod_does_not_hide_the_pod(topology):
+def test_a_pod_keeps_its_address_if_another_host_has_it_too(topology):
     topology.kubernetes_node("n1", topology.host("h1"))
     topology.interface(topology.host("h2"), "10.1.0.5/24")
     topology.pod("web-1", "10.1.0.5")
@@ -617,14 +617,14 @@ def test_the_host_of_a_pod_without_agent_is_named_after_its_node(topology):
     assert topology.names("10.1.0.5")["host"] == "n1"
 
 
-def test_the_node_must_be_of_the_pods_cluster(topology):
+def test_the_node_must_be_in_the_cluster_of_the_pod(topology):
     topology.pod("web-1", "10.1.0.5", node="n1", cluster="c1")
     topology.kubernetes_node("n1", topology.host("agent-7"), cluster="c2")
     assert topology.names("10.1.0.5")["host"] == "n1"
 
 
-def test_nodes_of_one_name_in_two_clusters_have_no_certain_agent(topology):
-    """The probe links hosts with nodes by name, and does not know clusters."""
+def test_nodes_with_the_same_name_in_two_clusters_have_no_certain_agent(topology):
+    """The probe links a host with all nodes that have the same name, in all clusters."""
     host = topology.host("agent-7")
     for cluster in ("c1", "c2"):
         topology.kubernetes_node("n1", host, cluster=cluster)
@@ -658,7 +658,7 @@ def test_a_kubernetes_node_with_the_name_of_another_node_is_not_that_host(topolo
         assert (by_name["blue"].host, by_name["shop/web"].host) == ("n1", "")
         assert topology.chosen("10.1.0.5", "10.1.0.1", interface) == interface_names
         if len(nodes) == 2:
-            # It is not known whether the pod is on this host.
+            # It is unknown whether the pod is on this host.
             assert topology.chosen("10.1.0.5", "10.1.0.1", other) == interface_names
         del topology.nodes[count[0] :], topology.edges[count[1] :]
 
@@ -691,7 +691,7 @@ def test_an_interface_on_the_host_of_a_pod_belongs_to_the_pod(topology):
     (candidate,) = topology.resolve().addresses["10.1.0.5"]
     assert shown(candidate.names) == {**WORKLOAD, **POD, "host": "h1", "container": "main"}
     assert (candidate.namespace, candidate.host) == (netns["ID"], "h1")
-    # It is not known that the namespace itself belongs to the pod.
+    # The network namespace itself is not known to belong to the pod.
     assert "pod" not in topology.node_names(interface)
 
 
@@ -742,7 +742,7 @@ def test_an_interface_of_another_pod_does_not_belong_to_the_pod(topology):
     assert {each["pod"] for each in topology.candidates("10.1.0.5")} == {"web-1", "web-2"}
 
 
-def test_a_namespace_with_the_name_of_pods_in_two_clusters(topology):
+def test_the_address_decides_between_pods_with_the_same_name_in_two_clusters(topology):
     host = topology.host()
     netns = topology.netns(host)
     topology.interface(netns, "10.1.0.5/24")
@@ -756,7 +756,7 @@ def test_a_namespace_with_the_name_of_pods_in_two_clusters(topology):
     assert len(topology.candidates("10.1.0.5")) == 3
 
 
-def test_too_many_pods_and_interfaces_with_one_address_are_not_compared(topology, monkeypatch):
+def test_too_many_pods_and_interfaces_with_the_same_address_are_not_compared(topology, monkeypatch):
     host = topology.host()
     topology.kubernetes_node("n1", host)
     topology.interface(topology.netns(host, "blue"), "10.1.0.5/24")
@@ -765,7 +765,7 @@ def test_too_many_pods_and_interfaces_with_one_address_are_not_compared(topology
     assert len(topology.candidates("10.1.0.5")) == 2
 
 
-def test_a_pod_in_a_known_namespace_is_not_in_another(topology):
+def test_a_pod_in_a_known_namespace_is_in_no_other_namespace(topology):
     host = topology.host()
     topology.kubernetes_node("n1", host)
     _, netns, interface = topology.running_pod(host)
@@ -824,7 +824,7 @@ def test_an_owner_is_preferred_to_edges(topology):
     assert workload_of(topology) == ("Deployment", "web")
 
 
-def test_without_a_replica_set_its_name_without_the_hash_is_that_of_the_deployment(topology):
+def test_a_missing_replica_set_shows_the_deployment_in_its_name(topology):
     labels = {"pod-template-hash": "5d"}
     pod = topology.pod("web-1", "10.1.0.5", owners=[owner("ReplicaSet", "web-5d")], labels=labels)
     assert workload_of(topology) == ("Deployment", "web")
@@ -833,7 +833,7 @@ def test_without_a_replica_set_its_name_without_the_hash_is_that_of_the_deployme
 
 
 @pytest.mark.parametrize("labels", [{}, {"pod-template-hash": "7f"}, {"pod-template-hash": ""}])
-def test_without_a_replica_set_and_hash_the_replica_set_is_shown(topology, labels):
+def test_a_missing_replica_set_is_shown_if_its_name_has_no_hash(topology, labels):
     topology.pod("web-1", "10.1.0.5", owners=[owner("ReplicaSet", "web-5d")], labels=labels)
     assert workload_of(topology) == ("ReplicaSet", "web-5d")
 
@@ -853,7 +853,7 @@ def test_a_static_pod_is_named_without_its_node(topology):
     assert workload_of(topology) == ("StaticPod", "etcd")
 
 
-def test_without_owner_the_only_selecting_workload_is_used(topology):
+def test_a_pod_without_owner_belongs_to_the_only_workload_that_selects_it(topology):
     pod = topology.pod("web-1", "10.1.0.5", owners=[owner("Other", "x", controller=None)])
     assert workload_of(topology) == (None, None)
     topology.edge(topology.workload("statefulset", "web"), pod, "statefulset")
@@ -873,14 +873,14 @@ def test_selectors_select_nothing_in_another_cluster(topology, cluster):
     assert (names.get("workload"), names.get("service")) == known
 
 
-def test_a_selecting_replica_set_is_followed(topology):
+def test_a_replica_set_that_selects_a_pod_is_followed_to_its_owner(topology):
     pod = topology.pod("web-1", "10.1.0.5")
     replica_set = topology.workload("replicaset", "web-5d", owners=[owner("Deployment", "web")])
     topology.edge(replica_set, pod, "replicaset")
     assert workload_of(topology) == ("Deployment", "web")
 
 
-def test_if_two_replica_sets_have_one_name_the_newer_is_used(topology):
+def test_the_newer_of_two_replica_sets_with_the_same_name_is_used(topology):
     topology.pod("web-1", "10.1.0.5", owners=[owner("ReplicaSet", "web-5d")])
     for created_at, name in ((5, "old"), (7, "new"), (6, "middle")):
         owners = [owner("Deployment", name)]
@@ -963,7 +963,7 @@ def test_addresses_in_neutron_belong_to_the_virtual_machine(topology):
 
 
 def test_a_machine_is_not_in_the_namespace_of_its_tap(topology):
-    """Subnets of tenants overlap, and the host's own namespace has taps of all tenants."""
+    """The subnets of tenants can overlap, and the host's namespace has the taps of all tenants."""
     points = {}
     for name, tenant in (("h1", "a"), ("h2", "b")):
         libvirt = {"Domain": f"machine-{tenant}"}
@@ -990,7 +990,7 @@ def test_an_address_of_an_unknown_machine_does_not_belong_to_the_host(topology):
 
 
 def test_the_own_address_of_an_interface_does_not_belong_to_a_machine(topology):
-    """OpenStack's DHCP servers and routers are listed in Neutron, too."""
+    """Neutron also lists the addresses of OpenStack's DHCP servers and routers."""
     netns = topology.netns(topology.host(), "qdhcp-1")
     topology.interface(netns, "10.9.0.2/24", Neutron={"IPV4": ["10.9.0.2/24"]})
     assert topology.names("10.9.0.2") == {"name": "qdhcp-1", "host": "h1"}
@@ -1020,7 +1020,7 @@ def test_pod_labels_follow_the_names(topology):
 
 
 def test_a_label_that_one_copy_lacks_is_read_from_the_other(topology):
-    """If one label's key is the start of another label's key, the probe loses one of them."""
+    """If the key of a label is a prefix of another key, the probe loses one of the two labels."""
     pod = topology.pod("web-1", "10.1.0.5", labels={"app": "web"})
     pod["Metadata"]["K8s"]["Labels"] = {"app": {"kubernetes": {"io/name": "shop-web"}}}
     (candidate,) = topology.resolve(k8s_labels=("app", "app.kubernetes.io/name")).addresses[
@@ -1033,7 +1033,7 @@ def test_a_label_that_one_copy_lacks_is_read_from_the_other(topology):
 
 
 def two_hosts_with_one_subnet(topology):
-    """The same container subnet on two hosts, with a bridge and a veth pair on each."""
+    """Add two hosts with the same container subnet, each with a bridge and a veth pair."""
     points = {}
     for name in ("h1", "h2"):
         host = topology.host(name)
@@ -1058,7 +1058,7 @@ def test_the_capture_point_decides_if_hosts_have_the_same_subnet(topology, host,
     assert names == {"name": f"web-{host}", "host": host, "container": f"web-{host}"}
 
 
-def test_outside_of_the_subnet_an_ambiguous_address_has_no_name(topology):
+def test_an_ambiguous_address_has_no_name_outside_of_its_subnet(topology):
     points = two_hosts_with_one_subnet(topology)
     assert topology.chosen("172.17.0.2", "198.51.100.1", points["h1", "uplink"]) is None
     # If the capture point is in the address's own namespace, the other end does not matter.
@@ -1067,7 +1067,7 @@ def test_outside_of_the_subnet_an_ambiguous_address_has_no_name(topology):
     assert topology.chosen("172.17.0.2", "172.17.0.3", None) is None
 
 
-def test_an_address_known_once_has_its_name_everywhere(topology):
+def test_an_address_with_one_owner_has_the_same_name_everywhere(topology):
     points = two_hosts_with_one_subnet(topology)
     for point in (*points.values(), None):
         assert topology.chosen("192.0.2.1", "198.51.100.1", point)["name"] == "h1"
@@ -1104,7 +1104,7 @@ def test_unknown_namespaces_hosts_and_clusters_are_not_equal():
 
 
 @pytest.mark.parametrize("other", ["fd00::3", "10.0.1.3", "", "x"])
-def test_both_ends_must_be_in_one_subnet(topology, other):
+def test_both_ends_must_be_in_the_same_subnet(topology, other):
     for name in ("h1", "h2"):
         host = topology.host(name)
         point = topology.interface(host, f"192.0.2.{name[1]}/24")
@@ -1156,7 +1156,7 @@ def test_other_addresses_have_the_names_of_their_only_owner_everywhere(topology,
 # Bad input.
 
 
-def test_if_two_nodes_have_one_id_the_later_is_used(topology):
+def test_the_later_of_two_nodes_with_the_same_id_is_used(topology):
     host = topology.host()
     netns = topology.netns(host, "old")
     topology.interface(netns, "10.0.0.1/24")
@@ -1182,7 +1182,7 @@ def test_a_missing_update_time_counts_as_the_earliest(topology):
 
 
 @pytest.mark.parametrize("node_type", ["pod", "host", "container", "device", "service"])
-def test_nodes_of_two_types_with_one_id(topology, node_type):
+def test_the_later_of_two_nodes_is_used_even_if_its_type_differs(topology, node_type):
     netns = topology.netns(topology.host(), "blue")
     topology.interface(netns, "10.0.0.1/24")
     other = {**netns, "UpdatedAt": 9, "Metadata": {"Type": node_type, "Name": "x"}, "Host": "h1"}
@@ -1207,8 +1207,8 @@ def test_edges_without_nodes_are_counted(topology):
         topology.edge(missing, interface, relation_type)
         topology.edge(interface, missing, relation_type)
     assert topology.names("10.0.0.1") == {"name": "h1", "host": "h1"}
-    # Two edges are not counted: an interface may own a node that is not read, and a service may
-    # select one.
+    # Two kinds of edges are not counted, because skyfast does not read all nodes that interfaces
+    # own and that services select.
     count = 2 * len(graph_index.RELATION_TYPES) - 2
     assert topology.resolve().skipped == {"edge_without_node": count}
 
@@ -1253,7 +1253,7 @@ def random_graph(seed):
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_no_graph_raises(seed):
+def test_no_graph_raises_an_exception(seed):
     resolution = random_graph(seed).resolve(k8s_labels=("app",))
     assert resolution.addresses
     for candidates in resolution.addresses.values():
@@ -1272,7 +1272,7 @@ def test_the_order_of_a_contradictory_graph_does_not_matter(seed):
     assert topology.resolve() == before
 
 
-def test_rings_of_any_length_end(topology):
+def test_rings_of_owners_do_not_cause_endless_loops(topology):
     namespaces = [topology.node("netns", host="h1", Name=f"ns{number}") for number in range(50)]
     for parent, child in zip(namespaces, namespaces[1:] + namespaces[:1], strict=True):
         topology.edge(parent, child)
@@ -1303,7 +1303,7 @@ def test_long_names_are_ignored(topology, chars):
     assert (resolution.skipped.get("name_too_long", 0) == 0) == (expected == long)
 
 
-def test_limits_are_counted(topology, monkeypatch):
+def test_elements_beyond_the_limits_are_counted(topology, monkeypatch):
     host = topology.host()
     for number in range(9):
         topology.interface(host, f"10.0.0.{number}/24")

@@ -69,7 +69,7 @@ PART_FIELDS = {
 """The fields that are counted if a nested object has a wrong type."""
 
 NON_NUMBERS = ("x", 1.5, 1e300, True, [1], {"a": 1})
-"""Values that are not numbers. The last one is only used for fields: it is a valid object."""
+"""Values that are not numbers. The last one is only used for fields, as it is a valid object."""
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_undecodable_optional_value_is_skipped_alone(path: str, value: bytes) ->
         ("Metric.ABBytes", {}),
         ("Last", {}),
         ("NodeTID", {}),
-        # Labels, conversations and rules need the flow's actual values.
+        # With these settings, labels, conversations and rules require the field.
         ("Start", {"labels": [{"name": "begin", "path": "Start"}]}),
         ("Link", {"labels": ["vlan"]}),
         ("Link.ID", {"labels": ["vlan"], "metrics": ALL_METRICS["metrics"]}),
@@ -131,7 +131,7 @@ def test_undecodable_optional_value_is_skipped_alone(path: str, value: bytes) ->
         ),
         ("Metric.ABBytes", {"metrics": ["bytes", LATEST]}),
         ("Metric.RTT", {"drop": [{"name": "slow", "Metric.RTT": "5-9"}]}),
-        # A missing total would look like a reset.
+        # If these totals were skipped, the counters would appear to be reset.
         (
             "RawPacketsCaptured",
             {"metrics": [{"name": "raw", "value": "RawPacketsCaptured", "type": "counter"}]},
@@ -212,8 +212,8 @@ BAD_FIRST_REPORT_FIELDS = (
 
 @pytest.mark.parametrize("bad_fields", BAD_FIRST_REPORT_FIELDS, ids=json.dumps)
 def test_report_with_unreadable_start_is_not_a_first_report(bad_fields: dict[str, Any]) -> None:
-    # Both flows belong to the same series of the view, so the second flow's total may already be
-    # part of it.
+    # Both flows belong to the same series of the view. So this series may already include the total
+    # of the second flow.
     sink = Sink()
     sink.take(message(flow("1")))
     unreadable = {

@@ -39,7 +39,7 @@ def take(sink: Sink, *flows: dict[str, Any]) -> None:
 
 
 def report(update: int, total: int, newest: int, uuid: str = "a1", **fields: Any) -> dict[str, Any]:
-    """Return the report of a flow's update number ``update``, which starts at 0."""
+    """Return a report of a flow. The reports of a flow are numbered: ``update`` is 0, 1, 2 …"""
     end_ms = START_MS + (update + 1) * TICK_MS
     started = {"newest_start": end_ms - TICK_MS if update else START_MS, "newest_last": end_ms}
     fields = {"start": START_MS, "last": end_ms - 500} | started | fields
@@ -53,7 +53,10 @@ def closing(update: int, total: int, newest: int, **fields: Any) -> dict[str, An
 
 
 def gaps(sink: Sink) -> tuple[int, int, int]:
-    """Settle all gaps; return the numbers of checked reports, of lost reports, and of own gaps."""
+    """Settle all gaps. Return the numbers of checked reports, lost reports and own gaps.
+
+    Own gaps are gaps that skyfast caused itself, by skipping reports.
+    """
     sink.now += SETTLE_S
     sink.checker.tick()
     counts = sink.analyzer.report_gaps
@@ -141,7 +144,7 @@ def test_two_reports_of_a_flow_in_one_message_have_no_gap(sink: Sink) -> None:
 
 
 @pytest.mark.parametrize("uuid", ["b2", "a1"])
-def test_gap_after_skipped_report_is_our_own(sink: Sink, uuid: str) -> None:
+def test_gap_after_skipped_report_is_not_counted_as_lost(sink: Sink, uuid: str) -> None:
     take(sink, report(0, 10, 10))
     bad_report = report(1, 20, 10, uuid=uuid)
     bad_report["Metric"]["ABBytes"] = -1
@@ -150,7 +153,7 @@ def test_gap_after_skipped_report_is_our_own(sink: Sink, uuid: str) -> None:
     assert gaps(sink) == (2, 0, 1)
 
 
-def test_gap_of_dormant_flow_after_skipped_report_is_our_own(sink: Sink) -> None:
+def test_gap_of_dormant_flow_after_skipped_report_is_not_counted_as_lost(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     sink.now += 40
     bad_report = report(1, 20, 10)
@@ -163,7 +166,7 @@ def test_gap_of_dormant_flow_after_skipped_report_is_our_own(sink: Sink) -> None
     assert gaps(sink) == (2, 0, 1)
 
 
-def test_gap_after_dropped_message_is_our_own(sink: Sink) -> None:
+def test_gap_after_dropped_message_is_not_counted_as_lost(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     sink.take(b"{")
     sink.stats.analyzers[sink.analyzer.name] = sink.analyzer
@@ -281,7 +284,7 @@ def test_nothing_is_checked_without_flow_totals() -> None:
 
 
 @pytest.mark.parametrize("part", ["Metric", "Network", "Transport", "LastUpdateMetric", "UUID"])
-def test_flows_without_a_required_part_are_not_checked(sink: Sink, part: str) -> None:
+def test_flows_without_a_required_object_are_not_checked(sink: Sink, part: str) -> None:
     take(sink, report(0, 10, 10))
     flow = report(1, 20, 10, uuid="b2")
     del flow[part]

@@ -1,4 +1,4 @@
-"""The decision when to hold the clock, in virtual time.
+"""The decision when to hold (stop) the clock of the table, in virtual time.
 
 `skyfast.skydive.reporting_gap` has no clock and no socket.
 """
@@ -37,7 +37,7 @@ class Scenario:
         self.held = False
 
     def run(self, seconds: float, *delivering: str) -> float:
-        """Advance while only ``delivering`` deliver; return how long the clock was held."""
+        """Advance while only ``delivering`` deliver. Return for how long the clock was held."""
         before_s = self.held_s
         self.delivering = set(delivering)
         self._update()
@@ -97,9 +97,9 @@ def test_subscription_that_stays_down_holds_the_clock_for_two_updates() -> None:
     scenario = Scenario("a", "b")
     scenario.run(100, "a", "b")
     assert scenario.run(1000, "a") == MISSING_UPDATES * UPDATE_S
-    # No report is missing when "b" delivers again: meanwhile, agents sent all reports to "a".
+    # When "b" delivers again, no report is missing: agents have sent all reports to "a".
     assert scenario.run(1000, "a", "b") == 0
-    # From now on, an interruption of "b" counts again.
+    # From now on, an interruption of "b" holds the clock again.
     assert scenario.run(10, "a") == 10
     assert scenario.run(1000, "a", "b") == AFTER_S
 
@@ -276,7 +276,7 @@ def test_decisions_match_the_reference_model(
     now_s, held_s, run_s = 500, 0, 0
     held = False
     for seconds, delivering, subscribed in scenario:
-        # skyfast checks twice a second. That would be too slow here, so there are fewer checks.
+        # skyfast checks twice a second. The test has fewer checks, because it would be too slow.
         for _ in range(0, seconds, max(1, seconds // 4)):
             now_s += max(1, seconds // 4)
             delivering &= subscribed

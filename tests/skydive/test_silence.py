@@ -52,8 +52,8 @@ class Point:
     def tick(self, now: int) -> tuple[bytes | None, bool]:
         """Advance by one second; return the statistics to send, and whether flows are sent."""
         self.total += self.packets_s
-        # Readings and reports use two tickers, so a reading is sometimes counted in the next
-        # report.
+        # Readings and reports have different tickers, so a reading is sometimes part of the next
+        # report instead.
         self._readings += [self.total] * self._rng.choice([0, 1, 2] if now % 7 == 0 else [1])
         statistics = None
         if (now + self.phase) % 10 == 0:
@@ -173,7 +173,10 @@ def test_silence_is_detected_early_with_many_capture_points(analyzers: int, poin
 def test_silence_is_detected_within_documented_times(
     points: int, analyzers: int, within_s: int
 ) -> None:
-    """One run in ten may take longer: by chance, the other analyzers can receive few messages."""
+    """In one run out of ten, detection may take longer.
+
+    The other analyzers can receive few messages by chance.
+    """
     times = []
     for seed in range(10):
         cluster = Cluster(analyzers=analyzers, points=points, seed=seed)
@@ -210,7 +213,7 @@ def test_silence_is_detected_while_others_recover() -> None:
 )
 def test_random_pauses_are_not_silence(points: int, analyzers: int) -> None:
     """False positives have a probability of 1e-6, so there is none within 8,000 s."""
-    # With a large longest_s, only the probabilities decide.
+    # longest_s is so large that only the probabilities decide.
     cluster = Cluster(analyzers=analyzers, points=points, longest_s=10_000)
     assert not cluster.run(8_000)
     checks = 8_000 * analyzers
@@ -225,7 +228,7 @@ def test_lost_messages_are_not_silence(points: int) -> None:
 
 @pytest.mark.parametrize(("points", "analyzers"), [(4, 2), (10, 3), (30, 10)])
 def test_detection_times_match_the_probabilities(points: int, analyzers: int) -> None:
-    """All are silent, so the messages of other subscriptions have no influence."""
+    """All subscriptions are silent, so detection does not depend on messages of others."""
     cluster = Cluster(analyzers=analyzers, points=points, longest_s=10_000)
     assert not cluster.run(300)
     cluster.mute = set(range(analyzers))
@@ -274,11 +277,11 @@ def test_subscription_that_never_delivered_is_not_silent() -> None:
 
 
 def test_ended_captures_lower_the_estimate_without_silence() -> None:
-    """After most captures have ended, fewer reports arrive than the old estimate predicts."""
+    """After most captures have ended, fewer reports arrive than before. This is not silence."""
     cluster = Cluster(analyzers=2, points=40)
     assert not cluster.run(300)
     del cluster.points[1:]
-    # A subscription without messages is not silent, because the other one receives few, too.
+    # The other subscription also receives few messages. So one without messages is not silent.
     silences = 0
     for _ in range(int(WINDOW_S * WINDOWS)):
         silences += len(cluster.tick())
@@ -299,7 +302,7 @@ def test_silent_subscription_does_not_lower_the_estimate() -> None:
 
 
 @pytest.mark.parametrize(("analyzers", "sent"), [(1, 0.5), (2, 10), (3, 18), (10, 66)])
-def test_is_improbable(analyzers: int, sent: float) -> None:
+def test_silence_is_improbable_if_enough_messages_were_sent(analyzers: int, sent: float) -> None:
     assert is_improbable(sent, SUSPECT_CHANCE, analyzers=analyzers)
     assert not is_improbable(0, SUSPECT_CHANCE, analyzers=analyzers)
     assert analyzers == 1 or not is_improbable(sent - 1, SUSPECT_CHANCE, analyzers=analyzers)

@@ -42,7 +42,7 @@ QUIET_S = 100
 EVER_S = 10**7
 UPDATE_S = 60.0
 MANY, FEW = 1_000, 5
-"""Limits for the number of flows. With the low limit, flows are soon evicted or rejected."""
+"""Values for ``max_flows``. With the lower one, flows are soon evicted or rejected."""
 
 SILENCE_MS = 45_000
 POWER_LOSS_MS = 150_000
@@ -328,7 +328,8 @@ class FaultMachine(RuleBasedStateMachine):
                 self.take(delivery)
         now = until_ms / 1000
         page = self.page_before(now)
-        # With evictions, the order of flows that expired in the same second is unspecified.
+        # Evictions depend on the order of flows that expired in the same second. This order is
+        # undefined.
         if self.model.spec.max_flows == MANY:
             assert page == self.model.page(now)
 
@@ -344,7 +345,7 @@ class FaultMachine(RuleBasedStateMachine):
     def page_before(self, now):
         """Sweep both tables, and return the page before the next message.
 
-        Each flow is swept when it is due, as if this happened twice a second.
+        Each flow is swept as soon as it is due, because skyfast sweeps twice a second.
         """
         while self.due and self.due[0] < now:
             self.sweep(self.due.popleft())
@@ -390,7 +391,7 @@ class DeduplicatingMachine(FaultMachine):
 
 @pytest.mark.slow
 def test_expired_flow_that_closes_claims_its_conversation(monkeypatch):
-    """Hypothesis found this case: a closing report's packet was counted at two capture points."""
+    """In this case, which Hypothesis found, a packet was counted at two capture points."""
     monkeypatch.setattr("tests.skydive.test_skydive_faults.note", lambda text: None)
     machine = DeduplicatingMachine()
     machine.start(
@@ -420,7 +421,7 @@ def test_expired_flow_that_closes_claims_its_conversation(monkeypatch):
 # Silence
 
 CAPTURES = 40
-"""With this many capture points, 15 s without statistics are improbable by chance."""
+"""With so many capture points, 15 s without statistics hardly occur by chance."""
 
 CALM_S = 480
 PHASES_S = (0, 1, 5, 20, 40, 44, 50, 55, 58, 59)
@@ -428,7 +429,7 @@ INTERRUPTIONS = ("leaves", "vanishes", "restarts", "is down")
 
 
 class MonitoredTable:
-    """A table with the real silence detection, and conversations that never pause."""
+    """A table that uses skyfast's silence detection. The conversations never pause."""
 
     def __init__(self, seed, analyzers):
         self.cluster = cluster = Cluster(random=Random(seed))
@@ -494,7 +495,7 @@ def test_no_connection_expires_while_subscriptions_are_interrupted(seed, analyze
     monitored = MonitoredTable(seed, analyzers)
     start = len(monitored.connections)
     for how, number, phase_s in interruptions:
-        monitored.run(phase_s)  # after an update tick of all agents
+        monitored.run(phase_s)  # the time since the latest update tick of all agents
         monitored.interrupt(how, pick(monitored.cluster.analyzers, number))
         monitored.run(CALM_S - phase_s)
     assert {count for _, count in monitored.connections[start:]} == {CAPTURES}

@@ -206,7 +206,7 @@ def test_closing_report_comes_ten_to_twenty_minutes_after_last_packet(sink):
 
 
 @pytest.mark.parametrize("expire_first", [False, True])
-def test_update_and_expiry_tick_at_the_same_time(sink, expire_first):
+def test_order_of_simultaneous_ticks_decides_what_a_closing_report_has(sink, expire_first):
     # Updates and expiry run every 600 s. The update tick at 600 s reports the packet sent at 590 s.
     table = FlowTable(sink)
     send(table, 590)
@@ -219,7 +219,8 @@ def test_update_and_expiry_tick_at_the_same_time(sink, expire_first):
     first(ms(1200))
     second(ms(1200))
     (closing,) = sink.take()
-    # The closing report repeats the first report, or has zeros.
+    # If the expiry tick comes first, the closing report repeats the first report. Otherwise, the
+    # update tick has set its last update to zero.
     assert update_values(closing) == ((100, 0, 590, 600) if expire_first else (0, 0, 600, 1200))
 
 
@@ -244,7 +245,7 @@ def test_application_timeout_repeats_last_update(table, sink, conversation):
     table.update_at(ms(120))
     (closing,) = sink.take()
     assert update_values(first) == update_values(closing) == (100, 0, 55, 60)
-    assert closing["LastUpdateMetric"]["Start"] == closing["Start"], "like a first report"
+    assert closing["LastUpdateMetric"]["Start"] == closing["Start"], "it looks like a first report"
     assert closing["FinishType"] == TIMEOUT
     assert not table.flows
 
@@ -264,7 +265,7 @@ def test_application_timeout_must_be_exceeded(sink):
     assert len(sink.take()) == 1, "exactly 10 s does not exceed the timeout"
     table.update_at(ms(30))
     (closing,) = sink.take()
-    assert update_values(closing) == (0, 0, 10, 20), "the tick at 20 s cleared it"
+    assert update_values(closing) == (0, 0, 10, 20), "the tick at 20 s cleared the update"
 
 
 # Flows that start with FIN or RST
@@ -355,8 +356,8 @@ def test_stop_closes_all_flows(table, sink):
     assert [report["FinishType"] for report in reports] == [TIMEOUT] * 3
     assert [update_values(report) for report in reports] == [
         (100, 0, 3, 60),  # repeats the last update
-        (7, 0, 60, 70),  # pending: Last is the flow's Last
-        (100, 0, 71, 71),  # pending, and the first report
+        (7, 0, 60, 70),  # has later packets: Last is the flow's Last
+        (100, 0, 71, 71),  # is the first report of its flow
     ]
 
 
@@ -430,14 +431,14 @@ def test_ticks_start_with_the_capture():
         (600, 0, 120, 180),
     ]
     assert [delivery.time_ms for delivery in deliveries if delivery.flows] == [
-        *(65_000, 125_000, 185_000),  # the analyzer's next flush
+        *(65_000, 125_000, 185_000),  # when the analyzer sends its next batch
     ]
     stats = [d.time_ms for d in deliveries if d.message["Type"] == "stats"]
     assert stats == list(range(10_000, 200_001, 10_000)), "stats are not batched"
 
 
 @pytest.mark.parametrize("expire_first", [False, True, None])
-def test_order_of_simultaneous_ticks(expire_first):
+def test_order_of_simultaneous_ticks_is_random_unless_set(expire_first):
     orders = set()
     for seed in range(20):
         cluster, agent, table, _ = make_cluster(
@@ -505,7 +506,7 @@ def test_lost_datagram_loses_one_flow():
     reports = reports_of(cluster.run(130_000))
     assert [report["Transport"]["A"] for report in reports] == [1, 3, 1, 2, 3]
     assert totals(reports[3]) == (1200, 0), "totals include the lost report"
-    assert update_values(reports[3]) == (600, 0, 60, 120), "LastUpdateMetric does not"
+    assert update_values(reports[3]) == (600, 0, 60, 120), "the update does not include it"
 
 
 def test_websocket_agents_send_ten_flows_per_message():
@@ -523,7 +524,7 @@ def test_websocket_agents_send_ten_flows_per_message():
     assert [size for size in sizes if size] == [10, 10, 3]
 
 
-def test_agent_clock_steps():
+def test_clock_step_changes_the_times_of_updates():
     cluster, agent, table, _ = make_cluster()
     agent.step_clock(-5_000)
     agent.packet(table, Packet(WEB, flags="S"))
@@ -587,7 +588,7 @@ def test_analyzer_sends_batches_of_100_flows():
     ]
 
 
-def test_message_format():
+def test_messages_have_the_format_of_skydive():
     cluster, agent, table, _ = make_cluster()
     agent.packet(table, Packet(WEB))
     deliveries = list(cluster.run(65_000))
@@ -618,7 +619,9 @@ def test_leaving_subscriber_silences_all_others():
     assert [len(stored) for stored in analyzer.namespaces.values()] == [1, 1]
     visitor.stop()
     assert receivers(cluster, 200) == set()
-    assert [speaker.host_id for speaker in analyzer.speakers] == ["skyfast"], "still connected"
+    assert [speaker.host_id for speaker in analyzer.speakers] == ["skyfast"], (
+        "skyfast is still connected"
+    )
 
     # A namespace resumes for all its subscribers once a new client asks for it.
     stats = Subscriber(analyzer, host_id="stats", namespaces=["stats"])
@@ -644,7 +647,7 @@ def test_leaving_first_subscriber_silences_the_second():
     assert receivers(cluster, 100) == set()
 
 
-def test_namespace_of_one_capture():
+def test_namespace_of_a_capture_has_only_its_flows():
     cluster, agent, table, _ = make_cluster()
     second = agent.capture(node_tid="node-2", capture_id="capture-2")
     traffic(cluster, agent, table, 1_000)
@@ -689,7 +692,7 @@ def test_vanished_subscriber_silences_others_when_its_pongs_are_missing():
     list(cluster.run(24_000))
     visitor.vanish()
     times = [d.time_ms for d in cluster.run(100_000) if d.subscriber is ours]
-    assert times == [30_000], "it vanishes at 24 s and is noticed at 31 s"
+    assert times == [30_000], "the analyzer notices at 31 s that the visitor vanished at 24 s"
 
 
 def test_analyzer_restart_loses_buffered_flows():
@@ -861,7 +864,7 @@ def is_repeat(flow):
 
 
 @pytest.mark.parametrize(("name", "reports"), [(ONE, 45), (A, 84), (B, 93)])
-def test_recorded_updates_show_flow_update(name, reports):
+def test_recorded_updates_are_ten_seconds_long(name, reports):
     periods = [
         flow["LastUpdateMetric"]["Last"] - flow["LastUpdateMetric"]["Start"]
         for flow in recorded_flows(name)
@@ -887,7 +890,7 @@ def test_recorded_updates_show_flow_update(name, reports):
         (B, {"repeat of a first report": 4}),
     ],
 )
-def test_recorded_closing_reports(name, kinds):
+def test_recorded_closing_reports_are_of_the_expected_kinds(name, kinds):
     counts = Counter()
     for flow in recorded_flows(name):
         assert flow.get("FinishType", TIMEOUT) == TIMEOUT
@@ -913,14 +916,14 @@ def test_recorded_reports_obey_the_model(name):
         metric, totals, uuid = flow["LastUpdateMetric"], flow["Metric"], flow["UUID"]
         assert totals["Start"] == flow["Start"] <= flow["Last"] == totals["Last"]
         assert metric["Last"] >= flow["Last"], "a tick comes after its packets"
-        assert uuid not in closed, "no report follows the closing one"
+        assert uuid not in closed, "no report follows the closing report"
         if is_closing(flow):
             closed.add(uuid)
         else:
             assert any(metric[name] for name in COUNTERS), "updates are only sent after traffic"
         if is_first(flow):
             assert all(metric[name] == totals[name] for name in COUNTERS)
-        if uuid in previous and name == ONE:  # each of two analyzers receives only some reports
+        if uuid in previous and name == ONE:  # one of two analyzers receives only some reports
             before = previous[uuid]
             increase = {name: totals[name] - before["Metric"][name] for name in COUNTERS}
             if is_closing(flow) and is_repeat(flow):

@@ -65,7 +65,7 @@ MESSAGE = b'{"Namespace":"flow","Type":"store","Obj":[]}'
 # The request ---------------------------------------------------------------------------------
 
 
-async def test_request_headers(analyzer: FakeAnalyzer) -> None:
+async def test_request_has_the_headers_of_an_analyzer_client(analyzer: FakeAnalyzer) -> None:
     async with subscribed(make_config(analyzer.url, host_id="probe-7")):
         request = (await analyzer.subscriber()).request
     assert request.target == "/ws/subscriber/flow"
@@ -311,8 +311,8 @@ async def test_failed_attempt_is_counted_logged_and_retried(
     async with subscribed(make_config(analyzer.url)) as running:
         assert running.row(analyzer).up == 0
         while True:
-            # After some faults, only the analyzer thinks that the client is subscribed. Wait for
-            # the next one.
+            # After some faults, the first subscriber exists only from the analyzer's point of view.
+            # Wait for the second one.
             remote = await analyzer.subscriber()
             if len(analyzer.upgrades) == 2:
                 break
@@ -375,7 +375,7 @@ async def test_addresses_of_a_name_are_tried_in_turn(
         (lambda remote: _do(remote.writer.close), "closed"),
         (lambda remote: remote.close(1000), "closed"),
         (lambda remote: remote.close(1001, "going away"), "closed"),
-        # If skyfast sent these codes, the reasons would be different.
+        # The reasons would be different if skyfast had sent these codes.
         (lambda remote: remote.close(1009), "closed"),
         (lambda remote: remote.close(1011), "closed"),
         (lambda remote: _cut(remote), "closed"),
@@ -647,7 +647,7 @@ async def test_next_message_ends_suspicion(analyzer: FakeAnalyzer) -> None:
 async def test_statistics_without_flows_are_silence(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture, with_flows: bool
 ) -> None:
-    """This happens after a subscriber leaves and another one subscribes to statistics alone."""
+    """This happens after one subscriber leaves, and another one only subscribes to statistics."""
     counter = MessageCounter()
     async with subscribed(make_config(analyzer.url), **counter.options) as running:
         running.stats.flow_update_s = 0.3
@@ -682,7 +682,7 @@ async def test_first_message_counts_as_delivery_if_subscription_ends_at_once(
         assert not running.subscriptions.delivering
 
 
-async def test_names_of_subscribed_and_delivering_analyzers() -> None:
+async def test_subscribed_and_delivering_analyzers_are_known() -> None:
     async with FakeAnalyzer() as first, FakeAnalyzer() as second:
         config = make_config(first.url, second.url)
         async with subscribed(config) as running:
@@ -710,7 +710,7 @@ def test_silence_is_resolved_before_connections_expire() -> None:
         + 2 * DEFAULT_TIMING.tick_s
         + DEFAULT_TIMING.close_timeout_s
         + DEFAULT_TIMING.backoff_first_s
-        + 10  # until the analyzer flushes its buffered flows
+        + 10  # the time until the analyzer flushes its buffered flows
     )
     assert longest_s < config.limits.timeout_s
 
@@ -1054,7 +1054,9 @@ def test_unresponsive_name_server_does_not_block(
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-def test_both_event_loops_work(run: Callable[[Any], None], tmp_path: Path) -> None:
+def test_subscriptions_work_with_both_event_loops(
+    run: Callable[[Any], None], tmp_path: Path
+) -> None:
     authority = Authority(tmp_path)
 
     async def scenario() -> None:
@@ -1344,6 +1346,6 @@ def _status(code: int) -> InvalidStatus:
     ],
     ids=repr,
 )
-def test_classify(exc: Exception, reason: str) -> None:
+def test_exceptions_have_the_expected_reason(exc: Exception, reason: str) -> None:
     assert classify(exc) == reason
     assert reason in RECONNECT_REASONS

@@ -108,7 +108,7 @@ def labels_of(name="eth0", host="h", kind="device", ipv4="", ipv6="", tid="t1"):
     return (name, host, kind, ipv4, ipv6, tid)
 
 
-def test_the_page_of_a_real_answer(topology):
+def test_the_page_of_a_recorded_response_equals_the_golden_file(topology):
     topology.receive(RECORDED, 0.0)
     golden = DATA / "topology.prom"
     assert topology.interfaces.page(0.0).decode() == golden.read_text()
@@ -116,7 +116,7 @@ def test_the_page_of_a_real_answer(topology):
     assert topology.skipped() == {}
 
 
-def test_an_independent_parser_reads_the_page_of_a_real_answer(topology):
+def test_an_independent_parser_reads_the_page_of_a_recorded_response(topology):
     topology.receive(RECORDED, 0.0)
     expected = {}
     for answer in json.loads(RECORDED):
@@ -196,7 +196,7 @@ def test_a_node_without_any_identity_is_not_shown(topology):
 
 
 @pytest.mark.parametrize("newest", [0, 1, 2])
-def test_of_nodes_with_the_same_labels_the_newest_is_shown(topology, newest):
+def test_the_newest_of_nodes_with_the_same_labels_is_shown(topology, newest):
     nodes = [
         node(node_id=f"n{number}", updated_at=5 + (number == newest), Metric={"RxBytes": number})
         for number in range(3)
@@ -213,7 +213,7 @@ def test_nodes_that_differ_in_one_label_are_all_shown(topology):
     assert topology.skipped() == {}
 
 
-# The families with standard naming, by name, with the field that each family comes from.
+# The fields of interfaces by the names of their families in standard naming.
 STANDARD = {
     "receive_bytes": "RxBytes",
     "transmit_bytes": "TxBytes",
@@ -233,7 +233,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("asked_for_openmetrics", [False, True])
-def test_standard_names_in_both_formats(asked_for_openmetrics):
+def test_standard_names_are_valid_in_both_formats(asked_for_openmetrics):
     topology = Fixture(naming="standard")
     topology.receive(RECORDED, 0.0)
     page = topology.interfaces.page(0.0, asked_for_openmetrics).decode()
@@ -282,7 +282,7 @@ def test_openmetrics_2_only_differs_in_the_lines_that_declare_families(naming):
 
 
 def test_start_times_of_interfaces_are_unknown():
-    """They are shown as 0, each directly after its counter."""
+    """A start time is shown as 0, directly after its counter."""
     topology = Fixture(naming="standard")
     topology.update(node("eth0"), node("eth1", tid="t2"))
     plain, page = (topology.interfaces.page(0.0, 1, created=created) for created in (False, True))
@@ -328,7 +328,7 @@ def test_only_the_counter_that_is_out_of_range_is_omitted(topology, value):
     assert topology.skipped() == {"out_of_range": 1}
 
 
-def test_a_device_that_starts_over_shows_its_new_values(topology):
+def test_a_reset_counter_shows_its_new_value(topology):
     topology.update(node(Metric={"RxBytes": 1000}), now=0.0)
     topology.update(node(Metric={"RxBytes": 10}), now=20.0)
     assert topology.samples(20.0)["rx_bytes", labels_of()] == 10
@@ -367,7 +367,7 @@ WRONG = json.loads((DATA / "topology-wrong-nodes.json").read_bytes())
 
 
 @pytest.mark.parametrize("why", WRONG)
-def test_a_wrong_node_does_not_affect_others(topology, why):
+def test_an_invalid_node_does_not_affect_others(topology, why):
     topology.update(node(), WRONG[why], node("eth1", tid="t2"))
     assert topology.labels() == {labels_of(), labels_of(name="eth1", tid="t2")}
     assert topology.skipped() == {"invalid": 1}
@@ -421,7 +421,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("answer", MALFORMED)
-def test_a_malformed_answer_changes_nothing(topology, answer):
+def test_a_malformed_response_changes_nothing(topology, answer):
     topology.update(node(), node(), now=0.0)
     before = topology.interfaces.page(59.0)
     with pytest.raises(MalformedAnswerError):
@@ -433,7 +433,7 @@ def test_a_malformed_answer_changes_nothing(topology, answer):
 
 
 @pytest.mark.parametrize("answer", [b"[]", b"null", b" [ ] \n"])
-def test_an_empty_answer_removes_all_interfaces(topology, answer):
+def test_an_empty_response_removes_all_interfaces(topology, answer):
     topology.update(node())
     topology.receive(answer, 20.0)
     assert topology.interfaces.page(20.0) == b""
@@ -450,7 +450,7 @@ def test_an_interface_that_is_no_longer_reported_is_removed_at_once(topology):
     ("interval_s", "connection_timeout_s", "leaves_s"),
     [(20.0, 60.0, 60.0), (20.0, 300.0, 300.0), (60.0, 75.0, 180.0)],
 )
-def test_interfaces_expire_without_answers(interval_s, connection_timeout_s, leaves_s):
+def test_interfaces_expire_without_responses(interval_s, connection_timeout_s, leaves_s):
     topology = Fixture(interval_s=interval_s, connection_timeout_s=connection_timeout_s)
     topology.update(node(), now=1000.0)
     topology.interfaces.expire(1000.0 + leaves_s - 0.1)
@@ -463,14 +463,14 @@ def test_interfaces_expire_without_answers(interval_s, connection_timeout_s, lea
     assert topology.labels(2000.0) == {labels_of()}
 
 
-def test_the_page_is_empty_before_the_first_answer(topology):
+def test_the_page_is_empty_before_the_first_response(topology):
     assert topology.interfaces.page(0.0) == b""
 
 
 # Queries over real sockets.
 
 FAST_S = 0.05
-"""An interval that is so short that a test sees several responses."""
+"""The interval of queries. It is so short that a test sees several responses."""
 
 
 class Poll:
@@ -518,7 +518,7 @@ def closed_port():
 
 
 @pytest.mark.xdist_group("timing")
-async def test_the_first_query_is_sent_at_once_in_skydive_s_form():
+async def test_the_first_query_is_sent_at_once_in_the_form_of_skydive():
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = answer_of(node(), compress=True)
         async with Poll(analyzer.url, interval_s=3600).running() as poll:
@@ -571,7 +571,7 @@ def lo(number):
     )
 
 
-async def test_names_and_interfaces_come_from_one_answer():
+async def test_names_and_interfaces_come_from_the_same_response():
     async with FakeAnalyzer() as analyzer:
         names = NameIndex(keep_s=60.0)
         analyzer.topology = answer_of(
@@ -585,7 +585,7 @@ async def test_names_and_interfaces_come_from_one_answer():
             await asyncio.wait_for(names.ready.wait(), 5)
             assert names.nodes == NODES
             assert names.addresses["10.0.0.1"] == ("h", "h", *[""] * 6)
-            assert names.addresses["127.0.0.1"] is None  # depends on the flow
+            assert names.addresses["127.0.0.1"] is None  # the names depend on the flow
             await until(lambda: poll.stats.answers >= 2)
         for request in analyzer.topology_requests:
             assert json.loads(request.body) == {"GremlinQuery": NAMED_INTERFACES.gremlin}
@@ -594,7 +594,7 @@ async def test_names_and_interfaces_come_from_one_answer():
         assert poll.stats.skipped["invalid"] == sum(poll.stats.skipped.values()) == 1
         page = poll.interfaces.page(time.monotonic()).decode()
         assert set(re.findall('node_tid="([^"]*)"', page)) == {"t1"}
-        # The second answer changed nothing, so it was not reported.
+        # The second response changed no names, so it was not reported.
         main = threading.current_thread()
         assert poll.renamed == [
             (names.nodes, NODES, main),
@@ -639,7 +639,7 @@ async def test_names_are_queried_even_if_interfaces_are_not_exported(monkeypatch
         assert poll.stats.interfaces == 0
 
 
-async def test_names_are_ready_after_the_first_answer_and_kept_after_a_failure(caplog):
+async def test_names_are_ready_after_the_first_response_and_kept_after_a_failure(caplog):
     async with FakeAnalyzer() as analyzer:
         names = NameIndex(keep_s=0.0)
         analyzer.topology = Answer(status=500)
@@ -670,7 +670,7 @@ async def test_names_beyond_the_bounds_are_logged_once(monkeypatch, caplog):
     assert record.getMessage() == "topology too large: 3 nodes and addresses ignored"
 
 
-async def test_the_first_analyzer_that_answers_is_kept():
+async def test_the_first_analyzer_that_responds_is_kept():
     first, second = FakeAnalyzer(), FakeAnalyzer()
     first.topology, second.topology = answer_of(node("one")), answer_of(node("two"))
     async with first, second:
@@ -726,7 +726,7 @@ async def test_a_login_replaces_basic_authentication_and_is_renewed():
         assert poll.errors() == {}
 
 
-async def test_wrong_credentials(caplog):
+async def test_wrong_credentials_are_counted_and_logged_without_the_password(caplog):
     async with FakeAnalyzer(username="ann", password="s3cret") as analyzer:
         async with Poll(analyzer.url, username="ann", password="wr0ng").running() as poll:
             await until(lambda: poll.errors().get("unauthorized", 0) >= 2)
@@ -776,7 +776,7 @@ async def test_the_log_suggests_the_correct_scheme(tmp_path, caplog):
     assert third.endswith("; the port does not serve TLS, use ws://")
 
 
-async def test_tls_with_a_configured_authority_and_a_client_certificate(tmp_path):
+async def test_tls_uses_the_configured_authority_and_client_certificate(tmp_path):
     authority = Authority(tmp_path)
     context = authority.server_context("127.0.0.1", ask_clients=True)
     ours = authority.issue("skyfast")
@@ -856,7 +856,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-async def test_a_failing_analyzer(failure, monkeypatch, caplog):
+async def test_failures_are_counted_and_interfaces_stay(failure, monkeypatch, caplog):
     """The failure is counted and logged once. Interfaces stay until the next analyzer responds."""
     monkeypatch.setattr(topology_client, "MAX_ANSWER_BYTES", 65_536)
     if failure == "hangs":
@@ -880,7 +880,7 @@ async def test_a_failing_analyzer(failure, monkeypatch, caplog):
     assert of_bad[0].levelname == "WARNING"
 
 
-async def test_a_name_that_does_not_resolve():
+async def test_an_unresolved_name_is_counted_as_unreachable():
     async with Poll(
         "ws://analyzer.invalid:8082/ws/subscriber/flow", interval_s=1
     ).running() as poll:

@@ -130,7 +130,7 @@ def test_only_a_field_of_another_type_is_absent(path):
             assert node is None
             assert skipped[MALFORMED] == 1
             continue
-        # Objects without known fields, and labels of any type, are possible.
+        # Some values are valid, such as objects without known fields, and labels of any type.
         assert set(skipped) <= {WRONG_TYPE}
         if path != ("Host",):
             assert node.host == "h1"
@@ -161,7 +161,7 @@ def test_elements_that_are_not_nodes_or_edges_are_counted(element):
     [b'"\xff"', b'"\\ud800"', b"[" * 2_000 + b"]" * 2_000, b'{"a":' * 2_000 + b"1" + b"}" * 2_000],
     ids=["invalid UTF-8", "lone surrogate", "deep array", "deep object"],
 )
-def test_unreadable_parts_do_not_matter(extra):
+def test_unreadable_fields_are_ignored(extra):
     node = b'{"ID":"n1","Metadata":{"Type":"pod","Other":%b,"K8s":{"Labels":{"app":%b}}}}'
     decoded = decode_node(node % (extra, extra))
     assert (decoded.id, decoded.metadata.type) == ("n1", "pod")

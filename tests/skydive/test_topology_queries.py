@@ -45,7 +45,7 @@ def test_the_query_for_interfaces_is_that_of_the_go_connector():
 
 
 @pytest.mark.parametrize("query", list(every_query()), ids=lambda query: query.gremlin[:70])
-def test_each_query_is_understood(query):
+def test_each_query_is_parsed(query):
     parsed = parse(query.gremlin)
     assert parsed == query
     assert parsed.edges == query.gremlin.startswith("G.E()")
@@ -54,8 +54,8 @@ def test_each_query_is_understood(query):
 
 
 @pytest.mark.parametrize("query", list(every_query()), ids=lambda query: query.gremlin[:70])
-def test_skydive_s_parser_accepts_each_query(query):
-    """The grammar of ``traversal_parser.go``, as far as skyfast uses it."""
+def test_each_query_fits_the_grammar_of_skydive(query):
+    """The pattern is the part of the grammar in ``traversal_parser.go`` that skyfast uses."""
     value = r"(?:'[^'\"]*'|\d+|(?:Within|Ne|Gt)\((?:'[^'\"]*'|\d+)(?:, (?:'[^'\"]*'|\d+))*\))"
     step = rf"\.(?:Has|HasEither)\({value}(?:, {value})*\)"
     assert re.fullmatch(rf"G\.[VE]\(\){step}", query.gremlin)
@@ -79,11 +79,11 @@ def test_skydive_s_parser_accepts_each_query(query):
         f"{queries.NAMESPACES.gremlin[:-1]}, '@UpdatedAt', Gt(-1))",
     ],
 )
-def test_no_other_query_is_understood(text):
+def test_other_queries_are_not_parsed(text):
     assert parse(text) is None
 
 
-def test_too_many_values_are_not_understood():
+def test_queries_with_too_many_values_are_not_parsed():
     def text(count):
         addresses = ", ".join(f"'10.0.{n // 256}.{n % 256}'" for n in range(count))
         return f"G.V().Has('Type', 'pod', 'K8s.IP', Within({addresses}))"
@@ -143,8 +143,8 @@ def test_query_matches_the_right_nodes(query, expected):
         (queries.by_child(["c"]), edge(["service"]), False),
     ],
 )
-def test_query_matches_values_of_other_types_as_skydive_0_28_does(query, element, expected):
-    """Each result is that of Skydive's own traversal of a graph with this element."""
+def test_query_matches_values_of_other_types_as_in_skydive_0_28(query, element, expected):
+    """The expected results are those of Skydive itself, for a graph with this element."""
     assert query.matches(element) is expected
 
 
@@ -167,7 +167,7 @@ def test_changes_are_newer_elements_of_the_same_query():
         queries.changes(queries.INTERFACES, 1)
 
 
-def test_pods_by_address():
+def test_query_by_pod_address_matches_only_these_pods():
     query = queries.by_pod_address(["10.0.0.1", "10.0.0.1", "fd00::1"])
     assert query.gremlin == "G.V().Has('Type', 'pod', 'K8s.IP', Within('10.0.0.1', 'fd00::1'))"
     assert query.matches(node("pod", K8s={"IP": "fd00::1"}))
@@ -176,7 +176,7 @@ def test_pods_by_address():
     assert not query.matches(node("pod", K8s="fd00::1"))
 
 
-def test_edges_by_child():
+def test_query_by_child_matches_only_edges_to_these_nodes():
     query = queries.by_child(["a", "b"])
     assert query.edges
     assert query.matches(edge("service", "a"))
@@ -193,7 +193,7 @@ def test_values_cannot_change_the_query(make):
         make(f"x{n}" for n in range(MAX_VALUES + 1))
 
 
-def test_equal_arguments_make_equal_queries():
+def test_queries_with_equal_arguments_are_equal():
     assert queries.by_child(["a"]) == queries.by_child(["a"])
     assert isinstance(queries.INTERFACES, Query)
 

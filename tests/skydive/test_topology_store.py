@@ -44,7 +44,7 @@ def store():
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_if_two_nodes_have_one_id_the_one_that_was_updated_last_counts(store, order):
+def test_the_latest_of_two_nodes_with_the_same_id_is_kept(store, order):
     two = [node(name="old", updated_at=1), node(name="new", updated_at=2)][::order]
     reader = read(NAMESPACES, *two)
     assert reader.skipped == {"duplicate_id": 1}
@@ -58,7 +58,7 @@ def test_nodes_without_id_are_all_kept(store):
     assert names(store) == ["a", "b"]
 
 
-def test_edges_are_kept_once_for_each_relation(store):
+def test_an_edge_is_kept_once_for_each_relation(store):
     store.replace(EDGES, read(EDGES, edge(), edge(), edge(relation="layer2"), edge(child="d")))
     assert len(store.graph().edges) == len(store) == 3
 
@@ -151,12 +151,12 @@ def test_changes_are_merged(store, monkeypatch):
     assert store.graph().skipped == {"too_many": 1}
 
 
-def test_changes_before_the_first_complete_response(store):
+def test_changes_are_merged_before_the_first_complete_response(store):
     assert store.merge(EDGES, read(EDGES, edge()))
     assert len(store.graph().edges) == 1
 
 
-# Graphs of some pods only.
+# Graphs for some pods.
 
 
 def test_the_graph_of_some_pods_has_all_nodes_that_their_names_need(store):

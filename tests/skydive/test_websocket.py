@@ -1,4 +1,4 @@
-"""Receiving without copies has the same results as the websockets library.
+"""skyfast receives messages without copies, with the same results as the websockets library.
 
 The reference is a connection of that library that gets the same bytes. Tests that depend on sockets
 use real sockets, with both event loops, with and without TLS.
@@ -336,7 +336,7 @@ def runner() -> Iterator[asyncio.Runner]:
 @given(
     pieces=STREAMS,
     cuts=CUTS | st.just(EVERYWHERE),
-    # Smaller than a frame with its header, smaller than a message, and larger than both.
+    # These are smaller than a frame with its header, smaller than a message, and larger than both.
     buffer_bytes=st.sampled_from([16, 200, 40_000, BUFFER_BYTES]),
     turn_s=st.sampled_from([0.0, 10.0]),
     reset=st.booleans(),
@@ -440,7 +440,7 @@ async def test_large_buffer_is_freed_after_large_message() -> None:
     try:
         for start in range(0, 1000, 100):
             wire.deliver(data[start : start + 100])
-        # An announced message takes no memory before it arrives.
+        # The header of a frame announces 5 MB. No memory is allocated before the data arrives.
         assert tracemalloc.get_traced_memory()[1] < 5 * BUFFER_BYTES
         for start in range(1000, len(data), 1 << 20):
             wire.deliver(data[start : start + (1 << 20)])

@@ -40,7 +40,7 @@ SPACES = b" " * (1 << 20)
 WRITE_TIMEOUT_S = 10.0
 """Maximum duration of a write. As in Skydive, a subscriber is dropped if a write takes longer."""
 PONG_TIMEOUT_S = 7.0
-"""Maximum age of the latest pong, which is the sum of Skydive's ping interval and pong timeout."""
+"""Maximum time since the latest pong. In Skydive, this is the ping interval + the pong timeout."""
 WAIT_S = 5.0
 """Timeout of all methods that wait."""
 
@@ -60,7 +60,7 @@ class Fault(enum.Enum):
 
 @dataclass(kw_only=True)
 class Answer:
-    """An HTTP response. With ``compress``, it is compressed if the request accepts gzip."""
+    """An HTTP response. With ``compress``, the body is compressed if the request accepts gzip."""
 
     status: int = 200
     body: bytes = b""
@@ -125,7 +125,7 @@ class Subscriber:
     closing: bool = False
     frozen: bool = False
     was_dropped: bool = False
-    """Whether the analyzer dropped it, because it did not read or answer pings in time."""
+    """Whether the analyzer dropped the subscriber, which read or answered pings too slowly."""
     ponged_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -220,9 +220,9 @@ class FakeAnalyzer:
         self.login: Answer | Fault | None = None
         """The response to ``POST /login``; None for the normal response."""
         self.topology: Answer | Fault = Answer(body=b"[]", compress=True)
-        """The response to authorized ``POST /api/topology`` requests if there is no ``graph``."""
+        """The response to authorized ``POST /api/topology`` requests if ``graph`` is None."""
         self.graph: dict[str, list[dict[str, Any]]] | None = None
-        """``Nodes`` and ``Edges``. The response to a query contains those that match the query."""
+        """The lists ``Nodes`` and ``Edges``. A response has the elements that match its query."""
         self.unique_host_ids = False
         """As Skydive does, respond with 409 if another subscriber has the same X-Host-ID."""
         self.host_id_linger_s = 0.0
@@ -230,7 +230,7 @@ class FakeAnalyzer:
         self.checks_pongs = False
         """As Skydive does, drop subscribers whose pongs are late."""
         self.stalling = False
-        """Send no pings: the latest frame is incomplete, and a ping cannot interrupt a frame."""
+        """Send no pings. Set this while a frame is incomplete: a ping would be part of it."""
         self.stops_after_disconnect = False
         """Imitate a bug: after a disconnect, send nothing until the next client subscribes."""
 
@@ -534,7 +534,7 @@ class FakeAnalyzer:
         while True:
             head = await reader.readexactly(2)
             opcode, length = head[0] & 0x0F, head[1] & 0x7F
-            assert head[1] & 0x80, "a client masks its frames"
+            assert head[1] & 0x80, "the client's frame is not masked"
             if length == 126:
                 (length,) = struct.unpack("!H", await reader.readexactly(2))
             elif length == 127:

@@ -1,4 +1,4 @@
-"""Helpers for apps in the process of the test: series of the page, and flows between addresses."""
+"""Helpers for tests that run an app in their own process: series of its page, and flows for it."""
 
 import asyncio
 from typing import Any
@@ -8,7 +8,7 @@ from skyfast.web.exposition import Part
 
 WAIT_S = 5.0
 BYTES = "skydive_network_connection_total_bytes{"
-"""The start of each sample of the byte counters of connections."""
+"""The samples of the byte counters of connections start with this text."""
 
 
 async def rows(app: App, family: str = BYTES) -> dict[str, str]:

@@ -208,7 +208,7 @@ async def chromium() -> AsyncIterator[Browser]:
             url = await asyncio.wait_for(_devtools_url(process.stderr), START_S)
             reading.append(
                 asyncio.create_task(process.stderr.read())
-            )  # reads on, so that the pipe does not fill up
+            )  # keep reading, so that the pipe does not fill up
             async with connect(url, max_size=MAX_MESSAGE_BYTES, compression=None) as connection:
                 browser = Browser(connection)
                 reading.append(asyncio.create_task(browser.read()))

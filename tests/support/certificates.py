@@ -66,7 +66,10 @@ class Authority:
         return Issued(self._write(f"{self._name}-{name}.crt", certificate), str(key_path))
 
     def server_context(self, name: str, *, ask_clients: bool = False) -> ssl.SSLContext:
-        """Return the context of server ``name``. ``ask_clients`` requires client certificates."""
+        """Return a TLS context for the server ``name``.
+
+        With ``ask_clients``, the server requires client certificates.
+        """
         issued = self.issue(name)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(issued.certificate, issued.key)

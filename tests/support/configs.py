@@ -10,7 +10,7 @@ _PATHS = {path.rpartition(".")[2]: path for path in schema.SCHEMA}
 
 
 def make_config(*urls: str, **settings: Any) -> model.Config:
-    """Return a configuration that subscribes to ``urls``. By default, the URL has a closed port.
+    """Return a configuration that subscribes to ``urls``. The default URL has a closed port.
 
     The name of a setting is the last part of its key, for example
     ``make_config(url, silence_timeout=1, cookie={"a": "b"})``.

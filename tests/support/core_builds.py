@@ -3,9 +3,9 @@
 ``setup.py`` defines the builds. Each build has its own directory under ``build``, and is rebuilt
 after a source has changed.
 
-``python -m tests.support.core_builds NAME COMMAND …`` runs a command with this build. It preloads
-the run-time library of the build's sanitizer. A process of the command uses the build if it imports
-``tests``.
+``python -m tests.support.core_builds NAME COMMAND …`` runs a command with the build NAME. If the
+build has a sanitizer, the sanitizer's library is preloaded. Each Python process of the command that
+imports ``tests`` uses the build.
 """
 
 import fcntl
@@ -28,10 +28,10 @@ SOURCES = (
 CORE = "skyfast._table"
 SPLITTER = "skyfast.skydive._json_split"
 CHOSEN = "SKYFAST_CORE"
-"""The environment variable with the path of the build in use. The default build does not set it."""
+"""The environment variable with the path of the test build. Without it, the normal core is used."""
 
-# Leak detection is off, because Python does not free all memory at exit. To find leaks, the builds
-# count the core's memory blocks.
+# The sanitizer's leak detection is off, because Python does not free all memory at exit. Instead,
+# the builds count the memory blocks of the core.
 _ENVIRON: dict[str, dict[str, str]] = {
     "checked": {},
     "coverage": {},
@@ -99,7 +99,7 @@ def _load(name: str, path: Path) -> ModuleType:
 
 
 def use_chosen() -> None:
-    """If `CHOSEN` is set, make imports return the modules of the build that it names."""
+    """If the environment variable `CHOSEN` is set, use the compiled modules of that test build."""
     path = os.environ.get(CHOSEN)
     if path and getattr(sys.modules.get(CORE), "__file__", None) != path:
         assert CORE not in sys.modules, "the core is imported already"

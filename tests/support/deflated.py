@@ -1,4 +1,4 @@
-"""Reads pages that the table has compressed, with several decoders."""
+"""Decompresses pages of the table with several decoders."""
 
 import shutil
 import struct
@@ -14,19 +14,19 @@ from tests.support.paths import ROOT, TESTS
 
 CHUNK_BYTES = 512 * 1024
 LAST_BLOCK = b"\x03\x00"
-"""An empty block that ends a stream."""
+"""An empty deflate block that ends a stream."""
 
 HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 RAW_WBITS = -15
 
 MAX_CODE_BITS = 12
-"""The maximum length of a code. The format allows 15."""
+"""The maximum length of a Huffman code, in bits. The deflate format allows 15 bits."""
 
 LENGTH_ORDER = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
 LENGTHS = tuple(
     (3 + ((4 + i % 4) << (i // 4 - 1)) if i >= 8 else 3 + i, max(0, i // 4 - 1)) for i in range(28)
 )
-"""The base and the number of extra bits of each length symbol, except the last."""
+"""The shortest length and the number of extra bits of each length symbol, except the last one."""
 
 DISTANCES = tuple(
     (1 + ((2 + i % 2) << (i // 2 - 1)) if i >= 4 else 1 + i, max(0, i // 2 - 1)) for i in range(30)
@@ -34,7 +34,7 @@ DISTANCES = tuple(
 
 
 def deflate_all(page: Page, size: int = CHUNK_BYTES) -> tuple[bytes, bytes]:
-    """Read a page to its end; return its lines and its blocks."""
+    """Read a page to its end; return its lines and its deflate blocks."""
     lines, blocks = [], []
     while True:
         chunk, deflated = page.deflate(size)
@@ -45,7 +45,7 @@ def deflate_all(page: Page, size: int = CHUNK_BYTES) -> tuple[bytes, bytes]:
 
 
 def inflate(blocks: bytes) -> bytes:
-    """Decompress blocks that end with a whole byte."""
+    """Decompress deflate blocks that end at a byte boundary and do not end the stream."""
     decoder = zlib.decompressobj(RAW_WBITS)
     text = decoder.decompress(blocks + LAST_BLOCK)
     assert decoder.eof
@@ -66,7 +66,7 @@ def gzip_member(lines: bytes, blocks: bytes) -> bytes:
 
 
 def check_with_all_decoders(lines: bytes, blocks: bytes) -> None:
-    """Check the blocks of a page with zlib, isal and, if it is installed, Go; and their codes."""
+    """Check that all decoders return ``lines``: zlib, isal, the strict one, and Go if installed."""
     member = gzip_member(lines, blocks)
     assert zlib.decompress(member, wbits=31) == lines
     assert isal_zlib.decompress(member, wbits=31) == lines
@@ -116,7 +116,7 @@ class _Bits:
 
 
 def strictly_inflated(data: bytes) -> bytes:
-    """Decompress a deflate stream, and check what skyfast promises beyond the format.
+    """Decompress a deflate stream, and check properties that the format does not require.
 
     Every dynamic block has codes for all symbols. The codes are complete, and have at most 12 bits.
     Other blocks are empty.
@@ -167,7 +167,10 @@ def _inflate_block(bits: _Bits, out: bytearray) -> None:
 
 
 def _code(lengths: list[int]) -> dict[tuple[int, int], int]:
-    """Return the symbols by length and value of their codes; the code must be complete."""
+    """Return the symbols by the length and value of their Huffman codes.
+
+    ``lengths`` has the length of each symbol's code. The codes must use up all bit patterns.
+    """
     code = {}
     value = 0
     for length in range(1, 16):

@@ -13,8 +13,7 @@ SHOWN_SAMPLES = 100
 def recorded(name, which):
     """Yield the messages of one analyzer, each with its Unix time in milliseconds.
 
-    The time is that of the agents' latest update, ``LastUpdateMetric.Last``. A message without
-    flows has the time of the previous message.
+    The time of a message is the highest ``LastUpdateMetric.Last`` of all flows up to this message.
     """
     sent_ms = 0
     for line in (RECORDINGS / name).read_text().splitlines():

@@ -1,4 +1,4 @@
-"""A web server in this process, and an HTTP client that shows the raw bytes."""
+"""A web server in this process, and an HTTP client that gives access to the raw bytes."""
 
 import asyncio
 import dataclasses

@@ -44,8 +44,8 @@ class _Monitored:
 class Listener:
     """Subscriptions to all analyzers of a cluster.
 
-    `run` yields deliveries. Like skyfast, tests read the table's clock (``clock``) at each
-    delivery.
+    `run` yields deliveries. At each delivery, tests read ``clock``, the clock of the table, as
+    skyfast does for each message.
     """
 
     def __init__(self, cluster: Cluster, *, flow_update_s: float) -> None:

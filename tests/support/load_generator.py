@@ -22,15 +22,15 @@ CAPTURES = 5
 SERVERS = [f"192.168.{i // 250}.{1 + i % 250}" for i in range(500)]
 PORTS = (443, 80, 53, 5432, 9100)
 ROUNDS = (1, 1, 1, 2, 3)
-"""Most conversations have one of these numbers of reports."""
+"""Numbers of reports. Most conversations have one of these numbers at random."""
 LONG_ROUNDS, LONG_ONE_IN = 12, 64
 """One conversation in ``LONG_ONE_IN`` has ``LONG_ROUNDS`` reports."""
 UNIT = (3, 1000, 2, 5000)
-"""The packets and bytes that each report adds: first from initiator to target, then back."""
+"""The packets and bytes that each report adds, from initiator to target, and then in reverse."""
 _UNITS = '"ABPackets":3,"ABBytes":1000,"BAPackets":2,"BABytes":5000'
 MAX_PADDING = 900
 RX_BYTES_PER_CHANGE = 3_000_000_000
-"""Increase of an interface counter per response. It has 32 bits, so it wraps in most responses."""
+"""Increase of each interface counter per response. The 32-bit counters wrap in most responses."""
 
 _FIRST = '{"Namespace":"flow","Type":"store","UUID":"","Status":200,"Obj":['
 
@@ -55,9 +55,10 @@ class _Conversation:
 
 
 class Churn:
-    """The network. ``step_s`` is the interval of batches, and ``report_s`` that of reports.
+    """The network. Its messages are sent in one batch every ``step_s`` seconds.
 
-    ``start_s`` is the Unix time before the first step.
+    Each conversation is reported every ``report_s`` seconds. ``start_s`` is the Unix time before
+    the first step.
     """
 
     def __init__(self, *, step_s: int, report_s: int, start_s: float, seed: int = 1) -> None:
@@ -187,8 +188,8 @@ class Churn:
         node = conversation.node
         if conversation.restarts != node.restarts:
             conversation.restarts = node.restarts
-            # If the new total of a reset flow could equal its old total, the flow needs a new UUID.
-            # Otherwise, it would look idle.
+            # If a reset flow could reach its old total again, it gets a new UUID. Otherwise, the
+            # flow would look idle.
             if node.restarts % 2 or conversation.reported < 2:
                 conversation.uuid = self._uuid()
             conversation.reported = 0
@@ -207,9 +208,10 @@ class Churn:
 
 
 class ChurnProcess:
-    """A `Churn` in a separate process, so that its memory is not measured. Call `close` in the end.
+    """A `Churn` in a separate process. Call `close` at the end.
 
-    Soak tests measure the memory of their own process, which must not include the conversations.
+    Soak tests measure the memory of their own process, which therefore must not contain the
+    conversations.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -222,18 +224,19 @@ class ChurnProcess:
         # All messages share this buffer, because separate buffers would change the measured memory.
         self._message = bytearray(MAX_MESSAGE_BYTES)
         self.reports = self.started = 0
-        """The values of the `Churn` after the last completely read step."""
+        """The values of the `Churn` after the last step that was read completely."""
         self.topology: bytes | None = None
         """The topology after that step, or None if the step did not change it."""
 
     def steps(
         self, new_conversations: Sequence[int], *, change_interval: int
     ) -> Iterator[Iterator[memoryview]]:
-        """Run a step for each number of new conversations, and yield the messages of each step.
+        """Run steps, each with a number of ``new_conversations``. Yield the messages of each step.
 
-        Read all messages of a step before the next step. A message is valid until the next message
-        is read. The other process prepares the next message in the meantime. After the first step,
-        and after every ``change_interval`` steps, an agent restarts and the topology changes.
+        Read all messages of a step before the next step. A message is only valid until the next
+        message is read. In the meantime, the other process prepares the next message. An agent
+        restarts and the topology changes after the first step, and then after every
+        ``change_interval`` steps.
         """
         self._pipe.send(("steps", (new_conversations, change_interval)))
         for _ in new_conversations:

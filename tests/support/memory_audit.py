@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 MAX_ENTRIES = 64
-"""Maximum number of followed entries of a container. They suffice: all entries are similar."""
+"""Maximum number of entries that are followed per container. The other entries are similar."""
 
 MAX_FIELDS = 8
-"""If a dict has at most this many keys, all of them strings, each key has its own path."""
+"""In a dict with at most this many keys, all of them strings, each key has its own path."""
 
 
 class _MallInfo(ctypes.Structure):
@@ -33,7 +33,7 @@ class _MallInfo(ctypes.Structure):
 
 
 def heap_bytes() -> dict[str, int]:
-    """Return the bytes held by malloc and the bytes in use, or an empty dict without glibc."""
+    """Return the bytes that malloc has from the kernel, and those in use. Empty without glibc."""
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
     except AttributeError:

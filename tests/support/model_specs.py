@@ -73,11 +73,11 @@ HISTOGRAMS = {
         "flow_duration_seconds", "histogram", ("Start",), observes="age", decimals=3
     ),
 }
-"""The known histograms without buckets; their names lack the prefix of a view."""
+"""The known histograms, without buckets, and without the prefix of a view in their names."""
 
 
 def histogram(prefix: str, name: str, *buckets: str) -> Family:
-    """Return a histogram of a view with these buckets."""
+    """Return a histogram of the view with this prefix. ``buckets`` are its bounds."""
     family = HISTOGRAMS[name]
     return replace(family, name=f"{prefix}_{family.name}", buckets=buckets)
 
@@ -103,13 +103,13 @@ def _standard(prefix: str, family: Family) -> Family:
 
 
 def labelled(*names: str, others: Iterable[Label] = ()) -> tuple[Label, ...]:
-    """Return the labels with these names: those in ``others``, or fields of flows."""
+    """Return the labels with these names. Each is in ``others``, or is a field of flows."""
     known = KNOWN_LABELS | {label.name: label for label in others}
     return tuple(known[name] for name in names)
 
 
 def traffic(protocol: Label = KNOWN_LABELS["protocol"]) -> View:
-    """Return the view that a configuration has by default, in addition to the main view."""
+    """Return the second view of the default configuration."""
     return View(
         (KNOWN_LABELS["node_tid"], protocol, DIRECTION),
         standard("skydive_traffic", "bytes", "packets"),
@@ -117,12 +117,12 @@ def traffic(protocol: Label = KNOWN_LABELS["protocol"]) -> View:
 
 
 DEFAULT = Spec(views=(View(LABELS, FAMILIES), traffic()))
-"""The spec of a configuration that leaves the page unchanged."""
+"""The spec of the default configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """A file under ``data/configs`` as a spec, and the analyzers whose recordings are replayed."""
+    """A file under ``data/configs`` as a spec, and the recordings that are replayed with it."""
 
     spec: Spec
     recordings: Sequence[str]

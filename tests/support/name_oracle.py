@@ -1,8 +1,12 @@
 """A slow, plain resolver of names, written from the documented rules.
 
 The oracle works on decoded JSON and searches lists instead of building indexes. It shares no code
-with `skyfast.skydive.name_resolver`, which must give the same results. Each rule is a method, and
-the method's docstring states the rule. Uncertain names are empty.
+with `skyfast.skydive.name_resolver`, which must give the same results. Each rule is a method. Its
+docstring states the rule or the result. Uncertain names are empty.
+
+An *ownership* edge leads from an owner to its child, for example from a network namespace to an
+interface. A *Kubernetes container* is a node of the Kubernetes probe. A *container* is a node of an
+agent, which knows it from the container runtime.
 """
 
 import functools
@@ -16,7 +20,7 @@ Pair = tuple[str, str]
 """Namespace and name of a pod, or kind and name of a workload."""
 
 Place = tuple[Json, str, str | None]
-"""Where an address is: the network namespace (a node or None), the host, and the VM or None."""
+"""Where an address is: the network namespace (a node or None), the host, the VM (or None)."""
 
 Candidate = tuple[Names, str, str, str]
 """An owner of an address, as a tuple of names, namespace, host and cluster."""
@@ -30,7 +34,7 @@ CONTROLLERS = {
     "daemonset": "DaemonSet",
     "statefulset": "StatefulSet",
 }
-"""Kinds of workloads, by the type of nodes whose label selectors select pods."""
+"""The types of nodes that select pods by labels, and the kinds of their workloads."""
 
 NO_INTERFACES = {
     *("host", "netns", "container", "libvirt"),
@@ -39,7 +43,7 @@ NO_INTERFACES = {
     *("replicaset", "replicationcontroller", "secret", "service", "statefulset", "storageclass"),
     K8S_CONTAINER,
 }
-"""The types of all nodes from agents and the Kubernetes probe, except for interfaces."""
+"""The types of all nodes that are not interfaces."""
 
 
 def once(rule: Rule) -> Rule:
@@ -164,7 +168,7 @@ class NameOracle:
         self.edges = [(by_identity[p], by_identity[c], r) for p, c, r in sorted(relations)]
 
     def usable(self, node: Json) -> bool:
-        """A node without metadata and a deleted node do not count."""
+        """Nodes without metadata and deleted nodes are ignored."""
         return (
             isinstance(node, dict)
             and isinstance(node.get("Metadata"), dict)
@@ -172,18 +176,18 @@ class NameOracle:
         )
 
     def identity(self, node: Json) -> str:
-        """Without an ID, a node has no edges."""
+        """The ID of a node. A node without an ID has no edges."""
         return short(text(node, "ID"))
 
     def updated(self, node: Json) -> int:
-        """Of two nodes with the same ID, only the node that was updated later counts."""
+        """The time of the update. Of nodes with the same ID, only the latest one is used."""
         return number(node.get("UpdatedAt"))
 
     # -- the graph ------------------------------------------------------------------------------
 
     @once
     def kind(self, node: Json) -> str:
-        """Containers of the runtime and of the Kubernetes probe have the same type."""
+        """The type of a node. Containers and Kubernetes containers have the same ``Type``."""
         kind = text(node, "Metadata", "Type")
         manager = text(node, "Metadata", "Manager")
         return K8S_CONTAINER if (kind, manager) == ("container", "k8s") else kind
@@ -201,7 +205,7 @@ class NameOracle:
         ]
 
     def selecting(self, node: Json, relation: str) -> list[Json]:
-        """Parents by label selectors. A selector never selects a node of another cluster."""
+        """The workloads or services that select a node by its labels, within its cluster."""
         return [
             parent
             for parent in self.parents(node, relation, relation)
@@ -251,14 +255,14 @@ class NameOracle:
 
     @once
     def containers(self, namespace: Json) -> list[Json]:
-        """Containers of a netns. A container in a host's own namespace gives no address a name."""
+        """The containers of a netns. No address is named after containers in a host's namespace."""
         if namespace is None or self.is_own(namespace):
             return []
         return [node for node in self.all("container") if self.namespace(node) is namespace]
 
     @once
     def may_have_more_containers(self, namespace: Json) -> bool:
-        """A container with several owners may be in the namespace of any of them."""
+        """Whether a container has several owners, and this namespace is one of them."""
         return any(
             self.namespace(node) is None
             and is_in(namespace, self.parents(node, "ownership", "any"))
@@ -267,7 +271,7 @@ class NameOracle:
 
     @once
     def is_uncertain(self, namespace: Json) -> bool:
-        """Whether the pod of a namespace is uncertain. A namespace belongs to one pod at most."""
+        """Whether the pod of a namespace is uncertain. A namespace belongs to at most one pod."""
         if namespace is None or self.is_own(namespace):
             return False
         return (
@@ -284,18 +288,18 @@ class NameOracle:
         return parts if len(parts) in (6, 7) and parts[0] == "k8s" and all(parts[1:4]) else []
 
     def nested_label(self, container: Json, *keys: str) -> str:
-        """Skydive splits the keys of labels at dots."""
+        """A label below ``io.kubernetes``. Skydive splits the keys of labels at their dots."""
         return text(container, "Metadata", "Container", "Labels", "io", "kubernetes", *keys)
 
     def flat_label(self, container: Json, key: str) -> str:
-        """The runc probe leaves some labels unsplit."""
+        """A label whose key is not split. Some labels of the runc probe are like this."""
         return text(container, "Metadata", "Container", "Labels", f"io.kubernetes.{key}")
 
     def label(self, container: Json, *keys: str) -> str:
         return self.nested_label(container, *keys) or self.flat_label(container, ".".join(keys))
 
     def is_sandbox(self, container: Json) -> bool:
-        """The sandbox, or pause container, holds the namespaces of a pod."""
+        """Whether a container is a sandbox (pause container), which only keeps namespaces open."""
         return (
             self.label(container, "docker", "type") == "podsandbox"
             or self.label(container, "container", "name") == "POD"
@@ -305,7 +309,11 @@ class NameOracle:
         )
 
     def container_name(self, container: Json) -> str:
-        """The container's name in its pod: by labels, else by kubelet's name, else its own name."""
+        """The name of a container in its pod.
+
+        It is in the labels, else in the name that kubelet gave the container. Otherwise, it is the
+        whole name.
+        """
         kubelet = self.kubelet_name(container)
         return short(
             self.label(container, "container", "name")
@@ -316,7 +324,7 @@ class NameOracle:
 
     @once
     def container(self, namespace: Json) -> str:
-        """The name of the only container that is not a sandbox; empty if there are several."""
+        """The name of the only container that is not a sandbox. Empty if there are several."""
         if self.may_have_more_containers(namespace):
             return ""
         found = [c for c in self.containers(namespace) if not self.is_sandbox(c)]
@@ -326,7 +334,10 @@ class NameOracle:
 
     @once
     def kubernetes_containers(self, container: Json) -> list[Json]:
-        """The Kubernetes containers with an edge to a container, else those with its ID."""
+        """The Kubernetes containers with an edge to a container.
+
+        If there are none, those with the ID of the container.
+        """
         linked = self.parents(container, "container", K8S_CONTAINER)
         identity = short(text(container, "Metadata", "Container", "ID"))
         return linked or [
@@ -337,7 +348,11 @@ class NameOracle:
 
     @once
     def pods_of(self, kubernetes_container: Json) -> list[Json]:
-        """The pods that own a Kubernetes container, else the only pod that its fields name."""
+        """The pods that own a Kubernetes container.
+
+        If there are none, the pod that the fields of the container name, if only one pod has this
+        name.
+        """
         owners = self.parents(kubernetes_container, "ownership", "pod")
         pair = self.pair_in(kubernetes_container)
         named = [pod for pod in self.all("pod") if pair and self.pair(pod) == pair]
@@ -353,7 +368,7 @@ class NameOracle:
         return pair if all(pair) else None
 
     def lone_pair_in(self, kubernetes_container: Json) -> Pair | None:
-        """The pod named in the fields of a container that has no edges to pods."""
+        """The pod that a Kubernetes container names. None if `pods_of` finds the node of a pod."""
         known = self.pods_of(kubernetes_container)
         return None if known else self.pair_in(kubernetes_container)
 
@@ -365,7 +380,7 @@ class NameOracle:
         ]
 
     def labelled_pairs(self, container: Json) -> list[Pair | None]:
-        """The pod named in the labels of kubelet or of containerd."""
+        """The pod that the labels of a container name. kubelet or containerd set these labels."""
         namespaces = (
             self.nested_label(container, "pod", "namespace"),
             self.flat_label(container, "pod.namespace"),
@@ -387,8 +402,8 @@ class NameOracle:
     def pairs(self, namespace: Json) -> list[Pair]:
         """The pods of all containers of a network namespace, as Kubernetes namespace and name.
 
-        Labels only count if the Kubernetes probe knows none of the containers. Names from kubelet
-        only count if there are no labels.
+        The labels of containers are only used if the Kubernetes probe knows none of the containers.
+        The names that kubelet gave to containers are only used if there are no labels.
         """
         for source in (self.kubernetes_pairs, self.labelled_pairs, self.kubelet_pairs):
             found = distinct(p for c in self.containers(namespace) for p in source(c) if p)
@@ -400,8 +415,9 @@ class NameOracle:
     def linked_pods(self, namespace: Json) -> list[Json]:
         """The pods of the containers of a namespace, according to the Kubernetes probe.
 
-        The probe links pods with containers by Kubernetes namespace and name alone, so the pods can
-        be in several clusters. In this case, only pods in the host's cluster count.
+        The probe links a container with every pod that has the same Kubernetes namespace and name.
+        If these pods are in several clusters, only the pods in the host's cluster are returned. If
+        there are none, all are returned.
         """
         pods = distinct(
             pod
@@ -438,7 +454,10 @@ class NameOracle:
         )
 
     def latest(self, pods: list[Json]) -> Json:
-        """The latest pod, preferably a running one, or None if the pods are in several clusters."""
+        """The running pod that was created last. If none is running, the pod created last.
+
+        None if the pods are in several clusters, or if several pods were created last.
+        """
         if len(distinct(map(self.cluster, pods))) != 1:
             return None
         return only(self.newest([pod for pod in pods if self.runs(pod)] or pods))
@@ -450,7 +469,7 @@ class NameOracle:
         return number(node.get("CreatedAt"))
 
     def newest(self, nodes: list[Json]) -> list[Json]:
-        """The latest nodes: several if they were created at the same time."""
+        """The nodes that were created last. There are several if they have the same time."""
         newest = max(map(self.created, nodes), default=0)
         return [node for node in nodes if self.created(node) == newest]
 
@@ -466,7 +485,7 @@ class NameOracle:
 
     @once
     def kubernetes_nodes(self, host: str) -> list[Pair]:
-        """The Kubernetes nodes to which a host has edges, as cluster and name."""
+        """The Kubernetes nodes to which a host has edges. Each has a cluster and a name."""
         return distinct(
             (self.cluster(node), name)
             for node in self.all("node")
@@ -488,16 +507,20 @@ class NameOracle:
 
     @once
     def agent(self, pod: Json) -> str:
-        """The host of a pod, by the name that its agent uses. Empty if the host is unknown.
+        """The host of a pod, under the name that the host's agent uses. Empty if it is unknown.
 
-        The Kubernetes probe links hosts with nodes by their names alone. So if a host has edges to
-        nodes of two clusters, it is not certain which node the host is.
+        The Kubernetes probe links a host with every Kubernetes node that has the same name. If
+        these nodes are in two clusters, the host can be either of them.
         """
         host = only(self.linked_hosts(pod))
         return host if host and len(self.kubernetes_nodes(host)) == 1 else ""
 
     def assumed_host(self, pod: Json) -> str:
-        """The agent's host; else the host named like the Kubernetes node, if no edge disagrees."""
+        """The host of a pod from `agent`, else the name of the pod's Kubernetes node.
+
+        The name of the node is not used if the node has edges to hosts, or if the host of this name
+        has edges to nodes. Then the host is unknown.
+        """
         node = self.node_of(pod)
         free = not self.linked_hosts(pod) and not self.kubernetes_nodes(node)
         return self.agent(pod) or (node if free else "")
@@ -509,7 +532,10 @@ class NameOracle:
         return [owner for owner in references if dig(owner, "Controller") is True]
 
     def owner(self, node: Json) -> Pair:
-        """Kind and name of the only owner that controls a node; both empty if either is missing."""
+        """Kind and name of the only controlling owner of a Kubernetes object.
+
+        Both are empty if there are several such owners, or if the kind or the name is missing.
+        """
         owners = self.controllers(node)
         pair = short(text(owners[0], "Kind")), short(text(owners[0], "Name"))
         return pair if len(owners) == 1 and all(pair) else ("", "")
@@ -519,7 +545,7 @@ class NameOracle:
         return (kind, name) if name else ("", "")
 
     def objects(self, kind: str, pod: Json, name: str) -> list[Json]:
-        """The latest nodes with this kind and name in the pod's namespace and cluster."""
+        """The newest nodes with this kind and name in the pod's namespace and cluster."""
         found = [
             node
             for node in self.all(kind)
@@ -555,7 +581,10 @@ class NameOracle:
         return kind, name
 
     def of_replica_set(self, node: Json) -> Pair:
-        """A replica set's owner, else the only deployment that selects the set, else the set."""
+        """The workload of a replica set: the first of these that exists.
+
+        Its owner, the only deployment that selects it, or the replica set itself.
+        """
         if self.controllers(node):
             return self.owner(node)
         deployment = only(self.selecting(node, "deployment"))
@@ -564,7 +593,7 @@ class NameOracle:
         return self.itself(node, "ReplicaSet")
 
     def selecting_workload(self, pod: Json) -> Pair:
-        """The only workload whose selector matches a pod without an owner."""
+        """The workload of a pod without an owner: the only one that selects the pod."""
         parents = [parent for kind in CONTROLLERS for parent in self.selecting(pod, kind)]
         if len(parents) != 1:
             return "", ""
@@ -573,7 +602,10 @@ class NameOracle:
         return self.itself(parents[0], CONTROLLERS[self.kind(parents[0])])
 
     def pod_label(self, pod: Json, key: str) -> str:
-        """A label, from either copy. A copy can lack labels whose key is the start of another."""
+        """A label of a pod. The Kubernetes probe stores two copies of the labels.
+
+        If the key of a label is a prefix of another label's key, one of the copies can lack it.
+        """
         k8s = dig(pod, "Metadata", "K8s")
         for labels in (dig(k8s, "Labels"), dig(k8s, "Extra", "ObjectMeta", "Labels")):
             value = dig(labels, *key.split("."))
@@ -583,17 +615,17 @@ class NameOracle:
         return ""
 
     def cluster_addresses(self, service: Json) -> list[str]:
-        """The cluster IPs of a service. A headless service has the text ``None`` in their place."""
+        """The cluster IPs of a service. A headless service has the text ``None`` instead."""
         k8s = dig(service, "Metadata", "K8s")
         return addresses_of([dig(k8s, "ClusterIP"), *items(k8s, "Extra", "Spec", "ClusterIPs")])
 
     def service(self, pod: Json) -> str:
-        """The name of the only service with a cluster IP that selects the pod, else empty."""
+        """The name of the only service that selects the pod and has a cluster IP, else empty."""
         found = only(s for s in self.selecting(pod, "service") if self.cluster_addresses(s))
         return short(text(found, "Metadata", "K8s", "Name"))
 
     def kubernetes_container(self, pod: Json) -> str:
-        """The name of the only Kubernetes container of a pod, else empty."""
+        """The name of the only Kubernetes container of a pod. Empty if there are several."""
         found = [node for node in self.all(K8S_CONTAINER) if is_in(pod, self.pods_of(node))]
         return short(text(found[0], "Metadata", "K8s", "Name")) if len(found) == 1 else ""
 
@@ -601,8 +633,8 @@ class NameOracle:
     def pod_addresses(self, pod: Json) -> list[str]:
         """The addresses of a pod. A pod that has ended or uses the host's network has none.
 
-        A pod uses the host's network if it has an address of its host. If the host is unknown, an
-        address of any host is enough.
+        A pod also counts as using the host's network if it has an address of its host. If the host
+        is unknown, this applies to the addresses of all hosts.
         """
         if not self.runs(pod):
             return []
@@ -625,7 +657,11 @@ class NameOracle:
 
     @once
     def capture_points(self) -> dict[str, Json]:
-        """Interfaces by NodeTID. Of equal NodeTIDs, the first by host, name, type and ID counts."""
+        """Interfaces by NodeTID.
+
+        If several interfaces have the same NodeTID, the first one is used, in the order of host,
+        name, type and ID.
+        """
         found: dict[str, Json] = {}
         for node in self.interfaces():
             tid = short(text(node, "Metadata", "TID") or text(node, "ID"))
@@ -672,7 +708,7 @@ class NameOracle:
     # -- places of addresses --------------------------------------------------------------------
 
     def interface_texts(self, node: Json) -> list[Json]:
-        """The addresses of an interface, with prefix lengths.
+        """The addresses of an interface, with prefix lengths. None for the interface kube-ipvs0.
 
         In IPVS mode, kube-proxy adds all cluster IPs to the interface kube-ipvs0 of each host.
         """
@@ -681,9 +717,10 @@ class NameOracle:
         return [*items(node, "Metadata", "IPV4"), *items(node, "Metadata", "IPV6")]
 
     def is_service_on_host(self, node: Json, address: str) -> bool:
-        """A cluster IP on a dummy interface of a host belongs to the service.
+        """Whether an address of an interface belongs to a service instead of the host.
 
-        NodeLocal DNSCache adds the cluster IP of the DNS service to each host of the cluster.
+        This applies to a cluster IP on a dummy interface in the host's own namespace. NodeLocal
+        DNSCache adds the cluster IP of the DNS service to each host of the cluster.
         """
         cluster = self.cluster_of_host(self.host(node))
         clusters = [
@@ -755,7 +792,7 @@ class NameOracle:
 
     @once
     def facts(self, pod: Json) -> dict[str, Any]:
-        """The names that a pod's node in the topology shows; none without such a node."""
+        """The names of a pod, by label, from the node of the pod. All are empty without a node."""
         if pod is None:
             facts: dict[str, Any] = dict.fromkeys(
                 ("namespace", "pod", "workload", "workload_kind", "service", "cluster"), ""
@@ -774,7 +811,10 @@ class NameOracle:
         }
 
     def facts_of_namespace(self, namespace: Json) -> dict[str, Any]:
-        """The names of a namespace's pod. If the pod's node is unknown, only the pod's own name."""
+        """The names of the pod of a network namespace, by label.
+
+        If the node of the pod is unknown, only its Kubernetes namespace and name are known.
+        """
         pod = self.pod(namespace)
         facts = dict(self.facts(pod))
         if pod is None and (pair := self.lone_pair(namespace)):
@@ -782,7 +822,10 @@ class NameOracle:
         return facts
 
     def lone_pair(self, namespace: Json) -> Pair | None:
-        """Namespace and name of a namespace's pod, if the pod's node is unknown."""
+        """Kubernetes namespace and name of the pod of a network namespace.
+
+        None if the node of the pod is known.
+        """
         if namespace is None or self.is_uncertain(namespace) or self.pod(namespace) is not None:
             return None
         pairs = self.pairs(namespace)
@@ -797,9 +840,10 @@ class NameOracle:
         machine: str | None = None,
         netns: str = "",
     ) -> Names:
-        """The names of an address. The label ``name`` is the first known name in the order below.
+        """The names of an address, in the order of the labels.
 
-        A virtual machine is not named after the network namespace or the host.
+        The first one is the label ``name``: service, workload, container, and then netns or host,
+        whichever is known first. A virtual machine has its own name in place of netns and host.
         """
         prefix = f"{facts['namespace']}/" if facts["namespace"] else ""
         service, workload = facts["service"], facts["workload"]
@@ -822,8 +866,8 @@ class NameOracle:
     def candidates(self, address: str) -> list[Candidate]:
         """The owners of an address: interfaces, virtual machines, pods and services.
 
-        A pod and an interface with the same address are a single owner if the pod can be at no
-        other interface, and no other pod can be at this interface.
+        A pod and an interface with the same address can be a single owner. There are two
+        conditions: the pod can be at no other interface, and no other pod can be at this interface.
         """
         places = self.places(address)
         shown = [self.pod(namespace) for namespace, _, machine in places if machine is None]
@@ -854,7 +898,7 @@ class NameOracle:
         return distinct(result)
 
     def pods_with(self, address: str) -> list[Json]:
-        """Of two pods in a cluster with the same address, only the newer pod owns the address."""
+        """The pods that own an address. In each cluster, only the newest pod owns the address."""
         pods = [pod for pod in self.all("pod") if address in self.pod_addresses(pod)]
         clusters = distinct(map(self.cluster, pods))
         of_cluster = [[pod for pod in pods if self.cluster(pod) == each] for each in clusters]
@@ -864,10 +908,9 @@ class NameOracle:
         """Whether to assume that an interface with the address of a pod belongs to the pod.
 
         The interface must not be in the host's own namespace, and must not belong to another pod.
-        If the interface's namespace belongs to a pod with the same name, the interface belongs to
-        the pod unless the cluster or the host contradicts this. Otherwise, the interface must be on
-        the pod's host. If nothing is known about the pod's host, the interface must be the only one
-        with the address.
+        If its namespace belongs to a pod with the same name, this is assumed to be the same pod,
+        unless its cluster or host differs. Otherwise, the interface must be on the pod's host. If
+        nothing is known about the pod's host, no other interface must have the address.
         """
         namespace, host, machine = place
         if machine is not None or self.is_own(namespace) or self.is_uncertain(namespace):
@@ -885,7 +928,7 @@ class NameOracle:
         return alone and same_cluster
 
     def place_candidate(self, place: Place) -> Candidate:
-        """The owner of an interface's address. A virtual machine has no known namespace."""
+        """The owner of an address at a place. The namespace of a virtual machine is unknown."""
         namespace, host, machine = place
         facts = self.facts_of_namespace(namespace)
         names = self.names(
@@ -899,7 +942,7 @@ class NameOracle:
         return names, identity, host, facts["cluster"] or self.cluster_of_host(host)
 
     def merged_candidate(self, place: Place, pod: Json) -> Candidate:
-        """A pod and its interface. Runtime containers override Kubernetes containers."""
+        """A pod and its interface as one owner. Containers override Kubernetes containers."""
         namespace, host, _ = place
         container = (
             self.container(namespace)
@@ -912,9 +955,10 @@ class NameOracle:
         return names, self.identity(namespace), host, cluster
 
     def pod_candidate(self, pod: Json) -> Candidate:
-        """A pod whose address is at no interface. The pod's namespace is that of its containers.
+        """The owner of an address that a pod has, but no interface of this pod.
 
-        If the agent of the pod's host is unknown, the host has the name of the Kubernetes node.
+        The network namespace is the one with the pod's containers. If the agent of the pod's host
+        is unknown, the host has the name of the Kubernetes node.
         """
         namespaces = [netns for netns in self.all("netns") if self.pod(netns) is pod]
         namespace = namespaces[0] if len(namespaces) == 1 else None
@@ -978,7 +1022,7 @@ class NameOracle:
 
     @once
     def share_network(self, host: str, address: str, other: str) -> bool:
-        """Whether both addresses lie in one subnet of a host's interfaces."""
+        """Whether a subnet of the host's interfaces contains both addresses."""
         if not address_of(other):
             return False
         ends = ipaddress.ip_address(address), ipaddress.ip_address(other)

@@ -38,7 +38,7 @@ def families_of(page: str) -> dict[str, Family]:
         if match := _METADATA.fullmatch(line):
             kind, name, text = match.groups()
             if name != family.name:
-                assert name not in families, f"{name} is there twice"
+                assert name not in families, f"{name} appears twice"
                 family = families[name] = Family(name)
             assert kind not in family.metadata, line
             assert not family.samples, f"metadata after samples: {line}"
@@ -48,7 +48,7 @@ def families_of(page: str) -> dict[str, Family]:
         assert match is not None, line
         assert match["name"] == family.name, f"not a sample of {family.name}: {line}"
         series = family.name + (match["labels"] or "")
-        assert series not in family.samples, f"{series} is there twice"
+        assert series not in family.samples, f"{series} appears twice"
         family.samples[series] = match["value"], match["start"]
     for family in families.values():
         _check(family)

@@ -1,8 +1,8 @@
 """Computes the expected counters of a page only from the delivered reports.
 
-`Oracle` does not model rows or the storage of flows. It adds the highest totals of all flows. For
-two kinds of flows, a page may show less: flows that were forgotten because their reports were too
-far apart, and flows that look the same because their first reports were lost. For all other flows,
+`Oracle` does not model rows or the storage of flows. It adds the highest totals of all flows. A
+page may show less for flows that were forgotten because their reports were too far apart. The same
+applies to flows whose first reports were lost: they look like forgotten flows. For all other flows,
 the page must be exact.
 
 Times are seconds of the page's clock. Flows are JSON objects, as analyzers send them.
@@ -26,7 +26,7 @@ ENDED_S = 75.0
 """The time for which a flow is kept after its closing report."""
 
 NEW_FLOWS = "NewFlows"
-"""The counter of new flows, which is not a field of ``Metric``. A flow is new only once."""
+"""The counter of new flows. It is not a field of ``Metric``. A flow is new only once."""
 
 Values = tuple[str, ...]
 Counters = Counter[str]
@@ -110,7 +110,7 @@ class Growth:
     amount: Range
     totals: Counters
     is_known: bool
-    """Whether the flow was reported before this message and cannot be forgotten yet."""
+    """Whether the flow was reported before this message and cannot have been forgotten since."""
 
     @property
     def is_news(self) -> bool:
@@ -126,9 +126,9 @@ class Growth:
 class Shown:
     """A connection: its counters on the latest page that showed it, and the growth since that page.
 
-    The connection expires a timeout after ``renewed_s`` at the earliest, and a timeout after
-    ``touched_s`` at the latest. A closing report without new packets can add to the connection
-    without renewing it.
+    The connection expires one timeout after ``renewed_s`` at the earliest, and one timeout after
+    ``touched_s`` at the latest. These times differ if a closing report repeats the last update: it
+    can add to the connection without renewing it.
     """
 
     counters: Counters = field(default_factory=Counter)
@@ -141,9 +141,9 @@ class Shown:
 class Oracle:
     """The page that a table must have after each message.
 
-    ``horizon_s`` is the time of the latest report of any flow that may be forgotten. Initially, it
-    is the time of the first subscription. If not ``is_exact``, flows can be rejected and evicted,
-    so only the upper bounds apply. All views must count new flows.
+    ``horizon_s`` is the time of the latest report of any flow that the table may have forgotten. It
+    starts as the time of the first subscription. If ``is_exact`` is false, flows can be rejected
+    and evicted, so only the upper bounds are checked. All views must count new flows.
     """
 
     spec: Spec
@@ -194,7 +194,7 @@ class Oracle:
             high[NEW_FLOWS] = int(counts)
             amount = Range(low, high)
             if is_repeat(report) and not counts:
-                # Such a flow is not kept. Its latest update may still be in transit.
+                # The table does not keep this flow, whose latest update may still be in transit.
                 return Growth(report, values, amount, totals, is_known)
             self.flows[report["UUID"]] = heard = Heard(values, totals, now)
         else:
@@ -222,7 +222,7 @@ class Oracle:
         return now < heard.renewed_s + max(self.flow_memory_s, ENDED_S)
 
     def _was_never_counted(self, report: JSON, now: float) -> bool:
-        """Return whether a flow began after the latest report of all forgotten flows.
+        """Return whether a flow began after the latest report of any forgotten flow.
 
         A closed flow is never reported again, so it does not count as forgotten.
         """
@@ -233,7 +233,7 @@ class Oracle:
     # Pages
 
     def check_before(self, page: Mapping[str, set[str]], now: float) -> None:
-        """Check a page before the next message: only connections that are due may be missing."""
+        """Check a page before the next message: only connections that are due may have expired."""
         if not self.is_exact:
             return
         visible = read_counters(page, self.spec.views[0])
@@ -241,7 +241,9 @@ class Oracle:
             assert self.visible.get(values) == counters, f"{values} changed without a report"
             assert now <= self.shown[values].touched_s + self.spec.timeout_s + 1, values
         for values in self.visible.keys() - visible.keys():
-            assert now >= self.shown[values].renewed_s + self.spec.timeout_s, f"{values} left early"
+            assert now >= self.shown[values].renewed_s + self.spec.timeout_s, (
+                f"{values} expired too early"
+            )
         self.visible = visible
 
     def check_after(
@@ -271,7 +273,7 @@ class Oracle:
         for values, counters in after.items():
             if values not in by_values:
                 assert self.visible.get(values) == counters, f"{values} changed without a report"
-        assert self.visible.keys() <= after.keys(), "a message hides no connection"
+        assert self.visible.keys() <= after.keys(), "a connection disappeared with a message"
         for values, mine in by_values.items():
             added = NOTHING
             for growth in mine:
@@ -286,7 +288,7 @@ class Oracle:
                 due = exactly(shown.counters) + shown.since
                 assert counters in due, f"{values}: {counters} is not {due}"
             else:
-                assert any(growth.shows for growth in mine), f"{values} is back without news"
+                assert any(growth.shows for growth in mine), f"{values} is back without new packets"
                 self._check_birth(values, counters, mine, shown, now)
             shown.counters, shown.since = counters, NOTHING
             if any(growth.shows for growth in mine):
@@ -303,10 +305,10 @@ class Oracle:
         shown: Shown,
         now: float,
     ) -> None:
-        """Check a connection that was not on the page before.
+        """Check a connection that was not on the previous page.
 
-        If one of its flows is still known, its counters must continue. Otherwise, they may start
-        with the flows of this message.
+        If the table still knows one of its flows, its counters must continue. Otherwise, they may
+        start with the flows of this message.
         """
         due = exactly(shown.counters) + shown.since
         if counters in due:
@@ -325,8 +327,8 @@ class Oracle:
         assert not remembered, f"{values}: {counters} is not {due}"
         fresh = NOTHING
         for growth in growths:
-            # A closing report may not make its connection visible. Such a report counts for a later
-            # connection only if counters of expired connections are kept.
+            # Some closing reports do not make their connection visible. They only count for a later
+            # connection if the table keeps the counters of expired connections.
             counts = growth.shows or (self.flow_memory_s > 0 and not self.is_complete)
             low = growth.amount.low & growth.totals if counts else Counter()
             fresh += Range(low, growth.totals)

@@ -1,4 +1,7 @@
-"""Random text with random pieces, as the renderer could note them, and as it never would."""
+"""Random text with random pieces: some as the renderer notes them, and some wrong.
+
+A *piece* is a hint about a part of the text: see "Compressed pages" in docs/architecture.md.
+"""
 
 import random
 
@@ -19,7 +22,7 @@ ALPHABETS = (b"0123456789", b'abcdef."={}', bytes(range(256)), "é😀x".encode(
 
 
 def random_slices(rng: random.Random, max_bytes: int) -> Slices:
-    """Return slices of up to ``max_bytes``. Many pieces are right, some are wrong."""
+    """Return slices of up to ``max_bytes`` bytes. Most pieces are right, and some are wrong."""
     slices: Slices = []
     written = bytearray()
     alphabet = rng.choice(ALPHABETS)

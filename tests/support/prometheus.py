@@ -70,9 +70,10 @@ def lint(page: bytes) -> list[str]:
 async def prometheus(
     target: str | Mapping[str, Mapping[str, str]], directory: Path, *, how: str = ""
 ) -> AsyncIterator[str]:
-    """Run a Prometheus that scrapes ``target`` with the settings ``how``, and yield its URL.
+    """Run a Prometheus that scrapes ``target``, and yield its URL.
 
-    For several targets, ``target`` is a mapping from each target to its labels.
+    For several targets, ``target`` is a mapping from each target to its labels. ``how`` is text
+    with more settings of the scrape job, each followed by a comma.
     """
     labels_of = {target: {}} if isinstance(target, str) else target
     targets = [{"targets": [name], "labels": {**labels}} for name, labels in labels_of.items()]
@@ -115,7 +116,7 @@ async def configured_prometheus(
 
 
 async def until_ready(process: asyncio.subprocess.Process, url: str) -> None:
-    """Wait until a server answers at a URL. Its process must not end before."""
+    """Wait until a server answers at a URL. Fail if its process ends before."""
     while True:
         try:
             await ask(url)

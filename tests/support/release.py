@@ -37,7 +37,7 @@ def notes(version: str) -> str:
 
 
 def problems(tag: str) -> list[str]:
-    """Return what prevents the release of a tag."""
+    """Return the reasons why a tag cannot be released."""
     version = tag.removeprefix("v")
     found = [
         f"{place} is {text}, not {version}" for place, text in versions().items() if text != version

@@ -22,7 +22,7 @@ from tests.support.process import running
 SECONDS = 600.0
 SCRAPE_INTERVAL_S = 15.0
 REFRESHED_S = 6.0
-"""Longer than the page's refresh interval."""
+"""A time that is longer than the page's refresh interval."""
 
 SCREENSHOTS = {
     "status-light.png": {"width": 1280, "height": 940, "dark": False},

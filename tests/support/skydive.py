@@ -414,8 +414,8 @@ class FlowTable:
 class Agent:
     """The agent of a host: flow tables, and its connected analyzers (``FlowClientPool``).
 
-    The agent's wall clock is ``offset_ms`` ahead. A monotonic clock decides when ticks are due. All
-    reported times come from the wall clock.
+    The agent's wall clock is ``offset_ms`` ahead of the true time. A monotonic clock decides when
+    ticks are due. All reported times come from the wall clock.
     """
 
     def __init__(

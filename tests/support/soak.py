@@ -51,12 +51,12 @@ Figures = dict[str, int]
 MAX_GROWTH = 0.02
 """Maximum relative growth of any memory from the second day to the last day."""
 HEAP_BYTES = 6 * memory.HEAP_STEP_BYTES
-"""Allowed growth of the held heap and of resident memory.
+"""Allowed growth of the heap, including its free memory, and of resident memory.
 
-Both keep their highest value. A later day can have a higher value, because more pages and responses
-coincide. Memory in use has no such allowance."""
+Both are as large as the highest peak so far. A peak is higher if more pages and responses happen to
+coincide, so it can be on a later day. Memory in use has no such allowance."""
 ENTRIES = 64
-"""Allowed growth of a container, for example of the container for the current names."""
+"""Allowed growth of a container, in entries. For example, the number of current names varies."""
 
 PACKETS, BYTES = UNIT[0] + UNIT[2], UNIT[1] + UNIT[3]
 """The packets and bytes of a report, as sums of both directions."""
@@ -146,7 +146,7 @@ class Virtual:
         memory.freeze()
 
     async def day(self) -> Figures:
-        """Simulate a day with a reload at its end. Return the highest value of each figure."""
+        """Simulate a day with a reload at its end. Return the highest value of each measurement."""
         self._highest = {}
         steps = DAY_S // STEP_S
         evenly = self._per_day // 2
@@ -170,7 +170,7 @@ class Virtual:
         return self._highest
 
     async def rest(self) -> Figures:
-        """Let everything expire, clear the caches, and return the figures after that."""
+        """Let everything expire, clear the caches, and return the measurements after that."""
         self.churn.rest(REST_S)
         for _ in range(0, REST_S, STEP_S):
             self._pass_step()
@@ -217,7 +217,7 @@ class Virtual:
                 yield f"{name}: {received} of {self.churn.reports} reports were received"
 
     async def sums(self) -> Iterator[str]:
-        """Yield the wrong totals of the connection that aggregates all traffic."""
+        """Yield the problems with the totals of the connection that aggregates all traffic."""
         page = (await self._text("sums")).decode()
         reports = self.churn.reports - self._reports_before_rest
         expected = {"bytes": BYTES * reports, "packets": PACKETS * reports}
@@ -254,7 +254,7 @@ class Virtual:
             resolution = resolve(graph, k8s_labels=parts.names.k8s_labels)
             for names, keys in parts.names.apply(parts.names.compare(resolution, now)):
                 parts.table.relabel(names, keys).step(ALL_ROWS)
-            # This replaces the poller, which would query the pods of these addresses.
+            # Take the unknown addresses, as the poller does before it queries their pods.
             while parts.names.addresses.take_unknown(now, MAX_VALUES):
                 pass
 
@@ -279,7 +279,7 @@ class Virtual:
             figures[f"bytes of the table, {name}"] = table.bytes
             self._most_dormant[name] = max(table.dormant_flows, self._most_dormant[name])
         for path, (count, instances) in containers(**self.apps).items():
-            # The size of a cache is random, so its limit counts instead.
+            # The number of entries in a cache is random, so use its limit.
             limit = rewrites.MAX_REMEMBERED * sum(
                 isinstance(container, rewrites.BoundedCache) for container in instances
             )
@@ -289,7 +289,7 @@ class Virtual:
 
 
 def grown(second: Figures, last: Figures, *, at_rest: bool) -> list[str]:
-    """Return the figures that grew too much from the second to the last day, the worst first."""
+    """Return the measurements that grew too much from the second to the last day, worst first."""
     problems = []
     for name, after in last.items():
         before = second.get(name, 0)
@@ -298,7 +298,7 @@ def grown(second: Figures, last: Figures, *, at_rest: bool) -> list[str]:
         elif name.endswith(("by malloc", "resident")):
             allowance = HEAP_BYTES
         elif name.startswith(("blocks", "bytes in use")) and not at_rest:
-            continue  # random, because it depends on how full the caches are
+            continue  # random: it depends on how full the caches are
         else:
             allowance = 0
         if after - before > max(MAX_GROWTH * before, allowance):
@@ -312,7 +312,7 @@ async def play(*, days: int, per_day: int, remembered: int) -> list[str]:
     """Simulate ``days`` days with ``per_day`` new conversations each. Return all problems.
 
     ``remembered`` is the size of the caches for strings of flows. ``per_day`` conversations should
-    fill these caches.
+    be enough to fill these caches.
     """
     clock = VirtualClock()
     with (
@@ -370,7 +370,7 @@ REAL_STEP_S, REAL_REPORT_S = 1, 5
 TOPOLOGY_S, RELOAD_S, CLOSE_S = 5, 13, 37
 """Intervals between changes of the topology, between reloads, and between ends of the subscription.
 
-A subscription must last 30 s. Otherwise, the delay before the next subscription increases."""
+If a subscription lasts less than 30 s, the delay before the next one increases."""
 SUBSCRIBE_S = 20
 """Maximum time until the next subscription."""
 LINE_S = 10
@@ -380,7 +380,7 @@ EXPIRED_S = 20 + INCIDENT_UPDATES * FLOW_UPDATE_S
 """Time until all connections have expired: the timeout, the grace period, a margin, and the longest
 hold of the clock. The clock is held if the subscription ended shortly before."""
 THREADS = 3 + min(32, (os.cpu_count() or 1) + 4)
-"""Maximum number of threads: the main thread, the event loop's pool, and those of two pages."""
+"""Maximum number of threads: the main thread, the event loop's pool, and two threads for pages."""
 
 REAL = """
 host_id: soak
@@ -580,8 +580,8 @@ class _Real:
 FULL_PER_DAY = 100_000
 """Number of new conversations per day: more than one per second."""
 REMEMBERED = 8192
-"""Size of the caches for strings of flows. With `rewrites.MAX_REMEMBERED`, it would take a week
-until all caches are full at the same time."""
+"""Size of the caches for strings of flows. With the usual size, `rewrites.MAX_REMEMBERED`, it would
+take a week until all caches are full."""
 
 
 def say(text: str) -> None:

@@ -16,7 +16,7 @@ EVIL = "</td></table><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u
 
 
 class Site:
-    """The web server of an app whose analyzer is not reachable; `report` passes flows instead.
+    """The web server of an app. Its analyzer is not reachable, so tests report flows by `report`.
 
     The totals of a flow are in this order: bytes and packets from initiator to target, bytes and
     packets from target to initiator.
@@ -140,4 +140,4 @@ FORMATS = [
     ("health", {"state": "degraded", "text": "2 of 3 analyzers"}, "degraded: 2 of 3 analyzers"),
     ("state", True, "up"),
 ]
-"""Formats, values, and the text that both Python and the script write at the time 1,000 s."""
+"""Formats, values, and the text that server and script both produce at the Unix time 1,000 s."""

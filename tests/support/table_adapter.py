@@ -171,9 +171,10 @@ def _counter(value: Total) -> Counter:
 
 @dataclass(frozen=True)
 class Slice:
-    """A step of relabelling: the flows that it visited, and the keys to which it applied.
+    """A step of relabelling: the flows that it visited, and the keys whose names it applied.
 
-    ``taken`` has the keys that the step took. If it took none, it continued with the previous keys.
+    ``taken`` has the keys that the step took from its input. If it took none, it continued with the
+    keys of the previous step.
     """
 
     taken: list[str]
@@ -248,7 +249,7 @@ class Core:
 
     @property
     def bounds(self) -> list[Bounds]:
-        """The bounds of each view, which can be set."""
+        """The bounds of each view. Tests can set them."""
         return self._bounds
 
     @bounds.setter
@@ -268,7 +269,7 @@ class Core:
     def message(self, flows: Sequence[dict[str, Any]], now: float, wall_ms: int = 0) -> None:
         """Apply the flows of one message.
 
-        If the table needs more fields of a flow, this flow and the following ones are decoded again
+        If the table needs more fields of a flow, this flow and all flows after it are decoded again
         with a larger type.
         """
         obj = json.dumps(flows).encode()
@@ -328,7 +329,7 @@ class Core:
         page = read_all(self.table.page(now, 2)).decode()
         starts = read_inline_starts(page)
         assert read_created(read_all(self.table.page(now, 1, created=True)).decode()) == starts
-        # Nothing else differs from a page without start times.
+        # Apart from the start times, the page equals a page without start times.
         plain = read_all(self.table.page(now)).decode().splitlines()
         assert [line for line in plain if line[0] != "#"] == [
             plain_line
@@ -383,7 +384,7 @@ def read_all(page: Page, size: int = CHUNK_BYTES) -> bytes:
 
 
 def read_inline_starts(page: str) -> dict[str, int]:
-    """Return the start times in a page in OpenMetrics 2.0, in milliseconds, by series."""
+    """Return the start times of a page in OpenMetrics 2.0, in milliseconds, by series."""
     starts = {}
     for line in page.splitlines():
         rest, _, last = line.rpartition(" ")
@@ -412,7 +413,7 @@ def without_start(line: str) -> list[str]:
 
 
 def read_created(page: str) -> dict[str, int]:
-    """Return the same for a page in OpenMetrics 1.0.
+    """Return the start times of a page in OpenMetrics 1.0, in milliseconds, by series.
 
     Assert that each start time directly follows the sample of its series.
     """
@@ -441,7 +442,7 @@ def to_ms(seconds: str) -> int:
 
 
 def many_flows(count, *, total=(1, 2, 3, 4), first=0, last=1_000, **fields):
-    """Return ``count`` flows, each with its own address and thus its own connection."""
+    """Return ``count`` flows. Each has a different address and therefore its own connection."""
     return [
         make_flow(
             f"{n + 1:x}", total, last=last, a=f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", **fields

@@ -142,7 +142,7 @@ bounded = st.one_of(
         }
     ),
 )
-"""The fields of a view with or without bounds."""
+"""The fields of `View` that define bounds, for views with and without bounds."""
 
 
 @st.composite
@@ -203,14 +203,17 @@ CONTEXTS = tuple(
     for a, b in (("A", "B"), ("B", "A"))
     for context in [(flow["Network"][a], flow["Network"][b], flow["NodeTID"])]
 )
-"""The addresses of the flows, each with the other address and the capture point."""
+"""The contexts of lookups: an address of a flow, its other address, and its capture point."""
 
 three_names = st.tuples(*[st.sampled_from(("", "eth0", "other", 'a "name"', "n" * 100))] * 3)
 
 
 @dataclass(frozen=True)
 class Renaming:
-    """A change of names: new names by key (None for an ambiguous key), and new names by context."""
+    """A change of names. ``keys`` has new names by key, or None for a key that becomes ambiguous.
+
+    ``contexts`` has new names of ambiguous keys by context.
+    """
 
     names: Names
     keys: dict[str, tuple[str, ...] | None]
@@ -308,10 +311,11 @@ def series_of(line):
 class SlowPage:
     """A page that is being read, with its allowed and required lines.
 
-    ``existing`` has the connections at the start of the page. ``required`` has the series of these
-    connections, which the page must show if the connections stay. ``allowed`` has the lines that
-    the page may have: one for each value that a series has had since the start. ``values`` has the
-    escaped label values that existed at the start. The page must not have other values.
+    ``existing`` has the connections at the start of the page. ``required`` has their series. The
+    page must show the series of each connection that exists until its end. ``allowed`` has the
+    lines that the page may have: one for each value that a series has had since the start.
+    ``values`` has the escaped label values that existed at the start. The page must not have other
+    label values.
     """
 
     page: Page
@@ -367,13 +371,13 @@ class TableMachine(RuleBasedStateMachine):
 
     @property
     def wall_ms(self):
-        """The system time, or 0 if it is unknown."""
+        """The wall clock in Unix milliseconds, or 0 if it is unknown."""
         return 0 if self.ahead_ms is None else self.ahead_ms + 1000 * self.now
 
     @rule(message=st.lists(flows(), min_size=1, max_size=5))
     def receive(self, message):
-        # If dormant flows can be evicted, no two flows may become dormant in the same second. The
-        # order of their eviction would be undefined.
+        # If dormant flows can be evicted, no two flows may become dormant in the same second:
+        # the order of their eviction would be undefined.
         spec = self.model.spec
         is_tight = spec.flow_memory_s > 0 and spec.max_flows < MANY
         for part in [[flow] for flow in message] if is_tight else [message]:
@@ -409,7 +413,7 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def change_bounds(self, data):
-        # No page is being read slowly: it would show rows by its old bounds.
+        # Drop the unfinished pages, because a page uses the bounds at its start.
         either = st.one_of(st.just(0), bounds)
         self.slow_pages.clear()
         self.core.bounds = self.model.bounds = [
@@ -566,7 +570,7 @@ REPORTS = st.fixed_dictionaries(
 class DeduplicatingMachine(TableMachine):
     """Tests ``deduplicate: first``, with many closing reports of dormant flows.
 
-    Totals grow with each report of any flow, but a report can be ``behind``.
+    Totals grow with each report of any flow. A report that is ``behind`` has earlier totals.
     """
 
     rename = relabel = begin = update_every = None
@@ -594,8 +598,8 @@ class DeduplicatingMachine(TableMachine):
         self.take([self.flow(uuids[n % len(uuids)], **report) for n, report in reports])
 
     def take(self, flows):
-        # No two flows become dormant in the same second. Otherwise, the last flow of a connection
-        # would be undefined if only one of the two flows had ended.
+        # No two flows become dormant in the same second. If only one of them had ended, it would be
+        # undefined which one is the last flow of a connection.
         for flow in flows:
             super().receive(message=[flow])
             self.now += 1
@@ -767,7 +771,10 @@ CLOSABLE = st.fixed_dictionaries(
 
 
 class HistogramMachine(TableMachine):
-    """All histograms, and few flows with few values. Half of their reports are closing reports."""
+    """Tests all histograms, with few flows that have few different values.
+
+    Half of the reports are closing reports.
+    """
 
     rename = relabel = update_every = read_parts = read_slowly = read_to_the_end = expire = None
 

@@ -1,4 +1,4 @@
-"""Programs in Go that tests run, which ``make tools`` and ``make otelcol`` build."""
+"""Programs in Go that tests run. ``make tools`` and ``make otelcol`` build these programs."""
 
 import os
 import shutil

@@ -40,13 +40,13 @@ _NAMES = {
 """The usual name of an owner, by kind."""
 
 _BYTES = 1_500
-"""The random bytes of a graph. After the last byte, each choice takes its first option."""
+"""The number of random bytes per graph. After the last byte, each choice takes its first option."""
 
 
 class _Builder:
-    """Collects nodes and edges. Each random choice consumes one byte.
+    """Collects nodes and edges. Each random choice uses up one byte.
 
-    A single draw of all bytes takes a tenth of the time of many draws.
+    Drawing all bytes at once takes a tenth of the time of many draws.
     """
 
     def __init__(self, choices: bytes) -> None:
@@ -89,7 +89,7 @@ class _Builder:
 
 @dataclass
 class _Pod:
-    """A pod. Agents and the Kubernetes probe know some parts of it."""
+    """A pod. The nodes of agents and of the Kubernetes probe describe parts of it."""
 
     namespace: str
     name: str
@@ -133,7 +133,7 @@ def graphs(draw: st.DrawFn, *, disorder: bool = True, broken: bool = False) -> J
 def _any_pod(
     b: _Builder, clusters: tuple[str, ...], hosts: tuple[str, ...], others: list[_Pod]
 ) -> _Pod:
-    """A pod, often with the name or the address of another pod."""
+    """Return a pod, often with the name or the address of another pod."""
     pod = _Pod(
         namespace=b.pick(*NAMESPACES),
         name=b.pick(*POD_NAMES),
@@ -149,11 +149,11 @@ def _any_pod(
     return pod
 
 
-# What agents know.
+# Nodes of agents.
 
 
 def _host(b: _Builder, host: str) -> Json:
-    """A host with the interfaces and containers of its own namespace."""
+    """Add a host with the interfaces and containers of its own namespace; return its node."""
     node = b.node(host, {"Type": "host", "Name": host, "Hostname": f"node-{host}"})
     for _ in range(b.count(3)):
         name = b.pick("eth0", "docker0", "eth0", "tap1", "tap1", "kube-ipvs0")
@@ -212,7 +212,7 @@ def _machine(b: _Builder) -> Json:
 
 
 def _namespace(b: _Builder, host: Json, addresses: list[str]) -> Json:
-    """A network namespace with an interface, usually one end of a pair."""
+    """Add a network namespace with an interface, usually an end of a veth pair; return its node."""
     namespace = b.node(host["Host"], {"Type": "netns", "Name": b.pick("blue", "green", "red")})
     if b.chance(9):
         b.edge(host, namespace, "ownership")
@@ -228,7 +228,10 @@ def _namespace(b: _Builder, host: Json, addresses: list[str]) -> Json:
 
 
 def _running_pod(b: _Builder, host: Json, pod: _Pod, strangers: list[_Pod]) -> None:
-    """The namespace and the containers of a pod. A container can claim to belong to another pod."""
+    """Add the network namespace and the containers of a pod.
+
+    Each container can claim to belong to another pod: one of ``strangers``.
+    """
     length = 64 if ":" in pod.address else b.pick(24, 24, 32)
     addresses = [f"{pod.address}/{length}"] if b.chance(8) else _addresses(b, 2)
     namespace = _namespace(b, host, addresses)
@@ -246,7 +249,7 @@ def _plain_namespace(b: _Builder, host: Json, addresses: list[str]) -> None:
 
 
 def _container(b: _Builder, host: str, pod: _Pod | None) -> Json:
-    """A container. Runtimes and kubelet describe it in different ways."""
+    """Add a container, as one of the runtimes or kubelet describes it; return its node."""
     runtime_id = f"cid{len(b.nodes)}"
     name = b.pick("nginx", "proxy", "POD")
     metadata: Json = {"Type": "container", "Manager": "docker", "Container": {"ID": runtime_id}}
@@ -286,7 +289,7 @@ def _container(b: _Builder, host: str, pod: _Pod | None) -> Json:
     return b.node(host, metadata)
 
 
-# What the Kubernetes probe knows.
+# Nodes of the Kubernetes probe.
 
 
 def _k8s(b: _Builder, kind: str, cluster: str, fields: Json, owners: Json = ()) -> Json:
@@ -320,7 +323,7 @@ def _kubernetes_nodes(b: _Builder, clusters: tuple[str, ...], hosts: list[Json])
 
 
 def _owner(b: _Builder, *kinds: str) -> Json:
-    """An owner of this kind. The graph may contain its node if the owner has its usual name."""
+    """Return an owner of one of these kinds. If it has its usual name, its node may exist."""
     kind = b.pick(*kinds)
     name = _NAMES[kind] if b.chance(8) else b.pick("other-abc", "")
     return {"Kind": kind, "Name": name, "Controller": b.pick(True, True, True, False, None)}
@@ -329,7 +332,7 @@ def _owner(b: _Builder, *kinds: str) -> Json:
 def _kubernetes(
     b: _Builder, clusters: tuple[str, ...], pods: list[_Pod], node_names: dict[str, str]
 ) -> None:
-    """Pods and their containers, and the workloads and services that select them."""
+    """Add the nodes of pods and their containers, and of the workloads and services of pods."""
     workloads = [
         _k8s(
             b,

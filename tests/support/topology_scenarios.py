@@ -74,7 +74,7 @@ class Scenario:
         self.edges.append(edge)
         return edge
 
-    # What agents know.
+    # Nodes of agents.
 
     def host(self, name="h1"):
         return self.node("host", host=name, Name=name)
@@ -107,7 +107,7 @@ class Scenario:
         self.edge(owner, node)
         return node
 
-    # What the Kubernetes probe knows.
+    # Nodes of the Kubernetes probe.
 
     def kubernetes(self, node_type, name, *, namespace="shop", cluster="c1", created_at=1, **k8s):
         metadata = {"Manager": "k8s", "Name": name, "K8s": {"Name": name, "Namespace": namespace}}
@@ -149,7 +149,7 @@ class Scenario:
         return self.kubernetes(node_type, name, Extra=extra, **options)
 
     def kubernetes_container(self, pod, name="main", *, runtime=None):
-        """Add a container to a pod; ``runtime`` is its runtime container."""
+        """Add a Kubernetes container to a pod, with an edge to the container ``runtime``."""
         k8s = pod["Metadata"]["K8s"]
         node = self.kubernetes(
             "container", name, namespace=k8s["Namespace"], cluster="", Pod=k8s["Name"]

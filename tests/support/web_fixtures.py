@@ -160,7 +160,7 @@ class FakeTable:
         return self.connections, labels, True, self._remaining(without) if without else None
 
     def _remaining(self, without):
-        """Return the number of values of the other label."""
+        """Return the highest number of values that one of the other labels has."""
         return max(
             (len(values) for name, values in self.values.items() if name != without), default=0
         )
@@ -234,7 +234,7 @@ def source(
     start_timestamps=False,
     view=VIEW,
 ):
-    """Return an exposition source that only has fake parts."""
+    """Return an exposition source whose flows, interfaces and captures are fake."""
     table = table or FakeTable()
     return ExpositionSource(
         table=table,

@@ -151,7 +151,7 @@ def test_forgotten_connection_starts_again_below_the_bound(make):
     table.expire(TIMEOUT_S)
     later = make_flow("a2", (2000, 0, 2, 0), newest=(20, 0, 1, 0), newest_start=60_000, last=2)
     table.report(later, 200)
-    # Only one conversation can have these labels, so the connection starts with the flow's total.
+    # The labels identify a conversation, so the connection starts with the total of its flow.
     assert values(table, BYTES, 200) == [2000, 0]
 
 
@@ -208,7 +208,7 @@ def test_hidden_rows_expire(make):
     assert table.connections == 0
 
 
-def test_parts_of_shown_rows(make):
+def test_parts_contain_only_shown_rows(make):
     table = make(bounded(50))
     for n, flow in enumerate(many_flows(60)):
         table.report({**flow, "Metric": {**flow["Metric"], "ABBytes": n, "BABytes": 0}}, 0)
@@ -220,12 +220,12 @@ def test_parts_of_shown_rows(make):
     assert table.hidden(0) == [(50, sum(range(50))), None]
 
 
-def test_forecast(make):
+def test_forecast_has_the_rows_series_and_bytes_for_each_bound(make):
     table = make(bounded(MIN_BYTES, families=compatible("bytes", "rtt")))
     table.report(make_flow("a1", (90, 0, 10, 0)), 0)
     table.report(make_flow("b2", (500, 400, 2, 2), rtt=5, a="10.0.0.8"), 0)
     table.report(make_flow("c3", (5000, 5000, 2, 2), a="10.0.0.9"), 0)
-    # Two series of bytes for each connection, and the round-trip time of one of them.
+    # Each connection has two series of bytes. One connection also has a round-trip time.
     pairs = [(0, 0), (91, 0), (900, 0), (901, 0), (10_001, 0), (91, 10), (0, 5)]
     assert table.forecast(0, 0, pairs) == [
         (3, 7, 10_990),
@@ -292,13 +292,13 @@ def test_invalid_forecasts_are_rejected():
 
 
 def test_views_without_bounds_need_no_memory():
-    """If metrics show the amounts anyway, bounds need no additional counters."""
+    """If metrics show bytes and packets anyway, bounds need no additional counters."""
     plain = Core(Spec(views=(View(),)))
     shown = Core(Spec(views=(View(amounts=("bytes", "packets"), min_bytes=1, min_packets=1),)))
     assert plain.table.row_bytes == shown.table.row_bytes
     hidden = replace(View(families=compatible("rtt")), amounts=("bytes",), min_bytes=1)
     without = Core(Spec(views=(View(families=compatible("rtt")),)))
-    # Two counters of the row, and two totals of the flow.
+    # The row needs two more counters, and the flow needs two more totals.
     assert Core(Spec(views=(hidden,))).table.row_bytes == without.table.row_bytes + 32
 
 

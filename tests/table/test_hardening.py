@@ -29,7 +29,7 @@ class Elf:
 
     def __init__(self, path: Path) -> None:
         self.data = path.read_bytes()
-        assert self.data[:5] == b"\x7fELF\x02", "64 bits"
+        assert self.data[:5] == b"\x7fELF\x02", "not a 64-bit ELF file"
         self._order = "<" if self.data[5] == 1 else ">"
         (offset,) = self._read("Q", 32)
         size, count = self._read("HH", 54)

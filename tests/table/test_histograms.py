@@ -56,7 +56,7 @@ NOT_FIRST = {
     "newest_last": 70_000,
     "last": 70_000,
 }
-"""Fields of a report that is not the first of its flow."""
+"""Fields of a report that is not the first report of its flow."""
 
 CLOSING = {"finish": 1, "newest_last": 70_000, "newest_start": 60_000, "last": 65_000}
 """Fields of a closing report that repeats the last update. Its flow lasted 64 s."""
@@ -66,7 +66,7 @@ CLOSING = {"finish": 1, "newest_last": 70_000, "newest_start": 60_000, "last": 6
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a function that makes a table: the model, or the core, which reads in two ways."""
+    """Return the constructor of the model, or of the core with one of its ways to read fields."""
     return request.param
 
 
@@ -76,9 +76,9 @@ def spec_of(*families, labels=(NODE,), **options):
 
 
 def observed(table, name="rtt", now=0.0, part=""):
-    """Return the only histogram: its cumulative counts, and its sum.
+    """Return the cumulative counts and the sum of the only histogram whose labels contain ``part``.
 
-    ``part`` is in the labels of the histogram. Return None if there is no such histogram.
+    Return None if there is no such histogram.
     """
     counts, sums = [], []
     for line in table.page(now)[name]:
@@ -96,7 +96,7 @@ def observed(table, name="rtt", now=0.0, part=""):
 # Buckets
 
 
-def test_lines_of_a_histogram(make):
+def test_histogram_has_buckets_a_sum_and_a_count(make):
     table = make(spec_of(RTT, labels=(NODE, DIRECTION)))
     table.report(make_flow(rtt=2 * MS), 0)
     labels = 'node_tid="node-1",direction="initiator_to_target"'
@@ -110,7 +110,7 @@ def test_lines_of_a_histogram(make):
     }
 
 
-def test_view_without_labels(make):
+def test_histogram_without_labels_has_only_the_label_le(make):
     table = make(spec_of(DURATION, labels=()))
     table.report(make_flow(start=1_000, last=3_000, finish=1), 0)
     assert table.page(0)["duration"] == {
@@ -129,7 +129,7 @@ def test_bounds_are_inclusive_and_exact(make):
     assert observed(table) == ([1, 3, 5, 6], "2.012000003")
 
 
-def test_bounds_between_two_integers(make):
+def test_bounds_can_be_between_two_integers(make):
     buckets = ("1e-10", "1.5e-09", "2.9e-09", "1e+300")
     table = make(spec_of(Family(**{**vars(RTT), "buckets": buckets})))
     for uuid, rtt in enumerate((1, 2, 3, MAX_NUMBER), 1):
@@ -176,19 +176,19 @@ def test_number_of_buckets_is_limited(count):
         Core(spec_of(Family(**{**vars(RTT), "buckets": buckets})))
 
 
-def test_histograms_of_first_values_have_the_same_field():
+def test_all_histograms_of_first_values_must_have_the_same_field():
     other = Family(**{**vars(RTT), "name": "other", "forward": ("Metric", "ABBytes")})
     with pytest.raises(ValueError, match="must have the same field"):
         Core(spec_of(RTT, other))
 
 
-def test_age_has_one_field():
+def test_histogram_of_ages_must_have_one_field():
     two = Family(**{**vars(DURATION), "backward": ("Last",)})
     with pytest.raises(ValueError, match="too many fields"):
         Core(spec_of(two))
 
 
-def test_fields_of_closing_reports_are_no_gauges():
+def test_fields_of_closing_reports_must_not_be_gauges():
     plan = plan_of(spec_of(RTT, SIZE, DURATION))
     assert [gauge.path for gauge in plan.gauges] == [("Metric", "RTT")]
     fields = [("Metric", "ABBytes"), ("Metric", "BABytes"), ("Start",)]
@@ -198,14 +198,14 @@ def test_fields_of_closing_reports_are_no_gauges():
 # First values
 
 
-def test_round_trip_time_of_a_new_flow(make):
+def test_round_trip_time_of_a_new_flow_is_observed(make):
     table = make(spec_of(RTT))
     table.report(make_flow(rtt=2 * MS, last=1), 0)
     table.report(make_flow(total=(200, 200, 2, 2), rtt=3 * MS, last=2), 1)
     assert observed(table) == ([0, 1, 1, 1], "0.002")
 
 
-def test_first_round_trip_time_of_a_known_flow(make):
+def test_first_round_trip_time_of_a_known_flow_is_observed(make):
     table = make(spec_of(RTT))
     table.report(make_flow(last=1), 0)
     table.report(make_flow(total=(200, 200, 2, 2), last=2), 1)
@@ -229,7 +229,7 @@ def test_flow_that_is_not_new_may_have_been_observed_before(make):
     table.report(make_flow("a1", rtt=2 * MS, **NOT_FIRST), 0)
     table.report(make_flow("a1", (200, 200, 9, 9), rtt=3 * MS, last=80_000), 0)
     assert observed(table) == ([0, 0, 0, 0], "0")
-    # A flow that has had no value yet is observed later.
+    # A flow without a value is observed as soon as it has a value.
     table.report(make_flow("b2", **NOT_FIRST), 0)
     table.report(make_flow("b2", (200, 200, 9, 9), rtt=3 * MS, last=80_000), 0)
     assert observed(table) == ([0, 1, 1, 1], "0.003")
@@ -280,7 +280,7 @@ def test_flow_without_valid_marks_is_not_new(make):
 # Closing reports
 
 
-def test_size_and_duration_of_a_live_flow(make):
+def test_size_and_duration_are_observed_when_a_live_flow_closes(make):
     table = make(spec_of(SIZE, DURATION))
     table.report(make_flow(total=(90, 200, 1, 2), start=1_000, last=2_000), 0)
     assert observed(table, "size")[0] == observed(table, "duration")[0] == [0, 0, 0]
@@ -307,7 +307,7 @@ def test_ordinary_reports_are_not_closing_reports(make):
     assert observed(table, "size")[0] == observed(table, "duration")[0] == [0, 0, 0]
 
 
-def test_late_closing_report_of_a_live_flow(make):
+def test_late_closing_report_of_a_live_flow_is_observed_once(make):
     table = make(spec_of(SIZE, DURATION))
     flow = {"start": 1_000, "last": 65_000}
     table.report(make_flow(**flow), 0)
@@ -318,7 +318,7 @@ def test_late_closing_report_of_a_live_flow(make):
     assert observed(table, "size", 2) == ([0, 1, 1], "300")
 
 
-def test_late_closing_report_of_a_dormant_flow(make):
+def test_late_closing_report_of_a_dormant_flow_is_observed_once(make):
     table = make(spec_of(SIZE, DURATION))
     flow = {"start": 1_000, "last": 65_000}
     table.report(make_flow(**flow), 0)
@@ -335,7 +335,7 @@ def test_late_closing_report_of_a_dormant_flow(make):
     assert observed(table, "size", 603) == ([0, 1, 1], "300")
 
 
-def test_closing_report_of_a_dormant_flow_with_lost_bytes(make):
+def test_closing_report_with_lost_bytes_of_a_dormant_flow_is_observed_once(make):
     table = make(spec_of(SIZE, DURATION, *standard("a", "bytes")))
     table.report(make_flow(last=2_000), 0)
     table.expire(600)
@@ -349,7 +349,7 @@ def test_closing_report_of_a_dormant_flow_with_lost_bytes(make):
     assert observed(table, "size", 601) == ([0, 1, 1], "350")
 
 
-def test_closing_report_that_wakes_a_flow(make):
+def test_closing_report_that_wakes_a_flow_is_observed(make):
     table = make(spec_of(SIZE))
     table.report(make_flow(last=2_000), 0)
     table.expire(600)
@@ -358,14 +358,15 @@ def test_closing_report_that_wakes_a_flow(make):
     assert observed(table, "size", 600) == ([0, 1, 1], "350")
 
 
-def test_closing_report_of_an_unknown_flow(make):
+def test_closing_report_of_an_unknown_flow_is_observed_once(make):
     table = make(spec_of(SIZE, DURATION, RTT, *standard("a", "bytes")))
     closing = make_flow(rtt=2 * MS, **CLOSING)
     assert table.report(closing, 0) == "ended"
     assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
     assert observed(table, "size") == ([0, 1, 1], "300")
     assert observed(table, "duration") == ([0, 0, 1], "64")
-    # Neither is added, because both may have been counted before the table existed.
+    # Its round-trip time and bytes are not added: they may have been counted before the table
+    # existed.
     assert observed(table) == ([0, 0, 0, 0], "0")
     assert table.page(0)["a_bytes_total"] == {'a_bytes_total{node_tid="node-1"} 0'}
     # The flow is kept, so a repetition of the report is late, and so is an older report.
@@ -377,7 +378,7 @@ def test_closing_report_of_an_unknown_flow(make):
     assert table.dormant_flows == 0
 
 
-def test_kept_flow_can_go_on(make):
+def test_flow_kept_after_its_closing_report_adds_later_bytes(make):
     table = make(spec_of(RTT, SIZE, *standard("a", "bytes")))
     table.report(make_flow(rtt=2 * MS, **CLOSING), 0)
     assert table.report(make_flow(total=(150, 200, 2, 2), rtt=2 * MS, last=80_000), 1) is None
@@ -385,7 +386,7 @@ def test_kept_flow_can_go_on(make):
     assert observed(table, now=1) == ([0, 0, 0, 0], "0")
 
 
-def test_closing_report_of_an_unknown_flow_after_the_horizon(make):
+def test_closing_report_of_a_flow_after_the_horizon_is_observed_once(make):
     table = make(spec_of(SIZE, RTT, *standard("a", "bytes", "new_flows")))
     table.begin(0)
     assert table.report(make_flow(rtt=2 * MS, **CLOSING), 1_000) is None
@@ -395,7 +396,7 @@ def test_closing_report_of_an_unknown_flow_after_the_horizon(make):
     assert observed(table, "size", 1_001) == ([0, 1, 1], "300")
 
 
-def test_flow_with_only_a_closing_report(make):
+def test_flow_with_only_a_closing_report_is_observed(make):
     table = make(spec_of(SIZE, DURATION, RTT))
     assert table.report(make_flow(rtt=2 * MS, last=65_000, finish=1), 0) is None
     assert observed(table, "size") == ([0, 1, 1], "300")
@@ -430,7 +431,7 @@ def test_other_views_get_no_rows_from_ended_flows(make):
         (-1, 65_000, ([0, 0, 0], "0")),
     ],
 )
-def test_duration(make, start, last, expected):
+def test_duration_is_observed_if_both_times_are_valid(make, start, last, expected):
     table = make(spec_of(DURATION))
     flow = make_flow(newest_start=1_000, newest_last=max(last, 0), last=last, finish=1)
     table.report(flow | {"Start": start}, 0)
@@ -482,7 +483,7 @@ def test_row_is_created_for_a_closing_report(make):
     assert observed(table, "size", 600) == ([0, 1, 1], "300")
 
 
-def test_linked_and_other_views(make):
+def test_linked_and_other_views_are_observed(make):
     # The application is not a label of the first view.
     labels = ((NODE,), (APPLICATION,))
     views = [
@@ -530,7 +531,7 @@ def test_skipped_reports_are_not_observed(make):
     assert table.view_connections == (0,)
 
 
-def test_late_closing_report_with_an_invalid_label(make):
+def test_late_closing_report_with_an_invalid_label_is_not_observed(make):
     table = make(spec_of(SIZE))
     table.report(make_flow(last=2_000), 0)
     table.expire(600)
@@ -596,7 +597,7 @@ def test_flows_that_are_not_kept_are_observed_in_overflow_mode(make):
     assert observed(table) == ([0, 2, 2, 2], "0.005")
 
 
-def test_dormant_flow_returns_to_a_full_view(make):
+def test_dormant_flow_that_overflows_is_observed_once(make):
     table = make(spec_of(RTT, SIZE, max_connections=1, overflow="other"))
     table.report(make_flow("a1", last=2_000), 0)
     table.expire(100)
@@ -608,7 +609,7 @@ def test_dormant_flow_returns_to_a_full_view(make):
     assert observed(table, "size", 102) == ([0, 1, 1], "400")
 
 
-def test_dormant_flow_is_rejected_by_a_full_view(make):
+def test_dormant_flow_rejected_by_a_full_table_is_not_observed(make):
     table = make(spec_of(RTT, SIZE, max_connections=1))
     table.report(make_flow("a1", last=2_000), 0)
     table.expire(100)

@@ -47,7 +47,7 @@ from tests.support.table_machine import (
 checked = _table if hasattr(_table, "check") else core_builds.load(core_builds.built("checked"))
 
 MAX_ALLOCATIONS = 200
-"""More allocations than any operation of these tests makes."""
+"""A number of allocations that no operation in these tests reaches."""
 
 END_S = 1e7
 """A time at which all flows and rows of these tests have expired."""
@@ -79,16 +79,16 @@ limits = st.sampled_from((1, 2, 5, 1000))
 
 
 class AllocationFailureMachine(RuleBasedStateMachine):
-    """All operations of a table, in which any allocation may fail.
+    """Runs all operations of a table. In each operation, any allocation may fail.
 
     After a failure, the test does not know which flows were applied. So it does not compare the
-    pages with a model. But the table must be consistent, its pages must be valid, and no memory may
-    leak.
+    pages with a model. However, the table must be consistent, its pages must be valid, and no
+    memory may leak.
     """
 
     def __init__(self):
         super().__init__()
-        gc.collect()  # other tests also create tables
+        gc.collect()  # free the tables of other tests, because their blocks would be counted
         self.blocks = checked.blocks()
 
     @initialize(
@@ -107,7 +107,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         self.pages = []
 
     def with_failures(self, nth, times, operation):
-        """Call an operation while the ``nth`` allocation fails; 0 means none."""
+        """Call an operation while the ``nth`` allocation fails. With 0, no allocation fails."""
         if nth == 0:
             operation()
             return
@@ -261,7 +261,7 @@ OWNER_LABELS = tuple(
 )
 CAPTURE = Label("capture", ("CaptureID",))
 START_S = 80
-"""The time at which the live flows arrive; earlier flows are dormant by then."""
+"""The time at which the live flows are reported. By then, all earlier flows are dormant."""
 LONG = 'a "long" label \\' + "x" * 100
 SIZES = Family(
     "sizes",
@@ -300,7 +300,7 @@ def some_flows(prefix, count):
 
 
 def later(flows):
-    """Return later reports of the same flows, after a lost update."""
+    """Return later reports of these flows. The update before each of them was lost."""
     return [
         flow | {"Last": 900, "Metric": {name: n + 5 for name, n in flow["Metric"].items()}}
         for flow in flows
@@ -454,7 +454,7 @@ SCANS = {
 @pytest.mark.parametrize("scan", SCANS.values(), ids=SCANS.keys())
 @pytest.mark.parametrize("slices", [1, 3])
 def test_scan_skips_connections_created_after_its_last_slice(scan, slices):
-    """A scan ends with the rows that exist at its last slice, even if rows are added later."""
+    """The connections are created when the scan releases its lock after its last slice."""
     core = Core(build=checked)
     core.message(many_flows(3 * slices), 0)
     unlocks = 0
@@ -475,7 +475,10 @@ def test_scan_skips_connections_created_after_its_last_slice(scan, slices):
 
 
 def test_scan_omits_strings_that_reuse_the_numbers_of_freed_strings():
-    """Before a scan looks up the strings that it found, new strings can reuse their numbers."""
+    """A scan first finds the numbers of strings, and then reads the strings.
+
+    In between, it releases its lock, so new strings can reuse these numbers.
+    """
     core = Core(build=checked)
     core.message([make_flow(f"{n}", node=f"old-{n}") for n in range(1, 4)], 0)
     page = core.table.page(0)
@@ -496,7 +499,10 @@ def test_scan_omits_strings_that_reuse_the_numbers_of_freed_strings():
 
 
 def series(core):
-    """Return the series of a page, without values: a report may have been applied twice."""
+    """Return the series of a page without their values.
+
+    The values can differ, because a report may have been applied twice.
+    """
     return {
         line.rpartition(" ")[0]
         for line in read_all(core.table.page(START_S + 1)).decode().splitlines()
@@ -538,7 +544,7 @@ def test_string_of_an_evicted_flow_can_be_a_label_of_the_same_batch():
     core.message([make_flow("named like a node", node="node-1")], 0)
     core.message([make_flow("b2", node="node-2")], 1)
     core.expire(100)
-    # The second flow evicts the first flow, whose UUID is a label of the third flow.
+    # The second flow evicts the first flow. The UUID of the first flow is a label of the third one.
     nodes = ("node-3", "node-4", "named like a node")
     core.message([make_flow(f"{n + 5}", node=node) for n, node in enumerate(nodes)], 100)
     assert core.dormant_flows == 0

@@ -1,4 +1,4 @@
-"""Labels from lookups: several labels of one field, ambiguous keys, and relabeling."""
+"""Labels from lookups: several labels of one field, ambiguous keys, and relabelling."""
 
 import gc
 import sys
@@ -39,12 +39,12 @@ WEB, DB, CACHE = ("web", "shop", "node-1"), ("db", "shop", "node-2"), ("cache", 
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a constructor: of the model, or of the core with one of two ways to read fields."""
+    """Return the constructor of the model, or of the core with one of its ways to read fields."""
     return request.param
 
 
 def ends(names, *, context=True):
-    """Return three labels for each end."""
+    """Return three labels for each end of a flow. The labels of an end share a lookup."""
     lookups = {
         "initiator": Lookup(names, A, (B, POINT) if context else ()),
         "target": Lookup(names, B, (A, POINT) if context else ()),
@@ -109,7 +109,7 @@ def test_views_show_different_labels_of_one_lookup(make):
     assert samples(table, "c_flows") == {("shop",): "0", ("shop2",): "1"}
 
 
-def test_lookup_of_a_missing_part_uses_an_empty_key(make):
+def test_lookup_in_a_missing_object_uses_an_empty_key(make):
     names = Names({"": ("none",), "aa:bb": ("some",)})
     table = make(spec_of(looked_up("link", ("Link", "A"), names), LABELS[2]))
     table.report(make_flow("1", (1, 0, 0, 0), ports=(1, 2)), 0)
@@ -122,7 +122,7 @@ def test_lookup_of_a_missing_part_uses_an_empty_key(make):
 
 
 class CountingNames(Names):
-    """Names that record each lookup. The core calls the methods of a subclass of dict."""
+    """Names that record each lookup. The core must call the methods of such a subclass of dict."""
 
     def __init__(self, known=None, *, count=1):
         super().__init__(known, count=count)
@@ -369,7 +369,7 @@ def test_message_can_be_repeated_after_a_lookup_raised_an_exception():
     assert sys.getrefcount(name) == references
 
 
-def test_relabeling_moves_no_flow_if_a_lookup_raises_an_exception():
+def test_relabelling_moves_no_flow_if_a_lookup_raises_an_exception():
     names = FailingNames({"10.0.0.1": None, "10.0.0.3": ("three",)})
     core = Core(spec_of(looked_up("name", A, names, (B, POINT)), LABELS[2]))
     for n in range(400):
@@ -424,7 +424,7 @@ def test_table_releases_results_that_no_new_flow_used_for_a_timeout():
     core.relabel(names, ["10.0.0.1", "10.0.0.2"])
     core.relabel(names, ["10.0.0.1", "10.0.0.2"], budget=0)
     gc.collect()
-    # Both ends use the same labels of the result, so the table owns a single reference to it.
+    # Both ends have the same result, so the table owns a single reference to it.
     used = [before[0] + 1, *before[1:]]
     assert [sys.getrefcount(each) for each in (found, *texts)] == used
     core.message([make_flow("fff")], TIMEOUT_S - 1)
@@ -585,7 +585,7 @@ def test_keys_of_names_that_the_plan_does_not_use_are_not_taken():
     assert list(keys) == ["10.0.0.1"]
 
 
-def test_repeated_key_is_relabeled_once():
+def test_repeated_key_is_relabelled_once():
     names = Names()
     core = Core(spec_of(looked_up("name", A, names)))
     core.report(make_flow("1", (5, 0, 0, 0)), 0)
@@ -614,7 +614,7 @@ def test_reports_between_slices_find_the_new_names():
 
 
 def slice_of(core, model, names, relabelling):
-    """Move one flow in both tables, and return its UUID."""
+    """Move one flow in the core and in the model. Return its UUID."""
     part = relabelling.step(1)
     model.relabel(names, part.keys, part.uuids)
     assert core.page(0) == model.page(0)
@@ -789,7 +789,7 @@ def test_a_lookup_does_not_identify_a_connection():
 
 
 def all_strings(table, count):
-    """Return the strings of a table, read in slices of ``count`` numbers, and sorted."""
+    """Read the strings of a table in slices of ``count`` numbers. Return them in order."""
     found, first = [], 1
     while first:
         texts, first = table.strings(first, count)

@@ -103,7 +103,7 @@ def test_rules_apply_before_validation():
     assert model.flows == 2
 
 
-def test_rules_see_every_report():
+def test_rules_are_applied_to_every_report():
     model = Model(Spec(drop=[{"name": "few", "Metric.ABPackets": "0-3"}]))
     assert model.report(make_flow(total=(0, 0, 3, 0), last=1), 0) == "few"
     assert model.report(make_flow(total=(0, 0, 4, 0), last=2), 0) is None
@@ -122,7 +122,7 @@ def test_rules_can_refer_to_tags():
 
 
 @pytest.mark.parametrize("part", ["UUID", "Network", "Transport", "Metric"])
-def test_rules_do_not_see_flows_without_required_parts(part):
+def test_rules_are_not_applied_to_flows_without_required_objects(part):
     flow = make_flow()
     del flow[part]
     model = Model(

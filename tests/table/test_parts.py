@@ -87,7 +87,7 @@ def test_parts_of_rows_never_change(make):
     ]
 
 
-def test_labels_that_are_numbers_or_odd_strings_have_parts(make):
+def test_rows_with_numbers_or_unusual_strings_are_in_one_part(make):
     ports = Label("port", ("Transport", "A"), number=True, rewrite=Fold(above=1023))
     labels = (*LABELS, ports, Label("vlan", ("Link", "ID"), number=True))
     table = make(one_view(labels=labels))
@@ -137,13 +137,13 @@ def test_row_of_a_view_is_in_one_part(make):
         table.report(make_flow(f"{n + 1:x}", node=f"node-{n % 5}", ports=(n, 443)), 0)
     for parts in (1, 2, 3, 64):
         pages = parts_of(table, parts)
-        # The only row of a view without other labels is in one part.
+        # The second view has only one row, because its only label is the direction.
         assert sorted(len(page["second_bytes_total"]) for page in pages)[-2:] in ([2], [0, 2])
         for page in pages:
             assert 2 * len(page["first_flows"]) == len(page["first_bytes_total"])
 
 
-def test_expired_rows_are_in_no_part(make):
+def test_parts_do_not_contain_expired_rows(make):
     table = make()
     table.report(make_flow("1"), 0)
     table.report(make_flow("2", ports=(1, 2)), 10)
@@ -182,7 +182,7 @@ def test_number_of_parts_is_not_truncated(parts):
 
 
 def test_part_omits_rows_created_after_its_start():
-    """The new rows are many more than the rows of the page."""
+    """There are many more new rows than rows on the page."""
     core = Core()
     core.message(many_flows(10), 0)
     pages = [core.table.page(0, part=part, parts=2) for part in range(2)]

@@ -40,7 +40,7 @@ from tests.support.table_adapter import Core
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model or of the core, which reads fields in two ways."""
+    """Return the constructor of the model, or of the core with one of its ways to read fields."""
     return request.param
 
 
@@ -121,7 +121,7 @@ def test_older_report_adds_only_its_higher_counter(make, counter):
     assert sums(table) == best
     assert rtt_ns(table) == 7
     assert table.page(60 + TIMEOUT_S - 1)[BYTES]
-    # Neither the flow's totals nor its time have decreased.
+    # Neither the totals of the flow nor its latest time have decreased.
     assert table.report(make_flow(total=best, last=5), 60) == "late"
     assert table.report(make_flow(total=[n + 1 for n in best], last=6), 60) is None
     assert sums(table) == [n + 1 for n in best]
@@ -164,7 +164,7 @@ KNOWN = make_flow("1", (1, 1, 1, 1))
 """The first flow of the connection, so that later flows do not create the connection."""
 
 LATER = {"newest": (5, 6, 7, 8), "newest_start": 60_000, "newest_last": 70_000, "last": 70_000}
-"""Fields of a report that is not the first of its flow."""
+"""Fields of a report that is not the first report of its flow."""
 
 
 def test_first_report_adds_its_total(make):
@@ -219,8 +219,8 @@ def test_closing_report_that_repeats_the_last_update_is_skipped(make):
 
 
 def test_repeated_closing_report_is_not_a_first_report(make):
-    # Flows of some protocols have their own timeout. Their closing report repeats their last
-    # update.
+    # Some protocols have their own timeout. When it ends, the closing report of a flow repeats the
+    # last update.
     table = make()
     repeat = make_flow(start=1_000, newest_start=1_000, last=5_000, newest_last=10_000, finish=1)
     assert table.report(repeat, 0) == "ended"
@@ -478,12 +478,12 @@ def test_start_is_only_read_to_identify_a_first_report(make):
     table = make()
     assert table.report(make_flow("a1", start=-1), 0) is None
     assert table.values_skipped["Start"] == 0
-    # An unknown flow without a valid start adds nothing: its report may not be its first one.
+    # An unknown flow without a valid start adds nothing, because this may not be its first report.
     assert table.report(make_flow("b2", start=-1), 0) is None
     assert table.report(make_flow("c3", start=10**22), 0) is None
     assert sums(table) == [100, 200, 1, 2]
     assert table.report(make_flow("a1", start=-1, last=3_000), 0) is None
-    # Flow d4 needs its start, but the start of flow a1 is still not read.
+    # The start of flow d4 is needed and read. The start of flow a1 is still not read.
     table.message([make_flow("d4", **LATER), make_flow("a1", start=-1, last=4_000)], 0)
     assert table.values_skipped["Start"] == 2
     # The next report of flow b2 adds the increase.
@@ -531,7 +531,7 @@ def test_last_update_is_only_read_if_it_counts(make, name, number):
     assert table.report(flow("a1", last=80_000), 0) is None
     if name in COUNTERS:
         assert table.report(flow("c3", newest_start=1_000), 0) is None
-    # Flow d4 needs its last update, but that of flow a1 is still not read.
+    # The last update of flow d4 is needed and read. That of flow a1 is still not read.
     table.message([make_flow("d4", **LATER), flow("a1", last=90_000)], 0)
     assert table.values_skipped[field] == 1
     assert not table.skipped["out_of_range"]
@@ -688,13 +688,13 @@ def test_each_view_decides_what_an_unknown_flow_adds(make):
             )
         )
     )
-    # The main view adds the total, because the connection is new. The node's view adds the last
-    # update.
+    # The main view adds the total, because the flow creates a connection in it. The view of nodes
+    # adds the last update, because its row exists.
     table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
     assert sums(table) == [100, 200, 1, 2]
     assert samples(table, "node_bytes_total") == {"node-1": "11"}
     assert samples(table, "all_bytes_total") == {"10.0.0.1,10.0.0.2,40000,443": "300"}
-    # The second node is new, but its connection exists in the views without a node.
+    # The flow creates a row for the second node. In views without nodes, the row already exists.
     table.report(make_flow("b2", (1000, 2000, 1, 2), node="node-2", **LATER), 0)
     assert samples(table, "node_bytes_total") == {"node-1": "11", "node-2": "11"}
     assert samples(table, "all_bytes_total") == {"10.0.0.1,10.0.0.2,40000,443": "311"}
@@ -772,7 +772,7 @@ def test_timeout_is_rounded_up_to_a_full_second(make):
 def test_unused_fields_are_not_read(make):
     table = make(Spec(views=(view("node", (NODE,), "packets"),)))
     table.report(make_flow(total=(100, 200, 1, 2), last=1), 0)
-    # A lower or invalid number of bytes neither restarts the flow nor skips it.
+    # A lower number of bytes does not restart the flow. An invalid one does not skip the flow.
     assert table.report(make_flow(total=(1, -1, 2, 2), last=2, rtt=-1), 0) is None
     assert table.report(make_flow(total=(9, 9, 2, 2), last=2), 0) == "late"
     assert samples(table, "node_packets_total") == {"node-1": "4"}
@@ -850,7 +850,7 @@ def test_optional_counter_without_values_has_no_series(make):
     assert len(samples(table, "tcp_packets_total")) == 8
 
 
-def test_missing_part_in_one_report_changes_nothing(make):
+def test_missing_object_in_one_report_changes_nothing(make):
     table = make(OPTIONAL)
     table.report(tcp(make_flow(total=(0, 0, 1, 2), last=1), (3, 4)), 0)
     assert table.report(make_flow(total=(0, 0, 5, 2), last=2), 0) is None
@@ -861,7 +861,7 @@ def test_missing_part_in_one_report_changes_nothing(make):
     assert samples(table, "tcp_packets_total") == {"node-1,>": "5", "node-1,<": "2"}
 
 
-def test_part_that_appears_later_counts_from_zero(make):
+def test_object_that_appears_later_counts_from_zero(make):
     table = make(OPTIONAL)
     table.report(make_flow(last=1), 0)
     assert table.report(tcp(make_flow(last=1), (0, 0)), 0) == "late"
@@ -870,7 +870,7 @@ def test_part_that_appears_later_counts_from_zero(make):
     assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "3", "node-1,<": "0"}
 
 
-def test_restart_without_a_part_forgets_its_total(make):
+def test_restart_without_an_object_forgets_its_total(make):
     table = make(OPTIONAL)
     table.report(tcp(make_flow(total=(0, 0, 9, 9), last=1), (3, 4)), 0)
     table.report(make_flow(total=(0, 0, 1, 1), last=2), 0)
@@ -1285,7 +1285,7 @@ def test_renamed_node_moves_flows_to_connections_that_start_at_zero(make, names)
     table.report(tcp(make_flow("a1", (100, 200, 1, 2), last=1_000, rtt=7), (1, 1)), 0)
     table.report(make_flow("b2", (10, 20, 1, 2), last=1_000, node="node-2"), 0)
     names["node-1"] = ("bond0",)
-    # Until the table is relabelled, the flow stays at its old name.
+    # Until the table is relabelled, the flow stays in the row with its old name.
     table.report(tcp(make_flow("a1", (101, 200, 1, 2), last=2_000, rtt=8), (1, 1)), 0)
     assert samples(table, "a_bytes_total") == {
         "eth0,>": "101",
@@ -1302,7 +1302,7 @@ def test_renamed_node_moves_flows_to_connections_that_start_at_zero(make, names)
     }
     assert samples(table, "a_rtt_seconds") == {}
     assert samples(table, "a_tcp_out_of_order_total") == {"bond0,>": "0", "bond0,<": "0"}
-    # In a view whose rows outlive their flows, the row of the old name stays.
+    # In the view "b", rows outlive their flows. So the row with the old name stays.
     assert samples(table, "b_bytes_total") == {
         "10.0.0.1,eth0": "301",
         "10.0.0.1,bond0": "0",
@@ -1322,7 +1322,7 @@ def test_renamed_node_moves_flows_to_connections_that_start_at_zero(make, names)
     assert samples(table, "c_flows") == {"10.0.0.1": "2"}
     assert (table.connections, table.view_connections, table.flows) == (2, (3, 1), 2)
     assert (table.created_total, table.expired_total) == (3, 1)
-    # Later reports add their deltas at the new name.
+    # Later reports add their deltas to the row with the new name.
     table.report(tcp(make_flow("a1", (105, 210, 1, 2), last=3_000, rtt=9), (2, 1)), 0)
     assert samples(table, "a_bytes_total") == {
         "bond0,>": "4",
@@ -1370,7 +1370,7 @@ def test_swapped_names_do_not_mix_counters(make, names):
     names |= {"node-1": ("eth1",), "node-2": ("eth0",)}
     table.relabel(names, ["node-1", "node-2"])
     assert set(samples(table, "a_bytes_total").values()) == {"0"}
-    # In a view whose rows outlive their flows, each name keeps its row.
+    # In the view "b", rows outlive their flows. So each name keeps its row.
     assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "300", "10.0.0.1,eth1": "30"}
     table.report(make_flow("a1", (107, 200, 1, 2), last=2, node="node-1"), 0)
     assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "300", "10.0.0.1,eth1": "37"}
@@ -1481,14 +1481,14 @@ def test_first_capture_point_can_report_several_flows(make):
     assert table.report(make_flow("c3", node="node-1"), 50) is None
     table.expire(TIMEOUT_S)
     assert table.report(make_flow("b2", node="node-2"), TIMEOUT_S) == "duplicate"
-    # After all flows of the first capture point are dormant, another one takes the conversation
-    # over.
+    # After all flows of the first capture point have become dormant, another capture point takes
+    # over the conversation.
     table.expire(50 + TIMEOUT_S)
     assert table.report(make_flow("b2", node="node-2"), 50 + TIMEOUT_S) is None
     assert table.dormant_flows == 2
     again = make_flow("c3", node="node-1", last=3_000)
     assert table.report(again, 50 + TIMEOUT_S) == "duplicate"
-    # Duplicates are not remembered.
+    # A dormant flow is forgotten if its next report is a duplicate.
     assert table.dormant_flows == 1
 
 
@@ -1614,8 +1614,8 @@ def test_rejected_flows_are_added_to_the_overflow_row(make):
     assert OTHERS.format(">") not in samples(table, RTT)
     assert samples(table, "main_flows")[OTHERS.format(">")] == "0"
     assert samples(table, "main_tcp_out_of_order_total") == {}
-    # In another view that is not full, the row of the node adds the deltas, but the flow is not
-    # counted.
+    # Another view is not full. The row of the node in this view adds the deltas, but does not count
+    # the flow.
     assert samples(table, "a_bytes_total") == {"node-1,>": "115", "node-1,<": "226"}
     assert samples(table, "a_flows") == {"node-1,>": "1"}
     assert samples(table, "a_last_timestamp_seconds") == {"node-1,>": "70"}
@@ -1713,8 +1713,8 @@ def test_first_flow_in_the_overflow_row_of_another_view_counts_its_total(make, h
         assert samples(table, "b_bytes_total", 100) == {"node-1": "1", "other": "7"}
     first = make_flow("c3", (100, 0, 0, 0), node="node-2", a="10.0.0.9", **LATER)
     assert table.report(first, 100) is None
-    # If a closing report was added to the overflow row, this row may already include a part of the
-    # total.
+    # If a closing report was added to the overflow row, this row may already include some of the
+    # traffic in the total.
     counted = 11 if has_closing_report else 100
     assert samples(table, "a_bytes_total", 100) == {"10.0.0.9,10.0.0.2,40000,443": f"{counted}"}
     assert samples(table, "b_bytes_total", 100)["other"] == ("18" if has_closing_report else "11")
@@ -1811,7 +1811,7 @@ A_WHILE_S = 120.0
 def test_deltas_of_a_lost_report_are_counted_with_the_next_report(make):
     table = make(MEMORY)
     table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
-    # The report at 60 is lost.
+    # The report at 60 s is lost.
     table.expire(TIMEOUT_S)
     assert (table.flows, table.dormant_flows, table.connections) == (0, 1, 0)
     later = make_flow("a1", (130, 260, 3, 4), newest=(10, 20, 1, 1), newest_start=60_000, last=2)
@@ -1883,7 +1883,7 @@ def test_live_flow_evicts_the_longest_dormant_flow(make):
     assert table.report(make_flow("c3", node="node-3"), A_WHILE_S) is None
     assert (table.flows, table.dormant_flows) == (1, 1)
     assert table.dormant_uuids() == ["b2"]
-    # The dormant flow wakes in its own row.
+    # The dormant flow becomes live in its own row, although the table is full.
     assert table.report(make_flow("b2", (4, 0, 0, 0), last=2, node="node-2"), A_WHILE_S) is None
     assert samples(table, "node_bytes_total", A_WHILE_S)["node-2"] == "4"
     # Live flows are not evicted.
@@ -1940,8 +1940,8 @@ def test_unknown_flow_continues_counters_of_a_removed_connection(make):
     assert table.dormant_connections == 1
     table.report(make_flow("c3", (7, 0, 0, 0), last=1, newest=(7, 0, 0, 0)), A_WHILE_S)
     assert sums(table, A_WHILE_S)[0] == 117
-    # The kept counters may include an earlier part of flow d4. So d4 adds its last update, not its
-    # total, although it creates the row.
+    # The kept counters may already include earlier traffic of flow d4. So flow d4 only adds its
+    # last update, although it creates the row.
     table.expire(A_WHILE_S + TIMEOUT_S)
     table.report(make_flow("d4", (1000, 0, 0, 0), **LATER), 4 * A_WHILE_S)
     assert sums(table, 4 * A_WHILE_S)[0] == 122
@@ -1981,7 +1981,7 @@ def test_closing_report_with_deltas_counts_without_creating_a_connection(make):
     table = make(MEMORY)
     table.report(make_flow("a1", (100, 200, 1, 2), last=1_500), 0)
     table.expire(TIMEOUT_S)
-    # The latest update is lost. The closing report repeats the deltas of this update.
+    # The last update is lost. The closing report repeats this update.
     closing = make_flow(
         "a1", (130, 260, 3, 4), newest=(30, 60, 2, 2), newest_start=2_000, last=2_500, finish=1,
         newest_last=62_000,
@@ -2114,8 +2114,8 @@ def test_first_reports_are_counted_as_new_flows(make):
     assert samples(table, "port_new_flows_total") == {"443,>": "1"}
     table.report(make_flow("b2", last=1_500), 0)
     assert [new_flows(table, prefix) for prefix in ("main", "node", "port")] == [2, 2, 2]
-    # Later reports of a known flow are never new: a late one, more bytes, a restart, a closing
-    # report.
+    # Later reports of a known flow are never new. These reports are late, have more bytes, restart
+    # the flow, and close it.
     table.report(make_flow("a1", last=1_500), 1)
     table.report(make_flow("a1", (101, 201, 2, 3), last=1_600), 2)
     table.report(make_flow("a1", (1, 1, 1, 1), last=1_700), 3)
@@ -2198,8 +2198,8 @@ def test_dormant_flow_that_wakes_is_not_new(make):
     table = make(BOTH)
     table.report(make_flow("a1", last=1), 0)
     table.expire(TIMEOUT_S)
-    # The counters of the connection are not kept, because they equal those of its flow and one new
-    # flow.
+    # The counters of the connection equal the totals of its flow, and it has one new flow. So they
+    # are not kept.
     assert (table.connections, table.dormant_flows, table.dormant_connections) == (0, 1, 0)
     table.report(make_flow("a1", (101, 201, 2, 3), last=2), A_WHILE_S)
     assert sums(table, A_WHILE_S) == [101, 201, 2, 3]
@@ -2210,8 +2210,8 @@ def test_returning_connection_keeps_zero_new_flows(make):
     table = make(BOTH)
     table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
     table.expire(TIMEOUT_S)
-    # The counters equal the totals of the flow. They are kept because the number of new flows is
-    # not 1.
+    # The counters equal the totals of the flow, but the number of new flows is not 1. So they are
+    # kept.
     assert (table.dormant_flows, table.dormant_connections) == (1, 1)
     table.report(make_flow("a1", (101, 201, 2, 3), last=80_000), A_WHILE_S)
     assert sums(table, A_WHILE_S) == [101, 201, 2, 3]
@@ -2307,7 +2307,7 @@ def test_relabelled_flow_is_not_new(make):
     assert samples(table, "a_new_flows_total") == {"new": "0"}
     table.report(make_flow("b2", last=1, ports=(9, 443)), 1)
     assert samples(table, "a_new_flows_total", 1) == {"new": "1"}
-    # When another flow gets this name, its connection continues the kept number of new flows.
+    # When another flow gets this name, its connection starts with the kept number of new flows.
     table.expire(1 + TIMEOUT_S)
     table.report(make_flow("c3", last=1, node="node-2"), A_WHILE_S)
     names["node-2"] = ("new",)
@@ -2322,7 +2322,7 @@ def test_duplicate_is_not_a_new_flow(make):
     table.report(make_flow("a1", node="node-1"), 0)
     assert table.report(make_flow("b2", node="node-2"), 0) == "duplicate"
     assert samples(table, "b_new_flows_total") == {"443": "1"}
-    # Another capture point takes over. Its flow began before that, so it is not new.
+    # Another capture point takes over. Its flow began earlier, so it is not new.
     table.expire(TIMEOUT_S)
     table.report(make_flow("b2", node="node-2", **LATER), TIMEOUT_S)
     assert samples(table, "a_new_flows_total", TIMEOUT_S) == {"node-2": "0"}
@@ -2470,8 +2470,8 @@ def test_finish_type_of_an_update_does_not_end_the_flow(make, finish):
     table = make(MEMORY)
     table.report(make_flow("a1", last=1, finish=finish), 0)
     table.report(make_flow("a1", (130, 260, 3, 4), last=2, finish=finish), 1)
-    # A report with this finish type is an update, even if its latest packet is older than the last
-    # update.
+    # A report with this finish type is an ordinary report. It does not repeat its last update, even
+    # if the times differ.
     update = LATER | {"newest_last": 80_000, "finish": finish}
     assert table.report(make_flow("b2", a="10.0.0.9", **update), 1) is None
     assert (table.connections, table.flows) == (2, 2)
@@ -2543,7 +2543,7 @@ def test_closing_report_counts_in_other_views_at_max_connections(make):
     )
     assert table.report(closing, BEGAN + 1_000) is None
     assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "35"}
-    # The flow is kept as an ended flow. It keeps no counters for a later connection.
+    # The flow is kept as an ended flow. No counters are kept for a later connection.
     assert (table.dormant_flows, table.dormant_connections) == (1, 0)
     table.expire(BEGAN + 1_000 + TIMEOUT_S)
     assert table.dormant_uuids() == ["a1"]
@@ -2585,14 +2585,14 @@ def test_dormant_flow_of_a_superseded_conversation_is_unknown(make):
     table.expire(TIMEOUT_S)
     table.report(make_flow("b2", (120, 0, 0, 0), last=1, node="node-2"), TIMEOUT_S)
     table.expire(2 * TIMEOUT_S)
-    # The other capture point has counted the packets since the flow became dormant.
+    # The other capture point has counted the packets sent since the flow became dormant.
     later = make_flow("a1", (125, 0, 0, 0), newest=(5, 0, 0, 0), newest_start=9, last=10)
     assert table.report(later, 2 * TIMEOUT_S) is None
     assert samples(table, "a_bytes_total", 2 * TIMEOUT_S) == {"node-1": "105"}
 
 
 LOST = {"newest": (0, 0, 0, 0), "newest_start": 90_000, "newest_last": 95_000, "finish": 1}
-"""A closing report of a flow whose latest update was lost."""
+"""Fields of the closing report of a flow whose last update was lost."""
 
 ONCE = Spec(deduplicate="first", views=MEMORY.views)
 
@@ -2639,7 +2639,7 @@ def test_closing_report_adds_nothing_after_another_point_took_over(make, memory_
     closing = make_flow("a1", (130, 0, 0, 0), last=60_000, **LOST)
     assert table.report(closing, 230) == "ended"
     assert table.dormant_flows == 0
-    # The closing report claims nothing, so another capture point can take over.
+    # This closing report claims nothing, so another capture point can take over.
     other = make_flow("c3", (5, 0, 0, 0), last=1, node="node-3")
     assert table.report(other, 230) is None
 
@@ -2785,7 +2785,7 @@ def test_uuid_string_can_become_a_label(make):
     table.report(make_flow("nor this", (1, 0, 0, 0), last=1), 0)
     table.expire(TIMEOUT_S)
     assert (table.dormant_flows, table.dormant_connections) == (2, 1)
-    # Flow b2 evicts the dormant flow whose key is also a label of flow c3.
+    # Flow b2 evicts a dormant flow. Its UUID is also a label of flow c3.
     takes = make_flow("b2", (2, 0, 0, 0), last=1, a="10.0.0.8")
     named = make_flow("c3", (4, 0, 0, 0), last=1, node="no number", a="10.0.0.9")
     table.message([takes, named], TIMEOUT_S)

@@ -26,7 +26,7 @@ from tests.support.model_specs import labelled, standard
 from tests.support.table_adapter import Core, read_all
 
 CLOCK_MS = 1_700_000_000_000
-"""The system's clock at the time 0 of the table."""
+"""The wall clock when the table's clock is 0."""
 
 START_MS = CLOCK_MS - 500_000
 UPDATE_MS = CLOCK_MS - 60_000
@@ -45,7 +45,7 @@ SHARED = Spec(
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a function that makes a table: the model, or the core, which reads in two ways."""
+    """Return the constructor of the model, or of the core with one of its ways to read fields."""
     return request.param
 
 
@@ -92,7 +92,7 @@ def start(table, family, now=0):
 # Unknown flows
 
 
-def test_counters_start_with_the_flow_whose_total_counts(make):
+def test_counters_that_add_a_total_start_with_the_flow(make):
     table = make(BOTH)
     take(table, first_report(rtt=5))
     assert start(table, BYTES) == START_MS
@@ -105,7 +105,7 @@ def test_counters_start_with_the_flow_whose_total_counts(make):
     }
 
 
-def test_counters_of_which_only_the_update_counts_start_with_the_update(make):
+def test_counters_that_add_only_an_update_start_with_the_update(make):
     # The labels of the main view identify the flow, so its total counts there.
     table = make(BOTH)
     take(table, later_report())
@@ -157,7 +157,7 @@ def test_start_time_is_not_later_than_the_report(make):
     table = make(BOTH)
     take(table, first_report(start=CLOCK_MS + 50_000), 40)
     assert start(table, BYTES, 40) == start(table, "node_bytes_total", 40) == CLOCK_MS + 40_000
-    # The start time does not change when the system's clock passes the agent's time.
+    # The start time does not change when the wall clock passes the agent's time.
     take(table, later_report(last=LAST_MS + 1), 60)
     assert start(table, BYTES, 60) == CLOCK_MS + 40_000
 
@@ -239,7 +239,7 @@ def test_kept_counters_keep_their_start_time(make):
     take(table, first_report("c3", start=CLOCK_MS, ports=(40_002, 443)), now)
     assert start(table, "a_bytes_total", now) == START_MS
     assert [line.rpartition(" ")[2] for line in table.page(now)["a_new_flows_total"]] == ["3"]
-    # When the counters are forgotten, the next connection starts with its flow.
+    # After the kept counters are forgotten, the next connection starts with its flow.
     table.expire(now + TIMEOUT_S)
     now += TIMEOUT_S + FLOW_MEMORY_S
     table.expire(now)
@@ -300,7 +300,7 @@ def test_overflow_row_starts_with_its_first_report(make):
         "10.0.0.1,10.0.0.2,40000,443,node-1,TCP": START_MS,
         "other,other,other,other,other,other": UPDATE_MS,
     }
-    # A view that is full has an overflow row, too.
+    # If the second view is full, it has an overflow row, too.
     take(table, first_report("d4", a="10.0.0.5", node="node-2", start=START_MS + 3))
     assert starts(table, "node_bytes_total") == {"node-1": START_MS, "other": START_MS + 3}
 
@@ -362,8 +362,11 @@ def test_new_names_without_the_clock_have_no_start_time(make):
 # Pages of the core
 
 
-def test_pages_in_both_versions_of_openmetrics():
-    """Start times are exact; a page without `created` differs only in the heads of families."""
+def test_both_versions_of_openmetrics_show_the_same_start_times():
+    """Start times are exact.
+
+    Without ``created``, a page in OpenMetrics 1.0 has the same samples as in the text format.
+    """
     view = View(
         labelled("node_tid"),
         standard("node", "bytes", "rtt"),
@@ -405,8 +408,8 @@ def samples(page):
     return [line for line in read_all(page).decode().splitlines() if line[0] != "#"]
 
 
-def test_only_the_second_direction_has_a_start_time():
-    """A connection can have a series of one direction only."""
+def test_second_direction_alone_has_a_start_time():
+    """A connection may have a series only in one direction."""
     family = standard("t", "tcp_out_of_order")
     core = Core(Spec(views=(View((*labelled("node_tid"), DIRECTION), family),)))
     flow = first_report() | {"TCPMetric": {"ABSegmentOutOfOrder": -1, "BASegmentOutOfOrder": 5}}

@@ -47,7 +47,7 @@ SPEC = Spec(
 
 
 class Stress:
-    """A table and the threads that use it. The table's clock ``now`` runs ten times as fast."""
+    """A table and the threads that use it. Its clock ``now`` is ten times as fast as real time."""
 
     def __init__(self) -> None:
         self.core = Core(SPEC)
@@ -85,9 +85,9 @@ class Stress:
                 for label, values in table.label_values().items():
                     assert values >= 0
                     connections, labels, _, without = table.cardinality(3, label)
-                    # A scan visits no row twice, although rows are created and removed. While names
-                    # change, each flow can have a row of its old name and one of its new name.
-                    # There is also an overflow row.
+                    # A scan visits no row twice, although rows are created and removed. So it
+                    # visits at most two rows per flow, with its old and its new name, and the
+                    # overflow row.
                     assert 0 <= without <= connections <= 2 * FLOWS + 1
                     for count, top, remaining in labels.values():
                         assert remaining <= connections

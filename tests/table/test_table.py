@@ -61,7 +61,7 @@ def resident_bytes():
 
 
 def run_apart(program, *, timeout_s):
-    """Run Python code in a new process; fail if it fails, prints to stderr or does not end."""
+    """Run Python code in a new process. It must end in time and without errors or warnings."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -147,7 +147,7 @@ def test_slow_page_has_no_duplicate_series_while_connections_return():
         now += TIMEOUT_S
         total += 1
         core.expire(now)
-        # The order differs each time, so that connections return in other rows.
+        # The order of connections differs each time, so that they return in other rows of memory.
         flows = many_flows(300, total=(total,) * 4, rtt=total, last=1_000 * total)
         core.message(flows[::-1] if total % 2 else flows[150:] + flows[:150], now)
     shown = read_page(b"".join(pieces))
@@ -231,7 +231,7 @@ def test_threads_read_pages_while_another_thread_updates_the_table():
                 pass
     for page in pages:
         for lines in (read_page(page)[family] for family in (BYTES, PACKETS)):
-            # Both directions of a connection are written together, so they never differ.
+            # Both directions of a connection are written together, so both have the same value.
             sides = Counter(re.sub('direction="[^"]*"', "", line) for line in lines)
             assert set(sides.values()) == {2}
             assert len(sides) >= 330
@@ -339,7 +339,7 @@ def test_bytes_matches_the_resident_memory():
     before = resident_bytes()
     for cycle in range(3, 23):
         one_cycle(core, cycle)
-    # The cycles used 40 MB of strings in total, so their memory was reused.
+    # The strings of all cycles need 40 MB, so the table must have reused their memory.
     assert resident_bytes() - before < 10_000_000
     assert core.bytes > 2_000 * 1_000
 
@@ -406,8 +406,8 @@ def test_table_handles_two_hundred_thousand_connections():
     lines = read_all(table.page(0)).splitlines()
     assert len(set(lines)) == len(lines) == 6 + 5 * count
 
-    # Updates find the rows of their flows. All other rows expire in slices, and new flows reuse
-    # them.
+    # Later reports find the rows of their flows. All other rows expire in slices. New flows reuse
+    # the memory of these rows.
     table.update(cheap_flows(types, part, first=100_000, total=7, last=2_000), 60)
     assert table.flows == count
     while table.expire(TIMEOUT_S, 5_000):
@@ -776,7 +776,7 @@ def test_flows_relabelled_other_keep_their_linked_rows():
     core.report(make_flow("3", (41, 0, 0, 0), last=9_000), TIMEOUT_S)
     page = core.page(TIMEOUT_S)
     assert page == {"forward": {'forward{name="other"} 21'}, "total": {"total 71"}}
-    # A new flow of the overflow row does not restore the removed row of the linked view, either.
+    # The row in the linked view stays removed even when a new flow joins the overflow row.
     core.expire(10_000)
     core.report(make_flow("4", (80, 0, 0, 0)), 10_000)
     assert core.page(10_000) == {"forward": {'forward{name="other"} 101'}, "total": {"total 80"}}
@@ -943,7 +943,7 @@ def test_lowered_max_flows_forgets_dormant_flows_in_steps(uuid):
         turns, before = turns + 1, core.dormant_flows
     assert turns == 6
     assert (core.flows, core.dormant_flows) == (1, 9)
-    # If max_flows leaves no room besides the live flows, no dormant flow stays.
+    # If the live flows alone reach max_flows, all dormant flows are forgotten.
     core.set_limits(max_connections=100, max_flows=1, timeout_s=TIMEOUT_S, memory_s=1290)
     assert not core.table.expire(80, 100)
     assert (core.flows, core.dormant_flows) == (1, 0)
@@ -958,7 +958,7 @@ def test_new_timeout_applies_from_the_next_report():
     core.expire(5.9)
     assert core.flows == 3
     core.expire(6)
-    assert core.flows == 2  # deadlines that were already set stay
+    assert core.flows == 2  # deadlines that were set before do not change
     core.set_limits(max_connections=10, max_flows=10, timeout_s=5_000)
     core.report(unchanged | {"Last": 9_000}, 10)
     core.expire(74.9)
@@ -1087,7 +1087,7 @@ def test_label_values_of_views_are_counted():
 
 
 def test_many_remaining_connections_are_estimated():
-    """The estimate is much closer than required: its standard error is below 0.8 %."""
+    """The test cannot fail by chance: the standard error of the estimate is below 0.8 %."""
     core = Core(max_connections=200_000, max_flows=200_000)
     for first in range(0, 120_000, 1_000):
         core.message(
@@ -1122,7 +1122,7 @@ def test_distinct_values_are_unescaped():
 
 
 def test_distinct_values_are_those_of_the_page():
-    """They come from all views with the label, but not from rows created after the page."""
+    """The values are from all views with the label, but not from rows created after the page."""
     node = next(label for label in LABELS if label.name == "node_tid")
     spec = Spec(views=(View(LABELS), View((node,), (ONE_WAY,), timeout_s=3600)))
     core = Core(spec)

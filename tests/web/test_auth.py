@@ -87,7 +87,7 @@ async def test_requests_over_the_rate_limit_are_rejected(plain):
     async with Site(security=WebSecurity(plain("rate_limit: {interval: 1s, burst: 0}"))) as site:
         response = await site.get("/")
         assert response.status == 429
-        assert "retry-after" not in response.headers  # no later request can succeed
+        assert "retry-after" not in response.headers  # no request can ever succeed
 
 
 # --- limits on guesses

@@ -83,7 +83,7 @@ def visited(browser):
 
 
 def served(api_status):
-    """Return a script that makes the page request its status and gives it ``api_status``."""
+    """Return a script that makes the page request its status. The response is ``api_status``."""
     return f"""
         const ask = window.fetch, served = {json.dumps(json.dumps(api_status))};
         window.fetch = (path, options) => String(path).includes('status')
@@ -241,7 +241,7 @@ async def test_ranking_can_be_sorted_and_filtered(visited):
         assert await tab.evaluate("document.querySelector('#note').textContent") == (
             "0 of 3 connections"
         )
-        # The URL contains the selection, for bookmarks and reloads.
+        # The URL contains the selection, so bookmarks and reloads show it again.
         search = await tab.evaluate("location.search")
         assert search == "?by=bytes&filter=0.0.1x&n=20"
         site.report(make_flow("5", a="10.0.0.1x"))

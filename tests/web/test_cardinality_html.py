@@ -127,7 +127,7 @@ def test_all_values_of_a_label_with_few_values_are_listed():
         (1, 200_000, "−99.9 %"),
     ],
 )
-def test_change(left, whole, text):
+def test_change_is_rounded_but_never_to_100_percent(left, whole, text):
     assert change(left, whole) == text
 
 

@@ -309,7 +309,10 @@ TOOLKIT = {
 
 @pytest.mark.parametrize(("text", "warnings"), TOOLKIT.values(), ids=TOOLKIT)
 def test_valid_files_of_exporter_toolkit_are_accepted(text, warnings, file, plain, caplog):
-    """Exception: skyfast rejects files that request client certificates without verifying them."""
+    """There is one exception.
+
+    skyfast rejects files that request client certificates without verifying them.
+    """
     file()
     path = plain(f"{{tls_server_config: {{{TLS}, {text}}}}}".replace(", }", "}"))
     config = config_file.read(path)
@@ -463,7 +466,7 @@ def alert(data):
 
 
 async def hello(site, **settings):
-    """Return the server's response to the first handshake message of such a client."""
+    """Return the server's response to the ClientHello of a client with these TLS settings."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     for name, value in settings.items():
@@ -480,7 +483,7 @@ async def hello(site, **settings):
 
 
 def distrusts(port):
-    """Connect without trusting the authority. Return whether the client rejects the certificate."""
+    """Return whether a client that does not trust the authority rejects the certificate."""
     # A blocking socket is necessary: asyncio's TLS clients do not send an alert.
     with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
         try:

@@ -102,7 +102,7 @@ def test_forecast_equals_the_page(
         assert made.proposed.min_bytes == (0, *PROPOSED)[meets.index(True)]
 
 
-def test_elephants_and_mice():
+def test_forecast_of_usual_sizes_keeps_most_bytes_in_a_tenth_of_the_series():
     """A tenth of the series has 95 % of the bytes, if sizes are distributed as in real networks."""
     sizes = random.Random(7)
     core = Core(Spec(views=(View(LABELS, compatible("bytes", "packets")), traffic())))
@@ -119,7 +119,7 @@ def test_elephants_and_mice():
     at_100_kb = made.bounds[1]
     assert (at_100_kb.min_bytes, at_100_kb.series) == (100_000, 4 * count // 10)
     assert at_100_kb.bytes_share >= 0.95
-    # The lowest bound that hides all small connections is below that of the large ones.
+    # The lowest bound that meets max_series hides all small connections. It is below 100 kB.
     assert made.proposed.min_bytes == 10_000
     core.bounds = [(100_000, 0), NO_BOUNDS]
     page = read_all(core.table.page(0)).decode()
@@ -140,7 +140,7 @@ def test_proposed_bounds_are_round():
     ("number", "text"),
     [(0, "0 B"), (999, "999 B"), (10_000, "10 kB"), (1_500, "1500 B"), (10**15, "1 PB")],
 )
-def test_sizes(number, text):
+def test_sizes_are_shown_with_units(number, text):
     assert size(number) == text
     assert percent(0.12345) == "12.3 %"
 
@@ -206,7 +206,7 @@ def small_table():
         ),
     ],
 )
-def test_texts(min_packets, max_series, text):
+def test_text_describes_the_proposal(min_packets, max_series, text):
     bounds = [Bounds(0, min_packets), Bounds()]
     made = make_forecast(small_table(), bounds, max_series=max_series, now=0)
     assert made.text == text
@@ -216,7 +216,7 @@ def test_texts(min_packets, max_series, text):
     assert ("These numbers include connections with 2 packets." in lines) == (min_packets == 2)
 
 
-def test_texts_without_other_views():
+def test_text_without_other_views_does_not_divide_the_series():
     core = Core(Spec(views=(View(LABELS, compatible("bytes")),)))
     core.report(make_flow("1", (500, 0, 1, 0)), 0)
     made = make_forecast(core.table, [Bounds()], max_series=5, now=0)
@@ -254,7 +254,7 @@ def test_texts_without_other_views():
         (Bounds(), ["  With min_bytes 10 kB: 1 connection, 2 series, 94.5 % of the bytes."]),
     ],
 )
-def test_the_configured_bound_is_listed(bound, lines):
+def test_configured_bound_is_listed(bound, lines):
     made = make_forecast(small_table(), [bound, Bounds()], max_series=0, now=0)
     assert as_text(made)[1 : len(lines) + 1] == lines
     if bound == NO_BOUNDS:

@@ -87,7 +87,7 @@ def test_standard_naming_changes_the_family_name() -> None:
 
 
 def test_page_is_divided_into_small_chunks() -> None:
-    """With names of the usual length, a chunk is no larger than a chunk of flows."""
+    """If names have the usual length, a chunk is not larger than a chunk of flows."""
     count = 2 * CHUNK_SERIES + 1
     names = NodeNames({f"{n:036}": ("n" * 36,) * len(NODE_NAMES) for n in range(count)})
     chunks = [*InterfaceInfo(names).render([*names])]

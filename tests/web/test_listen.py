@@ -135,7 +135,7 @@ def test_demo_uses_no_other_port_than_the_configured_one(tmp_path: Path, origin:
 
 
 def activation(*sockets: str, fds: int | None = None, pid: str = "os.getpid()") -> list[str]:
-    """Return the start of a command line that passes sockets to the rest of it, like systemd."""
+    """Return a command that listens and runs its arguments with these sockets, as systemd does."""
     code = f"""
 import os, socket, sys
 made = [{", ".join(sockets)}]

@@ -10,7 +10,7 @@ from tests.support.web_fixtures import on_both_loops
 
 
 class Scans:
-    """Scans that wait until the test ends them, and the cache of their results."""
+    """Scans, and the cache of their results. With ``paused``, scans wait for ``go_on``."""
 
     def __init__(self, *, keep_s=60.0, max_results=8, queue=True, paused=False):
         self.cache = ScanCache(keep_s=keep_s, max_results=max_results, queue=queue)

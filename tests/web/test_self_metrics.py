@@ -38,7 +38,7 @@ PROMTOOL = shutil.which("promtool")
 
 
 def samples(stats=None, table=None):
-    """Return the values of all samples, as read by an independent parser, by name and labels."""
+    """Read all samples with an independent parser. Return their values by name and labels."""
     text = render(stats or Stats(), table or FakeTable()).decode()
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value
@@ -224,7 +224,7 @@ def test_start_counts_as_a_reload():
     assert abs(time.time() - began) < 5
 
 
-def test_hidden_connections():
+def test_hidden_connections_are_rendered_for_views_with_bounds():
     assert render_hidden({"": None, "a": None}) == b""
     assert render_hidden({"": (3, 500), "a": None, "b": (0, 2**70)}).decode() == (
         "# HELP skyfast_hidden_connections Connections without series, because they have not"

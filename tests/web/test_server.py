@@ -1003,7 +1003,7 @@ async def test_idle_connections_are_closed_cleanly(monkeypatch):
 
 @on_both_loops
 async def test_unread_small_responses_are_aborted(monkeypatch):
-    """Small responses have a timeout of their own instead of the deadline of a page."""
+    """Small responses have their own timeout instead of the deadline of a page."""
     monkeypatch.setattr(server, "RESPONSE_TIMEOUT_S", 0.3)
     monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.3)
     async with Site() as site:

@@ -32,7 +32,7 @@ def test_head_depends_on_the_format():
     assert info.head(openmetrics=True) == "# HELP x y\n# TYPE x info\n"
 
 
-def test_heads_in_openmetrics_2():
+def test_heads_in_openmetrics_2_have_the_names_of_samples():
     """Families have the names of their samples. Otherwise, the heads are as in OpenMetrics 1.0."""
     family = MetricFamily(name="x_bytes_total", type="counter", help='a "b" \\ c\nd')
     assert family.head(openmetrics=2) == (
@@ -112,7 +112,7 @@ def test_histogram_is_rendered_with_cumulative_buckets():
     assert read.type == "histogram"
 
 
-def test_histograms_in_openmetrics_2():
+def test_histogram_is_one_sample_in_openmetrics_2():
     """A histogram is a single sample."""
     family = MetricFamily(name="x_seconds", type="histogram", help="Help.")
     histogram = Histogram((0.5, 1.0, 1e6))
@@ -127,7 +127,7 @@ def test_histograms_in_openmetrics_2():
     openmetrics_2.families_of(page + "# EOF\n")
 
 
-def test_unknown_start_times():
+def test_unknown_start_times_of_counters_are_shown_as_0():
     page = (
         b"# HELP x Help of x_total 1\n# TYPE x counter\n"
         b'x_total{a="b} 1",c="\\"}\\n"} 2\nx_total 3\n# TYPE y_total gauge\n'

@@ -281,7 +281,7 @@ def test_threads_can_rank_during_updates():
 
 
 def combined(core, entries):
-    """Return the values of a group of entries, and the number of entries, like `top_groups`."""
+    """Return the values of a group of entries, as `top_groups` computes them, and its size."""
     families = core.plan.views[0].families
     kinds = [
         {"least": min, "latest": max, "most": max}[value.keep] if isinstance(value, Gauge) else sum
@@ -299,7 +299,7 @@ def combined(core, entries):
 
 
 def grouped(core, family, labels, entries):
-    """Return the rank, values and number of connections of each expected group, by label values."""
+    """Return the expected groups by label values: rank, values and number of connections."""
     names = [column.name for column in core.plan.views[0].columns]
     indexes = [names.index(label) for label in labels]
     is_gauge = core.plan.views[0].families[family].type == "gauge"
@@ -318,7 +318,7 @@ def grouped(core, family, labels, entries):
 
 
 def all_entries(core, family, **options):
-    """Return every connection. Connections without a value of the family have the rank None."""
+    """Return all connections. The rank is None if a connection has no value in the family."""
     ranked_ones = core.top(family, 10_000, **options)
     known = {labels for _, labels, _ in ranked_ones}
     every = {labels: values for _, labels, values in core.top(BYTE_FAMILY, 10_000)}

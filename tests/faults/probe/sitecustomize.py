@@ -1,9 +1,9 @@
 """Reports the tasks and threads of a skyfast process in a trial.
 
 Python imports this module at startup if its directory is in PYTHONPATH. On SIGUSR1, the module
-writes the state of the process to the file that the environment variable PROBE names: the
-coroutines of all tasks, and the number of threads in the event loop's pool. FLOW_UPDATE_S sets the
-initial value of the agents' ``flow.update``.
+writes the state of the process to a file: the coroutines of all tasks, and the number of threads in
+the event loop's pool. The environment variable PROBE has the path of the file. FLOW_UPDATE_S sets
+the initial value of the agents' ``flow.update``.
 """
 
 import asyncio
