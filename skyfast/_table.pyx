@@ -966,7 +966,7 @@ cdef class Table:
 
     @property
     def view_rejected_totals(self):
-        """The number of reports that required a new row in a full view, except in the first view."""
+        """The number of reports that required a new row in a full view, except the first view."""
         cdef uint32_t i
         return tuple(self.state.views[i].rejected for i in range(1, self.state.view_count))
 

@@ -127,7 +127,7 @@ def _parser() -> _Parser:
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="replay recordings; put CONFIG before this",
+        help="replay recordings; CONFIG must come first",
     )
     parser.add_argument(
         "--replay-speed",

@@ -534,7 +534,7 @@ INTERFACE_INFO: Final = {
     naming: MetricFamily(
         name=name,
         type="info",
-        help="Names of the interface where flows were captured. The value is always 1.",
+        help="Names of a capture point. The value is always 1.",
     )
     for naming, name in (
         ("compatible", "skydive_network_interface_info"),

@@ -76,8 +76,10 @@ HIDDEN = "the traffic of connections hidden by min_bytes or min_packets"
             True,
             [
                 "A connection has no series until it has 7 packets.",
-                "Counting bytes and packets for these bounds takes 32 bytes per connection and per"
-                " flow.",
+                (
+                    "Counting bytes and packets for these bounds takes 32 bytes per connection and"
+                    " per flow."
+                ),
             ],
         ),
         (
