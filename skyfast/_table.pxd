@@ -121,7 +121,7 @@ cdef struct Connection:
     uint32_t deadline_s         # latest deadline of its flows; 0 in a free row
     uint32_t flows              # number of flow rows that link here, and the flag BACK
     uint32_t created_seq        # sequence number of the row's creation, modulo 2^32
-    uint32_t links[1]           # first view: rows of other views; others: next in wheel slot
+    uint32_t links[1]           # rows of other views; in other views: next row in wheel slot
     # The struct is followed by int64_t values[counters + gauges]. If the view counts new flows,
     # their int64_t number comes next. The row ends with an int64_t start time, the view's
     # histograms, and uint32_t cells[columns]. The flag BACK means that the row started with the
@@ -198,7 +198,7 @@ cdef struct Report:
     int skip_new                # reason to skip the report if the flow is not live
     int worth                   # what the report adds if its flow is unknown: see WORTH_UNREAD
     bint repeats                # a closing report with the same last update as the report before
-    int64_t age_ms              # from the flow's start to the update, or -1
+    int64_t age_ms              # time from the flow's start to the update, or -1
     int64_t start_ms            # start of the flow, or 0; not set if `worth` is WORTH_UNREAD
     int64_t update_start_ms     # start of the last update, or 0; not set if `worth` is WORTH_UNREAD
     uint64_t conversation       # hash of the conversation

@@ -248,7 +248,7 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         name="vlan",
         path=("Link", "ID"),
         cardinality="medium",
-        help="the VLAN number, or 0; with QinQ, 12 bits for each tag",
+        help="the VLAN number, or 0; with QinQ, each tag takes 12 bits",
     ),
     LabelDef(
         name="capture_id",

@@ -119,7 +119,7 @@ def make_flow_filter(
     A dropped flow is counted once, under the first reason that applies. If its tag is excluded, the
     reason is `EXCLUDED` in ``skipped``. If a drop rule matches, the reason is the first such rule
     in ``filtered``. If there are keep rules but none matches, the reason is `KEEP` in ``filtered``.
-    ``filtered`` has all names from the start.
+    ``filtered`` must already contain the names of all rules.
 
     If the part with the field is missing, a condition does not match, and a negated condition
     matches. Every flow has a tag: see `Classifier`.
