@@ -7,9 +7,9 @@ This module is ``_table.pyx`` with all files that it includes, and with five add
 * `check` checks that a whole table is consistent.
 * Every allocation is counted, and `fail_allocation` makes a later allocation fail.
 * `after_unlock` calls a function whenever the mutex is released.
-* `deflate_pieces` compresses any text with any pieces.
-* Rows that are not in use are filled with garbage, and AddressSanitizer reports reads of them. The
-  steps of growth are so small that a dozen rows cover all of them, unless SKYFAST_STEPS is
+* `deflate_pieces` compresses a text that a test has split into pieces.
+* Rows that are not in use are filled with garbage, and AddressSanitizer reports reads of such rows.
+  The steps of growth are so small that a dozen rows cover all of them, unless SKYFAST_STEPS is
   ``usual`` when this module is imported.
 
 Add checks here for every new structure of the core.
@@ -177,7 +177,7 @@ MAX_SLICE = DEFLATE_SLICE
 
 
 def deflate_pieces(slices):
-    """Compress slices of text with any pieces; return the blocks.
+    """Compress slices of text that are split into the given pieces; return the deflate blocks.
 
     :param slices: pairs of a text of up to `MAX_SLICE` bytes, and up to `MAX_SLICE` / 2 pieces.
         A piece is a pair of a length and a source.
@@ -222,7 +222,7 @@ def age(Table table not None, uint64_t next_seq):
 
 
 def kept(int64_t new_flows, int64_t start_ms):
-    """Keep a number of new flows and a start time; return what can be read back."""
+    """Pack a number of new flows and a start time; return both after unpacking."""
     cdef Flow row
     row.last_ms = pack_kept(new_flows, start_ms)
     return kept_new_flows(&row), kept_start(&row)

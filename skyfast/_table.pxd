@@ -121,11 +121,11 @@ cdef struct Connection:
     uint32_t deadline_s         # latest deadline of its flows; 0 in a free row
     uint32_t flows              # number of flow rows that link here, and the flag BACK
     uint32_t created_seq        # sequence number of the row's creation, modulo 2^32
-    uint32_t links[1]           # first view: rows of other views; others: next in wheel slot
+    uint32_t links[1]           # rows of other views; in other views: next row in wheel slot
     # The struct is followed by int64_t values[counters + gauges]. If the view counts new flows,
-    # their int64_t number follows. Then follow an int64_t start time, the view's histograms, and
-    # uint32_t cells[columns]. The flag BACK means that the row started with the counters of a
-    # removed connection. Only the first view uses this flag.
+    # their int64_t number comes next. The row ends with an int64_t start time, the view's
+    # histograms, and uint32_t cells[columns]. The flag BACK means that the row started with the
+    # counters of a removed connection. Only the first view uses this flag.
 
 
 cdef struct NamesRow:
@@ -151,7 +151,7 @@ cdef struct Conversation:
     uint32_t flows              # number of live flow rows that link here
     uint64_t point              # hash of the capture point
     uint32_t dormant            # number of dormant flow rows that link here
-    uint32_t claimant           # the dormant flow that claims it; 0: none; SUPERSEDED: replaced
+    uint32_t claimant           # dormant flow with the claim; 0: none; SUPERSEDED: replaced
 
 
 cdef struct Cell:
@@ -198,7 +198,7 @@ cdef struct Report:
     int skip_new                # reason to skip the report if the flow is not live
     int worth                   # what the report adds if its flow is unknown: see WORTH_UNREAD
     bint repeats                # a closing report with the same last update as the report before
-    int64_t age_ms              # from the flow's start to the update, or -1
+    int64_t age_ms              # time from the flow's start to the update, or -1
     int64_t start_ms            # start of the flow, or 0; not set if `worth` is WORTH_UNREAD
     int64_t update_start_ms     # start of the last update, or 0; not set if `worth` is WORTH_UNREAD
     uint64_t conversation       # hash of the conversation
@@ -318,7 +318,7 @@ cdef struct View:
     uint32_t values_offset          # offset in a row, like the next two fields
     uint32_t start_offset
     uint32_t cells_offset
-    bint identifies_connection  # whether the labels tell all conversations apart
+    bint identifies_connection  # whether the labels distinguish all conversations
     bint linked_from_flow       # links are in flow rows, otherwise in rows of the first view
     uint32_t link               # index of this view's link in such a row
     uint32_t direction_index       # index of the literal that contains the direction

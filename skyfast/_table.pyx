@@ -7,9 +7,9 @@ Data structures
     the flow's UUID; it stores the flow's latest totals. A *connection* row represents one label
     tuple on the page. Each report adds its *deltas*, the increase of its flow's totals, to
     connection rows. A label value is stored as a number: an interned string (bit 31 set) or a small
-    integer. A *plan* says which labels and metrics are exported. It has one or more *views*; a view
-    is a set of metrics with the same labels, and has its own connection rows. A flow row links to
-    its row of the first view. If the labels of another view are a subset of the first view's
+    integer. A *plan* defines which labels and metrics are exported. It has one or more *views*: a
+    view is a set of metrics with the same labels, and has its own connection rows. A flow row links
+    to its row of the first view. If the labels of another view are a subset of the first view's
     labels, all flows of a connection share one row of this view. In this case, the connection's row
     in the first view contains the link to this row. Otherwise, each flow row contains the link. All
     kinds of rows (strings, flows, connections, conversations, names) use the same slab allocator
@@ -763,13 +763,13 @@ cdef class Table:
         return hidden_rows(&self.state, <uint32_t>floor(now))
 
     def forecast(self, double now, uint32_t view, bounds):
-        """Return how much of a view a page at `now` would show with each of some bounds.
+        """Return how much of a view a page at `now` would show, for each of several bounds.
 
         :param view: the index of the view.
         :param bounds: pairs of `min_bytes` and `min_packets`, as in `set_limits`.
         :returns: for each pair, the number of connections and of series, and the bytes of these
-            connections. If the view does not count bytes, they are 0.
-        :raises ValueError: a pair is invalid, or the view does not count what it refers to.
+            connections. If the view does not count bytes, the bytes are 0.
+        :raises ValueError: a pair is invalid, or the view does not count what the pair refers to.
         :raises MemoryError: an allocation failed.
 
         Takes about 10 ns per connection and 2 ns per connection and pair, without the GIL. Callable
@@ -788,8 +788,8 @@ cdef class Table:
 
         :param family: the index of a family among the first view's families.
         :param count: maximum number of connections, up to 65,536.
-        :param since: an earlier snapshot of the family, which must be a counter. Connections are
-            then ranked by the growth since this snapshot, not by the value.
+        :param since: an earlier snapshot of the family. The family must be a counter. Connections
+            are then ranked by the growth since this snapshot, not by the value.
         :param containing: return only connections with a label value that contains this string.
             Label values are compared as they appear on a page, with escapes. Case is ignored,
             except for characters whose upper or lower case has several characters.
@@ -898,8 +898,7 @@ cdef class Table:
         return self.state.kept_connections
 
     def dormant_uuids(self):
-        """Return the UUIDs of the dormant flows, list by list, the first to be forgotten first.
-        """
+        """Return the UUIDs of the dormant flows, list by list, in the order of forgetting."""
         return [
             *list_uuids(&self.state, self.state.claims.head),
             *list_uuids(&self.state, self.state.ended.head),
@@ -967,7 +966,7 @@ cdef class Table:
 
     @property
     def view_rejected_totals(self):
-        """The number of reports that required a new connection in each full view but the first."""
+        """The number of reports that required a new row in a full view, except the first view."""
         cdef uint32_t i
         return tuple(self.state.views[i].rejected for i in range(1, self.state.view_count))
 
@@ -1086,7 +1085,7 @@ cdef class Relabeling:
         has an invalid name, the flows with this key keep their labels.
 
         Between two steps, the names can change and all methods of the table can be called. A step
-        uses the current names. The names and keys must not use the table. If they raise an
+        uses the current names. `names` and `keys` must not use the table. If they raise an
         exception, the exception propagates, no flow of this step has moved, and the next step tries
         again. For an ambiguous key, `names.resolve` is called once per step for each different
         context. Only the thread that updates may call this method.
@@ -1140,7 +1139,7 @@ cdef class Page:
 
         The compressed bytes of all calls together are the blocks of one stream (RFC 1951), without
         its last block. At the end of the page, the lines are empty, and the compressed bytes
-        complete the current block and its last byte. After them, blocks of other text can follow.
+        complete the current block and its last byte. After that, blocks of other text can follow.
 
         :param size: about how many bytes of lines to return, at most 512 KiB.
         :returns: the lines, which the next call overwrites, and the compressed bytes.

@@ -395,7 +395,7 @@ class App:
 
     async def _wait_for_memory(self) -> None:
         """Log that flows could not be relabelled, and wait before the next attempt."""
-        self._limit.warn(log, "relabel", "out of memory: names of flows are out of date")
+        self._limit.warn(log, "relabel", "out of memory: labels with names are out of date")
         await asyncio.sleep(RELABEL_RETRY_S)
 
     async def _watch_names(self) -> None:
@@ -508,7 +508,8 @@ class App:
         if timeout_s < update_s + SLACK_S:
             log.warning(
                 "connection_timeout plus connection_grace is %s s, but must be at least flow.update"
-                " (%s s) plus %s s for late reports: live connections expire between reports",
+                " (%s s) plus %s s for delayed reports: otherwise, connections expire between two"
+                " reports of a flow",
                 f"{timeout_s:g}",
                 update_s,
                 f"{SLACK_S:g}",

@@ -41,16 +41,16 @@ MAX_SPEED = 1000.0
 """Limits of ``--replay-speed``."""
 
 SHELLS = ("bash", "zsh", "fish")
-"""Shells with a completion. ``make completion`` writes the files."""
+"""Shells that have a completion file. ``make completion`` writes these files."""
 
 COMPLETION = Path(__file__).with_name("data") / "completion"
 
 MIN_SIMILARITY = 0.6
-"""Minimum similarity between an unknown option and the suggested option: a ratio of `difflib`."""
+"""Minimum similarity of an unknown option and the suggested option, as a ratio of `difflib`."""
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Starts the help of each option on the same line as the option."""
+    """Prints the help of each option on the same line as the option."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
@@ -109,7 +109,7 @@ def _parser() -> _Parser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="validate CONFIG; print all settings and cost",
+        help="validate CONFIG; print settings and their cost",
     )
     parser.add_argument(
         "--strict",
@@ -127,7 +127,7 @@ def _parser() -> _Parser:
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="replay recordings; CONFIG, if any, comes first",
+        help="replay recordings; CONFIG must come first",
     )
     parser.add_argument(
         "--replay-speed",
@@ -172,7 +172,7 @@ def _parser() -> _Parser:
         dest="web_config_file",
         default="",
         metavar="FILE",
-        help="file with TLS settings and users for HTTP",
+        help="file with TLS settings and HTTP users",
     )
     parser.add_argument(
         "--log.level",
@@ -194,7 +194,7 @@ def _parser() -> _Parser:
         "--print-completion",
         choices=SHELLS,
         metavar="SHELL",
-        help="print the completion of bash, zsh or fish",
+        help="print the completion for bash, zsh or fish",
     )
     parser.add_argument(
         "--version",
@@ -304,7 +304,8 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_INVALID
     if not is_debugged:
         memory.disable_core_dumps()  # before any secret is read
-    # Until the event loop runs, there is nothing to close, so these signals can exit at once.
+    # Until the event loop runs, there is nothing to close, so these signals end the process at
+    # once.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(EXIT_OK))
     # A reload request that arrives during startup waits for the event loop.
@@ -407,14 +408,14 @@ def _load(arguments: argparse.Namespace) -> model.Config:
 
 
 def _replayed(arguments: argparse.Namespace) -> str:
-    """Describe the recordings to replay instead of subscribing, or return an empty string."""
+    """Return a description of the recordings to replay, or an empty string without a replay."""
     if arguments.demo:
         return "the packaged recording"
     return ", ".join(map(yaml_nodes.file_name, arguments.replay or ()))
 
 
 def _playback(arguments: argparse.Namespace) -> "Playback | None":
-    """Return the recordings to replay instead of subscribing to analyzers, or None."""
+    """Return the recordings to replay, or None without a replay."""
     if not arguments.demo and not arguments.replay:
         return None
     from skyfast.replay import recording
@@ -442,7 +443,7 @@ def _recording(path: str) -> "Recording":
 def _check_replay(arguments: argparse.Namespace, configuration: model.Config) -> str:
     """Return a summary of the recordings as YAML comments, or an empty string.
 
-    The summary includes a forecast: how much of the page would remain with different bounds.
+    The summary includes a forecast of the series that remain with other values of ``min_bytes``.
     """
     playback = _playback(arguments)
     if not playback or not arguments.replay:

@@ -24,25 +24,29 @@ from skyfast.stats import Stats
 from skyfast.web.forecast import Forecast, make_forecast
 
 STEP_S = 1.0
-"""Time advances in steps of at most this length, because the clock skips long gaps."""
+"""The longest step of the simulated time, below `skyfast.runtime.clock.PAUSE_S`."""
 
 EXPIRY_ROWS = 1 << 20
 """Maximum number of rows that one call of `Table.expire` visits."""
 
 RELABEL_FLOWS = 1 << 20
-"""Maximum number of flows that one step of relabelling moves."""
+"""Maximum number of flows that one step of `Table.relabel` moves."""
 
 
 def forecast(config: Config, playback: Playback) -> Forecast:
-    """Return the forecast of bounds for the end of the recordings.
+    """Return a forecast of the effect of ``min_bytes``, at the end of the recordings.
 
-    Takes a few microseconds per flow report. Raises ConfigError if a file cannot be read.
+    The replay takes a few microseconds per flow report. Raises ConfigError if a file cannot be
+    read.
     """
     return _DryRun(config).run(playback)
 
 
 class _DryRun:
-    """Replays messages with a simulated clock. The main view always counts bytes."""
+    """Replays messages with a simulated clock.
+
+    The main view always counts bytes, because the forecast needs them.
+    """
 
     def __init__(self, config: Config) -> None:
         main = config.export.main

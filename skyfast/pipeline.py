@@ -1,4 +1,4 @@
-"""Builds the objects that run a configuration, and decides which of them survive a reload."""
+"""Builds the objects that a configuration needs, and decides which of them survive a reload."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ from skyfast.web.status import StatusSource
 from skyfast.web.top import Ranking
 
 NAMES_WAIT_S = 5.0
-"""Maximum time that subscriptions wait for the topology's first response, if names are used."""
+"""Maximum time that subscriptions wait for the first topology response, if labels need names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +60,10 @@ class Shared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """The objects that run one configuration. A reload creates a new set, but reuses some.
+    """The objects that one configuration needs.
 
-    ``filtered`` counts dropped flows by filter rule, for the rules of this configuration only.
+    A reload creates new `Parts`, but reuses some of the objects. ``filtered`` counts dropped flows
+    by filter rule, for the rules of this configuration only.
     """
 
     config: Config
@@ -99,8 +100,8 @@ class Parts:
             self.filtered[rule] = old.filtered[rule]
         self.record_limits(stats)
         if self.table is not old.table:
-            # Pages add these counts to those of the current table, and the sums must not decrease.
-            # The new table starts at zero, so the counts of the old table are added here.
+            # The new table counts from zero, but exported counters must not decrease. So `stats`
+            # keeps the counts of the old table, and pages add them to the counts of the new table.
             for reason, count in old.table.skipped.items():
                 stats.flows_skipped[reason] += count
             for field, count in old.table.values_skipped.items():
@@ -116,9 +117,9 @@ class Parts:
         stats.topology.names = self.names.stats if needs_names else None
 
     async def wait_for_names(self) -> None:
-        """Wait up to `NAMES_WAIT_S` for the topology's first response, if names are used.
+        """Wait up to `NAMES_WAIT_S` for the first topology response, if names are used.
 
-        Otherwise, flows could arrive before the names, and labels or info series would soon change.
+        If flows arrived before the names, labels and info series would change soon after the start.
         """
         if name_poller.needed(self.config):
             with contextlib.suppress(TimeoutError):
@@ -142,7 +143,7 @@ class _CaptureReports:
 
 
 def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
-    """Return the parts for ``config``. Reuses ``old`` parts if possible, but does not change them.
+    """Return the parts for ``config``. Reuse parts of ``old`` if possible, without changing them.
 
     This blocks: it reads certificates and own names. Raises ConfigError if a file cannot be used.
     """
@@ -300,7 +301,7 @@ def _has_same_names(old: Config, new: Config) -> bool:
 
 
 def _table_limits(limits: TableLimits) -> dict[str, Any]:
-    """Return the limits of the table, as its keyword arguments."""
+    """Return the limits as keyword arguments of `Table`."""
     return {
         "max_connections": limits.max_connections,
         "max_flows": limits.max_flows,
@@ -326,7 +327,7 @@ def _longest_s(config: Config) -> float:
 
 
 def _counts_other_flows(old: Config, new: Config) -> bool:
-    """Return whether flows that were dropped before may be counted now."""
+    """Return whether ``new`` may count flows that ``old`` dropped."""
     return (old.filter, old.classify, old.subscriber.capture_id) != (
         new.filter,
         new.classify,

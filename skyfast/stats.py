@@ -1,4 +1,4 @@
-"""Counters of skyfast itself: plain records that other modules increment.
+"""Counters of skyfast itself, in dataclasses that other modules update.
 
 `skyfast.web.self_metrics` exports them as metrics.
 """
@@ -19,7 +19,7 @@ MESSAGE_ERRORS = ("malformed", "not_a_message", "not_a_list", "too_big")
 """Reasons for dropping a whole message.
 
 * ``malformed``: not valid JSON
-* ``not_a_message``: JSON of another shape
+* ``not_a_message``: valid JSON, but not a Skydive message
 * ``not_a_list``: a ``store`` message whose ``Obj`` is neither a list nor null
 * ``too_big``: longer than ``max_message_bytes``
 """
@@ -45,7 +45,7 @@ CAPTURE_SKIPS = ("invalid", "no_id", "text_too_long", "out_of_range", "too_many"
 """Reasons for skipping a report of a capture's statistics."""
 
 MISDATED_REASONS = ("ahead", "behind")
-"""How a flow's time deviates from the local clock; see `skyfast.skydive.clock_skew`."""
+"""Whether a flow is dated after or before the local time; see `skyfast.skydive.clock_skew`."""
 
 GAP_REASONS = ("lost", "ours")
 """Reasons for a missing report.
@@ -71,10 +71,11 @@ RECONNECT_REASONS = (
 )
 """Reasons why a subscription or an attempt to subscribe ended.
 
-HTTP 401, 403, 409 and 426 are ``unauthorized``, ``forbidden``, ``conflict`` and ``upgrade``; any
-other response without an upgrade is ``handshake``. ``timeout``: the analyzer stopped responding to
-pings. ``silent``: the analyzer responds to pings but sends no messages, or no flows. ``overload``:
-dropped by the analyzer, because skyfast read too slowly.
+* ``unauthorized``, ``forbidden``, ``conflict``, ``upgrade``: HTTP 401, 403, 409, 426
+* ``handshake``: any other failure of the opening handshake
+* ``timeout``: the analyzer does not respond to the handshake or to pings
+* ``silent``: the analyzer responds to pings, but sends no messages or no flows
+* ``overload``: the analyzer dropped the subscription, because skyfast read too slowly
 """
 
 TOPOLOGY_ERRORS = (
@@ -89,13 +90,14 @@ TOPOLOGY_ERRORS = (
 )
 """Reasons for a failed topology query.
 
-HTTP 401 and 403 are ``unauthorized`` and ``forbidden``, any other status except 200 is ``status``.
-``malformed``: the response is not a JSON list. ``too_big``: the response is longer than
-``topology_client.MAX_ANSWER_BYTES``.
+* ``unauthorized``, ``forbidden``: HTTP 401, 403
+* ``status``: any other status except 200
+* ``malformed``: the response is not a JSON list
+* ``too_big``: the response is longer than ``topology_client.MAX_ANSWER_BYTES``
 """
 
 INTERFACE_SKIPS = ("invalid", "no_id", "text_too_long", "duplicate", "too_many", "out_of_range")
-"""Reasons for not exporting a node of the latest response.
+"""Reasons why a node of the latest response is not exported.
 
 ``out_of_range`` counts values, not nodes.
 """
@@ -119,17 +121,17 @@ NAME_SKIPS = (
     "edge_limit",
     "address_limit",
 )
-"""Reasons for not using a node, edge or value of the topology for names.
+"""Reasons why a node, edge or value of the topology is not used for names.
 
 ``too_many`` and ``too_long`` count nodes and edges over the limits of one response. ``node_limit``,
 ``edge_limit`` and ``address_limit`` apply to all responses together.
 """
 
 LOOKUP_DROPS = ("ambiguous", "unknown")
-"""What happened to lookups of names beyond a limit.
+"""Kinds of name lookups that are dropped because a limit is reached.
 
-* ``ambiguous``: the lookup of an ambiguous address returned empty names
-* ``unknown``: the analyzer was not queried for an unknown address
+* ``ambiguous``: the lookup of an ambiguous address, whose names are then empty
+* ``unknown``: the query of an analyzer for an unknown address
 """
 
 AGE_BOUNDS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 45, 60, 90, 120, 300, 600)
@@ -138,18 +140,18 @@ AGE_BOUNDS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 45, 60, 90, 120, 300, 600
 Most agents report once per minute, and most reports arrive within seconds."""
 
 SCRAPE_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-"""Buckets for the duration of a scrape, from an idle demo to the largest tables."""
+"""Buckets for the duration of a scrape: the demo takes milliseconds, a huge table seconds."""
 
 FLOW_UPDATE_S = 60.0
 """Skydive's default for ``flow.update``."""
 
 SCRAPE_FAILURES = ("deadline", "disconnected", "error")
-"""Reasons for serving a page incompletely: timeout, client disconnected, internal error."""
+"""Reasons why a page is served incompletely: timeout, client disconnected, internal error."""
 
 RELOAD_FAILURES = ("configuration", "web_configuration", "error")
 """Reasons for a failed reload.
 
-An error in the configuration or in the web configuration, or an internal error.
+``error`` is an internal error; the other reasons name the file that is wrong.
 """
 
 HANDSHAKE_FAILURES = (
@@ -188,7 +190,7 @@ class Failure:
 
 
 class Histogram:
-    """Counts observed values, which are in seconds, by bucket.
+    """Counts observed values by bucket. Values are in seconds.
 
     ``bounds`` are the upper bounds of the buckets in increasing order, inclusive. ``counts`` has
     one more entry, for values above all bounds. ``sum`` is the sum of all values.
@@ -212,7 +214,7 @@ class AnalyzerStats:
     """The counters of one analyzer's subscription. ``name`` is its host and port.
 
     ``since_timestamp_s`` is the Unix time of the latest change of ``up``.
-    `skyfast.skydive.data_age` observes ``packet_age`` and ``delivery``.
+    `skyfast.skydive.data_age` adds values to ``packet_age`` and ``delivery``.
     """
 
     name: str
@@ -234,7 +236,7 @@ class AnalyzerStats:
     delivery: Histogram = field(default_factory=lambda: Histogram(AGE_BOUNDS_S))
 
     def set_up(self, up: int) -> None:
-        """Set ``up``, and the time of the change if it differs."""
+        """Set ``up``; if the value changes, set ``since_timestamp_s`` to the current time."""
         if up != self.up:
             self.up = up
             self.since_timestamp_s = time.time()
@@ -263,7 +265,7 @@ class ScrapeStats:
 
 @dataclass(slots=True, eq=False)
 class NameStats:
-    """Counts of the names of addresses and capture points, and of their queries and lookups.
+    """Counts of names from the topology, and of the queries and lookups of these names.
 
     ``addresses`` and ``nodes`` are the numbers of addresses and capture points with names.
     ``ambiguous`` is the number of addresses whose names depend on the capture point, and
@@ -312,7 +314,7 @@ class OwnNameStats:
 
     ``keys`` are the keys of the entries. ``file`` is empty if all names are in the configuration.
     ``labels_without_names`` lists the labels that are empty because there are no own names.
-    ``missing_keys`` are keys that labels show although no entry has them.
+    ``missing_keys`` are keys that labels need but no entry has.
     """
 
     entries: int = 0
@@ -358,8 +360,8 @@ class Stats:
     the rules adds the names. ``values_skipped`` counts the values that earlier tables skipped, by
     field, such as ``Metric.RTT``. ``max_connections``, ``max_flows`` and ``flow_memory_s`` are the
     table's limits. ``own_names`` is None unless there are own names or labels that show own names.
-    ``clock_held`` is 1 while the table's clock is held, and ``clock_held_s`` is the total time for
-    which it was held.
+    ``clock_held`` is 1 while expiry is paused, and ``clock_held_s`` is the total time for which
+    expiry was paused.
     """
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)
@@ -435,5 +437,5 @@ class TableCounts(Protocol):
 
 
 def sums(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
-    """Add two mappings of counters, key by key."""
+    """Return the sums of two mappings of counters, key by key."""
     return {key: first.get(key, 0) + second.get(key, 0) for key in {**first, **second}}

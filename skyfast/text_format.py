@@ -25,7 +25,7 @@ _RESERVED_SUFFIXES: Final[dict[MetricType, tuple[str, ...]]] = {
     "histogram": ("", "_bucket", "_count", "_sum", "_created"),
     "info": ("", "_info"),
 }
-"""Suffixes of each type: the name of a family plus such a suffix is reserved in OpenMetrics 1.0."""
+"""Suffixes by type. OpenMetrics 1.0 reserves the name of a family plus each of these suffixes."""
 
 Sample = tuple[Mapping[str, str], float]
 """The labels and the value."""
@@ -35,8 +35,8 @@ class Distribution(Protocol):
     """The observations of a histogram.
 
     ``counts`` has one entry per bound: the number of observations up to this bound and above the
-    previous bound. A last entry is the number of observations above all bounds. ``sum`` is the sum
-    of all observations.
+    previous bound. The last entry is the number of observations above all bounds. ``sum`` is the
+    sum of all observations.
     """
 
     @property
@@ -50,7 +50,7 @@ class Distribution(Protocol):
 UNITS: Final = ("bytes", "seconds", "nanoseconds")
 """The units that can end the name of a metric family."""
 
-# Metric names may contain colons, but these are reserved for recording rules.
+# Metric names may contain colons, but colons are reserved for recording rules.
 _NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 _COUNTER_SAMPLE: Final = re.compile(rb"^(\w+)_total(\{.*\})? \S+$", re.MULTILINE)
@@ -107,9 +107,10 @@ class MetricFamily:
     def render_histograms(
         self, samples: Iterable[tuple[Mapping[str, str], Distribution]], *, openmetrics: int
     ) -> str:
-        """Return the metadata lines and the histograms, each with its labels.
+        """Return the metadata lines and the samples.
 
-        In OpenMetrics 2.0, a histogram is a single sample.
+        ``samples`` yields the labels and the observations of each histogram. In OpenMetrics 2.0, a
+        histogram is a single sample.
         """
         if openmetrics == 2:
             texts = ((label_text(labels), composite_text(value)) for labels, value in samples)
@@ -163,7 +164,7 @@ def label_text(labels: Mapping[str, str]) -> str:
 
 
 def number_text(value: float) -> str:
-    """Return a finite sample value: an exact integer, or the shortest exact float."""
+    """Return the text of a finite value: an exact integer, or the shortest exact float."""
     return repr(value)
 
 

@@ -31,37 +31,37 @@ _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
 
 
 NEW_FLOWS_BYTES: Final = 8
-"""Memory of the number of new flows in a connection."""
+"""Bytes that the counter of new flows takes in a row."""
 
 VALUE_BYTES: Final = 8
-"""Memory of a counter in a connection, and of its total in a flow."""
+"""Bytes that a counter takes in a row, and that its total takes in a flow."""
 
 BUCKET_BYTES: Final = 8
-"""Memory of a bucket or a sum of a histogram in a row."""
+"""Bytes that a bucket or the sum of a histogram takes in a row."""
 
 OBSERVED_BYTES: Final = 4
-"""Memory of a flow for the flags of its observations, if there are histograms."""
+"""Bytes that a flow takes for the flags of its observations, if there are histograms."""
 
 CELL_BYTES: Final = 4
-"""Memory of a label value in a connection, and of a lookup key in a flow."""
+"""Bytes that a label value takes in a row, and that a lookup key takes in a flow."""
 
 KUBERNETES_NOTE: Final = (
-    "Pods, workloads and services need Skydive's Kubernetes probe (k8s) on an analyzer."
+    "Names of pods, workloads and services need Skydive's Kubernetes probe (k8s) on an analyzer."
 )
-"""Printed once if any name comes from pods."""
+"""Printed once if a label or info series needs pods, workloads or services."""
 
 STRING_BYTES: Final = 72
-"""Memory of a distinct label value or key of up to 48 bytes, including its share of an index."""
+"""Bytes that a distinct label value or key of up to 48 bytes takes, including its index entry."""
 
 NAMES_BYTES: Final = 36
-"""Memory of an address or capture point with new flows within the timeout, without its labels.
+"""Bytes that an address or capture point takes while it has new flows, including its index entry.
 
-The value includes a share of an index. Each label takes `CELL_BYTES`.
+Each of its labels takes another `CELL_BYTES`.
 """
 
 
 def series(view: ViewSpec, *, naming: Literal["compatible", "standard"]) -> int:
-    """Return the maximum number of series of a view's row."""
+    """Return the maximum number of series that one row of the view has."""
     return sum(family.series for family in families(view, naming=naming))
 
 
@@ -88,9 +88,9 @@ def double_counted(config: Config) -> list[str]:
 
 
 def hides_traffic(config: Config) -> bool:
-    """Return whether there are bounds, and no view without bounds counts bytes or packets.
+    """Return whether the traffic of hidden connections is in no series.
 
-    Then the traffic of hidden connections is in no series.
+    This is the case if bounds are set, and no view without bounds counts bytes or packets.
     """
     views, bounds = (config.export.main, *config.export.views), config.limits.bounds
     return any(bound.are_set for bound in bounds) and not any(
@@ -101,7 +101,7 @@ def hides_traffic(config: Config) -> bool:
 
 
 def report(config: Config) -> str:
-    """Return YAML comments: the series of each view's rows, and warnings about its labels."""
+    """Return YAML comments: the cost of each view in series and bytes, and warnings."""
     return "".join(f"# {line}\n" for line in _lines(config))
 
 
@@ -128,7 +128,8 @@ def _lines(config: Config) -> Iterator[str]:
     if config.topology.interface_info:
         name = INTERFACE_INFO[export.naming].name
         queried = _queried(namespaces=True, kubernetes=True)
-        yield f"Each node_tid costs a series of {name}, which needs topology queries for {queried}."
+        yield f"Each node_tid costs one series of {name}."
+        yield f"These series need topology queries for {queried}."
         yield from () if KUBERNETES_NOTE in of_labels else (KUBERNETES_NOTE,)
     yield from _new_flows(export)
     yield from _histograms(export)
@@ -152,7 +153,7 @@ def _lines(config: Config) -> Iterator[str]:
 
 
 def _bounds(view: ViewSpec, bounds: Bounds) -> Iterator[str]:
-    """Yield the conditions for series, and the memory of counters that only bounds need."""
+    """Yield the bounds of a row, and the memory of the counters that only bounds need."""
     if bounds.are_set:
         amounts = [
             f"{bound} {unit}"
@@ -163,13 +164,13 @@ def _bounds(view: ViewSpec, bounds: Bounds) -> Iterator[str]:
     if view.amounts:
         counters = [c for name in view.amounts for c in amount_counters(name, view.direction)]
         yield (
-            f"The number of {' and '.join(view.amounts)} takes {VALUE_BYTES * len(counters)} bytes"
-            f" per {_row(view)} and per flow."
+            f"Counting {' and '.join(view.amounts)} for these bounds takes"
+            f" {VALUE_BYTES * len(counters)} bytes per {_row(view)} and per flow."
         )
 
 
 def _names(export: ExportSelection) -> Iterator[str]:
-    """Yield the memory and the queries that labels with names need, if any are exported."""
+    """Yield the memory and the queries that labels with names need, if there are such labels."""
     chosen: list[LabelSpec] = []
     bytes_ = []
     for view in (export.main, *export.views):
@@ -234,7 +235,7 @@ def _histograms(export: ExportSelection) -> Iterator[str]:
             if isinstance(value, Histogram)
         ]
         if histograms:
-            # The last bucket and the sum have no bound.
+            # In addition to a bucket for each bound, there is the bucket +Inf and the sum.
             bytes_ = sum(BUCKET_BYTES * (len(value.bounds) + 2) for value in histograms)
             rows.append(f"{bytes_} bytes per {_row(view)}")
     if rows:

@@ -1,6 +1,6 @@
 """Hosts, ports and URLs of analyzers, and addresses that the HTTP server listens on.
 
-`Endpoint` is the type of all of these, and only this module parses them.
+`Endpoint` is the type of all of them. Only this module parses them.
 """
 
 import ipaddress
@@ -21,7 +21,7 @@ DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
 """The default port of a URL, by scheme."""
 
 FOLLOW_DNS: Final = "dns+"
-"""The prefix of a URL's scheme that means: subscribe at all addresses of the host."""
+"""The prefix of a URL's scheme with which skyfast subscribes at all addresses of the host."""
 
 SCHEMES: Final = (*DEFAULT_PORTS, *(FOLLOW_DNS + scheme for scheme in DEFAULT_PORTS))
 """Schemes of subscription URLs."""
@@ -52,8 +52,8 @@ class Endpoint:
 
     ``host`` is normalized by `parse_host`; an empty host means all addresses of this machine. In a
     URL, the host is also the ``Host`` header and the name that TLS verifies. If ``address`` is not
-    empty, skyfast connects to this address of the host. ``userinfo`` is ``user:password``,
-    percent-encoded, or empty. ``resource`` is path and query.
+    empty, skyfast connects to this address of the host. ``userinfo`` is empty, or ``user:password``
+    in percent-encoding. ``resource`` is path and query.
     """
 
     host: str
@@ -96,7 +96,7 @@ class Endpoint:
 
     @property
     def follows_dns(self) -> bool:
-        """Whether the endpoint means all addresses of the host."""
+        """Whether the endpoint stands for all addresses of the host."""
         return self.scheme.startswith(FOLLOW_DNS)
 
     @property
@@ -149,7 +149,7 @@ def parse_host(text: str) -> str:
         if not re.fullmatch(r"[\w.-]+", text) or re.fullmatch(r"[0-9.]+", text):
             raise
     else:
-        # `ipaddress` accepts any zone, but in a URL, these characters would end the host.
+        # `ipaddress` accepts any zone, but in a URL, the following characters end the host.
         if re.search(r"[\s:/?#@%\[\]\\]", address.partition("%")[2]):
             raise ValueError(f"{text!r} has an invalid zone")
         return address
@@ -237,7 +237,8 @@ def parse_url(text: str) -> Endpoint:
         port = parts.port
         unquote(parts.netloc, errors="strict")
     except ValueError:
-        # If "@host" is missing, "user:password" looks like a host and an invalid port.
+        # If "@host" is missing, "user:password" looks like a host and an invalid port: hide the
+        # port.
         shown = _PORT_THAT_IS_NONE.sub(rf"\1{HIDDEN}", text)
         problem = "is not a valid URL: its host, port or user is invalid"
         raise EndpointError(problem, shown) from None
@@ -246,7 +247,8 @@ def parse_url(text: str) -> Endpoint:
     if "#" in text:
         raise EndpointError("has a fragment (#); in a password, write %23 for #", text)
     if "@" in parts.path + parts.query:
-        # "user:80/x@host" is a valid URL of the host "user": messages would show "x".
+        # "user:80/x@host" is a valid URL of the host "user", so messages would show "x", which is
+        # probably a part of the password.
         problem = "has an @ after the host; in a password, write %40 for @, %2F for / and %3F for ?"
         raise EndpointError(problem, text)
     userinfo = parts.netloc.rpartition("@")[0]

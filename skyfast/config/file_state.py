@@ -1,4 +1,4 @@
-"""The state of files, which reveals whether they have changed since they were read."""
+"""Detects whether files have changed since they were read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """The attributes that reveal a change of a file. Links are followed."""
+    """The attributes of a file that show whether it has changed. Links are followed."""
 
     modified_ns: int
     size_bytes: int

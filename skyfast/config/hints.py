@@ -11,16 +11,16 @@ from typing import Final
 from skyfast.config.yaml_nodes import YamlNode, YamlValue, join
 
 MAX_SUGGESTIONS: Final = 3
-"""Maximum number of keys of one name in a message; if there are more, the message lists no key."""
+"""Maximum number of suggested keys with the same name. If there are more, none is suggested."""
 
 MAX_SIBLINGS: Final = 3
-"""Maximum number of similar names that are compared with a value."""
+"""Maximum number of similar names that `KnownKeys.suggest` considers."""
 
 CLOSE: Final = 0.8
-"""Minimum similarity, as a ratio of `difflib`, of a name that is reported as a misspelling."""
+"""Minimum similarity of a misspelled name and a known name, as a ratio of `difflib`."""
 
 SIMILAR: Final = 0.6
-"""The minimum similarity of a name in a section where all keys are skyfast's."""
+"""Like `CLOSE`, for sections that only skyfast uses: unknown names in them are misspellings."""
 
 MIN_END: Final = 8
 """Minimum length of a name that is compared with the ends of known variables."""
@@ -53,9 +53,13 @@ class KnownKeys:
     def suggest(self, path: str, value: YamlValue, *, cutoff: float) -> tuple[str, ...]:
         """Return the known paths that an unknown ``path`` with this value may mean.
 
-        The candidates, in order: a sibling whose similarity is at least ``cutoff``, if possible one
-        that can have such a value; the same name at another level; the section that contains the
-        keys of ``value``; a similar name at another level.
+        The result is the first of these that exists:
+
+        1. a similar name in the same section, with a similarity of at least ``cutoff``; names that
+           can have such a value are preferred
+        2. the same name at another level
+        3. the section that contains the keys of ``value``
+        4. a similar name at another level
         """
         name = path.rpartition(".")[2]
         if near := self._siblings(path, cutoff=cutoff):
@@ -68,7 +72,7 @@ class KnownKeys:
         return self._elsewhere(near[0], value) if near else ()
 
     def instead_of_section(self, section: str, value: YamlValue) -> str:
-        """Return the key with a name like ``section`` that can have this value, or nothing."""
+        """Return a key with a name like ``section`` that can have this value, or ""."""
         near = self._siblings(section, cutoff=CLOSE)
         return next((one for one in near if one != section and self._fits(one, value)), "")
 
@@ -108,9 +112,10 @@ class KnownKeys:
     def misplaced(
         self, path: str, nodes: Mapping[str, YamlNode]
     ) -> Iterator[tuple[str, YamlNode, str]]:
-        """Yield known sections below an unknown section: path, node and known path.
+        """Find known sections at a wrong place: below the unknown section ``path``.
 
-        Each mapping is visited once, even if it has aliases.
+        Yields the path of each section in the file, its node, and its known path. Each mapping is
+        visited once, even if it has aliases.
         """
         seen: set[int] = set()
 
@@ -136,7 +141,7 @@ class KnownKeys:
 
 
 def variable(path: str, *, prefix: str) -> str:
-    """Return the environment variable of a key."""
+    """Return the name of the environment variable of a key."""
     return prefix + path.replace(".", "_").replace("-", "_").upper()
 
 

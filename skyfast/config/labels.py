@@ -2,7 +2,7 @@
 
 Functions named ``to_…`` convert YAML values to the data of `skyfast.flows.selection`, or raise
 `InvalidValue`; functions named ``show_…`` return the values that `skyfast.config.loader.dump`
-writes. `skyfast.config.views` and `skyfast.config.rules` use the same names.
+writes. Functions in `skyfast.config.views` and `skyfast.config.rules` have the same prefixes.
 """
 
 import math
@@ -59,7 +59,8 @@ def to_label(value: YamlValue) -> LabelSpec:
     nodes = mapping_of(
         value,
         known=("name", *_SOURCES),
-        # No mapping has the key "path, k8s_label or names_key", so an error reports it as missing.
+        # Without a source, require a key that no mapping has: its name tells the user what is
+        # missing.
         required=("name", found[0] if found else _ANY_SOURCE),
         what=f"a label with name and {_ANY_SOURCE}",
     )
@@ -79,20 +80,20 @@ def to_label(value: YamlValue) -> LabelSpec:
 
 
 _SOURCES = ("path", "k8s_label", "names_key")
-"""The entries of a label, besides its name, that define the source of its value."""
+"""The keys in the mapping of a label that define the source of its value."""
 
 _ANY_SOURCE = "path, k8s_label or names_key"
 
 
 def for_each_end(label: LabelSpec) -> tuple[LabelSpec, ...]:
-    """Return the labels that an entry adds: two labels if a label of the ends has no prefix."""
+    """Return the labels that an entry adds: one, or two if its name needs the prefix of an end."""
     if not label.is_of_ends or label.name.startswith(PREFIXES):
         return (label,)
     return tuple(replace(label, name=f"{prefix}{label.name}") for prefix in PREFIXES)
 
 
 PREFIXES = tuple(f"{end}_" for end in ENDS)
-"""Prefixes of the labels of each end."""
+"""Prefixes of label names, one for each end of a connection."""
 
 
 def to_metric(value: YamlValue) -> MetricSpec:
@@ -122,7 +123,7 @@ def to_metric(value: YamlValue) -> MetricSpec:
 
 
 _REFUSE_UNIT = {"seconds": refuse_time_unit, "bytes": refuse_size_unit}
-"""Checks of the buckets of histograms, by the unit of the histogram."""
+"""Functions that reject buckets with a unit suffix, by the unit of the histogram."""
 
 
 def _to_histogram(value: YamlValue) -> MetricSpec:
@@ -149,7 +150,7 @@ def _to_buckets(value: YamlValue, unit: str) -> tuple[float, ...]:
     bounds = unique_list_of(to_bound, "bucket", most=MAX_BOUNDS)(value)
     for i, (before, bound) in enumerate(pairwise(bounds), 1):
         if bound < before:
-            raise entry_error(f"is below the bucket before it, {before:g}", value, i)
+            raise entry_error(f"is below the previous bucket, {before:g}", value, i)
     return bounds
 
 
@@ -183,7 +184,7 @@ _SYNONYMS = {
     **dict.fromkeys(("source", "src"), "initiator"),
     **dict.fromkeys(("destination", "dest", "dst"), "target"),
 }
-"""The prefix that the first word of an unknown label probably means."""
+"""First words of unknown labels, and the prefix that each word probably means."""
 
 _ALIKE = 0.75
 """Minimum similarity of a suggested label or part of a label."""
@@ -366,7 +367,7 @@ def _to_total(value: YamlValue) -> FieldPath:
     return path
 
 
-# Limits of a view, without ``direction``; a counter of two directions is two values.
+# These limits of a list are only rough: `skyfast.config.views` checks the exact limits of a view.
 to_labels = unique_list_of(to_label, "label", most=MAX_VIEW_COLUMNS + 1)
 to_metrics = unique_list_of(to_metric, "metric", most=MAX_VIEW_VALUES)
 

@@ -1,15 +1,14 @@
 """Turns a configuration file and the environment into a frozen `Config`.
 
-Each key has one entry in `skyfast.config.schema`. This module opens the configuration file, and the
-certificates to check that they are readable; it uses neither sockets nor the event loop.
+Each key has one entry in `skyfast.config.schema`. This module opens the configuration file. It also
+opens the certificates, to check that they are readable. It uses neither sockets nor the event loop.
 
 How a file becomes a `Config`:
 
 1. `skyfast.config.yaml_nodes` parses the text to nodes. Scalars keep their text.
 2. `_collect` visits only the keys of `SCHEMA`, so an alias is expanded at most once per key.
-3. Environment variables override the file. The `Key.parse` of each key, from
-   `skyfast.config.parsers` and `skyfast.config.labels`, checks its value, and `_build` combines
-   values that depend on each other.
+3. Environment variables override the file. `Key.parse` checks the value of each key, and `_build`
+   combines values that depend on each other.
 
 One `ConfigError` has all errors, one per line. It never contains a password or a cookie.
 """
@@ -187,7 +186,7 @@ def _collect(
 ) -> tuple[dict[str, _SetValue], dict[str, YamlNode]]:
     """Return the values of known keys and the nodes of unknown keys, both by path.
 
-    As in viper, a key with dots is a path: ``pipeline.store: {…}`` works.
+    A key with dots is a path, as in Go's viper, which Skydive uses: ``pipeline.store: {…}`` works.
     """
     values: dict[str, _SetValue] = {}
     unknown_keys: dict[str, YamlNode] = {}
@@ -207,8 +206,8 @@ def _collect(
             elif isinstance(node.value, dict):
                 descend(node.value, path)
             elif node.value is not None:
-                # The message does not show the value: without a space, "password:secret" is a
-                # single string.
+                # The message does not show the value: if the space after the colon is missing, it
+                # is the string "password:secret".
                 text = f"{origin}: {path}: {kind_of(node.value)} is not a mapping of keys"
                 if near := KNOWN.instead_of_section(path, node.value):
                     text += f"; did you mean {near}?"
@@ -438,7 +437,7 @@ def _resolve_endpoints(
 def _urls(
     url: Endpoint | None, analyzers: tuple[Endpoint, ...], *, secure: bool
 ) -> tuple[Endpoint, ...]:
-    """Return a URL for each analyzer, or only ``url`` if ``url`` is not an analyzer's.
+    """Return a URL for each analyzer, or only ``url`` if it belongs to none of the analyzers.
 
     Like Skydive, use ``wss`` if a client certificate is configured.
     """
@@ -480,7 +479,7 @@ def _views(get: _Settings) -> tuple[views.ViewEntry, ...]:
 
 
 def _view_error(get: _Settings, error: views.ViewError) -> ConfigError:
-    """Return the error for an entry in the file rather than for a default entry."""
+    """Return the error at a place that the file contains, rather than at a default value."""
     candidates = [_key_and_place(place, error.view) for place in error.places]
     key, place = next(
         ((key, place) for key, place in candidates if get.is_set(key, *place)), candidates[0]

@@ -52,7 +52,7 @@ class TableLimits:
     """The table's limits and timeouts, which can change at run time.
 
     ``view_timeouts_s`` are the timeouts of rows without reports, in the order of the selection's
-    views. ``bounds`` are those of the main view, and then of these views.
+    views. ``bounds`` contains the bounds of the main view, and then those of the other views.
     """
 
     max_connections: int
@@ -71,10 +71,10 @@ class TableLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """What the topology is polled for, in addition to names in labels.
+    """What skyfast reads from the topology, in addition to names for labels.
 
-    ``interfaces_interval_s`` is the polling interval for interfaces; 0 disables it.
-    ``interface_info`` means that capture points are described by info series.
+    ``interfaces_interval_s`` is the polling interval for interfaces; 0 disables it. If
+    ``interface_info`` is true, info series describe the capture points.
     """
 
     interfaces_interval_s: float
@@ -113,7 +113,7 @@ class Logging:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """A message about the configuration to log once. ``level`` is one of `logging`."""
+    """A message about the configuration, logged once. ``level`` is a level of `logging`."""
 
     level: int
     text: str
@@ -125,12 +125,12 @@ class Config:
 
     ``source`` is the path of the file, or ``-``. ``analyzers`` are the configured analyzers as
     ``host:port``, empty if only URLs are set; skyfast subscribes to ``subscriber.endpoints``.
-    ``max_series`` is the number of series for which forecasts propose a bound, or 0 for none.
-    ``preset`` is a name in `skyfast.config.presets.PRESETS`; ``export`` already has its values.
-    ``shard`` comes from the command line. ``given`` are the paths of the keys that are set in the
-    file or by a variable. ``replayed`` describes the recordings that replace the analyzers; without
-    a replay, it is empty. In a replay, ``analyzers`` is empty, and ``subscriber.endpoints`` is
-    empty until the replay starts.
+    Forecasts propose a ``min_bytes`` that keeps the page below ``max_series`` series; if this is 0,
+    they propose none. ``preset`` is a name in `skyfast.config.presets.PRESETS`; ``export`` already
+    has its values. ``shard`` comes from the command line. ``given`` are the paths of the keys that
+    are set in the file or by a variable. ``replayed`` describes the recordings that replace the
+    analyzers; without a replay, it is empty. In a replay, ``analyzers`` is empty, and
+    ``subscriber.endpoints`` is empty until the replay starts.
     """
 
     source: str

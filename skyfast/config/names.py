@@ -1,7 +1,7 @@
-"""Reads and writes the names that users give to addresses, and reads their file.
+"""Reads and writes own names: the names that users give to addresses.
 
 `to_names` and `show_names` are the parser and the formatter of the key ``names``. `load` reads the
-file of ``names_file`` and adds the entries of the key ``names``.
+file of ``names_file``, and adds the entries of the key ``names``.
 """
 
 import time
@@ -39,8 +39,8 @@ _NAME: Final = "name"
 class NameSources:
     """Where own names come from.
 
-    ``entries`` are the entries of the configuration, by the prefix as it is written there. ``file``
-    is the path of a CSV file, or empty.
+    ``entries`` are the entries of the key ``names``, by prefix as written in the configuration.
+    ``file`` is the path of a CSV file, or empty.
     """
 
     entries: Mapping[str, tuple[Prefix, Entry]]
@@ -68,7 +68,7 @@ class LoadedNames:
 
     @property
     def missing_keys(self) -> tuple[str, ...]:
-        """The keys that a label asks for but no entry has; empty without sources."""
+        """The keys that labels need but no entry has; empty without sources."""
         keys = self.own.keys if self.sources.are_set else ()
         return tuple(key for key in keys if key not in self.keys)
 
@@ -129,12 +129,12 @@ def load(
 ) -> LoadedNames:
     """Read the own names that the labels of ``export`` show. This blocks.
 
-    ``known`` is returned if nothing has changed. Takes about 0.5 s for 100,000 entries, in
-    interruptible Python code.
+    ``known`` is returned if nothing has changed. 100,000 entries take about 0.5 s. Other threads
+    can run in this time, because the code is Python.
 
     Raises:
-        ConfigError: The file cannot be read, is too long, or is invalid. The text has the numbers
-            of invalid lines.
+        ConfigError: The file cannot be read, is too long, or is invalid. The message contains the
+            numbers of invalid lines.
 
     """
     state = file_state(sources.file) if sources.file else None

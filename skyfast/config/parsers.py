@@ -99,7 +99,7 @@ def parse_str(value: YamlValue) -> str:
 
 
 def to_number(value: YamlValue) -> float:
-    """Return NaN, which is in no range, if ``value`` is not a number."""
+    """Return ``value`` as a number. Anything else becomes NaN, which is outside every range."""
     if not isinstance(value, str) or not value.isascii():
         return math.nan
     try:
@@ -228,7 +228,8 @@ def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ..
         try:
             return tuple(item(text) for text in re.split(r"[\s,]+", value) if text)
         except InvalidValue as error:
-            # A password with a comma was split, too, so the whole string must be redacted.
+            # If the string contains a password with a comma, the password was split too, so redact
+            # the whole string.
             error.value = value if "@" in value else error.value
             raise
 
@@ -243,7 +244,7 @@ def _entry(item: Callable[[YamlValue], T], node: YamlNode) -> T:
 def unique_list_of(
     item: Callable[[YamlValue], T], kind: str, *, most: int
 ) -> Callable[[YamlValue], tuple[T, ...]]:
-    """Accept a list like `list_of`: not empty, without duplicates, with at most ``most`` items."""
+    """Accept a list like `list_of`, with 1 to ``most`` items that are all different."""
     entries = list_of(item)
 
     def parse(value: YamlValue) -> tuple[T, ...]:

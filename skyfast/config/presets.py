@@ -14,7 +14,7 @@ from skyfast.flows.selection import LabelSpec, MetricSpec, ViewSpec
 class Preset:
     """The values of four keys. A key that is set in the configuration replaces the preset's value.
 
-    ``views`` are the views besides the main one.
+    ``views`` are the views except the main view.
     """
 
     labels: tuple[LabelSpec, ...]

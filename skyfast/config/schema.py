@@ -2,7 +2,7 @@
 
 Each key has one entry in `SCHEMA`: its path in the file, its parser, its default, and how
 `skyfast.config.loader.dump` shows it. The names of environment variables, suggestions for
-misspelled keys, and ``docs/reference/configuration.md`` are derived from it.
+misspelled keys, and ``docs/reference/configuration.md`` are derived from these entries.
 """
 
 from collections.abc import Callable, Mapping
@@ -45,7 +45,7 @@ MAX_SERIES_TARGET = 10**12
 """The largest ``max_series``."""
 
 MAX_SOCKETS = 65_536
-"""The largest number of HTTP connections or of simultaneous scrapes."""
+"""The largest limit of HTTP connections and of simultaneous scrapes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,7 +280,7 @@ NAMES: Key[Mapping[str, tuple[Prefix, Entry]]] = _key(
     lambda c: names.show_names(c.names.entries),
     structured=True,
 )
-# The file is opened by `names.load`, because it can be long.
+# The parser does not open this file, because the file can be long: `names.load` opens it.
 NAMES_FILE = _key("pipeline.store.prom_sky_con.names_file", parse_str, "", lambda c: c.names.file)
 DIRECTIONS: Key[Literal["split", "sum"]] = _key(
     "pipeline.store.prom_sky_con.direction",

@@ -44,7 +44,7 @@ KeyPath: TypeAlias = tuple[str | int, ...]
 """The path to an entry: list positions and mapping keys."""
 
 VIEW_TIMEOUT_S = 3600.0
-"""Default timeout of a view's rows without reports."""
+"""Default time after which a row of a view expires if it gets no reports."""
 
 MAX_BOUND = 10**15
 """The largest ``min_bytes`` and ``min_packets``."""
@@ -76,7 +76,7 @@ DEFAULT_VIEWS = (
         )
     ),
 )
-"""The default views besides the main one. They have few series, so rows can be kept longer."""
+"""The default views except the main view. They have few series, so rows can be kept longer."""
 
 
 def _to_view(value: YamlValue) -> ViewEntry:
@@ -131,9 +131,8 @@ def show_views(
 class ViewError(Exception):
     """An entry of view number ``view`` conflicts with another entry or with a limit.
 
-    ``places`` are paths at which the error can be reported, in order of preference. The first
-    path that is set in the file is used. ``other`` is the error from the point of view of the other
-    entry.
+    ``places`` are paths at which the error can be reported, in order of preference. The first path
+    that is set in the file is used. ``other`` is the same conflict, reported at the other entry.
     """
 
     def __init__(
@@ -188,14 +187,14 @@ def _resolve_view(
         raise ViewError("contains no label other than direction", number, ("labels",))
     for i, metric in enumerate(view.metrics):
         if metric.is_histogram and not view.prefix:
-            problem = "is only possible in views: connections end before their flows are closed"
+            problem = "is only possible in views: connections expire before their flows are closed"
             raise ViewError(problem, number, ("metrics", i, "type"))
         if metric.is_histogram and "le" in names:
-            problem = "cannot be a label of a view with histograms, which use it for their buckets"
+            problem = "cannot be a label of a view with histograms: they use le for their buckets"
             raise ViewError(problem, number, ("labels", names.index("le"), "name"))
         own = bool(metric.paths)
         if own and metric.type == "gauge" and len(metric.paths) > 1 and not split:
-            problem = f"has two fields, but a gauge can have only one with {DIRECTION}: sum"
+            problem = f"has two fields; with {DIRECTION}: sum, a gauge can have only one field"
             raise ViewError(problem, number, ("metrics", i, "value"))
         total = metric.name.endswith("_total")
         if own and metric.type == "counter" and not total and (view.prefix or naming == "standard"):
@@ -298,8 +297,8 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
         keys |= {field for label in own_labels for field in key_fields(label)}
         if len(labels) + len(keys) > MAX_COLUMNS:
             problem = (
-                f"of view {view.prefix} and the preceding views have more than {MAX_COLUMNS}"
-                " different labels"
+                f"is too long: view {view.prefix} and the preceding views have more than"
+                f" {MAX_COLUMNS} different labels"
             )
             if keys:
                 fields = " and ".join(".".join(field) for field in sorted(keys))
@@ -307,7 +306,7 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
                 problem += f", including the lookup fields of names{source} ({fields})"
             raise ViewError(problem, number, ("labels",))
         values |= own_values
-        # The table stores the values of histograms only in buckets, but it has to read them from
+        # The table stores only the buckets of a histogram, but it reads the observed values from
         # reports.
         values |= {
             gauge if value.observes == "first" else ("closing", gauge)
@@ -317,7 +316,7 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
         }
         if len(values) > MAX_VALUES:
             problem = (
-                f"of view {view.prefix} and the preceding views have more than {MAX_VALUES}"
-                " different values"
+                f"is too long: view {view.prefix} and the preceding views have more than"
+                f" {MAX_VALUES} different values"
             )
             raise ViewError(problem, number, ("metrics",))

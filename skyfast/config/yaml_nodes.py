@@ -71,7 +71,7 @@ _TAGS = {None, "!", *(f"tag:yaml.org,2002:{n}" for n in ("str", "int", "float", 
 
 
 def file_name(source: str) -> str:
-    """Return the name of the source for messages; a path can contain a line break."""
+    """Return the name of the source for messages, with line breaks in its path escaped."""
     if source == "-":
         return "standard input"
     return source if source and source.isprintable() else repr(source)

@@ -39,7 +39,7 @@ def write(address: bytes) -> str:
     """Format an address as RFC 5952 recommends. IPv6 addresses never have dots."""
     if len(address) == _IPV4_BYTES:
         return inet_ntop(AF_INET, address)
-    if address.startswith(_ZEROES):  # C libraries write dots here
+    if address.startswith(_ZEROES):  # C libraries write the last 4 bytes with dots
         return str(IPv6Address(address))
     return inet_ntop(AF_INET6, address)
 

@@ -1,8 +1,8 @@
 """The known labels and metrics.
 
-`LABELS` and `METRICS` can be selected by name. The configuration is validated against them,
-`skyfast.flows.planner` builds plans from them, and ``docs/reference/metrics.md`` lists them.
-Skydive's ``flow.proto`` describes the fields.
+A configuration selects labels from `LABELS` and metrics from `METRICS` by name.
+`skyfast.flows.planner` builds plans from these definitions, and ``docs/reference/metrics.md`` lists
+them. Skydive's ``flow.proto`` describes the fields.
 """
 
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ DIRECTION: Final = "direction"
 """The label that distinguishes the initiator's series from the target's."""
 
 TAG: Final = "tag"
-"""The label with the classification by the cluster's networks."""
+"""The label that classifies flows by the cluster's networks."""
 
 NODE_TID_LABEL: Final = "node_tid"
-"""The label with the capture point, which `INTERFACE_INFO` describes."""
+"""The label that identifies the capture point. `INTERFACE_INFO` describes capture points."""
 
 STANDARD_PREFIX: Final = "skydive_connection"
 """Prefix of the main view's families with ``naming: standard``."""
@@ -32,7 +32,7 @@ FIXED_PREFIXES: Final = (
     "skyfast_",
     "process_",
 )
-"""Prefixes of the families of the page that are not families of flows."""
+"""Prefixes of all families on the page that are not computed from flows."""
 
 Cardinality = Literal["low", "medium", "unbounded"]
 """The number of label values: a handful, limited by the size of the network, or unlimited."""
@@ -68,21 +68,21 @@ NODE_TID: Final = ("NodeTID",)
 ADDRESS_NAMES: Final = (
     *("name", "host", "namespace", "pod", "workload", "workload_kind", "container", "service"),
 )
-"""The names of an address from the topology, in the order of the tuples in `NameSource.ends`.
+"""The names of an address from the topology, in the order of the tuples of `NameSource.ends`.
 
-Such a tuple continues with the values of the pod labels in `ExportSelection.k8s_labels`. Then come
-the own names: the network, and the values of the keys in `ExportSelection.names_keys`."""
+After these names, a tuple has the values of the pod labels in `ExportSelection.k8s_labels`. Then
+come the own names: the network, and the values of the keys in `ExportSelection.names_keys`."""
 
 NETWORK: Final = "network"
-"""The name of an address's network: the first own name in these tuples."""
+"""The network of an address. It is the first own name in the tuples of `NameSource.ends`."""
 
 NODE_NAMES: Final = (
     *("name", "host", "type", "netns", "namespace", "pod", "workload", "container"),
 )
-"""The names of a capture point, in the order of the tuples in `NameSource.nodes`."""
+"""The names of a capture point, in the order of the tuples of `NameSource.nodes`."""
 
 INTERFACE_LABELS: Final = frozenset({"node_name", "node_host", "node_type"})
-"""The labels whose names can be found with only the interfaces of the topology."""
+"""The labels that need only the interfaces of the topology."""
 
 LOCAL_LABELS: Final = frozenset({"node_netns", "node_container"})
 """The labels that need network namespaces and containers, but no objects of Kubernetes."""
@@ -122,7 +122,7 @@ _ADDRESS_HELP: Final[dict[str, _Name]] = {
         "low",
         "the kind of the {end}'s workload, such as `Deployment` or `StaticPod`",
     ),
-    "container": ("medium", "the {end}'s container; empty if its pod has several"),
+    "container": ("medium", "the {end}'s container; empty if the pod has several containers"),
     "service": (
         "medium",
         "the Kubernetes service of the address, or the only service that selects the {end}'s pod",
@@ -180,13 +180,13 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         name="initiator_ip",
         path=INITIATOR_IP,
         cardinality="medium",
-        help="the host that sent the first captured packet",
+        help="the address that sent the first captured packet",
     ),
     LabelDef(
         name="target_ip",
         path=TARGET_IP,
         cardinality="medium",
-        help="the host that the packet was sent to",
+        help="the address that the first captured packet was sent to",
     ),
     LabelDef(
         name="initiator_port",
@@ -198,7 +198,7 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         name="target_port",
         path=TARGET_PORT,
         cardinality="medium",
-        help="the service; a port scan creates all 65,536 values",
+        help="the port of the service; a port scan creates all 65,536 values",
     ),
     LabelDef(
         name=DIRECTION,
@@ -210,8 +210,8 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         name=NODE_TID_LABEL,
         path=NODE_TID,
         cardinality="medium",
-        help="the interface where the flow was captured; a conversation captured at two "
-        "interfaces has two connections",
+        help="the interface where the flow was captured; if a conversation is captured at two "
+        "interfaces, it has two connections",
     ),
     LabelDef(
         name="protocol",
@@ -248,13 +248,13 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         name="vlan",
         path=("Link", "ID"),
         cardinality="medium",
-        help="the VLAN number, or 0; with QinQ, 12 bits for each tag",
+        help="the VLAN number, or 0; with QinQ, each tag takes 12 bits",
     ),
     LabelDef(
         name="capture_id",
         path=("CaptureID",),
         cardinality="low",
-        help="the ID of the capture; a capture that is created again gets a new ID",
+        help="the ID of the capture; if a capture is deleted and created again, its ID changes",
     ),
     LabelDef(
         name="tracking_id",
@@ -266,7 +266,7 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         name="l3_tracking_id",
         path=("L3TrackingID",),
         cardinality="unbounded",
-        help="a new value for each conversation; it can differ on the two sides of a router",
+        help="a new value for each conversation; the value can differ on the two sides of a router",
     ),
     LabelDef(
         name="parent_uuid",
@@ -300,7 +300,7 @@ UNBOUNDED_FIELDS: Final = {
     ("Start",): "a new value for each flow",
     ("ICMP", "ID"): "a new value for each ping",
 }
-"""The fields with unbounded values, each with the reason."""
+"""The fields whose number of values is unbounded, and the reasons."""
 
 DEFAULT_LABELS: Final = tuple(label.name for label in LABELS[:7])
 """The labels of the Go connector ``prom_sky_con``, in its order."""
@@ -483,10 +483,10 @@ METRICS_BY_NAME: Final = {metric.name: metric for metric in METRICS}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistogramDef:
-    """A histogram that can be selected by name, in all views but the main one.
+    """A histogram that can be selected by name, in every view except the main view.
 
-    ``paths`` and ``observes`` are those of `skyfast.flows.plan.Histogram`. Two paths mean one for
-    each direction. The other attributes are those of `MetricDef`.
+    ``paths`` and ``observes`` are those of `skyfast.flows.plan.Histogram`. If there are two paths,
+    there is one for each direction. The other attributes are those of `MetricDef`.
     """
 
     name: str
@@ -534,14 +534,14 @@ INTERFACE_INFO: Final = {
     naming: MetricFamily(
         name=name,
         type="info",
-        help="Names of the interface where flows were captured. Always 1.",
+        help="Names of a capture point. The value is always 1.",
     )
     for naming, name in (
         ("compatible", "skydive_network_interface_info"),
         ("standard", "skydive_interface_info"),
     )
 }
-"""The family with a series for each capture point of the exported flows, by naming."""
+"""The family that describes each capture point of exported flows, by the value of ``naming``."""
 
 DEFAULT_METRICS: Final = ("bytes", "packets", "rtt")
 """The metrics of the Go connector ``prom_sky_con``."""

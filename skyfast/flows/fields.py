@@ -66,8 +66,8 @@ CLOSING: Final = 1
 # The table reads these fields of every flow, whatever the plan is.
 _BOOKKEEPING: tuple[FieldPath, ...] = (("UUID",), ("Last",), ("FinishType",))
 
-# These fields identify a flow's start, its first report (the first two fields are equal), and a
-# closing report that repeats the previous report.
+# The table uses these fields to recognize two kinds of reports: the first report of a flow, where
+# the first two fields are equal, and a closing report that repeats the previous report.
 _MARKS: tuple[FieldPath, ...] = (
     ("Start",),
     ("LastUpdateMetric", "Start"),
@@ -87,9 +87,10 @@ class Envelope(msgspec.Struct, gc=False):
 class FlowTypes:
     """The types to decode flows for one plan; the plan's table accepts all of them.
 
-    ``Update`` has the fields of reports of known flows, and the labels. ``FirstReport`` adds the
-    fields that identify a flow's first report, which are enough to count a new flow. ``FullReport``
-    adds ``LastUpdateMetric``, which is needed to count an unknown flow that is not new.
+    ``Update`` has the fields of labels, and the fields that reports of known flows need.
+    ``FirstReport`` adds the fields that identify a flow's first report. These fields are enough to
+    count a new flow. ``FullReport`` adds ``LastUpdateMetric``, which is needed to count an unknown
+    flow that is not new.
 
     ``omissible`` are the fields and parts of ``FullReport`` that are not required to count a flow:
     gauges, optional counters, fields of histograms, and the fields that identify a first report or
@@ -154,7 +155,7 @@ def _omissible(
 def _struct(name: str, paths: Iterable[FieldPath]) -> type[msgspec.Struct]:
     """Return a struct type with ``paths``. Each path is a field of `FIELDS` or a part of a flow.
 
-    A part without requested fields is decoded as an empty struct, which shows only its presence.
+    A part without requested fields is decoded as an empty struct, which shows that the part exists.
     """
     scalars: list[str] = []
     parts: dict[str, list[str]] = {}

@@ -119,7 +119,7 @@ def make_flow_filter(
     A dropped flow is counted once, under the first reason that applies. If its tag is excluded, the
     reason is `EXCLUDED` in ``skipped``. If a drop rule matches, the reason is the first such rule
     in ``filtered``. If there are keep rules but none matches, the reason is `KEEP` in ``filtered``.
-    ``filtered`` has all names from the start.
+    ``filtered`` must already contain the names of all rules.
 
     If the part with the field is missing, a condition does not match, and a negated condition
     matches. Every flow has a tag: see `Classifier`.
@@ -218,7 +218,7 @@ class _FunctionSource:
         return f"not {text}" if condition.negated else text
 
     def _test(self, condition: Condition, value: str, kind: type) -> str:
-        """Return an expression equivalent to `matcher`, which binds more tightly than ``not``."""
+        """Return an expression that equals `matcher` and binds more tightly than ``not``."""
         if condition.pattern is not None or condition.networks:
             alike = (condition.values, condition.ranges, condition.networks, condition.pattern)
             if alike not in self._memories:

@@ -28,17 +28,18 @@ MAX_PROBLEMS: Final = 20
 """Number of invalid lines after which a file is not read any further."""
 
 Prefix: TypeAlias = int
-"""An address or a network, as an integer: first address, then 8 bits for the length of the prefix.
+"""An address or a network, as an integer.
 
-For IPv6, another bit is set before the address. Sorted integers are in the order of the first
-addresses, and a network comes before the networks that it contains."""
+The low 8 bits are the length of the prefix. The bits above are the first address. For IPv6, another
+bit is set above the address. Sorted integers are in the order of the first addresses, and a network
+comes before the networks that it contains."""
 
 Names: TypeAlias = tuple[str, ...]
 """The own names of an address: its name, its network, then the values of the keys.
 
 The name is from the entry of exactly this address. The network is the name of the smallest network
-with a name that contains the address. Each value is from the longest matching prefix with this key.
-A missing string is empty."""
+with a name that contains the address. The value of a key is from the longest prefix that contains
+the address and has this key. A missing string is empty."""
 
 _KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_SHOWN: Final = 60
@@ -56,13 +57,13 @@ _IPV6: Final = 1 << _IPV6_BITS + _LENGTH_BITS
 
 _LENGTHS: Final = {str(bits): bits for bits in range(_IPV6_BITS + 1)}
 _INDEXED_BITS: Final = 16
-"""Bits of an IPv4 address that are not used to index the ranges."""
+"""Number of low bits of an IPv4 address that the index of the ranges ignores."""
 
 _SORTED_AT_ONCE: Final = 100_000
 """Number of prefixes that are sorted in one call, which takes about 20 ms."""
 
 _FREED_AT_ONCE: Final = 10_000
-"""Number of names that are freed within a millisecond."""
+"""Number of names that are freed in one step, which takes less than a millisecond."""
 
 _WORD_BITS: Final = 64
 _WORD: Final = (1 << _WORD_BITS) - 1
@@ -81,7 +82,7 @@ class InvalidLinesError(ValueError):
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """The name of a prefix, which can be empty, and further values, as pairs of key and value."""
+    """The name and the values of a prefix. The name can be empty. Each value has a key."""
 
     name: str
     values: tuple[tuple[str, str], ...] = ()
@@ -107,7 +108,9 @@ def make_entry(name: str, values: Iterable[tuple[str, str]] = ()) -> Entry:
 
 def _check_text(text: str) -> None:
     if not text or len(text) > MAX_NAME_CHARS or not text.isprintable():
-        raise InvalidEntryError(f"{_shown(text)} is not 1 to {MAX_NAME_CHARS} printable characters")
+        raise InvalidEntryError(
+            f"{_shown(text)} is not a text of 1 to {MAX_NAME_CHARS} printable characters"
+        )
 
 
 def is_key(key: str) -> bool:
@@ -202,7 +205,7 @@ def read_csv(text: str) -> dict[Prefix, Entry]:
 
 
 class _Names(dict[str, str]):
-    """Maps the first field after the prefix to the name."""
+    """Maps the field after the prefix to the name. Each different field is checked once."""
 
     __slots__ = ()
 
@@ -215,7 +218,7 @@ class _Names(dict[str, str]):
 
 
 class _Values(dict[str, tuple[str, str]]):
-    """Maps further fields to pairs of key and value."""
+    """Maps further fields to pairs of key and value. Each different field is checked once."""
 
     __slots__ = ("_keys",)
 
@@ -231,7 +234,7 @@ class _Values(dict[str, tuple[str, str]]):
         if key not in self._keys:
             _check_key(key)
             if len(self._keys) >= MAX_KEYS:
-                raise InvalidEntryError(f"{_shown(key)} is one key more than {MAX_KEYS}")
+                raise InvalidEntryError(f"{_shown(key)} is beyond the limit of {MAX_KEYS} keys")
             self._keys[key] = key
         self[field] = pair = (self._keys[key], value)
         return pair
@@ -251,13 +254,13 @@ class _EntryReader:
         return entry
 
     def release(self) -> None:
-        """Free the memory in parts, because freeing it at once would not be interruptible."""
+        """Free the memory in parts, because freeing all of it at once would block other threads."""
         release(self._names)
         release(self._values)
 
 
 def release(mapping: dict[Any, Any]) -> None:
-    """Free the entries of a mapping one by one, in interruptible Python code."""
+    """Free the entries of a mapping one by one, so that other threads can run in between."""
     while mapping:
         mapping.popitem()
 
@@ -279,7 +282,7 @@ def _split(text: str) -> list[str]:
 
 
 def _in_order(prefixes: Iterable[Prefix]) -> list[Prefix]:
-    """Return sorted prefixes. Sorting all prefixes at once would not be interruptible."""
+    """Return sorted prefixes. Sorting all of them at once would block other threads."""
     rest = iter(prefixes)
     chunks = []
     while chunk := list(islice(rest, _SORTED_AT_ONCE)):
@@ -303,16 +306,17 @@ def _ranges(
     keys: Sequence[str],
     numbers: dict[Names, int],
 ) -> tuple[list[int], "array[int]"]:
-    """Return the first address of each range, in order, and the number of the range's names.
+    """Return the first address of each range, in order, and the index of its names in ``numbers``.
 
     ``ordered`` are the prefixes of one IP version, whose addresses have ``most`` bits. The first
-    range starts at 0. ``numbers`` has a number for each different tuple of names; new tuples are
-    added.
+    range starts at 0. ``numbers`` maps each different tuple of names to an index; this function
+    adds new tuples.
     """
     starts, names_of = [0], array("I", [0])
     mask = (1 << most) - 1
     positions = {key: number for number, key in enumerate(keys, 2)}
-    # The networks that contain the current address, largest first: end, number and names of each.
+    # A stack of the networks that contain the current address, largest first. Each entry has the
+    # end of the network, the index of its names, and its names.
     nothing = next(iter(numbers))
     outer: list[tuple[int, int, Names]] = [(1 << most, 0, nothing)]
 
@@ -354,7 +358,7 @@ def _ranges(
 
 
 class OwnNames:
-    """Looks up addresses; immutable.
+    """An immutable mapping of addresses to their names.
 
     The networks are flattened into ranges that do not overlap, so a lookup is one binary search in
     compact arrays. For IPv4, the search covers only the ranges that begin in the same /16 network.
@@ -389,7 +393,7 @@ class OwnNames:
         return self.nothing if packed is None else self.find(packed)
 
     def find(self, packed: bytes) -> Names:
-        """Return the names of an address, which is given as 4 or 16 bytes."""
+        """Return the names of an address. ``packed`` is the address as 4 or 16 bytes."""
         number = int.from_bytes(packed)
         if len(packed) == _IPV4_BYTES:
             half = number >> _INDEXED_BITS

@@ -33,16 +33,19 @@ class LabelMapper(Protocol):
 class Names(Protocol):
     """Maps a key to the values of several labels; the results can change.
 
-    The table looks up a key once for each unknown flow and `Lookup`. Every key must be accepted: an
-    exception aborts the update of the whole message. Lookups are fastest in a dict, including a
-    subclass with ``__missing__``. All tuples have the same length.
+    For each unknown flow, the table looks up one key per `Lookup`. The mapping must accept every
+    key: an exception aborts the update of the whole message. Lookups are fastest in a dict or in a
+    subclass of dict with ``__missing__``. All tuples have the same length.
     """
 
     def __getitem__(self, key: str, /) -> tuple[str, ...] | None:
-        """Return the label values, or None if they depend on the context."""
+        """Return the label values, or None if they also depend on the flow: then use `resolve`."""
 
     def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
-        """Return the label values of an ambiguous key in this context."""
+        """Return the label values of an ambiguous key.
+
+        ``other`` is the other address of the flow, and ``point`` is its capture point.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,9 +53,9 @@ class Lookup:
     """Looks up a field in ``names``, once for all labels of that field.
 
     The key is the string at ``key``, or empty if the part with the string is missing. If the result
-    is None, the key is ambiguous: ``names.resolve`` then gets the key and the two values at
-    ``context`` (the other address and the capture point). Without ``context``, results are never
-    None.
+    is None, the key is ambiguous: then the table calls ``names.resolve`` with the key and the two
+    values at ``context`` (the other address and the capture point). Without ``context``, results
+    are never None.
 
     The table stores the key and the context of each live flow for `Table.relabel`. A field counts
     once against the maximum number of columns, however many labels and lookups use it.
@@ -85,7 +88,7 @@ class Column:
 
     @property
     def fields(self) -> tuple[FieldPath, ...]:
-        """All fields of the flow that the label needs, and the path, which can be empty."""
+        """All fields of the flow that the label needs, and ``path``, even if it is empty."""
         context = self.lookup.context if self.lookup is not None else ()
         return (self.path, *self.reads, *context)
 
@@ -111,7 +114,7 @@ class Direction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counter:
-    """A running total of a flow; connections sum its deltas.
+    """A running total of a flow. A connection adds up the increases of its flows.
 
     ``paths`` has the field with the total since the flow started, or several fields to add up.
     ``last_update`` has the fields with the part of each total that belongs to the latest update. If
@@ -145,8 +148,9 @@ class FlowCount:
 class NewFlows:
     """A counter of the flows that began on a connection.
 
-    A flow counts if its first report arrives, or if the flow certainly was not counted before. A
-    flow whose total is counted only because the flow creates the connection does not count as new.
+    A flow counts if its first report arrives, or if the flow certainly was not counted before. The
+    total of an old flow can be counted only because the flow creates the connection. Such a flow
+    does not count as new.
     """
 
 
@@ -161,8 +165,8 @@ class Histogram:
     * "age": the time from the only field in ``paths`` to ``Last``, in the closing report.
 
     ``bounds`` are the upper bounds of all buckets except the last one, which has no bound. They
-    are finite, above 0 and rising. Bounds are in the unit of the page, values in the unit of the
-    flow: see `Family.decimals`.
+    are finite, above 0 and in increasing order. Bounds are in the unit of the page, and values are
+    in the unit of the flow: see `Family.decimals`.
     """
 
     observes: Literal["first", "total", "age"]
@@ -246,7 +250,7 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """The fields that identify a conversation at every capture point, and the point's field.
+    """The fields that identify a conversation at every capture point, and the field of the point.
 
     ``ends`` are the two sides, each with the paths of address and port; their order is irrelevant.
     """
@@ -277,11 +281,13 @@ class Share:
 class Plan:
     """The fields of a flow that the table stores, and the families of its page.
 
-    Rows of the first view expire with their last flow; rows of other views have timeouts. With
-    ``conversation``, only flows at the capture point that reports a conversation first are counted,
-    until this point stops reporting the conversation. With ``overflow``, flows that do not fit into
-    the table are added up in one connection whose label values are this string. With ``share``,
-    flows of other shares are skipped.
+    Rows of the first view expire with their last flow; rows of other views have timeouts.
+
+    * With ``conversation``, each conversation is counted at one capture point: the first point that
+      reports the conversation, until this point stops reporting it.
+    * With ``overflow``, flows that do not fit into the table are added up in one connection. All
+      label values of this connection are the string ``overflow``.
+    * With ``share``, flows of other shares are skipped.
     """
 
     views: tuple[View, ...]

@@ -1,6 +1,6 @@
 """Creates a plan from the labels, metrics and views that a configuration selects.
 
-`make_plan` builds from the known labels and metrics of `skyfast.flows.catalog`.
+`make_plan` uses the definitions of labels and metrics in `skyfast.flows.catalog`.
 """
 
 from collections.abc import Mapping
@@ -119,7 +119,7 @@ _CONVERSATION: Final = Conversation(
 
 
 def shown_field(label: LabelSpec) -> FieldPath:
-    """Return the field whose value a label has, or an empty path if it is not a field.
+    """Return the field that a label shows, or an empty path if the label shows no field.
 
     Rewrites are not taken into account.
     """
@@ -134,11 +134,11 @@ _CONTEXTS: Final[Mapping[FieldPath, tuple[()] | tuple[FieldPath, FieldPath]]] = 
     TARGET_IP: (INITIATOR_IP, NODE_TID),
     NODE_TID: (),
 }
-"""The keys of lookups of names, each with the fields that resolve an ambiguous key."""
+"""The fields whose names can be looked up, each with the fields that resolve an ambiguous key."""
 
 
 def key_fields(label: LabelSpec) -> tuple[FieldPath, ...]:
-    """Return the fields that the lookup of a label's names uses; none for labels without names.
+    """Return the fields that are needed to look up a label's names; none for labels without names.
 
     The table stores the values of these fields for each flow, once for all labels.
     """
@@ -238,7 +238,7 @@ def _view(view: ViewSpec, columns: _Columns, export: ExportSelection) -> View:
         families=shown,
         bytes=amounts.get("bytes", ()),
         packets=amounts.get("packets", ()),
-        # Without ports, the addresses alone do not identify a flow.
+        # Several flows without ports can have the same addresses.
         identifies_connection=not (export.include_icmp or export.include_other)
         and {column.path for column in chosen if column.is_field} >= ENDPOINTS,
     )
@@ -265,7 +265,7 @@ def amount_counters(name: Amount, direction: str) -> tuple[Counter, ...]:
 
 
 def hidden_amounts(view: ViewSpec, bounds: Bounds) -> tuple[Amount, ...]:
-    """Return the amounts that bounds need, and that no metric of the view shows.
+    """Return the amounts that bounds need but no metric of the view shows.
 
     The bytes of hidden connections are exported, so both bounds need bytes.
     """

@@ -24,7 +24,7 @@ TAGS = ("internal", "ingress", "egress", "other")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelSpec:
-    """A label: a known one, or the value at ``path`` in a flow, or a value of one or both ends.
+    """A label: a known label, the value at ``path`` in a flow, or a value of one or both ends.
 
     ``k8s_label`` is the key of a label of pods, and ``names_key`` a key of own names. If either is
     set, the prefix ``initiator_`` or ``target_`` of ``name`` selects one end of the flow. If
@@ -69,9 +69,10 @@ class MetricSpec:
 
 
 class Bounds(NamedTuple):
-    """A connection has series if it has at least this number of bytes or packets.
+    """The minimum numbers of bytes and packets for a connection to have series.
 
-    0 means no bound. If both are 0, all connections have series.
+    Reaching one of the bounds is enough. 0 means no bound. If both are 0, all connections have
+    series.
     """
 
     min_bytes: int = 0
@@ -87,7 +88,7 @@ NO_BOUNDS: Final = Bounds()
 """No bound: all connections have series."""
 
 Amount: TypeAlias = Literal["bytes", "packets"]
-"""An amount that bounds refer to: the metric of this name, both directions together."""
+"""An amount that bounds limit: the metric of this name, summed over both directions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +117,10 @@ class Mask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fold:
-    """Replaces ports ``above`` a bound, or all ports, with ``other``, except those in ``keep``.
+    """Replaces ports above ``above`` with ``other``, except the ports in ``keep``.
 
-    Either of the two settings can be None.
+    If ``above`` is None, all ports except those in ``keep`` are replaced. If ``keep`` is None, it
+    contains no ports.
     """
 
     above: int | None

@@ -87,7 +87,7 @@ _UNCHANGED_NAMES: Final = re.compile(r"POD|None|lo|eth[0-9]{1,2}|docker0|cni0|ku
 _KUBELET_NAME: Final = re.compile(r"k8s_(POD_)?(.*?)(_[0-9]{1,5})?", re.DOTALL)
 _LETTERS: Final = "abcdefghijklmnopqrstuvwxyz234567"
 _WORD_LETTERS: Final = 10
-"""Length of the pseudonyms of words: 50 bits."""
+"""Number of letters in the pseudonym of a word. Ten letters contain 50 bits."""
 
 _IDS: Final = frozenset(
     [("ID",), ("Parent",), ("Child",), ("Metadata", "TID"), ("Metadata", "ExtID", "vm-uuid")]
@@ -158,8 +158,7 @@ class Anonymizer:
         self._parts: dict[str, dict[str, Pseudonym | None]] = {}
         for path, kind in FIELDS.items():
             fields = self._scalars if len(path) == 1 else self._parts.setdefault(path[0], {})
-            # For a string field without a pseudonym, this raises KeyError. Otherwise, the field's
-            # values would leak.
+            # A string field without a pseudonym raises KeyError, so that its values cannot leak.
             fields[path[-1]] = texts[path] if kind is str else None
 
         self._node = rewriter(NODE, self._rewrite_of)
@@ -318,7 +317,7 @@ class Anonymizer:
         return "".join(_LETTERS[number >> 5 * i & 31] for i in range(_WORD_LETTERS))
 
     def _network(self, text: str) -> str:
-        """Return the pseudonym that an address has in flows, with the same prefix length."""
+        """Return the pseudonym that an address has in flows, with the prefix length of ``text``."""
         text, slash, length = text.partition("/")
         text, percent, zone = text.partition("%")
         octets = addresses.read(text)

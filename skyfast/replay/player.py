@@ -1,4 +1,4 @@
-"""Replays recordings as if they were analyzers.
+"""Replays recordings through servers that behave like analyzers.
 
 The replayed analyzers serve the flow subscription and the topology API. The messages and their
 times are a pure function of the recordings and the start time (:mod:`skyfast.replay.recording`).
@@ -26,7 +26,7 @@ from skyfast.runtime.logs import printable
 from skyfast.skydive.topology_queries import Query, parse
 
 PING_INTERVAL_S: Final = 2.0
-"""Interval of the pings to subscribers: the default of ``http.ws.ping_delay``."""
+"""Interval of the pings to subscribers: Skydive's default for ``http.ws.ping_delay``."""
 
 STOP_TIMEOUT_S: Final = 1.0
 """Timeout of the closing handshake, in seconds."""
@@ -70,7 +70,7 @@ class ReplayServer:
         }
         self._playing: asyncio.Task[None] | None = None
         self.recorded_names: dict[str, str] = {}
-        """The recorded names of the analyzers, by the names of their endpoints, after `start`.
+        """The recorded names of the analyzers, by the names of their endpoints. `start` sets them.
 
         Analyzers without a recorded name have the name of their file."""
 
@@ -189,7 +189,7 @@ class ReplayServer:
 
 
 class _Analyzer:
-    """One analyzer: its subscribers and its topology API."""
+    """A replayed analyzer: its subscribers and its topology API."""
 
     def __init__(self, name: str, answer: Callable[[Query], Awaitable[bytes]]) -> None:
         self.name = name
@@ -243,7 +243,7 @@ class _Analyzer:
         return socket
 
     async def _topology_response(self, request: web.Request) -> web.Response:
-        """Answer any query of skyfast with the recorded nodes or edges."""
+        """Respond to any query that skyfast can send, with the recorded nodes or edges."""
         try:
             asked = msgspec.json.decode(await request.read(), type=dict[str, str])
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -275,7 +275,7 @@ async def _ping(socket: web.WebSocketResponse) -> None:
 
 
 def _pace(playback: Playback) -> str:
-    """Describe the speed and the loop of a playback for the log; empty if neither is set."""
+    """Return the speed and the loop of a playback for the log, or "" if neither is set."""
     speed = f", {playback.speed:g} times as fast" if playback.speed != 1 else ""
     loop = f", repeated every {playback.loop_s:g} s" if playback.loop_s else ""
     return speed + loop

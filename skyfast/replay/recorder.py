@@ -35,7 +35,7 @@ BUFFER_BYTES: Final = 1 << 18
 """Size of the write buffer."""
 
 FLUSH_INTERVAL_S: Final = 1.0
-"""Interval of flushes; if the process is killed, the recording lacks the latest messages."""
+"""Interval of flushes. If the process is killed, messages after the latest flush are lost."""
 
 STOP_TIMEOUT_S: Final = 2.0
 """How long `Recorder.stop` waits for the queue to be written."""
@@ -55,7 +55,8 @@ _Entry = tuple[bytes, int, str] | tuple[Answer | Update, int]
 class Recorder:
     """The file, its queue and its thread.
 
-    Only the event loop may call the methods. `stop` may run in another thread, but as the last one.
+    Only the event loop may call the methods. `stop` may run in another thread, but it must be the
+    last call.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ from skyfast.flows.fields import UNDECODABLE, Envelope
 from skyfast.replay.topology import Update, decode_update
 
 MAX_LINE_BYTES: Final = 256 << 20
-"""Maximum length of a line: a message of 64 MiB is 86 MiB as base64."""
+"""Maximum length of a line. It is enough for the largest messages as base64."""
 
 MAX_ANALYZERS: Final = 64
 """Maximum number of analyzers of a recording: each analyzer becomes a server."""
@@ -137,7 +137,8 @@ def parse(text: bytes) -> Message:
     """Parse a line.
 
     Raises:
-        ValueError: The line is invalid. The text starts with a verb whose subject is the line.
+        ValueError: The line is invalid. The text can follow the words "the line", such as "is not a
+            JSON object".
 
     """
     text = text.strip()
@@ -295,8 +296,8 @@ class _Times:
         elif not self._has_begun:
             return self.latest_ms
         if message.at_ms is None:
-            # A message is sent after the latest time that it contains, and not before the previous
-            # message.
+            # The analyzer sent the message after the latest time in the message, and not before the
+            # previous message.
             self.latest_ms = max(self.latest_ms, _newest_ms(message.data))
         else:
             at_ms = message.at_ms + self._set_back_ms

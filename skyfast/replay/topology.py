@@ -1,4 +1,4 @@
-"""The topology in recordings: which fields it has, what has changed, and what queries return.
+"""The topology in recordings: its fields, its changes, and the responses to queries.
 
 Nodes and edges are recorded with the fields that skyfast reads, and recorded again only when one of
 these fields has changed. An `Update` has all changes of one response, or a part of them. Applying
@@ -23,7 +23,7 @@ UPDATE_BYTES: Final = 1 << 20
 """Size of an update, in bytes of JSON, above which the next update begins."""
 
 MAX_LABEL_DEPTH: Final = 32
-"""Maximum depth of labels, which Skydive nests at the dots of their keys."""
+"""Maximum depth of nested labels. Skydive nests labels at the dots of their keys."""
 
 _COMPLETE: Final = (
     queries.INTERFACES,
@@ -33,7 +33,7 @@ _COMPLETE: Final = (
     queries.EDGES,
     queries.KUBERNETES_EDGES,
 )
-"""The queries for all elements of a kind. An element missing in the response was removed."""
+"""The queries for all elements of a kind. Elements that are missing in a response were removed."""
 
 Path: TypeAlias = tuple[str, ...]
 Shape: TypeAlias = dict[str, Any]
@@ -270,7 +270,7 @@ class Changes:
         return [gone for gone in before - ids if self._known.pop(gone, None) is not None]
 
     def _add_to_complete(self, query: Query, element_id: str, text: bytes) -> None:
-        """Remember which complete responses must contain an element of a partial response."""
+        """Add an element of a partial response to the complete responses that must contain it."""
         element = msgspec.json.decode(text)
         for complete, ids in self._answered.items():
             if complete.edges == query.edges and complete.matches(element):
@@ -299,7 +299,7 @@ class Topology:
         self._seen: dict[str, bytes] = {}
         """The latest version of each node in this loop, including removed ones."""
         self._previous: dict[str, bytes] = {}
-        """The last version of each node in the previous loop, until this loop has the node, too."""
+        """The last version of each node in the previous loop, if this loop has not added it yet."""
         self._offsets: dict[str, dict[str, int]] = {}
 
     def rewind(self) -> None:

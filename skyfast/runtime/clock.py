@@ -16,8 +16,8 @@ class Clock:
     sockets. Connections must not expire before these flows are read. Therefore `now` must be called
     more often than every `PAUSE_S` in normal operation; the expiry task does this.
 
-    The clock also does not count the time for which it is held. `skyfast.skydive.reporting_gap`
-    decides when to hold it.
+    The clock also stands still while it is held. `skyfast.skydive.reporting_gap` decides when to
+    hold it.
     """
 
     def __init__(self, source: Callable[[], float] = time.monotonic) -> None:

@@ -32,7 +32,7 @@ LOG_INTERVAL_S: Final = 60.0
 """Default of `LogLimit`: the minimum time between two log lines of one cause."""
 
 MAX_CAUSES: Final = 1000
-"""Maximum number of causes that a `LogLimit` remembers; then the oldest cause is forgotten.
+"""Maximum number of causes that a `LogLimit` remembers. Beyond it, the oldest cause is forgotten.
 
 Without this limit, memory could grow forever: a cause can contain an address of an analyzer, and
 the addresses of a host name can change again and again."""
@@ -158,7 +158,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _truncate(traceback: str) -> list[str]:
-    """Return the lines of a traceback, limited in number and length, with controls escaped."""
+    """Return the lines of a traceback: limited in number and length, control characters escaped."""
     lines = traceback.split("\n")
     if len(lines) > MAX_TRACEBACK_LINES:
         half = MAX_TRACEBACK_LINES // 2
@@ -196,7 +196,7 @@ def _uncaught(
 
 def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     if args.exc_type is SystemExit:
-        return  # ends the thread; not an error
+        return  # SystemExit is not an error: it ends the thread
     error = args.exc_value or args.exc_type()
     log = logging.getLogger("skyfast")
     log.error(

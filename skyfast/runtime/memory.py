@@ -18,7 +18,7 @@ DEBUG_VARIABLE = "SKYFAST_DEBUG"
 """The environment variable that allows core dumps and debuggers."""
 
 KEPT_BYTES = 16 << 20
-"""Free memory that glibc keeps at the top of the heap for the next message.
+"""Number of free bytes that glibc keeps at the top of the heap for the next message.
 
 The default of 128 KiB is smaller than a message of 100 flows with its decoded objects. With this
 default, glibc would return the top of the heap to the kernel after each message, and would have to

@@ -39,7 +39,7 @@ class NamesFile:
         self._tried: FileState | None = None
 
     def use(self, loaded: LoadedNames, export: ExportSelection) -> None:
-        """Count the names that are used from now on, and log new warnings about them."""
+        """Set the self metrics for the names that are used from now on, and log new warnings."""
         counts = self._counts
         labels = names.labels_without_names(loaded.sources, export)
         keys = loaded.missing_keys

@@ -27,7 +27,7 @@ class Notifier:
         """Read the socket address and the watchdog interval from ``environ``."""
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self._interval_s = _interval_s(environ) if self._address else 0.0
-        self._status = ""  # empty unless pages are served
+        self._status = ""  # empty before `ready` and after `stopping`
         self._log_limit = LogLimit()
 
     def ready(self, status: str) -> None:

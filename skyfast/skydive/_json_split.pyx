@@ -2,9 +2,9 @@
 """Splits the JSON text of a list into its elements while the text arrives, without holding the GIL.
 
 A response of the topology API can be a hundred megabytes long. Decoding it as a whole would need
-memory for the text and all its objects, and would hold the GIL for a large part of a second. Here,
-the text arrives in pieces of any size, and each call of `feed` returns the elements that end in its
-piece.
+memory for the text and all its objects, and would hold the GIL for a large part of a second.
+`ArraySplitter` gets the text in pieces of any size. Each call of `feed` returns the elements that
+end in its piece.
 
 To find the commas between the elements, the splitter counts brackets and skips strings. It does not
 check the inside of an element, because the decoder does that later. Outside of elements, it accepts

@@ -1,8 +1,8 @@
 """The capture points of captures, from a sample of the flows.
 
-The statistics of a capture do not show its capture points: the interfaces on which it runs. Flows
-show them: each flow has the ID of its capture, and the ``NodeTID`` of the interface. Flows are read
-from the messages that are also checked for lost reports, about four per second.
+The statistics of a capture do not show its capture points: the interfaces on which it runs. But
+each flow has the ID of its capture, and the ``NodeTID`` of the interface. This module reads the
+flows of the messages that are also checked for lost reports, about four messages per second.
 """
 
 import math
@@ -42,7 +42,7 @@ _decode = msgspec.json.Decoder(_Message).decode
 
 
 class CapturePoints:
-    """The capture points of each capture. Must be used on one thread."""
+    """The capture points of each capture. Not thread-safe."""
 
     def __init__(self) -> None:
         """Start without capture points."""

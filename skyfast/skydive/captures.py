@@ -1,7 +1,7 @@
 """Metric families from the statistics that agents send about their captures.
 
-The fields are documented by Skydive's sources (``flow/table.go``, ``flow/probes``) and confirmed by
-recordings. Each flow table of an agent is one capture point, that is, one capture on one interface.
+Skydive's sources (``flow/table.go``, ``flow/probes``) document the fields, and recordings confirm
+them. Each flow table of an agent is one capture point, that is, one capture on one interface.
 Every 10 s, each point sends a report to a randomly chosen analyzer, which forwards it to its
 subscribers:
 
@@ -156,7 +156,7 @@ _FAMILIES: Final = (
     MetricFamily(
         name="skydive_capture_reports",
         type="counter",
-        help="Reports received; each capture point sends one every 10 s.",
+        help="Reports received. Each capture point sends one report every 10 s.",
     ),
 )
 

@@ -22,7 +22,7 @@ MAX_UPDATES_BEHIND: Final = 2
 MAX_SKEW_BEHIND_S: Final = 60.0
 """The latest packet may be two reporting intervals plus this tolerance in the past.
 
-An agent reports a flow at the first tick after the flow's latest packet, which is within one
+An agent reports a flow at its first tick after the flow's latest packet, that is, within one
 reporting interval (``flow.update``). The second interval allows for an increased ``flow.update``
 and for delayed messages."""
 
@@ -32,7 +32,7 @@ MAX_CLOSING_BEHIND_S: Final = 3600.0
 An agent sends a closing report after one to two times ``flow.expire`` (600 s) without a packet."""
 
 Flow = Any
-"""A struct of the plan's flow types. All have ``Last`` and ``FinishType``."""
+"""A struct of the plan's flow types. All these types have ``Last`` and ``FinishType``."""
 
 
 class Dated(Protocol):

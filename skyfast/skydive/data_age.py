@@ -1,7 +1,7 @@
 """Measures how old the data is when it arrives, from one random report of each message.
 
 The ages depend on the clocks of the agents' hosts and of this machine. Negative ages are not
-observed. They show that these clocks differ, which `skyfast.skydive.clock_skew` detects.
+observed: they show that these clocks differ. `skyfast.skydive.clock_skew` detects wrong clocks.
 """
 
 import random
@@ -15,7 +15,7 @@ MAX_DRAWS: Final = 4
 """Number of attempts to draw a report that is not a closing report."""
 
 Flow = Any
-"""A struct of the plan's flow types. All have ``Last`` and ``FinishType``."""
+"""A struct of the plan's flow types. All these types have ``Last`` and ``FinishType``."""
 
 
 class DataAge:
@@ -48,6 +48,6 @@ class DataAge:
 
 
 def _observe(histogram: Histogram, time_ms: int | None, now_ms: float) -> None:
-    """Observe the time since ``time_ms``, unless it is in the future or not known (0 or None)."""
+    """Observe the time since ``time_ms``, unless this is in the future or unknown (0 or None)."""
     if time_ms is not None and 0 < time_ms <= now_ms:
         histogram.observe((now_ms - time_ms) / 1000)

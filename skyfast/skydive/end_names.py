@@ -32,9 +32,9 @@ class EndNames(dict[str, Names | None]):
     """Maps addresses in Go's notation to their names; implements `skyfast.flows.plan.Names`.
 
     The names of an address are its names in the topology, followed by its own network and its own
-    values. Own networks and values are left out if they would be empty and no label shows them. The
-    first name is the own name of the address. If there is no own name, it is the name in the
-    topology; if this is empty too, it is the own network.
+    values. If there are no own names, and no label shows own networks or values, the tuples lack
+    them. The first name is the own name of the address. If there is no own name, the first name is
+    the name in the topology. If this name is empty, too, the first name is the own network.
 
     The dict contains only addresses that the topology knows and that have been looked up. Other
     addresses with equal names share one tuple, because the table compares tuples by identity.
@@ -71,7 +71,7 @@ class EndNames(dict[str, Names | None]):
         names = topology.get(key, topology.empty)
         try:
             own = self._own[key]
-        except IndexError:  # replaced and released by another thread in the meantime
+        except IndexError:  # another thread has just replaced and released the own names
             own = self._own.nothing
         return own[_NAME] if names is None else _combined(names, own)[0]
 

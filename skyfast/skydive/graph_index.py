@@ -16,13 +16,13 @@ from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.topology_graph import DELETED, Graph, Node, Skipped
 
 MAX_NODES: Final = 200_000
-"""Maximum number of a graph's nodes that are used; 5,000 pods on 200 hosts have 60,000 nodes."""
+"""Maximum number of nodes that are used. 5,000 pods on 200 hosts have 60,000 nodes."""
 
 MAX_EDGES: Final = 400_000
-"""Maximum number of a graph's edges that are used."""
+"""Maximum number of edges that are used."""
 
 MAX_NAME_CHARS: Final = 256
-"""Maximum characters of a name or an ID; longer ones are ignored. Kubernetes allows up to 253."""
+"""Maximum characters of a name or an ID; longer texts are ignored. Kubernetes allows up to 253."""
 
 MAX_OWNERS: Final = 16
 """Maximum levels of ownership above an interface; usually two: namespace and host."""

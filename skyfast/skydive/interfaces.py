@@ -58,7 +58,10 @@ class InterfaceName(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Family(MetricFamily):
-    """``counter`` is a field of `Counters`. If it is empty, the value is always 0."""
+    """A metric family of interfaces.
+
+    ``counter`` is a field of `Counters`. If ``counter`` is empty, the value is always 0.
+    """
 
     counter: str
 
@@ -121,7 +124,7 @@ class _Page:
     _openmetrics: dict[tuple[int, bool], bytes] = field(default_factory=dict)
 
     def in_openmetrics(self, version: int, *, created: bool) -> bytes:
-        """Return the page in a version of OpenMetrics, which is rendered on first use.
+        """Return the page in a version of OpenMetrics. Each version is rendered on first use.
 
         In OpenMetrics 1.0, ``created`` adds unknown start times.
         """
@@ -202,8 +205,8 @@ class Interfaces:
         """Return the metric families, or nothing if there are no interfaces.
 
         The format is text format 0.0.4, or OpenMetrics without ``# EOF``. OpenMetrics 1.0 requires
-        standard names. With ``created``, its counters have unknown start times, because the devices
-        do not tell when their counters were 0.
+        standard names. With ``created``, its counters have unknown start times, because devices do
+        not report when their counters were 0.
         """
         page = self._page
         if now >= page.leaves_at:

@@ -18,9 +18,9 @@ MAX_REPAIRED_TOKENS: Final = 500_000
 """Maximum number of escapes, or of strings and brackets, that are parsed to repair a message.
 
 Parsing this many takes 0.2 s, much less than the timeout for a pong. A message of 100 flows
-contains 10,000 of them."""
+contains 10,000 strings and brackets."""
 
-# A complete or incomplete string, or a bracket. Possessive, so that it never backtracks.
+# A complete or incomplete string, or a bracket. The possessive quantifier prevents backtracking.
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
 # An escape; the group matches a lone surrogate.

@@ -58,8 +58,8 @@ V = TypeVar("V")
 class _Update(Generic[V]):
     """The changes of a mapping.
 
-    ``leaving`` are the keys to remove. ``gone`` has the keys that are missing in the resolution but
-    stay for now. The values are the times of the first resolution without the key, oldest first.
+    ``leaving`` are the keys to remove. Other keys that are missing in the resolution stay for now:
+    ``gone`` maps each of them to the time of the first resolution without it, oldest first.
     """
 
     changed: Mapping[str, V]
@@ -178,7 +178,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
     def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
         """Return the names of ``key`` in a flow to ``other``, captured at ``point``.
 
-        The names are empty if they are ambiguous.
+        If the flow does not show which names apply, the names are empty.
         """
         triple = key, other, point
         names = self._triples.get(triple)
@@ -318,8 +318,8 @@ class NameIndex:
         node_update = self._compared(self.nodes, nodes, self._gone_nodes, now)
         points = dict(islice(resolution.points.items(), MAX_NAMES))
         hosts = {point.host for point in points.values()}
-        # Entries that the topology no longer contains are kept for a while. Keep the data for
-        # resolving their flows.
+        # Entries that the topology no longer contains are kept for a while. Also keep the data with
+        # which their names are resolved.
         for tid in node_update.gone:
             if tid in context.points:
                 points[tid] = context.points[tid]
@@ -440,7 +440,7 @@ class NameIndex:
         """Apply ``changes``, the result of the latest comparison.
 
         Returns each changed mapping with its changed keys: keys whose names changed, or may have
-        changed in a context. The run time depends on the number of changes: about 10 ms for the
+        changed for some flows. The run time depends on the number of changes: about 10 ms for the
         first resolution of a huge topology.
         """
         addresses = self.addresses

@@ -132,9 +132,10 @@ def choose(
 
     ``candidates`` are the owners of ``address``. ``other`` is the address at the other end of the
     flow. ``point`` is where the flow was captured, or None if that is unknown. ``networks`` is from
-    the `Resolution`. For local addresses (`is_local`), only steps 2 and 3 are taken.
+    the `Resolution`.
 
-    The first of these groups whose candidates all have the same ``names`` decides:
+    The names come from the first of these groups in which all candidates have the same ``names``.
+    For local addresses (`is_local`), only groups 2 and 3 are used.
 
     1. All candidates.
     2. The candidates in the namespace of the capture point.
@@ -197,7 +198,7 @@ def _share_network(networks: Mapping[str, Networks], host: str, address: str, ot
 
 
 class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
-    """A network namespace; `_UNKNOWN` has all fields empty.
+    """A network namespace. In `_UNKNOWN`, all fields are empty.
 
     ``own`` is true for the host's own namespace. ``pod_names`` can be known even if ``pod`` is not.
     ``uncertain`` means that the containers, or their pods, contradict one another. In that case, a
@@ -643,8 +644,8 @@ class _Subnets:
         if address is None or not (length_text.isascii() and length_text.isdecimal()):
             return None
         if len(length_text) > 3 or (length := int(length_text)) >= 8 * len(address):
-            # Leave out subnets with only one address: every pod can have one, and it never contains
-            # both ends of a flow.
+            # Leave out subnets with only one address. Such a subnet never contains both ends of a
+            # flow, and there can be one for every pod.
             return None
         key = addresses.masked(address, length), length
         network = self._known.get(key)
@@ -704,7 +705,7 @@ def _may_be_service(services: Sequence[Candidate], cluster: str) -> bool:
 
 
 def _newest(pods: Sequence[Pod]) -> Sequence[Pod]:
-    """Return the newest pods of each cluster from ``pods``, which have the same address."""
+    """Return the newest pods of each cluster. All ``pods`` have the same address."""
     if len(pods) < 2:
         return pods
     newest: dict[str, int] = {}

@@ -154,11 +154,11 @@ class ReportChecker:
         return True
 
     def skip(self) -> None:
-        """Give back the credit for checking the latest message, which contains no flows."""
+        """Undo `chooses` for the latest message, which contains no flows: check another instead."""
         self._credit += 1.0
 
     def before(self, flows: Sequence[Flow]) -> Sample:
-        """Return the state of a chosen message's flows before the update, for `after`."""
+        """Return the flows of a chosen message with their states before the update, for `after`."""
         known = self._table.known
         return [(flow, known(flow.UUID)) for flow in flows]
 
@@ -169,7 +169,7 @@ class ReportChecker:
         seen: set[str] = set()
         for flow, known in sample:
             if flow.UUID in seen:
-                continue  # the flow's second report: the known state is outdated
+                continue  # a second report of the flow: the known state is outdated
             seen.add(flow.UUID)
             if flow.Metric is None or flow.LastUpdateMetric is None:
                 continue
@@ -184,7 +184,7 @@ class ReportChecker:
                 self._check_unknown(flow, totals, deltas, analyzer, now)
 
     def note_late(self, flows: Sequence[Flow]) -> None:
-        """Drop gaps that late reports in ``flows`` have filled; ``flows`` are the latest update."""
+        """Drop gaps that late reports have filled. ``flows`` are the flows of the latest update."""
         if self._table.late_total == self._late_total:
             return
         self._late_total = self._table.late_total

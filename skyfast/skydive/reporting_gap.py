@@ -1,9 +1,9 @@
 """Decides when expiry pauses, because reports may be missing.
 
-While a subscription does not deliver, the reports of live connections do not arrive. Therefore no
-row expires until the subscription has delivered again for one reporting interval of the agents
-(``flow.update``): by then, every live flow has been reported again. The pause is bounded, because
-it also delays the expiry of ended connections.
+While a subscription does not deliver (see `Subscription.delivers`), the reports of live connections
+do not arrive. Therefore no row expires until the subscription has delivered again for one reporting
+interval of the agents (``flow.update``): by then, every live flow has been reported again. The
+pause is bounded, because it also delays the expiry of ended connections.
 
 This module has no clock and no socket: its inputs are the states of the subscriptions at regular
 intervals and ``now``, and its output is a decision.
@@ -21,7 +21,7 @@ MISSING_UPDATES: Final = 2
 """A subscription is ignored if only other subscriptions deliver for this many intervals."""
 
 INCIDENT_UPDATES: Final = 4
-"""Maximum hold time in intervals: of one subscription, and of all subscriptions together."""
+"""The clock is held for at most this many intervals: by one subscription, and by all together."""
 
 MAX_FLOW_UPDATE_S: Final = 3600.0
 """Upper limit for values of ``flow.update``."""
@@ -29,7 +29,7 @@ MAX_FLOW_UPDATE_S: Final = 3600.0
 
 @dataclass(slots=True)
 class _Budget:
-    """The hold time since the last sufficiently long calm period."""
+    """How long the clock was held (``spent_s``) since the last calm period of sufficient length."""
 
     spent_s: float = 0.0
     calm_s: float = 0.0
@@ -48,7 +48,7 @@ class _SubscriptionState:
 
     delivers: bool = True
     delivers_for_s: float = math.inf
-    """How long the subscription has delivered since its last interruption; infinite if none."""
+    """How long it has delivered since its last interruption; infinite without an interruption."""
     healthy: bool = True
     missing_s: float = 0.0
     """How long only other subscriptions have delivered since this subscription was last healthy."""

@@ -1,12 +1,12 @@
-"""Detects subscriptions whose silence cannot be explained by chance.
+"""Detects subscriptions that receive nothing for longer than chance can explain.
 
-Each capture point (a flow table of an agent: a capture on an interface) sends ``stats`` every 10 s,
-to an analyzer that it picks at random each time (``flow/table.go`` and
-``flow/client/flow_client.go`` of Skydive). If n ``stats`` were sent, the probability that a given
-one of N analyzers received none is (1 - 1/N)^n. A subscription without a message is *suspect* if
-this probability is less than `SUSPECT_CHANCE`, and *silent* if it is less than `SILENT_CHANCE`. The
-number of sent ``stats`` is estimated from the number of capture points, unless the other
-subscriptions have received far fewer.
+Each capture point (a flow table of an agent: a capture on an interface) sends ``stats`` every 10 s.
+Each time, it picks an analyzer at random (``flow/table.go`` and ``flow/client/flow_client.go`` of
+Skydive). If n ``stats`` are sent to N analyzers, a given analyzer receives none of them with a
+probability of (1 - 1/N)^n. A subscription without a message is *suspect* if this probability is
+less than `SUSPECT_CHANCE`, and *silent* if it is less than `SILENT_CHANCE`. The number of sent
+``stats`` is estimated from the number of capture points, unless the other subscriptions have
+received far fewer.
 
 A subscription that gets ``stats`` but no flows is silent, too, if the ``stats`` show that captures
 receive packets. When a subscriber disconnects, an analyzer stops sending to all subscribers until
@@ -49,8 +49,8 @@ so that a silent subscription does not reduce this count. When captures end, the
 within 2 minutes."""
 
 ENDED_SHARE: Final = 0.5
-"""If all other subscriptions deliver, but less than this share of the expected ``stats``, captures
-have ended."""
+"""If all other subscriptions deliver, but get less than this share of the expected ``stats``, some
+captures have ended."""
 
 IDLE_SHARE: Final = 0.1
 """If no more than this share of the reports shows packets, the captures may be idle."""
@@ -295,7 +295,7 @@ class _MissingFlows:
         self._shown = 0.0
         """Number of reports that show packets, minus the share that is normal for idle captures."""
         self._suspect_after_s = self._silent_after_s = math.inf
-        """The ``seconds`` at which flows became due, because enough reports had shown packets."""
+        """The value of ``seconds`` when flows became due: enough reports had shown packets."""
 
     def update(self, *, flows: bool, tick_s: float) -> None:
         if flows:

@@ -63,7 +63,7 @@ SILENCE_JITTER: Final = 1.3
 
 An analyzer stops sending to all its subscribers together. The first subscriber that reconnects
 makes the analyzer resume for all. Therefore the subscribers should not all reconnect at the same
-time. 20 s become up to 26 s, and the 45 s of ``silence_timeout`` up to 58 s."""
+time. A timeout of 20 s becomes up to 26 s, and 45 s (``silence_timeout``) becomes up to 58 s."""
 
 STATISTICS: Final = ("stats", "stats")
 FLOWS: Final = ("flow", "store")
@@ -92,7 +92,7 @@ class Timing:
     backoff_first_s: float = 0.5
     """Maximum delay before the first reconnection; it doubles with every further attempt."""
     backoff_most_s: float = 10.0
-    """Upper limit of this maximum delay."""
+    """Upper limit of the maximum delay."""
     healthy_s: float = 30.0
     """A subscription that lasted this long resets the delay."""
     tick_s: float = 1.0
@@ -123,7 +123,7 @@ class OverloadError(Exception):
 
 
 class NamelessServerError(Exception):
-    """The server that accepted the subscription did not identify as a Skydive service."""
+    """The server that accepted the subscription did not identify itself as a Skydive service."""
 
 
 _STATUS_REASONS: Final = {401: "unauthorized", 403: "forbidden", 409: "conflict", 426: "upgrade"}

@@ -139,7 +139,7 @@ class TopologyClient:
         # This takes up to 0.3 s, during which the event loop continues.
         aiohttp = await asyncio.to_thread(importlib.import_module, "aiohttp")
         self._session = aiohttp.ClientSession(
-            # A kept connection would time out before the next request, and POST is not retried.
+            # An idle connection would time out before the next request, and POST is not retried.
             connector=http_connector(force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
             # A few kilobytes can decompress to gigabytes: see `_Elements`.
@@ -177,7 +177,9 @@ class TopologyClient:
                 self._failed(analyzer.endpoint.name, "error", f"{type(error).__name__}: {error}")
             else:
                 if analyzer is not self._preferred:
-                    log.info("analyzer %s: using its topology", analyzer.endpoint.name)
+                    log.info(
+                        "analyzer %s: this analyzer provides the topology", analyzer.endpoint.name
+                    )
                 self._preferred = analyzer
                 if observer is not None:
                     observer.end()

@@ -23,8 +23,8 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Event, State
 
 BUFFER_BYTES: Final = 256 << 10
-"""Size of a subscription's buffer, which limits each read. It has space for three messages of
-100 flows; larger messages get a temporary buffer."""
+"""Size of the receive buffer of a subscription, and maximum size of a read. The buffer has space
+for three messages of 100 flows. Larger messages get a temporary buffer."""
 
 GROWTH: Final = 4
 """The buffer of a large message grows by this factor whenever it is full."""
@@ -301,7 +301,7 @@ class _Receiver(asyncio.BufferedProtocol):
         self._connection.data_received(data)
 
     def _reserve(self, stop: int) -> bool:
-        """Make space in the buffer for more of the frame at ``_start``, which ends at ``stop``."""
+        """Make space in the buffer for the rest of the frame from ``_start`` up to ``stop``."""
         buffer, begun = self._buffer, self._buffer[self._start : self._end]
         needed = stop - self._start
         if stop <= len(buffer):

@@ -170,7 +170,7 @@ class Workloads:
         return latest([pod for pod in pods if pod.agent in ("", host)])
 
     def may_be_on(self, pod: Pod, host: str) -> bool:
-        """Return whether the pod may be on ``host``, judging by its cluster and its agent."""
+        """Return whether the pod may be on ``host``, based on the pod's cluster and agent."""
         return self.cluster_of_host(host) in ("", pod.cluster) and pod.agent in ("", host)
 
     def unnamed(self, namespace: str, name: str) -> PodNames:
@@ -253,7 +253,7 @@ class Workloads:
     ) -> tuple[Mapping[tuple[str, str], set[str]], Mapping[str, set[tuple[str, str]]]]:
         """Return the agents' hosts of each Kubernetes node, and the Kubernetes nodes of each host.
 
-        A Kubernetes node is given as cluster and name.
+        Each Kubernetes node is a pair of cluster and name.
         """
         hosts: dict[tuple[str, str], set[str]] = defaultdict(set)
         nodes: dict[str, set[tuple[str, str]]] = defaultdict(set)

@@ -1,10 +1,10 @@
-# Bounds: a view can hide rows until their bytes or packets reach a bound. Part of `_table.pyx`,
-# which includes it.
+# Bounds: a view can hide rows until their bytes or packets reach a bound. `_table.pyx` includes
+# this file.
 #
 # Whether a row is hidden follows from its counters, so rows store no flag, and a bound can change
 # at any time. A shown row only becomes hidden again if a bound is raised, because its counters
-# never decrease. A connection that returns starts with its previous counters. Overflow rows are
-# always shown.
+# never decrease. A connection that returns with its previous counters stays shown. Overflow rows
+# are always shown.
 #
 # A page lists the shown rows of a view once, before it renders the view's first family, and then
 # visits only these rows. So a row is on the page with all its families or with none, and the label
@@ -14,7 +14,7 @@
 # for RENDER_ROWS rows at a time.
 
 cdef int resolve_amount(Amount *amount, const View *view, counters, plan) except -1:
-    # Set the indexes of an amount's counters among the values of a view's rows.
+    # Set the indexes at which the rows of a view store the counters of an amount.
     cdef uint32_t k
     values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
     if len(counters) > 2:

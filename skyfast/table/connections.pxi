@@ -1,5 +1,5 @@
-# Connection rows: creating, finding and removing rows, and adding reports to rows. Part of
-# `_table.pyx`, which includes it.
+# Connection rows: creating, finding and removing rows, and adding reports to rows. `_table.pyx`
+# includes this file.
 #
 # Update, expiry and relabelling call this code. Rows are changed only under the table's mutex. The
 # thread that updates may read and find rows without the mutex.
@@ -105,9 +105,9 @@ cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept
 
 cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *cells,
                               bint *created) noexcept nogil:
-    # Find or add the row for these labels, in any view except the first. If the view is full, the
-    # result is the overflow row, or 0 if there are no overflow rows. If out of memory, the result
-    # is also 0; this is the case if `created` is set or if there are overflow rows.
+    # Find or add the row for these labels, in any view except the first. If the view is full,
+    # returns the overflow row, or 0 if there are no overflow rows. Also returns 0 if out of memory.
+    # A result of 0 means out of memory if `created` is set, or if there are overflow rows.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, cells, &key)

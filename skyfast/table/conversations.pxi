@@ -1,6 +1,5 @@
 # Conversations: several capture points can report the same packets, so only the flows of one point
-# are counted. A row stores this point for one conversation. Part of `_table.pyx`, which includes
-# it.
+# are counted. A row stores this point for one conversation. `_table.pyx` includes this file.
 #
 # A capture point owns a conversation while one of the point's flows is live or claims the
 # conversation. A dormant flow claims its conversation when the flow adds deltas without becoming

@@ -1,5 +1,5 @@
-# Counters: hash tables that count how often each key occurs, with open addressing. Part of
-# `_table.pyx`, which includes it.
+# Counters: hash tables that count how often each key occurs, with open addressing. `_table.pyx`
+# includes this file.
 #
 # A counter belongs to one call and is not part of the table's memory. Counting and growing can run
 # under the table's mutex, for one slice of rows at a time, so this code is plain C. Keys cannot be

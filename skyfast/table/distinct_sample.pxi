@@ -1,5 +1,5 @@
-# Distinct samples: they estimate the number of different keys in bounded memory. Part of
-# `_table.pyx`, which includes it.
+# Distinct samples: they estimate the number of different keys in bounded memory. `_table.pyx`
+# includes this file.
 #
 # A sample stores the keys whose first `level` bits are 0 (Gibbons, Tirthapura 2001). If a sample is
 # full, its level increases by one, and about half of its keys are removed. Keys are hashes, so a

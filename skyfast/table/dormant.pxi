@@ -1,5 +1,5 @@
 # Dormant flows: their three lists, their later reports, and the counters of removed connections.
-# Part of `_table.pyx`, which includes it.
+# `_table.pyx` includes this file.
 #
 # A list contains the numbers of rows that are not live, in the order in which the rows were added.
 # The links of a list use fields that have another meaning in live rows (see `Flow`). So a row is in
@@ -75,8 +75,8 @@ cdef void list_dormant(TableState *table, uint32_t number, uint32_t now_s) noexc
 
 
 cdef void keep_dormant(TableState *table, uint32_t number) noexcept nogil:
-    # Keep a dormant flow whose report has been counted. If there are conversations, the flow claims
-    # its conversation. The flow must be in no list.
+    # Add a dormant flow to a list after its report has been counted. If there are conversations,
+    # the flow claims its conversation. The flow must be in no list.
     cdef Conversation *conversation
     if not table.has_conversations:
         list_dormant(table, number, <uint32_t>floor(table.now))
@@ -213,7 +213,7 @@ cdef int wake_labelled(TableState *table, const Report *report, uint32_t convers
         done = wake_when_full(table, report, &labels, conversation, deltas, change)
     elif (number == 0 and kept == 0 and first.identifies_connection
             and report.worth == WORTH_UNREAD):
-        table.met_unknown = True        # the next message probably needs the start, too
+        table.met_unknown = True        # the next message probably needs the same fields
         done = APPLY_STOP
     elif find_all_targets(table, report, &labels, number, &conversation, &targets):
         unlink_dormant(table, report.flow)

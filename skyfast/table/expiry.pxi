@@ -1,5 +1,5 @@
 # Expiry: flows become dormant at their deadlines, connections without flows are removed, and
-# dormant flows are forgotten. Part of `_table.pyx`, which includes it.
+# dormant flows are forgotten. `_table.pyx` includes this file.
 #
 # `Table.expire` calls `expire_slice`, which takes the table's mutex. The caller repeats the call
 # while there is more to do. No function in this file may visit all rows: `max_rows` limits all

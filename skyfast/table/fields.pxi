@@ -1,5 +1,5 @@
 # Reading the fields of a flow: their locations in a decoded flow, and a function for each kind of
-# value. Part of `_table.pyx`, which includes it.
+# value. `_table.pyx` includes this file.
 #
 # This code uses Python objects, so it needs the GIL. It must not be called under the table's mutex,
 # and does not change the table. The contents of flows are untrusted. So an error in a flow does not

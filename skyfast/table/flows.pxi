@@ -1,4 +1,4 @@
-# Flow rows: their keys, totals and links. Part of `_table.pyx`, which includes it.
+# Flow rows: their keys, totals and links. `_table.pyx` includes this file.
 #
 # Expiry, relabelling and all steps of an update call this code. Rows are changed only under the
 # table's mutex. The thread that updates may read and find rows without the mutex.

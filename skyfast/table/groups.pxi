@@ -1,5 +1,5 @@
-# Groups: connections of the first view that have the same values of some labels are added up. Part
-# of `_table.pyx`, which includes it.
+# Groups: connections of the first view that have the same values of some labels are added up.
+# `_table.pyx` includes this file.
 #
 # The groups belong to one call. Their memory is allocated before the first row is visited, but the
 # operating system only provides the pages that are used. If there are too many groups after a slice

@@ -1,4 +1,4 @@
-# Labels: the label values of flows, as cells. Part of `_table.pyx`, which includes it.
+# Labels: the label values of flows, as cells. `_table.pyx` includes this file.
 #
 # A cell is the number of an interned string (with IS_STRING) or a small integer. Updates and
 # relabelling call this code. The code changes only the table's strings, under the table's mutex.

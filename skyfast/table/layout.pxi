@@ -1,5 +1,5 @@
-# Layout: from a plan to the locations of its labels and values in flows and rows. Part of
-# `_table.pyx`, which includes it.
+# Layout: from a plan to the locations of its labels and values in flows and rows. `_table.pyx`
+# includes this file.
 #
 # `Table.__cinit__` calls this code once, before other threads use the table. `Table.set_flow_types`
 # calls it for new flow types. This code reads Python objects of the plan, so it needs the GIL and

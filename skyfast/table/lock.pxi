@@ -1,4 +1,4 @@
-# The mutex of the table, and which thread takes it first. Part of `_table.pyx`, which includes it.
+# The mutex of the table, and which thread takes it first. `_table.pyx` includes this file.
 #
 # A scan or a page releases the mutex after each slice and takes it again at once. A waiting thread
 # takes longer to wake up, so it could have to wait for the whole scan. Therefore a thread in

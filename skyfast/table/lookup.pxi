@@ -1,5 +1,5 @@
-# Looking up the rows of a batch's reports. Part of `_table.pyx`, which includes it. This is the
-# second of the three steps of `Table.update`: read, look up, apply.
+# Looking up the rows of a batch's reports. `_table.pyx` includes this file. This is the second of
+# the three steps of `Table.update`: read, look up, apply.
 #
 # This code makes several passes over a batch, so that the CPU fetches the memory of one flow while
 # it processes other flows. It reads the table without the lock, because only the thread that

@@ -1,5 +1,5 @@
 # Overflow: reports of flows that cannot be stored are added up in one overflow row per view,
-# `View.other`. Part of `_table.pyx`, which includes it.
+# `View.other`. `_table.pyx` includes this file.
 #
 # Updates call this code under the table's mutex. If `TableState.overflows` is not set, there are no
 # overflow rows, and reports of these flows are skipped.

@@ -1,5 +1,5 @@
-# Relabelling: after names have changed, flows move to the connections of their new labels. Part of
-# `_table.pyx`, which includes it.
+# Relabelling: after names have changed, flows move to the connections of their new labels.
+# `_table.pyx` includes this file.
 #
 # A pass takes keys from an iterator, and visits all flow rows, in slices: `Relabeling.step` calls
 # `relabel_slice` for each slice. A slice depends only on the keys, the number of the next row, and
@@ -14,7 +14,7 @@
 # table, which no other thread changes. Step 5 runs under the mutex.
 
 cdef struct RowRange:
-    # The flow rows from `next` up to `end`, which a pass has not visited yet; and the first row of
+    # A pass has not visited the flow rows from `next` up to `end` yet. `latest` is the first row of
     # the latest slice.
     uint32_t next
     uint32_t end

@@ -1,5 +1,5 @@
-# Reading reports: the fields of each flow of a batch that the table needs. Part of `_table.pyx`,
-# which includes it. This is the first of the three steps of `Table.update`: read, look up, apply.
+# Reading reports: the fields of each flow of a batch that the table needs. `_table.pyx` includes
+# this file. This is the first of the three steps of `Table.update`: read, look up, apply.
 #
 # This code uses Python objects, so it needs the GIL and must not run under the table's mutex. It
 # only reads constant parts of the table, the index of flows and the rows of names. It only writes

@@ -1,12 +1,12 @@
 # Rows: the arena that provides memory for rows, the slabs that contain rows, and the index that
-# finds rows by hash. Part of `_table.pyx`, which includes it; the structs are in `_table.pxd`.
+# finds rows by hash. `_table.pyx` includes this file. The structs are in `_table.pxd`.
 #
 # This code is the same for all kinds of rows: it may only use the first fields (`RowHead`) and the
 # size of a row. It is plain C, because most of it runs under the table's mutex. If memory runs out,
 # functions return False, 0 or NULL, and existing data stays intact. An insert may split a few
 # buckets, but must never visit all rows.
 #
-# A function that hands out a row must call `row_used`. A function that takes back a row must call
+# A function that allocates a row must call `row_used`. A function that frees a row must call
 # `row_unused`. All memory must come from an allocation function that `_checked.pyx` replaces.
 # Otherwise, the tests that use `_checked.pyx` cannot find memory errors.
 

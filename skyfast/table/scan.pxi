@@ -1,5 +1,5 @@
 # Scans of all rows of a view. They count label values, list the values on a page, find the
-# connections with the highest values, and take snapshots. Part of `_table.pyx`, which includes it.
+# connections with the highest values, and take snapshots. `_table.pyx` includes this file.
 #
 # `Table.label_values`, `cardinality`, `top` and `snapshot`, and `Page.distinct_values`, call this
 # from any thread. A scan only reads. It takes the table's mutex for RENDER_ROWS rows at a time,

@@ -1,5 +1,5 @@
-# Searches in label values: for a text, ignoring case, and for given values. Part of `_table.pyx`,
-# which includes it.
+# Searches in label values: for a text, ignoring case, and for given values. `_table.pyx` includes
+# this file.
 #
 # A search belongs to one call. All of its memory is allocated before the first row is visited. A
 # text is compared with label values as they appear on a page, that is, with escapes.

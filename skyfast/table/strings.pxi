@@ -1,5 +1,5 @@
 # Strings: hash functions, and interned strings. Each interned string is stored once, with the
-# escapes of a label value. Part of `_table.pyx`, which includes it.
+# escapes of a label value. `_table.pyx` includes this file.
 #
 # Code that stores a string's number must own a reference to the string, and give the reference back
 # with `string_release`. Rendering copies whole blocks of 16 bytes, so a string must be readable up

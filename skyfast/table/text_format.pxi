@@ -1,5 +1,5 @@
-# Writing lines: strings, numbers and label values, one after another. Part of `_table.pyx`, which
-# includes it.
+# Writing lines: strings, numbers and label values, one after another. `_table.pyx` includes this
+# file.
 #
 # Pages spend most of their time in these functions, mostly under the table's mutex. So these
 # functions are plain C, inline, and do not check for space. Callers provide space for the longest

@@ -1,5 +1,5 @@
 # Timer wheels: one list of rows per second, by the deadline that each row had when it was added.
-# Part of `_table.pyx`, which includes it.
+# `_table.pyx` includes this file.
 #
 # A wheel contains only row numbers. Each row contains the link to the next row of its list; callers
 # pass the location of this link. Only the head of a list can be removed, so an added row stays in

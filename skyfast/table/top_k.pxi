@@ -1,5 +1,5 @@
-# Top k: finds the rows with the highest values, with a bounded min-heap. Part of `_table.pyx`,
-# which includes it.
+# Top k: finds the rows with the highest values, with a bounded min-heap. `_table.pyx` includes this
+# file.
 #
 # A heap belongs to one call. It never grows: all of its memory is allocated before the first row is
 # visited, because rows are visited under the table's mutex.

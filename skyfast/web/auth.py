@@ -31,7 +31,7 @@ from skyfast.runtime.logs import LogLimit
 from skyfast.web.config_file import RateLimit, WebConfig, WebConfigFile, normalize_san
 
 MAX_PASSWORD_BYTES = 72
-"""The part of a password that bcrypt uses."""
+"""bcrypt uses only this many bytes of a password, and ignores the rest."""
 
 MAX_CHECKS = 16
 """Maximum number of password checks running or queued; further requests get status 503."""

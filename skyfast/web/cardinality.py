@@ -31,7 +31,7 @@ LabelCounts = tuple[int, Sequence[tuple[str, int]], int]
 
 
 class CardinalityTable(Protocol):
-    """The table, as used by cardinality reports, from any thread."""
+    """The methods of the table that cardinality reports call from any thread."""
 
     def label_values(self) -> Mapping[str, int]: ...
     def cardinality(
@@ -128,7 +128,7 @@ class Cardinality:
         self._table = table
         self._forecaster = forecaster
         self.labels = tuple(column.name for column in view.columns)
-        """The label names, without ``direction``, which is the same for all connections."""
+        """The label names without ``direction``, which has the same values for all connections."""
         self._series = _series(view)
         self._others = others or {}
         self._scanning = threading.Lock()

@@ -60,7 +60,7 @@ def _note(report: CardinalityReport | ViewCardinality) -> str:
         f"at most {_count(report.series_at_most, 'series', 'series')}"
     )
     if report.approximate:
-        text += "; connections without a label are estimated to within about 1 %"
+        text += "; numbers of connections without a label are estimated to within about 1 %"
     return text
 
 
@@ -79,7 +79,7 @@ def _exact(report: CardinalityReport) -> str:
 
 
 def _forecast(forecast: Forecast | None) -> str:
-    """Return the panel about bounds, or nothing."""
+    """Return the panel about ``min_bytes``, or nothing without a forecast."""
     if forecast is None:
         return ""
     rows = "".join(

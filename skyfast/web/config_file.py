@@ -1,6 +1,6 @@
 """The web configuration file: TLS, users, headers and a rate limit of the HTTP server.
 
-The format is the one of Prometheus's exporter-toolkit (see its ``docs/web-configuration.md``).
+The format is that of Prometheus's exporter-toolkit (see its ``docs/web-configuration.md``).
 Settings that Python's `ssl` or aiohttp do not support are errors or warnings. `read` parses a file
 into a `WebConfig`; `WebConfigFile` provides the configuration in use and reloads it when its files
 change. This module is imported only with ``--web.config.file``.
@@ -99,7 +99,7 @@ HEADERS: Mapping[str, tuple[str, ...]] = {
     "X-Frame-Options": ("deny", "sameorigin"),
     "X-XSS-Protection": (),
 }
-"""The headers that can be set, with their allowed values. An empty set allows any value."""
+"""The headers that can be set, with their allowed values. An empty tuple allows any value."""
 
 _HASH = re.compile(r"\$2[aby]\$(\d\d)\$([./A-Za-z0-9]{53})", re.ASCII)
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
@@ -457,8 +457,8 @@ def _to_client_auth(value: YamlValue) -> ssl.VerifyMode:
     text = parse_str(value)
     if text in _UNVERIFIED:
         raise InvalidValue(
-            "accepts any certificate, which does not authenticate clients and is not supported by"
-            " Python; use RequireAndVerifyClientCert",
+            "accepts any certificate, so it does not authenticate clients, and Python does not"
+            " support it; use RequireAndVerifyClientCert",
             text,
         )
     return _CLIENT_AUTH[one_of(*_CLIENT_AUTH)(text)]
@@ -496,7 +496,7 @@ def _cost(hashed: bytes) -> int:
 
 
 def _to_duration_s(value: YamlValue) -> float:
-    """Parse a duration in the format of Go's ``time.ParseDuration``, except negative ones."""
+    """Parse a duration in the format of Go's ``time.ParseDuration`` that is not negative."""
     text = parse_str(value)
     if text == "0":
         return 0.0

@@ -443,7 +443,7 @@ def _parse_error_response(error: BaseException | None) -> tuple[HTTPStatus, str]
 
 
 def make_manager(handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> web.Server:
-    """Return the object shared by all connections, which calls ``handle`` for each request.
+    """Return an object that all connections share. It calls ``handle`` for each request.
 
     Requires a running event loop.
     """

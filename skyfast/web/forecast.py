@@ -26,13 +26,13 @@ AGE_S: Final = 5.0
 """How long a forecast is cached."""
 
 CONFIGURED: Final = " (configured)"
-"""The note after a bound in force."""
+"""The note after a configured value."""
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 class ForecastTable(Protocol):
-    """The table, as used by forecasts, from any thread."""
+    """The methods of the table that forecasts call from any thread."""
 
     def forecast(
         self, now: float, view: int, bounds: Iterable[tuple[int, int]], /
@@ -41,7 +41,7 @@ class ForecastTable(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundForecast:
-    """The connections of the main view that have series with a bound, their series and bytes.
+    """The connections of the main view that still have series with this bound.
 
     ``bytes_share`` is their share of the bytes of all connections, from 0 to 1.
     """
@@ -57,13 +57,15 @@ class BoundForecast:
 class Forecast:
     """How much of the main view would remain with different bounds.
 
-    ``unbounded`` is the main view without any bound, and ``current`` is the main view with the
-    bounds in force. ``bounds`` are forecasts for the values `LISTED` of ``min_bytes`` and for the
-    ``min_bytes`` in force, in ascending order, each together with the ``min_packets`` in force.
-    ``other_series`` is the number of series of all other views. ``proposed`` is the lowest of
-    `PROPOSED` with which all views together have at most ``max_series`` series. Its ``min_bytes``
-    is 0 if no bound is needed. ``proposed`` is None without ``max_series``, or if no bound is high
-    enough. ``text`` is the proposal as a sentence.
+    * ``unbounded`` is the main view without any bound.
+    * ``current`` is the main view with the configured bounds.
+    * ``bounds`` are forecasts for the values `LISTED` of ``min_bytes`` and for the configured
+      ``min_bytes``, in ascending order. Each of them assumes the configured ``min_packets``.
+    * ``other_series`` is the number of series of all other views.
+    * ``proposed`` is the lowest of `PROPOSED` with which all views together have at most
+      ``max_series`` series. Its ``min_bytes`` is 0 if no bound is needed. ``proposed`` is None
+      without ``max_series``, or if no bound is high enough.
+    * ``text`` is the proposal as a sentence.
     """
 
     min_packets: int
@@ -77,7 +79,7 @@ class Forecast:
 
     @property
     def hidden_connections(self) -> int | None:
-        """The connections that the bounds in force hide, or None without bounds."""
+        """The number of connections that the configured bounds hide, or None without bounds."""
         if not (self.current.min_bytes or self.min_packets):
             return None
         return self.unbounded.connections - self.current.connections
@@ -88,7 +90,7 @@ def make_forecast(
 ) -> Forecast:
     """Return a forecast of a table whose main view counts bytes. Slow and thread-safe.
 
-    ``bounds`` are those in force, by view. ``max_series`` is 0 for no target.
+    ``bounds`` are the configured bounds of each view. ``max_series`` is 0 if there is no target.
     """
     main, *others = bounds
     listed = {*LISTED, *([main.min_bytes] if main.min_bytes else ())}
@@ -138,7 +140,7 @@ def _text(
         )
     series = _sum(proposed.series, other_series)
     if not proposed.min_bytes:
-        return f"No bound is needed for max_series ({max_series:,}): there are {series}."
+        return f"max_series ({max_series:,}) needs no min_bytes: there are {series}."
     return (
         f"min_bytes: {proposed.min_bytes} meets max_series ({max_series:,}): it leaves {series},"
         f" and {percent(proposed.bytes_share)} of the bytes of the connections."
@@ -173,20 +175,23 @@ def as_text(forecast: Forecast) -> list[str]:
     verb = "has" if whole.connections == 1 else "have"
     lines = [
         (
-            f"Without bounds, {_connections(whole)} {verb} {whole.series} series;"
-            f" the other views have {forecast.other_series}."
+            f"Without min_bytes and min_packets, {_connections(whole)} {verb} {whole.series}"
+            f" series; the other views have {forecast.other_series} series."
         )
     ]
     if forecast.min_packets and not current.min_bytes:
         lines.append(_line(f"min_packets {forecast.min_packets}{CONFIGURED}", current))
     lines += [_line(f"min_bytes {listed(one, forecast)}", one) for one in forecast.bounds]
     if forecast.min_packets:
-        lines.append(f"These numbers include connections with {forecast.min_packets} packets.")
+        lines.append(
+            "These numbers include connections that reach min_packets"
+            f" ({forecast.min_packets} packets)."
+        )
     return [*lines, forecast.text]
 
 
 def listed(bound: BoundForecast, forecast: Forecast) -> str:
-    """Return a listed ``min_bytes``, with a note if it is the configured one."""
+    """Return a listed ``min_bytes``, with a note if this is the configured value."""
     is_configured = bound.min_bytes == forecast.current.min_bytes
     return f"{size(bound.min_bytes)}{CONFIGURED if is_configured else ''}"
 
@@ -213,7 +218,7 @@ class Forecaster:
         max_series: int,
         now: Callable[[], float],
     ) -> None:
-        """Initialize. The main view counts bytes, and ``now`` is the table's clock."""
+        """Initialize. The main view must count bytes, and ``now`` is the table's clock."""
         self._table = table
         self._bounds = bounds
         self._max_series = max_series

@@ -14,13 +14,13 @@ from contextvars import ContextVar
 from typing import Final, cast
 
 LINGER_TIMEOUT_S: Final = 1.0
-"""How long a client may take to receive its alert or response. Data that it sends is discarded."""
+"""How long a client may take to receive its alert or response. Meanwhile, its data is discarded."""
 
 MAX_DISCARDED_BYTES: Final = 64 * 1024
 """Maximum size of the discarded data."""
 
 FIRST_BYTES: Final = 32
-"""Bytes of a client's first message that are kept until the handshake ends."""
+"""Number of bytes of a client's first message that are kept until the handshake ends."""
 
 _REQUEST = re.compile(rb"[A-Z]{3,16} [/*h]")
 

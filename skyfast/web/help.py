@@ -15,7 +15,7 @@ from skyfast.web import html
 class Topic:
     """An explanation of a figure or of a part of a page.
 
-    ``page`` is a page of the documentation that says more: its path in ``docs``, with an anchor.
+    ``page`` is the page of the documentation with more details: its path in ``docs`` and an anchor.
     """
 
     title: str

@@ -1,6 +1,6 @@
-"""The last ten minutes of some counters, and the last hour of created connections.
+"""Stores the history that the status page shows.
 
-These are for the status page.
+This is the last ten minutes of some counters, and the last hour of created connections.
 """
 
 from collections import deque
@@ -24,7 +24,7 @@ CHURN_INTERVAL_S: Final = 60.0
 """The time between two counts of created connections."""
 
 MAX_GAP_S: Final = 2 * INTERVAL_S
-"""A longer gap between samples means that the process was paused, and interrupts the line."""
+"""A longer gap between samples means that the process was paused. The chart then has a gap, too."""
 
 RATE_INTERVALS: Final = 6
 """The number of intervals that the analyzers' rates are averaged over: half a minute."""

@@ -52,7 +52,7 @@ def current_notices(
         if count >= NEARLY_FULL * limit > 0:
             yield Notice(
                 severity="critical" if count >= limit else "warning",
-                text=f"{count:,} of at most {limit:,} {what} (max_{what}).",
+                text=f"The table has {count:,} of at most {limit:,} {what} (max_{what}).",
             )
     if names := stats.topology.names:
         yield from _name_notices(names)
@@ -81,7 +81,8 @@ def _own_name_notices(own: OwnNameStats) -> Iterator[Notice]:
         text = f"Labels {own.labels_without_names}: neither names nor names_file is set."
         yield Notice(severity="warning", text=text)
     for key in own.missing_keys:
-        yield Notice(severity="warning", text=f"No entry of the names has the key '{key}'.")
+        text = f"No entry of names or names_file has the key '{key}'."
+        yield Notice(severity="warning", text=text)
     if not own.last_load_successful and (failure := own.last_failure):
         text = f"Reload of the names failed {_at(failure)}: {failure.text}"
         yield Notice(severity="warning", text=text)

@@ -1,4 +1,4 @@
-"""A cache of table scans, which runs one scan at a time.
+"""A cache of table scans. It runs one scan at a time.
 
 A scan takes up to hundreds of milliseconds in a thread. Concurrent scans would only slow each other
 down, so they run one after the other.

@@ -179,7 +179,7 @@ def _process(read: Callable[[ProcessUsage], float]) -> _Samples:
 _SUBSCRIPTIONS: Final = (
     _metric(
         "skyfast_build_info",
-        "Version information. Always 1.",
+        "Version information. The value is always 1.",
         lambda _: [(_BUILD, 1)],
     ),
     _metric(
@@ -219,18 +219,18 @@ _SUBSCRIPTIONS: Final = (
     ),
     _metric(
         "skyfast_flows_misdated_total",
-        "Flow reports dated far from the local time, by reason.",
+        "Flow reports whose latest packet is dated far from the local time, by reason.",
         _by_analyzer_and_reason(lambda analyzer: analyzer.misdated),
     ),
     _metric(
         "skyfast_reports_checked_total",
-        "Randomly chosen flow reports that were checked for a missing predecessor"
-        " (the previous report of the flow).",
+        "Randomly chosen flow reports for which skyfast checked whether the previous report of the"
+        " flow is missing.",
         _by_analyzer(lambda analyzer: analyzer.reports_checked),
     ),
     _metric(
         "skyfast_report_gaps_total",
-        "Checked flow reports whose predecessor is missing, by reason.",
+        "Checked flow reports whose previous report is missing, by reason.",
         _by_analyzer_and_reason(lambda analyzer: analyzer.report_gaps),
     ),
     _histogram(
@@ -240,7 +240,7 @@ _SUBSCRIPTIONS: Final = (
     ),
     _histogram(
         "skyfast_report_delivery_seconds",
-        "Time from an agent's update of a flow until its report arrives, for a sample of reports.",
+        "Time from an agent's update of a flow until the report arrives, for a sample of reports.",
         _histogram_by_analyzer(lambda analyzer: analyzer.delivery),
     ),
 )
@@ -280,12 +280,12 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_dormant_flows",
-        "Flows that are no longer reported, but whose totals are remembered.",
+        "Dormant flows: they are no longer reported, but skyfast remembers their totals.",
         _value(lambda source: source.table.dormant_flows),
     ),
     _metric(
         "skyfast_dormant_connections",
-        "Expired connections that are remembered because their flows cannot restore them.",
+        "Expired connections whose counters are remembered separately from their flows.",
         _value(lambda source: source.table.dormant_connections),
     ),
     _metric(
@@ -320,7 +320,7 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_connections_rejected_total",
-        "Flow reports rejected because their connection was new and the table was full.",
+        "Flow reports rejected because they needed a new connection and the table was full.",
         _value(lambda source: source.table.rejected_total),
     ),
     _metric(
@@ -330,12 +330,12 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_view_connections",
-        "Combinations of label values in the view.",
+        "Rows of the view: one for each combination of label values.",
         _by_view(lambda table: table.view_connections),
     ),
     _metric(
         "skyfast_view_connections_rejected_total",
-        "Flow reports not counted in the view because they need a new row and the view is full.",
+        "Flow reports that the view did not count, because they needed a new row in a full view.",
         _by_view(lambda table: table.view_rejected_totals),
     ),
     _metric(
@@ -396,12 +396,13 @@ _NAMES: Final = (
     ),
     _metric(
         "skyfast_names_ambiguous",
-        "Addresses whose names depend on the flow.",
+        "Addresses with names that depend on the flow, because several nodes can use the address.",
         _name(lambda names: names.ambiguous),
     ),
     _metric(
         "skyfast_names_unknown",
-        "Addresses of flows that have no name, and for which skyfast queries the topology.",
+        "Unknown addresses in recent flows: they are missing in the topology, so skyfast queries"
+        " analyzers for them.",
         _name(lambda names: names.unknown),
     ),
     _metric(
@@ -426,7 +427,7 @@ _NAMES: Final = (
     ),
     _metric(
         "skyfast_names_resolutions_total",
-        "How often all names were resolved because the topology had changed.",
+        "How often skyfast resolved all names, because the topology had changed.",
         _name(lambda names: names.resolutions),
     ),
     _metric(
@@ -449,7 +450,7 @@ _OWN_NAMES: Final = (
     ),
     _metric(
         "skyfast_own_names_last_load_successful",
-        "Whether names and names_file were last read successfully.",
+        "Whether the latest reading of names and names_file succeeded.",
         _own_name(lambda own: own.last_load_successful),
     ),
     _metric(
@@ -572,7 +573,8 @@ _METRICS: Final = (
 _HIDDEN_CONNECTIONS: Final = MetricFamily(
     name="skyfast_hidden_connections",
     type="gauge",
-    help="Connections without series, because they have not reached min_bytes or min_packets.",
+    help="Hidden connections: they have no series, because they reach neither min_bytes nor"
+    " min_packets.",
 )
 
 _HIDDEN_BYTES: Final = MetricFamily(

@@ -74,7 +74,7 @@ RESPONSE_TIMEOUT_S = 10.0
 """Timeout of responses other than metrics pages."""
 
 RANKING_TIMEOUT_S = 5.0
-"""Timeout of the ranking on the status page. After it, the page is sent without ranking."""
+"""Timeout of the ranking. After this time, the status page is sent without a ranking."""
 
 MAX_STATUS_PAGES = 8
 """Maximum number of status pages rendered at once; further requests get status 503."""
@@ -470,7 +470,7 @@ class WebServer:
             text = f"{_pages(limit)} being served to this address (web.max_scrapes_per_address)"
         else:
             return ""
-        return f"{text}, and {parts} parts need {parts}" if parts > limit else text
+        return f"{text}; {parts} parts need a limit of {parts}" if parts > limit else text
 
     async def _stream(
         self,

@@ -131,8 +131,8 @@ def test_timeout_shorter_than_an_update_causes_a_warning(
     running.pass_time(10)
     text = (
         f"connection_timeout plus connection_grace is {timeout_s + 15} s, but must be at least"
-        f" flow.update ({update_s} s) plus 15 s for late reports: live connections expire between"
-        " reports"
+        f" flow.update ({update_s} s) plus 15 s for delayed reports: otherwise, connections expire"
+        " between two reports of a flow"
     )
     assert caplog.messages == [text] * warns
     # Small deviations of the measured interval cause no second warning.

@@ -138,7 +138,7 @@ async def test_flows_move_after_an_allocation_failed(
             replace(file, "10.1.0.0/16,paris\n")
             await until_rows(app, {'target_network="paris"': "0"})
     assert not failures
-    assert "out of memory: names of flows are out of date" in caplog.text
+    assert "out of memory: labels with names are out of date" in caplog.text
 
 
 async def test_names_are_kept_while_the_file_is_invalid(
@@ -326,7 +326,7 @@ async def test_status_page_shows_own_names(file: Path) -> None:
     report = await app.status.report()
     page = status_html.as_html(report, app.status.ranking, Query(by="bytes"), None)
     assert "<p>own names: <span" in page
-    assert "No entry of the names has the key &#x27;x&#x27;." in page
+    assert "No entry of names or names_file has the key &#x27;x&#x27;." in page
 
 
 async def test_status_page_shows_own_names_that_no_label_shows(file: Path) -> None:

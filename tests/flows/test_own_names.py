@@ -122,17 +122,17 @@ INVALID_LINES = {
     "10.0.0.1,name,a-b=x": "'a-b' is not a key: use letters, digits and _, not starting with a"
     " digit",
     "10.0.0.1,name,ä=x": "'ä' is not a key: use letters, digits and _, not starting with a digit",
-    "10.0.0.1,name,a=": f"'' is not 1 to {MAX_NAME_CHARS} printable characters",
+    "10.0.0.1,name,a=": f"'' is not a text of 1 to {MAX_NAME_CHARS} printable characters",
     "10.0.0.1,name,a=1,a=2": "an entry repeats a key",
-    "10.0.0.1,a\tb": f"'a\\tb' is not 1 to {MAX_NAME_CHARS} printable characters",
-    "10.0.0.1,name,a=\x00": f"'\\x00' is not 1 to {MAX_NAME_CHARS} printable characters",
-    "10.0.0.1,a\x0bb": f"'a\\x0bb' is not 1 to {MAX_NAME_CHARS} printable characters",
+    "10.0.0.1,a\tb": f"'a\\tb' is not a text of 1 to {MAX_NAME_CHARS} printable characters",
+    "10.0.0.1,name,a=\x00": f"'\\x00' is not a text of 1 to {MAX_NAME_CHARS} printable characters",
+    "10.0.0.1,a\x0bb": f"'a\\x0bb' is not a text of 1 to {MAX_NAME_CHARS} printable characters",
     '"10.0.0.1,name': "wrong quotes: '\"10.0.0.1'",
     '",name': "wrong quotes: '\"'",
     '10.0.0.1,"name': "wrong quotes: unexpected end of data",
     '10.0.0.1,"na"me': "wrong quotes: ',' expected after '\"'",
-    f"10.0.0.1,{'n' * (MAX_NAME_CHARS + 1)}": f"'{'n' * 60}…' is not 1 to {MAX_NAME_CHARS}"
-    " printable characters",
+    f"10.0.0.1,{'n' * (MAX_NAME_CHARS + 1)}": f"'{'n' * 60}…' is not a text of 1 to"
+    f" {MAX_NAME_CHARS} printable characters",
 }
 
 
@@ -162,7 +162,7 @@ def test_number_of_keys_is_limited() -> None:
     assert len(read_csv("\n".join([*lines, "10.0.1.1,,k0=w"]))) == MAX_KEYS + 1
     with pytest.raises(InvalidLinesError) as caught:
         read_csv("\n".join([*lines, "10.0.1.1,,k=v", "10.0.1.2,,k1=w"]))
-    assert caught.value.problems == [(MAX_KEYS + 1, f"'k' is one key more than {MAX_KEYS}")]
+    assert caught.value.problems == [(MAX_KEYS + 1, f"'k' is beyond the limit of {MAX_KEYS} keys")]
 
 
 def test_longest_names_are_accepted() -> None:

@@ -71,7 +71,7 @@ skydive_capture_flows{capture_id="c-1"} 3
 sum over all points of the capture.
 # TYPE skydive_capture_flows_dropped counter
 skydive_capture_flows_dropped{capture_id="c-1"} 4
-# HELP skydive_capture_reports Reports received; each capture point sends one every 10 s.
+# HELP skydive_capture_reports Reports received. Each capture point sends one report every 10 s.
 # TYPE skydive_capture_reports counter
 skydive_capture_reports{capture_id="c-1"} 1
 """

@@ -117,11 +117,11 @@ INVALID_FILES = {
     ),
     "client_auth_type": (
         f"tls_server_config: {{{TLS}, client_auth_type: RequireAnyClientCert}}",
-        "'RequireAnyClientCert' accepts any certificate, which does not authenticate clients",
+        "'RequireAnyClientCert' accepts any certificate, so it does not authenticate clients",
     ),
     "client_auth_type that only requests": (
         f"tls_server_config: {{{TLS}, client_auth_type: RequestClientCert}}",
-        "'RequestClientCert' accepts any certificate, which does not authenticate clients",
+        "'RequestClientCert' accepts any certificate, so it does not authenticate clients",
     ),
     "client_auth_type misspelt": (
         f"tls_server_config: {{{TLS}, client_auth_type: NoClientCerts}}",

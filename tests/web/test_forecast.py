@@ -160,7 +160,7 @@ def small_table():
             0,
             10,
             (
-                "No bound is needed for max_series (10): there are 10 series (6 of the"
+                "max_series (10) needs no min_bytes: there are 10 series (6 of the"
                 " connections and 4 of the views)."
             ),
         ),
@@ -211,18 +211,23 @@ def test_text_describes_the_proposal(min_packets, max_series, text):
     made = make_forecast(small_table(), bounds, max_series=max_series, now=0)
     assert made.text == text
     lines = as_text(made)
-    assert lines[0] == ("Without bounds, 3 connections have 6 series; the other views have 4.")
+    assert lines[0] == (
+        "Without min_bytes and min_packets, 3 connections have 6 series; the other views have 4"
+        " series."
+    )
     assert lines[-1] == text
-    assert ("These numbers include connections with 2 packets." in lines) == (min_packets == 2)
+    note = "These numbers include connections that reach min_packets (2 packets)."
+    assert (note in lines) == (min_packets == 2)
 
 
 def test_text_without_other_views_does_not_divide_the_series():
     core = Core(Spec(views=(View(LABELS, compatible("bytes")),)))
     core.report(make_flow("1", (500, 0, 1, 0)), 0)
     made = make_forecast(core.table, [Bounds()], max_series=5, now=0)
-    assert made.text == "No bound is needed for max_series (5): there are 2 series."
+    assert made.text == "max_series (5) needs no min_bytes: there are 2 series."
     assert as_text(made)[0] == (
-        "Without bounds, 1 connection has 2 series; the other views have 0."
+        "Without min_bytes and min_packets, 1 connection has 2 series; the other views have 0"
+        " series."
     )
 
 

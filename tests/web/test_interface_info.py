@@ -27,7 +27,7 @@ CART: Names = ("eth0", "node-1", "veth", "cni-1", "shop", "cart-abc", "cart", "w
 assert len(CART) == len(NODE_NAMES)
 
 HEAD = """\
-# HELP skydive_network_interface_info Names of the interface where flows were captured. Always 1.
+# HELP skydive_network_interface_info Names of a capture point. The value is always 1.
 # TYPE skydive_network_interface_info gauge
 """
 

@@ -227,8 +227,8 @@ def test_start_counts_as_a_reload():
 def test_hidden_connections_are_rendered_for_views_with_bounds():
     assert render_hidden({"": None, "a": None}) == b""
     assert render_hidden({"": (3, 500), "a": None, "b": (0, 2**70)}).decode() == (
-        "# HELP skyfast_hidden_connections Connections without series, because they have not"
-        " reached min_bytes or min_packets.\n"
+        "# HELP skyfast_hidden_connections Hidden connections: they have no series, because they"
+        " reach neither min_bytes nor min_packets.\n"
         "# TYPE skyfast_hidden_connections gauge\n"
         'skyfast_hidden_connections{view=""} 3\n'
         'skyfast_hidden_connections{view="b"} 0\n'

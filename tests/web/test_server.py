@@ -654,7 +654,7 @@ async def test_parts_are_limited_and_end_like_the_whole_page():
             assert response.status == 503
             assert response.text == (
                 "Try again: 2 pages are being served to this address"
-                " (web.max_scrapes_per_address), and 3 parts need 3.\n"
+                " (web.max_scrapes_per_address); 3 parts need a limit of 3.\n"
             )
             async with await site.ask(request("/metrics/flows?part=0/2"), local="127.0.0.2") as a:
                 response = await a.answer()

@@ -188,7 +188,7 @@ async def test_analyzers_that_are_down_come_first():
     stats.config.last_failure = Failure("configuration", "x.yml: no <port>", 100.9)
     report = await fake_status(stats=stats).report()
     assert report.warnings == [
-        "2 of at most 2 connections (max_connections).",
+        "The table has 2 of at most 2 connections (max_connections).",
         "Reload of the configuration failed at 1970-01-01 00:01:40 UTC: x.yml: no <port>",
     ]
 
@@ -213,7 +213,7 @@ async def test_nearly_full_table_causes_a_warning():
     table.connections, table.flows = 9, 89
     stats.max_connections, stats.max_flows = 10, 100
     source = fake_status(table, stats=stats)
-    warning = "9 of at most 10 connections (max_connections)."
+    warning = "The table has 9 of at most 10 connections (max_connections)."
     assert (await source.report()).warnings == [warning]
 
 
