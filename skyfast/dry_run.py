@@ -34,7 +34,7 @@ RELABEL_FLOWS = 1 << 20
 
 
 def forecast(config: Config, playback: Playback) -> Forecast:
-    """Return a forecast of the effect of ``min_bytes``, at the end of the recordings.
+    """Replay the recordings, and return a forecast of ``min_bytes`` for the page at their end.
 
     The replay takes a few microseconds per flow report. Raises ConfigError if a file cannot be
     read.

@@ -82,7 +82,7 @@ def to_label(value: YamlValue) -> LabelSpec:
 _SOURCES = ("path", "k8s_label", "names_key")
 """The keys in the mapping of a label that define the source of its value."""
 
-_ANY_SOURCE = "path, k8s_label or names_key"
+_ANY_SOURCE = "one of path, k8s_label, names_key"
 
 
 def for_each_end(label: LabelSpec) -> tuple[LabelSpec, ...]:

@@ -287,8 +287,8 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
             own_values |= {*amount_counters(amount, view.direction)}
         if len(own_values) > MAX_VIEW_VALUES:
             problem = (
-                f"has more than {MAX_VIEW_VALUES} values; a counter with two directions counts as"
-                " two"
+                f"has more than {MAX_VIEW_VALUES} counters and gauges; a metric with two directions"
+                " has two counters"
             )
             if view.amounts:
                 problem += f"; min_bytes and min_packets add {' and '.join(view.amounts)}"
@@ -316,7 +316,7 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
         }
         if len(values) > MAX_VALUES:
             problem = (
-                f"is too long: view {view.prefix} and the preceding views have more than"
-                f" {MAX_VALUES} different values"
+                f"is too long: the metrics of view {view.prefix} and of the preceding views"
+                f" have more than {MAX_VALUES} different counters and gauges"
             )
             raise ViewError(problem, number, ("metrics",))

@@ -10,8 +10,9 @@ each message::
     {"Recorded":{"At":1795352101512,"Analyzer":"analyzer-1:8082"},"Namespace":"flow",…}
 
 ``At`` is the time of receipt in Unix milliseconds. After this key, the message is recorded byte for
-byte, except for surrounding white space. A message that is not a JSON object on a single line of
-UTF-8 is stored in ``Recorded`` as ``Base64``. In this case, ``Recorded`` is the only key.
+byte, except for surrounding white space. Any other message (not
+UTF-8, more than one line, or not a JSON object) is encoded in base64, and stored in the key
+``Base64`` of ``Recorded``. In this case, ``Recorded`` is the only key of the line.
 
 Changes of the topology have lines of their own, without an analyzer, because every analyzer knows
 the whole topology (:mod:`skyfast.replay.topology`)::

@@ -21,7 +21,7 @@ INTERVAL_S: Final = 2.0
 
 
 def warn(*, labels: str, keys: Sequence[str]) -> None:
-    """Warn that ``labels`` are empty without own names, and that no entry has the ``keys``."""
+    """Warn about ``labels`` that stay empty without own names, and ``keys`` that no entry has."""
     if labels:
         log.warning("labels %s: neither names nor names_file is set", labels)
     for key in keys:

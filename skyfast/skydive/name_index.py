@@ -110,7 +110,8 @@ class _Context:
 class Changes:
     """The changes caused by a resolution, for `NameIndex.apply`.
 
-    ``left_out`` counts entries over the limits.
+    ``left_out`` is the number of nodes and addresses that were omitted because there are more than
+    `MAX_NAMES`.
     """
 
     nodes: _Update[tuple[str, ...]]
@@ -119,9 +120,9 @@ class Changes:
     triples: dict[Triple, tuple[str, ...]]
     """The cached names that are still valid, and the names that were chosen again."""
     compared: int
-    """The number of cached names that were compared. Names that are cached later are dropped."""
+    """How many cached names were compared. `apply` drops names that were cached after that."""
     affected: Set[str]
-    """Ambiguous addresses with a triple whose names have changed or are no longer cached."""
+    """Ambiguous addresses for which the names of at least one triple are no longer valid."""
     pruned_at: float | None
     left_out: int
 

@@ -91,9 +91,10 @@ class _PacketReport(msgspec.Struct, gc=False):
 class Activity:
     """Detects from ``stats`` whether captures receive packets.
 
-    ``PacketsReceived`` is the sum of about ten readings of a point's total. An idle point always
-    reports the same sum, or the sum of nine or eleven of the same readings. A sum that the capture
-    has not reported recently shows that the capture receives packets. Captures that do not count
+    Between two reports, the agent reads the packet counter of a capture point about ten times.
+    ``PacketsReceived`` is the sum of these readings. If the capture point is idle, all readings are
+    equal, so the sum is nine, ten or eleven times the same number. A sum that the capture has not
+    reported recently shows that the capture receives packets. Captures that do not count
     packets (eBPF, sFlow, NetFlow) report 0, whether they receive packets or not.
     """
 

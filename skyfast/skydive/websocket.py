@@ -1,6 +1,6 @@
 """Receives WebSocket messages directly from the buffer of the socket.
 
-A message of 100 flows has 80 KB. websockets would copy the message several times to assemble it,
+A message with 100 flows takes about 80 KB. websockets would copy the message several times to assemble it,
 which takes more CPU time than the table. So this module receives the bytes first. Nearly all
 messages of analyzers are in a single frame. Such a message is passed on as a slice of the receive
 buffer. All other bytes are forwarded to websockets unchanged: the opening handshake, pings and
@@ -104,8 +104,8 @@ class WebSocketConnection(ClientConnection):
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection; messages received in the meantime are discarded."""
-        # Start the receiver even without `receive`: the close frame may come after unprocessed
-        # messages.
+        # Unprocessed messages may precede the close frame, and must be read first. So start the
+        # receiver even if `receive` was never called.
         self._receiver.start(_ignore, 0)
         await super().close(code, reason)
 

@@ -106,7 +106,8 @@ def test_info_series_can_be_enabled_without_losing_connections(shared: Shared) -
     assert third.table is first.table
     assert third.source.interface_info is None
     assert shared.stats.topology.names is None
-    # No names were polled between these reloads, so the earlier names are not used.
+    # The third configuration did not poll names, so the earlier names may be outdated and are not
+    # used.
     fourth = pipeline.build(described(), third, shared)
     assert fourth.names.nodes == {}
     assert not fourth.names.ready.is_set()

@@ -99,7 +99,7 @@ SOME = _Some()
 
 
 def concurrent_trial(trial: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Make a test of a trial. The trial gets its own directory and the test's parameters."""
+    """Turn a trial into a test. The trial gets its own directory and the test's parameters."""
     parameters = list(inspect.signature(trial).parameters.values())[1:]
 
     @functools.wraps(trial)

@@ -1,6 +1,6 @@
 """Computes the expected counters of a page only from the delivered reports.
 
-`Oracle` does not model rows or the storage of flows. It adds the highest totals of all flows. A
+`Oracle` does not model rows or the storage of flows. It adds up the highest total of each flow. A
 page may show less for flows that were forgotten because their reports were too far apart. The same
 applies to flows whose first reports were lost: they look like forgotten flows. For all other flows,
 the page must be exact.

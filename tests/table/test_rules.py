@@ -2785,7 +2785,7 @@ def test_uuid_string_can_become_a_label(make):
     table.report(make_flow("nor this", (1, 0, 0, 0), last=1), 0)
     table.expire(TIMEOUT_S)
     assert (table.dormant_flows, table.dormant_connections) == (2, 1)
-    # Flow b2 evicts a dormant flow. Its UUID is also a label of flow c3.
+    # Flow b2 evicts a dormant flow. The UUID of the evicted flow is also a label of flow c3.
     takes = make_flow("b2", (2, 0, 0, 0), last=1, a="10.0.0.8")
     named = make_flow("c3", (4, 0, 0, 0), last=1, node="no number", a="10.0.0.9")
     table.message([takes, named], TIMEOUT_S)
