@@ -126,11 +126,12 @@ class Config:
     ``source`` is the path of the file, or ``-``. ``analyzers`` are the configured analyzers as
     ``host:port``, empty if only URLs are set; skyfast subscribes to ``subscriber.endpoints``.
     Forecasts propose a ``min_bytes`` that keeps the page below ``max_series`` series. If
-    ``max_series`` is 0, they propose none. ``preset`` is a name in `skyfast.config.presets.PRESETS`; ``export`` already
-    has its values. ``shard`` comes from the command line. ``given`` are the paths of the keys that
-    are set in the file or by a variable. ``replayed`` describes the recordings that replace the
-    analyzers; without a replay, it is empty. In a replay, ``analyzers`` is empty, and
-    ``subscriber.endpoints`` is empty until the replay starts.
+    ``max_series`` is 0, they propose none. ``preset`` is a name in
+    `skyfast.config.presets.PRESETS`; ``export`` already has its values. ``shard`` comes from the
+    command line. ``given`` are the paths of the keys that are set in the file or by a variable.
+    ``replayed`` describes the recordings that replace the analyzers; without a replay, it is empty.
+    In a replay, ``analyzers`` is empty, and ``subscriber.endpoints`` is empty until the replay
+    starts.
     """
 
     source: str

@@ -89,8 +89,8 @@ def _to_rule_name(value: YamlValue) -> str:
     text = parse_str(value)
     if not _RULE_NAME.fullmatch(text):
         problem = (
-            "is not a valid rule name: use at most 64 characters (letters, digits, '_', '.' or '-'),"
-            " and start with a letter or digit"
+            "is not a valid rule name: use at most 64 characters (letters, digits, '_', '.' or"
+            " '-'), and start with a letter or digit"
         )
         raise InvalidValue(problem, text)
     if text == KEEP:
