@@ -42,6 +42,7 @@ from skyfast.web import (
     self_metrics,
     server,
     status,
+    status_report,
     top,
 )
 from skyfast.web.help import topics
@@ -587,7 +588,7 @@ def json_table(kind: Any, name: str, *, omitted: str = "") -> str:
 
 @part("api-status")
 def api_status() -> str:
-    return json_table(status.StatusReport, "status")
+    return json_table(status_report.StatusReport, "status")
 
 
 @part("api-top")

@@ -27,9 +27,27 @@ from skyfast.skydive.interfaces import Interface
 from skyfast.skydive.known_names import KnownNames
 from skyfast.stats import AnalyzerStats, Failure, NameStats, OwnNameStats, Stats, TableCounts, sums
 from skyfast.web.forecast import Forecast, Forecaster
-from skyfast.web.history import CHURN_INTERVAL_S, INTERVAL_S, Churn, History, Series
-from skyfast.web.notices import Notice, current_notices
-from skyfast.web.top import Metric, Ranking
+from skyfast.web.history import CHURN_INTERVAL_S, INTERVAL_S, Churn, History
+from skyfast.web.notices import current_notices
+from skyfast.web.status_report import (
+    Analyzer,
+    CapturePoint,
+    CapturesStatus,
+    CaptureStatus,
+    Health,
+    InterfacesStatus,
+    InterfaceStatus,
+    LastError,
+    NamesStatus,
+    OwnNamesStatus,
+    PrometheusCost,
+    Reload,
+    ReplayStatus,
+    Scrapes,
+    StatusReport,
+    TableStatus,
+)
+from skyfast.web.top import Ranking
 
 MAX_ANALYZERS: Final = 200
 """The maximum number of listed analyzers."""
@@ -79,106 +97,6 @@ class StatusSource:
     forecaster: Forecaster | None
 
 
-# The report ------------------------------------------------------------------------------------
-#
-# The field names are the keys of the JSON objects: see docs/reference/api.md.
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LastError:
-    """The last error."""
-
-    reason: str
-    text: str
-    timestamp_seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
-    """The overall state, and the number of analyzers."""
-
-    state: Literal["ready", "degraded", "not ready"]
-    text: str
-    analyzers: int
-    analyzers_up: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Analyzer:
-    """A subscription. ``last_message_timestamp_seconds`` is None before the first message.
-
-    ``recorded_name`` is the name of the analyzer in a recording that is replayed. ``share`` is its
-    part of the ``flows_per_second`` of all analyzers, from 0 to 1. ``lag_seconds`` and
-    ``data_age_seconds`` are means of ten minutes. ``lost_ratio`` is the part of the checked reports
-    whose previous report was lost.
-    """
-
-    name: str
-    recorded_name: str | None
-    up: bool
-    since_timestamp_seconds: float
-    flows_per_second: float
-    share: float | None
-    lag_seconds: float | None
-    data_age_seconds: float | None
-    reports_checked_total: int
-    reports_lost_total: int
-    lost_ratio: float | None
-    flows_total: int
-    messages_total: int
-    reconnects_total: int
-    last_message_timestamp_seconds: float | None
-    last_error: LastError | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableStatus:
-    """The table. ``skipped_total`` contains the reasons that have occurred, but no filter rules.
-
-    ``skipped_expected_total`` contains the reasons of `EXPECTED_SKIPS`, and
-    ``skipped_unexpected_total`` the other reasons. ``series_at_most`` and ``series_limit`` include
-    the views. ``reports_lost_total`` counts checked reports whose previous report was lost.
-    ``hidden_connections`` are those that have not reached ``min_bytes`` or ``min_packets``, or None
-    without bounds.
-    """
-
-    connections: int
-    hidden_connections: int | None
-    connections_limit: int
-    flows: int
-    flows_limit: int
-    dormant_flows: int
-    series_at_most: int
-    series_limit: int
-    bytes: int
-    created_total: int
-    expired_total: int
-    rejected_total: int
-    overflowed_total: int
-    skipped_total: dict[str, int]
-    skipped_expected_total: dict[str, int]
-    skipped_unexpected_total: dict[str, int]
-    filtered_total: int
-    reports_checked_total: int
-    reports_lost_total: int
-    lost_ratio: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrometheusCost:
-    """What the series cost in a Prometheus that scrapes all of them.
-
-    ``created_series_at_most`` is the number of series of the connections that were created in the
-    last ``window_seconds``, at most an hour. The memory is an estimate: see `SERIES_BYTES`.
-    """
-
-    series_at_most: int
-    created_series_at_most: int
-    window_seconds: float
-    memory_bytes_low: int
-    memory_bytes_high: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
     """The recordings that replace the analyzers. ``analyzers`` has the recorded names by name."""
@@ -186,156 +104,6 @@ class Replay:
     is_demo: bool
     recordings: tuple[str, ...]
     analyzers: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplayStatus:
-    """The recordings that replace the analyzers, by the names of their files."""
-
-    demo: bool
-    recordings: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scrapes:
-    """Counters of pages with flows. ``last_…`` is None before the first page."""
-
-    total: int
-    rejected_total: int
-    failed_total: int
-    last_duration_seconds: float | None
-    last_bytes: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InterfaceStatus:
-    """The labels and counters of an interface.
-
-    ``owner`` is the pod, the container or the network namespace that has the interface; empty if
-    unknown or if the host has it.
-    """
-
-    labels: dict[str, str]
-    owner: str
-    received_bytes: int
-    transmitted_bytes: int
-    dropped_packets: int
-    errors: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InterfacesStatus:
-    """The state of topology queries, and the busiest interfaces of the last response."""
-
-    enabled: bool
-    count: int
-    answers_total: int
-    errors_total: int
-    last_answer_timestamp_seconds: float | None
-    last_error: LastError | None
-    busiest: Sequence[InterfaceStatus]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NamesStatus:
-    """The state of the names from the topology that labels need."""
-
-    addresses: int
-    capture_points: int
-    ambiguous: int
-    unknown: int
-    last_reading_timestamp_seconds: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OwnNamesStatus:
-    """The state of the own names. ``file`` is None if all of them are in the configuration."""
-
-    entries: int
-    keys: Sequence[str]
-    file: str | None
-    last_load_successful: bool
-    last_load_success_timestamp_seconds: float
-    last_error: LastError | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CapturePoint:
-    """An interface where a capture reports flows. ``name`` is empty if it is unknown."""
-
-    node_tid: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CaptureStatus:
-    """The values of a capture, and its capture points in a sample of the flows."""
-
-    capture_id: str
-    points: list[CapturePoint]
-    packets_received: float
-    packets_dropped: float
-    kernel_flows_dropped: int
-    flows: int
-    flows_dropped: int
-    reports: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CapturesStatus:
-    """The number of captures, and the first ones by ID."""
-
-    count: int
-    first: Sequence[CaptureStatus]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reload:
-    """The latest reload of the configuration, or the start before any reload.
-
-    ``successes_total`` counts the successful reloads, without the start. ``changed`` contains the
-    keys changed by the latest of them; ``last_error`` is the error of the latest failed reload.
-    """
-
-    successful: bool
-    successes_total: int
-    last_success_timestamp_seconds: float
-    changed: Sequence[str]
-    last_error: LastError | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatusReport:
-    """The status, without the busiest connections. ``warnings`` are the texts of ``notices``."""
-
-    version: str
-    python: str
-    host_id: str
-    ready: bool
-    health: Health
-    replay: ReplayStatus | None
-    warnings: list[str]
-    notices: list[Notice]
-    timestamp_seconds: float
-    uptime_seconds: float
-    resident_bytes: int | None
-    flows_per_second: float
-    analyzers: list[Analyzer]
-    table: TableStatus
-    prometheus: PrometheusCost
-    scrapes: Scrapes
-    interfaces: InterfacesStatus
-    names: NamesStatus | None
-    own_names: OwnNamesStatus | None
-    captures: CapturesStatus
-    history: Series
-    labels: Sequence[str]
-    metrics: Sequence[Metric]
-    rankings: list[str]
-    forecast: Forecast | None
-    reload: Reload
-    configuration_source: str
-    configuration: str
 
 
 class Status:

@@ -12,7 +12,7 @@ import pytest_asyncio
 from skyfast.skydive import topology_nodes
 from skyfast.stats import Failure
 from skyfast.web import status_html
-from skyfast.web.status import CapturePoint, CaptureStatus, InterfaceStatus
+from skyfast.web.status_report import CapturePoint, CaptureStatus, InterfaceStatus
 from tests.model import make_flow
 from tests.support.browser import CHROMIUM, MISSING, chromium
 from tests.support.model_specs import TOPOLOGY

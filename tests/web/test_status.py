@@ -18,7 +18,7 @@ from skyfast.flows.plan import Column, Counter, Family, View
 from skyfast.skydive import topology_nodes
 from skyfast.skydive.interfaces import MAX_BUSIEST
 from skyfast.stats import SKIP_REASONS, Failure, NameStats, Stats
-from skyfast.web import server, status, status_html, top
+from skyfast.web import busiest_html, server, status, status_html, tiles_html, top
 from skyfast.web.formats import REASONS, formatted
 from skyfast.web.history import INTERVAL_S, MAX_GAP_S, SAMPLES, Churn, History
 from skyfast.web.notices import NEARLY_FULL
@@ -247,11 +247,11 @@ async def test_highest_value_includes_the_current_one():
 
 def test_line_has_a_gap_at_a_pause():
     ages = [30, 25, 20, 9.9, 5, 0]
-    area, line = status_html._line(ages, [1, 2, 2, 1, 1, 2])
+    area, line = tiles_html._line(ages, [1, 2, 2, 1, 1, 2])
     assert line == "M570.0 20.0L575.0 0.0L580.0 0.0M590.1 20.0L595.0 20.0L600.0 0.0"
     assert area.count("Z") == 2
-    assert status_html._line([30, 25, 20, 10, 5, 0], [1] * 6)[1].count("M") == 1
-    assert status_html._line([], []) == ("", "")
+    assert tiles_html._line([30, 25, 20, 10, 5, 0], [1] * 6)[1].count("M") == 1
+    assert tiles_html._line([], []) == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -972,7 +972,7 @@ async def test_page_shows_groups_without_its_script():
 
 
 async def test_first_request_for_rates_explains_why_there_are_none(monkeypatch):
-    note = f'role="status">{status_html._NO_RATES}<'
+    note = f'role="status">{busiest_html.NO_RATES}<'
     async with three_connections() as site:
         for path in ("/?by=bytes_per_second", "/?by=bytes_per_second&group=protocol"):
             assert note in (await site.get(path))[1]
@@ -983,7 +983,7 @@ async def test_first_request_for_rates_explains_why_there_are_none(monkeypatch):
         assert ">1 of 3 connections, by increase over the last " in page
         # Later, the list is only empty if nothing was reported.
         monkeypatch.setattr(top, "REPORT_INTERVAL_S", 0)
-        monkeypatch.setattr(status_html, "REPORT_INTERVAL_S", 0)
+        monkeypatch.setattr(busiest_html, "REPORT_INTERVAL_S", 0)
         ranks._results._results.clear()
         page = (await site.get("/?by=bytes_per_second&filter=nothing"))[1]
         assert ">0 of 3 connections, by increase over the last " in page
@@ -1198,22 +1198,22 @@ async def test_ignored_reports_are_divided_by_their_meaning():
 
 
 def test_gaps_are_marked():
-    assert status_html._gaps([30, 20, 9.9, 5, 0]) == "M580.0 0H590.1V40H580.0Z"
-    assert status_html._gaps([]) == ""
+    assert tiles_html._gaps([30, 20, 9.9, 5, 0]) == "M580.0 0H590.1V40H580.0Z"
+    assert tiles_html._gaps([]) == ""
 
 
 def test_script_and_page_share_constants():
     script = status_html.html.read("status.js")
     span_s = SAMPLES * INTERVAL_S
     assert f"SPAN_S = {span_s:g}, MAX_GAP_S = {MAX_GAP_S:g};" in script
-    assert f"WIDTH = {status_html._WIDTH}, HEIGHT = {status_html._HEIGHT}" in script
+    assert f"WIDTH = {tiles_html._WIDTH}, HEIGHT = {tiles_html._HEIGHT}" in script
     assert "MAX_TIMESTAMP_S = 2 ** 33;" in script
-    assert f'"{status_html._BUSY}"' in script
+    assert f'"{busiest_html.BUSY}"' in script
     assert f"MAX_FILTER_CHARS = {top.MAX_FILTER_CHARS}," in script
     assert f"MIN_BAR_PERCENT = {status_html.html.MIN_BAR_PERCENT:g};" in script
     assert f"NEARLY_FULL = {NEARLY_FULL:g};" in script
     assert f"REPORT_INTERVAL_S = {top.REPORT_INTERVAL_S:g};" in script
-    assert f'"{status_html._NO_RATES}"' in script
+    assert f'"{busiest_html.NO_RATES}"' in script
     words = re.search(r"const REASONS = \{(.*?)\};", script, re.DOTALL)[1]
     assert dict(re.findall(r'(\w+): "([^"]*)"', words)) == REASONS
 

@@ -1,0 +1,198 @@
+"""Elements of the status page: values, figures, limits and tables.
+
+Each element has the path of its value and the format as attributes, so that the script of the page
+can update it.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from skyfast.web import html
+from skyfast.web.formats import COLOURS, STATES, TEXTS, formatted
+from skyfast.web.help_html import link
+from skyfast.web.notices import NEARLY_FULL
+from skyfast.web.top import MAX_FILTER_CHARS, Query
+
+_HIDDEN: Final = "table.hidden_connections"
+
+
+@dataclass(frozen=True, slots=True)
+class HtmlColumn:
+    """A column of a table: the path of its values in a row, their format, and the header.
+
+    ``head`` and ``attributes`` are HTML of the header cell. If ``name`` is set, it is a label whose
+    values can have names. A name is shown beside the value if ``is_beside``, and otherwise instead
+    of the value. ``other`` is the key of a text that replaces the value, unless the text is None.
+    ``bar`` is the key of the length of a bar in the background. If ``filters``, the value is a link
+    that filters by it.
+    """
+
+    key: str
+    format: str
+    head: str
+    attributes: str = ""
+    name: str = ""
+    is_beside: bool = False
+    other: str = ""
+    bar: str = ""
+    filters: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A bar of values that share a limit. ``anchor`` is the explanation on ``/help``."""
+
+    anchor: str
+    title: str
+    keys: tuple[str, ...]
+    limit: str
+
+
+class Elements:
+    """Renders values by their path, as elements that the script can update."""
+
+    def __init__(self, tree: Any, now_s: float, query: Query) -> None:
+        self._tree = tree
+        self._now_s = now_s
+        self._query = query
+
+    def place(self, key: str, format_: str, *, tag: str = "span") -> str:
+        """Return an element with the value."""
+        value = _at(self._tree, key)
+        state = f' class="{_class(value, format_)}"' if format_ in STATES else ""
+        text = escape(formatted(value, format_, self._now_s))
+        return f'<{tag}{state} data-key="{key}" data-format="{format_}">{text}</{tag}>'
+
+    def hidden(self, key: str) -> str:
+        """Return how many of the connections are hidden; empty without bounds or for other keys."""
+        if key != "table.connections" or _at(self._tree, _HIDDEN) is None:
+            return ""
+        return f", <small>{self.place(_HIDDEN, 'count')} hidden</small>"
+
+    def limit(self, limit: Limit) -> str:
+        """Return the name of a limit, a bar, and its values."""
+        values = [_at(self._tree, key) for key in limit.keys]
+        maximum = _at(self._tree, limit.limit)
+        shares = [value / maximum if maximum else 0.0 for value in values]
+        rects, start = [], 0.0
+        for share in shares:
+            width = min(share, 1 - start)
+            rects.append(f'<rect height="100%" x="{100 * start:.1f}%" width="{100 * width:.1f}%"/>')
+            start += width
+        used = shares[0]
+        colour = "bad" if used >= 1 else "warn" if used >= NEARLY_FULL else "good"
+        parts = [self.place(key, "count") for key in limit.keys]
+        shown = " and ".join(parts) if len(parts) == 1 else f"{parts[0]} and {parts[1]} dormant"
+        return (
+            f"<div><dt>{link(limit.anchor, limit.title)}</dt>"
+            f"<dd>{shown} of {self.place(limit.limit, 'count')}{self.hidden(limit.keys[0])}</dd>"
+            f'<svg class="{colour}" aria-hidden="true" data-shares="{" ".join(limit.keys)}"'
+            f' data-limit="{limit.limit}">{"".join(rects)}</svg></div>\n'
+        )
+
+    def figures(self, figures: Iterable[tuple[str, str, str, str]]) -> str:
+        """Return the names of figures, with links to their explanations, and their values."""
+        return "".join(
+            f"<div><dt>{link(anchor, text)}</dt><dd>{self.place(key, format_)}</dd></div>\n"
+            for key, format_, text, anchor in figures
+        )
+
+    def _filter(self, text: str) -> str:
+        return query_link(self._query.by, replace(self._query, filter=text[:MAX_FILTER_CHARS]))
+
+    def table(self, key: str, columns: Iterable[HtmlColumn]) -> str:
+        """Return the list as a table."""
+        return self.rows(key, columns, _at(self._tree, key))
+
+    def rows(self, key: str, columns: Iterable[HtmlColumn], rows: Sequence[Any]) -> str:
+        """Return a table of ``rows``, hidden if there are none."""
+        columns = tuple(columns)
+        heads = "".join(
+            f'<th scope="col" class="{_side(column.format)}" data-key="{column.key}"'
+            f' data-format="{column.format}"{_attributes(column)}{column.attributes}>'
+            f"{column.head}</th>"
+            for column in columns
+        )
+        lines = "".join(
+            f"<tr>{''.join(self._cell(column, row) for column in columns)}</tr>\n" for row in rows
+        )
+        return (
+            f'<div class="scroll"{"" if rows else " hidden"}><table data-rows="{key}">\n'
+            f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{lines}</tbody>\n</table></div>\n"
+        )
+
+    def _cell(self, column: HtmlColumn, row: Any) -> str:
+        value = _at(row, column.key)
+        class_ = _class(value, column.format)
+        text = escape(formatted(value, column.format, self._now_s))
+        if column.bar:
+            share = _at(row, column.bar) or 0
+            return f'<td class="{class_} share">{html.bar(share)}<span>{text}</span></td>'
+        if column.format == "points":
+            title = "&#10;".join(escape(_full_point(point)) for point in value)
+            return f'<td class="{class_}" title="{title}">{text}</td>'
+        name = escape(row["names"].get(column.name, "")) if column.name else ""
+        if column.other and row[column.other] is not None:
+            name = escape(row[column.other])
+        title = f' title="{text}{f" ({name})" if name else ""}"' if column.format == "text" else ""
+        if column.is_beside:
+            class_ += " named"
+        shown = name if name and not column.is_beside else text
+        if column.filters and value:
+            shown = f'<a href="{self._filter(value)}" data-filter="{escape(value)}">{shown}</a>'
+        if name and column.is_beside:
+            shown += f" <small>{name}</small>"
+        return f'<td class="{class_}"{title}>{shown}</td>'
+
+
+def _attributes(column: HtmlColumn) -> str:
+    attributes = {
+        "name": column.name,
+        "beside": column.is_beside,
+        "other": column.other,
+        "bar": column.bar,
+        "filters": column.filters,
+    }
+    return "".join(
+        f" data-{name}" if value is True else f' data-{name}="{value}"'
+        for name, value in attributes.items()
+        if value
+    )
+
+
+def _full_point(value: Any) -> str:
+    return f"{value['node_tid']} ({value['name']})" if value["name"] else str(value["node_tid"])
+
+
+def _at(tree: Any, key: str) -> Any:
+    for name in key.split("."):
+        tree = tree[int(name)] if isinstance(tree, list | tuple) else tree[name]
+    return tree
+
+
+def _class(value: Any, format_: str) -> str:
+    if format_ in STATES:
+        return f"state {_colour(value, format_)}"
+    return format_ if format_ in TEXTS else "number"
+
+
+def _colour(value: Any, format_: str) -> str:
+    if format_ == "health":
+        return COLOURS[value["state"]]
+    if format_ == "reload-state":
+        value = value["successful"]
+    return "good" if value else "bad"
+
+
+def _side(format_: str) -> str:
+    return "text" if format_ in TEXTS else "number"
+
+
+def query_link(by: str, query: Query) -> str:
+    parameters = {"by": by, "n": query.n, "filter": query.filter}
+    if query.group:
+        parameters["group"] = ",".join(query.group)
+    return escape("?" + urlencode(parameters, safe=","))
