@@ -255,7 +255,7 @@ class Table:
         since: Snapshot | None = None,
         containing: str = "",
         also: Iterable[tuple[str, bytes]] = (),
-    ) -> list[tuple[int, tuple[str, ...], tuple[int | None, ...]]]: ...
+    ) -> list[tuple[int, tuple[str, ...], tuple[int | None, ...], bool]]: ...
     def top_groups(
         self,
         family: int,

@@ -784,9 +784,10 @@ cdef class Table:
 
     def top(self, uint32_t family, uint32_t count, Snapshot since=None, str containing="",
             also=()):
-        """Return the top connections of the first view by the values of one of its families.
+        """Return the top connections of a view by the values of one of its families.
 
-        :param family: the index of a family among the first view's families.
+        :param family: the index of a family among the families of all views, in order. Its view is
+            the one whose connections are ranked. The family must not be a histogram.
         :param count: maximum number of connections, up to 65,536.
         :param since: an earlier snapshot of the family. The family must be a counter. Connections
             are then ranked by the growth since this snapshot, not by the value.
@@ -796,10 +797,12 @@ cdef class Table:
         :param also: pairs of a label and further values of this label. If `containing` is set,
             connections with one of these values match, too. The values are in UTF-8 with escapes,
             and a newline follows each value.
-        :returns: triples of the rank, the label values, and the values of the view's families in
-            order. The highest rank is first. For a counter, the rank is the sum of both directions;
-            for a gauge, the larger of the two. A value is None if there is no such series.
-            Otherwise, it is the stored integer, without the family's decimal point.
+        :returns: a tuple of four items for each connection, the highest rank first: the rank, the
+            label values, the values of the view's families in order, and whether pages show the
+            connection. Without bounds, they show all connections. For a counter, the rank is the
+            sum of both directions; for a gauge, the larger of the two. Histograms have no values.
+            A value is None if there is no such series. Otherwise, it is the stored integer, without
+            the family's decimal point.
 
         Connections without a value of the family are omitted. With `since`, two more kinds are
         omitted: connections without growth, and connections that were created again after the
@@ -808,15 +811,15 @@ cdef class Table:
         Connections that change during the call may be seen before or after the change.
         """
         cdef const Kept *kept = checked_snapshot(self, family, count, since)
-        is_gauge = family_is_gauge(&self.state, family, self.plan)
-        sets = {self.label_names.index(label): values for label, values in also}
-        return top_rows(&self.state, family, is_gauge, count, kept, containing, sets)
+        names = self.view_labels[self.state.families[family].view]
+        sets = {names.index(label): values for label, values in also}
+        return top_rows(&self.state, family, count, kept, containing, sets)
 
     def top_groups(self, uint32_t family, uint32_t count, labels, Snapshot since=None,
                    str containing="", also=(), uint32_t max_groups=MAX_RANKED):
-        """Return the top groups: connections of the first view with the same values of `labels`.
+        """Return the top groups: connections of a view with the same values of `labels`.
 
-        :param labels: one or more labels of the first view.
+        :param labels: one or more labels of the family's view.
         :param max_groups: the maximum number of groups, up to 65,536. If there are more, the half
             with the lowest ranks is added to "the others". Later connections of such a group form a
             new group, whose values are too low.
@@ -837,18 +840,17 @@ cdef class Table:
         after the change.
         """
         cdef const Kept *kept = checked_snapshot(self, family, count, since)
-        is_gauge = family_is_gauge(&self.state, family, self.plan)
-        columns = tuple(self.label_names.index(label) for label in labels)
+        names = self.view_labels[self.state.families[family].view]
+        columns = tuple(names.index(label) for label in labels)
         if not 0 < len(columns) <= MAX_VIEW_COLUMNS:
             raise ValueError(f"there must be 1 to {MAX_VIEW_COLUMNS} labels")
         if not 0 < max_groups <= MAX_RANKED:
             raise ValueError(f"max_groups must be 1 to {MAX_RANKED}")
-        sets = {self.label_names.index(label): values for label, values in also}
-        return top_groups(&self.state, family, is_gauge, count, columns, kept, containing, sets,
-                          max_groups)
+        sets = {names.index(label): values for label, values in also}
+        return top_groups(&self.state, family, count, columns, kept, containing, sets, max_groups)
 
     def snapshot(self, uint32_t family):
-        """Store the current values of a counter family of the first view, for `top`.
+        """Store the current values of a counter family, for `top`.
 
         Takes about 10 ns per connection, without the GIL. A snapshot uses 12 bytes per connection.
 
@@ -856,7 +858,7 @@ cdef class Table:
         :raises MemoryError: an allocation failed.
         """
         cdef Snapshot snapshot = Snapshot.__new__(Snapshot)
-        if family_is_gauge(&self.state, family, self.plan):
+        if not ranked_family(&self.state, family).is_counter:
             raise ValueError("a snapshot requires a counter, not a gauge")
         snapshot.table = self
         snapshot.family = family
@@ -865,22 +867,27 @@ cdef class Table:
 
     # -- counts ---------------------------------------------------------------------------------
 
-    # Any thread may read `connections`. Only the thread that updates may read the counts that
-    # follow.
+    # Any thread may read `connections` and `view_connections`. Only the thread that updates may read
+    # the counts that follow.
 
     @property
     def connections(self):
         """The number of connections in the first view. Callable from any thread."""
         cdef uint32_t live
         with nogil:
-            live = live_connections(&self.state)
+            live = live_rows(&self.state, 0)
         return live
 
     @property
     def view_connections(self):
-        """The number of connections, for each view except the first."""
-        cdef uint32_t i
-        return tuple(self.state.views[i].rows.live for i in range(1, self.state.view_count))
+        """The number of connections, for each view except the first. Callable from any thread."""
+        cdef uint32_t i, live
+        cdef list counts = []
+        for i in range(1, self.state.view_count):
+            with nogil:
+                live = live_rows(&self.state, i)
+            counts.append(live)
+        return tuple(counts)
 
     @property
     def flows(self):
@@ -1050,7 +1057,7 @@ cdef const Kept *checked_snapshot(Table table, uint32_t family, uint32_t count,
     # None.
     if count > MAX_RANKED:
         raise ValueError(f"count must be at most {MAX_RANKED}")
-    family_of_first(&table.state, family)
+    ranked_family(&table.state, family)
     if since is None:
         return NULL
     if since.table is not table or since.family != family:

@@ -560,6 +560,8 @@ class Distribution:
 
 Amounts = Mapping[Total, int]
 Values = tuple[str, ...]
+Ranked = tuple[int, Values, tuple[int | None, ...], bool]
+Group = tuple[int | None, tuple[int | None, ...], int]
 
 
 @dataclass(eq=False)
@@ -1678,6 +1680,61 @@ class Model:
             if line.startswith(family.name + ends[family.type])
         }
 
+    def ranked(self, n: int, family: Family) -> list[Ranked]:
+        """Return the rows of view ``n`` that have a value of the family, in no particular order.
+
+        The result has the rank, the label values, all values except histograms, and whether pages
+        show the row.
+        """
+        return [
+            (rank, tuple(map(str, row.values)), values, reaches(row, self.bounds[n]))
+            for row, rank, values in self._ranks(n, family)
+            if rank is not None
+        ]
+
+    def groups(self, n: int, family: Family, names: Sequence[str]) -> dict[Values, Group]:
+        """Return the groups of rows of view ``n``, by the values of these labels.
+
+        A group has a rank, its values except histograms, and its number of rows.
+        """
+        view = self.views[n]
+        indexes = [[label.name for label in labels_of(view)].index(name) for name in names]
+        members: dict[Values, list[tuple[int | None, tuple[int | None, ...]]]] = {}
+        for row, rank, values in self._ranks(n, family):
+            key = tuple(str(row.values[index]) for index in indexes)
+            members.setdefault(key, []).append((rank, values))
+        kinds = [value for f in view.families for value in family_values(f, view)]
+        kinds = [value for value in kinds if not isinstance(value, Distribution)]
+        return {
+            key: (
+                combined([rank for rank, _ in rows], family_values(family, view)[0]),
+                tuple(
+                    combined([values[i] for _, values in rows], kind)
+                    for i, kind in enumerate(kinds)
+                ),
+                len(rows),
+            )
+            for key, rows in members.items()
+        }
+
+    def _ranks(
+        self, n: int, family: Family
+    ) -> Iterator[tuple[Row, int | None, tuple[int | None, ...]]]:
+        for row in self._rows[n].values():
+            values = {
+                f: [
+                    number_of(value, row)
+                    for value in family_values(f, row.view)
+                    if not isinstance(value, Distribution)
+                ]
+                for f in row.view.families
+            }
+            known = [value for value in values[family] if value is not None]
+            rank = None
+            if known:
+                rank = max(known) if family.type == "gauge" else min(sum(known), MAX_SUM)
+            yield row, rank, tuple(value for side in values.values() for value in side)
+
     def label_values(self) -> dict[str, set[str]]:
         """Return the distinct values of each label except the direction, in all views."""
         values: dict[str, set[str]] = {
@@ -1809,6 +1866,16 @@ def number_of(value: Total | Gauge | None, row: Row) -> int | None:
     if isinstance(value, Total):
         return row.totals.get(value)
     return row.gauges.get(value) or None
+
+
+def combined(values: Sequence[int | None], kind: Total | Gauge | Distribution | None) -> int | None:
+    """Return the value of a group whose rows have these values; None if no row has one."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    if isinstance(kind, Gauge):
+        return min(known) if kind.keep == "least" else max(known)
+    return min(sum(known), MAX_SUM)
 
 
 PART_FACTOR = 0xD1B54A32D192ED03

@@ -57,11 +57,11 @@ cdef inline bint is_full(const TableState *table, const View *view) noexcept nog
     return view.rows.live - (1 if view.other else 0) >= table.max_connections
 
 
-cdef uint32_t live_connections(TableState *table) noexcept nogil:
-    # The number of rows in use in the first view. Takes the mutex; callable from any thread.
+cdef uint32_t live_rows(TableState *table, uint32_t view) noexcept nogil:
+    # The number of rows in use in a view. Takes the mutex; callable from any thread.
     cdef uint32_t live
     lock_first(table)
-    live = table.views[0].rows.live
+    live = table.views[view].rows.live
     pthread_mutex_unlock(&table.lock)
     return live
 

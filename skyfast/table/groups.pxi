@@ -1,4 +1,4 @@
-# Groups: connections of the first view that have the same values of some labels are added up.
+# Groups: connections of a view that have the same values of some labels are added up.
 # `_table.pyx` includes this file.
 #
 # The groups belong to one call. Their memory is allocated before the first row is visited, but the
@@ -29,6 +29,7 @@ cdef struct Group:
 
 
 cdef struct Groups:
+    const View *view
     const uint32_t *columns     # of the labels
     uint32_t column_count
     uint32_t series             # values of a connection
@@ -67,7 +68,8 @@ cdef void *allocate_lazily(size_t count, size_t size) except NULL:
 
 cdef int groups_init(Groups *groups, TableState *table, const Family *ranked,
                      uint32_t limit) except -1:
-    # `groups.columns` must be set before. The caller destroys the groups, even if this raises.
+    # `groups.view` and `groups.columns` must be set before. The caller destroys the groups, even if
+    # this raises.
     cdef const Family *family
     cdef uint32_t i, side
     cdef uint32_t slots = 4
@@ -75,8 +77,8 @@ cdef int groups_init(Groups *groups, TableState *table, const Family *ranked,
     groups.values = <int64_t *>allocate(2 * table.family_count * sizeof(int64_t))
     for i in range(table.family_count):
         family = &table.families[i]
-        if family.view:
-            break
+        if not has_values(table, family, groups.view):
+            continue
         for side in range(family.sides):
             groups.kinds[groups.series] = kind_of_series(table, family, side)
             groups.series += 1
@@ -107,10 +109,11 @@ cdef void groups_destroy(Groups *groups) noexcept:
 
 
 cdef int kind_of_series(const TableState *table, const Family *family, uint32_t side) noexcept:
+    cdef const View *view = view_of(table, family)
     cdef uint32_t value
-    if family.values[side] == FLOWS:
+    if family.values[side] >= view.values:      # numbers of flows
         return COMBINE_SUM
-    value = table.views[0].sources[family.values[side]]
+    value = view.sources[family.values[side]]
     if value < table.counters:
         return COMBINE_SUM
     return COMBINE_LEAST if table.keeps[value] == KEEP_LEAST else COMBINE_MOST
@@ -154,7 +157,7 @@ cdef inline void group_move_to_other(Groups *groups, Group *group) noexcept nogi
 
 
 cdef void find_groups(TableState *table, const TopK *top, Groups *groups) noexcept nogil:
-    cdef const View *view = &table.views[0]
+    cdef const View *view = groups.view
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
@@ -164,10 +167,10 @@ cdef void find_groups(TableState *table, const TopK *top, Groups *groups) noexce
             row = scan_row(view, number)
             if row.deadline_s == 0 or not row_matches(table, row, top.search):
                 continue
-            rank = rank_of(table, top.family, row, top.is_gauge)
+            rank = rank_of(view, top.family, row)
             if top.since != NULL:
                 rank = growth_since(top.since, number, row, rank)
-            copy_values(table, row, groups.values)
+            copy_values(table, view, row, groups.values)
             group_add(groups, group_of(groups, table, row), 1, rank, groups.values)
         if groups.count > groups.limit or groups.is_full:
             # Must not be called under the lock, because it takes milliseconds.
@@ -178,7 +181,7 @@ cdef void find_groups(TableState *table, const TopK *top, Groups *groups) noexce
 
 cdef Group *group_of(Groups *groups, const TableState *table, Connection *row) noexcept nogil:
     # The group of a row. Missing groups are created; if there is no space, the result is `other`.
-    cdef const uint32_t *cells = cells_of(&table.views[0], row)
+    cdef const uint32_t *cells = cells_of(groups.view, row)
     cdef char digits[2 * MAX_INTEGER_DIGITS]
     cdef const char *text
     cdef uint64_t hash = table.seed
@@ -246,8 +249,8 @@ cdef void remove_half(Groups *groups) noexcept nogil:
         groups.slots[slot] = groups.count
 
 
-cdef tuple top_groups(TableState *table, uint32_t family, bint is_gauge, uint32_t count,
-                      tuple columns, const Kept *since, str part, dict sets, uint32_t limit):
+cdef tuple top_groups(TableState *table, uint32_t family, uint32_t count, tuple columns,
+                      const Kept *since, str part, dict sets, uint32_t limit):
     # The result of `Table.top_groups`. `since` is NULL to rank by value.
     cdef Search search
     cdef Groups groups
@@ -257,17 +260,17 @@ cdef tuple top_groups(TableState *table, uint32_t family, bint is_gauge, uint32_
     memset(&groups, 0, sizeof(Groups))
     for i, column in enumerate(columns):
         numbers[i] = column
+    groups.view = view_of(table, &table.families[family])
     groups.columns = numbers
     groups.column_count = len(columns)
     top.family = &table.families[family]
-    top.is_gauge = is_gauge
     top.since = since
     top.search = &search
     top.count = 0
     top.capacity = count
     top.heap = NULL
     try:
-        search_init(&search, table, part, sets)
+        search_init(&search, table, groups.view, part, sets)
         groups_init(&groups, table, top.family, limit)
         top.heap = <TopRow *>allocate(count * sizeof(TopRow))
         with nogil:
@@ -277,7 +280,7 @@ cdef tuple top_groups(TableState *table, uint32_t family, bint is_gauge, uint32_
         other = groups.other.connections, *shown_values(&groups, groups.other)
         return entries, other, groups.count, bool(groups.is_incomplete)
     finally:
-        search_destroy(&search, table)
+        search_destroy(&search)
         groups_destroy(&groups)
         free(top.heap)
 

@@ -320,21 +320,21 @@ cdef str unescaped(str text):
 # ---------------------------------------------------------------------------------------------
 # Values of connections
 
-cdef const Family *family_of_first(TableState *table, uint32_t family) except NULL:
-    if family >= table.family_count or table.families[family].view != 0:
-        raise IndexError("the first view has no such family")
+cdef const Family *ranked_family(TableState *table, uint32_t family) except NULL:
+    if family >= table.family_count:
+        raise IndexError("the table has no such family")
+    if table.families[family].text != NULL:
+        raise ValueError("connections cannot be ranked by a histogram")
     return &table.families[family]
 
 
-cdef bint family_is_gauge(TableState *table, uint32_t family, plan) except -1:
-    family_of_first(table, family)
-    return plan.views[0].families[family].type == "gauge"
+cdef inline const View *view_of(const TableState *table, const Family *family) noexcept nogil:
+    return &table.views[family.view]
 
 
-cdef inline int64_t rank_of(const TableState *table, const Family *family, Connection *row,
-                            bint is_gauge) noexcept nogil:
+cdef inline int64_t rank_of(const View *view, const Family *family,
+                            Connection *row) noexcept nogil:
     # The value by which a row is ranked; -1 if the row is free or has no value of the family.
-    cdef const View *view = &table.views[0]
     cdef int64_t value, second
     if row.deadline_s == 0:
         return -1
@@ -344,7 +344,7 @@ cdef inline int64_t rank_of(const TableState *table, const Family *family, Conne
     if family.sides == 2:
         second = series_value(family, view, row, 1)
         if second > family.absent:
-            if is_gauge or value < 0:
+            if value < 0 or not family.is_counter:
                 value = max(value, second)
             else:
                 add(&value, second)
@@ -352,10 +352,11 @@ cdef inline int64_t rank_of(const TableState *table, const Family *family, Conne
 
 
 cdef int keep_values(TableState *table, uint32_t family, Kept *kept) except -1:
-    # Store the current values of a family of the first view. The caller frees the stored values,
-    # even if this raises.
+    # Store the current values of a family. The caller frees the stored values, even if this
+    # raises.
+    cdef const View *view = view_of(table, &table.families[family])
     with nogil:
-        kept.rows = fresh_rows(table, &table.views[0].rows)
+        kept.rows = fresh_rows(table, &view.rows)
     kept.values = <int64_t *>malloc(kept.rows * sizeof(int64_t))
     kept.hashes = <uint32_t *>malloc(kept.rows * sizeof(uint32_t))
     if kept.values == NULL or kept.hashes == NULL:
@@ -366,51 +367,51 @@ cdef int keep_values(TableState *table, uint32_t family, Kept *kept) except -1:
 
 
 cdef void fill_snapshot(TableState *table, const Family *family, Kept *kept) noexcept nogil:
-    cdef const View *view = &table.views[0]
+    cdef const View *view = view_of(table, family)
     cdef Scan scan = scan_until(view, kept.rows)
     cdef Connection *row
     cdef uint32_t number
     while scan_slice(table, &scan):
         for number in range(scan.start, scan.stop):
             row = scan_row(view, number)
-            kept.values[number] = rank_of(table, family, row, False)
+            kept.values[number] = rank_of(view, family, row)
             kept.hashes[number] = row.hash
 
 
-cdef list top_rows(TableState *table, uint32_t family, bint is_gauge, uint32_t count,
-                   const Kept *since, str part, dict sets):
+cdef list top_rows(TableState *table, uint32_t family, uint32_t count, const Kept *since,
+                   str part, dict sets):
     # The result of `Table.top`. `since` is NULL to rank by value.
+    cdef const View *view = view_of(table, &table.families[family])
     cdef Search search
     cdef TopK top
     cdef uint32_t i
     cdef char *copies = NULL
     cdef int64_t *values = NULL
     top.family = &table.families[family]
-    top.is_gauge = is_gauge
     top.since = since
     top.search = &search
     top.count = 0
     top.capacity = count
     top.heap = NULL
     try:
-        search_init(&search, table, part, sets)
+        search_init(&search, table, view, part, sets)
         top.heap = <TopRow *>allocate(count * sizeof(TopRow))
-        copies = <char *>allocate(table.views[0].columns * MAX_CELL)
+        copies = <char *>allocate(view.columns * MAX_CELL)
         values = <int64_t *>allocate(2 * table.family_count * sizeof(int64_t))
         with nogil:
             find_top(table, &top)
         qsort(top.heap, top.count, sizeof(TopRow), compare_ranks)
-        rows = [shown_row(table, &top.heap[i], copies, values) for i in range(top.count)]
+        rows = [shown_row(table, view, &top.heap[i], copies, values) for i in range(top.count)]
         return [row for row in rows if row is not None]
     finally:
-        search_destroy(&search, table)
+        search_destroy(&search)
         free(top.heap)
         free(copies)
         free(values)
 
 
 cdef void find_top(TableState *table, TopK *top) noexcept nogil:
-    cdef const View *view = &table.views[0]
+    cdef const View *view = view_of(table, top.family)
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
@@ -418,7 +419,7 @@ cdef void find_top(TableState *table, TopK *top) noexcept nogil:
     while scan_slice(table, &scan):
         for number in range(scan.start, scan.stop):
             row = scan_row(view, number)
-            rank = rank_of(table, top.family, row, top.is_gauge)
+            rank = rank_of(view, top.family, row)
             if top.since != NULL:
                 rank = growth_since(top.since, number, row, rank)
             if rank >= 0 and top_k_takes(top, rank) and row_matches(table, row, top.search):
@@ -453,15 +454,14 @@ cdef inline const char *cell_bytes(const TableState *table, uint32_t cell, char 
 cdef bint row_matches(const TableState *table, Connection *row,
                       const Search *search) noexcept nogil:
     # Whether a label value of the row is one of the searched values, or contains the searched text.
-    cdef const View *view = &table.views[0]
-    cdef const uint32_t *cells = cells_of(view, row)
+    cdef const uint32_t *cells = cells_of(search.view, row)
     cdef uint64_t *word
     cdef uint64_t bit
     cdef size_t position
     cdef uint32_t i
     if search.size == 0:
         return True
-    for i in range(view.columns):
+    for i in range(search.view.columns):
         position = cells[i] & ~IS_STRING
         if cells[i] & IS_STRING:
             position += SMALL_INTEGERS
@@ -494,16 +494,17 @@ cdef bint cell_matches(const TableState *table, uint32_t cell, const Search *sea
     return text_matches(search, text, length)
 
 
-cdef tuple shown_row(TableState *table, const TopRow *entry, char *copies, int64_t *values):
-    # The rank, labels and values of a row, or None if the row was removed or reused. Callers
-    # allocate `copies` and `values`, because nothing may be allocated under the lock.
-    cdef const View *view = &table.views[0]
+cdef tuple shown_row(TableState *table, const View *view, const TopRow *entry, char *copies,
+                     int64_t *values):
+    # The rank, labels and values of a row, and whether pages show it; None if the row was removed or
+    # reused. Callers allocate `copies` and `values`, because nothing may be allocated under the
+    # lock.
     cdef Connection *row
     cdef char digits[2 * MAX_INTEGER_DIGITS]
     cdef const char *text
     cdef uint32_t lengths[MAX_VIEW_COLUMNS]
     cdef uint32_t i, count = 0
-    cdef bint is_there
+    cdef bint is_there, is_shown = True
     pthread_mutex_lock(&table.lock)
     row = connection_at(view, entry.row)
     is_there = row.deadline_s != 0 and row.hash == entry.hash
@@ -511,7 +512,8 @@ cdef tuple shown_row(TableState *table, const TopRow *entry, char *copies, int64
         for i in range(view.columns):
             text = cell_bytes(table, cells_of(view, row)[i], digits, &lengths[i])
             memcpy(copies + i * MAX_CELL, text, lengths[i])
-        count = copy_values(table, row, values)
+        count = copy_values(table, view, row, values)
+        is_shown = not are_set(&view.bounds) or reaches(view, row, &view.bounds)
     pthread_mutex_unlock(&table.lock)
     if not is_there:
         return None
@@ -520,21 +522,27 @@ cdef tuple shown_row(TableState *table, const TopRow *entry, char *copies, int64
         for i in range(view.columns)
     ]
     shown = [values[i] if values[i] >= 0 else None for i in range(count)]
-    return entry.rank, tuple(labels), tuple(shown)
+    return entry.rank, tuple(labels), tuple(shown), is_shown
 
 
-cdef uint32_t copy_values(const TableState *table, Connection *row,
+cdef inline bint has_values(const TableState *table, const Family *family,
+                            const View *view) noexcept nogil:
+    # Whether a family belongs to a view, and has one value per series. Histograms have several.
+    return view_of(table, family) == view and family.text == NULL
+
+
+cdef uint32_t copy_values(const TableState *table, const View *view, Connection *row,
                           int64_t *values) noexcept nogil:
-    # Copy the values of all series of the first view, -1 for missing values. Returns the number of
+    # Copy the values of all series of the row's view, -1 for missing values. Returns the number of
     # values.
     cdef const Family *family
     cdef uint32_t i, side, count = 0
     for i in range(table.family_count):
         family = &table.families[i]
-        if family.view:
-            break
+        if not has_values(table, family, view):
+            continue
         for side in range(family.sides):
-            values[count] = series_value(family, &table.views[0], row, side)
+            values[count] = series_value(family, view, row, side)
             if values[count] <= family.absent:
                 values[count] = -1
             count += 1

@@ -37,7 +37,8 @@ cdef struct Search:
     Character *characters
     uint32_t size               # 0: everything matches
     bint begins[256]            # by byte: whether a match can begin with this byte
-    ValueSet *sets              # by column of the first view: further values that match
+    const View *view            # whose rows are searched
+    ValueSet *sets              # by column: further values that match
     uint64_t *misses            # by column: a bit set of the cells that do not match
     size_t words                # of one column's bit set
 
@@ -52,7 +53,8 @@ cdef list case_variants(str character):
     return variants[:MAX_VARIANTS]
 
 
-cdef int search_init(Search *search, TableState *table, str text, dict sets) except -1:
+cdef int search_init(Search *search, TableState *table, const View *view, str text,
+                     dict sets) except -1:
     # `sets` has values by column: escaped, in UTF-8, each followed by a newline. The search borrows
     # these values. The caller destroys the search, even if this raises.
     cdef Character *character
@@ -61,6 +63,7 @@ cdef int search_init(Search *search, TableState *table, str text, dict sets) exc
     cdef size_t length
     cdef uint32_t column, i, j
     memset(search, 0, sizeof(Search))
+    search.view = view
     if not text:
         return 0
     search.characters = <Character *>allocate(len(text) * sizeof(Character))
@@ -76,12 +79,10 @@ cdef int search_init(Search *search, TableState *table, str text, dict sets) exc
     search.size = len(text)
     with nogil:
         search.words = (SMALL_INTEGERS + fresh_rows(table, &table.strings)) / 64 + 1
-    search.misses = <uint64_t *>allocate(
-        search.words * table.views[0].columns * sizeof(uint64_t)
-    )
+    search.misses = <uint64_t *>allocate(search.words * view.columns * sizeof(uint64_t))
     if not sets:
         return 0
-    search.sets = <ValueSet *>allocate(table.views[0].columns * sizeof(ValueSet))
+    search.sets = <ValueSet *>allocate(view.columns * sizeof(ValueSet))
     for column, values in sets.items():
         set_allocate(&search.sets[column], values.count(b"\n"))
         start = values
@@ -91,10 +92,10 @@ cdef int search_init(Search *search, TableState *table, str text, dict sets) exc
     return 0
 
 
-cdef void search_destroy(Search *search, const TableState *table) noexcept:
+cdef void search_destroy(Search *search) noexcept:
     cdef uint32_t i
     if search.sets != NULL:
-        for i in range(table.views[0].columns):
+        for i in range(search.view.columns):
             free(search.sets[i].slots)
     free(search.sets)
     free(search.misses)

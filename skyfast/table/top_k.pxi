@@ -21,8 +21,7 @@ cdef struct TopRow:
 
 cdef struct TopK:
     const Family *family
-    const Kept *since      # or NULL
-    bint is_gauge
+    const Kept *since           # or NULL
     const Search *search        # only rows that match this search are considered
     TopRow *heap
     uint32_t count, capacity

@@ -30,6 +30,7 @@ from tests.model import (
     View,
     counts_amount,
     escape,
+    labels_of,
     make_flow,
     part_of,
     read_page,
@@ -450,6 +451,36 @@ class TableMachine(RuleBasedStateMachine):
                 lines = [line for f in model.views[n].families for line in page[f.name]]
                 assert len(lines) == series
                 assert bytes_ >= 0
+
+    @rule(data=st.data())
+    def rank(self, data):
+        model, table = self.model, self.core.table
+        n = data.draw(st.integers(0, len(model.views) - 1))
+        ranked = [
+            (number, family)
+            for number, (view, family) in enumerate(
+                (view, family) for view in model.views for family in view.families
+            )
+            if view is model.views[n] and family.type != "histogram"
+        ]
+        if not ranked:
+            return
+        number, family = data.draw(st.sampled_from(ranked))
+        rows = table.top(number, MANY)
+        assert Counter(rows) == Counter(model.ranked(n, family))
+        ranks = [rank for rank, *_ in rows]
+        assert ranks == sorted(ranks, reverse=True)
+        names = [label.name for label in labels_of(model.views[n])]
+        if not names:
+            return
+        group = data.draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
+        groups = model.groups(n, family, group)
+        entries, (others, *_), count, is_incomplete = table.top_groups(number, MANY, group)
+        assert (count, is_incomplete) == (len(groups), False)
+        assert {key: (rank, values, size) for rank, key, values, size in entries} == {
+            key: entry for key, entry in groups.items() if entry[0] is not None
+        }
+        assert others == sum(size for rank, _, size in groups.values() if rank is None)
 
     @rule(seconds=st.sampled_from((1, 1, 2, 40, 74, 75, 90, 1290, 100_000)))
     def wait(self, seconds):

@@ -179,10 +179,12 @@ class AllocationFailureMachine(RuleBasedStateMachine):
             for number, view in enumerate(self.core.plan.views):
                 pairs = [(n if view.bytes else 0, 0) for n in range(count)]
                 self.core.table.forecast(self.now, number, pairs)
-            families = self.core.plan.views[0].families
-            labels = [column.name for column in self.core.plan.views[0].columns]
-            also = [(label, b"a\nTCP\n10.0.0.1\n") for label in labels]
-            for at, family in enumerate(families):
+            ranked = [(view, family) for view in self.core.plan.views for family in view.families]
+            for at, (view, family) in enumerate(ranked):
+                if family.type == "histogram":
+                    continue
+                labels = [column.name for column in view.columns]
+                also = [(label, b"a\nTCP\n10.0.0.1\n") for label in labels]
                 since = self.core.snapshot(at) if family.type == "counter" else None
                 self.core.top(at, count, since, "1", also)
                 self.core.top(at, count)

@@ -1235,8 +1235,11 @@ def test_connections_are_ranked_by_new_flows():
     snapshot = core.snapshot(1)
     core.message([make_flow("c3", ports=(2, 443)), make_flow("d4", ports=(3, 443))], 0)
     https = ("10.0.0.2", "443")
-    assert core.top(1, 10) == [(3, https, (None, 3)), (1, ("10.0.0.2", "80"), (None, 1))]
-    assert core.top(1, 10, snapshot) == [(2, https, (None, 3))]
+    assert core.top(1, 10) == [
+        (3, https, (None, 3), True),
+        (1, ("10.0.0.2", "80"), (None, 1), True),
+    ]
+    assert core.top(1, 10, snapshot) == [(2, https, (None, 3), True)]
 
 
 # Locks

@@ -24,6 +24,7 @@ from tests.support.table_adapter import ODD_TEXTS, Core, beside, many_flows, rea
 
 SLICE_ROWS = 2048
 COUNT = Family("flows", "gauge", ())
+BYTES_PATH, BYTES_BACK = FAMILIES[0].forward, FAMILIES[0].backward
 BYTE_FAMILY = [family.name for family in FAMILIES].index(BYTES)
 RTT_FAMILY = [family.name for family in FAMILIES].index(RTT)
 
@@ -58,7 +59,7 @@ def ranked(core, family, before=None):
             rank -= old if old <= rank else 0
             if rank == 0:
                 continue
-        entries.add((rank, labels, tuple(value for side in values for value in side)))
+        entries.add((rank, labels, tuple(value for side in values for value in side), True))
     return entries
 
 
@@ -116,7 +117,7 @@ def test_top_ranks_increases_since_a_snapshot():
     increased = core.top(BYTE_FAMILY, 1_000, since=snapshot)
     assert set(increased) == ranked(core, BYTE_FAMILY, before)
     assert len(increased) >= 50
-    assert {rank for rank, labels, _ in increased if labels not in before} == {5 + 6}
+    assert {rank for rank, labels, *_ in increased if labels not in before} == {5 + 6}
     assert snapshot.bytes < 12 * 1_000
 
 
@@ -226,22 +227,31 @@ def test_labels_are_not_escaped():
     for n, text in enumerate(ODD_TEXTS):
         core.report(make_flow(f"{n + 1:x}", node=text), 0)
     index = [column.name for column in core.plan.views[0].columns].index("node_tid")
-    assert {labels[index] for _, labels, _ in core.top(BYTE_FAMILY, 99)} == set(ODD_TEXTS)
+    assert {labels[index] for _, labels, *_ in core.top(BYTE_FAMILY, 99)} == set(ODD_TEXTS)
 
 
 def test_overflow_row_is_ranked_like_a_connection():
     core = Core(overflow="other", max_connections=10)
     core.message(many_flows(30, total=(1, 10, 1, 10)), 0)
-    rank, labels, _ = core.top(BYTE_FAMILY, 1)[0]
+    rank, labels, *_ = core.top(BYTE_FAMILY, 1)[0]
     assert set(labels) == {"other"}
     assert rank > 20
 
 
 def test_top_rejects_invalid_families_snapshots_and_counts():
-    core = Core(Spec(views=(View(LABELS, FAMILIES), View((DIRECTION,), FAMILIES, timeout_s=90))))
-    for call in (core.snapshot, lambda family: core.top(family, 1)):
+    sizes = Family("sizes", "histogram", BYTES_PATH, BYTES_BACK, observes="total", buckets=("1",))
+    views = (View(LABELS, FAMILIES), View((DIRECTION,), (*FAMILIES, sizes), timeout_s=90))
+    core = Core(Spec(views=views))
+    calls = (
+        core.snapshot,
+        lambda family: core.top(family, 1),
+        lambda family: core.top_groups(family, 1, ["protocol"]),
+    )
+    for call in calls:
         with pytest.raises(IndexError, match="no such family"):
-            call(len(FAMILIES))
+            call(2 * len(FAMILIES) + 1)
+        with pytest.raises(ValueError, match="by a histogram"):
+            call(2 * len(FAMILIES))
     with pytest.raises(ValueError, match="requires a counter"):
         core.snapshot(RTT_FAMILY)
     with pytest.raises(ValueError, match="another table"):
@@ -250,6 +260,45 @@ def test_top_rejects_invalid_families_snapshots_and_counts():
         core.top(BYTE_FAMILY, 1 << 17)
     with pytest.raises(OverflowError):
         core.top(-1, 1)
+
+
+def test_rows_of_views_are_ranked_by_their_own_families():
+    services = View(
+        [label for label in LABELS if label.name in ("target_port", "protocol")],
+        (COUNT, FAMILIES[BYTE_FAMILY]),
+        timeout_s=90,
+    )
+    core = Core(Spec(views=(View(), services)))
+    core.message(many_flows(6, total=(1, 2, 3, 4)), 0)
+    number = len(FAMILIES) + 1
+    port, protocol = (core.top(number, 9)[0][1][i] for i in (0, 1))
+    assert core.top(number, 9) == [(18, (port, protocol), (6, 18), True)]
+    assert core.top(number - 1, 9) == [(6, (port, protocol), (6, 18), True)]
+    snapshot = core.snapshot(number)
+    core.message(many_flows(2, total=(2, 2, 3, 4), last=2_000), 1)
+    assert [rank for rank, *_ in core.top(number, 9, since=snapshot)] == [2]
+    assert core.top(number, 9, containing=protocol.lower())
+    assert core.top(number, 9, containing="10.0.0") == []
+    also = [("protocol", f"{protocol}\n".encode())]
+    assert core.top(number, 9, containing="no such text", also=also)
+    assert core.top_groups(number, 9, ["protocol"])[0] == [(20, (protocol,), (6, 20), 1)]
+    with pytest.raises(ValueError, match="not in tuple"):
+        core.top_groups(number, 9, ["initiator_ip"])
+    # Rows of a view stay after their connections have expired.
+    core.expire(TIMEOUT_S + 1)
+    assert core.top(BYTE_FAMILY, 9) == []
+    assert core.top(number, 9) == [(20, (port, protocol), (0, 20), True)]
+
+
+def test_hidden_connections_are_marked():
+    core = Core()
+    core.message(many_flows(3, total=(1, 2, 1, 2)), 0)
+    core.report(make_flow("ff", (600, 401, 1, 1), a="192.0.2.1"), 0)
+    assert [shown for *_, shown in core.top(BYTE_FAMILY, 9)] == [True] * 4
+    core.bounds = [(1000, 0)]
+    assert [shown for *_, shown in core.top(BYTE_FAMILY, 9)] == [True, False, False, False]
+    core.bounds = [(1001, 2)]
+    assert [shown for *_, shown in core.top(BYTE_FAMILY, 9)] == [True] * 4
 
 
 def test_threads_can_rank_during_updates():
@@ -263,7 +312,7 @@ def test_threads_can_rank_during_updates():
         ):
             ranks = [rank for rank, *_ in top]
             assert ranks == sorted(ranks, reverse=True)
-            assert all(labels[0].startswith("10.0.") for _, labels, _ in top)
+            assert all(labels[0].startswith("10.0.") for _, labels, *_ in top)
         groups, *_ = core.top_groups(
             BYTE_FAMILY, 100, ["target_port", "initiator_ip"], max_groups=500
         )
@@ -288,7 +337,7 @@ def combined(core, entries):
         for family in families
         for value in family.values
     ]
-    columns = zip(*(values for _, _, values in entries), strict=True)
+    columns = zip(*(values for _, _, values, _ in entries), strict=True)
     values = tuple(
         kind(value for value in column if value is not None)
         if any(value is not None for value in column)
@@ -320,10 +369,10 @@ def grouped(core, family, labels, entries):
 def all_entries(core, family, **options):
     """Return all connections. The rank is None if a connection has no value in the family."""
     ranked_ones = core.top(family, 10_000, **options)
-    known = {labels for _, labels, _ in ranked_ones}
-    every = {labels: values for _, labels, values in core.top(BYTE_FAMILY, 10_000)}
+    known = {labels for _, labels, *_ in ranked_ones}
+    every = {labels: values for _, labels, values, _ in core.top(BYTE_FAMILY, 10_000)}
     assert len(every) == core.connections
-    rest = [(None, labels, values) for labels, values in every.items() if labels not in known]
+    rest = [(None, *entry, True) for entry in every.items() if entry[0] not in known]
     return ranked_ones + rest
 
 
@@ -385,7 +434,7 @@ def test_groups_can_be_filtered_and_ranked_by_increase():
         entries, *_ = core.top_groups(BYTE_FAMILY, 100, ["target_port"], **options)
         sums = {}
         index = [column.name for column in core.plan.views[0].columns].index("target_port")
-        for rank, labels, _ in rows:
+        for rank, labels, *_ in rows:
             sums[labels[index],] = sums.get((labels[index],), 0) + rank
         assert {labels: rank for rank, labels, *_ in entries} == sums
     part = core.top(BYTE_FAMILY, 10_000, containing="two")
