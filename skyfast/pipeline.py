@@ -189,6 +189,10 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
             table=table,
             view=plan.views[0],
             metrics=[metric.name for metric in export.main.metrics],
+            others={
+                view.prefix: (planned, [metric.name for metric in view.metrics])
+                for view, planned in zip(export.views, plan.views[1:], strict=True)
+            },
             names=known_names,
         )
     )

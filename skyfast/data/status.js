@@ -89,6 +89,7 @@
     points,
     reasons: (value) => Object.entries(value)
       .map(([name, n]) => `${REASONS[name] ?? name} ${count(n)}`).join(", "),
+    hidden: (value) => value ? "hidden" : "yes",
     percent,
     created: (value) =>
       `${count(value.created_series_at_most)} in ${duration(value.window_seconds)}`,
@@ -100,7 +101,7 @@
   const STATES = ["state", "health", "reload-state"];
   const COLOURS = { ready: "good", degraded: "warn", "not ready": "bad" };
   const TEXTS = [...STATES, "text", "error", "last-error", "reload", "list", "points",
-    "reasons"];
+    "reasons", "hidden"];
   const isNothing = (value) => value === null || value === ""
     || (typeof value === "object" && !Object.keys(value).length);
   const formatted = (value, format, now) => {
@@ -132,8 +133,9 @@
   }
 
   function fillCell(cell, head, row, now) {
-    const { key, format, name: label, beside, other, bar: length, filters } = head.dataset;
-    const value = at(row, key), text = formatted(value, format, now);
+    const { key, format, name: label, beside, other, bar: length, filters, configured } = head.dataset;
+    const value = at(row, key), mark = configured === String(value) ? " (configured)" : "";
+    const text = formatted(value, format, now) + mark;
     cell.className = classOf(value, format);
     if (length !== undefined) {
       const span = document.createElement("span");
@@ -235,7 +237,8 @@
   const shape = (status) => JSON.stringify(
     [status.version, status.labels, status.metrics, status.rankings, status.interfaces.enabled,
       status.names !== null, status.own_names !== null,
-      status.forecast && [status.forecast.current.min_bytes, status.forecast.min_packets]]);
+      status.forecast && [status.forecast.current.min_bytes, status.forecast.min_packets],
+      status.views]);
 
   function showStatus(status) {
     if (made !== shape(status)) {
@@ -285,7 +288,7 @@
   const topTable = document.querySelector('[data-rows="top"]');
   const wanted = () => {
     const parameters = new URLSearchParams(new FormData(form));
-    if (!parameters.get("group")) parameters.delete("group");
+    for (const name of ["group", "view"]) if (!parameters.get(name)) parameters.delete(name);
     return parameters.toString();
   };
 
@@ -294,26 +297,33 @@
       write(note, BUSY);
       return;
     }
-    const choice = [...all(".choice a")].find((link) => link.dataset.by === top.by);
+    const choices = all(".choice a[data-by]");
+    const choice = [...choices].find((link) => link.dataset.by === top.by);
     const head = topTable.tHead.rows[0].cells[0];
     head.dataset.format = choice.dataset.format;
     write(head, choice.textContent);
-    for (const link of all(".choice a")) {
+    for (const link of choices) {
       if (link === choice) link.setAttribute("aria-current", "true");
       else link.removeAttribute("aria-current");
     }
     const most = top.entries.length ? top.entries[0].rank || 1 : 1;
     const rows = top.entries.map((entry) => ({ ...entry, share: entry.rank / most }));
     fillTable(topTable, rows, 0);
+    const noun = top.view ? "row" : "connection";
+    if (!top.matches) {
+      write(note, `No ${noun} matches “${top.filter}”.`);
+      return;
+    }
     if (top.window_seconds !== null && top.window_seconds < REPORT_INTERVAL_S && !rows.length) {
       write(note, NO_RATES);
       return;
     }
     const total = top.groups === null ? top.connections : top.groups;
     let text = `${count(rows.length)} of ${count(total)}`
-      + ` ${top.groups === null ? "connection" : "group"}${total === 1 ? "" : "s"}`;
+      + ` ${top.groups === null ? noun : "group"}${total === 1 ? "" : "s"}`;
+    if (top.view) text += ` of the view ${top.view}`;
     if (top.other !== null && top.other.connections) {
-      text += `; ${count(top.other.connections)} other connections:`
+      text += `; ${count(top.other.connections)} other ${noun}s:`
         + ` ${formatted(top.other.rank, choice.dataset.format, 0)}`;
     }
     if (top.approximate) text += "; too many groups: sums are approximate";
@@ -402,9 +412,18 @@
     changed();
   });
   document.addEventListener("click", (event) => {
-    const link = event.target.closest("a[data-by], a[data-filter]");
+    const link = event.target.closest("a[data-by], a[data-filter], a[data-group]");
     if (!link || event.metaKey || event.ctrlKey || event.shiftKey) return;
     event.preventDefault();
+    if (link.dataset.group !== undefined) {
+      // The table gets other columns.
+      form.elements.view.value = link.dataset.view;
+      const parameters = new URLSearchParams(wanted());
+      parameters.delete("group");
+      if (link.dataset.group) parameters.set("group", link.dataset.group);
+      location.assign(`?${parameters}`);
+      return;
+    }
     if (link.dataset.by !== undefined) form.elements.by.value = link.dataset.by;
     else form.elements.filter.value = link.dataset.filter.slice(0, MAX_FILTER_CHARS);
     changed();

@@ -1,21 +1,15 @@
 """The busiest connections on the status page: the choices, the note and the table."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from html import escape
 from typing import Final
 
 from skyfast.web.elements_html import Elements, HtmlColumn, query_link
 from skyfast.web.formats import count, duration, formatted
-from skyfast.web.top import (
-    PER_SECOND,
-    REPORT_INTERVAL_S,
-    Metric,
-    Query,
-    Ranking,
-    RankingKey,
-    Top,
-    Unit,
-)
+from skyfast.web.groupings import Grouping, groupings, pairs
+from skyfast.web.ranked_views import PER_SECOND, Metric, RankedView, RankingKey, Unit
+from skyfast.web.top import REPORT_INTERVAL_S, Query, Ranking, Top
 
 ROWS: Final = (20, 50, 100, 500)
 """The selectable numbers of connections."""
@@ -49,35 +43,62 @@ def _format(metric: Metric, *, is_rate: bool = False) -> str:
     return _UNIT_FORMATS[metric.unit] + ("-rate" if is_rate else "")
 
 
-def ranking_link(key: RankingKey, ranking: Ranking, query: Query) -> str:
-    format_ = _format(ranking.metrics[key.family], is_rate=key.is_rate)
+def ranking_links(ranking: Ranking, query: Query) -> str:
+    """Return the links that choose the ranking criterion."""
+    keys = ranking.views[query.view].keys.values()
+    return "\n".join(_ranking_link(key, query) for key in keys)
+
+
+def _ranking_link(key: RankingKey, query: Query) -> str:
+    format_ = _format(key.metric, is_rate=key.is_rate)
     current = ' aria-current="true"' if key.name == query.by else ""
     return (
-        f'<a href="{query_link(key.name, query)}" data-by="{escape(key.name)}"'
+        f'<a href="{query_link(replace(query, by=key.name))}" data-by="{escape(key.name)}"'
         f' data-format="{format_}"{current}>{_title(key)}</a>'
     )
 
 
+def grouping_links(ranking: Ranking, query: Query) -> str:
+    """Return the links that choose what is ranked: connections, groups or rows of a view."""
+    return "\n".join(_grouping_link(grouping, query) for grouping in groupings(ranking.views))
+
+
+def _grouping_link(grouping: Grouping, query: Query) -> str:
+    is_current = query.group == grouping.group and (
+        query.view == grouping.view or bool(grouping.group)
+    )
+    current = ' aria-current="true"' if is_current else ""
+    link = query_link(replace(query, group=grouping.group, view=grouping.view))
+    return (
+        f'<a href="{link}" data-group="{escape(",".join(grouping.group))}"'
+        f' data-view="{escape(grouping.view)}"{current}>{escape(grouping.title)}</a>'
+    )
+
+
 def row_options(chosen: int) -> str:
+    """Return the options for the number of rows."""
     return "".join(
         f"<option{' selected' if n == chosen else ''}>{n}</option>" for n in sorted({*ROWS, chosen})
     )
 
 
 def group_options(ranking: Ranking, query: Query) -> str:
-    """Return an option for each label, and for each pair of labels of the two ends."""
-    groups: list[tuple[str, ...]] = [()]
-    for label in ranking.labels:
-        target = label.replace("initiator_", "target_", 1)
-        if target != label and target in ranking.labels:
-            groups.append((label, target))
-    groups += [(label,) for label in ranking.labels]
+    """Return the options for the labels to group by.
+
+    There is an option for each label of the ranked view, and for each pair of labels of the two
+    ends. For connections, options for labels that only views have follow.
+    """
+    labels = ranking.views[query.view].labels
+    groups = [(), *pairs(labels)]
+    if not query.view:
+        for view in ranking.views.values():
+            groups += [group for group in pairs(view.labels) if not {*group} <= {*labels}]
     if query.group not in groups:
         groups.append(query.group)
     return "".join(
         f'<option value="{escape(",".join(group))}"'
         f"{' selected' if group == query.group else ''}>{_group_title(group)}</option>"
-        for group in groups
+        for group in dict.fromkeys(groups)
     )
 
 
@@ -86,17 +107,23 @@ def _group_title(group: tuple[str, ...]) -> str:
 
 
 def note(ranking: Ranking, query: Query, top: Top) -> str:
+    """Return the text above the table, as HTML."""
+    noun = "row" if top.view else "connection"
+    if not top.matches:
+        return escape(f"No {noun} matches “{top.filter}”.")
     is_new = top.window_seconds is not None and top.window_seconds < REPORT_INTERVAL_S
     if is_new and not top.entries:
         return NO_RATES
     # This total is from the same scan as the rows; the total shown above may be newer.
     total = top.connections if top.groups is None else top.groups
-    noun = "connection" if top.groups is None else "group"
-    text = f"{count(len(top.entries))} of {count(total)} {noun}{'' if total == 1 else 's'}"
+    counted = noun if top.groups is None else "group"
+    text = f"{count(len(top.entries))} of {count(total)} {counted}{'' if total == 1 else 's'}"
+    if top.view:
+        text += f" of the view {top.view}"
     if top.other is not None and top.other.connections:
-        key = ranking.keys[query.by]
-        format_ = _format(ranking.metrics[key.family], is_rate=key.is_rate)
-        others = f"{count(top.other.connections)} other connections"
+        key = ranking.views[query.view].keys[query.by]
+        format_ = _format(key.metric, is_rate=key.is_rate)
+        others = f"{count(top.other.connections)} other {noun}s"
         text += f"; {others}: {formatted(top.other.rank, format_, 0)}"
     if top.approximate:
         text += "; too many groups: sums are approximate"
@@ -105,22 +132,27 @@ def note(ranking: Ranking, query: Query, top: Top) -> str:
             f", by increase over the last {duration(top.window_seconds)};"
             " each connection is reported about once a minute"
         )
-    return text
+    return escape(text)
 
 
-def table(ranking: Ranking, query: Query, top: Top | None, elements: Elements) -> str:
-    key = ranking.keys[query.by]
+def table(
+    ranking: Ranking, query: Query, top: Top | None, elements: Elements, *, has_bounds: bool
+) -> str:
+    """Return the table. ``has_bounds`` is whether rows of the ranked view can be hidden."""
+    view = ranking.views[query.view]
+    key = view.keys[query.by]
     columns = [
         HtmlColumn(
             "rank",
-            _format(ranking.metrics[key.family], is_rate=key.is_rate),
+            _format(key.metric, is_rate=key.is_rate),
             _title(key),
             ' aria-sort="descending"',
             bar="share",
         ),
-        *(_label_column(label, ranking) for label in query.group or ranking.labels),
-        *([HtmlColumn("connections", "count", "connections")] if query.group else []),
-        *(column for metric in ranking.metrics for column in _value_columns(metric, query)),
+        *(_label_column(label, view) for label in query.group or view.labels),
+        *([HtmlColumn("connections", "count", _rows_title(query))] if query.group else []),
+        *(column for metric in view.metrics for column in _value_columns(metric, query)),
+        *([HtmlColumn("hidden", "hidden", "series")] if has_bounds and not query.group else []),
     ]
     entries = top.entries if top else []
     rows = [
@@ -130,6 +162,7 @@ def table(ranking: Ranking, query: Query, top: Top | None, elements: Elements) -
             "labels": entry.labels,
             "names": entry.names,
             "connections": entry.connections,
+            "hidden": entry.hidden,
             "values": entry.values,
         }
         for entry in entries
@@ -137,20 +170,27 @@ def table(ranking: Ranking, query: Query, top: Top | None, elements: Elements) -
     return elements.rows("top", columns, rows)
 
 
-def _label_column(label: str, ranking: Ranking) -> HtmlColumn:
+def _rows_title(query: Query) -> str:
+    return "rows" if query.view else "connections"
+
+
+def _label_column(label: str, view: RankedView) -> HtmlColumn:
     return HtmlColumn(
         f"labels.{label}",
         "text",
         label.replace("_", " "),
-        name=label if label in ranking.addresses | ranking.nodes else "",
-        is_beside=label in ranking.addresses,
+        name=label if label in view.addresses | view.nodes else "",
+        is_beside=label in view.addresses,
         filters=True,
     )
 
 
 def _value_columns(metric: Metric, query: Query) -> Iterable[HtmlColumn]:
     name = escape(metric.name.replace("_", " "))
-    link = f'<a href="{query_link(metric.name, query)}" data-by="{escape(metric.name)}">{name}</a>'
+    link = (
+        f'<a href="{query_link(replace(query, by=metric.name))}"'
+        f' data-by="{escape(metric.name)}">{name}</a>'
+    )
     for index in range(metric.directions):
         arrow = f" {_DIRECTIONS[index]}" if metric.directions == 2 else ""
         yield HtmlColumn(f"values.{metric.name}.{index}", _format(metric), link + arrow)

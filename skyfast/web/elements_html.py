@@ -11,6 +11,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from skyfast.web import html
+from skyfast.web.forecast import CONFIGURED
 from skyfast.web.formats import COLOURS, STATES, TEXTS, formatted
 from skyfast.web.help_html import link
 from skyfast.web.notices import NEARLY_FULL
@@ -27,7 +28,7 @@ class HtmlColumn:
     values can have names. A name is shown beside the value if ``is_beside``, and otherwise instead
     of the value. ``other`` is the key of a text that replaces the value, unless the text is None.
     ``bar`` is the key of the length of a bar in the background. If ``filters``, the value is a link
-    that filters by it.
+    that filters by it. ``configured`` is a value that is marked as the configured one; 0 is none.
     """
 
     key: str
@@ -39,6 +40,7 @@ class HtmlColumn:
     other: str = ""
     bar: str = ""
     filters: bool = False
+    configured: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ class Elements:
         )
 
     def _filter(self, text: str) -> str:
-        return query_link(self._query.by, replace(self._query, filter=text[:MAX_FILTER_CHARS]))
+        return query_link(replace(self._query, filter=text[:MAX_FILTER_CHARS]))
 
     def table(self, key: str, columns: Iterable[HtmlColumn]) -> str:
         """Return the list as a table."""
@@ -128,6 +130,8 @@ class Elements:
         value = _at(row, column.key)
         class_ = _class(value, column.format)
         text = escape(formatted(value, column.format, self._now_s))
+        if column.configured and value == column.configured:
+            text += CONFIGURED
         if column.bar:
             share = _at(row, column.bar) or 0
             return f'<td class="{class_} share">{html.bar(share)}<span>{text}</span></td>'
@@ -155,6 +159,7 @@ def _attributes(column: HtmlColumn) -> str:
         "other": column.other,
         "bar": column.bar,
         "filters": column.filters,
+        "configured": column.configured,
     }
     return "".join(
         f" data-{name}" if value is True else f' data-{name}="{value}"'
@@ -191,8 +196,11 @@ def _side(format_: str) -> str:
     return "text" if format_ in TEXTS else "number"
 
 
-def query_link(by: str, query: Query) -> str:
-    parameters = {"by": by, "n": query.n, "filter": query.filter}
+def query_link(query: Query) -> str:
+    """Return the relative URL of the status page with this query, as HTML."""
+    parameters = {"by": query.by, "n": query.n, "filter": query.filter}
     if query.group:
         parameters["group"] = ",".join(query.group)
+    if query.view:
+        parameters["view"] = query.view
     return escape("?" + urlencode(parameters, safe=","))

@@ -139,6 +139,7 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
     "list": lambda value, _: ", ".join(value),
     "points": _points,
     "reasons": _reasons,
+    "hidden": lambda value, _: "hidden" if value else "yes",
     "percent": lambda value, _: percent(value),
     "created": _created,
     "memory-range": _memory,
@@ -148,7 +149,17 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
 
 STATES: Final = ("state", "health", "reload-state")
 COLOURS: Final = {"ready": "good", "degraded": "warn", "not ready": "bad"}
-TEXTS: Final = (*STATES, "text", "error", "last-error", "reload", "list", "points", "reasons")
+TEXTS: Final = (
+    *STATES,
+    "text",
+    "error",
+    "last-error",
+    "reload",
+    "list",
+    "points",
+    "reasons",
+    "hidden",
+)
 """Formats of text, aligned to the left."""
 
 

@@ -344,7 +344,7 @@ class WebServer:
         ranking = self._status.ranking
         parameters = [(name, text) for name, text in request.query.items() if name in PARAMETERS]
         try:
-            query = ranking.query(parameters, n=status_html.DEFAULT_ROWS)
+            query = ranking.query(parameters, n=status_html.DEFAULT_ROWS, any_by=True)
         except QueryError as error:
             return text_response(str(error), HTTPStatus.BAD_REQUEST)
         if self._status_pages >= MAX_STATUS_PAGES:

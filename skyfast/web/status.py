@@ -46,6 +46,7 @@ from skyfast.web.status_report import (
     Scrapes,
     StatusReport,
     TableStatus,
+    ViewStatus,
 )
 from skyfast.web.top import Ranking
 
@@ -215,9 +216,10 @@ class Status:
                 ],
             ),
             history=self._history.series(stats, counts.connections, now_s=time.monotonic()),
-            labels=subject.ranking.labels,
-            metrics=subject.ranking.metrics,
-            rankings=list(subject.ranking.keys),
+            labels=subject.ranking.main.labels,
+            metrics=subject.ranking.main.metrics,
+            rankings=list(subject.ranking.main.keys),
+            views=list(_views(subject)),
             forecast=forecast,
             reload=Reload(
                 successful=bool(stats.config.last_reload_successful),
@@ -346,6 +348,20 @@ def _own_names(stats: OwnNameStats | None) -> OwnNamesStatus | None:
         last_load_success_timestamp_seconds=stats.last_load_success_timestamp_s,
         last_error=_last_error(stats.last_failure),
     )
+
+
+def _views(subject: StatusSource) -> Iterator[ViewStatus]:
+    for view in subject.ranking.views.values():
+        if view.prefix:
+            bounds = subject.config.limits.bounds[view.index]
+            yield ViewStatus(
+                prefix=view.prefix,
+                labels=view.labels,
+                metrics=view.metrics,
+                rankings=list(view.keys),
+                min_bytes=bounds.min_bytes,
+                min_packets=bounds.min_packets,
+            )
 
 
 def _interface(interface: Interface, names: KnownNames) -> InterfaceStatus:

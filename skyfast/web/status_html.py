@@ -6,6 +6,7 @@ the JSON, and ``data-format`` its format. `skyfast.web.formats` and ``data/statu
 formats, and a test compares their output.
 """
 
+from dataclasses import replace
 from html import escape
 from string import Template
 from typing import Final
@@ -118,16 +119,18 @@ def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | Non
         ),
         tiles="".join(tiles_html.as_html(tile, elements, report.history) for tile in _TILES),
         analyzers=elements.table("analyzers", _ANALYZERS),
-        choices="\n".join(
-            busiest_html.ranking_link(key, ranking, query) for key in ranking.keys.values()
-        ),
+        choices=busiest_html.ranking_links(ranking, query),
+        groupings=busiest_html.grouping_links(ranking, query),
         by=escape(query.by),
+        view=escape(query.view),
         filter=escape(query.filter),
         max_filter=MAX_FILTER_CHARS,
         groups=busiest_html.group_options(ranking, query),
         counts=busiest_html.row_options(query.n),
         note=busiest_html.note(ranking, query, top) if top else busiest_html.BUSY,
-        top=busiest_html.table(ranking, query, top, elements),
+        top=busiest_html.table(
+            ranking, query, top, elements, has_bounds=_has_bounds(report, query.view)
+        ),
         interfaces_note=_interfaces_note(report, elements),
         names_note=_names_note(report, elements) + _own_names_note(report, elements),
         interfaces=elements.table(
@@ -188,15 +191,25 @@ def _page_shape(report: StatusReport, ranking: Ranking) -> str:
     # configuration.
     parts = (
         report.version,
-        ranking.labels,
-        ranking.metrics,
-        list(ranking.keys),
+        ranking.main.labels,
+        ranking.main.metrics,
+        list(ranking.main.keys),
         report.interfaces.enabled,
         report.names is not None,
         report.own_names is not None,
         _bounds(report),
+        report.views,
     )
     return msgspec.json.encode(parts).decode()
+
+
+def _has_bounds(report: StatusReport, prefix: str) -> bool:
+    """Return whether a view, or the main view if ``prefix`` is empty, can hide rows."""
+    if not prefix:
+        return any(_bounds(report) or ())
+    # During a reload, the report may be of another configuration.
+    views = [view for view in report.views if view.prefix == prefix]
+    return any(view.min_bytes or view.min_packets for view in views)
 
 
 def _bounds(report: StatusReport) -> tuple[int, int] | None:
@@ -216,6 +229,7 @@ def _forecast(report: StatusReport, elements: Elements) -> str:
         *([f"min_packets {min_packets:,}"] if min_packets else ()),
     ]
     note = f"; configured: {' or '.join(configured)}" if configured else ""
+    columns = [replace(_BOUNDS[0], configured=min_bytes), *_BOUNDS[1:]]
     return (
         '<section class="panel" aria-labelledby="bounds">\n'
         '<div class="head"><h2 id="bounds">Series of the connections</h2><p>'
@@ -225,7 +239,7 @@ def _forecast(report: StatusReport, elements: Elements) -> str:
         f"{note}</p></div>\n"
         f"<p>{elements.place('forecast.text', 'text')}"
         " The table shows what would remain with other values of min_bytes:</p>\n"
-        f"{elements.table('forecast.bounds', _BOUNDS)}</section>\n"
+        f"{elements.table('forecast.bounds', columns)}</section>\n"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from skyfast.web.forecast import Forecast
 from skyfast.web.history import Series
 from skyfast.web.notices import Notice
-from skyfast.web.top import Metric
+from skyfast.web.ranked_views import Metric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +210,18 @@ class CapturesStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ViewStatus:
+    """A view whose rows can be ranked. The labels have no direction, the metrics no histograms."""
+
+    prefix: str
+    labels: Sequence[str]
+    metrics: Sequence[Metric]
+    rankings: list[str]
+    min_bytes: int
+    min_packets: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reload:
     """The latest reload of the configuration, or the start before any reload.
 
@@ -226,7 +238,10 @@ class Reload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusReport:
-    """The status, without the busiest connections. ``warnings`` are the texts of ``notices``."""
+    """The status, without the busiest connections. ``warnings`` are the texts of ``notices``.
+
+    ``labels``, ``metrics`` and ``rankings`` are those of connections.
+    """
 
     version: str
     python: str
@@ -252,6 +267,7 @@ class StatusReport:
     labels: Sequence[str]
     metrics: Sequence[Metric]
     rankings: list[str]
+    views: list[ViewStatus]
     forecast: Forecast | None
     reload: Reload
     configuration_source: str

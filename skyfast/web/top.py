@@ -1,4 +1,4 @@
-"""The busiest connections, or groups of them, for ``/api/top`` and the status page.
+"""The busiest connections, rows of views, or groups of them: ``/api/top`` and the status page.
 
 A ranking scans the table once, even if it ranks groups. Scans run in a thread, one at a time, and
 requests for the same ranking within a second share the result. Rates compare the table with a
@@ -10,18 +10,26 @@ import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
-from skyfast.flows.catalog import ADDRESS_NAMES, INITIATOR_IP, NODE_TID, TARGET_IP
-from skyfast.flows.plan import Column, Family, View
+from skyfast.flows.plan import View
 from skyfast.runtime.logs import printable
 from skyfast.skydive.known_names import KnownNames
-from skyfast.text_format import MetricType, escaped
+from skyfast.text_format import escaped
+from skyfast.web.ranked_views import (
+    RankedView,
+    RankingKey,
+    Unit,
+    Values,
+    ranked_view,
+    scaled,
+    values_by_metric,
+)
 from skyfast.web.scan_cache import ScanCache
 
-PARAMETERS: Final = ("by", "n", "filter", "group")
+PARAMETERS: Final = ("by", "n", "filter", "group", "view")
 """The query parameters of a ranking."""
 
 DEFAULT_ENTRIES: Final = 50
@@ -51,15 +59,7 @@ REPORT_INTERVAL_S: Final = 60.0
 A report adds the traffic of a whole interval, even if it arrives right after the snapshot.
 Therefore rates are never computed over a shorter time."""
 
-RATES: Final = ("bytes", "packets")
-"""The metrics that can be ranked by rate. Each needs up to two snapshots."""
-
-PER_SECOND: Final = "_per_second"
-
-Unit = Literal["bytes", "seconds", "nanoseconds", "timestamp", ""]
-
-Values = tuple[int | None, ...]
-Row = tuple[int, tuple[str, ...], Values]
+Row = tuple[int, tuple[str, ...], Values, bool]
 Group = tuple[int, tuple[str, ...], Values, int]
 Groups = tuple[Sequence[Group], tuple[int, int | None, Values], int, bool]
 
@@ -69,6 +69,8 @@ class TopTable(Protocol):
 
     @property
     def connections(self) -> int: ...
+    @property
+    def view_connections(self) -> Sequence[int]: ...
     def snapshot(self, family: int, /) -> Any: ...
     def top(
         self,
@@ -100,33 +102,15 @@ class QueryError(ValueError):
 class Query:
     """A query for at most ``n`` connections with ``filter`` in a label value or the value's name.
 
-    If ``group`` has labels, the query asks for groups of these connections.
+    If ``group`` has labels, the query asks for groups of these connections. If ``view`` is the
+    prefix of a view, the query asks for the rows of the view instead of connections.
     """
 
     by: str
     n: int = DEFAULT_ENTRIES
     filter: str = ""
     group: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
-    """A metric of the main view. ``directions`` is 2 if each direction has its own value."""
-
-    name: str
-    family: str
-    type: MetricType
-    unit: Unit
-    directions: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankingKey:
-    """A ranking criterion: the metric of the same name, or the rate of a metric."""
-
-    name: str
-    family: int
-    is_rate: bool
+    view: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,13 +119,15 @@ class Entry:
 
     A value that the connection does not have is None. ``rank`` is the value of the ranking
     criterion. ``names`` are the known names of label values, by label. ``connections`` is 1, or the
-    number of connections of the group.
+    number of connections of the group. ``hidden`` means that the connection has no series because
+    of its bounds; for groups, it is false.
     """
 
     rank: float
     labels: dict[str, str]
     names: dict[str, str]
     connections: int
+    hidden: bool
     values: dict[str, list[float | None]]
 
 
@@ -158,14 +144,17 @@ class Other:
 class Top:
     """A ranking. ``window_seconds`` is the age of the snapshot, or None without one.
 
-    If connections are ranked, ``groups`` and ``other`` are None. ``approximate`` means that there
-    were more than `MAX_GROUPS` groups. Then values can be too low, by up to the values of
-    ``other``.
+    ``view`` is the prefix of the view whose rows are ranked, or empty for connections. For a view,
+    "connections" are the rows of the view. Without groups, ``groups`` and ``other`` are None.
+    ``approximate`` means that there were more than `MAX_GROUPS` groups. Then values can be too low,
+    by up to the values of ``other``. ``matches`` is false if no connection matches the filter.
     """
 
     by: str
     unit: Unit
+    view: str
     filter: str
+    matches: bool
     group: tuple[str, ...]
     groups: int | None
     approximate: bool
@@ -191,7 +180,7 @@ class _Snapshot:
 
 
 class Ranking:
-    """Ranks the connections of one table."""
+    """Ranks the connections of one table, and the rows of its views."""
 
     def __init__(
         self,
@@ -199,34 +188,28 @@ class Ranking:
         table: TopTable,
         view: View,
         metrics: Sequence[str],
+        others: Mapping[str, tuple[View, Sequence[str]]] | None = None,
         names: KnownNames | None = None,
     ) -> None:
         """Rank connections of ``table``. ``metrics`` names the families of ``view``, in order.
 
-        ``names`` are shown beside label values, or instead of them.
+        ``others`` are the additional views of the table by prefix, in order, each with the names of
+        its families. ``names`` are shown beside label values, or instead of them.
         """
         self._table = table
-        self._families = view.families
         self.names = names
-        self.labels = tuple(column.name for column in view.columns)
-        self.addresses = frozenset(_address_labels(view.columns) if names else ())
-        """The labels with addresses whose names are not in another label."""
-        self.nodes = frozenset(_node_labels(view.columns) if names else ())
-        """The labels with identifiers of interfaces whose names are shown."""
-        self.metrics = tuple(map(_metric, metrics, view.families))
-        keys = [
-            RankingKey(name=metric.name, family=family, is_rate=False)
-            for family, metric in enumerate(self.metrics)
-        ]
-        keys += [
-            RankingKey(name=metric.name + PER_SECOND, family=family, is_rate=True)
-            for family, metric in enumerate(self.metrics)
-            if metric.name in RATES and metric.type == "counter"
-        ]
-        self.keys: dict[str, RankingKey] = {}
-        """Ranking criteria by name: all metrics in their order, then the rates."""
-        for key in keys:
-            self.keys.setdefault(key.name, key)
+        self.views: dict[str, RankedView] = {}
+        """The views by prefix, without those that have only histograms. The main view is the first,
+        and its prefix is empty."""
+        families = 0
+        every = {"": (view, metrics), **(others or {})}
+        for index, (prefix, (planned, named)) in enumerate(every.items()):
+            ranked = ranked_view(
+                index, prefix, planned, named, first_family=families, has_names=names is not None
+            )
+            if ranked.keys:
+                self.views[prefix] = ranked
+            families += len(planned.families)
         self._results: ScanCache[Query, RankingResult] = ScanCache(
             keep_s=RESULT_AGE_S, max_results=MAX_RESULTS, queue=True
         )
@@ -234,17 +217,27 @@ class Ranking:
         self._release_timer: asyncio.TimerHandle | None = None
 
     @property
-    def default(self) -> str:
-        """The default criterion: bytes, or the first metric if there is no such metric."""
-        return "bytes" if "bytes" in self.keys else next(iter(self.keys))
+    def main(self) -> RankedView:
+        """The view of the connections."""
+        return self.views[""]
 
     @property
     def snapshots(self) -> int:
         """The number of snapshots."""
         return sum(map(len, self._snapshots.values()))
 
-    def query(self, parameters: Sequence[tuple[str, str]], *, n: int = DEFAULT_ENTRIES) -> Query:
+    def query(
+        self,
+        parameters: Sequence[tuple[str, str]],
+        *,
+        n: int = DEFAULT_ENTRIES,
+        any_by: bool = False,
+    ) -> Query:
         """Parse the ``parameters`` of a URL. The default of the parameter ``n`` is ``n``.
+
+        Without the parameter ``view``, a group can have labels that only views have. The query is
+        then for the first view with these labels and the metric of ``by``. With ``any_by``, the
+        query has the default criterion of the view if only other views have the one in ``by``.
 
         Raises QueryError.
         """
@@ -256,30 +249,36 @@ class Ranking:
             if name in given:
                 raise QueryError(f"The parameter {name} is repeated.")
             given[name] = value
-        by, number, text = given.get("by", self.default), given.get("n"), given.get("filter", "")
-        if by not in self.keys:
-            raise QueryError(f"by: unknown value {printable(by)}. Values: {', '.join(self.keys)}.")
+        number, text = given.get("n"), given.get("filter", "")
         if not text.isascii() and not text.encode(errors="ignore").decode() == text:
             raise QueryError("filter: not valid UTF-8.")
         if len(text) > MAX_FILTER_CHARS:
             raise QueryError(f"filter: longer than {MAX_FILTER_CHARS} characters.")
+        by = given.get("by")
+        views = self._views(given.get("view", ""))
+        group = _group(given.get("group", ""), views)
+        view = _view_of(views, group, by)
+        if any_by and by not in view.keys and any(by in each.keys for each in self.views.values()):
+            by = None
+        by = view.default if by is None else by
+        if by not in view.keys:
+            raise QueryError(f"by: unknown value {printable(by)}. Values: {', '.join(view.keys)}.")
         return Query(
             by=by,
             n=n if number is None else _count(number),
             filter=text,
-            group=self._group(given.get("group", "")),
+            group=group,
+            view=view.prefix,
         )
 
-    def _group(self, text: str) -> tuple[str, ...]:
-        """Parse labels separated by commas."""
-        group = tuple(text.split(",")) if text else ()
-        for label in group:
-            if label not in self.labels:
-                known = ", ".join(self.labels)
-                raise QueryError(f"group: unknown label {printable(label)}. Labels: {known}.")
-        if len({*group}) < len(group):
-            raise QueryError("group: a label is repeated.")
-        return group
+    def _views(self, prefix: str) -> Sequence[RankedView]:
+        """Return the view with this prefix, or all views if it is empty."""
+        if not prefix:
+            return list(self.views.values())
+        if prefix not in self.views:
+            known = ", ".join(filter(None, self.views)) or "none"
+            raise QueryError(f"view: unknown view {printable(prefix)}. Views: {known}.")
+        return [self.views[prefix]]
 
     async def top(self, query: Query) -> RankingResult:
         """Return the ranking for a ``query`` returned by `query`. Raises BusyError."""
@@ -295,7 +294,7 @@ class Ranking:
         try:
             return await asyncio.to_thread(self._rank, query)
         finally:
-            if self.keys[query.by].is_rate:
+            if self.views[query.view].keys[query.by].is_rate:
                 if self._release_timer is not None:
                     self._release_timer.cancel()
                 self._release_timer = asyncio.get_running_loop().call_later(
@@ -303,19 +302,20 @@ class Ranking:
                 )
 
     def _rank(self, query: Query) -> RankingResult:
-        key = self.keys[query.by]
+        view = self.views[query.view]
+        key = view.keys[query.by]
         start_s = time.monotonic()
         since = self._baseline(key.family, start_s) if key.is_rate else None
-        family = self._families[key.family]
         seconds = max(start_s - since.taken_s, REPORT_INTERVAL_S) if since else None
-        options: dict[str, Any] = {
-            "since": since.snapshot if since else None,
+        search: dict[str, Any] = {
             "containing": query.filter,
-            "also": self._values_like(query.filter),
+            "also": self._values_like(query.filter, view),
         }
+        options = {"since": since.snapshot if since else None, **search}
 
         def rank(value: int) -> float:
-            return _scaled(value, family) / seconds if seconds else _scaled(value, family)
+            number = scaled(value, key.decimals)
+            return number / seconds if seconds else number
 
         groups, other, approximate = None, None, False
         if query.group:
@@ -325,27 +325,48 @@ class Ranking:
             other = Other(
                 connections=connections,
                 rank=None if others_rank is None else rank(others_rank),
-                values=self._values(values),
+                values=values_by_metric(values, view),
             )
+            matches = groups > 0 or connections > 0
+            entries = [
+                self._entry(view, query.group, texts, values, rank=rank(number), connections=count)
+                for number, texts, values, count in rows
+            ]
         else:
-            rows = [(*row, 1) for row in self._table.top(key.family, query.n, **options)]
-        labels = query.group or self.labels
+            entries = [
+                self._entry(view, view.labels, texts, values, rank=rank(number), hidden=not shown)
+                for number, texts, values, shown in self._table.top(key.family, query.n, **options)
+            ]
+            matches = bool(entries) or self._matches(key, view, search)
         top = Top(
             by=query.by,
-            unit=self.metrics[key.family].unit,
+            unit=key.metric.unit,
+            view=query.view,
             filter=query.filter,
+            matches=matches or not query.filter,
             group=query.group,
             groups=groups,
             approximate=approximate,
             window_seconds=round(start_s - since.taken_s, 3) if since else None,
             took_seconds=round(time.monotonic() - start_s, 6),
-            connections=self._table.connections,
-            entries=[self._entry(row, labels, rank=rank(row[0])) for row in rows],
+            connections=(
+                self._table.view_connections[view.index - 1]
+                if view.index
+                else self._table.connections
+            ),
+            entries=entries,
             other=other,
         )
         return RankingResult(top, msgspec.json.encode(top))
 
-    def _values_like(self, text: str) -> list[tuple[str, bytes]]:
+    def _matches(self, key: RankingKey, view: RankedView, search: Mapping[str, Any]) -> bool:
+        """Return whether any row matches the search, even if it cannot be ranked by ``key``."""
+        if not search["containing"]:
+            return True
+        _, (connections, *_), *_ = self._table.top_groups(key.family, 0, view.labels[:1], **search)
+        return connections > 0
+
+    def _values_like(self, text: str, view: RankedView) -> list[tuple[str, bytes]]:
         """Return label values whose names contain ``text``, as the table expects them."""
         if self.names is None or not text:
             return []
@@ -354,11 +375,11 @@ class Ranking:
         def matches(name: str) -> bool:
             return folded in name.casefold()
 
-        addresses = _lines(self.names.addresses_like(matches)) if self.addresses else b""
-        nodes = _lines(self.names.nodes_like(matches)) if self.nodes else b""
+        addresses = _lines(self.names.addresses_like(matches)) if view.addresses else b""
+        nodes = _lines(self.names.nodes_like(matches)) if view.nodes else b""
         return [
-            *((label, addresses) for label in self.addresses),
-            *((label, nodes) for label in self.nodes),
+            *((label, addresses) for label in view.addresses),
+            *((label, nodes) for label in view.nodes),
         ]
 
     def _baseline(self, family: int, now_s: float) -> _Snapshot:
@@ -373,79 +394,66 @@ class Ranking:
             taken.append(_Snapshot(self._table.snapshot(family), now_s))
         return taken[0]
 
-    def _entry(self, row: Group, labels: Sequence[str], *, rank: float) -> Entry:
-        _, texts, values, connections = row
+    def _entry(
+        self,
+        view: RankedView,
+        labels: Sequence[str],
+        texts: Sequence[str],
+        values: Values,
+        *,
+        rank: float,
+        connections: int = 1,
+        hidden: bool = False,
+    ) -> Entry:
         named = dict(zip(labels, texts, strict=True))
         return Entry(
             rank=rank,
             labels=named,
-            names=self._known_names(named),
+            names=self._known_names(named, view),
             connections=connections,
-            values=self._values(values),
+            hidden=hidden,
+            values=values_by_metric(values, view),
         )
 
-    def _known_names(self, labels: Mapping[str, str]) -> dict[str, str]:
+    def _known_names(self, labels: Mapping[str, str], view: RankedView) -> dict[str, str]:
         """Return the names of the values of ``labels``, by label."""
         if self.names is None:
             return {}
         names = {}
         for label, value in labels.items():
-            if label in self.addresses:
+            if label in view.addresses:
                 names[label] = self.names.of_address(value)
-            elif label in self.nodes:
+            elif label in view.nodes:
                 names[label] = str(self.names.of_node(value))
         return {label: name for label, name in names.items() if name}
 
-    def _values(self, flat: Values) -> dict[str, list[float | None]]:
-        """Return the values by metric, in their units."""
-        values: dict[str, list[float | None]] = {}
-        start = 0
-        for metric, family in zip(self.metrics, self._families, strict=True):
-            end = start + len(family.values)
-            values[metric.name] = [
-                None if value is None else _scaled(value, family) for value in flat[start:end]
-            ]
-            start = end
-        return values
+
+def _view_of(views: Sequence[RankedView], group: Sequence[str], by: str | None) -> RankedView:
+    """Return the first view with all labels of ``group``, preferably one with the metric ``by``."""
+    if not group:
+        return views[0]
+    found = [view for view in views if {*group} <= {*view.labels}]
+    if not found:
+        raise QueryError("group: no view has all of these labels.")
+    return next((view for view in found if by in view.keys), found[0])
 
 
-def _address_labels(columns: Sequence[Column]) -> Iterable[str]:
-    index = ADDRESS_NAMES.index("name")
-    named = {column.path for column in columns if column.lookup and column.index == index}
-    for column in columns:
-        if column.is_field and column.path in {INITIATOR_IP, TARGET_IP} - named:
-            yield column.name
-
-
-def _node_labels(columns: Sequence[Column]) -> Iterable[str]:
-    return (column.name for column in columns if column.is_field and column.path == NODE_TID)
+def _group(text: str, views: Iterable[RankedView]) -> tuple[str, ...]:
+    """Parse labels of the views, separated by commas."""
+    group = tuple(text.split(",")) if text else ()
+    known = dict.fromkeys(label for view in views for label in view.labels)
+    for label in group:
+        if label not in known:
+            raise QueryError(
+                f"group: unknown label {printable(label)}. Labels: {', '.join(known)}."
+            )
+    if len({*group}) < len(group):
+        raise QueryError("group: a label is repeated.")
+    return group
 
 
 def _lines(values: Iterable[str]) -> bytes:
     return "".join(f"{escaped(value)}\n" for value in values).encode(errors="ignore")
-
-
-def _metric(name: str, family: Family) -> Metric:
-    unit: Unit
-    match family.unit:
-        case "seconds" if "_timestamp_" in family.name:
-            unit = "timestamp"
-        case "bytes" | "seconds" | "nanoseconds":
-            unit = family.unit
-        case _:
-            unit = ""
-    return Metric(
-        name=name,
-        family=family.name,
-        type=family.type,
-        unit=unit,
-        directions=len(family.values),
-    )
-
-
-def _scaled(value: int, family: Family) -> float:
-    """Return the value as shown on the page: an integer if possible."""
-    return value / 10**family.decimals if family.decimals else value
 
 
 def _count(text: str) -> int:

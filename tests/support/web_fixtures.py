@@ -133,8 +133,8 @@ class FakeTable:
             "target_ip": [("10.0.0.2", 1), ("10.0.0.3", 1)],
         }
         self.rows = [
-            (12, ("10.0.0.1", "10.0.0.2"), (7, 5, 1_500_000)),
-            (3, ("10.0.0.1", "10.0.0.3"), (3, 0, None)),
+            (12, ("10.0.0.1", "10.0.0.2"), (7, 5, 1_500_000), True),
+            (3, ("10.0.0.1", "10.0.0.3"), (3, 0, None), True),
         ]
         self.scans = []
         self.asked_at = []
@@ -169,6 +169,11 @@ class FakeTable:
         self._scan(f"top {family} {count} {containing}".rstrip())
         rows = self.rows if since is None else [row for row in self.rows if row not in since]
         return [row for row in rows if any(containing in label for label in row[1])][:count]
+
+    def top_groups(self, family, count, labels, since=None, containing="", also=(), max_groups=0):
+        """Return the number of matching rows. The fake table has no groups."""
+        rows = [row for row in self.rows if any(containing in label for label in row[1])]
+        return [], (len(rows), None, (None,) * 3), 0, False
 
     def hidden(self, now):
         return [None] * (1 + len(self.view_connections))

@@ -148,6 +148,10 @@ async def test_script_shows_the_same_names_and_groups_as_the_server(visited, mon
             "?filter=H1%20&n=2",
             "?group=node_tid,initiator_ip",
             "?group=protocol&n=1",
+            "?view=x",
+            "?group=initiator_workload",
+            "?view=x&filter=nothing",
+            "?filter=nothing",
         ):
             async with visited(site, f"/{query}") as tab:
                 await tab.until(REFRESHED)
@@ -161,7 +165,7 @@ async def test_script_shows_the_same_names_and_groups_as_the_server(visited, mon
                 assert await tab.evaluate(ELEMENTS.replace("document", "served")) == written
                 texts = "\n".join(text for *_, text in written)
                 titles = "\n".join(title for _, _, title, _ in written)
-                assert "eth0" in texts or "protocol" in query
+                assert "eth0" in texts or query not in ("", "?group=node_tid,initiator_ip")
                 assert "and 2 more" in texts
                 assert "\nnowhere" in titles
 
@@ -188,6 +192,28 @@ async def test_group_can_be_chosen(visited):
             " again.dispatchEvent(new Event('input', {bubbles: true}))"
         )
         await tab.until("!location.search.includes('group')")
+        await tab.until(f"{RANKS}.length === 3")
+
+
+async def test_grouping_and_view_can_be_chosen(visited):
+    view = {"prefix": "ports", "labels": ["target_port"], "metrics": ["bytes"]}
+    async with three_connections(views=[view]) as site, visited(site, "/?by=rtt") as tab:
+        await tab.until(f"{RANKS}.length === 2")
+        await tab.click(".choice a[data-by=packets]")
+        await tab.until("location.search.includes('by=packets')")
+        await tab.click(".choice a[data-group=target_port]")
+        await tab.until("location.search === '?by=packets&filter=&n=20&group=target_port'")
+        await tab.until(f"{RANKS}.join() === '443'")
+        # The view has no packets, so its default is used.
+        await tab.click(".choice a[data-view=ports]")
+        await tab.until("location.search.includes('view=ports')")
+        await tab.until(f"{RANKS}.join() === '443'")
+        await tab.until(REFRESHED)
+        note = await tab.evaluate("document.querySelector('#note').textContent")
+        assert note == "1 of 1 row of the view ports"
+        assert await tab.evaluate("document.querySelector('#ask').elements.by.value") == "bytes"
+        await tab.click(".choice a[data-group='']")
+        await tab.until("!location.search.includes('view')")
         await tab.until(f"{RANKS}.length === 3")
 
 
@@ -239,7 +265,7 @@ async def test_ranking_can_be_sorted_and_filtered(visited):
         await tab.type("#filter", "x")
         await tab.until(f"{RANKS}.length === 0")
         assert await tab.evaluate("document.querySelector('#note').textContent") == (
-            "0 of 3 connections"
+            "No connection matches “0.0.1x”."
         )
         # The URL contains the selection, so bookmarks and reloads show it again.
         search = await tab.evaluate("location.search")

@@ -419,6 +419,7 @@ async def test_connections_are_ranked_and_filtered():
             },
             "names": {},
             "connections": 1,
+            "hidden": False,
             "values": {"bytes": [900, 100], "packets": [5, 5], "rtt": [20_000_000]},
         }
         assert (response["group"], response["groups"], response["other"]) == ([], None, None)
@@ -582,6 +583,7 @@ async def test_connections_are_grouped_by_labels():
                 "labels": {"protocol": "TCP"},
                 "names": {},
                 "connections": 3,
+                "hidden": False,
                 "values": {"bytes": [2400, 3600], "packets": [7, 10], "rtt": [20_000_000]},
             }
         ]
@@ -827,7 +829,7 @@ INVALID_QUERIES = {
         [f"n={n}" for n in ("0", "1001", "-1", "", "x", "1e2", "%C2%B2", "+5", "1" * 3000)],
         "n: not an integer from 1 to 1000.",
     ),
-    "N=5": "Unknown parameter N. Parameters: by, n, filter, group.",
+    "N=5": "Unknown parameter N. Parameters: by, n, filter, group, view.",
     "n=5&n=5": "The parameter n is repeated.",
     "filter=" + 201 * "x": "filter: longer than 200 characters.",
     **{
@@ -985,15 +987,149 @@ async def test_first_request_for_rates_explains_why_there_are_none(monkeypatch):
         monkeypatch.setattr(top, "REPORT_INTERVAL_S", 0)
         monkeypatch.setattr(busiest_html, "REPORT_INTERVAL_S", 0)
         ranks._results._results.clear()
-        page = (await site.get("/?by=bytes_per_second&filter=nothing"))[1]
+        page = (await site.get("/?by=bytes_per_second&filter=fd00"))[1]
         assert ">0 of 3 connections, by increase over the last " in page
+
+
+async def test_filter_without_matches_says_so():
+    async with three_connections(views=[SERVICES]) as site:
+        for query, noun in {
+            "": "connection",
+            "&by=bytes_per_second": "connection",
+            "&by=rtt": "connection",
+            "&group=protocol": "connection",
+            "&group=protocol&by=bytes_per_second": "connection",
+            "&view=services": "row",
+            "&view=services&by=packets_per_second": "row",
+        }.items():
+            response = await site.json(f"/api/top?filter=%3Cnothing%3E{query}")
+            assert (response["matches"], response["entries"]) == (False, [])
+            page = (await site.get(f"/?filter=%3Cnothing%3E{query}"))[1]
+            assert f'role="status">No {noun} matches “&lt;nothing&gt;”.<' in page
+        # A connection can match although it has no rate and no round-trip time.
+        for query in ("filter=fd00&by=rtt", "filter=fd00&by=bytes_per_second"):
+            response = await site.json(f"/api/top?{query}")
+            assert (response["matches"], response["entries"]) == (True, [])
+
+
+SERVICES = {
+    "prefix": "services",
+    "labels": ["target_port", "application"],
+    "metrics": ["bytes", "packets", "new_flows"],
+    "direction": "sum",
+}
+
+
+async def test_rows_of_views_are_ranked():
+    histograms = {
+        "prefix": "times",
+        "labels": ["protocol"],
+        "metrics": [{"name": "rtt", "type": "histogram", "buckets": [1]}],
+    }
+    async with three_connections(views=[histograms, SERVICES]) as site:
+        response = await site.json("/api/top?view=services")
+        assert (response["view"], response["by"], response["groups"]) == ("services", "bytes", None)
+        (entry,) = response["entries"]
+        assert (entry["rank"], response["connections"]) == (6000, 1)
+        assert list(entry["labels"]) == ["target_port", "application"]
+        assert entry["values"] == {"bytes": [6000], "packets": [17], "new_flows": [3]}
+        # Labels that connections have are grouped by connections, if they have the metric.
+        for query, view, rank in (
+            ("group=target_port", "", 6000),
+            ("group=target_port&by=packets", "", 17),
+            ("group=target_port&by=new_flows", "services", 3),
+            ("group=target_port&view=services", "services", 6000),
+            ("group=application", "services", 6000),
+            ("group=application&by=bytes", "services", 6000),
+            ("by=new_flows&view=services", "services", 3),
+        ):
+            response = await site.json(f"/api/top?{query}")
+            assert response["view"] == view
+            assert response["entries"][0]["rank"] == rank
+        known = "bytes, packets, new_flows, bytes_per_second, packets_per_second"
+        labels = "initiator_ip, target_ip, initiator_port, target_port, node_tid, protocol"
+        for query, reason in {
+            "view=x": "view: unknown view x. Views: services.",
+            "view=times": "view: unknown view times. Views: services.",
+            "group=application&by=rtt": f"by: unknown value rtt. Values: {known}.",
+            "view=services&by=rtt": f"by: unknown value rtt. Values: {known}.",
+            "group=protocol,application": "group: no view has all of these labels.",
+            "group=x": f"group: unknown label x. Labels: {labels}, application.",
+            "view=services&group=protocol": "group: unknown label protocol. Labels: target_port,"
+            " application.",
+        }.items():
+            assert await site.get(f"/api/top?{query}") == (400, f"{reason}\n")
+        (view,) = (await site.json("/api/status"))["views"]
+        assert view.pop("metrics")[2]["family"] == "services_new_flows_total"
+        assert view == {
+            "prefix": "services",
+            "labels": ["target_port", "application"],
+            "rankings": known.split(", "),
+            "min_bytes": 0,
+            "min_packets": 0,
+        }
+        # Rates of a view have snapshots of their own.
+        for query in ("view=services&", ""):
+            assert (await site.json(f"/api/top?{query}by=bytes_per_second"))["entries"] == []
+        assert site.app.status.ranking.snapshots == 2
+        site.report(make_flow("1", (1500, 700, 9, 9), last=62_000))
+        site.app.status.ranking._results._results.clear()
+        response = await site.json("/api/top?view=services&by=bytes_per_second")
+        assert [entry["rank"] for entry in response["entries"]] == [20]
+
+
+async def test_page_offers_groupings_and_views():
+    async with three_connections(views=[SERVICES]) as site:
+        page = (await site.get("/?by=rtt&n=50"))[1]
+        links = re.findall(
+            r'<a href="([^"]*)" data-group="([^"]*)" data-view="([^"]*)"([^>]*)>([^<]*)<', page
+        )
+        assert [(group, view, text) for _, group, view, _, text in links] == [
+            ("", "", "connection"),
+            ("initiator_ip,target_ip", "", "address"),
+            ("target_port", "", "port"),
+            ("protocol", "", "protocol"),
+            ("application", "", "application"),
+            ("node_tid", "", "interface"),
+            ("", "services", "view services"),
+        ]
+        assert [text for *_, current, text in links if current] == ["connection"]
+        for link, group, view, _, text in links:
+            code, page = await site.get(f"/{html.unescape(link)}")
+            assert code == 200, page
+            assert len(cells(page, "top")) == (2 if text in ("connection", "address") else 1)
+            assert f'data-group="{group}" data-view="{view}" aria-current="true">{text}<' in page
+            assert "<option selected>50</option>" in page
+            # Views without the metric are ranked by their default.
+            by = "bytes" if text in ("application", "view services") else "rtt"
+            assert f'name="by" value="{by}"' in page
+        assert ">1 of 1 row of the view services<" in page
+        assert 'name="view" value="services"' in page
+        options = re.findall(r'<option value="([^"]*)"(?: selected)?>', page)
+        assert options == ["", "target_port", "application"]
+        assert (await site.get("/?by=nothing&view=services"))[0] == 400
+        # Without JavaScript, the form sends empty fields.
+        assert (await site.get("/?by=bytes&view=&filter=&group=&n=20"))[0] == 200
+
+
+async def test_page_marks_hidden_connections():
+    async with three_connections(min_bytes=2001) as site:
+        page = (await site.get("/"))[1]
+        assert [row[-1] for row in cells(page, "top")] == ["yes", "hidden", "hidden"]
+        entries = (await site.json("/api/top"))["entries"]
+        assert [entry["hidden"] for entry in entries] == [False, True, True]
+        assert "hidden" not in cells((await site.get("/?group=target_port"))[1], "top")[0]
+    async with three_connections(views=[{**SERVICES, "min_bytes": 10_000}]) as site:
+        assert len(cells((await site.get("/"))[1], "top")[0]) == 12
+        page = (await site.get("/?view=services"))[1]
+        assert [row[-1] for row in cells(page, "top")] == ["hidden"]
 
 
 async def test_markup_is_escaped():
     stats = Stats()
     stats.analyzer(EVIL).last_failure = Failure("error", EVIL)
     table = FakeTable()
-    table.rows = [(5, (EVIL, "b"), (5, 0, 1))]
+    table.rows = [(5, (EVIL, "b"), (5, 0, 1), True)]
     source = fake_status(table, stats=stats)
     query = source.ranking.query([("filter", EVIL)])
     result = await source.ranking.top(query)
@@ -1019,9 +1155,9 @@ async def test_ranking_has_the_columns_of_its_view():
         ),
     )
     table = FakeTable()
-    table.rows = [(1234, ("",), (1234,))]
+    table.rows = [(1234, ("",), (1234,), True)]
     ranks = Ranking(table=table, view=view, metrics=("x:y",))
-    assert list(ranks.keys) == ["x:y"]
+    assert list(ranks.main.keys) == ["x:y"]
     query = ranks.query([])
     result = await ranks.top(query)
     page = status_html.as_html(await fake_status().report(), ranks, query, result.top)

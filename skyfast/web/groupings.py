@@ -1,0 +1,91 @@
+"""The groupings that the status page offers: by network, workload or port, for example."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from skyfast.flows.catalog import LABELS_BY_NAME, NODE_TID_LABEL
+from skyfast.web.ranked_views import RankedView
+
+ENDS: Final = ("initiator", "target")
+"""The prefixes of labels with values of one end of a connection."""
+
+TITLES: Final[Mapping[str, str]] = {
+    "ip": "address",
+    "name": "name",
+    "network": "network",
+    "namespace": "namespace",
+    "workload": "workload",
+    "pod": "pod",
+    "service": "service",
+    "host": "host",
+    "port": "port",
+    "protocol": "protocol",
+    "application": "application",
+    NODE_TID_LABEL: "interface",
+}
+"""What users group by, in the order of the page: labels without the end, and titles."""
+
+ONE_END: Final[Mapping[str, str]] = {"port": "target_port"}
+"""The groupings by only one end: most clients use a new port for each connection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grouping:
+    """A grouping of the rows of a view. Without labels, it shows the rows themselves.
+
+    ``view`` is the prefix of the view, or empty if connections or a view with these labels can be
+    found by the labels.
+    """
+
+    title: str
+    group: tuple[str, ...] = ()
+    view: str = ""
+
+
+def groupings(views: Mapping[str, RankedView]) -> Iterator[Grouping]:
+    """Yield the connections, the groupings that the labels allow, and the views.
+
+    The groupings are those of `TITLES`, and those by labels that the configuration defines for the
+    ends of connections. A grouping has the labels of both ends if one of the views has both.
+    """
+    yield Grouping(title="connection")
+    for name, title in {**TITLES, **_defined(views)}.items():
+        group = _group(name, views)
+        if group and {*group} != {*views[""].labels}:
+            yield Grouping(title=title, group=group)
+    for prefix in views:
+        if prefix:
+            yield Grouping(title=f"view {prefix}", view=prefix)
+
+
+def _defined(views: Mapping[str, RankedView]) -> dict[str, str]:
+    """Return the names without the end, and the titles, of labels that are not known labels."""
+    names: dict[str, str] = {}
+    for label in dict.fromkeys(label for view in views.values() for label in view.labels):
+        end, _, name = label.partition("_")
+        if end in ENDS and name and label not in LABELS_BY_NAME:
+            names[name] = name.replace("_", " ")
+    return names
+
+
+def _group(name: str, views: Mapping[str, RankedView]) -> tuple[str, ...]:
+    """Return the labels of a grouping, or nothing if no view has them."""
+    ends = tuple(f"{end}_{name}" for end in ENDS)
+    candidates: list[tuple[str, ...]] = [ends, *((label,) for label in (*ends, name))]
+    if name in ONE_END:
+        candidates = [(ONE_END[name],)]
+    for group in candidates:
+        if any({*group} <= {*view.labels} for view in views.values()):
+            return group
+    return ()
+
+
+def pairs(labels: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the pairs of labels with the same value of both ends, then each label."""
+    for label in labels:
+        target = label.replace("initiator_", "target_", 1)
+        if target != label and target in labels:
+            yield label, target
+    for label in labels:
+        yield (label,)

@@ -1,0 +1,156 @@
+"""The views of the table whose rows can be ranked: their labels, metrics and ranking criteria."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from skyfast.flows.catalog import ADDRESS_NAMES, INITIATOR_IP, NODE_TID, TARGET_IP
+from skyfast.flows.plan import Column, Family, View
+from skyfast.text_format import MetricType
+
+RATES: Final = ("bytes", "packets")
+"""The metrics that can be ranked by rate. Each needs up to two snapshots of each view."""
+
+PER_SECOND: Final = "_per_second"
+
+Unit = Literal["bytes", "seconds", "nanoseconds", "timestamp", ""]
+
+Values = tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A metric of a view. ``directions`` is 2 if each direction has its own value."""
+
+    name: str
+    family: str
+    type: MetricType
+    unit: Unit
+    directions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankingKey:
+    """A ranking criterion: the metric of the same name, or the rate of a metric.
+
+    ``family`` is the index of the metric's family among the families of all views. The values of
+    the family are integers, in the unit of the metric times ``10 ** decimals``.
+    """
+
+    name: str
+    metric: Metric
+    family: int
+    decimals: int
+    is_rate: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankedView:
+    """A view whose rows can be ranked. ``prefix`` is empty for the main view.
+
+    ``labels`` and ``metrics`` have no direction and no histograms. ``decimals`` are those of the
+    metrics. ``keys`` are the criteria by name: all metrics in their order, then the rates.
+    ``addresses`` are the labels with addresses whose names are not in another label, and ``nodes``
+    the labels with identifiers of interfaces. Without known names, both are empty.
+    """
+
+    index: int
+    prefix: str
+    labels: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+    decimals: tuple[int, ...]
+    keys: Mapping[str, RankingKey]
+    addresses: frozenset[str]
+    nodes: frozenset[str]
+
+    @property
+    def default(self) -> str:
+        """The default criterion: bytes, or the first metric if there is no such metric."""
+        return "bytes" if "bytes" in self.keys else next(iter(self.keys))
+
+
+def ranked_view(
+    index: int,
+    prefix: str,
+    view: View,
+    metrics: Sequence[str],
+    *,
+    first_family: int,
+    has_names: bool,
+) -> RankedView:
+    """Return a view without its histograms. ``metrics`` are the names of its families, in order."""
+    numbered = [
+        (number, family, _metric(name, family))
+        for number, (family, name) in enumerate(
+            zip(view.families, metrics, strict=True), first_family
+        )
+        if family.type != "histogram"
+    ]
+    keys: dict[str, RankingKey] = {}
+    for is_rate in (False, True):
+        for number, family, metric in numbered:
+            if is_rate and (metric.name not in RATES or metric.type != "counter"):
+                continue
+            name = metric.name + PER_SECOND if is_rate else metric.name
+            key = RankingKey(
+                name=name, metric=metric, family=number, decimals=family.decimals, is_rate=is_rate
+            )
+            keys.setdefault(name, key)
+    return RankedView(
+        index=index,
+        prefix=prefix,
+        labels=tuple(column.name for column in view.columns),
+        metrics=tuple(metric for *_, metric in numbered),
+        decimals=tuple(family.decimals for _, family, _ in numbered),
+        keys=keys,
+        addresses=frozenset(_address_labels(view.columns) if has_names else ()),
+        nodes=frozenset(_node_labels(view.columns) if has_names else ()),
+    )
+
+
+def _address_labels(columns: Sequence[Column]) -> Iterable[str]:
+    index = ADDRESS_NAMES.index("name")
+    named = {column.path for column in columns if column.lookup and column.index == index}
+    for column in columns:
+        if column.is_field and column.path in {INITIATOR_IP, TARGET_IP} - named:
+            yield column.name
+
+
+def _node_labels(columns: Sequence[Column]) -> Iterable[str]:
+    return (column.name for column in columns if column.is_field and column.path == NODE_TID)
+
+
+def _metric(name: str, family: Family) -> Metric:
+    unit: Unit
+    match family.unit:
+        case "seconds" if "_timestamp_" in family.name:
+            unit = "timestamp"
+        case "bytes" | "seconds" | "nanoseconds":
+            unit = family.unit
+        case _:
+            unit = ""
+    return Metric(
+        name=name,
+        family=family.name,
+        type=family.type,
+        unit=unit,
+        directions=len(family.values),
+    )
+
+
+def values_by_metric(flat: Values, view: RankedView) -> dict[str, list[float | None]]:
+    """Return the values of a row by metric, in their units."""
+    values: dict[str, list[float | None]] = {}
+    start = 0
+    for metric, decimals in zip(view.metrics, view.decimals, strict=True):
+        end = start + metric.directions
+        values[metric.name] = [
+            None if value is None else scaled(value, decimals) for value in flat[start:end]
+        ]
+        start = end
+    return values
+
+
+def scaled(value: int, decimals: int) -> float:
+    """Return the value as shown on the page: an integer if possible."""
+    return value / 10**decimals if decimals else value
