@@ -1116,6 +1116,8 @@ async def test_page_marks_hidden_connections():
     async with three_connections(min_bytes=2001) as site:
         page = (await site.get("/"))[1]
         assert [row[-1] for row in cells(page, "top")] == ["yes", "hidden", "hidden"]
+        bounds = [row[0] for row in cells(page, "forecast.bounds")]
+        assert bounds[:2] == ["2.00 kB (configured)", "10.0 kB"]
         entries = (await site.json("/api/top"))["entries"]
         assert [entry["hidden"] for entry in entries] == [False, True, True]
         assert "hidden" not in cells((await site.get("/?group=target_port"))[1], "top")[0]
