@@ -10,13 +10,18 @@ from benchmarks.analyzer import Analyzer
 from benchmarks.flows import FIRST_ROUND
 from benchmarks.harness import LARGE, Remote, Report, at_most
 from benchmarks.programs import Program
-from skyfast.web import cardinality
 
 REQUESTS = 5
 """Number of requests for each page."""
 
-APART_S = 1.1
-"""Pause between requests. It is longer than the time for which responses are cached."""
+RESULT_AGE_S = 0.05
+"""How long skyfast caches rankings and cardinality reports."""
+
+APART_S = 0.1
+"""Pause between requests. It is longer than `RESULT_AGE_S`, so that each request causes a scan."""
+
+IDLE_S = 2.0
+"""How long the event loop is measured without requests."""
 
 PAGES = 10
 """Number of simultaneous identical requests."""
@@ -25,11 +30,14 @@ MIB = 2**20
 
 
 def run(report: Report) -> None:
-    with Remote(Analyzer, LARGE) as analyzer, programs.heartbeat(analyzer) as program:
+    with (
+        Remote(Analyzer, LARGE) as analyzer,
+        programs.heartbeat(analyzer, environment={"RESULT_AGE_S": str(RESULT_AGE_S)}) as program,
+    ):
         analyzer.call(Analyzer.load, 0, LARGE)
         program.round(FIRST_ROUND)
         assert program.metric("skyfast_connections") == LARGE
-        _measure(report, program, "idle", None)
+        _idle(report, program)
         for what, path, limit_ms in (
             ("/api/top, 50 by bytes", "/api/top?by=bytes&n=50", 100),
             ("/api/top, 1,000 by round-trip time", "/api/top?by=rtt&n=1000", 200),
@@ -43,16 +51,9 @@ def run(report: Report) -> None:
             ),
             ("/api/status", "/api/status", 10),
             ("/, with 20 connections", "/", 150),
+            ("/cardinality, all labels", "/cardinality?format=json", 2000),
         ):
             _measure(report, program, what, path, limit_ms=limit_ms)
-        _measure(
-            report,
-            program,
-            "/cardinality, all labels",
-            "/cardinality?format=json",
-            limit_ms=2000,
-            apart_s=cardinality.REPORT_AGE_S + 0.2,
-        )
         _rates(report, program)
         _together(report, program)
 
@@ -94,27 +95,22 @@ def _at_once(tasks: list[Callable[[], None]]) -> None:
         thread.join()
 
 
+def _idle(report: Report, program: Program) -> None:
+    program.command("begin")
+    time.sleep(IDLE_S)
+    report.add("idle: longest pause of the event loop", [_longest_ms(program)], "ms")
+
+
 def _measure(
-    report: Report,
-    program: Program,
-    what: str,
-    path: str | None,
-    *,
-    limit_ms: float = 0,
-    apart_s: float = APART_S,
+    report: Report, program: Program, what: str, path: str, *, limit_ms: float = 0
 ) -> None:
-    """Request a page repeatedly. Without a path, only wait for the same time."""
+    """Request a page repeatedly."""
     program.command("begin")
     seconds = []
     for _ in range(REQUESTS):
-        if path is not None:
-            seconds.append(programs.get(program.port, path).seconds)
-        time.sleep(apart_s)
-    longest_ms = _longest_ms(program)
-    if path is None:
-        report.add(f"{what}: longest pause of the event loop", [longest_ms], "ms")
-    else:
-        _add(report, what, seconds, longest_ms, limit_ms=limit_ms)
+        seconds.append(programs.get(program.port, path).seconds)
+        time.sleep(APART_S)
+    _add(report, what, seconds, _longest_ms(program), limit_ms=limit_ms)
 
 
 def _add(

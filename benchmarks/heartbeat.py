@@ -5,7 +5,8 @@
 The task repeatedly sleeps for `INTERVAL_S`, and records how late it wakes up. A client of the
 control port sends one line. ``begin`` discards the recorded delays, ``end`` returns them, and
 ``pass SECONDS`` advances the clock. The environment variable ``NAMES_INTERVAL_S`` sets the interval
-at which skyfast reads the complete topology.
+at which skyfast reads the complete topology. ``RESULT_AGE_S`` sets how long skyfast caches
+rankings and cardinality reports.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ import time
 from skyfast import app, cli
 from skyfast.runtime.clock import PAUSE_S, Clock
 from skyfast.skydive import name_poller
+from skyfast.web import cardinality, top
 
 INTERVAL_S = 0.001
 STEP_S = PAUSE_S / 2
@@ -83,6 +85,8 @@ def _now_s() -> float:
 if __name__ == "__main__":
     if interval_s := os.environ.get("NAMES_INTERVAL_S"):
         name_poller.FULL_INTERVAL_S = float(interval_s)  # type: ignore[misc]
+    if age_s := os.environ.get("RESULT_AGE_S"):
+        top.RESULT_AGE_S = cardinality.REPORT_AGE_S = float(age_s)  # type: ignore[misc]
     app.App = Measured  # type: ignore[misc]
     app.Clock = lambda: Clock(_now_s)  # type: ignore[assignment, attr-defined, misc]
     sys.exit(cli.main(sys.argv[1:2]))

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -119,7 +119,11 @@ class Program:
     """
 
     def __init__(
-        self, argv: Sequence[str], *analyzers: Remote[Analyzer], config: str = CONFIG
+        self,
+        argv: Sequence[str],
+        *analyzers: Remote[Analyzer],
+        config: str = CONFIG,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._analyzers = analyzers
         self._directory = tempfile.TemporaryDirectory(prefix="skyfast-bench-")
@@ -143,6 +147,7 @@ class Program:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **(environment or {})},
             )
         self.pid = self._process.pid
         # The ID of the other process's CPU-time clock: see clock_gettime(2).
@@ -255,10 +260,12 @@ def skyfast(
     return Program(argv, *analyzers, config=config)
 
 
-def heartbeat(analyzer: Remote[Analyzer], config: str = CONFIG) -> Program:
-    """Return skyfast with a heartbeat and its control port."""
+def heartbeat(
+    analyzer: Remote[Analyzer], config: str = CONFIG, *, environment: Mapping[str, str] | None = None
+) -> Program:
+    """Return skyfast with a heartbeat and its control port. ``environment`` has more variables."""
     argv = [sys.executable, "-m", "benchmarks.heartbeat", "{config}", "{control}"]
-    return Program(argv, analyzer, config=config)
+    return Program(argv, analyzer, config=config, environment=environment)
 
 
 def receiver(analyzer: Remote[Analyzer]) -> Program:
