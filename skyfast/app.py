@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from skyfast import __version__, pipeline
-from skyfast.config import cost
+from skyfast.config import cost, traffic_warnings
 from skyfast.config.endpoint import Endpoint
 from skyfast.config.loader import changed, uses_default_analyzer
 from skyfast.config.model import Config
@@ -206,8 +206,7 @@ class App:
         log.info("%s", _cost_summary(self._parts))
         if self._parts.own.sources.are_set:
             log.info("names: %s", self._parts.own.summary())
-        _warn_of_double_counting(self._parts.config)
-        _warn_of_hidden_traffic(self._parts.config)
+        traffic_warnings.write(self._parts.config)
         status_page = listen.url(self.web.addresses[0], secure=secure)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -340,9 +339,7 @@ class App:
         if self._served_at and listen.configured(config) != self._served_at:
             log.warning("changes of listen_address and port require a restart")
         _announce(config, known=old.config.subscriber.endpoints)
-        _warn_of_double_counting(config, known=cost.double_counted(old.config))
-        if not cost.hides_traffic(old.config):
-            _warn_of_hidden_traffic(config)
+        traffic_warnings.write(config, old=old.config)
 
     async def _subscribe(self) -> None:
         await self._parts.wait_for_names()
@@ -546,26 +543,6 @@ def _announce(config: Config, *, known: Sequence[Endpoint] = ()) -> None:
         if uses_default_analyzer(config):
             log.info("no analyzers are configured; using the default")
         log.info("subscribing to %s%s with host_id %s", shown, others, config.host_id)
-
-
-def _warn_of_double_counting(config: Config, *, known: Sequence[str] = ()) -> None:
-    """Log the views that count traffic several times, except those in ``known``."""
-    for where in cost.double_counted(config):
-        if where not in known:
-            log.warning(
-                "%s: traffic captured at several interfaces is counted several times; to avoid"
-                " this, set deduplicate to first, or add the label node_tid",
-                where,
-            )
-
-
-def _warn_of_hidden_traffic(config: Config) -> None:
-    """Log a warning if the traffic of hidden connections is in no series."""
-    if cost.hides_traffic(config):
-        log.warning(
-            "the traffic of connections hidden by min_bytes or min_packets is in no series;"
-            " to avoid this, count bytes in a view without these keys"
-        )
 
 
 def _cost_summary(parts: Parts) -> str:

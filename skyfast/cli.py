@@ -17,7 +17,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from skyfast.config import cost, loader, model, names, schema, sharding, yaml_nodes
+from skyfast.config import (
+    cost,
+    loader,
+    model,
+    names,
+    schema,
+    sharding,
+    traffic_warnings,
+    yaml_nodes,
+)
 from skyfast.config.endpoint import Endpoint, parse_listen_address
 from skyfast.config.errors import InvalidValue
 from skyfast.config.parsers import to_level
@@ -350,24 +359,18 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     warnings = logs.WarningCounter()
     logging.getLogger().addHandler(warnings)
     logs.write_notes(configuration.notes)
+    traffic_warnings.write(configuration)
     # Check the other files before printing anything, because they can contain errors.
     reports = (
         _check_names(configuration)
         + _check_web(arguments.web_config_file)
         + _check_replay(arguments, configuration)
     )
-    report = cost.report(configuration)
-    if arguments.strict:
-        # Without --strict, the warnings of the report go to standard output with the report.
-        begin = "# Warning: "
-        more = [line for line in report.splitlines() if line.startswith(begin)]
-        for line in more:
-            _print_error(line.removeprefix(begin))
-        if count := warnings.count + len(more):
-            plural = "s" if count > 1 else ""
-            _print_error(f"{count} warning{plural}; --strict treats warnings as errors")
-            return EXIT_INVALID
-    sys.stdout.write(loader.dump(configuration) + report + reports)
+    if arguments.strict and warnings.count:
+        plural = "s" if warnings.count > 1 else ""
+        _print_error(f"{warnings.count} warning{plural}; --strict treats warnings as errors")
+        return EXIT_INVALID
+    sys.stdout.write(loader.dump(configuration) + cost.report(configuration) + reports)
     return EXIT_OK
 
 

@@ -101,7 +101,7 @@ def hides_traffic(config: Config) -> bool:
 
 
 def report(config: Config) -> str:
-    """Return YAML comments: the cost of each view in series and bytes, and warnings."""
+    """Return YAML comments: the cost of each view in series and bytes, and notes."""
     return "".join(f"# {line}\n" for line in _lines(config))
 
 
@@ -137,16 +137,6 @@ def _lines(config: Config) -> Iterator[str]:
         for label in view.labels:
             if reason := _unbounded_reason(label, config):
                 yield f"Note: label {label.name} of {_where(view)} is unbounded: {reason}."
-    for where in double_counted(config):
-        yield (
-            f"Warning: {where}: traffic captured at several interfaces is counted several"
-            " times; to avoid this, set deduplicate to first, or add the label node_tid."
-        )
-    if hides_traffic(config):
-        yield (
-            "Warning: the traffic of connections hidden by min_bytes or min_packets is in no"
-            " series; to avoid this, count bytes in a view without these keys."
-        )
     if uses_default_analyzer(config):
         default = config.subscriber.endpoints[0].name
         yield f"No analyzers are configured: skyfast subscribes to {default}."

@@ -62,6 +62,7 @@ _UNITS_S = {
 _TIME = re.compile(
     rf"([0-9]{{1,9}}(?:\.[0-9]{{1,9}})?) *({'|'.join(_UNITS_S)})", re.ASCII | re.IGNORECASE
 )
+_MULTIPLE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) *([kmgt])", re.ASCII | re.IGNORECASE)
 _SIZE = re.compile(
     r"([0-9]{1,15}(?:\.[0-9]{1,9})?) *(?:([kmgtp])(i?)b?|b|bytes?)", re.ASCII | re.IGNORECASE
 )
@@ -110,6 +111,7 @@ def to_number(value: YamlValue) -> float:
 
 def integer(least: int, most: int) -> Callable[[YamlValue], int]:
     def parse(value: YamlValue) -> int:
+        refuse_number_unit(value)
         number = to_number(value)
         if not (least <= number <= most and number.is_integer()):
             raise InvalidValue(f"is not an integer from {least} to {most}", value)
@@ -123,6 +125,13 @@ def refuse_time_unit(value: YamlValue) -> None:
     if isinstance(value, str) and (match := _TIME.fullmatch(value)):
         number = float(match[1]) * _UNITS_S[match[2].lower()]
         raise InvalidValue(f"has a unit; times are in seconds: write {number:g}", value)
+
+
+def refuse_number_unit(value: YamlValue) -> None:
+    """Raise `InvalidValue` with the number if ``value`` is a number with a unit such as ``k``."""
+    if isinstance(value, str) and (match := _MULTIPLE.fullmatch(value)):
+        number = Decimal(match[1]) * 1000 ** " kmgt".index(match[2].lower())
+        raise InvalidValue(f"has a unit: write {round(number)}", value)
 
 
 def refuse_size_unit(value: YamlValue) -> None:

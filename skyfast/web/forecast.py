@@ -173,11 +173,10 @@ def as_text(forecast: Forecast) -> list[str]:
     """Return the lines of a forecast, for ``skyfast --check``."""
     whole, current = forecast.unbounded, forecast.current
     verb = "has" if whole.connections == 1 else "have"
+    others = f"; the other views have {forecast.other_series} series" if forecast.other_series else ""
     lines = [
-        (
-            f"Without min_bytes and min_packets, {_connections(whole)} {verb} {whole.series}"
-            f" series; the other views have {forecast.other_series} series."
-        )
+        f"Without min_bytes and min_packets, {_connections(whole)} {verb} {whole.series}"
+        f" series{others}."
     ]
     if forecast.min_packets and not current.min_bytes:
         lines.append(_line(f"min_packets {forecast.min_packets}{CONFIGURED}", current))

@@ -290,7 +290,7 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_connections_limit",
-        "Maximum number of connections, and of rows in each view.",
+        "Maximum number of connections, in total and in each view.",
         _value(lambda source: source.stats.max_connections),
     ),
     _metric(

@@ -174,7 +174,7 @@ async def test_traffic_that_is_counted_several_times_is_logged_once(tmp_path: Pa
     async with running(config, quiet=False) as skyfast:
         await skyfast.logged("view apps: ")
     lines = [line for line in skyfast.log if "is counted several times" in line]
-    assert [re.search(r"WARNING skyfast.app: (.*?):", line)[1] for line in lines] == [  # type: ignore[index]
+    assert [re.search(r"WARNING skyfast.config: (.*?):", line)[1] for line in lines] == [  # type: ignore[index]
         "connections",
         "view apps",
     ]

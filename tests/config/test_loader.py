@@ -809,6 +809,19 @@ def test_error_for_a_duration_with_a_unit_has_its_value_in_seconds(text: str, se
 
 
 @pytest.mark.parametrize(
+    ("key", "text", "number"),
+    [
+        ("min_packets", "100k", 100_000),
+        ("max_connections", "1.5 M", 1_500_000),
+        ("max_series", "2g", 2_000_000_000),
+        ("port", "9k", 9000),
+    ],
+)
+def test_number_with_a_unit_is_rejected_with_the_number(key: str, text: str, number: int) -> None:
+    assert error(store(**{key: text})).endswith(f"{key}: '{text}' has a unit: write {number}")
+
+
+@pytest.mark.parametrize(
     ("text", "number"),
     [
         ("100kB", "100000"),

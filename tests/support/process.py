@@ -19,7 +19,7 @@ STOP_S = 5.0
 WAIT_S = 10.0
 POLL_S = 0.02
 PROBLEM = re.compile(
-    r"^\S+ (WARNING (?!skyfast.clock_skew:|skyfast.app: .* is counted several times;)"
+    r"^\S+ (WARNING (?!skyfast.clock_skew:|skyfast.config: .* is counted several times;)"
     r"|ERROR |CRITICAL )"
     r"|^Traceback "
 )
