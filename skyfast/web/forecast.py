@@ -173,7 +173,9 @@ def as_text(forecast: Forecast) -> list[str]:
     """Return the lines of a forecast, for ``skyfast --check``."""
     whole, current = forecast.unbounded, forecast.current
     verb = "has" if whole.connections == 1 else "have"
-    others = f"; the other views have {forecast.other_series} series" if forecast.other_series else ""
+    others = (
+        f"; the other views have {forecast.other_series} series" if forecast.other_series else ""
+    )
     lines = [
         f"Without min_bytes and min_packets, {_connections(whole)} {verb} {whole.series}"
         f" series{others}."

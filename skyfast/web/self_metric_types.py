@@ -1,0 +1,149 @@
+"""Metrics of skyfast itself: what a metric is, and how it reads its samples from the counters.
+
+`skyfast.web.self_metrics` lists the metrics.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from skyfast.runtime.process import ProcessUsage
+from skyfast.stats import (
+    AnalyzerStats,
+    Histogram,
+    NameStats,
+    OwnNameStats,
+    Stats,
+    TableCounts,
+)
+from skyfast.text_format import MetricFamily, Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """The sources of a page. ``process`` is None if the system does not report resource usage."""
+
+    stats: Stats
+    table: TableCounts
+    views: Sequence[str]
+    process: ProcessUsage | None
+
+
+Samples = Callable[[Sources], Iterable[Sample] | None]
+"""Returns a family's samples; None leaves the family out of the page."""
+
+Histograms = Callable[[Sources], Iterable[tuple[Mapping[str, str], Histogram]]]
+"""Returns a family's histograms with their labels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A family, its variant for standard names, and a function that returns its samples."""
+
+    family: MetricFamily
+    standard: MetricFamily
+    samples: Samples
+
+    def render(self, source: Sources, *, standard_names: bool, openmetrics: int) -> str:
+        """Return the family; "" if there are no samples."""
+        samples = self.samples(source)
+        if samples is None:
+            return ""
+        family = self.standard if standard_names else self.family
+        return family.render(samples, openmetrics=openmetrics)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistogramMetric:
+    """A family of histograms, and a function that returns them."""
+
+    family: MetricFamily
+    histograms: Histograms
+
+    def render(self, source: Sources, *, standard_names: bool, openmetrics: int) -> str:
+        """Return the family, which has the same name in both naming schemes."""
+        return self.family.render_histograms(self.histograms(source), openmetrics=openmetrics)
+
+
+def metric(name: str, help_text: str, samples: Samples, *, standard_name: str = "") -> Metric:
+    """Declare a metric: a counter if its name ends with ``_total``, otherwise a gauge."""
+    family = MetricFamily(
+        name=name, type="counter" if name.endswith("_total") else "gauge", help=help_text
+    )
+    standard = replace(family, name=standard_name or name)
+    return Metric(family=family, standard=standard, samples=samples)
+
+
+def histogram(name: str, help_text: str, histograms: Histograms) -> HistogramMetric:
+    """Declare a metric of histograms."""
+    family = MetricFamily(name=name, type="histogram", help=help_text)
+    return HistogramMetric(family=family, histograms=histograms)
+
+
+def single(read: Callable[[Sources], float]) -> Samples:
+    """Read a single value."""
+    return lambda source: [({}, read(source))]
+
+
+def by_label(label: str, read: Callable[[Sources], Mapping[str, float]]) -> Samples:
+    """Read a value for each value of ``label``."""
+    return lambda source: [({label: key}, value) for key, value in read(source).items()]
+
+
+def of_names(read: Callable[[NameStats], float]) -> Samples:
+    """Read a value of the names, if labels need names."""
+    return lambda source: (
+        None if source.stats.topology.names is None else [({}, read(source.stats.topology.names))]
+    )
+
+
+def of_names_by_label(label: str, read: Callable[[NameStats], Mapping[str, float]]) -> Samples:
+    """Read a value of the names for each value of ``label``, if labels need names."""
+    return lambda source: (
+        None
+        if source.stats.topology.names is None
+        else [({label: key}, value) for key, value in read(source.stats.topology.names).items()]
+    )
+
+
+def of_own_names(read: Callable[[OwnNameStats], float]) -> Samples:
+    """Read a value of the own names, if there are own names."""
+    return lambda source: (
+        None if source.stats.own_names is None else [({}, read(source.stats.own_names))]
+    )
+
+
+def by_view(read: Callable[[TableCounts], Sequence[int]]) -> Samples:
+    """Read a value for each view except the main view."""
+    return by_label("view", lambda source: dict(zip(source.views, read(source.table), strict=True)))
+
+
+def by_analyzer(read: Callable[[AnalyzerStats], float]) -> Samples:
+    """Read a value for each analyzer."""
+    return by_label(
+        "analyzer",
+        lambda source: {
+            analyzer.name: read(analyzer) for analyzer in source.stats.analyzers.values()
+        },
+    )
+
+
+def by_analyzer_and_reason(read: Callable[[AnalyzerStats], Mapping[str, int]]) -> Samples:
+    """Read a value for each analyzer and reason."""
+    return lambda source: [
+        ({"analyzer": analyzer.name, "reason": reason}, count)
+        for analyzer in source.stats.analyzers.values()
+        for reason, count in read(analyzer).items()
+    ]
+
+
+def histogram_by_analyzer(read: Callable[[AnalyzerStats], Histogram]) -> Histograms:
+    """Read a histogram of each analyzer."""
+    return lambda source: [
+        ({"analyzer": analyzer.name}, read(analyzer))
+        for analyzer in source.stats.analyzers.values()
+    ]
+
+
+def of_process(read: Callable[[ProcessUsage], float]) -> Samples:
+    """Read a value of the process, if the system reports it."""
+    return lambda source: None if source.process is None else [({}, read(source.process))]
