@@ -14,19 +14,18 @@ One `ConfigError` has all errors, one per line. It never contains a password or 
 """
 
 import logging
-import math
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from skyfast._table import MAX_ROWS
 from skyfast.config import hints, schema, views
 from skyfast.config.endpoint import ANALYZER_PORT, SUBSCRIBER_PATH, Endpoint
-from skyfast.config.errors import InvalidValue, Origin, hide_nothing, hide_scalars
+from skyfast.config.errors import Origin
 from skyfast.config.model import (
     TLS,
     Classify,
@@ -40,7 +39,6 @@ from skyfast.config.model import (
     Web,
 )
 from skyfast.config.names import NameSources
-from skyfast.config.presets import PRESETS
 from skyfast.config.schema import (
     ENV_PREFIX,
     KNOWN,
@@ -52,6 +50,7 @@ from skyfast.config.schema import (
     STRICT_SECTIONS,
     Key,
 )
+from skyfast.config.settings import Settings, SetValue, SortedProblems
 from skyfast.config.yaml_nodes import (
     ConfigError,
     YamlNode,
@@ -65,8 +64,6 @@ from skyfast.config.yaml_nodes import (
 )
 from skyfast.flows.catalog import DIRECTION, INTERFACE_INFO, NODE_TID_LABEL, TAG
 from skyfast.flows.selection import Bounds, ExportSelection, Filter, ViewSpec
-
-T = TypeVar("T")
 
 MAX_MISPLACED = 20
 """Maximum number of logged notes about sections below one unknown key."""
@@ -94,15 +91,15 @@ def parse(text: str, environ: Mapping[str, str], *, source: str, replayed: str =
 
     """
     file = file_name(source)
-    problems = _SortedProblems()
+    problems = SortedProblems()
     values, unknown_keys = _collect(compose(text, file=file), file=file, problems=problems)
     notes = _check_unknown(unknown_keys, file=file, none_known=not values, problems=problems)
     notes += _check_variables(environ)
     for key in SCHEMA.values():
         if key.env and environ.get(key.env):
             origin = Origin(f"environment variable {key.env}")
-            values[key.path] = _SetValue(origin, environ[key.env])
-    settings = _Settings(values, problems)
+            values[key.path] = SetValue(origin, environ[key.env])
+    settings = Settings(values, problems)
     problems.check()
     return _build(settings, source=source, notes=notes, problems=problems, replayed=replayed)
 
@@ -146,49 +143,14 @@ def _compared(key: "Key[Any]", config: Config) -> object:
 # From the file's keys to the configuration ---------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _SetValue:
-    """A value and where it is set."""
-
-    origin: Origin
-    value: YamlValue
-
-
-class _SortedProblems:
-    """Errors in the order of their lines. Errors without a line are last."""
-
-    def __init__(self) -> None:
-        self._errors: list[tuple[float, str]] = []
-
-    def add(self, text: str, line: int | None = None) -> None:
-        self._errors.append((math.inf if line is None else line, text))
-
-    def __enter__(self) -> None:
-        """Start a block that may raise `ConfigError`."""
-
-    def __exit__(self, _: object, error: BaseException | None, *__: object) -> bool:
-        """Collect a `ConfigError` and continue after the block."""
-        if not isinstance(error, ConfigError):
-            return False
-        for problem in error.problems:
-            self.add(problem)
-        return True
-
-    def check(self) -> None:
-        """Raise the collected errors, if any."""
-        if self._errors:
-            self._errors.sort(key=lambda error: error[0])
-            raise ConfigError(*(text for _, text in self._errors))
-
-
 def _collect(
-    nodes: dict[str, YamlNode], *, file: str, problems: _SortedProblems
-) -> tuple[dict[str, _SetValue], dict[str, YamlNode]]:
+    nodes: dict[str, YamlNode], *, file: str, problems: SortedProblems
+) -> tuple[dict[str, SetValue], dict[str, YamlNode]]:
     """Return the values of known keys and the nodes of unknown keys, both by path.
 
     A key with dots is a path, as in Go's viper, which Skydive uses: ``pipeline.store: {…}`` works.
     """
-    values: dict[str, _SetValue] = {}
+    values: dict[str, SetValue] = {}
     unknown_keys: dict[str, YamlNode] = {}
 
     def descend(nodes: dict[str, YamlNode], parent: str) -> None:
@@ -200,7 +162,7 @@ def _collect(
                 text = f"{origin}: {path}: is already set on line {first}"
                 problems.add(text, node.line)
             elif path in SCHEMA:
-                values[path] = _SetValue(origin, node.value)
+                values[path] = SetValue(origin, node.value)
             elif path not in KNOWN.sections:
                 unknown_keys[path] = node
             elif isinstance(node.value, dict):
@@ -218,7 +180,7 @@ def _collect(
 
 
 def _check_unknown(
-    unknown_keys: Mapping[str, YamlNode], *, file: str, none_known: bool, problems: _SortedProblems
+    unknown_keys: Mapping[str, YamlNode], *, file: str, none_known: bool, problems: SortedProblems
 ) -> list[Note]:
     """Report unknown keys: as errors in the sections of skyfast, and as notes elsewhere.
 
@@ -312,88 +274,7 @@ def _variables(sections: Sequence[str]) -> tuple[str, ...]:
     return tuple(hints.variable(section, prefix=ENV_PREFIX) for section in sections)
 
 
-class _Settings:
-    """The values of the keys, each checked on its own."""
-
-    def __init__(self, values: Mapping[str, _SetValue], problems: _SortedProblems) -> None:
-        """Check every value. Invalid keys are added to ``problems`` and get their defaults."""
-        self._set_values = {
-            path: value for path, value in values.items() if _is_set(SCHEMA[path], value.value)
-        }
-        self._values = {
-            path: _value(key, self._set_values.get(path), problems) for path, key in SCHEMA.items()
-        }
-        preset = PRESETS[self._values[schema.PRESET.path]]
-        for path, value_of in schema.FROM_PRESET.items():
-            if path not in self._set_values:
-                self._values[path] = value_of(preset)
-
-    @property
-    def given(self) -> frozenset[str]:
-        """The paths of the keys that are set."""
-        return frozenset(self._set_values)
-
-    def __call__(self, key: Key[T]) -> T:
-        value: T = self._values[key.path]
-        return value
-
-    def is_set(self, key: Key[Any], *place: str | int) -> bool:
-        """Return whether there is a node at ``place`` below the key."""
-        value = self._set_values.get(key.path)
-        return value is not None and len(_nodes_along(value.value, place)) == len(place)
-
-    def error(self, key: Key[Any], problem: str, *place: str | int) -> ConfigError:
-        """Return an error about a value that conflicts with another value.
-
-        ``place`` is the path below the key: list positions and mapping keys. The file need not
-        contain this path.
-        """
-        value = self._set_values[key.path]
-        nodes = _nodes_along(value.value, place)
-        names = [name for name in place[: len(nodes)] if isinstance(name, str)]
-        path = ".".join([key.path, *names])
-        if nodes:
-            error = InvalidValue(problem, nodes[-1].value, line=nodes[-1].line)
-        else:
-            error = InvalidValue(problem, value.value)
-        return value.origin.error(error, path)
-
-
-def _is_set(key: Key[Any], value: YamlValue) -> bool:
-    return value not in (None, "") and (value != [] or key.can_be_empty)
-
-
-def _nodes_along(value: YamlValue, place: Sequence[str | int]) -> list[YamlNode]:
-    """Return the existing nodes on the path to ``place``."""
-    nodes: list[YamlNode] = []
-    for step in place:
-        if isinstance(value, list) and isinstance(step, int) and step < len(value):
-            nodes.append(value[step])
-        elif isinstance(value, dict) and (node := _below(value, step)):
-            nodes.append(node)
-        else:
-            break
-        value = nodes[-1].value
-    return nodes
-
-
-def _below(nodes: Mapping[str, YamlNode], name: str | int) -> YamlNode | None:
-    return next((node for key, node in nodes.items() if key.lower() == name), None)
-
-
-def _value(key: Key[T], value: _SetValue | None, problems: _SortedProblems) -> T:
-    if value is None:
-        return key.default
-    try:
-        return key.parse(value.value)
-    except InvalidValue as error:
-        hides = hide_scalars if key.secret else hide_nothing
-        for line, text in value.origin.problems(error, key.path, hides=hides):
-            problems.add(text, line)
-        return key.default
-
-
-def _tls(get: _Settings) -> TLS:
+def _tls(get: Settings) -> TLS:
     tls = TLS(
         client_cert=get(schema.CLIENT_CERT),
         client_key=get(schema.CLIENT_KEY),
@@ -407,7 +288,7 @@ def _tls(get: _Settings) -> TLS:
 
 
 def _resolve_endpoints(
-    get: _Settings, notes: list[Note], *, secure: bool
+    get: Settings, notes: list[Note], *, secure: bool
 ) -> tuple[tuple[str, ...], tuple[Endpoint, ...]]:
     """Return the analyzers and the endpoints to subscribe to; add warnings to ``notes``."""
     analyzers, url, urls = get(schema.ANALYZERS), get(schema.URL), get(schema.URLS)
@@ -457,7 +338,7 @@ def _urls(
     )
 
 
-def _views(get: _Settings) -> tuple[views.ViewEntry, ...]:
+def _views(get: Settings) -> tuple[views.ViewEntry, ...]:
     """Return the main view, then all other views."""
     direction = get(schema.DIRECTIONS)
     chosen = get(schema.LABELS)
@@ -478,7 +359,7 @@ def _views(get: _Settings) -> tuple[views.ViewEntry, ...]:
         raise _view_error(get, error) from None
 
 
-def _view_error(get: _Settings, error: views.ViewError) -> ConfigError:
+def _view_error(get: Settings, error: views.ViewError) -> ConfigError:
     """Return the error at a place that the file contains, rather than at a default value."""
     candidates = [_key_and_place(place, error.view) for place in error.places]
     key, place = next(
@@ -496,7 +377,7 @@ def _key_and_place(place: views.KeyPath, view: int) -> tuple[Key[Any], views.Key
     return (schema.LABELS if place[0] == "labels" else schema.METRICS), place[1:]
 
 
-def _check_interface_info(get: _Settings, entries: tuple[views.ViewEntry, ...]) -> None:
+def _check_interface_info(get: Settings, entries: tuple[views.ViewEntry, ...]) -> None:
     """Raise ConfigError if info series are selected, but no view has the label to join them by."""
     names = {label.name for entry in entries for label in entry.choice.labels}
     if get(schema.INTERFACE_INFO) and NODE_TID_LABEL not in names:
@@ -504,7 +385,7 @@ def _check_interface_info(get: _Settings, entries: tuple[views.ViewEntry, ...]) 
         raise get.error(schema.INTERFACE_INFO, problem)
 
 
-def _filter(get: _Settings) -> Filter:
+def _filter(get: Settings) -> Filter:
     keep, drop, excluded_tags = get(schema.KEEP), get(schema.DROP), get(schema.EXCLUDED_TAGS)
     names: set[str] = set()
     for key, rules in ((schema.KEEP, keep), (schema.DROP, drop)):
@@ -515,7 +396,7 @@ def _filter(get: _Settings) -> Filter:
     return Filter(excluded_tags=frozenset(excluded_tags), keep=keep, drop=drop)
 
 
-def _export(get: _Settings, main: ViewSpec, others: tuple[ViewSpec, ...]) -> ExportSelection:
+def _export(get: Settings, main: ViewSpec, others: tuple[ViewSpec, ...]) -> ExportSelection:
     has_tag = any(label.name == TAG for view in (main, *others) for label in view.labels)
     return ExportSelection(
         main=main,
@@ -530,7 +411,7 @@ def _export(get: _Settings, main: ViewSpec, others: tuple[ViewSpec, ...]) -> Exp
     )
 
 
-def _limits(get: _Settings, entries: Sequence[views.ViewEntry]) -> TableLimits:
+def _limits(get: Settings, entries: Sequence[views.ViewEntry]) -> TableLimits:
     max_connections = get(schema.MAX_CONNECTIONS)
     return TableLimits(
         max_connections=max_connections,
@@ -543,16 +424,16 @@ def _limits(get: _Settings, entries: Sequence[views.ViewEntry]) -> TableLimits:
     )
 
 
-def _connection_timeout_s(get: _Settings) -> float:
+def _connection_timeout_s(get: Settings) -> float:
     return get(schema.CONNECTION_TIMEOUT) or schema.CONNECTION_TIMEOUT.default
 
 
 def _build(
-    get: _Settings,
+    get: Settings,
     *,
     source: str,
     notes: list[Note],
-    problems: _SortedProblems,
+    problems: SortedProblems,
     replayed: str,
 ) -> Config:
     with problems:

@@ -18,14 +18,9 @@ from skyfast.flows.planner import shows_only_own, shows_topology
 from skyfast.flows.selection import ExportSelection
 from skyfast.skydive.end_names import EndNames
 from skyfast.skydive.multimap import MultiMap
-from skyfast.skydive.name_resolver import (
-    Candidate,
-    CapturePoint,
-    Networks,
-    Resolution,
-    choose,
-    is_local,
-)
+from skyfast.skydive.name_candidates import Candidate, CapturePoint, choose, is_local
+from skyfast.skydive.name_resolver import Resolution
+from skyfast.skydive.subnets import Networks
 from skyfast.stats import LOOKUP_DROPS, NameStats
 
 MAX_NAMES: Final = 100_000

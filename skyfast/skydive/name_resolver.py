@@ -1,9 +1,9 @@
 """Resolves the names of addresses and capture points from the topology.
 
 All functions are pure: they use no clock and no socket. An address can have several owners, for
-example if every host has the same subnet, or if clusters overlap. :func:`choose` distinguishes the
-owners by the place where the flow was captured. If the topology is contradictory or ambiguous,
-names are empty rather than wrong.
+example if every host has the same subnet, or if clusters overlap.
+`skyfast.skydive.name_candidates` distinguishes the owners by the place where the flow was captured.
+If the topology is contradictory or ambiguous, names are empty rather than wrong.
 
 Skydive's probes create the relations between nodes: see `skyfast.skydive.graph_index`. The rules of
 pods and workloads are in `skyfast.skydive.workloads`; the rules of containers are in
@@ -11,19 +11,18 @@ pods and workloads are in `skyfast.skydive.workloads`; the rules of containers a
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from heapq import merge
-from ipaddress import IPv4Network, IPv6Network
-from itertools import chain, islice
-from typing import Final, TypeAlias
+from collections.abc import Sequence
+from itertools import chain
+from typing import Final
 
 import msgspec
 from msgspec import structs
 
-from skyfast.flows import addresses
 from skyfast.skydive import runtime_containers
 from skyfast.skydive.graph_index import OWNERSHIP, GraphIndex
 from skyfast.skydive.multimap import MultiMap
+from skyfast.skydive.name_candidates import Candidate, CapturePoint, in_order
+from skyfast.skydive.subnets import Networks, Subnets
 from skyfast.skydive.topology_graph import Graph, Node
 from skyfast.skydive.workloads import ContradictionError, Pod, PodNames, Workloads, latest
 
@@ -49,37 +48,6 @@ CONTRADICTORY_PODS: Final = "contradictory_pods"
 
 CLUSTER_IP_INTERFACE: Final = "kube-ipvs0"
 """Name of the interface to which kube-proxy adds all cluster IPs, on every host, in IPVS mode."""
-
-_SORTED_AT_ONCE: Final = 256
-"""Number of candidates that are sorted at once: this holds the GIL for about 1 ms."""
-
-Networks: TypeAlias = tuple[IPv4Network | IPv6Network, ...]
-"""Subnets of a host."""
-
-
-class Candidate(msgspec.Struct, frozen=True, gc=False):
-    """An owner of an address.
-
-    ``names`` has the values of ``ADDRESS_NAMES``, followed by the values of the requested pod
-    labels. ``namespace`` is the ID of the network namespace's node, or of the host's node if this
-    is the host's own namespace; "" if unknown. ``host`` is the owner's host, by the name that the
-    agent uses. ``cluster`` is the cluster of the pod or service, otherwise the cluster of the host,
-    or "" if there is none.
-    """
-
-    names: tuple[str, ...]
-    namespace: str
-    host: str
-    cluster: str
-
-
-class CapturePoint(msgspec.Struct, frozen=True, gc=False):
-    """Where flows are captured. ``peers`` are the namespaces of the veth peers, sorted."""
-
-    namespace: str
-    peers: tuple[str, ...]
-    host: str
-    cluster: str
 
 
 class Resolution(msgspec.Struct, frozen=True, gc=False):
@@ -118,83 +86,6 @@ def resolve(graph: Graph, *, k8s_labels: tuple[str, ...] = ()) -> Resolution:
     resolution = resolver.resolution()
     resolver.release()
     return resolution
-
-
-def choose(
-    candidates: Sequence[Candidate],
-    other: str,
-    point: CapturePoint | None,
-    networks: Mapping[str, Networks],
-    *,
-    address: str,
-) -> tuple[str, ...] | None:
-    """Return the names of an address in a flow, or None if they are ambiguous.
-
-    ``candidates`` are the owners of ``address``. ``other`` is the address at the other end of the
-    flow. ``point`` is where the flow was captured, or None if that is unknown. ``networks`` is from
-    the `Resolution`.
-
-    The names come from the first of these groups in which all candidates have the same ``names``.
-    For local addresses (`is_local`), only groups 2 and 3 are used.
-
-    1. All candidates.
-    2. The candidates in the namespace of the capture point.
-    3. The candidates in the namespaces of the capture point's veth peers.
-    4. If a subnet of the capture point's host contains both addresses, the candidates on that host.
-    5. The candidates in the cluster of the capture point.
-    """
-    local = is_local(address)
-    chosen = None if local else _only_names(candidates)
-    if chosen is not None or point is None:
-        return chosen
-    if point.namespace:
-        chosen = _only_names(owner for owner in candidates if owner.namespace == point.namespace)
-    if chosen is None and point.peers:
-        chosen = _only_names(owner for owner in candidates if owner.namespace in point.peers)
-    if local:
-        return chosen
-    if chosen is None and point.host and _share_network(networks, point.host, address, other):
-        chosen = _only_names(owner for owner in candidates if owner.host == point.host)
-    if chosen is None and point.cluster:
-        chosen = _only_names(owner for owner in candidates if owner.cluster == point.cluster)
-    return chosen
-
-
-def is_local(address: str) -> bool:
-    """Return whether an address is a loopback or link-local address.
-
-    Any host or link can have the same local address, including hosts and links that are not in the
-    topology. Therefore an address with a single owner in the topology can have other owners, too.
-    """
-    if address == "::1" or address.startswith(("127.", "169.254.")):
-        return True
-    # fe80::/10. The first group of an IPv6 address has no leading zeros.
-    return address.startswith(("fe8", "fe9", "fea", "feb")) and address.find(":") == 4
-
-
-def _only_names(candidates: Iterable[Candidate]) -> tuple[str, ...] | None:
-    only: tuple[str, ...] | None = None
-    for candidate in candidates:
-        if only is None:
-            only = candidate.names
-        elif candidate.names != only:
-            return None
-    return only
-
-
-def _share_network(networks: Mapping[str, Networks], host: str, address: str, other: str) -> bool:
-    """Return whether one of a host's subnets contains both addresses."""
-    ends = addresses.read(address), addresses.read(other)
-    if ends[0] is None or ends[1] is None or len(ends[0]) != len(ends[1]):
-        return False
-    bits = 8 * len(ends[0])
-    a, b = (int.from_bytes(end) for end in ends if end)
-    for network in networks.get(host, ()):
-        if network.max_prefixlen == bits:
-            mask, first = int(network.netmask), int(network.network_address)
-            if a & mask == first == b & mask:
-                return True
-    return False
 
 
 class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
@@ -249,7 +140,7 @@ class _Resolver:
         self._places: dict[tuple[int, str, str | None], _Place] = {}
         # By address: the hosts that have the address in their own namespaces.
         self._own_addresses: dict[str, set[str]] = defaultdict(set)
-        self._subnets = _Subnets()
+        self._subnets = Subnets()
 
     def resolution(self) -> Resolution:
         interfaces = [(node, self._namespace_of(node)) for node in self._index.interfaces]
@@ -431,7 +322,7 @@ class _Resolver:
                 *services.get(address),
             ]
             if len(candidates) < MAX_ADDRESSES:
-                candidates[address] = tuple(found) if len(found) == 1 else _in_order(found)
+                candidates[address] = tuple(found) if len(found) == 1 else in_order(found)
             else:
                 self._skipped[ADDRESS_LIMIT] += 1
         return candidates
@@ -611,49 +502,6 @@ class _Resolver:
         return services
 
 
-class _Subnets:
-    """The subnets of interfaces, by host."""
-
-    def __init__(self) -> None:
-        self._by_host: dict[str, set[IPv4Network | IPv6Network]] = defaultdict(set)
-        self._of_text: dict[str, IPv4Network | IPv6Network | None] = {}
-        # Creating a network takes 10 µs, and most interfaces share their subnet with others.
-        self._known: dict[tuple[bytes, int], IPv4Network | IPv6Network] = {}
-
-    def add(self, host: str, text: str) -> None:
-        """Add the subnet of an address with a prefix length, unless the host is unknown."""
-        if not host:
-            return
-        if text in self._of_text:
-            network = self._of_text[text]
-        else:
-            network = self._of_text[text] = self._parse(text)
-        if network is not None:
-            self._by_host[host].add(network)
-
-    def by_host(self) -> dict[str, Networks]:
-        """Return the subnets of each host, sorted."""
-        return {
-            host: tuple(sorted(networks, key=_network_order))
-            for host, networks in self._by_host.items()
-        }
-
-    def _parse(self, text: str) -> IPv4Network | IPv6Network | None:
-        address_text, _, length_text = text.partition("/")
-        address = addresses.read(address_text.partition("%")[0])
-        if address is None or not (length_text.isascii() and length_text.isdecimal()):
-            return None
-        if len(length_text) > 3 or (length := int(length_text)) >= 8 * len(address):
-            # Leave out subnets with only one address. Such a subnet never contains both ends of a
-            # flow, and there can be one for every pod.
-            return None
-        key = addresses.masked(address, length), length
-        network = self._known.get(key)
-        if network is None:
-            network = self._known[key] = IPv4Network(key) if len(address) == 4 else IPv6Network(key)
-        return network
-
-
 def _address_names(
     pod: PodNames, container: str, host: str, *, machine: str | None, netns: str
 ) -> tuple[str, ...]:
@@ -712,27 +560,6 @@ def _newest(pods: Sequence[Pod]) -> Sequence[Pod]:
     for pod in pods:
         newest[pod.cluster] = max(pod.created_at, newest.get(pod.cluster, 0))
     return [pod for pod in pods if pod.created_at == newest[pod.cluster]]
-
-
-def _in_order(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
-    """Return the distinct candidates, sorted.
-
-    ``127.0.0.1`` has one candidate in each namespace. Sorting thousands at once would hold the GIL
-    for too long.
-    """
-    rest = iter(set(candidates))
-    chunks = []
-    while chunk := list(islice(rest, _SORTED_AT_ONCE)):
-        chunks.append(sorted(chunk, key=_order))
-    return tuple(merge(*chunks, key=_order))
-
-
-def _order(candidate: Candidate) -> tuple[tuple[str, ...], str, str, str]:
-    return candidate.names, candidate.namespace, candidate.host, candidate.cluster
-
-
-def _network_order(network: IPv4Network | IPv6Network) -> tuple[int, int, int]:
-    return network.version, int(network.network_address), network.prefixlen
 
 
 def _rank(node: Node) -> tuple[str, str, str, str]:

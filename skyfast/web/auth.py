@@ -28,7 +28,8 @@ from http import HTTPStatus
 from typing import Any
 
 from skyfast.runtime.logs import LogLimit
-from skyfast.web.config_file import RateLimit, WebConfig, WebConfigFile, normalize_san
+from skyfast.web.config_file import RateLimit, WebConfig, normalize_san
+from skyfast.web.config_watcher import WebConfigFile
 
 MAX_PASSWORD_BYTES = 72
 """bcrypt uses only this many bytes of a password, and ignores the rest."""

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyfast.skydive import name_index
+from skyfast.skydive.name_candidates import Candidate, CapturePoint, choose
 from skyfast.skydive.name_index import MISS_S, PRUNE_INTERVAL_S, NameIndex
-from skyfast.skydive.name_resolver import Candidate, CapturePoint, Resolution, choose
+from skyfast.skydive.name_resolver import Resolution
 
 EMPTY = ("",) * 8
 

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, currently_in_test_context, event, given, set
 from hypothesis import strategies as st
 
 from skyfast.skydive import topology_graph
-from skyfast.skydive.name_resolver import Resolution, choose, resolve
+from skyfast.skydive.name_candidates import choose
+from skyfast.skydive.name_resolver import Resolution, resolve
 from skyfast.skydive.topology_graph import Graph
 from tests.support import topology_graphs
 from tests.support.name_oracle import Json, NameOracle, distinct, only_names

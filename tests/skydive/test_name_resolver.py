@@ -8,7 +8,8 @@ import pytest
 
 from skyfast.skydive import graph_index, name_resolver, workloads
 from skyfast.skydive.graph_index import MAX_NAME_CHARS
-from skyfast.skydive.name_resolver import Candidate, CapturePoint, choose, resolve
+from skyfast.skydive.name_candidates import Candidate, CapturePoint, choose
+from skyfast.skydive.name_resolver import resolve
 from skyfast.skydive.topology_graph import Graph
 from tests.support.paths import CONTAINER_TOPOLOGY
 from tests.support.topology_scenarios import (

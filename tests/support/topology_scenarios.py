@@ -3,7 +3,8 @@
 import json
 from itertools import count
 
-from skyfast.skydive.name_resolver import choose, resolve
+from skyfast.skydive.name_candidates import choose
+from skyfast.skydive.name_resolver import resolve
 from skyfast.skydive.topology_graph import Graph, Skipped, decode_edge, decode_node
 
 ADDRESS_NAMES = (

@@ -1,0 +1,137 @@
+"""The values that a configuration sets, by key, and the problems found while reading them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from skyfast.config import schema
+from skyfast.config.errors import InvalidValue, Origin, hide_nothing, hide_scalars
+from skyfast.config.presets import PRESETS
+from skyfast.config.schema import (
+    SCHEMA,
+    Key,
+)
+from skyfast.config.yaml_nodes import (
+    ConfigError,
+    YamlNode,
+    YamlValue,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class SetValue:
+    """A value and where it is set."""
+
+    origin: Origin
+    value: YamlValue
+
+
+class SortedProblems:
+    """Errors in the order of their lines. Errors without a line are last."""
+
+    def __init__(self) -> None:
+        self._errors: list[tuple[float, str]] = []
+
+    def add(self, text: str, line: int | None = None) -> None:
+        self._errors.append((math.inf if line is None else line, text))
+
+    def __enter__(self) -> None:
+        """Start a block that may raise `ConfigError`."""
+
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> bool:
+        """Collect a `ConfigError` and continue after the block."""
+        if not isinstance(error, ConfigError):
+            return False
+        for problem in error.problems:
+            self.add(problem)
+        return True
+
+    def check(self) -> None:
+        """Raise the collected errors, if any."""
+        if self._errors:
+            self._errors.sort(key=lambda error: error[0])
+            raise ConfigError(*(text for _, text in self._errors))
+
+
+class Settings:
+    """The values of the keys, each checked on its own."""
+
+    def __init__(self, values: Mapping[str, SetValue], problems: SortedProblems) -> None:
+        """Check every value. Invalid keys are added to ``problems`` and get their defaults."""
+        self._set_values = {
+            path: value for path, value in values.items() if _is_set(SCHEMA[path], value.value)
+        }
+        self._values = {
+            path: _value(key, self._set_values.get(path), problems) for path, key in SCHEMA.items()
+        }
+        preset = PRESETS[self._values[schema.PRESET.path]]
+        for path, value_of in schema.FROM_PRESET.items():
+            if path not in self._set_values:
+                self._values[path] = value_of(preset)
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The paths of the keys that are set."""
+        return frozenset(self._set_values)
+
+    def __call__(self, key: Key[T]) -> T:
+        value: T = self._values[key.path]
+        return value
+
+    def is_set(self, key: Key[Any], *place: str | int) -> bool:
+        """Return whether there is a node at ``place`` below the key."""
+        value = self._set_values.get(key.path)
+        return value is not None and len(_nodes_along(value.value, place)) == len(place)
+
+    def error(self, key: Key[Any], problem: str, *place: str | int) -> ConfigError:
+        """Return an error about a value that conflicts with another value.
+
+        ``place`` is the path below the key: list positions and mapping keys. The file need not
+        contain this path.
+        """
+        value = self._set_values[key.path]
+        nodes = _nodes_along(value.value, place)
+        names = [name for name in place[: len(nodes)] if isinstance(name, str)]
+        path = ".".join([key.path, *names])
+        if nodes:
+            error = InvalidValue(problem, nodes[-1].value, line=nodes[-1].line)
+        else:
+            error = InvalidValue(problem, value.value)
+        return value.origin.error(error, path)
+
+
+def _is_set(key: Key[Any], value: YamlValue) -> bool:
+    return value not in (None, "") and (value != [] or key.can_be_empty)
+
+
+def _nodes_along(value: YamlValue, place: Sequence[str | int]) -> list[YamlNode]:
+    """Return the existing nodes on the path to ``place``."""
+    nodes: list[YamlNode] = []
+    for step in place:
+        if isinstance(value, list) and isinstance(step, int) and step < len(value):
+            nodes.append(value[step])
+        elif isinstance(value, dict) and (node := _below(value, step)):
+            nodes.append(node)
+        else:
+            break
+        value = nodes[-1].value
+    return nodes
+
+
+def _below(nodes: Mapping[str, YamlNode], name: str | int) -> YamlNode | None:
+    return next((node for key, node in nodes.items() if key.lower() == name), None)
+
+
+def _value(key: Key[T], value: SetValue | None, problems: SortedProblems) -> T:
+    if value is None:
+        return key.default
+    try:
+        return key.parse(value.value)
+    except InvalidValue as error:
+        hides = hide_scalars if key.secret else hide_nothing
+        for line, text in value.origin.problems(error, key.path, hides=hides):
+            problems.add(text, line)
+        return key.default

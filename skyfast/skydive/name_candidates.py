@@ -1,0 +1,117 @@
+"""The owners of an address, and the choice among them by the place where a flow was captured."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from heapq import merge
+from itertools import islice
+from typing import Final
+
+import msgspec
+
+from skyfast.skydive.subnets import Networks, share_network
+
+_SORTED_AT_ONCE: Final = 256
+"""Number of candidates that are sorted at once: this holds the GIL for about 1 ms."""
+
+
+class Candidate(msgspec.Struct, frozen=True, gc=False):
+    """An owner of an address.
+
+    ``names`` has the values of ``ADDRESS_NAMES``, followed by the values of the requested pod
+    labels. ``namespace`` is the ID of the network namespace's node, or of the host's node if this
+    is the host's own namespace; "" if unknown. ``host`` is the owner's host, by the name that the
+    agent uses. ``cluster`` is the cluster of the pod or service, otherwise the cluster of the host,
+    or "" if there is none.
+    """
+
+    names: tuple[str, ...]
+    namespace: str
+    host: str
+    cluster: str
+
+
+class CapturePoint(msgspec.Struct, frozen=True, gc=False):
+    """Where flows are captured. ``peers`` are the namespaces of the veth peers, sorted."""
+
+    namespace: str
+    peers: tuple[str, ...]
+    host: str
+    cluster: str
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    other: str,
+    point: CapturePoint | None,
+    networks: Mapping[str, Networks],
+    *,
+    address: str,
+) -> tuple[str, ...] | None:
+    """Return the names of an address in a flow, or None if they are ambiguous.
+
+    ``candidates`` are the owners of ``address``. ``other`` is the address at the other end of the
+    flow. ``point`` is where the flow was captured, or None if that is unknown. ``networks`` is from
+    the `Resolution`.
+
+    The names come from the first of these groups in which all candidates have the same ``names``.
+    For local addresses (`is_local`), only groups 2 and 3 are used.
+
+    1. All candidates.
+    2. The candidates in the namespace of the capture point.
+    3. The candidates in the namespaces of the capture point's veth peers.
+    4. If a subnet of the capture point's host contains both addresses, the candidates on that host.
+    5. The candidates in the cluster of the capture point.
+    """
+    local = is_local(address)
+    chosen = None if local else _only_names(candidates)
+    if chosen is not None or point is None:
+        return chosen
+    if point.namespace:
+        chosen = _only_names(owner for owner in candidates if owner.namespace == point.namespace)
+    if chosen is None and point.peers:
+        chosen = _only_names(owner for owner in candidates if owner.namespace in point.peers)
+    if local:
+        return chosen
+    if chosen is None and point.host and share_network(networks, point.host, address, other):
+        chosen = _only_names(owner for owner in candidates if owner.host == point.host)
+    if chosen is None and point.cluster:
+        chosen = _only_names(owner for owner in candidates if owner.cluster == point.cluster)
+    return chosen
+
+
+def is_local(address: str) -> bool:
+    """Return whether an address is a loopback or link-local address.
+
+    Any host or link can have the same local address, including hosts and links that are not in the
+    topology. Therefore an address with a single owner in the topology can have other owners, too.
+    """
+    if address == "::1" or address.startswith(("127.", "169.254.")):
+        return True
+    # fe80::/10. The first group of an IPv6 address has no leading zeros.
+    return address.startswith(("fe8", "fe9", "fea", "feb")) and address.find(":") == 4
+
+
+def _only_names(candidates: Iterable[Candidate]) -> tuple[str, ...] | None:
+    only: tuple[str, ...] | None = None
+    for candidate in candidates:
+        if only is None:
+            only = candidate.names
+        elif candidate.names != only:
+            return None
+    return only
+
+
+def in_order(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """Return the distinct candidates, sorted.
+
+    ``127.0.0.1`` has one candidate in each namespace. Sorting thousands at once would hold the GIL
+    for too long.
+    """
+    rest = iter(set(candidates))
+    chunks = []
+    while chunk := list(islice(rest, _SORTED_AT_ONCE)):
+        chunks.append(sorted(chunk, key=_order))
+    return tuple(merge(*chunks, key=_order))
+
+
+def _order(candidate: Candidate) -> tuple[tuple[str, ...], str, str, str]:
+    return candidate.names, candidate.namespace, candidate.host, candidate.cluster
