@@ -1,23 +1,16 @@
-"""Runs, reloads and stops the process around the parts in `skyfast.pipeline`."""
+"""Runs, reloads and stops the parts in `skyfast.pipeline`, and relabels flows."""
 
 import asyncio
 import contextlib
 import dataclasses
 import logging
 import os
-import platform
-import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence, Set
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import uvloop
-
-from skyfast import __version__, pipeline
+from skyfast import pipeline
 from skyfast.config import cost, traffic_warnings
 from skyfast.config.endpoint import Endpoint
 from skyfast.config.loader import changed, uses_default_analyzer
@@ -27,7 +20,7 @@ from skyfast.flows.own_names import OwnNames, changed_addresses
 from skyfast.flows.plan import Names
 from skyfast.flows.selection import changed_fields
 from skyfast.pipeline import Parts, Shared
-from skyfast.runtime import logs, memory, names_file, systemd
+from skyfast.runtime import logs, names_file, systemd
 from skyfast.runtime.clock import Clock
 from skyfast.runtime.names_file import NamesFile
 from skyfast.skydive.reporting_gap import SLACK_S, ReportingGap
@@ -38,13 +31,12 @@ from skyfast.skydive.websocket import MessageData
 from skyfast.stats import AnalyzerStats, Failure, Stats
 from skyfast.web import listen
 from skyfast.web.exposition import Exposition
-from skyfast.web.listen import AS_CONFIGURED, Listen, ListenError
+from skyfast.web.listen import AS_CONFIGURED, Listen
 from skyfast.web.server import ReloadFunction, WebServer
 from skyfast.web.status import Replay, Status
 
 if TYPE_CHECKING:
     from skyfast.replay.recorder import Recorder
-    from skyfast.replay.recording import Playback
     from skyfast.web.auth import WebSecurity
 
 EXPIRY_INTERVAL_S = 0.5
@@ -55,11 +47,6 @@ EXPIRY_SLICE_S = 0.002
 
 EXPIRY_ROWS = 256
 """Rows to expire between two clock reads; takes about 0.1 ms."""
-
-SWITCH_INTERVAL_S = 0.001
-"""How long a worker thread may keep the GIL while the event loop waits for it.
-
-Python's default is 5 ms. One iteration of the event loop can wait for the GIL several times."""
 
 STATUS_PAGE_WAIT_S = 3.0
 """How long the log message with the URL of the status page waits for the subscriptions.
@@ -84,23 +71,6 @@ MAX_ANNOUNCED = 8
 """Maximum number of analyzers in a log message."""
 
 log = logging.getLogger("skyfast.app")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """Command line options that are not part of the configuration; a reload keeps them.
-
-    ``listen`` is where the HTTP server listens. ``web_config_file`` is the path of the web
-    configuration, or empty. ``playback`` has the recordings to replay instead of subscribing to
-    analyzers. ``record_file`` is the path of the recording to write, or empty. With ``anonymous``,
-    this recording contains pseudonyms instead of addresses and names.
-    """
-
-    listen: Listen = AS_CONFIGURED
-    web_config_file: str = ""
-    playback: "Playback | None" = None
-    record_file: str = ""
-    anonymous: bool = False
 
 
 class _WebConfigError(ConfigError):
@@ -560,138 +530,5 @@ def _cost_summary(parts: Parts) -> str:
     )
 
 
-async def _serve(config: Config, load: Callable[[], Config], options: Options) -> bool:
-    stopping = asyncio.Event()
-    security = _web_security(options.web_config_file)
-    log.info("skyfast %s, Python %s", __version__, platform.python_version())
-    async with AsyncExitStack() as stack:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            _handle_signal(number, stopping.set, stack)
-        recorder = _recorder(options, stack)
-        try:
-            adapt, replay = await _adaptation(options, stack, recorder)
-        except OSError as error:
-            log.error("cannot replay recordings: %s", error)
-            return False
-        app = App(
-            adapt(config),
-            load=lambda: adapt(load()),
-            security=security,
-            recorder=recorder,
-            # A replay passes its topology directly to the recorder, because this configuration may
-            # query only a part of it.
-            records_topology=options.playback is None,
-            listen_at=options.listen,
-            replay=replay,
-        )
-        reloads: set[asyncio.Task[str | None]] = set()
-
-        def reload() -> None:
-            task = asyncio.create_task(app.reload())
-            reloads.add(task)
-            task.add_done_callback(reloads.discard)
-
-        _handle_signal(signal.SIGHUP, reload, stack)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-        memory.freeze()
-        try:
-            await app.run(stopping)
-        except ListenError as error:
-            address = listen.describe(error.address)
-            log.error("cannot listen on %s: %s%s", address, error, listen.hint(error))
-            return False
-        except BaseExceptionGroup:  # pragma: no cover - no known bug raises this
-            log.critical("exiting after an unhandled exception", exc_info=True)
-            return False
-    log.info("stopped %s", app.summary())
-    return True
-
-
-def _handle_signal(
-    number: signal.Signals, handler: Callable[[], object], stack: AsyncExitStack
-) -> None:
-    """Call ``handler`` in the event loop at each signal, until ``stack`` is closed.
-
-    Afterwards, the signal is ignored. `loop.add_signal_handler` would restore the default action
-    when the loop closes, and a second signal would then kill the process.
-    """
-    loop = asyncio.get_running_loop()
-    signal.signal(number, lambda *_: loop.call_soon_threadsafe(handler))
-    stack.callback(signal.signal, number, signal.SIG_IGN)
-
-
-def _web_security(path: str) -> "WebSecurity | None":
-    """Load the web configuration at ``path``; return None if ``path`` is empty."""
-    if not path:
-        return None
-    from skyfast.web.auth import WebSecurity
-
-    return WebSecurity(path)
-
-
 def _is_secure(security: "WebSecurity | None") -> bool:
     return security is not None and security.config.tls is not None
-
-
-def _recorder(options: Options, stack: AsyncExitStack) -> "Recorder | None":
-    """Start recording if the options ask for it."""
-    if not options.record_file:
-        return None
-    from skyfast.replay.recorder import Recorder
-
-    rewrite = None
-    if options.anonymous:
-        from skyfast.replay.anonymizer import Anonymizer
-
-        rewrite = Anonymizer()
-    recorder = Recorder(
-        options.record_file,
-        message_filter=rewrite,
-        topology_filter=rewrite.topology if rewrite else None,
-    )
-    stack.push_async_callback(asyncio.to_thread, recorder.stop)
-    return recorder
-
-
-async def _adaptation(
-    options: Options, stack: AsyncExitStack, recorder: "Recorder | None"
-) -> tuple[Callable[[Config], Config], Replay | None]:
-    """Start the replay, if any.
-
-    Returns the function that adapts configurations to the replay, and what is replayed.
-    """
-    if options.playback is None:
-        return lambda config: config, None
-    from skyfast.replay.player import ReplayServer
-
-    player = ReplayServer(options.playback, observe=recorder.update if recorder else None)
-    stack.push_async_callback(player.stop)
-    # At the end of a recording, the messages stop. This must not count as a silent analyzer.
-    changes: dict[str, Any] = {"endpoints": await player.start(), "silence_timeout_s": 0.0}
-    replay = Replay(
-        is_demo=options.playback.is_demo,
-        recordings=tuple(
-            logs.printable(recording.path) for recording in options.playback.recordings
-        ),
-        analyzers=player.recorded_names,
-    )
-
-    def adapted(config: Config) -> Config:
-        return dataclasses.replace(
-            config, subscriber=dataclasses.replace(config.subscriber, **changes)
-        )
-
-    return adapted, replay
-
-
-def run(config: Config, load: Callable[[], Config], options: Options) -> bool:
-    """Run until SIGTERM or SIGINT. On an error, log it and return False.
-
-    ``load`` reads the configuration again on SIGHUP. The caller must have blocked SIGHUP, and this
-    function unblocks it. Raises ConfigError if a file that the configuration or the options refer
-    to cannot be used.
-    """
-    memory.tune_malloc()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(config, load, options))

@@ -330,12 +330,12 @@ def main(argv: list[str] | None = None) -> int:
         playback = _playback(arguments)
         listen_at = _listen(arguments, configuration)
 
-        from skyfast import app
+        from skyfast import runner
 
-        is_over = app.run(
+        is_over = runner.run(
             configuration,
             lambda: _reload(arguments),
-            app.Options(
+            runner.Options(
                 listen=listen_at,
                 web_config_file=arguments.web_config_file,
                 playback=playback,

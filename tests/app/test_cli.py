@@ -561,7 +561,7 @@ def test_errors_take_one_line(arguments: list[str], stdin: str, expected: str) -
 def test_replay_modules_are_imported_only_on_demand() -> None:
     names = ["player", "recorder", "recording", "anonymizer"]
     code = (
-        "import sys, skyfast.app, skyfast.cli;"
+        "import sys, skyfast.runner, skyfast.cli;"
         f"print([name for name in {names} if f'skyfast.replay.{{name}}' in sys.modules])"
     )
     result = subprocess.run(
