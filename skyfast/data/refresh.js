@@ -1,15 +1,12 @@
 // The script of pages that show a snapshot: requests the page again, and replaces its content. The
 // server escapes all data. Scripts of the new content would not run, because it is parsed, not loaded.
-"use strict";
 (() => {
   const INTERVAL_MS = 30000;
   const TIMEOUT_MS = 15000;
 
-  const pause = document.getElementById("pause"), stale = document.getElementById("stale");
-  const isPaused = () => pause.getAttribute("aria-pressed") === "true";
+  const stale = document.getElementById("stale");
   const style = (page) => page.querySelector("style").textContent;
   let seenAt = new Date();
-  let timer = 0;
 
   function show(page) {
     const main = document.querySelector("main"), next = page.querySelector("main");
@@ -29,6 +26,7 @@
   }
 
   async function refresh() {
+    if (new Date() - seenAt < INTERVAL_MS) return;
     try {
       const signal = AbortSignal.timeout(TIMEOUT_MS);
       const response = await fetch(location.href, { signal, cache: "no-store" });
@@ -46,21 +44,5 @@
     }
   }
 
-  async function run() {
-    clearTimeout(timer);
-    if (document.hidden || isPaused()) return;
-    if (new Date() - seenAt >= INTERVAL_MS) await refresh();
-    clearTimeout(timer);
-    timer = setTimeout(run, INTERVAL_MS);
-  }
-
-  document.addEventListener("visibilitychange", run);
-  pause.hidden = false;
-  pause.addEventListener("click", () => {
-    const paused = !isPaused();
-    pause.setAttribute("aria-pressed", String(paused));
-    pause.textContent = paused ? "Resume" : "Pause";
-    run();
-  });
-  run();
+  repeat(refresh, INTERVAL_MS);
 })();

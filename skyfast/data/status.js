@@ -2,7 +2,6 @@
 // The script of the status page: updates the elements with data-key, data-rows and data-series from
 // api/status and api/top. The page defines the elements; status_html.py implements the same formats.
 // Data from the network is always inserted as text, never as HTML.
-"use strict";
 (() => {
   const INTERVAL_MS = 5000;
   const TIMEOUT_MS = 15000;
@@ -379,18 +378,6 @@
     else heard();
   }
 
-  // One refresh at a time, and none while the page is hidden.
-  const pause = one("pause");
-  const isPaused = () => pause.getAttribute("aria-pressed") === "true";
-  let timer = 0;
-  async function run() {
-    clearTimeout(timer);
-    if (document.hidden || isPaused()) return;
-    await refresh();
-    clearTimeout(timer);
-    timer = setTimeout(run, INTERVAL_MS);
-  }
-
   function changed() {
     history.replaceState(null, "", `?${wanted()}`);
     refreshTop().catch(missed);
@@ -429,13 +416,5 @@
     changed();
   });
   form.querySelector("button").hidden = true;
-  document.addEventListener("visibilitychange", run);
-  pause.hidden = false;
-  pause.addEventListener("click", () => {
-    const paused = !isPaused();
-    pause.setAttribute("aria-pressed", String(paused));
-    pause.textContent = paused ? "Resume" : "Pause";
-    run();
-  });
-  run();
+  repeat(refresh, INTERVAL_MS);
 })();

@@ -30,7 +30,7 @@ def _source(text: str) -> str:
 
 
 _STYLE = read("pages.css")
-_SCRIPTS = {name: read(name) for name in ("status.js", "refresh.js")}
+_SCRIPTS = {name: read("updates.js") + read(name) for name in ("status.js", "refresh.js")}
 _ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
     "%3Cpath d='M1 11h3l2-8 4 11 2-6h3' fill='none' stroke='%2338f' stroke-width='2'/%3E%3C/svg%3E"

@@ -1,0 +1,26 @@
+// The common beginning of all scripts: repeats the updates of a page, until the user pauses them.
+"use strict";
+// Call `update` every `intervalMs`: once at a time, and not while the page is hidden or paused.
+function repeat(update, intervalMs) {
+  const pause = document.getElementById("pause");
+  const isPaused = () => pause.getAttribute("aria-pressed") === "true";
+  let timer = 0;
+
+  async function run() {
+    clearTimeout(timer);
+    if (document.hidden || isPaused()) return;
+    await update();
+    clearTimeout(timer);
+    timer = setTimeout(run, intervalMs);
+  }
+
+  document.addEventListener("visibilitychange", run);
+  pause.hidden = false;
+  pause.addEventListener("click", () => {
+    const paused = !isPaused();
+    pause.setAttribute("aria-pressed", String(paused));
+    pause.textContent = paused ? "Resume" : "Pause";
+    run();
+  });
+  run();
+}
