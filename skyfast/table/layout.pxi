@@ -1,10 +1,10 @@
-# Layout: from a plan to the locations of its labels and values in flows and rows. `_table.pyx`
-# includes this file.
+# Layout: from a plan to the locations of its labels and values in rows and lines. `_table.pyx`
+# includes this file. `readers.pxi` has their locations in flows.
 #
-# `Table.__cinit__` calls this code once, before other threads use the table. `Table.set_flow_types`
-# calls it for new flow types. This code reads Python objects of the plan, so it needs the GIL and
-# may raise exceptions. It takes no lock. All memory that is stored in the state belongs to the
-# state, even after an exception: `state_destroy` frees it.
+# `Table.__cinit__` calls this code once, before other threads use the table. This code reads Python
+# objects of the plan, so it needs the GIL and may raise exceptions. It takes no lock. All memory
+# that is stored in the state belongs to the state, even after an exception: `state_destroy` frees
+# it.
 
 cdef void *allocate(size_t size) except NULL:
     cdef void *memory = malloc(size if size else 1)
@@ -240,133 +240,6 @@ cdef list number_fields(TableState *table, plan):
         path for counter in plan.counters if not counter.optional for path in counter.paths
     }
     return [None if path in required else ".".join(path) for path in numbers]
-
-
-# ---------------------------------------------------------------------------------------------
-# Locations of values in a flow
-
-cdef int resolve_readers(Reader *readers, types, plan, bint slots, list keep) except -1:
-    # Objects that the readers borrow are added to `keep`. A reader's `slots` is set to False if a
-    # check shows that its offsets are wrong.
-    cdef Reader *reader
-    cdef uint32_t i
-    for i, owner in enumerate((types.Update, types.FirstReport, types.FullReport)):
-        reader = &readers[i]
-        reader.slots = slots
-        reader.marks = i > 0
-        reader.full = i > 1
-        keep.append(owner)
-        reader.type = <PyTypeObject *><PyObject *>owner
-        resolve_times(reader, owner, keep)
-        resolve_values(reader, owner, plan, keep)
-        resolve_columns(reader, owner, plan, keep)
-        resolve_requirements(reader, owner, plan, keep)
-        resolve_conversation(reader, owner, plan, keep)
-    return 0
-
-
-cdef int resolve_times(Reader *reader, owner, list keep) except -1:
-    resolve_field(reader, &reader.uuid, owner, ("UUID",), keep)
-    resolve_field(reader, &reader.last, owner, ("Last",), keep)
-    resolve_field(reader, &reader.finish, owner, ("FinishType",), keep)
-    if reader.marks:
-        resolve_field(reader, &reader.start, owner, ("Start",), keep)
-        resolve_field(reader, &reader.update_start, owner, ("LastUpdateMetric", "Start"), keep)
-        resolve_field(reader, &reader.update_last, owner, ("LastUpdateMetric", "Last"), keep)
-    return 0
-
-
-cdef int resolve_values(Reader *reader, owner, plan, list keep) except -1:
-    cdef uint32_t i
-    if reader.full:
-        for i, counter in enumerate(plan.counters):
-            resolve_number(reader, &reader.last_update[i], owner, counter.last_update, False, keep)
-    for i, counter in enumerate(plan.counters):
-        resolve_number(reader, &reader.totals[i], owner, counter.paths, counter.optional, keep)
-    for i, gauge in enumerate((*plan.gauges, *plan.closing_gauges), len(plan.counters)):
-        resolve_number(reader, &reader.totals[i], owner, (gauge.path,), False, keep)
-    return 0
-
-
-cdef int resolve_columns(Reader *reader, owner, plan, list keep) except -1:
-    cdef uint32_t i
-    for i, column in enumerate(ordered_columns(plan)):
-        if column.lookup is not None:
-            continue
-        resolve_field(reader, &reader.columns[i].field, owner, column.path, keep)
-        if column.rewrite is not None:
-            reader.columns[i].rewrite = <PyObject *>column.rewrite
-    for i, path in enumerate(key_paths(plan), len(plan.columns)):
-        resolve_field(reader, &reader.columns[i].field, owner, path, keep)
-        if not reader.columns[i].field.is_string:
-            raise ValueError("the key and the context of a lookup must be strings")
-    return 0
-
-
-cdef int resolve_requirements(Reader *reader, owner, plan, list keep) except -1:
-    cdef uint32_t i, j
-    for i, requirement in enumerate(plan.requirements):
-        if not requirement.paths or len(requirement.reads) > 2:
-            raise ValueError("a requirement must be one part of a flow, or one of two")
-        reader.required[i].pair = len(requirement.reads) == 2
-        reader.required[i].absent = len(requirement.or_without) > 0
-        for j, path in enumerate(requirement.reads):
-            resolve_field(reader, &reader.required[i].parts[j], owner, path, keep)
-    return 0
-
-
-cdef int resolve_conversation(Reader *reader, owner, plan, list keep) except -1:
-    cdef uint32_t i
-    for known in (plan.conversation, plan.share and plan.share.conversation):
-        if known is not None:
-            for i, path in enumerate(known.paths):
-                resolve_field(reader, &reader.conversation[i], owner, path, keep)
-    if plan.conversation is not None:
-        resolve_field(reader, &reader.point, owner, plan.conversation.point, keep)
-    return 0
-
-
-cdef int resolve_number(Reader *reader, Number *number, owner, tuple paths, bint optional,
-                        list keep) except -1:
-    if len(paths) > 2:
-        raise ValueError("a counter must be one field or the sum of two")
-    number.read = len(paths) > 0
-    number.pair = len(paths) == 2
-    number.optional = optional
-    if number.read:
-        resolve_field(reader, &number.first, owner, paths[0], keep)
-    if number.pair:
-        resolve_field(reader, &number.second, owner, paths[1], keep)
-    return 0
-
-
-cdef int resolve_field(Reader *reader, Field *field, owner, tuple path, list keep) except -1:
-    if not path:
-        field.whole = True
-        return 0
-    cdef str name = path[0]
-    keep.append((owner, path))
-    field.outer_name = <PyObject *>name
-    field.outer = member_offset(owner, name)
-    field.inner = -1
-    if not slot_reads_as(owner, name, field.outer):
-        reader.slots = False
-    kind = {f.name: f.type for f in msgspec.structs.fields(owner)}[name]
-    inner = next((t for t in typing.get_args(kind) if t is not type(None)), None)
-    if inner is None:
-        field.is_string = kind is str
-        return 0
-    keep.append(inner)
-    field.inner_type = <PyTypeObject *><PyObject *>inner
-    if len(path) == 1:              # the value is the part itself: its presence matters
-        return 0
-    field.inner_name = <PyObject *>path[1]
-    field.inner = member_offset(inner, path[1])
-    if not slot_reads_as(inner, path[1], field.inner):
-        reader.slots = False
-        field.inner = 0
-    field.is_string = {f.name: f.type for f in msgspec.structs.fields(inner)}[path[1]] is str
-    return 0
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,0 +1,221 @@
+# Moves: flows whose labels have changed leave their connections, and are added to the connections
+# of their new labels. `_table.pyx` includes this file.
+#
+# Step 5 of a slice of relabelling calls this code, under the table's mutex: see `relabel.pxi`.
+
+cdef bint apply_moves(TableState *table, const Changes *changes) noexcept nogil:
+    # Move the flows. False if out of memory. All flows are detached before the first flow is
+    # attached, so that the order of the flows has no effect.
+    cdef uint32_t new_cells[MAX_COLUMNS]
+    cdef uint32_t *emptied
+    cdef uint32_t i, flow, number, emptied_count = 0
+    cdef bint done = True
+    emptied = <uint32_t *>malloc((changes.move_count + 1) * sizeof(uint32_t))
+    if emptied == NULL:
+        return False
+    i = 0
+    while i < changes.move_count:
+        flow = changes.moves[i].flow
+        i = read_moves(table, changes, i, new_cells)
+        number = detach(table, flow_at(table, flow), new_cells)
+        if number:
+            emptied[emptied_count] = number
+            emptied_count += 1
+    i = 0
+    while i < changes.move_count:
+        flow = changes.moves[i].flow
+        i = read_moves(table, changes, i, new_cells)
+        done &= attach(table, flow_at(table, flow), new_cells)
+    for i in range(emptied_count):
+        if flows_of(connection_at(&table.views[0], emptied[i])) == 0:
+            free_row(table, &table.views[0], emptied[i])
+            table.expired += 1
+    free(emptied)
+    return done
+
+
+cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32_t first,
+                         uint32_t *new_cells) noexcept nogil:
+    # Set a flow's new labels, by column. The cell of a label that does not change is 0. `first` is
+    # the index of the flow's first move. Returns the index of the next flow's first move.
+    cdef uint32_t i = first, j
+    cdef const Move *move
+    cdef const Lookup *lookup
+    cdef const uint32_t *labels
+    memset(new_cells, 0, table.cells * sizeof(uint32_t))
+    while i < changes.move_count and changes.moves[i].flow == changes.moves[first].flow:
+        move = &changes.moves[i]
+        i += 1
+        if move.change == 0:
+            continue
+        lookup = &table.lookups[move.lookup]
+        labels = changes.cells + (move.change - 1) * changes.labels
+        for j in range(lookup.column, lookup.column + lookup.columns):
+            new_cells[j] = labels[changes.positions[j]]
+    return i
+
+
+cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cells,
+                     uint32_t *cells) noexcept nogil:
+    # Set `cells` to the labels that a flow in row `number` gets, for the columns of the view.
+    # Returns whether any label changes. If there is no row, or if it is the overflow row, no label
+    # changes.
+    cdef const uint32_t *old
+    cdef uint32_t i, column
+    cdef bint differs = False
+    if number == 0 or number == view.other:
+        return False
+    old = cells_of(view, connection_at(view, number))
+    for i in range(view.columns):
+        column = view.cells[i]
+        cells[column] = new_cells[column] if new_cells[column] else old[i]
+        differs |= cells[column] != old[i]
+    return differs
+
+
+cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_cells) noexcept nogil:
+    # Detach a flow from its rows whose labels change. Returns the row of the first view if this row
+    # has no flows left, otherwise 0. Such a row is removed from the index, so that other flows do
+    # not find it.
+    cdef uint32_t cells[MAX_COLUMNS]
+    cdef uint32_t row = flow.connection & ROW
+    cdef Connection *connection = connection_at(&table.views[0], row)
+    cdef const View *view
+    cdef uint32_t i, number
+    cdef bint moves
+    moves = relabelled(&table.views[0], row, new_cells, cells)
+    for i in range(1, table.view_count):
+        view = &table.views[i]
+        number = link_of(table, view, flow, connection)[0]
+        if number and (
+            relabelled(view, number, new_cells, cells) if view.linked_from_flow else moves
+        ):
+            connection_at(view, number).flows -= 1
+    if not moves:
+        return 0
+    connection.flows -= 1
+    if flows_of(connection):
+        return 0
+    index_remove(&table.views[0].rows, row)
+    return row
+
+
+cdef bint attach(TableState *table, Flow *flow, const uint32_t *new_cells) noexcept nogil:
+    # Attach a flow to the rows with its new labels. False if out of memory: then the flow keeps its
+    # old labels in some views.
+    cdef uint32_t cells[MAX_COLUMNS]
+    cdef View *view
+    cdef uint32_t *link
+    cdef Connection *old = connection_at(&table.views[0], flow.connection & ROW)
+    cdef uint32_t i
+    cdef bint done = True
+    for i in range(1, table.view_count):
+        view = &table.views[i]
+        if view.linked_from_flow:
+            link = link_of(table, view, flow, old)
+            if relabelled(view, link[0], new_cells, cells):
+                done &= move_link(table, view, link, flow, cells)
+                count_flow(table, view, link[0], flow)
+    if relabelled(&table.views[0], flow.connection & ROW, new_cells, cells):
+        done &= move_connection(table, flow, new_cells, cells)
+    return done
+
+
+cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_cells,
+                          uint32_t *cells) noexcept nogil:
+    # Move a flow to the row of the first view with the labels in `cells`, and to the rows that this
+    # row links to.
+    cdef View *first = &table.views[0]
+    cdef View *view
+    cdef RowKey key
+    cdef uint32_t row = flow.connection & ROW
+    cdef Connection *old = connection_at(first, row)
+    cdef Connection *connection
+    cdef uint32_t *link
+    cdef uint32_t i, number, kept
+    cdef bint created = False
+    cdef bint links_are_set         # whether the links to the rows of other views are set
+    cdef bint done = True
+    row_key(table, first, cells, &key)
+    number = find_row(first, &key)
+    links_are_set = has_links(table, number)
+    if number == 0:
+        number = add_row(table, first, &key)
+        created = number != 0
+    if number == 0:
+        done = False
+        links_are_set = True
+        number = return_to_row(first, row)
+    connection = connection_at(first, number)
+    if created:
+        table.connections_created += 1
+        kept = find_kept(table, key.cells)
+        if kept:
+            restore_kept(table, kept, connection)
+    for i in range(1, table.view_count):
+        view = &table.views[i]
+        if not view.linked_from_flow:
+            link = link_of(table, view, flow, connection)
+            if not links_are_set:
+                link[0] = link_of(table, view, flow, old)[0]
+                if relabelled(view, link[0], new_cells, cells):
+                    done &= move_link(table, view, link, flow, cells)
+            if link[0]:
+                count_flow(table, view, link[0], flow)
+    flow.connection = flow.connection & ~ROW | number
+    count_flow(table, first, number, flow)
+    return done
+
+
+cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
+    # The row for a flow that keeps its labels. If the index has another row with these labels, the
+    # result is that row. Otherwise the result is the flow's own row, which is put back into the
+    # index.
+    cdef Connection *row = connection_at(first, number)
+    cdef RowKey key
+    cdef uint32_t existing
+    key.hash = row.hash
+    memcpy(key.cells, cells_of(first, row), 4 * first.columns)
+    existing = find_row(first, &key)
+    if existing:
+        return existing
+    index_add(&first.rows, number)
+    return number
+
+
+cdef bint move_link(TableState *table, View *view, uint32_t *link, const Flow *flow,
+                    const uint32_t *cells) noexcept nogil:
+    # Link to the row with these labels, in any view except the first. If out of memory, the link
+    # does not change.
+    cdef RowKey key
+    cdef uint32_t number
+    row_key(table, view, cells, &key)
+    number = find_row(view, &key)
+    if number == 0:
+        number = add_row(table, view, &key)
+        if number == 0:
+            return False
+        file_row(view, number, due_s(table, view, flow))
+    link[0] = number
+    return True
+
+
+cdef inline uint32_t due_s(const TableState *table, const View *view,
+                           const Flow *flow) noexcept nogil:
+    # The deadline that the flow's latest report has set for the flow's row in a view.
+    return flow.deadline_s + <uint32_t>ceil(view.timeout_s - table.views[0].timeout_s)
+
+
+cdef void count_flow(const TableState *table, const View *view, uint32_t number,
+                     Flow *flow) noexcept nogil:
+    # Count one more flow in a row.
+    cdef const int64_t *totals = totals_of(flow)
+    cdef Connection *row = connection_at(view, number)
+    cdef int64_t *sums = values_of(view, row)
+    cdef uint32_t i
+    set_start(view, row, table.wall_ms)
+    row.flows += 1
+    row.deadline_s = max(row.deadline_s, due_s(table, view, flow))
+    for i in range(view.counters):
+        if totals[view.sources[i]] != ABSENT:
+            sums[i] = max(sums[i], <int64_t>0)
