@@ -869,8 +869,8 @@ cdef class Table:
 
     # -- counts ---------------------------------------------------------------------------------
 
-    # Any thread may read `connections` and `view_connections`. Only the thread that updates may read
-    # the counts that follow.
+    # Any thread may read `connections` and `view_connections`. Only the thread that updates may
+    # read the counts that follow.
 
     @property
     def connections(self):

@@ -496,8 +496,8 @@ cdef bint cell_matches(const TableState *table, uint32_t cell, const Search *sea
 
 cdef tuple shown_row(TableState *table, const View *view, const TopRow *entry, char *copies,
                      int64_t *values):
-    # The rank, labels and values of a row, and whether pages show it; None if the row was removed or
-    # reused. Callers allocate `copies` and `values`, because nothing may be allocated under the
+    # The rank, labels and values of a row, and whether pages show it; None if the row was removed
+    # or reused. Callers allocate `copies` and `values`, because nothing may be allocated under the
     # lock.
     cdef Connection *row
     cdef char digits[2 * MAX_INTEGER_DIGITS]
