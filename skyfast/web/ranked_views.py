@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from skyfast.flows.catalog import ADDRESS_NAMES, INITIATOR_IP, NODE_TID, TARGET_IP
-from skyfast.flows.plan import Column, Family, View
+from skyfast.flows.plan import Column, Counter, Family, View
 from skyfast.text_format import MetricType
 
 RATES: Final = ("bytes", "packets")
@@ -34,7 +34,8 @@ class RankingKey:
     """A ranking criterion: the metric of the same name, or the rate of a metric.
 
     ``family`` is the index of the metric's family among the families of all views. The values of
-    the family are integers, in the unit of the metric times ``10 ** decimals``.
+    the family are integers, in the unit of the metric times ``10 ** decimals``. ``is_complete``
+    means that every row has a rank.
     """
 
     name: str
@@ -42,6 +43,7 @@ class RankingKey:
     family: int
     decimals: int
     is_rate: bool
+    is_complete: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,13 @@ def ranked_view(
                 continue
             name = metric.name + PER_SECOND if is_rate else metric.name
             key = RankingKey(
-                name=name, metric=metric, family=number, decimals=family.decimals, is_rate=is_rate
+                name=name,
+                metric=metric,
+                family=number,
+                decimals=family.decimals,
+                is_rate=is_rate,
+                is_complete=not is_rate
+                and all(isinstance(v, Counter) and not v.optional for v in family.values),
             )
             keys.setdefault(name, key)
     return RankedView(

@@ -360,9 +360,11 @@ class Ranking:
         return RankingResult(top, msgspec.json.encode(top))
 
     def _matches(self, key: RankingKey, view: RankedView, search: Mapping[str, Any]) -> bool:
-        """Return whether any row matches the search, even if it cannot be ranked by ``key``."""
+        """Return whether any row matches the search, if none of them has a rank."""
         if not search["containing"]:
             return True
+        if key.is_complete:
+            return False  # a row that matches would have been ranked
         _, (connections, *_), *_ = self._table.top_groups(key.family, 0, view.labels[:1], **search)
         return connections > 0
 

@@ -1012,6 +1012,16 @@ async def test_filter_without_matches_says_so():
             assert (response["matches"], response["entries"]) == (True, [])
 
 
+async def test_only_ranks_that_rows_can_lack_need_another_scan():
+    table = FakeTable()
+    ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
+    for by, scans in (("bytes", ["top"]), ("rtt", ["top", "groups"])):
+        table.scans.clear()
+        top_ = (await ranks.top(ranks.query([("by", by), ("filter", "nothing")]))).top
+        assert not top_.matches
+        assert [scan.split()[0] for scan in table.scans] == scans
+
+
 SERVICES = {
     "prefix": "services",
     "labels": ["target_port", "application"],
