@@ -87,6 +87,6 @@ if __name__ == "__main__":
         name_poller.FULL_INTERVAL_S = float(interval_s)  # type: ignore[misc]
     if age_s := os.environ.get("RESULT_AGE_S"):
         top.RESULT_AGE_S = cardinality.REPORT_AGE_S = float(age_s)  # type: ignore[misc]
-    runner.App = Measured  # type: ignore[attr-defined, misc]
+    runner.App = Measured  # type: ignore[attr-defined]
     app.Clock = lambda: Clock(_now_s)  # type: ignore[assignment, attr-defined, misc]
     sys.exit(cli.main(sys.argv[1:2]))

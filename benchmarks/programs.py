@@ -261,7 +261,10 @@ def skyfast(
 
 
 def heartbeat(
-    analyzer: Remote[Analyzer], config: str = CONFIG, *, environment: Mapping[str, str] | None = None
+    analyzer: Remote[Analyzer],
+    config: str = CONFIG,
+    *,
+    environment: Mapping[str, str] | None = None,
 ) -> Program:
     """Return skyfast with a heartbeat and its control port. ``environment`` has more variables."""
     argv = [sys.executable, "-m", "benchmarks.heartbeat", "{config}", "{control}"]

@@ -176,10 +176,8 @@ def as_text(forecast: Forecast) -> list[str]:
     others = (
         f"; the other views have {forecast.other_series} series" if forecast.other_series else ""
     )
-    lines = [
-        f"Without min_bytes and min_packets, {_connections(whole)} {verb} {whole.series}"
-        f" series{others}."
-    ]
+    found = f"{_connections(whole)} {verb} {whole.series} series"
+    lines = [f"Without min_bytes and min_packets, {found}{others}."]
     if forecast.min_packets and not current.min_bytes:
         lines.append(_line(f"min_packets {forecast.min_packets}{CONFIGURED}", current))
     lines += [_line(f"min_bytes {listed(one, forecast)}", one) for one in forecast.bounds]
