@@ -12,8 +12,9 @@
 # Notes have the type of pieces:
 #
 # * The head of a family has one note: its length, and its family's number as the source.
-# * The lines of a row begin with a note that packs the lengths of their numbers (`pack_lengths`).
-#   One note for each label value follows. The source is the cell.
+# * The lines of a row begin with a note whose length packs three lengths: of the first value, the
+#   second value, and the start time. A value that has no line, and a start time that is unknown,
+#   have the length 0. One note for each label value follows. The source is the cell.
 # * A histogram begins with a note that has the length of its start time, or 0. One note for each
 #   label value follows, then one note for each number.
 
@@ -40,9 +41,40 @@ cdef enum:
     MAX_FIXED = 2 * MAX_VIEW_COLUMNS
 
 
+cdef enum:
+    # Three lengths in one.
+    SECOND_SHIFT = 8
+    TIME_SHIFT = 16
+    LENGTH_MASK = (1 << SECOND_SHIFT) - 1
+
+
 cdef struct Piece:
     uint32_t length
     uint32_t source
+
+
+# Rendering is compiled for three kinds of lines, so that the usual lines do not pay for the others.
+
+cdef struct PlainLines:
+    # Lines of an uncompressed page, without start times.
+    int unused
+
+
+cdef struct NotedLines:
+    # Lines of a compressed page, without start times.
+    Piece *note                 # the next note
+
+
+cdef struct TimedLines:
+    # Lines with start times.
+    Piece *note                 # the next note, or NULL if the page is not compressed
+    int starts                  # how the page shows start times
+
+
+ctypedef fused Lines:
+    PlainLines
+    NotedLines
+    TimedLines
 
 
 # ---------------------------------------------------------------------------------------------
@@ -57,11 +89,6 @@ cdef inline void put_note(Piece **notes, size_t length, uint32_t source) noexcep
     # Notes nothing if the page is not compressed.
     if notes != NULL:
         notes[0] = put_piece(notes[0], length, source)
-
-
-cdef inline uint32_t pack_lengths(size_t first, size_t second, size_t time) noexcept nogil:
-    # The lengths of the values and of the start time. A line that is not on the page has length 0.
-    return <uint32_t>(first | second << 8 | time << 16)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -99,20 +126,25 @@ cdef inline const Piece *expand_labels(const Family *family, const View *view, b
     cdef Piece *piece = pieces[0]
     cdef const Literal *literal = family.literals
     cdef uint32_t i, total = 0
-    for i in range(view.columns + 1):
-        if i == view.direction_index:
-            before[0] = total
-        if is_second and i == view.direction_index:
-            piece = put_piece(piece, family.second.length, FIXED | (view.columns + 1))
-            total += family.second.length
-        else:
-            piece = put_piece(piece, literal.length, FIXED | i)
-            total += literal.length
-        literal += 1
-        if i < view.columns:
-            piece = put_piece(piece, note.length, note.source)
-            total += note.length
-            note += 1
+    for i in range(view.direction_index):
+        piece = put_piece(piece, literal[i].length, FIXED | i)
+        piece[0] = note[0]
+        total += literal[i].length + note.length
+        piece += 1
+        note += 1
+    before[0] = total
+    if is_second:
+        piece = put_piece(piece, family.second.length, FIXED | (view.columns + 1))
+        total += family.second.length
+    else:
+        piece = put_piece(piece, literal[view.direction_index].length, FIXED | view.direction_index)
+        total += literal[view.direction_index].length
+    for i in range(view.direction_index + 1, view.columns + 1):
+        piece[0] = note[0]
+        piece += 1
+        piece = put_piece(piece, literal[i].length, FIXED | i)
+        total += note.length + literal[i].length
+        note += 1
     pieces[0] = piece
     labels[0] = total
     return note
@@ -121,9 +153,9 @@ cdef inline const Piece *expand_labels(const Family *family, const View *view, b
 cdef inline const Piece *expand_lines(const Family *family, const View *view, int starts,
                                       const Piece *note, Piece **pieces) noexcept nogil:
     # The pieces of `render_connection`. Returns the next note.
-    cdef uint32_t first = note.length & 0xFF
-    cdef uint32_t second = note.length >> 8 & 0xFF
-    cdef uint32_t time = note.length >> 16
+    cdef uint32_t first = note.length & LENGTH_MASK
+    cdef uint32_t second = note.length >> SECOND_SHIFT & LENGTH_MASK
+    cdef uint32_t time = note.length >> TIME_SHIFT
     cdef uint32_t literal = family.literals[view.direction_index].length
     cdef uint32_t name = family.name_length
     cdef uint32_t created = family.created.length

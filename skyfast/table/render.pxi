@@ -86,16 +86,29 @@ cdef inline char *render_in_format(const TableState *table, const Cursor *cursor
                                    char *out, const char *limit, Piece **notes) noexcept nogil:
     # Render rows up to `end`, at most RENDER_ROWS, in the format of the page. Histograms have their
     # own loop, so that they do not slow down the other families.
+    cdef PlainLines plain
+    cdef NotedLines noted
+    cdef TimedLines timed
     if family.text != NULL:
         return render_histogram_rows(table, cursor, family, next_row, end, out, limit, notes)
     if cursor.starts != START_HIDDEN and family.is_counter:
-        return render_rows(table, cursor, family, cursor.starts, next_row, end, out, limit, notes)
-    return render_rows(table, cursor, family, START_HIDDEN, next_row, end, out, limit, notes)
+        timed.starts = cursor.starts
+        timed.note = NULL if notes == NULL else notes[0]
+        out = render_rows(table, cursor, family, next_row, end, out, limit, &timed)
+        if notes != NULL:
+            notes[0] = timed.note
+    elif notes != NULL:
+        noted.note = notes[0]
+        out = render_rows(table, cursor, family, next_row, end, out, limit, &noted)
+        notes[0] = noted.note
+    else:
+        out = render_rows(table, cursor, family, next_row, end, out, limit, &plain)
+    return out
 
 
 cdef char *render_rows(const TableState *table, const Cursor *cursor, const Family *family,
-                       int starts, uint32_t *next_row, uint32_t end, char *out, const char *limit,
-                       Piece **notes) noexcept nogil:
+                       uint32_t *next_row, uint32_t end, char *out, const char *limit,
+                       Lines *lines) noexcept nogil:
     cdef const View *view = &table.views[family.view]
     cdef uint32_t row = next_row[0]
     cdef uint32_t stop = min(end, row + RENDER_ROWS)
@@ -104,7 +117,7 @@ cdef char *render_rows(const TableState *table, const Cursor *cursor, const Fami
         prefetch_rows(table, view, row, end)
         connection = connection_at(view, row)
         if is_on_page(cursor, connection):
-            out = render_connection(table, family, view, connection, starts, out, notes)
+            out = render_connection(table, family, view, connection, out, lines)
         row += 1
     next_row[0] = row
     return out
@@ -160,37 +173,38 @@ cdef inline int64_t series_value(const Family *family, const View *view, Connect
 
 
 cdef inline char *render_connection(const TableState *table, const Family *family,
-                                    const View *view, Connection *row, int starts, char *out,
-                                    Piece **notes) noexcept nogil:
+                                    const View *view, Connection *row, char *out,
+                                    Lines *lines) noexcept nogil:
     # The labels are written once: the line of the second side is a copy of the first line with
     # another direction.
     cdef const uint32_t *cells = cells_of(view, row)
     cdef const Literal *literals = family.literals
     cdef int64_t value = series_value(family, view, row, 0)
     cdef int64_t second = family.absent
-    cdef char time[MAX_INTEGER_DIGITS + 44]
-    cdef uint32_t time_length = 0
     cdef char *start = out
     cdef char *direction = out
     cdef char *rest
     cdef char *line
     cdef char *cell
     cdef Piece *note = NULL
-    cdef uint32_t i, lengths
+    cdef StartText time
+    cdef uint32_t i
     cdef Py_ssize_t before, after
     if family.sides == 2:
         second = series_value(family, view, row, 1)
     if value <= family.absent and second <= family.absent:
         return out
-    if notes != NULL:
-        note = notes[0] + 1
+    if Lines is not PlainLines:
+        note = lines.note
     for i in range(view.columns):
         if i == view.direction_index:
             direction = out
         cell = put(out, literals[i].text, literals[i].length)
         out = put_cell(cell, cells[i], &table.strings)
-        if notes != NULL:
-            note = put_piece(note, out - cell, cells[i])
+        if Lines is not PlainLines:
+            if Lines is NotedLines or note != NULL:
+                note += 1
+                note[0] = Piece(length=<uint32_t>(out - cell), source=cells[i])
     if view.direction_index == view.columns:
         direction = out
     out = put(out, literals[view.columns].text, literals[view.columns].length)
@@ -199,10 +213,15 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
     after = out - rest
     cell = out
     out = put_value(cell, max(value, <int64_t>0), family.decimals)
-    lengths = pack_lengths(out - cell, 0, 0)
-    if starts != START_HIDDEN and start_of(view, row)[0] > 0:
-        time_length = <uint32_t>(put_time(time, start_of(view, row)[0]) - time)
-        out = put_start(family, starts, start, cell, out, time, time_length)
+    if Lines is not PlainLines:
+        if Lines is NotedLines or note != NULL:
+            lines.note[0] = Piece(length=<uint32_t>(out - cell), source=0)
+    if Lines is TimedLines:
+        put_start_text(&time, start_of(view, row)[0])
+        if time.length:
+            out = put_start(family, lines.starts, start, cell, out, &time)
+            if note != NULL:
+                lines.note.length |= time.length << TIME_SHIFT
     if second > family.absent:
         line = out
         memcpy(line, start, before)
@@ -210,16 +229,21 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
         memcpy(out, rest, after)
         cell = out + after
         out = put_value(cell, second, family.decimals)
-        lengths = pack_lengths(lengths, out - cell, 0)
-        if starts != START_HIDDEN and time_length:
-            out = put_start(family, starts, line, cell, out, time, time_length)
+        if Lines is not PlainLines:
+            if Lines is NotedLines or note != NULL:
+                lines.note.length |= <uint32_t>(out - cell) << SECOND_SHIFT
+        if Lines is TimedLines:
+            if time.length:
+                out = put_start(family, lines.starts, line, cell, out, &time)
         if unlikely(value <= family.absent):    # the first side has no line
             memmove(start, line, out - line)
             out = start + (out - line)
-            lengths &= ~<uint32_t>0xFF
-    if notes != NULL:
-        put_piece(notes[0], pack_lengths(lengths, 0, time_length), 0)
-        notes[0] = note
+            if Lines is not PlainLines:
+                if Lines is NotedLines or note != NULL:
+                    lines.note.length &= ~<uint32_t>LENGTH_MASK
+    if Lines is not PlainLines:
+        if Lines is NotedLines or note != NULL:
+            lines.note = note + 1
     return out
 
 

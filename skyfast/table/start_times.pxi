@@ -95,6 +95,11 @@ cdef enum:
     START_INLINE                # OpenMetrics 2.0: `st@…` after the value
 
 
+cdef struct StartText:
+    char text[MAX_INTEGER_DIGITS + 44]      # ends with a newline; copied in blocks of 16 bytes
+    uint32_t length             # 0 if the start time is unknown
+
+
 cdef inline char *put_time(char *out, int64_t start_ms) noexcept nogil:
     # Writes a start time in seconds, then a newline, like `put_value` with three decimals.
     cdef uint64_t ms = <uint64_t>start_ms % 1000
@@ -110,14 +115,18 @@ cdef inline char *put_time(char *out, int64_t start_ms) noexcept nogil:
     return out + 1
 
 
+cdef inline void put_start_text(StartText *time, int64_t start_ms) noexcept nogil:
+    time.length = <uint32_t>(put_time(time.text, start_ms) - time.text) if start_ms > 0 else 0
+
+
 cdef inline char *put_start(const Family *family, int starts, const char *line, const char *value,
-                            char *end, const char *time, uint32_t length) noexcept nogil:
+                            char *end, const StartText *time) noexcept nogil:
     # Adds a start time to a line, or writes it as a sample after the line. The value of the line is
-    # at `value`. `time` ends with a newline, and is readable in blocks of 16 bytes.
+    # at `value`.
     cdef size_t labels = value - line - family.name_length
     if starts == START_INLINE:
         memcpy(end - 1, b" st@", 4)
-        return put(end + 3, time, length)
+        return put(end + 3, time.text, time.length)
     end = put(end, family.created.text, family.created.length)
     memcpy(end, line + family.name_length, labels)
-    return put(end + labels, time, length)
+    return put(end + labels, time.text, time.length)

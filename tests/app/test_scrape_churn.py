@@ -158,12 +158,11 @@ async def scraped(app: App, analyzer: FakeAnalyzer, network: Network, directory:
     """Let an hour pass while servers and curl scrape; check that no scrape has failed."""
     target = f"127.0.0.1:{app.web.port}"
     scraping = SCRAPING % target
-    async with victoria_metrics(directory / "vm", scraping=scraping) as server:
+    async with victoria_metrics(directory, scraping=scraping) as server:
         if PROMETHEUS is None:
             await churn(app, analyzer, network, f"http://{target}/metrics")
         else:
-            (directory / "prometheus").mkdir()
-            async with configured_prometheus(scraping, directory / "prometheus") as prometheus:
+            async with configured_prometheus(scraping, directory) as prometheus:
                 await churn(app, analyzer, network, f"http://{target}/metrics")
                 await check(prometheus)
         await check(server)

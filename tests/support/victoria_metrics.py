@@ -38,13 +38,12 @@ async def victoria_metrics(directory: Path, *, scraping: str = "") -> AsyncItera
     If ``scraping`` is not empty, it is a configuration by which VictoriaMetrics also scrapes.
     """
     address = f"127.0.0.1:{free_port()}"
-    directory.mkdir(exist_ok=True)
     command = [
         *("victoria-metrics", f"-httpListenAddr={address}", "-search.latencyOffset=1ms"),
-        f"-storageDataPath={directory}/data",
+        f"-storageDataPath={directory}/victoria-metrics",
     ]
     if scraping:
-        config = directory / "scraping.yml"
+        config = directory / "victoria-metrics.yml"
         config.write_text(scraping)
         command += [f"-promscrape.config={config}", "-promscrape.maxScrapeSize=256MB"]
     async with process(command) as server:
