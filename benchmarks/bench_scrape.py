@@ -195,7 +195,8 @@ def _render(report: Report) -> None:
             what = f"all of {PARTS} parts, {connections:,} connections"
             report.add(what, in_parts, "ns per series", to="whole page", over=ns)
             _bounds(report, core, connections)
-            _compress(report, core, connections)
+            for version in range(3):
+                _compress(report, core, connections, version)
 
 
 def _bounds(report: Report, core: Remote[Core], connections: int) -> None:
@@ -220,18 +221,22 @@ def _bounds(report: Report, core: Remote[Core], connections: int) -> None:
         )
 
 
-def _compress(report: Report, core: Remote[Core], connections: int) -> None:
-    """Compare the table's compression with isal's, in one process."""
+def _compress(report: Report, core: Remote[Core], connections: int, version: int) -> None:
+    """Compare the table's compression with isal's, in one process.
+
+    ``version`` is the version of OpenMetrics, whose pages have start timestamps, or 0.
+    """
     direct, isal = [], []
     for _ in range(LARGE_REPEATS):
-        isal.append(core.call(Core.compress))
-        direct.append(core.call(Core.deflate))
+        isal.append(core.call(Core.compress, version))
+        direct.append(core.call(Core.deflate, version))
+    form = f" in OpenMetrics {version}.0" if version else ""
     seconds = [seconds for seconds, _ in direct]
     over = [seconds for seconds, _ in isal]
-    what = f"rendering and compression, {connections:,} connections"
+    what = f"rendering and compression{form}, {connections:,} connections"
     target = ratio_at_most(0.65)
     report.add(what, seconds, "s", to="isal alone", over=over, target=target)
     size = [size / 1e6 for _, size in direct]
     over = [size / 1e6 for _, size in isal]
-    what = f"compressed page, {connections:,} connections"
+    what = f"compressed page{form}, {connections:,} connections"
     report.add(what, size, "MB", to="isal", over=over, target=ratio_at_most(1.05))

@@ -64,7 +64,7 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char
             out += family.head_lengths[cursor.head]
             put_note(notes, family.head_lengths[cursor.head], HEAD | cursor.family)
             cursor.row = 1
-        pthread_mutex_lock(&table.lock)
+        lock_for_page(table)
         if not is_listed:
             end = table.views[family.view].rows.fresh
             out = render_in_format(table, cursor, family, &cursor.row, end, out, limit, notes)
