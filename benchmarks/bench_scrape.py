@@ -106,7 +106,18 @@ def run(report: Report) -> None:
     _render(report)
 
 
+def _first_page(report: Report, program: Program, connections: int) -> None:
+    """Report the memory of the first page, part of which the heaps of the threads keep."""
+    before_bytes = program.memory()
+    program.forget_peak()
+    program.page(compressed=True)
+    growth = (program.memory("VmHWM") - before_bytes) / 2**20
+    what = f"more memory during the first page, {connections:,} connections"
+    report.add(what, [growth], "MiB", target=at_most(16))
+
+
 def _pages(report: Report, program: Program) -> tuple[list[float], int]:
+    _first_page(report, program, SCALE)
     with Remote(Content, program.port) as content:
         size, series = content.call(Content.size), content.call(Content.series)
         what = f"size of a page of {SCALE:,} connections, {series:,} series"
@@ -136,6 +147,7 @@ def _pages(report: Report, program: Program) -> tuple[list[float], int]:
 
 
 def _large_page(report: Report, program: Program) -> None:
+    _first_page(report, program, LARGE)
     with Remote(Content, program.port) as content:
         scrapes = Scrapes(program, content, LARGE_REPEATS)
     scrapes.report(report, f"skyfast, {LARGE:,} connections, gzip")

@@ -73,9 +73,9 @@ Files
         ``dormant``, ``overflow``, ``histograms``.
     Implementation of the methods of `Table`:
         ``layout`` (from a plan to offsets), ``reports``, ``lookup`` and ``update`` (the three steps
-        of an update), ``expiry``, ``relabel``, ``render``, ``pieces`` and ``deflate`` (pages), ``search``,
-        ``top_k``, ``scan`` (label values, top connections, snapshots), ``bounds`` (hidden rows) and
-        ``groups``.
+        of an update), ``expiry``, ``relabel``, ``render``, ``pieces`` and ``deflate`` (pages),
+        ``search``, ``top_k``, ``scan`` (label values, top connections, snapshots), ``bounds``
+        (hidden rows) and ``groups``.
 """
 
 cimport cython

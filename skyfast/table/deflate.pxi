@@ -1,11 +1,11 @@
 # Deflate: compressed pages. The renderer knows where its text repeats, so repetitions need not be
 # searched. Part of `_table.pyx`, which includes it. The format is RFC 1951.
 #
-# Text consists of *pieces* (`pieces.pxi`). A piece has a length and a *source*, which says where the
-# same bytes may have occurred before. A slice of text is compressed in three steps:
+# Text consists of *pieces* (`pieces.pxi`). A piece has a length and a *source*, which says where
+# the same bytes may have occurred before. A slice of text is compressed in three steps:
 #
-# 1. Under the table's mutex, `render_lines` writes text and notes. Without the mutex, `expand_notes`
-#    turns the notes into pieces.
+# 1. Under the table's mutex, `render_lines` writes text and notes. After the mutex is released,
+#    `expand_notes` turns the notes into pieces.
 # 2. `find_matches` turns the pieces into *sequences*. A sequence is a number of literals, then a
 #    match. The source of a piece is the distance of its match (COPIED), the number of a fixed text
 #    (FIXED) or an interned string. A fixed text or a string matches the latest piece with the same
