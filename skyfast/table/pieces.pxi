@@ -94,74 +94,93 @@ cdef inline void put_note(Piece **notes, size_t length, uint32_t source) noexcep
 # ---------------------------------------------------------------------------------------------
 # Pieces: without the mutex
 
+cdef struct LabelPieces:
+    # The pieces of the labels of a family, without label values.
+    Piece literals[MAX_VIEW_COLUMNS + 1]
+    uint32_t length             # of all literals
+    uint32_t before             # length of the literals before the direction
+
+
+cdef void label_pieces_init(LabelPieces *pieces, const Family *family,
+                            const View *view) noexcept nogil:
+    cdef uint32_t i
+    pieces.length = 0
+    for i in range(view.columns + 1):
+        if i == view.direction_index:
+            pieces.before = pieces.length
+        pieces.literals[i] = Piece(length=family.literals[i].length, source=FIXED | i)
+        pieces.length += family.literals[i].length
+
+
 cdef Piece *expand_notes(const TableState *table, uint32_t number, int starts, const Piece *note,
                          const Piece *last, Piece *piece) noexcept nogil:
     # Writes the pieces of notes, from the first note of a row or a head on, and returns their end.
     # `number` is the family of the first row. `starts` is how the page shows start times.
     cdef const Family *family = &table.families[number]
     cdef const View *view = &table.views[family.view]
+    cdef LabelPieces labels
     cdef uint32_t side
+    label_pieces_init(&labels, family, view)
     while note < last:
-        if note.source & KIND == HEAD:
+        if unlikely(note.source & KIND == HEAD):
             family = &table.families[note.source - HEAD]
             view = &table.views[family.view]
+            label_pieces_init(&labels, family, view)
             piece = put_piece(piece, note.length, HEAD)
             note += 1
-        elif family.text == NULL:
-            note = expand_lines(family, view, starts, note, &piece)
+        elif likely(family.text == NULL):
+            note = expand_lines(family, view, &labels, starts, note, &piece)
         else:
             for side in range(family.sides):
                 if starts == START_INLINE:
-                    note = expand_composite(family, view, side, note, &piece)
+                    note = expand_composite(family, view, &labels, side, note, &piece)
                 else:
-                    note = expand_histogram(family, view, side, note, &piece)
+                    note = expand_histogram(family, view, &labels, side, note, &piece)
     return piece
 
 
-cdef inline const Piece *expand_labels(const Family *family, const View *view, bint is_second,
-                                       const Piece *note, Piece **pieces,
-                                       uint32_t *labels, uint32_t *before) noexcept nogil:
-    # Writes the pieces of label values and literals. `labels` becomes their length, and `before`
-    # the length before the literal with the direction. Returns the next note.
-    cdef Piece *piece = pieces[0]
-    cdef const Literal *literal = family.literals
-    cdef uint32_t i, total = 0
+cdef inline const Piece *expand_labels(const Family *family, const View *view,
+                                       const LabelPieces *pieces, bint is_second,
+                                       const Piece *note, Piece **out,
+                                       uint32_t *length, uint32_t *before) noexcept nogil:
+    # Writes the pieces of labels. `length` becomes their length, and `before` the length before the
+    # literal with the direction. Returns the next note.
+    cdef Piece *piece = out[0]
+    cdef uint32_t i, values = 0
     for i in range(view.direction_index):
-        piece = put_piece(piece, literal[i].length, FIXED | i)
-        piece[0] = note[0]
-        total += literal[i].length + note.length
-        piece += 1
-        note += 1
-    before[0] = total
-    if is_second:
-        piece = put_piece(piece, family.second.length, FIXED | (view.columns + 1))
-        total += family.second.length
-    else:
-        piece = put_piece(piece, literal[view.direction_index].length, FIXED | view.direction_index)
-        total += literal[view.direction_index].length
-    for i in range(view.direction_index + 1, view.columns + 1):
-        piece[0] = note[0]
-        piece += 1
-        piece = put_piece(piece, literal[i].length, FIXED | i)
-        total += note.length + literal[i].length
-        note += 1
-    pieces[0] = piece
-    labels[0] = total
-    return note
+        piece[0] = pieces.literals[i]
+        piece[1] = note[i]
+        values += note[i].length
+        piece += 2
+    before[0] = pieces.before + values
+    for i in range(view.direction_index, view.columns):
+        piece[0] = pieces.literals[i]
+        piece[1] = note[i]
+        values += note[i].length
+        piece += 2
+    piece[0] = pieces.literals[view.columns]
+    length[0] = pieces.length + values
+    if unlikely(is_second):
+        i = view.direction_index
+        out[0][2 * i] = Piece(length=family.second.length, source=FIXED | (view.columns + 1))
+        length[0] += family.second.length - pieces.literals[i].length
+    out[0] = piece + 1
+    return note + view.columns
 
 
-cdef inline const Piece *expand_lines(const Family *family, const View *view, int starts,
+cdef inline const Piece *expand_lines(const Family *family, const View *view,
+                                      const LabelPieces *label_pieces, int starts,
                                       const Piece *note, Piece **pieces) noexcept nogil:
     # The pieces of `render_connection`. Returns the next note.
     cdef uint32_t first = note.length & LENGTH_MASK
     cdef uint32_t second = note.length >> SECOND_SHIFT & LENGTH_MASK
     cdef uint32_t time = note.length >> TIME_SHIFT
-    cdef uint32_t literal = family.literals[view.direction_index].length
+    cdef uint32_t literal = label_pieces.literals[view.direction_index].length
     cdef uint32_t name = family.name_length
     cdef uint32_t created = family.created.length
     cdef uint32_t labels, before, line
     cdef Piece *piece
-    note = expand_labels(family, view, first == 0, note + 1, pieces, &labels, &before)
+    note = expand_labels(family, view, label_pieces, first == 0, note + 1, pieces, &labels, &before)
     piece = pieces[0]
     if first == 0:
         first = second
@@ -201,7 +220,8 @@ cdef inline const Piece *expand_lines(const Family *family, const View *view, in
     return note
 
 
-cdef const Piece *expand_histogram(const Family *family, const View *view, uint32_t side,
+cdef const Piece *expand_histogram(const Family *family, const View *view,
+                                   const LabelPieces *label_pieces, uint32_t side,
                                    const Piece *note, Piece **pieces) noexcept nogil:
     # The pieces of `render_histogram`. Returns the next note.
     cdef const HistogramText *text = family.text
@@ -210,7 +230,7 @@ cdef const Piece *expand_histogram(const Family *family, const View *view, uint3
     cdef uint32_t labels, before, rest, i
     cdef Piece *piece
     pieces[0] = put_piece(pieces[0], text.bucket.length, FIXED | FIXED_NAME)
-    note = expand_labels(family, view, side, note + 1, pieces, &labels, &before)
+    note = expand_labels(family, view, label_pieces, side, note + 1, pieces, &labels, &before)
     piece = pieces[0]
     rest = 0                        # the length of the line before, after its labels
     for i in range(bounds + 1):
@@ -242,7 +262,8 @@ cdef const Piece *expand_histogram(const Family *family, const View *view, uint3
     return note
 
 
-cdef const Piece *expand_composite(const Family *family, const View *view, uint32_t side,
+cdef const Piece *expand_composite(const Family *family, const View *view,
+                                   const LabelPieces *label_pieces, uint32_t side,
                                    const Piece *note, Piece **pieces) noexcept nogil:
     # The pieces of `render_composite`. Returns the next note.
     cdef const HistogramText *text = family.text
@@ -251,7 +272,7 @@ cdef const Piece *expand_composite(const Family *family, const View *view, uint3
     cdef uint32_t labels, before, i
     cdef Piece *piece
     pieces[0] = put_piece(pieces[0], text.name.length, FIXED | FIXED_NAME)
-    note = expand_labels(family, view, side, note + 1, pieces, &labels, &before)
+    note = expand_labels(family, view, label_pieces, side, note + 1, pieces, &labels, &before)
     piece = put_piece(pieces[0], text.end.length + COUNT_BYTES, FIXED | FIXED_COUNT)
     piece = put_piece(piece, note[0].length, TEXT)
     piece = put_piece(piece, SUM_BYTES, FIXED | FIXED_SUM)
