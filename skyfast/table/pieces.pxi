@@ -7,7 +7,7 @@
 #
 # Only label values and numbers differ from row to row. So the renderer, under the table's mutex,
 # *notes* only the lengths of these. After the mutex is released, `expand_notes` adds the other
-# pieces. The functions that expand notes follow the functions that render the same lines.
+# pieces. Each function `expand_…` has the order of the function that renders the same lines.
 #
 # Notes have the type of pieces:
 #
@@ -51,30 +51,6 @@ cdef enum:
 cdef struct Piece:
     uint32_t length
     uint32_t source
-
-
-# Rendering is compiled for three kinds of lines, so that the usual lines do not pay for the others.
-
-cdef struct PlainLines:
-    # Lines of an uncompressed page, without start times.
-    int unused
-
-
-cdef struct NotedLines:
-    # Lines of a compressed page, without start times.
-    Piece *note                 # the next note
-
-
-cdef struct TimedLines:
-    # Lines with start times.
-    Piece *note                 # the next note, or NULL if the page is not compressed
-    int starts                  # how the page shows start times
-
-
-ctypedef fused Lines:
-    PlainLines
-    NotedLines
-    TimedLines
 
 
 # ---------------------------------------------------------------------------------------------

@@ -26,6 +26,31 @@ cdef struct Cursor:
     const char *shown           # one flag per family; NULL shows all families
 
 
+# `render_rows` is compiled for three kinds of lines. So lines without notes and start times are
+# rendered as fast as if the other kinds did not exist.
+
+cdef struct PlainLines:
+    # Lines of an uncompressed page, without start times.
+    int unused
+
+
+cdef struct NotedLines:
+    # Lines of a compressed page, without start times.
+    Piece *note                 # the next note
+
+
+cdef struct TimedLines:
+    # Lines with start times.
+    Piece *note                 # the next note, or NULL if the page is not compressed
+    int starts                  # how the page shows start times
+
+
+ctypedef fused Lines:
+    PlainLines
+    NotedLines
+    TimedLines
+
+
 cdef Cursor begin_page(TableState *table, uint32_t now_s) noexcept nogil:
     # Returns a cursor at the start of a whole page in the text format. Callable from any thread.
     cdef Cursor cursor
