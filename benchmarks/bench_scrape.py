@@ -106,7 +106,18 @@ def run(report: Report) -> None:
     _render(report)
 
 
+def _first_page(report: Report, program: Program, connections: int) -> None:
+    """Report the memory of the first page, part of which the heaps of the threads keep."""
+    before_bytes = program.memory()
+    program.forget_peak()
+    program.page(compressed=True)
+    growth = (program.memory("VmHWM") - before_bytes) / 2**20
+    what = f"more memory during the first page, {connections:,} connections"
+    report.add(what, [growth], "MiB", target=at_most(16))
+
+
 def _pages(report: Report, program: Program) -> tuple[list[float], int]:
+    _first_page(report, program, SCALE)
     with Remote(Content, program.port) as content:
         size, series = content.call(Content.size), content.call(Content.series)
         what = f"size of a page of {SCALE:,} connections, {series:,} series"
@@ -136,6 +147,7 @@ def _pages(report: Report, program: Program) -> tuple[list[float], int]:
 
 
 def _large_page(report: Report, program: Program) -> None:
+    _first_page(report, program, LARGE)
     with Remote(Content, program.port) as content:
         scrapes = Scrapes(program, content, LARGE_REPEATS)
     scrapes.report(report, f"skyfast, {LARGE:,} connections, gzip")
@@ -195,7 +207,8 @@ def _render(report: Report) -> None:
             what = f"all of {PARTS} parts, {connections:,} connections"
             report.add(what, in_parts, "ns per series", to="whole page", over=ns)
             _bounds(report, core, connections)
-            _compress(report, core, connections)
+            for version in range(3):
+                _compress(report, core, connections, version)
 
 
 def _bounds(report: Report, core: Remote[Core], connections: int) -> None:
@@ -220,18 +233,22 @@ def _bounds(report: Report, core: Remote[Core], connections: int) -> None:
         )
 
 
-def _compress(report: Report, core: Remote[Core], connections: int) -> None:
-    """Compare the table's compression with isal's, in one process."""
+def _compress(report: Report, core: Remote[Core], connections: int, version: int) -> None:
+    """Compare the table's compression with isal's, in one process.
+
+    ``version`` is the version of OpenMetrics, whose pages have start timestamps, or 0.
+    """
     direct, isal = [], []
     for _ in range(LARGE_REPEATS):
-        isal.append(core.call(Core.compress))
-        direct.append(core.call(Core.deflate))
+        isal.append(core.call(Core.compress, version))
+        direct.append(core.call(Core.deflate, version))
+    form = f" in OpenMetrics {version}.0" if version else ""
     seconds = [seconds for seconds, _ in direct]
     over = [seconds for seconds, _ in isal]
-    what = f"rendering and compression, {connections:,} connections"
+    what = f"rendering and compression{form}, {connections:,} connections"
     target = ratio_at_most(0.65)
     report.add(what, seconds, "s", to="isal alone", over=over, target=target)
     size = [size / 1e6 for _, size in direct]
     over = [size / 1e6 for _, size in isal]
-    what = f"compressed page, {connections:,} connections"
+    what = f"compressed page{form}, {connections:,} connections"
     report.add(what, size, "MB", to="isal", over=over, target=ratio_at_most(1.05))

@@ -197,10 +197,13 @@ class Parts:
                 pass
         return (time.thread_time_ns() - began_ns) / 1e9
 
-    def deflate(self) -> tuple[float, int]:
-        """Render and compress a page with a checksum; return the seconds and the bytes."""
+    def deflate(self, openmetrics: int = 0) -> tuple[float, int]:
+        """Render and compress a page with a checksum; return the seconds and the bytes.
+
+        Pages in OpenMetrics have start timestamps.
+        """
         began_ns = time.thread_time_ns()
-        page = self.table.page(self.now_s)
+        page = self.table.page(self.now_s, openmetrics, created=True)
         size = checksum = 0
         text = True
         while text:
@@ -210,12 +213,12 @@ class Parts:
             text = len(lines) > 0
         return (time.thread_time_ns() - began_ns) / 1e9, size
 
-    def compress(self) -> tuple[float, int]:
+    def compress(self, openmetrics: int = 0) -> tuple[float, int]:
         """Compress a rendered page with isal; return the seconds without rendering, and the bytes.
 
-        The chunks are those of the connector.
+        The chunks are those of the connector, and the page is that of `deflate`.
         """
-        page = self.table.page(self.now_s)
+        page = self.table.page(self.now_s, openmetrics, created=True)
         compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
         ns = size = 0
         while chunk := page.read(CHUNK_BYTES):

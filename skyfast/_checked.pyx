@@ -7,7 +7,8 @@ This module is ``_table.pyx`` with all files that it includes, and with five add
 * `check` checks that a whole table is consistent.
 * Every allocation is counted, and `fail_allocation` makes a later allocation fail.
 * `after_unlock` calls a function whenever the mutex is released.
-* `deflate_pieces` compresses a text that a test has split into pieces.
+* `page_slices` returns the pieces of a page. `deflate_pieces` compresses a text that a test has
+  split into pieces.
 * Rows that are not in use are filled with garbage, and AddressSanitizer reports reads of such rows.
   The steps of growth are so small that a dozen rows cover all of them, unless SKYFAST_STEPS is
   ``usual`` when this module is imported.
@@ -176,11 +177,37 @@ def after_unlock(function):
 MAX_SLICE = DEFLATE_SLICE
 
 
-def deflate_pieces(slices):
+def page_slices(Page page not None):
+    """Read a page; return its slices of text and their pieces, in the form of `deflate_pieces`."""
+    cdef TableState *table = &page.table.state
+    cdef Cursor *cursor = &page.cursor
+    cdef Deflater *deflater
+    cdef Piece *last
+    cdef char *end
+    cdef uint32_t family
+    cdef list slices = []
+    start_deflater(page)
+    deflater = page.deflater
+    while cursor.family < table.family_count:
+        family = cursor.family
+        last = deflater.notes
+        end = render_lines(table, cursor, deflater.end, deflater.end + DEFLATE_SLICE, &last)
+        last = expand_notes(table, family, cursor.starts, deflater.notes, last, deflater.pieces)
+        pieces = [
+            (deflater.pieces[i].length, deflater.pieces[i].source)
+            for i in range(last - deflater.pieces)
+        ]
+        slices.append((deflater.end[:end - deflater.end], pieces))
+    return slices
+
+
+def deflate_pieces(slices, long_from=None):
     """Compress slices of text that are split into the given pieces; return the deflate blocks.
 
     :param slices: pairs of a text of up to `MAX_SLICE` bytes, and up to `MAX_SLICE` / 2 pieces.
         A piece is a pair of a length and a source.
+    :param long_from: the index of a slice that begins 1000 bytes before 4 GiB of the page. There
+        must be at least 32 KiB of text before this slice.
     """
     cdef Deflater *deflater = <Deflater *>allocate(sizeof(Deflater))
     cdef bytearray memory = bytearray(HISTORY + DEFLATE_CHUNK + 64)
@@ -190,7 +217,9 @@ def deflate_pieces(slices):
     try:
         if not deflater_init(deflater, PyByteArray_AS_STRING(memory), 64):
             raise MemoryError
-        for text, pieces in slices:
+        for number, (text, pieces) in enumerate(slices):
+            if number == long_from:
+                deflater.position = (<uint64_t>1 << 32) - 1000
             if len(text) > MAX_SLICE or len(pieces) > MAX_SLICE // 2:
                 raise ValueError("a slice is too large")
             deflate_begin(deflater)

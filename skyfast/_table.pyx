@@ -73,9 +73,9 @@ Files
         ``dormant``, ``overflow``, ``histograms``.
     Implementation of the methods of `Table`:
         ``layout`` (from a plan to offsets), ``reports``, ``lookup`` and ``update`` (the three steps
-        of an update), ``expiry``, ``relabel``, ``render`` and ``deflate`` (pages), ``search``,
-        ``top_k``, ``scan`` (label values, top connections, snapshots), ``bounds`` (hidden rows) and
-        ``groups``.
+        of an update), ``expiry``, ``relabel``, ``render``, ``pieces`` and ``deflate`` (pages),
+        ``search``, ``top_k``, ``scan`` (label values, top connections, snapshots), ``bounds``
+        (hidden rows) and ``groups``.
 """
 
 cimport cython
@@ -448,6 +448,7 @@ include "table/names.pxi"
 include "table/flows.pxi"
 include "table/connections.pxi"
 include "table/start_times.pxi"
+include "table/pieces.pxi"
 include "table/conversations.pxi"
 include "table/dormant.pxi"
 include "table/overflow.pxi"

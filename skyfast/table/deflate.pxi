@@ -1,13 +1,11 @@
 # Deflate: compressed pages. The renderer knows where its text repeats, so repetitions need not be
 # searched. Part of `_table.pyx`, which includes it. The format is RFC 1951.
 #
-# A page repeats itself in a known way. The text between two label values is the same in all lines
-# of a family. The second line of a connection is mostly a copy of the first line. So the renderer
-# notes the *pieces* of its text. A piece has a length and a *source*, which says where the same
-# bytes may have occurred before. A slice of text is compressed in three steps:
+# Text consists of *pieces* (`pieces.pxi`). A piece has a length and a *source*, which says where
+# the same bytes may have occurred before. A slice of text is compressed in three steps:
 #
-# 1. Under the table's mutex, `render_lines` writes text, and notes its pieces (`note`). The other
-#    steps need neither the table nor its mutex.
+# 1. Under the table's mutex, `render_lines` writes text and notes. After the mutex is released,
+#    `expand_notes` turns the notes into pieces.
 # 2. `find_matches` turns the pieces into *sequences*. A sequence is a number of literals, then a
 #    match. The source of a piece is the distance of its match (COPIED), the number of a fixed text
 #    (FIXED) or an interned string. A fixed text or a string matches the latest piece with the same
@@ -43,19 +41,9 @@ cdef enum:
     REPEAT = 16                 # in a list of lengths: repeats the previous length 3 to 6 times
     LENGTH_SYMBOLS = 19         # symbols in such a list
     MAX_HEADER = 256            # bytes of the header of a block
-    MAX_FIXED = 2 * MAX_VIEW_COLUMNS
     STRING_SLOTS = 2048
     RELEARN_PERCENT = 120       # limit of the bits per byte, relative to the sample
     LARGER_SAMPLE = 4           # codes are learnt again from this many times the sample's bytes
-
-# The source of a piece: an interned string (IS_STRING and its number), or one of these kinds and a
-# number.
-cdef enum:
-    TEXT = 0                    # the source is unknown
-    HEAD = 1 << 28              # the head of a family
-    FIXED = 2 << 28             # the same bytes as the latest piece with this number
-    COPIED = 3 << 28            # the same bytes as the text at this distance
-    KIND = 7 << 28
 
 
 cdef extern from *:
@@ -68,11 +56,6 @@ cdef extern from *:
     uint32_t count_leading_zeros(uint32_t) noexcept nogil
     uint32_t count_trailing_zeros(uint64_t) noexcept nogil
     const uint8_t *LENGTH_ORDER
-
-
-cdef struct Piece:
-    uint32_t length
-    uint32_t source
 
 
 cdef struct Sequence:
@@ -102,8 +85,9 @@ cdef struct Deflater:
     char *text                  # HISTORY bytes of earlier text, then the chunk; borrowed
     char *end                   # end of the text
     uint64_t position           # position of `end` in the page
-    Piece *pieces               # of a slice
-    Sequence *sequences         # of a slice
+    Piece *notes                # of a slice, like the next two fields
+    Piece *pieces
+    Sequence *sequences
     char *output                # of a chunk
     BitWriter writer
     bint learns                 # whether the next slice with enough text gets its own codes
@@ -111,19 +95,6 @@ cdef struct Deflater:
     uint32_t strings_at[STRING_SLOTS]   # position of the latest string, by number (modulo)
     uint32_t counts[LITERALS + DISTANCES]       # frequencies of the symbols
     Code code
-
-
-# ---------------------------------------------------------------------------------------------
-# Pieces: called by the renderer, under the table's mutex
-
-cdef inline Piece *note(Piece *piece, size_t length, uint32_t source) noexcept nogil:
-    piece[0] = Piece(length=<uint32_t>length, source=source)
-    return piece + 1
-
-
-cdef inline void note_in(Piece **pieces, size_t length, uint32_t source) noexcept nogil:
-    if pieces != NULL:
-        pieces[0] = note(pieces[0], length, source)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -526,13 +497,16 @@ cdef bint deflater_init(Deflater *deflater, char *text, size_t max_lines) noexce
     memset(deflater, 0, sizeof(Deflater))
     deflater.text = text
     deflater.end = text + HISTORY
+    deflater.notes = <Piece *>malloc(pieces * sizeof(Piece))
     deflater.pieces = <Piece *>malloc(pieces * sizeof(Piece))
     deflater.sequences = <Sequence *>malloc(2 * pieces * sizeof(Sequence))
     deflater.output = <char *>malloc(2 * (DEFLATE_CHUNK + max_lines) + headers * MAX_HEADER)
-    return deflater.pieces != NULL and deflater.sequences != NULL and deflater.output != NULL
+    return (deflater.notes != NULL and deflater.pieces != NULL and deflater.sequences != NULL
+            and deflater.output != NULL)
 
 
 cdef void deflater_destroy(Deflater *deflater) noexcept nogil:
+    free(deflater.notes)
     free(deflater.pieces)
     free(deflater.sequences)
     free(deflater.output)
@@ -548,11 +522,14 @@ cdef size_t deflate_lines(TableState *table, Cursor *cursor, Deflater *deflater,
     cdef char *limit = start + min(size, <size_t>DEFLATE_CHUNK)
     cdef char *end
     cdef Piece *last
+    cdef uint32_t family
     deflate_begin(deflater)
     while deflater.end < limit and cursor.family < table.family_count:
-        last = deflater.pieces
+        family = cursor.family
+        last = deflater.notes
         end = render_lines(table, cursor, deflater.end, min(limit, deflater.end + DEFLATE_SLICE),
                            &last)
+        last = expand_notes(table, family, cursor.starts, deflater.notes, last, deflater.pieces)
         deflate_slice(deflater, last, end)
     if deflater.end == start:
         end_blocks(deflater)

@@ -327,20 +327,26 @@ cdef void free_histogram_text(HistogramText *text) noexcept nogil:
 # ---------------------------------------------------------------------------------------------
 # Rendering
 
+cdef enum:
+    # Lengths of the texts in the single sample of OpenMetrics 2.0.
+    COUNT_BYTES = 7
+    SUM_BYTES = 5
+    BUCKETS_BYTES = 9
+    CLOSE_BYTES = 2
+    START_BYTES = 4
+
+
 cdef char *render_histograms(const TableState *table, const Family *family, const View *view,
                              Connection *row, int starts, char *out,
-                             Piece **pieces) noexcept nogil:
+                             Piece **notes) noexcept nogil:
     # Render the histograms of a row in one family, one per side. `starts` is how the page shows
     # start times.
     cdef uint32_t side
-    cdef char *line
     for side in range(family.sides):
         if starts == START_INLINE:
-            line = out
-            out = render_composite(table, family, view, row, side, line)
-            note_in(pieces, out - line, TEXT)
+            out = render_composite(table, family, view, row, side, out, notes)
         else:
-            out = render_histogram(table, family, view, row, side, starts, out, pieces)
+            out = render_histogram(table, family, view, row, side, starts, out, notes)
     return out
 
 
@@ -351,131 +357,129 @@ cdef inline uint32_t histogram_lines(const Family *family, const View *view) noe
 
 cdef char *render_histogram(const TableState *table, const Family *family, const View *view,
                             Connection *row, uint32_t side, int starts, char *out,
-                            Piece **pieces) noexcept nogil:
+                            Piece **notes) noexcept nogil:
     # The labels are only rendered for the first line; every other line copies them from the line
     # before.
     cdef const Histogram *histogram = &view.histograms[family.histogram + side]
     cdef const HistogramText *text = family.text
     cdef const int64_t *counts = counts_of(histogram, row)
     cdef uint64_t total = 0
+    cdef Piece *first = NULL
     cdef const char *labels
+    cdef char *time
     cdef uint32_t length, i
-    out = put_fixed(out, &text.bucket, FIXED_BUCKET, pieces)
+    if notes != NULL:
+        first = notes[0]
+    put_note(notes, 0, 0)
+    out = put(out, text.bucket.text, text.bucket.length)
     labels = out
-    out = put_labels(table, family, view, row, side, out, pieces)
+    out = put_labels(table, family, view, row, side, out, notes)
     length = <uint32_t>(out - labels)
     for i in range(histogram.bounds + 1):
         if i:
-            out = put_fixed(out, &text.bucket, FIXED_BUCKET, pieces)
-            out = put_noted_copy(out, &labels, length, pieces)
+            out = put(out, text.bucket.text, text.bucket.length)
+            out = put_copy(out, &labels, length)
         total += counts[i]
-        out = put_fixed(out, &text.bounds[i], FIXED_BOUNDS + i, pieces)
-        out = put_noted_value(out, total, 0, pieces)
-    out = put_fixed(out, &text.sum, FIXED_SUM, pieces)
-    out = put_sample(out, text, &labels, length, counts[histogram.bounds + 1], family.decimals,
-                     pieces)
-    out = put_fixed(out, &text.count, FIXED_COUNT, pieces)
-    out = put_sample(out, text, &labels, length, total, 0, pieces)
+        out = put(out, text.bounds[i].text, text.bounds[i].length)
+        out = put_noted(out, total, 0, notes)
+    out = put_before_value(out, text, &text.sum, &labels, length)
+    out = put_noted(out, counts[histogram.bounds + 1], family.decimals, notes)
+    out = put_before_value(out, text, &text.count, &labels, length)
+    out = put_noted(out, total, 0, notes)
     if starts == START_AS_SAMPLE and start_of(view, row)[0] > 0:
-        out = put_fixed(out, &text.created, FIXED_CREATED, pieces)
-        out = put_sample(out, text, &labels, length, start_of(view, row)[0], 3, pieces)
+        time = put_before_value(out, text, &text.created, &labels, length)
+        out = put_time(time, start_of(view, row)[0])
+        if notes != NULL:
+            first.length = <uint32_t>(out - time)
     return out
 
 
 cdef char *render_composite(const TableState *table, const Family *family, const View *view,
-                            Connection *row, uint32_t side, char *out) noexcept nogil:
+                            Connection *row, uint32_t side, char *out,
+                            Piece **notes) noexcept nogil:
     # Render a histogram for OpenMetrics 2.0: a single sample, with its start time.
     cdef const Histogram *histogram = &view.histograms[family.histogram + side]
     cdef const HistogramText *text = family.text
     cdef const int64_t *counts = counts_of(histogram, row)
     cdef uint64_t total = 0
+    cdef Piece *first = NULL
+    cdef char *time
     cdef uint32_t i
     for i in range(histogram.bounds + 1):
         total += counts[i]
+    if notes != NULL:
+        first = notes[0]
+    put_note(notes, 0, 0)
     out = put(out, text.name.text, text.name.length)
-    out = put_labels(table, family, view, row, side, out, NULL)
+    out = put_labels(table, family, view, row, side, out, notes)
     out = put(out, text.end.text, text.end.length)
-    out = put_item(out, b"{count:", 7, total, 0)
-    out = put_item(out, b",sum:", 5, counts[histogram.bounds + 1], family.decimals)
-    out = put_copy(out, b",bucket:[", 9)
+    memcpy(out, b"{count:", COUNT_BYTES)
+    out = put_item(out + COUNT_BYTES, total, 0, notes)
+    memcpy(out, b",sum:", SUM_BYTES)
+    out = put_item(out + SUM_BYTES, counts[histogram.bounds + 1], family.decimals, notes)
+    memcpy(out, b",bucket:[", BUCKETS_BYTES)
+    out += BUCKETS_BYTES
     total = 0
     for i in range(histogram.bounds + 1):
         total += counts[i]
-        out = put_item(out, text.limits[i].text, text.limits[i].length, total, 0)
-    out = put_copy(out, b"]}", 2)
+        out = put(out, text.limits[i].text, text.limits[i].length)
+        out = put_item(out, total, 0, notes)
+    memcpy(out, b"]}", CLOSE_BYTES)
+    out += CLOSE_BYTES
     if start_of(view, row)[0] > 0:
-        out = put_item(out, b" st@", 4, start_of(view, row)[0], 3)
-    return put_copy(out, b"\n", 1)
-
-
-cdef inline char *put_item(char *out, const char *before, uint32_t length, int64_t value,
-                           uint32_t decimals) noexcept nogil:
-    # Write a text and a number, without the newline of `put_value`.
-    out = put_copy(out, before, length)
-    return put_value(out, value, decimals) - 1
+        memcpy(out, b" st@", START_BYTES)
+        time = out + START_BYTES
+        out = put_time(time, start_of(view, row)[0]) - 1
+        if notes != NULL:
+            first.length = <uint32_t>(out - time)
+    out[0] = c'\n'
+    return out + 1
 
 
 cdef inline char *put_labels(const TableState *table, const Family *family, const View *view,
                              Connection *row, uint32_t side, char *out,
-                             Piece **pieces) noexcept nogil:
+                             Piece **notes) noexcept nogil:
     cdef const uint32_t *cells = cells_of(view, row)
+    cdef const Literal *literal
     cdef char *cell
     cdef uint32_t i
     for i in range(view.columns + 1):
+        literal = &family.literals[i]
         if side and i == view.direction_index:
-            out = put_fixed(out, &family.second, view.columns + 1, pieces)
-        else:
-            out = put_fixed(out, &family.literals[i], i, pieces)
+            literal = &family.second
+        out = put(out, literal.text, literal.length)
         if i < view.columns:
             cell = out
             out = put_cell(cell, cells[i], &table.strings)
-            note_in(pieces, out - cell, cells[i])
+            put_note(notes, out - cell, cells[i])
     return out
 
 
-cdef inline char *put_copy(char *out, const char *text, uint32_t length) noexcept nogil:
-    memcpy(out, text, length)
-    return out + length
-
-
-# These functions write a part of a line, and note it as a piece for compression (`deflate.pxi`).
-
-cdef enum:
-    # Numbers of fixed texts, in addition to the numbers of a family's literals.
-    FIXED_BUCKET = MAX_VIEW_COLUMNS + 2
-    FIXED_SUM
-    FIXED_COUNT
-    FIXED_CREATED
-    FIXED_END
-    FIXED_BOUNDS
-
-
-cdef inline char *put_fixed(char *out, const Literal *literal, uint32_t number,
-                            Piece **pieces) noexcept nogil:
-    note_in(pieces, literal.length, FIXED | number)
-    return put(out, literal.text, literal.length)
-
-
-cdef inline char *put_noted_value(char *out, uint64_t value, uint32_t decimals,
-                                  Piece **pieces) noexcept nogil:
-    cdef char *end = put_value(out, value, decimals)
-    note_in(pieces, end - out, TEXT)
-    return end
-
-
-cdef inline char *put_noted_copy(char *out, const char **text, uint32_t length,
-                                 Piece **pieces) noexcept nogil:
+cdef inline char *put_copy(char *out, const char **text, uint32_t length) noexcept nogil:
     # After the call, `text` points to the copy.
-    note_in(pieces, length, COPIED | <uint32_t>(out - text[0]))
     memcpy(out, text[0], length)
     text[0] = out
     return out + length
 
 
-cdef inline char *put_sample(char *out, const HistogramText *text, const char **labels,
-                             uint32_t length, uint64_t value, uint32_t decimals,
-                             Piece **pieces) noexcept nogil:
-    # Write the rest of a line, after the name of its metric.
-    out = put_noted_copy(out, labels, length, pieces)
-    out = put_fixed(out, &text.end, FIXED_END, pieces)
-    return put_noted_value(out, value, decimals, pieces)
+cdef inline char *put_before_value(char *out, const HistogramText *text, const Literal *name,
+                                   const char **labels, uint32_t length) noexcept nogil:
+    # Write a line of a histogram up to its value.
+    out = put(out, name.text, name.length)
+    out = put_copy(out, labels, length)
+    return put(out, text.end.text, text.end.length)
+
+
+cdef inline char *put_noted(char *out, uint64_t value, uint32_t decimals,
+                            Piece **notes) noexcept nogil:
+    cdef char *end = put_value(out, value, decimals)
+    put_note(notes, end - out, TEXT)
+    return end
+
+
+cdef inline char *put_item(char *out, uint64_t value, uint32_t decimals,
+                           Piece **notes) noexcept nogil:
+    # Write a number without the newline of `put_value`.
+    cdef char *end = put_value(out, value, decimals) - 1
+    put_note(notes, end - out, TEXT)
+    return end

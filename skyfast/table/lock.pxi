@@ -12,13 +12,23 @@ cdef extern from *:
     """
     #define atomic_add(number, value) __atomic_add_fetch(number, value, __ATOMIC_SEQ_CST)
     #define atomic_read(number) __atomic_load_n(number, __ATOMIC_SEQ_CST)
+    #if defined(__x86_64__) || defined(__i386__)
+    #define pause_processor() __builtin_ia32_pause()
+    #elif defined(__aarch64__)
+    #define pause_processor() __asm__ volatile ("yield")
+    #else
+    #define pause_processor() ((void)0)
+    #endif
     """
     uint32_t atomic_add(uint32_t *, int) nogil
     uint32_t atomic_read(uint32_t *) nogil
+    void pause_processor() noexcept nogil
 
 cdef enum:
     GIVE_WAY_US = 20
     MAX_GIVE_WAYS = 500         # a scan must end even if there is always a waiting thread
+    LOCK_ATTEMPTS = 64          # together, attempts and pauses take about 20 µs
+    PAUSES = 16
 
 
 cdef inline void lock_first(TableState *table) noexcept nogil:
@@ -27,6 +37,18 @@ cdef inline void lock_first(TableState *table) noexcept nogil:
         atomic_add(&table.waiting, 1)
         pthread_mutex_lock(&table.lock)
         atomic_add(&table.waiting, -1)
+
+
+cdef inline void lock_for_page(TableState *table) noexcept nogil:
+    # Take the mutex to render a slice. Another page that holds the mutex releases it after about 20
+    # µs. Falling asleep and waking up would take longer.
+    cdef uint32_t _i, _j
+    for _i in range(LOCK_ATTEMPTS):
+        if likely(pthread_mutex_trylock(&table.lock) == 0):
+            return
+        for _j in range(PAUSES):
+            pause_processor()
+    pthread_mutex_lock(&table.lock)
 
 
 cdef inline void give_way(TableState *table) noexcept nogil:

@@ -26,6 +26,31 @@ cdef struct Cursor:
     const char *shown           # one flag per family; NULL shows all families
 
 
+# `render_rows` is compiled for three kinds of lines. So lines without notes and start times are
+# rendered as fast as if the other kinds did not exist.
+
+cdef struct PlainLines:
+    # Lines of an uncompressed page, without start times.
+    int unused
+
+
+cdef struct NotedLines:
+    # Lines of a compressed page, without start times.
+    Piece *note                 # the next note
+
+
+cdef struct TimedLines:
+    # Lines with start times.
+    Piece *note                 # the next note, or NULL if the page is not compressed
+    int starts                  # how the page shows start times
+
+
+ctypedef fused Lines:
+    PlainLines
+    NotedLines
+    TimedLines
+
+
 cdef Cursor begin_page(TableState *table, uint32_t now_s) noexcept nogil:
     # Returns a cursor at the start of a whole page in the text format. Callable from any thread.
     cdef Cursor cursor
@@ -42,10 +67,11 @@ cdef Cursor begin_page(TableState *table, uint32_t now_s) noexcept nogil:
 
 
 cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char *limit,
-                        Piece **pieces) noexcept nogil:
+                        Piece **notes) noexcept nogil:
     # Writes lines until `limit` is reached or the page ends. The last connection's lines, or a
-    # family's head, may exceed the limit by up to `max_lines`. If `pieces` is not NULL, the pieces
-    # of the lines are noted there. Then the lines may end earlier, at the end of a family.
+    # family's head, may exceed the limit by up to `max_lines`. If `notes` is not NULL, notes of the
+    # lines are written there (see `pieces.pxi`), and the lines may end earlier, at the end of a
+    # family.
     cdef const char *start = out
     cdef const Family *family
     cdef uint32_t end
@@ -61,43 +87,79 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char
         if cursor.row == 0:
             memcpy(out, family.heads[cursor.head], family.head_lengths[cursor.head])
             out += family.head_lengths[cursor.head]
-            note_in(pieces, family.head_lengths[cursor.head], HEAD)
+            put_note(notes, family.head_lengths[cursor.head], HEAD | cursor.family)
             cursor.row = 1
-        pthread_mutex_lock(&table.lock)
+        lock_for_page(table)
         if not is_listed:
             end = table.views[family.view].rows.fresh
-            out = render_in_format(table, cursor, family, &cursor.row, end, out, limit, pieces)
+            out = render_in_format(table, cursor, family, &cursor.row, end, out, limit, notes)
         else:
             end = cursor.listed_end
-            out = render_listed(table, cursor, family, out, limit, pieces)
+            out = render_listed(table, cursor, family, out, limit, notes)
         if cursor.row >= end:
             cursor.family += 1
             cursor.row = 0
         pthread_mutex_unlock(&table.lock)
         give_way(table)
-        if pieces != NULL and cursor.row == 0 and out - start >= MIN_SAMPLE:
+        if notes != NULL and cursor.row == 0 and out - start >= MIN_SAMPLE:
             break
+    return out
+
+
+cdef inline char *render_in_format(const TableState *table, const Cursor *cursor,
+                                   const Family *family, uint32_t *next_row, uint32_t end,
+                                   char *out, const char *limit, Piece **notes) noexcept nogil:
+    # Render rows up to `end`, at most RENDER_ROWS, in the format of the page. Histograms have their
+    # own loop, so that they do not slow down the other families.
+    cdef PlainLines plain
+    cdef NotedLines noted
+    cdef TimedLines timed
+    if family.text != NULL:
+        return render_histogram_rows(table, cursor, family, next_row, end, out, limit, notes)
+    if cursor.starts != START_HIDDEN and family.is_counter:
+        timed.starts = cursor.starts
+        timed.note = NULL if notes == NULL else notes[0]
+        out = render_rows(table, cursor, family, next_row, end, out, limit, &timed)
+        if notes != NULL:
+            notes[0] = timed.note
+    elif notes != NULL:
+        noted.note = notes[0]
+        out = render_rows(table, cursor, family, next_row, end, out, limit, &noted)
+        notes[0] = noted.note
+    else:
+        out = render_rows(table, cursor, family, next_row, end, out, limit, &plain)
     return out
 
 
 cdef char *render_rows(const TableState *table, const Cursor *cursor, const Family *family,
                        uint32_t *next_row, uint32_t end, char *out, const char *limit,
-                       Piece **pieces) noexcept nogil:
-    # Render rows up to `end`, at most RENDER_ROWS, without start times. Not for histograms.
+                       Lines *lines) noexcept nogil:
     cdef const View *view = &table.views[family.view]
-    cdef const Rows *rows = &view.rows
     cdef uint32_t row = next_row[0]
     cdef uint32_t stop = min(end, row + RENDER_ROWS)
     cdef Connection *connection
     while row < stop and out < limit:
-        if row + 2 * AHEAD < end:
-            prefetch(row_at(rows, row + 2 * AHEAD))
-            prefetch(row_at(rows, row + 2 * AHEAD) + CACHE_LINE)
-        if row + AHEAD < end:
-            prefetch_strings(table, view, <Connection *>row_at(rows, row + AHEAD))
-        connection = <Connection *>row_at(rows, row)
+        prefetch_rows(table, view, row, end)
+        connection = connection_at(view, row)
         if is_on_page(cursor, connection):
-            out = render_connection(table, family, view, connection, out, pieces)
+            out = render_connection(table, family, view, connection, out, lines)
+        row += 1
+    next_row[0] = row
+    return out
+
+
+cdef char *render_histogram_rows(const TableState *table, const Cursor *cursor,
+                                 const Family *family, uint32_t *next_row, uint32_t end, char *out,
+                                 const char *limit, Piece **notes) noexcept nogil:
+    cdef const View *view = &table.views[family.view]
+    cdef uint32_t row = next_row[0]
+    cdef uint32_t stop = min(end, row + RENDER_ROWS)
+    cdef Connection *connection
+    while row < stop and out < limit:
+        prefetch_rows(table, view, row, end)
+        connection = connection_at(view, row)
+        if is_on_page(cursor, connection):
+            out = render_histograms(table, family, view, connection, cursor.starts, out, notes)
         row += 1
     next_row[0] = row
     return out
@@ -106,6 +168,16 @@ cdef char *render_rows(const TableState *table, const Cursor *cursor, const Fami
 cdef inline bint is_on_page(const Cursor *cursor, const Connection *row) noexcept nogil:
     return (row.deadline_s > cursor.now_s
             and created_before(row.created_seq, cursor.page_seq))
+
+
+cdef inline void prefetch_rows(const TableState *table, const View *view, uint32_t row,
+                               uint32_t end) noexcept nogil:
+    # Prefetch the rows after `row`, and their strings.
+    if row + 2 * AHEAD < end:
+        prefetch(row_at(&view.rows, row + 2 * AHEAD))
+        prefetch(row_at(&view.rows, row + 2 * AHEAD) + CACHE_LINE)
+    if row + AHEAD < end:
+        prefetch_strings(table, view, connection_at(view, row + AHEAD))
 
 
 cdef inline void prefetch_strings(const TableState *table, const View *view,
@@ -127,7 +199,7 @@ cdef inline int64_t series_value(const Family *family, const View *view, Connect
 
 cdef inline char *render_connection(const TableState *table, const Family *family,
                                     const View *view, Connection *row, char *out,
-                                    Piece **pieces) noexcept nogil:
+                                    Lines *lines) noexcept nogil:
     # The labels are written once: the line of the second side is a copy of the first line with
     # another direction.
     cdef const uint32_t *cells = cells_of(view, row)
@@ -137,104 +209,66 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
     cdef char *start = out
     cdef char *direction = out
     cdef char *rest
-    cdef char *first
+    cdef char *line
     cdef char *cell
-    cdef Piece *piece = NULL
-    cdef Piece *line = NULL
+    cdef Piece *note = NULL
+    cdef StartText time
     cdef uint32_t i
     cdef Py_ssize_t before, after
     if family.sides == 2:
         second = series_value(family, view, row, 1)
     if value <= family.absent and second <= family.absent:
         return out
-    if pieces != NULL:
-        line = piece = pieces[0]
+    if Lines is not PlainLines:
+        note = lines.note
     for i in range(view.columns):
         if i == view.direction_index:
             direction = out
         cell = put(out, literals[i].text, literals[i].length)
         out = put_cell(cell, cells[i], &table.strings)
-        if pieces != NULL:
-            piece = note(piece, literals[i].length, FIXED | i)
-            piece = note(piece, out - cell, cells[i])
+        if Lines is not PlainLines:
+            if Lines is NotedLines or note != NULL:
+                note += 1
+                note[0] = Piece(length=<uint32_t>(out - cell), source=cells[i])
     if view.direction_index == view.columns:
         direction = out
     out = put(out, literals[view.columns].text, literals[view.columns].length)
     rest = direction + literals[view.direction_index].length
     before = direction - start
     after = out - rest
-    first = out
-    out = put_value(out, max(value, <int64_t>0), family.decimals)
-    if pieces != NULL:
-        piece = note(piece, literals[view.columns].length, FIXED | view.columns)
-        piece = note(piece, out - first, TEXT)
+    cell = out
+    out = put_value(cell, max(value, <int64_t>0), family.decimals)
+    if Lines is not PlainLines:
+        if Lines is NotedLines or note != NULL:
+            lines.note[0] = Piece(length=<uint32_t>(out - cell), source=0)
+    if Lines is TimedLines:
+        put_start_text(&time, start_of(view, row)[0])
+        if time.length:
+            out = put_start(family, lines.starts, start, cell, out, &time)
+            if note != NULL:
+                lines.note.length |= time.length << TIME_SHIFT
     if second > family.absent:
-        first = out
-        memcpy(out, start, before)
-        out = put(out + before, family.second.text, family.second.length)
+        line = out
+        memcpy(line, start, before)
+        out = put(line + before, family.second.text, family.second.length)
         memcpy(out, rest, after)
         cell = out + after
         out = put_value(cell, second, family.decimals)
+        if Lines is not PlainLines:
+            if Lines is NotedLines or note != NULL:
+                lines.note.length |= <uint32_t>(out - cell) << SECOND_SHIFT
+        if Lines is TimedLines:
+            if time.length:
+                out = put_start(family, lines.starts, line, cell, out, &time)
         if unlikely(value <= family.absent):    # the first side has no line
-            memmove(start, first, out - first)
-            out = start + (out - first)
-            if pieces != NULL:
-                # The line has the pieces of a first line, except for the direction and the value.
-                line[2 * view.direction_index].length = family.second.length
-                line[2 * view.direction_index].source = FIXED | (view.columns + 1)
-                piece = note(piece - 1, first + (out - start) - cell, TEXT)
-        elif pieces != NULL:
-            piece = note(piece, before, COPIED | <uint32_t>(first - start))
-            piece = note(piece, family.second.length, FIXED | (view.columns + 1))
-            piece = note(piece, after, COPIED | <uint32_t>(cell - after - rest))
-            piece = note(piece, out - cell, TEXT)
-    if pieces != NULL:
-        pieces[0] = piece
-    return out
-
-
-# ---------------------------------------------------------------------------------------------
-# Histograms, and counters with start times. They have a separate loop, so that they do not slow
-# down all other families.
-
-cdef inline char *render_in_format(const TableState *table, const Cursor *cursor,
-                                   const Family *family, uint32_t *next_row, uint32_t end,
-                                   char *out, const char *limit,
-                                   Piece **pieces) noexcept nogil:
-    # Render rows up to `end`, at most RENDER_ROWS, in the format of the page.
-    if family.text != NULL or (cursor.starts != START_HIDDEN and family.is_counter):
-        return render_rows_singly(table, cursor, family, next_row, end, out, limit, pieces)
-    return render_rows(table, cursor, family, next_row, end, out, limit, pieces)
-
-
-cdef char *render_rows_singly(const TableState *table, const Cursor *cursor, const Family *family,
-                              uint32_t *next_row, uint32_t end, char *out, const char *limit,
-                              Piece **pieces) noexcept nogil:
-    # Like `render_rows`, for histograms and for counters with start times.
-    cdef const View *view = &table.views[family.view]
-    cdef uint32_t row = next_row[0]
-    cdef uint32_t stop = min(end, row + RENDER_ROWS)
-    cdef Connection *connection
-    cdef char *lines
-    while row < stop and out < limit:
-        if row + 2 * AHEAD < end:
-            prefetch(row_at(&view.rows, row + 2 * AHEAD))
-            prefetch(row_at(&view.rows, row + 2 * AHEAD) + CACHE_LINE)
-        if row + AHEAD < end:
-            prefetch_strings(table, view, connection_at(view, row + AHEAD))
-        connection = connection_at(view, row)
-        if family.text != NULL:
-            if is_on_page(cursor, connection):
-                out = render_histograms(table, family, view, connection, cursor.starts, out,
-                                        pieces)
-            row += 1
-            continue
-        lines = out
-        out = render_rows(table, cursor, family, &row, row + 1, out, limit, NULL)
-        if out != lines:
-            out = add_starts(family, start_of(view, connection)[0], cursor.starts, lines, out)
-            note_in(pieces, out - lines, TEXT)
-    next_row[0] = row
+            memmove(start, line, out - line)
+            out = start + (out - line)
+            if Lines is not PlainLines:
+                if Lines is NotedLines or note != NULL:
+                    lines.note.length &= ~<uint32_t>LENGTH_MASK
+    if Lines is not PlainLines:
+        if Lines is NotedLines or note != NULL:
+            lines.note = note + 1
     return out
 
 
@@ -243,7 +277,7 @@ cdef char *render_rows_singly(const TableState *table, const Cursor *cursor, con
 # determines the part of the row.
 
 cdef char *render_listed(const TableState *table, Cursor *cursor, const Family *family, char *out,
-                         const char *limit, Piece **pieces) noexcept nogil:
+                         const char *limit, Piece **notes) noexcept nogil:
     # Render listed rows, at most RENDER_ROWS. Rows with consecutive numbers are rendered together.
     # So if few rows are hidden, this takes no longer than rendering all rows.
     cdef const View *view = &table.views[family.view]
@@ -258,7 +292,7 @@ cdef char *render_listed(const TableState *table, Cursor *cursor, const Family *
             end += 1
         if end - i < AHEAD:
             prefetch_listed(table, view, cursor, i, end)
-        out = render_in_format(table, cursor, family, &row, first + end - i, out, limit, pieces)
+        out = render_in_format(table, cursor, family, &row, first + end - i, out, limit, notes)
         i += row - first
     cursor.row = i
     return out

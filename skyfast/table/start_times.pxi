@@ -95,55 +95,38 @@ cdef enum:
     START_INLINE                # OpenMetrics 2.0: `st@…` after the value
 
 
-cdef char *add_starts(const Family *family, int64_t start_ms, int shown, char *line,
-                      char *end) noexcept nogil:
-    # Add the start time to a row's lines: one line, or one for each side. Returns the new end of
-    # the lines.
-    cdef char time[MAX_INTEGER_DIGITS + 44]
-    cdef char *second
-    cdef Py_ssize_t length, added
-    if unlikely(start_ms <= 0):
-        return end
-    length = put_value(time, start_ms, 3) - time
-    second = <char *>memchr(line, c'\n', end - line) + 1
-    if second != end:
-        added = added_by_start(family, shown, line, second, length)
-        memmove(second + added, second, end - second)
-        put_start(family, shown, line, second, time, length)
-        line = second + added
-        end += added
-    put_start(family, shown, line, end, time, length)
-    return end + added_by_start(family, shown, line, end, length)
+cdef struct StartText:
+    char text[MAX_INTEGER_DIGITS + 44]      # ends with a newline; copied in blocks of 16 bytes
+    uint32_t length             # 0 if the start time is unknown
 
 
-cdef inline const char *end_of_labels(const char *end) noexcept nogil:
-    # The beginning of the value in the line that ends at `end`. A value contains no spaces.
-    end -= 1
-    while end[-1] != c' ':
-        end -= 1
-    return end
+cdef inline char *put_time(char *out, int64_t start_ms) noexcept nogil:
+    # Writes a start time in seconds, then a newline, like `put_value` with three decimals.
+    cdef uint64_t ms = <uint64_t>start_ms % 1000
+    out = put_number(out, <uint64_t>start_ms / 1000)
+    if likely(ms):
+        out[0] = c'.'
+        out[1] = <char>(c'0' + ms / 100)
+        memcpy(out + 2, DIGITS + 2 * (ms % 100), 2)
+        out += 4
+        while out[-1] == c'0':
+            out -= 1
+    out[0] = c'\n'
+    return out + 1
 
 
-cdef inline Py_ssize_t added_by_start(const Family *family, int shown, const char *line,
-                                      const char *end, Py_ssize_t length) noexcept nogil:
-    # The number of bytes that the start time adds to a line. The text of the time has `length`
-    # bytes, including a newline.
-    if shown == START_INLINE:
-        return 3 + length               # ` st@` has 4 bytes, and replaces a newline
-    return family.created.length + (end_of_labels(end) - line - family.name_length) + length
+cdef inline void put_start_text(StartText *time, int64_t start_ms) noexcept nogil:
+    time.length = <uint32_t>(put_time(time.text, start_ms) - time.text) if start_ms > 0 else 0
 
 
-cdef inline void put_start(const Family *family, int shown, const char *line, char *end,
-                           const char *time, Py_ssize_t length) noexcept nogil:
-    # Write the start time, either at the end of the line or as a sample after the line. `time` ends
-    # with a newline. Only the added bytes may be written, because another line can follow.
-    cdef Py_ssize_t labels
-    if shown == START_INLINE:
+cdef inline char *put_start(const Family *family, int starts, const char *line, const char *value,
+                            char *end, const StartText *time) noexcept nogil:
+    # Adds a start time to a line, or writes it as a sample after the line. The value of the line is
+    # at `value`.
+    cdef size_t labels = value - line - family.name_length
+    if starts == START_INLINE:
         memcpy(end - 1, b" st@", 4)
-        memcpy(end + 3, time, length)
-        return
-    labels = end_of_labels(end) - line - family.name_length
-    memcpy(end, family.created.text, family.created.length)
-    end += family.created.length
+        return put(end + 3, time.text, time.length)
+    end = put(end, family.created.text, family.created.length)
     memcpy(end, line + family.name_length, labels)
-    memcpy(end + labels, time, length)
+    return put(end + labels, time.text, time.length)

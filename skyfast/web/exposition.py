@@ -266,10 +266,8 @@ def _flows(
     # The capture points are found before the page is read, so that no series of the page lacks its
     # info series.
     node_tids = page.distinct_values(NODE_TID_LABEL) if info else []
-    # The table does not know how start times repeat, so isal compresses them better.
-    has_starts = openmetrics > 1 or (openmetrics == 1 and source.start_timestamps)
     is_large = source.table.connections // query.parts >= DIRECT_CONNECTIONS
-    if direct and is_large and not has_starts:
+    if direct and is_large:
         yield from _deflated(page)
     else:
         yield from _rendered(page)
@@ -321,7 +319,7 @@ class Stream:
         counted = self._counted(chunks)
         threading.Thread(
             target=self._run,
-            args=(_gzipped(counted) if gzip else _texts(counted),),
+            args=(gzipped(counted) if gzip else _texts(counted),),
             name="skyfast-page",
             daemon=True,  # losing the thread at exit is harmless: it has no reader
         ).start()
@@ -413,7 +411,8 @@ def _texts(chunks: Iterable[Chunk]) -> Iterator[bytes]:
         yield chunk if isinstance(chunk, bytes) else bytes(chunk.text)
 
 
-def _gzipped(chunks: Iterable[Chunk]) -> Iterator[bytes]:
+def gzipped(chunks: Iterable[Chunk]) -> Iterator[bytes]:
+    """Yield the chunks of a page as one gzip member."""
     # isal buffers data, so most calls return no bytes.
     member = _GzipMember()
     ready: list[bytes] = []
@@ -453,11 +452,16 @@ class _GzipMember:
         end = self._compressor.flush()
         if not self._is_deflated:
             return end
-        return end + struct.pack("<II", self._crc, self._bytes & 0xFFFFFFFF)
+        return end + trailer(self._crc, self._bytes)
 
     def _count(self, text: bytes | memoryview) -> None:
         self._crc = isal_zlib.crc32(text, self._crc)
         self._bytes += len(text)
+
+
+def trailer(crc: int, size: int) -> bytes:
+    """Return the end of a gzip member: the checksum and the length of its text."""
+    return struct.pack("<II", crc, size & 0xFFFFFFFF)
 
 
 def compress(data: bytes) -> bytes:

@@ -1,9 +1,6 @@
 """The scrape recipes in ``docs/scraping.md``, run by the programs themselves."""
 
 import asyncio
-import shutil
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -12,50 +9,23 @@ from tests.support import tools
 from tests.support.documentation import blocks
 from tests.support.paths import ROOT
 from tests.support.process import demo
-from tests.support.prometheus import ANSWER_S, START_S, free_port, growing, until_ready
+from tests.support.prometheus import ANSWER_S, free_port, growing
+from tests.support.victoria_metrics import needs_victoria_metrics, process, victoria_metrics
 
 PAGE = ROOT / "docs" / "scraping.md"
 SKYFAST = "skyfast.example:9100"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        shutil.which("vmagent") is None and not tools.MUST_RUN,
-        reason="vmagent is not installed (Debian: victoria-metrics)",
-    ),
-]
+pytestmark = [pytest.mark.slow, needs_victoria_metrics]
+
+
+def waiting() -> asyncio.Timeout:
+    """Return a limit for the time until the samples arrive."""
+    return asyncio.timeout(ANSWER_S)
 
 
 def recipe(name: str) -> str:
     (text,) = (text for _, text in blocks(PAGE) if text.startswith(f"# {name}\n"))
     return text
-
-
-@asynccontextmanager
-async def process(command: Sequence[str | Path]) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a program, and stop it at the end."""
-    started = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
-    )
-    try:
-        yield started
-    finally:
-        if started.returncode is None:
-            started.terminate()
-        await started.wait()
-
-
-@asynccontextmanager
-async def victoria_metrics(directory: Path) -> AsyncIterator[str]:
-    """Run a VictoriaMetrics that stores remote writes; yield its URL."""
-    address = f"127.0.0.1:{free_port()}"
-    command = (
-        *("victoria-metrics", f"-httpListenAddr={address}", "-search.latencyOffset=1ms"),
-        f"-storageDataPath={directory}/data",
-    )
-    async with process(command) as server, asyncio.timeout(START_S + ANSWER_S):
-        await until_ready(server, f"http://{address}/health")
-        yield f"http://{address}"
 
 
 async def assert_arrives(server: str) -> None:
@@ -85,7 +55,7 @@ def adapted(text: str, skyfast: str, replacements: dict[str, str]) -> str:
 async def test_documented_vmagent_sends_all_series_to_the_server(tmp_path: Path) -> None:
     (command,) = (text for _, text in blocks(PAGE) if text.startswith("vmagent "))
     program, *options = command.replace("\\\n", " ").split()
-    async with demo() as skyfast, victoria_metrics(tmp_path) as server:
+    async with demo() as skyfast, victoria_metrics(tmp_path) as server, waiting():
         config = tmp_path / "vmagent.yml"
         config.write_text(adapted(recipe("vmagent.yml"), skyfast.url.partition("//")[2], {}))
         url = "http://victoria-metrics.example:8428"
@@ -103,7 +73,7 @@ async def test_documented_vmagent_sends_all_series_to_the_server(tmp_path: Path)
 @pytest.mark.nightly
 @tools.needs("otelcol", target="otelcol")
 async def test_documented_collector_sends_all_series_to_the_server(tmp_path: Path) -> None:
-    async with demo() as skyfast, victoria_metrics(tmp_path) as server:
+    async with demo() as skyfast, victoria_metrics(tmp_path) as server, waiting():
         config = tmp_path / "otelcol.yml"
         config.write_text(
             adapted(

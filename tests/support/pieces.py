@@ -9,8 +9,9 @@ TEXT = 0
 HEAD = 1 << 28
 FIXED = 2 << 28
 COPIED = 3 << 28
+KIND = 7 << 28
 STRING = 1 << 31
-"""The kinds of pieces in ``table/deflate.pxi``."""
+"""The kinds of pieces in ``table/pieces.pxi``, and the mask of these kinds."""
 
 MAX_DISTANCE = 40_000
 """Larger than the maximum distance of a match."""

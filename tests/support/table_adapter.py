@@ -330,13 +330,7 @@ class Core:
         starts = read_inline_starts(page)
         assert read_created(read_all(self.table.page(now, 1, created=True)).decode()) == starts
         # Apart from the start times, the page equals a page without start times.
-        plain = read_all(self.table.page(now)).decode().splitlines()
-        assert [line for line in plain if line[0] != "#"] == [
-            plain_line
-            for line in page.splitlines()
-            if line[0] != "#"
-            for plain_line in without_start(line)
-        ]
+        assert samples_of(read_all(self.table.page(now))) == samples_of(page.encode())
         return starts
 
 
@@ -409,6 +403,16 @@ def without_start(line: str) -> list[str]:
         *(f'{name}_bucket{{{inner}le="{bound}"}} {number}' for bound, number in pairs),
         f"{name}_sum{brace}{labels} {total}",
         f"{name}_count{brace}{labels} {count}",
+    ]
+
+
+def samples_of(page: bytes) -> list[str]:
+    """Return the samples of a page, in any format, as lines of the text format."""
+    return [
+        plain_line
+        for line in page.decode().splitlines()
+        if line[0] != "#" and not re.match(r"\w+_created[{ ]", line)
+        for plain_line in without_start(line)
     ]
 
 

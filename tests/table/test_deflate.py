@@ -33,10 +33,13 @@ from tests.support.deflated import (
 )
 from tests.support.golden import recorded
 from tests.support.model_specs import CONFIGURATIONS
-from tests.support.pieces import COPIED, FIXED, HEAD, STRING, TEXT, Slices, random_slices
+from tests.support.pieces import COPIED, FIXED, HEAD, KIND, STRING, TEXT, Slices, random_slices
 from tests.support.table_adapter import ODD_TEXTS, Core, many_flows, read_all
 
 checked = _table if hasattr(_table, "check") else core_builds.load(core_builds.built("checked"))
+
+in_all_formats = pytest.mark.parametrize("openmetrics", [0, 1, 2])
+"""Pages in OpenMetrics have start times."""
 
 usual_steps = pytest.mark.skipif(
     core_builds.IS_SLOW, reason="other builds may have smaller slices and chunks"
@@ -81,13 +84,14 @@ def varied_flows(count, *, first=0):
             ports=(32_768 + n % 20_000, (53, 80, 443, 9100)[n % 4]),
             node=f"node-{n % 9}-" + "x" * (n % 9 * 20),
             rtt=n % 3 and n * 1000,
+            start=n % 7 and 1_700_000_000_000 + n * 130,
         )
         for n in range(first, first + count)
     ]
 
 
-def table_of(flows, *views, **limits):
-    core = Core(Spec(views=views, **limits)) if views else Core()
+def table_of(flows, *views, build=_table):
+    core = Core(Spec(views=views), build=build) if views else Core(build=build)
     core.message(flows, 0)
     return core
 
@@ -101,44 +105,45 @@ def odd_texts():
 
 
 def long_lines():
-    """Return a table whose lines are longer than the window."""
+    """Return flows and views with lines that are longer than the window."""
     labels = tuple(Label(f"label_{n}", ("Application",)) for n in range(MAX_VIEW_COLUMNS))
     flows = many_flows(5)
     for n, flow in enumerate(flows):
         flow["Application"] = "\n" * 1023 + str(n)
-    return table_of(flows, View((*labels, DIRECTION), FAMILIES), View(LABELS))
+    return flows, View((*labels, DIRECTION), FAMILIES), View(LABELS)
 
 
 def histogram_views():
     return View(), View((*LABELS[:2], DIRECTION), HISTOGRAMS), View((), HISTOGRAMS[:1])
 
 
+# The flows and the views of tables.
 TABLES = {
-    "empty": lambda: table_of([]),
-    "one connection": lambda: table_of(many_flows(1)),
-    "many connections": lambda: table_of(varied_flows(300)),
-    "odd texts": lambda: table_of(odd_texts()),
+    "empty": lambda: ([],),
+    "one connection": lambda: (many_flows(1),),
+    "many connections": lambda: (varied_flows(300),),
+    "odd texts": lambda: (odd_texts(),),
     "long lines": long_lines,
-    "small families": lambda: table_of(
-        varied_flows(3), *(View((LABELS[n],), FAMILIES[:1], timeout_s=75) for n in range(4))
+    "small families": lambda: (
+        varied_flows(3),
+        *(View((LABELS[n],), FAMILIES[:1], timeout_s=75) for n in range(4)),
     ),
-    "no labels": lambda: table_of(varied_flows(3), View((), FAMILIES[:1])),
-    "histograms": lambda: table_of(varied_flows(60), *histogram_views()),
-    "only the direction": lambda: table_of(varied_flows(3), View((DIRECTION,), FAMILIES)),
+    "no labels": lambda: (varied_flows(3), View((), FAMILIES[:1])),
+    "histograms": lambda: (varied_flows(60), *histogram_views()),
+    "only the direction": lambda: (varied_flows(3), View((DIRECTION,), FAMILIES)),
 }
 
 
-@pytest.mark.parametrize("openmetrics", [0, 1, 2])
+@in_all_formats
 @pytest.mark.parametrize("name", TABLES)
 def test_all_decoders_return_the_lines(name, openmetrics):
-    """Pages in OpenMetrics have start times."""
-    table = TABLES[name]().table
+    table = table_of(*TABLES[name]()).table
     lines, blocks = deflate_all(table.page(0, openmetrics, created=True), 20_000)
     assert lines == read_all(table.page(0, openmetrics, created=True))
     check_with_all_decoders(lines, blocks)
 
 
-@pytest.mark.parametrize("openmetrics", [0, 1, 2])
+@in_all_formats
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_all_decoders_return_the_pages_of_recordings(name, openmetrics):
     configuration = CONFIGURATIONS[name]
@@ -162,10 +167,13 @@ def test_go_rejects_bad_members():
             inflated_by_go(bad)
 
 
+@in_all_formats
 @pytest.mark.parametrize("size", [1, 100, 5_000, 100_000, 2**31 - 1])
-def test_lines_do_not_depend_on_the_size(size):
-    table = table_of(varied_flows(1_000)).table
-    assert read_deflated(table.page(0), size) == read_all(table.page(0))
+def test_lines_do_not_depend_on_the_size(size, openmetrics):
+    page = table_of(varied_flows(1_000)).table.page
+    lines = read_deflated(page(0, openmetrics, created=True), size)
+    assert lines == read_all(page(0, openmetrics, created=True))
+    assert lines.count((b"# TYPE ", b"_created{", b" st@")[openmetrics]) > 2
 
 
 @usual_steps
@@ -196,18 +204,20 @@ def test_end_is_returned_again():
     assert inflate(blocks) == lines
 
 
+@in_all_formats
 @pytest.mark.parametrize("parts", [2, 7])
-def test_parts_and_families(parts):
+def test_parts_and_families(parts, openmetrics):
     core = table_of(varied_flows(500))
     names = {core.families[0].name}
     for part in range(parts):
         for query in ({}, {"names": names}):
-            page = core.table.page(0, part=part, parts=parts, **query)
-            other = core.table.page(0, part=part, parts=parts, **query)
+            page = core.table.page(0, openmetrics, created=True, part=part, parts=parts, **query)
+            other = core.table.page(0, openmetrics, created=True, part=part, parts=parts, **query)
             assert read_deflated(page) == read_all(other)
 
 
-def test_first_side_without_a_line():
+@in_all_formats
+def test_first_side_without_a_line(openmetrics):
     """Only the line of the second side is on the page, so it is not a copy."""
     for position in (0, 1, 2):
         labels = [LABELS[0], LABELS[1]]
@@ -215,19 +225,20 @@ def test_first_side_without_a_line():
         flows = varied_flows(100)
         for n, flow in enumerate(flows):
             flow["TCPMetric"] = {"ABSynTTL": n % 3, "BASynTTL": n % 4, "BASegmentSkipped": n}
-        table = table_of(flows, View(tuple(labels), (SKIPPED, TTL, *FAMILIES))).table
-        lines = read_deflated(table.page(0))
-        assert lines == read_all(table.page(0))
+        page = table_of(flows, View(tuple(labels), (SKIPPED, TTL, *FAMILIES))).table.page
+        lines = read_deflated(page(0, openmetrics, created=True))
+        assert lines == read_all(page(0, openmetrics, created=True))
         ttl = [line.rpartition(b" ")[2] for line in lines.splitlines() if line[:4] == b"ttl{"]
         assert sorted(set(ttl)) == [b"1", b"2", b"3"]
         assert len(ttl) == 66 + 75
 
 
-def test_strings_are_replaced_between_two_chunks():
+@in_all_formats
+def test_strings_are_replaced_between_two_chunks(openmetrics):
     """Other strings get the numbers of strings that the page has shown already."""
     core = Core()
     core.message(many_flows(300, node="a" * 40), 0)
-    page = core.table.page(0)
+    page = core.table.page(0, openmetrics, created=True)
     chunks = [page.deflate(5_000)]
     lines = [bytes(chunks[0][0])]
     core.expire(TIMEOUT_S)
@@ -236,14 +247,15 @@ def test_strings_are_replaced_between_two_chunks():
     lines.append(rest)
     assert inflate(chunks[0][1] + blocks) == b"".join(lines)
     assert b"b" * 40 not in b"".join(lines)
-    whole = read_deflated(core.table.page(80), 5_000)
-    assert whole == read_all(core.table.page(80))
-    assert whole.count(b"b" * 40) == 2 * 2 * 200
+    whole = read_deflated(core.table.page(80, openmetrics, created=True), 5_000)
+    assert whole == read_all(core.table.page(80, openmetrics, created=True))
+    assert whole.count(b"b" * 40) == 2 * 2 * 200 * (1 + (openmetrics == 1))
 
 
-def test_values_change_between_two_chunks():
+@in_all_formats
+def test_values_change_between_two_chunks(openmetrics):
     core = table_of(varied_flows(2_000))
-    page = core.table.page(0)
+    page = core.table.page(0, openmetrics, created=True)
     lines, blocks = [], []
     for n in range(200):
         chunk, deflated = page.deflate(5_000)
@@ -256,12 +268,12 @@ def test_values_change_between_two_chunks():
 
 @pytest.mark.slow
 def test_hour_of_churn():
-    """A page each 15 s, whose connections change between its chunks."""
+    """A page each 15 s, whose connections change between its chunks, in alternating formats."""
     core = Core(Spec(views=(View(LABELS), View((LABELS[0], DIRECTION), timeout_s=75))))
     rng = random.Random(0)
     now = first = 0
     while now < 3_600:
-        page = core.table.page(now)
+        page = core.table.page(now, now // 15 % 3, created=True)
         lines, blocks = [], []
         while not lines or lines[-1]:
             chunk, deflated = page.deflate(rng.choice((1_000, 20_000, 100_000)))
@@ -285,19 +297,50 @@ def test_hour_of_churn():
 
 
 @usual_steps
+@in_all_formats
 @pytest.mark.parametrize("views", [(), histogram_views()], ids=["default", "histograms"])
-def test_compressed_pages_are_as_small_as_with_isal(views):
+def test_compressed_pages_are_as_small_as_with_isal(views, openmetrics):
     table = table_of(varied_flows(3_000), *views).table
-    lines, blocks = deflate_all(table.page(0))
+    lines, blocks = deflate_all(table.page(0, openmetrics, created=True))
     assert len(blocks) <= 1.05 * len(isal_zlib.compress(lines, 1, wbits=31))
     assert len(blocks) < 1.05 * len(zlib.compress(lines, 1))
+
+
+# The pieces of the renderer.
+
+
+@in_all_formats
+@pytest.mark.parametrize("name", TABLES)
+def test_pieces_cover_the_text_and_their_sources_are_right(name, openmetrics):
+    page = table_of(*TABLES[name](), build=checked).table.page(0, openmetrics, created=True)
+    text = b""
+    latest = {}
+    slices = checked.page_slices(page)
+    for lines, pieces in slices:
+        assert sum(length for length, _ in pieces) == len(lines)
+        text += lines
+        end = len(text) - len(lines)
+        for length, source in pieces:
+            start, end = end, end + length
+            piece = text[start:end]
+            kind = source & KIND
+            if kind == HEAD:
+                assert piece.startswith(b"# ")
+                latest.clear()
+            elif kind == COPIED:
+                assert piece == text[start - source + COPIED :][:length]
+            elif kind == FIXED or source & STRING:
+                assert latest.setdefault(source, piece) == piece
+    other = table_of(*TABLES[name]()).table.page(0, openmetrics, created=True)
+    assert text == read_all(other)
+    assert len(text) < 3_000 or len(slices) > 2
 
 
 # Any pieces of any text. The pieces are only hints, so wrong ones make no difference.
 
 
-def deflated(slices: Slices) -> bytes:
-    blocks = checked.deflate_pieces(slices)
+def deflated(slices: Slices, **options: int) -> bytes:
+    blocks = checked.deflate_pieces(slices, **options)
     text = b"".join(text for text, _ in slices)
     assert inflate(blocks) == text
     return blocks
@@ -337,6 +380,19 @@ def test_distances_never_reach_beyond_the_start():
         slices = [(bytes(100), []), (bytes(100), [(100, COPIED | distance)])]
         strictly_inflated(deflated(slices) + LAST_BLOCK)
         strictly_inflated(deflated(slices[1:]) + LAST_BLOCK)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_positions_beyond_4_gib(seed):
+    """Positions are stored modulo 4 GiB, and the latest pieces are still found."""
+    rng = random.Random(seed)
+    slices: Slices = []
+    while sum(len(text) for text, _ in slices) < WINDOW:
+        slices += random_slices(rng, checked.MAX_SLICE)
+    start = len(slices)
+    while sum(len(text) for text, _ in slices[start:]) < 5_000:
+        slices += random_slices(rng, checked.MAX_SLICE)
+    assert len(deflated(slices, long_from=start)) <= 1.01 * len(deflated(slices))
 
 
 def test_wrong_pieces():

@@ -204,13 +204,19 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         for page in self.pages:
             page.read(size)
 
-    @rule(nth=failing, times=times, size=st.sampled_from((1, 100, 10_000)))
-    def compress(self, nth, times, size):
-        page = self.core.table.page(self.now)
+    @rule(
+        nth=failing,
+        times=times,
+        size=st.sampled_from((1, 100, 10_000)),
+        openmetrics=st.sampled_from((0, 1, 2)),
+    )
+    def compress(self, nth, times, size, openmetrics):
+        page = self.core.table.page(self.now, openmetrics, created=True)
         lines = []
         self.with_failures(nth, times, lambda: lines.append(bytes(page.deflate(size)[0])))
         lines.append(deflate_all(page, size)[0])
-        assert b"".join(lines) == read_all(self.core.table.page(self.now))
+        other = self.core.table.page(self.now, openmetrics, created=True)
+        assert b"".join(lines) == read_all(other)
 
     @invariant()
     def all_agrees(self):

@@ -65,14 +65,14 @@ class Stress:
         rng = random.Random(number)
         with self.collect_errors():
             while not self.stopping.is_set():
-                slow = self.core.table.page(self.now)
+                slow = self.core.table.page(self.now, rng.randrange(3), created=True)
                 nodes = slow.distinct_values("node_tid")
                 assert len(nodes) == len(set(nodes))
                 read = rng.choice((read_all, read_deflated))
                 page = read(slow, rng.choice((1, 500, 100_000)))
                 assert {*re.findall(r'node_tid="([^"]*)"', page.decode())} <= {*nodes}
                 lines = [line for line in page.splitlines() if not line.startswith(b"#")]
-                series = [line.rpartition(b" ")[0] for line in lines]
+                series = [line.rpartition(b"}")[0] for line in lines]
                 assert len(series) == len(set(series)), "duplicate series"
                 assert page.endswith(b"\n")
                 self.pages += 1

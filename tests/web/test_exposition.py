@@ -16,9 +16,12 @@ from skyfast.web.exposition import (
     DIRECT_CONNECTIONS,
     FIRST_CHUNK_BYTES,
     QUEUE_CHUNKS,
+    DeflatedText,
     Exposition,
     Part,
     compress,
+    gzipped,
+    trailer,
 )
 from skyfast.web.flow_query import FlowQuery
 from skyfast.web.interface_info import InterfaceInfo
@@ -259,7 +262,7 @@ def core_with(connections):
 
 @on_both_loops
 @pytest.mark.parametrize("parts", [Part.FLOWS, Part.FLOWS | Part.INTERFACES | Part.CAPTURES])
-@pytest.mark.parametrize("openmetrics", [False, True])
+@pytest.mark.parametrize("openmetrics", [0, 1, 2])
 @pytest.mark.parametrize(
     "query",
     [FlowQuery(), FlowQuery(part=0, parts=2), FlowQuery(names=frozenset())],
@@ -268,10 +271,18 @@ def core_with(connections):
 async def test_direct_pages_equal_uncompressed_pages(parts, openmetrics, query):
     info = InterfaceInfo(NodeNames({"tid-1": ("eth0",) * len(NODE_NAMES)}))
     core = core_with(3_000)
-    pages = exposition(core.table, now=lambda: 0.0, interface_info=info, standard_names=True)
+    pages = exposition(
+        core.table,
+        now=lambda: 0.0,
+        interface_info=info,
+        standard_names=True,
+        start_timestamps=True,
+    )
     options = {"openmetrics": openmetrics, "query": query}
     expected = b"".join(await collect(pages.stream(parts, gzip=False, **options)))
     assert (len(expected) > 1_000_000) == (query.names is None)
+    marker = (b"# TYPE ", b"_created{", b" st@")[openmetrics]
+    assert marker in expected or query.names is not None
     stream = pages.stream(parts, gzip=True, direct=True, **options)
     chunks = await collect(stream)
     member = b"".join(chunks)
@@ -301,17 +312,25 @@ async def test_isal_compresses_small_pages():
     assert zlib.decompress(b"".join(await collect(stream)), wbits=31) == BIG
 
 
-@on_both_loops
-async def test_isal_compresses_start_times():
-    core = core_with(DIRECT_CONNECTIONS)
-    pages = exposition(core.table, now=lambda: 0.0, standard_names=True)
-    sizes = []
-    for direct in (False, True):
-        stream = pages.stream(Part.FLOWS, gzip=True, direct=direct, openmetrics=2)
-        member = b"".join(await collect(stream))
-        sizes.append(len(member))
-        assert b" st@" in zlib.decompress(member, wbits=31)
-    assert sizes[0] == sizes[1]
+def test_length_of_a_gzip_member_is_modulo_4_gib():
+    assert trailer(0x01020304, 2**32 + 5) == b"\4\3\2\1\5\0\0\0"
+
+
+@pytest.mark.slow
+def test_page_longer_than_4_gib():
+    """The decoder checks the length modulo 4 GiB. The page is a repeated chunk."""
+    text = memoryview(bytes(range(256)) * (1 << 18))
+    compressor = zlib.compressobj(1, wbits=-15)
+    blocks = compressor.compress(text) + compressor.flush(zlib.Z_FULL_FLUSH)
+    chunk = DeflatedText(text, blocks)
+    count = (1 << 32) // len(text) + 1
+    chunks = [*itertools.repeat(chunk, count), b"# EOF\n"]
+    decoder = zlib.decompressobj(wbits=31)
+    size = 0
+    for part in gzipped(chunks):
+        size += len(decoder.decompress(part))
+    assert decoder.eof
+    assert size == count * len(text) + 6 > 1 << 32
 
 
 @on_both_loops

@@ -1,0 +1,268 @@
+# Pieces: how the text of a page repeats itself. Part of `_table.pyx`, which includes it.
+#
+# The text between two label values is the same in all lines of a family. The second line of a
+# connection is mostly a copy of the first line. So the text of a page consists of *pieces*. A piece
+# has a length and a *source*, which says where the same bytes may have occurred before.
+# `deflate.pxi` compresses text with the help of its pieces.
+#
+# Only label values and numbers differ from row to row. So the renderer, under the table's mutex,
+# *notes* only the lengths of these. After the mutex is released, `expand_notes` adds the other
+# pieces. Each function `expand_…` has the order of the function that renders the same lines.
+#
+# Notes have the type of pieces:
+#
+# * The head of a family has one note: its length, and its family's number as the source.
+# * The lines of a row begin with a note whose length packs three lengths: of the first value, the
+#   second value, and the start time. A value that has no line, and a start time that is unknown,
+#   have the length 0. One note for each label value follows. The source is the cell.
+# * A histogram begins with a note that has the length of its start time, or 0. One note for each
+#   label value follows, then one note for each number.
+
+# The source of a piece: an interned string (IS_STRING and its number), or one of these kinds and a
+# number.
+cdef enum:
+    TEXT = 0                    # the source is unknown
+    HEAD = 1 << 28              # the head of a family; in a note, with the family's number
+    FIXED = 2 << 28             # the same bytes as the latest piece with this number
+    COPIED = 3 << 28            # the same bytes as the text at this distance
+    KIND = 7 << 28
+
+cdef enum:
+    # Numbers of fixed texts, in addition to the numbers of a family's literals.
+    FIXED_NAME = MAX_VIEW_COLUMNS + 2
+    FIXED_SUM
+    FIXED_COUNT
+    FIXED_CREATED
+    FIXED_END
+    FIXED_START
+    FIXED_BUCKETS
+    FIXED_CLOSE
+    FIXED_BOUNDS
+    MAX_FIXED = 2 * MAX_VIEW_COLUMNS
+
+
+cdef enum:
+    # Three lengths in one.
+    SECOND_SHIFT = 8
+    TIME_SHIFT = 16
+    LENGTH_MASK = (1 << SECOND_SHIFT) - 1
+
+
+cdef struct Piece:
+    uint32_t length
+    uint32_t source
+
+
+# ---------------------------------------------------------------------------------------------
+# Notes: called by the renderer, under the table's mutex
+
+cdef inline Piece *put_piece(Piece *piece, size_t length, uint32_t source) noexcept nogil:
+    piece[0] = Piece(length=<uint32_t>length, source=source)
+    return piece + 1
+
+
+cdef inline void put_note(Piece **notes, size_t length, uint32_t source) noexcept nogil:
+    # Notes nothing if the page is not compressed.
+    if notes != NULL:
+        notes[0] = put_piece(notes[0], length, source)
+
+
+# ---------------------------------------------------------------------------------------------
+# Pieces: without the mutex
+
+cdef struct LabelPieces:
+    # The pieces of the labels of a family, without label values.
+    Piece literals[MAX_VIEW_COLUMNS + 1]
+    uint32_t length             # of all literals
+    uint32_t before             # length of the literals before the direction
+
+
+cdef void label_pieces_init(LabelPieces *pieces, const Family *family,
+                            const View *view) noexcept nogil:
+    cdef uint32_t i
+    pieces.length = 0
+    for i in range(view.columns + 1):
+        if i == view.direction_index:
+            pieces.before = pieces.length
+        pieces.literals[i] = Piece(length=family.literals[i].length, source=FIXED | i)
+        pieces.length += family.literals[i].length
+
+
+cdef Piece *expand_notes(const TableState *table, uint32_t number, int starts, const Piece *note,
+                         const Piece *last, Piece *piece) noexcept nogil:
+    # Writes the pieces of notes, from the first note of a row or a head on, and returns their end.
+    # `number` is the family of the first row. `starts` is how the page shows start times.
+    cdef const Family *family = &table.families[number]
+    cdef const View *view = &table.views[family.view]
+    cdef LabelPieces labels
+    cdef uint32_t side
+    label_pieces_init(&labels, family, view)
+    while note < last:
+        if unlikely(note.source & KIND == HEAD):
+            family = &table.families[note.source - HEAD]
+            view = &table.views[family.view]
+            label_pieces_init(&labels, family, view)
+            piece = put_piece(piece, note.length, HEAD)
+            note += 1
+        elif likely(family.text == NULL):
+            note = expand_lines(family, view, &labels, starts, note, &piece)
+        else:
+            for side in range(family.sides):
+                if starts == START_INLINE:
+                    note = expand_composite(family, view, &labels, side, note, &piece)
+                else:
+                    note = expand_histogram(family, view, &labels, side, note, &piece)
+    return piece
+
+
+cdef inline const Piece *expand_labels(const Family *family, const View *view,
+                                       const LabelPieces *pieces, bint is_second,
+                                       const Piece *note, Piece **out,
+                                       uint32_t *length, uint32_t *before) noexcept nogil:
+    # Writes the pieces of labels. `length` becomes their length, and `before` the length before the
+    # literal with the direction. Returns the next note.
+    cdef Piece *piece = out[0]
+    cdef uint32_t i, values = 0
+    for i in range(view.direction_index):
+        piece[0] = pieces.literals[i]
+        piece[1] = note[i]
+        values += note[i].length
+        piece += 2
+    before[0] = pieces.before + values
+    for i in range(view.direction_index, view.columns):
+        piece[0] = pieces.literals[i]
+        piece[1] = note[i]
+        values += note[i].length
+        piece += 2
+    piece[0] = pieces.literals[view.columns]
+    length[0] = pieces.length + values
+    if unlikely(is_second):
+        i = view.direction_index
+        out[0][2 * i] = Piece(length=family.second.length, source=FIXED | (view.columns + 1))
+        length[0] += family.second.length - pieces.literals[i].length
+    out[0] = piece + 1
+    return note + view.columns
+
+
+cdef inline const Piece *expand_lines(const Family *family, const View *view,
+                                      const LabelPieces *label_pieces, int starts,
+                                      const Piece *note, Piece **pieces) noexcept nogil:
+    # The pieces of `render_connection`. Returns the next note.
+    cdef uint32_t first = note.length & LENGTH_MASK
+    cdef uint32_t second = note.length >> SECOND_SHIFT & LENGTH_MASK
+    cdef uint32_t time = note.length >> TIME_SHIFT
+    cdef uint32_t literal = label_pieces.literals[view.direction_index].length
+    cdef uint32_t name = family.name_length
+    cdef uint32_t created = family.created.length
+    cdef uint32_t labels, before, line
+    cdef Piece *piece
+    note = expand_labels(family, view, label_pieces, first == 0, note + 1, pieces, &labels, &before)
+    piece = pieces[0]
+    if first == 0:
+        first = second
+        second = 0
+    line = labels + first           # the distance from the first line to the second line
+    if time == 0:
+        piece = put_piece(piece, first, TEXT)
+    elif starts == START_INLINE:
+        piece = put_piece(piece, first - 1, TEXT)
+        piece = put_piece(piece, 4, FIXED | FIXED_START)
+        piece = put_piece(piece, time, TEXT)
+        line += 3 + time
+    else:
+        piece = put_piece(piece, first, TEXT)
+        piece = put_piece(piece, created, FIXED | FIXED_CREATED)
+        piece = put_piece(piece, labels - name, COPIED | (line + created - name))
+        piece = put_piece(piece, time, TEXT)
+        line += created + labels - name + time
+    if second:
+        piece = put_piece(piece, before, COPIED | line)
+        piece = put_piece(piece, family.second.length, FIXED | (view.columns + 1))
+        piece = put_piece(piece, labels - before - literal,
+                          COPIED | (line + family.second.length - literal))
+        labels += family.second.length - literal
+        line = labels + second
+        if time == 0:
+            piece = put_piece(piece, second, TEXT)
+        elif starts == START_INLINE:
+            piece = put_piece(piece, second - 1, TEXT)
+            piece = put_piece(piece, 4 + time, COPIED | (line + 3 + time))
+        else:
+            piece = put_piece(piece, second, TEXT)
+            piece = put_piece(piece, created, FIXED | FIXED_CREATED)
+            piece = put_piece(piece, labels - name, COPIED | (line + created - name))
+            piece = put_piece(piece, time, COPIED | (line + created + labels - name + time))
+    pieces[0] = piece
+    return note
+
+
+cdef const Piece *expand_histogram(const Family *family, const View *view,
+                                   const LabelPieces *label_pieces, uint32_t side,
+                                   const Piece *note, Piece **pieces) noexcept nogil:
+    # The pieces of `render_histogram`. Returns the next note.
+    cdef const HistogramText *text = family.text
+    cdef uint32_t bounds = view.histograms[family.histogram + side].bounds
+    cdef uint32_t time = note.length
+    cdef uint32_t labels, before, rest, i
+    cdef Piece *piece
+    pieces[0] = put_piece(pieces[0], text.bucket.length, FIXED | FIXED_NAME)
+    note = expand_labels(family, view, label_pieces, side, note + 1, pieces, &labels, &before)
+    piece = pieces[0]
+    rest = 0                        # the length of the line before, after its labels
+    for i in range(bounds + 1):
+        if i:
+            piece = put_piece(piece, text.bucket.length, FIXED | FIXED_NAME)
+            piece = put_piece(piece, labels, COPIED | (labels + rest + text.bucket.length))
+        piece = put_piece(piece, text.bounds[i].length, FIXED | (FIXED_BOUNDS + i))
+        piece = put_piece(piece, note.length, TEXT)
+        rest = text.bounds[i].length + note.length
+        note += 1
+    piece = put_piece(piece, text.sum.length, FIXED | FIXED_SUM)
+    piece = put_piece(piece, labels, COPIED | (labels + rest + text.sum.length))
+    piece = put_piece(piece, text.end.length, FIXED | FIXED_END)
+    piece = put_piece(piece, note.length, TEXT)
+    rest = text.end.length + note.length
+    note += 1
+    piece = put_piece(piece, text.count.length, FIXED | FIXED_COUNT)
+    piece = put_piece(piece, labels, COPIED | (labels + rest + text.count.length))
+    piece = put_piece(piece, text.end.length, FIXED | FIXED_END)
+    piece = put_piece(piece, note.length, TEXT)
+    rest = text.end.length + note.length
+    note += 1
+    if time:
+        piece = put_piece(piece, text.created.length, FIXED | FIXED_CREATED)
+        piece = put_piece(piece, labels, COPIED | (labels + rest + text.created.length))
+        piece = put_piece(piece, text.end.length, FIXED | FIXED_END)
+        piece = put_piece(piece, time, TEXT)
+    pieces[0] = piece
+    return note
+
+
+cdef const Piece *expand_composite(const Family *family, const View *view,
+                                   const LabelPieces *label_pieces, uint32_t side,
+                                   const Piece *note, Piece **pieces) noexcept nogil:
+    # The pieces of `render_composite`. Returns the next note.
+    cdef const HistogramText *text = family.text
+    cdef uint32_t bounds = view.histograms[family.histogram + side].bounds
+    cdef uint32_t time = note.length
+    cdef uint32_t labels, before, i
+    cdef Piece *piece
+    pieces[0] = put_piece(pieces[0], text.name.length, FIXED | FIXED_NAME)
+    note = expand_labels(family, view, label_pieces, side, note + 1, pieces, &labels, &before)
+    piece = put_piece(pieces[0], text.end.length + COUNT_BYTES, FIXED | FIXED_COUNT)
+    piece = put_piece(piece, note[0].length, TEXT)
+    piece = put_piece(piece, SUM_BYTES, FIXED | FIXED_SUM)
+    piece = put_piece(piece, note[1].length, TEXT)
+    piece = put_piece(piece, BUCKETS_BYTES, FIXED | FIXED_BUCKETS)
+    note += 2
+    for i in range(bounds + 1):
+        piece = put_piece(piece, text.limits[i].length, FIXED | (FIXED_BOUNDS + i))
+        piece = put_piece(piece, note.length, TEXT)
+        note += 1
+    piece = put_piece(piece, CLOSE_BYTES, FIXED | FIXED_CLOSE)
+    if time:
+        piece = put_piece(piece, START_BYTES, FIXED | FIXED_START)
+        piece = put_piece(piece, time, TEXT)
+    piece = put_piece(piece, 1, TEXT)
+    pieces[0] = piece
+    return note
