@@ -755,10 +755,9 @@ class Analyzer:
         self.speakers.append(subscriber)
 
     def disconnect(self, subscriber: Subscriber) -> None:
-        """Remove a subscriber and all namespaces (``OnDisconnected``).
+        """Remove a subscriber, and empty ``nsSubscriber`` (``OnDisconnected``).
 
-        ``OnDisconnected`` removes the subscribers of all namespaces, not only the subscriber that
-        leaves.
+        The remaining subscribers then receive no messages until another subscriber connects.
         """
         if subscriber in self.speakers:
             self.namespaces.clear()
