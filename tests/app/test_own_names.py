@@ -201,7 +201,7 @@ async def test_topology_and_own_names_are_combined(file: Path) -> None:
             )
 
 
-async def test_names_of_the_topology_change_below_own_names(
+async def test_names_of_the_topology_can_change_beside_own_names(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", 0.05)

@@ -534,7 +534,7 @@ async def test_flows_excluded_before_a_reload_are_not_counted_as_new(
     assert (table.horizon_s > 0.0) == moves_horizon
 
 
-async def test_new_table_starts_at_its_first_report() -> None:
+async def test_new_table_knows_the_update_interval_but_has_no_horizon() -> None:
     app = App(make_config(), load=lambda: make_config(labels=["target_ip"]))
     app._parts.table.begin(0.0)
     app.stats.flow_update_s = 10.0
@@ -975,7 +975,7 @@ async def test_changed_limits_keep_the_table(name: str) -> None:
         ),
     ],
 )
-async def test_bounds_whose_amounts_are_counted_keep_the_table(keys: Keys, changes: Keys) -> None:
+async def test_bounds_keep_the_table_if_their_counters_exist(keys: Keys, changes: Keys) -> None:
     is_new = await has_new_table(keys, changes)
     # Without min_packets, packets are no longer counted.
     assert is_new == (changes.get("min_packets") == 0)

@@ -123,7 +123,7 @@ def test_report_describes_bounds(settings: str, hides: bool, texts: list[str]) -
 
 
 @pytest.mark.parametrize("preset", ["services", "hosts"])
-def test_presets_have_no_view_with_all_traffic(preset: str) -> None:
+def test_presets_hide_traffic_only_with_bounds(preset: str) -> None:
     assert not cost.hides_traffic(make_config(preset=preset))
     config = make_config(preset=preset, min_bytes=7)
     assert cost.hides_traffic(config)

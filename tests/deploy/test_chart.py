@@ -325,7 +325,7 @@ def test_contradictory_values_are_refused(values: str) -> None:
 
 @needs_helm
 @needs_promtool
-def test_rules_are_the_alerts(tmp_path: Path) -> None:
+def test_chart_has_the_alerting_rules(tmp_path: Path) -> None:
     spec = render("--set=prometheusRule.enabled=true")["PrometheusRule"]["spec"]
     assert spec == yaml.safe_load(RULES.read_text())
     path = tmp_path / "rules.yml"

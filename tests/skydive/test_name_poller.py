@@ -562,7 +562,7 @@ async def test_names_are_not_ready_before_a_response(fast):
             assert poll.name("172.31.255.5") == "default/frontend"
 
 
-async def test_the_second_analyzer_gets_complete_queries(fast):
+async def test_after_a_failure_the_second_analyzer_gets_complete_queries(fast):
     first, second = FakeAnalyzer(), FakeAnalyzer()
     first.topology = Answer(status=500)
     second.graph = recorded()

@@ -270,7 +270,7 @@ def test_invalid_round_trip_time_is_not_observed(make):
     assert observed(table) == ([0, 1, 1, 1], "0.002")
 
 
-def test_flow_without_valid_marks_is_not_new(make):
+def test_flow_without_a_valid_start_is_not_new(make):
     table = make(spec_of(RTT))
     table.report(make_flow(rtt=2 * MS, start=-1), 0)
     assert observed(table) == ([0, 0, 0, 0], "0")

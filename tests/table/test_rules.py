@@ -1785,7 +1785,7 @@ def test_negative_rtt_has_no_series(make):
     assert table.values_skipped["Metric.RTT"] == 1
 
 
-def test_skipped_report_has_no_omitted_values(make):
+def test_omitted_values_of_an_out_of_range_report_are_not_counted(make):
     table = make()
     flow = make_flow("a1", (-1, 0, 0, 0))
     flow["Metric"]["RTT"] = -5
@@ -2123,7 +2123,7 @@ def test_first_reports_are_counted_as_new_flows(make):
     assert [new_flows(table, prefix, 4) for prefix in ("main", "node", "port")] == [2, 2, 2]
 
 
-def test_view_can_have_only_new_flows(make):
+def test_view_can_show_only_new_flows(make):
     table = make(Spec(views=(view("a", (PORT_B,), "new_flows"),)))
     for number in range(3):
         table.report(make_flow(f"a{number}", ports=(number, 443)), 0)
@@ -2433,7 +2433,7 @@ def test_overflow_moves_the_horizon(make):
     assert samples(table, BYTES, BEGAN + 360)[OTHERS.format(">")] == "37"
 
 
-def test_flow_with_only_a_closing_report_counts_without_a_series(make):
+def test_flow_with_only_a_closing_report_is_counted_without_a_connection(make):
     table = make(MEMORY)
     table.begin(BEGAN)
     closing = an_update("a1", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=20)
@@ -2512,7 +2512,7 @@ def test_ended_flow_is_kept_for_a_timeout_without_memory(make):
     assert table.dormant_flows == 0
 
 
-def test_unknown_closing_report_counts_omitted_marks(make):
+def test_omitted_values_of_an_ended_report_are_counted(make):
     table = make(MEMORY)
     closing = make_flow("a1", **LATER | {"newest_last": -1, "finish": 1})
     assert table.report(closing, 0) == "ended"
@@ -2567,7 +2567,7 @@ def test_connection_starts_with_deltas_of_earlier_closing_reports(make):
     assert samples(table, "a_bytes_total", now) == {"10.0.0.1,10.0.0.2": "106"}
 
 
-def test_rejected_flow_was_never_counted(make):
+def test_rejected_flow_adds_its_total_when_it_is_accepted(make):
     table = make(Spec(views=MEMORY.views, max_connections=1))
     table.begin(BEGAN)
     table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN + 190)
@@ -2795,7 +2795,7 @@ def test_uuid_string_can_become_a_label(make):
     }
 
 
-def test_second_field_of_a_sum_is_omitted_by_its_name(make):
+def test_omitted_second_field_of_a_sum_is_counted_under_its_own_name(make):
     table = make(Spec(views=(view("a", (NODE,), "bytes"),)))
     table.report(make_flow("a1", (1, 0, 0, 0)), 0)
     flow = make_flow("b2", **LATER)
