@@ -704,7 +704,7 @@ def test_table_accepts_the_largest_plan() -> None:
 )
 def test_lookup_key_counts_once_towards_the_limit_of_columns(names: list[Any], keys: int) -> None:
     def accepted(count: int) -> ExportSelection:
-        """Return a selection with ``names`` in each view, and ``count`` other labels in total."""
+        """Return a selection. Each view has the labels ``names``; there are ``count`` others."""
         fields = [{"name": f"field_{i}", "path": "Link.A"} for i in range(count)]
         half = MAX_VIEW_COLUMNS - 10
         views = [
