@@ -24,7 +24,8 @@ def view(*labels: object, prefix: str = "apps", **entries: object) -> dict[str, 
 SETTINGS = {
     "{}": [],
     "{views: []}": [],
-    # These labels do not tell the two ends of a container's link apart: both are called eth0.
+    # These labels do not distinguish the two ends of a link between containers: both have the name
+    # eth0.
     "{labels: [initiator_ip, target_ip, node_name]}": ["connections"],
     "{labels: [initiator_ip, target_ip, node_name], deduplicate: first}": [],
     "{labels: [initiator_ip, target_ip, node_name, node_tid]}": [],
