@@ -1,4 +1,4 @@
-"""The rules of names, one test each, on small topologies."""
+"""The rules that give names to addresses, one test for each, on small topologies."""
 
 import ast
 import json

@@ -281,7 +281,7 @@ def test_ended_captures_lower_the_estimate_without_silence() -> None:
     cluster = Cluster(analyzers=2, points=40)
     assert not cluster.run(300)
     del cluster.points[1:]
-    # The other subscription also receives few messages. So one without messages is not silent.
+    # Both subscriptions receive few messages. So a subscription without messages is not silent.
     silences = 0
     for _ in range(int(WINDOW_S * WINDOWS)):
         silences += len(cluster.tick())

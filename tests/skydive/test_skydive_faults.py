@@ -391,7 +391,7 @@ class DeduplicatingMachine(FaultMachine):
 
 @pytest.mark.slow
 def test_expired_flow_that_closes_claims_its_conversation(monkeypatch):
-    """In this case, which Hypothesis found, a packet was counted at two capture points."""
+    """Hypothesis found this case, in which a packet was counted at two capture points."""
     monkeypatch.setattr("tests.skydive.test_skydive_faults.note", lambda text: None)
     machine = DeduplicatingMachine()
     machine.start(
