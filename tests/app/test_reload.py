@@ -864,7 +864,7 @@ async def test_new_labels_and_metrics_start_a_new_table(
         assert not problems(await operator.reload())
 
 
-# For each changed field, the keys of the first configuration, and the keys that the reload changes.
+# By the field that changes: the keys of the first configuration, and the keys that a reload changes.
 SELECTIONS: Mapping[str, tuple[Keys, Keys]] = {
     "main": ({}, {"labels": ["protocol"]}),
     "views": ({}, {"views": []}),
@@ -1270,8 +1270,8 @@ async def test_new_table_with_name_labels_waits_for_the_topology(
         reloading = asyncio.create_task(operator.reload({f"{STORE}.labels": NAME_LABELS}))
         await eventually(lambda: len(analyzer.topology_requests) > requests + 2)
         assert await operator.flows() == page
-        # Wait for the last query of a round. Interfaces have a query of their own. If another query
-        # of the round succeeded, names would be resolved without interfaces.
+        # Change the response only after the last query of a round. Otherwise, some queries of the
+        # round would succeed, and names could be resolved without the interfaces.
         await eventually(lambda: KUBERNETES_EDGES.gremlin in analyzer.queries)
         analyzer.topology = topology("eth0")
         await reloading
