@@ -864,7 +864,7 @@ async def test_new_labels_and_metrics_start_a_new_table(
         assert not problems(await operator.reload())
 
 
-# By the field that changes: the keys of the first configuration, and the keys that a reload changes.
+# By the field that changes: the keys of the first configuration, and those that a reload changes.
 SELECTIONS: Mapping[str, tuple[Keys, Keys]] = {
     "main": ({}, {"labels": ["protocol"]}),
     "views": ({}, {"views": []}),
