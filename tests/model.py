@@ -29,8 +29,8 @@ Reports
 * Fields of gauges, of histograms, and of counters in objects other than ``Metric`` are optional. So
   are ``FinishType`` and the *marks*: ``Start``, ``LastUpdateMetric.Start`` and
   ``LastUpdateMetric.Last``. An optional field that is out of range is omitted, and counted once per
-  report. If the report is skipped, the field is only counted if the report is late or ended, or if
-  the table is full.
+  report. If the report is skipped, the field is only counted if the reason is ``late``, ``ended``
+  or ``table_full``.
 * Marks are only read if they affect what an unknown flow adds, if a view counts new flows, or if a
   view has the histogram of a first value.
 * A report without a valid ``FinishType`` does not count as a first report, because it may be a
@@ -45,9 +45,9 @@ Views
   flows of a row of the first view are in the same row of the linked view. The first of these flows
   determines that row.
 * If a view other than the first is full when a flow becomes live, the flow has no row in this view.
-  With overflow rows, it is in the overflow row instead. Neither changes while the flow is live,
-  even if the view has space again. In a linked view, this applies to all flows of a row of the
-  first view.
+  With overflow rows, the flow is in the overflow row instead. The flow gets no other row while it
+  is live, even if the view has space again. In a linked view, these rules apply to all flows of a
+  row of the first view together.
 * Overflow rows do not count towards the limits, but are included in the number of rows. They never
   expire, and have no gauges. If a row already has the labels of the overflow row, it becomes the
   overflow row.
@@ -88,8 +88,8 @@ Dormant flows
   flow for ``max_flows``. They are forgotten like a flow that became dormant directly after the last
   flow of the row.
 * A closing report that repeats its last update does not create a row of the first view. Its deltas
-  are added to an existing row or to kept counters. If there are neither, and several conversations
-  can have the labels, the deltas are kept as new counters.
+  are added to an existing row or to kept counters. If neither a row nor kept counters exist, the
+  deltas are kept as new counters, provided that several conversations can have the labels.
 
 New flows
 ---------
@@ -112,7 +112,7 @@ These rules apply if the option ``deduplicate`` is "first".
 * If another capture point has taken over the conversation of a dormant flow, the flow counts as
   unknown. The reason is that the other capture point may have counted the same packets.
 * A dormant flow can add deltas and stay dormant in two cases: if its closing report repeats its
-  last update, and if its deltas are added to the overflow row. The flow then *claims* its
+  last update, or if its deltas are added to the overflow row. The flow then *claims* its
   conversation, so that no other capture point takes over and adds the same packets. A duplicate
   cannot claim a conversation.
 * A claim lasts for one timeout, like the ownership of a live flow without further reports. For
@@ -133,28 +133,28 @@ Histograms
   observed, because it may have been observed before.
 * The histograms of *totals* and of *ages* observe the closing report of a flow. A live flow is
   observed in its rows, even if the report is late. A dormant or unknown flow is observed in the
-  rows of its labels, which are created if necessary. Fields of these histograms are only read in
-  closing reports.
+  rows that have its labels. Such rows are created if necessary. Fields of these histograms are only
+  read in closing reports.
 * A closing report that is skipped as ``ended`` is observed, and its flow is kept like any other
   ended flow. If the table has no space for the flow, the report is only observed with overflow
   rows. In this case, a repetition of the report is observed again. With ``deduplicate``, such
   reports are not observed, because they may be duplicates.
 * The late closing report of a dormant flow is not observed if its labels are invalid, or if another
   capture point has taken over its conversation.
-* A total with an invalid field is not observed. An age is the time from a field to ``Last``. It is
-  not observed if it is negative, or if one of the two fields is 0 or invalid.
-* No other skipped report is observed. A view that rejects a report does not observe it. A report
-  that is observed extends the deadline of its row.
+* A total with an invalid field is not observed. An age is the time in ``Last`` minus the time in
+  another field. It is not observed if it is negative, or if one of the two fields is 0 or invalid.
+* All other skipped reports are not observed. A view that rejects a report does not observe it. A
+  report that is observed extends the deadline of its row.
 
 Bounds
 ------
 
 * If a view has bounds, its rows are hidden until their bytes or packets reach a bound. Bytes and
   packets are the counters of the row, summed over both directions.
-* A hidden row counts towards the limits, has flows and expires, and its counters can be kept, as
-  for any other row. For example, with ``min_bytes`` 1000, a row with 400 bytes from the initiator
-  and 599 bytes from the target is hidden. With one more byte from the target, the page shows all
-  series of the row, with 400 and 600 bytes.
+* Otherwise, a hidden row is like any other row: it counts towards the limits, has flows and
+  expires, and its counters can be kept. For example, with ``min_bytes`` 1000, a row with 400 bytes
+  from the initiator and 599 bytes from the target is hidden. With one more byte from the target,
+  the page shows all series of the row, with 400 and 600 bytes.
 * Overflow rows are never hidden. Bytes and packets are counted even if no family shows them. The
   bounds can change at any time.
 """
@@ -227,7 +227,8 @@ class Names(dict[str, tuple[str, ...] | None]):
 class Lookup:
     """Finds the names of the field at the path ``key``, for all labels that share this lookup.
 
-    If some names depend on the other address and on the capture point, ``context`` has their paths.
+    If some names depend on the other address and on the capture point, ``context`` has the paths of
+    these two fields.
     If a flow lacks the object with the key, the key is empty.
     """
 
@@ -269,8 +270,8 @@ class Label:
 class Family:
     """A metric: the paths of its values from initiator to target and from target to initiator.
 
-    An empty path means the number of flows. If the ``type`` is "counter", it means the number of
-    new flows. ``keep`` defines which value a gauge keeps: the "latest", the "least" or the "most".
+    An empty path means the number of flows, or the number of new flows if the ``type`` is
+    "counter". ``keep`` defines which value a gauge keeps: the "latest", the "least" or the "most".
     A page shows values divided by ten to the power of ``decimals``.
 
     A histogram ``observes`` the "first" value above 0 of a flow, or the "total" or the "age" in its
@@ -638,7 +639,7 @@ class Flow:
     dormant and claims its conversation.
 
     ``is_measured`` means that histograms must not observe a first value of the flow any more.
-    ``is_closed`` means the same for the closing report.
+    ``is_closed`` means that histograms must not observe the flow's closing report any more.
     """
 
     uuid: str
@@ -1050,7 +1051,7 @@ class Model:
         """Add a flow to its rows: an unknown flow, or a dormant flow that becomes live.
 
         For an unknown flow, ``worth`` is the result of `_worth`. For a dormant flow, ``difference``
-        has its deltas since ``known_totals``, which it had at the time ``known_ms``.
+        has the deltas since the flow had ``known_totals``, at the time ``known_ms``.
         """
         places = self._places(labels)
         has_room = [self._has_room(n, place) for n, place in enumerate(places)]
