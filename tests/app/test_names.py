@@ -61,7 +61,7 @@ TEAM = {"name": "team", "k8s_label": "team"}
         (["initiator_ip"], ["initiator_name"], False),
     ],
 )
-def test_names_survive_a_reload_that_needs_no_other_names(
+def test_reload_keeps_names_that_suffice_for_the_new_labels(
     shared: Shared, before: list[Any], after: list[Any], survive: bool
 ) -> None:
     old = pipeline.build(configured(labels=[*before, "node_tid"]), None, shared)

@@ -291,7 +291,7 @@ def shared() -> Shared:
         (["target_network"], ["initiator_network"], False),
     ],
 )
-def test_names_survive_a_reload_that_needs_no_other_names(
+def test_reload_keeps_names_that_suffice_for_the_new_labels(
     shared: Shared, before: list[Any], after: list[Any], survive: bool
 ) -> None:
     names = {"10.0.0.0/8": {"name": "company", "site": "a"}}

@@ -183,7 +183,7 @@ def test_skipped_flows_without_addresses_do_not_explain_a_gap(sink: Sink) -> Non
     assert gaps(sink) == (2, 1, 0)
 
 
-def test_flow_update_is_the_second_longest_of_the_last_hour(sink: Sink) -> None:
+def test_flow_update_is_the_second_longest_interval_of_the_last_hour(sink: Sink) -> None:
     assert sink.stats.flow_update_s == 60.0
     take(sink, report(0, 10, 10))
     # The value of flow.update cannot be determined from a first or a closing report.

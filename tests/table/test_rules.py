@@ -40,7 +40,7 @@ from tests.support.table_adapter import Core
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model, or of the core with one of its ways to read fields."""
+    """Return the constructor of the model, or of the core with one of its two ways to read fields."""
     return request.param
 
 
@@ -161,7 +161,7 @@ def test_known_flow_stays_in_its_connection(make):
 # Unknown flows
 
 KNOWN = make_flow("1", (1, 1, 1, 1))
-"""The first flow of the connection, so that later flows do not create the connection."""
+"""If a test reports this flow first, later flows of the connection do not create it."""
 
 LATER = {"newest": (5, 6, 7, 8), "newest_start": 60_000, "newest_last": 70_000, "last": 70_000}
 """Fields of a report that is not the first report of its flow."""
@@ -740,7 +740,7 @@ def test_view_keeps_rows_for_its_own_timeout(make):
     assert table.view_connections == (0,)
 
 
-def test_view_row_continues_until_it_expires(make):
+def test_row_of_a_view_continues_until_it_expires(make):
     table = make(Spec(views=(View(), view("node", (NODE,), "bytes", "flows"))))
     table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
     table.expire(900)
@@ -999,7 +999,7 @@ def test_gauges_keep_the_least_start_and_the_greatest_last(make):
         (2**62, "4611686018.427387904"),
     ],
 )
-def test_seconds_are_exact(make, rtt_ns, shown):
+def test_values_in_seconds_are_exact(make, rtt_ns, shown):
     table = make(Spec(views=(view("a", (NODE, DIRECTION), "rtt"),)))
     table.report(make_flow(rtt=rtt_ns), 0)
     assert samples(table, "a_rtt_seconds") == {"node-1,>": shown}
@@ -2359,7 +2359,7 @@ BEGAN = 1_000_000.0
 
 
 def an_update(uuid, total, *, age_s, newest, finish=0, last_s=None, **fields):
-    """Return a report of a flow that began ``age_s`` before the update, by the agent's clock."""
+    """Return a report of a flow. By the agent's clock, it began ``age_s`` before the update."""
     start = 5_000_000
     update = start + round(age_s * 1000)
     return make_flow(

@@ -325,7 +325,7 @@ def test_memory_is_reused_by_new_rows():
 
 
 @pytest.mark.xdist_group("timing")
-def test_bytes_matches_the_resident_memory():
+def test_attribute_bytes_matches_the_resident_memory():
     def one_cycle(core, cycle):
         now = cycle * TIMEOUT_S
         core.expire(now)
