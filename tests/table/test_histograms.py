@@ -66,7 +66,7 @@ CLOSING = {"finish": 1, "newest_last": 70_000, "newest_start": 60_000, "last": 6
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model, or of the core with one of its two ways to read fields."""
+    """Return the constructor of the model, or of the core, which has two ways to read fields."""
     return request.param
 
 
