@@ -318,9 +318,10 @@ class View:
     Rows of the first view expire with their last flow. Rows of other views expire ``timeout_s``
     after their last report. This timeout must be so long that no row expires before its flows.
 
-    A bound of 0 is not set. A row is hidden until it has ``min_bytes`` bytes or ``min_packets``
-    packets. ``amounts`` are keys of `AMOUNTS`, which are counted although no family shows them. A
-    view with bounds must count "bytes". If ``min_packets`` is set, it must also count "packets".
+    A row is hidden until it has ``min_bytes`` bytes or ``min_packets`` packets. 0 means that there
+    is no such bound. ``amounts`` are the keys of `AMOUNTS` that are counted although no family
+    shows them. A view with bounds must count "bytes". A view with ``min_packets`` must also count
+    "packets".
     """
 
     labels: Sequence[Label] = LABELS
@@ -338,7 +339,7 @@ AMOUNTS = {
 """The counters that bounds are compared with: the paths of both directions, by name."""
 
 Bounds = tuple[int, int]
-"""The minimum numbers of bytes and of packets. A bound of 0 is not set."""
+"""The minimum numbers of bytes and of packets. 0 means that there is no such bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1691,7 +1692,7 @@ class Model:
         return values
 
     def lines(self, family: Family, row: Row) -> Iterator[str]:
-        """Yield the lines of a row in a family, in order. Without the family, yield nothing."""
+        """Yield the lines of a row in a family, in order: none if the view lacks the family."""
         if family not in row.view.families:
             return
         for direction, value in zip(DIRECTIONS, family_values(family, row.view), strict=False):

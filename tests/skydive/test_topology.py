@@ -609,7 +609,7 @@ NODES = {
         ("lo1", "lo", "device"),
         ("bridge", "br0", "ovsbridge"),
     )
-} | {"t9": ("",) * 8}  # the node with a wrong name
+} | {"t9": ("",) * 8}  # the node whose name is an object
 
 
 async def test_a_new_name_is_reported():

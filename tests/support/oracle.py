@@ -127,8 +127,8 @@ class Shown:
     """A connection: its counters on the latest page that showed it, and the growth since that page.
 
     The connection expires one timeout after ``renewed_s`` at the earliest, and one timeout after
-    ``touched_s`` at the latest. These times differ if a closing report repeats the last update: it
-    can add to the connection without renewing it.
+    ``touched_s`` at the latest. These times differ if a closing report repeats the last update:
+    such a report can increase the counters without renewing the connection.
     """
 
     counters: Counters = field(default_factory=Counter)

@@ -169,7 +169,7 @@ class Sender(Protocol):
 
 @dataclass(eq=False)
 class Flow:
-    """A row of a flow table: the fields of ``flow.Flow``, including ``XXX_state``."""
+    """An entry of a flow table: the fields of ``flow.Flow``, including ``XXX_state``."""
 
     uuid: str
     conversation: Conversation

@@ -188,7 +188,7 @@ def test_histogram_of_ages_must_have_one_field():
         Core(spec_of(two))
 
 
-def test_fields_of_closing_reports_must_not_be_gauges():
+def test_fields_that_only_closing_reports_need_are_closing_gauges():
     plan = plan_of(spec_of(RTT, SIZE, DURATION))
     assert [gauge.path for gauge in plan.gauges] == [("Metric", "RTT")]
     fields = [("Metric", "ABBytes"), ("Metric", "BABytes"), ("Start",)]

@@ -1853,7 +1853,7 @@ def test_restarted_dormant_flow_adds_its_totals(make):
     assert sums(table, A_WHILE_S) == [110, 220, 4, 6]
 
 
-def test_dormant_flow_is_forgotten_after_memory_s(make):
+def test_dormant_flow_is_forgotten_after_flow_memory_s(make):
     table = make(MEMORY)
     table.report(make_flow("a1", last=1), 0)
     table.expire(TIMEOUT_S)
@@ -1865,7 +1865,7 @@ def test_dormant_flow_is_forgotten_after_memory_s(make):
     assert samples(table, "node_bytes_total", TIMEOUT_S + 300) == {"node-1": "311"}
 
 
-def test_no_flow_is_dormant_without_memory(make):
+def test_no_flow_is_dormant_without_flow_memory(make):
     table = make(Spec(views=MEMORY.views, flow_memory_s=0))
     table.report(make_flow("a1", last=1), 0)
     table.expire(TIMEOUT_S)
@@ -2114,12 +2114,11 @@ def test_first_reports_are_counted_as_new_flows(make):
     assert samples(table, "port_new_flows_total") == {"443,>": "1"}
     table.report(make_flow("b2", last=1_500), 0)
     assert [new_flows(table, prefix) for prefix in ("main", "node", "port")] == [2, 2, 2]
-    # Later reports of a known flow are never new. These reports are late, have more bytes, restart
-    # the flow, and close it.
-    table.report(make_flow("a1", last=1_500), 1)
-    table.report(make_flow("a1", (101, 201, 2, 3), last=1_600), 2)
-    table.report(make_flow("a1", (1, 1, 1, 1), last=1_700), 3)
-    table.report(make_flow("a1", (2, 2, 2, 2), last=1_800, finish=1), 4)
+    # Later reports of a known flow are never new.
+    table.report(make_flow("a1", last=1_500), 1)  # is late
+    table.report(make_flow("a1", (101, 201, 2, 3), last=1_600), 2)  # has more bytes
+    table.report(make_flow("a1", (1, 1, 1, 1), last=1_700), 3)  # restarts the flow
+    table.report(make_flow("a1", (2, 2, 2, 2), last=1_800, finish=1), 4)  # closes the flow
     assert [new_flows(table, prefix, 4) for prefix in ("main", "node", "port")] == [2, 2, 2]
 
 
@@ -2502,7 +2501,7 @@ def test_returning_ended_flow_is_reopened(make):
     assert table.dormant_flows == 1
 
 
-def test_ended_flow_is_kept_for_a_timeout_without_memory(make):
+def test_ended_flow_is_kept_for_a_timeout_without_flow_memory(make):
     table = make(Spec(views=MEMORY.views, flow_memory_s=0))
     table.report(make_flow("a1", last=5, finish=1), 0)
     table.expire(TIMEOUT_S)
