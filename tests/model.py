@@ -871,7 +871,7 @@ class Model:
                     self._invalid |= first_invalid(flow, [path])
 
     def _labels_of(self, flow: JSON) -> dict[Label, str | int] | str:
-        """Return a flow's labels, or the reason to skip it because of them."""
+        """Return a flow's labels, or the reason to skip the flow because of its labels."""
         labels = {label: self._label(label, flow) for label in self._labels}
         looked_at = [
             *labels.values(),
@@ -1476,7 +1476,7 @@ class Model:
     def _difference(
         self, known: Flow, flow: JSON
     ) -> tuple[dict[Total, int], dict[Total, int]] | None:
-        """Return the deltas of a report and the new totals, or None if it is late."""
+        """Return the deltas of a report and the new totals, or None if the report is late."""
         totals = self._totals_of(flow)
         old = {total: known.totals.get(total, 0) for total in totals}
         is_newer = flow.get("Last", 0) > known.last_ms

@@ -1,4 +1,4 @@
-"""Own names in the whole program: from their file to the page, and changes while it runs."""
+"""Own names in the whole program: from their file to the page, and changes of the file."""
 
 import asyncio
 import json
@@ -255,8 +255,8 @@ async def test_reload_changes_the_names(file: Path, caplog: pytest.LogCaptureFix
                 "pipeline.store.prom_sky_con.names_file",
             )
 
-            # The file is watched from now on. A reload also reads the file, and rejects errors in
-            # it.
+            # The file is watched from now on. A reload also reads the file, and fails if the file
+            # is invalid.
             replace(file, "10.1.0.0/16,paris\n")
             await until_rows(app, {'target_name="host",target_network="paris"': "0"})
             replace(file, "x\n")

@@ -28,7 +28,7 @@ PAUSE_S = 9.0
 """A pause that is longer than ``TIMEOUT_S``. It is so long that `skyfast.runtime.clock` stops."""
 HOUR_S = 3600
 FEW = 3
-"""A limit of file descriptors. Every skyfast process already has more of them open."""
+"""A limit of file descriptors that is lower than the number that every skyfast process has open."""
 
 SHORT = {"prom_sky_con": {"connection_timeout": TIMEOUT_S, "connection_grace": 0}}
 

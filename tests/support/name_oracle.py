@@ -5,8 +5,8 @@ with `skyfast.skydive.name_resolver`, which must give the same results. Each rul
 docstring states the rule or the result. Uncertain names are empty.
 
 An *ownership* edge leads from an owner to its child, for example from a network namespace to an
-interface. A *Kubernetes container* is a node of the Kubernetes probe. A *container* is a node of an
-agent, which knows it from the container runtime.
+interface. A *Kubernetes container* is a node of the Kubernetes probe. A *container* is a node that
+an agent knows from the container runtime.
 """
 
 import functools
@@ -314,7 +314,7 @@ class NameOracle:
     def container_name(self, container: Json) -> str:
         """The name of a container in its pod.
 
-        It is the first of these names that exists: the name in the container's labels, the part of
+        It is the first of these names that exists: the name in the container's labels, ``NAME`` in
         the name that kubelet gave the container, or the whole name of the container.
         """
         kubelet = self.kubelet_name(container)
@@ -961,7 +961,7 @@ class NameOracle:
         return names, self.identity(namespace), host, cluster
 
     def pod_candidate(self, pod: Json) -> Candidate:
-        """The owner of an address that a pod has, but no interface of this pod.
+        """The owner of an address that belongs to a pod, but not to an interface of the pod.
 
         The network namespace is the one with the pod's containers. If the agent of the pod's host
         is unknown, the host has the name of the Kubernetes node.

@@ -185,7 +185,7 @@ class FakeTable:
 
 
 class Snapshot(list):
-    """A snapshot of the table's rows. With weak references, tests detect that it is freed."""
+    """A snapshot of the table's rows. Unlike a list, it can have weak references."""
 
 
 class FakePage:

@@ -327,8 +327,8 @@ def test_late_closing_report_of_a_dormant_flow_is_observed_once(make):
     assert table.report(make_flow(finish=1, **flow), 600) == "late"
     assert observed(table, "size", 600) == ([0, 1, 1], "300")
     assert observed(table, "duration", 600) == ([0, 0, 1], "64")
-    # The flow is kept as ended. Therefore neither the same report nor a later one is observed
-    # again.
+    # The flow is kept as ended. So neither a repetition of the report nor a later report is
+    # observed.
     assert table.report(make_flow(finish=1, **flow), 601) == "late"
     assert table.report(make_flow(total=(200, 200, 2, 2), last=66_000), 602) is None
     assert table.report(make_flow(total=(300, 200, 2, 2), last=67_000, finish=1), 603) is None

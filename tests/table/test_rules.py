@@ -219,8 +219,8 @@ def test_closing_report_that_repeats_the_last_update_is_skipped(make):
 
 
 def test_repeated_closing_report_is_not_a_first_report(make):
-    # Some protocols have their own timeout. When it ends, the closing report of a flow repeats the
-    # last update.
+    # Some protocols have their own timeout. When this timeout ends, the closing report of a flow
+    # repeats the last update.
     table = make()
     repeat = make_flow(start=1_000, newest_start=1_000, last=5_000, newest_last=10_000, finish=1)
     assert table.report(repeat, 0) == "ended"
@@ -237,7 +237,7 @@ def test_other_unknown_reports_add_their_last_update(make, finish, newest_last):
     assert sums(table) == [6, 7, 8, 9]
 
 
-def test_any_string_is_a_distinct_flow_key(make):
+def test_different_strings_identify_different_flows(make):
     hexadecimal = ["0", "a", "ffffffffffffffff", "1000000000000000"]
     other = ["00", "0a", "A", "0x1", "+1", "-1", "1.0", "10000000000000000", "fffffffffffffffff"]
     other += [" ", "a ", "a\n", "\0", "é", "e\u0301", "\U0001f600", "x" * 16, "x" * 17, "x" * 1024]
@@ -2358,7 +2358,7 @@ BEGAN = 1_000_000.0
 
 
 def an_update(uuid, total, *, age_s, newest, finish=0, last_s=None, **fields):
-    """Return a report of a flow. By the agent's clock, it began ``age_s`` before the update."""
+    """Return a report of a flow that is ``age_s`` old at the update, by the agent's clock."""
     start = 5_000_000
     update = start + round(age_s * 1000)
     return make_flow(
@@ -2469,8 +2469,8 @@ def test_finish_type_of_an_update_does_not_end_the_flow(make, finish):
     table = make(MEMORY)
     table.report(make_flow("a1", last=1, finish=finish), 0)
     table.report(make_flow("a1", (130, 260, 3, 4), last=2, finish=finish), 1)
-    # A report with this finish type is an ordinary report. It does not repeat its last update, even
-    # if the times differ.
+    # A report with this finish type is an ordinary report. Even if its times differ, it does not
+    # count as a repetition of the last update.
     update = LATER | {"newest_last": 80_000, "finish": finish}
     assert table.report(make_flow("b2", a="10.0.0.9", **update), 1) is None
     assert (table.connections, table.flows) == (2, 2)
