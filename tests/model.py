@@ -1106,7 +1106,7 @@ class Model:
         known.is_ended = flow.get("FinishType", 0) == CLOSING
 
     def _take_over(self, known: Flow, flow: JSON) -> None:
-        """Make the capture point of this report the one that counts the conversation."""
+        """From now on, let the capture point of this report count the conversation."""
         known.ends, known.point = self._ends(flow), self._conversation(flow)[-1]
         for other in self._flows.values():
             if other.is_dormant and other.ends == known.ends and other.point != known.point:
@@ -1311,7 +1311,7 @@ class Model:
             self.horizon_s = max(self.horizon_s, reported_s)
 
     def _make_room(self, now: float) -> None:
-        """While there are more than ``max_flows`` flows, forget the one that is dormant longest."""
+        """Forget the longest dormant flows while there are more than ``max_flows`` flows."""
         while len(self._flows) + len(self._kept) > self.spec.max_flows and (
             self._ended or self._dormant
         ):
@@ -1579,7 +1579,7 @@ class Model:
     # Time
 
     def expire(self, now: float, order: Sequence[str] = ()) -> None:
-        """Make flows dormant whose deadline has passed, and remove rows and flows that are due.
+        """Make flows dormant after their deadlines, and remove rows and flows that are due.
 
         ``order`` has the UUIDs of the flows that are dormant afterwards. It decides which of the
         flows with the same deadline becomes dormant first.

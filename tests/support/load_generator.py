@@ -283,5 +283,5 @@ def _play(
 
 
 def hash_of(text: str) -> int:
-    """Return a hash of a string that is the same in every process."""
+    """Return a hash of a string. The hash is the same in every process."""
     return int.from_bytes(text.encode()[-24:]) % 1_000_003

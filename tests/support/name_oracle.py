@@ -597,7 +597,7 @@ class NameOracle:
         return self.itself(node, "ReplicaSet")
 
     def selecting_workload(self, pod: Json) -> Pair:
-        """The workload of a pod without an owner: the only one that selects the pod."""
+        """The workload of a pod without an owner: the only workload that selects the pod."""
         parents = [parent for kind in CONTROLLERS for parent in self.selecting(pod, kind)]
         if len(parents) != 1:
             return "", ""
@@ -847,8 +847,8 @@ class NameOracle:
     ) -> Names:
         """The names of an address, in the order of the labels.
 
-        The first one is the label ``name``. It is the first of these that is known: service,
-        workload, container, netns, host. For a virtual machine, its own name replaces netns and
+        The first name is the value of the label ``name``. It is the first of these that is known:
+        service, workload, container, netns, host. The name of a virtual machine replaces netns and
         host.
         """
         prefix = f"{facts['namespace']}/" if facts["namespace"] else ""
@@ -914,9 +914,9 @@ class NameOracle:
         """Whether to assume that an interface with the address of a pod belongs to the pod.
 
         The interface must not be in the host's own namespace, and must not belong to another pod.
-        If its namespace belongs to a pod with the same name, this is assumed to be the same pod,
-        unless its cluster or host differs. Otherwise, the interface must be on the pod's host. If
-        nothing is known about the pod's host, no other interface must have the address.
+        If its namespace belongs to a pod with the same name, that pod is assumed to be the same
+        pod, unless its cluster or host differs. Otherwise, the interface must be on the pod's host.
+        If nothing is known about the pod's host, no other interface must have the address.
         """
         namespace, host, machine = place
         if machine is not None or self.is_own(namespace) or self.is_uncertain(namespace):
