@@ -1086,7 +1086,7 @@ def test_label_values_of_views_are_counted():
     }
 
 
-def test_a_large_number_of_remaining_connections_is_estimated():
+def test_many_remaining_connections_are_estimated():
     """The test cannot fail by chance: the standard error of the estimate is below 0.8 %."""
     core = Core(max_connections=200_000, max_flows=200_000)
     for first in range(0, 120_000, 1_000):
