@@ -218,7 +218,7 @@ def test_check_warns_about_traffic_that_is_counted_several_times() -> None:
     ]
 
 
-def test_strict_treats_warnings_about_costs_as_errors() -> None:
+def test_strict_includes_warnings_of_the_cost_report() -> None:
     result = run("--check", "--strict", "-", stdin="pipeline.store.prom_sky_con.labels: [protocol]")
     assert (result.returncode, result.stdout) == (2, "")
     first, last = result.stderr.splitlines()

@@ -206,7 +206,7 @@ def test_values_for_openshift_equal_the_overlay() -> None:
 
 
 @needs_helm
-def test_shards_equal_the_manifests() -> None:
+def test_objects_of_shards_equal_the_manifests() -> None:
     objects = render("--set=shards=3,serviceMonitor.enabled=true")
     stateful_set = yaml.safe_load((KUBERNETES / "statefulset.yml").read_text())
     (spec,) = stateful_set["spec"]["template"]["spec"]["containers"]

@@ -253,7 +253,7 @@ def test_messages_are_filtered_by_namespace():
     assert len(received("flow", f"flow/{capture}")) == len(received("flow")) + len(capture_messages)
 
 
-def test_interface_counters_of_the_demo_grow_by_the_same_in_each_loop():
+def test_interface_counters_of_the_demo_grow_by_the_same_amount_in_each_loop():
     """The counters continue where the previous loop ended, and grow as much as in the recording."""
     playback, topology = recording.demo(), Topology()
     ends = []
