@@ -29,8 +29,8 @@ Reports
 * Fields of gauges, of histograms, and of counters in objects other than ``Metric`` are optional. So
   are ``FinishType`` and the *marks*: ``Start``, ``LastUpdateMetric.Start`` and
   ``LastUpdateMetric.Last``. An optional field that is out of range is omitted, and counted once per
-  report. If the report is skipped, the field is only counted if the report is late or ended, or if
-  the table is full.
+  report. If the report is skipped, the field is only counted if the reason is ``late``, ``ended``
+  or ``table_full``.
 * Marks are only read if they affect what an unknown flow adds, if a view counts new flows, or if a
   view has the histogram of a first value.
 * A report without a valid ``FinishType`` does not count as a first report, because it may be a
@@ -45,9 +45,9 @@ Views
   flows of a row of the first view are in the same row of the linked view. The first of these flows
   determines that row.
 * If a view other than the first is full when a flow becomes live, the flow has no row in this view.
-  With overflow rows, it is in the overflow row instead. Neither changes while the flow is live,
-  even if the view has space again. In a linked view, this applies to all flows of a row of the
-  first view.
+  With overflow rows, the flow is in the overflow row instead. The flow gets no other row while it
+  is live, even if the view has space again. In a linked view, these rules apply to all flows of a
+  row of the first view together.
 * Overflow rows do not count towards the limits, but are included in the number of rows. They never
   expire, and have no gauges. If a row already has the labels of the overflow row, it becomes the
   overflow row.
@@ -88,8 +88,8 @@ Dormant flows
   flow for ``max_flows``. They are forgotten like a flow that became dormant directly after the last
   flow of the row.
 * A closing report that repeats its last update does not create a row of the first view. Its deltas
-  are added to an existing row or to kept counters. If there are neither, and several conversations
-  can have the labels, the deltas are kept as new counters.
+  are added to an existing row or to kept counters. If neither a row nor kept counters exist, the
+  deltas are kept as new counters, provided that several conversations can have the labels.
 
 New flows
 ---------
@@ -112,7 +112,7 @@ These rules apply if the option ``deduplicate`` is "first".
 * If another capture point has taken over the conversation of a dormant flow, the flow counts as
   unknown. The reason is that the other capture point may have counted the same packets.
 * A dormant flow can add deltas and stay dormant in two cases: if its closing report repeats its
-  last update, and if its deltas are added to the overflow row. The flow then *claims* its
+  last update, or if its deltas are added to the overflow row. The flow then *claims* its
   conversation, so that no other capture point takes over and adds the same packets. A duplicate
   cannot claim a conversation.
 * A claim lasts for one timeout, like the ownership of a live flow without further reports. For
@@ -133,28 +133,28 @@ Histograms
   observed, because it may have been observed before.
 * The histograms of *totals* and of *ages* observe the closing report of a flow. A live flow is
   observed in its rows, even if the report is late. A dormant or unknown flow is observed in the
-  rows of its labels, which are created if necessary. Fields of these histograms are only read in
-  closing reports.
+  rows that have its labels. Such rows are created if necessary. Fields of these histograms are only
+  read in closing reports.
 * A closing report that is skipped as ``ended`` is observed, and its flow is kept like any other
   ended flow. If the table has no space for the flow, the report is only observed with overflow
   rows. In this case, a repetition of the report is observed again. With ``deduplicate``, such
   reports are not observed, because they may be duplicates.
 * The late closing report of a dormant flow is not observed if its labels are invalid, or if another
   capture point has taken over its conversation.
-* A total with an invalid field is not observed. An age is the time from a field to ``Last``. It is
-  not observed if it is negative, or if one of the two fields is 0 or invalid.
-* No other skipped report is observed. A view that rejects a report does not observe it. A report
-  that is observed extends the deadline of its row.
+* A total with an invalid field is not observed. An age is the time in ``Last`` minus the time in
+  another field. It is not observed if it is negative, or if one of the two fields is 0 or invalid.
+* All other skipped reports are not observed. A view that rejects a report does not observe it. A
+  report that is observed extends the deadline of its row.
 
 Bounds
 ------
 
 * If a view has bounds, its rows are hidden until their bytes or packets reach a bound. Bytes and
   packets are the counters of the row, summed over both directions.
-* A hidden row counts towards the limits, has flows and expires, and its counters can be kept, as
-  for any other row. For example, with ``min_bytes`` 1000, a row with 400 bytes from the initiator
-  and 599 bytes from the target is hidden. With one more byte from the target, the page shows all
-  series of the row, with 400 and 600 bytes.
+* Otherwise, a hidden row is like any other row: it counts towards the limits, has flows and
+  expires, and its counters can be kept. For example, with ``min_bytes`` 1000, a row with 400 bytes
+  from the initiator and 599 bytes from the target is hidden. With one more byte from the target,
+  the page shows all series of the row, with 400 and 600 bytes.
 * Overflow rows are never hidden. Bytes and packets are counted even if no family shows them. The
   bounds can change at any time.
 """
@@ -227,7 +227,8 @@ class Names(dict[str, tuple[str, ...] | None]):
 class Lookup:
     """Finds the names of the field at the path ``key``, for all labels that share this lookup.
 
-    If some names depend on the other address and on the capture point, ``context`` has their paths.
+    If some names depend on the other address and on the capture point, ``context`` has the paths of
+    these two fields.
     If a flow lacks the object with the key, the key is empty.
     """
 
@@ -269,8 +270,8 @@ class Label:
 class Family:
     """A metric: the paths of its values from initiator to target and from target to initiator.
 
-    An empty path means the number of flows. If the ``type`` is "counter", it means the number of
-    new flows. ``keep`` defines which value a gauge keeps: the "latest", the "least" or the "most".
+    An empty path means the number of flows, or the number of new flows if the ``type`` is
+    "counter". ``keep`` defines which value a gauge keeps: the "latest", the "least" or the "most".
     A page shows values divided by ten to the power of ``decimals``.
 
     A histogram ``observes`` the "first" value above 0 of a flow, or the "total" or the "age" in its
@@ -317,9 +318,10 @@ class View:
     Rows of the first view expire with their last flow. Rows of other views expire ``timeout_s``
     after their last report. This timeout must be so long that no row expires before its flows.
 
-    A bound of 0 is not set. A row is hidden until it has ``min_bytes`` bytes or ``min_packets``
-    packets. ``amounts`` are keys of `AMOUNTS`, which are counted although no family shows them. A
-    view with bounds must count "bytes". If ``min_packets`` is set, it must also count "packets".
+    A row is hidden until it has ``min_bytes`` bytes or ``min_packets`` packets. 0 means that there
+    is no such bound. ``amounts`` are the keys of `AMOUNTS` that are counted although no family
+    shows them. A view with bounds must count "bytes". A view with ``min_packets`` must also count
+    "packets".
     """
 
     labels: Sequence[Label] = LABELS
@@ -337,7 +339,7 @@ AMOUNTS = {
 """The counters that bounds are compared with: the paths of both directions, by name."""
 
 Bounds = tuple[int, int]
-"""The minimum numbers of bytes and of packets. A bound of 0 is not set."""
+"""The minimum numbers of bytes and of packets. 0 means that there is no such bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -640,7 +642,7 @@ class Flow:
     dormant and claims its conversation.
 
     ``is_measured`` means that histograms must not observe a first value of the flow any more.
-    ``is_closed`` means the same for the closing report.
+    ``is_closed`` means that histograms must not observe the flow's closing report any more.
     """
 
     uuid: str
@@ -871,7 +873,7 @@ class Model:
                     self._invalid |= first_invalid(flow, [path])
 
     def _labels_of(self, flow: JSON) -> dict[Label, str | int] | str:
-        """Return a flow's labels, or the reason to skip it because of them."""
+        """Return a flow's labels, or the reason to skip the flow because of its labels."""
         labels = {label: self._label(label, flow) for label in self._labels}
         looked_at = [
             *labels.values(),
@@ -1052,7 +1054,7 @@ class Model:
         """Add a flow to its rows: an unknown flow, or a dormant flow that becomes live.
 
         For an unknown flow, ``worth`` is the result of `_worth`. For a dormant flow, ``difference``
-        has its deltas since ``known_totals``, which it had at the time ``known_ms``.
+        has the deltas since the flow had ``known_totals``, at the time ``known_ms``.
         """
         places = self._places(labels)
         has_room = [self._has_room(n, place) for n, place in enumerate(places)]
@@ -1106,7 +1108,7 @@ class Model:
         known.is_ended = flow.get("FinishType", 0) == CLOSING
 
     def _take_over(self, known: Flow, flow: JSON) -> None:
-        """Make the capture point of this report the one that counts the conversation."""
+        """From now on, let the capture point of this report count the conversation."""
         known.ends, known.point = self._ends(flow), self._conversation(flow)[-1]
         for other in self._flows.values():
             if other.is_dormant and other.ends == known.ends and other.point != known.point:
@@ -1311,7 +1313,7 @@ class Model:
             self.horizon_s = max(self.horizon_s, reported_s)
 
     def _make_room(self, now: float) -> None:
-        """While there are more than ``max_flows`` flows, forget the one that is dormant longest."""
+        """Forget the longest dormant flows while there are more than ``max_flows`` flows."""
         while len(self._flows) + len(self._kept) > self.spec.max_flows and (
             self._ended or self._dormant
         ):
@@ -1476,7 +1478,7 @@ class Model:
     def _difference(
         self, known: Flow, flow: JSON
     ) -> tuple[dict[Total, int], dict[Total, int]] | None:
-        """Return the deltas of a report and the new totals, or None if it is late."""
+        """Return the deltas of a report and the new totals, or None if the report is late."""
         totals = self._totals_of(flow)
         old = {total: known.totals.get(total, 0) for total in totals}
         is_newer = flow.get("Last", 0) > known.last_ms
@@ -1579,7 +1581,7 @@ class Model:
     # Time
 
     def expire(self, now: float, order: Sequence[str] = ()) -> None:
-        """Make flows dormant whose deadline has passed, and remove rows and flows that are due.
+        """Make flows dormant after their deadlines, and remove rows and flows that are due.
 
         ``order`` has the UUIDs of the flows that are dormant afterwards. It decides which of the
         flows with the same deadline becomes dormant first.
@@ -1747,7 +1749,7 @@ class Model:
         return values
 
     def lines(self, family: Family, row: Row) -> Iterator[str]:
-        """Yield the lines of a row in a family, in order. Without the family, yield nothing."""
+        """Yield the lines of a row in a family, in order: none if the view lacks the family."""
         if family not in row.view.families:
             return
         for direction, value in zip(DIRECTIONS, family_values(family, row.view), strict=False):

@@ -175,7 +175,7 @@ def test_the_default_analyzer_is_named_only_if_none_is_configured() -> None:
     assert default not in comments("pipeline: {subscriber: {url: ws://127.0.0.1:8082}}\n")
 
 
-def test_cost_is_limited_by_max_flows() -> None:
+def test_reported_number_of_series_is_limited_by_max_flows() -> None:
     store = "{max_connections: 1000, max_flows: 10}"
     (first, *_) = comments(f"pipeline: {{store: {{prom_sky_con: {store}}}}}")
     assert first == "Each connection costs up to 5 series, at most 50 in total:"
@@ -581,7 +581,7 @@ def test_default_path_is_that_of_the_go_connector() -> None:
     )
 
 
-def test_missing_file_that_was_given_gets_no_hint(tmp_path: Path) -> None:
+def test_missing_file_on_the_command_line_gets_no_hint(tmp_path: Path) -> None:
     result = run(str(tmp_path / "no.yml"))
     assert result.returncode == 2
     assert result.stderr.endswith("no.yml: cannot be read: No such file or directory\n")

@@ -22,7 +22,7 @@ STEP_S = 0.5
 
 
 class Subscriptions:
-    """Fake subscriptions; the test sets which of them deliver."""
+    """Fake subscriptions. The test decides which subscriptions deliver."""
 
     def __init__(self, **_: object) -> None:
         self.delivering = {"one:8082", "two:8082"}

@@ -223,7 +223,7 @@ def test_series_of_interfaces_match_the_topology(replayed):
     assert read_page(result.interface_page, families) == expected
 
 
-def test_page_has_its_parts_in_order(replayed):
+def test_page_has_flows_interfaces_captures_and_self_metrics_in_order(replayed):
     _, result = replayed
     parts = split(result)
     assert [part for part, _ in parts] == ["flows", "interfaces", "captures", "self"]

@@ -61,7 +61,7 @@ TEAM = {"name": "team", "k8s_label": "team"}
         (["initiator_ip"], ["initiator_name"], False),
     ],
 )
-def test_names_survive_a_reload_that_needs_no_other_names(
+def test_reload_keeps_names_that_suffice_for_the_new_labels(
     shared: Shared, before: list[Any], after: list[Any], survive: bool
 ) -> None:
     old = pipeline.build(configured(labels=[*before, "node_tid"]), None, shared)
@@ -220,7 +220,7 @@ async def test_info_series_of_a_view_outlive_the_connections() -> None:
             assert len(await rows(app, "nodes_bytes_total{")) == 2
 
 
-async def test_flows_follow_a_late_name_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_flows_move_to_a_late_name_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", 0.05)
     monkeypatch.setattr(app_module, "RELABEL_FLOWS", 1)
     async with FakeAnalyzer() as analyzer:

@@ -1,4 +1,4 @@
-"""Own names in the whole program: from their file to the page, and changes while it runs."""
+"""Own names in the whole program: from their file to the page, and changes of the file."""
 
 import asyncio
 import json
@@ -201,7 +201,7 @@ async def test_topology_and_own_names_are_combined(file: Path) -> None:
             )
 
 
-async def test_names_of_the_topology_change_below_own_names(
+async def test_names_of_the_topology_can_change_beside_own_names(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", 0.05)
@@ -255,8 +255,8 @@ async def test_reload_changes_the_names(file: Path, caplog: pytest.LogCaptureFix
                 "pipeline.store.prom_sky_con.names_file",
             )
 
-            # The file is watched from now on. A reload also reads the file, and rejects errors in
-            # it.
+            # The file is watched from now on. A reload also reads the file, and fails if the file
+            # is invalid.
             replace(file, "10.1.0.0/16,paris\n")
             await until_rows(app, {'target_name="host",target_network="paris"': "0"})
             replace(file, "x\n")
@@ -291,7 +291,7 @@ def shared() -> Shared:
         (["target_network"], ["initiator_network"], False),
     ],
 )
-def test_names_survive_a_reload_that_needs_no_other_names(
+def test_reload_keeps_names_that_suffice_for_the_new_labels(
     shared: Shared, before: list[Any], after: list[Any], survive: bool
 ) -> None:
     names = {"10.0.0.0/8": {"name": "company", "site": "a"}}

@@ -66,7 +66,7 @@ async def test_demo_has_growing_connections_within_five_seconds() -> None:
 
 
 async def test_start_ends_with_the_url_of_the_status_page() -> None:
-    """The URL is the last message of the start, so people find it easily."""
+    """The URL is in the last log line of the start, where people find the URL easily."""
     async with demo() as skyfast:
         line = await skyfast.logged("status page: ")
         assert line.rstrip().endswith(f"status page: {skyfast.url}/")

@@ -534,7 +534,7 @@ async def test_flows_excluded_before_a_reload_are_not_counted_as_new(
     assert (table.horizon_s > 0.0) == moves_horizon
 
 
-async def test_new_table_starts_at_its_first_report() -> None:
+async def test_new_table_knows_the_update_interval_but_has_no_horizon() -> None:
     app = App(make_config(), load=lambda: make_config(labels=["target_ip"]))
     app._parts.table.begin(0.0)
     app.stats.flow_update_s = 10.0
@@ -864,7 +864,7 @@ async def test_new_labels_and_metrics_start_a_new_table(
         assert not problems(await operator.reload())
 
 
-# For each changed field, the keys of the first configuration, and the keys that the reload changes.
+# By the field that changes: the keys of the first configuration, and those that a reload changes.
 SELECTIONS: Mapping[str, tuple[Keys, Keys]] = {
     "main": ({}, {"labels": ["protocol"]}),
     "views": ({}, {"views": []}),
@@ -975,7 +975,7 @@ async def test_changed_limits_keep_the_table(name: str) -> None:
         ),
     ],
 )
-async def test_bounds_whose_amounts_are_counted_keep_the_table(keys: Keys, changes: Keys) -> None:
+async def test_bounds_keep_the_table_if_their_counters_exist(keys: Keys, changes: Keys) -> None:
     is_new = await has_new_table(keys, changes)
     # Without min_packets, packets are no longer counted.
     assert is_new == (changes.get("min_packets") == 0)
@@ -1270,8 +1270,8 @@ async def test_new_table_with_name_labels_waits_for_the_topology(
         reloading = asyncio.create_task(operator.reload({f"{STORE}.labels": NAME_LABELS}))
         await eventually(lambda: len(analyzer.topology_requests) > requests + 2)
         assert await operator.flows() == page
-        # Wait for the last query of a round. Interfaces have a query of their own. If another query
-        # of the round succeeded, names would be resolved without interfaces.
+        # Change the response only after the last query of a round. Otherwise, some queries of the
+        # round would succeed, and names could be resolved without the interfaces.
         await eventually(lambda: KUBERNETES_EDGES.gremlin in analyzer.queries)
         analyzer.topology = topology("eth0")
         await reloading

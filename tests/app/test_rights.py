@@ -1,4 +1,4 @@
-"""The process needs no privileges. Neither its memory nor its output discloses secrets."""
+"""The process needs no privileges. Its memory and its output disclose no secrets."""
 
 import asyncio
 import base64

@@ -38,7 +38,7 @@ def test_memory_does_not_grow_in_thirty_days() -> None:
 
 
 @pytest.mark.nightly
-def test_memory_does_not_grow_in_thirty_full_days() -> None:
+def test_memory_does_not_grow_in_thirty_days_of_full_traffic() -> None:
     assert "day 30: 3,000,000 conversations" in soak("virtual")
 
 

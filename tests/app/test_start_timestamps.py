@@ -58,10 +58,9 @@ def job(name: str, protocol: str, target: str) -> dict[str, Any]:
 
 @needs_prometheus_3
 async def test_traffic_before_the_first_scrape_is_part_of_the_increase(tmp_path: Path) -> None:
-    """Start timestamps also count the first value of a series in ``increase``.
+    """With start timestamps, ``increase`` includes the value of the first sample of a series.
 
-    The counter of a short connection has only one value. Another connection expires, and returns
-    with its total.
+    A short connection has only one sample. Another connection expires, and returns with its total.
     """
     async with FakeAnalyzer() as analyzer, asyncio.timeout(2 * ANSWER_S):
         config = write_config(

@@ -24,7 +24,8 @@ def view(*labels: object, prefix: str = "apps", **entries: object) -> dict[str, 
 SETTINGS = {
     "{}": [],
     "{views: []}": [],
-    # These labels do not tell the two ends of a container's link apart: both are called eth0.
+    # These labels do not distinguish the two ends of a link between containers: both have the name
+    # eth0.
     "{labels: [initiator_ip, target_ip, node_name]}": ["connections"],
     "{labels: [initiator_ip, target_ip, node_name], deduplicate: first}": [],
     "{labels: [initiator_ip, target_ip, node_name, node_tid]}": [],
@@ -132,7 +133,7 @@ def test_report_describes_bounds(
 
 
 @pytest.mark.parametrize("preset", ["services", "hosts"])
-def test_presets_have_no_view_with_all_traffic(preset: str) -> None:
+def test_presets_hide_traffic_only_with_bounds(preset: str) -> None:
     assert not cost.hides_traffic(make_config(preset=preset))
     config = make_config(preset=preset, min_bytes=7)
     assert cost.hides_traffic(config)

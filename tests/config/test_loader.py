@@ -442,7 +442,7 @@ def test_direction_is_a_label_if_it_is_split(keys: dict[str, Any], labels: str) 
     assert labels_of(other) == (labels if "labels" in keys else "protocol")
 
 
-def test_views_can_be_empty() -> None:
+def test_list_of_views_can_be_empty() -> None:
     assert parse(store(views=[])).export.views == ()
     assert loader.dump(parse(store(views=[]))).count("views: []") == 1
     assert parse(store(views=None)).export.views == parse("").export.views
@@ -499,7 +499,7 @@ def test_addresses_in_rules_are_normalized(written: str, text: str) -> None:
     assert parse(rules).filter.drop[0].conditions[0].values == {text}
 
 
-def test_long_lists_are_rejected() -> None:
+def test_too_long_lists_are_rejected() -> None:
     ports = list(range(4097))
     key = "pipeline.filter.drop"
     assert "target_port: a list has more than 4096 entries" in error(
@@ -802,7 +802,7 @@ def test_yaml_errors_are_explained(text: str, explanation: str, yaml_loader: str
     ("text", "seconds"),
     [("60s", "60"), ("1m", "60"), ("1.5 h", "5400"), ("500ms", "0.5"), ("2 Days", "172800")],
 )
-def test_error_for_a_duration_with_a_unit_has_its_value_in_seconds(text: str, seconds: str) -> None:
+def test_error_for_a_duration_with_a_unit_suggests_seconds(text: str, seconds: str) -> None:
     assert error(store(connection_timeout=text)).endswith(
         f"'{text}' has a unit; times are in seconds: write {seconds}"
     )
@@ -835,7 +835,7 @@ def test_number_with_a_unit_is_rejected_with_the_number(key: str, text: str, num
         ("20 bytes", "20"),
     ],
 )
-def test_error_for_a_size_with_a_unit_has_its_value_in_bytes(text: str, number: str) -> None:
+def test_error_for_a_size_with_a_unit_suggests_bytes(text: str, number: str) -> None:
     hint = f"'{text}' has a unit; sizes are in bytes: write {number}"
     assert error(store(min_bytes=text)).endswith(f"min_bytes: {hint}")
     view = {"prefix": "a", "labels": ["node_tid"], "min_bytes": text}
@@ -859,14 +859,14 @@ def test_other_texts_after_a_number_are_rejected_without_a_hint(text: str) -> No
         ("rtt", "5kB", "'5kB' is not a finite number above 0"),
     ],
 )
-def test_error_for_a_bucket_with_a_unit_has_its_value(name: str, text: str, hint: str) -> None:
+def test_error_for_a_bucket_with_a_unit_suggests_a_number(name: str, text: str, hint: str) -> None:
     metric = {"name": name, "type": "histogram", "buckets": [text]}
     view = {"prefix": "a", "labels": ["node_tid"], "metrics": [metric]}
     assert error(store(views=[view])).endswith(f"buckets: {hint}")
 
 
 @pytest.mark.parametrize("value", ["[127.0.0.1:8082]", "127.0.0.1:8082"])
-def test_suggested_keys_accept_the_kind_of_value(value: str) -> None:
+def test_suggested_keys_accept_the_type_of_the_given_value(value: str) -> None:
     notes = [note.text for note in parse(f"analyzerz: {value}\n").notes]
     assert "x.yml: line 1: analyzerz is ignored; did you mean analyzers?" in notes
     notes = [note.text for note in parse("analyzerz: {auth: {}}\n").notes]
@@ -937,7 +937,7 @@ def run_on_standard_input(text: bytes | None) -> subprocess.CompletedProcess[byt
         (None, b"standard input: cannot be read: Bad file descriptor\n"),
     ],
 )
-def test_configuration_can_be_standard_input(text: bytes | None, output: bytes) -> None:
+def test_configuration_can_be_read_from_standard_input(text: bytes | None, output: bytes) -> None:
     assert run_on_standard_input(text).stdout == output
 
 
@@ -1008,7 +1008,7 @@ def test_environment_sets_every_key(key: schema.Key[Any]) -> None:
         ("http.cookie", ""),
     ],
 )
-def test_path_of_a_key_gives_its_variable(path: str, env: str) -> None:
+def test_name_of_a_variable_follows_from_the_path_of_its_key(path: str, env: str) -> None:
     assert SCHEMA[path].env == env
 
 
@@ -1035,7 +1035,7 @@ def test_empty_and_unknown_variables_are_ignored() -> None:
 @pytest.mark.parametrize(
     "value", ["a b:8083", "a,b:8083", " a , b:8083 ", "a,\tb:8083", "a\nb:8083\n"]
 )
-def test_list_in_a_variable_can_have_several_separators(value: str) -> None:
+def test_list_in_a_variable_is_separated_by_whitespace_or_commas(value: str) -> None:
     assert parse("", SKYDIVE_ANALYZERS=value).analyzers == ("a:8082", "b:8083")
 
 
@@ -1476,7 +1476,7 @@ def selections(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(max_examples=400, deadline=None)
 @given(selections())
-def test_any_selection_is_accepted_or_rejected(tree: dict[str, Any]) -> None:
+def test_any_selection_is_accepted_or_rejected_with_an_error(tree: dict[str, Any]) -> None:
     result = attempt(yaml.safe_dump(tree, allow_unicode=True), {})
     if result is None:
         return
@@ -1495,7 +1495,9 @@ def test_any_selection_is_accepted_or_rejected(tree: dict[str, Any]) -> None:
     trees(),
     st.dictionaries(st.sampled_from([k.env for k in SETTABLE]), st.text(max_size=12), max_size=2),
 )
-def test_any_tree_is_accepted_or_rejected(tree: dict[str, Any], environ: dict[str, str]) -> None:
+def test_any_tree_is_accepted_or_rejected_with_an_error(
+    tree: dict[str, Any], environ: dict[str, str]
+) -> None:
     result = attempt(yaml.safe_dump(tree, allow_unicode=True), environ)
     if result is not None:
         shown = loader.dump(result)
@@ -1512,7 +1514,7 @@ def test_any_tree_is_accepted_or_rejected(tree: dict[str, Any], environ: dict[st
         st.sampled_from(list("ab:-[]{}&*!|>'\"%#?,@` \n\t~<=.1\\ux\u2028é\0\ud800")), max_size=60
     )
 )
-def test_any_text_is_accepted_or_rejected(text: str) -> None:
+def test_any_text_is_accepted_or_rejected_with_an_error(text: str) -> None:
     attempt(text, {})
 
 
@@ -1520,13 +1522,13 @@ def test_any_text_is_accepted_or_rejected(text: str) -> None:
 @given(
     st.text(max_size=40).map(lambda text: f"analyzer: {{auth: {{cluster: {{password: {text}}}}}}}")
 )
-def test_any_flow_style_text_is_accepted_or_rejected(text: str) -> None:
+def test_any_flow_style_text_is_accepted_or_rejected_with_an_error(text: str) -> None:
     attempt(text, {})
 
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.binary(max_size=40))
-def test_any_file_is_accepted_or_rejected(
+def test_any_file_is_accepted_or_rejected_with_an_error(
     data: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yml"

@@ -63,7 +63,7 @@ def test_every_invalid_name_is_reported() -> None:
     assert len(caught.value.problems) == 2
 
 
-def test_labels_select_the_keys_of_names() -> None:
+def test_labels_determine_the_keys_of_names() -> None:
     config = make_config(
         labels=["initiator_network", SITE],
         views=[
@@ -79,7 +79,7 @@ def test_labels_select_the_keys_of_names() -> None:
     assert shown.export == config.export
 
 
-def test_labels_without_names_are_listed() -> None:
+def test_labels_are_listed_if_no_own_names_are_configured() -> None:
     def without(**keys: object) -> str:
         config = make_config(**keys)
         return names.labels_without_names(config.names, config.export)
@@ -112,7 +112,7 @@ def test_entries_of_the_configuration_replace_those_of_the_file(file: Path) -> N
     assert loaded.own.count == 2
 
 
-def test_keys_without_entries_are_missing(file: Path) -> None:
+def test_keys_that_no_entry_has_are_reported_as_missing(file: Path) -> None:
     file.write_text("10.0.0.0/8,company,site=a\n")
     config = make_config(labels=[SITE, {"name": "x", "names_key": "Site"}], names_file=str(file))
     loaded = load(config)

@@ -255,7 +255,7 @@ def test_flow_of_another_shard_is_not_a_duplicate():
     assert sum(core.flows for core in cores) == 40
 
 
-def test_sum_of_shares_equals_the_whole_in_a_view_without_addresses():
+def test_shares_of_a_view_without_addresses_add_up_to_the_whole_view():
     spec = one_view(labels=(DIRECTION, LABELS[-1]), families=FAMILIES)
     flows = [make_flow(f"{n:x}1", (n, 2, 3, 4), **ends_of(n)) for n in range(100)]
     cores = [Core(spec), *shares(3, spec)]

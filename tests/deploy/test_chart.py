@@ -206,7 +206,7 @@ def test_values_for_openshift_equal_the_overlay() -> None:
 
 
 @needs_helm
-def test_shards_equal_the_manifests() -> None:
+def test_objects_of_shards_equal_the_manifests() -> None:
     objects = render("--set=shards=3,serviceMonitor.enabled=true")
     stateful_set = yaml.safe_load((KUBERNETES / "statefulset.yml").read_text())
     (spec,) = stateful_set["spec"]["template"]["spec"]["containers"]
@@ -325,7 +325,7 @@ def test_contradictory_values_are_refused(values: str) -> None:
 
 @needs_helm
 @needs_promtool
-def test_rules_are_the_alerts(tmp_path: Path) -> None:
+def test_chart_has_the_alerting_rules(tmp_path: Path) -> None:
     spec = render("--set=prometheusRule.enabled=true")["PrometheusRule"]["spec"]
     assert spec == yaml.safe_load(RULES.read_text())
     path = tmp_path / "rules.yml"

@@ -117,7 +117,7 @@ def title_of_row(panel: dict[str, Any]) -> str:
     return title
 
 
-def test_panels_with_an_instance_link_to_its_pages() -> None:
+def test_panels_that_show_an_instance_link_to_its_pages() -> None:
     for panel in PANELS:
         shows_instance = any(
             "{{instance}}" in target["legendFormat"]
@@ -129,7 +129,7 @@ def test_panels_with_an_instance_link_to_its_pages() -> None:
         assert urls == ([f"{base}/", f"{base}/help"] if shows_instance else []), panel["title"]
 
 
-def test_number_of_interfaces_is_limited() -> None:
+def test_panels_limit_the_number_of_interfaces() -> None:
     for panel in PANELS:
         for target in panel["targets"]:
             if re.search(r" by \([^)]*(?<!node)_tid\)|by \(node_tid\)", target["expr"]):
@@ -218,7 +218,7 @@ def test_every_queried_metric_is_exported() -> None:
     assert names - exported() == {"scrape_duration_seconds"} | views
 
 
-def test_metrics_with_two_names_are_queried_by_both() -> None:
+def test_metrics_with_two_names_are_queried_under_both_names() -> None:
     """``or`` combines the queries, so that a metric that exists under both names counts once."""
     rules = yaml.safe_load((FILE.parents[1] / "rules" / "compatible-to-standard.yml").read_text())
     recorded = [rule for group in rules["groups"] for rule in group["rules"]]

@@ -232,7 +232,7 @@ def test_labels_of_one_end_share_their_lookup() -> None:
     assert len({each.lookup for each in plan.columns}) == 3
 
 
-def test_pod_labels_follow_the_other_names() -> None:
+def test_labels_of_pods_are_indexed_after_the_known_names() -> None:
     plan = plan_of(
         labels=[{"name": "team", "k8s_label": "team"}, "target_pod"],
         views=[
@@ -254,7 +254,7 @@ def test_pod_labels_follow_the_other_names() -> None:
     assert plan.columns[1].lookup is plan.columns[2].lookup is plan.columns[4].lookup
 
 
-def test_own_names_follow_the_pod_labels() -> None:
+def test_own_names_are_indexed_after_the_labels_of_pods() -> None:
     team, site = {"name": "team", "k8s_label": "team"}, {"name": "site", "names_key": "site"}
     plan = plan_of(
         labels=["initiator_network", team, site],
@@ -346,7 +346,7 @@ def test_include_icmp_accepts_icmp_in_place_of_ports() -> None:
     assert not plan.views[0].identifies_connection
 
 
-def test_tag_label_is_the_classification() -> None:
+def test_label_tag_has_the_class_of_the_flow() -> None:
     text = (
         "pipeline: {classify: {cluster_net_masks: 10.0.0.0/8},"
         " store: {prom_sky_con: {labels: tag}}}"
@@ -372,7 +372,7 @@ ENDPOINTS = ("initiator_ip", "target_ip", "initiator_port", "target_port")
 
 
 @pytest.mark.parametrize("missing", ENDPOINTS)
-def test_view_identifies_connections_only_with_both_endpoints(missing: str) -> None:
+def test_view_needs_unchanged_endpoints_to_identify_connections(missing: str) -> None:
     assert plan_of(labels=list(ENDPOINTS)).views[0].identifies_connection
     rest = [name for name in ENDPOINTS if name != missing]
     assert not plan_of(labels=rest).views[0].identifies_connection
@@ -476,7 +476,7 @@ def test_histograms_have_standard_names_units_and_fields() -> None:
     assert duration.values == (Histogram(observes="age", paths=(("Start",),), bounds=bounds),)
 
 
-def test_size_histogram_has_one_side_per_direction() -> None:
+def test_size_histogram_observes_each_direction_or_their_sum() -> None:
     a, b = (("Metric", "ABBytes"),), (("Metric", "BABytes"),)
     split = histogram("flow_bytes", 1000)
     assert (split.name, split.unit, split.decimals) == ("lab_flow_bytes", "bytes", 0)
@@ -702,9 +702,9 @@ def test_table_accepts_the_largest_plan() -> None:
         ([{"name": "target_team", "k8s_label": "team"}, "node_name"], 3),
     ],
 )
-def test_lookup_key_counts_once_against_the_columns(names: list[Any], keys: int) -> None:
+def test_lookup_key_counts_once_towards_the_limit_of_columns(names: list[Any], keys: int) -> None:
     def accepted(count: int) -> ExportSelection:
-        """Return a selection with ``names`` in each view, and ``count`` other labels in total."""
+        """Return a selection. Each view has the labels ``names``; there are ``count`` others."""
         fields = [{"name": f"field_{i}", "path": "Link.A"} for i in range(count)]
         half = MAX_VIEW_COLUMNS - 10
         views = [

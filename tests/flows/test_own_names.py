@@ -79,7 +79,7 @@ def test_invalid_prefix_is_rejected(text: str) -> None:
         ("2001:db8::1/127", "2001:db8::/127"),
     ],
 )
-def test_address_of_a_network_prefix_must_be_the_first_one(text: str, network: str) -> None:
+def test_prefix_must_start_with_the_first_address_of_its_network(text: str, network: str) -> None:
     with pytest.raises(InvalidEntryError) as caught:
         read_prefix(text)
     assert str(caught.value) == f"'{text}' is not the first address of its network, {network}"
@@ -173,7 +173,7 @@ def test_longest_names_are_accepted() -> None:
 
 
 @given(st.text(alphabet='10.:/,"#= \na\r\x00é', max_size=60))
-def test_any_text_is_accepted_or_rejected(text: str) -> None:
+def test_any_text_is_accepted_or_rejected_with_an_error(text: str) -> None:
     try:
         entries = read_csv(text)
     except InvalidLinesError as error:

@@ -133,5 +133,5 @@ def test_port_is_kept_or_folded_to_other(
         ({}, ""),
     ],
 )
-def test_protocol_is_that_of_transport_or_icmp(parts: dict[str, Any], expected: str) -> None:
+def test_protocol_is_the_transport_protocol_or_icmp(parts: dict[str, Any], expected: str) -> None:
     assert FlowProtocol()[msgspec.convert(parts, FLOW)] == expected

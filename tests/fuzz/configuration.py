@@ -28,7 +28,8 @@ SECRET = "hunter2-of-the-fuzzer"
 ENVIRON = {"SKYDIVE_ANALYZERS": "192.0.2.9:8082", "SKYDIVE_HOST_ID": "fuzz"}
 MAX_PROBLEM_CHARS = 700
 
-# Errors hide the secret only if it is the value of this key. Elsewhere, they may show it.
+# An error hides the secret only if the secret is the value of this key. If the secret is elsewhere,
+# an error may show it.
 _HIDDEN = re.compile(rb"\A(?:(?!hunter2).)*\bpassword: hunter2[\w-]+\n(?:(?!hunter2).)*\Z", re.S)
 
 PIECES = (

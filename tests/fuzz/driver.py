@@ -135,7 +135,7 @@ def _cases(target: Target, seed: str) -> Iterator[bytes | None]:
     yield None
     number = 0
     while True:
-        # Each case has its own random generator. So it only depends on seed, target and number.
+        # Each case has its own random generator. So a case only depends on seed, target and number.
         yield target.generate(random.Random(f"{seed}/{target.name}/{number}"))
         number += 1
 

@@ -51,7 +51,8 @@ VALUES = (
 )
 
 
-# Errors hide the secret only if it is the hash of this user. Elsewhere, they may show it.
+# An error hides the secret only if the secret is the hash of this user. If the secret is elsewhere,
+# an error may show it.
 _HIDDEN = re.compile(
     rb"\A(?:(?!hunter2).)*^basic_auth_users:\n  carol: hunter2[\w-]+\n(?:(?!hunter2).)*\Z",
     re.DOTALL | re.MULTILINE,

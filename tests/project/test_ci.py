@@ -87,7 +87,7 @@ def test_lock_has_hashes_and_no_urls() -> None:
 
 
 @pytest.mark.parametrize("name", ["build", "runtime"])
-def test_other_locks_are_parts_of_the_lock(name: str) -> None:
+def test_other_lock_files_are_subsets_of_requirements_lock(name: str) -> None:
     whole = {
         (part.name, str(part.specifier)): set(re.findall(r"[0-9a-f]{64}", hashes))
         for part, hashes in locked()

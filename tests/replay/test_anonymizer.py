@@ -64,7 +64,9 @@ ADDRESSES = [ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 @pytest.mark.parametrize("kind", ADDRESSES, ids=["4", "6"])
 @given(data=st.data())
-def test_addresses_are_one_to_one_and_keep_their_kind(kind: Any, data: st.DataObject) -> None:
+def test_each_address_has_its_own_pseudonym_of_the_same_kind(
+    kind: Any, data: st.DataObject
+) -> None:
     bits = 32 if kind is ipaddress.IPv4Address else 128
     number = st.integers(0, 2**bits - 1)
     first, second = kind(data.draw(number)), kind(data.draw(number))
@@ -91,7 +93,7 @@ def test_special_addresses_keep_their_kind() -> None:
     "network", ["10.0.0.0/8", "8.8.0.0/16", "192.168.0.0/16", "2001:db8::/32", "fd77::/16"]
 )
 @given(data=st.data())
-def test_prefixes_are_preserved(network: str, data: st.DataObject) -> None:
+def test_common_prefixes_of_addresses_keep_their_length(network: str, data: st.DataObject) -> None:
     range_ = ipaddress.ip_network(network)
     number = st.integers(0, range_.num_addresses - 1)
     first, second = (str(range_[data.draw(number)]) for _ in range(2))
@@ -130,7 +132,7 @@ def test_only_group_and_local_bit_of_a_mac_address_are_visible() -> None:
 
 
 @given(st.binary(min_size=6, max_size=6), st.binary(min_size=6, max_size=6))
-def test_mac_addresses_are_one_to_one(first: bytes, second: bytes) -> None:
+def test_each_mac_address_has_its_own_pseudonym(first: bytes, second: bytes) -> None:
     a, b = mac(first.hex(":")), mac(second.hex(":"))
     assert (a == b) == (first == second)
     assert re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", a)
@@ -435,7 +437,7 @@ def test_keys_of_labels_are_kept_and_values_are_not() -> None:
     assert len(json.dumps(anonymized_node(Metadata={"K8s": {"Labels": deep}}))) < 400
 
 
-def test_addresses_of_nodes_are_those_of_flows() -> None:
+def test_addresses_have_the_same_pseudonyms_in_nodes_and_flows() -> None:
     metadata = {
         "IPV4": ["10.1.2.3/24", "10.1.2.4/33x", SECRET],
         "IPV6": ["FD77::1/64", "fe80::1%secret/64", "::ffff:10.1.2.3"],

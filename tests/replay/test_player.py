@@ -203,8 +203,8 @@ def test_other_values_are_sent_as_recorded(playback):
 def test_connections_never_end_and_grow_every_minute(playback):
     """``rate(...[1m])`` must not become 0.
 
-    At a scrape interval of 15 s, it compares samples that are 45 s apart. So each connection must
-    grow within 45 s.
+    At a scrape interval of 15 s, ``rate`` compares samples that are 45 s apart. So each connection
+    must grow within 45 s.
     """
     loops = 4
     for connection_reports in connections(play(playback, loops)).values():
@@ -253,7 +253,7 @@ def test_messages_are_filtered_by_namespace():
     assert len(received("flow", f"flow/{capture}")) == len(received("flow")) + len(capture_messages)
 
 
-def test_interface_counters_of_the_demo_grow_by_the_same_in_each_loop():
+def test_interface_counters_of_the_demo_grow_by_the_same_amount_in_each_loop():
     """The counters continue where the previous loop ended, and grow as much as in the recording."""
     playback, topology = recording.demo(), Topology()
     ends = []

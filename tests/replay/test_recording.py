@@ -65,7 +65,7 @@ def test_whitespace_around_a_message_is_removed() -> None:
     assert parse(line(b' {"a":1}\n', at_ms=BASE_MS, analyzer="a")).data == b'{"a":1}'
 
 
-def test_line_of_another_tool_is_a_message() -> None:
+def test_line_that_another_tool_wrote_is_read_as_a_message() -> None:
     for data in (b'{"a":1}', b' {"a": 1}\r\n', rb'{"a":"\ud800"}'):
         message = parse(data)
         assert (message.data, message.at_ms, message.analyzer) == (data.strip(), None, "")

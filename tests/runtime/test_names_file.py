@@ -161,7 +161,9 @@ async def test_missing_keys_are_logged_when_they_become_missing(
         assert reader.counts.missing_keys == ()
 
 
-async def test_counts_exist_only_if_there_are_names(caplog: pytest.LogCaptureFixture) -> None:
+async def test_metrics_of_own_names_exist_only_if_own_names_are_used(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     stats = Stats()
     file = NamesFile(stats)
     for keys, counts in (

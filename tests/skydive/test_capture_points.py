@@ -1,4 +1,4 @@
-"""The capture points of captures. They are found in a sample of the flows."""
+"""The capture points of captures, as found in a sample of the flows."""
 
 import json
 from typing import Any
@@ -63,7 +63,7 @@ def test_memory_is_bounded() -> None:
     assert capture_points.MAX_ID_CHARS == 1024
 
 
-def test_captures_beyond_the_limit_do_not_each_cause_a_search(
+def test_captures_beyond_the_limit_cause_one_search_per_interval(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(capture_points, "MAX_CAPTURES", 2)

@@ -291,7 +291,7 @@ def test_page_is_consistent_while_captures_change():
 
 
 def test_recorded_reports_of_an_agent_give_the_expected_values():
-    """A report of an idle interface has ten times the total, because it adds up ten readings."""
+    """Even an idle interface reports ten times its total: each report adds up ten readings."""
     captures = make_captures()
     for line in (RECORDINGS / "one-analyzer.jsonl").read_bytes().splitlines():
         message = msgspec.json.decode(line)

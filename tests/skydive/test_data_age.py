@@ -64,7 +64,7 @@ def test_closing_reports_are_not_observed():
     assert not any(map(counts, observed()))
 
 
-def test_another_report_is_drawn_in_place_of_a_closing_report():
+def test_draw_of_a_closing_report_is_repeated():
     closing, other = report(NOW_MS, finish=1), report(NOW_MS)
     draws = iter([0.4] * (MAX_DRAWS - 1) + [0.6])
     analyzer = AnalyzerStats("a:1")

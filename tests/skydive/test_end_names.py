@@ -106,7 +106,7 @@ def test_combined_names_of_ambiguous_addresses_are_shared(names, topology, own, 
     assert names.resolve("10.1.0.1", "10.0.0.2", "t1") is topology.empty
 
 
-def test_other_names_apply_at_once(names, topology, own):
+def test_changed_names_apply_at_once(names, topology, own):
     topology["10.1.0.1"] = of_topology("pod")
     assert names["10.1.0.1"][0] == "pod"
     names.use(own, extends=False)
@@ -139,7 +139,7 @@ def test_only_labels_of_the_topology_note_unknown_addresses():
         assert index.addresses.take_unknown(0.0, 1) == (["10.0.0.1"] if notes else [])
 
 
-def test_index_has_the_columns_of_its_labels(own):
+def test_index_has_names_for_the_labels_of_the_configuration(own):
     export = export_of(
         [
             "initiator_name",

@@ -74,7 +74,7 @@ def test_before_the_first_resolution_all_names_are_empty(index):
     assert index.addresses.resolve("10.0.0.1", "10.0.0.2", "t1") == EMPTY
 
 
-def test_pod_labels_follow_the_names():
+def test_labels_of_pods_come_after_the_other_names():
     index = NameIndex(keep_s=60.0, k8s_labels=("app", "team"))
     assert index.addresses["10.0.0.1"] == ("",) * 10
     assert index.nodes["t1"] == EMPTY

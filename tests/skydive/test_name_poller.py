@@ -260,7 +260,7 @@ def test_hints_are_bounded_and_printable():
     assert find_hints(export, found) == Hints(missing_labels=("\\n", *keys[:9]))
 
 
-def test_containers_can_have_the_names_of_pods():
+def test_labels_of_pods_need_no_hint_if_containers_have_names_of_pods():
     export = make_config(labels=["initiator_namespace", "node_pod", "target_service"]).export
     resolution = resolve(Graph(nodes=[], edges=[]))
     found = structs.replace(resolution, has_pod_names=True)
@@ -562,7 +562,7 @@ async def test_names_are_not_ready_before_a_response(fast):
             assert poll.name("172.31.255.5") == "default/frontend"
 
 
-async def test_the_second_analyzer_gets_complete_queries(fast):
+async def test_after_a_failure_the_second_analyzer_gets_complete_queries(fast):
     first, second = FakeAnalyzer(), FakeAnalyzer()
     first.topology = Answer(status=500)
     second.graph = recorded()

@@ -1,4 +1,4 @@
-"""The rules of names, one test each, on small topologies."""
+"""The rules that give names to addresses, one test for each, on small topologies."""
 
 import ast
 import json
@@ -91,7 +91,7 @@ def tid_of(address):
     return tid
 
 
-def test_a_graph_in_another_order_has_equal_names():
+def test_the_order_of_nodes_and_edges_does_not_change_names():
     nodes, edges = recorded()
     resolution = resolve(read_graph(nodes, edges), k8s_labels=("app",))
     for seed in range(5):
@@ -328,7 +328,7 @@ def test_a_container_has_its_name_from_labels_or_kubelet(topology, name, labels,
     assert topology.names("10.0.0.1")["container"] == expected
 
 
-def test_a_container_in_the_hosts_namespace_gives_no_name(topology):
+def test_a_container_in_the_namespace_of_a_host_gives_no_name(topology):
     host = topology.host()
     interface = topology.interface(host, "192.0.2.1/24")
     labels = {"io.kubernetes.pod.name": "web-1", "io.kubernetes.pod.namespace": "shop"}
@@ -618,7 +618,7 @@ def test_the_host_of_a_pod_without_agent_is_named_after_its_node(topology):
     assert topology.names("10.1.0.5")["host"] == "n1"
 
 
-def test_the_node_must_be_in_the_cluster_of_the_pod(topology):
+def test_a_node_in_another_cluster_does_not_determine_the_host_of_a_pod(topology):
     topology.pod("web-1", "10.1.0.5", node="n1", cluster="c1")
     topology.kubernetes_node("n1", topology.host("agent-7"), cluster="c2")
     assert topology.names("10.1.0.5")["host"] == "n1"
@@ -757,7 +757,7 @@ def test_the_address_decides_between_pods_with_the_same_name_in_two_clusters(top
     assert len(topology.candidates("10.1.0.5")) == 3
 
 
-def test_too_many_pods_and_interfaces_with_the_same_address_are_not_compared(topology, monkeypatch):
+def test_number_of_comparisons_of_pods_and_interfaces_is_limited(topology, monkeypatch):
     host = topology.host()
     topology.kubernetes_node("n1", host)
     topology.interface(topology.netns(host, "blue"), "10.1.0.5/24")
@@ -801,7 +801,7 @@ def test_a_replica_set_is_followed_to_its_owner(topology):
 
 
 @pytest.mark.parametrize("options", [{"namespace": "other"}, {"cluster": "c2"}])
-def test_owners_are_of_the_pods_namespace_and_cluster(topology, options):
+def test_owners_are_in_the_namespace_and_cluster_of_the_pod(topology, options):
     topology.pod("web-1", "10.1.0.5", owners=[owner("ReplicaSet", "web-5d")])
     topology.workload("replicaset", "web-5d", owners=[owner("Deployment", "web")], **options)
     assert workload_of(topology) == ("ReplicaSet", "web-5d")
@@ -937,7 +937,7 @@ def test_the_address_of_a_pod_is_named_after_its_only_service(topology):
     assert (names["name"], names.get("service")) == ("shop/web", None)
 
 
-def test_endpoints_are_not_pods(topology):
+def test_endpoints_of_a_service_are_not_read_as_pods(topology):
     endpoints = topology.kubernetes("endpoints", "web", IP="10.1.0.5", Status="Running")
     topology.service("web", "10.96.0.1", pods=[endpoints])
     assert set(topology.resolve().addresses) == {"10.96.0.1"}
@@ -997,7 +997,7 @@ def test_the_own_address_of_an_interface_does_not_belong_to_a_machine(topology):
     assert topology.names("10.9.0.2") == {"name": "qdhcp-1", "host": "h1"}
 
 
-def test_the_host_s_own_address_on_a_tap_does_not_belong_to_the_machine(topology):
+def test_an_address_of_the_host_on_a_tap_does_not_belong_to_the_machine(topology):
     topology.interface(topology.host(), "10.9.0.254/24", Libvirt={"Domain": "instance-1"})
     assert topology.names("10.9.0.254") == {"name": "h1", "host": "h1"}
 
@@ -1005,7 +1005,7 @@ def test_the_host_s_own_address_on_a_tap_does_not_belong_to_the_machine(topology
 # Pod labels.
 
 
-def test_pod_labels_follow_the_names(topology):
+def test_labels_of_pods_come_after_the_other_names(topology):
     labels = {"team": "core", "app.kubernetes.io/name": "web", "long": "x" * 257}
     topology.running_pod(topology.host(), labels=labels)
     topology.interface(topology.host("h2"), "192.0.2.2/24")

@@ -39,7 +39,7 @@ def take(sink: Sink, *flows: dict[str, Any]) -> None:
 
 
 def report(update: int, total: int, newest: int, uuid: str = "a1", **fields: Any) -> dict[str, Any]:
-    """Return a report of a flow. The reports of a flow are numbered: ``update`` is 0, 1, 2 …"""
+    """Return report number ``update`` of a flow. The first report has the number 0."""
     end_ms = START_MS + (update + 1) * TICK_MS
     started = {"newest_start": end_ms - TICK_MS if update else START_MS, "newest_last": end_ms}
     fields = {"start": START_MS, "last": end_ms - 500} | started | fields
@@ -47,7 +47,7 @@ def report(update: int, total: int, newest: int, uuid: str = "a1", **fields: Any
 
 
 def closing(update: int, total: int, newest: int, **fields: Any) -> dict[str, Any]:
-    """Return the closing report, which repeats the values of ``update``."""
+    """Return a closing report that repeats the values of report number ``update``."""
     last_ms = START_MS + update * TICK_MS + 500
     return report(update, total, newest, finish=1, last=last_ms, **fields)
 
@@ -183,7 +183,7 @@ def test_skipped_flows_without_addresses_do_not_explain_a_gap(sink: Sink) -> Non
     assert gaps(sink) == (2, 1, 0)
 
 
-def test_flow_update_is_the_second_longest_of_the_last_hour(sink: Sink) -> None:
+def test_flow_update_is_the_second_longest_interval_of_the_last_hour(sink: Sink) -> None:
     assert sink.stats.flow_update_s == 60.0
     take(sink, report(0, 10, 10))
     # The value of flow.update cannot be determined from a first or a closing report.

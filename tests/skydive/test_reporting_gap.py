@@ -176,7 +176,7 @@ def test_flapping_subscription_does_not_hold_the_clock_forever(down_s: float, up
     assert scenario.run(10, "b") == 10
 
 
-def test_limit_is_reset_after_one_calm_update() -> None:
+def test_limit_is_reset_after_one_calm_update_interval() -> None:
     scenario = Scenario("a")
     scenario.run(100, "a")
     assert scenario.run(300) == INCIDENT_UPDATES * UPDATE_S
@@ -276,7 +276,7 @@ def test_decisions_match_the_reference_model(
     now_s, held_s, run_s = 500, 0, 0
     held = False
     for seconds, delivering, subscribed in scenario:
-        # skyfast checks twice a second. The test has fewer checks, because it would be too slow.
+        # skyfast checks twice a second. To take less time, the test checks less often.
         for _ in range(0, seconds, max(1, seconds // 4)):
             now_s += max(1, seconds // 4)
             delivering &= subscribed

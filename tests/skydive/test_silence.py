@@ -276,12 +276,12 @@ def test_subscription_that_never_delivered_is_not_silent() -> None:
     assert cluster.subscriptions[1].delivers
 
 
-def test_ended_captures_lower_the_estimate_without_silence() -> None:
+def test_ended_captures_lower_the_estimate_but_are_not_silence() -> None:
     """After most captures have ended, fewer reports arrive than before. This is not silence."""
     cluster = Cluster(analyzers=2, points=40)
     assert not cluster.run(300)
     del cluster.points[1:]
-    # The other subscription also receives few messages. So one without messages is not silent.
+    # Both subscriptions receive few messages. So a subscription without messages is not silent.
     silences = 0
     for _ in range(int(WINDOW_S * WINDOWS)):
         silences += len(cluster.tick())

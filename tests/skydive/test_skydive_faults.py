@@ -343,18 +343,18 @@ class FaultMachine(RuleBasedStateMachine):
         self.check(self.core.page(now), delivery.flows, now)
 
     def page_before(self, now):
-        """Sweep both tables, and return the page before the next message.
+        """Expire flows in both tables, and return the page before the next message.
 
-        Each flow is swept as soon as it is due, because skyfast sweeps twice a second.
+        Each flow expires as soon as it is due, because skyfast expires flows twice a second.
         """
         while self.due and self.due[0] < now:
-            self.sweep(self.due.popleft())
-        self.sweep(now)
+            self.expire(self.due.popleft())
+        self.expire(now)
         page = self.core.page(now)
         self.check_before(page, now)
         return page
 
-    def sweep(self, now):
+    def expire(self, now):
         self.core.expire(now)
         self.model.expire(now, self.core.dormant_uuids())
 
@@ -391,7 +391,7 @@ class DeduplicatingMachine(FaultMachine):
 
 @pytest.mark.slow
 def test_expired_flow_that_closes_claims_its_conversation(monkeypatch):
-    """In this case, which Hypothesis found, a packet was counted at two capture points."""
+    """Hypothesis found this case, in which a packet was counted at two capture points."""
     monkeypatch.setattr("tests.skydive.test_skydive_faults.note", lambda text: None)
     machine = DeduplicatingMachine()
     machine.start(
@@ -444,7 +444,7 @@ class MonitoredTable:
         self.core = Core(Spec(views=(MAIN_VIEWS["complete"],)))
         self.core.begin(self.listener.clock.now())
         self.connections = []
-        """The time and the number of connections, in each second."""
+        """The time and the number of connections, for each second."""
         for point in self.points:
             self._converse(point)
         self.run(300)

@@ -230,7 +230,7 @@ def test_expiry_before_update_tick_sends_pending_values(sink):
     table.expire_at(ms(600))
     table.expire_at(ms(1200))
     (closing,) = sink.take()
-    assert update_values(closing) == (100, 0, 3, 3), "Last is the flow's Last"
+    assert update_values(closing) == (100, 0, 3, 3), "the update's Last is the flow's Last"
     assert closing["FinishType"] == TIMEOUT
 
 
@@ -245,7 +245,7 @@ def test_application_timeout_repeats_last_update(table, sink, conversation):
     table.update_at(ms(120))
     (closing,) = sink.take()
     assert update_values(first) == update_values(closing) == (100, 0, 55, 60)
-    assert closing["LastUpdateMetric"]["Start"] == closing["Start"], "it looks like a first report"
+    assert closing["LastUpdateMetric"]["Start"] == closing["Start"], "looks like a first report"
     assert closing["FinishType"] == TIMEOUT
     assert not table.flows
 
@@ -623,7 +623,7 @@ def test_leaving_subscriber_silences_all_others():
         "skyfast is still connected"
     )
 
-    # A namespace resumes for all its subscribers once a new client asks for it.
+    # Once a new client asks for a namespace, all its subscribers receive messages again.
     stats = Subscriber(analyzer, host_id="stats", namespaces=["stats"])
     stats.start()
     assert receivers(cluster, 300) == {("skyfast", "stats"), ("stats", "stats")}

@@ -609,7 +609,7 @@ NODES = {
         ("lo1", "lo", "device"),
         ("bridge", "br0", "ovsbridge"),
     )
-} | {"t9": ("",) * 8}  # the node with a wrong name
+} | {"t9": ("",) * 8}  # the node whose name is an object
 
 
 async def test_a_new_name_is_reported():
@@ -796,7 +796,7 @@ async def test_tls_uses_the_configured_authority_and_client_certificate(tmp_path
         assert poll.errors() == {}
 
 
-async def test_tls_with_an_authority_that_is_not_ours(tmp_path):
+async def test_tls_rejects_a_server_of_an_unknown_authority(tmp_path):
     stranger, ours = Authority(tmp_path, "stranger"), Authority(tmp_path, "ours")
     async with FakeAnalyzer(ssl=stranger.server_context("127.0.0.1")) as analyzer:
         async with Poll(analyzer.url, ca_cert=ours.certificate).running() as poll:

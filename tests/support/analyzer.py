@@ -125,7 +125,7 @@ class Subscriber:
     closing: bool = False
     frozen: bool = False
     was_dropped: bool = False
-    """Whether the analyzer dropped the subscriber, which read or answered pings too slowly."""
+    """Whether the analyzer dropped the subscriber for reading or answering pings too slowly."""
     ponged_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -340,7 +340,7 @@ class FakeAnalyzer:
         except (ConnectionError, asyncio.IncompleteReadError, ssl_module.SSLError):
             pass
         except asyncio.CancelledError:
-            pass  # stop() has cancelled this task; asyncio.streams would log that
+            pass  # stop() cancelled this task; asyncio.streams would log the exception
         finally:
             self._tasks.discard(task)
             self._writers.discard(writer)
@@ -392,7 +392,7 @@ class FakeAnalyzer:
 
     @property
     def queries(self) -> list[str]:
-        """The queries of the topology, in order."""
+        """The topology queries that the analyzer has received, in order."""
         return [json.loads(request.body)["GremlinQuery"] for request in self.topology_requests]
 
     def _allowed(self, request: Request) -> bool:

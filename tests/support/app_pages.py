@@ -1,4 +1,4 @@
-"""Helpers for tests that run an app in their own process: series of its page, and flows for it."""
+"""Helpers for tests that run an app in their own process: series of the page, and test flows."""
 
 import asyncio
 from typing import Any

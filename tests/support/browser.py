@@ -41,7 +41,7 @@ FLAGS = (
 
 
 class NavigatedError(AssertionError):
-    """The tab left the page before the response to a call."""
+    """The tab left the page before a call got its response."""
 
 
 class Page:
@@ -112,7 +112,7 @@ class Page:
         await self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
 
     async def type(self, selector: str, text: str) -> None:
-        """Focus an element, and insert text like a keyboard."""
+        """Focus an element, and insert text as if a user had typed it."""
         await self.evaluate(f"document.querySelector({json.dumps(selector)}).focus()")
         await self.call("Input.insertText", text=text)
 

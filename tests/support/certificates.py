@@ -30,8 +30,8 @@ class Authority:
         self._name = name
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} of a test")])
-        # Python 3.13 requires key identifiers by default. But this certificate has none, like many
-        # authorities that were created by hand for Skydive.
+        # Python 3.13 requires key identifiers by default. This certificate has none, like the
+        # certificates of many authorities that were created by hand for Skydive.
         builder = self._builder(self._subject, self._key.public_key()).add_extension(
             x509.BasicConstraints(ca=True, path_length=None), critical=True
         )

@@ -8,7 +8,7 @@ from skyfast import cli
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 FILES = ("CONFIG", "FILE")
-"""Values that are names of files."""
+"""The placeholders in the help that stand for file names."""
 
 
 def generate(shell: str) -> str:

@@ -4,8 +4,8 @@
 after a source has changed.
 
 ``python -m tests.support.core_builds NAME COMMAND …`` runs a command with the build NAME. If the
-build has a sanitizer, the sanitizer's library is preloaded. Each Python process of the command that
-imports ``tests`` uses the build.
+build has a sanitizer, the sanitizer's library is preloaded. Every Python process that the command
+starts uses the build if the process imports ``tests``.
 """
 
 import fcntl

@@ -22,7 +22,7 @@ CAPTURES = 5
 SERVERS = [f"192.168.{i // 250}.{1 + i % 250}" for i in range(500)]
 PORTS = (443, 80, 53, 5432, 9100)
 ROUNDS = (1, 1, 1, 2, 3)
-"""Numbers of reports. Most conversations have one of these numbers at random."""
+"""The possible numbers of reports of most conversations. One of them is chosen at random."""
 LONG_ROUNDS, LONG_ONE_IN = 12, 64
 """One conversation in ``LONG_ONE_IN`` has ``LONG_ROUNDS`` reports."""
 UNIT = (3, 1000, 2, 5000)
@@ -131,7 +131,8 @@ class Churn:
                 "Name": node.name,
                 "Type": "device",
                 "EncapType": "ether",
-                # The last address is unique. It never returns after a change.
+                # The last address belongs to this node only, and never returns after the node is
+                # renamed.
                 "IPV4": [f"{address}/16" for address in (*servers, *self._addresses(node))],
                 "Metric": {"RxBytes": node.rx_bytes, "TxBytes": 2**63 - 1},
             },
@@ -188,8 +189,8 @@ class Churn:
         node = conversation.node
         if conversation.restarts != node.restarts:
             conversation.restarts = node.restarts
-            # If a reset flow could reach its old total again, it gets a new UUID. Otherwise, the
-            # flow would look idle.
+            # A reset flow gets a new UUID if its next total can equal its old total. With the old
+            # UUID, the flow would look idle.
             if node.restarts % 2 or conversation.reported < 2:
                 conversation.uuid = self._uuid()
             conversation.reported = 0
@@ -224,7 +225,7 @@ class ChurnProcess:
         # All messages share this buffer, because separate buffers would change the measured memory.
         self._message = bytearray(MAX_MESSAGE_BYTES)
         self.reports = self.started = 0
-        """The values of the `Churn` after the last step that was read completely."""
+        """The attributes of the `Churn` after the last step whose messages have all been read."""
         self.topology: bytes | None = None
         """The topology after that step, or None if the step did not change it."""
 
@@ -282,5 +283,5 @@ def _play(
 
 
 def hash_of(text: str) -> int:
-    """Return a hash of a string that is the same in every process."""
+    """Return a hash of a string. The hash is the same in every process."""
     return int.from_bytes(text.encode()[-24:]) % 1_000_003

@@ -5,8 +5,8 @@ with `skyfast.skydive.name_resolver`, which must give the same results. Each rul
 docstring states the rule or the result. Uncertain names are empty.
 
 An *ownership* edge leads from an owner to its child, for example from a network namespace to an
-interface. A *Kubernetes container* is a node of the Kubernetes probe. A *container* is a node of an
-agent, which knows it from the container runtime.
+interface. A *Kubernetes container* is a node of the Kubernetes probe. A *container* is a node that
+an agent knows from the container runtime.
 """
 
 import functools
@@ -180,7 +180,7 @@ class NameOracle:
         return short(text(node, "ID"))
 
     def updated(self, node: Json) -> int:
-        """The time of the update. Of nodes with the same ID, only the latest one is used."""
+        """The time of a node's update. Of nodes with one ID, only the latest one is used."""
         return number(node.get("UpdatedAt"))
 
     # -- the graph ------------------------------------------------------------------------------
@@ -255,14 +255,17 @@ class NameOracle:
 
     @once
     def containers(self, namespace: Json) -> list[Json]:
-        """The containers of a netns. No address is named after containers in a host's namespace."""
+        """The containers of a network namespace.
+
+        Empty for a host's own namespace, because no address is named after its containers.
+        """
         if namespace is None or self.is_own(namespace):
             return []
         return [node for node in self.all("container") if self.namespace(node) is namespace]
 
     @once
     def may_have_more_containers(self, namespace: Json) -> bool:
-        """Whether a container has several owners, and this namespace is one of them."""
+        """Whether this namespace is one of several owners of any container."""
         return any(
             self.namespace(node) is None
             and is_in(namespace, self.parents(node, "ownership", "any"))
@@ -271,7 +274,7 @@ class NameOracle:
 
     @once
     def is_uncertain(self, namespace: Json) -> bool:
-        """Whether the pod of a namespace is uncertain. A namespace belongs to at most one pod."""
+        """Whether several pods may own a namespace. If so, its pod is unknown."""
         if namespace is None or self.is_own(namespace):
             return False
         return (
@@ -311,8 +314,8 @@ class NameOracle:
     def container_name(self, container: Json) -> str:
         """The name of a container in its pod.
 
-        It is in the labels, else in the name that kubelet gave the container. Otherwise, it is the
-        whole name.
+        It is the first of these names that exists: the name in the container's labels, ``NAME`` in
+        the name that kubelet gave the container, or the whole name of the container.
         """
         kubelet = self.kubelet_name(container)
         return short(
@@ -350,8 +353,8 @@ class NameOracle:
     def pods_of(self, kubernetes_container: Json) -> list[Json]:
         """The pods that own a Kubernetes container.
 
-        If there are none, the pod that the fields of the container name, if only one pod has this
-        name.
+        If there are none, the pod whose name is in the fields of the container. This requires that
+        only one pod has this name.
         """
         owners = self.parents(kubernetes_container, "ownership", "pod")
         pair = self.pair_in(kubernetes_container)
@@ -368,7 +371,7 @@ class NameOracle:
         return pair if all(pair) else None
 
     def lone_pair_in(self, kubernetes_container: Json) -> Pair | None:
-        """The pod that a Kubernetes container names. None if `pods_of` finds the node of a pod."""
+        """The pod in the fields of a Kubernetes container. None if `pods_of` finds a node."""
         known = self.pods_of(kubernetes_container)
         return None if known else self.pair_in(kubernetes_container)
 
@@ -380,7 +383,7 @@ class NameOracle:
         ]
 
     def labelled_pairs(self, container: Json) -> list[Pair | None]:
-        """The pod that the labels of a container name. kubelet or containerd set these labels."""
+        """The pod in the labels that kubelet or containerd gave a container."""
         namespaces = (
             self.nested_label(container, "pod", "namespace"),
             self.flat_label(container, "pod.namespace"),
@@ -417,7 +420,7 @@ class NameOracle:
 
         The probe links a container with every pod that has the same Kubernetes namespace and name.
         If these pods are in several clusters, only the pods in the host's cluster are returned. If
-        there are none, all are returned.
+        none is in the host's cluster, all pods are returned.
         """
         pods = distinct(
             pod
@@ -469,7 +472,7 @@ class NameOracle:
         return number(node.get("CreatedAt"))
 
     def newest(self, nodes: list[Json]) -> list[Json]:
-        """The nodes that were created last. There are several if they have the same time."""
+        """The node that was created last, or all nodes that were created at that time."""
         newest = max(map(self.created, nodes), default=0)
         return [node for node in nodes if self.created(node) == newest]
 
@@ -581,9 +584,10 @@ class NameOracle:
         return kind, name
 
     def of_replica_set(self, node: Json) -> Pair:
-        """The workload of a replica set: the first of these that exists.
+        """The workload of a replica set.
 
-        Its owner, the only deployment that selects it, or the replica set itself.
+        It is the first of these that exists: the owner of the replica set, the only deployment that
+        selects the replica set, or the replica set itself.
         """
         if self.controllers(node):
             return self.owner(node)
@@ -593,7 +597,7 @@ class NameOracle:
         return self.itself(node, "ReplicaSet")
 
     def selecting_workload(self, pod: Json) -> Pair:
-        """The workload of a pod without an owner: the only one that selects the pod."""
+        """The workload of a pod without an owner: the only workload that selects the pod."""
         parents = [parent for kind in CONTROLLERS for parent in self.selecting(pod, kind)]
         if len(parents) != 1:
             return "", ""
@@ -604,7 +608,8 @@ class NameOracle:
     def pod_label(self, pod: Json, key: str) -> str:
         """A label of a pod. The Kubernetes probe stores two copies of the labels.
 
-        If the key of a label is a prefix of another label's key, one of the copies can lack it.
+        If the key of a label is a prefix of another label's key, one of the copies can lack one
+        of these two labels.
         """
         k8s = dig(pod, "Metadata", "K8s")
         for labels in (dig(k8s, "Labels"), dig(k8s, "Extra", "ObjectMeta", "Labels")):
@@ -842,8 +847,9 @@ class NameOracle:
     ) -> Names:
         """The names of an address, in the order of the labels.
 
-        The first one is the label ``name``: service, workload, container, and then netns or host,
-        whichever is known first. A virtual machine has its own name in place of netns and host.
+        The first name is the value of the label ``name``. It is the first of these that is known:
+        service, workload, container, netns, host. The name of a virtual machine replaces netns and
+        host.
         """
         prefix = f"{facts['namespace']}/" if facts["namespace"] else ""
         service, workload = facts["service"], facts["workload"]
@@ -908,9 +914,9 @@ class NameOracle:
         """Whether to assume that an interface with the address of a pod belongs to the pod.
 
         The interface must not be in the host's own namespace, and must not belong to another pod.
-        If its namespace belongs to a pod with the same name, this is assumed to be the same pod,
-        unless its cluster or host differs. Otherwise, the interface must be on the pod's host. If
-        nothing is known about the pod's host, no other interface must have the address.
+        If its namespace belongs to a pod with the same name, that pod is assumed to be the same
+        pod, unless its cluster or host differs. Otherwise, the interface must be on the pod's host.
+        If nothing is known about the pod's host, no other interface must have the address.
         """
         namespace, host, machine = place
         if machine is not None or self.is_own(namespace) or self.is_uncertain(namespace):
@@ -955,7 +961,7 @@ class NameOracle:
         return names, self.identity(namespace), host, cluster
 
     def pod_candidate(self, pod: Json) -> Candidate:
-        """The owner of an address that a pod has, but no interface of this pod.
+        """The owner of an address that belongs to a pod, but not to an interface of the pod.
 
         The network namespace is the one with the pod's containers. If the agent of the pod's host
         is unknown, the host has the name of the Kubernetes node.

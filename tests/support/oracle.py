@@ -26,7 +26,7 @@ ENDED_S = 75.0
 """The time for which a flow is kept after its closing report."""
 
 NEW_FLOWS = "NewFlows"
-"""The counter of new flows. It is not a field of ``Metric``. A flow is new only once."""
+"""The counter of new flows, which is not a field of ``Metric``. Each flow is counted once."""
 
 Values = tuple[str, ...]
 Counters = Counter[str]
@@ -97,7 +97,7 @@ class Heard:
     values: Sequence[Values]
     totals: Counters
     renewed_s: float
-    """The time of the latest report with new values."""
+    """The time of the latest report that increased a counter."""
     closed_s: float | None = None
 
 
@@ -127,8 +127,8 @@ class Shown:
     """A connection: its counters on the latest page that showed it, and the growth since that page.
 
     The connection expires one timeout after ``renewed_s`` at the earliest, and one timeout after
-    ``touched_s`` at the latest. These times differ if a closing report repeats the last update: it
-    can add to the connection without renewing it.
+    ``touched_s`` at the latest. These times differ if a closing report repeats the last update:
+    such a report can increase the counters without renewing the connection.
     """
 
     counters: Counters = field(default_factory=Counter)
@@ -194,7 +194,8 @@ class Oracle:
             high[NEW_FLOWS] = int(counts)
             amount = Range(low, high)
             if is_repeat(report) and not counts:
-                # The table does not keep this flow, whose latest update may still be in transit.
+                # The latest update of this flow may still be in transit. So the table does not keep
+                # the flow.
                 return Growth(report, values, amount, totals, is_known)
             self.flows[report["UUID"]] = heard = Heard(values, totals, now)
         else:
@@ -211,7 +212,7 @@ class Oracle:
         return Growth(report, heard.values, amount, totals, is_known)
 
     def _newest(self, report: JSON) -> Counters:
-        """Return what a report of an unknown flow adds."""
+        """Return the minimum deltas that the report of an unknown flow adds."""
         if is_repeat(report):
             return Counter()
         return Counter({name: report["LastUpdateMetric"][name] for name in COUNTERS})
@@ -273,7 +274,7 @@ class Oracle:
         for values, counters in after.items():
             if values not in by_values:
                 assert self.visible.get(values) == counters, f"{values} changed without a report"
-        assert self.visible.keys() <= after.keys(), "a connection disappeared with a message"
+        assert self.visible.keys() <= after.keys(), "a connection disappeared because of a message"
         for values, mine in by_values.items():
             added = NOTHING
             for growth in mine:

@@ -1,4 +1,4 @@
-"""Random text with random pieces: some as the renderer notes them, and some wrong.
+"""Random text with random pieces: some correct, as the renderer notes them, and some wrong.
 
 A *piece* is a hint about a part of the text: see "Compressed pages" in docs/architecture.md.
 """

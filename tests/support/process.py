@@ -81,7 +81,7 @@ class Skyfast:
                 await asyncio.sleep(POLL_S)
 
     async def read_log(self) -> None:
-        """Collect the log until the process closes it, and read the URL from it."""
+        """Collect the log to its end, and read the server's URL from the log."""
         assert self.process.stderr is not None
         async for raw in self.process.stderr:
             line = raw.decode().rstrip("\n")

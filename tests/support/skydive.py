@@ -169,7 +169,7 @@ class Sender(Protocol):
 
 @dataclass(eq=False)
 class Flow:
-    """A row of a flow table: the fields of ``flow.Flow``, including ``XXX_state``."""
+    """An entry of a flow table: the fields of ``flow.Flow``, including ``XXX_state``."""
 
     uuid: str
     conversation: Conversation
@@ -755,10 +755,9 @@ class Analyzer:
         self.speakers.append(subscriber)
 
     def disconnect(self, subscriber: Subscriber) -> None:
-        """Remove a subscriber and all namespaces (``OnDisconnected``).
+        """Remove a subscriber, and empty ``nsSubscriber`` (``OnDisconnected``).
 
-        ``OnDisconnected`` removes the subscribers of all namespaces, not only the subscriber that
-        leaves.
+        The remaining subscribers then receive no messages until another subscriber connects.
         """
         if subscriber in self.speakers:
             self.namespaces.clear()

@@ -53,10 +53,11 @@ MAX_GROWTH = 0.02
 HEAP_BYTES = 6 * memory.HEAP_STEP_BYTES
 """Allowed growth of the heap, including its free memory, and of resident memory.
 
-Both are as large as the highest peak so far. A peak is higher if more pages and responses happen to
-coincide, so it can be on a later day. Memory in use has no such allowance."""
+Both memories stay as large as the highest peak so far. The highest peak can come on a later day,
+because a peak is higher if more pages and responses happen to coincide. Memory in use has no such
+allowance."""
 ENTRIES = 64
-"""Allowed growth of a container, in entries. For example, the number of current names varies."""
+"""Allowed growth of a container, in entries, because the number of current names varies."""
 
 PACKETS, BYTES = UNIT[0] + UNIT[2], UNIT[1] + UNIT[3]
 """The packets and bytes of a report, as sums of both directions."""

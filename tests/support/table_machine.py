@@ -313,8 +313,8 @@ class SlowPage:
     """A page that is being read, with its allowed and required lines.
 
     ``existing`` has the connections at the start of the page. ``required`` has their series. The
-    page must show the series of each connection that exists until its end. ``allowed`` has the
-    lines that the page may have: one for each value that a series has had since the start.
+    page must show the series of each connection that exists until the page ends. ``allowed`` has
+    the lines that the page may have: one for each value that a series has had since the start.
     ``values`` has the escaped label values that existed at the start. The page must not have other
     label values.
     """

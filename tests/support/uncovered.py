@@ -66,7 +66,7 @@ def _counted(module: str) -> dict[str, File]:
 
 
 def source_lines(c_text: str) -> dict[int, tuple[str, int]]:
-    """Return file and line of the Cython source for each line of C, if there is one.
+    """Return file and line of the Cython source, for each line of C that has a source line.
 
     Cython writes the source line of each statement before the statement. (Its optional ``#line``
     directives only apply to the next line, so gcov would count the following lines separately.)

@@ -160,7 +160,7 @@ class FakeTable:
         return self.connections, labels, True, self._remaining(without) if without else None
 
     def _remaining(self, without):
-        """Return the highest number of values that one of the other labels has."""
+        """Return the number of values of the label with the most values, except ``without``."""
         return max(
             (len(values) for name, values in self.values.items() if name != without), default=0
         )
@@ -191,7 +191,7 @@ class FakeTable:
 
 
 class Snapshot(list):
-    """The rows of a snapshot. Tests use weak references to detect that it is freed."""
+    """A snapshot of the table's rows. Unlike a list, it can have weak references."""
 
 
 class FakePage:

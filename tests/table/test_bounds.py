@@ -86,7 +86,7 @@ def test_either_bound_is_enough(make, min_bytes, min_packets, is_shown):
 
 @pytest.mark.parametrize("direction", [(DIRECTION,), ()])
 @pytest.mark.parametrize("names", [("rtt",), ("flows", "new_flows"), ("packets", "tcp_bytes")])
-def test_amounts_count_whatever_is_shown(make, names, direction):
+def test_bytes_count_even_if_no_metric_shows_them(make, names, direction):
     labels = (*labelled("initiator_ip", "target_ip"), *direction)
     table = make(bounded(301, families=compatible(*names), labels=labels))
     flow = make_flow(total=(100, 200, 1, 2), rtt=5, last=1)
@@ -123,7 +123,7 @@ def test_bounds_can_change(make):
     assert (values(table, BYTES), values(table, "all_bytes_total")) == ([100, 200], [300])
 
 
-def test_connection_that_was_shown_returns_shown(make):
+def test_connection_that_was_shown_is_shown_when_it_returns(make):
     table = make(bounded(MIN_BYTES, flow_memory_s=300))
     table.report(make_flow("a1", (900, 0, 1, 0), last=1), 0)
     table.report(make_flow("b2", (100, 0, 1, 0), last=1), 0)
@@ -134,7 +134,7 @@ def test_connection_that_was_shown_returns_shown(make):
     assert values(table, BYTES, 200) == [1001, 0]
 
 
-def test_returning_connection_keeps_amounts_that_are_not_shown(make):
+def test_returning_connection_keeps_bytes_that_no_metric_shows(make):
     table = make(bounded(MIN_BYTES, families=compatible("rtt"), flow_memory_s=300))
     table.report(make_flow("a1", (600, 0, 1, 0), rtt=7, last=1), 0)
     table.report(make_flow("b2", (399, 0, 1, 0), last=1), 0)
@@ -176,7 +176,7 @@ def test_bounds_of_views_apply_to_their_own_rows(make):
     assert values(table, "port_packets_total") == [6]
 
 
-def test_new_flows_of_hidden_connections_count(make):
+def test_new_flows_of_hidden_connections_are_counted(make):
     table = make(bounded(MIN_BYTES, families=compatible("new_flows")))
     table.report(make_flow("a1", (400, 0, 1, 0)), 0)
     name = compatible("new_flows")[0].name
@@ -303,7 +303,7 @@ def test_views_without_bounds_need_no_memory():
 
 
 @pytest.mark.parametrize("parts", [1, MAX_PARTS])
-def test_memory_of_the_list_is_freed(parts):
+def test_memory_of_an_unfinished_page_with_bounds_is_freed(parts):
     core = Core(bounded(MIN_BYTES))
     core.message(many_flows(1000), 0)
     for _ in range(100):

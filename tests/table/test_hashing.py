@@ -19,7 +19,7 @@ checked = (
 
 COUNT = 4000
 MOST = 16
-"""Maximum length of a chain. With random hashes, one table in 10^9 has a longer one."""
+"""Maximum length of a chain. With random hashes, one table in 10^9 has a longer chain."""
 
 SEED = 0x0123456789ABCDEF
 

@@ -66,7 +66,7 @@ CLOSING = {"finish": 1, "newest_last": 70_000, "newest_start": 60_000, "last": 6
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model, or of the core with one of its ways to read fields."""
+    """Return the constructor of the model, or of the core, which has two ways to read fields."""
     return request.param
 
 
@@ -188,7 +188,7 @@ def test_histogram_of_ages_must_have_one_field():
         Core(spec_of(two))
 
 
-def test_fields_of_closing_reports_must_not_be_gauges():
+def test_fields_that_only_closing_reports_need_are_closing_gauges():
     plan = plan_of(spec_of(RTT, SIZE, DURATION))
     assert [gauge.path for gauge in plan.gauges] == [("Metric", "RTT")]
     fields = [("Metric", "ABBytes"), ("Metric", "BABytes"), ("Start",)]
@@ -270,7 +270,7 @@ def test_invalid_round_trip_time_is_not_observed(make):
     assert observed(table) == ([0, 1, 1, 1], "0.002")
 
 
-def test_flow_without_valid_marks_is_not_new(make):
+def test_flow_without_a_valid_start_is_not_new(make):
     table = make(spec_of(RTT))
     table.report(make_flow(rtt=2 * MS, start=-1), 0)
     assert observed(table) == ([0, 0, 0, 0], "0")
@@ -327,8 +327,8 @@ def test_late_closing_report_of_a_dormant_flow_is_observed_once(make):
     assert table.report(make_flow(finish=1, **flow), 600) == "late"
     assert observed(table, "size", 600) == ([0, 1, 1], "300")
     assert observed(table, "duration", 600) == ([0, 0, 1], "64")
-    # The flow is kept as ended. Therefore neither the same report nor a later one is observed
-    # again.
+    # The flow is kept as ended. So neither a repetition of the report nor a later report is
+    # observed.
     assert table.report(make_flow(finish=1, **flow), 601) == "late"
     assert table.report(make_flow(total=(200, 200, 2, 2), last=66_000), 602) is None
     assert table.report(make_flow(total=(300, 200, 2, 2), last=67_000, finish=1), 603) is None

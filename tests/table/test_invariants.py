@@ -166,7 +166,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
     def use(self, nth):
         types = flow_types(self.core.plan, also=[("LayersPath",), ("Link", "B")])
         self.with_failures(nth, 1, lambda: self.core.set_flow_types(types))
-        # `core.message` still decodes the original types.
+        # Restore the original types, because `core.message` decodes these types.
         self.core.set_flow_types(self.core.types)
 
     @rule(nth=failing, times=times, count=st.sampled_from((0, 1, 3, 100)))

@@ -39,7 +39,7 @@ WEB, DB, CACHE = ("web", "shop", "node-1"), ("db", "shop", "node-2"), ("cache", 
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model, or of the core with one of its ways to read fields."""
+    """Return the constructor of the model, or of the core, which has two ways to read fields."""
     return request.param
 
 
@@ -799,7 +799,7 @@ def all_strings(table, count):
 
 
 @pytest.mark.parametrize("count", [1, 3, 1000, 2**32 - 1])
-def test_strings_returns_the_strings_of_stored_rows(count):
+def test_all_strings_of_stored_rows_can_be_read(count):
     names = Names({"10.0.0.1": WEB, "é": DB, 'a"b': CACHE, "x": CACHE})
     core = Core(spec_of(*ends(names, context=False)))
     assert all_strings(core.table, count) == []

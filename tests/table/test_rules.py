@@ -40,7 +40,7 @@ from tests.support.table_adapter import Core
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model, or of the core with one of its ways to read fields."""
+    """Return the constructor of the model, or of the core, which has two ways to read fields."""
     return request.param
 
 
@@ -161,7 +161,7 @@ def test_known_flow_stays_in_its_connection(make):
 # Unknown flows
 
 KNOWN = make_flow("1", (1, 1, 1, 1))
-"""The first flow of the connection, so that later flows do not create the connection."""
+"""Tests report this flow first, so that later flows find an existing connection."""
 
 LATER = {"newest": (5, 6, 7, 8), "newest_start": 60_000, "newest_last": 70_000, "last": 70_000}
 """Fields of a report that is not the first report of its flow."""
@@ -219,8 +219,8 @@ def test_closing_report_that_repeats_the_last_update_is_skipped(make):
 
 
 def test_repeated_closing_report_is_not_a_first_report(make):
-    # Some protocols have their own timeout. When it ends, the closing report of a flow repeats the
-    # last update.
+    # Some protocols have their own timeout. When this timeout ends, the closing report of a flow
+    # repeats the last update.
     table = make()
     repeat = make_flow(start=1_000, newest_start=1_000, last=5_000, newest_last=10_000, finish=1)
     assert table.report(repeat, 0) == "ended"
@@ -237,7 +237,7 @@ def test_other_unknown_reports_add_their_last_update(make, finish, newest_last):
     assert sums(table) == [6, 7, 8, 9]
 
 
-def test_any_string_is_a_distinct_flow_key(make):
+def test_different_strings_identify_different_flows(make):
     hexadecimal = ["0", "a", "ffffffffffffffff", "1000000000000000"]
     other = ["00", "0a", "A", "0x1", "+1", "-1", "1.0", "10000000000000000", "fffffffffffffffff"]
     other += [" ", "a ", "a\n", "\0", "é", "e\u0301", "\U0001f600", "x" * 16, "x" * 17, "x" * 1024]
@@ -740,7 +740,7 @@ def test_view_keeps_rows_for_its_own_timeout(make):
     assert table.view_connections == (0,)
 
 
-def test_view_row_continues_until_it_expires(make):
+def test_row_of_a_view_continues_until_it_expires(make):
     table = make(Spec(views=(View(), view("node", (NODE,), "bytes", "flows"))))
     table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
     table.expire(900)
@@ -999,7 +999,7 @@ def test_gauges_keep_the_least_start_and_the_greatest_last(make):
         (2**62, "4611686018.427387904"),
     ],
 )
-def test_seconds_are_exact(make, rtt_ns, shown):
+def test_values_in_seconds_are_exact(make, rtt_ns, shown):
     table = make(Spec(views=(view("a", (NODE, DIRECTION), "rtt"),)))
     table.report(make_flow(rtt=rtt_ns), 0)
     assert samples(table, "a_rtt_seconds") == {"node-1,>": shown}
@@ -1785,7 +1785,7 @@ def test_negative_rtt_has_no_series(make):
     assert table.values_skipped["Metric.RTT"] == 1
 
 
-def test_skipped_report_has_no_omitted_values(make):
+def test_omitted_values_of_an_out_of_range_report_are_not_counted(make):
     table = make()
     flow = make_flow("a1", (-1, 0, 0, 0))
     flow["Metric"]["RTT"] = -5
@@ -1853,7 +1853,7 @@ def test_restarted_dormant_flow_adds_its_totals(make):
     assert sums(table, A_WHILE_S) == [110, 220, 4, 6]
 
 
-def test_dormant_flow_is_forgotten_after_memory_s(make):
+def test_dormant_flow_is_forgotten_after_flow_memory_s(make):
     table = make(MEMORY)
     table.report(make_flow("a1", last=1), 0)
     table.expire(TIMEOUT_S)
@@ -1865,7 +1865,7 @@ def test_dormant_flow_is_forgotten_after_memory_s(make):
     assert samples(table, "node_bytes_total", TIMEOUT_S + 300) == {"node-1": "311"}
 
 
-def test_no_flow_is_dormant_without_memory(make):
+def test_no_flow_is_dormant_without_flow_memory(make):
     table = make(Spec(views=MEMORY.views, flow_memory_s=0))
     table.report(make_flow("a1", last=1), 0)
     table.expire(TIMEOUT_S)
@@ -2114,16 +2114,15 @@ def test_first_reports_are_counted_as_new_flows(make):
     assert samples(table, "port_new_flows_total") == {"443,>": "1"}
     table.report(make_flow("b2", last=1_500), 0)
     assert [new_flows(table, prefix) for prefix in ("main", "node", "port")] == [2, 2, 2]
-    # Later reports of a known flow are never new. These reports are late, have more bytes, restart
-    # the flow, and close it.
-    table.report(make_flow("a1", last=1_500), 1)
-    table.report(make_flow("a1", (101, 201, 2, 3), last=1_600), 2)
-    table.report(make_flow("a1", (1, 1, 1, 1), last=1_700), 3)
-    table.report(make_flow("a1", (2, 2, 2, 2), last=1_800, finish=1), 4)
+    # Later reports of a known flow are never new.
+    table.report(make_flow("a1", last=1_500), 1)  # is late
+    table.report(make_flow("a1", (101, 201, 2, 3), last=1_600), 2)  # has more bytes
+    table.report(make_flow("a1", (1, 1, 1, 1), last=1_700), 3)  # restarts the flow
+    table.report(make_flow("a1", (2, 2, 2, 2), last=1_800, finish=1), 4)  # closes the flow
     assert [new_flows(table, prefix, 4) for prefix in ("main", "node", "port")] == [2, 2, 2]
 
 
-def test_view_can_have_only_new_flows(make):
+def test_view_can_show_only_new_flows(make):
     table = make(Spec(views=(view("a", (PORT_B,), "new_flows"),)))
     for number in range(3):
         table.report(make_flow(f"a{number}", ports=(number, 443)), 0)
@@ -2359,7 +2358,7 @@ BEGAN = 1_000_000.0
 
 
 def an_update(uuid, total, *, age_s, newest, finish=0, last_s=None, **fields):
-    """Return a report of a flow that began ``age_s`` before the update, by the agent's clock."""
+    """Return a report of a flow that is ``age_s`` old at the update, by the agent's clock."""
     start = 5_000_000
     update = start + round(age_s * 1000)
     return make_flow(
@@ -2433,7 +2432,7 @@ def test_overflow_moves_the_horizon(make):
     assert samples(table, BYTES, BEGAN + 360)[OTHERS.format(">")] == "37"
 
 
-def test_flow_with_only_a_closing_report_counts_without_a_series(make):
+def test_flow_with_only_a_closing_report_is_counted_without_a_connection(make):
     table = make(MEMORY)
     table.begin(BEGAN)
     closing = an_update("a1", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=20)
@@ -2470,8 +2469,8 @@ def test_finish_type_of_an_update_does_not_end_the_flow(make, finish):
     table = make(MEMORY)
     table.report(make_flow("a1", last=1, finish=finish), 0)
     table.report(make_flow("a1", (130, 260, 3, 4), last=2, finish=finish), 1)
-    # A report with this finish type is an ordinary report. It does not repeat its last update, even
-    # if the times differ.
+    # A report with this finish type is an ordinary report. Even if its times differ, it does not
+    # count as a repetition of the last update.
     update = LATER | {"newest_last": 80_000, "finish": finish}
     assert table.report(make_flow("b2", a="10.0.0.9", **update), 1) is None
     assert (table.connections, table.flows) == (2, 2)
@@ -2502,7 +2501,7 @@ def test_returning_ended_flow_is_reopened(make):
     assert table.dormant_flows == 1
 
 
-def test_ended_flow_is_kept_for_a_timeout_without_memory(make):
+def test_ended_flow_is_kept_for_a_timeout_without_flow_memory(make):
     table = make(Spec(views=MEMORY.views, flow_memory_s=0))
     table.report(make_flow("a1", last=5, finish=1), 0)
     table.expire(TIMEOUT_S)
@@ -2512,7 +2511,7 @@ def test_ended_flow_is_kept_for_a_timeout_without_memory(make):
     assert table.dormant_flows == 0
 
 
-def test_unknown_closing_report_counts_omitted_marks(make):
+def test_omitted_values_of_an_ended_report_are_counted(make):
     table = make(MEMORY)
     closing = make_flow("a1", **LATER | {"newest_last": -1, "finish": 1})
     assert table.report(closing, 0) == "ended"
@@ -2567,7 +2566,7 @@ def test_connection_starts_with_deltas_of_earlier_closing_reports(make):
     assert samples(table, "a_bytes_total", now) == {"10.0.0.1,10.0.0.2": "106"}
 
 
-def test_rejected_flow_was_never_counted(make):
+def test_rejected_flow_adds_its_total_when_it_is_accepted(make):
     table = make(Spec(views=MEMORY.views, max_connections=1))
     table.begin(BEGAN)
     table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN + 190)
@@ -2795,7 +2794,7 @@ def test_uuid_string_can_become_a_label(make):
     }
 
 
-def test_second_field_of_a_sum_is_omitted_by_its_name(make):
+def test_omitted_second_field_of_a_sum_is_counted_under_its_own_name(make):
     table = make(Spec(views=(view("a", (NODE,), "bytes"),)))
     table.report(make_flow("a1", (1, 0, 0, 0)), 0)
     flow = make_flow("b2", **LATER)

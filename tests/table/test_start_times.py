@@ -45,7 +45,7 @@ SHARED = Spec(
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model, or of the core with one of its ways to read fields."""
+    """Return the constructor of the model, or of the core, which has two ways to read fields."""
     return request.param
 
 
@@ -162,7 +162,7 @@ def test_start_time_is_not_later_than_the_report(make):
     assert start(table, BYTES, 60) == CLOCK_MS + 40_000
 
 
-def test_start_time_without_the_clock_is_not_limited(make):
+def test_start_time_is_not_limited_if_the_wall_clock_is_unknown(make):
     table = make()
     table.report(first_report(start=CLOCK_MS + 50_000), 0)
     assert start(table, BYTES) == CLOCK_MS + 50_000
@@ -317,7 +317,7 @@ def test_dormant_flow_that_overflows_starts_rows_at_its_known_totals(make):
 # Names
 
 
-def test_connection_with_new_names_starts_now(make):
+def test_connection_with_new_names_starts_at_the_current_time(make):
     names = Names({"node-1": ("eth0",)})
     label = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(View((label, DIRECTION), FAMILIES), NODE)))
@@ -334,7 +334,7 @@ def test_connection_with_new_names_starts_now(make):
     assert starts(table, BYTES, 9) == {"eth0": expected}
 
 
-def test_view_with_new_names_starts_now(make):
+def test_row_of_a_view_with_new_names_starts_at_the_current_time(make):
     names = Names({"node-1": ("eth0",)})
     label = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(View(LABELS, FAMILIES), View((label,), standard("v", "bytes")))))
@@ -348,7 +348,7 @@ def test_view_with_new_names_starts_now(make):
     assert start(table, BYTES, 5) == START_MS
 
 
-def test_new_names_without_the_clock_have_no_start_time(make):
+def test_new_names_have_no_start_time_if_the_wall_clock_is_unknown(make):
     names = Names({"node-1": ("eth0",)})
     label = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(View((label, DIRECTION), FAMILIES),)))

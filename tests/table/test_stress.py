@@ -1,7 +1,7 @@
-"""All operations that threads may call concurrently; the test runs for `STRESS_S` seconds.
+"""Runs all operations that threads may call concurrently, for `STRESS_S` seconds.
 
-As in the program, one thread updates, expires, relabels and changes limits. Others read pages and
-scan the table. `make tsan` runs this under ThreadSanitizer.
+As in the program, one thread updates the table, expires and relabels flows, and changes limits.
+Other threads read pages and scan the table. `make tsan` runs this test with ThreadSanitizer.
 """
 
 import contextlib
@@ -86,8 +86,8 @@ class Stress:
                     assert values >= 0
                     connections, labels, _, without = table.cardinality(3, label)
                     # A scan visits no row twice, although rows are created and removed. So it
-                    # visits at most two rows per flow, with its old and its new name, and the
-                    # overflow row.
+                    # visits the overflow row, and at most two rows per flow: one with the old name,
+                    # and one with the new name.
                     assert 0 <= without <= connections <= 2 * FLOWS + 1
                     for count, top, remaining in labels.values():
                         assert remaining <= connections

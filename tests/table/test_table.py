@@ -325,7 +325,7 @@ def test_memory_is_reused_by_new_rows():
 
 
 @pytest.mark.xdist_group("timing")
-def test_bytes_matches_the_resident_memory():
+def test_attribute_bytes_matches_the_resident_memory():
     def one_cycle(core, cycle):
         now = cycle * TIMEOUT_S
         core.expire(now)
@@ -550,7 +550,7 @@ def test_failed_allocation_leaves_the_table_consistent():
     run_apart(OUT_OF_MEMORY, timeout_s=60)
 
 
-def test_slots_are_read_by_default():
+def test_fields_are_read_from_slots_by_default():
     table, _ = a_table()
     assert table.reads_slots
     table, _ = a_table(slots=False)
@@ -1104,7 +1104,7 @@ def test_many_remaining_connections_are_estimated():
         assert 0.95 * 120_000 < labels[label][2] <= 120_000
 
 
-def test_frequent_values_are_unescaped():
+def test_most_frequent_label_values_are_unescaped():
     core = Core()
     for n, text in enumerate(ODD_TEXTS):
         core.report(make_flow(f"{n + 1:x}", node=text), 0)
@@ -1214,7 +1214,7 @@ def test_threads_count_values_while_the_table_changes():
 # New flows
 
 
-def test_values_that_do_not_match_are_remembered_by_column():
+def test_mismatch_in_one_column_does_not_hide_a_match_in_another():
     core = Core()
     for n in range(20):
         ends = {"a": "10.0.0.1", "b": "10.0.0.2"} if n % 2 else {"a": "10.0.0.2", "b": "10.0.0.1"}
