@@ -235,12 +235,13 @@ _SUBSCRIPTIONS: Final = (
     ),
     _histogram(
         "skyfast_report_packet_age_seconds",
-        "Time from a flow's latest packet until its report arrives, for a sample of reports.",
+        "Time from a flow's latest packet until its report arrives, for randomly chosen reports.",
         _histogram_by_analyzer(lambda analyzer: analyzer.packet_age),
     ),
     _histogram(
         "skyfast_report_delivery_seconds",
-        "Time from an agent's update of a flow until the report arrives, for a sample of reports.",
+        "Time from an agent's update of a flow until the report arrives, for randomly chosen"
+        " reports.",
         _histogram_by_analyzer(lambda analyzer: analyzer.delivery),
     ),
 )
@@ -258,7 +259,7 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_values_skipped_total",
-        "Unusable values ignored in flow reports, by field.",
+        "Unusable field values ignored in flow reports, by field.",
         _by("field", _values_skipped),
     ),
     _metric(
@@ -280,12 +281,12 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_dormant_flows",
-        "Dormant flows: they are no longer reported, but skyfast remembers their totals.",
+        "Dormant flows: they are no longer reported, but skyfast remembers their counters.",
         _value(lambda source: source.table.dormant_flows),
     ),
     _metric(
         "skyfast_dormant_connections",
-        "Expired connections whose counters are remembered separately from their flows.",
+        "Expired connections whose counters skyfast remembers in addition to those of their flows.",
         _value(lambda source: source.table.dormant_connections),
     ),
     _metric(
@@ -300,7 +301,7 @@ _TABLE: Final = (
     ),
     _metric(
         "skyfast_flow_memory_seconds",
-        "How long the totals of an expired flow are remembered.",
+        "How long skyfast remembers the counters of an expired flow.",
         _value(lambda source: source.stats.flow_memory_s),
     ),
     _metric(
@@ -412,7 +413,7 @@ _NAMES: Final = (
     ),
     _metric(
         "skyfast_names_elements",
-        "Nodes and edges of the topology from which names are resolved.",
+        "Topology nodes and edges from which skyfast resolves names.",
         _name(lambda names: names.elements),
     ),
     _metric(
@@ -427,7 +428,7 @@ _NAMES: Final = (
     ),
     _metric(
         "skyfast_names_resolutions_total",
-        "How often skyfast resolved all names, because the topology had changed.",
+        "Number of times that skyfast resolved all names because the topology had changed.",
         _name(lambda names: names.resolutions),
     ),
     _metric(
@@ -445,17 +446,17 @@ _NAMES: Final = (
 _OWN_NAMES: Final = (
     _metric(
         "skyfast_own_names",
-        "Entries of names and names_file.",
+        "Own names: entries in the configuration keys names and names_file.",
         _own_name(lambda own: own.entries),
     ),
     _metric(
         "skyfast_own_names_last_load_successful",
-        "Whether the latest reading of names and names_file succeeded.",
+        "Whether the latest load of the own names succeeded.",
         _own_name(lambda own: own.last_load_successful),
     ),
     _metric(
         "skyfast_own_names_last_load_success_timestamp_seconds",
-        "Unix time of the latest successful reading of names and names_file.",
+        "Unix time of the latest successful load of the own names.",
         _own_name(lambda own: own.last_load_success_timestamp_s),
     ),
 )
@@ -478,7 +479,7 @@ _CONFIG: Final = (
     ),
     _metric(
         "skyfast_config_last_reload_changed",
-        "Keys changed by the latest successful reload.",
+        "Configuration keys changed by the latest successful reload. The value is always 1.",
         _by("key", lambda source: dict.fromkeys(source.stats.config.last_reload_changed, 1)),
     ),
     _metric(
@@ -511,7 +512,7 @@ _SCRAPES: Final = (
     ),
     _metric(
         "skyfast_scrapes_rejected_total",
-        "Pages refused with status 503 because too many were being served.",
+        "Requests refused with HTTP status 503 because too many pages were being served.",
         _value(lambda source: source.stats.scrape.rejected),
     ),
     _metric(
