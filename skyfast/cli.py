@@ -95,7 +95,7 @@ def _parser() -> _Parser:
         prog="skyfast",
         usage="%(prog)s [CONFIG] [OPTION]...",
         description="Prometheus exporter for Skydive network flows.",
-        epilog="Environment variables such as SKYDIVE_HOST_ID override keys of the file.",
+        epilog="Environment variables such as SKYDIVE_HOST_ID override keys of CONFIG.",
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
     )
@@ -139,7 +139,7 @@ def _parser() -> _Parser:
         "--record",
         type=_record,
         metavar="FILE",
-        help="record messages; *.gz files are compressed",
+        help="record messages to FILE; *.gz is compressed",
     )
     parser.add_argument(
         "--record-anonymous",
@@ -194,7 +194,7 @@ def _parser() -> _Parser:
         "--print-completion",
         choices=SHELLS,
         metavar="SHELL",
-        help="print the completion for bash, zsh or fish",
+        help="print the completion script for bash, zsh or fish",
     )
     parser.add_argument(
         "--version",

@@ -85,7 +85,7 @@ def suggestion(text: str, known: Collection[str], *, otherwise: str = "") -> str
     """
     if near := nearest(text, known):
         return f"did you mean {near}?"
-    return otherwise or f"expected one of {', '.join(known)}"
+    return otherwise or f"expected {'one of ' if len(known) > 1 else ''}{', '.join(known)}"
 
 
 def parse_str(value: YamlValue) -> str:

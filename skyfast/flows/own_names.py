@@ -109,7 +109,7 @@ def make_entry(name: str, values: Iterable[tuple[str, str]] = ()) -> Entry:
 def _check_text(text: str) -> None:
     if not text or len(text) > MAX_NAME_CHARS or not text.isprintable():
         raise InvalidEntryError(
-            f"{_shown(text)} is not a text of 1 to {MAX_NAME_CHARS} printable characters"
+            f"{_shown(text)} is not a string of 1 to {MAX_NAME_CHARS} printable characters"
         )
 
 
@@ -143,8 +143,8 @@ def read_prefix(text: str) -> Prefix:
     IPv4-mapped IPv6 addresses are returned as IPv4.
 
     Raises:
-        InvalidEntryError: The text is neither, or the address is not the first address of the
-        network.
+        InvalidEntryError: The text is neither an address nor a network, or it does not begin with
+            the first address of its network.
 
     """
     address, slash, length = text.partition("/")
@@ -163,7 +163,8 @@ def read_prefix(text: str) -> Prefix:
         if first & (1 << most - bits) - 1:
             network = addresses.write(addresses.masked(packed, bits))
             raise InvalidEntryError(
-                f"{_shown(text)} is not the first address of its network, {network}/{bits}"
+                f"{_shown(text)} does not begin with the first address of its network; write"
+                f" {network}/{bits}"
             )
     return of_family | first << _LENGTH_BITS | bits
 

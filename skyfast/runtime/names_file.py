@@ -23,9 +23,11 @@ INTERVAL_S: Final = 2.0
 def warn(*, labels: str, keys: Sequence[str]) -> None:
     """Warn about ``labels`` that stay empty without own names, and ``keys`` that no entry has."""
     if labels:
-        log.warning("labels %s: neither names nor names_file is set", labels)
+        log.warning(
+            "labels %s are empty: the configuration sets neither names nor names_file", labels
+        )
     for key in keys:
-        log.warning("no entry of names or names_file has the key '%s'", key)
+        log.warning("a label needs the key '%s', but no own name has this key", key)
 
 
 class NamesFile:

@@ -288,7 +288,7 @@ class NamePoller:
         hints, names = find_hints(self._export, resolution), self._names
         if hints.without_pods and hints.without_pods != names.labels_without_pods:
             text = (
-                "labels %s: the topology has no pods;"
+                "labels %s are empty: the topology has no pods;"
                 " enable Skydive's Kubernetes probe (k8s) on an analyzer"
             )
             self._limit.warn(log, "no_pods", text, hints.without_pods)
