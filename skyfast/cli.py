@@ -194,7 +194,7 @@ def _parser() -> _Parser:
         "--print-completion",
         choices=SHELLS,
         metavar="SHELL",
-        help="print the completion script for bash, zsh or fish",
+        help="print completions for bash, zsh or fish",
     )
     parser.add_argument(
         "--version",

@@ -71,7 +71,7 @@ complete -c skyfast -n _shtab_skyfast_using -l web.systemd-socket -d 'listen on 
 complete -c skyfast -n _shtab_skyfast_using -l web.config.file -xka "(__fish_complete_path (commandline -ct))" -d 'file with TLS settings and HTTP users'
 complete -c skyfast -n _shtab_skyfast_using -l log.level -xka "debug info warning error critical" -d 'debug, info, warning, error or critical'
 complete -c skyfast -n _shtab_skyfast_using -l log.format -xka "text json" -d 'text or json'
-complete -c skyfast -n _shtab_skyfast_using -l print-completion -xka "bash zsh fish" -d 'print the completion script for bash, zsh or fish'
+complete -c skyfast -n _shtab_skyfast_using -l print-completion -xka "bash zsh fish" -d 'print completions for bash, zsh or fish'
 complete -c skyfast -n _shtab_skyfast_using -l version -d 'print the version and the build'
 complete -c skyfast -n _shtab_skyfast_using -l json -d 'print --version as JSON'
 complete -c skyfast -n '_shtab_skyfast_using; and test $_shtab_skyfast_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'configuration file, or - for standard input (default: /etc/skydive/prom_sky_con.yml)'

@@ -31,7 +31,7 @@ _shtab_skyfast_options=(
   "--web.config.file[file with TLS settings and HTTP users]:FILE:_files"
   "--log.level[debug, info, warning, error or critical]:LEVEL:(debug info warning error critical)"
   "--log.format[text or json]:FORMAT:(text json)"
-  "--print-completion[print the completion script for bash, zsh or fish]:SHELL:(bash zsh fish)"
+  "--print-completion[print completions for bash, zsh or fish]:SHELL:(bash zsh fish)"
   "--version[print the version and the build]"
   "--json[print --version as JSON]"
   ":configuration file, or - for standard input (default\: \/etc\/skydive\/prom_sky_con.yml):_files"
