@@ -38,8 +38,8 @@ Names: TypeAlias = tuple[str, ...]
 """The own names of an address: its name, its network, then the values of the keys.
 
 The name is from the entry of exactly this address. The network is the name of the smallest network
-with a name that contains the address. The value of a key is from the longest prefix that contains
-the address and has this key. A missing string is empty."""
+that contains the address and has a name. The value of a key is from the longest prefix that
+contains the address and has this key. A missing string is empty."""
 
 _KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_SHOWN: Final = 60
@@ -74,7 +74,7 @@ class InvalidEntryError(ValueError):
 
 
 class InvalidLinesError(ValueError):
-    """Lines of a file are invalid; ``problems`` are their numbers and messages."""
+    """Lines of a file are invalid; ``problems`` has the line number and message of each error."""
 
     def __init__(self, problems: Sequence[tuple[int, str]]) -> None:
         super().__init__(problems)

@@ -51,7 +51,7 @@ class LabelSpec:
 class MetricSpec:
     """A metric: a known metric if ``paths`` is empty, else one or two fields of a flow.
 
-    Two fields are the initiator's direction and the target's. ``type`` and ``help`` apply only to
+    If there are two fields, the initiator's direction is first. ``type`` and ``help`` apply only to
     metrics with ``paths``, except that the type of a known histogram is "histogram". ``buckets``
     are the upper bounds of its buckets, without +Inf.
     """
@@ -88,7 +88,7 @@ NO_BOUNDS: Final = Bounds()
 """No bound: all connections have series."""
 
 Amount: TypeAlias = Literal["bytes", "packets"]
-"""An amount that bounds limit: the metric of this name, summed over both directions."""
+"""An amount that can have a bound: the metric of this name, summed over both directions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
