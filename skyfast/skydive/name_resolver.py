@@ -48,7 +48,7 @@ CONTRADICTORY_PODS: Final = "contradictory_pods"
 """Counts network namespaces whose containers belong to different pods."""
 
 CLUSTER_IP_INTERFACE: Final = "kube-ipvs0"
-"""Name of the interface to which kube-proxy adds all cluster IPs, on every host, in IPVS mode."""
+"""In IPVS mode, kube-proxy adds all cluster IPs to an interface of this name on every host."""
 
 _SORTED_AT_ONCE: Final = 256
 """Number of candidates that are sorted at once: this holds the GIL for about 1 ms."""
@@ -61,10 +61,10 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An owner of an address.
 
     ``names`` has the values of ``ADDRESS_NAMES``, followed by the values of the requested pod
-    labels. ``namespace`` is the ID of the network namespace's node, or of the host's node if this
-    is the host's own namespace; "" if unknown. ``host`` is the owner's host, by the name that the
-    agent uses. ``cluster`` is the cluster of the pod or service, otherwise the cluster of the host,
-    or "" if there is none.
+    labels. ``namespace`` is the ID of the network namespace's node; for the host's own namespace,
+    it is the ID of the host's node; "" if unknown. ``host`` is the owner's host, by the name that
+    the agent uses. ``cluster`` is the cluster of the pod or service, otherwise the cluster of the
+    host, or "" if there is none.
     """
 
     names: tuple[str, ...]

@@ -296,7 +296,7 @@ class _MissingFlows:
         self._shown = 0.0
         """Number of reports that show packets, minus the share that is normal for idle captures."""
         self._suspect_after_s = self._silent_after_s = math.inf
-        """The value of ``seconds`` when flows became due: enough reports had shown packets."""
+        """The ``seconds`` at which enough reports had shown packets, so that flows were due."""
 
     def update(self, *, flows: bool, tick_s: float) -> None:
         if flows:
