@@ -464,7 +464,7 @@ def _check_names(configuration: model.Config) -> str:
     sources, export = configuration.names, configuration.export
     loaded = names.load(sources, export)
     names_file.warn(labels=names.labels_without_names(sources, export), keys=loaded.missing_keys)
-    return f"# Names: {loaded.summary()}.\n" if loaded.sources.are_set else ""
+    return f"# Own names: {loaded.summary()}.\n" if loaded.sources.are_set else ""
 
 
 def _check_web(path: str) -> str:

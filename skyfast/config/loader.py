@@ -132,7 +132,7 @@ def uses_default_analyzer(config: Config) -> bool:
 
 
 def changed(old: Config, new: Config) -> tuple[str, ...]:
-    """Return the paths of the keys that differ between two configurations, including secrets."""
+    """Return the paths of the keys whose values, including secrets, differ."""
     return tuple(path for path, key in SCHEMA.items() if _compared(key, old) != _compared(key, new))
 
 

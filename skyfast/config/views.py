@@ -157,7 +157,7 @@ def resolve_views(
     ``others`` are the selected families of the page that belong to no view.
 
     Raises:
-        ViewError: The views cannot be on one page.
+        ViewError: The views conflict with each other, or exceed a limit.
 
     """
     done = tuple(
@@ -307,8 +307,8 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
                 problem += f", including the lookup fields of names{source} ({fields})"
             raise ViewError(problem, number, ("labels",))
         values |= own_values
-        # The table stores only the buckets of a histogram, but it reads the observed values from
-        # reports.
+        # The table stores only the buckets of a histogram. But it reads the observed values from
+        # reports, so these values count, too.
         values |= {
             gauge if value.observes == "first" else ("closing", gauge)
             for value in all_values

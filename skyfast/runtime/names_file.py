@@ -81,10 +81,10 @@ class NamesFile:
             self._refuse("error", "out of memory")
             return None
         self.use(found, export)
-        log.info("names reloaded in %.1f s: %s", time.monotonic() - begun_s, found.summary())
+        log.info("own names reloaded in %.1f s: %s", time.monotonic() - begun_s, found.summary())
         return found
 
     def _refuse(self, reason: str, text: str) -> None:
-        self._limit.log(log, logging.ERROR, text, "names not reloaded: %s", text)
+        self._limit.log(log, logging.ERROR, text, "own names not reloaded: %s", text)
         self._counts.last_load_successful = 0
         self._counts.last_failure = Failure(reason, text)

@@ -5,11 +5,12 @@
 * Everything is read every `FULL_INTERVAL_S`.
 * In between, updated nodes and edges are read every `INTERVAL_S`. Interfaces are always read
   completely, because a query for updated interfaces would not be cheaper.
-* If addresses in flows are unknown, their pods and updated pods are read alternately, every
-  `UNKNOWN_INTERVAL_S`. If no address is unknown, updated pods are read every `PODS_INTERVAL_S`.
+* If flows have unknown addresses, the pods with these addresses and the updated pods are read
+  alternately, every `UNKNOWN_INTERVAL_S`. If no address is unknown, updated pods are read every
+  `PODS_INTERVAL_S`.
 
-Names are resolved again only if the data that is read has changed, or if the index has names of
-deleted nodes that are due for removal.
+Names are resolved again only if the data that is read has changed, or if it is time to remove names
+of deleted nodes from the index.
 """
 
 import asyncio

@@ -178,7 +178,8 @@ class TopologyClient:
             else:
                 if analyzer is not self._preferred:
                     log.info(
-                        "analyzer %s: this analyzer provides the topology", analyzer.endpoint.name
+                        "analyzer %s: the topology is read from this analyzer",
+                        analyzer.endpoint.name,
                     )
                 self._preferred = analyzer
                 if observer is not None:

@@ -390,7 +390,7 @@ def test_check_reads_the_names(file: Path) -> None:
     """
     result = run("--check", "-", stdin=text)
     assert result.returncode == 0
-    assert "# Names: 2 entries with the keys site.\n" in result.stdout
+    assert "# Own names: 2 entries with the keys site.\n" in result.stdout
     assert "# Labels from own names take" in result.stdout
     assert "topology queries" not in result.stdout
     assert result.stderr.count("\n") == 1
@@ -419,4 +419,4 @@ def test_check_warns_of_labels_without_any_names() -> None:
         "labels target_network are empty: the configuration sets neither names nor names_file"
         in result.stderr
     )
-    assert "# Names" not in result.stdout
+    assert "# Own names" not in result.stdout
