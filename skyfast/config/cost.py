@@ -27,7 +27,7 @@ from skyfast.flows.planner import (
 from skyfast.flows.selection import Bounds, ExportSelection, LabelSpec, MetricSpec, ViewSpec
 
 _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
-"""Fields that identify the capture point. A conversation has a separate flow at each point."""
+"""Fields that identify a capture point. A conversation has one flow at each capture point."""
 
 
 NEW_FLOWS_BYTES: Final = 8

@@ -298,7 +298,7 @@ _DNS_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _K8S_LABEL = re.compile(
     rf"(?:(?=[^/]{{1,253}}/){_DNS_LABEL}(?:\.{_DNS_LABEL})*/)?{_K8S_NAME}", re.ASCII
 )
-"""A label key of Kubernetes: a name, or a DNS name, a slash and a name."""
+"""A Kubernetes label key: a name, with or without a DNS name and a slash before it."""
 
 
 def _to_k8s_label(value: YamlValue) -> str:
