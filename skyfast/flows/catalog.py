@@ -32,7 +32,7 @@ FIXED_PREFIXES: Final = (
     "skyfast_",
     "process_",
 )
-"""Prefixes of all families on the page that are not computed from flows."""
+"""The prefixes of families that are not computed from flows."""
 
 Cardinality = Literal["low", "medium", "unbounded"]
 """The number of label values: a handful, limited by the size of the network, or unlimited."""

@@ -57,7 +57,7 @@ _IPV6: Final = 1 << _IPV6_BITS + _LENGTH_BITS
 
 _LENGTHS: Final = {str(bits): bits for bits in range(_IPV6_BITS + 1)}
 _INDEXED_BITS: Final = 16
-"""Number of low bits of an IPv4 address that the index of the ranges ignores."""
+"""The index of the IPv4 ranges ignores this number of low bits of an address."""
 
 _SORTED_AT_ONCE: Final = 100_000
 """Number of prefixes that are sorted in one call, which takes about 20 ms."""

@@ -151,14 +151,14 @@ class ExportSelection:
 
     @property
     def k8s_labels(self) -> tuple[str, ...]:
-        """The keys of the pods' labels that are exported, sorted and without duplicates."""
+        """The keys of the exported pod labels, sorted and without duplicates."""
         views = (self.main, *self.views)
         keys = {label.k8s_label for view in views for label in view.labels if label.k8s_label}
         return tuple(sorted(keys))
 
     @property
     def names_keys(self) -> tuple[str, ...]:
-        """The keys of own names that are exported, sorted and without duplicates."""
+        """The exported keys of own names, sorted and without duplicates."""
         views = (self.main, *self.views)
         keys = {label.names_key for view in views for label in view.labels if label.names_key}
         return tuple(sorted(keys))
