@@ -35,7 +35,7 @@ MAX_TRIPLES: Final = 50_000
 """Maximum number of `Triple` keys in the cache of names; names of further triples are empty."""
 
 PRUNE_INTERVAL_S: Final = 300.0
-"""Minimum time between two clearings of the cache, to drop names that flows no longer use."""
+"""Minimum time between two clearings of the cache. They drop names that flows no longer use."""
 
 MAX_UNKNOWN: Final = 20_000
 """Maximum number of unknown addresses that wait for a query, and of addresses already queried.

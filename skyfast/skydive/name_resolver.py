@@ -51,7 +51,7 @@ CLUSTER_IP_INTERFACE: Final = "kube-ipvs0"
 """In IPVS mode, kube-proxy adds all cluster IPs to an interface of this name on every host."""
 
 _SORTED_AT_ONCE: Final = 256
-"""Number of candidates that are sorted at once: this holds the GIL for about 1 ms."""
+"""Number of candidates that are sorted in one call, which holds the GIL for about 1 ms."""
 
 Networks: TypeAlias = tuple[IPv4Network | IPv6Network, ...]
 """Subnets of a host."""
@@ -131,7 +131,7 @@ def choose(
     """Return the names of an address in a flow, or None if they are ambiguous.
 
     ``candidates`` are the owners of ``address``. ``other`` is the address at the other end of the
-    flow. ``point`` is where the flow was captured, or None if that is unknown. ``networks`` is from
+    flow. ``point`` is the capture point, or None if it is unknown. ``networks`` is from
     the `Resolution`.
 
     The names come from the first of these groups in which all candidates have the same ``names``.
@@ -168,7 +168,7 @@ def is_local(address: str) -> bool:
     """
     if address == "::1" or address.startswith(("127.", "169.254.")):
         return True
-    # fe80::/10. The first group of an IPv6 address has no leading zeros.
+    # fe80::/10. Groups have no leading zeros, so the first group must have four digits.
     return address.startswith(("fe8", "fe9", "fea", "feb")) and address.find(":") == 4
 
 

@@ -53,7 +53,7 @@ ENDED_SHARE: Final = 0.5
 captures have ended."""
 
 IDLE_SHARE: Final = 0.1
-"""If no more than this share of the reports shows packets, the captures may be idle."""
+"""If at most this share of the reports shows packets, the captures may be idle."""
 
 IDLE_REPORTS: Final = 3
 """After its last packet, a point sends this many reports that differ from earlier reports."""

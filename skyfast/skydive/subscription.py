@@ -227,7 +227,7 @@ class _BacklogTimer:
 
 
 class _SilenceMonitor:
-    """Checks once per tick whether a subscription still delivers, and ends it if it is silent.
+    """Checks once per tick whether a subscription still delivers. Ends a silent subscription.
 
     Silence is measured in ticks: after a pause of the process, the late tick counts as a single
     tick, and waiting messages are read before the next tick.

@@ -111,7 +111,8 @@ class TopologyClient:
     ) -> None:
         """Create the client without opening sockets. Needs no event loop.
 
-        ``observe`` is called for each query that is sent, and gets a copy of its response.
+        ``observe`` is called with each query that is sent. The observer that it returns gets a copy
+        of the response.
 
         Raises:
             ConfigError: An analyzer uses TLS, and a file in ``config.tls`` is unusable.

@@ -15,7 +15,7 @@ from skyfast.skydive.json_repair import prune_depth, replace_unreadable
 MAX_ELEMENT_BYTES: Final = 1024 * 1024
 """Maximum size of a node or edge; longer ones are skipped. Most are a few kilobytes long.
 
-Kubernetes does not store larger objects."""
+Objects of Kubernetes fit, because Kubernetes stores no larger objects."""
 
 MAX_ELEMENTS: Final = 100_000
 """Maximum number of nodes that are kept from a response; further nodes are skipped."""

@@ -44,7 +44,9 @@ class Query:
     _matches: _Matches = field(repr=False, compare=False)
 
     def matches(self, element: Element) -> bool:
-        """Return whether the response contains ``element``: an edge with ``edges``, else a node.
+        """Return whether the response contains ``element``.
+
+        ``element`` is an edge if ``edges`` is true, otherwise a node.
 
         An element with values of unexpected types, such as lists of strings, matches if Skydive
         would return it.
