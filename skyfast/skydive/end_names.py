@@ -32,10 +32,10 @@ class EndNames(dict[str, Names | None]):
     """Maps addresses in Go's notation to their names; implements `skyfast.flows.plan.Names`.
 
     The names of an address are its names in the topology, followed by its own network and its own
-    values. If there are no own names, and no label shows own networks or values, the tuples end
-    before these names. The first name is the own name of the address. If there is no own name, the
-    first name is the name in the topology. If this name is empty, too, the first name is the own
-    network.
+    values. If there are no own names, and no label shows own networks or values, the tuples have
+    only the names in the topology. The first name is the own name of the address. If there is no
+    own name, the first name is the name in the topology. If this name is empty, too, the first name
+    is the own network.
 
     The dict contains only addresses that the topology knows and that have been looked up. Other
     addresses with equal names share one tuple, because the table compares tuples by identity.

@@ -22,7 +22,7 @@ from skyfast.stats import TopologyStats
 class TopologyPoller:
     """Periodically reads the interfaces, and the names if they are used.
 
-    If names are used, one query reads the interfaces for the metrics and for the names.
+    If both are used, one query reads the interfaces for the metrics and for the names.
     """
 
     def __init__(
