@@ -175,7 +175,7 @@ class App:
         _announce(self._parts.config)
         log.info("%s", _cost_summary(self._parts))
         if self._parts.own.sources.are_set:
-            log.info("names: %s", self._parts.own.summary())
+            log.info("own names: %s", self._parts.own.summary())
         traffic_warnings.write(self._parts.config)
         status_page = listen.url(self.web.addresses[0], secure=secure)
         try:

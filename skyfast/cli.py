@@ -104,7 +104,7 @@ def _parser() -> _Parser:
         prog="skyfast",
         usage="%(prog)s [CONFIG] [OPTION]...",
         description="Prometheus exporter for Skydive network flows.",
-        epilog="Environment variables such as SKYDIVE_HOST_ID override keys of the file.",
+        epilog="Environment variables such as SKYDIVE_HOST_ID override keys of CONFIG.",
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
     )
@@ -148,7 +148,7 @@ def _parser() -> _Parser:
         "--record",
         type=_record,
         metavar="FILE",
-        help="record messages; *.gz files are compressed",
+        help="record messages to FILE; *.gz is compressed",
     )
     parser.add_argument(
         "--record-anonymous",
@@ -203,7 +203,7 @@ def _parser() -> _Parser:
         "--print-completion",
         choices=SHELLS,
         metavar="SHELL",
-        help="print the completion for bash, zsh or fish",
+        help="print completions for bash, zsh or fish",
     )
     parser.add_argument(
         "--version",
@@ -467,7 +467,7 @@ def _check_names(configuration: model.Config) -> str:
     sources, export = configuration.names, configuration.export
     loaded = names.load(sources, export)
     names_file.warn(labels=names.labels_without_names(sources, export), keys=loaded.missing_keys)
-    return f"# Names: {loaded.summary()}.\n" if loaded.sources.are_set else ""
+    return f"# Own names: {loaded.summary()}.\n" if loaded.sources.are_set else ""
 
 
 def _check_web(path: str) -> str:

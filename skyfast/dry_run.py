@@ -34,10 +34,10 @@ RELABEL_FLOWS = 1 << 20
 
 
 def forecast(config: Config, playback: Playback) -> Forecast:
-    """Replay the recordings, and return a forecast of ``min_bytes`` for the page at their end.
+    """Replay the recordings, and return a forecast of the effect of ``min_bytes``.
 
-    The replay takes a few microseconds per flow report. Raises ConfigError if a file cannot be
-    read.
+    The forecast is for the table at the end of the recordings. The replay takes a few
+    microseconds per flow report. Raises ConfigError if a file cannot be read.
     """
     return _DryRun(config).run(playback)
 

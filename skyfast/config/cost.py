@@ -27,7 +27,7 @@ from skyfast.flows.planner import (
 from skyfast.flows.selection import Bounds, ExportSelection, LabelSpec, MetricSpec, ViewSpec
 
 _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
-"""Fields that identify the capture point. A conversation has a separate flow at each point."""
+"""Fields that identify a capture point. A conversation has one flow at each capture point."""
 
 
 NEW_FLOWS_BYTES: Final = 8
@@ -128,7 +128,7 @@ def _lines(config: Config) -> Iterator[str]:
     if config.topology.interface_info:
         name = INTERFACE_INFO[export.naming].name
         queried = _queried(namespaces=True, kubernetes=True)
-        yield f"Each node_tid costs one series of {name}."
+        yield f"Each value of node_tid costs one series of {name}."
         yield f"These series need topology queries for {queried}."
         yield from () if KUBERNETES_NOTE in of_labels else (KUBERNETES_NOTE,)
     yield from _new_flows(export)
@@ -153,9 +153,10 @@ def _bounds(view: ViewSpec, bounds: Bounds) -> Iterator[str]:
         yield f"A {_row(view)} has no series until it has {' or '.join(amounts)}."
     if view.amounts:
         counters = [c for name in view.amounts for c in amount_counters(name, view.direction)]
+        bytes_ = VALUE_BYTES * len(counters)
         yield (
             f"Counting {' and '.join(view.amounts)} for these bounds takes"
-            f" {VALUE_BYTES * len(counters)} bytes per {_row(view)} and per flow."
+            f" {bytes_} bytes per {_row(view)}, and another {bytes_} bytes per flow."
         )
 
 

@@ -21,7 +21,7 @@ DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
 """The default port of a URL, by scheme."""
 
 FOLLOW_DNS: Final = "dns+"
-"""The prefix of a URL's scheme with which skyfast subscribes at all addresses of the host."""
+"""If the scheme of a URL has this prefix, skyfast subscribes to all addresses of the host."""
 
 SCHEMES: Final = (*DEFAULT_PORTS, *(FOLLOW_DNS + scheme for scheme in DEFAULT_PORTS))
 """Schemes of subscription URLs."""

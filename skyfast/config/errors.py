@@ -125,7 +125,7 @@ class Origin:
 
 
 class Problems:
-    """Collects errors to raise them together; stops after `MAX_PROBLEMS`."""
+    """Collects errors to raise them together, at the latest when there are over `MAX_PROBLEMS`."""
 
     def __init__(self) -> None:
         """Start without errors."""

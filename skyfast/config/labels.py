@@ -80,7 +80,7 @@ def to_label(value: YamlValue) -> LabelSpec:
 
 
 _SOURCES = ("path", "k8s_label", "names_key")
-"""The keys in the mapping of a label that define the source of its value."""
+"""The keys that define the source of a label's value. The mapping of a label has one of them."""
 
 _ANY_SOURCE = "one of path, k8s_label, names_key"
 
@@ -110,7 +110,7 @@ def to_metric(value: YamlValue) -> MetricSpec:
         known=("name", "value", "type", "help"),
         required=("name", "value", "type"),
         what="a metric with name, value and type",
-        unknown=lambda name: "requires type: histogram" if name == "buckets" else "",
+        unknown=lambda name: "requires the type histogram" if name == "buckets" else "",
     )
     entries = Entries(nodes)
     kind = cast(MetricType, entries.of("type", one_of("counter", "gauge", "histogram")))
@@ -269,8 +269,8 @@ def _to_names_label(value: YamlValue) -> str:
 def _to_label_of_ends(value: YamlValue, kind: str, kinds: str) -> str:
     text = _to_label_name(value)
     if text.startswith(f"{_NODE}_"):
-        prefixes = " and ".join(PREFIXES)
-        raise InvalidValue(f"starts with node_: {kinds} exist for {prefixes} only", text)
+        prefixes = " or ".join(PREFIXES)
+        raise InvalidValue(f"starts with node_: {kinds} can only start with {prefixes}", text)
     if text in PREFIXES:
         raise InvalidValue(f"is a prefix without a name; write a name such as {text}team", text)
     for prefix in PREFIXES:
@@ -298,7 +298,7 @@ _DNS_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _K8S_LABEL = re.compile(
     rf"(?:(?=[^/]{{1,253}}/){_DNS_LABEL}(?:\.{_DNS_LABEL})*/)?{_K8S_NAME}", re.ASCII
 )
-"""A label key of Kubernetes: a name, or a DNS name, a slash and a name."""
+"""A Kubernetes label key: a name, with or without a DNS name and a slash before it."""
 
 
 def _to_k8s_label(value: YamlValue) -> str:
@@ -315,7 +315,7 @@ def to_names_key(value: YamlValue) -> str:
     text = parse_str(value)
     if not own_names.is_key(text):
         raise InvalidValue(
-            "is not a key of names: use letters, digits and _, not starting with a digit", text
+            "is not a key of own names: use letters, digits and _, not starting with a digit", text
         )
     return text
 

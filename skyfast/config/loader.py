@@ -123,13 +123,13 @@ def dump(config: Config) -> str:
 
 
 def uses_default_analyzer(config: Config) -> bool:
-    """Return whether skyfast subscribes to its default because no analyzer is configured."""
+    """Return whether skyfast subscribes to the default because no analyzer is configured."""
     keys = (schema.ANALYZERS, schema.URL, schema.URLS)
     return not config.replayed and not any(key.path in config.given for key in keys)
 
 
 def changed(old: Config, new: Config) -> tuple[str, ...]:
-    """Return the paths of the keys that differ between two configurations, including secrets."""
+    """Return the paths of the keys whose values, including secrets, differ."""
     return tuple(path for path, key in SCHEMA.items() if _compared(key, old) != _compared(key, new))
 
 
@@ -168,8 +168,8 @@ def _collect(
             elif isinstance(node.value, dict):
                 descend(node.value, path)
             elif node.value is not None:
-                # The message does not show the value: if the space after the colon is missing, it
-                # is the string "password:secret".
+                # The message does not show the value: if the space after the colon is missing, the
+                # value is the string "password:secret".
                 text = f"{origin}: {path}: {kind_of(node.value)} is not a mapping of keys"
                 if near := KNOWN.instead_of_section(path, node.value):
                     text += f"; did you mean {near}?"
@@ -306,7 +306,7 @@ def _resolve_endpoints(
             )
     endpoints: dict[object, Endpoint] = {}
     for url in urls:
-        # A host name is not compared with addresses, because this would need a DNS lookup.
+        # Comparing a host name with an address would need a DNS lookup, so they count as different.
         identity = (url.follows_dns, url.identity)
         if identity in endpoints:
             text = f"{url.name} is listed more than once; subscribing once"
@@ -328,7 +328,7 @@ def _urls(
     if all(analyzer.identity != own for analyzer in analyzers):
         return (url,)
     return tuple(
-        # Keep the spelling of the URL's host: a certificate may contain it.
+        # Keep the spelling of the URL's host: a certificate may contain the name.
         replace(
             url,
             host=url.host if analyzer.identity == own else analyzer.host,

@@ -130,11 +130,11 @@ def load(
     """Read the own names that the labels of ``export`` show. This blocks.
 
     ``known`` is returned if nothing has changed. 100,000 entries take about 0.5 s. Other threads
-    can run in this time, because the code is Python.
+    can run in this time, because Python code releases the GIL regularly.
 
     Raises:
         ConfigError: The file cannot be read, is too long, or is invalid. The message contains the
-            numbers of invalid lines.
+            line number of each error.
 
     """
     state = file_state(sources.file) if sources.file else None

@@ -33,7 +33,7 @@ MAX_SECONDS = 31_536_000
 """The longest duration: a year."""
 
 MAX_ENTRIES = 4096
-"""Maximum number of values of a condition, and maximum number of ports in a list."""
+"""Maximum number of values of a condition, of ports in a list, and of entries in ``names``."""
 
 
 LEVELS = {
@@ -86,7 +86,7 @@ def suggestion(text: str, known: Collection[str], *, otherwise: str = "") -> str
     """
     if near := nearest(text, known):
         return f"did you mean {near}?"
-    return otherwise or f"expected one of {', '.join(known)}"
+    return otherwise or f"expected {'one of ' if len(known) > 1 else ''}{', '.join(known)}"
 
 
 def parse_str(value: YamlValue) -> str:
@@ -191,7 +191,7 @@ def to_boolean(value: YamlValue) -> bool:
 
 
 def one_of(*names: S) -> Callable[[YamlValue], S]:
-    """Accept one of these strings."""
+    """Accept one of the strings ``names``."""
     by_name = {str(name): name for name in names}
 
     def parse(value: YamlValue) -> S:
@@ -306,7 +306,7 @@ def mapping_of(
     what: str,
     unknown: Callable[[str], str] | None = None,
 ) -> dict[str, YamlNode]:
-    """Accept a mapping with these keys; return the nodes by key in lower case.
+    """Accept a mapping with keys in ``known``; return the nodes by key in lower case.
 
     Keys with a null value are left out. ``unknown`` returns the error for an unknown key, or an
     empty string for the default error.

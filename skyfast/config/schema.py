@@ -409,7 +409,7 @@ SECTIONS_OF_GO_CORE = (
 """Sections of the Go connectors' common core that skyfast does not support."""
 
 MONITORING_PORT = "pipeline.store.prom_sky_con.monitoring_port"
-"""A key of the Go connector for names of addresses, for which skyfast has ``names_file``."""
+"""The Go connector's key for names of addresses. skyfast has ``names_file`` instead."""
 
 SECTIONS_OF_SKYDIVE = (
     *("agent.", "auth.", "cache.", "docker.", "dpdk.", "etcd.", "flow.", "graph.", "k8s."),

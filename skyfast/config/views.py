@@ -157,7 +157,7 @@ def resolve_views(
     ``others`` are the selected families of the page that belong to no view.
 
     Raises:
-        ViewError: The views cannot be on one page.
+        ViewError: The views conflict with each other, or exceed a limit.
 
     """
     done = tuple(
@@ -194,15 +194,15 @@ def _resolve_view(
             raise ViewError(problem, number, ("labels", names.index("le"), "name"))
         own = bool(metric.paths)
         if own and metric.type == "gauge" and len(metric.paths) > 1 and not split:
-            problem = f"has two fields; with {DIRECTION}: sum, a gauge can have only one field"
+            problem = f"has two fields; if {DIRECTION} is sum, a gauge can have only one field"
             raise ViewError(problem, number, ("metrics", i, "value"))
         total = metric.name.endswith("_total")
         if own and metric.type == "counter" and not total and (view.prefix or naming == "standard"):
-            where = "in a view" if view.prefix else "with naming: standard"
+            where = "in a view" if view.prefix else "if naming is standard"
             problem = f"is a counter: {where}, its name must end with _total"
             raise ViewError(problem, number, ("metrics", i, "name"))
     if view.prefix and 0 < entry.timeout_s < least_timeout_s:
-        problem = f"is less than connection_timeout + connection_grace, {least_timeout_s:g}"
+        problem = f"is less than connection_timeout + connection_grace ({least_timeout_s:g})"
         raise ViewError(problem, number, ("timeout",))
     timeout_s = entry.timeout_s or (max(VIEW_TIMEOUT_S, least_timeout_s) if view.prefix else 0.0)
     if split and DIRECTION not in names:
@@ -279,7 +279,8 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
             if any(label.is_of_ends for label in own_labels):
                 pods = any(label.k8s_label for label in own_labels)
                 kind = "pod label" if pods else "label with names_key"
-                problem += f"; a {kind} without {' or '.join(PREFIXES)} counts twice"
+                prefixes = " or ".join(PREFIXES)
+                problem += f"; a {kind} counts twice if it does not start with {prefixes}"
             raise ViewError(problem, number, ("labels",))
         all_values = [value for f in families(view, naming=naming) for value in f.values]
         own_values = {value for value in all_values if isinstance(value, (Counter, Gauge))}
@@ -306,8 +307,8 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
                 problem += f", including the lookup fields of names{source} ({fields})"
             raise ViewError(problem, number, ("labels",))
         values |= own_values
-        # The table stores only the buckets of a histogram, but it reads the observed values from
-        # reports.
+        # The table stores only the buckets of a histogram. But it reads the observed values from
+        # reports, so these values count, too.
         values |= {
             gauge if value.observes == "first" else ("closing", gauge)
             for value in all_values

@@ -257,7 +257,8 @@ _ENDS_FLOW = re.compile(r"expected ',' or '([\]}])'")
 def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str:
     """Return the probable cause in terms that need no knowledge of YAML's grammar.
 
-    Empty if the cause is unknown. The line is not quoted: it may contain a password.
+    Empty if the cause is unknown. The result does not quote the line, because the line may contain
+    a password.
     """
     line = lines[mark.line] if mark.line < len(lines) else ""
     before, behind = line[: mark.column], line[mark.column :]

@@ -32,7 +32,7 @@ FIXED_PREFIXES: Final = (
     "skyfast_",
     "process_",
 )
-"""Prefixes of all families on the page that are not computed from flows."""
+"""The prefixes of families that are not computed from flows."""
 
 Cardinality = Literal["low", "medium", "unbounded"]
 """The number of label values: a handful, limited by the size of the network, or unlimited."""
@@ -92,7 +92,7 @@ CONTAINER_POD_LABELS: Final = frozenset(
     for prefix in ("initiator", "target", "node")
     for name in ("namespace", "pod")
 )
-"""The labels of pods whose values can also come from the labels of containers."""
+"""The pod labels that need no Kubernetes pods, because containers' labels can give their values."""
 
 POD_LABELS: Final = CONTAINER_POD_LABELS | {
     *("initiator_workload", "initiator_workload_kind", "initiator_service"),
@@ -129,7 +129,7 @@ _ADDRESS_HELP: Final[dict[str, _Name]] = {
     ),
     NETWORK: (
         "medium",
-        "the smallest of the networks in `names` and `names_file` that contain the {end}'s address",
+        "the name of the smallest own network that contains the {end}'s address: see `names`",
     ),
 }
 
@@ -272,7 +272,7 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         name="parent_uuid",
         path=("ParentUUID",),
         cardinality="unbounded",
-        help="the UUID of the tunnel's flow, or empty",
+        help="for a flow inside a tunnel, the UUID of the tunnel's own flow; otherwise empty",
     ),
     LabelDef(
         name=TAG,
@@ -442,7 +442,7 @@ METRICS: Final[tuple[MetricDef, ...]] = (
         compatible="skydive_network_connection_total_tcp_skipped",
         standard="tcp_skipped_total",
         unit="gaps",
-        help="Gaps in TCP streams that were never filled",
+        help="Unfilled gaps in TCP streams",
     ),
     MetricDef(
         name="tcp_skipped_bytes",

@@ -174,8 +174,8 @@ class _FunctionSource:
         self, classifier: Classifier, requirements: Iterable[Requirement]
     ) -> Callable[[list[Flow], list[int]], list[Flow]]:
         """Compile the source. Drop rules are tested in order; matches are counted by position."""
-        # This function tests whether the table would skip a flow only if the flow matches a drop
-        # rule.
+        # `complete` is true if the table would not skip the flow. To save time, `complete` is
+        # evaluated only for flows that would be dropped.
         complete = ["flow.UUID"]
         for requirement in requirements:
             alternatives = [f"flow.{part} is not None" for (part,) in requirement.paths]

@@ -38,8 +38,8 @@ Names: TypeAlias = tuple[str, ...]
 """The own names of an address: its name, its network, then the values of the keys.
 
 The name is from the entry of exactly this address. The network is the name of the smallest network
-with a name that contains the address. The value of a key is from the longest prefix that contains
-the address and has this key. A missing string is empty."""
+that contains the address and has a name. The value of a key is from the longest prefix that
+contains the address and has this key. A missing string is empty."""
 
 _KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_SHOWN: Final = 60
@@ -57,7 +57,7 @@ _IPV6: Final = 1 << _IPV6_BITS + _LENGTH_BITS
 
 _LENGTHS: Final = {str(bits): bits for bits in range(_IPV6_BITS + 1)}
 _INDEXED_BITS: Final = 16
-"""Number of low bits of an IPv4 address that the index of the ranges ignores."""
+"""The index of the IPv4 ranges ignores this number of low bits of an address."""
 
 _SORTED_AT_ONCE: Final = 100_000
 """Number of prefixes that are sorted in one call, which takes about 20 ms."""
@@ -74,7 +74,7 @@ class InvalidEntryError(ValueError):
 
 
 class InvalidLinesError(ValueError):
-    """Lines of a file are invalid; ``problems`` are their numbers and messages."""
+    """Lines of a file are invalid; ``problems`` has the line number and message of each error."""
 
     def __init__(self, problems: Sequence[tuple[int, str]]) -> None:
         super().__init__(problems)
@@ -109,7 +109,7 @@ def make_entry(name: str, values: Iterable[tuple[str, str]] = ()) -> Entry:
 def _check_text(text: str) -> None:
     if not text or len(text) > MAX_NAME_CHARS or not text.isprintable():
         raise InvalidEntryError(
-            f"{_shown(text)} is not a text of 1 to {MAX_NAME_CHARS} printable characters"
+            f"{_shown(text)} is not a string of 1 to {MAX_NAME_CHARS} printable characters"
         )
 
 
@@ -143,8 +143,8 @@ def read_prefix(text: str) -> Prefix:
     IPv4-mapped IPv6 addresses are returned as IPv4.
 
     Raises:
-        InvalidEntryError: The text is neither, or the address is not the first address of the
-        network.
+        InvalidEntryError: The text is neither an address nor a network, or it does not begin with
+            the first address of its network.
 
     """
     address, slash, length = text.partition("/")
@@ -163,7 +163,8 @@ def read_prefix(text: str) -> Prefix:
         if first & (1 << most - bits) - 1:
             network = addresses.write(addresses.masked(packed, bits))
             raise InvalidEntryError(
-                f"{_shown(text)} is not the first address of its network, {network}/{bits}"
+                f"{_shown(text)} does not begin with the first address of its network; write"
+                f" {network}/{bits}"
             )
     return of_family | first << _LENGTH_BITS | bits
 

@@ -102,7 +102,7 @@ class Column:
 class Direction:
     """The label that distinguishes the two series of a connection in one family.
 
-    ``position`` is the label's index among all labels of the page; the columns before and after it
+    ``position`` is the label's index among all labels of the view; the columns before and after it
     keep their order. ``values`` are the label's values; the value of the initiator's direction is
     first.
     """
@@ -148,9 +148,9 @@ class FlowCount:
 class NewFlows:
     """A counter of the flows that began on a connection.
 
-    A flow counts if its first report arrives, or if the flow certainly was not counted before. The
-    total of an old flow can be counted only because the flow creates the connection. Such a flow
-    does not count as new.
+    A flow counts if its first report arrives, or if the flow certainly was not counted before. If
+    a flow whose first report was missed creates a connection, the total of the flow can be counted,
+    but the flow does not count as new.
     """
 
 

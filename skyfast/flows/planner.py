@@ -77,7 +77,7 @@ class NameSource(Protocol):
 def make_plan(export: ExportSelection, *, names: NameSource, shard: Shard = ALONE) -> Plan:
     """Return the plan for the selection ``export`` and the flows of ``shard``.
 
-    Labels with names come from ``names``. Views with the same label share its column.
+    Names in labels come from ``names``. Views with the same label share its column.
     """
     columns = _Columns(export, names)
     return Plan(
@@ -245,7 +245,7 @@ def _view(view: ViewSpec, columns: _Columns, export: ExportSelection) -> View:
 
 
 def families(view: ViewSpec, *, naming: str) -> tuple[Family, ...]:
-    """Return the families of a view. ``naming`` applies to the main view, without a prefix."""
+    """Return the families of a view. ``naming`` applies only to the main view."""
     return tuple(_family(view, metric, naming=naming) for metric in view.metrics)
 
 

@@ -85,8 +85,8 @@ def fold(config: Fold) -> dict[int | str, int | str]:
 class FlowProtocol:
     """Maps a flow to its protocol: ``TCP``, ``UDP``, ``SCTP``, ``ICMPV4`` or ``ICMPV6``.
 
-    If a flow has neither Transport nor ICMP, its protocol is empty; with ``other``, it is the last
-    of its layers, such as ``GRE`` or ``Fragment``. ``reads`` are the fields that it needs.
+    If a flow has neither Transport nor ICMP, its protocol is empty. With ``other``, its protocol is
+    then its last layer, such as ``GRE`` or ``Fragment``. ``reads`` are the fields that it needs.
     """
 
     def __init__(self, *, other: bool = False) -> None:

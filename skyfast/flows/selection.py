@@ -51,7 +51,7 @@ class LabelSpec:
 class MetricSpec:
     """A metric: a known metric if ``paths`` is empty, else one or two fields of a flow.
 
-    Two fields are the initiator's direction and the target's. ``type`` and ``help`` apply only to
+    If there are two fields, the initiator's direction is first. ``type`` and ``help`` apply only to
     metrics with ``paths``, except that the type of a known histogram is "histogram". ``buckets``
     are the upper bounds of its buckets, without +Inf.
     """
@@ -88,7 +88,7 @@ NO_BOUNDS: Final = Bounds()
 """No bound: all connections have series."""
 
 Amount: TypeAlias = Literal["bytes", "packets"]
-"""An amount that bounds limit: the metric of this name, summed over both directions."""
+"""An amount that can have a bound: the metric of this name, summed over both directions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,14 +151,14 @@ class ExportSelection:
 
     @property
     def k8s_labels(self) -> tuple[str, ...]:
-        """The keys of the pods' labels that are exported, sorted and without duplicates."""
+        """The keys of the exported pod labels, sorted and without duplicates."""
         views = (self.main, *self.views)
         keys = {label.k8s_label for view in views for label in view.labels if label.k8s_label}
         return tuple(sorted(keys))
 
     @property
     def names_keys(self) -> tuple[str, ...]:
-        """The keys of own names that are exported, sorted and without duplicates."""
+        """The exported keys of own names, sorted and without duplicates."""
         views = (self.main, *self.views)
         keys = {label.names_key for view in views for label in view.labels if label.names_key}
         return tuple(sorted(keys))

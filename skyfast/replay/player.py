@@ -20,7 +20,7 @@ from aiohttp import WSCloseCode, web
 
 from skyfast.config.endpoint import SUBSCRIBER_PATH, Endpoint
 from skyfast.config.yaml_nodes import ConfigError
-from skyfast.replay.recording import Playback, ScheduledMessage, for_namespaces
+from skyfast.replay.recording import Playback, ScheduledMessage, counted, for_namespaces
 from skyfast.replay.topology import Topology, Update, add_to_counters, selected
 from skyfast.runtime.logs import printable
 from skyfast.skydive.topology_queries import Query, parse
@@ -133,7 +133,8 @@ class ReplayServer:
                 log.exception("replay stopped after an unhandled exception")
                 return
             if not self._playback.loop_s:
-                log.info("replay finished: %d messages in %.0f s", sent, now() - began_s)
+                messages = counted(sent, "message")
+                log.info("replay finished: %s in %.0f s", messages, now() - began_s)
                 return
             # Skip the loops that were missed while the process was paused.
             loop = max(loop + 1, int((now() - began_s) / self._playback.loop_s))

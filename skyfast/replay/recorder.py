@@ -20,7 +20,7 @@ from typing import Final
 from isal import igzip
 
 from skyfast.config.yaml_nodes import ConfigError
-from skyfast.replay.recording import line, topology_line
+from skyfast.replay.recording import counted, line, topology_line
 from skyfast.replay.topology import Answer, Changes, Update
 from skyfast.runtime.logs import LogLimit, printable
 from skyfast.skydive.topology_queries import Query
@@ -146,10 +146,10 @@ class Recorder:
             log.info("recorded %s", self._summary())
 
     def _summary(self) -> str:
-        updates = f" and {self._updates} topology updates" if self._updates else ""
-        text = f"{self._kept} messages{updates} to {printable(self._path)}"
+        updates = f" and {counted(self._updates, 'topology update')}" if self._updates else ""
+        text = f"{counted(self._kept, 'message')}{updates} to {printable(self._path)}"
         if self._left_out:
-            text += f"; {self._left_out} unreadable messages omitted"
+            text += f"; {counted(self._left_out, 'unreadable message')} omitted"
         if self._dropped:
             text += f"; {self._dropped} dropped because writing was too slow"
         if self._changes.left_out:

@@ -245,7 +245,7 @@ class Recording:
                 raise ConfigError(f"{path}: has more than {MAX_ANALYZERS} analyzers")
             first_ms, last_ms = first_ms or at_ms, at_ms
         if not kinds["message"] + kinds["flow"]:
-            others = f", but {kinds['other']} other lines" if kinds["other"] else ""
+            others = f", but {counted(kinds['other'], 'other line')}" if kinds["other"] else ""
             raise ConfigError(f"{path}: contains no messages and no flows{others}")
         return cls(
             path=path,
@@ -262,16 +262,14 @@ class Recording:
     def summary(self) -> str:
         """Return the number of messages and analyzers, and the duration, for the log."""
         seconds = (self.last_ms - self.first_ms) / 1000
-        analyzers = f"{len(self.analyzers)} analyzer{'s' * (len(self.analyzers) > 1)}"
-        flows = f"; {self.flows} lines contain a flow without a message" if self.flows else ""
-        neither = "lines contain neither a message nor a flow"
-        others = f"; {self.others} {neither}" if self.others else ""
-        updates = f"; {self.updates} topology updates" if self.updates else ""
+        messages = counted(self.messages, "message")
+        analyzers = counted(len(self.analyzers), "analyzer")
+        flows = f"; {counted(self.flows, 'line')} with a flow but no message" if self.flows else ""
+        neither = "with neither a message nor a flow"
+        others = f"; {counted(self.others, 'line')} {neither}" if self.others else ""
+        updates = f"; {counted(self.updates, 'topology update')}" if self.updates else ""
         truncated = "; the file is truncated" if self.truncated else ""
-        return (
-            f"{self.messages} messages of {analyzers} in {seconds:.0f} s"
-            f"{updates}{flows}{others}{truncated}"
-        )
+        return f"{messages} from {analyzers} in {seconds:.0f} s{updates}{flows}{others}{truncated}"
 
     def __iter__(self) -> Iterator[tuple[int, Message]]:
         """Read the lines again, and yield each with its time. These times never decrease.
@@ -281,6 +279,11 @@ class Recording:
         times = _Times(self.first_ms)
         for message in _Lines(self.path):
             yield times.of(message), message
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and a noun, in the singular or plural."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 class _Times:

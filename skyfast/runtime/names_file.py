@@ -23,9 +23,11 @@ INTERVAL_S: Final = 2.0
 def warn(*, labels: str, keys: Sequence[str]) -> None:
     """Warn about ``labels`` that stay empty without own names, and ``keys`` that no entry has."""
     if labels:
-        log.warning("labels %s: neither names nor names_file is set", labels)
+        log.warning(
+            "labels %s are empty: the configuration sets neither names nor names_file", labels
+        )
     for key in keys:
-        log.warning("no entry of names or names_file has the key '%s'", key)
+        log.warning("a label needs the key '%s', but no own name has this key", key)
 
 
 class NamesFile:
@@ -79,10 +81,10 @@ class NamesFile:
             self._refuse("error", "out of memory")
             return None
         self.use(found, export)
-        log.info("names reloaded in %.1f s: %s", time.monotonic() - begun_s, found.summary())
+        log.info("own names reloaded in %.1f s: %s", time.monotonic() - begun_s, found.summary())
         return found
 
     def _refuse(self, reason: str, text: str) -> None:
-        self._limit.log(log, logging.ERROR, text, "names not reloaded: %s", text)
+        self._limit.log(log, logging.ERROR, text, "own names not reloaded: %s", text)
         self._counts.last_load_successful = 0
         self._counts.last_failure = Failure(reason, text)

@@ -44,7 +44,7 @@ REDIRECTS: Final = (301, 302, 303, 307, 308)
 USE_TLS: Final = "; use wss:// if the analyzer serves TLS"
 USE_PLAIN: Final = "; the port does not serve TLS, use ws://"
 NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
-"""The reasons that OpenSSL reports for data that is not TLS, in various versions of OpenSSL."""
+"""The reasons with which different versions of OpenSSL report data that is not TLS."""
 
 
 async def resolve(host: str, port: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""The capture points of captures, from a sample of the flows.
+"""Finds the capture points of each capture in a sample of the flows.
 
 The statistics of a capture do not show its capture points: the interfaces on which it runs. But
 each flow has the ID of its capture, and the ``NodeTID`` of the interface. This module reads the

@@ -121,8 +121,8 @@ class _Capture:
 
 
 _MEAN: Final = (
-    "since the capture started, averaged over the last ten readings; highest value of all points of"
-    " the capture."
+    "since the capture started, averaged over the last ten readings; the highest value among the"
+    " capture points."
 )
 
 _FAMILIES: Final = (
@@ -139,19 +139,18 @@ _FAMILIES: Final = (
     MetricFamily(
         name="skydive_capture_kernel_flows_dropped",
         type="counter",
-        help="Flows dropped because the kernel's table was full; sum over all points of the"
-        " capture.",
+        help="Flows dropped because the kernel's table was full; summed over the capture points.",
     ),
     MetricFamily(
         name="skydive_capture_flows",
         type="gauge",
-        help="Flows in the agent's flow table; highest value of all points of the capture.",
+        help="Flows in the agent's flow table; the highest value among the capture points.",
     ),
     MetricFamily(
         name="skydive_capture_flows_dropped",
         type="counter",
-        help="Flows dropped because the agent's flow table was full; sum over all points of the"
-        " capture.",
+        help="Flows dropped because the agent's flow table was full; summed over the capture"
+        " points.",
     ),
     MetricFamily(
         name="skydive_capture_reports",

@@ -48,6 +48,6 @@ class DataAge:
 
 
 def _observe(histogram: Histogram, time_ms: int | None, now_ms: float) -> None:
-    """Observe the time since ``time_ms``, unless this is in the future or unknown (0 or None)."""
+    """Observe the time since ``time_ms``, unless ``time_ms`` is in the future, 0 or None."""
     if time_ms is not None and 0 < time_ms <= now_ms:
         histogram.observe((now_ms - time_ms) / 1000)

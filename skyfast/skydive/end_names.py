@@ -32,9 +32,10 @@ class EndNames(dict[str, Names | None]):
     """Maps addresses in Go's notation to their names; implements `skyfast.flows.plan.Names`.
 
     The names of an address are its names in the topology, followed by its own network and its own
-    values. If there are no own names, and no label shows own networks or values, the tuples lack
-    them. The first name is the own name of the address. If there is no own name, the first name is
-    the name in the topology. If this name is empty, too, the first name is the own network.
+    values. If there are no own names, and no label shows own networks or values, the tuples have
+    only the names in the topology. The first name is the own name of the address. If there is no
+    own name, the first name is the name in the topology. If this name is empty, too, the first name
+    is the own network.
 
     The dict contains only addresses that the topology knows and that have been looked up. Other
     addresses with equal names share one tuple, because the table compares tuples by identity.
@@ -64,8 +65,8 @@ class EndNames(dict[str, Names | None]):
     def name_of(self, key: str) -> str:
         """Return the first name of an address; "" if the name is unknown or depends on the flow.
 
-        Any thread may call this. Unlike a lookup, it does not note unknown addresses for a later
-        query.
+        Any thread may call this. Unlike a lookup, this method does not note unknown addresses
+        for a later query.
         """
         topology = self._topology
         names = topology.get(key, topology.empty)

@@ -16,7 +16,7 @@ from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.topology_graph import DELETED, Graph, Node, Skipped
 
 MAX_NODES: Final = 200_000
-"""Maximum number of nodes that are used. 5,000 pods on 200 hosts have 60,000 nodes."""
+"""Maximum number of nodes that are used. A topology of 5,000 pods has 60,000."""
 
 MAX_EDGES: Final = 400_000
 """Maximum number of edges that are used."""

@@ -266,7 +266,7 @@ class Ingest:
                     continue
                 except UNDECODABLE as error:
                     problem = str(error)
-            # msgspec accepts integers of up to a few thousand digits.
+            # This is msgspec's message for integers of more than a few thousand digits.
             huge = problem.startswith("Integer value out of range")
             self._skipped["out_of_range" if huge else "invalid"] += 1
         return flows

@@ -10,17 +10,17 @@ import msgspec
 from skyfast.skydive.subnets import Networks, share_network
 
 _SORTED_AT_ONCE: Final = 256
-"""Number of candidates that are sorted at once: this holds the GIL for about 1 ms."""
+"""Number of candidates that are sorted in one call, which holds the GIL for about 1 ms."""
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An owner of an address.
 
     ``names`` has the values of ``ADDRESS_NAMES``, followed by the values of the requested pod
-    labels. ``namespace`` is the ID of the network namespace's node, or of the host's node if this
-    is the host's own namespace; "" if unknown. ``host`` is the owner's host, by the name that the
-    agent uses. ``cluster`` is the cluster of the pod or service, otherwise the cluster of the host,
-    or "" if there is none.
+    labels. ``namespace`` is the ID of the network namespace's node; for the host's own namespace,
+    it is the ID of the host's node; "" if unknown. ``host`` is the owner's host, by the name that
+    the agent uses. ``cluster`` is the cluster of the pod or service, otherwise the cluster of the
+    host, or "" if there is none.
     """
 
     names: tuple[str, ...]
@@ -49,7 +49,7 @@ def choose(
     """Return the names of an address in a flow, or None if they are ambiguous.
 
     ``candidates`` are the owners of ``address``. ``other`` is the address at the other end of the
-    flow. ``point`` is where the flow was captured, or None if that is unknown. ``networks`` is from
+    flow. ``point`` is the capture point, or None if it is unknown. ``networks`` is from
     the `Resolution`.
 
     The names come from the first of these groups in which all candidates have the same ``names``.
@@ -86,7 +86,7 @@ def is_local(address: str) -> bool:
     """
     if address == "::1" or address.startswith(("127.", "169.254.")):
         return True
-    # fe80::/10. The first group of an IPv6 address has no leading zeros.
+    # fe80::/10. Groups have no leading zeros, so the first group must have four digits.
     return address.startswith(("fe8", "fe9", "fea", "feb")) and address.find(":") == 4
 
 

@@ -30,7 +30,7 @@ MAX_TRIPLES: Final = 50_000
 """Maximum number of `Triple` keys in the cache of names; names of further triples are empty."""
 
 PRUNE_INTERVAL_S: Final = 300.0
-"""Minimum time between two clearings of the cache, to drop names that flows no longer use."""
+"""Minimum time between two clearings of the cache. They drop names that flows no longer use."""
 
 MAX_UNKNOWN: Final = 20_000
 """Maximum number of unknown addresses that wait for a query, and of addresses already queried.
@@ -236,8 +236,8 @@ class NameIndex:
     Changed and new entries apply at once. An entry can be missing in a resolution because its node
     was deleted, or because an analyzer that has just started does not know the node yet. Such an
     entry stays for ``keep_s``. The first resolution after this time removes the entry; `is_due`
-    returns whether this resolution is due. If a host has no capture point left, the owners of
-    ambiguous addresses on this host stay for the same time. Without resolutions, all entries stay.
+    returns whether this resolution is due. If a host has no capture point left, its candidates
+    for ambiguous addresses stay for the same time. Without resolutions, all entries stay.
 
     :meth:`apply` and :meth:`forget_topology` change the mappings in place. The thread that calls
     these methods may use the mappings at any time.

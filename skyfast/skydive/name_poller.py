@@ -5,11 +5,12 @@
 * Everything is read every `FULL_INTERVAL_S`.
 * In between, updated nodes and edges are read every `INTERVAL_S`. Interfaces are always read
   completely, because a query for updated interfaces would not be cheaper.
-* If addresses in flows are unknown, their pods and updated pods are read alternately, every
-  `UNKNOWN_INTERVAL_S`. If no address is unknown, updated pods are read every `PODS_INTERVAL_S`.
+* If flows have unknown addresses, the pods with these addresses and the updated pods are read
+  alternately, every `UNKNOWN_INTERVAL_S`. If no address is unknown, updated pods are read every
+  `PODS_INTERVAL_S`.
 
-Names are resolved again only if the data that is read has changed, or if the index has names of
-deleted nodes that are due for removal.
+Names are resolved again only if the data that is read has changed, or if it is time to remove names
+of deleted nodes from the index.
 """
 
 import asyncio
@@ -288,7 +289,7 @@ class NamePoller:
         hints, names = find_hints(self._export, resolution), self._names
         if hints.without_pods and hints.without_pods != names.labels_without_pods:
             text = (
-                "labels %s: the topology has no pods;"
+                "labels %s are empty: the topology has no pods;"
                 " enable Skydive's Kubernetes probe (k8s) on an analyzer"
             )
             self._limit.warn(log, "no_pods", text, hints.without_pods)

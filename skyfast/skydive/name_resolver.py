@@ -47,7 +47,7 @@ CONTRADICTORY_PODS: Final = "contradictory_pods"
 """Counts network namespaces whose containers belong to different pods."""
 
 CLUSTER_IP_INTERFACE: Final = "kube-ipvs0"
-"""Name of the interface to which kube-proxy adds all cluster IPs, on every host, in IPVS mode."""
+"""In IPVS mode, kube-proxy adds all cluster IPs to an interface of this name on every host."""
 
 
 class Resolution(msgspec.Struct, frozen=True, gc=False):

@@ -28,7 +28,7 @@ MAX_SAMPLES_AT_ONCE: Final = 8
 """Maximum number of checked messages in a burst."""
 
 FIRST_PROBABILITY: Final = 0.25
-"""The probability of checking a message until the rate of messages is known."""
+"""Until the rate of messages is known, each message is checked with this probability."""
 
 RATE_PERIOD_S: Final = 10.0
 """How often the probability is adjusted to the rate of messages."""

@@ -53,7 +53,7 @@ ENDED_SHARE: Final = 0.5
 captures have ended."""
 
 IDLE_SHARE: Final = 0.1
-"""If no more than this share of the reports shows packets, the captures may be idle."""
+"""If at most this share of the reports shows packets, the captures may be idle."""
 
 IDLE_REPORTS: Final = 3
 """After its last packet, a point sends this many reports that differ from earlier reports."""
@@ -296,7 +296,7 @@ class _MissingFlows:
         self._shown = 0.0
         """Number of reports that show packets, minus the share that is normal for idle captures."""
         self._suspect_after_s = self._silent_after_s = math.inf
-        """The value of ``seconds`` when flows became due: enough reports had shown packets."""
+        """The ``seconds`` at which enough reports had shown packets, so that flows were due."""
 
     def update(self, *, flows: bool, tick_s: float) -> None:
         if flows:

@@ -196,7 +196,7 @@ class _Connect(connect):
 class _BacklogTimer:
     """Checks the backlog once per tick, to measure how long an analyzer has been waiting.
 
-    If a check is late, nothing was read in the meantime.
+    A late check counts as a backlog, because nothing was read in the meantime.
     """
 
     def __init__(self, tick_s: float) -> None:
@@ -227,7 +227,7 @@ class _BacklogTimer:
 
 
 class _SilenceMonitor:
-    """Checks once per tick whether a subscription still delivers, and ends it if it is silent.
+    """Checks once per tick whether a subscription still delivers. Ends a silent subscription.
 
     Silence is measured in ticks: after a pause of the process, the late tick counts as a single
     tick, and waiting messages are read before the next tick.
@@ -453,7 +453,7 @@ class Subscription:
                     await self._read(connection, monitor)
                 except ConnectionClosed as exc:
                     waited_s = monitor.backlog.seconds()
-                    # A close code would indicate another reason.
+                    # After a close frame, the connection ended for another reason.
                     if exc.rcvd is None and exc.sent is None and waited_s >= timing.overload_s:
                         text = f"the analyzer waited {waited_s:.0f} s"
                         raise OverloadError(text) from None

@@ -22,7 +22,7 @@ from skyfast.stats import TopologyStats
 class TopologyPoller:
     """Periodically reads the interfaces, and the names if they are used.
 
-    If both are used, one query reads the interfaces for both.
+    If both are used, one query reads the interfaces for the metrics and for the names.
     """
 
     def __init__(
@@ -41,7 +41,8 @@ class TopologyPoller:
 
         Without ``names``, only interfaces are polled. Otherwise, ``wanted`` are the queries that
         the names need. ``renamed`` is called on the event loop with each changed mapping of
-        ``names`` and its changed keys. ``observe`` gets a copy of each response.
+        ``names`` and its changed keys. ``observe`` is called with each query; the observer that it
+        returns gets a copy of the response.
 
         Raises:
             ConfigError: An analyzer uses TLS, and a file in ``config.tls`` is unusable.

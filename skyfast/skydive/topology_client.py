@@ -111,7 +111,8 @@ class TopologyClient:
     ) -> None:
         """Create the client without opening sockets. Needs no event loop.
 
-        ``observe`` is called for each query that is sent, and gets a copy of its response.
+        ``observe`` is called with each query that is sent. The observer that it returns gets a copy
+        of the response.
 
         Raises:
             ConfigError: An analyzer uses TLS, and a file in ``config.tls`` is unusable.
@@ -178,7 +179,8 @@ class TopologyClient:
             else:
                 if analyzer is not self._preferred:
                     log.info(
-                        "analyzer %s: this analyzer provides the topology", analyzer.endpoint.name
+                        "analyzer %s: the topology is read from this analyzer",
+                        analyzer.endpoint.name,
                     )
                 self._preferred = analyzer
                 if observer is not None:

@@ -13,9 +13,9 @@ from skyfast.skydive._json_split import ArraySplitter
 from skyfast.skydive.json_repair import prune_depth, replace_unreadable
 
 MAX_ELEMENT_BYTES: Final = 1024 * 1024
-"""Maximum size of a node or edge; longer ones are skipped. Typical ones have a few kilobytes.
+"""Maximum size of a node or edge; longer ones are skipped. Most are a few kilobytes long.
 
-Kubernetes does not store larger objects."""
+Objects of Kubernetes fit, because Kubernetes stores no larger objects."""
 
 MAX_ELEMENTS: Final = 100_000
 """Maximum number of nodes that are kept from a response; further nodes are skipped."""
@@ -100,7 +100,7 @@ class AnswerReader:
         """Decode ``element``, the JSON text of a node.
 
         Raises:
-            MalformedAnswerError: It is not JSON.
+            MalformedAnswerError: ``element`` is not JSON.
 
         """
         try:
@@ -138,7 +138,7 @@ def readable(element: bytes) -> bytes:
     """Return ``element`` without parts that are nested too deep, and with invalid text replaced.
 
     Raises:
-        MalformedAnswerError: It is not JSON.
+        MalformedAnswerError: ``element`` is not JSON.
 
     """
     text = replace_unreadable(element)

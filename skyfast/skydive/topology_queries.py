@@ -25,7 +25,7 @@ from typing import Any, Final
 MAX_VALUES: Final = 500
 """Maximum number of addresses or IDs in a query.
 
-The analyzer compares each value with each pod, and its graph is locked meanwhile. This takes 0.4 s
+The analyzer compares each value with each pod, and locks its graph meanwhile. This takes 0.4 s
 of CPU time for 500 addresses and 5,000 pods. A ``Regex`` of the same addresses takes 0.07 s, but
 the analyzer then caches 0.35 MB for each query for 5 minutes or more."""
 
@@ -44,7 +44,9 @@ class Query:
     _matches: _Matches = field(repr=False, compare=False)
 
     def matches(self, element: Element) -> bool:
-        """Return whether the response contains ``element``: an edge with ``edges``, else a node.
+        """Return whether the response contains ``element``.
+
+        ``element`` is an edge if ``edges`` is true, otherwise a node.
 
         An element with values of unexpected types, such as lists of strings, matches if Skydive
         would return it.
@@ -181,7 +183,7 @@ def by_pod_address(addresses: Iterable[str]) -> Query | None:
     Returns None if there are no addresses. Values that are not addresses are left out.
 
     Raises:
-        ValueError: There are more than `MAX_VALUES`.
+        ValueError: There are more than `MAX_VALUES` addresses.
 
     """
     values = _values(addresses)
@@ -201,7 +203,7 @@ def by_child(ids: Iterable[str]) -> Query | None:
     Returns None if there are no IDs. The edges are part of `KUBERNETES_EDGES`.
 
     Raises:
-        ValueError: There are more than `MAX_VALUES`.
+        ValueError: There are more than `MAX_VALUES` IDs.
 
     """
     values = _values(ids)

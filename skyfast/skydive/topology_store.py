@@ -58,7 +58,7 @@ class GraphReader:
         """Decode an element.
 
         Raises:
-            MalformedAnswerError: It is not JSON; only with ``also_interfaces``.
+            MalformedAnswerError: ``element`` is not JSON. Raised only with ``also_interfaces``.
 
         """
         if self._answer is not None:

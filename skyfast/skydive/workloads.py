@@ -184,7 +184,8 @@ class Workloads:
         topology, there is at most one result.
 
         Raises:
-            ContradictionError: There are more than `MAX_OF_CONTAINER`.
+            ContradictionError: There are more than `MAX_OF_CONTAINER` Kubernetes containers or
+                pods.
 
         """
         index = self._index

@@ -78,10 +78,13 @@ def _name_notices(names: NameStats) -> Iterator[Notice]:
 
 def _own_name_notices(own: OwnNameStats) -> Iterator[Notice]:
     if own.labels_without_names:
-        text = f"Labels {own.labels_without_names}: neither names nor names_file is set."
+        text = (
+            f"Labels {own.labels_without_names} are empty: the configuration sets neither names nor"
+            " names_file."
+        )
         yield Notice(severity="warning", text=text)
     for key in own.missing_keys:
-        text = f"No entry of names or names_file has the key '{key}'."
+        text = f"No own name has the key '{key}': see names and names_file."
         yield Notice(severity="warning", text=text)
     if not own.last_load_successful and (failure := own.last_failure):
         text = f"Reload of the names failed {_at(failure)}: {failure.text}"

@@ -113,12 +113,13 @@ _SUBSCRIPTIONS: Final = (
     ),
     histogram(
         "skyfast_report_packet_age_seconds",
-        "Time from a flow's latest packet until its report arrives, for a sample of reports.",
+        "Time from a flow's latest packet until its report arrives, for randomly chosen reports.",
         histogram_by_analyzer(lambda analyzer: analyzer.packet_age),
     ),
     histogram(
         "skyfast_report_delivery_seconds",
-        "Time from an agent's update of a flow until the report arrives, for a sample of reports.",
+        "Time from an agent's update of a flow until the report arrives, for randomly chosen"
+        " reports.",
         histogram_by_analyzer(lambda analyzer: analyzer.delivery),
     ),
 )
@@ -136,7 +137,7 @@ _TABLE: Final = (
     ),
     metric(
         "skyfast_values_skipped_total",
-        "Unusable values ignored in flow reports, by field.",
+        "Unusable field values ignored in flow reports, by field.",
         by_label("field", _values_skipped),
     ),
     metric(
@@ -151,19 +152,19 @@ _TABLE: Final = (
     ),
     metric(
         "skyfast_flows",
-        "Flows in the table.",
+        "Live flows in the table, without dormant flows.",
         single(lambda source: source.table.flows),
         # In OpenMetrics, this name would collide with the counter skyfast_flows_total.
         standard_name="skyfast_table_flows",
     ),
     metric(
         "skyfast_dormant_flows",
-        "Dormant flows: they are no longer reported, but skyfast remembers their totals.",
+        "Dormant flows: they are no longer reported, but skyfast remembers their counters.",
         single(lambda source: source.table.dormant_flows),
     ),
     metric(
         "skyfast_dormant_connections",
-        "Expired connections whose counters are remembered separately from their flows.",
+        "Expired connections whose counters skyfast remembers in addition to those of their flows.",
         single(lambda source: source.table.dormant_connections),
     ),
     metric(
@@ -173,12 +174,12 @@ _TABLE: Final = (
     ),
     metric(
         "skyfast_flows_limit",
-        "Maximum number of flows.",
+        "Maximum number of live and dormant flows together.",
         single(lambda source: source.stats.max_flows),
     ),
     metric(
         "skyfast_flow_memory_seconds",
-        "How long the totals of an expired flow are remembered.",
+        "How long skyfast remembers the counters of an expired flow.",
         single(lambda source: source.stats.flow_memory_s),
     ),
     metric(
@@ -292,7 +293,7 @@ _NAMES: Final = (
     ),
     metric(
         "skyfast_names_elements",
-        "Nodes and edges of the topology from which names are resolved.",
+        "Topology nodes and edges from which skyfast resolves names.",
         of_names(lambda names: names.elements),
     ),
     metric(
@@ -307,7 +308,7 @@ _NAMES: Final = (
     ),
     metric(
         "skyfast_names_resolutions_total",
-        "How often skyfast resolved all names, because the topology had changed.",
+        "Number of times that skyfast resolved all names because the topology had changed.",
         of_names(lambda names: names.resolutions),
     ),
     metric(
@@ -325,17 +326,17 @@ _NAMES: Final = (
 _OWN_NAMES: Final = (
     metric(
         "skyfast_own_names",
-        "Entries of names and names_file.",
+        "Own names: entries in the configuration keys names and names_file.",
         of_own_names(lambda own: own.entries),
     ),
     metric(
         "skyfast_own_names_last_load_successful",
-        "Whether the latest reading of names and names_file succeeded.",
+        "Whether the latest load of the own names succeeded.",
         of_own_names(lambda own: own.last_load_successful),
     ),
     metric(
         "skyfast_own_names_last_load_success_timestamp_seconds",
-        "Unix time of the latest successful reading of names and names_file.",
+        "Unix time of the latest successful load of the own names.",
         of_own_names(lambda own: own.last_load_success_timestamp_s),
     ),
 )
@@ -358,7 +359,7 @@ _CONFIG: Final = (
     ),
     metric(
         "skyfast_config_last_reload_changed",
-        "Keys changed by the latest successful reload.",
+        "Configuration keys changed by the latest successful reload. The value is always 1.",
         by_label("key", lambda source: dict.fromkeys(source.stats.config.last_reload_changed, 1)),
     ),
     metric(
@@ -391,7 +392,7 @@ _SCRAPES: Final = (
     ),
     metric(
         "skyfast_scrapes_rejected_total",
-        "Pages refused with status 503 because too many were being served.",
+        "Requests refused with HTTP status 503 because too many pages were being served.",
         single(lambda source: source.stats.scrape.rejected),
     ),
     metric(

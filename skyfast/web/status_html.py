@@ -93,7 +93,7 @@ _FIGURES = (
     ("table.created_total", "count", "connections created", "churn"),
     ("table.expired_total", "count", "connections expired", "churn"),
     ("table.rejected_total", "count", "reports lost, because the table was full", "full"),
-    ("table.overflowed_total", "count", "reports in the overflow connection", "full"),
+    ("table.overflowed_total", "count", "reports added to the overflow connection", "full"),
     ("table.filtered_total", "count", "reports dropped by filter rules", "filtered"),
     ("table.reports_checked_total", "count", "reports checked for loss", "lost"),
     ("table.reports_lost_total", "count", "of these, previous report lost", "lost"),

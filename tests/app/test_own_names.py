@@ -244,7 +244,7 @@ async def test_reload_changes_the_names(file: Path, caplog: pytest.LogCaptureFix
             await analyzer.send(message(flow("1", **between("10.0.0.1", "10.1.0.1"))))
             await until_rows(app, {'target_name="",target_network=""': "300"})
             table = app._parts.table
-            text = "labels target_network: neither names nor names_file is set"
+            text = "labels target_network are empty: the configuration sets neither names nor"
             assert caplog.text.count(text) == 1
 
             configs.append(config_of(names={"10.1.0.1": "host"}, names_file=str(file)))
@@ -326,7 +326,7 @@ async def test_status_page_shows_own_names(file: Path) -> None:
     report = await app.status.report()
     page = status_html.as_html(report, app.status.ranking, Query(by="bytes"), None)
     assert "<p>own names: <span" in page
-    assert "No entry of names or names_file has the key &#x27;x&#x27;." in page
+    assert "No own name has the key &#x27;x&#x27;: see names and names_file." in page
 
 
 async def test_status_page_shows_own_names_that_no_label_shows(file: Path) -> None:
@@ -390,11 +390,11 @@ def test_check_reads_the_names(file: Path) -> None:
     """
     result = run("--check", "-", stdin=text)
     assert result.returncode == 0
-    assert "# Names: 2 entries with the keys site.\n" in result.stdout
+    assert "# Own names: 2 entries with the keys site.\n" in result.stdout
     assert "# Labels from own names take" in result.stdout
     assert "topology queries" not in result.stdout
     assert result.stderr.count("\n") == 1
-    assert "no entry of names or names_file has the key 'x'" in result.stderr
+    assert "a label needs the key 'x', but no own name has this key" in result.stderr
     assert run("--check", "--strict", "-", stdin=text).returncode == 2
     file.write_text("10.0.0.1,a\nx,b\n10.0.0.2\n")
     result = run("--check", "-", stdin=text)
@@ -415,5 +415,8 @@ def test_errors_of_the_file_are_reported_like_errors_of_the_configuration(tmp_pa
 def test_check_warns_of_labels_without_any_names() -> None:
     text = "pipeline.store.prom_sky_con: {deduplicate: first, labels: [target_network]}"
     result = run("--check", "-", stdin=text)
-    assert "labels target_network: neither names nor names_file is set" in result.stderr
-    assert "# Names" not in result.stdout
+    assert (
+        "labels target_network are empty: the configuration sets neither names nor names_file"
+        in result.stderr
+    )
+    assert "# Own names" not in result.stdout

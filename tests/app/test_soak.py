@@ -88,7 +88,7 @@ def test_top_connections_are_ordered_by_sums_at_their_maximum() -> None:
         core.report(make_flow(uuid, (MAX_NUMBER, MAX_NUMBER, 1, 1), last=last), 0)
     core.report(make_flow("d4", (MAX_NUMBER, MAX_NUMBER - 2, 1, 1), a="10.0.0.3"), 0)
     family = [family.name for family in FAMILIES].index(BYTES)
-    (most, _, values), (second, *_) = core.top(family, 2)
+    (most, _, values, _), (second, *_) = core.top(family, 2)
     assert (most, second) == (MAX_SUM, MAX_SUM - 1)
     assert values[:2] == (MAX_SUM, MAX_SUM)
 

@@ -81,8 +81,8 @@ HIDDEN = "the traffic of connections hidden by min_bytes or min_packets"
             [
                 "A connection has no series until it has 7 packets.",
                 (
-                    "Counting bytes and packets for these bounds takes 32 bytes per connection and"
-                    " per flow."
+                    "Counting bytes and packets for these bounds takes 32 bytes per connection,"
+                    " and another 32 bytes per flow."
                 ),
             ],
         ),
@@ -95,7 +95,10 @@ HIDDEN = "the traffic of connections hidden by min_bytes or min_packets"
             [
                 "A connection has no series until it has 8 bytes or 7 packets.",
                 "A row of view a has no series until it has 9 bytes.",
-                "Counting bytes for these bounds takes 8 bytes per row of view a and per flow.",
+                (
+                    "Counting bytes for these bounds takes 8 bytes per row of view a, and another"
+                    " 8 bytes per flow."
+                ),
             ],
         ),
         (
@@ -231,7 +234,9 @@ def test_cost_of_topology_labels_is_reported(
 def test_cost_of_interface_info_is_reported(labels: list[str]) -> None:
     config = make_config(labels=["node_tid", *labels], interface_info=True)
     lines = cost.report(config).splitlines()
-    first = lines.index("# Each node_tid costs one series of skydive_network_interface_info.")
+    first = lines.index(
+        "# Each value of node_tid costs one series of skydive_network_interface_info."
+    )
     assert lines[first + 1] == f"# These series need topology queries for {EVERYTHING}."
     assert sum("probe (k8s)" in line for line in lines) == 1
     config = make_config(labels=["node_tid", *labels])

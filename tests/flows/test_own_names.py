@@ -82,7 +82,8 @@ def test_invalid_prefix_is_rejected(text: str) -> None:
 def test_prefix_must_start_with_the_first_address_of_its_network(text: str, network: str) -> None:
     with pytest.raises(InvalidEntryError) as caught:
         read_prefix(text)
-    assert str(caught.value) == f"'{text}' is not the first address of its network, {network}"
+    problem = "does not begin with the first address of its network"
+    assert str(caught.value) == f"'{text}' {problem}; write {network}"
 
 
 # The file.
@@ -112,7 +113,9 @@ def test_comments_quotes_and_spaces_are_parsed() -> None:
 INVALID_LINES = {
     "10.0.0.1": "'10.0.0.1' is not prefix,name[,key=value…]",
     "10.0.0.x,name": "'10.0.0.x' is not an address or network",
-    "10.0.0.1/8,name": "'10.0.0.1/8' is not the first address of its network, 10.0.0.0/8",
+    "10.0.0.1/8,name": (
+        "'10.0.0.1/8' does not begin with the first address of its network; write 10.0.0.0/8"
+    ),
     "10.0.0.1,": "an entry needs a name or a value",
     ",name": "'' is not an address or network",
     "10.0.0.1,name,site": "'site' is not key=value",
@@ -122,16 +125,18 @@ INVALID_LINES = {
     "10.0.0.1,name,a-b=x": "'a-b' is not a key: use letters, digits and _, not starting with a"
     " digit",
     "10.0.0.1,name,ä=x": "'ä' is not a key: use letters, digits and _, not starting with a digit",
-    "10.0.0.1,name,a=": f"'' is not a text of 1 to {MAX_NAME_CHARS} printable characters",
+    "10.0.0.1,name,a=": f"'' is not a string of 1 to {MAX_NAME_CHARS} printable characters",
     "10.0.0.1,name,a=1,a=2": "an entry repeats a key",
-    "10.0.0.1,a\tb": f"'a\\tb' is not a text of 1 to {MAX_NAME_CHARS} printable characters",
-    "10.0.0.1,name,a=\x00": f"'\\x00' is not a text of 1 to {MAX_NAME_CHARS} printable characters",
-    "10.0.0.1,a\x0bb": f"'a\\x0bb' is not a text of 1 to {MAX_NAME_CHARS} printable characters",
+    "10.0.0.1,a\tb": f"'a\\tb' is not a string of 1 to {MAX_NAME_CHARS} printable characters",
+    "10.0.0.1,name,a=\x00": (
+        f"'\\x00' is not a string of 1 to {MAX_NAME_CHARS} printable characters"
+    ),
+    "10.0.0.1,a\x0bb": f"'a\\x0bb' is not a string of 1 to {MAX_NAME_CHARS} printable characters",
     '"10.0.0.1,name': "wrong quotes: '\"10.0.0.1'",
     '",name': "wrong quotes: '\"'",
     '10.0.0.1,"name': "wrong quotes: unexpected end of data",
     '10.0.0.1,"na"me': "wrong quotes: ',' expected after '\"'",
-    f"10.0.0.1,{'n' * (MAX_NAME_CHARS + 1)}": f"'{'n' * 60}…' is not a text of 1 to"
+    f"10.0.0.1,{'n' * (MAX_NAME_CHARS + 1)}": f"'{'n' * 60}…' is not a string of 1 to"
     f" {MAX_NAME_CHARS} printable characters",
 }
 

@@ -435,7 +435,7 @@ async def test_end_of_replay_is_logged_with_its_duration(tmp_path, caplog):
     finally:
         await player.stop()
     assert caplog.messages == [
-        f"replaying {path} (3 messages of 1 analyzer in 1 s), a at {endpoint.name}",
+        f"replaying {path} (3 messages from 1 analyzer in 1 s), a at {endpoint.name}",
         "replay finished: 3 messages in 1 s",
     ]
 
@@ -559,7 +559,7 @@ async def test_topology_changes_when_it_changed_in_the_recording(tmp_path):
     )
     loaded = Recording.load(str(path))
     assert (loaded.messages, loaded.updates, loaded.analyzers) == (3, 2, ("a",))
-    assert loaded.summary() == "3 messages of 1 analyzer in 1 s; 2 topology updates"
+    assert loaded.summary() == "3 messages from 1 analyzer in 1 s; 2 topology updates"
     updates = []
     player = ReplayServer(Playback(recordings=(loaded,)), observe=updates.append)
     (endpoint,) = await player.start()

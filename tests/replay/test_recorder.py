@@ -248,7 +248,7 @@ def test_messages_rejected_by_the_filter_are_omitted(
     recorder.message(MESSAGE % 2, "a")
     recorder.stop()
     assert json.loads(path.read_bytes())["Recorded"]["Analyzer"] == "aa"
-    assert caplog.messages[-1].endswith("; 1 unreadable messages omitted")
+    assert caplog.messages[-1].endswith("; 1 unreadable message omitted")
 
 
 def test_stop_ends_the_thread(tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_topology_is_recorded_when_it_changes(
     assert (names(found[2]), found[2]["Removed"]) == (["b"], ["a"])
     assert [names(update) for update in found[3:5]] == [["d"], ["e"]]
     assert found[5:] == [{"Removed": ["d"]}, {"Removed": ["a-b"]}]
-    assert caplog.messages[-1] == f"recorded 1 messages and 7 topology updates to {path}"
+    assert caplog.messages[-1] == f"recorded 1 message and 7 topology updates to {path}"
     loaded = Recording.load(str(path))
     assert (loaded.messages, loaded.updates) == (1, 7)
 

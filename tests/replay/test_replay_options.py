@@ -58,7 +58,7 @@ async def test_recording_is_replayed_completely() -> None:
         assert metrics["skyfast_connections"] == 831
         assert not any(n for series, n in metrics.items() if "skyfast_reconnects_total{" in series)
     assert any(
-        "one-analyzer.jsonl (50 messages of 1 analyzer in 139 s)" in line for line in skyfast.log
+        "one-analyzer.jsonl (50 messages from 1 analyzer in 139 s)" in line for line in skyfast.log
     )
 
 
@@ -108,7 +108,7 @@ async def test_bare_flows_are_replayed() -> None:
     path = DATA / "flows/bare-flows.jsonl"
     done = run("--check", "--replay", path)
     assert done.returncode == 0
-    assert "3 messages of 1 analyzer in 0 s; 3 lines contain a flow without a" in done.stdout
+    assert "3 messages from 1 analyzer in 0 s; 3 lines with a flow but no message" in done.stdout
     async with replay(path) as skyfast:
         metrics = await skyfast.until(all_received(3))
         assert metrics["skyfast_connections"] == 3
@@ -214,8 +214,8 @@ def test_check_summarizes_recordings() -> None:
     assert first == f"# Replaying {recordings} instead of subscribing."
     assert "analyzers: []" in done.stdout
     assert ":8082" not in done.stdout
-    assert a.endswith("two-analyzers-a.jsonl: 37 messages of 1 analyzer in 120 s.")
-    assert b.endswith("two-analyzers-b.jsonl: 33 messages of 1 analyzer in 120 s.")
+    assert a.endswith("two-analyzers-a.jsonl: 37 messages from 1 analyzer in 120 s.")
+    assert b.endswith("two-analyzers-b.jsonl: 33 messages from 1 analyzer in 120 s.")
 
 
 def numbers(page: Mapping[str, set[str]]) -> dict[str, list[str]]:

@@ -149,7 +149,7 @@ async def test_missing_keys_are_logged_when_they_become_missing(
 ) -> None:
     reader = Reader(file)
     assert caplog.text == ""
-    text = "no entry of names or names_file has the key 'site'"
+    text = "a label needs the key 'site', but no own name has this key"
     for count in (1, 2):
         for name in ("x", "y"):
             replace(file, f"10.0.0.0/8,{name}\n")
@@ -177,4 +177,6 @@ async def test_metrics_of_own_names_exist_only_if_own_names_are_used(
         file.use(loaded, config.export)
         assert (stats.own_names is not None) == counts
         assert await file.refresh(loaded, config.export) is None
-    assert caplog.messages == ["labels initiator_network: neither names nor names_file is set"]
+    assert caplog.messages == [
+        "labels initiator_network are empty: the configuration sets neither names nor names_file"
+    ]

@@ -52,23 +52,23 @@ def test_page_shows_the_values_of_a_report():
         captures.page(100.0).decode()
         == """\
 # HELP skydive_capture_packets_received Packets received since the capture started, averaged \
-over the last ten readings; highest value of all points of the capture.
+over the last ten readings; the highest value among the capture points.
 # TYPE skydive_capture_packets_received gauge
 skydive_capture_packets_received{capture_id="c-1"} 16159
 # HELP skydive_capture_packets_dropped Packets dropped by the agent since the capture started, \
-averaged over the last ten readings; highest value of all points of the capture.
+averaged over the last ten readings; the highest value among the capture points.
 # TYPE skydive_capture_packets_dropped gauge
 skydive_capture_packets_dropped{capture_id="c-1"} 5773.4
 # HELP skydive_capture_kernel_flows_dropped Flows dropped because the kernel's table was full; \
-sum over all points of the capture.
+summed over the capture points.
 # TYPE skydive_capture_kernel_flows_dropped counter
 skydive_capture_kernel_flows_dropped{capture_id="c-1"} 5
-# HELP skydive_capture_flows Flows in the agent's flow table; highest value of all points \
-of the capture.
+# HELP skydive_capture_flows Flows in the agent's flow table; the highest value among the \
+capture points.
 # TYPE skydive_capture_flows gauge
 skydive_capture_flows{capture_id="c-1"} 3
 # HELP skydive_capture_flows_dropped Flows dropped because the agent's flow table was full; \
-sum over all points of the capture.
+summed over the capture points.
 # TYPE skydive_capture_flows_dropped counter
 skydive_capture_flows_dropped{capture_id="c-1"} 4
 # HELP skydive_capture_reports Reports received. Each capture point sends one report every 10 s.

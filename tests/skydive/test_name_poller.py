@@ -169,8 +169,8 @@ KUBERNETES_LABELS = [
     {"name": "team", "k8s_label": "team"},
 ]
 NO_PODS = (
-    "labels initiator_workload, target_service, target_pod and 3 more: the topology has no pods;"
-    " enable Skydive's Kubernetes probe (k8s) on an analyzer"
+    "labels initiator_workload, target_service, target_pod and 3 more are empty: the topology has"
+    " no pods; enable Skydive's Kubernetes probe (k8s) on an analyzer"
 )
 
 
