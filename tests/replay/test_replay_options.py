@@ -101,7 +101,7 @@ async def test_unusual_messages_are_replayed_unchanged(tmp_path: Path) -> None:
         assert errors == [1]
         series = read_page(await skyfast.get("/metrics/flows"), Model(DEFAULT).families)
         assert any(line.endswith(" 7") for line in series[BYTES])
-    assert any("of 2 analyzers" in line for line in skyfast.log)
+    assert any("from 2 analyzers" in line for line in skyfast.log)
 
 
 async def test_bare_flows_are_replayed() -> None:
@@ -247,7 +247,7 @@ async def test_anonymized_recording_gives_the_same_totals(tmp_path: Path) -> Non
     assert metrics["skyfast_connections"] == connections == 530
     assert numbers(second) == numbers(first)
     assert not set(first[BYTES]) & set(second[BYTES])
-    assert any("of 2 analyzers" in line for line in skyfast.log)
+    assert any("from 2 analyzers" in line for line in skyfast.log)
 
 
 NAMED = """

@@ -185,7 +185,7 @@ async def test_empty_labels_are_explained_until_there_are_pods(fast, monkeypatch
         async with Poll(analyzer.url, labels=KUBERNETES_LABELS).running() as poll:
             await until(lambda: poll.stats.names and poll.stats.names.labels_without_pods)
             names = poll.stats.names
-            assert f"labels {names.labels_without_pods}:" in NO_PODS
+            assert f"labels {names.labels_without_pods} are empty:" in NO_PODS
             assert names.missing_pod_labels == ()
             analyzer.graph["Nodes"].append(pod("a", "10.0.0.1"))
             await until(lambda: names.missing_pod_labels == ("team",))
