@@ -16,7 +16,7 @@ from benchmarks.programs import Program
 FLOWS = SCALE // 2
 """Number of flows in a burst: the reports of many agents in one tick."""
 
-BURSTS = 5
+BURSTS = 4
 PAUSE_S = 1.0
 """skyfast has nothing to do for this time before each burst."""
 
@@ -24,7 +24,7 @@ ANALYZERS = 3
 SMALL = (10, 1)
 """Numbers of flows in small messages."""
 
-EXPIRY_S = 3.0
+EXPIRY_S = 2.5
 """After this time, flows have expired with `SHORT_LIVED`, and are forgotten."""
 
 SHORT_LIVED = """\

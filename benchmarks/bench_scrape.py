@@ -207,7 +207,7 @@ def _render(report: Report) -> None:
             what = f"all of {PARTS} parts, {connections:,} connections"
             report.add(what, in_parts, "ns per series", to="whole page", over=ns)
             _bounds(report, core, connections)
-            for version in range(3):
+            for version in range(3) if connections == SCALE else (0,):
                 _compress(report, core, connections, version)
 
 
