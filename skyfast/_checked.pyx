@@ -10,7 +10,7 @@ This module is ``_table.pyx`` with all files that it includes, and with five add
 * `page_slices` returns the pieces of a page. `deflate_pieces` compresses a text that a test has
   split into pieces.
 * Rows that are not in use are filled with garbage, and AddressSanitizer reports reads of such rows.
-  The steps of growth are so small that a dozen rows cover all of them, unless SKYFAST_STEPS is
+  The table grows in such small steps that a dozen rows need every step, unless SKYFAST_STEPS is
   ``usual`` when this module is imported.
 
 Add checks here for every new structure of the core.

@@ -307,7 +307,7 @@ class App:
             changes = ", ".join(changed_fields(old.config.export, config.export))
             log.warning("all connections reset: %s changed", changes)
         if self._served_at and listen.configured(config) != self._served_at:
-            log.warning("changes of listen_address and port require a restart")
+            log.warning("changes to listen_address and port require a restart")
         _announce(config, known=old.config.subscriber.endpoints)
         traffic_warnings.write(config, old=old.config)
 
@@ -445,7 +445,7 @@ class App:
             now = self.clock.now()
             if self.clock.paused_s > paused_s:
                 log.warning(
-                    "process paused for %.0f s; all deadlines are postponed by the same time",
+                    "process paused for %.0f s; all deadlines are postponed by the same amount",
                     self.clock.paused_s - paused_s,
                 )
                 paused_s = self.clock.paused_s

@@ -1862,7 +1862,10 @@ def reaches(row: Row, bounds: Bounds) -> bool:
 
 
 def number_of(value: Total | Gauge | None, row: Row) -> int | None:
-    """Return a value of a row as an integer, or None if there is no such series."""
+    """Return a value of a row as an integer: the number of flows if ``value`` is None.
+
+    Returns None if the row has no series for the value.
+    """
     if value is None:
         return len(row.flows)
     if isinstance(value, Total):

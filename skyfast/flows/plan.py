@@ -213,7 +213,7 @@ class Family(MetricFamily):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """A set of series with the same labels: one row for each tuple of label values.
+    """A set of series with the same label names: one row for each tuple of label values.
 
     ``identifies_connection`` means that the labels include both addresses and both ports, so they
     identify the flow that creates a connection. Then the total of this flow can be counted even if

@@ -37,7 +37,7 @@ DUPLICATE_ID: Final = "duplicate_id"
 """Counts nodes with the ID of another node."""
 
 EDGE_WITHOUT_NODE: Final = "edge_without_node"
-"""Counts edges whose parent or child is missing in the graph.
+"""Counts edges whose parent or child is missing from the graph.
 
 An edge is not counted if the missing node may have a type that is not read. For example, services
 have edges to endpoints, which are not read."""

@@ -146,7 +146,7 @@ _NOTHING: Final = _Page(b"", (), (), {}, 0.0)
 class Interfaces:
     """The interfaces of the last response, rendered.
 
-    A response replaces the previous response: interfaces that are missing in the new response are
+    A response replaces the previous response: interfaces that are missing from the new response are
     removed at once. Without responses, the interfaces stay for three intervals or
     ``connection_timeout_s``, whichever is longer.
 

@@ -5,9 +5,9 @@
 * Everything is read every `FULL_INTERVAL_S`.
 * In between, updated nodes and edges are read every `INTERVAL_S`. Interfaces are always read
   completely, because a query for updated interfaces would not be cheaper.
-* If flows have unknown addresses, the pods with these addresses and the updated pods are read
-  alternately, every `UNKNOWN_INTERVAL_S`. If no address is unknown, updated pods are read every
-  `PODS_INTERVAL_S`.
+* While flows have unknown addresses, one query is sent every `UNKNOWN_INTERVAL_S`: in turn for the
+  pods with these addresses, and for the updated pods. If no address is unknown, updated pods are
+  read every `PODS_INTERVAL_S`.
 
 Names are resolved again only if the data that is read has changed, or if it is time to remove names
 of deleted nodes from the index.
@@ -45,7 +45,7 @@ INTERVAL_S: Final = 20.0
 """Interval between two readings of changes, and of interfaces if their metrics are disabled."""
 
 UNKNOWN_INTERVAL_S: Final = 2.0
-"""Interval between two queries for pods with unknown addresses."""
+"""Interval between two queries while addresses are unknown."""
 
 PODS_INTERVAL_S: Final = 5.0
 """Minimum interval between two readings of changed pods if no address is unknown.

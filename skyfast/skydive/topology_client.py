@@ -47,7 +47,7 @@ MAX_ANSWER_BYTES: Final = 128 * 1024 * 1024
 This is a security limit: a response may be a gzip bomb."""
 
 REQUEST_TIMEOUT_S: Final = 10.0
-"""Timeout from sending a query, including a login, to the headers of its response.
+"""Maximum time until the headers of a response arrive, including a login before the query.
 
 After this time, the next analyzer is queried."""
 

@@ -27,7 +27,7 @@ SUMMARIZED: Final = 2
 _HEADS: Final = (
     ("text", "label"),
     ("number", "values"),
-    ("number", "connections without it"),
+    ("number", "connections if removed"),
     ("number", "change"),
     ("text", "most frequent values, and their connections"),
 )

@@ -135,15 +135,16 @@ def _text(
         return "Set max_series to get a proposal for min_bytes."
     if proposed is None:
         return (
-            f"No min_bytes meets max_series ({max_series:,}):"
+            f"No value of min_bytes is enough for max_series ({max_series:,}):"
             f" {_sum(lowest, other_series)} would remain."
         )
     series = _sum(proposed.series, other_series)
     if not proposed.min_bytes:
-        return f"max_series ({max_series:,}) needs no min_bytes: there are {series}."
+        return f"No min_bytes is needed for max_series ({max_series:,}): there are {series}."
     return (
-        f"min_bytes: {proposed.min_bytes} meets max_series ({max_series:,}): it leaves {series},"
-        f" and {percent(proposed.bytes_share)} of the bytes of the connections."
+        f"With min_bytes: {proposed.min_bytes}, the page has at most max_series ({max_series:,}):"
+        f" {series} remain. The remaining connections have {percent(proposed.bytes_share)} of the"
+        " bytes."
     )
 
 

@@ -282,7 +282,7 @@ _NAMES: Final = (
     ),
     metric(
         "skyfast_names_unknown",
-        "Unknown addresses in recent flows: they are missing in the topology, so skyfast queries"
+        "Unknown addresses in recent flows: they are missing from the topology, so skyfast queries"
         " analyzers for them.",
         of_names(lambda names: names.unknown),
     ),
@@ -326,17 +326,17 @@ _NAMES: Final = (
 _OWN_NAMES: Final = (
     metric(
         "skyfast_own_names",
-        "Own names: entries in the configuration keys names and names_file.",
+        "Number of names that are configured with 'names' and in the file of 'names_file'.",
         of_own_names(lambda own: own.entries),
     ),
     metric(
         "skyfast_own_names_last_load_successful",
-        "Whether the latest load of the own names succeeded.",
+        "Whether the configured names were loaded successfully the last time.",
         of_own_names(lambda own: own.last_load_successful),
     ),
     metric(
         "skyfast_own_names_last_load_success_timestamp_seconds",
-        "Unix time of the latest successful load of the own names.",
+        "Unix time at which the configured names were last loaded successfully.",
         of_own_names(lambda own: own.last_load_success_timestamp_s),
     ),
 )

@@ -72,7 +72,7 @@ def answered(topology: Topology, query: Query) -> dict[str, Any]:
 def test_replayed_responses_are_the_recorded_ones(
     history: list[dict[str, Any]], data: st.DataObject
 ) -> None:
-    """So a replay gives the same names. If the topology has not changed, no update is recorded."""
+    """A replay gives the same names, and an unchanged topology needs no update in a recording."""
     recorded, topology = Changes(), Topology()
 
     def record(query: Query, found: list[dict[str, Any]], time: int) -> int:

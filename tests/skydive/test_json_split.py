@@ -13,7 +13,7 @@ from tests.support import core_builds
 
 
 def split(text, sizes=(1 << 20,), *, max_element_bytes=1 << 20):
-    """Feed ``text`` in pieces, and return its elements. The pieces have these sizes in turn."""
+    """Feed ``text`` in pieces whose sizes cycle through ``sizes``, and return its elements."""
     splitter = ArraySplitter(max_element_bytes=max_element_bytes)
     elements, start, number = [], 0, 0
     while start < len(text):

@@ -160,7 +160,7 @@ def small_table():
             0,
             10,
             (
-                "max_series (10) needs no min_bytes: there are 10 series (6 of the"
+                "No min_bytes is needed for max_series (10): there are 10 series (6 of the"
                 " connections and 4 of the views)."
             ),
         ),
@@ -168,31 +168,34 @@ def small_table():
             0,
             9,
             (
-                "min_bytes: 1000 meets max_series (9): it leaves 8 series (4 of the"
-                " connections and 4 of the views), and 99.2 % of the bytes of the connections."
+                "With min_bytes: 1000, the page has at most max_series (9): 8 series (4 of the"
+                " connections and 4 of the views) remain. The remaining connections have 99.2 % of the"
+                " bytes."
             ),
         ),
         (
             0,
             7,
             (
-                "min_bytes: 5000 meets max_series (7): it leaves 6 series (2 of the"
-                " connections and 4 of the views), and 94.5 % of the bytes of the connections."
+                "With min_bytes: 5000, the page has at most max_series (7): 6 series (2 of the"
+                " connections and 4 of the views) remain. The remaining connections have 94.5 % of the"
+                " bytes."
             ),
         ),
         (
             0,
             4,
             (
-                "min_bytes: 100000 meets max_series (4): it leaves 4 series (0 of the"
-                " connections and 4 of the views), and 0.0 % of the bytes of the connections."
+                "With min_bytes: 100000, the page has at most max_series (4): 4 series (0 of the"
+                " connections and 4 of the views) remain. The remaining connections have 0.0 % of the"
+                " bytes."
             ),
         ),
         (
             0,
             3,
             (
-                "No min_bytes meets max_series (3): 4 series (0 of the connections"
+                "No value of min_bytes is enough for max_series (3): 4 series (0 of the connections"
                 " and 4 of the views) would remain."
             ),
         ),
@@ -200,7 +203,7 @@ def small_table():
             2,
             7,
             (
-                "No min_bytes meets max_series (7): 8 series (4 of the connections"
+                "No value of min_bytes is enough for max_series (7): 8 series (4 of the connections"
                 " and 4 of the views) would remain."
             ),
         ),
@@ -224,7 +227,7 @@ def test_text_without_other_views_does_not_divide_the_series():
     core = Core(Spec(views=(View(LABELS, compatible("bytes")),)))
     core.report(make_flow("1", (500, 0, 1, 0)), 0)
     made = make_forecast(core.table, [Bounds()], max_series=5, now=0)
-    assert made.text == "max_series (5) needs no min_bytes: there are 2 series."
+    assert made.text == "No min_bytes is needed for max_series (5): there are 2 series."
     assert as_text(made)[0] == "Without min_bytes and min_packets, 1 connection has 2 series."
 
 
