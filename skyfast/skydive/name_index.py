@@ -53,8 +53,8 @@ V = TypeVar("V")
 class _Update(Generic[V]):
     """The changes of a mapping.
 
-    ``leaving`` are the keys to remove. Other keys that are missing from the resolution stay for now:
-    ``gone`` maps each of them to the time of the first resolution without it, oldest first.
+    ``leaving`` are the keys to remove. Other keys that are missing from the resolution stay for
+    now: ``gone`` maps each of them to the time of the first resolution without it, oldest first.
     """
 
     changed: Mapping[str, V]

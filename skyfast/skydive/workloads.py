@@ -148,7 +148,7 @@ class Workloads:
         return tuple(self._service_of_node.values())
 
     def cluster_of_host(self, host: str) -> str:
-        """Return the cluster in which a host is a Kubernetes node, or "" if there is no such cluster."""
+        """Return the cluster in which a host is a node, or "" if there is none or more than one."""
         nodes = self._clusters.get(host)
         if not nodes:
             return ""

@@ -169,8 +169,8 @@ def small_table():
             9,
             (
                 "With min_bytes: 1000, the page has at most max_series (9): 8 series (4 of the"
-                " connections and 4 of the views) remain. The remaining connections have 99.2 % of the"
-                " bytes."
+                " connections and 4 of the views) remain. The remaining connections have 99.2 % of"
+                " the bytes."
             ),
         ),
         (
@@ -178,8 +178,8 @@ def small_table():
             7,
             (
                 "With min_bytes: 5000, the page has at most max_series (7): 6 series (2 of the"
-                " connections and 4 of the views) remain. The remaining connections have 94.5 % of the"
-                " bytes."
+                " connections and 4 of the views) remain. The remaining connections have 94.5 % of"
+                " the bytes."
             ),
         ),
         (
@@ -187,8 +187,8 @@ def small_table():
             4,
             (
                 "With min_bytes: 100000, the page has at most max_series (4): 4 series (0 of the"
-                " connections and 4 of the views) remain. The remaining connections have 0.0 % of the"
-                " bytes."
+                " connections and 4 of the views) remain. The remaining connections have 0.0 % of"
+                " the bytes."
             ),
         ),
         (
