@@ -1,4 +1,4 @@
-"""How much time do nine labels with names add for a new flow? How long are slices of a relabeling?"""
+"""What do nine labels with names cost per new flow, and how long are the slices of a relabeling?"""
 
 from benchmarks.harness import SCALE, Remote, Report, at_most
 from benchmarks.lookups import LABELS, Lookups
