@@ -1,4 +1,4 @@
-"""What do nine labels with names add to a new flow, and how long are the slices of a relabeling?"""
+"""What do nine labels with names cost per new flow, and how long are the slices of a relabeling?"""
 
 from benchmarks.harness import SCALE, Remote, Report, at_most
 from benchmarks.lookups import LABELS, Lookups
