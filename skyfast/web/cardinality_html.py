@@ -60,7 +60,9 @@ def _note(report: CardinalityReport | ViewCardinality) -> str:
         f"at most {_count(report.series_at_most, 'series', 'series')}"
     )
     if report.approximate:
-        text += "; numbers of connections without a label are estimated to within about 1 %"
+        text += (
+            "; the numbers under 'connections if removed' are estimates with an error of about 1 %"
+        )
     return text
 
 

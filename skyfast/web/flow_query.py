@@ -50,16 +50,16 @@ def parse(parameters: Iterable[tuple[str, str]], *, families: Collection[str]) -
     for name, value in parameters:
         if name == PART:
             if part is not None:
-                raise FlowQueryError(f"The parameter {PART} is repeated.")
+                raise FlowQueryError(f"The parameter '{PART}' is repeated.")
             part = _parse_part(value)
         elif name == NAME:
             if value not in families:
-                problem = f"unknown metric {printable(value)}"
+                problem = f"unknown metric '{printable(value)}'"
                 raise FlowQueryError(f"{NAME}: {problem}. Metrics: {', '.join(families)}.")
             names.append(value)
         else:
             known = ", ".join(PARAMETERS)
-            raise FlowQueryError(f"Unknown parameter {printable(name)}. Parameters: {known}.")
+            raise FlowQueryError(f"Unknown parameter '{printable(name)}'. Parameters: {known}.")
     index, count = part or (0, 1)
     return FlowQuery(part=index, parts=count, names=frozenset(names) if names else None)
 

@@ -43,7 +43,7 @@ def current_notices(
             severity="warning", text=f"Not subscribed to {', '.join(down[:MAX_NAMED])}{more}."
         )
     if stats.clock_held:
-        text = "Reports may be missing: expiry is paused."
+        text = "Expiry is paused, because reports may be missing."
         yield Notice(severity="warning", text=text)
     for what, count, limit in (
         ("connections", table.connections, stats.max_connections),
@@ -69,7 +69,7 @@ def _name_notices(names: NameStats) -> Iterator[Notice]:
     if names.labels_without_pods:
         yield Notice(
             severity="warning",
-            text=f"Labels {names.labels_without_pods}: the topology has no pods;"
+            text=f"Labels {names.labels_without_pods} are empty: the topology has no pods;"
             " enable Skydive's Kubernetes probe (k8s) on an analyzer.",
         )
     for key in names.missing_pod_labels:
@@ -79,15 +79,15 @@ def _name_notices(names: NameStats) -> Iterator[Notice]:
 def _own_name_notices(own: OwnNameStats) -> Iterator[Notice]:
     if own.labels_without_names:
         text = (
-            f"Labels {own.labels_without_names} are empty: the configuration sets neither names nor"
-            " names_file."
+            f"Labels {own.labels_without_names} are empty: the configuration sets neither 'names'"
+            " nor 'names_file'."
         )
         yield Notice(severity="warning", text=text)
     for key in own.missing_keys:
-        text = f"No own name has the key '{key}': see names and names_file."
+        text = f"No own name has the key '{key}': see 'names' and 'names_file'."
         yield Notice(severity="warning", text=text)
     if not own.last_load_successful and (failure := own.last_failure):
-        text = f"Reload of the names failed {_at(failure)}: {failure.text}"
+        text = f"Reload of the file with own names failed {_at(failure)}: {failure.text}"
         yield Notice(severity="warning", text=text)
 
 

@@ -309,7 +309,7 @@ class WebServer:
             return response
         if flow_query.PART in request.query and request.path != FLOWS_PATH:
             return text_response(
-                f"This page has no parts: only {FLOWS_PATH} accepts {flow_query.PART}.",
+                f"Only {FLOWS_PATH} accepts the parameter '{flow_query.PART}'.",
                 HTTPStatus.BAD_REQUEST,
             )
         return await route.handle(self, request)
@@ -384,7 +384,7 @@ class WebServer:
         label = request.query.get("without") or None
         if label is not None and label not in counts.labels:
             return text_response(
-                f"Unknown label {printable(label)}. Labels: {', '.join(counts.labels)}.",
+                f"Unknown label '{printable(label)}'. Labels: {', '.join(counts.labels)}.",
                 HTTPStatus.BAD_REQUEST,
             )
         try:
@@ -470,7 +470,9 @@ class WebServer:
             text = f"{_pages(limit)} being served to this address (web.max_scrapes_per_address)"
         else:
             return ""
-        return f"{text}; {parts} parts need a limit of {parts}" if parts > limit else text
+        if parts > limit:
+            text += f"; to scrape {parts} parts together, set this limit to at least {parts}"
+        return text
 
     async def _stream(
         self,

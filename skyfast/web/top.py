@@ -245,9 +245,9 @@ class Ranking:
         for name, value in parameters:
             if name not in PARAMETERS:
                 known = ", ".join(PARAMETERS)
-                raise QueryError(f"Unknown parameter {printable(name)}. Parameters: {known}.")
+                raise QueryError(f"Unknown parameter '{printable(name)}'. Parameters: {known}.")
             if name in given:
-                raise QueryError(f"The parameter {name} is repeated.")
+                raise QueryError(f"The parameter '{name}' is repeated.")
             given[name] = value
         number, text = given.get("n"), given.get("filter", "")
         if not text.isascii() and not text.encode(errors="ignore").decode() == text:
@@ -262,7 +262,8 @@ class Ranking:
             by = None
         by = view.default if by is None else by
         if by not in view.keys:
-            raise QueryError(f"by: unknown value {printable(by)}. Values: {', '.join(view.keys)}.")
+            known = ", ".join(view.keys)
+            raise QueryError(f"by: unknown value '{printable(by)}'. Values: {known}.")
         return Query(
             by=by,
             n=n if number is None else _count(number),
@@ -277,7 +278,7 @@ class Ranking:
             return list(self.views.values())
         if prefix not in self.views:
             known = ", ".join(filter(None, self.views)) or "none"
-            raise QueryError(f"view: unknown view {printable(prefix)}. Views: {known}.")
+            raise QueryError(f"view: unknown view '{printable(prefix)}'. Views: {known}.")
         return [self.views[prefix]]
 
     async def top(self, query: Query) -> RankingResult:
@@ -447,7 +448,7 @@ def _group(text: str, views: Iterable[RankedView]) -> tuple[str, ...]:
     for label in group:
         if label not in known:
             raise QueryError(
-                f"group: unknown label {printable(label)}. Labels: {', '.join(known)}."
+                f"group: unknown label '{printable(label)}'. Labels: {', '.join(known)}."
             )
     if len({*group}) < len(group):
         raise QueryError("group: a label is repeated.")

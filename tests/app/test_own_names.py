@@ -167,7 +167,9 @@ async def test_names_are_kept_while_the_file_is_invalid(
             assert report.own_names is not None
             assert report.own_names.last_load_successful
             assert report.own_names.keys == ("site",)
-            assert not any("Reload of the names failed" in text for text in report.warnings)
+            assert not any(
+                "Reload of the file with own names failed" in text for text in report.warnings
+            )
     assert caplog.text.count("names not reloaded") == 1
 
 
@@ -326,7 +328,10 @@ async def test_status_page_shows_own_names(file: Path) -> None:
     report = await app.status.report()
     page = status_html.as_html(report, app.status.ranking, Query(by="bytes"), None)
     assert "<p>own names: <span" in page
-    assert "No own name has the key &#x27;x&#x27;: see names and names_file." in page
+    assert (
+        "No own name has the key &#x27;x&#x27;: see &#x27;names&#x27; and &#x27;names_file&#x27;."
+        in page
+    )
 
 
 async def test_status_page_shows_own_names_that_no_label_shows(file: Path) -> None:

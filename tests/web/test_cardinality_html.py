@@ -88,7 +88,10 @@ def test_each_view_has_a_table():
         ("x", "View x"),
         ("y", "View y"),
     ]
-    assert page.count("1 connection, at most 2 series; numbers of connections without a") == 2
+    assert (
+        page.count("1 connection, at most 2 series; the numbers under 'connections if removed'")
+        == 2
+    )
 
 
 def test_rare_values_are_not_listed():

@@ -599,12 +599,12 @@ NOT_A_PART = "part: not I/N with I from 0 to N - 1, and N up to 64."
         *((f"part={text}", NOT_A_PART) for text in ("", "0", "1/1", "0/0", "0/65", "64/64")),
         *((f"part={text}", NOT_A_PART) for text in ("-1/2", "+0/2", "00/2", "0/02", "0/2/3")),
         *((f"part={text}", NOT_A_PART) for text in ("0/%D9%A2", "0%2F2%0A", "0 /2", "99999/99999")),
-        ("part=0/2&part=0/2", "The parameter part is repeated."),
-        ("name[]=x", f"name[]: unknown metric x. Metrics: {FAMILIES}."),
-        ("name[]=", f"name[]: unknown metric . Metrics: {FAMILIES}."),
-        ("name[]=%1b[1m", rf"name[]: unknown metric \x1b[1m. Metrics: {FAMILIES}."),
-        ("name=x", "Unknown parameter name. Parameters: part, name[]."),
-        ("part=0/2&debug", "Unknown parameter debug. Parameters: part, name[]."),
+        ("part=0/2&part=0/2", "The parameter 'part' is repeated."),
+        ("name[]=x", f"name[]: unknown metric 'x'. Metrics: {FAMILIES}."),
+        ("name[]=", f"name[]: unknown metric ''. Metrics: {FAMILIES}."),
+        ("name[]=%1b[1m", rf"name[]: unknown metric '\x1b[1m'. Metrics: {FAMILIES}."),
+        ("name=x", "Unknown parameter 'name'. Parameters: part, name[]."),
+        ("part=0/2&debug", "Unknown parameter 'debug'. Parameters: part, name[]."),
     ],
 )
 @on_both_loops
@@ -630,9 +630,7 @@ async def test_other_pages_have_no_parts():
                 assert response.status == 404
             else:
                 assert response.status == 400
-                assert response.text == (
-                    "This page has no parts: only /metrics/flows accepts part.\n"
-                )
+                assert response.text == "Only /metrics/flows accepts the parameter 'part'.\n"
 
 
 @on_both_loops
@@ -654,7 +652,8 @@ async def test_parts_are_limited_and_end_like_the_whole_page():
             assert response.status == 503
             assert response.text == (
                 "Try again: 2 pages are being served to this address"
-                " (web.max_scrapes_per_address); 3 parts need a limit of 3.\n"
+                " (web.max_scrapes_per_address); to scrape 3 parts together, set this limit to at"
+                " least 3.\n"
             )
             async with await site.ask(request("/metrics/flows?part=0/2"), local="127.0.0.2") as a:
                 response = await a.answer()

@@ -199,7 +199,7 @@ async def test_held_clock_causes_a_warning():
     stats.clock_held = 1
     assert (await fake_status(stats=stats).report()).warnings == [
         "Not subscribed to any analyzer.",
-        "Reports may be missing: expiry is paused.",
+        "Expiry is paused, because reports may be missing.",
     ]
     stats.clock_held = 0
     assert (await fake_status(stats=stats).report()).warnings == [
@@ -384,8 +384,8 @@ async def test_labels_without_values_cause_warnings():
     source = fake_status(stats=stats)
     report = await source.report()
     no_pods = (
-        "Labels target_pod: the topology has no pods; enable Skydive's Kubernetes probe (k8s)"
-        " on an analyzer."
+        "Labels target_pod are empty: the topology has no pods; enable Skydive's Kubernetes"
+        " probe (k8s) on an analyzer."
     )
     assert [(notice.severity, notice.text) for notice in report.notices] == [
         ("warning", no_pods),
@@ -820,20 +820,21 @@ def shown_values(response, key):
 
 
 INVALID_QUERIES = {
-    "by=byte": "by: unknown value byte. Values: bytes, packets, rtt, bytes_per_second,"
+    "by=byte": "by: unknown value 'byte'. Values: bytes, packets, rtt, bytes_per_second,"
     " packets_per_second.",
-    "by=": "by: unknown value . Values: bytes, packets, rtt, bytes_per_second, packets_per_second.",
-    "by=a%0Ab": "by: unknown value a\\nb. Values: bytes, packets, rtt, bytes_per_second,"
+    "by=": "by: unknown value ''. Values: bytes, packets, rtt, bytes_per_second,"
+    " packets_per_second.",
+    "by=a%0Ab": "by: unknown value 'a\\nb'. Values: bytes, packets, rtt, bytes_per_second,"
     " packets_per_second.",
     **dict.fromkeys(
         [f"n={n}" for n in ("0", "1001", "-1", "", "x", "1e2", "%C2%B2", "+5", "1" * 3000)],
         "n: not an integer from 1 to 1000.",
     ),
-    "N=5": "Unknown parameter N. Parameters: by, n, filter, group, view.",
-    "n=5&n=5": "The parameter n is repeated.",
+    "N=5": "Unknown parameter 'N'. Parameters: by, n, filter, group, view.",
+    "n=5&n=5": "The parameter 'n' is repeated.",
     "filter=" + 201 * "x": "filter: longer than 200 characters.",
     **{
-        f"group={text}": f"group: unknown label {shown}. Labels: initiator_ip, target_ip,"
+        f"group={text}": f"group: unknown label '{shown}'. Labels: initiator_ip, target_ip,"
         " initiator_port, target_port, node_tid, protocol."
         for text, shown in {
             "bytes": "bytes",
@@ -1059,13 +1060,13 @@ async def test_rows_of_views_are_ranked():
         known = "bytes, packets, new_flows, bytes_per_second, packets_per_second"
         labels = "initiator_ip, target_ip, initiator_port, target_port, node_tid, protocol"
         for query, reason in {
-            "view=x": "view: unknown view x. Views: services.",
-            "view=times": "view: unknown view times. Views: services.",
-            "group=application&by=rtt": f"by: unknown value rtt. Values: {known}.",
-            "view=services&by=rtt": f"by: unknown value rtt. Values: {known}.",
+            "view=x": "view: unknown view 'x'. Views: services.",
+            "view=times": "view: unknown view 'times'. Views: services.",
+            "group=application&by=rtt": f"by: unknown value 'rtt'. Values: {known}.",
+            "view=services&by=rtt": f"by: unknown value 'rtt'. Values: {known}.",
             "group=protocol,application": "group: no view has all of these labels.",
-            "group=x": f"group: unknown label x. Labels: {labels}, application.",
-            "view=services&group=protocol": "group: unknown label protocol. Labels: target_port,"
+            "group=x": f"group: unknown label 'x'. Labels: {labels}, application.",
+            "view=services&group=protocol": "group: unknown label 'protocol'. Labels: target_port,"
             " application.",
         }.items():
             assert await site.get(f"/api/top?{query}") == (400, f"{reason}\n")
