@@ -33,7 +33,9 @@ _COMPLETE: Final = (
     queries.EDGES,
     queries.KUBERNETES_EDGES,
 )
-"""The queries for all elements of a kind. Elements that are missing in a response were removed."""
+"""The queries for all elements of a kind.
+
+An element that is missing from the response to such a query was removed."""
 
 Path: TypeAlias = tuple[str, ...]
 Shape: TypeAlias = dict[str, Any]
