@@ -57,7 +57,8 @@ class LoadedNames:
     """Own names, and their source.
 
     ``keys`` are the keys that at least one entry has. ``state`` is the state of the file before it
-    was read, or None without a file. ``timestamp_s`` is the Unix time of the reading.
+    was read, or None without a file. ``timestamp_s`` is the Unix time at which the
+    names were loaded.
     """
 
     own: OwnNames
