@@ -40,18 +40,18 @@ if TYPE_CHECKING:
     from skyfast.web.auth import WebSecurity
 
 EXPIRY_INTERVAL_S = 0.5
-"""Interval between expiry runs; the table's deadlines are whole seconds."""
+"""Interval between expiry runs. Shorter intervals gain little: deadlines are whole seconds."""
 
 EXPIRY_SLICE_S = 0.002
 """Maximum time for which expiry blocks the event loop."""
 
 EXPIRY_ROWS = 256
-"""Rows to expire between two clock reads; takes about 0.1 ms."""
+"""Maximum number of rows that one call of `Table.expire` visits; a call takes about 0.1 ms."""
 
 STATUS_PAGE_WAIT_S = 3.0
 """How long the log message with the URL of the status page waits for the subscriptions.
 
-The message should be the last line of the start, because people look at the last line first."""
+This message should be the last one at startup, because people read the last line first."""
 
 RELABEL_FLOWS = 1_000
 """Number of flows to relabel in one slice, which takes a few milliseconds."""
@@ -349,7 +349,7 @@ class App:
                     await self._relabel_own(*self._renamed_own.popleft())
 
     async def _move_flows(self, names: Names, keys: Set[str]) -> None:
-        """Move flows that looked up these keys to the connections with the new names, in slices."""
+        """Move the flows whose names come from ``keys`` to their new connections, in slices."""
         table, are_left = self._parts.table, True
         relabeling = table.relabel(names, keys)
         # Stop if a reload replaces the table: the new table has no outdated names.
@@ -362,7 +362,7 @@ class App:
 
     async def _wait_for_memory(self) -> None:
         """Log that flows could not be relabelled, and wait before the next attempt."""
-        self._limit.warn(log, "relabel", "out of memory: labels with names are out of date")
+        self._limit.warn(log, "relabel", "out of memory: names in labels are out of date")
         await asyncio.sleep(RELABEL_RETRY_S)
 
     async def _watch_names(self) -> None:
@@ -387,7 +387,7 @@ class App:
     async def _relabel_own(self, old: OwnNames, new: OwnNames) -> None:
         """Relabel the flows whose addresses have different own names in ``new``, in slices.
 
-        Only addresses in the table are checked. Flows with other addresses get the new names
+        Only the addresses in the table are checked. Flows that arrive later get the new names
         anyway.
         """
         table, ends = self._parts.table, self._parts.names.ends

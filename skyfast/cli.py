@@ -360,7 +360,7 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     logging.getLogger().addHandler(warnings)
     logs.write_notes(configuration.notes)
     traffic_warnings.write(configuration)
-    # Check the other files before printing anything, because they can contain errors.
+    # Read all other files first: if one of them has errors, the configuration is not printed.
     reports = (
         _check_names(configuration)
         + _check_web(arguments.web_config_file)
@@ -444,7 +444,7 @@ def _recording(path: str) -> "Recording":
 
 
 def _check_replay(arguments: argparse.Namespace, configuration: model.Config) -> str:
-    """Return a summary of the recordings as YAML comments, or an empty string.
+    """Return a summary of the recordings as YAML comments; empty without ``--replay``.
 
     The summary includes a forecast of the series that remain with other values of ``min_bytes``.
     """
@@ -463,7 +463,10 @@ def _check_replay(arguments: argparse.Namespace, configuration: model.Config) ->
 
 
 def _check_names(configuration: model.Config) -> str:
-    """Return a summary of the own names as a YAML comment, or an empty string. Log warnings."""
+    """Return a summary of the own names as a YAML comment; empty without own names.
+
+    Log warnings about labels that cannot show own names.
+    """
     sources, export = configuration.names, configuration.export
     loaded = names.load(sources, export)
     names_file.warn(labels=names.labels_without_names(sources, export), keys=loaded.missing_keys)
@@ -471,7 +474,7 @@ def _check_names(configuration: model.Config) -> str:
 
 
 def _check_web(path: str) -> str:
-    """Return a summary of the web configuration as a YAML comment, or an empty string."""
+    """Return a summary of the web configuration as a YAML comment; empty if ``path`` is empty."""
     if not path:
         return ""
     from skyfast.web import config_file
@@ -490,7 +493,7 @@ def _reload(arguments: argparse.Namespace) -> model.Config:
 
 
 def _path(arguments: argparse.Namespace) -> str | None:
-    """Return the path of the configuration file, or None if a replay needs no file."""
+    """Return the path of the configuration file, or None in a replay without CONFIG."""
     if (arguments.demo or arguments.replay) and arguments.config is None:
         return None
     path: str = arguments.config or DEFAULT_PATH

@@ -24,7 +24,7 @@ from skyfast.stats import Stats
 from skyfast.web.forecast import Forecast, make_forecast
 
 STEP_S = 1.0
-"""The longest step of the simulated time, below `skyfast.runtime.clock.PAUSE_S`."""
+"""The longest step of the simulated time. `Clock` ignores steps of more than `PAUSE_S`."""
 
 EXPIRY_ROWS = 1 << 20
 """Maximum number of rows that one call of `Table.expire` visits."""

@@ -69,8 +69,8 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
             load=lambda: adapt(load()),
             security=security,
             recorder=recorder,
-            # A replay passes its topology directly to the recorder, because this configuration may
-            # query only a part of it.
+            # A replay passes its topology directly to the recorder, because `app` may query only a
+            # part of the topology.
             records_topology=options.playback is None,
             listen_at=options.listen,
             replay=replay,
@@ -145,7 +145,8 @@ async def _adaptation(
 ) -> tuple[Callable[[Config], Config], Replay | None]:
     """Start the replay, if any.
 
-    Returns the function that adapts configurations to the replay, and what is replayed.
+    Returns a function that adapts configurations to the replay, and a description of the replay.
+    Without a replay, the function changes nothing, and the description is None.
     """
     if options.playback is None:
         return lambda config: config, None

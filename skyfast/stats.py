@@ -131,7 +131,7 @@ LOOKUP_DROPS = ("ambiguous", "unknown")
 """Kinds of name lookups that are dropped because a limit is reached.
 
 * ``ambiguous``: the lookup of an ambiguous address, whose names are then empty
-* ``unknown``: the query of an analyzer for an unknown address
+* ``unknown``: a topology query for an unknown address
 """
 
 AGE_BOUNDS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 45, 60, 90, 120, 300, 600)
@@ -140,7 +140,9 @@ AGE_BOUNDS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 45, 60, 90, 120, 300, 600
 Most agents report once per minute, and most reports arrive within seconds."""
 
 SCRAPE_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-"""Buckets for the duration of a scrape: the demo takes milliseconds, a huge table seconds."""
+"""Buckets for the duration of a scrape.
+
+A scrape of the demo takes milliseconds, and a scrape of a huge table takes seconds."""
 
 FLOW_UPDATE_S = 60.0
 """Skydive's default for ``flow.update``."""
@@ -310,7 +312,7 @@ class TopologyStats:
 
 @dataclass(slots=True, eq=False)
 class OwnNameStats:
-    """Counts of the own names, and the result of reading their file.
+    """Counts of own names, which users give to addresses, and the result of reading their file.
 
     ``keys`` are the keys of the entries. ``file`` is empty if all names are in the configuration.
     ``labels_without_names`` lists the labels that are empty because there are no own names.

@@ -27,23 +27,25 @@ from skyfast.flows.planner import (
 from skyfast.flows.selection import Bounds, ExportSelection, LabelSpec, MetricSpec, ViewSpec
 
 _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
-"""Fields that identify a capture point. A conversation has one flow at each capture point."""
+"""Fields that differ between capture points.
+
+A conversation has one flow at each capture point, and each flow has its own UUID."""
 
 
 NEW_FLOWS_BYTES: Final = 8
-"""Bytes that the counter of new flows takes in a row."""
+"""Bytes that the counter of new flows takes in each row."""
 
 VALUE_BYTES: Final = 8
-"""Bytes that a counter takes in a row, and that its total takes in a flow."""
+"""Bytes that a counter takes in each row, and that its total takes in each flow."""
 
 BUCKET_BYTES: Final = 8
-"""Bytes that a bucket or the sum of a histogram takes in a row."""
+"""Bytes that a bucket or the sum of a histogram takes in each row."""
 
 OBSERVED_BYTES: Final = 4
 """Bytes that a flow takes for the flags of its observations, if there are histograms."""
 
 CELL_BYTES: Final = 4
-"""Bytes that a label value takes in a row, and that a lookup key takes in a flow."""
+"""Bytes that a label value takes in each row, and that a lookup key takes in each flow."""
 
 KUBERNETES_NOTE: Final = (
     "Names of pods, workloads and services need Skydive's Kubernetes probe (k8s) on an analyzer."
@@ -66,15 +68,18 @@ def series(view: ViewSpec, *, naming: Literal["compatible", "standard"]) -> int:
 
 
 def most_connections(limits: TableLimits) -> int:
-    """Return the maximum number of connections. Each of them needs at least one flow."""
+    """Return the maximum number of connections.
+
+    ``max_flows`` limits this number, too, because every connection has at least one flow.
+    """
     return min(limits.max_connections, limits.max_flows)
 
 
 def double_counted(config: Config) -> list[str]:
-    """Return the views, including "connections", that may count the same traffic several times.
+    """Return the names of the views that may count the same traffic several times.
 
-    In such a view, flows of one conversation from several capture points can share a series. Views
-    with only gauges are left out.
+    The name of the main view is "connections". In the returned views, flows of one conversation
+    from several capture points can share a series. Views with only gauges are left out.
     """
     export = config.export
     if export.deduplicate != "none":

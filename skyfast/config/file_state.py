@@ -16,7 +16,7 @@ class FileState:
 
 
 Files: TypeAlias = dict[str, FileState | None]
-"""Paths, and the state that each file had before it was read."""
+"""Paths, and the state that each file had before it was read; None if the file did not exist."""
 
 
 def file_state(path: str) -> FileState | None:

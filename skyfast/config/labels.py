@@ -59,8 +59,8 @@ def to_label(value: YamlValue) -> LabelSpec:
     nodes = mapping_of(
         value,
         known=("name", *_SOURCES),
-        # Without a source, require a key that no mapping has: its name tells the user what is
-        # missing.
+        # Without a source, require the key `_ANY_SOURCE`. No mapping has this key, so the error
+        # message contains its text.
         required=("name", found[0] if found else _ANY_SOURCE),
         what=f"a label with name and {_ANY_SOURCE}",
     )
@@ -86,7 +86,11 @@ _ANY_SOURCE = "one of path, k8s_label, names_key"
 
 
 def for_each_end(label: LabelSpec) -> tuple[LabelSpec, ...]:
-    """Return the labels that an entry adds: one, or two if its name needs the prefix of an end."""
+    """Return the labels that an entry adds.
+
+    An entry for the ends of a connection adds two labels, one for each end, if its name does not
+    start with one of `PREFIXES`. Any other entry adds one label.
+    """
     if not label.is_of_ends or label.name.startswith(PREFIXES):
         return (label,)
     return tuple(replace(label, name=f"{prefix}{label.name}") for prefix in PREFIXES)
@@ -187,7 +191,7 @@ _SYNONYMS = {
 """First words of unknown labels, and the prefix that each word probably means."""
 
 _ALIKE = 0.75
-"""Minimum similarity of a suggested label or part of a label."""
+"""Minimum similarity of an unknown and a suggested part of a label, as a ratio of `difflib`."""
 
 _OTHER_LABELS = tuple(label.name for label in LABELS if label.name.partition("_")[0] not in _PARTS)
 _ALL_LABELS = "; ".join(
@@ -227,7 +231,7 @@ def _part_advice(prefix: str, rest: str) -> str:
 
 
 def _similar_part(text: str, parts: Collection[str]) -> str:
-    """Return the part of a label that ``text`` probably means, such as pod for pod_name."""
+    """Return the part of a label that ``text`` probably means: ``pod`` for ``pod_name``."""
     short = text.lower().removesuffix("_name")
     return short if short in parts else nearest(text, parts, cutoff=_ALIKE)
 

@@ -328,7 +328,7 @@ def _urls(
     if all(analyzer.identity != own for analyzer in analyzers):
         return (url,)
     return tuple(
-        # Keep the spelling of the URL's host: a certificate may contain the name.
+        # Keep the host as it is written in the URL: the analyzer's certificate may have this name.
         replace(
             url,
             host=url.host if analyzer.identity == own else analyzer.host,

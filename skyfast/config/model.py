@@ -30,8 +30,8 @@ class TLS:
 class Subscriber:
     """The subscriptions.
 
-    ``endpoints`` are the URLs in order, with one URL per analyzer. An empty ``capture_id`` means
-    the flows of all captures.
+    ``endpoints`` are the URLs in the order of the configuration, one for each analyzer. An empty
+    ``capture_id`` means the flows of all captures.
     """
 
     endpoints: tuple[Endpoint, ...]

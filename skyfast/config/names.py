@@ -57,7 +57,8 @@ class LoadedNames:
     """Own names, and their source.
 
     ``keys`` are the keys that at least one entry has. ``state`` is the state of the file before it
-    was read, or None without a file. ``timestamp_s`` is the Unix time of the reading.
+    was read, or None without a file. ``timestamp_s`` is the Unix time at which the
+    names were loaded.
     """
 
     own: OwnNames
@@ -178,7 +179,10 @@ def _read_file(path: str) -> dict[Prefix, Entry]:
 
 
 def labels_without_names(sources: NameSources, export: ExportSelection) -> str:
-    """Return the labels that are empty because there are no own names; "" if there are none."""
+    """Return the names of the labels that are empty because there are no own names.
+
+    Returns "" if there are own names, or if no label shows only own names.
+    """
     views = (export.main, *export.views)
     labels = dict.fromkeys(
         label.name for view in views for label in view.labels if shows_only_own(label)

@@ -17,7 +17,7 @@ from skyfast.flows.planner import shown_field
 from skyfast.flows.selection import Shard, ViewSpec
 
 MAX_SHARDS: Final = 1024
-"""Maximum number of shards. Each shard decodes all messages, so far fewer are useful."""
+"""Maximum number of shards. In practice, only a few are useful: each shard decodes all messages."""
 
 _TEXT: Final = re.compile(r"(0|[1-9][0-9]{0,3})/([1-9][0-9]{0,3})", re.ASCII)
 
@@ -82,6 +82,6 @@ def _overlaps(config: Config) -> Iterator[str]:
 
 
 def _tells_apart(view: ViewSpec, config: Config) -> bool:
-    """Return whether connections with the same labels always belong to one shard."""
+    """Return whether connections with the same label values always belong to one shard."""
     paths = {shown_field(label) for label in view.labels if label.name not in config.export.rewrite}
     return paths >= {*ENDPOINTS, PROTOCOL}

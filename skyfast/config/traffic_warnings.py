@@ -15,7 +15,7 @@ def write(config: Config, *, old: Config | None = None) -> None:
         if where not in known:
             log.warning(
                 "%s: traffic captured at several interfaces is counted several times; to avoid"
-                " this, set deduplicate to first, or add the label node_tid",
+                " this, set deduplicate to 'first', or add the label node_tid",
                 where,
             )
     if cost.hides_traffic(config) and not (old and cost.hides_traffic(old)):

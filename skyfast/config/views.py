@@ -76,7 +76,9 @@ DEFAULT_VIEWS = (
         )
     ),
 )
-"""The default views except the main view. They have few series, so rows can be kept longer."""
+"""The default views except the main view.
+
+They have few series, so that their rows can be kept longer than connections."""
 
 
 def _to_view(value: YamlValue) -> ViewEntry:
@@ -107,7 +109,7 @@ def _to_view(value: YamlValue) -> ViewEntry:
 
 
 to_views = bounded_list_of(_to_view, "views", most=MAX_VIEWS - 1)
-"""Accepts a list of views without the main view. Views without a timeout have 0."""
+"""Accepts a list of views without the main view. Without a timeout, ``timeout_s`` is 0."""
 
 
 def show_views(
@@ -154,7 +156,8 @@ def resolve_views(
 ) -> tuple[ViewEntry, ...]:
     """Return the views, main view first, with defaults filled in.
 
-    ``others`` are the selected families of the page that belong to no view.
+    ``least_timeout_s`` is the minimum timeout of a view. ``others`` are the selected families of
+    the page that belong to no view.
 
     Raises:
         ViewError: The views conflict with each other, or exceed a limit.
@@ -179,7 +182,7 @@ def _resolve_view(
     names = [label.name for label in labels]
     if DIRECTION in names and not split:
         raise ViewError(
-            f"cannot be a label if {DIRECTION} is sum",
+            f"cannot be a label if {DIRECTION} is 'sum'",
             number,
             ("labels", view.labels.index(LabelSpec(name=DIRECTION))),
         )
@@ -194,15 +197,15 @@ def _resolve_view(
             raise ViewError(problem, number, ("labels", names.index("le"), "name"))
         own = bool(metric.paths)
         if own and metric.type == "gauge" and len(metric.paths) > 1 and not split:
-            problem = f"has two fields; if {DIRECTION} is sum, a gauge can have only one field"
+            problem = f"has two fields; if {DIRECTION} is 'sum', a gauge can have only one field"
             raise ViewError(problem, number, ("metrics", i, "value"))
         total = metric.name.endswith("_total")
         if own and metric.type == "counter" and not total and (view.prefix or naming == "standard"):
-            where = "in a view" if view.prefix else "if naming is standard"
+            where = "in a view" if view.prefix else "if naming is 'standard'"
             problem = f"is a counter: {where}, its name must end with _total"
             raise ViewError(problem, number, ("metrics", i, "name"))
     if view.prefix and 0 < entry.timeout_s < least_timeout_s:
-        problem = f"is less than connection_timeout + connection_grace ({least_timeout_s:g})"
+        problem = f"is less than connection_timeout + connection_grace ({least_timeout_s:g} s)"
         raise ViewError(problem, number, ("timeout",))
     timeout_s = entry.timeout_s or (max(VIEW_TIMEOUT_S, least_timeout_s) if view.prefix else 0.0)
     if split and DIRECTION not in names:

@@ -43,10 +43,10 @@ class LabelDef:
     """A label that can be selected by name.
 
     ``path`` is the label's field, or empty if the label does not come from a single field.
-    ``lookup`` is ``classification``, or the name of a mapping in
-    `skyfast.flows.planner.NameSource`. This mapping maps the field to a tuple of names, and the
-    label value is element ``index`` of the tuple. With ``is_own``, ``index`` counts only the own
-    names in the tuple.
+    ``lookup`` is empty if the label shows no result of a lookup. Otherwise, it is
+    ``classification``, or the name of a mapping in `skyfast.flows.planner.NameSource`. Such a
+    mapping maps the field to a tuple of names, and the label value is element ``index`` of the
+    tuple. With ``is_own``, ``index`` counts only the own names in the tuple.
     """
 
     name: str
@@ -74,7 +74,9 @@ After these names, a tuple has the values of the pod labels in `ExportSelection.
 come the own names: the network, and the values of the keys in `ExportSelection.names_keys`."""
 
 NETWORK: Final = "network"
-"""The network of an address. It is the first own name in the tuples of `NameSource.ends`."""
+"""The part of label names for the own network of an address.
+
+The network is the first own name in the tuples of `NameSource.ends`."""
 
 NODE_NAMES: Final = (
     *("name", "host", "type", "netns", "namespace", "pod", "workload", "container"),
@@ -92,14 +94,16 @@ CONTAINER_POD_LABELS: Final = frozenset(
     for prefix in ("initiator", "target", "node")
     for name in ("namespace", "pod")
 )
-"""The pod labels that need no Kubernetes pods, because containers' labels can give their values."""
+"""The labels about pods whose values can also come from the labels of containers."""
 
 POD_LABELS: Final = CONTAINER_POD_LABELS | {
     *("initiator_workload", "initiator_workload_kind", "initiator_service"),
     *("target_workload", "target_workload_kind", "target_service"),
     "node_workload",
 }
-"""The labels that are empty without Kubernetes pods."""
+"""The labels about pods.
+
+Without Kubernetes pods, these labels are empty, except those in `CONTAINER_POD_LABELS`."""
 
 ENDS: Final = {"initiator": INITIATOR_IP, "target": TARGET_IP}
 """The two ends of a flow: the prefix of label names, and the field with the end's address."""
@@ -474,8 +478,8 @@ METRICS: Final[tuple[MetricDef, ...]] = (
 )
 """All metrics that can be selected by name.
 
-``TCPMetric`` also has flags, and times and TTLs of the first SYN, FIN and RST. These fields are not
-listed, because they are not running totals.
+``TCPMetric`` has further fields, such as the times of the first SYN, FIN and RST. A configuration
+can select such a field only by its path: see `MetricSpec.paths`.
 """
 
 METRICS_BY_NAME: Final = {metric.name: metric for metric in METRICS}

@@ -87,7 +87,7 @@ class Envelope(msgspec.Struct, gc=False):
 class FlowTypes:
     """The types to decode flows for one plan; the plan's table accepts all of them.
 
-    ``Update`` has the fields of labels, and the fields that reports of known flows need.
+    ``Update`` has the fields of labels, and the fields that are needed to count a known flow.
     ``FirstReport`` adds the fields that identify a flow's first report. These fields are enough to
     count a new flow. ``FullReport`` adds ``LastUpdateMetric``, which is needed to count an unknown
     flow that is not new.
@@ -104,7 +104,7 @@ class FlowTypes:
 
 
 def flow_types(plan: Plan, *, also: Iterable[FieldPath] = ()) -> FlowTypes:
-    """Return structs with the fields that ``plan`` uses, and the fields ``also``."""
+    """Return structs with the fields that ``plan`` uses, and the fields in ``also``."""
     also = tuple(also)
     paths = [*_BOOKKEEPING, *also]
     for column in plan.columns:

@@ -218,7 +218,7 @@ class _FunctionSource:
         return f"not {text}" if condition.negated else text
 
     def _test(self, condition: Condition, value: str, kind: type) -> str:
-        """Return an expression that equals `matcher` and binds more tightly than ``not``."""
+        """Return an expression that tests like `matcher` and binds more tightly than ``not``."""
         if condition.pattern is not None or condition.networks:
             alike = (condition.values, condition.ranges, condition.networks, condition.pattern)
             if alike not in self._memories:

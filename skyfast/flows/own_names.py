@@ -219,7 +219,7 @@ class _Names(dict[str, str]):
 
 
 class _Values(dict[str, tuple[str, str]]):
-    """Maps further fields to pairs of key and value. Each different field is checked once."""
+    """Maps a field after the name to its key and value. Each different field is checked once."""
 
     __slots__ = ("_keys",)
 
@@ -267,7 +267,7 @@ def release(mapping: dict[Any, Any]) -> None:
 
 
 def _unquoted(prefix: str) -> str:
-    """Return a prefix without its quotes. The prefix contains neither quotes nor commas."""
+    """Return a prefix without the quotes around it. A valid prefix contains no others."""
     if len(prefix) < 2 or not prefix.endswith('"'):
         raise InvalidEntryError(f"wrong quotes: {_shown(prefix)}")
     return prefix[1:-1]

@@ -88,7 +88,7 @@ class Column:
 
     @property
     def fields(self) -> tuple[FieldPath, ...]:
-        """All fields of the flow that the label needs, and ``path``, even if it is empty."""
+        """All fields of the flow that the label needs, and ``path``, which can be empty."""
         context = self.lookup.context if self.lookup is not None else ()
         return (self.path, *self.reads, *context)
 
@@ -250,9 +250,10 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """The fields that identify a conversation at every capture point, and the field of the point.
+    """The fields that identify a conversation, and the field that identifies the capture point.
 
-    ``ends`` are the two sides, each with the paths of address and port; their order is irrelevant.
+    A conversation has the same identifying fields at every capture point. ``ends`` are
+    the two sides, each with the paths of address and port; the order of the sides is irrelevant.
     """
 
     protocol: FieldPath
@@ -285,8 +286,8 @@ class Plan:
 
     * With ``conversation``, each conversation is counted at one capture point: the first point that
       reports the conversation, until this point stops reporting it.
-    * With ``overflow``, flows that do not fit into the table are added up in one connection. All
-      label values of this connection are the string ``overflow``.
+    * With ``overflow``, flows that do not fit into the table are added up in one connection. The
+      string in ``overflow`` is the value of all labels of this connection.
     * With ``share``, flows of other shares are skipped.
     """
 

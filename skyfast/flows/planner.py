@@ -138,7 +138,7 @@ _CONTEXTS: Final[Mapping[FieldPath, tuple[()] | tuple[FieldPath, FieldPath]]] = 
 
 
 def key_fields(label: LabelSpec) -> tuple[FieldPath, ...]:
-    """Return the fields that are needed to look up a label's names; none for labels without names.
+    """Return the fields that are needed to look up a label's value; none without a name lookup.
 
     The table stores the values of these fields for each flow, once for all labels.
     """

@@ -45,8 +45,8 @@ class BoundedCache(dict[K, V], Generic[K, V]):
 def mask(config: Mask) -> BoundedCache[str, str]:
     """Return a mapping from addresses to their networks, such as ``10.0.0.0/24``.
 
-    Addresses of a family without a mask, and strings that are not addresses (including the empty
-    string), stay unchanged.
+    Addresses of an IP version without a mask, and strings that are not addresses (including the
+    empty string), stay unchanged.
     """
     bits_of = {4: config.ipv4, 16: config.ipv6}
 
@@ -85,8 +85,9 @@ def fold(config: Fold) -> dict[int | str, int | str]:
 class FlowProtocol:
     """Maps a flow to its protocol: ``TCP``, ``UDP``, ``SCTP``, ``ICMPV4`` or ``ICMPV6``.
 
-    If a flow has neither Transport nor ICMP, its protocol is empty. With ``other``, its protocol is
-    then its last layer, such as ``GRE`` or ``Fragment``. ``reads`` are the fields that it needs.
+    If a flow has neither ``Transport`` nor ``ICMP``, the result depends on ``other``: the flow's
+    last layer, such as ``GRE`` or ``Fragment``, if ``other`` is true; otherwise an empty string.
+    ``reads`` are the fields that are needed for the result.
     """
 
     def __init__(self, *, other: bool = False) -> None:

@@ -53,7 +53,7 @@ class MetricSpec:
 
     If there are two fields, the initiator's direction is first. ``type`` and ``help`` apply only to
     metrics with ``paths``, except that the type of a known histogram is "histogram". ``buckets``
-    are the upper bounds of its buckets, without +Inf.
+    are the upper bounds of the histogram's buckets, without +Inf.
     """
 
     name: str
@@ -69,9 +69,9 @@ class MetricSpec:
 
 
 class Bounds(NamedTuple):
-    """The minimum numbers of bytes and packets for a connection to have series.
+    """The numbers of bytes and packets that a row of a view must reach before it has series.
 
-    Reaching one of the bounds is enough. 0 means no bound. If both are 0, all connections have
+    Reaching one of the bounds is enough. 0 means no bound. If both bounds are 0, all rows have
     series.
     """
 
@@ -85,7 +85,7 @@ class Bounds(NamedTuple):
 
 
 NO_BOUNDS: Final = Bounds()
-"""No bound: all connections have series."""
+"""No bound: all rows have series."""
 
 Amount: TypeAlias = Literal["bytes", "packets"]
 """An amount that can have a bound: the metric of this name, summed over both directions."""
@@ -93,7 +93,7 @@ Amount: TypeAlias = Literal["bytes", "packets"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewSpec:
-    """A set of series with the same labels.
+    """A set of series with the same label names.
 
     The main view has an empty ``prefix``. ``labels`` contains ``direction`` if and only if the
     directions are split. ``amounts`` are counted because bounds need them, although no metric shows
@@ -212,7 +212,10 @@ class Condition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """Matches flows for which all ``conditions`` match; ``name`` is a label value."""
+    """Matches flows for which all ``conditions`` match.
+
+    ``name`` is a label value in ``skyfast_flows_filtered_total``.
+    """
 
     name: str
     conditions: tuple[Condition, ...]

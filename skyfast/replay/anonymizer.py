@@ -13,10 +13,10 @@ kept fields are anonymized as follows:
 * In the topology, hosts, network namespaces, containers, pods, Kubernetes namespaces, workloads,
   services, clusters, virtual machines and label values get pseudonyms, too. In names, each word is
   replaced by its own pseudonym, but ASCII punctuation such as ``-``, ``.`` and ``_`` stays. So the
-  name of a replica set still consists of the name of its deployment and a hash. Kubelet's name of a
-  container (``k8s_NAME_POD_NAMESPACE_UID_N``) still contains the names of container, pod and
-  namespace. A word gets the same pseudonym everywhere. Words that have a meaning for skyfast
-  (``k8s``, ``POD``) and names that most hosts have (``eth0``) are unchanged.
+  pseudonym of a replica set still begins with the pseudonym of its deployment. The pseudonym of
+  Kubelet's name of a container (``k8s_NAME_POD_NAMESPACE_UID_N``) still contains the pseudonyms of
+  container, pod and namespace. A word gets the same pseudonym everywhere. Words that have a meaning
+  for skyfast (``k8s``, ``POD``) and names that most hosts have (``eth0``) are unchanged.
 * Numbers, times, ports, VLANs, protocols, and the names of layers and applications are unchanged.
   The keys of labels, the types and states of nodes, and the kinds of Kubernetes' own workloads are
   unchanged, too.
@@ -158,7 +158,7 @@ class Anonymizer:
         self._parts: dict[str, dict[str, Pseudonym | None]] = {}
         for path, kind in FIELDS.items():
             fields = self._scalars if len(path) == 1 else self._parts.setdefault(path[0], {})
-            # A string field without a pseudonym raises KeyError, so that its values cannot leak.
+            # A string field that is missing from `texts` raises KeyError, so that no value leaks.
             fields[path[-1]] = texts[path] if kind is str else None
 
         self._node = rewriter(NODE, self._rewrite_of)

@@ -32,7 +32,7 @@ STOP_TIMEOUT_S: Final = 1.0
 """Timeout of the closing handshake, in seconds."""
 
 START_WAIT_S: Final = 5.0
-"""After the first subscriber connects, the replay waits this long for all other subscribers."""
+"""After the first subscriber connects, the replay waits at most this long for all others."""
 
 PROBE_TIMEOUT_S: Final = 2.0
 """Timeout for connecting to a loopback address, in seconds."""
@@ -124,7 +124,7 @@ class ReplayServer:
                     if scheduled.message.line != "topology":
                         await self._send(scheduled)
                         sent += 1
-                    elif sent:  # `start` has applied the updates before the first message
+                    elif sent:  # `start` has applied the updates that precede the first message
                         self._apply(scheduled.message.update())
             except ConfigError as error:  # pragma: no cover - the file changed during playback
                 log.error("a recording changed during the replay: %s", printable(error))

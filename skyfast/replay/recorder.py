@@ -1,4 +1,4 @@
-"""Records the messages and the topology of analyzers to a file while they are exported.
+"""Records the messages and the topology of analyzers to a file, in parallel with the export.
 
 The event loop only copies each message into a queue; a thread writes the messages to the file. The
 thread also determines what has changed in the topology. If the queue is full, messages are dropped,

@@ -10,9 +10,9 @@ each message::
     {"Recorded":{"At":1795352101512,"Analyzer":"analyzer-1:8082"},"Namespace":"flow",…}
 
 ``At`` is the time of receipt in Unix milliseconds. After this key, the message is recorded byte for
-byte, except for surrounding white space. Any other message (not
-UTF-8, more than one line, or not a JSON object) is encoded in base64, and stored in the key
-``Base64`` of ``Recorded``. In this case, ``Recorded`` is the only key of the line.
+byte, except for surrounding white space. A message that is not UTF-8, has more than one line, or is
+not a JSON object is encoded in base64, and stored in the key ``Base64`` of ``Recorded``. A line
+with ``Base64`` has no other key than ``Recorded``.
 
 Changes of the topology have lines of their own, without an analyzer, because every analyzer knows
 the whole topology (:mod:`skyfast.replay.topology`)::
@@ -138,7 +138,7 @@ def parse(text: bytes) -> Message:
     """Parse a line.
 
     Raises:
-        ValueError: The line is invalid. The text can follow the words "the line", such as "is not a
+        ValueError: The line is invalid. The text of the error is a predicate, such as "is not a
             JSON object".
 
     """
@@ -370,7 +370,7 @@ def _opened(path: str) -> gzip.GzipFile | io.BufferedReader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Playback:
-    """The recordings to replay, and the settings.
+    """The recordings to replay, and the settings of the replay.
 
     ``speed`` is the number of recorded seconds per second. ``loop_s`` is the time between the
     starts of two loops in seconds; 0 means a single replay. ``is_demo`` means the packaged
@@ -428,11 +428,11 @@ DEMO_CONFIG: Final = _DATA / "demo.yml"
 def demo() -> Playback:
     """Return the playback of the packaged recording.
 
-    The recording has traffic and topology of containers and pods, is 80 s long, and is replayed in
-    a loop at five times the speed. So every connection is reported at least once every
-    `DEMO_LOOP_S` seconds. `DEMO_LOOP_S` is shorter than the default ``connection_timeout``, so that
-    connections never expire. It is also short enough for a ``rate()`` over one minute at a scrape
-    interval of 15 s.
+    The recording has traffic and topology of containers and pods, is 80 s long, and is replayed at
+    five times the speed. The replay starts again every `DEMO_LOOP_S` seconds, so every connection
+    is reported at least once in this time. `DEMO_LOOP_S` is shorter than the default
+    ``connection_timeout``, so that connections never expire. It is also short enough for a
+    ``rate()`` over one minute at a scrape interval of 15 s.
     """
     return Playback(
         recordings=(Recording.load(str(_DATA / "recording.jsonl.gz")),),
@@ -446,7 +446,9 @@ def demo() -> Playback:
 class ScheduledMessage:
     """A message to send ``due_s`` seconds after the start of the replay.
 
-    ``recording`` is the index of the recording that contains the message.
+    ``recording`` is the index of the recording that contains the message. The time ``origin_ms`` in
+    the recording becomes the start of the loop, which is ``begins_ms`` after the start of the
+    replay. ``mask`` changes the UUIDs; 0 keeps them.
     """
 
     recording: int

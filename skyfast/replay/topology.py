@@ -1,8 +1,8 @@
 """The topology in recordings: its fields, its changes, and the responses to queries.
 
 Nodes and edges are recorded with the fields that skyfast reads, and recorded again only when one of
-these fields has changed. An `Update` has all changes of one response, or a part of them. Applying
-the updates in order gives the topology at any time of the recording.
+these fields has changed. An `Update` has all changes that one response shows, or a part of these
+changes. Applying the updates in order gives the topology at any time of the recording.
 """
 
 import types
@@ -33,7 +33,9 @@ _COMPLETE: Final = (
     queries.EDGES,
     queries.KUBERNETES_EDGES,
 )
-"""The queries for all elements of a kind. Elements that are missing in a response were removed."""
+"""The queries for all elements of a kind.
+
+An element that is missing from the response to such a query was removed."""
 
 Path: TypeAlias = tuple[str, ...]
 Shape: TypeAlias = dict[str, Any]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 PAUSE_S = 5.0
-"""If more time than this passes between two calls, the process was paused and read no messages."""
+"""If the clock is not read for longer than this, the process was paused and read no messages."""
 
 
 class Clock:

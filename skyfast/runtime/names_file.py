@@ -1,4 +1,4 @@
-"""Reloads own names when their file changes."""
+"""Reloads own names, which users give to addresses, when the file ``names_file`` changes."""
 
 import asyncio
 import logging
@@ -17,21 +17,21 @@ from skyfast.stats import Failure, OwnNameStats, Stats
 log = logging.getLogger("skyfast.names")
 
 INTERVAL_S: Final = 2.0
-"""Interval between checks for changes of the file."""
+"""Interval between checks for changes to the file."""
 
 
 def warn(*, labels: str, keys: Sequence[str]) -> None:
     """Warn about ``labels`` that stay empty without own names, and ``keys`` that no entry has."""
     if labels:
         log.warning(
-            "labels %s are empty: the configuration sets neither names nor names_file", labels
+            "labels %s are empty: the configuration sets neither 'names' nor 'names_file'", labels
         )
     for key in keys:
         log.warning("a label needs the key '%s', but no own name has this key", key)
 
 
 class NamesFile:
-    """Detects changes of the file. While the file is invalid, the current names stay in use."""
+    """Detects changes to the file. While the file is invalid, the current names stay in use."""
 
     def __init__(self, stats: Stats) -> None:
         """Create a watcher that counts names and failures in ``stats``."""

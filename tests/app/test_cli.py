@@ -210,7 +210,7 @@ def test_check_warns_about_traffic_that_is_counted_several_times() -> None:
     result = run("--check", "-", stdin=text)
     assert [line.partition("skyfast.config: ")[2] for line in result.stderr.splitlines()] == [
         f"{export}: traffic captured at several interfaces is counted"
-        " several times; to avoid this, set deduplicate to first, or add the label node_tid"
+        " several times; to avoid this, set deduplicate to 'first', or add the label node_tid"
         for export in ("connections", "view a")
     ]
     assert "several times" not in result.stdout

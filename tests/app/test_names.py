@@ -287,7 +287,7 @@ async def test_flows_get_their_names_after_an_allocation_failed(
                     await asyncio.sleep(0.001)
             await until_rows(app, {f'target_pod="{address}"': "0" for address in addresses})
             app._parts = parts
-    assert "out of memory: labels with names are out of date" in caplog.text
+    assert "out of memory: names in labels are out of date" in caplog.text
 
 
 class _Failing:

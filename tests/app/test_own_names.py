@@ -138,7 +138,7 @@ async def test_flows_move_after_an_allocation_failed(
             replace(file, "10.1.0.0/16,paris\n")
             await until_rows(app, {'target_network="paris"': "0"})
     assert not failures
-    assert "out of memory: labels with names are out of date" in caplog.text
+    assert "out of memory: names in labels are out of date" in caplog.text
 
 
 async def test_names_are_kept_while_the_file_is_invalid(
@@ -246,7 +246,7 @@ async def test_reload_changes_the_names(file: Path, caplog: pytest.LogCaptureFix
             await analyzer.send(message(flow("1", **between("10.0.0.1", "10.1.0.1"))))
             await until_rows(app, {'target_name="",target_network=""': "300"})
             table = app._parts.table
-            text = "labels target_network are empty: the configuration sets neither names nor"
+            text = "labels target_network are empty: the configuration sets neither 'names' nor"
             assert caplog.text.count(text) == 1
 
             configs.append(config_of(names={"10.1.0.1": "host"}, names_file=str(file)))
@@ -421,7 +421,7 @@ def test_check_warns_of_labels_without_any_names() -> None:
     text = "pipeline.store.prom_sky_con: {deduplicate: first, labels: [target_network]}"
     result = run("--check", "-", stdin=text)
     assert (
-        "labels target_network are empty: the configuration sets neither names nor names_file"
+        "labels target_network are empty: the configuration sets neither 'names' nor 'names_file'"
         in result.stderr
     )
     assert "# Own names" not in result.stdout

@@ -178,5 +178,8 @@ async def test_metrics_of_own_names_exist_only_if_own_names_are_used(
         assert (stats.own_names is not None) == counts
         assert await file.refresh(loaded, config.export) is None
     assert caplog.messages == [
-        "labels initiator_network are empty: the configuration sets neither names nor names_file"
+        (
+            "labels initiator_network are empty:"
+            " the configuration sets neither 'names' nor 'names_file'"
+        )
     ]
