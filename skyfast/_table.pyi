@@ -20,7 +20,7 @@ MAX_VIEWS: int
 """The maximum number of views per plan, including the first view."""
 
 MAX_COLUMNS: int
-"""The maximum number of different columns per plan, plus the fields that lookups use."""
+"""The maximum number of different columns and of fields for lookups in a plan, counted together."""
 
 MAX_VALUES: int
 """The maximum number of different counters and gauges per plan."""

@@ -33,11 +33,11 @@ Data structures
 
 Costs
     A report of a live flow takes one index search, and reads two cache lines of rows. A report of a
-    new or dormant flow takes two searches, plus one per label string. If another new flow had the
-    same names recently, one search finds all labels that are names. Expiry takes time in proportion
-    to the number of expired rows, plus one re-insertion into the wheel per live flow and timeout.
-    Adding a row to a dormant list and removing it take constant time. A page takes one pass over a
-    view's connections per family.
+    new or dormant flow takes two searches, plus one per label string. If a lookup has had the
+    same result for another new flow recently, one search finds all labels of the result. Expiry
+    takes time in proportion to the number of expired rows. In addition, each live flow is added to
+    the wheel again once per timeout. Adding a row to a dormant list and removing it take constant
+    time. A page takes one pass per family, over all connections of the family's view.
 
 Memory
     Slabs and index segments are allocated from an arena of large pieces (`Arena`). The text of a
@@ -61,9 +61,9 @@ Lock
 Files
     This file contains `Table` (the interface for Python), the struct with its state, and the
     constants that several files share. The methods of `Table` are implemented in ``table/``, one
-    file per concern, as free functions on `TableState`. Cython includes these files, because the C
-    compiler can only inline small functions within one compilation unit. The state is a struct,
-    because ``include`` is not possible in a class body.
+    file per concern, as free functions on `TableState`. Cython includes these files, so that all
+    code is one compilation unit: the C compiler inlines no functions of other units. The functions
+    cannot be methods, because ``include`` is not possible in a class body.
 
     Structures that do not depend on the table:
         ``rows`` (arena, slabs, index), ``strings`` (hashes, interned strings), ``fields`` (reading
@@ -221,7 +221,7 @@ cdef extern from *:
         PIECE_BYTES
         DEFLATE_SLICE           # bytes of text that are compressed at once
         DEFLATE_CHUNK           # maximum bytes of text per call of `Page.deflate`
-        MIN_SAMPLE              # a family with this many bytes of text gets its own codes
+        MIN_SAMPLE              # a family with this many bytes of text gets its own Huffman codes
     void row_unused(void *address, size_t size) noexcept nogil
     void row_used(void *address, size_t size) noexcept nogil
 
@@ -387,7 +387,7 @@ cdef struct TableState:
     uint64_t next_seq           # sequence number for the next connection row of any view
     # layout: set when the table is created
     uint64_t seed               # seed of all hashes except the hashes for sharding
-    uint32_t counters, values   # numbers per flow
+    uint32_t counters, values   # how many of each a flow has
     uint32_t all_values         # `values`, and values that are only read in closing reports
     uint32_t columns, cells     # labels of all views; these labels plus the strings of lookups
     uint32_t looked_up          # number of labels from lookups; they are the first columns
@@ -540,9 +540,9 @@ cdef class Table:
         :param view_timeouts_s: timeouts of the connections in the second and further views, each at
             least `timeout_s`.
         :param bounds: a pair of `min_bytes` and `min_packets` for each view. Pages show a row once
-            it has at least this number of bytes or of packets, both directions together. 0 means no
-            bound. Overflow rows are always shown. A page uses the bounds that are set when the page
-            begins. If the sequence is empty, all rows are shown.
+            it has at least `min_bytes` bytes or at least `min_packets` packets, both directions
+            together. 0 means no bound. Overflow rows are always shown. A page uses the bounds that
+            are set when the page begins. If `bounds` is empty, all rows are shown.
         """
         set_limits(&self.state, max_connections, max_flows, timeout_s, memory_s, view_timeouts_s,
                    bounds)
@@ -577,7 +577,7 @@ cdef class Table:
         :param wall_ms: the system time in Unix milliseconds, which limits the start times of new
             rows; 0 sets no limit.
         :returns: ``len(flows)``, or the index of the first flow whose ``LastUpdateMetric`` is
-            needed but missing in the type. Flows from this index on were neither applied nor
+            needed but missing from the type. Flows from this index on were neither applied nor
             counted: decode them again as ``FullReport``, and continue from this index.
         :raises TypeError: an item is of another type; the flows before this item were applied.
         :raises MemoryError: an allocation failed; flows before the current one were applied.
@@ -683,7 +683,8 @@ cdef class Table:
         several parts, finding the connections of one part takes about 25 ns per connection of each
         view. If a view has bounds, the page decides once, when it reaches the view, which
         connections it shows. This takes about 5 ns per connection. The page then shows all series
-        of these connections. While the page exists, it uses 4 bytes for each connection found.
+        of these connections. While the page exists, the list of these connections takes
+        4 bytes per connection.
         """
         cdef uint32_t i
         cdef bint has_bounds = False
@@ -808,10 +809,11 @@ cdef class Table:
             the family's decimal point.
 
         Connections without a value of the family are omitted. With `since`, two more kinds are
-        omitted: connections without growth, and connections that were created again after the
-        snapshot with their previous counters. Takes about 10 ns per connection, without the GIL.
-        With `containing`, up to 40 ns per connection and label are added. Callable from any thread.
-        Connections that change during the call may be seen before or after the change.
+        omitted: connections without growth, and connections that were removed and, after the
+        snapshot, created again with their previous counters. Takes about 10 ns per connection,
+        without the GIL. With `containing`, up to 40 ns per connection and label are added. Callable
+        from any thread. Connections that change during the call may be seen before or after the
+        change.
         """
         cdef const Kept *kept = checked_snapshot(self, family, count, since)
         names = self.view_labels[self.state.families[family].view]
@@ -824,8 +826,8 @@ cdef class Table:
 
         :param labels: one or more labels of the family's view.
         :param max_groups: the maximum number of groups, up to 65,536. If there are more, the half
-            with the lowest ranks is added to "the others". Later connections of such a group form a
-            new group, whose values are too low.
+            with the lowest ranks is added to "the others". If the scan then finds further
+            connections of such a group, they form a new group, whose values are too low.
         :returns: a tuple of the groups, "the others", the number of groups, and whether groups were
             added to "the others" because there were too many. A group is a tuple of four items: its
             rank, its label values in the order of `labels`, its values as in `top`, and its number
@@ -908,7 +910,10 @@ cdef class Table:
         return self.state.kept_connections
 
     def dormant_uuids(self):
-        """Return the UUIDs of the dormant flows, list by list, in the order of forgetting."""
+        """Return the UUIDs of the dormant flows, list by list.
+
+        The flows of each list are in the order in which they are forgotten.
+        """
         return [
             *list_uuids(&self.state, self.state.claims.head),
             *list_uuids(&self.state, self.state.ended.head),
@@ -922,7 +927,7 @@ cdef class Table:
             the plan's counters, with -1 for a counter that no report had. The second is the highest
             ``Last`` in Unix milliseconds. The third is the time of the latest report, in seconds of
             the caller's clock. This time can be up to a second too late. For a dormant flow, it can
-            be up to a timeout too early.
+            be up to `timeout_s` too early.
         """
         cdef const char *text
         cdef uint32_t length
@@ -971,12 +976,12 @@ cdef class Table:
 
     @property
     def rejected_total(self):
-        """The number of reports that required a new connection in the full first view."""
+        """The number of reports that required a new connection while the first view was full."""
         return self.state.rejected
 
     @property
     def view_rejected_totals(self):
-        """The number of reports that required a new row in a full view, except the first view."""
+        """For each other view, the number of reports that required a new row while it was full."""
         cdef uint32_t i
         return tuple(self.state.views[i].rejected for i in range(1, self.state.view_count))
 
@@ -1091,8 +1096,8 @@ cdef class Relabeling:
         A new connection starts at zero. An existing connection continues its counters. A removed
         connection also continues its counters, if they are kept. All flows of a step leave their
         old connections before the first one is added to a new connection. Between two steps, flows
-        of one connection can be in two connections, because only some of them have moved. If a key
-        has an invalid name, the flows with this key keep their labels.
+        of one connection can be in two connections, because only some of them have moved. If the
+        names of a key are invalid, the flows with this key keep their labels.
 
         Between two steps, the names can change and all methods of the table can be called. A step
         uses the current names. `names` and `keys` must not use the table. If they raise an
@@ -1156,8 +1161,8 @@ cdef class Page:
         :raises MemoryError: an allocation failed.
 
         A page is read either with this method or with `read`. Rendering and compressing a page
-        takes 0.6 times as long as only compressing it with isal at level 1. A page uses about 2
-        MiB. The GIL and the lock are used as in `read`.
+        takes 60 % of the time that isal takes at level 1 for compression alone. A page uses about
+        2 MiB. The GIL and the lock are used as in `read`.
         """
         cdef Table table = self.table
         cdef size_t length
@@ -1173,7 +1178,7 @@ cdef class Page:
         """Return the different values of a label in all views and parts, in no particular order.
 
         If this is called before `read`, the page shows only values in this list. Some values in the
-        list can be missing on the page, because their rows expire before `read` or have expired
+        list can be missing from the page, because their rows expire before `read` or have expired
         already.
 
         Takes 10 to 40 ns per row of these views without the GIL, and 1 µs per value with it.

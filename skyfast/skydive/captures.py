@@ -233,7 +233,7 @@ class Captures:
     def page(self, now: float, openmetrics: int = 0, *, created: bool = False) -> bytes:
         """Return the metric families, or nothing if there are no captures.
 
-        With OpenMetrics 1.0 and ``created``, counters have unknown start times.
+        With OpenMetrics 1.0 and ``created``, counters have the start time 0, which means unknown.
         """
         rows = [
             (label_text({"capture_id": capture_id}), _values(capture))

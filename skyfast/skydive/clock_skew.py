@@ -1,7 +1,8 @@
 """Detects flows with impossible times, which show that the clock of an agent is wrong.
 
 The agents' times are exported only by the metrics ``start`` and ``last``, but the table also uses
-these times to detect late reports. If the local clock is wrong, all agents seem to be wrong.
+these times to detect late reports. If the local clock is wrong, the clocks of all agents seem
+to be wrong.
 """
 
 import logging
@@ -103,7 +104,7 @@ class ClockSkewCheck:
         now_ms: float,
     ) -> None:
         if not misdated:
-            return  # the misdated flows are not in ``flows``; the next update applies them
+            return  # the table has not applied the misdated flows yet; the next update will
         analyzer.misdated[reason] += len(misdated)
         self._limit.warn(
             log,

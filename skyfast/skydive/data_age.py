@@ -31,8 +31,8 @@ class DataAge:
     def observe(self, flows: Sequence[Flow], analyzer: AnalyzerStats, now_ms: float) -> None:
         """Observe one of the ``flows`` of a message that arrived at ``now_ms``, in Unix time.
 
-        ``delivery`` is observed only if the time of the agent's update (``LastUpdateMetric.Last``)
-        was decoded.
+        The histogram ``delivery`` observes the report only if the time of the agent's update
+        (``LastUpdateMetric.Last``) was decoded.
         """
         if not flows:
             return

@@ -1,4 +1,7 @@
-"""The names of the ends of flows: names of the topology, combined with own names."""
+"""The names of the ends of flows: names of the topology, combined with own names.
+
+Own names are names that users give to addresses and networks: see `skyfast.flows.own_names`.
+"""
 
 from collections.abc import Set
 from typing import Final, Protocol
@@ -31,11 +34,11 @@ class TopologyNames(Protocol):
 class EndNames(dict[str, Names | None]):
     """Maps addresses in Go's notation to their names; implements `skyfast.flows.plan.Names`.
 
-    The names of an address are its names in the topology, followed by its own network and its own
-    values. If there are no own names, and no label shows own networks or values, the tuples have
-    only the names in the topology. The first name is the own name of the address. If there is no
-    own name, the first name is the name in the topology. If this name is empty, too, the first name
-    is the own network.
+    The names of an address are its names in the topology, followed by two kinds of own names: the
+    name of its network, and the values of the keys. If there are no own names, and no label shows
+    such networks or values, the tuples have only the names in the topology. The first name is the
+    name that users gave to the address, otherwise the address's name in the topology, otherwise the
+    name of its network.
 
     The dict contains only addresses that the topology knows and that have been looked up. Other
     addresses with equal names share one tuple, because the table compares tuples by identity.
@@ -50,7 +53,7 @@ class EndNames(dict[str, Names | None]):
         self.use(NO_NAMES, extends=False)
 
     def use(self, own: OwnNames, *, extends: bool) -> None:
-        """Use ``own`` names. ``extends`` is true if labels show own networks or values."""
+        """Use the names in ``own``. ``extends`` is true if labels show its networks or values."""
         self._own = own
         self._combines = extends or own.count > 0
         self._of_unknown: dict[Names, Names] = {}

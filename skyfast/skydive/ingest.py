@@ -61,9 +61,10 @@ class StatsSink(Protocol):
 class Ingest:
     """Decodes messages and applies their flows.
 
-    The first report of a flow needs fields that later reports do not need. If the latest message
-    contained a first report, the next message is decoded with the few additional fields that first
-    reports need. If a message needs more fields, it is decoded again with all fields.
+    To apply the first report of a flow, the table reads fields that it does not read in later
+    reports. If the latest message contained a first report, the next message is decoded with a few
+    of these additional fields. If the table requires more fields of a message, the message is
+    decoded again with all fields.
     """
 
     def __init__(
@@ -81,8 +82,8 @@ class Ingest:
     ) -> None:
         """Create the decoders.
 
-        ``types`` are the flow types of the table's plan, and ``admitted`` selects the flows of a
-        message that reach the table. ``captures`` receives the content of messages with capture
+        ``types`` are the flow types of the table's plan, and ``admitted`` selects which flows of a
+        message reach the table. ``captures`` receives the content of messages with capture
         statistics. ``checker`` selects messages to decode fully, and checks them; the same messages
         are passed to ``capture_points``. ``now`` is the table's clock, in seconds; ``wall_clock``
         returns Unix seconds.

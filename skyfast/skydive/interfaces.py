@@ -126,7 +126,7 @@ class _Page:
     def in_openmetrics(self, version: int, *, created: bool) -> bytes:
         """Return the page in a version of OpenMetrics. Each version is rendered on first use.
 
-        In OpenMetrics 1.0, ``created`` adds unknown start times.
+        In OpenMetrics 1.0, ``created`` adds the start time 0, which means unknown, to counters.
         """
         key = version, version == 1 and created
         if key not in self._openmetrics:
@@ -205,8 +205,8 @@ class Interfaces:
         """Return the metric families, or nothing if there are no interfaces.
 
         The format is text format 0.0.4, or OpenMetrics without ``# EOF``. OpenMetrics 1.0 requires
-        standard names. With ``created``, its counters have unknown start times, because devices do
-        not report when their counters were 0.
+        standard names. In OpenMetrics 1.0, ``created`` adds the start time 0, which means
+        unknown, to counters: devices do not report when their counters were 0.
         """
         page = self._page
         if now >= page.leaves_at:

@@ -49,8 +49,8 @@ def choose(
     """Return the names of an address in a flow, or None if they are ambiguous.
 
     ``candidates`` are the owners of ``address``. ``other`` is the address at the other end of the
-    flow. ``point`` is the capture point, or None if it is unknown. ``networks`` is from
-    the `Resolution`.
+    flow. ``point`` is the capture point, or None if it is unknown. ``networks`` has the subnets
+    of each host: see `Resolution`.
 
     The names come from the first of these groups in which all candidates have the same ``names``.
     For local addresses (`is_local`), only groups 2 and 3 are used.

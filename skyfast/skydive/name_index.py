@@ -156,7 +156,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         self.empty = ("",) * size
         self.notes_unknown = True
         self.dropped = dict.fromkeys(LOOKUP_DROPS, 0)
-        """Lookups over the limits, by kind."""
+        """The number of lookups that exceeded a limit, by the kind of address."""
         self._context = _Context()
         self._triples: dict[Triple, tuple[str, ...]] = {}
         self._overflowed = False
@@ -233,11 +233,11 @@ class NameIndex:
     ``addresses`` has the names of addresses in the topology, and ``ends`` combines them with own
     names for the table.
 
-    Changed and new entries apply at once. An entry can be missing in a resolution because its node
-    was deleted, or because an analyzer that has just started does not know the node yet. Such an
-    entry stays for ``keep_s``. The first resolution after this time removes the entry; `is_due`
-    returns whether this resolution is due. If a host has no capture point left, its candidates
-    for ambiguous addresses stay for the same time. Without resolutions, all entries stay.
+    Changed and new entries apply at once. An entry can be missing from a resolution because its
+    node was deleted, or because an analyzer that has just started does not know the node yet. Such
+    an entry stays for ``keep_s``. The first resolution after this time removes the entry; `is_due`
+    returns whether this resolution is due. If a host has no capture point left, its candidates for
+    ambiguous addresses also stay for ``keep_s``. Without resolutions, all entries stay.
 
     :meth:`apply` and :meth:`forget_topology` change the mappings in place. The thread that calls
     these methods may use the mappings at any time.
@@ -283,7 +283,7 @@ class NameIndex:
         self.ends.use(own, extends=any(map(shows_only_own, labels)))
 
     def forget_topology(self) -> None:
-        """Forget all names from the topology, which is not read anymore. No label may show them."""
+        """Forget all names from the topology. Call this when no label shows such names anymore."""
         self.nodes.clear()
         self.addresses.clear()
         self.addresses.forget_contexts()

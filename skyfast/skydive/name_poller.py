@@ -5,9 +5,9 @@
 * Everything is read every `FULL_INTERVAL_S`.
 * In between, updated nodes and edges are read every `INTERVAL_S`. Interfaces are always read
   completely, because a query for updated interfaces would not be cheaper.
-* While flows have unknown addresses, one query is sent every `UNKNOWN_INTERVAL_S`: in turn for the
-  pods with these addresses, and for the updated pods. If no address is unknown, updated pods are
-  read every `PODS_INTERVAL_S`.
+* While flows have unknown addresses, one query is sent every `UNKNOWN_INTERVAL_S`. The queries
+  alternate: one for the pods with these addresses, the next for the updated pods. If no address is
+  unknown, updated pods are read every `PODS_INTERVAL_S`.
 
 Names are resolved again only if the data that is read has changed, or if it is time to remove names
 of deleted nodes from the index.
@@ -55,8 +55,8 @@ These readings detect that another pod has taken over an address."""
 OVERLAP_MS: Final = 120_000
 """Each reading of changes overlaps the previous reading by this time.
 
-The clock of the node's host sets ``UpdatedAt``, and this clock can be slow. The update also takes a
-few seconds to arrive."""
+The clock of the node's host sets ``UpdatedAt``, and this clock can be behind. The update also takes
+a few seconds to arrive."""
 
 PODS_OVERLAP_MS: Final = 10_000
 """The overlap for pods. An analyzer's clock sets their ``UpdatedAt``."""

@@ -62,7 +62,7 @@ MEMORY_S: Final = 60.0
 """Reported values are remembered for at least this long, which is six reports."""
 
 MAX_VALUES: Final = 20_000
-"""Maximum number of remembered values. Beyond it, no report is taken as a sign of packets."""
+"""Maximum number of remembered values. Above this, no report counts as a sign of packets."""
 
 READINGS: Final = (9, 10, 11)
 """``PacketsReceived`` is the sum of this many readings of a total: ten, or one more or less."""

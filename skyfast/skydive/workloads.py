@@ -158,7 +158,8 @@ class Workloads:
     def named(self, namespace: str, name: str, host: str) -> Pod | None:
         """Return the latest pod of this name that may be on ``host``, or None.
 
-        If the cluster of the host is unknown, all these pods must be in the same cluster.
+        Returns None if such pods are in several clusters, which is possible if the cluster of the
+        host is unknown.
         """
         cluster = self.cluster_of_host(host)
         key = namespace, name, cluster

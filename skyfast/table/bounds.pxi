@@ -14,7 +14,8 @@
 # for RENDER_ROWS rows at a time.
 
 cdef int resolve_amount(Amount *amount, const View *view, counters, plan) except -1:
-    # Set the indexes at which the rows of a view store the counters of an amount.
+    # Set the indexes at which the rows of a view store the counters of an amount: the bytes or the
+    # packets.
     cdef uint32_t k
     values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
     if len(counters) > 2:

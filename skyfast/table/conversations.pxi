@@ -48,7 +48,8 @@ cdef bint own_conversation(TableState *table, const Report *report,
 
 
 cdef void disown_conversation(TableState *table, uint32_t number, uint32_t before) noexcept nogil:
-    # `before` is the row before `own_conversation`, which may be the same row.
+    # Undo `own_conversation`, which has changed the row number from `before` to `number`. The two
+    # numbers may be equal.
     if number != before:
         release_conversation(table, number)
 

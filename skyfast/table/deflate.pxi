@@ -43,7 +43,7 @@ cdef enum:
     MAX_HEADER = 256            # bytes of the header of a block
     STRING_SLOTS = 2048
     RELEARN_PERCENT = 120       # limit of the bits per byte, relative to the sample
-    LARGER_SAMPLE = 4           # codes are learnt again from this many times the sample's bytes
+    LARGER_SAMPLE = 4           # factor: a slice this much larger than the sample gives new codes
 
 
 cdef extern from *:
@@ -92,7 +92,7 @@ cdef struct Deflater:
     BitWriter writer
     bint learns                 # whether the next slice with enough text gets its own codes
     uint32_t fixed_at[MAX_FIXED]        # position of the latest piece (modulo 2^32), by number
-    uint32_t strings_at[STRING_SLOTS]   # position of the latest string, by number (modulo)
+    uint32_t strings_at[STRING_SLOTS]   # position of the latest string, by number (modulo the size)
     uint32_t counts[LITERALS + DISTANCES]       # frequencies of the symbols
     Code code
 
@@ -456,8 +456,8 @@ cdef inline uint32_t joined(uint32_t first, uint32_t second) noexcept nogil:
 
 cdef void put_header(BitWriter *writer, const uint8_t *lengths) noexcept nogil:
     # Begins a block with the lengths of its codes (RFC 1951, section 3.2.7). The lengths are
-    # written with another code, which is always the same: 3 bits for 11, 12 and REPEAT, and 4 bits
-    # for 1 to 10.
+    # written with another code, which is always the same: 3 bits for the lengths 11 and 12 and
+    # for REPEAT, and 4 bits for the lengths 1 to 10.
     cdef uint8_t sizes[LENGTH_SYMBOLS]
     cdef uint32_t entries[LENGTH_SYMBOLS]
     cdef uint32_t i, repeats
@@ -490,8 +490,8 @@ cdef void put_header(BitWriter *writer, const uint8_t *lengths) noexcept nogil:
 
 cdef bint deflater_init(Deflater *deflater, char *text, size_t max_lines) noexcept nogil:
     # False if out of memory. In any case, the deflater must be destroyed. A slice has at most one
-    # piece per two bytes: only label values can be shorter than that, and a fixed text precedes
-    # each of them.
+    # piece per two bytes: only label values can be shorter than two bytes, and a longer fixed text
+    # precedes each label value.
     cdef size_t pieces = (DEFLATE_SLICE + max_lines) / 2 + 16
     cdef size_t headers = (DEFLATE_CHUNK + max_lines) / MIN_SAMPLE + 2
     memset(deflater, 0, sizeof(Deflater))
@@ -514,10 +514,10 @@ cdef void deflater_destroy(Deflater *deflater) noexcept nogil:
 
 cdef size_t deflate_lines(TableState *table, Cursor *cursor, Deflater *deflater,
                           size_t size) noexcept nogil:
-    # Renders and compresses about `size` bytes of lines. Returns the number of these bytes, or 0 at
-    # the end of the page. `output` contains the compressed bytes, up to `writer.out`. At the end of
-    # the page, the compressed bytes complete the current block and its last byte, so that other
-    # blocks can follow.
+    # Renders and compresses about `size` bytes of lines. Returns the number of bytes rendered, or
+    # 0 at the end of the page. `output` contains the compressed bytes, up to `writer.out`. At the
+    # end of the page, the compressed bytes complete the current block and its last byte, so that
+    # other blocks can follow.
     cdef char *start = deflater.text + HISTORY
     cdef char *limit = start + min(size, <size_t>DEFLATE_CHUNK)
     cdef char *end

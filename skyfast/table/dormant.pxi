@@ -295,11 +295,11 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
 cdef bint credit(TableState *table, const Report *report, uint32_t flow, const Labels *labels,
                  uint32_t number, uint32_t kept, const int64_t *deltas, bint is_new,
                  int64_t start_ms) noexcept nogil:
-    # Add `deltas` to all rows of a flow without making the flow live. So no row is created in the
-    # first view. `flow` is the flow's own row. `number` is the flow's row in the first view, or 0.
-    # `kept` is the dormant row that keeps the counters of the flow's connection, or 0. `is_new` is
-    # whether the report counts as a new flow. `start_ms` is the start time of new rows, including a
-    # new dormant row. False if out of memory.
+    # Add `deltas` to all rows of a flow without making the flow live. No row is created in the
+    # first view, because only live flows create rows there. `flow` is the flow's own row. `number`
+    # is the flow's row in the first view, or 0. `kept` is the dormant row that keeps the counters
+    # of the flow's connection, or 0. `is_new` is whether the report counts as a new flow.
+    # `start_ms` is the start time of new rows, including a new dormant row. False if out of memory.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
@@ -395,9 +395,8 @@ cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noex
 cdef void keep_counters(TableState *table, Flow *flow, Connection *row,
                         uint32_t now_s) noexcept nogil:
     # Keep the counters of a connection that is removed with its last flow. This is not necessary if
-    # the connection can be restored from its last flow. For this, the flow must have the same
-    # totals, the labels must identify the connection, and no other flow may have been counted as
-    # new.
+    # the connection can be restored from its last flow: if the counters equal the totals of the
+    # flow, the labels identify the connection, and no other flow has been counted as new.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow)
     cdef const int64_t *sums = values_of(first, row)

@@ -1,5 +1,5 @@
-# Names: results of lookups, together with their interned labels. If a new flow has known names, one
-# search finds all labels of a result. `_table.pyx` includes this file.
+# Names: results of lookups, together with their interned labels. If a lookup for a new flow has a
+# known result, one search finds all labels of the result. `_table.pyx` includes this file.
 #
 # A result is recognized by its address in memory. This is safe. A result is a tuple of strings,
 # which cannot change. Its row owns a reference to the tuple, so the address is not reused. The row

@@ -32,9 +32,9 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
 
 
 cdef inline void note_overflow(TableState *table, const Targets *targets) noexcept nogil:
-    # Note whether a flow uses an overflow row, in all views except the first. Must be called after
-    # the flow's report has been added to these rows. The report itself must not be affected,
-    # because no earlier report can have added a part of the flow's total.
+    # Set `overflowed` if a flow uses an overflow row of any view except the first. Must be called
+    # after the flow's report has been added to its rows, so that the flag affects only later
+    # reports: the totals of their flows can be partly in an overflow row.
     cdef uint32_t i
     for i in range(1, table.view_count):
         if targets.rows[i]:

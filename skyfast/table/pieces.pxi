@@ -9,7 +9,7 @@
 # *notes* only the lengths of these. After the mutex is released, `expand_notes` adds the other
 # pieces. Each function `expand_…` has the order of the function that renders the same lines.
 #
-# Notes have the type of pieces:
+# Notes are stored as pieces, with a length and a source:
 #
 # * The head of a family has one note: its length, and its family's number as the source.
 # * The lines of a row begin with a note whose length packs three lengths: of the first value, the

@@ -8,7 +8,8 @@
 # once per column. During the search, the value's string can be removed, and a new string can get
 # the same number. The new string then counts as a miss. This is allowed: rows with the new string
 # were created during the search, and a scan may omit such rows. Values that match are not
-# remembered, because rows that do not match must never be shown.
+# remembered: a new string could get the number of a string that matched, and rows that do not match
+# must never be shown.
 
 cdef enum:
     MAX_VARIANTS = 4            # of a character: itself, lower case, upper case, title case

@@ -37,13 +37,13 @@ MIN_COST = 4
 """The lowest cost of bcrypt."""
 
 MAX_COST = 18
-"""The highest accepted cost of a hash, about 15 s."""
+"""The highest accepted cost of a hash. With this cost, checking a password takes about 15 s."""
 
 SLOW_COST = 16
-"""The highest cost without a warning, about 4 s.
+"""The highest cost without a warning. With this cost, checking a password takes about 4 s.
 
-A response has a deadline of 10 s. A longer check continues after the deadline, and the next
-request with the same credentials uses its result.
+A response has a deadline of 10 s. A check that takes longer continues after the deadline, and the
+next request with the same credentials uses the result of the check.
 """
 
 
@@ -122,13 +122,13 @@ class WebConfig:
 
     tls: ssl.SSLContext | None
     allowed_sans: frozenset[str]
-    """A client certificate must have one of these names; empty allows any name."""
+    """A client certificate must have one of these names; an empty set allows any name."""
     users: Mapping[bytes, bytes] = field(repr=False)
     """Password hashes by user; empty if no authentication is required."""
     headers: Mapping[str, str]
     rate_limit: RateLimit | None
     warnings: tuple[str, ...]
-    """Settings that skyfast handles differently, each with file, line and key."""
+    """The texts of warnings about settings, each with file, line and key."""
     files: Files = field(repr=False)
 
     def summary(self) -> str:

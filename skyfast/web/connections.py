@@ -6,7 +6,7 @@ requests and frames responses; this module enforces all limits.
 
 Only this module uses undocumented features of aiohttp. Tested with aiohttp 3.10.11, 3.11.18,
 3.12.15, 3.13.5, 3.14.0 and 3.14.5. aiohttp before 3.13.4 does not limit the number of headers;
-aiohttp up to 3.14.0 accepts ``GET *``. These features are:
+aiohttp up to 3.14.0 accepts ``GET *``. The undocumented features are:
 
 * ``web.RequestHandler``: the base class of `HttpConnection`, with the parameters in ``_OPTIONS``
 * ``web.RequestHandler.connection_made``, ``web.RequestHandler.connection_lost``,

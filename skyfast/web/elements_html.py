@@ -28,7 +28,7 @@ class HtmlColumn:
     values can have names. A name is shown beside the value if ``is_beside``, and otherwise instead
     of the value. ``other`` is the key of a text that replaces the value, unless the text is None.
     ``bar`` is the key of the length of a bar in the background. If ``filters``, the value is a link
-    that filters by it. ``configured`` is a value that is marked as the configured one; 0 is none.
+    that filters by it. The value ``configured`` is marked as such; 0 marks no value.
     """
 
     key: str

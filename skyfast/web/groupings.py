@@ -24,18 +24,23 @@ TITLES: Final[Mapping[str, str]] = {
     "application": "application",
     NODE_TID_LABEL: "interface",
 }
-"""What users group by, in the order of the page: labels without the end, and titles."""
+"""The titles of groupings, by label, in the order of the page.
+
+The labels have no prefix of an end: ``ip`` stands for ``initiator_ip`` and ``target_ip``."""
 
 ONE_END: Final[Mapping[str, str]] = {"port": "target_port"}
-"""The groupings by only one end: most clients use a new port for each connection."""
+"""The groupings by a label of only one end.
+
+Groups by the initiator's port would be too small, because most clients use a new port for each
+connection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grouping:
     """A grouping of the rows of a view. Without labels, it shows the rows themselves.
 
-    ``view`` is the prefix of the view, or empty if connections or a view with these labels can be
-    found by the labels.
+    ``view`` is the prefix of the view. If it is empty, the rows are those of the first view that
+    has all labels in ``group``. The main view comes first: its rows are the connections.
     """
 
     title: str
@@ -60,7 +65,7 @@ def groupings(views: Mapping[str, RankedView]) -> Iterator[Grouping]:
 
 
 def _defined(views: Mapping[str, RankedView]) -> dict[str, str]:
-    """Return the names without the end, and the titles, of labels that are not known labels."""
+    """Return titles like `TITLES`, for labels of the ends that the configuration defines."""
     names: dict[str, str] = {}
     for label in dict.fromkeys(label for view in views.values() for label in view.labels):
         end, _, name = label.partition("_")
@@ -82,7 +87,7 @@ def _group(name: str, views: Mapping[str, RankedView]) -> tuple[str, ...]:
 
 
 def pairs(labels: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield the pairs of labels with the same value of both ends, then each label."""
+    """Yield each pair of labels ``initiator_x``, ``target_x``, then each single label."""
     for label in labels:
         target = label.replace("initiator_", "target_", 1)
         if target != label and target in labels:

@@ -98,7 +98,7 @@ class Handshake:
     """
 
     def __init__(self, client: socket.socket) -> None:
-        """Begin the handshake of ``client``; the current task must connect it next."""
+        """Begin the handshake of ``client``. The current task must then connect this socket."""
         self.first = b""
         self.alert = b""
         self._client: socket.socket | None = None

@@ -13,7 +13,7 @@ from typing import Final
 _CURRENT: Final = ' aria-current="page"'
 
 MIN_BAR_PERCENT: Final = 1.0
-"""The length of the shortest visible bar."""
+"""The length of the shortest visible bar, in percent of the cell."""
 
 PAGES: Final = {"./": "Status", "cardinality": "Cardinality", "help": "Help", "metrics": "Metrics"}
 """The navigation of all pages: titles by relative path."""

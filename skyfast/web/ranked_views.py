@@ -53,7 +53,7 @@ class RankedView:
     ``labels`` and ``metrics`` have no direction and no histograms. ``decimals`` are those of the
     metrics. ``keys`` are the criteria by name: all metrics in their order, then the rates.
     ``addresses`` are the labels with addresses whose names are not in another label, and ``nodes``
-    the labels with identifiers of interfaces. Without known names, both are empty.
+    the labels with identifiers of interfaces. Both are empty if the ranking shows no names.
     """
 
     index: int

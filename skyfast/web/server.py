@@ -148,7 +148,7 @@ class WebServer:
         self._scrapers: Counter[str] = Counter()
         self._status_pages = 0
         # Rendering HTML holds the GIL. With two threads, the event loop would wait twice as long
-        # for the GIL, and the threads of the default executor would be blocked.
+        # for the GIL. In the default executor, rendering would delay other tasks.
         self._html_executor = ThreadPoolExecutor(1, thread_name_prefix="skyfast-status")
         self._connections = HttpConnections(limit=config.web.max_connections, stats=stats)
         self._servers: list[asyncio.Server] = []

@@ -56,7 +56,7 @@ MAX_ANALYZERS: Final = 200
 EXPECTED_SKIPS: Final = frozenset(
     {"late", "ended", "no_network", "no_transport", "excluded", "duplicate", "other_shard"}
 )
-"""Reasons for skipping reports that do not mean lost data."""
+"""The skip reasons that do not mean lost data."""
 
 SERIES_BYTES: Final = (2_500, 7_000)
 """The lowest and highest memory of a series in Prometheus: see docs/scaling.md."""

@@ -233,7 +233,7 @@ class Ranking:
         n: int = DEFAULT_ENTRIES,
         any_by: bool = False,
     ) -> Query:
-        """Parse the ``parameters`` of a URL. The default of the parameter ``n`` is ``n``.
+        """Parse the ``parameters`` of a URL. ``n`` is the default of the parameter of this name.
 
         Without the parameter ``view``, a group can have labels that only views have. The query is
         then for the first view with these labels and the metric of ``by``. With ``any_by``, the
@@ -361,7 +361,7 @@ class Ranking:
         return RankingResult(top, msgspec.json.encode(top))
 
     def _matches(self, key: RankingKey, view: RankedView, search: Mapping[str, Any]) -> bool:
-        """Return whether any row matches the search, if none of them has a rank."""
+        """Return whether any row matches the search, after a scan that found no row with a rank."""
         if not search["containing"]:
             return True
         if key.is_complete:
