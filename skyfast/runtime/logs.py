@@ -20,7 +20,7 @@ from typing import Final, Literal, TextIO
 from skyfast.config.model import Logging, Note
 
 MAX_SHOWN: Final = 200
-"""Maximum number of characters of a network string in a log line."""
+"""Maximum number of characters of a string from the network in a log line."""
 
 MAX_TRACEBACK_LINES: Final = 100
 """Maximum lines of a traceback. The middle is omitted: a recursion error has thousands of lines."""

@@ -30,8 +30,8 @@ from skyfast.stats import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
 MAX_PARTIAL_FLOWS = 1_000
 """Maximum number of flows per message that are decoded field by field; each takes 10 µs.
 
-Analyzers send at most 100 flows. Beyond the limit, flows with values of a wrong type are
-skipped."""
+Real analyzers put at most 100 flows into a message, so they never reach this limit. In a larger
+message, flows beyond the limit that have values of a wrong type are skipped."""
 
 SHOWN_BYTES = 80
 """A log line shows this many bytes of an unusable message."""
@@ -84,9 +84,9 @@ class Ingest:
 
         ``types`` are the flow types of the table's plan, and ``admitted`` selects which flows of a
         message reach the table. ``captures`` receives the content of messages with capture
-        statistics. ``checker`` selects messages to decode fully, and checks them; the same messages
-        are passed to ``capture_points``. ``now`` is the table's clock, in seconds; ``wall_clock``
-        returns Unix seconds.
+        statistics. ``checker`` selects messages to decode fully, and checks them for lost reports;
+        the same messages are passed to ``capture_points``. ``now`` is the table's clock, in
+        seconds; ``wall_clock`` returns Unix seconds.
         """
         self._table = table
         self._captures = captures
@@ -154,7 +154,10 @@ class Ingest:
     def _apply_checked(
         self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
     ) -> None:
-        """Apply and check the flows of the message ``data``, which were decoded with all fields."""
+        """Apply the flows of the message ``data``, and check whether earlier reports were lost.
+
+        The flows must have been decoded with all fields.
+        """
         analyzer.flows += len(flows)
         admitted = self._admitted(flows)
         now_ms = self._wall_clock() * 1000
@@ -173,7 +176,7 @@ class Ingest:
         analyzer: AnalyzerStats,
         now_ms: float,
     ) -> None:
-        """Check the applied flows, and choose the decoder of the next message."""
+        """Check the times of the applied flows, and choose the decoder of the next message."""
         self._clock_skew.check(flows, data, analyzer, now_ms)
         if self._checker.has_unsettled:
             self._checker.note_late(flows)

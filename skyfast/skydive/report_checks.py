@@ -34,7 +34,8 @@ RATE_PERIOD_S: Final = 10.0
 """How often the probability is adjusted to the rate of messages."""
 
 SETTLE_S: Final = SLACK_S
-"""A report can arrive this long after a newer report, because analyzers batch reports for 5 s."""
+"""A report can arrive this long after a newer report: analyzers batch reports for up to 5 s, and
+messages can be delayed."""
 
 MAX_UNSETTLED: Final = 10_000
 """Maximum number of gaps that wait for a late report; then the oldest gap is counted at once."""

@@ -157,8 +157,8 @@ def changes(query: Query, since_ms: int) -> Query:
 
     ``query`` is one of `NAMESPACES`, `KUBERNETES`, `PODS`, `EDGES` and `KUBERNETES_EDGES`.
     Interfaces have no such query, because agents update the counters of all interfaces every 30 s.
-    Deleted elements are not reported. Before Skydive 0.28, the key was ``UpdatedAt``, so the
-    responses of older versions are empty.
+    Deleted elements are not reported. The query uses the key ``@UpdatedAt``. Before Skydive 0.28,
+    this key was called ``UpdatedAt``, so responses of older versions are empty.
     """
     if query not in _CHANGING:
         raise ValueError(f"no changes of {query.gremlin}")

@@ -263,7 +263,8 @@ class _Reader:
                 context.set_ciphers(":".join(chosen))
             except ssl.SSLError as error:  # pragma: no cover - OpenSSL lacks a suite
                 raise section.error(
-                    "cipher_suites", f"is not supported by OpenSSL{_reason(error)}"
+                    "cipher_suites",
+                    f"contains no suite that OpenSSL supports{_reason(error)}",
                 ) from None
         elif minimum < ssl.TLSVersion.TLSv1_3:
             raise section.error(
@@ -286,7 +287,8 @@ class _Reader:
                     set_groups(":".join(_CURVES[curve] for curve in curves))
             except (ssl.SSLError, ValueError) as error:  # pragma: no cover - OpenSSL lacks a curve
                 raise section.error(
-                    "curve_preferences", f"is not supported by OpenSSL{_reason(error)}"
+                    "curve_preferences",
+                    f"contains a curve that OpenSSL does not support{_reason(error)}",
                 ) from None
 
     def _identity(self, section: "_Section", context: ssl.SSLContext) -> None:
@@ -382,8 +384,8 @@ class _Reader:
                 users[name.encode()] = hashed = _to_hash(entry.value)
             if (cost := _cost(hashed)) > SLOW_COST:
                 text = (
-                    f"has a bcrypt cost of {cost}: the user's first request after a start may time"
-                    " out before the password is checked; later requests succeed"
+                    f"has a bcrypt cost of {cost}: the user's first request after skyfast starts"
+                    " may time out before the password is checked; later requests succeed"
                 )
                 self.add_warning(entry, join(path, name), text)
         return users

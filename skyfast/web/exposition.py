@@ -321,7 +321,7 @@ class Stream:
             target=self._run,
             args=(gzipped(counted) if gzip else _texts(counted),),
             name="skyfast-page",
-            daemon=True,  # losing the thread at exit is harmless: it has no reader
+            daemon=True,  # killing the thread at exit is harmless: nobody reads the page
         ).start()
 
     async def __aenter__(self) -> "Stream":

@@ -169,7 +169,7 @@ _TABLE: Final = (
     ),
     metric(
         "skyfast_connections_limit",
-        "Maximum number of connections, in total and in each view.",
+        "Maximum number of connections, and also of rows in each view.",
         single(lambda source: source.stats.max_connections),
     ),
     metric(

@@ -100,7 +100,7 @@ FORBIDDEN = "the certificate has no allowed name"
 SCRAPE_TIMEOUT_HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
 
 FLOWS_PATH = "/metrics/flows"
-"""The only page that has parts."""
+"""The only page that accepts the parameter `part`; see `flow_query`."""
 
 _READ_METHODS = (hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS)
 _RELOAD_METHODS = (hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_OPTIONS)

@@ -42,7 +42,7 @@ def heap_bytes() -> dict[str, int]:
     info = mallinfo2()
     return {
         "bytes held by malloc": info.arena + info.hblkhd,
-        "bytes in use of malloc's": info.uordblks + info.hblkhd,
+        "bytes of malloc in use": info.uordblks + info.hblkhd,
     }
 
 
