@@ -309,9 +309,10 @@ cdef enum:
     STARTED_OVER
 
 cdef enum:
+    # What a histogram observes of a flow.
     OBSERVE_FIRST               # the first value above 0
     OBSERVE_TOTAL               # the value in the closing report
-    OBSERVE_AGE                 # the time from the value to `last_ms` in the closing report
+    OBSERVE_AGE                 # the time from the field's timestamp to `last_ms`, in this report
 
 cdef enum:
     # Flags of a flow: the moments at which it has been observed (see `histograms.pxi`).

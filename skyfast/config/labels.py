@@ -438,7 +438,7 @@ def _no_rewrite(name: str) -> str:
 
 
 def _to_mask(value: YamlValue) -> RewriteSpec:
-    what = "an address rewrite with mask or mask6"
+    what = "a rewrite with mask or mask6, such as {mask: 24}"
     nodes = mapping_of(value, known=("mask", "mask6"), what=what)
     if not nodes:
         raise InvalidValue(f"is not {what}", value)
@@ -450,7 +450,7 @@ def _to_mask(value: YamlValue) -> RewriteSpec:
 
 
 def _to_fold(value: YamlValue) -> RewriteSpec:
-    what = "a port rewrite with above or keep"
+    what = "a rewrite with above or keep, such as {above: 1023}"
     nodes = mapping_of(value, known=("above", "keep"), what=what)
     if not nodes:
         raise InvalidValue(f"is not {what}", value)

@@ -371,7 +371,11 @@ def _view_error(get: Settings, error: views.ViewError) -> ConfigError:
 
 
 def _key_and_place(place: views.KeyPath, view: int) -> tuple[Key[Any], views.KeyPath]:
-    """Return the key of an entry of a view, and the path below the key."""
+    """Return the configuration key that contains ``place``, and the rest of the path below it.
+
+    ``place`` is a path inside a view. View 0 is the main view: its labels and metrics have keys of
+    their own.
+    """
     if view:
         return schema.VIEWS, (view - 1, *place)
     return (schema.LABELS if place[0] == "labels" else schema.METRICS), place[1:]

@@ -218,8 +218,8 @@ class _BacklogTimer:
         now_s = time.monotonic()
         if self._is_long_ago(self._checked_s, now_s):  # pragma: no cover - only on a slow machine
             return now_s - self._kept_up_s
-        # When the connection ends, the remaining backlog is read before the end is noticed.
-        # Therefore a wait that has just ended still counts.
+        # The caller asks after the connection has ended. By then, the remaining backlog has been
+        # read. Therefore a wait that ended less than two ticks ago is still returned.
         return 0.0 if self._is_long_ago(self._behind_until_s, now_s) else self._lag_s
 
     def _is_long_ago(self, at_s: float, now_s: float) -> bool:

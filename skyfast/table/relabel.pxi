@@ -35,7 +35,7 @@ cdef struct Changes:
     uint32_t *cells                     # interned labels of all changes
     uint32_t change_count
     uint32_t change_capacity
-    Cell *pending                       # labels of up to BATCH changes that are not interned yet
+    Cell *pending                       # labels that are not interned yet, of up to BATCH changes
     uint32_t pending_count
     ChangedKey *keys                    # sorted by string
     uint32_t key_count

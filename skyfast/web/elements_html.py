@@ -1,4 +1,4 @@
-"""Elements of the status page: values, figures, limits and tables.
+"""Parts of the status page: values, values with names, bars of limits, and tables.
 
 Each element has the path of its value and the format as attributes, so that the script of the page
 can update it.

@@ -108,10 +108,10 @@ def wants_json(request: web.BaseRequest) -> bool:
 def encoding(accept_encoding: str | None) -> str | None:
     """Choose between ``"gzip"`` and ``"identity"`` by RFC 9110, section 12.5.3.
 
-    ``accept_encoding`` is the header's value, its lines joined with commas, or None if the header
-    is missing. If the header is missing, the response is not compressed, because the client may not
-    support gzip. gzip is chosen if it is accepted and ``identity`` is not preferred. Returns None
-    if neither encoding is acceptable. Invalid elements are ignored.
+    ``accept_encoding`` is the value of the header, or None if the header is missing. Several lines
+    of the header are joined with commas. If the header is missing, the response is not compressed,
+    because the client may not support gzip. gzip is chosen if it is accepted and ``identity`` is
+    not preferred. Returns None if neither encoding is acceptable. Invalid elements are ignored.
     """
     if accept_encoding is None:
         return "identity"

@@ -183,7 +183,7 @@ def test_expiry_tick_closes_flows_older_than_previous_tick(table, sink):
     assert update_values(closing) == (0, 0, 1080, 1140), "an idle tick came in between"
     assert not table.flows
 
-    # A packet right after the tick at 600 s keeps the flow until the tick at 1,800 s.
+    # A packet right after the tick at 1,200 s keeps the flow until the tick at 2,400 s.
     send(table, 1200.001)
     table.expire_at(ms(1800))
     assert sink.take() == []

@@ -918,7 +918,7 @@ async def test_login_cookie_is_sent_after_401_until_it_expires(
         remote = await running.up(analyzer)
         assert remote.request.cookies["authtoken"] == "token2=="
         assert running.reconnects(analyzer) == {"unauthorized": 2, "closed": 2}
-    assert not any("401" in line for line in lines(caplog))
+    assert not any("HTTP 401" in line for line in lines(caplog))
 
 
 async def test_credentials_rejected_by_login_are_a_warning(
