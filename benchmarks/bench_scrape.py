@@ -107,7 +107,7 @@ def run(report: Report) -> None:
 
 
 def _first_page(report: Report, program: Program, connections: int) -> None:
-    """Report the memory of the first page, part of which the heaps of the threads keep."""
+    """Report the memory of the first page. The heaps of the threads keep a part of it."""
     before_bytes = program.memory()
     program.forget_peak()
     program.page(compressed=True)

@@ -6,7 +6,7 @@ the time per flow; see `pytest_benchmark_scale_unit`.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
@@ -16,8 +16,11 @@ from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, Flows
 MESSAGES = 100
 
 
-class PerFlow(Protocol):
-    """Measures ``function`` with each of the ``arguments``; see `per_flow`."""
+class PerFlow:
+    """Measures functions; see `__call__`."""
+
+    def __init__(self, benchmark: Any) -> None:
+        self._benchmark = benchmark
 
     def __call__(
         self,
@@ -28,7 +31,15 @@ class PerFlow(Protocol):
         mean: bool = False,
         to: str = "",
         at_most: float | None = None,
-    ) -> None: ...
+    ) -> None:
+        """Measure ``function`` with the next ``arguments`` in each of the ``rounds``.
+
+        With ``mean``, the report shows the mean instead of the median: use it for work that only
+        some rounds have to do. ``to`` is the ID of the benchmark to compare with, and ``at_most``
+        is the target in ns.
+        """
+        self._benchmark.extra_info.update(mean=mean, to=to, at_most=at_most)
+        self._benchmark.pedantic(function, setup=lambda: (next(arguments), {}), rounds=rounds)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,27 +56,8 @@ def messages() -> list[bytes]:
 
 @pytest.fixture
 def per_flow(benchmark: Any) -> PerFlow:
-    """Return a function that measures another function.
-
-    ``rounds`` is the number of rounds, each of which takes the next ``arguments``. ``mean`` reports
-    the mean instead of the median, for work that only some rounds have to do. The others are the
-    arguments of `benchmarks.harness.Report.add` of the same name: ``to`` is the ID of the
-    benchmark to compare with, and ``at_most`` the target in ns.
-    """
-
-    def measure(
-        function: Callable[..., object],
-        arguments: Iterator[tuple[Any, ...]],
-        *,
-        rounds: int,
-        mean: bool = False,
-        to: str = "",
-        at_most: float | None = None,
-    ) -> None:
-        benchmark.extra_info.update(mean=mean, to=to, at_most=at_most)
-        benchmark.pedantic(function, setup=lambda: (next(arguments), {}), rounds=rounds)
-
-    return measure
+    """Return the object that measures a function."""
+    return PerFlow(benchmark)
 
 
 def pytest_benchmark_scale_unit(unit: str, **_: object) -> tuple[str, float]:
