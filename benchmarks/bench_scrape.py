@@ -201,7 +201,10 @@ def _render(report: Report) -> None:
                 timed = [
                     core.call(Core.render, 1, version, True) / series * 1e9 for _ in range(REPEATS)
                 ]
-                what = f"start timestamps in OpenMetrics {version}.0, {connections:,} connections"
+                what = (
+                    f"rendering only, with start timestamps, OpenMetrics {version}.0,"
+                    f" {connections:,} connections"
+                )
                 report.add(what, timed, "ns per series", to="text format", over=ns)
             in_parts = [core.call(Core.render, PARTS) / series * 1e9 for _ in range(REPEATS)]
             what = f"all of {PARTS} parts, {connections:,} connections"
