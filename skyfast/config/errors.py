@@ -125,7 +125,10 @@ class Origin:
 
 
 class Problems:
-    """Collects errors to raise them together, at the latest when there are over `MAX_PROBLEMS`."""
+    """Collects errors, and raises them together.
+
+    `check` raises them. If there are more than `MAX_PROBLEMS`, they are raised at once.
+    """
 
     def __init__(self) -> None:
         """Start without errors."""
