@@ -96,7 +96,9 @@ CONTAINER_POD_LABELS: Final = frozenset(
     for prefix in ("initiator", "target", "node")
     for name in ("namespace", "pod")
 )
-"""The labels about pods whose values can also come from the labels of containers."""
+"""The labels about pods that can have values even if the topology contains no Kubernetes pods.
+
+These values come from the labels that a container runtime gives to containers."""
 
 POD_LABELS: Final = CONTAINER_POD_LABELS | {
     *("initiator_workload", "initiator_workload_kind", "initiator_service"),

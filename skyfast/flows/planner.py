@@ -64,9 +64,8 @@ class NameSource(Protocol):
     ``ends`` maps an address to the names in `ADDRESS_NAMES`, the values of
     `ExportSelection.k8s_labels`, the name of its network, and the values of
     `ExportSelection.names_keys`. The last two are own names; they may be missing if no label shows
-    own names. The names of an
-    ambiguous address depend on the other address and the capture point. ``nodes`` maps a
-    ``NodeTID`` to the names in `NODE_NAMES`.
+    own names. The names of an ambiguous address depend on the other address and the capture point.
+    ``nodes`` maps a ``NodeTID`` to the names in `NODE_NAMES`.
     """
 
     @property
