@@ -463,10 +463,9 @@ def _check_replay(arguments: argparse.Namespace, configuration: model.Config) ->
 
 
 def _check_names(configuration: model.Config) -> str:
-    """Return a summary of own names as a YAML comment; empty if no own names are configured.
+    """Return a summary of ``names`` and ``names_file`` as a YAML comment; empty without them.
 
-    Own names are the names that users give to addresses. Warnings about labels that cannot show
-    them are logged.
+    Log warnings about labels that stay empty because names are missing.
     """
     sources, export = configuration.names, configuration.export
     loaded = names.load(sources, export)

@@ -152,7 +152,7 @@ _TABLE: Final = (
     ),
     metric(
         "skyfast_flows",
-        "Live flows in the table, without dormant flows.",
+        "Live flows in the table: flows that have been reported recently.",
         single(lambda source: source.table.flows),
         # In OpenMetrics, this name would collide with the counter skyfast_flows_total.
         standard_name="skyfast_table_flows",
