@@ -125,9 +125,9 @@ class Origin:
 
 
 class Problems:
-    """Collects errors, and raises them together.
+    """Collects errors. `check` raises all of them together.
 
-    `check` raises them. If there are more than `MAX_PROBLEMS`, they are raised at once.
+    If there are more than `MAX_PROBLEMS` errors, they are raised without waiting for `check`.
     """
 
     def __init__(self) -> None:

@@ -216,9 +216,8 @@ class View:
     """A set of series with the same label names: one row for each tuple of label values.
 
     ``identifies_connection`` means that the labels include both addresses and both ports. Then the
-    row of a flow can have had no other flow, so the total of the flow that creates the row can be
-    counted even if its first report was missed. ``direction`` is None if both directions are added
-    up.
+    flow that creates a row is the only flow of the row so far, so its total can be counted even if
+    its first report was missed. ``direction`` is None if both directions are added up.
 
     ``bytes`` and ``packets`` are the counters of these amounts: one for each direction, or their
     sum. Each is empty if no family shows its counters and no bound needs them.

@@ -274,7 +274,7 @@ def _own_names_note(report: StatusReport, elements: Elements) -> str:
     if report.own_names is None:
         return ""
     return (
-        f"<p>names from 'names' and 'names_file':"
+        "<p>names from 'names' and 'names_file':"
         f" {elements.place('own_names.entries', 'count')} entries;"
         f" read {elements.place('own_names.last_load_success_timestamp_seconds', 'ago')}"
         f"{elements.place('own_names.last_error', 'last-error')}</p>\n"
