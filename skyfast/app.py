@@ -175,7 +175,7 @@ class App:
         _announce(self._parts.config)
         log.info("%s", _cost_summary(self._parts))
         if self._parts.own.sources.are_set:
-            log.info("own names: %s", self._parts.own.summary())
+            log.info("names from 'names' and 'names_file': %s", self._parts.own.summary())
         traffic_warnings.write(self._parts.config)
         status_page = listen.url(self.web.addresses[0], secure=secure)
         try:
@@ -425,9 +425,12 @@ class App:
         stats, held = self.stats, self.clock.held
         stats.clock_held_s = self.clock.held_s
         if held and not stats.clock_held:
-            log.info("expiry paused: reports may be missing from %s", self._missing_analyzers())
+            log.info(
+                "expiry of connections paused: reports may be missing from %s",
+                self._missing_analyzers(),
+            )
         elif stats.clock_held and not held:
-            log.info("expiry resumed")
+            log.info("expiry of connections resumed")
         stats.clock_held = int(held)
 
     def _missing_analyzers(self) -> str:

@@ -463,14 +463,16 @@ def _check_replay(arguments: argparse.Namespace, configuration: model.Config) ->
 
 
 def _check_names(configuration: model.Config) -> str:
-    """Return a summary of the own names as a YAML comment; empty without own names.
+    """Return a summary of ``names`` and ``names_file`` as a YAML comment; empty without them.
 
-    Log warnings about labels that cannot show own names.
+    Log warnings about labels that stay empty because names are missing.
     """
     sources, export = configuration.names, configuration.export
     loaded = names.load(sources, export)
     names_file.warn(labels=names.labels_without_names(sources, export), keys=loaded.missing_keys)
-    return f"# Own names: {loaded.summary()}.\n" if loaded.sources.are_set else ""
+    if not loaded.sources.are_set:
+        return ""
+    return f"# Names from 'names' and 'names_file': {loaded.summary()}.\n"
 
 
 def _check_web(path: str) -> str:

@@ -42,7 +42,7 @@ BUCKET_BYTES: Final = 8
 """Bytes that a bucket or the sum of a histogram takes in each row."""
 
 OBSERVED_BYTES: Final = 4
-"""Bytes that a flow takes for the flags of its observations, if there are histograms."""
+"""Bytes that a flow takes if there are histograms: flags that prevent a second observation."""
 
 CELL_BYTES: Final = 4
 """Bytes that a label value takes in each row, and that a lookup key takes in each flow."""
@@ -78,7 +78,7 @@ def most_connections(limits: TableLimits) -> int:
 def double_counted(config: Config) -> list[str]:
     """Return the names of the views that may count the same traffic several times.
 
-    The name of the main view is "connections". In the returned views, flows of one conversation
+    The name of the first view is "connections". In the returned views, flows of one conversation
     from several capture points can share a series. Views with only gauges are left out.
     """
     export = config.export
@@ -183,12 +183,12 @@ def _names(export: ExportSelection) -> Iterator[str]:
         names[key_fields(label)[0]].add(label.name)
     most = NAMES_BYTES + CELL_BYTES * max(map(len, names.values()))
     of_topology = [label for label in chosen if shows_topology(label)]
-    sources = "the topology" if of_topology else "own names"
+    sources = "the topology" if of_topology else "'names' and 'names_file'"
     if of_topology and len(of_topology) < len(chosen):
-        sources += " and own names"
+        sources += ", 'names' and 'names_file'"
     yield (
-        f"Labels from {sources} take {', '.join(bytes_)}, and about {most} bytes for each"
-        " address or capture point with new flows."
+        f"Labels with names from {sources} take {', '.join(bytes_)}, and about {most} bytes for"
+        " each address or capture point with new flows."
     )
     if not of_topology:
         return

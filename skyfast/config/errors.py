@@ -125,7 +125,10 @@ class Origin:
 
 
 class Problems:
-    """Collects errors to raise them together, at the latest when there are over `MAX_PROBLEMS`."""
+    """Collects errors. `check` raises all of them together.
+
+    If there are more than `MAX_PROBLEMS` errors, they are raised without waiting for `check`.
+    """
 
     def __init__(self) -> None:
         """Start without errors."""

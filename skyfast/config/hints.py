@@ -20,7 +20,9 @@ CLOSE: Final = 0.8
 """Minimum similarity of a misspelled name and a known name, as a ratio of `difflib`."""
 
 SIMILAR: Final = 0.6
-"""Like `CLOSE`, for sections that only skyfast uses: unknown names in them are misspellings."""
+"""Like `CLOSE`, but for sections that only skyfast uses.
+
+All unknown names in these sections are mistakes, so less similarity is enough for a suggestion."""
 
 MIN_END: Final = 8
 """Minimum length of a name that is compared with the ends of known variables."""
@@ -114,8 +116,8 @@ class KnownKeys:
     ) -> Iterator[tuple[str, YamlNode, str]]:
         """Find known sections at a wrong place: below the unknown section ``path``.
 
-        Yields the path of each section in the file, its node, and its known path. Each mapping is
-        visited once, even if it has aliases.
+        Yields three values for each of these sections: its path in the file, its node, and the
+        path where it belongs. Each mapping is visited once, even if it has aliases.
         """
         seen: set[int] = set()
 

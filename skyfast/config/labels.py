@@ -258,7 +258,7 @@ def _known_metric(text: str) -> str:
 def _to_own_label(value: YamlValue) -> str:
     text = _to_label_name(value)
     if text in LABELS_BY_NAME:
-        raise InvalidValue("is a known label: write it without a path", text)
+        raise InvalidValue("is a known label: write only its name", text)
     return text
 
 
@@ -274,7 +274,8 @@ def _to_label_of_ends(value: YamlValue, kind: str, kinds: str) -> str:
     text = _to_label_name(value)
     if text.startswith(f"{_NODE}_"):
         prefixes = " or ".join(PREFIXES)
-        raise InvalidValue(f"starts with node_: {kinds} can only start with {prefixes}", text)
+        problem = f"starts with node_: {kinds} start with {prefixes}, or with neither"
+        raise InvalidValue(problem, text)
     if text in PREFIXES:
         raise InvalidValue(f"is a prefix without a name; write a name such as {text}team", text)
     for prefix in PREFIXES:
@@ -319,7 +320,7 @@ def to_names_key(value: YamlValue) -> str:
     text = parse_str(value)
     if not own_names.is_key(text):
         raise InvalidValue(
-            "is not a key of own names: use letters, digits and _, not starting with a digit", text
+            "is not a valid key: use letters, digits and _, not starting with a digit", text
         )
     return text
 
@@ -329,7 +330,7 @@ def _to_own_metric(value: YamlValue) -> str:
     if text == "_total":
         raise InvalidValue("is the suffix of counter names, not a name", text)
     if text in METRICS_BY_NAME:
-        raise InvalidValue("is a known metric: write it without a value", text)
+        raise InvalidValue("is a known metric: write only its name", text)
     return text
 
 

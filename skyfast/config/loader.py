@@ -236,7 +236,7 @@ def _advice(path: str, value: YamlValue) -> str:
 
 
 def _check_variables(environ: Mapping[str, str]) -> list[Note]:
-    """Return notes about unknown environment variables with names like those of known variables."""
+    """Return notes about unknown environment variables that are probably meant for skyfast."""
     notes = []
     known = {key.env: key.path for key in SCHEMA.values() if key.env}
     in_file_only = {
@@ -320,7 +320,8 @@ def _urls(
 ) -> tuple[Endpoint, ...]:
     """Return a URL for each analyzer, or only ``url`` if it belongs to none of the analyzers.
 
-    Like Skydive, use ``wss`` if a client certificate is configured.
+    ``secure`` means that a client certificate is configured. If ``url`` is None, the scheme is then
+    ``wss``, as in Skydive, and otherwise ``ws``.
     """
     if url is None:
         url = replace(analyzers[0], scheme="wss" if secure else "ws", resource=SUBSCRIBER_PATH)
@@ -339,7 +340,7 @@ def _urls(
 
 
 def _views(get: Settings) -> tuple[views.ViewEntry, ...]:
-    """Return the main view, then all other views."""
+    """Return the first view, whose rows are the connections, and then all other views."""
     direction = get(schema.DIRECTIONS)
     chosen = get(schema.LABELS)
     if direction == "sum" and not get.is_set(schema.LABELS):
@@ -360,7 +361,11 @@ def _views(get: Settings) -> tuple[views.ViewEntry, ...]:
 
 
 def _view_error(get: Settings, error: views.ViewError) -> ConfigError:
-    """Return the error at a place that the file contains, rather than at a default value."""
+    """Return the error for the first of ``error.places`` that is set.
+
+    If the key has its default value, return the error for ``error.other``, the other entry of the
+    conflict.
+    """
     candidates = [_key_and_place(place, error.view) for place in error.places]
     key, place = next(
         ((key, place) for key, place in candidates if get.is_set(key, *place)), candidates[0]
@@ -373,8 +378,8 @@ def _view_error(get: Settings, error: views.ViewError) -> ConfigError:
 def _key_and_place(place: views.KeyPath, view: int) -> tuple[Key[Any], views.KeyPath]:
     """Return the configuration key that contains ``place``, and the rest of the path below it.
 
-    ``place`` is a path inside a view. View 0 is the main view: its labels and metrics have keys of
-    their own.
+    ``place`` is a path inside a view. View 0 is the first view, whose rows are the connections: its
+    labels and metrics have keys of their own.
     """
     if view:
         return schema.VIEWS, (view - 1, *place)
@@ -382,7 +387,7 @@ def _key_and_place(place: views.KeyPath, view: int) -> tuple[Key[Any], views.Key
 
 
 def _check_interface_info(get: Settings, entries: tuple[views.ViewEntry, ...]) -> None:
-    """Raise ConfigError if info series are selected, but no view has the label to join them by."""
+    """Raise ConfigError if ``interface_info`` is set, but no view has the label ``node_tid``."""
     names = {label.name for entry in entries for label in entry.choice.labels}
     if get(schema.INTERFACE_INFO) and NODE_TID_LABEL not in names:
         problem = f"requires the label {NODE_TID_LABEL}, in labels or in one of the views"

@@ -51,8 +51,8 @@ class Classify:
 class TableLimits:
     """The table's limits and timeouts, which can change at run time.
 
-    ``view_timeouts_s`` are the timeouts of rows without reports, in the order of the selection's
-    views. ``bounds`` contains the bounds of the main view, and then those of the other views.
+    ``view_timeouts_s`` has, for each view except the first, the timeout of rows without reports.
+    ``bounds`` contains the bounds of the first view, and then those of the other views.
     """
 
     max_connections: int
@@ -87,7 +87,7 @@ class Web:
 
     ``port`` 0 means any free port. An empty ``listen_address`` means all IPv4 and IPv6 addresses.
     ``start_timestamps`` adds start times to pages in OpenMetrics 1.0.
-    ``gzip`` selects how the flows of a page are compressed.
+    ``gzip`` selects how metrics pages are compressed.
     """
 
     listen_address: str
@@ -125,7 +125,7 @@ class Config:
 
     ``source`` is the path of the file, or ``-``. ``analyzers`` are the configured analyzers as
     ``host:port``, empty if only URLs are set; skyfast subscribes to ``subscriber.endpoints``.
-    Forecasts propose a ``min_bytes`` that keeps the page below ``max_series`` series. If
+    Forecasts propose a ``min_bytes`` with which the page has at most ``max_series`` series. If
     ``max_series`` is 0, they propose none. ``preset`` is a name in
     `skyfast.config.presets.PRESETS`; ``export`` already has its values. ``shard`` comes from the
     command line. ``given`` are the paths of the keys that are set in the file or by a variable.

@@ -32,7 +32,7 @@ MAX_FILE_BYTES: Final = 16 << 20
 """Security limit: longer files are rejected. About 500,000 entries fit into a file."""
 
 _NAME: Final = "name"
-"""The key of the name in a mapping; all other keys are for values."""
+"""In an entry that is a mapping, the key of the name. All other keys contain values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

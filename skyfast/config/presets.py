@@ -14,7 +14,7 @@ from skyfast.flows.selection import LabelSpec, MetricSpec, ViewSpec
 class Preset:
     """The values of four keys. A key that is set in the configuration replaces the preset's value.
 
-    ``views`` are the views except the main view.
+    ``views`` are all views except the first, whose rows are the connections.
     """
 
     labels: tuple[LabelSpec, ...]

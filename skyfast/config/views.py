@@ -57,8 +57,8 @@ to_min_packets = integer(0, MAX_BOUND)
 class ViewEntry:
     """A view of a configuration, its bounds, and the timeout of rows without reports.
 
-    The timeout is 0 if not set. The main view always has 0, because its rows expire with their
-    flows.
+    The timeout is 0 if not set. The first view, whose rows are the connections, always has 0,
+    because its rows expire with their flows.
     """
 
     choice: ViewSpec
@@ -76,7 +76,7 @@ DEFAULT_VIEWS = (
         )
     ),
 )
-"""The default views except the main view.
+"""The default views except the first view, whose rows are the connections.
 
 They have few series, so that their rows can be kept longer than connections."""
 
@@ -109,7 +109,7 @@ def _to_view(value: YamlValue) -> ViewEntry:
 
 
 to_views = bounded_list_of(_to_view, "views", most=MAX_VIEWS - 1)
-"""Accepts a list of views without the main view. Without a timeout, ``timeout_s`` is 0."""
+"""Accepts a list of all views except the first. Without a timeout, ``timeout_s`` is 0."""
 
 
 def show_views(
@@ -154,7 +154,7 @@ def resolve_views(
     least_timeout_s: float,
     others: Sequence[MetricFamily] = (),
 ) -> tuple[ViewEntry, ...]:
-    """Return the views, main view first, with defaults filled in.
+    """Return the views in the same order, with defaults filled in.
 
     ``least_timeout_s`` is the minimum timeout of a view. ``others`` are the selected families of
     the page that belong to no view.
@@ -295,7 +295,9 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
                 " has two counters"
             )
             if view.amounts:
-                problem += f"; min_bytes and min_packets add {' and '.join(view.amounts)}"
+                problem += (
+                    f"; min_bytes and min_packets add counters of {' and '.join(view.amounts)}"
+                )
             raise ViewError(problem, number, ("metrics",))
         labels |= {*own_labels}
         keys |= {field for label in own_labels for field in key_fields(label)}
@@ -307,7 +309,7 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
             if keys:
                 fields = " and ".join(".".join(field) for field in sorted(keys))
                 source = " from the topology" if any(map(shows_topology, labels)) else ""
-                problem += f", including the lookup fields of names{source} ({fields})"
+                problem += f", including the fields by which names{source} are looked up ({fields})"
             raise ViewError(problem, number, ("labels",))
         values |= own_values
         # The table stores only the buckets of a histogram. But it reads the observed values from

@@ -327,7 +327,7 @@
     }
     if (top.approximate) text += "; too many groups: sums are approximate";
     if (top.window_seconds !== null) {
-      text += `, by increase over the last ${duration(top.window_seconds)};`
+      text += `; ranked by the increase over the last ${duration(top.window_seconds)};`
         + " each connection is reported about once a minute";
     }
     write(note, text);

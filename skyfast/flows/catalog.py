@@ -23,7 +23,7 @@ NODE_TID_LABEL: Final = "node_tid"
 """The label that identifies the capture point. `INTERFACE_INFO` describes capture points."""
 
 STANDARD_PREFIX: Final = "skydive_connection"
-"""Prefix of the main view's families with ``naming: standard``."""
+"""Prefix of the first view's families with ``naming: standard``."""
 
 FIXED_PREFIXES: Final = (
     "skydive_network_interface_",
@@ -46,7 +46,8 @@ class LabelDef:
     ``lookup`` is empty if the label shows no result of a lookup. Otherwise, it is
     ``classification``, or the name of a mapping in `skyfast.flows.planner.NameSource`. Such a
     mapping maps the field to a tuple of names, and the label value is element ``index`` of the
-    tuple. With ``is_own``, ``index`` counts only the own names in the tuple.
+    tuple. ``is_own`` means that the label shows an own name, which users give to addresses. Then
+    ``index`` counts only the own names in the tuple.
     """
 
     name: str
@@ -74,9 +75,10 @@ After these names, a tuple has the values of the pod labels in `ExportSelection.
 come the own names: the network, and the values of the keys in `ExportSelection.names_keys`."""
 
 NETWORK: Final = "network"
-"""The part of label names for the own network of an address.
+"""The part of label names after ``initiator_`` or ``target_``, for the own network of an address.
 
-The network is the first own name in the tuples of `NameSource.ends`."""
+This is the smallest network in ``names`` or ``names_file`` that contains the address. Its name is
+the first own name in the tuples of `NameSource.ends`."""
 
 NODE_NAMES: Final = (
     *("name", "host", "type", "netns", "namespace", "pod", "workload", "container"),
@@ -94,7 +96,9 @@ CONTAINER_POD_LABELS: Final = frozenset(
     for prefix in ("initiator", "target", "node")
     for name in ("namespace", "pod")
 )
-"""The labels about pods whose values can also come from the labels of containers."""
+"""The labels about pods that can have values even if the topology contains no Kubernetes pods.
+
+These values come from the labels that a container runtime gives to containers."""
 
 POD_LABELS: Final = CONTAINER_POD_LABELS | {
     *("initiator_workload", "initiator_workload_kind", "initiator_service"),
@@ -113,7 +117,10 @@ _Name = tuple[Cardinality, str]
 _ADDRESS_HELP: Final[dict[str, _Name]] = {
     "name": (
         "medium",
-        "the first known name of the {end}: own name, name from the topology, own network",
+        (
+            "the first of these that exists: the name of the {end}'s address in `names` or"
+            " `names_file`, its name from the topology, the value of `{end}_network`"
+        ),
     ),
     "host": ("low", "the host of the {end}'s address"),
     "namespace": ("low", "the Kubernetes namespace of the {end}'s pod or service"),
@@ -133,7 +140,10 @@ _ADDRESS_HELP: Final[dict[str, _Name]] = {
     ),
     NETWORK: (
         "medium",
-        "the name of the smallest own network that contains the {end}'s address: see `names`",
+        (
+            "the name of the smallest network in `names` or `names_file` that contains the {end}'s"
+            " address"
+        ),
     ),
 }
 
@@ -318,7 +328,7 @@ class MetricDef:
     """A metric that can be selected by name.
 
     ``paths`` are the fields: one field for both directions, or one field for each direction, or no
-    field if skyfast itself counts the value. ``compatible`` is the family's name in the main view
+    field if skyfast itself counts the value. ``compatible`` is the family's name in the first view
     with ``naming: compatible``. ``standard`` is the part of the family's name after the prefix,
     with ``naming: standard`` and in all other views. ``unit`` is the unit in the standard name.
     Pages show values divided by 10 to the power of ``compatible_decimals`` or
@@ -487,7 +497,7 @@ METRICS_BY_NAME: Final = {metric.name: metric for metric in METRICS}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistogramDef:
-    """A histogram that can be selected by name, in every view except the main view.
+    """A histogram that can be selected by name, in every view except the first view.
 
     ``paths`` and ``observes`` are those of `skyfast.flows.plan.Histogram`. If there are two paths,
     there is one for each direction. The other attributes are those of `MetricDef`.

@@ -61,7 +61,7 @@ PATHS: Final[Mapping[str, FieldPath]] = {".".join(path): path for path in FIELDS
 """The same fields by their names in the configuration, such as ``Link.ID``."""
 
 CLOSING: Final = 1
-"""``FinishType`` of a flow's last report. Earlier reports can have other values."""
+"""The value of ``FinishType`` in the last report of a flow. Earlier reports have other values."""
 
 # The table reads these fields of every flow, whatever the plan is.
 _BOOKKEEPING: tuple[FieldPath, ...] = (("UUID",), ("Last",), ("FinishType",))

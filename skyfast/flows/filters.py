@@ -121,12 +121,12 @@ def make_flow_filter(
     in ``filtered``. If there are keep rules but none matches, the reason is `KEEP` in ``filtered``.
     ``filtered`` must already contain the names of all rules.
 
-    If the part with the field is missing, a condition does not match, and a negated condition
-    matches. Every flow has a tag: see `Classifier`.
+    If a flow lacks the part with the field, such as ``Transport``, a condition does not match, and
+    a negated condition matches. Every flow has a tag: see `Classifier`.
 
-    The table skips flows that have no UUID or fail one of ``requirements``, and counts them under
-    its own reasons. Therefore such flows always pass this filter. So a rule's count is the number
-    of flows that would be exported without the rule.
+    Flows that have no UUID or fail one of ``requirements`` always pass this filter: the table skips
+    them, and counts them under its own reasons. So a rule's count contains only flows that would be
+    exported without the rule.
     """
     if not (config.excluded_tags or config.drop or config.keep):
         return FlowFilter(None, ())

@@ -30,9 +30,9 @@ MAX_PROBLEMS: Final = 20
 Prefix: TypeAlias = int
 """An address or a network, as an integer.
 
-The low 8 bits are the length of the prefix. The bits above are the first address. For IPv6, another
-bit is set above the address. Sorted integers are in the order of the first addresses, and a network
-comes before the networks that it contains."""
+The low 8 bits are the length of the prefix. The bits above are the first address. For IPv6, the bit
+above the address is also set. Sorted integers are in the order of the first addresses, and a
+network comes before the networks that it contains."""
 
 Names: TypeAlias = tuple[str, ...]
 """The own names of an address: its name, its network, then the values of the keys.
@@ -267,7 +267,7 @@ def release(mapping: dict[Any, Any]) -> None:
 
 
 def _unquoted(prefix: str) -> str:
-    """Return a prefix without the quotes around it. A valid prefix contains no others."""
+    """Return a prefix without the quotes around it. A valid prefix contains no further quotes."""
     if len(prefix) < 2 or not prefix.endswith('"'):
         raise InvalidEntryError(f"wrong quotes: {_shown(prefix)}")
     return prefix[1:-1]
@@ -371,7 +371,7 @@ class OwnNames:
         self.count = len(entries)
         """The number of entries."""
         self.nothing: Names = ("",) * (2 + len(keys))
-        """The names of an address without names."""
+        """The result of a lookup that finds nothing: empty strings."""
         ordered = _in_order(entries)
         ipv6 = bisect_left(ordered, _IPV6)
         numbers: dict[Names, int] = {self.nothing: 0}

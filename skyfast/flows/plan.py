@@ -23,8 +23,8 @@ TARGET_TO_INITIATOR = "target_to_initiator"
 class LabelMapper(Protocol):
     """Maps a value of the flow to a label value; for example, a dict with ``__missing__``.
 
-    The table calls the mapper once for each unknown flow. The mapper must accept every value: an
-    exception aborts the update of the whole message.
+    The table calls the mapper once for each flow that it does not know. The mapper must accept
+    every value: an exception aborts the update of the whole message.
     """
 
     def __getitem__(self, value: Any, /) -> str | int: ...
@@ -33,9 +33,9 @@ class LabelMapper(Protocol):
 class Names(Protocol):
     """Maps a key to the values of several labels; the results can change.
 
-    For each unknown flow, the table looks up one key per `Lookup`. The mapping must accept every
-    key: an exception aborts the update of the whole message. Lookups are fastest in a dict or in a
-    subclass of dict with ``__missing__``. All tuples have the same length.
+    For each flow that it does not know, the table looks up one key per `Lookup`. The mapping must
+    accept every key: an exception aborts the update of the whole message. Lookups are fastest in a
+    dict or in a subclass of dict with ``__missing__``. All tuples have the same length.
     """
 
     def __getitem__(self, key: str, /) -> tuple[str, ...] | None:
@@ -215,8 +215,8 @@ class Family(MetricFamily):
 class View:
     """A set of series with the same label names: one row for each tuple of label values.
 
-    ``identifies_connection`` means that the labels include both addresses and both ports, so they
-    identify the flow that creates a connection. Then the total of this flow can be counted even if
+    ``identifies_connection`` means that the labels include both addresses and both ports. Then the
+    flow that creates a row is the only flow of the row so far, so its total can be counted even if
     its first report was missed. ``direction`` is None if both directions are added up.
 
     ``bytes`` and ``packets`` are the counters of these amounts: one for each direction, or their

@@ -59,13 +59,13 @@ from skyfast.text_format import MetricType
 
 
 class NameSource(Protocol):
-    """Names from the topology and own names. Unknown names are empty.
+    """Names from the topology, and own names: those that users configure. Unknown names are empty.
 
     ``ends`` maps an address to the names in `ADDRESS_NAMES`, the values of
-    `ExportSelection.k8s_labels`, the own network, and the values of `ExportSelection.names_keys`.
-    If no label shows own names, the tuples may lack the own names. The names of an ambiguous
-    address depend on the other address and the capture point. ``nodes`` maps a ``NodeTID`` to the
-    names in `NODE_NAMES`.
+    `ExportSelection.k8s_labels`, the name of its network, and the values of
+    `ExportSelection.names_keys`. The last two are own names; they may be missing if no label shows
+    own names. The names of an ambiguous address depend on the other address and the capture point.
+    ``nodes`` maps a ``NodeTID`` to the names in `NODE_NAMES`.
     """
 
     @property
@@ -245,7 +245,7 @@ def _view(view: ViewSpec, columns: _Columns, export: ExportSelection) -> View:
 
 
 def families(view: ViewSpec, *, naming: str) -> tuple[Family, ...]:
-    """Return the families of a view. ``naming`` applies only to the main view."""
+    """Return the families of a view. ``naming`` applies only to the first view."""
     return tuple(_family(view, metric, naming=naming) for metric in view.metrics)
 
 
@@ -267,7 +267,8 @@ def amount_counters(name: Amount, direction: str) -> tuple[Counter, ...]:
 def hidden_amounts(view: ViewSpec, bounds: Bounds) -> tuple[Amount, ...]:
     """Return the amounts that bounds need but no metric of the view shows.
 
-    The bytes of hidden connections are exported, so both bounds need bytes.
+    Even ``min_packets`` needs bytes, because ``skyfast_hidden_bytes`` exports the bytes of hidden
+    connections.
     """
     shown = {value for family in families(view, naming="standard") for value in family.values}
     needed: list[Amount] = ["bytes"] if bounds.are_set else []

@@ -16,7 +16,9 @@ from skyfast.text_format import MetricType
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 KEEP = "keep"
-"""The rule name under which flows that match no keep rule are counted."""
+"""The rule name under which ``skyfast_flows_filtered_total`` counts flows that match no keep rule.
+
+No rule of a configuration can have this name."""
 
 TAGS = ("internal", "ingress", "egress", "other")
 """The tags that the classification assigns to flows."""
@@ -95,9 +97,9 @@ Amount: TypeAlias = Literal["bytes", "packets"]
 class ViewSpec:
     """A set of series with the same label names.
 
-    The main view has an empty ``prefix``. ``labels`` contains ``direction`` if and only if the
-    directions are split. ``amounts`` are counted because bounds need them, although no metric shows
-    them.
+    The first view, whose rows are the connections, has an empty ``prefix``. ``labels`` contains
+    ``direction`` if and only if the directions are split. ``amounts`` are counted because bounds
+    need them, although no metric shows them.
     """
 
     prefix: str
@@ -134,9 +136,9 @@ RewriteSpec: TypeAlias = Mask | Fold
 class ExportSelection:
     """The exported series; a change requires a new table.
 
-    ``main`` is the view whose rows are the connections, and ``naming`` applies to its families.
-    ``rewrite`` maps labels to their rewrites. ``cluster_net_masks`` are the networks for the label
-    ``tag``; without that label they do not affect the export, and the tuple is empty.
+    ``main`` is the first view. Its rows are the connections, and ``naming`` applies to its
+    families. ``rewrite`` maps labels to their rewrites. ``cluster_net_masks`` are the networks for
+    the label ``tag``; without that label they do not affect the export, and the tuple is empty.
     """
 
     main: ViewSpec
@@ -165,7 +167,7 @@ class ExportSelection:
 
 
 def changed_fields(old: ExportSelection, new: ExportSelection) -> list[str]:
-    """Return the names of the fields that differ, including fields of the main view.
+    """Return the names of the fields that differ, including fields of the first view.
 
     Instead of ``amounts``, the names of the keys for bounds are returned.
     """

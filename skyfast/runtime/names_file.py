@@ -21,17 +21,19 @@ INTERVAL_S: Final = 2.0
 
 
 def warn(*, labels: str, keys: Sequence[str]) -> None:
-    """Warn about ``labels`` that stay empty without own names, and ``keys`` that no entry has."""
+    """Warn about ``labels`` that are empty without own names, and ``keys`` that no entry has."""
     if labels:
         log.warning(
             "labels %s are empty: the configuration sets neither 'names' nor 'names_file'", labels
         )
     for key in keys:
-        log.warning("a label needs the key '%s', but no own name has this key", key)
+        log.warning(
+            "a label needs the key '%s', but no entry of 'names' or 'names_file' has this key", key
+        )
 
 
 class NamesFile:
-    """Detects changes to the file. While the file is invalid, the current names stay in use."""
+    """Detects changes to ``names_file``. If the file is invalid, the current names stay in use."""
 
     def __init__(self, stats: Stats) -> None:
         """Create a watcher that counts names and failures in ``stats``."""
@@ -81,10 +83,10 @@ class NamesFile:
             self._refuse("error", "out of memory")
             return None
         self.use(found, export)
-        log.info("own names reloaded in %.1f s: %s", time.monotonic() - begun_s, found.summary())
+        log.info("names_file reloaded in %.1f s: %s", time.monotonic() - begun_s, found.summary())
         return found
 
     def _refuse(self, reason: str, text: str) -> None:
-        self._limit.log(log, logging.ERROR, text, "own names not reloaded: %s", text)
+        self._limit.log(log, logging.ERROR, text, "names_file not reloaded: %s", text)
         self._counts.last_load_successful = 0
         self._counts.last_failure = Failure(reason, text)

@@ -121,8 +121,8 @@ class _Capture:
 
 
 _MEAN: Final = (
-    "since the capture started, averaged over the last ten readings; the highest value among the"
-    " capture points."
+    "since the capture started: the mean of the last ten readings, at the capture point where this"
+    " mean is highest."
 )
 
 _FAMILIES: Final = (

@@ -129,7 +129,7 @@ def note(ranking: Ranking, query: Query, top: Top) -> str:
         text += "; too many groups: sums are approximate"
     if top.window_seconds is not None:
         text += (
-            f", by increase over the last {duration(top.window_seconds)};"
+            f"; ranked by the increase over the last {duration(top.window_seconds)};"
             " each connection is reported about once a minute"
         )
     return escape(text)

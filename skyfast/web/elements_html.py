@@ -87,7 +87,7 @@ class Elements:
         used = shares[0]
         colour = "bad" if used >= 1 else "warn" if used >= NEARLY_FULL else "good"
         parts = [self.place(key, "count") for key in limit.keys]
-        shown = " and ".join(parts) if len(parts) == 1 else f"{parts[0]} and {parts[1]} dormant"
+        shown = parts[0] if len(parts) == 1 else f"{parts[0]} live and {parts[1]} dormant"
         return (
             f"<div><dt>{link(limit.anchor, limit.title)}</dt>"
             f"<dd>{shown} of {self.place(limit.limit, 'count')}{self.hidden(limit.keys[0])}</dd>"

@@ -142,8 +142,8 @@ def _text(
     if not proposed.min_bytes:
         return f"No min_bytes is needed for max_series ({max_series:,}): there are {series}."
     return (
-        f"With min_bytes: {proposed.min_bytes}, the page has at most max_series ({max_series:,}):"
-        f" {series} remain. The remaining connections have {percent(proposed.bytes_share)} of the"
+        f"With 'min_bytes: {proposed.min_bytes}', {series} remain. This is within max_series"
+        f" ({max_series:,}). The remaining connections have {percent(proposed.bytes_share)} of the"
         " bytes."
     )
 
@@ -174,9 +174,7 @@ def as_text(forecast: Forecast) -> list[str]:
     """Return the lines of a forecast, for ``skyfast --check``."""
     whole, current = forecast.unbounded, forecast.current
     verb = "has" if whole.connections == 1 else "have"
-    others = (
-        f"; the other views have {forecast.other_series} series" if forecast.other_series else ""
-    )
+    others = f"; the views have {forecast.other_series} series" if forecast.other_series else ""
     found = f"{_connections(whole)} {verb} {whole.series} series"
     lines = [f"Without min_bytes and min_packets, {found}{others}."]
     if forecast.min_packets and not current.min_bytes:

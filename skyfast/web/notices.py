@@ -43,7 +43,7 @@ def current_notices(
             severity="warning", text=f"Not subscribed to {', '.join(down[:MAX_NAMED])}{more}."
         )
     if stats.clock_held:
-        text = "Expiry is paused, because reports may be missing."
+        text = "The expiry of connections is paused, because reports may be missing."
         yield Notice(severity="warning", text=text)
     for what, count, limit in (
         ("connections", table.connections, stats.max_connections),
@@ -84,10 +84,12 @@ def _own_name_notices(own: OwnNameStats) -> Iterator[Notice]:
         )
         yield Notice(severity="warning", text=text)
     for key in own.missing_keys:
-        text = f"No own name has the key '{key}': see 'names' and 'names_file'."
+        text = (
+            f"A label needs the key '{key}', but no entry of 'names' or 'names_file' has this key."
+        )
         yield Notice(severity="warning", text=text)
     if not own.last_load_successful and (failure := own.last_failure):
-        text = f"Reload of the file with own names failed {_at(failure)}: {failure.text}"
+        text = f"Reload of names_file failed {_at(failure)}: {failure.text}"
         yield Notice(severity="warning", text=text)
 
 

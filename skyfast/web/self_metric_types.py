@@ -113,7 +113,7 @@ def of_own_names(read: Callable[[OwnNameStats], float]) -> Samples:
 
 
 def by_view(read: Callable[[TableCounts], Sequence[int]]) -> Samples:
-    """Read a value for each view except the main view."""
+    """Read a value for each view except the first view."""
     return by_label("view", lambda source: dict(zip(source.views, read(source.table), strict=True)))
 
 

@@ -152,7 +152,7 @@ _TABLE: Final = (
     ),
     metric(
         "skyfast_flows",
-        "Live flows in the table, without dormant flows.",
+        "Live flows in the table: flows that have been reported recently.",
         single(lambda source: source.table.flows),
         # In OpenMetrics, this name would collide with the counter skyfast_flows_total.
         standard_name="skyfast_table_flows",
@@ -164,7 +164,8 @@ _TABLE: Final = (
     ),
     metric(
         "skyfast_dormant_connections",
-        "Expired connections whose counters skyfast remembers in addition to those of their flows.",
+        "Expired connections whose counters skyfast remembers: if such a connection returns, its"
+        " counters continue from these values.",
         single(lambda source: source.table.dormant_connections),
     ),
     metric(
@@ -179,7 +180,7 @@ _TABLE: Final = (
     ),
     metric(
         "skyfast_flow_memory_seconds",
-        "How long skyfast remembers the counters of an expired flow.",
+        "How long skyfast remembers the counters of a dormant flow.",
         single(lambda source: source.stats.flow_memory_s),
     ),
     metric(
@@ -219,12 +220,12 @@ _TABLE: Final = (
     ),
     metric(
         "skyfast_clock_held",
-        "Whether expiry is paused because reports may be missing.",
+        "Whether the expiry of connections is paused because reports may be missing.",
         single(lambda source: source.stats.clock_held),
     ),
     metric(
         "skyfast_clock_held_seconds_total",
-        "Time for which expiry was paused because reports may be missing.",
+        "Time for which the expiry of connections was paused because reports may be missing.",
         single(lambda source: source.stats.clock_held_s),
     ),
 )
@@ -467,7 +468,7 @@ _HIDDEN_BYTES: Final = MetricFamily(
 _LABEL_VALUES: Final = MetricFamily(
     name="skyfast_label_values",
     type="gauge",
-    help="Distinct values of the label.",
+    help="Number of distinct values of the exported label that 'label' names.",
 )
 
 
@@ -481,7 +482,7 @@ def render(
 ) -> bytes:
     """Return the families ``skyfast_*`` and ``process_*`` that need no scan of the table.
 
-    ``views`` are the prefixes of all views except the main view, in the table's order. The format
+    ``views`` are the prefixes of all views except the first view, in the table's order. The format
     is 0.0.4, or OpenMetrics without ``# EOF``. OpenMetrics 1.0 requires ``standard_names``. There
     are no start times, because some counters restart when a reload replaces the table. This takes
     well under a millisecond. The counters are read without a lock, so call this on the thread that

@@ -204,7 +204,7 @@ def _page_shape(report: StatusReport, ranking: Ranking) -> str:
 
 
 def _has_bounds(report: StatusReport, prefix: str) -> bool:
-    """Return whether a view, or the main view if ``prefix`` is empty, can hide rows."""
+    """Return whether a view, or the first view if ``prefix`` is empty, can hide rows."""
     if not prefix:
         return any(_bounds(report) or ())
     # During a reload, the report may be of another configuration.
@@ -274,7 +274,8 @@ def _own_names_note(report: StatusReport, elements: Elements) -> str:
     if report.own_names is None:
         return ""
     return (
-        f"<p>own names: {elements.place('own_names.entries', 'count')} entries;"
+        "<p>names from 'names' and 'names_file':"
+        f" {elements.place('own_names.entries', 'count')} entries;"
         f" read {elements.place('own_names.last_load_success_timestamp_seconds', 'ago')}"
         f"{elements.place('own_names.last_error', 'last-error')}</p>\n"
     )

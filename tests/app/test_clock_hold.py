@@ -82,8 +82,8 @@ def test_clock_is_held_until_all_connections_are_reported_again(
     assert running.pass_time(10) == pytest.approx(10)
     assert running.page == {"held": 0, "seconds": 20 + UPDATE_S + SLACK_S}
     assert caplog.messages == [
-        "expiry paused: reports may be missing from two:8082 (silent)",
-        "expiry resumed",
+        "expiry of connections paused: reports may be missing from two:8082 (silent)",
+        "expiry of connections resumed",
     ]
 
 

@@ -167,10 +167,8 @@ async def test_names_are_kept_while_the_file_is_invalid(
             assert report.own_names is not None
             assert report.own_names.last_load_successful
             assert report.own_names.keys == ("site",)
-            assert not any(
-                "Reload of the file with own names failed" in text for text in report.warnings
-            )
-    assert caplog.text.count("names not reloaded") == 1
+            assert not any("Reload of names_file failed" in text for text in report.warnings)
+    assert caplog.text.count("names_file not reloaded") == 1
 
 
 async def test_topology_and_own_names_are_combined(file: Path) -> None:
@@ -327,10 +325,10 @@ async def test_status_page_shows_own_names(file: Path) -> None:
     app = App(config, load=lambda: config)
     report = await app.status.report()
     page = status_html.as_html(report, app.status.ranking, Query(by="bytes"), None)
-    assert "<p>own names: <span" in page
+    assert "<p>names from 'names' and 'names_file': <span" in page
     assert (
-        "No own name has the key &#x27;x&#x27;: see &#x27;names&#x27; and &#x27;names_file&#x27;."
-        in page
+        "A label needs the key &#x27;x&#x27;, but no entry of &#x27;names&#x27; or"
+        " &#x27;names_file&#x27; has this key." in page
     )
 
 
@@ -395,11 +393,12 @@ def test_check_reads_the_names(file: Path) -> None:
     """
     result = run("--check", "-", stdin=text)
     assert result.returncode == 0
-    assert "# Own names: 2 entries with the keys site.\n" in result.stdout
-    assert "# Labels from own names take" in result.stdout
+    assert "# Names from 'names' and 'names_file': 2 entries with the keys site.\n" in result.stdout
+    assert "# Labels with names from 'names' and 'names_file' take" in result.stdout
     assert "topology queries" not in result.stdout
     assert result.stderr.count("\n") == 1
-    assert "a label needs the key 'x', but no own name has this key" in result.stderr
+    warning = "a label needs the key 'x', but no entry of 'names' or 'names_file' has this key"
+    assert warning in result.stderr
     assert run("--check", "--strict", "-", stdin=text).returncode == 2
     file.write_text("10.0.0.1,a\nx,b\n10.0.0.2\n")
     result = run("--check", "-", stdin=text)
@@ -424,4 +423,4 @@ def test_check_warns_of_labels_without_any_names() -> None:
         "labels target_network are empty: the configuration sets neither 'names' nor 'names_file'"
         in result.stderr
     )
-    assert "# Own names" not in result.stdout
+    assert "# Names from" not in result.stdout

@@ -221,7 +221,7 @@ def test_cost_of_topology_labels_is_reported(
     )
     assert shown == (
         [
-            f"# Labels from the topology take {taken}, {rest}",
+            f"# Labels with names from the topology take {taken}, {rest}",
             f"# These labels need topology queries for {queries}.",
             *([probe] if queries == EVERYTHING else []),
         ]
@@ -246,23 +246,27 @@ def test_cost_of_interface_info_is_reported(labels: list[str]) -> None:
 @pytest.mark.parametrize(
     ("labels", "source", "taken"),
     [
-        (["target_network"], "own names", "4 bytes per connection, 12 bytes per flow"),
+        (
+            ["target_network"],
+            "'names' and 'names_file'",
+            "4 bytes per connection, 12 bytes per flow",
+        ),
         (
             [{"name": "site", "names_key": "site"}, "node_tid"],
-            "own names",
+            "'names' and 'names_file'",
             "8 bytes per connection, 12 bytes per flow",
         ),
         (
             ["target_network", "node_name"],
-            "the topology and own names",
+            "the topology, 'names' and 'names_file'",
             "8 bytes per connection, 12 bytes per flow",
         ),
     ],
 )
 def test_cost_of_own_names_is_reported(labels: list[object], source: str, taken: str) -> None:
     lines = cost.report(make_config(labels=labels, views=[])).splitlines()
-    (line,) = (line for line in lines if "Labels from" in line)
-    assert line.startswith(f"# Labels from {source} take {taken}, about 72 bytes for each")
+    (line,) = (line for line in lines if "Labels with names" in line)
+    assert line.startswith(f"# Labels with names from {source} take {taken}, about 72 bytes for")
     queries = "# These labels need topology queries for interfaces."
     assert (queries in lines) == ("node_name" in labels)
     assert not [line for line in lines if "probe" in line]

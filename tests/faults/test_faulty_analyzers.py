@@ -225,7 +225,10 @@ async def test_analyzer_falls_silent_when_another_subscriber_leaves(directory: P
             counted={reconnects("silent"): 1},
             logged=[
                 "subscription fell silent: no message for ",
-                f"expiry paused: reports may be missing from 127.0.0.1:{analyzer.port} (silent)",
+                (
+                    "expiry of connections paused: reports may be missing from"
+                    f" 127.0.0.1:{analyzer.port} (silent)"
+                ),
             ],
         )
 

@@ -71,7 +71,7 @@ async def test_replaced_file_is_read(file: Path, caplog: pytest.LogCaptureFixtur
     assert not await reader.refresh()
     assert reader["10.0.0.1"] == ("host", "new", "b")
     assert reader.counts.entries == 2
-    assert "names reloaded in 0.0 s: 2 entries with the keys site" in caplog.text
+    assert "names_file reloaded in 0.0 s: 2 entries with the keys site" in caplog.text
 
 
 async def test_file_that_was_written_in_place_is_read(file: Path) -> None:
@@ -140,7 +140,7 @@ async def test_file_that_does_not_fit_into_memory_keeps_the_names(
     write(file, "10.0.0.0/8,new\n")
     monkeypatch.setattr(names, "load", fail)
     assert not await reader.refresh()
-    assert "names not reloaded: out of memory" in caplog.text
+    assert "names_file not reloaded: out of memory" in caplog.text
     assert reader["10.0.0.1"] == ("", "old", "a")
 
 
@@ -149,7 +149,7 @@ async def test_missing_keys_are_logged_when_they_become_missing(
 ) -> None:
     reader = Reader(file)
     assert caplog.text == ""
-    text = "a label needs the key 'site', but no own name has this key"
+    text = "a label needs the key 'site', but no entry of 'names' or 'names_file' has this key"
     for count in (1, 2):
         for name in ("x", "y"):
             replace(file, f"10.0.0.0/8,{name}\n")

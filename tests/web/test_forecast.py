@@ -168,26 +168,26 @@ def small_table():
             0,
             9,
             (
-                "With min_bytes: 1000, the page has at most max_series (9): 8 series (4 of the"
-                " connections and 4 of the views) remain. The remaining connections have 99.2 % of"
-                " the bytes."
+                "With 'min_bytes: 1000', 8 series (4 of the connections and 4 of the views) remain."
+                " This is within max_series (9). The remaining connections have 99.2 % of the"
+                " bytes."
             ),
         ),
         (
             0,
             7,
             (
-                "With min_bytes: 5000, the page has at most max_series (7): 6 series (2 of the"
-                " connections and 4 of the views) remain. The remaining connections have 94.5 % of"
-                " the bytes."
+                "With 'min_bytes: 5000', 6 series (2 of the connections and 4 of the views) remain."
+                " This is within max_series (7). The remaining connections have 94.5 % of the"
+                " bytes."
             ),
         ),
         (
             0,
             4,
             (
-                "With min_bytes: 100000, the page has at most max_series (4): 4 series (0 of the"
-                " connections and 4 of the views) remain. The remaining connections have 0.0 % of"
+                "With 'min_bytes: 100000', 4 series (0 of the connections and 4 of the views)"
+                " remain. This is within max_series (4). The remaining connections have 0.0 % of"
                 " the bytes."
             ),
         ),
@@ -215,8 +215,7 @@ def test_text_describes_the_proposal(min_packets, max_series, text):
     assert made.text == text
     lines = as_text(made)
     assert lines[0] == (
-        "Without min_bytes and min_packets, 3 connections have 6 series; the other views have 4"
-        " series."
+        "Without min_bytes and min_packets, 3 connections have 6 series; the views have 4 series."
     )
     assert lines[-1] == text
     note = "These numbers include connections that reach min_packets (2 packets)."

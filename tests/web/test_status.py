@@ -199,7 +199,7 @@ async def test_held_clock_causes_a_warning():
     stats.clock_held = 1
     assert (await fake_status(stats=stats).report()).warnings == [
         "Not subscribed to any analyzer.",
-        "Expiry is paused, because reports may be missing.",
+        "The expiry of connections is paused, because reports may be missing.",
     ]
     stats.clock_held = 0
     assert (await fake_status(stats=stats).report()).warnings == [
@@ -629,7 +629,7 @@ async def test_groups_are_ranked_by_rates():
         assert initiators(response) == ["10.0.0.1"]
         assert (response["other"]["rank"], response["other"]["connections"]) == (1, 2)
         page = (await site.get("/?by=bytes_per_second&group=initiator_ip&n=1"))[1]
-        assert "; 2 other connections: 1 B/s, by increase over the last 0 s;" in page
+        assert "; 2 other connections: 1 B/s; ranked by the increase over the last 0 s;" in page
 
 
 async def test_too_many_groups_make_sums_approximate(monkeypatch):
@@ -983,13 +983,13 @@ async def test_first_request_for_rates_explains_why_there_are_none(monkeypatch):
         ranks = site.app.status.ranking
         ranks._results._results.clear()
         page = (await site.get("/?by=bytes_per_second"))[1]
-        assert ">1 of 3 connections, by increase over the last " in page
+        assert ">1 of 3 connections; ranked by the increase over the last " in page
         # Later, the list is only empty if nothing was reported.
         monkeypatch.setattr(top, "REPORT_INTERVAL_S", 0)
         monkeypatch.setattr(busiest_html, "REPORT_INTERVAL_S", 0)
         ranks._results._results.clear()
         page = (await site.get("/?by=bytes_per_second&filter=fd00"))[1]
-        assert ">0 of 3 connections, by increase over the last " in page
+        assert ">0 of 3 connections; ranked by the increase over the last " in page
 
 
 async def test_filter_without_matches_says_so():
