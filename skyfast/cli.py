@@ -55,7 +55,7 @@ SHELLS = ("bash", "zsh", "fish")
 COMPLETION = Path(__file__).with_name("data") / "completion"
 
 MIN_SIMILARITY = 0.6
-"""Minimum similarity of an unknown option and the suggested option, as a ratio of `difflib`."""
+"""Minimum similarity between an unknown option and a suggested one, as the ratio of `difflib`."""
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -446,7 +446,7 @@ def _recording(path: str) -> "Recording":
 def _check_replay(arguments: argparse.Namespace, configuration: model.Config) -> str:
     """Return a summary of the recordings as YAML comments; empty without ``--replay``.
 
-    The summary includes a forecast of the series that remain with other values of ``min_bytes``.
+    The summary includes a forecast: how many series remain with other values of ``min_bytes``.
     """
     playback = _playback(arguments)
     if not playback or not arguments.replay:
@@ -463,9 +463,9 @@ def _check_replay(arguments: argparse.Namespace, configuration: model.Config) ->
 
 
 def _check_names(configuration: model.Config) -> str:
-    """Return a summary of the own names as a YAML comment; empty without own names.
+    """Return a summary of ``names`` and ``names_file`` as a YAML comment; empty without them.
 
-    Log warnings about labels that cannot show own names.
+    Log warnings about labels that stay empty because names are missing.
     """
     sources, export = configuration.names, configuration.export
     loaded = names.load(sources, export)

@@ -45,7 +45,7 @@ def forecast(config: Config, playback: Playback) -> Forecast:
 class _DryRun:
     """Replays messages with a simulated clock.
 
-    The main view always counts bytes, because the forecast needs them.
+    The first view always counts bytes, because the forecast needs them.
     """
 
     def __init__(self, config: Config) -> None:

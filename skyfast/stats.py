@@ -97,9 +97,9 @@ TOPOLOGY_ERRORS = (
 """
 
 INTERFACE_SKIPS = ("invalid", "no_id", "text_too_long", "duplicate", "too_many", "out_of_range")
-"""Reasons why a node of the latest response is not exported.
+"""Reasons why an interface of the latest topology response is not exported.
 
-``out_of_range`` counts values, not nodes.
+``out_of_range`` counts values, not interfaces.
 """
 
 NAME_SKIPS = (

@@ -31,7 +31,7 @@ def warn(*, labels: str, keys: Sequence[str]) -> None:
 
 
 class NamesFile:
-    """Detects changes to the file. While the file is invalid, the current names stay in use."""
+    """Detects changes to ``names_file``. If the file is invalid, the current names stay in use."""
 
     def __init__(self, stats: Stats) -> None:
         """Create a watcher that counts names and failures in ``stats``."""
