@@ -964,8 +964,7 @@ cdef class Table:
 
     @property
     def row_bytes(self):
-        """Memory of a connection of the first view that has one flow, in bytes, without its
-        strings."""
+        """Memory of a connection of the first view that has one flow, in bytes, without strings."""
         return row_bytes(&self.state)
 
     @property

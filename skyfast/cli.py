@@ -95,7 +95,7 @@ def _simplified(option: str) -> str:
 
 
 def _print_error(text: str) -> None:
-    """Write an error that prevents startup to stderr, in the form of a log line."""
+    """Write a startup error to stderr, in the form of a log line."""
     sys.stderr.write(f"{logs.prefix(logging.ERROR)}skyfast: {text}\n")
 
 

@@ -4,8 +4,8 @@
 # A capture point owns a conversation while one of the point's flows is live or claims the
 # conversation. A dormant flow claims its conversation when the flow adds deltas without becoming
 # live: by a closing report, or in the overflow row. Without the claim, another point could take
-# over the conversation and add the same packets. A claim lasts as long as a live flow lasts without
-# reports: for the timeout.
+# over the conversation and add the same packets. A claim ends after the timeout that applies to
+# live flows.
 #
 # These rows exist only if `has_conversations` is set. Update and expiry call this code under the
 # table's mutex.

@@ -22,7 +22,7 @@ cdef struct Group:
     # no connection has it.
     uint64_t hash               # hash of the label values, by which groups are compared
     int64_t rank                # or ABSENT
-    uint32_t text               # offset in `Groups.text`: for each label, 2 bytes of length, value
+    uint32_t text               # offset in `Groups.text`: 2 bytes of length before each label value
     uint32_t text_length
     uint32_t connections
     bint kept                   # the group stays, in `remove_half` or in the result

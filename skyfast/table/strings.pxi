@@ -32,7 +32,7 @@ cdef uint64_t unmix64(uint64_t x) noexcept nogil:
 
 cdef inline uint64_t load(const char *text, uint32_t length) noexcept nogil:
     # The first `length` bytes of a string, at most 8, as a number. The copies have constant sizes,
-    # so the compiler replaces the calls of memcpy.
+    # so the compiler replaces the calls of memcpy with loads.
     cdef uint64_t word
     cdef uint32_t low, high
     if length >= 8:

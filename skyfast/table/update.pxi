@@ -7,7 +7,7 @@
 
 cdef enum:
     # Results of `apply_unknown`, in addition to the reasons to skip.
-    APPLY_STOP = MAX_SKIPS      # the struct lacks fields: end the update before this report
+    APPLY_STOP = MAX_SKIPS      # the report's struct lacks fields: stop before this report
     APPLY_NO_MEMORY
 
 
