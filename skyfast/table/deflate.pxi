@@ -44,7 +44,7 @@ cdef enum:
     LENGTH_SYMBOLS = 19         # symbols in such a list
     MAX_HEADER = 256            # bytes of the header of a block
     STRING_SLOTS = 2048
-    RELEARN_PERCENT = 120       # limit of the bits per byte, in percent of the sample's bits per byte
+    RELEARN_PERCENT = 120       # limit of the bits per byte, as a percentage of the sample
     LARGER_SAMPLE = 4           # factor: a slice this much larger than the sample gives new codes
 
 
