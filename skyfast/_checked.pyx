@@ -10,8 +10,8 @@ This module is ``_table.pyx`` with all files that it includes, and with five add
 * `page_slices` returns the pieces of a page. `deflate_pieces` compresses a text that a test has
   split into pieces.
 * Rows that are not in use are filled with garbage, and AddressSanitizer reports reads of such rows.
-  The table grows in such small steps that a dozen rows need every step, unless SKYFAST_STEPS is
-  ``usual`` when this module is imported.
+  The table grows in such small steps that a dozen rows reach every kind of growth. If the
+  environment variable SKYFAST_STEPS is ``usual`` at import, the table grows in its usual steps.
 
 Add checks here for every new structure of the core.
 """
@@ -178,7 +178,7 @@ MAX_SLICE = DEFLATE_SLICE
 
 
 def page_slices(Page page not None):
-    """Read a page; return its slices of text and their pieces, in the form of `deflate_pieces`."""
+    """Read a page; return its slices of text with their pieces, as `deflate_pieces` takes them."""
     cdef TableState *table = &page.table.state
     cdef Cursor *cursor = &page.cursor
     cdef Deflater *deflater
@@ -206,8 +206,8 @@ def deflate_pieces(slices, long_from=None):
 
     :param slices: pairs of a text of up to `MAX_SLICE` bytes, and up to `MAX_SLICE` / 2 pieces.
         A piece is a pair of a length and a source.
-    :param long_from: the index of a slice that begins 1000 bytes before 4 GiB of the page. There
-        must be at least 32 KiB of text before this slice.
+    :param long_from: the index of a slice. It is compressed as if it began 1000 bytes before
+        position 4 GiB of the page. There must be at least 32 KiB of text before this slice.
     """
     cdef Deflater *deflater = <Deflater *>allocate(sizeof(Deflater))
     cdef bytearray memory = bytearray(HISTORY + DEFLATE_CHUNK + 64)
@@ -268,7 +268,7 @@ cdef int expect(bint holds, str what, numbers=()) except -1:
 
 
 def rows_ever(Table table not None):
-    """Return the peak number of rows, summed over all kinds. `check` takes time for each row."""
+    """Return the peak number of rows, summed over all kinds. `check` visits all of them."""
     cdef uint32_t i, rows = table.state.strings.fresh + table.state.flow_rows.fresh
     rows += table.state.names.fresh
     for i in range(table.state.view_count):
@@ -567,8 +567,7 @@ cdef class _Check:
         return 0
 
     cdef int check_histograms(self, View *view, Connection *row) except -1:
-        # Check that the sum is within the limits of the values in the buckets. The sum can be
-        # saturated.
+        # Check that the counts of the buckets allow the sum. The sum can be saturated.
         cdef const Histogram *histogram
         cdef const int64_t *counts
         cdef uint32_t i, j

@@ -121,7 +121,7 @@ cdef struct Connection:
     uint32_t deadline_s         # latest deadline of its flows; 0 in a free row
     uint32_t flows              # number of flow rows that link here, and the flag BACK
     uint32_t created_seq        # sequence number of the row's creation, modulo 2^32
-    uint32_t links[1]           # rows of other views; in other views: next row in wheel slot
+    uint32_t links[1]           # in the first view: rows of other views; else: next row in slot
     # The struct is followed by int64_t values[counters + gauges]. If the view counts new flows,
     # their int64_t number comes next. The row ends with an int64_t start time, the view's
     # histograms, and uint32_t cells[columns]. The flag BACK means that the row started with the
@@ -193,11 +193,11 @@ cdef struct Report:
     # All counters, then gauges, then closing gauges; owned by the batch. Closing gauges are only
     # set in closing reports.
     int64_t *values
-    # read only for flows that are not live
+    # the next fields are only read if the flow is not live
     uint32_t connection_hash    # hash of the labels; 0 unless all labels are interned
     int skip_new                # reason to skip the report if the flow is not live
     int worth                   # what the report adds if its flow is unknown: see WORTH_UNREAD
-    bint repeats                # a closing report with the same last update as the report before
+    bint repeats                # a closing report that repeats the previous report's last update
     int64_t age_ms              # time from the flow's start to the update, or -1
     int64_t start_ms            # start of the flow, or 0; not set if `worth` is WORTH_UNREAD
     int64_t update_start_ms     # start of the last update, or 0; not set if `worth` is WORTH_UNREAD
@@ -207,7 +207,7 @@ cdef struct Report:
     int64_t *last_update        # deltas of the last update, by counter; owned by the batch
     # omitted values
     bint leaves_out             # whether any value is omitted; if not, nothing below is set
-    bint uses_marks             # whether omitted marks are counted; set when it is applied
+    bint uses_marks             # whether omitted marks are counted; set when the report is applied
     bint uses_last_update
     uint32_t leaves_out_marks   # one bit per omitted mark
     LeftOut values_left_out
@@ -258,14 +258,14 @@ cdef struct Histogram:
 
 cdef struct HistogramText:
     # The literals of a histogram's lines, except those between its label values.
-    Literal bucket              # the name and the text before the first label, like the next four
+    Literal bucket              # text before the first label; the next four fields: in other lines
     Literal sum
     Literal count
     Literal created             # for the sample with the start time in OpenMetrics 1.0
     Literal name                # for the single sample of OpenMetrics 2.0
     Literal bounds[MAX_BOUNDS + 1]  # the label `le` and the end of the labels
     Literal limits[MAX_BOUNDS + 1]  # the bound in the single sample of OpenMetrics 2.0
-    Literal end                     # the end of the labels without `le`
+    Literal end                     # the end of the labels in lines without `le`
 
 
 cdef struct Family:
@@ -309,12 +309,12 @@ cdef struct View:
     uint32_t values             # number of counters and gauges
     uint32_t sources[MAX_VIEW_VALUES]    # indexes of the plan's counters, then gauges
     bint counts_new_flows       # whether the number of new flows follows the counters and gauges
-    Amount bytes                # both directions together, as in `packets`
-    Amount packets
+    Amount bytes                # of both directions together
+    Amount packets              # of both directions together
     Bounds bounds               # read and written under the mutex
     Histogram *histograms
     uint32_t histogram_count
-    uint32_t moments            # the flags of the moments of these histograms
+    uint32_t moments            # flags: when these histograms observe flows
     uint32_t values_offset          # offset in a row, like the next two fields
     uint32_t start_offset
     uint32_t cells_offset

@@ -33,11 +33,12 @@ Data structures
 
 Costs
     A report of a live flow takes one index search, and reads two cache lines of rows. A report of a
-    new or dormant flow takes two searches, plus one per label string. If a lookup has had the
-    same result for another new flow recently, one search finds all labels of the result. Expiry
-    takes time in proportion to the number of expired rows. In addition, each live flow is added to
-    the wheel again once per timeout. Adding a row to a dormant list and removing it take constant
-    time. A page takes one pass per family, over all connections of the family's view.
+    new or dormant flow takes two searches, plus one per label string. Some labels are looked up in
+    a mapping of names. If a recent lookup had the same result, a single search finds all labels of
+    this result. Expiry takes time in proportion to the number of expired rows. In addition, each
+    live flow is added to the wheel again once per timeout. Adding a row to a dormant list and
+    removing it take constant time. A page takes one pass per family, over all connections of the
+    family's view.
 
 Memory
     Slabs and index segments are allocated from an arena of large pieces (`Arena`). The text of a
@@ -158,7 +159,7 @@ cdef extern from *:
 MAX_NUMBER = 1 << 62            # largest valid number in a field of a flow; the same as MAX_INTEGER
 
 cdef enum:
-    # *Marks*: fields that are not values, but that are also omitted if they are invalid.
+    # *Marks*: fields of a report that are neither counters nor gauges. An invalid mark is omitted.
     MARK_FINISH
     MARK_START
     MARK_UPDATE_START
@@ -175,7 +176,7 @@ cdef enum:
     BATCH = 128                 # reports per acquisition of the lock
     MAX_EVICTIONS = 2               # dormant rows that one report can evict
     BUCKETS_PER_ROW = 2         # target size of the index: 8 bytes per row, and short chains
-    NAMES_AHEAD = 4             # how many reports ahead names are prefetched
+    NAMES_AHEAD = 4             # names are prefetched this many reports ahead
     CACHE_LINE = 64
 
 # Sizes and steps of growth. _checked.pyx defines smaller sizes, so that in tests, a few rows reach
@@ -208,7 +209,7 @@ cdef extern from *:
     enum:
         RENDER_ROWS             # connections per acquisition of the lock
         RELABEL_ROWS            # flow rows that a slice visits, per flow that it may move
-        AHEAD                   # how far ahead connections and buckets are prefetched
+        AHEAD                   # connections and buckets are prefetched this many steps ahead
         MAX_NAMES               # results of lookups whose labels stay interned
         SLAB_SHIFT
         SLAB_ROWS
@@ -283,7 +284,7 @@ cdef enum:
     SKIP_TABLE_FULL
     SKIP_OTHER_SHARD
     SKIP_ENDED
-    SKIP_REQUIRED               # the first of several reasons: one per requirement
+    SKIP_REQUIRED               # from here on: one reason per requirement of the plan
     MAX_SKIPS = 32
 
 cdef tuple SKIP_NAMES = (
@@ -296,11 +297,11 @@ cdef enum:
     CLOSING = 1                 # FinishType of a flow's last report; 0, 2 and 3 do not end the flow
 
 cdef enum:
-    # What a report of an unknown flow adds to a row that other flows may have used before.
-    WORTH_UNREAD                # not known: the type lacks the fields that identify a first report
-    WORTH_TOTAL
+    # What a report of an unknown flow adds to a connection row that may have counted other flows.
+    WORTH_UNREAD                # unknown: the struct lacks the fields that identify a first report
+    WORTH_TOTAL                     # the totals in the report
     WORTH_LAST_UPDATE               # the deltas of the flow's last update
-    WORTH_LAST_UPDATE_UNREAD        # the same, but the type lacks these deltas
+    WORTH_LAST_UPDATE_UNREAD        # the deltas of the last update, but the struct lacks them
 
 cdef enum:
     # How a report changes a flow whose totals are known.
@@ -354,7 +355,7 @@ cdef struct Batch:
     # lock.
     Report reports[BATCH]
     uint32_t size
-    int64_t *values             # BATCH x `all_values`; reports point into these arrays
+    int64_t *values             # BATCH x `all_values`; reports point into this and the next two
     int64_t *last_update        # BATCH x the plan's counters
     Cell *cells                 # BATCH x the plan's cells
     FoundNames *names           # BATCH x the plan's lookups
@@ -395,7 +396,7 @@ cdef struct TableState:
     uint32_t lookup_count
     uint32_t requirements
     bint counts_new_flows       # whether any view or histogram depends on new flows
-    uint32_t moments            # the moments of all histograms
+    uint32_t moments            # flags: when any histogram observes flows
     uint32_t first_value        # index of the value that is observed at FIRST_OBSERVED
     uint32_t flags_link         # index of the flags among the links of a flow
     bint optional[MAX_VALUES]
@@ -416,11 +417,11 @@ cdef struct TableState:
     double memory_s             # time until a dormant flow is forgotten
     double least_timeout_s      # shortest timeout that the first view has had
     double flow_update_s
-    bint has_horizon                  # whether there is a horizon
+    bint has_horizon            # whether `horizon_s` is set
     double horizon_s            # an unknown flow that began later was never counted
     # overflow
     bint overflows              # whether flows that cannot be stored are added up in overflow rows
-    bint overflowed             # whether there has been such a flow
+    bint overflowed             # whether a flow has been added to an overflow row
     const char *other_text      # label value of overflow rows
     uint32_t other_length
     # current update
@@ -587,13 +588,13 @@ cdef class Table:
         Exceptions of rewrites and lookups propagate. Then some flows before the failed one have
         been applied, but no flow after it.
 
-        docs/architecture.md describes the rules. A known flow adds its deltas. A report is late if
-        its ``Last`` and all its counters are at most those of the flow. If ``Last`` is later and
-        any counter is lower, the flow has started over. A dormant flow adds its deltas to its rows.
-        An unknown flow adds its total if this is the flow's first report, or if the flow cannot
-        have been counted before. It also adds its total if it creates a connection whose labels
-        identify a single conversation. Otherwise, an unknown flow adds the deltas of its last
-        update. Skipped flows are counted in `skipped`; omitted values, in `values_skipped`.
+        docs/architecture.md describes the rules. A known flow, live or dormant, adds its deltas. A
+        report is late if its ``Last`` and all its counters are at most those of the flow. If
+        ``Last`` is later and any counter is lower, the flow has started over. An unknown flow adds
+        its total if this is the flow's first report, or if the flow cannot have been counted
+        before. It also adds its total if it creates a connection whose labels identify a single
+        conversation. Otherwise, an unknown flow adds the deltas of its last update. Skipped flows
+        are counted in `skipped`, and omitted values in `values_skipped`.
 
         Takes the mutex once per 128 flows, or twice if lookups had new results, and holds the GIL
         while waiting for the mutex. Another thread can hold the mutex for 2,048 connections of a
@@ -613,8 +614,8 @@ cdef class Table:
         Also forgets flows that have been dormant for `memory_s`, and dormant flows beyond
         `max_flows`.
 
-        :param max_rows: maximum number of rows and empty slots to visit. Each visit takes about 0.2
-            µs.
+        :param max_rows: maximum number of rows and of empty wheel slots to visit. Each visit takes
+            about 0.2 µs.
         :returns: whether there is more to do at this `now`.
 
         After its deadline, a row is no longer on any page, but stays in the table until this method
@@ -735,14 +736,15 @@ cdef class Table:
         :param count: how many of the most frequent values to return for each label.
         :param without: a label to ignore for the fourth item of the result.
         :param view: the index of the view.
-        :returns: a tuple of four items. The first is the number of connections or, for other views,
-            of combinations of label values. The second has three items for each label: the number
-            of its values, its `count` most frequent values, and the number of connections that
-            would remain without it. The most frequent values are a list of pairs (value,
-            connections), the highest first. Values that were removed during the call are omitted.
-            The third item is true if all numbers of remaining connections are exact. A number up to
-            32,768 is exact; above that, the standard error is below 0.8 %. The fourth item is the
-            exact number of connections that would remain without the label `without`, or None.
+        :returns: a tuple of four items. The first item is the number of connections (in the first
+            view) or of combinations of label values (in another view). The second item maps each
+            label to a tuple: the number of its values, its `count` most frequent values, and the
+            number of connections that would remain without the label. The most frequent values are
+            a list of pairs (value, connections), the highest first. Values that were removed during
+            the call are omitted. The third item is true if all numbers of remaining connections are
+            exact. A number up to 32,768 is exact; above that, the standard error is below 0.8 %.
+            The fourth item is the exact number of connections that would remain without the label
+            `without`, or None.
 
         Takes about 20 ns per connection and label, without the GIL. Uses 512 KiB per label, and 24
         to 48 bytes per value of each label. If a label is ignored, also takes 30 ns and uses 24 to
@@ -827,7 +829,7 @@ cdef class Table:
 
         :param labels: one or more labels of the family's view.
         :param max_groups: the maximum number of groups, up to 65,536. If there are more, the half
-            with the lowest ranks is added to "the others". If the scan then finds further
+            whose ranks are lowest is added to "the others". If the scan then finds further
             connections of such a group, they form a new group, whose values are too low.
         :returns: a tuple of the groups, "the others", the number of groups, and whether groups were
             added to "the others" because there were too many. A group is a tuple of four items: its
@@ -948,7 +950,7 @@ cdef class Table:
 
     @property
     def flow_update_s(self):
-        """The agents' ``flow.update``, in seconds: the maximum delay of a flow's first report."""
+        """The agents' ``flow.update``: the interval between two reports of a flow, in seconds."""
         return self.state.flow_update_s
 
     @flow_update_s.setter
@@ -962,7 +964,7 @@ cdef class Table:
 
     @property
     def row_bytes(self):
-        """Memory of a connection with one flow in the first view, in bytes, without its strings."""
+        """Memory of a connection of the first view that has one flow, in bytes, without strings."""
         return row_bytes(&self.state)
 
     @property
@@ -982,7 +984,7 @@ cdef class Table:
 
     @property
     def view_rejected_totals(self):
-        """For each other view, the number of reports that required a new row while it was full."""
+        """Like `rejected_total`, but for each view except the first."""
         cdef uint32_t i
         return tuple(self.state.views[i].rejected for i in range(1, self.state.view_count))
 
@@ -1182,7 +1184,8 @@ cdef class Page:
         list can be missing from the page, because their rows expire before `read` or have expired
         already.
 
-        Takes 10 to 40 ns per row of these views without the GIL, and 1 µs per value with it.
+        Takes 10 to 40 ns per row of the views with this label, without the GIL, and then 1 µs per
+        value, with the GIL.
 
         :raises ValueError: no view has the label.
         :raises MemoryError: an allocation failed.

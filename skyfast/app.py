@@ -1,4 +1,4 @@
-"""Runs, reloads and stops the parts in `skyfast.pipeline`, and relabels flows."""
+"""Runs, reloads and stops what `skyfast.pipeline` builds, and relabels flows if names change."""
 
 import asyncio
 import contextlib
@@ -57,7 +57,7 @@ RELABEL_FLOWS = 1_000
 """Number of flows to relabel in one slice, which takes a few milliseconds."""
 
 COMPARED_STRINGS = 20_000
-"""Number of address strings to check in one slice after a change of own names.
+"""Number of address strings to check in one slice after users change the names of addresses.
 
 A slice takes a few milliseconds."""
 
@@ -333,7 +333,7 @@ class App:
             self._polling.cancel()
 
     def _rename(self, names: Names, keys: Set[str]) -> None:
-        """Schedule the relabelling of the flows that looked up these keys."""
+        """Schedule the relabelling of the flows whose names were looked up with ``keys``."""
         self._renamed.append((names, keys))
         self._has_renamed.set()
 
@@ -366,7 +366,7 @@ class App:
         await asyncio.sleep(RELABEL_RETRY_S)
 
     async def _watch_names(self) -> None:
-        """Reload the own names when their file changes."""
+        """Reload the own names, which users give to addresses, when ``names_file`` changes."""
         while True:
             await asyncio.sleep(names_file.INTERVAL_S)
             async with self._reloading:
@@ -469,7 +469,7 @@ class App:
             self._parts.table.begin(now)
 
     def _warn_of_updates(self) -> None:
-        """Warn once if connections expire between two reports."""
+        """Warn once if connections expire between two reports of a flow."""
         update_s = round(self.stats.flow_update_s)  # measured, so it can be some milliseconds off
         timeout_s = self._parts.config.limits.timeout_s
         if not self.stats.flow_update_known or self._warned == (update_s, timeout_s):

@@ -55,7 +55,7 @@ SHELLS = ("bash", "zsh", "fish")
 COMPLETION = Path(__file__).with_name("data") / "completion"
 
 MIN_SIMILARITY = 0.6
-"""Minimum similarity of an unknown option and the suggested option, as a ratio of `difflib`."""
+"""Minimum similarity between an unknown option and a suggested one, as the ratio of `difflib`."""
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -95,7 +95,7 @@ def _simplified(option: str) -> str:
 
 
 def _print_error(text: str) -> None:
-    """Write an error that prevents startup to stderr, in the form of a log line."""
+    """Write a startup error to stderr, in the form of a log line."""
     sys.stderr.write(f"{logs.prefix(logging.ERROR)}skyfast: {text}\n")
 
 
@@ -446,7 +446,7 @@ def _recording(path: str) -> "Recording":
 def _check_replay(arguments: argparse.Namespace, configuration: model.Config) -> str:
     """Return a summary of the recordings as YAML comments; empty without ``--replay``.
 
-    The summary includes a forecast of the series that remain with other values of ``min_bytes``.
+    The summary includes a forecast: how many series remain with other values of ``min_bytes``.
     """
     playback = _playback(arguments)
     if not playback or not arguments.replay:

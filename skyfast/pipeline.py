@@ -145,7 +145,8 @@ class _CaptureReports:
 def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
     """Return the parts for ``config``. Reuse parts of ``old`` if possible, without changing them.
 
-    This blocks: it reads certificates and own names. Raises ConfigError if a file cannot be used.
+    This blocks, because it reads certificates and ``names_file``. Raises ConfigError if a file
+    cannot be used.
     """
     export, stats, clock = config.export, shared.stats, shared.clock
     wanted = name_poller.needed(config)

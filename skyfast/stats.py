@@ -97,9 +97,9 @@ TOPOLOGY_ERRORS = (
 """
 
 INTERFACE_SKIPS = ("invalid", "no_id", "text_too_long", "duplicate", "too_many", "out_of_range")
-"""Reasons why a node of the latest response is not exported.
+"""Reasons why an interface of the latest topology response is not exported.
 
-``out_of_range`` counts values, not nodes.
+``out_of_range`` counts values, not interfaces.
 """
 
 NAME_SKIPS = (
@@ -272,10 +272,10 @@ class NameStats:
     ``addresses`` and ``nodes`` are the numbers of addresses and capture points with names.
     ``ambiguous`` is the number of addresses whose names depend on the capture point, and
     ``unknown`` is the number of addresses in recent flows that have no names. ``skipped`` describes
-    the current topology, so it is a gauge. ``dropped`` counts lookups over limits.
-    ``labels_without_pods`` and ``missing_pod_labels`` are from `skyfast.skydive.name_hints.Hints`.
-    The durations are those of the latest query of each kind and of the latest resolution of all
-    names.
+    the current topology, so it is a gauge. ``dropped`` counts lookups that were dropped because a
+    limit was reached. ``labels_without_pods`` and ``missing_pod_labels`` are from
+    `skyfast.skydive.name_hints.Hints`. The durations are those of the latest query of each kind and
+    of the latest resolution of all names.
     """
 
     addresses: int = 0

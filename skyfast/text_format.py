@@ -25,7 +25,7 @@ _RESERVED_SUFFIXES: Final[dict[MetricType, tuple[str, ...]]] = {
     "histogram": ("", "_bucket", "_count", "_sum", "_created"),
     "info": ("", "_info"),
 }
-"""Suffixes by type. OpenMetrics 1.0 reserves the name of a family plus each of these suffixes."""
+"""Suffixes by type. OpenMetrics 1.0 reserves the family's name with each suffix appended."""
 
 Sample = tuple[Mapping[str, str], float]
 """The labels and the value."""
@@ -96,7 +96,7 @@ class MetricFamily:
         text = self.help.translate(_VALUE_ESCAPES if openmetrics else _HELP_ESCAPES)
         unit = f"# UNIT {name} {self.unit}\n" if openmetrics and self.unit else ""
         help_, type_line = f"# HELP {name} {text}\n", f"# TYPE {name} {type_}\n"
-        # OpenMetrics 2.0 recommends its own order.
+        # OpenMetrics 2.0 recommends an order that differs from the other formats.
         return f"{type_line}{unit}{help_}" if openmetrics == 2 else f"{help_}{type_line}{unit}"
 
     def render(self, samples: Iterable[Sample], *, openmetrics: int) -> str:
@@ -151,7 +151,7 @@ def is_name(text: str) -> bool:
 
 
 def escaped(value: str) -> str:
-    """Return a label value, escaped as in both text formats."""
+    """Return a label value with the escapes that both formats use."""
     return value.translate(_VALUE_ESCAPES)
 
 
@@ -171,7 +171,7 @@ def number_text(value: float) -> str:
 def bound_text(bound: float) -> str:
     """Return a finite bucket bound in the canonical form of OpenMetrics, such as ``1.0``.
 
-    This is the shortest exact text in the style of C's ``%g``: its exponents start at 1e+06.
+    This is the shortest exact text in the style of C's ``%g``, which uses exponents from 1e+06 on.
     """
     texts = (f"{bound:.{digits}g}" for digits in range(6, 18))
     text = next(text for text in texts if float(text) == bound)

@@ -13,10 +13,11 @@ kept fields are anonymized as follows:
 * In the topology, hosts, network namespaces, containers, pods, Kubernetes namespaces, workloads,
   services, clusters, virtual machines and label values get pseudonyms, too. In names, each word is
   replaced by its own pseudonym, but ASCII punctuation such as ``-``, ``.`` and ``_`` stays. So the
-  pseudonym of a replica set still begins with the pseudonym of its deployment. The pseudonym of
-  Kubelet's name of a container (``k8s_NAME_POD_NAMESPACE_UID_N``) still contains the pseudonyms of
-  container, pod and namespace. A word gets the same pseudonym everywhere. Words that have a meaning
-  for skyfast (``k8s``, ``POD``) and names that most hosts have (``eth0``) are unchanged.
+  pseudonym of a replica set still begins with the pseudonym of its deployment. The pseudonym of a
+  container name of the kubelet (``k8s_NAME_POD_NAMESPACE_UID_N``) still contains the pseudonyms of
+  the container, the pod and the namespace. A word gets the same pseudonym everywhere. Words that
+  have a meaning for skyfast (``k8s``, ``POD``) and names that most hosts have (``eth0``) are
+  unchanged.
 * Numbers, times, ports, VLANs, protocols, and the names of layers and applications are unchanged.
   The keys of labels, the types and states of nodes, and the kinds of Kubernetes' own workloads are
   unchanged, too.
@@ -105,7 +106,7 @@ _KINDS_OF_KUBERNETES: Final = frozenset(
         *("ReplicationController", "Node"),
     ]
 )
-"""The kinds of owners that are unchanged. Other kinds can contain the name of a company."""
+"""The kinds of owners that get no pseudonym. Other kinds can contain the name of a company."""
 
 _WORDS: Final = frozenset(
     [

@@ -77,7 +77,8 @@ class ReplayServer:
     async def start(self) -> tuple[Endpoint, ...]:
         """Listen, and return the endpoint of each analyzer.
 
-        The topology before the first message is available at once.
+        The topology that was recorded before the first message is available before the replay
+        starts.
 
         Raises:
             OSError: None of `LOOPBACKS` is available.
@@ -184,7 +185,7 @@ class ReplayServer:
                         # The added offsets change the counters, even without an update.
                         element["UpdatedAt"] = now_ms
 
-        # This takes a fraction of a second for a large topology.
+        # For a large topology, `selected` takes a fraction of a second, so it runs in a thread.
         elements = self._topology.elements(query)
         return await asyncio.to_thread(selected, elements, query, present)
 

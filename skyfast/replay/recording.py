@@ -373,7 +373,7 @@ class Playback:
     """The recordings to replay, and the settings of the replay.
 
     ``speed`` is the number of recorded seconds per second. ``loop_s`` is the time between the
-    starts of two loops in seconds; 0 means a single replay. ``is_demo`` means the packaged
+    starts of two loops in seconds; 0 means a single replay. ``is_demo`` is true for the packaged
     recording.
     """
 
@@ -489,7 +489,7 @@ def shift_times(data: bytes, present_ms: Callable[[int], int], *, mask: int) -> 
 
 
 def for_namespaces(data: bytes, namespaces: frozenset[str]) -> Iterator[bytes]:
-    """Yield a message once for each of ``namespaces`` that it belongs to.
+    """Yield a message once for each of the WebSocket ``namespaces`` that it belongs to.
 
     ``flow/CAPTURE_ID`` contains the flows of one capture. Messages of unknown namespaces are sent
     to all subscribers, because the analyzer sent them to the subscriber that recorded them.

@@ -20,7 +20,7 @@ MAX_ELEMENTS: Final = 200_000
 """Maximum number of recorded nodes and edges; further elements are counted and left out."""
 
 UPDATE_BYTES: Final = 1 << 20
-"""Size of an update, in bytes of JSON, above which the next update begins."""
+"""If an update exceeds this size, in bytes of JSON, the next update begins."""
 
 MAX_LABEL_DEPTH: Final = 32
 """Maximum depth of nested labels. Skydive nests labels at the dots of their keys."""
@@ -301,7 +301,7 @@ class Topology:
         self._seen: dict[str, bytes] = {}
         """The latest version of each node in this loop, including removed ones."""
         self._previous: dict[str, bytes] = {}
-        """The last version of each node in the previous loop, if this loop has not added it yet."""
+        """The last version of each node that earlier loops have added, but not yet this loop."""
         self._offsets: dict[str, dict[str, int]] = {}
 
     def rewind(self) -> None:
@@ -310,7 +310,7 @@ class Topology:
         self._seen = {}
 
     def offsets(self) -> dict[str, dict[str, int]]:
-        """Return how much to add to the recorded counters of nodes, by ID, as a copy."""
+        """Return a copy of the offsets: how much to add to each recorded counter, by node ID."""
         return self._offsets.copy()
 
     def apply(self, update: Update) -> None:

@@ -13,8 +13,8 @@ class Clock:
 
     If two calls of `now` are more than `PAUSE_S` apart, the clock does not count the time between
     them. While the machine sleeps or the process is paused (SIGSTOP), flows wait unread in the
-    sockets. Connections must not expire before these flows are read. Therefore `now` must be called
-    more often than every `PAUSE_S` in normal operation; the expiry task does this.
+    sockets. Connections must not expire before these flows are read. In normal operation, calls of
+    `now` must be less than `PAUSE_S` apart; the expiry task ensures this.
 
     The clock also stands still while it is held. `skyfast.skydive.reporting_gap` decides when to
     hold it.

@@ -78,7 +78,7 @@ def disable_core_dumps() -> None:
 def is_debug_allowed(environ: Mapping[str, str]) -> bool:
     """Return whether `DEBUG_VARIABLE` allows core dumps and debuggers.
 
-    Raises ValueError if the variable has another value than 0 or 1.
+    Raises ValueError if the variable has a value other than 0 or 1.
     """
     text = environ.get(DEBUG_VARIABLE, "")
     if text not in ("", "0", "1"):

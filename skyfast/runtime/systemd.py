@@ -84,7 +84,7 @@ def _address(name: str) -> str:
 
 
 def _interval_s(environ: Mapping[str, str]) -> float:
-    """Return the watchdog interval for this process in seconds; 0 if it is disabled."""
+    """Return the watchdog interval for this process in seconds; 0 if the watchdog is disabled."""
     if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
     interval = environ.get("WATCHDOG_USEC", "")

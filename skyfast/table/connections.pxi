@@ -158,7 +158,7 @@ cdef inline void add(int64_t *total, int64_t amount) noexcept nogil:
 
 
 cdef inline bint gauge_takes(int kind, int64_t value, int64_t kept) noexcept nogil:
-    # Whether a gauge of this kind replaces `kept` by `value`, which must not be 0.
+    # Whether a gauge of this kind replaces `kept` with `value`, which must not be 0.
     if kind == KEEP_LATEST or kept == 0:
         return True
     return value < kept if kind == KEEP_LEAST else value > kept

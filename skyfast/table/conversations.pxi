@@ -4,7 +4,8 @@
 # A capture point owns a conversation while one of the point's flows is live or claims the
 # conversation. A dormant flow claims its conversation when the flow adds deltas without becoming
 # live: by a closing report, or in the overflow row. Without the claim, another point could take
-# over the conversation and add the same packets. A claim ends after the timeout of a live flow.
+# over the conversation and add the same packets. A claim ends after the timeout that applies to
+# live flows.
 #
 # These rows exist only if `has_conversations` is set. Update and expiry call this code under the
 # table's mutex.
@@ -37,7 +38,7 @@ cdef bint is_taken(const TableState *table, uint32_t number, const Report *repor
 
 cdef bint own_conversation(TableState *table, const Report *report,
                            uint32_t *number) noexcept nogil:
-    # If row `number` (0: none) does not belong to the report's capture point, replace it by a new
+    # If row `number` (0: none) does not belong to the report's capture point, replace it with a new
     # row for this point. The caller must link the new row, or give it back with
     # `disown_conversation`. Without conversations, do nothing. False if out of memory.
     if not table.has_conversations:
@@ -67,8 +68,8 @@ cdef void link_conversation(TableState *table, uint32_t flow, uint32_t number) n
 
 
 cdef void supersede(TableState *table, uint32_t number, uint32_t successor) noexcept nogil:
-    # Replace row `number` (0: none) by `successor`, unless both are the same row. The conversation
-    # of row `number` must be free.
+    # Replace row `number` (0: none) with `successor`, unless both are the same row. The
+    # conversation of row `number` must be free.
     if number and number != successor:
         conversation_at(table, number).claimant = SUPERSEDED
 

@@ -1,4 +1,4 @@
-# Counters: hash tables that count how often each key occurs, with open addressing. `_table.pyx`
+# Counters: hash tables with open addressing that count how often each key occurs. `_table.pyx`
 # includes this file.
 #
 # A counter belongs to one call and is not part of the table's memory. Counting and growing can run

@@ -1,26 +1,28 @@
-# Deflate: compressed pages. The renderer knows where its text repeats, so repetitions need not be
-# searched. Part of `_table.pyx`, which includes it. The format is RFC 1951.
+# Deflate: compressed pages in the format of RFC 1951. The renderer knows where its text repeats, so
+# the compressor need not search for repetitions. `_table.pyx` includes this file.
 #
 # Text consists of *pieces* (`pieces.pxi`). A piece has a length and a *source*, which says where
 # the same bytes may have occurred before. A slice of text is compressed in three steps:
 #
-# 1. Under the table's mutex, `render_lines` writes text and notes. After the mutex is released,
-#    `expand_notes` turns the notes into pieces.
+# 1. Under the table's mutex, `render_lines` writes text, and notes about the text (`pieces.pxi`).
+#    After the mutex is released, `expand_notes` turns the notes into pieces.
 # 2. `find_matches` turns the pieces into *sequences*. A sequence is a number of literals, then a
-#    match. The source of a piece is the distance of its match (COPIED), the number of a fixed text
-#    (FIXED) or an interned string. A fixed text or a string matches the latest piece with the same
-#    source. If the next piece has the same distance, the match becomes longer. If the next piece
-#    has no match, its first bytes can still continue the match.
+#    match. The source of a piece is one of three things: the distance of its match (COPIED), the
+#    number of a fixed text (FIXED), or the number of an interned string. A fixed text or a string
+#    matches the latest piece with the same source. If the next piece has the same distance, the
+#    match becomes longer. If the next piece has no match, its first bytes can still continue the
+#    match.
 # 3. `write_sequences` writes the sequences as bits.
 #
 # Pieces are only hints: bytes are compared before they become a match. So a page is correct even if
 # the number of a string now belongs to another string. Text without pieces becomes literals.
 #
-# The Huffman codes are learnt from the first slice of a family. They are learnt again from a slice
-# that is much larger, or after a slice that needs too many bits. A block only ends when its codes
-# are replaced, so it can contain many slices. All symbols have codes, because later slices may have
-# any text. The codes are complete, because some decoders reject incomplete codes. They have at most
-# 12 bits, so that the codes of four literals can be written at once.
+# The Huffman codes are learnt from the first slice of a family. New codes are learnt from a slice
+# that is much larger than the slice of the current codes, or after a slice that needs too many
+# bits. A block only ends when its codes are replaced, so it can contain many slices. All symbols
+# have codes, because later slices may have any text. The codes are complete, because some decoders
+# reject incomplete codes. They have at most 12 bits, so that the codes of four literals can be
+# written at once.
 #
 # All memory belongs to a page or to the page's `Deflater`. It does not grow with the table.
 
@@ -42,7 +44,7 @@ cdef enum:
     LENGTH_SYMBOLS = 19         # symbols in such a list
     MAX_HEADER = 256            # bytes of the header of a block
     STRING_SLOTS = 2048
-    RELEARN_PERCENT = 120       # limit of the bits per byte, relative to the sample
+    RELEARN_PERCENT = 120       # limit of the bits per byte, as a percentage of the sample
     LARGER_SAMPLE = 4           # factor: a slice this much larger than the sample gives new codes
 
 
@@ -66,10 +68,10 @@ cdef struct Sequence:
 
 
 cdef struct Code:
-    # An entry has the bits of a code in its low CODE_BITS bits. The number of these bits is above.
+    # An entry has a code in its low CODE_BITS bits, and the length of this code in the bits above.
     uint32_t literals[LITERALS]
     uint32_t distances[DISTANCES]
-    uint32_t lengths[MAX_MATCH + 1]     # a match's length with its extra bits
+    uint32_t lengths[MAX_MATCH + 1]     # the code of each match length, with extra bits
     uint32_t pairs[PAIRS]               # codes of two ASCII characters, of one, or of none
     uint64_t sample_bytes       # size of the text that the codes were learnt from; 0: no codes
     uint64_t sample_bits        # compressed size of this text
@@ -489,9 +491,9 @@ cdef void put_header(BitWriter *writer, const uint8_t *lengths) noexcept nogil:
 # Slices and chunks
 
 cdef bint deflater_init(Deflater *deflater, char *text, size_t max_lines) noexcept nogil:
-    # False if out of memory. In any case, the deflater must be destroyed. A slice has at most one
-    # piece per two bytes: only label values can be shorter than two bytes, and a longer fixed text
-    # precedes each label value.
+    # False if out of memory. Even then, the caller must destroy the deflater. A slice has at most
+    # one piece per two bytes: only label values can be shorter than two bytes, and a longer fixed
+    # text precedes each label value.
     cdef size_t pieces = (DEFLATE_SLICE + max_lines) / 2 + 16
     cdef size_t headers = (DEFLATE_CHUNK + max_lines) / MIN_SAMPLE + 2
     memset(deflater, 0, sizeof(Deflater))

@@ -61,8 +61,8 @@ cdef inline bint is_claiming(const TableState *table, uint32_t number) noexcept 
 
 
 cdef void set_ended(TableState *table, uint32_t number, bint ended) noexcept nogil:
-    # Set or clear the flag ENDED. The flow must be in no list, or claim its conversation: the other
-    # two lists depend on this flag.
+    # Set or clear the flag ENDED. The flow must be in no list or in `claims`, because the flag
+    # determines which of the other two lists a flow is in.
     cdef Flow *flow = flow_at(table, number)
     flow.connection = flow.connection & ~ENDED | (ENDED if ended else 0)
 
@@ -250,7 +250,8 @@ cdef int wake_ended(TableState *table, const Report *report, const Labels *label
 
 cdef int wake_when_full(TableState *table, const Report *report, const Labels *labels,
                         uint32_t conversation, const int64_t *deltas, int change) noexcept nogil:
-    # The first view is full, so a dormant flow's connection cannot be created.
+    # Apply a report of a dormant flow whose connection cannot be created, because the first view is
+    # full.
     cdef uint32_t before = conversation
     if table.overflows:
         if not own_conversation(table, report, &conversation):
@@ -298,8 +299,8 @@ cdef bint credit(TableState *table, const Report *report, uint32_t flow, const L
     # Add `deltas` to all rows of a flow without making the flow live. No row is created in the
     # first view, because only live flows create rows there. `flow` is the flow's own row. `number`
     # is the flow's row in the first view, or 0. `kept` is the dormant row that keeps the counters
-    # of the flow's connection, or 0. `is_new` is whether the report counts as a new flow.
-    # `start_ms` is the start time of new rows, including a new dormant row. False if out of memory.
+    # of the flow's connection, or 0. `is_new` is whether the flow counts as new. `start_ms` is the
+    # start time of new rows, including a new dormant row. False if out of memory.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
@@ -313,7 +314,7 @@ cdef bint credit(TableState *table, const Report *report, uint32_t flow, const L
         flow_at(table, kept).last_ms = pack_kept(0, start_ms)
         for i in range(table.counters):
             totals_of(flow_at(table, kept))[i] = ABSENT if table.optional[i] else 0
-    # If this fails, the new dormant row stays. Its counters are 0, so it does no harm.
+    # If this fails, the new dormant row stays. Its counters are 0, so the row does no harm.
     if not find_further_targets(table, labels, number, &targets):
         return False
     for i in range(1, table.view_count):

@@ -55,7 +55,7 @@ cdef struct Lookup:
     uint32_t point
     uint32_t column             # the first column of the lookup; its columns are adjacent
     uint32_t columns
-    uint32_t labels             # first lookup whose labels are at the same indexes as these labels
+    uint32_t labels             # the first lookup whose labels have the same indexes in a result
     Py_ssize_t length           # minimum length of a result
 
 

@@ -2,10 +2,10 @@
 # `_table.pyx` includes this file.
 #
 # The groups belong to one call. Their memory is allocated before the first row is visited, but the
-# operating system only provides the pages that are used. If there are too many groups after a slice
-# of rows, the half with the lowest ranks is added to `other`. So the highest groups are found even
-# if there are many small groups. Later connections of a removed group form a new group, whose sums
-# lack the values in `other`.
+# operating system only provides the memory that is used. If there are too many groups after a slice
+# of rows, the half whose `rank` is lowest is added to `other`. So the groups with the highest
+# values of `rank` are found even if there are many small groups. Later connections of a removed
+# group form a new group, whose sums lack the values in `other`.
 
 cdef enum:
     GROUP_TEXT_BYTES = 256      # for the label values of a group, on average
@@ -22,7 +22,7 @@ cdef struct Group:
     # no connection has it.
     uint64_t hash               # hash of the label values, by which groups are compared
     int64_t rank                # or ABSENT
-    uint32_t text               # start of the label values: for each, length (2 bytes) and bytes
+    uint32_t text               # offset in `Groups.text`: 2 bytes of length before each label value
     uint32_t text_length
     uint32_t connections
     bint kept                   # the group stays, in `remove_half` or in the result
@@ -173,7 +173,7 @@ cdef void find_groups(TableState *table, const TopK *top, Groups *groups) noexce
             copy_values(table, view, row, groups.values)
             group_add(groups, group_of(groups, table, row), 1, rank, groups.values)
         if groups.count > groups.limit or groups.is_full:
-            # Must not be called under the lock, because it takes milliseconds.
+            # `remove_half` takes milliseconds, so it must not run under the lock.
             pthread_mutex_unlock(&table.lock)
             remove_half(groups)
             pthread_mutex_lock(&table.lock)
@@ -251,7 +251,7 @@ cdef void remove_half(Groups *groups) noexcept nogil:
 
 cdef tuple top_groups(TableState *table, uint32_t family, uint32_t count, tuple columns,
                       const Kept *since, str part, dict sets, uint32_t limit):
-    # The result of `Table.top_groups`. `since` is NULL to rank by value.
+    # The result of `Table.top_groups`. If `since` is NULL, groups are ranked by value.
     cdef Search search
     cdef Groups groups
     cdef TopK top

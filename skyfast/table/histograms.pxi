@@ -1,5 +1,4 @@
-# Histograms: the distribution of a value over the flows of a row. Part of `_table.pyx`, which
-# includes it.
+# Histograms: the distribution of a value over the flows of a row. `_table.pyx` includes this file.
 #
 # A flow is observed at two *moments*: when its value is above 0 for the first time, and in its
 # closing report. Each flow is observed at most once per moment: a flag in the flow's row prevents a
@@ -64,8 +63,8 @@ cdef void observe_in(TableState *table, uint32_t flow, const Report *report, con
 
 cdef inline uint32_t due_moments(const TableState *table, uint32_t *flags, const Report *report,
                                  int first) noexcept nogil:
-    # The moments at which a report is observed. Sets their flags in `flags`, which are those of the
-    # report's flow.
+    # The moments at which a report is observed. Sets the flags of these moments in `flags`, which
+    # has the flags of the report's flow.
     cdef uint32_t found = 0
     if (table.moments & FIRST_OBSERVED and first != IGNORE_FIRST
             and report.values[table.first_value] > 0):
@@ -286,8 +285,9 @@ cdef list histogram_literals(list literals):
 cdef size_t prepare_histogram_text(Family *family, declared, uint32_t histogram, bint labelled,
                                    size_t line) except 0:
     # `histogram` is the index of the family's first histogram in its view. `labelled` is whether
-    # there are labels besides `le`. `line` is the maximum size, in bytes, of the labels and the
-    # values in one line per side. Returns the maximum size of a row's lines, in bytes.
+    # there are labels besides `le`. `line` is the maximum number of bytes that the labels and the
+    # value of one line take, added up over the sides. Returns the maximum size of a row's lines, in
+    # bytes.
     cdef HistogramText *text = <HistogramText *>allocate(sizeof(HistogramText))
     cdef uint32_t i
     cdef size_t name_bytes = len(declared.name.encode()) + 10

@@ -30,8 +30,8 @@ cdef inline void row_key(const TableState *table, const View *view, const uint32
 
 cdef inline void connection_key(const TableState *table, const Labels *labels,
                                 RowKey *key) noexcept nogil:
-    # The key of a flow's connection. The hash is only computed if it is not known: for many labels,
-    # this takes as long as a search in the index.
+    # The key of a flow's connection. The hash is only computed if it is not known, because hashing
+    # many labels takes as long as a search in the index.
     cdef const View *view = &table.views[0]
     cdef uint32_t i
     if labels.connection_hash == 0:
@@ -45,8 +45,8 @@ cdef inline void connection_key(const TableState *table, const Labels *labels,
 cdef bint intern_labels(TableState *table, const Cell *cells, Labels *labels) noexcept nogil:
     # Turn the label values of a report into `labels`, which are valid until `release_interned`.
     # Until then, strings that were added for these labels have a reference. Strings that the lookup
-    # step has found need none, because no label is removed while a batch is applied. False if out
-    # of memory; then there is nothing to release.
+    # step has found need no reference, because no label is removed while a batch is applied. False
+    # if out of memory; then there is nothing to release.
     cdef char digits[32]
     cdef uint32_t i, length, number
     labels.interned_count = 0

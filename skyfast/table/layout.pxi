@@ -1,5 +1,5 @@
 # Layout: from a plan to the locations of its labels and values in rows and lines. `_table.pyx`
-# includes this file. `readers.pxi` has their locations in flows.
+# includes this file. `readers.pxi` finds their locations in decoded flows.
 #
 # `Table.__cinit__` calls this code once, before other threads use the table. This code reads Python
 # objects of the plan, so it needs the GIL and may raise exceptions. It takes no lock. All memory
@@ -471,7 +471,7 @@ cdef int set_limits(TableState *table, max_connections, max_flows, timeout_s, me
 # Sizes
 
 cdef uint32_t row_bytes(const TableState *table) noexcept:
-    # Memory of a connection with one flow in the first view, in bytes, without its strings.
+    # Memory of a connection of the first view that has one flow, in bytes, without strings.
     cdef uint32_t total = table.flow_rows.stride + table.views[0].rows.stride
     cdef uint32_t rows = 2
     if table.has_conversations:

@@ -31,8 +31,8 @@ cdef inline uint32_t find_interned(const TableState *table, const Lookup *lookup
 cdef void add_interned(TableState *table, const Lookup *lookup, PyObject *result,
                        const Cell *cells) noexcept:
     # Add a row for a valid result that has no row. `cells` has the result's labels. If memory runs
-    # out or if there are too many rows, nothing is added. The caller must hold the mutex and,
-    # because of the reference, the GIL.
+    # out or if there are too many rows, nothing is added. The caller must hold the mutex, and also
+    # the GIL, because the row gets a reference to the result.
     cdef uint32_t number
     cdef NamesRow *row
     if table.names.live >= MAX_NAMES or find_interned(table, lookup, result):

@@ -32,9 +32,9 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
 
 
 cdef inline void note_overflow(TableState *table, const Targets *targets) noexcept nogil:
-    # Set `overflowed` if a flow uses an overflow row of any view except the first. Must be called
-    # after the flow's report has been added to its rows, so that the flag affects only later
-    # reports: the totals of their flows can be partly in an overflow row.
+    # Set `overflowed` if a flow uses an overflow row of any view except the first. The flag says
+    # that the totals of a flow can be partly in an overflow row. This only matters for later
+    # reports, so the report must be added to its rows before this call.
     cdef uint32_t i
     for i in range(1, table.view_count):
         if targets.rows[i]:
@@ -64,7 +64,7 @@ cdef int apply_overflow(TableState *table, Report *report, const Labels *labels)
 cdef int add_to_overflow(TableState *table, const Report *report, const Labels *labels,
                          const int64_t *deltas, bint is_new, int64_t start_ms) noexcept nogil:
     # Add a report to the overflow row of the first view, and to the flow's rows in all other views.
-    # `is_new` is whether the report counts as a new flow. `start_ms` is the start time of new rows.
+    # `is_new` is whether the flow counts as new. `start_ms` is the start time of new rows.
     cdef View *view
     cdef uint32_t rows[MAX_VIEWS]
     cdef uint32_t i

@@ -1,4 +1,4 @@
-# Pieces: how the text of a page repeats itself. Part of `_table.pyx`, which includes it.
+# Pieces: where the text of a page may repeat itself. `_table.pyx` includes this file.
 #
 # The text between two label values is the same in all lines of a family. The second line of a
 # connection is mostly a copy of the first line. So the text of a page consists of *pieces*. A piece
@@ -6,8 +6,9 @@
 # `deflate.pxi` compresses text with the help of its pieces.
 #
 # Only label values and numbers differ from row to row. So the renderer, under the table's mutex,
-# *notes* only the lengths of these. After the mutex is released, `expand_notes` adds the other
-# pieces. Each function `expand_…` has the order of the function that renders the same lines.
+# *notes* only their lengths. After the mutex is released, `expand_notes` adds the other pieces.
+# Each function `expand_…` adds pieces in the order in which a function `render_…` writes their
+# text.
 #
 # Notes are stored as pieces, with a length and a source:
 #
@@ -42,7 +43,7 @@ cdef enum:
 
 
 cdef enum:
-    # Three lengths in one.
+    # How the first note of a row packs three lengths into one.
     SECOND_SHIFT = 8
     TIME_SHIFT = 16
     LENGTH_MASK = (1 << SECOND_SHIFT) - 1
@@ -90,8 +91,9 @@ cdef void label_pieces_init(LabelPieces *pieces, const Family *family,
 
 cdef Piece *expand_notes(const TableState *table, uint32_t number, int starts, const Piece *note,
                          const Piece *last, Piece *piece) noexcept nogil:
-    # Writes the pieces of notes, from the first note of a row or a head on, and returns their end.
-    # `number` is the family of the first row. `starts` is how the page shows start times.
+    # Writes the pieces for the notes up to `last`, and returns the end of the pieces. `note` is the
+    # first note of a row or of a head. `number` is the family of the first row. `starts` is how the
+    # page shows start times.
     cdef const Family *family = &table.families[number]
     cdef const View *view = &table.views[family.view]
     cdef LabelPieces labels
@@ -119,8 +121,8 @@ cdef inline const Piece *expand_labels(const Family *family, const View *view,
                                        const LabelPieces *pieces, bint is_second,
                                        const Piece *note, Piece **out,
                                        uint32_t *length, uint32_t *before) noexcept nogil:
-    # Writes the pieces of labels. `length` becomes their length, and `before` the length before the
-    # literal with the direction. Returns the next note.
+    # Writes the pieces of labels. Sets `length` to the length of the labels, and `before` to the
+    # length of the text before the literal with the direction. Returns the next note.
     cdef Piece *piece = out[0]
     cdef uint32_t i, values = 0
     for i in range(view.direction_index):
@@ -147,7 +149,7 @@ cdef inline const Piece *expand_labels(const Family *family, const View *view,
 cdef inline const Piece *expand_lines(const Family *family, const View *view,
                                       const LabelPieces *label_pieces, int starts,
                                       const Piece *note, Piece **pieces) noexcept nogil:
-    # The pieces of `render_connection`. Returns the next note.
+    # Writes the pieces of what `render_connection` renders. Returns the next note.
     cdef uint32_t first = note.length & LENGTH_MASK
     cdef uint32_t second = note.length >> SECOND_SHIFT & LENGTH_MASK
     cdef uint32_t time = note.length >> TIME_SHIFT
@@ -199,7 +201,7 @@ cdef inline const Piece *expand_lines(const Family *family, const View *view,
 cdef const Piece *expand_histogram(const Family *family, const View *view,
                                    const LabelPieces *label_pieces, uint32_t side,
                                    const Piece *note, Piece **pieces) noexcept nogil:
-    # The pieces of `render_histogram`. Returns the next note.
+    # Writes the pieces of what `render_histogram` renders. Returns the next note.
     cdef const HistogramText *text = family.text
     cdef uint32_t bounds = view.histograms[family.histogram + side].bounds
     cdef uint32_t time = note.length
@@ -208,7 +210,7 @@ cdef const Piece *expand_histogram(const Family *family, const View *view,
     pieces[0] = put_piece(pieces[0], text.bucket.length, FIXED | FIXED_NAME)
     note = expand_labels(family, view, label_pieces, side, note + 1, pieces, &labels, &before)
     piece = pieces[0]
-    rest = 0                        # the length of the line before, after its labels
+    rest = 0                        # the length of the previous line without its name and labels
     for i in range(bounds + 1):
         if i:
             piece = put_piece(piece, text.bucket.length, FIXED | FIXED_NAME)
@@ -241,7 +243,7 @@ cdef const Piece *expand_histogram(const Family *family, const View *view,
 cdef const Piece *expand_composite(const Family *family, const View *view,
                                    const LabelPieces *label_pieces, uint32_t side,
                                    const Piece *note, Piece **pieces) noexcept nogil:
-    # The pieces of `render_composite`. Returns the next note.
+    # Writes the pieces of what `render_composite` renders. Returns the next note.
     cdef const HistogramText *text = family.text
     cdef uint32_t bounds = view.histograms[family.histogram + side].bounds
     cdef uint32_t time = note.length

@@ -116,7 +116,7 @@ cdef int resolve_field(Reader *reader, Field *field, owner, tuple path, list kee
         return 0
     keep.append(inner)
     field.inner_type = <PyTypeObject *><PyObject *>inner
-    if len(path) == 1:              # the value is the part itself: its presence matters
+    if len(path) == 1:              # the value is the part itself: only its presence matters
         return 0
     field.inner_name = <PyObject *>path[1]
     field.inner = member_offset(inner, path[1])

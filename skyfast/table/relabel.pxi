@@ -23,9 +23,9 @@ cdef struct RowRange:
 
 cdef struct Changes:
     # The state of one slice. A slice handles one mapping of names, which one or more lookups use. A
-    # *change* is the set of new labels of a key: it has one label for each index of a result that
-    # these lookups use. Changes are numbered from 1. They own references to their strings until
-    # `changes_destroy`.
+    # *change* has the new labels of a key. Each of these lookups uses some indexes of its result, a
+    # tuple. A change has one label for each index that any of these lookups uses. Changes are
+    # numbered from 1. They own references to their strings until `changes_destroy`.
     uint32_t lookups[MAX_COLUMNS]
     uint32_t lookup_count
     uint32_t indexes[MAX_COLUMNS]       # per label of a change: its index in a result
@@ -146,8 +146,8 @@ cdef bint reserve(void **items, uint32_t count, uint32_t *capacity, size_t size)
 # Changed names
 
 cdef bint take_keys(const TableState *table, keys, list taken, Py_ssize_t count) except -1:
-    # Take up to `count` keys from the iterator. Add the keys that flows may have to `taken`.
-    # Returns whether there may be more keys.
+    # Take up to `count` keys from the iterator. Append to `taken` those keys that flows in the
+    # table may have. Returns whether there may be more keys.
     cdef Py_ssize_t _key
     for _key in range(count):
         key = next(keys, END)

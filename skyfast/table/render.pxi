@@ -1,5 +1,5 @@
-# Rendering: a page's lines, family by family. Part of `_table.pyx`, which includes it;
-# text_format.pxi writes the values.
+# Rendering: a page's lines, family by family. `_table.pyx` includes this file. `text_format.pxi`
+# writes the values.
 #
 # `Page.read` calls `render_lines` from any thread, without the GIL. Rendering takes the table's
 # mutex for RENDER_ROWS rows at a time, and only changes the cursor. Rows may be created and removed
@@ -11,13 +11,13 @@ cdef struct Cursor:
     uint32_t now_s
     uint32_t family
     uint32_t row                # 0: the family's head is next
-    uint32_t page_seq           # rows created from this number on are not on the page
+    uint32_t page_seq           # rows with this or a later sequence number are not on the page
     uint32_t head               # index in `Family.heads`
     int starts                  # how start times are shown: START_HIDDEN, ...
-    uint32_t part, parts        # index and number of parts; 0 of 1 is the whole page
-    # A list of the rows of one view that the page shows, from index 1 on. The list is used if there
-    # are several parts, or if the view has bounds. The page owns the array; it is allocated if any
-    # view needs a list.
+    uint32_t part, parts        # index of the part, and number of parts (1: the whole page)
+    # A list of the rows of one view that the page shows. The first row is at index 1. The list is
+    # used if there are several parts, or if the view has bounds. The page owns the array; it is
+    # allocated if any view needs a list.
     uint32_t *listed
     uint32_t listed_end         # the index after the last row
     uint32_t listed_capacity
@@ -382,7 +382,7 @@ cdef inline uint32_t part_of(const TableState *table, const View *view, Connecti
 
 
 cdef inline uint64_t part_hash(const String *string, uint64_t h) noexcept nogil:
-    # Whole words are read, like the blocks of `put`. Bytes after the end count as zero.
+    # Whole words are read, even beyond the end of the string. Bytes after the end count as zero.
     cdef const char *text = string_bytes(string)
     cdef uint32_t length = string.length
     cdef uint64_t word

@@ -17,7 +17,7 @@ cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexc
 cdef int read_reports(const TableState *table, const Reader *readers, list flows,
                       Py_ssize_t start, Batch *batch) except -1:
     # Begin a batch, and read the fields that are needed for every flow. The batch ends before the
-    # first object that is not a flow of the plan.
+    # first object that is not of one of the plan's flow types.
     cdef uint32_t i
     cdef uint32_t size = <uint32_t>min(PyList_GET_SIZE(flows) - start, <Py_ssize_t>BATCH)
     cdef const Reader *reader

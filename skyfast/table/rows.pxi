@@ -11,7 +11,7 @@
 # Otherwise, the tests that use `_checked.pyx` cannot find memory errors.
 
 cdef enum:
-    FREE_ROW_BYTES = 16  # bytes that are read in a free row, too: its link and state
+    FREE_ROW_BYTES = 16  # bytes of a row that are read even if the row is free: its link and state
 
 
 cdef bint reserve_pointer(void ***pointers, uint32_t used, uint32_t *capacity) noexcept nogil:

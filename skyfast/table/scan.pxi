@@ -2,9 +2,9 @@
 # connections with the highest values, and take snapshots. `_table.pyx` includes this file.
 #
 # `Table.label_values`, `cardinality`, `top` and `snapshot`, and `Page.distinct_values`, call this
-# from any thread. A scan only reads. It takes the table's mutex for RENDER_ROWS rows at a time,
-# without the GIL. Rows may be removed after the mutex is released, so the contents of rows are
-# counted or copied under the mutex.
+# code from any thread. A scan only reads. It takes the table's mutex for RENDER_ROWS rows at a
+# time, without the GIL. Rows may be removed after the mutex is released, so the contents of rows
+# are counted or copied under the mutex.
 
 cdef struct Scan:
     const View *view
@@ -177,7 +177,7 @@ cdef tuple label_frequencies(TableState *table, tuple names, uint32_t view, uint
 
 cdef bint count_cells(TableState *table, LabelScan *labels) noexcept nogil:
     # Count the rows of a view by the value of each label. The cells of each slice are copied, and
-    # counted without the lock, because counters grow. False if out of memory.
+    # counted without the lock, because growing a counter takes long. False if out of memory.
     cdef Scan scan = scan_until(labels.view, NO_END)
     cdef uint32_t columns = labels.view.columns
     cdef Connection *row
@@ -380,7 +380,7 @@ cdef void fill_snapshot(TableState *table, const Family *family, Kept *kept) noe
 
 cdef list top_rows(TableState *table, uint32_t family, uint32_t count, const Kept *since,
                    str part, dict sets):
-    # The result of `Table.top`. `since` is NULL to rank by value.
+    # The result of `Table.top`. If `since` is NULL, rows are ranked by value.
     cdef const View *view = view_of(table, &table.families[family])
     cdef Search search
     cdef TopK top

@@ -1,11 +1,11 @@
-# Start times: when the counters of each row were 0, in Unix milliseconds. Part of `_table.pyx`,
-# which includes it.
+# Start times: when the counters of each row were 0, in Unix milliseconds. `_table.pyx` includes
+# this file.
 #
 # A row keeps the start time that it gets from its first report. A later report can belong to a flow
 # that began earlier, but a changed start time would look like a counter reset. Start times come
-# from an agent's clock. Because this clock may be ahead, start times are limited to the system's
-# time. Updates and relabelling call this code under the table's mutex; pages read the start times
-# under the mutex.
+# from an agent's clock. Because this clock may be ahead, start times are limited to the local
+# system time. Updates and relabelling call this code under the table's mutex; pages read the start
+# times under the mutex.
 
 cdef inline int64_t *start_of(const View *view, Connection *row) noexcept nogil:
     # The start time of a row: 0 if it is unknown, NO_START before the first report.
@@ -20,8 +20,8 @@ cdef inline int64_t not_later(const TableState *table, int64_t start_ms) noexcep
 cdef inline int64_t start_of_report(const TableState *table, const Report *report,
                                     bint counts_total) noexcept nogil:
     # The start time of a row that an unknown flow creates. If the row gets the flow's total, this
-    # is the start of the flow. If the row only gets the deltas of the last update, it is the start
-    # of this update. 0 if the report lacks this time.
+    # is the start of the flow. If the row only gets the deltas of the last update, the start time
+    # is the start of this update. 0 if the report lacks this time.
     return not_later(table, report.start_ms if counts_total else report.update_start_ms)
 
 

@@ -22,7 +22,7 @@ cdef inline uint64_t mix64(uint64_t x) noexcept nogil:
 
 
 cdef uint64_t unmix64(uint64_t x) noexcept nogil:
-    # The inverse of `mix64`: its factors are the inverses of the factors there, modulo 2^64.
+    # The inverse of `mix64`: its factors are the inverses of the factors in `mix64`, modulo 2^64.
     x ^= (x >> 31) ^ (x >> 62)
     x *= <uint64_t>0x319642B2D24D8EC3
     x ^= (x >> 27) ^ (x >> 54)
@@ -32,7 +32,7 @@ cdef uint64_t unmix64(uint64_t x) noexcept nogil:
 
 cdef inline uint64_t load(const char *text, uint32_t length) noexcept nogil:
     # The first `length` bytes of a string, at most 8, as a number. The copies have constant sizes,
-    # so the compiler needs no function call.
+    # so the compiler replaces the calls of memcpy with loads.
     cdef uint64_t word
     cdef uint32_t low, high
     if length >= 8:

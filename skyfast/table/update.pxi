@@ -1,5 +1,5 @@
-# Applying reports. Part of `_table.pyx`, which includes it. This is the last of the three steps of
-# `Table.update`, and the only one that changes the table's rows.
+# Applying reports to the table's rows. `_table.pyx` includes this file. This is the last of the
+# three steps of `Table.update`, and the only one that changes rows of flows and connections.
 #
 # `Table.update` calls `update_flows`, which takes the mutex once per batch for `apply_batch`. All
 # code that `apply_batch` calls runs under the mutex. The rules are in docs/architecture.md. If an
@@ -7,7 +7,7 @@
 
 cdef enum:
     # Results of `apply_unknown`, in addition to the reasons to skip.
-    APPLY_STOP = MAX_SKIPS
+    APPLY_STOP = MAX_SKIPS      # the report's struct lacks fields: stop before this report
     APPLY_NO_MEMORY
 
 
@@ -237,9 +237,9 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
 
 cdef inline bint was_never_counted(const TableState *table, const Report *report) noexcept nogil:
     # Whether an unknown flow began after the horizon, that is, after the latest report of every
-    # forgotten flow. If so, the flow was never counted. An agent's times are only compared with
-    # each other, because clocks may differ. False if flows are deduplicated, because the table does
-    # not remember duplicates.
+    # forgotten flow. If so, the flow was never counted. Times from an agent's clock are only
+    # compared with each other, because the clocks of two hosts may differ. False if flows are
+    # deduplicated, because the table does not remember duplicates.
     return (table.has_horizon and report.age_ms >= 0 and not table.has_conversations
             and (table.now - report.age_ms / 1000.0 - table.flow_update_s - BATCH_S
                  > table.horizon_s))
@@ -358,10 +358,10 @@ cdef bint find_further_targets(TableState *table, const Labels *labels, uint32_t
 cdef void make_live(TableState *table, uint32_t row, const Report *report, const Labels *labels,
                     const Targets *targets, uint32_t conversation, uint32_t kept,
                     const int64_t *deltas) noexcept nogil:
-    # Link a flow to its rows, and add its report to them. A flow that was dormant adds `deltas`.
-    # For an unknown flow, `deltas` is NULL; such a flow adds its total or the deltas of its last
-    # update. If a row was created in the first view, `kept` is the dormant row that keeps its
-    # counters, or 0.
+    # Link a flow to its rows, and add its report to these rows. A flow that was dormant adds
+    # `deltas`. For an unknown flow, `deltas` is NULL; such a flow adds its total or the deltas of
+    # its last update. If a row was created in the first view, `kept` is the dormant row that keeps
+    # its counters, or 0.
     cdef Flow *flow = flow_at(table, row)
     cdef Connection *connection = connection_at(&table.views[0], targets.rows[0])
     cdef Connection *target
