@@ -30,9 +30,10 @@ MAX_ADDRESSES: Final = 200_000
 """Maximum number of addresses with names; each address may have any number of candidates."""
 
 MAX_COMPARISONS: Final = 10_000
-"""Maximum number of compared pairs of a pod and an interface with the same address.
+"""Maximum number of comparisons to find out which of the interfaces with an address is a pod's.
 
-Beyond the limit, none of these pods is assumed to be at an interface."""
+Each pod with this address is compared with each interface. If this takes more comparisons, no pod
+is assumed to own one of the interfaces."""
 
 ADDRESS_LIMIT: Final = "address_limit"
 """Counts addresses beyond `MAX_ADDRESSES`."""
@@ -108,9 +109,9 @@ class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
 
 
 class _Place(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
-    """Where an interface's addresses are. Addresses of a namespace usually share one place.
+    """The place where an address is used. All addresses of a namespace usually share one place.
 
-    ``of_machine`` is true if the addresses belong to a virtual machine behind an interface.
+    ``of_machine`` is true if a virtual machine behind an interface uses the address.
     """
 
     namespace: _Namespace
@@ -471,7 +472,7 @@ class _Resolver:
         return is_only and self._workloads.may_be_on(pod, place.host)
 
     def _pod_candidate(self, pod: Pod) -> Candidate:
-        """Return the candidate for a pod's address, if no known interface has this address."""
+        """Return the candidate for the address of a pod whose interface is unknown."""
         namespaces = self._namespaces_of_pod.get(id(pod))
         namespace = namespaces[0] if len(namespaces) == 1 else None
         known = namespace.host if namespace else ""
