@@ -53,7 +53,10 @@ class EndNames(dict[str, Names | None]):
         self.use(NO_NAMES, extends=False)
 
     def use(self, own: OwnNames, *, extends: bool) -> None:
-        """Use the names in ``own``. ``extends`` is true if labels show networks or values of it."""
+        """Use the names in ``own``.
+
+        ``extends`` is true if labels show the networks or the values of keys in ``own``.
+        """
         self._own = own
         self._combines = extends or own.count > 0
         self._of_unknown: dict[Names, Names] = {}

@@ -54,7 +54,7 @@ CLUSTER_IP_INTERFACE: Final = "kube-ipvs0"
 class Resolution(msgspec.Struct, frozen=True, gc=False):
     """All names of a topology.
 
-    * ``nodes``: the values of ``NODE_NAMES`` by ``NodeTID``.
+    * ``nodes``: the names of capture points by ``NodeTID``, in the order of ``NODE_NAMES``.
     * ``addresses``: the candidates by address, in the notation of flows. Each address has at least
       one candidate, and all of its candidates are different. Their order does not depend on the
       order of the graph.
@@ -506,7 +506,7 @@ class _Resolver:
 def _address_names(
     pod: PodNames, container: str, host: str, *, machine: str | None, netns: str
 ) -> tuple[str, ...]:
-    """Return the values of ``ADDRESS_NAMES`` and of the pod labels.
+    """Return names in the order of ``ADDRESS_NAMES``, then the values of the pod labels.
 
     ``machine`` is the name of the virtual machine that has the address. It is "" if the name is
     unknown, and None if no virtual machine has the address.

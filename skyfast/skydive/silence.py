@@ -103,7 +103,7 @@ class Activity:
         """The only capture to consider. If empty, all captures are considered."""
         self.reports = 0
         self.changes = 0
-        """Reports that show packets."""
+        """Number of reports that show packets."""
         self._decode = msgspec.json.Decoder(_PacketReport).decode
         self._values: set[tuple[int, int]] = set()
         self._older: set[tuple[int, int]] = set()

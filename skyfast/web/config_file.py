@@ -497,7 +497,7 @@ def _cost(hashed: bytes) -> int:
 
 
 def _to_duration_s(value: YamlValue) -> float:
-    """Parse a duration in the format of Go's ``time.ParseDuration`` that is not negative."""
+    """Parse a duration, at least 0, in the format of Go's ``time.ParseDuration``."""
     text = parse_str(value)
     if text == "0":
         return 0.0

@@ -100,7 +100,10 @@ class StatusSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """The recordings that replace the analyzers. ``analyzers`` has the recorded names by name."""
+    """The recordings that replace the analyzers.
+
+    ``analyzers`` maps the names of the replayed analyzers to their names in the recordings.
+    """
 
     is_demo: bool
     recordings: tuple[str, ...]

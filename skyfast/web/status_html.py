@@ -204,7 +204,7 @@ def _page_shape(report: StatusReport, ranking: Ranking) -> str:
 
 
 def _has_bounds(report: StatusReport, prefix: str) -> bool:
-    """Return whether a view, or the main view if ``prefix`` is empty, can hide rows."""
+    """Return whether a view, or the first view if ``prefix`` is empty, can hide rows."""
     if not prefix:
         return any(_bounds(report) or ())
     # During a reload, the report may be of another configuration.
