@@ -1,4 +1,4 @@
-"""The busiest connections on the status page: the choices, the note and the table."""
+"""The busiest connections on the status page: the links and options, the note, and the table."""
 
 from collections.abc import Iterable
 from dataclasses import replace

@@ -180,7 +180,7 @@ class NameOracle:
         return short(text(node, "ID"))
 
     def updated(self, node: Json) -> int:
-        """The time of a node's update. Of nodes with one ID, only the latest one is used."""
+        """The time of a node's update. If several nodes have one ID, only the latest is used."""
         return number(node.get("UpdatedAt"))
 
     # -- the graph ------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ class NameOracle:
     def kubernetes_containers(self, container: Json) -> list[Json]:
         """The Kubernetes containers with an edge to a container.
 
-        If there are none, those with the ID of the container.
+        If no edge exists, the Kubernetes containers whose ``ContainerID`` is the container's ID.
         """
         linked = self.parents(container, "container", K8S_CONTAINER)
         identity = short(text(container, "Metadata", "Container", "ID"))
