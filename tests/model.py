@@ -379,7 +379,7 @@ def looked_up(name: str, key: Path, names: Names, context: tuple[Path, ...] = ()
 
 @dataclass(frozen=True)
 class Mask:
-    """Maps addresses to networks. Addresses of a version without a prefix length stay unchanged."""
+    """Maps addresses to networks of these prefix lengths. With None, addresses stay unchanged."""
 
     ipv4: int | None = None
     ipv6: int | None = None

@@ -131,7 +131,7 @@ class _Resolver:
         self._no_pod = self._workloads.unnamed("", "")
         self._skipped = self._index.skipped
         self._namespaces = self._all_namespaces()
-        # By the identity of the pod.
+        # The keys are the identities of the pods.
         self._namespaces_of_pod = MultiMap(
             (id(namespace.pod), namespace)
             for namespace in self._namespaces.values()
@@ -139,7 +139,7 @@ class _Resolver:
         )
         self._domains = self._libvirt_domains()
         self._places: dict[tuple[int, str, str | None], _Place] = {}
-        # By address: the hosts that have the address in their own namespaces.
+        # For each address: the hosts that have the address in their own namespaces.
         self._own_addresses: dict[str, set[str]] = defaultdict(set)
         self._subnets = Subnets()
 

@@ -29,7 +29,7 @@ MAX_FLOW_UPDATE_S: Final = 3600.0
 
 @dataclass(slots=True)
 class _Budget:
-    """How long the clock was held (``spent_s``). A calm period of sufficient length resets it."""
+    """How long the clock was held (``spent_s``). A long enough healthy period resets it."""
 
     spent_s: float = 0.0
     calm_s: float = 0.0

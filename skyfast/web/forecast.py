@@ -90,7 +90,8 @@ def make_forecast(
 ) -> Forecast:
     """Return a forecast of a table whose first view counts bytes. Slow and thread-safe.
 
-    ``bounds`` are the configured bounds of each view. ``max_series`` is 0 if there is no target.
+    ``bounds`` are the configured bounds of each view. ``max_series`` is the desired maximum number
+    of series, or 0 for no maximum.
     """
     main, *others = bounds
     listed = {*LISTED, *([main.min_bytes] if main.min_bytes else ())}

@@ -55,7 +55,7 @@ class _Sample:
     at_s: float
     connections: int
     flows: Mapping[str, int]
-    """The received flows by analyzer. A sum would decrease when an analyzer is removed."""
+    """Number of received flows by analyzer. A sum would decrease when an analyzer is removed."""
     ages: Mapping[str, tuple[int, float, int, float]]
     """By analyzer: count and sum of the observed lags, then of the ages of data."""
     scrapes: int

@@ -65,8 +65,8 @@ class TableStatus:
     """The table. ``skipped_total`` contains the reasons that have occurred, but no filter rules.
 
     ``skipped_expected_total`` contains the reasons of `EXPECTED_SKIPS`, and
-    ``skipped_unexpected_total`` the other reasons. ``series_at_most`` and ``series_limit`` include
-    the views. ``reports_lost_total`` counts checked reports whose previous report was lost.
+    ``skipped_unexpected_total`` the other reasons. ``series_at_most`` and ``series_limit`` are sums
+    of all views. ``reports_lost_total`` counts checked reports whose previous report was lost.
     ``hidden_connections`` is the number of connections that have reached neither ``min_bytes`` nor
     ``min_packets``, or None without these bounds.
     """

@@ -168,7 +168,7 @@ class NameOracle:
         self.edges = [(by_identity[p], by_identity[c], r) for p, c, r in sorted(relations)]
 
     def usable(self, node: Json) -> bool:
-        """Nodes without metadata and deleted nodes are ignored."""
+        """Deleted nodes, and nodes without metadata, are ignored."""
         return (
             isinstance(node, dict)
             and isinstance(node.get("Metadata"), dict)
@@ -353,8 +353,8 @@ class NameOracle:
     def pods_of(self, kubernetes_container: Json) -> list[Json]:
         """The pods that own a Kubernetes container.
 
-        If there are none, the pod whose name is in the fields of the container. This requires that
-        only one pod has this name.
+        If no edge shows an owner, the result is the pod whose name is in the fields of the
+        container, provided that only one pod has this name.
         """
         owners = self.parents(kubernetes_container, "ownership", "pod")
         pair = self.pair_in(kubernetes_container)

@@ -53,9 +53,8 @@ MAX_GROWTH = 0.02
 HEAP_BYTES = 6 * memory.HEAP_STEP_BYTES
 """Allowed growth of the heap, including its free memory, and of resident memory.
 
-Both memories stay as large as the highest peak so far. The highest peak can come on a later day,
-because a peak is higher if more pages and responses happen to coincide. Memory in use has no such
-allowance."""
+The heap and resident memory stay at their highest peak, which can come on a later day: a peak is
+higher if more pages and responses happen to coincide. Memory in use has no such allowance."""
 ENTRIES = 64
 """Number of entries by which a container may grow, because the number of current names varies."""
 
