@@ -44,7 +44,7 @@ REDIRECTS: Final = (301, 302, 303, 307, 308)
 USE_TLS: Final = "; use wss:// if the analyzer serves TLS"
 USE_PLAIN: Final = "; the port does not serve TLS, use ws://"
 NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
-"""The reasons in the errors of OpenSSL if the data is not TLS. They depend on its version."""
+"""The reasons that OpenSSL gives for data that is not TLS. They depend on OpenSSL's version."""
 
 
 async def resolve(host: str, port: int) -> list[str]:

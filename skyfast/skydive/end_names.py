@@ -1,6 +1,6 @@
-"""The names of the ends of flows: names of the topology, combined with own names.
+"""The names of the ends of flows: names from the topology, and names that users gave to addresses.
 
-Own names are names that users give to addresses and networks: see `skyfast.flows.own_names`.
+The names that users gave to addresses and networks are *own names*: see `skyfast.flows.own_names`.
 """
 
 from collections.abc import Set

@@ -31,7 +31,7 @@ MAX_PARTIAL_FLOWS = 1_000
 """Maximum number of flows per message that are decoded field by field; each takes 10 µs.
 
 Real analyzers put at most 100 flows into a message, so they never reach this limit. In a larger
-message, flows with values of a wrong type are skipped once this number has been decoded."""
+message, all further flows with values of a wrong type are skipped."""
 
 SHOWN_BYTES = 80
 """A log line shows this many bytes of an unusable message."""

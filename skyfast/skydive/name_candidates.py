@@ -1,4 +1,4 @@
-"""The owners of an address, and the choice among them by the place where a flow was captured."""
+"""Chooses among the owners of an address by the place where the flow was captured."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import merge

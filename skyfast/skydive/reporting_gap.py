@@ -1,4 +1,4 @@
-"""Decides when the table's clock is held, so that expiry pauses while reports may be missing.
+"""Decides when to hold (stop) the clock, so that nothing expires while reports may be missing.
 
 While a subscription does not deliver (see `Subscription.delivers`), the reports of live connections
 do not arrive. Therefore no row expires until the subscription has delivered again for one reporting

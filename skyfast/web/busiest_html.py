@@ -1,4 +1,4 @@
-"""The busiest connections on the status page: the links and options, the note, and the table."""
+"""The busiest connections on the status page, as HTML."""
 
 from collections.abc import Iterable
 from dataclasses import replace

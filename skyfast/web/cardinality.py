@@ -79,9 +79,10 @@ class WithoutLabel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewCardinality:
-    """The cardinality of a view other than the first view. The fields mean the same for both.
+    """The cardinality of a view other than the first view.
 
-    A connection of the view is a combination of its label values.
+    The fields mean the same as in `CardinalityReport`. A connection of the view is a combination of
+    its label values.
     """
 
     prefix: str

@@ -1,4 +1,4 @@
-"""The views of the table whose rows can be ranked: their labels, metrics and ranking criteria."""
+"""The views whose rows can be ranked: their labels, metrics and ranking criteria."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

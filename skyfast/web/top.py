@@ -1,4 +1,4 @@
-"""The busiest connections, rows of views, or groups of them: ``/api/top`` and the status page.
+"""Ranks connections, rows of other views, or groups of rows, for ``/api/top`` and the status page.
 
 A ranking scans the table once, even if it ranks groups. Scans run in a thread, one at a time, and
 requests for the same ranking within a second share the result. Rates compare the table with a

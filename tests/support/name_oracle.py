@@ -339,7 +339,7 @@ class NameOracle:
     def kubernetes_containers(self, container: Json) -> list[Json]:
         """The Kubernetes containers with an edge to a container.
 
-        If no edge exists, the Kubernetes containers whose ``ContainerID`` is the container's ID.
+        If no edge exists, these are the ones whose ``ContainerID`` is the container's ID.
         """
         linked = self.parents(container, "container", K8S_CONTAINER)
         identity = short(text(container, "Metadata", "Container", "ID"))
