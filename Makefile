@@ -14,7 +14,8 @@ SOAK_S ?= 600
 # The dependency groups that CI installs.
 GROUPS := build test lint coverage
 
-# More than the two cores of CI, because many tests wait. Tests of one xdist_group run in sequence.
+# More processes than the two cores of CI, because many tests wait. Tests of one xdist_group run in
+# sequence.
 WORKERS ?= 3
 PARALLEL_TESTS := $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
 
@@ -24,18 +25,19 @@ WITH_SLOW := -m 'not nightly'
 FUZZ_S ?= 60
 FUZZ_SEED ?=
 
-# The tests of `make sanitize`: in SANITIZE_USUAL, the core's memory grows in the usual steps; in
-# SANITIZE_SMALL, in small steps.
+# The tests of `make sanitize`. The memory of the core grows in the usual steps in SANITIZE_USUAL,
+# and in small steps in SANITIZE_SMALL.
 SANITIZE_USUAL ?= tests/table/test_table.py tests/table/test_table_model.py tests/table/test_rules.py tests/table/test_lookups.py \
 	tests/table/test_parts.py tests/table/test_histograms.py \
 	tests/table/test_model.py tests/skydive/test_ingest.py tests/skydive/test_json_split.py tests/web/test_cardinality.py
 SANITIZE_SMALL ?= tests/table/test_invariants.py tests/fuzz/test_fuzz.py tests/table/test_stress.py
-# These tests take minutes. They measure time, or tests/table/test_stress.py covers the same code.
+# Tests that `make sanitize` leaves out, because they take minutes with a sanitizer. They measure
+# time, or tests/table/test_stress.py covers the same code.
 NOT_SANITIZED ?= tests/table/test_table.py::test_threads_read_pages_while_another_thread_updates_the_table \
 	tests/table/test_table.py::test_table_handles_two_hundred_thousand_connections
 SANITIZED := $(BIN)/python -m tests.support.core_builds address $(BIN)/python -m
 
-# With --capture=sys, a sanitizer's report remains visible although the sanitizer ends the process.
+# A sanitizer ends the process after its report. With --capture=sys, pytest does not hide it.
 SANITIZED_TESTS := $(SANITIZED) pytest -q --capture=sys $(WITH_SLOW)
 
 # Programs in Go that tests run. They are built with the pinned versions, because Debian does not have them.

@@ -1,7 +1,7 @@
 """Builds the compiled modules. Everything else about the package is in pyproject.toml.
 
-``SKYFAST_BUILD`` selects a build for tests: `checked`, `address` and `thread` use
-``skyfast/_checked.pyx`` instead of ``skyfast/_table.pyx``; `coverage` uses the normal sources.
+``SKYFAST_BUILD`` selects a build for tests. The builds `checked`, `address` and `thread` use
+``skyfast/_checked.pyx`` instead of ``skyfast/_table.pyx``. `coverage` uses the normal sources.
 ``tests/support/core_builds.py`` puts each of these builds in its own directory. ``SKYFAST_CFLAGS``
 and ``SKYFAST_LDFLAGS`` contain additional flags.
 
@@ -80,7 +80,7 @@ def commit() -> str:
     try:
         head = _git("rev-parse", "HEAD")
         return f"{head}-dirty" if _git("status", "--porcelain", "--untracked-files=no") else head
-    except (OSError, subprocess.CalledProcessError):  # git is not installed, or refuses the owner
+    except (OSError, subprocess.CalledProcessError):  # no git, or another user owns the checkout
         return ""
 
 
@@ -91,7 +91,10 @@ def _git(*arguments):
 
 
 def write_build_info(path, **known) -> None:
-    """Write the known values. An existing file can be a hard link to the source, so replace it."""
+    """Write the values that are not empty, to a new file.
+
+    An existing file can be a hard link to the source, so it is replaced and not modified.
+    """
     path.unlink(missing_ok=True)
     path.write_text(json.dumps({name: value for name, value in known.items() if value}) + "\n")
 

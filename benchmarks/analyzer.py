@@ -1,7 +1,8 @@
 """An analyzer that uses almost no CPU time: raw sockets and prepared frames.
 
-The analyzer provides subscriptions to skyfast and its peers, answers pings with pongs, and sends an
-empty response to every other request. It runs in its own process (`Remote`).
+Its subscriber is a *connector*: skyfast or another exporter that is compared with skyfast. The
+analyzer answers pings with pongs, and sends an empty response to every other request. It runs in
+its own process (`Remote`).
 """
 
 import base64
@@ -88,7 +89,7 @@ class Analyzer:
             raise TimeoutError("no client has subscribed")
 
     def send(self, round_: int) -> float:
-        """Send one round of all messages. Return the seconds until the connector has read them."""
+        """Send one report of each flow. Return the seconds until the connector has read all."""
         began_s = time.perf_counter()
         for message in of_round(self._templates, round_):
             self._write(frame(_TEXT, message))
@@ -98,7 +99,7 @@ class Analyzer:
     def send_paced(
         self, seconds: float, flows_per_s: int, ping_interval_s: float
     ) -> tuple[int, float, list[float]]:
-        """Send rounds at a constant rate.
+        """Send reports at a constant rate: one of each flow, then the next one of each flow.
 
         Returns the number of flows, the duration in seconds, and the response time of each ping in
         seconds. If the connector reads too slowly, the analyzer sends messages late, but omits

@@ -18,14 +18,14 @@ FLOWS = SCALE // 2
 
 BURSTS = 4
 PAUSE_S = 1.0
-"""skyfast has nothing to do for this time before each burst."""
+"""skyfast is idle for this time before each burst."""
 
 ANALYZERS = 3
 SMALL = (10, 1)
 """Numbers of flows in small messages."""
 
 EXPIRY_S = 2.5
-"""After this time, flows have expired with `SHORT_LIVED`, and are forgotten."""
+"""With the configuration `SHORT_LIVED`, flows have expired and are forgotten after this time."""
 
 SHORT_LIVED = """\
       connection_grace: 0
@@ -58,7 +58,10 @@ class Bursts:
             analyzer.call(Analyzer.load, share.start, share.stop)
 
     def run(self, rounds: Sequence[int], pause_s: float) -> tuple[list[float], list[float]]:
-        """Send bursts. Return the ns per flow in skyfast, and of decoding alone around it."""
+        """Send bursts. Return the ns per flow in skyfast, and of decoding alone, for each burst.
+
+        Decoding alone is measured directly before and after each burst.
+        """
         ns, alone = [], [self.decoder.call(Decoder.run)]
         for round_ in rounds:
             time.sleep(pause_s)

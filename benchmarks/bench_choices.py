@@ -45,8 +45,8 @@ Samples = dict[str, list[float]]
 class Choices:
     """One core per configuration. All cores process the same messages.
 
-    The cores process the messages in turn. Each time, a different core is first, so that no core
-    has better conditions.
+    The cores process the messages in turn. Each time, a different core is first, so that its place
+    in the order gives no core an advantage.
     """
 
     def __init__(self, count: int) -> None:
@@ -86,7 +86,7 @@ class Choices:
         return {name: [parts.page()[0] / 1e6] for name, parts in self._parts.items()}
 
     def series_ns(self, ms: Samples) -> Samples:
-        """Return the time of a series, given the time of a page."""
+        """Return the ns per series, given the ms per page."""
         series = {name: parts.page()[1] for name, parts in self._parts.items()}
         return {name: [s * 1e6 / series[name] for s in samples] for name, samples in ms.items()}
 

@@ -25,7 +25,7 @@ REPEATS = 5
 LARGE_REPEATS = 3
 
 FAMILIES = 3
-"""Families of a connection."""
+"""Number of metric families of each connection."""
 
 PARTS = 4
 """Number of parts of a page that is read in parts."""
@@ -107,7 +107,7 @@ def run(report: Report) -> None:
 
 
 def _first_page(report: Report, program: Program, connections: int) -> None:
-    """Report the memory of the first page. The heaps of the threads keep a part of it."""
+    """Report the additional memory during the first page. The threads' heaps keep a part of it."""
     before_bytes = program.memory()
     program.forget_peak()
     program.page(compressed=True)
@@ -239,7 +239,8 @@ def _bounds(report: Report, core: Remote[Core], connections: int) -> None:
 def _compress(report: Report, core: Remote[Core], connections: int, version: int) -> None:
     """Compare the table's compression with isal's, in one process.
 
-    ``version`` is the version of OpenMetrics, whose pages have start timestamps, or 0.
+    ``version`` is the major version of OpenMetrics, or 0 for the text format 0.0.4. Only pages in
+    OpenMetrics have start timestamps.
     """
     direct, isal = [], []
     for _ in range(LARGE_REPEATS):

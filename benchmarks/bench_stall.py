@@ -1,4 +1,4 @@
-"""How long does the event loop delay other work, in scrapes and when many connections expire?"""
+"""How long does the event loop delay other work during scrapes and when many connections expire?"""
 
 import json
 import time

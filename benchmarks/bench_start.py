@@ -1,4 +1,4 @@
-"""How long does it take from the start to the first page, and how much of that is imports?"""
+"""How long does it take from the start to the first page, and how much of it do imports take?"""
 
 import subprocess
 import sys

@@ -2,9 +2,10 @@
 
 Only the times of flows differ between runs. Times are at most a few minutes in the past.
 
-Each message is generated once, as a template. In a template, each running total and each time
-contains the two bytes `ROUND` in place of the two digits of the round. A single `bytes.replace`
-creates the reports of a round, and costs less than any measured operation.
+A *round* is one report of each flow; rounds have numbers of two digits. Each message is generated
+once, as a template. In a template, each running total and each time contains the two bytes `ROUND`
+in place of the number of the round. A single `bytes.replace` creates the reports of a round, and
+costs less than any measured operation.
 """
 
 import json
@@ -74,7 +75,7 @@ def _template() -> bytes:
 
 
 class Flows:
-    """A number of flows, numbered from 0. Each one has its own connection."""
+    """Flows with numbers from 0 to ``count`` - 1. Each flow has its own connection."""
 
     def __init__(self, count: int, flows_per_message: int = FLOWS_PER_MESSAGE) -> None:
         chance = random.Random(1)

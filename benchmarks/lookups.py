@@ -1,4 +1,4 @@
-"""Tables that look up names for addresses of flows, in the same way as names from the topology."""
+"""Tables that look up the names of addresses, as skyfast looks up names from the topology."""
 
 import dataclasses
 import random
@@ -16,11 +16,11 @@ LABELS = (
 """The name labels of an end of a flow: one per name, and one for a pod label."""
 
 PODS = 5_000
-"""Number of pods. Each pod has four addresses, because flows have four times as many addresses."""
+"""Number of pods. The flows have four times as many addresses, so each pod has four addresses."""
 
 A, B, POINT = ("Network", "A"), ("Network", "B"), ("NodeTID",)
 ENDS = {"initiator": (A, B), "target": (B, A)}
-"""By end: the path of its address, and the path of the other address."""
+"""For each end: the path of its address, and the path of the address of the other end."""
 
 MESSAGES = 25
 """Number of messages that a table processes per turn."""
@@ -74,8 +74,8 @@ def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
 class Lookups:
     """Four tables: no names, names of one end, names of both ends, and ambiguous names.
 
-    The tables process the same flows in turn. Each time, a different table is first, so that no
-    table has better conditions.
+    The tables process the same flows in turn. Each time, a different table is first, so that its
+    place in the order gives no table an advantage.
     """
 
     def __init__(self, count: int) -> None:

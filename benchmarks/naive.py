@@ -3,8 +3,8 @@
     python -m benchmarks.naive ANALYZER_PORT PORT
 
 Benchmarks compare skyfast with this connector. It uses websockets, json, a dict, and gauges of
-prometheus_client. It has the functions and metrics of the Go connector, but only keeps one flow per
-label tuple.
+prometheus_client. It has the functions and metrics of the Go connector. But if several flows have
+the same label values, it keeps only one of them.
 """
 
 import asyncio

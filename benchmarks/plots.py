@@ -17,7 +17,7 @@ from benchmarks.harness import SCALE, header
 PATH = Path(__file__).parent.parent / "docs" / "growth.svg"
 
 SKYFAST_COLOR, NAIVE_COLOR, TEXT_COLOR = "#0b7285", "#c2410c", "#6b7280"
-"""Colors for light and dark pages that are distinct even with red-green blindness."""
+"""Colors that fit light and dark pages, and are distinct even with red-green blindness."""
 
 _LABEL = {"textcoords": "offset points", "ha": "right"}
 

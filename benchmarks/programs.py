@@ -266,7 +266,10 @@ def heartbeat(
     *,
     environment: Mapping[str, str] | None = None,
 ) -> Program:
-    """Return skyfast with a heartbeat and its control port. ``environment`` has more variables."""
+    """Return skyfast with a heartbeat and its control port.
+
+    ``environment`` has additional environment variables.
+    """
     argv = [sys.executable, "-m", "benchmarks.heartbeat", "{config}", "{control}"]
     return Program(argv, analyzer, config=config, environment=environment)
 

@@ -83,7 +83,7 @@ class Topology:
         return self._compressed(query)
 
     def move_pods(self, count: int) -> None:
-        """Give another controller to the first ``count`` pods, like the rollout of a release."""
+        """Give the first ``count`` pods another controller, as the rollout of a release does."""
         self._generation += 1
         self._now_ms = int(1000 * time.time())
         for pod in self.pods[:count]:

@@ -136,25 +136,25 @@ Histograms
   rows that have its labels. Such rows are created if necessary. Fields of these histograms are only
   read in closing reports.
 * A closing report that is skipped as ``ended`` is observed, and its flow is kept like any other
-  ended flow. If the table has no space for the flow, the report is only observed with overflow
-  rows. In this case, a repetition of the report is observed again. With ``deduplicate``, such
-  reports are not observed, because they may be duplicates.
+  ended flow. If the table has no space for the flow, the report is only observed if the table has
+  overflow rows. In this case, a repetition of the report is observed again. With ``deduplicate``,
+  a report that is skipped as ``ended`` is not observed, because it may be a duplicate.
 * The late closing report of a dormant flow is not observed if its labels are invalid, or if another
   capture point has taken over its conversation.
 * A total with an invalid field is not observed. An age is the time in ``Last`` minus the time in
   another field. It is not observed if it is negative, or if one of the two fields is 0 or invalid.
-* All other skipped reports are not observed. A view that rejects a report does not observe it. A
-  report that is observed extends the deadline of its row.
+* No other skipped report is observed. A view that rejects a report does not observe it. A report
+  that is observed extends the deadline of its row.
 
 Bounds
 ------
 
 * If a view has bounds, its rows are hidden until their bytes or packets reach a bound. Bytes and
   packets are the counters of the row, summed over both directions.
-* Otherwise, a hidden row is like any other row: it counts towards the limits, has flows and
-  expires, and its counters can be kept. For example, with ``min_bytes`` 1000, a row with 400 bytes
-  from the initiator and 599 bytes from the target is hidden. With one more byte from the target,
-  the page shows all series of the row, with 400 and 600 bytes.
+* In all other respects, a hidden row is like any other row: it counts towards the limits, has flows
+  and expires, and its counters can be kept. For example, with ``min_bytes`` 1000, a row with 400
+  bytes from the initiator and 599 bytes from the target is hidden. With one more byte from the
+  target, the page shows all series of the row, with 400 and 600 bytes.
 * Overflow rows are never hidden. Bytes and packets are counted even if no family shows them. The
   bounds can change at any time.
 """
@@ -379,7 +379,7 @@ def looked_up(name: str, key: Path, names: Names, context: tuple[Path, ...] = ()
 
 @dataclass(frozen=True)
 class Mask:
-    """Maps addresses to networks. Addresses of a version without a prefix length stay unchanged."""
+    """Maps addresses to networks of these prefix lengths. With None, addresses stay unchanged."""
 
     ipv4: int | None = None
     ipv6: int | None = None
@@ -755,7 +755,10 @@ class Model:
         return len(self._kept)
 
     def dormant_uuids(self) -> list[str]:
-        """Return the UUIDs of dormant flows: claiming, ended and other ones, each oldest first."""
+        """Return the UUIDs of dormant flows: first the claiming flows, then the ended, then others.
+
+        In each of these groups, the oldest flow is first.
+        """
         entries = [*self._claiming, *self._ended, *self._dormant]
         return [entry.uuid for entry in entries if isinstance(entry, Flow)]
 
@@ -1406,8 +1409,8 @@ class Model:
         """Observe a report in the histograms of its rows.
 
         ``known`` is None if the table does not store the flow. If the report has a value above 0
-        for histograms of first values, ``first`` decides: "observe" it; "note" that the flow had
-        such a value, without observing it; or do neither ("").
+        for histograms of first values, ``first`` decides. "observe": observe the value. "note":
+        only note that the flow had such a value. "": do neither.
         """
         moments = set()
         measures = any(
@@ -1615,14 +1618,14 @@ class Model:
     # The page
 
     def alive(self, now: float) -> list[Row]:
-        """Return the rows of all views that have not expired at ``now``, shown or hidden."""
+        """Return the rows that have not expired at ``now``, in all views, whether hidden or not."""
         return [row for n in range(len(self.views)) for row in self._alive(n, now)]
 
     def _alive(self, n: int, now: float) -> list[Row]:
         return [row for row in self._rows[n].values() if row.is_other or row.deadline_s > now]
 
     def shown(self, now: float) -> list[Row]:
-        """Return the rows of all views that a page at ``now`` shows."""
+        """Return the rows that a page at ``now`` shows, in all views."""
         return [
             row
             for n, bounds in enumerate(self.bounds)
@@ -1631,7 +1634,7 @@ class Model:
         ]
 
     def hidden(self, now: float) -> list[tuple[int, int] | None]:
-        """Return the number of hidden rows and their bytes for each view; None without bounds."""
+        """Return the number and the bytes of the hidden rows, or None without bounds, by view."""
         result: list[tuple[int, int] | None] = []
         for n, bounds in enumerate(self.bounds):
             rows = [row for row in self._alive(n, now) if not reaches(row, bounds)]

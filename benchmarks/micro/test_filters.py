@@ -72,7 +72,7 @@ Decode = Callable[[bytes], Any]
 
 
 def test_decoding(per_flow: PerFlow, decode: Decode, messages: list[bytes]) -> None:
-    """The other figures are compared with this one."""
+    """The time of decoding, with which the times of filters are compared."""
 
     def decode_and_free(message: bytes) -> None:
         decode(message)
@@ -116,7 +116,7 @@ def _compiled(config: Filter) -> Pick:
 
 
 def _closures(rules: tuple[Rule, ...]) -> Pick:
-    """Return a filter that has one function per condition, and the caches of skyfast's filter."""
+    """Return a filter with one function per condition, and the same caches as skyfast's filter."""
 
     def condition(condition: Condition) -> Callable[[Any], bool]:
         value = attrgetter(".".join(condition.path or ()))

@@ -1,6 +1,6 @@
 """What does a flow cost in the table, without decoding?
 
-Waiting for the lock, while a page is rendered, is not part of these figures.
+The results do not include the time for which an update waits for the lock while a page is rendered.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from benchmarks.harness import LARGE, SCALE
 from benchmarks.micro.conftest import PerFlow
 
 KNOWN_ROUNDS = 2_000
-"""Number of messages of known flows that are measured, at most. Each flow is reported once."""
+"""Maximum number of messages of known flows that are measured. Each flow is reported once."""
 
 LATER_S = 10_000.0
 """After this time, all flows have expired and are forgotten."""
@@ -50,7 +50,7 @@ def filled(request: pytest.FixtureRequest) -> Filled:
 
 
 def _random_order(size: int) -> str:
-    """Return the benchmark that others are compared with."""
+    """Return the ID of the benchmark with which the others are compared."""
     return f"known flows in random order: {size:,} connections"
 
 
@@ -96,7 +96,7 @@ def test_new_flows(per_flow: PerFlow, size: int) -> None:
 
 
 def test_new_flows_in_freed_rows(per_flow: PerFlow) -> None:
-    """As many flows expire as begin, which is the normal state of a table."""
+    """New flows reuse the rows of expired flows, as in a table whose size is stable."""
     parts = Parts(memory_s=0)
     flows = Flows(SCALE)
     parts.take_new(flows.messages(range(SCALE), FIRST_ROUND))

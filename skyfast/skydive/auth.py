@@ -44,7 +44,7 @@ REDIRECTS: Final = (301, 302, 303, 307, 308)
 USE_TLS: Final = "; use wss:// if the analyzer serves TLS"
 USE_PLAIN: Final = "; the port does not serve TLS, use ws://"
 NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
-"""The reasons with which different versions of OpenSSL report data that is not TLS."""
+"""The reasons that OpenSSL gives for data that is not TLS. They depend on OpenSSL's version."""
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -122,8 +122,8 @@ def connection_error(error: BaseException) -> str:
     """Return the error message of a failed connection, safe to log.
 
     If the error has an error number of the operating system, the result is the operating system's
-    message. asyncio and aiohttp replace this message with their own, such as ``Connect call failed
-    ('127.0.0.1', 8082)``.
+    message for this number. The messages of asyncio and aiohttp, such as ``Connect call failed
+    ('127.0.0.1', 8082)``, do not give the reason.
     """
     text = str(error)
     if isinstance(error, OSError) and not isinstance(error, ssl_module.SSLError) and error.errno:
@@ -189,9 +189,9 @@ class Authentication:
     async def reauthenticate(self, rejected_headers: Headers) -> bool:
         """Log in after a request with ``rejected_headers`` returned 401.
 
-        Returns whether to retry with the new `headers`; if not, ``problem`` is the reason. If
-        several requests are rejected at the same time, one call logs in, and all other calls use
-        the new token.
+        Returns whether to retry with the new `headers`. If not, ``problem`` says why the login
+        failed. If several requests are rejected at the same time, one call logs in, and all other
+        calls use the new token.
         """
         async with self._renewing:
             if self.headers() != rejected_headers:

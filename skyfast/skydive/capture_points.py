@@ -1,8 +1,8 @@
-"""Finds the capture points of each capture in a sample of the flows.
+"""Finds the capture points of each capture: the interfaces on which the capture runs.
 
-The statistics of a capture do not show its capture points: the interfaces on which it runs. But
-each flow has the ID of its capture, and the ``NodeTID`` of the interface. This module reads the
-flows of the messages that are also checked for lost reports, about four messages per second.
+The statistics of a capture do not show these interfaces. But each flow has the ID of its capture,
+and the ``NodeTID`` of the interface. This module only reads the messages that are also checked for
+lost reports (`skyfast.skydive.report_checks`), about four messages per second.
 """
 
 import math
@@ -23,7 +23,7 @@ MAX_ID_CHARS: Final = 1024
 """Maximum length of an ID; longer IDs are ignored."""
 
 SILENCE_S: Final = 600.0
-"""A capture point is forgotten if the sample had no flow of the point for this time."""
+"""A capture point is forgotten after this time without a flow in the messages that are read."""
 
 FORGET_INTERVAL_S: Final = 60.0
 """Minimum time between two searches for capture points to forget. A search takes at most 2 ms."""

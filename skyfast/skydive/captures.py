@@ -192,9 +192,9 @@ class Captures:
     def message(self, raw: msgspec.Raw | bytes, now: float, running: float | None = None) -> None:
         """Process a report, the ``Obj`` of a message. Never raises; counts unusable reports.
 
-        ``now`` is from a clock that may be held, so that captures do not expire while reports may
-        be missing. ``running`` is from a clock that is never held; the gauges use it. It defaults
-        to ``now``.
+        ``now`` is from the table's clock. This clock stands still while reports may be missing, so
+        that captures do not expire. ``running`` is from a clock that never stands still, and by
+        default equals ``now``. The gauges use ``running``.
         """
         try:
             report = _decode(raw)

@@ -1,4 +1,4 @@
-"""Measures how old the data is when it arrives, from one random report of each message.
+"""Measures the age of data on arrival: the age of one random report of each message.
 
 The ages depend on the clocks of the agents' hosts and of this machine. Negative ages are not
 observed: they show that these clocks differ. `skyfast.skydive.clock_skew` detects wrong clocks.

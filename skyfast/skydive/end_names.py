@@ -1,6 +1,6 @@
-"""The names of the ends of flows: names of the topology, combined with own names.
+"""The names of the ends of flows: names from the topology, and names that users gave to addresses.
 
-Own names are names that users give to addresses and networks: see `skyfast.flows.own_names`.
+The names that users gave to addresses and networks are *own names*: see `skyfast.flows.own_names`.
 """
 
 from collections.abc import Set
@@ -12,7 +12,7 @@ Names = tuple[str, ...]
 
 _NAME: Final = 0
 _NETWORK: Final = 1
-"""Indexes in the names of `OwnNames`."""
+"""The positions of two names in a tuple of `OwnNames`: the name, and the network's name."""
 
 _UNKNOWN: Final[Names] = ("unknown",)
 """Stands for an address that the topology does not know."""
@@ -35,10 +35,10 @@ class EndNames(dict[str, Names | None]):
     """Maps addresses in Go's notation to their names; implements `skyfast.flows.plan.Names`.
 
     The names of an address are its names in the topology, followed by two kinds of own names: the
-    name of its network, and the values of the keys. If there are no own names, and no label shows
-    such networks or values, the tuples have only the names in the topology. The first name is the
-    name that users gave to the address, otherwise the address's name in the topology, otherwise the
-    name of its network.
+    name of its network, and the values of the keys in ``names_keys``. If there are no own names,
+    and no label shows such networks or values, the tuples have only the names in the topology. The
+    first name is the name that users gave to the address, otherwise the address's name in the
+    topology, otherwise the name of its network.
 
     The dict contains only addresses that the topology knows and that have been looked up. Other
     addresses with equal names share one tuple, because the table compares tuples by identity.
@@ -53,7 +53,10 @@ class EndNames(dict[str, Names | None]):
         self.use(NO_NAMES, extends=False)
 
     def use(self, own: OwnNames, *, extends: bool) -> None:
-        """Use the names in ``own``. ``extends`` is true if labels show its networks or values."""
+        """Use the names in ``own``.
+
+        ``extends`` is true if labels show the networks or the values of keys in ``own``.
+        """
         self._own = own
         self._combines = extends or own.count > 0
         self._of_unknown: dict[Names, Names] = {}

@@ -46,7 +46,7 @@ NAME_TOO_LONG: Final = "name_too_long"
 """Counts names and IDs longer than `MAX_NAME_CHARS`."""
 
 INVALID_ADDRESS: Final = "invalid_address"
-"""Counts texts that are not IP addresses."""
+"""Counts texts that should be IP addresses, but are not."""
 
 SEVERAL_OWNERS: Final = "several_owners"
 """Counts interfaces and containers that have several owners: Skydive allows only one owner."""

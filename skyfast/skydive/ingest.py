@@ -31,7 +31,7 @@ MAX_PARTIAL_FLOWS = 1_000
 """Maximum number of flows per message that are decoded field by field; each takes 10 µs.
 
 Real analyzers put at most 100 flows into a message, so they never reach this limit. In a larger
-message, flows beyond the limit that have values of a wrong type are skipped."""
+message, all further flows with values of a wrong type are skipped."""
 
 SHOWN_BYTES = 80
 """A log line shows this many bytes of an unusable message."""
@@ -270,7 +270,7 @@ class Ingest:
                     continue
                 except UNDECODABLE as error:
                     problem = str(error)
-            # This is msgspec's message for integers of more than a few thousand digits.
+            # msgspec has this message for integers of more than a few thousand digits.
             huge = problem.startswith("Integer value out of range")
             self._skipped["out_of_range" if huge else "invalid"] += 1
         return flows

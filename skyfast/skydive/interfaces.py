@@ -119,7 +119,7 @@ class _Page:
     """Each family with the position of its samples in ``text``."""
     busiest: tuple[Interface, ...]
     names: Mapping[str, InterfaceName]
-    """By ``node_tid``."""
+    """The names of the interfaces, by ``node_tid``."""
     leaves_at: float
     _openmetrics: dict[tuple[int, bool], bytes] = field(default_factory=dict)
 

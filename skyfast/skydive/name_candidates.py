@@ -1,4 +1,4 @@
-"""The owners of an address, and the choice among them by the place where a flow was captured."""
+"""Chooses among the owners of an address by the place where the flow was captured."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import merge
@@ -16,11 +16,11 @@ _SORTED_AT_ONCE: Final = 256
 class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An owner of an address.
 
-    ``names`` has the values of ``ADDRESS_NAMES``, followed by the values of the requested pod
-    labels. ``namespace`` is the ID of the network namespace's node; for the host's own namespace,
-    it is the ID of the host's node; "" if unknown. ``host`` is the owner's host, by the name that
-    the agent uses. ``cluster`` is the cluster of the pod or service, otherwise the cluster of the
-    host, or "" if there is none.
+    ``names`` are in the order of ``ADDRESS_NAMES``, followed by the values of the requested pod
+    labels. ``namespace`` is the ID of the network namespace's node, or "" if this node is unknown.
+    For the host's own namespace, it is the ID of the host's node. ``host`` is the owner's host, by
+    the name that the agent uses. ``cluster`` is the cluster of the pod or service, otherwise the
+    cluster of the host, or "" if there is none.
     """
 
     names: tuple[str, ...]

@@ -30,12 +30,13 @@ MAX_TRIPLES: Final = 50_000
 """Maximum number of `Triple` keys in the cache of names; names of further triples are empty."""
 
 PRUNE_INTERVAL_S: Final = 300.0
-"""Minimum time between two clearings of the cache. They drop names that flows no longer use."""
+"""Minimum time between two clearings of the cache, which drop names that flows no longer use."""
 
 MAX_UNKNOWN: Final = 20_000
-"""Maximum number of unknown addresses that wait for a query, and of addresses already queried.
+"""Maximum number of unknown addresses that wait for a query.
 
-The queries of one minute contain up to 15,000 addresses."""
+The same limit applies to the addresses that are remembered after a query. The queries of one minute
+contain up to 15,000 addresses."""
 
 MISS_S: Final = 60.0
 """An address that belongs to no pod is not queried again for this time."""
@@ -115,7 +116,7 @@ class Changes:
     triples: dict[Triple, tuple[str, ...]]
     """The cached names that are still valid, and the names that were chosen again."""
     compared: int
-    """How many cached names were compared. `apply` drops names that were cached after that."""
+    """Number of cached names that were compared. `apply` drops names that were cached later."""
     affected: Set[str]
     """Ambiguous addresses for which the names of at least one triple are no longer valid."""
     pruned_at: float | None

@@ -77,7 +77,7 @@ KINDS: Final = {
 
 
 def needed(config: Config) -> tuple[Query, ...]:
-    """Return the queries that labels and info series need; empty if neither shows names."""
+    """Return the queries that labels and info series need, or () if neither shows names."""
     local = (queries.NAMED_INTERFACES, queries.NAMESPACES, queries.EDGES)
     everything = (*local, queries.KUBERNETES, queries.KUBERNETES_EDGES)
     if config.topology.interface_info:

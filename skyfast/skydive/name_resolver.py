@@ -30,9 +30,10 @@ MAX_ADDRESSES: Final = 200_000
 """Maximum number of addresses with names; each address may have any number of candidates."""
 
 MAX_COMPARISONS: Final = 10_000
-"""Maximum number of compared pairs of a pod and an interface with the same address.
+"""Maximum number of comparisons to find out which of the interfaces with an address is a pod's.
 
-Beyond the limit, none of these pods is assumed to be at an interface."""
+Each pod with this address is compared with each interface. If this takes more comparisons, no pod
+is assumed to own one of the interfaces."""
 
 ADDRESS_LIMIT: Final = "address_limit"
 """Counts addresses beyond `MAX_ADDRESSES`."""
@@ -53,7 +54,7 @@ CLUSTER_IP_INTERFACE: Final = "kube-ipvs0"
 class Resolution(msgspec.Struct, frozen=True, gc=False):
     """All names of a topology.
 
-    * ``nodes``: the values of ``NODE_NAMES`` by ``NodeTID``.
+    * ``nodes``: the names of capture points by ``NodeTID``, in the order of ``NODE_NAMES``.
     * ``addresses``: the candidates by address, in the notation of flows. Each address has at least
       one candidate, and all of its candidates are different. Their order does not depend on the
       order of the graph.
@@ -108,9 +109,9 @@ class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
 
 
 class _Place(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
-    """Where an interface's addresses are. Addresses of a namespace usually share one place.
+    """The place where an address is used. All addresses of a namespace usually share one place.
 
-    ``of_machine`` is true if the addresses belong to a virtual machine behind an interface.
+    ``of_machine`` is true if a virtual machine behind an interface uses the address.
     """
 
     namespace: _Namespace
@@ -130,7 +131,7 @@ class _Resolver:
         self._no_pod = self._workloads.unnamed("", "")
         self._skipped = self._index.skipped
         self._namespaces = self._all_namespaces()
-        # By the identity of the pod.
+        # The keys are the identities of the pods.
         self._namespaces_of_pod = MultiMap(
             (id(namespace.pod), namespace)
             for namespace in self._namespaces.values()
@@ -138,7 +139,7 @@ class _Resolver:
         )
         self._domains = self._libvirt_domains()
         self._places: dict[tuple[int, str, str | None], _Place] = {}
-        # By address: the hosts that have the address in their own namespaces.
+        # For each address: the hosts that have the address in their own namespaces.
         self._own_addresses: dict[str, set[str]] = defaultdict(set)
         self._subnets = Subnets()
 
@@ -471,7 +472,7 @@ class _Resolver:
         return is_only and self._workloads.may_be_on(pod, place.host)
 
     def _pod_candidate(self, pod: Pod) -> Candidate:
-        """Return the candidate for a pod's address, if no known interface has this address."""
+        """Return the candidate for the address of a pod whose interface is unknown."""
         namespaces = self._namespaces_of_pod.get(id(pod))
         namespace = namespaces[0] if len(namespaces) == 1 else None
         known = namespace.host if namespace else ""
@@ -505,7 +506,7 @@ class _Resolver:
 def _address_names(
     pod: PodNames, container: str, host: str, *, machine: str | None, netns: str
 ) -> tuple[str, ...]:
-    """Return the values of ``ADDRESS_NAMES`` and of the pod labels.
+    """Return names in the order of ``ADDRESS_NAMES``, then the values of the pod labels.
 
     ``machine`` is the name of the virtual machine that has the address. It is "" if the name is
     unknown, and None if no virtual machine has the address.

@@ -38,14 +38,14 @@ SETTLE_S: Final = SLACK_S
 messages can be delayed."""
 
 MAX_UNSETTLED: Final = 10_000
-"""Maximum number of gaps that wait for a late report; then the oldest gap is counted at once."""
+"""Maximum number of gaps that wait for a late report. Above it, the oldest gap is counted."""
 
 UPDATE_PERIOD_S: Final = 60.0
 UPDATE_PERIODS: Final = 60
 """``flow.update`` is estimated from the highest value of each minute of the last hour.
 
-The estimate is the second highest of these values. A single minute is not reliable: when the clock
-of an agent is adjusted, all updates of one tick seem longer or shorter."""
+The estimate is the second highest of these values. The highest value is not reliable: when the
+clock of an agent is adjusted, all intervals that end at one tick seem longer or shorter."""
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
 """Skip reasons that cause gaps. The other reasons skip all reports of a flow, so no gap occurs."""
@@ -112,9 +112,9 @@ class ReportChecker:
     ) -> None:
         """Create checks for the counters of ``plan`` that are fields of ``Metric``.
 
-        ``now`` is the table's clock, in seconds. ``running`` is a clock that is never held, for the
-        rate of messages. ``held_s`` returns the total time for which the table's clock was held
-        because of missing reports. ``chance`` returns random numbers from 0 to 1.
+        ``now`` is the table's clock, in seconds. This clock is held (stands still) while reports
+        may be missing, and ``held_s`` returns for how long in total. ``running`` is a clock that is
+        never held, for the rate of messages. ``chance`` returns random numbers from 0 to 1.
         """
         self._totals = tuple(
             _Total(index, counter.paths, counter.last_update)
@@ -155,7 +155,7 @@ class ReportChecker:
         return True
 
     def skip(self) -> None:
-        """Undo `chooses` for the latest message, which contains no flows: check another instead."""
+        """Undo `chooses` for the latest message, which has no flows: another is checked instead."""
         self._credit += 1.0
 
     def before(self, flows: Sequence[Flow]) -> Sample:

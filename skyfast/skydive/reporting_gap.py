@@ -1,4 +1,4 @@
-"""Decides when expiry pauses, because reports may be missing.
+"""Decides when to hold (stop) the clock, so that nothing expires while reports may be missing.
 
 While a subscription does not deliver (see `Subscription.delivers`), the reports of live connections
 do not arrive. Therefore no row expires until the subscription has delivered again for one reporting
@@ -18,10 +18,10 @@ SLACK_S: Final = 15.0
 """Added to each interval: analyzers batch reports for up to 5 s, and agents' ticks drift."""
 
 MISSING_UPDATES: Final = 2
-"""A subscription is ignored if only other subscriptions deliver for this many intervals."""
+"""If only other subscriptions deliver for this many intervals, a subscription is ignored."""
 
 INCIDENT_UPDATES: Final = 4
-"""The clock is held for at most this many intervals: by one subscription, and by all together."""
+"""One subscription, or all together, can hold the clock for at most this many intervals."""
 
 MAX_FLOW_UPDATE_S: Final = 3600.0
 """Upper limit for values of ``flow.update``."""
@@ -29,7 +29,7 @@ MAX_FLOW_UPDATE_S: Final = 3600.0
 
 @dataclass(slots=True)
 class _Budget:
-    """How long the clock was held (``spent_s``) since the last calm period of sufficient length."""
+    """How long the clock was held (``spent_s``). A long enough healthy period resets it."""
 
     spent_s: float = 0.0
     calm_s: float = 0.0

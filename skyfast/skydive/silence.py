@@ -103,7 +103,7 @@ class Activity:
         """The only capture to consider. If empty, all captures are considered."""
         self.reports = 0
         self.changes = 0
-        """Reports that show packets."""
+        """Number of reports that show packets."""
         self._decode = msgspec.json.Decoder(_PacketReport).decode
         self._values: set[tuple[int, int]] = set()
         self._older: set[tuple[int, int]] = set()
@@ -296,7 +296,7 @@ class _MissingFlows:
         self._shown = 0.0
         """Number of reports that show packets, minus the share that is normal for idle captures."""
         self._suspect_after_s = self._silent_after_s = math.inf
-        """The ``seconds`` at which enough reports had shown packets, so that flows were due."""
+        """The value of ``seconds`` when enough reports had shown packets, so flows were due."""
 
     def update(self, *, flows: bool, tick_s: float) -> None:
         if flows:
@@ -312,7 +312,7 @@ class _MissingFlows:
             self._silent_after_s = min(self._silent_after_s, self._due_since(SILENT_CHANCE))
 
     def _due_since(self, chance: float) -> float:
-        """Return ``seconds`` if enough reports have shown packets so far, or infinity."""
+        """Return ``seconds`` if enough reports have shown packets by now, otherwise infinity."""
         reporting = self._reporting
         # A point that receives packets sends its flows once per reporting interval, to one
         # analyzer.

@@ -274,7 +274,7 @@ class _SilenceMonitor:
             self._on_change()
 
     def _counts(self) -> tuple[int, int]:
-        """Return the number of messages so far with statistics and with flows."""
+        """Return two numbers of messages so far: those with statistics, and those with flows."""
         return self._messages[STATISTICS], self._messages[FLOWS]
 
     def _tick(self) -> None:

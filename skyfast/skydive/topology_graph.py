@@ -56,7 +56,7 @@ class Cri(_Struct, rename="kebab"):
 
 
 class Crio(_Struct):
-    """Annotations under ``io.kubernetes.cri-o``, which CRI-O sets in addition to kubelet's."""
+    """Annotations under ``io.kubernetes.cri-o``. CRI-O adds them to the annotations of kubelet."""
 
     container_type: str | None = None
 

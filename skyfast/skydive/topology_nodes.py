@@ -126,7 +126,7 @@ class AnswerReader:
 
 
 def _recover(element: bytes) -> Node | None:
-    """Decode a node with invalid text replaced; return None if values have wrong types."""
+    """Decode a node after replacing invalid text; return None if values have wrong types."""
     text = readable(element)
     try:
         return _decode_node(text)

@@ -142,7 +142,7 @@ PODS: Final = _of_types("V", "Type", ("pod",))
 """Only the pods, for `changes`."""
 
 EDGES: Final = _of_types("E", "RelationType", ("ownership", "layer2"))
-"""Edges from hosts and network namespaces to their nodes, and between connected interfaces."""
+"""Edges from hosts and network namespaces to the nodes in them, and between linked interfaces."""
 
 _OWNERS: Final = ("service", "replicaset", "deployment", "daemonset", "statefulset", "node")
 

@@ -32,7 +32,7 @@ Elements: TypeAlias = dict[Hashable, Element]
 
 
 class GraphReader:
-    """Decodes the elements of one response. ``also_interfaces`` decodes them for metrics, too.
+    """Decodes the elements of one response; with ``also_interfaces``, also interface counters.
 
     An element that equals one of ``known`` is immediately replaced by the known object, so that
     reading an unchanged topology again takes no memory.
@@ -172,7 +172,7 @@ class TopologyStore:
         return bool(self._elements)
 
     def replace(self, query: Query, reader: GraphReader) -> bool:
-        """Replace the elements of ``query``; return whether elements or skips have changed."""
+        """Replace the elements of ``query``; return whether they or the skip counts changed."""
         before = self._elements.get(query, {})
         changed = (
             query not in self._elements

@@ -223,7 +223,10 @@ def _remember(memory: dict[bytes, None], digest: bytes, most: int) -> None:
 
 
 def _credentials(authorization: str | None) -> tuple[bytes | None, bytes]:
-    """Return user and password of a header, truncated as bcrypt does; the user can be None."""
+    """Return user and password of a header; the user is None if the header is missing or invalid.
+
+    The password is truncated as bcrypt does.
+    """
     scheme, _, encoded = (authorization or "").partition(" ")
     if scheme.lower() != "basic":
         return None, b""

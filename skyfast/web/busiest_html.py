@@ -1,4 +1,4 @@
-"""The busiest connections on the status page: the choices, the note and the table."""
+"""The busiest connections on the status page, as HTML."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -86,7 +86,7 @@ def group_options(ranking: Ranking, query: Query) -> str:
     """Return the options for the labels to group by.
 
     There is an option for each label of the ranked view, and for each pair of labels of the two
-    ends. For connections, options for labels that only views have follow.
+    ends. If connections are ranked, the last options are for labels that only other views have.
     """
     labels = ranking.views[query.view].labels
     groups = [(), *pairs(labels)]

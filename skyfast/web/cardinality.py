@@ -79,9 +79,10 @@ class WithoutLabel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewCardinality:
-    """The cardinality of an additional view, with the same fields as that of the main view.
+    """The cardinality of a view other than the first view.
 
-    Here, a connection means a combination of label values.
+    The fields mean the same as in `CardinalityReport`. A connection of the view is a combination of
+    its label values.
     """
 
     prefix: str
@@ -93,11 +94,12 @@ class ViewCardinality:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardinalityReport:
-    """The cardinality of the main view, and of the additional ``views``.
+    """The cardinality of the first view (the connections), and of the other ``views``.
 
     ``series_at_most`` is an upper bound: a connection has no series for a missing value, and a
-    hidden connection has none at all. All numbers except those of ``forecast`` include hidden
-    connections. ``forecast`` is None if the main view does not count bytes.
+    hidden connection (below ``min_bytes`` and ``min_packets``) has no series at all. All numbers
+    except those of ``forecast`` include hidden connections. ``forecast`` is None if the first view
+    does not count bytes.
     """
 
     connections: int
@@ -122,8 +124,8 @@ class Cardinality:
     ) -> None:
         """Initialize for ``table``.
 
-        ``view`` is the main view of the table. ``others`` are its additional views by prefix, in
-        their order. Reports include a forecast of ``forecaster``.
+        ``view`` is the first view of the table. ``others`` are its other views by prefix, in the
+        order of the table. Reports include a forecast of ``forecaster``.
         """
         self._table = table
         self._forecaster = forecaster

@@ -180,7 +180,7 @@ def change(left: int, whole: int) -> str:
     if percent < 0.05:
         return "0 %"
     if percent < 1 or percent > 99:
-        # Values that would be rounded to 0 or 100 get a digit more.
+        # Values that would be rounded to 0 or 100 get a decimal.
         return f"−{min(percent, 99.9):.1f} %"
     return f"−{percent:.0f} %"
 

@@ -226,7 +226,10 @@ class _Reader:
             return mapping_of(node.value, known=known, what="a mapping")
 
     def file(self, value: YamlValue) -> str:
-        """Return the path of a readable file, relative to the web configuration's directory."""
+        """Return the path of a readable file.
+
+        A relative ``value`` starts at the directory of the web configuration file.
+        """
         path = str(Path(self._path).parent / parse_str(value))
         self._files[path] = file_state(path)
         try:
@@ -428,7 +431,7 @@ class _Section:
         return self.get(key, list_of(parse), nothing)
 
     def error(self, key: str, problem: str, *, shown: bool = True) -> ConfigError:
-        """Return the error of a value that conflicts with other keys."""
+        """Return the error for a value that conflicts with other keys."""
         node = self.nodes[key]
         refused = InvalidValue(problem, node.value, shown=shown)
         return self.reader.origin(node).error(refused, join(self.path, key))
@@ -497,7 +500,7 @@ def _cost(hashed: bytes) -> int:
 
 
 def _to_duration_s(value: YamlValue) -> float:
-    """Parse a duration in the format of Go's ``time.ParseDuration`` that is not negative."""
+    """Parse a duration, at least 0, in the format of Go's ``time.ParseDuration``."""
     text = parse_str(value)
     if text == "0":
         return 0.0

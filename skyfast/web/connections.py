@@ -20,7 +20,7 @@ aiohttp up to 3.14.0 accepts ``GET *``. The undocumented features are:
 * ``web.BaseRequest``: its six positional parameters
 * ``http.RawRequestMessage._replace``: changes the version and ``should_close``
 * ``http_exceptions.LineTooLong.args``: the second item is the limit that was exceeded
-* ``http_exceptions.BadHttpMessage.message``: the beginning of the text for too many headers
+* ``http_exceptions.BadHttpMessage.message``: starts with a fixed text if there are too many headers
 """
 
 import asyncio

@@ -28,7 +28,8 @@ class HtmlColumn:
     values can have names. A name is shown beside the value if ``is_beside``, and otherwise instead
     of the value. ``other`` is the key of a text that replaces the value, unless the text is None.
     ``bar`` is the key of the length of a bar in the background. If ``filters``, the value is a link
-    that filters by it. The value ``configured`` is marked as such; 0 marks no value.
+    that filters the table by this value. A value that equals ``configured`` is marked as the
+    configured value, unless ``configured`` is 0.
     """
 
     key: str
@@ -69,7 +70,10 @@ class Elements:
         return f'<{tag}{state} data-key="{key}" data-format="{format_}">{text}</{tag}>'
 
     def hidden(self, key: str) -> str:
-        """Return how many of the connections are hidden; empty without bounds or for other keys."""
+        """Return the number of hidden connections if ``key`` is the number of all connections.
+
+        Returns "" for other keys, and if no bounds are configured.
+        """
         if key != "table.connections" or _at(self._tree, _HIDDEN) is None:
             return ""
         return f", <small>{self.place(_HIDDEN, 'count')} hidden</small>"

@@ -48,7 +48,7 @@ _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 """The header of a gzip member without name and time (RFC 1952)."""
 
 DIRECT_CONNECTIONS = 1_000
-"""isal compresses pages with fewer connections: `TablePage.deflate` takes 2 MiB for any page."""
+"""isal compresses pages with fewer connections, because `TablePage.deflate` always takes 2 MiB."""
 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 """The default format."""
@@ -134,7 +134,7 @@ class Part(Flag):
 class ExpositionSource:
     """The sources of pages, which a reload may replace.
 
-    ``cardinality`` belongs to the table's main view. ``views`` are the prefixes of the additional
+    ``cardinality`` belongs to the table's first view. ``views`` are the prefixes of the other
     views. ``table_families`` are the names of the table's families in the order of the page. If
     ``interface_info`` is not None, it describes the capture points of flows, and a view has the
     label ``node_tid``. OpenMetrics 1.0 requires ``standard_names``; with ``start_timestamps``, it
@@ -235,7 +235,7 @@ def _chunks(
             for start in range(0, len(text), CHUNK_BYTES):
                 yield text[start : start + CHUNK_BYTES]
     if Part.SELF in parts:
-        # Hidden connections are counted in all parts, because this page is not divided.
+        # Count the hidden connections of the whole table: only /metrics/flows is read in parts.
         hidden = dict(zip(("", *source.views), source.table.hidden(now), strict=True))
         values = source.cardinality.values()
         yield (

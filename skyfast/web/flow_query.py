@@ -1,4 +1,4 @@
-"""The query of ``/metrics/flows``: it selects a part of the page, and families by name."""
+"""The query parameters of ``/metrics/flows``: they select a part of the page, or families."""
 
 import re
 from collections.abc import Collection, Iterable

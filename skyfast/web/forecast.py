@@ -1,8 +1,8 @@
-"""Forecasts: how many series and bytes of the main view would remain with other bounds.
+"""Forecasts: how many series and bytes of the first view would remain with another ``min_bytes``.
 
 A forecast is exact: a page with these bounds would have the same connections, series and bytes, if
-no report arrives in between. `skyfast.web.status`, `skyfast.web.cardinality` and ``skyfast --check
---replay`` show forecasts.
+no report arrives before the page. `skyfast.web.status`, `skyfast.web.cardinality` and ``skyfast
+--check --replay`` show forecasts.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class ForecastTable(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundForecast:
-    """The connections of the main view that still have series with this bound.
+    """The connections of the first view that still have series with this ``min_bytes``.
 
     ``bytes_share`` is their share of the bytes of all connections, from 0 to 1.
     """
@@ -55,10 +55,10 @@ class BoundForecast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """How much of the main view would remain with different bounds.
+    """How much of the first view would remain with different bounds.
 
-    * ``unbounded`` is the main view without any bound.
-    * ``current`` is the main view with the configured bounds.
+    * ``unbounded`` is the first view without any bound.
+    * ``current`` is the first view with the configured bounds.
     * ``bounds`` are forecasts for the values `LISTED` of ``min_bytes`` and for the configured
       ``min_bytes``, in ascending order. Each of them assumes the configured ``min_packets``.
     * ``other_series`` is the number of series of all other views.
@@ -88,9 +88,10 @@ class Forecast:
 def make_forecast(
     table: ForecastTable, bounds: Sequence[Bounds], *, max_series: int, now: float
 ) -> Forecast:
-    """Return a forecast of a table whose main view counts bytes. Slow and thread-safe.
+    """Return a forecast of a table whose first view counts bytes. Slow and thread-safe.
 
-    ``bounds`` are the configured bounds of each view. ``max_series`` is 0 if there is no target.
+    ``bounds`` are the configured bounds of each view. ``max_series`` is the desired maximum number
+    of series, or 0 for no maximum.
     """
     main, *others = bounds
     listed = {*LISTED, *([main.min_bytes] if main.min_bytes else ())}
@@ -216,7 +217,7 @@ class Forecaster:
         max_series: int,
         now: Callable[[], float],
     ) -> None:
-        """Initialize. The main view must count bytes, and ``now`` is the table's clock."""
+        """Initialize. The first view must count bytes, and ``now`` is the table's clock."""
         self._table = table
         self._bounds = bounds
         self._max_series = max_series

@@ -39,8 +39,8 @@ connection."""
 class Grouping:
     """A grouping of the rows of a view. Without labels, it shows the rows themselves.
 
-    ``view`` is the prefix of the view. If it is empty, the rows are those of the first view that
-    has all labels in ``group``. The main view comes first: its rows are the connections.
+    ``view`` is the prefix of the view. If it is empty, the rows are the connections. If connections
+    lack a label in ``group``, the rows are those of the next view that has all these labels.
     """
 
     title: str

@@ -1,6 +1,7 @@
 """Stores the history that the status page shows.
 
-This is the last ten minutes of some counters, and the last hour of created connections.
+The history has some counters for the last ten minutes, and the connections created in the last
+hour.
 """
 
 from collections import deque
@@ -54,7 +55,7 @@ class _Sample:
     at_s: float
     connections: int
     flows: Mapping[str, int]
-    """By analyzer, because the counter of a removed analyzer disappears."""
+    """Number of received flows by analyzer. A sum would decrease when an analyzer is removed."""
     ages: Mapping[str, tuple[int, float, int, float]]
     """By analyzer: count and sum of the observed lags, then of the ages of data."""
     scrapes: int
@@ -149,7 +150,7 @@ def _observed(histogram: Histogram) -> tuple[int, float]:
 
 
 def _mean(sum_s: float, count: float) -> float | None:
-    # A removed analyzer that returns has new counters.
+    # If a removed analyzer returns, its counters start again at 0, so differences can be negative.
     return round(sum_s / count, 3) if count > 0 and sum_s >= 0 else None
 
 
@@ -179,7 +180,7 @@ class Churn:
     def created(self, created_total: int, *, now_s: float) -> tuple[int, float]:
         """Return the number of created connections, and the seconds in which they were created.
 
-        Until an hour has passed, this is the time since the first count.
+        The time is an hour, or the time since the first count if this is shorter.
         """
         since_s, before = next(
             (count for count in self._counts if now_s - count[0] <= CHURN_S),

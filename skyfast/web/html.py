@@ -1,7 +1,7 @@
 """The common parts of the HTML pages: frame, header, style and security headers.
 
-Pages load nothing from other hosts, and the only scripts are those of the package data. Browsers
-enforce this by `POLICY`. The style and the scripts are package data.
+The style and the scripts are package data. Pages load nothing from other hosts, and contain no
+other scripts. Browsers enforce this by `POLICY`.
 """
 
 from base64 import b64encode

@@ -56,7 +56,7 @@ class InterfaceInfo:
         return self._family.name
 
     def render(self, node_tids: Sequence[str], *, openmetrics: int = 0) -> Iterator[bytes]:
-        """Yield the family with a series for each of ``node_tids``, which must be different.
+        """Yield the family with a series for each of ``node_tids``, which must be distinct.
 
         Yields nothing if ``node_tids`` is empty. Names are looked up for each chunk, and only once
         for each series. Takes about 4 µs per series.

@@ -1,4 +1,4 @@
-"""The views of the table whose rows can be ranked: their labels, metrics and ranking criteria."""
+"""The views whose rows can be ranked: their labels, metrics and ranking criteria."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class RankingKey:
 
     ``family`` is the index of the metric's family among the families of all views. The values of
     the family are integers, in the unit of the metric times ``10 ** decimals``. ``is_complete``
-    means that every row has a rank.
+    means that every row has a value of the criterion.
     """
 
     name: str
@@ -48,12 +48,13 @@ class RankingKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedView:
-    """A view whose rows can be ranked. ``prefix`` is empty for the main view.
+    """A view whose rows can be ranked. ``prefix`` is empty for the first view.
 
-    ``labels`` and ``metrics`` have no direction and no histograms. ``decimals`` are those of the
-    metrics. ``keys`` are the criteria by name: all metrics in their order, then the rates.
-    ``addresses`` are the labels with addresses whose names are not in another label, and ``nodes``
-    the labels with identifiers of interfaces. Both are empty if the ranking shows no names.
+    ``labels`` are the label names without ``direction``, and ``metrics`` exclude histograms.
+    ``decimals`` are those of the metrics. ``keys`` are the criteria by name: all metrics in their
+    order, then the rates. The ranking shows names for the values of two kinds of labels:
+    ``addresses`` are labels with an address, unless another label has the name of this address;
+    ``nodes`` are labels with a ``NodeTID``. Both are empty if the ranking shows no names.
     """
 
     index: int

@@ -35,7 +35,7 @@ class MediaType:
 class _MediaRange:
     """An element of an ``Accept`` header; ``weight`` is from 0 to 1.
 
-    Other parameters are ignored.
+    Parameters other than ``version`` and ``q`` (the weight) are ignored.
     """
 
     type: MediaType

@@ -90,14 +90,14 @@ def by_label(label: str, read: Callable[[Sources], Mapping[str, float]]) -> Samp
 
 
 def of_names(read: Callable[[NameStats], float]) -> Samples:
-    """Read a value of the names, if labels need names."""
+    """Read a value of the statistics about names from the topology, if labels need such names."""
     return lambda source: (
         None if source.stats.topology.names is None else [({}, read(source.stats.topology.names))]
     )
 
 
 def of_names_by_label(label: str, read: Callable[[NameStats], Mapping[str, float]]) -> Samples:
-    """Read a value of the names for each value of ``label``, if labels need names."""
+    """Read such a value for each value of ``label``: see `of_names`."""
     return lambda source: (
         None
         if source.stats.topology.names is None
@@ -106,7 +106,7 @@ def of_names_by_label(label: str, read: Callable[[NameStats], Mapping[str, float
 
 
 def of_own_names(read: Callable[[OwnNameStats], float]) -> Samples:
-    """Read a value of the own names, if there are own names."""
+    """Read a value of the statistics about own names, if users gave names to addresses."""
     return lambda source: (
         None if source.stats.own_names is None else [({}, read(source.stats.own_names))]
     )

@@ -100,7 +100,10 @@ class StatusSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """The recordings that replace the analyzers. ``analyzers`` has the recorded names by name."""
+    """The recordings that replace the analyzers.
+
+    ``analyzers`` maps the names of the replayed analyzers to their names in the recordings.
+    """
 
     is_demo: bool
     recordings: tuple[str, ...]
@@ -261,10 +264,10 @@ def as_json(report: StatusReport) -> bytes:
 
 
 def _health(stats: Stats, config: Config, *, ready: bool) -> Health:
-    """Return the overall state. A name that resolves to addresses is not counted itself."""
+    """Return the overall state. A ``dns+`` name only counts while none of its addresses is up."""
     names = {endpoint.name for endpoint in config.subscriber.endpoints if endpoint.follows_dns}
     rows = list(stats.analyzers.values())
-    # A name without a subscription to any of its addresses counts as an analyzer that is down.
+    # A name without a subscription to any of its addresses counts as one analyzer that is down.
     rows = [row for row in rows if row.name not in names or not row.up]
     up = sum(row.up for row in rows)
     state: Literal["ready", "degraded", "not ready"] = "not ready"

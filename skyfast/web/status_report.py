@@ -65,10 +65,10 @@ class TableStatus:
     """The table. ``skipped_total`` contains the reasons that have occurred, but no filter rules.
 
     ``skipped_expected_total`` contains the reasons of `EXPECTED_SKIPS`, and
-    ``skipped_unexpected_total`` the other reasons. ``series_at_most`` and ``series_limit`` include
-    the views. ``reports_lost_total`` counts checked reports whose previous report was lost.
-    ``hidden_connections`` are those that have not reached ``min_bytes`` or ``min_packets``, or None
-    without bounds.
+    ``skipped_unexpected_total`` the other reasons. ``series_at_most`` and ``series_limit`` are sums
+    of all views. ``reports_lost_total`` counts checked reports whose previous report was lost.
+    ``hidden_connections`` is the number of connections that have reached neither ``min_bytes`` nor
+    ``min_packets``, or None without these bounds.
     """
 
     connections: int
@@ -189,7 +189,7 @@ class CapturePoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureStatus:
-    """The values of a capture, and its capture points in a sample of the flows."""
+    """The values of a capture, and its capture points. The points come from a sample of flows."""
 
     capture_id: str
     points: list[CapturePoint]
@@ -211,7 +211,7 @@ class CapturesStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewStatus:
-    """A view whose rows can be ranked. The labels have no direction, the metrics no histograms."""
+    """A view whose rows can be ranked. ``direction`` and histograms are omitted."""
 
     prefix: str
     labels: Sequence[str]

@@ -1,4 +1,4 @@
-"""The busiest connections, rows of views, or groups of them: ``/api/top`` and the status page.
+"""Ranks connections, rows of other views, or groups of rows, for ``/api/top`` and the status page.
 
 A ranking scans the table once, even if it ranks groups. Scans run in a thread, one at a time, and
 requests for the same ranking within a second share the result. Rates compare the table with a
@@ -40,7 +40,7 @@ MAX_FILTER_CHARS: Final = 200
 """The maximum length of a text to search for in label values."""
 
 MAX_GROUPS: Final = 65_536
-"""The maximum number of groups. Further groups with the lowest ranks are added to `Other`.
+"""The maximum number of groups. If there are more, those with the lowest ``rank`` are in `Other`.
 
 This number of groups takes up to 24 MiB with two counters of both directions and one gauge."""
 
@@ -120,7 +120,7 @@ class Entry:
     A value that the connection does not have is None. ``rank`` is the value of the ranking
     criterion. ``names`` are the known names of label values, by label. ``connections`` is 1, or the
     number of connections of the group. ``hidden`` means that the connection has no series because
-    of its bounds; for groups, it is false.
+    it has not reached the bounds of its view (``min_bytes``). For groups, ``hidden`` is false.
     """
 
     rank: float
@@ -199,8 +199,8 @@ class Ranking:
         self._table = table
         self.names = names
         self.views: dict[str, RankedView] = {}
-        """The views by prefix, without those that have only histograms. The main view is the first,
-        and its prefix is empty."""
+        """The views by prefix, without those that have only histograms. The prefix of the first
+        view is empty."""
         families = 0
         every = {"": (view, metrics), **(others or {})}
         for index, (prefix, (planned, named)) in enumerate(every.items()):
@@ -235,9 +235,10 @@ class Ranking:
     ) -> Query:
         """Parse the ``parameters`` of a URL. ``n`` is the default of the parameter of this name.
 
-        Without the parameter ``view``, a group can have labels that only views have. The query is
-        then for the first view with these labels and the metric of ``by``. With ``any_by``, the
-        query has the default criterion of the view if only other views have the one in ``by``.
+        Without the parameter ``view``, the query can group by labels that connections lack. The
+        query is then for the next view with these labels, preferably a view that also has the
+        criterion ``by``. If the chosen view lacks this criterion, the query is invalid. With
+        ``any_by``, the query uses the view's default criterion if another view has ``by``.
 
         Raises QueryError.
         """
@@ -432,7 +433,7 @@ class Ranking:
 
 
 def _view_of(views: Sequence[RankedView], group: Sequence[str], by: str | None) -> RankedView:
-    """Return the first view with all labels of ``group``, preferably one with the metric ``by``."""
+    """Return a view with all labels of ``group``, preferably one with the criterion ``by``."""
     if not group:
         return views[0]
     found = [view for view in views if {*group} <= {*view.labels}]

@@ -40,7 +40,7 @@ SPACES = b" " * (1 << 20)
 WRITE_TIMEOUT_S = 10.0
 """Maximum duration of a write. As in Skydive, a subscriber is dropped if a write takes longer."""
 PONG_TIMEOUT_S = 7.0
-"""Maximum time since the latest pong. In Skydive, this is the ping interval + the pong timeout."""
+"""Maximum time since the latest pong: in Skydive, the ping interval plus the pong timeout."""
 WAIT_S = 5.0
 """Timeout of all methods that wait."""
 
@@ -380,7 +380,7 @@ class FakeAnalyzer:
         return Answer(body=b"{}", headers=tuple(("Set-Cookie", cookie) for cookie in cookies))
 
     def _topology(self, request: Request) -> Answer | Fault:
-        """Return the response to a query; 400 for an unknown query, as Skydive does."""
+        """Return the response to a query. As in Skydive, an unknown query gets status 400."""
         if self.graph is None:
             return self.topology
         query = parse(json.loads(request.body)["GremlinQuery"])

@@ -45,8 +45,8 @@ class _Monitored:
 class Listener:
     """Subscriptions to all analyzers of a cluster.
 
-    `run` yields deliveries. At each delivery, tests read ``clock``, the clock of the table, as
-    skyfast does for each message.
+    `run` yields deliveries. At each delivery, tests read ``clock``, the clock of the table. skyfast
+    also reads its clock for each message.
     """
 
     def __init__(self, cluster: Cluster, *, flow_update_s: float) -> None:
@@ -94,7 +94,7 @@ class Listener:
                 yield delivery
 
     def _tick(self, monitored: _Monitored) -> None:
-        """Check whether a subscription is silent (`skyfast.skydive.subscription`)."""
+        """Check whether a subscription is silent, as `skyfast.skydive.subscription` does."""
         subscriber = monitored.subscriber
         is_over = not subscriber.is_connected or monitored.session != subscriber.session
         if monitored.silence is not None and is_over:

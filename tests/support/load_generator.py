@@ -26,7 +26,7 @@ ROUNDS = (1, 1, 1, 2, 3)
 LONG_ROUNDS, LONG_ONE_IN = 12, 64
 """One conversation in ``LONG_ONE_IN`` has ``LONG_ROUNDS`` reports."""
 UNIT = (3, 1000, 2, 5000)
-"""The packets and bytes that each report adds, from initiator to target, and then in reverse."""
+"""What each report adds: packets and bytes from initiator to target, then the other way round."""
 _UNITS = '"ABPackets":3,"ABBytes":1000,"BAPackets":2,"BABytes":5000'
 MAX_PADDING = 900
 RX_BYTES_PER_CHANGE = 3_000_000_000
@@ -55,7 +55,7 @@ class _Conversation:
 
 
 class Churn:
-    """The network. Its messages are sent in one batch every ``step_s`` seconds.
+    """A network that changes constantly. Its messages come in a batch every ``step_s`` seconds.
 
     Each conversation is reported every ``report_s`` seconds. ``start_s`` is the Unix time before
     the first step.
@@ -131,8 +131,8 @@ class Churn:
                 "Name": node.name,
                 "Type": "device",
                 "EncapType": "ether",
-                # The last address belongs to this node only, and never returns after the node is
-                # renamed.
+                # The last address belongs to no other node. After the node is renamed, no node
+                # gets this address again.
                 "IPV4": [f"{address}/16" for address in (*servers, *self._addresses(node))],
                 "Metric": {"RxBytes": node.rx_bytes, "TxBytes": 2**63 - 1},
             },

@@ -17,7 +17,7 @@ MAX_ENTRIES = 64
 """Maximum number of entries that are followed per container. The other entries are similar."""
 
 MAX_FIELDS = 8
-"""In a dict with at most this many keys, all of them strings, each key has its own path."""
+"""A dict with at most this many keys has a path for each key, if all keys are strings."""
 
 
 class _MallInfo(ctypes.Structure):
@@ -33,7 +33,7 @@ class _MallInfo(ctypes.Structure):
 
 
 def heap_bytes() -> dict[str, int]:
-    """Return the bytes that malloc has from the kernel, and those in use. Empty without glibc."""
+    """Return the bytes that malloc has from the kernel, and those in use, or {} without glibc."""
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
     except AttributeError:

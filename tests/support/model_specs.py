@@ -83,7 +83,7 @@ def histogram(prefix: str, name: str, *buckets: str) -> Family:
 
 
 def compatible(*names: str) -> tuple[Family, ...]:
-    """Return the families of the main view in the compatible naming."""
+    """Return the families of the first view in the compatible naming."""
     return tuple(METRICS[name] for name in names)
 
 

@@ -168,7 +168,7 @@ class NameOracle:
         self.edges = [(by_identity[p], by_identity[c], r) for p, c, r in sorted(relations)]
 
     def usable(self, node: Json) -> bool:
-        """Nodes without metadata and deleted nodes are ignored."""
+        """Deleted nodes, and nodes without metadata, are ignored."""
         return (
             isinstance(node, dict)
             and isinstance(node.get("Metadata"), dict)
@@ -180,7 +180,7 @@ class NameOracle:
         return short(text(node, "ID"))
 
     def updated(self, node: Json) -> int:
-        """The time of a node's update. Of nodes with one ID, only the latest one is used."""
+        """The time of a node's update. If several nodes have one ID, only the latest is used."""
         return number(node.get("UpdatedAt"))
 
     # -- the graph ------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ class NameOracle:
     def kubernetes_containers(self, container: Json) -> list[Json]:
         """The Kubernetes containers with an edge to a container.
 
-        If there are none, those with the ID of the container.
+        If no edge exists, these are the ones whose ``ContainerID`` is the container's ID.
         """
         linked = self.parents(container, "container", K8S_CONTAINER)
         identity = short(text(container, "Metadata", "Container", "ID"))
@@ -353,8 +353,8 @@ class NameOracle:
     def pods_of(self, kubernetes_container: Json) -> list[Json]:
         """The pods that own a Kubernetes container.
 
-        If there are none, the pod whose name is in the fields of the container. This requires that
-        only one pod has this name.
+        If no edge shows an owner, the result is the pod whose name is in the fields of the
+        container, provided that only one pod has this name.
         """
         owners = self.parents(kubernetes_container, "ownership", "pod")
         pair = self.pair_in(kubernetes_container)

@@ -1,4 +1,4 @@
-"""Computes the expected counters of a page only from the delivered reports.
+"""Computes the expected counters of a page from the delivered reports alone.
 
 `Oracle` does not model rows or the storage of flows. It adds up the highest total of each flow. A
 page may show less for flows that were forgotten because their reports were too far apart. The same

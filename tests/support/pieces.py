@@ -11,10 +11,10 @@ FIXED = 2 << 28
 COPIED = 3 << 28
 KIND = 7 << 28
 STRING = 1 << 31
-"""The kinds of pieces in ``table/pieces.pxi``, and the mask of these kinds."""
+"""The sources of pieces, as in ``table/pieces.pxi``. ``KIND`` masks all of them except `STRING`."""
 
 MAX_DISTANCE = 40_000
-"""Larger than the maximum distance of a match."""
+"""The maximum distance of random pieces: more than 32,768, which is the limit of deflate."""
 
 Slices = list[tuple[bytes, list[tuple[int, int]]]]
 """Texts with the lengths and the sources of their pieces."""

@@ -12,7 +12,7 @@ NOTES = ROOT / "build" / "release-notes.md"
 
 
 def versions() -> dict[str, str]:
-    """Return the version in each place that states it, by a description of the place."""
+    """Return the version that each file states. The keys describe the places in the files."""
     chart = yaml.safe_load((DEPLOY / "helm" / "skyfast" / "Chart.yaml").read_text())
     kustomization = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yml").read_text())
     dockerfile = (DEPLOY / "docker" / "Dockerfile").read_text()

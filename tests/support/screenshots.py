@@ -2,8 +2,8 @@
 
     python -m tests.support.screenshots [SECONDS]
 
-By default, the program waits ten minutes, the period that the page shows. One of the two analyzers
-is missing, so that the page shows a problem.
+By default, the program waits ten minutes, because the charts of the page show ten minutes. One of
+the two analyzers is missing, so that the page shows a problem.
 """
 
 import asyncio

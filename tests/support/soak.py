@@ -53,11 +53,10 @@ MAX_GROWTH = 0.02
 HEAP_BYTES = 6 * memory.HEAP_STEP_BYTES
 """Allowed growth of the heap, including its free memory, and of resident memory.
 
-Both memories stay as large as the highest peak so far. The highest peak can come on a later day,
-because a peak is higher if more pages and responses happen to coincide. Memory in use has no such
-allowance."""
+The heap and resident memory stay at their highest peak, which can come on a later day: a peak is
+higher if more pages and responses happen to coincide. Memory in use has no such allowance."""
 ENTRIES = 64
-"""Allowed growth of a container, in entries, because the number of current names varies."""
+"""Number of entries by which a container may grow, because the number of current names varies."""
 
 PACKETS, BYTES = UNIT[0] + UNIT[2], UNIT[1] + UNIT[3]
 """The packets and bytes of a report, as sums of both directions."""
@@ -371,7 +370,8 @@ REAL_STEP_S, REAL_REPORT_S = 1, 5
 TOPOLOGY_S, RELOAD_S, CLOSE_S = 5, 13, 37
 """Intervals between changes of the topology, between reloads, and between ends of the subscription.
 
-If a subscription lasts less than 30 s, the delay before the next one increases."""
+``CLOSE_S`` is above 30 s: if a subscription ended earlier, the delay before the next subscription
+would increase."""
 SUBSCRIBE_S = 20
 """Maximum time until the next subscription."""
 LINE_S = 10
@@ -404,7 +404,7 @@ pipeline:
 
 @dataclass
 class Observations:
-    """Observations of a process. ``resident`` has the resident bytes by seconds since the start."""
+    """Measurements of a process. ``resident`` has its resident bytes by seconds since its start."""
 
     resident: dict[float, int] = field(default_factory=dict)
     pages: int = 0

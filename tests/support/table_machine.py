@@ -42,7 +42,7 @@ from tests.support.table_adapter import ALL_ROWS, Core, Relabelling, read_all, s
 IS_THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 MAX_SLOW_PAGES = 3
 MANY = 1000
-"""A maximum number of flows that is never reached."""
+"""A limit that is never reached, for the flows of a table and for the rows of a ranking."""
 
 EVER = float("-inf")
 LABEL_VALUE = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')

@@ -1,4 +1,4 @@
-"""Reports the lines of the core that no test runs, and compares them with a list.
+"""Reports the lines of the core that no test runs, and compares them with ``uncovered.txt``.
 
 ``make coverage`` runs the tests with coverage.py, which measures the Python modules, and with a
 core that is built for gcov. The limit of coverage.py is in ``pyproject.toml``. gcov counts lines of
