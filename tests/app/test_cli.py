@@ -216,7 +216,7 @@ def test_check_warns_about_traffic_that_is_counted_several_times() -> None:
     assert "several times" not in result.stdout
 
 
-def test_strict_includes_warnings_about_traffic() -> None:
+def test_strict_option_treats_warnings_about_traffic_as_errors() -> None:
     result = run("--check", "--strict", "-", stdin="pipeline.store.prom_sky_con.labels: [protocol]")
     assert (result.returncode, result.stdout) == (2, "")
     first, last = result.stderr.splitlines()
@@ -300,7 +300,7 @@ HINTS = {
 
 
 @pytest.mark.parametrize(("arguments", "hint"), HINTS.values(), ids=HINTS)
-def test_near_misses_get_a_hint(arguments: list[str], hint: str) -> None:
+def test_invalid_arguments_get_a_hint(arguments: list[str], hint: str) -> None:
     result = run(*arguments)
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
@@ -570,7 +570,7 @@ def test_replay_modules_are_imported_only_on_demand() -> None:
     assert result.stdout == "[]\n"
 
 
-def test_default_path_is_that_of_the_go_connector() -> None:
+def test_default_configuration_path_is_that_of_the_go_connector() -> None:
     if Path("/etc/skydive/prom_sky_con.yml").exists():
         pytest.skip("this machine has a configuration file at the default path")
     result = run()

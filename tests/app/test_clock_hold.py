@@ -92,7 +92,7 @@ def test_hold_is_bounded_if_all_captures_have_ended(running: Running) -> None:
     assert running.pass_time(600) == pytest.approx(600 - INCIDENT_UPDATES * UPDATE_S)
 
 
-def test_bound_is_a_multiple_of_the_agents_update_interval(running: Running) -> None:
+def test_longest_hold_is_a_multiple_of_the_agents_update_interval(running: Running) -> None:
     running.app.stats.flow_update_s = 10.0
     running.deliver()
     assert running.pass_time(600) == pytest.approx(600 - INCIDENT_UPDATES * 10)
@@ -106,7 +106,7 @@ def test_ended_recording_does_not_hold_the_clock(monkeypatch: pytest.MonkeyPatch
     assert running.pass_time(100) == 100
 
 
-def test_suspension_of_the_process_during_a_hold_is_not_counted(running: Running) -> None:
+def test_clock_excludes_a_suspension_of_the_process_during_a_hold(running: Running) -> None:
     running.deliver("one:8082")
     running.now_s += 3600
     assert running.pass_time(10) == 0

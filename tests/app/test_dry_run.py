@@ -89,7 +89,7 @@ def test_dry_run_selects_the_flows_of_a_capture(tmp_path):
 
 
 def test_names_of_the_topology_are_used(tmp_path):
-    """The packaged recording has names of pods, so its flows are in more than one connection."""
+    """With names of pods as the only labels, the packaged recording has several connections."""
     playback = Playback(recordings=recording.demo().recordings)
     by_name = dry_run.forecast(config_of(labels=["initiator_pod", "target_pod"]), playback)
     assert by_name.unbounded.connections > 1

@@ -59,8 +59,8 @@ WITH_START_TIMESTAMPS = "standard"
 CONNECTIONS = {"one-analyzer": 831, "two-analyzers": 530}
 
 # Metrics whose names break the conventions: counters without _total, and a metric whose unit is not
-# a base unit. Dashboards depend on the names that start with skydive_. The names that start with
-# my_ come from a test configuration.
+# a base unit. The names that start with skydive_ are those of the Go connector, and dashboards
+# depend on them. The names that start with my_ come from a test configuration.
 INHERITED = re.compile(
     r"skydive_network_(connection_total|interface)_\w+"
     r"|skydive_capture_(flows_dropped|kernel_flows_dropped|reports)"
@@ -388,7 +388,7 @@ def test_openmetrics_2_has_the_same_values_and_start_timestamps(replayed):
 def check_flow_families(file, page, first, result):
     """Compare the families of flows with a golden file.
 
-    ``first`` is the start of the first line of each family.
+    The first line of each family starts with ``first``.
     """
     families = []
     for line in page.decode().splitlines():

@@ -106,15 +106,15 @@ def test_info_series_can_be_enabled_without_losing_connections(shared: Shared) -
     assert third.table is first.table
     assert third.source.interface_info is None
     assert shared.stats.topology.names is None
-    # The third configuration did not poll names, so the earlier names may be outdated and are not
-    # used.
+    # With the third configuration, skyfast polled no names. So the earlier names may be outdated,
+    # and they are not used.
     fourth = pipeline.build(described(), third, shared)
     assert fourth.names.nodes == {}
     assert not fourth.names.ready.is_set()
 
 
 @pytest.mark.parametrize("label", ["node_name", "node_netns", "initiator_pod"])
-def test_labels_keep_their_names_while_info_series_need_more(shared: Shared, label: str) -> None:
+def test_labels_keep_names_while_info_series_need_more_names(shared: Shared, label: str) -> None:
     """The table must look up names in the same mapping before and after the reload."""
     first = pipeline.build(described(label, interface_info=False), None, shared)
     second = pipeline.build(described(label), first, shared)
@@ -167,7 +167,7 @@ def info_of(node_tid: str, *names: str) -> dict[str, str]:
 async def test_info_series_describe_the_capture_points_of_exported_flows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each point has one series, even if its names are unknown, change, or are removed."""
+    """Each capture point has one series, even if its names are unknown, change, or are removed."""
     monkeypatch.setattr(name_poller, "INTERVAL_S", 0.05)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = graph()
@@ -201,7 +201,7 @@ async def test_info_series_describe_the_capture_points_of_exported_flows(
 
 
 async def test_info_series_of_a_view_outlive_the_connections() -> None:
-    """Otherwise, a query that joins the info series would lose series of the view."""
+    """A query that joins the info series must not lose series of the view."""
     async with FakeAnalyzer() as analyzer:
         config = configured(
             analyzer.url,
@@ -220,7 +220,7 @@ async def test_info_series_of_a_view_outlive_the_connections() -> None:
             assert len(await rows(app, "nodes_bytes_total{")) == 2
 
 
-async def test_flows_move_to_a_late_name_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_flows_get_late_names_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", 0.05)
     monkeypatch.setattr(app_module, "RELABEL_FLOWS", 1)
     async with FakeAnalyzer() as analyzer:

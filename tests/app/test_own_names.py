@@ -1,4 +1,7 @@
-"""Own names in the whole program: from their file to the page, and changes of the file."""
+"""Own names (of the keys ``names`` and ``names_file``), from the file to the page.
+
+The file can change while skyfast runs.
+"""
 
 import asyncio
 import json

@@ -31,7 +31,7 @@ def message(*flows: str) -> str:
 
 
 def connections(page: bytes) -> set[str]:
-    """Return the nodes of the connections on a page, without the rows of views."""
+    """Return the values of ``node_tid`` of all connections on a page. Ignore the rows of views."""
     return set(re.findall(r'(?m)^skydive_network_connection_.*node_tid="(\w+)"', page.decode()))
 
 
@@ -199,7 +199,8 @@ async def test_cost_of_a_connection_is_logged(tmp_path: Path) -> None:
             )
             await analyzer.send(message_of(*flows))
         metrics = await skyfast.until(lambda metrics: metrics["skyfast_connections"] == count)
-        # The measured memory is not proportional: the arena and the indexes grow in large steps.
+        # The measured memory is not proportional to the number of connections, because the arena
+        # and the indexes grow in large steps.
         assert 0.8 < metrics["skyfast_table_bytes"] / count / int(match[2]) < 1.4
 
 
@@ -271,7 +272,9 @@ async def test_full_table_is_logged(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_connection_with_an_unread_report_survives_a_suspension(tmp_path: Path) -> None:
+async def test_connection_with_an_unread_report_survives_a_suspended_process(
+    tmp_path: Path,
+) -> None:
     async with AsyncExitStack() as stack:
         analyzer = await stack.enter_async_context(FakeAnalyzer())
         config = write_config(tmp_path, analyzer.url, connection_timeout=3, connection_grace=0)

@@ -179,7 +179,7 @@ async def by_label(server: str, expression: str, label: str) -> dict[str, float]
 
 
 @needs_prometheus
-async def test_late_name_moves_no_bytes_and_causes_no_spike(tmp_path: Path) -> None:
+async def test_name_that_becomes_known_late_causes_no_spike(tmp_path: Path) -> None:
     async with FakeAnalyzer() as analyzer:
         nodes = [pod("known")]
         analyzer.graph = {"Nodes": nodes, "Edges": []}
@@ -241,9 +241,9 @@ JOINED = f"* on (instance, node_tid) group_left (node_pod, node_namespace) {INFO
 
 
 async def report_at_capture_points(analyzer: FakeAnalyzer) -> None:
-    """Report eight conversations at two capture points, and drops at one of them, every second.
+    """Every second, report eight conversations at two capture points, and drops at the first one.
 
-    The topology does not know the other capture point.
+    The second capture point is not in the topology.
     """
     assert analyzer.graph is not None
     (cart,) = (node for node in analyzer.graph["Nodes"] if node["Metadata"].get("TID") == CART)
@@ -271,8 +271,8 @@ async def report_at_capture_points(analyzer: FakeAnalyzer) -> None:
 
 
 @needs_prometheus
-async def test_info_series_name_the_capture_points_of_every_shard(tmp_path: Path) -> None:
-    """The documented queries lose no traffic. The labels of targets do not replace names."""
+async def test_info_series_have_the_names_of_capture_points_on_every_shard(tmp_path: Path) -> None:
+    """The documented queries lose no traffic. Labels of scrape targets replace no names."""
     (text,) = (text for _, text in blocks(ROOT / "docs" / "metrics.md") if INFO in text)
     traffic_by_pod, drops_by_workload = queries_of(text)
     async with AsyncExitStack() as stack:

@@ -864,7 +864,7 @@ async def test_new_labels_and_metrics_start_a_new_table(
         assert not problems(await operator.reload())
 
 
-# By the field that changes: the keys of the first configuration, and those that a reload changes.
+# For each field: the keys of the first configuration, and the keys that the reload changes.
 SELECTIONS: Mapping[str, tuple[Keys, Keys]] = {
     "main": ({}, {"labels": ["protocol"]}),
     "views": ({}, {"views": []}),
@@ -904,7 +904,7 @@ def differing(old: Any, new: Any) -> list[str]:
 
 
 def config_of_store(keys: Keys) -> Config:
-    """Return a configuration with these keys of the store, or with ``cluster_net_masks``."""
+    """Return a configuration with these keys. All except ``cluster_net_masks`` are in the store."""
     networks = "cluster_net_masks"
     paths = {f"pipeline.classify.{k}" if k == networks else f"{STORE}.{k}": keys[k] for k in keys}
     return loader.parse(text_of(paths), {}, source="x.yml")
@@ -942,7 +942,7 @@ async def test_changed_view_starts_a_new_table(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["labels", "metrics", "direction", "amounts"])
-async def test_changed_main_view_starts_a_new_table(name: str) -> None:
+async def test_changed_first_view_starts_a_new_table(name: str) -> None:
     keys, changes = VIEWS[name]
     first: Keys = {"labels": ["protocol"], **keys}
     second: Keys = {**first, **changes}
@@ -1008,7 +1008,7 @@ async def test_new_bounds_show_and_hide_connections(tmp_path: Path, analyzer: Fa
         assert not any("connections reset" in line for line in operator.skyfast.log)
 
 
-async def test_networks_without_a_tag_label_keep_the_table() -> None:
+async def test_changed_networks_keep_the_table_if_no_label_shows_tags() -> None:
     assert not await has_new_table({}, {"cluster_net_masks": ["10.0.0.0/8"]})
 
 
@@ -1056,7 +1056,9 @@ def unchunked(response: bytes) -> bytes:
     return b"".join(chunks)
 
 
-async def test_include_other_starts_a_new_table(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+async def test_changed_include_other_starts_a_new_table(
+    tmp_path: Path, analyzer: FakeAnalyzer
+) -> None:
     gre = flow("1", Transport=None, LayersPath="Ethernet/IPv4/GRE")
     ping = flow("2", Transport=None, LayersPath="Ethernet/IPv4/ICMPv4", ICMP={"Type": "ECHO"})
     async with operated(tmp_path, subscribing(analyzer), quiet=False) as operator:
@@ -1250,7 +1252,7 @@ async def test_names_are_polled_without_interfaces(tmp_path: Path, analyzer: Fak
         analyzer.topology = topology("eth1")
         await operator.report(analyzer, flow("1"))
         assert len(analyzer.topology_requests) == requests
-        # Names that were read before the previous reload are outdated.
+        # skyfast reads the names again, because it has not polled them since the previous reload.
         await operator.reload({f"{STORE}.labels": NAME_LABELS})
         await operator.report(analyzer, flow("1"))
         assert total(await operator.flows(), node_name="eth1", target_name="h") == "100"

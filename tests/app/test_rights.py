@@ -125,7 +125,7 @@ async def analyzer() -> AsyncIterator[FakeAnalyzer]:
 
 
 @needs_root
-async def test_runs_without_privileges_and_writable_files(
+async def test_needs_neither_privileges_nor_writable_files(
     analyzer: FakeAnalyzer, read_only: Path
 ) -> None:
     """skyfast runs as a user that owns no files, in a directory that no user may write to."""

@@ -36,7 +36,7 @@ INTERVAL_S = 3
 """The interval and the timeout of scrapes, in real time. A busy machine needs a long timeout."""
 NEW_CONVERSATIONS = 400
 WARM_STEPS = 5
-"""Steps until there are always more than `DIRECT_CONNECTIONS`."""
+"""Steps until there are always more connections than `DIRECT_CONNECTIONS`."""
 CURL_STEPS = 10
 """Number of steps between two pages for curl."""
 CURL = shutil.which("curl")
@@ -80,7 +80,7 @@ class Network:
         return START_S + self.seconds
 
     async def step(self, app: App, analyzer: FakeAnalyzer) -> None:
-        """Let `STEP_S` pass, in `STEP_REAL_S`."""
+        """Advance the virtual time by `STEP_S`. This takes `STEP_REAL_S` of real time."""
         end = asyncio.sleep(STEP_REAL_S)
         for _ in range(0, STEP_S, TICK_S):
             self.seconds += TICK_S
@@ -92,7 +92,7 @@ class Network:
 
 
 def curl(url: str, openmetrics: int) -> None:
-    """Read a page with curl, which must accept its compression."""
+    """Read a compressed page with curl, which must be able to decompress it."""
     assert CURL is not None
     options = ("--silent", "--show-error", "--fail", "-H", f"Accept: {FORMATS[openmetrics]}", url)
     page = subprocess.run([CURL, "--compressed", *options], capture_output=True, check=True).stdout
@@ -135,7 +135,7 @@ def network() -> Iterator[Network]:
 @needs_victoria_metrics
 @pytest.mark.skipif(CURL is None and not tools.MUST_RUN, reason="curl is not installed")
 async def test_no_scrape_fails_in_an_hour_of_churn(tmp_path: Path, network: Network) -> None:
-    """Prometheus, if it is installed, reads OpenMetrics 1.0; VictoriaMetrics the text format."""
+    """VictoriaMetrics reads the text format. Prometheus, if installed, reads OpenMetrics 1.0."""
     async with FakeAnalyzer() as analyzer:
         config = loader.parse(CONFIG % analyzer.url, {}, source="churn.yml")
         app = App(config, load=lambda: config)

@@ -1,4 +1,4 @@
-"""The scrape recipes in ``docs/scraping.md``, run by the programs themselves."""
+"""The scrape recipes in ``docs/scraping.md``, run by the programs that they configure."""
 
 import asyncio
 from pathlib import Path
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, needs_victoria_metrics]
 
 
 def waiting() -> asyncio.Timeout:
-    """Return a limit for the time until the samples arrive."""
+    """Return a timeout for the arrival of the samples."""
     return asyncio.timeout(ANSWER_S)
 
 

@@ -47,7 +47,7 @@ def test_memory_does_not_grow_and_totals_are_right_in_real_time() -> None:
     assert "held" in soak("real", "--seconds=120", "--flows-per-s=1000")
 
 
-def test_growing_container_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_growing_list_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[str] = []
     monkeypatch.setattr(ingest, "kept", kept, raising=False)
     original = ingest.Ingest.message
@@ -82,7 +82,7 @@ def test_wrapped_32_bit_counter_continues_its_sum() -> None:
         assert numbers(core) == list(expected)
 
 
-def test_top_connections_are_ordered_by_sums_at_their_maximum() -> None:
+def test_connections_with_the_largest_possible_sums_are_ranked() -> None:
     core = Core()
     for uuid, last in (("a1", 1), ("b2", 1), ("c3", 1)):
         core.report(make_flow(uuid, (MAX_NUMBER, MAX_NUMBER, 1, 1), last=last), 0)

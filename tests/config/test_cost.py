@@ -136,7 +136,7 @@ def test_report_describes_bounds(
 
 
 @pytest.mark.parametrize("preset", ["services", "hosts"])
-def test_presets_hide_traffic_only_with_bounds(preset: str) -> None:
+def test_presets_hide_traffic_only_if_bounds_are_configured(preset: str) -> None:
     assert not cost.hides_traffic(make_config(preset=preset))
     config = make_config(preset=preset, min_bytes=7)
     assert cost.hides_traffic(config)
@@ -329,7 +329,7 @@ def test_histograms_count_traffic_several_times() -> None:
     assert cost.double_counted(config) == ["view a", "view b", "view c"]
 
 
-def test_bytes_of_histograms_match_the_table() -> None:
+def test_reported_memory_of_histograms_matches_the_table() -> None:
     count, taken = 20_000, []
     own = {"prefix": "a", "labels": ["tracking_id"], "direction": "sum"}
     histograms = [
@@ -348,12 +348,12 @@ def test_bytes_of_histograms_match_the_table() -> None:
     assert (taken[1] - taken[0]) / count == pytest.approx(expected, rel=0.1)
 
 
-def test_bytes_of_new_flows_match_the_table() -> None:
+def test_reported_memory_of_new_flows_matches_the_table() -> None:
     taken = row_bytes(metrics=("bytes", "new_flows")) - row_bytes(metrics=("bytes",))
     assert taken == cost.NEW_FLOWS_BYTES
 
 
-def test_bytes_of_topology_labels_match_the_table() -> None:
+def test_reported_memory_of_topology_labels_matches_the_table() -> None:
     row_alignment = 8
     for labels, keys in (
         (["node_name", "node_host", "node_type"], 1),
@@ -363,7 +363,7 @@ def test_bytes_of_topology_labels_match_the_table() -> None:
         assert abs(taken - cost.CELL_BYTES * (len(labels) + keys)) <= row_alignment
 
 
-def test_bytes_of_strings_match_the_table() -> None:
+def test_reported_memory_of_strings_matches_the_table() -> None:
     count, taken = 20_000, []
     for different in (False, True):
         config = make_config(labels=["tracking_id", "application"], views=[])
@@ -380,7 +380,7 @@ def test_bytes_of_strings_match_the_table() -> None:
     assert (taken[1] - taken[0]) / count == pytest.approx(cost.STRING_BYTES, rel=0.1)
 
 
-def test_bytes_of_names_match_the_table() -> None:
+def test_reported_memory_of_names_matches_the_table() -> None:
     count, taken = 20_000, []
     labels = [f"initiator_{name}" for name in ADDRESS_NAMES]
     for different in (False, True):

@@ -105,7 +105,7 @@ def test_zone_with_invalid_characters_is_rejected(text: str) -> None:
         parse_analyzer(text)
 
 
-def test_zone_names_an_interface() -> None:
+def test_zone_is_the_name_of_an_interface() -> None:
     assert parse_analyzer("fe80::1%eth0.7") == Endpoint("fe80::1%eth0.7", 8082)
     assert parse_url("ws://[fe80::1%eth0]:1").host == "fe80::1%eth0"
 

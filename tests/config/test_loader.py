@@ -680,7 +680,7 @@ def test_ignored_skydive_keys_are_listed_in_one_note() -> None:
     ]
 
 
-def test_phases_of_other_exporters_cause_warnings() -> None:
+def test_keys_of_other_exporters_cause_warnings() -> None:
     result = good("other_exporters")
     check_defaults(result)
     file = f"{DATA}/good/other_exporters.yml"
@@ -1205,7 +1205,7 @@ EXAMPLES = {
 
 
 def chosen_labels(text: str) -> tuple[LabelSpec, ...]:
-    """Return the labels of the main view if ``text`` is the value of the key ``labels``."""
+    """Return the labels of the first view if ``text`` is the value of the key ``labels``."""
     return parse(
         f"pipeline.store.prom_sky_con: {{direction: sum, labels: {text}}}"
     ).export.main.labels
@@ -1281,7 +1281,7 @@ def store_of(labels: str) -> str:
     return f"pipeline.store.prom_sky_con: {{labels: {labels}}}"
 
 
-# This excludes the tls keys, because their examples are paths of files that do not exist here.
+# The examples of the tls keys are left out: they are paths of files that do not exist here.
 @pytest.mark.parametrize(
     "key", [key for key in SCHEMA.values() if "tls." not in key.path], ids=lambda key: key.path
 )

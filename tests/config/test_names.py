@@ -1,4 +1,4 @@
-"""Own names in the configuration and in the file of the key ``names_file``."""
+"""Own names: the key ``names`` of the configuration, and the file of the key ``names_file``."""
 
 from pathlib import Path
 

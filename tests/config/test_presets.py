@@ -74,7 +74,7 @@ def test_given_key_replaces_the_whole_value_of_the_preset(
         assert path not in changed(origin, result)
 
 
-def test_variables_select_a_preset_and_replace_its_labels() -> None:
+def test_environment_variables_select_a_preset_and_replace_its_labels() -> None:
     environ = {
         "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PRESET": "hosts",
         "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_LABELS": "target_host",
@@ -109,7 +109,7 @@ def test_unknown_preset_is_an_error_with_a_suggestion() -> None:
         parse(preset="service")
 
 
-def test_family_that_conflicts_with_the_preset_is_an_error_at_the_given_key() -> None:
+def test_error_for_a_conflict_with_the_preset_has_the_configured_key() -> None:
     metric = {"name": "skydive_services_new_flows_total", "value": "Metric.ABBytes"}
     with pytest.raises(ConfigError, match=r"prom_sky_con\.metrics\.name"):
         parse(preset="services", metrics=[{**metric, "type": "counter"}])

@@ -168,7 +168,7 @@ def test_bounds_of_overlapping_shards_cause_a_warning(store, overlapping):
 
 
 def shares(count, spec=None):
-    """Return one table per share."""
+    """Return one table per share. A share is the part of the connections that a shard exports."""
     return [Core(spec, share=(index, count)) for index in range(count)]
 
 

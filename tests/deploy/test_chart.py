@@ -170,7 +170,7 @@ def without_helm(value: Any) -> Any:
         and not (name == "annotations" and item.keys() == {"checksum/config"})
         and name != "jobLabel"  # the Service of the manifests has the expected name
         and (name, item) != ("type", "ClusterIP")  # the default
-        # kustomize does not add this label to pods and to objects outside of kustomization.yml.
+        # kustomize adds this label neither to pods nor to objects outside of kustomization.yml.
         and name != "app.kubernetes.io/part-of"
     }
     if kept.get("name", "").startswith("skyfast-"):

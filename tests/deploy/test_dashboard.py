@@ -295,7 +295,7 @@ async def has_data(server: str, expression: str) -> bool:
 
 @asynccontextmanager
 async def scraped(text: str, directory: Path) -> AsyncIterator[tuple[Skyfast, str]]:
-    """Run skyfast on its recording, and a Prometheus that scrapes it; yield both."""
+    """Run skyfast with its demo recording, and a Prometheus that scrapes skyfast; yield both."""
     config = directory / "prom_sky_con.yml"
     config.write_text(text)
     async with (

@@ -18,7 +18,7 @@ TSC = MODULES / "typescript" / "bin" / "tsc"
 TIMEOUT_S = 120.0
 
 NAMES = {"bargauge": "BarGauge", "stat": "Stat", "table": "Table", "timeseries": "TimeSeries"}
-"""The names of panel types in the module paths of their types."""
+"""For each type of panel, the name in the path of its TypeScript module."""
 
 EXPORT_KEYS = ("__inputs", "__elements", "__requires")
 """Keys of exported dashboards that are not part of the schema."""

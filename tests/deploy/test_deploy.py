@@ -270,7 +270,7 @@ class Build:
             self.environ[name] = self.known[name]
 
     def expand(self, text: str) -> str:
-        """Return ``text`` with the values of the arguments that are known."""
+        """Return ``text`` with each known argument replaced by its value."""
         return re.sub(r"\$\{(\w+)\}", lambda match: self.known[match[1]], text)
 
     def do_from(self, rest: str) -> None:
@@ -374,7 +374,8 @@ def in_image(
 ) -> subprocess.Popen[str]:
     """Start a command as in a container.
 
-    If possible, it runs as the user and the group in ``run_as``, or as those of the image.
+    If possible, the command runs as the user and the group in ``run_as``. By default, these are the
+    user and the group of the image.
     """
     uid, gid = map(int, (run_as or image.settings["USER"]).split(":"))
     python = Path(sys.base_prefix).resolve()

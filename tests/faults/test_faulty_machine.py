@@ -25,10 +25,10 @@ from tests.support.paths import ROOT
 
 TIMEOUT_S = 8.0
 PAUSE_S = 9.0
-"""A pause that is longer than ``TIMEOUT_S``. It is so long that `skyfast.runtime.clock` stops."""
+"""A pause that is longer than ``TIMEOUT_S``. `skyfast.runtime.clock` does not count it."""
 HOUR_S = 3600
 FEW = 3
-"""A limit of file descriptors that is lower than the number that every skyfast process has open."""
+"""A limit of file descriptors. Every skyfast process has more open descriptors than this."""
 
 SHORT = {"prom_sky_con": {"connection_timeout": TIMEOUT_S, "connection_grace": 0}}
 
@@ -186,9 +186,9 @@ async def test_connections_of_a_lost_analyzer_expire(directory: Path) -> None:
 
 
 async def check_expiry(trial: Trial, *, within_s: float, update_s: float = 60.0) -> None:
-    """Check that connections expire without their analyzer, and that they return with it.
+    """Check that connections expire while their analyzer is down, and return when it is up again.
 
-    The clock is first held for the maximum time. Until then, no connection expires.
+    The clock is first held for the maximum time. No connection expires before the end of the hold.
     """
     connections = len(trial.totals)
     before = await trial.skyfast.self_metrics()

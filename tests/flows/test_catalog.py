@@ -66,7 +66,7 @@ class Names(dict[str, tuple[str, ...]]):
 
 
 class Source:
-    """A source of names. The topology is empty, and there can be two labels of pods."""
+    """Empty names for all labels of the topology, and for up to two labels of pods."""
 
     def __init__(self) -> None:
         self.ends = Names(len(ADDRESS_NAMES) + 2)
@@ -81,13 +81,13 @@ def plan_of(names: Source | None = None, **keys: object) -> Plan:
 
 
 def metric(name: str, **keys: object) -> Family:
-    """Return the only family of the main view."""
+    """Return the only family of the first view."""
     (family,) = plan_of(metrics=[name], **keys).views[0].families
     return family
 
 
 def column(name: str, names: Source | None = None, **keys: object) -> Column:
-    """Return the only column of the main view."""
+    """Return the only column of the first view."""
     (result,) = plan_of(names, labels=[name], **keys).views[0].columns
     return result
 
@@ -704,7 +704,7 @@ def test_table_accepts_the_largest_plan() -> None:
 )
 def test_lookup_key_counts_once_towards_the_limit_of_columns(names: list[Any], keys: int) -> None:
     def accepted(count: int) -> ExportSelection:
-        """Return a selection. Each view has the labels ``names``; there are ``count`` others."""
+        """Return views that all have the labels ``names``, and together ``count`` other labels."""
         fields = [{"name": f"field_{i}", "path": "Link.A"} for i in range(count)]
         half = MAX_VIEW_COLUMNS - 10
         views = [

@@ -1,4 +1,7 @@
-"""Own names of addresses and networks: the file, and lookups compared with a linear search."""
+"""Own names, which the keys ``names`` and ``names_file`` give to addresses and networks.
+
+The tests read files of names, and compare lookups with a linear search.
+"""
 
 import ipaddress
 from collections.abc import Mapping, Sequence

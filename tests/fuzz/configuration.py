@@ -122,7 +122,7 @@ def check_error(error: ConfigError, *, hides: str | None) -> None:
 
 
 def corrupt(rng: random.Random, text: str) -> bytes:
-    """Return ``text`` as a file, sometimes with additional pieces of YAML or invalid bytes."""
+    """Return ``text`` encoded, sometimes with additional pieces of YAML or invalid bytes."""
     for _ in range(rng.choice((0, 0, 0, 1, 3))):
         index = rng.randrange(len(text) + 1)
         text = text[:index] + rng.choice(PIECES) + text[index:]

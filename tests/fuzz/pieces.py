@@ -19,7 +19,7 @@ from tests.support.deflated import LAST_BLOCK, inflate, strictly_inflated
 from tests.support.pieces import Slices, random_slices
 
 MAX_STRICT_BYTES = 3_000
-"""The strict decoder is slow, so it only reads cases with less text than this."""
+"""The strict decoder is slow, so it reads only cases with less text than this."""
 
 MAX_SLICE = 500
 """The size of a slice in the build `checked` of the core."""

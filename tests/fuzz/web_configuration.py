@@ -99,7 +99,7 @@ class WebConfiguration(Target):
             check_error(error, hides=SECRET if _HIDDEN.search(case) else None)
             return
         assert config.summary().isprintable()
-        # Values of headers and names are not secret. They may contain the same text as a secret.
+        # Headers and allowed names are not secret. They may contain the same text as a secret.
         public = (config.headers, config.allowed_sans, config.rate_limit)
         assert repr(config).count(HASH) == sum(repr(value).count(HASH) for value in public)
         for name, value in config.headers.items():

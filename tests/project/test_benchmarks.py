@@ -1,4 +1,4 @@
-"""Benchmarks work, in a small scale. The figures themselves are not checked."""
+"""Benchmarks work on a small scale. The tests do not check the figures themselves."""
 
 import json
 import os

@@ -119,7 +119,7 @@ COMMANDS = {
 
 
 def command(line: str) -> list[str]:
-    """Return the words of a command without its variables, or nothing for other lines."""
+    """Return the words of a command without variable assignments, or nothing for other lines."""
     words = line.split("#")[0].split()
     while words and re.match(r"[A-Z_]+=", words[0]):
         words.pop(0)

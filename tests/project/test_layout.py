@@ -34,7 +34,7 @@ def test_test_modules_do_not_import_each_other(path: Path) -> None:
 
 
 def test_test_folders_mirror_the_package() -> None:
-    """The other test folders cover several folders of the package, or files outside the package."""
+    """The folders in ``others`` test several folders of the package, or files outside of it."""
     others = {"app", "deploy", "faults", "fuzz", "project"}
     folders = {path.parent.relative_to(TESTS).parts[0] for path in TEST_FILES}
     assert {name for name in folders - others if not (ROOT / "skyfast" / name).is_dir()} == set()

@@ -32,7 +32,7 @@ def test_all_files_have_the_same_version() -> None:
     assert set(release.versions().values()) == {skyfast.__version__}
 
 
-def test_release_needs_the_version_of_the_tag_and_notes() -> None:
+def test_release_requires_notes_and_the_version_of_its_tag() -> None:
     assert release.problems(f"v{skyfast.__version__}") == []
     problems = release.problems("v9.9.9")
     assert "CHANGELOG.md has no section 9.9.9" in problems

@@ -101,7 +101,7 @@ def graph_of_containers():
 
 
 def test_demo_has_the_topology_of_its_containers_and_pods():
-    """The nodes and edges in the demo only have the fields that skyfast reads."""
+    """The nodes and edges in the demo have only the fields that skyfast reads."""
     graph = graph_of_containers()
     recorded = {each["ID"]: each for each in (*graph["Nodes"], *graph["Edges"])}
     updates = recording.demo().first_topology()

@@ -79,7 +79,7 @@ def test_bare_flow_is_wrapped_in_a_message() -> None:
         message = parse(flow + b"\r\n")
         assert message.data == b'{"Namespace":"flow","Type":"store","Obj":[%b]}' % flow
         assert (message.at_ms, message.line) == (None, "flow")
-    # A recorded flow without a message stays as it was received.
+    # If an analyzer sent a flow without a message, a replay does not add a message.
     assert parse(line(FLOW, at_ms=BASE_MS, analyzer="a")).data == FLOW
 
 
@@ -268,7 +268,7 @@ def test_outlier_time_in_a_message_is_ignored(tmp_path: Path) -> None:
 
 
 def test_earlier_of_two_distant_times_is_used(tmp_path: Path) -> None:
-    """If the later time were used and wrong, all following messages would be sent at once."""
+    """If the later time were wrong, all following messages would be sent at once."""
     path = write(tmp_path, flow(0, 10**9) + flow(2000) + flow(-(10**9), 5000) + flow(5000))
     assert [s for _, s in due(path)] == [0, 2, 2, 5]
 
@@ -324,8 +324,8 @@ def test_flows_of_a_capture_also_go_to_flow_subscribers() -> None:
 def test_topology_has_the_time_of_the_messages_around_it(tmp_path: Path) -> None:
     """A replay sends each update of the topology between the same messages as in the recording.
 
-    Updates before the first message have the time of this message. The clock of the recording may
-    have been set back.
+    This is also true if the clock was set back during the recording. Updates before the first
+    message have the time of this message.
     """
     update = recording.Update(removed=["x"])
 

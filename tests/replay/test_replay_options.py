@@ -240,7 +240,8 @@ async def test_anonymized_recording_gives_the_same_totals(tmp_path: Path) -> Non
         connections = (await skyfast.self_metrics())["skyfast_connections"]
     assert path.stat().st_mode & 0o777 == 0o600
     text = gzip.decompress(path.read_bytes())
-    # A pseudonym can begin like an address of the recordings by chance, but hardly equals one.
+    # A pseudonym can begin like an address of the recordings by chance, but is very unlikely
+    # to equal one.
     assert not re.search(rb"\b10\.(?:77|99)\.0\.[12]\b|\bfd77::[12]\b|dfb29c54-c71c", text)
     async with replay(path, "--replay-speed=1") as skyfast:
         second = await page(skyfast, 37 + 33)

@@ -1,4 +1,4 @@
-"""The topology in recordings: after every update, a replay sends the analyzer's responses."""
+"""The topology in recordings: a replay answers queries as the analyzer did at that time."""
 
 import json
 from typing import Any

@@ -336,7 +336,7 @@ def test_interval_can_be_set(
     assert limited.warn("a") == "it happened (1 more suppressed)"
 
 
-def test_reset_allows_every_cause_and_keeps_counts(limited: Limited) -> None:
+def test_reset_allows_another_line_per_cause_and_keeps_counts(limited: Limited) -> None:
     for cause in ("a", "a", "b"):
         limited.warn(cause)
     limited.limit.reset()

@@ -1,4 +1,4 @@
-"""Own names are reloaded when their file changes."""
+"""Own names from the file of the key ``names_file`` are reloaded when this file changes."""
 
 import os
 from pathlib import Path

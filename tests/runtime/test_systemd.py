@@ -110,7 +110,7 @@ async def test_hanging_process_sends_no_watchdog_message(
         start_s = time.monotonic()
         for _ in range(6):
             assert await listener.message(WATCHDOG_S) == {"WATCHDOG": "1"}
-        assert time.monotonic() - start_s < 6 * WATCHDOG_S  # twice in each interval
+        assert time.monotonic() - start_s < 6 * WATCHDOG_S  # two messages per interval
 
         skyfast.process.send_signal(signal.SIGSTOP)
         listener.waiting()

@@ -95,7 +95,7 @@ class Flow(msgspec.Struct):
 
 
 class FakeTable:
-    """A fake table. It only has the time range of its latest update."""
+    """A fake table. It has only the time range of its latest update."""
 
     def __init__(self, flows: list[Flow]) -> None:
         times = [flow.Last for flow in flows]

@@ -22,7 +22,7 @@ def report(last_ms: int | None, *, updated_ms: int | None = None, finish: int = 
 
 
 def observed(*flows: Any) -> tuple[Histogram, Histogram]:
-    """Return the histograms of packet age and delivery after one message with ``flows``."""
+    """Return the histograms of packet ages and delivery delays after a message with ``flows``."""
     analyzer = AnalyzerStats("a:1")
     DataAge().observe(flows, analyzer, NOW_MS)
     return analyzer.packet_age, analyzer.delivery
@@ -64,7 +64,7 @@ def test_closing_reports_are_not_observed():
     assert not any(map(counts, observed()))
 
 
-def test_draw_of_a_closing_report_is_repeated():
+def test_another_report_is_drawn_instead_of_a_closing_report():
     closing, other = report(NOW_MS, finish=1), report(NOW_MS)
     draws = iter([0.4] * (MAX_DRAWS - 1) + [0.6])
     analyzer = AnalyzerStats("a:1")

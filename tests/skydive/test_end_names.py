@@ -1,4 +1,4 @@
-"""The names of the ends of flows: names of the topology, combined with own names."""
+"""Names of the ends of flows: names of the topology, combined with own names (key ``names``)."""
 
 import pytest
 
@@ -127,7 +127,7 @@ def export_of(labels: list[object]) -> ExportSelection:
     return make_config(labels=labels).export
 
 
-def test_only_labels_of_the_topology_note_unknown_addresses():
+def test_unknown_addresses_are_noted_only_for_labels_of_the_topology():
     for labels, notes in (
         (["initiator_network"], False),
         ([{"name": "site", "names_key": "site"}], False),

@@ -53,7 +53,7 @@ def test_capture_points_are_named_by_host_owner_and_interface(names: KnownNames)
     assert names.of_node("pod") == CapturePointName("h1", "shop/cart-1", "eth0")
 
 
-def test_addresses_without_a_certain_name_have_an_empty_name(names: KnownNames) -> None:
+def test_unknown_and_ambiguous_addresses_have_an_empty_name(names: KnownNames) -> None:
     assert names.of_address("10.0.0.1") == "shop/cart"
     assert names.of_address("10.0.0.2") == ""  # the name depends on the flow
     assert names.of_address("10.0.0.3") == ""

@@ -116,7 +116,7 @@ def test_equal_names_of_several_candidates_are_not_ambiguous(index):
 # Ambiguous addresses.
 
 
-def test_a_local_address_always_depends_on_the_context(index):
+def test_the_names_of_a_local_address_always_depend_on_the_context(index):
     owner = candidate("a", host="h1", namespace="ns1")
     points = {
         "here": point(host="h1", namespace="ns1"),
@@ -298,7 +298,7 @@ def test_an_address_that_a_host_has_lost_belongs_to_its_other_owner(index):
     assert index.addresses["10.0.0.1"] == names_of("a")
 
 
-def test_the_mappings_are_bounded_and_the_oldest_leave_first(index, monkeypatch):
+def test_the_mappings_are_bounded_and_the_oldest_names_are_removed_first(index, monkeypatch):
     monkeypatch.setattr(name_index, "MAX_NAMES", 3)
     update(index, nodes={"a": "1", "b": "2"})
     update(index, now=1.0, nodes={"b": "2"})

@@ -431,7 +431,7 @@ def test_containers_of_different_pods_identify_no_pod(topology):
     runtime = next(node for node in topology.nodes if "Container" in node["Metadata"])
     topology.kubernetes_container(other, runtime=runtime)
     assert "pod" not in topology.node_names(interface)
-    # The container of the namespace is certain.
+    # The namespace has only one container, so this container is known.
     assert topology.node_names(interface)["container"] == "runtime-web-1-h1"
     topology.edges.pop()
     topology.kubernetes_container(other, runtime=topology.container(netns, "c2"))
@@ -624,7 +624,7 @@ def test_a_node_in_another_cluster_does_not_determine_the_host_of_a_pod(topology
     assert topology.names("10.1.0.5")["host"] == "n1"
 
 
-def test_nodes_with_the_same_name_in_two_clusters_have_no_certain_agent(topology):
+def test_the_agent_of_nodes_with_the_same_name_in_two_clusters_is_unknown(topology):
     """The probe links a host with all nodes that have the same name, in all clusters."""
     host = topology.host("agent-7")
     for cluster in ("c1", "c2"):
@@ -643,7 +643,7 @@ def test_a_kubernetes_node_with_the_name_of_a_host_is_that_host(topology):
 
 
 def test_a_kubernetes_node_with_the_name_of_another_node_is_not_that_host(topology):
-    """The host ``n1`` is a node of one of two clusters, or has another name in Kubernetes."""
+    """The host ``n1`` may be in either of two clusters, or has another name in Kubernetes."""
     host = topology.host("n1")
     interface = topology.interface(topology.netns(host, "blue"), "10.1.0.5/24")
     other = topology.interface(host, "10.1.0.1/24")
@@ -825,7 +825,7 @@ def test_an_owner_is_preferred_to_edges(topology):
     assert workload_of(topology) == ("Deployment", "web")
 
 
-def test_a_missing_replica_set_shows_the_deployment_in_its_name(topology):
+def test_the_deployment_is_read_from_the_name_of_a_missing_replica_set(topology):
     labels = {"pod-template-hash": "5d"}
     pod = topology.pod("web-1", "10.1.0.5", owners=[owner("ReplicaSet", "web-5d")], labels=labels)
     assert workload_of(topology) == ("Deployment", "web")
@@ -990,7 +990,7 @@ def test_an_address_of_an_unknown_machine_does_not_belong_to_the_host(topology):
     assert topology.names("10.9.0.1") == {"host": "h1"}
 
 
-def test_the_own_address_of_an_interface_does_not_belong_to_a_machine(topology):
+def test_an_address_of_the_interface_itself_does_not_belong_to_a_machine(topology):
     """Neutron also lists the addresses of OpenStack's DHCP servers and routers."""
     netns = topology.netns(topology.host(), "qdhcp-1")
     topology.interface(netns, "10.9.0.2/24", Neutron={"IPV4": ["10.9.0.2/24"]})
@@ -1208,8 +1208,8 @@ def test_edges_without_nodes_are_counted(topology):
         topology.edge(missing, interface, relation_type)
         topology.edge(interface, missing, relation_type)
     assert topology.names("10.0.0.1") == {"name": "h1", "host": "h1"}
-    # Two kinds of edges are not counted, because skyfast does not read all nodes that interfaces
-    # own and that services select.
+    # Two kinds of edges are not counted: skyfast does not read all nodes that interfaces own, nor
+    # all nodes that services select.
     count = 2 * len(graph_index.RELATION_TYPES) - 2
     assert topology.resolve().skipped == {"edge_without_node": count}
 

@@ -69,7 +69,7 @@ PART_FIELDS = {
 """The fields that are counted if a nested object has a wrong type."""
 
 NON_NUMBERS = ("x", 1.5, 1e300, True, [1], {"a": 1})
-"""Values that are not numbers. The last one is only used for fields that are not objects."""
+"""Values that are not numbers. The last one is used only for fields that are not objects."""
 
 
 @pytest.mark.parametrize(

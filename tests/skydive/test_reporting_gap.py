@@ -1,4 +1,4 @@
-"""The decision when to hold (stop) the clock of the table, in virtual time.
+"""The decision when to hold (stop) the clock of the table, tested in virtual time.
 
 `skyfast.skydive.reporting_gap` has no clock and no socket.
 """
@@ -250,7 +250,7 @@ class ReferenceModel:
     def _spent_s(
         self, calm: Sequence[bool], spent: Sequence[bool], first: int, update_s: float
     ) -> float:
-        """Return the time spent since the last calm period that lasted at least ``update_s``."""
+        """Return the time counted towards the limit since the last calm period of ``update_s``."""
         total_s = calm_s = 0.0
         for i, (is_calm, is_spent) in enumerate(zip(calm, spent, strict=True)):
             calm_s = calm_s + self._seconds(first + i) if is_calm else 0.0

@@ -353,7 +353,7 @@ def test_idle_network_is_not_silent(analyzers: int, points: int) -> None:
     assert not cluster.run(800)
 
 
-def test_occasional_packets_do_not_make_flows_due() -> None:
+def test_occasional_packets_without_flows_are_not_silence() -> None:
     cluster = Cluster(analyzers=1, points=5, packets_s=0)
     cluster.flowless = {0}  # all flows are lost
     for _ in range(20):

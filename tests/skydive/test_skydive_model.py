@@ -623,7 +623,8 @@ def test_leaving_subscriber_silences_all_others():
         "skyfast is still connected"
     )
 
-    # Once a new client asks for a namespace, all its subscribers receive messages again.
+    # When a new client subscribes to a namespace, all subscribers to this namespace receive
+    # messages again.
     stats = Subscriber(analyzer, host_id="stats", namespaces=["stats"])
     stats.start()
     assert receivers(cluster, 300) == {("skyfast", "stats"), ("stats", "stats")}
@@ -633,7 +634,7 @@ def test_leaving_subscriber_silences_all_others():
         ("skyfast", "flow"),
         ("flows", "flow"),
     }
-    # When the subscriber to "flow" leaves, "stats" stops too.
+    # When the new subscriber to "flow" leaves, subscribers to "stats" receive nothing more, either.
     flows.stop()
     assert receivers(cluster, 500) == set()
 

@@ -647,7 +647,7 @@ async def test_next_message_ends_suspicion(analyzer: FakeAnalyzer) -> None:
 async def test_statistics_without_flows_are_silence(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture, with_flows: bool
 ) -> None:
-    """This happens after one subscriber leaves, and another one only subscribes to statistics."""
+    """This happens after one subscriber leaves, and another one subscribes only to statistics."""
     counter = MessageCounter()
     async with subscribed(make_config(analyzer.url), **counter.options) as running:
         running.stats.flow_update_s = 0.3

@@ -336,7 +336,8 @@ def runner() -> Iterator[asyncio.Runner]:
 @given(
     pieces=STREAMS,
     cuts=CUTS | st.just(EVERYWHERE),
-    # These are smaller than a frame with its header, smaller than a message, and larger than both.
+    # Some sizes are smaller than a frame with its header, some are smaller than a message, and some
+    # are larger than both.
     buffer_bytes=st.sampled_from([16, 200, 40_000, BUFFER_BYTES]),
     turn_s=st.sampled_from([0.0, 10.0]),
     reset=st.booleans(),

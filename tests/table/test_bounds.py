@@ -34,7 +34,7 @@ def make(request):
 
 
 def bounded(min_bytes=0, min_packets=0, *, families=FAMILIES, labels=LABELS, **others):
-    """Return the spec of a main view with bounds, and a view of all traffic without bounds."""
+    """Return the spec of a first view with bounds, and a view of all traffic without bounds."""
     amounts = ("bytes", "packets")
     view = View(labels, families, amounts=amounts, min_bytes=min_bytes, min_packets=min_packets)
     totals = View((KNOWN_LABELS["protocol"],), standard("all", "bytes"))
@@ -46,7 +46,7 @@ def values(table, family, now=0.0):
     return [int(line.rpartition(" ")[2]) for line in sorted(table.page(now)[family])]
 
 
-def test_connection_has_series_from_the_bound_on(make):
+def test_connection_has_series_once_it_reaches_the_bound(make):
     table = make(bounded(MIN_BYTES))
     table.report(make_flow(total=(400, 599, 1, 2), rtt=7, last=1), 0)
     assert not any(table.page(0)[family.name] for family in FAMILIES)
@@ -291,7 +291,7 @@ def test_invalid_forecasts_are_rejected():
     assert core.table.forecast(0, 0, []) == []
 
 
-def test_views_without_bounds_need_no_memory():
+def test_bounds_need_memory_only_for_counters_that_no_metric_shows():
     """If metrics show bytes and packets anyway, bounds need no additional counters."""
     plain = Core(Spec(views=(View(),)))
     shown = Core(Spec(views=(View(amounts=("bytes", "packets"), min_bytes=1, min_packets=1),)))

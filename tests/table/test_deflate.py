@@ -158,7 +158,7 @@ def test_all_decoders_return_the_pages_of_recordings(name, openmetrics):
 
 
 @pytest.mark.skipif(not HAS_GO, reason="needs Go")
-def test_go_rejects_bad_members():
+def test_go_rejects_damaged_gzip_members():
     lines, blocks = deflate_all(table_of(many_flows(3)).table.page(0))
     member = gzip_member(lines, blocks)
     assert inflated_by_go(member) == lines
@@ -194,7 +194,7 @@ def test_lines_are_overwritten_by_the_next_call():
     assert len(bytes(first)) == len(copy)
 
 
-def test_end_is_returned_again():
+def test_reads_after_the_end_return_an_empty_block():
     page = table_of(varied_flows(3)).table.page(0)
     lines, blocks = deflate_all(page)
     for _ in range(3):
@@ -206,7 +206,7 @@ def test_end_is_returned_again():
 
 @in_all_formats
 @pytest.mark.parametrize("parts", [2, 7])
-def test_parts_and_families(parts, openmetrics):
+def test_parts_and_families_can_be_compressed(parts, openmetrics):
     core = table_of(varied_flows(500))
     names = {core.families[0].name}
     for part in range(parts):
@@ -217,8 +217,8 @@ def test_parts_and_families(parts, openmetrics):
 
 
 @in_all_formats
-def test_first_side_without_a_line(openmetrics):
-    """Only the line of the second side is on the page, so it is not a copy."""
+def test_first_direction_can_have_no_line(openmetrics):
+    """Without a line of the first direction, the line of the second one is not copied from it."""
     for position in (0, 1, 2):
         labels = [LABELS[0], LABELS[1]]
         labels.insert(position, DIRECTION)
@@ -235,7 +235,7 @@ def test_first_side_without_a_line(openmetrics):
 
 @in_all_formats
 def test_strings_are_replaced_between_two_chunks(openmetrics):
-    """Other strings get the numbers of strings that the page has shown already."""
+    """The table identifies strings by numbers. New strings reuse numbers on the page."""
     core = Core()
     core.message(many_flows(300, node="a" * 40), 0)
     page = core.table.page(0, openmetrics, created=True)
@@ -267,8 +267,8 @@ def test_values_change_between_two_chunks(openmetrics):
 
 
 @pytest.mark.slow
-def test_hour_of_churn():
-    """A page each 15 s, whose connections change between its chunks, in alternating formats."""
+def test_pages_are_right_during_an_hour_of_churn():
+    """Every 15 s, a page is read in another format. Connections change between its chunks."""
     core = Core(Spec(views=(View(LABELS), View((LABELS[0], DIRECTION), timeout_s=75))))
     rng = random.Random(0)
     now = first = 0
@@ -336,7 +336,7 @@ def test_pieces_cover_the_text_and_their_sources_are_right(name, openmetrics):
     assert len(text) < 3_000 or len(slices) > 2
 
 
-# Any pieces of any text. The pieces are only hints, so wrong ones make no difference.
+# Any pieces of any text. The pieces are only hints: if they are wrong, the text is still right.
 
 
 def deflated(slices: Slices, **options: int) -> bytes:
@@ -346,7 +346,7 @@ def deflated(slices: Slices, **options: int) -> bytes:
     return blocks
 
 
-def test_text_without_pieces():
+def test_text_needs_no_pieces():
     text = bytes(range(256))
     blocks = deflated([(text, []), (text, [])])
     assert strictly_inflated(blocks + LAST_BLOCK) == text * 2
@@ -354,7 +354,7 @@ def test_text_without_pieces():
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 257, 258, 259, 260, 261, 262, 400, 499])
-def test_lengths_of_matches(length):
+def test_matches_can_have_any_length(length):
     text = random.Random(length).randbytes(length)
     slices = [(text, []), (text, [(length, COPIED | length)])]
     blocks = deflated(slices)
@@ -363,7 +363,7 @@ def test_lengths_of_matches(length):
 
 
 @pytest.mark.parametrize("distance", [1, 2, 3, 4, 5, 32_767, 32_768, 32_769, 40_000])
-def test_distances_of_matches(distance):
+def test_only_matches_within_the_window_are_used(distance):
     rng = random.Random(distance)
     start = [(rng.randbytes(400), []) for _ in range(distance // 400 + 1)]
     text = b"".join(text for text, _ in start)
@@ -375,7 +375,7 @@ def test_distances_of_matches(distance):
     assert growth < 10 if distance <= WINDOW else growth > 80
 
 
-def test_distances_never_reach_beyond_the_start():
+def test_matches_never_reach_back_beyond_the_start():
     for distance in (1, 99, 100, 101, 500, WINDOW):
         slices = [(bytes(100), []), (bytes(100), [(100, COPIED | distance)])]
         strictly_inflated(deflated(slices) + LAST_BLOCK)
@@ -383,8 +383,8 @@ def test_distances_never_reach_beyond_the_start():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_positions_beyond_4_gib(seed):
-    """Positions are stored modulo 4 GiB, and the latest pieces are still found."""
+def test_matches_are_found_beyond_4_gib(seed):
+    """Positions are stored modulo 4 GiB. Beyond 4 GiB, the latest pieces are still found."""
     rng = random.Random(seed)
     slices: Slices = []
     while sum(len(text) for text, _ in slices) < WINDOW:
@@ -395,7 +395,7 @@ def test_positions_beyond_4_gib(seed):
     assert len(deflated(slices, long_from=start)) <= 1.01 * len(deflated(slices))
 
 
-def test_wrong_pieces():
+def test_wrong_pieces_do_not_change_the_text():
     for text in (b"a" * 300, b"abcdefghij" * 30, "é😀".encode() * 50):
         for pieces in (
             [(300, FIXED | 1)],
@@ -409,8 +409,8 @@ def test_wrong_pieces():
             deflated([(text, pieces), (text[::-1], pieces), (text, pieces)])
 
 
-def test_codes_follow_the_text():
-    """Text of another kind makes the codes that were learnt useless."""
+def test_codes_adapt_to_the_text():
+    """The Huffman codes adapt to text of another kind, which the earlier codes compress badly."""
     rng = random.Random(1)
     size = checked.MAX_SLICE * 4 // 5
     count = 20_000 // size + 5
@@ -422,7 +422,7 @@ def test_codes_follow_the_text():
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_any_pieces(seed):
+def test_random_pieces_do_not_change_the_text(seed):
     slices = random_slices(random.Random(seed), checked.MAX_SLICE)
     blocks = deflated(slices)
     if seed % 4 == 0:

@@ -1,4 +1,7 @@
-"""Worked examples of histograms, checked against the model and the core."""
+"""Worked examples of histograms, checked against the model and the core.
+
+``docs/architecture.md`` explains terms such as *dormant*, *horizon* and *overflow*.
+"""
 
 import re
 from functools import partial
@@ -66,7 +69,7 @@ CLOSING = {"finish": 1, "newest_last": 70_000, "newest_start": 60_000, "last": 6
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model, or of the core, which has two ways to read fields."""
+    """Return the constructor of the model or of the core. The core has two ways to read fields."""
     return request.param
 
 
@@ -483,8 +486,9 @@ def test_row_is_created_for_a_closing_report(make):
     assert observed(table, "size", 600) == ([0, 1, 1], "300")
 
 
-def test_linked_and_other_views_are_observed(make):
-    # The application is not a label of the first view.
+def test_flows_are_observed_in_linked_and_other_views(make):
+    # Connections have links to the rows of a view if the first view has all labels of that view.
+    # The first view has the label node_tid, but not the application.
     labels = ((NODE,), (APPLICATION,))
     views = [
         View(labels_, (Family(**{**vars(SIZE), "name": f"v{n}"}),))

@@ -483,9 +483,9 @@ def test_scan_skips_connections_created_after_its_last_slice(scan, slices):
 
 
 def test_scan_omits_strings_that_reuse_the_numbers_of_freed_strings():
-    """A scan first finds the numbers of strings, and then reads the strings.
+    """The table identifies strings by numbers. A scan first finds numbers, and then reads strings.
 
-    In between, it releases its lock, so new strings can reuse these numbers.
+    In between, the scan releases its lock, so new strings can reuse these numbers.
     """
     core = Core(build=checked)
     core.message([make_flow(f"{n}", node=f"old-{n}") for n in range(1, 4)], 0)
@@ -598,7 +598,7 @@ def test_destroyed_tables_release_all_references():
     assert (sys.getrefcount(NAMES), sys.getrefcount(name)) == before
 
 
-# Kept numbers
+# New flows and start times that are kept for removed connections
 
 
 @pytest.mark.parametrize("start_ms", [0, 1, 1_700_000_000_000, 2**42 - 1])

@@ -39,7 +39,7 @@ WEB, DB, CACHE = ("web", "shop", "node-1"), ("db", "shop", "node-2"), ("cache", 
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model, or of the core, which has two ways to read fields."""
+    """Return the constructor of the model or of the core. The core has two ways to read fields."""
     return request.param
 
 
@@ -776,7 +776,7 @@ def test_label_of_a_lookup_requires_an_index_and_no_rewrite(wrong):
         Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=TIMEOUT_S)
 
 
-def test_a_lookup_does_not_identify_a_connection():
+def test_labels_from_lookups_do_not_identify_a_connection():
     names = Names({"10.0.0.1": ("web",)})
     labels = (looked_up("a", A, names), *LABELS[1:4], DIRECTION)
     assert not plan_of(spec_of(*labels, families=FAMILIES)).views[0].identifies_connection
@@ -789,7 +789,7 @@ def test_a_lookup_does_not_identify_a_connection():
 
 
 def all_strings(table, count):
-    """Read the strings of a table in slices of ``count`` numbers. Return them in order."""
+    """Read the strings of a table, at most ``count`` at a time. Return all strings, sorted."""
     found, first = [], 1
     while first:
         texts, first = table.strings(first, count)

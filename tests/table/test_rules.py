@@ -1,4 +1,7 @@
-"""Worked examples of all rules of the table, checked against the model and the core."""
+"""Worked examples of all rules of the table, checked against the model and the core.
+
+``docs/architecture.md`` explains terms such as *dormant*, *horizon* and *overflow*.
+"""
 
 import re
 from dataclasses import replace
@@ -40,7 +43,7 @@ from tests.support.table_adapter import Core
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model, or of the core, which has two ways to read fields."""
+    """Return the constructor of the model or of the core. The core has two ways to read fields."""
     return request.param
 
 
@@ -253,7 +256,7 @@ def test_different_strings_identify_different_flows(make):
     assert sums(table)[0] == len(uuids) + 2 ** len(uuids) - 1
 
 
-def test_finish_type_is_counted_and_keeps_the_timeout(make):
+def test_finish_type_is_counted_and_does_not_change_the_timeout(make):
     table = make()
     table.report(make_flow(last=1), 0)
     table.report(make_flow(total=(101, 200, 1, 2), last=2, finish=1), 60)
@@ -688,7 +691,7 @@ def test_each_view_decides_what_an_unknown_flow_adds(make):
             )
         )
     )
-    # The main view adds the total, because the flow creates a connection in it. The view of nodes
+    # The first view adds the total, because the flow creates a connection in it. The view of nodes
     # adds the last update, because its row exists.
     table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
     assert sums(table) == [100, 200, 1, 2]
@@ -1684,7 +1687,7 @@ def test_full_view_adds_flows_to_its_overflow_row(make):
     assert samples(table, "b_flows") == {"10.0.0.1": "1", "other": "1"}
     assert samples(table, "b_rtt_seconds") == {"10.0.0.1": "0.000000001"}
     assert (table.overflowed_total, table.view_connections) == (0, (2,))
-    # If the main view is full, too, a rejected flow is added to both overflow rows.
+    # If the first view is full, too, a rejected flow is added to both overflow rows.
     table.report(make_flow("c3", (4, 4, 0, 0), a="10.0.0.4", protocol="UDP"), 0)
     assert samples(table, "a_bytes_total") == {"TCP": "306", "other": "8"}
     assert samples(table, "b_bytes_total") == {"10.0.0.1": "300", "other": "14"}
@@ -2197,8 +2200,8 @@ def test_dormant_flow_that_wakes_is_not_new(make):
     table = make(BOTH)
     table.report(make_flow("a1", last=1), 0)
     table.expire(TIMEOUT_S)
-    # The counters of the connection equal the totals of its flow, and it has one new flow. So they
-    # are not kept.
+    # The counters of the connection equal the totals of its flow, and the connection has one new
+    # flow. So its counters are not kept.
     assert (table.connections, table.dormant_flows, table.dormant_connections) == (0, 1, 0)
     table.report(make_flow("a1", (101, 201, 2, 3), last=2), A_WHILE_S)
     assert sums(table, A_WHILE_S) == [101, 201, 2, 3]
@@ -2209,8 +2212,8 @@ def test_returning_connection_keeps_zero_new_flows(make):
     table = make(BOTH)
     table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
     table.expire(TIMEOUT_S)
-    # The counters equal the totals of the flow, but the number of new flows is not 1. So they are
-    # kept.
+    # The counters equal the totals of the flow, but the number of new flows is not 1. So the
+    # counters are kept.
     assert (table.dormant_flows, table.dormant_connections) == (1, 1)
     table.report(make_flow("a1", (101, 201, 2, 3), last=80_000), A_WHILE_S)
     assert sums(table, A_WHILE_S) == [101, 201, 2, 3]

@@ -45,7 +45,7 @@ SHARED = Spec(
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model, or of the core, which has two ways to read fields."""
+    """Return the constructor of the model or of the core. The core has two ways to read fields."""
     return request.param
 
 
@@ -106,7 +106,7 @@ def test_counters_that_add_a_total_start_with_the_flow(make):
 
 
 def test_counters_that_add_only_an_update_start_with_the_update(make):
-    # The labels of the main view identify the flow, so its total counts there.
+    # The labels of the first view identify the flow, so its total counts there.
     table = make(BOTH)
     take(table, later_report())
     assert start(table, BYTES) == START_MS
@@ -217,7 +217,7 @@ def test_returning_connection_does_not_start_after_its_samples(make):
     assert start(table, BYTES, now) == CLOCK_MS
 
 
-def test_row_that_a_dormant_flow_creates_starts_at_its_known_totals(make):
+def test_row_that_a_dormant_flow_creates_starts_at_its_previous_report(make):
     table = make(Spec(views=BOTH.views, flow_memory_s=2 * VIEW_TIMEOUT_S))
     take(table, first_report())
     table.expire(TIMEOUT_S)
@@ -248,7 +248,7 @@ def test_kept_counters_keep_their_start_time(make):
     assert start(table, "a_bytes_total", now) == CLOCK_MS + 5
 
 
-def test_counters_without_start_time_are_kept_without(make):
+def test_counters_without_start_time_are_kept_without_one(make):
     table = make(SHARED)
     take(table, first_report(start=0))
     table.expire(TIMEOUT_S)
@@ -268,7 +268,7 @@ def test_closing_report_starts_the_rows_that_it_creates(make):
     assert start(table, "a_bytes_total", 1001) == START_MS
 
 
-def test_closing_report_of_a_dormant_flow_starts_rows_at_its_known_totals(make):
+def test_closing_report_of_a_dormant_flow_starts_rows_at_the_previous_report(make):
     table = make(Spec(views=SHARED.views, flow_memory_s=2 * VIEW_TIMEOUT_S))
     take(table, first_report())
     table.expire(TIMEOUT_S)
@@ -305,7 +305,7 @@ def test_overflow_row_starts_with_its_first_report(make):
     assert starts(table, "node_bytes_total") == {"node-1": START_MS, "other": START_MS + 3}
 
 
-def test_dormant_flow_that_overflows_starts_rows_at_its_known_totals(make):
+def test_dormant_flow_that_overflows_starts_rows_at_its_previous_report(make):
     table = make(Spec(views=BOTH.views, max_connections=1, overflow="other"))
     take(table, first_report())
     table.expire(TIMEOUT_S)

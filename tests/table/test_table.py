@@ -614,7 +614,7 @@ ONE_WAY = Family("forward", "counter", ("Metric", "ABBytes"))
 
 
 def shaped(*shapes, **others):
-    """Return a spec whose views have these numbers of labels and these families."""
+    """Return a spec with one view per shape. A shape is a number of labels, and the families."""
     return Spec(
         views=[
             View(
@@ -1122,7 +1122,7 @@ def test_distinct_values_are_unescaped():
 
 
 def test_distinct_values_are_those_of_the_page():
-    """The values are from all views with the label, but not from rows created after the page."""
+    """The values are from all views with the label, but not from rows that the page omits."""
     node = next(label for label in LABELS if label.name == "node_tid")
     spec = Spec(views=(View(LABELS), View((node,), (ONE_WAY,), timeout_s=3600)))
     core = Core(spec)

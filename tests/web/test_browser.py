@@ -204,7 +204,7 @@ async def test_grouping_and_view_can_be_chosen(visited):
         await tab.click(".choice a[data-group=target_port]")
         await tab.until("location.search === '?by=packets&filter=&n=20&group=target_port'")
         await tab.until(f"{RANKS}.join() === '443'")
-        # The view has no packets, so its default is used.
+        # The view cannot be ranked by packets, so it is ranked by its default.
         await tab.click(".choice a[data-view=ports]")
         await tab.until("location.search.includes('view=ports')")
         await tab.until(f"{RANKS}.join() === '443'")

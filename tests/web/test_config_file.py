@@ -309,10 +309,7 @@ TOOLKIT = {
 
 @pytest.mark.parametrize(("text", "warnings"), TOOLKIT.values(), ids=TOOLKIT)
 def test_valid_files_of_exporter_toolkit_are_accepted(text, warnings, file, plain, caplog):
-    """There is one exception.
-
-    skyfast rejects files that request client certificates without verifying them.
-    """
+    """The only exceptions are files that request client certificates without verifying them."""
     file()
     path = plain(f"{{tls_server_config: {{{TLS}, {text}}}}}".replace(", }", "}"))
     config = config_file.read(path)

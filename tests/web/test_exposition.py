@@ -190,7 +190,7 @@ async def test_label_values_are_cached_briefly(monkeypatch):
 
 @on_both_loops
 async def test_new_source_applies_to_new_pages():
-    """Pages in progress keep the old source. Later pages use the new source."""
+    """A reload can replace the source of pages. Pages in progress keep the old source."""
     pages = exposition(FakeTable(BIG))
     stream = pages.stream(Part.ALL, gzip=False)
     first = await anext(stream)
@@ -296,7 +296,7 @@ async def test_direct_pages_equal_uncompressed_pages(parts, openmetrics, query):
 
 
 @on_both_loops
-async def test_direct_whole_page():
+async def test_whole_page_can_be_compressed_directly():
     pages = exposition(core_with(DIRECT_CONNECTIONS).table, now=lambda: 0.0)
     member = b"".join(await collect(pages.stream(Part.ALL, gzip=True, direct=True)))
     page = zlib.decompress(member, wbits=31)
@@ -317,7 +317,7 @@ def test_length_of_a_gzip_member_is_modulo_4_gib():
 
 
 @pytest.mark.slow
-def test_page_longer_than_4_gib():
+def test_page_can_be_longer_than_4_gib():
     """The decoder checks the length modulo 4 GiB. The page is a repeated chunk."""
     text = memoryview(bytes(range(256)) * (1 << 18))
     compressor = zlib.compressobj(1, wbits=-15)
@@ -354,7 +354,7 @@ async def test_partial_direct_pages_do_not_look_complete():
 
 
 @on_both_loops
-async def test_concurrent_direct_pages():
+async def test_concurrent_direct_pages_are_equal():
     core = core_with(3_000)
     pages = exposition(core.table, now=lambda: 0.0)
     whole = await asyncio.gather(

@@ -7,7 +7,7 @@ from skyfast.web.ranked_views import RankedView
 
 
 def views(**labels):
-    """Return views by prefix, with these labels. The main view is ``main``."""
+    """Return views by prefix, with these labels. The first view is ``main``."""
     named = {"" if name == "main" else name: each for name, each in labels.items()}
     return {
         prefix: RankedView(
@@ -36,7 +36,7 @@ def views(**labels):
                 "interface": "node_tid",
             },
         ),
-        # Both ends of a view are preferred to one end of the connections.
+        # A view with labels for both ends is preferred to connections with a label for one end.
         (
             {
                 "main": "target_workload protocol",
@@ -49,10 +49,10 @@ def views(**labels):
             },
         ),
         ({"main": "target_service vlan"}, {"service": "target_service"}),
-        # The same as the connections.
+        # Groups by these labels would be the connections themselves.
         ({"main": "initiator_host target_host"}, {}),
         ({"main": "initiator_port protocol"}, {"protocol": "protocol"}),
-        # Labels that the configuration defines.
+        # The configuration can define labels with any names.
         (
             {"main": "initiator_ip initiator_team target_team target_data_center"},
             {

@@ -91,7 +91,7 @@ def test_port_in_use_is_reported_with_a_remedy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.name.invalid"])
-def test_foreign_address_is_reported_with_a_remedy(tmp_path: Path, host: str) -> None:
+def test_address_of_another_machine_is_reported_with_a_remedy(tmp_path: Path, host: str) -> None:
     result = run(str(write_config(tmp_path)), **{ADDRESS: host})
     assert result.returncode == 1
     (line,) = (line for line in result.stderr.splitlines() if "ERROR" in line)
@@ -233,7 +233,7 @@ def test_socket_variables_are_removed_from_the_environment() -> None:
     assert environ == {"HOME": "/"}
 
 
-def test_host_of_all_addresses_is_shown_as_an_asterisk() -> None:
+def test_listening_on_all_addresses_is_shown_as_an_asterisk() -> None:
     assert listen.describe(Endpoint("", 9100)) == "*:9100"
     assert listen.describe(Endpoint("::1", 9100)) == "[::1]:9100"
     assert listen.url(Endpoint("", 9100), secure=True) == "https://127.0.0.1:9100/"

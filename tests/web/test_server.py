@@ -1352,7 +1352,7 @@ async def test_port_in_use_is_an_error():
 
 
 @on_both_loops
-async def test_foreign_address_is_an_error():
+async def test_address_of_another_machine_is_an_error():
     for address in ("192.0.2.1", "name.invalid"):
         with pytest.raises(OSError):
             await Site(listen_address=address).server.start()
@@ -1360,7 +1360,7 @@ async def test_foreign_address_is_an_error():
 
 @pytest.mark.parametrize("address", ["", "::"])
 @on_both_loops
-async def test_all_addresses_include_ipv4_and_ipv6(address):
+async def test_listening_on_all_addresses_includes_ipv4_and_ipv6(address):
     async with Site(FakeTable(BIG), listen_address=address, max_scrapes_per_address=1) as site:
         hosts = ["127.0.0.1", "::1"] if socket.has_dualstack_ipv6() else ["127.0.0.1"]
         for host in hosts:
@@ -1376,7 +1376,7 @@ async def test_all_addresses_include_ipv4_and_ipv6(address):
 
 @pytest.mark.parametrize("error", [errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, None])
 @on_both_loops
-async def test_all_addresses_are_those_of_ipv4_without_ipv6(monkeypatch, error):
+async def test_server_listens_on_all_ipv4_addresses_if_there_is_no_ipv6(monkeypatch, error):
     create_server = socket.create_server
 
     def no_ipv6(address, *, family=socket.AF_INET, **options):

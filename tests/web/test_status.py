@@ -152,7 +152,7 @@ async def test_secrets_are_hidden():
         assert not [secret for secret in secrets if secret in text]
 
 
-async def test_last_error_and_time_of_the_last_change():
+async def test_report_has_the_last_error_and_the_time_of_the_last_change():
     async with FakeAnalyzer() as analyzer:
         analyzer.script.append(Answer(status=403))
         config = make_config(analyzer.url, listen_address="127.0.0.1", port=0)
@@ -245,7 +245,7 @@ async def test_highest_value_includes_the_current_one():
     assert re.search(r'id="note" role="status">2 of 4,711 connections<', page)
 
 
-def test_line_has_a_gap_at_a_pause():
+def test_line_of_a_chart_has_a_gap_at_a_pause():
     ages = [30, 25, 20, 9.9, 5, 0]
     area, line = tiles_html._line(ages, [1, 2, 2, 1, 1, 2])
     assert line == "M570.0 20.0L575.0 0.0L580.0 0.0M590.1 20.0L595.0 20.0L600.0 0.0"
@@ -469,7 +469,7 @@ async def test_names_are_shown_and_found():
         assert ' data-filter="10.0.0.1">10.0.0.1</a> <small>Shop/&lt;Cart' in page
         assert ' title="node-1 (h1 shop/cart-&lt;1&gt; eth0)"><a href=' in page
         assert ' data-filter="node-1">h1 shop/cart-&lt;1' in page
-        # The link of a value finds it.
+        # The link of a value filters the list by this value.
         link = re.search(r'href="([^"]*)" data-filter="10.0.0.1"', page)[1]
         assert len(cells((await site.get(f"/{html.unescape(link)}"))[1], "top")) == 1
         for text in ("shop/%3Ccart", "CART%3E", "<cART"):
@@ -1014,6 +1014,7 @@ async def test_filter_without_matches_says_so():
 
 
 async def test_only_ranks_that_rows_can_lack_need_another_scan():
+    """If no row is found, the second scan looks for matching rows that have no rank."""
     table = FakeTable()
     ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
     for by, scans in (("bytes", ["top"]), ("rtt", ["top", "groups"])):
@@ -1044,7 +1045,7 @@ async def test_rows_of_views_are_ranked():
         assert (entry["rank"], response["connections"]) == (6000, 1)
         assert list(entry["labels"]) == ["target_port", "application"]
         assert entry["values"] == {"bytes": [6000], "packets": [17], "new_flows": [3]}
-        # Labels that connections have are grouped by connections, if they have the metric.
+        # If the connections have the label and the metric, they are grouped instead of the view.
         for query, view, rank in (
             ("group=target_port", "", 6000),
             ("group=target_port&by=packets", "", 17),
@@ -1182,7 +1183,7 @@ def test_values_are_formatted(format_, value, text):
     assert formatted(value, format_, 1000) == text
 
 
-async def test_share_lag_and_lost_reports_of_analyzers():
+async def test_page_shows_share_lag_and_lost_reports_of_analyzers():
     stats = Stats()
     a, b, _ = (stats.analyzer(name) for name in "abc")
     source = fake_status(stats=stats, replay=Replay(is_demo=False, recordings=(), analyzers=NAMED))
@@ -1236,7 +1237,7 @@ async def test_replayed_analyzers_have_their_recorded_names():
     assert (await source.report()).replay is None
 
 
-async def test_limits_are_bars_of_the_same_numbers():
+async def test_bars_of_limits_show_the_numbers_of_the_api():
     view = {"prefix": "x", "labels": ["initiator_ip", "direction"], "metrics": ["bytes"]}
     async with three_connections(views=[view], max_flows=30) as site:
         site.app.stats.max_connections = 4
@@ -1245,7 +1246,7 @@ async def test_limits_are_bars_of_the_same_numbers():
         metrics = (await site.get("/metrics"))[1]
         assert table["series_at_most"] == 3 * 5 + 3 * 2
         assert table["series_limit"] == 4 * 7
-        # This is an upper bound, because a connection has no round-trip time.
+        # This is an upper bound: one of the connections has no round-trip time.
         flows = [line for line in metrics.splitlines() if re.match("skydive_network_conn|x_", line)]
         assert len(flows) == table["series_at_most"] - 1
         for key, text in {
@@ -1286,7 +1287,7 @@ async def test_color_of_a_limit(connections, colour):
     assert f'<svg class="{colour}" aria-hidden="true" data-shares="table.connections"' in page
 
 
-def test_churn():
+def test_created_connections_of_the_last_hour_are_counted():
     churn = Churn()
     assert churn.created(5, now_s=0) == (0, 0)
     for minute in range(200):
@@ -1302,7 +1303,7 @@ def test_churn():
     assert churn.created(1, now_s=60 * 201) == (0, 0)
 
 
-async def test_cost_for_prometheus(monkeypatch):
+async def test_page_shows_the_cost_for_prometheus(monkeypatch):
     table = FakeTable()
     source = fake_status(table)
     cost = (await source.report()).prometheus
@@ -1330,7 +1331,7 @@ async def test_cost_of_a_series_is_the_documented_cost():
     assert expected in text
 
 
-def test_every_reason_is_expected_or_not():
+def test_expected_reasons_are_some_of_all_reasons():
     assert {*SKIP_REASONS} > status.EXPECTED_SKIPS
     assert {*SKIP_REASONS} >= {*REASONS}
 
@@ -1346,7 +1347,7 @@ async def test_ignored_reports_are_divided_by_their_meaning():
     assert shown_values((200, page), "table.skipped_unexpected_total") == ["table full 3"]
 
 
-def test_gaps_are_marked():
+def test_gaps_in_a_chart_are_marked():
     assert tiles_html._gaps([30, 20, 9.9, 5, 0]) == "M580.0 0H590.1V40H580.0Z"
     assert tiles_html._gaps([]) == ""
 

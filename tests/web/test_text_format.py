@@ -33,7 +33,7 @@ def test_head_depends_on_the_format():
 
 
 def test_heads_in_openmetrics_2_have_the_names_of_samples():
-    """Families have the names of their samples. Otherwise, the heads are as in OpenMetrics 1.0."""
+    """Families have the names of their samples. All else is as in OpenMetrics 1.0."""
     family = MetricFamily(name="x_bytes_total", type="counter", help='a "b" \\ c\nd')
     assert family.head(openmetrics=2) == (
         "# TYPE x_bytes_total counter\n# UNIT x_bytes_total bytes\n"

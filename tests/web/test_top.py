@@ -30,7 +30,7 @@ RTT_FAMILY = [family.name for family in FAMILIES].index(RTT)
 
 
 def shown(core, now=1.0):
-    """Return the page's values by connection labels, as a list of directions per family."""
+    """Return the page's values by connection labels: each family has one or two values."""
     names = [column.name for column in core.plan.views[0].columns]
     families = core.plan.views[0].families
     connections = {}
@@ -178,7 +178,7 @@ def test_top_can_be_filtered_by_a_part_of_a_label():
         ("Straße", "STRAßE", True),
         ("Straße", "strasse", False),  # the upper case of ß has two characters
         ("ΔΑΣ", "δας", True),
-        ("δας", "ΔΑΣ", False),  # a final sigma only matches itself and the capital sigma
+        ("δας", "ΔΑΣ", False),  # a final sigma matches only itself and the capital sigma
         ("Μs", "µs", True),
         ("Ǆ", "ǅ", True),
         ("Ж/\U00010400", "ж/\U00010428", True),
@@ -330,7 +330,7 @@ def test_threads_can_rank_during_updates():
 
 
 def combined(core, entries):
-    """Return the values of a group of entries, as `top_groups` computes them, and its size."""
+    """Return the values of a group as `top_groups` computes them, and the number of entries."""
     families = core.plan.views[0].families
     kinds = [
         {"least": min, "latest": max, "most": max}[value.keep] if isinstance(value, Gauge) else sum
