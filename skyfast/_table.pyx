@@ -172,7 +172,7 @@ cdef enum:
     MAX_DECIMALS = 18
     MAX_FIELDS = 4 * MAX_VALUES + MARKS     # fields that can be omitted
     INLINE_STRING = 48
-    FLOW_TYPES = 3
+    FLOW_TYPES = 4
     BATCH = 128                 # reports per acquisition of the lock
     MAX_EVICTIONS = 2               # dormant rows that one report can evict
     BUCKETS_PER_ROW = 2         # target size of the index: 8 bytes per row, and short chains
@@ -488,7 +488,7 @@ cdef class Table:
 
     cdef TableState state
     cdef Batch batch
-    cdef Reader *readers                # for the plan's Update, FirstReport, FullReport
+    cdef Reader *readers                # of the plan's flow types; see `resolve_readers`
     cdef object plan
     cdef bint wants_slots
     cdef list keep                      # owns the objects that `Field` borrows
@@ -578,9 +578,9 @@ cdef class Table:
         :param flows: instances of the plan's types; all flows of one call have the same type.
         :param wall_ms: the system time in Unix milliseconds, which limits the start times of new
             rows; 0 sets no limit.
-        :returns: ``len(flows)``, or the index of the first flow whose ``LastUpdateMetric`` is
-            needed but missing from the type. Flows from this index on were neither applied nor
-            counted: decode them again as ``FullReport``, and continue from this index.
+        :returns: ``len(flows)``, or the index of the first flow of which the table needs fields
+            that the type lacks. Flows from this index on were neither applied nor counted: decode
+            them again as ``FullReport``, and continue from this index.
         :raises TypeError: an item is of another type; the flows before this item were applied.
         :raises MemoryError: an allocation failed; flows before the current one were applied.
         :raises ValueError: ``start`` is negative.

@@ -63,6 +63,7 @@ cdef struct Reader:
     # The fields of one of the plan's flow types.
     PyTypeObject *type
     bint slots                  # values are read at slot offsets, otherwise as attributes
+    bint labels                 # whether the type has the fields of labels and conversations
     bint marks                  # whether the type has the fields that identify a first report
     bint full                   # whether the type also has the deltas of the last update
     Field uuid
@@ -73,8 +74,8 @@ cdef struct Reader:
     Field update_last
     Number last_update[MAX_VALUES]  # set if `full` is true
     Number totals[MAX_VALUES]   # counters, then gauges
-    Column columns[MAX_COLUMNS]
     Requirement required[MAX_SKIPS]
+    Column columns[MAX_COLUMNS]     # set if `labels` is true, like the next two fields
     Field conversation[5]       # protocol, then address and port of each end
     Field point
 

@@ -8,18 +8,21 @@ cdef int resolve_readers(Reader *readers, types, plan, bint slots, list keep) ex
     # check shows that its offsets are wrong.
     cdef Reader *reader
     cdef uint32_t i
-    for i, owner in enumerate((types.Update, types.FirstReport, types.FullReport)):
+    owners = (types.KnownReport, types.Update, types.FirstReport, types.FullReport)
+    for i, owner in enumerate(owners):
         reader = &readers[i]
         reader.slots = slots
-        reader.marks = i > 0
-        reader.full = i > 1
+        reader.labels = i > 0
+        reader.marks = i > 1
+        reader.full = i > 2
         keep.append(owner)
         reader.type = <PyTypeObject *><PyObject *>owner
         resolve_times(reader, owner, keep)
         resolve_values(reader, owner, plan, keep)
-        resolve_columns(reader, owner, plan, keep)
         resolve_requirements(reader, owner, plan, keep)
-        resolve_conversation(reader, owner, plan, keep)
+        if reader.labels:
+            resolve_columns(reader, owner, plan, keep)
+            resolve_conversation(reader, owner, plan, keep)
     return 0
 
 

@@ -90,6 +90,7 @@ cdef int read_unknown(const TableState *table, const Reader *readers, list flows
     cdef uint32_t i
     cdef PyObject *flow
     cdef Report *report
+    cdef const Reader *reader
     cdef const Cell *previous = NULL
     cdef const FoundNames *names = batch.names
     cdef bint prepared = table.shares > 1 or table.lookup_count > 0
@@ -102,9 +103,11 @@ cdef int read_unknown(const TableState *table, const Reader *readers, list flows
             prefetch_names(table, batch, i + NAMES_AHEAD)
         if is_unknown(report) and not (prepared and report.skip_new != SKIP_NONE):
             flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
-            report.skip_new = read_new(
-                table, flow, reader_of(readers, flow), report, names, previous, held
-            )
+            reader = reader_of(readers, flow)
+            if reader.labels:
+                report.skip_new = read_new(table, flow, reader, report, names, previous, held)
+            else:
+                report.skip_new = APPLY_STOP
             if report.skip_new == SKIP_NONE:
                 previous = report.cells
                 note_missed(table, batch, i)
@@ -141,7 +144,9 @@ cdef int prepare_unknown(const TableState *table, const Reader *readers, list fl
         if is_unknown(report):
             flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
             reader = reader_of(readers, flow)
-            report.skip_new = read_share(table, flow, reader, report)
+            report.skip_new = APPLY_STOP
+            if reader.labels:
+                report.skip_new = read_share(table, flow, reader, report)
             if report.skip_new == SKIP_NONE:
                 for j in range(table.lookup_count):
                     find_result(table, flow, reader, &table.lookups[j], &names[j])

@@ -228,7 +228,7 @@ class Core:
         self.types = types = flow_types(self.plan)
         self._decodes = [
             msgspec.json.Decoder(list[flow_type]).decode  # type: ignore[valid-type]
-            for flow_type in (types.Update, types.FirstReport, types.FullReport)
+            for flow_type in (types.KnownReport, types.Update, types.FirstReport, types.FullReport)
         ]
         self._build = build
         self._bounds = [(view.min_bytes, view.min_packets) for view in spec.views]
