@@ -101,7 +101,7 @@ def test_check_prints_the_forecast():
     *_, head, whole, a, b, c, d, proposal = done.stdout.splitlines()
     assert head == "# At the end of the recordings:"
     assert whole.startswith(
-        "# Without min_bytes and min_packets, 407 connections have 1932 series; the other views"
+        "# Without min_bytes and min_packets, 407 connections have 1932 series; the views"
     )
     assert [line.partition(":")[0] for line in (a, b, c, d)] == [
         f"#   With min_bytes {size}" for size in ("10 kB", "100 kB", "1 MB", "10 MB")

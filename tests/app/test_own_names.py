@@ -84,7 +84,7 @@ async def test_own_names_need_no_topology(file: Path, caplog: pytest.LogCaptureF
             expected = {row("berlin", "ber"): "300", row("company"): "300", row(""): "300"}
             await until_rows(app, expected)
         assert analyzer.topology_requests == []
-    assert "names: 2 entries with the keys site" in caplog.text
+    assert "names from 'names' and 'names_file': 2 entries with the keys site" in caplog.text
 
 
 async def test_flows_move_when_the_file_changes(
@@ -154,7 +154,7 @@ async def test_names_are_kept_while_the_file_is_invalid(
             await analyzer.send(message(flow("1", **between("10.0.0.1", "10.1.0.1"))))
             await until_rows(app, {row("berlin", "ber"): "300"})
             replace(file, "10.0.0.0/8,company\n10.1.0.0/16\n")
-            await until(lambda: "names not reloaded" in caplog.text)
+            await until(lambda: "names_file not reloaded" in caplog.text)
             await analyzer.send(message(flow("2", **between("10.0.0.1", "10.1.0.2"))))
             await until_rows(app, {row("berlin", "ber"): "600"})
             report = await app.status.report()

@@ -113,7 +113,7 @@ async def test_wrong_file_keeps_the_names(file: Path, caplog: pytest.LogCaptureF
     for _ in range(3):
         assert not await reader.refresh()
     problem = f"{file}: line 2: '10.0.0' is not an address or network"
-    assert caplog.text.count(f"names not reloaded: {problem}") == 1
+    assert caplog.text.count(f"names_file not reloaded: {problem}") == 1
     assert reader["10.0.0.1"] == ("", "old", "a")
     counts = reader.counts
     assert counts.last_load_successful == 0
@@ -122,7 +122,7 @@ async def test_wrong_file_keeps_the_names(file: Path, caplog: pytest.LogCaptureF
     assert (counts.last_failure.reason, counts.last_failure.text) == ("configuration", problem)
     remove(file)
     assert not await reader.refresh()
-    assert f"names not reloaded: names_file: {file} is not an existing file" in caplog.text
+    assert f"names_file not reloaded: names_file: {file} is not an existing file" in caplog.text
     replace(file, "10.0.0.0/8,mended,site=a\n")
     assert await reader.refresh()
     assert reader["10.0.0.1"] == ("", "mended", "a")
