@@ -17,6 +17,7 @@ USED = "msgspec, used fields"
 
 DECODERS: dict[str, Callable[[bytes], object]] = {
     USED: decoder().decode,
+    "msgspec, fields of known flows": decoder(TYPES.KnownReport).decode,
     "msgspec, used fields and LastUpdateMetric": decoder(TYPES.FullReport).decode,
     "msgspec, envelope only": msgspec.json.Decoder(Envelope).decode,
     "msgspec, into dicts": msgspec.json.Decoder().decode,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from skyfast.skydive.ingest import SHOWN_BYTES
+from skyfast.skydive.ingest import AVERAGED_MESSAGES, SHOWN_BYTES
 from tests.support.messages import BAD_FLOWS, BAD_MESSAGES, METRIC, flow, later, message
 from tests.support.sink import Sink
 
@@ -190,26 +190,36 @@ def test_statistics_reach_the_captures() -> None:
     assert sink.stats.captures.skipped["invalid"] == 4
 
 
+class Spy:
+    """A table that notes the types of the decoded flows, which show the decoders that were used."""
+
+    def __init__(self, table: Any) -> None:
+        self.used: list[str] = []
+        self._table = table
+
+    def update(self, flows: list[Any], now: float, start: int = 0, *, wall_ms: int = 0) -> int:
+        self.used.append(type(flows[0]).__name__)
+        return self._table.update(flows, now, start, wall_ms=wall_ms)  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._table, name)
+
+
+def spied(**settings: Any) -> tuple[Sink, list[str]]:
+    """Return a sink, and a list of the flow types that its table receives."""
+    sink = Sink(**settings)
+    sink.ingest._table = spy = Spy(sink.table)
+    return sink, spy.used
+
+
+def take_known(sink: Sink, messages: int) -> None:
+    """Take messages of a flow that is known after the first message."""
+    for number in range(messages):
+        sink.take(message(flow("known", Last=3000 + number)))
+
+
 def test_messages_of_new_flows_are_decoded_once() -> None:
-    # The type of the decoded flows shows which decoder was used.
-    sink = Sink()
-    used: list[str] = []
-    update = sink.table.update
-
-    class Spy:
-        def update(self, flows: list[Any], now: float, start: int = 0, *, wall_ms: int = 0) -> int:
-            used.append(type(flows[0]).__name__)
-            return update(flows, now, start, wall_ms=wall_ms)
-
-        @property
-        def met_unknown_flow(self) -> bool:
-            return sink.table.met_unknown_flow
-
-        @property
-        def times_ms(self) -> tuple[int, int]:
-            return sink.table.times_ms
-
-    sink.ingest._table = Spy()
+    sink, used = spied()
     for uuids in ("a", "b", "a", "a", "c", "d"):
         sink.take(message(flow(uuids, Last=len(used) + 3000)))
     assert used == [
@@ -226,3 +236,70 @@ def test_messages_of_new_flows_are_decoded_once() -> None:
     newest = METRIC | {"Start": 2500, "Last": 2600}
     sink.take(message(flow("e", Last=2600, LastUpdateMetric=newest)))
     assert used == ["FirstReport", "FullReport"]
+
+
+MANY = 4 * AVERAGED_MESSAGES
+"""After this number of messages without unknown flows, labels are not decoded anymore."""
+
+
+def test_labels_are_not_decoded_while_all_flows_are_known() -> None:
+    sink, used = spied()
+    take_known(sink, MANY)
+    assert used[:3] == ["FirstReport", "FirstReport", "Update"]
+    assert used[-1] == "KnownReport"
+    assert used == sorted(used, key=["FirstReport", "Update", "KnownReport"].index)
+    used.clear()
+    # The second flow is unknown, so the message is decoded again from this flow on.
+    sink.take(message(flow("known", Last=4000), flow("new", NodeTID="b"), flow("known", Last=4001)))
+    assert used == ["KnownReport", "FullReport"]
+    sink.take(message(flow("known", Last=4002)))
+    sink.take(message(flow("known", Last=4003)))
+    assert used == ["KnownReport", "FullReport", "FirstReport", "KnownReport"]
+    assert (sink.table.flows, sink.table.connections, sink.skipped) == (2, 2, {})
+    assert sink.analyzer.flows == MANY + 5
+    assert 'direction="initiator_to_target",node_tid="b",protocol="TCP"} 100\n' in sink.page()
+
+
+@pytest.mark.parametrize(("share", "omits"), [(8, False), (24, True)])
+def test_labels_are_decoded_if_too_many_messages_have_unknown_flows(
+    share: int, omits: bool
+) -> None:
+    # One of ``share`` messages has an unknown flow.
+    sink, used = spied()
+    for number in range(3 * MANY):
+        sink.take(message(flow("known" if number % share else str(number), Last=3000 + number)))
+    assert ("KnownReport" in used[2 * MANY :]) is omits
+    assert sink.table.flows == 1 + 3 * MANY // share
+
+
+@pytest.mark.parametrize(("bad", "reason"), BAD_FLOWS.values(), ids=BAD_FLOWS)
+def test_bad_flow_is_skipped_alone_in_a_message_without_labels(
+    bad: dict[str, Any] | bytes, reason: str
+) -> None:
+    sink, used = spied()
+    take_known(sink, MANY)
+    assert used[-1] == "KnownReport"
+    sink.take(message(flow("1"), bad, flow("2", NodeTID="other")))
+    assert (sink.table.flows, sink.table.connections) == (3, 2)
+    assert (sink.skipped, sink.errors) == ({reason: 1}, {})
+    assert sink.analyzer.flows == MANY + 3
+
+
+def test_label_of_a_known_flow_may_have_any_value_if_labels_are_not_decoded() -> None:
+    sink, _ = spied()
+    take_known(sink, MANY)
+    sink.take(message(flow("known", Last=5000, NodeTID=5, Metric=METRIC | {"ABBytes": 107})))
+    assert (sink.skipped, sink.table.flows) == ({}, 1)
+    assert 'direction="initiator_to_target",node_tid="tid",protocol="TCP"} 107\n' in sink.page()
+
+
+def test_rules_are_applied_if_labels_are_not_decoded() -> None:
+    sink, used = spied(drop=[{"name": "web", "target_port": 443}])
+    web = {"Transport": {"A": 40000, "B": 443}}
+    for number in range(MANY):
+        sink.take(message(flow("other", Last=3000 + number, Transport={"A": 1, "B": 80})))
+    assert used[-1] == "KnownReport"
+    sink.take(message(flow("web", **web), flow("other", Last=9000, Transport={"A": 1, "B": 80})))
+    assert used[-1] == "KnownReport"
+    assert sum(sink.stats.flows_filtered.values()) == 1
+    assert sink.table.flows == 1

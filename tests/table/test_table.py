@@ -437,6 +437,7 @@ LATER = make_flow("b2", newest=(1, 1, 1, 1), newest_start=9)
 def test_update_stops_at_flows_that_require_more_fields():
     table, types = a_table()
     flows = (make_flow("a1"), LATER, make_flow("c3"), make_flow("", finish=1))
+    assert table.update(decode(types.KnownReport, *flows), 0) == 0
     assert table.update(decode(types.Update, *flows), 0) == 0
     assert table.update(decode(types.FirstReport, *flows), 0) == 1
     assert (table.flows, sum(table.skipped.values()), sum(table.finished.values())) == (1, 0, 0)
@@ -444,6 +445,9 @@ def test_update_stops_at_flows_that_require_more_fields():
     assert (table.flows, table.skipped["no_uuid"]) == (3, 1)
     values = {line.rpartition(" ")[2] for line in read_page(read_all(table.page(0)))[BYTES]}
     assert values == {"201", "401"}
+    later = (make_flow("a1", (5, 5, 5, 5), last=9_000), make_flow("d4"))
+    assert table.update(decode(types.KnownReport, *later), 0) == 1
+    assert table.flows == 3
 
 
 def test_update_rejects_foreign_types():
@@ -889,6 +893,8 @@ def test_invalid_flow_types_change_nothing():
         dataclasses.replace(types, FullReport=types.Update),
         dataclasses.replace(types, FullReport=poor.FullReport),
         dataclasses.replace(types, Update=int),
+        dataclasses.replace(types, Update=types.KnownReport),
+        dataclasses.replace(types, KnownReport=int),
         None,
     ):
         with pytest.raises((AttributeError, KeyError, TypeError)):
