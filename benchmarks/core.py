@@ -99,7 +99,7 @@ class Parts:
             "view_timeouts_s": limits.view_timeouts_s,
         }
         self._new = decoder(types.FirstReport)
-        self._known = decoder(types.Update)
+        self._known = decoder(types.KnownReport)
         self.table = Table(
             plan,
             types,

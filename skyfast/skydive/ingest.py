@@ -34,12 +34,12 @@ Real analyzers put at most 100 flows into a message, so they never reach this li
 message, all further flows with values of a wrong type are skipped."""
 
 AVERAGED_MESSAGES = 32
-"""The weight of a message in the moving average of messages with unknown flows is 1 / 32."""
+"""In the moving average of the share of messages with unknown flows, a message weighs 1 / 32."""
 
 MAX_UNKNOWN_SHARE = 1 / 16
-"""If more messages than this share have unknown flows, labels are always decoded.
+"""If a larger share of messages has unknown flows, the fields of labels are always decoded.
 
-At twice this share, decoding some messages twice takes as long as omitting the labels saves."""
+At twice this share, decoding these messages twice takes as much time as omitting labels saves."""
 
 SHOWN_BYTES = 80
 """A log line shows this many bytes of an unusable message."""
@@ -282,11 +282,10 @@ class Ingest:
 class _Decoders:
     """The decoders of messages, and the choice between them.
 
-    ``next`` decodes the next message, and ``full`` decodes all fields. After a message with unknown
-    flows, the next message is decoded with the fields of first reports. Otherwise, it is decoded
-    with the fields of labels. These fields are omitted, too, if only very few of the latest
-    messages had unknown flows: to decode all other messages becomes faster by a seventh, but
-    messages with unknown flows are decoded twice.
+    ``full`` decodes all fields. ``next`` is the decoder of the next message. After a message with
+    unknown flows, ``next`` decodes the fields of first reports. Otherwise, it decodes the fields of
+    labels. If very few recent messages had unknown flows, ``next`` omits the fields of labels. This
+    makes decoding faster by a seventh, but a message with unknown flows is then decoded twice.
     """
 
     def __init__(self, types: FlowTypes) -> None:
@@ -295,7 +294,7 @@ class _Decoders:
             for flow in (types.KnownReport, types.Update, types.FirstReport, types.FullReport)
         )
         self.next = self._first
-        self._unknown_share = 1.0  # of the latest messages, as a moving average
+        self._unknown_share = 1.0  # share of messages with unknown flows, as a moving average
 
     def choose(self, *, met_unknown_flow: bool) -> None:
         """Choose ``next`` after a message that had an unknown flow, or had none."""

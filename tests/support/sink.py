@@ -68,6 +68,11 @@ class IngestSetup:
             now=lambda: self.now,
         )
 
+    def omit_labels(self) -> None:
+        """Decode the next message without labels, as after many messages of known flows."""
+        decoders = self.ingest._decoders
+        decoders.next = decoders._known
+
 
 class Sink(IngestSetup):
     """An ingest of the default configuration with some settings, and the counters of the ingest."""
