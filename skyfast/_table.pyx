@@ -26,7 +26,7 @@ Data structures
     the flow's next report arrives, only the increase over these totals is added. Each dormant row
     is in one of three lists, in the order in which the rows were added. The lists need no extra
     space: their links use the fields that link a live flow to its connection and wheel slot. The
-    oldest rows of a list are forgotten first: when their time is over, or when a new flow needs the
+    oldest rows of a list are forgotten first: after a limited time, or when a new flow needs the
     space. When a connection is removed, its counters may differ from the totals of its last flow.
     In this case, a separate dormant row keeps the counters. The key of this row is a hash of the
     labels. See ``table/dormant.pxi``.
@@ -210,7 +210,7 @@ cdef extern from *:
         RENDER_ROWS             # connections per acquisition of the lock
         RELABEL_ROWS            # flow rows that a slice visits, per flow that it may move
         AHEAD                   # connections and buckets are prefetched this many steps ahead
-        MAX_NAMES               # results of lookups whose labels stay interned
+        MAX_NAMES               # maximum number of lookup results whose labels stay interned
         SLAB_SHIFT
         SLAB_ROWS
         SEGMENT_SHIFT
@@ -316,7 +316,8 @@ cdef enum:
     OBSERVE_AGE                 # the time from the field's timestamp to `last_ms`, in this report
 
 cdef enum:
-    # Flags of a flow: the moments at which it has been observed (see `histograms.pxi`).
+    # Flags of a flow: the moments at which histograms have already observed the flow (see
+    # `histograms.pxi`).
     FIRST_OBSERVED = 1
     CLOSING_OBSERVED = 2
 
@@ -384,7 +385,7 @@ cdef struct TableState:
     TimerWheel wheel            # live flows by deadline
     DormantList dormant         # flows, and counters of removed connections
     DormantList ended           # flows that have sent their closing report
-    DormantList claims          # flows that claim their conversation
+    DormantList claims          # flows that claim a conversation (see `conversations.pxi`)
     uint32_t kept_connections   # rows of `dormant` that have a connection's counters
     uint64_t next_seq           # sequence number for the next connection row of any view
     # layout: set when the table is created
@@ -396,7 +397,8 @@ cdef struct TableState:
     uint32_t lookup_count
     uint32_t requirements
     bint counts_new_flows       # whether any view or histogram depends on new flows
-    uint32_t moments            # flags: when any histogram observes flows
+    # flags: the moments (FIRST_OBSERVED, ...) at which any histogram observes a flow
+    uint32_t moments
     uint32_t first_value        # index of the value that is observed at FIRST_OBSERVED
     uint32_t flags_link         # index of the flags among the links of a flow
     bint optional[MAX_VALUES]
@@ -418,7 +420,7 @@ cdef struct TableState:
     double least_timeout_s      # shortest timeout that the first view has had
     double flow_update_s
     bint has_horizon            # whether `horizon_s` is set
-    double horizon_s            # an unknown flow that began later was never counted
+    double horizon_s            # an unknown flow that began after this time has never been counted
     # overflow
     bint overflows              # whether flows that cannot be stored are added up in overflow rows
     bint overflowed             # whether a flow has been added to an overflow row
@@ -578,9 +580,9 @@ cdef class Table:
         :param flows: instances of the plan's types; all flows of one call have the same type.
         :param wall_ms: the system time in Unix milliseconds, which limits the start times of new
             rows; 0 sets no limit.
-        :returns: ``len(flows)``, or the index of the first flow of which the table needs fields
-            that the type lacks. Flows from this index on were neither applied nor counted: decode
-            them again as ``FullReport``, and continue from this index.
+        :returns: ``len(flows)``, or the index of the first flow whose type lacks fields that the
+            table needs for this flow. Flows from this index on were neither applied nor counted:
+            decode them again as ``FullReport``, and continue from this index.
         :raises TypeError: an item is of another type; the flows before this item were applied.
         :raises MemoryError: an allocation failed; flows before the current one were applied.
         :raises ValueError: ``start`` is negative.
@@ -589,8 +591,8 @@ cdef class Table:
         been applied, but no flow after it.
 
         docs/architecture.md describes the rules. A known flow, live or dormant, adds its deltas. A
-        report is late if its ``Last`` and all its counters are at most those of the flow. If
-        ``Last`` is later and any counter is lower, the flow has started over. An unknown flow adds
+        report is late if neither ``Last`` nor any counter is higher than in earlier reports. If
+        ``Last`` is higher and any counter is lower, the flow has started over. An unknown flow adds
         its total if this is the flow's first report, or if the flow cannot have been counted
         before. It also adds its total if it creates a connection whose labels identify a single
         conversation. Otherwise, an unknown flow adds the deltas of its last update. Skipped flows
@@ -793,8 +795,8 @@ cdef class Table:
             also=()):
         """Return the top connections of a view by the values of one of its families.
 
-        :param family: the index of a family among the families of all views, in order. Its view is
-            the one whose connections are ranked. The family must not be a histogram.
+        :param family: the index of a family among the families of all views, in order. The
+            connections of this family's view are ranked. The family must not be a histogram.
         :param count: maximum number of connections, up to 65,536.
         :param since: an earlier snapshot of the family. The family must be a counter. Connections
             are then ranked by the growth since this snapshot, not by the value.
@@ -804,12 +806,12 @@ cdef class Table:
         :param also: pairs of a label and further values of this label. If `containing` is set,
             connections with one of these values match, too. The values are in UTF-8 with escapes,
             and a newline follows each value.
-        :returns: a tuple of four items for each connection, the highest rank first: the rank, the
-            label values, the values of the view's families in order, and whether pages show the
-            connection. Without bounds, they show all connections. For a counter, the rank is the
-            sum of both directions; for a gauge, the larger of the two. Histograms have no values.
-            A value is None if there is no such series. Otherwise, it is the stored integer, without
-            the family's decimal point.
+        :returns: a tuple of four items for each connection, the highest rank first: the rank (the
+            number by which connections are compared), the label values, the values of the view's
+            families in order, and whether pages show the connection. Without bounds, they show all
+            connections. For a counter, the rank is the sum of both directions; for a gauge, the
+            larger of the two. Histograms have no values. A value is None if there is no such
+            series. Otherwise, it is the stored integer, without the family's decimal point.
 
         Connections without a value of the family are omitted. With `since`, two more kinds are
         omitted: connections without growth, and connections that were removed and, after the
@@ -940,7 +942,7 @@ cdef class Table:
 
     @property
     def horizon_s(self):
-        """The horizon: an unknown flow that began after this time was never counted.
+        """The horizon: an unknown flow that began after this time has never been counted.
 
         In seconds of the caller's clock; None before `begin`. It is the time of the latest of these
         events: a call of `begin`, a report of a flow that was forgotten later, or a report that
@@ -964,7 +966,7 @@ cdef class Table:
 
     @property
     def row_bytes(self):
-        """Memory of a connection of the first view that has one flow, in bytes, without strings."""
+        """Memory of a connection with one flow in the first view, in bytes, without strings."""
         return row_bytes(&self.state)
 
     @property

@@ -278,8 +278,8 @@ cdef int wake_when_full(TableState *table, const Report *report, const Labels *l
 
 cdef int add_ended_flow(TableState *table, const Report *report, const Labels *labels,
                         uint32_t number, uint32_t kept) noexcept nogil:
-    # Apply the closing report of an unknown flow that was never counted. The flow is kept for a
-    # while, because its other reports may still be in transit.
+    # Apply the closing report of an unknown flow that has never been counted. The flow is kept for
+    # a while, because its other reports may still be in transit.
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
         return APPLY_NO_MEMORY

@@ -471,7 +471,7 @@ cdef int set_limits(TableState *table, max_connections, max_flows, timeout_s, me
 # Sizes
 
 cdef uint32_t row_bytes(const TableState *table) noexcept:
-    # Memory of a connection of the first view that has one flow, in bytes, without strings.
+    # Memory of a connection with one flow in the first view, in bytes, without strings.
     cdef uint32_t total = table.flow_rows.stride + table.views[0].rows.stride
     cdef uint32_t rows = 2
     if table.has_conversations:

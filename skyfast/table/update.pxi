@@ -237,7 +237,7 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
 
 cdef inline bint was_never_counted(const TableState *table, const Report *report) noexcept nogil:
     # Whether an unknown flow began after the horizon, that is, after the latest report of every
-    # forgotten flow. If so, the flow was never counted. Times from an agent's clock are only
+    # forgotten flow. If so, the flow has never been counted. Times from an agent's clock are only
     # compared with each other, because the clocks of two hosts may differ. False if flows are
     # deduplicated, because the table does not remember duplicates.
     return (table.has_horizon and report.age_ms >= 0 and not table.has_conversations
