@@ -180,7 +180,10 @@ class NameOracle:
         return short(text(node, "ID"))
 
     def updated(self, node: Json) -> int:
-        """The time of a node's update. If several nodes have one ID, only the latest is used."""
+        """The time of a node's update.
+
+        If several nodes have the same ID, only the node with the latest update is used.
+        """
         return number(node.get("UpdatedAt"))
 
     # -- the graph ------------------------------------------------------------------------------
@@ -915,8 +918,8 @@ class NameOracle:
 
         The interface must not be in the host's own namespace, and must not belong to another pod.
         If its namespace belongs to a pod with the same name, that pod is assumed to be the same
-        pod, unless its cluster or host differs. Otherwise, the interface must be on the pod's host.
-        If nothing is known about the pod's host, no other interface must have the address.
+        pod, unless the clusters or hosts differ. Otherwise, the interface must be on the pod's
+        host. If nothing is known about the pod's host, no other interface must have the address.
         """
         namespace, host, machine = place
         if machine is not None or self.is_own(namespace) or self.is_uncertain(namespace):

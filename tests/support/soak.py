@@ -1,8 +1,8 @@
 """Soak tests: days of changing traffic in virtual time, or any duration in real time.
 
-``python -m tests.support.soak virtual`` processes the traffic with the parts of three
-configurations in this process. ``python -m tests.support.soak real`` runs a skyfast process with
-real sockets. Both print their progress, and exit with code 1 if memory grew or a counter is wrong.
+``python -m tests.support.soak virtual`` processes the traffic in this process, with the apps of
+three configurations. ``python -m tests.support.soak real`` runs a skyfast process with real
+sockets. Both print their progress, and exit with code 1 if memory grew or a counter is wrong.
 
 `tests.support.load_generator` generates the traffic, and `tests.support.memory_audit` measures the
 memory.
