@@ -85,7 +85,7 @@ cdef struct DormantList:
 
 
 cdef struct Flow:
-    # One report stream of an agent. The key of the row is the flow's UUID; the row stores the
+    # One flow, as an agent reports it. The key of the row is the flow's UUID; the row stores the
     # flow's latest totals. A row takes 32 bytes, plus 8 per counter and 4 per link (64 with the
     # default plan).
     #

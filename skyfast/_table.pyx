@@ -3,18 +3,18 @@
 """The table: flows, connections, expiry and rendering, without clock, sockets or logging.
 
 Data structures
-    There are two levels of rows. A *flow* row represents one report stream of an agent. Its key is
-    the flow's UUID; it stores the flow's latest totals. A *connection* row represents one label
+    There are two levels of rows. A *flow* row represents one flow, as an agent reports it. Its key
+    is the flow's UUID; it stores the flow's latest totals. A *connection* row represents one label
     tuple on the page. Each report adds its *deltas*, the increase of its flow's totals, to
-    connection rows. A label value is stored as a number: an interned string (bit 31 set) or a small
-    integer. A *plan* defines which labels and metrics are exported. It has one or more *views*: a
-    view is a set of metrics with the same labels, and has its own connection rows. A flow row links
-    to its row of the first view. If the labels of another view are a subset of the first view's
-    labels, all flows of a connection share one row of this view. In this case, the connection's row
-    in the first view contains the link to this row. Otherwise, each flow row contains the link. All
-    kinds of rows (strings, flows, connections, conversations, names) use the same slab allocator
-    and index (`Rows`). The index uses linear hashing, which splits one bucket at a time. So no
-    insert has to rehash all rows. The structs are in ``_table.pxd``.
+    connection rows. A label value is stored as a number: the number of an interned string (with bit
+    31 set), or a small integer. A *plan* defines which labels and metrics are exported. It has one
+    or more *views*: a view is a set of metrics with the same labels, and has its own connection
+    rows. A flow row links to its row of the first view. If the labels of another view are a subset
+    of the first view's labels, all flows of a connection share one row of this view. In this case,
+    the connection's row in the first view contains the link to this row. Otherwise, each flow row
+    contains the link. Each kind of row (strings, flows, connections, conversations, names) has its
+    own slab allocator and index (`Rows`). The index uses linear hashing, which splits one bucket at
+    a time. So no insert has to rehash all rows. The structs are in ``_table.pxd``.
 
     Flows expire with a timer wheel that has one slot per second. A flow is added to the slot of its
     deadline. A report only writes a later deadline into the row; the row stays in its slot. When
@@ -356,7 +356,8 @@ cdef struct Batch:
     # lock.
     Report reports[BATCH]
     uint32_t size
-    int64_t *values             # BATCH x `all_values`; reports point into this and the next two
+    # reports point into the next three arrays
+    int64_t *values             # BATCH x `all_values`
     int64_t *last_update        # BATCH x the plan's counters
     Cell *cells                 # BATCH x the plan's cells
     FoundNames *names           # BATCH x the plan's lookups
@@ -591,7 +592,7 @@ cdef class Table:
         been applied, but no flow after it.
 
         docs/architecture.md describes the rules. A known flow, live or dormant, adds its deltas. A
-        report is late if neither ``Last`` nor any counter is higher than in earlier reports. If
+        report is late if neither ``Last`` nor any counter is higher than the stored value. If
         ``Last`` is higher and any counter is lower, the flow has started over. An unknown flow adds
         its total if this is the flow's first report, or if the flow cannot have been counted
         before. It also adds its total if it creates a connection whose labels identify a single
@@ -635,8 +636,8 @@ cdef class Table:
     def relabel(self, names, keys):
         """After names have changed, begin to move flows to the connections of their new labels.
 
-        :param names: the mapping of lookups. After each change of the mapping, call this method
-            again.
+        :param names: the mapping that lookups use. After each change of the mapping, call this
+            method again.
         :param keys: an iterable of the keys whose results have changed.
         :returns: a `Relabeling`, whose `step` moves flows.
         """

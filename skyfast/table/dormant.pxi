@@ -61,8 +61,8 @@ cdef inline bint is_claiming(const TableState *table, uint32_t number) noexcept 
 
 
 cdef void set_ended(TableState *table, uint32_t number, bint ended) noexcept nogil:
-    # Set or clear the flag ENDED. The flow must be in no list or in `claims`, because the flag
-    # determines which of the other two lists a flow is in.
+    # Set or clear the flag ENDED. The flow must be in the list `claims` or in no list, because the
+    # flag determines which of the other two lists a flow is in.
     cdef Flow *flow = flow_at(table, number)
     flow.connection = flow.connection & ~ENDED | (ENDED if ended else 0)
 

@@ -10,7 +10,7 @@ cdef enum:
     # What to do if a flow without FIRST_OBSERVED reports a value above 0.
     FIRST_IS_NEW                # observe the value
     FIRST_IS_OLD                # only set the flag: the flow may have been observed before
-    IGNORE_FIRST                # do nothing: the report is late
+    IGNORE_FIRST                # do nothing: the report is late, so it adds nothing
 
 
 cdef inline int64_t *counts_of(const Histogram *histogram, Connection *row) noexcept nogil:

@@ -31,7 +31,7 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
         look_up_flows(table, batch)
         try:
             read_unknown(table, readers, flows, position, batch, held)
-        except BaseException:       # raised by a rewrite or names
+        except BaseException:       # raised by a rewrite or a lookup
             held.clear()
             raise
         look_up_labels(table, batch)
