@@ -9,6 +9,7 @@ docstring lists the others. It uses these terms:
 
 * A *row* is a connection or an overflow connection in one view.
 * *Deltas* are the increases that a report adds to the counters of rows.
+* A report is *late* if neither its ``Last`` nor any counter is higher than the stored value.
 * The *objects* of a flow are JSON objects such as ``Network`` or ``TCPMetric``.
 * A table has *overflow rows* if the option ``overflow`` is "other".
 

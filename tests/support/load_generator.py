@@ -1,8 +1,8 @@
 """Generates the traffic of a constantly changing network for soak tests, from a seed.
 
 Conversations start and end in every step, and their ports are reused. Agents restart. Nodes, names,
-applications and captures appear, change and disappear. Most strings never return. The generator
-provides messages of an analyzer, topology responses, and the correct totals.
+applications and captures appear, change and disappear. Most strings never occur again. The
+generator provides messages of an analyzer, topology responses, and the correct totals.
 """
 
 import contextlib

@@ -376,7 +376,8 @@ SUBSCRIBE_S = 20
 """Maximum time until the next subscription."""
 LINE_S = 10
 WARM_S = 60
-"""Time until memory is stable. Shorter tests than four times this period do not check memory."""
+"""Time until memory is stable. Tests do not check memory if they are shorter than four times this
+period."""
 EXPIRED_S = 20 + INCIDENT_UPDATES * FLOW_UPDATE_S
 """Time until all connections have expired: the timeout, the grace period, a margin, and the longest
 hold of the clock. The clock is held if the subscription ended shortly before."""
