@@ -680,7 +680,7 @@ cdef class _Check:
                            "the slot of a row is after its deadline",
                            (i, number, slot_s, row.deadline_s))
                     number = row.links[0]
-            # If a row existed before it became the overflow row, it is in the wheel, too.
+            # The overflow row is also in the wheel if it existed before it became the overflow row.
             expect(filed | {view.other} == <set>self.rows[i] | {view.other},
                    "rows are missing in the wheel", (i, <set>self.rows[i] - filed))
         return 0

@@ -386,7 +386,7 @@ cdef void code_lengths(const uint32_t *counts, uint32_t symbols, uint8_t *length
     cdef uint32_t leaf = 0, tree = symbols      # the rarest leaf and tree without a parent
     cdef uint32_t trees = symbols, total = 0
     for i in range(symbols):
-        # Symbols that are not in the sample have codes, too.
+        # Symbols that do not occur in the sample also get codes.
         weights[i] = (<uint64_t>counts[i] * 16 + 1) << 16 | i
     qsort(weights, symbols, sizeof(uint64_t), compare_weights)
     for i in range(symbols):
