@@ -118,10 +118,10 @@ These rules apply if the option ``deduplicate`` is "first".
   last update, or if its deltas are added to the overflow row. The flow then *claims* its
   conversation, so that no other capture point takes over and adds the same packets. A duplicate
   cannot claim a conversation.
-* A claim lasts for one timeout, like the ownership of a live flow without further reports. For
-  example, a claim with a timeout of 75 s starts at 100 s: the closing report of a flow at node-1
-  adds a packet whose update was lost. Until 175 s, updates from node-2 may contain this packet, so
-  they are duplicates. Later updates do not contain the packet.
+* A claim lasts for one timeout. A live flow without further reports also owns its conversation for
+  one timeout. For example, a claim with a timeout of 75 s starts at 100 s: the closing report of a
+  flow at node-1 adds a packet from a lost report. Until 175 s, reports from node-2 may contain this
+  packet, so they are duplicates. Later reports do not contain the packet.
 * Until its claim ends, a flow counts as live for ``max_flows``, and cannot be evicted. If another
   flow of the same capture point claims the conversation, the earlier claim ends. The flow with the
   earlier claim counts as dormant from that time.
@@ -154,7 +154,7 @@ Bounds
 
 * If a view has bounds, its rows are hidden until their bytes or packets reach a bound. Bytes and
   packets are the counters of the row, summed over both directions.
-* In all other respects, a hidden row is like any other row: it counts towards the limits, has flows
+* In all other respects, a hidden row is like a shown row: it counts towards the limits, has flows
   and expires, and its counters can be kept. For example, with ``min_bytes`` 1000, a row with 400
   bytes from the initiator and 599 bytes from the target is hidden. With one more byte from the
   target, the page shows all series of the row, with 400 and 600 bytes.

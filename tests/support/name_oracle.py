@@ -522,7 +522,7 @@ class NameOracle:
         return host if host and len(self.kubernetes_nodes(host)) == 1 else ""
 
     def assumed_host(self, pod: Json) -> str:
-        """The host of a pod from `agent`, else the name of the pod's Kubernetes node.
+        """The host of a pod: the result of `agent`, or else the pod's Kubernetes node.
 
         The name of the node is not used if the node has edges to hosts, or if the host of this name
         has edges to nodes. Then the host is unknown.
