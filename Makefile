@@ -37,10 +37,10 @@ NOT_SANITIZED ?= tests/table/test_table.py::test_threads_read_pages_while_anothe
 	tests/table/test_table.py::test_table_handles_two_hundred_thousand_connections
 SANITIZED := $(BIN)/python -m tests.support.core_builds address $(BIN)/python -m
 
-# A sanitizer ends the process after its report. With --capture=sys, pytest does not hide it.
+# A sanitizer ends the process after its report. With --capture=sys, pytest does not hide this report.
 SANITIZED_TESTS := $(SANITIZED) pytest -q --capture=sys $(WITH_SLOW)
 
-# Programs in Go that tests run. They are built with the pinned versions, because Debian does not have them.
+# Programs in Go that tests run. Debian does not have these programs, so they are built from pinned versions.
 TOOLS := build/tools
 # renders and lints the chart
 helm := helm.sh/helm/v4/cmd/helm@v4.3.2
@@ -181,11 +181,11 @@ completion: $(VENV)/.built $(VENV)/.test
 screenshots: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m tests.support.screenshots
 
-# Builds the sdist and a wheel. After `make locked`, with the versions in requirements.lock.
+# Builds the sdist and a wheel. After `make locked`, the build uses the versions in requirements.lock.
 dist: $(VENV)/.build
 	$(BIN)/python -m build --no-isolation --outdir dist .
 
-# Checks that TAG (v1.2.3) fits the versions in all files, and writes the notes of the release.
+# Checks that TAG (v1.2.3) matches the versions in all files, and writes the notes of the release.
 release-check: $(VENV)/.built
 	$(BIN)/python -m tests.support.release $(TAG)
 

@@ -1,9 +1,9 @@
 """Builds the compiled modules. Everything else about the package is in pyproject.toml.
 
-``SKYFAST_BUILD`` selects a build for tests. The builds `checked`, `address` and `thread` use
-``skyfast/_checked.pyx`` instead of ``skyfast/_table.pyx``. `coverage` uses the normal sources.
-``tests/support/core_builds.py`` puts each of these builds in its own directory. ``SKYFAST_CFLAGS``
-and ``SKYFAST_LDFLAGS`` contain additional flags.
+The environment variable ``SKYFAST_BUILD`` selects a build for tests. The builds `checked`,
+`address` and `thread` use ``skyfast/_checked.pyx`` instead of ``skyfast/_table.pyx``. `coverage`
+uses the normal sources. ``tests/support/core_builds.py`` puts each of these builds in its own
+directory. ``SKYFAST_CFLAGS`` and ``SKYFAST_LDFLAGS`` contain additional flags.
 
 The package contains the commit and the time of its build (``skyfast/runtime/build_info.py``). The
 commit is ``SKYFAST_COMMIT``, or the commit of this checkout. ``SOURCE_DATE_EPOCH`` replaces the
@@ -91,7 +91,7 @@ def _git(*arguments):
 
 
 def write_build_info(path, **known) -> None:
-    """Write the values that are not empty, to a new file.
+    """Write a new file with the values that are not empty.
 
     An existing file can be a hard link to the source, so it is replaced and not modified.
     """

@@ -204,8 +204,8 @@ def page_slices(Page page not None):
 def deflate_pieces(slices, long_from=None):
     """Compress slices of text that are split into the given pieces; return the deflate blocks.
 
-    :param slices: pairs of a text of up to `MAX_SLICE` bytes, and up to `MAX_SLICE` / 2 pieces.
-        A piece is a pair of a length and a source.
+    :param slices: pairs: a text of up to `MAX_SLICE` bytes, and a list of up to `MAX_SLICE` / 2
+        pieces. A piece is a pair of a length and a source.
     :param long_from: the index of a slice. It is compressed as if it began 1000 bytes before
         position 4 GiB of the page. There must be at least 32 KiB of text before this slice.
     """
@@ -567,7 +567,8 @@ cdef class _Check:
         return 0
 
     cdef int check_histograms(self, View *view, Connection *row) except -1:
-        # Check that the counts of the buckets allow the sum. The sum can be saturated.
+        # Check that values with these counts in the buckets can have this sum. The sum can be
+        # saturated.
         cdef const Histogram *histogram
         cdef const int64_t *counts
         cdef uint32_t i, j
@@ -679,7 +680,7 @@ cdef class _Check:
                            "the slot of a row is after its deadline",
                            (i, number, slot_s, row.deadline_s))
                     number = row.links[0]
-            # If a row existed before it became the overflow row, it is in the wheel, too.
+            # The overflow row is also in the wheel if it existed before it became the overflow row.
             expect(filed | {view.other} == <set>self.rows[i] | {view.other},
                    "rows are missing in the wheel", (i, <set>self.rows[i] - filed))
         return 0

@@ -1,7 +1,7 @@
 # The data structures of the table: sizes, units and ownership of memory.
 #
-# The table owns all of this memory, which is plain C. References that outlive a call are row
-# numbers, not pointers. A row number takes 4 bytes instead of 8; 0 means "none".
+# The table owns all of this memory, and allocates it with C functions. References that outlive a
+# call are row numbers, not pointers. A row number takes 4 bytes instead of 8; 0 means "none".
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -85,7 +85,7 @@ cdef struct DormantList:
 
 
 cdef struct Flow:
-    # One report stream of an agent. The key of the row is the flow's UUID; the row stores the
+    # One flow, as an agent reports it. The key of the row is the flow's UUID; the row stores the
     # flow's latest totals. A row takes 32 bytes, plus 8 per counter and 4 per link (64 with the
     # default plan).
     #
@@ -121,7 +121,7 @@ cdef struct Connection:
     uint32_t deadline_s         # latest deadline of its flows; 0 in a free row
     uint32_t flows              # number of flow rows that link here, and the flag BACK
     uint32_t created_seq        # sequence number of the row's creation, modulo 2^32
-    uint32_t links[1]           # in the first view: rows of other views; else: next row in slot
+    uint32_t links[1]           # first view: rows of other views; other views: next row in slot
     # The struct is followed by int64_t values[counters + gauges]. If the view counts new flows,
     # their int64_t number comes next. The row ends with an int64_t start time, the view's
     # histograms, and uint32_t cells[columns]. The flag BACK means that the row started with the
@@ -248,7 +248,7 @@ cdef struct Histogram:
     # counts[bounds + 1], the number of values in each bucket. The int64_t sum of the values
     # follows.
     int observes                # OBSERVE_FIRST, OBSERVE_TOTAL or OBSERVE_AGE
-    uint32_t moment             # when flows are observed: FIRST_OBSERVED or CLOSING_OBSERVED
+    uint32_t moment             # when it observes a flow: FIRST_OBSERVED or CLOSING_OBSERVED
     uint32_t sources[2]         # indexes in `Report.values`
     uint32_t source_count
     uint32_t bounds
@@ -257,8 +257,9 @@ cdef struct Histogram:
 
 
 cdef struct HistogramText:
-    # The literals of a histogram's lines, except those between its label values.
-    Literal bucket              # text before the first label; the next four fields: in other lines
+    # The literals of a histogram's lines, except those between its label values. The first five
+    # literals come before the first label, one for each kind of line.
+    Literal bucket
     Literal sum
     Literal count
     Literal created             # for the sample with the start time in OpenMetrics 1.0
@@ -314,7 +315,8 @@ cdef struct View:
     Bounds bounds               # read and written under the mutex
     Histogram *histograms
     uint32_t histogram_count
-    uint32_t moments            # flags: when these histograms observe flows
+    # flags: the moments (FIRST_OBSERVED, ...) at which these histograms observe a flow
+    uint32_t moments
     uint32_t values_offset          # offset in a row, like the next two fields
     uint32_t start_offset
     uint32_t cells_offset

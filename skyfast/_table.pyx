@@ -3,18 +3,18 @@
 """The table: flows, connections, expiry and rendering, without clock, sockets or logging.
 
 Data structures
-    There are two levels of rows. A *flow* row represents one report stream of an agent. Its key is
-    the flow's UUID; it stores the flow's latest totals. A *connection* row represents one label
+    There are two levels of rows. A *flow* row represents one flow, as an agent reports it. Its key
+    is the flow's UUID; it stores the flow's latest totals. A *connection* row represents one label
     tuple on the page. Each report adds its *deltas*, the increase of its flow's totals, to
-    connection rows. A label value is stored as a number: an interned string (bit 31 set) or a small
-    integer. A *plan* defines which labels and metrics are exported. It has one or more *views*: a
-    view is a set of metrics with the same labels, and has its own connection rows. A flow row links
-    to its row of the first view. If the labels of another view are a subset of the first view's
-    labels, all flows of a connection share one row of this view. In this case, the connection's row
-    in the first view contains the link to this row. Otherwise, each flow row contains the link. All
-    kinds of rows (strings, flows, connections, conversations, names) use the same slab allocator
-    and index (`Rows`). The index uses linear hashing, which splits one bucket at a time. So no
-    insert has to rehash all rows. The structs are in ``_table.pxd``.
+    connection rows. A label value is stored as a number: the number of an interned string (with bit
+    31 set), or a small integer. A *plan* defines which labels and metrics are exported. It has one
+    or more *views*: a view is a set of metrics with the same labels, and has its own connection
+    rows. A flow row links to its row of the first view. If the labels of another view are a subset
+    of the first view's labels, all flows of a connection share one row of this view. In this case,
+    the connection's row in the first view contains the link to this row. Otherwise, each flow row
+    contains the link. Each kind of row (strings, flows, connections, conversations, names) has its
+    own slab allocator and index (`Rows`). The index uses linear hashing, which splits one bucket at
+    a time. So no insert has to rehash all rows. The structs are in ``_table.pxd``.
 
     Flows expire with a timer wheel that has one slot per second. A flow is added to the slot of its
     deadline. A report only writes a later deadline into the row; the row stays in its slot. When
@@ -26,7 +26,7 @@ Data structures
     the flow's next report arrives, only the increase over these totals is added. Each dormant row
     is in one of three lists, in the order in which the rows were added. The lists need no extra
     space: their links use the fields that link a live flow to its connection and wheel slot. The
-    oldest rows of a list are forgotten first: when their time is over, or when a new flow needs the
+    oldest rows of a list are forgotten first: after a limited time, or when a new flow needs the
     space. When a connection is removed, its counters may differ from the totals of its last flow.
     In this case, a separate dormant row keeps the counters. The key of this row is a hash of the
     labels. See ``table/dormant.pxi``.
@@ -210,7 +210,7 @@ cdef extern from *:
         RENDER_ROWS             # connections per acquisition of the lock
         RELABEL_ROWS            # flow rows that a slice visits, per flow that it may move
         AHEAD                   # connections and buckets are prefetched this many steps ahead
-        MAX_NAMES               # results of lookups whose labels stay interned
+        MAX_NAMES               # maximum number of lookup results whose labels stay interned
         SLAB_SHIFT
         SLAB_ROWS
         SEGMENT_SHIFT
@@ -316,7 +316,8 @@ cdef enum:
     OBSERVE_AGE                 # the time from the field's timestamp to `last_ms`, in this report
 
 cdef enum:
-    # Flags of a flow: the moments at which it has been observed (see `histograms.pxi`).
+    # Flags of a flow: the moments at which histograms have already observed the flow (see
+    # `histograms.pxi`).
     FIRST_OBSERVED = 1
     CLOSING_OBSERVED = 2
 
@@ -355,7 +356,8 @@ cdef struct Batch:
     # lock.
     Report reports[BATCH]
     uint32_t size
-    int64_t *values             # BATCH x `all_values`; reports point into this and the next two
+    # reports point into the next three arrays
+    int64_t *values             # BATCH x `all_values`
     int64_t *last_update        # BATCH x the plan's counters
     Cell *cells                 # BATCH x the plan's cells
     FoundNames *names           # BATCH x the plan's lookups
@@ -384,7 +386,7 @@ cdef struct TableState:
     TimerWheel wheel            # live flows by deadline
     DormantList dormant         # flows, and counters of removed connections
     DormantList ended           # flows that have sent their closing report
-    DormantList claims          # flows that claim their conversation
+    DormantList claims          # flows that claim a conversation (see `conversations.pxi`)
     uint32_t kept_connections   # rows of `dormant` that have a connection's counters
     uint64_t next_seq           # sequence number for the next connection row of any view
     # layout: set when the table is created
@@ -396,7 +398,8 @@ cdef struct TableState:
     uint32_t lookup_count
     uint32_t requirements
     bint counts_new_flows       # whether any view or histogram depends on new flows
-    uint32_t moments            # flags: when any histogram observes flows
+    # flags: the moments (FIRST_OBSERVED, ...) at which any histogram observes a flow
+    uint32_t moments
     uint32_t first_value        # index of the value that is observed at FIRST_OBSERVED
     uint32_t flags_link         # index of the flags among the links of a flow
     bint optional[MAX_VALUES]
@@ -418,7 +421,7 @@ cdef struct TableState:
     double least_timeout_s      # shortest timeout that the first view has had
     double flow_update_s
     bint has_horizon            # whether `horizon_s` is set
-    double horizon_s            # an unknown flow that began later was never counted
+    double horizon_s            # an unknown flow that began after this time has never been counted
     # overflow
     bint overflows              # whether flows that cannot be stored are added up in overflow rows
     bint overflowed             # whether a flow has been added to an overflow row
@@ -578,9 +581,9 @@ cdef class Table:
         :param flows: instances of the plan's types; all flows of one call have the same type.
         :param wall_ms: the system time in Unix milliseconds, which limits the start times of new
             rows; 0 sets no limit.
-        :returns: ``len(flows)``, or the index of the first flow of which the table needs fields
-            that the type lacks. Flows from this index on were neither applied nor counted: decode
-            them again as ``FullReport``, and continue from this index.
+        :returns: ``len(flows)``, or the index of the first flow whose type lacks fields that the
+            table needs for this flow. Flows from this index on were neither applied nor counted:
+            decode them again as ``FullReport``, and continue from this index.
         :raises TypeError: an item is of another type; the flows before this item were applied.
         :raises MemoryError: an allocation failed; flows before the current one were applied.
         :raises ValueError: ``start`` is negative.
@@ -589,8 +592,8 @@ cdef class Table:
         been applied, but no flow after it.
 
         docs/architecture.md describes the rules. A known flow, live or dormant, adds its deltas. A
-        report is late if its ``Last`` and all its counters are at most those of the flow. If
-        ``Last`` is later and any counter is lower, the flow has started over. An unknown flow adds
+        report is late if neither ``Last`` nor any counter is higher than the stored value. If
+        ``Last`` is higher and any counter is lower, the flow has started over. An unknown flow adds
         its total if this is the flow's first report, or if the flow cannot have been counted
         before. It also adds its total if it creates a connection whose labels identify a single
         conversation. Otherwise, an unknown flow adds the deltas of its last update. Skipped flows
@@ -633,8 +636,8 @@ cdef class Table:
     def relabel(self, names, keys):
         """After names have changed, begin to move flows to the connections of their new labels.
 
-        :param names: the mapping of lookups. After each change of the mapping, call this method
-            again.
+        :param names: the mapping that lookups use. After each change of the mapping, call this
+            method again.
         :param keys: an iterable of the keys whose results have changed.
         :returns: a `Relabeling`, whose `step` moves flows.
         """
@@ -793,8 +796,8 @@ cdef class Table:
             also=()):
         """Return the top connections of a view by the values of one of its families.
 
-        :param family: the index of a family among the families of all views, in order. Its view is
-            the one whose connections are ranked. The family must not be a histogram.
+        :param family: the index of a family among the families of all views, in order. The
+            connections of this family's view are ranked. The family must not be a histogram.
         :param count: maximum number of connections, up to 65,536.
         :param since: an earlier snapshot of the family. The family must be a counter. Connections
             are then ranked by the growth since this snapshot, not by the value.
@@ -804,12 +807,12 @@ cdef class Table:
         :param also: pairs of a label and further values of this label. If `containing` is set,
             connections with one of these values match, too. The values are in UTF-8 with escapes,
             and a newline follows each value.
-        :returns: a tuple of four items for each connection, the highest rank first: the rank, the
-            label values, the values of the view's families in order, and whether pages show the
-            connection. Without bounds, they show all connections. For a counter, the rank is the
-            sum of both directions; for a gauge, the larger of the two. Histograms have no values.
-            A value is None if there is no such series. Otherwise, it is the stored integer, without
-            the family's decimal point.
+        :returns: a tuple of four items for each connection, the highest rank first: the rank (the
+            number by which connections are compared), the label values, the values of the view's
+            families in order, and whether pages show the connection. Without bounds, they show all
+            connections. For a counter, the rank is the sum of both directions; for a gauge, the
+            larger of the two. Histograms have no values. A value is None if there is no such
+            series. Otherwise, it is the stored integer, without the family's decimal point.
 
         Connections without a value of the family are omitted. With `since`, two more kinds are
         omitted: connections without growth, and connections that were removed and, after the
@@ -940,7 +943,7 @@ cdef class Table:
 
     @property
     def horizon_s(self):
-        """The horizon: an unknown flow that began after this time was never counted.
+        """The horizon: an unknown flow that began after this time has never been counted.
 
         In seconds of the caller's clock; None before `begin`. It is the time of the latest of these
         events: a call of `begin`, a report of a flow that was forgotten later, or a report that
@@ -964,7 +967,7 @@ cdef class Table:
 
     @property
     def row_bytes(self):
-        """Memory of a connection of the first view that has one flow, in bytes, without strings."""
+        """Memory of a connection with one flow in the first view, in bytes, without strings."""
         return row_bytes(&self.state)
 
     @property

@@ -9,6 +9,7 @@ docstring lists the others. It uses these terms:
 
 * A *row* is a connection or an overflow connection in one view.
 * *Deltas* are the increases that a report adds to the counters of rows.
+* A report is *late* if neither its ``Last`` nor any counter is higher than the stored value.
 * The *objects* of a flow are JSON objects such as ``Network`` or ``TCPMetric``.
 * A table has *overflow rows* if the option ``overflow`` is "other".
 
@@ -54,7 +55,9 @@ Views
 * With overflow rows, a report that the first view rejects changes the other views: it adds its
   deltas to their rows, sets gauges and extends deadlines. The flow is not counted as a flow of
   these rows.
-* Once any overflow row exists, a flow no longer adds its total merely because it creates a row.
+* As long as no overflow row exists, an unknown flow that creates a row adds its total to this row,
+  provided that only one conversation can have the labels of the row. The first overflow row ends
+  this rule.
 
 Names
 -----
@@ -98,7 +101,7 @@ New flows
   cannot have been counted before. Each row that gets a new flow counts it, even an overflow row.
 * A flow that adds its total only because it creates a row is not new. Otherwise, the views would
   count different flows.
-* Known and dormant flows are never new, even if they restart.
+* Live and dormant flows are never new, even if they restart.
 * If a row of the first view is restored from the totals of a dormant flow, it starts with one new
   flow. The removed row must have had one new flow, because counters with any other number are kept.
 
@@ -115,10 +118,10 @@ These rules apply if the option ``deduplicate`` is "first".
   last update, or if its deltas are added to the overflow row. The flow then *claims* its
   conversation, so that no other capture point takes over and adds the same packets. A duplicate
   cannot claim a conversation.
-* A claim lasts for one timeout, like the ownership of a live flow without further reports. For
-  example, a claim with a timeout of 75 s starts at 100 s: the closing report of a flow at node-1
-  adds a packet whose update was lost. Until 175 s, updates from node-2 may contain this packet, so
-  they are duplicates. Later updates do not contain the packet.
+* A claim lasts for one timeout. A live flow without further reports also owns its conversation for
+  one timeout. For example, a claim with a timeout of 75 s starts at 100 s: the closing report of a
+  flow at node-1 adds a packet from a lost report. Until 175 s, reports from node-2 may contain this
+  packet, so they are duplicates. Later reports do not contain the packet.
 * Until its claim ends, a flow counts as live for ``max_flows``, and cannot be evicted. If another
   flow of the same capture point claims the conversation, the earlier claim ends. The flow with the
   earlier claim counts as dormant from that time.
@@ -127,7 +130,7 @@ Histograms
 ----------
 
 * Histograms count each flow at most once. The first view cannot have histograms.
-* The histogram of a *first value* observes the first value above 0 of a flow. A known or dormant
+* The histogram of a *first value* observes the first value above 0 of a flow. A live or dormant
   flow is observed in any report that is not late. An unknown flow is only observed if it is new. If
   the report of an unknown flow has such a value but the flow is not new, the flow is never
   observed, because it may have been observed before.
@@ -151,7 +154,7 @@ Bounds
 
 * If a view has bounds, its rows are hidden until their bytes or packets reach a bound. Bytes and
   packets are the counters of the row, summed over both directions.
-* In all other respects, a hidden row is like any other row: it counts towards the limits, has flows
+* In all other respects, a hidden row is like a shown row: it counts towards the limits, has flows
   and expires, and its counters can be kept. For example, with ``min_bytes`` 1000, a row with 400
   bytes from the initiator and 599 bytes from the target is hidden. With one more byte from the
   target, the page shows all series of the row, with 400 and 600 bytes.
@@ -225,11 +228,10 @@ class Names(dict[str, tuple[str, ...] | None]):
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
-    """Finds the names of the field at the path ``key``, for all labels that share this lookup.
+    """Looks up the value of the field ``key`` in ``names``, for all labels that share this lookup.
 
     If some names depend on the other address and on the capture point, ``context`` has the paths of
-    these two fields.
-    If a flow lacks the object with the key, the key is empty.
+    these two fields. If a flow lacks the object with the key, the key is empty.
     """
 
     names: Names
@@ -252,9 +254,9 @@ class Label:
     """A label: its name, and the path of its value in a flow. An empty path is the flow itself.
 
     A missing field has the value 0 if ``number`` is true, otherwise "". If ``rewrite`` maps the
-    whole flow, ``reads`` has the fields that it reads. With ``lookup``, the label value is the name
-    number ``index`` that the lookup finds. Labels are compared by identity, so a label that several
-    views have must be the same object in all of them.
+    whole flow, ``reads`` has the fields that it reads. With ``lookup``, the label value is item
+    ``index`` of the names that the lookup finds. Labels are compared by identity, so a label that
+    several views have must be the same object in all of them.
     """
 
     name: str
@@ -271,11 +273,12 @@ class Family:
     """A metric: the paths of its values from initiator to target and from target to initiator.
 
     An empty path means the number of flows, or the number of new flows if the ``type`` is
-    "counter". ``keep`` defines which value a gauge keeps: the "latest", the "least" or the "most".
+    "counter". ``keep`` is "latest", "least" or "most": the value of its flows that a gauge keeps.
     A page shows values divided by ten to the power of ``decimals``.
 
-    A histogram ``observes`` the "first" value above 0 of a flow, or the "total" or the "age" in its
-    closing report. ``buckets`` are the bounds as on the page, without "+Inf".
+    ``observes`` defines what a histogram observes. "first" means the first value above 0 of a flow.
+    "total" and "age" mean the total or the age in the closing report of a flow. ``buckets`` are the
+    bounds as on the page, without "+Inf".
     """
 
     name: str
@@ -426,7 +429,8 @@ class Tags:
 class Protocols:
     """Maps a flow to its protocol: TCP, UDP, SCTP, ICMPV4 or ICMPV6.
 
-    With ``other``, the protocol of other flows is their last layer, otherwise "".
+    A flow without such a protocol is mapped to its last layer if ``other`` is true. Otherwise, it
+    is mapped to "".
     """
 
     other: bool = False
@@ -542,13 +546,13 @@ class Gauge:
 
 @dataclass(frozen=True)
 class Distribution:
-    """The values that a histogram ``observes``: see `Family`. A total can have several fields."""
+    """What a histogram observes: see `Family`. A total can be the sum of several fields."""
 
     paths: tuple[Path, ...]
     observes: str
 
     def of(self, flow: JSON) -> int | None:
-        """Return the value that a report has, or None if it has none."""
+        """Return the value in a report, or None if the report has no valid value."""
         numbers = [at(flow, path, 0) for path in self.paths]
         if first_invalid(flow, self.paths):
             return None
@@ -620,7 +624,10 @@ class Row:
 
 
 def moment_of(distribution: Distribution) -> str:
-    """Return when flows are observed: at their "first" value, or in their "closing" report."""
+    """Return when a histogram observes a flow, as "first" or "closing".
+
+    "first" is the report with the first value above 0. "closing" is the closing report.
+    """
     return "first" if distribution.observes == "first" else "closing"
 
 
@@ -1279,7 +1286,7 @@ class Model:
             self._dormant.append(kept)
 
     def _retire(self, flow: Flow, now: float) -> None:
-        """Make a flow dormant: remove it from its rows. Remove its connection if it has no flow."""
+        """Make a flow dormant, and remove it from its rows. Remove a connection without flows."""
         first = flow.rows[0]
         assert first is not None
         for row in flow.rows:
@@ -1316,11 +1323,13 @@ class Model:
             self.horizon_s = max(self.horizon_s, reported_s)
 
     def _make_room(self, now: float) -> None:
-        """Forget the longest dormant flows while there are more than ``max_flows`` flows."""
+        """While there are more than ``max_flows`` flows, forget the longest dormant one.
+
+        Ended flows are forgotten first, unless their reports may still be in transit.
+        """
         while len(self._flows) + len(self._kept) > self.spec.max_flows and (
             self._ended or self._dormant
         ):
-            # A report of an ended flow may still be in transit.
             is_over = self._ended and self._ended[0].since_s + BATCH_S <= math.floor(now)
             self._forget(self._ended[0] if is_over or not self._dormant else self._dormant[0])
 
@@ -1634,7 +1643,7 @@ class Model:
         ]
 
     def hidden(self, now: float) -> list[tuple[int, int] | None]:
-        """Return the number and the bytes of the hidden rows, or None without bounds, by view."""
+        """For each view, return the number and bytes of its hidden rows, or None without bounds."""
         result: list[tuple[int, int] | None] = []
         for n, bounds in enumerate(self.bounds):
             rows = [row for row in self._alive(n, now) if not reaches(row, bounds)]

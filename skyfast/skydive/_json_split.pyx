@@ -3,8 +3,8 @@
 
 A response of the topology API can be a hundred megabytes long. Decoding it as a whole would need
 memory for the text and all its objects, and would hold the GIL for a large part of a second.
-`ArraySplitter` gets the text in pieces of any size. Each call of `feed` returns the elements that
-end in its piece.
+`ArraySplitter` gets the text in pieces of any size. Each call of `feed` gets one piece, and returns
+the elements that end in this piece.
 
 To find the commas between the elements, the splitter counts brackets and skips strings. It does not
 check the inside of an element, because the decoder does that later. Outside of elements, it accepts
@@ -171,7 +171,7 @@ cdef class ArraySplitter:
             raise ValueError(f"not a JSON list: the text ends after {self._offset} bytes")
 
     cdef int _add(self, list elements, const unsigned char *text, Py_ssize_t size) except -1:
-        """Add the element that ends with ``size`` bytes of ``text``."""
+        """Add the element whose last bytes are the first ``size`` bytes of ``text``."""
         if self._skipping or len(self._partial) + size > self._max_element_bytes:
             self.skipped += 1
         elif self._partial:

@@ -90,7 +90,7 @@ cdef inline bint reaches(const View *view, Connection *row, const Bounds *bounds
 
 cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
                      Cursor *cursor) noexcept nogil:
-    # Find the rows of a view that the page shows. Like `list_part`, but for the whole page.
+    # Find the rows that the page shows in a view. Like `list_part`, but for the whole page.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number

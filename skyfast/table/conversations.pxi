@@ -40,7 +40,7 @@ cdef bint own_conversation(TableState *table, const Report *report,
                            uint32_t *number) noexcept nogil:
     # If row `number` (0: none) does not belong to the report's capture point, replace it with a new
     # row for this point. The caller must link the new row, or give it back with
-    # `disown_conversation`. Without conversations, do nothing. False if out of memory.
+    # `disown_conversation`. Without conversation rows, do nothing. False if out of memory.
     if not table.has_conversations:
         return True
     if number[0] == 0 or conversation_at(table, number[0]).point != report.point:

@@ -17,12 +17,12 @@
 # Pieces are only hints: bytes are compared before they become a match. So a page is correct even if
 # the number of a string now belongs to another string. Text without pieces becomes literals.
 #
-# The Huffman codes are learnt from the first slice of a family. New codes are learnt from a slice
-# that is much larger than the slice of the current codes, or after a slice that needs too many
-# bits. A block only ends when its codes are replaced, so it can contain many slices. All symbols
-# have codes, because later slices may have any text. The codes are complete, because some decoders
-# reject incomplete codes. They have at most 12 bits, so that the codes of four literals can be
-# written at once.
+# The Huffman codes are learnt from the first slice of a family. They are learnt again in two cases:
+# from a slice that is much larger than the slice that they were learnt from, and after a slice that
+# needs too many bits per byte. A block only ends when its codes are replaced, so it can contain
+# many slices. All symbols have codes, because later slices may have any text. The codes are
+# complete, because some decoders reject incomplete codes. They have at most 12 bits, so that the
+# codes of four literals can be written at once.
 #
 # All memory belongs to a page or to the page's `Deflater`. It does not grow with the table.
 
@@ -44,7 +44,7 @@ cdef enum:
     LENGTH_SYMBOLS = 19         # symbols in such a list
     MAX_HEADER = 256            # bytes of the header of a block
     STRING_SLOTS = 2048
-    RELEARN_PERCENT = 120       # limit of the bits per byte, as a percentage of the sample
+    RELEARN_PERCENT = 120       # maximum bits per byte, as a percentage of the sample's
     LARGER_SAMPLE = 4           # factor: a slice this much larger than the sample gives new codes
 
 
@@ -114,7 +114,7 @@ cdef inline uint64_t differences(const char *a, const char *b) noexcept nogil:
 
 
 cdef inline bint same_bytes(const char *a, const char *b, uint32_t length) noexcept nogil:
-    # Blocks overlap, so that few branches depend on the length.
+    # Compares blocks that may overlap, so that few branches depend on the length.
     cdef uint64_t difference
     if length >= 16:
         difference = differences(a + length - 16, b + length - 16)
@@ -386,7 +386,7 @@ cdef void code_lengths(const uint32_t *counts, uint32_t symbols, uint8_t *length
     cdef uint32_t leaf = 0, tree = symbols      # the rarest leaf and tree without a parent
     cdef uint32_t trees = symbols, total = 0
     for i in range(symbols):
-        # Symbols that are not in the sample have codes, too.
+        # Symbols that do not occur in the sample also get codes.
         weights[i] = (<uint64_t>counts[i] * 16 + 1) << 16 | i
     qsort(weights, symbols, sizeof(uint64_t), compare_weights)
     for i in range(symbols):

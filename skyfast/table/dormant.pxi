@@ -61,8 +61,8 @@ cdef inline bint is_claiming(const TableState *table, uint32_t number) noexcept 
 
 
 cdef void set_ended(TableState *table, uint32_t number, bint ended) noexcept nogil:
-    # Set or clear the flag ENDED. The flow must be in no list or in `claims`, because the flag
-    # determines which of the other two lists a flow is in.
+    # Set or clear the flag ENDED. The flow must be in the list `claims` or in no list, because the
+    # flag determines which of the other two lists a flow is in.
     cdef Flow *flow = flow_at(table, number)
     flow.connection = flow.connection & ~ENDED | (ENDED if ended else 0)
 
@@ -278,8 +278,8 @@ cdef int wake_when_full(TableState *table, const Report *report, const Labels *l
 
 cdef int add_ended_flow(TableState *table, const Report *report, const Labels *labels,
                         uint32_t number, uint32_t kept) noexcept nogil:
-    # Apply the closing report of an unknown flow that was never counted. The flow is kept for a
-    # while, because its other reports may still be in transit.
+    # Apply the closing report of an unknown flow that has never been counted. The flow is kept for
+    # a while, because its other reports may still be in transit.
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
         return APPLY_NO_MEMORY

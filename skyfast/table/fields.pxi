@@ -30,9 +30,8 @@ cdef struct Number:
 
 
 cdef struct Requirement:
-    # A flow must have the first part, with one exception. If only `pair` is set, a flow that has
-    # the second part is exempt. If `absent` is also set, a flow that lacks the second part is
-    # exempt.
+    # A flow must have the first part. If only `pair` is set, a flow with the second part is also
+    # accepted. If `pair` and `absent` are set, a flow without the second part is also accepted.
     Field parts[2]
     bint pair
     bint absent                 # only set together with `pair`
@@ -55,7 +54,9 @@ cdef struct Lookup:
     uint32_t point
     uint32_t column             # the first column of the lookup; its columns are adjacent
     uint32_t columns
-    uint32_t labels             # the first lookup whose labels have the same indexes in a result
+    # number of the first lookup whose labels have the same indexes in a result as the labels of
+    # this lookup
+    uint32_t labels
     Py_ssize_t length           # minimum length of a result
 
 

@@ -286,7 +286,7 @@ cdef tuple top_groups(TableState *table, uint32_t family, uint32_t count, tuple 
 
 
 cdef void choose_groups(Groups *groups, TopK *top) noexcept nogil:
-    # Find the highest groups, and add all remaining groups to `other`.
+    # Find the groups with the highest ranks, and add all other groups to `other`.
     cdef uint32_t i
     cdef int64_t rank
     for i in range(groups.count):

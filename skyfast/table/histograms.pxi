@@ -1,16 +1,16 @@
 # Histograms: the distribution of a value over the flows of a row. `_table.pyx` includes this file.
 #
-# A flow is observed at two *moments*: when its value is above 0 for the first time, and in its
-# closing report. Each flow is observed at most once per moment: a flag in the flow's row prevents a
-# second observation. The first view has no histograms. Histograms are changed under the table's
-# mutex, like all rows. An observation extends the deadline of its row, like a report that adds
-# deltas.
+# Histograms observe a flow at two *moments*: when the observed field is above 0 for the first time,
+# and in the closing report of the flow. Each flow is observed at most once per moment: a flag in
+# the flow's row prevents a second observation. The first view has no histograms. Histograms are
+# changed under the table's mutex, like all rows. An observation extends the deadline of its row,
+# like a report that adds deltas.
 
 cdef enum:
     # What to do if a flow without FIRST_OBSERVED reports a value above 0.
     FIRST_IS_NEW                # observe the value
     FIRST_IS_OLD                # only set the flag: the flow may have been observed before
-    IGNORE_FIRST                # do nothing: the report is late
+    IGNORE_FIRST                # do nothing: the report is late, so it adds nothing
 
 
 cdef inline int64_t *counts_of(const Histogram *histogram, Connection *row) noexcept nogil:

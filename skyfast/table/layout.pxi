@@ -353,8 +353,9 @@ cdef int prepare_families(TableState *table, plan) except -1:
 
 cdef size_t prepare_family(Family *family, const View *view, declared, planned, plan,
                            uint32_t histogram) except? 0:
-    # Returns the maximum size of the family's head or of a connection's lines, in bytes, whichever
-    # is larger. `histogram` is the number of histograms in the preceding families of the view.
+    # Returns the larger of two sizes, in bytes: the size of the family's largest head, and the
+    # maximum size of a connection's lines. `histogram` is the number of histograms in the preceding
+    # families of the view.
     cdef uint32_t j, k
     cdef size_t fixed, longest = 0
     cdef bytes head
@@ -471,7 +472,7 @@ cdef int set_limits(TableState *table, max_connections, max_flows, timeout_s, me
 # Sizes
 
 cdef uint32_t row_bytes(const TableState *table) noexcept:
-    # Memory of a connection of the first view that has one flow, in bytes, without strings.
+    # Memory of a connection with one flow in the first view, in bytes, without strings.
     cdef uint32_t total = table.flow_rows.stride + table.views[0].rows.stride
     cdef uint32_t rows = 2
     if table.has_conversations:

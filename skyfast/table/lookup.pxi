@@ -56,7 +56,7 @@ cdef void look_up_labels(const TableState *table, Batch *batch) noexcept nogil:
         if needs_labels(&batch.reports[i]):
             cells = batch.reports[i].cells
             for j in range(table.cells):
-                if cells[j].string:             # if the flow is added, its `refs` changes
+                if cells[j].string:             # adding the flow changes `String.refs`
                     prefetch(row_at(&table.strings, cells[j].string))
                 elif cells[j].text != NULL and not cells[j].repeats:
                     number = bucket_of(&table.strings, cells[j].hash)[0]

@@ -13,9 +13,10 @@
 # Notes are stored as pieces, with a length and a source:
 #
 # * The head of a family has one note: its length, and its family's number as the source.
-# * The lines of a row begin with a note whose length packs three lengths: of the first value, the
-#   second value, and the start time. A value that has no line, and a start time that is unknown,
-#   have the length 0. One note for each label value follows. The source is the cell.
+# * The lines of a row begin with a note whose length is packed from three lengths: those of the
+#   first value, the second value, and the start time. A value that has no line, and a start time
+#   that is unknown, have the length 0. One note for each label value follows. The source is the
+#   cell.
 # * A histogram begins with a note that has the length of its start time, or 0. One note for each
 #   label value follows, then one note for each number.
 

@@ -1,7 +1,7 @@
 # Readers: the locations of values in a flow, for each flow type. `_table.pyx` includes this file.
 #
-# `Table.set_flow_types` calls this code for its types. It reads Python objects of the plan, so it
-# needs the GIL and may raise exceptions. It takes no lock.
+# `Table.set_flow_types` calls this code for the new types. This code reads Python objects of the
+# plan, so it needs the GIL and may raise exceptions. It takes no lock.
 
 cdef int resolve_readers(Reader *readers, types, plan, bint slots, list keep) except -1:
     # Objects that the readers borrow are added to `keep`. A reader's `slots` is set to False if a

@@ -15,7 +15,7 @@ cdef struct Cursor:
     uint32_t head               # index in `Family.heads`
     int starts                  # how start times are shown: START_HIDDEN, ...
     uint32_t part, parts        # index of the part, and number of parts (1: the whole page)
-    # A list of the rows of one view that the page shows. The first row is at index 1. The list is
+    # A list of the rows that the page shows in one view. The first row is at index 1. The list is
     # used if there are several parts, or if the view has bounds. The page owns the array; it is
     # allocated if any view needs a list.
     uint32_t *listed
@@ -313,7 +313,7 @@ cdef inline void prefetch_listed(const TableState *table, const View *view, cons
 
 
 cdef void list_rows(TableState *table, uint32_t number, Cursor *cursor) noexcept nogil:
-    # Find the rows of a view that the page shows. Rows that are added later are not on the page, so
+    # Find the rows that the page shows in a view. Rows that are added later are not on the page, so
     # all families of the view use the same list. Rows past their deadline are listed, because a
     # report can renew a row before the page reads the row.
     cdef const View *view = &table.views[number]

@@ -1,8 +1,8 @@
-# Reading reports: the fields of each flow of a batch that the table needs. `_table.pyx` includes
+# Reading reports: for each flow of a batch, the fields that the table needs. `_table.pyx` includes
 # this file. This is the first of the three steps of `Table.update`: read, look up, apply.
 #
 # This code uses Python objects, so it needs the GIL and must not run under the table's mutex. It
-# only reads constant parts of the table, the index of flows and the rows of names. It only writes
+# only reads the index of flows, the rows of names, and constant parts of the table. It only writes
 # to the batch and to the deadlines of names rows. The batch borrows values from the flows, from
 # `Table.held` and from the rows of names until the batch has been applied.
 
@@ -354,7 +354,7 @@ cdef inline int read_value(PyObject *flow, const Column *column, bint slots, Cel
         held.append(<object>value)
         Py_DECREF(<object>value)
         is_string = not PyLong_CheckExact(value)
-    if is_string or value == NULL:          # without the part, an empty string
+    if is_string or value == NULL:          # empty if the flow lacks the part
         return read_text(value, &cell.text, &cell.length)
     return read_integer(value, &cell.number)
 

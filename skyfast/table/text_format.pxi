@@ -1,7 +1,7 @@
 # Writing lines: strings, numbers and label values, one after another. `_table.pyx` includes this
 # file.
 #
-# Pages spend most of their time in these functions, mostly under the table's mutex. So these
+# Rendering spends most of its time in these functions, mostly under the table's mutex. So these
 # functions are plain C, inline, and do not check for space. Callers provide space for the longest
 # line and for the blocks that are copied beyond its end (`max_lines`). Bytes are copied in whole
 # blocks, so a source must be readable up to the end of its last block. Numbers are written exactly,

@@ -31,7 +31,7 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
         look_up_flows(table, batch)
         try:
             read_unknown(table, readers, flows, position, batch, held)
-        except BaseException:       # raised by a rewrite or names
+        except BaseException:       # raised by a rewrite or a lookup
             held.clear()
             raise
         look_up_labels(table, batch)
@@ -237,7 +237,7 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
 
 cdef inline bint was_never_counted(const TableState *table, const Report *report) noexcept nogil:
     # Whether an unknown flow began after the horizon, that is, after the latest report of every
-    # forgotten flow. If so, the flow was never counted. Times from an agent's clock are only
+    # forgotten flow. If so, the flow has never been counted. Times from an agent's clock are only
     # compared with each other, because the clocks of two hosts may differ. False if flows are
     # deduplicated, because the table does not remember duplicates.
     return (table.has_horizon and report.age_ms >= 0 and not table.has_conversations

@@ -1,4 +1,4 @@
-"""Helpers for tests that run an app in their own process: series of the page, and test flows."""
+"""Helpers for tests that run an app in the process of the test: series of the page, and flows."""
 
 import asyncio
 from typing import Any

@@ -66,7 +66,7 @@ def gzip_member(lines: bytes, blocks: bytes) -> bytes:
 
 
 def check_with_all_decoders(lines: bytes, blocks: bytes) -> None:
-    """Check that all installed decoders return ``lines``: zlib, isal, the strict one, and Go's."""
+    """Check that all installed decoders return ``lines``: zlib, isal, `strictly_inflated`, Go's."""
     member = gzip_member(lines, blocks)
     assert zlib.decompress(member, wbits=31) == lines
     assert isal_zlib.decompress(member, wbits=31) == lines

@@ -1,9 +1,9 @@
 """Silence detection and the clock of the table, in the virtual time of a simulated Skydive.
 
 `Listener` uses three parts of skyfast: the silence detection (`skyfast.skydive.silence`), the
-decision to hold the clock (`skyfast.skydive.reporting_gap`) and the clock. `Listener` calls these
-parts in the virtual time of a `Cluster`, in the same way as `skyfast.skydive.subscription` and
-`skyfast.app`.
+decision to hold (stop) the clock (`skyfast.skydive.reporting_gap`) and the clock. `Listener` calls
+these parts in the virtual time of a `Cluster`, in the same way as `skyfast.skydive.subscription`
+and `skyfast.app`.
 """
 
 from __future__ import annotations

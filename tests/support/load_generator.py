@@ -1,8 +1,8 @@
 """Generates the traffic of a constantly changing network for soak tests, from a seed.
 
 Conversations start and end in every step, and their ports are reused. Agents restart. Nodes, names,
-applications and captures appear, change and disappear. Most strings never return. The generator
-provides messages of an analyzer, topology responses, and the correct totals.
+applications and captures appear, change and disappear. Most strings never occur again. The
+generator provides messages of an analyzer, topology responses, and the correct totals.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ ROUNDS = (1, 1, 1, 2, 3)
 LONG_ROUNDS, LONG_ONE_IN = 12, 64
 """One conversation in ``LONG_ONE_IN`` has ``LONG_ROUNDS`` reports."""
 UNIT = (3, 1000, 2, 5000)
-"""What each report adds: packets and bytes from initiator to target, then the other way round."""
+"""What a report adds: packets and bytes from initiator to target, then from target to initiator."""
 _UNITS = '"ABPackets":3,"ABBytes":1000,"BAPackets":2,"BABytes":5000'
 MAX_PADDING = 900
 RX_BYTES_PER_CHANGE = 3_000_000_000

@@ -180,7 +180,10 @@ class NameOracle:
         return short(text(node, "ID"))
 
     def updated(self, node: Json) -> int:
-        """The time of a node's update. If several nodes have one ID, only the latest is used."""
+        """The time of a node's update.
+
+        If several nodes have the same ID, only the node with the latest update is used.
+        """
         return number(node.get("UpdatedAt"))
 
     # -- the graph ------------------------------------------------------------------------------
@@ -519,7 +522,7 @@ class NameOracle:
         return host if host and len(self.kubernetes_nodes(host)) == 1 else ""
 
     def assumed_host(self, pod: Json) -> str:
-        """The host of a pod from `agent`, else the name of the pod's Kubernetes node.
+        """The host of a pod: the result of `agent`, or else the pod's Kubernetes node.
 
         The name of the node is not used if the node has edges to hosts, or if the host of this name
         has edges to nodes. Then the host is unknown.
@@ -915,8 +918,8 @@ class NameOracle:
 
         The interface must not be in the host's own namespace, and must not belong to another pod.
         If its namespace belongs to a pod with the same name, that pod is assumed to be the same
-        pod, unless its cluster or host differs. Otherwise, the interface must be on the pod's host.
-        If nothing is known about the pod's host, no other interface must have the address.
+        pod, unless the clusters or hosts differ. Otherwise, the interface must be on the pod's
+        host. If nothing is known about the pod's host, no other interface must have the address.
         """
         namespace, host, machine = place
         if machine is not None or self.is_own(namespace) or self.is_uncertain(namespace):

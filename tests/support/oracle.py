@@ -308,8 +308,8 @@ class Oracle:
     ) -> None:
         """Check a connection that was not on the previous page.
 
-        If the table still knows one of its flows, its counters must continue. Otherwise, they may
-        start with the flows of this message.
+        If the table still knows a flow of the connection, the counters must continue. Otherwise,
+        the counters may start with the flows of this message.
         """
         due = exactly(shown.counters) + shown.since
         if counters in due:

@@ -7,8 +7,8 @@ subscriber receives the message.
 
 Times are integers in milliseconds. ``now_ms`` is the true time of the virtual cluster. Each agent
 has its own wall clock, which differs from the true time by ``offset_ms`` and can step. Random
-choices (the analyzer of a tick, the order of simultaneous ticks) come from the cluster's generator,
-so the same seed gives the same run.
+choices (which analyzer gets the flows of a tick, the order of simultaneous ticks) come from the
+cluster's generator, so the same seed gives the same run.
 
 The model omits tunnels (``ParentUUID``), ``TCPMetric``, ``IPMetric``, captures by eBPF, sFlow and
 NetFlow, and the ticks that Go drops when their reader is busy.

@@ -1,8 +1,8 @@
 """Soak tests: days of changing traffic in virtual time, or any duration in real time.
 
-``python -m tests.support.soak virtual`` processes the traffic with the parts of three
-configurations in this process. ``python -m tests.support.soak real`` runs a skyfast process with
-real sockets. Both print their progress, and exit with code 1 if memory grew or a counter is wrong.
+``python -m tests.support.soak virtual`` processes the traffic in this process, with the apps of
+three configurations. ``python -m tests.support.soak real`` runs a skyfast process with real
+sockets. Both print their progress, and exit with code 1 if memory grew or a counter is wrong.
 
 `tests.support.load_generator` generates the traffic, and `tests.support.memory_audit` measures the
 memory.
@@ -376,7 +376,8 @@ SUBSCRIBE_S = 20
 """Maximum time until the next subscription."""
 LINE_S = 10
 WARM_S = 60
-"""Time until memory is stable. Shorter tests than four times this period do not check memory."""
+"""Time until memory is stable. Tests do not check memory if they are shorter than four times this
+period."""
 EXPIRED_S = 20 + INCIDENT_UPDATES * FLOW_UPDATE_S
 """Time until all connections have expired: the timeout, the grace period, a margin, and the longest
 hold of the clock. The clock is held if the subscription ended shortly before."""

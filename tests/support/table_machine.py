@@ -351,7 +351,7 @@ class SlowPage:
 
 
 class TableMachine(RuleBasedStateMachine):
-    """Applies the same operations to both tables, and compares all results."""
+    """Applies the same operations to the table and to the model, and compares all results."""
 
     build = _table
 

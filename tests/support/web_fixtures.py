@@ -191,7 +191,7 @@ class FakeTable:
 
 
 class Snapshot(list):
-    """A snapshot of the table's rows. Unlike a list, it can have weak references."""
+    """A snapshot of the table's rows. Unlike a list, it can be weakly referenced."""
 
 
 class FakePage:
