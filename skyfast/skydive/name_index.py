@@ -116,7 +116,7 @@ class Changes:
     triples: dict[Triple, tuple[str, ...]]
     """The cached names that are still valid, and the names that were chosen again."""
     compared: int
-    """Number of cached names that were compared. `apply` drops names that were cached later."""
+    """Number of cached names that were compared. `apply` drops all names cached since then."""
     affected: Set[str]
     """Ambiguous addresses for which the names of at least one triple are no longer valid."""
     pruned_at: float | None
@@ -134,7 +134,7 @@ class NodeNames(dict[str, tuple[str, ...]]):
         return self.EMPTY
 
     def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
-        """Return the names, which do not depend on the context."""
+        """Return the names of ``key``. They depend neither on ``other`` nor on ``point``."""
         return self[key]
 
 
@@ -191,7 +191,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         return names
 
     def forget_contexts(self) -> None:
-        """Forget the contexts of ambiguous addresses, and the names chosen in them."""
+        """Forget the data for resolving ambiguous addresses, and the names chosen with it."""
         self._context, self._triples, self._overflowed = _Context(), {}, False
 
     @property
@@ -399,7 +399,10 @@ class NameIndex:
     def _chosen_anew(
         self, cached: Mapping[Triple, tuple[str, ...]], context: _Context
     ) -> tuple[dict[Triple, tuple[str, ...]], set[str]]:
-        """Return the names of each triple in ``context``, and the addresses with changed names."""
+        """Resolve each triple with ``context``.
+
+        Returns the names of the triples, and the addresses for which the names of a triple changed.
+        """
         triples: dict[Triple, tuple[str, ...]] = {}
         affected: set[str] = set()
         for triple, before in cached.items():

@@ -18,7 +18,7 @@ SLACK_S: Final = 15.0
 """Added to each interval: analyzers batch reports for up to 5 s, and agents' ticks drift."""
 
 MISSING_UPDATES: Final = 2
-"""If only other subscriptions deliver for this many intervals, a subscription is ignored."""
+"""A subscription that does not deliver for this many intervals, while others do, is ignored."""
 
 INCIDENT_UPDATES: Final = 4
 """One subscription, or all together, can hold the clock for at most this many intervals."""
