@@ -28,7 +28,7 @@ Headers = list[tuple[str, str]]
 """HTTP headers in the order of sending; a name can occur more than once."""
 
 LOGIN_TIMEOUT_S: Final = 10.0
-"""Timeout of ``POST /login``, from connecting to the headers of the response."""
+"""Timeout of ``POST /login``, from opening the connection until the response headers arrive."""
 
 RESOLVE_TIMEOUT_S: Final = 10.0
 """Timeout of a name resolution."""

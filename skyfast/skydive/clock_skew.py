@@ -74,7 +74,7 @@ class ClockSkewCheck:
         """Count the ``flows`` with impossible times.
 
         ``flows`` are the flows that the latest update of the table has applied, and ``data`` is the
-        message that contained them. ``now_ms`` is the arrival of the message, in Unix time. If all
+        message that contained them. ``now_ms`` is the arrival time in Unix milliseconds. If all
         times are plausible, the check costs almost nothing. Closing reports have earlier times than
         other reports, so a message with a closing report is checked flow by flow.
         """

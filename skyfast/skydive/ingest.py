@@ -278,7 +278,7 @@ class Ingest:
                     continue
                 except UNDECODABLE as error:
                     problem = str(error)
-            # msgspec has this message for integers of more than a few thousand digits.
+            # This is msgspec's message for integers with more than a few thousand digits.
             huge = problem.startswith("Integer value out of range")
             self._skipped["out_of_range" if huge else "invalid"] += 1
         return flows

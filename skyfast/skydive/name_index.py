@@ -142,8 +142,9 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
     """The names of addresses, by address in Go's notation.
 
     The names are in the order of `ADDRESS_NAMES`, followed by the values of the pod labels. An
-    ambiguous address has None instead: `resolve` chooses its names by the context of the flow, and
-    caches them. If ``notes_unknown`` is set, a lookup notes an unknown address for `take_unknown`.
+    ambiguous address has None instead: `resolve` chooses its names by the other address and the
+    capture point of the flow, and caches them. If ``notes_unknown`` is set, a lookup notes an
+    unknown address for `take_unknown`.
     """
 
     __slots__ = (
@@ -248,7 +249,7 @@ class NameIndex:
         """Start without names from the topology. Needs no event loop.
 
         ``keep_s`` should be at least the lifetime of rows, so that rows do not lose their names.
-        ``k8s_labels`` are the keys of the pod labels that follow the names of addresses.
+        ``k8s_labels`` are the keys of pod labels. The tuple of an address ends with their values.
         """
         self.k8s_labels = k8s_labels
         self.nodes = NodeNames()

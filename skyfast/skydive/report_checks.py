@@ -114,8 +114,9 @@ class ReportChecker:
         """Create checks for the counters of ``plan`` that are fields of ``Metric``.
 
         ``now`` is the table's clock, in seconds. This clock is held (stands still) while reports
-        may be missing, and ``held_s`` returns for how long in total. ``running`` is a clock that is
-        never held, for the rate of messages. ``chance`` returns random numbers from 0 to 1.
+        may be missing. ``held_s`` returns the total time for which it was held. ``running`` is a
+        clock that is never held, for the rate of messages. ``chance`` returns random numbers from 0
+        to 1.
         """
         self._totals = tuple(
             _Total(index, counter.paths, counter.last_update)
