@@ -396,8 +396,8 @@ class App:
     async def _relabel_own(self, old: OwnNames, new: OwnNames) -> None:
         """Relabel the flows whose addresses have different own names in ``new``, in slices.
 
-        Only the addresses in the table are checked. Flows that arrive later get the new names
-        anyway.
+        Only the addresses in the table are checked. Flows that are not in the table yet get the new
+        names when they arrive.
         """
         table, ends = self._parts.table, self._parts.names.ends
         first = 1

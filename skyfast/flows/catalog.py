@@ -110,7 +110,7 @@ POD_LABELS: Final = CONTAINER_POD_LABELS | {
 Without Kubernetes pods, these labels are empty, except those in `CONTAINER_POD_LABELS`."""
 
 ENDS: Final = {"initiator": INITIATOR_IP, "target": TARGET_IP}
-"""The two ends of a flow: the prefix of label names, and the field with the end's address."""
+"""For each end of a flow: the prefix of its label names, and the field with its address."""
 
 _Name = tuple[Cardinality, str]
 
@@ -314,7 +314,7 @@ UNBOUNDED_FIELDS: Final = {
     ("Start",): "a new value for each flow",
     ("ICMP", "ID"): "a new value for each ping",
 }
-"""The fields whose number of values is unbounded, and the reasons."""
+"""The fields with an unbounded number of values, each with the reason."""
 
 DEFAULT_LABELS: Final = tuple(label.name for label in LABELS[:7])
 """The labels of the Go connector ``prom_sky_con``, in its order."""

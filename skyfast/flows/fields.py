@@ -95,7 +95,7 @@ class FlowTypes:
     ``KnownReport`` has only the fields that are needed to count a known flow: a flow that the table
     already contains. ``Update`` adds the fields of labels. ``FirstReport`` adds the fields that
     identify a flow's first report. These fields are enough to count a new flow. ``FullReport`` adds
-    ``LastUpdateMetric``. It is needed if a flow is not known, and its first report was missed.
+    ``LastUpdateMetric``. This part is needed to count a flow that is neither known nor new.
 
     ``omissible`` are the fields and parts of ``FullReport`` that are not required to count a flow:
     gauges, optional counters, fields of histograms, and the fields that identify a first report or
