@@ -1,4 +1,7 @@
-"""Runs, reloads and stops what `skyfast.pipeline` builds, and relabels flows if names change."""
+"""Runs, reloads and stops what `skyfast.pipeline` builds; relabels flows when their names change.
+
+The labels of a flow can contain names of its addresses and of its capture point.
+"""
 
 import asyncio
 import contextlib
@@ -333,12 +336,15 @@ class App:
             self._polling.cancel()
 
     def _rename(self, names: Names, keys: Set[str]) -> None:
-        """Schedule the relabelling of the flows whose names were looked up with ``keys``."""
+        """Schedule the relabelling of flows, because the names of ``keys`` have changed.
+
+        The keys of ``names`` are addresses, or the ``NodeTID`` of capture points.
+        """
         self._renamed.append((names, keys))
         self._has_renamed.set()
 
     async def _relabel(self) -> None:
-        """Relabel the scheduled flows: move them to the connections with their new names."""
+        """Relabel flows as scheduled: move each flow to the connection with its new names."""
         while True:
             await self._has_renamed.wait()
             self._has_renamed.clear()
@@ -349,7 +355,10 @@ class App:
                     await self._relabel_own(*self._renamed_own.popleft())
 
     async def _move_flows(self, names: Names, keys: Set[str]) -> None:
-        """Move the flows whose names come from ``keys`` to their new connections, in slices."""
+        """Move the flows with one of ``keys`` to the connections with their new names, in slices.
+
+        The keys of ``names`` are addresses, or the ``NodeTID`` of capture points.
+        """
         table, are_left = self._parts.table, True
         relabeling = table.relabel(names, keys)
         # Stop if a reload replaces the table: the new table has no outdated names.
@@ -387,8 +396,8 @@ class App:
     async def _relabel_own(self, old: OwnNames, new: OwnNames) -> None:
         """Relabel the flows whose addresses have different own names in ``new``, in slices.
 
-        Only the addresses in the table are checked. Flows that arrive later get the new names
-        anyway.
+        Only the addresses in the table are checked. Flows that are not in the table yet get the new
+        names when they arrive.
         """
         table, ends = self._parts.table, self._parts.names.ends
         first = 1
@@ -464,7 +473,7 @@ class App:
             await asyncio.sleep(EXPIRY_INTERVAL_S)
 
     def _count_from_now(self, now: float) -> None:
-        """Once a subscription is up, let the table treat flows that begin later as new."""
+        """Let the table count flows that begin after ``now`` as new, once a subscription is up."""
         if self._parts.table.horizon_s is None and self.subscriptions.any_up:
             self._parts.table.begin(now)
 

@@ -325,7 +325,7 @@ def _interface_times(config: Config) -> dict[str, float]:
 
 
 def _longest_s(config: Config) -> float:
-    """Return how long names are kept: at least the longest lifetime of a row without reports."""
+    """Return how long names are kept: at least as long as a row can stay without reports."""
     limits = config.limits
     interval_s = config.topology.interfaces_interval_s or name_poller.INTERVAL_S
     return max(limits.timeout_s, *limits.view_timeouts_s, 3 * interval_s)

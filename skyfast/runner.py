@@ -154,7 +154,7 @@ async def _adaptation(
 
     player = ReplayServer(options.playback, observe=recorder.update if recorder else None)
     stack.push_async_callback(player.stop)
-    # At the end of a recording, the messages stop. This must not count as a silent analyzer.
+    # At the end of a recording, the messages stop. The analyzers must not count as silent then.
     changes: dict[str, Any] = {"endpoints": await player.start(), "silence_timeout_s": 0.0}
     replay = Replay(
         is_demo=options.playback.is_demo,

@@ -359,11 +359,11 @@ class Stats:
     """All counters of the process except the table's counters.
 
     ``flows_filtered`` counts dropped flows by the name of the filter rule; the code that creates
-    the rules adds the names. ``values_skipped`` counts the values that earlier tables skipped, by
-    field, such as ``Metric.RTT``. ``max_connections``, ``max_flows`` and ``flow_memory_s`` are the
-    table's limits. ``own_names`` is None unless there are own names or labels that show own names.
-    ``clock_held`` is 1 while expiry is paused, and ``clock_held_s`` is the total time for which
-    expiry was paused.
+    the rules adds the names. ``values_skipped`` counts skipped values by field, such as
+    ``Metric.RTT``, but only those of tables that a reload has replaced. ``max_connections``,
+    ``max_flows`` and ``flow_memory_s`` are limits of the current table. ``own_names`` is None
+    unless there are own names or labels that show own names. ``clock_held`` is 1 while expiry is
+    paused, and ``clock_held_s`` is the total time for which expiry was paused.
     """
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)

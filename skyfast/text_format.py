@@ -96,7 +96,7 @@ class MetricFamily:
         text = self.help.translate(_VALUE_ESCAPES if openmetrics else _HELP_ESCAPES)
         unit = f"# UNIT {name} {self.unit}\n" if openmetrics and self.unit else ""
         help_, type_line = f"# HELP {name} {text}\n", f"# TYPE {name} {type_}\n"
-        # OpenMetrics 2.0 recommends an order that differs from the other formats.
+        # The order that OpenMetrics 2.0 recommends differs from the order in the other formats.
         return f"{type_line}{unit}{help_}" if openmetrics == 2 else f"{help_}{type_line}{unit}"
 
     def render(self, samples: Iterable[Sample], *, openmetrics: int) -> str:
@@ -151,7 +151,7 @@ def is_name(text: str) -> bool:
 
 
 def escaped(value: str) -> str:
-    """Return a label value with the escapes that both formats use."""
+    """Return a label value with the escapes that all formats use."""
     return value.translate(_VALUE_ESCAPES)
 
 

@@ -14,7 +14,7 @@ from skyfast.flows.plan import FieldPath
 from skyfast.text_format import MetricFamily, MetricType
 
 DIRECTION: Final = "direction"
-"""The label that distinguishes the initiator's series from the target's."""
+"""The label that distinguishes the series of the two directions of traffic."""
 
 TAG: Final = "tag"
 """The label that classifies flows by the cluster's networks."""
@@ -23,7 +23,7 @@ NODE_TID_LABEL: Final = "node_tid"
 """The label that identifies the capture point. `INTERFACE_INFO` describes capture points."""
 
 STANDARD_PREFIX: Final = "skydive_connection"
-"""Prefix of the first view's families with ``naming: standard``."""
+"""Prefix of the families of connections (the first view) with ``naming: standard``."""
 
 FIXED_PREFIXES: Final = (
     "skydive_network_interface_",
@@ -47,7 +47,7 @@ class LabelDef:
     ``classification``, or the name of a mapping in `skyfast.flows.planner.NameSource`. Such a
     mapping maps the field to a tuple of names, and the label value is element ``index`` of the
     tuple. ``is_own`` means that the label shows an own name, which users give to addresses. Then
-    ``index`` counts only the own names in the tuple.
+    ``index`` is the position among the own names of the tuple.
     """
 
     name: str
@@ -110,7 +110,7 @@ POD_LABELS: Final = CONTAINER_POD_LABELS | {
 Without Kubernetes pods, these labels are empty, except those in `CONTAINER_POD_LABELS`."""
 
 ENDS: Final = {"initiator": INITIATOR_IP, "target": TARGET_IP}
-"""The two ends of a flow: the prefix of label names, and the field with the end's address."""
+"""For each end of a flow: the prefix of its label names, and the field with its address."""
 
 _Name = tuple[Cardinality, str]
 
@@ -314,7 +314,7 @@ UNBOUNDED_FIELDS: Final = {
     ("Start",): "a new value for each flow",
     ("ICMP", "ID"): "a new value for each ping",
 }
-"""The fields whose number of values is unbounded, and the reasons."""
+"""The fields with an unbounded number of values, each with the reason."""
 
 DEFAULT_LABELS: Final = tuple(label.name for label in LABELS[:7])
 """The labels of the Go connector ``prom_sky_con``, in its order."""
@@ -329,8 +329,8 @@ class MetricDef:
 
     ``paths`` are the fields: one field for both directions, or one field for each direction, or no
     field if skyfast itself counts the value. ``compatible`` is the family's name in the first view
-    with ``naming: compatible``. ``standard`` is the part of the family's name after the prefix,
-    with ``naming: standard`` and in all other views. ``unit`` is the unit in the standard name.
+    (the connections) with ``naming: compatible``. Otherwise, the family's name is a prefix and
+    ``standard``. ``unit`` is the unit in the standard name.
     Pages show values divided by 10 to the power of ``compatible_decimals`` or
     ``standard_decimals``. The words "on this connection" can be added after ``help``.
     """
@@ -497,7 +497,7 @@ METRICS_BY_NAME: Final = {metric.name: metric for metric in METRICS}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistogramDef:
-    """A histogram that can be selected by name, in every view except the first view.
+    """A histogram that can be selected by name, in every view except the first (the connections).
 
     ``paths`` and ``observes`` are those of `skyfast.flows.plan.Histogram`. If there are two paths,
     there is one for each direction. The other attributes are those of `MetricDef`.
@@ -555,7 +555,7 @@ INTERFACE_INFO: Final = {
         ("standard", "skydive_interface_info"),
     )
 }
-"""The family that describes each capture point of exported flows, by the value of ``naming``."""
+"""The name of the family that describes the capture points, for each value of ``naming``."""
 
 DEFAULT_METRICS: Final = ("bytes", "packets", "rtt")
 """The metrics of the Go connector ``prom_sky_con``."""

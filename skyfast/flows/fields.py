@@ -92,10 +92,10 @@ class Envelope(msgspec.Struct, gc=False):
 class FlowTypes:
     """The types to decode flows for one plan; the plan's table accepts all of them.
 
-    ``KnownReport`` has only the fields that are needed to count a known flow. ``Update`` adds the
-    fields of labels. ``FirstReport`` adds the fields that identify a flow's first report. These
-    fields are enough to count a new flow. ``FullReport`` adds ``LastUpdateMetric``, which is needed
-    to count an unknown flow that is not new.
+    ``KnownReport`` has only the fields that are needed to count a known flow: a flow that the table
+    already contains. ``Update`` adds the fields of labels. ``FirstReport`` adds the fields that
+    identify a flow's first report. These fields are enough to count a new flow. ``FullReport`` adds
+    ``LastUpdateMetric``. This part is needed to count a flow that is neither known nor new.
 
     ``omissible`` are the fields and parts of ``FullReport`` that are not required to count a flow:
     gauges, optional counters, fields of histograms, and the fields that identify a first report or

@@ -1,7 +1,8 @@
 """Names that users give to addresses and networks.
 
 :class:`OwnNames` looks up addresses in the entries of the configuration and of a CSV file.
-:func:`read_csv` parses such a file, :func:`read_prefix` and :func:`make_entry` a single entry.
+:func:`read_csv` parses such a file. :func:`read_prefix` and :func:`make_entry` validate the two
+parts of a single entry.
 """
 
 import csv
@@ -53,7 +54,7 @@ _MAPPED_BITS: Final = _IPV6_BITS - _IPV4_BITS
 _LENGTH_BITS: Final = 8
 _LENGTH_MASK: Final = (1 << _LENGTH_BITS) - 1
 _IPV6: Final = 1 << _IPV6_BITS + _LENGTH_BITS
-"""The bit of IPv6 in a `Prefix`."""
+"""The bit that marks IPv6 addresses in a `Prefix`."""
 
 _LENGTHS: Final = {str(bits): bits for bits in range(_IPV6_BITS + 1)}
 _INDEXED_BITS: Final = 16

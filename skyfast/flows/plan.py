@@ -23,8 +23,8 @@ TARGET_TO_INITIATOR = "target_to_initiator"
 class LabelMapper(Protocol):
     """Maps a value of the flow to a label value; for example, a dict with ``__missing__``.
 
-    The table calls the mapper once for each flow that it does not know. The mapper must accept
-    every value: an exception aborts the update of the whole message.
+    The table calls the mapper once for each flow that is not in the table yet. The mapper must
+    accept every value: an exception aborts the update of the whole message.
     """
 
     def __getitem__(self, value: Any, /) -> str | int: ...
@@ -33,9 +33,9 @@ class LabelMapper(Protocol):
 class Names(Protocol):
     """Maps a key to the values of several labels; the results can change.
 
-    For each flow that it does not know, the table looks up one key per `Lookup`. The mapping must
-    accept every key: an exception aborts the update of the whole message. Lookups are fastest in a
-    dict or in a subclass of dict with ``__missing__``. All tuples have the same length.
+    For each flow that is not in the table yet, the table looks up one key per `Lookup`. The mapping
+    must accept every key: an exception aborts the update of the whole message. Lookups are fastest
+    in a dict or in a subclass of dict with ``__missing__``. All tuples have the same length.
     """
 
     def __getitem__(self, key: str, /) -> tuple[str, ...] | None:
@@ -71,8 +71,8 @@ class Column:
     """A label. Views with the same label share one object. A column is equal only to itself.
 
     With ``lookup``, the label's value is element ``index`` of the tuple that the lookup returns.
-    Then ``path`` is ``lookup.key``, and there is no ``rewrite``. Labels of one field share the
-    lookup.
+    Then ``path`` is ``lookup.key``, and there is no ``rewrite``. Columns that look up the same
+    field share one lookup.
 
     Otherwise, the label's value is the value at ``path``, mapped by ``rewrite`` if there is one. If
     the part with the value is missing, the label is empty. If ``rewrite`` maps a part or the whole
@@ -216,11 +216,12 @@ class View:
     """A set of series with the same label names: one row for each tuple of label values.
 
     ``identifies_connection`` means that the labels include both addresses and both ports. Then the
-    flow that creates a row is the only flow of the row so far, so its total can be counted even if
-    its first report was missed. ``direction`` is None if both directions are added up.
+    flow that creates a row is the only flow of the row so far. So the total of the flow can be
+    counted, even if its first report was missed. ``direction`` is None if both directions are
+    added up.
 
-    ``bytes`` and ``packets`` are the counters of these amounts: one for each direction, or their
-    sum. Each is empty if no family shows its counters and no bound needs them.
+    ``bytes`` and ``packets`` are the counters of these amounts: one for each direction, or one for
+    the sum of both. Each is empty if no family shows its counters and no bound needs them.
     """
 
     columns: tuple[Column, ...]
@@ -282,7 +283,8 @@ class Share:
 class Plan:
     """The fields of a flow that the table stores, and the families of its page.
 
-    Rows of the first view expire with their last flow; rows of other views have timeouts.
+    A row of the first view (a connection) expires with its last flow. Rows of other views have
+    timeouts.
 
     * With ``conversation``, each conversation is counted at one capture point: the first point that
       reports the conversation, until this point stops reporting it.

@@ -245,7 +245,7 @@ def _view(view: ViewSpec, columns: _Columns, export: ExportSelection) -> View:
 
 
 def families(view: ViewSpec, *, naming: str) -> tuple[Family, ...]:
-    """Return the families of a view. ``naming`` applies only to the first view."""
+    """Return the families of a view. ``naming`` only affects the first view (the connections)."""
     return tuple(_family(view, metric, naming=naming) for metric in view.metrics)
 
 

@@ -74,7 +74,7 @@ class _Folded(dict[int | str, int | str]):
 
 
 def fold(config: Fold) -> dict[int | str, int | str]:
-    """Return a mapping that keeps listed ports and ports up to the bound; others are `OTHER`.
+    """Return a mapping that keeps listed ports and ports up to a bound, and maps others to `OTHER`.
 
     An empty string, which is a missing port, does not change.
     """

@@ -340,8 +340,8 @@ class Anonymizer:
         while True:
             octets = self._scramble(b"ip", address.packed, kept_bits)
             address = ipaddress.ip_address(octets)
-            # An ordinary address must not get a pseudonym in the ranges of _KINDS: addresses in
-            # these ranges could have the same pseudonym.
+            # An address outside the ranges of _KINDS must not get a pseudonym inside a range,
+            # because an address of that range could get the same pseudonym.
             if kept_bits or not _kept_bits(address):
                 return str(address)
 
@@ -367,8 +367,8 @@ class Anonymizer:
         """
         result = bytearray()
         for i, octet in enumerate(octets):
-            # The possible beginnings of the octet form a binary tree. Each node has one bit of the
-            # digest.
+            # The bit prefixes of an octet form a binary tree. Each node of the tree has its own bit
+            # of the digest.
             flips = int.from_bytes(self._digest(kind, octets[:i], 32))
             node, scrambled = 1, 0
             for bit in range(8):

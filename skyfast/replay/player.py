@@ -46,9 +46,9 @@ log = logging.getLogger("skyfast.player")
 class ReplayServer:
     """Serves the analyzers of a playback, each on an ephemeral port.
 
-    The replay starts when all analyzers have a subscriber, but at most `START_WAIT_S` after the
-    first subscription. A later subscriber receives only the messages that follow. As with real
-    analyzers, messages without a subscriber are lost.
+    The replay starts when all analyzers have a subscriber, or `START_WAIT_S` after the first
+    subscription if that is earlier. A later subscriber receives only the messages that follow. As
+    with real analyzers, messages without a subscriber are lost.
     """
 
     def __init__(

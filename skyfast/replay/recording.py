@@ -372,9 +372,9 @@ def _opened(path: str) -> gzip.GzipFile | io.BufferedReader:
 class Playback:
     """The recordings to replay, and the settings of the replay.
 
-    ``speed`` is the number of recorded seconds per second. ``loop_s`` is the time between the
-    starts of two loops in seconds; 0 means a single replay. ``is_demo`` is true for the packaged
-    recording.
+    ``speed`` is the number of recorded seconds replayed per second. ``loop_s`` is the time between
+    the starts of two loops in seconds; 0 means a single replay. ``is_demo`` is true for the
+    packaged recording.
     """
 
     recordings: tuple[Recording, ...]

@@ -178,7 +178,7 @@ class Answer:
     """The elements of a response, reduced to the fields that are read.
 
     The object observes a `TopologyClient`. When the response is complete, the object passes itself
-    to ``done``. ``len`` is its size in bytes.
+    to ``done``. ``len()`` returns the size of the kept elements in bytes.
     """
 
     def __init__(self, query: Query, done: Callable[["Answer"], object]) -> None:
@@ -299,9 +299,9 @@ class Topology:
         self._nodes: dict[str, bytes] = {}
         self._edges: dict[str, bytes] = {}
         self._seen: dict[str, bytes] = {}
-        """The latest version of each node in this loop, including removed ones."""
+        """The latest version of each node in this loop, including removed nodes."""
         self._previous: dict[str, bytes] = {}
-        """The last version of each node that earlier loops have added, but not yet this loop."""
+        """For each node that this loop has not added yet: its last version in earlier loops."""
         self._offsets: dict[str, dict[str, int]] = {}
 
     def rewind(self) -> None:

@@ -39,7 +39,7 @@ simulated month of churn took 10 % more memory."""
 
 
 def tune_malloc() -> bool:
-    """Make malloc keep memory that is needed again; return False if malloc has no such setting.
+    """Make malloc keep memory that will be needed again; return whether this is possible.
 
     This reduces the CPU time to receive messages of 80 KB by a third.
     """

@@ -23,7 +23,7 @@ class ProcessUsage:
 
 def process_usage() -> ProcessUsage:
     """Return the current resource usage of the process."""
-    open_fds = len(list((PROC / "self/fd").iterdir())) - 1  # without the descriptor of the listing
+    open_fds = len(list((PROC / "self/fd").iterdir())) - 1  # not counting the open directory
     virtual_bytes, resident_bytes = memory_bytes()
     return ProcessUsage(
         open_fds=open_fds,

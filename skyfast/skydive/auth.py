@@ -28,7 +28,7 @@ Headers = list[tuple[str, str]]
 """HTTP headers in the order of sending; a name can occur more than once."""
 
 LOGIN_TIMEOUT_S: Final = 10.0
-"""Timeout of ``POST /login``, from connecting to the headers of the response."""
+"""Timeout of ``POST /login``, from opening the connection until the response headers arrive."""
 
 RESOLVE_TIMEOUT_S: Final = 10.0
 """Timeout of a name resolution."""
@@ -134,7 +134,7 @@ def connection_error(error: BaseException) -> str:
 
 
 def redirect(location: str) -> str:
-    """Return the log text for a redirect, without the query and credentials of its target."""
+    """Return the log text for a redirect to ``location``, without credentials and query."""
     shown = printable(redact_url(location.partition("?")[0])) if location else "no location"
     return f", redirect to {shown} (not followed)"
 
@@ -211,11 +211,12 @@ class Authentication:
         headers: Iterable[tuple[str, str]] = (),
         **options: Any,
     ) -> "contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]":
-        """Send ``POST path``, below the prefix of the URL, to the analyzer.
+        """Send a POST request to the analyzer.
 
-        ``headers`` and ``options`` are passed to aiohttp. The session should have an
-        `aiohttp.DummyCookieJar`, so that only `headers` sets cookies. Redirects are not followed,
-        so that only the analyzer receives the credentials.
+        ``path`` is appended to the prefix of the analyzer's URL. ``headers`` and ``options`` are
+        passed to aiohttp. The session should have an `aiohttp.DummyCookieJar`, so that only
+        `headers` sets cookies. Redirects are not followed, so that only the analyzer receives the
+        credentials.
         """
         endpoint = self.endpoint
         scheme = "https" if endpoint.secure else "http"

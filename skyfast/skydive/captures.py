@@ -17,9 +17,9 @@ subscribers:
 A capture has a point on every interface that its query matches, on all hosts. A report identifies
 its capture but not its capture point, and the number of readings in a report varies. Therefore the
 totals cannot be exported as counters. ``FlowCount``, ``PacketsReceived`` and ``PacketsDropped``
-cannot be summed, so they are gauges: each is the highest value of any point in the reports of the
-last 12 to 15 s. The number of reports is a counter, so its ``rate`` times 10 s is the number of
-capture points.
+cannot be summed over the points of a capture. Therefore each of these three gauges shows only the
+highest value of any point in the reports of the last 12 to 15 s. The number of reports is a
+counter, so its ``rate`` times 10 s is the number of capture points.
 
 Like the table, this module has no clock and no socket: its inputs are reports and ``now``, and its
 output is a page.

@@ -74,7 +74,7 @@ class ClockSkewCheck:
         """Count the ``flows`` with impossible times.
 
         ``flows`` are the flows that the latest update of the table has applied, and ``data`` is the
-        message that contained them. ``now_ms`` is the arrival of the message, in Unix time. If all
+        message that contained them. ``now_ms`` is the arrival time in Unix milliseconds. If all
         times are plausible, the check costs almost nothing. Closing reports have earlier times than
         other reports, so a message with a closing report is checked flow by flow.
         """
@@ -82,7 +82,7 @@ class ClockSkewCheck:
         earliest_ms, latest_ms = now_ms - behind_s * 1000, now_ms + MAX_AHEAD_S * 1000
         oldest_ms, newest_ms = self._table.times_ms
         if newest_ms > latest_ms:
-            # Flows later than ``newest_ms`` were skipped by the table as out of range.
+            # If ``Last`` is above ``newest_ms``, the table has skipped the flow as out of range.
             misdated = [flow for flow in flows if latest_ms < flow.Last <= newest_ms]
             self._report("ahead", misdated, data, analyzer, now_ms)
         if oldest_ms < earliest_ms:
@@ -104,7 +104,10 @@ class ClockSkewCheck:
         now_ms: float,
     ) -> None:
         if not misdated:
-            return  # the table has not applied the misdated flows yet; the next update will
+            # Either all flows before ``earliest_ms`` are closing reports, or the misdated flow was
+            # not applied, because the table needs more of its fields. In the second case, the flow
+            # is decoded again and applied, and then this method counts it.
+            return
         analyzer.misdated[reason] += len(misdated)
         self._limit.warn(
             log,

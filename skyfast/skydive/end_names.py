@@ -64,7 +64,7 @@ class EndNames(dict[str, Names | None]):
         self.clear()
 
     def forget(self, keys: Set[str]) -> None:
-        """Forget combined names, because the names of these addresses in the topology changed."""
+        """Forget the combined names of ``keys``: addresses whose names in the topology changed."""
         for key in self.keys() & keys:
             del self[key]
 

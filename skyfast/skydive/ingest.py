@@ -28,18 +28,20 @@ from skyfast.skydive.report_checks import ReportChecker
 from skyfast.stats import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
 
 MAX_PARTIAL_FLOWS = 1_000
-"""Maximum number of flows per message that are decoded field by field; each takes 10 µs.
+"""Maximum number of flows per message that are decoded field by field.
 
-Real analyzers put at most 100 flows into a message, so they never reach this limit. In a larger
-message, all further flows with values of a wrong type are skipped."""
+Decoding such a flow takes 10 µs. Real analyzers put at most 100 flows into a message, so they never
+reach this limit. In a larger message, all further flows with values of a wrong type are skipped."""
 
 AVERAGED_MESSAGES = 32
-"""In the moving average of the share of messages with unknown flows, a message weighs 1 / 32."""
+"""The share of messages with unknown flows is a moving average: each message weighs 1 / 32.
+
+A flow is unknown while the table does not contain it."""
 
 MAX_UNKNOWN_SHARE = 1 / 16
 """If a larger share of messages has unknown flows, the fields of labels are always decoded.
 
-At twice this share, decoding these messages twice takes as much time as omitting labels saves."""
+At twice this share, decoding some messages twice takes as long as omitting these fields saves."""
 
 SHOWN_BYTES = 80
 """A log line shows this many bytes of an unusable message."""
@@ -181,7 +183,7 @@ class Ingest:
         analyzer: AnalyzerStats,
         now_ms: float,
     ) -> None:
-        """Check the times of the applied flows, and whether they fill gaps."""
+        """Check the times of the applied flows, and whether late reports among them fill gaps."""
         self._clock_skew.check(flows, data, analyzer, now_ms)
         if self._checker.has_unsettled:
             self._checker.note_late(flows)
@@ -189,7 +191,10 @@ class Ingest:
     def _decode_fully(
         self, data: bytes, position: int, analyzer: AnalyzerStats, now_ms: float
     ) -> None:
-        """Apply the flows from ``position`` on. They have been counted, but not applied yet."""
+        """Decode all fields of the flows from ``position`` on, and apply these flows.
+
+        The flows have been counted already.
+        """
         try:
             flows = self._decoders.full.decode(data).Obj[position:]
         except UNDECODABLE:
@@ -273,7 +278,7 @@ class Ingest:
                     continue
                 except UNDECODABLE as error:
                     problem = str(error)
-            # msgspec has this message for integers of more than a few thousand digits.
+            # This is msgspec's message for integers with more than a few thousand digits.
             huge = problem.startswith("Integer value out of range")
             self._skipped["out_of_range" if huge else "invalid"] += 1
         return flows
@@ -282,10 +287,14 @@ class Ingest:
 class _Decoders:
     """The decoders of messages, and the choice between them.
 
-    ``full`` decodes all fields. ``next`` is the decoder of the next message. After a message with
-    unknown flows, ``next`` decodes the fields of first reports. Otherwise, it decodes the fields of
-    labels. If very few recent messages had unknown flows, ``next`` omits the fields of labels. This
-    makes decoding faster by a seventh, but a message with unknown flows is then decoded twice.
+    ``next`` decodes the next message, and ``full`` decodes all fields. A flow is unknown while the
+    table does not contain it.
+
+    * If the latest message had unknown flows, ``next`` decodes the fields of first reports.
+    * Otherwise, ``next`` does not decode these fields. It decodes the fields of labels if more than
+      `MAX_UNKNOWN_SHARE` of the latest messages had unknown flows.
+    * Otherwise, ``next`` decodes neither. This makes decoding faster by a seventh, but a message
+      with unknown flows must be decoded twice.
     """
 
     def __init__(self, types: FlowTypes) -> None:

@@ -116,7 +116,7 @@ class Changes:
     triples: dict[Triple, tuple[str, ...]]
     """The cached names that are still valid, and the names that were chosen again."""
     compared: int
-    """Number of cached names that were compared. `apply` drops names that were cached later."""
+    """Number of cached names that were compared. `apply` drops all names cached since then."""
     affected: Set[str]
     """Ambiguous addresses for which the names of at least one triple are no longer valid."""
     pruned_at: float | None
@@ -134,7 +134,7 @@ class NodeNames(dict[str, tuple[str, ...]]):
         return self.EMPTY
 
     def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
-        """Return the names, which do not depend on the context."""
+        """Return the names of ``key``. They depend neither on ``other`` nor on ``point``."""
         return self[key]
 
 
@@ -142,8 +142,9 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
     """The names of addresses, by address in Go's notation.
 
     The names are in the order of `ADDRESS_NAMES`, followed by the values of the pod labels. An
-    ambiguous address has None instead: `resolve` chooses its names by the context of the flow, and
-    caches them. If ``notes_unknown`` is set, a lookup notes an unknown address for `take_unknown`.
+    ambiguous address has None instead: `resolve` chooses its names by the other address and the
+    capture point of the flow, and caches them. If ``notes_unknown`` is set, a lookup notes an
+    unknown address for `take_unknown`.
     """
 
     __slots__ = (
@@ -191,7 +192,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         return names
 
     def forget_contexts(self) -> None:
-        """Forget the contexts of ambiguous addresses, and the names chosen in them."""
+        """Forget the data for resolving ambiguous addresses, and the names chosen with it."""
         self._context, self._triples, self._overflowed = _Context(), {}, False
 
     @property
@@ -248,7 +249,7 @@ class NameIndex:
         """Start without names from the topology. Needs no event loop.
 
         ``keep_s`` should be at least the lifetime of rows, so that rows do not lose their names.
-        ``k8s_labels`` are the keys of the pod labels that follow the names of addresses.
+        ``k8s_labels`` are the keys of pod labels. The tuple of an address ends with their values.
         """
         self.k8s_labels = k8s_labels
         self.nodes = NodeNames()
@@ -399,7 +400,10 @@ class NameIndex:
     def _chosen_anew(
         self, cached: Mapping[Triple, tuple[str, ...]], context: _Context
     ) -> tuple[dict[Triple, tuple[str, ...]], set[str]]:
-        """Return the names of each triple in ``context``, and the addresses with changed names."""
+        """Resolve each triple with ``context``.
+
+        Returns the names of the triples, and the addresses for which the names of a triple changed.
+        """
         triples: dict[Triple, tuple[str, ...]] = {}
         affected: set[str] = set()
         for triple, before in cached.items():

@@ -59,7 +59,7 @@ The clock of the node's host sets ``UpdatedAt``, and this clock can be behind. T
 a few seconds to arrive."""
 
 PODS_OVERLAP_MS: Final = 10_000
-"""The overlap for pods. An analyzer's clock sets their ``UpdatedAt``."""
+"""The overlap for pods. It is short, because the analyzers themselves set their ``UpdatedAt``."""
 
 COMPLETE_WAIT_S: Final = 60.0
 """After a reload, names stay until every query has a response, but at most for this time.

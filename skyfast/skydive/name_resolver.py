@@ -544,7 +544,7 @@ def _merged(place: _Place, pod: Pod) -> Candidate:
 
 
 def _may_be_service(services: Sequence[Candidate], cluster: str) -> bool:
-    """Return whether an address of a host is a cluster IP in ``cluster``, which is "" if unknown.
+    """Return whether an address of a host can be a cluster IP in ``cluster`` ("" if unknown).
 
     NodeLocal DNSCache and kube-router add such addresses to a dummy interface of every host.
     """

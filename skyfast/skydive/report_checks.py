@@ -3,8 +3,8 @@
 Reports can get lost: by default, agents send them to analyzers in UDP datagrams without
 acknowledgement, and an analyzer stops sending for a while when a subscriber disconnects. The next
 report of a flow reveals that an earlier report was lost: the totals have increased by more than
-``LastUpdateMetric``. The table adds the difference in any case; this module counts such gaps, so
-that operators notice them.
+``LastUpdateMetric``. The table adds the difference in any case. This module counts such a
+difference as a *gap*, so that operators notice lost reports.
 
 The same sample shows the agents' ``flow.update``, the time between two reports of a busy flow.
 """
@@ -42,10 +42,11 @@ MAX_UNSETTLED: Final = 10_000
 
 UPDATE_PERIOD_S: Final = 60.0
 UPDATE_PERIODS: Final = 60
-"""``flow.update`` is estimated from the highest value of each minute of the last hour.
+"""``flow.update`` is estimated from the longest interval of each of the last 60 minutes.
 
-The estimate is the second highest of these values. The highest value is not reliable: when the
-clock of an agent is adjusted, all intervals that end at one tick seem longer or shorter."""
+An interval is the time from ``Start`` to ``Last`` in a ``LastUpdateMetric``. The estimate is the
+second longest of the 60 intervals. The longest is not reliable: when the clock of an agent is
+adjusted, all intervals that end at one tick seem longer or shorter."""
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
 """Skip reasons that cause gaps. The other reasons skip all reports of a flow, so no gap occurs."""
@@ -113,8 +114,9 @@ class ReportChecker:
         """Create checks for the counters of ``plan`` that are fields of ``Metric``.
 
         ``now`` is the table's clock, in seconds. This clock is held (stands still) while reports
-        may be missing, and ``held_s`` returns for how long in total. ``running`` is a clock that is
-        never held, for the rate of messages. ``chance`` returns random numbers from 0 to 1.
+        may be missing. ``held_s`` returns the total time for which it was held. ``running`` is a
+        clock that is never held, for the rate of messages. ``chance`` returns random numbers from 0
+        to 1.
         """
         self._totals = tuple(
             _Total(index, counter.paths, counter.last_update)
@@ -155,7 +157,7 @@ class ReportChecker:
         return True
 
     def skip(self) -> None:
-        """Undo `chooses` for the latest message, which has no flows: another is checked instead."""
+        """Allow the check of another message, because the latest chosen message has no flows."""
         self._credit += 1.0
 
     def before(self, flows: Sequence[Flow]) -> Sample:
@@ -185,7 +187,7 @@ class ReportChecker:
                 self._check_unknown(flow, totals, deltas, analyzer, now)
 
     def note_late(self, flows: Sequence[Flow]) -> None:
-        """Drop gaps that late reports have filled. ``flows`` are the flows of the latest update."""
+        """Drop the gaps that late reports in ``flows`` fill. ``flows`` have just been applied."""
         if self._table.late_total == self._late_total:
             return
         self._late_total = self._table.late_total

@@ -18,10 +18,10 @@ SLACK_S: Final = 15.0
 """Added to each interval: analyzers batch reports for up to 5 s, and agents' ticks drift."""
 
 MISSING_UPDATES: Final = 2
-"""If only other subscriptions deliver for this many intervals, a subscription is ignored."""
+"""A subscription that does not deliver for this many intervals, while others do, is ignored."""
 
 INCIDENT_UPDATES: Final = 4
-"""One subscription, or all together, can hold the clock for at most this many intervals."""
+"""Each subscription alone, and all together, can hold the clock for up to this many intervals."""
 
 MAX_FLOW_UPDATE_S: Final = 3600.0
 """Upper limit for values of ``flow.update``."""
@@ -29,7 +29,7 @@ MAX_FLOW_UPDATE_S: Final = 3600.0
 
 @dataclass(slots=True)
 class _Budget:
-    """How long the clock was held (``spent_s``). A long enough healthy period resets it."""
+    """Adds up how long the clock is held (``spent_s``). A long healthy period resets this sum."""
 
     spent_s: float = 0.0
     calm_s: float = 0.0

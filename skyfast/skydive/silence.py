@@ -1,12 +1,13 @@
 """Detects subscriptions that receive nothing for longer than chance can explain.
 
-Each capture point (a flow table of an agent: a capture on an interface) sends ``stats`` every 10 s.
-Each time, it picks an analyzer at random (``flow/table.go`` and ``flow/client/flow_client.go`` of
-Skydive). If n ``stats`` are sent to N analyzers, a given analyzer receives none of them with a
-probability of (1 - 1/N)^n. A subscription without a message is *suspect* if this probability is
-less than `SUSPECT_CHANCE`, and *silent* if it is less than `SILENT_CHANCE`. The number of sent
-``stats`` is estimated from the number of capture points, unless the other subscriptions have
-received far fewer.
+Each capture point (a flow table of an agent: a capture on an interface) sends a ``stats`` message
+every 10 s. Each time, the capture point picks an analyzer at random (``flow/table.go`` and
+``flow/client/flow_client.go`` of Skydive). If n of these messages are sent to N analyzers, a given
+analyzer receives none of them with a probability of (1 - 1/N)^n. A subscription without a message
+is *suspect* if this probability is less than `SUSPECT_CHANCE`, and *silent* if it is less than
+`SILENT_CHANCE`. The number of sent ``stats`` is estimated from the number of capture points. If the
+other subscriptions have received far fewer ``stats`` than that, captures have ended, and n is the
+number that they have received.
 
 A subscription that gets ``stats`` but no flows is silent, too, if the ``stats`` show that captures
 receive packets. When a subscriber disconnects, an analyzer stops sending to all subscribers until

@@ -569,7 +569,7 @@ def _when(delay_s: float) -> str:
 def error_details(exc: Exception) -> str:
     """Return the error message, safe to log."""
     text = connection_error(exc)
-    # The exceptions of websockets are generic; their cause is specific.
+    # The exceptions of websockets do not say what went wrong, but their causes do.
     if isinstance(exc, InvalidHandshake | ConnectionClosed) and exc.__cause__ is not None:
         text += f": {connection_error(exc.__cause__)}"
     return text

@@ -13,7 +13,7 @@ def client_context(tls: TLS) -> ssl.SSLContext:
     names are verified. This blocks, because it reads the files.
 
     Raises:
-        ConfigError: A file cannot be read or is not valid for its key.
+        ConfigError: A file cannot be read, or its content is invalid.
 
     """
     try:

@@ -9,7 +9,7 @@ Skydive's sources show which queries work: ``graffiti/graph/traversal`` parses a
 * All conditions of one ``Has`` must hold. They are evaluated in order, up to the first condition
   that does not hold, so cheap and selective conditions come first. A ``Has`` directly after ``V()``
   or ``E()`` is evaluated while the graph is listed, so no second list is created.
-* ``Within`` compares with its values one by one.
+* ``Within`` compares a field with all listed values, one after the other.
 * In nodes, a condition on a list holds if it holds for one of the list's elements. ``Ne('')`` holds
   if the key exists and no element is ``''``.
 * ``@UpdatedAt`` (of nodes and edges, in milliseconds) and an edge's ``Child`` are keys outside the
@@ -139,7 +139,7 @@ KUBERNETES: Final = _of_types(
 """Pods, their owners, services, and the nodes of the cluster."""
 
 PODS: Final = _of_types("V", "Type", ("pod",))
-"""Only the pods, for `changes`."""
+"""All pods. Only `changes` uses this query."""
 
 EDGES: Final = _of_types("E", "RelationType", ("ownership", "layer2"))
 """Edges from hosts and network namespaces to the nodes in them, and between linked interfaces."""
@@ -147,7 +147,9 @@ EDGES: Final = _of_types("E", "RelationType", ("ownership", "layer2"))
 _OWNERS: Final = ("service", "replicaset", "deployment", "daemonset", "statefulset", "node")
 
 KUBERNETES_EDGES: Final = _of_types("E", "RelationType", ("container", *_OWNERS))
-"""Edges between runtime and Kubernetes containers, and from owners, services and nodes to pods."""
+"""Edges to pods from owners, services and nodes.
+
+Also edges between the containers of a runtime and those of Kubernetes."""
 
 _CHANGING: Final = (NAMESPACES, KUBERNETES, PODS, EDGES, KUBERNETES_EDGES)
 

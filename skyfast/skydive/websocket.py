@@ -1,11 +1,11 @@
 """Receives WebSocket messages directly from the buffer of the socket.
 
 A message with 100 flows takes about 80 KB. websockets would copy the message several times to
-assemble it, which takes more CPU time than the table. So this module receives the bytes first.
-Nearly all messages of analyzers are in a single frame. Such a message is passed on as a slice of
-the receive buffer. All other bytes are forwarded to websockets unchanged: the opening handshake,
-pings and pongs, fragments, close frames, and invalid frames. Only websockets sends responses,
-closes the connection and reports errors.
+assemble it. These copies would take more CPU time than the table takes to apply the message. So
+this module receives the bytes first. Nearly all messages of analyzers are in a single frame. Such a
+message is passed on as a slice of the receive buffer. All other bytes are forwarded to websockets
+unchanged: the opening handshake, pings and pongs, fragments, close frames, and invalid frames. Only
+websockets sends responses, closes the connection and reports errors.
 
 RFC 6455, section 5.2, specifies the frames. This module does not decode their payload.
 """

@@ -81,8 +81,8 @@ class WithoutLabel:
 class ViewCardinality:
     """The cardinality of a view other than the first view.
 
-    The fields mean the same as in `CardinalityReport`. A connection of the view is a combination of
-    its label values.
+    The fields mean the same as in `CardinalityReport`, but ``connections`` counts the rows of the
+    view: the combinations of label values.
     """
 
     prefix: str

@@ -24,7 +24,7 @@ class WebConfigFile:
     def __init__(self, path: str, *, on_change: Callable[[WebConfig], None]) -> None:
         """Read the file at ``path``. This blocks.
 
-        ``on_change`` is called with each new configuration, including this one.
+        ``on_change`` is called with this configuration, and with each one that replaces it.
 
         Raises:
             ConfigError: The file is invalid.

@@ -31,7 +31,7 @@ REASONS: Final = {
 """Plain words for the reasons of skipped reports."""
 
 MAX_TIMESTAMP_S: Final = 2**33
-"""The latest time formatted as a timestamp, supported by Python and JavaScript."""
+"""The latest time that is formatted as a timestamp. Python and JavaScript support this time."""
 
 
 def _short(number: float, unit: str, prefixes: str) -> str:

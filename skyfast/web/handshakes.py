@@ -94,7 +94,7 @@ class ServerContext(ssl.SSLContext):
 class Handshake:
     """One client's handshake, from its beginning to `close`.
 
-    ``first`` are the client's first bytes, ``alert`` is OpenSSL's last message after a failure.
+    ``first`` has the client's first bytes, and ``alert`` is OpenSSL's last message after a failure.
     """
 
     def __init__(self, client: socket.socket) -> None:

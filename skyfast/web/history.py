@@ -178,9 +178,9 @@ class Churn:
             self._counts.append((now_s, created_total))
 
     def created(self, created_total: int, *, now_s: float) -> tuple[int, float]:
-        """Return the number of created connections, and the seconds in which they were created.
+        """Return the number of created connections, and the length of the period in seconds.
 
-        The time is an hour, or the time since the first count if this is shorter.
+        The period is the last hour, or the time since the first count if this is shorter.
         """
         since_s, before = next(
             (count for count in self._counts if now_s - count[0] <= CHURN_S),

@@ -25,8 +25,9 @@ _NAMES: Final = {
 }
 """The labels besides ``node_tid``, each with the element of `NODE_NAMES` that it shows.
 
-A scrape adds labels of its target, such as ``namespace`` and ``pod`` in Kubernetes. If a label of a
-series had the same name, Prometheus would rename it, so these labels have a prefix."""
+Prometheus adds the labels of the scrape target to each series, such as ``namespace`` and ``pod`` in
+Kubernetes. If a series already has a label of the same name, Prometheus renames this label, for
+example to ``exported_pod``. Therefore most of the labels here have the prefix ``node_``."""
 
 LABELS: Final = (NODE_TID_LABEL, *_NAMES)
 """The labels, in the order of the page."""

@@ -71,7 +71,7 @@ def configured(config: Config) -> Endpoint:
 
 
 def sockets(environ: MutableMapping[str, str]) -> tuple[socket.socket, ...]:
-    """Return the sockets passed by the service manager, and remove their variables.
+    """Return the sockets passed by the service manager; delete `_VARIABLES` from ``environ``.
 
     Raises:
         ConfigError: There are no sockets, or a socket is not a listening TCP socket.

@@ -34,8 +34,8 @@ class RankingKey:
     """A ranking criterion: the metric of the same name, or the rate of a metric.
 
     ``family`` is the index of the metric's family among the families of all views. The values of
-    the family are integers, in the unit of the metric times ``10 ** decimals``. ``is_complete``
-    means that every row has a value of the criterion.
+    the family are integers: the values on the page multiplied by ``10 ** decimals``.
+    ``is_complete`` means that every row has a value of the criterion.
     """
 
     name: str

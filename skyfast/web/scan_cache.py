@@ -27,9 +27,9 @@ class ScanCache(Generic[Key, Result]):
         ``max_results`` limits the number of cached results, running scans and waiting scans
         together.
 
-        With ``queue``, requests wait for the running scan. Requests with its key share its result;
-        the scans of other keys run one after the other. Without ``queue``, a request raises
-        BusyError if a scan is running.
+        With ``queue``, requests wait for the running scan. Requests with the key of this scan share
+        the result. Scans of other keys run afterwards, one after the other. Without ``queue``, a
+        request raises BusyError if a scan is running.
         """
         self._keep_s = keep_s
         self._max_results = max_results

@@ -460,7 +460,7 @@ class WebServer:
             self._scrapers -= Counter((connection.address,))
 
     def _scrape_limit(self, address: str, *, parts: int) -> str:
-        """Return a description of the limit on concurrent scrapes that is exceeded, or "".
+        """Return which limit of concurrent scrapes is exceeded, as a text; "" if there is none.
 
         ``parts`` is the number of parts in which the scraper reads the page.
         """
@@ -481,7 +481,7 @@ class WebServer:
         part: Part,
         query: FlowQuery,
     ) -> web.StreamResponse:
-        """Send a page. After its first byte, any error resets the connection."""
+        """Send a page. After the first byte of the page, any error resets the TCP connection."""
         timeout_s = _scrape_timeout_s(
             request.headers.get(SCRAPE_TIMEOUT_HEADER), default_s=self._limits.scrape_timeout_s
         )
@@ -503,7 +503,7 @@ class WebServer:
                 await response.prepare(request)
                 await response.write_eof()
         except (asyncio.CancelledError, ConnectionError):
-            # The connection was closed by the client, by its deadline, or by stop().
+            # The client, a timeout or stop() has closed the connection.
             if connection.timed_out:
                 self._log_limit.warn(
                     log,

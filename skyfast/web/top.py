@@ -100,7 +100,9 @@ class QueryError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """A query for at most ``n`` connections with ``filter`` in a label value or the value's name.
+    """A query for at most ``n`` connections.
+
+    The text ``filter`` must occur in a label value, or in the name that is shown for a label value.
 
     If ``group`` has labels, the query asks for groups of these connections. If ``view`` is the
     prefix of a view, the query asks for the rows of the view instead of connections.
@@ -233,12 +235,16 @@ class Ranking:
         n: int = DEFAULT_ENTRIES,
         any_by: bool = False,
     ) -> Query:
-        """Parse the ``parameters`` of a URL. ``n`` is the default of the parameter of this name.
+        """Parse the ``parameters`` of a URL.
 
-        Without the parameter ``view``, the query can group by labels that connections lack. The
-        query is then for the next view with these labels, preferably a view that also has the
-        criterion ``by``. If the chosen view lacks this criterion, the query is invalid. With
-        ``any_by``, the query uses the view's default criterion if another view has ``by``.
+        The argument ``n`` is used if the parameter ``n`` is missing. Without the parameter
+        ``view``, the query is for the first view that has all labels in the parameter ``group``. If
+        several views have these labels, a view that also has the criterion in the parameter ``by``
+        is preferred.
+
+        If the chosen view does not have this criterion, the query is invalid. There is one
+        exception: with ``any_by``, a criterion that another view has is replaced with the default
+        criterion of the chosen view.
 
         Raises QueryError.
         """
