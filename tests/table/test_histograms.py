@@ -1,6 +1,6 @@
 """Worked examples of histograms, checked against the model and the core.
 
-``docs/architecture.md`` explains terms such as *dormant*, *horizon* and *overflow*.
+``docs/architecture.md`` explains terms such as *late*, *dormant*, *horizon* and *overflow*.
 """
 
 import re
@@ -62,14 +62,14 @@ NOT_FIRST = {
 """Fields of a report that is not the first report of its flow."""
 
 CLOSING = {"finish": 1, "newest_last": 70_000, "newest_start": 60_000, "last": 65_000}
-"""Fields of a closing report that repeats the last update. Its flow lasted 64 s."""
+"""Fields of a closing report that repeats the flow's last update. The flow lasted 64 s."""
 
 
 @pytest.fixture(
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model or of the core. The core has two ways to read fields."""
+    """Return a constructor: of the model, or of the core with one way to read fields."""
     return request.param
 
 
@@ -179,13 +179,13 @@ def test_number_of_buckets_is_limited(count):
         Core(spec_of(Family(**{**vars(RTT), "buckets": buckets})))
 
 
-def test_all_histograms_of_first_values_must_have_the_same_field():
+def test_all_histograms_of_first_values_must_read_the_same_field():
     other = Family(**{**vars(RTT), "name": "other", "forward": ("Metric", "ABBytes")})
     with pytest.raises(ValueError, match="must have the same field"):
         Core(spec_of(RTT, other))
 
 
-def test_histogram_of_ages_must_have_one_field():
+def test_histogram_of_ages_must_read_one_field():
     two = Family(**{**vars(DURATION), "backward": ("Last",)})
     with pytest.raises(ValueError, match="too many fields"):
         Core(spec_of(two))
@@ -294,7 +294,7 @@ def test_size_and_duration_are_observed_when_a_live_flow_closes(make):
     assert observed(table, "duration", 1) == ([0, 0, 1], "64")
 
 
-def test_each_direction_has_a_size(make):
+def test_size_of_each_direction_is_observed(make):
     table = make(spec_of(SIZE, DURATION, labels=(NODE, DIRECTION)))
     table.report(make_flow(total=(90, 200, 1, 2), last=65_000, finish=1), 0)
     assert observed(table, "size", part="initiator_to") == ([1, 1, 1], "90")
@@ -338,7 +338,7 @@ def test_late_closing_report_of_a_dormant_flow_is_observed_once(make):
     assert observed(table, "size", 603) == ([0, 1, 1], "300")
 
 
-def test_closing_report_with_lost_bytes_of_a_dormant_flow_is_observed_once(make):
+def test_closing_report_that_leaves_its_flow_dormant_is_observed_once(make):
     table = make(spec_of(SIZE, DURATION, *standard("a", "bytes")))
     table.report(make_flow(last=2_000), 0)
     table.expire(600)
@@ -586,7 +586,7 @@ def test_overflow_rows_have_histograms(make):
     assert observed(table, "size", 602, "other") == ([0, 2, 2], "600")
 
 
-def test_flows_that_are_not_kept_are_observed_in_overflow_mode(make):
+def test_flows_that_are_not_stored_are_observed_if_overflow_is_other(make):
     table = make(spec_of(RTT, SIZE, max_flows=1, overflow="other"))
     table.report(make_flow("a1", rtt=2 * MS), 0)
     # The first report is observed. Later values of the flow are not observed.
@@ -650,7 +650,7 @@ def test_flow_whose_conversation_was_taken_over_is_not_observed(make):
     assert observed(table, "size", 101) == ([0, 0, 0], "0")
 
 
-def test_flow_with_a_dormant_successor_is_not_observed(make):
+def test_flow_is_not_observed_if_the_flow_that_took_over_is_dormant(make):
     table = make(spec_of(SIZE, labels=(IP_A,), deduplicate="first"))
     table.report(make_flow("a1", last=2_000), 0)
     table.expire(100)

@@ -45,12 +45,12 @@ SHARED = Spec(
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model or of the core. The core has two ways to read fields."""
+    """Return a constructor: of the model, or of the core with one way to read fields."""
     return request.param
 
 
 def take(table, flow, now=0):
-    """Apply a report at a time of the table."""
+    """Apply a report when the table's clock shows ``now``."""
     return table.report(flow, now, CLOCK_MS + 1000 * now)
 
 
@@ -422,7 +422,7 @@ def test_second_direction_alone_has_a_start_time():
     ]
 
 
-def test_pages_in_small_pieces_have_the_same_lines():
+def test_pages_read_in_small_chunks_have_the_same_lines():
     core = Core(BOTH)
     for number in range(30):
         take(core, first_report(f"{number + 1:x}", a=f"10.0.1.{number}", start=START_MS + number))
