@@ -643,7 +643,7 @@ def test_a_kubernetes_node_with_the_name_of_a_host_is_that_host(topology):
 
 
 def test_a_kubernetes_node_with_the_name_of_another_node_is_not_that_host(topology):
-    """The host ``n1`` may be in either of two clusters, or has another name in Kubernetes."""
+    """The host ``n1`` can be in either of two clusters, or have another name in Kubernetes."""
     host = topology.host("n1")
     interface = topology.interface(topology.netns(host, "blue"), "10.1.0.5/24")
     other = topology.interface(host, "10.1.0.1/24")
@@ -1021,7 +1021,7 @@ def test_labels_of_pods_come_after_the_other_names(topology):
 
 
 def test_a_label_that_one_copy_lacks_is_read_from_the_other(topology):
-    """If the key of a label is a prefix of another key, the probe loses one of the two labels."""
+    """A pod has two copies of its labels. If a key is a prefix of another, one lacks a label."""
     pod = topology.pod("web-1", "10.1.0.5", labels={"app": "web"})
     pod["Metadata"]["K8s"]["Labels"] = {"app": {"kubernetes": {"io/name": "shop-web"}}}
     (candidate,) = topology.resolve(k8s_labels=("app", "app.kubernetes.io/name")).addresses[

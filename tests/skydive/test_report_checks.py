@@ -1,4 +1,7 @@
-"""Detection of missing reports in a sample of the messages, without false positives."""
+"""Detection of lost reports in a sample of the messages, without false positives.
+
+A report has a *gap* if the totals have increased by more than its ``LastUpdateMetric``.
+"""
 
 import json
 from typing import Any
@@ -24,7 +27,7 @@ START_MS = 1_000_000
 
 @pytest.fixture
 def sink() -> Sink:
-    """Return an ingest that checks every message up to the rate limit."""
+    """Return an ingest that checks every message, unless the rate limit is exceeded."""
     sink = Sink()
     sink.chance = 0.0
     sink.table.begin(0.0)

@@ -175,7 +175,7 @@ def test_silence_is_detected_within_documented_times(
 ) -> None:
     """In one run out of ten, detection may take longer.
 
-    The other analyzers can receive few messages by chance.
+    Detection compares analyzers, and the other analyzers can receive few messages by chance.
     """
     times = []
     for seed in range(10):

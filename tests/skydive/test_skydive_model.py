@@ -73,7 +73,7 @@ def send(table, time_s, conversation=WEB, *, size=100, **options):
 
 
 def update_values(report):
-    """Return the bytes in both directions, start and last of ``LastUpdateMetric``."""
+    """Return fields of ``LastUpdateMetric``: the bytes by direction, ``Start`` and ``Last``."""
     metric = report["LastUpdateMetric"]
     start, last = ((metric[name] - EPOCH_MS) / 1000 for name in ("Start", "Last"))
     return metric["ABBytes"], metric["BABytes"], start, last
