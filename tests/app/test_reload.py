@@ -408,7 +408,7 @@ async def test_tags_follow_the_new_networks(tmp_path: Path, analyzer: FakeAnalyz
         assert metrics['skyfast_flows_skipped_total{reason="excluded"}'] == 1
         assert not problems(operator.skyfast.log)
 
-        # If a label depends on the networks, all connections reset.
+        # If a label depends on the networks, the reload empties the table.
         await operator.reload({f"{STORE}.labels": ["tag"], "pipeline.filter.excluded_tags": None})
         await operator.report(analyzer, flow("1"))
         log = await operator.reload({networks: ["10.0.0.1/32"]})
