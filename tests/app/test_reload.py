@@ -783,7 +783,7 @@ async def test_address_behind_a_name_is_subscribed_to_once(analyzer: FakeAnalyze
         assert running.reconnects(analyzer) == {}
 
 
-async def test_address_shared_by_two_names_stays_with_the_remaining_one() -> None:
+async def test_address_of_two_names_stays_subscribed_while_one_name_has_it() -> None:
     async with two_addresses() as (first, second):
         urls = [f"dns+ws://{name}.test:{first.port}/ws/subscriber/flow" for name in ("a", "b")]
         names = Names(first.address, second.address)

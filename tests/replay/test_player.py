@@ -124,7 +124,7 @@ def test_demo_has_the_topology_of_its_containers_and_pods():
     assert {flow["NodeTID"] for _, flow in reports(play(recording.demo(), 1))} <= nodes
 
 
-def test_messages_are_sent_after_their_times(playback):
+def test_messages_are_sent_after_the_times_that_they_contain(playback):
     for sent_s, flow in reports(play(playback, 2)):
         sent_ms = STARTED_MS + sent_s * 1000
         for times in (flow, flow["Metric"], flow["LastUpdateMetric"]):
@@ -179,7 +179,7 @@ def test_first_report_of_each_flow_is_marked_as_first():
                 assert flow["LastUpdateMetric"][name] == flow["Metric"][name]
 
 
-def test_other_values_are_sent_as_recorded(playback):
+def test_values_except_times_and_uuids_are_sent_as_recorded(playback):
     """A loop differs from the recording only in times and UUIDs."""
 
     def without_times_and_ids(message):

@@ -96,7 +96,7 @@ def test_dormant_flow_is_checked(sink: Sink) -> None:
     assert gaps(sink) == (2, 1, 0)
 
 
-def test_closing_report_with_higher_totals_is_a_gap(sink: Sink) -> None:
+def test_closing_report_with_higher_totals_has_a_gap(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     take(sink, closing(1, 20, 10))
     assert gaps(sink) == (2, 1, 0)

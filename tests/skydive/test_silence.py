@@ -276,7 +276,7 @@ def test_subscription_that_never_delivered_is_not_silent() -> None:
     assert cluster.subscriptions[1].delivers
 
 
-def test_ended_captures_lower_the_estimate_but_are_not_silence() -> None:
+def test_ended_captures_lower_the_estimate_but_do_not_count_as_silence() -> None:
     """After most captures have ended, fewer reports arrive than before. This is not silence."""
     cluster = Cluster(analyzers=2, points=40)
     assert not cluster.run(300)

@@ -502,7 +502,7 @@ async def test_process_pause_is_not_silence(
 
 
 @pytest.mark.parametrize(("behind", "reason"), [(True, "overload"), (False, "closed")])
-async def test_disconnect_after_slow_reading_is_overload(
+async def test_disconnect_after_slow_reading_counts_as_overload(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture, behind: bool, reason: str
 ) -> None:
     timing = dataclasses.replace(FAST, overload_s=0.4)
@@ -529,7 +529,7 @@ async def test_disconnect_after_slow_reading_is_overload(
     assert ("too slowly: the analyzer waited " in caplog.text) == behind
 
 
-async def test_normal_close_is_not_overload(
+async def test_normal_close_does_not_count_as_overload(
     analyzer: FakeAnalyzer,
 ) -> None:
     timing = dataclasses.replace(FAST, overload_s=0.0)
@@ -751,7 +751,7 @@ async def test_backoff_restarts_after_healthy_subscription(
 # The log -------------------------------------------------------------------------------------
 
 
-async def test_conflict_right_after_own_subscription_is_not_a_warning(
+async def test_conflict_right_after_skyfasts_own_subscription_is_not_a_warning(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

@@ -125,14 +125,14 @@ def test_histogram_without_labels_has_only_the_label_le(make):
     }
 
 
-def test_bounds_are_inclusive_and_exact(make):
+def test_bucket_bounds_are_inclusive_and_exact(make):
     table = make(spec_of(RTT))
     for uuid, rtt in enumerate((MS, MS + 1, 5 * MS, 5 * MS + 1, 1000 * MS, 1000 * MS + 1), 1):
         table.report(make_flow(f"{uuid:x}", rtt=rtt), 0)
     assert observed(table) == ([1, 3, 5, 6], "2.012000003")
 
 
-def test_bounds_can_be_between_two_integers(make):
+def test_bucket_bounds_can_be_between_two_integers(make):
     buckets = ("1e-10", "1.5e-09", "2.9e-09", "1e+300")
     table = make(spec_of(Family(**{**vars(RTT), "buckets": buckets})))
     for uuid, rtt in enumerate((1, 2, 3, MAX_NUMBER), 1):
@@ -227,12 +227,12 @@ def test_late_report_is_not_observed(make):
     assert observed(table) == ([0, 1, 1, 1], "0.002")
 
 
-def test_flow_that_is_not_new_may_have_been_observed_before(make):
+def test_value_that_may_have_been_observed_before_is_not_observed(make):
     table = make(spec_of(RTT))
     table.report(make_flow("a1", rtt=2 * MS, **NOT_FIRST), 0)
     table.report(make_flow("a1", (200, 200, 9, 9), rtt=3 * MS, last=80_000), 0)
     assert observed(table) == ([0, 0, 0, 0], "0")
-    # A flow without a value is observed as soon as it has a value.
+    # The report of the next flow has no value, so the first later value is observed.
     table.report(make_flow("b2", **NOT_FIRST), 0)
     table.report(make_flow("b2", (200, 200, 9, 9), rtt=3 * MS, last=80_000), 0)
     assert observed(table) == ([0, 1, 1, 1], "0.003")
@@ -246,7 +246,7 @@ def test_flow_that_began_after_the_horizon_is_observed(make):
     assert observed(table, now=1_000) == ([0, 1, 1, 1], "0.002")
 
 
-def test_dormant_flow_keeps_its_observation(make):
+def test_returning_flow_is_not_observed_again(make):
     table = make(spec_of(RTT))
     table.report(make_flow("a1", rtt=2 * MS, last=1), 0)
     table.report(make_flow("b2", last=1), 0)
@@ -389,7 +389,7 @@ def test_flow_kept_after_its_closing_report_adds_later_bytes(make):
     assert observed(table, now=1) == ([0, 0, 0, 0], "0")
 
 
-def test_closing_report_of_a_flow_after_the_horizon_is_observed_once(make):
+def test_closing_report_of_a_flow_that_began_after_the_horizon_is_observed_once(make):
     table = make(spec_of(SIZE, RTT, *standard("a", "bytes", "new_flows")))
     table.begin(0)
     assert table.report(make_flow(rtt=2 * MS, **CLOSING), 1_000) is None

@@ -768,7 +768,7 @@ def test_flow_stores_four_bytes_for_each_field_used_by_lookups():
 
 
 @pytest.mark.parametrize("wrong", [{"index": -1}, {"rewrite": Names()}])
-def test_label_of_a_lookup_requires_an_index_and_no_rewrite(wrong):
+def test_label_of_a_lookup_must_have_an_index_and_no_rewrite(wrong):
     plan = plan_of(spec_of(looked_up("name", A, Names())))
     (view,) = plan.views
     lookup = view.columns[0].lookup

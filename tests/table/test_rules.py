@@ -153,7 +153,7 @@ def test_lower_counter_in_newer_report_restarts_the_flow(make, counter):
     assert sums(table) == [n + 1 for n in expected]
 
 
-def test_known_flow_stays_in_its_connection(make):
+def test_known_flow_stays_in_its_connection_if_label_values_change(make):
     table = make()
     table.report(make_flow(total=(100, 200, 1, 2), last=1), 0)
     table.report(make_flow(total=(110, 210, 2, 3), last=2, node="node-2"), 0)
@@ -233,7 +233,7 @@ def test_repeated_closing_report_is_not_a_first_report(make):
 @pytest.mark.parametrize(
     ("finish", "newest_last"), [(1, 70_000), (0, 69_999), (2, 69_999), (3, 69_999), (4, 69_999)]
 )
-def test_other_unknown_reports_add_their_last_update(make, finish, newest_last):
+def test_other_reports_of_unknown_flows_add_their_last_update(make, finish, newest_last):
     table = make()
     table.report(KNOWN, 0)
     table.report(make_flow(**LATER | {"newest_last": newest_last}, finish=finish), 0)
@@ -312,7 +312,7 @@ def test_returning_connection_starts_with_new_deltas(make):
     assert table.created_total == 2
 
 
-def test_report_before_removal_continues_the_row(make):
+def test_report_after_the_timeout_but_before_removal_continues_the_row(make):
     table = make()
     table.report(make_flow(total=(100, 200, 1, 2)), 0)
     assert not table.page(TIMEOUT_S + 1)[BYTES]
@@ -796,7 +796,7 @@ def test_counter_can_be_the_sum_of_both_directions(make):
     assert samples(table, "node_rtt_seconds") == {"node-1": "0.000000007"}
 
 
-def test_only_the_sum_of_a_counter_is_compared(make):
+def test_summed_counter_is_compared_only_by_its_sum(make):
     table = make(SUM)
     table.report(make_flow(total=(100, 200, 1, 2), last=5), 0)
     assert table.report(make_flow(total=(200, 100, 1, 2), last=4), 0) == "late"
@@ -864,7 +864,7 @@ def test_missing_object_in_one_report_changes_nothing(make):
     assert samples(table, "tcp_packets_total") == {"node-1,>": "5", "node-1,<": "2"}
 
 
-def test_object_that_appears_later_counts_from_zero(make):
+def test_counters_of_an_object_that_appears_later_start_at_zero(make):
     table = make(OPTIONAL)
     table.report(make_flow(last=1), 0)
     assert table.report(tcp(make_flow(last=1), (0, 0)), 0) == "late"
@@ -2505,7 +2505,7 @@ def test_returning_ended_flow_is_reopened(make):
     assert table.dormant_flows == 1
 
 
-def test_ended_flow_is_kept_for_a_timeout_without_flow_memory(make):
+def test_without_flow_memory_an_ended_flow_is_kept_for_one_timeout(make):
     table = make(Spec(views=MEMORY.views, flow_memory_s=0))
     table.report(make_flow("a1", last=5, finish=1), 0)
     table.expire(TIMEOUT_S)

@@ -634,7 +634,7 @@ async def test_other_pages_have_no_parts():
 
 
 @on_both_loops
-async def test_parts_are_limited_and_end_like_the_whole_page():
+async def test_concurrent_parts_are_limited_and_each_part_ends_like_the_whole_page():
     async with Site(
         FakeTable(BIG), max_scrapes_per_address=2, parts={"standard_names": True}
     ) as site:
@@ -895,7 +895,7 @@ async def test_oversized_request_head_gets_a_response(part):
 
 
 @on_both_loops
-async def test_bodies_are_ignored():
+async def test_request_bodies_are_ignored():
     async with Site() as site, await site.ask(b"") as client:
         for path in ("/metrics/flows", "/-/healthy"):
             for body in (b"x", b"x" * 50_000):

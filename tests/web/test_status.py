@@ -1187,7 +1187,7 @@ def test_values_are_formatted(format_, value, text):
     assert formatted(value, format_, 1000) == text
 
 
-async def test_page_shows_share_lag_and_lost_reports_of_analyzers():
+async def test_page_shows_each_analyzers_share_lag_and_lost_reports():
     stats = Stats()
     a, b, _ = (stats.analyzer(name) for name in "abc")
     source = fake_status(stats=stats, replay=Replay(is_demo=False, recordings=(), analyzers=NAMED))

@@ -443,7 +443,7 @@ def test_groups_can_be_filtered_and_ranked_by_increase():
     assert (others[0], number) == (0, 1)
 
 
-def test_too_many_groups_are_added_to_the_others():
+def test_groups_beyond_the_limit_are_added_to_the_others():
     core = Core()
     heavy, count = 20, 2_000
     # When the heavy groups come, there are already too many groups.
