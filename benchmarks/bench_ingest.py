@@ -18,7 +18,7 @@ SHARDS = 3
 """Number of shards. Only one shard is measured."""
 
 NAIVE_FLOWS = SCALE // 5
-"""`benchmarks.naive` gets fewer flows to save time. Its cost per flow does not depend on them."""
+"""`benchmarks.naive` gets fewer flows to save time. This does not change its cost per flow."""
 
 
 def run(report: Report) -> None:

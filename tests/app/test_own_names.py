@@ -174,7 +174,7 @@ async def test_names_are_kept_while_the_file_is_invalid(
     assert caplog.text.count("names_file not reloaded") == 1
 
 
-async def test_topology_and_own_names_are_combined(file: Path) -> None:
+async def test_topology_names_and_own_names_are_combined(file: Path) -> None:
     (graph,) = json.loads((DATA / "topology-containers" / "graph.json").read_bytes())
     replace(file, "172.16.0.0/12,cluster\n172.31.255.4,mine\n")
     labels = ["initiator_name", "target_name", "target_pod", "target_network"]

@@ -217,7 +217,7 @@ def test_connections_never_end_and_grow_every_minute(playback):
 
 
 @pytest.mark.xdist_group("timing")
-def test_number_of_connections_is_constant_and_some_grow_early(name, playback):
+def test_number_of_connections_is_constant_and_some_connections_grow_early(name, playback):
     assert len(connections(play(playback, 3))) == CONNECTIONS[name]
     assert len(connections(play(playback, 1))) == CONNECTIONS[name]
     early = [
@@ -547,7 +547,7 @@ def update(at_ms, *nodes, removed=()):
     return text.encode() + b"\n"
 
 
-async def test_topology_changes_when_it_changed_in_the_recording(tmp_path):
+async def test_topology_changes_as_in_the_recording(tmp_path):
     base_ms = 1_700_000_000_000
     path = tmp_path / "r.jsonl"
     path.write_bytes(

@@ -243,7 +243,7 @@ def test_an_address_of_another_service_can_belong_to_the_host(topology):
     assert len(topology.candidates("10.96.0.2")) == 3
 
 
-def test_a_point_has_the_namespaces_of_its_veth_peers(topology):
+def test_a_capture_point_has_the_namespaces_of_its_veth_peers(topology):
     host = topology.host()
     netns = topology.netns(host)
     inside = topology.interface(netns, node_type="veth")
@@ -531,7 +531,7 @@ def test_a_pod_is_found_by_its_addresses(topology):
     assert topology.names("10.1.0.6") == expected
 
 
-def test_a_pod_without_runtime_container_has_its_only_kubernetes_container(topology):
+def test_a_pod_without_runtime_container_is_shown_with_its_only_kubernetes_container(topology):
     pod = topology.pod("web-1", "10.1.0.5")
     topology.kubernetes_container(pod, "main")
     assert topology.names("10.1.0.5")["container"] == "main"
@@ -715,7 +715,7 @@ def test_two_interfaces_on_the_host_of_a_pod_are_ambiguous(topology):
     assert len(topology.candidates("10.1.0.5")) == 3
 
 
-def test_a_pod_of_an_unknown_host_is_at_the_only_interface(topology):
+def test_a_pod_of_an_unknown_host_belongs_to_the_only_interface(topology):
     host = topology.host()
     topology.interface(topology.netns(host, "blue"), "10.1.0.5/24")
     topology.pod("web-1", "10.1.0.5", node="", owners=OWNED)

@@ -121,7 +121,7 @@ def test_undecodable_optional_value_is_skipped_alone(path: str, value: bytes) ->
         ("Metric.ABBytes", {}),
         ("Last", {}),
         ("NodeTID", {}),
-        # With these settings, labels, conversations and rules require the field.
+        # These settings require the field: for a label, a metric, a conversation or a rule.
         ("Start", {"labels": [{"name": "begin", "path": "Start"}]}),
         ("Link", {"labels": ["vlan"]}),
         ("Link.ID", {"labels": ["vlan"], "metrics": ALL_METRICS["metrics"]}),

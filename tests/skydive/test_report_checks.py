@@ -115,7 +115,7 @@ def test_unknown_flow_with_earlier_traffic_has_a_gap(sink: Sink) -> None:
     assert gaps(sink) == (2, 2, 0)
 
 
-def test_reset_flows_and_late_reports_are_not_checked(sink: Sink) -> None:
+def test_restarted_flows_and_late_reports_are_not_checked(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     reset = report(1, 5, 5)
     reset["Metric"]["ABPackets"] = 9

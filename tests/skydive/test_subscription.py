@@ -488,7 +488,7 @@ async def test_silence_detection_can_be_disabled(analyzer: FakeAnalyzer) -> None
         assert not running.reconnects(analyzer)
 
 
-async def test_process_pause_is_not_silence(
+async def test_process_pause_does_not_count_as_silence(
     analyzer: FakeAnalyzer,
 ) -> None:
     async with subscribed(make_config(analyzer.url, silence_timeout=0.4)) as running:
@@ -644,7 +644,7 @@ async def test_next_message_ends_suspicion(analyzer: FakeAnalyzer) -> None:
 
 
 @pytest.mark.parametrize("with_flows", [False, True])
-async def test_statistics_without_flows_are_silence(
+async def test_statistics_without_flows_count_as_silence(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture, with_flows: bool
 ) -> None:
     """This happens after one subscriber leaves, and another one subscribes only to statistics."""

@@ -775,7 +775,8 @@ def test_timeout_is_rounded_up_to_a_full_second(make):
 def test_unused_fields_are_not_read(make):
     table = make(Spec(views=(view("node", (NODE,), "packets"),)))
     table.report(make_flow(total=(100, 200, 1, 2), last=1), 0)
-    # A lower number of bytes does not restart the flow. An invalid one does not skip the flow.
+    # A lower number of bytes does not restart the flow. The flow is used even if the number is
+    # invalid.
     assert table.report(make_flow(total=(1, -1, 2, 2), last=2, rtt=-1), 0) is None
     assert table.report(make_flow(total=(9, 9, 2, 2), last=2), 0) == "late"
     assert samples(table, "node_packets_total") == {"node-1": "4"}
@@ -1379,7 +1380,7 @@ def test_swapped_names_do_not_mix_counters(make, names):
     assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "300", "10.0.0.1,eth1": "37"}
 
 
-def test_one_mapping_names_both_ends(make):
+def test_one_mapping_can_give_names_to_both_ends(make):
     owners = Names({"10.0.0.1": ("web",), "10.0.0.2": ("db",)})
     labels = (
         looked_up("initiator_name", ("Network", "A"), owners),
@@ -1919,7 +1920,7 @@ def test_recently_ended_flow_is_not_evicted(make):
     assert table.report(update, 1_114) == "late"
 
 
-def test_shared_connection_continues_its_counter(make):
+def test_connection_of_several_flows_continues_its_counter(make):
     table = make(SHARED)
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.report(make_flow("b2", (10, 0, 0, 0), last=1, ports=(40_001, 443)), 0)
@@ -2058,7 +2059,7 @@ def test_relabelled_connection_continues(make):
     table.report(make_flow("a1", (110, 220, 1, 2), last=2), 10)
     assert sums(table, 10) == [10, 20, 0, 0]
     table.expire(10 + TIMEOUT_S)
-    # The counters are lower than the totals of the flow, so they are kept separately.
+    # The counters are lower than the totals of the flow, so the counters are kept separately.
     assert table.dormant_connections == 1
     table.report(make_flow("a1", (111, 222, 1, 2), last=3), A_WHILE_S)
     assert sums(table, A_WHILE_S) == [11, 22, 0, 0]
@@ -2208,7 +2209,7 @@ def test_dormant_flow_that_wakes_is_not_new(make):
     assert [new_flows(table, prefix, A_WHILE_S) for prefix in ("main", "node", "port")] == [1, 1, 1]
 
 
-def test_returning_connection_keeps_zero_new_flows(make):
+def test_returning_connection_keeps_a_count_of_zero_new_flows(make):
     table = make(BOTH)
     table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
     table.expire(TIMEOUT_S)

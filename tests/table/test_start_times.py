@@ -305,7 +305,7 @@ def test_overflow_row_starts_with_its_first_report(make):
     assert starts(table, "node_bytes_total") == {"node-1": START_MS, "other": START_MS + 3}
 
 
-def test_dormant_flow_that_overflows_starts_rows_at_its_previous_report(make):
+def test_overflow_row_of_a_returning_flow_starts_at_the_previous_report(make):
     table = make(Spec(views=BOTH.views, max_connections=1, overflow="other"))
     take(table, first_report())
     table.expire(TIMEOUT_S)
