@@ -1015,7 +1015,7 @@ async def test_unread_small_responses_are_aborted(monkeypatch):
 
 
 @on_both_loops
-async def test_clients_that_reset_immediately_have_no_effect(caplog):
+async def test_clients_that_reset_their_connection_immediately_have_no_effect(caplog):
     async with Site() as site:
         for data in (b"", b"GET", request("/")):
             for _ in range(50):

@@ -193,7 +193,7 @@ async def test_analyzers_that_are_down_come_first():
     ]
 
 
-async def test_held_clock_causes_a_warning():
+async def test_clock_that_is_held_causes_a_warning():
     stats = Stats()
     stats.analyzer("a")
     stats.clock_held = 1
@@ -974,7 +974,7 @@ async def test_page_shows_groups_without_its_script():
         assert ">1 of 3 groups; 2 other connections: 7<" in page
 
 
-async def test_first_request_for_rates_explains_why_there_are_none(monkeypatch):
+async def test_page_explains_why_the_first_request_shows_no_rates(monkeypatch):
     note = f'role="status">{busiest_html.NO_RATES}<'
     async with three_connections() as site:
         for path in ("/?by=bytes_per_second", "/?by=bytes_per_second&group=protocol"):
