@@ -10,7 +10,7 @@ from types import FrameType
 from benchmarks import harness, microbenchmarks
 
 MICRO = ("decode", "filters", "table")
-"""The files of benchmarks/micro. The other benchmarks are files of benchmarks."""
+"""The benchmarks in ``benchmarks/micro``. All others are in ``benchmarks``."""
 
 NAMES = (
     *MICRO,

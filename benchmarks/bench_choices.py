@@ -45,8 +45,8 @@ Samples = dict[str, list[float]]
 class Choices:
     """One core per configuration. All cores process the same messages.
 
-    The cores process the messages in turn. Each time, a different core is first, so that its place
-    in the order gives no core an advantage.
+    The cores process the messages in turn. Each time, a different core is first, so that the order
+    favors no core.
     """
 
     def __init__(self, count: int) -> None:

@@ -30,7 +30,7 @@ class Growing(Protocol):
 
 
 class Naive:
-    """The naive connector without sockets."""
+    """The connector of `benchmarks.naive`, without sockets."""
 
     def __init__(self, count: int) -> None:
         self._flows = Flows(count)

@@ -7,7 +7,7 @@ from benchmarks.harness import LARGE, SCALE, Remote, Report, at_most
 from benchmarks.programs import Program
 
 NAIVE_FLOWS = SCALE // 5
-"""The naive connector gets fewer flows to save time. Its memory per connection is the same."""
+"""`benchmarks.naive` gets fewer flows to save time. Its bytes per connection do not change."""
 
 PAGES = 3
 

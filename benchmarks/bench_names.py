@@ -1,4 +1,4 @@
-"""What do names from the topology cost: event loop delays, memory, and time until they show?"""
+"""What do names from the topology cost: event loop delays, memory, and time until names show?"""
 
 import json
 import os

@@ -31,7 +31,7 @@ PARTS = 4
 """Number of parts of a page that is read in parts."""
 
 CLIENT_FLOWS = SCALE // 10
-"""prometheus_client renders fewer series to save time. Its cost per series is the same."""
+"""prometheus_client renders fewer series to save time. This does not change its cost per series."""
 
 
 class Content:

@@ -1,4 +1,4 @@
-"""How long does it take from the start to the first page, and how much of it do imports take?"""
+"""How much time passes until the first page, and how much of this time do imports take?"""
 
 import subprocess
 import sys

@@ -38,7 +38,7 @@ def run(report: Report) -> None:
         program.round(FIRST_ROUND)
         assert program.metric("skyfast_connections") == LARGE
         _idle(report, program)
-        # Measure the snapshot before other scans: it could reuse the memory that they have freed.
+        # Measure the snapshot before other scans: it could reuse memory that other scans freed.
         _rates(report, program)
         for what, path, limit_ms in (
             ("/api/top, 50 by bytes", "/api/top?by=bytes&n=50", 100),

@@ -276,8 +276,7 @@ class Decoder:
         decode, clock_ns = self._decode, time.thread_time_ns
         total_ns = 0
         for message in self._messages:
-            # Copy the data first: skyfast decodes data that was just received, and is in the CPU
-            # cache.
+            # Copy the data first, because data that skyfast has just received is in the CPU cache.
             received = bytes(bytearray(message))
             began_ns = clock_ns()
             decode(received)

@@ -138,8 +138,8 @@ class Report:
     ) -> None:
         """Add a figure.
 
-        The ratio compares ``samples`` with the samples ``over`` of the peer ``to``. Equal numbers
-        of samples mean that they were taken alternately. Then the ratio compares pairs of samples.
+        The ratio compares ``samples`` with the samples ``over`` of the peer ``to``. If both have
+        the same number of samples, these were taken alternately, and the ratio compares pairs.
         """
         median = statistics.median(samples)
         ratio = None if over is None else _ratio(samples, over)

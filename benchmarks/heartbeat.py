@@ -67,7 +67,7 @@ class Measured(app.App):
 def waits_ms(delays_s: list[float]) -> list[float]:
     """Return the waiting times in ms of events that arrive every `INTERVAL_S`.
 
-    The heartbeat records each stall only once, but a stall would have delayed several events.
+    The heartbeat records each stall only once, but a stall delays all events that arrive during it.
     """
     waits = []
     for delay_s in delays_s:

@@ -74,8 +74,8 @@ def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
 class Lookups:
     """Four tables: no names, names of one end, names of both ends, and ambiguous names.
 
-    The tables process the same flows in turn. Each time, a different table is first, so that its
-    place in the order gives no table an advantage.
+    The tables process the same flows in turn. Each time, a different table is first, so that the
+    order favors no table.
     """
 
     def __init__(self, count: int) -> None:

@@ -207,7 +207,7 @@ class Program:
         return memory(self.pid, key)
 
     def forget_peak(self) -> None:
-        """Reset ``VmHWM``."""
+        """Reset ``VmHWM``, the peak of the resident memory."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def page(self, *, compressed: bool = False, keep: bool = False) -> Response:
@@ -286,7 +286,7 @@ def static(size: int) -> Program:
 
 
 def naive(analyzer: Remote[Analyzer]) -> Program:
-    """Return the naive Python connector."""
+    """Return the simple Python connector `benchmarks.naive`."""
     argv = [sys.executable, "-m", "benchmarks.naive", "{analyzer}", "{port}"]
     return Program(argv, analyzer)
 

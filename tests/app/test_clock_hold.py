@@ -118,7 +118,7 @@ def test_clock_excludes_a_suspension_of_the_process_during_a_hold(running: Runni
 @pytest.mark.parametrize(
     ("update_s", "timeout_s", "warns"), [(60, 60, False), (60, 59, True), (120, 60, True)]
 )
-def test_timeout_shorter_than_an_update_causes_a_warning(
+def test_timeout_shorter_than_the_update_interval_causes_a_warning(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     update_s: float,

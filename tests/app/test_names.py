@@ -220,7 +220,9 @@ async def test_info_series_of_a_view_outlive_the_connections() -> None:
             assert len(await rows(app, "nodes_bytes_total{")) == 2
 
 
-async def test_flows_get_late_names_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_flows_move_in_slices_when_their_names_become_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", 0.05)
     monkeypatch.setattr(app_module, "RELABEL_FLOWS", 1)
     async with FakeAnalyzer() as analyzer:

@@ -87,7 +87,7 @@ async def test_own_names_need_no_topology(file: Path, caplog: pytest.LogCaptureF
     assert "names from 'names' and 'names_file': 2 entries with the keys site" in caplog.text
 
 
-async def test_flows_move_when_the_file_changes(
+async def test_flows_get_new_names_when_the_file_changes(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app_module, "RELABEL_FLOWS", 1)
@@ -120,7 +120,7 @@ async def test_flows_move_when_the_file_changes(
             assert app._parts.table is table
 
 
-async def test_flows_move_after_an_allocation_failed(
+async def test_flows_get_new_names_after_an_allocation_failed(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(app_module, "RELABEL_RETRY_S", 0.01)
@@ -174,7 +174,7 @@ async def test_names_are_kept_while_the_file_is_invalid(
     assert caplog.text.count("names_file not reloaded") == 1
 
 
-async def test_topology_and_own_names_are_combined(file: Path) -> None:
+async def test_topology_names_and_own_names_are_combined(file: Path) -> None:
     (graph,) = json.loads((DATA / "topology-containers" / "graph.json").read_bytes())
     replace(file, "172.16.0.0/12,cluster\n172.31.255.4,mine\n")
     labels = ["initiator_name", "target_name", "target_pod", "target_network"]
@@ -363,7 +363,7 @@ async def top_of(ranking: Ranking) -> Top:
     return (await ranking.top(ranking.query([]))).top
 
 
-def test_names_of_the_topology_are_forgotten_when_it_is_no_longer_read(shared: Shared) -> None:
+def test_topology_names_are_forgotten_when_the_topology_is_no_longer_read(shared: Shared) -> None:
     """The status page must not show such names, because they would never be updated."""
     names = {"10.0.0.0/8": "company"}
     labels = ["target_network", "target_ip", "node_tid"]

@@ -408,7 +408,7 @@ async def test_tags_follow_the_new_networks(tmp_path: Path, analyzer: FakeAnalyz
         assert metrics['skyfast_flows_skipped_total{reason="excluded"}'] == 1
         assert not problems(operator.skyfast.log)
 
-        # If a label depends on the networks, all connections reset.
+        # If a label depends on the networks, the reload empties the table.
         await operator.reload({f"{STORE}.labels": ["tag"], "pipeline.filter.excluded_tags": None})
         await operator.report(analyzer, flow("1"))
         log = await operator.reload({networks: ["10.0.0.1/32"]})
@@ -566,7 +566,7 @@ async def test_warnings_about_the_new_file_are_logged(tmp_path: Path) -> None:
         assert any("pipeline.encode" in line for line in problems(log))
 
 
-async def test_limits_of_the_web_server_change(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+async def test_limits_of_the_web_server_can_change(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
     async with operated(tmp_path, subscribing(analyzer), quiet=False) as operator:
         _, _, port = operator.skyfast.url.rpartition(":")
         idle = socket.create_connection(("127.0.0.1", int(port)), timeout=WAIT_S)
@@ -684,7 +684,7 @@ async def test_new_connection_settings_reconnect_every_analyzer(
             assert last.all("X-Websocket-Namespace") == ["flow/c0ffee", "stats"]
 
 
-async def test_own_previous_subscription_is_not_reported_as_another_client(
+async def test_skyfasts_previous_subscription_is_not_reported_as_another_client(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     analyzer.unique_host_ids, analyzer.host_id_linger_s = True, 0.3
@@ -744,7 +744,9 @@ async def test_dns_urls_can_be_added_and_removed(tmp_path: Path, analyzer: FakeA
         assert not stays.closed.is_set()
 
 
-async def test_analyzers_change_while_one_is_down(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+async def test_analyzers_can_change_while_one_is_down(
+    tmp_path: Path, analyzer: FakeAnalyzer
+) -> None:
     keys = {"pipeline.subscriber.urls": [UNREACHABLE]}
     async with operated(tmp_path, keys, quiet=False) as operator:
         skyfast = operator.skyfast
@@ -783,7 +785,7 @@ async def test_address_behind_a_name_is_subscribed_to_once(analyzer: FakeAnalyze
         assert running.reconnects(analyzer) == {}
 
 
-async def test_address_shared_by_two_names_stays_with_the_remaining_one() -> None:
+async def test_address_of_two_names_stays_subscribed_while_one_name_has_it() -> None:
     async with two_addresses() as (first, second):
         urls = [f"dns+ws://{name}.test:{first.port}/ws/subscriber/flow" for name in ("a", "b")]
         names = Names(first.address, second.address)
@@ -1164,7 +1166,7 @@ async def test_start_timestamps_can_be_enabled_without_a_new_table(
         assert (await skyfast.self_metrics())["skyfast_connections_created_total"] == 1
 
 
-async def test_interfaces_survive_a_change_of_their_interval(
+async def test_interfaces_survive_a_change_of_the_query_interval(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     interface = {"Name": "eth0", "Type": "device", "TID": "t", "EncapType": "ether"}

@@ -584,7 +584,7 @@ def test_url_is_normalized(url: str, endpoint: str) -> None:
         ("ws://127.0.0.2:8082", "127.0.0.1 b", "127.0.0.2:8082"),
     ],
 )
-def test_url_of_an_analyzer_is_extended_to_all_analyzers(
+def test_url_of_one_analyzer_is_applied_to_all_analyzers(
     url: str, analyzers: str, hosts: str
 ) -> None:
     result = parse(

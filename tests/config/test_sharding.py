@@ -227,7 +227,7 @@ def test_assignment_to_shares_is_stable():
 
 
 def test_flood_on_one_share_does_not_fill_the_others():
-    """An attacker can flood one share, because all instances use the same hash without a secret."""
+    """The hash has no secret, so an attacker can choose flows that all belong to one share."""
     cores = shares(4, one_view(max_connections=50))
     candidates = itertools.count(1)
     for n in range(400):  # find a port whose flow belongs to the first share

@@ -1,6 +1,6 @@
 """Runs the selected trials concurrently, because they take long and spend most of the time waiting.
 
-A test that `trial.concurrent_trial` creates only waits for its trial. The first of these tests
+Each test that `trial.concurrent_trial` creates just waits for its trial. The first of these tests
 starts all trials on an event loop in a thread. The trials start in the order of the tests, and at
 most `MAX_CONCURRENT` run at a time.
 """

@@ -131,7 +131,7 @@ async def test_analyzer_refuses_connections(directory: Path) -> None:
 
 
 @concurrent_trial
-async def test_one_of_two_analyzers_refuses_and_then_both(directory: Path) -> None:
+async def test_one_of_two_analyzers_refuses_connections_and_then_both(directory: Path) -> None:
     async with FakeAnalyzer() as other, start_trial(directory, others=[other]) as trial:
         await other.subscriber()
         up = f'skyfast_up{{analyzer="{other.name}"}}'

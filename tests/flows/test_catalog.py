@@ -372,7 +372,7 @@ ENDPOINTS = ("initiator_ip", "target_ip", "initiator_port", "target_port")
 
 
 @pytest.mark.parametrize("missing", ENDPOINTS)
-def test_view_needs_unchanged_endpoints_to_identify_connections(missing: str) -> None:
+def test_view_identifies_connections_only_by_complete_unchanged_endpoints(missing: str) -> None:
     assert plan_of(labels=list(ENDPOINTS)).views[0].identifies_connection
     rest = [name for name in ENDPOINTS if name != missing]
     assert not plan_of(labels=rest).views[0].identifies_connection

@@ -312,7 +312,7 @@ def test_counts_start_at_zero_or_at_their_previous_value() -> None:
     assert harness.filtered == {"new": 0, "old": 6, "keep": 0, "gone": 3}
 
 
-def test_flows_that_are_filtered_again_are_not_counted() -> None:
+def test_flows_that_are_filtered_again_are_not_counted_twice() -> None:
     harness = FilterHarness(
         make_filter(excluded={"internal"}, drop=[rule("port", where(PORT, 443))])
     )

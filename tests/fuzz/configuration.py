@@ -1,6 +1,6 @@
 """Fuzzes the configuration file: with changed examples, and with trees of known keys.
 
-A case is a file. It must either be a usable configuration, or raise an error of one line.
+A case is a file. Loading the file gives a usable configuration, or raises an error of one line.
 """
 
 import random

@@ -1,7 +1,6 @@
 """Short fuzzing runs with a fixed seed, and tests of the fuzzer itself.
 
-`make fuzz` runs longer, with random seeds. A target with a fault tests that the fuzzer finds
-faults.
+`make fuzz` runs longer, with random seeds. The fuzzer must find the fault of `FaultyTarget`.
 """
 
 import random

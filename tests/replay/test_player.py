@@ -124,7 +124,7 @@ def test_demo_has_the_topology_of_its_containers_and_pods():
     assert {flow["NodeTID"] for _, flow in reports(play(recording.demo(), 1))} <= nodes
 
 
-def test_messages_are_sent_after_their_times(playback):
+def test_messages_are_sent_after_the_times_that_they_contain(playback):
     for sent_s, flow in reports(play(playback, 2)):
         sent_ms = STARTED_MS + sent_s * 1000
         for times in (flow, flow["Metric"], flow["LastUpdateMetric"]):
@@ -179,7 +179,7 @@ def test_first_report_of_each_flow_is_marked_as_first():
                 assert flow["LastUpdateMetric"][name] == flow["Metric"][name]
 
 
-def test_other_values_are_sent_as_recorded(playback):
+def test_values_except_times_and_uuids_are_sent_as_recorded(playback):
     """A loop differs from the recording only in times and UUIDs."""
 
     def without_times_and_ids(message):
@@ -217,7 +217,7 @@ def test_connections_never_end_and_grow_every_minute(playback):
 
 
 @pytest.mark.xdist_group("timing")
-def test_number_of_connections_is_constant_and_some_grow_early(name, playback):
+def test_number_of_connections_is_constant_and_some_connections_grow_early(name, playback):
     assert len(connections(play(playback, 3))) == CONNECTIONS[name]
     assert len(connections(play(playback, 1))) == CONNECTIONS[name]
     early = [
@@ -547,7 +547,7 @@ def update(at_ms, *nodes, removed=()):
     return text.encode() + b"\n"
 
 
-async def test_topology_changes_when_it_changed_in_the_recording(tmp_path):
+async def test_topology_changes_as_in_the_recording(tmp_path):
     base_ms = 1_700_000_000_000
     path = tmp_path / "r.jsonl"
     path.write_bytes(

@@ -302,7 +302,7 @@ def test_shift_times_changes_only_times() -> None:
     ) == (data % (BASE_MS + 7, BASE_MS + 12, BASE_MS + 7, BASE_MS))
 
 
-def test_messages_outside_known_namespaces_go_to_all_subscribers() -> None:
+def test_messages_with_unknown_namespaces_go_to_all_subscribers() -> None:
     for data in (b"\xff", b"[]", b'{"Namespace":"topology"}', b"{}"):
         assert list(for_namespaces(data, frozenset({"flow"}))) == [data]
 

@@ -130,7 +130,7 @@ async def test_wrong_file_keeps_the_names(file: Path, caplog: pytest.LogCaptureF
     assert counts.last_load_success_timestamp_s > first_s
 
 
-async def test_file_that_does_not_fit_into_memory_keeps_the_names(
+async def test_file_that_does_not_fit_into_memory_leaves_the_names_in_use(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> None:

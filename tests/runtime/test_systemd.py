@@ -150,7 +150,9 @@ async def test_no_watchdog_message_is_sent_without_valid_variables(
     assert listener.waiting() == []
 
 
-async def test_watchdog_messages_are_sent_if_the_variable_has_this_pid(listener: Listener) -> None:
+async def test_watchdog_messages_are_sent_if_the_variable_has_the_pid_of_skyfast(
+    listener: Listener,
+) -> None:
     variables = {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": str(os.getpid())}
     task = asyncio.create_task(Notifier({**listener.environ, **variables}).watchdog())
     assert await listener.message() == {"WATCHDOG": "1"}

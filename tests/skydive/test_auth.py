@@ -215,7 +215,9 @@ async def test_login_to_stopped_analyzer_does_not_raise(analyzer: FakeAnalyzer) 
         (TimeoutError(), "TimeoutError"),
     ],
 )
-def test_connection_errors_have_the_text_of_the_system(error: Exception, text: str) -> None:
+def test_connection_errors_have_the_text_of_the_operating_system(
+    error: Exception, text: str
+) -> None:
     assert auth.connection_error(error) == text
 
 

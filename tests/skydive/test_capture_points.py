@@ -1,4 +1,4 @@
-"""The capture points of captures, as found in a sample of the flows."""
+"""The capture points of each capture, found in a sample of the flows."""
 
 import json
 from typing import Any

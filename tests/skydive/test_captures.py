@@ -99,7 +99,7 @@ def test_gauges_show_maximum_of_last_two_reports():
         assert values["flows", "c-1"] == values["packets_received", "c-1"]
 
 
-def test_held_clock_keeps_captures_and_updates_gauges():
+def test_captures_stay_and_gauges_change_while_the_clock_is_held():
     captures = make_captures()
     captures.message(report(FlowCount=900, FlowDropped=1), 100.0, 100.0)
     for running in (110.0, 120.0, 130.0):

@@ -80,7 +80,7 @@ def test_closing_report_does_not_hide_late_report() -> None:
     assert sink.analyzer.misdated == {"ahead": 0, "behind": 1}
 
 
-def test_limit_follows_flow_update() -> None:
+def test_limit_follows_the_update_interval() -> None:
     sink = Sink()
     for flow_update_s, counted in ((300.0, 0), (60.0, 1)):
         sink.stats.flow_update_s = flow_update_s
@@ -95,7 +95,7 @@ class Flow(msgspec.Struct):
 
 
 class FakeTable:
-    """A fake table. It has only the time range of its latest update."""
+    """A fake table that has only the time range of one batch of flows."""
 
     def __init__(self, flows: list[Flow]) -> None:
         times = [flow.Last for flow in flows]

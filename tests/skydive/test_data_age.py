@@ -64,7 +64,7 @@ def test_closing_reports_are_not_observed():
     assert not any(map(counts, observed()))
 
 
-def test_another_report_is_drawn_instead_of_a_closing_report():
+def test_another_report_is_sampled_instead_of_a_closing_report():
     closing, other = report(NOW_MS, finish=1), report(NOW_MS)
     draws = iter([0.4] * (MAX_DRAWS - 1) + [0.6])
     analyzer = AnalyzerStats("a:1")
@@ -72,7 +72,7 @@ def test_another_report_is_drawn_instead_of_a_closing_report():
     assert sum(analyzer.packet_age.counts) == 1
 
 
-def test_every_report_of_a_message_can_be_drawn():
+def test_every_report_of_a_message_can_be_sampled():
     analyzer = AnalyzerStats("a:1")
     ages = DataAge()
     flows = [report(NOW_MS - 1_000 * age_s) for age_s in (1, 100)]

@@ -264,7 +264,7 @@ def test_labels_are_not_decoded_while_all_flows_are_known() -> None:
 def test_labels_are_decoded_if_too_many_messages_have_unknown_flows(
     share: int, omits: bool
 ) -> None:
-    # One of ``share`` messages has an unknown flow.
+    # Every ``share``-th message has an unknown flow.
     sink, used = spied()
     for number in range(3 * MANY):
         sink.take(message(flow("known" if number % share else str(number), Last=3000 + number)))
@@ -273,7 +273,7 @@ def test_labels_are_decoded_if_too_many_messages_have_unknown_flows(
 
 
 @pytest.mark.parametrize(("bad", "reason"), BAD_FLOWS.values(), ids=BAD_FLOWS)
-def test_bad_flow_is_skipped_alone_in_a_message_without_labels(
+def test_bad_flow_is_skipped_alone_if_labels_are_not_decoded(
     bad: dict[str, Any] | bytes, reason: str
 ) -> None:
     sink, used = spied()

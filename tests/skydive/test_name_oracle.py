@@ -157,7 +157,7 @@ def test_the_order_of_nodes_and_edges_does_not_matter(graph: Json, seed: int) ->
 @slow_generation
 @given(topology_graphs.graphs(disorder=False))
 def test_the_kubernetes_probe_confirms_the_pods_in_labels(graph: Json) -> None:
-    """Without the nodes of the probe, fewer pods are known. But each known pod is the same."""
+    """Without the nodes of the probe, fewer pods are known, but no pod gets another name."""
     agents = [node for node in graph["Nodes"] if node["Metadata"].get("Manager") != "k8s"]
     full = resolve(decoded(graph))
     less = resolve(decoded({**graph, "Nodes": agents}))

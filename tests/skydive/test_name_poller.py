@@ -421,7 +421,7 @@ async def test_a_new_pod_has_its_name_soon(monkeypatch):
             assert poll.renamed[-1] == (poll.index.ends, {"10.0.0.9"})
 
 
-async def test_a_pod_that_comes_after_its_flow_has_its_name_soon(monkeypatch):
+async def test_a_pod_that_appears_after_its_flow_has_its_name_soon(monkeypatch):
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", FAST_S)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()

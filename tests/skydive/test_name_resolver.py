@@ -243,7 +243,7 @@ def test_an_address_of_another_service_can_belong_to_the_host(topology):
     assert len(topology.candidates("10.96.0.2")) == 3
 
 
-def test_a_point_has_the_namespaces_of_its_veth_peers(topology):
+def test_a_capture_point_has_the_namespaces_of_its_veth_peers(topology):
     host = topology.host()
     netns = topology.netns(host)
     inside = topology.interface(netns, node_type="veth")
@@ -531,7 +531,7 @@ def test_a_pod_is_found_by_its_addresses(topology):
     assert topology.names("10.1.0.6") == expected
 
 
-def test_a_pod_without_runtime_container_has_its_only_kubernetes_container(topology):
+def test_a_pod_without_runtime_container_is_shown_with_its_only_kubernetes_container(topology):
     pod = topology.pod("web-1", "10.1.0.5")
     topology.kubernetes_container(pod, "main")
     assert topology.names("10.1.0.5")["container"] == "main"
@@ -643,7 +643,7 @@ def test_a_kubernetes_node_with_the_name_of_a_host_is_that_host(topology):
 
 
 def test_a_kubernetes_node_with_the_name_of_another_node_is_not_that_host(topology):
-    """The host ``n1`` may be in either of two clusters, or has another name in Kubernetes."""
+    """The host ``n1`` can be in either of two clusters, or have another name in Kubernetes."""
     host = topology.host("n1")
     interface = topology.interface(topology.netns(host, "blue"), "10.1.0.5/24")
     other = topology.interface(host, "10.1.0.1/24")
@@ -715,7 +715,7 @@ def test_two_interfaces_on_the_host_of_a_pod_are_ambiguous(topology):
     assert len(topology.candidates("10.1.0.5")) == 3
 
 
-def test_a_pod_of_an_unknown_host_is_at_the_only_interface(topology):
+def test_a_pod_of_an_unknown_host_belongs_to_the_only_interface(topology):
     host = topology.host()
     topology.interface(topology.netns(host, "blue"), "10.1.0.5/24")
     topology.pod("web-1", "10.1.0.5", node="", owners=OWNED)
@@ -1021,7 +1021,7 @@ def test_labels_of_pods_come_after_the_other_names(topology):
 
 
 def test_a_label_that_one_copy_lacks_is_read_from_the_other(topology):
-    """If the key of a label is a prefix of another key, the probe loses one of the two labels."""
+    """A pod has two copies of its labels. If a key is a prefix of another, one lacks a label."""
     pod = topology.pod("web-1", "10.1.0.5", labels={"app": "web"})
     pod["Metadata"]["K8s"]["Labels"] = {"app": {"kubernetes": {"io/name": "shop-web"}}}
     (candidate,) = topology.resolve(k8s_labels=("app", "app.kubernetes.io/name")).addresses[

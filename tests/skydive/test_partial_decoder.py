@@ -121,7 +121,7 @@ def test_undecodable_optional_value_is_skipped_alone(path: str, value: bytes) ->
         ("Metric.ABBytes", {}),
         ("Last", {}),
         ("NodeTID", {}),
-        # With these settings, labels, conversations and rules require the field.
+        # These settings require the field: for a label, a metric, a conversation or a rule.
         ("Start", {"labels": [{"name": "begin", "path": "Start"}]}),
         ("Link", {"labels": ["vlan"]}),
         ("Link.ID", {"labels": ["vlan"], "metrics": ALL_METRICS["metrics"]}),
@@ -159,7 +159,7 @@ def test_each_skipped_value_of_a_flow_is_counted() -> None:
     assert sink.table.flows == 2
 
 
-def test_gauge_keeps_its_value_if_skipped() -> None:
+def test_gauge_keeps_its_value_if_a_new_value_is_skipped() -> None:
     sink = Sink()
     for last, rtt in ((2000, 7), (3000, "x"), (4000, 9)):
         sink.take(message(flow(Last=last, Metric=METRIC | {"ABBytes": last, "RTT": rtt})))
@@ -167,7 +167,7 @@ def test_gauge_keeps_its_value_if_skipped() -> None:
         assert values(sink, RTT) == ["9" if last == 4000 else "7"]
 
 
-def test_skipped_counter_keeps_its_value_and_resets_no_other() -> None:
+def test_counter_with_a_skipped_value_keeps_its_value_and_resets_no_other() -> None:
     sink = Sink(metrics=["bytes", "tcp_out_of_order"])
 
     def take(last: int, ab: Any, ba: int) -> None:

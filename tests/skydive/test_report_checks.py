@@ -1,4 +1,7 @@
-"""Detection of missing reports in a sample of the messages, without false positives."""
+"""Detection of lost reports in a sample of the messages, without false positives.
+
+A report has a *gap* if the totals have increased by more than its ``LastUpdateMetric``.
+"""
 
 import json
 from typing import Any
@@ -24,7 +27,7 @@ START_MS = 1_000_000
 
 @pytest.fixture
 def sink() -> Sink:
-    """Return an ingest that checks every message up to the rate limit."""
+    """Return an ingest that checks every message, unless the rate limit is exceeded."""
     sink = Sink()
     sink.chance = 0.0
     sink.table.begin(0.0)
@@ -93,7 +96,7 @@ def test_dormant_flow_is_checked(sink: Sink) -> None:
     assert gaps(sink) == (2, 1, 0)
 
 
-def test_closing_report_with_higher_totals_is_a_gap(sink: Sink) -> None:
+def test_closing_report_with_higher_totals_has_a_gap(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     take(sink, closing(1, 20, 10))
     assert gaps(sink) == (2, 1, 0)
@@ -112,7 +115,7 @@ def test_unknown_flow_with_earlier_traffic_has_a_gap(sink: Sink) -> None:
     assert gaps(sink) == (2, 2, 0)
 
 
-def test_reset_flows_and_late_reports_are_not_checked(sink: Sink) -> None:
+def test_restarted_flows_and_late_reports_are_not_checked(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     reset = report(1, 5, 5)
     reset["Metric"]["ABPackets"] = 9

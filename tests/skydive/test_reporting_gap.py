@@ -63,7 +63,7 @@ def test_clock_is_not_held_before_first_delivery() -> None:
     assert not scenario.gap.causes
 
 
-def test_clock_is_held_until_one_full_update_is_received() -> None:
+def test_clock_is_held_for_one_update_interval_after_an_interruption() -> None:
     scenario = Scenario("a")
     scenario.run(100, "a")
     assert scenario.run(0) == 0
@@ -83,7 +83,7 @@ def test_another_interruption_restarts_the_wait() -> None:
     assert scenario.run(600, "a") == AFTER_S
 
 
-def test_hold_times_follow_flow_update() -> None:
+def test_hold_times_follow_the_update_interval() -> None:
     scenario = Scenario("a", update_s=10.0)
     scenario.run(100, "a")
     assert scenario.run(5) == 5
@@ -93,7 +93,7 @@ def test_hold_times_follow_flow_update() -> None:
     assert very_long.run(5 * MAX_FLOW_UPDATE_S) == INCIDENT_UPDATES * MAX_FLOW_UPDATE_S
 
 
-def test_subscription_that_stays_down_holds_the_clock_for_two_updates() -> None:
+def test_subscription_that_stays_down_holds_the_clock_for_two_update_intervals() -> None:
     scenario = Scenario("a", "b")
     scenario.run(100, "a", "b")
     assert scenario.run(1000, "a") == MISSING_UPDATES * UPDATE_S
@@ -111,7 +111,7 @@ def test_subscription_that_returns_before_the_limit_holds_the_clock() -> None:
     assert scenario.run(1000, "a", "b") == AFTER_S
 
 
-def test_clock_is_held_for_four_updates_without_any_delivery() -> None:
+def test_clock_is_held_for_four_update_intervals_without_any_delivery() -> None:
     scenario = Scenario("a", "b")
     scenario.run(100, "a", "b")
     assert scenario.run(3600) == INCIDENT_UPDATES * UPDATE_S

@@ -175,7 +175,7 @@ def test_silence_is_detected_within_documented_times(
 ) -> None:
     """In one run out of ten, detection may take longer.
 
-    The other analyzers can receive few messages by chance.
+    Detection compares analyzers, and the other analyzers can receive few messages by chance.
     """
     times = []
     for seed in range(10):
@@ -211,7 +211,7 @@ def test_silence_is_detected_while_others_recover() -> None:
 @pytest.mark.parametrize(
     ("points", "analyzers"), [(1, 1), (2, 1), (4, 2), (8, 3), (10, 2), (20, 3), (60, 10)]
 )
-def test_random_pauses_are_not_silence(points: int, analyzers: int) -> None:
+def test_random_pauses_do_not_count_as_silence(points: int, analyzers: int) -> None:
     """False positives have a probability of 1e-6, so there is none within 8,000 s."""
     # longest_s is so large that only the probabilities decide.
     cluster = Cluster(analyzers=analyzers, points=points, longest_s=10_000)
@@ -221,14 +221,14 @@ def test_random_pauses_are_not_silence(points: int, analyzers: int) -> None:
 
 
 @pytest.mark.parametrize("points", [1, 2, 10])
-def test_lost_messages_are_not_silence(points: int) -> None:
+def test_lost_messages_do_not_count_as_silence(points: int) -> None:
     cluster = Cluster(analyzers=1, points=points, lost=LOST)
     assert not cluster.run(8_000)
 
 
 @pytest.mark.parametrize(("points", "analyzers"), [(4, 2), (10, 3), (30, 10)])
 def test_detection_times_match_the_probabilities(points: int, analyzers: int) -> None:
-    """All subscriptions are silent, so detection does not depend on messages of others."""
+    """All subscriptions are silent, so the messages of other subscriptions have no effect."""
     cluster = Cluster(analyzers=analyzers, points=points, longest_s=10_000)
     assert not cluster.run(300)
     cluster.mute = set(range(analyzers))
@@ -276,7 +276,7 @@ def test_subscription_that_never_delivered_is_not_silent() -> None:
     assert cluster.subscriptions[1].delivers
 
 
-def test_ended_captures_lower_the_estimate_but_are_not_silence() -> None:
+def test_ended_captures_lower_the_estimate_but_do_not_count_as_silence() -> None:
     """After most captures have ended, fewer reports arrive than before. This is not silence."""
     cluster = Cluster(analyzers=2, points=40)
     assert not cluster.run(300)
@@ -315,7 +315,9 @@ def test_silence_is_improbable_if_enough_messages_were_sent(analyzers: int, sent
 @pytest.mark.parametrize(
     ("analyzers", "points", "within_s"), [(1, 1, 130), (1, 20, 130), (2, 20, 240), (3, 100, 320)]
 )
-def test_statistics_without_flows_are_silence(analyzers: int, points: int, within_s: int) -> None:
+def test_statistics_without_flows_count_as_silence(
+    analyzers: int, points: int, within_s: int
+) -> None:
     cluster = Cluster(analyzers=analyzers, points=points)
     assert not cluster.run(600)
     cluster.flowless = {0}
@@ -353,7 +355,7 @@ def test_idle_network_is_not_silent(analyzers: int, points: int) -> None:
     assert not cluster.run(800)
 
 
-def test_occasional_packets_without_flows_are_not_silence() -> None:
+def test_occasional_packets_without_flows_do_not_count_as_silence() -> None:
     cluster = Cluster(analyzers=1, points=5, packets_s=0)
     cluster.flowless = {0}  # all flows are lost
     for _ in range(20):
@@ -362,7 +364,7 @@ def test_occasional_packets_without_flows_are_not_silence() -> None:
 
 
 @pytest.mark.parametrize(("analyzers", "points"), [(1, 1), (2, 1), (2, 4), (3, 20)])
-def test_random_pauses_are_not_missing_flows(analyzers: int, points: int) -> None:
+def test_random_pauses_do_not_count_as_missing_flows(analyzers: int, points: int) -> None:
     cluster = Cluster(analyzers=analyzers, points=points, longest_s=10_000)
     assert not cluster.run(12_000)
 

@@ -203,7 +203,7 @@ class FaultMachine(RuleBasedStateMachine):
     # Traffic
 
     def converse(self, conversation, every_s, flags, replies):
-        """Exchange packets at random intervals from now on, visible to all capture points."""
+        """From now on, exchange packets at random intervals. All capture points see them."""
 
         def exchange(flags):
             is_reply = self.cluster.random.random() < 0.2

@@ -73,7 +73,7 @@ def send(table, time_s, conversation=WEB, *, size=100, **options):
 
 
 def update_values(report):
-    """Return the bytes in both directions, start and last of ``LastUpdateMetric``."""
+    """Return fields of ``LastUpdateMetric``: the bytes by direction, ``Start`` and ``Last``."""
     metric = report["LastUpdateMetric"]
     start, last = ((metric[name] - EPOCH_MS) / 1000 for name in ("Start", "Last"))
     return metric["ABBytes"], metric["BABytes"], start, last
@@ -86,7 +86,7 @@ def totals(report):
 # Update ticks
 
 
-def test_update_has_traffic_since_previous_tick(table, sink):
+def test_update_contains_the_traffic_since_the_previous_tick(table, sink):
     send(table, 3, size=100)
     send(table, 4, size=40, is_reply=True)
     table.update_at(ms(60))
@@ -648,7 +648,7 @@ def test_leaving_first_subscriber_silences_the_second():
     assert receivers(cluster, 100) == set()
 
 
-def test_namespace_of_a_capture_has_only_its_flows():
+def test_namespace_of_a_capture_has_only_the_flows_of_that_capture():
     cluster, agent, table, _ = make_cluster()
     second = agent.capture(node_tid="node-2", capture_id="capture-2")
     traffic(cluster, agent, table, 1_000)

@@ -488,7 +488,7 @@ async def test_silence_detection_can_be_disabled(analyzer: FakeAnalyzer) -> None
         assert not running.reconnects(analyzer)
 
 
-async def test_process_pause_is_not_silence(
+async def test_process_pause_does_not_count_as_silence(
     analyzer: FakeAnalyzer,
 ) -> None:
     async with subscribed(make_config(analyzer.url, silence_timeout=0.4)) as running:
@@ -502,7 +502,7 @@ async def test_process_pause_is_not_silence(
 
 
 @pytest.mark.parametrize(("behind", "reason"), [(True, "overload"), (False, "closed")])
-async def test_disconnect_after_slow_reading_is_overload(
+async def test_disconnect_after_slow_reading_counts_as_overload(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture, behind: bool, reason: str
 ) -> None:
     timing = dataclasses.replace(FAST, overload_s=0.4)
@@ -529,7 +529,7 @@ async def test_disconnect_after_slow_reading_is_overload(
     assert ("too slowly: the analyzer waited " in caplog.text) == behind
 
 
-async def test_normal_close_is_not_overload(
+async def test_normal_close_does_not_count_as_overload(
     analyzer: FakeAnalyzer,
 ) -> None:
     timing = dataclasses.replace(FAST, overload_s=0.0)
@@ -644,7 +644,7 @@ async def test_next_message_ends_suspicion(analyzer: FakeAnalyzer) -> None:
 
 
 @pytest.mark.parametrize("with_flows", [False, True])
-async def test_statistics_without_flows_are_silence(
+async def test_statistics_without_flows_count_as_silence(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture, with_flows: bool
 ) -> None:
     """This happens after one subscriber leaves, and another one subscribes only to statistics."""
@@ -751,7 +751,7 @@ async def test_backoff_restarts_after_healthy_subscription(
 # The log -------------------------------------------------------------------------------------
 
 
-async def test_conflict_right_after_own_subscription_is_not_a_warning(
+async def test_conflict_right_after_skyfasts_own_subscription_is_not_a_warning(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

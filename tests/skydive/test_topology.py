@@ -589,7 +589,7 @@ async def test_names_and_interfaces_come_from_the_same_response():
             await until(lambda: poll.stats.answers >= 2)
         for request in analyzer.topology_requests:
             assert json.loads(request.body) == {"GremlinQuery": NAMED_INTERFACES.gremlin}
-        # Nodes that only the query for names returns are neither shown nor counted.
+        # The query for names returns further nodes, which are neither shown nor counted.
         assert poll.stats.interfaces == 1
         assert poll.stats.skipped["invalid"] == sum(poll.stats.skipped.values()) == 1
         page = poll.interfaces.page(time.monotonic()).decode()

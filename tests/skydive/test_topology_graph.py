@@ -122,7 +122,7 @@ def test_every_field_is_decoded():
 
 
 @pytest.mark.parametrize("path", list(paths(FULL_NODE)), ids=lambda path: ".".join(map(str, path)))
-def test_only_a_field_of_another_type_is_absent(path):
+def test_only_a_field_of_the_wrong_type_is_absent(path):
     for value in (*OTHER_TYPES, None):
         skipped = Skipped()
         node = decode_node(changed(path, value), skipped)

@@ -156,10 +156,10 @@ def test_changes_are_merged_before_the_first_complete_response(store):
     assert len(store.graph().edges) == 1
 
 
-# Graphs for some pods.
+# Graphs that contain only some pods, and the nodes that determine the names of these pods.
 
 
-def test_the_graph_of_some_pods_has_all_nodes_that_their_names_need(store):
+def test_the_graph_of_some_pods_has_all_nodes_that_determine_their_names(store):
     pods = [node("p1", name="p1", kind="pod"), node("p2", name="p2", kind="pod")]
     service = node("s", name="s", kind="service")
     store.replace(KUBERNETES, read(KUBERNETES, *pods, service))

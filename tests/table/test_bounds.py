@@ -1,4 +1,4 @@
-"""Worked examples of bounds: rows that are hidden until they have enough bytes or packets."""
+"""Worked examples of bounds, which hide rows until the rows have enough bytes or packets."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def make(request):
 
 
 def bounded(min_bytes=0, min_packets=0, *, families=FAMILIES, labels=LABELS, **others):
-    """Return the spec of a first view with bounds, and a view of all traffic without bounds."""
+    """Return a spec with two views: one with bounds, and one without bounds for all traffic."""
     amounts = ("bytes", "packets")
     view = View(labels, families, amounts=amounts, min_bytes=min_bytes, min_packets=min_packets)
     totals = View((KNOWN_LABELS["protocol"],), standard("all", "bytes"))
@@ -86,7 +86,7 @@ def test_either_bound_is_enough(make, min_bytes, min_packets, is_shown):
 
 @pytest.mark.parametrize("direction", [(DIRECTION,), ()])
 @pytest.mark.parametrize("names", [("rtt",), ("flows", "new_flows"), ("packets", "tcp_bytes")])
-def test_bytes_count_even_if_no_metric_shows_them(make, names, direction):
+def test_bytes_count_towards_the_bound_even_if_no_metric_shows_them(make, names, direction):
     labels = (*labelled("initiator_ip", "target_ip"), *direction)
     table = make(bounded(301, families=compatible(*names), labels=labels))
     flow = make_flow(total=(100, 200, 1, 2), rtt=5, last=1)
@@ -252,7 +252,7 @@ def test_sums_of_bytes_do_not_overflow(make):
     assert table.hidden(0) == [(4, 8 * MAX_SUM), None]
 
 
-def test_page_uses_the_bounds_at_its_start():
+def test_page_keeps_the_bounds_set_before_its_start():
     core = Core(bounded(MIN_BYTES))
     core.report(make_flow(total=(400, 600, 1, 2)), 0)
     page = core.table.page(0)
@@ -261,7 +261,7 @@ def test_page_uses_the_bounds_at_its_start():
     assert values(core, BYTES) == []
 
 
-def test_connection_is_on_a_page_with_all_families_or_none():
+def test_page_has_all_families_of_a_connection_or_none():
     core = Core(bounded(MIN_BYTES))
     core.report(make_flow(total=(400, 599, 1, 2), rtt=7, last=1), 0)
     page = core.table.page(0)

@@ -169,7 +169,7 @@ def test_go_rejects_damaged_gzip_members():
 
 @in_all_formats
 @pytest.mark.parametrize("size", [1, 100, 5_000, 100_000, 2**31 - 1])
-def test_lines_do_not_depend_on_the_size(size, openmetrics):
+def test_lines_do_not_depend_on_the_chunk_size(size, openmetrics):
     page = table_of(varied_flows(1_000)).table.page
     lines = read_deflated(page(0, openmetrics, created=True), size)
     assert lines == read_all(page(0, openmetrics, created=True))
@@ -184,7 +184,7 @@ def test_chunks_are_about_as_large_as_requested():
     assert 500_000 < len(page.deflate(10_000_000)[0]) < 600_000
 
 
-def test_lines_are_overwritten_by_the_next_call():
+def test_next_read_overwrites_the_previous_chunk():
     page = table_of(varied_flows(500)).table.page(0)
     first, _ = page.deflate(1_000)
     copy = bytes(first)
@@ -218,7 +218,7 @@ def test_parts_and_families_can_be_compressed(parts, openmetrics):
 
 @in_all_formats
 def test_first_direction_can_have_no_line(openmetrics):
-    """Without a line of the first direction, the line of the second one is not copied from it."""
+    """If the first direction has no line, the line of the second direction is not a copy."""
     for position in (0, 1, 2):
         labels = [LABELS[0], LABELS[1]]
         labels.insert(position, DIRECTION)
@@ -235,7 +235,7 @@ def test_first_direction_can_have_no_line(openmetrics):
 
 @in_all_formats
 def test_strings_are_replaced_between_two_chunks(openmetrics):
-    """The table identifies strings by numbers. New strings reuse numbers on the page."""
+    """The table identifies strings by numbers. New strings reuse numbers of removed strings."""
     core = Core()
     core.message(many_flows(300, node="a" * 40), 0)
     page = core.table.page(0, openmetrics, created=True)
@@ -306,7 +306,7 @@ def test_compressed_pages_are_as_small_as_with_isal(views, openmetrics):
     assert len(blocks) < 1.05 * len(zlib.compress(lines, 1))
 
 
-# The pieces of the renderer.
+# Pieces, as the renderer notes them. A piece says where its text may have occurred before.
 
 
 @in_all_formats
@@ -336,7 +336,8 @@ def test_pieces_cover_the_text_and_their_sources_are_right(name, openmetrics):
     assert len(text) < 3_000 or len(slices) > 2
 
 
-# Any pieces of any text. The pieces are only hints: if they are wrong, the text is still right.
+# Arbitrary text with arbitrary pieces. Pieces are hints: if a piece is wrong, the decompressed text
+# is still right.
 
 
 def deflated(slices: Slices, **options: int) -> bytes:
@@ -384,7 +385,7 @@ def test_matches_never_reach_back_beyond_the_start():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_matches_are_found_beyond_4_gib(seed):
-    """Positions are stored modulo 4 GiB. Beyond 4 GiB, the latest pieces are still found."""
+    """Positions are stored modulo 4 GiB. Text beyond 4 GiB is compressed as well as before."""
     rng = random.Random(seed)
     slices: Slices = []
     while sum(len(text) for text, _ in slices) < WINDOW:

@@ -1,6 +1,6 @@
 """Worked examples of histograms, checked against the model and the core.
 
-``docs/architecture.md`` explains terms such as *dormant*, *horizon* and *overflow*.
+``docs/architecture.md`` explains terms such as *late*, *dormant*, *horizon* and *overflow*.
 """
 
 import re
@@ -62,14 +62,14 @@ NOT_FIRST = {
 """Fields of a report that is not the first report of its flow."""
 
 CLOSING = {"finish": 1, "newest_last": 70_000, "newest_start": 60_000, "last": 65_000}
-"""Fields of a closing report that repeats the last update. Its flow lasted 64 s."""
+"""Fields of a closing report that repeats the flow's last update. The flow lasted 64 s."""
 
 
 @pytest.fixture(
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model or of the core. The core has two ways to read fields."""
+    """Return a constructor: of the model, or of the core with one way to read fields."""
     return request.param
 
 
@@ -125,14 +125,14 @@ def test_histogram_without_labels_has_only_the_label_le(make):
     }
 
 
-def test_bounds_are_inclusive_and_exact(make):
+def test_bucket_bounds_are_inclusive_and_exact(make):
     table = make(spec_of(RTT))
     for uuid, rtt in enumerate((MS, MS + 1, 5 * MS, 5 * MS + 1, 1000 * MS, 1000 * MS + 1), 1):
         table.report(make_flow(f"{uuid:x}", rtt=rtt), 0)
     assert observed(table) == ([1, 3, 5, 6], "2.012000003")
 
 
-def test_bounds_can_be_between_two_integers(make):
+def test_bucket_bounds_can_be_between_two_integers(make):
     buckets = ("1e-10", "1.5e-09", "2.9e-09", "1e+300")
     table = make(spec_of(Family(**{**vars(RTT), "buckets": buckets})))
     for uuid, rtt in enumerate((1, 2, 3, MAX_NUMBER), 1):
@@ -179,13 +179,13 @@ def test_number_of_buckets_is_limited(count):
         Core(spec_of(Family(**{**vars(RTT), "buckets": buckets})))
 
 
-def test_all_histograms_of_first_values_must_have_the_same_field():
+def test_all_histograms_of_first_values_must_read_the_same_field():
     other = Family(**{**vars(RTT), "name": "other", "forward": ("Metric", "ABBytes")})
     with pytest.raises(ValueError, match="must have the same field"):
         Core(spec_of(RTT, other))
 
 
-def test_histogram_of_ages_must_have_one_field():
+def test_histogram_of_ages_must_read_one_field():
     two = Family(**{**vars(DURATION), "backward": ("Last",)})
     with pytest.raises(ValueError, match="too many fields"):
         Core(spec_of(two))
@@ -227,12 +227,12 @@ def test_late_report_is_not_observed(make):
     assert observed(table) == ([0, 1, 1, 1], "0.002")
 
 
-def test_flow_that_is_not_new_may_have_been_observed_before(make):
+def test_value_that_may_have_been_observed_before_is_not_observed(make):
     table = make(spec_of(RTT))
     table.report(make_flow("a1", rtt=2 * MS, **NOT_FIRST), 0)
     table.report(make_flow("a1", (200, 200, 9, 9), rtt=3 * MS, last=80_000), 0)
     assert observed(table) == ([0, 0, 0, 0], "0")
-    # A flow without a value is observed as soon as it has a value.
+    # The report of the next flow has no value, so the first later value is observed.
     table.report(make_flow("b2", **NOT_FIRST), 0)
     table.report(make_flow("b2", (200, 200, 9, 9), rtt=3 * MS, last=80_000), 0)
     assert observed(table) == ([0, 1, 1, 1], "0.003")
@@ -246,7 +246,7 @@ def test_flow_that_began_after_the_horizon_is_observed(make):
     assert observed(table, now=1_000) == ([0, 1, 1, 1], "0.002")
 
 
-def test_dormant_flow_keeps_its_observation(make):
+def test_returning_flow_is_not_observed_again(make):
     table = make(spec_of(RTT))
     table.report(make_flow("a1", rtt=2 * MS, last=1), 0)
     table.report(make_flow("b2", last=1), 0)
@@ -294,7 +294,7 @@ def test_size_and_duration_are_observed_when_a_live_flow_closes(make):
     assert observed(table, "duration", 1) == ([0, 0, 1], "64")
 
 
-def test_each_direction_has_a_size(make):
+def test_size_of_each_direction_is_observed(make):
     table = make(spec_of(SIZE, DURATION, labels=(NODE, DIRECTION)))
     table.report(make_flow(total=(90, 200, 1, 2), last=65_000, finish=1), 0)
     assert observed(table, "size", part="initiator_to") == ([1, 1, 1], "90")
@@ -338,7 +338,7 @@ def test_late_closing_report_of_a_dormant_flow_is_observed_once(make):
     assert observed(table, "size", 603) == ([0, 1, 1], "300")
 
 
-def test_closing_report_with_lost_bytes_of_a_dormant_flow_is_observed_once(make):
+def test_closing_report_that_leaves_its_flow_dormant_is_observed_once(make):
     table = make(spec_of(SIZE, DURATION, *standard("a", "bytes")))
     table.report(make_flow(last=2_000), 0)
     table.expire(600)
@@ -389,7 +389,7 @@ def test_flow_kept_after_its_closing_report_adds_later_bytes(make):
     assert observed(table, now=1) == ([0, 0, 0, 0], "0")
 
 
-def test_closing_report_of_a_flow_after_the_horizon_is_observed_once(make):
+def test_closing_report_of_a_flow_that_began_after_the_horizon_is_observed_once(make):
     table = make(spec_of(SIZE, RTT, *standard("a", "bytes", "new_flows")))
     table.begin(0)
     assert table.report(make_flow(rtt=2 * MS, **CLOSING), 1_000) is None
@@ -586,7 +586,7 @@ def test_overflow_rows_have_histograms(make):
     assert observed(table, "size", 602, "other") == ([0, 2, 2], "600")
 
 
-def test_flows_that_are_not_kept_are_observed_in_overflow_mode(make):
+def test_flows_that_are_not_stored_are_observed_if_overflow_is_other(make):
     table = make(spec_of(RTT, SIZE, max_flows=1, overflow="other"))
     table.report(make_flow("a1", rtt=2 * MS), 0)
     # The first report is observed. Later values of the flow are not observed.
@@ -650,7 +650,7 @@ def test_flow_whose_conversation_was_taken_over_is_not_observed(make):
     assert observed(table, "size", 101) == ([0, 0, 0], "0")
 
 
-def test_flow_with_a_dormant_successor_is_not_observed(make):
+def test_flow_is_not_observed_if_the_flow_that_took_over_is_dormant(make):
     table = make(spec_of(SIZE, labels=(IP_A,), deduplicate="first"))
     table.report(make_flow("a1", last=2_000), 0)
     table.expire(100)

@@ -308,7 +308,7 @@ def some_flows(prefix, count):
 
 
 def later(flows):
-    """Return later reports of these flows. The update before each of them was lost."""
+    """Return a later report of each flow. The report before it was lost."""
     return [
         flow | {"Last": 900, "Metric": {name: n + 5 for name, n in flow["Metric"].items()}}
         for flow in flows
@@ -518,7 +518,7 @@ def series(core):
     }
 
 
-def test_failed_allocation_does_not_supersede_a_conversation():
+def test_failed_report_does_not_take_over_a_conversation():
     spec = Spec(deduplicate="first", views=(View((CAPTURE, *LABELS[:2], DIRECTION)),))
     for nth in range(1, MAX_ALLOCATIONS):
         core = Core(spec, build=checked)
@@ -547,7 +547,7 @@ def test_failed_allocation_does_not_supersede_a_conversation():
     assert nth > 1
 
 
-def test_string_of_an_evicted_flow_can_be_a_label_of_the_same_batch():
+def test_string_of_an_evicted_flow_can_become_a_label_in_the_same_batch():
     core = Core(max_flows=3, build=checked)
     core.message([make_flow("named like a node", node="node-1")], 0)
     core.message([make_flow("b2", node="node-2")], 1)
@@ -598,12 +598,12 @@ def test_destroyed_tables_release_all_references():
     assert (sys.getrefcount(NAMES), sys.getrefcount(name)) == before
 
 
-# New flows and start times that are kept for removed connections
+# The number of new flows and the start time, which are kept for removed connections
 
 
 @pytest.mark.parametrize("start_ms", [0, 1, 1_700_000_000_000, 2**42 - 1])
 @pytest.mark.parametrize("new_flows", [0, 1, 2**21 - 1])
-def test_new_flows_and_start_time_are_kept_together(new_flows, start_ms):
+def test_number_of_new_flows_and_start_time_are_kept_together(new_flows, start_ms):
     assert checked.kept(new_flows, start_ms) == (new_flows, start_ms)
 
 
@@ -611,5 +611,5 @@ def test_new_flows_and_start_time_are_kept_together(new_flows, start_ms):
     ("new_flows", "start_ms"),
     [(2**21, 1), (2**62, 1), (2**63 - 1, 1), (0, -1), (0, 2**42), (5, 2**63 - 1)],
 )
-def test_new_flows_are_kept_without_a_start_time(new_flows, start_ms):
+def test_start_time_that_does_not_fit_is_not_kept(new_flows, start_ms):
     assert checked.kept(new_flows, start_ms) == (new_flows, 0)

@@ -1,4 +1,7 @@
-"""Labels from lookups: several labels of one field, ambiguous keys, and relabelling."""
+"""Labels from lookups: several labels of one field, ambiguous keys, and relabelling.
+
+An ambiguous key has several names. Its *context* decides: the other address and the capture point.
+"""
 
 import gc
 import sys
@@ -39,7 +42,7 @@ WEB, DB, CACHE = ("web", "shop", "node-1"), ("db", "shop", "node-2"), ("cache", 
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model or of the core. The core has two ways to read fields."""
+    """Return a constructor: of the model, or of the core with one way to read fields."""
     return request.param
 
 
@@ -458,7 +461,7 @@ def test_new_flows_get_the_current_names(make):
     assert samples(table, now=5) == {(*WEB, *DB): "4", (*DB, *DB): "1", (*CACHE, *DB): "1"}
 
 
-def test_lookups_use_different_labels_of_one_result(make):
+def test_labels_can_use_different_elements_of_one_result(make):
     names = Names(dict.fromkeys(("10.0.0.1", "10.0.0.2", "node-1"), WEB), count=3)
     first, second, third = Lookup(names, A), Lookup(names, B), Lookup(names, POINT)
     labels = (
@@ -473,7 +476,7 @@ def test_lookups_use_different_labels_of_one_result(make):
     assert samples(table) == {("web", "shop", "node-1", "web"): "3"}
 
 
-def test_names_with_escapes_are_the_same_for_each_new_flow(make):
+def test_names_are_escaped_in_the_same_way_for_each_new_flow(make):
     names = Names({"10.0.0.1": ('a "name" of', "back\\slash", "é\n" * 300)}, count=3)
     table = make(spec_of(*ends(names)))
     for n in range(3):
@@ -482,7 +485,7 @@ def test_names_with_escapes_are_the_same_for_each_new_flow(make):
     assert labels == (r"a \"name\" of", r"back\\slash", r"é\n" * 300, "", "", "")
 
 
-def test_names_of_flows_in_the_same_message_are_looked_up_again_after_a_change():
+def test_names_that_change_during_a_message_are_looked_up_again():
     class Changing(Names):
         def __missing__(self, key):
             self["10.0.0.1"] = DB
@@ -578,7 +581,7 @@ def test_key_without_flows_counts_as_one_flow():
     assert [part.taken for part in core.relabel(names, [], 4)] == [[]]
 
 
-def test_keys_of_names_that_the_plan_does_not_use_are_not_taken():
+def test_keys_of_unused_names_are_not_taken_from_the_iterator():
     core = Core(spec_of(looked_up("name", A, Names())))
     keys = iter(["10.0.0.1"])
     assert core.table.relabel(Names(), keys).step(10) is False
@@ -737,7 +740,7 @@ def lookup_columns(count, names, *, context):
 
 
 @pytest.mark.parametrize(("context", "keys"), [((), 1), ((B, POINT), 3)])
-def test_field_of_lookups_counts_as_one_column(context, keys):
+def test_each_field_used_by_lookups_counts_as_one_column(context, keys):
     names = Names(count=MAX_COLUMNS)
     most = MAX_COLUMNS - keys
     labels = lookup_columns(most + 1, names, context=context)
@@ -751,7 +754,7 @@ def test_field_of_lookups_counts_as_one_column(context, keys):
         Core(Spec(views=(views[0], too_many)))
 
 
-def test_flow_stores_four_bytes_per_field_of_lookups():
+def test_flow_stores_four_bytes_for_each_field_used_by_lookups():
     def flow_bytes(*labels):
         core = Core(spec_of(*labels))
         return core.row_bytes - 4 * (len(labels) + len(labels) % 2)
@@ -765,7 +768,7 @@ def test_flow_stores_four_bytes_per_field_of_lookups():
 
 
 @pytest.mark.parametrize("wrong", [{"index": -1}, {"rewrite": Names()}])
-def test_label_of_a_lookup_requires_an_index_and_no_rewrite(wrong):
+def test_label_of_a_lookup_must_have_an_index_and_no_rewrite(wrong):
     plan = plan_of(spec_of(looked_up("name", A, Names())))
     (view,) = plan.views
     lookup = view.columns[0].lookup

@@ -102,7 +102,7 @@ def test_rows_with_numbers_or_unusual_strings_are_in_one_part(make):
     assert len(model.families) == len(FAMILIES)
 
 
-def test_parts_are_even_and_independent_of_the_order_of_flows():
+def test_parts_have_similar_sizes_and_do_not_depend_on_the_order_of_flows():
     flows = many_flows(4000)
     core, other = Core(), Core()
     core.message(flows, 0)
@@ -160,7 +160,7 @@ def test_page_can_be_limited_to_some_families(make):
     assert sorted(len(page[PACKETS]) for page in parts) == [0, 2]
 
 
-def test_family_without_rows_in_a_part_has_a_head():
+def test_family_without_rows_in_a_part_has_help_and_type_lines():
     core = Core()
     empty = read_all(core.table.page(0))
     assert empty.count(b"# TYPE ") == len(FAMILIES)

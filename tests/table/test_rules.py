@@ -1,6 +1,6 @@
 """Worked examples of all rules of the table, checked against the model and the core.
 
-``docs/architecture.md`` explains terms such as *dormant*, *horizon* and *overflow*.
+``docs/architecture.md`` explains terms such as *late*, *dormant*, *horizon* and *overflow*.
 """
 
 import re
@@ -43,7 +43,7 @@ from tests.support.table_adapter import Core
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model or of the core. The core has two ways to read fields."""
+    """Return a constructor: of the model, or of the core with one way to read fields."""
     return request.param
 
 
@@ -87,7 +87,7 @@ def test_flows_of_one_connection_add_up(make):
     assert (table.flows, table.connections) == (2, 1)
 
 
-def test_capture_points_are_separate_connections(make):
+def test_flows_of_two_capture_points_are_separate_connections(make):
     table = make()
     table.report(make_flow("a1", node="node-1"), 0)
     table.report(make_flow("b2", node="node-2"), 0)
@@ -153,7 +153,7 @@ def test_lower_counter_in_newer_report_restarts_the_flow(make, counter):
     assert sums(table) == [n + 1 for n in expected]
 
 
-def test_known_flow_stays_in_its_connection(make):
+def test_known_flow_stays_in_its_connection_if_label_values_change(make):
     table = make()
     table.report(make_flow(total=(100, 200, 1, 2), last=1), 0)
     table.report(make_flow(total=(110, 210, 2, 3), last=2, node="node-2"), 0)
@@ -233,7 +233,7 @@ def test_repeated_closing_report_is_not_a_first_report(make):
 @pytest.mark.parametrize(
     ("finish", "newest_last"), [(1, 70_000), (0, 69_999), (2, 69_999), (3, 69_999), (4, 69_999)]
 )
-def test_other_unknown_reports_add_their_last_update(make, finish, newest_last):
+def test_other_reports_of_unknown_flows_add_their_last_update(make, finish, newest_last):
     table = make()
     table.report(KNOWN, 0)
     table.report(make_flow(**LATER | {"newest_last": newest_last}, finish=finish), 0)
@@ -312,7 +312,7 @@ def test_returning_connection_starts_with_new_deltas(make):
     assert table.created_total == 2
 
 
-def test_report_before_removal_continues_the_row(make):
+def test_report_after_the_timeout_but_before_removal_continues_the_row(make):
     table = make()
     table.report(make_flow(total=(100, 200, 1, 2)), 0)
     assert not table.page(TIMEOUT_S + 1)[BYTES]
@@ -477,7 +477,7 @@ def test_out_of_range_number_in_an_update_changes_nothing(make, group, name, num
     assert not table.page(TIMEOUT_S)[BYTES]
 
 
-def test_start_is_only_read_to_identify_a_first_report(make):
+def test_start_is_read_only_to_identify_a_first_report(make):
     table = make()
     assert table.report(make_flow("a1", start=-1), 0) is None
     assert table.values_skipped["Start"] == 0
@@ -512,7 +512,7 @@ def test_report_with_invalid_finish_type_is_not_a_first_report(make, number):
 
 @pytest.mark.parametrize("number", WILD_NUMBERS)
 @pytest.mark.parametrize("name", [*COUNTERS, "Start", "Last"])
-def test_last_update_is_only_read_if_it_counts(make, name, number):
+def test_last_update_is_read_only_if_it_counts(make, name, number):
     def flow(uuid, **fields):
         flow = make_flow(uuid, **LATER | fields)
         flow["LastUpdateMetric"][name] = number
@@ -558,7 +558,7 @@ def test_page_has_all_families(make):
     }
 
 
-def test_page_without_connections_has_heads(make):
+def test_page_without_connections_has_help_and_type_lines(make):
     assert make().page(0) == {BYTES: set(), PACKETS: set(), RTT: set()}
 
 
@@ -578,7 +578,7 @@ def test_labels_can_be_any_field_even_if_it_is_missing(make):
     }
 
 
-def test_direction_is_the_only_label(make):
+def test_direction_can_be_the_only_label(make):
     table = make(labels=(DIRECTION,))
     for n in range(5):
         table.report(make_flow(f"{n + 1:x}", a=f"10.0.0.{n}"), 0)
@@ -775,7 +775,8 @@ def test_timeout_is_rounded_up_to_a_full_second(make):
 def test_unused_fields_are_not_read(make):
     table = make(Spec(views=(view("node", (NODE,), "packets"),)))
     table.report(make_flow(total=(100, 200, 1, 2), last=1), 0)
-    # A lower number of bytes does not restart the flow. An invalid one does not skip the flow.
+    # A lower number of bytes does not restart the flow. The flow is used even if the number is
+    # invalid.
     assert table.report(make_flow(total=(1, -1, 2, 2), last=2, rtt=-1), 0) is None
     assert table.report(make_flow(total=(9, 9, 2, 2), last=2), 0) == "late"
     assert samples(table, "node_packets_total") == {"node-1": "4"}
@@ -796,7 +797,7 @@ def test_counter_can_be_the_sum_of_both_directions(make):
     assert samples(table, "node_rtt_seconds") == {"node-1": "0.000000007"}
 
 
-def test_only_the_sum_of_a_counter_is_compared(make):
+def test_summed_counter_is_compared_only_by_its_sum(make):
     table = make(SUM)
     table.report(make_flow(total=(100, 200, 1, 2), last=5), 0)
     assert table.report(make_flow(total=(200, 100, 1, 2), last=4), 0) == "late"
@@ -864,7 +865,7 @@ def test_missing_object_in_one_report_changes_nothing(make):
     assert samples(table, "tcp_packets_total") == {"node-1,>": "5", "node-1,<": "2"}
 
 
-def test_object_that_appears_later_counts_from_zero(make):
+def test_counters_of_an_object_that_appears_later_start_at_zero(make):
     table = make(OPTIONAL)
     table.report(make_flow(last=1), 0)
     assert table.report(tcp(make_flow(last=1), (0, 0)), 0) == "late"
@@ -892,7 +893,7 @@ def test_lower_optional_counter_restarts_the_flow(make):
     assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "6", "node-1,<": "7"}
 
 
-def test_unknown_flow_without_last_update_field_adds_zero(make):
+def test_unknown_flow_adds_zero_to_counters_that_have_no_last_update(make):
     table = make(Spec(views=(*OPTIONAL.views, view("ip", (NODE,), "ip_fragments"))))
     first = tcp(make_flow("a1"), (3, 4)) | {"IPMetric": {"Fragments": 5}}
     later = tcp(make_flow("b2", **LATER), (30, 40)) | {"IPMetric": {"Fragments": 50}}
@@ -907,7 +908,7 @@ def test_unknown_flow_without_last_update_field_adds_zero(make):
     assert samples(table, "ip_ip_fragments_total") == {"node-1": "6"}
 
 
-def test_unknown_flow_of_identified_connection_adds_total_without_last_update_field(make):
+def test_identified_connection_adds_totals_of_counters_that_have_no_last_update(make):
     families = (*FAMILIES, *OPTIONAL.views[0].families[1:])
     table = make(Spec(views=(View(LABELS, families),)))
     table.report(tcp(make_flow(**LATER), (30, 40)), 0)
@@ -964,7 +965,7 @@ def test_flow_count_is_a_gauge_of_live_flows(make):
     assert samples(table, "b_flows", 30 + TIMEOUT_S) == {"TCP": "0"}
 
 
-def test_gauges_keep_the_least_start_and_the_greatest_last(make):
+def test_gauges_show_the_earliest_start_and_the_latest_packet(make):
     table = make(Spec(views=(view("a", (NODE, DIRECTION), "start", "last", "packets"),)))
 
     def times():
@@ -1074,7 +1075,7 @@ def test_ports_are_folded(make, fold, port, shown):
     assert samples(table, "a_bytes_total") == {shown: "300"}
 
 
-def test_folded_connections_add_up_and_are_not_identified(make):
+def test_folded_ports_merge_connections_and_do_not_identify_them(make):
     fold = Label("initiator_port", ("Transport", "A"), number=True, rewrite=Fold(above=1023))
     table = make(Spec(views=(view("a", (IP_A, IP_B, fold, PORT_B), "bytes"),)))
     table.report(make_flow("a1", **LATER), 0)
@@ -1379,7 +1380,7 @@ def test_swapped_names_do_not_mix_counters(make, names):
     assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "300", "10.0.0.1,eth1": "37"}
 
 
-def test_one_mapping_names_both_ends(make):
+def test_one_mapping_can_give_names_to_both_ends(make):
     owners = Names({"10.0.0.1": ("web",), "10.0.0.2": ("db",)})
     labels = (
         looked_up("initiator_name", ("Network", "A"), owners),
@@ -1697,7 +1698,7 @@ def test_full_view_adds_flows_to_its_overflow_row(make):
 
 
 @pytest.mark.parametrize("has_closing_report", [False, True])
-def test_first_flow_in_the_overflow_row_of_another_view_counts_its_total(make, has_closing_report):
+def test_new_connection_counts_its_total_although_another_view_overflows(make, has_closing_report):
     table = make(
         Spec(
             overflow="other",
@@ -1716,8 +1717,8 @@ def test_first_flow_in_the_overflow_row_of_another_view_counts_its_total(make, h
         assert samples(table, "b_bytes_total", 100) == {"node-1": "1", "other": "7"}
     first = make_flow("c3", (100, 0, 0, 0), node="node-2", a="10.0.0.9", **LATER)
     assert table.report(first, 100) is None
-    # If a closing report was added to the overflow row, this row may already include some of the
-    # traffic in the total.
+    # A closing report that was added to the overflow row may already contain some of the total. So
+    # the flow then adds only its last update.
     counted = 11 if has_closing_report else 100
     assert samples(table, "a_bytes_total", 100) == {"10.0.0.9,10.0.0.2,40000,443": f"{counted}"}
     assert samples(table, "b_bytes_total", 100)["other"] == ("18" if has_closing_report else "11")
@@ -1919,7 +1920,7 @@ def test_recently_ended_flow_is_not_evicted(make):
     assert table.report(update, 1_114) == "late"
 
 
-def test_shared_connection_continues_its_counter(make):
+def test_connection_of_several_flows_continues_its_counter(make):
     table = make(SHARED)
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.report(make_flow("b2", (10, 0, 0, 0), last=1, ports=(40_001, 443)), 0)
@@ -2058,7 +2059,7 @@ def test_relabelled_connection_continues(make):
     table.report(make_flow("a1", (110, 220, 1, 2), last=2), 10)
     assert sums(table, 10) == [10, 20, 0, 0]
     table.expire(10 + TIMEOUT_S)
-    # The counters are lower than the totals of the flow, so they are kept separately.
+    # The counters are lower than the totals of the flow, so the counters are kept separately.
     assert table.dormant_connections == 1
     table.report(make_flow("a1", (111, 222, 1, 2), last=3), A_WHILE_S)
     assert sums(table, A_WHILE_S) == [11, 22, 0, 0]
@@ -2208,7 +2209,7 @@ def test_dormant_flow_that_wakes_is_not_new(make):
     assert [new_flows(table, prefix, A_WHILE_S) for prefix in ("main", "node", "port")] == [1, 1, 1]
 
 
-def test_returning_connection_keeps_zero_new_flows(make):
+def test_returning_connection_keeps_a_count_of_zero_new_flows(make):
     table = make(BOTH)
     table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
     table.expire(TIMEOUT_S)
@@ -2381,7 +2382,8 @@ def an_update(uuid, total, *, age_s, newest, finish=0, last_s=None, **fields):
 def test_flow_with_lost_first_reports_adds_its_total(make, age_s, counted):
     table = make(MEMORY)
     table.begin(BEGAN)
-    # 200 s after `begin`, a flow is new if it is younger than 200 s - 60 s - 15 s = 125 s.
+    # The margin is 75 s: `flow.update` (60 s) and 15 s. So 200 s after `begin`, a flow is new if it
+    # is younger than 125 s.
     report = an_update("a1", (30, 3, 0, 0), age_s=age_s, newest=(10, 1, 0, 0))
     assert table.report(report, BEGAN + 200) is None
     assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": str(counted)}
@@ -2396,7 +2398,7 @@ def test_flow_update_is_part_of_the_margin(make):
     assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": "33"}
 
 
-def test_unknown_flow_is_not_new_without_begin(make):
+def test_unknown_flow_is_not_new_unless_begin_was_called(make):
     table = make(MEMORY)
     report = an_update("a1", (30, 3, 0, 0), age_s=1, newest=(10, 1, 0, 0))
     table.report(report, BEGAN)
@@ -2452,7 +2454,7 @@ def test_flow_with_only_a_closing_report_is_counted_without_a_connection(make):
     assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "33"}
 
 
-def test_deduplicated_flows_are_never_new(make):
+def test_flows_are_never_new_with_deduplicate_first(make):
     table = make(FIRST)
     table.begin(BEGAN)
     report = an_update("a1", (30, 3, 0, 0), age_s=100, newest=(10, 1, 0, 0))
@@ -2464,7 +2466,7 @@ def test_deduplicated_flows_are_never_new(make):
 
 
 REMEMBERED_S = 200.0
-"""At this time, ended flows have been forgotten, but other dormant flows are still known."""
+"""By this time, the table has forgotten ended flows, but not the other dormant flows."""
 
 
 @pytest.mark.parametrize("finish", [2, 3])
@@ -2504,7 +2506,7 @@ def test_returning_ended_flow_is_reopened(make):
     assert table.dormant_flows == 1
 
 
-def test_ended_flow_is_kept_for_a_timeout_without_flow_memory(make):
+def test_without_flow_memory_an_ended_flow_is_kept_for_one_timeout(make):
     table = make(Spec(views=MEMORY.views, flow_memory_s=0))
     table.report(make_flow("a1", last=5, finish=1), 0)
     table.expire(TIMEOUT_S)
@@ -2581,7 +2583,7 @@ def test_rejected_flow_adds_its_total_when_it_is_accepted(make):
     assert samples(table, "node_bytes_total", BEGAN + 290) == {"node-1": "35"}
 
 
-def test_dormant_flow_of_a_superseded_conversation_is_unknown(make):
+def test_flow_is_unknown_after_another_point_took_over_its_conversation(make):
     table = make(FIRST)
     table.report(make_flow("a1", (100, 0, 0, 0), last=1, node="node-1"), 0)
     table.expire(TIMEOUT_S)
@@ -2600,6 +2602,7 @@ ONCE = Spec(deduplicate="first", views=MEMORY.views)
 
 
 def test_closing_report_of_a_dormant_flow_claims_its_conversation(make):
+    """Until the claim ends, the flows of other capture points are duplicates."""
     table = make(ONCE)
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.expire(80)
@@ -2797,7 +2800,7 @@ def test_uuid_string_can_become_a_label(make):
     }
 
 
-def test_omitted_second_field_of_a_sum_is_counted_under_its_own_name(make):
+def test_invalid_second_field_of_a_sum_is_counted_under_its_own_name(make):
     table = make(Spec(views=(view("a", (NODE,), "bytes"),)))
     table.report(make_flow("a1", (1, 0, 0, 0)), 0)
     flow = make_flow("b2", **LATER)
@@ -2840,7 +2843,7 @@ def test_longer_timeout_does_not_move_the_horizon_back():
     assert table.horizon_s == BEGAN + 100
 
 
-def test_connections_that_differ_in_a_number_keep_separate_counters(make):
+def test_connections_that_differ_only_in_a_port_keep_separate_counters(make):
     table = make(Spec(views=(view("a", (IP_A, PORT_B), "bytes"),)))
     table.report(make_flow("a1", (100, 0, 0, 0), last=1, ports=(1, 443)), 0)
     table.report(make_flow("b2", (7, 0, 0, 0), last=1, ports=(1, 80)), 0)

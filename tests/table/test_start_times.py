@@ -45,12 +45,12 @@ SHARED = Spec(
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model or of the core. The core has two ways to read fields."""
+    """Return a constructor: of the model, or of the core with one way to read fields."""
     return request.param
 
 
 def take(table, flow, now=0):
-    """Apply a report at a time of the table."""
+    """Apply a report when the table's clock shows ``now``."""
     return table.report(flow, now, CLOCK_MS + 1000 * now)
 
 
@@ -193,7 +193,7 @@ def test_update_without_a_valid_start_has_no_start_time(make, start_ms):
 # Dormant flows
 
 
-def test_connection_that_returns_with_its_total_has_its_start_time(make):
+def test_connection_that_returns_with_its_total_keeps_its_start_time(make):
     table = make(BOTH)
     take(table, first_report())
     table.expire(TIMEOUT_S)
@@ -217,7 +217,7 @@ def test_returning_connection_does_not_start_after_its_samples(make):
     assert start(table, BYTES, now) == CLOCK_MS
 
 
-def test_row_that_a_dormant_flow_creates_starts_at_its_previous_report(make):
+def test_row_that_a_returning_flow_creates_starts_at_the_previous_report(make):
     table = make(Spec(views=BOTH.views, flow_memory_s=2 * VIEW_TIMEOUT_S))
     take(table, first_report())
     table.expire(TIMEOUT_S)
@@ -256,14 +256,14 @@ def test_counters_without_start_time_are_kept_without_one(make):
     assert start(table, "a_bytes_total", A_WHILE_S) is None
 
 
-def test_closing_report_starts_the_rows_that_it_creates(make):
+def test_row_that_a_closing_report_creates_starts_with_its_flow(make):
     table = make(SHARED)
     table.begin(0)
     closing = later_report(newest_last=UPDATE_MS, finish=1)
     assert table.report(closing, 1000, CLOCK_MS) is None
     assert (table.connections, table.dormant_connections) == (0, 1)
     assert start(table, "node_bytes_total", 1000) == START_MS
-    # The connection continues the kept counters.
+    # The connection continues the counters that were kept for it.
     assert table.report(first_report("b2", start=LAST_MS), 1001, CLOCK_MS) is None
     assert start(table, "a_bytes_total", 1001) == START_MS
 
@@ -305,7 +305,7 @@ def test_overflow_row_starts_with_its_first_report(make):
     assert starts(table, "node_bytes_total") == {"node-1": START_MS, "other": START_MS + 3}
 
 
-def test_dormant_flow_that_overflows_starts_rows_at_its_previous_report(make):
+def test_overflow_row_of_a_returning_flow_starts_at_the_previous_report(make):
     table = make(Spec(views=BOTH.views, max_connections=1, overflow="other"))
     take(table, first_report())
     table.expire(TIMEOUT_S)
@@ -422,7 +422,7 @@ def test_second_direction_alone_has_a_start_time():
     ]
 
 
-def test_pages_in_small_pieces_have_the_same_lines():
+def test_pages_read_in_small_chunks_have_the_same_lines():
     core = Core(BOTH)
     for number in range(30):
         take(core, first_report(f"{number + 1:x}", a=f"10.0.1.{number}", start=START_MS + number))

@@ -561,7 +561,7 @@ def test_fields_are_read_from_slots_by_default():
     assert not table.reads_slots
 
 
-def test_all_reasons_and_finish_types_exist_from_the_start():
+def test_counters_of_all_reasons_and_finish_types_exist_from_the_start():
     table, _ = a_table()
     assert {"no_uuid", "no_metric", "out_of_range", "text_too_long", "late", "table_full"} <= set(
         table.skipped
@@ -756,7 +756,7 @@ def test_rewrite_exceptions_propagate():
 
 
 class AnyNames(Answers):
-    """Names with results of any type, or exceptions. Unknown keys are their own names."""
+    """Names with results of any type, or exceptions. The name of an unknown key is the key."""
 
     def __missing__(self, key):
         return (key,)
@@ -949,7 +949,7 @@ def test_lowered_max_flows_forgets_dormant_flows_in_steps(uuid):
         turns, before = turns + 1, core.dormant_flows
     assert turns == 6
     assert (core.flows, core.dormant_flows) == (1, 9)
-    # If the live flows alone reach max_flows, all dormant flows are forgotten.
+    # If there are already max_flows live flows, all dormant flows are forgotten.
     core.set_limits(max_connections=100, max_flows=1, timeout_s=TIMEOUT_S, memory_s=1290)
     assert not core.table.expire(80, 100)
     assert (core.flows, core.dormant_flows) == (1, 0)
@@ -1145,7 +1145,7 @@ def test_distinct_values_are_those_of_the_page():
     assert core.table.page(3600).distinct_values("node_tid") == ["new"]
 
 
-def test_distinct_values_include_rows_that_a_late_report_can_renew():
+def test_distinct_values_include_rows_that_are_due_but_not_yet_removed():
     core = Core()
     core.report(make_flow("1"), 0)
     page = core.table.page(TIMEOUT_S)
@@ -1217,7 +1217,7 @@ def test_threads_count_values_while_the_table_changes():
                 pass
 
 
-# New flows
+# Top connections
 
 
 def test_mismatch_in_one_column_does_not_hide_a_match_in_another():

@@ -458,7 +458,7 @@ async def test_values_are_links_that_filter(visited):
         assert await tab.evaluate("document.querySelector('#filter').value") == "10.0.0.1"
 
 
-async def test_snapshot_pages_update_themselves(visited):
+async def test_cardinality_page_updates_itself(visited):
     async with three_connections() as site, visited(site, "/cardinality") as tab:
         assert "3 connections" in await tab.evaluate("document.querySelector('main').textContent")
         await tab.evaluate("document.querySelector('details').open = true")

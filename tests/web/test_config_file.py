@@ -660,7 +660,7 @@ async def test_new_certificate_is_used_and_open_connections_stay(file, authority
 
 
 @on_both_loops
-async def test_users_can_change_but_not_disappear(plain, caplog):
+async def test_users_can_change_but_not_all_be_removed(plain, caplog):
     path = plain(users(alice=CHEAP, bob=CHEAP))
     async with Site(security=WebSecurity(path)) as site:
         for user in ("alice", "bob"):
@@ -732,7 +732,7 @@ async def test_prometheus_scrapes_over_https_with_a_password(file, authority, tm
         await growing(server, "skydive_network_connection_total_bytes", 20)
 
 
-def test_modules_are_not_imported_without_the_option():
+def test_modules_are_not_imported_without_a_web_configuration():
     code = (
         "import sys, skyfast.runner, skyfast.cli;"
         "sys.exit(bool({'bcrypt', 'skyfast.web.auth', 'skyfast.web.config_file'} & {*sys.modules}))"

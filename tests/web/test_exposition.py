@@ -251,7 +251,7 @@ async def test_compressed_page_has_no_empty_chunk():
     assert stream.page_bytes == len(BIG)
 
 
-# The table compresses the flows, and isal the rest.
+# Direct pages: the table compresses its own lines, and isal compresses the rest of the page.
 
 
 def core_with(connections):
@@ -307,7 +307,7 @@ async def test_whole_page_can_be_compressed_directly():
 
 @on_both_loops
 async def test_isal_compresses_small_pages():
-    """`FakeTable` cannot compress."""
+    """`FakeTable` cannot compress its lines, so isal compresses them."""
     stream = exposition(FakeTable(BIG)).stream(Part.FLOWS, gzip=True, direct=True)
     assert zlib.decompress(b"".join(await collect(stream)), wbits=31) == BIG
 

@@ -1,4 +1,4 @@
-"""Forecasts for ``min_bytes`` and ``min_packets`` equal the pages with these keys."""
+"""Forecasts for ``min_bytes`` and ``min_packets`` match the pages with these bounds."""
 
 import html
 import json

@@ -66,7 +66,7 @@ def test_unknown_capture_point_has_empty_names() -> None:
 
 
 def test_labels_do_not_conflict_with_target_labels() -> None:
-    """Prometheus adds the labels ``instance`` and ``job``; a ServiceMonitor adds the others."""
+    """Prometheus adds ``instance`` and ``job`` to all series. A ServiceMonitor adds more labels."""
     added = {"namespace", "service", "pod", "container", "endpoint", "node", "instance", "job"}
     assert not added & {*LABELS}
 

@@ -114,5 +114,5 @@ def test_openmetrics_needs_the_highest_preference(accept, chosen):
         ("application/openmetrics-text", 0),
     ],
 )
-def test_first_version_is_not_chosen_if_it_is_disabled(accept, chosen):
+def test_openmetrics_1_is_not_chosen_if_it_is_disabled(accept, chosen):
     assert openmetrics_version(accept, with_first=False) == chosen

@@ -121,7 +121,7 @@ async def test_result_does_not_expire_before_its_own_time():
     await asyncio.sleep(0.5)
     await scans.get("b")
     latest = await scans.get("a")
-    await asyncio.sleep(0.6)  # the time of the first result has passed
+    await asyncio.sleep(0.6)  # the first result would have expired by now
     assert await scans.get("a") is latest
 
 

@@ -76,7 +76,7 @@ def test_known_series_exist_from_the_start():
         assert by_reason(name, values) == dict.fromkeys(reasons, 0), name
 
 
-def test_flow_update_is_known_after_it_is_set():
+def test_flow_update_s_counts_as_known_after_it_is_set():
     stats = Stats()
     assert (stats.flow_update_s, stats.flow_update_known) == (60.0, False)
     stats.flow_update_s = 60.0

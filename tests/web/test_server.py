@@ -412,7 +412,7 @@ async def test_cardinality_can_be_estimated_without_a_label():
 
 @on_both_loops
 async def test_one_cardinality_scan_runs_at_a_time():
-    """While a scan runs, other requests fail, even after the scan's client has disconnected."""
+    """While a scan runs, other requests for a report fail, even if the scan's client is gone."""
     async with Site(FakeTable(pause_scans=True)) as site:
         async with await site.ask(request("/cardinality")):
             await until(lambda: site.table.scans)
@@ -634,7 +634,7 @@ async def test_other_pages_have_no_parts():
 
 
 @on_both_loops
-async def test_parts_are_limited_and_end_like_the_whole_page():
+async def test_concurrent_parts_are_limited_and_each_part_ends_like_the_whole_page():
     async with Site(
         FakeTable(BIG), max_scrapes_per_address=2, parts={"standard_names": True}
     ) as site:
@@ -895,7 +895,7 @@ async def test_oversized_request_head_gets_a_response(part):
 
 
 @on_both_loops
-async def test_bodies_are_ignored():
+async def test_request_bodies_are_ignored():
     async with Site() as site, await site.ask(b"") as client:
         for path in ("/metrics/flows", "/-/healthy"):
             for body in (b"x", b"x" * 50_000):
@@ -1015,7 +1015,7 @@ async def test_unread_small_responses_are_aborted(monkeypatch):
 
 
 @on_both_loops
-async def test_clients_that_reset_immediately_have_no_effect(caplog):
+async def test_clients_that_reset_their_connection_immediately_have_no_effect(caplog):
     async with Site() as site:
         for data in (b"", b"GET", request("/")):
             for _ in range(50):

@@ -76,7 +76,7 @@ def test_history_has_values_rates_and_ages():
 
 def test_two_samples_are_enough_for_rates():
     history, stats = History(), Stats()
-    # The analyzer "again" left and returned, so its counter has restarted.
+    # The counter of the analyzer named ``again`` restarted: the analyzer was removed and added.
     for at_s, flows in (
         (1000, {"busy": 5, "idle": 7, "again": 9}),
         (1003, {"busy": 6, "again": 1}),
@@ -193,7 +193,7 @@ async def test_analyzers_that_are_down_come_first():
     ]
 
 
-async def test_held_clock_causes_a_warning():
+async def test_clock_that_is_held_causes_a_warning():
     stats = Stats()
     stats.analyzer("a")
     stats.clock_held = 1
@@ -285,7 +285,7 @@ async def test_health_depends_on_the_analyzers_that_are_up(up, state, text, titl
     assert re.findall(r'<li class="(warning|critical)">', page) == severities
 
 
-async def test_dns_name_with_addresses_is_not_counted_as_an_analyzer():
+async def test_dns_name_counts_as_an_analyzer_only_without_addresses():
     stats = Stats()
     for name in ("analyzers:8082", "10.0.0.1:8082", "10.0.0.2:8082"):
         stats.analyzer(name).set_up(1)
@@ -974,7 +974,7 @@ async def test_page_shows_groups_without_its_script():
         assert ">1 of 3 groups; 2 other connections: 7<" in page
 
 
-async def test_first_request_for_rates_explains_why_there_are_none(monkeypatch):
+async def test_page_explains_why_the_first_request_shows_no_rates(monkeypatch):
     note = f'role="status">{busiest_html.NO_RATES}<'
     async with three_connections() as site:
         for path in ("/?by=bytes_per_second", "/?by=bytes_per_second&group=protocol"):
@@ -992,7 +992,7 @@ async def test_first_request_for_rates_explains_why_there_are_none(monkeypatch):
         assert ">0 of 3 connections; ranked by the increase over the last " in page
 
 
-async def test_filter_without_matches_says_so():
+async def test_page_says_that_nothing_matches_the_filter():
     async with three_connections(views=[SERVICES]) as site:
         for query, noun in {
             "": "connection",
@@ -1013,8 +1013,11 @@ async def test_filter_without_matches_says_so():
             assert (response["matches"], response["entries"]) == (True, [])
 
 
-async def test_only_ranks_that_rows_can_lack_need_another_scan():
-    """If no row is found, the second scan looks for matching rows that have no rank."""
+async def test_second_scan_is_needed_only_for_ranks_that_rows_can_lack():
+    """Every row has bytes, but not every row has a round-trip time.
+
+    If the first scan finds no row with a rank, a second scan looks for matching rows without one.
+    """
     table = FakeTable()
     ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
     for by, scans in (("bytes", ["top"]), ("rtt", ["top", "groups"])):
@@ -1045,7 +1048,8 @@ async def test_rows_of_views_are_ranked():
         assert (entry["rank"], response["connections"]) == (6000, 1)
         assert list(entry["labels"]) == ["target_port", "application"]
         assert entry["values"] == {"bytes": [6000], "packets": [17], "new_flows": [3]}
-        # If the connections have the label and the metric, they are grouped instead of the view.
+        # If connections have the label and the metric, the groups consist of connections.
+        # Otherwise, the groups consist of rows of the view.
         for query, view, rank in (
             ("group=target_port", "", 6000),
             ("group=target_port&by=packets", "", 17),
@@ -1183,7 +1187,7 @@ def test_values_are_formatted(format_, value, text):
     assert formatted(value, format_, 1000) == text
 
 
-async def test_page_shows_share_lag_and_lost_reports_of_analyzers():
+async def test_page_shows_each_analyzers_share_lag_and_lost_reports():
     stats = Stats()
     a, b, _ = (stats.analyzer(name) for name in "abc")
     source = fake_status(stats=stats, replay=Replay(is_demo=False, recordings=(), analyzers=NAMED))
@@ -1277,7 +1281,7 @@ async def test_bars_of_limits_show_the_numbers_of_the_api():
 @pytest.mark.parametrize(
     ("connections", "colour"), [(89, "good"), (90, "warn"), (99, "warn"), (100, "bad")]
 )
-async def test_color_of_a_limit(connections, colour):
+async def test_color_shows_how_close_a_limit_is(connections, colour):
     stats, table = Stats(), FakeTable()
     stats.max_connections, table.connections = 100, connections
     source = fake_status(table, stats=stats)
@@ -1295,7 +1299,7 @@ def test_created_connections_of_the_last_hour_are_counted():
         churn.add(100 * minute + 1, now_s=60 * minute + 5)
         if minute == 10:
             assert churn.created(1_050, now_s=630) == (1_050, 630)
-    # The last hour, to within the interval between two counts.
+    # The period is an hour, minus at most the interval between two counts.
     created, seconds = churn.created(100 * 199 + 50, now_s=60 * 199 + 30)
     assert (created, seconds) == (5950, 3570)
     churn.add(3, now_s=60 * 200)  # another table
@@ -1331,12 +1335,12 @@ async def test_cost_of_a_series_is_the_documented_cost():
     assert expected in text
 
 
-def test_expected_reasons_are_some_of_all_reasons():
+def test_expected_reasons_are_known_reasons():
     assert {*SKIP_REASONS} > status.EXPECTED_SKIPS
     assert {*SKIP_REASONS} >= {*REASONS}
 
 
-async def test_ignored_reports_are_divided_by_their_meaning():
+async def test_ignored_reports_are_divided_into_expected_and_unexpected():
     stats, table = Stats(), FakeTable()
     table.skipped = {"late": 898, "no_network": 16, "table_full": 3, "no_uuid": 0}
     source = fake_status(table, stats=stats)

@@ -16,7 +16,7 @@ from skyfast.text_format import (
 from tests.support import openmetrics_2
 
 
-def test_head_depends_on_the_format():
+def test_help_type_and_unit_lines_depend_on_the_format():
     """OpenMetrics removes the suffix _total, escapes quotes and adds units."""
     family = MetricFamily(name="x_bytes_total", type="counter", help='a "b" \\ c\nd')
     assert family.head(openmetrics=False) == (
@@ -32,7 +32,7 @@ def test_head_depends_on_the_format():
     assert info.head(openmetrics=True) == "# HELP x y\n# TYPE x info\n"
 
 
-def test_heads_in_openmetrics_2_have_the_names_of_samples():
+def test_families_in_openmetrics_2_have_the_names_of_samples():
     """Families have the names of their samples. All else is as in OpenMetrics 1.0."""
     family = MetricFamily(name="x_bytes_total", type="counter", help='a "b" \\ c\nd')
     assert family.head(openmetrics=2) == (
@@ -81,7 +81,7 @@ def test_invalid_name_is_rejected(text):
     assert not is_name(text)
 
 
-def test_samples_are_rendered_with_their_head():
+def test_samples_are_rendered_after_help_and_type_lines():
     family = MetricFamily(name="x_seconds", type="gauge", help="Help.")
     samples = [({}, 2**63 - 1), ({"a": 'b"\\\n', "c": ""}, 0.1)]
     head = "# HELP x_seconds Help.\n# TYPE x_seconds gauge\n"

@@ -143,11 +143,11 @@ def test_returning_connection_is_not_ranked_by_its_old_value(labels):
     assert core.connections == 0
     core.message(many_flows(4, total=(9, 9, 9, 9), first=500), TIMEOUT_S)
     snapshot = core.snapshot(BYTE_FAMILY)
-    # The snapshot does not contain these connections, so their increase is unknown.
+    # These connections return after the snapshot, so their increase is unknown.
     core.message(many_flows(20, total=(1_001, 1_000, 1_000, 1_000), last=9_000_000), 100)
     assert [rank for rank, *_ in core.top(BYTE_FAMILY, 99)][-5:] == [2001] + [18] * 4
     assert core.top(BYTE_FAMILY, 99, since=snapshot) == []
-    # After the next snapshot, these connections are ranked like all others.
+    # Since the next snapshot, their increase is known.
     snapshot = core.snapshot(BYTE_FAMILY)
     core.message(many_flows(20, total=(1_003, 1_000, 1_000, 1_000), last=9_000_001), 101)
     assert {rank for rank, *_ in core.top(BYTE_FAMILY, 99, since=snapshot)} == {2}
@@ -443,7 +443,7 @@ def test_groups_can_be_filtered_and_ranked_by_increase():
     assert (others[0], number) == (0, 1)
 
 
-def test_too_many_groups_are_added_to_the_others():
+def test_groups_beyond_the_limit_are_added_to_the_others():
     core = Core()
     heavy, count = 20, 2_000
     # When the heavy groups come, there are already too many groups.
