@@ -89,6 +89,90 @@ def test_list_items_are_on_separate_lines(page: Path) -> None:
     assert not re.findall(r".*[.:] [*-] .*", prose)
 
 
+NUMBER = r"([\d,.]+)"
+
+COSTS = (
+    ("docs/operating.md", f"{NUMBER} µs × reports/s", "known flows, 3 analyzers at once", 1e-3),
+    ("docs/operating.md", f"{NUMBER} µs for a new flow", "new flows, growing table", 1e-3),
+    ("docs/operating.md", rf"MiB \+ {NUMBER} bytes × live", "skyfast, 1,000,000 connections", 1),
+    ("docs/operating.md", f"about {NUMBER} bytes in total", "skyfast, 1,000,000 connections", 1),
+    (
+        "docs/operating.md",
+        rf"for scrapes \| {NUMBER} s × connections",
+        "skyfast, gzip, CPU time",
+        1,
+    ),
+    ("docs/operating.md", rf"a scrape \| {NUMBER} s × connections", "skyfast, gzip", 1),
+    ("docs/operating.md", f"page .* {NUMBER} bytes × series;", "page size, no view", 2),
+    *(
+        ("docs/operating.md", expression, "compressed page, 100,000 connections", factor)
+        for expression, factor in (
+            (f"compressed, {NUMBER} bytes × series", 2),
+            (f"compressed, {NUMBER} MB", 1),
+        )
+    ),
+    ("docs/scaling.md", rf"scrape, compressed \| {NUMBER} s", "skyfast, gzip", 1),
+    (
+        "docs/scaling.md",
+        rf"scrape, compressed \| \S+ s \| {NUMBER} s",
+        *("skyfast, 1,000,000 connections, gzip", 1),
+    ),
+    ("docs/scaling.md", f"another {NUMBER} s of CPU time", "skyfast, gzip, CPU time", 1),
+    (
+        "docs/scaling.md",
+        rf"by skyfast \| \S+ MB \| {NUMBER} MB",
+        "compressed page, 100,000 connections",
+        1,
+    ),
+    ("docs/migrating.md", f"500,000 series takes {NUMBER} s", "Go connector, gzip", 1),
+    ("docs/migrating.md", f"The scrape takes {NUMBER} s", "skyfast, gzip", 1),
+    ("docs/migrating.md", f"sent after {NUMBER} ms", "skyfast, gzip, first byte", 1),
+    ("docs/reference/self-metrics.md", f"{NUMBER} s per 100,000", "skyfast, gzip", 1),
+    (
+        "docs/reference/self-metrics.md",
+        f"{NUMBER} bytes per connection with one flow",
+        *("skyfast, 1,000,000 connections", 1),
+    ),
+    (
+        "deploy/kubernetes/deployment.yml",
+        f"reports/s of {NUMBER} µs",
+        *("known flows, 3 analyzers at once", 1e-3),
+    ),
+    ("deploy/kubernetes/deployment.yml", f"takes {NUMBER} µs", "new flows, growing table", 1e-3),
+    (
+        "deploy/kubernetes/deployment.yml",
+        f"gzip scrape of {NUMBER} s",
+        "skyfast, gzip, CPU time",
+        1,
+    ),
+    (
+        "deploy/kubernetes/deployment.yml",
+        rf"\+ {NUMBER} bytes per connection",
+        *("skyfast, 1,000,000 connections", 1),
+    ),
+)
+"""Costs in the guides: file, expression that finds the number, measurement, and factor."""
+
+
+@pytest.mark.parametrize(("file", "expression", "measurement", "factor"), COSTS)
+def test_documented_costs_agree_with_the_benchmarks(
+    file: str, expression: str, measurement: str, factor: float
+) -> None:
+    """Benchmarks differ from run to run, so the numbers may differ by a fifth."""
+    (number,) = re.findall(expression, (ROOT / file).read_text())
+    measured = generate.measured(measurement) * factor
+    assert float(number.replace(",", "")) == pytest.approx(measured, rel=0.2)
+
+
+def test_saving_without_compression_is_the_saving_in_the_table() -> None:
+    text = (ROOT / "docs" / "scaling.md").read_text()
+    (plain,) = re.findall(r"skyfast, uncompressed \| (\S+) s \| (\S+) s", text)
+    (compressed,) = re.findall(r"`web.gzip: direct`\) \| (\S+) s \| (\S+) s", text)
+    shares = [float(a) / float(b) for a, b in zip(plain, compressed, strict=True)]
+    high, low = (round(100 * (1 - share)) for share in shares)
+    assert f"takes {low} to {high} % less CPU time in\nskyfast" in text
+
+
 # Code blocks
 
 
