@@ -189,6 +189,7 @@ COMMANDS = {
         "kill",
         "kubectl",
         "make",
+        "mkdir",
         "oc",
     ),
     *("pip", "prometheus", "promtool", "python", "python3", "skydive", "skyfast", "ss", "sudo"),
@@ -276,6 +277,24 @@ def test_yaml_is_valid(text: str, tmp_path: Path) -> None:
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+def test_names_of_the_demo_are_configured_as_documented() -> None:
+    page = ROOT / "docs" / "getting-started.md"
+    (text,) = (text for _, text in blocks(page) if "- initiator_name" in text)
+    documented = loader.parse(text, {}, source="x.yml").export
+    demo_file = (ROOT / "skyfast" / "data" / "demo.yml").read_text()
+    assert documented == loader.parse(demo_file, {}, source="x.yml").export
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md", "docs/deployment.md"])
+def test_every_port_of_the_compose_file_is_documented(page: str) -> None:
+    ports = re.findall(r"\$\{(\w+_PORT):-(\d+)\}", (DEPLOY / "compose" / "compose.yml").read_text())
+    assert len(ports) == 3
+    text = (ROOT / page).read_text()
+    for variable, port in ports:
+        assert f"`{variable}`" in text
+        assert port in text
+
+
 @pytest.mark.parametrize("text", code("csv"))
 def test_files_of_names_are_valid(text: str) -> None:
     assert read_csv(text)
@@ -326,18 +345,19 @@ def test_queries_are_valid_and_use_exported_metrics(text: str, tmp_path: Path) -
 @pytest.mark.slow
 @needs_prometheus
 async def test_first_graph_has_data(tmp_path: Path) -> None:
-    (text,) = (
-        text
-        for language, text in blocks(ROOT / "docs" / "getting-started.md")
+    page = ROOT / "docs" / "getting-started.md"
+    queries = [
+        query
+        for language, text in blocks(page)
         if language == "promql"
-    )
+        for query in queries_of(text)
+    ]
+    assert len(queries) == 5
     async with (
         demo() as skyfast,
         prometheus(skyfast.url.partition("//")[2], tmp_path) as server,
         asyncio.timeout(ANSWER_S),
     ):
-        queries = queries_of(text)
-        assert len(queries) == 4
         for query in queries:
             assert await growing(server, query, 1)
 
