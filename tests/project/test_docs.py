@@ -15,11 +15,13 @@ import yaml
 from docs import generate
 from docs.generate import DocumentationError
 from skyfast import cli
-from skyfast.config import loader
+from skyfast.config import cost, loader
+from skyfast.config.names import load as load_names
 from skyfast.flows.catalog import ADDRESS_NAMES
 from skyfast.flows.own_names import OwnNames, read_csv
 from skyfast.skydive.end_names import EndNames
 from skyfast.skydive.name_index import AddressNames
+from skyfast.web.responses import openmetrics_version
 from tests.support.documentation import PAGES, anchors, blocks, code, exported, queries_of
 from tests.support.paths import DEPLOY, ROOT
 from tests.support.process import demo
@@ -275,6 +277,35 @@ def test_yaml_is_valid(text: str, tmp_path: Path) -> None:
             [PROMTOOL, "check", "config", file], capture_output=True, text=True, timeout=TOOL_S
         )
         assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_name_of_all_other_addresses_is_used_as_documented() -> None:
+    page = ROOT / "docs" / "choosing-metrics.md"
+    (text,) = (text for _, text in blocks(page) if "0.0.0.0/0" in text)
+    config = loader.parse(text, {}, source="x.yml")
+    names = EndNames(AddressNames(len(ADDRESS_NAMES)))
+    names.use(load_names(config.names, config.export).own, extends=True)
+    for address in ("198.51.100.1", "2001:db8::1"):
+        found = names[address]
+        assert found is not None
+        assert found[0] == "internet"
+
+
+@pytest.mark.parametrize("preset", ["services", "hosts"])
+def test_documented_view_gives_totals_with_presets(preset: str) -> None:
+    page = ROOT / "docs" / "scaling.md"
+    (text,) = (text for _, text in blocks(page) if "preset: hosts" in text)
+    text = text.replace("preset: hosts", f"preset: {preset}")
+    assert not cost.hides_traffic(loader.parse(text, {}, source="x.yml"))
+    without_views = text.partition("      views:")[0]
+    assert cost.hides_traffic(loader.parse(without_views, {}, source="x.yml"))
+
+
+def test_documented_requests_select_openmetrics() -> None:
+    page = (ROOT / "docs" / "choosing-metrics.md").read_text()
+    headers = re.findall(r"(?m)^    curl -H 'Accept: (.*)' \S+/metrics$", page)
+    assert [openmetrics_version(header, with_first=True) for header in headers] == [2, 1]
+    assert [openmetrics_version(header, with_first=False) for header in headers] == [2, 0]
 
 
 def test_names_of_the_demo_are_configured_as_documented() -> None:
