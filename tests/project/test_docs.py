@@ -192,6 +192,7 @@ COMMANDS = {
         "kubectl",
         "make",
         "mkdir",
+        "pkill",
         "oc",
     ),
     *("pip", "prometheus", "promtool", "python", "python3", "skydive", "skyfast", "ss", "sudo"),
@@ -257,6 +258,13 @@ def test_commands_are_valid_and_use_existing_options(text: str) -> None:
                     known = {option.lstrip("-") for option in options(program)}
                     given = {word.strip("-").partition("=")[0] for word in arguments}
                     assert given <= known, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_use_only_variables_that_the_page_sets(page: Path) -> None:
+    text = "\n".join(text for language, text in blocks(page) if language in ("", "shell"))
+    used = set(re.findall(r"(?<!\$)\$\{?([A-Z_]+)", text))
+    assert used - {"PATH", "HOME"} <= set(re.findall(r"(?m)\b([A-Z_]+)=", text))
 
 
 @pytest.mark.parametrize("text", code("yaml"))
