@@ -84,7 +84,7 @@ def metrics_of_a_preset(preset: str) -> set[str]:
 
 
 @pytest.mark.parametrize("preset", ["services", "hosts"])
-def test_rows_with_data_are_documented_for_presets(preset: str) -> None:
+def test_rows_that_work_with_presets_are_documented(preset: str) -> None:
     metrics = metrics_of_a_preset(preset)
     shown: dict[str, dict[str, bool]] = {}
     for panel in ALL_PANELS:
@@ -99,12 +99,12 @@ def test_rows_with_data_are_documented_for_presets(preset: str) -> None:
     documented = {name: text for names, text in rows.items() for name in names.split(", ")}
     for row, panels in shown.items():
         if all(panels.values()):
-            assert documented[row] == "All panels show data"
+            assert documented[row] == "All panels work"
         elif not any(panels.values()):
-            assert documented[row] == "No panel shows data"
+            assert documented[row] == "No panel works"
         else:
             names = " and ".join(f"*{name}*" for name, has in panels.items() if has)
-            assert documented[row] == f"The panels {names} show data"
+            assert documented[row] == f"The panels {names} work"
 
 
 def selects(panel: dict[str, Any], metrics: set[str]) -> bool:
