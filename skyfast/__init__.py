@@ -1,3 +1,3 @@
 """skyfast: a Prometheus exporter of Skydive's network flows."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

@@ -20,6 +20,7 @@ from tests.support.messages import message as message_of
 from tests.support.paths import ROOT
 from tests.support.process import PROBLEM, demo, running, write_config
 
+SCRIPT = Path(sys.executable).with_name("skyfast")
 FLOW = (
     '{{"UUID":"{uuid}","Network":{{"A":"10.0.0.1","B":"10.0.0.2"}},"Metric":{{"ABBytes":{bytes}}},'
     '"Transport":{{"Protocol":"TCP","A":1,"B":2}},"Start":1,"Last":{bytes},"NodeTID":"{uuid}"}}'
@@ -328,3 +329,25 @@ async def test_invalid_messages_neither_end_the_subscription_nor_break_the_page(
     # Each reason is logged once, and nothing else is logged.
     assert reasons == {reason for _, reason in BAD_MESSAGES.values()}
     assert len(problems) == len(reasons)
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+@pytest.mark.skipif(not SCRIPT.exists(), reason="skyfast is not installed")
+async def test_process_has_the_name_that_pkill_selects() -> None:
+    """The documentation reloads the configuration with ``pkill -HUP -x skyfast``."""
+    process = await asyncio.create_subprocess_exec(
+        *(SCRIPT, "--demo", "--web.listen-address=127.0.0.1:0"), stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stderr is not None
+        async with asyncio.timeout(20):
+            while b"listening on" not in await process.stderr.readline():
+                assert process.returncode is None
+        assert name_of(process.pid) == "skyfast"
+    finally:
+        process.terminate()
+        async with asyncio.timeout(20):
+            await process.communicate()

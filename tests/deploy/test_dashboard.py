@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from skyfast.config import loader
+from skyfast.flows.planner import families
 from tests.support.alerts import alerts
 from tests.support.documentation import exported
 from tests.support.paths import DEPLOY, ROOT
@@ -38,6 +40,7 @@ ALL_PANELS = [*DASHBOARD["panels"], *COLLAPSED]
 PANELS = [panel for panel in ALL_PANELS if panel["type"] != "row"]
 VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
 DATA_SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+FLOW_PREFIXES = ("skydive_network_connection_", "skydive_connection_", "skydive_traffic_")
 GRID_WIDTH = 24
 BUILT_IN = {"stat", "timeseries", "table", "bargauge", "row"}
 ANSWER_S = 40.0
@@ -68,6 +71,47 @@ def test_dashboard_can_be_imported() -> None:
     assert DASHBOARD["__inputs"] == []
     assert VARIABLES["datasource"]["type"] == "datasource"
     assert VARIABLES["datasource"]["query"] == "prometheus"
+
+
+def metrics_of_a_preset(preset: str) -> set[str]:
+    """Return the exported metrics, except those of flows that the preset does not export."""
+    text = f"pipeline.store.prom_sky_con.preset: {preset}"
+    export = loader.parse(text, {}, source="x.yml").export
+    views = (export.main, *export.views)
+    flows = {family.name for view in views for family in families(view, naming="compatible")}
+    others = {name for name in exported() if not name.startswith(FLOW_PREFIXES)}
+    return flows | others | {"scrape_duration_seconds"}
+
+
+@pytest.mark.parametrize("preset", ["services", "hosts"])
+def test_rows_that_work_with_presets_are_documented(preset: str) -> None:
+    metrics = metrics_of_a_preset(preset)
+    shown: dict[str, dict[str, bool]] = {}
+    for panel in ALL_PANELS:
+        if panel["type"] == "row":
+            panels_of_row = shown.setdefault(panel["title"], {})
+            for inner in panel.get("panels", ()):
+                panels_of_row[inner["title"]] = selects(inner, metrics)
+        elif panel not in COLLAPSED:
+            panels_of_row[panel["title"]] = selects(panel, metrics)
+    page = (ROOT / "docs" / "choosing-metrics.md").read_text()
+    rows = dict(re.findall(r"(?m)^\| (.*) \| (.*) \|$", page.partition("| Rows of the dash")[2]))
+    documented = {name: text for names, text in rows.items() for name in names.split(", ")}
+    for row, panels in shown.items():
+        if all(panels.values()):
+            assert documented[row] == "All panels work"
+        elif not any(panels.values()):
+            assert documented[row] == "No panel works"
+        else:
+            names = " and ".join(f"*{name}*" for name, has in panels.items() if has)
+            assert documented[row] == f"The panels {names} work"
+
+
+def selects(panel: dict[str, Any], metrics: set[str]) -> bool:
+    """Return whether the first metric of one of the queries is in ``metrics``."""
+    name = re.compile(r"\b(?:skydive|skyfast|process|scrape)_\w+")
+    firsts = [name.findall(target["expr"])[0] for target in panel["targets"]]
+    return any(first.removesuffix("_bucket") in metrics for first in firsts)
 
 
 def test_panels_are_distinct_and_do_not_overlap() -> None:

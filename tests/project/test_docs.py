@@ -15,11 +15,13 @@ import yaml
 from docs import generate
 from docs.generate import DocumentationError
 from skyfast import cli
-from skyfast.config import loader
+from skyfast.config import cost, loader
+from skyfast.config.names import load as load_names
 from skyfast.flows.catalog import ADDRESS_NAMES
 from skyfast.flows.own_names import OwnNames, read_csv
 from skyfast.skydive.end_names import EndNames
 from skyfast.skydive.name_index import AddressNames
+from skyfast.web.responses import openmetrics_version
 from tests.support.documentation import PAGES, anchors, blocks, code, exported, queries_of
 from tests.support.paths import DEPLOY, ROOT
 from tests.support.process import demo
@@ -89,6 +91,90 @@ def test_list_items_are_on_separate_lines(page: Path) -> None:
     assert not re.findall(r".*[.:] [*-] .*", prose)
 
 
+NUMBER = r"([\d,.]+)"
+
+COSTS = (
+    ("docs/operating.md", f"{NUMBER} µs × reports/s", "known flows, 3 analyzers at once", 1e-3),
+    ("docs/operating.md", f"{NUMBER} µs for a new flow", "new flows, growing table", 1e-3),
+    ("docs/operating.md", rf"MiB \+ {NUMBER} bytes × live", "skyfast, 1,000,000 connections", 1),
+    ("docs/operating.md", f"about {NUMBER} bytes in total", "skyfast, 1,000,000 connections", 1),
+    (
+        "docs/operating.md",
+        rf"for scrapes \| {NUMBER} s × connections",
+        "skyfast, gzip, CPU time",
+        1,
+    ),
+    ("docs/operating.md", rf"a scrape \| {NUMBER} s × connections", "skyfast, gzip", 1),
+    ("docs/operating.md", f"page .* {NUMBER} bytes × series;", "page size, no view", 2),
+    *(
+        ("docs/operating.md", expression, "compressed page, 100,000 connections", factor)
+        for expression, factor in (
+            (f"compressed, {NUMBER} bytes × series", 2),
+            (f"compressed, {NUMBER} MB", 1),
+        )
+    ),
+    ("docs/scaling.md", rf"scrape, compressed \| {NUMBER} s", "skyfast, gzip", 1),
+    (
+        "docs/scaling.md",
+        rf"scrape, compressed \| \S+ s \| {NUMBER} s",
+        *("skyfast, 1,000,000 connections, gzip", 1),
+    ),
+    ("docs/scaling.md", f"another {NUMBER} s of CPU time", "skyfast, gzip, CPU time", 1),
+    (
+        "docs/scaling.md",
+        rf"by skyfast \| \S+ MB \| {NUMBER} MB",
+        "compressed page, 100,000 connections",
+        1,
+    ),
+    ("docs/migrating.md", f"500,000 series takes {NUMBER} s", "Go connector, gzip", 1),
+    ("docs/migrating.md", f"The scrape takes {NUMBER} s", "skyfast, gzip", 1),
+    ("docs/migrating.md", f"sent after {NUMBER} ms", "skyfast, gzip, first byte", 1),
+    ("docs/reference/self-metrics.md", f"{NUMBER} s per 100,000", "skyfast, gzip", 1),
+    (
+        "docs/reference/self-metrics.md",
+        f"{NUMBER} bytes per connection with one flow",
+        *("skyfast, 1,000,000 connections", 1),
+    ),
+    (
+        "deploy/kubernetes/deployment.yml",
+        f"reports/s of {NUMBER} µs",
+        *("known flows, 3 analyzers at once", 1e-3),
+    ),
+    ("deploy/kubernetes/deployment.yml", f"takes {NUMBER} µs", "new flows, growing table", 1e-3),
+    (
+        "deploy/kubernetes/deployment.yml",
+        f"gzip scrape of {NUMBER} s",
+        "skyfast, gzip, CPU time",
+        1,
+    ),
+    (
+        "deploy/kubernetes/deployment.yml",
+        rf"\+ {NUMBER} bytes per connection",
+        *("skyfast, 1,000,000 connections", 1),
+    ),
+)
+"""Costs in the guides: file, expression that finds the number, measurement, and factor."""
+
+
+@pytest.mark.parametrize(("file", "expression", "measurement", "factor"), COSTS)
+def test_documented_costs_agree_with_the_benchmarks(
+    file: str, expression: str, measurement: str, factor: float
+) -> None:
+    """Benchmarks differ from run to run, so the numbers may differ by a fifth."""
+    (number,) = re.findall(expression, (ROOT / file).read_text())
+    measured = generate.measured(measurement) * factor
+    assert float(number.replace(",", "")) == pytest.approx(measured, rel=0.2)
+
+
+def test_saving_without_compression_is_the_saving_in_the_table() -> None:
+    text = (ROOT / "docs" / "scaling.md").read_text()
+    (plain,) = re.findall(r"skyfast, uncompressed \| (\S+) s \| (\S+) s", text)
+    (compressed,) = re.findall(r"`web.gzip: direct`\) \| (\S+) s \| (\S+) s", text)
+    shares = [float(a) / float(b) for a, b in zip(plain, compressed, strict=True)]
+    high, low = (round(100 * (1 - share)) for share in shares)
+    assert f"takes {low} to {high} % less CPU time in\nskyfast" in text
+
+
 # Code blocks
 
 
@@ -105,6 +191,8 @@ COMMANDS = {
         "kill",
         "kubectl",
         "make",
+        "mkdir",
+        "pkill",
         "oc",
     ),
     *("pip", "prometheus", "promtool", "python", "python3", "skydive", "skyfast", "ss", "sudo"),
@@ -172,6 +260,13 @@ def test_commands_are_valid_and_use_existing_options(text: str) -> None:
                     assert given <= known, line
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_use_only_variables_that_the_page_sets(page: Path) -> None:
+    text = "\n".join(text for language, text in blocks(page) if language in ("", "shell"))
+    used = set(re.findall(r"(?<!\$)\$\{?([A-Z_]+)", text))
+    assert used - {"PATH", "HOME"} <= set(re.findall(r"(?m)\b([A-Z_]+)=", text))
+
+
 @pytest.mark.parametrize("text", code("yaml"))
 def test_yaml_is_valid(text: str, tmp_path: Path) -> None:
     content = yaml.safe_load(text)
@@ -190,6 +285,53 @@ def test_yaml_is_valid(text: str, tmp_path: Path) -> None:
             [PROMTOOL, "check", "config", file], capture_output=True, text=True, timeout=TOOL_S
         )
         assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_name_of_all_other_addresses_is_used_as_documented() -> None:
+    page = ROOT / "docs" / "choosing-metrics.md"
+    (text,) = (text for _, text in blocks(page) if "0.0.0.0/0" in text)
+    config = loader.parse(text, {}, source="x.yml")
+    names = EndNames(AddressNames(len(ADDRESS_NAMES)))
+    names.use(load_names(config.names, config.export).own, extends=True)
+    for address in ("198.51.100.1", "2001:db8::1"):
+        found = names[address]
+        assert found is not None
+        assert found[0] == "internet"
+
+
+@pytest.mark.parametrize("preset", ["services", "hosts"])
+def test_documented_view_gives_totals_with_presets(preset: str) -> None:
+    page = ROOT / "docs" / "scaling.md"
+    (text,) = (text for _, text in blocks(page) if "preset: hosts" in text)
+    text = text.replace("preset: hosts", f"preset: {preset}")
+    assert not cost.hides_traffic(loader.parse(text, {}, source="x.yml"))
+    without_views = text.partition("      views:")[0]
+    assert cost.hides_traffic(loader.parse(without_views, {}, source="x.yml"))
+
+
+def test_documented_requests_select_openmetrics() -> None:
+    page = (ROOT / "docs" / "choosing-metrics.md").read_text()
+    headers = re.findall(r"(?m)^    curl -H 'Accept: (.*)' \S+/metrics$", page)
+    assert [openmetrics_version(header, with_first=True) for header in headers] == [2, 1]
+    assert [openmetrics_version(header, with_first=False) for header in headers] == [2, 0]
+
+
+def test_names_of_the_demo_are_configured_as_documented() -> None:
+    page = ROOT / "docs" / "getting-started.md"
+    (text,) = (text for _, text in blocks(page) if "- initiator_name" in text)
+    documented = loader.parse(text, {}, source="x.yml").export
+    demo_file = (ROOT / "skyfast" / "data" / "demo.yml").read_text()
+    assert documented == loader.parse(demo_file, {}, source="x.yml").export
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md", "docs/deployment.md"])
+def test_every_port_of_the_compose_file_is_documented(page: str) -> None:
+    ports = re.findall(r"\$\{(\w+_PORT):-(\d+)\}", (DEPLOY / "compose" / "compose.yml").read_text())
+    assert len(ports) == 3
+    text = (ROOT / page).read_text()
+    for variable, port in ports:
+        assert f"`{variable}`" in text
+        assert port in text
 
 
 @pytest.mark.parametrize("text", code("csv"))
@@ -242,18 +384,19 @@ def test_queries_are_valid_and_use_exported_metrics(text: str, tmp_path: Path) -
 @pytest.mark.slow
 @needs_prometheus
 async def test_first_graph_has_data(tmp_path: Path) -> None:
-    (text,) = (
-        text
-        for language, text in blocks(ROOT / "docs" / "getting-started.md")
+    page = ROOT / "docs" / "getting-started.md"
+    queries = [
+        query
+        for language, text in blocks(page)
         if language == "promql"
-    )
+        for query in queries_of(text)
+    ]
+    assert len(queries) == 5
     async with (
         demo() as skyfast,
         prometheus(skyfast.url.partition("//")[2], tmp_path) as server,
         asyncio.timeout(ANSWER_S),
     ):
-        queries = queries_of(text)
-        assert len(queries) == 4
         for query in queries:
             assert await growing(server, query, 1)
 

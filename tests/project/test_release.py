@@ -16,6 +16,7 @@ from tests.support.paths import DEPLOY, ROOT
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 SCRIPTS = [ROOT / ".ci" / "run", DEPLOY / "docker" / "build-release"]
 DOCKERFILE = (DEPLOY / "docker" / "Dockerfile").read_text()
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 DIGEST = f"sha256:{'0' * 64}"
 IMAGE = ("registry.example/skyfast", "1.2.3", "0123abc", "https://git.example/skyfast")
 
@@ -41,8 +42,21 @@ def test_release_requires_notes_and_the_version_of_its_tag() -> None:
 
 def test_notes_are_the_section_of_the_changelog() -> None:
     notes = release.notes("0.1.0")
-    assert notes in (ROOT / "CHANGELOG.md").read_text()
+    assert notes in CHANGELOG
     assert "\n## " not in notes
+
+
+def test_newest_release_in_the_changelog_is_the_current_version() -> None:
+    releases = re.findall(r"(?m)^## (\S+) - \d{4}-\d\d-\d\d$", CHANGELOG)
+    assert releases[0] == skyfast.__version__
+
+
+def test_compared_versions_of_skyfast_are_releases() -> None:
+    page = (ROOT / "docs" / "migrating.md").read_text()
+    (heading,) = re.findall(r"(?m)^## From skyfast .*\n(?s:.*?)^\| \| (.*) \|$", page)
+    before, after = heading.split(" | ")
+    assert f"\n## {before}.0 - " in CHANGELOG
+    assert f"\n## {after}.0 - " in CHANGELOG
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
