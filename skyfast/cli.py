@@ -29,7 +29,7 @@ from skyfast.config import (
 )
 from skyfast.config.endpoint import Endpoint, parse_listen_address
 from skyfast.config.errors import InvalidValue
-from skyfast.config.parsers import to_level
+from skyfast.config.parsers import LEVELS, to_level
 from skyfast.flows import selection
 from skyfast.runtime import build_info, logs, memory, names_file
 from skyfast.web import listen
@@ -188,7 +188,7 @@ def _parser() -> _Parser:
         dest="log_level",
         type=_level,
         metavar="LEVEL",
-        help="debug, info, warning, error or critical",
+        help=", ".join(LEVELS),
     )
     # The former name of --log.level.
     parser.add_argument("--log-level", dest="log_level", type=_level, help=argparse.SUPPRESS)

@@ -37,14 +37,14 @@ MAX_ENTRIES = 4096
 
 
 LEVELS = {
-    "DEBUG": "DEBUG",
-    "INFO": "INFO",
-    "NOTICE": "INFO",
-    "WARNING": "WARNING",
-    "ERROR": "ERROR",
-    "CRITICAL": "CRITICAL",
+    "debug": "DEBUG",
+    "info": "INFO",
+    "notice": "INFO",
+    "warning": "WARNING",
+    "error": "ERROR",
+    "critical": "CRITICAL",
 }
-"""Skydive's log levels, and their names in the standard library."""
+"""Skydive's log levels in lower case, and their names in the standard library."""
 
 
 _UNITS_S = {
@@ -214,11 +214,11 @@ def _parse_choice(value: YamlValue, choices: Iterable[str]) -> str:
 
 def to_level(value: YamlValue) -> str:
     text = _parse_choice(value, LEVELS)
-    if text.upper() not in LEVELS:
+    if text.lower() not in LEVELS:
         near = nearest(text, LEVELS)
         hint = f"; did you mean {near}?" if near else ""
         raise InvalidValue(f"is not one of {', '.join(LEVELS)}{hint}", text)
-    return LEVELS[text.upper()]
+    return LEVELS[text.lower()]
 
 
 def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ...]]:

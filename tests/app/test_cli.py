@@ -274,7 +274,7 @@ HINTS = {
         "did you mean --web.listen-address?",
     ),
     "an address": (["--listen-address=:1"], "did you mean --web.listen-address?"),
-    "a level": (["--log.level", "warn"], "did you mean WARNING?"),
+    "a level": (["--log.level", "warn"], "did you mean warning?"),
     "a port without a colon": (
         ["--web.listen-address", "9101"],
         "'9101' has no colon; did you mean :9101?",
@@ -320,9 +320,12 @@ def test_log_options_override_the_configuration(file: Path) -> None:
     options = ("--log.level", "Critical", "--log.format=json")
     shown = run("--check", str(file), *options, SKYDIVE_LOGGING_LEVEL="debug").stdout
     assert yaml.safe_load(shown)["logging"] == {"level": "CRITICAL", "format": "json"}
-    for level in LEVELS:
+    listed = ", ".join(LEVELS)
+    assert listed in run("--help").stdout
+    assert f"'loud' is not one of {listed}" in run("--log.level", "loud").stderr
+    for level in (*LEVELS, "WARNING"):
         result = run("--check", "--log.level", level, str(file))
-        assert yaml.safe_load(result.stdout)["logging"]["level"] == LEVELS[level]
+        assert yaml.safe_load(result.stdout)["logging"]["level"] == LEVELS[level.lower()]
 
 
 def test_all_problems_of_a_file_are_listed_in_order() -> None:
