@@ -14,7 +14,7 @@ from skyfast import pipeline
 from skyfast.config import cost, traffic_warnings
 from skyfast.config.endpoint import Endpoint
 from skyfast.config.loader import changed, uses_default_analyzer
-from skyfast.config.model import Config
+from skyfast.config.model import Config, Note
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.flows.own_names import OwnNames, changed_addresses
 from skyfast.flows.plan import Names
@@ -255,6 +255,7 @@ class App:
         except ConfigError as error:
             problem = str(error)
             reason = "web_configuration" if isinstance(error, _WebConfigError) else "configuration"
+            logs.write_notes(Note(level=logging.WARNING, text=text) for text in error.warnings)
             log.error("configuration not reloaded: %s", problem)
         except Exception as error:
             problem, reason = f"internal error ({type(error).__name__})", "error"

@@ -99,6 +99,11 @@ def _print_error(text: str) -> None:
     sys.stderr.write(f"{logs.prefix(logging.ERROR)}skyfast: {text}\n")
 
 
+def _print_warning(text: str) -> None:
+    """Write a warning beside startup errors to stderr: logging may not be set up yet."""
+    sys.stderr.write(f"{logs.prefix(logging.WARNING)}skyfast: warning: {text}\n")
+
+
 def _parser() -> _Parser:
     parser = _Parser(
         prog="skyfast",
@@ -345,6 +350,8 @@ def main(argv: list[str] | None = None) -> int:
         )
         return EXIT_OK if is_over else EXIT_CANNOT_RUN
     except yaml_nodes.ConfigError as error:
+        for warning in error.warnings:
+            _print_warning(warning)
         for problem in error.problems:
             _print_error(problem)
         return EXIT_INVALID

@@ -23,7 +23,7 @@ from skyfast.config.endpoint import (
     parse_url,
 )
 from skyfast.config.errors import InvalidValue, Problems, error_context
-from skyfast.config.yaml_nodes import BOOLS, YamlNode, YamlValue
+from skyfast.config.yaml_nodes import BOOLS, YamlNode, YamlValue, index
 from skyfast.flows.selection import Network
 
 S = TypeVar("S", bound=str)
@@ -227,9 +227,9 @@ def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ..
     def parse(value: YamlValue) -> tuple[T, ...]:
         if isinstance(value, list):
             problems, entries = Problems(), []
-            for node in value:
-                with problems:
-                    entries.append(_entry(item, node))
+            for i, node in enumerate(value):
+                with problems, error_context(node, index(i)):
+                    entries.append(item(node.value))
             problems.check()
             return tuple(entries)
         if not isinstance(value, str):
@@ -243,11 +243,6 @@ def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ..
             raise
 
     return parse
-
-
-def _entry(item: Callable[[YamlValue], T], node: YamlNode) -> T:
-    with error_context(node):
-        return item(node.value)
 
 
 def unique_list_of(
@@ -275,7 +270,7 @@ def entry_error(problem: str, value: YamlValue, i: int) -> InvalidValue:
     """Return an error of entry number ``i`` of a list, or of a string that was split."""
     if not isinstance(value, list):
         return InvalidValue(problem, value)
-    return InvalidValue(problem, value[i].value, line=value[i].line)
+    return InvalidValue(problem, value[i].value, name=index(i), line=value[i].line)
 
 
 def bounded_list_of(
