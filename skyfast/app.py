@@ -29,7 +29,8 @@ from skyfast.skydive.subscriptions import Subscriptions
 from skyfast.skydive.topology import TopologyPoller
 from skyfast.skydive.websocket import MessageData
 from skyfast.stats import AnalyzerStats, Failure, Stats
-from skyfast.web import listen
+from skyfast.web import empty_labels, listen
+from skyfast.web.empty_labels import EmptyLabelCheck
 from skyfast.web.exposition import Exposition
 from skyfast.web.listen import AS_CONFIGURED, Listen
 from skyfast.web.server import ReloadFunction, WebServer
@@ -189,6 +190,7 @@ class App:
                         ("names file", self._watch_names()),
                         ("expiry", self._expire()),
                         ("table limits", self._warn_when_full()),
+                        ("empty labels", self._check_labels()),
                         ("history", self.status.run()),
                         ("watchdog", self._manager.watchdog()),
                         ("status page", self._point_to(status_page)),
@@ -485,6 +487,28 @@ class App:
                 update_s,
                 f"{SLACK_S:g}",
             )
+
+    async def _check_labels(self) -> None:
+        """Find labels that should have names, but are empty for most of the traffic."""
+        check, was_read, took_s = EmptyLabelCheck(), False, 0.0
+        while True:
+            await asyncio.sleep(max(empty_labels.INTERVAL_S, took_s / empty_labels.MAX_LOAD))
+            parts, names = self._parts, self.stats.topology.names
+            # New names are in all labels by the next round.
+            is_read = names is not None and names.is_read
+            if names is not None and is_read and was_read:
+                began_s = time.monotonic()
+                views = tuple(parts.ranking.views.values())
+                try:
+                    found = await asyncio.to_thread(
+                        empty_labels.find, parts.table, views, least=empty_labels.MIN_SHARE
+                    )
+                except MemoryError:
+                    found = []
+                took_s = time.monotonic() - began_s
+                if parts.table is self._parts.table:
+                    check.use(found, names)
+            was_read = is_read
 
     async def _warn_when_full(self) -> None:
         """Log that a full table skipped reports, at most once per `FULL_INTERVAL_S`."""

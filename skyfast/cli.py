@@ -459,13 +459,19 @@ def _check_replay(arguments: argparse.Namespace, configuration: model.Config) ->
     if not playback or not arguments.replay:
         return ""
     from skyfast import dry_run
-    from skyfast.web import forecast
+    from skyfast.web import empty_labels, forecast
 
+    result = dry_run.run(configuration, playback)
     lines = [
         f"Recording {recording.path}: {recording.summary()}." for recording in playback.recordings
     ]
+    if result.names and not result.has_topology:
+        lines.append("The recordings contain no topology, so labels get no names from a topology.")
     lines.append("At the end of the recordings:")
-    lines += forecast.as_text(dry_run.forecast(configuration, playback))
+    lines += [f"{empty_labels.share_text(empty)}." for empty in result.empty if empty.bytes_share]
+    lines += forecast.as_text(result.forecast)
+    if result.names:
+        empty_labels.EmptyLabelCheck().use(result.empty, result.names)
     return "".join(f"# {line}\n" for line in lines)
 
 
