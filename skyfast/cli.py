@@ -368,16 +368,15 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     logs.write_notes(configuration.notes)
     traffic_warnings.write(configuration)
     # Read all other files first: if one of them has errors, the configuration is not printed.
-    reports = (
-        _check_names(configuration)
-        + _check_web(arguments.web_config_file)
-        + _check_replay(arguments, configuration)
-    )
+    files = _check_names(configuration) + _check_web(arguments.web_config_file)
+    recordings = _check_replay(arguments, configuration)
     if arguments.strict and warnings.count:
         plural = "s" if warnings.count > 1 else ""
         _print_error(f"{warnings.count} warning{plural}; --strict treats warnings as errors")
         return EXIT_INVALID
-    sys.stdout.write(loader.dump(configuration) + cost.report(configuration) + reports)
+    # A blank line separates the parts. The forecast is last, where a terminal shows it.
+    parts = loader.dump(configuration), cost.report(configuration) + files, recordings
+    sys.stdout.write("\n".join(filter(None, parts)))
     return EXIT_OK
 
 

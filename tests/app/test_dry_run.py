@@ -131,7 +131,11 @@ def test_names_of_the_dry_run_are_counted():
 def test_check_prints_the_forecast():
     done = run("--check", "--replay", RECORDINGS / "one-analyzer.jsonl")
     assert (done.returncode, done.stderr) == (0, "")
-    *_, head, whole, a, b, c, d, proposal = done.stdout.splitlines()
+    *_, blank, summary, head, whole, a, b, c, d, proposal = done.stdout.splitlines()
+    # The blank line separates the forecast from the cost, and another one precedes the cost.
+    assert blank == ""
+    assert done.stdout.count("\n\n") == 2
+    assert summary.startswith("# Recording ")
     assert head == "# At the end of the recordings:"
     assert whole.startswith(
         "# Without min_bytes and min_packets, 407 connections have 1932 series; the views"
