@@ -387,18 +387,18 @@ pipeline:
 
 
 def test_warnings_are_shown_with_errors() -> None:
-    text = "Logging: {levl: debug}\nweb: {port: 1}\n"
+    text = "Logging: {levels: debug}\nweb: {port: 1}\n"
     result = run("--check", "-", stdin=text, SKYDIVE_LOGGING_FORMATT="json")
     assert result.returncode == 2
     of_file, of_environment, error = result.stderr.splitlines()
     warning = "skyfast: warning: "
-    text = "standard input: line 1: logging.levl is ignored; did you mean logging.level?"
+    text = "standard input: line 1: logging.levels is ignored; did you mean logging.level?"
     assert of_file == warning + text
     assert of_environment.startswith(f"{warning}environment variable SKYDIVE_LOGGING_FORMATT is")
     assert error.startswith("skyfast: standard input: line 2: web.port: is an unknown key")
-    conflict = f"loging: {{}}\ntls: {{client_cert: {CONFIG}/certificate.pem}}\n"
+    conflict = f"loggings: {{}}\ntls: {{client_cert: {CONFIG}/certificate.pem}}\n"
     warning, error = run("-", stdin=conflict).stderr.splitlines()
-    assert "loging is ignored" in warning
+    assert "loggings is ignored" in warning
     assert "requires tls.client_key" in error
 
 
