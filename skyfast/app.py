@@ -17,7 +17,7 @@ from skyfast import pipeline
 from skyfast.config import cost, traffic_warnings
 from skyfast.config.endpoint import Endpoint
 from skyfast.config.loader import changed, uses_default_analyzer
-from skyfast.config.model import Config
+from skyfast.config.model import Config, Note
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.flows.own_names import OwnNames, changed_addresses
 from skyfast.flows.plan import Names
@@ -32,7 +32,8 @@ from skyfast.skydive.subscriptions import Subscriptions
 from skyfast.skydive.topology import TopologyPoller
 from skyfast.skydive.websocket import MessageData
 from skyfast.stats import AnalyzerStats, Failure, Stats
-from skyfast.web import listen
+from skyfast.web import empty_labels, listen
+from skyfast.web.empty_labels import EmptyLabelCheck
 from skyfast.web.exposition import Exposition
 from skyfast.web.listen import AS_CONFIGURED, Listen
 from skyfast.web.server import ReloadFunction, WebServer
@@ -192,6 +193,7 @@ class App:
                         ("names file", self._watch_names()),
                         ("expiry", self._expire()),
                         ("table limits", self._warn_when_full()),
+                        ("empty labels", self._check_labels()),
                         ("history", self.status.run()),
                         ("watchdog", self._manager.watchdog()),
                         ("status page", self._point_to(status_page)),
@@ -258,6 +260,7 @@ class App:
         except ConfigError as error:
             problem = str(error)
             reason = "web_configuration" if isinstance(error, _WebConfigError) else "configuration"
+            logs.write_notes(Note(level=logging.WARNING, text=text) for text in error.warnings)
             log.error("configuration not reloaded: %s", problem)
         except Exception as error:
             problem, reason = f"internal error ({type(error).__name__})", "error"
@@ -493,6 +496,28 @@ class App:
                 update_s,
                 f"{SLACK_S:g}",
             )
+
+    async def _check_labels(self) -> None:
+        """Find labels that should have names, but are empty for most of the traffic."""
+        check, was_read, took_s = EmptyLabelCheck(), False, 0.0
+        while True:
+            await asyncio.sleep(max(empty_labels.INTERVAL_S, took_s / empty_labels.MAX_LOAD))
+            parts, names = self._parts, self.stats.topology.names
+            # New names are in all labels by the next round.
+            is_read = names is not None and names.is_read
+            if names is not None and is_read and was_read:
+                began_s = time.monotonic()
+                views = tuple(parts.ranking.views.values())
+                try:
+                    found = await asyncio.to_thread(
+                        empty_labels.find, parts.table, views, least=empty_labels.MIN_SHARE
+                    )
+                except MemoryError:
+                    found = []
+                took_s = time.monotonic() - began_s
+                if parts.table is self._parts.table:
+                    check.use(found, names)
+            was_read = is_read
 
     async def _warn_when_full(self) -> None:
         """Log that a full table skipped reports, at most once per `FULL_INTERVAL_S`."""

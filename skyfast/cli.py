@@ -29,7 +29,7 @@ from skyfast.config import (
 )
 from skyfast.config.endpoint import Endpoint, parse_listen_address
 from skyfast.config.errors import InvalidValue
-from skyfast.config.parsers import to_level
+from skyfast.config.parsers import LEVELS, to_level
 from skyfast.flows import selection
 from skyfast.runtime import build_info, logs, memory, names_file
 from skyfast.web import listen
@@ -97,6 +97,11 @@ def _simplified(option: str) -> str:
 def _print_error(text: str) -> None:
     """Write a startup error to stderr, in the form of a log line."""
     sys.stderr.write(f"{logs.prefix(logging.ERROR)}skyfast: {text}\n")
+
+
+def _print_warning(text: str) -> None:
+    """Write a warning beside startup errors to stderr: logging may not be set up yet."""
+    sys.stderr.write(f"{logs.prefix(logging.WARNING)}skyfast: warning: {text}\n")
 
 
 def _parser() -> _Parser:
@@ -188,7 +193,7 @@ def _parser() -> _Parser:
         dest="log_level",
         type=_level,
         metavar="LEVEL",
-        help="debug, info, warning, error or critical",
+        help=", ".join(LEVELS),
     )
     # The former name of --log.level.
     parser.add_argument("--log-level", dest="log_level", type=_level, help=argparse.SUPPRESS)
@@ -345,6 +350,8 @@ def main(argv: list[str] | None = None) -> int:
         )
         return EXIT_OK if is_over else EXIT_CANNOT_RUN
     except yaml_nodes.ConfigError as error:
+        for warning in error.warnings:
+            _print_warning(warning)
         for problem in error.problems:
             _print_error(problem)
         return EXIT_INVALID
@@ -361,16 +368,15 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     logs.write_notes(configuration.notes)
     traffic_warnings.write(configuration)
     # Read all other files first: if one of them has errors, the configuration is not printed.
-    reports = (
-        _check_names(configuration)
-        + _check_web(arguments.web_config_file)
-        + _check_replay(arguments, configuration)
-    )
+    files = _check_names(configuration) + _check_web(arguments.web_config_file)
+    recordings = _check_replay(arguments, configuration)
     if arguments.strict and warnings.count:
         plural = "s" if warnings.count > 1 else ""
         _print_error(f"{warnings.count} warning{plural}; --strict treats warnings as errors")
         return EXIT_INVALID
-    sys.stdout.write(loader.dump(configuration) + cost.report(configuration) + reports)
+    # A blank line separates the parts. The forecast is last, where a terminal shows it.
+    parts = loader.dump(configuration), cost.report(configuration) + files, recordings
+    sys.stdout.write("\n".join(filter(None, parts)))
     return EXIT_OK
 
 
@@ -452,13 +458,19 @@ def _check_replay(arguments: argparse.Namespace, configuration: model.Config) ->
     if not playback or not arguments.replay:
         return ""
     from skyfast import dry_run
-    from skyfast.web import forecast
+    from skyfast.web import empty_labels, forecast
 
+    result = dry_run.run(configuration, playback)
     lines = [
         f"Recording {recording.path}: {recording.summary()}." for recording in playback.recordings
     ]
+    if result.names and not result.has_topology:
+        lines.append("The recordings contain no topology, so labels get no names from a topology.")
     lines.append("At the end of the recordings:")
-    lines += forecast.as_text(dry_run.forecast(configuration, playback))
+    lines += [f"{empty_labels.share_text(empty)}." for empty in result.empty if empty.bytes_share]
+    lines += forecast.as_text(result.forecast)
+    if result.names:
+        empty_labels.EmptyLabelCheck().use(result.empty, result.names)
     return "".join(f"# {line}\n" for line in lines)
 
 

@@ -5,7 +5,7 @@ Time is simulated: it advances from one recorded message to the next.
 """
 
 from collections.abc import Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from skyfast import pipeline
 from skyfast.config.model import Config
@@ -20,7 +20,8 @@ from skyfast.skydive import name_poller
 from skyfast.skydive.name_resolver import resolve
 from skyfast.skydive.silence import Activity
 from skyfast.skydive.topology_store import TopologyStore
-from skyfast.stats import Stats
+from skyfast.stats import EmptyLabels, NameStats, Stats
+from skyfast.web import empty_labels
 from skyfast.web.forecast import Forecast, make_forecast
 
 STEP_S = 1.0
@@ -33,11 +34,25 @@ RELABEL_FLOWS = 1 << 20
 """Maximum number of flows that one step of `Table.relabel` moves."""
 
 
-def forecast(config: Config, playback: Playback) -> Forecast:
-    """Replay the recordings, and return a forecast of the effect of ``min_bytes``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The table at the end of the recordings.
 
-    The forecast is for the table at the end of the recordings. The replay takes a few
-    microseconds per flow report. Raises ConfigError if a file cannot be read.
+    ``forecast`` is a forecast of the effect of ``min_bytes``. ``empty`` are the shares of traffic
+    with empty names. ``names`` are counts of names, or None if no label needs the topology.
+    ``has_topology`` means that the recordings contain parts of a topology.
+    """
+
+    forecast: Forecast
+    empty: list[EmptyLabels]
+    names: NameStats | None
+    has_topology: bool
+
+
+def run(config: Config, playback: Playback) -> Result:
+    """Replay the recordings. Raises ConfigError if a file cannot be read.
+
+    The replay takes a few microseconds per flow report.
     """
     return _DryRun(config).run(playback)
 
@@ -65,11 +80,11 @@ class _DryRun:
         )
         self._parts: Parts = pipeline.build(config, None, self._shared)
         self._topology = Topology()
-        self._has_new_topology = False
+        self._has_topology = self._has_new_topology = False
         self._resolved_at_s = -name_poller.INTERVAL_S
 
-    def run(self, playback: Playback) -> Forecast:
-        """Return the forecast at the end of the recordings."""
+    def run(self, playback: Playback) -> Result:
+        """Return the result at the end of the recordings."""
         playback = replace(playback, speed=1, loop_s=0)
         self._began_s = playback.first_ms / 1000
         table, clock = self._parts.table, self._shared.clock
@@ -81,7 +96,7 @@ class _DryRun:
             self._advance(scheduled.due_s)
             if scheduled.message.line == "topology":
                 self._topology.apply(scheduled.message.update())
-                self._has_new_topology = True
+                self._has_topology = self._has_new_topology = True
                 continue
             if self._now_s - self._resolved_at_s >= name_poller.INTERVAL_S:
                 self._resolve()
@@ -90,8 +105,16 @@ class _DryRun:
                 self._parts.ingest.message(copy, analyzer)
         self._resolve()
         limits = self._config.limits
-        return make_forecast(
+        made = make_forecast(
             table, limits.bounds, max_series=self._config.max_series, now=clock.now()
+        )
+        is_named = bool(name_poller.needed(self._config))
+        views = self._parts.ranking.views.values()
+        return Result(
+            forecast=made,
+            empty=empty_labels.find(table, views) if is_named else [],
+            names=self._parts.names.stats if is_named else None,
+            has_topology=self._has_topology,
         )
 
     def _advance(self, until_s: float) -> None:
@@ -118,6 +141,7 @@ class _DryRun:
         resolution = resolve(store.graph(), k8s_labels=names.k8s_labels)
         for changed, keys in names.apply(names.compare(resolution, self._shared.clock.now())):
             self._relabel(changed, keys)
+        names.stats.nodes, names.stats.addresses = len(names.nodes), len(names.addresses)
 
     def _relabel(self, names: Names, keys: Set[str]) -> None:
         relabeling = self._parts.table.relabel(names, keys)

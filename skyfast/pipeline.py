@@ -100,6 +100,7 @@ class Parts:
             self.filtered[rule] = old.filtered[rule]
         self.record_limits(stats)
         if self.table is not old.table:
+            self.names.stats.empty_labels = ()
             # The new table counts from zero, but exported counters must not decrease. So `stats`
             # keeps the counts of the old table, and pages add them to the counts of the new table.
             for reason, count in old.table.skipped.items():

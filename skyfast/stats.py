@@ -265,6 +265,14 @@ class ScrapeStats:
     handshakes_failed: dict[str, int] = field(default_factory=_zeros(HANDSHAKE_FAILURES))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmptyLabels:
+    """Labels, and the share of the bytes (0 to 1) for which all of these labels are empty."""
+
+    labels: tuple[str, ...]
+    bytes_share: float
+
+
 @dataclass(slots=True, eq=False)
 class NameStats:
     """Counts of names from the topology, and of the queries and lookups of these names.
@@ -274,8 +282,9 @@ class NameStats:
     ``unknown`` is the number of addresses in recent flows that have no names. ``skipped`` describes
     the current topology, so it is a gauge. ``dropped`` counts lookups that were dropped because a
     limit was reached. ``labels_without_pods`` and ``missing_pod_labels`` are from
-    `skyfast.skydive.name_hints.Hints`. The durations are those of the latest query of each kind and
-    of the latest resolution of all names.
+    `skyfast.skydive.name_hints.Hints`. ``is_read`` means that the whole topology has been read.
+    ``empty_labels`` are labels with a warning of `skyfast.web.empty_labels`. The durations are
+    those of the latest query of each kind and of the latest resolution of all names.
     """
 
     addresses: int = 0
@@ -290,6 +299,8 @@ class NameStats:
     dropped: dict[str, int] = field(default_factory=_zeros(LOOKUP_DROPS))
     labels_without_pods: str = ""
     missing_pod_labels: tuple[str, ...] = ()
+    is_read: bool = False
+    empty_labels: tuple[EmptyLabels, ...] = ()
     query_duration_s: dict[str, float] = field(default_factory=dict)
 
 

@@ -55,7 +55,7 @@ class InvalidValue(Exception):  # noqa: N818 - becomes a ConfigError
 
 
 @contextmanager
-def error_context(node: YamlNode, name: str = "") -> Iterator[None]:
+def error_context(node: YamlNode, name: str) -> Iterator[None]:
     """Add the line of ``node`` and the path ``name`` to errors raised in this block."""
     try:
         yield

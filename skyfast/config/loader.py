@@ -68,6 +68,12 @@ from skyfast.flows.selection import Bounds, ExportSelection, Filter, ViewSpec
 MAX_MISPLACED = 20
 """Maximum number of logged notes about sections below one unknown key."""
 
+MAX_EXPECTED = 10
+"""Maximum number of keys that an error about an unknown key lists."""
+
+_ANALYZER_KEYS = frozenset(key.path for key in (schema.ANALYZERS, schema.URL, schema.URLS))
+_DEFAULT_ANALYZER = Endpoint("127.0.0.1", ANALYZER_PORT)
+
 
 def load(path: str, environ: Mapping[str, str], *, replayed: str = "") -> Config:
     """Read the file at ``path``, or standard input if ``path`` is ``-``.
@@ -93,15 +99,26 @@ def parse(text: str, environ: Mapping[str, str], *, source: str, replayed: str =
     file = file_name(source)
     problems = SortedProblems()
     values, unknown_keys = _collect(compose(text, file=file), file=file, problems=problems)
-    notes = _check_unknown(unknown_keys, file=file, none_known=not values, problems=problems)
-    notes += _check_variables(environ)
+    none_known = not values
     for key in SCHEMA.values():
         if key.env and environ.get(key.env):
             origin = Origin(f"environment variable {key.env}")
             values[key.path] = SetValue(origin, environ[key.env])
     settings = Settings(values, problems)
-    problems.check()
-    return _build(settings, source=source, notes=notes, problems=problems, replayed=replayed)
+    notes = _check_unknown(
+        unknown_keys,
+        file=file,
+        none_known=none_known,
+        no_analyzers=not replayed and not _ANALYZER_KEYS & settings.given,
+        problems=problems,
+    )
+    notes += _check_variables(environ)
+    try:
+        problems.check()
+        return _build(settings, source=source, notes=notes, problems=problems, replayed=replayed)
+    except ConfigError as error:
+        error.warnings = tuple(note.text for note in notes if note.level >= logging.WARNING)
+        raise
 
 
 def dump(config: Config) -> str:
@@ -124,8 +141,7 @@ def dump(config: Config) -> str:
 
 def uses_default_analyzer(config: Config) -> bool:
     """Return whether skyfast subscribes to the default because no analyzer is configured."""
-    keys = (schema.ANALYZERS, schema.URL, schema.URLS)
-    return not config.replayed and not any(key.path in config.given for key in keys)
+    return not config.replayed and not _ANALYZER_KEYS & config.given
 
 
 def changed(old: Config, new: Config) -> tuple[str, ...]:
@@ -180,11 +196,17 @@ def _collect(
 
 
 def _check_unknown(
-    unknown_keys: Mapping[str, YamlNode], *, file: str, none_known: bool, problems: SortedProblems
+    unknown_keys: Mapping[str, YamlNode],
+    *,
+    file: str,
+    none_known: bool,
+    no_analyzers: bool,
+    problems: SortedProblems,
 ) -> list[Note]:
     """Report unknown keys: as errors in the sections of skyfast, and as notes elsewhere.
 
-    ``none_known`` means that the file has no known key.
+    ``none_known`` means that the file has no known key. ``no_analyzers`` means that no analyzers
+    are configured, so that skyfast subscribes to the default.
     """
     notes = []
     ignored = []
@@ -204,6 +226,8 @@ def _check_unknown(
             for below, line, near in meant:
                 origin = f"{Origin(file, line)}: {describe_path(below)}"
                 text = f"{origin} is ignored; did you mean {near}?"
+                if near == schema.ANALYZERS.path and no_analyzers:
+                    text += f" {near} is not set: the default {_DEFAULT_ANALYZER} is used"
                 notes.append(Note(level=logging.WARNING, text=text))
         else:
             ignored.append(describe_path(path))
@@ -227,11 +251,13 @@ def _probable_keys(path: str, node: YamlNode) -> list[tuple[str, int, str]]:
 
 
 def _advice(path: str, value: YamlValue) -> str:
-    """Return a hint with the key that is probably meant, or with all keys of the section."""
+    """Return a hint with the key that is probably meant, or with all keys of a small section."""
     if near := KNOWN.suggest(path, value, cutoff=hints.SIMILAR):
         return f"did you mean {' or '.join(near)}?"
     section = path.rpartition(".")[0]
     known = KNOWN.children(section) or KNOWN.children(section.partition(".")[0])
+    if len(known) > MAX_EXPECTED:
+        return "see docs/reference/configuration.md"
     return f"expected one of {', '.join(known)}"
 
 
@@ -293,7 +319,7 @@ def _resolve_endpoints(
     """Return the analyzers and the endpoints to subscribe to; add warnings to ``notes``."""
     analyzers, url, urls = get(schema.ANALYZERS), get(schema.URL), get(schema.URLS)
     if not analyzers and url is None and not urls:
-        analyzers = (Endpoint("127.0.0.1", ANALYZER_PORT),)
+        analyzers = (_DEFAULT_ANALYZER,)
     if not urls:
         urls = _urls(url, analyzers, secure=secure)
         if len(analyzers) > 1 and len(urls) == 1:

@@ -31,6 +31,9 @@ from skyfast.flows.selection import ExportSelection
 MAX_FILE_BYTES: Final = 16 << 20
 """Security limit: longer files are rejected. About 500,000 entries fit into a file."""
 
+KEY_PREFIX: Final = "names_file: "
+"""How an error begins if the file cannot be read. The errors of its lines begin with its name."""
+
 _NAME: Final = "name"
 """In an entry that is a mapping, the key of the name. All other keys contain values."""
 
@@ -162,11 +165,11 @@ def _read_file(path: str) -> dict[Prefix, Entry]:
     name = file_name(path)
     try:
         if not Path(path).is_file():  # a pipe cannot be read again
-            raise ConfigError(f"names_file: {name} is not an existing file")
+            raise ConfigError(f"{KEY_PREFIX}{name} is not an existing file")
         with Path(path).open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:  # pragma: no cover - root can read all files
-        raise ConfigError(f"names_file: {name} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{KEY_PREFIX}{name} cannot be read: {error.strerror}") from None
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{name}: is longer than {MAX_FILE_BYTES} bytes")
     try:

@@ -23,7 +23,7 @@ from skyfast.config.endpoint import (
     parse_url,
 )
 from skyfast.config.errors import InvalidValue, Problems, error_context
-from skyfast.config.yaml_nodes import BOOLS, YamlNode, YamlValue
+from skyfast.config.yaml_nodes import BOOLS, YamlNode, YamlValue, index
 from skyfast.flows.selection import Network
 
 S = TypeVar("S", bound=str)
@@ -37,14 +37,14 @@ MAX_ENTRIES = 4096
 
 
 LEVELS = {
-    "DEBUG": "DEBUG",
-    "INFO": "INFO",
-    "NOTICE": "INFO",
-    "WARNING": "WARNING",
-    "ERROR": "ERROR",
-    "CRITICAL": "CRITICAL",
+    "debug": "DEBUG",
+    "info": "INFO",
+    "notice": "INFO",
+    "warning": "WARNING",
+    "error": "ERROR",
+    "critical": "CRITICAL",
 }
-"""Skydive's log levels, and their names in the standard library."""
+"""Skydive's log levels in lower case, and their names in the standard library."""
 
 
 _UNITS_S = {
@@ -214,11 +214,11 @@ def _parse_choice(value: YamlValue, choices: Iterable[str]) -> str:
 
 def to_level(value: YamlValue) -> str:
     text = _parse_choice(value, LEVELS)
-    if text.upper() not in LEVELS:
+    if text.lower() not in LEVELS:
         near = nearest(text, LEVELS)
         hint = f"; did you mean {near}?" if near else ""
         raise InvalidValue(f"is not one of {', '.join(LEVELS)}{hint}", text)
-    return LEVELS[text.upper()]
+    return LEVELS[text.lower()]
 
 
 def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ...]]:
@@ -227,9 +227,9 @@ def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ..
     def parse(value: YamlValue) -> tuple[T, ...]:
         if isinstance(value, list):
             problems, entries = Problems(), []
-            for node in value:
-                with problems:
-                    entries.append(_entry(item, node))
+            for i, node in enumerate(value):
+                with problems, error_context(node, index(i)):
+                    entries.append(item(node.value))
             problems.check()
             return tuple(entries)
         if not isinstance(value, str):
@@ -243,11 +243,6 @@ def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ..
             raise
 
     return parse
-
-
-def _entry(item: Callable[[YamlValue], T], node: YamlNode) -> T:
-    with error_context(node):
-        return item(node.value)
 
 
 def unique_list_of(
@@ -275,7 +270,7 @@ def entry_error(problem: str, value: YamlValue, i: int) -> InvalidValue:
     """Return an error of entry number ``i`` of a list, or of a string that was split."""
     if not isinstance(value, list):
         return InvalidValue(problem, value)
-    return InvalidValue(problem, value[i].value, line=value[i].line)
+    return InvalidValue(problem, value[i].value, name=index(i), line=value[i].line)
 
 
 def bounded_list_of(

@@ -16,6 +16,8 @@ from skyfast.config.yaml_nodes import (
     ConfigError,
     YamlNode,
     YamlValue,
+    index,
+    join,
 )
 
 T = TypeVar("T")
@@ -94,8 +96,9 @@ class Settings:
         """
         value = self._set_values[key.path]
         nodes = _nodes_along(value.value, place)
-        names = [name for name in place[: len(nodes)] if isinstance(name, str)]
-        path = ".".join([key.path, *names])
+        path = key.path
+        for step in place[: len(nodes)]:
+            path = join(path, index(step) if isinstance(step, int) else step)
         if nodes:
             error = InvalidValue(problem, nodes[-1].value, line=nodes[-1].line)
         else:

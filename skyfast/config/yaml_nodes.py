@@ -33,7 +33,8 @@ class ConfigError(Exception):
     """The configuration cannot be used.
 
     ``problems`` are the errors, one line each: at most `MAX_PROBLEMS`, and a last line if there are
-    further errors. ``str()`` joins them in one line.
+    further errors. ``str()`` joins them in one line. ``warnings`` are the warnings about the same
+    configuration, one line each.
     """
 
     def __init__(self, *problems: str) -> None:
@@ -42,6 +43,7 @@ class ConfigError(Exception):
             problems = (*problems[:MAX_PROBLEMS], "further errors are not shown")
         super().__init__("; ".join(problems))
         self.problems = problems
+        self.warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,9 @@ class _Composer:
             # mark.
             self._refuse(event, path, "this YAML tag (!) is unknown")
         if depth > MAX_DEPTH:
-            raise self._error(event, path, f"is nested deeper than {MAX_DEPTH} levels")
+            # All positions in nested lists would fill the message.
+            key = path.partition("[")[0]
+            raise self._error(event, key, f"is nested deeper than {MAX_DEPTH} levels")
         value: YamlValue
         if isinstance(event, yaml.ScalarEvent):
             value = _scalar(event)
@@ -198,9 +202,10 @@ class _Composer:
         return node
 
     def _sequence(self, events: Iterator[Any], path: str, depth: int) -> list[YamlNode]:
-        nodes = []
+        nodes: list[YamlNode] = []
         while not isinstance(event := next(events), yaml.SequenceEndEvent):
-            nodes.append(self._node(event, events, path, depth + 1))
+            below = join(path, index(len(nodes)))
+            nodes.append(self._node(event, events, below, depth + 1))
         return nodes
 
     def _mapping(self, events: Iterator[Any], path: str, depth: int) -> dict[str, YamlNode]:
@@ -290,8 +295,13 @@ def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str
 
 
 def join(path: str, name: str) -> str:
-    """Return the path of the key ``name`` below ``path``."""
-    return f"{path}.{name}" if path else name
+    """Return the path of ``name`` below ``path``. ``name`` is a key or an `index`, or a path."""
+    return f"{path}.{name}" if path and not name.startswith("[") else path + name
+
+
+def index(i: int) -> str:
+    """Return the name of entry number ``i`` of a list, counted from 0."""
+    return f"[{i}]"
 
 
 def kind_of(value: YamlValue) -> str:

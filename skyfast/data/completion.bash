@@ -15,7 +15,7 @@ _shtab_skyfast___replay_COMPGEN=_shtab_compgen_files
 _shtab_skyfast___record_COMPGEN=_shtab_compgen_files
 _shtab_skyfast___web_config_file_COMPGEN=_shtab_compgen_files
 
-_shtab_skyfast___log_level_choices=(debug info warning error critical)
+_shtab_skyfast___log_level_choices=(debug info notice warning error critical)
 _shtab_skyfast___log_format_choices=(text json)
 _shtab_skyfast___print_completion_choices=(bash zsh fish)
 

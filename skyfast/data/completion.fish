@@ -69,7 +69,7 @@ complete -c skyfast -n _shtab_skyfast_using -l shard -x -d 'export only shard I 
 complete -c skyfast -n _shtab_skyfast_using -l web.listen-address -x -d 'listen on ADDRESS, such as :9100; repeatable'
 complete -c skyfast -n _shtab_skyfast_using -l web.systemd-socket -d 'listen on sockets passed by systemd'
 complete -c skyfast -n _shtab_skyfast_using -l web.config.file -xka "(__fish_complete_path (commandline -ct))" -d 'file with TLS settings and HTTP users'
-complete -c skyfast -n _shtab_skyfast_using -l log.level -xka "debug info warning error critical" -d 'debug, info, warning, error or critical'
+complete -c skyfast -n _shtab_skyfast_using -l log.level -xka "debug info notice warning error critical" -d 'debug, info, notice, warning, error, critical'
 complete -c skyfast -n _shtab_skyfast_using -l log.format -xka "text json" -d 'text or json'
 complete -c skyfast -n _shtab_skyfast_using -l print-completion -xka "bash zsh fish" -d 'print completions for bash, zsh or fish'
 complete -c skyfast -n _shtab_skyfast_using -l version -d 'print the version and the build'

@@ -29,7 +29,7 @@ _shtab_skyfast_options=(
   "*--web.listen-address[listen on ADDRESS, such as \:9100\; repeatable]:ADDRESS:"
   "--web.systemd-socket[listen on sockets passed by systemd]"
   "--web.config.file[file with TLS settings and HTTP users]:FILE:_files"
-  "--log.level[debug, info, warning, error or critical]:LEVEL:(debug info warning error critical)"
+  "--log.level[debug, info, notice, warning, error, critical]:LEVEL:(debug info notice warning error critical)"
   "--log.format[text or json]:FORMAT:(text json)"
   "--print-completion[print completions for bash, zsh or fish]:SHELL:(bash zsh fish)"
   "--version[print the version and the build]"

@@ -77,7 +77,8 @@ class NamesFile:
         try:
             found = await asyncio.to_thread(names.load, sources, export)
         except ConfigError as error:
-            self._refuse("configuration", str(error))
+            # The log message and the status page name the key themselves.
+            self._refuse("configuration", str(error).removeprefix(names.KEY_PREFIX))
             return None
         except MemoryError:
             self._refuse("error", "out of memory")

@@ -158,6 +158,7 @@ class NamePoller:
 
     async def run(self, client: TopologyClient) -> None:
         """Poll until cancelled. Failures of analyzers are not raised."""
+        self._names.is_read = False
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._read_forever(client))
             tasks.create_task(self._resolve_forever(client))
@@ -280,6 +281,7 @@ class NamePoller:
             self._apply(await asyncio.to_thread(self._index.compare, resolution, self._now()))
         self._names.skipped = {**dict.fromkeys(NAME_SKIPS, 0), **resolution.skipped}
         self._names.resolutions += 1
+        self._names.is_read = all(progress.read for progress in self._progress.values())
         kubernetes = self._progress.get(queries.KUBERNETES)
         if kubernetes is None or kubernetes.full_s is not None:
             self._update_hints(resolution)

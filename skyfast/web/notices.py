@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 
 from skyfast.stats import Failure, NameStats, OwnNameStats, Stats, TableCounts
+from skyfast.web import empty_labels
 
 MAX_NAMED: Final = 3
 """The maximum number of analyzers named by a warning."""
@@ -74,6 +75,9 @@ def _name_notices(names: NameStats) -> Iterator[Notice]:
         )
     for key in names.missing_pod_labels:
         yield Notice(severity="warning", text=f"No pod has the label '{key}'.")
+    for empty in names.empty_labels:
+        text = f"{empty_labels.share_text(empty)}: {empty_labels.reason(empty, names)}."
+        yield Notice(severity="warning", text=text)
 
 
 def _own_name_notices(own: OwnNameStats) -> Iterator[Notice]:

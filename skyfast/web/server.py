@@ -327,7 +327,10 @@ class WebServer:
     async def _reload_config(self, _: web.BaseRequest) -> web.Response:
         """Reload the configuration, with the same responses as Prometheus."""
         if self._reload is None:
-            return text_response("Lifecycle API is not enabled.", HTTPStatus.FORBIDDEN)
+            return text_response(
+                "Lifecycle API is not enabled. To enable it, set web.enable_reload to true.",
+                HTTPStatus.FORBIDDEN,
+            )
         # If the client disconnects, the reload continues.
         task = asyncio.ensure_future(self._reload())
         self._tasks.add(task)

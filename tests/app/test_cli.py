@@ -274,7 +274,7 @@ HINTS = {
         "did you mean --web.listen-address?",
     ),
     "an address": (["--listen-address=:1"], "did you mean --web.listen-address?"),
-    "a level": (["--log.level", "warn"], "did you mean WARNING?"),
+    "a level": (["--log.level", "warn"], "did you mean warning?"),
     "a port without a colon": (
         ["--web.listen-address", "9101"],
         "'9101' has no colon; did you mean :9101?",
@@ -320,9 +320,12 @@ def test_log_options_override_the_configuration(file: Path) -> None:
     options = ("--log.level", "Critical", "--log.format=json")
     shown = run("--check", str(file), *options, SKYDIVE_LOGGING_LEVEL="debug").stdout
     assert yaml.safe_load(shown)["logging"] == {"level": "CRITICAL", "format": "json"}
-    for level in LEVELS:
+    listed = ", ".join(LEVELS)
+    assert listed in run("--help").stdout
+    assert f"'loud' is not one of {listed}" in run("--log.level", "loud").stderr
+    for level in (*LEVELS, "WARNING"):
         result = run("--check", "--log.level", level, str(file))
-        assert yaml.safe_load(result.stdout)["logging"]["level"] == LEVELS[level]
+        assert yaml.safe_load(result.stdout)["logging"]["level"] == LEVELS[level.lower()]
 
 
 def test_all_problems_of_a_file_are_listed_in_order() -> None:
@@ -346,18 +349,18 @@ tls: {client_cert: /nowhere}
     problems = [line.removeprefix("skyfast: ") for line in result.stderr.splitlines()]
     store = "pipeline.store.prom_sky_con"
     expected = [
-        "line 5: pipeline.filter.drop.target_port: 'x' is neither",
-        "line 5: pipeline.filter.drop.protocol: 'UPD' is not one of",
-        "line 6: pipeline.filter.drop.nmae: unknown condition",
+        "line 5: pipeline.filter.drop[0].target_port: 'x' is neither",
+        "line 5: pipeline.filter.drop[0].protocol: 'UPD' is not one of",
+        "line 6: pipeline.filter.drop[1].nmae: unknown condition",
         f"line 9: {store}.prot: is an unknown key; did you mean {store}.port?",
         f"line 10: {store}.port: '91OO' is not an integer",
-        f"line 11: {store}.labels: 'target_ipp' is not a known label; did you mean target_ip?",
-        f"line 11: {store}.labels: 'protcol' is not a known label; did you mean protocol?",
-        f"line 12: {store}.views: missing prefix; expected a view with prefix and labels",
-        f"line 12: {store}.views.prefix: '1a' is not a metric name",
-        f"line 12: {store}.views.labels: 'y' is not a known label",
-        f"line 12: {store}.views.metrics: 'x' is not a known metric",
-        f"line 12: {store}.views.timeout: '5m' has a unit; times are in seconds: write 300",
+        f"line 11: {store}.labels[0]: 'target_ipp' is not a known label; did you mean target_ip?",
+        f"line 11: {store}.labels[2]: 'protcol' is not a known label; did you mean protocol?",
+        f"line 12: {store}.views[0]: missing prefix; expected a view with prefix and labels",
+        f"line 12: {store}.views[1].prefix: '1a' is not a metric name",
+        f"line 12: {store}.views[1].labels[0]: 'y' is not a known label",
+        f"line 12: {store}.views[1].metrics[0]: 'x' is not a known metric",
+        f"line 12: {store}.views[1].timeout: '5m' has a unit; times are in seconds: write 300",
         "line 13: web.max_scrapes: '0' is not an integer",
         "line 14: tls.client_cert: '/nowhere' is not an existing file",
     ]
@@ -379,8 +382,37 @@ pipeline:
     assert [line.split(": ")[3] for line in result.stderr.splitlines()] == [
         "tls.client_cert",
         "pipeline.store.prom_sky_con.labels",
-        "pipeline.filter.drop.name",
+        "pipeline.filter.drop[0].name",
     ]
+
+
+def test_warnings_are_shown_with_errors() -> None:
+    text = "Logging: {levels: debug}\nweb: {port: 1}\n"
+    result = run("--check", "-", stdin=text, SKYDIVE_LOGGING_FORMATT="json")
+    assert result.returncode == 2
+    of_file, of_environment, error = result.stderr.splitlines()
+    warning = "skyfast: warning: "
+    text = "standard input: line 1: logging.levels is ignored; did you mean logging.level?"
+    assert of_file == warning + text
+    assert of_environment.startswith(f"{warning}environment variable SKYDIVE_LOGGING_FORMATT is")
+    assert error.startswith("skyfast: standard input: line 2: web.port: is an unknown key")
+    conflict = f"loggings: {{}}\ntls: {{client_cert: {CONFIG}/certificate.pem}}\n"
+    warning, error = run("-", stdin=conflict).stderr.splitlines()
+    assert "loggings is ignored" in warning
+    assert "requires tls.client_key" in error
+
+
+def test_missing_analyzers_are_explained_beside_a_misspelled_key() -> None:
+    ignored = "line 1: analysers is ignored; did you mean analyzers?"
+    text = "analysers: [a:1]\n"
+    result = run("--check", "-", stdin=text)
+    assert result.returncode == 0
+    explained = f"{ignored} analyzers is not set: the default 127.0.0.1:8082 is used\n"
+    assert result.stderr.endswith(explained)
+    url = "pipeline: {subscriber: {url: 'ws://a:1/'}}\n"
+    assert run("--check", "-", stdin=text + url).stderr.endswith(f"{ignored}\n")
+    assert run("--check", "-", stdin=text, SKYDIVE_ANALYZERS="b").stderr.endswith(f"{ignored}\n")
+    assert run("--check", "-", "--demo", stdin=text).stderr.endswith(f"{ignored}\n")
 
 
 def test_list_of_problems_is_bounded() -> None:

@@ -12,7 +12,7 @@ from skyfast.replay.recording import Playback, Recording
 from tests.model import make_flow, read_page
 from tests.support.messages import message
 from tests.support.model_specs import CONFIGURATIONS, DEFAULT, Configuration
-from tests.support.paths import DATA, RECORDINGS
+from tests.support.paths import DATA, RECORDINGS, ROOT
 from tests.support.process import run
 from tests.support.table_adapter import read_all
 
@@ -39,7 +39,7 @@ def test_forecast_equals_the_page_of_the_dry_run(name):
     config = config_of(file.read_text() if file.exists() else "", max_series=40)
     playback = playback_of(*(RECORDINGS / path for path in CASES[name].recordings))
     rehearsal = dry_run._DryRun(config)
-    made = rehearsal.run(playback)
+    made = rehearsal.run(playback).forecast
     table, now = rehearsal._parts.table, rehearsal._shared.clock.now()
     limits = dry_run.pipeline._table_limits(config.limits)
     families = CASES[name].spec.views[0].families
@@ -61,18 +61,18 @@ def all_families(name):
 def test_dry_run_has_the_connections_of_a_replay():
     """If no connection expires, a replay has 831 connections: see the golden pages."""
     playback = playback_of(RECORDINGS / "one-analyzer.jsonl")
-    made = dry_run.forecast(config_of(connection_timeout=600), playback)
+    made = dry_run.run(config_of(connection_timeout=600), playback).forecast
     assert made.unbounded.connections == 831
     # After a minute without reports, connections expire.
-    assert dry_run.forecast(config_of(), playback).unbounded.connections < 831
+    assert dry_run.run(config_of(), playback).forecast.unbounded.connections < 831
     fast = playback_of(RECORDINGS / "one-analyzer.jsonl", speed=1000)
-    assert dry_run.forecast(config_of(connection_timeout=600), fast) == made
+    assert dry_run.run(config_of(connection_timeout=600), fast).forecast == made
 
 
 def test_dry_run_counts_bytes_that_are_not_exported():
     playback = playback_of(RECORDINGS / "one-analyzer.jsonl")
-    with_bytes = dry_run.forecast(config_of(), playback)
-    without = dry_run.forecast(config_of(metrics=["rtt"]), playback)
+    with_bytes = dry_run.run(config_of(), playback).forecast
+    without = dry_run.run(config_of(metrics=["rtt"]), playback).forecast
     assert without.unbounded.bytes == with_bytes.unbounded.bytes
     assert [one.bytes for one in without.bounds] == [one.bytes for one in with_bytes.bounds]
 
@@ -84,21 +84,58 @@ def test_dry_run_selects_the_flows_of_a_capture(tmp_path):
         {**make_flow("2", a="10.0.0.9"), "CaptureID": "y"},
     ]
     path.write_text(f"{json.dumps(json.loads(message(*flows)))}\n")
-    made = dry_run.forecast(config_of("pipeline: {subscriber: {capture_id: x}}"), playback_of(path))
+    made = dry_run.run(
+        config_of("pipeline: {subscriber: {capture_id: x}}"), playback_of(path)
+    ).forecast
     assert made.unbounded.connections == 1
 
 
 def test_names_of_the_topology_are_used(tmp_path):
     """With names of pods as the only labels, the packaged recording has several connections."""
     playback = Playback(recordings=recording.demo().recordings)
-    by_name = dry_run.forecast(config_of(labels=["initiator_pod", "target_pod"]), playback)
+    by_name = dry_run.run(config_of(labels=["initiator_pod", "target_pod"]), playback).forecast
     assert by_name.unbounded.connections > 1
+
+
+def test_missing_names_are_reported():
+    demo = ROOT / "skyfast" / "data" / "recording.jsonl.gz"
+    text = "pipeline: {store: {prom_sky_con: {preset: services}}}"
+    done = run("--check", "-", "--replay", RECORDINGS / "one-analyzer.jsonl", stdin=text)
+    empty = "100.0 % of the bytes have an empty initiator_name and an empty target_name"
+    none = "The recordings contain no topology, so labels get no names from a topology."
+    assert f"# {none}\n# At the end of the recordings:\n# {empty}.\n# Without" in done.stdout
+    assert done.stderr.endswith(f"WARNING skyfast.topology: {empty}: the topology is empty\n")
+    strict = ("--check", "--strict", "-", "--replay")
+    assert run(*strict, RECORDINGS / "one-analyzer.jsonl", stdin=text).returncode == 2
+    named = run(*strict, demo, stdin=text)
+    assert (named.returncode, named.stderr) == (0, "")
+    assert "initiator_name and" not in named.stdout
+    assert none not in named.stdout
+    unnamed = run(*strict, demo, stdin=text.replace("services", "compatible"))
+    assert none not in unnamed.stdout
+
+
+def test_names_of_the_dry_run_are_counted():
+    playback = Playback(recordings=recording.demo().recordings)
+    result = dry_run.run(config_of(preset="services"), playback)
+    assert result.has_topology
+    assert result.names.addresses > 10
+    assert result.names.nodes > 10
+    (empty,) = result.empty
+    assert empty.labels == ("initiator_name", "target_name")
+    assert empty.bytes_share < 0.1
+    assert dry_run.run(config_of(), playback).names is None
+    assert dry_run.run(config_of(), playback).empty == []
 
 
 def test_check_prints_the_forecast():
     done = run("--check", "--replay", RECORDINGS / "one-analyzer.jsonl")
     assert (done.returncode, done.stderr) == (0, "")
-    *_, head, whole, a, b, c, d, proposal = done.stdout.splitlines()
+    *_, blank, summary, head, whole, a, b, c, d, proposal = done.stdout.splitlines()
+    # The blank line separates the forecast from the cost, and another one precedes the cost.
+    assert blank == ""
+    assert done.stdout.count("\n\n") == 2
+    assert summary.startswith("# Recording ")
     assert head == "# At the end of the recordings:"
     assert whole.startswith(
         "# Without min_bytes and min_packets, 407 connections have 1932 series; the views"

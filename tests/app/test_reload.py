@@ -274,8 +274,9 @@ async def test_reload_lists_the_changed_keys(tmp_path: Path) -> None:
         shown = [series for series in page if "last_reload_changed" in series]
         assert shown == [f'skyfast_config_last_reload_changed{{key="{key}"}}' for key in changed]
 
-        operator.file.write_text("pipeline: {nothing: 1}")
-        await operator.reload()  # a failed reload does not change the list
+        operator.file.write_text("pipeline: {nothing: 1}\nloggings: {}")
+        log = await operator.reload()  # a failed reload does not change the list
+        assert any("loggings is ignored; did you mean logging?" in line for line in problems(log))
         assert json.loads(await skyfast.get("/api/status"))["reload"]["changed"] == changed
         logged = len(skyfast.log)
         await operator.reload({})

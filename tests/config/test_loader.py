@@ -839,7 +839,7 @@ def test_error_for_a_size_with_a_unit_suggests_bytes(text: str, number: str) -> 
     hint = f"'{text}' has a unit; sizes are in bytes: write {number}"
     assert error(store(min_bytes=text)).endswith(f"min_bytes: {hint}")
     view = {"prefix": "a", "labels": ["node_tid"], "min_bytes": text}
-    assert error(store(views=[view])).endswith(f"views.min_bytes: {hint}")
+    assert error(store(views=[view])).endswith(f"views[0].min_bytes: {hint}")
     assert error(f"pipeline: {{subscriber: {{max_message_bytes: {text}}}}}").endswith(hint)
 
 
@@ -862,13 +862,16 @@ def test_other_texts_after_a_number_are_rejected_without_a_hint(text: str) -> No
 def test_error_for_a_bucket_with_a_unit_suggests_a_number(name: str, text: str, hint: str) -> None:
     metric = {"name": name, "type": "histogram", "buckets": [text]}
     view = {"prefix": "a", "labels": ["node_tid"], "metrics": [metric]}
-    assert error(store(views=[view])).endswith(f"buckets: {hint}")
+    assert error(store(views=[view])).endswith(f".views[0].metrics[0].buckets[0]: {hint}")
 
 
 @pytest.mark.parametrize("value", ["[127.0.0.1:8082]", "127.0.0.1:8082"])
 def test_suggested_keys_accept_the_type_of_the_given_value(value: str) -> None:
     notes = [note.text for note in parse(f"analyzerz: {value}\n").notes]
-    assert "x.yml: line 1: analyzerz is ignored; did you mean analyzers?" in notes
+    assert (
+        "x.yml: line 1: analyzerz is ignored; did you mean analyzers? analyzers is not set: the"
+        " default 127.0.0.1:8082 is used"
+    ) in notes
     notes = [note.text for note in parse("analyzerz: {auth: {}}\n").notes]
     assert "x.yml: line 1: analyzerz is ignored; did you mean analyzer?" in notes
     assert error(f"analyzer: {value}\n").endswith(
@@ -1587,4 +1590,4 @@ def test_unknown_label_is_rejected_with_a_hint(label: str, hint: str) -> None:
     text = yaml.safe_dump({"pipeline": {"store": {"prom_sky_con": {"labels": [label]}}}})
     with pytest.raises(ConfigError) as caught:
         loader.parse(text, {}, source="x.yml")
-    assert str(caught.value).endswith(f".labels: {label!r} is not a known label; {hint}")
+    assert str(caught.value).endswith(f".labels[0]: {label!r} is not a known label; {hint}")

@@ -111,5 +111,5 @@ def test_unknown_preset_is_an_error_with_a_suggestion() -> None:
 
 def test_error_for_a_conflict_with_the_preset_has_the_configured_key() -> None:
     metric = {"name": "skydive_services_new_flows_total", "value": "Metric.ABBytes"}
-    with pytest.raises(ConfigError, match=r"prom_sky_con\.metrics\.name"):
+    with pytest.raises(ConfigError, match=r"prom_sky_con\.metrics\[0\]\.name"):
         parse(preset="services", metrics=[{**metric, "type": "counter"}])

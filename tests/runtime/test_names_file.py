@@ -122,7 +122,8 @@ async def test_wrong_file_keeps_the_names(file: Path, caplog: pytest.LogCaptureF
     assert (counts.last_failure.reason, counts.last_failure.text) == ("configuration", problem)
     remove(file)
     assert not await reader.refresh()
-    assert f"names_file not reloaded: names_file: {file} is not an existing file" in caplog.text
+    assert f"names_file not reloaded: {file} is not an existing file" in caplog.text
+    assert counts.last_failure.text == f"{file} is not an existing file"
     replace(file, "10.0.0.0/8,mended,site=a\n")
     assert await reader.refresh()
     assert reader["10.0.0.1"] == ("", "mended", "a")

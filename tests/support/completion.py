@@ -5,8 +5,8 @@ import argparse
 import shtab
 
 from skyfast import cli
+from skyfast.config.parsers import LEVELS
 
-LEVELS = ("debug", "info", "warning", "error", "critical")
 FILES = ("CONFIG", "FILE")
 """The placeholders in the help that stand for file names."""
 
@@ -18,7 +18,7 @@ def generate(shell: str) -> str:
         if action.metavar in FILES:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
         elif action.metavar == "LEVEL" and action.help != argparse.SUPPRESS:
-            action.choices = LEVELS
+            action.choices = tuple(LEVELS)
     text = shtab.complete(parser, shell)
     return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 

@@ -1,0 +1,192 @@
+"""Warnings about labels whose names are missing for most of the traffic."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skyfast import app as app_module
+from skyfast import dry_run, pipeline
+from skyfast.config.model import Config
+from skyfast.replay.recording import Playback, Recording
+from skyfast.stats import EmptyLabels, NameStats
+from skyfast.web import empty_labels
+from skyfast.web.empty_labels import EmptyLabelCheck, is_suspicious
+from tests.support.analyzer import Answer, FakeAnalyzer
+from tests.support.app_pages import between, until_rows
+from tests.support.configs import make_config
+from tests.support.messages import METRIC, flow, message
+from tests.support.paths import DATA
+from tests.support.tasks import running_app, until
+
+ENDS = ("initiator_name", "target_name")
+NO_NAMES = "100.0 % of the bytes have an empty initiator_name and an empty target_name"
+
+
+def configured(*urls: str, labels: Any = ENDS, **settings: Any) -> Config:
+    settings = {"metrics": ["bytes"], "direction": "sum", "port": 0, **settings}
+    return make_config(*urls, labels=[*labels], **settings)
+
+
+def found(
+    tmp_path: Path, *flows: dict[str, Any], least: float = 0.0, **settings: Any
+) -> dict[str, float]:
+    """Return the shares of the bytes of ``flows``, by labels. There is no topology."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(message(*flows) + b"\n")
+    config = configured(**settings)
+    rehearsal = dry_run._DryRun(config)
+    rehearsal.run(Playback(recordings=(Recording.load(str(path)),)))
+    parts = rehearsal._parts
+    shares = empty_labels.find(parts.table, parts.ranking.views.values(), least=least)
+    return {",".join(empty.labels): empty.bytes_share for empty in shares}
+
+
+def sized(uuid: str, a: str, b: str, size: int) -> dict[str, Any]:
+    return flow(uuid, **between(a, b), Metric=METRIC | {"ABBytes": size, "BABytes": 0})
+
+
+FLOWS = (
+    sized("1", "10.0.0.1", "10.1.0.1", 60),
+    sized("2", "10.0.0.1", "192.0.2.1", 30),
+    sized("3", "192.0.2.1", "192.0.2.2", 910),
+)
+
+
+def test_share_is_that_of_bytes_without_any_name(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"names": {"10.0.0.0/8": "inside"}}
+    assert found(tmp_path, *FLOWS, **settings) == {"initiator_name,target_name": 0.91}
+    assert found(tmp_path, *FLOWS, **settings, labels=["target_name"]) == {"target_name": 0.94}
+    # Only shares above a half can be found without listing all groups.
+    assert found(tmp_path, *FLOWS, **settings, least=0.9) == {"initiator_name,target_name": 0.91}
+    assert found(tmp_path, *FLOWS, **settings, least=0.92) == {}
+    assert found(tmp_path, *FLOWS[:2], **settings) == {"initiator_name,target_name": 0}
+    assert found(tmp_path, *FLOWS[:2], **settings, least=0.9) == {}
+
+
+def test_labels_are_searched_in_the_first_view_with_bytes(tmp_path: Path) -> None:
+    views = [
+        {"prefix": "a", "labels": ["node_name"], "metrics": ["packets"], "direction": "sum"},
+        {"prefix": "b", "labels": [*ENDS, "node_name", "initiator_host"], "direction": "sum"},
+    ]
+    assert found(tmp_path, *FLOWS, views=views) == {
+        "initiator_name,target_name": 1,
+        "initiator_host": 1,
+        "node_name": 1,
+    }
+    assert found(tmp_path, *FLOWS, metrics=["packets"]) == {}
+    assert found(tmp_path, labels=ENDS) == {}  # no traffic
+
+
+@pytest.mark.parametrize(
+    ("labels", "share", "warns"),
+    [
+        (ENDS, 0.9, True),
+        (ENDS, 0.899, False),
+        (("node_host",), 0.9, True),
+        # All addresses at one end can be outside.
+        (("initiator_host",), 0.999, False),
+        (("initiator_host",), 1.0, True),
+    ],
+)
+def test_threshold(labels: tuple[str, ...], share: float, warns: bool) -> None:
+    assert is_suspicious(EmptyLabels(labels=labels, bytes_share=share)) == warns
+
+
+def test_warnings_are_logged_once_with_their_reason(caplog: pytest.LogCaptureFixture) -> None:
+    names, check = NameStats(addresses=1), EmptyLabelCheck()
+    of_ends = EmptyLabels(labels=ENDS, bytes_share=0.95)
+    of_nodes = EmptyLabels(labels=("node_name",), bytes_share=1.0)
+    for _ in range(2):
+        check.use([of_ends, EmptyLabels(labels=("node_host",), bytes_share=0.1), of_nodes], names)
+        assert names.empty_labels == (of_ends, of_nodes)
+    why = "the topology has no unique names for their"
+    ends = "an empty initiator_name and an empty target_name"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"95.0 % of the bytes have {ends}: {why} addresses",
+        f"100.0 % of the bytes have an empty node_name: {why} capture points",
+    ]
+    check.use([], names)
+    assert names.empty_labels == ()
+
+
+# The running program.
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(empty_labels, "INTERVAL_S", 0.02)
+    monkeypatch.setattr(empty_labels, "MAX_LOAD", 1.0)
+
+
+async def warnings_of(app: app_module.App) -> list[str]:
+    return (await app.status.report()).warnings
+
+
+async def until_checked(monkeypatch: pytest.MonkeyPatch, rounds: int = 3) -> None:
+    """Wait until the labels have been searched a few times."""
+    searched = 0
+    find = empty_labels.find
+
+    def counting(*arguments: Any, **options: Any) -> list[EmptyLabels]:
+        nonlocal searched
+        searched += 1
+        return find(*arguments, **options)
+
+    monkeypatch.setattr(empty_labels, "find", counting)
+    await until(lambda: searched >= rounds)
+
+
+@pytest.mark.usefixtures("fast")
+async def test_empty_topology_causes_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    async with FakeAnalyzer() as analyzer:
+        analyzer.graph = {"Nodes": [], "Edges": []}
+        configs = [configured(analyzer.url)]
+        async with running_app(configs[0], load=lambda: configs[-1]) as app:
+            await analyzer.subscriber()
+            assert await warnings_of(app) == []
+            await analyzer.send(message(flow("1")))
+            names = app.stats.topology.names
+            assert names is not None
+            await until(lambda: names.empty_labels)
+            assert f"{NO_NAMES}: the topology is empty." in await warnings_of(app)
+            assert caplog.text.count(f"{NO_NAMES}: the topology is empty") == 1
+            # A new table is empty, so nothing is known about its labels.
+            configs.append(configured(analyzer.url, labels=[*ENDS, "node_tid"]))
+            assert await app.reload() is None
+            assert names.empty_labels == ()
+
+
+@pytest.mark.usefixtures("fast")
+async def test_traffic_with_outside_addresses_causes_no_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One end of each connection has a name."""
+    async with FakeAnalyzer() as analyzer:
+        (analyzer.graph,) = json.loads((DATA / "topology-containers" / "graph.json").read_bytes())
+        async with running_app(configured(analyzer.url)) as app:
+            await analyzer.subscriber()
+            await analyzer.send(message(flow("1", **between("198.51.100.1", "10.77.0.2"))))
+            await until(lambda: app._parts.table.connections)
+            await until_checked(monkeypatch)
+            assert await warnings_of(app) == []
+
+
+@pytest.mark.usefixtures("fast")
+async def test_nothing_is_searched_before_the_topology_has_been_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline, "NAMES_WAIT_S", 0.01)
+    async with FakeAnalyzer() as analyzer:
+        monkeypatch.setattr(analyzer, "_topology", lambda _: Answer(status=500))
+        async with running_app(configured(analyzer.url)) as app:
+            await analyzer.subscriber()
+            await analyzer.send(message(flow("1")))
+            await until_rows(app, {'initiator_name="",target_name=""': "300"})
+            await asyncio.sleep(0.2)
+            names = app.stats.topology.names
+            assert names is not None
+            assert not names.is_read
+            assert names.empty_labels == ()
