@@ -4,10 +4,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from types import CoroutineType
 from typing import Any
 
 import pytest
+import websockets
 
+import skyfast
 from skyfast.config.model import Config
 from skyfast.skydive.subscription import Timing
 from skyfast.skydive.subscriptions import Subscriptions
@@ -81,8 +84,18 @@ async def subscribed(config: Config, **options: Any) -> AsyncIterator[Subscribed
         assert running.task.cancelled()
         assert not any(row.up for row in running.stats.analyzers.values())
         if not Subscribed.running:
-            tasks = (repr(task) for task in asyncio.all_tasks())
-            assert not [task for task in tasks if "skyfast" in task or "websockets" in task]
+            assert not _tasks_of_subscriptions()
+
+
+def _tasks_of_subscriptions() -> list[asyncio.Task[Any]]:
+    """Return the tasks whose coroutines are in the packages skyfast and websockets."""
+    packages = tuple(path for package in (skyfast, websockets) for path in package.__path__)
+    return [
+        task
+        for task in asyncio.all_tasks()
+        if isinstance(coroutine := task.get_coro(), CoroutineType)
+        and coroutine.cr_code.co_filename.startswith(packages)
+    ]
 
 
 async def eventually(condition: Callable[[], object], timeout_s: float = WAIT_S) -> None:
