@@ -45,7 +45,7 @@ needs_shell = pytest.mark.parametrize(
 
 @pytest.mark.parametrize("shell", cli.SHELLS)
 def test_completion_is_current(shell: str) -> None:
-    """Run ``make completion`` if this fails."""
+    """If this test fails, run ``make completion``."""
     result = run("--print-completion", shell)
     assert result.returncode == 0
     assert result.stdout == completion.generate(shell)
