@@ -120,7 +120,7 @@ def test_forecast_of_usual_sizes_keeps_most_bytes_in_a_tenth_of_the_series():
     at_100_kb = made.bounds[1]
     assert (at_100_kb.min_bytes, at_100_kb.series) == (100_000, 4 * count // 10)
     assert at_100_kb.bytes_share >= 0.95
-    # The lowest bound that meets max_series hides all small connections. It is below 100 kB.
+    # The lowest bound that meets max_series is far below 100 kB, but hides all small connections.
     assert made.proposed.min_bytes == 10_000
     core.bounds = [(100_000, 0), NO_BOUNDS]
     page = read_all(core.table.page(0)).decode()

@@ -172,7 +172,7 @@ def test_page_shows_the_counters():
     assert {key: values.get(key) for key in expected} == expected
 
 
-def test_names_are_shown_only_if_labels_need_them():
+def test_metrics_of_names_are_shown_only_if_labels_need_names():
     stats = Stats()
     assert not [name for name, *_ in samples(stats) if "_name" in name]
     stats.topology.names = NameStats(
