@@ -63,7 +63,7 @@ def test_memory_is_bounded() -> None:
     assert capture_points.MAX_ID_CHARS == 1024
 
 
-def test_captures_beyond_the_limit_cause_one_search_per_interval(
+def test_captures_beyond_the_limit_cause_one_search_for_ended_captures_per_interval(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(capture_points, "MAX_CAPTURES", 2)

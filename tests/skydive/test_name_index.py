@@ -160,7 +160,7 @@ def test_an_ambiguous_address_is_resolved_by_its_context(index):
     assert index.ambiguous == 1
 
 
-def test_resolved_names_are_kept(index):
+def test_unchanged_names_of_an_ambiguous_address_stay_the_same_object(index):
     update(index, **AMBIGUOUS)
     first = index.addresses.resolve("10.0.0.1", "10.0.0.2", "t1")
     update(index, **AMBIGUOUS)
@@ -240,7 +240,7 @@ def test_a_name_that_returns_is_not_removed(index):
     assert update(index, now=180.0)[1] == {"10.0.0.1"}
 
 
-def test_the_index_asks_for_the_resolution_that_removes_names(index):
+def test_a_resolution_is_due_when_missing_names_must_be_removed(index):
     assert not index.is_due(1000.0)
     update(index, nodes={"t1": "eth0"}, addresses={"10.0.0.1": "a", "10.0.0.2": "b"})
     assert not index.is_due(1000.0)
@@ -325,8 +325,8 @@ def test_a_partial_resolution_only_adds_names_of_unknown_keys(index):
     assert index.addresses["10.0.0.9"] == names_of("new")
     assert index.addresses["10.0.0.8"] is None
     assert index.nodes.keys() == {"t1"}
-    # A name from a partial resolution is kept like any other name. It is only removed if it is
-    # missing in complete resolutions for long enough.
+    # A name from a partial resolution is kept like any other name: only complete resolutions in
+    # which the name is missing for long enough remove it.
     assert update(index, now=2.0, nodes={"t1": "eth0"}, addresses={"10.0.0.1": "a"})[1] == set()
     assert index.addresses["10.0.0.9"] == names_of("new")
 

@@ -51,7 +51,8 @@ def application_containers(names):
         if name.startswith("k8s_"):
             name = name.split("_")[1]
         if name != "POD":
-            # Two containers of the recording have IDs as names. They belong to these pods.
+            # Two containers in the recording have IDs as names. They belong to the pods api and
+            # cache.
             yield {"a1" * 32: "api", "b2" * 32: "cache"}.get(name, name)
 
 
@@ -1021,7 +1022,7 @@ def test_labels_of_pods_come_after_the_other_names(topology):
 
 
 def test_a_label_that_one_copy_lacks_is_read_from_the_other(topology):
-    """A pod has two copies of its labels. If a key is a prefix of another, one lacks a label."""
+    """Of the two copies of a pod's labels, one lacks keys that are prefixes of other keys."""
     pod = topology.pod("web-1", "10.1.0.5", labels={"app": "web"})
     pod["Metadata"]["K8s"]["Labels"] = {"app": {"kubernetes": {"io/name": "shop-web"}}}
     (candidate,) = topology.resolve(k8s_labels=("app", "app.kubernetes.io/name")).addresses[

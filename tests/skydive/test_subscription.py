@@ -311,8 +311,8 @@ async def test_failed_attempt_is_counted_logged_and_retried(
     async with subscribed(make_config(analyzer.url)) as running:
         assert running.row(analyzer).up == 0
         while True:
-            # After some faults, the first subscriber exists only from the analyzer's point of view.
-            # Wait for the second one.
+            # After some faults, the analyzer still has the first subscriber, which skyfast has
+            # given up. Wait for the second subscriber.
             remote = await analyzer.subscriber()
             if len(analyzer.upgrades) == 2:
                 break
@@ -1201,7 +1201,7 @@ async def test_subscriptions_follow_the_addresses_of_a_name() -> None:
 
             names.answer = [first.address, second.address]
             await first.subscriber()
-            assert running.row(first).reconnects["closed"] == 0  # the row is new
+            assert running.row(first).reconnects["closed"] == 0  # the counters are new
 
 
 async def test_failed_resolution_keeps_subscriptions_and_is_counted(

@@ -74,7 +74,7 @@ def test_unusable_elements_are_counted(store):
     assert store.graph().skipped == {"malformed": 3, "wrong_type": 2, "too_long": 2, "deleted": 1}
 
 
-def test_the_elements_of_a_response_are_bounded(monkeypatch):
+def test_the_number_of_elements_of_a_response_is_bounded(monkeypatch):
     monkeypatch.setattr(topology_store, "MAX_ELEMENTS", 2)
     nodes = read(NAMESPACES, node("a"), node("b"), node("c"), node("a", updated_at=2))
     assert (len(nodes.elements), nodes.skipped) == (2, {"too_many": 1, "duplicate_id": 1})

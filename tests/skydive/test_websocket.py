@@ -180,7 +180,7 @@ async def receive_with_websockets(stream: bytes, *, reset: bool = False) -> Outc
 
 
 class Receiver(Wire):
-    """A wire whose connection receives messages in the way that skyfast does."""
+    """A wire whose connection receives messages as skyfast does."""
 
     def __init__(
         self,
@@ -252,7 +252,7 @@ def fragmented(opcode: int, lengths: list[int], between: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of a stream. Failures show its name instead of its many bytes."""
+    """A piece of a stream. If a test fails, its output has the name instead of the bytes."""
 
     name: str
     data: bytes = field(repr=False)
@@ -488,7 +488,7 @@ def test_ingest_keeps_no_reference_to_a_message(data: bytes) -> None:
     sink, expected = Sink(), Sink()
     sink.take(memoryview(buffer)[1:-1])  # type: ignore[arg-type]
     buffer[:] = b"x" * len(buffer)
-    buffer.clear()  # raises BufferError if part of it is in use
+    buffer.clear()  # raises BufferError if part of the buffer is in use
     expected.take(data)
     assert sink.page() == expected.page()
     assert (sink.errors, sink.skipped) == (expected.errors, expected.skipped)
