@@ -47,7 +47,7 @@ def test_version_is_printed_as_json() -> None:
     }
 
 
-def test_json_requires_version() -> None:
+def test_option_json_requires_option_version() -> None:
     assert run("--json").stderr == "skyfast: --json requires --version (see skyfast --help)\n"
 
 

@@ -58,7 +58,7 @@ def test_unknown_shell_is_an_error() -> None:
 
 
 @needs_shell
-def test_shell_accepts_the_syntax(shell: str) -> None:
+def test_shell_accepts_the_syntax_of_its_completion(shell: str) -> None:
     file = cli.COMPLETION.with_suffix(f".{shell}")
     result = subprocess.run([shell, "-n", file], capture_output=True, text=True, timeout=20)
     assert (result.returncode, result.stderr) == (0, "")

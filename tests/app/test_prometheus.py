@@ -241,9 +241,10 @@ JOINED = f"* on (instance, node_tid) group_left (node_pod, node_namespace) {INFO
 
 
 async def report_at_capture_points(analyzer: FakeAnalyzer) -> None:
-    """Every second, report eight conversations at two capture points, and drops at the first one.
+    """Every second, report eight conversations at each of two capture points.
 
-    The second capture point is not in the topology.
+    The interface of the first capture point drops packets. The second capture point is not in the
+    topology.
     """
     assert analyzer.graph is not None
     (cart,) = (node for node in analyzer.graph["Nodes"] if node["Metadata"].get("TID") == CART)

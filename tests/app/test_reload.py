@@ -481,7 +481,7 @@ async def test_new_timeouts_apply_from_the_next_report(
         assert metrics["skyfast_connections_expired_total"] == 2
 
 
-async def test_lost_report_is_counted_with_the_next_one(
+async def test_lost_report_is_counted_with_the_next_report(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     times = {f"{STORE}.connection_timeout": 1, f"{STORE}.connection_grace": 0}
@@ -983,7 +983,9 @@ async def test_changed_limits_keep_the_table(name: str) -> None:
         ),
     ],
 )
-async def test_bounds_keep_the_table_if_their_counters_exist(keys: Keys, changes: Keys) -> None:
+async def test_changed_bounds_keep_the_table_if_its_counters_stay_the_same(
+    keys: Keys, changes: Keys
+) -> None:
     is_new = await has_new_table(keys, changes)
     # The removal of min_packets starts a new table, because packets are no longer counted.
     assert is_new == (changes.get("min_packets") == 0)

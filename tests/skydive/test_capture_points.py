@@ -26,7 +26,7 @@ def flows(*points: tuple[str, str]) -> bytes:
     )
 
 
-def test_points_are_sorted_and_expire() -> None:
+def test_capture_points_are_sorted_and_expire() -> None:
     points = CapturePoints()
     assert points.of("c", 0) == []
     points.message(flows(("c", "b"), ("c", "a"), ("d", "a"), ("c", "b")), 0)

@@ -145,7 +145,7 @@ def test_a_loopback_address_of_many_namespaces_is_resolved_quickly(index):
     begun = time.process_time()
     for i in range(count):
         assert index.addresses.resolve("127.0.0.1", "127.0.0.1", f"t{i}") == names_of(f"n{i}")
-    # If each lookup searched all owners, this would take 2 s.
+    # If each lookup searched all owners, the lookups would take 2 s.
     assert time.process_time() - begun < 1.0
 
 
@@ -199,7 +199,7 @@ def test_an_address_looked_up_during_a_comparison_is_reported(index):
     assert index.addresses.resolve("10.0.0.1", "10.0.0.2", "t1") == names_of("c")
 
 
-def test_the_contexts_are_bounded_and_pruned(index, monkeypatch):
+def test_the_cache_of_contexts_is_bounded_and_pruned(index, monkeypatch):
     monkeypatch.setattr(name_index, "MAX_TRIPLES", 4)
     update(index, **AMBIGUOUS)
     addresses = index.addresses

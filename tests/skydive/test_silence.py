@@ -198,7 +198,7 @@ def test_all_subscriptions_fall_silent_at_once() -> None:
     assert all(second <= 21 for second, _ in silent.values())
 
 
-def test_silence_is_detected_while_others_recover() -> None:
+def test_silence_is_detected_while_another_subscription_recovers() -> None:
     cluster = Cluster(analyzers=3, points=40)
     assert not cluster.run(100)
     cluster.mute = {0, 1, 2}

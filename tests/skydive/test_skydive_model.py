@@ -355,9 +355,9 @@ def test_stop_closes_all_flows(table, sink):
     reports = sink.take()
     assert [report["FinishType"] for report in reports] == [TIMEOUT] * 3
     assert [update_values(report) for report in reports] == [
-        (100, 0, 3, 60),  # repeats the last update
-        (7, 0, 60, 70),  # has later packets: Last is the flow's Last
-        (100, 0, 71, 71),  # is the first report of its flow
+        (100, 0, 3, 60),  # the idle flow repeats its last update
+        (7, 0, 60, 70),  # the busy flow has later packets, up to its Last
+        (100, 0, 71, 71),  # the new flow has no earlier report
     ]
 
 
@@ -463,7 +463,7 @@ def test_packet_counts_are_read_every_second():
     assert received == [6 * 3, 7 * 3 + 3 * 7, 10 * 7]
 
 
-def test_flows_of_a_tick_go_to_one_analyzer_and_stats_to_any():
+def test_flows_of_a_tick_go_to_one_analyzer_and_stats_to_any_analyzer():
     cluster, agent, table, _ = make_cluster(analyzers=3, random=Random(1))
     for port in range(1, 4):
         conversation = Conversation(a_port=port)

@@ -167,7 +167,7 @@ async def test_messages_are_received_unchanged(analyzer: FakeAnalyzer) -> None:
         await remote.send(b"")
         await remote.send(big)
         await remote.send(big, fragments=50)
-        # Go's WebSocket library sends a large message as one frame, followed by an empty one.
+        # Go's WebSocket library sends a large message as one frame, followed by an empty frame.
         await remote.send_raw(frame(0x1, big, fin=False) + frame(0x0, b""))
         received = [await running.message() for _ in range(8)]
         assert received == [
@@ -647,7 +647,7 @@ async def test_next_message_ends_suspicion(analyzer: FakeAnalyzer) -> None:
 async def test_statistics_without_flows_count_as_silence(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture, with_flows: bool
 ) -> None:
-    """This happens after one subscriber leaves, and another one subscribes only to statistics."""
+    """An analyzer sends no flows after one client leaves and another subscribes to statistics."""
     counter = MessageCounter()
     async with subscribed(make_config(analyzer.url), **counter.options) as running:
         running.stats.flow_update_s = 0.3

@@ -670,7 +670,7 @@ async def test_names_beyond_the_bounds_are_logged_once(monkeypatch, caplog):
     assert record.getMessage() == "topology too large: 3 nodes and addresses ignored"
 
 
-async def test_the_first_analyzer_that_responds_is_kept():
+async def test_queries_stay_with_the_first_analyzer_that_responds():
     first, second = FakeAnalyzer(), FakeAnalyzer()
     first.topology, second.topology = answer_of(node("one")), answer_of(node("two"))
     async with first, second:

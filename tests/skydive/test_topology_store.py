@@ -113,7 +113,7 @@ def test_the_garbage_collector_ignores_the_elements(store):
 # Several responses.
 
 
-def test_a_response_replaces_the_one_before(store):
+def test_a_response_replaces_the_previous_response(store):
     assert not store.is_answered
     assert store.replace(NAMESPACES, read(NAMESPACES, node("a", name="a"), node("b", name="b")))
     assert store.is_answered

@@ -1,7 +1,7 @@
 """skyfast receives messages without copies, with the same results as the websockets library.
 
-The reference is a connection of that library that gets the same bytes. Tests that depend on sockets
-use real sockets, with both event loops, with and without TLS.
+The reference is a connection of the websockets library that gets the same bytes. Tests that depend
+on sockets use real sockets, with both event loops, with and without TLS.
 """
 
 import asyncio
@@ -503,7 +503,7 @@ SCHEMES = pytest.mark.parametrize("scheme", ["ws", "wss"])
 
 @dataclass
 class TLS:
-    """TLS contexts of both sides; None without TLS."""
+    """TLS contexts of the client and the server. Both are None if the test uses no TLS."""
 
     server: ssl.SSLContext | None = None
     client: ssl.SSLContext | None = None

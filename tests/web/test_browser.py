@@ -411,7 +411,7 @@ async def test_page_is_accessible(visited, dark):
         )
         headless = await tab.evaluate("document.querySelectorAll('th:not([scope])').length")
         assert (unlabelled, headless) == (0, 0)
-        # The Tab key reaches the links and controls in order. The focused one has a visible
+        # The Tab key reaches the links and controls in order. The focused element has a visible
         # outline.
         focused = []
         before = ["Status", "Cardinality", "Help", "Metrics", "Pause"]

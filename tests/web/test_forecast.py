@@ -268,7 +268,7 @@ def test_configured_bound_is_listed(bound, lines):
         assert made.hidden_connections == 3 - made.current.connections
 
 
-async def test_pages_show_the_same_forecast():
+async def test_status_page_and_cardinality_page_show_the_same_forecast():
     async with Site(min_bytes=1500, max_series=14) as site:
         site.report(
             make_flow("1", (900, 100, 5, 5), a="10.0.0.1", rtt=20_000_000),

@@ -168,7 +168,7 @@ async def test_analyzer_can_have_a_path_prefix(tmp_path: Path) -> None:
 
 @needs_nginx
 async def test_unexpected_responses_of_a_proxy_are_explained(tmp_path: Path) -> None:
-    """One proxy expects TLS. The other one redirects to a single sign-on page."""
+    """One proxy expects TLS. The other proxy redirects to a single sign-on page."""
     issued = Authority(tmp_path).issue("127.0.0.1")
     secure = (
         "    listen 127.0.0.1:$PORT ssl;\n"
@@ -197,7 +197,7 @@ async def test_unexpected_responses_of_a_proxy_are_explained(tmp_path: Path) -> 
 
 @needs_nginx
 async def test_pages_are_served_behind_nginx(tmp_path: Path) -> None:
-    """The first location uses nginx's default, HTTP/1.0. The second one keeps connections open."""
+    """The first location uses nginx's default, HTTP/1.0. The second keeps its connections open."""
     server = """
     listen 127.0.0.1:$PORT;
     location /skyfast/ { proxy_pass http://SKYFAST/; }

@@ -412,7 +412,7 @@ async def test_cardinality_can_be_estimated_without_a_label():
 
 @on_both_loops
 async def test_one_cardinality_scan_runs_at_a_time():
-    """While a scan runs, other requests for a report fail, even if the scan's client is gone."""
+    """While a scan runs, other requests fail, even if the client of the scan has disconnected."""
     async with Site(FakeTable(pause_scans=True)) as site:
         async with await site.ask(request("/cardinality")):
             await until(lambda: site.table.scans)

@@ -285,7 +285,7 @@ async def test_health_depends_on_the_analyzers_that_are_up(up, state, text, titl
     assert re.findall(r'<li class="(warning|critical)">', page) == severities
 
 
-async def test_dns_name_counts_as_an_analyzer_only_without_addresses():
+async def test_dns_name_counts_as_an_analyzer_only_while_it_has_no_addresses():
     stats = Stats()
     for name in ("analyzers:8082", "10.0.0.1:8082", "10.0.0.2:8082"):
         stats.analyzer(name).set_up(1)
@@ -438,7 +438,7 @@ def named(**names):
 
 @asynccontextmanager
 async def named_connections(**settings):
-    """Yield a site with three connections. It looks up names because a second view needs them."""
+    """Yield a site with three connections. A second view makes the site look up names."""
     view = {"prefix": "x", "labels": ["initiator_workload", "direction"], "metrics": ["bytes"]}
     async with three_connections(views=[view], **settings) as site:
         index = site.app._parts.names
@@ -608,8 +608,8 @@ async def test_connections_are_grouped_by_labels():
         }
         response = await site.json("/api/top?group=target_ip&filter=10.0.0.1")
         assert [entry["connections"] for entry in response["entries"]] == [1]
-        # Connections without a round-trip time are counted with the others, but their groups have
-        # no rank.
+        # The groups of connections without a round-trip time have no rank. Their connections are
+        # counted as others.
         response = await site.json("/api/top?group=initiator_ip&by=rtt")
         assert initiators(response) == ["10.0.0.1", "10.0.0.2"]
         assert response["other"]["connections"] == 1
@@ -866,7 +866,7 @@ def test_lone_surrogate_is_rejected():
         ranks.query([("filter", "\ud800")])
 
 
-async def test_request_is_rejected_during_too_many_rankings(monkeypatch):
+async def test_request_is_rejected_while_too_many_rankings_are_in_progress(monkeypatch):
     monkeypatch.setattr(top, "MAX_RESULTS", 0)
     async with three_connections() as site:
         assert await site.get("/api/top") == (
@@ -878,7 +878,7 @@ async def test_request_is_rejected_during_too_many_rankings(monkeypatch):
         assert "Too many rankings are in progress: try again." in page
 
 
-async def test_request_is_rejected_during_too_many_status_pages(monkeypatch):
+async def test_request_is_rejected_while_too_many_status_pages_are_rendered(monkeypatch):
     writing, peak, go_on = 0, 0, threading.Event()
 
     def as_html(*_):
