@@ -47,7 +47,7 @@ def test_version_is_printed_as_json() -> None:
     }
 
 
-def test_json_requires_version() -> None:
+def test_option_json_requires_option_version() -> None:
     assert run("--json").stderr == "skyfast: --json requires --version (see skyfast --help)\n"
 
 
@@ -175,7 +175,7 @@ def test_the_default_analyzer_is_named_only_if_none_is_configured() -> None:
     assert default not in comments("pipeline: {subscriber: {url: ws://127.0.0.1:8082}}\n")
 
 
-def test_reported_number_of_series_is_limited_by_max_flows() -> None:
+def test_printed_number_of_series_is_limited_by_max_flows() -> None:
     store = "{max_connections: 1000, max_flows: 10}"
     (first, *_) = comments(f"pipeline: {{store: {{prom_sky_con: {store}}}}}")
     assert first == "Each connection costs up to 5 series, at most 50 in total:"
@@ -199,7 +199,7 @@ REASON = "most clients use a new port for each connection"
         ),
     ],
 )
-def test_check_notes_unbounded_labels(keys: str, warnings: list[str]) -> None:
+def test_check_prints_notes_about_unbounded_labels(keys: str, warnings: list[str]) -> None:
     printed = comments(f"pipeline.store.prom_sky_con: {keys}")
     assert [line for line in printed if line.startswith("Note: label")] == warnings
 
@@ -224,7 +224,7 @@ def test_strict_option_treats_warnings_about_traffic_as_errors() -> None:
     assert last == "skyfast: 1 warning; --strict treats warnings as errors"
 
 
-def test_notes_are_logged_and_not_printed() -> None:
+def test_log_lines_of_check_are_not_on_standard_output() -> None:
     text = "pipeline: {encode: {type: csv}}\nui: {theme: dark}\n"
     result = run("--check", "-", "--log-level", "debug", stdin=text)
     assert result.returncode == 0
@@ -307,7 +307,7 @@ def test_invalid_arguments_get_a_hint(arguments: list[str], hint: str) -> None:
     assert hint in line
 
 
-def test_unrelated_option_gets_no_hint() -> None:
+def test_unknown_option_without_a_similar_name_gets_no_hint() -> None:
     assert run("--xyz").stderr == "skyfast: unrecognized arguments: --xyz (see skyfast --help)\n"
 
 
@@ -637,7 +637,7 @@ def test_invalid_shard_is_rejected_in_one_line() -> None:
     assert "--shard: '3/3' is not I/N" in result.stderr
 
 
-def test_demo_has_a_configuration_with_names(tmp_path: Path) -> None:
+def test_demo_has_labels_for_names_unless_a_file_is_given(tmp_path: Path) -> None:
     done = run("--demo", "--check", "--strict")
     assert (done.returncode, done.stderr) == (0, "")
     assert "- initiator_name\n" in done.stdout

@@ -45,7 +45,7 @@ needs_shell = pytest.mark.parametrize(
 
 @pytest.mark.parametrize("shell", cli.SHELLS)
 def test_completion_is_current(shell: str) -> None:
-    """Run ``make completion`` if this fails."""
+    """If this test fails, run ``make completion``."""
     result = run("--print-completion", shell)
     assert result.returncode == 0
     assert result.stdout == completion.generate(shell)
@@ -58,7 +58,7 @@ def test_unknown_shell_is_an_error() -> None:
 
 
 @needs_shell
-def test_shell_accepts_the_syntax(shell: str) -> None:
+def test_shell_accepts_the_syntax_of_its_completion(shell: str) -> None:
     file = cli.COMPLETION.with_suffix(f".{shell}")
     result = subprocess.run([shell, "-n", file], capture_output=True, text=True, timeout=20)
     assert (result.returncode, result.stderr) == (0, "")

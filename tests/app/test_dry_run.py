@@ -91,7 +91,7 @@ def test_dry_run_selects_the_flows_of_a_capture(tmp_path):
 
 
 def test_names_of_the_topology_are_used(tmp_path):
-    """With names of pods as the only labels, the packaged recording has several connections."""
+    """If the only labels are names of pods, the packaged recording has several connections."""
     playback = Playback(recordings=recording.demo().recordings)
     by_name = dry_run.run(config_of(labels=["initiator_pod", "target_pod"]), playback).forecast
     assert by_name.unbounded.connections > 1

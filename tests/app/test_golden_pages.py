@@ -71,9 +71,9 @@ NO_BASE_UNIT = f'{RTT} use base unit "seconds" instead of "nanoseconds"'
 
 
 def settings(name, urls):
-    """Return the text of a configuration file.
+    """Return the text of the configuration file for the replay ``name``.
 
-    It is based on the file with this name in ``data/configs``, if there is one.
+    It extends the file with this name in ``data/configs``, if there is such a file.
     """
     file = DATA / "configs" / f"{name}.yml"
     tree = yaml.safe_load(file.read_text()) if name in CONFIGURATIONS else {}
@@ -88,10 +88,11 @@ def settings(name, urls):
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """The model and the pages after a replay. ``flows`` has the flows that each analyzer sent.
+    """The model and the pages after a replay.
 
-    ``prometheus_page`` is ``page`` in the format that Prometheus requests. ``flow_parts`` has the
-    parts of ``flow_page``, and ``prometheus_parts`` has the same parts in Prometheus's format.
+    ``flows`` maps each analyzer to the number of flows that it sent. ``prometheus_page`` is
+    ``page`` in the format that Prometheus 2.42 requests. ``flow_parts`` has the parts of
+    ``flow_page``, and ``prometheus_parts`` has these parts in the format of ``prometheus_page``.
     ``openmetrics_2_page`` is ``page`` in OpenMetrics 2.0.
     """
 
@@ -121,7 +122,7 @@ class Replay:
 
     @property
     def samples(self):
-        """The expected values of flows and interfaces by series."""
+        """The expected value of each series of flows and interfaces."""
         pages = self.model.page(0)
         pages |= interface_page(json.loads(TOPOLOGY), self.interface_families)
         lines = (line.rpartition(" ") for lines in pages.values() for line in lines)
@@ -146,7 +147,8 @@ async def replay(name, directory):
             analyzer.topology = Answer(body=TOPOLOGY, compress=True)
         config = directory / "prom_sky_con.yml"
         config.write_text(settings(name, [analyzer.url for analyzer in analyzers]))
-        # With this configuration, the table gets full. skyfast may log this before the replay ends.
+        # In the replay "overflow", the table gets full. skyfast may log this before the replay
+        # ends.
         is_full = name == "overflow"
         skyfast = await stack.enter_async_context(running(config, quiet=not is_full))
         for analyzer in analyzers:
@@ -211,7 +213,7 @@ def test_series_of_flows_match_the_model(replayed):
     page = read_page(result.flow_page, result.model.families)
     assert page == result.model.page(0)
     if name in CONNECTIONS:
-        # These numbers are in the description of the recording.
+        # The description of the recording contains the number of connections.
         assert len(page[BYTES]) == len(page[PACKETS]) == 2 * CONNECTIONS[name]
         assert page[RTT]
 
@@ -373,8 +375,8 @@ def test_openmetrics_2_has_the_same_values_and_start_timestamps(replayed):
         if series.partition("{")[0] in result.names
     } == result.samples
     assert read_inline_starts(page) == result.model.starts(0)
-    # All families have the same names and types as in the text format. Only the type of info series
-    # differs.
+    # All families have the same names and types as in the text format, in which info series are
+    # gauges.
     types = {
         family.name: family.metadata["TYPE"].replace("info", "gauge")
         for family in families.values()
@@ -386,9 +388,9 @@ def test_openmetrics_2_has_the_same_values_and_start_timestamps(replayed):
 
 
 def check_flow_families(file, page, first, result):
-    """Compare the families of flows with a golden file.
+    """Compare the families of flows with the golden file of this name.
 
-    The first line of each family starts with ``first``.
+    Each family on the page begins with a line that starts with ``first``.
     """
     families = []
     for line in page.decode().splitlines():
@@ -444,7 +446,8 @@ def test_self_metrics_account_for_every_report(replayed):
     assert metrics["skyfast_connections_created_total"] == model.created_total
     assert metrics["skyfast_connections_rejected_total"] == model.rejected_total
     assert metrics["skyfast_connections_overflowed_total"] == model.overflowed_total
-    # In OpenMetrics, skyfast_flows is the family name of the counter skyfast_flows_total.
+    # With standard naming, the gauge is called skyfast_table_flows, because in OpenMetrics,
+    # skyfast_flows is the family name of the counter skyfast_flows_total.
     assert metrics["skyfast_table_flows" if result.is_standard else "skyfast_flows"] == model.flows
     views = [n for series, n in metrics.items() if series.startswith("skyfast_view_connections{")]
     assert views == list(model.view_connections)
@@ -454,7 +457,7 @@ def test_self_metrics_account_for_every_report(replayed):
 
 
 def split(result):
-    """Return groups of consecutive lines of the page, each with its kind, such as "flows"."""
+    """Return the runs of lines of one kind, as pairs of the kind, such as "flows", and the text."""
     families = result.model.families
     flows = {family.name for family in families} | sample_names(families)
     interfaces = {family.name for family in result.interface_families}

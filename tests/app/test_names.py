@@ -51,13 +51,13 @@ TEAM = {"name": "team", "k8s_label": "team"}
         (["initiator_name"], ["target_pod", "node_name"], True),
         (["initiator_name"], ["node_netns"], True),
         (["node_name"], ["node_host"], True),
-        # The new labels need parts of the topology that were not read before.
+        # The new labels need parts of the topology that the old configuration does not read.
         (["node_name"], ["node_netns"], False),
         (["node_container"], ["node_pod"], False),
-        # The new labels need longer tuples of names.
+        # The label of pods adds an element to the tuples of names.
         (["initiator_name"], ["initiator_name", TEAM], False),
         ([TEAM], [TEAM, "target_pod"], True),
-        # No names were read before.
+        # The old configuration reads no names.
         (["initiator_ip"], ["initiator_name"], False),
     ],
 )
@@ -71,7 +71,7 @@ def test_reload_keeps_names_that_suffice_for_the_new_labels(
     assert new.table is not old.table
 
 
-def test_counters_of_names_exist_while_labels_need_them(shared: Shared) -> None:
+def test_counters_of_names_exist_while_labels_show_names(shared: Shared) -> None:
     stats = shared.stats.topology
     first = pipeline.build(configured(labels=["initiator_ip"]), None, shared)
     first.record_limits(shared.stats)
@@ -106,8 +106,8 @@ def test_info_series_can_be_enabled_without_losing_connections(shared: Shared) -
     assert third.table is first.table
     assert third.source.interface_info is None
     assert shared.stats.topology.names is None
-    # With the third configuration, skyfast polled no names. So the earlier names may be outdated,
-    # and they are not used.
+    # With the third configuration, skyfast polled no names, so the names from the second one may be
+    # outdated. The fourth configuration does not use them.
     fourth = pipeline.build(described(), third, shared)
     assert fourth.names.nodes == {}
     assert not fourth.names.ready.is_set()
@@ -258,7 +258,7 @@ async def test_flows_move_in_slices_when_their_names_become_known(
                         },
                     }
                 )
-            # The bytes that were counted so far stay in the connections without the name.
+            # The new connections start at 0: earlier bytes stay in the connection without a name.
             await until_rows(app, {f'target_pod="{name}"': "0" for name in late.values()})
 
 
@@ -293,7 +293,7 @@ async def test_flows_get_their_names_after_an_allocation_failed(
 
 
 class _Failing:
-    """A table whose second and third attempts to relabel run out of memory."""
+    """A table that runs out of memory in the second and third step of relabeling."""
 
     def __init__(self, table: Table) -> None:
         self._table = table

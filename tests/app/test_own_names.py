@@ -105,7 +105,8 @@ async def test_flows_get_new_names_when_the_file_changes(
             await until_rows(app, dict.fromkeys(rows_of("ber", "ber", "ber"), "300"))
             table = app._parts.table
             created = table.created_total
-            # Only one flow moves. Its bytes stay in the connection where they were counted.
+            # Only one flow moves to another connection. Its bytes so far stay in the old
+            # connection.
             replace(file, "10.1.0.0/16,berlin,site=ber\n10.1.0.2,x,site=lab\n")
             first, moved, third = rows_of("ber", "lab", "ber")
             await until_rows(app, {first: "300", moved: "0", third: "300"})
@@ -204,7 +205,7 @@ async def test_topology_names_and_own_names_are_combined(file: Path) -> None:
             )
 
 
-async def test_names_of_the_topology_can_change_beside_own_names(
+async def test_topology_names_can_change_while_own_names_are_used(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", 0.05)
@@ -287,9 +288,9 @@ def shared() -> Shared:
         (["target_network"], ["target_network"], True),
         (["target_name"], ["target_name", "target_network"], True),
         (["target_name", SITE], ["target_name", "target_network", SITE], True),
-        # The new labels need longer tuples of names.
+        # The label ``site`` adds an element to the tuples of names.
         (["target_name"], ["target_name", SITE], False),
-        # No topology was read before.
+        # The old configuration reads no topology.
         (["target_network"], ["target_name"], False),
         (["target_network"], ["initiator_network"], False),
     ],
@@ -364,7 +365,7 @@ async def top_of(ranking: Ranking) -> Top:
 
 
 def test_topology_names_are_forgotten_when_the_topology_is_no_longer_read(shared: Shared) -> None:
-    """The status page must not show such names, because they would never be updated."""
+    """The status page must not show names that are no longer updated."""
     names = {"10.0.0.0/8": "company"}
     labels = ["target_network", "target_ip", "node_tid"]
     before = configured(labels=labels, names=names, interface_info=True)

@@ -169,7 +169,7 @@ async def test_reload_changes_the_log_format(tmp_path: Path) -> None:
             assert any(re.fullmatch(reloaded, line) for line in skyfast.log[known:])
 
 
-async def test_traffic_that_is_counted_several_times_is_logged_once(tmp_path: Path) -> None:
+async def test_warning_about_traffic_counted_several_times_is_logged_once(tmp_path: Path) -> None:
     views = [{"prefix": "apps", "labels": ["application"]}]
     config = write_config(tmp_path, labels=["initiator_ip", "node_name"], views=views)
     async with running(config, quiet=False) as skyfast:
@@ -182,7 +182,7 @@ async def test_traffic_that_is_counted_several_times_is_logged_once(tmp_path: Pa
 
 
 async def test_cost_of_a_connection_is_logged(tmp_path: Path) -> None:
-    """The logged cost is close to the measured memory of many connections."""
+    """The logged cost of a connection is close to the measured memory per connection."""
     async with AsyncExitStack() as stack:
         analyzer = await stack.enter_async_context(FakeAnalyzer())
         config = write_config(tmp_path, analyzer.url, max_connections=200_000)
@@ -263,7 +263,7 @@ async def test_full_table_is_logged(tmp_path: Path) -> None:
             "skipped 3 reports of new connections beyond max_connections (2)"
             " and 1 reports of new flows beyond max_flows (3)"
         )
-        # A full table still accepts reports of existing connections, here of b.
+        # A full table still accepts reports of existing connections (b), but not of new ones (c).
         await analyzer.send(message(*(FLOW.format(uuid=uuid, bytes=2) for uuid in "bc")))
         full = 'skyfast_flows_skipped_total{reason="table_full"}'
         await skyfast.until(lambda metrics: metrics[full] == 5)

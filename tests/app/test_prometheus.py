@@ -139,7 +139,7 @@ def pod(name: str) -> dict[str, Any]:
 
 
 async def report(analyzer: FakeAnalyzer, totals: dict[str, int]) -> None:
-    """Report a flow to each pod every second, and add its bytes to ``totals``."""
+    """Every second, report a flow to each pod and add its bytes to ``totals``."""
     start_ms = last_ms = int(time.time() * 1000)
     while True:
         now_ms = int(time.time() * 1000)
@@ -220,7 +220,7 @@ async def test_name_that_becomes_known_late_causes_no_spike(tmp_path: Path) -> N
 
             namespaces = await peaks(NAMESPACE_BYTES, "target_namespace")
             pods = await peaks(CONNECTION_BYTES, "target_pod")
-            # Reports and scrapes are not synchronized, so a window can contain one report more.
+            # Reports and scrapes are not synchronized, so a window can contain one extra report.
             for peak, expected in (
                 (namespaces[""], BYTES["late"]),
                 (namespaces["shop"], sum(BYTES.values())),
@@ -241,9 +241,10 @@ JOINED = f"* on (instance, node_tid) group_left (node_pod, node_namespace) {INFO
 
 
 async def report_at_capture_points(analyzer: FakeAnalyzer) -> None:
-    """Every second, report eight conversations at two capture points, and drops at the first one.
+    """Every second, report eight conversations at each of two capture points.
 
-    The second capture point is not in the topology.
+    The interface of the first capture point drops packets. The second capture point is not in the
+    topology.
     """
     assert analyzer.graph is not None
     (cart,) = (node for node in analyzer.graph["Nodes"] if node["Metadata"].get("TID") == CART)
@@ -358,8 +359,8 @@ async def test_parts_are_scraped_as_documented(tmp_path: Path) -> None:
                 assert "part" not in labels
                 scraped = await query(server, "scrape_samples_scraped")
                 assert all(number(sample) > 0.15 * sum(map(number, scraped)) for sample in scraped)
-                # Each scrape writes the same series as the one before. A target does not mark the
-                # series of another target as stale.
+                # Each scrape writes the same series as the previous scrape. A target does not mark
+                # the series of another target as stale.
                 await asyncio.sleep(3 * SCRAPE_INTERVAL_S)
                 assert not await query(server, f"count_over_time({CONNECTION_BYTES}[1m]) < 3")
                 assert len(await query(server, CONNECTION_BYTES)) == 400

@@ -1,7 +1,7 @@
 """Reloading the configuration of a running process: which parts change and which are kept.
 
-Most tests start a process, edit its file and send SIGHUP, as an operator does. If a test replaces
-the name resolution, it runs the subscriptions in its own process.
+Most tests start a process, edit its file and send SIGHUP, as an operator does. Tests that replace
+the name resolution run the subscriptions in their own process.
 """
 
 import asyncio
@@ -242,7 +242,8 @@ async def test_failed_reload_changes_nothing(tmp_path: Path, analyzer: FakeAnaly
             assert warning in api_status["warnings"]
             assert html.escape(warning) in (await skyfast.get("/")).decode()
             assert await operator.flows() == page
-            # The report is late and changes no value, but skyfast still counts it.
+            # The report is late and changes no value. It is counted, so skyfast still reads
+            # reports.
             await operator.report(analyzer, flow("1"))
             assert len(problems(skyfast.log)) == 2 * (number + 1)
 
@@ -374,7 +375,7 @@ async def test_changed_rules_keep_the_counters(tmp_path: Path, analyzer: FakeAna
         same = [series for series in before if series.startswith(counted)]
         assert [after[series] for series in same] == [before[series] for series in same]
 
-        # The next report of a known flow is compared with its values from before the reload.
+        # The next report of a known flow is compared with the flow's values from before the reload.
         more = flow("1", Last=3000, Metric=METRIC | {"ABBytes": 150, "BABytes": 250})
         await operator.report(analyzer, more, dns, ntp)
         page = await operator.flows()
@@ -383,7 +384,8 @@ async def test_changed_rules_keep_the_counters(tmp_path: Path, analyzer: FakeAna
         assert metrics['skyfast_flows_filtered_total{rule="dns"}'] == 2
         assert metrics['skyfast_flows_filtered_total{rule="ntp"}'] == 1
 
-        # Removed rules leave the page, and new rules can use fields that were not decoded before.
+        # Removed rules leave the page. New rules can use fields that were not decoded before the
+        # reload.
         keep = {"name": "big", "Metric.ABPackets": "10-99", "CaptureID": ""}
         await operator.reload({"pipeline.filter.drop": None, "pipeline.filter.keep": [keep]})
         await operator.report(analyzer, flow("4"), flow("5", Metric={"ABPackets": 10}))
@@ -409,7 +411,7 @@ async def test_tags_follow_the_new_networks(tmp_path: Path, analyzer: FakeAnalyz
         assert metrics['skyfast_flows_skipped_total{reason="excluded"}'] == 1
         assert not problems(operator.skyfast.log)
 
-        # If a label depends on the networks, the reload empties the table.
+        # If a label shows tags, a change of the networks empties the table.
         await operator.reload({f"{STORE}.labels": ["tag"], "pipeline.filter.excluded_tags": None})
         await operator.report(analyzer, flow("1"))
         log = await operator.reload({networks: ["10.0.0.1/32"]})
@@ -458,7 +460,8 @@ async def test_new_timeouts_apply_from_the_next_report(
         skyfast = operator.skyfast
         await analyzer.subscriber()
         await operator.report(analyzer, flow("1"), flow("2", NodeTID="other"))
-        # With longer timeouts, a connection that is reported again outlives the other connection.
+        # After a reload with longer timeouts, only a connection that is reported again lives
+        # longer.
         longer = {f"{STORE}.connection_grace": 100, f"{STORE}.views": [view | {"timeout": 200}]}
         await operator.reload(longer)
         began = time.monotonic()
@@ -466,7 +469,8 @@ async def test_new_timeouts_apply_from_the_next_report(
         metrics = await skyfast.until(lambda metrics: metrics[rows] == 1)
         assert time.monotonic() - began < 5
         assert metrics["skyfast_connections"] == 1
-        # With shorter timeouts, the new connection expires before the old one.
+        # After a reload with shorter timeouts, the new connection expires before the old
+        # connection.
         await operator.reload({f"{STORE}.connection_grace": 0.5, f"{STORE}.views": [view]})
         await operator.report(analyzer, flow("3", NodeTID="third"))
         assert (await skyfast.self_metrics())[rows] == 2
@@ -477,7 +481,7 @@ async def test_new_timeouts_apply_from_the_next_report(
         assert metrics["skyfast_connections_expired_total"] == 2
 
 
-async def test_lost_report_is_counted_with_the_next_one(
+async def test_lost_report_is_counted_with_the_next_report(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     times = {f"{STORE}.connection_timeout": 1, f"{STORE}.connection_grace": 0}
@@ -489,8 +493,8 @@ async def test_lost_report_is_counted_with_the_next_one(
         await operator.report(analyzer, flow("1"))
         await skyfast.until(lambda metrics: metrics["skyfast_dormant_flows"] == 1)
         assert samples(await operator.flows(), BYTES) == {}
-        # The first of two updates is lost. The LastUpdateMetric of the second one does not include
-        # the first one.
+        # The first of two updates is lost. The LastUpdateMetric of the second update contains only
+        # the traffic since the lost update.
         later = flow(
             "1",
             Last=122_000,
@@ -711,7 +715,7 @@ async def test_replaced_certificate_files_are_reloaded(tmp_path: Path) -> None:
         async with operated(tmp_path, keys, quiet=False) as operator:
             await plain.subscriber()
             remote = await first_analyzer.subscriber()
-            # skyfast reads the unchanged file again.
+            # skyfast reads the file again, but stays connected because the file is unchanged.
             await operator.reload({"pipeline.filter.excluded_tags": ["internal"]})
             await operator.report(first_analyzer, flow("1"))
             assert not remote.closed.is_set()
@@ -767,12 +771,13 @@ async def test_analyzers_can_change_while_one_is_down(
         assert metrics[SUCCESSFUL] == 1
 
 
-async def test_address_behind_a_name_is_subscribed_to_once(analyzer: FakeAnalyzer) -> None:
+async def test_address_in_two_urls_is_subscribed_to_once(analyzer: FakeAnalyzer) -> None:
     named = f"dns+ws://analyzers.test:{analyzer.port}/ws/subscriber/flow"
     async with subscribed(make_config(named), resolve=Names(analyzer.address)) as running:
         name = running.stats.analyzers[f"analyzers.test:{analyzer.port}"]
         first = await running.up(analyzer)
-        # The URL with the address is a different endpoint, because it may have other credentials.
+        # The URL with the DNS name and the URL with the address are different endpoints, because
+        # they may have different credentials.
         for urls in ((named, analyzer.url), (analyzer.url,), (analyzer.url, named), (named,)):
             running.subscriptions.configure(running.subscriptions.prepare(make_config(*urls)))
             await eventually(
@@ -808,7 +813,7 @@ async def test_only_the_last_of_several_configurations_takes_effect(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with FakeAnalyzer() as other, subscribed(make_config(analyzer.url)) as running:
-        # Both configurations arrive before `run` starts.
+        # `run` gets no turn between the two calls, so it only applies the second configuration.
         for urls in ((analyzer.url, other.url), (other.url,)):
             running.subscriptions.configure(running.subscriptions.prepare(make_config(*urls)))
         await other.subscriber()
@@ -867,7 +872,7 @@ async def test_new_labels_and_metrics_start_a_new_table(
         assert not problems(await operator.reload())
 
 
-# For each field: the keys of the first configuration, and the keys that the reload changes.
+# Maps each field to the keys of the first configuration and the keys that the reload changes.
 SELECTIONS: Mapping[str, tuple[Keys, Keys]] = {
     "main": ({}, {"labels": ["protocol"]}),
     "views": ({}, {"views": []}),
@@ -907,7 +912,7 @@ def differing(old: Any, new: Any) -> list[str]:
 
 
 def config_of_store(keys: Keys) -> Config:
-    """Return a configuration with these keys. All except ``cluster_net_masks`` are in the store."""
+    """Return a configuration. All keys except ``cluster_net_masks`` are keys of the store."""
     networks = "cluster_net_masks"
     paths = {f"pipeline.classify.{k}" if k == networks else f"{STORE}.{k}": keys[k] for k in keys}
     return loader.parse(text_of(paths), {}, source="x.yml")
@@ -978,9 +983,11 @@ async def test_changed_limits_keep_the_table(name: str) -> None:
         ),
     ],
 )
-async def test_bounds_keep_the_table_if_their_counters_exist(keys: Keys, changes: Keys) -> None:
+async def test_changed_bounds_keep_the_table_if_its_counters_stay_the_same(
+    keys: Keys, changes: Keys
+) -> None:
     is_new = await has_new_table(keys, changes)
-    # Without min_packets, packets are no longer counted.
+    # The removal of min_packets starts a new table, because packets are no longer counted.
     assert is_new == (changes.get("min_packets") == 0)
 
 
@@ -1119,7 +1126,7 @@ async def test_standard_naming_enables_openmetrics(tmp_path: Path, analyzer: Fak
         await analyzer.send(report)
         await skyfast.until(lambda metrics: metrics["skyfast_captures"] == 1)
         assert "text/plain" in (await content_type() or "")
-        # Labels do not affect interfaces and captures.
+        # The reload only changes labels, so interfaces and captures stay.
         await operator.reload({f"{STORE}.labels": ["target_ip"]})
         page = (await skyfast.get("/metrics")).decode()
         assert samples(page, "skydive_network_interface_rx_bytes")
@@ -1195,7 +1202,7 @@ NAME_LABELS = ["target_ip", "node_name", "target_name"]
 
 
 def topology(name: str) -> Answer:
-    """The interface of a capture point, and an interface of its host with the target's address."""
+    """Return a capture point with this name, and an interface with the target's address."""
     nodes = [
         {"ID": "1", "Host": "h", "Metadata": {"TID": "tid", "Name": name, "Type": "device"}},
         {"ID": "2", "Host": "h", "Metadata": {"TID": "o", "Name": "eth9", "IPV4": ["10.0.0.2/8"]}},
@@ -1275,8 +1282,8 @@ async def test_new_table_with_name_labels_waits_for_the_topology(
         reloading = asyncio.create_task(operator.reload({f"{STORE}.labels": NAME_LABELS}))
         await eventually(lambda: len(analyzer.topology_requests) > requests + 2)
         assert await operator.flows() == page
-        # Change the response only after the last query of a round. Otherwise, some queries of the
-        # round would succeed, and names could be resolved without the interfaces.
+        # Change the response only after the last query of a round. If it changed within a round,
+        # some queries would succeed, and names could be resolved without the interfaces.
         await eventually(lambda: KUBERNETES_EDGES.gremlin in analyzer.queries)
         analyzer.topology = topology("eth0")
         await reloading
@@ -1324,7 +1331,7 @@ async def test_reload_before_the_first_subscription(
             await eventually(lambda: list(app.stats.analyzers) == [analyzer.name])
 
 
-async def test_signal_during_the_start_is_handled_later(
+async def test_signal_during_the_start_is_handled_after_the_start(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     pipe = tmp_path / "prom_sky_con.yml"

@@ -134,7 +134,7 @@ async def test_needs_neither_privileges_nor_writable_files(
     if started.returncode:
         pytest.skip(f"other users cannot read Python or this directory: {started.stderr!r}")
     assert not unprivileged_files()
-    # Under `make coverage`, the process would write a data file.
+    # Without these options, `make coverage` would make the process write a data file.
     without_coverage = ("--unset=COVERAGE_PROCESS_CONFIG", "--unset=COVERAGE_PROCESS_START")
     through = (
         "env",
@@ -153,7 +153,8 @@ async def test_needs_neither_privileges_nor_writable_files(
         assert b"skydive_network_connection_total_bytes" in await skyfast.get("/metrics")
         assert not written_files(pid)
 
-        # Other processes of the same user can read neither its memory nor its environment.
+        # Other processes of the same user can read neither the memory nor the environment of
+        # skyfast.
         for part in ("environ", "maps", "mem"):
             result = run_unprivileged("head", "-c1", f"/proc/{pid}/{part}")
             assert result.returncode
@@ -179,7 +180,7 @@ def test_process_is_not_dumpable() -> None:
 async def test_debug_variable_allows_core_dumps_and_debuggers(
     analyzer: FakeAnalyzer, read_only: Path
 ) -> None:
-    """Other processes of the same user can read the memory, so a warning is logged."""
+    """The variable lets other processes of the user read the memory, so a warning is logged."""
     config = write_config(read_only, analyzer.url)
     if run_unprivileged(sys.executable, "-c", f"open({str(ROOT / 'README.md')!r})").returncode:
         pytest.skip("other users cannot read Python or this directory")

@@ -80,7 +80,7 @@ class Network:
         return START_S + self.seconds
 
     async def step(self, app: App, analyzer: FakeAnalyzer) -> None:
-        """Advance the virtual time by `STEP_S`. This takes `STEP_REAL_S` of real time."""
+        """Advance the virtual time by `STEP_S` within `STEP_REAL_S` of real time."""
         end = asyncio.sleep(STEP_REAL_S)
         for _ in range(0, STEP_S, TICK_S):
             self.seconds += TICK_S

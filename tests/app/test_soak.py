@@ -47,7 +47,7 @@ def test_memory_does_not_grow_and_totals_are_right_in_real_time() -> None:
     assert "held" in soak("real", "--seconds=120", "--flows-per-s=1000")
 
 
-def test_growing_list_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_soak_test_detects_a_list_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[str] = []
     monkeypatch.setattr(ingest, "kept", kept, raising=False)
     original = ingest.Ingest.message

@@ -60,7 +60,7 @@ def job(name: str, protocol: str, target: str) -> dict[str, Any]:
 async def test_traffic_before_the_first_scrape_is_part_of_the_increase(tmp_path: Path) -> None:
     """With start timestamps, ``increase`` includes the value of the first sample of a series.
 
-    A short connection has only one sample. Another connection expires, and returns with its total.
+    One connection has only one sample. The other one expires, and later continues its counter.
     """
     async with FakeAnalyzer() as analyzer, asyncio.timeout(2 * ANSWER_S):
         config = write_config(
@@ -102,7 +102,8 @@ async def test_traffic_before_the_first_scrape_is_part_of_the_increase(tmp_path:
                         sample["metric"]["job"]: number(sample)
                         for sample in await query(server, f"increase({bytes_of(port)}[1m])")
                     }
-                    # Not exact, because Prometheus extrapolates to the limits of the range.
+                    # The increase is not exact, because Prometheus extrapolates to the limits of
+                    # the range.
                     assert increases == {
                         "text": pytest.approx(without, rel=0.4),
                         "openmetrics 1": pytest.approx(expected, rel=0.4),

@@ -32,7 +32,7 @@ TOOL_S = 30.0
 
 
 def test_generated_parts_are_current() -> None:
-    """Run ``make docs`` if this fails."""
+    """If this test fails, run ``make docs``."""
     assert generate.outdated() == []
 
 
@@ -160,13 +160,13 @@ COSTS = (
 def test_documented_costs_agree_with_the_benchmarks(
     file: str, expression: str, measurement: str, factor: float
 ) -> None:
-    """Benchmarks differ from run to run, so the numbers may differ by a fifth."""
+    """Benchmarks differ from run to run, so the documented costs may differ by a fifth."""
     (number,) = re.findall(expression, (ROOT / file).read_text())
     measured = generate.measured(measurement) * factor
     assert float(number.replace(",", "")) == pytest.approx(measured, rel=0.2)
 
 
-def test_saving_without_compression_is_the_saving_in_the_table() -> None:
+def test_documented_saving_without_compression_matches_the_table() -> None:
     text = (ROOT / "docs" / "scaling.md").read_text()
     (plain,) = re.findall(r"skyfast, uncompressed \| (\S+) s \| (\S+) s", text)
     (compressed,) = re.findall(r"`web.gzip: direct`\) \| (\S+) s \| (\S+) s", text)
@@ -207,7 +207,7 @@ COMMANDS = {
 
 
 def command(line: str) -> list[str]:
-    """Return the words of a command without variable assignments, or nothing for other lines."""
+    """Return the words of a command without variable assignments, or [] for other lines."""
     words = line.split("#")[0].split()
     while words and re.match(r"[A-Z_]+=", words[0]):
         words.pop(0)
@@ -287,7 +287,7 @@ def test_yaml_is_valid(text: str, tmp_path: Path) -> None:
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_name_of_all_other_addresses_is_used_as_documented() -> None:
+def test_documented_name_of_all_other_addresses_is_used() -> None:
     page = ROOT / "docs" / "choosing-metrics.md"
     (text,) = (text for _, text in blocks(page) if "0.0.0.0/0" in text)
     config = loader.parse(text, {}, source="x.yml")
@@ -300,7 +300,7 @@ def test_name_of_all_other_addresses_is_used_as_documented() -> None:
 
 
 @pytest.mark.parametrize("preset", ["services", "hosts"])
-def test_documented_view_gives_totals_with_presets(preset: str) -> None:
+def test_documented_view_counts_all_traffic_with_presets(preset: str) -> None:
     page = ROOT / "docs" / "scaling.md"
     (text,) = (text for _, text in blocks(page) if "preset: hosts" in text)
     text = text.replace("preset: hosts", f"preset: {preset}")
@@ -335,7 +335,7 @@ def test_every_port_of_the_compose_file_is_documented(page: str) -> None:
 
 
 @pytest.mark.parametrize("text", code("csv"))
-def test_files_of_names_are_valid(text: str) -> None:
+def test_documented_files_of_own_names_are_valid(text: str) -> None:
     assert read_csv(text)
 
 

@@ -34,7 +34,7 @@ def test_test_modules_do_not_import_each_other(path: Path) -> None:
 
 
 def test_test_folders_mirror_the_package() -> None:
-    """The folders in ``others`` test several folders of the package, or files outside of it."""
+    """The folders in ``others`` test several parts of the package, or files outside the package."""
     others = {"app", "deploy", "faults", "fuzz", "project"}
     folders = {path.parent.relative_to(TESTS).parts[0] for path in TEST_FILES}
     assert {name for name in folders - others if not (ROOT / "skyfast" / name).is_dir()} == set()

@@ -258,7 +258,7 @@ def test_no_secret_of_the_recordings_is_left() -> None:
 
 @pytest.fixture(scope="module")
 def elements() -> list[tuple[Query, bytes]]:
-    """The recorded containers and pods, with the fields that are read."""
+    """The recorded containers and pods, with the fields that skyfast reads."""
     (graph,) = json.loads((CONTAINER_TOPOLOGY / "graph.json").read_bytes())
     changes = Changes()
     found: list[tuple[Query, bytes]] = []
@@ -342,7 +342,7 @@ def test_no_text_of_a_topology_is_left(elements: list[tuple[Query, bytes]]) -> N
     }
     assert unchanged <= {"", "lo", "eth0", "docker0", "POD", "None", "127.0.0.1/8", "::1/128"}
     # No word of a name is left, either. The only exception is k8s, the prefix of kubelet's names.
-    word = re.compile(r"(?=[0-9a-f]*[g-zA-Z])[0-9A-Za-z]{3,}")  # parts of UUIDs are equal by chance
+    word = re.compile(r"(?=[0-9a-f]*[g-zA-Z])[0-9A-Za-z]{3,}")  # not hexadecimal: parts of UUIDs
     words = {each for text in before for each in word.findall(text)}
     values = [
         text for _, text in texts([json.loads(text) for _, text in anonymized_elements(elements)])
@@ -356,7 +356,7 @@ CODES_OF_NODES = {"docker", "container", "runc", "bridge", "node", "host"}
 
 
 def expected_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the pseudonyms of an address's names. The kind of a workload has no pseudonym."""
+    """Return the pseudonyms of an address's names. The kind of a workload is unchanged."""
     kind = ADDRESS_NAMES.index("workload_kind")
     return tuple(text if i == kind else name(text) for i, text in enumerate(names))
 
@@ -491,7 +491,7 @@ def test_removed_elements_have_the_pseudonyms_of_their_ids() -> None:
 
 
 @pytest.mark.parametrize("kind", ["ReplicaSet", "Job", "Node", "AcmeCluster"])
-def test_only_the_kinds_of_kubernetes_itself_are_unchanged(kind: str) -> None:
+def test_kinds_of_owners_are_kept_only_if_kubernetes_defines_them(kind: str) -> None:
     owner = {"Kind": kind, "Name": "acme", "Controller": True}
     extra = {"ObjectMeta": {"OwnerReferences": [owner]}}
     pod = {"ID": "1", "Metadata": {"Type": "pod", "K8s": {"Extra": extra}}}

@@ -280,9 +280,9 @@ def test_interface_counters_of_the_demo_grow_by_the_same_amount_in_each_loop():
 
 
 def received_bytes(topology):
-    """Return the received bytes of interfaces by name.
+    """Return the received bytes of each interface by name.
 
-    For interfaces named eth0, which each container has, the key is the ID.
+    Each container has an interface named eth0. These interfaces have their IDs as keys.
     """
     offsets, totals = topology.offsets(), {}
 
@@ -581,7 +581,7 @@ async def test_topology_changes_as_in_the_recording(tmp_path):
     assert [node["ID"] for node in after] == ["a", "c"]
     assert [node["ID"] for node in changed] == ["c"]
     assert len(updates) == 2
-    # The intervals are those of the recording, and the time of the first message is the start.
+    # The times keep their recorded intervals. The time of the first message becomes the start.
     updated_ms = [node["UpdatedAt"] for node in after]
     assert updated_ms[1] - updated_ms[0] == 70_900
     assert abs(updated_ms[1] - 900 - started_ms) < 2_000

@@ -79,7 +79,7 @@ def test_bare_flow_is_wrapped_in_a_message() -> None:
         message = parse(flow + b"\r\n")
         assert message.data == b'{"Namespace":"flow","Type":"store","Obj":[%b]}' % flow
         assert (message.at_ms, message.line) == (None, "flow")
-    # If an analyzer sent a flow without a message, a replay does not add a message.
+    # A flow in a recorded line is not wrapped, because the line has exactly what the analyzer sent.
     assert parse(line(FLOW, at_ms=BASE_MS, analyzer="a")).data == FLOW
 
 
@@ -210,7 +210,7 @@ def test_concatenated_files_are_one_recording(tmp_path: Path) -> None:
         assert loaded.last_ms - loaded.first_ms == 7
 
 
-def test_replay_holds_one_message_in_memory(tmp_path: Path) -> None:
+def test_replay_keeps_only_one_message_in_memory(tmp_path: Path) -> None:
     content = b'{"Namespace":"stats","text":"%b"}\n' % (b"x" * 100_000)
     path = write(tmp_path, gzip.compress(content * 300))
     tracemalloc.start()
@@ -268,12 +268,12 @@ def test_outlier_time_in_a_message_is_ignored(tmp_path: Path) -> None:
 
 
 def test_earlier_of_two_distant_times_is_used(tmp_path: Path) -> None:
-    """If the later time were wrong, all following messages would be sent at once."""
+    """If the later time were used and wrong, all following messages would be sent at once."""
     path = write(tmp_path, flow(0, 10**9) + flow(2000) + flow(-(10**9), 5000) + flow(5000))
     assert [s for _, s in due(path)] == [0, 2, 2, 5]
 
 
-def test_recordings_of_the_same_time_are_merged(tmp_path: Path) -> None:
+def test_recordings_of_the_same_period_are_merged(tmp_path: Path) -> None:
     first = write(tmp_path, message_at(1000) + message_at(3000), "1")
     second = write(tmp_path, flow(0) + flow(2000), "2")
     assert due(first, second) == [(1, 0), (0, 1), (1, 2), (0, 3)]

@@ -69,8 +69,8 @@ async def test_two_recordings_replay_as_two_analyzers(tmp_path: Path) -> None:
         replayed = await page(skyfast, 37 + 33)
         metrics = await skyfast.self_metrics()
     assert metrics["skyfast_connections"] == 530
-    # The RTT depends on the order of messages. Simultaneous messages on two sockets have no defined
-    # order.
+    # The values of the RTT are not compared: they depend on the order of messages, but simultaneous
+    # messages on two sockets have no defined order.
     original = expected(*TWO)
     assert {name: replayed[name] for name in (BYTES, PACKETS)} == {
         name: original[name] for name in (BYTES, PACKETS)
@@ -240,8 +240,8 @@ async def test_anonymized_recording_gives_the_same_totals(tmp_path: Path) -> Non
         connections = (await skyfast.self_metrics())["skyfast_connections"]
     assert path.stat().st_mode & 0o777 == 0o600
     text = gzip.decompress(path.read_bytes())
-    # A pseudonym can begin like an address of the recordings by chance, but is very unlikely
-    # to equal one.
+    # A pseudonym can begin like an address of the recordings by chance, but it is very unlikely to
+    # equal this address.
     assert not re.search(rb"\b10\.(?:77|99)\.0\.[12]\b|\bfd77::[12]\b|dfb29c54-c71c", text)
     async with replay(path, "--replay-speed=1") as skyfast:
         second = await page(skyfast, 37 + 33)
@@ -303,7 +303,7 @@ async def test_replayed_topology_gives_the_same_names(tmp_path: Path) -> None:
     async with running(config, *FAST, str(path)) as skyfast:
         assert await flows_page(skyfast, len(messages)) == first
     again = tmp_path / "again.jsonl"
-    # No label needs names. Nevertheless, the topology is recorded again.
+    # Although no label needs names, the topology is recorded again.
     async with replay(path, f"--record={again}", quiet=False) as skyfast:
         await skyfast.until(all_received(len(messages)))
     lines = [

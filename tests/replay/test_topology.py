@@ -72,7 +72,7 @@ def answered(topology: Topology, query: Query) -> dict[str, Any]:
 def test_replayed_responses_are_the_recorded_ones(
     history: list[dict[str, Any]], data: st.DataObject
 ) -> None:
-    """A replay gives the same names, and an unchanged topology needs no update in a recording."""
+    """A replayed response has the recorded elements. An unchanged topology adds no update."""
     recorded, topology = Changes(), Topology()
 
     def record(query: Query, found: list[dict[str, Any]], time: int) -> int:
@@ -129,7 +129,7 @@ def test_counters_continue_in_each_loop() -> None:
         apply(topology, node("a", RxBytes=100, TxBytes=7), node("b", RxBytes=5, TxBytes="x"))
         offsets.append(topology.offsets())
         apply(topology, node("a", RxBytes=110, TxBytes=3, RxErrors=2, Other=9), node("b"))
-        assert topology.offsets() == offsets[-1]  # even if counters in a recording decrease
+        assert topology.offsets() == offsets[-1]  # only `rewind` changes offsets
         topology.rewind()
     assert offsets == [
         {},

@@ -325,7 +325,7 @@ def test_cause_is_logged_once_per_interval(limited: Limited) -> None:
     assert limited.warn("a") == "it happened"
 
 
-def test_interval_can_be_set(
+def test_interval_of_a_log_limit_can_be_set(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limited = Limited(caplog, monkeypatch, interval_s=5.0)

@@ -84,7 +84,7 @@ async def test_file_that_was_written_in_place_is_read(file: Path) -> None:
 def mount_version(directory: Path, number: int) -> Path:
     """Mount a version of a ConfigMap as Kubernetes does, and return the path of its file.
 
-    The links of all files go through the link ``..data``, which is replaced.
+    The file is a link through the directory link ``..data``. Each mount replaces ``..data``.
     """
     version = directory / f"..version{number}"
     version.mkdir()
@@ -106,7 +106,9 @@ async def test_config_map_is_read(tmp_path: Path) -> None:
     assert reader["10.0.0.1"] == ("", "name2", "a")
 
 
-async def test_wrong_file_keeps_the_names(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_invalid_file_leaves_the_names_in_use(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     reader = Reader(file)
     first_s = reader.counts.last_load_success_timestamp_s
     replace(file, "10.0.0.0/8,new\n10.0.0,x\n")
@@ -145,7 +147,7 @@ async def test_file_that_does_not_fit_into_memory_leaves_the_names_in_use(
     assert reader["10.0.0.1"] == ("", "old", "a")
 
 
-async def test_missing_keys_are_logged_when_they_become_missing(
+async def test_missing_key_is_logged_once_until_an_entry_has_it_again(
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     reader = Reader(file)

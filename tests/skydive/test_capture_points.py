@@ -26,7 +26,7 @@ def flows(*points: tuple[str, str]) -> bytes:
     )
 
 
-def test_points_are_sorted_and_expire() -> None:
+def test_capture_points_are_sorted_and_expire() -> None:
     points = CapturePoints()
     assert points.of("c", 0) == []
     points.message(flows(("c", "b"), ("c", "a"), ("d", "a"), ("c", "b")), 0)
@@ -63,7 +63,7 @@ def test_memory_is_bounded() -> None:
     assert capture_points.MAX_ID_CHARS == 1024
 
 
-def test_captures_beyond_the_limit_cause_one_search_per_interval(
+def test_captures_beyond_the_limit_cause_one_search_for_ended_captures_per_interval(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(capture_points, "MAX_CAPTURES", 2)

@@ -291,7 +291,7 @@ def test_page_is_consistent_while_captures_change():
 
 
 def test_recorded_reports_of_an_agent_give_the_expected_values():
-    """Even an idle interface reports ten times its total: each report adds up ten readings."""
+    """Each report sums ten readings, so even an idle interface reports ten times its total."""
     captures = make_captures()
     for line in (RECORDINGS / "one-analyzer.jsonl").read_bytes().splitlines():
         message = msgspec.json.decode(line)

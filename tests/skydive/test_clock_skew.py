@@ -113,7 +113,9 @@ def test_time_at_the_limit_is_accepted() -> None:
         assert analyzer.misdated == {"ahead": counted, "behind": counted}
 
 
-def test_interface_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+def test_clock_skew_of_an_interface_is_logged_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     sink = Sink()
     for uuid in ("1", "2"):
         sink.take(message(flow_at(uuid, 0), flow_at(uuid + "0", HOUR_S, NodeTID="\x1b[31m")))
@@ -125,14 +127,16 @@ def test_interface_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> 
     ]
 
 
-def test_interface_is_logged_even_if_no_label_needs_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_names_the_interface_even_if_no_label_needs_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     sink = Sink(**NO_NODE)
     sink.take(message(flow_at("1", 0, NodeTID="correct"), flow_at("2", HOUR_S, NodeTID="skewed")))
     (line,) = lines(caplog)
     assert "a flow from node_tid skewed is dated 3600 s ahead" in line
 
 
-def test_good_flows_beside_bad_ones_are_checked(
+def test_valid_flows_beside_invalid_flows_are_checked(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for settings, interface in (({}, "node_tid tid"), (NO_NODE, "an unknown interface")):

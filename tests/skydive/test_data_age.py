@@ -14,7 +14,7 @@ NOW_MS = 1_700_000_000_000
 
 
 def report(last_ms: int | None, *, updated_ms: int | None = None, finish: int = 0) -> Any:
-    """Return a decoded report. Without ``updated_ms``, it has no ``LastUpdateMetric``."""
+    """Return a decoded report. If ``updated_ms`` is None, it has no ``LastUpdateMetric``."""
     decoded = SimpleNamespace(Last=last_ms, FinishType=finish)
     if updated_ms is not None:
         decoded.LastUpdateMetric = SimpleNamespace(Last=updated_ms)
@@ -40,7 +40,7 @@ def test_ages_are_the_time_since_packet_and_update():
     assert (counts(delivery), delivery.sum) == ({2.5: 1}, 1.5)
 
 
-def test_bounds_are_inclusive():
+def test_upper_bounds_of_buckets_are_inclusive():
     histogram = Histogram((1.0, 2.0))
     for value in (0.0, 1.0, 1.5, 2.0, 2.5):
         histogram.observe(value)

@@ -92,7 +92,7 @@ def test_ambiguous_addresses_have_own_names(names, topology, own):
 
 
 def test_combined_names_of_ambiguous_addresses_are_shared(names, topology, own, monkeypatch):
-    """The table compares names by the identity of their tuple, so equal names must share it."""
+    """The table compares names by the identity of their tuple, so equal names share a tuple."""
     topology["10.1.0.1"] = None
     names.use(own, extends=True)
     gateway = names.resolve("10.1.0.1", "10.0.0.2", "t1")

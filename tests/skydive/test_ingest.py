@@ -115,7 +115,7 @@ def test_message_is_decoded_again_from_first_unknown_flow() -> None:
         {"LastUpdateMetric": {"Start": 2, "Last": 3, "ABBytes": "y"}},
     ],
 )
-def test_bad_value_of_full_report_is_skipped(bad_fields: dict[str, Any]) -> None:
+def test_bad_value_in_a_flow_that_is_decoded_again_is_skipped(bad_fields: dict[str, Any]) -> None:
     sink = Sink()
     sink.take(message(flow("1")))
     sink.take(message(flow("0", NodeTID="a"), later("2", 1500), flow("3") | bad_fields, flow("4")))
@@ -231,7 +231,8 @@ def test_messages_of_new_flows_are_decoded_once() -> None:
         "FullReport",
         "FirstReport",
     ]
-    # This is not the first report of its flow, although the table does not know the flow.
+    # The next report is not the first report of its flow, although the table does not know the
+    # flow.
     used.clear()
     newest = METRIC | {"Start": 2500, "Last": 2600}
     sink.take(message(flow("e", Last=2600, LastUpdateMetric=newest)))

@@ -145,7 +145,7 @@ def test_a_loopback_address_of_many_namespaces_is_resolved_quickly(index):
     begun = time.process_time()
     for i in range(count):
         assert index.addresses.resolve("127.0.0.1", "127.0.0.1", f"t{i}") == names_of(f"n{i}")
-    # If each lookup searched all owners, this would take 2 s.
+    # If each lookup searched all owners, the lookups would take 2 s.
     assert time.process_time() - begun < 1.0
 
 
@@ -160,7 +160,7 @@ def test_an_ambiguous_address_is_resolved_by_its_context(index):
     assert index.ambiguous == 1
 
 
-def test_resolved_names_are_kept(index):
+def test_unchanged_names_of_an_ambiguous_address_stay_the_same_object(index):
     update(index, **AMBIGUOUS)
     first = index.addresses.resolve("10.0.0.1", "10.0.0.2", "t1")
     update(index, **AMBIGUOUS)
@@ -199,7 +199,7 @@ def test_an_address_looked_up_during_a_comparison_is_reported(index):
     assert index.addresses.resolve("10.0.0.1", "10.0.0.2", "t1") == names_of("c")
 
 
-def test_the_contexts_are_bounded_and_pruned(index, monkeypatch):
+def test_the_cache_of_contexts_is_bounded_and_pruned(index, monkeypatch):
     monkeypatch.setattr(name_index, "MAX_TRIPLES", 4)
     update(index, **AMBIGUOUS)
     addresses = index.addresses
@@ -240,7 +240,7 @@ def test_a_name_that_returns_is_not_removed(index):
     assert update(index, now=180.0)[1] == {"10.0.0.1"}
 
 
-def test_the_index_asks_for_the_resolution_that_removes_names(index):
+def test_a_resolution_is_due_when_missing_names_must_be_removed(index):
     assert not index.is_due(1000.0)
     update(index, nodes={"t1": "eth0"}, addresses={"10.0.0.1": "a", "10.0.0.2": "b"})
     assert not index.is_due(1000.0)
@@ -325,8 +325,8 @@ def test_a_partial_resolution_only_adds_names_of_unknown_keys(index):
     assert index.addresses["10.0.0.9"] == names_of("new")
     assert index.addresses["10.0.0.8"] is None
     assert index.nodes.keys() == {"t1"}
-    # A name from a partial resolution is kept like any other name. It is only removed if it is
-    # missing in complete resolutions for long enough.
+    # A name from a partial resolution is kept like any other name: only complete resolutions in
+    # which the name is missing for long enough remove it.
     assert update(index, now=2.0, nodes={"t1": "eth0"}, addresses={"10.0.0.1": "a"})[1] == set()
     assert index.addresses["10.0.0.9"] == names_of("new")
 

@@ -100,7 +100,7 @@ def chosen(resolution: Resolution, address: str, other: str, tid: str) -> tuple[
 
 
 def reached_rules(oracle: NameOracle) -> set[str]:
-    """Return which rules a graph reaches, for the statistics of Hypothesis."""
+    """Return the rules that a graph reaches, for the statistics of Hypothesis."""
     rules = set()
     for namespace in oracle.all("netns"):
         if oracle.is_uncertain(namespace):
@@ -157,7 +157,7 @@ def test_the_order_of_nodes_and_edges_does_not_matter(graph: Json, seed: int) ->
 @slow_generation
 @given(topology_graphs.graphs(disorder=False))
 def test_the_kubernetes_probe_confirms_the_pods_in_labels(graph: Json) -> None:
-    """Without the nodes of the probe, fewer pods are known, but no pod gets another name."""
+    """If the nodes of the probe are removed, fewer pods are known, but no pod gets another name."""
     agents = [node for node in graph["Nodes"] if node["Metadata"].get("Manager") != "k8s"]
     full = resolve(decoded(graph))
     less = resolve(decoded({**graph, "Nodes": agents}))

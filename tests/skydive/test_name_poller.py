@@ -222,7 +222,7 @@ async def test_no_hints_are_logged_without_kubernetes_labels(caplog):
         for wanted in (EVERYTHING, EVERYTHING[:3]):
             index = NameIndex(keep_s=60.0)
             names = index.stats
-            # These hints are from the configuration before a reload.
+            # These hints result from the configuration before a reload.
             names.labels_without_pods, names.missing_pod_labels = "target_pod", ("team",)
             poll = Poll(analyzer.url, labels=labels, wanted=wanted, index=index)
             async with poll.running():

@@ -51,7 +51,8 @@ def application_containers(names):
         if name.startswith("k8s_"):
             name = name.split("_")[1]
         if name != "POD":
-            # Two containers of the recording have IDs as names. They belong to these pods.
+            # Two containers in the recording have IDs as names. They belong to the pods api and
+            # cache.
             yield {"a1" * 32: "api", "b2" * 32: "cache"}.get(name, name)
 
 
@@ -431,14 +432,14 @@ def test_containers_of_different_pods_identify_no_pod(topology):
     runtime = next(node for node in topology.nodes if "Container" in node["Metadata"])
     topology.kubernetes_container(other, runtime=runtime)
     assert "pod" not in topology.node_names(interface)
-    # The namespace has only one container, so this container is known.
+    # The network namespace has only one container, so the container's name is known.
     assert topology.node_names(interface)["container"] == "runtime-web-1-h1"
     topology.edges.pop()
     topology.kubernetes_container(other, runtime=topology.container(netns, "c2"))
     assert "pod" not in topology.node_names(interface)
     assert "container" not in topology.node_names(interface)
     assert topology.resolve().skipped == {"contradictory_pods": 1}
-    # The pod has the address, but the interface may belong to the other pod.
+    # The pod has the address, but the interface may belong to the other pod, web-2.
     names = topology.candidates("10.1.0.5")
     assert {each.get("pod") for each in names} == {None, "web-1"}
 
@@ -1021,7 +1022,7 @@ def test_labels_of_pods_come_after_the_other_names(topology):
 
 
 def test_a_label_that_one_copy_lacks_is_read_from_the_other(topology):
-    """A pod has two copies of its labels. If a key is a prefix of another, one lacks a label."""
+    """Of the two copies of a pod's labels, one lacks keys that are prefixes of other keys."""
     pod = topology.pod("web-1", "10.1.0.5", labels={"app": "web"})
     pod["Metadata"]["K8s"]["Labels"] = {"app": {"kubernetes": {"io/name": "shop-web"}}}
     (candidate,) = topology.resolve(k8s_labels=("app", "app.kubernetes.io/name")).addresses[
@@ -1148,7 +1149,9 @@ def test_a_local_address_has_names_only_in_its_namespace_and_at_its_veth_peers(t
     "address",
     ["126.255.255.255", "128.0.0.1", "169.253.1.1", "::2", "1::1", "fe7f::1", "fec0::1", "fe8::1"],
 )
-def test_other_addresses_have_the_names_of_their_only_owner_everywhere(topology, address):
+def test_addresses_that_are_not_local_have_the_names_of_their_only_owner_everywhere(
+    topology, address
+):
     topology.interface(topology.netns(topology.host(), "blue"), address)
     abroad = topology.interface(topology.host("h2"))
     assert topology.chosen(address, "10.0.0.1", abroad)["name"] == "blue"
@@ -1227,7 +1230,7 @@ def test_edges_to_nodes_that_are_not_read_are_not_counted(topology):
     assert not topology.resolve().skipped
 
 
-def test_edges_between_other_types_are_ignored(topology):
+def test_edges_whose_relation_does_not_fit_their_nodes_are_ignored(topology):
     host = topology.host()
     _, netns, interface = topology.running_pod(host)
     before = topology.resolve()

@@ -92,7 +92,7 @@ def test_optional_value_of_wrong_type_does_not_skip_the_flow(path: str, value: A
 
 @pytest.mark.parametrize("rtt", [-1_500_000, 10**22])
 def test_round_trip_time_out_of_range_is_skipped(rtt: int) -> None:
-    # Such values occur if the agent's clock is set between the two packets.
+    # The values are out of range if the agent's clock is adjusted between a packet and its reply.
     sink = Sink()
     sink.take(message(flow(Metric=METRIC | {"RTT": rtt})))
     assert (sink.skipped, sink.values_skipped) == ({}, {"Metric.RTT": 1})
@@ -121,7 +121,7 @@ def test_undecodable_optional_value_is_skipped_alone(path: str, value: bytes) ->
         ("Metric.ABBytes", {}),
         ("Last", {}),
         ("NodeTID", {}),
-        # These settings require the field: for a label, a metric, a conversation or a rule.
+        # The field is required, because a label, a metric, the deduplication or a rule reads it.
         ("Start", {"labels": [{"name": "begin", "path": "Start"}]}),
         ("Link", {"labels": ["vlan"]}),
         ("Link.ID", {"labels": ["vlan"], "metrics": ALL_METRICS["metrics"]}),
@@ -167,7 +167,7 @@ def test_gauge_keeps_its_value_if_a_new_value_is_skipped() -> None:
         assert values(sink, RTT) == ["9" if last == 4000 else "7"]
 
 
-def test_counter_with_a_skipped_value_keeps_its_value_and_resets_no_other() -> None:
+def test_counter_with_a_skipped_value_keeps_its_value_and_resets_no_other_counter() -> None:
     sink = Sink(metrics=["bytes", "tcp_out_of_order"])
 
     def take(last: int, ab: Any, ba: int) -> None:
@@ -193,7 +193,7 @@ def test_sum_keeps_its_value_if_one_direction_is_skipped(side: str) -> None:
     assert values(sink, OUT_OF_ORDER) == [str(11 - TCP[side] + 20)]
 
 
-def test_counter_without_any_report_has_no_series() -> None:
+def test_counter_without_any_valid_value_has_no_series() -> None:
     sink = Sink(metrics=["bytes", "tcp_out_of_order"])
     sink.take(message(flow(TCPMetric="x")))
     assert values(sink, OUT_OF_ORDER) == []
@@ -212,8 +212,8 @@ BAD_FIRST_REPORT_FIELDS = (
 
 @pytest.mark.parametrize("bad_fields", BAD_FIRST_REPORT_FIELDS, ids=json.dumps)
 def test_report_with_unreadable_start_is_not_a_first_report(bad_fields: dict[str, Any]) -> None:
-    # Both flows belong to the same series of the view. So this series may already include the total
-    # of the second flow.
+    # Both flows belong to one series of the view. It is unknown whether this series already
+    # includes the second flow's total, so the total is not added.
     sink = Sink()
     sink.take(message(flow("1")))
     unreadable = {

@@ -37,7 +37,7 @@ class Scenario:
         self.held = False
 
     def run(self, seconds: float, *delivering: str) -> float:
-        """Advance while only ``delivering`` deliver. Return for how long the clock was held."""
+        """Advance while only the given names deliver; return how long the clock was held."""
         before_s = self.held_s
         self.delivering = set(delivering)
         self._update()
@@ -191,7 +191,7 @@ def test_limit_is_reset_after_one_calm_update_interval() -> None:
 
 @dataclass
 class ReferenceModel:
-    """The same rules, evaluated from the complete history at every call."""
+    """The rules of `ReportingGap`, evaluated from the complete history at every call."""
 
     checks: list[tuple[float, frozenset[str], frozenset[str]]] = field(default_factory=list)
     counted: list[set[str]] = field(default_factory=list)
@@ -217,7 +217,7 @@ class ReferenceModel:
         return self.held[-1]
 
     def _seconds(self, index: int) -> float:
-        """Return the time from a check to the next one."""
+        """Return the time from a check to the next check."""
         return self.checks[index + 1][0] - self.checks[index][0]
 
     def _is_well(self, name: str, index: int, update_s: float) -> bool:

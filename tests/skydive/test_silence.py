@@ -52,8 +52,8 @@ class Point:
     def tick(self, now: int) -> tuple[bytes | None, bool]:
         """Advance by one second; return the statistics to send, and whether flows are sent."""
         self.total += self.packets_s
-        # Readings and reports have different tickers, so a reading is sometimes part of the next
-        # report instead.
+        # Readings and reports have different tickers, so a report can miss a reading, which is then
+        # part of the next report.
         self._readings += [self.total] * self._rng.choice([0, 1, 2] if now % 7 == 0 else [1])
         statistics = None
         if (now + self.phase) % 10 == 0:
@@ -99,7 +99,7 @@ class Cluster:
         self.suspicions = 0
 
     def tick(self) -> dict[int, str]:
-        """Advance by one second; return why subscriptions are silent, by analyzer."""
+        """Advance by one second; return the reason of each silent subscription, by analyzer."""
         self.now += 1
         statistics = [0] * len(self.subscriptions)
         flows = [False] * len(self.subscriptions)
@@ -157,7 +157,7 @@ def test_silence_is_detected_early_with_many_capture_points(analyzers: int, poin
     assert not cluster.run(100)
     cluster.mute = {0}
     last = cluster.now
-    # A row that would expire 15 s after the last message must not expire yet.
+    # The suspicion must come before a connection can expire, 15 s after the last message.
     assert cluster.until_suspect(0) in (13, 14)
     silent = cluster.run(30)
     assert set(silent) == {0}
@@ -198,7 +198,7 @@ def test_all_subscriptions_fall_silent_at_once() -> None:
     assert all(second <= 21 for second, _ in silent.values())
 
 
-def test_silence_is_detected_while_others_recover() -> None:
+def test_silence_is_detected_while_another_subscription_recovers() -> None:
     cluster = Cluster(analyzers=3, points=40)
     assert not cluster.run(100)
     cluster.mute = {0, 1, 2}
@@ -212,7 +212,7 @@ def test_silence_is_detected_while_others_recover() -> None:
     ("points", "analyzers"), [(1, 1), (2, 1), (4, 2), (8, 3), (10, 2), (20, 3), (60, 10)]
 )
 def test_random_pauses_do_not_count_as_silence(points: int, analyzers: int) -> None:
-    """False positives have a probability of 1e-6, so there is none within 8,000 s."""
+    """False positives have a probability of 1e-6, so none is expected within 8,000 s."""
     # longest_s is so large that only the probabilities decide.
     cluster = Cluster(analyzers=analyzers, points=points, longest_s=10_000)
     assert not cluster.run(8_000)
@@ -228,7 +228,7 @@ def test_lost_messages_do_not_count_as_silence(points: int) -> None:
 
 @pytest.mark.parametrize(("points", "analyzers"), [(4, 2), (10, 3), (30, 10)])
 def test_detection_times_match_the_probabilities(points: int, analyzers: int) -> None:
-    """All subscriptions are silent, so the messages of other subscriptions have no effect."""
+    """All subscriptions are silent, so no other subscription affects the times."""
     cluster = Cluster(analyzers=analyzers, points=points, longest_s=10_000)
     assert not cluster.run(300)
     cluster.mute = set(range(analyzers))
@@ -276,7 +276,7 @@ def test_subscription_that_never_delivered_is_not_silent() -> None:
     assert cluster.subscriptions[1].delivers
 
 
-def test_ended_captures_lower_the_estimate_but_do_not_count_as_silence() -> None:
+def test_ended_captures_lower_the_estimate_of_capture_points_but_are_not_silence() -> None:
     """After most captures have ended, fewer reports arrive than before. This is not silence."""
     cluster = Cluster(analyzers=2, points=40)
     assert not cluster.run(300)
@@ -291,7 +291,7 @@ def test_ended_captures_lower_the_estimate_but_do_not_count_as_silence() -> None
     assert not silences
 
 
-def test_silent_subscription_does_not_lower_the_estimate() -> None:
+def test_silent_subscription_does_not_lower_the_estimate_of_capture_points() -> None:
     cluster = Cluster(analyzers=2, points=40)
     cluster.run(200)
     estimate = cluster.reporting.capture_points
@@ -346,7 +346,7 @@ def test_missing_flows_are_suspect_before_connections_expire() -> None:
 def test_idle_network_is_not_silent(analyzers: int, points: int) -> None:
     cluster = Cluster(analyzers=analyzers, points=points, packets_s=0, longest_s=10_000)
     assert not cluster.run(800)
-    # Traffic starts and stops again.
+    # Traffic starts, and later stops again.
     for point in cluster.points:
         point.packets_s = 50
     assert not cluster.run(400)

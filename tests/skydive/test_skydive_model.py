@@ -219,8 +219,8 @@ def test_order_of_simultaneous_ticks_decides_what_a_closing_report_has(sink, exp
     first(ms(1200))
     second(ms(1200))
     (closing,) = sink.take()
-    # If the expiry tick comes first, the closing report repeats the first report. Otherwise, the
-    # update tick has set its last update to zero.
+    # If the expiry tick comes first, the closing report repeats the first report. If the update
+    # tick comes first, it sets the last update to zero.
     assert update_values(closing) == ((100, 0, 590, 600) if expire_first else (0, 0, 600, 1200))
 
 
@@ -355,9 +355,9 @@ def test_stop_closes_all_flows(table, sink):
     reports = sink.take()
     assert [report["FinishType"] for report in reports] == [TIMEOUT] * 3
     assert [update_values(report) for report in reports] == [
-        (100, 0, 3, 60),  # repeats the last update
-        (7, 0, 60, 70),  # has later packets: Last is the flow's Last
-        (100, 0, 71, 71),  # is the first report of its flow
+        (100, 0, 3, 60),  # the idle flow repeats its last update
+        (7, 0, 60, 70),  # the busy flow has later packets, up to its Last
+        (100, 0, 71, 71),  # the new flow has no earlier report
     ]
 
 
@@ -463,7 +463,7 @@ def test_packet_counts_are_read_every_second():
     assert received == [6 * 3, 7 * 3 + 3 * 7, 10 * 7]
 
 
-def test_flows_of_a_tick_go_to_one_analyzer_and_stats_to_any():
+def test_flows_of_a_tick_go_to_one_analyzer_and_stats_to_any_analyzer():
     cluster, agent, table, _ = make_cluster(analyzers=3, random=Random(1))
     for port in range(1, 4):
         conversation = Conversation(a_port=port)
@@ -924,7 +924,7 @@ def test_recorded_reports_obey_the_model(name):
             assert any(metric[name] for name in COUNTERS), "updates are only sent after traffic"
         if is_first(flow):
             assert all(metric[name] == totals[name] for name in COUNTERS)
-        if uuid in previous and name == ONE:  # one of two analyzers receives only some reports
+        if uuid in previous and name == ONE:  # each of two analyzers receives only some reports
             before = previous[uuid]
             increase = {name: totals[name] - before["Metric"][name] for name in COUNTERS}
             if is_closing(flow) and is_repeat(flow):
@@ -935,7 +935,7 @@ def test_recorded_reports_obey_the_model(name):
 
 
 def layout(flow):
-    """Return the names of a flow's fields and subfields, in order."""
+    """Return each field's name with the names of its subfields or, if it has none, its type."""
     return [
         (name, tuple(value) if isinstance(value, dict) else type(value))
         for name, value in flow.items()

@@ -167,7 +167,7 @@ async def test_messages_are_received_unchanged(analyzer: FakeAnalyzer) -> None:
         await remote.send(b"")
         await remote.send(big)
         await remote.send(big, fragments=50)
-        # Go's WebSocket library sends a large message as one frame, followed by an empty one.
+        # Go's WebSocket library sends a large message as one frame, followed by an empty frame.
         await remote.send_raw(frame(0x1, big, fin=False) + frame(0x0, b""))
         received = [await running.message() for _ in range(8)]
         assert received == [
@@ -311,8 +311,8 @@ async def test_failed_attempt_is_counted_logged_and_retried(
     async with subscribed(make_config(analyzer.url)) as running:
         assert running.row(analyzer).up == 0
         while True:
-            # After some faults, the first subscriber exists only from the analyzer's point of view.
-            # Wait for the second one.
+            # After some faults, the analyzer still has the first subscriber, which skyfast has
+            # given up. Wait for the second subscriber.
             remote = await analyzer.subscriber()
             if len(analyzer.upgrades) == 2:
                 break
@@ -647,7 +647,7 @@ async def test_next_message_ends_suspicion(analyzer: FakeAnalyzer) -> None:
 async def test_statistics_without_flows_count_as_silence(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture, with_flows: bool
 ) -> None:
-    """This happens after one subscriber leaves, and another one subscribes only to statistics."""
+    """An analyzer sends no flows after one client leaves and another subscribes to statistics."""
     counter = MessageCounter()
     async with subscribed(make_config(analyzer.url), **counter.options) as running:
         running.stats.flow_update_s = 0.3
@@ -1201,7 +1201,7 @@ async def test_subscriptions_follow_the_addresses_of_a_name() -> None:
 
             names.answer = [first.address, second.address]
             await first.subscriber()
-            assert running.row(first).reconnects["closed"] == 0  # the row is new
+            assert running.row(first).reconnects["closed"] == 0  # the counters are new
 
 
 async def test_failed_resolution_keeps_subscriptions_and_is_counted(

@@ -241,7 +241,7 @@ def test_standard_names_are_valid_in_both_formats(asked_for_openmetrics):
     for family in READERS[asked_for_openmetrics](page):
         assert family.type == "counter"
         assert family.documentation.endswith(".")
-        # The parser of the text format also removes the suffix from the family's name.
+        # The parser of the text format also removes _total from the family's name.
         name = family.name.removeprefix("skydive_interface_")
         assert family.unit == ("bytes" if asked_for_openmetrics and "_bytes" in name else "")
         for sample in family.samples:
@@ -381,7 +381,7 @@ def test_only_values_that_are_nested_too_deeply_are_lost(topology):
     assert topology.skipped() == {}
 
 
-def test_labels_are_bounded(topology):
+def test_the_length_of_labels_is_bounded(topology):
     longest = "x" * MAX_LABEL_CHARS
     topology.update(node(longest), node(tid=longest + "x"), node(IPV4=["x" * 10_000_000]))
     assert topology.labels() == {labels_of(name=longest)}
@@ -585,7 +585,7 @@ async def test_names_and_interfaces_come_from_the_same_response():
             await asyncio.wait_for(names.ready.wait(), 5)
             assert names.nodes == NODES
             assert names.addresses["10.0.0.1"] == ("h", "h", *[""] * 6)
-            assert names.addresses["127.0.0.1"] is None  # the names depend on the flow
+            assert names.addresses["127.0.0.1"] is None  # ambiguous: the names depend on the flow
             await until(lambda: poll.stats.answers >= 2)
         for request in analyzer.topology_requests:
             assert json.loads(request.body) == {"GremlinQuery": NAMED_INTERFACES.gremlin}
@@ -670,7 +670,7 @@ async def test_names_beyond_the_bounds_are_logged_once(monkeypatch, caplog):
     assert record.getMessage() == "topology too large: 3 nodes and addresses ignored"
 
 
-async def test_the_first_analyzer_that_responds_is_kept():
+async def test_queries_stay_with_the_first_analyzer_that_responds():
     first, second = FakeAnalyzer(), FakeAnalyzer()
     first.topology, second.topology = answer_of(node("one")), answer_of(node("two"))
     async with first, second:

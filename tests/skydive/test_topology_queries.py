@@ -59,7 +59,7 @@ def test_each_query_fits_the_grammar_of_skydive(query):
     value = r"(?:'[^'\"]*'|\d+|(?:Within|Ne|Gt)\((?:'[^'\"]*'|\d+)(?:, (?:'[^'\"]*'|\d+))*\))"
     step = rf"\.(?:Has|HasEither)\({value}(?:, {value})*\)"
     assert re.fullmatch(rf"G\.[VE]\(\){step}", query.gremlin)
-    # An odd number of parameters is an error.
+    # Skydive rejects an odd number of parameters.
     flat = re.sub(r"(Within|Ne|Gt)\([^)]*\)", "x", query.gremlin.partition(").")[2])
     assert flat.count(",") % 2 == 1
 
@@ -79,7 +79,7 @@ def test_each_query_fits_the_grammar_of_skydive(query):
         f"{queries.NAMESPACES.gremlin[:-1]}, '@UpdatedAt', Gt(-1))",
     ],
 )
-def test_other_queries_are_not_parsed(text):
+def test_queries_that_skyfast_does_not_send_are_not_parsed(text):
     assert parse(text) is None
 
 
@@ -167,7 +167,7 @@ def test_changes_are_newer_elements_of_the_same_query():
         queries.changes(queries.INTERFACES, 1)
 
 
-def test_query_by_pod_address_matches_only_these_pods():
+def test_query_by_pod_address_matches_only_pods_with_these_addresses():
     query = queries.by_pod_address(["10.0.0.1", "10.0.0.1", "fd00::1"])
     assert query.gremlin == "G.V().Has('Type', 'pod', 'K8s.IP', Within('10.0.0.1', 'fd00::1'))"
     assert query.matches(node("pod", K8s={"IP": "fd00::1"}))

@@ -74,7 +74,7 @@ def test_unusable_elements_are_counted(store):
     assert store.graph().skipped == {"malformed": 3, "wrong_type": 2, "too_long": 2, "deleted": 1}
 
 
-def test_the_elements_of_a_response_are_bounded(monkeypatch):
+def test_the_number_of_elements_of_a_response_is_bounded(monkeypatch):
     monkeypatch.setattr(topology_store, "MAX_ELEMENTS", 2)
     nodes = read(NAMESPACES, node("a"), node("b"), node("c"), node("a", updated_at=2))
     assert (len(nodes.elements), nodes.skipped) == (2, {"too_many": 1, "duplicate_id": 1})
@@ -113,7 +113,7 @@ def test_the_garbage_collector_ignores_the_elements(store):
 # Several responses.
 
 
-def test_a_response_replaces_the_one_before(store):
+def test_a_response_replaces_the_previous_response(store):
     assert not store.is_answered
     assert store.replace(NAMESPACES, read(NAMESPACES, node("a", name="a"), node("b", name="b")))
     assert store.is_answered

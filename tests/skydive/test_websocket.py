@@ -1,7 +1,7 @@
 """skyfast receives messages without copies, with the same results as the websockets library.
 
-The reference is a connection of that library that gets the same bytes. Tests that depend on sockets
-use real sockets, with both event loops, with and without TLS.
+The reference is a connection of the websockets library that gets the same bytes. Tests that depend
+on sockets use real sockets, with both event loops, with and without TLS.
 """
 
 import asyncio
@@ -180,7 +180,7 @@ async def receive_with_websockets(stream: bytes, *, reset: bool = False) -> Outc
 
 
 class Receiver(Wire):
-    """A wire whose connection receives messages in the way that skyfast does."""
+    """A wire whose connection receives messages as skyfast does."""
 
     def __init__(
         self,
@@ -252,7 +252,7 @@ def fragmented(opcode: int, lengths: list[int], between: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of a stream. Failures show its name instead of its many bytes."""
+    """A piece of a stream. If a test fails, its output has the name instead of the bytes."""
 
     name: str
     data: bytes = field(repr=False)
@@ -488,7 +488,7 @@ def test_ingest_keeps_no_reference_to_a_message(data: bytes) -> None:
     sink, expected = Sink(), Sink()
     sink.take(memoryview(buffer)[1:-1])  # type: ignore[arg-type]
     buffer[:] = b"x" * len(buffer)
-    buffer.clear()  # raises BufferError if part of it is in use
+    buffer.clear()  # raises BufferError if part of the buffer is in use
     expected.take(data)
     assert sink.page() == expected.page()
     assert (sink.errors, sink.skipped) == (expected.errors, expected.skipped)
@@ -503,7 +503,7 @@ SCHEMES = pytest.mark.parametrize("scheme", ["ws", "wss"])
 
 @dataclass
 class TLS:
-    """TLS contexts of both sides; None without TLS."""
+    """TLS contexts of the client and the server. Both are None if the test uses no TLS."""
 
     server: ssl.SSLContext | None = None
     client: ssl.SSLContext | None = None

@@ -89,7 +89,7 @@ def test_locked_version_is_a_tested_version():
 
 
 def test_inherited_attributes_in_use_are_listed():
-    """`HttpConnection` neither uses nor overrides any other attribute of its base class."""
+    """`HttpConnection` neither uses nor overrides unlisted attributes of its base class."""
     (connection,) = [
         node
         for node in tree(connections.__file__).body
@@ -128,7 +128,7 @@ def test_no_other_module_relies_on_internals(path):
     assert {origin for origin, _ in names} <= {*DOCUMENTED}
     assert not {name for _, name in names if name.startswith("_")}
     assert not {*attributes(module)} & PRIVATE
-    assert not re.findall(r"\baiohttp(?:\.\w+)*\._\w+", path.read_text())  # includes annotations
+    assert not re.findall(r"\baiohttp(?:\.\w+)*\._\w+", path.read_text())  # also in annotations
     for base in bases(module):
         # aiohttp only supports subclasses of the abstract classes in aiohttp.abc.
         assert not base.startswith(("aiohttp.", "web."))

@@ -87,7 +87,7 @@ async def test_requests_over_the_rate_limit_are_rejected(plain):
     async with Site(security=WebSecurity(plain("rate_limit: {interval: 1s, burst: 0}"))) as site:
         response = await site.get("/")
         assert response.status == 429
-        assert "retry-after" not in response.headers  # no request can ever succeed
+        assert "retry-after" not in response.headers  # no later request can succeed, either
 
 
 # --- limits on guesses
@@ -240,8 +240,8 @@ async def test_caches_of_passwords_and_addresses_are_bounded(plain, monkeypatch)
     networks = ("2001:db8::1", "2001:db8::2:1", "2001:db8:0:1::1")
     assert [await guess(address) for address in networks] == [401, 429, 401]
     assert len(security._passwords._failed) == 4
-    # A wrong password is cached per address. So 192.0.2.1 is checked once, and 192.0.2.2 needs
-    # another check.
+    # A wrong password is cached per address. So this password is checked once for 192.0.2.1 and
+    # once for 192.0.2.2.
     wrong = basic("user0", "wrong")
     assert await authenticate(wrong, "192.0.2.1") == Rejection(HTTPStatus.UNAUTHORIZED)
     assert await authenticate(wrong, "192.0.2.1") == Rejection(HTTPStatus.UNAUTHORIZED)

@@ -204,7 +204,7 @@ async def test_grouping_and_view_can_be_chosen(visited):
         await tab.click(".choice a[data-group=target_port]")
         await tab.until("location.search === '?by=packets&filter=&n=20&group=target_port'")
         await tab.until(f"{RANKS}.join() === '443'")
-        # The view cannot be ranked by packets, so it is ranked by its default.
+        # The view cannot be ranked by packets, so it is ranked by its default metric.
         await tab.click(".choice a[data-view=ports]")
         await tab.until("location.search.includes('view=ports')")
         await tab.until(f"{RANKS}.join() === '443'")
@@ -267,7 +267,7 @@ async def test_ranking_can_be_sorted_and_filtered(visited):
         assert await tab.evaluate("document.querySelector('#note').textContent") == (
             "No connection matches “0.0.1x”."
         )
-        # The URL contains the selection, so bookmarks and reloads show it again.
+        # The URL contains the selection, so a bookmark or a reload shows the same selection.
         search = await tab.evaluate("location.search")
         assert search == "?by=bytes&filter=0.0.1x&n=20"
         site.report(make_flow("5", a="10.0.0.1x"))
@@ -411,7 +411,7 @@ async def test_page_is_accessible(visited, dark):
         )
         headless = await tab.evaluate("document.querySelectorAll('th:not([scope])').length")
         assert (unlabelled, headless) == (0, 0)
-        # The Tab key reaches the links and controls in order. The focused one has a visible
+        # The Tab key reaches the links and controls in order. The focused element has a visible
         # outline.
         focused = []
         before = ["Status", "Cardinality", "Help", "Metrics", "Pause"]

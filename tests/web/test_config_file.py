@@ -309,7 +309,7 @@ TOOLKIT = {
 
 @pytest.mark.parametrize(("text", "warnings"), TOOLKIT.values(), ids=TOOLKIT)
 def test_valid_files_of_exporter_toolkit_are_accepted(text, warnings, file, plain, caplog):
-    """The only exceptions are files that request client certificates without verifying them."""
+    """All files are accepted, except those that request but do not verify client certificates."""
     file()
     path = plain(f"{{tls_server_config: {{{TLS}, {text}}}}}".replace(", }", "}"))
     config = config_file.read(path)
@@ -732,7 +732,7 @@ async def test_prometheus_scrapes_over_https_with_a_password(file, authority, tm
         await growing(server, "skydive_network_connection_total_bytes", 20)
 
 
-def test_modules_are_not_imported_without_a_web_configuration():
+def test_modules_of_the_web_configuration_are_imported_only_on_demand():
     code = (
         "import sys, skyfast.runner, skyfast.cli;"
         "sys.exit(bool({'bcrypt', 'skyfast.web.auth', 'skyfast.web.config_file'} & {*sys.modules}))"

@@ -73,14 +73,15 @@ async def test_page_consists_of_its_parts_in_order():
     whole = b"".join(await collect(pages.stream(Part.ALL, gzip=False)))
     others = FLOWS + INTERFACES + CAPTURES
     assert whole.startswith(others + b"# HELP skyfast_build_info ")
-    # Two pages have the same families, but different times and sizes of the process.
+    # The values on two pages differ, for example the size of the process. So only the lines that
+    # declare families are compared.
     names = [line for line in whole[len(others) :].splitlines() if line[:1] == b"#"]
     assert names == [line for line in own.splitlines() if line[:1] == b"#"]
 
 
 @on_both_loops
 async def test_info_series_of_capture_points_follow_the_flows():
-    """The thread of the page finds the capture points before it reads the flows."""
+    """The thread that renders the page finds the capture points before it reads the flows."""
     table = FakeTable(BIG)
     table.values["node_tid"] = [("tid-1", 3), ("tid-2", 1)]
     info = InterfaceInfo(NodeNames({"tid-2": ("eth0",) * len(NODE_NAMES)}))
@@ -123,7 +124,7 @@ async def test_first_part_has_the_capture_points_of_all_parts():
 
 @on_both_loops
 async def test_complete_openmetrics_pages_end_with_eof():
-    """The marker occurs exactly once, at the end."""
+    """``# EOF`` occurs exactly once, at the end."""
     pages = exposition(FakeTable(BIG), standard_names=True)
     for part, version in itertools.product((*Part, Part.FLOWS | Part.INTERFACES, Part.ALL), (1, 2)):
         for gzip in (False, True):
@@ -159,7 +160,7 @@ async def test_failed_openmetrics_page_has_no_eof():
     chunks = []
     with pytest.raises(ValueError, match="rendering broke"):
         async for chunk in exposition(table).stream(Part.ALL, gzip=False, openmetrics=True):
-            chunks.append(chunk)  # noqa: PERF401  # a comprehension would lose them
+            chunks.append(chunk)  # noqa: PERF401  # a comprehension would lose the chunks
     assert b"# EOF" not in b"".join(chunks)
 
 
@@ -318,7 +319,7 @@ def test_length_of_a_gzip_member_is_modulo_4_gib():
 
 @pytest.mark.slow
 def test_page_can_be_longer_than_4_gib():
-    """The decoder checks the length modulo 4 GiB. The page is a repeated chunk."""
+    """The decoder checks the length modulo 4 GiB. To save time, all chunks are the same."""
     text = memoryview(bytes(range(256)) * (1 << 18))
     compressor = zlib.compressobj(1, wbits=-15)
     blocks = compressor.compress(text) + compressor.flush(zlib.Z_FULL_FLUSH)
@@ -417,7 +418,7 @@ async def test_error_is_raised_after_the_rendered_chunks():
     chunks = []
     with pytest.raises(ValueError, match="rendering broke"):
         async for chunk in stream:
-            chunks.append(chunk)  # noqa: PERF401  # a comprehension would lose them
+            chunks.append(chunk)  # noqa: PERF401  # a comprehension would lose the chunks
     assert b"".join(chunks) == BIG[:broken_at]
     await stream.ended()
     await until(lambda: not page_threads())

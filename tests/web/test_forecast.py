@@ -120,7 +120,7 @@ def test_forecast_of_usual_sizes_keeps_most_bytes_in_a_tenth_of_the_series():
     at_100_kb = made.bounds[1]
     assert (at_100_kb.min_bytes, at_100_kb.series) == (100_000, 4 * count // 10)
     assert at_100_kb.bytes_share >= 0.95
-    # The lowest bound that meets max_series hides all small connections. It is below 100 kB.
+    # The lowest bound that meets max_series is far below 100 kB, but hides all small connections.
     assert made.proposed.min_bytes == 10_000
     core.bounds = [(100_000, 0), NO_BOUNDS]
     page = read_all(core.table.page(0)).decode()
@@ -268,7 +268,7 @@ def test_configured_bound_is_listed(bound, lines):
         assert made.hidden_connections == 3 - made.current.connections
 
 
-async def test_pages_show_the_same_forecast():
+async def test_status_page_and_cardinality_page_show_the_same_forecast():
     async with Site(min_bytes=1500, max_series=14) as site:
         site.report(
             make_flow("1", (900, 100, 5, 5), a="10.0.0.1", rtt=20_000_000),

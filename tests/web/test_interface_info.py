@@ -121,7 +121,7 @@ changes = st.dictionaries(keys, st.one_of(st.none(), all_names))
     later=st.lists(changes, max_size=9),
     standard=st.booleans(),
 )
-def test_names_that_change_during_a_page_cause_no_second_series(
+def test_names_that_change_while_a_page_is_rendered_cause_no_second_series(
     node_tids: list[str],
     before: dict[str, Names],
     later: list[dict[str, Names | None]],

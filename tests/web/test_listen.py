@@ -120,7 +120,7 @@ async def test_demo_uses_a_free_port_if_the_default_port_is_in_use() -> None:
 
 
 @pytest.mark.parametrize("origin", ["file", "variable", "option"])
-def test_demo_uses_no_other_port_than_the_configured_one(tmp_path: Path, origin: str) -> None:
+def test_demo_uses_only_the_configured_port(tmp_path: Path, origin: str) -> None:
     file = tmp_path / "a.yml"
     file.write_text("pipeline.store.prom_sky_con.port: 9100\n")
     arguments = {"file": [str(file)], "option": ["--web.listen-address=:9100"]}.get(origin, [])

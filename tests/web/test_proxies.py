@@ -90,7 +90,7 @@ async def started(*command: str | None, port: int) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def nginx(directory: Path, server: str) -> AsyncIterator[int]:
-    """Run nginx with the lines of one ``server``, where $PORT is its port; yield the port."""
+    """Run nginx with the text of a ``server`` block; yield its port, which replaces $PORT."""
     port = free_port()
     temporary = "".join(
         f"  {kind}_temp_path {directory}/{kind};\n"
@@ -168,7 +168,7 @@ async def test_analyzer_can_have_a_path_prefix(tmp_path: Path) -> None:
 
 @needs_nginx
 async def test_unexpected_responses_of_a_proxy_are_explained(tmp_path: Path) -> None:
-    """One proxy expects TLS. The other one redirects to a single sign-on page."""
+    """One proxy expects TLS. The other proxy redirects to a single sign-on page."""
     issued = Authority(tmp_path).issue("127.0.0.1")
     secure = (
         "    listen 127.0.0.1:$PORT ssl;\n"
@@ -197,7 +197,7 @@ async def test_unexpected_responses_of_a_proxy_are_explained(tmp_path: Path) -> 
 
 @needs_nginx
 async def test_pages_are_served_behind_nginx(tmp_path: Path) -> None:
-    """The first location uses nginx's default, HTTP/1.0. The second one keeps connections open."""
+    """The first location uses nginx's default, HTTP/1.0. The second keeps its connections open."""
     server = """
     listen 127.0.0.1:$PORT;
     location /skyfast/ { proxy_pass http://SKYFAST/; }
@@ -254,7 +254,7 @@ async def states(port: int, expected: dict[str, str]) -> dict[str, str]:
 @needs_haproxy
 @pytest.mark.parametrize("users", [False, True], ids=["open", "with users"])
 async def test_default_check_of_haproxy_needs_authentication(tmp_path: Path, users: bool) -> None:
-    """haproxy's default check sends OPTIONS. If there are users, it fails without credentials."""
+    """haproxy's default check sends OPTIONS. If there are users, this check needs credentials."""
     hashed = bcrypt.hashpw(b"hunter2", bcrypt.gensalt(4)).decode()
     web_config = tmp_path / "web.yml"
     web_config.write_text(f"basic_auth_users: {{alice: {hashed}}}\n")
@@ -274,7 +274,7 @@ async def test_default_check_of_haproxy_needs_authentication(tmp_path: Path, use
 
 @needs_varnish
 async def test_cache_stores_no_page(tmp_path: Path) -> None:
-    """By default, Varnish caches a page for two minutes. The headers of the pages forbid this."""
+    """By default, Varnish caches a page for two minutes. The pages' headers forbid caching."""
     async with asyncio.timeout(60), demo() as skyfast:
         port = free_port()
         command = (

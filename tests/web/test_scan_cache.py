@@ -10,7 +10,7 @@ from tests.support.web_fixtures import on_both_loops
 
 
 class Scans:
-    """Scans, and the cache of their results. With ``paused``, scans wait for ``go_on``."""
+    """Scans, and the cache of their results. If ``paused`` is true, scans wait for ``go_on``."""
 
     def __init__(self, *, keep_s=60.0, max_results=8, queue=True, paused=False):
         self.cache = ScanCache(keep_s=keep_s, max_results=max_results, queue=queue)
@@ -57,7 +57,7 @@ async def test_result_is_not_cached_if_keep_s_is_zero(queue):
 
 
 @on_both_loops
-async def test_requests_for_one_key_share_a_scan_and_others_take_turns():
+async def test_requests_for_one_key_share_a_scan_and_scans_run_one_at_a_time():
     scans = Scans(paused=True)
     requests = scans.ask("a", "b", "a", "c", "b")
     await until(lambda: scans.started)

@@ -133,7 +133,7 @@ def test_page_shows_the_counters():
         ("skyfast_messages_total", a, ("namespace", "other"), ("type", "other")): 13,
         ("skyfast_message_errors_total", a, ("reason", "malformed")): 14,
         ("skyfast_reconnects_total", a, ("reason", "silent")): 15,
-        # The table skipped 8 late flows. Another 100 were skipped before they reached the table.
+        # The table skipped 8 late flows. 100 others were skipped before they reached the table.
         ("skyfast_flows_skipped_total", ("reason", "late")): 108,
         ("skyfast_flows_skipped_total", ("reason", "no_network")): 9,
         ("skyfast_flows_finished_total", ("reason", "fin")): 10,
@@ -172,7 +172,7 @@ def test_page_shows_the_counters():
     assert {key: values.get(key) for key in expected} == expected
 
 
-def test_names_are_shown_only_if_labels_need_them():
+def test_metrics_of_names_are_shown_only_if_labels_need_names():
     stats = Stats()
     assert not [name for name, *_ in samples(stats) if "_name" in name]
     stats.topology.names = NameStats(
@@ -217,7 +217,7 @@ def test_page_shows_the_counters_of_views():
     assert b'\nskyfast_view_connections_rejected_total{view="x"} 3\n' in page
 
 
-def test_start_counts_as_a_reload():
+def test_start_counts_as_a_successful_reload():
     values = samples()
     assert values["skyfast_config_last_reload_successful",] == 1
     began = values["skyfast_config_last_reload_success_timestamp_seconds",]

@@ -377,7 +377,7 @@ async def test_cardinality_has_the_negotiated_format():
 
 
 @on_both_loops
-async def test_browsers_get_a_way_home_from_missing_pages():
+async def test_not_found_page_for_browsers_links_to_other_pages():
     async with Site() as site:
         for path, root in (("/x", "./"), ("/api/x", "../"), ("/a/b/c%3Cb%3E", "../../")):
             response = await site.get(path, accept="text/html,*/*;q=0.8")
@@ -412,7 +412,7 @@ async def test_cardinality_can_be_estimated_without_a_label():
 
 @on_both_loops
 async def test_one_cardinality_scan_runs_at_a_time():
-    """While a scan runs, other requests for a report fail, even if the scan's client is gone."""
+    """While a scan runs, other requests fail, even if the client of the scan has disconnected."""
     async with Site(FakeTable(pause_scans=True)) as site:
         async with await site.ask(request("/cardinality")):
             await until(lambda: site.table.scans)
@@ -768,7 +768,7 @@ async def test_unsupported_http_versions_get_an_http_1_0_response(version):
 
 @on_both_loops
 async def test_http_1_0_pages_end_with_the_connection():
-    """Pages have no Content-Length. So they end with the connection, even with keep-alive."""
+    """Pages have no Content-Length, so they end with the connection despite keep-alive."""
     async with Site(FakeTable(BIG)) as site:
         for path in (*PATHS, "/nowhere"):
             for method in ("GET", "HEAD"):

@@ -66,8 +66,8 @@ def test_history_has_values_rates_and_ages():
     series = history.series(stats, 99, now_s=1046.0)
     assert series.age_seconds == [41, 36, 31, 26, 21, 16, 11, 6, 1, 0]
     assert series.connections == [*range(1, 10), 99]
-    # The removal of analyzer b makes the sum lower, but the rate does not become negative. The last
-    # rate is a mean over more than the last second.
+    # The removal of analyzer b lowers the sum of flows, but no rate becomes negative. The last rate
+    # ignores the flows since the last sample.
     assert series.flows_per_second == [11, 11, *[10] * 8]
     assert series.scrape_bytes == [*[None] * 4, 7, *[None] * 4, 9]
     assert series.scrape_duration_seconds == [*[None] * 4, 0.5, *[None] * 4, 0.5]
@@ -76,7 +76,7 @@ def test_history_has_values_rates_and_ages():
 
 def test_two_samples_are_enough_for_rates():
     history, stats = History(), Stats()
-    # The counter of the analyzer named ``again`` restarted: the analyzer was removed and added.
+    # The analyzer named ``again`` was removed and added again, so its counter restarted.
     for at_s, flows in (
         (1000, {"busy": 5, "idle": 7, "again": 9}),
         (1003, {"busy": 6, "again": 1}),
@@ -217,7 +217,7 @@ async def test_nearly_full_table_causes_a_warning():
     assert (await source.report()).warnings == [warning]
 
 
-async def test_highest_value_includes_the_current_one():
+async def test_highest_value_of_a_chart_includes_the_current_value():
     """The page and the JSON contain the current values, which are newer than the last sample."""
     stats, table = Stats(), FakeTable()
     stats.analyzer("a").set_up(1)
@@ -285,7 +285,7 @@ async def test_health_depends_on_the_analyzers_that_are_up(up, state, text, titl
     assert re.findall(r'<li class="(warning|critical)">', page) == severities
 
 
-async def test_dns_name_counts_as_an_analyzer_only_without_addresses():
+async def test_dns_name_counts_as_an_analyzer_only_while_it_has_no_addresses():
     stats = Stats()
     for name in ("analyzers:8082", "10.0.0.1:8082", "10.0.0.2:8082"):
         stats.analyzer(name).set_up(1)
@@ -438,7 +438,7 @@ def named(**names):
 
 @asynccontextmanager
 async def named_connections(**settings):
-    """Yield a site with three connections. It looks up names because a second view needs them."""
+    """Yield a site with three connections. A second view makes the site look up names."""
     view = {"prefix": "x", "labels": ["initiator_workload", "direction"], "metrics": ["bytes"]}
     async with three_connections(views=[view], **settings) as site:
         index = site.app._parts.names
@@ -563,7 +563,7 @@ async def test_interfaces_and_captures_show_their_owners():
         assert "<blue>" in [row[2] for row in cells(page, "interfaces.busiest")]
 
 
-async def test_capture_points_are_read_from_checked_messages(monkeypatch):
+async def test_capture_points_are_read_from_sampled_messages(monkeypatch):
     async with three_connections() as site:
         parts = site.app._parts
         monkeypatch.setattr(parts.checker, "chooses", lambda: True)
@@ -608,8 +608,8 @@ async def test_connections_are_grouped_by_labels():
         }
         response = await site.json("/api/top?group=target_ip&filter=10.0.0.1")
         assert [entry["connections"] for entry in response["entries"]] == [1]
-        # Connections without a round-trip time are counted with the others, but their groups have
-        # no rank.
+        # The groups of connections without a round-trip time have no rank. Their connections are
+        # counted as others.
         response = await site.json("/api/top?group=initiator_ip&by=rtt")
         assert initiators(response) == ["10.0.0.1", "10.0.0.2"]
         assert response["other"]["connections"] == 1
@@ -677,8 +677,7 @@ async def test_connections_are_ranked_by_rates(monkeypatch):
         assert [entry["rank"] for entry in response["entries"]] == [20, 1]
         assert response["unit"] == "bytes"
         assert ranks.snapshots == 1
-        # If the snapshot is older than this interval, the increase is divided by the snapshot's
-        # age.
+        # If the snapshot is older than one minute, the increase is divided by the snapshot's age.
         (taken,) = ranks._snapshots[0]
         monkeypatch.setattr(top, "REPORT_INTERVAL_S", (time.monotonic() - taken.taken_s) / 2)
         ranks._results._results.clear()
@@ -815,7 +814,7 @@ async def test_page_shows_whether_there_was_a_reload(monkeypatch):
 
 
 def shown_values(response, key):
-    """Return the texts of the elements of the page with this key."""
+    """Return the texts of the page's elements that have this key."""
     return re.findall(rf'data-key="{re.escape(key)}"[^>]*>([^<]*)<', response[1])
 
 
@@ -867,7 +866,7 @@ def test_lone_surrogate_is_rejected():
         ranks.query([("filter", "\ud800")])
 
 
-async def test_request_is_rejected_during_too_many_rankings(monkeypatch):
+async def test_request_is_rejected_while_too_many_rankings_are_in_progress(monkeypatch):
     monkeypatch.setattr(top, "MAX_RESULTS", 0)
     async with three_connections() as site:
         assert await site.get("/api/top") == (
@@ -879,7 +878,7 @@ async def test_request_is_rejected_during_too_many_rankings(monkeypatch):
         assert "Too many rankings are in progress: try again." in page
 
 
-async def test_request_is_rejected_during_too_many_status_pages(monkeypatch):
+async def test_request_is_rejected_while_too_many_status_pages_are_rendered(monkeypatch):
     writing, peak, go_on = 0, 0, threading.Event()
 
     def as_html(*_):
@@ -984,7 +983,7 @@ async def test_page_explains_why_the_first_request_shows_no_rates(monkeypatch):
         ranks._results._results.clear()
         page = (await site.get("/?by=bytes_per_second"))[1]
         assert ">1 of 3 connections; ranked by the increase over the last " in page
-        # Later, the list is only empty if nothing was reported.
+        # After the first interval, an empty list only means that no matching traffic was reported.
         monkeypatch.setattr(top, "REPORT_INTERVAL_S", 0)
         monkeypatch.setattr(busiest_html, "REPORT_INTERVAL_S", 0)
         ranks._results._results.clear()
@@ -1016,7 +1015,8 @@ async def test_page_says_that_nothing_matches_the_filter():
 async def test_second_scan_is_needed_only_for_ranks_that_rows_can_lack():
     """Every row has bytes, but not every row has a round-trip time.
 
-    If the first scan finds no row with a rank, a second scan looks for matching rows without one.
+    If the first scan finds no row with a rank, a second scan looks for matching rows without a
+    rank.
     """
     table = FakeTable()
     ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
@@ -1048,8 +1048,8 @@ async def test_rows_of_views_are_ranked():
         assert (entry["rank"], response["connections"]) == (6000, 1)
         assert list(entry["labels"]) == ["target_port", "application"]
         assert entry["values"] == {"bytes": [6000], "packets": [17], "new_flows": [3]}
-        # If connections have the label and the metric, the groups consist of connections.
-        # Otherwise, the groups consist of rows of the view.
+        # Groups consist of connections if connections have the label and the metric. In all other
+        # cases, groups consist of rows of the view.
         for query, view, rank in (
             ("group=target_port", "", 6000),
             ("group=target_port&by=packets", "", 17),
@@ -1084,7 +1084,7 @@ async def test_rows_of_views_are_ranked():
             "min_bytes": 0,
             "min_packets": 0,
         }
-        # Rates of a view have snapshots of their own.
+        # The rates of a view have their own snapshots.
         for query in ("view=services&", ""):
             assert (await site.json(f"/api/top?{query}by=bytes_per_second"))["entries"] == []
         assert site.app.status.ranking.snapshots == 2
@@ -1116,7 +1116,7 @@ async def test_page_offers_groupings_and_views():
             assert len(cells(page, "top")) == (2 if text in ("connection", "address") else 1)
             assert f'data-group="{group}" data-view="{view}" aria-current="true">{text}<' in page
             assert "<option selected>50</option>" in page
-            # Views without the metric are ranked by their default.
+            # A view that lacks the metric is ranked by its default metric.
             by = "bytes" if text in ("application", "view services") else "rtt"
             assert f'name="by" value="{by}"' in page
         assert ">1 of 1 row of the view services<" in page
@@ -1250,7 +1250,8 @@ async def test_bars_of_limits_show_the_numbers_of_the_api():
         metrics = (await site.get("/metrics"))[1]
         assert table["series_at_most"] == 3 * 5 + 3 * 2
         assert table["series_limit"] == 4 * 7
-        # This is an upper bound: one of the connections has no round-trip time.
+        # ``series_at_most`` includes a round-trip time for each connection, but one connection has
+        # none.
         flows = [line for line in metrics.splitlines() if re.match("skydive_network_conn|x_", line)]
         assert len(flows) == table["series_at_most"] - 1
         for key, text in {
@@ -1299,10 +1300,10 @@ def test_created_connections_of_the_last_hour_are_counted():
         churn.add(100 * minute + 1, now_s=60 * minute + 5)
         if minute == 10:
             assert churn.created(1_050, now_s=630) == (1_050, 630)
-    # The period is an hour, minus at most the interval between two counts.
+    # The period begins at the first count within the last hour.
     created, seconds = churn.created(100 * 199 + 50, now_s=60 * 199 + 30)
     assert (created, seconds) == (5950, 3570)
-    churn.add(3, now_s=60 * 200)  # another table
+    churn.add(3, now_s=60 * 200)  # the lower count shows that the table is new
     assert churn.created(10, now_s=60 * 201) == (7, 60)
     assert churn.created(1, now_s=60 * 201) == (0, 0)
 

@@ -113,7 +113,7 @@ def test_histogram_is_rendered_with_cumulative_buckets():
 
 
 def test_histogram_is_one_sample_in_openmetrics_2():
-    """A histogram is a single sample."""
+    """One sample contains the count, the sum and all buckets."""
     family = MetricFamily(name="x_seconds", type="histogram", help="Help.")
     histogram = Histogram((0.5, 1.0, 1e6))
     for value in (0.25, 0.5, 2.0, 2e6):
@@ -158,7 +158,7 @@ def test_unknown_start_times_of_counters_are_shown_as_0():
         (1e300, "1e+300"),
     ],
 )
-def test_bucket_bound_is_written_like_in_openmetrics(bound, text):
+def test_bucket_bound_is_written_as_in_openmetrics(bound, text):
     assert bound_text(bound) == text
 
 
