@@ -90,8 +90,8 @@
       .map(([name, n]) => `${REASONS[name] ?? name} ${count(n)}`).join(", "),
     hidden: (value) => value ? "hidden" : "yes",
     percent,
-    created: (value) =>
-      `${count(value.created_series_at_most)} in ${duration(value.window_seconds)}`,
+    expired: (value) =>
+      `${count(value.expired_series_at_most)} in ${duration(value.window_seconds)}`,
     "memory-range": (value) =>
       `${bytes(value.memory_bytes_low)} to ${bytes(value.memory_bytes_high)}`,
     "bytes-rate": (value) => `${bytes(value)}/s`,

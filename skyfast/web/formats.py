@@ -85,8 +85,8 @@ def duration(value: Any) -> str:
     return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
 
 
-def _created(value: Any, _: float) -> str:
-    series = count(value["created_series_at_most"])
+def _expired(value: Any, _: float) -> str:
+    series = count(value["expired_series_at_most"])
     return f"{series} in {duration(value['window_seconds'])}"
 
 
@@ -141,7 +141,7 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
     "reasons": _reasons,
     "hidden": lambda value, _: "hidden" if value else "yes",
     "percent": lambda value, _: percent(value),
-    "created": _created,
+    "expired": _expired,
     "memory-range": _memory,
     "bytes-rate": lambda value, _: f"{_bytes(value)}/s",
     "number-rate": lambda value, _: f"{_number(value)}/s",

@@ -27,7 +27,7 @@ from skyfast.skydive.interfaces import Interface
 from skyfast.skydive.known_names import KnownNames
 from skyfast.stats import AnalyzerStats, Failure, NameStats, OwnNameStats, Stats, TableCounts, sums
 from skyfast.web.forecast import Forecast, Forecaster
-from skyfast.web.history import CHURN_INTERVAL_S, INTERVAL_S, Churn, History
+from skyfast.web.history import INTERVAL_S, Churn, History
 from skyfast.web.notices import current_notices
 from skyfast.web.status_report import (
     Analyzer,
@@ -60,9 +60,6 @@ EXPECTED_SKIPS: Final = frozenset(
 
 SERIES_BYTES: Final = (2_500, 7_000)
 """The lowest and highest memory of a series in Prometheus: see docs/scaling.md."""
-
-HEAD_S: Final = 3 * 3600
-"""How long Prometheus keeps a series in memory, at most."""
 
 MAX_CAPTURES: Final = 50
 """The maximum number of listed captures."""
@@ -146,10 +143,10 @@ class Status:
         self._subject = subject
 
     def sample(self) -> None:
-        """Take a sample for the last ten minutes and the last hour."""
+        """Take a sample for the last ten minutes and the last three hours."""
         table, now_s = self._subject.table, time.monotonic()
         self._history.add(self._stats, table.connections, now_s=now_s)
-        self._churn.add(table.created_total, now_s=now_s)
+        self._churn.add(table.created_total, table.expired_total, now_s=now_s)
 
     async def run(self) -> None:
         """Take samples until cancelled."""
@@ -237,15 +234,17 @@ class Status:
 
     def _cost(self, counts: TableStatus, series: int) -> PrometheusCost:
         """Return the cost; ``series`` is the maximum number of series of a connection."""
-        created, seconds = self._churn.created(counts.created_total, now_s=time.monotonic())
-        in_memory = counts.series_at_most
-        if seconds >= CHURN_INTERVAL_S:
-            in_memory += round(created * series * HEAD_S / seconds)
+        churn = self._churn.counts(
+            counts.created_total, counts.expired_total, now_s=time.monotonic()
+        )
+        # Created connections do not count: at the start, all connections are new.
+        in_memory = counts.series_at_most + churn.expired * series
         low, high = SERIES_BYTES
         return PrometheusCost(
             series_at_most=counts.series_at_most,
-            created_series_at_most=created * series,
-            window_seconds=round(seconds, 1),
+            created_series_at_most=churn.created * series,
+            expired_series_at_most=churn.expired * series,
+            window_seconds=round(churn.seconds, 1),
             memory_bytes_low=in_memory * low,
             memory_bytes_high=in_memory * high,
         )

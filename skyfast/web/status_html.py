@@ -87,8 +87,8 @@ _LIMITS = (
 )
 
 _FIGURES = (
-    ("prometheus", "created", "series created, at most", "prometheus"),
-    ("prometheus", "memory-range", "memory in Prometheus", "prometheus"),
+    ("prometheus", "expired", "series expired, at most", "prometheus"),
+    ("prometheus", "memory-range", "memory in Prometheus now", "prometheus"),
     ("table.bytes", "bytes", "table memory", "memory"),
     ("table.created_total", "count", "connections created", "churn"),
     ("table.expired_total", "count", "connections expired", "churn"),

@@ -98,11 +98,14 @@ class PrometheusCost:
     """What the series cost in a Prometheus that scrapes all of them.
 
     ``created_series_at_most`` is the number of series of the connections that were created in the
-    last ``window_seconds``, at most an hour. The memory is an estimate: see `SERIES_BYTES`.
+    last ``window_seconds``, at most three hours. ``expired_series_at_most`` is the same for expired
+    connections. The memory is an estimate for the current series and the expired series: see
+    `SERIES_BYTES`.
     """
 
     series_at_most: int
     created_series_at_most: int
+    expired_series_at_most: int
     window_seconds: float
     memory_bytes_low: int
     memory_bytes_high: int

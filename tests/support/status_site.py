@@ -122,7 +122,7 @@ FORMATS = [
     ("reload-state", {"successful": True}, "loaded"),
     ("reload-state", {"successful": False}, "last reload failed"),
     ("percent", 0.00125, "0.1 %"),
-    ("created", {"created_series_at_most": 12_345, "window_seconds": 3600}, "12,345 in 1 h 0 min"),
+    ("expired", {"expired_series_at_most": 12_345, "window_seconds": 3600}, "12,345 in 1 h 0 min"),
     (
         "memory-range",
         {"memory_bytes_low": 2_500, "memory_bytes_high": 7_000_000},

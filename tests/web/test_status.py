@@ -20,7 +20,7 @@ from skyfast.skydive.interfaces import MAX_BUSIEST
 from skyfast.stats import SKIP_REASONS, Failure, NameStats, Stats
 from skyfast.web import busiest_html, server, status, status_html, tiles_html, top
 from skyfast.web.formats import REASONS, formatted
-from skyfast.web.history import INTERVAL_S, MAX_GAP_S, SAMPLES, Churn, History
+from skyfast.web.history import INTERVAL_S, MAX_GAP_S, SAMPLES, Churn, ChurnCounts, History
 from skyfast.web.notices import NEARLY_FULL
 from skyfast.web.scan_cache import BusyError
 from skyfast.web.status import Replay
@@ -1291,20 +1291,48 @@ async def test_color_shows_how_close_a_limit_is(connections, colour):
     assert f'<svg class="{colour}" aria-hidden="true" data-shares="table.connections"' in page
 
 
-def test_created_connections_of_the_last_hour_are_counted():
+def test_created_and_expired_connections_of_three_hours_are_counted():
     churn = Churn()
-    assert churn.created(5, now_s=0) == (0, 0)
-    for minute in range(200):
-        churn.add(100 * minute, now_s=60 * minute)
-        churn.add(100 * minute + 1, now_s=60 * minute + 5)
+    assert churn.counts(5, 1, now_s=0) == ChurnCounts(created=0, expired=0, seconds=0)
+    for minute in range(400):
+        churn.add(100 * minute, 10 * minute, now_s=60 * minute)
+        churn.add(100 * minute + 1, 10 * minute, now_s=60 * minute + 5)
         if minute == 10:
-            assert churn.created(1_050, now_s=630) == (1_050, 630)
-    # The period is an hour, minus at most the interval between two counts.
-    created, seconds = churn.created(100 * 199 + 50, now_s=60 * 199 + 30)
-    assert (created, seconds) == (5950, 3570)
-    churn.add(3, now_s=60 * 200)  # another table
-    assert churn.created(10, now_s=60 * 201) == (7, 60)
-    assert churn.created(1, now_s=60 * 201) == (0, 0)
+            counts = churn.counts(1_050, 105, now_s=630)
+            assert counts == ChurnCounts(created=1_050, expired=105, seconds=630)
+    # The last three hours, to within the interval between two counts.
+    counts = churn.counts(100 * 399 + 50, 10 * 399 + 5, now_s=60 * 399 + 30)
+    assert counts == ChurnCounts(created=17_950, expired=1_795, seconds=10_770)
+    churn.add(3, 0, now_s=60 * 400)  # another table
+    assert churn.counts(10, 2, now_s=60 * 401) == ChurnCounts(created=7, expired=2, seconds=60)
+    assert churn.counts(1, 0, now_s=60 * 401) == ChurnCounts(created=0, expired=0, seconds=0)
+
+
+async def test_cost_for_prometheus_does_not_count_the_first_fill_of_the_table(monkeypatch):
+    now_s = time.monotonic()
+    monkeypatch.setattr(status.time, "monotonic", lambda: now_s)
+    table = FakeTable()
+    table.connections = table.created_total = table.expired_total = 0
+    source = fake_status(table)
+    table.connections = table.created_total = 1000
+    memory = []
+    for _ in range(4 * 60):
+        now_s += 60
+        source.sample()
+        cost = (await source.report()).prometheus
+        memory.append((cost.memory_bytes_low, cost.memory_bytes_high))
+        assert cost.created_series_at_most in {0, 3000}
+    # The connections stay the same, so the estimate does, too.
+    assert {*memory} == {(3000 * 2_500, 3000 * 7_000)}
+    # Each minute, ten connections are replaced. The estimate grows for three hours.
+    for minute in range(1, 6 * 60):
+        now_s += 60
+        table.created_total += 10
+        table.expired_total += 10
+        source.sample()
+        cost = (await source.report()).prometheus
+        assert cost.expired_series_at_most == pytest.approx(30 * min(minute, 180), abs=30)
+        assert cost.memory_bytes_low == (3000 + cost.expired_series_at_most) * 2_500
 
 
 async def test_page_shows_the_cost_for_prometheus(monkeypatch):
@@ -1312,20 +1340,20 @@ async def test_page_shows_the_cost_for_prometheus(monkeypatch):
     source = fake_status(table)
     cost = (await source.report()).prometheus
     assert cost.series_at_most == 6
-    assert cost.created_series_at_most == 0
+    assert (cost.created_series_at_most, cost.expired_series_at_most) == (0, 0)
     assert (cost.memory_bytes_low, cost.memory_bytes_high) == (6 * 2_500, 6 * 7_000)
     began_s = time.monotonic()
     monkeypatch.setattr(status.time, "monotonic", lambda: began_s + 1800)
-    table.created_total += 100
+    table.created_total += 200
+    table.expired_total += 100
     report = await source.report()
     cost = report.prometheus
-    assert cost.created_series_at_most == 300
+    assert (cost.created_series_at_most, cost.expired_series_at_most) == (600, 300)
     assert cost.window_seconds == pytest.approx(1800, abs=1)
-    assert cost.memory_bytes_low == pytest.approx((6 + 6 * 300) * 2_500, rel=0.01)
+    assert cost.memory_bytes_low == (6 + 300) * 2_500
     page = status_html.as_html(report, source.ranking, source.ranking.query([]), None)
     texts = shown_values((200, page), "prometheus")
-    assert texts[0] == "300 in 30 min"
-    assert re.fullmatch(r"4\.5\d MB to 12\.6 MB", texts[1])
+    assert texts == ["300 in 30 min", "765 kB to 2.14 MB"]
 
 
 async def test_cost_of_a_series_is_the_documented_cost():
