@@ -543,7 +543,8 @@ class App:
 
 def _announce(config: Config, *, known: Sequence[Endpoint] = ()) -> None:
     """Log the analyzers that are not in ``known``."""
-    new = [str(endpoint) for endpoint in config.subscriber.endpoints if endpoint not in known]
+    endpoints = config.subscriber.endpoints
+    new = [endpoint.alias or str(endpoint) for endpoint in endpoints if endpoint not in known]
     if new:
         others = f" and {len(new) - MAX_ANNOUNCED} more" if len(new) > MAX_ANNOUNCED else ""
         shown = ", ".join(new[:MAX_ANNOUNCED])

@@ -132,7 +132,7 @@
   }
 
   function fillCell(cell, head, row, now) {
-    const { key, format, name: label, beside, other, bar: length, filters, configured } = head.dataset;
+    const { key, format, name: label, beside, bar: length, filters, configured } = head.dataset;
     const value = at(row, key), mark = configured === String(value) ? " (configured)" : "";
     const text = formatted(value, format, now) + mark;
     cell.className = classOf(value, format);
@@ -143,8 +143,7 @@
       cell.replaceChildren(bar(at(row, length) ?? 0), span);
       return;
     }
-    let name = label !== undefined && row.names[label] || "";
-    if (other !== undefined && row[other] !== null) name = row[other];
+    const name = label !== undefined && row.names[label] || "";
     if (beside !== undefined) cell.classList.add("named");
     const shown = name && beside === undefined ? name : text;
     const more = name && beside !== undefined ? name : "";

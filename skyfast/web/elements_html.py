@@ -26,10 +26,9 @@ class HtmlColumn:
 
     ``head`` and ``attributes`` are HTML of the header cell. If ``name`` is set, it is a label whose
     values can have names. A name is shown beside the value if ``is_beside``, and otherwise instead
-    of the value. ``other`` is the key of a text that replaces the value, unless the text is None.
-    ``bar`` is the key of the length of a bar in the background. If ``filters``, the value is a link
-    that filters the table by this value. A value that equals ``configured`` is marked as the
-    configured value, unless ``configured`` is 0.
+    of the value. ``bar`` is the key of the length of a bar in the background. If ``filters``, the
+    value is a link that filters the table by this value. A value that equals ``configured`` is
+    marked as the configured value, unless ``configured`` is 0.
     """
 
     key: str
@@ -38,7 +37,6 @@ class HtmlColumn:
     attributes: str = ""
     name: str = ""
     is_beside: bool = False
-    other: str = ""
     bar: str = ""
     filters: bool = False
     configured: int = 0
@@ -143,8 +141,6 @@ class Elements:
             title = "&#10;".join(escape(_full_point(point)) for point in value)
             return f'<td class="{class_}" title="{title}">{text}</td>'
         name = escape(row["names"].get(column.name, "")) if column.name else ""
-        if column.other and row[column.other] is not None:
-            name = escape(row[column.other])
         title = f' title="{text}{f" ({name})" if name else ""}"' if column.format == "text" else ""
         if column.is_beside:
             class_ += " named"
@@ -160,7 +156,6 @@ def _attributes(column: HtmlColumn) -> str:
     attributes = {
         "name": column.name,
         "beside": column.is_beside,
-        "other": column.other,
         "bar": column.bar,
         "filters": column.filters,
         "configured": column.configured,

@@ -10,7 +10,7 @@ import operator
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final, Literal, Protocol
 
@@ -97,14 +97,10 @@ class StatusSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """The recordings that replace the analyzers.
-
-    ``analyzers`` maps the names of the replayed analyzers to their names in the recordings.
-    """
+    """The recordings that replace the analyzers."""
 
     is_demo: bool
     recordings: tuple[str, ...]
-    analyzers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Status:
@@ -162,8 +158,7 @@ class Status:
         subject, stats = self._subject, self._stats
         rates = self._history.rates()
         table, scrape, now = subject.table, stats.scrape, self._now()
-        recorded = self._replay.analyzers if self._replay else {}
-        notices = list(current_notices(stats, table, recorded))
+        notices = list(current_notices(stats, table))
         # Read each counter once, so that the values are consistent.
         counts = _table(stats, table, subject.series, forecast)
         ready = self._ready()
@@ -184,7 +179,7 @@ class Status:
             uptime_seconds=round(time.monotonic() - self._start_s, 1),
             resident_bytes=_resident_bytes(),
             flows_per_second=round(sum(rates.values(), 0.0), 1),
-            analyzers=list(_analyzers(stats, rates, self._history.lags(), recorded)),
+            analyzers=list(_analyzers(stats, rates, self._history.lags())),
             table=counts,
             prometheus=self._cost(counts, subject.series[0]),
             scrapes=Scrapes(
@@ -284,7 +279,6 @@ def _analyzers(
     stats: Stats,
     rates: Mapping[str, float],
     lags: Mapping[str, tuple[float | None, float | None]],
-    recorded: Mapping[str, str],
 ) -> Iterator[Analyzer]:
     total = sum(rates.values())
     # Analyzers that are down come first, so that they are always listed.
@@ -297,7 +291,6 @@ def _analyzers(
         checked, lost = analyzer.reports_checked, analyzer.report_gaps["lost"]
         yield Analyzer(
             name=analyzer.name,
-            recorded_name=recorded.get(analyzer.name),
             up=bool(analyzer.up),
             since_timestamp_seconds=analyzer.since_timestamp_s,
             flows_per_second=round(rate, 1),

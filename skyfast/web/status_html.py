@@ -26,7 +26,7 @@ DEFAULT_ROWS: Final = 20
 _PAGE = Template(html.read("status.html"))
 
 _ANALYZERS = (
-    HtmlColumn("name", "text", "analyzer", other="recorded_name"),
+    HtmlColumn("name", "text", "analyzer"),
     HtmlColumn("up", "state", "state"),
     HtmlColumn("since_timestamp_seconds", "since", "since"),
     HtmlColumn("flows_per_second", "number", "reports/s"),

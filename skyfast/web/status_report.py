@@ -36,14 +36,12 @@ class Health:
 class Analyzer:
     """A subscription. ``last_message_timestamp_seconds`` is None before the first message.
 
-    ``recorded_name`` is the name of the analyzer in a recording that is replayed. ``share`` is its
-    part of the ``flows_per_second`` of all analyzers, from 0 to 1. ``lag_seconds`` and
-    ``data_age_seconds`` are means of ten minutes. ``lost_ratio`` is the part of the checked reports
-    whose previous report was lost.
+    ``share`` is its part of the ``flows_per_second`` of all analyzers, from 0 to 1. ``lag_seconds``
+    and ``data_age_seconds`` are means of ten minutes. ``lost_ratio`` is the part of the checked
+    reports whose previous report was lost.
     """
 
     name: str
-    recorded_name: str | None
     up: bool
     since_timestamp_seconds: float
     flows_per_second: float
