@@ -13,9 +13,6 @@
   const BUSY = "Too many rankings are in progress: try again.";
 
   const NEARLY_FULL = 0.9;
-  const REPORT_INTERVAL_S = 60;
-  const NO_RATES =
-    "No rates yet: they need new reports, and each connection is reported about once a minute.";
   const REASONS = {
     late: "repeated",
     no_network: "ARP",
@@ -88,7 +85,7 @@
     points,
     reasons: (value) => Object.entries(value)
       .map(([name, n]) => `${REASONS[name] ?? name} ${count(n)}`).join(", "),
-    hidden: (value) => value ? "hidden" : "yes",
+    hidden: (value) => value ? "hidden" : "exported",
     percent,
     expired: (value) =>
       `${count(value.expired_series_at_most)} in ${duration(value.window_seconds)}`,
@@ -307,15 +304,11 @@
     const most = top.entries.length ? top.entries[0].rank || 1 : 1;
     const rows = top.entries.map((entry) => ({ ...entry, share: entry.rank / most }));
     fillTable(topTable, rows, 0);
+    if (top.note !== null) {
+      write(note, top.note);
+      return;
+    }
     const noun = top.view ? "row" : "connection";
-    if (!top.matches) {
-      write(note, `No ${noun} matches “${top.filter}”.`);
-      return;
-    }
-    if (top.window_seconds !== null && top.window_seconds < REPORT_INTERVAL_S && !rows.length) {
-      write(note, NO_RATES);
-      return;
-    }
     const total = top.groups === null ? top.connections : top.groups;
     let text = `${count(rows.length)} of ${count(total)}`
       + ` ${top.groups === null ? noun : "group"}${total === 1 ? "" : "s"}`;
@@ -326,8 +319,8 @@
     }
     if (top.approximate) text += "; too many groups: sums are approximate";
     if (top.window_seconds !== null) {
-      text += `; ranked by the increase over the last ${duration(top.window_seconds)};`
-        + " each connection is reported about once a minute";
+      text += `; averages over the last ${duration(top.window_seconds)};`
+        + ` agents report each flow every ${seconds(top.flow_update_seconds)}`;
     }
     write(note, text);
   }

@@ -139,7 +139,7 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
     "list": lambda value, _: ", ".join(value),
     "points": _points,
     "reasons": _reasons,
-    "hidden": lambda value, _: "hidden" if value else "yes",
+    "hidden": lambda value, _: "hidden" if value else "exported",
     "percent": lambda value, _: percent(value),
     "expired": _expired,
     "memory-range": _memory,

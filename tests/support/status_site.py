@@ -77,7 +77,7 @@ FORMATS = [
     ("bytes", 2**63 - 1, "9.22 EB"),
     ("bytes-rate", 12.345, "12.3 B/s"),
     ("hidden", True, "hidden"),
-    ("hidden", False, "yes"),
+    ("hidden", False, "exported"),
     ("percent", 0, "0.0 %"),
     ("percent", 0.0025, "0.3 %"),
     ("percent", 0.98765, "98.8 %"),

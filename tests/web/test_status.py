@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -617,19 +618,24 @@ async def test_connections_are_grouped_by_labels():
 
 async def test_groups_are_ranked_by_rates():
     async with three_connections() as site:
-        await site.json("/api/top?by=bytes_per_second")
+        first = await site.json("/api/top?by=bytes_per_second&group=protocol")
+        assert (first["entries"], first["other"]["connections"]) == ([], 3)
+        assert first["other"]["rank"] is None
         site.report(
             make_flow("1", (1500, 700, 9, 9), last=62_000),
             make_flow("2", (1560, 500, 9, 9), a="10.0.0.2", last=62_000),
         )
+        with_older_snapshots(site.app.status.ranking, 60)
         response = await site.json("/api/top?by=bytes_per_second&group=protocol")
         (entry,) = response["entries"]
-        assert (entry["rank"], entry["connections"]) == (21, 3)
+        assert (entry["rank"], entry["connections"]) == (pytest.approx(21, rel=0.1), 3)
         response = await site.json("/api/top?by=bytes_per_second&group=initiator_ip&n=1")
         assert initiators(response) == ["10.0.0.1"]
-        assert (response["other"]["rank"], response["other"]["connections"]) == (1, 2)
+        assert response["other"]["rank"] == pytest.approx(1, rel=0.1)
+        assert response["other"]["connections"] == 2
         page = (await site.get("/?by=bytes_per_second&group=initiator_ip&n=1"))[1]
-        assert "; 2 other connections: 1 B/s; ranked by the increase over the last 0 s;" in page
+        shown = r"; 2 other connections: (1|0\.9\d|1\.00) B/s; averages over the last 1 min;"
+        assert re.search(shown, page)
 
 
 async def test_too_many_groups_make_sums_approximate(monkeypatch):
@@ -659,32 +665,80 @@ async def test_values_are_in_the_units_of_the_page():
 
 
 @pytest.mark.xdist_group("timing")
-async def test_connections_are_ranked_by_rates(monkeypatch):
+async def test_connections_are_ranked_by_rates():
     async with three_connections() as site:
         ranks = site.app.status.ranking
+        site.app.stats.flow_update_s = 9.997
         first = await site.json("/api/top?by=bytes_per_second")
         assert first["entries"] == []
         assert 0 <= first["window_seconds"] < 5
+        assert first["rates_in_seconds"] == pytest.approx(10 - first["window_seconds"], abs=0.01)
+        assert first["flow_update_seconds"] == 10
+        assert first["note"].startswith(
+            "No rates yet: agents report each flow every 10 s (flow.update). The first rates are"
+        )
         site.report(
             make_flow("1", (1500, 700, 9, 9), last=62_000),
             make_flow("4", (60, 0, 1, 0), a="10.0.0.4"),
         )
-        ranks._results._results.clear()
+        # Before flow.update has passed, only some flows have been reported.
+        with_older_snapshots(ranks, 4)
+        early = await site.json("/api/top?by=bytes_per_second")
+        assert (early["entries"], early["connections"]) == ([], 4)
+        assert 0 < early["rates_in_seconds"] <= 6
+        with_older_snapshots(ranks, 16)
         response = await site.json("/api/top?by=bytes_per_second")
         assert initiators(response) == ["10.0.0.1", "10.0.0.4"]
-        # Immediately after the snapshot, the increase is divided by one minute, the interval of
-        # reports.
-        assert [entry["rank"] for entry in response["entries"]] == [20, 1]
-        assert response["unit"] == "bytes"
+        assert (response["note"], response["rates_in_seconds"]) == (None, None)
+        assert (response["unit"], response["flow_update_seconds"]) == ("bytes", 10)
+        # The increase is divided by the age of the snapshot.
+        window_s = response["window_seconds"]
+        assert 20 <= window_s < 30
+        assert [entry["rank"] for entry in response["entries"]] == [
+            pytest.approx(1200 / window_s, rel=0.001),
+            pytest.approx(60 / window_s, rel=0.001),
+        ]
         assert ranks.snapshots == 1
-        # If the snapshot is older than this interval, the increase is divided by the snapshot's
-        # age.
-        (taken,) = ranks._snapshots[0]
-        monkeypatch.setattr(top, "REPORT_INTERVAL_S", (time.monotonic() - taken.taken_s) / 2)
+        response = await site.json("/api/top?by=bytes")
+        assert (response["note"], response["rates_in_seconds"]) == (None, None)
+        assert response["flow_update_seconds"] is None
+
+
+def with_older_snapshots(ranks, seconds):
+    """Make the snapshots older, and forget the cached results."""
+    for family, taken in ranks._snapshots.items():
+        ranks._snapshots[family] = [replace(one, taken_s=one.taken_s - seconds) for one in taken]
+    ranks._results._results.clear()
+
+
+@pytest.mark.parametrize("interval_s", [62, 120, 300])
+@pytest.mark.parametrize("update_s", [10, 60, 900])
+async def test_clients_that_poll_rarely_get_rates(monkeypatch, interval_s, update_s):
+    ranks = Ranking(
+        table=FakeTable(),
+        view=VIEW,
+        metrics=("bytes", "rtt"),
+        flow_update_s=lambda: update_s,
+    )
+    loop = asyncio.get_running_loop()
+    now, released = [1000.0], []
+    monkeypatch.setattr(top.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(loop, "call_later", lambda delay_s, _: released.append(delay_s) or Timer())
+    windows = []
+    for _ in range(60):
+        windows.append((await ranks.top(Query(by="bytes_per_second"))).top.window_seconds)
         ranks._results._results.clear()
-        response = await site.json("/api/top?by=bytes_per_second&n=1")
-        rank = response["entries"][0]["rank"]
-        assert rank * response["window_seconds"] == pytest.approx(1200, rel=0.2)
+        now[0] += interval_s
+    # The snapshots stay until the next request, and at least until there are rates.
+    assert {*released} == {300 + update_s}
+    assert interval_s < released[0]
+    assert windows[1] == interval_s
+    assert min(windows[-10:]) >= update_s
+
+
+class Timer:
+    def cancel(self):
+        pass
 
 
 async def test_snapshots_rotate(monkeypatch):
@@ -707,8 +761,10 @@ async def test_snapshots_rotate(monkeypatch):
 @pytest.mark.xdist_group("timing")
 async def test_unused_snapshots_are_freed(monkeypatch):
     monkeypatch.setattr(top, "RESULT_AGE_S", 0)
-    monkeypatch.setattr(top, "SNAPSHOT_IDLE_S", 1.0)
-    ranks = Ranking(table=FakeTable(), view=VIEW, metrics=("bytes", "rtt"))
+    monkeypatch.setattr(top, "SNAPSHOT_IDLE_S", 0.7)
+    ranks = Ranking(
+        table=FakeTable(), view=VIEW, metrics=("bytes", "rtt"), flow_update_s=lambda: 0.3
+    )
     query = ranks.query([("by", "bytes_per_second")])
     for _ in range(5):  # requests for rates keep the snapshots alive
         await ranks.top(query)
@@ -974,22 +1030,22 @@ async def test_page_shows_groups_without_its_script():
         assert ">1 of 3 groups; 2 other connections: 7<" in page
 
 
-async def test_page_explains_why_the_first_request_shows_no_rates(monkeypatch):
-    note = f'role="status">{busiest_html.NO_RATES}<'
+async def test_page_explains_why_the_first_request_shows_no_rates():
+    note = (
+        r'role="status">No rates yet: agents report each flow every 60 s \(flow\.update\)\. The'
+        r" first rates are available in (60|[45]\d) s\.<"
+    )
     async with three_connections() as site:
         for path in ("/?by=bytes_per_second", "/?by=bytes_per_second&group=protocol"):
-            assert note in (await site.get(path))[1]
+            assert re.search(note, (await site.get(path))[1])
         site.report(make_flow("1", (1500, 700, 9, 9), last=62_000))
-        ranks = site.app.status.ranking
-        ranks._results._results.clear()
+        with_older_snapshots(site.app.status.ranking, 60)
         page = (await site.get("/?by=bytes_per_second"))[1]
-        assert ">1 of 3 connections; ranked by the increase over the last " in page
+        text = "connections; averages over the last 1 min; agents report each flow every 60 s<"
+        assert f">1 of 3 {text}" in page
         # Later, the list is only empty if nothing was reported.
-        monkeypatch.setattr(top, "REPORT_INTERVAL_S", 0)
-        monkeypatch.setattr(busiest_html, "REPORT_INTERVAL_S", 0)
-        ranks._results._results.clear()
         page = (await site.get("/?by=bytes_per_second&filter=fd00"))[1]
-        assert ">0 of 3 connections; ranked by the increase over the last " in page
+        assert f">0 of 3 {text}" in page
 
 
 async def test_page_says_that_nothing_matches_the_filter():
@@ -1089,9 +1145,9 @@ async def test_rows_of_views_are_ranked():
             assert (await site.json(f"/api/top?{query}by=bytes_per_second"))["entries"] == []
         assert site.app.status.ranking.snapshots == 2
         site.report(make_flow("1", (1500, 700, 9, 9), last=62_000))
-        site.app.status.ranking._results._results.clear()
+        with_older_snapshots(site.app.status.ranking, 60)
         response = await site.json("/api/top?view=services&by=bytes_per_second")
-        assert [entry["rank"] for entry in response["entries"]] == [20]
+        assert [entry["rank"] for entry in response["entries"]] == [pytest.approx(20, rel=0.1)]
 
 
 async def test_page_offers_groupings_and_views():
@@ -1131,7 +1187,7 @@ async def test_page_offers_groupings_and_views():
 async def test_page_marks_hidden_connections():
     async with three_connections(min_bytes=2001) as site:
         page = (await site.get("/"))[1]
-        assert [row[-1] for row in cells(page, "top")] == ["yes", "hidden", "hidden"]
+        assert [row[-1] for row in cells(page, "top")] == ["exported", "hidden", "hidden"]
         bounds = [row[0] for row in cells(page, "forecast.bounds")]
         assert bounds[:2] == ["2.00 kB (configured)", "10.0 kB"]
         entries = (await site.json("/api/top"))["entries"]
@@ -1382,8 +1438,6 @@ def test_script_and_page_share_constants():
     assert f"MAX_FILTER_CHARS = {top.MAX_FILTER_CHARS}," in script
     assert f"MIN_BAR_PERCENT = {status_html.html.MIN_BAR_PERCENT:g};" in script
     assert f"NEARLY_FULL = {NEARLY_FULL:g};" in script
-    assert f"REPORT_INTERVAL_S = {top.REPORT_INTERVAL_S:g};" in script
-    assert f'"{busiest_html.NO_RATES}"' in script
     words = re.search(r"const REASONS = \{(.*?)\};", script, re.DOTALL)[1]
     assert dict(re.findall(r'(\w+): "([^"]*)"', words)) == REASONS
 
