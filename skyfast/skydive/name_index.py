@@ -106,8 +106,8 @@ class _Context:
 class Changes:
     """The changes caused by a resolution, for `NameIndex.apply`.
 
-    ``ambiguous`` is the number of ambiguous addresses, without local addresses. ``left_out`` is the number of nodes and addresses that were omitted because there are more than
-    `MAX_NAMES`.
+    ``ambiguous`` is the number of ambiguous addresses, without local addresses. ``left_out`` is the
+    number of nodes and addresses that were omitted because there are more than `MAX_NAMES`.
     """
 
     nodes: _Update[tuple[str, ...]]

@@ -18,6 +18,7 @@ import msgspec
 
 from skyfast import __version__
 from skyfast.config import loader
+from skyfast.config.cost import most_series
 from skyfast.config.model import Config
 from skyfast.runtime import process
 from skyfast.runtime.logs import printable
@@ -405,7 +406,9 @@ def _table(
         flows_limit=stats.max_flows,
         dormant_flows=table.dormant_flows,
         series_at_most=sum(map(operator.mul, rows, series)),
-        series_limit=stats.max_connections * sum(series),
+        series_limit=most_series(
+            series, max_connections=stats.max_connections, max_flows=stats.max_flows
+        ),
         bytes=table.bytes,
         created_total=table.created_total,
         expired_total=table.expired_total,

@@ -83,7 +83,12 @@ _TILES = (
 _LIMITS = (
     Limit("connections", "Connections", ("table.connections",), "table.connections_limit"),
     Limit("flows", "Flows", ("table.flows", "table.dormant_flows"), "table.flows_limit"),
-    Limit("series", "Series, at most", ("table.series_at_most",), "table.series_limit"),
+    Limit(
+        "series",
+        "Series of connections and views, at most",
+        ("table.series_at_most",),
+        "table.series_limit",
+    ),
 )
 
 _FIGURES = (
@@ -229,14 +234,17 @@ def _forecast(report: StatusReport, elements: Elements) -> str:
         *([f"min_packets {min_packets:,}"] if min_packets else ()),
     ]
     note = f"; configured: {' or '.join(configured)}" if configured else ""
+    others = ""
+    if report.views:
+        others = f"; in addition, views: {elements.place('forecast.other_series', 'count')} series"
     columns = [replace(_BOUNDS[0], configured=min_bytes), *_BOUNDS[1:]]
     return (
         '<section class="panel" aria-labelledby="bounds">\n'
         '<div class="head"><h2 id="bounds">Series of the connections</h2><p>'
         f"{elements.place('forecast.current.series', 'count')} of"
-        f" {elements.place('forecast.unbounded.series', 'count')} series, with"
+        f" {elements.place('forecast.unbounded.series', 'count')} series of connections, with"
         f" {elements.place('forecast.current.bytes_share', 'percent')} of the bytes"
-        f"{note}</p></div>\n"
+        f"{note}{others}</p></div>\n"
         f"<p>{elements.place('forecast.text', 'text')}"
         " The table shows what would remain with other values of min_bytes:</p>\n"
         f"{elements.table('forecast.bounds', columns)}</section>\n"

@@ -415,7 +415,7 @@ async def test_page_is_accessible(visited, dark):
         # outline.
         focused = []
         before = ["Status", "Cardinality", "Help", "Metrics", "Pause"]
-        before += ["Connections", "Flows", "Series, at most"]
+        before += ["Connections", "Flows", "Series of connections and views, at most"]
         before += ["Analyzers", "share", "lag", "age of data", "lost", "Busiest connections"]
         expected = [*before, *_choices()]
         for _ in expected:
