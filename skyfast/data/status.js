@@ -42,6 +42,7 @@
   }
   const count = (value) => Math.trunc(value).toLocaleString("en-US");
   const plain = (value) => value >= 1000 ? count(value) : short(value, "", " ");
+  const tenths = (value) => value >= 1000 ? count(value) : value.toFixed(1);
   const bytes = (value) => short(value, "B", " kMGTPE");
   const seconds = (value) => {
     if (value >= 1) return short(value, "s", " ");
@@ -72,7 +73,7 @@
     text: (value) => String(value),
     state: (value) => value ? "up" : "down",
     health: (value) => `${value.state}: ${value.text}`,
-    count, number: plain, bytes, seconds,
+    count, number: plain, tenths, bytes, seconds,
     nanoseconds: (value) => seconds(value / 1e9),
     timestamp, duration,
     since: (value, now) => duration(now - value),
@@ -188,7 +189,9 @@
     rows.forEach((row, i) => {
       const line = body.rows[i] || body.insertRow();
       for (let j = 0; j < heads.length; j += 1) {
-        fillCell(line.cells[j] || line.insertCell(), heads[j], row, now);
+        const cell = line.cells[j] || line.insertCell();
+        fillCell(cell, heads[j], row, now);
+        cell.hidden = heads[j].hidden;
       }
     });
     table.parentElement.hidden = !rows.length;
@@ -297,6 +300,8 @@
     const head = topTable.tHead.rows[0].cells[0];
     head.dataset.format = choice.dataset.format;
     write(head, choice.textContent);
+    // The rank has the same value, so the value is shown once.
+    for (const other of topTable.tHead.rows[0].cells) other.hidden = other.dataset.single === top.by;
     for (const link of choices) {
       if (link === choice) link.setAttribute("aria-current", "true");
       else link.removeAttribute("aria-current");

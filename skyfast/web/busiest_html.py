@@ -128,6 +128,14 @@ def note(ranking: Ranking, query: Query, top: Top) -> str:
     return escape(text)
 
 
+def histograms(ranking: Ranking, query: Query) -> str:
+    """Return a paragraph with the names of the view's histograms; empty if it has none."""
+    names = [escape(name.replace("_", " ")) for name in ranking.views[query.view].histograms]
+    if not names:
+        return ""
+    return f"<p>Histograms are not listed: {', '.join(names)}.</p>\n"
+
+
 def table(
     ranking: Ranking, query: Query, top: Top | None, elements: Elements, *, has_bounds: bool
 ) -> str:
@@ -186,4 +194,6 @@ def _value_columns(metric: Metric, query: Query) -> Iterable[HtmlColumn]:
     )
     for index in range(metric.directions):
         arrow = f" {_DIRECTIONS[index]}" if metric.directions == 2 else ""
-        yield HtmlColumn(f"values.{metric.name}.{index}", _format(metric), link + arrow)
+        single = escape(metric.name) if metric.directions == 1 else ""
+        key = f"values.{metric.name}.{index}"
+        yield HtmlColumn(key, _format(metric), link + arrow, single=single)

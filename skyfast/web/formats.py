@@ -54,6 +54,12 @@ def _number(value: Any) -> str:
     return count(value) if value >= 1000 else _short(value, "", " ")
 
 
+def _tenths(value: Any) -> str:
+    if value >= 1000:
+        return count(value)
+    return str(Decimal(value).quantize(Decimal("0.1"), ROUND_HALF_UP))
+
+
 def _bytes(value: Any) -> str:
     return _short(value, "B", " kMGTPE")
 
@@ -125,6 +131,7 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
     "health": lambda value, _: f"{value['state']}: {value['text']}",
     "count": lambda value, _: count(value),
     "number": lambda value, _: _number(value),
+    "tenths": lambda value, _: _tenths(value),
     "bytes": lambda value, _: _bytes(value),
     "seconds": lambda value, _: _seconds(value),
     "nanoseconds": lambda value, _: _nanoseconds(value),

@@ -239,7 +239,7 @@ async def test_highest_value_includes_the_current_one():
     highest = dict(re.findall(r'data-highest="(\w+)" data-format="\w+">(.*?)<', page))
     assert highest == {
         "connections": "4,711",
-        "flows_per_second": "0",
+        "flows_per_second": "0.0",
         "scrape_duration_seconds": "1.50 s",
         "scrape_bytes": "1.00 GB",
     }
@@ -1184,6 +1184,35 @@ async def test_page_offers_groupings_and_views():
         assert (await site.get("/?by=bytes&view=&filter=&group=&n=20"))[0] == 200
 
 
+async def test_value_is_shown_once_if_it_is_the_rank():
+    async with three_connections(views=[SERVICES]) as site:
+        for query, hidden in {
+            "view=services&by=new_flows": ["new_flows"],
+            "view=services&by=bytes": ["bytes"],
+            "view=services&by=bytes_per_second": [],
+            "by=rtt": ["rtt"],
+            "by=bytes": [],  # the rank is the sum of two values
+        }.items():
+            page = (await site.get(f"/?{query}"))[1]
+            assert re.findall(r'<th [^>]*data-single="(\w+)" hidden>', page) == hidden
+            body = re.search(r'data-rows="top">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)[1]
+            rows = body.count("<tr>")
+            assert len(re.findall("<td [^>]*hidden>", body)) == len(hidden) * rows
+
+
+async def test_page_names_histograms_that_are_not_listed():
+    buckets = {"type": "histogram", "buckets": [1, 2]}
+    view = {
+        "prefix": "app",
+        "labels": ["target_port"],
+        "metrics": ["bytes", {"name": "flow_bytes", **buckets}, {"name": "rtt", **buckets}],
+    }
+    async with three_connections(views=[view]) as site:
+        page = (await site.get("/?view=app"))[1]
+        assert "<p>Histograms are not listed: flow bytes, rtt.</p>" in page
+        assert "Histograms" not in (await site.get("/"))[1]
+
+
 async def test_page_marks_hidden_connections():
     async with three_connections(min_bytes=2001) as site:
         page = (await site.get("/"))[1]
@@ -1266,7 +1295,10 @@ async def test_page_shows_each_analyzers_share_lag_and_lost_reports():
     assert (report.table.reports_lost_total, report.table.reports_checked_total) == (lost, checked)
     assert report.table.lost_ratio == lost / checked
     page = status_html.as_html(report, source.ranking, source.ranking.query([]), None)
+    assert '<p>host_id <strong data-key="host_id"' in page
     row = next(row for row in cells(page, "analyzers") if row[0] == "a")
+    # Rates below 1,000 have one decimal, so that the digits of a column are aligned.
+    assert re.fullmatch(r"\d+\.\d|[\d,]{5,}", row[3])
     assert row[4:8] == ["75.0 %", "3 s", "30 s", "1.5 %"]
 
 
