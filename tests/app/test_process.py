@@ -78,8 +78,12 @@ async def test_start_ends_with_the_url_of_the_status_page() -> None:
         assert max(subscribed) < skyfast.log.index(line)
         page = (await skyfast.get("/")).decode()
         assert "<strong>Demo:</strong>" in page
-        names = re.findall(r'title="127[\d.:]+ \(([\d.:]+)\)"', page)
-        assert sorted(names) == ["127.0.0.1:28082", "127.0.0.1:28084"]
+        names = ["127.0.0.1:28082", "127.0.0.1:28084"]
+        assert sorted(re.findall(r'<td class="text" title="(127[\d.:]+)">', page)) == names
+        # The log and the metrics have the same names.
+        assert sorted(re.findall(r"analyzer (127\S+): subscribed", "\n".join(skyfast.log))) == names
+        metrics = await skyfast.self_metrics()
+        assert all(metrics[f'skyfast_up{{analyzer="{name}"}}'] == 1 for name in names)
 
 
 async def test_demo_shows_names_within_seconds() -> None:
