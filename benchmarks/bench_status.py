@@ -66,7 +66,10 @@ def _rates(report: Report, program: Program) -> None:
     seconds = programs.get(program.port, path).seconds
     _add(report, "/api/top, by bytes/s, which takes a snapshot", [seconds], _longest_ms(program))
     report.add("memory of the snapshot", [(program.memory() - before) / MIB], "MiB")
-    time.sleep(APART_S)
+    wait_s: float | None = 0.0
+    while wait_s is not None:  # without rates, there is no scan
+        time.sleep(wait_s + APART_S)
+        wait_s = json.loads(programs.get(program.port, path).body)["rates_in_seconds"]
     _measure(report, program, "/api/top, by bytes/s, against the snapshot", path, limit_ms=100)
 
 

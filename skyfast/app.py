@@ -543,7 +543,8 @@ class App:
 
 def _announce(config: Config, *, known: Sequence[Endpoint] = ()) -> None:
     """Log the analyzers that are not in ``known``."""
-    new = [str(endpoint) for endpoint in config.subscriber.endpoints if endpoint not in known]
+    endpoints = config.subscriber.endpoints
+    new = [endpoint.alias or str(endpoint) for endpoint in endpoints if endpoint not in known]
     if new:
         others = f" and {len(new) - MAX_ANNOUNCED} more" if len(new) > MAX_ANNOUNCED else ""
         shown = ", ".join(new[:MAX_ANNOUNCED])
@@ -556,14 +557,15 @@ def _cost_summary(parts: Parts) -> str:
     """Return the log text about the cost of a connection and about the limits."""
     export, limits = parts.config.export, parts.config.limits
     row_bytes = parts.table.row_bytes
-    series = cost.series(export.main, naming=export.naming)
-    most = cost.most_connections(limits)
+    views = (export.main, *export.views)
+    series = [cost.series(view, naming=export.naming) for view in views]
+    maximum = {"max_connections": limits.max_connections, "max_flows": limits.max_flows}
+    most = cost.most_connections(**maximum)
     return (
-        f"each connection costs up to {series} series and {row_bytes} bytes, plus address strings,"
-        f" until {limits.timeout_s:g} s after its last report;"
-        f" limits: {most} connections"
-        f" ({most * series} series, {most * row_bytes >> 20} MiB)"
-        f" and {limits.max_flows} flows"
+        f"each connection costs up to {series[0]} series and {row_bytes} bytes,"
+        f" plus address strings, until {limits.timeout_s:g} s after its last report;"
+        f" limits: {most} connections ({most * row_bytes >> 20} MiB), {limits.max_flows} flows, and"
+        f" {cost.most_series(series, **maximum)} series of connections and views"
     )
 
 

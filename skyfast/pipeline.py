@@ -196,6 +196,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
                 for view, planned in zip(export.views, plan.views[1:], strict=True)
             },
             names=known_names,
+            flow_update_s=lambda: stats.flow_update_s,
         )
     )
     checker = (

@@ -161,7 +161,6 @@ async def _adaptation(
         recordings=tuple(
             logs.printable(recording.path) for recording in options.playback.recordings
         ),
-        analyzers=player.recorded_names,
     )
 
     def adapted(config: Config) -> Config:

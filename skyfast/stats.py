@@ -278,13 +278,14 @@ class NameStats:
     """Counts of names from the topology, and of the queries and lookups of these names.
 
     ``addresses`` and ``nodes`` are the numbers of addresses and capture points with names.
-    ``ambiguous`` is the number of addresses whose names depend on the capture point, and
-    ``unknown`` is the number of addresses in recent flows that have no names. ``skipped`` describes
-    the current topology, so it is a gauge. ``dropped`` counts lookups that were dropped because a
-    limit was reached. ``labels_without_pods`` and ``missing_pod_labels`` are from
-    `skyfast.skydive.name_hints.Hints`. ``is_read`` means that the whole topology has been read.
-    ``empty_labels`` are labels with a warning of `skyfast.web.empty_labels`. The durations are
-    those of the latest query of each kind and of the latest resolution of all names.
+    ``ambiguous`` is the number of addresses whose names depend on the capture point, without
+    loopback and link-local addresses. ``unknown`` is the number of addresses in recent flows that
+    have no names. ``skipped`` describes the current topology, so it is a gauge. ``dropped`` counts
+    lookups that were dropped because a limit was reached. ``labels_without_pods`` and
+    ``missing_pod_labels`` are from `skyfast.skydive.name_hints.Hints`. ``is_read`` means that the
+    whole topology has been read. ``empty_labels`` are labels with a warning of
+    `skyfast.web.empty_labels`. The durations are those of the latest query of each kind and of the
+    latest resolution of all names.
     """
 
     addresses: int = 0

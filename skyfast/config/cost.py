@@ -1,11 +1,11 @@
 """The cost of a configuration in series and bytes, for ``skyfast --check`` and the startup log."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
 from skyfast.config.loader import uses_default_analyzer
-from skyfast.config.model import Config, TableLimits
+from skyfast.config.model import Config
 from skyfast.flows.catalog import (
     DIRECTION,
     INTERFACE_INFO,
@@ -67,12 +67,23 @@ def series(view: ViewSpec, *, naming: Literal["compatible", "standard"]) -> int:
     return sum(family.series for family in families(view, naming=naming))
 
 
-def most_connections(limits: TableLimits) -> int:
+def most_connections(*, max_connections: int, max_flows: int) -> int:
     """Return the maximum number of connections.
 
     ``max_flows`` limits this number, too, because every connection has at least one flow.
     """
-    return min(limits.max_connections, limits.max_flows)
+    return min(max_connections, max_flows)
+
+
+def most_series(counts: Sequence[int], *, max_connections: int, max_flows: int) -> int:
+    """Return the number of series if the table and all views are full.
+
+    ``counts`` are the maximum numbers of series of a row, in the order of the views. Rows of other
+    views than the first outlive their flows, so ``max_flows`` does not limit their number.
+    """
+    main, *others = counts
+    most = most_connections(max_connections=max_connections, max_flows=max_flows)
+    return most * main + max_connections * sum(others)
 
 
 def double_counted(config: Config) -> list[str]:
@@ -112,22 +123,27 @@ def report(config: Config) -> str:
 
 def _lines(config: Config) -> Iterator[str]:
     export, limits = config.export, config.limits
-    for view, timeout_s, bounds in zip(
-        (export.main, *export.views), (0.0, *limits.view_timeouts_s), limits.bounds, strict=True
+    maximum = {"max_connections": limits.max_connections, "max_flows": limits.max_flows}
+    views = (export.main, *export.views)
+    counts = [series(view, naming=export.naming) for view in views]
+    for view, count, timeout_s, bounds in zip(
+        views, counts, (0.0, *limits.view_timeouts_s), limits.bounds, strict=True
     ):
         shown = families(view, naming=export.naming)
-        count = series(view, naming=export.naming)
         labels = [label.name for label in view.labels if label.name != DIRECTION]
         if view.prefix:
             row = f"row of view {view.prefix} ({', '.join(labels)})"
             until = f"until {timeout_s:g} s after its last report"
             yield f"Each {row} costs up to {count} series {until}:"
         else:
-            most = most_connections(limits) * count
+            most = most_connections(**maximum) * count
             yield f"Each connection costs up to {count} series, at most {most} in total:"
         for family in shown:
             yield f"  {family.series} {family.name}"
         yield from _bounds(view, bounds)
+    if export.views:
+        most = most_series(counts, **maximum)
+        yield f"All connections and all rows of views together cost at most {most} series."
     of_labels = [*_names(export)]
     yield from of_labels
     if config.topology.interface_info:

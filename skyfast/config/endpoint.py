@@ -53,7 +53,8 @@ class Endpoint:
     ``host`` is normalized by `parse_host`; an empty host means all addresses of this machine. In a
     URL, the host is also the ``Host`` header and the name that TLS verifies. If ``address`` is not
     empty, skyfast connects to this address of the host. ``userinfo`` is empty, or ``user:password``
-    in percent-encoding. ``resource`` is path and query.
+    in percent-encoding. ``resource`` is path and query. Only replayed analyzers have an ``alias``:
+    their recorded name, because their ports are random.
     """
 
     host: str
@@ -62,6 +63,7 @@ class Endpoint:
     userinfo: str = field(default="", repr=False)
     resource: str = ""
     address: str = ""
+    alias: str = ""
     has_port: bool = field(default=True, compare=False)
     """Whether the URL contains a port."""
 
@@ -80,7 +82,12 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """``host:port`` of the connection for labels and logs; IPv6 is in brackets."""
+        """The name for labels and logs: the alias, or ``host:port`` of the connection."""
+        return self.alias or self.authority
+
+    @property
+    def authority(self) -> str:
+        """``host:port`` of the connection; IPv6 is in brackets."""
         host = self.connect_host
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
@@ -111,8 +118,8 @@ class Endpoint:
         return self._written(userinfo=self.userinfo and f"{user}:{password and HIDDEN}@")
 
     def _written(self, *, userinfo: str) -> str:
-        name = self.at("").name
-        return f"{self.scheme}://{userinfo}{name}{self.resource}" if self.scheme else name
+        authority = self.at("").authority
+        return f"{self.scheme}://{userinfo}{authority}{self.resource}" if self.scheme else authority
 
     @property
     def username(self) -> str:

@@ -13,9 +13,6 @@
   const BUSY = "Too many rankings are in progress: try again.";
 
   const NEARLY_FULL = 0.9;
-  const REPORT_INTERVAL_S = 60;
-  const NO_RATES =
-    "No rates yet: they need new reports, and each connection is reported about once a minute.";
   const REASONS = {
     late: "repeated",
     no_network: "ARP",
@@ -45,6 +42,7 @@
   }
   const count = (value) => Math.trunc(value).toLocaleString("en-US");
   const plain = (value) => value >= 1000 ? count(value) : short(value, "", " ");
+  const tenths = (value) => value >= 1000 ? count(value) : value.toFixed(1);
   const bytes = (value) => short(value, "B", " kMGTPE");
   const seconds = (value) => {
     if (value >= 1) return short(value, "s", " ");
@@ -75,7 +73,7 @@
     text: (value) => String(value),
     state: (value) => value ? "up" : "down",
     health: (value) => `${value.state}: ${value.text}`,
-    count, number: plain, bytes, seconds,
+    count, number: plain, tenths, bytes, seconds,
     nanoseconds: (value) => seconds(value / 1e9),
     timestamp, duration,
     since: (value, now) => duration(now - value),
@@ -88,10 +86,10 @@
     points,
     reasons: (value) => Object.entries(value)
       .map(([name, n]) => `${REASONS[name] ?? name} ${count(n)}`).join(", "),
-    hidden: (value) => value ? "hidden" : "yes",
+    hidden: (value) => value ? "hidden" : "exported",
     percent,
-    created: (value) =>
-      `${count(value.created_series_at_most)} in ${duration(value.window_seconds)}`,
+    expired: (value) =>
+      `${count(value.expired_series_at_most)} in ${duration(value.window_seconds)}`,
     "memory-range": (value) =>
       `${bytes(value.memory_bytes_low)} to ${bytes(value.memory_bytes_high)}`,
     "bytes-rate": (value) => `${bytes(value)}/s`,
@@ -132,7 +130,7 @@
   }
 
   function fillCell(cell, head, row, now) {
-    const { key, format, name: label, beside, other, bar: length, filters, configured } = head.dataset;
+    const { key, format, name: label, beside, bar: length, filters, configured } = head.dataset;
     const value = at(row, key), mark = configured === String(value) ? " (configured)" : "";
     const text = formatted(value, format, now) + mark;
     cell.className = classOf(value, format);
@@ -143,8 +141,7 @@
       cell.replaceChildren(bar(at(row, length) ?? 0), span);
       return;
     }
-    let name = label !== undefined && row.names[label] || "";
-    if (other !== undefined && row[other] !== null) name = row[other];
+    const name = label !== undefined && row.names[label] || "";
     if (beside !== undefined) cell.classList.add("named");
     const shown = name && beside === undefined ? name : text;
     const more = name && beside !== undefined ? name : "";
@@ -192,7 +189,9 @@
     rows.forEach((row, i) => {
       const line = body.rows[i] || body.insertRow();
       for (let j = 0; j < heads.length; j += 1) {
-        fillCell(line.cells[j] || line.insertCell(), heads[j], row, now);
+        const cell = line.cells[j] || line.insertCell();
+        fillCell(cell, heads[j], row, now);
+        cell.hidden = heads[j].hidden;
       }
     });
     table.parentElement.hidden = !rows.length;
@@ -301,6 +300,8 @@
     const head = topTable.tHead.rows[0].cells[0];
     head.dataset.format = choice.dataset.format;
     write(head, choice.textContent);
+    // The rank has the same value, so the value is shown once.
+    for (const other of topTable.tHead.rows[0].cells) other.hidden = other.dataset.single === top.by;
     for (const link of choices) {
       if (link === choice) link.setAttribute("aria-current", "true");
       else link.removeAttribute("aria-current");
@@ -308,15 +309,11 @@
     const most = top.entries.length ? top.entries[0].rank || 1 : 1;
     const rows = top.entries.map((entry) => ({ ...entry, share: entry.rank / most }));
     fillTable(topTable, rows, 0);
+    if (top.note !== null) {
+      write(note, top.note);
+      return;
+    }
     const noun = top.view ? "row" : "connection";
-    if (!top.matches) {
-      write(note, `No ${noun} matches “${top.filter}”.`);
-      return;
-    }
-    if (top.window_seconds !== null && top.window_seconds < REPORT_INTERVAL_S && !rows.length) {
-      write(note, NO_RATES);
-      return;
-    }
     const total = top.groups === null ? top.connections : top.groups;
     let text = `${count(rows.length)} of ${count(total)}`
       + ` ${top.groups === null ? noun : "group"}${total === 1 ? "" : "s"}`;
@@ -327,8 +324,8 @@
     }
     if (top.approximate) text += "; too many groups: sums are approximate";
     if (top.window_seconds !== null) {
-      text += `; ranked by the increase over the last ${duration(top.window_seconds)};`
-        + " each connection is reported about once a minute";
+      text += `; averages over the last ${duration(top.window_seconds)};`
+        + ` agents report each flow every ${seconds(top.flow_update_seconds)}`;
     }
     write(note, text);
   }

@@ -10,7 +10,8 @@ import contextlib
 import gzip
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
+from itertools import count
 from pathlib import Path
 from socket import AF_INET, AF_INET6, create_connection, create_server
 from typing import Any, Final
@@ -69,13 +70,12 @@ class ReplayServer:
             for name in recording.analyzers
         }
         self._playing: asyncio.Task[None] | None = None
-        self.recorded_names: dict[str, str] = {}
-        """The recorded names of the analyzers, by the names of their endpoints. `start` sets them.
-
-        Analyzers without a recorded name have the name of their file."""
 
     async def start(self) -> tuple[Endpoint, ...]:
         """Listen, and return the endpoint of each analyzer.
+
+        The alias of an endpoint is the recorded name of the analyzer, or the name of the file if no
+        name was recorded. If several recordings contain the same name, it gets a number.
 
         The topology that was recorded before the first message is available before the replay
         starts.
@@ -89,16 +89,18 @@ class ReplayServer:
         self._began_ms = _unix_ms()
         for update in await asyncio.to_thread(self._playback.first_topology):
             self._apply(update)
-        endpoints = []
+        endpoints: list[Endpoint] = []
+        names: set[str] = set()
         for number, recording in enumerate(self._playback.recordings):
             locations = []
             for name in recording.analyzers:
                 analyzer = self._analyzers[number, name]
                 port = await analyzer.start(host)
-                endpoint = Endpoint(host, port, scheme="ws", resource=SUBSCRIBER_PATH)
+                alias = _unique(printable(analyzer.name), names)
+                names.add(alias)
+                endpoint = Endpoint(host, port, scheme="ws", resource=SUBSCRIBER_PATH, alias=alias)
                 endpoints.append(endpoint)
-                self.recorded_names[endpoint.name] = printable(analyzer.name)
-                locations.append(f"{printable(name)} at {endpoint.name}".strip())
+                locations.append(f"{endpoint.name} at {endpoint.authority}")
             path, analyzers = printable(recording.path), ", ".join(locations)
             pace = _pace(self._playback)
             log.info("replaying %s (%s)%s, %s", path, recording.summary(), pace, analyzers)
@@ -274,6 +276,13 @@ async def _ping(socket: web.WebSocketResponse) -> None:
     while True:
         await asyncio.sleep(PING_INTERVAL_S)
         await socket.ping()
+
+
+def _unique(name: str, taken: Set[str]) -> str:
+    """Return the name, with a number if it is taken."""
+    if name not in taken:
+        return name
+    return next(unique for n in count(2) if (unique := f"{name} ({n})") not in taken)
 
 
 def _pace(playback: Playback) -> str:

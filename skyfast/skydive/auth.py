@@ -221,8 +221,8 @@ class Authentication:
         endpoint = self.endpoint
         scheme = "https" if endpoint.secure else "http"
         return session.post(
-            f"{scheme}://{endpoint.name}{endpoint.prefix}{path}",
-            headers=[("Host", endpoint.at("").name), *headers],
+            f"{scheme}://{endpoint.authority}{endpoint.prefix}{path}",
+            headers=[("Host", endpoint.at("").authority), *headers],
             allow_redirects=False,
             ssl=self._ssl or True,
             server_hostname=endpoint.host if endpoint.secure else None,

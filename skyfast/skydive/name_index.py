@@ -106,13 +106,14 @@ class _Context:
 class Changes:
     """The changes caused by a resolution, for `NameIndex.apply`.
 
-    ``left_out`` is the number of nodes and addresses that were omitted because there are more than
-    `MAX_NAMES`.
+    ``ambiguous`` is the number of ambiguous addresses, without local addresses. ``left_out`` is the
+    number of nodes and addresses that were omitted because there are more than `MAX_NAMES`.
     """
 
     nodes: _Update[tuple[str, ...]]
     addresses: _Update[tuple[str, ...] | None]
     context: _Context
+    ambiguous: int
     triples: dict[Triple, tuple[str, ...]]
     """The cached names that are still valid, and the names that were chosen again."""
     compared: int
@@ -258,7 +259,9 @@ class NameIndex:
         self.ready = asyncio.Event()
         """Set when the first resolution has been applied."""
         self.ambiguous = 0
-        """The number of ambiguous addresses."""
+        """The number of ambiguous addresses, without loopback and link-local addresses.
+
+        Those addresses exist on every host, so they do not show a problem."""
         self.stats = NameStats()
         """The counters of these names. Names and counters survive a reload together."""
         self._keep_s = keep_s
@@ -390,6 +393,7 @@ class NameIndex:
             nodes=nodes,
             addresses=addresses,
             context=context,
+            ambiguous=sum(not is_local(address) for address in context.candidates),
             triples=triples,
             compared=len(cached),
             affected=affected,
@@ -459,7 +463,7 @@ class NameIndex:
         if changes.pruned_at != self._pruned_at:
             addresses._overflowed = False
         self._pruned_at = changes.pruned_at
-        self.ambiguous = len(changes.context.candidates)
+        self.ambiguous = changes.ambiguous
         self.ends.forget(changed)
         self.ready.set()
         renamed: list[tuple[Names, Set[str]]] = [

@@ -9,7 +9,7 @@ from skyfast.web.elements_html import Elements, HtmlColumn, query_link
 from skyfast.web.formats import count, duration, formatted
 from skyfast.web.groupings import Grouping, groupings, pairs
 from skyfast.web.ranked_views import PER_SECOND, Metric, RankedView, RankingKey, Unit
-from skyfast.web.top import REPORT_INTERVAL_S, Query, Ranking, Top
+from skyfast.web.top import Query, Ranking, Top
 
 ROWS: Final = (20, 50, 100, 500)
 """The selectable numbers of connections."""
@@ -25,10 +25,6 @@ _UNIT_FORMATS: Final[dict[Unit, str]] = {
 _DIRECTIONS = (
     '<span aria-hidden="true">→</span><span class="unseen">from initiator to target</span>',
     '<span aria-hidden="true">←</span><span class="unseen">from target to initiator</span>',
-)
-
-NO_RATES: Final = (
-    "No rates yet: they need new reports, and each connection is reported about once a minute."
 )
 
 BUSY: Final = "Too many rankings are in progress: try again."
@@ -108,12 +104,9 @@ def _group_title(group: tuple[str, ...]) -> str:
 
 def note(ranking: Ranking, query: Query, top: Top) -> str:
     """Return the text above the table, as HTML."""
+    if top.note is not None:
+        return escape(top.note)
     noun = "row" if top.view else "connection"
-    if not top.matches:
-        return escape(f"No {noun} matches “{top.filter}”.")
-    is_new = top.window_seconds is not None and top.window_seconds < REPORT_INTERVAL_S
-    if is_new and not top.entries:
-        return NO_RATES
     # This total is from the same scan as the rows; the total shown above may be newer.
     total = top.connections if top.groups is None else top.groups
     counted = noun if top.groups is None else "group"
@@ -129,10 +122,18 @@ def note(ranking: Ranking, query: Query, top: Top) -> str:
         text += "; too many groups: sums are approximate"
     if top.window_seconds is not None:
         text += (
-            f"; ranked by the increase over the last {duration(top.window_seconds)};"
-            " each connection is reported about once a minute"
+            f"; averages over the last {duration(top.window_seconds)};"
+            f" agents report each flow every {formatted(top.flow_update_seconds, 'seconds', 0)}"
         )
     return escape(text)
+
+
+def histograms(ranking: Ranking, query: Query) -> str:
+    """Return a paragraph with the names of the view's histograms; empty if it has none."""
+    names = [escape(name.replace("_", " ")) for name in ranking.views[query.view].histograms]
+    if not names:
+        return ""
+    return f"<p>Histograms are not listed: {', '.join(names)}.</p>\n"
 
 
 def table(
@@ -193,4 +194,6 @@ def _value_columns(metric: Metric, query: Query) -> Iterable[HtmlColumn]:
     )
     for index in range(metric.directions):
         arrow = f" {_DIRECTIONS[index]}" if metric.directions == 2 else ""
-        yield HtmlColumn(f"values.{metric.name}.{index}", _format(metric), link + arrow)
+        single = escape(metric.name) if metric.directions == 1 else ""
+        key = f"values.{metric.name}.{index}"
+        yield HtmlColumn(key, _format(metric), link + arrow, single=single)

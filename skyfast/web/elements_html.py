@@ -26,10 +26,11 @@ class HtmlColumn:
 
     ``head`` and ``attributes`` are HTML of the header cell. If ``name`` is set, it is a label whose
     values can have names. A name is shown beside the value if ``is_beside``, and otherwise instead
-    of the value. ``other`` is the key of a text that replaces the value, unless the text is None.
-    ``bar`` is the key of the length of a bar in the background. If ``filters``, the value is a link
-    that filters the table by this value. A value that equals ``configured`` is marked as the
-    configured value, unless ``configured`` is 0.
+    of the value. ``bar`` is the key of the length of a bar in the background. If ``filters``, the
+    value is a link that filters the table by this value. A value that equals ``configured`` is
+    marked as the configured value, unless ``configured`` is 0. If ``single`` is set, it is a metric
+    with one value per row. The column is hidden while the table is ranked by this metric, because
+    the rank is the same value.
     """
 
     key: str
@@ -38,10 +39,10 @@ class HtmlColumn:
     attributes: str = ""
     name: str = ""
     is_beside: bool = False
-    other: str = ""
     bar: str = ""
     filters: bool = False
     configured: int = 0
+    single: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,8 @@ class Elements:
         columns = tuple(columns)
         heads = "".join(
             f'<th scope="col" class="{_side(column.format)}" data-key="{column.key}"'
-            f' data-format="{column.format}"{_attributes(column)}{column.attributes}>'
+            f' data-format="{column.format}"{_attributes(column)}{column.attributes}'
+            f"{self._hidden(column)}>"
             f"{column.head}</th>"
             for column in columns
         )
@@ -129,6 +131,9 @@ class Elements:
             f'<div class="scroll"{"" if rows else " hidden"}><table data-rows="{key}">\n'
             f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{lines}</tbody>\n</table></div>\n"
         )
+
+    def _hidden(self, column: HtmlColumn) -> str:
+        return " hidden" if column.single and column.single == self._query.by else ""
 
     def _cell(self, column: HtmlColumn, row: Any) -> str:
         value = _at(row, column.key)
@@ -143,8 +148,6 @@ class Elements:
             title = "&#10;".join(escape(_full_point(point)) for point in value)
             return f'<td class="{class_}" title="{title}">{text}</td>'
         name = escape(row["names"].get(column.name, "")) if column.name else ""
-        if column.other and row[column.other] is not None:
-            name = escape(row[column.other])
         title = f' title="{text}{f" ({name})" if name else ""}"' if column.format == "text" else ""
         if column.is_beside:
             class_ += " named"
@@ -153,17 +156,17 @@ class Elements:
             shown = f'<a href="{self._filter(value)}" data-filter="{escape(value)}">{shown}</a>'
         if name and column.is_beside:
             shown += f" <small>{name}</small>"
-        return f'<td class="{class_}"{title}>{shown}</td>'
+        return f'<td class="{class_}"{title}{self._hidden(column)}>{shown}</td>'
 
 
 def _attributes(column: HtmlColumn) -> str:
     attributes = {
         "name": column.name,
         "beside": column.is_beside,
-        "other": column.other,
         "bar": column.bar,
         "filters": column.filters,
         "configured": column.configured,
+        "single": column.single,
     }
     return "".join(
         f" data-{name}" if value is True else f' data-{name}="{value}"'

@@ -54,6 +54,12 @@ def _number(value: Any) -> str:
     return count(value) if value >= 1000 else _short(value, "", " ")
 
 
+def _tenths(value: Any) -> str:
+    if value >= 1000:
+        return count(value)
+    return str(Decimal(value).quantize(Decimal("0.1"), ROUND_HALF_UP))
+
+
 def _bytes(value: Any) -> str:
     return _short(value, "B", " kMGTPE")
 
@@ -85,8 +91,8 @@ def duration(value: Any) -> str:
     return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
 
 
-def _created(value: Any, _: float) -> str:
-    series = count(value["created_series_at_most"])
+def _expired(value: Any, _: float) -> str:
+    series = count(value["expired_series_at_most"])
     return f"{series} in {duration(value['window_seconds'])}"
 
 
@@ -125,6 +131,7 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
     "health": lambda value, _: f"{value['state']}: {value['text']}",
     "count": lambda value, _: count(value),
     "number": lambda value, _: _number(value),
+    "tenths": lambda value, _: _tenths(value),
     "bytes": lambda value, _: _bytes(value),
     "seconds": lambda value, _: _seconds(value),
     "nanoseconds": lambda value, _: _nanoseconds(value),
@@ -139,9 +146,9 @@ _FORMATS: Final[dict[str, Callable[[Any, float], str]]] = {
     "list": lambda value, _: ", ".join(value),
     "points": _points,
     "reasons": _reasons,
-    "hidden": lambda value, _: "hidden" if value else "yes",
+    "hidden": lambda value, _: "hidden" if value else "exported",
     "percent": lambda value, _: percent(value),
-    "created": _created,
+    "expired": _expired,
     "memory-range": _memory,
     "bytes-rate": lambda value, _: f"{_bytes(value)}/s",
     "number-rate": lambda value, _: f"{_number(value)}/s",

@@ -1,7 +1,7 @@
 """Stores the history that the status page shows.
 
-The history has some counters for the last ten minutes, and the connections created in the last
-hour.
+The history has some counters for the last ten minutes, and the connections that were created and
+expired in the last three hours.
 """
 
 from collections import deque
@@ -18,11 +18,11 @@ INTERVAL_S: Final = 5.0
 SAMPLES: Final = 120
 """The number of intervals in the history: ten minutes."""
 
-CHURN_S: Final = 3600.0
-"""The period over which created connections are counted."""
+CHURN_S: Final = 3 * 3600.0
+"""The period over which connections are counted: Prometheus keeps a series at most this long."""
 
 CHURN_INTERVAL_S: Final = 60.0
-"""The time between two counts of created connections."""
+"""The time between two counts of created and expired connections."""
 
 MAX_GAP_S: Final = 2 * INTERVAL_S
 """A longer gap between samples means that the process was paused. The chart then has a gap, too."""
@@ -164,28 +164,40 @@ def _rates(before: _Sample, after: _Sample) -> dict[str, float]:
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChurnCounts:
+    """The connections that were created, and those that expired, in the last ``seconds``."""
+
+    created: int
+    expired: int
+    seconds: float
+
+
 class Churn:
-    """Counts the connections created in the last hour."""
+    """Counts the connections that were created and expired in the last `CHURN_S`."""
 
     def __init__(self) -> None:
-        self._counts: deque[tuple[float, int]] = deque(maxlen=round(CHURN_S / CHURN_INTERVAL_S))
+        self._counts: deque[tuple[float, int, int]] = deque(
+            maxlen=round(CHURN_S / CHURN_INTERVAL_S)
+        )
 
-    def add(self, created_total: int, *, now_s: float) -> None:
+    def add(self, created_total: int, expired_total: int, *, now_s: float) -> None:
         """Take a count if the last one is old enough; ``now_s`` must be monotonic."""
         if self._counts and created_total < self._counts[-1][1]:
             self._counts.clear()  # a reload replaced the table
         if not self._counts or now_s - self._counts[-1][0] >= CHURN_INTERVAL_S:
-            self._counts.append((now_s, created_total))
+            self._counts.append((now_s, created_total, expired_total))
 
-    def created(self, created_total: int, *, now_s: float) -> tuple[int, float]:
-        """Return the number of created connections, and the length of the period in seconds.
+    def counts(self, created_total: int, expired_total: int, *, now_s: float) -> ChurnCounts:
+        """Return the differences between the current totals and the oldest count.
 
-        The period is the last hour, or the time since the first count if this is shorter.
+        The oldest count is at most `CHURN_S` old.
         """
-        since_s, before = next(
-            (count for count in self._counts if now_s - count[0] <= CHURN_S),
-            (now_s, created_total),
-        )
-        if created_total < before:
-            return 0, 0.0
-        return created_total - before, now_s - since_s
+        for since_s, created, expired in self._counts:
+            if now_s - since_s <= CHURN_S and created_total >= created:
+                return ChurnCounts(
+                    created=created_total - created,
+                    expired=expired_total - expired,
+                    seconds=now_s - since_s,
+                )
+        return ChurnCounts(created=0, expired=0, seconds=0.0)

@@ -1,6 +1,6 @@
 """The warnings of the status page."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Literal
@@ -25,15 +25,9 @@ class Notice:
     text: str
 
 
-def current_notices(
-    stats: Stats, table: TableCounts, recorded: Mapping[str, str]
-) -> Iterator[Notice]:
-    """Yield the warnings. ``recorded`` has the recorded names of replayed analyzers."""
-    down = [
-        recorded.get(analyzer.name, analyzer.name)
-        for analyzer in stats.analyzers.values()
-        if not analyzer.up
-    ]
+def current_notices(stats: Stats, table: TableCounts) -> Iterator[Notice]:
+    """Yield the warnings."""
+    down = [analyzer.name for analyzer in stats.analyzers.values() if not analyzer.up]
     if down and len(down) == len(stats.analyzers):
         rest = "" if stats.clock_held else ": connections expire"
         yield Notice(severity="critical", text=f"Not subscribed to any analyzer{rest}.")

@@ -50,7 +50,8 @@ class RankingKey:
 class RankedView:
     """A view whose rows can be ranked. ``prefix`` is empty for the first view.
 
-    ``labels`` are the label names without ``direction``, and ``metrics`` exclude histograms.
+    ``labels`` are the label names without ``direction``, and ``metrics`` exclude histograms, whose
+    names are in ``histograms``.
     ``decimals`` are those of the metrics. ``keys`` are the criteria by name: all metrics in their
     order, then the rates. The ranking shows names for the values of two kinds of labels:
     ``addresses`` are labels with an address, unless another label has the name of this address;
@@ -61,6 +62,7 @@ class RankedView:
     prefix: str
     labels: tuple[str, ...]
     metrics: tuple[Metric, ...]
+    histograms: tuple[str, ...]
     decimals: tuple[int, ...]
     keys: Mapping[str, RankingKey]
     addresses: frozenset[str]
@@ -110,6 +112,11 @@ def ranked_view(
         prefix=prefix,
         labels=tuple(column.name for column in view.columns),
         metrics=tuple(metric for *_, metric in numbered),
+        histograms=tuple(
+            name
+            for name, family in zip(metrics, view.families, strict=True)
+            if family.type == "histogram"
+        ),
         decimals=tuple(family.decimals for _, family, _ in numbered),
         keys=keys,
         addresses=frozenset(_address_labels(view.columns) if has_names else ()),

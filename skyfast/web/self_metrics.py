@@ -278,7 +278,8 @@ _NAMES: Final = (
     ),
     metric(
         "skyfast_names_ambiguous",
-        "Addresses with names that depend on the flow, because several nodes can use the address.",
+        "Addresses with names that depend on the flow, because several nodes can use the address."
+        " Loopback and link-local addresses are not counted.",
         of_names(lambda names: names.ambiguous),
     ),
     metric(

@@ -10,7 +10,7 @@ import operator
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final, Literal, Protocol
 
@@ -18,6 +18,7 @@ import msgspec
 
 from skyfast import __version__
 from skyfast.config import loader
+from skyfast.config.cost import most_series
 from skyfast.config.model import Config
 from skyfast.runtime import process
 from skyfast.runtime.logs import printable
@@ -27,7 +28,7 @@ from skyfast.skydive.interfaces import Interface
 from skyfast.skydive.known_names import KnownNames
 from skyfast.stats import AnalyzerStats, Failure, NameStats, OwnNameStats, Stats, TableCounts, sums
 from skyfast.web.forecast import Forecast, Forecaster
-from skyfast.web.history import CHURN_INTERVAL_S, INTERVAL_S, Churn, History
+from skyfast.web.history import INTERVAL_S, Churn, History
 from skyfast.web.notices import current_notices
 from skyfast.web.status_report import (
     Analyzer,
@@ -60,9 +61,6 @@ EXPECTED_SKIPS: Final = frozenset(
 
 SERIES_BYTES: Final = (2_500, 7_000)
 """The lowest and highest memory of a series in Prometheus: see docs/scaling.md."""
-
-HEAD_S: Final = 3 * 3600
-"""How long Prometheus keeps a series in memory, at most."""
 
 MAX_CAPTURES: Final = 50
 """The maximum number of listed captures."""
@@ -100,14 +98,10 @@ class StatusSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """The recordings that replace the analyzers.
-
-    ``analyzers`` maps the names of the replayed analyzers to their names in the recordings.
-    """
+    """The recordings that replace the analyzers."""
 
     is_demo: bool
     recordings: tuple[str, ...]
-    analyzers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Status:
@@ -146,10 +140,10 @@ class Status:
         self._subject = subject
 
     def sample(self) -> None:
-        """Take a sample for the last ten minutes and the last hour."""
+        """Take a sample for the last ten minutes and the last three hours."""
         table, now_s = self._subject.table, time.monotonic()
         self._history.add(self._stats, table.connections, now_s=now_s)
-        self._churn.add(table.created_total, now_s=now_s)
+        self._churn.add(table.created_total, table.expired_total, now_s=now_s)
 
     async def run(self) -> None:
         """Take samples until cancelled."""
@@ -165,8 +159,7 @@ class Status:
         subject, stats = self._subject, self._stats
         rates = self._history.rates()
         table, scrape, now = subject.table, stats.scrape, self._now()
-        recorded = self._replay.analyzers if self._replay else {}
-        notices = list(current_notices(stats, table, recorded))
+        notices = list(current_notices(stats, table))
         # Read each counter once, so that the values are consistent.
         counts = _table(stats, table, subject.series, forecast)
         ready = self._ready()
@@ -187,7 +180,7 @@ class Status:
             uptime_seconds=round(time.monotonic() - self._start_s, 1),
             resident_bytes=_resident_bytes(),
             flows_per_second=round(sum(rates.values(), 0.0), 1),
-            analyzers=list(_analyzers(stats, rates, self._history.lags(), recorded)),
+            analyzers=list(_analyzers(stats, rates, self._history.lags())),
             table=counts,
             prometheus=self._cost(counts, subject.series[0]),
             scrapes=Scrapes(
@@ -237,15 +230,17 @@ class Status:
 
     def _cost(self, counts: TableStatus, series: int) -> PrometheusCost:
         """Return the cost; ``series`` is the maximum number of series of a connection."""
-        created, seconds = self._churn.created(counts.created_total, now_s=time.monotonic())
-        in_memory = counts.series_at_most
-        if seconds >= CHURN_INTERVAL_S:
-            in_memory += round(created * series * HEAD_S / seconds)
+        churn = self._churn.counts(
+            counts.created_total, counts.expired_total, now_s=time.monotonic()
+        )
+        # Created connections do not count: at the start, all connections are new.
+        in_memory = counts.series_at_most + churn.expired * series
         low, high = SERIES_BYTES
         return PrometheusCost(
             series_at_most=counts.series_at_most,
-            created_series_at_most=created * series,
-            window_seconds=round(seconds, 1),
+            created_series_at_most=churn.created * series,
+            expired_series_at_most=churn.expired * series,
+            window_seconds=round(churn.seconds, 1),
             memory_bytes_low=in_memory * low,
             memory_bytes_high=in_memory * high,
         )
@@ -285,7 +280,6 @@ def _analyzers(
     stats: Stats,
     rates: Mapping[str, float],
     lags: Mapping[str, tuple[float | None, float | None]],
-    recorded: Mapping[str, str],
 ) -> Iterator[Analyzer]:
     total = sum(rates.values())
     # Analyzers that are down come first, so that they are always listed.
@@ -298,7 +292,6 @@ def _analyzers(
         checked, lost = analyzer.reports_checked, analyzer.report_gaps["lost"]
         yield Analyzer(
             name=analyzer.name,
-            recorded_name=recorded.get(analyzer.name),
             up=bool(analyzer.up),
             since_timestamp_seconds=analyzer.since_timestamp_s,
             flows_per_second=round(rate, 1),
@@ -413,7 +406,9 @@ def _table(
         flows_limit=stats.max_flows,
         dormant_flows=table.dormant_flows,
         series_at_most=sum(map(operator.mul, rows, series)),
-        series_limit=stats.max_connections * sum(series),
+        series_limit=most_series(
+            series, max_connections=stats.max_connections, max_flows=stats.max_flows
+        ),
         bytes=table.bytes,
         created_total=table.created_total,
         expired_total=table.expired_total,

@@ -26,10 +26,10 @@ DEFAULT_ROWS: Final = 20
 _PAGE = Template(html.read("status.html"))
 
 _ANALYZERS = (
-    HtmlColumn("name", "text", "analyzer", other="recorded_name"),
+    HtmlColumn("name", "text", "analyzer"),
     HtmlColumn("up", "state", "state"),
     HtmlColumn("since_timestamp_seconds", "since", "since"),
-    HtmlColumn("flows_per_second", "number", "reports/s"),
+    HtmlColumn("flows_per_second", "tenths", "reports/s"),
     HtmlColumn("share", "percent", link("analyzers", "share"), bar="share"),
     HtmlColumn("lag_seconds", "seconds", link("lag", "lag")),
     HtmlColumn("data_age_seconds", "seconds", link("lag", "age of data")),
@@ -73,7 +73,7 @@ _BOUNDS = (
 
 _TILES = (
     Tile("Connections", "table.connections", "count", "connections"),
-    Tile("Flow reports/s", "flows_per_second", "number", "flows_per_second"),
+    Tile("Flow reports/s", "flows_per_second", "tenths", "flows_per_second"),
     Tile(
         "Scrape time", "scrapes.last_duration_seconds", "seconds", "scrape_duration_seconds", True
     ),
@@ -83,12 +83,12 @@ _TILES = (
 _LIMITS = (
     Limit("connections", "Connections", ("table.connections",), "table.connections_limit"),
     Limit("flows", "Flows", ("table.flows", "table.dormant_flows"), "table.flows_limit"),
-    Limit("series", "Series, at most", ("table.series_at_most",), "table.series_limit"),
+    Limit("series", "Series with views, at most", ("table.series_at_most",), "table.series_limit"),
 )
 
 _FIGURES = (
-    ("prometheus", "created", "series created, at most", "prometheus"),
-    ("prometheus", "memory-range", "memory in Prometheus", "prometheus"),
+    ("prometheus", "expired", "series expired, at most", "prometheus"),
+    ("prometheus", "memory-range", "memory in Prometheus now", "prometheus"),
     ("table.bytes", "bytes", "table memory", "memory"),
     ("table.created_total", "count", "connections created", "churn"),
     ("table.expired_total", "count", "connections expired", "churn"),
@@ -128,6 +128,7 @@ def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | Non
         groups=busiest_html.group_options(ranking, query),
         counts=busiest_html.row_options(query.n),
         note=busiest_html.note(ranking, query, top) if top else busiest_html.BUSY,
+        histograms=busiest_html.histograms(ranking, query),
         top=busiest_html.table(
             ranking, query, top, elements, has_bounds=_has_bounds(report, query.view)
         ),
@@ -164,7 +165,7 @@ def _header(elements: Elements) -> str:
     return html.header(
         "./",
         f"{elements.place('health', 'health')}\n"
-        f"<p>{elements.place('host_id', 'text', tag='strong')}"
+        f"<p>host_id {elements.place('host_id', 'text', tag='strong')}"
         f" · version {elements.place('version', 'text')}"
         f" · up {elements.place('uptime_seconds', 'duration')}"
         f" · {elements.place('resident_bytes', 'bytes')} of memory</p>",
@@ -229,14 +230,17 @@ def _forecast(report: StatusReport, elements: Elements) -> str:
         *([f"min_packets {min_packets:,}"] if min_packets else ()),
     ]
     note = f"; configured: {' or '.join(configured)}" if configured else ""
+    others = ""
+    if report.views:
+        others = f"; in addition, views: {elements.place('forecast.other_series', 'count')} series"
     columns = [replace(_BOUNDS[0], configured=min_bytes), *_BOUNDS[1:]]
     return (
         '<section class="panel" aria-labelledby="bounds">\n'
         '<div class="head"><h2 id="bounds">Series of the connections</h2><p>'
         f"{elements.place('forecast.current.series', 'count')} of"
-        f" {elements.place('forecast.unbounded.series', 'count')} series, with"
+        f" {elements.place('forecast.unbounded.series', 'count')} series of connections, with"
         f" {elements.place('forecast.current.bytes_share', 'percent')} of the bytes"
-        f"{note}</p></div>\n"
+        f"{others}{note}</p></div>\n"
         f"<p>{elements.place('forecast.text', 'text')}"
         " The table shows what would remain with other values of min_bytes:</p>\n"
         f"{elements.table('forecast.bounds', columns)}</section>\n"

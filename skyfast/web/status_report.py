@@ -36,14 +36,12 @@ class Health:
 class Analyzer:
     """A subscription. ``last_message_timestamp_seconds`` is None before the first message.
 
-    ``recorded_name`` is the name of the analyzer in a recording that is replayed. ``share`` is its
-    part of the ``flows_per_second`` of all analyzers, from 0 to 1. ``lag_seconds`` and
-    ``data_age_seconds`` are means of ten minutes. ``lost_ratio`` is the part of the checked reports
-    whose previous report was lost.
+    ``share`` is its part of the ``flows_per_second`` of all analyzers, from 0 to 1. ``lag_seconds``
+    and ``data_age_seconds`` are means of ten minutes. ``lost_ratio`` is the part of the checked
+    reports whose previous report was lost.
     """
 
     name: str
-    recorded_name: str | None
     up: bool
     since_timestamp_seconds: float
     flows_per_second: float
@@ -98,11 +96,14 @@ class PrometheusCost:
     """What the series cost in a Prometheus that scrapes all of them.
 
     ``created_series_at_most`` is the number of series of the connections that were created in the
-    last ``window_seconds``, at most an hour. The memory is an estimate: see `SERIES_BYTES`.
+    last ``window_seconds``, at most three hours. ``expired_series_at_most`` is the same for expired
+    connections. The memory is an estimate for the current series and the expired series: see
+    `SERIES_BYTES`.
     """
 
     series_at_most: int
     created_series_at_most: int
+    expired_series_at_most: int
     window_seconds: float
     memory_bytes_low: int
     memory_bytes_high: int

@@ -2,13 +2,15 @@
 
 A ranking scans the table once, even if it ranks groups. Scans run in a thread, one at a time, and
 requests for the same ranking within a second share the result. Rates compare the table with a
-snapshot, which is taken on the first request for rates and released after a minute without
-requests.
+snapshot, which is taken on the first request for rates and released some minutes after the last
+one. There are no rates until the snapshot is as old as the agents' ``flow.update``: before, only
+some of the flows have been reported.
 """
 
 import asyncio
+import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -17,6 +19,7 @@ import msgspec
 from skyfast.flows.plan import View
 from skyfast.runtime.logs import printable
 from skyfast.skydive.known_names import KnownNames
+from skyfast.stats import FLOW_UPDATE_S
 from skyfast.text_format import escaped
 from skyfast.web.ranked_views import (
     RankedView,
@@ -50,14 +53,13 @@ RESULT_AGE_S: Final = 1.0
 MAX_RESULTS: Final = 8
 """The maximum number of rankings running, queued or cached."""
 
-SNAPSHOT_IDLE_S: Final = 60.0
-"""How long snapshots are kept after the last request for rates."""
+SNAPSHOT_IDLE_S: Final = 300.0
+"""How long snapshots are kept after the last request for rates, in addition to ``flow.update``.
 
-REPORT_INTERVAL_S: Final = 60.0
-"""How often an analyzer reports a flow (``flow.update``).
+This is longer than the usual intervals of programs that poll ``/api/top``."""
 
-A report adds the traffic of a whole interval, even if it arrives right after the snapshot.
-Therefore rates are never computed over a shorter time."""
+SNAPSHOT_INTERVAL_S: Final = 60.0
+"""The minimum time between two snapshots. The time is at least ``flow.update``."""
 
 Row = tuple[int, tuple[str, ...], Values, bool]
 Group = tuple[int, tuple[str, ...], Values, int]
@@ -146,6 +148,10 @@ class Other:
 class Top:
     """A ranking. ``window_seconds`` is the age of the snapshot, or None without one.
 
+    ``note`` is the reason if there are no entries, as a sentence. ``rates_in_seconds`` is the time
+    until there are rates, or None if there are rates or if ``by`` is not a rate.
+    ``flow_update_seconds`` is the agents' ``flow.update``, or None if ``by`` is not a rate.
+
     ``view`` is the prefix of the view whose rows are ranked, or empty for connections. For a view,
     "connections" are the rows of the view. Without groups, ``groups`` and ``other`` are None.
     ``approximate`` means that there were more than `MAX_GROUPS` groups. Then values can be too low,
@@ -161,6 +167,9 @@ class Top:
     groups: int | None
     approximate: bool
     window_seconds: float | None
+    rates_in_seconds: float | None
+    flow_update_seconds: float | None
+    note: str | None
     took_seconds: float
     connections: int
     entries: list[Entry]
@@ -192,13 +201,16 @@ class Ranking:
         metrics: Sequence[str],
         others: Mapping[str, tuple[View, Sequence[str]]] | None = None,
         names: KnownNames | None = None,
+        flow_update_s: Callable[[], float] = lambda: FLOW_UPDATE_S,
     ) -> None:
         """Rank connections of ``table``. ``metrics`` names the families of ``view``, in order.
 
         ``others`` are the additional views of the table by prefix, in order, each with the names of
-        its families. ``names`` are shown beside label values, or instead of them.
+        its families. ``names`` are shown beside label values, or instead of them. ``flow_update_s``
+        returns the agents' ``flow.update``.
         """
         self._table = table
+        self._flow_update_s = flow_update_s
         self.names = names
         self.views: dict[str, RankedView] = {}
         """The views by prefix, without those that have only histograms. The prefix of the first
@@ -306,15 +318,20 @@ class Ranking:
                 if self._release_timer is not None:
                     self._release_timer.cancel()
                 self._release_timer = asyncio.get_running_loop().call_later(
-                    SNAPSHOT_IDLE_S, self.close
+                    self._flow_update_s() + SNAPSHOT_IDLE_S, self.close
                 )
 
     def _rank(self, query: Query) -> RankingResult:
         view = self.views[query.view]
         key = view.keys[query.by]
-        start_s = time.monotonic()
-        since = self._baseline(key.family, start_s) if key.is_rate else None
-        seconds = max(start_s - since.taken_s, REPORT_INTERVAL_S) if since else None
+        start_s, update_s = time.monotonic(), self._flow_update_s()
+        update_s = round(update_s) or update_s  # measured, so it can be some milliseconds off
+        since = self._baseline(key.family, start_s, update_s) if key.is_rate else None
+        seconds = start_s - since.taken_s if since else None
+        wait_s = None
+        if seconds is not None and (seconds < update_s or not seconds):
+            wait_s = max(update_s - seconds, 0)
+        count = query.n if wait_s is None else 0
         search: dict[str, Any] = {
             "containing": query.filter,
             "also": self._values_like(query.filter, view),
@@ -328,8 +345,10 @@ class Ranking:
         groups, other, approximate = None, None, False
         if query.group:
             rows, (connections, others_rank, values), groups, approximate = self._table.top_groups(
-                key.family, query.n, query.group, **options, max_groups=MAX_GROUPS
+                key.family, count, query.group, **options, max_groups=MAX_GROUPS
             )
+            if wait_s is not None:
+                others_rank = None
             other = Other(
                 connections=connections,
                 rank=None if others_rank is None else rank(others_rank),
@@ -337,25 +356,32 @@ class Ranking:
             )
             matches = groups > 0 or connections > 0
             entries = [
-                self._entry(view, query.group, texts, values, rank=rank(number), connections=count)
-                for number, texts, values, count in rows
+                self._entry(
+                    view, query.group, texts, values, rank=rank(number), connections=members
+                )
+                for number, texts, values, members in rows
             ]
         else:
+            found = self._table.top(key.family, count, **options) if count else ()
             entries = [
                 self._entry(view, view.labels, texts, values, rank=rank(number), hidden=not shown)
-                for number, texts, values, shown in self._table.top(key.family, query.n, **options)
+                for number, texts, values, shown in found
             ]
             matches = bool(entries) or self._matches(key, view, search)
+        matches = matches or not query.filter
         top = Top(
             by=query.by,
             unit=key.metric.unit,
             view=query.view,
             filter=query.filter,
-            matches=matches or not query.filter,
+            matches=matches,
             group=query.group,
             groups=groups,
             approximate=approximate,
-            window_seconds=round(start_s - since.taken_s, 3) if since else None,
+            window_seconds=None if seconds is None else round(seconds, 3),
+            rates_in_seconds=None if wait_s is None else round(wait_s, 3),
+            flow_update_seconds=round(update_s, 3) if since else None,
+            note=_note(query, update_s=update_s, wait_s=wait_s, matches=matches),
             took_seconds=round(time.monotonic() - start_s, 6),
             connections=(
                 self._table.view_connections[view.index - 1]
@@ -392,15 +418,18 @@ class Ranking:
             *((label, nodes) for label in view.nodes),
         ]
 
-    def _baseline(self, family: int, now_s: float) -> _Snapshot:
-        """Return the snapshot to compare with: one to two minutes old, or the oldest that exists.
+    def _baseline(self, family: int, now_s: float, update_s: float) -> _Snapshot:
+        """Return the snapshot to compare with, which is the older one.
 
-        Keeps at most two snapshots. After a minute, the newer snapshot replaces the older snapshot.
+        Keeps at most two snapshots. Once the newer snapshot is as old as the interval between
+        snapshots, it replaces the older one. So the returned snapshot is one to two intervals old,
+        if requests are more frequent than this.
         """
+        interval_s = max(SNAPSHOT_INTERVAL_S, update_s)
         taken = self._snapshots.setdefault(family, [])
-        if len(taken) > 1 and now_s - taken[1].taken_s >= REPORT_INTERVAL_S:
+        if len(taken) > 1 and now_s - taken[1].taken_s >= interval_s:
             del taken[0]
-        if not taken or now_s - taken[-1].taken_s >= REPORT_INTERVAL_S:
+        if not taken or now_s - taken[-1].taken_s >= interval_s:
             taken.append(_Snapshot(self._table.snapshot(family), now_s))
         return taken[0]
 
@@ -436,6 +465,18 @@ class Ranking:
             elif label in view.nodes:
                 names[label] = str(self.names.of_node(value))
         return {label: name for label, name in names.items() if name}
+
+
+def _note(query: Query, *, update_s: float, wait_s: float | None, matches: bool) -> str | None:
+    """Return why there are no entries, or None if there can be entries."""
+    if not matches:
+        return f"No {'row' if query.view else 'connection'} matches “{query.filter}”."
+    if wait_s is None:
+        return None
+    return (
+        f"No rates yet: agents report each flow every {update_s:.3g} s (flow.update)."
+        f" The first rates are available in {math.ceil(wait_s)} s."
+    )
 
 
 def _view_of(views: Sequence[RankedView], group: Sequence[str], by: str | None) -> RankedView:

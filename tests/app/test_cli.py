@@ -158,6 +158,7 @@ def test_check_prints_the_cost_of_a_connection() -> None:
         ),
         "  1 lab_bytes_total",
         "  1 lab_packets_total",
+        "All connections and all rows of views together cost at most 6000 series.",
         (
             "Labels with names from the topology take 4 bytes per row of view lab, 4 bytes per"
             " flow, about 72 bytes for each different name, address or capture point, and about 40"

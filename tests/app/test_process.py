@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 from contextlib import AsyncExitStack
@@ -77,8 +78,12 @@ async def test_start_ends_with_the_url_of_the_status_page() -> None:
         assert max(subscribed) < skyfast.log.index(line)
         page = (await skyfast.get("/")).decode()
         assert "<strong>Demo:</strong>" in page
-        names = re.findall(r'title="127[\d.:]+ \(([\d.:]+)\)"', page)
-        assert sorted(names) == ["127.0.0.1:28082", "127.0.0.1:28084"]
+        names = ["127.0.0.1:28082", "127.0.0.1:28084"]
+        assert sorted(re.findall(r'<td class="text" title="(127[\d.:]+)">', page)) == names
+        # The log and the metrics have the same names.
+        assert sorted(re.findall(r"analyzer (127\S+): subscribed", "\n".join(skyfast.log))) == names
+        metrics = await skyfast.self_metrics()
+        assert all(metrics[f'skyfast_up{{analyzer="{name}"}}'] == 1 for name in names)
 
 
 async def test_demo_shows_names_within_seconds() -> None:
@@ -192,6 +197,14 @@ async def test_cost_of_a_connection_is_logged(tmp_path: Path) -> None:
         match = re.search(r"up to (\d+) series and (\d+) bytes.* limits: 200000 connections", line)
         assert match
         assert match[1] == "5"
+        # The log, the status page and --check show the same maximum number of series.
+        most = 200_000 * 5 + 200_000 * 4
+        assert f"200000 connections ({200_000 * int(match[2]) >> 20} MiB)" in line
+        assert line.endswith(f" flows, and {most} series of connections and views")
+        assert json.loads(await skyfast.get("/api/status"))["table"]["series_limit"] == most
+        check = [sys.executable, "-m", "skyfast", "--check", str(config)]
+        checked = await asyncio.to_thread(subprocess.check_output, check, text=True)
+        assert f"views together cost at most {most} series." in checked
         count = 50_000
         for begin in range(0, count, 1000):
             flows = (

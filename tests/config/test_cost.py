@@ -432,3 +432,13 @@ def test_documented_examples_count_traffic_once() -> None:
                 assert cost.double_counted(make_config(**store)) == [], f"{page.name}: {text}"
                 examples += 1
     assert examples
+
+
+@pytest.mark.parametrize(
+    ("counts", "max_flows", "most"),
+    [((5,), 400, 500), ((5, 4, 2), 400, 1100), ((5, 4, 2), 30, 750)],
+)
+def test_maximum_number_of_series_includes_all_views(
+    counts: tuple[int, ...], max_flows: int, most: int
+) -> None:
+    assert cost.most_series(counts, max_connections=100, max_flows=max_flows) == most

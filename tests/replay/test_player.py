@@ -435,9 +435,34 @@ async def test_end_of_replay_is_logged_with_its_duration(tmp_path, caplog):
     finally:
         await player.stop()
     assert caplog.messages == [
-        f"replaying {path} (3 messages from 1 analyzer in 1 s), a at {endpoint.name}",
+        f"replaying {path} (3 messages from 1 analyzer in 1 s), a at {endpoint.authority}",
         "replay finished: 3 messages in 1 s",
     ]
+
+
+async def test_endpoints_have_unique_recorded_names(tmp_path):
+    contents = {
+        "x": stats(1, "a (2)") + stats(2),
+        "y": stats(1),
+        "z": b'{"Namespace":"stats"}\n',
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    recordings = tuple(recording.Recording.load(str(tmp_path / name)) for name in contents)
+    names = []
+    for _ in range(2):
+        player = ReplayServer(recording.Playback(recordings=recordings))
+        try:
+            endpoints = await player.start()
+        finally:
+            await player.stop()
+        assert [endpoint.authority for endpoint in endpoints] == [
+            f"{endpoint.host}:{endpoint.port}" for endpoint in endpoints
+        ]
+        names.append([endpoint.name for endpoint in endpoints])
+    # Every replay has the same names, although the ports are random.
+    assert names[0] == names[1]
+    assert sorted(names[0]) == ["a", "a (2)", "a (3)", "z"]
 
 
 async def test_exception_in_the_player_is_logged_at_once(monkeypatch, caplog):

@@ -76,8 +76,14 @@ async def test_two_recordings_replay_as_two_analyzers(tmp_path: Path) -> None:
         name: original[name] for name in (BYTES, PACKETS)
     }
     assert len(replayed[RTT]) == len(original[RTT])
-    flows = [n for series, n in metrics.items() if series.startswith("skyfast_flows_total{")]
-    assert sorted(flows) == [459, 710]
+    flows = {
+        series: n for series, n in metrics.items() if series.startswith("skyfast_flows_total{")
+    }
+    assert flows == {
+        'skyfast_flows_total{analyzer="two-analyzers-a.jsonl"}': 710,
+        'skyfast_flows_total{analyzer="b.gz"}': 459,
+    }
+    assert any("subscribing to two-analyzers-a.jsonl, b.gz with" in line for line in skyfast.log)
 
 
 async def test_unusual_messages_are_replayed_unchanged(tmp_path: Path) -> None:
@@ -161,11 +167,14 @@ def test_replay_works_with_ipv6_only() -> None:
         cwd=ROOT,
     ) as process:
         assert process.stderr is not None
+        lines = []
         try:
             for line in process.stderr:
+                lines.append(line)
                 if "subscribed to" in line or "Traceback" in line:
                     break
-            assert "analyzer [::1]:" in line
+            assert "analyzer 127.0.0.1:2808" in lines[-1]
+            assert any(" at [::1]:" in line for line in lines)
         finally:
             process.terminate()
 

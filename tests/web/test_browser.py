@@ -195,6 +195,48 @@ async def test_group_can_be_chosen(visited):
         await tab.until(f"{RANKS}.length === 3")
 
 
+async def test_value_is_hidden_while_it_is_the_rank(visited):
+    shown = (
+        "[...document.querySelector('[data-rows=top]').rows].slice(0, 2)"
+        ".flatMap((row) => [...row.cells])"
+        ".filter((cell) => cell.offsetWidth).map((cell) => cell.textContent.trim())"
+    )
+    view = {"prefix": "x", "labels": ["target_port"], "metrics": ["bytes", "new_flows"]}
+    view["direction"] = "sum"
+    async with three_connections(views=[view]) as site, visited(site, "/?view=x") as tab:
+        await tab.until(f"{RANKS}.join() === '443'")
+        assert await tab.evaluate(shown) == [
+            *("bytes", "target port", "new flows"),
+            *("6.00 kB", "443", "3"),
+        ]
+        await tab.click(".choice a[data-by=new_flows]")
+        await tab.until("document.querySelector('th[aria-sort]').textContent === 'new flows'")
+        assert await tab.evaluate(shown) == [
+            *("new flows", "target port", "bytes"),
+            *("3", "443", "6.00 kB"),
+        ]
+
+
+@pytest.mark.parametrize("width", [500, 1200])
+async def test_bar_of_a_share_is_below_its_digits(visited, width):
+    async with three_connections() as site:
+        site.app.stats.analyzer("127.0.0.1:9").flows = 10
+        async with visited(site, width=width) as tab:
+            bars = await tab.evaluate(
+                "[...document.querySelectorAll('td.share')].map((cell) => {"
+                " const range = document.createRange();"
+                " range.selectNodeContents(cell.querySelector('span'));"
+                " const text = range.getBoundingClientRect(), y = text.y + text.height / 2;"
+                " const bar = cell.querySelector('svg').getBoundingClientRect();"
+                " return [bar.top - y, bar.height, text.height] })"
+            )
+    assert len(bars) == 4
+    for below_middle, height, text_height in bars:
+        # Digits end at about a quarter of the line's height below its middle.
+        assert below_middle >= text_height / 4
+        assert height <= 3
+
+
 async def test_grouping_and_view_can_be_chosen(visited):
     view = {"prefix": "ports", "labels": ["target_port"], "metrics": ["bytes"]}
     async with three_connections(views=[view]) as site, visited(site, "/?by=rtt") as tab:
@@ -415,7 +457,7 @@ async def test_page_is_accessible(visited, dark):
         # outline.
         focused = []
         before = ["Status", "Cardinality", "Help", "Metrics", "Pause"]
-        before += ["Connections", "Flows", "Series, at most"]
+        before += ["Connections", "Flows", "Series with views, at most"]
         before += ["Analyzers", "share", "lag", "age of data", "lost", "Busiest connections"]
         expected = [*before, *_choices()]
         for _ in expected:

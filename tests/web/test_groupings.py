@@ -15,6 +15,7 @@ def views(**labels):
             prefix=prefix,
             labels=tuple(each.split()),
             metrics=(),
+            histograms=(),
             decimals=(),
             keys={},
             addresses=frozenset(),

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -20,7 +21,7 @@ from skyfast.skydive.interfaces import MAX_BUSIEST
 from skyfast.stats import SKIP_REASONS, Failure, NameStats, Stats
 from skyfast.web import busiest_html, server, status, status_html, tiles_html, top
 from skyfast.web.formats import REASONS, formatted
-from skyfast.web.history import INTERVAL_S, MAX_GAP_S, SAMPLES, Churn, History
+from skyfast.web.history import INTERVAL_S, MAX_GAP_S, SAMPLES, Churn, ChurnCounts, History
 from skyfast.web.notices import NEARLY_FULL
 from skyfast.web.scan_cache import BusyError
 from skyfast.web.status import Replay
@@ -238,7 +239,7 @@ async def test_highest_value_of_a_chart_includes_the_current_value():
     highest = dict(re.findall(r'data-highest="(\w+)" data-format="\w+">(.*?)<', page))
     assert highest == {
         "connections": "4,711",
-        "flows_per_second": "0",
+        "flows_per_second": "0.0",
         "scrape_duration_seconds": "1.50 s",
         "scrape_bytes": "1.00 GB",
     }
@@ -617,19 +618,24 @@ async def test_connections_are_grouped_by_labels():
 
 async def test_groups_are_ranked_by_rates():
     async with three_connections() as site:
-        await site.json("/api/top?by=bytes_per_second")
+        first = await site.json("/api/top?by=bytes_per_second&group=protocol")
+        assert (first["entries"], first["other"]["connections"]) == ([], 3)
+        assert first["other"]["rank"] is None
         site.report(
             make_flow("1", (1500, 700, 9, 9), last=62_000),
             make_flow("2", (1560, 500, 9, 9), a="10.0.0.2", last=62_000),
         )
+        with_older_snapshots(site.app.status.ranking, 60)
         response = await site.json("/api/top?by=bytes_per_second&group=protocol")
         (entry,) = response["entries"]
-        assert (entry["rank"], entry["connections"]) == (21, 3)
+        assert (entry["rank"], entry["connections"]) == (pytest.approx(21, rel=0.1), 3)
         response = await site.json("/api/top?by=bytes_per_second&group=initiator_ip&n=1")
         assert initiators(response) == ["10.0.0.1"]
-        assert (response["other"]["rank"], response["other"]["connections"]) == (1, 2)
+        assert response["other"]["rank"] == pytest.approx(1, rel=0.1)
+        assert response["other"]["connections"] == 2
         page = (await site.get("/?by=bytes_per_second&group=initiator_ip&n=1"))[1]
-        assert "; 2 other connections: 1 B/s; ranked by the increase over the last 0 s;" in page
+        shown = r"; 2 other connections: (1|0\.9\d|1\.00) B/s; averages over the last 1 min;"
+        assert re.search(shown, page)
 
 
 async def test_too_many_groups_make_sums_approximate(monkeypatch):
@@ -659,31 +665,80 @@ async def test_values_are_in_the_units_of_the_page():
 
 
 @pytest.mark.xdist_group("timing")
-async def test_connections_are_ranked_by_rates(monkeypatch):
+async def test_connections_are_ranked_by_rates():
     async with three_connections() as site:
         ranks = site.app.status.ranking
+        site.app.stats.flow_update_s = 9.997
         first = await site.json("/api/top?by=bytes_per_second")
         assert first["entries"] == []
         assert 0 <= first["window_seconds"] < 5
+        assert first["rates_in_seconds"] == pytest.approx(10 - first["window_seconds"], abs=0.01)
+        assert first["flow_update_seconds"] == 10
+        assert first["note"].startswith(
+            "No rates yet: agents report each flow every 10 s (flow.update). The first rates are"
+        )
         site.report(
             make_flow("1", (1500, 700, 9, 9), last=62_000),
             make_flow("4", (60, 0, 1, 0), a="10.0.0.4"),
         )
-        ranks._results._results.clear()
+        # Before flow.update has passed, only some flows have been reported.
+        with_older_snapshots(ranks, 4)
+        early = await site.json("/api/top?by=bytes_per_second")
+        assert (early["entries"], early["connections"]) == ([], 4)
+        assert 0 < early["rates_in_seconds"] <= 6
+        with_older_snapshots(ranks, 16)
         response = await site.json("/api/top?by=bytes_per_second")
         assert initiators(response) == ["10.0.0.1", "10.0.0.4"]
-        # Immediately after the snapshot, the increase is divided by one minute, the interval of
-        # reports.
-        assert [entry["rank"] for entry in response["entries"]] == [20, 1]
-        assert response["unit"] == "bytes"
+        assert (response["note"], response["rates_in_seconds"]) == (None, None)
+        assert (response["unit"], response["flow_update_seconds"]) == ("bytes", 10)
+        # The increase is divided by the age of the snapshot.
+        window_s = response["window_seconds"]
+        assert 20 <= window_s < 30
+        assert [entry["rank"] for entry in response["entries"]] == [
+            pytest.approx(1200 / window_s, rel=0.001),
+            pytest.approx(60 / window_s, rel=0.001),
+        ]
         assert ranks.snapshots == 1
-        # If the snapshot is older than one minute, the increase is divided by the snapshot's age.
-        (taken,) = ranks._snapshots[0]
-        monkeypatch.setattr(top, "REPORT_INTERVAL_S", (time.monotonic() - taken.taken_s) / 2)
+        response = await site.json("/api/top?by=bytes")
+        assert (response["note"], response["rates_in_seconds"]) == (None, None)
+        assert response["flow_update_seconds"] is None
+
+
+def with_older_snapshots(ranks, seconds):
+    """Make the snapshots older, and forget the cached results."""
+    for family, taken in ranks._snapshots.items():
+        ranks._snapshots[family] = [replace(one, taken_s=one.taken_s - seconds) for one in taken]
+    ranks._results._results.clear()
+
+
+@pytest.mark.parametrize("interval_s", [62, 120, 300])
+@pytest.mark.parametrize("update_s", [10, 60, 900])
+async def test_clients_that_poll_rarely_get_rates(monkeypatch, interval_s, update_s):
+    ranks = Ranking(
+        table=FakeTable(),
+        view=VIEW,
+        metrics=("bytes", "rtt"),
+        flow_update_s=lambda: update_s,
+    )
+    loop = asyncio.get_running_loop()
+    now, released = [1000.0], []
+    monkeypatch.setattr(top.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(loop, "call_later", lambda delay_s, _: released.append(delay_s) or Timer())
+    windows = []
+    for _ in range(60):
+        windows.append((await ranks.top(Query(by="bytes_per_second"))).top.window_seconds)
         ranks._results._results.clear()
-        response = await site.json("/api/top?by=bytes_per_second&n=1")
-        rank = response["entries"][0]["rank"]
-        assert rank * response["window_seconds"] == pytest.approx(1200, rel=0.2)
+        now[0] += interval_s
+    # The snapshots stay until the next request, and at least until there are rates.
+    assert {*released} == {300 + update_s}
+    assert interval_s < released[0]
+    assert windows[1] == interval_s
+    assert min(windows[-10:]) >= update_s
+
+
+class Timer:
+    def cancel(self):
+        pass
 
 
 async def test_snapshots_rotate(monkeypatch):
@@ -706,8 +761,10 @@ async def test_snapshots_rotate(monkeypatch):
 @pytest.mark.xdist_group("timing")
 async def test_unused_snapshots_are_freed(monkeypatch):
     monkeypatch.setattr(top, "RESULT_AGE_S", 0)
-    monkeypatch.setattr(top, "SNAPSHOT_IDLE_S", 1.0)
-    ranks = Ranking(table=FakeTable(), view=VIEW, metrics=("bytes", "rtt"))
+    monkeypatch.setattr(top, "SNAPSHOT_IDLE_S", 0.7)
+    ranks = Ranking(
+        table=FakeTable(), view=VIEW, metrics=("bytes", "rtt"), flow_update_s=lambda: 0.3
+    )
     query = ranks.query([("by", "bytes_per_second")])
     for _ in range(5):  # requests for rates keep the snapshots alive
         await ranks.top(query)
@@ -973,22 +1030,22 @@ async def test_page_shows_groups_without_its_script():
         assert ">1 of 3 groups; 2 other connections: 7<" in page
 
 
-async def test_page_explains_why_the_first_request_shows_no_rates(monkeypatch):
-    note = f'role="status">{busiest_html.NO_RATES}<'
+async def test_page_explains_why_the_first_request_shows_no_rates():
+    note = (
+        r'role="status">No rates yet: agents report each flow every 60 s \(flow\.update\)\. The'
+        r" first rates are available in (60|[45]\d) s\.<"
+    )
     async with three_connections() as site:
         for path in ("/?by=bytes_per_second", "/?by=bytes_per_second&group=protocol"):
-            assert note in (await site.get(path))[1]
+            assert re.search(note, (await site.get(path))[1])
         site.report(make_flow("1", (1500, 700, 9, 9), last=62_000))
-        ranks = site.app.status.ranking
-        ranks._results._results.clear()
+        with_older_snapshots(site.app.status.ranking, 60)
         page = (await site.get("/?by=bytes_per_second"))[1]
-        assert ">1 of 3 connections; ranked by the increase over the last " in page
-        # After the first interval, an empty list only means that no matching traffic was reported.
-        monkeypatch.setattr(top, "REPORT_INTERVAL_S", 0)
-        monkeypatch.setattr(busiest_html, "REPORT_INTERVAL_S", 0)
-        ranks._results._results.clear()
+        text = "connections; averages over the last 1 min; agents report each flow every 60 s<"
+        assert f">1 of 3 {text}" in page
+        # Later, the list is only empty if nothing was reported.
         page = (await site.get("/?by=bytes_per_second&filter=fd00"))[1]
-        assert ">0 of 3 connections; ranked by the increase over the last " in page
+        assert f">0 of 3 {text}" in page
 
 
 async def test_page_says_that_nothing_matches_the_filter():
@@ -1089,9 +1146,9 @@ async def test_rows_of_views_are_ranked():
             assert (await site.json(f"/api/top?{query}by=bytes_per_second"))["entries"] == []
         assert site.app.status.ranking.snapshots == 2
         site.report(make_flow("1", (1500, 700, 9, 9), last=62_000))
-        site.app.status.ranking._results._results.clear()
+        with_older_snapshots(site.app.status.ranking, 60)
         response = await site.json("/api/top?view=services&by=bytes_per_second")
-        assert [entry["rank"] for entry in response["entries"]] == [20]
+        assert [entry["rank"] for entry in response["entries"]] == [pytest.approx(20, rel=0.1)]
 
 
 async def test_page_offers_groupings_and_views():
@@ -1128,10 +1185,39 @@ async def test_page_offers_groupings_and_views():
         assert (await site.get("/?by=bytes&view=&filter=&group=&n=20"))[0] == 200
 
 
+async def test_value_is_shown_once_if_it_is_the_rank():
+    async with three_connections(views=[SERVICES]) as site:
+        for query, hidden in {
+            "view=services&by=new_flows": ["new_flows"],
+            "view=services&by=bytes": ["bytes"],
+            "view=services&by=bytes_per_second": [],
+            "by=rtt": ["rtt"],
+            "by=bytes": [],  # the rank is the sum of two values
+        }.items():
+            page = (await site.get(f"/?{query}"))[1]
+            assert re.findall(r'<th [^>]*data-single="(\w+)" hidden>', page) == hidden
+            body = re.search(r'data-rows="top">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)[1]
+            rows = body.count("<tr>")
+            assert len(re.findall("<td [^>]*hidden>", body)) == len(hidden) * rows
+
+
+async def test_page_names_histograms_that_are_not_listed():
+    buckets = {"type": "histogram", "buckets": [1, 2]}
+    view = {
+        "prefix": "app",
+        "labels": ["target_port"],
+        "metrics": ["bytes", {"name": "flow_bytes", **buckets}, {"name": "rtt", **buckets}],
+    }
+    async with three_connections(views=[view]) as site:
+        page = (await site.get("/?view=app"))[1]
+        assert "<p>Histograms are not listed: flow bytes, rtt.</p>" in page
+        assert "Histograms" not in (await site.get("/"))[1]
+
+
 async def test_page_marks_hidden_connections():
     async with three_connections(min_bytes=2001) as site:
         page = (await site.get("/"))[1]
-        assert [row[-1] for row in cells(page, "top")] == ["yes", "hidden", "hidden"]
+        assert [row[-1] for row in cells(page, "top")] == ["exported", "hidden", "hidden"]
         bounds = [row[0] for row in cells(page, "forecast.bounds")]
         assert bounds[:2] == ["2.00 kB (configured)", "10.0 kB"]
         entries = (await site.json("/api/top"))["entries"]
@@ -1190,7 +1276,7 @@ def test_values_are_formatted(format_, value, text):
 async def test_page_shows_each_analyzers_share_lag_and_lost_reports():
     stats = Stats()
     a, b, _ = (stats.analyzer(name) for name in "abc")
-    source = fake_status(stats=stats, replay=Replay(is_demo=False, recordings=(), analyzers=NAMED))
+    source = fake_status(stats=stats)
     (row, *_) = (await source.report()).analyzers
     assert (row.share, row.lag_seconds, row.data_age_seconds, row.lost_ratio) == (None,) * 4
     a.flows, b.flows = 300, 100
@@ -1210,26 +1296,17 @@ async def test_page_shows_each_analyzers_share_lag_and_lost_reports():
     assert (report.table.reports_lost_total, report.table.reports_checked_total) == (lost, checked)
     assert report.table.lost_ratio == lost / checked
     page = status_html.as_html(report, source.ranking, source.ranking.query([]), None)
-    row = next(row for row in cells(page, "analyzers") if row[0] == "analyzer-1:8082")
+    assert '<p>host_id <strong data-key="host_id"' in page
+    row = next(row for row in cells(page, "analyzers") if row[0] == "a")
+    # Rates below 1,000 have one decimal, so that the digits of a column are aligned.
+    assert re.fullmatch(r"\d+\.\d|[\d,]{5,}", row[3])
     assert row[4:8] == ["75.0 %", "3 s", "30 s", "1.5 %"]
 
 
-NAMED = {"a": "analyzer-1:8082"}
-
-
-async def test_replayed_analyzers_have_their_recorded_names():
-    stats = Stats()
-    stats.analyzer("a")
-    stats.analyzer("b").set_up(1)
-    source = fake_status(
-        stats=stats, replay=Replay(is_demo=True, recordings=("<x>",), analyzers=NAMED)
-    )
+async def test_page_shows_that_recordings_are_replayed():
+    source = fake_status(replay=Replay(is_demo=True, recordings=("<x>",)))
     report = await source.report()
-    assert report.warnings == ["Not subscribed to analyzer-1:8082."]
-    assert [analyzer.recorded_name for analyzer in report.analyzers] == ["analyzer-1:8082", None]
     page = status_html.as_html(report, source.ranking, source.ranking.query([]), None)
-    assert [row[0] for row in cells(page, "analyzers")] == ["analyzer-1:8082", "b"]
-    assert ' title="a (analyzer-1:8082)">' in page
     assert "<strong>Demo:</strong> skyfast replays a packaged recording" in page
     assert json.loads(status.as_json(report))["replay"] == {"demo": True, "recordings": ["<x>"]}
     source = fake_status(replay=Replay(is_demo=False, recordings=("<x>",)))
@@ -1264,6 +1341,9 @@ async def test_bars_of_limits_show_the_numbers_of_the_api():
             "table.series_limit": "28",
         }.items():
             assert {*shown_values(response, key)} == {text}, key
+        others = (await site.json("/api/status"))["forecast"]["other_series"]
+        assert {*shown_values(response, "forecast.other_series")} == {str(others)} == {"6"}
+        assert "series of connections, with <span" in page
         report = await site.json("/cardinality?format=json")
         views = sum(view["series_at_most"] for view in report["views"])
         assert report["series_at_most"] + views == table["series_at_most"]
@@ -1292,20 +1372,48 @@ async def test_color_shows_how_close_a_limit_is(connections, colour):
     assert f'<svg class="{colour}" aria-hidden="true" data-shares="table.connections"' in page
 
 
-def test_created_connections_of_the_last_hour_are_counted():
+def test_created_and_expired_connections_of_three_hours_are_counted():
     churn = Churn()
-    assert churn.created(5, now_s=0) == (0, 0)
-    for minute in range(200):
-        churn.add(100 * minute, now_s=60 * minute)
-        churn.add(100 * minute + 1, now_s=60 * minute + 5)
+    assert churn.counts(5, 1, now_s=0) == ChurnCounts(created=0, expired=0, seconds=0)
+    for minute in range(400):
+        churn.add(100 * minute, 10 * minute, now_s=60 * minute)
+        churn.add(100 * minute + 1, 10 * minute, now_s=60 * minute + 5)
         if minute == 10:
-            assert churn.created(1_050, now_s=630) == (1_050, 630)
-    # The period begins at the first count within the last hour.
-    created, seconds = churn.created(100 * 199 + 50, now_s=60 * 199 + 30)
-    assert (created, seconds) == (5950, 3570)
-    churn.add(3, now_s=60 * 200)  # the lower count shows that the table is new
-    assert churn.created(10, now_s=60 * 201) == (7, 60)
-    assert churn.created(1, now_s=60 * 201) == (0, 0)
+            counts = churn.counts(1_050, 105, now_s=630)
+            assert counts == ChurnCounts(created=1_050, expired=105, seconds=630)
+    # The last three hours, to within the interval between two counts.
+    counts = churn.counts(100 * 399 + 50, 10 * 399 + 5, now_s=60 * 399 + 30)
+    assert counts == ChurnCounts(created=17_950, expired=1_795, seconds=10_770)
+    churn.add(3, 0, now_s=60 * 400)  # another table
+    assert churn.counts(10, 2, now_s=60 * 401) == ChurnCounts(created=7, expired=2, seconds=60)
+    assert churn.counts(1, 0, now_s=60 * 401) == ChurnCounts(created=0, expired=0, seconds=0)
+
+
+async def test_cost_for_prometheus_does_not_count_the_first_fill_of_the_table(monkeypatch):
+    now_s = time.monotonic()
+    monkeypatch.setattr(status.time, "monotonic", lambda: now_s)
+    table = FakeTable()
+    table.connections = table.created_total = table.expired_total = 0
+    source = fake_status(table)
+    table.connections = table.created_total = 1000
+    memory = []
+    for _ in range(4 * 60):
+        now_s += 60
+        source.sample()
+        cost = (await source.report()).prometheus
+        memory.append((cost.memory_bytes_low, cost.memory_bytes_high))
+        assert cost.created_series_at_most in {0, 3000}
+    # The connections stay the same, so the estimate does, too.
+    assert {*memory} == {(3000 * 2_500, 3000 * 7_000)}
+    # Each minute, ten connections are replaced. The estimate grows for three hours.
+    for minute in range(1, 6 * 60):
+        now_s += 60
+        table.created_total += 10
+        table.expired_total += 10
+        source.sample()
+        cost = (await source.report()).prometheus
+        assert cost.expired_series_at_most == pytest.approx(30 * min(minute, 180), abs=30)
+        assert cost.memory_bytes_low == (3000 + cost.expired_series_at_most) * 2_500
 
 
 async def test_page_shows_the_cost_for_prometheus(monkeypatch):
@@ -1313,20 +1421,20 @@ async def test_page_shows_the_cost_for_prometheus(monkeypatch):
     source = fake_status(table)
     cost = (await source.report()).prometheus
     assert cost.series_at_most == 6
-    assert cost.created_series_at_most == 0
+    assert (cost.created_series_at_most, cost.expired_series_at_most) == (0, 0)
     assert (cost.memory_bytes_low, cost.memory_bytes_high) == (6 * 2_500, 6 * 7_000)
     began_s = time.monotonic()
     monkeypatch.setattr(status.time, "monotonic", lambda: began_s + 1800)
-    table.created_total += 100
+    table.created_total += 200
+    table.expired_total += 100
     report = await source.report()
     cost = report.prometheus
-    assert cost.created_series_at_most == 300
+    assert (cost.created_series_at_most, cost.expired_series_at_most) == (600, 300)
     assert cost.window_seconds == pytest.approx(1800, abs=1)
-    assert cost.memory_bytes_low == pytest.approx((6 + 6 * 300) * 2_500, rel=0.01)
+    assert cost.memory_bytes_low == (6 + 300) * 2_500
     page = status_html.as_html(report, source.ranking, source.ranking.query([]), None)
     texts = shown_values((200, page), "prometheus")
-    assert texts[0] == "300 in 30 min"
-    assert re.fullmatch(r"4\.5\d MB to 12\.6 MB", texts[1])
+    assert texts == ["300 in 30 min", "765 kB to 2.14 MB"]
 
 
 async def test_cost_of_a_series_is_the_documented_cost():
@@ -1367,8 +1475,6 @@ def test_script_and_page_share_constants():
     assert f"MAX_FILTER_CHARS = {top.MAX_FILTER_CHARS}," in script
     assert f"MIN_BAR_PERCENT = {status_html.html.MIN_BAR_PERCENT:g};" in script
     assert f"NEARLY_FULL = {NEARLY_FULL:g};" in script
-    assert f"REPORT_INTERVAL_S = {top.REPORT_INTERVAL_S:g};" in script
-    assert f'"{busiest_html.NO_RATES}"' in script
     words = re.search(r"const REASONS = \{(.*?)\};", script, re.DOTALL)[1]
     assert dict(re.findall(r'(\w+): "([^"]*)"', words)) == REASONS
 
