@@ -114,7 +114,7 @@ def note(ranking: Ranking, query: Query, top: Top) -> str:
     is_new = top.window_seconds is not None and top.window_seconds < REPORT_INTERVAL_S
     if is_new and not top.entries:
         return NO_RATES
-    # This total is from the same scan as the rows; the total shown above may be newer.
+    # The total is from the same scan as the rows; the total in the page's tile may be newer.
     total = top.connections if top.groups is None else top.groups
     counted = noun if top.groups is None else "group"
     text = f"{count(len(top.entries))} of {count(total)} {counted}{'' if total == 1 else 's'}"

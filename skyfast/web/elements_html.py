@@ -24,12 +24,12 @@ _HIDDEN: Final = "table.hidden_connections"
 class HtmlColumn:
     """A column of a table: the path of its values in a row, their format, and the header.
 
-    ``head`` and ``attributes`` are HTML of the header cell. If ``name`` is set, it is a label whose
-    values can have names. A name is shown beside the value if ``is_beside``, and otherwise instead
-    of the value. ``other`` is the key of a text that replaces the value, unless the text is None.
-    ``bar`` is the key of the length of a bar in the background. If ``filters``, the value is a link
-    that filters the table by this value. A value that equals ``configured`` is marked as the
-    configured value, unless ``configured`` is 0.
+    ``head`` and ``attributes`` are HTML of the header cell. ``name`` is a label whose values can
+    have names, or "". A name is shown beside the value if ``is_beside``, and instead of the value
+    if not. ``other`` is the key of a text that replaces the value, unless the text is None.
+    ``bar`` is the key of a share from 0 to 1, shown as a bar in the background. If ``filters``, the
+    value is a link that filters the table by this value. A value that equals ``configured`` is
+    marked as the configured value, unless ``configured`` is 0.
     """
 
     key: str
@@ -46,7 +46,7 @@ class HtmlColumn:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A bar of values that share a limit. ``anchor`` is the explanation on ``/help``."""
+    """A bar of values that share a limit. ``anchor`` is the anchor of its help on ``/help``."""
 
     anchor: str
     title: str
@@ -55,7 +55,7 @@ class Limit:
 
 
 class Elements:
-    """Renders values by their path, as elements that the script can update."""
+    """Renders values of the report by their path, as elements that the script can update."""
 
     def __init__(self, tree: Any, now_s: float, query: Query) -> None:
         self._tree = tree
@@ -110,7 +110,7 @@ class Elements:
         return query_link(replace(self._query, filter=text[:MAX_FILTER_CHARS]))
 
     def table(self, key: str, columns: Iterable[HtmlColumn]) -> str:
-        """Return the list as a table."""
+        """Return the list at the path ``key`` as a table."""
         return self.rows(key, columns, _at(self._tree, key))
 
     def rows(self, key: str, columns: Iterable[HtmlColumn], rows: Sequence[Any]) -> str:

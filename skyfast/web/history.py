@@ -35,8 +35,8 @@ RATE_INTERVALS: Final = 6
 class Series:
     """The last ten minutes: an entry for each interval, oldest first, and the current state.
 
-    ``age_seconds`` is the age of each entry. The scrape values are those of the last scrape in the
-    interval, or None if there was none. The last entry has the same values as the rest of the
+    ``age_seconds`` is the age of each entry. ``scrape_…`` has the values of the last scrape in the
+    interval, or None without a scrape. The last entry has the same values as the rest of the
     report, so that no current value exceeds the maximum of the history.
     """
 
@@ -107,7 +107,7 @@ class History:
     def lags(self) -> Mapping[str, tuple[float | None, float | None]]:
         """Return the lag and the age of data by analyzer, in seconds.
 
-        Both are means over the samples, or None if nothing was observed.
+        Lag and age are means over the last ten minutes, or None if no report was observed.
         """
         if len(self._samples) < 2:
             return {}
@@ -171,7 +171,7 @@ class Churn:
         self._counts: deque[tuple[float, int]] = deque(maxlen=round(CHURN_S / CHURN_INTERVAL_S))
 
     def add(self, created_total: int, *, now_s: float) -> None:
-        """Take a count if the last one is old enough; ``now_s`` must be monotonic."""
+        """Keep the count if the last one is `CHURN_INTERVAL_S` old; ``now_s`` must be monotonic."""
         if self._counts and created_total < self._counts[-1][1]:
             self._counts.clear()  # a reload replaced the table
         if not self._counts or now_s - self._counts[-1][0] >= CHURN_INTERVAL_S:
@@ -180,7 +180,7 @@ class Churn:
     def created(self, created_total: int, *, now_s: float) -> tuple[int, float]:
         """Return the number of created connections, and the length of the period in seconds.
 
-        The period is the last hour, or the time since the first count if this is shorter.
+        The period starts at the first count that is at most an hour old.
         """
         since_s, before = next(
             (count for count in self._counts if now_s - count[0] <= CHURN_S),
