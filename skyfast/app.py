@@ -505,7 +505,7 @@ class App:
         while True:
             await asyncio.sleep(max(empty_labels.INTERVAL_S, took_s / empty_labels.MAX_LOAD))
             parts, names = self._parts, self.stats.topology.names
-            # New names are in all labels by the next round.
+            # Wait one more round: by then, flows are relabelled, and all labels have the new names.
             is_read = names is not None and names.is_read
             if names is not None and is_read and was_read:
                 began_s = time.monotonic()

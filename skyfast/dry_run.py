@@ -38,8 +38,8 @@ RELABEL_FLOWS = 1 << 20
 class Result:
     """The table at the end of the recordings.
 
-    ``forecast`` is a forecast of the effect of ``min_bytes``. ``empty`` are the shares of traffic
-    with empty names. ``names`` are counts of names, or None if no label needs the topology.
+    ``forecast`` is a forecast of the effect of ``min_bytes``. ``empty`` has the share of traffic
+    with empty names, by labels. ``names`` are counts of names; None if no label needs the topology.
     ``has_topology`` means that the recordings contain parts of a topology.
     """
 

@@ -77,7 +77,7 @@ class NamesFile:
         try:
             found = await asyncio.to_thread(names.load, sources, export)
         except ConfigError as error:
-            # The log message and the status page name the key themselves.
+            # The log message and the status page already name the key ``names_file``.
             self._refuse("configuration", str(error).removeprefix(names.KEY_PREFIX))
             return None
         except MemoryError:
