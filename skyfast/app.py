@@ -1,6 +1,7 @@
-"""Runs, reloads and stops what `skyfast.pipeline` builds; relabels flows when their names change.
+"""Runs, reloads and stops the parts that `skyfast.pipeline` builds, and relabels flows.
 
-The labels of a flow can contain names of its addresses and of its capture point.
+The labels of a flow can contain names of its addresses and of its capture point. When such a name
+changes, the flows with the old name are relabelled.
 """
 
 import asyncio
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from skyfast.web.auth import WebSecurity
 
 EXPIRY_INTERVAL_S = 0.5
-"""Interval between expiry runs. Shorter intervals gain little: deadlines are whole seconds."""
+"""Interval between expiry runs. Deadlines are whole seconds, so shorter intervals gain little."""
 
 EXPIRY_SLICE_S = 0.002
 """Maximum time for which expiry blocks the event loop."""
@@ -99,8 +100,8 @@ class App:
 
         ``load`` reads the configuration again. ``security`` has the web configuration, if there is
         one. ``replay`` describes the recordings that replace the analyzers. ``recorder`` gets a
-        copy of each message. With ``records_topology``, it also gets a copy of each response of the
-        topology API. The HTTP server listens at ``listen_at``.
+        copy of each message and, if ``records_topology``, of each response of the topology API. The
+        HTTP server listens at ``listen_at``.
         """
         self._load = load
         self._security = security
@@ -218,7 +219,7 @@ class App:
     ) -> Callable[[MessageData, AnalyzerStats], None]:
         """Return the function that receives each message."""
 
-        # A reload replaces `ingest`, so the function looks it up for each message.
+        # A reload replaces `ingest`, so `receive` looks up `ingest` for each message.
         def receive(data: MessageData, analyzer: AnalyzerStats) -> None:
             self._parts.ingest.message(data, analyzer)
 
@@ -244,8 +245,8 @@ class App:
     async def reload(self) -> str | None:
         """Reload the configuration; return the error, or None.
 
-        An invalid configuration changes nothing. Connections survive, unless the export selection
-        has changed: then an empty table replaces the current table.
+        An invalid configuration changes nothing. Connections survive unless the export selection
+        (such as labels and metrics) has changed; after such a change, the table starts empty.
         """
         async with self._reloading:
             self._manager.reloading()
@@ -284,7 +285,7 @@ class App:
     async def _configure(self, config: Config) -> None:
         """Replace the running parts with those of ``config``.
 
-        Raises ConfigError if a file that ``config`` refers to cannot be used; then nothing changes.
+        Raises ConfigError, and replaces nothing, if a file that ``config`` refers to is unusable.
         """
         old = self._parts
         subscriptions = await asyncio.to_thread(self.subscriptions.prepare, config)
@@ -341,13 +342,13 @@ class App:
     def _rename(self, names: Names, keys: Set[str]) -> None:
         """Schedule the relabelling of flows, because the names of ``keys`` have changed.
 
-        The keys of ``names`` are addresses, or the ``NodeTID`` of capture points.
+        The ``keys`` are addresses or capture points (``NodeTID``), and ``names`` has their names.
         """
         self._renamed.append((names, keys))
         self._has_renamed.set()
 
     async def _relabel(self) -> None:
-        """Relabel flows as scheduled: move each flow to the connection with its new names."""
+        """Relabel flows as scheduled: move them to connections whose labels have the new names."""
         while True:
             await self._has_renamed.wait()
             self._has_renamed.clear()
@@ -358,9 +359,10 @@ class App:
                     await self._relabel_own(*self._renamed_own.popleft())
 
     async def _move_flows(self, names: Names, keys: Set[str]) -> None:
-        """Move the flows with one of ``keys`` to the connections with their new names, in slices.
+        """Move the flows that have one of ``keys`` to connections whose labels have the new names.
 
-        The keys of ``names`` are addresses, or the ``NodeTID`` of capture points.
+        The ``keys`` are addresses or capture points (``NodeTID``), and ``names`` has their names.
+        The flows are moved in slices, so that other tasks can run in between.
         """
         table, are_left = self._parts.table, True
         relabeling = table.relabel(names, keys)
@@ -391,13 +393,13 @@ class App:
                     self._rename_own(old.own.own, own.own)
 
     def _rename_own(self, old: OwnNames, new: OwnNames) -> None:
-        """Schedule the relabelling of flows whose addresses have different own names in ``new``."""
+        """Schedule the relabelling of the flows whose addresses have other names in ``new``."""
         if new is not old:
             self._renamed_own.append((old, new))
             self._has_renamed.set()
 
     async def _relabel_own(self, old: OwnNames, new: OwnNames) -> None:
-        """Relabel the flows whose addresses have different own names in ``new``, in slices.
+        """Relabel the flows whose addresses have other names in ``new`` than in ``old``, in slices.
 
         Only the addresses in the table are checked. Flows that are not in the table yet get the new
         names when they arrive.
@@ -420,7 +422,7 @@ class App:
         """Hold the table's clock while reports may be missing, so that nothing expires."""
         if all(analyzer.up for analyzer in self.stats.analyzers.values()):
             self._all_up.set()
-        if self._parts.config.subscriber.silence_timeout_s:  # 0 in a replay
+        if self._parts.config.subscriber.silence_timeout_s:  # 0 in a replay: never hold
             self.clock.hold(
                 self._gap.update(
                     self.clock.running(),
@@ -431,7 +433,7 @@ class App:
             )
 
     def _look_for_gaps(self) -> None:
-        """Hold or release the clock; count the held time and log each change."""
+        """Hold or release the table's clock, count how long it is held, and log each change."""
         self._hold()
         self._warn_of_updates()
         stats, held = self.stats, self.clock.held
@@ -453,7 +455,7 @@ class App:
         return ", ".join(texts) + (f" and {more} more" if more > 0 else "")
 
     async def _expire(self) -> None:
-        """Expire rows in slices, so that other tasks can run in between."""
+        """Expire flows and connections in slices, so that other tasks can run in between."""
         paused_s = 0.0
         while True:
             self._look_for_gaps()
@@ -476,13 +478,13 @@ class App:
             await asyncio.sleep(EXPIRY_INTERVAL_S)
 
     def _count_from_now(self, now: float) -> None:
-        """Let the table count flows that begin after ``now`` as new, once a subscription is up."""
+        """When the first subscription is up, let flows that begin after ``now`` count as new."""
         if self._parts.table.horizon_s is None and self.subscriptions.any_up:
             self._parts.table.begin(now)
 
     def _warn_of_updates(self) -> None:
-        """Warn once if connections expire between two reports of a flow."""
-        update_s = round(self.stats.flow_update_s)  # measured, so it can be some milliseconds off
+        """Warn if connections expire between two reports; warn again only if the times change."""
+        update_s = round(self.stats.flow_update_s)  # an estimate, some milliseconds off
         timeout_s = self._parts.config.limits.timeout_s
         if not self.stats.flow_update_known or self._warned == (update_s, timeout_s):
             return
@@ -503,7 +505,7 @@ class App:
         while True:
             await asyncio.sleep(max(empty_labels.INTERVAL_S, took_s / empty_labels.MAX_LOAD))
             parts, names = self._parts, self.stats.topology.names
-            # New names are in all labels by the next round.
+            # Wait one more round: by then, flows are relabelled, and all labels have the new names.
             is_read = names is not None and names.is_read
             if names is not None and is_read and was_read:
                 began_s = time.monotonic()

@@ -77,7 +77,7 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(EXIT_INVALID)
 
     def suggestion(self, unknown: str) -> str:
-        """Return a hint for an unknown option, or an empty string."""
+        """Return a hint for an unknown option, or an empty string if no known option is similar."""
         options = {
             _simplified(option): option
             for action in self._actions
@@ -195,7 +195,7 @@ def _parser() -> _Parser:
         metavar="LEVEL",
         help=", ".join(LEVELS),
     )
-    # The former name of --log.level.
+    # The former name of --log.level still works.
     parser.add_argument("--log-level", dest="log_level", type=_level, help=argparse.SUPPRESS)
     parser.add_argument(
         "--log.format",
@@ -287,9 +287,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _join_negative_values(argv: list[str]) -> list[str]:
-    """Join values such as ``-1/3`` to the option before them.
+    """Join each value that begins with a minus, such as ``-1/3``, to the option before the value.
 
-    Otherwise argparse parses them as options and reports a missing value.
+    argparse would take a separate ``-1/3`` for an option, and report that the value is missing.
     """
     joined: list[str] = []
     for argument in argv:
@@ -367,7 +367,7 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     logging.getLogger().addHandler(warnings)
     logs.write_notes(configuration.notes)
     traffic_warnings.write(configuration)
-    # Read all other files first: if one of them has errors, the configuration is not printed.
+    # Check names, web configuration and recordings first: after an error, nothing is printed.
     files = _check_names(configuration) + _check_web(arguments.web_config_file)
     recordings = _check_replay(arguments, configuration)
     if arguments.strict and warnings.count:
@@ -475,7 +475,7 @@ def _check_replay(arguments: argparse.Namespace, configuration: model.Config) ->
 
 
 def _check_names(configuration: model.Config) -> str:
-    """Return a summary of ``names`` and ``names_file`` as a YAML comment; empty without them.
+    """Return a summary of ``names`` and ``names_file`` as a YAML comment; empty if both are unset.
 
     Log warnings about labels that stay empty because names are missing.
     """

@@ -1,7 +1,7 @@
 """Replays recordings without sockets and without waiting, for ``skyfast --check --replay``.
 
-The messages, the expiry of connections and the names from the topology are the same as in a replay.
-Time is simulated: it advances from one recorded message to the next.
+Messages, expiry and names from the topology have the same effect as in a replay. Only the time is
+simulated: it jumps from one recorded message to the next.
 """
 
 from collections.abc import Set
@@ -25,7 +25,7 @@ from skyfast.web import empty_labels
 from skyfast.web.forecast import Forecast, make_forecast
 
 STEP_S = 1.0
-"""The longest step of the simulated time. `Clock` ignores steps of more than `PAUSE_S`."""
+"""The longest step of the simulated time. `Clock` counts steps of more than `PAUSE_S` as pauses."""
 
 EXPIRY_ROWS = 1 << 20
 """Maximum number of rows that one call of `Table.expire` visits."""
@@ -38,8 +38,8 @@ RELABEL_FLOWS = 1 << 20
 class Result:
     """The table at the end of the recordings.
 
-    ``forecast`` is a forecast of the effect of ``min_bytes``. ``empty`` are the shares of traffic
-    with empty names. ``names`` are counts of names, or None if no label needs the topology.
+    ``forecast`` is a forecast of the effect of ``min_bytes``. ``empty`` has the share of traffic
+    with empty names, by labels. ``names`` are counts of names; None if no label needs the topology.
     ``has_topology`` means that the recordings contain parts of a topology.
     """
 
@@ -60,7 +60,7 @@ def run(config: Config, playback: Playback) -> Result:
 class _DryRun:
     """Replays messages with a simulated clock.
 
-    The first view always counts bytes, because the forecast needs them.
+    The first view counts bytes even if the configuration does not, because the forecast needs them.
     """
 
     def __init__(self, config: Config) -> None:
@@ -124,7 +124,7 @@ class _DryRun:
                 pass
 
     def _resolve(self) -> None:
-        """Use the names of the current topology, as the poller does."""
+        """Resolve names from the current topology and relabel flows, as the poller does."""
         wanted = name_poller.needed(self._config)
         self._resolved_at_s = self._now_s
         if not self._has_new_topology or not wanted:

@@ -120,7 +120,7 @@ class Parts:
     async def wait_for_names(self) -> None:
         """Wait up to `NAMES_WAIT_S` for the first topology response, if names are used.
 
-        If flows arrived before the names, labels and info series would change soon after the start.
+        If flows arrived before the names, their series would have no names, and soon be replaced.
         """
         if name_poller.needed(self.config):
             with contextlib.suppress(TimeoutError):
@@ -327,7 +327,7 @@ def _interface_times(config: Config) -> dict[str, float]:
 
 
 def _longest_s(config: Config) -> float:
-    """Return how long names are kept: at least as long as a row can stay without reports."""
+    """Return how many seconds names are kept: at least as long as connections without reports."""
     limits = config.limits
     interval_s = config.topology.interfaces_interval_s or name_poller.INTERVAL_S
     return max(limits.timeout_s, *limits.view_timeouts_s, 3 * interval_s)

@@ -40,8 +40,8 @@ class Options:
 
     ``listen`` is where the HTTP server listens. ``web_config_file`` is the path of the web
     configuration, or empty. ``playback`` has the recordings to replay instead of subscribing to
-    analyzers. ``record_file`` is the path of the recording to write, or empty. With ``anonymous``,
-    this recording contains pseudonyms instead of addresses and names.
+    analyzers. ``record_file`` is the path of the recording to write, or empty. If ``anonymous``,
+    the written recording contains pseudonyms instead of addresses and names.
     """
 
     listen: Listen = AS_CONFIGURED
@@ -121,7 +121,7 @@ def _web_security(path: str) -> "WebSecurity | None":
 
 
 def _recorder(options: Options, stack: AsyncExitStack) -> "Recorder | None":
-    """Start recording if the options ask for it."""
+    """Start recording, and return the recorder; return None if the options have no file."""
     if not options.record_file:
         return None
     from skyfast.replay.recorder import Recorder
@@ -145,8 +145,9 @@ async def _adaptation(
 ) -> tuple[Callable[[Config], Config], Replay | None]:
     """Start the replay, if any.
 
-    Returns a function that adapts configurations to the replay, and a description of the replay.
-    Without a replay, the function changes nothing, and the description is None.
+    Returns a function that makes a configuration subscribe to the replayed analyzers, and a
+    description of the replay. Without a replay, the function changes nothing, and the description
+    is None.
     """
     if options.playback is None:
         return lambda config: config, None
@@ -154,7 +155,7 @@ async def _adaptation(
 
     player = ReplayServer(options.playback, observe=recorder.update if recorder else None)
     stack.push_async_callback(player.stop)
-    # At the end of a recording, the messages stop. The analyzers must not count as silent then.
+    # No messages follow the end of a recording, but the analyzers must not count as silent.
     changes: dict[str, Any] = {"endpoints": await player.start(), "silence_timeout_s": 0.0}
     replay = Replay(
         is_demo=options.playback.is_demo,

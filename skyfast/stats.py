@@ -135,17 +135,17 @@ LOOKUP_DROPS = ("ambiguous", "unknown")
 """
 
 AGE_BOUNDS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 45, 60, 90, 120, 300, 600)
-"""Buckets for the age of reports.
+"""Upper bounds of the buckets for the ages of reports (``packet_age`` and ``delivery``).
 
 Most agents report once per minute, and most reports arrive within seconds."""
 
 SCRAPE_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-"""Buckets for the duration of a scrape.
+"""Upper bounds of the buckets for the duration of a scrape.
 
 A scrape of the demo takes milliseconds, and a scrape of a huge table takes seconds."""
 
 FLOW_UPDATE_S = 60.0
-"""Skydive's default for ``flow.update``."""
+"""Skydive's default for ``flow.update``, the interval between two reports of a flow."""
 
 SCRAPE_FAILURES = ("deadline", "disconnected", "error")
 """Reasons why a page is served incompletely: timeout, client disconnected, internal error."""
@@ -194,8 +194,8 @@ class Failure:
 class Histogram:
     """Counts observed values by bucket. Values are in seconds.
 
-    ``bounds`` are the upper bounds of the buckets in increasing order, inclusive. ``counts`` has
-    one more entry, for values above all bounds. ``sum`` is the sum of all values.
+    ``bounds`` are the upper bounds of the buckets in increasing order, inclusive. ``counts`` has an
+    entry for each bound, then one for values above all bounds. ``sum`` is the sum of all values.
     """
 
     __slots__ = ("bounds", "counts", "sum")
@@ -213,7 +213,7 @@ class Histogram:
 
 @dataclass(slots=True, eq=False)
 class AnalyzerStats:
-    """The counters of one analyzer's subscription. ``name`` is its host and port.
+    """The counters of one analyzer's subscription. ``name`` is the analyzer's host and port.
 
     ``since_timestamp_s`` is the Unix time of the latest change of ``up``.
     `skyfast.skydive.data_age` adds values to ``packet_age`` and ``delivery``.
@@ -250,9 +250,9 @@ class ScrapeStats:
 
     ``scrapes``, ``durations`` and ``last_…`` cover pages with flows (``/metrics``,
     ``/metrics/flows``) that were served completely; ``last_bytes`` is the size before compression.
-    ``rejected`` and ``failures`` cover all streamed pages. ``connections_rejected`` counts TCP
-    connections that were closed because ``web.max_connections`` were already open.
-    ``handshakes_failed`` counts failed TLS handshakes.
+    ``rejected`` and ``failures`` cover all metrics pages except ``/metrics/self``.
+    ``connections_rejected`` counts TCP connections that were closed because ``web.max_connections``
+    were already open. ``handshakes_failed`` counts failed TLS handshakes.
     """
 
     scrapes: int = 0
@@ -278,14 +278,14 @@ class NameStats:
     """Counts of names from the topology, and of the queries and lookups of these names.
 
     ``addresses`` and ``nodes`` are the numbers of addresses and capture points with names.
-    ``ambiguous`` is the number of addresses whose names depend on the capture point, without
-    loopback and link-local addresses. ``unknown`` is the number of addresses in recent flows that
-    have no names. ``skipped`` describes the current topology, so it is a gauge. ``dropped`` counts
-    lookups that were dropped because a limit was reached. ``labels_without_pods`` and
-    ``missing_pod_labels`` are from `skyfast.skydive.name_hints.Hints`. ``is_read`` means that the
-    whole topology has been read. ``empty_labels`` are labels with a warning of
-    `skyfast.web.empty_labels`. The durations are those of the latest query of each kind and of the
-    latest resolution of all names.
+    ``ambiguous`` is the number of addresses whose names depend on the flow, without loopback and
+    link-local addresses. ``unknown`` is the number of addresses in recent flows that have no names.
+    ``skipped`` describes the current topology, so it is a gauge. ``dropped`` counts lookups that
+    were dropped because a limit was reached. ``labels_without_pods`` lists labels that are empty
+    because the topology has no pods. ``missing_pod_labels`` are keys of pod labels that no pod has.
+    ``is_read`` means that the whole topology has been read. ``empty_labels`` has the labels that
+    `skyfast.web.empty_labels` warns about. The durations are those of the latest query of each kind
+    and of the latest resolution of all names.
     """
 
     addresses: int = 0
@@ -326,7 +326,7 @@ class TopologyStats:
 class OwnNameStats:
     """Counts of own names, which users give to addresses, and the result of reading their file.
 
-    ``keys`` are the keys of the entries. ``file`` is empty if all names are in the configuration.
+    ``keys`` are the keys that at least one entry has. ``file`` is ``names_file``, or empty.
     ``labels_without_names`` lists the labels that are empty because there are no own names.
     ``missing_keys`` are keys that labels need but no entry has.
     """

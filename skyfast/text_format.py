@@ -4,7 +4,7 @@ https://prometheus.io/docs/instrumenting/exposition_formats/,
 https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md,
 https://prometheus.io/docs/specs/om/open_metrics_spec_2_0/ (2.0.0-rc0)
 
-In this package, ``openmetrics`` is the major version of OpenMetrics, or 0 for the text format.
+A parameter ``openmetrics`` is the major version of OpenMetrics, or 0 for the text format 0.0.4.
 """
 
 import re
@@ -28,7 +28,7 @@ _RESERVED_SUFFIXES: Final[dict[MetricType, tuple[str, ...]]] = {
 """Suffixes by type. OpenMetrics 1.0 reserves the family's name with each suffix appended."""
 
 Sample = tuple[Mapping[str, str], float]
-"""The labels and the value."""
+"""The labels of a sample, and its value."""
 
 
 class Distribution(Protocol):
@@ -61,7 +61,7 @@ _HELP_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricFamily:
-    """A metric family. ``name`` is the name of its samples."""
+    """A metric family. ``name`` is the name of its samples; for histograms, without the suffix."""
 
     name: str
     type: MetricType
@@ -96,7 +96,7 @@ class MetricFamily:
         text = self.help.translate(_VALUE_ESCAPES if openmetrics else _HELP_ESCAPES)
         unit = f"# UNIT {name} {self.unit}\n" if openmetrics and self.unit else ""
         help_, type_line = f"# HELP {name} {text}\n", f"# TYPE {name} {type_}\n"
-        # The order that OpenMetrics 2.0 recommends differs from the order in the other formats.
+        # OpenMetrics 2.0 recommends TYPE, UNIT, HELP; in other formats, HELP usually comes first.
         return f"{type_line}{unit}{help_}" if openmetrics == 2 else f"{help_}{type_line}{unit}"
 
     def render(self, samples: Iterable[Sample], *, openmetrics: int) -> str:
@@ -179,7 +179,7 @@ def bound_text(bound: float) -> str:
 
 
 def composite_text(distribution: Distribution) -> str:
-    """Return a histogram as a value of OpenMetrics 2.0."""
+    """Return a histogram as one value of OpenMetrics 2.0: ``{count:…,sum:…,bucket:[…]}``."""
     bounds = [*map(bound_text, distribution.bounds), "+Inf"]
     totals = list(accumulate(distribution.counts))
     buckets = ",".join(f"{bound}:{total}" for bound, total in zip(bounds, totals, strict=True))

@@ -22,8 +22,8 @@ kept fields are anonymized as follows:
   The keys of labels, the types and states of nodes, and the kinds of Kubernetes' own workloads are
   unchanged, too.
 
-Pseudonyms are one to one, so an anonymized recording has as many connections as the original, with
-the same totals.
+Equal values get equal pseudonyms, and different values get different pseudonyms. So an anonymized
+recording has as many connections as the original, with the same counters.
 """
 
 import ipaddress
@@ -61,7 +61,7 @@ MAX_CACHED_CHARS: Final = 64
 _STATISTICS: Final = (
     *("FlowCount", "FlowDropped", "KernelFlowDropped", "PacketsDropped", "PacketsReceived"),
 )
-"""The numbers in a capture report, see ``flow.proto`` in Skydive."""
+"""The numbers in a capture report: see ``flow.proto`` in Skydive."""
 
 _KINDS: Final = (
     # Address ranges, and how many leading bits of their addresses are unchanged.
@@ -130,7 +130,7 @@ _ADDRESSES: Final = frozenset(
         (*_K8S, "Extra", "Status", "HostIP"),
     ]
 )
-"""The fields with IP addresses. All other strings are names."""
+"""The fields with IP addresses. String fields that are in none of the sets above are names."""
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_/-]{0,200}")
 
@@ -318,7 +318,7 @@ class Anonymizer:
         return "".join(_LETTERS[number >> 5 * i & 31] for i in range(_WORD_LETTERS))
 
     def _network(self, text: str) -> str:
-        """Return the pseudonym that an address has in flows, with the prefix length of ``text``."""
+        """Return the pseudonym of an address, as in flows; keep the prefix length of ``text``."""
         text, slash, length = text.partition("/")
         text, percent, zone = text.partition("%")
         octets = addresses.read(text)
@@ -362,8 +362,8 @@ class Anonymizer:
     def _scramble(self, kind: bytes, octets: bytes, kept_bits: int) -> bytes:
         """Flip some bits after the first ``kept_bits``.
 
-        The key and all preceding bits decide whether a bit is flipped. Therefore the result is one
-        to one and preserves common prefixes.
+        The key and all preceding bits decide whether a bit is flipped. Therefore different inputs
+        have different results, and common prefixes stay common.
         """
         result = bytearray()
         for i, octet in enumerate(octets):
@@ -398,7 +398,7 @@ def _reverse_bits(octet: int) -> int:
 
 
 def _fields(part: dict[str, Any], fields: dict[str, Pseudonym | None]) -> dict[str, Any]:
-    """Return the known fields of a part of a flow: pseudonyms of strings, unchanged numbers."""
+    """Return the known fields of a part of a flow: strings become pseudonyms, and numbers stay."""
     kept: dict[str, Any] = {}
     for key, value in part.items():
         if key not in fields:

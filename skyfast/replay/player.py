@@ -184,7 +184,7 @@ class ReplayServer:
                 match element:
                     case {"ID": str(element_id), "Metadata": {"Metric": dict()}}:
                         add_to_counters(element, offsets.get(element_id, {}))
-                        # The added offsets change the counters, even without an update.
+                        # The added offsets change the counters, so the node counts as updated.
                         element["UpdatedAt"] = now_ms
 
         # For a large topology, `selected` takes a fraction of a second, so it runs in a thread.
@@ -242,7 +242,7 @@ class _Analyzer:
         finally:
             del self._sockets[socket]
             pings.cancel()
-            # If the connection is lost, the loop above ends, and pings fail.
+            # Ignore the exception of a ping that failed because the connection was lost.
             await asyncio.gather(pings, return_exceptions=True)
         return socket
 

@@ -26,7 +26,7 @@ from skyfast.runtime.logs import LogLimit, printable
 from skyfast.skydive.topology_queries import Query
 
 MAX_FILE_BYTES: Final = 1 << 30
-"""Recording stops at this file size. After that, only the rest of the buffer is written."""
+"""Recording stops at this file size. Then only the rest of the write buffer is written."""
 
 MAX_QUEUED_BYTES: Final = 64 << 20
 """Maximum size of the queue. An empty queue accepts a message of any size."""
@@ -53,10 +53,10 @@ _Entry = tuple[bytes, int, str] | tuple[Answer | Update, int]
 
 
 class Recorder:
-    """The file, its queue and its thread.
+    """Writes messages and topology updates to a file, in a thread that reads them from a queue.
 
-    Only the event loop may call the methods. `stop` may run in another thread, but it must be the
-    last call.
+    Call the methods on the thread of the event loop. Only `stop`, which must be the last call, may
+    run in another thread.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class Recorder:
                     self._queue.get_nowait()
 
     def _write_all(self) -> bool:
-        """Write messages until `stop` or the maximum size; return whether the size was reached."""
+        """Write entries until `stop` is called or the file is full; return whether it is full."""
         flush_at_s = time.monotonic() + FLUSH_INTERVAL_S
         unflushed = False
         while True:

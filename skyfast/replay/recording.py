@@ -44,22 +44,23 @@ from skyfast.flows.fields import UNDECODABLE, Envelope
 from skyfast.replay.topology import Update, decode_update
 
 MAX_LINE_BYTES: Final = 256 << 20
-"""Maximum length of a line. It is enough for the largest messages as base64."""
+"""Maximum length of a line: enough for the largest messages in base64."""
 
 MAX_ANALYZERS: Final = 64
 """Maximum number of analyzers of a recording: each analyzer becomes a server."""
 
 MAX_GAP_MS: Final = 300_000
-"""Longer times without messages are shortened to this time.
+"""A replay shortens longer periods without messages to this time.
 
 If a line has no recorded time, the latest flow time in the line is used. Flow times that are later
-than their median by more than ``MAX_GAP_MS`` are ignored."""
+than the median of the line by more than ``MAX_GAP_MS`` are ignored."""
 
 _OF_MESSAGE: Final = frozenset({"Namespace", "Type", "Obj"})
 _OF_FLOW: Final = frozenset(
     {"LastUpdateMetric", "LayersPath", "Link", "Metric", "Network", "NodeTID", "Transport"}
 )
-"""A line with one of these keys is a message or a flow."""
+"""A line with a key of `_OF_MESSAGE` is a message. Any other line with a key of `_OF_FLOW` is a
+flow."""
 
 _UUID_STEP: Final = 0x9E3779B97F4A7C15  # odd, so that masks repeat only after 2^64 loops
 
@@ -92,10 +93,10 @@ _text: Final = msgspec.json.Decoder(str)
 class Message:
     """A recorded message, or an update of the topology.
 
-    ``at_ms`` is the time of receipt in Unix milliseconds. If it was not recorded, it is None, and
-    ``analyzer`` is empty. ``line`` is the kind of the line: a message; a flow; something that no
-    analyzer sends; or an `Update` of the topology. For a flow, ``data`` is a message with only this
-    flow. An update has an empty ``analyzer``.
+    ``at_ms`` is the time of receipt in Unix milliseconds. If no time was recorded, ``at_ms`` is
+    None, and ``analyzer`` is empty. ``line`` is the kind of the line: a message; a flow; something
+    that no analyzer sends; or an `Update` of the topology. If the line is a flow, ``data`` is a
+    message with only this flow. If the line is an update, ``analyzer`` is empty.
     """
 
     data: bytes
@@ -322,7 +323,7 @@ def _newest_ms(data: bytes) -> int:
 
 
 class _Lines:
-    """The messages of a file. ``truncated`` is set if its last line is incomplete."""
+    """The messages of a file. ``truncated`` is set if the last line of the file is incomplete."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -431,7 +432,7 @@ def demo() -> Playback:
     The recording has traffic and topology of containers and pods, is 80 s long, and is replayed at
     five times the speed. The replay starts again every `DEMO_LOOP_S` seconds, so every connection
     is reported at least once in this time. `DEMO_LOOP_S` is shorter than the default
-    ``connection_timeout``, so that connections never expire. It is also short enough for a
+    ``connection_timeout``, so that connections never expire. A loop is also short enough for a
     ``rate()`` over one minute at a scrape interval of 15 s.
     """
     return Playback(
@@ -463,7 +464,7 @@ class ScheduledMessage:
         """Return the bytes to send if the replay started at ``started_ms``, in Unix milliseconds.
 
         All times of flows are shifted to the present. In further loops, flows and messages get new
-        UUIDs: every loop is new traffic with the same labels, and all totals start at zero.
+        UUIDs, so every loop is new traffic with the same labels, and each flow counts from zero.
         Everything else is sent byte for byte as recorded.
         """
         base_ms = started_ms + self.begins_ms
@@ -492,7 +493,7 @@ def for_namespaces(data: bytes, namespaces: frozenset[str]) -> Iterator[bytes]:
     """Yield a message once for each of the WebSocket ``namespaces`` that it belongs to.
 
     ``flow/CAPTURE_ID`` contains the flows of one capture. Messages of unknown namespaces are sent
-    to all subscribers, because the analyzer sent them to the subscriber that recorded them.
+    to all subscribers, because the analyzer also sent them to the program that recorded them.
     """
     try:
         namespace = _envelope.decode(data).Namespace

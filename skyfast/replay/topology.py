@@ -20,7 +20,7 @@ MAX_ELEMENTS: Final = 200_000
 """Maximum number of recorded nodes and edges; further elements are counted and left out."""
 
 UPDATE_BYTES: Final = 1 << 20
-"""If an update exceeds this size, in bytes of JSON, the next update begins."""
+"""When the JSON of an update exceeds this size, the update ends and another update begins."""
 
 MAX_LABEL_DEPTH: Final = 32
 """Maximum depth of nested labels. Skydive nests labels at the dots of their keys."""
@@ -112,7 +112,7 @@ def rewriter(
 ) -> Rewrite:
     """Return a function that copies the fields of ``shape`` from a decoded object.
 
-    ``rewrite_field`` is called once for each field, with its path and type. It returns a function
+    ``rewrite_field`` is called once for each field, with its path and type, and returns a function
     that rewrites the values of this field, whatever their type. If a field should be an object but
     has another type, the field becomes empty.
     """
@@ -229,7 +229,7 @@ def decode_element(element: bytes) -> object:
 
 
 class Changes:
-    """Finds what has changed since the previous responses. Not thread-safe."""
+    """Compares responses with the previous responses, and yields the changes. Not thread-safe."""
 
     def __init__(self) -> None:
         self.left_out = 0
@@ -291,8 +291,8 @@ class Topology:
     """The nodes and edges at one time of a recording.
 
     If the recording is replayed in a loop, `rewind` must be called at the start of each further
-    loop. Interface counters then continue: each loop adds the difference between the last and the
-    first recorded value.
+    loop. Interface counters continue from loop to loop: each loop adds the difference between the
+    last and the first recorded value.
     """
 
     def __init__(self) -> None:

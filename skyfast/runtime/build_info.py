@@ -14,7 +14,7 @@ from skyfast import __version__
 FILE = Path(__file__).parents[1] / "data" / "build.json"
 
 SHORT = 12
-"""Digits of a commit in `BuildInfo.to_text`."""
+"""Number of digits of the commit hash in `BuildInfo.to_text`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 PAUSE_S = 5.0
-"""If the clock is not read for longer than this, the process was paused and read no messages."""
+"""If the clock is not read for this long, the process was paused, and read no messages either."""
 
 
 class Clock:
@@ -48,7 +48,7 @@ class Clock:
         return source_s - self._paused_s
 
     def hold(self, held: bool) -> None:
-        """Hold the clock at its current value, or continue from it."""
+        """If ``held``, stop the clock at its current value; if not, continue from this value."""
         if held and self._held_at is None:
             self._held_at = self.now()
         elif not held and self._held_at is not None:

@@ -32,7 +32,7 @@ LOG_INTERVAL_S: Final = 60.0
 """Default of `LogLimit`: the minimum time between two log lines of one cause."""
 
 MAX_CAUSES: Final = 1000
-"""Maximum number of causes that a `LogLimit` remembers. Beyond it, the oldest cause is forgotten.
+"""Maximum number of causes that a `LogLimit` remembers; for more causes, it forgets the oldest.
 
 Without this limit, memory could grow forever: a cause can contain an address of an analyzer, and
 the addresses of a host name can change again and again."""
@@ -96,7 +96,7 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = "\n".join(_truncate(self.formatException(record.exc_info)))
-        # Some JSON parsers reject a lone surrogate.
+        # Replace lone surrogates, because some JSON parsers reject them.
         return json.dumps(
             {key: text.encode(errors="backslashreplace").decode() for key, text in entry.items()}
         )
@@ -128,7 +128,7 @@ class WarningCounter(logging.Handler):
 def is_journal() -> bool:
     """Return whether standard error is the journal, according to JOURNAL_STREAM (systemd.exec(5)).
 
-    The existence of the variable is not enough, because the parent process may have passed it on
+    It is not enough that the variable exists: the parent process may have passed on the variable,
     but redirected standard error.
     """
     try:
@@ -223,7 +223,7 @@ def write_notes(notes: Iterable[Note]) -> None:
 def printable(text: object) -> str:
     """Return ``str(text)`` for a log line: truncated, with control characters escaped.
 
-    Use it for strings from the network and for exceptions that may quote them.
+    Use this function for strings from the network, and for exceptions that may quote such strings.
     """
     shown = str(text)
     if len(shown) > MAX_SHOWN:
@@ -234,11 +234,11 @@ def printable(text: object) -> str:
 
 
 class LogLimit:
-    """Logs one line per cause and interval, with the number of lines suppressed in between.
+    """Logs at most one line per cause and interval, and says how many lines were suppressed.
 
     Each method takes the logger, the cause of the line (any hashable value), and a ``%`` format
-    with its arguments. An argument can be a function that returns the value; it is called only if
-    the line is logged.
+    with its arguments. An argument can be a function that returns the value. The function is called
+    only if the line is logged.
     """
 
     def __init__(self, interval_s: float = LOG_INTERVAL_S) -> None:

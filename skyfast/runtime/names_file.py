@@ -21,7 +21,7 @@ INTERVAL_S: Final = 2.0
 
 
 def warn(*, labels: str, keys: Sequence[str]) -> None:
-    """Warn about ``labels`` that are empty without own names, and ``keys`` that no entry has."""
+    """Warn about ``labels`` that are empty without own names, and ``keys`` that entries lack."""
     if labels:
         log.warning(
             "labels %s are empty: the configuration sets neither 'names' nor 'names_file'", labels
@@ -43,7 +43,7 @@ class NamesFile:
         self._tried: FileState | None = None
 
     def use(self, loaded: LoadedNames, export: ExportSelection) -> None:
-        """Set the self metrics for the names that are used from now on, and log new warnings."""
+        """Set the self metrics of own names to those of ``loaded``, and log new warnings."""
         counts = self._counts
         labels = names.labels_without_names(loaded.sources, export)
         keys = loaded.missing_keys
@@ -62,9 +62,9 @@ class NamesFile:
         self._stats.own_names = counts if is_used else None
 
     async def refresh(self, loaded: LoadedNames, export: ExportSelection) -> LoadedNames | None:
-        """Return the names from the file of ``loaded`` if the file has changed and is valid.
+        """Return the names in the file if it has changed since ``loaded`` and is valid.
 
-        Otherwise, return None. The errors of an invalid file are logged once.
+        If the file is unchanged or invalid, return None. Errors are logged once per change.
         """
         sources = loaded.sources
         if not sources.file:
@@ -77,7 +77,7 @@ class NamesFile:
         try:
             found = await asyncio.to_thread(names.load, sources, export)
         except ConfigError as error:
-            # The log message and the status page name the key themselves.
+            # The log message and the status page already name the key ``names_file``.
             self._refuse("configuration", str(error).removeprefix(names.KEY_PREFIX))
             return None
         except MemoryError:

@@ -37,7 +37,7 @@ class Notifier:
 
     def reloading(self) -> None:
         """Notify that a reload has started; :meth:`reloaded` notifies that it has finished."""
-        if self._status:  # before `ready`, `reloaded` would send READY=1 too early
+        if self._status:  # not before `ready`: `reloaded` would send READY=1 too early
             self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def reloaded(self, problem: str | None) -> None:

@@ -44,7 +44,7 @@ MAX_FAILED = 4096
 """Security limit: number of cached invalid credentials. The least recently used are dropped."""
 
 MAX_ADDRESSES = 4096
-"""Security limit: number of addresses with failed attempts. The least recently used are dropped."""
+"""Security limit: number of addresses with attempts. The least recently used are dropped."""
 
 WRONG_BURST = 10
 """Maximum number of different wrong passwords that an address can try in a burst."""
@@ -128,7 +128,7 @@ class PasswordChecker:
     async def authenticate(
         self, users: Mapping[bytes, bytes], authorization: str | None, address: str
     ) -> Rejection | None:
-        """Return the rejection of a request with this header, or None if the header is valid."""
+        """Return why a request with this ``authorization`` header is rejected, or None if valid."""
         user, password = _credentials(authorization)
         if user is None:
             return Rejection(HTTPStatus.UNAUTHORIZED)
@@ -225,7 +225,7 @@ def _remember(memory: dict[bytes, None], digest: bytes, most: int) -> None:
 def _credentials(authorization: str | None) -> tuple[bytes | None, bytes]:
     """Return user and password of a header; the user is None if the header is missing or invalid.
 
-    The password is truncated as bcrypt does.
+    The password is truncated to `MAX_PASSWORD_BYTES`, as in bcrypt.
     """
     scheme, _, encoded = (authorization or "").partition(" ")
     if scheme.lower() != "basic":
@@ -292,7 +292,7 @@ class WebSecurity:
     async def authenticate(
         self, authorization: str | None, address: str, *, public: bool
     ) -> Rejection | None:
-        """Return the rejection of a request, or None if it is authorized.
+        """Return the rejection of a request, or None if the request is authorized.
 
         ``public`` requests need no authentication. ``address`` is the client's address.
         """
@@ -304,7 +304,10 @@ class WebSecurity:
         return await self._passwords.authenticate(config.users, authorization, address)
 
     def allows_certificate(self, certificate: Mapping[str, Any] | None) -> bool:
-        """Return whether a client certificate, in the form of `ssl`, has an allowed SAN."""
+        """Return whether a client certificate has an allowed SAN.
+
+        ``certificate`` is the result of `ssl.SSLSocket.getpeercert`.
+        """
         allowed = self.config.allowed_sans
         names = (certificate or {}).get("subjectAltName", ())
         return not allowed or any(normalize_san(name) in allowed for _, name in names)

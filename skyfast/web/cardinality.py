@@ -25,7 +25,7 @@ REPORT_AGE_S: Final = 5.0
 """How long a report is cached."""
 
 VALUES_AGE_S: Final = 1.0
-"""How long the numbers of values are cached."""
+"""How long the result of `Cardinality.values` is cached."""
 
 LabelCounts = tuple[int, Sequence[tuple[str, int]], int]
 
@@ -41,7 +41,7 @@ class CardinalityTable(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueCount:
-    """A value of a label, and the number of connections with it."""
+    """A value of a label, and the number of connections that have this value."""
 
     value: str
     connections: int

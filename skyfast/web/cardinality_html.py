@@ -19,7 +19,7 @@ from skyfast.web.forecast import Forecast, listed, percent
 
 MIN_SHARE: Final = 0.005
 """If a label has more values than the report lists, only values with at least this share of the
-connections are shown. Otherwise, the list would be a random choice of equally rare values."""
+connections are shown. A list of equally rare values would be a random choice."""
 
 SUMMARIZED: Final = 2
 """The number of values that are visible before a list is opened."""
@@ -156,7 +156,7 @@ def _values(panel: str, label: LabelCardinality, connections: int) -> str:
 
 
 def frequent(label: LabelCardinality, connections: int) -> tuple[ValueCount, ...]:
-    """Return the values of the report that are shown: see `MIN_SHARE`."""
+    """Return the listed values that are frequent enough to be shown: see `MIN_SHARE`."""
     if label.values <= len(label.top):
         return label.top
     least = MIN_SHARE * connections

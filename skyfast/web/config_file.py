@@ -37,10 +37,10 @@ MIN_COST = 4
 """The lowest cost of bcrypt."""
 
 MAX_COST = 18
-"""The highest accepted cost of a hash. With this cost, checking a password takes about 15 s."""
+"""The highest accepted cost of bcrypt. With this cost, checking a password takes about 15 s."""
 
 SLOW_COST = 16
-"""The highest cost without a warning. With this cost, checking a password takes about 4 s.
+"""The highest cost of bcrypt without a warning: checking a password takes about 4 s.
 
 A response has a deadline of 10 s. A check that takes longer continues after the deadline, and the
 next request with the same credentials uses the result of the check.
@@ -228,7 +228,7 @@ class _Reader:
     def file(self, value: YamlValue) -> str:
         """Return the path of a readable file.
 
-        A relative ``value`` starts at the directory of the web configuration file.
+        A relative ``value`` is relative to the directory of the web configuration file.
         """
         path = str(Path(self._path).parent / parse_str(value))
         self._files[path] = file_state(path)
@@ -340,7 +340,7 @@ class _Reader:
                 problem = f"does not contain PEM certificates{_reason(error)}"
                 raise section.error(key, problem, shown=bool(path)) from None
             context.verify_mode = mode
-            # Like Go, and like the connections to analyzers: see skyfast.skydive.tls.
+            # Verify as Go does, and as skyfast.skydive.tls does for connections to analyzers.
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         sans = section.names("client_allowed_sans", parse_str)
@@ -445,7 +445,7 @@ class _Section:
 
 
 def _check_mapping(value: YamlValue) -> None:
-    # The value is hidden: "alice:hash" without a space is a string that contains a hash.
+    # The error must not show the value: without a space, "alice:hash" is a string with a hash.
     if not isinstance(value, dict):
         raise InvalidValue("is not a mapping of keys", shown=False)
 
@@ -531,7 +531,7 @@ def _in_memory(text: str) -> Iterator[str]:
 
 
 def _refuse_password() -> str:
-    # Without this, OpenSSL prompts on the terminal, and a daemon hangs.
+    # Without this function, OpenSSL prompts on the terminal, and a daemon hangs.
     raise ValueError("the key is encrypted")
 
 

@@ -18,13 +18,13 @@ class WebConfigFile:
     """The web configuration file in use, reloaded when one of its files changes.
 
     While the process runs, TLS cannot be switched on or off, and authentication cannot be switched
-    off. Otherwise, a file that is empty while it is being written would disable security.
+    off. Without this rule, a file that is empty while it is being written would disable security.
     """
 
     def __init__(self, path: str, *, on_change: Callable[[WebConfig], None]) -> None:
         """Read the file at ``path``. This blocks.
 
-        ``on_change`` is called with this configuration, and with each one that replaces it.
+        ``on_change`` is called with this configuration, and with each later configuration.
 
         Raises:
             ConfigError: The file is invalid.

@@ -155,7 +155,7 @@ class HttpConnections:
         """Warn if few descriptors are free.
 
         ``latest`` is the newest descriptor. The system assigns the lowest free number, so all
-        numbers below it are in use.
+        numbers below ``latest`` are in use.
         """
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         left = limit - 1 - latest
@@ -395,7 +395,7 @@ class HttpConnection(web.RequestHandler):
         return response
 
     def _send_error(self, status: HTTPStatus, reason: str) -> None:
-        """Respond to an invalid request; close the connection when the client has received it."""
+        """Respond to an invalid request; close the connection after the client got the response."""
         if self._reset or self._stream is None or self.lost.done():
             return
         self._force_close = True  # aiohttp stops parsing and does not close the connection

@@ -47,7 +47,7 @@ class HtmlColumn:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A bar of values that share a limit. ``anchor`` is the explanation on ``/help``."""
+    """A bar of values that share a limit. ``anchor`` is the anchor of its help on ``/help``."""
 
     anchor: str
     title: str
@@ -56,7 +56,7 @@ class Limit:
 
 
 class Elements:
-    """Renders values by their path, as elements that the script can update."""
+    """Renders values of the report by their path, as elements that the script can update."""
 
     def __init__(self, tree: Any, now_s: float, query: Query) -> None:
         self._tree = tree
@@ -111,7 +111,7 @@ class Elements:
         return query_link(replace(self._query, filter=text[:MAX_FILTER_CHARS]))
 
     def table(self, key: str, columns: Iterable[HtmlColumn]) -> str:
-        """Return the list as a table."""
+        """Return the list at the path ``key`` as a table."""
         return self.rows(key, columns, _at(self._tree, key))
 
     def rows(self, key: str, columns: Iterable[HtmlColumn], rows: Sequence[Any]) -> str:

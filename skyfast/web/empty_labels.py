@@ -1,7 +1,7 @@
 """Finds labels that should have names, but are empty for most of the traffic.
 
-Names of addresses and capture points are in Skydive's topology. If the topology does not contain
-them, nearly all connections share an empty name, and so they share their series.
+Names of addresses and capture points are in Skydive's topology. If the topology lacks these names,
+nearly all connections have the same empty label values, so their traffic is in the same series.
 """
 
 import logging
@@ -52,7 +52,7 @@ def find(
     """Return how much traffic has empty names. Slow and thread-safe.
 
     Each set of labels is searched in the first view that has these labels and exports bytes. The
-    result has the sets whose share is at least ``least``. With a ``least`` above 0.5, the search is
+    result has the sets whose share is at least ``least``. If ``least`` is above 0.5, the search is
     faster.
     """
     count = 1 if least > 0.5 else MAX_RANKED
@@ -76,7 +76,7 @@ def _sets(view: RankedView) -> Iterator[tuple[str, ...]]:
 def _share(
     table: GroupedTable, family: int, labels: tuple[str, ...], *, count: int
 ) -> float | None:
-    """Return the share of the bytes whose ``labels`` are all empty, or None without any bytes."""
+    """Return the share of bytes in rows whose ``labels`` are all empty; None without bytes."""
     groups, (_, others, _), _, _ = table.top_groups(family, count, labels, max_groups=MAX_RANKED)
     empty = sum(rank for rank, values, *_ in groups if not any(values))
     total = sum(rank for rank, *_ in groups) + (others or 0)

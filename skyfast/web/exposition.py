@@ -48,7 +48,7 @@ _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 """The header of a gzip member without name and time (RFC 1952)."""
 
 DIRECT_CONNECTIONS = 1_000
-"""isal compresses pages with fewer connections.
+"""isal compresses pages with fewer connections; the table compresses all larger pages.
 
 `TablePage.deflate` needs about 2 MiB of memory, even for a small page."""
 
@@ -62,7 +62,7 @@ OPENMETRICS_2 = "application/openmetrics-text; version=2.0.0; charset=utf-8"
 """OpenMetrics 2.0, which is offered to scrapers that ask for this version."""
 
 CONTENT_TYPES = (TEXT_FORMAT, OPENMETRICS, OPENMETRICS_2)
-"""The formats by the major version of OpenMetrics."""
+"""The content types; the index is the major version of OpenMetrics, or 0 for the text format."""
 
 _END = b"# EOF\n"
 """The end of an OpenMetrics page; a page without this end is incomplete."""
@@ -136,11 +136,12 @@ class Part(Flag):
 class ExpositionSource:
     """The sources of pages, which a reload may replace.
 
-    ``cardinality`` belongs to the table's first view. ``views`` are the prefixes of the other
-    views. ``table_families`` are the names of the table's families in the order of the page. If
-    ``interface_info`` is not None, it describes the capture points of flows, and a view has the
-    label ``node_tid``. OpenMetrics 1.0 requires ``standard_names``; with ``start_timestamps``, it
-    has the start times of the table's counters. OpenMetrics 2.0 always has them.
+    ``cardinality`` counts the table's label values. ``views`` are the prefixes of all views except
+    the first view. ``table_families`` are the names of the table's families in the order of the
+    page. If ``interface_info`` is not None, it describes the capture points of flows, and a view
+    has the label ``node_tid``. OpenMetrics 1.0 is offered only if ``standard_names``, and has the
+    start times of the table's counters only if ``start_timestamps``. OpenMetrics 2.0 always has
+    these start times.
     """
 
     table: ExpositionTable
@@ -167,7 +168,7 @@ class Exposition:
     """
 
     def __init__(self, *, source: ExpositionSource, stats: Stats, now: Callable[[], float]) -> None:
-        """Initialize. ``now`` is the clock of the table's timeouts."""
+        """Initialize. ``now`` returns the time by which connections expire, in seconds."""
         self.source = source
         self._stats = stats
         self._now = now

@@ -1,8 +1,8 @@
 """Forecasts: how many series and bytes of the first view would remain with another ``min_bytes``.
 
-A forecast is exact: a page with these bounds would have the same connections, series and bytes, if
-no report arrives before the page. `skyfast.web.status`, `skyfast.web.cardinality` and ``skyfast
---check --replay`` show forecasts.
+A forecast is exact: if no report arrives in between, a page with this ``min_bytes`` has the
+forecast numbers. `skyfast.web.status`, `skyfast.web.cardinality` and ``skyfast --check --replay``
+show forecasts.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from skyfast.flows.selection import NO_BOUNDS, Bounds
 from skyfast.web.scan_cache import ScanCache
 
 LISTED: Final = (10_000, 100_000, 1_000_000, 10_000_000)
-"""The listed values of ``min_bytes``."""
+"""The values of ``min_bytes`` that every forecast lists."""
 
 PROPOSED: Final = tuple(
     digit * 10**power for power in range(3, 16) for digit in (1, 2, 5) if power < 15 or digit == 1
@@ -217,7 +217,7 @@ class Forecaster:
         max_series: int,
         now: Callable[[], float],
     ) -> None:
-        """Initialize. The first view must count bytes, and ``now`` is the table's clock."""
+        """Initialize. The first view must count bytes. ``now`` returns the table's time."""
         self._table = table
         self._bounds = bounds
         self._max_series = max_series

@@ -31,7 +31,7 @@ REASONS: Final = {
 """Plain words for the reasons of skipped reports."""
 
 MAX_TIMESTAMP_S: Final = 2**33
-"""The latest time that is formatted as a timestamp. Python and JavaScript support this time."""
+"""The latest time that is shown as a date. Python and JavaScript can format all earlier times."""
 
 
 def _short(number: float, unit: str, prefixes: str) -> str:

@@ -8,7 +8,7 @@ from skyfast.flows.catalog import LABELS_BY_NAME, NODE_TID_LABEL
 from skyfast.web.ranked_views import RankedView
 
 ENDS: Final = ("initiator", "target")
-"""The prefixes of labels with values of one end of a connection."""
+"""The prefixes of labels that describe one end of a connection."""
 
 TITLES: Final[Mapping[str, str]] = {
     "ip": "address",
@@ -26,7 +26,7 @@ TITLES: Final[Mapping[str, str]] = {
 }
 """The titles of groupings, by label, in the order of the page.
 
-The labels have no prefix of an end: ``ip`` stands for ``initiator_ip`` and ``target_ip``."""
+The labels are given without prefix: ``ip`` stands for ``initiator_ip`` and ``target_ip``."""
 
 ONE_END: Final[Mapping[str, str]] = {"port": "target_port"}
 """The groupings by a label of only one end.
@@ -39,8 +39,8 @@ connection."""
 class Grouping:
     """A grouping of the rows of a view. Without labels, it shows the rows themselves.
 
-    ``view`` is the prefix of the view. If it is empty, the rows are the connections. If connections
-    lack a label in ``group``, the rows are those of the next view that has all these labels.
+    ``view`` is the prefix of the view. If ``view`` is empty, the rows are those of the first view
+    that has all labels in ``group``: the connections, if they have these labels.
     """
 
     title: str

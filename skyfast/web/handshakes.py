@@ -102,13 +102,13 @@ class Handshake:
         self.first = b""
         self.alert = b""
         self._client: socket.socket | None = None
-        # The event loop closes its own descriptor as soon as the handshake fails.
+        # A duplicate to send the alert: when the handshake fails, the event loop closes `client`.
         with contextlib.suppress(OSError):  # without a free descriptor, no alert is sent
             self._client = client.dup()
         _current.set(self)
 
     def close(self) -> None:
-        """Release the second descriptor."""
+        """Close the duplicate of the client's socket."""
         if self._client is not None:
             self._client.close()
 
@@ -119,8 +119,8 @@ class Handshake:
     def failure(self, error: BaseException) -> tuple[str, str]:
         """Return why the handshake failed, and a text for the log.
 
-        The reason is one of `skyfast.stats.HANDSHAKE_FAILURES`. Both are empty if the client has
-        sent nothing, as health checks of a TCP port do.
+        The reason is one of `skyfast.stats.HANDSHAKE_FAILURES`. Reason and text are empty if the
+        client has sent nothing, as in health checks of a TCP port.
         """
         if not self.first:
             return "", ""

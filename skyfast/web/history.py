@@ -35,8 +35,8 @@ RATE_INTERVALS: Final = 6
 class Series:
     """The last ten minutes: an entry for each interval, oldest first, and the current state.
 
-    ``age_seconds`` is the age of each entry. The scrape values are those of the last scrape in the
-    interval, or None if there was none. The last entry has the same values as the rest of the
+    ``age_seconds`` is the age of each entry. ``scrape_…`` has the values of the last scrape in the
+    interval, or None without a scrape. The last entry has the same values as the rest of the
     report, so that no current value exceeds the maximum of the history.
     """
 
@@ -107,7 +107,7 @@ class History:
     def lags(self) -> Mapping[str, tuple[float | None, float | None]]:
         """Return the lag and the age of data by analyzer, in seconds.
 
-        Both are means over the samples, or None if nothing was observed.
+        Lag and age are means over the last ten minutes, or None if no report was observed.
         """
         if len(self._samples) < 2:
             return {}

@@ -9,7 +9,7 @@ from skyfast.flows.plan import Column, Counter, Family, View
 from skyfast.text_format import MetricType
 
 RATES: Final = ("bytes", "packets")
-"""The metrics that can be ranked by rate. Each needs up to two snapshots of each view."""
+"""The metrics that can be ranked by rate. Each rate needs up to two snapshots of each view."""
 
 PER_SECOND: Final = "_per_second"
 
@@ -50,10 +50,10 @@ class RankingKey:
 class RankedView:
     """A view whose rows can be ranked. ``prefix`` is empty for the first view.
 
-    ``labels`` are the label names without ``direction``, and ``metrics`` exclude histograms, whose
-    names are in ``histograms``.
-    ``decimals`` are those of the metrics. ``keys`` are the criteria by name: all metrics in their
-    order, then the rates. The ranking shows names for the values of two kinds of labels:
+    ``labels`` are the label names without ``direction``. ``metrics`` exclude histograms, whose
+    names are in ``histograms``. ``decimals`` are the `RankingKey.decimals` of each metric. ``keys``
+    are the criteria by name: all metrics in their order, then the rates. The ranking shows names
+    for two kinds of labels:
     ``addresses`` are labels with an address, unless another label has the name of this address;
     ``nodes`` are labels with a ``NodeTID``. Both are empty if the ranking shows no names.
     """
@@ -70,7 +70,7 @@ class RankedView:
 
     @property
     def default(self) -> str:
-        """The default criterion: bytes, or the first metric if there is no such metric."""
+        """The default criterion: bytes, or the first metric if the view does not count bytes."""
         return "bytes" if "bytes" in self.keys else next(iter(self.keys))
 
 
@@ -155,7 +155,7 @@ def _metric(name: str, family: Family) -> Metric:
 
 
 def values_by_metric(flat: Values, view: RankedView) -> dict[str, list[float | None]]:
-    """Return the values of a row by metric, in their units."""
+    """Return the values of a row by metric, in the units of the metrics."""
     values: dict[str, list[float | None]] = {}
     start = 0
     for metric, decimals in zip(view.metrics, view.decimals, strict=True):

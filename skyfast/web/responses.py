@@ -25,7 +25,7 @@ _BY_VERSION = 4
 
 @dataclass(frozen=True, slots=True)
 class MediaType:
-    """A media type. ``version`` is its parameter ``version``, or empty."""
+    """A media type, such as ``text/plain``, and the value of its parameter ``version``, or ""."""
 
     name: str
     version: str = ""
@@ -154,9 +154,9 @@ def prefers(accept: str | None, named: MediaType, *, default: MediaType) -> bool
     """Choose between two media types by RFC 9110, section 12.5.1.
 
     ``accept`` is the header's value, its lines joined with commas, or None if the header is
-    missing. ``named`` is chosen if the header contains it explicitly, with at least the weight of
-    ``default``. Otherwise ``default`` is chosen, even if it is not acceptable. Invalid elements are
-    ignored.
+    missing. ``named`` is chosen if the header contains this type explicitly, with at least the
+    weight of ``default``. In all other cases ``default`` is chosen, even if it is not acceptable.
+    Invalid elements are ignored.
     """
     ranges = _media_ranges(accept)
     precedence, weight = _preference(ranges, named)

@@ -81,7 +81,7 @@ class ScanCache(Generic[Key, Result]):
         del self._results[kept]
 
     def _done(self, key: Key, result: "asyncio.Task[Result]") -> None:
-        # Retrieve the exception here, because there may be no waiting request.
+        # Retrieve the exception: asyncio would log it if no request waits for the result.
         failed = result.cancelled() or result.exception() is not None
         if failed or not self._keep_s:
             self._drop(key, result)

@@ -29,7 +29,7 @@ class Sources:
 
 
 Samples = Callable[[Sources], Iterable[Sample] | None]
-"""Returns a family's samples; None leaves the family out of the page."""
+"""Returns a family's samples, or None to leave the family out of the page."""
 
 Histograms = Callable[[Sources], Iterable[tuple[Mapping[str, str], Histogram]]]
 """Returns a family's histograms with their labels."""
@@ -80,24 +80,24 @@ def histogram(name: str, help_text: str, histograms: Histograms) -> HistogramMet
 
 
 def single(read: Callable[[Sources], float]) -> Samples:
-    """Read a single value."""
+    """Read a single sample without labels."""
     return lambda source: [({}, read(source))]
 
 
 def by_label(label: str, read: Callable[[Sources], Mapping[str, float]]) -> Samples:
-    """Read a value for each value of ``label``."""
+    """Read a sample for each value of ``label``."""
     return lambda source: [({label: key}, value) for key, value in read(source).items()]
 
 
 def of_names(read: Callable[[NameStats], float]) -> Samples:
-    """Read a value of the statistics about names from the topology, if labels need such names."""
+    """Read a number about names from the topology; no samples if no names are needed."""
     return lambda source: (
         None if source.stats.topology.names is None else [({}, read(source.stats.topology.names))]
     )
 
 
 def of_names_by_label(label: str, read: Callable[[NameStats], Mapping[str, float]]) -> Samples:
-    """Read such a value for each value of ``label``: see `of_names`."""
+    """Read a sample about names from the topology for each value of ``label``, like `of_names`."""
     return lambda source: (
         None
         if source.stats.topology.names is None
@@ -106,19 +106,19 @@ def of_names_by_label(label: str, read: Callable[[NameStats], Mapping[str, float
 
 
 def of_own_names(read: Callable[[OwnNameStats], float]) -> Samples:
-    """Read a value of the statistics about own names, if users gave names to addresses."""
+    """Read a number about own names; no samples without own names or labels for them."""
     return lambda source: (
         None if source.stats.own_names is None else [({}, read(source.stats.own_names))]
     )
 
 
 def by_view(read: Callable[[TableCounts], Sequence[int]]) -> Samples:
-    """Read a value for each view except the first view."""
+    """Read a sample for each view except the first view."""
     return by_label("view", lambda source: dict(zip(source.views, read(source.table), strict=True)))
 
 
 def by_analyzer(read: Callable[[AnalyzerStats], float]) -> Samples:
-    """Read a value for each analyzer."""
+    """Read a sample for each analyzer."""
     return by_label(
         "analyzer",
         lambda source: {
@@ -128,7 +128,7 @@ def by_analyzer(read: Callable[[AnalyzerStats], float]) -> Samples:
 
 
 def by_analyzer_and_reason(read: Callable[[AnalyzerStats], Mapping[str, int]]) -> Samples:
-    """Read a value for each analyzer and reason."""
+    """Read a sample for each analyzer and reason."""
     return lambda source: [
         ({"analyzer": analyzer.name, "reason": reason}, count)
         for analyzer in source.stats.analyzers.values()
@@ -145,5 +145,5 @@ def histogram_by_analyzer(read: Callable[[AnalyzerStats], Histogram]) -> Histogr
 
 
 def of_process(read: Callable[[ProcessUsage], float]) -> Samples:
-    """Read a value of the process, if the system reports it."""
+    """Read a number about the process; no samples if the system does not report its usage."""
     return lambda source: None if source.process is None else [({}, read(source.process))]

@@ -130,8 +130,8 @@ class WebServer:
 
         ``ready`` returns whether skyfast is subscribed to an analyzer.
 
-        ``/-/reload`` calls ``reload``; None disables it. ``security`` provides TLS and
-        authentication; without it, all requests are served. `stop` closes it.
+        ``/-/reload`` calls ``reload``; None disables this path. ``security`` provides TLS and
+        authentication; without it, all requests are served. `stop` closes ``security``.
 
         ``listen_at`` contains listening addresses or sockets that override the configuration.
         """
@@ -207,7 +207,7 @@ class WebServer:
         return listeners
 
     async def stop(self) -> None:
-        """Close all connections within ``STOP_TIMEOUT_S``, and reset those in mid-response."""
+        """Reset connections in mid-response, and close all others, within `STOP_TIMEOUT_S`."""
         for server in self._servers:
             server.close()
         for acceptor in self._acceptors:
@@ -267,7 +267,7 @@ class WebServer:
         return response
 
     async def _rejection(self, request: web.BaseRequest) -> web.Response | None:
-        """Return the response to a request that is not authorized, or None."""
+        """Return the response to an unauthorized request, or None if the request is authorized."""
         if self._security is None:
             return None
         connection = connection_of(request)
@@ -463,7 +463,7 @@ class WebServer:
             self._scrapers -= Counter((connection.address,))
 
     def _scrape_limit(self, address: str, *, parts: int) -> str:
-        """Return which limit of concurrent scrapes is exceeded, as a text; "" if there is none.
+        """Return which limit of concurrent scrapes is reached, as a text; "" if none is.
 
         ``parts`` is the number of parts in which the scraper reads the page.
         """

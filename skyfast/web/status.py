@@ -1,8 +1,8 @@
 """The content of the status page and of ``/api/status``.
 
-`Status` reads the counters, and keeps a ring buffer with the last ten minutes of some counters. It
-must be used on the event loop. `skyfast.web.status_html` renders the page, and `skyfast.web.top`
-ranks connections.
+`Status` reads the counters, and keeps a ring buffer with the last ten minutes of some counters.
+`Status` must be used on the event loop. `skyfast.web.status_html` renders the page, and
+`skyfast.web.top` ranks connections.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ EXPECTED_SKIPS: Final = frozenset(
 """The skip reasons that do not mean lost data."""
 
 SERIES_BYTES: Final = (2_500, 7_000)
-"""The lowest and highest memory of a series in Prometheus: see docs/scaling.md."""
+"""The lowest and highest estimate of a series' memory in Prometheus: see docs/scaling.md."""
 
 MAX_CAPTURES: Final = 50
 """The maximum number of listed captures."""
@@ -82,7 +82,7 @@ class CaptureSource(Protocol):
 class StatusSource:
     """The objects that the status page reads, which a reload may replace.
 
-    ``series`` are the maximum numbers of series of a connection, in the order of the views.
+    ``series`` has one number per view, in order: the most series that a row of the view can have.
     """
 
     config: Config
@@ -116,7 +116,7 @@ class Status:
         now: Callable[[], float],
         replay: Replay | None = None,
     ) -> None:
-        """Initialize. ``now`` is the clock of the interfaces and captures."""
+        """Initialize. ``now`` returns the time by which interfaces and captures expire."""
         self._subject = subject
         self._stats = stats
         self._ready = ready

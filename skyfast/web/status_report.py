@@ -15,7 +15,7 @@ from skyfast.web.ranked_views import Metric
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LastError:
-    """The last error."""
+    """The last error of a subscription, of topology queries, or of a reload."""
 
     reason: str
     text: str
@@ -60,11 +60,12 @@ class Analyzer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableStatus:
-    """The table. ``skipped_total`` contains the reasons that have occurred, but no filter rules.
+    """The table. ``skipped_total`` maps each reason to the number of reports skipped for it.
 
-    ``skipped_expected_total`` contains the reasons of `EXPECTED_SKIPS`, and
-    ``skipped_unexpected_total`` the other reasons. ``series_at_most`` and ``series_limit`` are sums
-    of all views. ``reports_lost_total`` counts checked reports whose previous report was lost.
+    Reasons that have not occurred are omitted. Reports that filter rules dropped are only in
+    ``filtered_total``. ``skipped_expected_total`` has the reasons in `EXPECTED_SKIPS`, and
+    ``skipped_unexpected_total`` all others. ``series_at_most`` and ``series_limit`` are sums over
+    all views. ``reports_lost_total`` counts checked reports whose previous report was lost.
     ``hidden_connections`` is the number of connections that have reached neither ``min_bytes`` nor
     ``min_packets``, or None without these bounds.
     """
@@ -119,7 +120,12 @@ class ReplayStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scrapes:
-    """Counters of pages with flows. ``last_…`` is None before the first page."""
+    """Counters of metrics pages.
+
+    ``total`` and ``last_…`` cover pages with flows that were served completely; ``last_…`` is None
+    before the first of them. ``rejected_total`` and ``failed_total`` cover all metrics pages except
+    ``/metrics/self``.
+    """
 
     total: int
     rejected_total: int
@@ -204,7 +210,7 @@ class CaptureStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturesStatus:
-    """The number of captures, and the first ones by ID."""
+    """The number of captures, and the first captures in the order of their IDs."""
 
     count: int
     first: Sequence[CaptureStatus]
@@ -226,8 +232,8 @@ class ViewStatus:
 class Reload:
     """The latest reload of the configuration, or the start before any reload.
 
-    ``successes_total`` counts the successful reloads, without the start. ``changed`` contains the
-    keys changed by the latest of them; ``last_error`` is the error of the latest failed reload.
+    ``successes_total`` counts the successful reloads, without the start. ``changed`` has the keys
+    that the latest successful reload changed. ``last_error`` is from the latest failed reload.
     """
 
     successful: bool
@@ -241,7 +247,7 @@ class Reload:
 class StatusReport:
     """The status, without the busiest connections. ``warnings`` are the texts of ``notices``.
 
-    ``labels``, ``metrics`` and ``rankings`` are those of connections.
+    ``labels``, ``metrics`` and ``rankings`` are those of the first view, which has the connections.
     """
 
     version: str

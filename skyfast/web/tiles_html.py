@@ -62,7 +62,7 @@ def _segments(
 ) -> list[list[tuple[str, str]]]:
     """Return the coordinates of the values, in segments separated by gaps over `MAX_GAP_S`.
 
-    The x axis is the last ten minutes, the y axis is from 0 to the highest value.
+    The x axis covers the last ten minutes, and the y axis goes from 0 to the highest value.
     """
     highest = max((value for value in values if value is not None), default=0) or 1
     segments: list[list[tuple[str, str]]] = []

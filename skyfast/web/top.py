@@ -45,10 +45,10 @@ MAX_FILTER_CHARS: Final = 200
 MAX_GROUPS: Final = 65_536
 """The maximum number of groups. If there are more, those with the lowest ``rank`` are in `Other`.
 
-This number of groups takes up to 24 MiB with two counters of both directions and one gauge."""
+If the view has two counters of both directions and one gauge, the groups take up to 24 MiB."""
 
 RESULT_AGE_S: Final = 1.0
-"""How long a result is shared with equal requests."""
+"""How long a result is shared with requests for the same ranking."""
 
 MAX_RESULTS: Final = 8
 """The maximum number of rankings running, queued or cached."""
@@ -124,7 +124,7 @@ class Entry:
     A value that the connection does not have is None. ``rank`` is the value of the ranking
     criterion. ``names`` are the known names of label values, by label. ``connections`` is 1, or the
     number of connections of the group. ``hidden`` means that the connection has no series because
-    it has not reached the bounds of its view (``min_bytes``). For groups, ``hidden`` is false.
+    it has reached neither ``min_bytes`` nor ``min_packets``. For groups, ``hidden`` is false.
     """
 
     rank: float
@@ -146,16 +146,18 @@ class Other:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Top:
-    """A ranking. ``window_seconds`` is the age of the snapshot, or None without one.
+    """A ranking. If its criterion is a rate, ``window_seconds`` is the age of the snapshot.
+
+    If the criterion is not a rate, ``window_seconds`` is None.
 
     ``note`` is the reason if there are no entries, as a sentence. ``rates_in_seconds`` is the time
     until there are rates, or None if there are rates or if ``by`` is not a rate.
     ``flow_update_seconds`` is the agents' ``flow.update``, or None if ``by`` is not a rate.
 
     ``view`` is the prefix of the view whose rows are ranked, or empty for connections. For a view,
-    "connections" are the rows of the view. Without groups, ``groups`` and ``other`` are None.
-    ``approximate`` means that there were more than `MAX_GROUPS` groups. Then values can be too low,
-    by up to the values of ``other``. ``matches`` is false if no connection matches the filter.
+    "connections" are the rows of the view. Without groups, ``groups`` and ``other`` are None. If
+    there were more than `MAX_GROUPS` groups, ``approximate`` is true, and values can be too low, by
+    up to the values of ``other``. ``matches`` is false if no connection matches the filter.
     """
 
     by: str
@@ -203,10 +205,10 @@ class Ranking:
         names: KnownNames | None = None,
         flow_update_s: Callable[[], float] = lambda: FLOW_UPDATE_S,
     ) -> None:
-        """Rank connections of ``table``. ``metrics`` names the families of ``view``, in order.
+        """Rank connections of ``table``, which are the rows of its first view, ``view``.
 
-        ``others`` are the additional views of the table by prefix, in order, each with the names of
-        its families. ``names`` are shown beside label values, or instead of them. ``flow_update_s``
+        ``metrics`` are the names of the families of ``view``, in order. ``others`` are the other
+        views of the table by prefix, in order, each with the names of its families. ``names`` are shown beside label values, or instead of them. ``flow_update_s``
         returns the agents' ``flow.update``.
         """
         self._table = table
@@ -232,7 +234,7 @@ class Ranking:
 
     @property
     def main(self) -> RankedView:
-        """The view of the connections."""
+        """The first view. Its rows are the connections."""
         return self.views[""]
 
     @property
@@ -301,7 +303,7 @@ class Ranking:
         return [self.views[prefix]]
 
     async def top(self, query: Query) -> RankingResult:
-        """Return the ranking for a ``query`` returned by `query`. Raises BusyError."""
+        """Return the ranking for ``query``. Raises BusyError if `MAX_RESULTS` are in progress."""
         return await self._results.get(query, lambda: self._scan(query))
 
     def close(self) -> None:
@@ -403,7 +405,7 @@ class Ranking:
         return connections > 0
 
     def _values_like(self, text: str, view: RankedView) -> list[tuple[str, bytes]]:
-        """Return label values whose names contain ``text``, as the table expects them."""
+        """Return the label values whose names contain ``text``: the argument ``also`` of a scan."""
         if self.names is None or not text:
             return []
         folded = text.casefold()
