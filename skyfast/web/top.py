@@ -146,13 +146,12 @@ class Other:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Top:
-    """A ranking. If its criterion is a rate, ``window_seconds`` is the age of the snapshot.
+    """A ranking.
 
-    If the criterion is not a rate, ``window_seconds`` is None.
-
-    ``note`` is the reason if there are no entries, as a sentence. ``rates_in_seconds`` is the time
-    until there are rates, or None if there are rates or if ``by`` is not a rate.
-    ``flow_update_seconds`` is the agents' ``flow.update``, or None if ``by`` is not a rate.
+    ``note`` is a sentence that explains why there are no entries, or None if there are entries. If
+    the criterion ``by`` is a rate, ``window_seconds`` is the age of the snapshot,
+    ``rates_in_seconds`` is the time until there are rates (None if there are), and
+    ``flow_update_seconds`` is the agents' ``flow.update``. Otherwise, these three are None.
 
     ``view`` is the prefix of the view whose rows are ranked, or empty for connections. For a view,
     "connections" are the rows of the view. Without groups, ``groups`` and ``other`` are None. If
@@ -208,8 +207,9 @@ class Ranking:
         """Rank connections of ``table``, which are the rows of its first view, ``view``.
 
         ``metrics`` are the names of the families of ``view``, in order. ``others`` are the other
-        views of the table by prefix, in order, each with the names of its families. ``names`` are shown beside label values, or instead of them. ``flow_update_s``
-        returns the agents' ``flow.update``.
+        views of the table by prefix, in order, each with the names of its families. ``names`` are
+        shown beside label values, or instead of them. ``flow_update_s`` returns the agents'
+        ``flow.update``.
         """
         self._table = table
         self._flow_update_s = flow_update_s
