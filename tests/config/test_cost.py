@@ -24,8 +24,8 @@ def view(*labels: object, prefix: str = "apps", **entries: object) -> dict[str, 
 SETTINGS = {
     "{}": [],
     "{views: []}": [],
-    # These labels do not distinguish the two ends of a link between containers: both have the name
-    # eth0.
+    # These labels do not distinguish the two ends of a link between containers: both ends have the
+    # name eth0.
     "{labels: [initiator_ip, target_ip, node_name]}": ["connections"],
     "{labels: [initiator_ip, target_ip, node_name], deduplicate: first}": [],
     "{labels: [initiator_ip, target_ip, node_name, node_tid]}": [],
@@ -51,7 +51,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize(("settings", "exports"), SETTINGS.items())
-def test_warnings_name_exports_that_count_traffic_several_times(
+def test_warnings_identify_exports_that_count_traffic_several_times(
     settings: str, exports: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     config = make_config(**yaml.safe_load(settings))
@@ -121,7 +121,7 @@ HIDDEN = "the traffic of connections hidden by min_bytes or min_packets"
         ),
     ],
 )
-def test_report_describes_bounds(
+def test_cost_report_describes_bounds(
     settings: str, hides: bool, texts: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     config = make_config(**yaml.safe_load(settings))
@@ -292,7 +292,7 @@ def row_bytes(*labels: str, metrics: tuple[str, ...] = ("bytes",)) -> int:
         ),
     ],
 )
-def test_cost_of_new_flows_is_reported(settings: str, taken: str) -> None:
+def test_cost_of_the_metric_new_flows_is_reported(settings: str, taken: str) -> None:
     lines = cost.report(make_config(**yaml.safe_load(settings))).splitlines()
     shown = [line for line in lines if "new_flows takes" in line]
     assert shown == ([f"# The metric new_flows takes {taken}."] if taken else [])
@@ -324,7 +324,7 @@ def test_cost_of_histograms_is_reported() -> None:
     assert shown == ["#   6 a_rtt_seconds", "#   8 a_flow_bytes"]
 
 
-def test_histograms_count_traffic_several_times() -> None:
+def test_views_with_histograms_count_traffic_several_times() -> None:
     config = make_config(**yaml.safe_load(HISTOGRAM_VIEWS))
     assert cost.double_counted(config) == ["view a", "view b", "view c"]
 

@@ -100,12 +100,12 @@ def test_ipv6_addresses_are_bracketed() -> None:
 @pytest.mark.parametrize(
     "text", ["fe80::1%a/b", "[fe80::1%a/b]:1", "[fe80::1%eth0]]", "[fe80::1%[eth0]:1", "fe80::1%"]
 )
-def test_zone_with_invalid_characters_is_rejected(text: str) -> None:
+def test_ipv6_zone_with_invalid_characters_is_rejected(text: str) -> None:
     with pytest.raises(EndpointError, match="is not an analyzer address"):
         parse_analyzer(text)
 
 
-def test_zone_is_the_name_of_an_interface() -> None:
+def test_ipv6_zone_is_the_name_of_an_interface() -> None:
     assert parse_analyzer("fe80::1%eth0.7") == Endpoint("fe80::1%eth0.7", 8082)
     assert parse_url("ws://[fe80::1%eth0]:1").host == "fe80::1%eth0"
 

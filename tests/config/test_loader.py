@@ -93,7 +93,7 @@ def view(
     metrics: str = "bytes packets",
     direction: Literal["split", "sum"] = "split",
 ) -> ViewSpec:
-    """Return a view of known labels and metrics."""
+    """Return a view of built-in labels and metrics."""
     return ViewSpec(
         prefix=prefix,
         labels=tuple(LabelSpec(name=name) for name in labels.split()),
@@ -435,7 +435,9 @@ def labels_of(spec: ViewSpec) -> str:
         ),
     ],
 )
-def test_direction_is_a_label_if_it_is_split(keys: dict[str, Any], labels: str) -> None:
+def test_view_with_split_directions_has_the_label_direction(
+    keys: dict[str, Any], labels: str
+) -> None:
     main = parse(store(**keys)).export.main
     assert labels_of(main) == labels
     (other,) = parse(store(views=[{"prefix": "a", "labels": "protocol", **keys}])).export.views
@@ -584,7 +586,7 @@ def test_url_is_normalized(url: str, endpoint: str) -> None:
         ("ws://127.0.0.2:8082", "127.0.0.1 b", "127.0.0.2:8082"),
     ],
 )
-def test_url_of_one_analyzer_is_applied_to_all_analyzers(
+def test_settings_in_the_url_of_one_analyzer_apply_to_all_analyzers(
     url: str, analyzers: str, hosts: str
 ) -> None:
     result = parse(
@@ -817,7 +819,9 @@ def test_error_for_a_duration_with_a_unit_suggests_seconds(text: str, seconds: s
         ("port", "9k", 9000),
     ],
 )
-def test_number_with_a_unit_is_rejected_with_the_number(key: str, text: str, number: int) -> None:
+def test_error_for_a_number_with_a_unit_suggests_the_number(
+    key: str, text: str, number: int
+) -> None:
     assert error(store(**{key: text})).endswith(f"{key}: '{text}' has a unit: write {number}")
 
 
@@ -1011,7 +1015,9 @@ def test_environment_sets_every_key(key: schema.Key[Any]) -> None:
         ("http.cookie", ""),
     ],
 )
-def test_name_of_a_variable_follows_from_the_path_of_its_key(path: str, env: str) -> None:
+def test_name_of_an_environment_variable_follows_from_the_path_of_the_key(
+    path: str, env: str
+) -> None:
     assert SCHEMA[path].env == env
 
 
@@ -1038,7 +1044,7 @@ def test_empty_and_unknown_variables_are_ignored() -> None:
 @pytest.mark.parametrize(
     "value", ["a b:8083", "a,b:8083", " a , b:8083 ", "a,\tb:8083", "a\nb:8083\n"]
 )
-def test_list_in_a_variable_is_separated_by_whitespace_or_commas(value: str) -> None:
+def test_list_in_an_environment_variable_is_separated_by_whitespace_or_commas(value: str) -> None:
     assert parse("", SKYDIVE_ANALYZERS=value).analyzers == ("a:8082", "b:8083")
 
 
@@ -1079,7 +1085,9 @@ def test_list_in_a_variable_is_separated_by_whitespace_or_commas(value: str) -> 
         ("SKYDIVE_HOST_ID", "caf\udce9", r"host_id: 'caf\udce9' contains a control character"),
     ],
 )
-def test_error_contains_the_name_of_the_variable(env: str, value: str, problem: str) -> None:
+def test_error_contains_the_name_of_the_environment_variable(
+    env: str, value: str, problem: str
+) -> None:
     message = error("", **{env: value})
     assert message == f"environment variable {env}: {problem}"
     assert SECRET not in message
@@ -1284,7 +1292,7 @@ def store_of(labels: str) -> str:
     return f"pipeline.store.prom_sky_con: {{labels: {labels}}}"
 
 
-# The examples of the tls keys are left out: they are paths of files that do not exist here.
+# The keys of ``tls`` are left out, because their examples are paths of files that do not exist.
 @pytest.mark.parametrize(
     "key", [key for key in SCHEMA.values() if "tls." not in key.path], ids=lambda key: key.path
 )

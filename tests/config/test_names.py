@@ -79,7 +79,7 @@ def test_labels_determine_the_keys_of_names() -> None:
     assert shown.export == config.export
 
 
-def test_labels_are_listed_if_no_own_names_are_configured() -> None:
+def test_labels_of_own_names_are_listed_if_no_names_are_configured() -> None:
     def without(**keys: object) -> str:
         config = make_config(**keys)
         return names.labels_without_names(config.names, config.export)
@@ -94,7 +94,7 @@ def test_labels_are_listed_if_no_own_names_are_configured() -> None:
 # The file.
 
 
-def test_file_is_read(file: Path) -> None:
+def test_names_file_is_read(file: Path) -> None:
     file.write_text("\ufeff10.0.0.0/8,company\r\n10.1.0.0/16,Zürich,site=zrh\r\n")
     loaded = load(make_config(labels=[SITE], names_file=str(file)))
     assert loaded.own["10.1.2.3"] == ("", "Zürich", "zrh")
@@ -122,7 +122,7 @@ def test_keys_that_no_entry_has_are_reported_as_missing(file: Path) -> None:
     assert load(config).summary() == "1 entry without keys"
 
 
-def test_errors_contain_the_numbers_of_invalid_lines(file: Path) -> None:
+def test_errors_in_the_names_file_contain_the_line_numbers(file: Path) -> None:
     file.write_text("# names\n10.0.0.1,a\n10.0.0.x,b\n\n10.0.0.2\n")
     assert problems(file) == (
         f"{file}: line 3: '10.0.0.x' is not an address or network",
@@ -134,14 +134,14 @@ def test_errors_contain_the_numbers_of_invalid_lines(file: Path) -> None:
     assert problems(file) == (f"{file}: line 1: is not UTF-8",)
 
 
-def test_file_must_exist(file: Path, tmp_path: Path) -> None:
+def test_names_file_must_exist(file: Path, tmp_path: Path) -> None:
     assert problems(file) == (f"names_file: {file} is not an existing file",)
     assert problems(tmp_path) == (f"names_file: {tmp_path} is not an existing file",)
     file.symlink_to(tmp_path / "gone")
     assert problems(file) == (f"names_file: {file} is not an existing file",)
 
 
-def test_file_must_not_be_too_long(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_file_must_not_be_too_long(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "MAX_FILE_BYTES", 11)
     file.write_text("10.0.0.1,a\n")
     assert load(make_config(names_file=str(file))).own["10.0.0.1"][0] == "a"

@@ -1,4 +1,4 @@
-"""Presets of a configuration: their values, and the keys that replace these values."""
+"""Presets: the values of each preset, and the keys that replace these values."""
 
 import pytest
 import yaml
@@ -15,7 +15,7 @@ PREFIX = "pipeline.store.prom_sky_con"
 
 
 def parse(environ: dict[str, str] | None = None, **keys: object) -> Config:
-    """Return the configuration with these keys of the exported series."""
+    """Return the configuration with these keys in the section ``prom_sky_con``."""
     text = yaml.safe_dump({"pipeline": {"store": {"prom_sky_con": keys}}})
     return loader.parse(text, environ or {}, source="x.yml")
 
@@ -109,7 +109,7 @@ def test_unknown_preset_is_an_error_with_a_suggestion() -> None:
         parse(preset="service")
 
 
-def test_error_for_a_conflict_with_the_preset_has_the_configured_key() -> None:
+def test_error_for_a_conflict_with_the_preset_names_the_configured_key() -> None:
     metric = {"name": "skydive_services_new_flows_total", "value": "Metric.ABBytes"}
     with pytest.raises(ConfigError, match=r"prom_sky_con\.metrics\[0\]\.name"):
         parse(preset="services", metrics=[{**metric, "type": "counter"}])

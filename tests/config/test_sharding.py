@@ -60,7 +60,7 @@ def test_shard_has_its_own_host_id_and_only_the_first_polls_interfaces():
     assert sharding.sharded(whole, ALONE) == whole
 
 
-def test_every_shard_describes_its_capture_points():
+def test_interface_info_is_enabled_on_every_shard():
     whole = config_of("pipeline.store.prom_sky_con.interface_info: true")
     for index in range(2):
         assert sharding.sharded(whole, Shard(index, 2)).topology.interface_info

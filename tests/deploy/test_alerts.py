@@ -26,7 +26,7 @@ def test_promtool_accepts_the_rules_and_their_unit_tests(command: list[str | Pat
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_names_are_unique() -> None:
+def test_names_of_alerts_are_unique() -> None:
     names = [alert["alert"] for alert in alerts()]
     assert len({*names}) == len(names) > 0
 
@@ -56,6 +56,6 @@ def test_alert_fires_in_a_unit_test(alert: dict[str, Any]) -> None:
 
 
 def test_every_unit_test_starts_before_the_alert_fires() -> None:
-    """Such a unit test also covers the key ``for``, which delays the alert."""
+    """A check before the alert fires also covers the key ``for``, which delays the alert."""
     for test in yaml.safe_load(UNIT_TESTS.read_text())["tests"]:
         assert test["promql_expr_test"][0]["exp_samples"] == [], test["name"]

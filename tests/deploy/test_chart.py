@@ -113,7 +113,7 @@ def container(objects: Objects) -> dict[str, Any]:
     return only
 
 
-def test_versions_are_those_of_skyfast() -> None:
+def test_chart_has_the_version_of_skyfast() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["version"] == chart["appVersion"] == skyfast.__version__
 
@@ -193,13 +193,13 @@ def assert_equal_objects(helm: Objects, manifests: Objects) -> None:
 
 @needs_helm
 @tools.needs("kustomize")
-def test_defaults_equal_the_manifests() -> None:
+def test_default_objects_equal_the_manifests() -> None:
     assert_equal_objects(render(), kustomized(KUBERNETES))
 
 
 @needs_helm
 @tools.needs("kustomize")
-def test_values_for_openshift_equal_the_overlay() -> None:
+def test_objects_for_openshift_equal_the_overlay() -> None:
     objects = render(f"--values={OPENSHIFT}")
     del objects["ServiceMonitor"], objects["PrometheusRule"]
     assert_equal_objects(objects, kustomized(DEPLOY / "openshift"))
@@ -227,7 +227,7 @@ def test_service_monitor_equals_the_manifest() -> None:
 
 
 @needs_helm
-def test_values_change_the_objects(tmp_path: Path) -> None:
+def test_helm_values_change_the_objects(tmp_path: Path) -> None:
     objects = render(values_file(tmp_path, ALL), release="prod")
     assert {document["metadata"]["name"] for document in objects.values()} == {
         "prod-skyfast",
@@ -260,7 +260,7 @@ def test_values_change_the_objects(tmp_path: Path) -> None:
 
 
 @needs_helm
-def test_web_configuration_is_mounted_where_the_option_names_it(tmp_path: Path) -> None:
+def test_web_configuration_is_mounted_at_the_path_in_the_option(tmp_path: Path) -> None:
     web = {"config": {"basic_auth_users": {"prometheus": HASH}}}
     config = {"web": {"health_without_auth": True}}
     objects = render(values_file(tmp_path, {"web": web, "config": config}))
@@ -292,7 +292,7 @@ def test_analyzers_in_the_configuration_replace_the_default() -> None:
 
 
 @needs_helm
-def test_values_for_openshift_remove_the_user(tmp_path: Path) -> None:
+def test_helm_values_for_openshift_remove_the_user(tmp_path: Path) -> None:
     user = {"runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532}
     fixed = values_file(tmp_path, {"podSecurityContext": user})
     assert pod(render(fixed))["securityContext"]["runAsUser"] == 65532
@@ -317,7 +317,7 @@ CONTRADICTIONS = {
 
 @needs_helm
 @pytest.mark.parametrize("values", CONTRADICTIONS)
-def test_contradictory_values_are_refused(values: str) -> None:
+def test_contradictory_helm_values_are_refused(values: str) -> None:
     result = tools.run("helm", "template", "skyfast", CHART, f"--set={values}")
     assert result.returncode != 0
     assert CONTRADICTIONS[values] in result.stderr
@@ -336,7 +336,7 @@ def test_chart_has_the_alerting_rules(tmp_path: Path) -> None:
 
 @needs_helm
 def test_package_contains_the_alerts(tmp_path: Path) -> None:
-    """In the source of the chart, the file of the alerts is a symbolic link."""
+    """The file of the alerts is a symbolic link in the source, but not in the package."""
     tools.output("helm", "package", CHART, f"--destination={tmp_path}")
     with tarfile.open(tmp_path / f"skyfast-{skyfast.__version__}.tgz") as package:
         alerts = package.extractfile("skyfast/files/alerts.yml")

@@ -61,7 +61,7 @@ def provisioned(directory: str) -> Any:
     return entries
 
 
-def test_file_matches_the_schema() -> None:
+def test_compose_file_matches_the_schema() -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema=vendor.compose-spec"]
     result = subprocess.run([*command, FILE], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stdout + result.stderr

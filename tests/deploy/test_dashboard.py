@@ -142,7 +142,7 @@ def test_panels_are_distinct_and_do_not_overlap() -> None:
 
 
 def test_rows_that_read_every_connection_are_collapsed() -> None:
-    """A query over all connections can be slow. In open rows, it must be an instant query."""
+    """Range queries over all connections are slow. Of the open rows, only one may have them."""
     connection = re.compile(r"skydive_(network_)?connection_")
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):
@@ -180,7 +180,7 @@ def test_panels_limit_the_number_of_interfaces() -> None:
                 assert target["expr"].startswith("topk($top, "), panel["title"]
 
 
-def test_alerts_are_annotations() -> None:
+def test_alerts_are_shown_as_annotations() -> None:
     _, annotation = DASHBOARD["annotations"]["list"]
     name = re.search(r'alertname=~"([^"]*)"', annotation["expr"])
     assert name is not None
@@ -315,7 +315,7 @@ def substituted(expression: str, values: dict[str, str]) -> str:
 
 
 async def choices(server: str, name: str, values: dict[str, str]) -> dict[str, str]:
-    """Return the values of a variable as Grafana computes them, by displayed text."""
+    """Return the values that Grafana computes for a variable, by displayed text."""
     expression = substituted(variable_query(name), values)
     if call := re.fullmatch(r"label_values\((.*), (\w+)\)", expression):
         samples = await query(server, f"group by ({call[2]}) ({call[1]})")

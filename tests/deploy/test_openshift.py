@@ -45,7 +45,7 @@ def test_prometheus_of_user_workload_monitoring_may_scrape() -> None:
 
 
 @pytest.mark.parametrize("name", ["deployment.yml", "statefulset.yml"])
-def test_user_is_removed(name: str, tmp_path: Path) -> None:
+def test_overlay_removes_the_user_of_the_pod(name: str, tmp_path: Path) -> None:
     """The profile restricted-v2 assigns a user to each pod, and rejects other users."""
     for directory in ("kubernetes", "openshift"):
         shutil.copytree(DEPLOY / directory, tmp_path / directory)

@@ -131,7 +131,7 @@ async def test_analyzer_refuses_connections(directory: Path) -> None:
 
 
 @concurrent_trial
-async def test_one_of_two_analyzers_refuses_connections_and_then_both(directory: Path) -> None:
+async def test_first_one_and_then_both_of_two_analyzers_refuse_connections(directory: Path) -> None:
     async with FakeAnalyzer() as other, start_trial(directory, others=[other]) as trial:
         await other.subscriber()
         up = f'skyfast_up{{analyzer="{other.name}"}}'
@@ -324,7 +324,7 @@ def topology_errors(reason: str) -> Reason:
 
 
 async def wait_for_topology(trial: Trial) -> None:
-    """Wait until skyfast has used another topology response."""
+    """Wait until skyfast has used the next topology response."""
     name = "skyfast_topology_answers_total"
     before = (await trial.skyfast.self_metrics())[name]
     await trial.until(lambda metrics: metrics[name] > before)

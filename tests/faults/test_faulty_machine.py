@@ -1,4 +1,4 @@
-"""Faults of the machine: names, clocks, pauses, descriptors and ports.
+"""Faults of the machine: host names, clocks, pauses, descriptors and ports.
 
 Each test is named after a fault, from which skyfast must recover.
 """
@@ -25,7 +25,7 @@ from tests.support.paths import ROOT
 
 TIMEOUT_S = 8.0
 PAUSE_S = 9.0
-"""A pause that is longer than ``TIMEOUT_S``. `skyfast.runtime.clock` does not count it."""
+"""A pause that is longer than ``TIMEOUT_S``. The clock of skyfast stops during the pause."""
 HOUR_S = 3600
 FEW = 3
 """A limit of file descriptors. Every skyfast process has more open descriptors than this."""
@@ -55,7 +55,7 @@ int clock_gettime(clockid_t clock, struct timespec *time) {
     return failed;
 }
 """
-"""A library that adds the number of seconds in the file ``$CLOCK_AHEAD`` to the wall clock."""
+"""Source of a library that adds the seconds in the file ``$CLOCK_AHEAD`` to the wall clock."""
 
 
 def reconnects(reason: str) -> tuple[str, str]:
@@ -66,9 +66,9 @@ def misdated(reason: str) -> tuple[str, str]:
     return ("skyfast_flows_misdated_total", reason)
 
 
-# Names ---------------------------------------------------------------------------------------
+# Host names ----------------------------------------------------------------------------------
 
-# These commands make a separate /etc/hosts the only source of names.
+# These commands make a separate /etc/hosts the only source of host names.
 BIND_NAMES = """
 mount --bind "$0" /etc/hosts
 mount --bind "$1" /etc/nsswitch.conf
@@ -174,7 +174,7 @@ async def test_analyzer_disconnects_during_long_pause(directory: Path) -> None:
 @pytest.mark.nightly
 @concurrent_trial
 async def test_connections_of_a_lost_analyzer_expire_with_default_timeouts(directory: Path) -> None:
-    """The next test checks the same with shorter timeouts."""
+    """`test_connections_of_a_lost_analyzer_expire` is the same test with shorter timeouts."""
     async with start_trial(directory) as trial:
         await check_expiry(trial, within_s=95 + INCIDENT_UPDATES * 60)
 
@@ -188,7 +188,7 @@ async def test_connections_of_a_lost_analyzer_expire(directory: Path) -> None:
 async def check_expiry(trial: Trial, *, within_s: float, update_s: float = 60.0) -> None:
     """Check that connections expire while their analyzer is down, and return when it is up again.
 
-    The clock is first held for the maximum time. No connection expires before the end of the hold.
+    At first, skyfast stops its clock for the maximum time, so no connection expires in this time.
     """
     connections = len(trial.totals)
     before = await trial.skyfast.self_metrics()
@@ -283,7 +283,7 @@ async def test_second_process_on_the_same_port_fails(directory: Path) -> None:
 
 
 @concurrent_trial
-async def test_sigterm_during_a_scrape_does_not_truncate_the_page(directory: Path) -> None:
+async def test_page_truncated_by_sigterm_does_not_look_complete(directory: Path) -> None:
     async with start_trial(directory, flows=20_000) as trial:
         readers = []
         for version in ("1.0", "1.1"):

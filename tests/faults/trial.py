@@ -47,7 +47,7 @@ BATCH = 100
 """Flows per message, as Skydive sends them."""
 START_S = 30.0
 FAULT_S = 45.0
-"""Maximum time to detect a fault. A missing response to a ping takes longest: 30 s."""
+"""Maximum time to detect a fault. Detecting a missing response to a ping takes longest: 30 s."""
 RECOVERY_S = 25.0
 """Maximum time to recover. The longest delay between attempts to subscribe is 10 s."""
 POLL_S = 0.2
@@ -335,7 +335,7 @@ class Trial:
     # Before and after
 
     async def begin(self, flows: int) -> None:
-        """Wait until skyfast's resources do not grow, and store its footprint and counters."""
+        """Wait until skyfast's resources stop growing, and store its footprint and counters."""
         await self.analyzer.subscriber(START_S)
         await self.wait_for_up()
         for _ in range(2):

@@ -177,7 +177,7 @@ def test_labels_keep_their_order(labels: str, order: str) -> None:
     assert " ".join(names) == order
 
 
-def test_views_share_the_columns_of_the_same_labels() -> None:
+def test_views_with_the_same_label_share_its_column() -> None:
     main, first, second = plan_of(
         labels=["node_tid", "node_name", "tag"],
         views=[
@@ -232,7 +232,7 @@ def test_labels_of_one_end_share_their_lookup() -> None:
     assert len({each.lookup for each in plan.columns}) == 3
 
 
-def test_labels_of_pods_are_indexed_after_the_known_names() -> None:
+def test_indexes_of_pod_labels_follow_those_of_built_in_names() -> None:
     plan = plan_of(
         labels=[{"name": "team", "k8s_label": "team"}, "target_pod"],
         views=[
@@ -254,7 +254,7 @@ def test_labels_of_pods_are_indexed_after_the_known_names() -> None:
     assert plan.columns[1].lookup is plan.columns[2].lookup is plan.columns[4].lookup
 
 
-def test_own_names_are_indexed_after_the_labels_of_pods() -> None:
+def test_indexes_of_own_names_follow_those_of_pod_labels() -> None:
     team, site = {"name": "team", "k8s_label": "team"}, {"name": "site", "names_key": "site"}
     plan = plan_of(
         labels=["initiator_network", team, site],
@@ -272,7 +272,7 @@ def test_own_names_are_indexed_after_the_labels_of_pods() -> None:
     assert len({each.lookup for each in plan.columns}) == 2
 
 
-def test_pod_label_keys_include_all_views() -> None:
+def test_pod_label_keys_of_all_views_are_collected() -> None:
     text = """
         pipeline.store.prom_sky_con:
           labels: [{name: b, k8s_label: team}, {name: initiator_c, k8s_label: app}]
@@ -312,7 +312,9 @@ def test_protocol_label_contains_the_icmp_version(parts: dict[str, Any], protoco
         ({}, ""),
     ],
 )
-def test_protocol_of_other_flows_is_the_last_layer(parts: dict[str, Any], protocol: str) -> None:
+def test_protocol_of_flows_without_transport_is_the_last_layer(
+    parts: dict[str, Any], protocol: str
+) -> None:
     plan = plan_of(labels=["protocol"], include_other=True)
     (label_column,) = plan.views[0].columns
     assert label_column.rewrite is not None
@@ -346,7 +348,7 @@ def test_include_icmp_accepts_icmp_in_place_of_ports() -> None:
     assert not plan.views[0].identifies_connection
 
 
-def test_label_tag_has_the_class_of_the_flow() -> None:
+def test_label_tag_contains_the_tag_of_the_flow() -> None:
     text = (
         "pipeline: {classify: {cluster_net_masks: 10.0.0.0/8},"
         " store: {prom_sky_con: {labels: tag}}}"
@@ -441,7 +443,7 @@ def test_flows_metric_counts_flows() -> None:
     assert metric("flows").values == metric("flows", direction="sum").values == (FlowCount(),)
 
 
-def test_new_flows_are_counted_once_per_connection() -> None:
+def test_new_flows_have_one_value_for_both_directions() -> None:
     for direction in ("split", "sum"):
         assert metric("new_flows", direction=direction).values == (NewFlows(),)
         plan = plan_of(metrics=["new_flows"], views=[], direction=direction)
@@ -490,7 +492,7 @@ def test_size_histogram_observes_each_direction_or_their_sum() -> None:
     assert (split.series, summed.series) == (8, 4)
 
 
-def test_histograms_read_fields_of_the_flow() -> None:
+def test_fields_of_histograms_are_gauges_in_the_plan() -> None:
     entries = [{"name": known.name, "type": "histogram", "buckets": [1]} for known in HISTOGRAMS]
     views = [{"prefix": "lab", "labels": ["protocol"], "metrics": entries}]
     plan = plan_of(metrics=["packets"], views=views)
@@ -556,7 +558,7 @@ def test_custom_metric_has_the_configured_values(
     assert family == Family(name="skydive_own", help="Text.", type=kind, values=values)  # type: ignore[arg-type]
 
 
-def test_custom_counters_are_summed() -> None:
+def test_custom_counter_can_be_the_sum_of_two_fields() -> None:
     own = {
         "name": "mixed_total",
         "value": ["Metric.ABBytes", "TCPMetric.BABytes"],
@@ -598,7 +600,7 @@ def test_paths_of_labels_and_metrics_exist() -> None:
     assert set(UNBOUNDED_FIELDS) <= LABEL_FIELDS
 
 
-def test_names_are_unique() -> None:
+def test_names_of_labels_and_metrics_are_unique() -> None:
     assert len(LABELS_BY_NAME) == len(LABELS)
     assert len(METRICS_BY_NAME) == len(METRICS)
     for attribute in ("compatible", "standard"):

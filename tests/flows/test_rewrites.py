@@ -1,4 +1,4 @@
-"""Rewriting of label values: masks, folds and protocols."""
+"""Rewrites of label values: network masks, ports folded to `other`, and protocols."""
 
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
@@ -88,7 +88,7 @@ def test_bounded_cache_computes_short_keys_once() -> None:
     cache = BoundedCache[str, int](lambda text: computed.append(text) or len(text))
     long = "x" * (rewrites.MAX_REMEMBERED_CHARS + 1)
     assert [cache["ab"], cache["ab"], cache[long], cache[long]] == [2, 2, len(long), len(long)]
-    # Long keys are not cached, so that a sender cannot fill the memory with them.
+    # Long keys are not cached, so that a sender cannot fill the memory with long texts.
     assert computed == ["ab", long, long]
 
 

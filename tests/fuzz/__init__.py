@@ -1,7 +1,7 @@
 """Fuzzing: generates unusual input, and checks that skyfast handles it.
 
-docs/testing.md describes how to run the fuzzer. `driver` contains everything that does not depend
-on a target. A target generates cases and runs them.
+docs/testing.md describes how to run the fuzzer. Each target fuzzes one part of skyfast: it
+generates cases and runs them. `driver` contains everything that the targets share.
 """
 
 from tests.support import core_builds

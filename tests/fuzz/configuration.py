@@ -28,8 +28,8 @@ SECRET = "hunter2-of-the-fuzzer"
 ENVIRON = {"SKYDIVE_ANALYZERS": "192.0.2.9:8082", "SKYDIVE_HOST_ID": "fuzz"}
 MAX_PROBLEM_CHARS = 700
 
-# An error hides the secret only if the secret is the value of this key. If the secret is elsewhere,
-# an error may show it.
+# Errors must hide the secret if it only occurs as the value of the key ``password``. If the secret
+# also occurs elsewhere, an error may show it.
 _HIDDEN = re.compile(rb"\A(?:(?!hunter2).)*\bpassword: hunter2[\w-]+\n(?:(?!hunter2).)*\Z", re.S)
 
 PIECES = (

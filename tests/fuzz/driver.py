@@ -1,6 +1,6 @@
 """The part of the fuzzer that is common to all targets: time, seeds, hangs and findings.
 
-A target generates cases from a random generator, and runs them. A case consists of bytes and can be
+A target generates cases with a random generator, and runs them. A case consists of bytes and can be
 stored in a file. The files in ``corpus/NAME`` run first. A case is a finding if it raises an
 exception, hangs, or ends the process. Findings are stored in files, too.
 """
@@ -135,7 +135,7 @@ def _cases(target: Target, seed: str) -> Iterator[bytes | None]:
     yield None
     number = 0
     while True:
-        # Each case has its own random generator. So a case only depends on seed, target and number.
+        # Each case has its own random generator, which depends only on seed, target and number.
         yield target.generate(random.Random(f"{seed}/{target.name}/{number}"))
         number += 1
 

@@ -115,7 +115,7 @@ class ErrorLog(logging.Handler):
 
 
 class Http(Target):
-    """Two servers in one thread, and a client."""
+    """Sends requests to two servers, which run in one thread."""
 
     name: ClassVar[str] = "http"
 

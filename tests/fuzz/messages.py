@@ -97,9 +97,9 @@ class Messages(Target):
         """Check the counters and the page after every message.
 
         No message may raise an exception. Each message is counted once. Each flow that Python's
-        JSON module reads is counted once, unless the message is ambiguous. Each received flow is
-        either skipped or in the table. An independent parser accepts the page, and each series is
-        unique. In the end, a good message is still accepted.
+        JSON module reads is counted once, unless an object has two equal keys. Each received flow
+        is either skipped or in the table. An independent parser accepts the page, and each series
+        is unique. In the end, a good message is still accepted.
         """
         _, name, *messages = (case if case.startswith(RECORD) else RECORD + case).split(RECORD)
         ingest = _CheckedIngest(name.decode(errors="replace"))
@@ -205,7 +205,7 @@ class _CheckedIngest(IngestSetup):
         self._check = getattr(_table, "check", lambda table: None)
 
     def counts(self) -> tuple[int, int, int]:
-        """Return the numbers of counted messages, of counted flows and of unused flows."""
+        """Return how many messages were counted, and how many flows were counted and skipped."""
         errors = self.analyzer.errors
         return (
             sum(self.analyzer.messages.values()) + errors["malformed"] + errors["not_a_message"],

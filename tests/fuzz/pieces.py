@@ -19,14 +19,14 @@ from tests.support.deflated import LAST_BLOCK, inflate, strictly_inflated
 from tests.support.pieces import Slices, random_slices
 
 MAX_STRICT_BYTES = 3_000
-"""The strict decoder is slow, so it reads only cases with less text than this."""
+"""Cases with at least this many bytes of text are too large for the slow, strict decoder."""
 
 MAX_SLICE = 500
-"""The size of a slice in the build `checked` of the core."""
+"""The maximum size of a slice in the build `checked` of the core, in bytes."""
 
 
 class Pieces(Target):
-    """Compresses slices of text, and compares the decompressed text."""
+    """Compresses slices of text, and checks that decompression returns the same text."""
 
     name: ClassVar[str] = "pieces"
 

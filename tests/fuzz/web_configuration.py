@@ -51,8 +51,8 @@ VALUES = (
 )
 
 
-# An error hides the secret only if the secret is the hash of this user. If the secret is elsewhere,
-# an error may show it.
+# Errors must hide the secret if it only occurs as the hash of the user ``carol``. If the secret
+# also occurs elsewhere, an error may show it.
 _HIDDEN = re.compile(
     rb"\A(?:(?!hunter2).)*^basic_auth_users:\n  carol: hunter2[\w-]+\n(?:(?!hunter2).)*\Z",
     re.DOTALL | re.MULTILINE,

@@ -1,4 +1,4 @@
-"""Worked examples of bounds, which hide rows until the rows have enough bytes or packets."""
+"""Worked examples of bounds: a row is hidden until it has enough bytes or packets."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def make(request):
 
 
 def bounded(min_bytes=0, min_packets=0, *, families=FAMILIES, labels=LABELS, **others):
-    """Return a spec with two views: one with bounds, and one without bounds for all traffic."""
+    """Return a spec with two views. The first has bounds. The second always shows all traffic."""
     amounts = ("bytes", "packets")
     view = View(labels, families, amounts=amounts, min_bytes=min_bytes, min_packets=min_packets)
     totals = View((KNOWN_LABELS["protocol"],), standard("all", "bytes"))
@@ -42,7 +42,7 @@ def bounded(min_bytes=0, min_packets=0, *, families=FAMILIES, labels=LABELS, **o
 
 
 def values(table, family, now=0.0):
-    """Return the values of a family, in the order of their labels."""
+    """Return the values of a family, sorted by series."""
     return [int(line.rpartition(" ")[2]) for line in sorted(table.page(now)[family])]
 
 
@@ -52,7 +52,7 @@ def test_connection_has_series_once_it_reaches_the_bound(make):
     assert not any(table.page(0)[family.name] for family in FAMILIES)
     assert values(table, "all_bytes_total") == [999]
     assert table.hidden(0) == [(1, 999), None]
-    # Both directions count together. All series start with the total since the first report.
+    # The bound applies to the sum of both directions. The new series include all earlier bytes.
     table.report(make_flow(total=(400, 600, 1, 2), rtt=7, last=2), 0)
     assert values(table, BYTES) == [400, 600]
     assert values(table, PACKETS) == [1, 2]
@@ -75,7 +75,7 @@ def test_connection_has_series_once_it_reaches_the_bound(make):
         (MAX_SUM, MAX_SUM, False),
     ],
 )
-def test_either_bound_is_enough(make, min_bytes, min_packets, is_shown):
+def test_row_that_reaches_either_bound_is_shown(make, min_bytes, min_packets, is_shown):
     table = make(bounded(min_bytes, min_packets))
     table.report(make_flow(total=(100, 200, 1, 2)), 0)
     assert values(table, BYTES) == ([100, 200] if is_shown else [])
@@ -98,7 +98,7 @@ def test_bytes_count_towards_the_bound_even_if_no_metric_shows_them(make, names,
     assert set(shown) == {*(family.name for family in compatible(*names)), "all_bytes_total"}
 
 
-def test_flows_of_a_connection_reach_the_bound_together(make):
+def test_bytes_of_all_flows_of_a_connection_count_towards_the_bound(make):
     table = make(bounded(MIN_BYTES))
     table.report(make_flow("a1", (300, 300, 1, 1)), 0)
     table.report(make_flow("b2", (300, 99, 1, 1)), 0)
@@ -144,14 +144,14 @@ def test_returning_connection_keeps_bytes_that_no_metric_shows(make):
     assert values(table, RTT, 200) == [9]
 
 
-def test_forgotten_connection_starts_again_below_the_bound(make):
+def test_forgotten_connection_starts_with_the_total_of_its_next_flow(make):
     table = make(bounded(MIN_BYTES, flow_memory_s=0))
     table.report(make_flow(total=(1000, 0, 1, 0), last=1), 0)
     assert values(table, BYTES) == [1000, 0]
     table.expire(TIMEOUT_S)
     later = make_flow("a2", (2000, 0, 2, 0), newest=(20, 0, 1, 0), newest_start=60_000, last=2)
     table.report(later, 200)
-    # The labels identify a conversation, so the connection starts with the total of its flow.
+    # The labels identify the connection, so it starts with the total of the flow.
     assert values(table, BYTES, 200) == [2000, 0]
 
 
@@ -164,7 +164,7 @@ def test_overflow_connection_is_always_shown(make):
     assert table.forecast(0, 0, [(0, 0), (MIN_BYTES, 0)]) == [(2, 8, 3), (1, 4, 2)]
 
 
-def test_bounds_of_views_apply_to_their_own_rows(make):
+def test_bound_of_a_view_applies_to_the_rows_of_that_view(make):
     by_port = View(
         labelled("target_port"), standard("port", "packets"), amounts=("bytes",), min_bytes=500
     )
@@ -208,7 +208,7 @@ def test_hidden_rows_expire(make):
     assert table.connections == 0
 
 
-def test_parts_contain_only_shown_rows(make):
+def test_parts_of_a_page_omit_hidden_rows(make):
     table = make(bounded(50))
     for n, flow in enumerate(many_flows(60)):
         table.report({**flow, "Metric": {**flow["Metric"], "ABBytes": n, "BABytes": 0}}, 0)
@@ -220,7 +220,7 @@ def test_parts_contain_only_shown_rows(make):
     assert table.hidden(0) == [(50, sum(range(50))), None]
 
 
-def test_forecast_has_the_rows_series_and_bytes_for_each_bound(make):
+def test_forecast_counts_rows_series_and_bytes_for_each_pair_of_bounds(make):
     table = make(bounded(MIN_BYTES, families=compatible("bytes", "rtt")))
     table.report(make_flow("a1", (90, 0, 10, 0)), 0)
     table.report(make_flow("b2", (500, 400, 2, 2), rtt=5, a="10.0.0.8"), 0)
@@ -252,7 +252,7 @@ def test_sums_of_bytes_do_not_overflow(make):
     assert table.hidden(0) == [(4, 8 * MAX_SUM), None]
 
 
-def test_page_keeps_the_bounds_set_before_its_start():
+def test_page_uses_the_bounds_that_applied_at_its_start():
     core = Core(bounded(MIN_BYTES))
     core.report(make_flow(total=(400, 600, 1, 2)), 0)
     page = core.table.page(0)
@@ -265,7 +265,7 @@ def test_page_has_all_families_of_a_connection_or_none():
     core = Core(bounded(MIN_BYTES))
     core.report(make_flow(total=(400, 599, 1, 2), rtt=7, last=1), 0)
     page = core.table.page(0)
-    before = page.read(1)  # the head of the first family
+    before = page.read(1)  # the HELP and TYPE lines of the first family
     core.report(make_flow(total=(400, 600, 1, 2), rtt=7, last=2), 0)
     assert BYTES.encode() in before
     assert b"{" not in read_all(page).split(b"# HELP all_bytes_total")[0]

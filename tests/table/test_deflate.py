@@ -39,14 +39,14 @@ from tests.support.table_adapter import ODD_TEXTS, Core, many_flows, read_all
 checked = _table if hasattr(_table, "check") else core_builds.load(core_builds.built("checked"))
 
 in_all_formats = pytest.mark.parametrize("openmetrics", [0, 1, 2])
-"""Pages in OpenMetrics have start times."""
+"""0 is the text format. 1 and 2 are OpenMetrics 1.0 and 2.0, which have start times."""
 
 usual_steps = pytest.mark.skipif(
     core_builds.IS_SLOW, reason="other builds may have smaller slices and chunks"
 )
 
 WINDOW = 32_768
-"""The maximum distance of a match."""
+"""The maximum distance of a match in DEFLATE, in bytes."""
 
 APPLICATION = Label("application", ("Application",))
 SKIPPED = Family(
@@ -74,7 +74,7 @@ TTL = Family("ttl", "gauge", ("TCPMetric", "ABSynTTL"), ("TCPMetric", "BASynTTL"
 
 
 def varied_flows(count, *, first=0):
-    """Return flows with label values that repeat, and others that do not."""
+    """Return flows. Some of their label values repeat, and others are unique."""
     return [
         make_flow(
             f"{n + 1:x}",
@@ -105,7 +105,7 @@ def odd_texts():
 
 
 def long_lines():
-    """Return flows and views with lines that are longer than the window."""
+    """Return flows and views whose lines are longer than `WINDOW`."""
     labels = tuple(Label(f"label_{n}", ("Application",)) for n in range(MAX_VIEW_COLUMNS))
     flows = many_flows(5)
     for n, flow in enumerate(flows):
@@ -117,7 +117,7 @@ def histogram_views():
     return View(), View((*LABELS[:2], DIRECTION), HISTOGRAMS), View((), HISTOGRAMS[:1])
 
 
-# The flows and the views of tables.
+# Functions that return the flows and the views of a table, by the name of the case.
 TABLES = {
     "empty": lambda: ([],),
     "one connection": lambda: (many_flows(1),),
@@ -136,7 +136,7 @@ TABLES = {
 
 @in_all_formats
 @pytest.mark.parametrize("name", TABLES)
-def test_all_decoders_return_the_lines(name, openmetrics):
+def test_all_decoders_return_the_lines_of_the_page(name, openmetrics):
     table = table_of(*TABLES[name]()).table
     lines, blocks = deflate_all(table.page(0, openmetrics, created=True), 20_000)
     assert lines == read_all(table.page(0, openmetrics, created=True))
@@ -218,7 +218,7 @@ def test_parts_and_families_can_be_compressed(parts, openmetrics):
 
 @in_all_formats
 def test_first_direction_can_have_no_line(openmetrics):
-    """If the first direction has no line, the line of the second direction is not a copy."""
+    """The line of the second direction is marked as a copy only if the first line exists."""
     for position in (0, 1, 2):
         labels = [LABELS[0], LABELS[1]]
         labels.insert(position, DIRECTION)
@@ -234,7 +234,7 @@ def test_first_direction_can_have_no_line(openmetrics):
 
 
 @in_all_formats
-def test_strings_are_replaced_between_two_chunks(openmetrics):
+def test_strings_can_be_replaced_between_two_chunks(openmetrics):
     """The table identifies strings by numbers. New strings reuse numbers of removed strings."""
     core = Core()
     core.message(many_flows(300, node="a" * 40), 0)
@@ -253,7 +253,7 @@ def test_strings_are_replaced_between_two_chunks(openmetrics):
 
 
 @in_all_formats
-def test_values_change_between_two_chunks(openmetrics):
+def test_values_can_change_between_two_chunks(openmetrics):
     core = table_of(varied_flows(2_000))
     page = core.table.page(0, openmetrics, created=True)
     lines, blocks = [], []
@@ -268,7 +268,7 @@ def test_values_change_between_two_chunks(openmetrics):
 
 @pytest.mark.slow
 def test_pages_are_right_during_an_hour_of_churn():
-    """Every 15 s, a page is read in another format. Connections change between its chunks."""
+    """A page is read every 15 s, in each format in turn. Connections change between chunks."""
     core = Core(Spec(views=(View(LABELS), View((LABELS[0], DIRECTION), timeout_s=75))))
     rng = random.Random(0)
     now = first = 0
@@ -306,12 +306,13 @@ def test_compressed_pages_are_as_small_as_with_isal(views, openmetrics):
     assert len(blocks) < 1.05 * len(zlib.compress(lines, 1))
 
 
-# Pieces, as the renderer notes them. A piece says where its text may have occurred before.
+# The renderer divides each page into pieces. For the compressor, a piece identifies the earlier
+# place where the same text may occur.
 
 
 @in_all_formats
 @pytest.mark.parametrize("name", TABLES)
-def test_pieces_cover_the_text_and_their_sources_are_right(name, openmetrics):
+def test_pieces_cover_the_page_and_refer_to_equal_text(name, openmetrics):
     page = table_of(*TABLES[name](), build=checked).table.page(0, openmetrics, created=True)
     text = b""
     latest = {}
@@ -336,8 +337,8 @@ def test_pieces_cover_the_text_and_their_sources_are_right(name, openmetrics):
     assert len(text) < 3_000 or len(slices) > 2
 
 
-# Arbitrary text with arbitrary pieces. Pieces are hints: if a piece is wrong, the decompressed text
-# is still right.
+# Arbitrary text with arbitrary pieces. Pieces are only hints. If a piece is wrong, the page is
+# compressed badly, but the decompressed text is right.
 
 
 def deflated(slices: Slices, **options: int) -> bytes:
@@ -347,7 +348,7 @@ def deflated(slices: Slices, **options: int) -> bytes:
     return blocks
 
 
-def test_text_needs_no_pieces():
+def test_text_without_pieces_can_be_compressed():
     text = bytes(range(256))
     blocks = deflated([(text, []), (text, [])])
     assert strictly_inflated(blocks + LAST_BLOCK) == text * 2
@@ -385,7 +386,7 @@ def test_matches_never_reach_back_beyond_the_start():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_matches_are_found_beyond_4_gib(seed):
-    """Positions are stored modulo 4 GiB. Text beyond 4 GiB is compressed as well as before."""
+    """Positions are stored modulo 4 GiB. Past 4 GiB, the same text takes at most 1 % more bytes."""
     rng = random.Random(seed)
     slices: Slices = []
     while sum(len(text) for text, _ in slices) < WINDOW:
@@ -411,7 +412,7 @@ def test_wrong_pieces_do_not_change_the_text():
 
 
 def test_codes_adapt_to_the_text():
-    """The Huffman codes adapt to text of another kind, which the earlier codes compress badly."""
+    """The Huffman codes of digits compress letters badly, so the codes must change."""
     rng = random.Random(1)
     size = checked.MAX_SLICE * 4 // 5
     count = 20_000 // size + 5

@@ -45,7 +45,7 @@ class Elf:
 
     @property
     def dynamic(self) -> dict[int, int]:
-        """The dynamic section, as values by tag."""
+        """The entries of the dynamic section: the value of each tag."""
         (dynamic,) = [segment for segment in self.segments if segment[0] == PT_DYNAMIC]
         _, _, start, _, _, size = dynamic
         return dict(self._read("qQ", offset) for offset in range(start, start + size, 16))

@@ -49,14 +49,14 @@ def chains_of_chosen_uuids() -> dict[str, int]:
     return checked.longest_chains(core.table)
 
 
-def test_known_seed_allows_collisions(
+def test_attacker_who_knows_the_seed_can_cause_a_long_chain(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "urandom", lambda size: SEED.to_bytes(size, "little"))
     assert chains_of_chosen_uuids()["flows"] == COUNT
 
 
-def test_seed_is_random() -> None:
+def test_random_seed_keeps_chains_short() -> None:
     assert chains_of_chosen_uuids()["flows"] <= MOST
 
 
@@ -71,7 +71,7 @@ SCANS = {
 
 
 @pytest.mark.parametrize("scan", SCANS.values(), ids=SCANS.keys())
-def test_port_and_address_scans_are_distributed(scan) -> None:
+def test_port_and_address_scans_cause_no_long_chains(scan) -> None:
     core = Core(build=checked)
     core.message([make_flow(f"{n + 1:x}", last=1, **scan(n)) for n in range(COUNT)], 0)
     assert core.table.connections == COUNT

@@ -69,12 +69,12 @@ CLOSING = {"finish": 1, "newest_last": 70_000, "newest_start": 60_000, "last": 6
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a constructor: of the model, or of the core with one way to read fields."""
+    """Return the constructor of the model, or of the core. The core reads fields in two ways."""
     return request.param
 
 
 def spec_of(*families, labels=(NODE,), **options):
-    """Return a spec with these histograms in its second view."""
+    """Return a spec whose second view has the histograms ``families``."""
     return Spec(views=(View(), View(labels, families)), **options)
 
 
@@ -232,7 +232,7 @@ def test_value_that_may_have_been_observed_before_is_not_observed(make):
     table.report(make_flow("a1", rtt=2 * MS, **NOT_FIRST), 0)
     table.report(make_flow("a1", (200, 200, 9, 9), rtt=3 * MS, last=80_000), 0)
     assert observed(table) == ([0, 0, 0, 0], "0")
-    # The report of the next flow has no value, so the first later value is observed.
+    # This report of flow b2 has no round-trip time, so the next report is observed.
     table.report(make_flow("b2", **NOT_FIRST), 0)
     table.report(make_flow("b2", (200, 200, 9, 9), rtt=3 * MS, last=80_000), 0)
     assert observed(table) == ([0, 1, 1, 1], "0.003")
@@ -273,7 +273,7 @@ def test_invalid_round_trip_time_is_not_observed(make):
     assert observed(table) == ([0, 1, 1, 1], "0.002")
 
 
-def test_flow_without_a_valid_start_is_not_new(make):
+def test_first_value_of_a_flow_without_a_valid_start_is_not_observed(make):
     table = make(spec_of(RTT))
     table.report(make_flow(rtt=2 * MS, start=-1), 0)
     assert observed(table) == ([0, 0, 0, 0], "0")
@@ -303,7 +303,7 @@ def test_size_of_each_direction_is_observed(make):
     assert observed(table, "duration", part="target_to") is None
 
 
-def test_ordinary_reports_are_not_closing_reports(make):
+def test_reports_with_other_finish_types_are_not_closing_reports(make):
     table = make(spec_of(SIZE, DURATION))
     for finish in (0, 2, 3, 4, MAX_NUMBER + 1):
         table.report(make_flow(f"a{finish}", finish=finish), 0)
@@ -368,15 +368,15 @@ def test_closing_report_of_an_unknown_flow_is_observed_once(make):
     assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
     assert observed(table, "size") == ([0, 1, 1], "300")
     assert observed(table, "duration") == ([0, 0, 1], "64")
-    # Its round-trip time and bytes are not added: they may have been counted before the table
-    # existed.
+    # The round-trip time and bytes of the flow are not added: both may have been counted before the
+    # table existed.
     assert observed(table) == ([0, 0, 0, 0], "0")
     assert table.page(0)["a_bytes_total"] == {'a_bytes_total{node_tid="node-1"} 0'}
     # The flow is kept, so a repetition of the report is late, and so is an older report.
     assert table.report(closing, 1) == "late"
     assert table.report(make_flow(rtt=2 * MS, total=(90, 90, 1, 1), last=60_000), 1) == "late"
     assert observed(table, "size", 1) == ([0, 1, 1], "300")
-    # The flow is forgotten after the usual time for ended flows.
+    # The ended flow is forgotten after one timeout.
     table.expire(1 + TIMEOUT_S)
     assert table.dormant_flows == 0
 
@@ -414,7 +414,7 @@ def test_table_without_histograms_of_closing_reports_keeps_no_ended_flow(make):
     assert table.view_connections == (0,)
 
 
-def test_other_views_get_no_rows_from_ended_flows(make):
+def test_views_without_histograms_get_no_rows_from_ended_flows(make):
     views = (View(), View((NODE,), (SIZE,)), View((IP_A,), standard("a", "bytes")))
     table = make(Spec(views=views))
     assert table.report(make_flow(**CLOSING), 0) == "ended"
@@ -486,7 +486,7 @@ def test_row_is_created_for_a_closing_report(make):
     assert observed(table, "size", 600) == ([0, 1, 1], "300")
 
 
-def test_flows_are_observed_in_linked_and_other_views(make):
+def test_flows_are_observed_in_linked_and_unlinked_views(make):
     # Connections have links to the rows of a view if the first view has all labels of that view.
     # The first view has the label node_tid, but not the application.
     labels = ((NODE,), (APPLICATION,))
@@ -507,7 +507,7 @@ def test_flows_are_observed_in_linked_and_other_views(make):
     assert observed(table, "v0", 1_200) == observed(table, "v1", 1_200) == ([0, 2, 2], "600")
 
 
-def test_observations_stay_when_a_flow_gets_new_labels(make):
+def test_observations_stay_in_the_old_row_when_a_flow_gets_new_labels(make):
     names = Names({"node-1": ("eth0",)})
     table = make(spec_of(RTT, SIZE, labels=(looked_up("name", ("NodeTID",), names),)))
     table.report(make_flow(rtt=2 * MS, last=2_000), 0)
@@ -557,7 +557,7 @@ def test_flows_rejected_by_a_full_table_are_not_observed(make):
 
 
 def test_flows_without_a_row_are_not_observed(make):
-    # The second view has space for one row.
+    # The second view has room for one row.
     table = make(spec_of(RTT, SIZE, max_connections=1, labels=(APPLICATION,)))
     flow = make_flow("a1", rtt=2 * MS)
     table.report(flow | {"Application": "DNS"}, 0)
@@ -586,14 +586,14 @@ def test_overflow_rows_have_histograms(make):
     assert observed(table, "size", 602, "other") == ([0, 2, 2], "600")
 
 
-def test_flows_that_are_not_stored_are_observed_if_overflow_is_other(make):
+def test_rejected_flows_are_observed_if_the_table_has_overflow_rows(make):
     table = make(spec_of(RTT, SIZE, max_flows=1, overflow="other"))
     table.report(make_flow("a1", rtt=2 * MS), 0)
     # The first report is observed. Later values of the flow are not observed.
     assert table.report(make_flow("b2", rtt=3 * MS, b="10.0.0.9"), 0) == "table_full"
     assert table.report(make_flow("b2", rtt=9 * MS, **NOT_FIRST), 0) == "table_full"
     assert observed(table) == ([0, 2, 2, 2], "0.005")
-    # The flow is not kept, so its closing report and the repetition are both observed.
+    # The flow is not kept, so both its closing report and the repeated one are observed.
     assert table.report(make_flow("b2", rtt=3 * MS, **CLOSING), 0) == "ended"
     assert observed(table, "size") == ([0, 1, 1], "300")
     assert table.report(make_flow("b2", rtt=3 * MS, **CLOSING), 0) == "ended"
@@ -633,7 +633,7 @@ def test_duplicates_are_not_observed(make):
     assert table.report(make_flow("b2", rtt=2 * MS, node="node-2"), 0) == "duplicate"
     assert observed(table) == ([0, 1, 1, 1], "0.002")
     table.expire(600)
-    # The table never stored the duplicate, so it cannot know whether this flow is a duplicate.
+    # The table did not store flow b2, so it cannot know that flow b2 is a duplicate.
     duplicate = make_flow("b2", node="node-2", **CLOSING)
     assert table.report(duplicate, 600) == "ended"
     assert table.report(make_flow("a1", last=2_000, finish=1), 601) == "late"

@@ -1,8 +1,8 @@
-"""Consistency of the table's data after every operation, including failed allocations.
+"""The table's data must be consistent after every operation, even if an allocation fails.
 
 Runs with the build `checked` of the core (`tests.support.core_builds`). This build checks every row
-and can let chosen allocations fail. Its memory grows in small steps, so that a dozen flows make
-every part of it grow.
+and can let chosen allocations fail. Its tables grow in small steps, so a dozen flows make every
+part of a table grow.
 """
 
 import gc
@@ -57,7 +57,7 @@ END_S = 1e7
 
 
 class CheckedMachine(TableMachine):
-    """The table compared with the model, with checks of its consistency."""
+    """Compares the table with the model, and checks the consistency of the table."""
 
     build = checked
 
@@ -107,7 +107,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         self.pages = []
 
     def with_failures(self, nth, times, operation):
-        """Call an operation while the ``nth`` allocation fails. With 0, no allocation fails."""
+        """Call an operation in which ``times`` allocations fail, from the ``nth`` on (0: none)."""
         if nth == 0:
             operation()
             return
@@ -231,7 +231,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         while self.core.table.expire(self.now, 1000):
             pass
         checked.check(self.core.table)
-        # The first loop makes some flows dormant. The second one forgets them.
+        # The first loop makes live flows dormant. The second loop forgets the dormant flows.
         self.now += END_S
         while self.core.table.expire(self.now, 1000):
             pass
@@ -269,7 +269,7 @@ OWNER_LABELS = tuple(
 )
 CAPTURE = Label("capture", ("CaptureID",))
 START_S = 80
-"""The time at which the live flows are reported. By then, all earlier flows are dormant."""
+"""The time at which the live flows are reported. At this time, all earlier flows are dormant."""
 LONG = 'a "long" label \\' + "x" * 100
 SIZES = Family(
     "sizes",
@@ -308,7 +308,7 @@ def some_flows(prefix, count):
 
 
 def later(flows):
-    """Return a later report of each flow. The report before it was lost."""
+    """Return a later report of each flow, after a report that was lost."""
     return [
         flow | {"Last": 900, "Metric": {name: n + 5 for name, n in flow["Metric"].items()}}
         for flow in flows
@@ -409,7 +409,7 @@ def test_operations_survive_any_failed_allocation(name, times):
         assert series(core) == expected
         core = None
         assert checked.blocks() == before
-        if left == times:  # the operation has fewer allocations
+        if left == times:  # the operation has fewer than nth allocations
             break
     else:
         raise AssertionError("MAX_ALLOCATIONS is too small")
@@ -482,10 +482,10 @@ def test_scan_skips_connections_created_after_its_last_slice(scan, slices):
     assert connections == 3 * slices
 
 
-def test_scan_omits_strings_that_reuse_the_numbers_of_freed_strings():
+def test_scan_omits_strings_that_reuse_the_numbers_of_removed_strings():
     """The table identifies strings by numbers. A scan first finds numbers, and then reads strings.
 
-    In between, the scan releases its lock, so new strings can reuse these numbers.
+    In between, the scan releases its lock, so new strings can get the numbers of removed strings.
     """
     core = Core(build=checked)
     core.message([make_flow(f"{n}", node=f"old-{n}") for n in range(1, 4)], 0)
@@ -525,7 +525,7 @@ def test_failed_report_does_not_take_over_a_conversation():
         known = make_flow("a1", (100, 0, 0, 0), last=1, node="node-1")
         core.message([known], 0)
         core.expire(START_S)
-        # After these flows, the next connection requires another slab.
+        # These flows fill a slab (a block of memory), so the next connection allocates another one.
         core.message([make_flow(f"c{n}", a=f"10.0.1.{n}") for n in range(3)], START_S)
         checked.fail_allocation(nth)
         failed = False
@@ -536,18 +536,18 @@ def test_failed_report_does_not_take_over_a_conversation():
         finally:
             left = checked.stop_failing()
         if failed:
-            # The known flow is still dormant, so its next report adds only the increase.
+            # Flow a1 is still dormant, so its next report adds only the increase.
             later = known | {"Last": 70_000, "Metric": {"ABBytes": 130}}
             core.message([later | {"LastUpdateMetric": {"Start": 60_000}}], START_S)
             assert any(" 130" in line for line in core.page(START_S)[FAMILIES[0].name])
-        if left:  # the operation has fewer allocations
+        if left:  # the message needs fewer than nth allocations
             break
     else:
         raise AssertionError("MAX_ALLOCATIONS is too small")
     assert nth > 1
 
 
-def test_string_of_an_evicted_flow_can_become_a_label_in_the_same_batch():
+def test_uuid_of_an_evicted_flow_can_become_a_label_in_the_same_batch():
     core = Core(max_flows=3, build=checked)
     core.message([make_flow("named like a node", node="node-1")], 0)
     core.message([make_flow("b2", node="node-2")], 1)
@@ -611,5 +611,5 @@ def test_number_of_new_flows_and_start_time_are_kept_together(new_flows, start_m
     ("new_flows", "start_ms"),
     [(2**21, 1), (2**62, 1), (2**63 - 1, 1), (0, -1), (0, 2**42), (5, 2**63 - 1)],
 )
-def test_start_time_that_does_not_fit_is_not_kept(new_flows, start_ms):
+def test_start_time_is_not_kept_if_either_number_is_out_of_range(new_flows, start_ms):
     assert checked.kept(new_flows, start_ms) == (new_flows, 0)

@@ -1,6 +1,7 @@
 """Labels from lookups: several labels of one field, ambiguous keys, and relabelling.
 
-An ambiguous key has several names. Its *context* decides: the other address and the capture point.
+An ambiguous key has several names. The *context* of a flow (its other address and its capture
+point) selects one of them.
 """
 
 import gc
@@ -42,7 +43,7 @@ WEB, DB, CACHE = ("web", "shop", "node-1"), ("db", "shop", "node-2"), ("cache", 
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a constructor: of the model, or of the core with one way to read fields."""
+    """Return the constructor of the model, or of the core. The core reads fields in two ways."""
     return request.param
 
 
@@ -71,7 +72,7 @@ def update(core, flow):
 
 
 def samples(table, name="forward", now=0.0):
-    """Return the values of a family by label values."""
+    """Map the label values of a family to its sample values."""
     return {
         tuple(part.partition('="')[2].removesuffix('"') for part in labels.split('",')): value
         for line in table.page(now)[name]
@@ -107,7 +108,7 @@ def test_views_show_different_labels_of_one_lookup(make):
     }
     names["10.0.0.1"] = ("web", "shop2", "node-1")
     table.relabel(names, ["10.0.0.1"])
-    # The labels of the first view have not changed, so it keeps its row.
+    # The labels of the first view have not changed, so its row stays.
     assert samples(table, "a_bytes_total") == {("node-1", "node-2"): "3"}
     assert samples(table, "c_flows") == {("shop",): "0", ("shop2",): "1"}
 
@@ -125,7 +126,7 @@ def test_lookup_in_a_missing_object_uses_an_empty_key(make):
 
 
 class CountingNames(Names):
-    """Names that record each lookup. The core must call the methods of such a subclass of dict."""
+    """Names that record each lookup. The core must call the methods of a subclass of dict."""
 
     def __init__(self, known=None, *, count=1):
         super().__init__(known, count=count)
@@ -150,7 +151,7 @@ def test_each_end_of_a_new_flow_is_looked_up_once():
     assert names.calls == []
 
 
-def test_missing_method_of_a_dict_subclass_is_called():
+def test_core_calls_the_method_missing_of_a_dict_subclass():
     class Missing(dict):
         def __missing__(self, key):
             return (f"no {key}",)
@@ -297,7 +298,7 @@ def test_values_that_are_not_strings_are_not_looked_up(field):
     assert names.calls == ([] if field == "A" else ["10.0.0.1"])
 
 
-# Results that are not names
+# Invalid results of lookups
 
 
 @pytest.mark.parametrize(
@@ -617,7 +618,7 @@ def test_reports_between_slices_find_the_new_names():
 
 
 def slice_of(core, model, names, relabelling):
-    """Move one flow in the core and in the model. Return its UUID."""
+    """Move one flow in the core and in the model. Return the UUID of the flow."""
     part = relabelling.step(1)
     model.relabel(names, part.keys, part.uuids)
     assert core.page(0) == model.page(0)
@@ -642,7 +643,7 @@ def test_flows_of_one_key_move_in_slices():
         # A new flow gets the new name.
         table.report(make_flow("4", (4, 0, 0, 0), last=2), 0)
     assert samples(core) == {("a",): "302", ("b",): "5"}
-    # The name changes again. The next slices use the current name.
+    # The name changes again. All later slices use the current name.
     names["10.0.0.1"] = ("c",)
     again = core.relabelling(names, ["10.0.0.1"])
     assert slice_of(core, model, names, relabelling) == "2"
@@ -681,7 +682,7 @@ def test_flows_become_dormant_and_return_between_slices():
     assert samples(core, "flows", now=TIMEOUT_S) == {("b",): "3"}
 
 
-def test_step_is_repeated_after_an_exception():
+def test_failed_step_can_be_repeated():
     names = FailingNames({f"10.0.0.{n}": ("old",) for n in range(4)})
     core = Core(spec_of(looked_up("name", A, names), LABELS[2]))
     for n in range(12):
@@ -703,7 +704,7 @@ def test_step_is_repeated_after_an_exception():
     assert {name for name, _ in samples(core)} == {"new"}
 
 
-def test_change_of_hundreds_of_names_has_the_same_result_as_in_the_model():
+def test_hundreds_of_changed_names_have_the_same_result_as_in_the_model():
     names = Names(count=3)
     spec = spec_of(*ends(names), families=FAMILIES)
     core, model = Core(spec), Model(spec)
@@ -779,7 +780,7 @@ def test_label_of_a_lookup_must_have_an_index_and_no_rewrite(wrong):
         Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=TIMEOUT_S)
 
 
-def test_labels_from_lookups_do_not_identify_a_connection():
+def test_labels_from_lookups_do_not_identify_connections():
     names = Names({"10.0.0.1": ("web",)})
     labels = (looked_up("a", A, names), *LABELS[1:4], DIRECTION)
     assert not plan_of(spec_of(*labels, families=FAMILIES)).views[0].identifies_connection

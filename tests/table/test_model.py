@@ -1,6 +1,6 @@
-"""Parts that only the model has: tags, rules, invalid strings, and the parser of pages.
+"""Parts that only the model has: tags, filter rules, invalid strings, and the parser of pages.
 
-``test_rules.py`` tests the rules that the model shares with the core.
+``test_rules.py`` tests everything that the model and the core have in common.
 """
 
 import pytest
@@ -36,7 +36,7 @@ from tests.support.model_specs import DEFAULT, METRICS, STANDARD, standard
         ("fd77::1%eth0", "10.0.0.2", "other"),
     ],
 )
-def test_tag_depends_on_which_ends_are_in_the_networks(a, b, tag):
+def test_tag_depends_on_which_ends_are_in_the_cluster(a, b, tag):
     masks = ("10.0.0.0/8", "fd77::/64")
     flow = make_flow(a=a, b=b)
     others = {"internal", "egress", "ingress", "other"} - {tag}
@@ -58,7 +58,7 @@ def test_lone_surrogates_are_invalid():
     assert not model.connections
 
 
-# Rules
+# Filter rules
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_lone_surrogates_are_invalid():
         ({"not": {"regex": "a"}}, ["b", None], ["ba"]),
     ],
 )
-def test_condition_matches_only_fitting_flows(condition, fits, does_not):
+def test_condition_of_a_filter_rule_matches_only_the_expected_values(condition, fits, does_not):
     assert [value for value in fits + does_not if matches(condition, value)] == fits
 
 
@@ -177,7 +177,7 @@ def test_empty_configuration_has_the_traffic_view():
     assert f"skydive_traffic_bytes_total{{{labels}}} 200" in page["skydive_traffic_bytes_total"]
 
 
-def test_topology_gives_nodes_and_addresses_their_names():
+def test_names_of_nodes_and_addresses_come_from_the_topology():
     nodes = [
         {
             "Host": "h",
@@ -250,7 +250,7 @@ def test_read_page_rejects_invalid_pages(page):
         read_page(page)
 
 
-def test_families_match_the_dashboards():
+def test_families_have_the_names_that_dashboards_query():
     assert [(family.name, family.type) for family in FAMILIES] == [
         ("skydive_network_connection_total_bytes", "counter"),
         ("skydive_network_connection_total_packets", "counter"),

@@ -54,8 +54,8 @@ def test_row_is_in_one_part_with_all_its_series(make):
     ]
 
 
-def test_parts_of_rows_never_change(make):
-    """A process of another version must not move a row to another part."""
+def test_assignment_of_rows_to_parts_never_changes(make):
+    """All versions of skyfast must put a row into the same part."""
     table = make()
     for n in range(20):
         table.report(make_flow(f"{n + 1:x}", a=f"10.0.0.{n}", ports=(40_000 + n, 443)), 0)
@@ -87,7 +87,7 @@ def test_parts_of_rows_never_change(make):
     ]
 
 
-def test_rows_with_numbers_or_unusual_strings_are_in_one_part(make):
+def test_each_row_with_numbers_or_unusual_strings_is_in_one_part(make):
     ports = Label("port", ("Transport", "A"), number=True, rewrite=Fold(above=1023))
     labels = (*LABELS, ports, Label("vlan", ("Link", "ID"), number=True))
     table = make(one_view(labels=labels))
@@ -115,7 +115,7 @@ def test_parts_have_similar_sizes_and_do_not_depend_on_the_order_of_flows():
         assert max(sizes) < 1.6 * 4000 / parts
 
 
-def test_parts_are_independent_of_shards():
+def test_parts_of_each_shard_have_similar_sizes():
     flows = many_flows(2000)
     for index in range(2):
         shard = Core(share=(index, 2))

@@ -43,7 +43,7 @@ from tests.support.table_adapter import Core
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a constructor: of the model, or of the core with one way to read fields."""
+    """Return the constructor of the model, or of the core. The core reads fields in two ways."""
     return request.param
 
 
@@ -124,13 +124,13 @@ def test_older_report_adds_only_its_higher_counter(make, counter):
     assert sums(table) == best
     assert rtt_ns(table) == 7
     assert table.page(60 + TIMEOUT_S - 1)[BYTES]
-    # Neither the totals of the flow nor its latest time have decreased.
+    # The report decreased neither the stored totals of the flow nor the stored time ``Last``.
     assert table.report(make_flow(total=best, last=5), 60) == "late"
     assert table.report(make_flow(total=[n + 1 for n in best], last=6), 60) is None
     assert sums(table) == [n + 1 for n in best]
 
 
-def test_newer_report_without_changes_keeps_the_row(make):
+def test_newer_report_without_changes_extends_the_deadline(make):
     table = make()
     table.report(make_flow(last=5), 0)
     assert table.report(make_flow(last=6), 60) is None
@@ -148,7 +148,7 @@ def test_lower_counter_in_newer_report_restarts_the_flow(make, counter):
     assert table.report(make_flow(total=new, last=6), 0) is None
     expected = [sum(pair) for pair in zip(old, new, strict=True)]
     assert sums(table) == expected
-    # The next report adds its difference to the new totals.
+    # The next report adds its increase over the new totals.
     table.report(make_flow(total=[n + 1 for n in new], last=7), 0)
     assert sums(table) == [n + 1 for n in expected]
 
@@ -206,7 +206,7 @@ def test_unknown_flow_of_existing_connection_adds_its_last_update(make):
     table.report(KNOWN, 0)
     table.report(make_flow(**LATER), 0)
     assert sums(table) == [6, 7, 8, 9]
-    # From now on, the totals are known.
+    # The table now knows the totals of the flow, so the next report adds only the increase.
     table.report(make_flow(total=(101, 200, 1, 2), last=80_000), 0)
     assert sums(table) == [7, 7, 8, 9]
 
@@ -221,7 +221,7 @@ def test_closing_report_that_repeats_the_last_update_is_skipped(make):
     assert table.finished["timeout"] == 1
 
 
-def test_repeated_closing_report_is_not_a_first_report(make):
+def test_closing_report_that_repeats_the_only_update_is_not_a_first_report(make):
     # Some protocols have their own timeout. When this timeout ends, the closing report of a flow
     # repeats the last update.
     table = make()
@@ -233,14 +233,14 @@ def test_repeated_closing_report_is_not_a_first_report(make):
 @pytest.mark.parametrize(
     ("finish", "newest_last"), [(1, 70_000), (0, 69_999), (2, 69_999), (3, 69_999), (4, 69_999)]
 )
-def test_other_reports_of_unknown_flows_add_their_last_update(make, finish, newest_last):
+def test_unknown_flow_adds_its_last_update_unless_the_report_repeats_it(make, finish, newest_last):
     table = make()
     table.report(KNOWN, 0)
     table.report(make_flow(**LATER | {"newest_last": newest_last}, finish=finish), 0)
     assert sums(table) == [6, 7, 8, 9]
 
 
-def test_different_strings_identify_different_flows(make):
+def test_different_uuids_are_different_flows(make):
     hexadecimal = ["0", "a", "ffffffffffffffff", "1000000000000000"]
     other = ["00", "0a", "A", "0x1", "+1", "-1", "1.0", "10000000000000000", "fffffffffffffffff"]
     other += [" ", "a ", "a\n", "\0", "é", "e\u0301", "\U0001f600", "x" * 16, "x" * 17, "x" * 1024]
@@ -302,7 +302,7 @@ def test_connection_expires_with_its_last_flow(make):
     assert (table.created_total, table.expired_total) == (1, 1)
 
 
-def test_returning_connection_starts_with_new_deltas(make):
+def test_returning_connection_continues_its_counters_but_not_its_gauges(make):
     table = make()
     table.report(make_flow(total=(100, 200, 1, 2), rtt=5), 0)
     table.expire(TIMEOUT_S)
@@ -469,7 +469,7 @@ def test_values_at_the_limits_are_accepted(make, flow):
 
 @pytest.mark.parametrize("number", WILD_NUMBERS)
 @pytest.mark.parametrize(("group", "name"), NUMBERS)
-def test_out_of_range_number_in_an_update_changes_nothing(make, group, name, number):
+def test_out_of_range_number_in_a_later_report_changes_nothing(make, group, name, number):
     table = make()
     table.report(make_flow("b2", (1, 1, 1, 1), last=1), 0)
     assert table.report(with_number(group, name, number), 60) == "out_of_range"
@@ -481,7 +481,7 @@ def test_start_is_read_only_to_identify_a_first_report(make):
     table = make()
     assert table.report(make_flow("a1", start=-1), 0) is None
     assert table.values_skipped["Start"] == 0
-    # An unknown flow without a valid start adds nothing, because this may not be its first report.
+    # An unknown flow without a valid start does not add its total: it may have earlier reports.
     assert table.report(make_flow("b2", start=-1), 0) is None
     assert table.report(make_flow("c3", start=10**22), 0) is None
     assert sums(table) == [100, 200, 1, 2]
@@ -498,7 +498,7 @@ def test_start_is_read_only_to_identify_a_first_report(make):
 def test_report_with_invalid_finish_type_is_not_a_first_report(make, number):
     table = make()
     table.report(make_flow("a1"), 0)
-    # Each report may be a closing report that repeats an update, so it adds nothing.
+    # Each report may be a closing report that repeats an update, so the table adds nothing.
     for uuid, changes in (("b2", {}), ("c3", LATER), ("d4", {"newest_last": 9_000})):
         assert table.report(make_flow(uuid, **changes, finish=number), 0) is None
     unmarked = make_flow("e5", finish=number)
@@ -522,7 +522,7 @@ def test_last_update_is_read_only_if_it_counts(make, name, number):
     table = make()
     assert table.report(flow("a1"), 0) is None
     assert table.values_skipped[field] == 0
-    # The valid counters are counted.
+    # The valid counters are added, unless the start of the last update is invalid.
     assert table.report(flow("b2"), 0) is None
     assert table.values_skipped[field] == 1
     added = [5, 6, 7, 8]
@@ -534,7 +534,7 @@ def test_last_update_is_read_only_if_it_counts(make, name, number):
     assert table.report(flow("a1", last=80_000), 0) is None
     if name in COUNTERS:
         assert table.report(flow("c3", newest_start=1_000), 0) is None
-    # The last update of flow d4 is needed and read. That of flow a1 is still not read.
+    # The last update of flow d4 is needed and read. The last update of flow a1 is still not read.
     table.message([make_flow("d4", **LATER), flow("a1", last=90_000)], 0)
     assert table.values_skipped[field] == 1
     assert not table.skipped["out_of_range"]
@@ -562,7 +562,7 @@ def test_page_without_connections_has_help_and_type_lines(make):
     assert make().page(0) == {BYTES: set(), PACKETS: set(), RTT: set()}
 
 
-def test_labels_can_be_any_field_even_if_it_is_missing(make):
+def test_any_field_can_be_a_label_even_if_reports_omit_it(make):
     number = Label("vlan", ("Link", "ID"), number=True)
     table = make(labels=(Label("app", ("Application",)), number, DIRECTION))
     table.report(make_flow(), 0)
@@ -626,7 +626,7 @@ def view(prefix, labels, *metrics):
 
 
 def samples(table, family, now=0.0):
-    """Return the values of a family by label values, with > and < for the directions."""
+    """Map label values to the sample values of a family. > and < stand for the directions."""
     result = {}
     for line in table.page(now)[family]:
         series, _, number = line.rpartition(" ")
@@ -691,13 +691,13 @@ def test_each_view_decides_what_an_unknown_flow_adds(make):
             )
         )
     )
-    # The first view adds the total, because the flow creates a connection in it. The view of nodes
-    # adds the last update, because its row exists.
+    # A view adds the total if the flow creates a row and the labels identify the connection. The
+    # labels of the view "node" do not, so the view "node" adds the last update.
     table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
     assert sums(table) == [100, 200, 1, 2]
     assert samples(table, "node_bytes_total") == {"node-1": "11"}
     assert samples(table, "all_bytes_total") == {"10.0.0.1,10.0.0.2,40000,443": "300"}
-    # The flow creates a row for the second node. In views without nodes, the row already exists.
+    # In the view "all", the row already exists, so this view adds the last update.
     table.report(make_flow("b2", (1000, 2000, 1, 2), node="node-2", **LATER), 0)
     assert samples(table, "node_bytes_total") == {"node-1": "11", "node-2": "11"}
     assert samples(table, "all_bytes_total") == {"10.0.0.1,10.0.0.2,40000,443": "311"}
@@ -775,8 +775,8 @@ def test_timeout_is_rounded_up_to_a_full_second(make):
 def test_unused_fields_are_not_read(make):
     table = make(Spec(views=(view("node", (NODE,), "packets"),)))
     table.report(make_flow(total=(100, 200, 1, 2), last=1), 0)
-    # A lower number of bytes does not restart the flow. The flow is used even if the number is
-    # invalid.
+    # A lower number of bytes does not restart the flow, and a report with an invalid number is not
+    # skipped.
     assert table.report(make_flow(total=(1, -1, 2, 2), last=2, rtt=-1), 0) is None
     assert table.report(make_flow(total=(9, 9, 2, 2), last=2), 0) == "late"
     assert samples(table, "node_packets_total") == {"node-1": "4"}
@@ -825,7 +825,7 @@ def test_sum_must_be_in_range(make):
     assert table.report(make_flow("b2", **sum_too_large), 0) is None
     assert table.values_skipped["LastUpdateMetric.BABytes"] == 1
     assert samples(table, "node_bytes_total") == {"node-1": str(2**62)}
-    # Twice 2^62 exceeds the maximum by one.
+    # Twice 2^62 exceeds MAX_SUM by one.
     table.report(make_flow("c3", (half, half, 0, 0)), 0)
     assert samples(table, "node_bytes_total") == {"node-1": str(MAX_SUM)}
 
@@ -854,7 +854,7 @@ def test_optional_counter_without_values_has_no_series(make):
     assert len(samples(table, "tcp_packets_total")) == 8
 
 
-def test_missing_object_in_one_report_changes_nothing(make):
+def test_report_that_omits_an_object_keeps_the_counters_of_that_object(make):
     table = make(OPTIONAL)
     table.report(tcp(make_flow(total=(0, 0, 1, 2), last=1), (3, 4)), 0)
     assert table.report(make_flow(total=(0, 0, 5, 2), last=2), 0) is None
@@ -865,7 +865,7 @@ def test_missing_object_in_one_report_changes_nothing(make):
     assert samples(table, "tcp_packets_total") == {"node-1,>": "5", "node-1,<": "2"}
 
 
-def test_counters_of_an_object_that_appears_later_start_at_zero(make):
+def test_object_that_appears_in_a_later_report_adds_its_totals(make):
     table = make(OPTIONAL)
     table.report(make_flow(last=1), 0)
     assert table.report(tcp(make_flow(last=1), (0, 0)), 0) == "late"
@@ -874,7 +874,7 @@ def test_counters_of_an_object_that_appears_later_start_at_zero(make):
     assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "3", "node-1,<": "0"}
 
 
-def test_restart_without_an_object_forgets_its_total(make):
+def test_restart_without_an_object_resets_the_totals_of_that_object(make):
     table = make(OPTIONAL)
     table.report(tcp(make_flow(total=(0, 0, 9, 9), last=1), (3, 4)), 0)
     table.report(make_flow(total=(0, 0, 1, 1), last=2), 0)
@@ -1165,7 +1165,7 @@ WITH_OTHER = Spec(
 
 
 def portless(path, flow=None, **changes):
-    """Return a flow without TCP, UDP, SCTP and ICMP."""
+    """Return a flow of a protocol other than TCP, UDP, SCTP and ICMP. It has no ports."""
     flow = dict(flow or make_flow(), LayersPath=path, **changes)
     del flow["Transport"]
     return flow
@@ -1237,7 +1237,7 @@ def test_addresses_do_not_identify_a_connection_with_other_protocols(make):
     }
 
 
-def test_sources_of_the_protocol_label_are_validated(make):
+def test_only_the_last_layer_of_the_layers_path_is_validated(make):
     table = make(WITH_OTHER)
     assert table.report(portless("x" * 1025 + "/GRE", make_flow("a1")), 0) is None
     assert table.report(portless("GRE/" + "x" * 1025, make_flow("b2")), 0) == "text_too_long"
@@ -1439,7 +1439,7 @@ def test_relabelling_ignores_max_connections(make):
     assert table.report(make_flow("c3", node="node-3"), 0) == "table_full"
 
 
-def test_lookup_keys_of_names_are_validated(make, names):
+def test_lookup_keys_and_names_are_validated(make, names):
     table = make(named(names))
     assert table.report(make_flow(node="x" * 1025), 0) == "text_too_long"
     names["node-1"] = ("x" * 1025,)
@@ -1453,7 +1453,7 @@ def test_lookup_keys_of_names_are_validated(make, names):
 FIRST = Spec(deduplicate="first", views=(view("a", (NODE,), "bytes", "flows"),))
 
 
-def test_only_the_first_capture_point_is_counted(make):
+def test_only_flows_of_the_first_capture_point_are_counted(make):
     table = make(FIRST)
     assert table.report(make_flow("a1", last=1, node="node-1"), 0) is None
     assert table.report(make_flow("b2", last=1, node="node-2"), 0) == "duplicate"
@@ -1496,7 +1496,7 @@ def test_first_capture_point_can_report_several_flows(make):
     assert table.dormant_flows == 1
 
 
-def test_empty_capture_id_is_a_capture_point(make):
+def test_flows_without_node_tid_belong_to_one_capture_point(make):
     table = make(FIRST)
     nameless = make_flow("a1")
     del nameless["NodeTID"]
@@ -1570,7 +1570,7 @@ def test_full_linked_view_omits_all_flows_of_a_connection(make):
     )
     table.report(make_flow("a1", node="node-1"), 0)
     table.expire(TIMEOUT_S)
-    # The second view is full until the row of this node expires.
+    # The second view is full until the row of node-1 expires.
     for n in range(20):
         now = 100 + 60 * n
         table.expire(now)
@@ -1618,8 +1618,7 @@ def test_rejected_flows_are_added_to_the_overflow_row(make):
     assert OTHERS.format(">") not in samples(table, RTT)
     assert samples(table, "main_flows")[OTHERS.format(">")] == "0"
     assert samples(table, "main_tcp_out_of_order_total") == {}
-    # Another view is not full. The row of the node in this view adds the deltas, but does not count
-    # the flow.
+    # The second view is not full. Its row adds the deltas of flow b2, but does not count the flow.
     assert samples(table, "a_bytes_total") == {"node-1,>": "115", "node-1,<": "226"}
     assert samples(table, "a_flows") == {"node-1,>": "1"}
     assert samples(table, "a_last_timestamp_seconds") == {"node-1,>": "70"}
@@ -1642,7 +1641,7 @@ def test_overflow_row_never_expires(make):
     assert (table.created_total, table.expired_total) == (2, 1)
 
 
-def test_flow_accepted_after_overflow_adds_its_last_update(make):
+def test_accepted_flow_that_overflowed_before_adds_its_last_update(make):
     table = make(OVERFLOW)
     table.report(make_flow("a1", **LATER), 0)
     assert samples(table, BYTES)["10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"] == "100"
@@ -1657,7 +1656,7 @@ def test_flow_accepted_after_overflow_adds_its_last_update(make):
         OTHERS.format(">"): "10",
         OTHERS.format("<"): "20",
     }
-    # A first report adds its total even after overflow.
+    # A first report adds its total, although other flows overflowed earlier.
     table.expire(2 * TIMEOUT_S)
     table.report(make_flow("c3", (7, 8, 1, 1)), 2 * TIMEOUT_S)
     assert samples(table, BYTES, 2 * TIMEOUT_S)["10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"] == "7"
@@ -1666,7 +1665,7 @@ def test_flow_accepted_after_overflow_adds_its_last_update(make):
 def test_flows_beyond_max_flows_are_added_to_the_overflow_row(make):
     table = make(Spec(overflow="other", max_flows=1, views=OVERFLOW.views))
     table.report(make_flow("a1", last=1), 0)
-    # A new flow of an existing connection is rejected, too.
+    # Even a new flow of an existing connection is rejected.
     assert table.report(make_flow("b2", (10, 20, 1, 2)), 0) == "table_full"
     assert samples(table, BYTES)[OTHERS.format(">")] == "10"
     assert samples(table, BYTES)["10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"] == "100"
@@ -1698,7 +1697,9 @@ def test_full_view_adds_flows_to_its_overflow_row(make):
 
 
 @pytest.mark.parametrize("has_closing_report", [False, True])
-def test_new_connection_counts_its_total_although_another_view_overflows(make, has_closing_report):
+def test_new_connection_adds_the_flow_total_even_if_another_view_overflows(
+    make, has_closing_report
+):
     table = make(
         Spec(
             overflow="other",
@@ -1717,8 +1718,8 @@ def test_new_connection_counts_its_total_although_another_view_overflows(make, h
         assert samples(table, "b_bytes_total", 100) == {"node-1": "1", "other": "7"}
     first = make_flow("c3", (100, 0, 0, 0), node="node-2", a="10.0.0.9", **LATER)
     assert table.report(first, 100) is None
-    # A closing report that was added to the overflow row may already contain some of the total. So
-    # the flow then adds only its last update.
+    # A closing report in the overflow row may already contain some of the total. In this case, flow
+    # c3 adds only its last update.
     counted = 11 if has_closing_report else 100
     assert samples(table, "a_bytes_total", 100) == {"10.0.0.9,10.0.0.2,40000,443": f"{counted}"}
     assert samples(table, "b_bytes_total", 100)["other"] == ("18" if has_closing_report else "11")
@@ -1735,7 +1736,7 @@ def test_connection_labelled_other_is_the_overflow_row(make):
     assert table.report(make_flow("c3", (4, 0, 0, 0), ports=(1, 81)), 0) == "table_full"
     assert samples(table, "a_bytes_total") == {"other": "5", "80": "2"}
     assert samples(table, "a_flows") == {"other": "1", "80": "1"}
-    # The row becomes the overflow row, and no longer counts towards the limit.
+    # The row "other" becomes the overflow row, and no longer counts towards ``max_connections``.
     assert table.report(make_flow("d5", (8, 0, 0, 0), ports=(1, 443)), 0) is None
     table.expire(TIMEOUT_S)
     assert samples(table, "a_bytes_total", TIMEOUT_S) == {"other": "5"}
@@ -1853,7 +1854,7 @@ def test_restarted_dormant_flow_adds_its_totals(make):
     table.expire(TIMEOUT_S)
     table.report(make_flow("a1", (10, 20, 3, 4), last=2), A_WHILE_S)
     assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": "330"}
-    # No counter is lower than before.
+    # The counters of the connection do not decrease.
     assert sums(table, A_WHILE_S) == [110, 220, 4, 6]
 
 
@@ -1907,7 +1908,7 @@ def test_ended_flows_are_evicted_first(make):
 
 
 def test_recently_ended_flow_is_not_evicted(make):
-    # The flow must stay known, because its last update can arrive after its closing report.
+    # The table must remember the flow, because its last update can arrive after its closing report.
     table = make(Spec(views=MEMORY.views, max_flows=2))
     table.begin(0)
     table.report(make_flow("a1", last=1, node="node-1"), 1_000)
@@ -1920,7 +1921,7 @@ def test_recently_ended_flow_is_not_evicted(make):
     assert table.report(update, 1_114) == "late"
 
 
-def test_connection_of_several_flows_continues_its_counter(make):
+def test_returning_connection_of_several_flows_continues_its_counters(make):
     table = make(SHARED)
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.report(make_flow("b2", (10, 0, 0, 0), last=1, ports=(40_001, 443)), 0)
@@ -1951,7 +1952,7 @@ def test_unknown_flow_continues_counters_of_a_removed_connection(make):
     assert sums(table, 4 * A_WHILE_S)[0] == 122
 
 
-def test_kept_counters_are_forgotten_like_a_flow(make):
+def test_kept_counters_are_forgotten_after_flow_memory_s(make):
     table = make(Spec(views=SHARED.views, flow_memory_s=300, max_flows=3))
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.expire(TIMEOUT_S)
@@ -1997,7 +1998,7 @@ def test_closing_report_with_deltas_counts_without_creating_a_connection(make):
     assert table.report(closing, 701) == "late"
 
 
-def test_closing_report_of_new_packets_creates_its_connection(make):
+def test_closing_report_with_new_packets_creates_the_connection(make):
     # When an agent stops, its closing reports add the packets since the latest update.
     table = make(MEMORY)
     table.report(make_flow("a1", (100, 200, 1, 2), last=1_500), 0)
@@ -2042,14 +2043,14 @@ def test_dormant_flow_is_rejected_at_max_connections(make, overflow):
     assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": node}
     if overflow == "other":
         assert samples(table, BYTES, A_WHILE_S)[OTHERS.format(">")] == "30"
-    # When the view has room again, the flow adds the increase since the totals that were last
+    # When the first view has room again, the flow adds the increase over the totals that were last
     # counted.
     table.expire(TIMEOUT_S + TIMEOUT_S)
     table.report(make_flow("a1", (140, 0, 0, 0), last=3), 200)
     assert samples(table, "node_bytes_total", 200) == {"node-1": "141"}
 
 
-def test_relabelled_connection_continues(make):
+def test_relabelled_connection_continues_its_counters_when_it_returns(make):
     names = Names({"node-1": ("old",)})
     name = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(View((*LABELS, name)),)))
@@ -2065,7 +2066,7 @@ def test_relabelled_connection_continues(make):
     assert sums(table, A_WHILE_S) == [11, 22, 0, 0]
 
 
-def test_new_name_continues_counters_of_its_removed_connection(make):
+def test_relabelled_flow_continues_the_counters_of_a_removed_connection(make):
     names = Names()
     name = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(view("a", (name,), "bytes"),)))
@@ -2104,7 +2105,7 @@ SERVICE = "10.0.0.2,443"
 
 
 def new_flows(table, prefix, now=0.0):
-    """Return the new flows of a view's only row, or None if it has no row."""
+    """Return the number of new flows in a view's only row, or None if the view has no row."""
     values = [*samples(table, f"{prefix}_new_flows_total", now).values()]
     assert len(values) <= 1
     return int(values[0]) if values else None
@@ -2118,7 +2119,7 @@ def test_first_reports_are_counted_as_new_flows(make):
     assert samples(table, "port_new_flows_total") == {"443,>": "1"}
     table.report(make_flow("b2", last=1_500), 0)
     assert [new_flows(table, prefix) for prefix in ("main", "node", "port")] == [2, 2, 2]
-    # Later reports of a known flow are never new.
+    # Later reports of a known flow never count as new flows.
     table.report(make_flow("a1", last=1_500), 1)  # is late
     table.report(make_flow("a1", (101, 201, 2, 3), last=1_600), 2)  # has more bytes
     table.report(make_flow("a1", (1, 1, 1, 1), last=1_700), 3)  # restarts the flow
@@ -2136,7 +2137,7 @@ def test_view_can_show_only_new_flows(make):
 
 def test_flow_without_a_first_report_is_not_new(make):
     table = make(BOTH)
-    # The flow creates its connections, and its total counts in the first view, but it is not new.
+    # The flow creates rows, and its total counts in the first view. But the flow is not new.
     table.report(make_flow("a1", **LATER), 0)
     assert sums(table) == [100, 200, 1, 2]
     assert samples(table, "node_bytes_total") == {"node-1": "11"}
@@ -2145,8 +2146,8 @@ def test_flow_without_a_first_report_is_not_new(make):
     assert [new_flows(table, prefix) for prefix in ("main", "node", "port")] == [1, 1, 1]
 
 
-def test_fields_that_mark_new_flows_are_read(make):
-    # The labels identify the connection, so only the new flows require the field ``Start``.
+def test_metric_new_flows_requires_the_field_start(make):
+    # The labels identify the connection, so only the metric ``new_flows`` requires ``Start``.
     table = make(families=(*FAMILIES, *standard("main", "new_flows")))
     table.message([make_flow("a1", **LATER), make_flow("b2", a="10.0.0.3")], 0)
     assert sorted(samples(table, "main_new_flows_total").values()) == ["0", "1"]
@@ -2174,7 +2175,7 @@ def test_flow_with_only_a_closing_report_can_be_new(make):
     assert table.report(repeat, now) is None
     assert table.report(repeat, now) == "late"
     assert [new_flows(table, prefix, now) for prefix in ("main", "node")] == [None, 1]
-    # When flow b2 creates the row of the connection, the row also counts the ended flow.
+    # When flow b2 creates the row of the connection, the row also counts the ended flow a1.
     table.report(make_flow("b2", last=1), now)
     repeat = an_update("c3", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
     table.report(repeat, now)
@@ -2185,7 +2186,7 @@ def test_flow_with_only_a_closing_report_can_be_new(make):
     assert [new_flows(table, prefix, now) for prefix in ("main", "node")] == [2, 3]
 
 
-def test_closing_report_of_a_new_flow_is_kept_for_its_connection(make):
+def test_connection_counts_new_flows_that_had_only_closing_reports(make):
     table = make(SERVICES)
     table.begin(BEGAN)
     now = BEGAN + 1_000
@@ -2202,7 +2203,7 @@ def test_dormant_flow_that_wakes_is_not_new(make):
     table.report(make_flow("a1", last=1), 0)
     table.expire(TIMEOUT_S)
     # The counters of the connection equal the totals of its flow, and the connection has one new
-    # flow. So its counters are not kept.
+    # flow. So the table need not keep the counters.
     assert (table.connections, table.dormant_flows, table.dormant_connections) == (0, 1, 0)
     table.report(make_flow("a1", (101, 201, 2, 3), last=2), A_WHILE_S)
     assert sums(table, A_WHILE_S) == [101, 201, 2, 3]
@@ -2221,7 +2222,7 @@ def test_returning_connection_keeps_a_count_of_zero_new_flows(make):
     assert [new_flows(table, prefix, A_WHILE_S) for prefix in ("main", "node", "port")] == [0, 0, 0]
 
 
-def test_returning_connection_keeps_its_new_flows(make):
+def test_returning_connection_keeps_its_count_of_new_flows(make):
     table = make(SERVICES)
     for number in range(3):
         table.report(make_flow(f"a{number}", (10, 0, 0, 0), ports=(number, 443), last=1), 0)
@@ -2247,7 +2248,7 @@ def test_closing_report_of_a_dormant_flow_is_not_new(make):
     assert samples(table, "a_bytes_total", A_WHILE_S) == {SERVICE: "106"}
 
 
-def test_view_rows_that_expired_start_again(make):
+def test_new_flows_are_counted_from_zero_after_the_row_expired(make):
     table = make(BOTH)
     table.report(make_flow("a1", last=1), 0)
     table.expire(VIEW_TIMEOUT_S)
@@ -2310,7 +2311,7 @@ def test_relabelled_flow_is_not_new(make):
     assert samples(table, "a_new_flows_total") == {"new": "0"}
     table.report(make_flow("b2", last=1, ports=(9, 443)), 1)
     assert samples(table, "a_new_flows_total", 1) == {"new": "1"}
-    # When another flow gets this name, its connection starts with the kept number of new flows.
+    # When flow c3 gets the name "new", the connection starts with the kept number of new flows.
     table.expire(1 + TIMEOUT_S)
     table.report(make_flow("c3", last=1, node="node-2"), A_WHILE_S)
     names["node-2"] = ("new",)
@@ -2325,7 +2326,7 @@ def test_duplicate_is_not_a_new_flow(make):
     table.report(make_flow("a1", node="node-1"), 0)
     assert table.report(make_flow("b2", node="node-2"), 0) == "duplicate"
     assert samples(table, "b_new_flows_total") == {"443": "1"}
-    # Another capture point takes over. Its flow began earlier, so it is not new.
+    # The other capture point takes over. But its flow began earlier, so the flow is not new.
     table.expire(TIMEOUT_S)
     table.report(make_flow("b2", node="node-2", **LATER), TIMEOUT_S)
     assert samples(table, "a_new_flows_total", TIMEOUT_S) == {"node-2": "0"}
@@ -2362,7 +2363,7 @@ BEGAN = 1_000_000.0
 
 
 def an_update(uuid, total, *, age_s, newest, finish=0, last_s=None, **fields):
-    """Return a report of a flow that is ``age_s`` old at the update, by the agent's clock."""
+    """Return a report. By the agent's clock, its flow is ``age_s`` old at the last update."""
     start = 5_000_000
     update = start + round(age_s * 1000)
     return make_flow(
@@ -2379,17 +2380,17 @@ def an_update(uuid, total, *, age_s, newest, finish=0, last_s=None, **fields):
 
 
 @pytest.mark.parametrize(("age_s", "counted"), [(120, 33), (124, 33), (125, 11), (3_600, 11)])
-def test_flow_with_lost_first_reports_adds_its_total(make, age_s, counted):
+def test_unknown_flow_adds_its_total_if_it_began_after_the_horizon(make, age_s, counted):
     table = make(MEMORY)
     table.begin(BEGAN)
-    # The margin is 75 s: `flow.update` (60 s) and 15 s. So 200 s after `begin`, a flow is new if it
-    # is younger than 125 s.
+    # The margin is 75 s: the update interval of agents (60 s) and 15 s. So 200 s after `begin`, the
+    # table adds the total of a flow if the flow is younger than 125 s.
     report = an_update("a1", (30, 3, 0, 0), age_s=age_s, newest=(10, 1, 0, 0))
     assert table.report(report, BEGAN + 200) is None
     assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": str(counted)}
 
 
-def test_flow_update_is_part_of_the_margin(make):
+def test_margin_includes_the_update_interval_of_agents(make):
     table = make(MEMORY)
     table.begin(BEGAN)
     table.flow_update_s = 10
@@ -2444,7 +2445,7 @@ def test_flow_with_only_a_closing_report_is_counted_without_a_connection(make):
     assert table.report(closing, BEGAN + 1_000) is None
     assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "33"}
     assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
-    # A delayed report of a known flow is late.
+    # Flow a1 is now known, so its delayed earlier report is late.
     lost = an_update("a1", (30, 3, 0, 0), age_s=60, newest=(30, 3, 0, 0), last_s=20)
     assert table.report(lost, BEGAN + 1_005) == "late"
     assert samples(table, "node_bytes_total", BEGAN + 1_005) == {"node-1": "33"}
@@ -2454,7 +2455,7 @@ def test_flow_with_only_a_closing_report_is_counted_without_a_connection(make):
     assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "33"}
 
 
-def test_flows_are_never_new_with_deduplicate_first(make):
+def test_horizon_does_not_apply_with_deduplication(make):
     table = make(FIRST)
     table.begin(BEGAN)
     report = an_update("a1", (30, 3, 0, 0), age_s=100, newest=(10, 1, 0, 0))
@@ -2470,12 +2471,12 @@ REMEMBERED_S = 200.0
 
 
 @pytest.mark.parametrize("finish", [2, 3])
-def test_finish_type_of_an_update_does_not_end_the_flow(make, finish):
+def test_report_with_finish_type_fin_or_rst_does_not_end_the_flow(make, finish):
     table = make(MEMORY)
     table.report(make_flow("a1", last=1, finish=finish), 0)
     table.report(make_flow("a1", (130, 260, 3, 4), last=2, finish=finish), 1)
-    # A report with this finish type is an ordinary report. Even if its times differ, it does not
-    # count as a repetition of the last update.
+    # A report with this finish type is not a closing report. So it does not count as a repetition
+    # of the last update, even if ``Last`` is before the end of that update.
     update = LATER | {"newest_last": 80_000, "finish": finish}
     assert table.report(make_flow("b2", a="10.0.0.9", **update), 1) is None
     assert (table.connections, table.flows) == (2, 2)
@@ -2516,7 +2517,7 @@ def test_without_flow_memory_an_ended_flow_is_kept_for_one_timeout(make):
     assert table.dormant_flows == 0
 
 
-def test_omitted_values_of_an_ended_report_are_counted(make):
+def test_omitted_values_of_a_skipped_closing_report_are_counted(make):
     table = make(MEMORY)
     closing = make_flow("a1", **LATER | {"newest_last": -1, "finish": 1})
     assert table.report(closing, 0) == "ended"
@@ -2565,7 +2566,7 @@ def test_connection_starts_with_deltas_of_earlier_closing_reports(make):
     table.report(make_flow("c3", (7, 0, 0, 0), last=1), now)
     assert samples(table, "a_bytes_total", now) == {"10.0.0.1,10.0.0.2": "73"}
     assert samples(table, "a_tcp_out_of_order_total", now) == {}
-    # An existing connection adds such deltas immediately.
+    # An existing connection adds the deltas of a closing report immediately.
     closing = an_update("d4", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
     assert table.report(closing, now) is None
     assert samples(table, "a_bytes_total", now) == {"10.0.0.1,10.0.0.2": "106"}
@@ -2583,13 +2584,13 @@ def test_rejected_flow_adds_its_total_when_it_is_accepted(make):
     assert samples(table, "node_bytes_total", BEGAN + 290) == {"node-1": "35"}
 
 
-def test_flow_is_unknown_after_another_point_took_over_its_conversation(make):
+def test_flow_is_unknown_after_another_capture_point_took_over_its_conversation(make):
     table = make(FIRST)
     table.report(make_flow("a1", (100, 0, 0, 0), last=1, node="node-1"), 0)
     table.expire(TIMEOUT_S)
     table.report(make_flow("b2", (120, 0, 0, 0), last=1, node="node-2"), TIMEOUT_S)
     table.expire(2 * TIMEOUT_S)
-    # The other capture point has counted the packets sent since the flow became dormant.
+    # The other capture point has counted the packets that were sent after flow a1 became dormant.
     later = make_flow("a1", (125, 0, 0, 0), newest=(5, 0, 0, 0), newest_start=9, last=10)
     assert table.report(later, 2 * TIMEOUT_S) is None
     assert samples(table, "a_bytes_total", 2 * TIMEOUT_S) == {"node-1": "105"}
@@ -2610,7 +2611,7 @@ def test_closing_report_of_a_dormant_flow_claims_its_conversation(make):
     assert table.report(closing, 100.5) is None
     assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
     assert table.dormant_uuids() == ["a1"]
-    # Another capture point may report some of the same bytes in its update.
+    # The last update of another capture point may contain some of the same bytes.
     other = make_flow("b2", (130, 0, 0, 0), node="node-2", **LATER)
     for now in (110, 175.9):
         table.expire(now)
@@ -2622,7 +2623,7 @@ def test_closing_report_of_a_dormant_flow_claims_its_conversation(make):
     assert samples(table, "node_bytes_total", 176) == {"node-1": "130", "node-2": "11"}
 
 
-def test_closing_report_adds_nothing_if_another_point_owns_the_conversation(make):
+def test_closing_report_adds_nothing_if_another_capture_point_owns_the_conversation(make):
     table = make(ONCE)
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.expire(80)
@@ -2633,7 +2634,7 @@ def test_closing_report_adds_nothing_if_another_point_owns_the_conversation(make
 
 
 @pytest.mark.parametrize("memory_s", [200, 1290])
-def test_closing_report_adds_nothing_after_another_point_took_over(make, memory_s):
+def test_closing_report_adds_nothing_after_another_capture_point_took_over(make, memory_s):
     table = make(Spec(deduplicate="first", views=ONCE.views, flow_memory_s=memory_s))
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.expire(80)
@@ -2644,12 +2645,12 @@ def test_closing_report_adds_nothing_after_another_point_took_over(make, memory_
     closing = make_flow("a1", (130, 0, 0, 0), last=60_000, **LOST)
     assert table.report(closing, 230) == "ended"
     assert table.dormant_flows == 0
-    # This closing report claims nothing, so another capture point can take over.
+    # The closing report does not claim the conversation, so another capture point can take over.
     other = make_flow("c3", (5, 0, 0, 0), last=1, node="node-3")
     assert table.report(other, 230) is None
 
 
-def test_late_closing_report_claims_nothing(make):
+def test_late_closing_report_does_not_claim_the_conversation(make):
     table = make(ONCE)
     table.report(make_flow("a1", (100, 0, 0, 0), last=60_000), 0)
     table.expire(80)
@@ -2658,7 +2659,7 @@ def test_late_closing_report_claims_nothing(make):
     assert table.report(other, 101) is None
 
 
-def test_later_closing_report_extends_the_claim(make):
+def test_next_closing_report_extends_the_claim_on_the_conversation(make):
     table = make(ONCE)
     for uuid in ("a1", "b2"):
         table.report(make_flow(uuid, (100, 0, 0, 0), last=1), 0)
@@ -2681,7 +2682,7 @@ def test_later_closing_report_extends_the_claim(make):
     assert samples(table, "node_bytes_total", 215) == {"node-1": "238", "node-2": "30"}
 
 
-def test_claiming_flow_can_become_live_again(make):
+def test_flow_that_claims_its_conversation_can_become_live_again(make):
     table = make(ONCE)
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.expire(80)
@@ -2695,7 +2696,7 @@ def test_claiming_flow_can_become_live_again(make):
     assert table.report(other, 185) is None
 
 
-def test_claiming_flow_is_not_evicted(make):
+def test_flow_that_claims_its_conversation_is_not_evicted(make):
     table = make(Spec(deduplicate="first", views=ONCE.views, max_flows=2))
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.expire(80)
@@ -2734,7 +2735,7 @@ def test_dormant_flow_in_the_overflow_row_claims_its_conversation(make, finish, 
 
 
 @pytest.mark.parametrize("finish", [0, 1])
-def test_rejected_report_does_not_end_the_claim(make, finish):
+def test_rejected_report_does_not_end_the_claim_on_the_conversation(make, finish):
     table = make(Spec(deduplicate="first", views=ONCE.views, max_connections=1))
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.expire(80)
@@ -2784,7 +2785,7 @@ def test_renamed_dormant_flow_starts_with_its_deltas(make):
     assert samples(table, "a_bytes_total", 250) == {"newer": "2"}
 
 
-def test_uuid_string_can_become_a_label(make):
+def test_uuid_of_an_evicted_flow_can_become_a_label(make):
     table = make(Spec(views=(view("a", (NODE, IP_A), "bytes"),), max_flows=3))
     table.report(make_flow("no number", (1, 0, 0, 0), last=1), 0)
     table.report(make_flow("nor this", (1, 0, 0, 0), last=1), 0)
@@ -2819,7 +2820,7 @@ def test_omitted_optional_counter_has_no_series(make):
 
 
 @pytest.mark.parametrize("mark", ["Start", "LastUpdateMetric.Start"])
-def test_flow_with_invalid_times_may_have_been_counted(make, mark):
+def test_flow_with_invalid_times_does_not_add_its_total(make, mark):
     table = make(MEMORY)
     table.begin(BEGAN)
     now = BEGAN + 1_000
@@ -2848,7 +2849,7 @@ def test_connections_that_differ_only_in_a_port_keep_separate_counters(make):
     table.report(make_flow("a1", (100, 0, 0, 0), last=1, ports=(1, 443)), 0)
     table.report(make_flow("b2", (7, 0, 0, 0), last=1, ports=(1, 80)), 0)
     table.expire(TIMEOUT_S)
-    for number in range(2):  # in the order in which their counters were kept
+    for number in range(2):  # in the order in which the counters were kept, then in reverse
         now = 80 + 80 * number
         flows = [
             make_flow("a1", (101 + number, 0, 0, 0), last=now, ports=(1, 443)),

@@ -26,7 +26,7 @@ from tests.support.model_specs import labelled, standard
 from tests.support.table_adapter import Core, read_all
 
 CLOCK_MS = 1_700_000_000_000
-"""The wall clock when the table's clock is 0."""
+"""The wall-clock time at which the table's clock is 0."""
 
 START_MS = CLOCK_MS - 500_000
 UPDATE_MS = CLOCK_MS - 60_000
@@ -45,7 +45,7 @@ SHARED = Spec(
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a constructor: of the model, or of the core with one way to read fields."""
+    """Return the constructor of the model, or of the core. The core reads fields in two ways."""
     return request.param
 
 
@@ -73,7 +73,7 @@ def later_report(
 
 
 def starts(table, family, now=0):
-    """Return the start times of a family by the values of the labels except the direction."""
+    """Map the label values of a family, without the direction, to start times."""
     result = {}
     for series, start_ms in table.starts(now).items():
         if re.split(r"\W", series)[0] == family:
@@ -105,15 +105,15 @@ def test_counters_that_add_a_total_start_with_the_flow(make):
     }
 
 
-def test_counters_that_add_only_an_update_start_with_the_update(make):
-    # The labels of the first view identify the flow, so its total counts there.
+def test_counters_that_add_only_the_last_update_start_with_that_update(make):
+    # The labels of the first view identify the connection, so that view adds the flow's total.
     table = make(BOTH)
     take(table, later_report())
     assert start(table, BYTES) == START_MS
     assert start(table, "node_bytes_total") == UPDATE_MS
 
 
-def test_flow_that_was_never_counted_starts_its_counters(make):
+def test_counters_of_a_flow_that_was_never_counted_start_with_the_flow(make):
     table = make(SHARED)
     table.begin(0)
     flow = later_report(last=UPDATE_MS + 1)
@@ -153,11 +153,11 @@ def test_row_that_a_later_flow_creates_starts_with_that_flow(make):
 # The clock
 
 
-def test_start_time_is_not_later_than_the_report(make):
+def test_start_time_is_not_later_than_the_arrival_of_the_report(make):
     table = make(BOTH)
     take(table, first_report(start=CLOCK_MS + 50_000), 40)
     assert start(table, BYTES, 40) == start(table, "node_bytes_total", 40) == CLOCK_MS + 40_000
-    # The start time does not change when the wall clock passes the agent's time.
+    # The start time does not change when the wall clock reaches the start that the agent reported.
     take(table, later_report(last=LAST_MS + 1), 60)
     assert start(table, BYTES, 60) == CLOCK_MS + 40_000
 
@@ -175,13 +175,13 @@ def test_counters_without_a_valid_start_have_no_start_time(make, start_ms):
     take(table, flow)
     assert start(table, BYTES) is None
     assert len(table.page(0)[BYTES]) == 2
-    # A later report does not set the start time, either.
+    # Flow b2 has a valid start, but the row that it joins has no start time.
     take(table, first_report("b2"))
     assert start(table, BYTES) is None
 
 
 @pytest.mark.parametrize("start_ms", [-1, MAX_NUMBER + 1])
-def test_update_without_a_valid_start_has_no_start_time(make, start_ms):
+def test_counters_that_add_an_update_without_a_valid_start_have_no_start_time(make, start_ms):
     table = make(BOTH)
     flow = later_report()
     flow["LastUpdateMetric"]["Start"] = start_ms
@@ -193,7 +193,7 @@ def test_update_without_a_valid_start_has_no_start_time(make, start_ms):
 # Dormant flows
 
 
-def test_connection_that_returns_with_its_total_keeps_its_start_time(make):
+def test_returning_connection_keeps_its_start_time(make):
     table = make(BOTH)
     take(table, first_report())
     table.expire(TIMEOUT_S)
@@ -205,7 +205,7 @@ def test_connection_that_returns_with_its_total_keeps_its_start_time(make):
     assert start(table, "node_bytes_total", now) == START_MS
 
 
-def test_returning_connection_does_not_start_after_its_samples(make):
+def test_limited_start_time_stays_when_the_connection_returns(make):
     # The agent's clock is an hour ahead.
     table = make(BOTH)
     take(table, first_report(start=CLOCK_MS + 3_600_000))
@@ -229,7 +229,7 @@ def test_row_that_a_returning_flow_creates_starts_at_the_previous_report(make):
     assert start(table, BYTES, now) == START_MS
 
 
-def test_kept_counters_keep_their_start_time(make):
+def test_counters_kept_for_a_removed_connection_keep_their_start_time(make):
     table = make(SHARED)
     take(table, first_report())
     take(table, first_report("b2", start=START_MS + 9, ports=(40_001, 443)))
@@ -248,7 +248,7 @@ def test_kept_counters_keep_their_start_time(make):
     assert start(table, "a_bytes_total", now) == CLOCK_MS + 5
 
 
-def test_counters_without_start_time_are_kept_without_one(make):
+def test_kept_counters_without_a_start_time_never_get_one(make):
     table = make(SHARED)
     take(table, first_report(start=0))
     table.expire(TIMEOUT_S)
@@ -256,7 +256,7 @@ def test_counters_without_start_time_are_kept_without_one(make):
     assert start(table, "a_bytes_total", A_WHILE_S) is None
 
 
-def test_row_that_a_closing_report_creates_starts_with_its_flow(make):
+def test_row_that_a_closing_report_creates_starts_with_the_flow(make):
     table = make(SHARED)
     table.begin(0)
     closing = later_report(newest_last=UPDATE_MS, finish=1)
@@ -327,7 +327,7 @@ def test_connection_with_new_names_starts_at_the_current_time(make):
     assert starts(table, BYTES, 5) == {"eth1": CLOCK_MS + 5_000}
     # The labels of the second view have not changed.
     assert starts(table, "node_bytes_total", 5) == {"node-1": START_MS}
-    # The old connection returns with its counters and its start time.
+    # The old connection returns with its start time if its counters were kept.
     names["node-1"] = ("eth0",)
     table.relabel(names, ["node-1"], wall_ms=CLOCK_MS + 9_000)
     expected = CLOCK_MS + 9_000 if not table.dormant_connections else START_MS
@@ -365,7 +365,8 @@ def test_new_names_have_no_start_time_if_the_wall_clock_is_unknown(make):
 def test_both_versions_of_openmetrics_show_the_same_start_times():
     """Start times are exact.
 
-    Without ``created``, a page in OpenMetrics 1.0 has the same samples as in the text format.
+    Without the argument ``created``, a page in OpenMetrics 1.0 has the same samples as in the text
+    format.
     """
     view = View(
         labelled("node_tid"),

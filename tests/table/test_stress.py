@@ -1,6 +1,6 @@
 """Runs all operations that threads may call concurrently, for `STRESS_S` seconds.
 
-As in the program, one thread updates the table, expires and relabels flows, and changes limits.
+As in skyfast, one thread updates the table, expires and relabels flows, and changes limits.
 Other threads read pages and scan the table. `make tsan` runs this test with ThreadSanitizer.
 """
 
@@ -47,7 +47,7 @@ SPEC = Spec(
 
 
 class Stress:
-    """A table and the threads that use it. Its clock ``now`` is ten times as fast as real time."""
+    """A table and the threads that use it. The clock ``now`` is ten times as fast as real time."""
 
     def __init__(self) -> None:
         self.core = Core(SPEC)
@@ -86,7 +86,7 @@ class Stress:
                     assert values >= 0
                     connections, labels, _, without = table.cardinality(3, label)
                     # A scan visits no row twice, although rows are created and removed. So it
-                    # visits the overflow row, and at most two rows per flow: one with the old name,
+                    # visits at most the overflow row and two rows per flow: one with the old name,
                     # and one with the new name.
                     assert 0 <= without <= connections <= 2 * FLOWS + 1
                     for count, top, remaining in labels.values():

@@ -1,4 +1,4 @@
-"""Pages, memory and sizes of the compiled table. Its rules are in ``test_rules.py``."""
+"""Pages, memory and sizes of the compiled table. ``test_rules.py`` tests the rules of the table."""
 
 import dataclasses
 import gc
@@ -61,7 +61,7 @@ def resident_bytes():
 
 
 def run_apart(program, *, timeout_s):
-    """Run Python code in a new process. It must end in time and without errors or warnings."""
+    """Run Python code in a new process, which must end in time, without errors or warnings."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -147,7 +147,7 @@ def test_slow_page_has_no_duplicate_series_while_connections_return():
         now += TIMEOUT_S
         total += 1
         core.expire(now)
-        # The order of connections differs each time, so that they return in other rows of memory.
+        # The order of flows differs each time, so that the connections return in other rows.
         flows = many_flows(300, total=(total,) * 4, rtt=total, last=1_000 * total)
         core.message(flows[::-1] if total % 2 else flows[150:] + flows[:150], now)
     shown = read_page(b"".join(pieces))
@@ -283,7 +283,7 @@ def test_table_continues_after_a_long_pause(pause_s):
     assert core.connections == 0
 
 
-def test_forgetting_is_limited_by_max_rows():
+def test_expire_forgets_at_most_max_rows_dormant_flows():
     core = Core(flow_memory_s=100)
     core.message(many_flows(5), 0)
     core.expire(TIMEOUT_S)
@@ -325,7 +325,7 @@ def test_memory_is_reused_by_new_rows():
 
 
 @pytest.mark.xdist_group("timing")
-def test_attribute_bytes_matches_the_resident_memory():
+def test_resident_memory_does_not_grow_while_strings_are_replaced():
     def one_cycle(core, cycle):
         now = cycle * TIMEOUT_S
         core.expire(now)
@@ -358,7 +358,7 @@ def test_destroyed_table_frees_its_memory():
     assert resident_bytes() - before < 15_000_000
 
 
-def test_string_exists_while_it_has_references():
+def test_string_is_stored_until_its_last_reference_is_removed():
     core, model = Core(), Model()
     shared = "node-" + "s" * 100
     for table in (core, model):
@@ -368,7 +368,7 @@ def test_string_exists_while_it_has_references():
         for at in (0, 10, 20):
             now = at + TIMEOUT_S
             table.expire(now)
-            # Strings that reuse freed rows must not appear on the page.
+            # New strings would overwrite a string that was freed too early.
             table.report(make_flow(f"new-{at}", a=f"{at}-" + "n" * 100), now)
     now = 20 + TIMEOUT_S
     assert core.page(now) == model.page(now)
@@ -407,7 +407,7 @@ def test_table_handles_two_hundred_thousand_connections():
     assert len(set(lines)) == len(lines) == 6 + 5 * count
 
     # Later reports find the rows of their flows. All other rows expire in slices. New flows reuse
-    # the memory of these rows.
+    # the memory of the expired rows.
     table.update(cheap_flows(types, part, first=100_000, total=7, last=2_000), 60)
     assert table.flows == count
     while table.expire(TIMEOUT_S, 5_000):
@@ -450,7 +450,7 @@ def test_update_stops_at_flows_that_require_more_fields():
     assert table.flows == 3
 
 
-def test_update_rejects_foreign_types():
+def test_update_rejects_objects_of_other_types():
     table, types = a_table()
     good = decode(types.FirstReport, make_flow("a1"))
     foreign = decode(flow_types(plan_of(Spec())).Update, make_flow("b2"))
@@ -592,7 +592,7 @@ def test_overflow_label_is_validated():
             Table(plan, flow_types(plan), max_connections=1, max_flows=1, timeout_s=1)
 
 
-def test_direction_position_is_validated():
+def test_position_of_the_label_direction_is_validated():
     plan = plan_of(Spec())
     (view,) = plan.views
     direction = dataclasses.replace(view.direction, position=len(view.columns) + 1)
@@ -618,7 +618,7 @@ ONE_WAY = Family("forward", "counter", ("Metric", "ABBytes"))
 
 
 def shaped(*shapes, **others):
-    """Return a spec with one view per shape. A shape is a number of labels, and the families."""
+    """Return a spec with one view per shape: a pair of the number of labels and the families."""
     return Spec(
         views=[
             View(
@@ -684,7 +684,7 @@ def test_longest_lines_fit_the_buffer():
 
 
 class Answers(dict):
-    """A rewrite with a result or an exception for some values; other values stay unchanged."""
+    """A rewrite with a result or an exception for some values. It keeps all other values."""
 
     def __missing__(self, key):
         return key
@@ -726,7 +726,7 @@ class Number(int):
     ],
 )
 @pytest.mark.parametrize("slots", [True, False])
-def test_rewrite_results_of_any_type_are_accepted(slots, answer, outcome):
+def test_flow_is_skipped_if_the_rewrite_returns_an_invalid_result(slots, answer, outcome):
     core = rewriting(Answers({"node-1": answer}), slots=slots)
     reason = core.report(make_flow("1"), 0)
     if reason is None:
@@ -746,7 +746,7 @@ def test_rewrite_exceptions_propagate():
         core.message([*flows[:200], make_flow("bad", node="bad"), *flows[200:]], 0)
     assert core.flows <= 200
     assert sys.getrefcount(answer) == references
-    # The failed message left no trace: it can be repeated without the bad flow.
+    # The message can be repeated without the bad flow.
     core.message(flows, 1)
     assert core.flows == 300
     assert sys.getrefcount(answer) == references
@@ -762,7 +762,7 @@ class AnyNames(Answers):
         return (key,)
 
 
-def test_flows_relabelled_other_keep_their_linked_rows():
+def test_flow_whose_label_becomes_other_keeps_its_row_in_the_linked_view():
     names = Names({"node-1": ("one",), "node-2": ("two",)})
     label = looked_up("name", ("NodeTID",), names)
     total = Family("total", "counter", ("Metric", "ABBytes"))
@@ -780,7 +780,7 @@ def test_flows_relabelled_other_keep_their_linked_rows():
     core.report(make_flow("3", (41, 0, 0, 0), last=9_000), TIMEOUT_S)
     page = core.page(TIMEOUT_S)
     assert page == {"forward": {'forward{name="other"} 21'}, "total": {"total 71"}}
-    # The row in the linked view stays removed even when a new flow joins the overflow row.
+    # The row in the linked view expires. A new flow in the overflow row creates another row there.
     core.expire(10_000)
     core.report(make_flow("4", (80, 0, 0, 0)), 10_000)
     assert core.page(10_000) == {"forward": {'forward{name="other"} 101'}, "total": {"total 80"}}
@@ -908,7 +908,7 @@ def test_invalid_flow_types_change_nothing():
     assert table.flows == 2
 
 
-def test_update_validates_start():
+def test_update_validates_the_argument_start():
     table, types = a_table()
     flows = decode(types.FirstReport, make_flow("a1"), make_flow("b2", a="10.0.0.9"))
     with pytest.raises(ValueError, match="start"):
@@ -942,7 +942,7 @@ def test_lowered_max_flows_forgets_dormant_flows_in_steps(uuid):
     # A report evicts at most two flows, so that every message takes bounded time.
     assert core.report(make_flow("ffff"), 80) is None
     assert core.dormant_flows == 598
-    # `expire` forgets the others, at most `max_rows` at a time.
+    # `expire` forgets the other dormant flows, at most `max_rows` at a time.
     turns, before = 1, 598
     while core.table.expire(80, 100):
         assert before - 100 <= core.dormant_flows < before
@@ -964,7 +964,7 @@ def test_new_timeout_applies_from_the_next_report():
     core.expire(5.9)
     assert core.flows == 3
     core.expire(6)
-    assert core.flows == 2  # deadlines that were set before do not change
+    assert core.flows == 2  # earlier deadlines do not change
     core.set_limits(max_connections=10, max_flows=10, timeout_s=5_000)
     core.report(unchanged | {"Last": 9_000}, 10)
     core.expire(74.9)
@@ -1092,8 +1092,8 @@ def test_label_values_of_views_are_counted():
     }
 
 
-def test_many_remaining_connections_are_estimated():
-    """The test cannot fail by chance: the standard error of the estimate is below 0.8 %."""
+def test_large_number_of_connections_that_remain_without_a_label_is_estimated():
+    """The standard error of the estimate is below 0.8 %, so an error of 5 % cannot be chance."""
     core = Core(max_connections=200_000, max_flows=200_000)
     for first in range(0, 120_000, 1_000):
         core.message(
@@ -1127,7 +1127,7 @@ def test_distinct_values_are_unescaped():
     assert sorted(page.distinct_values("initiator_port")) == ["0", "1", "2"]
 
 
-def test_distinct_values_are_those_of_the_page():
+def test_distinct_values_are_the_values_on_the_page():
     """The values are from all views with the label, but not from rows that the page omits."""
     node = next(label for label in LABELS if label.name == "node_tid")
     spec = Spec(views=(View(LABELS), View((node,), (ONE_WAY,), timeout_s=3600)))
@@ -1145,7 +1145,7 @@ def test_distinct_values_are_those_of_the_page():
     assert core.table.page(3600).distinct_values("node_tid") == ["new"]
 
 
-def test_distinct_values_include_rows_that_are_due_but_not_yet_removed():
+def test_distinct_values_include_expired_rows_that_are_not_yet_removed():
     core = Core()
     core.report(make_flow("1"), 0)
     page = core.table.page(TIMEOUT_S)
