@@ -1,4 +1,4 @@
-"""Chooses among the owners of an address by the place where the flow was captured."""
+"""Chooses among the owners of a flow's address by the place where the flow was captured."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import merge
@@ -30,7 +30,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
 
 class CapturePoint(msgspec.Struct, frozen=True, gc=False):
-    """Where flows are captured. ``peers`` are the namespaces of the veth peers, sorted."""
+    """Where flows are captured. ``peers`` are the sorted namespaces of its veth peers."""
 
     namespace: str
     peers: tuple[str, ...]
@@ -82,11 +82,12 @@ def is_local(address: str) -> bool:
     """Return whether an address is a loopback or link-local address.
 
     Any host or link can have the same local address, including hosts and links that are not in the
-    topology. Therefore an address with a single owner in the topology can have other owners, too.
+    topology. Therefore a local address with a single owner in the topology can have other owners,
+    too.
     """
     if address == "::1" or address.startswith(("127.", "169.254.")):
         return True
-    # fe80::/10. Groups have no leading zeros, so the first group must have four digits.
+    # fe80::/10. The first group must have four digits: "fe8:" means 0fe8.
     return address.startswith(("fe8", "fe9", "fea", "feb")) and address.find(":") == 4
 
 

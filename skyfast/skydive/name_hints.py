@@ -12,7 +12,7 @@ MAX_LABELS: Final = 3
 """Maximum number of labels that a hint lists."""
 
 MAX_KEYS: Final = 10
-"""Maximum number of missing pod labels."""
+"""Maximum number of missing pod labels that a hint lists."""
 
 
 @dataclass(frozen=True, slots=True)

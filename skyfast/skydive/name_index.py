@@ -1,8 +1,8 @@
 """Maps addresses and capture points to their names.
 
 :class:`NameIndex` has no clock and no socket: its inputs are resolutions and ``now``. It updates
-mappings that the table uses as `skyfast.flows.plan.Names`, and returns the changed keys. The
-content comes from analyzers and flows, so all sizes are bounded.
+mappings that the table uses as `skyfast.flows.plan.Names`, and returns the changed keys. All
+mappings have a maximum size, because their content comes from analyzers and flows.
 """
 
 import asyncio
@@ -30,7 +30,8 @@ MAX_TRIPLES: Final = 50_000
 """Maximum number of `Triple` keys in the cache of names; names of further triples are empty."""
 
 PRUNE_INTERVAL_S: Final = 300.0
-"""Minimum time between two clearings of the cache, which drop names that flows no longer use."""
+"""Minimum time between two clearings of the cache. A clearing drops names that flows no longer
+use."""
 
 MAX_UNKNOWN: Final = 20_000
 """Maximum number of unknown addresses that wait for a query.
@@ -45,7 +46,7 @@ MAX_ADDRESS_CHARS: Final = 45
 """Maximum length of an IP address; longer values are not queried."""
 
 Triple = tuple[str, str, str]
-"""An ambiguous address, the other address of a flow, and its capture point."""
+"""An ambiguous address of a flow, the flow's other address, and the flow's capture point."""
 
 V = TypeVar("V")
 
@@ -114,9 +115,10 @@ class Changes:
     addresses: _Update[tuple[str, ...] | None]
     context: _Context
     triples: dict[Triple, tuple[str, ...]]
-    """The cached names that are still valid, and the names that were chosen again."""
+    """The new content of the cache: the names of each cached triple, chosen again with
+    ``context``."""
     compared: int
-    """Number of cached names that were compared. `apply` drops all names cached since then."""
+    """Number of names in the cache when it was compared. `apply` drops names cached after that."""
     affected: Set[str]
     """Ambiguous addresses for which the names of at least one triple are no longer valid."""
     pruned_at: float | None
@@ -221,7 +223,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         return bool(self._missed)
 
     def _forget(self, now: float) -> None:
-        """Forget addresses that may be queried again."""
+        """Remove addresses that may be queried again from ``_missed``."""
         missed = self._missed
         old = [address for address, since in missed.items() if now - since >= MISS_S]
         excess = islice(missed, max(0, len(missed) - MAX_UNKNOWN))
@@ -278,7 +280,7 @@ class NameIndex:
     def use_own(self, own: OwnNames, export: ExportSelection) -> None:
         """Use ``own`` names, for the labels of ``export``.
 
-        The caller must relabel the flows whose addresses have other names than before.
+        The caller must relabel the flows of addresses whose names have changed.
         """
         labels = [label for view in (export.main, *export.views) for label in view.labels]
         self.addresses.notes_unknown = any(map(shows_topology, labels))
@@ -484,8 +486,9 @@ def _with_gone_hosts(
 ) -> dict[str, tuple[Candidate, ...]]:
     """Return the addresses with owners on ``gone_hosts``, each with all its owners.
 
-    After an analyzer has started, hosts reappear one by one, while all of them report flows. An
-    address that several hosts have must not get the names of the first host that reappears.
+    After an analyzer has started, hosts reappear in the topology one by one, but all hosts report
+    flows. An address that several hosts have must not get the names of the first host that
+    reappears.
     """
     kept: dict[str, tuple[Candidate, ...]] = {}
     for address, owners in context.candidates.items():

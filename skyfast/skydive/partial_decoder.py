@@ -27,7 +27,7 @@ class PartialDecoder:
         self._flow = _Struct(types.FullReport, (), types)
 
     def decode(self, data: msgspec.Raw) -> Any:
-        """Return a flow.
+        """Return the flow with all fields that can be decoded.
 
         Raises:
             UNDECODABLE: A required field cannot be decoded, or ``data`` is not a flow.

@@ -39,15 +39,15 @@ SILENT_CHANCE: Final = 1e-6
 A reconnection interrupts all subscribers of the analyzer."""
 
 LOST: Final = 0.01
-"""UDP may lose this share of the ``stats``; such losses must not count as silence."""
+"""UDP may lose this share of the ``stats``; a few lost ``stats`` must not count as silence."""
 
 WINDOW_S: Final = 30.0
 """``stats`` are counted in windows of this length."""
 
 WINDOWS: Final = 4
-"""The highest count of this many windows is used. Together the windows are longer than any silence,
-so that a silent subscription does not reduce this count. When captures end, the count decreases
-within 2 minutes."""
+"""The number of capture points is estimated from the highest count of this many windows. Together
+the windows are longer than any silence, so that a silent subscription does not reduce the estimate.
+When captures end, the estimate decreases within 2 minutes."""
 
 ENDED_SHARE: Final = 0.5
 """If all other subscriptions deliver, but get less than this share of the expected ``stats``, some
@@ -57,13 +57,13 @@ IDLE_SHARE: Final = 0.1
 """If at most this share of the reports shows packets, the captures may be idle."""
 
 IDLE_REPORTS: Final = 3
-"""After its last packet, a point sends this many reports that differ from earlier reports."""
+"""After the last packet, the ``PacketsReceived`` of a point still changes in this many reports."""
 
 MEMORY_S: Final = 60.0
 """Reported values are remembered for at least this long, which is six reports."""
 
 MAX_VALUES: Final = 20_000
-"""Maximum number of remembered values. Above this, no report counts as a sign of packets."""
+"""Maximum number of remembered values. If there are more, no report counts as a sign of packets."""
 
 READINGS: Final = (9, 10, 11)
 """``PacketsReceived`` is the sum of this many readings of a total: ten, or one more or less."""
@@ -297,7 +297,8 @@ class _MissingFlows:
         self._shown = 0.0
         """Number of reports that show packets, minus the share that is normal for idle captures."""
         self._suspect_after_s = self._silent_after_s = math.inf
-        """The value of ``seconds`` when enough reports had shown packets, so flows were due."""
+        """The ``seconds`` after which flows were due, because enough reports had shown packets; or
+        infinity."""
 
     def update(self, *, flows: bool, tick_s: float) -> None:
         if flows:

@@ -187,7 +187,7 @@ def backoff(timing: Timing = DEFAULT_TIMING) -> Iterator[float]:
 
 
 class _Connect(connect):
-    """Does not follow redirects: analyzers send none, and the target would get the credentials."""
+    """Follows no redirect: analyzers send none, and another server would get the credentials."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
@@ -252,7 +252,7 @@ class _SilenceMonitor:
         self.received = False
         """The receiver sets this for every message."""
         self.problem = ""
-        """The reason if the subscription is silent, otherwise empty."""
+        """Why the subscription is silent; empty if it is not silent."""
         self.backlog = _BacklogTimer(tick_s)
         self._connection = connection
         self._deadline = deadline
@@ -322,10 +322,11 @@ class Subscription:
     ) -> None:
         """Create a subscription to ``endpoint``, one of ``config.subscriber.endpoints``.
 
-        The endpoint may include one of the addresses of its host. ``ssl`` is required for
-        ``wss://``. ``on_message`` receives the bytes of each message, and counts the message in
-        ``stats``. ``on_change`` is called when ``stats.up`` or `delivers` has changed.
-        ``predecessor`` is the previous subscription to the same analyzer, which this one replaces.
+        If the endpoint includes an address of its host, skyfast connects to this address. ``ssl``
+        is required for ``wss://``. ``on_message`` receives the bytes of each message, and counts
+        the message in ``stats``. ``on_change`` is called when ``stats.up`` or `delivers` has
+        changed. ``predecessor`` is the previous subscription to the same analyzer, which this one
+        replaces.
         """
         self.endpoint = endpoint
         self._authentication = Authentication(
@@ -453,7 +454,7 @@ class Subscription:
                     await self._read(connection, monitor)
                 except ConnectionClosed as exc:
                     waited_s = monitor.backlog.seconds()
-                    # After a close frame, the connection ended for another reason.
+                    # If there was a close frame, the connection did not end because of the wait.
                     if exc.rcvd is None and exc.sent is None and waited_s >= timing.overload_s:
                         text = f"the analyzer waited {waited_s:.0f} s"
                         raise OverloadError(text) from None

@@ -37,7 +37,8 @@ def client_context(tls: TLS) -> ssl.SSLContext:
 
 
 def _refuse_password() -> str:
-    # Otherwise OpenSSL prompts on the terminal, and a daemon hangs.
+    # Without this callback, OpenSSL would ask for a password on the terminal, and a daemon would
+    # hang.
     raise ValueError("the key is encrypted")
 
 

@@ -140,7 +140,8 @@ class TopologyClient:
         # This takes up to 0.3 s, during which the event loop continues.
         aiohttp = await asyncio.to_thread(importlib.import_module, "aiohttp")
         self._session = aiohttp.ClientSession(
-            # An idle connection would time out before the next request, and POST is not retried.
+            # A kept connection would time out before the next query, and aiohttp does not retry a
+            # POST.
             connector=http_connector(force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
             # A few kilobytes can decompress to gigabytes: see `_Elements`.
@@ -260,7 +261,7 @@ class TopologyClient:
         elements: "_Elements",
         deadline: asyncio.Timeout,
     ) -> int:
-        """Send a query; return the status. If it is 200, the response has been read."""
+        """Send a query; return the HTTP status. After status 200, the response has been read."""
         if self._session is None:
             raise RuntimeError("the client is closed")
         async with analyzer.post(

@@ -2,8 +2,8 @@
 
 The fields and their meaning are from the probes in Skydive's sources: ``topology/probes/k8s``,
 ``docker``, ``runc``, ``libvirt``, ``neutron`` and ``ovsdb``. Decoding never raises: a field of an
-unexpected type is treated as absent, and elements that are not nodes or edges are skipped. Both are
-counted.
+unexpected type is treated as absent, and elements that are not nodes or edges are skipped. Such
+fields and elements are counted.
 """
 
 import sys
@@ -208,7 +208,7 @@ class Metadata(_Struct):
 
 
 class Node(_Struct):
-    """A node of the topology. Times are in milliseconds; ``deleted_at`` has any type."""
+    """A node of the topology. Times are in milliseconds, but ``deleted_at`` may have any type."""
 
     metadata: Metadata
     id: str | None = msgspec.field(default=None, name="ID")

@@ -105,7 +105,7 @@ NAMED_INTERFACES: Final = Query(
     False,
     _is_named_interface,
 )
-"""The interfaces of `INTERFACES` and all other nodes that have addresses or can be captured.
+"""The interfaces of `INTERFACES`, and all other nodes that have addresses or can have a capture.
 
 The response has all Linux devices, and all Open vSwitch bridges and ports. The devices include
 loopback and tunnels, whose ``EncapType`` is not ``ether`` (``loopback``, ``gre``, ``sit``,
@@ -158,9 +158,9 @@ def changes(query: Query, since_ms: int) -> Query:
     """Return the query for the elements of ``query`` that were updated after ``since_ms``.
 
     ``query`` is one of `NAMESPACES`, `KUBERNETES`, `PODS`, `EDGES` and `KUBERNETES_EDGES`.
-    Interfaces have no such query, because agents update the counters of all interfaces every 30 s.
-    Deleted elements are not reported. The query uses the key ``@UpdatedAt``. Before Skydive 0.28,
-    this key was called ``UpdatedAt``, so responses of older versions are empty.
+    There is no such query for interfaces, because agents update the counters of all interfaces
+    every 30 s. Deleted elements are not reported. The query uses the key ``@UpdatedAt``. Before
+    Skydive 0.28, this key was called ``UpdatedAt``, so responses of older versions are empty.
     """
     if query not in _CHANGING:
         raise ValueError(f"no changes of {query.gremlin}")

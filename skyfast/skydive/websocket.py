@@ -183,7 +183,7 @@ class _Receiver(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._finish()
-        self._small = self._buffer = _NO_BUFFER  # do not wait for the garbage collector
+        self._small = self._buffer = _NO_BUFFER  # free it before garbage collection
         self._start = self._end = 0
         self._connection.connection_lost(exc)
 

@@ -2,7 +2,7 @@
 
 As in Kubernetes, the workload of a pod is its owner with ``Controller: true``. The edges of
 Skydive's probe only show which label selectors match (``matchLabelSelector`` in
-``topology/probes/k8s/cache.go``), so a pod can have edges from workloads that do not own it.
+``topology/probes/k8s/cache.go``), so workloads that do not own a pod can have edges to the pod.
 """
 
 from collections import defaultdict
@@ -24,7 +24,8 @@ from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.topology_graph import K8s, Node, OwnerReference
 
 RUNNING: Final = frozenset(("Running", "Pending"))
-"""The ``K8s.Status`` of pods that use their address. Ended pods keep ``K8s.IP``."""
+"""The ``K8s.Status`` of pods that use their address. Ended pods also have ``K8s.IP``, but another
+pod may use this address."""
 
 MAX_OF_CONTAINER: Final = 16
 """Maximum number of Kubernetes containers per runtime container, and of pods per container.
@@ -54,7 +55,7 @@ _UNKNOWN: Final = Workload()
 
 
 class PodNames(msgspec.Struct, frozen=True, gc=False):
-    """The names of a pod; "" where unknown. ``labels`` are the values of the requested labels."""
+    """The names of a pod, "" if unknown. ``labels`` are the values of the requested pod labels."""
 
     namespace: str
     pod: str
@@ -67,10 +68,10 @@ class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """A pod of the Kubernetes probe.
 
     ``agent`` is the host with an edge to the pod's Kubernetes node, or "" if this host is not
-    certain. ``host`` is the host to show: the agent's host, otherwise the name of the Kubernetes
-    node, or "". ``assumed_host`` is the host where the pod is looked for. It equals ``host``, or is
-    "" if edges of the topology contradict one another. ``addresses`` are in the notation of flows,
-    and empty if the pod does not run. ``only_container`` is the name of the pod's container in
+    certain. ``host`` is the host to show: ``agent``, or else the name of the Kubernetes node, or
+    else "". ``assumed_host`` is the host where the pod is looked for. It equals ``host``, or is ""
+    if edges of the topology contradict one another. ``addresses`` are in the notation of flows, and
+    empty if the pod does not run. ``only_container`` is the name of the pod's container in
     Kubernetes, or "" if the pod has several containers.
     """
 
