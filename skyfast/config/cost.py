@@ -50,13 +50,14 @@ CELL_BYTES: Final = 4
 KUBERNETES_NOTE: Final = (
     "Names of pods, workloads and services need Skydive's Kubernetes probe (k8s) on an analyzer."
 )
-"""Printed once if a label or info series needs pods, workloads or services."""
+"""Printed once, if any label or info series needs pods, workloads or services."""
 
 STRING_BYTES: Final = 72
 """Bytes that a distinct label value or key of up to 48 bytes takes, including its index entry."""
 
 NAMES_BYTES: Final = 36
-"""Bytes that an address or capture point takes while it has new flows, including its index entry.
+"""Bytes that the names of an address or capture point take while it has new flows, including the
+entry in the index.
 
 Each of its labels takes another `CELL_BYTES`.
 """

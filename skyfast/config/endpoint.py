@@ -1,6 +1,6 @@
 """Hosts, ports and URLs of analyzers, and addresses that the HTTP server listens on.
 
-`Endpoint` is the type of all of them. Only this module parses them.
+All of them are parsed here, and have the type `Endpoint`.
 """
 
 import ipaddress
@@ -172,7 +172,7 @@ def parse_listen_address(text: str) -> Endpoint:
     """Read ``host:port``, ``[IPv6]:port`` or ``:port``.
 
     Raises:
-        ValueError: ``text`` is invalid; ``str()`` is the reason.
+        ValueError: ``text`` is invalid. The message of the error is the reason.
 
     """
     if "://" in text:
@@ -197,7 +197,7 @@ def parse_listen_address(text: str) -> Endpoint:
 def parse_analyzer(text: str) -> Endpoint:
     """Read ``host``, ``host:port``, ``[v6]``, ``[v6]:port``, ``v6``, ``:port`` or ``port``.
 
-    The last two mean ``localhost``, as in Skydive's ``AddressFromString``.
+    ``:port`` and ``port`` mean a port of ``localhost``, as in Skydive's ``AddressFromString``.
 
     Raises:
         EndpointError: ``text`` is invalid.

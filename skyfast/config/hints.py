@@ -25,7 +25,7 @@ SIMILAR: Final = 0.6
 All unknown names in these sections are mistakes, so less similarity is enough for a suggestion."""
 
 MIN_END: Final = 8
-"""Minimum length of a name that is compared with the ends of known variables."""
+"""Minimum length of an unknown variable name for a comparison with the ends of known names."""
 
 
 class KnownKeys:
@@ -60,7 +60,7 @@ class KnownKeys:
         1. a similar name in the same section, with a similarity of at least ``cutoff``; names that
            can have such a value are preferred
         2. the same name at another level
-        3. the section that contains the keys of ``value``
+        3. if ``value`` is a mapping, the section that contains its keys
         4. a similar name at another level
         """
         name = path.rpartition(".")[2]
@@ -107,7 +107,7 @@ class KnownKeys:
             if len(paths) == 1:
                 counts[paths[0].rpartition(".")[0]] += 1
         section = max(counts, key=counts.__getitem__, default="")
-        # One match out of two can be coincidence.
+        # If only one of two keys matches, this can be coincidence.
         needed = max(len(value) / 2, min(len(value), 2))
         return section if section and counts[section] >= needed else ""
 

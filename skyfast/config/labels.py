@@ -59,8 +59,8 @@ def to_label(value: YamlValue) -> LabelSpec:
     nodes = mapping_of(
         value,
         known=("name", *_SOURCES),
-        # Without a source, require the key `_ANY_SOURCE`. No mapping has this key, so the error
-        # message contains its text.
+        # If no source is given, require the key `_ANY_SOURCE`. No mapping has this key, so the
+        # error message contains its text.
         required=("name", found[0] if found else _ANY_SOURCE),
         what=f"a label with name and {_ANY_SOURCE}",
     )

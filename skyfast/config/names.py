@@ -35,7 +35,8 @@ KEY_PREFIX: Final = "names_file: "
 """How an error begins if the file cannot be read. The errors of its lines begin with its name."""
 
 _NAME: Final = "name"
-"""In an entry that is a mapping, the key of the name. All other keys contain values."""
+"""The key of the name, in an entry that is a mapping. All other keys of the mapping contain
+values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +134,9 @@ def load(
 ) -> LoadedNames:
     """Read the own names that the labels of ``export`` show. This blocks.
 
-    ``known`` is returned if nothing has changed. 100,000 entries take about 0.5 s. Other threads
-    can run in this time, because Python code releases the GIL regularly.
+    ``known`` is returned if its sources and keys are the same and the file has not changed. 100,000
+    entries take about 0.5 s. Other threads can run in this time, because Python code releases the
+    GIL regularly.
 
     Raises:
         ConfigError: The file cannot be read, is too long, or is invalid. The message contains the

@@ -312,8 +312,8 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
                 problem += f", including the fields by which names{source} are looked up ({fields})"
             raise ViewError(problem, number, ("labels",))
         values |= own_values
-        # The table stores only the buckets of a histogram. But it reads the observed values from
-        # reports, so these values count, too.
+        # The table stores only the buckets of a histogram. But the table reads the observed values
+        # from reports, so these values also count towards the limit.
         values |= {
             gauge if value.observes == "first" else ("closing", gauge)
             for value in all_values

@@ -48,7 +48,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class YamlNode:
-    """A YAML value and its line, counted from 1; in a mapping, the line of the key."""
+    """A YAML value and its line, from 1. A value in a mapping has the line of its key."""
 
     value: "YamlValue"
     line: int
@@ -262,8 +262,8 @@ _ENDS_FLOW = re.compile(r"expected ',' or '([\]}])'")
 def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str:
     """Return the probable cause in terms that need no knowledge of YAML's grammar.
 
-    Empty if the cause is unknown. The result does not quote the line, because the line may contain
-    a password.
+    The result is empty if the cause is unknown. It does not quote the line, which may contain a
+    password.
     """
     line = lines[mark.line] if mark.line < len(lines) else ""
     before, behind = line[: mark.column], line[mark.column :]
