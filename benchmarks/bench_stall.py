@@ -75,7 +75,7 @@ def _cycles(
         while program.metric("skyfast_connections"):
             time.sleep(POLL_S)
         took_s.append(time.monotonic() - began_s)
-        # The flows are now dormant. They must be forgotten before they can be new in the next
+        # The flows are now dormant. A flow must be forgotten before it can be new in the next
         # cycle.
         program.command(f"pass {MEMORY_S}")
         while program.metric("skyfast_dormant_flows"):

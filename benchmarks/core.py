@@ -179,7 +179,7 @@ class Parts:
         return size, series
 
     def bound(self, min_bytes: int) -> None:
-        """Set the bound of the connections; the other views have none."""
+        """Set ``min_bytes`` of the connections; the other views have no bounds."""
         others = [(0, 0)] * len(self.table.view_connections)
         self.table.set_limits(**self._limits, bounds=[(min_bytes, 0), *others])
 
@@ -262,8 +262,7 @@ class Core(Parts):
 
 
 class Decoder:
-    """Decodes the fields of known flows, and discards them. Benchmarks compare skyfast with
-    this."""
+    """Decodes the fields of known flows, and discards them: a measure to compare skyfast with."""
 
     def __init__(self, count: int, flows_per_message: int = FLOWS_PER_MESSAGE) -> None:
         flows = Flows(count, flows_per_message)

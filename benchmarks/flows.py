@@ -1,4 +1,4 @@
-"""Generated flows for any number of connections. They have the form of a recorded flow.
+"""Generated flows for any number of connections: modified copies of one recorded flow.
 
 Only the times of flows differ between runs. Times are at most a few minutes in the past.
 

@@ -71,7 +71,7 @@ def series(view: ViewSpec, *, naming: Literal["compatible", "standard"]) -> int:
 def most_connections(limits: TableLimits) -> int:
     """Return the maximum number of connections.
 
-    ``max_flows`` limits this number, too, because every connection has at least one flow.
+    ``max_flows`` also limits connections, because every connection has at least one flow.
     """
     return min(limits.max_connections, limits.max_flows)
 

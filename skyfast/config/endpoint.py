@@ -66,7 +66,7 @@ class Endpoint:
     """Whether the URL contains a port."""
 
     def __str__(self) -> str:
-        """Return the URL without credentials, or ``host:port`` without a scheme."""
+        """Return the URL without credentials, or ``host:port`` if there is no scheme."""
         return self._written(userinfo="")
 
     def at(self, address: str) -> Self:
@@ -101,7 +101,7 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """The subscription URL with the host, not the address, and without credentials."""
+        """The subscription URL without credentials. Its host is ``host``, never ``address``."""
         return str(replace(self, scheme=self.scheme.removeprefix(FOLLOW_DNS)))
 
     @property

@@ -57,8 +57,8 @@ class KnownKeys:
 
         The result is the first of these that exists:
 
-        1. a similar name in the same section, with a similarity of at least ``cutoff``; names that
-           can have such a value are preferred
+        1. a similar name in the same section, with a similarity of at least ``cutoff``; names of
+           keys that accept ``value`` are preferred
         2. the same name at another level
         3. if ``value`` is a mapping, the section that contains its keys
         4. a similar name at another level
@@ -74,7 +74,7 @@ class KnownKeys:
         return self._elsewhere(near[0], value) if near else ()
 
     def instead_of_section(self, section: str, value: YamlValue) -> str:
-        """Return a key with a name like ``section`` that can have this value, or ""."""
+        """Return a key with a name like ``section`` that accepts ``value``, or ""."""
         near = self._siblings(section, cutoff=CLOSE)
         return next((one for one in near if one != section and self._fits(one, value)), "")
 
@@ -85,7 +85,7 @@ class KnownKeys:
         return [join(parent, one) for one in near]
 
     def _elsewhere(self, name: str, value: YamlValue) -> tuple[str, ...]:
-        """Return the paths that end with this name and can have such a value."""
+        """Return the paths that end with this name and whose keys accept ``value``."""
         paths = tuple(path for path in self._by_name.get(name, ()) if self._fits(path, value))
         return paths if len(paths) <= MAX_SUGGESTIONS else ()
 

@@ -181,7 +181,7 @@ _PARTS = {
     )
     for prefix in (*ENDS, _NODE)
 }
-"""The parts of label names after the prefix, by prefix without ``_``."""
+"""Maps ``initiator``, ``target`` and ``node`` to the parts of label names that can follow them."""
 
 _SYNONYMS = {
     **{prefix: prefix for prefix in _PARTS},
@@ -372,7 +372,8 @@ def _to_total(value: YamlValue) -> FieldPath:
     return path
 
 
-# These limits of a list are only rough: `skyfast.config.views` checks the exact limits of a view.
+# The limits of the two lists are only rough: `skyfast.config.views` checks the exact limits of a
+# view.
 to_labels = unique_list_of(to_label, "label", most=MAX_VIEW_COLUMNS + 1)
 to_metrics = unique_list_of(to_metric, "metric", most=MAX_VIEW_VALUES)
 
@@ -393,7 +394,7 @@ def _show_label(label: LabelSpec) -> object:
 
 
 MAX_SHOWN = 1e15
-"""From this number on, buckets are shown with an exponent."""
+"""Bounds of buckets from this number on are shown with an exponent."""
 
 
 def show_metrics(metrics: Sequence[MetricSpec]) -> list[object]:

@@ -162,7 +162,7 @@ def _compared(key: "Key[Any]", config: Config) -> object:
 def _collect(
     nodes: dict[str, YamlNode], *, file: str, problems: SortedProblems
 ) -> tuple[dict[str, SetValue], dict[str, YamlNode]]:
-    """Return the values of known keys and the nodes of unknown keys, both by path.
+    """Return the values of known keys by path, and the nodes of unknown keys by path.
 
     A key with dots is a path, as in Go's viper, which Skydive uses: ``pipeline.store: {…}`` works.
     """

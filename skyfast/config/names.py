@@ -61,8 +61,8 @@ class LoadedNames:
     """Own names, and their source.
 
     ``keys`` are the keys that at least one entry has. ``state`` is the state of the file before it
-    was read, or None without a file. ``timestamp_s`` is the Unix time at which the
-    names were loaded.
+    was read, or None if there is no file. ``timestamp_s`` is the Unix time at which the names were
+    loaded.
     """
 
     own: OwnNames
@@ -73,7 +73,7 @@ class LoadedNames:
 
     @property
     def missing_keys(self) -> tuple[str, ...]:
-        """The keys that labels need but no entry has; empty without sources."""
+        """The keys that labels need but no entry has; empty if there are no sources."""
         keys = self.own.keys if self.sources.are_set else ()
         return tuple(key for key in keys if key not in self.keys)
 

@@ -90,7 +90,7 @@ class FlowFilter:
     def __call__(self, flows: list[Flow]) -> list[Flow]:
         """Return the flows that pass, in order; count the dropped flows.
 
-        Without rules, the result is ``flows`` itself.
+        If there are no rules, the result is ``flows`` itself.
         """
         if self._pick is None:
             return flows
@@ -102,7 +102,7 @@ class FlowFilter:
         return admitted
 
     def again(self, flows: list[Flow]) -> list[Flow]:
-        """Filter flows that were already counted, without counting them again."""
+        """Filter flows again, and count nothing: the dropped flows have already been counted."""
         return flows if self._pick is None else self._pick(flows, [0] * len(self._counters))
 
 

@@ -93,7 +93,7 @@ def make_entry(name: str, values: Iterable[tuple[str, str]] = ()) -> Entry:
     """Return an entry.
 
     Raises:
-        InvalidEntryError: There is neither a name nor a value, a string is too long or not
+        InvalidEntryError: The entry has neither a name nor a value, a string is too long or not
             printable, a value is empty, or a key is repeated or cannot be part of a label name.
 
     """

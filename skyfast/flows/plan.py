@@ -44,7 +44,7 @@ class Names(Protocol):
     def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
         """Return the label values of an ambiguous key.
 
-        ``other`` is the other address of the flow, and ``point`` is its capture point.
+        ``other`` is the other address of the flow, and ``point`` is the flow's capture point.
         """
 
 
@@ -235,7 +235,7 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirement:
-    """A flow needs at least one of the parts ``paths``; otherwise it is skipped with ``reason``.
+    """A flow that has none of the parts ``paths`` is skipped with ``reason``.
 
     If ``or_without`` is not empty, flows without the part ``or_without`` are exempt.
     """

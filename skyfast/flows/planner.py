@@ -138,7 +138,7 @@ _CONTEXTS: Final[Mapping[FieldPath, tuple[()] | tuple[FieldPath, FieldPath]]] = 
 
 
 def key_fields(label: LabelSpec) -> tuple[FieldPath, ...]:
-    """Return the fields that are needed to look up a label's value; none without a name lookup.
+    """Return the fields that are needed to look up a label's value; () if the label shows no name.
 
     The table stores the values of these fields for each flow, once for all labels.
     """
@@ -238,7 +238,7 @@ def _view(view: ViewSpec, columns: _Columns, export: ExportSelection) -> View:
         families=shown,
         bytes=amounts.get("bytes", ()),
         packets=amounts.get("packets", ()),
-        # Several flows without ports can have the same addresses.
+        # ICMP flows and others without ports can share both addresses, so they can share a row.
         identifies_connection=not (export.include_icmp or export.include_other)
         and {column.path for column in chosen if column.is_field} >= ENDPOINTS,
     )

@@ -138,7 +138,8 @@ class ExportSelection:
 
     ``main`` is the first view. Its rows are the connections, and ``naming`` applies to its
     families. ``rewrite`` maps labels to their rewrites. ``cluster_net_masks`` are the networks for
-    the label ``tag``; without that label they do not affect the export, and the tuple is empty.
+    the label ``tag``. If no view has this label, the tuple is empty, because the networks do not
+    affect the export.
     """
 
     main: ViewSpec

@@ -142,10 +142,10 @@ def redirect(location: str) -> str:
 class Authentication:
     """The credentials for one analyzer.
 
-    Basic authentication is used until a request returns 401. From then on, the cookie of a login is
-    used. If the cookie is rejected with 401, too, a new login replaces the cookie. The password and
-    the cookie are never sent together: Skydive checks the cookie first, and rejects an expired
-    token even with a valid password. The configured cookies are always sent.
+    Basic authentication is used until a request returns 401. After that, a login gets a cookie,
+    which is used instead. When the cookie is rejected with 401, a new login replaces it. The
+    password and the cookie are never sent together: Skydive checks the cookie first, and rejects an
+    expired token even with a valid password. The configured cookies are always sent.
 
     The headers, cookies and passwords of this object must not be logged.
     """
@@ -189,8 +189,8 @@ class Authentication:
     async def reauthenticate(self, rejected_headers: Headers) -> bool:
         """Log in after a request with ``rejected_headers`` returned 401.
 
-        Returns whether to retry with the new `headers`. If not, ``problem`` says why the login
-        failed. If several requests are rejected at the same time, one call logs in, and all other
+        Returns whether to retry with the new `headers`. If the login failed, ``problem`` is the
+        reason. If several requests are rejected at the same time, one call logs in, and all other
         calls use the new token.
         """
         async with self._renewing:

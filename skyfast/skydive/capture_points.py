@@ -24,7 +24,7 @@ MAX_ID_CHARS: Final = 1024
 """Maximum length of an ID; longer IDs are ignored."""
 
 SILENCE_S: Final = 600.0
-"""A capture point is forgotten after this time without a flow in the messages that are read."""
+"""A capture point is forgotten if no message that is read has a flow from it for this time."""
 
 FORGET_INTERVAL_S: Final = 60.0
 """Minimum time between two searches for capture points to forget. A search takes at most 2 ms."""

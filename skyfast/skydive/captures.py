@@ -1,9 +1,9 @@
 """Metric families from the statistics that agents send about their captures.
 
-Skydive's sources (``flow/table.go``, ``flow/probes``) document the fields, and recordings confirm
-them. Each flow table of an agent is one capture point, that is, one capture on one interface.
-Every 10 s, each point sends a report to a randomly chosen analyzer, which forwards it to its
-subscribers:
+The meaning of the fields is from Skydive's sources (``flow/table.go``, ``flow/probes``), and
+recordings confirm this meaning. Each flow table of an agent is one capture point, that is, one
+capture on one interface. Every 10 s, each point sends a report to a randomly chosen analyzer, which
+forwards it to its subscribers:
 
 * ``FlowDropped`` and ``KernelFlowDropped`` are the increases since the capture point's previous
   report. Their sums over all points of a capture are exported as counters that start at the first
@@ -36,7 +36,7 @@ from skyfast.stats import CaptureStats
 from skyfast.text_format import MetricFamily, label_text, with_unknown_starts
 
 SILENCE_S: Final = 60.0
-"""A capture expires after this time without a report; a point sends six reports in this time."""
+"""A capture expires if it has had no report for this time, in which a point sends six reports."""
 
 SLOT_S: Final = 3.0
 """The highest values are stored per time slot of this length."""
@@ -181,7 +181,7 @@ class Captures:
     """
 
     def __init__(self, *, naming: Literal["compatible", "standard"], stats: CaptureStats) -> None:
-        """Start without captures. With ``standard``, counter names end with ``_total``."""
+        """Start without captures. With ``naming="standard"``, counter names end with ``_total``."""
         ending = "_total" if naming == "standard" else ""
         self._families = tuple(
             replace(family, name=family.name + ending) if family.type == "counter" else family
@@ -225,7 +225,7 @@ class Captures:
         return ""
 
     def expire(self, now: float) -> None:
-        """Remove the captures without a report for `SILENCE_S`."""
+        """Remove the captures that have had no report for `SILENCE_S`."""
         silent = [key for key, capture in self._captures.items() if _is_silent(capture, now)]
         for key in silent:
             del self._captures[key]

@@ -30,8 +30,8 @@ from skyfast.stats import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
 MAX_PARTIAL_FLOWS = 1_000
 """Maximum number of flows per message that are decoded field by field.
 
-Decoding such a flow takes 10 µs. Real analyzers put at most 100 flows into a message, so they never
-reach this limit. Beyond the limit, flows with values of a wrong type are skipped."""
+Decoding a flow field by field takes 10 µs. Real analyzers put at most 100 flows into a message, so
+they never reach this limit. Beyond the limit, flows with values of a wrong type are skipped."""
 
 AVERAGED_MESSAGES = 32
 """The share of messages with unknown flows is a moving average: each message weighs 1 / 32.
@@ -260,9 +260,9 @@ class Ingest:
             return self._envelope.decode(prune_depth(marked))
 
     def _one_by_one(self, raws: Iterable[msgspec.Raw]) -> list[Flow]:
-        """Decode each flow on its own, without unusable optional values; count unusable flows.
+        """Decode each flow on its own. Leave out unusable values, and count unusable flows.
 
-        `PartialDecoder` omits the unusable values, and the table counts them.
+        `PartialDecoder` leaves out values of optional fields, and the table counts them.
         """
         flows = []
         partial = 0

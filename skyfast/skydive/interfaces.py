@@ -148,7 +148,7 @@ class Interfaces:
     """The interfaces in the latest response of the topology API, as metric families.
 
     A response replaces the previous response: interfaces that are missing from the new response are
-    removed at once. Without responses, the interfaces stay for three intervals or
+    removed at once. If no response arrives, the interfaces stay for three polling intervals or
     ``connection_timeout_s``, whichever is longer.
 
     The label ``node_tid`` is the ``TID`` of the interface, or the ``ID`` of its node if there is no

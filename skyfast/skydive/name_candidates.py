@@ -19,8 +19,8 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     ``names`` are in the order of ``ADDRESS_NAMES``, followed by the values of the requested pod
     labels. ``namespace`` is the ID of the network namespace's node, or "" if this node is unknown.
     For the host's own namespace, it is the ID of the host's node. ``host`` is the owner's host, by
-    the name that the agent uses. ``cluster`` is the cluster of the pod or service, otherwise the
-    cluster of the host, or "" if there is none.
+    the name that the agent uses. ``cluster`` is the cluster of the pod or service, or else the
+    cluster of the host, or else "".
     """
 
     names: tuple[str, ...]
@@ -58,7 +58,7 @@ def choose(
     1. All candidates.
     2. The candidates in the namespace of the capture point.
     3. The candidates in the namespaces of the capture point's veth peers.
-    4. If a subnet of the capture point's host contains both addresses, the candidates on that host.
+    4. The candidates on the capture point's host, if a subnet of that host contains both addresses.
     5. The candidates in the cluster of the capture point.
     """
     local = is_local(address)
@@ -104,8 +104,8 @@ def _only_names(candidates: Iterable[Candidate]) -> tuple[str, ...] | None:
 def in_order(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     """Return the distinct candidates, sorted.
 
-    ``127.0.0.1`` has one candidate in each namespace. Sorting thousands at once would hold the GIL
-    for too long.
+    ``127.0.0.1`` has one candidate in each namespace. Sorting thousands of candidates at once would
+    hold the GIL for too long.
     """
     rest = iter(set(candidates))
     chunks = []

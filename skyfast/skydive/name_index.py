@@ -36,8 +36,8 @@ use."""
 MAX_UNKNOWN: Final = 20_000
 """Maximum number of unknown addresses that wait for a query.
 
-The same limit applies to the addresses that are remembered after a query. The queries of one minute
-contain up to 15,000 addresses."""
+At most as many addresses are remembered after a query, so that they are not queried again too soon.
+The queries of one minute contain up to 15,000 addresses."""
 
 MISS_S: Final = 60.0
 """An address that belongs to no pod is not queried again for this time."""
@@ -136,16 +136,16 @@ class NodeNames(dict[str, tuple[str, ...]]):
         return self.EMPTY
 
     def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
-        """Return the names of ``key``. They depend neither on ``other`` nor on ``point``."""
+        """Return the names of ``key``. ``other`` and ``point`` make no difference."""
         return self[key]
 
 
 class AddressNames(dict[str, tuple[str, ...] | None]):
     """The names of addresses, by address in Go's notation.
 
-    The names are in the order of `ADDRESS_NAMES`, followed by the values of the pod labels. An
-    ambiguous address has None instead: `resolve` chooses its names by the other address and the
-    capture point of the flow, and caches them. If ``notes_unknown`` is set, a lookup notes an
+    The names are in the order of `ADDRESS_NAMES`, followed by the values of the pod labels. For an
+    ambiguous address, the dict has None: `resolve` chooses the address's names by the flow's other
+    address and capture point, and caches them. If ``notes_unknown`` is set, a lookup notes an
     unknown address for `take_unknown`.
     """
 
@@ -194,7 +194,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         return names
 
     def forget_contexts(self) -> None:
-        """Forget the data for resolving ambiguous addresses, and the names chosen with it."""
+        """Forget the data that resolves ambiguous addresses, and the names chosen with it."""
         self._context, self._triples, self._overflowed = _Context(), {}, False
 
     @property
@@ -241,7 +241,7 @@ class NameIndex:
     node was deleted, or because an analyzer that has just started does not know the node yet. Such
     an entry stays for ``keep_s``. The first resolution after this time removes the entry; `is_due`
     returns whether this resolution is due. If a host has no capture point left, its candidates for
-    ambiguous addresses also stay for ``keep_s``. Without resolutions, all entries stay.
+    ambiguous addresses also stay for ``keep_s``. While there are no resolutions, all entries stay.
 
     :meth:`apply` and :meth:`forget_topology` change the mappings in place. The thread that calls
     these methods may use the mappings at any time.

@@ -240,7 +240,7 @@ class NamePoller:
 
     async def _keep(self, query: Query, reader: GraphReader, *, is_full: bool) -> None:
         keep = self._store.replace if is_full else self._store.merge
-        async with self._keeping:  # several tasks read at the same time
+        async with self._keeping:  # several tasks call this method at the same time
             if await asyncio.to_thread(keep, query, reader):
                 self._changed = True
         progress = self._progress[query]
@@ -364,7 +364,7 @@ class NamePoller:
     async def _resolve_pods(
         self, client: TopologyClient, pods: list[Node], reader: GraphReader
     ) -> None:
-        """Resolve the names of pods that ``reader`` has read, without waiting for other queries."""
+        """Resolve the names of the pods in ``reader`` now, not only after all other queries."""
         edges = queries.by_child([pod.id for pod in pods if pod.id][:MAX_VALUES])
         kept = queries.KUBERNETES_EDGES
         edge_reader = (

@@ -160,7 +160,7 @@ class _Resolver:
         )
 
     def release(self) -> None:
-        """Free the memory in parts, because freeing it at once would hold the GIL for too long."""
+        """Free the memory in parts: freeing all of it at once would hold the GIL for too long."""
         self._index.release()
         while parts := vars(self):
             parts.popitem()
@@ -362,8 +362,8 @@ class _Resolver:
     def _place(self, namespace: _Namespace, host: str, machine: str | None) -> _Place:
         """Return the place of an interface's own addresses, or of a virtual machine's addresses.
 
-        ``machine`` is None for the interface's own addresses; otherwise it is the name of the
-        virtual machine, or "" if the name is unknown.
+        ``machine`` is None for the interface's own addresses. For the addresses of a virtual
+        machine, it is the machine's name, or "" if the name is unknown.
         """
         key = id(namespace), host, machine
         place = self._places.get(key)
@@ -381,7 +381,7 @@ class _Resolver:
                 candidate=Candidate(
                     names=names,
                     # A virtual machine is not in the network namespace of the interface that
-                    # connects it.
+                    # connects the machine.
                     namespace=namespace.id if machine is None else "",
                     host=host,
                     cluster=(namespace.pod.cluster if namespace.pod else "") or cluster,

@@ -124,8 +124,8 @@ class ReportChecker:
             for index, counter in enumerate(plan.counters)
             if counter.last_update
         )
-        # With deduplication, a flow can also be unknown because its earlier reports were
-        # duplicates.
+        # If flows are deduplicated, the table may not know a flow because it skipped the earlier
+        # reports as duplicates, not because they were lost.
         self._checks_unknown = plan.conversation is None
         self._table = table
         self._stats = stats

@@ -6,16 +6,17 @@ every 10 s. Each time, the capture point picks an analyzer at random (``flow/tab
 analyzer receives none of them with a probability of (1 - 1/N)^n. A subscription without a message
 is *suspect* if this probability is less than `SUSPECT_CHANCE`, and *silent* if it is less than
 `SILENT_CHANCE`. The number of sent ``stats`` is estimated from the number of capture points. If the
-other subscriptions have received far fewer ``stats`` than that, captures have ended, and n is the
-number that they have received.
+other subscriptions have received far fewer ``stats`` than this estimate, captures have ended, and n
+is the number of ``stats`` that the other subscriptions have received.
 
 A subscription that gets ``stats`` but no flows is silent, too, if the ``stats`` show that captures
 receive packets. When a subscriber disconnects, an analyzer stops sending to all subscribers until
 another client subscribes. If this client subscribes only to ``stats``, all subscribers get only
 ``stats``.
 
-This module has no clock and no socket. It counts ticks instead of time: after a pause of the
-process, the late tick counts as a single tick, and waiting messages are read before the next tick.
+This module has no clock and no socket. It counts ticks (regular calls) instead of time: after a
+pause of the process, the late tick counts as a single tick, and waiting messages are read before
+the next tick.
 """
 
 import math
@@ -193,9 +194,9 @@ class Reporting:
 class Silence:
     """Decides whether a subscription is suspect or silent.
 
-    Without messages, a subscription is suspect after ``longest_s`` at the latest, and silent after
-    ``longest_s`` times ``stretch`` at the latest. If ``longest_s`` is 0, the subscription is never
-    suspect or silent.
+    A subscription that receives no messages is suspect after ``longest_s`` at the latest, and
+    silent after ``longest_s`` times ``stretch`` at the latest. If ``longest_s`` is 0, the
+    subscription is never suspect or silent.
     """
 
     def __init__(

@@ -137,7 +137,7 @@ class Subscriptions:
         self._changed.set()
 
     async def run(self) -> None:
-        """Stay subscribed to all until cancelled; then close all subscriptions cleanly."""
+        """Stay subscribed to all targets until cancelled; then close all subscriptions cleanly."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._changed.clear()
@@ -301,7 +301,7 @@ class Prepared:
     digests: tuple[bytes, ...]
 
     def settings(self, endpoint: Endpoint) -> object:
-        """Return the settings of a subscription, without its endpoint, to detect changes."""
+        """Return all settings of a subscription except its endpoint, to detect changes."""
         return (
             self.config.host_id,
             self.config.credentials,

@@ -1,8 +1,8 @@
 """Sends queries to the topology API of the analyzers.
 
-A response is decompressed, split into its elements and decoded while it arrives. So memory never
-contains the whole text or all of its objects. No call holds the GIL for longer than it takes to
-decode one element.
+A response is decompressed, split into its elements and decoded while it arrives. So neither its
+whole text nor all of its decoded objects are in memory at once. No call holds the GIL for longer
+than it takes to decode one element.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ PIECE_BYTES: Final = 1024 * 1024
 
 
 class Reader(Protocol):
-    """Decodes the elements of one response, in order. A worker thread calls it."""
+    """Decodes the elements of one response, in order. Its methods are called in a worker thread."""
 
     def add(self, element: bytes, /) -> None:
         """Decode an element. Raises MalformedAnswerError if the whole response is unusable."""
@@ -78,7 +78,7 @@ class Observer(Protocol):
         """Receive an element, in a worker thread. Must not raise."""
 
     def end(self) -> None:
-        """Finish, because the response is complete. Not called for an incomplete response."""
+        """Finish: the response is complete. Not called if the response stays incomplete."""
 
 
 R = TypeVar("R", bound=Reader)

@@ -285,7 +285,7 @@ def decode_edge(element: bytes, skipped: Skipped | None = None) -> Edge | None:
 
 
 def _repaired(element: bytes, struct: Any, skipped: Skipped) -> Any:
-    """Decode an element without the fields of wrong types. This is rare, so it may be slow."""
+    """Decode an element, and leave out fields of wrong types. Rarely called, so it may be slow."""
     try:
         data = msgspec.json.decode(readable(bytes(element)))
     except (msgspec.MsgspecError, MalformedAnswerError):

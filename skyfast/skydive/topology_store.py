@@ -220,7 +220,7 @@ class TopologyStore:
         )
 
     def graph_of(self, pods: list[Node]) -> Graph:
-        """Return ``pods`` and the elements that their names need, without other pods."""
+        """Return ``pods`` and the elements that their names need; all other pods are left out."""
         chosen = {pod.id for pod in pods}
         nodes, others = list(pods), set[str | None]()
         for element in self._listed(KUBERNETES):

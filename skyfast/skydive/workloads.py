@@ -218,7 +218,7 @@ class Workloads:
     def _pod_containers(self) -> tuple[MultiMap[int, Node], MultiMap[int, Node]]:
         """Return the containers of each pod, and the pods of each container, by edges or names.
 
-        The keys of both maps are the identities of nodes.
+        The keys of both maps are the ``id()`` of nodes.
         """
         index = self._index
         by_name = MultiMap(
@@ -281,8 +281,8 @@ class Workloads:
         cluster = self._cluster(node)
         kubernetes_node = index.name(k8s.node) or index.name(spec.node_name if spec else None)
         hosts = self._hosts.get((cluster, kubernetes_node), set())
-        # If two clusters have a node of this name, a host has edges to both nodes. Then it is
-        # unclear which node the host is.
+        # If two clusters have a node of this name, a host has edges to both nodes. In this case, it
+        # is unclear which node the host is.
         agents = [host for host in hosts if len(self._clusters[host]) == 1]
         agent = agents[0] if len(hosts) == len(agents) == 1 else ""
         contradictory = bool(hosts) or kubernetes_node in self._clusters
@@ -368,7 +368,7 @@ class Workloads:
         return self._itself(replica_set, "ReplicaSet")
 
     def _selecting(self, relation: str, node: Node) -> Sequence[Node]:
-        """Return the nodes whose label selectors match, without nodes of other clusters."""
+        """Return the nodes whose label selectors match ``node``, except nodes of other clusters."""
         cluster = self._cluster(node)
         return [
             parent
@@ -406,8 +406,8 @@ class Workloads:
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
         if key not in self._above_owners:
             nodes = self._owners.get(key)
-            # Only the newest nodes count. There are several only if they were created at the same
-            # time.
+            # Only the newest nodes count. Several nodes are the newest only if they were created at
+            # the same time.
             created_at = max((node.created_at or 0 for node in nodes), default=0)
             above = {
                 self._replica_set(node) if owner.kind == "ReplicaSet" else self._job(node)
