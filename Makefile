@@ -212,7 +212,7 @@ clean:
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Stamp files. While a stamp is up to date, the part of the environment that it stands for is, too.
+# Stamp files: each marks that a part of the environment is up to date.
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)

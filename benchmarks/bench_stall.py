@@ -62,7 +62,7 @@ def run(report: Report) -> None:
 def _cycles(
     report: Report, program: Program, analyzer: Remote[Analyzer]
 ) -> tuple[list[float], list[float]]:
-    """Fill the table and let it expire, repeatedly. Return its MiB when full, and when empty."""
+    """Fill and expire the table repeatedly. Return the MiB of the full and of the empty table."""
     delays: list[float] = []
     filled, emptied, took_s = [], [], []
     for _ in range(CYCLES):

@@ -200,7 +200,7 @@ class Parts:
     def deflate(self, openmetrics: int = 0) -> tuple[float, int]:
         """Render and compress a page with a checksum; return the seconds and the bytes.
 
-        Pages in OpenMetrics have start timestamps.
+        Pages have start timestamps if they are in OpenMetrics.
         """
         began_ns = time.thread_time_ns()
         page = self.table.page(self.now_s, openmetrics, created=True)

@@ -59,7 +59,7 @@ NAMES_BYTES: Final = 36
 """Bytes that the names of an address or capture point take while it has new flows, including the
 entry in the index.
 
-Each of its labels takes another `CELL_BYTES`.
+Each label with a name of the address or capture point takes another `CELL_BYTES`.
 """
 
 
@@ -96,7 +96,8 @@ def double_counted(config: Config) -> list[str]:
 def hides_traffic(config: Config) -> bool:
     """Return whether the traffic of hidden connections is in no series.
 
-    This is the case if bounds are set, and no view without bounds counts bytes or packets.
+    Hidden traffic is in no series if bounds are set, and no view without bounds counts bytes or
+    packets.
     """
     views, bounds = (config.export.main, *config.export.views), config.limits.bounds
     return any(bound.are_set for bound in bounds) and not any(

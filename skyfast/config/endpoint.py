@@ -48,7 +48,7 @@ class EndpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A host and a port; with a ``scheme``, the WebSocket URL of a subscription.
+    """A host and a port; if ``scheme`` is set, the WebSocket URL of a subscription.
 
     ``host`` is normalized by `parse_host`; an empty host means all addresses of this machine. In a
     URL, the host is also the ``Host`` header and the name that TLS verifies. If ``address`` is not

@@ -154,8 +154,8 @@ def similar_variable(
 
     ``known`` has all variables by name; ``sections`` are prefixes that several variables share, and
     ``prefix`` is the prefix of all variables. The comparison ignores the longest section that
-    ``name`` starts with. If exactly one known variable ends with ``name``, the result is this
-    variable.
+    ``name`` starts with. If ``name`` starts with no section and is the end of exactly one known
+    variable, the result is this variable.
     """
     begins = max((section for section in sections if name.startswith(section)), key=len, default="")
     end = name.removeprefix(prefix)

@@ -33,8 +33,8 @@ class ConfigError(Exception):
     """The configuration cannot be used.
 
     ``problems`` are the errors, one line each: at most `MAX_PROBLEMS`, and a last line if there are
-    further errors. ``str()`` joins them in one line. ``warnings`` are the warnings about the same
-    configuration, one line each.
+    further errors. ``str()`` joins the errors in one line. ``warnings`` are the warnings about the
+    same configuration, one line each.
     """
 
     def __init__(self, *problems: str) -> None:

@@ -102,9 +102,8 @@ class Column:
 class Direction:
     """The label that distinguishes the two series of a connection in one family.
 
-    ``position`` is the label's index among all labels of the view; the columns before and after it
-    keep their order. ``values`` are the label's values; the value of the initiator's direction is
-    first.
+    ``position`` is the index at which the label is inserted among the columns of the view.
+    ``values`` are the label's values; the value of the initiator's direction is first.
     """
 
     name: str = "direction"

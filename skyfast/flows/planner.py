@@ -259,7 +259,7 @@ AMOUNTS: Final[tuple[Amount, ...]] = ("bytes", "packets")
 
 
 def amount_counters(name: Amount, direction: str) -> tuple[Counter, ...]:
-    """Return the counters of an amount in a view: one for each direction, or their sum."""
+    """Return the counters of an amount in a view: one for each direction, or one for the sum."""
     paths = METRICS_BY_NAME[name].paths
     return (_counter(paths),) if direction == "sum" else tuple(_counter((path,)) for path in paths)
 

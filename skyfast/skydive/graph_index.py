@@ -28,6 +28,7 @@ characters."""
 MAX_OWNERS: Final = 16
 """Maximum levels of ownership above an interface; usually two: namespace and host."""
 
+# Reasons under which unusable items of the topology are counted.
 NODE_LIMIT: Final = "node_limit"
 """Counts nodes beyond `MAX_NODES`."""
 

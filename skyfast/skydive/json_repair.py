@@ -1,7 +1,7 @@
 """Repairs JSON text that the decoder rejects although its structure is valid.
 
 RFC 8259 allows two things that the decoder rejects: escapes of lone surrogates, and nesting beyond
-its limit. After the repair, only strings with lone surrogates and parts that are nested too deep
+its limit. After the repair, only strings with lone surrogates and parts that are nested too deeply
 are lost.
 """
 

@@ -18,9 +18,9 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
     ``names`` are in the order of ``ADDRESS_NAMES``, followed by the values of the requested pod
     labels. ``namespace`` is the ID of the network namespace's node, or "" if this node is unknown.
-    For the host's own namespace, it is the ID of the host's node. ``host`` is the owner's host, by
-    the name that the agent uses. ``cluster`` is the cluster of the pod or service, or else the
-    cluster of the host, or else "".
+    For the host's own namespace, ``namespace`` is the ID of the host's node. ``host`` is the
+    owner's host, by the name that the agent uses. ``cluster`` is the cluster of the pod or service,
+    or else the cluster of the host, or else "".
     """
 
     names: tuple[str, ...]

@@ -262,7 +262,7 @@ class NameIndex:
         self.ambiguous = 0
         """The number of ambiguous addresses."""
         self.stats = NameStats()
-        """The counters of these names. Names and counters survive a reload together."""
+        """The counters of the names in this index. A reload keeps both, or neither."""
         self._keep_s = keep_s
         self._gone_nodes: Mapping[str, float] = {}
         self._gone_addresses: Mapping[str, float] = {}

@@ -35,6 +35,7 @@ MAX_COMPARISONS: Final = 10_000
 Each pod with the address is compared with each interface. Above the limit, no interface is assigned
 to a pod."""
 
+# Reasons under which unusable items of the topology are counted.
 ADDRESS_LIMIT: Final = "address_limit"
 """Counts addresses beyond `MAX_ADDRESSES`."""
 

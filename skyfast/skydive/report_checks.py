@@ -50,7 +50,8 @@ second longest of the 60 intervals. The longest interval is not reliable: when t
 is adjusted, all intervals that end at the agent's next tick seem longer or shorter."""
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
-"""Skip reasons that cause gaps. The other reasons skip all reports of a flow, so no gap occurs."""
+"""Reasons to skip a report that cause gaps. The other reasons skip all reports of a flow, so no gap
+occurs."""
 
 Flow = Any
 """A struct of the plan's type ``FullReport``."""

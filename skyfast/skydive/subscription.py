@@ -251,7 +251,7 @@ class _SilenceMonitor:
         ``on_change`` is called when the subscription starts or stops delivering.
         """
         self.received = False
-        """The receiver sets this for every message."""
+        """The receiver sets ``received`` to True for every message."""
         self.problem = ""
         """Why the subscription is silent; empty if it is not silent."""
         self.backlog = _BacklogTimer(tick_s)

@@ -1,8 +1,8 @@
 """Sends queries to the topology API of the analyzers.
 
-A response is decompressed, split into its elements and decoded while it arrives. So neither its
-whole text nor all of its decoded objects are in memory at once. No call holds the GIL for longer
-than it takes to decode one element.
+A response is decompressed, split into its elements and decoded while it arrives. So neither the
+whole text nor all decoded objects of a response are in memory at once. No call holds the GIL for
+longer than it takes to decode one element.
 """
 
 import asyncio
@@ -302,7 +302,7 @@ async def _read(content: "aiohttp.StreamReader", elements: "_Elements") -> None:
 
 
 class _Elements:
-    """The body of a response: decompresses and splits it, and calls the reader."""
+    """Decompresses and splits the body of a response, and passes its elements to the reader."""
 
     def __init__(self, reader: Reader, observer: Observer | None) -> None:
         self._reader = reader

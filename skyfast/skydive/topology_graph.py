@@ -19,6 +19,7 @@ import msgspec
 from skyfast.flows.fields import UNDECODABLE
 from skyfast.skydive.topology_nodes import MalformedAnswerError, readable
 
+# Reasons under which unusable items of the topology are counted.
 MALFORMED: Final = "malformed"
 """Counts elements that are not nodes or edges."""
 

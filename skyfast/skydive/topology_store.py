@@ -19,6 +19,7 @@ from skyfast.skydive.topology_graph import Edge, Graph, Node, Skipped, decode_ed
 from skyfast.skydive.topology_nodes import MAX_ELEMENTS, Answer, AnswerReader
 from skyfast.skydive.topology_queries import KUBERNETES, KUBERNETES_EDGES, NAMESPACES, Query
 
+# Reasons under which unusable items of the topology are counted.
 TOO_MANY: Final = "too_many"
 """Counts the elements of a response beyond `MAX_ELEMENTS`."""
 
@@ -94,8 +95,8 @@ class GraphReader:
         self.newest_ms = max(self.newest_ms, _updated_ms(node))
         known = self._known.get(key)
         if isinstance(known, Node):
-            # ``UpdatedAt`` also changes if only fields change that are not read. Then the node must
-            # count as unchanged.
+            # ``UpdatedAt`` also changes if only fields change that are not read. In this case, the
+            # node must count as unchanged.
             known.updated_at = node.updated_at
         if known == node:
             # Use the known node's ID as the key, because an equal string would take additional
