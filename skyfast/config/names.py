@@ -32,7 +32,8 @@ MAX_FILE_BYTES: Final = 16 << 20
 """Security limit: longer files are rejected. About 500,000 entries fit into a file."""
 
 KEY_PREFIX: Final = "names_file: "
-"""How an error begins if the file cannot be read. The errors of its lines begin with its name."""
+"""The start of an error if the file cannot be read. An error in a line of the file starts with the
+path of the file."""
 
 _NAME: Final = "name"
 """The key of the name, in an entry that is a mapping. All other keys of the mapping contain

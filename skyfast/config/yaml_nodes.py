@@ -186,7 +186,7 @@ class _Composer:
             # mark.
             self._refuse(event, path, "this YAML tag (!) is unknown")
         if depth > MAX_DEPTH:
-            # All positions in nested lists would fill the message.
+            # Leave out list indexes: those of all nested lists would fill the message.
             key = path.partition("[")[0]
             raise self._error(event, key, f"is nested deeper than {MAX_DEPTH} levels")
         value: YamlValue
@@ -295,12 +295,12 @@ def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str
 
 
 def join(path: str, name: str) -> str:
-    """Return the path of ``name`` below ``path``. ``name`` is a key or an `index`, or a path."""
+    """Return the path of ``name`` below ``path``. ``name`` is a key, an `index` or a path."""
     return f"{path}.{name}" if path and not name.startswith("[") else path + name
 
 
 def index(i: int) -> str:
-    """Return the name of entry number ``i`` of a list, counted from 0."""
+    """Return ``[i]``: the part of a path for list entry number ``i``, counted from 0."""
     return f"[{i}]"
 
 
