@@ -173,7 +173,7 @@ bench-plots: $(VENV)/.built $(VENV)/.test $(VENV)/.plots
 docs: $(VENV)/.built
 	$(BIN)/python -m docs.generate
 
-# Writes the completions for shells, after a change of the options.
+# Writes the shell completions. Needed after a change of command line options.
 completion: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m tests.support.completion
 
@@ -212,7 +212,7 @@ clean:
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache benchmarks/results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Stamp files. If a stamp is up to date, so is the environment.
+# Stamp files: each marks that a part of the environment is up to date.
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)

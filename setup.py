@@ -2,7 +2,7 @@
 
 The environment variable ``SKYFAST_BUILD`` selects a build for tests. The builds `checked`,
 `address` and `thread` use ``skyfast/_checked.pyx`` instead of ``skyfast/_table.pyx``. `coverage`
-uses the normal sources. ``tests/support/core_builds.py`` puts each of these builds in its own
+uses the normal sources. ``tests/support/core_builds.py`` makes these four builds, each in its own
 directory. ``SKYFAST_CFLAGS`` and ``SKYFAST_LDFLAGS`` contain additional flags.
 
 The package contains the commit and the time of its build (``skyfast/runtime/build_info.py``). The
@@ -22,7 +22,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
-# The extensions process untrusted input. tests/table/test_hardening.py checks these options.
+# Compiler options that harden the extensions, which process untrusted input.
+# tests/table/test_hardening.py checks that the options have an effect.
 HARDENED = [
     "-fstack-protector-strong",
     "-fstack-clash-protection",
@@ -36,8 +37,8 @@ if platform.machine() in {"x86_64", "AMD64", "i686"}:
 RELEASE = ["-O3", "-fvisibility=hidden", "-fno-plt", *HARDENED]
 LINK = ["-Wl,-z,relro", "-Wl,-z,now", "-Wl,-z,noexecstack"]
 
-# Python's flags contain -fwrapv, with which the sanitizers do not report signed overflow. Fortified
-# functions would bypass the sanitizers' replacements of these functions.
+# Python's flags contain -fwrapv, with which the sanitizers do not report signed overflow.
+# -U_FORTIFY_SOURCE is needed because fortified functions bypass the sanitizers' replacements.
 DEBUG = ["-g", "-O1", "-fno-omit-frame-pointer", "-fno-wrapv", "-U_FORTIFY_SOURCE"]
 SANITIZERS = {
     "checked": [],

@@ -54,7 +54,7 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 
 class Analyzer:
-    """Listens after its creation. Serves one subscription at a time, and any number of requests."""
+    """A listening analyzer that serves one subscription at a time, and any number of requests."""
 
     def __init__(self, flows: int, flows_per_message: int = FLOWS_PER_MESSAGE) -> None:
         self._flows = Flows(flows, flows_per_message)
@@ -89,7 +89,7 @@ class Analyzer:
             raise TimeoutError("no client has subscribed")
 
     def send(self, round_: int) -> float:
-        """Send one report of each flow. Return the seconds until the connector has read all."""
+        """Report each flow once. Return the seconds until the connector has read all reports."""
         began_s = time.perf_counter()
         for message in of_round(self._templates, round_):
             self._write(frame(_TEXT, message))
@@ -99,11 +99,12 @@ class Analyzer:
     def send_paced(
         self, seconds: float, flows_per_s: int, ping_interval_s: float
     ) -> tuple[int, float, list[float]]:
-        """Send reports at a constant rate: one of each flow, then the next one of each flow.
+        """Send reports at a constant rate, one round after the other: a round reports each flow
+        once.
 
         Returns the number of flows, the duration in seconds, and the response time of each ping in
-        seconds. If the connector reads too slowly, the analyzer sends messages late, but omits
-        none.
+        seconds. If the connector reads too slowly, the analyzer sends all messages, but later than
+        planned.
         """
         interval_s = FLOWS_PER_MESSAGE / flows_per_s
         total = round(seconds / interval_s)

@@ -25,7 +25,7 @@ SMALL = (10, 1)
 """Numbers of flows in small messages."""
 
 EXPIRY_S = 2.5
-"""With the configuration `SHORT_LIVED`, flows have expired and are forgotten after this time."""
+"""After this time, all flows have expired and are forgotten, if `SHORT_LIVED` is configured."""
 
 SHORT_LIVED = """\
       connection_grace: 0
@@ -58,9 +58,9 @@ class Bursts:
             analyzer.call(Analyzer.load, share.start, share.stop)
 
     def run(self, rounds: Sequence[int], pause_s: float) -> tuple[list[float], list[float]]:
-        """Send bursts. Return the ns per flow in skyfast, and of decoding alone, for each burst.
+        """Send bursts. For each, return the ns per flow of skyfast, and those of decoding alone.
 
-        Decoding alone is measured directly before and after each burst.
+        Decoding alone is measured directly before and directly after the burst.
         """
         ns, alone = [], [self.decoder.call(Decoder.run)]
         for round_ in rounds:

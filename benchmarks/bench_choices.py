@@ -29,10 +29,11 @@ CHOICES = {
         "no view",
     ),
 }
-"""The YAML of each configuration, and the name of the configuration with which it is compared."""
+"""Maps the name of each configuration to its YAML and the name of the configuration to compare
+with."""
 
 MESSAGES = 25
-"""Number of messages that a configuration processes per turn."""
+"""Number of messages that the core of each configuration processes per turn."""
 
 ROUNDS = 2
 """Number of rounds of known flows."""

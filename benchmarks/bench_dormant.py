@@ -31,8 +31,8 @@ class Churn(Parts):
     def run(self, minutes: float) -> tuple[float, float, int, int]:
         """Process new flows for ``minutes`` of virtual time.
 
-        Returns the ns per new flow for its report, the ns for its expiry, the bytes of the table,
-        and the number of dormant flows.
+        Returns the ns of a new flow's report, the ns of a flow's expiry, the bytes of the table,
+        and the number of dormant flows: flows that have expired, but are not forgotten.
         """
         taken = update_ns = expire_ns = 0
         for _ in range(int(60 * minutes / STEP_S)):

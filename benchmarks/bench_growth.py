@@ -63,7 +63,7 @@ class Naive:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The costs at a number of connections: CPU time per flow in ns, and bytes per connection."""
+    """The costs with a number of connections: CPU time per flow in ns, and bytes per connection."""
 
     connections: int
     new_ns: float

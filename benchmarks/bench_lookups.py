@@ -4,7 +4,7 @@ from benchmarks.harness import SCALE, Remote, Report, at_most
 from benchmarks.lookups import LABELS, Lookups
 
 BUDGET = 10_000
-"""Size of a slice of relabeling, in flows."""
+"""Maximum number of flows that one slice relabels."""
 
 
 def run(report: Report) -> None:

@@ -7,7 +7,8 @@ from benchmarks.harness import LARGE, SCALE, Remote, Report, at_most
 from benchmarks.programs import Program
 
 NAIVE_FLOWS = SCALE // 5
-"""`benchmarks.naive` gets fewer flows to save time. Its bytes per connection do not change."""
+"""`benchmarks.naive` gets fewer flows to save time. This does not change its bytes per
+connection."""
 
 PAGES = 3
 
@@ -60,7 +61,7 @@ def _skyfast(report: Report, analyzer: Remote[Analyzer], flows: int) -> float:
 
 
 def _fill(program: Program, analyzer: Remote[Analyzer], flows: int) -> tuple[float, int]:
-    """Return the additional bytes per connection, and the bytes without connections."""
+    """Return the bytes that each connection adds, and the bytes before the first connection."""
     analyzer.call(Analyzer.load, 0, flows)
     empty = program.memory()
     program.round(FIRST_ROUND)

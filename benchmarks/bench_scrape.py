@@ -28,14 +28,14 @@ FAMILIES = 3
 """Number of metric families of each connection."""
 
 PARTS = 4
-"""Number of parts of a page that is read in parts."""
+"""Number of parts if a page is read in parts."""
 
 CLIENT_FLOWS = SCALE // 10
 """prometheus_client renders fewer series to save time. This does not change its cost per series."""
 
 
 class Content:
-    """The content of a page, to measure only its compression or only its copying."""
+    """The content of a page, to measure compression alone or copying alone."""
 
     def __init__(self, port: int) -> None:
         self._page = memoryview(programs.get(port, "/metrics").body)
@@ -49,7 +49,7 @@ class Content:
         return sum(line.startswith(b"skydive_network_connection") for line in lines)
 
     def compress(self) -> tuple[float, float]:
-        """Compress the page in the chunks of the connector; return the seconds and the CPU time."""
+        """Compress the page in chunks of skyfast's size; return the seconds and the CPU time."""
         began_s, began_cpu_s = time.perf_counter(), time.thread_time()
         compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
         for offset in range(0, len(self._page), CHUNK_BYTES):
@@ -107,7 +107,7 @@ def run(report: Report) -> None:
 
 
 def _first_page(report: Report, program: Program, connections: int) -> None:
-    """Report the additional memory during the first page. The threads' heaps keep a part of it."""
+    """Report the memory that the first page adds. The threads' heaps keep a part of this memory."""
     before_bytes = program.memory()
     program.forget_peak()
     program.page(compressed=True)

@@ -62,7 +62,7 @@ def run(report: Report) -> None:
 def _cycles(
     report: Report, program: Program, analyzer: Remote[Analyzer]
 ) -> tuple[list[float], list[float]]:
-    """Fill and expire the table repeatedly. Return its memory in MiB, when full and when empty."""
+    """Fill and expire the table repeatedly. Return the MiB of the full and of the empty table."""
     delays: list[float] = []
     filled, emptied, took_s = [], [], []
     for _ in range(CYCLES):
@@ -75,7 +75,7 @@ def _cycles(
         while program.metric("skyfast_connections"):
             time.sleep(POLL_S)
         took_s.append(time.monotonic() - began_s)
-        # The flows are now dormant. They must be forgotten before they can be new in the next
+        # The flows are now dormant. A flow must be forgotten before it can be new in the next
         # cycle.
         program.command(f"pass {MEMORY_S}")
         while program.metric("skyfast_dormant_flows"):

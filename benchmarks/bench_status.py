@@ -21,7 +21,7 @@ APART_S = 0.1
 """Pause between requests. It is longer than `RESULT_AGE_S`, so that each request causes a scan."""
 
 IDLE_S = 2.0
-"""How long the event loop is measured without requests."""
+"""The delays of the event loop without requests are measured for this long."""
 
 PAGES = 10
 """Number of simultaneous identical requests."""
@@ -74,7 +74,7 @@ def _rates(report: Report, program: Program) -> None:
 
 
 def _together(report: Report, program: Program) -> None:
-    """Send identical requests at once. Together, they should cost as much as a single request."""
+    """Send identical requests at once. All together should cost as much as a single request."""
 
     def fetch() -> None:
         programs.get(program.port, "/api/top?n=51")

@@ -17,15 +17,15 @@ from benchmarks.harness import SCALE, Remote, Report
 from benchmarks.programs import Program
 
 SIZES = (SCALE // 5, SCALE)
-"""Numbers of connections with five series each."""
+"""Numbers of connections. Each connection has five series."""
 
 TURNOVERS = 4
-"""Number of complete replacements of the connections, in a table of the smaller size."""
+"""How often all connections are replaced with new ones, in a table of the smaller size."""
 
 SCRAPES = int(os.environ.get("SKYFAST_BENCH_SCRAPES", "18"))
 INTERVAL_S = 10
 FLOW_UPDATE_S = 60
-"""Interval between reports of a live flow."""
+"""Interval between two reports of a live flow, in seconds."""
 
 TIMEOUT_S = 620.0
 """Longer than ``connection_timeout`` and ``connection_grace`` together."""

@@ -22,7 +22,7 @@ from skyfast.skydive.name_index import NameIndex
 from skyfast.web.exposition import CHUNK_BYTES, GZIP_LEVEL, GZIP_WBITS
 
 NOW_S = 1_000.0
-"""The time of the table. It is constant unless a benchmark advances it."""
+"""The time that tables get as ``now``. It is constant unless a benchmark advances it."""
 
 MESSAGES = 100
 """Number of messages in a batch. A batch has about 8 MB."""
@@ -43,7 +43,7 @@ _, PLAN, TYPES = configured(DEFAULT)
 
 
 def decoder(flow: type[msgspec.Struct] = TYPES.Update) -> msgspec.json.Decoder[Any]:
-    """Return a decoder, like the connector's, for messages with flows of this type."""
+    """Return a decoder for messages with flows of this type, like the decoders of skyfast."""
     fields = [("Namespace", str, ""), ("Type", str, ""), ("Obj", list[flow] | None, None)]  # type: ignore[valid-type]
     return msgspec.json.Decoder(msgspec.defstruct("Message", fields, gc=False))
 
@@ -56,7 +56,7 @@ def tidy() -> None:
 
 
 def trim() -> None:
-    """Return free memory to the kernel, so that the process only has memory that is in use."""
+    """Return free memory to the kernel, so that the resident memory is only the memory in use."""
     # Only glibc has malloc_trim. With other libraries, the bytes per connection are less exact.
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
@@ -179,7 +179,7 @@ class Parts:
         return size, series
 
     def bound(self, min_bytes: int) -> None:
-        """Set the bound of the connections; the other views have none."""
+        """Set ``min_bytes`` of the connections; the other views have no bounds."""
         others = [(0, 0)] * len(self.table.view_connections)
         self.table.set_limits(**self._limits, bounds=[(min_bytes, 0), *others])
 
@@ -188,7 +188,7 @@ class Parts:
 
         The format of the page is that of `Table.page`.
 
-        Between two reads, not even bytes are counted, so that only rendering uses the CPU cache.
+        Nothing happens between two reads, so that only rendering uses the CPU cache.
         """
         began_ns = time.thread_time_ns()
         for part in range(parts):
@@ -200,7 +200,7 @@ class Parts:
     def deflate(self, openmetrics: int = 0) -> tuple[float, int]:
         """Render and compress a page with a checksum; return the seconds and the bytes.
 
-        Pages in OpenMetrics have start timestamps.
+        Pages have start timestamps if they are in OpenMetrics.
         """
         began_ns = time.thread_time_ns()
         page = self.table.page(self.now_s, openmetrics, created=True)
@@ -262,7 +262,7 @@ class Core(Parts):
 
 
 class Decoder:
-    """Decodes the fields of known flows and discards them. The connector is compared with this."""
+    """Decodes the fields of known flows, and discards them: a measure to compare skyfast with."""
 
     def __init__(self, count: int, flows_per_message: int = FLOWS_PER_MESSAGE) -> None:
         flows = Flows(count, flows_per_message)

@@ -1,11 +1,11 @@
-"""Generated flows for any number of connections. They have the form of a recorded flow.
+"""Generated flows for any number of connections: modified copies of one recorded flow.
 
 Only the times of flows differ between runs. Times are at most a few minutes in the past.
 
-A *round* is one report of each flow; rounds have numbers of two digits. Each message is generated
-once, as a template. In a template, each running total and each time contains the two bytes `ROUND`
-in place of the number of the round. A single `bytes.replace` creates the reports of a round, and
-costs less than any measured operation.
+A *round* is one report of each flow. The number of a round has two digits. Each message is
+generated once, as a template. In a template, each running total and each time contains the two
+bytes `ROUND` in place of the number of the round. A single `bytes.replace` creates the reports of a
+round, and costs less than any measured operation.
 """
 
 import json
@@ -53,14 +53,14 @@ def _template() -> bytes:
     texts, numbers = "<text>", "<number>"
     total = f"<{ROUND.decode()}number>"
     # Rounds are 0.1 s apart and start ten seconds in the past. If times were minutes in the past or
-    # in the future, skyfast would check each flow, which costs more.
+    # in the future, skyfast would check the clock skew of each flow, which costs more.
     dated = str(int(1000 * time.time()) - BEHIND_MS)
     before, after = dated[:9], dated[11:]
     time_ms = f"<{before}{ROUND.decode()}{after}>"
     flow["UUID"] = texts
     flow["Network"] |= {"A": texts, "B": texts}
     flow["Transport"] |= {"A": numbers, "B": numbers}
-    # In a first report, the update starts at the same time as the flow.
+    # In a first report, ``LastUpdateMetric`` starts at the same time as the flow.
     flow["Start"] = flow["Metric"]["Start"] = int(f"{before}{FIRST_ROUND}{after}")
     flow["LastUpdateMetric"] |= {"Start": time_ms, "Last": time_ms}
     flow["Metric"] |= dict.fromkeys(("ABPackets", "ABBytes", "BAPackets", "BABytes"), total)

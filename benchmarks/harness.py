@@ -1,7 +1,7 @@
 """Shared parts of the benchmarks: the scale, the machine, child processes and results.
 
 A figure is the median of its samples. It is printed with the minimum and the maximum. A ratio
-compares two figures of the same run, whose samples are taken alternately if possible.
+compares two figures of the same run. If possible, their samples are taken alternately.
 """
 
 import json
@@ -138,8 +138,9 @@ class Report:
     ) -> None:
         """Add a figure.
 
-        The ratio compares ``samples`` with the samples ``over`` of the peer ``to``. If both have
-        the same number of samples, these were taken alternately, and the ratio compares pairs.
+        The ratio compares ``samples`` with the samples ``over`` of the peer ``to``. If their
+        numbers of samples are equal, the samples were taken alternately, and the ratio compares
+        pairs.
         """
         median = statistics.median(samples)
         ratio = None if over is None else _ratio(samples, over)

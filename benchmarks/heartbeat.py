@@ -65,7 +65,7 @@ class Measured(app.App):
 
 
 def waits_ms(delays_s: list[float]) -> list[float]:
-    """Return the waiting times in ms of events that arrive every `INTERVAL_S`.
+    """Return the waiting times, in ms, of events that arrive every `INTERVAL_S` seconds.
 
     The heartbeat records each stall only once, but a stall delays all events that arrive during it.
     """

@@ -13,7 +13,7 @@ LABELS = (
     *("name", "host", "namespace", "pod", "workload", "workload_kind", "container", "service"),
     "team",
 )
-"""The name labels of an end of a flow: one per name, and one for a pod label."""
+"""The labels with names of one end of a flow: a label for each name, and one for a pod label."""
 
 PODS = 5_000
 """Number of pods. The flows have four times as many addresses, so each pod has four addresses."""

@@ -4,7 +4,7 @@
 
 Benchmarks compare skyfast with this connector. It uses websockets, json, a dict, and gauges of
 prometheus_client. It has the functions and metrics of the Go connector. But if several flows have
-the same label values, it keeps only one of them.
+the same label values, it exports only one of these flows.
 """
 
 import asyncio

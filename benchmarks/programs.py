@@ -59,7 +59,7 @@ class Response:
     seconds: float
     received_bytes: int
     body: bytes
-    """The decompressed content, or empty if it was not kept."""
+    """The decompressed content; empty if the caller did not ask to keep it."""
 
 
 def get(port: int, path: str, *, compressed: bool = False, keep: bool = True) -> Response:
@@ -113,9 +113,10 @@ def _chunks(content: bytes) -> Iterator[memoryview]:
 class Program:
     """A connector that runs during a ``with`` block, subscribed to local analyzers.
 
-    Without analyzers, the program is another kind of server, which only has to listen. ``argv`` and
-    ``config`` can contain the placeholders ``{config}``, ``{port}``, ``{control}``, ``{analyzer}``
-    (the first analyzer's port), ``{analyzers}`` (the endpoints of all) and ``{directory}``.
+    If there are no analyzers, the program is another kind of server, which only has to listen.
+    ``argv`` and ``config`` can contain the placeholders ``{config}``, ``{port}``, ``{control}``,
+    ``{analyzer}`` (the first analyzer's port), ``{analyzers}`` (the endpoints of all) and
+    ``{directory}``.
     """
 
     def __init__(
@@ -194,9 +195,9 @@ class Program:
             before_s = now_s
 
     def round(self, number: int) -> tuple[float, float]:
-        """Send a round of all analyzers.
+        """Make all analyzers send a round: one report of each flow.
 
-        Returns the program's CPU time, and the time until it has read the round.
+        Returns the CPU time that the program used, and the seconds until it had read the round.
         """
         before_s = self.settle()
         sending = [analyzer.begin(Analyzer.send, number) for analyzer in self._analyzers]

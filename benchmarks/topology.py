@@ -223,7 +223,7 @@ class Topology:
 
 
 def _samples() -> dict[str, str]:
-    """Return the JSON of recorded nodes, with ``@KEY@`` in place of values that differ."""
+    """Return the JSON of recorded nodes, with ``@KEY@`` for values that differ between copies."""
     recorded = json.loads(RECORDING.read_text())
     graph = recorded[0] if isinstance(recorded, list) else recorded
     return dict(_templates(graph["Nodes"]))

@@ -1,8 +1,8 @@
 """Fixtures of the microbenchmarks.
 
-A round is one message of 100 flows. Its arguments are prepared before the clock starts, so they are
-in the CPU cache, as in skyfast. The clock is the CPU time of the thread. pytest-benchmark shows
-the time per flow; see `pytest_benchmark_scale_unit`.
+A round is one message of 100 flows. The arguments of a round are prepared before the clock starts,
+so they are in the CPU cache, as in skyfast. The clock is the CPU time of the thread.
+pytest-benchmark shows the time per flow; see `pytest_benchmark_scale_unit`.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,9 +34,9 @@ class PerFlow:
     ) -> None:
         """Measure ``function`` with the next ``arguments`` in each of the ``rounds``.
 
-        With ``mean``, the report shows the mean instead of the median: use it for work that only
-        some rounds have to do. ``to`` is the ID of the benchmark to compare with, and ``at_most``
-        is the target in ns.
+        With ``mean``, the report shows the mean instead of the median: use the mean for work that
+        only some rounds have to do. ``to`` is the ID of the benchmark to compare with, and
+        ``at_most`` is the target in ns.
         """
         self._benchmark.extra_info.update(mean=mean, to=to, at_most=at_most)
         self._benchmark.pedantic(function, setup=lambda: (next(arguments), {}), rounds=rounds)

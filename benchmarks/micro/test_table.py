@@ -14,7 +14,7 @@ from benchmarks.harness import LARGE, SCALE
 from benchmarks.micro.conftest import PerFlow
 
 KNOWN_ROUNDS = 2_000
-"""Maximum number of messages of known flows that are measured. Each flow is reported once."""
+"""Maximum number of measured messages with known flows. Each flow is reported once."""
 
 LATER_S = 10_000.0
 """After this time, all flows have expired and are forgotten."""
@@ -50,7 +50,7 @@ def filled(request: pytest.FixtureRequest) -> Filled:
 
 
 def _random_order(size: int) -> str:
-    """Return the ID of the benchmark with which the others are compared."""
+    """Return the ID of the benchmark with which the others of this size are compared."""
     return f"known flows in random order: {size:,} connections"
 
 

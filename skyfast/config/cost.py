@@ -50,15 +50,16 @@ CELL_BYTES: Final = 4
 KUBERNETES_NOTE: Final = (
     "Names of pods, workloads and services need Skydive's Kubernetes probe (k8s) on an analyzer."
 )
-"""Printed once if a label or info series needs pods, workloads or services."""
+"""Printed once, if any label or info series needs pods, workloads or services."""
 
 STRING_BYTES: Final = 72
 """Bytes that a distinct label value or key of up to 48 bytes takes, including its index entry."""
 
 NAMES_BYTES: Final = 36
-"""Bytes that an address or capture point takes while it has new flows, including its index entry.
+"""Bytes that the names of an address or capture point take while it has new flows, including the
+entry in the index.
 
-Each of its labels takes another `CELL_BYTES`.
+Each label with a name of the address or capture point takes another `CELL_BYTES`.
 """
 
 
@@ -70,7 +71,7 @@ def series(view: ViewSpec, *, naming: Literal["compatible", "standard"]) -> int:
 def most_connections(*, max_connections: int, max_flows: int) -> int:
     """Return the maximum number of connections.
 
-    ``max_flows`` limits this number, too, because every connection has at least one flow.
+    ``max_flows`` also limits connections, because every connection has at least one flow.
     """
     return min(max_connections, max_flows)
 
@@ -106,7 +107,8 @@ def double_counted(config: Config) -> list[str]:
 def hides_traffic(config: Config) -> bool:
     """Return whether the traffic of hidden connections is in no series.
 
-    This is the case if bounds are set, and no view without bounds counts bytes or packets.
+    Hidden traffic is in no series if bounds are set, and no view without bounds counts bytes or
+    packets.
     """
     views, bounds = (config.export.main, *config.export.views), config.limits.bounds
     return any(bound.are_set for bound in bounds) and not any(

@@ -1,6 +1,6 @@
 """Hosts, ports and URLs of analyzers, and addresses that the HTTP server listens on.
 
-`Endpoint` is the type of all of them. Only this module parses them.
+All of them are parsed here, and have the type `Endpoint`.
 """
 
 import ipaddress
@@ -48,7 +48,7 @@ class EndpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A host and a port; with a ``scheme``, the WebSocket URL of a subscription.
+    """A host and a port; if ``scheme`` is set, the WebSocket URL of a subscription.
 
     ``host`` is normalized by `parse_host`; an empty host means all addresses of this machine. In a
     URL, the host is also the ``Host`` header and the name that TLS verifies. If ``address`` is not
@@ -68,7 +68,7 @@ class Endpoint:
     """Whether the URL contains a port."""
 
     def __str__(self) -> str:
-        """Return the URL without credentials, or ``host:port`` without a scheme."""
+        """Return the URL without credentials, or ``host:port`` if there is no scheme."""
         return self._written(userinfo="")
 
     def at(self, address: str) -> Self:
@@ -108,7 +108,7 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """The subscription URL with the host, not the address, and without credentials."""
+        """The subscription URL without credentials. Its host is ``host``, never ``address``."""
         return str(replace(self, scheme=self.scheme.removeprefix(FOLLOW_DNS)))
 
     @property
@@ -179,7 +179,7 @@ def parse_listen_address(text: str) -> Endpoint:
     """Read ``host:port``, ``[IPv6]:port`` or ``:port``.
 
     Raises:
-        ValueError: ``text`` is invalid; ``str()`` is the reason.
+        ValueError: ``text`` is invalid. The message of the error is the reason.
 
     """
     if "://" in text:
@@ -204,7 +204,7 @@ def parse_listen_address(text: str) -> Endpoint:
 def parse_analyzer(text: str) -> Endpoint:
     """Read ``host``, ``host:port``, ``[v6]``, ``[v6]:port``, ``v6``, ``:port`` or ``port``.
 
-    The last two mean ``localhost``, as in Skydive's ``AddressFromString``.
+    ``:port`` and ``port`` mean a port of ``localhost``, as in Skydive's ``AddressFromString``.
 
     Raises:
         EndpointError: ``text`` is invalid.

@@ -17,10 +17,11 @@ from skyfast.config.yaml_nodes import (
 
 
 class InvalidValue(Exception):  # noqa: N818 - becomes a ConfigError
-    """The key does not accept its value.
+    """A value that its key does not accept.
 
     The message contains the value and ``problem``, or only ``problem`` if ``shown`` is false.
-    ``name`` is the path below the key. ``line``, if known, replaces the line of the key.
+    ``name`` is the path from the key to the value. ``line``, if known, replaces the line of the
+    key.
     """
 
     def __init__(

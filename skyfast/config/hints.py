@@ -25,7 +25,7 @@ SIMILAR: Final = 0.6
 All unknown names in these sections are mistakes, so less similarity is enough for a suggestion."""
 
 MIN_END: Final = 8
-"""Minimum length of a name that is compared with the ends of known variables."""
+"""Minimum length of an unknown variable name for a comparison with the ends of known names."""
 
 
 class KnownKeys:
@@ -57,10 +57,10 @@ class KnownKeys:
 
         The result is the first of these that exists:
 
-        1. a similar name in the same section, with a similarity of at least ``cutoff``; names that
-           can have such a value are preferred
+        1. a similar name in the same section, with a similarity of at least ``cutoff``; names of
+           keys that accept ``value`` are preferred
         2. the same name at another level
-        3. the section that contains the keys of ``value``
+        3. if ``value`` is a mapping, the section that contains its keys
         4. a similar name at another level
         """
         name = path.rpartition(".")[2]
@@ -74,7 +74,7 @@ class KnownKeys:
         return self._elsewhere(near[0], value) if near else ()
 
     def instead_of_section(self, section: str, value: YamlValue) -> str:
-        """Return a key with a name like ``section`` that can have this value, or ""."""
+        """Return a key with a name like ``section`` that accepts ``value``, or ""."""
         near = self._siblings(section, cutoff=CLOSE)
         return next((one for one in near if one != section and self._fits(one, value)), "")
 
@@ -85,7 +85,7 @@ class KnownKeys:
         return [join(parent, one) for one in near]
 
     def _elsewhere(self, name: str, value: YamlValue) -> tuple[str, ...]:
-        """Return the paths that end with this name and can have such a value."""
+        """Return the paths that end with this name and whose keys accept ``value``."""
         paths = tuple(path for path in self._by_name.get(name, ()) if self._fits(path, value))
         return paths if len(paths) <= MAX_SUGGESTIONS else ()
 
@@ -107,7 +107,7 @@ class KnownKeys:
             if len(paths) == 1:
                 counts[paths[0].rpartition(".")[0]] += 1
         section = max(counts, key=counts.__getitem__, default="")
-        # One match out of two can be coincidence.
+        # If only one of two keys matches, this can be coincidence.
         needed = max(len(value) / 2, min(len(value), 2))
         return section if section and counts[section] >= needed else ""
 
@@ -154,8 +154,8 @@ def similar_variable(
 
     ``known`` has all variables by name; ``sections`` are prefixes that several variables share, and
     ``prefix`` is the prefix of all variables. The comparison ignores the longest section that
-    ``name`` starts with. If exactly one known variable ends with ``name``, the result is this
-    variable.
+    ``name`` starts with. If ``name`` starts with no section and is the end of exactly one known
+    variable, the result is this variable.
     """
     begins = max((section for section in sections if name.startswith(section)), key=len, default="")
     end = name.removeprefix(prefix)

@@ -59,8 +59,8 @@ def to_label(value: YamlValue) -> LabelSpec:
     nodes = mapping_of(
         value,
         known=("name", *_SOURCES),
-        # Without a source, require the key `_ANY_SOURCE`. No mapping has this key, so the error
-        # message contains its text.
+        # If no source is given, require the key `_ANY_SOURCE`. No mapping has this key, so the
+        # error message contains its text.
         required=("name", found[0] if found else _ANY_SOURCE),
         what=f"a label with name and {_ANY_SOURCE}",
     )
@@ -181,7 +181,7 @@ _PARTS = {
     )
     for prefix in (*ENDS, _NODE)
 }
-"""The parts of label names after the prefix, by prefix without ``_``."""
+"""Maps ``initiator``, ``target`` and ``node`` to the parts of label names that can follow them."""
 
 _SYNONYMS = {
     **{prefix: prefix for prefix in _PARTS},
@@ -372,7 +372,8 @@ def _to_total(value: YamlValue) -> FieldPath:
     return path
 
 
-# These limits of a list are only rough: `skyfast.config.views` checks the exact limits of a view.
+# The limits of the two lists are only rough: `skyfast.config.views` checks the exact limits of a
+# view.
 to_labels = unique_list_of(to_label, "label", most=MAX_VIEW_COLUMNS + 1)
 to_metrics = unique_list_of(to_metric, "metric", most=MAX_VIEW_VALUES)
 
@@ -393,7 +394,7 @@ def _show_label(label: LabelSpec) -> object:
 
 
 MAX_SHOWN = 1e15
-"""From this number on, buckets are shown with an exponent."""
+"""Bounds of buckets from this number on are shown with an exponent."""
 
 
 def show_metrics(metrics: Sequence[MetricSpec]) -> list[object]:

@@ -140,7 +140,7 @@ def dump(config: Config) -> str:
 
 
 def uses_default_analyzer(config: Config) -> bool:
-    """Return whether skyfast subscribes to the default because no analyzer is configured."""
+    """Return whether skyfast subscribes to the default analyzer because none is configured."""
     return not config.replayed and not _ANALYZER_KEYS & config.given
 
 
@@ -162,7 +162,7 @@ def _compared(key: "Key[Any]", config: Config) -> object:
 def _collect(
     nodes: dict[str, YamlNode], *, file: str, problems: SortedProblems
 ) -> tuple[dict[str, SetValue], dict[str, YamlNode]]:
-    """Return the values of known keys and the nodes of unknown keys, both by path.
+    """Return the values of known keys by path, and the nodes of unknown keys by path.
 
     A key with dots is a path, as in Go's viper, which Skydive uses: ``pipeline.store: {…}`` works.
     """
@@ -346,8 +346,8 @@ def _urls(
 ) -> tuple[Endpoint, ...]:
     """Return a URL for each analyzer, or only ``url`` if it belongs to none of the analyzers.
 
-    ``secure`` means that a client certificate is configured. If ``url`` is None, the scheme is then
-    ``wss``, as in Skydive, and otherwise ``ws``.
+    ``secure`` means that a client certificate is configured. If ``url`` is None, the scheme depends
+    on ``secure``, as in Skydive: ``wss`` if it is true, otherwise ``ws``.
     """
     if url is None:
         url = replace(analyzers[0], scheme="wss" if secure else "ws", resource=SUBSCRIBER_PATH)
@@ -389,8 +389,8 @@ def _views(get: Settings) -> tuple[views.ViewEntry, ...]:
 def _view_error(get: Settings, error: views.ViewError) -> ConfigError:
     """Return the error for the first of ``error.places`` that is set.
 
-    If the key has its default value, return the error for ``error.other``, the other entry of the
-    conflict.
+    If the key of these places has its default value, return the error for ``error.other`` instead:
+    the same conflict, reported at the other entry.
     """
     candidates = [_key_and_place(place, error.view) for place in error.places]
     key, place = next(

@@ -129,9 +129,9 @@ class Config:
     ``max_series`` is 0, they propose none. ``preset`` is a name in
     `skyfast.config.presets.PRESETS`; ``export`` already has its values. ``shard`` comes from the
     command line. ``given`` are the paths of the keys that are set in the file or by a variable.
-    ``replayed`` describes the recordings that replace the analyzers; without a replay, it is empty.
-    In a replay, ``analyzers`` is empty, and ``subscriber.endpoints`` is empty until the replay
-    starts.
+    ``replayed`` describes the recordings that replace the analyzers; if there is no replay, it is
+    empty. In a replay, ``analyzers`` is empty, and ``subscriber.endpoints`` is empty until the
+    replay starts.
     """
 
     source: str

@@ -32,10 +32,12 @@ MAX_FILE_BYTES: Final = 16 << 20
 """Security limit: longer files are rejected. About 500,000 entries fit into a file."""
 
 KEY_PREFIX: Final = "names_file: "
-"""How an error begins if the file cannot be read. The errors of its lines begin with its name."""
+"""The start of an error if the file cannot be read. An error in a line of the file starts with the
+path of the file."""
 
 _NAME: Final = "name"
-"""In an entry that is a mapping, the key of the name. All other keys contain values."""
+"""The key of the name, in an entry that is a mapping. All other keys of the mapping contain
+values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +62,8 @@ class LoadedNames:
     """Own names, and their source.
 
     ``keys`` are the keys that at least one entry has. ``state`` is the state of the file before it
-    was read, or None without a file. ``timestamp_s`` is the Unix time at which the
-    names were loaded.
+    was read, or None if there is no file. ``timestamp_s`` is the Unix time at which the names were
+    loaded.
     """
 
     own: OwnNames
@@ -72,7 +74,7 @@ class LoadedNames:
 
     @property
     def missing_keys(self) -> tuple[str, ...]:
-        """The keys that labels need but no entry has; empty without sources."""
+        """The keys that labels need but no entry has; empty if there are no sources."""
         keys = self.own.keys if self.sources.are_set else ()
         return tuple(key for key in keys if key not in self.keys)
 
@@ -133,8 +135,9 @@ def load(
 ) -> LoadedNames:
     """Read the own names that the labels of ``export`` show. This blocks.
 
-    ``known`` is returned if nothing has changed. 100,000 entries take about 0.5 s. Other threads
-    can run in this time, because Python code releases the GIL regularly.
+    ``known`` is returned if its sources and keys are the same and the file has not changed. 100,000
+    entries take about 0.5 s. Other threads can run in this time, because Python code releases the
+    GIL regularly.
 
     Raises:
         ConfigError: The file cannot be read, is too long, or is invalid. The message contains the

@@ -387,7 +387,7 @@ def to_readable_file(value: YamlValue) -> str:
 
 
 def to_network(value: YamlValue) -> Network:
-    """Accept the same as Go's ``net.ParseCIDR``: host bits are allowed, netmasks are not."""
+    """Accept a network as Go's ``net.ParseCIDR`` does: host bits are allowed, netmasks are not."""
     text = parse_str(value)
     try:
         if re.search(r"/[0-9]+$", text) and "%" not in text:

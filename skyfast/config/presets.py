@@ -12,7 +12,7 @@ from skyfast.flows.selection import LabelSpec, MetricSpec, ViewSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """The values of four keys. A key that is set in the configuration replaces the preset's value.
+    """The defaults of four keys. A value in the configuration replaces the preset's value.
 
     ``views`` are all views except the first, whose rows are the connections.
     """

@@ -39,7 +39,7 @@ _RULE_FIELDS: Mapping[str, FieldPath | None] = {
         if label.name != DIRECTION and label.lookup in ("", "classification")
     },
 }
-"""Names that conditions can use, and the fields that they stand for; None stands for the tag."""
+"""Maps names that conditions can use to the fields that they stand for; None stands for the tag."""
 
 _EXPECTED = (
     f"expected one of {', '.join(name for name in _RULE_FIELDS if name not in PATHS)},"

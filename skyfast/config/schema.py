@@ -52,11 +52,12 @@ MAX_SOCKETS = 65_536
 class Key(Generic[T]):
     """A key of the configuration file.
 
-    ``parse`` returns the parsed value or raises `InvalidValue`. ``default`` applies if the key is
-    missing, null or empty; with ``can_be_empty``, an empty list counts as set. ``show`` returns the
-    value that `dump` writes, with secrets hidden, or None if other keys show the value. ``secret``
-    keeps the value out of messages. ``env`` is the environment variable that overrides the key,
-    empty for structured values.
+    ``parse`` returns the parsed value or raises `InvalidValue`. ``default`` is the value if the key
+    is missing, null or empty; but if ``can_be_empty`` is true, an empty list is a value of its own.
+    ``show`` returns the value that `dump` writes, with secrets hidden, or None if other keys show
+    the value. If ``secret`` is true, no message contains the value. ``env`` is the environment
+    variable that overrides the key; it is empty for keys with structured values, which have no
+    variable.
     """
 
     path: str
@@ -335,7 +336,7 @@ FROM_PRESET: Final[Mapping[str, Callable[[presets.Preset], object]]] = MappingPr
         DEDUPLICATE.path: lambda preset: preset.deduplicate,
     }
 )
-"""The keys whose defaults depend on the preset, and functions that return these defaults."""
+"""Maps the keys whose defaults depend on the preset to functions that return these defaults."""
 
 NAMING: Key[Literal["compatible", "standard"]] = _key(
     "pipeline.store.prom_sky_con.naming",
@@ -382,7 +383,7 @@ SECRETS: Final[dict[str, Callable[[Config], object]]] = {
     COOKIE.path: lambda c: dict(c.cookies),
     URLS.path: lambda c: c.subscriber.endpoints,
 }
-"""The keys whose values `Key.show` hides, and functions that return these values."""
+"""Maps the keys whose values `Key.show` hides to functions that return these values."""
 
 KNOWN: Final = hints.KnownKeys(
     SCHEMA, structured=[path for path, key in SCHEMA.items() if not key.env]

@@ -59,7 +59,7 @@ class SortedProblems:
 
 
 class Settings:
-    """The values of the keys, each checked on its own."""
+    """The values of the keys. Each value is checked alone, not against other values."""
 
     def __init__(self, values: Mapping[str, SetValue], problems: SortedProblems) -> None:
         """Check every value. Invalid keys are added to ``problems`` and get their defaults."""

@@ -82,6 +82,6 @@ def _overlaps(config: Config) -> Iterator[str]:
 
 
 def _tells_apart(view: ViewSpec, config: Config) -> bool:
-    """Return whether connections with the same label values always belong to one shard."""
+    """Return whether all connections with the same label values belong to the same shard."""
     paths = {shown_field(label) for label in view.labels if label.name not in config.export.rewrite}
     return paths >= {*ENDPOINTS, PROTOCOL}

@@ -109,7 +109,7 @@ def _to_view(value: YamlValue) -> ViewEntry:
 
 
 to_views = bounded_list_of(_to_view, "views", most=MAX_VIEWS - 1)
-"""Accepts a list of all views except the first. Without a timeout, ``timeout_s`` is 0."""
+"""Accepts a list of all views except the first. ``timeout_s`` is 0 if an entry has no timeout."""
 
 
 def show_views(
@@ -154,7 +154,7 @@ def resolve_views(
     least_timeout_s: float,
     others: Sequence[MetricFamily] = (),
 ) -> tuple[ViewEntry, ...]:
-    """Return the views in the same order, with defaults filled in.
+    """Return the entries in the same order, with defaults filled in.
 
     ``least_timeout_s`` is the minimum timeout of a view. ``others`` are the selected families of
     the page that belong to no view.
@@ -312,8 +312,8 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
                 problem += f", including the fields by which names{source} are looked up ({fields})"
             raise ViewError(problem, number, ("labels",))
         values |= own_values
-        # The table stores only the buckets of a histogram. But it reads the observed values from
-        # reports, so these values count, too.
+        # The table stores only the buckets of a histogram. But the table reads the observed values
+        # from reports, so these values also count towards the limit.
         values |= {
             gauge if value.observes == "first" else ("closing", gauge)
             for value in all_values

@@ -33,8 +33,8 @@ class ConfigError(Exception):
     """The configuration cannot be used.
 
     ``problems`` are the errors, one line each: at most `MAX_PROBLEMS`, and a last line if there are
-    further errors. ``str()`` joins them in one line. ``warnings`` are the warnings about the same
-    configuration, one line each.
+    further errors. ``str()`` joins the errors in one line. ``warnings`` are the warnings about the
+    same configuration, one line each.
     """
 
     def __init__(self, *problems: str) -> None:
@@ -48,7 +48,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class YamlNode:
-    """A YAML value and its line, counted from 1; in a mapping, the line of the key."""
+    """A YAML value and its line, from 1. A value in a mapping has the line of its key."""
 
     value: "YamlValue"
     line: int
@@ -186,7 +186,7 @@ class _Composer:
             # mark.
             self._refuse(event, path, "this YAML tag (!) is unknown")
         if depth > MAX_DEPTH:
-            # All positions in nested lists would fill the message.
+            # Leave out list indexes: those of all nested lists would fill the message.
             key = path.partition("[")[0]
             raise self._error(event, key, f"is nested deeper than {MAX_DEPTH} levels")
         value: YamlValue
@@ -262,8 +262,8 @@ _ENDS_FLOW = re.compile(r"expected ',' or '([\]}])'")
 def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str:
     """Return the probable cause in terms that need no knowledge of YAML's grammar.
 
-    Empty if the cause is unknown. The result does not quote the line, because the line may contain
-    a password.
+    The result is empty if the cause is unknown. It does not quote the line, which may contain a
+    password.
     """
     line = lines[mark.line] if mark.line < len(lines) else ""
     before, behind = line[: mark.column], line[mark.column :]
@@ -295,12 +295,12 @@ def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str
 
 
 def join(path: str, name: str) -> str:
-    """Return the path of ``name`` below ``path``. ``name`` is a key or an `index`, or a path."""
+    """Return the path of ``name`` below ``path``. ``name`` is a key, an `index` or a path."""
     return f"{path}.{name}" if path and not name.startswith("[") else path + name
 
 
 def index(i: int) -> str:
-    """Return the name of entry number ``i`` of a list, counted from 0."""
+    """Return ``[i]``: the part of a path for list entry number ``i``, counted from 0."""
     return f"[{i}]"
 
 

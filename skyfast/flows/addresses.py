@@ -22,7 +22,7 @@ def read(text: str) -> bytes | None:
     """Parse an address of a flow; return None if it is invalid.
 
     An IPv4-mapped IPv6 address is returned as IPv4. Addresses with a zone (``fe80::1%eth0``) are
-    invalid: Skydive does not write zones.
+    invalid, because Skydive never writes zones.
     """
     if len(text) > MAX_CHARS:
         return None
@@ -39,7 +39,7 @@ def write(address: bytes) -> str:
     """Format an address as RFC 5952 recommends. IPv6 addresses never have dots."""
     if len(address) == _IPV4_BYTES:
         return inet_ntop(AF_INET, address)
-    if address.startswith(_ZEROES):  # C libraries write the last 4 bytes with dots
+    if address.startswith(_ZEROES):  # inet_ntop would write the last 4 bytes with dots
         return str(IPv6Address(address))
     return inet_ntop(AF_INET6, address)
 

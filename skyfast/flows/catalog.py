@@ -35,7 +35,8 @@ FIXED_PREFIXES: Final = (
 """The prefixes of families that are not computed from flows."""
 
 Cardinality = Literal["low", "medium", "unbounded"]
-"""The number of label values: a handful, limited by the size of the network, or unlimited."""
+"""The number of values of a label: a few (low), limited by the network's size (medium), or
+unlimited."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +44,10 @@ class LabelDef:
     """A label that can be selected by name.
 
     ``path`` is the label's field, or empty if the label does not come from a single field.
-    ``lookup`` is empty if the label shows no result of a lookup. Otherwise, it is
-    ``classification``, or the name of a mapping in `skyfast.flows.planner.NameSource`. Such a
-    mapping maps the field to a tuple of names, and the label value is element ``index`` of the
-    tuple. ``is_own`` means that the label shows an own name, which users give to addresses. Then
+    ``lookup`` is ``classification`` if the label classifies flows, the name of a mapping in
+    `skyfast.flows.planner.NameSource` if the label shows a name, and empty for all other labels.
+    The mapping maps the field to a tuple of names, and the label value is element ``index`` of the
+    tuple. ``is_own`` means that users gave the name to the address (an own name). In this case,
     ``index`` is the position among the own names of the tuple.
     """
 
@@ -75,10 +76,10 @@ After these names, a tuple has the values of the pod labels in `ExportSelection.
 come the own names: the network, and the values of the keys in `ExportSelection.names_keys`."""
 
 NETWORK: Final = "network"
-"""The part of label names after ``initiator_`` or ``target_``, for the own network of an address.
+"""The end of the label names ``initiator_network`` and ``target_network``.
 
-This is the smallest network in ``names`` or ``names_file`` that contains the address. Its name is
-the first own name in the tuples of `NameSource.ends`."""
+These labels show the name of the smallest network in ``names`` or ``names_file`` that contains the
+address. This name is the first own name in the tuples of `NameSource.ends`."""
 
 NODE_NAMES: Final = (
     *("name", "host", "type", "netns", "namespace", "pod", "workload", "container"),
@@ -110,7 +111,7 @@ POD_LABELS: Final = CONTAINER_POD_LABELS | {
 Without Kubernetes pods, these labels are empty, except those in `CONTAINER_POD_LABELS`."""
 
 ENDS: Final = {"initiator": INITIATOR_IP, "target": TARGET_IP}
-"""For each end of a flow: the prefix of its label names, and the field with its address."""
+"""Maps the prefix of label names of each end of a flow to the field with the end's address."""
 
 _Name = tuple[Cardinality, str]
 
@@ -314,25 +315,25 @@ UNBOUNDED_FIELDS: Final = {
     ("Start",): "a new value for each flow",
     ("ICMP", "ID"): "a new value for each ping",
 }
-"""The fields with an unbounded number of values, each with the reason."""
+"""Maps each field with an unbounded number of values to the reason."""
 
 DEFAULT_LABELS: Final = tuple(label.name for label in LABELS[:7])
 """The labels of the Go connector ``prom_sky_con``, in its order."""
 
 ENDPOINTS: Final = frozenset({INITIATOR_IP, TARGET_IP, INITIATOR_PORT, TARGET_PORT})
-"""Both addresses and both ports."""
+"""The fields with the two addresses and the two ports of a flow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricDef:
     """A metric that can be selected by name.
 
-    ``paths`` are the fields: one field for both directions, or one field for each direction, or no
-    field if skyfast itself counts the value. ``compatible`` is the family's name in the first view
-    (the connections) with ``naming: compatible``. Otherwise, the family's name is a prefix and
-    ``standard``. ``unit`` is the unit in the standard name.
-    Pages show values divided by 10 to the power of ``compatible_decimals`` or
-    ``standard_decimals``. The words "on this connection" can be added after ``help``.
+    ``paths`` has two fields, one for each direction; or one field, if the metric has no direction;
+    or none, if skyfast itself counts the value. ``compatible`` is the family's name in the first
+    view (the connections) with ``naming: compatible``. In all other cases, the family's name is a
+    prefix and ``standard``. ``unit`` is the unit in the standard name. Pages show values divided by
+    10 to the power of ``compatible_decimals`` or ``standard_decimals``. The help text of
+    connections is ``help`` and "on this connection".
     """
 
     name: str
@@ -555,7 +556,7 @@ INTERFACE_INFO: Final = {
         ("standard", "skydive_interface_info"),
     )
 }
-"""The name of the family that describes the capture points, for each value of ``naming``."""
+"""Maps each value of ``naming`` to the name of the family that describes the capture points."""
 
 DEFAULT_METRICS: Final = ("bytes", "packets", "rtt")
 """The metrics of the Go connector ``prom_sky_con``."""

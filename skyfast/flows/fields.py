@@ -60,10 +60,11 @@ _PLACES: Final[Mapping[FieldPath, int]] = {
     **{path[:1]: place for place, path in reversed([*enumerate(FIELDS)])},
     **{path: place for place, path in enumerate(FIELDS)},
 }
-"""The place of each field in `FIELDS`; a part has the place of its first field."""
+"""The place of each field in `FIELDS`. A part, such as ``Metric``, has the place of its first
+field."""
 
 PATHS: Final[Mapping[str, FieldPath]] = {".".join(path): path for path in FIELDS}
-"""The same fields by their names in the configuration, such as ``Link.ID``."""
+"""The fields of `FIELDS` by their names in the configuration, such as ``Link.ID``."""
 
 CLOSING: Final = 1
 """The value of ``FinishType`` in the last report of a flow. Earlier reports have other values."""
@@ -95,7 +96,8 @@ class FlowTypes:
     ``KnownReport`` has only the fields that are needed to count a known flow: a flow that the table
     already contains. ``Update`` adds the fields of labels. ``FirstReport`` adds the fields that
     identify a flow's first report. These fields are enough to count a new flow. ``FullReport`` adds
-    ``LastUpdateMetric``. This part is needed to count a flow that is neither known nor new.
+    ``LastUpdateMetric``. This part is needed to count a flow that is neither known nor new: its
+    first report was missed.
 
     ``omissible`` are the fields and parts of ``FullReport`` that are not required to count a flow:
     gauges, optional counters, fields of histograms, and the fields that identify a first report or
@@ -140,7 +142,7 @@ def _omissible(
     may_lack = {("FinishType",), *_MARKS, *(gauge.path for gauge in gauges)}
     may_lack |= {path for counter in plan.counters for path in counter.last_update}
     may_lack |= {path for counter in plan.counters if counter.optional for path in counter.paths}
-    # If a field is required for another purpose, it is not omissible.
+    # An optional field is not omissible if it is also required for another purpose.
     must_have = {*needed, ("UUID",), ("Last",)}
     must_have |= {
         path for counter in plan.counters if not counter.optional for path in counter.paths

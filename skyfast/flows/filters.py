@@ -23,7 +23,7 @@ EXCLUDED = "excluded"
 
 _OUTSIDE, _INSIDE, _NO_ADDRESS = range(3)
 
-# Indexed by the location of the initiator, then by the location of the target.
+# First index: where the initiator's address is. Second index: where the target's address is.
 _TAGS = (
     (OTHER, "ingress", OTHER),
     ("egress", "internal", OTHER),
@@ -68,7 +68,7 @@ def classifier(masks: Sequence[Network]) -> Classifier:
 
 
 def reads(config: Filter) -> tuple[FieldPath, ...]:
-    """Return the fields that the rules read, without the fields of the plan's requirements."""
+    """Return the fields that the rules read. The filter also reads the plan's requirements."""
     fields = [condition.path for condition in _conditions(config)]
     paths = [path for path in fields if path is not None]
     if config.excluded_tags or None in fields:
@@ -90,7 +90,7 @@ class FlowFilter:
     def __call__(self, flows: list[Flow]) -> list[Flow]:
         """Return the flows that pass, in order; count the dropped flows.
 
-        Without rules, the result is ``flows`` itself.
+        If there are no rules, the result is ``flows`` itself.
         """
         if self._pick is None:
             return flows
@@ -102,7 +102,7 @@ class FlowFilter:
         return admitted
 
     def again(self, flows: list[Flow]) -> list[Flow]:
-        """Filter flows that were already counted, without counting them again."""
+        """Filter flows again, and count nothing: the dropped flows have already been counted."""
         return flows if self._pick is None else self._pick(flows, [0] * len(self._counters))
 
 
@@ -121,8 +121,8 @@ def make_flow_filter(
     in ``filtered``. If there are keep rules but none matches, the reason is `KEEP` in ``filtered``.
     ``filtered`` must already contain the names of all rules.
 
-    If a flow lacks the part with the field, such as ``Transport``, a condition does not match, and
-    a negated condition matches. Every flow has a tag: see `Classifier`.
+    If a flow lacks the part with a condition's field, such as ``Transport``, the condition does not
+    match; if the condition is negated, it matches. Every flow has a tag: see `Classifier`.
 
     Flows that have no UUID or fail one of ``requirements`` always pass this filter: the table skips
     them, and counts them under its own reasons. So a rule's count contains only flows that would be

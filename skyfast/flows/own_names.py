@@ -58,7 +58,7 @@ _IPV6: Final = 1 << _IPV6_BITS + _LENGTH_BITS
 
 _LENGTHS: Final = {str(bits): bits for bits in range(_IPV6_BITS + 1)}
 _INDEXED_BITS: Final = 16
-"""The index of the IPv4 ranges ignores this number of low bits of an address."""
+"""The index of the IPv4 ranges has an entry per /16 network: it ignores the low 16 bits."""
 
 _SORTED_AT_ONCE: Final = 100_000
 """Number of prefixes that are sorted in one call, which takes about 20 ms."""
@@ -93,7 +93,7 @@ def make_entry(name: str, values: Iterable[tuple[str, str]] = ()) -> Entry:
     """Return an entry.
 
     Raises:
-        InvalidEntryError: There is neither a name nor a value, a string is too long or not
+        InvalidEntryError: The entry has neither a name nor a value, a string is too long or not
             printable, a value is empty, or a key is repeated or cannot be part of a label name.
 
     """
@@ -174,7 +174,7 @@ def read_csv(text: str) -> dict[Prefix, Entry]:
     """Parse lines of the form ``prefix,name[,key=value…]``.
 
     Empty lines and lines that start with ``#`` are ignored. Fields can be quoted as in RFC 4180,
-    but cannot contain line breaks. Equal strings are shared.
+    but cannot contain line breaks. Equal strings in the result are the same object.
 
     Raises:
         InvalidLinesError: Lines are invalid or repeat a prefix.
@@ -308,10 +308,10 @@ def _ranges(
     keys: Sequence[str],
     numbers: dict[Names, int],
 ) -> tuple[list[int], "array[int]"]:
-    """Return the first address of each range, in order, and the index of its names in ``numbers``.
+    """Return the first address of each range, in order, and the index of the range's names.
 
     ``ordered`` are the prefixes of one IP version, whose addresses have ``most`` bits. The first
-    range starts at 0. ``numbers`` maps each different tuple of names to an index; this function
+    range starts at 0. ``numbers`` maps each different tuple of names to its index; this function
     adds new tuples.
     """
     starts, names_of = [0], array("I", [0])
@@ -360,7 +360,7 @@ def _ranges(
 
 
 class OwnNames:
-    """An immutable mapping of addresses to their names.
+    """An immutable mapping of addresses to the names that users gave to them.
 
     The networks are flattened into ranges that do not overlap, so a lookup is one binary search in
     compact arrays. For IPv4, the search covers only the ranges that begin in the same /16 network.

@@ -44,7 +44,7 @@ class Names(Protocol):
     def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
         """Return the label values of an ambiguous key.
 
-        ``other`` is the other address of the flow, and ``point`` is its capture point.
+        ``other`` is the other address of the flow, and ``point`` is the flow's capture point.
         """
 
 
@@ -54,8 +54,8 @@ class Lookup:
 
     The key is the string at ``key``, or empty if the part with the string is missing. If the result
     is None, the key is ambiguous: then the table calls ``names.resolve`` with the key and the two
-    values at ``context`` (the other address and the capture point). Without ``context``, results
-    are never None.
+    values at ``context`` (the other address and the capture point). If ``context`` is empty,
+    results are never None.
 
     The table stores the key and the context of each live flow for `Table.relabel`. A field counts
     once against the maximum number of columns, however many labels and lookups use it.
@@ -70,13 +70,13 @@ class Lookup:
 class Column:
     """A label. Views with the same label share one object. A column is equal only to itself.
 
-    With ``lookup``, the label's value is element ``index`` of the tuple that the lookup returns.
-    Then ``path`` is ``lookup.key``, and there is no ``rewrite``. Columns that look up the same
-    field share one lookup.
+    If ``lookup`` is set, the label's value is element ``index`` of the tuple that the lookup
+    returns. In this case, ``path`` is ``lookup.key``, and there is no ``rewrite``. Columns that
+    look up the same field share one lookup.
 
-    Otherwise, the label's value is the value at ``path``, mapped by ``rewrite`` if there is one. If
-    the part with the value is missing, the label is empty. If ``rewrite`` maps a part or the whole
-    flow, ``reads`` are the fields that it needs.
+    If there is no ``lookup``, the label's value is the value at ``path``, mapped by ``rewrite`` if
+    it is set. If the part with the value is missing, the label is empty. If ``rewrite`` maps a part
+    or the whole flow, ``reads`` are the fields that ``rewrite`` needs.
     """
 
     name: str
@@ -102,9 +102,8 @@ class Column:
 class Direction:
     """The label that distinguishes the two series of a connection in one family.
 
-    ``position`` is the label's index among all labels of the view; the columns before and after it
-    keep their order. ``values`` are the label's values; the value of the initiator's direction is
-    first.
+    ``position`` is the index at which the label is inserted among the columns of the view.
+    ``values`` are the label's values; the value of the initiator's direction is first.
     """
 
     name: str = "direction"
@@ -118,8 +117,8 @@ class Counter:
 
     ``paths`` has the field with the total since the flow started, or several fields to add up.
     ``last_update`` has the fields with the part of each total that belongs to the latest update. If
-    Skydive does not send these parts, ``last_update`` is empty, and 0 is assumed. With
-    ``optional``, flows can lack the counter. If all flows of a connection lack the counter, the
+    Skydive does not send these parts, ``last_update`` is empty, and 0 is assumed. If ``optional``
+    is true, flows can lack the counter. If all flows of a connection lack the counter, the
     connection has no series for the counter.
     """
 
@@ -130,7 +129,7 @@ class Counter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauge:
-    """A value of a flow. A connection keeps one value, or none while all values are zero.
+    """A value of a flow. A connection keeps one of its flows' values, or none while all are zero.
 
     ``keep`` selects the value of the latest report, the minimum or the maximum.
     """
@@ -141,7 +140,7 @@ class Gauge:
 
 @dataclass(frozen=True, slots=True)
 class FlowCount:
-    """The current number of flows of a connection."""
+    """The number of flows that a connection has now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +178,7 @@ class Histogram:
         return tuple(Gauge(path=path) for path in self.paths)
 
     def limits(self, decimals: int) -> tuple[int, ...]:
-        """Return the highest integer value up to each bound, in the unit of the flow."""
+        """For each bound, return the highest integer up to the bound, in the unit of the flow."""
         return tuple(int(Decimal(repr(bound)).scaleb(decimals)) for bound in self.bounds)
 
     @property
@@ -196,8 +195,8 @@ class Family(MetricFamily):
     """A metric family of the flows.
 
     ``values`` has one value if the metric has only the initiator's direction or the view has no
-    directions. Otherwise, it has two: initiator to target, and target to initiator. Pages show
-    values divided by ``10 ** decimals``, exactly.
+    directions. In all other cases, it has two: initiator to target, and target to initiator. Pages
+    show values divided by ``10 ** decimals``, exactly.
     """
 
     values: tuple[Value, ...]
@@ -215,13 +214,14 @@ class Family(MetricFamily):
 class View:
     """A set of series with the same label names: one row for each tuple of label values.
 
-    ``identifies_connection`` means that the labels include both addresses and both ports. Then the
-    flow that creates a row is the only flow of the row so far. So the total of the flow can be
-    counted, even if its first report was missed. ``direction`` is None if both directions are
-    added up.
+    ``identifies_connection`` means that the labels include both addresses and both ports. In such a
+    view, the flow that creates a row is the only flow of the row so far. So the total of this flow
+    can be counted, even if its first report was missed. ``direction`` is None if both directions
+    are added up.
 
     ``bytes`` and ``packets`` are the counters of these amounts: one for each direction, or one for
-    the sum of both. Each is empty if no family shows its counters and no bound needs them.
+    the sum of both. ``bytes`` is empty if no family and no bound uses the counters of bytes;
+    likewise ``packets``.
     """
 
     columns: tuple[Column, ...]
@@ -234,7 +234,7 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirement:
-    """A flow needs at least one of the parts ``paths``; otherwise it is skipped with ``reason``.
+    """A flow that has none of the parts ``paths`` is skipped with ``reason``.
 
     If ``or_without`` is not empty, flows without the part ``or_without`` are exempt.
     """
@@ -253,8 +253,9 @@ class Requirement:
 class Conversation:
     """The fields that identify a conversation, and the field that identifies the capture point.
 
-    A conversation has the same identifying fields at every capture point. ``ends`` are
-    the two sides, each with the paths of address and port; the order of the sides is irrelevant.
+    A conversation is one connection in the network, which several capture points can report. Its
+    identifying fields are the same at every capture point. ``ends`` are the two sides, each with
+    the paths of address and port; the order of the sides is irrelevant.
     """
 
     protocol: FieldPath
@@ -286,11 +287,11 @@ class Plan:
     A row of the first view (a connection) expires with its last flow. Rows of other views have
     timeouts.
 
-    * With ``conversation``, each conversation is counted at one capture point: the first point that
-      reports the conversation, until this point stops reporting it.
-    * With ``overflow``, flows that do not fit into the table are added up in one connection. The
-      string in ``overflow`` is the value of all labels of this connection.
-    * With ``share``, flows of other shares are skipped.
+    * If ``conversation`` is set, each conversation is counted at one capture point: the first point
+      that reports the conversation, until this point stops reporting it.
+    * If ``overflow`` is set, flows that do not fit into the table are added up in one connection.
+      The string in ``overflow`` is the value of all labels of this connection.
+    * If ``share`` is set, flows of other shares are skipped.
     """
 
     views: tuple[View, ...]

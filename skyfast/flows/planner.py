@@ -59,7 +59,7 @@ from skyfast.text_format import MetricType
 
 
 class NameSource(Protocol):
-    """Names from the topology, and own names: those that users configure. Unknown names are empty.
+    """Names from the topology, and own names, which users configure. Unknown names are empty.
 
     ``ends`` maps an address to the names in `ADDRESS_NAMES`, the values of
     `ExportSelection.k8s_labels`, the name of its network, and the values of
@@ -77,7 +77,7 @@ class NameSource(Protocol):
 def make_plan(export: ExportSelection, *, names: NameSource, shard: Shard = ALONE) -> Plan:
     """Return the plan for the selection ``export`` and the flows of ``shard``.
 
-    Names in labels come from ``names``. Views with the same label share its column.
+    Names in labels come from ``names``. Views with the same label share one column.
     """
     columns = _Columns(export, names)
     return Plan(
@@ -134,11 +134,11 @@ _CONTEXTS: Final[Mapping[FieldPath, tuple[()] | tuple[FieldPath, FieldPath]]] = 
     TARGET_IP: (INITIATOR_IP, NODE_TID),
     NODE_TID: (),
 }
-"""The fields whose names can be looked up, each with the fields that resolve an ambiguous key."""
+"""Maps each field whose names can be looked up to the fields that resolve an ambiguous key."""
 
 
 def key_fields(label: LabelSpec) -> tuple[FieldPath, ...]:
-    """Return the fields that are needed to look up a label's value; none without a name lookup.
+    """Return the fields that are needed to look up a label's value; () if the label shows no name.
 
     The table stores the values of these fields for each flow, once for all labels.
     """
@@ -238,7 +238,7 @@ def _view(view: ViewSpec, columns: _Columns, export: ExportSelection) -> View:
         families=shown,
         bytes=amounts.get("bytes", ()),
         packets=amounts.get("packets", ()),
-        # Several flows without ports can have the same addresses.
+        # ICMP flows and others without ports can share both addresses, so they can share a row.
         identifies_connection=not (export.include_icmp or export.include_other)
         and {column.path for column in chosen if column.is_field} >= ENDPOINTS,
     )
@@ -259,7 +259,7 @@ AMOUNTS: Final[tuple[Amount, ...]] = ("bytes", "packets")
 
 
 def amount_counters(name: Amount, direction: str) -> tuple[Counter, ...]:
-    """Return the counters of an amount in a view: one for each direction, or their sum."""
+    """Return the counters of an amount in a view: one for each direction, or one for the sum."""
     paths = METRICS_BY_NAME[name].paths
     return (_counter(paths),) if direction == "sum" else tuple(_counter((path,)) for path in paths)
 
@@ -342,7 +342,7 @@ def _values(
 
 def _counter(paths: tuple[FieldPath, ...]) -> Counter:
     if all(path[0] == "Metric" for path in paths):
-        # Flows without Metric are skipped.
+        # Not optional: flows without Metric are skipped.
         return Counter(
             paths=paths, last_update=tuple(("LastUpdateMetric", path[1]) for path in paths)
         )

@@ -1,7 +1,7 @@
 """Computes label values from fields: masked addresses, grouped ports, protocols.
 
 The functions return `skyfast.flows.plan.LabelMapper` objects. Caches are bounded, because anyone on
-the network can create new values. There are no locks, because only one thread uses the caches.
+the network can create new values. The caches have no locks, because only one thread uses them.
 """
 
 from collections.abc import Callable

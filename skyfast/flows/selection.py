@@ -26,7 +26,7 @@ TAGS = ("internal", "ingress", "egress", "other")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelSpec:
-    """A label: a known label, the value at ``path`` in a flow, or a value of one or both ends.
+    """A label: a known label, the value at ``path`` in a flow, or a value of the flow's ends.
 
     ``k8s_label`` is the key of a label of pods, and ``names_key`` a key of own names. If either is
     set, the prefix ``initiator_`` or ``target_`` of ``name`` selects one end of the flow. If
@@ -134,11 +134,12 @@ RewriteSpec: TypeAlias = Mask | Fold
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSelection:
-    """The exported series; a change requires a new table.
+    """What is exported: labels, metrics and views. A change requires a new table.
 
     ``main`` is the first view. Its rows are the connections, and ``naming`` applies to its
     families. ``rewrite`` maps labels to their rewrites. ``cluster_net_masks`` are the networks for
-    the label ``tag``; without that label they do not affect the export, and the tuple is empty.
+    the label ``tag``. If no view has this label, the tuple is empty, because the networks do not
+    affect the export.
     """
 
     main: ViewSpec
@@ -169,7 +170,7 @@ class ExportSelection:
 def changed_fields(old: ExportSelection, new: ExportSelection) -> list[str]:
     """Return the names of the fields that differ, including fields of the first view.
 
-    Instead of ``amounts``, the names of the keys for bounds are returned.
+    If ``amounts`` differs, the names of the keys for bounds are returned instead.
     """
     main = _changed(old.main, new.main, fields(ViewSpec))
     rest = [field for field in fields(ExportSelection) if field.name != "main"]
@@ -198,9 +199,9 @@ class Condition:
     """A condition on a field of a flow; ``path`` is None for the tag.
 
     The condition matches if any of ``values``, ``ranges`` (both ends included), ``networks`` or
-    ``pattern`` (found anywhere in the string) matches. With ``negated``, the condition matches if
-    none of these matches. A missing field matches none of these. ``field`` is the name in the
-    configuration.
+    ``pattern`` (found anywhere in the string) matches. A missing field matches none of the four. If
+    ``negated`` is true, the condition matches if none of the four matches. ``field`` is the name in
+    the configuration.
     """
 
     field: str

@@ -1,6 +1,6 @@
 """Authentication at an analyzer.
 
-The subscriptions and the topology poller use this module. They decide when to connect and what to
+The subscriptions and the topology poller call this module, and decide when to connect and what to
 log. aiohttp is imported at the first login, because most installations need no login, and importing
 aiohttp takes longer than all other imports.
 """
@@ -44,7 +44,7 @@ REDIRECTS: Final = (301, 302, 303, 307, 308)
 USE_TLS: Final = "; use wss:// if the analyzer serves TLS"
 USE_PLAIN: Final = "; the port does not serve TLS, use ws://"
 NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
-"""The reasons that OpenSSL gives for data that is not TLS. They depend on OpenSSL's version."""
+"""The error codes of different versions of OpenSSL if the server sends data that is not TLS."""
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -134,7 +134,7 @@ def connection_error(error: BaseException) -> str:
 
 
 def redirect(location: str) -> str:
-    """Return the log text for a redirect to ``location``, without credentials and query."""
+    """Return the log text for a redirect to ``location``; credentials and query are left out."""
     shown = printable(redact_url(location.partition("?")[0])) if location else "no location"
     return f", redirect to {shown} (not followed)"
 
@@ -142,10 +142,10 @@ def redirect(location: str) -> str:
 class Authentication:
     """The credentials for one analyzer.
 
-    Basic authentication is used until a request returns 401. From then on, the cookie of a login is
-    used. If the cookie is rejected with 401, too, a new login replaces the cookie. The password and
-    the cookie are never sent together: Skydive checks the cookie first, and rejects an expired
-    token even with a valid password. The configured cookies are always sent.
+    Basic authentication is used until a request returns 401. After that, a login gets a cookie,
+    which is used instead. When the cookie is rejected with 401, a new login replaces it. The
+    password and the cookie are never sent together: Skydive checks the cookie first, and rejects an
+    expired token even with a valid password. The configured cookies are always sent.
 
     The headers, cookies and passwords of this object must not be logged.
     """
@@ -176,7 +176,7 @@ class Authentication:
         self._renewing = asyncio.Lock()
 
     def headers(self) -> Headers:
-        """Return the headers ``Authorization`` and ``Cookie``, if needed."""
+        """Return the headers for a request: ``Authorization`` or ``Cookie``, both, or none."""
         if self._token:
             return _cookie_header({**self._cookies, TOKEN_COOKIE: self._token})
         headers = _cookie_header(self._cookies)
@@ -189,8 +189,8 @@ class Authentication:
     async def reauthenticate(self, rejected_headers: Headers) -> bool:
         """Log in after a request with ``rejected_headers`` returned 401.
 
-        Returns whether to retry with the new `headers`. If not, ``problem`` says why the login
-        failed. If several requests are rejected at the same time, one call logs in, and all other
+        Returns whether to retry with the new `headers`. If the login failed, ``problem`` is the
+        reason. If several requests are rejected at the same time, one call logs in, and all other
         calls use the new token.
         """
         async with self._renewing:
@@ -253,7 +253,7 @@ class Authentication:
                 if response.status != 200 or token is None or not token.coded_value:
                     status = response.status
                     return f"{request} returned HTTP {status} without {TOKEN_COOKIE} cookie"
-                # Stored as received: a quoted value is sent back with its quotes.
+                # Keep the quotes of a quoted value: a client must send them back.
                 self._token = token.coded_value
                 return ""
         except TimeoutError:

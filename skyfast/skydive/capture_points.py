@@ -1,8 +1,8 @@
 """Finds the capture points of each capture: the interfaces on which the capture runs.
 
 The statistics of a capture do not show these interfaces. But each flow has the ID of its capture,
-and the ``NodeTID`` of the interface. This module only reads the messages that are also checked for
-lost reports (`skyfast.skydive.report_checks`), about four messages per second.
+and the ``NodeTID`` of the interface. To save time, this module reads only the messages that are
+also checked for lost reports (`skyfast.skydive.report_checks`), about four messages per second.
 """
 
 import math
@@ -17,13 +17,14 @@ MAX_CAPTURES: Final = 1000
 """Maximum number of captures; further captures have no capture points."""
 
 MAX_POINTS: Final = 20
-"""Maximum number of capture points of each capture. Points with the latest flows are kept."""
+"""Maximum number of capture points per capture. Above it, the point with the oldest flow is
+removed."""
 
 MAX_ID_CHARS: Final = 1024
 """Maximum length of an ID; longer IDs are ignored."""
 
 SILENCE_S: Final = 600.0
-"""A capture point is forgotten after this time without a flow in the messages that are read."""
+"""A capture point is forgotten if no message that is read has a flow from it for this time."""
 
 FORGET_INTERVAL_S: Final = 60.0
 """Minimum time between two searches for capture points to forget. A search takes at most 2 ms."""
@@ -50,7 +51,7 @@ class CapturePoints:
         self._forgot_s = -math.inf
 
     def message(self, data: bytes | bytearray | memoryview, now: float) -> None:
-        """Note the flows of a message. Never raises; unusable messages are ignored."""
+        """Remember where the flows of a message were captured; ignore an unusable message."""
         if now - self._forgot_s >= FORGET_INTERVAL_S:
             self._forget(now)
         try:
@@ -76,7 +77,7 @@ class CapturePoints:
             del points[next(iter(points))]
 
     def of(self, capture_id: str, now: float) -> Sequence[str]:
-        """Return the ``NodeTID`` of the capture points, sorted."""
+        """Return the ``NodeTID`` of each capture point of a capture, sorted."""
         points = self._points.get(capture_id, {})
         return sorted(tid for tid, seen in points.items() if now - seen < SILENCE_S)
 

@@ -1,9 +1,9 @@
 """Metric families from the statistics that agents send about their captures.
 
-Skydive's sources (``flow/table.go``, ``flow/probes``) document the fields, and recordings confirm
-them. Each flow table of an agent is one capture point, that is, one capture on one interface.
-Every 10 s, each point sends a report to a randomly chosen analyzer, which forwards it to its
-subscribers:
+The meaning of the fields is from Skydive's sources (``flow/table.go``, ``flow/probes``), and
+recordings confirm this meaning. Each flow table of an agent is one capture point, that is, one
+capture on one interface. Every 10 s, each point sends a report to a randomly chosen analyzer, which
+forwards it to its subscribers:
 
 * ``FlowDropped`` and ``KernelFlowDropped`` are the increases since the capture point's previous
   report. Their sums over all points of a capture are exported as counters that start at the first
@@ -16,13 +16,13 @@ subscribers:
 
 A capture has a point on every interface that its query matches, on all hosts. A report identifies
 its capture but not its capture point, and the number of readings in a report varies. Therefore the
-totals cannot be exported as counters. ``FlowCount``, ``PacketsReceived`` and ``PacketsDropped``
-cannot be summed over the points of a capture. Therefore each of these three gauges shows only the
-highest value of any point in the reports of the last 12 to 15 s. The number of reports is a
-counter, so its ``rate`` times 10 s is the number of capture points.
+socket's totals cannot be exported as counters, and no value can be summed over the points of a
+capture. So ``FlowCount``, ``PacketsReceived`` and ``PacketsDropped`` are exported as gauges that
+show only the highest value of any point in the reports of the last 12 to 15 s. The number of
+reports is a counter, so its ``rate`` times 10 s is the number of capture points.
 
 Like the table, this module has no clock and no socket: its inputs are reports and ``now``, and its
-output is a page.
+output is the text of metric families.
 """
 
 from dataclasses import dataclass, replace
@@ -36,16 +36,17 @@ from skyfast.stats import CaptureStats
 from skyfast.text_format import MetricFamily, label_text, with_unknown_starts
 
 SILENCE_S: Final = 60.0
-"""A capture expires after this time without a report; a point sends six reports in this time."""
+"""A capture expires if it has had no report for this time, in which a point sends six reports."""
 
 SLOT_S: Final = 3.0
 """The highest values are stored per time slot of this length."""
 
 SLOTS: Final = 5
-"""The number of slots. They cover the last 12 to 15 s, which include a report of each point."""
+"""The number of slots. Together they cover the last 12 to 15 s, in which every point sends a
+report."""
 
 READINGS: Final = 10
-"""A report contains the sum of this many readings of a total."""
+"""Number of readings of a socket's total that one report adds up."""
 
 MAX_CAPTURES: Final = 1000
 """Maximum number of captures; reports of further captures are counted as ``too_many``."""
@@ -57,7 +58,7 @@ MAX_VALUE: Final = 2**62
 """Largest accepted value; reports with larger values are counted as ``out_of_range``."""
 
 MAX_TOTAL: Final = 2**63 - 1
-"""Sums do not grow beyond this value."""
+"""Exported counters stop at this value."""
 
 
 class _PointReport(msgspec.Struct, gc=False, rename="pascal"):
@@ -97,8 +98,8 @@ class _Capture:
         self.reports = 0
         self.flows_dropped = 0
         self.kernel_flows_dropped = 0
-        # By slot number. The dict is never modified, only replaced, because another thread may read
-        # it.
+        # The highest values by slot number. The dict is replaced, never modified, because another
+        # thread may read it.
         self._slots: dict[int, _Figures] = {}
 
     @property
@@ -180,7 +181,7 @@ class Captures:
     """
 
     def __init__(self, *, naming: Literal["compatible", "standard"], stats: CaptureStats) -> None:
-        """Start without captures. With ``standard``, counter names end with ``_total``."""
+        """Start without captures. With ``naming="standard"``, counter names end with ``_total``."""
         ending = "_total" if naming == "standard" else ""
         self._families = tuple(
             replace(family, name=family.name + ending) if family.type == "counter" else family
@@ -190,11 +191,11 @@ class Captures:
         self._captures: dict[str, _Capture] = {}
 
     def message(self, raw: msgspec.Raw | bytes, now: float, running: float | None = None) -> None:
-        """Process a report, the ``Obj`` of a message. Never raises; counts unusable reports.
+        """Process the report in ``raw``, the ``Obj`` of a message; count an unusable report.
 
         ``now`` is from the table's clock. This clock stands still while reports may be missing, so
         that captures do not expire. ``running`` is from a clock that never stands still, and by
-        default equals ``now``. The gauges use ``running``.
+        default equals ``now``. The age of the gauges' values is measured with ``running``.
         """
         try:
             report = _decode(raw)
@@ -224,7 +225,7 @@ class Captures:
         return ""
 
     def expire(self, now: float) -> None:
-        """Remove the captures without a report for `SILENCE_S`."""
+        """Remove the captures that have had no report for `SILENCE_S`."""
         silent = [key for key, capture in self._captures.items() if _is_silent(capture, now)]
         for key in silent:
             del self._captures[key]

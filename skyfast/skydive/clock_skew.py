@@ -1,8 +1,8 @@
 """Detects flows with impossible times, which show that the clock of an agent is wrong.
 
 The agents' times are exported only by the metrics ``start`` and ``last``, but the table also uses
-these times to detect late reports. If the local clock is wrong, the clocks of all agents seem
-to be wrong.
+these times to detect reports that arrive out of order. If the local clock is wrong, the clocks of
+all agents seem to be wrong.
 """
 
 import logging
@@ -21,7 +21,7 @@ MAX_AHEAD_S: Final = 60.0
 
 MAX_UPDATES_BEHIND: Final = 2
 MAX_SKEW_BEHIND_S: Final = 60.0
-"""The latest packet may be two reporting intervals plus this tolerance in the past.
+"""The latest packet may be this many reporting intervals plus this many seconds in the past.
 
 An agent reports a flow at its first tick after the flow's latest packet, that is, within one
 reporting interval (``flow.update``). The second interval allows for an increased ``flow.update``
@@ -37,7 +37,7 @@ Flow = Any
 
 
 class Dated(Protocol):
-    """The part of the table that returns the oldest and newest time in the latest update."""
+    """The table's method that returns the oldest and the newest ``Last`` of its latest update."""
 
     @property
     def times_ms(self) -> tuple[int, int]: ...
@@ -59,7 +59,7 @@ class ClockSkewCheck:
     """Checks the times of the flows in each update of a table."""
 
     def __init__(self, table: Dated, *, stats: Stats) -> None:
-        """``stats`` has the agents' ``flow.update``."""
+        """``stats`` has the agents' reporting interval, ``flow.update``."""
         self._table = table
         self._stats = stats
         self._limit = LogLimit()
@@ -104,9 +104,9 @@ class ClockSkewCheck:
         now_ms: float,
     ) -> None:
         if not misdated:
-            # Either all flows before ``earliest_ms`` are closing reports, or the misdated flow was
-            # not applied, because the table needs more of its fields. In the second case, the flow
-            # is decoded again and applied, and then this method counts it.
+            # Either only closing reports are older than ``earliest_ms``, or the table needs more
+            # fields of a misdated flow and has not applied it. In the second case, the flow is
+            # decoded again and applied, and then this method counts it.
             return
         analyzer.misdated[reason] += len(misdated)
         self._limit.warn(
@@ -127,6 +127,6 @@ def _origin(flow: Flow, data: bytes | bytearray | memoryview) -> str:
         try:
             origins = _MESSAGE.decode(data).Obj
         except UNDECODABLE:
-            origins = []  # the message can only be decoded flow by flow
+            origins = []  # only single flows of the message can be decoded
         name = next((origin.NodeTID for origin in origins if origin.Last == flow.Last), "")
     return f"node_tid {printable(name)}" if name else "an unknown interface"

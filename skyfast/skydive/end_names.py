@@ -12,17 +12,17 @@ Names = tuple[str, ...]
 
 _NAME: Final = 0
 _NETWORK: Final = 1
-"""The positions of two names in a tuple of `OwnNames`: the name, and the network's name."""
+"""Positions in a tuple of `OwnNames`: the name of the address, and the name of its network."""
 
 _UNKNOWN: Final[Names] = ("unknown",)
 """Stands for an address that the topology does not know."""
 
 MAX_SHARED: Final = 10_000
-"""Maximum number of cached combinations for ambiguous addresses; then the cache is emptied."""
+"""Maximum number of cached name tuples of ambiguous addresses. A full cache is emptied."""
 
 
 class TopologyNames(Protocol):
-    """The names of addresses in the topology. ``empty`` are the names of unknown addresses."""
+    """The names of addresses in the topology. ``empty`` is the tuple for unknown addresses."""
 
     empty: Names
 
@@ -34,14 +34,15 @@ class TopologyNames(Protocol):
 class EndNames(dict[str, Names | None]):
     """Maps addresses in Go's notation to their names; implements `skyfast.flows.plan.Names`.
 
-    The names of an address are its names in the topology, followed by two kinds of own names: the
-    name of its network, and the values of the keys in ``names_keys``. If there are no own names,
-    and no label shows such networks or values, the tuples have only the names in the topology. The
-    first name is the name that users gave to the address, otherwise the address's name in the
-    topology, otherwise the name of its network.
+    Each tuple has the names of an address in the topology, and then two kinds of own names: the
+    name of the network, and the values of the keys in ``names_keys``. Own names are left out if
+    users have configured none and no label shows a network or a value. The first element of a tuple
+    is the name that users gave to the address. If there is none, it is the address's name in the
+    topology, or else the name of the network.
 
-    The dict contains only addresses that the topology knows and that have been looked up. Other
-    addresses with equal names share one tuple, because the table compares tuples by identity.
+    The dict contains only addresses that the topology knows and that have been looked up. Unknown
+    or ambiguous addresses with equal names share one tuple, because the table compares tuples by
+    identity.
     """
 
     __slots__ = ("_combines", "_of_ambiguous", "_of_unknown", "_own", "_topology")

@@ -16,17 +16,19 @@ from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.topology_graph import DELETED, Graph, Node, Skipped
 
 MAX_NODES: Final = 200_000
-"""Maximum number of nodes that are used. A topology of 5,000 pods has 60,000."""
+"""Maximum number of nodes that are used. A topology of 5,000 pods has 60,000 nodes."""
 
 MAX_EDGES: Final = 400_000
 """Maximum number of edges that are used."""
 
 MAX_NAME_CHARS: Final = 256
-"""Maximum characters of a name or an ID; longer texts are ignored. Kubernetes allows up to 253."""
+"""Maximum length of a name or an ID; longer ones are ignored. Names in Kubernetes have up to 253
+characters."""
 
 MAX_OWNERS: Final = 16
 """Maximum levels of ownership above an interface; usually two: namespace and host."""
 
+# Reasons under which unusable items of the topology are counted.
 NODE_LIMIT: Final = "node_limit"
 """Counts nodes beyond `MAX_NODES`."""
 
@@ -66,13 +68,14 @@ CONTROLLERS: Final = {
     "daemonset": "DaemonSet",
     "statefulset": "StatefulSet",
 }
-"""The types of nodes that have edges to pods, each with its kind in Kubernetes."""
+"""Maps the types of nodes that control pods to their kinds in Kubernetes."""
 
 RELATION_TYPES: Final = (OWNERSHIP, CONTAINER, SERVICE, NODE, LAYER2, DEPLOYMENT, *CONTROLLERS)
 """The ``RelationType`` of all edges that names are resolved from."""
 
 KUBERNETES_CONTAINER: Final = "k8s container"
-"""The type that this module gives to containers of the Kubernetes probe."""
+"""The type of the Kubernetes probe's containers in this module. In Skydive, they have the type
+``container``, like the containers of a container runtime."""
 
 _KUBERNETES_TYPES: Final = frozenset(
     (
@@ -88,7 +91,7 @@ _NO_INTERFACES: Final = _KUBERNETES_TYPES | {"host", "netns", "container", "libv
 
 _OWNED_BY_NAMESPACES: Final = _KUBERNETES_TYPES - {KUBERNETES_CONTAINER}
 
-# The types of parent and child, by relation. Relations that are not in this table have their own
+# The types of parent and child, by relation. `_add_edges` checks edges of other relations by other
 # rules.
 _ENDS: Final = {
     CONTAINER: (KUBERNETES_CONTAINER, "container"),
@@ -226,8 +229,8 @@ class GraphIndex:
         """Return an address in the notation of flows, or "" if ``text`` is not an address.
 
         ``text`` may have a prefix length and a zone. Go formats IPv6 like Python, by RFC 5952, but
-        never uses the mixed notation: an address in ``::ffff:0:0/96`` is formatted as the mapped
-        IPv4 address. Flows have no zones (``%eth0``).
+        never mixes hexadecimal and dotted notation: an address in ``::ffff:0:0/96`` is formatted as
+        the mapped IPv4 address. Flows have no zones (``%eth0``).
         """
         if not text:
             return ""

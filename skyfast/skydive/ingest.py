@@ -1,7 +1,7 @@
 """Decodes messages and applies their flows to the table.
 
-No message content raises an exception. Unusable flows and messages are counted. They do not affect
-the subscription or the usable flows of the message.
+No message content raises an exception. Unusable messages and flows are counted and skipped: the
+subscription continues, and all usable flows are applied.
 """
 
 import functools
@@ -30,8 +30,8 @@ from skyfast.stats import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
 MAX_PARTIAL_FLOWS = 1_000
 """Maximum number of flows per message that are decoded field by field.
 
-Decoding such a flow takes 10 µs. Real analyzers put at most 100 flows into a message, so they never
-reach this limit. In a larger message, all further flows with values of a wrong type are skipped."""
+Decoding a flow field by field takes 10 µs. Real analyzers put at most 100 flows into a message, so
+they never reach this limit. Beyond the limit, flows with values of a wrong type are skipped."""
 
 AVERAGED_MESSAGES = 32
 """The share of messages with unknown flows is a moving average: each message weighs 1 / 32.
@@ -41,7 +41,8 @@ A flow is unknown while the table does not contain it."""
 MAX_UNKNOWN_SHARE = 1 / 16
 """If a larger share of messages has unknown flows, the fields of labels are always decoded.
 
-At twice this share, decoding some messages twice takes as long as omitting these fields saves."""
+At twice this share, omitting these fields would save no time, because messages with unknown flows
+are decoded twice."""
 
 SHOWN_BYTES = 80
 """A log line shows this many bytes of an unusable message."""
@@ -92,9 +93,9 @@ class Ingest:
 
         ``types`` are the flow types of the table's plan, and ``admitted`` selects which flows of a
         message reach the table. ``captures`` receives the content of messages with capture
-        statistics. ``checker`` selects messages to decode fully, and checks them for lost reports;
-        the same messages are passed to ``capture_points``. ``now`` is the table's clock, in
-        seconds; ``wall_clock`` returns Unix seconds.
+        statistics. ``checker`` selects some of the messages: these are decoded fully, checked for
+        lost reports, and passed to ``capture_points``. ``now`` is the table's clock, in seconds;
+        ``wall_clock`` returns Unix seconds.
         """
         self._table = table
         self._captures = captures
@@ -119,7 +120,7 @@ class Ingest:
         return PartialDecoder(self._types)
 
     def message(self, data: bytes | bytearray | memoryview, analyzer: AnalyzerStats) -> None:
-        """Apply a message, as received, and count it for its analyzer.
+        """Apply the flows of a message, and count the message for its analyzer.
 
         Keeps no reference to ``data``.
         """
@@ -183,7 +184,7 @@ class Ingest:
         analyzer: AnalyzerStats,
         now_ms: float,
     ) -> None:
-        """Check the times of the applied flows, and whether late reports among them fill gaps."""
+        """Check the times of applied flows, and whether any of their reports had seemed lost."""
         self._clock_skew.check(flows, data, analyzer, now_ms)
         if self._checker.has_unsettled:
             self._checker.note_late(flows)
@@ -193,7 +194,7 @@ class Ingest:
     ) -> None:
         """Decode all fields of the flows from ``position`` on, and apply these flows.
 
-        The flows have been counted already.
+        Does not count the flows again as received or filtered.
         """
         try:
             flows = self._decoders.full.decode(data).Obj[position:]
@@ -259,9 +260,9 @@ class Ingest:
             return self._envelope.decode(prune_depth(marked))
 
     def _one_by_one(self, raws: Iterable[msgspec.Raw]) -> list[Flow]:
-        """Decode each flow on its own, without unusable optional values; count unusable flows.
+        """Decode each flow on its own. Leave out unusable values, and count unusable flows.
 
-        `PartialDecoder` omits the unusable values, and the table counts them.
+        `PartialDecoder` leaves out values of optional fields, and the table counts them.
         """
         flows = []
         partial = 0
@@ -270,7 +271,7 @@ class Ingest:
                 flows.append(self._full_flow.decode(raw))
                 continue
             except UNDECODABLE as error:
-                problem = str(error)  # the exception would keep the message alive
+                problem = str(error)  # only the text: the exception keeps the message in memory
             if partial < MAX_PARTIAL_FLOWS:
                 partial += 1
                 try:
@@ -290,11 +291,12 @@ class _Decoders:
     ``next`` decodes the next message, and ``full`` decodes all fields. A flow is unknown while the
     table does not contain it.
 
-    * If the latest message had unknown flows, ``next`` decodes the fields of first reports.
-    * Otherwise, ``next`` does not decode these fields. It decodes the fields of labels if more than
-      `MAX_UNKNOWN_SHARE` of the latest messages had unknown flows.
-    * Otherwise, ``next`` decodes neither. This makes decoding faster by a seventh, but a message
-      with unknown flows must be decoded twice.
+    * If the latest message had unknown flows, ``next`` decodes the fields of first reports,
+      including those of labels.
+    * If the latest message had none, but more than `MAX_UNKNOWN_SHARE` of recent messages had
+      unknown flows, ``next`` decodes the fields of labels.
+    * In all other cases, ``next`` decodes neither labels nor the fields of first reports. This
+      makes decoding faster by a seventh, but a message with unknown flows must be decoded twice.
     """
 
     def __init__(self, types: FlowTypes) -> None:
@@ -306,7 +308,7 @@ class _Decoders:
         self._unknown_share = 1.0  # share of messages with unknown flows, as a moving average
 
     def choose(self, *, met_unknown_flow: bool) -> None:
-        """Choose ``next`` after a message that had an unknown flow, or had none."""
+        """Choose ``next``, given whether the latest message had an unknown flow."""
         self._unknown_share += (met_unknown_flow - self._unknown_share) / AVERAGED_MESSAGES
         if met_unknown_flow:
             self.next = self._first

@@ -60,7 +60,8 @@ class InterfaceName(NamedTuple):
 class _Family(MetricFamily):
     """A metric family of interfaces.
 
-    ``counter`` is a field of `Counters`. If ``counter`` is empty, the value is always 0.
+    ``counter`` is a field of `Counters`. If Skydive has no such counter, ``counter`` is empty, and
+    all values are 0.
     """
 
     counter: str
@@ -111,7 +112,7 @@ _NO_TRAFFIC: Final = Counters()
 
 @dataclass(frozen=True)
 class _Page:
-    """The rendered families of a response, and when they expire."""
+    """The rendered families of a response, and the time when they expire."""
 
     text: bytes
     """In text format 0.0.4."""
@@ -144,10 +145,10 @@ _NOTHING: Final = _Page(b"", (), (), {}, 0.0)
 
 
 class Interfaces:
-    """The interfaces of the last response, rendered.
+    """The interfaces in the latest response of the topology API, as metric families.
 
     A response replaces the previous response: interfaces that are missing from the new response are
-    removed at once. Without responses, the interfaces stay for three intervals or
+    removed at once. If no response arrives, the interfaces stay for three polling intervals or
     ``connection_timeout_s``, whichever is longer.
 
     The label ``node_tid`` is the ``TID`` of the interface, or the ``ID`` of its node if there is no
@@ -225,7 +226,7 @@ class Interfaces:
 
 
 class _Row(msgspec.Struct, gc=False, frozen=True):
-    """An interface. ``text`` is unique: it contains the labels in text format."""
+    """An interface. ``text`` has the labels in text format; no two rows have the same ``text``."""
 
     text: str
     labels: tuple[str, ...]
@@ -233,7 +234,7 @@ class _Row(msgspec.Struct, gc=False, frozen=True):
 
 
 def _rows(nodes: list[Node], skipped: dict[str, int]) -> list[_Row]:
-    """Return the usable nodes, and count the skipped nodes."""
+    """Return the rows of the usable nodes, and count the skipped nodes."""
     newest: dict[tuple[str, ...], Node] = {}
     for node in nodes:
         labels = _labels(node)

@@ -1,8 +1,8 @@
 """Looks up and searches the names of addresses and capture points.
 
-This module sends no queries. It only uses names that are known for other purposes: names that
-labels show, own names (which users give to addresses), and the names of interfaces whose counters
-are exported.
+This module sends no queries. It uses only names that skyfast already has for other purposes: names
+that labels show, own names (which users give to addresses), and the names of interfaces whose
+counters are exported.
 """
 
 from collections.abc import Callable, Iterator, Mapping

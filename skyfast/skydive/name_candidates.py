@@ -1,4 +1,4 @@
-"""Chooses among the owners of an address by the place where the flow was captured."""
+"""Chooses among the owners of a flow's address by the place where the flow was captured."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import merge
@@ -18,9 +18,9 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
     ``names`` are in the order of ``ADDRESS_NAMES``, followed by the values of the requested pod
     labels. ``namespace`` is the ID of the network namespace's node, or "" if this node is unknown.
-    For the host's own namespace, it is the ID of the host's node. ``host`` is the owner's host, by
-    the name that the agent uses. ``cluster`` is the cluster of the pod or service, otherwise the
-    cluster of the host, or "" if there is none.
+    For the host's own namespace, ``namespace`` is the ID of the host's node. ``host`` is the
+    owner's host, by the name that the agent uses. ``cluster`` is the cluster of the pod or service,
+    or else the cluster of the host, or else "".
     """
 
     names: tuple[str, ...]
@@ -30,7 +30,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
 
 class CapturePoint(msgspec.Struct, frozen=True, gc=False):
-    """Where flows are captured. ``peers`` are the namespaces of the veth peers, sorted."""
+    """Where flows are captured. ``peers`` are the sorted namespaces of its veth peers."""
 
     namespace: str
     peers: tuple[str, ...]
@@ -58,7 +58,7 @@ def choose(
     1. All candidates.
     2. The candidates in the namespace of the capture point.
     3. The candidates in the namespaces of the capture point's veth peers.
-    4. If a subnet of the capture point's host contains both addresses, the candidates on that host.
+    4. The candidates on the capture point's host, if a subnet of that host contains both addresses.
     5. The candidates in the cluster of the capture point.
     """
     local = is_local(address)
@@ -82,11 +82,12 @@ def is_local(address: str) -> bool:
     """Return whether an address is a loopback or link-local address.
 
     Any host or link can have the same local address, including hosts and links that are not in the
-    topology. Therefore an address with a single owner in the topology can have other owners, too.
+    topology. Therefore a local address with a single owner in the topology can have other owners,
+    too.
     """
     if address == "::1" or address.startswith(("127.", "169.254.")):
         return True
-    # fe80::/10. Groups have no leading zeros, so the first group must have four digits.
+    # fe80::/10. The first group must have four digits: "fe8:" means 0fe8.
     return address.startswith(("fe8", "fe9", "fea", "feb")) and address.find(":") == 4
 
 
@@ -103,8 +104,8 @@ def _only_names(candidates: Iterable[Candidate]) -> tuple[str, ...] | None:
 def in_order(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     """Return the distinct candidates, sorted.
 
-    ``127.0.0.1`` has one candidate in each namespace. Sorting thousands at once would hold the GIL
-    for too long.
+    ``127.0.0.1`` has one candidate in each namespace. Sorting thousands of candidates at once would
+    hold the GIL for too long.
     """
     rest = iter(set(candidates))
     chunks = []

@@ -12,16 +12,15 @@ MAX_LABELS: Final = 3
 """Maximum number of labels that a hint lists."""
 
 MAX_KEYS: Final = 10
-"""Maximum number of missing pod labels."""
+"""Maximum number of missing pod labels that a hint lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hints:
     """The reasons why labels are empty, as printable texts of bounded length.
 
-    ``without_pods`` lists the labels that are empty because the topology has no pods; "" if there
-    are no such labels. ``missing_labels`` are the keys of pod labels that no pod has, although
-    there are pods.
+    ``without_pods`` lists the labels that are empty because the topology has no pods, or is "".
+    ``missing_labels`` are the keys of pod labels that no pod has, although there are pods.
     """
 
     without_pods: str = ""
@@ -31,8 +30,8 @@ class Hints:
 def find_hints(export: ExportSelection, resolution: Resolution) -> Hints:
     """Return the hints for the labels of ``export``. The topology must have been read completely.
 
-    Labels that can have values without pods are not considered. For example, the name of an address
-    can be the name of a host.
+    Hints leave out labels that can have values even if there are no pods. For example, the name of
+    an address can be the name of a host.
     """
     if resolution.has_pods:
         return Hints(missing_labels=tuple(map(printable, resolution.missing_labels[:MAX_KEYS])))

@@ -1,8 +1,8 @@
 """Maps addresses and capture points to their names.
 
 :class:`NameIndex` has no clock and no socket: its inputs are resolutions and ``now``. It updates
-mappings that the table uses as `skyfast.flows.plan.Names`, and returns the changed keys. The
-content comes from analyzers and flows, so all sizes are bounded.
+mappings that the table uses as `skyfast.flows.plan.Names`, and returns the changed keys. All
+mappings have a maximum size, because their content comes from analyzers and flows.
 """
 
 import asyncio
@@ -30,13 +30,14 @@ MAX_TRIPLES: Final = 50_000
 """Maximum number of `Triple` keys in the cache of names; names of further triples are empty."""
 
 PRUNE_INTERVAL_S: Final = 300.0
-"""Minimum time between two clearings of the cache, which drop names that flows no longer use."""
+"""Minimum time between two clearings of the cache. A clearing drops names that flows no longer
+use."""
 
 MAX_UNKNOWN: Final = 20_000
 """Maximum number of unknown addresses that wait for a query.
 
-The same limit applies to the addresses that are remembered after a query. The queries of one minute
-contain up to 15,000 addresses."""
+At most as many addresses are remembered after a query, so that they are not queried again too soon.
+The queries of one minute contain up to 15,000 addresses."""
 
 MISS_S: Final = 60.0
 """An address that belongs to no pod is not queried again for this time."""
@@ -45,7 +46,7 @@ MAX_ADDRESS_CHARS: Final = 45
 """Maximum length of an IP address; longer values are not queried."""
 
 Triple = tuple[str, str, str]
-"""An ambiguous address, the other address of a flow, and its capture point."""
+"""An ambiguous address of a flow, the flow's other address, and the flow's capture point."""
 
 V = TypeVar("V")
 
@@ -115,9 +116,10 @@ class Changes:
     context: _Context
     ambiguous: int
     triples: dict[Triple, tuple[str, ...]]
-    """The cached names that are still valid, and the names that were chosen again."""
+    """The new content of the cache: the names of each cached triple, chosen again with
+    ``context``."""
     compared: int
-    """Number of cached names that were compared. `apply` drops all names cached since then."""
+    """Number of names in the cache when it was compared. `apply` drops names cached after that."""
     affected: Set[str]
     """Ambiguous addresses for which the names of at least one triple are no longer valid."""
     pruned_at: float | None
@@ -135,16 +137,16 @@ class NodeNames(dict[str, tuple[str, ...]]):
         return self.EMPTY
 
     def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
-        """Return the names of ``key``. They depend neither on ``other`` nor on ``point``."""
+        """Return the names of ``key``. ``other`` and ``point`` make no difference."""
         return self[key]
 
 
 class AddressNames(dict[str, tuple[str, ...] | None]):
     """The names of addresses, by address in Go's notation.
 
-    The names are in the order of `ADDRESS_NAMES`, followed by the values of the pod labels. An
-    ambiguous address has None instead: `resolve` chooses its names by the other address and the
-    capture point of the flow, and caches them. If ``notes_unknown`` is set, a lookup notes an
+    The names are in the order of `ADDRESS_NAMES`, followed by the values of the pod labels. For an
+    ambiguous address, the dict has None: `resolve` chooses the address's names by the flow's other
+    address and capture point, and caches them. If ``notes_unknown`` is set, a lookup notes an
     unknown address for `take_unknown`.
     """
 
@@ -193,7 +195,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         return names
 
     def forget_contexts(self) -> None:
-        """Forget the data for resolving ambiguous addresses, and the names chosen with it."""
+        """Forget the data that resolves ambiguous addresses, and the names chosen with it."""
         self._context, self._triples, self._overflowed = _Context(), {}, False
 
     @property
@@ -222,7 +224,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         return bool(self._missed)
 
     def _forget(self, now: float) -> None:
-        """Forget addresses that may be queried again."""
+        """Remove addresses that may be queried again from ``_missed``."""
         missed = self._missed
         old = [address for address, since in missed.items() if now - since >= MISS_S]
         excess = islice(missed, max(0, len(missed) - MAX_UNKNOWN))
@@ -240,7 +242,7 @@ class NameIndex:
     node was deleted, or because an analyzer that has just started does not know the node yet. Such
     an entry stays for ``keep_s``. The first resolution after this time removes the entry; `is_due`
     returns whether this resolution is due. If a host has no capture point left, its candidates for
-    ambiguous addresses also stay for ``keep_s``. Without resolutions, all entries stay.
+    ambiguous addresses also stay for ``keep_s``. While there are no resolutions, all entries stay.
 
     :meth:`apply` and :meth:`forget_topology` change the mappings in place. The thread that calls
     these methods may use the mappings at any time.
@@ -263,7 +265,7 @@ class NameIndex:
 
         Those addresses exist on every host, so they do not show a problem."""
         self.stats = NameStats()
-        """The counters of these names. Names and counters survive a reload together."""
+        """The counters of the names in this index. A reload keeps both, or neither."""
         self._keep_s = keep_s
         self._gone_nodes: Mapping[str, float] = {}
         self._gone_addresses: Mapping[str, float] = {}
@@ -281,7 +283,7 @@ class NameIndex:
     def use_own(self, own: OwnNames, export: ExportSelection) -> None:
         """Use ``own`` names, for the labels of ``export``.
 
-        The caller must relabel the flows whose addresses have other names than before.
+        The caller must relabel the flows of addresses whose names have changed.
         """
         labels = [label for view in (export.main, *export.views) for label in view.labels]
         self.addresses.notes_unknown = any(map(shows_topology, labels))
@@ -488,8 +490,9 @@ def _with_gone_hosts(
 ) -> dict[str, tuple[Candidate, ...]]:
     """Return the addresses with owners on ``gone_hosts``, each with all its owners.
 
-    After an analyzer has started, hosts reappear one by one, while all of them report flows. An
-    address that several hosts have must not get the names of the first host that reappears.
+    After an analyzer has started, hosts reappear in the topology one by one, but all hosts report
+    flows. An address that several hosts have must not get the names of the first host that
+    reappears.
     """
     kept: dict[str, tuple[Candidate, ...]] = {}
     for address, owners in context.candidates.items():

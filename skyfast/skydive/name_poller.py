@@ -39,7 +39,8 @@ from skyfast.stats import NAME_SKIPS, TopologyStats
 log = logging.getLogger("skyfast.topology")
 
 FULL_INTERVAL_S: Final = 300.0
-"""Interval between two complete readings. Only these detect deleted nodes and edges."""
+"""Interval between two complete readings. Only a complete reading detects deleted nodes and
+edges."""
 
 INTERVAL_S: Final = 20.0
 """Interval between two readings of changes, and of interfaces if their metrics are disabled."""
@@ -55,11 +56,11 @@ These readings detect that another pod has taken over an address."""
 OVERLAP_MS: Final = 120_000
 """Each reading of changes overlaps the previous reading by this time.
 
-The clock of the node's host sets ``UpdatedAt``, and this clock can be behind. The update also takes
-a few seconds to arrive."""
+The clock of the node's host sets ``UpdatedAt``, and this clock can be behind. A change also takes a
+few seconds to reach the analyzer."""
 
 PODS_OVERLAP_MS: Final = 10_000
-"""The overlap for pods. It is short, because the analyzers themselves set their ``UpdatedAt``."""
+"""The overlap for pods. It is short, because the analyzers themselves set ``UpdatedAt`` of pods."""
 
 COMPLETE_WAIT_S: Final = 60.0
 """After a reload, names stay until every query has a response, but at most for this time.
@@ -73,7 +74,7 @@ KINDS: Final = {
     queries.KUBERNETES: "kubernetes",
     queries.KUBERNETES_EDGES: "kubernetes_edges",
 }
-"""The queries, each with its value of the label ``query`` in self metrics."""
+"""Maps each query to its value of the label ``query`` in self metrics."""
 
 
 def needed(config: Config) -> tuple[Query, ...]:
@@ -130,7 +131,7 @@ class NamePoller:
     ) -> None:
         """Create the poller; ``now`` is the clock of ``index``, in seconds.
 
-        ``wanted`` are the queries that `needed` returned. Without ``reads_interfaces``, another
+        ``wanted`` are the queries that `needed` returned. If ``reads_interfaces`` is false, another
         poller reads the interfaces and calls `received`.
         """
         self._wanted = wanted
@@ -193,7 +194,7 @@ class NamePoller:
             await asyncio.sleep(INTERVAL_S - (clock() - begun) % INTERVAL_S)
 
     async def _read(self, client: TopologyClient, query: Query) -> None:
-        """Read all elements of ``query``, or their changes."""
+        """Read all elements of ``query``, or only the changed elements."""
         progress = self._progress[query]
         now_s = time.monotonic()
         since_ms = self._since_ms(progress.asked_ms, OVERLAP_MS)
@@ -239,7 +240,7 @@ class NamePoller:
 
     async def _keep(self, query: Query, reader: GraphReader, *, is_full: bool) -> None:
         keep = self._store.replace if is_full else self._store.merge
-        async with self._keeping:  # several tasks read at the same time
+        async with self._keeping:  # several tasks call this method at the same time
             if await asyncio.to_thread(keep, query, reader):
                 self._changed = True
         progress = self._progress[query]
@@ -363,7 +364,7 @@ class NamePoller:
     async def _resolve_pods(
         self, client: TopologyClient, pods: list[Node], reader: GraphReader
     ) -> None:
-        """Resolve the names of pods that ``reader`` has read, without waiting for other queries."""
+        """Resolve the names of the pods in ``reader`` now, not only after all other queries."""
         edges = queries.by_child([pod.id for pod in pods if pod.id][:MAX_VALUES])
         kept = queries.KUBERNETES_EDGES
         edge_reader = (

@@ -5,8 +5,8 @@ example if every host has the same subnet, or if clusters overlap.
 `skyfast.skydive.name_candidates` distinguishes the owners by the place where the flow was captured.
 If the topology is contradictory or ambiguous, names are empty rather than wrong.
 
-Skydive's probes create the relations between nodes: see `skyfast.skydive.graph_index`. The rules of
-pods and workloads are in `skyfast.skydive.workloads`; the rules of containers are in
+Skydive's probes create the relations between nodes: see `skyfast.skydive.graph_index`. The rules
+for pods and workloads are in `skyfast.skydive.workloads`; the rules for containers are in
 `skyfast.skydive.runtime_containers`.
 """
 
@@ -30,11 +30,12 @@ MAX_ADDRESSES: Final = 200_000
 """Maximum number of addresses with names; each address may have any number of candidates."""
 
 MAX_COMPARISONS: Final = 10_000
-"""Maximum number of comparisons to find out which of the interfaces with an address is a pod's.
+"""Maximum number of comparisons to find out which interface with an address belongs to which pod.
 
-Each pod with this address is compared with each interface. If this takes more comparisons, no pod
-is assumed to own one of the interfaces."""
+Each pod with the address is compared with each interface. Above the limit, no interface is assigned
+to a pod."""
 
+# Reasons under which unusable items of the topology are counted.
 ADDRESS_LIMIT: Final = "address_limit"
 """Counts addresses beyond `MAX_ADDRESSES`."""
 
@@ -55,9 +56,9 @@ class Resolution(msgspec.Struct, frozen=True, gc=False):
     """All names of a topology.
 
     * ``nodes``: the names of capture points by ``NodeTID``, in the order of ``NODE_NAMES``.
-    * ``addresses``: the candidates by address, in the notation of flows. Each address has at least
-      one candidate, and all of its candidates are different. Their order does not depend on the
-      order of the graph.
+    * ``addresses``: the candidates (possible owners) by address, in the notation of flows. Each
+      address has at least one candidate, and all of its candidates are different. Their order does
+      not depend on the order of the graph.
     * ``points``: the capture points by ``NodeTID``.
     * ``networks``: the sorted subnets of all interfaces, by host. Subnets with only one address are
       left out.
@@ -94,7 +95,7 @@ class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
 
     ``own`` is true for the host's own namespace. ``pod_names`` can be known even if ``pod`` is not.
     ``uncertain`` means that the containers, or their pods, contradict one another. In that case, a
-    pod with the same address must not be assumed to be in the namespace.
+    pod must not be assumed to be in the namespace only because both have the same address.
     """
 
     id: str = ""
@@ -131,7 +132,7 @@ class _Resolver:
         self._no_pod = self._workloads.unnamed("", "")
         self._skipped = self._index.skipped
         self._namespaces = self._all_namespaces()
-        # The keys are the identities of the pods.
+        # The keys are the ``id()`` of pods.
         self._namespaces_of_pod = MultiMap(
             (id(namespace.pod), namespace)
             for namespace in self._namespaces.values()
@@ -160,7 +161,7 @@ class _Resolver:
         )
 
     def release(self) -> None:
-        """Free the memory in parts, because freeing it at once would hold the GIL for too long."""
+        """Free the memory in parts: freeing all of it at once would hold the GIL for too long."""
         self._index.release()
         while parts := vars(self):
             parts.popitem()
@@ -222,8 +223,8 @@ class _Resolver:
     ) -> tuple[Pod, PodNames] | tuple[None, PodNames | None]:
         """Return the pod of containers that share a namespace, and the names of the pod.
 
-        The pod is found by its Kubernetes containers, or else by labels, or else by the containers'
-        names.
+        The pod is found by its Kubernetes containers, or else by the containers' labels, or else by
+        their names.
 
         Raises:
             ContradictionError: The containers belong to different pods.
@@ -362,8 +363,8 @@ class _Resolver:
     def _place(self, namespace: _Namespace, host: str, machine: str | None) -> _Place:
         """Return the place of an interface's own addresses, or of a virtual machine's addresses.
 
-        ``machine`` is None for the interface's own addresses; otherwise it is the name of the
-        virtual machine, or "" if the name is unknown.
+        ``machine`` is None for the interface's own addresses. For the addresses of a virtual
+        machine, it is the machine's name, or "" if the name is unknown.
         """
         key = id(namespace), host, machine
         place = self._places.get(key)
@@ -381,7 +382,7 @@ class _Resolver:
                 candidate=Candidate(
                     names=names,
                     # A virtual machine is not in the network namespace of the interface that
-                    # connects it.
+                    # connects the machine.
                     namespace=namespace.id if machine is None else "",
                     host=host,
                     cluster=(namespace.pod.cluster if namespace.pod else "") or cluster,
@@ -430,7 +431,7 @@ class _Resolver:
     def _with_pods(self, places: Sequence[_Place], pods: Sequence[Pod]) -> list[Candidate]:
         """Return the candidates for an address that is at ``places`` and belongs to ``pods``.
 
-        If a pod certainly is at a place, the result has one candidate with the names of both.
+        If a pod certainly is at a place, one candidate has the names of both the pod and the place.
         """
         if not pods:
             return [place.candidate for place in places]
@@ -458,7 +459,7 @@ class _Resolver:
         return found
 
     def _may_be_at(self, pod: Pod, place: _Place, is_only: bool) -> bool:
-        """Return whether a pod with the address of ``place`` can be assumed to be there."""
+        """Return whether a pod with the address of ``place`` can be assumed to be at this place."""
         namespace = place.namespace
         if namespace.own or namespace.uncertain or namespace.pod is not None or place.of_machine:
             return False
@@ -546,7 +547,7 @@ def _merged(place: _Place, pod: Pod) -> Candidate:
 def _may_be_service(services: Sequence[Candidate], cluster: str) -> bool:
     """Return whether an address of a host can be a cluster IP in ``cluster`` ("" if unknown).
 
-    NodeLocal DNSCache and kube-router add such addresses to a dummy interface of every host.
+    NodeLocal DNSCache and kube-router add cluster IPs to a dummy interface of every host.
     """
     return any(
         "" in (cluster, service.cluster) or service.cluster == cluster for service in services

@@ -1,4 +1,4 @@
-"""Decodes a flow without the values that have the wrong JSON type.
+"""Decodes a flow, and leaves out values of a wrong JSON type.
 
 For example, if the round-trip time of a flow is a string, its bytes and packets can still be used.
 `skyfast.flows.fields.FlowTypes.omissible` lists the optional fields. If any other field cannot be
@@ -16,7 +16,7 @@ from skyfast.flows.plan import FieldPath
 
 
 class PartialDecoder:
-    """Decodes single flows as ``FullReport`` without the fields that cannot be decoded.
+    """Decodes single flows as ``FullReport``, and leaves out fields that cannot be decoded.
 
     An undecodable number becomes None. An undecodable nested object becomes an object whose fields
     are all None. The table treats None as an unusable value: it counts the field, and uses the rest
@@ -27,7 +27,7 @@ class PartialDecoder:
         self._flow = _Struct(types.FullReport, (), types)
 
     def decode(self, data: msgspec.Raw) -> Any:
-        """Return a flow.
+        """Return the flow with all fields that can be decoded.
 
         Raises:
             UNDECODABLE: A required field cannot be decoded, or ``data`` is not a flow.

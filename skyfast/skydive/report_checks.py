@@ -3,8 +3,8 @@
 Reports can get lost: by default, agents send them to analyzers in UDP datagrams without
 acknowledgement, and an analyzer stops sending for a while when a subscriber disconnects. The next
 report of a flow reveals that an earlier report was lost: the totals have increased by more than
-``LastUpdateMetric``. The table adds the difference in any case. This module counts such a
-difference as a *gap*, so that operators notice lost reports.
+``LastUpdateMetric``. The table adds the whole increase to its counters in any case. This module
+counts each such case as a *gap*, so that operators notice lost reports.
 
 The same sample shows the agents' ``flow.update``, the time between two reports of a busy flow.
 """
@@ -22,7 +22,7 @@ from skyfast.skydive.reporting_gap import MAX_FLOW_UPDATE_S, SLACK_S
 from skyfast.stats import AnalyzerStats, Stats
 
 SAMPLES_PER_S: Final = 4.0
-"""Average rate of checked messages. A message of 100 flows takes about 0.4 ms."""
+"""Average rate of checked messages. Checking a message of 100 flows takes about 0.4 ms."""
 
 MAX_SAMPLES_AT_ONCE: Final = 8
 """Maximum number of checked messages in a burst."""
@@ -34,22 +34,24 @@ RATE_PERIOD_S: Final = 10.0
 """How often the probability is adjusted to the rate of messages."""
 
 SETTLE_S: Final = SLACK_S
-"""A report can arrive this long after a newer report: analyzers batch reports for up to 5 s, and
-messages can be delayed."""
+"""A report can arrive this long after a newer report of the flow: analyzers batch reports for up to
+5 s, and messages can be delayed."""
 
 MAX_UNSETTLED: Final = 10_000
-"""Maximum number of gaps that wait for a late report. Above it, the oldest gap is counted."""
+"""Maximum number of gaps that wait for a late report. Above it, the oldest gap is counted at
+once."""
 
 UPDATE_PERIOD_S: Final = 60.0
 UPDATE_PERIODS: Final = 60
 """``flow.update`` is estimated from the longest interval of each of the last 60 minutes.
 
 An interval is the time from ``Start`` to ``Last`` in a ``LastUpdateMetric``. The estimate is the
-second longest of the 60 intervals. The longest is not reliable: when the clock of an agent is
-adjusted, all intervals that end at one tick seem longer or shorter."""
+second longest of the 60 intervals. The longest interval is not reliable: when the clock of an agent
+is adjusted, all intervals that end at the agent's next tick seem longer or shorter."""
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
-"""Skip reasons that cause gaps. The other reasons skip all reports of a flow, so no gap occurs."""
+"""Reasons to skip a report that cause gaps. The other reasons skip all reports of a flow, so no gap
+occurs."""
 
 Flow = Any
 """A struct of the plan's type ``FullReport``."""
@@ -114,17 +116,17 @@ class ReportChecker:
         """Create checks for the counters of ``plan`` that are fields of ``Metric``.
 
         ``now`` is the table's clock, in seconds. This clock is held (stands still) while reports
-        may be missing. ``held_s`` returns the total time for which it was held. ``running`` is a
-        clock that is never held, for the rate of messages. ``chance`` returns random numbers from 0
-        to 1.
+        may be missing. ``held_s`` returns the total time for which the table's clock was held.
+        ``running`` is a clock that is never held, for the rate of messages. ``chance`` returns
+        random numbers from 0 to 1.
         """
         self._totals = tuple(
             _Total(index, counter.paths, counter.last_update)
             for index, counter in enumerate(plan.counters)
             if counter.last_update
         )
-        # With deduplication, a flow can also be unknown because its earlier reports were
-        # duplicates.
+        # If flows are deduplicated, the table may not know a flow because it skipped the earlier
+        # reports as duplicates, not because they were lost.
         self._checks_unknown = plan.conversation is None
         self._table = table
         self._stats = stats
@@ -172,7 +174,7 @@ class ReportChecker:
         seen: set[str] = set()
         for flow, known in sample:
             if flow.UUID in seen:
-                continue  # a second report of the flow: the known state is outdated
+                continue  # a second report of the flow: ``known`` is outdated
             seen.add(flow.UUID)
             if flow.Metric is None or flow.LastUpdateMetric is None:
                 continue
@@ -187,7 +189,7 @@ class ReportChecker:
                 self._check_unknown(flow, totals, deltas, analyzer, now)
 
     def note_late(self, flows: Sequence[Flow]) -> None:
-        """Drop the gaps that late reports in ``flows`` fill. ``flows`` have just been applied."""
+        """Drop the gaps that late reports in ``flows`` close. ``flows`` have just been applied."""
         if self._table.late_total == self._late_total:
             return
         self._late_total = self._table.late_total

@@ -2,11 +2,12 @@
 
 While a subscription does not deliver (see `Subscription.delivers`), the reports of live connections
 do not arrive. Therefore no row expires until the subscription has delivered again for one reporting
-interval of the agents (``flow.update``): by then, every live flow has been reported again. The
-pause is bounded, because it also delays the expiry of ended connections.
+interval of the agents (``flow.update``): by then, every live flow has been reported again. The time
+for which the clock is held is bounded, because holding it also delays the expiry of ended
+connections.
 
-This module has no clock and no socket: its inputs are the states of the subscriptions at regular
-intervals and ``now``, and its output is a decision.
+This module has no clock and no socket: its inputs are ``now`` and the states of the subscriptions
+at regular intervals, and its output is whether to hold the clock.
 """
 
 import math
@@ -15,13 +16,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 SLACK_S: Final = 15.0
-"""Added to each interval: analyzers batch reports for up to 5 s, and agents' ticks drift."""
+"""Added to a reporting interval: analyzers batch reports for up to 5 s, and agents' ticks drift."""
 
 MISSING_UPDATES: Final = 2
-"""A subscription that does not deliver for this many intervals, while others do, is ignored."""
+"""A subscription is ignored after this many reporting intervals in which only others delivered."""
 
 INCIDENT_UPDATES: Final = 4
-"""Each subscription alone, and all together, can hold the clock for up to this many intervals."""
+"""Maximum number of reporting intervals for which one subscription can hold the clock. All
+subscriptions together have the same limit."""
 
 MAX_FLOW_UPDATE_S: Final = 3600.0
 """Upper limit for values of ``flow.update``."""
@@ -29,7 +31,7 @@ MAX_FLOW_UPDATE_S: Final = 3600.0
 
 @dataclass(slots=True)
 class _Budget:
-    """Adds up how long the clock is held (``spent_s``). A long healthy period resets this sum."""
+    """Adds up in ``spent_s`` how long the clock is held. A long healthy period resets the sum."""
 
     spent_s: float = 0.0
     calm_s: float = 0.0
@@ -48,7 +50,7 @@ class _SubscriptionState:
 
     delivers: bool = True
     delivers_for_s: float = math.inf
-    """How long it has delivered since its last interruption; infinite without an interruption."""
+    """How long it has delivered since its last interruption; infinite if there was none."""
     healthy: bool = True
     missing_s: float = 0.0
     """How long only other subscriptions have delivered since this subscription was last healthy."""
@@ -64,12 +66,12 @@ class ReportingGap:
     * The clock is held while a considered subscription is not healthy. A removed subscription is
       treated as not delivering.
     * If a subscription does not deliver for `MISSING_UPDATES` intervals while others deliver, it is
-      ignored until it is healthy again. By then, the agents send their reports to the other
-      analyzers.
+      ignored until it is healthy again: after these intervals, the agents send their reports to the
+      other analyzers.
     * A subscription that has held the clock for `INCIDENT_UPDATES` intervals is ignored, too. All
-      subscriptions together hold the clock for at most this time in total. The limit of a
-      subscription is reset after one interval in which the subscription was healthy. The common
-      limit is reset after one interval in which all considered subscriptions were healthy.
+      subscriptions together also hold the clock for at most `INCIDENT_UPDATES` intervals. The limit
+      of a subscription is reset after one interval in which the subscription was healthy. The
+      common limit is reset after one interval in which all considered subscriptions were healthy.
     """
 
     def __init__(self, *, slack_s: float = SLACK_S) -> None:

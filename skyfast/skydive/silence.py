@@ -6,16 +6,17 @@ every 10 s. Each time, the capture point picks an analyzer at random (``flow/tab
 analyzer receives none of them with a probability of (1 - 1/N)^n. A subscription without a message
 is *suspect* if this probability is less than `SUSPECT_CHANCE`, and *silent* if it is less than
 `SILENT_CHANCE`. The number of sent ``stats`` is estimated from the number of capture points. If the
-other subscriptions have received far fewer ``stats`` than that, captures have ended, and n is the
-number that they have received.
+other subscriptions have received far fewer ``stats`` than this estimate, captures have ended, and n
+is the number of ``stats`` that the other subscriptions have received.
 
 A subscription that gets ``stats`` but no flows is silent, too, if the ``stats`` show that captures
 receive packets. When a subscriber disconnects, an analyzer stops sending to all subscribers until
 another client subscribes. If this client subscribes only to ``stats``, all subscribers get only
 ``stats``.
 
-This module has no clock and no socket. It counts ticks instead of time: after a pause of the
-process, the late tick counts as a single tick, and waiting messages are read before the next tick.
+This module has no clock and no socket. It counts ticks (regular calls) instead of time: after a
+pause of the process, the late tick counts as a single tick, and waiting messages are read before
+the next tick.
 """
 
 import math
@@ -39,15 +40,15 @@ SILENT_CHANCE: Final = 1e-6
 A reconnection interrupts all subscribers of the analyzer."""
 
 LOST: Final = 0.01
-"""UDP may lose this share of the ``stats``; such losses must not count as silence."""
+"""UDP may lose this share of the ``stats``; a few lost ``stats`` must not count as silence."""
 
 WINDOW_S: Final = 30.0
 """``stats`` are counted in windows of this length."""
 
 WINDOWS: Final = 4
-"""The highest count of this many windows is used. Together the windows are longer than any silence,
-so that a silent subscription does not reduce this count. When captures end, the count decreases
-within 2 minutes."""
+"""The number of capture points is estimated from the highest count of this many windows. Together
+the windows are longer than any silence, so that a silent subscription does not reduce the estimate.
+When captures end, the estimate decreases within 2 minutes."""
 
 ENDED_SHARE: Final = 0.5
 """If all other subscriptions deliver, but get less than this share of the expected ``stats``, some
@@ -57,13 +58,13 @@ IDLE_SHARE: Final = 0.1
 """If at most this share of the reports shows packets, the captures may be idle."""
 
 IDLE_REPORTS: Final = 3
-"""After its last packet, a point sends this many reports that differ from earlier reports."""
+"""After the last packet, the ``PacketsReceived`` of a point still changes in this many reports."""
 
 MEMORY_S: Final = 60.0
 """Reported values are remembered for at least this long, which is six reports."""
 
 MAX_VALUES: Final = 20_000
-"""Maximum number of remembered values. Above this, no report counts as a sign of packets."""
+"""Maximum number of remembered values. If there are more, no report counts as a sign of packets."""
 
 READINGS: Final = (9, 10, 11)
 """``PacketsReceived`` is the sum of this many readings of a total: ten, or one more or less."""
@@ -193,9 +194,9 @@ class Reporting:
 class Silence:
     """Decides whether a subscription is suspect or silent.
 
-    Without messages, a subscription is suspect after ``longest_s`` at the latest, and silent after
-    ``longest_s`` times ``stretch`` at the latest. If ``longest_s`` is 0, the subscription is never
-    suspect or silent.
+    A subscription that receives no messages is suspect after ``longest_s`` at the latest, and
+    silent after ``longest_s`` times ``stretch`` at the latest. If ``longest_s`` is 0, the
+    subscription is never suspect or silent.
     """
 
     def __init__(
@@ -297,7 +298,8 @@ class _MissingFlows:
         self._shown = 0.0
         """Number of reports that show packets, minus the share that is normal for idle captures."""
         self._suspect_after_s = self._silent_after_s = math.inf
-        """The value of ``seconds`` when enough reports had shown packets, so flows were due."""
+        """The ``seconds`` after which flows were due, because enough reports had shown packets; or
+        infinity."""
 
     def update(self, *, flows: bool, tick_s: float) -> None:
         if flows:

@@ -62,8 +62,9 @@ SILENCE_JITTER: Final = 1.3
 """Each subscription multiplies the silence timeout by a random factor of up to this value.
 
 An analyzer stops sending to all its subscribers together. The first subscriber that reconnects
-makes the analyzer resume for all. Therefore the subscribers should not all reconnect at the same
-time. A timeout of 20 s becomes up to 26 s, and 45 s (``silence_timeout``) becomes up to 58 s."""
+makes the analyzer resume for all. So it is enough if one reconnects, and the random factor makes
+one subscriber the first. A timeout of 20 s becomes up to 26 s, and 45 s (``silence_timeout``)
+becomes up to 58 s."""
 
 STATISTICS: Final = ("stats", "stats")
 FLOWS: Final = ("flow", "store")
@@ -84,11 +85,11 @@ class Timing:
     open_timeout_s: float = 10.0
     """Timeout from connecting to the end of the opening handshake."""
     close_timeout_s: float = 1.0
-    """Timeout of the closing handshake; then the socket is closed."""
+    """Timeout of the closing handshake. When it expires, the socket is closed."""
     ping_interval_s: float = 10.0
     """Interval of pings, which detect half-open connections."""
     ping_timeout_s: float = 20.0
-    """Timeout of a pong; then the connection is closed."""
+    """Timeout of a pong. When it expires, the connection is closed."""
     backoff_first_s: float = 0.5
     """Maximum delay before the first reconnection; it doubles with every further attempt."""
     backoff_most_s: float = 10.0
@@ -99,7 +100,7 @@ class Timing:
     """Interval of the checks for silence."""
     overload_s: float = 5.0
     """If an analyzer had to wait this long before it closed the connection, the wait is considered
-    the reason. Skydive closes a connection after 10 s in which it could not write, or 7 s without a
+    the reason. Skydive closes a connection if it could not write for 10 s, or waited 7 s for a
     pong."""
     conflict_grace_s: float = 15.0
     """How long an analyzer may still list the previous subscription of this process."""
@@ -187,7 +188,7 @@ def backoff(timing: Timing = DEFAULT_TIMING) -> Iterator[float]:
 
 
 class _Connect(connect):
-    """Does not follow redirects: analyzers send none, and the target would get the credentials."""
+    """Follows no redirect: analyzers send none, and another server would get the credentials."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
@@ -250,9 +251,9 @@ class _SilenceMonitor:
         ``on_change`` is called when the subscription starts or stops delivering.
         """
         self.received = False
-        """The receiver sets this for every message."""
+        """The receiver sets ``received`` to True for every message."""
         self.problem = ""
-        """The reason if the subscription is silent, otherwise empty."""
+        """Why the subscription is silent; empty if it is not silent."""
         self.backlog = _BacklogTimer(tick_s)
         self._connection = connection
         self._deadline = deadline
@@ -268,8 +269,7 @@ class _SilenceMonitor:
     def stop(self) -> None:
         self._timer.cancel()
         if self.received and not self._silence.delivered:
-            # The subscription ended before the first tick. It counts as having delivered, so that
-            # expiry pauses.
+            # The subscription ended before the first tick, but had delivered: expiry must pause.
             self._silence.delivered = True
             self._on_change()
 
@@ -322,10 +322,11 @@ class Subscription:
     ) -> None:
         """Create a subscription to ``endpoint``, one of ``config.subscriber.endpoints``.
 
-        The endpoint may include one of the addresses of its host. ``ssl`` is required for
-        ``wss://``. ``on_message`` receives the bytes of each message, and counts the message in
-        ``stats``. ``on_change`` is called when ``stats.up`` or `delivers` has changed.
-        ``predecessor`` is the previous subscription to the same analyzer, which this one replaces.
+        If the endpoint includes an address of its host, skyfast connects to this address. ``ssl``
+        is required for ``wss://``. ``on_message`` receives the bytes of each message, and counts
+        the message in ``stats``. ``on_change`` is called when ``stats.up`` or `delivers` has
+        changed. ``predecessor`` is the previous subscription to the same analyzer, which this one
+        replaces.
         """
         self.endpoint = endpoint
         self._authentication = Authentication(
@@ -453,7 +454,7 @@ class Subscription:
                     await self._read(connection, monitor)
                 except ConnectionClosed as exc:
                     waited_s = monitor.backlog.seconds()
-                    # After a close frame, the connection ended for another reason.
+                    # If there was a close frame, the connection did not end because of the wait.
                     if exc.rcvd is None and exc.sent is None and waited_s >= timing.overload_s:
                         text = f"the analyzer waited {waited_s:.0f} s"
                         raise OverloadError(text) from None

@@ -42,13 +42,13 @@ class Subscriptions:
     """The subscriptions to all of ``config.subscriber.endpoints``.
 
     A ``dns+`` endpoint has one subscription for each address of its name. Each subscription has its
-    own row in ``stats.analyzers``. The row is removed with the address, so that the number of rows
-    stays bounded. The name has a row, too, which counts failed resolutions. In this row, ``up`` is
-    1 while at least one of the name's addresses is subscribed.
+    own entry in ``stats.analyzers``, which is removed when the address disappears, so that the
+    number of entries stays bounded. The name has an entry, too: it counts failed resolutions, and
+    its ``up`` is 1 while at least one of the name's addresses is subscribed.
 
-    The configuration and the name servers determine the targets: the subscriptions that should
-    exist. Only `run` acts when the targets change: it stops obsolete subscriptions and starts
-    missing ones.
+    The *targets* are the subscriptions that should exist, according to the configuration and DNS.
+    Only `run` acts when the targets change: it stops obsolete subscriptions and starts missing
+    ones.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Subscriptions:
         self._changed.set()
 
     async def run(self) -> None:
-        """Stay subscribed to all until cancelled; then close all subscriptions cleanly."""
+        """Stay subscribed to all targets until cancelled; then close all subscriptions cleanly."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._changed.clear()
@@ -227,7 +227,7 @@ class Subscriptions:
         )
 
     def _sync_rows(self, targets: Iterable[str]) -> None:
-        """Add the rows of endpoints and targets, and remove all other rows."""
+        """Make ``stats.analyzers`` contain exactly the entries of all endpoints and targets."""
         endpoints = self._prepared.config.subscriber.endpoints
         names = dict.fromkeys([*(endpoint.name for endpoint in endpoints), *targets])
         for name in self._stats.analyzers.keys() - names.keys():
@@ -243,7 +243,7 @@ class Subscriptions:
     def _update_name_states(self) -> None:
         """Set ``up`` of each ``dns+`` name: 1 if one of its addresses is subscribed, else 0."""
         for endpoint, addresses in self._addresses.items():
-            if endpoint.name not in self._running:  # otherwise the row belongs to a subscription
+            if endpoint.name not in self._running:  # else ``up`` belongs to a subscription
                 names = {endpoint.at(address).name for address in addresses}
                 ups = (
                     running.subscription.stats.up
@@ -301,7 +301,7 @@ class Prepared:
     digests: tuple[bytes, ...]
 
     def settings(self, endpoint: Endpoint) -> object:
-        """Return the settings of a subscription, without its endpoint, to detect changes."""
+        """Return all settings of a subscription except its endpoint, to detect changes."""
         return (
             self.config.host_id,
             self.config.credentials,
@@ -313,7 +313,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Target:
-    """The parameters of a subscription; equal targets do not need a restart.
+    """The parameters of a subscription, which restarts only if they change.
 
     ``address`` is empty if the host of the endpoint is used.
     """
@@ -336,7 +336,7 @@ def _digests(tls: TLS) -> tuple[bytes, ...]:
     paths = [path for path in (tls.ca_cert, tls.client_cert, tls.client_key) if path]
     try:
         return tuple(hashlib.sha256(Path(path).read_bytes()).digest() for path in paths)
-    except OSError as exc:  # pragma: no cover - deleted since the configuration was read
+    except OSError as exc:  # pragma: no cover - file deleted after the configuration was read
         raise ConfigError(f"tls: {exc.filename!r} cannot be read: {exc.strerror}") from None
 
 

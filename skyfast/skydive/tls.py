@@ -21,7 +21,7 @@ def client_context(tls: TLS) -> ssl.SSLContext:
     except (OSError, ValueError) as exc:
         raise _error("tls.ca_cert", tls.ca_cert, "PEM certificates", exc) from None
     # Like Go's TLS client: certificates in ca_cert are trusted even if they are not self-signed,
-    # and authorities without the extensions that Python 3.13 requires are accepted.
+    # and authorities are accepted even if they lack extensions that Python 3.13 requires.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if tls.client_cert:
@@ -37,7 +37,8 @@ def client_context(tls: TLS) -> ssl.SSLContext:
 
 
 def _refuse_password() -> str:
-    # Otherwise OpenSSL prompts on the terminal, and a daemon hangs.
+    # Without this callback, OpenSSL would ask for a password on the terminal, and a daemon would
+    # hang.
     raise ValueError("the key is encrypted")
 
 

@@ -20,9 +20,10 @@ from skyfast.stats import TopologyStats
 
 
 class TopologyPoller:
-    """Periodically reads the interfaces, and the names if they are used.
+    """Periodically reads interfaces for their metrics, and other nodes and edges for names.
 
-    If both are used, one query reads the interfaces for the metrics and for the names.
+    Either can be disabled. If both are enabled, one query reads the interfaces for metrics and
+    names.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class TopologyPoller:
     ) -> None:
         """Create the poller; ``now`` is the clock of ``interfaces`` and ``names``, in seconds.
 
-        Without ``names``, only interfaces are polled. Otherwise, ``wanted`` are the queries that
+        If ``names`` is None, only interfaces are polled. If not, ``wanted`` are the queries that
         the names need. ``renamed`` is called on the event loop with each changed mapping of
         ``names`` and its changed keys. ``observe`` is called with each query; the observer that it
         returns gets a copy of the response.

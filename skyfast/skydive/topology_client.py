@@ -1,8 +1,8 @@
 """Sends queries to the topology API of the analyzers.
 
-A response is decompressed, split into its elements and decoded while it arrives. So memory never
-contains the whole text or all of its objects. No call holds the GIL for longer than it takes to
-decode one element.
+A response is decompressed, split into its elements and decoded while it arrives. So neither the
+whole text nor all decoded objects of a response are in memory at once. No call holds the GIL for
+longer than it takes to decode one element.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ PIECE_BYTES: Final = 1024 * 1024
 
 
 class Reader(Protocol):
-    """Decodes the elements of one response, in order. A worker thread calls it."""
+    """Decodes the elements of one response, in order. Its methods are called in a worker thread."""
 
     def add(self, element: bytes, /) -> None:
         """Decode an element. Raises MalformedAnswerError if the whole response is unusable."""
@@ -78,7 +78,7 @@ class Observer(Protocol):
         """Receive an element, in a worker thread. Must not raise."""
 
     def end(self) -> None:
-        """Finish, because the response is complete. Not called for an incomplete response."""
+        """Finish: the response is complete. Not called if the response stays incomplete."""
 
 
 R = TypeVar("R", bound=Reader)
@@ -140,7 +140,8 @@ class TopologyClient:
         # This takes up to 0.3 s, during which the event loop continues.
         aiohttp = await asyncio.to_thread(importlib.import_module, "aiohttp")
         self._session = aiohttp.ClientSession(
-            # An idle connection would time out before the next request, and POST is not retried.
+            # A kept connection would time out before the next query, and aiohttp does not retry a
+            # POST.
             connector=http_connector(force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
             # A few kilobytes can decompress to gigabytes: see `_Elements`.
@@ -260,7 +261,7 @@ class TopologyClient:
         elements: "_Elements",
         deadline: asyncio.Timeout,
     ) -> int:
-        """Send a query; return the status. If it is 200, the response has been read."""
+        """Send a query; return the HTTP status. After status 200, the response has been read."""
         if self._session is None:
             raise RuntimeError("the client is closed")
         async with analyzer.post(
@@ -301,7 +302,7 @@ async def _read(content: "aiohttp.StreamReader", elements: "_Elements") -> None:
 
 
 class _Elements:
-    """The body of a response: decompresses and splits it, and calls the reader."""
+    """Decompresses and splits the body of a response, and passes its elements to the reader."""
 
     def __init__(self, reader: Reader, observer: Observer | None) -> None:
         self._reader = reader

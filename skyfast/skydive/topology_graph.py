@@ -2,8 +2,8 @@
 
 The fields and their meaning are from the probes in Skydive's sources: ``topology/probes/k8s``,
 ``docker``, ``runc``, ``libvirt``, ``neutron`` and ``ovsdb``. Decoding never raises: a field of an
-unexpected type is treated as absent, and elements that are not nodes or edges are skipped. Both are
-counted.
+unexpected type is treated as absent, and elements that are not nodes or edges are skipped. Such
+fields and elements are counted.
 """
 
 import sys
@@ -19,6 +19,7 @@ import msgspec
 from skyfast.flows.fields import UNDECODABLE
 from skyfast.skydive.topology_nodes import MalformedAnswerError, readable
 
+# Reasons under which unusable items of the topology are counted.
 MALFORMED: Final = "malformed"
 """Counts elements that are not nodes or edges."""
 
@@ -208,7 +209,7 @@ class Metadata(_Struct):
 
 
 class Node(_Struct):
-    """A node of the topology. Times are in milliseconds; ``deleted_at`` has any type."""
+    """A node of the topology. Times are in milliseconds, but ``deleted_at`` may have any type."""
 
     metadata: Metadata
     id: str | None = msgspec.field(default=None, name="ID")
@@ -285,7 +286,7 @@ def decode_edge(element: bytes, skipped: Skipped | None = None) -> Edge | None:
 
 
 def _repaired(element: bytes, struct: Any, skipped: Skipped) -> Any:
-    """Decode an element without the fields of wrong types. This is rare, so it may be slow."""
+    """Decode an element, and leave out fields of wrong types. Rarely called, so it may be slow."""
     try:
         data = msgspec.json.decode(readable(bytes(element)))
     except (msgspec.MsgspecError, MalformedAnswerError):

@@ -135,7 +135,7 @@ def _recover(element: bytes) -> Node | None:
 
 
 def readable(element: bytes) -> bytes:
-    """Return ``element`` without parts that are nested too deep, and with invalid text replaced.
+    """Return ``element`` without parts that are nested too deeply, and with invalid text replaced.
 
     Raises:
         MalformedAnswerError: ``element`` is not JSON.

@@ -25,9 +25,9 @@ from typing import Any, Final
 MAX_VALUES: Final = 500
 """Maximum number of addresses or IDs in a query.
 
-The analyzer compares each value with each pod, and locks its graph meanwhile. This takes 0.4 s
-of CPU time for 500 addresses and 5,000 pods. A ``Regex`` of the same addresses takes 0.07 s, but
-the analyzer then caches 0.35 MB for each query for 5 minutes or more."""
+The analyzer compares each value with each pod, and locks its graph meanwhile. The comparison takes
+0.4 s of CPU time for 500 addresses and 5,000 pods. A ``Regex`` of the same addresses takes 0.07 s,
+but the analyzer then caches 0.35 MB for each query for 5 minutes or more."""
 
 Element = dict[str, Any]
 """A node or edge as decoded JSON."""
@@ -105,7 +105,7 @@ NAMED_INTERFACES: Final = Query(
     False,
     _is_named_interface,
 )
-"""The interfaces of `INTERFACES` and all other nodes that have addresses or can be captured.
+"""The interfaces of `INTERFACES`, and all other nodes that have addresses or can have a capture.
 
 The response has all Linux devices, and all Open vSwitch bridges and ports. The devices include
 loopback and tunnels, whose ``EncapType`` is not ``ether`` (``loopback``, ``gre``, ``sit``,
@@ -158,9 +158,9 @@ def changes(query: Query, since_ms: int) -> Query:
     """Return the query for the elements of ``query`` that were updated after ``since_ms``.
 
     ``query`` is one of `NAMESPACES`, `KUBERNETES`, `PODS`, `EDGES` and `KUBERNETES_EDGES`.
-    Interfaces have no such query, because agents update the counters of all interfaces every 30 s.
-    Deleted elements are not reported. The query uses the key ``@UpdatedAt``. Before Skydive 0.28,
-    this key was called ``UpdatedAt``, so responses of older versions are empty.
+    There is no such query for interfaces, because agents update the counters of all interfaces
+    every 30 s. Deleted elements are not reported. The query uses the key ``@UpdatedAt``. Before
+    Skydive 0.28, this key was called ``UpdatedAt``, so responses of older versions are empty.
     """
     if query not in _CHANGING:
         raise ValueError(f"no changes of {query.gremlin}")

@@ -2,10 +2,10 @@
 
 Each query has its own elements. A complete response replaces these elements, and a response that
 has only changes is merged into them. Elements that have not changed stay the same objects.
-`GraphReader` ensures this while it decodes, so the store only compares identities.
+`GraphReader` reuses these objects while it decodes, so the store only compares identities.
 
 Keys are strings and elements are untracked structs, so the garbage collector ignores the dicts.
-Otherwise, the garbage collector would stop the process for 0.1 s to visit 100,000 elements.
+If the collector visited 100,000 elements, it would stop the process for 0.1 s.
 """
 
 from collections import Counter
@@ -19,6 +19,7 @@ from skyfast.skydive.topology_graph import Edge, Graph, Node, Skipped, decode_ed
 from skyfast.skydive.topology_nodes import MAX_ELEMENTS, Answer, AnswerReader
 from skyfast.skydive.topology_queries import KUBERNETES, KUBERNETES_EDGES, NAMESPACES, Query
 
+# Reasons under which unusable items of the topology are counted.
 TOO_MANY: Final = "too_many"
 """Counts the elements of a response beyond `MAX_ELEMENTS`."""
 
@@ -94,8 +95,8 @@ class GraphReader:
         self.newest_ms = max(self.newest_ms, _updated_ms(node))
         known = self._known.get(key)
         if isinstance(known, Node):
-            # ``UpdatedAt`` also changes with fields that are not read. This must not count as a
-            # change.
+            # ``UpdatedAt`` also changes if only fields change that are not read. In this case, the
+            # node must count as unchanged.
             known.updated_at = node.updated_at
         if known == node:
             # Use the known node's ID as the key, because an equal string would take additional
@@ -220,7 +221,7 @@ class TopologyStore:
         )
 
     def graph_of(self, pods: list[Node]) -> Graph:
-        """Return ``pods`` and the elements that their names need, without other pods."""
+        """Return ``pods`` and the elements that their names need; all other pods are left out."""
         chosen = {pod.id for pod in pods}
         nodes, others = list(pods), set[str | None]()
         for element in self._listed(KUBERNETES):

@@ -1,11 +1,11 @@
 """Receives WebSocket messages directly from the buffer of the socket.
 
 A message with 100 flows takes about 80 KB. websockets would copy the message several times to
-assemble it. These copies would take more CPU time than the table takes to apply the message. So
-this module receives the bytes first. Nearly all messages of analyzers are in a single frame. Such a
+assemble it. Copying would take more CPU time than the table takes to apply the message. So this
+module receives the bytes first. Nearly all messages of analyzers are in a single frame. Such a
 message is passed on as a slice of the receive buffer. All other bytes are forwarded to websockets
 unchanged: the opening handshake, pings and pongs, fragments, close frames, and invalid frames. Only
-websockets sends responses, closes the connection and reports errors.
+the websockets package sends responses, closes the connection and reports errors.
 
 RFC 6455, section 5.2, specifies the frames. This module does not decode their payload.
 """
@@ -46,7 +46,7 @@ _FORWARDED: Final = (
 )
 """First bytes of all other valid frames except close frames.
 
-No message follows a close frame, so the rest is forwarded without parsing."""
+No message follows a close frame, so the frame and all later bytes are forwarded without parsing."""
 
 _RESPONSE_END: Final = b"\r\n\r\n"
 """The end of a successful opening handshake response, which has no body."""
@@ -183,7 +183,7 @@ class _Receiver(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._finish()
-        self._small = self._buffer = _NO_BUFFER  # do not wait for the garbage collector
+        self._small = self._buffer = _NO_BUFFER  # free it before garbage collection
         self._start = self._end = 0
         self._connection.connection_lost(exc)
 

@@ -2,7 +2,7 @@
 
 As in Kubernetes, the workload of a pod is its owner with ``Controller: true``. The edges of
 Skydive's probe only show which label selectors match (``matchLabelSelector`` in
-``topology/probes/k8s/cache.go``), so a pod can have edges from workloads that do not own it.
+``topology/probes/k8s/cache.go``), so workloads that do not own a pod can have edges to the pod.
 """
 
 from collections import defaultdict
@@ -24,7 +24,8 @@ from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.topology_graph import K8s, Node, OwnerReference
 
 RUNNING: Final = frozenset(("Running", "Pending"))
-"""The ``K8s.Status`` of pods that use their address. Ended pods keep ``K8s.IP``."""
+"""The ``K8s.Status`` of pods that use their address. Ended pods also have ``K8s.IP``, but another
+pod may use this address."""
 
 MAX_OF_CONTAINER: Final = 16
 """Maximum number of Kubernetes containers per runtime container, and of pods per container.
@@ -54,7 +55,7 @@ _UNKNOWN: Final = Workload()
 
 
 class PodNames(msgspec.Struct, frozen=True, gc=False):
-    """The names of a pod; "" where unknown. ``labels`` are the values of the requested labels."""
+    """The names of a pod, "" if unknown. ``labels`` are the values of the requested pod labels."""
 
     namespace: str
     pod: str
@@ -67,10 +68,10 @@ class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """A pod of the Kubernetes probe.
 
     ``agent`` is the host with an edge to the pod's Kubernetes node, or "" if this host is not
-    certain. ``host`` is the host to show: the agent's host, otherwise the name of the Kubernetes
-    node, or "". ``assumed_host`` is the host where the pod is looked for. It equals ``host``, or is
-    "" if edges of the topology contradict one another. ``addresses`` are in the notation of flows,
-    and empty if the pod does not run. ``only_container`` is the name of the pod's container in
+    certain. ``host`` is the host to show: ``agent``, or else the name of the Kubernetes node, or
+    else "". ``assumed_host`` is the host where the pod is looked for. It equals ``host``, or is ""
+    if edges of the topology contradict one another. ``addresses`` are in the notation of flows, and
+    empty if the pod does not run. ``only_container`` is the name of the pod's container in
     Kubernetes, or "" if the pod has several containers.
     """
 
@@ -217,7 +218,7 @@ class Workloads:
     def _pod_containers(self) -> tuple[MultiMap[int, Node], MultiMap[int, Node]]:
         """Return the containers of each pod, and the pods of each container, by edges or names.
 
-        The keys of both maps are the identities of nodes.
+        The keys of both maps are the ``id()`` of nodes.
         """
         index = self._index
         by_name = MultiMap(
@@ -280,8 +281,8 @@ class Workloads:
         cluster = self._cluster(node)
         kubernetes_node = index.name(k8s.node) or index.name(spec.node_name if spec else None)
         hosts = self._hosts.get((cluster, kubernetes_node), set())
-        # If two clusters have a node of this name, a host has edges to both nodes. Then it is
-        # unclear which node the host is.
+        # If two clusters have a node of this name, a host has edges to both nodes. In this case, it
+        # is unclear which node the host is.
         agents = [host for host in hosts if len(self._clusters[host]) == 1]
         agent = agents[0] if len(hosts) == len(agents) == 1 else ""
         contradictory = bool(hosts) or kubernetes_node in self._clusters
@@ -367,7 +368,7 @@ class Workloads:
         return self._itself(replica_set, "ReplicaSet")
 
     def _selecting(self, relation: str, node: Node) -> Sequence[Node]:
-        """Return the nodes whose label selectors match, without nodes of other clusters."""
+        """Return the nodes whose label selectors match ``node``, except nodes of other clusters."""
         cluster = self._cluster(node)
         return [
             parent
@@ -405,8 +406,8 @@ class Workloads:
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
         if key not in self._above_owners:
             nodes = self._owners.get(key)
-            # Only the newest nodes count. There are several only if they were created at the same
-            # time.
+            # Only the newest nodes count. Several nodes are the newest only if they were created at
+            # the same time.
             created_at = max((node.created_at or 0 for node in nodes), default=0)
             above = {
                 self._replica_set(node) if owner.kind == "ReplicaSet" else self._job(node)
