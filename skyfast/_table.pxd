@@ -121,7 +121,7 @@ cdef struct Connection:
     uint32_t deadline_s         # latest deadline of its flows; 0 in a free row
     uint32_t flows              # number of flow rows that link here, and the flag BACK
     uint32_t created_seq        # sequence number of the row's creation, modulo 2^32
-    uint32_t links[1]           # first view: rows of other views; other views: next row in slot
+    uint32_t links[1]           # first view: linked rows; other views: next row in wheel slot
     # The struct is followed by int64_t values[counters + gauges]. If the view counts new flows,
     # their int64_t number comes next. The row ends with an int64_t start time, the view's
     # histograms, and uint32_t cells[columns]. The flag BACK means that the row started with the
@@ -322,7 +322,7 @@ cdef struct View:
     uint32_t cells_offset
     bint identifies_connection  # whether the labels distinguish all conversations
     bint linked_from_flow       # links are in flow rows, otherwise in rows of the first view
-    uint32_t link               # index of this view's link in such a row
+    uint32_t link               # index of the link among the links of that row
     uint32_t direction_index       # index of the literal that contains the direction
     uint32_t other              # the overflow row, or 0
     uint32_t deadline_s         # deadline that a report of the current update sets

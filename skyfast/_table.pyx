@@ -9,12 +9,13 @@ Data structures
     connection rows. A label value is stored as a number: the number of an interned string (with bit
     31 set), or a small integer. A *plan* defines which labels and metrics are exported. It has one
     or more *views*: a view is a set of metrics with the same labels, and has its own connection
-    rows. A flow row links to its row of the first view. If the labels of another view are a subset
-    of the first view's labels, all flows of a connection share one row of this view. In this case,
-    the connection's row in the first view contains the link to this row. Otherwise, each flow row
-    contains the link. Each kind of row (strings, flows, connections, conversations, names) has its
-    own slab allocator and index (`Rows`). The index uses linear hashing, which splits one bucket at
-    a time. So no insert has to rehash all rows. The structs are in ``_table.pxd``.
+    rows. Each flow row links to one row of the first view. If the labels of another view are a
+    subset of the first view's labels, all flows of a connection share one row of the other view. In
+    this case, the connection's row in the first view contains the link to the shared row. In all
+    other cases, each flow row contains the link to its row of the other view. Each kind of row
+    (strings, flows, connections, conversations, names) has its own slab allocator and index
+    (`Rows`). The index uses linear hashing, which splits one bucket at a time, so no insert has to
+    rehash all rows. The structs are in ``_table.pxd``.
 
     Flows expire with a timer wheel that has one slot per second. A flow is added to the slot of its
     deadline. A report only writes a later deadline into the row; the row stays in its slot. When
@@ -23,13 +24,14 @@ Data structures
     its own wheel, because its connections can outlive their flows.
 
     A *dormant* flow keeps its row, its key and its totals, but is not part of a connection. When
-    the flow's next report arrives, only the increase over these totals is added. Each dormant row
-    is in one of three lists, in the order in which the rows were added. The lists need no extra
+    the flow's next report arrives, only the increase over the stored totals is added. Each dormant
+    row is in one of three lists: flows that claim a conversation, flows that have ended, and all
+    others. Rows stay in the order in which they were added to a list. The lists need no extra
     space: their links use the fields that link a live flow to its connection and wheel slot. The
     oldest rows of a list are forgotten first: after a limited time, or when a new flow needs the
-    space. When a connection is removed, its counters may differ from the totals of its last flow.
-    In this case, a separate dormant row keeps the counters. The key of this row is a hash of the
-    labels. See ``table/dormant.pxi``.
+    space. A separate dormant row keeps the counters of a removed connection, unless the totals of
+    the connection's last flow are enough to restore them. The key of the separate row is a hash of
+    the labels. See ``table/dormant.pxi``.
 
 Costs
     A report of a live flow takes one index search, and reads two cache lines of rows. A report of a
@@ -63,8 +65,8 @@ Files
     This file contains `Table` (the interface for Python), the struct with its state, and the
     constants that several files share. The methods of `Table` are implemented in ``table/``, one
     file per concern, as free functions on `TableState`. Cython includes these files, so that all
-    code is one compilation unit: the C compiler inlines no functions of other units. The functions
-    cannot be methods, because ``include`` is not possible in a class body.
+    code is one compilation unit: the C compiler only inlines functions of the same unit. The
+    functions cannot be methods, because ``include`` is not possible in a class body.
 
     Structures that do not depend on the table:
         ``rows`` (arena, slabs, index), ``strings`` (hashes, interned strings), ``fields`` (reading
@@ -175,12 +177,12 @@ cdef enum:
     FLOW_TYPES = 4
     BATCH = 128                 # reports per acquisition of the lock
     MAX_EVICTIONS = 2               # dormant rows that one report can evict
-    BUCKETS_PER_ROW = 2         # target size of the index: 8 bytes per row, and short chains
+    BUCKETS_PER_ROW = 2         # the index grows to this size: 8 bytes per row, and short chains
     NAMES_AHEAD = 4             # names are prefetched this many reports ahead
     CACHE_LINE = 64
 
 # Sizes and steps of growth. _checked.pyx defines smaller sizes, so that in tests, a few rows reach
-# every step. _checked.pyx also tells AddressSanitizer which rows are unused.
+# every step of growth. _checked.pyx also tells AddressSanitizer which rows are unused.
 cdef extern from *:
     """
     #ifndef SKYFAST_CHECKED
@@ -261,7 +263,7 @@ cdef extern from *:
     const uint32_t SUPERSEDED       # in `Conversation.claimant`: another row replaced this one
     const int64_t ABSENT            # value of a total that no report contained
     const int64_t NO_START          # start time of a row that no report has been added to
-    const uint32_t FLOWS            # in `Family.values`: the row's number of flows
+    const uint32_t FLOWS            # in `Family.values`: stands for a row's number of flows
     const uint32_t NEVER_S          # deadline of rows that do not expire
     const uint32_t NO_END           # end of a scan of all rows
     const uint64_t SHARE_SEED       # must never change: shards would overlap
@@ -298,7 +300,7 @@ cdef enum:
 
 cdef enum:
     # What a report of an unknown flow adds to a connection row that may have counted other flows.
-    WORTH_UNREAD                # unknown: the struct lacks the fields that identify a first report
+    WORTH_UNREAD                # not read: the struct lacks the fields that identify a first report
     WORTH_TOTAL                     # the totals in the report
     WORTH_LAST_UPDATE               # the deltas of the flow's last update
     WORTH_LAST_UPDATE_UNREAD        # the deltas of the last update, but the struct lacks them
@@ -313,7 +315,7 @@ cdef enum:
     # What a histogram observes of a flow.
     OBSERVE_FIRST               # the first value above 0
     OBSERVE_TOTAL               # the value in the closing report
-    OBSERVE_AGE                 # the time from the field's timestamp to `last_ms`, in this report
+    OBSERVE_AGE                 # `last_ms` minus the time in another field of the report
 
 cdef enum:
     # Flags of a flow: the moments at which histograms have already observed the flow (see
@@ -392,7 +394,7 @@ cdef struct TableState:
     # layout: set when the table is created
     uint64_t seed               # seed of all hashes except the hashes for sharding
     uint32_t counters, values   # how many of each a flow has
-    uint32_t all_values         # `values`, and values that are only read in closing reports
+    uint32_t all_values         # `values`, plus those that are only read in closing reports
     uint32_t columns, cells     # labels of all views; these labels plus the strings of lookups
     uint32_t looked_up          # number of labels from lookups; they are the first columns
     uint32_t lookup_count
@@ -444,7 +446,7 @@ cdef struct TableState:
     Lookup lookups[MAX_COLUMNS]
     uint32_t name_indexes[MAX_COLUMNS]  # per lookup column: its index in the result
     uint32_t key_columns[MAX_COLUMNS]   # per lookup string: the column with the same value
-    bint key_is_column[MAX_COLUMNS]     # whether there is such a column
+    bint key_is_column[MAX_COLUMNS]     # per lookup string: whether `key_columns` is set
 
 
 include "table/lock.pxi"
@@ -588,16 +590,16 @@ cdef class Table:
         :raises MemoryError: an allocation failed; flows before the current one were applied.
         :raises ValueError: ``start`` is negative.
 
-        Exceptions of rewrites and lookups propagate. Then some flows before the failed one have
-        been applied, but no flow after it.
+        If a rewrite or lookup raises an exception, `update` raises the same exception. Some flows
+        before the current one may have been applied; no flow after the current one was applied.
 
         docs/architecture.md describes the rules. A known flow, live or dormant, adds its deltas. A
         report is late if neither ``Last`` nor any counter is higher than the stored value. If
         ``Last`` is higher and any counter is lower, the flow has started over. An unknown flow adds
-        its total if this is the flow's first report, or if the flow cannot have been counted
-        before. It also adds its total if it creates a connection whose labels identify a single
-        conversation. Otherwise, an unknown flow adds the deltas of its last update. Skipped flows
-        are counted in `skipped`, and omitted values in `values_skipped`.
+        its totals in three cases: if this is the flow's first report, if the flow cannot have been
+        counted before, or if the flow creates a connection whose labels identify a single
+        conversation. In all other cases, an unknown flow adds the deltas of its last update.
+        Skipped flows are counted in `skipped`, and omitted values in `values_skipped`.
 
         Takes the mutex once per 128 flows, or twice if lookups had new results, and holds the GIL
         while waiting for the mutex. Another thread can hold the mutex for 2,048 connections of a
@@ -680,16 +682,16 @@ cdef class Table:
             in the same part: in all its families, on all pages, and in all processes.
         :param parts: the number of parts, at most `MAX_PARTS`.
         :param names: show only the families with these names; None shows all families. The page has
-            the head of a family even if no connection has a value.
+            the ``HELP`` and ``TYPE`` lines of a family even if no connection has a value.
         :raises ValueError: there is no such part or format.
         :raises MemoryError: an allocation failed.
 
         Any thread may read the page, at any speed, but only one thread at a time. If there are
         several parts, finding the connections of one part takes about 25 ns per connection of each
-        view. If a view has bounds, the page decides once, when it reaches the view, which
-        connections it shows. This takes about 5 ns per connection. The page then shows all series
-        of these connections. While the page exists, the list of these connections takes
-        4 bytes per connection.
+        view. If a view has bounds, the page decides which connections it shows when it reaches the
+        view, and then shows all series of these connections. Deciding takes about 5 ns per
+        connection. While the page exists, the list of the shown connections takes 4 bytes per
+        connection.
         """
         cdef uint32_t i
         cdef bint has_bounds = False
@@ -750,9 +752,9 @@ cdef class Table:
             `without`, or None.
 
         Takes about 20 ns per connection and label, without the GIL. Uses 512 KiB per label, and 24
-        to 48 bytes per value of each label. If a label is ignored, also takes 30 ns and uses 24 to
-        48 bytes per connection. Callable from any thread. Connections that are created or removed
-        during the call may or may not be counted.
+        to 48 bytes per value of each label. With `without`, the call also takes 30 ns and uses 24
+        to 48 bytes per connection. Callable from any thread. Connections that are created or
+        removed during the call may or may not be counted.
         """
         if view >= self.state.view_count:
             raise IndexError("there is no such view")
@@ -763,9 +765,9 @@ cdef class Table:
     # -- hidden connections ---------------------------------------------------------------------
 
     def hidden(self, double now):
-        """Return the hidden connections of each view: their number and their bytes.
+        """Return the hidden connections of each view: their number and the bytes they counted.
 
-        :returns: a pair for each view with bounds, and None for each view without.
+        :returns: for each view, a pair if the view has bounds, otherwise None.
 
         Takes about 5 ns per connection of these views, without the GIL. Callable from any thread.
         Connections that change during the call may be seen before or after the change.
@@ -777,8 +779,9 @@ cdef class Table:
 
         :param view: the index of the view.
         :param bounds: pairs of `min_bytes` and `min_packets`, as in `set_limits`.
-        :returns: for each pair, the number of connections and of series, and the bytes of these
-            connections. If the view does not count bytes, the bytes are 0.
+        :returns: for each pair, the number of connections and of series that the page would show,
+            and the bytes that these connections have counted. If the view does not count bytes, the
+            bytes are 0.
         :raises ValueError: a pair is invalid, or the view does not count what the pair refers to.
         :raises MemoryError: an allocation failed.
 
@@ -831,9 +834,9 @@ cdef class Table:
         """Return the top groups: connections of a view with the same values of `labels`.
 
         :param labels: one or more labels of the family's view.
-        :param max_groups: the maximum number of groups, up to 65,536. If there are more, the half
-            whose ranks are lowest is added to "the others". If the scan then finds further
-            connections of such a group, they form a new group, whose values are too low.
+        :param max_groups: the maximum number of groups, up to 65,536. If there are more groups, the
+            half with the lowest ranks is added to "the others". Later connections of such a group
+            form a new group, whose values are too low.
         :returns: a tuple of the groups, "the others", the number of groups, and whether groups were
             added to "the others" because there were too many. A group is a tuple of four items: its
             rank, its label values in the order of `labels`, its values as in `top`, and its number
@@ -865,7 +868,7 @@ cdef class Table:
 
         Takes about 10 ns per connection, without the GIL. A snapshot uses 12 bytes per connection.
 
-        :raises ValueError: the family is a gauge, which does not grow.
+        :raises ValueError: the family is not a counter.
         :raises MemoryError: an allocation failed.
         """
         cdef Snapshot snapshot = Snapshot.__new__(Snapshot)
@@ -879,7 +882,7 @@ cdef class Table:
     # -- counts ---------------------------------------------------------------------------------
 
     # Any thread may read `connections` and `view_connections`. Only the thread that updates may
-    # read the counts that follow.
+    # read the other counts.
 
     @property
     def connections(self):
@@ -1099,11 +1102,12 @@ cdef class Relabeling:
         :returns: whether there may be more to do; False if no lookup uses the names.
         :raises MemoryError: an allocation failed; some flows may still have their old labels.
 
-        A new connection starts at zero. An existing connection continues its counters. A removed
-        connection also continues its counters, if they are kept. All flows of a step leave their
-        old connections before the first one is added to a new connection. Between two steps, flows
-        of one connection can be in two connections, because only some of them have moved. If the
-        names of a key are invalid, the flows with this key keep their labels.
+        A flow moves to the connection with its new labels, and that connection continues its
+        counters. If no connection has the new labels, one is created. It starts at zero, unless the
+        table has kept the counters of a removed connection with the same labels. All flows of a
+        step leave their old connections before the first flow is added to a new connection. Between
+        two steps, flows of one connection can be in two connections, because only some of them have
+        moved. If the names of a key are invalid, the flows with this key keep their labels.
 
         Between two steps, the names can change and all methods of the table can be called. A step
         uses the current names. `names` and `keys` must not use the table. If they raise an
@@ -1158,17 +1162,18 @@ cdef class Page:
     def deflate(self, Py_ssize_t size):
         """Return the next lines like `read`, and the same lines compressed with deflate.
 
-        The compressed bytes of all calls together are the blocks of one stream (RFC 1951), without
-        its last block. At the end of the page, the lines are empty, and the compressed bytes
-        complete the current block and its last byte. After that, blocks of other text can follow.
+        Together, the compressed bytes of all calls are the blocks of one stream (RFC 1951), except
+        for the stream's last block. At the end of the page, the lines are empty, and the compressed
+        bytes complete the current block and its last byte. After that, blocks of other text can
+        follow.
 
         :param size: about how many bytes of lines to return, at most 512 KiB.
         :returns: the lines, which the next call overwrites, and the compressed bytes.
         :raises MemoryError: an allocation failed.
 
         A page is read either with this method or with `read`. Rendering and compressing a page
-        takes 60 % of the time that isal takes at level 1 for compression alone. A page uses about
-        2 MiB. The GIL and the lock are used as in `read`.
+        takes 60 % of the time that isal takes at level 1 for compression alone. Compression uses
+        about 2 MiB per page. The GIL and the lock are used as in `read`.
         """
         cdef Table table = self.table
         cdef size_t length
