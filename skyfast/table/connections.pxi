@@ -45,8 +45,9 @@ cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
 
 
 cdef inline bint has_links(const TableState *table, uint32_t number) noexcept nogil:
-    # Whether row `number` of the first view (0: none) has valid links. Only the overflow row can
-    # exist without flows. Then the rows that it links to may have been removed.
+    # Whether row `number` of the first view (0: none) has valid links. If a row has no flows, its
+    # links are invalid, because the linked rows may have been removed. Only the overflow row can
+    # exist without flows.
     return number != 0 and flows_of(connection_at(&table.views[0], number)) != 0
 
 
@@ -106,8 +107,9 @@ cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept
 cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *cells,
                               bint *created) noexcept nogil:
     # Find or add the row for these labels, in any view except the first. If the view is full,
-    # returns the overflow row, or 0 if there are no overflow rows. Also returns 0 if out of memory.
-    # A result of 0 means out of memory if `created` is set, or if there are overflow rows.
+    # returns the overflow row. Returns 0 in two cases: if out of memory, or if the view is full and
+    # there are no overflow rows. If `created` is set or there are overflow rows, 0 means out of
+    # memory.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, cells, &key)

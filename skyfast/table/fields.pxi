@@ -30,8 +30,9 @@ cdef struct Number:
 
 
 cdef struct Requirement:
-    # A flow must have the first part. If only `pair` is set, a flow with the second part is also
-    # accepted. If `pair` and `absent` are set, a flow without the second part is also accepted.
+    # If neither `pair` nor `absent` is set, a flow must have the first part. If only `pair` is set,
+    # a flow must have at least one of the two parts. If both are set, a flow with the second part
+    # must also have the first part.
     Field parts[2]
     bint pair
     bint absent                 # only set together with `pair`
@@ -54,8 +55,8 @@ cdef struct Lookup:
     uint32_t point
     uint32_t column             # the first column of the lookup; its columns are adjacent
     uint32_t columns
-    # number of the first lookup whose labels have the same indexes in a result as the labels of
-    # this lookup
+    # index of the first lookup that takes its labels from the same indexes of a result as this
+    # lookup
     uint32_t labels
     Py_ssize_t length           # minimum length of a result
 

@@ -69,7 +69,7 @@ cdef void *allocate_lazily(size_t count, size_t size) except NULL:
 cdef int groups_init(Groups *groups, TableState *table, const Family *ranked,
                      uint32_t limit) except -1:
     # `groups.view` and `groups.columns` must be set before. The caller destroys the groups, even if
-    # this raises.
+    # this function raises an exception.
     cdef const Family *family
     cdef uint32_t i, side
     cdef uint32_t slots = 4

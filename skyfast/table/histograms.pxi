@@ -358,8 +358,8 @@ cdef inline uint32_t histogram_lines(const Family *family, const View *view) noe
 cdef char *render_histogram(const TableState *table, const Family *family, const View *view,
                             Connection *row, uint32_t side, int starts, char *out,
                             Piece **notes) noexcept nogil:
-    # The labels are only rendered for the first line; every other line copies them from the line
-    # before.
+    # The labels are only rendered for the first line; every other line copies the labels from the
+    # previous line.
     cdef const Histogram *histogram = &view.histograms[family.histogram + side]
     cdef const HistogramText *text = family.text
     cdef const int64_t *counts = counts_of(histogram, row)

@@ -15,8 +15,8 @@ cdef void *allocate(size_t size) except NULL:
 
 
 cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
-    # Allocate one slot per second of the timeout, up to MAX_WHEEL_SLOTS. If the timeout is longer
-    # than that, rows are also visited before they are due, which only costs time.
+    # Allocate one slot per second of the timeout, up to MAX_WHEEL_SLOTS. If the timeout has more
+    # seconds than slots, rows are also visited before they are due, which only costs time.
     cdef uint32_t slots = 4
     while slots < timeout_s + 2 and slots < MAX_WHEEL_SLOTS:
         slots *= 2

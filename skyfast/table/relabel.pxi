@@ -23,9 +23,10 @@ cdef struct RowRange:
 
 cdef struct Changes:
     # The state of one slice. A slice handles one mapping of names, which one or more lookups use.
-    # The result of a lookup is a tuple; each lookup uses some indexes of its result. A *change* has
-    # the new labels of a key: one label for each index that any of these lookups uses. Changes are
-    # numbered from 1. They own references to their strings until `changes_destroy`.
+    # The result of a lookup is a tuple, and each lookup takes its labels from some indexes of this
+    # tuple. A *change* has the new labels of a key: one label for each index that any of these
+    # lookups uses. Changes are numbered from 1. Changes own references to their strings until
+    # `changes_destroy`.
     uint32_t lookups[MAX_COLUMNS]
     uint32_t lookup_count
     uint32_t indexes[MAX_COLUMNS]       # per label of a change: its index in a result

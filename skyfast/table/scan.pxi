@@ -127,7 +127,7 @@ cdef inline void mark_values(const View *view, const uint32_t *cells, uint32_t s
 
 
 cdef struct LabelScan:
-    # What a scan of a view counts. `counters` has one counter per label.
+    # What a scan of a view counts. `counters` has one `Counter` per label.
     const View *view
     Counter counters[MAX_VIEW_COLUMNS]
     DistinctSample remaining[MAX_VIEW_COLUMNS]  # combinations of all labels except one
@@ -177,7 +177,7 @@ cdef tuple label_frequencies(TableState *table, tuple names, uint32_t view, uint
 
 cdef bint count_cells(TableState *table, LabelScan *labels) noexcept nogil:
     # Count the rows of a view by the value of each label. The cells of each slice are copied, and
-    # counted without the lock, because growing a counter takes long. False if out of memory.
+    # counted without the lock, because growing a `Counter` takes long. False if out of memory.
     cdef Scan scan = scan_until(labels.view, NO_END)
     cdef uint32_t columns = labels.view.columns
     cdef Connection *row
@@ -271,9 +271,10 @@ cdef list values_on_page(TableState *table, list columns, const Cursor *cursor):
 cdef bint count_page_cells(TableState *table, const View *view, uint32_t column,
                            uint32_t page_seq, Counter *counter) noexcept nogil:
     # Count the values in one column, for the rows that were created before the page. A key consists
-    # of a cell and the hash of its string, because another string can get the same number after the
-    # mutex is released. Rows past their deadline are counted, because a report can renew a row
-    # before the page reads the row. False if out of memory.
+    # of a cell and the hash of the cell's string. The hash is needed to recognize the string,
+    # because a string's number can be reused after the mutex is released. Rows past their deadline
+    # are counted, because a report can renew such a row before the page reads the row. False if out
+    # of memory.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number, cell
@@ -293,8 +294,8 @@ cdef bint count_page_cells(TableState *table, const View *view, uint32_t column,
 
 
 cdef str cell_text(TableState *table, uint32_t cell, const uint32_t *hash):
-    # The text of a label value, or None if its string was removed in the meantime. If `hash` is
-    # NULL, the result can be another string that has the same number now.
+    # The text of a label value, or None if its string has been removed. If `hash` is NULL, the
+    # result can be another string that has the same number now.
     cdef char copied[MAX_CELL]
     cdef uint32_t length
     cdef String *string
@@ -353,7 +354,7 @@ cdef inline int64_t rank_of(const View *view, const Family *family,
 
 cdef int keep_values(TableState *table, uint32_t family, Kept *kept) except -1:
     # Store the current values of a family. The caller frees the stored values, even if this
-    # raises.
+    # function raises an exception.
     cdef const View *view = view_of(table, &table.families[family])
     with nogil:
         kept.rows = fresh_rows(table, &view.rows)

@@ -57,7 +57,7 @@ cdef list case_variants(str character):
 cdef int search_init(Search *search, TableState *table, const View *view, str text,
                      dict sets) except -1:
     # `sets` has values by column: escaped, in UTF-8, each followed by a newline. The search borrows
-    # these values. The caller destroys the search, even if this raises.
+    # these values. The caller destroys the search, even if this function raises an exception.
     cdef Character *character
     cdef bytes encoded, values
     cdef const char *start
