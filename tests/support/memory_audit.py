@@ -56,7 +56,7 @@ def containers(**roots: object) -> dict[str, tuple[int, list[Any]]]:
     """Return all containers reachable from ``roots`` and skyfast's modules, by path.
 
     Each value has the number of entries and the list of containers. Several containers can have the
-    same path, for example one for each analyzer. Their entries are added.
+    same path, for example one for each analyzer. The numbers of their entries are added up.
     """
     result: dict[str, tuple[int, list[Any]]] = {}
     seen: set[int] = set()

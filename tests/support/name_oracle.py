@@ -298,7 +298,7 @@ class NameOracle:
         return text(container, "Metadata", "Container", "Labels", "io", "kubernetes", *keys)
 
     def flat_label(self, container: Json, key: str) -> str:
-        """A label whose key is not split. Some labels of the runc probe are like this."""
+        """A label whose key is not split. Some labels of the runc probe have such keys."""
         return text(container, "Metadata", "Container", "Labels", f"io.kubernetes.{key}")
 
     def label(self, container: Json, *keys: str) -> str:
@@ -342,7 +342,8 @@ class NameOracle:
     def kubernetes_containers(self, container: Json) -> list[Json]:
         """The Kubernetes containers with an edge to a container.
 
-        If no edge exists, these are the ones whose ``ContainerID`` is the container's ID.
+        If no edge exists, the result has the Kubernetes containers whose ``ContainerID`` is the
+        container's ID.
         """
         linked = self.parents(container, "container", K8S_CONTAINER)
         identity = short(text(container, "Metadata", "Container", "ID"))
@@ -423,7 +424,7 @@ class NameOracle:
 
         The probe links a container with every pod that has the same Kubernetes namespace and name.
         If these pods are in several clusters, only the pods in the host's cluster are returned. If
-        none is in the host's cluster, all pods are returned.
+        no pod is in the host's cluster, all pods are returned.
         """
         pods = distinct(
             pod
@@ -524,8 +525,8 @@ class NameOracle:
     def assumed_host(self, pod: Json) -> str:
         """The host of a pod: the result of `agent`, or else the pod's Kubernetes node.
 
-        The name of the node is not used if the node has edges to hosts, or if the host of this name
-        has edges to nodes. Then the host is unknown.
+        But if that node has edges to hosts, or if the host of this name has edges to nodes, the
+        host is unknown.
         """
         node = self.node_of(pod)
         free = not self.linked_hosts(pod) and not self.kubernetes_nodes(node)
@@ -642,7 +643,7 @@ class NameOracle:
         """The addresses of a pod. A pod that has ended or uses the host's network has none.
 
         A pod also counts as using the host's network if it has an address of its host. If the host
-        is unknown, this applies to the addresses of all hosts.
+        is unknown, an address of any host is enough.
         """
         if not self.runs(pod):
             return []
@@ -727,8 +728,9 @@ class NameOracle:
     def is_service_on_host(self, node: Json, address: str) -> bool:
         """Whether an address of an interface belongs to a service instead of the host.
 
-        This applies to a cluster IP on a dummy interface in the host's own namespace. NodeLocal
-        DNSCache adds the cluster IP of the DNS service to each host of the cluster.
+        Such an address is a cluster IP on a dummy interface in the host's own namespace. For
+        example, NodeLocal DNSCache adds the cluster IP of the DNS service to each host of the
+        cluster.
         """
         cluster = self.cluster_of_host(self.host(node))
         clusters = [
@@ -917,9 +919,10 @@ class NameOracle:
         """Whether to assume that an interface with the address of a pod belongs to the pod.
 
         The interface must not be in the host's own namespace, and must not belong to another pod.
-        If its namespace belongs to a pod with the same name, that pod is assumed to be the same
-        pod, unless the clusters or hosts differ. Otherwise, the interface must be on the pod's
-        host. If nothing is known about the pod's host, no other interface must have the address.
+        If the interface's namespace belongs to a pod with the same name, that pod is assumed to be
+        the same pod, unless the clusters or hosts differ. If the namespace belongs to no pod, the
+        interface must be on the pod's host. If nothing is known about the pod's host, no other
+        interface must have the address.
         """
         namespace, host, machine = place
         if machine is not None or self.is_own(namespace) or self.is_uncertain(namespace):
