@@ -178,7 +178,7 @@ MAX_SLICE = DEFLATE_SLICE
 
 
 def page_slices(Page page not None):
-    """Read a page; return its slices of text with their pieces, as `deflate_pieces` takes them."""
+    """Read a page; return its slices of text and their pieces, for `deflate_pieces`."""
     cdef TableState *table = &page.table.state
     cdef Cursor *cursor = &page.cursor
     cdef Deflater *deflater
@@ -206,7 +206,7 @@ def deflate_pieces(slices, long_from=None):
 
     :param slices: pairs: a text of up to `MAX_SLICE` bytes, and a list of up to `MAX_SLICE` / 2
         pieces. A piece is a pair of a length and a source.
-    :param long_from: the index of a slice. It is compressed as if it began 1000 bytes before
+    :param long_from: the index of a slice. The slice is compressed as if it began 1000 bytes before
         position 4 GiB of the page. There must be at least 32 KiB of text before this slice.
     """
     cdef Deflater *deflater = <Deflater *>allocate(sizeof(Deflater))

@@ -1,7 +1,8 @@
 # The data structures of the table: sizes, units and ownership of memory.
 #
-# The table owns all of this memory, and allocates it with C functions. References that outlive a
-# call are row numbers, not pointers. A row number takes 4 bytes instead of 8; 0 means "none".
+# The table owns the memory of all these structures, and allocates the memory with C functions.
+# References that outlive a call are row numbers, not pointers. A row number takes 4 bytes instead
+# of 8; 0 means "none".
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -190,8 +191,8 @@ cdef struct Report:
     bint dormant                # whether the flow was dormant when the batch was read
     int skip                    # reason to skip the report, or SKIP_NONE
     int finish                  # FinishType
-    # All counters, then gauges, then closing gauges; owned by the batch. Closing gauges are only
-    # set in closing reports.
+    # All counters, then gauges, then closing gauges, which are only set in closing reports. The
+    # batch owns the array.
     int64_t *values
     # the next fields are only read if the flow is not live
     uint32_t connection_hash    # hash of the labels; 0 unless all labels are interned
@@ -238,7 +239,7 @@ cdef struct Context:
 
 
 cdef struct Literal:
-    # A constant part of a line. It is padded, so that whole 16-byte blocks can be copied.
+    # A constant part of a line. The text is padded, so that whole 16-byte blocks can be copied.
     char *text
     uint32_t length
 

@@ -3,19 +3,19 @@
 """The table: flows, connections, expiry and rendering, without clock, sockets or logging.
 
 Data structures
-    There are two levels of rows. A *flow* row represents one flow, as an agent reports it. Its key
-    is the flow's UUID; it stores the flow's latest totals. A *connection* row represents one label
-    tuple on the page. Each report adds its *deltas*, the increase of its flow's totals, to
-    connection rows. A label value is stored as a number: the number of an interned string (with bit
-    31 set), or a small integer. A *plan* defines which labels and metrics are exported. It has one
-    or more *views*: a view is a set of metrics with the same labels, and has its own connection
-    rows. Each flow row links to one row of the first view. If the labels of another view are a
-    subset of the first view's labels, all flows of a connection share one row of the other view. In
-    this case, the connection's row in the first view contains the link to the shared row. In all
-    other cases, each flow row contains the link to its row of the other view. Each kind of row
-    (strings, flows, connections, conversations, names) has its own slab allocator and index
-    (`Rows`). The index uses linear hashing, which splits one bucket at a time, so no insert has to
-    rehash all rows. The structs are in ``_table.pxd``.
+    There are two levels of rows. A *flow* row represents one flow, as an agent reports it. The key
+    of the row is the flow's UUID, and the row stores the flow's latest totals. A *connection* row
+    represents one label tuple on the page. Each report adds its *deltas*, the increase of its
+    flow's totals, to connection rows. A label value is stored as a number: the number of an
+    interned string (with bit 31 set), or a small integer. A *plan* defines which labels and metrics
+    are exported. It has one or more *views*: a view is a set of metrics with the same labels, and
+    has its own connection rows. Each flow row links to one row of the first view. If the labels of
+    another view are a subset of the first view's labels, all flows of a connection share one row of
+    the other view. In this case, the connection's row in the first view contains the link to the
+    shared row. In all other cases, each flow row contains the link to its row of the other view.
+    Each kind of row (strings, flows, connections, conversations, names) has its own slab allocator
+    and index (`Rows`). The index uses linear hashing, which splits one bucket at a time, so no
+    insert has to rehash all rows. The structs are in ``_table.pxd``.
 
     Flows expire with a timer wheel that has one slot per second. A flow is added to the slot of its
     deadline. A report only writes a later deadline into the row; the row stays in its slot. When
@@ -51,15 +51,15 @@ Memory
     applied has no effect.
 
 Lock
-    There is one mutex. It is held for one slice of work at a time. A slice is a batch of reports,
-    some rows of expiry or relabelling, or up to RENDER_ROWS connections of a page or scan. Only one
-    thread, *the thread that updates*, may call `update`, `expire` and `Relabeling.step`. No other
-    thread changes rows, so this thread may read rows without the mutex. Any thread may read pages.
-    Between two slices, pages and scans give way to the thread that updates, because the mutex
-    itself is not fair. A thread that holds the mutex never waits for the GIL, because a thread that
-    has the GIL may be waiting for the mutex. Therefore all code under the mutex is plain C. Even
-    memory is allocated with C functions: Python's allocators may take the GIL if allocations are
-    traced.
+    There is one mutex. A thread holds it for one slice of work at a time. A slice is a batch of
+    reports, some rows that expire or are relabelled, or up to RENDER_ROWS connections of a page or
+    scan. Only one thread, *the thread that updates*, may call `update`, `expire` and
+    `Relabeling.step`. No other thread changes rows, so this thread may read rows without the mutex.
+    Any thread may read pages. Between two slices, pages and scans give way to the thread that
+    updates, because the mutex itself is not fair. A thread that holds the mutex never waits for the
+    GIL, because a thread that has the GIL may be waiting for the mutex. Therefore all code under
+    the mutex is plain C. Even memory is allocated with C functions: Python's allocators may take
+    the GIL if allocations are traced.
 
 Files
     This file contains `Table` (the interface for Python), the struct with its state, and the
@@ -354,11 +354,11 @@ cdef struct FoundNames:
 
 
 cdef struct Batch:
-    # The reports of a batch. They are read with the GIL, then looked up, then applied under the
-    # lock.
+    # The reports of a batch. The reports are read with the GIL, then looked up, then applied under
+    # the lock.
     Report reports[BATCH]
     uint32_t size
-    # reports point into the next three arrays
+    # `reports` has pointers into the next three arrays
     int64_t *values             # BATCH x `all_values`
     int64_t *last_update        # BATCH x the plan's counters
     Cell *cells                 # BATCH x the plan's cells
@@ -386,16 +386,16 @@ cdef struct TableState:
     Rows names                  # interned results of lookups
     TimerWheel names_wheel      # the rows of `names` by deadline
     TimerWheel wheel            # live flows by deadline
-    DormantList dormant         # flows, and counters of removed connections
+    DormantList dormant         # flows in no other list, and counters of removed connections
     DormantList ended           # flows that have sent their closing report
     DormantList claims          # flows that claim a conversation (see `conversations.pxi`)
     uint32_t kept_connections   # rows of `dormant` that have a connection's counters
     uint64_t next_seq           # sequence number for the next connection row of any view
     # layout: set when the table is created
     uint64_t seed               # seed of all hashes except the hashes for sharding
-    uint32_t counters, values   # how many of each a flow has
+    uint32_t counters, values   # number of counters; number of counters and gauges
     uint32_t all_values         # `values`, plus those that are only read in closing reports
-    uint32_t columns, cells     # labels of all views; these labels plus the strings of lookups
+    uint32_t columns, cells     # number of labels; number of labels and strings of lookups
     uint32_t looked_up          # number of labels from lookups; they are the first columns
     uint32_t lookup_count
     uint32_t requirements
@@ -420,7 +420,7 @@ cdef struct TableState:
     # limits
     uint32_t max_flows, max_connections
     double memory_s             # time until a dormant flow is forgotten
-    double least_timeout_s      # shortest timeout that the first view has had
+    double least_timeout_s      # shortest timeout that the first view has ever had
     double flow_update_s
     bint has_horizon            # whether `horizon_s` is set
     double horizon_s            # an unknown flow that began after this time has never been counted
@@ -557,8 +557,8 @@ cdef class Table:
     def begin(self, now):
         """Assume that unknown flows that begin after `now` have never been counted.
 
-        Call this when the first reports arrive, and when a changed filter lets more flows through.
-        Before the first call, the table never makes this assumption.
+        Call this method when the first reports arrive, and when a changed filter lets more flows
+        through. Before the first call, the table never makes this assumption.
         """
         raise_horizon(&self.state, now)
 
@@ -814,8 +814,8 @@ cdef class Table:
             number by which connections are compared), the label values, the values of the view's
             families in order, and whether pages show the connection. Without bounds, they show all
             connections. For a counter, the rank is the sum of both directions; for a gauge, the
-            larger of the two. Histograms have no values. A value is None if there is no such
-            series. Otherwise, it is the stored integer, without the family's decimal point.
+            larger of the two. Histograms have no values. If the connection has no such series, the
+            value is None. All other values are stored integers, without the family's decimal point.
 
         Connections without a value of the family are omitted. With `since`, two more kinds are
         omitted: connections without growth, and connections that were removed and, after the
@@ -919,9 +919,9 @@ cdef class Table:
         return self.state.kept_connections
 
     def dormant_uuids(self):
-        """Return the UUIDs of the dormant flows, list by list.
+        """Return the UUIDs of dormant flows: claiming flows, then ended flows, then all others.
 
-        The flows of each list are in the order in which they are forgotten.
+        In each of these three groups, flows are in the order in which they are forgotten.
         """
         return [
             *list_uuids(&self.state, self.state.claims.head),
@@ -948,9 +948,9 @@ cdef class Table:
     def horizon_s(self):
         """The horizon: an unknown flow that began after this time has never been counted.
 
-        In seconds of the caller's clock; None before `begin`. It is the time of the latest of these
-        events: a call of `begin`, a report of a flow that was forgotten later, or a report that
-        could not be stored.
+        In seconds of the caller's clock; None before `begin`. The horizon is the time of the latest
+        of these events: a call of `begin`, a report of a flow that was forgotten later, or a report
+        that could not be stored.
         """
         return self.state.horizon_s if self.state.has_horizon else None
 
