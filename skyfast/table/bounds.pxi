@@ -70,8 +70,8 @@ cdef inline bint are_set(const Bounds *bounds) noexcept nogil:
 
 cdef inline uint64_t amount_of(const View *view, const Amount *amount,
                                Connection *row) noexcept nogil:
-    # The amount of a row, both directions together; 0 if the view does not count it. These counters
-    # are never ABSENT, and the sum of two of them fits into 64 bits.
+    # The amount of a row, both directions together; 0 if the view does not count the amount. The
+    # counters of an amount are never ABSENT, and the sum of two of them fits into 64 bits.
     cdef const int64_t *values = values_of(view, row)
     if amount.count == 2:
         return <uint64_t>values[amount.values[0]] + <uint64_t>values[amount.values[1]]
@@ -90,7 +90,7 @@ cdef inline bint reaches(const View *view, Connection *row, const Bounds *bounds
 
 cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
                      Cursor *cursor) noexcept nogil:
-    # Find the rows that the page shows in a view. Like `list_part`, but for the whole page.
+    # Find the rows that a page without parts shows in a view with bounds.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
@@ -108,8 +108,8 @@ cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
 
 cdef void list_shown_part(TableState *table, const View *view, const Bounds *bounds,
                           Cursor *cursor) noexcept nogil:
-    # Like `list_shown`, but only for rows of the page's part. The part of a hidden row is not
-    # computed.
+    # Find the rows that one part of a page shows in a view with bounds. The part of a hidden row is
+    # not computed.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number

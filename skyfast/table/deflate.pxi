@@ -15,7 +15,8 @@
 # 3. `write_sequences` writes the sequences as bits.
 #
 # Pieces are only hints: bytes are compared before they become a match. So a page is correct even if
-# the number of a string now belongs to another string. Text without pieces becomes literals.
+# the number of a removed string now belongs to another string. Text without pieces becomes
+# literals.
 #
 # Each family learns its Huffman codes from its first slice with at least MIN_SAMPLE bytes. New
 # codes are learnt in two cases: if a slice is much larger than the slice that the codes were learnt
@@ -24,7 +25,8 @@
 # have any text. The codes are complete, because some decoders reject incomplete codes. The codes
 # have at most 12 bits, so that the codes of four literals can be written at once.
 #
-# All memory belongs to a page or to the page's `Deflater`. It does not grow with the table.
+# All memory belongs to a page or to the page's `Deflater`. The size of this memory does not depend
+# on the size of the table.
 
 cdef enum:
     LITERALS = 286              # symbols of literals, of the end of a block, and of lengths

@@ -396,9 +396,10 @@ cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noex
 
 cdef void keep_counters(TableState *table, Flow *flow, Connection *row,
                         uint32_t now_s) noexcept nogil:
-    # Keep the counters of a connection that is removed with its last flow. This is not necessary if
-    # the connection can be restored from its last flow: if the counters equal the totals of the
-    # flow, the labels identify the connection, and no other flow has been counted as new.
+    # Keep the counters of a connection that is removed with its last flow. Keeping them is not
+    # necessary if the connection can be restored from its last flow: if the counters equal the
+    # totals of the flow, the labels identify the connection, and no other flow has been counted as
+    # new.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow)
     cdef const int64_t *sums = values_of(first, row)

@@ -1,10 +1,10 @@
 # Reading the fields of a flow: their locations in a decoded flow, and a function for each kind of
 # value. `_table.pyx` includes this file.
 #
-# This code uses Python objects, so it needs the GIL. It must not be called under the table's mutex,
-# and does not change the table. The contents of flows are untrusted. So an error in a flow does not
-# raise an exception: the flow is skipped, or the value is omitted. Values are borrowed from the
-# flow: they are valid as long as the flow exists.
+# This code uses Python objects, so it needs the GIL. This code must not be called under the table's
+# mutex, and does not change the table. The contents of flows are untrusted. So an error in a flow
+# does not raise an exception: the flow is skipped, or the value is omitted. Values are borrowed
+# from the flow: they are valid as long as the flow exists.
 
 cdef struct Field:
     # The location of a value in a decoded flow, which is a struct with sub-structs (*parts*).

@@ -7,7 +7,7 @@
 # like a report that adds deltas.
 
 cdef enum:
-    # What to do if a flow without FIRST_OBSERVED reports a value above 0.
+    # What to do if a flow without the flag FIRST_OBSERVED reports a value above 0.
     FIRST_IS_NEW                # observe the value
     FIRST_IS_OLD                # only set the flag: the flow may have been observed before
     IGNORE_FIRST                # do nothing: the report is late, so it adds nothing
@@ -116,7 +116,7 @@ cdef bint read_observed(const Histogram *histogram, const Report *report,
 
 
 # ---------------------------------------------------------------------------------------------
-# Closing reports that add nothing
+# Closing reports that add nothing to counters
 
 cdef bint observe_dormant(TableState *table, const Report *report) noexcept nogil:
     # Observe the late closing report of a dormant flow. False if out of memory.
@@ -263,8 +263,8 @@ cdef int prepare_histogram(Histogram *histogram, value, uint32_t decimals,
 
 
 cdef uint32_t place_histograms(View *view, uint32_t offset) noexcept nogil:
-    # Set the offsets of the view's histograms in its rows. The first one is at `offset`. Returns
-    # the size of all histograms of a row, in bytes.
+    # Set the offsets of the view's histograms in its rows. The first histogram is at `offset`.
+    # Returns the size of all histograms of a row, in bytes.
     cdef uint32_t i
     cdef uint32_t start = offset
     for i in range(view.histogram_count):

@@ -10,8 +10,8 @@
 # A slice has five steps. Step 1 finds the strings of the keys. Step 2 finds flows with these
 # strings. Step 3 looks up the new names of the keys of these flows. Step 4 resolves ambiguous keys,
 # with the contexts of the flows. Step 5 moves the flows. Steps 1, 3 and 4 use Python objects, so
-# they need the GIL. They only take the table's mutex to intern new labels. Step 2 only reads the
-# table, which no other thread changes. Step 5 runs under the mutex.
+# they need the GIL. These three steps only take the table's mutex to intern new labels. Step 2 only
+# reads the table, which no other thread changes. Step 5 runs under the mutex.
 
 cdef struct RowRange:
     # A pass has not visited the flow rows from `next` up to `end` yet. `latest` is the first row of
@@ -339,7 +339,8 @@ cdef uint32_t index_of_key(const Changes *changes, uint32_t string) noexcept nog
 # Ambiguous keys
 
 cdef int resolve_contexts(TableState *table, Changes *changes, names) except -1:
-    # Set the changes of all moves. Each different context of an ambiguous key is resolved once.
+    # Set the field `change` of all moves. Each different context of an ambiguous key is resolved
+    # once.
     cdef list held = []                 # owns the pending labels
     cdef const Context *context
     cdef uint32_t i, change = 0
@@ -359,7 +360,7 @@ cdef int resolve_contexts(TableState *table, Changes *changes, names) except -1:
 
 
 cdef int find_contexts(const TableState *table, Changes *changes) except -1:
-    # Set the changes of moves whose key is not ambiguous. For all remaining moves, add contexts.
+    # Set the field `change` of moves whose key is not ambiguous. For all other moves, add contexts.
     cdef const ChangedKey *key
     cdef const Lookup *lookup
     cdef const uint32_t *strings

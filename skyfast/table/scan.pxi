@@ -1,4 +1,4 @@
-# Scans of all rows of a view. They count label values, list the values on a page, find the
+# Scans visit all rows of a view. They count label values, list the values on a page, find the
 # connections with the highest values, and take snapshots. `_table.pyx` includes this file.
 #
 # `Table.label_values`, `cardinality`, `top` and `snapshot`, and `Page.distinct_values`, call this
@@ -219,7 +219,7 @@ cdef inline bint count_row(LabelScan *labels, uint32_t *cells, uint64_t seed) no
 
 
 cdef list most_frequent(TableState *table, const Counter *counter, uint32_t count):
-    # The `count` most frequent values. They are found with a heap of `count` items, because a label
+    # The `count` most frequent values. This function uses a heap of `count` items, because a label
     # can have a million values.
     cdef list heap = []
     cdef uint32_t least = 0
@@ -242,7 +242,8 @@ cdef list most_frequent(TableState *table, const Counter *counter, uint32_t coun
 
 
 cdef list values_on_page(TableState *table, list columns, const Cursor *cursor):
-    # The result of `Page.distinct_values`. `columns` has pairs of a view and its column.
+    # The result of `Page.distinct_values`. `columns` has pairs: a view, and the label's column in
+    # this view.
     cdef Counter counter
     cdef uint32_t view, column, hash
     cdef uint64_t key

@@ -1,13 +1,14 @@
 # Searches in label values: for a text, ignoring case, and for given values. `_table.pyx` includes
 # this file.
 #
-# A search belongs to one call. All of its memory is allocated before the first row is visited. A
-# text is compared with label values as they appear on a page, that is, with escapes.
+# A search belongs to one call of `Table.top` or `top_groups`. All of its memory is allocated before
+# the first row is visited. A text is compared with label values as they appear on a page, that is,
+# with escapes.
 #
 # If a value does not match, its cell is remembered in `misses`, so that the value is compared only
 # once per column. During the search, the value's string can be removed, and a new string can get
-# the same number. The new string then counts as a miss. This is allowed: rows with the new string
-# were created during the search, and a scan may omit such rows. Values that match are not
+# the same number. The new string then counts as a miss. This error is allowed: rows with the new
+# string were created during the search, and a scan may omit such rows. Values that match are not
 # remembered: a new string could get the number of a string that matched, and rows that do not match
 # must never be shown.
 
