@@ -5,7 +5,7 @@ defines the contents of a page, so each change of the model needs a worked examp
 ``test_rules.py``. Flows are decoded JSON objects of messages. Times are in seconds.
 
 A `Spec` has the options of a configuration. docs/architecture.md describes most rules. This
-docstring lists the others. It uses these terms:
+docstring lists the other rules, with these terms:
 
 * A *row* is a connection or an overflow connection in one view.
 * *Deltas* are the increases that a report adds to the counters of rows.
@@ -16,14 +16,14 @@ docstring lists the others. It uses these terms:
 Reports
 -------
 
-* Values that are not exported are not validated. They neither decide whether a report is late, nor
-  restart a flow. If a counter is the sum of both directions, only the sum is compared with the
-  previous report.
+* Values that are not exported are not validated. Such values do not affect whether a report is late
+  or whether a flow restarts. If a counter is the sum of both directions, only the sum is compared
+  with the previous report.
 * If a report lacks the object of a counter, the counter does not change. If the flow restarts in
   this report, the table forgets the flow's total of this counter. The next report with the object
   then adds its whole total.
-* A label value is validated as the page shows it. The fields from which it is computed are not
-  validated. There is one exception: the keys of lookups are validated, because the table stores
+* A label value is validated as the page shows it. The fields from which a label value is computed
+  are not validated, with one exception: the keys of lookups are validated, because the table stores
   them.
 * Drop and keep rules are not applied to a flow without a required object. Such a flow is only
   counted as skipped, by reason. A flow that a rule drops is only counted under the name of the
@@ -92,16 +92,17 @@ Dormant flows
   the totals of the row's last flow, or if several conversations can have the row's labels. Kept
   counters count as a flow for ``max_flows``. They are forgotten like a flow that became dormant
   directly after the last flow of the row.
-* A closing report that repeats its last update does not create a row of the first view. Its deltas
-  are added to an existing row or to kept counters. If neither a row nor kept counters exist, the
-  deltas are kept as new counters, provided that several conversations can have the labels.
+* A closing report that repeats its last update does not create a row of the first view. The deltas
+  of the report are added to an existing row or to kept counters. If neither a row nor kept counters
+  exist, the deltas are kept as new counters, provided that several conversations can have the
+  labels.
 
 New flows
 ---------
 
 * A flow is *new* if its report counts as a first report, or if the flow began so late that it
   cannot have been counted before. Each row that gets a new flow counts it, even an overflow row.
-* A flow that adds its total only because it creates a row is not new. Otherwise, the views would
+* A flow that adds its total only because it creates a row is not new: if it were, the views would
   count different flows.
 * Live and dormant flows are never new, even if they restart.
 * If a row of the first view is restored from the totals of a dormant flow, the row counts one new
@@ -140,8 +141,8 @@ Histograms
   may have been observed before.
 * The histograms of *totals* and of *ages* observe the closing report of a flow. A live flow is
   observed in its rows, even if the report is late. A dormant or unknown flow is observed in the
-  rows that have its labels. Such rows are created if necessary. Fields of these histograms are only
-  read in closing reports.
+  rows that have its labels. Missing rows are created. Fields of these histograms are only read in
+  closing reports.
 * A closing report that is skipped as ``ended`` is observed, and its flow is kept like any other
   ended flow. If the table has no space for the flow, the report is only observed if the table has
   overflow rows, and a repetition of the report is observed again. With ``deduplicate``, a report
@@ -325,7 +326,7 @@ class View:
     """Series with the same labels. Without `DIRECTION`, values are sums of both directions.
 
     Rows of the first view expire with their last flow. Rows of other views expire ``timeout_s``
-    after their last report. This timeout must be so long that no row expires before its flows.
+    after their last report. ``timeout_s`` must be so long that no row expires before its flows.
 
     A row is hidden until it has ``min_bytes`` bytes or ``min_packets`` packets. 0 means that there
     is no such bound. ``amounts`` are the keys of `AMOUNTS` that are counted although no family
@@ -435,8 +436,8 @@ class Tags:
 class Protocols:
     """Maps a flow to its protocol: TCP, UDP, SCTP, ICMPV4 or ICMPV6.
 
-    A flow without such a protocol is mapped to its last layer if ``other`` is true. Otherwise, it
-    is mapped to "".
+    A flow without one of these protocols is mapped to its last layer if ``other`` is true, and to
+    "" if ``other`` is false.
     """
 
     other: bool = False
@@ -790,8 +791,8 @@ class Model:
     def report(self, flow: JSON, now: float, wall_ms: int = 0) -> str | None:
         """Apply a report of a flow.
 
-        Return None if it was applied. Otherwise, return the reason why it was skipped, or the name
-        of the rule that dropped it.
+        Return None if the report was applied, the reason if it was skipped, or the name of the rule
+        that dropped it.
         """
         self.wall_ms = wall_ms
         self._invalid = set()
@@ -1028,7 +1029,8 @@ class Model:
     def _start(self, flow: JSON, worth: str) -> int:
         """Return the start time of a row that an unknown flow creates.
 
-        This is the start of the flow if its total counts, otherwise the start of its last update.
+        If the flow's total counts, this is the start of the flow. If not, it is the start of the
+        flow's last update.
         """
         path = ("Start",) if worth == "total" else ("LastUpdateMetric", "Start")
         start_ms = at(flow, path, 0)
@@ -1257,8 +1259,8 @@ class Model:
     ) -> list[Row | None]:
         """Add the deltas of a closing report to all views, without creating a connection.
 
-        In views other than the first, the report can create rows. They have the start time
-        ``start_ms``. Return the rows of all views except the first.
+        In views other than the first, the report can create rows with the start time ``start_ms``.
+        Return the rows of all views except the first.
         """
         first = self._rows[0].get(places[0])
         if first is not None:
@@ -1704,8 +1706,8 @@ class Model:
     def ranked(self, n: int, family: Family) -> list[Ranked]:
         """Return the rows of view ``n`` that have a value of the family, in no particular order.
 
-        The result has the rank, the label values, all values except histograms, and whether pages
-        show the row.
+        For each row, the result has the rank, the label values, all values except histograms, and
+        whether pages show the row.
         """
         return [
             (rank, tuple(map(str, row.values)), values, reaches(row, self.bounds[n]))
@@ -2025,7 +2027,7 @@ def first_invalid(flow: JSON, paths: Sequence[Path]) -> set[Path]:
 
 
 def added(totals: Amounts, amounts: Amounts) -> dict[Total, int]:
-    """Return the counters after deltas have been added to them. They do not exceed `MAX_SUM`."""
+    """Return the counters after deltas have been added to them. No counter exceeds `MAX_SUM`."""
     return dict(totals) | {
         total: min(MAX_SUM, totals.get(total, 0) + amount) for total, amount in amounts.items()
     }
