@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 MAX_ENTRIES = 64
-"""Maximum number of entries that are followed per container. The other entries are similar."""
+"""Maximum number of entries that are followed per container. The entries that are not followed are
+similar."""
 
 MAX_FIELDS = 8
 """A dict with at most this many keys has a path for each key, if all keys are strings."""

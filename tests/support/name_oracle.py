@@ -1,7 +1,7 @@
 """A slow, plain resolver of names, written from the documented rules.
 
 The oracle works on decoded JSON and searches lists instead of building indexes. It shares no code
-with `skyfast.skydive.name_resolver`, which must give the same results. Each rule is a method. Its
+with `skyfast.skydive.name_resolver`, which must give the same results. Each rule is a method, whose
 docstring states the rule or the result. Uncertain names are empty.
 
 An *ownership* edge leads from an owner to its child, for example from a network namespace to an
@@ -317,8 +317,8 @@ class NameOracle:
     def container_name(self, container: Json) -> str:
         """The name of a container in its pod.
 
-        It is the first of these names that exists: the name in the container's labels, ``NAME`` in
-        the name that kubelet gave the container, or the whole name of the container.
+        The result is the first of these names that exists: the name in the container's labels,
+        ``NAME`` in the name that kubelet gave the container, or the whole name of the container.
         """
         kubelet = self.kubelet_name(container)
         return short(
@@ -590,8 +590,8 @@ class NameOracle:
     def of_replica_set(self, node: Json) -> Pair:
         """The workload of a replica set.
 
-        It is the first of these that exists: the owner of the replica set, the only deployment that
-        selects the replica set, or the replica set itself.
+        The workload is the first of these that exists: the owner of the replica set, the only
+        deployment that selects the replica set, or the replica set itself.
         """
         if self.controllers(node):
             return self.owner(node)
@@ -852,9 +852,9 @@ class NameOracle:
     ) -> Names:
         """The names of an address, in the order of the labels.
 
-        The first name is the value of the label ``name``. It is the first of these that is known:
-        service, workload, container, netns, host. The name of a virtual machine replaces netns and
-        host.
+        The first name is the value of the label ``name``. That value is the first of these that is
+        known: service, workload, container, netns, host. The name of a virtual machine replaces
+        netns and host.
         """
         prefix = f"{facts['namespace']}/" if facts["namespace"] else ""
         service, workload = facts["service"], facts["workload"]
@@ -877,8 +877,8 @@ class NameOracle:
     def candidates(self, address: str) -> list[Candidate]:
         """The owners of an address: interfaces, virtual machines, pods and services.
 
-        A pod and an interface with the same address can be a single owner. There are two
-        conditions: the pod can be at no other interface, and no other pod can be at this interface.
+        A pod and an interface with the same address can be a single owner. This is the case if the
+        pod can be at no other interface, and if no other pod can be at this interface.
         """
         places = self.places(address)
         shown = [self.pod(namespace) for namespace, _, machine in places if machine is None]

@@ -693,7 +693,7 @@ class Analyzer:
                 self._handle_flows()
 
     def _schedule_deadline(self) -> None:
-        """Schedule the next tick of ``dlTimer``. Its ticks are multiples of 5 s after the start."""
+        """Schedule the next tick of ``dlTimer``. Ticks are at multiples of 5 s after the start."""
         started_ms = self._started_ms
         ticks = (self.cluster.now_ms - started_ms) // BULK_MS + 1
         self.cluster.at(started_ms + ticks * BULK_MS, lambda: self._deadline(started_ms))
