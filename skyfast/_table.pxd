@@ -199,7 +199,7 @@ cdef struct Report:
     int skip_new                # reason to skip the report if the flow is not live
     int worth                   # what the report adds if its flow is unknown: see WORTH_UNREAD
     bint repeats                # a closing report that repeats the previous report's last update
-    int64_t age_ms              # time from the flow's start to the update, or -1
+    int64_t age_ms              # ms from the flow's start to its last update; -1: unknown
     int64_t start_ms            # start of the flow, or 0; not set if `worth` is WORTH_UNREAD
     int64_t update_start_ms     # start of the last update, or 0; not set if `worth` is WORTH_UNREAD
     uint64_t conversation       # hash of the conversation

@@ -260,7 +260,7 @@ cdef extern from *:
     const uint32_t ENDED
     const uint32_t ROW              # mask of the row number next to these flags
     const uint32_t BACK             # flag in `Connection.flows`
-    const uint32_t SUPERSEDED       # in `Conversation.claimant`: another row replaced this one
+    const uint32_t SUPERSEDED       # in `Conversation.claimant`: another row replaced the row
     const int64_t ABSENT            # value of a total that no report contained
     const int64_t NO_START          # start time of a row that no report has been added to
     const uint32_t FLOWS            # in `Family.values`: stands for a row's number of flows
@@ -383,7 +383,7 @@ cdef struct TableState:
     Rows conversations
     View *views                 # the rows of the first view are the connections
     uint32_t view_count
-    Rows names                  # interned results of lookups
+    Rows names                  # results of lookups whose labels are interned
     TimerWheel names_wheel      # the rows of `names` by deadline
     TimerWheel wheel            # live flows by deadline
     DormantList dormant         # flows in no other list, and counters of removed connections
@@ -624,8 +624,8 @@ cdef class Table:
         :returns: whether there is more to do at this `now`.
 
         After its deadline, a row is no longer on any page, but stays in the table until this method
-        removes it. If a delayed report arrives before the removal, the row continues with its
-        values.
+        removes it. If a delayed report arrives before the removal, the counters of the row
+        continue.
         """
         cdef bint more
         with nogil:
@@ -820,9 +820,9 @@ cdef class Table:
         Connections without a value of the family are omitted. With `since`, two more kinds are
         omitted: connections without growth, and connections that were removed and, after the
         snapshot, created again with their previous counters. Takes about 10 ns per connection,
-        without the GIL. With `containing`, up to 40 ns per connection and label are added. Callable
-        from any thread. Connections that change during the call may be seen before or after the
-        change.
+        without the GIL. With `containing`, the call takes up to 40 ns more per connection and
+        label. Callable from any thread. Connections that change during the call may be seen before
+        or after the change.
         """
         cdef const Kept *kept = checked_snapshot(self, family, count, since)
         names = self.view_labels[self.state.families[family].view]

@@ -6,16 +6,16 @@
 
 # ---------------------------------------------------------------------------------------------
 # Sequence numbers: a page only shows rows that were created before the page began. Sequence numbers
-# have 32 bits, and wrap around. The numbers of all rows in use stay within 2^30 of the newest
-# number, so the sign of a difference shows which row is older.
+# have 32 bits, and wrap around. The sequence numbers of all rows in use stay within 2^30 of the
+# newest one, so the sign of a difference shows which row is older.
 
 cdef inline bint created_before(uint32_t created_seq, uint32_t page_seq) noexcept nogil:
     return <int32_t>(created_seq - page_seq) < 0
 
 
 cdef inline void clamp_seq_age(Connection *row, uint32_t next_seq) noexcept nogil:
-    # Keep a row's number within 2^30 of the newest number. Must be called for every row at least
-    # once per 2^30 sequence numbers.
+    # Keep a row's sequence number within 2^30 of the newest one. Must be called for every row at
+    # least once per 2^30 sequence numbers.
     if unlikely(next_seq - row.created_seq > MAX_SEQ_AGE):
         row.created_seq = next_seq - MAX_SEQ_AGE
 
@@ -81,7 +81,7 @@ cdef uint32_t find_row(const View *view, const RowKey *key) noexcept nogil:
 
 
 cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept nogil:
-    # A new row with these labels, without flows and in no wheel; 0 if out of memory.
+    # Add a row with these labels. The row has no flows, and is in no wheel. 0 if out of memory.
     cdef uint32_t number = row_new(&view.rows)
     cdef uint32_t i
     cdef int64_t *sums

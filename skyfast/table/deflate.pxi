@@ -111,7 +111,7 @@ cdef inline uint64_t load_word(const char *text) noexcept nogil:
 
 
 cdef inline uint64_t differences(const char *a, const char *b) noexcept nogil:
-    # Not 0 if the next 16 bytes differ.
+    # Not 0 if the first 16 bytes of the texts differ.
     return (load_word(a) ^ load_word(b)) | (load_word(a + 8) ^ load_word(b + 8))
 
 

@@ -210,7 +210,7 @@ cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *repo
 
 
 # ---------------------------------------------------------------------------------------------
-# Layout: uses Python objects, and runs before the table is shared.
+# Layout: uses Python objects, and runs before other threads use the table.
 
 cdef int prepare_histograms(TableState *table, plan) except -1:
     # Set the histograms of all views, except for their offsets.

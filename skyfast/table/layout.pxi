@@ -324,7 +324,7 @@ cdef int number_view(const TableState *table, View *view, declared, plan) except
 
 # ---------------------------------------------------------------------------------------------
 # Locations of values in lines: each line is literal, cell, literal, cell, …, literal, value. The
-# direction is in one of the literals. Only this literal differs between the lines of the two sides.
+# direction is in one of the literals. The lines of the two directions only differ in this literal.
 
 cdef int prepare_families(TableState *table, plan) except -1:
     cdef uint32_t i, histogram

@@ -194,8 +194,8 @@ cdef inline int find_result(const TableState *table, PyObject *flow, const Reade
 
 
 cdef int find_interned_results(const TableState *table, Batch *batch, list held) except -1:
-    # Find the rows of the results. `held` owns the results without a row, because the dict may
-    # change when other Python code runs.
+    # Find the rows of the results. `held` owns the results without a row, because other Python code
+    # may remove them from the dict.
     cdef const Lookup *lookup
     cdef FoundNames *names
     cdef uint32_t i, number

@@ -529,7 +529,8 @@ cdef tuple shown_row(TableState *table, const View *view, const TopRow *entry, c
 
 cdef inline bint has_values(const TableState *table, const Family *family,
                             const View *view) noexcept nogil:
-    # Whether a family belongs to a view, and has one value per series. Histograms have several.
+    # Whether a family belongs to a view, and has one value per series. Histograms have several
+    # values per series.
     return view_of(table, family) == view and family.text == NULL
 
 

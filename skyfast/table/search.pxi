@@ -167,7 +167,8 @@ cdef bint matches_at(const Search *search, const char *text, uint32_t length) no
 
 cdef inline uint32_t character_at(const Character *character, const char *text,
                                   uint32_t length) noexcept nogil:
-    # The length of the variant at the beginning of the text, or 0.
+    # The length of the character at the beginning of the text, in lower or upper case; 0 if the
+    # text begins with another character.
     cdef uint32_t i
     for i in range(character.variants):
         if (character.lengths[i] <= length
