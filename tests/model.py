@@ -383,7 +383,7 @@ def one_view(
 
 
 def looked_up(name: str, key: Path, names: Names, context: tuple[Path, ...] = ()) -> Label:
-    """Return a label with its own lookup. Its value is the first name of the field at ``key``."""
+    """Return a label with its own lookup. The value is the first name of the field ``key``."""
     return Label(name, key, lookup=Lookup(names, key, context))
 
 

@@ -119,7 +119,7 @@ def strictly_inflated(data: bytes) -> bytes:
     """Decompress a deflate stream, and check properties that the format does not require.
 
     Every dynamic block has codes for all symbols. The codes are complete, and have at most 12 bits.
-    Other blocks are empty.
+    Blocks that are not dynamic are empty.
     """
     bits = _Bits(data)
     out = bytearray()

@@ -120,7 +120,7 @@ def network_of(value: Json) -> Any:
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:
-    """Return the distinct values. Two nodes are distinct if they are different objects."""
+    """Return the distinct values. Equal nodes are distinct if they are two objects."""
     result: list[Any] = []
     for value in values:
         same = [v for v in result if (v is value if isinstance(value, dict) else v == value)]
@@ -180,7 +180,7 @@ class NameOracle:
         return short(text(node, "ID"))
 
     def updated(self, node: Json) -> int:
-        """The time of a node's update.
+        """The time at which a node was last updated.
 
         If several nodes have the same ID, only the node with the latest update is used.
         """
@@ -190,7 +190,7 @@ class NameOracle:
 
     @once
     def kind(self, node: Json) -> str:
-        """The type of a node. Containers and Kubernetes containers have the same ``Type``."""
+        """The ``Type`` of a node, except that Kubernetes containers have a type of their own."""
         kind = text(node, "Metadata", "Type")
         manager = text(node, "Metadata", "Manager")
         return K8S_CONTAINER if (kind, manager) == ("container", "k8s") else kind
