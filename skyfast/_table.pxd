@@ -322,9 +322,9 @@ cdef struct View:
     uint32_t start_offset
     uint32_t cells_offset
     bint identifies_connection  # whether the labels distinguish all conversations
-    bint linked_from_flow       # links are in flow rows, otherwise in rows of the first view
+    bint linked_from_flow       # flow rows link to this view; if not, rows of the first view do
     uint32_t link               # index of the link among the links of that row
     uint32_t direction_index       # index of the literal that contains the direction
     uint32_t other              # the overflow row, or 0
-    uint32_t deadline_s         # deadline that a report of the current update sets
+    uint32_t deadline_s         # deadline that a report of the current `update` sets
     uint64_t rejected           # reports that required a new row when the view was full

@@ -253,7 +253,7 @@ cdef extern from *:
     static const uint64_t EACH_BYTE = 0x0101010101010101;
     static const double BATCH_S = 15.0;
     """
-    const uint32_t IS_STRING        # flag in a cell
+    const uint32_t IS_STRING        # flag of a cell that is the number of a string
     const uint32_t STRING_KEY       # flag in `Flow.connection`, like the next three
     const uint32_t LABELS_KEY
     const uint32_t DORMANT
@@ -370,7 +370,7 @@ cdef struct Batch:
     # labels. Each report can remove its own flow and up to MAX_EVICTIONS other flows.
     uint32_t dead_strings[(MAX_EVICTIONS + 1) * BATCH]
     uint32_t dead_string_count
-    int64_t oldest_ms, newest_ms    # range of `Last` in the latest update
+    int64_t oldest_ms, newest_ms    # range of `Last` in the latest `update`
 
 
 cdef struct TableState:
@@ -429,11 +429,11 @@ cdef struct TableState:
     bint overflowed             # whether a flow has been added to an overflow row
     const char *other_text      # label value of overflow rows
     uint32_t other_length
-    # current update
+    # current or latest call of `update`
     Batch *batch                # NULL unless a batch is being applied
-    double now                  # time of the latest update or expiry
-    int64_t wall_ms             # system time of the latest update, Unix milliseconds; 0: unknown
-    bint met_unknown            # whether the latest update included an unknown flow
+    double now                  # time of the latest `update` or `expire`
+    int64_t wall_ms             # system time of the latest `update`, Unix milliseconds; 0: unknown
+    bint met_unknown            # whether the latest `update` included an unknown flow
     # counts
     uint64_t connections_created
     uint64_t expired
@@ -598,8 +598,9 @@ cdef class Table:
         ``Last`` is higher and any counter is lower, the flow has started over. An unknown flow adds
         its totals in three cases: if this is the flow's first report, if the flow cannot have been
         counted before, or if the flow creates a connection whose labels identify a single
-        conversation. In all other cases, an unknown flow adds the deltas of its last update.
-        Skipped flows are counted in `skipped`, and omitted values in `values_skipped`.
+        conversation. In all other cases, an unknown flow adds the deltas of its last update
+        (``LastUpdateMetric``). Skipped flows are counted in `skipped`, and omitted values in
+        `values_skipped`.
 
         Takes the mutex once per 128 flows, or twice if lookups had new results, and holds the GIL
         while waiting for the mutex. Another thread can hold the mutex for 2,048 connections of a

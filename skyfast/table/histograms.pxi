@@ -119,7 +119,7 @@ cdef bint read_observed(const Histogram *histogram, const Report *report,
 # Closing reports that add nothing to counters
 
 cdef bint observe_dormant(TableState *table, const Report *report) noexcept nogil:
-    # Observe the late closing report of a dormant flow. False if out of memory.
+    # Observe a dormant flow's closing report that adds nothing to counters. False if out of memory.
     cdef Flow *flow = flow_at(table, report.flow)
     cdef Labels labels
     cdef uint32_t number

@@ -1,5 +1,5 @@
-# Names: results of lookups, together with their interned labels. If a lookup for a new flow has a
-# known result, one search finds all labels of the result. `_table.pyx` includes this file.
+# Names: results of lookups, together with their interned labels. If the result of a lookup has a
+# row, one search finds all labels of the result. `_table.pyx` includes this file.
 #
 # A result is recognized by its address in memory. The address identifies the result for two
 # reasons. A result is a tuple of strings, which cannot change. The row of a result owns a reference

@@ -66,8 +66,8 @@ cdef void intern_missed(TableState *table, const Batch *batch, int done) noexcep
 
 
 cdef void begin_update(TableState *table, Batch *batch, double now) noexcept nogil:
-    # Set the deadlines for the reports of this update. Also advance empty wheels to the current
-    # time, because they may be far behind.
+    # Set the deadlines for the reports of this call of `Table.update`. Also advance empty wheels to
+    # the current time, because they may be far behind.
     cdef uint32_t i
     cdef View *view
     table.now = now
@@ -302,7 +302,7 @@ cdef int add_flow(TableState *table, const Report *report, const Labels *labels,
 cdef bint find_all_targets(TableState *table, const Report *report, const Labels *labels,
                            uint32_t number, uint32_t *conversation,
                            Targets *targets) noexcept nogil:
-    # Find or create the targets and the conversation of a flow that becomes live. If out of memory,
+    # Find or create the rows and the conversation of a flow that becomes live. If out of memory,
     # create nothing and return False.
     cdef uint32_t before = conversation[0]
     if not own_conversation(table, report, conversation):
