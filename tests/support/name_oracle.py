@@ -1010,7 +1010,8 @@ class NameOracle:
     def choose(self, address: str, other: str, tid: str) -> Names | None:
         """Return the names of an address in a flow, or None if they are ambiguous.
 
-        A loopback or link-local address has names only in its own namespace and at the veth peer.
+        A loopback or link-local address has names only in flows that were captured in its own
+        namespace or at the veth peer.
         """
         candidates = self.candidates(address)
         local = is_local(address)
