@@ -55,8 +55,8 @@ cdef extern from *:
         (void)address, (void)size;
     }
 
-    /* The blocks that all tables use, the number of allocations that succeed before the next
-       failure, and the number of failures that are left. */
+    /* Numbers: memory blocks in use, allocations that succeed before the next failure, and
+       failures that are left. */
     static long skyfast_blocks = 0;
     static long skyfast_before_failure = 0;
     static long skyfast_failures = 0;
@@ -158,10 +158,10 @@ cdef void interrupt() noexcept with gil:
 
 
 def after_unlock(function):
-    """Call `function` whenever the mutex of a table is released. None ends this.
+    """Call `function` whenever the mutex of a table is released; None stops the calls.
 
-    With this function, a test can act like another thread between any two slices of a call. The
-    function may call methods of tables.
+    `function` may call methods of tables. So a test can do what another thread could do between any
+    two slices of a call.
     """
     global interruption, skyfast_after_unlock
     interruption = function
@@ -178,7 +178,7 @@ MAX_SLICE = DEFLATE_SLICE
 
 
 def page_slices(Page page not None):
-    """Read a page; return its slices of text with their pieces, as `deflate_pieces` takes them."""
+    """Read a page; return its slices of text and their pieces, for `deflate_pieces`."""
     cdef TableState *table = &page.table.state
     cdef Cursor *cursor = &page.cursor
     cdef Deflater *deflater
@@ -206,7 +206,7 @@ def deflate_pieces(slices, long_from=None):
 
     :param slices: pairs: a text of up to `MAX_SLICE` bytes, and a list of up to `MAX_SLICE` / 2
         pieces. A piece is a pair of a length and a source.
-    :param long_from: the index of a slice. It is compressed as if it began 1000 bytes before
+    :param long_from: the index of a slice. The slice is compressed as if it began 1000 bytes before
         position 4 GiB of the page. There must be at least 32 KiB of text before this slice.
     """
     cdef Deflater *deflater = <Deflater *>allocate(sizeof(Deflater))
@@ -567,8 +567,8 @@ cdef class _Check:
         return 0
 
     cdef int check_histograms(self, View *view, Connection *row) except -1:
-        # Check that values with these counts in the buckets can have this sum. The sum can be
-        # saturated.
+        # Check that values in these buckets can have this sum. A sum that exceeds 64 bits stays at
+        # its maximum.
         cdef const Histogram *histogram
         cdef const int64_t *counts
         cdef uint32_t i, j

@@ -1,7 +1,8 @@
 # The data structures of the table: sizes, units and ownership of memory.
 #
-# The table owns all of this memory, and allocates it with C functions. References that outlive a
-# call are row numbers, not pointers. A row number takes 4 bytes instead of 8; 0 means "none".
+# The table owns the memory of all these structures, and allocates the memory with C functions.
+# References that outlive a call are row numbers, not pointers. A row number takes 4 bytes instead
+# of 8; 0 means "none".
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -121,7 +122,7 @@ cdef struct Connection:
     uint32_t deadline_s         # latest deadline of its flows; 0 in a free row
     uint32_t flows              # number of flow rows that link here, and the flag BACK
     uint32_t created_seq        # sequence number of the row's creation, modulo 2^32
-    uint32_t links[1]           # first view: rows of other views; other views: next row in slot
+    uint32_t links[1]           # first view: linked rows; other views: next row in wheel slot
     # The struct is followed by int64_t values[counters + gauges]. If the view counts new flows,
     # their int64_t number comes next. The row ends with an int64_t start time, the view's
     # histograms, and uint32_t cells[columns]. The flag BACK means that the row started with the
@@ -190,15 +191,15 @@ cdef struct Report:
     bint dormant                # whether the flow was dormant when the batch was read
     int skip                    # reason to skip the report, or SKIP_NONE
     int finish                  # FinishType
-    # All counters, then gauges, then closing gauges; owned by the batch. Closing gauges are only
-    # set in closing reports.
+    # All counters, then gauges, then closing gauges, which are only set in closing reports. The
+    # batch owns the array.
     int64_t *values
     # the next fields are only read if the flow is not live
     uint32_t connection_hash    # hash of the labels; 0 unless all labels are interned
     int skip_new                # reason to skip the report if the flow is not live
     int worth                   # what the report adds if its flow is unknown: see WORTH_UNREAD
     bint repeats                # a closing report that repeats the previous report's last update
-    int64_t age_ms              # time from the flow's start to the update, or -1
+    int64_t age_ms              # ms from the flow's start to its last update; -1: unknown
     int64_t start_ms            # start of the flow, or 0; not set if `worth` is WORTH_UNREAD
     int64_t update_start_ms     # start of the last update, or 0; not set if `worth` is WORTH_UNREAD
     uint64_t conversation       # hash of the conversation
@@ -238,7 +239,7 @@ cdef struct Context:
 
 
 cdef struct Literal:
-    # A constant part of a line. It is padded, so that whole 16-byte blocks can be copied.
+    # A constant part of a line. The text is padded, so that whole 16-byte blocks can be copied.
     char *text
     uint32_t length
 
@@ -321,9 +322,9 @@ cdef struct View:
     uint32_t start_offset
     uint32_t cells_offset
     bint identifies_connection  # whether the labels distinguish all conversations
-    bint linked_from_flow       # links are in flow rows, otherwise in rows of the first view
-    uint32_t link               # index of this view's link in such a row
+    bint linked_from_flow       # flow rows link to this view; if not, rows of the first view do
+    uint32_t link               # index of the link among the links of that row
     uint32_t direction_index       # index of the literal that contains the direction
     uint32_t other              # the overflow row, or 0
-    uint32_t deadline_s         # deadline that a report of the current update sets
+    uint32_t deadline_s         # deadline that a report of the current `update` sets
     uint64_t rejected           # reports that required a new row when the view was full

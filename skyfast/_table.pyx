@@ -3,18 +3,19 @@
 """The table: flows, connections, expiry and rendering, without clock, sockets or logging.
 
 Data structures
-    There are two levels of rows. A *flow* row represents one flow, as an agent reports it. Its key
-    is the flow's UUID; it stores the flow's latest totals. A *connection* row represents one label
-    tuple on the page. Each report adds its *deltas*, the increase of its flow's totals, to
-    connection rows. A label value is stored as a number: the number of an interned string (with bit
-    31 set), or a small integer. A *plan* defines which labels and metrics are exported. It has one
-    or more *views*: a view is a set of metrics with the same labels, and has its own connection
-    rows. A flow row links to its row of the first view. If the labels of another view are a subset
-    of the first view's labels, all flows of a connection share one row of this view. In this case,
-    the connection's row in the first view contains the link to this row. Otherwise, each flow row
-    contains the link. Each kind of row (strings, flows, connections, conversations, names) has its
-    own slab allocator and index (`Rows`). The index uses linear hashing, which splits one bucket at
-    a time. So no insert has to rehash all rows. The structs are in ``_table.pxd``.
+    There are two levels of rows. A *flow* row represents one flow, as an agent reports it. The key
+    of the row is the flow's UUID, and the row stores the flow's latest totals. A *connection* row
+    represents one label tuple on the page. Each report adds its *deltas*, the increase of its
+    flow's totals, to connection rows. A label value is stored as a number: the number of an
+    interned string (with bit 31 set), or a small integer. A *plan* defines which labels and metrics
+    are exported. It has one or more *views*: a view is a set of metrics with the same labels, and
+    has its own connection rows. Each flow row links to one row of the first view. If the labels of
+    another view are a subset of the first view's labels, all flows of a connection share one row of
+    the other view. In this case, the connection's row in the first view contains the link to the
+    shared row. In all other cases, each flow row contains the link to its row of the other view.
+    Each kind of row (strings, flows, connections, conversations, names) has its own slab allocator
+    and index (`Rows`). The index uses linear hashing, which splits one bucket at a time, so no
+    insert has to rehash all rows. The structs are in ``_table.pxd``.
 
     Flows expire with a timer wheel that has one slot per second. A flow is added to the slot of its
     deadline. A report only writes a later deadline into the row; the row stays in its slot. When
@@ -23,13 +24,14 @@ Data structures
     its own wheel, because its connections can outlive their flows.
 
     A *dormant* flow keeps its row, its key and its totals, but is not part of a connection. When
-    the flow's next report arrives, only the increase over these totals is added. Each dormant row
-    is in one of three lists, in the order in which the rows were added. The lists need no extra
+    the flow's next report arrives, only the increase over the stored totals is added. Each dormant
+    row is in one of three lists: flows that claim a conversation, flows that have ended, and all
+    others. Rows stay in the order in which they were added to a list. The lists need no extra
     space: their links use the fields that link a live flow to its connection and wheel slot. The
     oldest rows of a list are forgotten first: after a limited time, or when a new flow needs the
-    space. When a connection is removed, its counters may differ from the totals of its last flow.
-    In this case, a separate dormant row keeps the counters. The key of this row is a hash of the
-    labels. See ``table/dormant.pxi``.
+    space. A separate dormant row keeps the counters of a removed connection, unless the totals of
+    the connection's last flow are enough to restore them. The key of the separate row is a hash of
+    the labels. See ``table/dormant.pxi``.
 
 Costs
     A report of a live flow takes one index search, and reads two cache lines of rows. A report of a
@@ -49,22 +51,22 @@ Memory
     applied has no effect.
 
 Lock
-    There is one mutex. It is held for one slice of work at a time. A slice is a batch of reports,
-    some rows of expiry or relabelling, or up to RENDER_ROWS connections of a page or scan. Only one
-    thread, *the thread that updates*, may call `update`, `expire` and `Relabeling.step`. No other
-    thread changes rows, so this thread may read rows without the mutex. Any thread may read pages.
-    Between two slices, pages and scans give way to the thread that updates, because the mutex
-    itself is not fair. A thread that holds the mutex never waits for the GIL, because a thread that
-    has the GIL may be waiting for the mutex. Therefore all code under the mutex is plain C. Even
-    memory is allocated with C functions: Python's allocators may take the GIL if allocations are
-    traced.
+    There is one mutex. A thread holds it for one slice of work at a time. A slice is a batch of
+    reports, some rows that expire or are relabelled, or up to RENDER_ROWS connections of a page or
+    scan. Only one thread, *the thread that updates*, may call `update`, `expire` and
+    `Relabeling.step`. No other thread changes rows, so this thread may read rows without the mutex.
+    Any thread may read pages. Between two slices, pages and scans give way to the thread that
+    updates, because the mutex itself is not fair. A thread that holds the mutex never waits for the
+    GIL, because a thread that has the GIL may be waiting for the mutex. Therefore all code under
+    the mutex is plain C. Even memory is allocated with C functions: Python's allocators may take
+    the GIL if allocations are traced.
 
 Files
     This file contains `Table` (the interface for Python), the struct with its state, and the
     constants that several files share. The methods of `Table` are implemented in ``table/``, one
     file per concern, as free functions on `TableState`. Cython includes these files, so that all
-    code is one compilation unit: the C compiler inlines no functions of other units. The functions
-    cannot be methods, because ``include`` is not possible in a class body.
+    code is one compilation unit: the C compiler only inlines functions of the same unit. The
+    functions cannot be methods, because ``include`` is not possible in a class body.
 
     Structures that do not depend on the table:
         ``rows`` (arena, slabs, index), ``strings`` (hashes, interned strings), ``fields`` (reading
@@ -175,12 +177,12 @@ cdef enum:
     FLOW_TYPES = 4
     BATCH = 128                 # reports per acquisition of the lock
     MAX_EVICTIONS = 2               # dormant rows that one report can evict
-    BUCKETS_PER_ROW = 2         # target size of the index: 8 bytes per row, and short chains
+    BUCKETS_PER_ROW = 2         # the index grows to this size: 8 bytes per row, and short chains
     NAMES_AHEAD = 4             # names are prefetched this many reports ahead
     CACHE_LINE = 64
 
 # Sizes and steps of growth. _checked.pyx defines smaller sizes, so that in tests, a few rows reach
-# every step. _checked.pyx also tells AddressSanitizer which rows are unused.
+# every step of growth. _checked.pyx also tells AddressSanitizer which rows are unused.
 cdef extern from *:
     """
     #ifndef SKYFAST_CHECKED
@@ -251,17 +253,17 @@ cdef extern from *:
     static const uint64_t EACH_BYTE = 0x0101010101010101;
     static const double BATCH_S = 15.0;
     """
-    const uint32_t IS_STRING        # flag in a cell
+    const uint32_t IS_STRING        # flag of a cell that is the number of a string
     const uint32_t STRING_KEY       # flag in `Flow.connection`, like the next three
     const uint32_t LABELS_KEY
     const uint32_t DORMANT
     const uint32_t ENDED
     const uint32_t ROW              # mask of the row number next to these flags
     const uint32_t BACK             # flag in `Connection.flows`
-    const uint32_t SUPERSEDED       # in `Conversation.claimant`: another row replaced this one
+    const uint32_t SUPERSEDED       # in `Conversation.claimant`: another row replaced the row
     const int64_t ABSENT            # value of a total that no report contained
     const int64_t NO_START          # start time of a row that no report has been added to
-    const uint32_t FLOWS            # in `Family.values`: the row's number of flows
+    const uint32_t FLOWS            # in `Family.values`: stands for a row's number of flows
     const uint32_t NEVER_S          # deadline of rows that do not expire
     const uint32_t NO_END           # end of a scan of all rows
     const uint64_t SHARE_SEED       # must never change: shards would overlap
@@ -298,7 +300,7 @@ cdef enum:
 
 cdef enum:
     # What a report of an unknown flow adds to a connection row that may have counted other flows.
-    WORTH_UNREAD                # unknown: the struct lacks the fields that identify a first report
+    WORTH_UNREAD                # not read: the struct lacks the fields that identify a first report
     WORTH_TOTAL                     # the totals in the report
     WORTH_LAST_UPDATE               # the deltas of the flow's last update
     WORTH_LAST_UPDATE_UNREAD        # the deltas of the last update, but the struct lacks them
@@ -313,7 +315,7 @@ cdef enum:
     # What a histogram observes of a flow.
     OBSERVE_FIRST               # the first value above 0
     OBSERVE_TOTAL               # the value in the closing report
-    OBSERVE_AGE                 # the time from the field's timestamp to `last_ms`, in this report
+    OBSERVE_AGE                 # `last_ms` minus the time in another field of the report
 
 cdef enum:
     # Flags of a flow: the moments at which histograms have already observed the flow (see
@@ -352,11 +354,11 @@ cdef struct FoundNames:
 
 
 cdef struct Batch:
-    # The reports of a batch. They are read with the GIL, then looked up, then applied under the
-    # lock.
+    # The reports of a batch. The reports are read with the GIL, then looked up, then applied under
+    # the lock.
     Report reports[BATCH]
     uint32_t size
-    # reports point into the next three arrays
+    # `reports` has pointers into the next three arrays
     int64_t *values             # BATCH x `all_values`
     int64_t *last_update        # BATCH x the plan's counters
     Cell *cells                 # BATCH x the plan's cells
@@ -368,7 +370,7 @@ cdef struct Batch:
     # labels. Each report can remove its own flow and up to MAX_EVICTIONS other flows.
     uint32_t dead_strings[(MAX_EVICTIONS + 1) * BATCH]
     uint32_t dead_string_count
-    int64_t oldest_ms, newest_ms    # range of `Last` in the latest update
+    int64_t oldest_ms, newest_ms    # range of `Last` in the latest `update`
 
 
 cdef struct TableState:
@@ -381,19 +383,19 @@ cdef struct TableState:
     Rows conversations
     View *views                 # the rows of the first view are the connections
     uint32_t view_count
-    Rows names                  # interned results of lookups
+    Rows names                  # results of lookups whose labels are interned
     TimerWheel names_wheel      # the rows of `names` by deadline
     TimerWheel wheel            # live flows by deadline
-    DormantList dormant         # flows, and counters of removed connections
+    DormantList dormant         # flows in no other list, and counters of removed connections
     DormantList ended           # flows that have sent their closing report
     DormantList claims          # flows that claim a conversation (see `conversations.pxi`)
     uint32_t kept_connections   # rows of `dormant` that have a connection's counters
     uint64_t next_seq           # sequence number for the next connection row of any view
     # layout: set when the table is created
     uint64_t seed               # seed of all hashes except the hashes for sharding
-    uint32_t counters, values   # how many of each a flow has
-    uint32_t all_values         # `values`, and values that are only read in closing reports
-    uint32_t columns, cells     # labels of all views; these labels plus the strings of lookups
+    uint32_t counters, values   # number of counters; number of counters and gauges
+    uint32_t all_values         # `values`, plus those that are only read in closing reports
+    uint32_t columns, cells     # number of labels; number of labels and strings of lookups
     uint32_t looked_up          # number of labels from lookups; they are the first columns
     uint32_t lookup_count
     uint32_t requirements
@@ -418,7 +420,7 @@ cdef struct TableState:
     # limits
     uint32_t max_flows, max_connections
     double memory_s             # time until a dormant flow is forgotten
-    double least_timeout_s      # shortest timeout that the first view has had
+    double least_timeout_s      # shortest timeout that the first view has ever had
     double flow_update_s
     bint has_horizon            # whether `horizon_s` is set
     double horizon_s            # an unknown flow that began after this time has never been counted
@@ -427,11 +429,11 @@ cdef struct TableState:
     bint overflowed             # whether a flow has been added to an overflow row
     const char *other_text      # label value of overflow rows
     uint32_t other_length
-    # current update
+    # current or latest call of `update`
     Batch *batch                # NULL unless a batch is being applied
-    double now                  # time of the latest update or expiry
-    int64_t wall_ms             # system time of the latest update, Unix milliseconds; 0: unknown
-    bint met_unknown            # whether the latest update included an unknown flow
+    double now                  # time of the latest `update` or `expire`
+    int64_t wall_ms             # system time of the latest `update`, Unix milliseconds; 0: unknown
+    bint met_unknown            # whether the latest `update` included an unknown flow
     # counts
     uint64_t connections_created
     uint64_t expired
@@ -444,7 +446,7 @@ cdef struct TableState:
     Lookup lookups[MAX_COLUMNS]
     uint32_t name_indexes[MAX_COLUMNS]  # per lookup column: its index in the result
     uint32_t key_columns[MAX_COLUMNS]   # per lookup string: the column with the same value
-    bint key_is_column[MAX_COLUMNS]     # whether there is such a column
+    bint key_is_column[MAX_COLUMNS]     # per lookup string: whether `key_columns` is set
 
 
 include "table/lock.pxi"
@@ -555,8 +557,8 @@ cdef class Table:
     def begin(self, now):
         """Assume that unknown flows that begin after `now` have never been counted.
 
-        Call this when the first reports arrive, and when a changed filter lets more flows through.
-        Before the first call, the table never makes this assumption.
+        Call this method when the first reports arrive, and when a changed filter lets more flows
+        through. Before the first call, the table never makes this assumption.
         """
         raise_horizon(&self.state, now)
 
@@ -588,16 +590,17 @@ cdef class Table:
         :raises MemoryError: an allocation failed; flows before the current one were applied.
         :raises ValueError: ``start`` is negative.
 
-        Exceptions of rewrites and lookups propagate. Then some flows before the failed one have
-        been applied, but no flow after it.
+        If a rewrite or lookup raises an exception, `update` raises the same exception. Some flows
+        before the current one may have been applied; no flow after the current one was applied.
 
         docs/architecture.md describes the rules. A known flow, live or dormant, adds its deltas. A
         report is late if neither ``Last`` nor any counter is higher than the stored value. If
         ``Last`` is higher and any counter is lower, the flow has started over. An unknown flow adds
-        its total if this is the flow's first report, or if the flow cannot have been counted
-        before. It also adds its total if it creates a connection whose labels identify a single
-        conversation. Otherwise, an unknown flow adds the deltas of its last update. Skipped flows
-        are counted in `skipped`, and omitted values in `values_skipped`.
+        its totals in three cases: if this is the flow's first report, if the flow cannot have been
+        counted before, or if the flow creates a connection whose labels identify a single
+        conversation. In all other cases, an unknown flow adds the deltas of its last update
+        (``LastUpdateMetric``). Skipped flows are counted in `skipped`, and omitted values in
+        `values_skipped`.
 
         Takes the mutex once per 128 flows, or twice if lookups had new results, and holds the GIL
         while waiting for the mutex. Another thread can hold the mutex for 2,048 connections of a
@@ -622,8 +625,8 @@ cdef class Table:
         :returns: whether there is more to do at this `now`.
 
         After its deadline, a row is no longer on any page, but stays in the table until this method
-        removes it. If a delayed report arrives before the removal, the row continues with its
-        values.
+        removes it. If a delayed report arrives before the removal, the counters of the row
+        continue.
         """
         cdef bint more
         with nogil:
@@ -680,16 +683,16 @@ cdef class Table:
             in the same part: in all its families, on all pages, and in all processes.
         :param parts: the number of parts, at most `MAX_PARTS`.
         :param names: show only the families with these names; None shows all families. The page has
-            the head of a family even if no connection has a value.
+            the ``HELP`` and ``TYPE`` lines of a family even if no connection has a value.
         :raises ValueError: there is no such part or format.
         :raises MemoryError: an allocation failed.
 
         Any thread may read the page, at any speed, but only one thread at a time. If there are
         several parts, finding the connections of one part takes about 25 ns per connection of each
-        view. If a view has bounds, the page decides once, when it reaches the view, which
-        connections it shows. This takes about 5 ns per connection. The page then shows all series
-        of these connections. While the page exists, the list of these connections takes
-        4 bytes per connection.
+        view. If a view has bounds, the page decides which connections it shows when it reaches the
+        view, and then shows all series of these connections. Deciding takes about 5 ns per
+        connection. While the page exists, the list of the shown connections takes 4 bytes per
+        connection.
         """
         cdef uint32_t i
         cdef bint has_bounds = False
@@ -750,9 +753,9 @@ cdef class Table:
             `without`, or None.
 
         Takes about 20 ns per connection and label, without the GIL. Uses 512 KiB per label, and 24
-        to 48 bytes per value of each label. If a label is ignored, also takes 30 ns and uses 24 to
-        48 bytes per connection. Callable from any thread. Connections that are created or removed
-        during the call may or may not be counted.
+        to 48 bytes per value of each label. With `without`, the call also takes 30 ns and uses 24
+        to 48 bytes per connection. Callable from any thread. Connections that are created or
+        removed during the call may or may not be counted.
         """
         if view >= self.state.view_count:
             raise IndexError("there is no such view")
@@ -763,9 +766,9 @@ cdef class Table:
     # -- hidden connections ---------------------------------------------------------------------
 
     def hidden(self, double now):
-        """Return the hidden connections of each view: their number and their bytes.
+        """Return the hidden connections of each view: their number and the bytes they counted.
 
-        :returns: a pair for each view with bounds, and None for each view without.
+        :returns: for each view, a pair if the view has bounds, otherwise None.
 
         Takes about 5 ns per connection of these views, without the GIL. Callable from any thread.
         Connections that change during the call may be seen before or after the change.
@@ -777,8 +780,9 @@ cdef class Table:
 
         :param view: the index of the view.
         :param bounds: pairs of `min_bytes` and `min_packets`, as in `set_limits`.
-        :returns: for each pair, the number of connections and of series, and the bytes of these
-            connections. If the view does not count bytes, the bytes are 0.
+        :returns: for each pair, the number of connections and of series that the page would show,
+            and the bytes that these connections have counted. If the view does not count bytes, the
+            bytes are 0.
         :raises ValueError: a pair is invalid, or the view does not count what the pair refers to.
         :raises MemoryError: an allocation failed.
 
@@ -811,15 +815,15 @@ cdef class Table:
             number by which connections are compared), the label values, the values of the view's
             families in order, and whether pages show the connection. Without bounds, they show all
             connections. For a counter, the rank is the sum of both directions; for a gauge, the
-            larger of the two. Histograms have no values. A value is None if there is no such
-            series. Otherwise, it is the stored integer, without the family's decimal point.
+            larger of the two. Histograms have no values. If the connection has no such series, the
+            value is None. All other values are stored integers, without the family's decimal point.
 
         Connections without a value of the family are omitted. With `since`, two more kinds are
         omitted: connections without growth, and connections that were removed and, after the
         snapshot, created again with their previous counters. Takes about 10 ns per connection,
-        without the GIL. With `containing`, up to 40 ns per connection and label are added. Callable
-        from any thread. Connections that change during the call may be seen before or after the
-        change.
+        without the GIL. With `containing`, the call takes up to 40 ns more per connection and
+        label. Callable from any thread. Connections that change during the call may be seen before
+        or after the change.
         """
         cdef const Kept *kept = checked_snapshot(self, family, count, since)
         names = self.view_labels[self.state.families[family].view]
@@ -831,9 +835,9 @@ cdef class Table:
         """Return the top groups: connections of a view with the same values of `labels`.
 
         :param labels: one or more labels of the family's view.
-        :param max_groups: the maximum number of groups, up to 65,536. If there are more, the half
-            whose ranks are lowest is added to "the others". If the scan then finds further
-            connections of such a group, they form a new group, whose values are too low.
+        :param max_groups: the maximum number of groups, up to 65,536. If there are more groups, the
+            half with the lowest ranks is added to "the others". Later connections of such a group
+            form a new group, whose values are too low.
         :returns: a tuple of the groups, "the others", the number of groups, and whether groups were
             added to "the others" because there were too many. A group is a tuple of four items: its
             rank, its label values in the order of `labels`, its values as in `top`, and its number
@@ -865,7 +869,7 @@ cdef class Table:
 
         Takes about 10 ns per connection, without the GIL. A snapshot uses 12 bytes per connection.
 
-        :raises ValueError: the family is a gauge, which does not grow.
+        :raises ValueError: the family is not a counter.
         :raises MemoryError: an allocation failed.
         """
         cdef Snapshot snapshot = Snapshot.__new__(Snapshot)
@@ -879,7 +883,7 @@ cdef class Table:
     # -- counts ---------------------------------------------------------------------------------
 
     # Any thread may read `connections` and `view_connections`. Only the thread that updates may
-    # read the counts that follow.
+    # read the other counts.
 
     @property
     def connections(self):
@@ -916,9 +920,9 @@ cdef class Table:
         return self.state.kept_connections
 
     def dormant_uuids(self):
-        """Return the UUIDs of the dormant flows, list by list.
+        """Return the UUIDs of dormant flows: claiming flows, then ended flows, then all others.
 
-        The flows of each list are in the order in which they are forgotten.
+        In each of these three groups, flows are in the order in which they are forgotten.
         """
         return [
             *list_uuids(&self.state, self.state.claims.head),
@@ -945,9 +949,9 @@ cdef class Table:
     def horizon_s(self):
         """The horizon: an unknown flow that began after this time has never been counted.
 
-        In seconds of the caller's clock; None before `begin`. It is the time of the latest of these
-        events: a call of `begin`, a report of a flow that was forgotten later, or a report that
-        could not be stored.
+        In seconds of the caller's clock; None before `begin`. The horizon is the time of the latest
+        of these events: a call of `begin`, a report of a flow that was forgotten later, or a report
+        that could not be stored.
         """
         return self.state.horizon_s if self.state.has_horizon else None
 
@@ -1099,11 +1103,12 @@ cdef class Relabeling:
         :returns: whether there may be more to do; False if no lookup uses the names.
         :raises MemoryError: an allocation failed; some flows may still have their old labels.
 
-        A new connection starts at zero. An existing connection continues its counters. A removed
-        connection also continues its counters, if they are kept. All flows of a step leave their
-        old connections before the first one is added to a new connection. Between two steps, flows
-        of one connection can be in two connections, because only some of them have moved. If the
-        names of a key are invalid, the flows with this key keep their labels.
+        A flow moves to the connection with its new labels, and that connection continues its
+        counters. If no connection has the new labels, one is created. It starts at zero, unless the
+        table has kept the counters of a removed connection with the same labels. All flows of a
+        step leave their old connections before the first flow is added to a new connection. Between
+        two steps, flows of one connection can be in two connections, because only some of them have
+        moved. If the names of a key are invalid, the flows with this key keep their labels.
 
         Between two steps, the names can change and all methods of the table can be called. A step
         uses the current names. `names` and `keys` must not use the table. If they raise an
@@ -1158,17 +1163,18 @@ cdef class Page:
     def deflate(self, Py_ssize_t size):
         """Return the next lines like `read`, and the same lines compressed with deflate.
 
-        The compressed bytes of all calls together are the blocks of one stream (RFC 1951), without
-        its last block. At the end of the page, the lines are empty, and the compressed bytes
-        complete the current block and its last byte. After that, blocks of other text can follow.
+        Together, the compressed bytes of all calls are the blocks of one stream (RFC 1951), except
+        for the stream's last block. At the end of the page, the lines are empty, and the compressed
+        bytes complete the current block and its last byte. After that, blocks of other text can
+        follow.
 
         :param size: about how many bytes of lines to return, at most 512 KiB.
         :returns: the lines, which the next call overwrites, and the compressed bytes.
         :raises MemoryError: an allocation failed.
 
         A page is read either with this method or with `read`. Rendering and compressing a page
-        takes 60 % of the time that isal takes at level 1 for compression alone. A page uses about
-        2 MiB. The GIL and the lock are used as in `read`.
+        takes 60 % of the time that isal takes at level 1 for compression alone. Compression uses
+        about 2 MiB per page. The GIL and the lock are used as in `read`.
         """
         cdef Table table = self.table
         cdef size_t length

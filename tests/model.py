@@ -5,7 +5,7 @@ defines the contents of a page, so each change of the model needs a worked examp
 ``test_rules.py``. Flows are decoded JSON objects of messages. Times are in seconds.
 
 A `Spec` has the options of a configuration. docs/architecture.md describes most rules. This
-docstring lists the others. It uses these terms:
+docstring lists the other rules, with these terms:
 
 * A *row* is a connection or an overflow connection in one view.
 * *Deltas* are the increases that a report adds to the counters of rows.
@@ -16,26 +16,27 @@ docstring lists the others. It uses these terms:
 Reports
 -------
 
-* Values that are not exported are not validated. They neither decide whether a report is late, nor
-  restart a flow. If a counter is the sum of both directions, only the sum is compared with the
-  previous report.
+* Values that are not exported are not validated. Such values do not affect whether a report is late
+  or whether a flow restarts. If a counter is the sum of both directions, only the sum is compared
+  with the previous report.
 * If a report lacks the object of a counter, the counter does not change. If the flow restarts in
-  this report, the flow's total of this counter is forgotten. The next total is then added as a
-  whole.
-* A label value is validated as the page shows it. The fields from which it is computed are not
-  validated. There is one exception: the keys of lookups are validated, because the table stores
+  this report, the table forgets the flow's total of this counter. The next report with the object
+  then adds its whole total.
+* A label value is validated as the page shows it. The fields from which a label value is computed
+  are not validated, with one exception: the keys of lookups are validated, because the table stores
   them.
-* Drop and keep rules are not applied to a flow without a required object. Such a flow is skipped
-  and counted by reason. A flow that a rule drops is only counted under the name of the rule.
-* Fields of gauges, of histograms, and of counters in objects other than ``Metric`` are optional. So
-  are ``FinishType`` and the *marks*: ``Start``, ``LastUpdateMetric.Start`` and
+* Drop and keep rules are not applied to a flow without a required object. Such a flow is only
+  counted as skipped, by reason. A flow that a rule drops is only counted under the name of the
+  rule.
+* Fields of gauges, of histograms, and of counters in objects other than ``Metric`` are optional.
+  ``FinishType`` and the *marks* are optional, too: ``Start``, ``LastUpdateMetric.Start`` and
   ``LastUpdateMetric.Last``. An optional field that is out of range is omitted, and counted once per
-  report. If the report is skipped, the field is only counted if the reason is ``late``, ``ended``
-  or ``table_full``.
+  report. If the report is skipped, the omitted field is only counted if the report is skipped as
+  ``late``, ``ended`` or ``table_full``.
 * Marks are only read if they affect what an unknown flow adds, if a view counts new flows, or if a
   view has the histogram of a first value.
-* A report without a valid ``FinishType`` does not count as a first report, because it may be a
-  closing report that repeats its last update.
+* A report without a valid ``FinishType`` does not count as a first report, because the report may
+  be a closing report that repeats the flow's last update.
 * If a value is the sum of two fields, only the first invalid field is counted. If both fields are
   valid but their sum is out of range, the second field is counted.
 
@@ -46,15 +47,15 @@ Views
   flows of a row of the first view are in the same row of the linked view. The first of these flows
   determines that row.
 * If a view other than the first is full when a flow becomes live, the flow has no row in this view.
-  With overflow rows, the flow is in the overflow row instead. The flow gets no other row while it
-  is live, even if the view has space again. In a linked view, these rules apply to all flows of a
-  row of the first view together.
-* Overflow rows do not count towards the limits, but are included in the number of rows. They never
-  expire, and have no gauges. If a row already has the labels of the overflow row, it becomes the
-  overflow row.
-* With overflow rows, a report that the first view rejects changes the other views: it adds its
-  deltas to their rows, sets gauges and extends deadlines. The flow is not counted as a flow of
-  these rows.
+  With overflow rows, the flow is in the view's overflow row instead. The flow gets no other row
+  while it is live, even if the view has space again. In a linked view, these rules apply to all
+  flows of a row of the first view together.
+* Overflow rows do not count towards the limits, but are included in the number of rows. Overflow
+  rows never expire, and have no gauges. If another row already has the labels of an overflow row,
+  that row becomes the overflow row.
+* With overflow rows, a report that the first view rejects still changes the flow's rows in the
+  other views: it adds its deltas, sets gauges and extends deadlines. The number of flows of these
+  rows does not include the flow.
 * As long as no overflow row exists, an unknown flow that creates a row adds its total to this row,
   provided that only one conversation can have the labels of the row. The first overflow row ends
   this rule.
@@ -64,7 +65,8 @@ Names
 
 * When names change, flows move in slices. In each slice, all flows with new labels first leave
   their old rows, and then join their new rows. Therefore the order of flows has no effect. The
-  model does not define which flows are in a slice: `Model.relabel` accepts them as an argument.
+  model does not define which flows are in a slice: `Model.relabel` accepts the flows as an
+  argument.
 * Between two slices, the table can change, and the same names can change again. A slice uses the
   current names. New flows and flows that become live again also get the current names.
 * Flows of a connection can be in different slices. For example, a connection with 300 bytes has two
@@ -87,31 +89,34 @@ Dormant flows
   flows that have been dormant for at least 15 s. The order of flows that became dormant in the same
   second is undefined, so `Model.expire` accepts the order as an argument.
 * When a row of the first view is removed, its counters are kept in two cases: if they differ from
-  those of its last flow, or if several conversations can have its labels. Kept counters count as a
-  flow for ``max_flows``. They are forgotten like a flow that became dormant directly after the last
-  flow of the row.
-* A closing report that repeats its last update does not create a row of the first view. Its deltas
-  are added to an existing row or to kept counters. If neither a row nor kept counters exist, the
-  deltas are kept as new counters, provided that several conversations can have the labels.
+  the totals of the row's last flow, or if several conversations can have the row's labels. Kept
+  counters count as a flow for ``max_flows``. They are forgotten like a flow that became dormant
+  directly after the last flow of the row.
+* A closing report that repeats its last update does not create a row of the first view. The deltas
+  of the report are added to an existing row or to kept counters. If neither a row nor kept counters
+  exist, the deltas are kept as new counters, provided that several conversations can have the
+  labels.
 
 New flows
 ---------
 
 * A flow is *new* if its report counts as a first report, or if the flow began so late that it
   cannot have been counted before. Each row that gets a new flow counts it, even an overflow row.
-* A flow that adds its total only because it creates a row is not new. Otherwise, the views would
+* A flow that adds its total only because it creates a row is not new: if it were, the views would
   count different flows.
 * Live and dormant flows are never new, even if they restart.
-* If a row of the first view is restored from the totals of a dormant flow, it starts with one new
-  flow. The removed row must have had one new flow, because counters with any other number are kept.
+* If a row of the first view is restored from the totals of a dormant flow, the row counts one new
+  flow. The removed row also counted one, because counters of rows with any other number of new
+  flows are kept.
 
 Deduplication
 -------------
 
 These rules apply if the option ``deduplicate`` is "first".
 
-* A *duplicate* is a report from a capture point other than the one that counts its conversation. It
-  is only counted as skipped: neither its omitted values nor its ``FinishType`` are counted.
+* A *duplicate* is a report from a capture point other than the one whose flows are counted for the
+  conversation. A duplicate is only counted as skipped: neither its omitted values nor its
+  ``FinishType`` are counted.
 * If another capture point has taken over the conversation of a dormant flow, the flow counts as
   unknown. The reason is that the other capture point may have counted the same packets.
 * A dormant flow can add deltas and stay dormant in two cases: if its closing report repeats its
@@ -132,22 +137,23 @@ Histograms
 * Histograms count each flow at most once. The first view cannot have histograms.
 * The histogram of a *first value* observes the first value above 0 of a flow. A live or dormant
   flow is observed in any report that is not late. An unknown flow is only observed if it is new. If
-  the report of an unknown flow has such a value but the flow is not new, the flow is never
-  observed, because it may have been observed before.
+  an unknown flow that is not new reports a value above 0, the flow is never observed, because it
+  may have been observed before.
 * The histograms of *totals* and of *ages* observe the closing report of a flow. A live flow is
   observed in its rows, even if the report is late. A dormant or unknown flow is observed in the
-  rows that have its labels. Such rows are created if necessary. Fields of these histograms are only
-  read in closing reports.
+  rows that have its labels. Missing rows are created. Fields of these histograms are only read in
+  closing reports.
 * A closing report that is skipped as ``ended`` is observed, and its flow is kept like any other
   ended flow. If the table has no space for the flow, the report is only observed if the table has
-  overflow rows. In this case, a repetition of the report is observed again. With ``deduplicate``,
-  a report that is skipped as ``ended`` is not observed, because it may be a duplicate.
+  overflow rows, and a repetition of the report is observed again. With ``deduplicate``, a report
+  that is skipped as ``ended`` is not observed, because it may be a duplicate.
 * The late closing report of a dormant flow is not observed if its labels are invalid, or if another
   capture point has taken over its conversation.
 * A total with an invalid field is not observed. An age is the time in ``Last`` minus the time in
-  another field. It is not observed if it is negative, or if one of the two fields is 0 or invalid.
-* No other skipped report is observed. A view that rejects a report does not observe it. A report
-  that is observed extends the deadline of its row.
+  another field. An age is not observed if it is negative, or if one of the two fields is 0 or
+  invalid.
+* No other skipped report is observed. A view that rejects a report does not observe the report. An
+  observed report extends the deadline of its row.
 
 Bounds
 ------
@@ -204,8 +210,9 @@ class Rewrite(Protocol):
 class Names(dict[str, tuple[str, ...] | None]):
     """Names that can change: ``count`` names for each key. Unknown keys have empty names.
 
-    A key is ambiguous if its value is None. Its names then depend on the other address and on the
-    capture point. ``contexts`` has these names. In all other contexts, the names are empty.
+    A key is ambiguous if its value is None. The names of such a key depend on the other address and
+    on the capture point; ``contexts`` has the names by key, other address and capture point. In all
+    other contexts, the names are empty.
     """
 
     def __init__(
@@ -228,7 +235,7 @@ class Names(dict[str, tuple[str, ...] | None]):
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
-    """Looks up the value of the field ``key`` in ``names``, for all labels that share this lookup.
+    """Looks up the value of the field ``key`` in ``names``, for all labels with this lookup.
 
     If some names depend on the other address and on the capture point, ``context`` has the paths of
     these two fields. If a flow lacks the object with the key, the key is empty.
@@ -272,9 +279,9 @@ class Label:
 class Family:
     """A metric: the paths of its values from initiator to target and from target to initiator.
 
-    An empty path means the number of flows, or the number of new flows if the ``type`` is
-    "counter". ``keep`` is "latest", "least" or "most": the value of its flows that a gauge keeps.
-    A page shows values divided by ten to the power of ``decimals``.
+    An empty path stands for the number of flows, or for the number of new flows if the ``type`` is
+    "counter". ``keep`` says which value of its flows a gauge shows: "latest", "least" or "most". A
+    page shows values divided by ten to the power of ``decimals``.
 
     ``observes`` defines what a histogram observes. "first" means the first value above 0 of a flow.
     "total" and "age" mean the total or the age in the closing report of a flow. ``buckets`` are the
@@ -319,7 +326,7 @@ class View:
     """Series with the same labels. Without `DIRECTION`, values are sums of both directions.
 
     Rows of the first view expire with their last flow. Rows of other views expire ``timeout_s``
-    after their last report. This timeout must be so long that no row expires before its flows.
+    after their last report. ``timeout_s`` must be so long that no row expires before its flows.
 
     A row is hidden until it has ``min_bytes`` bytes or ``min_packets`` packets. 0 means that there
     is no such bound. ``amounts`` are the keys of `AMOUNTS` that are counted although no family
@@ -376,13 +383,13 @@ def one_view(
 
 
 def looked_up(name: str, key: Path, names: Names, context: tuple[Path, ...] = ()) -> Label:
-    """Return a label with its own lookup. Its value is the first name of the field at ``key``."""
+    """Return a label with its own lookup. The value is the first name of the field ``key``."""
     return Label(name, key, lookup=Lookup(names, key, context))
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Maps addresses to networks of these prefix lengths. With None, addresses stay unchanged."""
+    """Maps an address to its network, by prefix lengths. None leaves the address unchanged."""
 
     ipv4: int | None = None
     ipv6: int | None = None
@@ -429,8 +436,8 @@ class Tags:
 class Protocols:
     """Maps a flow to its protocol: TCP, UDP, SCTP, ICMPV4 or ICMPV6.
 
-    A flow without such a protocol is mapped to its last layer if ``other`` is true. Otherwise, it
-    is mapped to "".
+    A flow without one of these protocols is mapped to its last layer if ``other`` is true, and to
+    "" if ``other`` is false.
     """
 
     other: bool = False
@@ -575,8 +582,8 @@ class Row:
     """The series of a view that have the same label values, apart from the direction.
 
     A row has no series for a counter or gauge that its flows never had. ``start_ms`` is the time at
-    which its counters were 0, in Unix milliseconds. It is 0 if this time is unknown, and None
-    before the first report.
+    which its counters were 0, in Unix milliseconds. ``start_ms`` is 0 if this time is unknown, and
+    None before the first report.
     """
 
     view: View
@@ -718,7 +725,8 @@ class Model:
         self._is_choosy = self.spec.deduplicate == "first"
 
         self._rows: list[dict[Values, Row]] = [{} for _ in self.views]
-        # The keys are UUIDs. The core stores hexadecimal UUIDs as numbers, but has the same flows.
+        # The keys are UUIDs. Unlike the model, the core stores a UUID as a number if it is
+        # hexadecimal.
         self._flows: dict[str, Flow] = {}
         self._dormant: list[Flow | Kept] = []
         self._ended: list[Flow] = []
@@ -783,8 +791,8 @@ class Model:
     def report(self, flow: JSON, now: float, wall_ms: int = 0) -> str | None:
         """Apply a report of a flow.
 
-        Return None if it was applied. Otherwise, return the reason why it was skipped, or the name
-        of the rule that dropped it.
+        Return None if the report was applied, the reason if it was skipped, or the name of the rule
+        that dropped it.
         """
         self.wall_ms = wall_ms
         self._invalid = set()
@@ -1021,7 +1029,8 @@ class Model:
     def _start(self, flow: JSON, worth: str) -> int:
         """Return the start time of a row that an unknown flow creates.
 
-        This is the start of the flow if its total counts, otherwise the start of its last update.
+        If the flow's total counts, this is the start of the flow. If not, it is the start of the
+        flow's last update.
         """
         path = ("Start",) if worth == "total" else ("LastUpdateMetric", "Start")
         start_ms = at(flow, path, 0)
@@ -1035,9 +1044,9 @@ class Model:
         return min(start_ms, self.wall_ms) if self.wall_ms else start_ms
 
     def _start_before(self, flow: JSON, known: Flow, now: float) -> int:
-        """Return the start time of a connection that returns with the total of its dormant flow.
+        """Return the start time of a connection that is created again with a dormant flow's total.
 
-        It is not later than the last report of the removed connection.
+        The start time is at most the time of the last report of the removed connection.
         """
         start_ms = self._start(flow, "total")
         if not self.wall_ms:
@@ -1130,7 +1139,7 @@ class Model:
         """Start a new row with the counters of its removed connection.
 
         These are the kept counters, or the totals of a dormant flow. ``before_ms`` is the start
-        time of the row in the second case.
+        time of the row if it gets the totals of a dormant flow.
         """
         if kept:
             del self._kept[kept.values]
@@ -1250,8 +1259,8 @@ class Model:
     ) -> list[Row | None]:
         """Add the deltas of a closing report to all views, without creating a connection.
 
-        In views other than the first, the report can create rows. They have the start time
-        ``start_ms``. Return the rows of all views except the first.
+        In views other than the first, the report can create rows with the start time ``start_ms``.
+        Return the rows of all views except the first.
         """
         first = self._rows[0].get(places[0])
         if first is not None:
@@ -1323,7 +1332,7 @@ class Model:
             self.horizon_s = max(self.horizon_s, reported_s)
 
     def _make_room(self, now: float) -> None:
-        """While there are more than ``max_flows`` flows, forget the longest dormant one.
+        """While there are more than ``max_flows`` flows, forget the flow that is dormant longest.
 
         Ended flows are forgotten first, unless their reports may still be in transit.
         """
@@ -1417,9 +1426,9 @@ class Model:
     ) -> None:
         """Observe a report in the histograms of its rows.
 
-        ``known`` is None if the table does not store the flow. If the report has a value above 0
-        for histograms of first values, ``first`` decides. "observe": observe the value. "note":
-        only note that the flow had such a value. "": do neither.
+        ``known`` is None if the table does not store the flow. ``first`` says what to do with a
+        value above 0 for histograms of first values. "observe": observe the value. "note": only
+        note that the flow had such a value. "": do nothing.
         """
         moments = set()
         measures = any(
@@ -1595,8 +1604,8 @@ class Model:
     def expire(self, now: float, order: Sequence[str] = ()) -> None:
         """Make flows dormant after their deadlines, and remove rows and flows that are due.
 
-        ``order`` has the UUIDs of the flows that are dormant afterwards. It decides which of the
-        flows with the same deadline becomes dormant first.
+        ``order`` has the UUIDs of the flows that are dormant after the call. The position in
+        ``order`` decides which of several flows with the same deadline becomes dormant first.
         """
         places = {uuid: place for place, uuid in enumerate(order)}
         due = [f for f in self._flows.values() if not f.is_dormant and f.deadline_s <= now]
@@ -1697,8 +1706,8 @@ class Model:
     def ranked(self, n: int, family: Family) -> list[Ranked]:
         """Return the rows of view ``n`` that have a value of the family, in no particular order.
 
-        The result has the rank, the label values, all values except histograms, and whether pages
-        show the row.
+        For each row, the result has the rank, the label values, all values except histograms, and
+        whether pages show the row.
         """
         return [
             (rank, tuple(map(str, row.values)), values, reaches(row, self.bounds[n]))
@@ -1886,7 +1895,7 @@ def number_of(value: Total | Gauge | None, row: Row) -> int | None:
 
 
 def combined(values: Sequence[int | None], kind: Total | Gauge | Distribution | None) -> int | None:
-    """Return the value of a group whose rows have these values; None if no row has one."""
+    """Return the value of a group whose rows have these values; None if no row has a value."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -1939,9 +1948,10 @@ def decimal(number: int, decimals: int) -> str:
 def matches(condition: Any, value: Any) -> bool:
     """Return whether the value of a field matches a condition of a rule.
 
-    A condition is a value, a list of values, ``{"regex": …}``, or ``{"not": …}`` with any of these.
-    A string with ``/`` is a network, and matches the addresses in it. A string such as ``"1-5"`` is
-    a range of integers. If the field is missing, ``value`` is None, which only matches ``not``.
+    A condition is a value, a list of values, ``{"regex": …}``, or ``{"not": …}`` with one of the
+    former. A string with ``/`` is a network, and matches the addresses in it. A string such as
+    ``"1-5"`` is a range of integers. If the field is missing, ``value`` is None, which only matches
+    ``not``.
     """
     if isinstance(condition, Mapping):
         if "not" in condition:
@@ -2017,7 +2027,7 @@ def first_invalid(flow: JSON, paths: Sequence[Path]) -> set[Path]:
 
 
 def added(totals: Amounts, amounts: Amounts) -> dict[Total, int]:
-    """Return the counters after deltas have been added to them. They do not exceed `MAX_SUM`."""
+    """Return the counters after deltas have been added to them. No counter exceeds `MAX_SUM`."""
     return dict(totals) | {
         total: min(MAX_SUM, totals.get(total, 0) + amount) for total, amount in amounts.items()
     }

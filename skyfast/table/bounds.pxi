@@ -2,9 +2,9 @@
 # this file.
 #
 # Whether a row is hidden follows from its counters, so rows store no flag, and a bound can change
-# at any time. A shown row only becomes hidden again if a bound is raised, because its counters
-# never decrease. A connection that returns with its previous counters stays shown. Overflow rows
-# are always shown.
+# at any time. Counters never decrease, so a shown row only becomes hidden again if a bound is
+# raised. A connection that is created again with its previous counters is shown if it was shown
+# before. Overflow rows are always shown.
 #
 # A page lists the shown rows of a view once, before it renders the view's first family, and then
 # visits only these rows. So a row is on the page with all its families or with none, and the label
@@ -47,8 +47,8 @@ cdef int check_pair(const View *view, min_bytes, min_packets) except -1:
 
 
 cdef int set_bounds(TableState *table, bounds) except -1:
-    # `bounds` must have been checked before. Takes the mutex, because other threads read the
-    # bounds.
+    # `check_bounds` must have accepted `bounds` before. Takes the mutex, because other threads read
+    # the bounds of the views.
     cdef Bounds pairs[MAX_VIEWS]
     cdef uint32_t i
     memset(pairs, 0, sizeof(pairs))
@@ -70,8 +70,8 @@ cdef inline bint are_set(const Bounds *bounds) noexcept nogil:
 
 cdef inline uint64_t amount_of(const View *view, const Amount *amount,
                                Connection *row) noexcept nogil:
-    # The amount of a row, both directions together; 0 if the view does not count it. These counters
-    # are never ABSENT, and the sum of two of them fits into 64 bits.
+    # The amount of a row, both directions together; 0 if the view does not count the amount. The
+    # counters of an amount are never ABSENT, and the sum of two of them fits into 64 bits.
     cdef const int64_t *values = values_of(view, row)
     if amount.count == 2:
         return <uint64_t>values[amount.values[0]] + <uint64_t>values[amount.values[1]]
@@ -90,7 +90,7 @@ cdef inline bint reaches(const View *view, Connection *row, const Bounds *bounds
 
 cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
                      Cursor *cursor) noexcept nogil:
-    # Find the rows that the page shows in a view. Like `list_part`, but for the whole page.
+    # Find the rows that a page without parts shows in a view with bounds.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
@@ -108,7 +108,8 @@ cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
 
 cdef void list_shown_part(TableState *table, const View *view, const Bounds *bounds,
                           Cursor *cursor) noexcept nogil:
-    # Like `list_shown`, for one of several parts. The part is not computed for hidden rows.
+    # Find the rows that one part of a page shows in a view with bounds. The part of a hidden row is
+    # not computed.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number

@@ -6,16 +6,16 @@
 
 # ---------------------------------------------------------------------------------------------
 # Sequence numbers: a page only shows rows that were created before the page began. Sequence numbers
-# have 32 bits, and wrap around. The numbers of all rows in use stay within 2^30 of the newest
-# number, so the sign of a difference shows which row is older.
+# have 32 bits, and wrap around. The sequence numbers of all rows in use stay within 2^30 of the
+# newest one, so the sign of a difference shows which row is older.
 
 cdef inline bint created_before(uint32_t created_seq, uint32_t page_seq) noexcept nogil:
     return <int32_t>(created_seq - page_seq) < 0
 
 
 cdef inline void clamp_seq_age(Connection *row, uint32_t next_seq) noexcept nogil:
-    # Keep a row's number within 2^30 of the newest number. Must be called for every row at least
-    # once per 2^30 sequence numbers.
+    # Keep a row's sequence number within 2^30 of the newest one. Must be called for every row at
+    # least once per 2^30 sequence numbers.
     if unlikely(next_seq - row.created_seq > MAX_SEQ_AGE):
         row.created_seq = next_seq - MAX_SEQ_AGE
 
@@ -45,8 +45,9 @@ cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
 
 
 cdef inline bint has_links(const TableState *table, uint32_t number) noexcept nogil:
-    # Whether row `number` of the first view (0: none) has valid links. Only the overflow row can
-    # exist without flows. Then the rows that it links to may have been removed.
+    # Whether row `number` of the first view (0: none) has valid links. If a row has no flows, its
+    # links are invalid, because the linked rows may have been removed. Only the overflow row can
+    # exist without flows.
     return number != 0 and flows_of(connection_at(&table.views[0], number)) != 0
 
 
@@ -80,7 +81,7 @@ cdef uint32_t find_row(const View *view, const RowKey *key) noexcept nogil:
 
 
 cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept nogil:
-    # A new row with these labels, without flows and in no wheel; 0 if out of memory.
+    # Add a row with these labels. The row has no flows, and is in no wheel. 0 if out of memory.
     cdef uint32_t number = row_new(&view.rows)
     cdef uint32_t i
     cdef int64_t *sums
@@ -106,8 +107,9 @@ cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept
 cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *cells,
                               bint *created) noexcept nogil:
     # Find or add the row for these labels, in any view except the first. If the view is full,
-    # returns the overflow row, or 0 if there are no overflow rows. Also returns 0 if out of memory.
-    # A result of 0 means out of memory if `created` is set, or if there are overflow rows.
+    # returns the overflow row. Returns 0 in two cases: if out of memory, or if the view is full and
+    # there are no overflow rows. If `created` is set or there are overflow rows, 0 means out of
+    # memory.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, cells, &key)

@@ -7,8 +7,8 @@
 # over the conversation and add the same packets. A claim ends after the timeout that applies to
 # live flows.
 #
-# These rows exist only if `has_conversations` is set. Update and expiry call this code under the
-# table's mutex.
+# Conversation rows exist only if `has_conversations` is set. Update and expiry call this code under
+# the table's mutex.
 
 cdef inline Conversation *conversation_at(const TableState *table, uint32_t number) noexcept nogil:
     return <Conversation *>row_at(&table.conversations, number)
@@ -27,8 +27,8 @@ cdef uint32_t find_conversation(const TableState *table, uint64_t key) noexcept 
 
 
 cdef bint is_taken(const TableState *table, uint32_t number, const Report *report) noexcept nogil:
-    # Whether another capture point reports the conversation in row `number` (0: none). If all flows
-    # of a conversation are dormant and none of them claims it, the conversation is free.
+    # Whether row `number` (0: none) belongs to a capture point other than the report's, and this
+    # point owns the conversation: one of its flows is live or claims the conversation.
     cdef const Conversation *row
     if number == 0:
         return False
@@ -38,9 +38,10 @@ cdef bint is_taken(const TableState *table, uint32_t number, const Report *repor
 
 cdef bint own_conversation(TableState *table, const Report *report,
                            uint32_t *number) noexcept nogil:
-    # If row `number` (0: none) does not belong to the report's capture point, replace it with a new
-    # row for this point. The caller must link the new row, or give it back with
-    # `disown_conversation`. Without conversation rows, do nothing. False if out of memory.
+    # If row `number` (0: none) does not belong to the report's capture point, replace the row with
+    # a new row for this point. The caller must link the new row, or give it back with
+    # `disown_conversation`. If the table has no conversation rows, do nothing. False if out of
+    # memory.
     if not table.has_conversations:
         return True
     if number[0] == 0 or conversation_at(table, number[0]).point != report.point:
@@ -68,8 +69,8 @@ cdef void link_conversation(TableState *table, uint32_t flow, uint32_t number) n
 
 
 cdef void supersede(TableState *table, uint32_t number, uint32_t successor) noexcept nogil:
-    # Replace row `number` (0: none) with `successor`, unless both are the same row. The
-    # conversation of row `number` must be free.
+    # Replace row `number` (0: none) with `successor`, unless both are the same row. No capture
+    # point may own the conversation of row `number`.
     if number and number != successor:
         conversation_at(table, number).claimant = SUPERSEDED
 

@@ -1,9 +1,9 @@
-# Counters: hash tables with open addressing that count how often each key occurs. `_table.pyx`
+# `Counter`: a hash table with open addressing that counts how often each key occurs. `_table.pyx`
 # includes this file.
 #
-# A counter belongs to one call and is not part of the table's memory. Counting and growing can run
-# under the table's mutex, for one slice of rows at a time, so this code is plain C. Keys cannot be
-# removed: a used slot keeps its key.
+# A `Counter` belongs to one call of a method and is not part of the table's memory. Counting and
+# growing can run under the table's mutex, for one slice of rows at a time, so this code is plain C.
+# Keys cannot be removed: a used slot keeps its key.
 
 cdef struct Counter:
     uint64_t *keys              # 0: a free slot

@@ -15,16 +15,18 @@
 # 3. `write_sequences` writes the sequences as bits.
 #
 # Pieces are only hints: bytes are compared before they become a match. So a page is correct even if
-# the number of a string now belongs to another string. Text without pieces becomes literals.
+# the number of a removed string now belongs to another string. Text without pieces becomes
+# literals.
 #
-# The Huffman codes are learnt from the first slice of a family. They are learnt again in two cases:
-# from a slice that is much larger than the slice that they were learnt from, and after a slice that
-# needs too many bits per byte. A block only ends when its codes are replaced, so it can contain
-# many slices. All symbols have codes, because later slices may have any text. The codes are
-# complete, because some decoders reject incomplete codes. They have at most 12 bits, so that the
-# codes of four literals can be written at once.
+# Each family learns its Huffman codes from its first slice with at least MIN_SAMPLE bytes. New
+# codes are learnt in two cases: if a slice is much larger than the slice that the codes were learnt
+# from, and after a slice that needed too many bits per byte. A block only ends when its codes are
+# replaced, so a block can contain many slices. All symbols have codes, because later slices may
+# have any text. The codes are complete, because some decoders reject incomplete codes. The codes
+# have at most 12 bits, so that the codes of four literals can be written at once.
 #
-# All memory belongs to a page or to the page's `Deflater`. It does not grow with the table.
+# All memory belongs to a page or to the page's `Deflater`. The size of this memory does not depend
+# on the size of the table.
 
 cdef enum:
     LITERALS = 286              # symbols of literals, of the end of a block, and of lengths
@@ -44,8 +46,8 @@ cdef enum:
     LENGTH_SYMBOLS = 19         # symbols in such a list
     MAX_HEADER = 256            # bytes of the header of a block
     STRING_SLOTS = 2048
-    RELEARN_PERCENT = 120       # maximum bits per byte, as a percentage of the sample's
-    LARGER_SAMPLE = 4           # factor: a slice this much larger than the sample gives new codes
+    RELEARN_PERCENT = 120       # new codes if bits per byte exceed this percentage of the sample's
+    LARGER_SAMPLE = 4           # new codes from a slice of this many times the sample's size
 
 
 cdef extern from *:
@@ -109,7 +111,7 @@ cdef inline uint64_t load_word(const char *text) noexcept nogil:
 
 
 cdef inline uint64_t differences(const char *a, const char *b) noexcept nogil:
-    # Not 0 if the next 16 bytes differ.
+    # Not 0 if the first 16 bytes of the texts differ.
     return (load_word(a) ^ load_word(b)) | (load_word(a + 8) ^ load_word(b + 8))
 
 

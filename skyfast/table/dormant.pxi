@@ -120,7 +120,7 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 cdef bint forget_first(TableState *table) noexcept nogil:
     # Forget one dormant row; False if there is none. Ended flows are forgotten first. But if the
     # first ended flow may still have a report in transit, a dormant flow that has not ended is
-    # forgotten instead. Otherwise, that report would be counted again.
+    # forgotten instead, so that the report in transit is not counted again.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + BATCH_S > floor(table.now)
@@ -213,7 +213,7 @@ cdef int wake_labelled(TableState *table, const Report *report, uint32_t convers
         done = wake_when_full(table, report, &labels, conversation, deltas, change)
     elif (number == 0 and kept == 0 and first.identifies_connection
             and report.worth == WORTH_UNREAD):
-        table.met_unknown = True        # the next message probably needs the same fields
+        table.met_unknown = True        # the next message probably needs the missing fields, too
         done = APPLY_STOP
     elif find_all_targets(table, report, &labels, number, &conversation, &targets):
         unlink_dormant(table, report.flow)
@@ -314,7 +314,8 @@ cdef bint credit(TableState *table, const Report *report, uint32_t flow, const L
         flow_at(table, kept).last_ms = pack_kept(0, start_ms)
         for i in range(table.counters):
             totals_of(flow_at(table, kept))[i] = ABSENT if table.optional[i] else 0
-    # If this fails, the new dormant row stays. Its counters are 0, so the row does no harm.
+    # If an allocation fails, the new dormant row stays. Its counters are 0, so the row does no
+    # harm.
     if not find_further_targets(table, labels, number, &targets):
         return False
     for i in range(1, table.view_count):
@@ -395,9 +396,10 @@ cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noex
 
 cdef void keep_counters(TableState *table, Flow *flow, Connection *row,
                         uint32_t now_s) noexcept nogil:
-    # Keep the counters of a connection that is removed with its last flow. This is not necessary if
-    # the connection can be restored from its last flow: if the counters equal the totals of the
-    # flow, the labels identify the connection, and no other flow has been counted as new.
+    # Keep the counters of a connection that is removed with its last flow. Keeping them is not
+    # necessary if the connection can be restored from its last flow: if the counters equal the
+    # totals of the flow, the labels identify the connection, and no other flow has been counted as
+    # new.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow)
     cdef const int64_t *sums = values_of(first, row)

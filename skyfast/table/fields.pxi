@@ -1,10 +1,10 @@
 # Reading the fields of a flow: their locations in a decoded flow, and a function for each kind of
 # value. `_table.pyx` includes this file.
 #
-# This code uses Python objects, so it needs the GIL. It must not be called under the table's mutex,
-# and does not change the table. The contents of flows are untrusted. So an error in a flow does not
-# raise an exception: the flow is skipped, or the value is omitted. Values are borrowed from the
-# flow: they are valid as long as the flow exists.
+# This code uses Python objects, so it needs the GIL. This code must not be called under the table's
+# mutex, and does not change the table. The contents of flows are untrusted. So an error in a flow
+# does not raise an exception: the flow is skipped, or the value is omitted. Values are borrowed
+# from the flow: they are valid as long as the flow exists.
 
 cdef struct Field:
     # The location of a value in a decoded flow, which is a struct with sub-structs (*parts*).
@@ -30,8 +30,9 @@ cdef struct Number:
 
 
 cdef struct Requirement:
-    # A flow must have the first part. If only `pair` is set, a flow with the second part is also
-    # accepted. If `pair` and `absent` are set, a flow without the second part is also accepted.
+    # If neither `pair` nor `absent` is set, a flow must have the first part. If only `pair` is set,
+    # a flow must have at least one of the two parts. If both are set, a flow with the second part
+    # must also have the first part.
     Field parts[2]
     bint pair
     bint absent                 # only set together with `pair`
@@ -54,8 +55,8 @@ cdef struct Lookup:
     uint32_t point
     uint32_t column             # the first column of the lookup; its columns are adjacent
     uint32_t columns
-    # number of the first lookup whose labels have the same indexes in a result as the labels of
-    # this lookup
+    # index of the first lookup that takes its labels from the same indexes of a result as this
+    # lookup
     uint32_t labels
     Py_ssize_t length           # minimum length of a result
 

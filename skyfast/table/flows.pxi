@@ -178,7 +178,7 @@ cdef inline int find_deltas(const TableState *table, Flow *flow, const Report *r
     cdef bint lower = False
     cdef uint32_t i
     for i in range(table.counters):
-        # ABSENT is never higher than a total. As an unsigned number, ABSENT is never lower.
+        # ABSENT is -1: it is never higher than a total and, as an unsigned number, never lower.
         total = max(totals[i], <int64_t>0)
         higher |= values[i] > total
         lower |= <uint64_t>values[i] < <uint64_t>total

@@ -1,11 +1,11 @@
 # Groups: connections of a view that have the same values of some labels are added up.
 # `_table.pyx` includes this file.
 #
-# The groups belong to one call. Their memory is allocated before the first row is visited, but the
-# operating system only provides the memory that is used. If there are too many groups after a slice
-# of rows, the half whose `rank` is lowest is added to `other`. So the groups with the highest
-# values of `rank` are found even if there are many small groups. Later connections of a removed
-# group form a new group, whose sums lack the values in `other`.
+# Groups belong to one call of `Table.top_groups`. Their memory is allocated before the first row is
+# visited, but the operating system only provides the memory that is used. If there are too many
+# groups after a slice of rows, the half whose `rank` is lowest is added to `other`. So the groups
+# with the highest values of `rank` are found even if there are many small groups. Later connections
+# of a removed group form a new group, whose sums lack the values in `other`.
 
 cdef enum:
     GROUP_TEXT_BYTES = 256      # for the label values of a group, on average
@@ -69,7 +69,7 @@ cdef void *allocate_lazily(size_t count, size_t size) except NULL:
 cdef int groups_init(Groups *groups, TableState *table, const Family *ranked,
                      uint32_t limit) except -1:
     # `groups.view` and `groups.columns` must be set before. The caller destroys the groups, even if
-    # this raises.
+    # this function raises an exception.
     cdef const Family *family
     cdef uint32_t i, side
     cdef uint32_t slots = 4

@@ -7,7 +7,7 @@
 # like a report that adds deltas.
 
 cdef enum:
-    # What to do if a flow without FIRST_OBSERVED reports a value above 0.
+    # What to do if a flow without the flag FIRST_OBSERVED reports a value above 0.
     FIRST_IS_NEW                # observe the value
     FIRST_IS_OLD                # only set the flag: the flow may have been observed before
     IGNORE_FIRST                # do nothing: the report is late, so it adds nothing
@@ -116,10 +116,10 @@ cdef bint read_observed(const Histogram *histogram, const Report *report,
 
 
 # ---------------------------------------------------------------------------------------------
-# Closing reports that add nothing
+# Closing reports that add nothing to counters
 
 cdef bint observe_dormant(TableState *table, const Report *report) noexcept nogil:
-    # Observe the late closing report of a dormant flow. False if out of memory.
+    # Observe a dormant flow's closing report that adds nothing to counters. False if out of memory.
     cdef Flow *flow = flow_at(table, report.flow)
     cdef Labels labels
     cdef uint32_t number
@@ -210,7 +210,7 @@ cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *repo
 
 
 # ---------------------------------------------------------------------------------------------
-# Layout: uses Python objects, and runs before the table is shared.
+# Layout: uses Python objects, and runs before other threads use the table.
 
 cdef int prepare_histograms(TableState *table, plan) except -1:
     # Set the histograms of all views, except for their offsets.
@@ -263,8 +263,8 @@ cdef int prepare_histogram(Histogram *histogram, value, uint32_t decimals,
 
 
 cdef uint32_t place_histograms(View *view, uint32_t offset) noexcept nogil:
-    # Set the offsets of the view's histograms in its rows. The first one is at `offset`. Returns
-    # the size of all histograms of a row, in bytes.
+    # Set the offsets of the view's histograms in its rows. The first histogram is at `offset`.
+    # Returns the size of all histograms of a row, in bytes.
     cdef uint32_t i
     cdef uint32_t start = offset
     for i in range(view.histogram_count):
@@ -358,8 +358,8 @@ cdef inline uint32_t histogram_lines(const Family *family, const View *view) noe
 cdef char *render_histogram(const TableState *table, const Family *family, const View *view,
                             Connection *row, uint32_t side, int starts, char *out,
                             Piece **notes) noexcept nogil:
-    # The labels are only rendered for the first line; every other line copies them from the line
-    # before.
+    # The labels are only rendered for the first line; every other line copies the labels from the
+    # previous line.
     cdef const Histogram *histogram = &view.histograms[family.histogram + side]
     cdef const HistogramText *text = family.text
     cdef const int64_t *counts = counts_of(histogram, row)

@@ -44,9 +44,9 @@ cdef inline void connection_key(const TableState *table, const Labels *labels,
 
 cdef bint intern_labels(TableState *table, const Cell *cells, Labels *labels) noexcept nogil:
     # Turn the label values of a report into `labels`, which are valid until `release_interned`.
-    # Until then, strings that were added for these labels have a reference. Strings that the lookup
-    # step has found need no reference, because no label is removed while a batch is applied. False
-    # if out of memory; then there is nothing to release.
+    # Strings that are added for these labels have a reference until that call. Strings that the
+    # lookup step has found need no reference, because no label is removed while a batch is applied.
+    # False if out of memory; then there is nothing to release.
     cdef char digits[32]
     cdef uint32_t i, length, number
     labels.interned_count = 0

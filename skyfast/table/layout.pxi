@@ -15,8 +15,8 @@ cdef void *allocate(size_t size) except NULL:
 
 
 cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
-    # Allocate one slot per second of the timeout, up to MAX_WHEEL_SLOTS. If the timeout is longer
-    # than that, rows are also visited before they are due, which only costs time.
+    # Allocate one slot per second of the timeout, up to MAX_WHEEL_SLOTS. If the timeout has more
+    # seconds than slots, rows are also visited before they are due, which only costs time.
     cdef uint32_t slots = 4
     while slots < timeout_s + 2 and slots < MAX_WHEEL_SLOTS:
         slots *= 2
@@ -324,7 +324,7 @@ cdef int number_view(const TableState *table, View *view, declared, plan) except
 
 # ---------------------------------------------------------------------------------------------
 # Locations of values in lines: each line is literal, cell, literal, cell, …, literal, value. The
-# direction is in one of the literals. Only this literal differs between the lines of the two sides.
+# direction is in one of the literals. The lines of the two directions only differ in this literal.
 
 cdef int prepare_families(TableState *table, plan) except -1:
     cdef uint32_t i, histogram

@@ -1,9 +1,9 @@
 # The mutex of the table, and which thread takes it first. `_table.pyx` includes this file.
 #
-# A scan or a page releases the mutex after each slice and takes it again at once. A waiting thread
-# takes longer than that to wake up, so it might have to wait for the whole scan. Therefore a thread
-# in `lock_first` counts itself as waiting. Scans and pages give way to such a thread between two
-# slices.
+# A scan or a page releases the mutex after each slice and takes the mutex again at once. This gap
+# is shorter than the time that a waiting thread needs to wake up, so the thread might have to wait
+# until the scan ends. Therefore `lock_first` counts waiting threads, and scans and pages give way
+# to these threads between two slices.
 
 cdef extern from "unistd.h" nogil:
     int usleep(unsigned int)
@@ -40,9 +40,8 @@ cdef inline void lock_first(TableState *table) noexcept nogil:
 
 
 cdef inline void lock_for_page(TableState *table) noexcept nogil:
-    # Take the mutex to render a slice. If another page holds the mutex, it releases the mutex after
-    # about 20 µs. So try again for this time before sleeping, because falling asleep and waking up
-    # would take longer.
+    # Take the mutex to render a slice. Another page releases the mutex after about 20 µs. Falling
+    # asleep and waking up would take longer, so first try again for about 20 µs.
     cdef uint32_t _i, _j
     for _i in range(LOCK_ATTEMPTS):
         if likely(pthread_mutex_trylock(&table.lock) == 0):

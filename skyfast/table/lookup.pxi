@@ -81,8 +81,8 @@ cdef inline bint needs_labels(const Report *report) noexcept nogil:
 
 cdef uint32_t look_up_strings(const TableState *table, Cell *cells,
                               const Cell *previous) noexcept nogil:
-    # Sets `string` in each cell that lacks it, unless the cell's text needs escapes. Returns the
-    # hash of the connection, or 0 if a string is not known.
+    # Sets `string` in each cell that has none, unless the cell's text needs escapes. Returns the
+    # hash of the connection, or 0 if a label is not interned.
     cdef uint32_t label_cells[MAX_COLUMNS]
     cdef RowKey key
     cdef uint32_t i

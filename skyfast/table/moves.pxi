@@ -58,8 +58,8 @@ cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32
 cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cells,
                      uint32_t *cells) noexcept nogil:
     # Set `cells` to the labels that a flow in row `number` gets, for the columns of the view.
-    # Returns whether any label changes. If there is no row, or if it is the overflow row, no label
-    # changes.
+    # Returns whether any label changes. If there is no row, or if the row is the overflow row, no
+    # label changes.
     cdef const uint32_t *old
     cdef uint32_t i, column
     cdef bint differs = False
@@ -74,9 +74,9 @@ cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cell
 
 
 cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_cells) noexcept nogil:
-    # Detach a flow from its rows whose labels change. Returns the row of the first view if this row
-    # has no flows left, otherwise 0. Such a row is removed from the index, so that other flows do
-    # not find it.
+    # Detach a flow from those of its rows whose labels change. Returns the row of the first view if
+    # this row has no flows left, otherwise 0. Such a row is removed from the index, so that other
+    # flows do not find it.
     cdef uint32_t cells[MAX_COLUMNS]
     cdef uint32_t row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], row)
@@ -169,8 +169,7 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_cel
 
 cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
     # The row for a flow that keeps its labels. If the index has another row with these labels, the
-    # result is that row. Otherwise the result is the flow's own row, which is put back into the
-    # index.
+    # result is that row. If not, the flow's own row is put back into the index, and is the result.
     cdef Connection *row = connection_at(first, number)
     cdef RowKey key
     cdef uint32_t existing

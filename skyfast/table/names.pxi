@@ -1,11 +1,12 @@
-# Names: results of lookups, together with their interned labels. If a lookup for a new flow has a
-# known result, one search finds all labels of the result. `_table.pyx` includes this file.
+# Names: results of lookups, together with their interned labels. If the result of a lookup has a
+# row, one search finds all labels of the result. `_table.pyx` includes this file.
 #
-# A result is recognized by its address in memory. This is safe for two reasons. A result is a tuple
-# of strings, which cannot change. The row of a result owns a reference to the tuple, so the address
-# is not reused. The row also owns references to the strings of its labels. A row is removed if no
-# new flow has used it for as long as connections take to expire. Only the thread that updates uses
-# these rows. This thread takes the mutex to intern and to release strings.
+# A result is recognized by its address in memory. The address identifies the result for two
+# reasons. A result is a tuple of strings, which cannot change. The row of a result owns a reference
+# to the tuple, so the address is not reused. The row also owns references to the strings of its
+# labels. A row is removed when no new flow has used it for one connection timeout. Only the thread
+# that updates uses the rows of results. This thread takes the mutex to intern and to release
+# strings.
 
 cdef inline NamesRow *names_at(const TableState *table, uint32_t number) noexcept nogil:
     return <NamesRow *>row_at(&table.names, number)

@@ -32,9 +32,9 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
 
 
 cdef inline void note_overflow(TableState *table, const Targets *targets) noexcept nogil:
-    # Set `overflowed` if a flow uses an overflow row of any view except the first. The flag says
-    # that the totals of a flow can be partly in an overflow row. This only matters for later
-    # reports, so the report must be added to its rows before this call.
+    # Set `overflowed` if a flow uses an overflow row of any view except the first. The flag means
+    # that the totals of a flow can be partly in an overflow row. The flag must only affect later
+    # reports, so the caller adds the current report to its rows before this call.
     cdef uint32_t i
     for i in range(1, table.view_count):
         if targets.rows[i]:

@@ -10,8 +10,8 @@
 # A slice has five steps. Step 1 finds the strings of the keys. Step 2 finds flows with these
 # strings. Step 3 looks up the new names of the keys of these flows. Step 4 resolves ambiguous keys,
 # with the contexts of the flows. Step 5 moves the flows. Steps 1, 3 and 4 use Python objects, so
-# they need the GIL. They only take the table's mutex to intern new labels. Step 2 only reads the
-# table, which no other thread changes. Step 5 runs under the mutex.
+# they need the GIL. These three steps only take the table's mutex to intern new labels. Step 2 only
+# reads the table, which no other thread changes. Step 5 runs under the mutex.
 
 cdef struct RowRange:
     # A pass has not visited the flow rows from `next` up to `end` yet. `latest` is the first row of
@@ -23,9 +23,10 @@ cdef struct RowRange:
 
 cdef struct Changes:
     # The state of one slice. A slice handles one mapping of names, which one or more lookups use.
-    # The result of a lookup is a tuple; each lookup uses some indexes of its result. A *change* has
-    # the new labels of a key: one label for each index that any of these lookups uses. Changes are
-    # numbered from 1. They own references to their strings until `changes_destroy`.
+    # The result of a lookup is a tuple, and each lookup takes its labels from some indexes of this
+    # tuple. A *change* has the new labels of a key: one label for each index that any of these
+    # lookups uses. Changes are numbered from 1. Changes own references to their strings until
+    # `changes_destroy`.
     uint32_t lookups[MAX_COLUMNS]
     uint32_t lookup_count
     uint32_t indexes[MAX_COLUMNS]       # per label of a change: its index in a result
@@ -338,7 +339,8 @@ cdef uint32_t index_of_key(const Changes *changes, uint32_t string) noexcept nog
 # Ambiguous keys
 
 cdef int resolve_contexts(TableState *table, Changes *changes, names) except -1:
-    # Set the changes of all moves. Each different context of an ambiguous key is resolved once.
+    # Set the field `change` of all moves. Each different context of an ambiguous key is resolved
+    # once.
     cdef list held = []                 # owns the pending labels
     cdef const Context *context
     cdef uint32_t i, change = 0
@@ -358,7 +360,7 @@ cdef int resolve_contexts(TableState *table, Changes *changes, names) except -1:
 
 
 cdef int find_contexts(const TableState *table, Changes *changes) except -1:
-    # Set the changes of moves whose key is not ambiguous. For all remaining moves, add contexts.
+    # Set the field `change` of moves whose key is not ambiguous. For all other moves, add contexts.
     cdef const ChangedKey *key
     cdef const Lookup *lookup
     cdef const uint32_t *strings

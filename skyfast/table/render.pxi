@@ -21,7 +21,7 @@ cdef struct Cursor:
     uint32_t *listed
     uint32_t listed_end         # the index after the last row
     uint32_t listed_capacity
-    const View *listed_view     # NULL before the first view with a list
+    const View *listed_view     # the view of the list; NULL if there is no list yet
     Bounds bounds[MAX_VIEWS]    # at the start of the page, by view
     const char *shown           # one flag per family; NULL shows all families
 
@@ -69,9 +69,9 @@ cdef Cursor begin_page(TableState *table, uint32_t now_s) noexcept nogil:
 cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char *limit,
                         Piece **notes) noexcept nogil:
     # Writes lines until `limit` is reached or the page ends. The last connection's lines, or a
-    # family's head, may exceed the limit by up to `max_lines`. If `notes` is not NULL, notes of the
-    # lines are written there (see `pieces.pxi`), and the lines may end earlier, at the end of a
-    # family.
+    # family's head, may exceed the limit by up to `max_lines`. If `notes` is not NULL, notes about
+    # the lines are written to `notes` (see `pieces.pxi`), and the function may also stop at the end
+    # of a family.
     cdef const char *start = out
     cdef const Family *family
     cdef uint32_t end

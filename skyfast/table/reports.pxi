@@ -194,8 +194,8 @@ cdef inline int find_result(const TableState *table, PyObject *flow, const Reade
 
 
 cdef int find_interned_results(const TableState *table, Batch *batch, list held) except -1:
-    # Find the rows of the results. `held` owns the results without a row, because the dict may
-    # change when other Python code runs.
+    # Find the rows of the results. `held` owns the results without a row, because other Python code
+    # may remove them from the dict.
     cdef const Lookup *lookup
     cdef FoundNames *names
     cdef uint32_t i, number
@@ -254,8 +254,8 @@ cdef inline PyObject *string_of(PyObject *flow, const Reader *reader, uint32_t c
 
 
 cdef inline bint is_valid(PyObject *value) noexcept:
-    # Whether this is a string that can be within the limit of MAX_TEXT_BYTES. This function only
-    # counts characters; bytes are counted later.
+    # Whether a value is a string of at most MAX_TEXT_BYTES characters. The bytes of the string are
+    # counted later.
     return PyUnicode_CheckExact(value) and PyUnicode_GET_LENGTH(value) <= MAX_TEXT_BYTES
 
 
@@ -406,7 +406,7 @@ cdef int read_capture_point(PyObject *flow, const Reader *reader, uint64_t seed,
 
 cdef int read_conversation(PyObject *flow, const Reader *reader, uint64_t seed,
                            uint64_t *hash) except -1:
-    # Hash a conversation. Both directions have the same hash.
+    # Hash a conversation. Both directions of a conversation have the same hash.
     cdef uint64_t hashes[3]                 # hashes of the protocol and of each end
     cdef const char *text
     cdef uint32_t length, i

@@ -7,8 +7,8 @@
 # buckets, but must never visit all rows.
 #
 # A function that allocates a row must call `row_used`. A function that frees a row must call
-# `row_unused`. All memory must come from an allocation function that `_checked.pyx` replaces.
-# Otherwise, the tests that use `_checked.pyx` cannot find memory errors.
+# `row_unused`. All memory must come from an allocation function that `_checked.pyx` replaces. Code
+# that breaks these rules hides memory errors from the tests that use `_checked.pyx`.
 
 cdef enum:
     FREE_ROW_BYTES = 16  # bytes of a row that are read even if the row is free: its link and state

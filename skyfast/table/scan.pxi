@@ -1,4 +1,4 @@
-# Scans of all rows of a view. They count label values, list the values on a page, find the
+# Scans visit all rows of a view. They count label values, list the values on a page, find the
 # connections with the highest values, and take snapshots. `_table.pyx` includes this file.
 #
 # `Table.label_values`, `cardinality`, `top` and `snapshot`, and `Page.distinct_values`, call this
@@ -127,7 +127,7 @@ cdef inline void mark_values(const View *view, const uint32_t *cells, uint32_t s
 
 
 cdef struct LabelScan:
-    # What a scan of a view counts. `counters` has one counter per label.
+    # What a scan of a view counts. `counters` has one `Counter` per label.
     const View *view
     Counter counters[MAX_VIEW_COLUMNS]
     DistinctSample remaining[MAX_VIEW_COLUMNS]  # combinations of all labels except one
@@ -177,7 +177,7 @@ cdef tuple label_frequencies(TableState *table, tuple names, uint32_t view, uint
 
 cdef bint count_cells(TableState *table, LabelScan *labels) noexcept nogil:
     # Count the rows of a view by the value of each label. The cells of each slice are copied, and
-    # counted without the lock, because growing a counter takes long. False if out of memory.
+    # counted without the lock, because growing a `Counter` takes long. False if out of memory.
     cdef Scan scan = scan_until(labels.view, NO_END)
     cdef uint32_t columns = labels.view.columns
     cdef Connection *row
@@ -219,7 +219,7 @@ cdef inline bint count_row(LabelScan *labels, uint32_t *cells, uint64_t seed) no
 
 
 cdef list most_frequent(TableState *table, const Counter *counter, uint32_t count):
-    # The `count` most frequent values. They are found with a heap of `count` items, because a label
+    # The `count` most frequent values. This function uses a heap of `count` items, because a label
     # can have a million values.
     cdef list heap = []
     cdef uint32_t least = 0
@@ -242,7 +242,8 @@ cdef list most_frequent(TableState *table, const Counter *counter, uint32_t coun
 
 
 cdef list values_on_page(TableState *table, list columns, const Cursor *cursor):
-    # The result of `Page.distinct_values`. `columns` has pairs of a view and its column.
+    # The result of `Page.distinct_values`. `columns` has pairs: a view, and the label's column in
+    # this view.
     cdef Counter counter
     cdef uint32_t view, column, hash
     cdef uint64_t key
@@ -271,9 +272,10 @@ cdef list values_on_page(TableState *table, list columns, const Cursor *cursor):
 cdef bint count_page_cells(TableState *table, const View *view, uint32_t column,
                            uint32_t page_seq, Counter *counter) noexcept nogil:
     # Count the values in one column, for the rows that were created before the page. A key consists
-    # of a cell and the hash of its string, because another string can get the same number after the
-    # mutex is released. Rows past their deadline are counted, because a report can renew a row
-    # before the page reads the row. False if out of memory.
+    # of a cell and the hash of the cell's string. The hash is needed to recognize the string,
+    # because a string's number can be reused after the mutex is released. Rows past their deadline
+    # are counted, because a report can renew such a row before the page reads the row. False if out
+    # of memory.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number, cell
@@ -293,8 +295,8 @@ cdef bint count_page_cells(TableState *table, const View *view, uint32_t column,
 
 
 cdef str cell_text(TableState *table, uint32_t cell, const uint32_t *hash):
-    # The text of a label value, or None if its string was removed in the meantime. If `hash` is
-    # NULL, the result can be another string that has the same number now.
+    # The text of a label value, or None if its string has been removed. If `hash` is NULL, the
+    # result can be another string that has the same number now.
     cdef char copied[MAX_CELL]
     cdef uint32_t length
     cdef String *string
@@ -353,7 +355,7 @@ cdef inline int64_t rank_of(const View *view, const Family *family,
 
 cdef int keep_values(TableState *table, uint32_t family, Kept *kept) except -1:
     # Store the current values of a family. The caller frees the stored values, even if this
-    # raises.
+    # function raises an exception.
     cdef const View *view = view_of(table, &table.families[family])
     with nogil:
         kept.rows = fresh_rows(table, &view.rows)
@@ -527,7 +529,8 @@ cdef tuple shown_row(TableState *table, const View *view, const TopRow *entry, c
 
 cdef inline bint has_values(const TableState *table, const Family *family,
                             const View *view) noexcept nogil:
-    # Whether a family belongs to a view, and has one value per series. Histograms have several.
+    # Whether a family belongs to a view, and has one value per series. Histograms have several
+    # values per series.
     return view_of(table, family) == view and family.text == NULL
 
 

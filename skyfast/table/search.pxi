@@ -1,13 +1,14 @@
 # Searches in label values: for a text, ignoring case, and for given values. `_table.pyx` includes
 # this file.
 #
-# A search belongs to one call. All of its memory is allocated before the first row is visited. A
-# text is compared with label values as they appear on a page, that is, with escapes.
+# A search belongs to one call of `Table.top` or `top_groups`. All of its memory is allocated before
+# the first row is visited. A text is compared with label values as they appear on a page, that is,
+# with escapes.
 #
 # If a value does not match, its cell is remembered in `misses`, so that the value is compared only
 # once per column. During the search, the value's string can be removed, and a new string can get
-# the same number. The new string then counts as a miss. This is allowed: rows with the new string
-# were created during the search, and a scan may omit such rows. Values that match are not
+# the same number. The new string then counts as a miss. This error is allowed: rows with the new
+# string were created during the search, and a scan may omit such rows. Values that match are not
 # remembered: a new string could get the number of a string that matched, and rows that do not match
 # must never be shown.
 
@@ -57,7 +58,7 @@ cdef list case_variants(str character):
 cdef int search_init(Search *search, TableState *table, const View *view, str text,
                      dict sets) except -1:
     # `sets` has values by column: escaped, in UTF-8, each followed by a newline. The search borrows
-    # these values. The caller destroys the search, even if this raises.
+    # these values. The caller destroys the search, even if this function raises an exception.
     cdef Character *character
     cdef bytes encoded, values
     cdef const char *start
@@ -166,7 +167,8 @@ cdef bint matches_at(const Search *search, const char *text, uint32_t length) no
 
 cdef inline uint32_t character_at(const Character *character, const char *text,
                                   uint32_t length) noexcept nogil:
-    # The length of the variant at the beginning of the text, or 0.
+    # The length of the character at the beginning of the text, in lower or upper case; 0 if the
+    # text begins with another character.
     cdef uint32_t i
     for i in range(character.variants):
         if (character.lengths[i] <= length

@@ -35,8 +35,8 @@ cdef int64_t start_of_total(const TableState *table, const Report *report,
                             uint32_t dormant_s) noexcept nogil:
     # The start time of a removed connection that a dormant flow creates again, with the flow's
     # total. Prometheus may have samples of the removed connection. A start time after these samples
-    # would look like a counter reset, so the start time is limited to the flow's previous report.
-    # `dormant_s` is the time at which the flow became dormant.
+    # would look like a counter reset, so the result is at most the time of the flow's previous
+    # report. `dormant_s` is the time at which the flow became dormant.
     cdef double reported_s = dormant_s - floor(table.least_timeout_s)
     cdef int64_t start_ms = start_of_report(table, report, True)
     if table.wall_ms:
@@ -53,7 +53,7 @@ cdef inline void set_start(const View *view, Connection *row, int64_t start_ms) 
 # ---------------------------------------------------------------------------------------------
 # Kept counters: a row with the counters of a removed connection has only one field for the number
 # of new flows and the start time. If the number of new flows is too large, the start time is not
-# kept. Then the field contains the complement of the number, which is negative.
+# kept, and the field contains the bitwise complement of the number, which is negative.
 
 cdef enum:
     NEW_FLOWS_BITS = 21

@@ -20,8 +20,9 @@ cdef inline void wheel_file(TimerWheel *wheel, uint32_t deadline_s, uint32_t num
 
 cdef inline uint32_t wheel_due(TimerWheel *wheel, uint32_t live, uint32_t now_s,
                                uint32_t *max_rows) noexcept nogil:
-    # The first due row, or 0. If no row is due, `next_s` is later than `now_s` after the call.
-    # Otherwise, 0 means that `max_rows` is used up. `live` is the number of rows in the wheel.
+    # The first due row, or 0. A result of 0 has one of two reasons: `max_rows` is used up, or no
+    # row is due. Only in the second case is `next_s` later than `now_s`. `live` is the number of
+    # rows in the wheel.
     cdef uint32_t number
     while wheel.next_s <= now_s:
         if live == 0:

@@ -1,8 +1,8 @@
 # Top k: finds the rows with the highest values, with a bounded min-heap. `_table.pyx` includes this
 # file.
 #
-# A heap belongs to one call. It never grows: all of its memory is allocated before the first row is
-# visited, because rows are visited under the table's mutex.
+# A heap belongs to one call of a method, and never grows: all of its memory is allocated before the
+# first row is visited, because rows are visited under the table's mutex.
 
 cdef struct Kept:
     # Values by row number (from 1). With each value, the hash of the row's labels is stored,

@@ -66,8 +66,8 @@ cdef void intern_missed(TableState *table, const Batch *batch, int done) noexcep
 
 
 cdef void begin_update(TableState *table, Batch *batch, double now) noexcept nogil:
-    # Set the deadlines for the reports of this update. Also advance empty wheels to the current
-    # time, because they may be far behind.
+    # Set the deadlines for the reports of this call of `Table.update`. Also advance empty wheels to
+    # the current time, because they may be far behind.
     cdef uint32_t i
     cdef View *view
     table.now = now
@@ -237,9 +237,9 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
 
 cdef inline bint was_never_counted(const TableState *table, const Report *report) noexcept nogil:
     # Whether an unknown flow began after the horizon, that is, after the latest report of every
-    # forgotten flow. If so, the flow has never been counted. Times from an agent's clock are only
-    # compared with each other, because the clocks of two hosts may differ. False if flows are
-    # deduplicated, because the table does not remember duplicates.
+    # forgotten flow. A flow that began after the horizon has never been counted. Times from an
+    # agent's clock are only compared with each other, because the clocks of two hosts may differ.
+    # False if flows are deduplicated, because the table does not remember duplicates.
     return (table.has_horizon and report.age_ms >= 0 and not table.has_conversations
             and (table.now - report.age_ms / 1000.0 - table.flow_update_s - BATCH_S
                  > table.horizon_s))
@@ -255,8 +255,8 @@ cdef inline bint counts_whole(const TableState *table, const View *view,
 
 cdef bint needs_worth(const TableState *table, const Labels *labels, uint32_t number,
                       uint32_t kept) noexcept nogil:
-    # Whether the fields that identify a first report are needed. This is the case if there is a
-    # view in which the flow's total does not count as a whole (see `counts_whole`). `number` is the
+    # Whether the fields that identify a first report are needed. They are needed if there is a view
+    # in which the flow's total does not count as a whole (see `counts_whole`). `number` is the
     # flow's row in the first view, or 0 if the row must be created. `kept` is the dormant row that
     # keeps the counters for the new row, or 0.
     cdef const View *view
@@ -302,7 +302,7 @@ cdef int add_flow(TableState *table, const Report *report, const Labels *labels,
 cdef bint find_all_targets(TableState *table, const Report *report, const Labels *labels,
                            uint32_t number, uint32_t *conversation,
                            Targets *targets) noexcept nogil:
-    # Find or create the targets and the conversation of a flow that becomes live. If out of memory,
+    # Find or create the rows and the conversation of a flow that becomes live. If out of memory,
     # create nothing and return False.
     cdef uint32_t before = conversation[0]
     if not own_conversation(table, report, conversation):

@@ -230,7 +230,7 @@ class FakeAnalyzer:
         self.checks_pongs = False
         """As Skydive does, drop subscribers whose pongs are late."""
         self.stalling = False
-        """Send no pings. Set this while a frame is incomplete: a ping would be part of it."""
+        """Send no pings, for example while a frame is incomplete: a ping would corrupt it."""
         self.stops_after_disconnect = False
         """Imitate a bug: after a disconnect, send nothing until the next client subscribes."""
 

@@ -26,7 +26,7 @@ LENGTH_ORDER = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15
 LENGTHS = tuple(
     (3 + ((4 + i % 4) << (i // 4 - 1)) if i >= 8 else 3 + i, max(0, i // 4 - 1)) for i in range(28)
 )
-"""The shortest length and the number of extra bits of each length symbol, except the last one."""
+"""The shortest length and the number of extra bits of each length symbol, except the last."""
 
 DISTANCES = tuple(
     (1 + ((2 + i % 2) << (i // 2 - 1)) if i >= 4 else 1 + i, max(0, i // 2 - 1)) for i in range(30)
@@ -119,7 +119,7 @@ def strictly_inflated(data: bytes) -> bytes:
     """Decompress a deflate stream, and check properties that the format does not require.
 
     Every dynamic block has codes for all symbols. The codes are complete, and have at most 12 bits.
-    Other blocks are empty.
+    Blocks that are not dynamic are empty.
     """
     bits = _Bits(data)
     out = bytearray()

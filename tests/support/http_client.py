@@ -107,8 +107,8 @@ class Answer:
 class Client:
     """A client that gives access to raw responses. Header names are in lower case.
 
-    It uses a socket instead of a stream, because some versions of uvloop treat a reset as a normal
-    close.
+    The client uses a socket instead of a stream, because some versions of uvloop treat a reset as a
+    normal close.
     """
 
     def __init__(self, sock):

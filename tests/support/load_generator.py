@@ -72,7 +72,7 @@ class Churn:
         self._captures = [f"capture-{next(self._serial)}" for _ in range(CAPTURES)]
         self._steps = 0
         self.reports = 0
-        """Number of sent reports. Each adds `UNIT`."""
+        """Number of sent reports. Each report adds `UNIT` to the totals."""
         self.started = 0
         """Number of conversations so far. A conversation counts once per capture point."""
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 MAX_ENTRIES = 64
-"""Maximum number of entries that are followed per container. The other entries are similar."""
+"""Maximum number of entries that are followed per container. The entries that are not followed are
+similar."""
 
 MAX_FIELDS = 8
 """A dict with at most this many keys has a path for each key, if all keys are strings."""
@@ -56,7 +57,7 @@ def containers(**roots: object) -> dict[str, tuple[int, list[Any]]]:
     """Return all containers reachable from ``roots`` and skyfast's modules, by path.
 
     Each value has the number of entries and the list of containers. Several containers can have the
-    same path, for example one for each analyzer. Their entries are added.
+    same path, for example one for each analyzer. The numbers of their entries are added up.
     """
     result: dict[str, tuple[int, list[Any]]] = {}
     seen: set[int] = set()

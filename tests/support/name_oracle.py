@@ -1,7 +1,7 @@
 """A slow, plain resolver of names, written from the documented rules.
 
 The oracle works on decoded JSON and searches lists instead of building indexes. It shares no code
-with `skyfast.skydive.name_resolver`, which must give the same results. Each rule is a method. Its
+with `skyfast.skydive.name_resolver`, which must give the same results. Each rule is a method, whose
 docstring states the rule or the result. Uncertain names are empty.
 
 An *ownership* edge leads from an owner to its child, for example from a network namespace to an
@@ -120,7 +120,7 @@ def network_of(value: Json) -> Any:
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:
-    """Return the distinct values. Two nodes are distinct if they are different objects."""
+    """Return the distinct values. Equal nodes are distinct if they are two objects."""
     result: list[Any] = []
     for value in values:
         same = [v for v in result if (v is value if isinstance(value, dict) else v == value)]
@@ -180,7 +180,7 @@ class NameOracle:
         return short(text(node, "ID"))
 
     def updated(self, node: Json) -> int:
-        """The time of a node's update.
+        """The time at which a node was last updated.
 
         If several nodes have the same ID, only the node with the latest update is used.
         """
@@ -190,7 +190,7 @@ class NameOracle:
 
     @once
     def kind(self, node: Json) -> str:
-        """The type of a node. Containers and Kubernetes containers have the same ``Type``."""
+        """The ``Type`` of a node, except that Kubernetes containers have a type of their own."""
         kind = text(node, "Metadata", "Type")
         manager = text(node, "Metadata", "Manager")
         return K8S_CONTAINER if (kind, manager) == ("container", "k8s") else kind
@@ -298,7 +298,7 @@ class NameOracle:
         return text(container, "Metadata", "Container", "Labels", "io", "kubernetes", *keys)
 
     def flat_label(self, container: Json, key: str) -> str:
-        """A label whose key is not split. Some labels of the runc probe are like this."""
+        """A label whose key is not split. Some labels of the runc probe have such keys."""
         return text(container, "Metadata", "Container", "Labels", f"io.kubernetes.{key}")
 
     def label(self, container: Json, *keys: str) -> str:
@@ -317,8 +317,8 @@ class NameOracle:
     def container_name(self, container: Json) -> str:
         """The name of a container in its pod.
 
-        It is the first of these names that exists: the name in the container's labels, ``NAME`` in
-        the name that kubelet gave the container, or the whole name of the container.
+        The result is the first of these names that exists: the name in the container's labels,
+        ``NAME`` in the name that kubelet gave the container, or the whole name of the container.
         """
         kubelet = self.kubelet_name(container)
         return short(
@@ -342,7 +342,8 @@ class NameOracle:
     def kubernetes_containers(self, container: Json) -> list[Json]:
         """The Kubernetes containers with an edge to a container.
 
-        If no edge exists, these are the ones whose ``ContainerID`` is the container's ID.
+        If no edge exists, the result has the Kubernetes containers whose ``ContainerID`` is the
+        container's ID.
         """
         linked = self.parents(container, "container", K8S_CONTAINER)
         identity = short(text(container, "Metadata", "Container", "ID"))
@@ -423,7 +424,7 @@ class NameOracle:
 
         The probe links a container with every pod that has the same Kubernetes namespace and name.
         If these pods are in several clusters, only the pods in the host's cluster are returned. If
-        none is in the host's cluster, all pods are returned.
+        no pod is in the host's cluster, all pods are returned.
         """
         pods = distinct(
             pod
@@ -524,8 +525,8 @@ class NameOracle:
     def assumed_host(self, pod: Json) -> str:
         """The host of a pod: the result of `agent`, or else the pod's Kubernetes node.
 
-        The name of the node is not used if the node has edges to hosts, or if the host of this name
-        has edges to nodes. Then the host is unknown.
+        But if that node has edges to hosts, or if the host of this name has edges to nodes, the
+        host is unknown.
         """
         node = self.node_of(pod)
         free = not self.linked_hosts(pod) and not self.kubernetes_nodes(node)
@@ -589,8 +590,8 @@ class NameOracle:
     def of_replica_set(self, node: Json) -> Pair:
         """The workload of a replica set.
 
-        It is the first of these that exists: the owner of the replica set, the only deployment that
-        selects the replica set, or the replica set itself.
+        The workload is the first of these that exists: the owner of the replica set, the only
+        deployment that selects the replica set, or the replica set itself.
         """
         if self.controllers(node):
             return self.owner(node)
@@ -642,7 +643,7 @@ class NameOracle:
         """The addresses of a pod. A pod that has ended or uses the host's network has none.
 
         A pod also counts as using the host's network if it has an address of its host. If the host
-        is unknown, this applies to the addresses of all hosts.
+        is unknown, an address of any host is enough.
         """
         if not self.runs(pod):
             return []
@@ -727,8 +728,9 @@ class NameOracle:
     def is_service_on_host(self, node: Json, address: str) -> bool:
         """Whether an address of an interface belongs to a service instead of the host.
 
-        This applies to a cluster IP on a dummy interface in the host's own namespace. NodeLocal
-        DNSCache adds the cluster IP of the DNS service to each host of the cluster.
+        Such an address is a cluster IP on a dummy interface in the host's own namespace. For
+        example, NodeLocal DNSCache adds the cluster IP of the DNS service to each host of the
+        cluster.
         """
         cluster = self.cluster_of_host(self.host(node))
         clusters = [
@@ -850,9 +852,9 @@ class NameOracle:
     ) -> Names:
         """The names of an address, in the order of the labels.
 
-        The first name is the value of the label ``name``. It is the first of these that is known:
-        service, workload, container, netns, host. The name of a virtual machine replaces netns and
-        host.
+        The first name is the value of the label ``name``. That value is the first of these that is
+        known: service, workload, container, netns, host. The name of a virtual machine replaces
+        netns and host.
         """
         prefix = f"{facts['namespace']}/" if facts["namespace"] else ""
         service, workload = facts["service"], facts["workload"]
@@ -875,8 +877,8 @@ class NameOracle:
     def candidates(self, address: str) -> list[Candidate]:
         """The owners of an address: interfaces, virtual machines, pods and services.
 
-        A pod and an interface with the same address can be a single owner. There are two
-        conditions: the pod can be at no other interface, and no other pod can be at this interface.
+        A pod and an interface with the same address can be a single owner. This is the case if the
+        pod can be at no other interface, and if no other pod can be at this interface.
         """
         places = self.places(address)
         shown = [self.pod(namespace) for namespace, _, machine in places if machine is None]
@@ -917,9 +919,10 @@ class NameOracle:
         """Whether to assume that an interface with the address of a pod belongs to the pod.
 
         The interface must not be in the host's own namespace, and must not belong to another pod.
-        If its namespace belongs to a pod with the same name, that pod is assumed to be the same
-        pod, unless the clusters or hosts differ. Otherwise, the interface must be on the pod's
-        host. If nothing is known about the pod's host, no other interface must have the address.
+        If the interface's namespace belongs to a pod with the same name, that pod is assumed to be
+        the same pod, unless the clusters or hosts differ. If the namespace belongs to no pod, the
+        interface must be on the pod's host. If nothing is known about the pod's host, no other
+        interface must have the address.
         """
         namespace, host, machine = place
         if machine is not None or self.is_own(namespace) or self.is_uncertain(namespace):
@@ -1007,7 +1010,8 @@ class NameOracle:
     def choose(self, address: str, other: str, tid: str) -> Names | None:
         """Return the names of an address in a flow, or None if they are ambiguous.
 
-        A loopback or link-local address has names only in its own namespace and at the veth peer.
+        A loopback or link-local address has names only in flows that were captured in its own
+        namespace or at the veth peer.
         """
         candidates = self.candidates(address)
         local = is_local(address)

@@ -141,9 +141,9 @@ class Shown:
 class Oracle:
     """The page that a table must have after each message.
 
-    ``horizon_s`` is the time of the latest report of any flow that the table may have forgotten. It
-    starts as the time of the first subscription. If ``is_exact`` is false, flows can be rejected
-    and evicted, so only the upper bounds are checked. All views must count new flows.
+    ``horizon_s`` is the time of the latest report of any flow that the table may have forgotten.
+    Its initial value is the time of the first subscription. If ``is_exact`` is false, flows can be
+    rejected and evicted, so only the upper bounds are checked. All views must count new flows.
     """
 
     spec: Spec
@@ -308,8 +308,8 @@ class Oracle:
     ) -> None:
         """Check a connection that was not on the previous page.
 
-        If the table still knows a flow of the connection, the counters must continue. Otherwise,
-        the counters may start with the flows of this message.
+        If the table still knows a flow of the connection, the counters must continue. If the table
+        knows none, the counters may start with the flows of this message.
         """
         due = exactly(shown.counters) + shown.since
         if counters in due:
@@ -328,8 +328,8 @@ class Oracle:
         assert not remembered, f"{values}: {counters} is not {due}"
         fresh = NOTHING
         for growth in growths:
-            # Some closing reports do not make their connection visible. They only count for a later
-            # connection if the table keeps the counters of expired connections.
+            # Some closing reports do not make their connection visible. Such reports only count for
+            # a later connection if the table keeps the counters of expired connections.
             counts = growth.shows or (self.flow_memory_s > 0 and not self.is_complete)
             low = growth.amount.low & growth.totals if counts else Counter()
             fresh += Range(low, growth.totals)

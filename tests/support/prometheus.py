@@ -1,4 +1,4 @@
-"""Runs Debian's Prometheus and promtool for tests, and Prometheus 3 if there is one."""
+"""Runs Debian's Prometheus and promtool for tests, and Prometheus 3 if it is installed."""
 
 import asyncio
 import json

@@ -69,7 +69,7 @@ class IngestSetup:
         )
 
     def omit_labels(self) -> None:
-        """Decode the next message without labels, as after many messages of known flows."""
+        """Decode the next message without labels, as after many messages with only known flows."""
         decoders = self.ingest._decoders
         decoders.next = decoders._known
 

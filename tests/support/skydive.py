@@ -693,7 +693,7 @@ class Analyzer:
                 self._handle_flows()
 
     def _schedule_deadline(self) -> None:
-        """Schedule the next tick of ``dlTimer``. Its ticks are multiples of 5 s after the start."""
+        """Schedule the next tick of ``dlTimer``. Ticks are at multiples of 5 s after the start."""
         started_ms = self._started_ms
         ticks = (self.cluster.now_ms - started_ms) // BULK_MS + 1
         self.cluster.at(started_ms + ticks * BULK_MS, lambda: self._deadline(started_ms))
@@ -745,8 +745,9 @@ class Analyzer:
     def connect(self, subscriber: Subscriber) -> None:
         """Add a subscriber (``serveMessages``, ``OnConnected``).
 
-        Only the first subscriber of a namespace is stored in ``nsSubscriber``. A subscriber without
-        namespaces receives all of them, and is stored for ``flow`` and ``stats``.
+        Only the first subscriber of a namespace is stored in ``nsSubscriber``. A subscriber that
+        asked for no namespaces receives messages of all namespaces, and is stored for ``flow`` and
+        ``stats``.
         """
         if any(speaker.host_id == subscriber.host_id for speaker in self.speakers):
             raise HostIdConflictError(subscriber.host_id)
@@ -768,9 +769,9 @@ class Subscriber:
     """A subscription to one analyzer, of skyfast or of another program.
 
     Messages keep their order and are delayed by ``delay_ms``, which can change. After
-    ``silence_ms`` without a message, the subscription disconnects; None disables this. The
-    subscription reconnects ``retry_ms`` after every failure. Without namespaces, it receives the
-    messages of all namespaces.
+    ``silence_ms`` without a message, the subscription disconnects; if ``silence_ms`` is None, it
+    does not. The subscription reconnects ``retry_ms`` after every failure. Without namespaces, it
+    receives the messages of all namespaces.
 
     ``history`` is a list of times and events: connected, silent, disconnected, refused.
     """

@@ -405,7 +405,7 @@ pipeline:
 
 @dataclass
 class Observations:
-    """Measurements of a process. ``resident`` has its resident bytes by seconds since its start."""
+    """Measurements of a process. ``resident`` maps seconds since the start to resident bytes."""
 
     resident: dict[float, int] = field(default_factory=dict)
     pages: int = 0

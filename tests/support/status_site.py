@@ -16,7 +16,7 @@ EVIL = "</td></table><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u
 
 
 class Site:
-    """The web server of an app. Its analyzer is not reachable, so tests report flows by `report`.
+    """The web server of an app. Its analyzer is not reachable, so tests add flows with `report`.
 
     The totals of a flow are in this order: bytes and packets from initiator to target, bytes and
     packets from target to initiator.

@@ -110,7 +110,7 @@ def lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> lis
 
 
 class Names:
-    """A resolver whose answer can be changed."""
+    """A fake DNS resolver, whose answer tests can change."""
 
     def __init__(self, *addresses: str) -> None:
         self.answer: list[str] | OSError = list(addresses)

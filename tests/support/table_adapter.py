@@ -173,8 +173,8 @@ def _counter(value: Total) -> Counter:
 class Slice:
     """A step of relabelling: the flows that it visited, and the keys whose names it applied.
 
-    ``taken`` has the keys that the step took from its input. If it took none, it continued with the
-    keys of the previous step.
+    ``taken`` has the keys that the step took from its input. If the step took no keys, it continued
+    with the keys of the previous step.
     """
 
     taken: list[str]

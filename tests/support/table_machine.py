@@ -46,7 +46,7 @@ MANY = 1000
 
 EVER = float("-inf")
 LABEL_VALUE = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-"""Matches a label on a page. The groups are the name and the escaped value."""
+"""Matches a label on a page. The regex groups are the name and the escaped value."""
 
 IP_A, IP_B, PORT_A, PORT_B, _, NODE, PROTOCOL = LABELS
 APPLICATION = Label("application", ("Application",))
@@ -204,7 +204,7 @@ CONTEXTS = tuple(
     for a, b in (("A", "B"), ("B", "A"))
     for context in [(flow["Network"][a], flow["Network"][b], flow["NodeTID"])]
 )
-"""The contexts of lookups: an address of a flow, its other address, and its capture point."""
+"""The contexts of lookups: an address, the flow's other address, and the capture point."""
 
 three_names = st.tuples(*[st.sampled_from(("", "eth0", "other", 'a "name"', "n" * 100))] * 3)
 

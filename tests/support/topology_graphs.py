@@ -305,8 +305,8 @@ def _k8s(b: _Builder, kind: str, cluster: str, fields: Json, owners: Json = ()) 
 def _kubernetes_nodes(b: _Builder, clusters: tuple[str, ...], hosts: list[Json]) -> dict[str, Any]:
     """Add Kubernetes nodes. Return their names by host.
 
-    A host is usually a node of one cluster. Nodes of two clusters can have the same name, and so
-    can two hosts. The probe links all hosts and nodes that have the same name.
+    A host is usually a node of one cluster. Nodes of two clusters can have the same name. Two hosts
+    can also have the same name. The probe links all hosts and nodes that have the same name.
     """
     names = {}
     for host in hosts:
