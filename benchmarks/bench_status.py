@@ -17,6 +17,11 @@ REQUESTS = 5
 RESULT_AGE_S = 0.05
 """How long skyfast caches rankings and cardinality reports."""
 
+FLOW_UPDATE_S = 1.0
+"""The interval between two reports of a flow that skyfast assumes: its rates need this time."""
+
+ENVIRONMENT = {"RESULT_AGE_S": str(RESULT_AGE_S), "FLOW_UPDATE_S": str(FLOW_UPDATE_S)}
+
 APART_S = 0.1
 """Pause between requests. It is longer than `RESULT_AGE_S`, so that each request causes a scan."""
 
@@ -32,7 +37,7 @@ MIB = 2**20
 def run(report: Report) -> None:
     with (
         Remote(Analyzer, LARGE) as analyzer,
-        programs.heartbeat(analyzer, environment={"RESULT_AGE_S": str(RESULT_AGE_S)}) as program,
+        programs.heartbeat(analyzer, environment=ENVIRONMENT) as program,
     ):
         analyzer.call(Analyzer.load, 0, LARGE)
         program.round(FIRST_ROUND)

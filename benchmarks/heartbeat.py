@@ -6,7 +6,8 @@ The task repeatedly sleeps for `INTERVAL_S`, and records how late it wakes up. A
 control port sends one line. ``begin`` discards the recorded delays, ``end`` returns them, and
 ``pass SECONDS`` advances the clock. The environment variable ``NAMES_INTERVAL_S`` sets the interval
 at which skyfast reads the complete topology. ``RESULT_AGE_S`` sets how long skyfast caches
-rankings and cardinality reports.
+rankings and cardinality reports. ``FLOW_UPDATE_S`` sets the interval between two reports of a flow
+that skyfast assumes; there are no rates before this time has passed.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import os
 import sys
 import time
 
-from skyfast import app, cli, runner
+from skyfast import app, cli, runner, stats
 from skyfast.runtime.clock import PAUSE_S, Clock
 from skyfast.skydive import name_poller
 from skyfast.web import cardinality, top
@@ -87,6 +88,8 @@ if __name__ == "__main__":
         name_poller.FULL_INTERVAL_S = float(interval_s)  # type: ignore[misc]
     if age_s := os.environ.get("RESULT_AGE_S"):
         top.RESULT_AGE_S = cardinality.REPORT_AGE_S = float(age_s)  # type: ignore[misc]
+    if update_s := os.environ.get("FLOW_UPDATE_S"):
+        stats.FLOW_UPDATE_S = float(update_s)
     runner.App = Measured  # type: ignore[attr-defined]
     app.Clock = lambda: Clock(_now_s)  # type: ignore[assignment, attr-defined, misc]
     sys.exit(cli.main(sys.argv[1:2]))
