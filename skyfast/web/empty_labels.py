@@ -1,7 +1,8 @@
-"""Finds labels that should have names, but are empty for most of the traffic.
+"""Finds labels that should show names, but are empty for most of the traffic.
 
-Names of addresses and capture points are in Skydive's topology. If the topology lacks these names,
-nearly all connections have the same empty label values, so their traffic is in the same series.
+The names of addresses and capture points come from Skydive's topology. If the topology lacks these
+names, nearly all connections have the same empty label values, so their traffic is in the same
+series.
 """
 
 import logging
@@ -17,13 +18,14 @@ from skyfast.web.ranked_views import RankedView
 log = logging.getLogger("skyfast.topology")
 
 INTERVAL_S: Final = 60.0
-"""Minimum time between two searches."""
+"""Minimum time between two searches for empty labels."""
 
 MAX_LOAD: Final = 0.005
-"""The searches of a large table take at most this fraction of a core."""
+"""Maximum CPU time of the searches, as a fraction of a core. After a long search, the next search
+waits longer."""
 
 MIN_SHARE: Final = 0.9
-"""There is a warning if labels are empty for this fraction of the bytes."""
+"""There is a warning if labels are empty for at least this fraction of all bytes."""
 
 _SETS: Final = (
     ("initiator_name", "target_name"),
@@ -31,11 +33,12 @@ _SETS: Final = (
     ("node_name",),
     ("node_host",),
 )
-"""Labels that have a value for each address or capture point of the topology.
+"""The sets of labels to check: labels with a value for each address or capture point of the
+topology.
 
-Connections with outside addresses have an address of the topology at the other end, so labels of
-both ends are checked together. Other labels are empty for good reasons: not every address belongs
-to a container, for example."""
+If one address of a connection is outside of the topology, the other is usually in it. Therefore the
+labels of both ends are one set. Labels in no set are often empty for good reasons: for example, not
+every address belongs to a container."""
 
 
 class GroupedTable(Protocol):
@@ -49,10 +52,10 @@ class GroupedTable(Protocol):
 def find(
     table: GroupedTable, views: Iterable[RankedView], *, least: float = 0.0
 ) -> list[EmptyLabels]:
-    """Return how much traffic has empty names. Slow and thread-safe.
+    """Return the fraction of bytes for which each set of labels is empty. Slow and thread-safe.
 
     Each set of labels is searched in the first view that has these labels and exports bytes. The
-    result has the sets whose share is at least ``least``. If ``least`` is above 0.5, the search is
+    result omits sets with a fraction below ``least``. If ``least`` is above 0.5, the search is
     faster.
     """
     count = 1 if least > 0.5 else MAX_RANKED
@@ -76,7 +79,7 @@ def _sets(view: RankedView) -> Iterator[tuple[str, ...]]:
 def _share(
     table: GroupedTable, family: int, labels: tuple[str, ...], *, count: int
 ) -> float | None:
-    """Return the share of bytes in rows whose ``labels`` are all empty; None without bytes."""
+    """Return the share of bytes in rows with only empty ``labels``; None if no row has bytes."""
     groups, (_, others, _), _, _ = table.top_groups(family, count, labels, max_groups=MAX_RANKED)
     empty = sum(rank for rank, values, *_ in groups if not any(values))
     total = sum(rank for rank, *_ in groups) + (others or 0)
@@ -94,7 +97,7 @@ def is_suspicious(empty: EmptyLabels) -> bool:
 
 
 def share_text(empty: EmptyLabels) -> str:
-    """Return the share as a sentence without a full stop."""
+    """Return a sentence without a full stop: ``95.0 % of the bytes have an empty node_name``."""
     return f"{percent(empty.bytes_share)} of the bytes have {_empty(empty)}"
 
 
@@ -103,22 +106,22 @@ def _empty(empty: EmptyLabels) -> str:
 
 
 def reason(empty: EmptyLabels, names: NameStats) -> str:
-    """Return why the labels are empty."""
+    """Return the reason why the labels are empty, as a clause without a full stop."""
     if not names.addresses and not names.nodes:
         return "the topology is empty"
     kind = "capture points" if empty.labels[0].startswith("node_") else "addresses"
-    return f"the topology has no unique names for their {kind}"
+    return f"the topology has no unique names for the {kind} of this traffic"
 
 
 class EmptyLabelCheck:
-    """Logs warnings about empty labels, and keeps them in the counts of names."""
+    """Logs warnings about empty labels, and stores these labels in `NameStats.empty_labels`."""
 
     def __init__(self) -> None:
         """Start without warnings."""
         self._limit = LogLimit()
 
     def use(self, found: Sequence[EmptyLabels], names: NameStats) -> None:
-        """Replace the warnings, and log those that are new."""
+        """Store the suspicious labels of ``found`` in ``names``, and log those that are new."""
         known = {empty.labels for empty in names.empty_labels}
         names.empty_labels = tuple(filter(is_suspicious, found))
         for empty in names.empty_labels:

@@ -108,7 +108,8 @@ _SUBSCRIPTIONS: Final = (
     ),
     metric(
         "skyfast_report_gaps_total",
-        "Checked flow reports whose previous report is missing, by reason.",
+        "Randomly chosen flow reports for which the previous report of the flow is missing, by"
+        " reason.",
         by_analyzer_and_reason(lambda analyzer: analyzer.report_gaps),
     ),
     histogram(
@@ -118,8 +119,8 @@ _SUBSCRIPTIONS: Final = (
     ),
     histogram(
         "skyfast_report_delivery_seconds",
-        "Time from an agent's update of a flow until the report arrives, for randomly chosen"
-        " reports.",
+        "Time from when an agent updates a flow until the report of the flow arrives, for randomly"
+        " chosen reports.",
         histogram_by_analyzer(lambda analyzer: analyzer.delivery),
     ),
 )
@@ -205,7 +206,7 @@ _TABLE: Final = (
     ),
     metric(
         "skyfast_connections_overflowed_total",
-        "Flow reports added to the overflow connection.",
+        "Flow reports added to the overflow connection because the table was full.",
         single(lambda source: source.table.overflowed_total),
     ),
     metric(
@@ -215,7 +216,8 @@ _TABLE: Final = (
     ),
     metric(
         "skyfast_view_connections_rejected_total",
-        "Flow reports that the view did not count, because they needed a new row in a full view.",
+        "Flow reports that the view did not count, because they needed a new row and the view had"
+        " reached its maximum number of rows.",
         by_view(lambda table: table.view_rejected_totals),
     ),
     metric(
@@ -263,7 +265,7 @@ _TOPOLOGY: Final = (
     ),
     metric(
         "skyfast_capture_reports_skipped_total",
-        "Reports of capture statistics that were skipped, by reason.",
+        "Skipped reports of capture statistics, by reason.",
         by_label("reason", lambda source: source.stats.captures.skipped),
     ),
 )
@@ -328,17 +330,17 @@ _NAMES: Final = (
 _OWN_NAMES: Final = (
     metric(
         "skyfast_own_names",
-        "Number of names that are configured with 'names' and in the file of 'names_file'.",
+        "Number of own names: entries of 'names' and of the file set with 'names_file'.",
         of_own_names(lambda own: own.entries),
     ),
     metric(
         "skyfast_own_names_last_load_successful",
-        "Whether the configured names were loaded successfully the last time.",
+        "Whether the latest load of own names ('names' and 'names_file') succeeded.",
         of_own_names(lambda own: own.last_load_successful),
     ),
     metric(
         "skyfast_own_names_last_load_success_timestamp_seconds",
-        "Unix time at which the configured names were last loaded successfully.",
+        "Unix time of the latest successful load of own names ('names' and 'names_file').",
         of_own_names(lambda own: own.last_load_success_timestamp_s),
     ),
 )
@@ -351,7 +353,7 @@ _CONFIG: Final = (
     ),
     metric(
         "skyfast_config_last_reload_success_timestamp_seconds",
-        "Unix time of the latest successful reload, or of the start if there was none.",
+        "Unix time of the latest successful reload, or of the start if there was no such reload.",
         single(lambda source: source.stats.config.last_reload_success_timestamp_s),
     ),
     metric(
@@ -469,7 +471,7 @@ _HIDDEN_BYTES: Final = MetricFamily(
 _LABEL_VALUES: Final = MetricFamily(
     name="skyfast_label_values",
     type="gauge",
-    help="Number of distinct values of the exported label that 'label' names.",
+    help="Number of distinct values of each exported label.",
 )
 
 

@@ -241,8 +241,7 @@ def test_hidden_connections_are_rendered_for_views_with_bounds():
 
 def test_numbers_of_label_values_are_rendered():
     assert render_label_values({"target_ip": 3, "protocol": 2}).decode() == (
-        "# HELP skyfast_label_values Number of distinct values of the exported label that 'label'"
-        " names.\n"
+        "# HELP skyfast_label_values Number of distinct values of each exported label.\n"
         "# TYPE skyfast_label_values gauge\n"
         'skyfast_label_values{label="target_ip"} 3\n'
         'skyfast_label_values{label="protocol"} 2\n'
