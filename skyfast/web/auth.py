@@ -44,7 +44,8 @@ MAX_FAILED = 4096
 """Security limit: number of cached invalid credentials. The least recently used are dropped."""
 
 MAX_ADDRESSES = 4096
-"""Security limit: number of addresses with attempts. The least recently used are dropped."""
+"""Security limit: number of addresses whose attempts are counted. The least recently used are
+dropped."""
 
 WRONG_BURST = 10
 """Maximum number of different wrong passwords that an address can try in a burst."""
@@ -53,7 +54,7 @@ WRONG_INTERVAL_S = 5.0
 """After the burst, an address can try one more password per interval."""
 
 IPV6_PREFIX = 64
-"""The prefix length of the network that counts as one IPv6 client."""
+"""All addresses of an IPv6 network with this prefix length count as one client."""
 
 CHECK_NICENESS = 10
 """The niceness of the thread that computes hashes."""
@@ -99,7 +100,7 @@ class Rejection:
 
 
 class PasswordChecker:
-    """Checks credentials, at a bounded cost.
+    """Checks credentials. The number of concurrent checks and the sizes of the caches are limited.
 
     Hashes are computed in a thread; all other code runs on the event loop.
     """
@@ -128,13 +129,13 @@ class PasswordChecker:
     async def authenticate(
         self, users: Mapping[bytes, bytes], authorization: str | None, address: str
     ) -> Rejection | None:
-        """Return why a request with this ``authorization`` header is rejected, or None if valid."""
+        """Return the rejection of a request, or None if its ``authorization`` header is valid."""
         user, password = _credentials(authorization)
         if user is None:
             return Rejection(HTTPStatus.UNAUTHORIZED)
         known = users.get(user)
-        # For an unknown user, the password is checked against the hash of a fixed known user. So
-        # the duration does not reveal which users exist.
+        # The password of an unknown user is checked against the hash of a configured user. So the
+        # duration does not reveal which users exist.
         expected = known or self._dummy_hash(user, users)
         digest = self._digest(b"known" if known else b"", user, expected, password)
         if digest in self._verified:
@@ -215,7 +216,7 @@ class PasswordChecker:
 
 
 def _remember(memory: dict[bytes, None], digest: bytes, most: int) -> None:
-    """Move ``digest`` to the end, and drop the first entry if there are more than ``most``."""
+    """Move ``digest`` to the end of ``memory``, and keep at most ``most`` digests."""
     memory.pop(digest, None)
     if len(memory) >= most:
         del memory[next(iter(memory))]
@@ -255,7 +256,7 @@ class WebSecurity:
     """TLS, authentication and rate limit, as set by the web configuration in use."""
 
     def __init__(self, path: str, *, now: Callable[[], float] = time.monotonic) -> None:
-        """Read the file at ``path``. This blocks. Raises ConfigError if it is invalid."""
+        """Read the file at ``path``. This blocks. Raises ConfigError if the file is invalid."""
         self._now = now
         self._passwords: PasswordChecker | None = None
         self._bucket: _Bucket | None = None

@@ -12,7 +12,7 @@ from skyfast.web.ranked_views import PER_SECOND, Metric, RankedView, RankingKey,
 from skyfast.web.top import Query, Ranking, Top
 
 ROWS: Final = (20, 50, 100, 500)
-"""The selectable numbers of connections."""
+"""The numbers of table rows that the user can choose from."""
 
 _UNIT_FORMATS: Final[dict[Unit, str]] = {
     "bytes": "bytes",
@@ -40,7 +40,7 @@ def _format(metric: Metric, *, is_rate: bool = False) -> str:
 
 
 def ranking_links(ranking: Ranking, query: Query) -> str:
-    """Return the links that choose the ranking criterion."""
+    """Return a link for each ranking criterion, as HTML."""
     keys = ranking.views[query.view].keys.values()
     return "\n".join(_ranking_link(key, query) for key in keys)
 
@@ -72,17 +72,18 @@ def _grouping_link(grouping: Grouping, query: Query) -> str:
 
 
 def row_options(chosen: int) -> str:
-    """Return the options for the number of rows."""
+    """Return the ``option`` elements for the number of rows, as HTML."""
     return "".join(
         f"<option{' selected' if n == chosen else ''}>{n}</option>" for n in sorted({*ROWS, chosen})
     )
 
 
 def group_options(ranking: Ranking, query: Query) -> str:
-    """Return the options for the labels to group by.
+    """Return the ``option`` elements for the labels to group by, as HTML.
 
-    There is an option for each label of the ranked view, and for each pair of labels of the two
-    ends. If connections are ranked, the last options are for labels that only other views have.
+    There is an option for each label of the ranked view, and for each pair of labels
+    ``initiator_x`` and ``target_x``. If connections are ranked, the last options are for labels
+    that only other views have.
     """
     labels = ranking.views[query.view].labels
     groups = [(), *pairs(labels)]
@@ -107,7 +108,8 @@ def note(ranking: Ranking, query: Query, top: Top) -> str:
     if top.note is not None:
         return escape(top.note)
     noun = "row" if top.view else "connection"
-    # This total is from the same scan as the rows; the total shown above may be newer.
+    # Use the total of the scan that found the rows. The tile at the top of the page may show a
+    # newer total.
     total = top.connections if top.groups is None else top.groups
     counted = noun if top.groups is None else "group"
     text = f"{count(len(top.entries))} of {count(total)} {counted}{'' if total == 1 else 's'}"
@@ -139,7 +141,7 @@ def histograms(ranking: Ranking, query: Query) -> str:
 def table(
     ranking: Ranking, query: Query, top: Top | None, elements: Elements, *, has_bounds: bool
 ) -> str:
-    """Return the table. ``has_bounds`` is whether rows of the ranked view can be hidden."""
+    """Return the table as HTML. ``has_bounds`` is whether rows of the ranked view can be hidden."""
     view = ranking.views[query.view]
     key = view.keys[query.by]
     columns = [

@@ -57,7 +57,7 @@ class Remaining:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelCardinality:
-    """A label, the number of its values, the most frequent values, and the effect of removing it.
+    """A label, its number of values, its most frequent values, and the effect of its removal.
 
     The numbers of ``without`` are estimates if the report is ``approximate``.
     """
@@ -124,8 +124,9 @@ class Cardinality:
     ) -> None:
         """Initialize for ``table``.
 
-        ``view`` is the first view of the table. ``others`` are its other views by prefix, in the
-        order of the table. Reports include a forecast of ``forecaster``.
+        ``view`` is the first view of the table. ``others`` maps the prefix of each other view to
+        the view, in the order of the table. If there is a ``forecaster``, reports include its
+        forecast.
         """
         self._table = table
         self._forecaster = forecaster

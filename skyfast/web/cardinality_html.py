@@ -22,7 +22,7 @@ MIN_SHARE: Final = 0.005
 connections are shown. A list of equally rare values would be a random choice."""
 
 SUMMARIZED: Final = 2
-"""The number of values that are visible before a list is opened."""
+"""The number of values that are visible before the user opens a list."""
 
 _HEADS: Final = (
     ("text", "label"),
@@ -67,7 +67,7 @@ def _note(report: CardinalityReport | ViewCardinality) -> str:
 
 
 def _exact(report: CardinalityReport) -> str:
-    """Return the exact result for the label of the query, or nothing."""
+    """Return the panel about removing the label of the query; "" if the query has no label."""
     without = report.without
     if without is None:
         return ""
@@ -81,7 +81,7 @@ def _exact(report: CardinalityReport) -> str:
 
 
 def _forecast(forecast: Forecast | None) -> str:
-    """Return the panel about ``min_bytes``, or nothing without a forecast."""
+    """Return the panel about ``min_bytes``, or "" if there is no forecast."""
     if forecast is None:
         return ""
     rows = "".join(
@@ -156,7 +156,7 @@ def _values(panel: str, label: LabelCardinality, connections: int) -> str:
 
 
 def frequent(label: LabelCardinality, connections: int) -> tuple[ValueCount, ...]:
-    """Return the listed values that are frequent enough to be shown: see `MIN_SHARE`."""
+    """Return the values in ``label.top`` that are frequent enough to be shown: see `MIN_SHARE`."""
     if label.values <= len(label.top):
         return label.top
     least = MIN_SHARE * connections

@@ -210,11 +210,11 @@ class _Reader:
     def errors_at(
         self, node: YamlNode, path: str, *, secret: bool = False
     ) -> AbstractContextManager[None]:
-        """Convert errors of values in ``node``, at ``path``, to ConfigErrors."""
+        """Convert an `InvalidValue` about ``node``, at the key path ``path``, to a ConfigError."""
         return self.origin(node).errors_at(path, hides=hide_all if secret else hide_nothing)
 
     def add_warning(self, node: YamlNode, path: str, text: str) -> None:
-        """Add a warning about ``node``, at ``path``."""
+        """Add a warning about ``node``, whose key path is ``path``."""
         self._warnings.append(f"{self.origin(node)}: {path}: {text}")
 
     def _section(self, node: YamlNode, path: str, known: Sequence[str]) -> "_Section":
@@ -431,7 +431,7 @@ class _Section:
         return self.get(key, list_of(parse), nothing)
 
     def error(self, key: str, problem: str, *, shown: bool = True) -> ConfigError:
-        """Return the error for a value that conflicts with other keys."""
+        """Return a ConfigError about the value of ``key``, with the text ``problem``."""
         node = self.nodes[key]
         refused = InvalidValue(problem, node.value, shown=shown)
         return self.reader.origin(node).error(refused, join(self.path, key))
@@ -445,7 +445,8 @@ class _Section:
 
 
 def _check_mapping(value: YamlValue) -> None:
-    # The error must not show the value: without a space, "alice:hash" is a string with a hash.
+    # The error must not show the value: if the space after a colon is missing, "alice:hash" is a
+    # string that contains a hash.
     if not isinstance(value, dict):
         raise InvalidValue("is not a mapping of keys", shown=False)
 
@@ -511,7 +512,7 @@ def _to_duration_s(value: YamlValue) -> float:
 
 
 def normalize_san(san: str) -> str:
-    """Return the canonical form of a SAN."""
+    """Return an IP address in canonical form, and any other SAN unchanged."""
     try:
         return str(ipaddress.ip_address(san.strip()))
     except ValueError:

@@ -443,7 +443,7 @@ def _parse_error_response(error: BaseException | None) -> tuple[HTTPStatus, str]
 
 
 def make_manager(handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> web.Server:
-    """Return an object that all connections share. It calls ``handle`` for each request.
+    """Return the aiohttp server that all connections share. It calls ``handle`` for each request.
 
     Requires a running event loop.
     """

@@ -1,7 +1,7 @@
 """Parts of the status page: values, values with names, bars of limits, and tables.
 
-Each element has the path of its value and the format as attributes, so that the script of the page
-can update it.
+Each element has the path and the format of its value as attributes, so that the script of the page
+can update the value.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,12 +25,12 @@ class HtmlColumn:
     """A column of a table: the path of its values in a row, their format, and the header.
 
     ``head`` and ``attributes`` are HTML of the header cell. If ``name`` is set, it is a label whose
-    values can have names. A name is shown beside the value if ``is_beside``, and otherwise instead
-    of the value. ``bar`` is the key of the length of a bar in the background. If ``filters``, the
-    value is a link that filters the table by this value. A value that equals ``configured`` is
-    marked as the configured value, unless ``configured`` is 0. If ``single`` is set, it is a metric
-    with one value per row. The column is hidden while the table is ranked by this metric, because
-    the rank is the same value.
+    values can have names. If ``is_beside``, a name is shown beside the value; if not, a name
+    replaces the value. If ``bar`` is set, it is the path of a number from 0 to 1: the length of a
+    bar in the background. If ``filters``, the value is a link that filters the table by this value.
+    A value that equals ``configured`` is marked as the configured value, unless ``configured`` is
+    0. If ``single`` is set, it is a metric with one value per row. The column is hidden while the
+    table is ranked by this metric, because the rank column shows the same value.
     """
 
     key: str
@@ -47,7 +47,11 @@ class HtmlColumn:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A bar of values that share a limit. ``anchor`` is the anchor of its help on ``/help``."""
+    """A bar that shows values and their common limit.
+
+    ``keys`` and ``limit`` are the paths of these numbers in the report. ``anchor`` is the anchor of
+    the explanation on ``/help``.
+    """
 
     anchor: str
     title: str
@@ -64,7 +68,7 @@ class Elements:
         self._query = query
 
     def place(self, key: str, format_: str, *, tag: str = "span") -> str:
-        """Return an element with the value."""
+        """Return an element with the value at the path ``key``."""
         value = _at(self._tree, key)
         state = f' class="{_class(value, format_)}"' if format_ in STATES else ""
         text = escape(formatted(value, format_, self._now_s))
@@ -80,7 +84,7 @@ class Elements:
         return f", <small>{self.place(_HIDDEN, 'count')} hidden</small>"
 
     def limit(self, limit: Limit) -> str:
-        """Return the name of a limit, a bar, and its values."""
+        """Return the title of a limit, its bar and its values, as HTML."""
         values = [_at(self._tree, key) for key in limit.keys]
         maximum = _at(self._tree, limit.limit)
         shares = [value / maximum if maximum else 0.0 for value in values]
@@ -101,7 +105,7 @@ class Elements:
         )
 
     def figures(self, figures: Iterable[tuple[str, str, str, str]]) -> str:
-        """Return the names of figures, with links to their explanations, and their values."""
+        """Return titles and values of figures as HTML. Titles are links to explanations."""
         return "".join(
             f"<div><dt>{link(anchor, text)}</dt><dd>{self.place(key, format_)}</dd></div>\n"
             for key, format_, text, anchor in figures
@@ -115,7 +119,7 @@ class Elements:
         return self.rows(key, columns, _at(self._tree, key))
 
     def rows(self, key: str, columns: Iterable[HtmlColumn], rows: Sequence[Any]) -> str:
-        """Return a table of ``rows``, hidden if there are none."""
+        """Return a table of ``rows``, which is hidden if there are no rows."""
         columns = tuple(columns)
         heads = "".join(
             f'<th scope="col" class="{_side(column.format)}" data-key="{column.key}"'
@@ -204,7 +208,7 @@ def _side(format_: str) -> str:
 
 
 def query_link(query: Query) -> str:
-    """Return the relative URL of the status page with this query, as HTML."""
+    """Return the relative URL of the status page with this query, escaped for HTML."""
     parameters = {"by": query.by, "n": query.n, "filter": query.filter}
     if query.group:
         parameters["group"] = ",".join(query.group)

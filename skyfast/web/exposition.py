@@ -103,7 +103,7 @@ class ExpositionTable(TableCounts, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DeflatedText:
-    """A chunk of a page that is compressed already: ``blocks`` of a deflate stream."""
+    """A chunk of a page: the ``text``, and the same text as ``blocks`` of a deflate stream."""
 
     text: memoryview
     blocks: bytes
@@ -162,7 +162,7 @@ class ExpositionSource:
 
 
 class Exposition:
-    """Renders pages of the current state of the source and the counters.
+    """Renders pages from the current state of the source and of the counters.
 
     ``source`` can be replaced at any time; pages in progress continue with the previous source.
     """
@@ -238,7 +238,8 @@ def _chunks(
             for start in range(0, len(text), CHUNK_BYTES):
                 yield text[start : start + CHUNK_BYTES]
     if Part.SELF in parts:
-        # Count the hidden connections of the whole table: only /metrics/flows is read in parts.
+        # Hidden connections of the whole table are counted, because only /metrics/flows can be read
+        # in parts.
         hidden = dict(zip(("", *source.views), source.table.hidden(now), strict=True))
         values = source.cardinality.values()
         yield (
@@ -384,7 +385,7 @@ class Stream:
         self._resolve(self._ended)
 
     def _put(self, chunk: bytes) -> bool:
-        """Queue ``chunk``, waiting while the queue is full; return False if closed."""
+        """Add ``chunk`` when the queue has room; return False if the stream is closed."""
         with self._lock:
             while len(self._queue) >= QUEUE_CHUNKS and not self._closed:
                 self._not_full.wait()
@@ -430,7 +431,7 @@ def gzipped(chunks: Iterable[Chunk]) -> Iterator[bytes]:
 
 
 class _GzipMember:
-    """One gzip member (RFC 1952): the chunks that are compressed already, then other chunks."""
+    """One gzip member (RFC 1952). Chunks of type `DeflatedText` precede all other chunks."""
 
     def __init__(self) -> None:
         self._compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)

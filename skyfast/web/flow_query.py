@@ -25,7 +25,7 @@ class FlowQueryError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowQuery:
-    """A part of the page, and the names of the families to show, or None for all families."""
+    """A part of the page, and the ``names`` of the families to show; None means all families."""
 
     part: int = 0
     parts: int = 1

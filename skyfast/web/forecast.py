@@ -1,8 +1,8 @@
 """Forecasts: how many series and bytes of the first view would remain with another ``min_bytes``.
 
-A forecast is exact: if no report arrives in between, a page with this ``min_bytes`` has the
-forecast numbers. `skyfast.web.status`, `skyfast.web.cardinality` and ``skyfast --check --replay``
-show forecasts.
+A forecast is exact: if no report arrives before ``min_bytes`` changes, the next page has as many
+series as the forecast says. `skyfast.web.status`, `skyfast.web.cardinality` and
+``skyfast --check --replay`` show forecasts.
 """
 
 import asyncio
@@ -41,9 +41,11 @@ class ForecastTable(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundForecast:
-    """The connections of the first view that still have series with this ``min_bytes``.
+    """How much of the first view would remain if ``min_bytes`` had this value.
 
-    ``bytes_share`` is their share of the bytes of all connections, from 0 to 1.
+    ``connections`` counts only connections that would have series. ``bytes`` and ``series`` are
+    sums over these connections. ``bytes_share`` is ``bytes`` as a fraction of the bytes of all
+    connections.
     """
 
     min_bytes: int
@@ -60,11 +62,11 @@ class Forecast:
     * ``unbounded`` is the first view without any bound.
     * ``current`` is the first view with the configured bounds.
     * ``bounds`` are forecasts for the values `LISTED` of ``min_bytes`` and for the configured
-      ``min_bytes``, in ascending order. Each of them assumes the configured ``min_packets``.
+      ``min_bytes``, in ascending order. Each forecast assumes the configured ``min_packets``.
     * ``other_series`` is the number of series of all other views.
-    * ``proposed`` is the lowest of `PROPOSED` with which all views together have at most
-      ``max_series`` series. Its ``min_bytes`` is 0 if no bound is needed. ``proposed`` is None
-      without ``max_series``, or if no bound is high enough.
+    * ``proposed`` is the forecast for the lowest value of `PROPOSED` with which all views together
+      have at most ``max_series`` series. Its ``min_bytes`` is 0 if no bound is needed. ``proposed``
+      is None if ``max_series`` is None, or if no value of `PROPOSED` is high enough.
     * ``text`` is the proposal as a sentence.
     """
 
@@ -150,7 +152,7 @@ def _text(
 
 
 def _sum(series: int, other_series: int) -> str:
-    """Return the number of series of all views, and its two parts if there are other views."""
+    """Return the sum as text: ``30 series (10 of the connections and 20 of the views)``."""
     text = f"{series + other_series:,} series"
     if other_series:
         text += f" ({series:,} of the connections and {other_series:,} of the views)"
@@ -158,12 +160,12 @@ def _sum(series: int, other_series: int) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share from 0 to 1 as a percentage, rounded like in ``data/status.js``."""
+    """Return a share from 0 to 1 as text, such as ``12.5 %``, rounded as in ``data/status.js``."""
     return f"{Decimal(100 * share).quantize(Decimal('0.1'), ROUND_HALF_UP)} %"
 
 
 def size(number: int) -> str:
-    """Return a round number of bytes with a unit, such as ``10 kB``."""
+    """Return a number of bytes as text, in the largest unit that needs no decimals: ``10 kB``."""
     power = 0
     while number >= 1000 and number % 1000 == 0 and power < len(_UNITS) - 1:
         number //= 1000
@@ -172,7 +174,7 @@ def size(number: int) -> str:
 
 
 def as_text(forecast: Forecast) -> list[str]:
-    """Return the lines of a forecast, for ``skyfast --check``."""
+    """Return the forecast as lines of text, for ``skyfast --check``."""
     whole, current = forecast.unbounded, forecast.current
     verb = "has" if whole.connections == 1 else "have"
     others = f"; the views have {forecast.other_series} series" if forecast.other_series else ""
@@ -190,7 +192,7 @@ def as_text(forecast: Forecast) -> list[str]:
 
 
 def listed(bound: BoundForecast, forecast: Forecast) -> str:
-    """Return a listed ``min_bytes``, with a note if this is the configured value."""
+    """Return the ``min_bytes`` of a forecast as text: ``10 kB`` or ``10 kB (configured)``."""
     is_configured = bound.min_bytes == forecast.current.min_bytes
     return f"{size(bound.min_bytes)}{CONFIGURED if is_configured else ''}"
 
@@ -217,7 +219,10 @@ class Forecaster:
         max_series: int,
         now: Callable[[], float],
     ) -> None:
-        """Initialize. The first view must count bytes. ``now`` returns the table's time."""
+        """Initialize. The first view must count bytes.
+
+        ``now`` returns the time by which connections expire, in seconds.
+        """
         self._table = table
         self._bounds = bounds
         self._max_series = max_series

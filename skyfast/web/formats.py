@@ -14,7 +14,7 @@ EMPTY: Final = "–"
 """The text for missing values."""
 
 MAX_POINTS: Final = 3
-"""The maximum number of capture points in a cell."""
+"""The maximum number of capture points that a table cell lists."""
 
 REASONS: Final = {
     "late": "repeated",
@@ -167,7 +167,7 @@ TEXTS: Final = (
     "reasons",
     "hidden",
 )
-"""Formats of text, aligned to the left."""
+"""The formats that produce text; their table cells are aligned to the left."""
 
 
 def formatted(value: Any, format_: str, now_s: float) -> str:

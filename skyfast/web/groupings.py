@@ -29,7 +29,7 @@ TITLES: Final[Mapping[str, str]] = {
 The labels are given without prefix: ``ip`` stands for ``initiator_ip`` and ``target_ip``."""
 
 ONE_END: Final[Mapping[str, str]] = {"port": "target_port"}
-"""The groupings by a label of only one end.
+"""Maps the names of groupings that use a label of only one end to this label.
 
 Groups by the initiator's port would be too small, because most clients use a new port for each
 connection."""
@@ -37,7 +37,7 @@ connection."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grouping:
-    """A grouping of the rows of a view. Without labels, it shows the rows themselves.
+    """A grouping of the rows of a view. If ``group`` is empty, the rows themselves are shown.
 
     ``view`` is the prefix of the view. If ``view`` is empty, the rows are those of the first view
     that has all labels in ``group``: the connections, if they have these labels.
@@ -52,7 +52,7 @@ def groupings(views: Mapping[str, RankedView]) -> Iterator[Grouping]:
     """Yield the connections, the groupings that the labels allow, and the views.
 
     The groupings are those of `TITLES`, and those by labels that the configuration defines for the
-    ends of connections. A grouping has the labels of both ends if one of the views has both.
+    ends of connections. A grouping has the labels of both ends if one of the views has both labels.
     """
     yield Grouping(title="connection")
     for name, title in {**TITLES, **_defined(views)}.items():
@@ -65,7 +65,7 @@ def groupings(views: Mapping[str, RankedView]) -> Iterator[Grouping]:
 
 
 def _defined(views: Mapping[str, RankedView]) -> dict[str, str]:
-    """Return titles like `TITLES`, for labels of the ends that the configuration defines."""
+    """Return titles like `TITLES`, for initiator and target labels that the user defines."""
     names: dict[str, str] = {}
     for label in dict.fromkeys(label for view in views.values() for label in view.labels):
         end, _, name = label.partition("_")

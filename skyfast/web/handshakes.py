@@ -1,8 +1,8 @@
 """Failed TLS handshakes: their reasons, and the alerts sent to clients.
 
 After a failed handshake, asyncio and uvloop close the connection, but do not send the alert that
-OpenSSL has written. Connections of a `ServerContext` keep this alert and the first bytes of the
-client for their `Handshake`, which sends the alert. This module is imported only with TLS.
+OpenSSL has written. A connection of a `ServerContext` stores this alert and the first bytes of the
+client in its `Handshake`, which sends the alert. This module is imported only with TLS.
 """
 
 import asyncio
@@ -17,7 +17,8 @@ LINGER_TIMEOUT_S: Final = 1.0
 """How long a client may take to receive its alert or response. Meanwhile, its data is discarded."""
 
 MAX_DISCARDED_BYTES: Final = 64 * 1024
-"""Maximum size of the discarded data."""
+"""Maximum size of the data that is received from the client and discarded after a failed
+handshake."""
 
 FIRST_BYTES: Final = 32
 """Number of bytes of a client's first message that are kept until the handshake ends."""
@@ -45,7 +46,7 @@ _current: ContextVar["Handshake | None"] = ContextVar("_current", default=None)
 
 
 class _ServerObject(ssl.SSLObject):
-    """The TLS state of one connection; a failure leaves OpenSSL's alert in its `Handshake`."""
+    """The TLS state of one connection. After a failure, its `Handshake` has OpenSSL's alert."""
 
     incoming: ssl.MemoryBIO
     outgoing: ssl.MemoryBIO
@@ -70,7 +71,7 @@ class _ServerObject(ssl.SSLObject):
 
 
 class ServerContext(ssl.SSLContext):
-    """A server's context whose connections report failures to their `Handshake`."""
+    """The TLS context of the server. Its connections store alerts in their `Handshake`."""
 
     sslobject_class = _ServerObject
 
@@ -98,7 +99,7 @@ class Handshake:
     """
 
     def __init__(self, client: socket.socket) -> None:
-        """Begin the handshake of ``client``. The current task must then connect this socket."""
+        """Begin the handshake of ``client``. The same task must start TLS on this socket."""
         self.first = b""
         self.alert = b""
         self._client: socket.socket | None = None

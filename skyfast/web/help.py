@@ -25,5 +25,5 @@ class Topic:
 
 @functools.cache
 def topics() -> dict[str, Topic]:
-    """Return the explanations in the order of ``/help``, by their anchor on this page."""
+    """Return the explanations by their anchors on ``/help``, in the order of that page."""
     return msgspec.yaml.decode(html.read("help.yml"), type=dict[str, Topic])

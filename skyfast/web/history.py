@@ -1,7 +1,7 @@
 """Stores the history that the status page shows.
 
-The history has some counters for the last ten minutes, and the connections that were created and
-expired in the last three hours.
+The history has some counters for the last ten minutes, and the numbers of connections that were
+created and expired in the last three hours.
 """
 
 from collections import deque
@@ -16,16 +16,18 @@ INTERVAL_S: Final = 5.0
 """The time between two samples. Analyzers send messages at least this often."""
 
 SAMPLES: Final = 120
-"""The number of intervals in the history: ten minutes."""
+"""The number of intervals in ten minutes, which is the length of the history."""
 
 CHURN_S: Final = 3 * 3600.0
-"""The period over which connections are counted: Prometheus keeps a series at most this long."""
+"""The period over which created and expired connections are counted.
+
+Prometheus keeps the series of an expired connection in memory for at most this long."""
 
 CHURN_INTERVAL_S: Final = 60.0
 """The time between two counts of created and expired connections."""
 
 MAX_GAP_S: Final = 2 * INTERVAL_S
-"""A longer gap between samples means that the process was paused. The chart then has a gap, too."""
+"""If two samples are further apart, the process was paused, and the chart has a gap."""
 
 RATE_INTERVALS: Final = 6
 """The number of intervals that the analyzers' rates are averaged over: half a minute."""
@@ -33,11 +35,12 @@ RATE_INTERVALS: Final = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """The last ten minutes: an entry for each interval, oldest first, and the current state.
+    """The last ten minutes: lists with an entry for each interval, oldest first.
 
     ``age_seconds`` is the age of each entry. ``scrape_…`` has the values of the last scrape in the
-    interval, or None without a scrape. The last entry has the same values as the rest of the
-    report, so that no current value exceeds the maximum of the history.
+    interval, or None if there was no scrape. The last entry is the current state. It has the same
+    values as the rest of the status report, so that no current value exceeds the maximum of the
+    history.
     """
 
     interval_seconds: float
@@ -55,9 +58,9 @@ class _Sample:
     at_s: float
     connections: int
     flows: Mapping[str, int]
-    """Number of received flows by analyzer. A sum would decrease when an analyzer is removed."""
+    """Received flow reports by analyzer. A sum would decrease when an analyzer is removed."""
     ages: Mapping[str, tuple[int, float, int, float]]
-    """By analyzer: count and sum of the observed lags, then of the ages of data."""
+    """By analyzer: count and sum of the observed lags, then count and sum of the ages of data."""
     scrapes: int
     scrape_duration_s: float
     scrape_bytes: int
@@ -76,8 +79,8 @@ class History:
     def series(self, stats: Stats, connections: int, *, now_s: float) -> Series:
         """Return the ten minutes before ``now_s``, and the current state.
 
-        The last rate is the average of the latest intervals, as elsewhere on the page, because a
-        partial interval would give a different rate.
+        The last rate is that of `rates`, which is shown elsewhere on the page. The rate of the last
+        interval would differ, because this interval is not complete.
         """
         every = [*self._samples, _sample(stats, connections, now_s)]
         rates = [sum(_rates(before, after).values(), 0.0) for before, after in pairwise(every)]
@@ -121,7 +124,7 @@ class History:
         return lags
 
     def rates(self) -> Mapping[str, float]:
-        """Return flows per second by analyzer, averaged over the last `RATE_INTERVALS`."""
+        """Return flow reports per second by analyzer, averaged over `RATE_INTERVALS` intervals."""
         if len(self._samples) < 2:
             return {}
         return _rates(
@@ -155,7 +158,7 @@ def _mean(sum_s: float, count: float) -> float | None:
 
 
 def _rates(before: _Sample, after: _Sample) -> dict[str, float]:
-    """Return flows per second of each analyzer in both samples."""
+    """Return flow reports per second, for each analyzer that is in both samples."""
     seconds = max(after.at_s - before.at_s, 1e-3)
     return {
         name: max(flows - before.flows[name], 0) / seconds
@@ -182,16 +185,19 @@ class Churn:
         )
 
     def add(self, created_total: int, expired_total: int, *, now_s: float) -> None:
-        """Take a count if the last one is old enough; ``now_s`` must be monotonic."""
+        """Store the totals, unless totals were stored in the last `CHURN_INTERVAL_S` seconds.
+
+        ``now_s`` must be monotonic.
+        """
         if self._counts and created_total < self._counts[-1][1]:
             self._counts.clear()  # a reload replaced the table
         if not self._counts or now_s - self._counts[-1][0] >= CHURN_INTERVAL_S:
             self._counts.append((now_s, created_total, expired_total))
 
     def counts(self, created_total: int, expired_total: int, *, now_s: float) -> ChurnCounts:
-        """Return the differences between the current totals and the oldest count.
+        """Return how much the totals have grown since the oldest stored totals.
 
-        The oldest count is at most `CHURN_S` old.
+        Stored totals that are older than `CHURN_S` are ignored.
         """
         for since_s, created, expired in self._counts:
             if now_s - since_s <= CHURN_S and created_total >= created:

@@ -1,7 +1,7 @@
 """The common parts of the HTML pages: frame, header, style and security headers.
 
 The style and the scripts are package data. Pages load nothing from other hosts, and contain no
-other scripts. Browsers enforce this by `POLICY`.
+other scripts. `POLICY` makes browsers enforce these rules.
 """
 
 from base64 import b64encode
@@ -48,7 +48,7 @@ POLICY = (
 
 
 def document(*, title: str, body: str, script: str = "") -> str:
-    """Return a complete page. ``script`` is the file of its script, or empty.
+    """Return a complete page. ``script`` is the name of a script file, or "" for no script.
 
     ``title`` and ``body`` are HTML, so the caller must escape untrusted text.
     """

@@ -44,7 +44,7 @@ class InterfaceInfo:
         *,
         naming: Literal["compatible", "standard"] = "compatible",
     ) -> None:
-        """Initialize. ``names`` has `NODE_NAMES` by ``NodeTID``, and empty names for other keys.
+        """Initialize. ``names`` maps each ``NodeTID`` to its `NODE_NAMES`, which can be empty.
 
         These names may change at any time, also while a page is rendered.
         """

@@ -174,7 +174,7 @@ async def listening_sockets(address: str, port: int) -> list[socket.socket]:
 
 
 def _listen_everywhere(port: int) -> socket.socket:
-    # A single dual-stack socket, because two sockets would not get the same free port.
+    # Use a single dual-stack socket, because two sockets would not get the same free port.
     if socket.has_dualstack_ipv6():
         try:
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)

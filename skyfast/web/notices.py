@@ -26,7 +26,7 @@ class Notice:
 
 
 def current_notices(stats: Stats, table: TableCounts) -> Iterator[Notice]:
-    """Yield the warnings."""
+    """Yield the warnings about the current state."""
     down = [analyzer.name for analyzer in stats.analyzers.values() if not analyzer.up]
     if down and len(down) == len(stats.analyzers):
         rest = "" if stats.clock_held else ": connections expire"

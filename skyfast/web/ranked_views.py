@@ -168,5 +168,5 @@ def values_by_metric(flat: Values, view: RankedView) -> dict[str, list[float | N
 
 
 def scaled(value: int, decimals: int) -> float:
-    """Return the value as shown on the page: an integer if possible."""
+    """Return the value as shown on the page: an integer if ``decimals`` is 0."""
     return value / 10**decimals if decimals else value

@@ -51,7 +51,7 @@ _PLAIN = MediaType("text/plain")
 
 
 def raw_response(status: HTTPStatus, reason: str = "") -> bytes:
-    """Return a complete response without aiohttp, which requires a parsed request."""
+    """Return a complete response as bytes, without aiohttp, which requires a parsed request."""
     body = f"{status.phrase}{f': {reason}' if reason else ''}.\n".encode()
     headers = {
         hdrs.CONTENT_TYPE: "text/plain; charset=utf-8",
@@ -146,12 +146,12 @@ def openmetrics_version(accept: str | None, *, with_first: bool) -> int:
 
 
 def prefers_html(accept: str | None) -> bool:
-    """Choose between HTML and plain text, as `prefers` does: browsers request HTML."""
+    """Return whether to respond with HTML instead of plain text: browsers request HTML."""
     return prefers(accept, _HTML, default=_PLAIN)
 
 
 def prefers(accept: str | None, named: MediaType, *, default: MediaType) -> bool:
-    """Choose between two media types by RFC 9110, section 12.5.1.
+    """Return whether to respond with ``named`` instead of ``default`` (RFC 9110, section 12.5.1).
 
     ``accept`` is the header's value, its lines joined with commas, or None if the header is
     missing. ``named`` is chosen if the header contains this type explicitly, with at least the
@@ -168,7 +168,7 @@ def _media_ranges(accept: str | None) -> list[_MediaRange]:
 
 
 def _preference(ranges: Iterable[_MediaRange], wanted: MediaType) -> tuple[int, float]:
-    """Return the precedence and the weight of the best matching range."""
+    """Return precedence and weight of the range that matches best; (0, 0.0) if none matches."""
     return max(
         (
             (_precedence(media_range.type, wanted), media_range.weight)

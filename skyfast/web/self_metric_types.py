@@ -20,7 +20,10 @@ from skyfast.text_format import MetricFamily, Sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """The sources of a page. ``process`` is None if the system does not report resource usage."""
+    """The objects that metrics are read from.
+
+    ``process`` is None if the system does not report resource usage.
+    """
 
     stats: Stats
     table: TableCounts
@@ -44,7 +47,7 @@ class Metric:
     samples: Samples
 
     def render(self, source: Sources, *, standard_names: bool, openmetrics: int) -> str:
-        """Return the family; "" if there are no samples."""
+        """Return the family as text; "" if there are no samples."""
         samples = self.samples(source)
         if samples is None:
             return ""
@@ -60,7 +63,7 @@ class HistogramMetric:
     histograms: Histograms
 
     def render(self, source: Sources, *, standard_names: bool, openmetrics: int) -> str:
-        """Return the family, which has the same name in both naming schemes."""
+        """Return the family as text. The name of the family is the same in both naming schemes."""
         return self.family.render_histograms(self.histograms(source), openmetrics=openmetrics)
 
 
@@ -80,24 +83,27 @@ def histogram(name: str, help_text: str, histograms: Histograms) -> HistogramMet
 
 
 def single(read: Callable[[Sources], float]) -> Samples:
-    """Read a single sample without labels."""
+    """Return a function that reads a single sample without labels."""
     return lambda source: [({}, read(source))]
 
 
 def by_label(label: str, read: Callable[[Sources], Mapping[str, float]]) -> Samples:
-    """Read a sample for each value of ``label``."""
+    """Return a function that reads a sample for each value of ``label``."""
     return lambda source: [({label: key}, value) for key, value in read(source).items()]
 
 
 def of_names(read: Callable[[NameStats], float]) -> Samples:
-    """Read a number about names from the topology; no samples if no names are needed."""
+    """Return a function that reads a number about names from the topology.
+
+    There are no samples if no labels need these names.
+    """
     return lambda source: (
         None if source.stats.topology.names is None else [({}, read(source.stats.topology.names))]
     )
 
 
 def of_names_by_label(label: str, read: Callable[[NameStats], Mapping[str, float]]) -> Samples:
-    """Read a sample about names from the topology for each value of ``label``, like `of_names`."""
+    """Return a function like that of `of_names`, with a sample for each value of ``label``."""
     return lambda source: (
         None
         if source.stats.topology.names is None
@@ -106,19 +112,22 @@ def of_names_by_label(label: str, read: Callable[[NameStats], Mapping[str, float
 
 
 def of_own_names(read: Callable[[OwnNameStats], float]) -> Samples:
-    """Read a number about own names; no samples without own names or labels for them."""
+    """Return a function that reads a number about own names.
+
+    There are no samples if there are neither own names nor labels that show own names.
+    """
     return lambda source: (
         None if source.stats.own_names is None else [({}, read(source.stats.own_names))]
     )
 
 
 def by_view(read: Callable[[TableCounts], Sequence[int]]) -> Samples:
-    """Read a sample for each view except the first view."""
+    """Return a function that reads a sample for each view except the first view."""
     return by_label("view", lambda source: dict(zip(source.views, read(source.table), strict=True)))
 
 
 def by_analyzer(read: Callable[[AnalyzerStats], float]) -> Samples:
-    """Read a sample for each analyzer."""
+    """Return a function that reads a sample for each analyzer."""
     return by_label(
         "analyzer",
         lambda source: {
@@ -128,7 +137,7 @@ def by_analyzer(read: Callable[[AnalyzerStats], float]) -> Samples:
 
 
 def by_analyzer_and_reason(read: Callable[[AnalyzerStats], Mapping[str, int]]) -> Samples:
-    """Read a sample for each analyzer and reason."""
+    """Return a function that reads a sample for each analyzer and reason."""
     return lambda source: [
         ({"analyzer": analyzer.name, "reason": reason}, count)
         for analyzer in source.stats.analyzers.values()
@@ -137,7 +146,7 @@ def by_analyzer_and_reason(read: Callable[[AnalyzerStats], Mapping[str, int]]) -
 
 
 def histogram_by_analyzer(read: Callable[[AnalyzerStats], Histogram]) -> Histograms:
-    """Read a histogram of each analyzer."""
+    """Return a function that reads a histogram of each analyzer."""
     return lambda source: [
         ({"analyzer": analyzer.name}, read(analyzer))
         for analyzer in source.stats.analyzers.values()
@@ -145,5 +154,8 @@ def histogram_by_analyzer(read: Callable[[AnalyzerStats], Histogram]) -> Histogr
 
 
 def of_process(read: Callable[[ProcessUsage], float]) -> Samples:
-    """Read a number about the process; no samples if the system does not report its usage."""
+    """Return a function that reads a number about the process.
+
+    There are no samples if the system does not report resource usage.
+    """
     return lambda source: None if source.process is None else [({}, read(source.process))]

@@ -158,7 +158,7 @@ class WebServer:
 
     @property
     def port(self) -> int:
-        """The first port of `addresses`."""
+        """The port of the first address."""
         return self.addresses[0].port
 
     def configure(self, limits: Web, *, reload: ReloadFunction | None) -> None:
@@ -207,7 +207,7 @@ class WebServer:
         return listeners
 
     async def stop(self) -> None:
-        """Reset connections in mid-response, and close all others, within `STOP_TIMEOUT_S`."""
+        """Close all connections within `STOP_TIMEOUT_S`; reset connections in mid-response."""
         for server in self._servers:
             server.close()
         for acceptor in self._acceptors:
@@ -359,7 +359,7 @@ class WebServer:
                 async with asyncio.timeout(RANKING_TIMEOUT_S):
                     top = (await ranking.top(query)).top
             report = await self._status.report()
-            # Rendering hundreds of rows takes tens of milliseconds.
+            # Render in a thread: hundreds of rows take tens of milliseconds.
             text = await asyncio.get_running_loop().run_in_executor(
                 self._html_executor, status_html.as_html, report, ranking, query, top
             )
@@ -463,7 +463,7 @@ class WebServer:
             self._scrapers -= Counter((connection.address,))
 
     def _scrape_limit(self, address: str, *, parts: int) -> str:
-        """Return which limit of concurrent scrapes is reached, as a text; "" if none is.
+        """Return which limit of concurrent scrapes is reached, as text; "" if no limit is reached.
 
         ``parts`` is the number of parts in which the scraper reads the page.
         """
@@ -532,7 +532,7 @@ class WebServer:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The handler of a path, and its methods."""
+    """The handler of a path, and the allowed methods."""
 
     handle: Callable[[WebServer, web.BaseRequest], Awaitable[web.StreamResponse]]
     methods: tuple[str, ...] = _READ_METHODS
@@ -578,7 +578,7 @@ def _pages(number: int) -> str:
 
 
 def _scrape_timeout_s(value: str | None, *, default_s: float) -> float:
-    """Return the timeout requested by a scraper, in seconds; ``default_s`` if it is invalid."""
+    """Return the timeout that a scraper requests, in seconds; ``default_s`` for invalid values."""
     try:
         timeout_s = float(value or "")
     except ValueError:

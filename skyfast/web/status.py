@@ -52,7 +52,7 @@ from skyfast.web.status_report import (
 from skyfast.web.top import Ranking
 
 MAX_ANALYZERS: Final = 200
-"""The maximum number of listed analyzers."""
+"""The maximum number of analyzers that a report lists."""
 
 EXPECTED_SKIPS: Final = frozenset(
     {"late", "ended", "no_network", "no_transport", "excluded", "duplicate", "other_shard"}
@@ -63,7 +63,7 @@ SERIES_BYTES: Final = (2_500, 7_000)
 """The lowest and highest estimate of a series' memory in Prometheus: see docs/scaling.md."""
 
 MAX_CAPTURES: Final = 50
-"""The maximum number of listed captures."""
+"""The maximum number of captures that a report lists."""
 
 
 class InterfaceSource(Protocol):
@@ -233,7 +233,7 @@ class Status:
         churn = self._churn.counts(
             counts.created_total, counts.expired_total, now_s=time.monotonic()
         )
-        # Created connections do not count: at the start, all connections are new.
+        # Created connections are not added: each of them is a current or an expired connection.
         in_memory = counts.series_at_most + churn.expired * series
         low, high = SERIES_BYTES
         return PrometheusCost(

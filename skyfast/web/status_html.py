@@ -187,7 +187,7 @@ def _replay_note(report: StatusReport) -> str:
 
 
 def _page_shape(report: StatusReport, ranking: Ranking) -> str:
-    """Return the structure of the page as JSON. If it changes, the script reloads the page."""
+    """Return the page's structure as JSON. If this text changes, the script reloads the page."""
     # Use the ranking's labels and metrics: during a reload, the report may be of another
     # configuration.
     parts = (
@@ -214,13 +214,13 @@ def _has_bounds(report: StatusReport, prefix: str) -> bool:
 
 
 def _bounds(report: StatusReport) -> tuple[int, int] | None:
-    """Return the configured ``min_bytes`` and ``min_packets``; None if no bytes are counted."""
+    """Return ``min_bytes`` and ``min_packets``; None if the first view does not count bytes."""
     forecast = report.forecast
     return None if forecast is None else (forecast.current.min_bytes, forecast.min_packets)
 
 
 def _forecast(report: StatusReport, elements: Elements) -> str:
-    """Return the section about bounds; empty if the connections do not count bytes."""
+    """Return the section about bounds; empty if the first view does not count bytes."""
     bounds = _bounds(report)
     if bounds is None:
         return ""
@@ -259,10 +259,10 @@ def _interfaces_note(report: StatusReport, elements: Elements) -> str:
 
 
 def _names_note(report: StatusReport, elements: Elements) -> str:
-    """Return the paragraph about names; empty if no label needs them."""
+    """Return the paragraph about names from the topology; empty if no label needs these names."""
     if report.names is None:
         return ""
-    # Shown only once: all topology queries have the same last error.
+    # The last error is shown only once, because all topology queries have the same last error.
     last_error = elements.place("interfaces.last_error", "last-error")
     return (
         f"<p>named from the topology: {elements.place('names.addresses', 'count')} addresses"
@@ -274,7 +274,7 @@ def _names_note(report: StatusReport, elements: Elements) -> str:
 
 
 def _own_names_note(report: StatusReport, elements: Elements) -> str:
-    """Return the paragraph about own names; empty if there are none."""
+    """Return the paragraph about own names; empty if there are no own names."""
     if report.own_names is None:
         return ""
     return (

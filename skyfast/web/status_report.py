@@ -36,9 +36,9 @@ class Health:
 class Analyzer:
     """A subscription. ``last_message_timestamp_seconds`` is None before the first message.
 
-    ``share`` is its part of the ``flows_per_second`` of all analyzers, from 0 to 1. ``lag_seconds``
-    and ``data_age_seconds`` are means of ten minutes. ``lost_ratio`` is the part of the checked
-    reports whose previous report was lost.
+    ``share`` is the part of all analyzers' ``flows_per_second`` that comes from this analyzer, from
+    0 to 1. ``lag_seconds`` and ``data_age_seconds`` are means of ten minutes. ``lost_ratio`` is the
+    part of the checked reports whose previous report was lost.
     """
 
     name: str
@@ -64,8 +64,8 @@ class TableStatus:
 
     Reasons that have not occurred are omitted. Reports that filter rules dropped are only in
     ``filtered_total``. ``skipped_expected_total`` has the reasons in `EXPECTED_SKIPS`, and
-    ``skipped_unexpected_total`` all others. ``series_at_most`` and ``series_limit`` are sums over
-    all views. ``reports_lost_total`` counts checked reports whose previous report was lost.
+    ``skipped_unexpected_total`` all other reasons. ``series_at_most`` and ``series_limit`` are sums
+    over all views. ``reports_lost_total`` counts checked reports whose previous report was lost.
     ``hidden_connections`` is the number of connections that have reached neither ``min_bytes`` nor
     ``min_packets``, or None without these bounds.
     """
@@ -97,9 +97,9 @@ class PrometheusCost:
     """What the series cost in a Prometheus that scrapes all of them.
 
     ``created_series_at_most`` is the number of series of the connections that were created in the
-    last ``window_seconds``, at most three hours. ``expired_series_at_most`` is the same for expired
-    connections. The memory is an estimate for the current series and the expired series: see
-    `SERIES_BYTES`.
+    last ``window_seconds``, at most three hours. ``expired_series_at_most`` is the number of series
+    of the connections that expired in this time. The memory is an estimate for the current series
+    and the expired series: see `SERIES_BYTES`.
     """
 
     series_at_most: int
@@ -123,8 +123,8 @@ class Scrapes:
     """Counters of metrics pages.
 
     ``total`` and ``last_…`` cover pages with flows that were served completely; ``last_…`` is None
-    before the first of them. ``rejected_total`` and ``failed_total`` cover all metrics pages except
-    ``/metrics/self``.
+    before the first such page. ``rejected_total`` and ``failed_total`` cover all metrics pages
+    except ``/metrics/self``.
     """
 
     total: int
@@ -165,7 +165,7 @@ class InterfacesStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamesStatus:
-    """The state of the names from the topology that labels need."""
+    """The state of the names that labels take from the topology."""
 
     addresses: int
     capture_points: int
@@ -176,7 +176,7 @@ class NamesStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnNamesStatus:
-    """The state of the own names. ``file`` is None if all of them are in the configuration."""
+    """The state of the own names. ``file`` is None if ``names_file`` is not set."""
 
     entries: int
     keys: Sequence[str]

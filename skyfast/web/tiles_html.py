@@ -49,7 +49,7 @@ def _x(age_s: float) -> str:
 
 
 def _gaps(ages_s: Sequence[float]) -> str:
-    """Return the areas in which there are no samples because the process was paused."""
+    """Return an SVG path of the areas that have no samples because the process was paused."""
     return "".join(
         f"M{_x(before_s)} 0H{_x(after_s)}V{_HEIGHT}H{_x(before_s)}Z"
         for before_s, after_s in pairwise(ages_s)

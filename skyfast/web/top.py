@@ -3,8 +3,8 @@
 A ranking scans the table once, even if it ranks groups. Scans run in a thread, one at a time, and
 requests for the same ranking within a second share the result. Rates compare the table with a
 snapshot, which is taken on the first request for rates and released some minutes after the last
-one. There are no rates until the snapshot is as old as the agents' ``flow.update``: before, only
-some of the flows have been reported.
+such request. There are no rates until the snapshot is as old as the agents' ``flow.update``: before
+that time, only some of the flows have been reported.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ SNAPSHOT_IDLE_S: Final = 300.0
 This is longer than the usual intervals of programs that poll ``/api/top``."""
 
 SNAPSHOT_INTERVAL_S: Final = 60.0
-"""The minimum time between two snapshots. The time is at least ``flow.update``."""
+"""The minimum time between two snapshots, or ``flow.update`` if that is longer."""
 
 Row = tuple[int, tuple[str, ...], Values, bool]
 Group = tuple[int, tuple[str, ...], Values, int]
@@ -137,7 +137,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Other:
-    """All connections that match the query, but are in none of the listed groups."""
+    """All connections that match the query, but are in no group of `Top.entries`."""
 
     connections: int
     rank: float | None
@@ -151,12 +151,14 @@ class Top:
     ``note`` is a sentence that explains why there are no entries, or None if there are entries. If
     the criterion ``by`` is a rate, ``window_seconds`` is the age of the snapshot,
     ``rates_in_seconds`` is the time until there are rates (None if there are), and
-    ``flow_update_seconds`` is the agents' ``flow.update``. Otherwise, these three are None.
+    ``flow_update_seconds`` is the agents' ``flow.update``. For other criteria, these three fields
+    are None.
 
     ``view`` is the prefix of the view whose rows are ranked, or empty for connections. For a view,
-    "connections" are the rows of the view. Without groups, ``groups`` and ``other`` are None. If
-    there were more than `MAX_GROUPS` groups, ``approximate`` is true, and values can be too low, by
-    up to the values of ``other``. ``matches`` is false if no connection matches the filter.
+    "connections" are the rows of the view. If ``group`` is empty, ``groups`` and ``other`` are
+    None. If there were more than `MAX_GROUPS` groups, ``approximate`` is true, and values can be
+    too low, by up to the values of ``other``. ``matches`` is false if no connection matches the
+    filter.
     """
 
     by: str
@@ -294,7 +296,7 @@ class Ranking:
         )
 
     def _views(self, prefix: str) -> Sequence[RankedView]:
-        """Return the view with this prefix, or all views if it is empty."""
+        """Return the view with this prefix, or all views if the prefix is empty."""
         if not prefix:
             return list(self.views.values())
         if prefix not in self.views:
@@ -421,11 +423,11 @@ class Ranking:
         ]
 
     def _baseline(self, family: int, now_s: float, update_s: float) -> _Snapshot:
-        """Return the snapshot to compare with, which is the older one.
+        """Return the snapshot to compare with: the older of at most two snapshots.
 
-        Keeps at most two snapshots. Once the newer snapshot is as old as the interval between
-        snapshots, it replaces the older one. So the returned snapshot is one to two intervals old,
-        if requests are more frequent than this.
+        Once the newer snapshot is as old as the interval between snapshots, it replaces the older
+        one. So the returned snapshot is one to two intervals old if there is at least one request
+        per interval.
         """
         interval_s = max(SNAPSHOT_INTERVAL_S, update_s)
         taken = self._snapshots.setdefault(family, [])
@@ -470,7 +472,7 @@ class Ranking:
 
 
 def _note(query: Query, *, update_s: float, wait_s: float | None, matches: bool) -> str | None:
-    """Return why there are no entries, or None if there can be entries."""
+    """Return a sentence that explains why there are no entries, or None if there can be entries."""
     if not matches:
         return f"No {'row' if query.view else 'connection'} matches “{query.filter}”."
     if wait_s is None:
