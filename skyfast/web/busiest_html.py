@@ -131,7 +131,7 @@ def note(ranking: Ranking, query: Query, top: Top) -> str:
 
 
 def histograms(ranking: Ranking, query: Query) -> str:
-    """Return a paragraph with the names of the view's histograms; empty if it has none."""
+    """Return a paragraph with the names of the view's histograms, or "" if it has no histograms."""
     names = [escape(name.replace("_", " ")) for name in ranking.views[query.view].histograms]
     if not names:
         return ""

@@ -191,7 +191,7 @@ class Cardinality:
 
 
 def _series(view: View) -> int:
-    """Return the maximum number of series of a connection."""
+    """Return the maximum number of series of a row of ``view``."""
     return sum(family.series for family in view.families)
 
 

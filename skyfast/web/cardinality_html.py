@@ -34,7 +34,7 @@ _HEADS: Final = (
 
 
 def as_html(report: CardinalityReport) -> str:
-    """Return ``report`` for a browser."""
+    """Return ``report`` as an HTML page."""
     panels = (
         _panel("connections", "Connections", report, _note(report)),
         _forecast(report.forecast),

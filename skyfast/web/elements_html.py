@@ -68,7 +68,7 @@ class Elements:
         self._query = query
 
     def place(self, key: str, format_: str, *, tag: str = "span") -> str:
-        """Return an element with the value at the path ``key``."""
+        """Return an element with the value at the path ``key``, in the format ``format_``."""
         value = _at(self._tree, key)
         state = f' class="{_class(value, format_)}"' if format_ in STATES else ""
         text = escape(formatted(value, format_, self._now_s))

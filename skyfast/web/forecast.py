@@ -81,7 +81,7 @@ class Forecast:
 
     @property
     def hidden_connections(self) -> int | None:
-        """The number of connections that the configured bounds hide, or None without bounds."""
+        """How many connections the configured bounds hide; None if no bounds are configured."""
         if not (self.current.min_bytes or self.min_packets):
             return None
         return self.unbounded.connections - self.current.connections

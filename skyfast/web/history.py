@@ -67,7 +67,7 @@ class _Sample:
 
 
 class History:
-    """A ring buffer of samples, the source of `Series`."""
+    """A ring buffer of samples, from which `History.series` makes a `Series`."""
 
     def __init__(self) -> None:
         self._samples: deque[_Sample] = deque(maxlen=SAMPLES + 1)

@@ -30,7 +30,7 @@ Kubernetes. If a series already has a label of the same name, Prometheus renames
 example to ``exported_pod``. Therefore most of the labels here have the prefix ``node_``."""
 
 LABELS: Final = (NODE_TID_LABEL, *_NAMES)
-"""The labels, in the order of the page."""
+"""The names of all labels, in the order of the page."""
 
 _INDEXES: Final = tuple(NODE_NAMES.index(name) for name in _NAMES.values())
 

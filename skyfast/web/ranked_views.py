@@ -83,7 +83,7 @@ def ranked_view(
     first_family: int,
     has_names: bool,
 ) -> RankedView:
-    """Return a view without its histograms. ``metrics`` are the names of its families, in order."""
+    """Return a `RankedView` of ``view``, whose families have the names ``metrics``, in order."""
     numbered = [
         (number, family, _metric(name, family))
         for number, (family, name) in enumerate(

@@ -93,7 +93,7 @@ def busy_response(reason: str) -> web.Response:
 
 
 def header_value(request: web.BaseRequest, name: str) -> str | None:
-    """Return the value of a header, with several lines joined, or None if it is missing."""
+    """Return a header's value, its lines joined with commas; None if the header is missing."""
     lines = request.headers.getall(name, None)
     return None if lines is None else ",".join(lines)
 

@@ -77,7 +77,7 @@ def metric(name: str, help_text: str, samples: Samples, *, standard_name: str = 
 
 
 def histogram(name: str, help_text: str, histograms: Histograms) -> HistogramMetric:
-    """Declare a metric of histograms."""
+    """Declare a metric whose samples are histograms."""
     family = MetricFamily(name=name, type="histogram", help=help_text)
     return HistogramMetric(family=family, histograms=histograms)
 

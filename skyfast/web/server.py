@@ -537,7 +537,7 @@ class Route:
     handle: Callable[[WebServer, web.BaseRequest], Awaitable[web.StreamResponse]]
     methods: tuple[str, ...] = _READ_METHODS
     is_health: bool = False
-    """Whether ``web.health_without_auth`` applies."""
+    """Whether ``web.health_without_auth`` makes this path public."""
 
 
 def _page(part: Part) -> Route:

@@ -229,7 +229,10 @@ class Status:
         )
 
     def _cost(self, counts: TableStatus, series: int) -> PrometheusCost:
-        """Return the cost; ``series`` is the maximum number of series of a connection."""
+        """Return what the series cost in Prometheus.
+
+        ``series`` is the maximum number of series of a connection.
+        """
         churn = self._churn.counts(
             counts.created_total, counts.expired_total, now_s=time.monotonic()
         )

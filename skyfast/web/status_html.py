@@ -109,7 +109,7 @@ _IGNORED = (
 
 
 def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | None) -> str:
-    """Return the page. ``top`` is the result of ``query``, or None after a timeout."""
+    """Return the page. ``top`` is the result of ``query``, or None after a timeout or BusyError."""
     elements = Elements(msgspec.to_builtins(report), report.timestamp_seconds, query)
     body = _PAGE.substitute(
         header=_header(elements),

@@ -188,7 +188,7 @@ class OwnNamesStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturePoint:
-    """An interface where a capture reports flows. ``name`` is empty if it is unknown."""
+    """An interface where a capture reports flows. ``name`` is empty if the name is unknown."""
 
     node_tid: str
     name: str

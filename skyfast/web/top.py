@@ -67,7 +67,7 @@ Groups = tuple[Sequence[Group], tuple[int, int | None, Values], int, bool]
 
 
 class TopTable(Protocol):
-    """The table, as used by rankings, from any thread."""
+    """The methods and properties of the table that rankings use from any thread."""
 
     @property
     def connections(self) -> int: ...
