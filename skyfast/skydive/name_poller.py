@@ -78,7 +78,7 @@ KINDS: Final = {
 
 
 def needed(config: Config) -> tuple[Query, ...]:
-    """Return the queries that labels and info series need, or () if neither shows names."""
+    """Return the queries that labels and info series need; () if they need no names."""
     local = (queries.NAMED_INTERFACES, queries.NAMESPACES, queries.EDGES)
     everything = (*local, queries.KUBERNETES, queries.KUBERNETES_EDGES)
     if config.topology.interface_info:
@@ -131,8 +131,8 @@ class NamePoller:
     ) -> None:
         """Create the poller; ``now`` is the clock of ``index``, in seconds.
 
-        ``wanted`` are the queries that `needed` returned. If ``reads_interfaces`` is false, another
-        poller reads the interfaces and calls `received`.
+        ``wanted`` are the queries that `needed` returned. If ``reads_interfaces`` is false,
+        `TopologyPoller` reads the interfaces and calls `received`.
         """
         self._wanted = wanted
         self._export = export
@@ -167,11 +167,11 @@ class NamePoller:
                 tasks.create_task(self._ask_unknown_forever(client))
 
     def interface_reader(self) -> GraphReader:
-        """Return a reader for the interfaces that another poller reads."""
+        """Return a reader with which `TopologyPoller` reads the interfaces."""
         return self._store.reader(queries.NAMED_INTERFACES, also_interfaces=True)
 
     async def received(self, reader: GraphReader) -> None:
-        """Use the interfaces that another poller has read."""
+        """Use the interfaces that `TopologyPoller` has read with ``reader``."""
         self._progress[queries.NAMED_INTERFACES].tried = True
         await self._keep(queries.NAMED_INTERFACES, reader, is_full=True)
         self._resolve_soon()
@@ -250,7 +250,7 @@ class NamePoller:
         self._names.last_reading_timestamp_s = time.time()
 
     def _resolve_soon(self) -> None:
-        """Resolve names if every query has been sent and names may have changed."""
+        """Wake `_resolve_forever` if every query has been sent and names may have changed."""
         waits = time.monotonic() < self._is_complete_at_s
         is_complete = all(
             progress.read if waits else progress.tried for progress in self._progress.values()
@@ -276,7 +276,7 @@ class NamePoller:
             await asyncio.sleep(duration_s)
 
     async def _resolve(self) -> None:
-        """Resolve all names."""
+        """Resolve all names, and apply the changes to the index."""
         resolution = await asyncio.to_thread(self._resolution)
         async with self._applying:
             self._apply(await asyncio.to_thread(self._index.compare, resolution, self._now()))
@@ -364,7 +364,7 @@ class NamePoller:
     async def _resolve_pods(
         self, client: TopologyClient, pods: list[Node], reader: GraphReader
     ) -> None:
-        """Resolve the names of the pods in ``reader`` now, not only after all other queries."""
+        """Store the elements of ``reader``, and resolve the names of ``pods`` immediately."""
         edges = queries.by_child([pod.id for pod in pods if pod.id][:MAX_VALUES])
         kept = queries.KUBERNETES_EDGES
         edge_reader = (

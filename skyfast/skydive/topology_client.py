@@ -47,7 +47,7 @@ MAX_ANSWER_BYTES: Final = 128 * 1024 * 1024
 This is a security limit: a response may be a gzip bomb."""
 
 REQUEST_TIMEOUT_S: Final = 10.0
-"""Maximum time until the headers of a response arrive, including a login before the query.
+"""Maximum time until the headers of a response arrive, including a login after HTTP 401.
 
 After this time, the next analyzer is queried."""
 
@@ -235,7 +235,7 @@ class TopologyClient:
         elements: "_Elements",
         deadline: asyncio.Timeout,
     ) -> None:
-        """Send a query, after a login if necessary, and read the response."""
+        """Send a query and read the response. After HTTP 401, log in and send the query again."""
         credentials = analyzer.headers()
         status = await self._post(analyzer, query, credentials, elements, deadline)
         if status == 401 and await analyzer.reauthenticate(credentials):
@@ -313,7 +313,7 @@ class _Elements:
         self.has_begun = False
 
     def begin(self, encoding: str) -> None:
-        """Start to read a response with this ``Content-Encoding``."""
+        """Start to read a response. ``encoding`` is its ``Content-Encoding``: gzip or none."""
         self.has_begun = True
         match encoding.lower():
             case "" | "identity":

@@ -107,7 +107,7 @@ class ContainerLabels(_Struct):
 
 
 class Container(_Struct):
-    """``Container`` of runtime containers."""
+    """The field ``Container`` of a runtime container."""
 
     id: str | None = msgspec.field(default=None, name="ID")
     labels: ContainerLabels | None = None

@@ -28,7 +28,8 @@ RUNNING: Final = frozenset(("Running", "Pending"))
 pod may use this address."""
 
 MAX_OF_CONTAINER: Final = 16
-"""Maximum number of Kubernetes containers per runtime container, and of pods per container.
+"""Maximum number of Kubernetes containers per runtime container, and of pods per Kubernetes
+container.
 
 In a consistent topology, there is only one of each."""
 
@@ -402,7 +403,7 @@ class Workloads:
         return Workload(name, kind) if kind and name else _UNKNOWN
 
     def _above_owner(self, pod: Node, owner: Workload) -> Workload | None:
-        """Return the workload above a replica set or job; None if ``owner`` is not in the graph."""
+        """Return the workload for ``owner``, a replica set or job; None if it is not a node."""
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
         if key not in self._above_owners:
             nodes = self._owners.get(key)
