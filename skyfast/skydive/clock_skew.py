@@ -104,9 +104,9 @@ class ClockSkewCheck:
         now_ms: float,
     ) -> None:
         if not misdated:
-            # Either only closing reports are older than ``earliest_ms``, or the table needs more
-            # fields of a misdated flow and has not applied it. In the second case, the flow is
-            # decoded again and applied, and then this method counts it.
+            # Either only closing reports are older than ``earliest_ms``, or a misdated flow has not
+            # been applied yet, because the table needs more fields of the flow. Such a flow is
+            # decoded again, applied, and then counted by this method.
             return
         analyzer.misdated[reason] += len(misdated)
         self._limit.warn(

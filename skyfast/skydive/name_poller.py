@@ -60,7 +60,8 @@ The clock of the node's host sets ``UpdatedAt``, and this clock can be behind. A
 few seconds to reach the analyzer."""
 
 PODS_OVERLAP_MS: Final = 10_000
-"""The overlap for pods. It is short, because the analyzers themselves set ``UpdatedAt`` of pods."""
+"""Each reading of changed pods overlaps the previous reading by this time, which is short, because
+the analyzers themselves set ``UpdatedAt`` of pods."""
 
 COMPLETE_WAIT_S: Final = 60.0
 """After a reload, names stay until every query has a response, but at most for this time.
@@ -194,7 +195,7 @@ class NamePoller:
             await asyncio.sleep(INTERVAL_S - (clock() - begun) % INTERVAL_S)
 
     async def _read(self, client: TopologyClient, query: Query) -> None:
-        """Read all elements of ``query``, or only the changed elements."""
+        """Read the changed elements of ``query``, or all if a complete reading is due."""
         progress = self._progress[query]
         now_s = time.monotonic()
         since_ms = self._since_ms(progress.asked_ms, OVERLAP_MS)
@@ -374,7 +375,7 @@ class NamePoller:
         if edge_reader is not None:
             await self._keep(kept, edge_reader, is_full=False)
         if any(_address(pod) in self._index.addresses for pod in pods):
-            self._resolve_soon()  # the address had another owner before
+            self._resolve_soon()  # the index has another owner of the address
         resolution = await asyncio.to_thread(self._resolution_of, pods)
         async with self._applying:
             changes = await asyncio.to_thread(self._index.compare_new, resolution, self._now())

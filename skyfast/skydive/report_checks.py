@@ -31,7 +31,7 @@ FIRST_PROBABILITY: Final = 0.25
 """Until the rate of messages is known, each message is checked with this probability."""
 
 RATE_PERIOD_S: Final = 10.0
-"""How often the probability is adjusted to the rate of messages."""
+"""Interval at which the probability is adjusted to the rate of messages."""
 
 SETTLE_S: Final = SLACK_S
 """A report can arrive this long after a newer report of the flow: analyzers batch reports for up to
@@ -96,7 +96,7 @@ class _Gap:
 
 
 Sample = list[tuple[Flow, tuple[tuple[int, ...], int, float] | None]]
-"""The flows of a message, each with its previous state in the table."""
+"""The flows of a message, each with its state in the table before the message, or None."""
 
 
 class ReportChecker:

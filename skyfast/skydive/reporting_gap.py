@@ -47,7 +47,7 @@ class _Budget:
 
 @dataclass(slots=True)
 class _SubscriptionState:
-    """The state of a subscription that has delivered at least once, as of the latest check."""
+    """The state of a subscription that has delivered at least once, at the latest check."""
 
     delivers: bool = True
     delivers_for_s: float = math.inf

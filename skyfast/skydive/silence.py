@@ -280,7 +280,11 @@ class Silence:
 
 
 def is_improbable(sent: float, chance: float, *, analyzers: int, lost: float = 0.0) -> bool:
-    """Return whether the chance that an analyzer gets none of ``sent`` is at most ``chance``."""
+    """Return whether it is unlikely that an analyzer gets none of ``sent`` messages.
+
+    Each message goes to one of ``analyzers`` at random, and ``lost`` is the share of lost messages.
+    The result is true if the probability of getting none is at most ``chance``.
+    """
     missed = 1 - (1 - lost) / analyzers
     if missed <= 0:
         return sent > 0

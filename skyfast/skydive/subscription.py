@@ -91,7 +91,7 @@ class Timing:
     ping_timeout_s: float = 20.0
     """Timeout of a pong. When it expires, the connection is closed."""
     backoff_first_s: float = 0.5
-    """Maximum delay before the first reconnection; it doubles with every further attempt."""
+    """Maximum delay before the first reconnection; the maximum doubles with every attempt."""
     backoff_most_s: float = 10.0
     """Upper limit of the maximum delay."""
     healthy_s: float = 30.0

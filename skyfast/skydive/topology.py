@@ -106,8 +106,8 @@ class TopologyPoller:
                 return
             answer, now = _only_interfaces(named.answer()), self._now()
             await self._names.received(named)
-        # This takes up to a second for 20,000 interfaces. The event loop can get the GIL in
-        # between.
+        # This takes up to a second for 20,000 interfaces. The event loop can get the GIL
+        # meanwhile.
         await asyncio.to_thread(self._interfaces.update, answer, now)
         self._stats.answers += 1
         self._stats.last_answer_timestamp_s = time.time()

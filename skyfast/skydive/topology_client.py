@@ -55,7 +55,7 @@ BODY_TIMEOUT_S: Final = 30.0
 """Timeout of the body of a response, including its decoding."""
 
 BATCH_BYTES: Final = 256 * 1024
-"""Number of received bytes that are decoded at once, in a worker thread."""
+"""Received bytes are collected up to this number, and then decoded in a worker thread."""
 
 PIECE_BYTES: Final = 1024 * 1024
 """Maximum size of the decompressed text that is split at once."""
@@ -78,7 +78,7 @@ class Observer(Protocol):
         """Receive an element, in a worker thread. Must not raise."""
 
     def end(self) -> None:
-        """Finish: the response is complete. Not called if the response stays incomplete."""
+        """Finish, after all elements of a complete response. Not called if it is incomplete."""
 
 
 R = TypeVar("R", bound=Reader)

@@ -209,7 +209,7 @@ class TopologyStore:
         ]
 
     def graph(self) -> Graph:
-        """Return all elements, in new lists."""
+        """Return the elements of all queries, in new lists, and the total skip counts."""
         every = list(chain.from_iterable(list(part.values()) for part in self._elements.values()))
         skipped: Skipped = Counter()
         for part in list(self._skipped.values()):
