@@ -112,7 +112,7 @@ class FlowTypes:
 
 
 def flow_types(plan: Plan, *, also: Iterable[FieldPath] = ()) -> FlowTypes:
-    """Return structs with the fields that ``plan`` uses, and the fields in ``also``."""
+    """Return struct types with the fields that ``plan`` uses, and the fields in ``also``."""
     also = tuple(also)
     known = [*_BOOKKEEPING, *also]
     known += [path for requirement in plan.requirements for path in requirement.reads]

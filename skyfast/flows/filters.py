@@ -55,7 +55,7 @@ class Classifier:
 
 
 def classifier(masks: Sequence[Network]) -> Classifier:
-    """Return the classifier of a cluster with these networks."""
+    """Return the classifier of a cluster with the networks ``masks``."""
     cluster = addresses.Networks(masks)
 
     def place(text: str) -> int:
