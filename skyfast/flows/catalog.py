@@ -111,7 +111,7 @@ POD_LABELS: Final = CONTAINER_POD_LABELS | {
 Without Kubernetes pods, these labels are empty, except those in `CONTAINER_POD_LABELS`."""
 
 ENDS: Final = {"initiator": INITIATOR_IP, "target": TARGET_IP}
-"""Maps the prefix of label names of each end of a flow to the field with the end's address."""
+"""Maps each end of a flow to the field with its address. The ends are prefixes of label names."""
 
 _Name = tuple[Cardinality, str]
 
@@ -159,7 +159,10 @@ _NODE_HELP: Final[dict[str, _Name]] = {
     "namespace": ("low", "the Kubernetes namespace of the interface's pod"),
     "pod": ("medium", "the pod that has the interface"),
     "workload": ("medium", "the workload of the pod that has the interface"),
-    "container": ("medium", "the container that has the interface; empty if several have it"),
+    "container": (
+        "medium",
+        "the container that has the interface; empty if several containers share it",
+    ),
 }
 
 
@@ -233,7 +236,7 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         path=PROTOCOL,
         cardinality="low",
         help="`TCP`, `UDP` or `SCTP`; with `include_icmp` also `ICMPV4` and `ICMPV6`; with "
-        "`include_other` also the last layer of other flows",
+        "`include_other`, flows of other protocols have their last layer, such as `GRE`",
     ),
     LabelDef(
         name="application",
@@ -263,7 +266,7 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         name="vlan",
         path=("Link", "ID"),
         cardinality="medium",
-        help="the VLAN number, or 0; with QinQ, each tag takes 12 bits",
+        help="the VLAN number, or 0 if there is none; with QinQ, one number with 12 bits per tag",
     ),
     LabelDef(
         name="capture_id",
@@ -315,7 +318,7 @@ UNBOUNDED_FIELDS: Final = {
     ("Start",): "a new value for each flow",
     ("ICMP", "ID"): "a new value for each ping",
 }
-"""Maps each field with an unbounded number of values to the reason."""
+"""Maps each field with an unbounded number of values to the reason why it is unbounded."""
 
 DEFAULT_LABELS: Final = tuple(label.name for label in LABELS[:7])
 """The labels of the Go connector ``prom_sky_con``, in its order."""
@@ -333,7 +336,7 @@ class MetricDef:
     view (the connections) with ``naming: compatible``. In all other cases, the family's name is a
     prefix and ``standard``. ``unit`` is the unit in the standard name. Pages show values divided by
     10 to the power of ``compatible_decimals`` or ``standard_decimals``. The help text of
-    connections is ``help`` and "on this connection".
+    connections is ``help`` followed by "on this connection".
     """
 
     name: str
@@ -501,7 +504,7 @@ class HistogramDef:
     """A histogram that can be selected by name, in every view except the first (the connections).
 
     ``paths`` and ``observes`` are those of `skyfast.flows.plan.Histogram`. If there are two paths,
-    there is one for each direction. The other attributes are those of `MetricDef`.
+    there is one for each direction. All other attributes have the meaning explained in `MetricDef`.
     """
 
     name: str
@@ -556,7 +559,7 @@ INTERFACE_INFO: Final = {
         ("standard", "skydive_interface_info"),
     )
 }
-"""Maps each value of ``naming`` to the name of the family that describes the capture points."""
+"""Maps each value of ``naming`` to the family that describes the capture points."""
 
 DEFAULT_METRICS: Final = ("bytes", "packets", "rtt")
 """The metrics of the Go connector ``prom_sky_con``."""

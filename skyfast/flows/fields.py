@@ -20,7 +20,7 @@ UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def _fields() -> Iterator[tuple[FieldPath, type]]:
-    """Generate the fields in the order in which Skydive encodes them."""
+    """Yield the path and type of each field, in the order in which Skydive encodes the fields."""
     ends = {"Protocol": str, "A": str, "B": str, "ID": int}
     metric = ("ABPackets", "ABBytes", "BAPackets", "BABytes", "Start", "Last", "RTT")
     tcp_flags = ("SynStart", "SynTTL", "FinStart", "RstStart")
@@ -112,7 +112,7 @@ class FlowTypes:
 
 
 def flow_types(plan: Plan, *, also: Iterable[FieldPath] = ()) -> FlowTypes:
-    """Return structs with the fields that ``plan`` uses, and the fields in ``also``."""
+    """Return struct types with the fields that ``plan`` uses, and the fields in ``also``."""
     also = tuple(also)
     known = [*_BOOKKEEPING, *also]
     known += [path for requirement in plan.requirements for path in requirement.reads]

@@ -55,7 +55,7 @@ class Classifier:
 
 
 def classifier(masks: Sequence[Network]) -> Classifier:
-    """Return the classifier of a cluster with these networks."""
+    """Return the classifier of a cluster with the networks ``masks``."""
     cluster = addresses.Networks(masks)
 
     def place(text: str) -> int:
@@ -68,7 +68,7 @@ def classifier(masks: Sequence[Network]) -> Classifier:
 
 
 def reads(config: Filter) -> tuple[FieldPath, ...]:
-    """Return the fields that the rules read. The filter also reads the plan's requirements."""
+    """Return the fields that the filter reads, except those of the plan's requirements."""
     fields = [condition.path for condition in _conditions(config)]
     paths = [path for path in fields if path is not None]
     if config.excluded_tags or None in fields:
@@ -236,7 +236,7 @@ class _FunctionSource:
         if len(intervals) == 1:
             low, high = map(self.constant, intervals[0])
             return f"({low} <= {value} <= {high})"
-        # A value is in an interval if the number of bounds up to it is odd.
+        # A value is in one of the intervals if it equals or exceeds an odd number of bounds.
         bounds = [bound for low, high in intervals for bound in (low, high + 1)]
         return f"(bisect({self.constant(bounds)}, {value}) & 1)"
 

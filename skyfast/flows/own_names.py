@@ -83,7 +83,7 @@ class InvalidLinesError(ValueError):
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """The name and the values of a prefix. The name can be empty. Each value has a key."""
+    """The name and the values of a prefix. The name can be empty; values are (key, value) pairs."""
 
     name: str
     values: tuple[tuple[str, str], ...] = ()
@@ -275,7 +275,7 @@ def _unquoted(prefix: str) -> str:
 
 
 def _split(text: str) -> list[str]:
-    """Split quoted fields."""
+    """Split a line of CSV into fields; commas within quotes do not split."""
     try:
         (fields,) = csv.reader([text], strict=True, skipinitialspace=True)
     except csv.Error as error:
@@ -294,7 +294,7 @@ def _in_order(prefixes: Iterable[Prefix]) -> list[Prefix]:
 
 
 def _index(starts: "array[int]") -> "array[int]":
-    """Return how many IPv4 ranges begin before each /16 network, and the number of all ranges."""
+    """Return how many IPv4 ranges begin before each /16 network; the last element counts all."""
     counts = [0] * ((1 << _IPV4_BITS - _INDEXED_BITS) + 1)
     for start in starts:
         counts[(start >> _INDEXED_BITS) + 1] += 1

@@ -174,7 +174,7 @@ class Histogram:
 
     @property
     def gauges(self) -> tuple[Gauge, ...]:
-        """The values that are read from a flow."""
+        """The fields in ``paths`` as gauges, the form in which the table reads them."""
         return tuple(Gauge(path=path) for path in self.paths)
 
     def limits(self, decimals: int) -> tuple[int, ...]:
@@ -194,8 +194,8 @@ Value = Counter | Gauge | FlowCount | NewFlows | Histogram
 class Family(MetricFamily):
     """A metric family of the flows.
 
-    ``values`` has one value if the metric has only the initiator's direction or the view has no
-    directions. In all other cases, it has two: initiator to target, and target to initiator. Pages
+    ``values`` has two values if the metric and the view have two directions: initiator to target,
+    then target to initiator. In all other cases, ``values`` has one value. Pages
     show values divided by ``10 ** decimals``, exactly.
     """
 
@@ -220,8 +220,7 @@ class View:
     are added up.
 
     ``bytes`` and ``packets`` are the counters of these amounts: one for each direction, or one for
-    the sum of both. ``bytes`` is empty if no family and no bound uses the counters of bytes;
-    likewise ``packets``.
+    the sum of both. Either is empty if no family and no bound uses its counters.
     """
 
     columns: tuple[Column, ...]

@@ -134,7 +134,9 @@ _CONTEXTS: Final[Mapping[FieldPath, tuple[()] | tuple[FieldPath, FieldPath]]] = 
     TARGET_IP: (INITIATOR_IP, NODE_TID),
     NODE_TID: (),
 }
-"""Maps each field whose names can be looked up to the fields that resolve an ambiguous key."""
+"""Maps each field with a lookup to the fields that choose the names of an ambiguous address.
+
+A ``NodeTID`` is never ambiguous, so it has no such fields."""
 
 
 def key_fields(label: LabelSpec) -> tuple[FieldPath, ...]:
@@ -157,7 +159,7 @@ def shows_only_own(label: LabelSpec) -> bool:
 
 
 def _key(label: LabelSpec) -> FieldPath:
-    """Return the field whose names are looked up, or an empty path."""
+    """Return the field that is looked up for a label; an empty path if the label shows no name."""
     if label.is_of_ends:
         return ENDS[label.name.partition("_")[0]]
     known = LABELS_BY_NAME[label.name] if label.is_known else None
@@ -238,7 +240,7 @@ def _view(view: ViewSpec, columns: _Columns, export: ExportSelection) -> View:
         families=shown,
         bytes=amounts.get("bytes", ()),
         packets=amounts.get("packets", ()),
-        # ICMP flows and others without ports can share both addresses, so they can share a row.
+        # Several flows without ports, such as ICMP flows, can have the same addresses and one row.
         identifies_connection=not (export.include_icmp or export.include_other)
         and {column.path for column in chosen if column.is_field} >= ENDPOINTS,
     )
@@ -330,7 +332,7 @@ def _values(
     *,
     direction: str,
 ) -> tuple[Value, ...]:
-    """Return the values of a family: one for each direction, or the sum of both."""
+    """Return the values of a family. If ``direction`` is "sum", one counter adds up ``paths``."""
     if not paths:
         return (NewFlows() if kind == "counter" else FlowCount(),)
     if kind == "gauge":

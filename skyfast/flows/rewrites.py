@@ -74,9 +74,9 @@ class _Folded(dict[int | str, int | str]):
 
 
 def fold(config: Fold) -> dict[int | str, int | str]:
-    """Return a mapping that keeps listed ports and ports up to a bound, and maps others to `OTHER`.
+    """Return a mapping of ports, which maps all ports to `OTHER` except those that `Fold` keeps.
 
-    An empty string, which is a missing port, does not change.
+    An empty string stands for a missing port, and is mapped to itself.
     """
     above = -1 if config.above is None else config.above
     return _Folded(config.keep or frozenset(), above)

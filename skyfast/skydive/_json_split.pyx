@@ -34,7 +34,7 @@ cdef struct _State:
     Py_ssize_t depth        # number of open brackets within the element
     bint in_string
     bint escaped            # the previous character was a backslash in a string
-    int letters             # letters of "null" that have been read
+    int letters             # number of letters of "null" that have been read
 
 cdef struct _Found:
     # Offsets in the piece. `begin` is 0 for an element that began in an earlier piece.
@@ -52,10 +52,10 @@ cdef Py_ssize_t _scan(
     const unsigned char *text, Py_ssize_t start, Py_ssize_t size,
     _State *state, _Found *found, int *count, Py_ssize_t *begin,
 ) noexcept nogil:
-    """Scan ``text`` from ``start``; return the offset of the first character that was not scanned.
+    """Find elements in ``text`` from ``start`` on; return the offset where the scan stopped.
 
-    The caller continues there, unless the text is invalid. ``begin`` is the offset at which the
-    current element begins.
+    The caller continues at this offset, unless the text is invalid. ``begin`` is the offset where
+    the current element begins.
     """
     cdef Py_ssize_t index = start
     cdef unsigned char char
@@ -171,7 +171,7 @@ cdef class ArraySplitter:
             raise ValueError(f"not a JSON list: the text ends after {self._offset} bytes")
 
     cdef int _add(self, list elements, const unsigned char *text, Py_ssize_t size) except -1:
-        """Add the element whose last bytes are the first ``size`` bytes of ``text``."""
+        """Add the element that ends with the first ``size`` bytes of ``text``, or skip it."""
         if self._skipping or len(self._partial) + size > self._max_element_bytes:
             self.skipped += 1
         elif self._partial:

@@ -142,10 +142,11 @@ def redirect(location: str) -> str:
 class Authentication:
     """The credentials for one analyzer.
 
-    Basic authentication is used until a request returns 401. After that, a login gets a cookie,
-    which is used instead. When the cookie is rejected with 401, a new login replaces it. The
-    password and the cookie are never sent together: Skydive checks the cookie first, and rejects an
-    expired token even with a valid password. The configured cookies are always sent.
+    Basic authentication is used until a request returns 401. After that, skyfast logs in, and
+    uses the cookie from the login instead. When the cookie is rejected with 401, a new login
+    replaces the cookie. The password and the cookie are never sent together: Skydive checks
+    the cookie first, and rejects an expired token even with a valid password. The configured
+    cookies are always sent.
 
     The headers, cookies and passwords of this object must not be logged.
     """

@@ -17,17 +17,17 @@ MAX_CAPTURES: Final = 1000
 """Maximum number of captures; further captures have no capture points."""
 
 MAX_POINTS: Final = 20
-"""Maximum number of capture points per capture. Above it, the point with the oldest flow is
-removed."""
+"""Maximum number of capture points per capture. If there are more, the point that has had no flow
+for the longest time is removed."""
 
 MAX_ID_CHARS: Final = 1024
 """Maximum length of an ID; longer IDs are ignored."""
 
 SILENCE_S: Final = 600.0
-"""A capture point is forgotten if no message that is read has a flow from it for this time."""
+"""A capture point is forgotten if this module reads no flow from it for this time."""
 
 FORGET_INTERVAL_S: Final = 60.0
-"""Minimum time between two searches for capture points to forget. A search takes at most 2 ms."""
+"""Minimum time between two calls of `CapturePoints._forget`. A call takes at most 2 ms."""
 
 
 class _Flow(msgspec.Struct, gc=False):
@@ -82,7 +82,7 @@ class CapturePoints:
         return sorted(tid for tid, seen in points.items() if now - seen < SILENCE_S)
 
     def _forget(self, now: float) -> None:
-        """Forget capture points without recent flows, and captures without capture points."""
+        """Forget capture points without flows for `SILENCE_S`, and captures without points."""
         self._forgot_s = now
         recent = {
             capture_id: {tid: seen for tid, seen in points.items() if now - seen < SILENCE_S}

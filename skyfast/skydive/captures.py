@@ -3,7 +3,7 @@
 The meaning of the fields is from Skydive's sources (``flow/table.go``, ``flow/probes``), and
 recordings confirm this meaning. Each flow table of an agent is one capture point, that is, one
 capture on one interface. Every 10 s, each point sends a report to a randomly chosen analyzer, which
-forwards it to its subscribers:
+forwards the report to its subscribers:
 
 * ``FlowDropped`` and ``KernelFlowDropped`` are the increases since the capture point's previous
   report. Their sums over all points of a capture are exported as counters that start at the first
@@ -42,7 +42,7 @@ SLOT_S: Final = 3.0
 """The highest values are stored per time slot of this length."""
 
 SLOTS: Final = 5
-"""The number of slots. Together they cover the last 12 to 15 s, in which every point sends a
+"""Number of slots per capture. Five slots cover the last 12 to 15 s, in which every point sends a
 report."""
 
 READINGS: Final = 10
@@ -58,7 +58,7 @@ MAX_VALUE: Final = 2**62
 """Largest accepted value; reports with larger values are counted as ``out_of_range``."""
 
 MAX_TOTAL: Final = 2**63 - 1
-"""Exported counters stop at this value."""
+"""Exported counters do not increase beyond this value."""
 
 
 class _PointReport(msgspec.Struct, gc=False, rename="pascal"):
@@ -104,7 +104,7 @@ class _Capture:
 
     @property
     def highest(self) -> _Figures:
-        """The highest values of the latest reports; there is at least one report."""
+        """The highest values in the stored slots. There must have been a report."""
         return reduce(_highest, self._slots.values())
 
     def add(self, report: _PointReport, now: float, running: float) -> None:
@@ -288,6 +288,6 @@ def _values(capture: _Capture) -> tuple[str, ...]:
 
 
 def _mean(readings: int) -> str:
-    """Return the exact mean of the readings of a report, given their sum."""
+    """Return the exact mean of a report's ten readings as text; ``readings`` is their sum."""
     whole, tenths = divmod(readings, READINGS)
     return f"{whole}.{tenths}" if tenths else str(whole)

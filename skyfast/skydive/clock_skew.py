@@ -21,7 +21,7 @@ MAX_AHEAD_S: Final = 60.0
 
 MAX_UPDATES_BEHIND: Final = 2
 MAX_SKEW_BEHIND_S: Final = 60.0
-"""The latest packet may be this many reporting intervals plus this many seconds in the past.
+"""The latest packet may be `MAX_UPDATES_BEHIND` reporting intervals plus `MAX_SKEW_BEHIND_S` ago.
 
 An agent reports a flow at its first tick after the flow's latest packet, that is, within one
 reporting interval (``flow.update``). The second interval allows for an increased ``flow.update``
@@ -37,7 +37,7 @@ Flow = Any
 
 
 class Dated(Protocol):
-    """The table's method that returns the oldest and the newest ``Last`` of its latest update."""
+    """The table, with the oldest and the newest ``Last`` of its latest update."""
 
     @property
     def times_ms(self) -> tuple[int, int]: ...
@@ -104,9 +104,9 @@ class ClockSkewCheck:
         now_ms: float,
     ) -> None:
         if not misdated:
-            # Either only closing reports are older than ``earliest_ms``, or the table needs more
-            # fields of a misdated flow and has not applied it. In the second case, the flow is
-            # decoded again and applied, and then this method counts it.
+            # Either only closing reports are older than ``earliest_ms``, or a misdated flow has not
+            # been applied yet, because the table needs more fields of the flow. Such a flow is
+            # decoded again, applied, and then counted by this method.
             return
         analyzer.misdated[reason] += len(misdated)
         self._limit.warn(
@@ -121,7 +121,7 @@ class ClockSkewCheck:
 
 
 def _origin(flow: Flow, data: bytes | bytearray | memoryview) -> str:
-    """Return the interface where a flow was captured, safe to log."""
+    """Return text for the log that names a flow's capture point, such as ``node_tid 1a2b``."""
     name = getattr(flow, "NodeTID", "")  # some plans do not have this field
     if not name:
         try:

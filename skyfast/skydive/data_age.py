@@ -12,7 +12,8 @@ from skyfast.flows.fields import CLOSING
 from skyfast.stats import AnalyzerStats, Histogram
 
 MAX_DRAWS: Final = 4
-"""Number of attempts to draw a report that is not a closing report."""
+"""Maximum number of draws from a message. If all drawn reports are closing reports, nothing is
+observed."""
 
 Flow = Any
 """A struct of the plan's flow types. All these types have ``Last`` and ``FinishType``."""
@@ -29,7 +30,7 @@ class DataAge:
         self._chance = chance
 
     def observe(self, flows: Sequence[Flow], analyzer: AnalyzerStats, now_ms: float) -> None:
-        """Observe one of the ``flows`` of a message that arrived at ``now_ms``, in Unix time.
+        """Observe one of the ``flows`` of a message that arrived at ``now_ms`` (Unix milliseconds).
 
         The histogram ``delivery`` observes the report only if the time of the agent's update
         (``LastUpdateMetric.Last``) was decoded.

@@ -54,7 +54,7 @@ class EndNames(dict[str, Names | None]):
         self.use(NO_NAMES, extends=False)
 
     def use(self, own: OwnNames, *, extends: bool) -> None:
-        """Use the names in ``own``.
+        """Replace the own names with those in ``own``.
 
         ``extends`` is true if labels show the networks or the values of keys in ``own``.
         """

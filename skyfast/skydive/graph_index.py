@@ -91,8 +91,8 @@ _NO_INTERFACES: Final = _KUBERNETES_TYPES | {"host", "netns", "container", "libv
 
 _OWNED_BY_NAMESPACES: Final = _KUBERNETES_TYPES - {KUBERNETES_CONTAINER}
 
-# The types of parent and child, by relation. `_add_edges` checks edges of other relations by other
-# rules.
+# Maps relations to the types of parent and child. `_add_edges` checks edges of ``ownership`` and
+# ``layer2`` by separate rules.
 _ENDS: Final = {
     CONTAINER: (KUBERNETES_CONTAINER, "container"),
     SERVICE: ("service", "pod"),
@@ -178,7 +178,7 @@ class GraphIndex:
         return self._types.get(node_type, [])
 
     def parents(self, relation: str, node: Node) -> Sequence[Node]:
-        """Return the distinct parents of a node; there may be none."""
+        """Return the distinct parents of a node in edges of type ``relation``, or ()."""
         return self._parents[relation].get(node.id or "")
 
     def veth_peers(self, node: Node) -> Sequence[Node]:
@@ -188,8 +188,8 @@ class GraphIndex:
     def namespace(self, node: Node) -> Node | None:
         """Return the network namespace of an interface or container.
 
-        This is a node of type ``netns``, or ``host`` for the host's own namespace. Returns None if
-        the namespace is unknown: the node has no owner or several owners, or the owners form a
+        The result is a node of type ``netns``, or ``host`` for the host's own namespace. It is None
+        if the namespace is unknown: the node has no owner or several owners, or the owners form a
         ring.
         """
         owners = self.parents(OWNERSHIP, node)
@@ -217,7 +217,7 @@ class GraphIndex:
         return False
 
     def name(self, text: str | None) -> str:
-        """Return a name, or "" if the name is missing or too long."""
+        """Return ``text``, or "" if it is None or longer than `MAX_NAME_CHARS` characters."""
         if not text:
             return ""
         if len(text) > MAX_NAME_CHARS:
@@ -258,7 +258,7 @@ def _lacks_node(relation: str, parent: Node | None, child: Node | None) -> bool:
 
 
 def type_of(node: Node) -> str:
-    """Return the type of a node, or `KUBERNETES_CONTAINER`."""
+    """Return the type of a node; for the Kubernetes probe's containers, `KUBERNETES_CONTAINER`."""
     node_type = node.metadata.type or ""
     if node_type == "container" and node.metadata.manager == "k8s":
         return KUBERNETES_CONTAINER

@@ -184,7 +184,7 @@ class Ingest:
         analyzer: AnalyzerStats,
         now_ms: float,
     ) -> None:
-        """Check the times of applied flows, and whether any of their reports had seemed lost."""
+        """Check the times of applied flows, and drop the gaps that these flows close."""
         self._clock_skew.check(flows, data, analyzer, now_ms)
         if self._checker.has_unsettled:
             self._checker.note_late(flows)
@@ -262,7 +262,8 @@ class Ingest:
     def _one_by_one(self, raws: Iterable[msgspec.Raw]) -> list[Flow]:
         """Decode each flow on its own. Leave out unusable values, and count unusable flows.
 
-        `PartialDecoder` leaves out values of optional fields, and the table counts them.
+        `PartialDecoder` leaves out unusable values of optional fields, and the table counts these
+        values.
         """
         flows = []
         partial = 0
@@ -291,12 +292,12 @@ class _Decoders:
     ``next`` decodes the next message, and ``full`` decodes all fields. A flow is unknown while the
     table does not contain it.
 
-    * If the latest message had unknown flows, ``next`` decodes the fields of first reports,
-      including those of labels.
-    * If the latest message had none, but more than `MAX_UNKNOWN_SHARE` of recent messages had
-      unknown flows, ``next`` decodes the fields of labels.
-    * In all other cases, ``next`` decodes neither labels nor the fields of first reports. This
-      makes decoding faster by a seventh, but a message with unknown flows must be decoded twice.
+    * If the latest message had unknown flows, ``next`` decodes the fields of labels, and the fields
+      that identify first reports.
+    * If the latest message had no unknown flows, but more than `MAX_UNKNOWN_SHARE` of the recent
+      messages had, ``next`` decodes the fields of labels.
+    * In all other cases, ``next`` decodes neither group of fields. This makes decoding faster by a
+      seventh, but a message with unknown flows must be decoded twice.
     """
 
     def __init__(self, types: FlowTypes) -> None:

@@ -20,16 +20,17 @@ MAX_INTERFACES: Final = 20_000
 """Maximum number of interfaces; further interfaces are counted as ``too_many``."""
 
 MAX_LABEL_CHARS: Final = 1024
-"""Maximum characters of a label value; nodes with longer values count as ``text_too_long``."""
+"""Maximum length of a label value; nodes with longer values are counted as ``text_too_long``."""
 
 MAX_LABELS_CHARS: Final = 8 * 1024 * 1024
-"""Maximum characters of all labels together; further nodes are counted as ``too_many``.
+"""Maximum length of all labels together; further nodes are counted as ``too_many``.
 
 The page repeats the labels in every family, so this limit bounds the page size if names are
 long."""
 
 MAX_COUNTER: Final = 2**63 - 1
-"""Skydive's counters are int64. Negative and larger values are counted as ``out_of_range``."""
+"""The largest int64, Skydive's type of counters. Samples that are negative or larger are left out
+and counted as ``out_of_range``."""
 
 
 MAX_BUSIEST: Final = 50
@@ -115,7 +116,7 @@ class _Page:
     """The rendered families of a response, and the time when they expire."""
 
     text: bytes
-    """In text format 0.0.4."""
+    """All families in text format 0.0.4."""
     families: tuple[tuple[_Family, slice], ...]
     """Each family with the position of its samples in ``text``."""
     busiest: tuple[Interface, ...]
@@ -156,7 +157,7 @@ class Interfaces:
     newest ``UpdatedAt``. The values are the devices' own counters: if a device resets its counters,
     the values are reset too.
 
-    All methods are thread-safe. An update takes long but does not block other methods.
+    All methods are thread-safe. An update can take a second, but does not block other methods.
     """
 
     def __init__(
@@ -196,7 +197,7 @@ class Interfaces:
             self._stats.interfaces = len(rows)
 
     def expire(self, now: float) -> None:
-        """Remove the interfaces if the last response is too old."""
+        """Remove the interfaces if the latest response is older than the lifetime set by `keep`."""
         with self._writing:
             if now >= self._page.leaves_at:
                 self._page = _NOTHING
@@ -215,7 +216,7 @@ class Interfaces:
         return page.in_openmetrics(openmetrics, created=created) if openmetrics else page.text
 
     def busiest(self, now: float) -> tuple[Interface, ...]:
-        """Return the `MAX_BUSIEST` interfaces with the most traffic in bytes, in order."""
+        """Return the `MAX_BUSIEST` interfaces with the most traffic in bytes, busiest first."""
         page = self._page
         return () if now >= page.leaves_at else page.busiest
 
@@ -309,7 +310,7 @@ def _busiest(rows: list[_Row]) -> tuple[Interface, ...]:
 
 
 def _sum(*values: int) -> int:
-    """Return the sum of the values that are in range."""
+    """Return the sum of the values from 0 to `MAX_COUNTER`."""
     return sum(value for value in values if 0 <= value <= MAX_COUNTER)
 
 

@@ -18,7 +18,7 @@ A message has two levels of its own, and 3 to 5 further levels in each flow."""
 MAX_REPAIRED_TOKENS: Final = 500_000
 """Maximum number of escapes, or of strings and brackets, that are parsed to repair a message.
 
-Parsing this many takes 0.2 s, much less than the timeout for a pong. A message of 100 flows
+Parsing 500,000 takes 0.2 s, much less than the timeout for a pong. A message of 100 flows
 contains 10,000 strings and brackets."""
 
 # A complete or incomplete string, or a bracket. The possessive quantifier prevents backtracking.

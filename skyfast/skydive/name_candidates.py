@@ -30,7 +30,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
 
 class CapturePoint(msgspec.Struct, frozen=True, gc=False):
-    """Where flows are captured. ``peers`` are the sorted namespaces of its veth peers."""
+    """Where flows are captured. ``peers`` are the sorted namespace IDs of its veth peers."""
 
     namespace: str
     peers: tuple[str, ...]

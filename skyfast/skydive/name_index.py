@@ -36,8 +36,8 @@ use."""
 MAX_UNKNOWN: Final = 20_000
 """Maximum number of unknown addresses that wait for a query.
 
-At most as many addresses are remembered after a query, so that they are not queried again too soon.
-The queries of one minute contain up to 15,000 addresses."""
+It is also the maximum number of queried addresses that are remembered, so that they are not queried
+again too soon. The queries of one minute contain up to 15,000 addresses."""
 
 MISS_S: Final = 60.0
 """An address that belongs to no pod is not queried again for this time."""
@@ -55,8 +55,9 @@ V = TypeVar("V")
 class _Update(Generic[V]):
     """The changes of a mapping.
 
-    ``leaving`` are the keys to remove. Other keys that are missing from the resolution stay for
-    now: ``gone`` maps each of them to the time of the first resolution without it, oldest first.
+    ``leaving`` are the keys to remove. ``gone`` has the keys that are missing from the resolution
+    but stay for now. It maps each key to the time of the first resolution without the key, oldest
+    first.
     """
 
     changed: Mapping[str, V]
@@ -119,7 +120,7 @@ class Changes:
     """The new content of the cache: the names of each cached triple, chosen again with
     ``context``."""
     compared: int
-    """Number of names in the cache when it was compared. `apply` drops names cached after that."""
+    """Number of triples in the cache at the comparison. `apply` drops the triples cached later."""
     affected: Set[str]
     """Ambiguous addresses for which the names of at least one triple are no longer valid."""
     pruned_at: float | None
@@ -161,7 +162,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         self.empty = ("",) * size
         self.notes_unknown = True
         self.dropped = dict.fromkeys(LOOKUP_DROPS, 0)
-        """The number of lookups that exceeded a limit, by the kind of address."""
+        """Maps ``unknown`` and ``ambiguous`` to the number of lookups that exceeded a limit."""
         self._context = _Context()
         self._triples: dict[Triple, tuple[str, ...]] = {}
         self._overflowed = False
@@ -200,7 +201,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
 
     @property
     def unknown(self) -> int:
-        """The number of unknown addresses that were looked up recently."""
+        """The number of unknown addresses that wait for a query or have just been queried."""
         return len(self._unknown) + len(self._missed)
 
     def take_unknown(self, now: float, count: int) -> list[str]:
@@ -224,7 +225,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         return bool(self._missed)
 
     def _forget(self, now: float) -> None:
-        """Remove addresses that may be queried again from ``_missed``."""
+        """Remove addresses from ``_missed`` once they may be queried again."""
         missed = self._missed
         old = [address for address, since in missed.items() if now - since >= MISS_S]
         excess = islice(missed, max(0, len(missed) - MAX_UNKNOWN))
@@ -265,7 +266,7 @@ class NameIndex:
 
         Those addresses exist on every host, so they do not show a problem."""
         self.stats = NameStats()
-        """The counters of the names in this index. A reload keeps both, or neither."""
+        """The counters of this index. A reload replaces the index and its counters, or neither."""
         self._keep_s = keep_s
         self._gone_nodes: Mapping[str, float] = {}
         self._gone_addresses: Mapping[str, float] = {}
@@ -455,7 +456,7 @@ class NameIndex:
         changed = {
             *changes.addresses.keys,
             *changes.affected,
-            # These names were chosen with data that is now outdated.
+            # Addresses whose names were cached after the comparison, with data now outdated.
             *(address for address, _, _ in late if address in changes.context.candidates),
         }
         _applied(self.nodes, changes.nodes)

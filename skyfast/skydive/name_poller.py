@@ -60,7 +60,8 @@ The clock of the node's host sets ``UpdatedAt``, and this clock can be behind. A
 few seconds to reach the analyzer."""
 
 PODS_OVERLAP_MS: Final = 10_000
-"""The overlap for pods. It is short, because the analyzers themselves set ``UpdatedAt`` of pods."""
+"""Each reading of changed pods overlaps the previous reading by this time, which is short, because
+the analyzers themselves set ``UpdatedAt`` of pods."""
 
 COMPLETE_WAIT_S: Final = 60.0
 """After a reload, names stay until every query has a response, but at most for this time.
@@ -78,7 +79,7 @@ KINDS: Final = {
 
 
 def needed(config: Config) -> tuple[Query, ...]:
-    """Return the queries that labels and info series need, or () if neither shows names."""
+    """Return the queries that labels and info series need; () if they need no names."""
     local = (queries.NAMED_INTERFACES, queries.NAMESPACES, queries.EDGES)
     everything = (*local, queries.KUBERNETES, queries.KUBERNETES_EDGES)
     if config.topology.interface_info:
@@ -131,8 +132,8 @@ class NamePoller:
     ) -> None:
         """Create the poller; ``now`` is the clock of ``index``, in seconds.
 
-        ``wanted`` are the queries that `needed` returned. If ``reads_interfaces`` is false, another
-        poller reads the interfaces and calls `received`.
+        ``wanted`` are the queries that `needed` returned. If ``reads_interfaces`` is false,
+        `TopologyPoller` reads the interfaces and calls `received`.
         """
         self._wanted = wanted
         self._export = export
@@ -167,11 +168,11 @@ class NamePoller:
                 tasks.create_task(self._ask_unknown_forever(client))
 
     def interface_reader(self) -> GraphReader:
-        """Return a reader for the interfaces that another poller reads."""
+        """Return a reader with which `TopologyPoller` reads the interfaces."""
         return self._store.reader(queries.NAMED_INTERFACES, also_interfaces=True)
 
     async def received(self, reader: GraphReader) -> None:
-        """Use the interfaces that another poller has read."""
+        """Use the interfaces that `TopologyPoller` has read with ``reader``."""
         self._progress[queries.NAMED_INTERFACES].tried = True
         await self._keep(queries.NAMED_INTERFACES, reader, is_full=True)
         self._resolve_soon()
@@ -194,7 +195,7 @@ class NamePoller:
             await asyncio.sleep(INTERVAL_S - (clock() - begun) % INTERVAL_S)
 
     async def _read(self, client: TopologyClient, query: Query) -> None:
-        """Read all elements of ``query``, or only the changed elements."""
+        """Read the changed elements of ``query``, or all if a complete reading is due."""
         progress = self._progress[query]
         now_s = time.monotonic()
         since_ms = self._since_ms(progress.asked_ms, OVERLAP_MS)
@@ -250,7 +251,7 @@ class NamePoller:
         self._names.last_reading_timestamp_s = time.time()
 
     def _resolve_soon(self) -> None:
-        """Resolve names if every query has been sent and names may have changed."""
+        """Wake `_resolve_forever` if every query has been sent and names may have changed."""
         waits = time.monotonic() < self._is_complete_at_s
         is_complete = all(
             progress.read if waits else progress.tried for progress in self._progress.values()
@@ -276,7 +277,7 @@ class NamePoller:
             await asyncio.sleep(duration_s)
 
     async def _resolve(self) -> None:
-        """Resolve all names."""
+        """Resolve all names, and apply the changes to the index."""
         resolution = await asyncio.to_thread(self._resolution)
         async with self._applying:
             self._apply(await asyncio.to_thread(self._index.compare, resolution, self._now()))
@@ -364,7 +365,7 @@ class NamePoller:
     async def _resolve_pods(
         self, client: TopologyClient, pods: list[Node], reader: GraphReader
     ) -> None:
-        """Resolve the names of the pods in ``reader`` now, not only after all other queries."""
+        """Store the elements of ``reader``, and resolve the names of ``pods`` immediately."""
         edges = queries.by_child([pod.id for pod in pods if pod.id][:MAX_VALUES])
         kept = queries.KUBERNETES_EDGES
         edge_reader = (
@@ -374,7 +375,7 @@ class NamePoller:
         if edge_reader is not None:
             await self._keep(kept, edge_reader, is_full=False)
         if any(_address(pod) in self._index.addresses for pod in pods):
-            self._resolve_soon()  # the address had another owner before
+            self._resolve_soon()  # the index has another owner of the address
         resolution = await asyncio.to_thread(self._resolution_of, pods)
         async with self._applying:
             changes = await asyncio.to_thread(self._index.compare_new, resolution, self._now())

@@ -30,10 +30,10 @@ MAX_ADDRESSES: Final = 200_000
 """Maximum number of addresses with names; each address may have any number of candidates."""
 
 MAX_COMPARISONS: Final = 10_000
-"""Maximum number of comparisons to find out which interface with an address belongs to which pod.
+"""Maximum number of comparisons to assign the interfaces with an address to the pods with it.
 
-Each pod with the address is compared with each interface. Above the limit, no interface is assigned
-to a pod."""
+Each of these pods is compared with each of these interfaces. Above the limit, no interface with the
+address is assigned to a pod."""
 
 # Reasons under which unusable items of the topology are counted.
 ADDRESS_LIMIT: Final = "address_limit"
@@ -82,7 +82,7 @@ def resolve(graph: Graph, *, k8s_labels: tuple[str, ...] = ()) -> Resolution:
     """Resolve the names of all addresses and capture points.
 
     Never raises, whatever the graph contains. Takes about 1 s for 5,000 pods on 200 hosts. Other
-    threads can get the GIL in between.
+    threads can get the GIL meanwhile.
     """
     resolver = _Resolver(graph, k8s_labels)
     resolution = resolver.resolution()
@@ -169,7 +169,7 @@ class _Resolver:
     # Network namespaces.
 
     def _all_namespaces(self) -> dict[int, _Namespace]:
-        """Return the namespaces by the identity of their nodes."""
+        """Return all namespaces by the ``id()`` of their nodes."""
         index = self._index
         containers: MultiMap[int, Node] = MultiMap()
         uncertain: set[int] = set()

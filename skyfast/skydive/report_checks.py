@@ -31,7 +31,7 @@ FIRST_PROBABILITY: Final = 0.25
 """Until the rate of messages is known, each message is checked with this probability."""
 
 RATE_PERIOD_S: Final = 10.0
-"""How often the probability is adjusted to the rate of messages."""
+"""Interval at which the probability is adjusted to the rate of messages."""
 
 SETTLE_S: Final = SLACK_S
 """A report can arrive this long after a newer report of the flow: analyzers batch reports for up to
@@ -50,8 +50,8 @@ second longest of the 60 intervals. The longest interval is not reliable: when t
 is adjusted, all intervals that end at the agent's next tick seem longer or shorter."""
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
-"""Reasons to skip a report that cause gaps. The other reasons skip all reports of a flow, so no gap
-occurs."""
+"""Reasons to skip single reports of a flow, which causes gaps. All other reasons apply to every
+report of a flow, so they cause no gaps."""
 
 Flow = Any
 """A struct of the plan's type ``FullReport``."""
@@ -77,7 +77,7 @@ class KnownFlows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Total:
-    """A counter that ``LastUpdateMetric`` also contains; ``index`` is its position in the plan."""
+    """A counter that ``LastUpdateMetric`` also contains; ``plan.counters[index]`` defines it."""
 
     index: int
     paths: tuple[FieldPath, ...]
@@ -96,7 +96,7 @@ class _Gap:
 
 
 Sample = list[tuple[Flow, tuple[tuple[int, ...], int, float] | None]]
-"""The flows of a message, each with its previous state in the table."""
+"""The flows of a message, each with its state in the table before the message, or None."""
 
 
 class ReportChecker:
@@ -159,7 +159,7 @@ class ReportChecker:
         return True
 
     def skip(self) -> None:
-        """Allow the check of another message, because the latest chosen message has no flows."""
+        """Allow one more check, because the message that was chosen last has no flows."""
         self._credit += 1.0
 
     def before(self, flows: Sequence[Flow]) -> Sample:
@@ -189,7 +189,7 @@ class ReportChecker:
                 self._check_unknown(flow, totals, deltas, analyzer, now)
 
     def note_late(self, flows: Sequence[Flow]) -> None:
-        """Drop the gaps that late reports in ``flows`` close. ``flows`` have just been applied."""
+        """Drop the gaps that late reports close. The table has just applied ``flows``."""
         if self._table.late_total == self._late_total:
             return
         self._late_total = self._table.late_total
@@ -285,7 +285,7 @@ class ReportChecker:
             self._settle(self._running())
 
     def _own_losses(self) -> tuple[float, int]:
-        """Return a value that changes when skyfast itself misses or skips reports."""
+        """Return how long the clock was held, and how many reports and messages skyfast skipped."""
         skipped = self._table.skipped
         lost = sum(
             self._stats.flows_skipped.get(reason, 0) + skipped.get(reason, 0)

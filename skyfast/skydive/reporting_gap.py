@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 SLACK_S: Final = 15.0
-"""Added to a reporting interval: analyzers batch reports for up to 5 s, and agents' ticks drift."""
+"""Time added to a reporting interval, because analyzers batch reports for up to 5 s, and the ticks
+of agents drift."""
 
 MISSING_UPDATES: Final = 2
-"""A subscription is ignored after this many reporting intervals in which only others delivered."""
+"""A subscription is ignored after this many reporting intervals in which only others deliver."""
 
 INCIDENT_UPDATES: Final = 4
 """Maximum number of reporting intervals for which one subscription can hold the clock. All
@@ -31,7 +32,7 @@ MAX_FLOW_UPDATE_S: Final = 3600.0
 
 @dataclass(slots=True)
 class _Budget:
-    """Adds up in ``spent_s`` how long the clock is held. A long healthy period resets the sum."""
+    """Adds up in ``spent_s`` how long the clock is held. A healthy interval resets ``spent_s``."""
 
     spent_s: float = 0.0
     calm_s: float = 0.0
@@ -46,7 +47,7 @@ class _Budget:
 
 @dataclass(slots=True)
 class _SubscriptionState:
-    """The state of a subscription that has delivered at least once, as of the latest check."""
+    """The state of a subscription that has delivered at least once, at the latest check."""
 
     delivers: bool = True
     delivers_for_s: float = math.inf
@@ -85,7 +86,7 @@ class ReportingGap:
 
     @property
     def causes(self) -> tuple[str, ...]:
-        """The subscriptions whose reports may be missing."""
+        """The names of the subscriptions whose reports may be missing."""
         return tuple(name for name, source in self._sources.items() if source.counted)
 
     def update(
@@ -95,7 +96,7 @@ class ReportingGap:
 
         ``now_s`` is the time of a clock that is never held. ``delivering`` are the names of the
         subscriptions that deliver; ``subscribed`` are the names of all configured subscriptions.
-        The time since the previous call is attributed to the state at that call.
+        The time since the previous call counts for the states at the previous call.
         """
         update_s = min(flow_update_s, MAX_FLOW_UPDATE_S)
         self._pass_time(now_s - self._checked_s, update_s)

@@ -43,7 +43,7 @@ def shown_name(container: Node) -> str | None:
 
 
 def labelled_pod(container: Node) -> tuple[str, str] | None:
-    """Return the namespace and name of the pod that a container's labels name, or None."""
+    """Return namespace and name of a container's pod, read from the container's labels, or None."""
     labels, kubernetes = _labels(container)
     pod, cri = kubernetes.pod, kubernetes.cri
     candidates = (
@@ -58,7 +58,7 @@ def labelled_pod(container: Node) -> tuple[str, str] | None:
 
 
 def kubelet_pod(container: Node) -> tuple[str, str] | None:
-    """Return the namespace and name of the pod that are part of a container's name, or None."""
+    """Return namespace and name of a container's pod, read from the container's name, or None."""
     parts = _kubelet_name(container)
     return (parts[2], parts[1]) if parts else None
 

@@ -46,9 +46,11 @@ WINDOW_S: Final = 30.0
 """``stats`` are counted in windows of this length."""
 
 WINDOWS: Final = 4
-"""The number of capture points is estimated from the highest count of this many windows. Together
-the windows are longer than any silence, so that a silent subscription does not reduce the estimate.
-When captures end, the estimate decreases within 2 minutes."""
+"""The number of capture points is estimated from the highest count in the last four windows.
+
+With the default ``silence_timeout``, a silent subscription does not reduce the estimate, because
+four windows are longer than the silence. When captures end, the estimate decreases within 2
+minutes."""
 
 ENDED_SHARE: Final = 0.5
 """If all other subscriptions deliver, but get less than this share of the expected ``stats``, some
@@ -61,13 +63,14 @@ IDLE_REPORTS: Final = 3
 """After the last packet, the ``PacketsReceived`` of a point still changes in this many reports."""
 
 MEMORY_S: Final = 60.0
-"""Reported values are remembered for at least this long, which is six reports."""
+"""Reported values are remembered for at least this time, in which a point sends six reports."""
 
 MAX_VALUES: Final = 20_000
-"""Maximum number of remembered values. If there are more, no report counts as a sign of packets."""
+"""Maximum number of values that are remembered in `MEMORY_S`. At the limit, no report counts as
+a report that shows packets."""
 
 READINGS: Final = (9, 10, 11)
-"""``PacketsReceived`` is the sum of this many readings of a total: ten, or one more or less."""
+"""``PacketsReceived`` is the sum of nine, ten or eleven readings of a total."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +98,9 @@ class Activity:
 
     Between two reports, the agent reads the packet counter of a capture point about ten times.
     ``PacketsReceived`` is the sum of these readings. If the capture point is idle, all readings are
-    equal, so the sum is nine, ten or eleven times the same number. A sum that the capture has not
-    reported recently shows that the capture receives packets. Captures that do not count
-    packets (eBPF, sFlow, NetFlow) report 0, whether they receive packets or not.
+    equal, so the sum is nine, ten or eleven times the same number. A sum that does not match
+    any remembered sum of the capture shows that the capture receives packets. Captures that do not
+    count packets (eBPF, sFlow, NetFlow) report 0, whether they receive packets or not.
     """
 
     def __init__(self) -> None:
@@ -183,7 +186,7 @@ class Reporting:
         return WINDOW_S * self.timing.statistics_s / SilenceTiming().statistics_s
 
     def add(self, statistics: int, now_s: float) -> None:
-        """Count ``stats`` received by a subscription."""
+        """Add ``statistics``, the number of ``stats`` that a subscription has just received."""
         if now_s >= self._window_ends_s:
             self._counts.append(0)
             self._window_ends_s = now_s + self._window_s
@@ -245,7 +248,7 @@ class Silence:
         return ""
 
     def _is_quiet(self) -> bool:
-        """Whether the last message is older than the interval of ``stats``."""
+        """Return whether no message has arrived for longer than the interval of ``stats``."""
         return self.silent_s > self._reporting.timing.statistics_s + self._tick_s
 
     def _is_suspect(self) -> bool:
@@ -277,7 +280,11 @@ class Silence:
 
 
 def is_improbable(sent: float, chance: float, *, analyzers: int, lost: float = 0.0) -> bool:
-    """Return whether receiving none of ``sent`` messages is less probable than ``chance``."""
+    """Return whether it is unlikely that an analyzer gets none of ``sent`` messages.
+
+    Each message goes to one of ``analyzers`` at random, and ``lost`` is the share of lost messages.
+    The result is true if the probability of getting none is at most ``chance``.
+    """
     missed = 1 - (1 - lost) / analyzers
     if missed <= 0:
         return sent > 0
@@ -298,8 +305,8 @@ class _MissingFlows:
         self._shown = 0.0
         """Number of reports that show packets, minus the share that is normal for idle captures."""
         self._suspect_after_s = self._silent_after_s = math.inf
-        """The ``seconds`` after which flows were due, because enough reports had shown packets; or
-        infinity."""
+        """The value of ``seconds`` when enough reports had shown packets for flows to be due;
+        infinity before."""
 
     def update(self, *, flows: bool, tick_s: float) -> None:
         if flows:
@@ -315,7 +322,7 @@ class _MissingFlows:
             self._silent_after_s = min(self._silent_after_s, self._due_since(SILENT_CHANCE))
 
     def _due_since(self, chance: float) -> float:
-        """Return ``seconds`` if enough reports have shown packets by now, otherwise infinity."""
+        """Return ``seconds`` if enough reports have shown packets for flows to be due, else inf."""
         reporting = self._reporting
         # A point that receives packets sends its flows once per reporting interval, to one
         # analyzer.

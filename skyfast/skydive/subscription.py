@@ -61,10 +61,10 @@ _wire_log.setLevel(logging.WARNING)
 SILENCE_JITTER: Final = 1.3
 """Each subscription multiplies the silence timeout by a random factor of up to this value.
 
-An analyzer stops sending to all its subscribers together. The first subscriber that reconnects
-makes the analyzer resume for all. So it is enough if one reconnects, and the random factor makes
-one subscriber the first. A timeout of 20 s becomes up to 26 s, and 45 s (``silence_timeout``)
-becomes up to 58 s."""
+An analyzer stops sending to all its subscribers at once, and resumes for all when the first of them
+reconnects. So one reconnection is enough, and the random factor makes one subscriber reconnect
+before the others. A timeout of 20 s becomes up to 26 s, and the default
+``silence_timeout`` of 45 s becomes up to 58 s."""
 
 STATISTICS: Final = ("stats", "stats")
 FLOWS: Final = ("flow", "store")
@@ -91,7 +91,7 @@ class Timing:
     ping_timeout_s: float = 20.0
     """Timeout of a pong. When it expires, the connection is closed."""
     backoff_first_s: float = 0.5
-    """Maximum delay before the first reconnection; it doubles with every further attempt."""
+    """Maximum delay before the first reconnection; the maximum doubles with every attempt."""
     backoff_most_s: float = 10.0
     """Upper limit of the maximum delay."""
     healthy_s: float = 30.0
@@ -103,7 +103,7 @@ class Timing:
     the reason. Skydive closes a connection if it could not write for 10 s, or waited 7 s for a
     pong."""
     conflict_grace_s: float = 15.0
-    """How long an analyzer may still list the previous subscription of this process."""
+    """For this time after a subscription ended, its analyzer may still list it (HTTP 409)."""
     log_interval_s: float = LOG_INTERVAL_S
     """Minimum interval between two log lines of the same analyzer and cause."""
     resolve_interval_s: float = 30.0
@@ -195,7 +195,7 @@ class _Connect(connect):
 
 
 class _BacklogTimer:
-    """Checks the backlog once per tick, to measure how long an analyzer has been waiting.
+    """Checks the backlog once per tick, to measure how long an analyzer has been waiting to send.
 
     A late check counts as a backlog, because nothing was read in the meantime.
     """
@@ -215,7 +215,7 @@ class _BacklogTimer:
         self._checked_s = now_s
 
     def seconds(self) -> float:
-        """Return how long the analyzer has been waiting, or 0 if it has not waited recently."""
+        """Return how long the analyzer has waited; 0 if the wait ended over two ticks ago."""
         now_s = time.monotonic()
         if self._is_long_ago(self._checked_s, now_s):  # pragma: no cover - only on a slow machine
             return now_s - self._kept_up_s
@@ -233,7 +233,7 @@ class _SilenceMonitor:
     Silence is measured in ticks: after a pause of the process, the late tick counts as a single
     tick, and waiting messages are read before the next tick.
 
-    ``backlog`` measures how long the analyzer has been waiting.
+    ``backlog`` measures how long the analyzer has been waiting to send.
     """
 
     def __init__(
@@ -390,7 +390,7 @@ class Subscription:
             await self._close(connection)
 
     async def _connect(self) -> WebSocketConnection:
-        """Connect to the first reachable address."""
+        """Connect to the first reachable address of the analyzer."""
         *others, last = await resolve(self.endpoint.connect_host, self.endpoint.port)
         for address in others:
             with contextlib.suppress(OSError):
@@ -568,7 +568,7 @@ def _when(delay_s: float) -> str:
 
 
 def error_details(exc: Exception) -> str:
-    """Return the error message, safe to log."""
+    """Return the messages of an exception and of its cause, safe to log."""
     text = connection_error(exc)
     # The exceptions of websockets do not say what went wrong, but their causes do.
     if isinstance(exc, InvalidHandshake | ConnectionClosed) and exc.__cause__ is not None:

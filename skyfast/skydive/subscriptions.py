@@ -102,7 +102,7 @@ class Subscriptions:
         return self._running.keys()
 
     def state(self, name: str) -> str:
-        """Return the state of a subscription for the log."""
+        """Return the state of a subscription as text for the log, such as ``not subscribed``."""
         running = self._running.get(name)
         if running is None:
             return "no longer subscribed"
@@ -128,7 +128,7 @@ class Subscriptions:
             raise ConfigError(f"{config.source}: {exc}") from None
 
     def configure(self, prepared: "Prepared") -> None:
-        """Apply another configuration in the background.
+        """Apply a new configuration in the background.
 
         Unaffected subscriptions continue. Affected subscriptions are closed. If they are still
         configured, they are restarted and keep their counters.
@@ -167,7 +167,7 @@ class Subscriptions:
         return targets
 
     async def _stop_obsolete(self, targets: Mapping[str, "_Target"]) -> dict[str, Subscription]:
-        """Stop the subscriptions that are not in ``targets`` or have changed; return them."""
+        """Stop subscriptions that are not in ``targets`` or have changed; return them by name."""
         endpoints = self._prepared.config.subscriber.endpoints
         removed = self._resolvers.keys() - set(endpoints)
         stopped = {
@@ -292,7 +292,7 @@ class Subscriptions:
 class Prepared:
     """A validated configuration.
 
-    ``ssl`` is None if no endpoint needs it. ``digests`` are the hashes of the certificate files,
+    ``ssl`` is None if no endpoint uses TLS. ``digests`` are the hashes of the certificate files,
     whose contents can change while their names stay the same.
     """
 
@@ -313,7 +313,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Target:
-    """The parameters of a subscription, which restarts only if they change.
+    """The parameters of a subscription. If they change, the subscription is restarted.
 
     ``address`` is empty if the host of the endpoint is used.
     """

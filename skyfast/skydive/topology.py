@@ -22,8 +22,8 @@ from skyfast.stats import TopologyStats
 class TopologyPoller:
     """Periodically reads interfaces for their metrics, and other nodes and edges for names.
 
-    Either can be disabled. If both are enabled, one query reads the interfaces for metrics and
-    names.
+    Interface metrics or names can be disabled. If both are enabled, one query reads the interfaces
+    for both.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class TopologyPoller:
     ) -> None:
         """Create the poller; ``now`` is the clock of ``interfaces`` and ``names``, in seconds.
 
-        If ``names`` is None, only interfaces are polled. If not, ``wanted`` are the queries that
-        the names need. ``renamed`` is called on the event loop with each changed mapping of
-        ``names`` and its changed keys. ``observe`` is called with each query; the observer that it
-        returns gets a copy of the response.
+        If ``names`` is None, only interfaces are polled. If ``names`` is set, ``wanted`` are the
+        queries that the names need. ``renamed`` is called on the event loop with each changed
+        mapping of ``names`` and its changed keys. ``observe`` is called with each query; the
+        observer that it returns gets a copy of the response.
 
         Raises:
             ConfigError: An analyzer uses TLS, and a file in ``config.tls`` is unusable.
@@ -106,8 +106,8 @@ class TopologyPoller:
                 return
             answer, now = _only_interfaces(named.answer()), self._now()
             await self._names.received(named)
-        # This takes up to a second for 20,000 interfaces. The event loop can get the GIL in
-        # between.
+        # This takes up to a second for 20,000 interfaces. The event loop can get the GIL
+        # meanwhile.
         await asyncio.to_thread(self._interfaces.update, answer, now)
         self._stats.answers += 1
         self._stats.last_answer_timestamp_s = time.time()

@@ -47,7 +47,7 @@ MAX_ANSWER_BYTES: Final = 128 * 1024 * 1024
 This is a security limit: a response may be a gzip bomb."""
 
 REQUEST_TIMEOUT_S: Final = 10.0
-"""Maximum time until the headers of a response arrive, including a login before the query.
+"""Maximum time until the headers of a response arrive, including a login after HTTP 401.
 
 After this time, the next analyzer is queried."""
 
@@ -55,7 +55,7 @@ BODY_TIMEOUT_S: Final = 30.0
 """Timeout of the body of a response, including its decoding."""
 
 BATCH_BYTES: Final = 256 * 1024
-"""Number of received bytes that are decoded at once, in a worker thread."""
+"""Received bytes are collected up to this number, and then decoded in a worker thread."""
 
 PIECE_BYTES: Final = 1024 * 1024
 """Maximum size of the decompressed text that is split at once."""
@@ -78,7 +78,7 @@ class Observer(Protocol):
         """Receive an element, in a worker thread. Must not raise."""
 
     def end(self) -> None:
-        """Finish: the response is complete. Not called if the response stays incomplete."""
+        """Finish, after all elements of a complete response. Not called if it is incomplete."""
 
 
 R = TypeVar("R", bound=Reader)
@@ -235,7 +235,7 @@ class TopologyClient:
         elements: "_Elements",
         deadline: asyncio.Timeout,
     ) -> None:
-        """Send a query, after a login if necessary, and read the response."""
+        """Send a query and read the response. After HTTP 401, log in and send the query again."""
         credentials = analyzer.headers()
         status = await self._post(analyzer, query, credentials, elements, deadline)
         if status == 401 and await analyzer.reauthenticate(credentials):
@@ -313,7 +313,7 @@ class _Elements:
         self.has_begun = False
 
     def begin(self, encoding: str) -> None:
-        """Start to read a response with this ``Content-Encoding``."""
+        """Start to read a response. ``encoding`` is its ``Content-Encoding``: gzip or none."""
         self.has_begun = True
         match encoding.lower():
             case "" | "identity":

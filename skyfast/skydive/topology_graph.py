@@ -107,7 +107,7 @@ class ContainerLabels(_Struct):
 
 
 class Container(_Struct):
-    """``Container`` of runtime containers."""
+    """The field ``Container`` of a runtime container."""
 
     id: str | None = msgspec.field(default=None, name="ID")
     labels: ContainerLabels | None = None
@@ -122,14 +122,14 @@ class OwnerReference(_Struct):
 
 
 class ObjectMeta(_Struct):
-    """``K8s.Extra.ObjectMeta``."""
+    """The field ``K8s.Extra.ObjectMeta``: the metadata of the Kubernetes object."""
 
     owner_references: tuple[OwnerReference, ...] | None = None
     labels: dict[str, Any] | None = None
 
 
 class Spec(_Struct):
-    """``K8s.Extra.Spec`` of pods and services."""
+    """The field ``K8s.Extra.Spec`` of a pod or service."""
 
     host_network: bool | None = None
     node_name: str | None = None
@@ -143,14 +143,14 @@ class PodIp(_Struct):
 
 
 class PodStatus(_Struct):
-    """``K8s.Extra.Status`` of pods."""
+    """The field ``K8s.Extra.Status`` of a pod."""
 
     pod_ips: tuple[PodIp, ...] | None = msgspec.field(default=None, name="PodIPs")
     host_ip: str | None = msgspec.field(default=None, name="HostIP")
 
 
 class Extra(_Struct):
-    """``K8s.Extra``: the Kubernetes object itself."""
+    """The field ``K8s.Extra``: the Kubernetes object itself."""
 
     object_meta: ObjectMeta | None = None
     spec: Spec | None = None
@@ -158,7 +158,7 @@ class Extra(_Struct):
 
 
 class K8s(_Struct):
-    """``K8s`` of nodes of the Kubernetes probe. Labels are nested at the dots of their keys."""
+    """The field ``K8s`` of a Kubernetes object. Labels are nested at the dots of their keys."""
 
     name: str | None = None
     namespace: str | None = None
@@ -173,26 +173,26 @@ class K8s(_Struct):
 
 
 class Libvirt(_Struct):
-    """``Libvirt`` of interfaces through which the host connects virtual machines."""
+    """The field ``Libvirt`` of an interface that connects a virtual machine to its host."""
 
     domain: str | None = None
 
 
 class ExtId(_Struct, rename="kebab"):
-    """``ExtID``: the external IDs of Open vSwitch."""
+    """The field ``ExtID``: the external IDs of an interface in Open vSwitch."""
 
     vm_uuid: str | None = None
 
 
 class Neutron(_Struct):
-    """``Neutron`` of the interfaces of OpenStack's ports. Addresses have a prefix length."""
+    """The field ``Neutron`` of an OpenStack port's interface. Addresses have a prefix length."""
 
     ipv4: tuple[str, ...] | None = msgspec.field(default=None, name="IPV4")
     ipv6: tuple[str, ...] | None = msgspec.field(default=None, name="IPV6")
 
 
 class Metadata(_Struct):
-    """``Metadata`` of a node. The addresses have a prefix length: ``10.0.0.1/24``."""
+    """The field ``Metadata`` of a node. The addresses have a prefix length: ``10.0.0.1/24``."""
 
     name: str | None = None
     type: str | None = None

@@ -26,7 +26,7 @@ class MalformedAnswerError(ValueError):
 
 
 class Counters(msgspec.Struct, gc=False, rename="pascal"):
-    """``Metric``; Skydive omits counters that are zero."""
+    """The field ``Metric`` of an interface. Skydive omits counters that are zero."""
 
     rx_bytes: int = 0
     tx_bytes: int = 0
@@ -41,7 +41,7 @@ class Counters(msgspec.Struct, gc=False, rename="pascal"):
 
 
 class Metadata(msgspec.Struct, gc=False, rename="pascal"):
-    """``Metadata``. The addresses have a prefix length: ``10.0.0.1/24``.
+    """The field ``Metadata`` of a node. The addresses have a prefix length: ``10.0.0.1/24``.
 
     Addresses are in tuples, because the garbage collector ignores tuples of strings, but not lists.
     """
@@ -121,7 +121,7 @@ class AnswerReader:
         self._too_long += count
 
     def answer(self) -> Answer:
-        """Return the nodes that were added."""
+        """Return the nodes decoded so far, and the numbers of skipped nodes."""
         return Answer(self._nodes, self._invalid, self._too_long, self._excess)
 
 

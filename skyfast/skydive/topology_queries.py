@@ -90,7 +90,7 @@ _is_open_vswitch: Final = _within(("Type",), ("ovsbridge", "ovsport"))
 
 def _is_named_interface(element: Element) -> bool:
     metadata = element.get("Metadata")
-    # Ne: the key exists, possibly with null, and has a different value.
+    # ``Ne('')`` holds if the key exists and its value, which may be null, is not ``''``.
     has_encap = isinstance(metadata, dict) and "EncapType" in metadata
     return (has_encap and not _has_no_encap(element)) or _is_open_vswitch(element)
 
@@ -149,7 +149,7 @@ _OWNERS: Final = ("service", "replicaset", "deployment", "daemonset", "statefuls
 KUBERNETES_EDGES: Final = _of_types("E", "RelationType", ("container", *_OWNERS))
 """Edges to pods from owners, services and nodes.
 
-Also edges between the containers of a runtime and those of Kubernetes."""
+The response also has the edges between a runtime's containers and those of Kubernetes."""
 
 _CHANGING: Final = (NAMESPACES, KUBERNETES, PODS, EDGES, KUBERNETES_EDGES)
 
@@ -234,7 +234,7 @@ _LIST: Final = re.compile(r"Within\(([^()]*)\)\)$")
 
 
 def parse(gremlin: str) -> Query | None:
-    """Return the query with this text, or None if skyfast never sends it."""
+    """Return the query with the text ``gremlin``, or None if skyfast never sends this text."""
     if gremlin in _CONSTANT:
         return _CONSTANT[gremlin]
     if (match := _CHANGES.fullmatch(gremlin)) and f"{match[1]})" in _CONSTANT:

@@ -33,7 +33,7 @@ Elements: TypeAlias = dict[Hashable, Element]
 
 
 class GraphReader:
-    """Decodes the elements of one response; with ``also_interfaces``, also interface counters.
+    """Decodes a response to nodes or edges; with ``also_interfaces``, also to interface counters.
 
     An element that equals one of ``known`` is immediately replaced by the known object, so that
     reading an unchanged topology again takes no memory.
@@ -67,14 +67,14 @@ class GraphReader:
         self._add(element)
 
     def skip(self, count: int) -> None:
-        """Count elements that were too long."""
+        """Count elements longer than `MAX_ELEMENT_BYTES`."""
         if count:
             self.skipped[TOO_LONG] += count
         if self._answer is not None:
             self._answer.skip(count)
 
     def answer(self) -> Answer:
-        """Return the nodes for the interface metrics."""
+        """Return the nodes for the interface metrics. Requires ``also_interfaces``."""
         if self._answer is None:
             raise ValueError("read for names only")
         return self._answer.answer()
@@ -173,7 +173,7 @@ class TopologyStore:
         return bool(self._elements)
 
     def replace(self, query: Query, reader: GraphReader) -> bool:
-        """Replace the elements of ``query``; return whether they or the skip counts changed."""
+        """Replace the elements of ``query``; return whether elements or skip counts changed."""
         before = self._elements.get(query, {})
         changed = (
             query not in self._elements
@@ -209,7 +209,7 @@ class TopologyStore:
         ]
 
     def graph(self) -> Graph:
-        """Return all elements, in new lists."""
+        """Return the elements of all queries, in new lists, and the total skip counts."""
         every = list(chain.from_iterable(list(part.values()) for part in self._elements.values()))
         skipped: Skipped = Counter()
         for part in list(self._skipped.values()):

@@ -44,7 +44,7 @@ _FORWARDED: Final = (
     0x80 | Opcode.PING,
     0x80 | Opcode.PONG,
 )
-"""First bytes of all other valid frames except close frames.
+"""First bytes of fragments, pings and pongs, which are forwarded to websockets.
 
 No message follows a close frame, so the frame and all later bytes are forwarded without parsing."""
 
@@ -55,7 +55,7 @@ _UNLIMITED: Final = sys.maxsize
 """More bytes than a connection can ever receive."""
 
 _INT_BYTES: Final = 4
-"""The result of FIONREAD, see ioctl(2), is a C int."""
+"""Size of a C int, which is the result of FIONREAD: see ioctl(2)."""
 
 _DATA: Final = (Opcode.CONT, Opcode.TEXT, Opcode.BINARY)
 
@@ -154,7 +154,7 @@ class _Receiver(asyncio.BufferedProtocol):
 
     @property
     def unprocessed_bytes(self) -> int:
-        """Number of bytes that wait for the event loop."""
+        """Number of received bytes that wait for the event loop; 0 if reading is not paused."""
         return self._end - self._start if self._paused else 0
 
     def start(self, on_message: OnMessage, max_message_bytes: int) -> None:
@@ -301,7 +301,7 @@ class _Receiver(asyncio.BufferedProtocol):
         self._connection.data_received(data)
 
     def _reserve(self, stop: int) -> bool:
-        """Make space in the buffer for the rest of the frame from ``_start`` up to ``stop``."""
+        """Make space for the rest of the frame up to ``stop``. Always return False, for `_step`."""
         buffer, begun = self._buffer, self._buffer[self._start : self._end]
         needed = stop - self._start
         if stop <= len(buffer):

@@ -28,7 +28,8 @@ RUNNING: Final = frozenset(("Running", "Pending"))
 pod may use this address."""
 
 MAX_OF_CONTAINER: Final = 16
-"""Maximum number of Kubernetes containers per runtime container, and of pods per container.
+"""Maximum number of Kubernetes containers per runtime container, and of pods per Kubernetes
+container.
 
 In a consistent topology, there is only one of each."""
 
@@ -176,7 +177,7 @@ class Workloads:
         return self.cluster_of_host(host) in ("", pod.cluster) and pod.agent in ("", host)
 
     def unnamed(self, namespace: str, name: str) -> PodNames:
-        """Return the names of a pod that is not in the topology."""
+        """Return the names of a pod that is not in the topology: only its namespace and name."""
         return PodNames(namespace, name, _UNKNOWN, "", ("",) * len(self._k8s_labels))
 
     def of_container(self, container: Node) -> tuple[list[Pod], set[tuple[str, str]]]:
@@ -349,7 +350,7 @@ class Workloads:
                 return owner
 
     def _selecting_workload(self, pod: Node) -> Workload:
-        """Return the only workload whose selector matches a pod without owner."""
+        """Return the only workload whose selector matches a pod without owner, or `_UNKNOWN`."""
         parents = [parent for kind in CONTROLLERS for parent in self._selecting(kind, pod)]
         if len(parents) != 1:
             return _UNKNOWN
@@ -395,14 +396,14 @@ class Workloads:
         return Workload(name, kind) if name else _UNKNOWN
 
     def _named_owner(self, owners: Sequence[OwnerReference]) -> Workload:
-        """Return the owner; unknown if there are several, or if its name or kind is missing."""
+        """Return the owner; `_UNKNOWN` if there are several, or its name or kind is missing."""
         if len(owners) > 1:
             return _UNKNOWN
         kind, name = self._index.name(owners[0].kind), self._index.name(owners[0].name)
         return Workload(name, kind) if kind and name else _UNKNOWN
 
     def _above_owner(self, pod: Node, owner: Workload) -> Workload | None:
-        """Return the workload above a replica set or job; None if ``owner`` is not in the graph."""
+        """Return the workload for ``owner``, a replica set or job; None if it is unknown."""
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
         if key not in self._above_owners:
             nodes = self._owners.get(key)
