@@ -54,8 +54,8 @@ cdef Py_ssize_t _scan(
 ) noexcept nogil:
     """Scan ``text`` from ``start``; return the offset of the first character that was not scanned.
 
-    The caller continues there, unless the text is invalid. ``begin`` is the offset at which the
-    current element begins.
+    The caller continues at this offset, unless the text is invalid. ``begin`` is the offset at
+    which the current element begins.
     """
     cdef Py_ssize_t index = start
     cdef unsigned char char
@@ -166,7 +166,7 @@ cdef class ArraySplitter:
         return elements
 
     def close(self):
-        """Check that the list has ended."""
+        """Raise ValueError if the list has not ended."""
         if self._state.place != AFTER:
             raise ValueError(f"not a JSON list: the text ends after {self._offset} bytes")
 

@@ -40,10 +40,10 @@ cdef enum:
     MIN_STRING = 8              # a shorter string costs less as literals
     NO_CHAR = 0x80              # in an index of `Code.pairs`: no character
     PAIRS = (NO_CHAR << 8) + NO_CHAR + 1
-    CODE_BITS = 24              # an entry in `Code`: the code in the low bits, its length above
+    CODE_BITS = 24              # low bits of an entry in `Code`: the code; its length is above
     CODE_MASK = (1 << CODE_BITS) - 1
     REPEAT = 16                 # in a list of lengths: repeats the previous length 3 to 6 times
-    LENGTH_SYMBOLS = 19         # symbols in such a list
+    LENGTH_SYMBOLS = 19         # different symbols in a list of lengths
     MAX_HEADER = 256            # bytes of the header of a block
     STRING_SLOTS = 2048
     RELEARN_PERCENT = 120       # new codes if bits per byte exceed this percentage of the sample's
@@ -95,8 +95,8 @@ cdef struct Deflater:
     char *output                # of a chunk
     BitWriter writer
     bint learns                 # whether the next slice with enough text gets its own codes
-    uint32_t fixed_at[MAX_FIXED]        # position of the latest piece (modulo 2^32), by number
-    uint32_t strings_at[STRING_SLOTS]   # position of the latest string, by number (modulo the size)
+    uint32_t fixed_at[MAX_FIXED]        # latest position of each fixed text, modulo 2^32
+    uint32_t strings_at[STRING_SLOTS]   # latest position of strings, by number (modulo the size)
     uint32_t counts[LITERALS + DISTANCES]       # frequencies of the symbols
     Code code
 
@@ -452,7 +452,7 @@ cdef void assign_codes(const uint8_t *lengths, uint32_t symbols, uint32_t *entri
 
 
 cdef inline uint32_t joined(uint32_t first, uint32_t second) noexcept nogil:
-    # An entry with the bits of two entries.
+    # An entry whose code is the codes of two entries, one after the other.
     cdef uint32_t count = first >> CODE_BITS
     return ((first & CODE_MASK) | (second & CODE_MASK) << count
             | (count + (second >> CODE_BITS)) << CODE_BITS)

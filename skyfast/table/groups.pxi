@@ -25,7 +25,7 @@ cdef struct Group:
     uint32_t text               # offset in `Groups.text`: 2 bytes of length before each label value
     uint32_t text_length
     uint32_t connections
-    bint kept                   # the group stays, in `remove_half` or in the result
+    bint kept                   # if false, the group is about to be added to `other`
 
 
 cdef struct Groups:

@@ -32,7 +32,7 @@ cdef struct SearchedValue:
 cdef struct ValueSet:
     # A hash table with open addressing. The table is at most half full.
     SearchedValue *slots
-    uint32_t mask               # number of slots - 1; unused without slots
+    uint32_t mask               # number of slots - 1; undefined if there are no slots
 
 
 cdef struct Search:

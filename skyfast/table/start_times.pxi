@@ -57,7 +57,7 @@ cdef inline void set_start(const View *view, Connection *row, int64_t start_ms) 
 
 cdef enum:
     NEW_FLOWS_BITS = 21
-    START_BITS = 42             # until the year 2109
+    START_BITS = 42             # enough until the year 2109
 
 
 cdef inline int64_t pack_kept(int64_t new_flows, int64_t start_ms) noexcept nogil:
