@@ -415,7 +415,7 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def change_bounds(self, data):
-        # Drop the unfinished pages, because a page uses the bounds at its start.
+        # Drop the unfinished pages, because a page uses the bounds that were set when it began.
         either = st.one_of(st.just(0), bounds)
         self.slow_pages.clear()
         self.core.bounds = self.model.bounds = [
