@@ -753,8 +753,8 @@ cdef class Table:
             `without`, or None.
 
         Takes about 20 ns per connection and label, without the GIL. Uses 512 KiB per label, and 24
-        to 48 bytes per value of each label. With `without`, the call also takes 30 ns and uses 24
-        to 48 bytes per connection. Callable from any thread. Connections that are created or
+        to 48 bytes per value of each label. If `without` is set, the call also takes 30 ns and uses
+        24 to 48 bytes per connection. Callable from any thread. Connections that are created or
         removed during the call may or may not be counted.
         """
         if view >= self.state.view_count:
@@ -820,10 +820,10 @@ cdef class Table:
             connection lacks a series, the value of the series is None. All other values are stored
             integers, without the family's decimal point.
 
-        Connections without a value of the family are omitted. With `since`, two more kinds are
+        Connections without a value of the family are omitted. If `since` is set, two more kinds are
         omitted: connections without growth, and connections that were removed and, after the
         snapshot, created again with their previous counters. Takes about 10 ns per connection,
-        without the GIL. With `containing`, the call takes up to 40 ns more per connection and
+        without the GIL. If `containing` is set, the call takes up to 40 ns more per connection and
         label. Callable from any thread. Connections that change during the call may be seen before
         or after the change.
         """

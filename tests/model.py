@@ -262,9 +262,9 @@ class Label:
     """A label: its name, and the path of its value in a flow. An empty path is the flow itself.
 
     A missing field has the value 0 if ``number`` is true, otherwise "". If ``rewrite`` maps the
-    whole flow, ``reads`` has the fields that it reads. With ``lookup``, the label value is item
-    ``index`` of the names that the lookup finds. Labels are compared by identity, so a label that
-    several views have must be the same object in all of them.
+    whole flow, ``reads`` has the fields that it reads. If ``lookup`` is set, the label value is
+    item ``index`` of the names that the lookup finds. Labels are compared by identity, so a label
+    that several views have must be the same object in all of them.
     """
 
     name: str
@@ -324,7 +324,7 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class View:
-    """Series with the same labels. Without `DIRECTION`, values are sums of both directions.
+    """Series with the same labels. If none is `DIRECTION`, values are sums of both directions.
 
     Rows of the first view expire with their last flow. Rows of other views expire ``timeout_s``
     after their last report. ``timeout_s`` must be so long that no row expires before its flows.
@@ -390,7 +390,7 @@ def looked_up(name: str, key: Path, names: Names, context: tuple[Path, ...] = ()
 
 @dataclass(frozen=True)
 class Mask:
-    """Maps an address to its network, by prefix lengths. None leaves the address unchanged."""
+    """Maps an address to its network. If a prefix length is None, the address is unchanged."""
 
     ipv4: int | None = None
     ipv6: int | None = None
@@ -1676,7 +1676,7 @@ class Model:
     ) -> dict[str, set[str]]:
         """Return the sample lines of a page by family: of all families, or of those in ``names``.
 
-        With ``parts``, the page has only the rows of part number ``part``: see `part_of`.
+        If ``parts`` is above 1, the page has only the rows of part number ``part``: see `part_of`.
         """
         shown = [row for row in self.shown(now) if part_of(row, parts) == part]
         return {

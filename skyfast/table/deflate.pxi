@@ -89,10 +89,10 @@ cdef struct Deflater:
     char *text                  # HISTORY bytes of earlier text, then the chunk; borrowed
     char *end                   # end of the text
     uint64_t position           # position of `end` in the page
-    Piece *notes                # of a slice, like the next two fields
+    Piece *notes                # notes, pieces and sequences: arrays for one slice
     Piece *pieces
     Sequence *sequences
-    char *output                # of a chunk
+    char *output                # compressed bytes of a chunk
     BitWriter writer
     bint learns                 # whether the next slice with enough text gets its own codes
     uint32_t fixed_at[MAX_FIXED]        # latest position of each fixed text, modulo 2^32

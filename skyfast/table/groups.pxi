@@ -30,7 +30,7 @@ cdef struct Group:
 
 cdef struct Groups:
     const View *view
-    const uint32_t *columns     # of the labels
+    const uint32_t *columns     # columns of the labels by which rows are grouped
     uint32_t column_count
     uint32_t series             # values of a connection
     int *kinds                  # by series: COMBINE_SUM, ...

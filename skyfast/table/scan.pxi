@@ -131,10 +131,10 @@ cdef struct LabelScan:
     const View *view
     Counter counters[MAX_VIEW_COLUMNS]
     DistinctSample remaining[MAX_VIEW_COLUMNS]  # combinations of all labels except one
-    uint64_t *spare             # for the samples
+    uint64_t *spare             # spare array of the samples: see `sample_thin`
     int32_t without             # number of the label that `combinations` ignores, or -1
     Counter combinations
-    uint32_t *cells             # of the rows of a slice
+    uint32_t *cells             # copies of the cells of a slice's rows
     uint32_t rows
 
 

@@ -231,7 +231,7 @@ class FakeAnalyzer:
         self.checks_pongs = False
         """Whether to drop subscribers whose pongs are late, as Skydive does."""
         self.stalling = False
-        """Whether to send no pings, for example because a ping would corrupt an incomplete frame."""
+        """Whether to send no pings, for example if a ping would corrupt an incomplete frame."""
         self.stops_after_disconnect = False
         """Whether to imitate a bug: after a disconnect, send nothing until a client subscribes."""
 

@@ -277,7 +277,7 @@ class NameOracle:
 
     @once
     def is_uncertain(self, namespace: Json) -> bool:
-        """Whether several pods may own a namespace. If so, its pod is unknown."""
+        """Whether several pods may own a namespace. If so, the pod of the namespace is unknown."""
         if namespace is None or self.is_own(namespace):
             return False
         return (
@@ -718,7 +718,7 @@ class NameOracle:
     # -- places of addresses --------------------------------------------------------------------
 
     def interface_texts(self, node: Json) -> list[Json]:
-        """The addresses of an interface, with prefix lengths. None for the interface kube-ipvs0.
+        """The addresses of an interface, with prefix lengths. Empty for the interface kube-ipvs0.
 
         In IPVS mode, kube-proxy adds all cluster IPs to the interface kube-ipvs0 of each host.
         """

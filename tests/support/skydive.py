@@ -592,7 +592,7 @@ class Analyzer:
         """Number of flows that were lost in this analyzer, by cause."""
         self.is_running = False
         self.speakers: list[Subscriber] = []
-        """The pool of connected subscribers. Each has its own set of namespaces."""
+        """The pool of connected subscribers. Each subscriber has its own set of namespaces."""
         self.namespaces: dict[str, list[Subscriber]] = {}
         """``nsSubscriber``: the namespaces for which messages are sent."""
         self._numbers = 0
@@ -618,7 +618,7 @@ class Analyzer:
     def stop(self, *, is_noticed: bool = True) -> None:
         """Stop the analyzer. Its buffers are lost, and subscribers and agents are disconnected.
 
-        With ``is_noticed=False``, the stop is like a power loss: no connection is closed, and
+        If ``is_noticed`` is false, the stop is like a power loss: no connection is closed, and
         agents keep sending until `notice` is called.
         """
         assert self.is_running

@@ -610,7 +610,8 @@ REPORTS = st.fixed_dictionaries(
 class DeduplicatingMachine(TableMachine):
     """Tests ``deduplicate: first``, with many closing reports of dormant flows.
 
-    Totals grow with each report of any flow. A report that is ``behind`` has earlier totals.
+    Totals grow with each report of any flow. ``behind`` says how many reports ago the totals in a
+    report were current.
     """
 
     rename = relabel = begin = update_every = None

@@ -323,7 +323,7 @@ def _kubernetes_nodes(b: _Builder, clusters: tuple[str, ...], hosts: list[Json])
 
 
 def _owner(b: _Builder, *kinds: str) -> Json:
-    """Return an owner of one of these kinds. Only owners with their usual names can have nodes."""
+    """Return an owner of one of these kinds. Only an owner with a usual name can have a node."""
     kind = b.pick(*kinds)
     name = _NAMES[kind] if b.chance(8) else b.pick("other-abc", "")
     return {"Kind": kind, "Name": name, "Controller": b.pick(True, True, True, False, None)}
