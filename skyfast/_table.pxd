@@ -250,7 +250,7 @@ cdef struct Histogram:
     # follows.
     int observes                # OBSERVE_FIRST, OBSERVE_TOTAL or OBSERVE_AGE
     uint32_t moment             # when it observes a flow: FIRST_OBSERVED or CLOSING_OBSERVED
-    uint32_t sources[2]         # indexes in `Report.values`
+    uint32_t sources[2]         # indexes of the observed values in `Report.values`
     uint32_t source_count
     uint32_t bounds
     int64_t limits[MAX_BOUNDS]  # the highest value in each bucket except the last

@@ -493,7 +493,7 @@ cdef class Table:
 
     cdef TableState state
     cdef Batch batch
-    cdef Reader *readers                # of the plan's flow types; see `resolve_readers`
+    cdef Reader *readers                # readers of the plan's flow types: see `resolve_readers`
     cdef object plan
     cdef bint wants_slots
     cdef list keep                      # owns the objects that `Field` borrows

@@ -38,7 +38,7 @@ cdef enum:
     MAX_MATCH = 258
     HISTORY = 32768             # bytes that a match can reach back
     MIN_STRING = 8              # a shorter string costs less as literals
-    NO_CHAR = 0x80              # in an index of `Code.pairs`: no character
+    NO_CHAR = 0x80              # stands for a missing character in an index of `Code.pairs`
     PAIRS = (NO_CHAR << 8) + NO_CHAR + 1
     CODE_BITS = 24              # low bits of an entry in `Code`: the code; its length is above
     CODE_MASK = (1 << CODE_BITS) - 1
@@ -379,7 +379,7 @@ cdef void code_lengths(const uint32_t *counts, uint32_t symbols, uint8_t *length
     # Sets the lengths of a complete code with at most MAX_CODE_BITS bits. Huffman's algorithm, with
     # two queues, gives the first lengths. Then codes that are too long are shortened, and other
     # codes become longer instead.
-    cdef uint64_t weights[2 * LITERALS]     # of the symbols by frequency, then of the trees
+    cdef uint64_t weights[2 * LITERALS]     # the symbols by frequency, then the trees
     cdef uint16_t parents[2 * LITERALS]
     cdef uint8_t depths[2 * LITERALS]
     cdef uint16_t ordered[LITERALS]

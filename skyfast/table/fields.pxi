@@ -41,7 +41,7 @@ cdef struct Column:
     # A label, or a field that lookups use. The plan owns the rewrite. The struct is not used for
     # labels that come from lookups.
     Field field
-    PyObject *rewrite           # or NULL
+    PyObject *rewrite           # NULL if the label has no rewrite
 
 
 cdef struct Lookup:

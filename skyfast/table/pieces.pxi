@@ -75,7 +75,7 @@ cdef inline void put_note(Piece **notes, size_t length, uint32_t source) noexcep
 cdef struct LabelPieces:
     # The pieces of the labels of a family, without label values.
     Piece literals[MAX_VIEW_COLUMNS + 1]
-    uint32_t length             # of all literals
+    uint32_t length             # length of all literals together
     uint32_t before             # length of the literals before the direction
 
 
