@@ -55,8 +55,8 @@ cdef extern from *:
         (void)address, (void)size;
     }
 
-    /* Numbers: memory blocks in use, allocations that succeed before the next failure, and
-       failures that are left. */
+    /* The numbers of memory blocks in use, of allocations before the next requested failure, and
+       of requested failures that have not happened yet. */
     static long skyfast_blocks = 0;
     static long skyfast_before_failure = 0;
     static long skyfast_failures = 0;
@@ -91,7 +91,7 @@ cdef extern from *:
         free(block);
     }
 
-    /* Called after each release of a table's mutex, unless it is NULL. */
+    /* A function to call after each release of a table's mutex, or NULL. */
     static void (*skyfast_after_unlock)(void) = NULL;
 
     static int skyfast_mutex_unlock(pthread_mutex_t *mutex) {
@@ -207,7 +207,8 @@ def deflate_pieces(slices, long_from=None):
     :param slices: pairs: a text of up to `MAX_SLICE` bytes, and a list of up to `MAX_SLICE` / 2
         pieces. A piece is a pair of a length and a source.
     :param long_from: the index of a slice. The slice is compressed as if it began 1000 bytes before
-        position 4 GiB of the page. There must be at least 32 KiB of text before this slice.
+        position 4 GiB of the page, where 32-bit positions wrap around. There must be at least 32
+        KiB of text before this slice.
     """
     cdef Deflater *deflater = <Deflater *>allocate(sizeof(Deflater))
     cdef bytearray memory = bytearray(HISTORY + DEFLATE_CHUNK + 64)
@@ -268,7 +269,7 @@ cdef int expect(bint holds, str what, numbers=()) except -1:
 
 
 def rows_ever(Table table not None):
-    """Return the peak number of rows, summed over all kinds. `check` visits all of them."""
+    """Return the peak number of rows, summed over all kinds. `check` visits this many rows."""
     cdef uint32_t i, rows = table.state.strings.fresh + table.state.flow_rows.fresh
     rows += table.state.names.fresh
     for i in range(table.state.view_count):
@@ -277,7 +278,7 @@ def rows_ever(Table table not None):
 
 
 def longest_chains(Table table not None):
-    """Return the length of the longest chain in the index, by kind of row."""
+    """Map each kind of row to the length of the longest chain in its index."""
     return {
         "strings": longest_chain(&table.state.strings),
         "flows": longest_chain(&table.state.flow_rows),

@@ -152,14 +152,14 @@ cdef struct Conversation:
     uint32_t flows              # number of live flow rows that link here
     uint64_t point              # hash of the capture point
     uint32_t dormant            # number of dormant flow rows that link here
-    uint32_t claimant           # dormant flow with the claim; 0: none; SUPERSEDED: replaced
+    uint32_t claimant           # row of the flow that claims the conversation, 0 or SUPERSEDED
 
 
 cdef struct Cell:
     # A label value of a report. The value is only valid for one batch: its text is borrowed from
     # the decoded flow, or from the result of a rewrite or lookup. `text` is NULL if the value is an
     # integer.
-    const char *text            # also NULL if `string` is known from a names row
+    const char *text            # also NULL if `string` was copied from a `NamesRow`
     uint32_t length
     uint32_t hash
     uint32_t string             # number of the interned string, 0 if not known
@@ -194,7 +194,7 @@ cdef struct Report:
     # All counters, then gauges, then closing gauges, which are only set in closing reports. The
     # batch owns the array.
     int64_t *values
-    # the next fields are only read if the flow is not live
+    # the fields up to `last_update` are only read if the flow is not live
     uint32_t connection_hash    # hash of the labels; 0 unless all labels are interned
     int skip_new                # reason to skip the report if the flow is not live
     int worth                   # what the report adds if its flow is unknown: see WORTH_UNREAD
@@ -207,7 +207,7 @@ cdef struct Report:
     Cell *cells                 # labels and lookup keys; owned by the batch
     int64_t *last_update        # deltas of the last update, by counter; owned by the batch
     # omitted values
-    bint leaves_out             # whether any value is omitted; if not, nothing below is set
+    bint leaves_out             # whether any value is omitted; if not, no field below is set
     bint uses_marks             # whether omitted marks are counted; set when the report is applied
     bint uses_last_update
     uint32_t leaves_out_marks   # one bit per omitted mark
@@ -219,7 +219,7 @@ cdef struct ChangedKey:
     # A lookup key whose labels have changed.
     uint32_t string
     uint32_t position           # index in the list of keys
-    bint found                  # if false, no flow has the key, and the next fields are not set
+    bint found                  # if false, no flow has the key, and no field below is set
     bint ambiguous              # whether the labels depend on the context
     uint32_t change             # number of the change; 0 if ambiguous, or if a name is invalid
 
@@ -250,7 +250,7 @@ cdef struct Histogram:
     # follows.
     int observes                # OBSERVE_FIRST, OBSERVE_TOTAL or OBSERVE_AGE
     uint32_t moment             # when it observes a flow: FIRST_OBSERVED or CLOSING_OBSERVED
-    uint32_t sources[2]         # indexes in `Report.values`
+    uint32_t sources[2]         # indexes of the observed values in `Report.values`
     uint32_t source_count
     uint32_t bounds
     int64_t limits[MAX_BOUNDS]  # the highest value in each bucket except the last
@@ -316,7 +316,7 @@ cdef struct View:
     Bounds bounds               # read and written under the mutex
     Histogram *histograms
     uint32_t histogram_count
-    # flags: the moments (FIRST_OBSERVED, ...) at which these histograms observe a flow
+    # the moments at which at least one of them observes a flow: flags (FIRST_OBSERVED, ...)
     uint32_t moments
     uint32_t values_offset          # offset in a row, like the next two fields
     uint32_t start_offset

@@ -19,14 +19,14 @@ Data structures
 
     Flows expire with a timer wheel that has one slot per second. A flow is added to the slot of its
     deadline. A report only writes a later deadline into the row; the row stays in its slot. When
-    the slot is due, a flow with a later deadline is added again, and any other flow becomes
-    dormant. A connection of the first view is removed with its last live flow. Each other view has
-    its own wheel, because its connections can outlive their flows.
+    the slot is due, a flow whose deadline is later moves to the slot of that deadline, and any
+    other flow becomes dormant. A connection of the first view is removed with its last live flow.
+    Each other view has its own wheel, because its connections can outlive their flows.
 
     A *dormant* flow keeps its row, its key and its totals, but is not part of a connection. When
     the flow's next report arrives, only the increase over the stored totals is added. Each dormant
     row is in one of three lists: flows that claim a conversation, flows that have ended, and all
-    others. Rows stay in the order in which they were added to a list. The lists need no extra
+    others. Each list keeps its rows in the order in which they were added. The lists need no extra
     space: their links use the fields that link a live flow to its connection and wheel slot. The
     oldest rows of a list are forgotten first: after a limited time, or when a new flow needs the
     space. A separate dormant row keeps the counters of a removed connection, unless the totals of
@@ -46,9 +46,9 @@ Memory
     Slabs and index segments are allocated from an arena of large pieces (`Arena`). The text of a
     string longer than 48 bytes is allocated with malloc. Slabs and segments are kept until the
     table is destroyed; freed rows are reused first. The table keeps no Python objects per flow or
-    connection. It only keeps the plan, the names and types of fields, and up to MAX_NAMES results
-    of lookups. If an allocation fails, `update` raises MemoryError, and the report that is being
-    applied has no effect.
+    connection. Its only Python objects are the plan, the names and types of fields, and up to
+    MAX_NAMES results of lookups. If an allocation fails, `update` raises MemoryError, and the
+    report that is being applied has no effect.
 
 Lock
     There is one mutex. A thread holds it for one slice of work at a time. A slice is a batch of
@@ -75,10 +75,10 @@ Files
         ``labels``, ``names``, ``flows``, ``connections``, ``start_times``, ``conversations``,
         ``dormant``, ``overflow``, ``histograms``.
     Implementation of the methods of `Table`:
-        ``layout`` (from a plan to offsets), ``reports``, ``lookup`` and ``update`` (the three steps
-        of an update), ``expiry``, ``relabel``, ``render``, ``pieces`` and ``deflate`` (pages),
-        ``search``, ``top_k``, ``scan`` (label values, top connections, snapshots), ``bounds``
-        (hidden rows) and ``groups``.
+        ``layout`` (finds the offsets of a plan's values in rows), ``reports``, ``lookup`` and
+        ``update`` (the three steps of an update), ``expiry``, ``relabel``, ``render``, ``pieces``
+        and ``deflate`` (pages), ``search``, ``top_k``, ``scan`` (label values, top connections,
+        snapshots), ``bounds`` (hidden rows) and ``groups``.
 """
 
 cimport cython
@@ -161,7 +161,7 @@ cdef extern from *:
 MAX_NUMBER = 1 << 62            # largest valid number in a field of a flow; the same as MAX_INTEGER
 
 cdef enum:
-    # *Marks*: fields of a report that are neither counters nor gauges. An invalid mark is omitted.
+    # *Marks*: `FinishType`, `Start`, and the times of the last update. Invalid marks are omitted.
     MARK_FINISH
     MARK_START
     MARK_UPDATE_START
@@ -177,7 +177,7 @@ cdef enum:
     FLOW_TYPES = 4
     BATCH = 128                 # reports per acquisition of the lock
     MAX_EVICTIONS = 2               # dormant rows that one report can evict
-    BUCKETS_PER_ROW = 2         # the index grows to this size: 8 bytes per row, and short chains
+    BUCKETS_PER_ROW = 2         # the index grows to this size: 8 bytes per row, short chains
     NAMES_AHEAD = 4             # names are prefetched this many reports ahead
     CACHE_LINE = 64
 
@@ -260,17 +260,17 @@ cdef extern from *:
     const uint32_t ENDED
     const uint32_t ROW              # mask of the row number next to these flags
     const uint32_t BACK             # flag in `Connection.flows`
-    const uint32_t SUPERSEDED       # in `Conversation.claimant`: another row replaced the row
+    const uint32_t SUPERSEDED       # `Conversation.claimant` after another row replaced the row
     const int64_t ABSENT            # value of a total that no report contained
     const int64_t NO_START          # start time of a row that no report has been added to
     const uint32_t FLOWS            # in `Family.values`: stands for a row's number of flows
     const uint32_t NEVER_S          # deadline of rows that do not expire
     const uint32_t NO_END           # end of a scan of all rows
     const uint64_t SHARE_SEED       # must never change: shards would overlap
-    const uint64_t PART_SEED        # odd; a change moves rows to other parts
+    const uint64_t PART_SEED        # odd; another constant would move rows to other parts
     const uint32_t MAX_SEQ_AGE      # see `clamp_seq_age`
     const int64_t MAX_INTEGER       # largest valid number in a field of a flow: MAX_NUMBER
-    const uint64_t EACH_BYTE        # a one in each byte
+    const uint64_t EACH_BYTE        # the number 1 in each byte
     # The maximum delay of a report, on top of the agent's update interval. An analyzer keeps a
     # batch for up to 5 s. The other 10 s cover transport and sockets that have not been read yet.
     const double BATCH_S
@@ -358,12 +358,12 @@ cdef struct Batch:
     # the lock.
     Report reports[BATCH]
     uint32_t size
-    # `reports` has pointers into the next three arrays
+    # the reports have pointers into `values`, `last_update` and `cells`
     int64_t *values             # BATCH x `all_values`
     int64_t *last_update        # BATCH x the plan's counters
     Cell *cells                 # BATCH x the plan's cells
     FoundNames *names           # BATCH x the plan's lookups
-    uint32_t *missed            # indexes in `names`: results that are used but have no row
+    uint32_t *missed            # indexes in `names` of results that are used but have no row
     uint32_t missed_count
     # String keys of flows that are removed while the batch is applied. The strings are released
     # after the batch, because a later report may already have found the same string for one of its
@@ -400,10 +400,10 @@ cdef struct TableState:
     uint32_t lookup_count
     uint32_t requirements
     bint counts_new_flows       # whether any view or histogram depends on new flows
-    # flags: the moments (FIRST_OBSERVED, ...) at which any histogram observes a flow
+    # the moments at which at least one histogram observes a flow: flags (FIRST_OBSERVED, ...)
     uint32_t moments
-    uint32_t first_value        # index of the value that is observed at FIRST_OBSERVED
-    uint32_t flags_link         # index of the flags among the links of a flow
+    uint32_t first_value        # index of the value that is observed when it is first above 0
+    uint32_t flags_link         # index of the link that contains a flow's flags FIRST_OBSERVED, ...
     bint optional[MAX_VALUES]
     int keeps[MAX_VALUES]       # kinds of gauges: KEEP_LATEST, ...
     bint has_conversations              # whether there are conversation rows
@@ -444,9 +444,9 @@ cdef struct TableState:
     uint64_t finishes[4]
     # lookups: set when the table is created
     Lookup lookups[MAX_COLUMNS]
-    uint32_t name_indexes[MAX_COLUMNS]  # per lookup column: its index in the result
+    uint32_t name_indexes[MAX_COLUMNS]  # per lookup column: index of its label in the result
     uint32_t key_columns[MAX_COLUMNS]   # per lookup string: the column with the same value
-    bint key_is_column[MAX_COLUMNS]     # per lookup string: whether `key_columns` is set
+    bint key_is_column[MAX_COLUMNS]     # per lookup string: whether a column has the same value
 
 
 include "table/lock.pxi"
@@ -488,12 +488,12 @@ cdef class Table:
         the offsets are wrong. If false, read fields as attributes. The results are the same.
 
     The other parameters are those of `set_limits`. Every `now` is the time of a monotonic clock in
-    seconds; its origin does not matter.
+    seconds; the clock's origin does not matter.
     """
 
     cdef TableState state
     cdef Batch batch
-    cdef Reader *readers                # of the plan's flow types; see `resolve_readers`
+    cdef Reader *readers                # readers of the plan's flow types: see `resolve_readers`
     cdef object plan
     cdef bint wants_slots
     cdef list keep                      # owns the objects that `Field` borrows
@@ -538,7 +538,7 @@ cdef class Table:
 
         :param max_connections: maximum number of rows per view. Flows that would need one more row
             are added up in the view's overflow row, or rejected if the plan has no overflow rows.
-        :param max_flows: maximum number of flow rows. A new live flow can replace a dormant one.
+        :param max_flows: maximum number of flow rows. A new live flow can replace a dormant flow.
             After the limit is lowered, `expire` forgets surplus dormant flows.
         :param timeout_s: a flow becomes dormant after this time without a report, rounded up to a
             full second. A change takes effect at the flow's next report.
@@ -737,7 +737,7 @@ cdef class Table:
         return count_label_values(&self.state, self.label_names)
 
     def cardinality(self, uint32_t count, str without=None, uint32_t view=0):
-        """Return the number and frequency of label values of a view, from one scan.
+        """Count the values of each label of a view, and how often each value occurs, in one scan.
 
         :param count: how many of the most frequent values to return for each label.
         :param without: a label to ignore for the fourth item of the result.
@@ -753,8 +753,8 @@ cdef class Table:
             `without`, or None.
 
         Takes about 20 ns per connection and label, without the GIL. Uses 512 KiB per label, and 24
-        to 48 bytes per value of each label. With `without`, the call also takes 30 ns and uses 24
-        to 48 bytes per connection. Callable from any thread. Connections that are created or
+        to 48 bytes per value of each label. If `without` is set, the call also takes 30 ns and uses
+        24 to 48 bytes per connection. Callable from any thread. Connections that are created or
         removed during the call may or may not be counted.
         """
         if view >= self.state.view_count:
@@ -766,9 +766,10 @@ cdef class Table:
     # -- hidden connections ---------------------------------------------------------------------
 
     def hidden(self, double now):
-        """Return the hidden connections of each view: their number and the bytes they counted.
+        """Return how many connections of each view are hidden, and the sum of their bytes.
 
-        :returns: for each view, a pair if the view has bounds, otherwise None.
+        :returns: a list with an item for each view: a pair (connections, bytes), or None if the
+            view has no bounds.
 
         Takes about 5 ns per connection of these views, without the GIL. Callable from any thread.
         Connections that change during the call may be seen before or after the change.
@@ -786,9 +787,9 @@ cdef class Table:
         :raises ValueError: a pair is invalid, or the view does not count what the pair refers to.
         :raises MemoryError: an allocation failed.
 
-        Takes about 10 ns per connection and 2 ns per connection and pair, without the GIL. Callable
-        from any thread. Connections that change during the call may be seen before or after the
-        change.
+        Takes about 10 ns per connection, plus 2 ns per connection and pair, without the GIL.
+        Callable from any thread. Connections that change during the call may be seen before or
+        after the change.
         """
         if view >= self.state.view_count:
             raise IndexError("the table has no such view")
@@ -813,15 +814,16 @@ cdef class Table:
             and a newline follows each value.
         :returns: a tuple of four items for each connection, the highest rank first: the rank (the
             number by which connections are compared), the label values, the values of the view's
-            families in order, and whether pages show the connection. Without bounds, they show all
-            connections. For a counter, the rank is the sum of both directions; for a gauge, the
-            larger of the two. Histograms have no values. If the connection has no such series, the
-            value is None. All other values are stored integers, without the family's decimal point.
+            families in order, and whether pages show the connection. If the view has no bounds,
+            pages show all connections. For a counter, the rank is the sum of both directions; for a
+            gauge, the rank is the higher value of the two. Histograms have no values. If the
+            connection lacks a series, the value of the series is None. All other values are stored
+            integers, without the family's decimal point.
 
-        Connections without a value of the family are omitted. With `since`, two more kinds are
+        Connections without a value of the family are omitted. If `since` is set, two more kinds are
         omitted: connections without growth, and connections that were removed and, after the
         snapshot, created again with their previous counters. Takes about 10 ns per connection,
-        without the GIL. With `containing`, the call takes up to 40 ns more per connection and
+        without the GIL. If `containing` is set, the call takes up to 40 ns more per connection and
         label. Callable from any thread. Connections that change during the call may be seen before
         or after the change.
         """
@@ -832,12 +834,12 @@ cdef class Table:
 
     def top_groups(self, uint32_t family, uint32_t count, labels, Snapshot since=None,
                    str containing="", also=(), uint32_t max_groups=MAX_RANKED):
-        """Return the top groups: connections of a view with the same values of `labels`.
+        """Return the top groups: each group is all connections with the same values of `labels`.
 
         :param labels: one or more labels of the family's view.
         :param max_groups: the maximum number of groups, up to 65,536. If there are more groups, the
-            half with the lowest ranks is added to "the others". Later connections of such a group
-            form a new group, whose values are too low.
+            half with the lowest ranks is added to "the others". Connections of such a group that
+            are visited later form a new group, whose values are too low.
         :returns: a tuple of the groups, "the others", the number of groups, and whether groups were
             added to "the others" because there were too many. A group is a tuple of four items: its
             rank, its label values in the order of `labels`, its values as in `top`, and its number
@@ -865,7 +867,7 @@ cdef class Table:
         return top_groups(&self.state, family, count, columns, kept, containing, sets, max_groups)
 
     def snapshot(self, uint32_t family):
-        """Store the current values of a counter family, for `top`.
+        """Return a copy of a counter family's current values, for the parameter `since` of `top`.
 
         Takes about 10 ns per connection, without the GIL. A snapshot uses 12 bytes per connection.
 
@@ -971,7 +973,7 @@ cdef class Table:
 
     @property
     def row_bytes(self):
-        """Memory of a connection with one flow in the first view, in bytes, without strings."""
+        """Memory of a connection with one flow, in bytes, without strings and other views."""
         return row_bytes(&self.state)
 
     @property
@@ -991,7 +993,7 @@ cdef class Table:
 
     @property
     def view_rejected_totals(self):
-        """Like `rejected_total`, but for each view except the first."""
+        """A tuple of numbers like `rejected_total`, one for each view except the first."""
         cdef uint32_t i
         return tuple(self.state.views[i].rejected for i in range(1, self.state.view_count))
 
@@ -1002,7 +1004,7 @@ cdef class Table:
 
     @property
     def skipped(self):
-        """The number of skipped flows, by reason."""
+        """Maps each reason for skipping a flow to the number of flows skipped for this reason."""
         cdef uint32_t i
         return {
             self.skip_names[i]: self.state.skips[i]
@@ -1016,7 +1018,7 @@ cdef class Table:
 
     @property
     def values_skipped(self):
-        """The number of values that were omitted from counted reports, by field."""
+        """Maps each field to the number of its values that were omitted from counted reports."""
         cdef uint32_t i
         return {
             name: self.state.values_left_out[i]
@@ -1026,7 +1028,7 @@ cdef class Table:
 
     @property
     def finished(self):
-        """The number of reports with a ``FinishType``, by its meaning, including late reports."""
+        """Maps each meaning of ``FinishType`` to its number of reports, including late reports."""
         cdef uint32_t i
         return {FINISH_NAMES[i]: self.state.finishes[i] for i in range(4)}
 
@@ -1093,7 +1095,7 @@ cdef class Relabeling:
     cdef RowRange rows
 
     def step(self, Py_ssize_t budget, *, int64_t wall_ms=0):
-        """Move flows to the connections of their new names. Call this until it returns False.
+        """Move flows to the connections with their new labels. Call this until it returns False.
 
         :param budget: the maximum number of flows to move, and of keys to take; 0 counts as 1. The
             step visits up to 64 flow rows per unit of the budget. A visit takes about 10 ns, and a
@@ -1104,11 +1106,12 @@ cdef class Relabeling:
         :raises MemoryError: an allocation failed; some flows may still have their old labels.
 
         A flow moves to the connection with its new labels, and that connection continues its
-        counters. If no connection has the new labels, one is created. It starts at zero, unless the
-        table has kept the counters of a removed connection with the same labels. All flows of a
-        step leave their old connections before the first flow is added to a new connection. Between
-        two steps, flows of one connection can be in two connections, because only some of them have
-        moved. If the names of a key are invalid, the flows with this key keep their labels.
+        counters. If no connection has the new labels, one is created. The new connection starts at
+        zero, unless the table has kept the counters of a removed connection with the same labels.
+        All flows of a step leave their old connections before the first flow is added to a new
+        connection. Between two steps, flows of one connection can be in two connections, because
+        only some of them have moved. If the names of a key are invalid, the flows with this key
+        keep their labels.
 
         Between two steps, the names can change and all methods of the table can be called. A step
         uses the current names. `names` and `keys` must not use the table. If they raise an
@@ -1173,8 +1176,8 @@ cdef class Page:
         :raises MemoryError: an allocation failed.
 
         A page is read either with this method or with `read`. Rendering and compressing a page
-        takes 60 % of the time that isal takes at level 1 for compression alone. Compression uses
-        about 2 MiB per page. The GIL and the lock are used as in `read`.
+        takes 60 % of the time that the library isal takes at level 1 for compression alone.
+        Compression uses about 2 MiB per page. The GIL and the lock are used as in `read`.
         """
         cdef Table table = self.table
         cdef size_t length
@@ -1189,9 +1192,9 @@ cdef class Page:
     def distinct_values(self, str label not None):
         """Return the different values of a label in all views and parts, in no particular order.
 
-        If this is called before `read`, the page shows only values in this list. Some values in the
-        list can be missing from the page, because their rows expire before `read` or have expired
-        already.
+        If this method is called before `read`, the page shows only values in this list. Some values
+        in the list can be missing from the page, because their rows expire before `read` or have
+        expired already.
 
         Takes 10 to 40 ns per row of the views with this label, without the GIL, and then 1 µs per
         value, with the GIL.

@@ -47,15 +47,15 @@ Views
   flows of a row of the first view are in the same row of the linked view. The first of these flows
   determines that row.
 * If a view other than the first is full when a flow becomes live, the flow has no row in this view.
-  With overflow rows, the flow is in the view's overflow row instead. The flow gets no other row
-  while it is live, even if the view has space again. In a linked view, these rules apply to all
-  flows of a row of the first view together.
+  If the table has overflow rows, the flow is in the view's overflow row instead. The flow gets no
+  other row while it is live, even if the view has space again. In a linked view, these rules apply
+  to all flows of a row of the first view together.
 * Overflow rows do not count towards the limits, but are included in the number of rows. Overflow
   rows never expire, and have no gauges. If another row already has the labels of an overflow row,
   that row becomes the overflow row.
-* With overflow rows, a report that the first view rejects still changes the flow's rows in the
-  other views: it adds its deltas, sets gauges and extends deadlines. The number of flows of these
-  rows does not include the flow.
+* If the table has overflow rows, a report that the first view rejects still changes the flow's rows
+  in the other views: it adds its deltas, sets gauges and extends deadlines. The number of flows of
+  these rows does not include the flow.
 * As long as no overflow row exists, an unknown flow that creates a row adds its total to this row,
   provided that only one conversation can have the labels of the row. The first overflow row ends
   this rule.
@@ -145,15 +145,16 @@ Histograms
   closing reports.
 * A closing report that is skipped as ``ended`` is observed, and its flow is kept like any other
   ended flow. If the table has no space for the flow, the report is only observed if the table has
-  overflow rows, and a repetition of the report is observed again. With ``deduplicate``, a report
-  that is skipped as ``ended`` is not observed, because it may be a duplicate.
+  overflow rows, and a repetition of the report is observed again. If ``deduplicate`` is "first", a
+  report that is skipped as ``ended`` is not observed, because it may be a duplicate.
 * The late closing report of a dormant flow is not observed if its labels are invalid, or if another
   capture point has taken over its conversation.
 * A total with an invalid field is not observed. An age is the time in ``Last`` minus the time in
   another field. An age is not observed if it is negative, or if one of the two fields is 0 or
   invalid.
-* No other skipped report is observed. A view that rejects a report does not observe the report. An
-  observed report extends the deadline of its row.
+* A report that is skipped for any other reason than ``late`` or ``ended`` is not observed. A view
+  that rejects a report does not observe the report. An observed report extends the deadline of its
+  row.
 
 Bounds
 ------
@@ -261,9 +262,9 @@ class Label:
     """A label: its name, and the path of its value in a flow. An empty path is the flow itself.
 
     A missing field has the value 0 if ``number`` is true, otherwise "". If ``rewrite`` maps the
-    whole flow, ``reads`` has the fields that it reads. With ``lookup``, the label value is item
-    ``index`` of the names that the lookup finds. Labels are compared by identity, so a label that
-    several views have must be the same object in all of them.
+    whole flow, ``reads`` has the fields that it reads. If ``lookup`` is set, the label value is
+    item ``index`` of the names that the lookup finds. Labels are compared by identity, so a label
+    that several views have must be the same object in all of them.
     """
 
     name: str
@@ -323,7 +324,7 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class View:
-    """Series with the same labels. Without `DIRECTION`, values are sums of both directions.
+    """Series with the same labels. If none is `DIRECTION`, values are sums of both directions.
 
     Rows of the first view expire with their last flow. Rows of other views expire ``timeout_s``
     after their last report. ``timeout_s`` must be so long that no row expires before its flows.
@@ -346,7 +347,7 @@ AMOUNTS = {
     "bytes": (("Metric", "ABBytes"), ("Metric", "BABytes")),
     "packets": (("Metric", "ABPackets"), ("Metric", "BAPackets")),
 }
-"""The counters that bounds are compared with: the paths of both directions, by name."""
+"""The counters that bounds are compared with: each name maps to the paths of both directions."""
 
 Bounds = tuple[int, int]
 """The minimum numbers of bytes and of packets. 0 means that there is no such bound."""
@@ -383,13 +384,13 @@ def one_view(
 
 
 def looked_up(name: str, key: Path, names: Names, context: tuple[Path, ...] = ()) -> Label:
-    """Return a label with its own lookup. The value is the first name of the field ``key``."""
+    """Return a label with its own lookup: the first name that is found for the field ``key``."""
     return Label(name, key, lookup=Lookup(names, key, context))
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Maps an address to its network, by prefix lengths. None leaves the address unchanged."""
+    """Maps an address to its network. If a prefix length is None, the address is unchanged."""
 
     ipv4: int | None = None
     ipv6: int | None = None
@@ -522,7 +523,7 @@ class Total:
 
     @property
     def newest_paths(self) -> tuple[Path, ...]:
-        """The paths of the deltas in ``LastUpdateMetric``; empty if it has no such fields."""
+        """The paths of the counter's deltas in ``LastUpdateMetric``; empty if there are none."""
         if any(path[0] != "Metric" for path in self.paths):
             return ()
         return tuple(("LastUpdateMetric", path[1]) for path in self.paths)
@@ -770,7 +771,7 @@ class Model:
         return len(self._kept)
 
     def dormant_uuids(self) -> list[str]:
-        """Return the UUIDs of dormant flows: first the claiming flows, then the ended, then others.
+        """Return the UUIDs of dormant flows: claiming flows, then ended flows, then all others.
 
         In each of these groups, the oldest flow is first.
         """
@@ -778,7 +779,7 @@ class Model:
         return [entry.uuid for entry in entries if isinstance(entry, Flow)]
 
     def begin(self, now: float) -> None:
-        """Set the horizon: unknown flows that begin from now on have never been counted."""
+        """Set the horizon: unknown flows that begin after ``now`` have never been counted."""
         self.horizon_s = max(self.horizon_s or now, now)
 
     # Reports
@@ -1029,8 +1030,8 @@ class Model:
     def _start(self, flow: JSON, worth: str) -> int:
         """Return the start time of a row that an unknown flow creates.
 
-        If the flow's total counts, this is the start of the flow. If not, it is the start of the
-        flow's last update.
+        If ``worth`` is "total", the result is the start of the flow. In all other cases, the result
+        is the start of the flow's last update.
         """
         path = ("Start",) if worth == "total" else ("LastUpdateMetric", "Start")
         start_ms = at(flow, path, 0)
@@ -1127,7 +1128,7 @@ class Model:
         known.is_ended = flow.get("FinishType", 0) == CLOSING
 
     def _take_over(self, known: Flow, flow: JSON) -> None:
-        """From now on, let the capture point of this report count the conversation."""
+        """Make the capture point of this report the owner of the conversation."""
         known.ends, known.point = self._ends(flow), self._conversation(flow)[-1]
         for other in self._flows.values():
             if other.is_dormant and other.ends == known.ends and other.point != known.point:
@@ -1138,8 +1139,8 @@ class Model:
     ) -> None:
         """Start a new row with the counters of its removed connection.
 
-        These are the kept counters, or the totals of a dormant flow. ``before_ms`` is the start
-        time of the row if it gets the totals of a dormant flow.
+        The counters are those in ``kept``, or the totals of a dormant flow. ``before_ms`` is the
+        start time of the row if it gets the totals of a dormant flow.
         """
         if kept:
             del self._kept[kept.values]
@@ -1221,7 +1222,7 @@ class Model:
         return None
 
     def _rest(self, known: Flow, flow: JSON, now: float) -> None:
-        """Keep a flow dormant after its report was counted. With ``deduplicate``, start a claim."""
+        """Keep a flow dormant after its report was counted. If deduplicating, start a claim."""
         if not self._is_choosy:
             self._list(known, now)
             return
@@ -1279,7 +1280,7 @@ class Model:
     def _row_of_closing(self, n: int, places: Sequence[Values]) -> Row | None:
         """Return the row of a closing report in view ``n``, which is not the first view.
 
-        If the view is full, return its overflow row, or None without overflow rows.
+        If the view is full, return its overflow row, or None if the table has no overflow rows.
         """
         first = self._rows[0].get(places[0])
         if first and first.flows and n in self._followers():
@@ -1332,7 +1333,7 @@ class Model:
             self.horizon_s = max(self.horizon_s, reported_s)
 
     def _make_room(self, now: float) -> None:
-        """While there are more than ``max_flows`` flows, forget the flow that is dormant longest.
+        """While there are more than ``max_flows`` flows, forget the one that became dormant first.
 
         Ended flows are forgotten first, unless their reports may still be in transit.
         """
@@ -1474,7 +1475,7 @@ class Model:
     def _rows_of_closing(
         self, labels: Mapping[Label, str | int], start_ms: int
     ) -> list[Row | None]:
-        """Return the rows in which to observe a closing report that adds nothing.
+        """Return the rows in which to observe a closing report that adds nothing to counters.
 
         ``start_ms`` is the start time of new rows.
         """
@@ -1652,7 +1653,7 @@ class Model:
         ]
 
     def hidden(self, now: float) -> list[tuple[int, int] | None]:
-        """For each view, return the number and bytes of its hidden rows, or None without bounds."""
+        """For each view, return the number and bytes of hidden rows; None if it has no bounds."""
         result: list[tuple[int, int] | None] = []
         for n, bounds in enumerate(self.bounds):
             rows = [row for row in self._alive(n, now) if not reaches(row, bounds)]
@@ -1661,7 +1662,7 @@ class Model:
         return result
 
     def forecast(self, now: float, n: int, bounds: Iterable[Bounds]) -> list[tuple[int, int, int]]:
-        """Return the rows, series and bytes that view ``n`` would show with each of ``bounds``."""
+        """Return how many rows, series and bytes view ``n`` shows, for each item of ``bounds``."""
         result = []
         for bound in bounds:
             rows = [row for row in self._alive(n, now) if reaches(row, bound)]
@@ -1675,7 +1676,7 @@ class Model:
     ) -> dict[str, set[str]]:
         """Return the sample lines of a page by family: of all families, or of those in ``names``.
 
-        With ``parts``, the page has only the rows of part number ``part``: see `part_of`.
+        If ``parts`` is above 1, the page has only the rows of part number ``part``: see `part_of`.
         """
         shown = [row for row in self.shown(now) if part_of(row, parts) == part]
         return {
@@ -1716,7 +1717,7 @@ class Model:
         ]
 
     def groups(self, n: int, family: Family, names: Sequence[str]) -> dict[Values, Group]:
-        """Return the groups of rows of view ``n``, by the values of these labels.
+        """Group the rows of view ``n`` by the values of the labels in ``names``; return the groups.
 
         A group has a rank, its values except histograms, and its number of rows.
         """
@@ -2062,7 +2063,7 @@ def make_flow(
     protocol: str = "TCP",
     node: str = "node-1",
 ) -> dict[str, Any]:
-    """Return a flow as an analyzer sends it, by default in its first report.
+    """Return a flow as an analyzer sends it. The defaults are those of a first report.
 
     ``total`` and ``newest`` have numbers in the order of ``COUNTERS``. ``newest`` is for
     ``LastUpdateMetric``, and is the total by default. As in Skydive's messages, ``RTT`` and

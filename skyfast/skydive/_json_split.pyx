@@ -166,7 +166,7 @@ cdef class ArraySplitter:
         return elements
 
     def close(self):
-        """Check that the list has ended."""
+        """Raise ValueError if the list has not ended."""
         if self._state.place != AFTER:
             raise ValueError(f"not a JSON list: the text ends after {self._offset} bytes")
 

@@ -7,7 +7,7 @@
 # ---------------------------------------------------------------------------------------------
 # Sequence numbers: a page only shows rows that were created before the page began. Sequence numbers
 # have 32 bits, and wrap around. The sequence numbers of all rows in use stay within 2^30 of the
-# newest one, so the sign of a difference shows which row is older.
+# newest number, so the sign of a difference shows which row is older.
 
 cdef inline bint created_before(uint32_t created_seq, uint32_t page_seq) noexcept nogil:
     return <int32_t>(created_seq - page_seq) < 0
@@ -106,10 +106,9 @@ cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept
 
 cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *cells,
                               bint *created) noexcept nogil:
-    # Find or add the row for these labels, in any view except the first. If the view is full,
-    # returns the overflow row. Returns 0 in two cases: if out of memory, or if the view is full and
-    # there are no overflow rows. If `created` is set or there are overflow rows, 0 means out of
-    # memory.
+    # Find or add the row for these labels, in any view except the first. If the view is full, the
+    # result is the overflow row, or 0 if the table has no overflow rows. If `created` is set or the
+    # table has overflow rows, 0 means out of memory.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, cells, &key)

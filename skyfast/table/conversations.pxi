@@ -27,8 +27,8 @@ cdef uint32_t find_conversation(const TableState *table, uint64_t key) noexcept 
 
 
 cdef bint is_taken(const TableState *table, uint32_t number, const Report *report) noexcept nogil:
-    # Whether row `number` (0: none) belongs to a capture point other than the report's, and this
-    # point owns the conversation: one of its flows is live or claims the conversation.
+    # Whether row `number` (0: none) belongs to a capture point other than the report's, and that
+    # other point owns the conversation: one of its flows is live or claims the conversation.
     cdef const Conversation *row
     if number == 0:
         return False

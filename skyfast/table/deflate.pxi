@@ -38,12 +38,12 @@ cdef enum:
     MAX_MATCH = 258
     HISTORY = 32768             # bytes that a match can reach back
     MIN_STRING = 8              # a shorter string costs less as literals
-    NO_CHAR = 0x80              # in an index of `Code.pairs`: no character
+    NO_CHAR = 0x80              # stands for a missing character in an index of `Code.pairs`
     PAIRS = (NO_CHAR << 8) + NO_CHAR + 1
-    CODE_BITS = 24              # an entry in `Code`: the code in the low bits, its length above
+    CODE_BITS = 24              # low bits of an entry in `Code`: the code; its length is above
     CODE_MASK = (1 << CODE_BITS) - 1
     REPEAT = 16                 # in a list of lengths: repeats the previous length 3 to 6 times
-    LENGTH_SYMBOLS = 19         # symbols in such a list
+    LENGTH_SYMBOLS = 19         # different symbols in a list of lengths
     MAX_HEADER = 256            # bytes of the header of a block
     STRING_SLOTS = 2048
     RELEARN_PERCENT = 120       # new codes if bits per byte exceed this percentage of the sample's
@@ -89,14 +89,14 @@ cdef struct Deflater:
     char *text                  # HISTORY bytes of earlier text, then the chunk; borrowed
     char *end                   # end of the text
     uint64_t position           # position of `end` in the page
-    Piece *notes                # of a slice, like the next two fields
+    Piece *notes                # notes, pieces and sequences: arrays for one slice
     Piece *pieces
     Sequence *sequences
-    char *output                # of a chunk
+    char *output                # compressed bytes of a chunk
     BitWriter writer
     bint learns                 # whether the next slice with enough text gets its own codes
-    uint32_t fixed_at[MAX_FIXED]        # position of the latest piece (modulo 2^32), by number
-    uint32_t strings_at[STRING_SLOTS]   # position of the latest string, by number (modulo the size)
+    uint32_t fixed_at[MAX_FIXED]        # latest position of each fixed text, modulo 2^32
+    uint32_t strings_at[STRING_SLOTS]   # latest position of strings, by number (modulo the size)
     uint32_t counts[LITERALS + DISTANCES]       # frequencies of the symbols
     Code code
 
@@ -379,7 +379,7 @@ cdef void code_lengths(const uint32_t *counts, uint32_t symbols, uint8_t *length
     # Sets the lengths of a complete code with at most MAX_CODE_BITS bits. Huffman's algorithm, with
     # two queues, gives the first lengths. Then codes that are too long are shortened, and other
     # codes become longer instead.
-    cdef uint64_t weights[2 * LITERALS]     # of the symbols by frequency, then of the trees
+    cdef uint64_t weights[2 * LITERALS]     # the symbols by frequency, then the trees
     cdef uint16_t parents[2 * LITERALS]
     cdef uint8_t depths[2 * LITERALS]
     cdef uint16_t ordered[LITERALS]
@@ -452,7 +452,7 @@ cdef void assign_codes(const uint8_t *lengths, uint32_t symbols, uint32_t *entri
 
 
 cdef inline uint32_t joined(uint32_t first, uint32_t second) noexcept nogil:
-    # An entry with the bits of two entries.
+    # An entry whose code is the codes of two entries, one after the other.
     cdef uint32_t count = first >> CODE_BITS
     return ((first & CODE_MASK) | (second & CODE_MASK) << count
             | (count + (second >> CODE_BITS)) << CODE_BITS)

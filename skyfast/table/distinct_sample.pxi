@@ -3,8 +3,8 @@
 #
 # A sample stores the keys whose first `level` bits are 0 (Gibbons, Tirthapura 2001). If a sample is
 # full, its level increases by one, and about half of its keys are removed. Keys are hashes, so a
-# key is in the sample with a probability of 2^-level. At level 0, the number of keys is exact.
-# Above that level, the standard error is below 0.8 %.
+# key is in the sample with a probability of 2^-level. At level 0, the number of keys is exact. At
+# higher levels, the standard error is below 0.8 %.
 #
 # The samples of one call share one spare array, which `sample_thin` needs. All memory is allocated
 # before the first row is visited. Keys are added without the table's mutex.

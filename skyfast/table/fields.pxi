@@ -9,8 +9,7 @@
 cdef struct Field:
     # The location of a value in a decoded flow, which is a struct with sub-structs (*parts*).
     # `outer` is the offset of a slot of the flow, and `inner` is the offset of a slot of the part.
-    # If slots cannot be read, the names of the fields are used. `Table.keep` owns the names and
-    # types.
+    # If slots cannot be read, the fields are read by name. `Table.keep` owns the names and types.
     Py_ssize_t outer
     Py_ssize_t inner            # -1: the value is a field of the flow itself
     PyTypeObject *inner_type
@@ -42,7 +41,7 @@ cdef struct Column:
     # A label, or a field that lookups use. The plan owns the rewrite. The struct is not used for
     # labels that come from lookups.
     Field field
-    PyObject *rewrite           # or NULL
+    PyObject *rewrite           # NULL if the label has no rewrite
 
 
 cdef struct Lookup:

@@ -206,7 +206,7 @@ cdef inline void update_totals(const TableState *table, Flow *flow, const Report
 
 
 cdef tuple known_totals(const TableState *table, const char *uuid, uint32_t length):
-    # See `Table.known`.
+    # The result of `Table.known`.
     cdef FlowKey key
     cdef uint32_t i, number
     cdef Flow *flow

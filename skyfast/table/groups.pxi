@@ -8,7 +8,7 @@
 # of a removed group form a new group, whose sums lack the values in `other`.
 
 cdef enum:
-    GROUP_TEXT_BYTES = 256      # for the label values of a group, on average
+    GROUP_TEXT_BYTES = 256      # space for the label values of a group, on average
 
 cdef enum:
     # How the values of connections are combined.
@@ -25,19 +25,19 @@ cdef struct Group:
     uint32_t text               # offset in `Groups.text`: 2 bytes of length before each label value
     uint32_t text_length
     uint32_t connections
-    bint kept                   # the group stays, in `remove_half` or in the result
+    bint kept                   # if false, the group is about to be added to `other`
 
 
 cdef struct Groups:
     const View *view
-    const uint32_t *columns     # of the labels
+    const uint32_t *columns     # columns of the labels by which rows are grouped
     uint32_t column_count
     uint32_t series             # values of a connection
-    int *kinds                  # by series: COMBINE_SUM, ...
+    int *kinds                  # how each series is combined: COMBINE_SUM, ...
     int rank_kind
-    int64_t *values             # of the current row, by series
+    int64_t *values             # the current row's value of each series
     char *groups
-    size_t stride               # bytes of a group
+    size_t stride               # size of a group, in bytes
     uint32_t count
     uint32_t limit              # maximum of `count` after a slice
     uint32_t capacity           # `limit`, plus a new group for each row of a slice

@@ -98,7 +98,8 @@ cdef void observe_in_row(const View *view, Connection *row, const Report *report
 
 cdef bint read_observed(const Histogram *histogram, const Report *report,
                         int64_t *value) noexcept nogil:
-    # Returns False if the report does not have a valid value.
+    # Set `value` to the value that the histogram observes in a report. False if the report has no
+    # valid value.
     cdef uint32_t i, source
     value[0] = 0
     for i in range(histogram.source_count):
@@ -456,7 +457,7 @@ cdef inline char *put_labels(const TableState *table, const Family *family, cons
 
 
 cdef inline char *put_copy(char *out, const char **text, uint32_t length) noexcept nogil:
-    # After the call, `text` points to the copy.
+    # Copy `text` to `out`, and let `text` point to the copy.
     memcpy(out, text[0], length)
     text[0] = out
     return out + length

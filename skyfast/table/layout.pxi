@@ -1,5 +1,5 @@
-# Layout: from a plan to the locations of its labels and values in rows and lines. `_table.pyx`
-# includes this file. `readers.pxi` finds their locations in decoded flows.
+# Layout: finds the locations of a plan's labels and values in rows and lines. `_table.pyx` includes
+# this file. `readers.pxi` finds their locations in decoded flows.
 #
 # `Table.__cinit__` calls this code once, before other threads use the table. This code reads Python
 # objects of the plan, so it needs the GIL and may raise exceptions. It takes no lock. All memory
@@ -184,7 +184,7 @@ cdef int prepare_lookups(TableState *table, plan) except -1:
 
 
 cdef bint same_labels(const TableState *table, const Lookup *one, const Lookup *other) noexcept:
-    # Whether the labels of two lookups are at the same indexes of a result.
+    # Whether the labels of two lookups are at the same indexes of their results.
     return one.columns == other.columns and memcmp(
         &table.name_indexes[one.column], &table.name_indexes[other.column],
         one.columns * sizeof(uint32_t)
@@ -472,7 +472,7 @@ cdef int set_limits(TableState *table, max_connections, max_flows, timeout_s, me
 # Sizes
 
 cdef uint32_t row_bytes(const TableState *table) noexcept:
-    # Memory of a connection with one flow in the first view, in bytes, without strings.
+    # Memory of a connection with one flow, in bytes, without strings and other views.
     cdef uint32_t total = table.flow_rows.stride + table.views[0].rows.stride
     cdef uint32_t rows = 2
     if table.has_conversations:

@@ -1,9 +1,9 @@
 # The mutex of the table, and which thread takes it first. `_table.pyx` includes this file.
 #
-# A scan or a page releases the mutex after each slice and takes the mutex again at once. This gap
-# is shorter than the time that a waiting thread needs to wake up, so the thread might have to wait
-# until the scan ends. Therefore `lock_first` counts waiting threads, and scans and pages give way
-# to these threads between two slices.
+# A scan or a page releases the mutex after each slice and takes the mutex again at once. In
+# between, the mutex is free for less time than a waiting thread needs to wake up, so the thread
+# might have to wait until the scan ends. Therefore `lock_first` counts waiting threads, and scans
+# and pages give way to these threads between two slices.
 
 cdef extern from "unistd.h" nogil:
     int usleep(unsigned int)

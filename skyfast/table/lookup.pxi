@@ -4,7 +4,8 @@
 # This code makes several passes over a batch, so that the CPU fetches the memory of one flow while
 # it processes other flows. It reads the table without the lock, because only the thread that
 # updates changes the table. It writes only to the batch. The results for live flows stay valid
-# while the batch is applied. The rows of all other flows are looked up again.
+# while the batch is applied. The rows of all other flows are looked up again when their reports are
+# applied.
 
 cdef void look_up_flows(const TableState *table, Batch *batch) noexcept nogil:
     # Sets `flow` and `dormant` of all reports.

@@ -64,7 +64,7 @@ cdef inline Piece *put_piece(Piece *piece, size_t length, uint32_t source) noexc
 
 
 cdef inline void put_note(Piece **notes, size_t length, uint32_t source) noexcept nogil:
-    # Notes nothing if the page is not compressed.
+    # Adds a note if the page is compressed. If not, `notes` is NULL.
     if notes != NULL:
         notes[0] = put_piece(notes[0], length, source)
 
@@ -75,7 +75,7 @@ cdef inline void put_note(Piece **notes, size_t length, uint32_t source) noexcep
 cdef struct LabelPieces:
     # The pieces of the labels of a family, without label values.
     Piece literals[MAX_VIEW_COLUMNS + 1]
-    uint32_t length             # of all literals
+    uint32_t length             # length of all literals together
     uint32_t before             # length of the literals before the direction
 
 

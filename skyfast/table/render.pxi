@@ -22,7 +22,7 @@ cdef struct Cursor:
     uint32_t listed_end         # the index after the last row
     uint32_t listed_capacity
     const View *listed_view     # the view of the list; NULL if there is no list yet
-    Bounds bounds[MAX_VIEWS]    # at the start of the page, by view
+    Bounds bounds[MAX_VIEWS]    # the bounds of each view when the page began
     const char *shown           # one flag per family; NULL shows all families
 
 
@@ -357,7 +357,7 @@ cdef uint32_t most_rows(TableState *table) noexcept nogil:
     return most
 
 
-cdef uint64_t LOW_BYTES[9]          # masks of the first bytes of a word
+cdef uint64_t LOW_BYTES[9]          # by n: a mask of the first n bytes of a word
 for _length in range(9):
     LOW_BYTES[_length] = (1 << 8 * _length) - 1
 

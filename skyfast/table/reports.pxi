@@ -165,7 +165,7 @@ cdef int prepare_unknown(const TableState *table, const Reader *readers, list fl
 
 cdef int read_share(const TableState *table, PyObject *flow, const Reader *reader,
                     Report *report) except -1:
-    # Returns SKIP_NONE if the flow belongs to this shard.
+    # Returns SKIP_NONE if the flow belongs to this shard, otherwise the reason to skip the flow.
     cdef int error
     if table.shares == 1:
         return SKIP_NONE
@@ -280,7 +280,8 @@ cdef void prefetch_names(const TableState *table, const Batch *batch, uint32_t n
 
 cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader, Report *report,
                   const FoundNames *names, const Cell *previous, list held) except -1:
-    # `previous` has the labels of the previous flow, or is NULL.
+    # Read the fields that are only needed if a flow is not live. `previous` has the labels of the
+    # previous flow, or is NULL.
     cdef int error = read_labels(table, flow, reader, report.cells, names, previous, held)
     if unlikely(error):
         return error
@@ -354,7 +355,7 @@ cdef inline int read_value(PyObject *flow, const Column *column, bint slots, Cel
         held.append(<object>value)
         Py_DECREF(<object>value)
         is_string = not PyLong_CheckExact(value)
-    if is_string or value == NULL:          # empty if the flow lacks the part
+    if is_string or value == NULL:          # without the part, the text is empty
         return read_text(value, &cell.text, &cell.length)
     return read_integer(value, &cell.number)
 

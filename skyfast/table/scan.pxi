@@ -10,7 +10,7 @@ cdef struct Scan:
     const View *view
     uint32_t start              # first row of the current slice
     uint32_t stop               # the row after the current slice; 0 before the first slice
-    uint32_t end                # rows from here on are not visited
+    uint32_t end                # the first row that is not visited
     bint is_released            # whether the lock was released before the end of the slice
 
 
@@ -131,10 +131,10 @@ cdef struct LabelScan:
     const View *view
     Counter counters[MAX_VIEW_COLUMNS]
     DistinctSample remaining[MAX_VIEW_COLUMNS]  # combinations of all labels except one
-    uint64_t *spare             # for the samples
+    uint64_t *spare             # spare array of the samples: see `sample_thin`
     int32_t without             # number of the label that `combinations` ignores, or -1
     Counter combinations
-    uint32_t *cells             # of the rows of a slice
+    uint32_t *cells             # copies of the cells of a slice's rows
     uint32_t rows
 
 
@@ -354,7 +354,7 @@ cdef inline int64_t rank_of(const View *view, const Family *family,
 
 
 cdef int keep_values(TableState *table, uint32_t family, Kept *kept) except -1:
-    # Store the current values of a family. The caller frees the stored values, even if this
+    # Copy the current values of a family to `kept`. The caller frees the copy, even if this
     # function raises an exception.
     cdef const View *view = view_of(table, &table.families[family])
     with nogil:

@@ -13,7 +13,7 @@
 # must never be shown.
 
 cdef enum:
-    MAX_VARIANTS = 4            # of a character: itself, lower case, upper case, title case
+    MAX_VARIANTS = 4            # variants of a character: itself, lower, upper and title case
     MAX_CHARACTER = 4           # bytes of a character in UTF-8
     SMALL_INTEGERS = 1 << 16    # smaller integers, such as ports, have a bit in `misses`
 
@@ -24,7 +24,7 @@ cdef struct Character:
 
 
 cdef struct SearchedValue:
-    uint32_t hash               # of an interned string
+    uint32_t hash               # hash of the value as an interned string
     uint32_t length             # 0: a free slot
     const char *text
 
@@ -32,17 +32,17 @@ cdef struct SearchedValue:
 cdef struct ValueSet:
     # A hash table with open addressing. The table is at most half full.
     SearchedValue *slots
-    uint32_t mask               # number of slots - 1; unused without slots
+    uint32_t mask               # number of slots - 1; undefined if there are no slots
 
 
 cdef struct Search:
     Character *characters
     uint32_t size               # 0: everything matches
     bint begins[256]            # by byte: whether a match can begin with this byte
-    const View *view            # whose rows are searched
+    const View *view            # the view whose rows are searched
     ValueSet *sets              # by column: further values that match
     uint64_t *misses            # by column: a bit set of the cells that do not match
-    size_t words                # of one column's bit set
+    size_t words                # words in the bit set of one column
 
 
 cdef list case_variants(str character):

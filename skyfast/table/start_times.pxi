@@ -13,7 +13,7 @@ cdef inline int64_t *start_of(const View *view, Connection *row) noexcept nogil:
 
 
 cdef inline int64_t not_later(const TableState *table, int64_t start_ms) noexcept nogil:
-    # A start time that is not in the future.
+    # `start_ms`, or the current time if `start_ms` is in the future.
     return min(start_ms, table.wall_ms) if table.wall_ms else start_ms
 
 
@@ -57,7 +57,7 @@ cdef inline void set_start(const View *view, Connection *row, int64_t start_ms) 
 
 cdef enum:
     NEW_FLOWS_BITS = 21
-    START_BITS = 42             # until the year 2109
+    START_BITS = 42             # enough until the year 2109
 
 
 cdef inline int64_t pack_kept(int64_t new_flows, int64_t start_ms) noexcept nogil:

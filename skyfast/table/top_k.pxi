@@ -21,7 +21,7 @@ cdef struct TopRow:
 
 cdef struct TopK:
     const Family *family
-    const Kept *since           # or NULL
+    const Kept *since           # NULL: rows are ranked by value, not by growth
     const Search *search        # only rows that match this search are considered
     TopRow *heap
     uint32_t count, capacity

@@ -60,7 +60,7 @@ class Fault(enum.Enum):
 
 @dataclass(kw_only=True)
 class Answer:
-    """An HTTP response. With ``compress``, the body is compressed if the request accepts gzip."""
+    """An HTTP response, compressed if ``compress`` is true and the request accepts gzip."""
 
     status: int = 200
     body: bytes = b""
@@ -215,8 +215,8 @@ class FakeAnalyzer:
         self.on_subscribe = on_subscribe
         """Called with each new subscriber, in a separate task."""
         self.script: deque[int | Answer | Fault] = deque()
-        """Responses to the next upgrades. Each is a status, an answer or a fault. Further upgrades
-        succeed."""
+        """Responses to the next WebSocket upgrades. Each is a status, an answer or a fault. Further
+        upgrades succeed."""
         self.login: Answer | Fault | None = None
         """The response to ``POST /login``; None for the normal response."""
         self.topology: Answer | Fault = Answer(body=b"[]", compress=True)
@@ -224,15 +224,16 @@ class FakeAnalyzer:
         self.graph: dict[str, list[dict[str, Any]]] | None = None
         """The lists ``Nodes`` and ``Edges``. A response has the elements that match its query."""
         self.unique_host_ids = False
-        """As Skydive does, respond with 409 if another subscriber has the same X-Host-ID."""
+        """Whether to respond with 409, as Skydive does, if another subscriber has the same
+        X-Host-ID."""
         self.host_id_linger_s = 0.0
         """How long the X-Host-ID stays in use after its subscriber has disconnected."""
         self.checks_pongs = False
-        """As Skydive does, drop subscribers whose pongs are late."""
+        """Whether to drop subscribers whose pongs are late, as Skydive does."""
         self.stalling = False
-        """Send no pings, for example while a frame is incomplete: a ping would corrupt it."""
+        """Whether to send no pings, for example if a ping would corrupt an incomplete frame."""
         self.stops_after_disconnect = False
-        """Imitate a bug: after a disconnect, send nothing until the next client subscribes."""
+        """Whether to imitate a bug: after a disconnect, send nothing until a client subscribes."""
 
         self.paths: list[str] = []
         """The paths of all requests, including unknown ones."""

@@ -45,7 +45,7 @@ class NavigatedError(AssertionError):
 
 
 class Page:
-    """A tab. ``problems`` are its warnings, errors and CSP violations."""
+    """A tab. ``problems`` has the warnings, errors and CSP violations of its pages."""
 
     def __init__(self, connection: ClientConnection, session: str) -> None:
         self.problems: list[str] = []

@@ -68,7 +68,7 @@ class Authority:
     def server_context(self, name: str, *, ask_clients: bool = False) -> ssl.SSLContext:
         """Return a TLS context for the server ``name``.
 
-        With ``ask_clients``, the server requires client certificates.
+        If ``ask_clients`` is true, the server requires client certificates.
         """
         issued = self.issue(name)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -12,7 +12,7 @@ FILES = ("CONFIG", "FILE")
 
 
 def generate(shell: str) -> str:
-    """Return the completion for a shell, generated from the parser."""
+    """Return the completion script for a shell, generated from the parser."""
     parser = cli._parser()
     for action in parser._actions:
         if action.metavar in FILES:

@@ -28,7 +28,7 @@ SOURCES = (
 CORE = "skyfast._table"
 SPLITTER = "skyfast.skydive._json_split"
 CHOSEN = "SKYFAST_CORE"
-"""The environment variable with the path of the test build. Without it, the normal core is used."""
+"""The environment variable with the path of the test build. If unset, the normal core is used."""
 
 # The sanitizer's leak detection is off, because Python does not free all memory at exit. Instead,
 # the builds count the memory blocks of the core.

@@ -83,7 +83,7 @@ def code(*languages: str) -> list[Any]:
 
 
 def anchors(page: Path) -> list[str]:
-    """Return the anchors of the headings on a page. Anchors of repeated headings have a number."""
+    """Return the anchors of a page's headings. Anchors of repeated headings end with a number."""
     known: list[str] = []
     for heading in re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE):
         name = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")

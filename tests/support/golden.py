@@ -24,7 +24,7 @@ def recorded(name, which):
 
 
 def golden_lines(families: Iterable[tuple[Sequence[str], Sequence[str]]]) -> Iterator[str]:
-    """Yield the lines of a golden file. ``families`` are pairs of comments and sorted samples.
+    """Yield the lines of a golden file. Each family is a pair: comments, and sorted samples.
 
     If a family has more than `SHOWN_SAMPLES` samples, it ends with the number of omitted samples
     and the SHA-256 hash of all samples. For the hash, each sample is followed by a line feed.

@@ -31,7 +31,7 @@ class Updates:
 
 
 class _Monitored:
-    """A subscription, and the messages received since the latest tick."""
+    """A subscription, and what it has received since its latest silence check."""
 
     def __init__(self, subscriber: Subscriber) -> None:
         self.subscriber = subscriber

@@ -34,7 +34,7 @@ class _MallInfo(ctypes.Structure):
 
 
 def heap_bytes() -> dict[str, int]:
-    """Return the bytes that malloc has from the kernel, and those in use, or {} without glibc."""
+    """Return the bytes that malloc has from the kernel, and those in use; {} if not glibc."""
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
     except AttributeError:

@@ -77,7 +77,7 @@ HISTOGRAMS = {
 
 
 def histogram(prefix: str, name: str, *buckets: str) -> Family:
-    """Return a histogram of the view with this prefix. ``buckets`` are its bounds."""
+    """Return a histogram of the view with this prefix. ``buckets`` has its upper bounds."""
     family = HISTOGRAMS[name]
     return replace(family, name=f"{prefix}_{family.name}", buckets=buckets)
 

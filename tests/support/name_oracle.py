@@ -268,7 +268,7 @@ class NameOracle:
 
     @once
     def may_have_more_containers(self, namespace: Json) -> bool:
-        """Whether this namespace is one of several owners of any container."""
+        """Whether this namespace is an owner of a container whose namespace is unknown."""
         return any(
             self.namespace(node) is None
             and is_in(namespace, self.parents(node, "ownership", "any"))
@@ -277,7 +277,7 @@ class NameOracle:
 
     @once
     def is_uncertain(self, namespace: Json) -> bool:
-        """Whether several pods may own a namespace. If so, its pod is unknown."""
+        """Whether several pods may own a namespace. If so, the pod of the namespace is unknown."""
         if namespace is None or self.is_own(namespace):
             return False
         return (
@@ -523,10 +523,10 @@ class NameOracle:
         return host if host and len(self.kubernetes_nodes(host)) == 1 else ""
 
     def assumed_host(self, pod: Json) -> str:
-        """The host of a pod: the result of `agent`, or else the pod's Kubernetes node.
+        """The host of a pod: the result of `agent`, or if that is empty, the pod's Kubernetes node.
 
-        But if that node has edges to hosts, or if the host of this name has edges to nodes, the
-        host is unknown.
+        In the second case, the host is unknown if that node has edges to hosts, or if a host with
+        the node's name has edges to Kubernetes nodes.
         """
         node = self.node_of(pod)
         free = not self.linked_hosts(pod) and not self.kubernetes_nodes(node)
@@ -541,7 +541,8 @@ class NameOracle:
     def owner(self, node: Json) -> Pair:
         """Kind and name of the only controlling owner of a Kubernetes object.
 
-        Both are empty if there are several such owners, or if the kind or the name is missing.
+        Both are empty if there are several controlling owners, or if the kind or the name is
+        missing.
         """
         owners = self.controllers(node)
         pair = short(text(owners[0], "Kind")), short(text(owners[0], "Name"))
@@ -717,7 +718,7 @@ class NameOracle:
     # -- places of addresses --------------------------------------------------------------------
 
     def interface_texts(self, node: Json) -> list[Json]:
-        """The addresses of an interface, with prefix lengths. None for the interface kube-ipvs0.
+        """The addresses of an interface, with prefix lengths. Empty for the interface kube-ipvs0.
 
         In IPVS mode, kube-proxy adds all cluster IPs to the interface kube-ipvs0 of each host.
         """
@@ -954,7 +955,7 @@ class NameOracle:
         return names, identity, host, facts["cluster"] or self.cluster_of_host(host)
 
     def merged_candidate(self, place: Place, pod: Json) -> Candidate:
-        """A pod and its interface as one owner. Containers override Kubernetes containers."""
+        """A pod and its interface as one owner. Runtime containers replace Kubernetes ones."""
         namespace, host, _ = place
         container = (
             self.container(namespace)

@@ -1,9 +1,9 @@
 """Computes the expected counters of a page from the delivered reports alone.
 
 `Oracle` does not model rows or the storage of flows. It adds up the highest total of each flow. A
-page may show less for flows that were forgotten because their reports were too far apart. The same
-applies to flows whose first reports were lost: they look like forgotten flows. For all other flows,
-the page must be exact.
+page may show less for two kinds of flows: flows that were forgotten because their reports were too
+far apart, and flows whose first reports were lost, which look like forgotten flows. For all other
+flows, the page must be exact.
 
 Times are seconds of the page's clock. Flows are JSON objects, as analyzers send them.
 """
@@ -194,8 +194,8 @@ class Oracle:
             high[NEW_FLOWS] = int(counts)
             amount = Range(low, high)
             if is_repeat(report) and not counts:
-                # The latest update of this flow may still be in transit. So the table does not keep
-                # the flow.
+                # The report of this flow's latest update may still be in transit. So the table does
+                # not keep the flow.
                 return Growth(report, values, amount, totals, is_known)
             self.flows[report["UUID"]] = heard = Heard(values, totals, now)
         else:

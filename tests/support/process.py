@@ -81,7 +81,7 @@ class Skyfast:
                 await asyncio.sleep(POLL_S)
 
     async def read_log(self) -> None:
-        """Collect the log to its end, and read the server's URL from the log."""
+        """Collect log lines until the log ends, and read the server's URL from the log."""
         assert self.process.stderr is not None
         async for raw in self.process.stderr:
             line = raw.decode().rstrip("\n")
@@ -99,8 +99,8 @@ def running(
     """Run skyfast with a configuration file, options and environment variables.
 
     ``through`` is a command that executes its arguments, such as ``env``. On exit, SIGTERM must
-    stop the process in time, with exit code 0. With ``quiet``, the process must not have logged a
-    problem.
+    stop the process in time, with exit code 0. If ``quiet`` is true, the process must not have
+    logged a problem.
     """
     return _started(str(config), *options, quiet=quiet, through=through, **environ)
 

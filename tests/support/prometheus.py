@@ -116,7 +116,7 @@ async def configured_prometheus(
 
 
 async def until_ready(process: asyncio.subprocess.Process, url: str) -> None:
-    """Wait until a server answers at a URL. Fail if its process ends first."""
+    """Wait until a server answers at a URL. Fail if the server's process ends first."""
     while True:
         try:
             await ask(url)

@@ -85,7 +85,7 @@ class Sink(IngestSetup):
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Flows skipped by the decoder and the table, by reason, without zeros."""
+        """Flows that the decoder or the table skipped: maps each reason to a number above 0."""
         table, decoder = self.table.skipped, self.stats.flows_skipped
         counts = {
             reason: table.get(reason, 0) + decoder.get(reason, 0) for reason in {*table, *decoder}
@@ -94,7 +94,7 @@ class Sink(IngestSetup):
 
     @property
     def values_skipped(self) -> dict[str, int]:
-        """Values skipped by the decoder and the table, by field, without zeros."""
+        """Values that the decoder or the table skipped: maps each field to a number above 0."""
         counts = sums(self.stats.values_skipped, self.table.values_skipped)
         return {field: count for field, count in counts.items() if count}
 

@@ -147,8 +147,8 @@ def _mac(address: str) -> str:
 class FlowOptions:
     """The keys ``flow.*`` of an agent's configuration file.
 
-    ``expire_first`` decides the order of simultaneous expiry and update ticks. With None, the order
-    is random, like Go's ``select``.
+    ``expire_first`` decides the order of simultaneous expiry and update ticks. If it is None, the
+    order is random, like Go's ``select``.
     """
 
     update_ms: int = 60_000
@@ -324,8 +324,8 @@ class FlowTable:
 
         A flow with packets since the previous tick is reported. A flow without packets is closed if
         the timeout of its application has passed: ``FinishType`` becomes ``TIMEOUT``, and
-        ``LastUpdateMetric`` stays unchanged. Other flows are not reported, and their
-        ``LastUpdateMetric`` becomes zero.
+        ``LastUpdateMetric`` stays unchanged. All other flows without packets are not reported, and
+        their ``LastUpdateMetric`` becomes zero.
 
         If a flow has a ``FinishType`` and its last packet is 15 s old, it is removed from the
         table, even if this tick reports it.
@@ -369,7 +369,8 @@ class FlowTable:
         """Close flows (``expire``). Flows that started with FIN or RST end without a report.
 
         ``LastUpdateMetric`` contains the packets since the latest update tick, and its ``Last``
-        equals the flow's ``Last``. Without such packets, ``LastUpdateMetric`` stays unchanged.
+        equals the flow's ``Last``. If there are no such packets, ``LastUpdateMetric`` stays
+        unchanged.
         """
         reports = []
         for key, flow in list(self.flows.items()):
@@ -434,7 +435,7 @@ class Agent:
         self.tables: list[FlowTable] = []
         self._readings: dict[FlowTable, int] = {}
         self.dropped = 0
-        """Reports dropped because no analyzer was connected."""
+        """Number of reports that were dropped because no analyzer was connected."""
         self.is_running = True
 
     @property
@@ -591,7 +592,7 @@ class Analyzer:
         """Number of flows that were lost in this analyzer, by cause."""
         self.is_running = False
         self.speakers: list[Subscriber] = []
-        """The pool of connected subscribers. Each has its own set of namespaces."""
+        """The pool of connected subscribers. Each subscriber has its own set of namespaces."""
         self.namespaces: dict[str, list[Subscriber]] = {}
         """``nsSubscriber``: the namespaces for which messages are sent."""
         self._numbers = 0
@@ -617,8 +618,8 @@ class Analyzer:
     def stop(self, *, is_noticed: bool = True) -> None:
         """Stop the analyzer. Its buffers are lost, and subscribers and agents are disconnected.
 
-        With ``is_noticed=False``, the stop is like a power loss: no connection is closed, and
-        agents keep sending until `notice`.
+        If ``is_noticed`` is false, the stop is like a power loss: no connection is closed, and
+        agents keep sending until `notice` is called.
         """
         assert self.is_running
         self.is_running = False
@@ -632,7 +633,7 @@ class Analyzer:
                 subscriber.on_disconnected()
 
     def notice(self) -> None:
-        """Disconnect the agents."""
+        """Disconnect all agents from this analyzer, which has stopped."""
         for agent in self.cluster.agents:
             agent.on_disconnected(self)
 
@@ -770,10 +771,10 @@ class Subscriber:
 
     Messages keep their order and are delayed by ``delay_ms``, which can change. After
     ``silence_ms`` without a message, the subscription disconnects; if ``silence_ms`` is None, it
-    does not. The subscription reconnects ``retry_ms`` after every failure. Without namespaces, it
-    receives the messages of all namespaces.
+    does not. The subscription reconnects ``retry_ms`` after every failure. If the subscription has
+    no namespaces, it receives the messages of all namespaces.
 
-    ``history`` is a list of times and events: connected, silent, disconnected, refused.
+    ``history`` has pairs of a time and an event: connected, silent, disconnected or refused.
     """
 
     def __init__(

@@ -234,7 +234,7 @@ class Virtual:
         self._pass_step()
 
     def _pass_step(self) -> None:
-        """Advance the time by a step, and expire."""
+        """Advance the time by a step, and run the expiry of every app."""
         parts = [(app._parts, app.clock.now) for app in self.apps.values()]
         for _ in range(0, STEP_S, TICK_S):
             self._clock.seconds += TICK_S
@@ -373,7 +373,7 @@ TOPOLOGY_S, RELOAD_S, CLOSE_S = 5, 13, 37
 ``CLOSE_S`` is above 30 s: if a subscription ended earlier, the delay before the next subscription
 would increase."""
 SUBSCRIBE_S = 20
-"""Maximum time until the next subscription."""
+"""Maximum time from the end of a subscription until the next subscription."""
 LINE_S = 10
 WARM_S = 60
 """Time until memory is stable. Tests do not check memory if they are shorter than four times this
@@ -490,7 +490,7 @@ class _Real:
             await asyncio.sleep(max(0.0, self._began_s + second - time.monotonic()))
 
     async def _reconnect(self, second: int) -> None:
-        """End the subscription in one of three ways, and wait for the next one."""
+        """End the subscription in one of three ways, and wait for the next subscription."""
         # Wait first: reports that are in transit when the connection ends would be lost.
         await self._wait_for_reports()
         (subscriber,) = self._analyzer.subscribers

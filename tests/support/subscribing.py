@@ -65,7 +65,7 @@ class Subscribed:
         return self.stats.analyzers[analyzer.name]
 
     def reconnects(self, analyzer: FakeAnalyzer) -> dict[str, int]:
-        """Return the analyzer's reconnects by reason, without zeros."""
+        """Return the number of reconnects by reason. Reasons without reconnects are omitted."""
         return {reason: n for reason, n in self.row(analyzer).reconnects.items() if n}
 
 

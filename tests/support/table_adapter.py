@@ -61,7 +61,7 @@ ALL_ROWS = 2**31 - 1
 CHUNK_BYTES = 256 * 1024
 JOIN_S = 20
 MAX_CHECKED_ROWS = 300
-"""A table with more rows is not checked after each operation."""
+"""Maximum number of rows of a table that is checked after each operation."""
 
 
 class _OfFlow:
@@ -270,7 +270,7 @@ class Core:
         """Apply the flows of one message.
 
         If the table needs more fields of a flow, this flow and all flows after it are decoded again
-        with a larger type.
+        with a type that has more fields.
         """
         obj = json.dumps(flows).encode()
         done = 0
@@ -290,7 +290,7 @@ class Core:
     def relabel(
         self, names: Names, keys: Iterable[str], budget: int = ALL_ROWS, wall_ms: int = 0
     ) -> list[Slice]:
-        """Relabel in slices with this budget, and return the slices."""
+        """Relabel in slices of up to ``budget`` flows, and return the slices."""
         relabelling = self.relabelling(names, keys)
         slices = []
         while relabelling.has_more:
@@ -298,7 +298,7 @@ class Core:
         return slices
 
     def relabelling(self, names: Names, keys: Iterable[str]) -> Relabelling:
-        """Begin to relabel."""
+        """Return an object that relabels the flows with these keys, slice by slice."""
         return Relabelling(self, names, keys)
 
     @property

@@ -415,7 +415,7 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def change_bounds(self, data):
-        # Drop the unfinished pages, because a page uses the bounds at its start.
+        # Drop the unfinished pages, because a page uses the bounds that were set when it began.
         either = st.one_of(st.just(0), bounds)
         self.slow_pages.clear()
         self.core.bounds = self.model.bounds = [
@@ -610,7 +610,8 @@ REPORTS = st.fixed_dictionaries(
 class DeduplicatingMachine(TableMachine):
     """Tests ``deduplicate: first``, with many closing reports of dormant flows.
 
-    Totals grow with each report of any flow. A report that is ``behind`` has earlier totals.
+    Totals grow with each report of any flow. ``behind`` says how many reports ago the totals in a
+    report were current.
     """
 
     rename = relabel = begin = update_every = None

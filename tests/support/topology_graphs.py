@@ -103,8 +103,8 @@ class _Pod:
 def graphs(draw: st.DrawFn, *, disorder: bool = True, broken: bool = False) -> Json:
     """Return a graph of up to three hosts and two clusters.
 
-    Without ``disorder``, the probes agree with each other. With ``broken``, any field can have a
-    value of a wrong type.
+    If ``disorder`` is false, the probes agree with each other. If ``broken`` is true, any field can
+    have a value of a wrong type.
     """
     b = _Builder(draw(st.binary(min_size=_BYTES, max_size=_BYTES)))
     clusters = b.pick(("c1",), ("c1", "c2"), ("c1", "c2"), ("", "c1"), ("",))
@@ -323,7 +323,7 @@ def _kubernetes_nodes(b: _Builder, clusters: tuple[str, ...], hosts: list[Json])
 
 
 def _owner(b: _Builder, *kinds: str) -> Json:
-    """Return an owner of one of these kinds. Only owners with their usual names can have nodes."""
+    """Return an owner of one of these kinds. Only an owner with a usual name can have a node."""
     kind = b.pick(*kinds)
     name = _NAMES[kind] if b.chance(8) else b.pick("other-abc", "")
     return {"Kind": kind, "Name": name, "Controller": b.pick(True, True, True, False, None)}
@@ -449,7 +449,7 @@ def _disorder(b: _Builder) -> None:
 
 
 def _spoil(b: _Builder, element: Json) -> None:
-    """Replace a random value, at any depth, by one of another type.
+    """Replace a random value, at any depth, by a value of another type.
 
     UpdatedAt is never replaced, because it decides which of two nodes with the same ID counts.
     """

@@ -1,9 +1,9 @@
 """Reports the lines of the core that no test runs, and compares them with ``uncovered.txt``.
 
 ``make coverage`` runs the tests with coverage.py, which measures the Python modules, and with a
-core that is built for gcov. The limit of coverage.py is in ``pyproject.toml``. gcov counts lines of
-C, which this module maps to lines of the Cython source. (Cython's own tracing cannot be used,
-because it would take the GIL while the table's lock is held.)
+core that is built for gcov. The coverage that the Python modules need is in ``pyproject.toml``.
+gcov counts lines of C, which this module maps to lines of the Cython source. (Cython's own tracing
+cannot be used, because it would take the GIL while the table's lock is held.)
 
 * At least `LEAST_PERCENT` of all lines must have run.
 * ``tests/support/uncovered.txt`` must list the text of every line that did not run, below the

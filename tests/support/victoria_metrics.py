@@ -35,7 +35,7 @@ async def process(command: Sequence[str | Path]) -> AsyncIterator[asyncio.subpro
 async def victoria_metrics(directory: Path, *, scraping: str = "") -> AsyncIterator[str]:
     """Run a VictoriaMetrics that stores remote writes; yield its URL.
 
-    If ``scraping`` is not empty, it is a configuration by which VictoriaMetrics also scrapes.
+    If ``scraping`` is not empty, it is a scrape configuration, and VictoriaMetrics also scrapes.
     """
     address = f"127.0.0.1:{free_port()}"
     command = [
