@@ -69,7 +69,7 @@ _SIZE = re.compile(
 
 
 def nearest(text: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Return the known name most similar to ``text``, ignoring case, or an empty string.
+    """Return the known name most similar to ``text``, ignoring case, or "" if none is similar.
 
     ``cutoff`` is the minimum similarity: the ratio of `difflib`.
     """
@@ -100,7 +100,7 @@ def parse_str(value: YamlValue) -> str:
 
 
 def to_number(value: YamlValue) -> float:
-    """Return ``value`` as a number. Anything else becomes NaN, which is outside every range."""
+    """Return ``value`` as a number, or NaN if it is not a number. NaN is outside every range."""
     if not isinstance(value, str) or not value.isascii():
         return math.nan
     try:
@@ -143,7 +143,7 @@ def refuse_size_unit(value: YamlValue) -> None:
 
 
 def byte_count(least: int, most: int) -> Callable[[YamlValue], int]:
-    """Accept a number of bytes."""
+    """Accept a number of bytes from ``least`` to ``most``, without a unit."""
     parse_integer = integer(least, most)
 
     def parse(value: YamlValue) -> int:
@@ -237,8 +237,8 @@ def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ..
         try:
             return tuple(item(text) for text in re.split(r"[\s,]+", value) if text)
         except InvalidValue as error:
-            # If the string contains a password with a comma, the password was split too, so redact
-            # the whole string.
+            # A password with a comma was split, too. Therefore report the whole string, from which
+            # the message removes the credentials.
             error.value = value if "@" in value else error.value
             raise
 
@@ -267,7 +267,10 @@ def unique_list_of(
 
 
 def entry_error(problem: str, value: YamlValue, i: int) -> InvalidValue:
-    """Return an error of entry number ``i`` of a list, or of a string that was split."""
+    """Return an error about entry ``i`` of ``value``: a list, or a string that was split.
+
+    For a string, the error shows the whole string.
+    """
     if not isinstance(value, list):
         return InvalidValue(problem, value)
     return InvalidValue(problem, value[i].value, name=index(i), line=value[i].line)
