@@ -58,7 +58,7 @@ class Bursts:
             analyzer.call(Analyzer.load, share.start, share.stop)
 
     def run(self, rounds: Sequence[int], pause_s: float) -> tuple[list[float], list[float]]:
-        """Send bursts. For each, return the ns per flow of skyfast, and those of decoding alone.
+        """Send bursts. Return the ns per flow of skyfast and of decoding alone, for each burst.
 
         Decoding alone is measured directly before and directly after the burst.
         """

@@ -73,7 +73,7 @@ class Choices:
         return decode_ns, update_ns
 
     def render(self) -> Samples:
-        """Render some pages. Return the ms of each page."""
+        """Render `PAGES` pages per configuration. Return the ms of each page, by configuration."""
         ms: Samples = defaultdict(list)
         for _ in range(PAGES):
             for name, parts in self._in_turn():
@@ -87,7 +87,7 @@ class Choices:
         return {name: [parts.page()[0] / 1e6] for name, parts in self._parts.items()}
 
     def series_ns(self, ms: Samples) -> Samples:
-        """Return the ns per series, given the ms per page."""
+        """Convert the ms per page to ns per series."""
         series = {name: parts.page()[1] for name, parts in self._parts.items()}
         return {name: [s * 1e6 / series[name] for s in samples] for name, samples in ms.items()}
 

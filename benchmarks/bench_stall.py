@@ -13,7 +13,8 @@ FLOWS_PER_S = 100_000
 SECONDS = 12.0
 IDLE_S = 3.0
 PING_INTERVAL_S = 0.1
-"""Skydive pings every 2 s, and drops a subscription if a pong takes `PONG_TIMEOUT_S`."""
+"""Interval of the analyzer's pings. Skydive pings every 2 s, and drops a subscription if a pong
+takes `PONG_TIMEOUT_S`."""
 PONG_TIMEOUT_S = 5.0
 
 CYCLES = 3

@@ -1,7 +1,7 @@
 """A synthetic topology of a Kubernetes cluster of realistic size.
 
-The elements are copies of recorded nodes and edges with other IDs, names and addresses. So they
-have realistic sizes and fields. The same arguments always give the same topology, except for times.
+The elements are copies of recorded nodes and edges with new IDs, names and addresses. So they have
+realistic sizes and fields. The same arguments always give the same topology, except for times.
 """
 
 import gzip
