@@ -79,7 +79,7 @@ log = logging.getLogger("skyfast.app")
 
 
 class _WebConfigError(ConfigError):
-    """The web configuration cannot be used."""
+    """The web configuration (the file of ``--web.config.file``) cannot be used."""
 
 
 class App:
@@ -548,7 +548,7 @@ class App:
 
 
 def _announce(config: Config, *, known: Sequence[Endpoint] = ()) -> None:
-    """Log the analyzers that are not in ``known``."""
+    """Log to which analyzers skyfast subscribes, except those in ``known``."""
     endpoints = config.subscriber.endpoints
     new = [endpoint.alias or str(endpoint) for endpoint in endpoints if endpoint not in known]
     if new:

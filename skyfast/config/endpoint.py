@@ -123,12 +123,12 @@ class Endpoint:
 
     @property
     def username(self) -> str:
-        """The user of the URL, decoded."""
+        """The user in the URL, percent-decoded."""
         return unquote(self.userinfo.partition(":")[0])
 
     @property
     def password(self) -> str:
-        """The password of the URL, decoded."""
+        """The password in the URL, percent-decoded."""
         return unquote(self.userinfo.partition(":")[2])
 
     @property

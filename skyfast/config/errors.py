@@ -57,7 +57,7 @@ class InvalidValue(Exception):  # noqa: N818 - becomes a ConfigError
 
 @contextmanager
 def error_context(node: YamlNode, name: str) -> Iterator[None]:
-    """Add the line of ``node`` and the path ``name`` to errors raised in this block."""
+    """Add the line of ``node`` and the path ``name`` to errors raised in the ``with`` block."""
     try:
         yield
     except InvalidValue as error:
@@ -121,7 +121,7 @@ class Origin:
     def errors_at(
         self, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
     ) -> Iterator[None]:
-        """Convert an `InvalidValue` raised in this block to a `ConfigError` for ``path``."""
+        """Convert `InvalidValue` raised in the ``with`` block to a `ConfigError` for ``path``."""
         try:
             yield
         except InvalidValue as error:

@@ -272,7 +272,7 @@ class Changes:
         return [gone for gone in before - ids if self._known.pop(gone, None) is not None]
 
     def _add_to_complete(self, query: Query, element_id: str, text: bytes) -> None:
-        """Add an element of a partial response to the complete responses that must contain it."""
+        """Add the ID of an element of a partial response to each complete query that matches it."""
         element = msgspec.json.decode(text)
         for complete, ids in self._answered.items():
             if complete.edges == query.edges and complete.matches(element):
