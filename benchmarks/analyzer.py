@@ -79,7 +79,7 @@ class Analyzer:
         self._templates = list(self._flows.templates(range(start, stop)))
 
     def load_some(self, count: int) -> None:
-        """Prepare the messages of ``count`` flows in random order."""
+        """Prepare messages that report ``count`` randomly chosen flows."""
         numbers = self._flows.sample(count, self._flows.count)
         self._templates = list(self._flows.templates(numbers))
 

@@ -36,7 +36,7 @@ KNOWN, NEW = ratio_at_most(1.6), ratio_at_most(2.2)
 
 
 class Bursts:
-    """skyfast with analyzers that share the flows, and a decoder of the same messages."""
+    """skyfast, analyzers that each send a part of the flows, and a decoder of the messages."""
 
     def __init__(
         self,

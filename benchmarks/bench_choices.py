@@ -57,7 +57,7 @@ class Choices:
         tidy()
 
     def take(self, round_: int) -> tuple[Samples, Samples]:
-        """Process a round of all flows. Return the ns per flow of decoding and of the table."""
+        """Process a round. Return ns per flow of decoding and of the table, by configuration."""
         count = self._flows.count
         is_first = round_ == FIRST_ROUND
         numbers = range(count) if is_first else self._flows.sample(count, count)

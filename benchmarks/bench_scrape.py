@@ -49,7 +49,7 @@ class Content:
         return sum(line.startswith(b"skydive_network_connection") for line in lines)
 
     def compress(self) -> tuple[float, float]:
-        """Compress the page in chunks like skyfast's. Return the elapsed time and the CPU time."""
+        """Compress the page in chunks like skyfast's. Return the elapsed and the CPU seconds."""
         began_s, began_cpu_s = time.perf_counter(), time.thread_time()
         compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
         for offset in range(0, len(self._page), CHUNK_BYTES):
@@ -73,7 +73,7 @@ class Client:
             self._connector.message(message)
 
     def render(self) -> float:
-        """Return the seconds per series."""
+        """Render a page. Return the CPU seconds per series."""
         began_s = time.thread_time()
         page = generate_latest(self._connector.registry)
         seconds = time.thread_time() - began_s

@@ -29,7 +29,7 @@ NICE = 10
 
 
 class Scraper:
-    """Reads pages one after the other."""
+    """Requests pages, one after the other. `run` returns the seconds of each request."""
 
     def run(self, port: int, seconds: float) -> list[float]:
         end_s = time.monotonic() + seconds
@@ -63,7 +63,11 @@ def run(report: Report) -> None:
 def _cycles(
     report: Report, program: Program, analyzer: Remote[Analyzer]
 ) -> tuple[list[float], list[float]]:
-    """Fill and expire the table repeatedly. Return the MiB of the full and of the empty table."""
+    """Fill and expire the table repeatedly.
+
+    Returns two lists with the memory of the process in MiB: with the full table, and with the empty
+    table, in each cycle.
+    """
     delays: list[float] = []
     filled, emptied, took_s = [], [], []
     for _ in range(CYCLES):

@@ -166,7 +166,7 @@ class Parts:
         return self.table.connections
 
     def held_bytes(self) -> int:
-        """Return the memory that the table reports, in bytes."""
+        """Return the memory of the table in bytes, as counted by the table."""
         return self.table.bytes
 
     def page(self) -> tuple[int, int]:
@@ -272,7 +272,7 @@ class Decoder:
         tidy()
 
     def run(self) -> float:
-        """Return the CPU time per flow in ns."""
+        """Decode all messages. Return the CPU time per flow in ns."""
         decode, clock_ns = self._decode, time.thread_time_ns
         total_ns = 0
         for message in self._messages:

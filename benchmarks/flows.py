@@ -132,7 +132,7 @@ class Flows:
 
 
 def of_round(templates: Iterable[bytes], round_: int) -> Iterator[bytes]:
-    """Yield the messages of one round of ``templates``."""
+    """Yield the messages of one round, created from ``templates``."""
     assert FIRST_ROUND <= round_ <= LAST_ROUND
     digits = b"%d" % round_
     return (template.replace(ROUND, digits) for template in templates)

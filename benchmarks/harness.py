@@ -105,7 +105,7 @@ def ratio_at_least(limit: float) -> Target:
 
 @dataclass(slots=True, kw_only=True)
 class Row:
-    """One line of a report."""
+    """A figure in a `Report`, with its samples, ratio and target."""
 
     what: str
     unit: str

@@ -139,7 +139,7 @@ class Topology:
         return node
 
     def _host(self, number: int) -> tuple[Element, Element]:
-        """Add a host, its interfaces and its Kubernetes node."""
+        """Add a host and its interfaces. Return the host and its Kubernetes node."""
         name = f"host-{number}"
         host = self._node("host", name, Name=name)
         node = self._node("node", "analyzer", Name=name)

@@ -45,7 +45,7 @@ class Filled:
 
 @pytest.fixture(scope="module", params=SIZES)
 def filled(request: pytest.FixtureRequest) -> Filled:
-    """Return a table of each size, with its flows."""
+    """Return a table with known flows. Tests run once for each of the `SIZES`."""
     return Filled(request.param)
 
 
