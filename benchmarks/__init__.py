@@ -1,5 +1,6 @@
 """Benchmarks. Each file answers one question; `docs/benchmarks.md` explains the results.
 
-python -m benchmarks [all | decode | filters | table | choices | ingest | scrape | memory | stall
-                      | growth | start | storage]
+python -m benchmarks [all | decode | filters | table | lookups | choices | ingest | bursts | scrape
+                      | memory | dormant | stall | status | growth | names | own_names | start
+                      | storage]
 """

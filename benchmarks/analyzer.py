@@ -75,11 +75,11 @@ class Analyzer:
         return int(self._listener.getsockname()[1])
 
     def load(self, start: int, stop: int) -> None:
-        """Prepare the messages of these flows, in the order of their numbers."""
+        """Prepare the messages that report the flows from number ``start`` to ``stop`` - 1."""
         self._templates = list(self._flows.templates(range(start, stop)))
 
     def load_some(self, count: int) -> None:
-        """Prepare the messages of ``count`` flows in random order."""
+        """Prepare messages that report ``count`` randomly chosen flows."""
         numbers = self._flows.sample(count, self._flows.count)
         self._templates = list(self._flows.templates(numbers))
 

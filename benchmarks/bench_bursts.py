@@ -36,7 +36,7 @@ KNOWN, NEW = ratio_at_most(1.6), ratio_at_most(2.2)
 
 
 class Bursts:
-    """skyfast with analyzers that share the flows, and a decoder of the same messages."""
+    """skyfast, analyzers that each send a part of the flows, and a decoder of the messages."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Bursts:
             analyzer.call(Analyzer.load, share.start, share.stop)
 
     def run(self, rounds: Sequence[int], pause_s: float) -> tuple[list[float], list[float]]:
-        """Send bursts. For each, return the ns per flow of skyfast, and those of decoding alone.
+        """Send bursts. Return the ns per flow of skyfast and of decoding alone, for each burst.
 
         Decoding alone is measured directly before and directly after the burst.
         """

@@ -57,7 +57,7 @@ class Choices:
         tidy()
 
     def take(self, round_: int) -> tuple[Samples, Samples]:
-        """Process a round of all flows. Return the ns per flow of decoding and of the table."""
+        """Process a round. Return ns per flow of decoding and of the table, by configuration."""
         count = self._flows.count
         is_first = round_ == FIRST_ROUND
         numbers = range(count) if is_first else self._flows.sample(count, count)
@@ -73,7 +73,7 @@ class Choices:
         return decode_ns, update_ns
 
     def render(self) -> Samples:
-        """Render some pages. Return the ms of each page."""
+        """Render `PAGES` pages per configuration. Return the ms of each page, by configuration."""
         ms: Samples = defaultdict(list)
         for _ in range(PAGES):
             for name, parts in self._in_turn():
@@ -87,7 +87,7 @@ class Choices:
         return {name: [parts.page()[0] / 1e6] for name, parts in self._parts.items()}
 
     def series_ns(self, ms: Samples) -> Samples:
-        """Return the ns per series, given the ms per page."""
+        """Convert the ms per page to ns per series."""
         series = {name: parts.page()[1] for name, parts in self._parts.items()}
         return {name: [s * 1e6 / series[name] for s in samples] for name, samples in ms.items()}
 

@@ -63,7 +63,10 @@ class Naive:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The costs with a number of connections: CPU time per flow in ns, and bytes per connection."""
+    """The costs of a table with this many ``connections``.
+
+    ``new_ns`` and ``known_ns`` are CPU time per flow. ``bytes_`` is memory per connection.
+    """
 
     connections: int
     new_ns: float

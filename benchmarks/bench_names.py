@@ -113,7 +113,7 @@ def _wait(program: Program, metric: str, least: float) -> None:
 
 
 def _resident(program: Program) -> float:
-    """Return the resident memory without the table, in MiB."""
+    """Return the resident memory, excluding the table, in MiB."""
     return (program.memory() - program.metric("skyfast_table_bytes")) / 2**20
 
 

@@ -49,7 +49,7 @@ class Content:
         return sum(line.startswith(b"skydive_network_connection") for line in lines)
 
     def compress(self) -> tuple[float, float]:
-        """Compress the page in chunks of skyfast's size; return the seconds and the CPU time."""
+        """Compress the page in chunks like skyfast's. Return the elapsed and the CPU seconds."""
         began_s, began_cpu_s = time.perf_counter(), time.thread_time()
         compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
         for offset in range(0, len(self._page), CHUNK_BYTES):
@@ -65,7 +65,7 @@ class Content:
 
 
 class Client:
-    """prometheus_client with the same series."""
+    """prometheus_client, with the same series as skyfast."""
 
     def __init__(self, count: int) -> None:
         self._connector = naive.Connector()
@@ -73,7 +73,7 @@ class Client:
             self._connector.message(message)
 
     def render(self) -> float:
-        """Return the seconds per series."""
+        """Render a page. Return the CPU seconds per series."""
         began_s = time.thread_time()
         page = generate_latest(self._connector.registry)
         seconds = time.thread_time() - began_s
@@ -107,7 +107,7 @@ def run(report: Report) -> None:
 
 
 def _first_page(report: Report, program: Program, connections: int) -> None:
-    """Report the memory that the first page adds. The threads' heaps keep a part of this memory."""
+    """Report the memory that the first page adds. The heap keeps a part of this memory."""
     before_bytes = program.memory()
     program.forget_peak()
     program.page(compressed=True)
@@ -162,7 +162,7 @@ class Scrapes:
         self._cpu_s: list[float] = []
         self._alone_s: list[float] = []
         self._alone_cpu_s: list[float] = []
-        program.page(compressed=True)  # the threads' heaps keep some memory after the first page
+        program.page(compressed=True)  # the heap keeps some memory after the first page
         before_cpu_s = program.settle()
         before_bytes = program.memory()
         program.forget_peak()
@@ -215,7 +215,7 @@ def _render(report: Report) -> None:
 
 
 def _bounds(report: Report, core: Remote[Core], connections: int) -> None:
-    """Report the cost of min_bytes, measured alternately with pages without bounds."""
+    """Report the cost of ``min_bytes``: pages with and without it are rendered alternately."""
     for what, min_bytes, highest_ns in (("nothing", 1, 3), ("everything", 10**18, 10)):
         ns = []
         for _ in range(REPEATS):

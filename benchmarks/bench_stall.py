@@ -13,7 +13,8 @@ FLOWS_PER_S = 100_000
 SECONDS = 12.0
 IDLE_S = 3.0
 PING_INTERVAL_S = 0.1
-"""Skydive pings every 2 s, and drops a subscription if a pong takes `PONG_TIMEOUT_S`."""
+"""Interval of the analyzer's pings. Skydive pings every 2 s, and drops a subscription if a pong
+takes `PONG_TIMEOUT_S`."""
 PONG_TIMEOUT_S = 5.0
 
 CYCLES = 3
@@ -28,7 +29,7 @@ NICE = 10
 
 
 class Scraper:
-    """Reads pages one after the other."""
+    """Requests pages, one after the other. `run` returns the seconds of each request."""
 
     def run(self, port: int, seconds: float) -> list[float]:
         end_s = time.monotonic() + seconds
@@ -62,7 +63,11 @@ def run(report: Report) -> None:
 def _cycles(
     report: Report, program: Program, analyzer: Remote[Analyzer]
 ) -> tuple[list[float], list[float]]:
-    """Fill and expire the table repeatedly. Return the MiB of the full and of the empty table."""
+    """Fill and expire the table repeatedly.
+
+    Returns two lists with the memory of the process in MiB: with the full table, and with the empty
+    table, in each cycle.
+    """
     delays: list[float] = []
     filled, emptied, took_s = [], [], []
     for _ in range(CYCLES):

@@ -18,7 +18,7 @@ RESULT_AGE_S = 0.05
 """How long skyfast caches rankings and cardinality reports."""
 
 FLOW_UPDATE_S = 1.0
-"""The interval between two reports of a flow that skyfast assumes: its rates need this time."""
+"""The ``flow.update`` that skyfast assumes: it shows no rates until this time has passed."""
 
 ENVIRONMENT = {"RESULT_AGE_S": str(RESULT_AGE_S), "FLOW_UPDATE_S": str(FLOW_UPDATE_S)}
 
@@ -26,7 +26,7 @@ APART_S = 0.1
 """Pause between requests. It is longer than `RESULT_AGE_S`, so that each request causes a scan."""
 
 IDLE_S = 2.0
-"""The delays of the event loop without requests are measured for this long."""
+"""How long the delays of the event loop are measured while there are no requests."""
 
 PAGES = 10
 """Number of simultaneous identical requests."""
@@ -72,7 +72,7 @@ def _rates(report: Report, program: Program) -> None:
     _add(report, "/api/top, by bytes/s, which takes a snapshot", [seconds], _longest_ms(program))
     report.add("memory of the snapshot", [(program.memory() - before) / MIB], "MiB")
     wait_s: float | None = 0.0
-    while wait_s is not None:  # without rates, there is no scan
+    while wait_s is not None:  # requests scan the table only after rates are available
         time.sleep(wait_s + APART_S)
         wait_s = json.loads(programs.get(program.port, path).body)["rates_in_seconds"]
     _measure(report, program, "/api/top, by bytes/s, against the snapshot", path, limit_ms=100)
@@ -113,7 +113,7 @@ def _idle(report: Report, program: Program) -> None:
 def _measure(
     report: Report, program: Program, what: str, path: str, *, limit_ms: float = 0
 ) -> None:
-    """Request a page repeatedly."""
+    """Request a page repeatedly. Report the durations, and the longest pause of the event loop."""
     program.command("begin")
     seconds = []
     for _ in range(REQUESTS):

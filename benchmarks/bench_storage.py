@@ -156,7 +156,7 @@ def _scraped(program: Program, server: Program, count: int) -> None:
 
 
 def _samples(server: Program, name: str) -> list[float]:
-    """Return all stored values of a series about the scrapes, in order of time."""
+    """Return all values of a series that the server stores about its scrapes, such as ``up``."""
     query = urllib.parse.urlencode({"query": f"{name}{{job='skyfast'}}[1h]"})
     response: Any = json.loads(programs.get(server.port, f"/api/v1/query?{query}").body)
     (series,) = response["data"]["result"]

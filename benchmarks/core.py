@@ -120,14 +120,14 @@ class Parts:
         return flows
 
     def take_new(self, messages: Iterable[bytes]) -> tuple[int, int, int]:
-        """Process first reports."""
+        """Process first reports. The class describes the result."""
         before = self.table.flows
         figures = self._take(messages, self._new.decode)
         assert self.table.flows == before + figures[0], "a flow was not new"
         return figures
 
     def take_known(self, messages: Iterable[bytes]) -> tuple[int, int, int]:
-        """Process reports of known flows."""
+        """Process reports of known flows. The class describes the result."""
         before = self.table.flows
         late = self.table.skipped["late"]
         figures = self._take(messages, self._known.decode)
@@ -152,7 +152,7 @@ class Parts:
         return count, decode_ns, update_ns
 
     def relabel(self, names: Names, keys: Iterable[str], budget: int) -> list[float]:
-        """Relabel in slices. Return the ms of each slice."""
+        """Relabel flows, in slices of up to ``budget`` flows. Return the ms of each slice."""
         relabeling = self.table.relabel(names, keys)
         ms = []
         more = True
@@ -166,7 +166,7 @@ class Parts:
         return self.table.connections
 
     def held_bytes(self) -> int:
-        """Return the memory that the table reports, in bytes."""
+        """Return the memory of the table in bytes, as counted by the table."""
         return self.table.bytes
 
     def page(self) -> tuple[int, int]:
@@ -216,7 +216,7 @@ class Parts:
     def compress(self, openmetrics: int = 0) -> tuple[float, int]:
         """Compress a rendered page with isal; return the seconds without rendering, and the bytes.
 
-        The chunks are those of the connector, and the page is that of `deflate`.
+        The chunks are as large as the connector's, and the page is the same as in `deflate`.
         """
         page = self.table.page(self.now_s, openmetrics, created=True)
         compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
@@ -272,7 +272,7 @@ class Decoder:
         tidy()
 
     def run(self) -> float:
-        """Return the CPU time per flow in ns."""
+        """Decode all messages. Return the CPU time per flow in ns."""
         decode, clock_ns = self._decode, time.thread_time_ns
         total_ns = 0
         for message in self._messages:

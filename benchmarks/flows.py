@@ -102,7 +102,7 @@ class Flows:
             yield _HEAD % start + b",".join(flows) + b"]}"
 
     def messages(self, numbers: Sequence[int], round_: int) -> Iterator[bytes]:
-        """Yield messages of one round."""
+        """Yield the messages of one round, which report the flows ``numbers``."""
         return of_round(self.templates(numbers), round_)
 
     def sample(self, count: int, among: int) -> list[int]:
@@ -132,7 +132,7 @@ class Flows:
 
 
 def of_round(templates: Iterable[bytes], round_: int) -> Iterator[bytes]:
-    """Yield the messages of one round of ``templates``."""
+    """Yield the messages of one round, created from ``templates``."""
     assert FIRST_ROUND <= round_ <= LAST_ROUND
     digits = b"%d" % round_
     return (template.replace(ROUND, digits) for template in templates)

@@ -77,7 +77,7 @@ def header() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A limit of a figure or of its ratio. It is a minimum if ``at_least``, otherwise a maximum."""
+    """A limit of a figure or of its ratio: a minimum if ``at_least`` is true, else a maximum."""
 
     limit: float
     of_ratio: bool = False
@@ -105,7 +105,7 @@ def ratio_at_least(limit: float) -> Target:
 
 @dataclass(slots=True, kw_only=True)
 class Row:
-    """One line of a report."""
+    """A figure in a `Report`, with its samples, ratio and target."""
 
     what: str
     unit: str
@@ -138,9 +138,8 @@ class Report:
     ) -> None:
         """Add a figure.
 
-        The ratio compares ``samples`` with the samples ``over`` of the peer ``to``. If their
-        numbers of samples are equal, the samples were taken alternately, and the ratio compares
-        pairs.
+        The ratio compares ``samples`` with ``over``, the samples of the peer ``to``. If both have
+        the same length, they were taken alternately, and the ratio is the median ratio of pairs.
         """
         median = statistics.median(samples)
         ratio = None if over is None else _ratio(samples, over)
@@ -163,7 +162,7 @@ class Report:
         )
 
     def finish(self) -> None:
-        """Print the table and write the file."""
+        """Print the results as a table, and write them to a file in `RESULTS`."""
         cells = [("", "median", "", "minimum … maximum", "ratio", "", "target", "")]
         for row in self.rows:
             spread = f"{number(min(row.samples))} … {number(max(row.samples))}"

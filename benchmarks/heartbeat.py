@@ -6,8 +6,8 @@ The task repeatedly sleeps for `INTERVAL_S`, and records how late it wakes up. A
 control port sends one line. ``begin`` discards the recorded delays, ``end`` returns them, and
 ``pass SECONDS`` advances the clock. The environment variable ``NAMES_INTERVAL_S`` sets the interval
 at which skyfast reads the complete topology. ``RESULT_AGE_S`` sets how long skyfast caches
-rankings and cardinality reports. ``FLOW_UPDATE_S`` sets the interval between two reports of a flow
-that skyfast assumes; there are no rates before this time has passed.
+rankings and cardinality reports. ``FLOW_UPDATE_S`` sets the ``flow.update`` that skyfast assumes:
+skyfast shows no rates until this time has passed.
 """
 
 import asyncio

@@ -58,7 +58,7 @@ def pod_names(addresses: list[str], *, ambiguous: bool) -> PodNames:
 
 
 def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
-    """Return the plan with name labels for this number of ends in its first view."""
+    """Return the plan with added labels in its first view: names of one or two ends."""
     view = plan.views[0]
     columns = [*view.columns]
     for end, (key, other) in list(ENDS.items())[:ends]:

@@ -229,7 +229,7 @@ class Program:
 
 
 def memory(pid: int, key: str = "VmRSS") -> int:
-    """Return a figure of ``/proc/PID/status``, in bytes."""
+    """Return the figure ``key`` of ``/proc/PID/status``, in bytes."""
     status = Path(f"/proc/{pid}/status").read_text()
     (kib,) = re.findall(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE)
     return int(kib) * 1024
@@ -276,7 +276,7 @@ def heartbeat(
 
 
 def receiver(analyzer: Remote[Analyzer]) -> Program:
-    """Return skyfast's subscription, which receives messages but does not process them."""
+    """Return a program with only skyfast's subscription: it discards the received messages."""
     return Program([sys.executable, "-m", "benchmarks.receiver", "{config}"], analyzer)
 
 

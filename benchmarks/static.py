@@ -1,4 +1,4 @@
-"""Serves a static body with skyfast's HTTP server. It shows the cost of sending a page alone.
+"""Serves a static body with skyfast's HTTP library, to measure the cost of sending alone.
 
 python -m benchmarks.static PORT SIZE
 """

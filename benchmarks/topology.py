@@ -1,7 +1,7 @@
 """A synthetic topology of a Kubernetes cluster of realistic size.
 
-The elements are copies of recorded nodes and edges with other IDs, names and addresses. So they
-have realistic sizes and fields. The same arguments always give the same topology, except for times.
+The elements are copies of recorded nodes and edges with new IDs, names and addresses. So they have
+realistic sizes and fields. The same arguments always give the same topology, except for times.
 """
 
 import gzip
@@ -139,7 +139,7 @@ class Topology:
         return node
 
     def _host(self, number: int) -> tuple[Element, Element]:
-        """Add a host, its interfaces and its Kubernetes node."""
+        """Add a host and its interfaces. Return the host and its Kubernetes node."""
         name = f"host-{number}"
         host = self._node("host", name, Name=name)
         node = self._node("node", "analyzer", Name=name)

@@ -1,7 +1,7 @@
 """Runs, reloads and stops the parts that `skyfast.pipeline` builds, and relabels flows.
 
-The labels of a flow can contain names of its addresses and of its capture point. When such a name
-changes, the flows with the old name are relabelled.
+The labels of a flow can contain names of its addresses and of its capture point. When a name
+changes, skyfast relabels the flows with the old name: they move to connections with the new name.
 """
 
 import asyncio
@@ -56,13 +56,13 @@ EXPIRY_ROWS = 256
 STATUS_PAGE_WAIT_S = 3.0
 """How long the log message with the URL of the status page waits for the subscriptions.
 
-This message should be the last one at startup, because people read the last line first."""
+The URL should be in the last message at startup, because people read the last line first."""
 
 RELABEL_FLOWS = 1_000
 """Number of flows to relabel in one slice, which takes a few milliseconds."""
 
 COMPARED_STRINGS = 20_000
-"""Number of address strings to check in one slice after users change the names of addresses.
+"""Number of strings of the table to check in one slice after users change names of addresses.
 
 A slice takes a few milliseconds."""
 
@@ -79,7 +79,7 @@ log = logging.getLogger("skyfast.app")
 
 
 class _WebConfigError(ConfigError):
-    """The web configuration cannot be used."""
+    """The web configuration (the file of ``--web.config.file``) cannot be used."""
 
 
 class App:
@@ -100,8 +100,8 @@ class App:
 
         ``load`` reads the configuration again. ``security`` has the web configuration, if there is
         one. ``replay`` describes the recordings that replace the analyzers. ``recorder`` gets a
-        copy of each message and, if ``records_topology``, of each response of the topology API. The
-        HTTP server listens at ``listen_at``.
+        copy of each message. If ``records_topology`` is true, ``recorder`` also gets a copy of each
+        response of the topology API. The HTTP server listens at ``listen_at``.
         """
         self._load = load
         self._security = security
@@ -234,7 +234,7 @@ class App:
         return record
 
     def summary(self) -> str:
-        """Return a summary of the run for the log."""
+        """Return the log text about the run: duration, flow reports, scrapes and connections."""
         seconds = time.monotonic() - self._began_s
         flows = sum(analyzer.flows for analyzer in self.stats.analyzers.values())
         return (
@@ -243,7 +243,7 @@ class App:
         )
 
     async def reload(self) -> str | None:
-        """Reload the configuration; return the error, or None.
+        """Reload the configuration. Return the error message, or None if there was no error.
 
         An invalid configuration changes nothing. Connections survive unless the export selection
         (such as labels and metrics) has changed; after such a change, the table starts empty.
@@ -283,7 +283,7 @@ class App:
         return self.reload if config.web.enable_reload else None
 
     async def _configure(self, config: Config) -> None:
-        """Replace the running parts with those of ``config``.
+        """Replace the running parts with the parts that ``config`` needs.
 
         Raises ConfigError, and replaces nothing, if a file that ``config`` refers to is unusable.
         """
@@ -342,7 +342,8 @@ class App:
     def _rename(self, names: Names, keys: Set[str]) -> None:
         """Schedule the relabelling of flows, because the names of ``keys`` have changed.
 
-        The ``keys`` are addresses or capture points (``NodeTID``), and ``names`` has their names.
+        The ``keys`` are addresses or capture points (``NodeTID``). ``names`` maps each key to its
+        new names.
         """
         self._renamed.append((names, keys))
         self._has_renamed.set()
@@ -361,8 +362,8 @@ class App:
     async def _move_flows(self, names: Names, keys: Set[str]) -> None:
         """Move the flows that have one of ``keys`` to connections whose labels have the new names.
 
-        The ``keys`` are addresses or capture points (``NodeTID``), and ``names`` has their names.
-        The flows are moved in slices, so that other tasks can run in between.
+        The ``keys`` are addresses or capture points (``NodeTID``). ``names`` maps each key to its
+        new names. The flows are moved in slices, so that other tasks can run in between.
         """
         table, are_left = self._parts.table, True
         relabeling = table.relabel(names, keys)
@@ -393,16 +394,19 @@ class App:
                     self._rename_own(old.own.own, own.own)
 
     def _rename_own(self, old: OwnNames, new: OwnNames) -> None:
-        """Schedule the relabelling of the flows whose addresses have other names in ``new``."""
+        """Schedule the relabelling of flows after the own names have changed.
+
+        This affects the flows whose addresses have different names in ``old`` and ``new``.
+        """
         if new is not old:
             self._renamed_own.append((old, new))
             self._has_renamed.set()
 
     async def _relabel_own(self, old: OwnNames, new: OwnNames) -> None:
-        """Relabel the flows whose addresses have other names in ``new`` than in ``old``, in slices.
+        """Relabel, in slices, flows whose addresses have different names in ``old`` and ``new``.
 
         Only the addresses in the table are checked. Flows that are not in the table yet get the new
-        names when they arrive.
+        names with their first report.
         """
         table, ends = self._parts.table, self._parts.names.ends
         first = 1
@@ -419,7 +423,7 @@ class App:
         await asyncio.to_thread(old.release)
 
     def _hold(self) -> None:
-        """Hold the table's clock while reports may be missing, so that nothing expires."""
+        """Stop the table's clock while reports may be missing, so that no connection expires."""
         if all(analyzer.up for analyzer in self.stats.analyzers.values()):
             self._all_up.set()
         if self._parts.config.subscriber.silence_timeout_s:  # 0 in a replay: never hold
@@ -433,7 +437,7 @@ class App:
             )
 
     def _look_for_gaps(self) -> None:
-        """Hold or release the table's clock, count how long it is held, and log each change."""
+        """Stop or restart the table's clock, log each change, and export the time of all stops."""
         self._hold()
         self._warn_of_updates()
         stats, held = self.stats, self.clock.held
@@ -448,7 +452,7 @@ class App:
         stats.clock_held = int(held)
 
     def _missing_analyzers(self) -> str:
-        """Return the analyzers whose reports may be missing, with their states."""
+        """Return, for the log, the names and states of analyzers whose reports may be missing."""
         causes, subscriptions = self._gap.causes, self.subscriptions
         texts = [f"{name} ({subscriptions.state(name)})" for name in causes[:MAX_ANNOUNCED]]
         more = len(causes) - MAX_ANNOUNCED
@@ -483,7 +487,7 @@ class App:
             self._parts.table.begin(now)
 
     def _warn_of_updates(self) -> None:
-        """Warn if connections expire between two reports; warn again only if the times change."""
+        """Warn if connections expire between two reports, once per timeout and ``flow.update``."""
         update_s = round(self.stats.flow_update_s)  # an estimate, some milliseconds off
         timeout_s = self._parts.config.limits.timeout_s
         if not self.stats.flow_update_known or self._warned == (update_s, timeout_s):
@@ -500,12 +504,12 @@ class App:
             )
 
     async def _check_labels(self) -> None:
-        """Find labels that should have names, but are empty for most of the traffic."""
+        """Search regularly for labels that should show names, but are empty for most traffic."""
         check, was_read, took_s = EmptyLabelCheck(), False, 0.0
         while True:
             await asyncio.sleep(max(empty_labels.INTERVAL_S, took_s / empty_labels.MAX_LOAD))
             parts, names = self._parts, self.stats.topology.names
-            # Wait one more round: by then, flows are relabelled, and all labels have the new names.
+            # Wait one more round after the names have been read, until all flows are relabelled.
             is_read = names is not None and names.is_read
             if names is not None and is_read and was_read:
                 began_s = time.monotonic()
@@ -544,7 +548,7 @@ class App:
 
 
 def _announce(config: Config, *, known: Sequence[Endpoint] = ()) -> None:
-    """Log the analyzers that are not in ``known``."""
+    """Log to which analyzers skyfast subscribes, except those in ``known``."""
     endpoints = config.subscriber.endpoints
     new = [endpoint.alias or str(endpoint) for endpoint in endpoints if endpoint not in known]
     if new:

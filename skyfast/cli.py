@@ -77,7 +77,7 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(EXIT_INVALID)
 
     def suggestion(self, unknown: str) -> str:
-        """Return a hint for an unknown option, or an empty string if no known option is similar."""
+        """Return a hint such as ``; did you mean --check?``, or "" if no option is similar."""
         options = {
             _simplified(option): option
             for action in self._actions
@@ -100,7 +100,7 @@ def _print_error(text: str) -> None:
 
 
 def _print_warning(text: str) -> None:
-    """Write a warning beside startup errors to stderr: logging may not be set up yet."""
+    """Write a warning to stderr, before the startup errors. Logging may not be set up yet."""
     sys.stderr.write(f"{logs.prefix(logging.WARNING)}skyfast: warning: {text}\n")
 
 
@@ -318,11 +318,11 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_INVALID
     if not is_debugged:
         memory.disable_core_dumps()  # before any secret is read
-    # Until the event loop runs, there is nothing to close, so these signals end the process at
+    # Until the event loop runs, there is nothing to close, so SIGINT and SIGTERM end the process at
     # once.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(EXIT_OK))
-    # A reload request that arrives during startup waits for the event loop.
+    # Block SIGHUP, so that a reload request during startup waits for the event loop.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         configuration = _first_load(arguments)
@@ -417,14 +417,14 @@ def _load(arguments: argparse.Namespace) -> model.Config:
 
 
 def _replayed(arguments: argparse.Namespace) -> str:
-    """Return a description of the recordings to replay, or an empty string without a replay."""
+    """Return the recordings to replay as text for messages, or "" if there are none."""
     if arguments.demo:
         return "the packaged recording"
     return ", ".join(map(yaml_nodes.file_name, arguments.replay or ()))
 
 
 def _playback(arguments: argparse.Namespace) -> "Playback | None":
-    """Return the recordings to replay, or None without a replay."""
+    """Return the recordings to replay, or None if neither --demo nor --replay is given."""
     if not arguments.demo and not arguments.replay:
         return None
     from skyfast.replay import recording
@@ -450,9 +450,9 @@ def _recording(path: str) -> "Recording":
 
 
 def _check_replay(arguments: argparse.Namespace, configuration: model.Config) -> str:
-    """Return a summary of the recordings as YAML comments; empty without ``--replay``.
+    """Return a summary of the recordings as YAML comments; empty if ``--replay`` is not given.
 
-    The summary includes a forecast: how many series remain with other values of ``min_bytes``.
+    The summary includes a forecast: how many series remain with different values of ``min_bytes``.
     """
     playback = _playback(arguments)
     if not playback or not arguments.replay:
@@ -475,7 +475,7 @@ def _check_replay(arguments: argparse.Namespace, configuration: model.Config) ->
 
 
 def _check_names(configuration: model.Config) -> str:
-    """Return a summary of ``names`` and ``names_file`` as a YAML comment; empty if both are unset.
+    """Return a summary of ``names`` and ``names_file`` as a YAML comment; empty if neither is set.
 
     Log warnings about labels that stay empty because names are missing.
     """
@@ -507,7 +507,7 @@ def _reload(arguments: argparse.Namespace) -> model.Config:
 
 
 def _path(arguments: argparse.Namespace) -> str | None:
-    """Return the path of the configuration file, or None in a replay without CONFIG."""
+    """Return the path of the configuration file, or None if a replay is started without CONFIG."""
     if (arguments.demo or arguments.replay) and arguments.config is None:
         return None
     path: str = arguments.config or DEFAULT_PATH

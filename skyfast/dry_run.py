@@ -25,7 +25,8 @@ from skyfast.web import empty_labels
 from skyfast.web.forecast import Forecast, make_forecast
 
 STEP_S = 1.0
-"""The longest step of the simulated time. `Clock` counts steps of more than `PAUSE_S` as pauses."""
+"""The longest step of the simulated time. A longer time between two messages takes several steps,
+because `Clock` counts steps of more than `PAUSE_S` as pauses."""
 
 EXPIRY_ROWS = 1 << 20
 """Maximum number of rows that one call of `Table.expire` visits."""
@@ -38,8 +39,9 @@ RELABEL_FLOWS = 1 << 20
 class Result:
     """The table at the end of the recordings.
 
-    ``forecast`` is a forecast of the effect of ``min_bytes``. ``empty`` has the share of traffic
-    with empty names, by labels. ``names`` are counts of names; None if no label needs the topology.
+    ``forecast`` says how many series remain with different values of ``min_bytes``. ``empty`` has
+    one entry per set of labels with names: the share of the bytes for which these labels are empty.
+    ``names`` counts the names from the topology; None if no label needs such names.
     ``has_topology`` means that the recordings contain parts of a topology.
     """
 
@@ -60,7 +62,8 @@ def run(config: Config, playback: Playback) -> Result:
 class _DryRun:
     """Replays messages with a simulated clock.
 
-    The first view counts bytes even if the configuration does not, because the forecast needs them.
+    The first view, whose rows are the connections, counts bytes even if it does not export them,
+    because the forecast needs bytes.
     """
 
     def __init__(self, config: Config) -> None:

@@ -46,8 +46,9 @@ NAMES_WAIT_S = 5.0
 class Shared:
     """State of the process that survives every reload.
 
-    ``relabel`` is called when names from the topology have changed. ``observe_topology`` gets a
-    copy of each response of the topology API. ``wall_clock`` returns Unix seconds.
+    ``relabel`` is called when names from the topology have changed. ``observe_topology`` is called
+    with each topology query, and returns an observer that gets a copy of the response.
+    ``wall_clock`` returns Unix seconds.
     """
 
     stats: Stats
@@ -62,8 +63,8 @@ class Shared:
 class Parts:
     """The objects that one configuration needs.
 
-    A reload creates new `Parts`, but reuses some of the objects. ``filtered`` counts dropped flows
-    by filter rule, for the rules of this configuration only.
+    A reload creates new `Parts`, but reuses some of the objects. ``filtered`` maps each filter rule
+    of this configuration to the number of flows that the rule has dropped.
     """
 
     config: Config
@@ -120,7 +121,8 @@ class Parts:
     async def wait_for_names(self) -> None:
         """Wait up to `NAMES_WAIT_S` for the first topology response, if names are used.
 
-        If flows arrived before the names, their series would have no names, and soon be replaced.
+        If flows arrived before the names, they would have series without names at first, and series
+        with names soon after.
         """
         if name_poller.needed(self.config):
             with contextlib.suppress(TimeoutError):
@@ -129,7 +131,10 @@ class Parts:
 
 
 class _CaptureReports:
-    """Forwards the agents' capture statistics, unless another shard exports them."""
+    """Forwards the agents' capture statistics to `Activity`, and to `Captures` if it is given.
+
+    Only the first shard has `Captures`, so that no capture is exported by several shards.
+    """
 
     def __init__(self, *, activity: Activity, captures: Captures | None, clock: Clock) -> None:
         self._activity = activity
@@ -327,7 +332,7 @@ def _interface_times(config: Config) -> dict[str, float]:
 
 
 def _longest_s(config: Config) -> float:
-    """Return how many seconds names are kept: at least as long as connections without reports."""
+    """Return how many seconds names are kept: at least the timeout of rows without reports."""
     limits = config.limits
     interval_s = config.topology.interfaces_interval_s or name_poller.INTERVAL_S
     return max(limits.timeout_s, *limits.view_timeouts_s, 3 * interval_s)

@@ -40,8 +40,8 @@ class Options:
 
     ``listen`` is where the HTTP server listens. ``web_config_file`` is the path of the web
     configuration, or empty. ``playback`` has the recordings to replay instead of subscribing to
-    analyzers. ``record_file`` is the path of the recording to write, or empty. If ``anonymous``,
-    the written recording contains pseudonyms instead of addresses and names.
+    analyzers. ``record_file`` is the path of the recording to write, or empty. If ``anonymous`` is
+    true, the written recording contains pseudonyms instead of addresses and names.
     """
 
     listen: Listen = AS_CONFIGURED
@@ -121,7 +121,7 @@ def _web_security(path: str) -> "WebSecurity | None":
 
 
 def _recorder(options: Options, stack: AsyncExitStack) -> "Recorder | None":
-    """Start recording, and return the recorder; return None if the options have no file."""
+    """Start recording, and return the recorder; return None if ``record_file`` is empty."""
     if not options.record_file:
         return None
     from skyfast.replay.recorder import Recorder
@@ -146,8 +146,8 @@ async def _adaptation(
     """Start the replay, if any.
 
     Returns a function that makes a configuration subscribe to the replayed analyzers, and a
-    description of the replay. Without a replay, the function changes nothing, and the description
-    is None.
+    description of the replay. If nothing is replayed, the function changes nothing, and the
+    description is None.
     """
     if options.playback is None:
         return lambda config: config, None
@@ -173,7 +173,7 @@ async def _adaptation(
 
 
 def run(config: Config, load: Callable[[], Config], options: Options) -> bool:
-    """Run until SIGTERM or SIGINT. On an error, log it and return False.
+    """Run until SIGTERM or SIGINT, and return True. After an error, log it and return False.
 
     ``load`` reads the configuration again on SIGHUP. The caller must have blocked SIGHUP, and this
     function unblocks it. Raises ConfigError if a file that the configuration or the options refer

@@ -45,7 +45,7 @@ CAPTURE_SKIPS = ("invalid", "no_id", "text_too_long", "out_of_range", "too_many"
 """Reasons for skipping a report of a capture's statistics."""
 
 MISDATED_REASONS = ("ahead", "behind")
-"""Whether a flow is dated after or before the local time; see `skyfast.skydive.clock_skew`."""
+"""A flow is dated ``ahead`` of the local time, or ``behind``: see `skyfast.skydive.clock_skew`."""
 
 GAP_REASONS = ("lost", "ours")
 """Reasons for a missing report.
@@ -195,7 +195,8 @@ class Histogram:
     """Counts observed values by bucket. Values are in seconds.
 
     ``bounds`` are the upper bounds of the buckets in increasing order, inclusive. ``counts`` has an
-    entry for each bound, then one for values above all bounds. ``sum`` is the sum of all values.
+    entry for each bound, and a last entry for values above all bounds. ``sum`` is the sum of all
+    values.
     """
 
     __slots__ = ("bounds", "counts", "sum")
@@ -216,7 +217,7 @@ class AnalyzerStats:
     """The counters of one analyzer's subscription. ``name`` is the analyzer's host and port.
 
     ``since_timestamp_s`` is the Unix time of the latest change of ``up``.
-    `skyfast.skydive.data_age` adds values to ``packet_age`` and ``delivery``.
+    ``packet_age`` and ``delivery`` count ages of reports: see `skyfast.skydive.data_age`.
     """
 
     name: str
@@ -278,14 +279,15 @@ class NameStats:
     """Counts of names from the topology, and of the queries and lookups of these names.
 
     ``addresses`` and ``nodes`` are the numbers of addresses and capture points with names.
-    ``ambiguous`` is the number of addresses whose names depend on the flow, without loopback and
+    ``ambiguous`` is the number of addresses whose names depend on the flow, excluding loopback and
     link-local addresses. ``unknown`` is the number of addresses in recent flows that have no names.
     ``skipped`` describes the current topology, so it is a gauge. ``dropped`` counts lookups that
-    were dropped because a limit was reached. ``labels_without_pods`` lists labels that are empty
-    because the topology has no pods. ``missing_pod_labels`` are keys of pod labels that no pod has.
-    ``is_read`` means that the whole topology has been read. ``empty_labels`` has the labels that
-    `skyfast.web.empty_labels` warns about. The durations are those of the latest query of each kind
-    and of the latest resolution of all names.
+    were dropped because a limit was reached. ``labels_without_pods`` is a list, as text, of labels
+    that are empty because the topology has no pods. ``missing_pod_labels`` are keys of pod labels
+    that no pod has. ``is_read`` means that the whole topology has been read. ``empty_labels`` has
+    the labels that `skyfast.web.empty_labels` warns about. ``query_duration_s`` has the duration of
+    the latest query of each kind. ``resolution_duration_s`` is the duration of the latest
+    resolution of all names.
     """
 
     addresses: int = 0
@@ -327,8 +329,8 @@ class OwnNameStats:
     """Counts of own names, which users give to addresses, and the result of reading their file.
 
     ``keys`` are the keys that at least one entry has. ``file`` is ``names_file``, or empty.
-    ``labels_without_names`` lists the labels that are empty because there are no own names.
-    ``missing_keys`` are keys that labels need but no entry has.
+    ``labels_without_names`` is a list, as text, of the labels that are empty because there are no
+    own names. ``missing_keys`` are keys that labels need but no entry has.
     """
 
     entries: int = 0
@@ -353,9 +355,9 @@ class CaptureStats:
 class ConfigStats:
     """The result of the latest reload, or of the start if there was no reload yet.
 
-    ``reloads`` counts successful reloads, without the start. ``last_reload_changed`` contains the
-    keys that the latest successful reload changed. ``last_failure`` is the latest failure.
-    ``failures`` counts failed reloads by reason.
+    ``reloads`` counts successful reloads, excluding the start. ``last_reload_changed`` contains the
+    keys that the latest successful reload changed. ``last_failure`` describes the latest failed
+    reload, or is None. ``failures`` counts failed reloads by reason.
     """
 
     reloads: int = 0
@@ -370,9 +372,9 @@ class ConfigStats:
 class Stats:
     """All counters of the process except the table's counters.
 
-    ``flows_filtered`` counts dropped flows by the name of the filter rule; the code that creates
-    the rules adds the names. ``values_skipped`` counts skipped values by field, such as
-    ``Metric.RTT``, but only those of tables that a reload has replaced. ``max_connections``,
+    ``flows_filtered`` maps the name of each filter rule to the number of flows that the rule has
+    dropped. ``values_skipped`` counts skipped values by field, such as ``Metric.RTT``, but only for
+    tables that a reload has replaced: the current table has its own counters. ``max_connections``,
     ``max_flows`` and ``flow_memory_s`` are limits of the current table. ``own_names`` is None
     unless there are own names or labels that show own names. ``clock_held`` is 1 while expiry is
     paused, and ``clock_held_s`` is the total time for which expiry was paused.

@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Final, Literal, Protocol
 
 MetricType = Literal["counter", "gauge", "histogram", "info"]
-"""``info`` exists only in OpenMetrics. In the text format 0.0.4, the type is ``gauge``."""
+"""The type ``info`` exists only in OpenMetrics. The text format 0.0.4 has ``gauge`` instead."""
 
 _SUFFIXES: Final[dict[MetricType, str]] = {"counter": "_total", "info": "_info"}
 """The suffixes of sample names that OpenMetrics 1.0 omits from family names."""
@@ -50,7 +50,7 @@ class Distribution(Protocol):
 UNITS: Final = ("bytes", "seconds", "nanoseconds")
 """The units that can end the name of a metric family."""
 
-# Metric names may contain colons, but colons are reserved for recording rules.
+# Colons are valid in metric names, but reserved for recording rules, so no exported name has them.
 _NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 _COUNTER_SAMPLE: Final = re.compile(rb"^(\w+)_total(\{.*\})? \S+$", re.MULTILINE)
@@ -61,7 +61,11 @@ _HELP_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricFamily:
-    """A metric family. ``name`` is the name of its samples; for histograms, without the suffix."""
+    """A metric family.
+
+    ``name`` is the name of the samples. The samples of a histogram also have a suffix, such as
+    ``_bucket``.
+    """
 
     name: str
     type: MetricType
@@ -85,7 +89,7 @@ class MetricFamily:
         return tuple(f"{name}{suffix}" for suffix in _RESERVED_SUFFIXES[self.type])
 
     def head(self, *, openmetrics: int) -> str:
-        """Return the metadata lines before the samples.
+        """Return the metadata lines, such as ``# HELP``, that precede the samples.
 
         In OpenMetrics, there is a ``# UNIT`` line, and quotes in the help text are escaped. In
         OpenMetrics 1.0, the name of a counter family does not end with ``_total``, and the name of
@@ -100,14 +104,14 @@ class MetricFamily:
         return f"{type_line}{unit}{help_}" if openmetrics == 2 else f"{help_}{type_line}{unit}"
 
     def render(self, samples: Iterable[Sample], *, openmetrics: int) -> str:
-        """Return the metadata lines and the samples."""
+        """Return the metadata lines and the lines of the samples."""
         texts = ((label_text(labels), number_text(value)) for labels, value in samples)
         return self.head(openmetrics=openmetrics) + self.lines(texts)
 
     def render_histograms(
         self, samples: Iterable[tuple[Mapping[str, str], Distribution]], *, openmetrics: int
     ) -> str:
-        """Return the metadata lines and the samples.
+        """Return the metadata lines and the lines of the samples.
 
         ``samples`` yields the labels and the observations of each histogram. In OpenMetrics 2.0, a
         histogram is a single sample.
@@ -132,7 +136,7 @@ class MetricFamily:
         return "".join(lines)
 
     def lines(self, samples: Iterable[tuple[str, str]]) -> str:
-        """Return the lines of samples with rendered labels and values."""
+        """Return the lines of samples, each given as the text of its labels and of its value."""
         return "".join(f"{self.name}{labels} {value}\n" for labels, value in samples)
 
 
@@ -156,7 +160,7 @@ def escaped(value: str) -> str:
 
 
 def label_text(labels: Mapping[str, str]) -> str:
-    """Return ``{name="value",...}``, with escaped values; "" without labels."""
+    """Return ``{name="value",...}`` with escaped values, or "" if there are no labels."""
     if not labels:
         return ""
     pairs = (f'{name}="{escaped(value)}"' for name, value in labels.items())

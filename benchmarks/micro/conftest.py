@@ -34,8 +34,8 @@ class PerFlow:
     ) -> None:
         """Measure ``function`` with the next ``arguments`` in each of the ``rounds``.
 
-        With ``mean``, the report shows the mean instead of the median: use the mean for work that
-        only some rounds have to do. ``to`` is the ID of the benchmark to compare with, and
+        If ``mean`` is true, the report shows the mean instead of the median: use the mean for work
+        that only some rounds have to do. ``to`` is the ID of the benchmark to compare with, and
         ``at_most`` is the target in ns.
         """
         self._benchmark.extra_info.update(mean=mean, to=to, at_most=at_most)
@@ -49,7 +49,7 @@ def _memory_settings() -> None:
 
 @pytest.fixture(scope="session")
 def messages() -> list[bytes]:
-    """First reports of 10,000 flows."""
+    """Return messages with the first reports of 10,000 flows."""
     count = MESSAGES * FLOWS_PER_MESSAGE
     return list(Flows(count).messages(range(count), FIRST_ROUND))
 

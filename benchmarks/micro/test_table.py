@@ -45,12 +45,12 @@ class Filled:
 
 @pytest.fixture(scope="module", params=SIZES)
 def filled(request: pytest.FixtureRequest) -> Filled:
-    """Return a table of each size, with its flows."""
+    """Return a table with known flows. Tests run once for each of the `SIZES`."""
     return Filled(request.param)
 
 
 def _random_order(size: int) -> str:
-    """Return the ID of the benchmark with which the others of this size are compared."""
+    """Return the ID of the benchmark to which all others with this table size are compared."""
     return f"known flows in random order: {size:,} connections"
 
 

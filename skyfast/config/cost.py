@@ -36,13 +36,13 @@ NEW_FLOWS_BYTES: Final = 8
 """Bytes that the counter of new flows takes in each row."""
 
 VALUE_BYTES: Final = 8
-"""Bytes that a counter takes in each row, and that its total takes in each flow."""
+"""Bytes that a counter takes in each row, and that its running total takes in each flow."""
 
 BUCKET_BYTES: Final = 8
 """Bytes that a bucket or the sum of a histogram takes in each row."""
 
 OBSERVED_BYTES: Final = 4
-"""Bytes that a flow takes if there are histograms: flags that prevent a second observation."""
+"""Additional bytes of each flow if there are histograms: flags of values already observed."""
 
 CELL_BYTES: Final = 4
 """Bytes that a label value takes in each row, and that a lookup key takes in each flow."""
@@ -53,11 +53,10 @@ KUBERNETES_NOTE: Final = (
 """Printed once, if any label or info series needs pods, workloads or services."""
 
 STRING_BYTES: Final = 72
-"""Bytes that a distinct label value or key of up to 48 bytes takes, including its index entry."""
+"""Bytes of a distinct label value or lookup key of up to 48 bytes, including its index entry."""
 
 NAMES_BYTES: Final = 36
-"""Bytes that the names of an address or capture point take while it has new flows, including the
-entry in the index.
+"""Bytes for the names of an address or capture point that has new flows, including the index entry.
 
 Each label with a name of the address or capture point takes another `CELL_BYTES`.
 """
@@ -79,8 +78,8 @@ def most_connections(*, max_connections: int, max_flows: int) -> int:
 def most_series(counts: Sequence[int], *, max_connections: int, max_flows: int) -> int:
     """Return the number of series if the table and all views are full.
 
-    ``counts`` are the maximum numbers of series of a row, in the order of the views. Rows of other
-    views than the first outlive their flows, so ``max_flows`` does not limit their number.
+    ``counts`` has, for each view in order, the maximum number of series of a row. Rows of all views
+    except the first outlive their flows, so ``max_flows`` does not limit the number of these rows.
     """
     main, *others = counts
     most = most_connections(max_connections=max_connections, max_flows=max_flows)
@@ -166,7 +165,7 @@ def _lines(config: Config) -> Iterator[str]:
 
 
 def _bounds(view: ViewSpec, bounds: Bounds) -> Iterator[str]:
-    """Yield the bounds of a row, and the memory of the counters that only bounds need."""
+    """Yield lines with the bounds of a row, and with the memory of counters for bounds only."""
     if bounds.are_set:
         amounts = [
             f"{bound} {unit}"
@@ -184,7 +183,7 @@ def _bounds(view: ViewSpec, bounds: Bounds) -> Iterator[str]:
 
 
 def _names(export: ExportSelection) -> Iterator[str]:
-    """Yield the memory and the queries that labels with names need, if there are such labels."""
+    """Yield lines with the memory and the queries for labels with names, if there are any."""
     chosen: list[LabelSpec] = []
     bytes_ = []
     for view in (export.main, *export.views):
@@ -228,7 +227,7 @@ def _queried(*, namespaces: bool, kubernetes: bool) -> str:
 
 
 def _new_flows(export: ExportSelection) -> Iterator[str]:
-    """Yield the memory that the metric ``new_flows`` takes, if any view has it."""
+    """Yield a line with the memory that the metric ``new_flows`` takes, if any view has it."""
     rows = [
         f"{NEW_FLOWS_BYTES} bytes per {_row(view)}"
         for view in (export.main, *export.views)
@@ -239,7 +238,7 @@ def _new_flows(export: ExportSelection) -> Iterator[str]:
 
 
 def _histograms(export: ExportSelection) -> Iterator[str]:
-    """Yield the memory that histograms take, if any view has them."""
+    """Yield a line with the memory that histograms take, if any view has histograms."""
     rows = []
     for view in export.views:
         histograms = [
@@ -278,7 +277,7 @@ def _is_counted(metric: MetricSpec) -> bool:
 
 
 def _unbounded_reason(label: LabelSpec, config: Config) -> str:
-    """Return why a label is unbounded, or an empty string."""
+    """Return why a label is unbounded, or an empty string if the label is bounded."""
     if label.name in config.export.rewrite:
         return ""
     return UNBOUNDED_FIELDS.get(shown_field(label), "")

@@ -40,7 +40,7 @@ class EndpointError(ValueError):
     """A string is not a valid endpoint; ``shown`` is the string without secrets."""
 
     def __init__(self, problem: str, shown: str) -> None:
-        """Keep the parts of the message."""
+        """Keep ``problem``, which is also the text of the exception, and ``shown``."""
         super().__init__(problem)
         self.problem = problem
         self.shown = shown
@@ -87,7 +87,7 @@ class Endpoint:
 
     @property
     def authority(self) -> str:
-        """``host:port`` of the connection; IPv6 is in brackets."""
+        """Where to connect, as ``host:port``. IPv6 addresses are in brackets."""
         host = self.connect_host
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
@@ -113,7 +113,7 @@ class Endpoint:
 
     @property
     def redacted(self) -> str:
-        """The URL with its user but without its password."""
+        """The URL with its user, and with ``<hidden>`` in place of its password."""
         user, _, password = self.userinfo.partition(":")
         return self._written(userinfo=self.userinfo and f"{user}:{password and HIDDEN}@")
 
@@ -123,12 +123,12 @@ class Endpoint:
 
     @property
     def username(self) -> str:
-        """The user of the URL, decoded."""
+        """The user in the URL, percent-decoded."""
         return unquote(self.userinfo.partition(":")[0])
 
     @property
     def password(self) -> str:
-        """The password of the URL, decoded."""
+        """The password in the URL, percent-decoded."""
         return unquote(self.userinfo.partition(":")[2])
 
     @property
@@ -147,7 +147,7 @@ def parse_host(text: str) -> str:
     """Return a host name in lower case, or an IP address in canonical form without brackets.
 
     Raises:
-        ValueError: ``text`` is neither.
+        ValueError: ``text`` is neither a host name nor an IP address.
 
     """
     try:
@@ -165,10 +165,12 @@ def parse_host(text: str) -> str:
 
 
 def parse_listen_host(text: str) -> str:
-    """Return the host to listen on: a host name or an IP address, with or without brackets.
+    """Parse the host to listen on: a host name, or an IP address with or without brackets.
+
+    Returns the same form as `parse_host`.
 
     Raises:
-        ValueError: ``text`` is neither.
+        ValueError: ``text`` is neither a host name nor an IP address.
 
     """
     bracketed = re.fullmatch(r"\[(.*:.*)\]", text)
@@ -179,7 +181,7 @@ def parse_listen_address(text: str) -> Endpoint:
     """Read ``host:port``, ``[IPv6]:port`` or ``:port``.
 
     Raises:
-        ValueError: ``text`` is invalid. The message of the error is the reason.
+        ValueError: ``text`` is invalid. The message is a predicate, such as "has no port".
 
     """
     if "://" in text:

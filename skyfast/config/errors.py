@@ -20,8 +20,8 @@ class InvalidValue(Exception):  # noqa: N818 - becomes a ConfigError
     """A value that its key does not accept.
 
     The message contains the value and ``problem``, or only ``problem`` if ``shown`` is false.
-    ``name`` is the path from the key to the value. ``line``, if known, replaces the line of the
-    key.
+    ``name`` is the path from the key to the value. ``line`` is the line of the value; if it is
+    None, messages show the line of the key.
     """
 
     def __init__(
@@ -40,16 +40,16 @@ class InvalidValue(Exception):  # noqa: N818 - becomes a ConfigError
         self.line = line
         self.shown = shown
         self.others: list[InvalidValue] = []
-        """Further errors of the same key."""
+        """Further errors, which are raised together with this error."""
 
     def all(self) -> "Iterator[InvalidValue]":
-        """Yield this error and the further errors."""
+        """Yield this error and, recursively, the errors in ``others``."""
         yield self
         for other in self.others:
             yield from other.all()
 
     def message(self, path: str, *, hidden: bool) -> str:
-        """Return the message for ``path``; ``hidden`` redacts the value."""
+        """Return the message about the key ``path``. If ``hidden`` is true, redact the value."""
         where = describe_path(join(path, self.name) if self.name else path)
         value = HIDDEN if hidden else describe(self.value)
         return f"{where}: {value} {self.problem}" if self.shown else f"{where}: {self.problem}"
@@ -57,7 +57,7 @@ class InvalidValue(Exception):  # noqa: N818 - becomes a ConfigError
 
 @contextmanager
 def error_context(node: YamlNode, name: str) -> Iterator[None]:
-    """Add the line of ``node`` and the path ``name`` to errors raised in this block."""
+    """Add the line of ``node`` and the path ``name`` to errors raised in the ``with`` block."""
     try:
         yield
     except InvalidValue as error:
@@ -68,17 +68,17 @@ def error_context(node: YamlNode, name: str) -> Iterator[None]:
 
 
 def hide_nothing(_: YamlValue) -> bool:
-    """Hide no value."""
+    """Return False: messages show every value."""
     return False
 
 
 def hide_scalars(value: YamlValue) -> bool:
-    """Hide scalars. For lists and mappings, messages show only the kind."""
+    """Return True for scalars. Messages never show lists and mappings, only their kind."""
     return isinstance(value, str | bool)
 
 
 def hide_all(_: YamlValue) -> bool:
-    """Hide every value."""
+    """Return True: messages show no value."""
     return True
 
 
@@ -96,13 +96,16 @@ class Origin:
         return self.source if self.line is None else f"{self.source}: line {self.line}"
 
     def part(self, line: int | None) -> "Origin":
-        """Return the origin of a nested value, or this origin if ``line`` is None."""
+        """Return the origin of a nested value on ``line``, or this origin if a line is unknown."""
         return self if self.line is None or line is None else Origin(self.source, line)
 
     def problems(
         self, error: InvalidValue, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
     ) -> Iterator[tuple[int | None, str]]:
-        """Yield line and message of each error at ``path``; ``hides`` selects values to redact."""
+        """Yield the line and the message of each error at ``path``.
+
+        ``hides`` returns whether to redact a value.
+        """
         for nested in error.all():
             origin = self.part(nested.line)
             message = nested.message(path, hidden=hides(nested.value))
@@ -118,7 +121,7 @@ class Origin:
     def errors_at(
         self, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
     ) -> Iterator[None]:
-        """Convert an `InvalidValue` raised in this block to a `ConfigError` for ``path``."""
+        """Convert `InvalidValue` raised in the ``with`` block to a `ConfigError` for ``path``."""
         try:
             yield
         except InvalidValue as error:
@@ -128,7 +131,7 @@ class Origin:
 class Problems:
     """Collects errors. `check` raises all of them together.
 
-    If there are more than `MAX_PROBLEMS` errors, they are raised without waiting for `check`.
+    As soon as there are more than `MAX_PROBLEMS` errors, they are raised without a call of `check`.
     """
 
     def __init__(self) -> None:

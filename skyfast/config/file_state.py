@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """The attributes of a file that show whether it has changed. Links are followed."""
+    """The attributes of a file that show whether it has changed. Symbolic links are followed."""
 
     modified_ns: int
     size_bytes: int
@@ -16,7 +16,7 @@ class FileState:
 
 
 Files: TypeAlias = dict[str, FileState | None]
-"""Paths, and the state that each file had before it was read; None if the file did not exist."""
+"""Maps paths to the states of files before they were read; None if a file did not exist."""
 
 
 def file_state(path: str) -> FileState | None:
@@ -29,5 +29,5 @@ def file_state(path: str) -> FileState | None:
 
 
 def have_changed(files: Mapping[str, FileState | None]) -> bool:
-    """Return whether the state of any file differs from ``files``."""
+    """Return whether the current state of any file differs from its state in ``files``."""
     return any(file_state(path) != state for path, state in files.items())

@@ -74,18 +74,21 @@ class KnownKeys:
         return self._elsewhere(near[0], value) if near else ()
 
     def instead_of_section(self, section: str, value: YamlValue) -> str:
-        """Return a key with a name like ``section`` that accepts ``value``, or ""."""
+        """Return a key that accepts ``value`` and is named similarly to ``section``, or ""."""
         near = self._siblings(section, cutoff=CLOSE)
         return next((one for one in near if one != section and self._fits(one, value)), "")
 
     def _siblings(self, path: str, *, cutoff: float) -> list[str]:
-        """Return known keys and sections beside ``path`` with similar names, best first."""
+        """Return known paths in the section of ``path`` with similar names, most similar first."""
         parent, _, name = path.rpartition(".")
         near = difflib.get_close_matches(name, self.children(parent), MAX_SIBLINGS, cutoff)
         return [join(parent, one) for one in near]
 
     def _elsewhere(self, name: str, value: YamlValue) -> tuple[str, ...]:
-        """Return the paths that end with this name and whose keys accept ``value``."""
+        """Return the known paths that end with ``name`` and accept ``value``.
+
+        If there are more than `MAX_SUGGESTIONS`, return none of them.
+        """
         paths = tuple(path for path in self._by_name.get(name, ()) if self._fits(path, value))
         return paths if len(paths) <= MAX_SUGGESTIONS else ()
 
@@ -107,7 +110,7 @@ class KnownKeys:
             if len(paths) == 1:
                 counts[paths[0].rpartition(".")[0]] += 1
         section = max(counts, key=counts.__getitem__, default="")
-        # If only one of two keys matches, this can be coincidence.
+        # One match of two keys can be a coincidence.
         needed = max(len(value) / 2, min(len(value), 2))
         return section if section and counts[section] >= needed else ""
 
@@ -116,7 +119,7 @@ class KnownKeys:
     ) -> Iterator[tuple[str, YamlNode, str]]:
         """Find known sections at a wrong place: below the unknown section ``path``.
 
-        Yields three values for each of these sections: its path in the file, its node, and the
+        Yields three values for each misplaced section: its path in the file, its node, and the
         path where it belongs. Each mapping is visited once, even if it has aliases.
         """
         seen: set[int] = set()

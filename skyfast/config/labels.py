@@ -80,7 +80,7 @@ def to_label(value: YamlValue) -> LabelSpec:
 
 
 _SOURCES = ("path", "k8s_label", "names_key")
-"""The keys that define the source of a label's value. The mapping of a label has one of them."""
+"""The keys that define the source of a label's value. The mapping of a label has exactly one."""
 
 _ANY_SOURCE = "one of path, k8s_label, names_key"
 
@@ -188,7 +188,7 @@ _SYNONYMS = {
     **dict.fromkeys(("source", "src"), "initiator"),
     **dict.fromkeys(("destination", "dest", "dst"), "target"),
 }
-"""First words of unknown labels, and the prefix that each word probably means."""
+"""Maps the first word of an unknown label to the prefix that the user probably meant."""
 
 _ALIKE = 0.75
 """Minimum similarity of an unknown and a suggested part of a label, as a ratio of `difflib`."""
@@ -204,7 +204,7 @@ _ALL_LABELS = "; ".join(
 
 
 def _label_advice(text: str) -> str:
-    """Return a hint for an unknown label: similar names of the same end, or all possible names."""
+    """Return a hint for an unknown label: the similar names, or all possible names."""
     word, rest = [*re.split("[_-]", text, maxsplit=1), ""][:2]
     if prefix := _SYNONYMS.get(nearest(word, _SYNONYMS, cutoff=0.8)):
         return _part_advice(prefix, rest)
@@ -220,7 +220,7 @@ def _label_advice(text: str) -> str:
 
 
 def _part_advice(prefix: str, rest: str) -> str:
-    """Return a hint for an unknown label with this prefix."""
+    """Return a hint for an unknown label that consists of a prefix and an unknown ``rest``."""
     if near := _similar_part(rest, _PARTS[prefix]):
         return f"did you mean {prefix}_{near}?"
     advice = f"expected {prefix}_ with one of {', '.join(_PARTS[prefix])}"
@@ -231,7 +231,7 @@ def _part_advice(prefix: str, rest: str) -> str:
 
 
 def _similar_part(text: str, parts: Collection[str]) -> str:
-    """Return the part of a label that ``text`` probably means: ``pod`` for ``pod_name``."""
+    """Return the part that ``text`` probably means, such as ``pod`` for ``pod_name``, or ""."""
     short = text.lower().removesuffix("_name")
     return short if short in parts else nearest(text, parts, cutoff=_ALIKE)
 
@@ -303,7 +303,7 @@ _DNS_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _K8S_LABEL = re.compile(
     rf"(?:(?=[^/]{{1,253}}/){_DNS_LABEL}(?:\.{_DNS_LABEL})*/)?{_K8S_NAME}", re.ASCII
 )
-"""A Kubernetes label key: a name, with or without a DNS name and a slash before it."""
+"""A Kubernetes label key: a name, optionally after a DNS name and a slash."""
 
 
 def _to_k8s_label(value: YamlValue) -> str:

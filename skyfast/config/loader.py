@@ -145,7 +145,7 @@ def uses_default_analyzer(config: Config) -> bool:
 
 
 def changed(old: Config, new: Config) -> tuple[str, ...]:
-    """Return the paths of the keys whose values, including secrets, differ."""
+    """Return the paths of all keys, secret or not, whose values differ between the arguments."""
     return tuple(path for path, key in SCHEMA.items() if _compared(key, old) != _compared(key, new))
 
 
@@ -241,7 +241,7 @@ def _check_unknown(
 
 
 def _probable_keys(path: str, node: YamlNode) -> list[tuple[str, int, str]]:
-    """Return path, line and probable meaning of an unknown key or of sections below it."""
+    """Return path, line and probably meant key: for an unknown key, or for sections below it."""
     if near := KNOWN.suggest(path, node.value, cutoff=hints.CLOSE):
         return [(path, node.line, " or ".join(near))]
     if not isinstance(node.value, dict):
@@ -389,8 +389,8 @@ def _views(get: Settings) -> tuple[views.ViewEntry, ...]:
 def _view_error(get: Settings, error: views.ViewError) -> ConfigError:
     """Return the error for the first of ``error.places`` that is set.
 
-    If the key of these places has its default value, return the error for ``error.other`` instead:
-    the same conflict, reported at the other entry.
+    If the key of these places has its default value, return the error for ``error.other`` instead,
+    which reports the same conflict at the conflicting entry.
     """
     candidates = [_key_and_place(place, error.view) for place in error.places]
     key, place = next(

@@ -11,7 +11,7 @@ from skyfast.flows.selection import ALONE, Bounds, ExportSelection, Filter, Netw
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """The cluster user. An empty ``username`` means no authentication."""
+    """The user as which skyfast logs in. An empty ``username`` means no authentication."""
 
     username: str
     password: str = field(repr=False)
@@ -28,7 +28,7 @@ class TLS:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscriber:
-    """The subscriptions.
+    """The settings of the subscriptions to analyzers.
 
     ``endpoints`` are the URLs in the order of the configuration, one for each analyzer. An empty
     ``capture_id`` means the flows of all captures.
@@ -52,7 +52,7 @@ class TableLimits:
     """The table's limits and timeouts, which can change at run time.
 
     ``view_timeouts_s`` has, for each view except the first, the timeout of rows without reports.
-    ``bounds`` contains the bounds of the first view, and then those of the other views.
+    ``bounds`` has, for each view including the first, ``min_bytes`` and ``min_packets``.
     """
 
     max_connections: int
@@ -127,11 +127,11 @@ class Config:
     ``host:port``, empty if only URLs are set; skyfast subscribes to ``subscriber.endpoints``.
     Forecasts propose a ``min_bytes`` with which the page has at most ``max_series`` series. If
     ``max_series`` is 0, they propose none. ``preset`` is a name in
-    `skyfast.config.presets.PRESETS`; ``export`` already has its values. ``shard`` comes from the
-    command line. ``given`` are the paths of the keys that are set in the file or by a variable.
-    ``replayed`` describes the recordings that replace the analyzers; if there is no replay, it is
-    empty. In a replay, ``analyzers`` is empty, and ``subscriber.endpoints`` is empty until the
-    replay starts.
+    `skyfast.config.presets.PRESETS`; ``export`` already contains the values of the preset.
+    ``shard`` comes from the command line. ``given`` are the paths of the keys that the file or an
+    environment variable sets. ``replayed`` describes the recordings that replace the analyzers; if
+    there is no replay, it is empty. In a replay, ``analyzers`` is empty, and
+    ``subscriber.endpoints`` is empty until the replay starts.
     """
 
     source: str

@@ -69,7 +69,7 @@ _SIZE = re.compile(
 
 
 def nearest(text: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Return the known name most similar to ``text``, ignoring case, or an empty string.
+    """Return the known name most similar to ``text``, ignoring case, or "" if none is similar.
 
     ``cutoff`` is the minimum similarity: the ratio of `difflib`.
     """
@@ -100,7 +100,7 @@ def parse_str(value: YamlValue) -> str:
 
 
 def to_number(value: YamlValue) -> float:
-    """Return ``value`` as a number. Anything else becomes NaN, which is outside every range."""
+    """Return ``value`` as a number, or NaN if it is not a number. NaN is outside every range."""
     if not isinstance(value, str) or not value.isascii():
         return math.nan
     try:
@@ -121,21 +121,21 @@ def integer(least: int, most: int) -> Callable[[YamlValue], int]:
 
 
 def refuse_time_unit(value: YamlValue) -> None:
-    """Raise `InvalidValue` with the number of seconds if ``value`` is a time with a unit."""
+    """Raise `InvalidValue`, whose message shows the seconds, if ``value`` is a time with a unit."""
     if isinstance(value, str) and (match := _TIME.fullmatch(value)):
         number = float(match[1]) * _UNITS_S[match[2].lower()]
         raise InvalidValue(f"has a unit; times are in seconds: write {number:g}", value)
 
 
 def refuse_number_unit(value: YamlValue) -> None:
-    """Raise `InvalidValue` with the number if ``value`` is a number with a unit such as ``k``."""
+    """Raise `InvalidValue` if ``value`` has a unit such as ``k``; the message shows the number."""
     if isinstance(value, str) and (match := _MULTIPLE.fullmatch(value)):
         number = Decimal(match[1]) * 1000 ** " kmgt".index(match[2].lower())
         raise InvalidValue(f"has a unit: write {round(number)}", value)
 
 
 def refuse_size_unit(value: YamlValue) -> None:
-    """Raise `InvalidValue` with the number of bytes if ``value`` is a size with a unit."""
+    """Raise `InvalidValue`, whose message shows the bytes, if ``value`` is a size with a unit."""
     if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
         power = " kmgtp".index((match[2] or " ").lower())
         number = round(Decimal(match[1]) * (1024 if match[3] else 1000) ** power)
@@ -143,7 +143,7 @@ def refuse_size_unit(value: YamlValue) -> None:
 
 
 def byte_count(least: int, most: int) -> Callable[[YamlValue], int]:
-    """Accept a number of bytes."""
+    """Return a parser for numbers of bytes from ``least`` to ``most``, without a unit."""
     parse_integer = integer(least, most)
 
     def parse(value: YamlValue) -> int:
@@ -172,7 +172,7 @@ def show_seconds(number: float) -> float:
 
 
 def must_equal(name: str) -> Callable[[YamlValue], str]:
-    """Accept only ``name``: the only type that skyfast supports for a phase of the pipeline."""
+    """Return a parser that accepts only ``name``, the only supported type of a pipeline phase."""
 
     def parse(value: YamlValue) -> str:
         if isinstance(value, bool) or parse_str(value) != name:
@@ -191,7 +191,7 @@ def to_boolean(value: YamlValue) -> bool:
 
 
 def one_of(*names: S) -> Callable[[YamlValue], S]:
-    """Accept one of the strings ``names``."""
+    """Return a parser that accepts only the strings ``names``."""
     by_name = {str(name): name for name in names}
 
     def parse(value: YamlValue) -> S:
@@ -222,7 +222,7 @@ def to_level(value: YamlValue) -> str:
 
 
 def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ...]]:
-    """Accept a list, or a string that is split at spaces and commas."""
+    """Return a parser for lists, and for strings that are split at spaces and commas."""
 
     def parse(value: YamlValue) -> tuple[T, ...]:
         if isinstance(value, list):
@@ -237,8 +237,8 @@ def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ..
         try:
             return tuple(item(text) for text in re.split(r"[\s,]+", value) if text)
         except InvalidValue as error:
-            # If the string contains a password with a comma, the password was split too, so redact
-            # the whole string.
+            # A password with a comma was split, too. Therefore report the whole string, from which
+            # the message removes the credentials.
             error.value = value if "@" in value else error.value
             raise
 
@@ -248,7 +248,7 @@ def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ..
 def unique_list_of(
     item: Callable[[YamlValue], T], kind: str, *, most: int
 ) -> Callable[[YamlValue], tuple[T, ...]]:
-    """Accept a list like `list_of`, with 1 to ``most`` items that are all different."""
+    """Return a parser like `list_of`, for 1 to ``most`` items that are all different."""
     entries = list_of(item)
 
     def parse(value: YamlValue) -> tuple[T, ...]:
@@ -267,7 +267,10 @@ def unique_list_of(
 
 
 def entry_error(problem: str, value: YamlValue, i: int) -> InvalidValue:
-    """Return an error of entry number ``i`` of a list, or of a string that was split."""
+    """Return an error about entry ``i`` of ``value``: a list, or a string that was split.
+
+    For a string, the error shows the whole string.
+    """
     if not isinstance(value, list):
         return InvalidValue(problem, value)
     return InvalidValue(problem, value[i].value, name=index(i), line=value[i].line)
@@ -276,7 +279,7 @@ def entry_error(problem: str, value: YamlValue, i: int) -> InvalidValue:
 def bounded_list_of(
     item: Callable[[YamlValue], T], kind: str, *, most: int
 ) -> Callable[[YamlValue], tuple[T, ...]]:
-    """Accept a list, possibly empty, of at most ``most`` items."""
+    """Return a parser for lists of up to ``most`` items. It does not accept strings."""
     entries = list_of(item)
 
     def parse(value: YamlValue) -> tuple[T, ...]:

@@ -27,7 +27,7 @@ from skyfast.flows.plan import FieldPath
 from skyfast.flows.selection import KEEP, TAGS, Condition, Network, Rule
 
 MAX_RULES = 256
-"""Maximum number of rules in a list; each has a series in ``skyfast_flows_filtered_total``."""
+"""Maximum number of rules in a list. Each rule has a series in ``skyfast_flows_filtered_total``."""
 
 _RULE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _RANGE = re.compile(r"([0-9]{1,19})(?: *- *([0-9]{1,19}))?")

@@ -391,7 +391,7 @@ KNOWN: Final = hints.KnownKeys(
 """The tree of all keys."""
 
 STRICT_SECTIONS = ("pipeline.", "web.")
-"""Sections in which an unknown key is an error; elsewhere, it may be a key of Skydive."""
+"""Sections in which an unknown key is an error. In other sections, it may be a key of Skydive."""
 
 SECTIONS_OF_GO_CORE = (
     "pipeline.mangle.",

@@ -62,7 +62,7 @@ class Settings:
     """The values of the keys. Each value is checked alone, not against other values."""
 
     def __init__(self, values: Mapping[str, SetValue], problems: SortedProblems) -> None:
-        """Check every value. Invalid keys are added to ``problems`` and get their defaults."""
+        """Check every value. Add errors to ``problems``; invalid keys get their default values."""
         self._set_values = {
             path: value for path, value in values.items() if _is_set(SCHEMA[path], value.value)
         }
@@ -84,15 +84,15 @@ class Settings:
         return value
 
     def is_set(self, key: Key[Any], *place: str | int) -> bool:
-        """Return whether there is a node at ``place`` below the key."""
+        """Return whether the configuration sets the value at ``place``, a path below the key."""
         value = self._set_values.get(key.path)
         return value is not None and len(_nodes_along(value.value, place)) == len(place)
 
     def error(self, key: Key[Any], problem: str, *place: str | int) -> ConfigError:
         """Return an error about a value that conflicts with another value.
 
-        ``place`` is the path below the key: list positions and mapping keys. The file need not
-        contain this path.
+        ``place`` is the path below the key: list positions and mapping keys. If the file contains
+        only the first part of this path, the error names this part.
         """
         value = self._set_values[key.path]
         nodes = _nodes_along(value.value, place)
@@ -111,7 +111,7 @@ def _is_set(key: Key[Any], value: YamlValue) -> bool:
 
 
 def _nodes_along(value: YamlValue, place: Sequence[str | int]) -> list[YamlNode]:
-    """Return the existing nodes on the path to ``place``."""
+    """Return the existing nodes on the path to ``place``, outermost first."""
     nodes: list[YamlNode] = []
     for step in place:
         if isinstance(value, list) and isinstance(step, int) and step < len(value):

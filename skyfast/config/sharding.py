@@ -36,7 +36,7 @@ def parse(text: str) -> Shard:
 def sharded(config: Config, shard: Shard) -> Config:
     """Return the configuration of a shard.
 
-    An analyzer accepts one subscriber per name, so each shard has its own ``host_id``.
+    An analyzer accepts one subscriber per ``host_id``, so each shard has its own ``host_id``.
     """
     if shard.count == 1:
         return config

@@ -134,7 +134,7 @@ class ViewError(Exception):
     """An entry of view number ``view`` conflicts with another entry or with a limit.
 
     ``places`` are paths at which the error can be reported, in order of preference. The first path
-    that is set in the file is used. ``other`` is the same conflict, reported at the other entry.
+    that is set in the file is used. ``other`` reports the same conflict at the conflicting entry.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ def resolve_views(
     least_timeout_s: float,
     others: Sequence[MetricFamily] = (),
 ) -> tuple[ViewEntry, ...]:
-    """Return the entries in the same order, with defaults filled in.
+    """Return the entries in the order of ``views``, with defaults filled in.
 
     ``least_timeout_s`` is the minimum timeout of a view. ``others`` are the selected families of
     the page that belong to no view.

@@ -48,7 +48,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class YamlNode:
-    """A YAML value and its line, from 1. A value in a mapping has the line of its key."""
+    """A YAML value and its line, counted from 1. A value in a mapping has the line of its key."""
 
     value: "YamlValue"
     line: int
@@ -67,7 +67,7 @@ BOOLS = {
     for word in words
     for spelling in (word, word.capitalize(), word.upper())
 }
-"""Unquoted scalars that are booleans in YAML."""
+"""Maps the unquoted scalars that are booleans in YAML to their values."""
 
 _TAGS = {None, "!", *(f"tag:yaml.org,2002:{n}" for n in ("str", "int", "float", "seq", "map"))}
 
@@ -109,7 +109,7 @@ def read_file(path: str) -> str:
 
 
 def compose(text: str, *, file: str) -> dict[str, YamlNode]:
-    """Return the top-level mapping of the YAML ``text``, empty for an empty file.
+    """Return the top-level mapping of the YAML ``text``; it is empty if the file is empty.
 
     Raises:
         ConfigError: The text is not valid YAML, or not a mapping.
@@ -142,7 +142,7 @@ class _Composer:
         try:
             node = self._root(yaml.parse(self._text, Loader=_Loader))
         except (yaml.YAMLError, ValueError, OverflowError) as error:
-            # The pure Python parser does not catch some errors of number conversions.
+            # PyYAML's pure Python parser does not catch some errors of number conversions.
             problem = f"{self._file}: {_syntax_error(error, self._text)}"
             raise ConfigError(*self._problems, problem) from None
         if self._problems:
@@ -156,7 +156,7 @@ class _Composer:
         return node.value
 
     def _error(self, event: Any, path: str, text: str) -> ConfigError:
-        """Return an error that ends parsing, together with the errors before it."""
+        """Return a `ConfigError` with this error, which ends parsing, and all recorded errors."""
         self._refuse(event, path, text)
         return ConfigError(*self._problems)
 

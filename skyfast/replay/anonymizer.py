@@ -83,7 +83,9 @@ _NAME_PART: Final = re.compile(
     r"|[0-9A-Za-z\x80-\U0010ffff]+"
 )
 _UNCHANGED_NAMES: Final = re.compile(r"POD|None|lo|eth[0-9]{1,2}|docker0|cni0|kube-ipvs0")
-"""``POD`` is the name of a pod's sandbox, and ``None`` is the address of a headless service."""
+"""Names that get no pseudonym, because they are the same in most clusters.
+
+``POD`` is the name of a pod's sandbox, and ``None`` is the address of a headless service."""
 
 _KUBELET_NAME: Final = re.compile(r"k8s_(POD_)?(.*?)(_[0-9]{1,5})?", re.DOTALL)
 _LETTERS: Final = "abcdefghijklmnopqrstuvwxyz234567"
@@ -118,7 +120,8 @@ _WORDS: Final = frozenset(
         (*_CONTAINER_LABELS, "io.kubernetes.docker.type"),
     ]
 )
-"""The fields whose values are words of Skydive, Kubernetes or a container runtime."""
+"""The fields whose values are words of Skydive, Kubernetes or a container runtime. These words stay
+unchanged."""
 
 _ADDRESSES: Final = frozenset(
     [

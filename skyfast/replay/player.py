@@ -48,8 +48,8 @@ class ReplayServer:
     """Serves the analyzers of a playback, each on an ephemeral port.
 
     The replay starts when all analyzers have a subscriber, or `START_WAIT_S` after the first
-    subscription if that is earlier. A later subscriber receives only the messages that follow. As
-    with real analyzers, messages without a subscriber are lost.
+    subscription if that is earlier. Subscribers receive only messages that are sent after they have
+    connected. As with real analyzers, messages without a subscriber are lost.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ReplayServer:
         """Listen, and return the endpoint of each analyzer.
 
         The alias of an endpoint is the recorded name of the analyzer, or the name of the file if no
-        name was recorded. If several recordings contain the same name, it gets a number.
+        name was recorded. If several analyzers have the same name, all but the first get a number.
 
         The topology that was recorded before the first message is available before the replay
         starts.
@@ -144,7 +144,7 @@ class ReplayServer:
             self._topology.rewind()
 
     async def _wait_for_subscribers(self) -> None:
-        """Wait for the first subscriber without a timeout, then for all others with a timeout."""
+        """Wait for the first subscriber without a limit, then up to `START_WAIT_S` for the rest."""
         waiting = [
             asyncio.create_task(analyzer.subscribed.wait()) for analyzer in self._analyzers.values()
         ]
@@ -279,7 +279,7 @@ async def _ping(socket: web.WebSocketResponse) -> None:
 
 
 def _unique(name: str, taken: Set[str]) -> str:
-    """Return the name, with a number if it is taken."""
+    """Return ``name``, with a number such as ``(2)`` appended if the name is in ``taken``."""
     if name not in taken:
         return name
     return next(unique for n in count(2) if (unique := f"{name} ({n})") not in taken)

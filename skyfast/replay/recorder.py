@@ -26,7 +26,7 @@ from skyfast.runtime.logs import LogLimit, printable
 from skyfast.skydive.topology_queries import Query
 
 MAX_FILE_BYTES: Final = 1 << 30
-"""Recording stops at this file size. Then only the rest of the write buffer is written."""
+"""Recording stops at this file size. After that, only the rest of the buffer is written."""
 
 MAX_QUEUED_BYTES: Final = 64 << 20
 """Maximum size of the queue. An empty queue accepts a message of any size."""
@@ -104,7 +104,7 @@ class Recorder:
             self._queue.put((bytes(data), _unix_ms(), analyzer))
 
     def observe(self, query: Query) -> Answer:
-        """Return an observer that records the changes in a response to ``query``."""
+        """Return an observer that records what a response to ``query`` changes in the topology."""
         return Answer(query, self._answer)
 
     def update(self, update: Update) -> None:
@@ -183,7 +183,7 @@ class Recorder:
                     self._queue.get_nowait()
 
     def _write_all(self) -> bool:
-        """Write entries until `stop` is called or the file is full; return whether it is full."""
+        """Write entries until the file is full or `stop` is called. Return True if full."""
         flush_at_s = time.monotonic() + FLUSH_INTERVAL_S
         unflushed = False
         while True:

@@ -50,7 +50,7 @@ MAX_ANALYZERS: Final = 64
 """Maximum number of analyzers of a recording: each analyzer becomes a server."""
 
 MAX_GAP_MS: Final = 300_000
-"""A replay shortens longer periods without messages to this time.
+"""A replay shortens periods without messages to at most this time.
 
 If a line has no recorded time, the latest flow time in the line is used. Flow times that are later
 than the median of the line by more than ``MAX_GAP_MS`` are ignored."""
@@ -273,7 +273,9 @@ class Recording:
         return f"{messages} from {analyzers} in {seconds:.0f} s{updates}{flows}{others}{truncated}"
 
     def __iter__(self) -> Iterator[tuple[int, Message]]:
-        """Read the lines again, and yield each with its time. These times never decrease.
+        """Read the file again, and yield the time and the message of each line.
+
+        The times are Unix milliseconds, and never decrease.
 
         Updates of the topology before the first message have the time of that message.
         """
@@ -283,7 +285,7 @@ class Recording:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number and a noun, in the singular or plural."""
+    """Return text such as ``1 message`` or ``2 messages``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -317,7 +319,7 @@ def _newest_ms(data: bytes) -> int:
     times = sorted(map(int, _LAST.findall(data)))
     if not times:
         return 0
-    # Use the lower median, because a time that is too late would delay all later messages.
+    # Use the lower median, because a wrong time in the future would delay all following messages.
     latest_ms = times[(len(times) - 1) // 2] + MAX_GAP_MS
     return max(time for time in times if time <= latest_ms)
 

@@ -93,7 +93,7 @@ EDGE: Final[Shape] = {
     "UpdatedAt": int,
     "DeletedAt": object,
 }
-"""The fields of edges."""
+"""The edge fields that are read."""
 
 
 def empty_like(value: object) -> object:
@@ -195,7 +195,7 @@ class Answer:
         return self._bytes
 
     def add(self, element: bytes) -> None:
-        """Keep an element."""
+        """Keep the recorded fields of a node or edge, or count the element in ``left_out``."""
         value = decode_element(element)
         if not isinstance(value, dict) or len(self.elements) >= MAX_ELEMENTS:
             self.left_out += 1
@@ -272,7 +272,7 @@ class Changes:
         return [gone for gone in before - ids if self._known.pop(gone, None) is not None]
 
     def _add_to_complete(self, query: Query, element_id: str, text: bytes) -> None:
-        """Add an element of a partial response to the complete responses that must contain it."""
+        """Add the ID of an element of a partial response to each complete query that matches it."""
         element = msgspec.json.decode(text)
         for complete, ids in self._answered.items():
             if complete.edges == query.edges and complete.matches(element):
@@ -352,7 +352,7 @@ class Topology:
 
 
 def _counters(node: object) -> dict[str, int]:
-    """Return the counters of a node; counters that are zero can be missing."""
+    """Return the counters of a node, by name; counters that are zero can be missing."""
     match node:
         case {"Metadata": {"Metric": dict() as metric}}:
             return {name: metric[name] for name in COUNTERS if isinstance(metric.get(name), int)}

@@ -30,7 +30,7 @@ class BuildInfo:
     built: str
 
     def to_text(self) -> str:
-        """Return one line for people."""
+        """Return one line for people: the version, and the commit and time if they are known."""
         commit, dash, state = self.commit.partition("-")
         known = [
             f"commit {commit[:SHORT]}{dash}{state}" if commit else "",

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 PAUSE_S = 5.0
-"""If the clock is not read for this long, the process was paused, and read no messages either."""
+"""If the clock is not read for this long, the process was paused, so it read no messages either."""
 
 
 class Clock:

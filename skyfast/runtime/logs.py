@@ -23,7 +23,9 @@ MAX_SHOWN: Final = 200
 """Maximum number of characters of a string from the network in a log line."""
 
 MAX_TRACEBACK_LINES: Final = 100
-"""Maximum lines of a traceback. The middle is omitted: a recursion error has thousands of lines."""
+"""Maximum number of lines of a traceback; lines in the middle are omitted.
+
+The traceback of a recursion error has thousands of lines."""
 
 MAX_TRACEBACK_LINE: Final = 1000
 """Maximum characters of a traceback line: an exception may quote a whole message."""
@@ -141,7 +143,7 @@ def is_journal() -> bool:
 def prefix(level: int) -> str:
     """Return the prefix of a line on standard error that is not a log record.
 
-    In the journal, this is the priority of ``level``; otherwise it is empty.
+    If standard error is the journal, the prefix is the priority of ``level``. If not, it is empty.
     """
     return _priority(level) if is_journal() else ""
 
@@ -269,13 +271,16 @@ class LogLimit:
         log.log(level, "%s%s", line, suffix, exc_info=exc_info() if exc_info else None)
 
     def reset(self) -> None:
-        """Allow the next line of every cause. That line reports the suppressed lines, too."""
+        """Allow the next line of every cause; that line says how many lines were suppressed."""
         self._causes = {
             cause: (-math.inf, suppressed) for cause, (_, suppressed) in self._causes.items()
         }
 
     def _next(self, cause: object) -> int | None:
-        """Return the number of suppressed lines, or None if this line is suppressed too."""
+        """Return how many lines were suppressed since the last line of ``cause``.
+
+        Returns None if this line must be suppressed, too.
+        """
         now_s = time.monotonic()
         next_s, suppressed = self._causes.get(cause, (-math.inf, 0))
         if now_s < next_s:

@@ -21,7 +21,10 @@ INTERVAL_S: Final = 2.0
 
 
 def warn(*, labels: str, keys: Sequence[str]) -> None:
-    """Warn about ``labels`` that are empty without own names, and ``keys`` that entries lack."""
+    """Warn that ``labels`` are empty because there are no own names, and that ``keys`` are missing.
+
+    A key is missing if a label needs the key, but no entry has it.
+    """
     if labels:
         log.warning(
             "labels %s are empty: the configuration sets neither 'names' nor 'names_file'", labels
