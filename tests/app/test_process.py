@@ -286,7 +286,7 @@ async def test_full_table_is_logged(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_connection_with_an_unread_report_survives_a_suspended_process(
+async def test_connection_with_an_unread_report_survives_a_suspension(
     tmp_path: Path,
 ) -> None:
     async with AsyncExitStack() as stack:

@@ -179,7 +179,9 @@ async def by_label(server: str, expression: str, label: str) -> dict[str, float]
 
 
 @needs_prometheus
-async def test_name_that_becomes_known_late_causes_no_spike(tmp_path: Path) -> None:
+async def test_name_that_becomes_known_after_the_first_traffic_causes_no_spike(
+    tmp_path: Path,
+) -> None:
     async with FakeAnalyzer() as analyzer:
         nodes = [pod("known")]
         analyzer.graph = {"Nodes": nodes, "Edges": []}

@@ -69,7 +69,7 @@ FORMATS = {
 
 
 class Network:
-    """The virtual time, and the messages of the analyzer."""
+    """The virtual clock, and the simulated flows that the analyzer reports."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
