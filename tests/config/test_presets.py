@@ -65,7 +65,7 @@ def test_hosts_preset_exports_both_hosts() -> None:
     ],
 )
 @pytest.mark.parametrize("preset", ["services", "hosts"])
-def test_given_key_replaces_the_whole_value_of_the_preset(
+def test_configured_key_replaces_the_whole_value_of_the_preset(
     preset: str, key: str, value: object
 ) -> None:
     result = parse(preset=preset, **{key: value})
