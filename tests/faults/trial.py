@@ -84,7 +84,7 @@ _start_slots = asyncio.Semaphore(2)
 
 
 class _Some:
-    """Equals every count but 0."""
+    """Equals every number except 0."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, int) and other > 0
@@ -231,7 +231,7 @@ class Trial:
         return 200
 
     async def totals_on_page(self) -> dict[tuple[str, str], int]:
-        """Return the bytes by initiator and by the first letter of the direction."""
+        """Map pairs of the initiator and the first letter of the direction to bytes."""
         page = (await self.skyfast.get("/metrics/flows")).decode()
         return {(a, direction): int(value) for a, direction, value in SERIES.findall(page)}
 
@@ -281,7 +281,7 @@ class Trial:
         return name + "{" + ",".join(f'{k}="{v}"' for k, v in pairs.items()) + "}"
 
     async def counts(self) -> Counter[Reason]:
-        """Return the counters of errors, summed over all analyzers."""
+        """Map the metric and reason of each error counter to the sum over all analyzers."""
         counts: Counter[Reason] = Counter()
         for series, value in (await self.skyfast.self_metrics()).items():
             name, _, labels = series.partition("{")
