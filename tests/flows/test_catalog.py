@@ -52,7 +52,7 @@ EVERY_METRIC = [metric.name for metric in METRICS]
 
 
 class Names(dict[str, tuple[str, ...]]):
-    """Names of addresses or capture points. Unknown keys have empty names."""
+    """Names of addresses or capture points. All names of an unknown key are empty."""
 
     def __init__(self, count: int, **known: tuple[str, ...]) -> None:
         super().__init__(known)
@@ -374,7 +374,9 @@ ENDPOINTS = ("initiator_ip", "target_ip", "initiator_port", "target_port")
 
 
 @pytest.mark.parametrize("missing", ENDPOINTS)
-def test_view_identifies_connections_only_by_complete_unchanged_endpoints(missing: str) -> None:
+def test_view_identifies_connections_only_by_unchanged_addresses_and_ports_of_both_ends(
+    missing: str,
+) -> None:
     assert plan_of(labels=list(ENDPOINTS)).views[0].identifies_connection
     rest = [name for name in ENDPOINTS if name != missing]
     assert not plan_of(labels=rest).views[0].identifies_connection
@@ -443,7 +445,7 @@ def test_flows_metric_counts_flows() -> None:
     assert metric("flows").values == metric("flows", direction="sum").values == (FlowCount(),)
 
 
-def test_new_flows_have_one_value_for_both_directions() -> None:
+def test_metric_new_flows_has_one_value_for_both_directions() -> None:
     for direction in ("split", "sum"):
         assert metric("new_flows", direction=direction).values == (NewFlows(),)
         plan = plan_of(metrics=["new_flows"], views=[], direction=direction)
@@ -575,7 +577,7 @@ def test_custom_counter_can_be_the_sum_of_two_fields() -> None:
 # Other parts of the plan
 
 
-def test_plan_contains_overflow_label_and_conversation_fields() -> None:
+def test_plan_contains_the_overflow_label_and_the_fields_of_conversations() -> None:
     plan = plan_of(overflow="other", deduplicate="first")
     assert plan.overflow == "other"
     assert plan.conversation is not None
@@ -706,7 +708,7 @@ def test_table_accepts_the_largest_plan() -> None:
 )
 def test_lookup_key_counts_once_towards_the_limit_of_columns(names: list[Any], keys: int) -> None:
     def accepted(count: int) -> ExportSelection:
-        """Return views that all have the labels ``names``, and together ``count`` other labels."""
+        """Return a selection whose views all have ``names``, and together ``count`` more labels."""
         fields = [{"name": f"field_{i}", "path": "Link.A"} for i in range(count)]
         half = MAX_VIEW_COLUMNS - 10
         views = [
@@ -748,7 +750,7 @@ def rules(name: str) -> dict[str, str]:
 
 
 def standard_names() -> dict[str, str]:
-    """Return the standard names by compatible names, for all families that have both."""
+    """Map the compatible name of each family to its standard name."""
     page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
     others = re.findall(r"(?m)^\| `(skydive_\w+)` \| `(?!\1`)(skydive_\w+)` \|", page)
     main = loader.parse(

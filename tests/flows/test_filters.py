@@ -138,7 +138,7 @@ def test_flow_without_addresses_is_tagged_other() -> None:
     assert classifier(CLUSTER)[decoded] == "other"
 
 
-def test_every_flow_is_tagged_other_without_cluster_networks() -> None:
+def test_every_flow_is_tagged_other_if_no_cluster_network_is_configured() -> None:
     (decoded,) = FilterHarness(make_filter(excluded={"other"})).decode(flow())
     assert classifier([])[decoded] == "other"
 
