@@ -207,7 +207,7 @@ COMMANDS = {
 
 
 def command(line: str) -> list[str]:
-    """Return the words of a command without variable assignments, or [] for other lines."""
+    """Return the words of a known command after its variable assignments, or []."""
     words = line.split("#")[0].split()
     while words and re.match(r"[A-Z_]+=", words[0]):
         words.pop(0)
@@ -287,7 +287,7 @@ def test_yaml_is_valid(text: str, tmp_path: Path) -> None:
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_documented_name_of_all_other_addresses_is_used() -> None:
+def test_documented_name_for_unlisted_addresses_is_used() -> None:
     page = ROOT / "docs" / "choosing-metrics.md"
     (text,) = (text for _, text in blocks(page) if "0.0.0.0/0" in text)
     config = loader.parse(text, {}, source="x.yml")
@@ -300,7 +300,7 @@ def test_documented_name_of_all_other_addresses_is_used() -> None:
 
 
 @pytest.mark.parametrize("preset", ["services", "hosts"])
-def test_documented_view_counts_all_traffic_with_presets(preset: str) -> None:
+def test_documented_view_counts_the_traffic_that_presets_hide(preset: str) -> None:
     page = ROOT / "docs" / "scaling.md"
     (text,) = (text for _, text in blocks(page) if "preset: hosts" in text)
     text = text.replace("preset: hosts", f"preset: {preset}")
