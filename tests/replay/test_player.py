@@ -217,7 +217,7 @@ def test_connections_never_end_and_grow_every_minute(playback):
 
 
 @pytest.mark.xdist_group("timing")
-def test_number_of_connections_is_constant_and_some_connections_grow_early(name, playback):
+def test_number_of_connections_is_constant_and_some_grow_within_three_seconds(name, playback):
     assert len(connections(play(playback, 3))) == CONNECTIONS[name]
     assert len(connections(play(playback, 1))) == CONNECTIONS[name]
     early = [
