@@ -60,7 +60,9 @@ async def is_healthy(skyfast: Skyfast) -> bool:
     return b"healthy" in await skyfast.get("/-/healthy")
 
 
-async def test_start_reloads_and_stop_are_notified(tmp_path: Path, listener: Listener) -> None:
+async def test_service_manager_is_notified_of_start_reloads_and_stop(
+    tmp_path: Path, listener: Listener
+) -> None:
     config = write_config(tmp_path)
     async with running(config, quiet=False, **listener.environ) as skyfast:
         ready = await listener.next()
@@ -175,7 +177,9 @@ async def test_nothing_is_sent_without_notify_socket(
     assert not caplog.records
 
 
-def test_reload_before_start_or_after_stop_is_not_notified(listener: Listener) -> None:
+def test_service_manager_is_not_notified_of_reloads_before_start_or_after_stop(
+    listener: Listener,
+) -> None:
     manager = Notifier(listener.environ)
     manager.reloading()
     manager.reloaded(None)
