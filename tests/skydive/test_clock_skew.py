@@ -64,7 +64,7 @@ def test_implausible_time_is_counted(
         (SLACK_S - MAX_BEHIND_S, 2, False),
     ],
 )
-def test_closing_report_may_be_late(
+def test_times_of_closing_reports_may_be_older(
     seconds: float, finish: int, *, is_behind: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink = Sink()
@@ -73,7 +73,7 @@ def test_closing_report_may_be_late(
     assert len(lines(caplog)) == is_behind
 
 
-def test_closing_report_does_not_hide_late_report() -> None:
+def test_closing_report_does_not_hide_old_times_of_another_report() -> None:
     sink = Sink()
     closing = flow_at("1", -20 * 60.0, FinishType=1)
     sink.take(message(closing, flow_at("2", -10 * 60.0), flow_at("3", -HOUR_S / 2, FinishType=1)))

@@ -213,7 +213,7 @@ def spied(**settings: Any) -> tuple[Sink, list[str]]:
 
 
 def take_known(sink: Sink, messages: int) -> None:
-    """Take messages of a flow that is known after the first message."""
+    """Pass reports of one flow to ``sink``. The table knows the flow after the first report."""
     for number in range(messages):
         sink.take(message(flow("known", Last=3000 + number)))
 

@@ -87,7 +87,7 @@ def test_missing_report_is_a_gap_in_the_next_report(sink: Sink) -> None:
     assert gaps(sink) == (3, 1, 0)
 
 
-def test_dormant_flow_is_checked(sink: Sink) -> None:
+def test_next_report_of_a_dormant_flow_is_checked(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     sink.now += 100
     sink.table.expire(sink.now, 1000)
@@ -124,7 +124,7 @@ def test_restarted_flows_and_late_reports_are_not_checked(sink: Sink) -> None:
     assert gaps(sink) == (1, 0, 0)
 
 
-def test_late_report_closes_its_gap(sink: Sink) -> None:
+def test_late_report_closes_the_gap_that_its_absence_caused(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     take(sink, report(2, 30, 10))
     sink.checker.tick()

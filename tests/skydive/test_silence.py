@@ -50,7 +50,7 @@ class Point:
         self._sent = self.total
 
     def tick(self, now: int) -> tuple[bytes | None, bool]:
-        """Advance by one second; return the statistics to send, and whether flows are sent."""
+        """Advance by one second; return statistics to send, or None, and whether flows are sent."""
         self.total += self.packets_s
         # Readings and reports have different tickers, so a report can miss a reading, which is then
         # part of the next report.
@@ -406,7 +406,7 @@ def test_repeated_totals_show_no_packets() -> None:
     assert count_changes(Activity(), [1000, 900, 1000, 1100, 1000, 900, 1100] * 10) == 1
 
 
-def test_totals_of_several_points_are_remembered() -> None:
+def test_totals_of_several_capture_points_are_remembered() -> None:
     assert count_changes(Activity(), [70010, 50030, 90070] * 20, every_s=3) == 3
 
 

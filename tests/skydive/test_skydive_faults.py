@@ -343,7 +343,7 @@ class FaultMachine(RuleBasedStateMachine):
         self.check(self.core.page(now), delivery.flows, now)
 
     def page_before(self, now):
-        """Expire flows in both tables, and return the page before the next message.
+        """Expire flows in the core and the model; return the core's page before the next message.
 
         Each flow expires as soon as it is due, because skyfast expires flows twice a second.
         """

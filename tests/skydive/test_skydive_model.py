@@ -122,7 +122,7 @@ def test_tick_without_packets_sends_nothing_and_clears_last_update(table, sink):
     assert totals(report) == (105, 0)
 
 
-def test_reports_are_snapshots(table, sink):
+def test_later_packets_do_not_change_a_sent_report(table, sink):
     send(table, 3)
     table.update_at(ms(60))
     send(table, 61)
@@ -206,7 +206,9 @@ def test_closing_report_comes_ten_to_twenty_minutes_after_last_packet(sink):
 
 
 @pytest.mark.parametrize("expire_first", [False, True])
-def test_order_of_simultaneous_ticks_decides_what_a_closing_report_has(sink, expire_first):
+def test_order_of_simultaneous_ticks_decides_the_last_update_of_a_closing_report(
+    sink, expire_first
+):
     # Updates and expiry run every 600 s. The update tick at 600 s reports the packet sent at 590 s.
     table = FlowTable(sink)
     send(table, 590)
@@ -224,7 +226,7 @@ def test_order_of_simultaneous_ticks_decides_what_a_closing_report_has(sink, exp
     assert update_values(closing) == ((100, 0, 590, 600) if expire_first else (0, 0, 600, 1200))
 
 
-def test_expiry_before_update_tick_sends_pending_values(sink):
+def test_expiry_tick_before_the_update_tick_sends_pending_values(sink):
     table = FlowTable(sink, options=FlowOptions(update_ms=3_600_000))
     send(table, 3)
     table.expire_at(ms(600))
@@ -321,7 +323,7 @@ def test_application_timeout_closes_flow_that_starts_with_fin(sink):
 # Eviction, stop, identity
 
 
-def test_full_table_evicts_without_report(sink):
+def test_full_table_evicts_a_flow_without_sending_a_report(sink):
     table = FlowTable(sink, options=FlowOptions(max_entries=2))
     a, b, c = (Conversation(a_port=port) for port in (1, 2, 3))
     send(table, 1, a)

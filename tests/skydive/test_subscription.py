@@ -390,7 +390,7 @@ async def test_addresses_of_a_name_are_tried_in_turn(
         *("garbage", "opcode", "continuation", "masked", "reserved-bit"),
     ],
 )
-async def test_ended_subscription_reconnects(
+async def test_subscription_reconnects_after_its_connection_has_ended(
     analyzer: FakeAnalyzer,
     caplog: pytest.LogCaptureFixture,
     end: Callable[[Any], Awaitable[None]],
@@ -628,7 +628,7 @@ async def test_frequent_statistics_shorten_silence_detection(
     assert "subscription fell silent: no message for 1 s" in caplog.text
 
 
-async def test_next_message_ends_suspicion(analyzer: FakeAnalyzer) -> None:
+async def test_next_message_ends_the_suspicion_of_silence(analyzer: FakeAnalyzer) -> None:
     counter = MessageCounter()
     timing = dataclasses.replace(QUICK, silence=dataclasses.replace(QUICK.silence, silent_s=60.0))
     options = {**counter.options, "timing": timing}
@@ -1240,7 +1240,7 @@ async def test_unresolved_name_is_retried_soon() -> None:
         await eventually(lambda: len(names.asked) >= 4)
 
 
-async def test_name_is_up_while_any_address_is_up() -> None:
+async def test_dns_name_is_up_while_any_of_its_addresses_is_up() -> None:
     async with two_addresses() as (first, second):
         name = f"analyzers.test:{first.port}"
         names = Names(first.address, second.address)
@@ -1346,6 +1346,6 @@ def _status(code: int) -> InvalidStatus:
     ],
     ids=repr,
 )
-def test_exceptions_have_the_expected_reason(exc: Exception, reason: str) -> None:
+def test_each_exception_maps_to_the_expected_reason(exc: Exception, reason: str) -> None:
     assert classify(exc) == reason
     assert reason in RECONNECT_REASONS
