@@ -34,7 +34,7 @@ def make(request):
 
 
 def bounded(min_bytes=0, min_packets=0, *, families=FAMILIES, labels=LABELS, **others):
-    """Return a spec with two views. The first has bounds. The second always shows all traffic."""
+    """Return a spec whose first view has bounds. The second view always shows all traffic."""
     amounts = ("bytes", "packets")
     view = View(labels, families, amounts=amounts, min_bytes=min_bytes, min_packets=min_packets)
     totals = View((KNOWN_LABELS["protocol"],), standard("all", "bytes"))

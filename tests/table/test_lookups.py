@@ -43,7 +43,7 @@ WEB, DB, CACHE = ("web", "shop", "node-1"), ("db", "shop", "node-2"), ("cache", 
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model, or of the core. The core reads fields in two ways."""
+    """Return a constructor: of the model, or of a core that reads fields from slots or attributes."""
     return request.param
 
 
@@ -72,7 +72,7 @@ def update(core, flow):
 
 
 def samples(table, name="forward", now=0.0):
-    """Map the label values of a family to its sample values."""
+    """Map the label values of each series of a family to its sample value, as text."""
     return {
         tuple(part.partition('="')[2].removesuffix('"') for part in labels.split('",')): value
         for line in table.page(now)[name]
@@ -541,7 +541,7 @@ def test_interned_results_expire_in_slices(max_rows):
 # Slices
 
 
-def test_steps_move_no_more_flows_than_the_budget():
+def test_relabelling_step_moves_no_more_flows_than_its_budget():
     keys = [f"10.0.0.{n}" for n in range(8)]
     names = Names({key: (key,) for key in keys})
     core = Core(spec_of(looked_up("name", A, names), LABELS[2]))
@@ -573,7 +573,7 @@ def test_steps_move_no_more_flows_than_the_budget():
         assert {labels[0] for labels in samples(core)} == {f"{key} {budget}" for key in keys}
 
 
-def test_key_without_flows_counts_as_one_flow():
+def test_key_without_flows_counts_as_one_flow_towards_the_budget():
     names = Names()
     core = Core(spec_of(looked_up("name", A, names)))
     core.report(make_flow("1"), 0)
@@ -582,7 +582,7 @@ def test_key_without_flows_counts_as_one_flow():
     assert [part.taken for part in core.relabel(names, [], 4)] == [[]]
 
 
-def test_keys_of_unused_names_are_not_taken_from_the_iterator():
+def test_keys_are_not_read_if_no_label_uses_their_names():
     core = Core(spec_of(looked_up("name", A, Names())))
     keys = iter(["10.0.0.1"])
     assert core.table.relabel(Names(), keys).step(10) is False

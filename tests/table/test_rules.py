@@ -43,7 +43,7 @@ from tests.support.table_adapter import Core
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model, or of the core. The core reads fields in two ways."""
+    """Return a constructor: of the model, or of a core that reads fields from slots or attributes."""
     return request.param
 
 
@@ -477,7 +477,7 @@ def test_out_of_range_number_in_a_later_report_changes_nothing(make, group, name
     assert not table.page(TIMEOUT_S)[BYTES]
 
 
-def test_start_is_read_only_to_identify_a_first_report(make):
+def test_start_is_not_read_unless_it_can_identify_a_first_report(make):
     table = make()
     assert table.report(make_flow("a1", start=-1), 0) is None
     assert table.values_skipped["Start"] == 0
@@ -512,7 +512,7 @@ def test_report_with_invalid_finish_type_is_not_a_first_report(make, number):
 
 @pytest.mark.parametrize("number", WILD_NUMBERS)
 @pytest.mark.parametrize("name", [*COUNTERS, "Start", "Last"])
-def test_last_update_is_read_only_if_it_counts(make, name, number):
+def test_last_update_is_not_read_unless_it_counts(make, name, number):
     def flow(uuid, **fields):
         flow = make_flow(uuid, **LATER | fields)
         flow["LastUpdateMetric"][name] = number
@@ -626,7 +626,7 @@ def view(prefix, labels, *metrics):
 
 
 def samples(table, family, now=0.0):
-    """Map label values to the sample values of a family. > and < stand for the directions."""
+    """Map the label values of each series to its value. > and < stand for the directions."""
     result = {}
     for line in table.page(now)[family]:
         series, _, number = line.rpartition(" ")
@@ -692,7 +692,7 @@ def test_each_view_decides_what_an_unknown_flow_adds(make):
         )
     )
     # A view adds the total if the flow creates a row and the labels identify the connection. The
-    # labels of the view "node" do not, so the view "node" adds the last update.
+    # labels of the view "node" do not identify the connection, so this view adds the last update.
     table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
     assert sums(table) == [100, 200, 1, 2]
     assert samples(table, "node_bytes_total") == {"node-1": "11"}
@@ -1068,7 +1068,7 @@ def test_addresses_are_masked(make, mask, address, shown):
         (Fold(above=100, keep=frozenset({8080})), 53, "53"),
     ],
 )
-def test_ports_are_folded(make, fold, port, shown):
+def test_ports_are_kept_or_folded_to_other(make, fold, port, shown):
     label = Label("target_port", ("Transport", "B"), number=True, rewrite=fold)
     table = make(Spec(views=(view("a", (label,), "bytes"),)))
     table.report(make_flow(ports=(1, port)), 0)
@@ -1528,7 +1528,7 @@ def test_fields_of_a_conversation_are_validated(make, flow, reason):
     assert make(Spec(views=FIRST.views)).report(flow, 0) is None
 
 
-def test_duplicate_takes_precedence_over_table_full(make):
+def test_reason_duplicate_takes_precedence_over_reason_table_full(make):
     table = make(Spec(deduplicate="first", views=FIRST.views, max_connections=1))
     table.report(make_flow("a1", node="node-1"), 0)
     assert table.report(make_flow("b2", node="node-2"), 0) == "duplicate"
@@ -1537,7 +1537,7 @@ def test_duplicate_takes_precedence_over_table_full(make):
     assert table.report(make_flow("c3", node="node-1", a="10.0.0.3"), 0) is None
 
 
-# Full tables and views
+# Tables and views that are full: they have ``max_connections`` rows
 
 
 def test_rejected_flow_is_in_no_view(make):
@@ -1548,7 +1548,7 @@ def test_rejected_flow_is_in_no_view(make):
     assert (table.rejected_total, table.overflowed_total) == (1, 0)
 
 
-def test_full_view_omits_flows(make):
+def test_view_at_max_connections_omits_new_flows(make):
     table = make(
         Spec(max_connections=1, views=(view("a", (NODE,), "bytes"), view("b", (IP_A,), "bytes")))
     )
@@ -1562,7 +1562,7 @@ def test_full_view_omits_flows(make):
     assert (table.rejected_total, table.view_connections) == (0, (1,))
 
 
-def test_full_linked_view_omits_all_flows_of_a_connection(make):
+def test_linked_view_at_max_connections_omits_all_flows_of_a_connection(make):
     table = make(
         Spec(
             max_connections=1, views=(view("a", (IP_A, NODE), "bytes"), view("b", (NODE,), "bytes"))
@@ -1672,7 +1672,7 @@ def test_flows_beyond_max_flows_are_added_to_the_overflow_row(make):
     assert (table.rejected_total, table.overflowed_total) == (0, 1)
 
 
-def test_full_view_adds_flows_to_its_overflow_row(make):
+def test_view_at_max_connections_adds_flows_to_its_overflow_row(make):
     spec = Spec(
         overflow="other",
         max_connections=1,
@@ -2257,7 +2257,7 @@ def test_new_flows_are_counted_from_zero_after_the_row_expired(make):
     assert new_flows(table, "node", VIEW_TIMEOUT_S) == 1
 
 
-def test_new_flows_of_a_full_table_are_in_the_overflow_row(make):
+def test_new_flows_of_a_full_table_are_counted_in_the_overflow_row(make):
     main = View(LABELS, (*FAMILIES, *standard("main", "new_flows")))
     table = make(
         Spec(
@@ -2539,7 +2539,7 @@ def test_rejected_closing_report_ends_its_flow(make, finish):
     assert table.dormant_uuids() == ["c3"]
 
 
-def test_closing_report_counts_in_other_views_at_max_connections(make):
+def test_closing_report_counts_in_views_except_the_first_at_max_connections(make):
     table = make(Spec(views=MEMORY.views, max_connections=1))
     table.begin(BEGAN)
     table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN)
@@ -2611,7 +2611,7 @@ def test_closing_report_of_a_dormant_flow_claims_its_conversation(make):
     assert table.report(closing, 100.5) is None
     assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
     assert table.dormant_uuids() == ["a1"]
-    # The last update of another capture point may contain some of the same bytes.
+    # The last update of flow b2 may contain some bytes of the closing report.
     other = make_flow("b2", (130, 0, 0, 0), node="node-2", **LATER)
     for now in (110, 175.9):
         table.expire(now)
@@ -2849,7 +2849,7 @@ def test_connections_that_differ_only_in_a_port_keep_separate_counters(make):
     table.report(make_flow("a1", (100, 0, 0, 0), last=1, ports=(1, 443)), 0)
     table.report(make_flow("b2", (7, 0, 0, 0), last=1, ports=(1, 80)), 0)
     table.expire(TIMEOUT_S)
-    for number in range(2):  # in the order in which the counters were kept, then in reverse
+    for number in range(2):  # in the order of removal, then in reverse
         now = 80 + 80 * number
         flows = [
             make_flow("a1", (101 + number, 0, 0, 0), last=now, ports=(1, 443)),

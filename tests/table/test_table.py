@@ -618,7 +618,7 @@ ONE_WAY = Family("forward", "counter", ("Metric", "ABBytes"))
 
 
 def shaped(*shapes, **others):
-    """Return a spec with one view per shape: a pair of the number of labels and the families."""
+    """Return a spec with one view per shape. A shape has a number of labels, and families."""
     return Spec(
         views=[
             View(
@@ -684,7 +684,7 @@ def test_longest_lines_fit_the_buffer():
 
 
 class Answers(dict):
-    """A rewrite with a result or an exception for some values. It keeps all other values."""
+    """A rewrite that maps some values to a result or an exception, and keeps the others."""
 
     def __missing__(self, key):
         return key
@@ -736,7 +736,7 @@ def test_flow_is_skipped_if_the_rewrite_returns_an_invalid_result(slots, answer,
     assert core.report(make_flow("2", node="other"), 0) is None
 
 
-def test_rewrite_exceptions_propagate():
+def test_exceptions_of_a_rewrite_propagate():
     answer = "an answer " * 9
     answers = Answers({"good": answer, "bad": KeyError("bad")})
     core = rewriting(answers)
@@ -1220,7 +1220,7 @@ def test_threads_count_values_while_the_table_changes():
 # Top connections
 
 
-def test_mismatch_in_one_column_does_not_hide_a_match_in_another():
+def test_filter_can_match_a_column_after_a_mismatch_in_another_column():
     core = Core()
     for n in range(20):
         ends = {"a": "10.0.0.1", "b": "10.0.0.2"} if n % 2 else {"a": "10.0.0.2", "b": "10.0.0.1"}
