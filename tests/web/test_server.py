@@ -72,7 +72,7 @@ async def test_page_contains_all_parts():
 
 
 @on_both_loops
-async def test_each_part_has_its_own_page():
+async def test_each_part_of_the_page_has_its_own_path():
     async with Site() as site:
         assert (await site.get("/metrics/flows")).body == FLOWS
         assert (await site.get("/metrics/interfaces")).body == INTERFACES
@@ -84,7 +84,7 @@ async def test_each_part_has_its_own_page():
 
 
 @on_both_loops
-async def test_pages_of_empty_parts_are_empty():
+async def test_page_of_an_empty_part_is_empty():
     async with Site(FakeTable(b""), parts={"interfaces": b"", "captures": b""}) as site:
         for path in ("/metrics/flows", "/metrics/interfaces", "/metrics/captures"):
             response = await site.get(path)
@@ -527,7 +527,7 @@ async def test_failing_reload_gets_status_500(caplog):
 
 
 @on_both_loops
-async def test_new_limits_take_effect():
+async def test_new_limits_take_effect_after_a_reload():
     async def reload():
         return None
 
@@ -623,7 +623,7 @@ async def test_invalid_queries_are_rejected(query, problem):
 
 
 @on_both_loops
-async def test_other_pages_have_no_parts():
+async def test_only_the_page_of_flows_has_parts():
     async with Site() as site:
         for path in (*PATHS, "/metrics/flows/"):
             response = await site.get(f"{path}?part=0/2")

@@ -30,7 +30,7 @@ RTT_FAMILY = [family.name for family in FAMILIES].index(RTT)
 
 
 def shown(core, now=1.0):
-    """Return the values on the page by label values: one or two values for each family."""
+    """Map the label values of each connection to its values: one or two for each family."""
     names = [column.name for column in core.plan.views[0].columns]
     families = core.plan.views[0].families
     connections = {}
@@ -348,7 +348,7 @@ def combined(core, entries):
 
 
 def grouped(core, family, labels, entries):
-    """Return the expected groups by label values: rank, values and number of connections."""
+    """Map the label values of each group to its rank, values and number of connections."""
     names = [column.name for column in core.plan.views[0].columns]
     indexes = [names.index(label) for label in labels]
     is_gauge = core.plan.views[0].families[family].type == "gauge"
@@ -463,7 +463,7 @@ def test_groups_beyond_the_limit_are_added_to_the_others():
         )
         assert is_incomplete
         assert heavy < number <= max_groups + SLICE_ROWS
-        # No connection and no byte is lost.
+        # The entries and the others add up to all connections and bytes.
         assert others[0] + sum(entry[3] for entry in entries) == len(everything)
         total = sum(rank for rank, *_ in everything)
         assert (others[1] or 0) + sum(entry[0] for entry in entries) == total
