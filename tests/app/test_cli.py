@@ -583,7 +583,7 @@ def test_usual_configurations_cause_no_warnings(name: str) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "stdin", "expected"), ERRORS.values(), ids=ERRORS)
-def test_errors_take_one_line(arguments: list[str], stdin: str, expected: str) -> None:
+def test_each_error_is_printed_on_one_line(arguments: list[str], stdin: str, expected: str) -> None:
     result = run(*arguments, stdin=stdin)
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()

@@ -241,7 +241,7 @@ async def test_pages_are_served_while_no_analyzer_is_reachable(tmp_path: Path) -
 
 
 @pytest.mark.xdist_group("timing")
-async def test_connections_expire_without_reports(tmp_path: Path) -> None:
+async def test_connections_expire_if_they_are_not_reported(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         analyzer = await stack.enter_async_context(FakeAnalyzer())
         config = write_config(tmp_path, analyzer.url, connection_timeout=2, connection_grace=0)

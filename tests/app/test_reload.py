@@ -551,7 +551,7 @@ async def test_new_table_after_a_reload_has_the_update_interval_but_no_horizon()
     assert table.flow_update_s == 10.0
 
 
-async def test_log_level_changes(tmp_path: Path) -> None:
+async def test_log_level_changes_at_a_reload(tmp_path: Path) -> None:
     async with operated(
         tmp_path, {"pipeline.subscriber.url": UNREACHABLE}, quiet=False
     ) as operator:
@@ -1428,7 +1428,7 @@ async def test_reloads_leak_neither_memory_nor_files(
         assert growth < 4e6
 
 
-async def test_demo_can_reload(tmp_path: Path) -> None:
+async def test_demo_can_reload_its_configuration(tmp_path: Path) -> None:
     async with demo() as skyfast:
         await skyfast.until(lambda metrics: metrics["skyfast_connections"] > 0)
         before = await skyfast.self_metrics()

@@ -113,7 +113,7 @@ def written_files(pid: int) -> list[str]:
 
 
 def status(pid: int) -> dict[str, str]:
-    """Return the fields of ``/proc/PID/status`` by name."""
+    """Map the name of each field in ``/proc/PID/status`` to its value, as text."""
     text = Path(f"/proc/{pid}/status").read_text()
     return dict(line.split(":\t", 1) for line in text.splitlines())
 
