@@ -994,7 +994,7 @@ SETTABLE = [key for key in SCHEMA.values() if key.env]
 
 
 @pytest.mark.parametrize("key", SETTABLE, ids=lambda key: key.env)
-def test_environment_sets_every_key(key: schema.Key[Any]) -> None:
+def test_every_key_can_be_set_in_the_environment(key: schema.Key[Any]) -> None:
     # A client certificate and its key require each other.
     other = {"tls.client_cert": "tls.client_key", "tls.client_key": "tls.client_cert"}
     beside = {other[key.path]: PEM} if key.path in other else {}
