@@ -315,7 +315,7 @@ def substituted(expression: str, values: dict[str, str]) -> str:
 
 
 async def choices(server: str, name: str, values: dict[str, str]) -> dict[str, str]:
-    """Return the values that Grafana computes for a variable, by displayed text."""
+    """Map the displayed text of each choice of a variable to the value that Grafana uses."""
     expression = substituted(variable_query(name), values)
     if call := re.fullmatch(r"label_values\((.*), (\w+)\)", expression):
         samples = await query(server, f"group by ({call[2]}) ({call[1]})")

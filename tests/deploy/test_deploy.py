@@ -472,7 +472,7 @@ def test_image_contains_the_locked_versions(image: Build) -> None:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("image")
-def test_image_contains_its_commit(image: Build) -> None:
+def test_image_contains_the_commit_of_its_source(image: Build) -> None:
     (packages,) = (image.root / "opt" / "skyfast" / "lib").glob("python*/site-packages")
     build = json.loads((packages / "skyfast" / "data" / "build.json").read_text())
     assert build["commit"] == COMMIT
