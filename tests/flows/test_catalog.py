@@ -741,7 +741,7 @@ def test_lookup_key_counts_once_towards_the_limit_of_columns(names: list[Any], k
 
 
 def rules(name: str) -> dict[str, str]:
-    """Return the expressions of recording rules, by the name of the recorded series."""
+    """Map the name of each recorded series to the expression of its recording rule."""
     text = (DEPLOY / "rules" / f"{name}.yml").read_text()
     entries = [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
     by_name = {rule["record"]: rule["expr"] for rule in entries}

@@ -254,7 +254,7 @@ def test_lookups_match_a_linear_search(entries: dict[str, Entry], random: list[i
     assert names.count == len(entries)
 
 
-def test_only_addresses_have_names() -> None:
+def test_text_that_is_not_an_address_has_no_own_name() -> None:
     entries = {read_prefix(text): Entry("all") for text in ("0.0.0.0/0", "::/0")}
     names = OwnNames(entries, ("a",))
     for text in ("", "x", "10.0.0", "10.0.0.1/32", "fe80::1%eth0", "1" * 1000, "\udc80", "\x00"):
