@@ -312,7 +312,7 @@ def graph_of(elements: Iterable[tuple[Query, bytes]]) -> Graph:
 
 
 def texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield all strings in a JSON value, each with its nearest key."""
+    """Yield all strings in a JSON value, each with the innermost key that leads to it."""
     match value:
         case str():
             yield key, value

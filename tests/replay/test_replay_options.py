@@ -214,7 +214,7 @@ def test_configuration_file_after_the_option_replay_is_rejected(
     )
 
 
-def test_check_summarizes_recordings() -> None:
+def test_option_check_summarizes_recordings() -> None:
     done = run("--check", "--replay", *(RECORDINGS / name for name in TWO))
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -228,7 +228,7 @@ def test_check_summarizes_recordings() -> None:
 
 
 def numbers(page: Mapping[str, set[str]]) -> dict[str, list[str]]:
-    """Return the sorted values of a page by family, without labels."""
+    """Map the name of each family on a page to its sorted values, without labels."""
     return {name: sorted(line.rpartition(" ")[2] for line in page[name]) for name in page}
 
 

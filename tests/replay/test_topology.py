@@ -62,7 +62,7 @@ def answer(query: Query, found: list[dict[str, Any]], time: int) -> Answer:
 
 
 def answered(topology: Topology, query: Query) -> dict[str, Any]:
-    """Return the elements of a response without their times, by ID."""
+    """Map the ID of each element in a response to the element without its time."""
     response = json.loads(selected(topology.elements(query), query, lambda _: None))
     assert all(element.pop("UpdatedAt") for element in response)
     return {element["ID"]: element for element in response}
