@@ -28,7 +28,7 @@ class Listener:
         self.environ = {"NOTIFY_SOCKET": address}
 
     async def next(self, timeout_s: float = WAIT_S) -> dict[str, str]:
-        """Return the assignments of the next message, without watchdog messages."""
+        """Return the assignments in the next message that is not a watchdog message."""
         while (message := await self.message(timeout_s)) == {"WATCHDOG": "1"}:
             pass
         return message
