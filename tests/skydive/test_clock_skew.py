@@ -19,7 +19,7 @@ NO_NODE = {"labels": ["initiator_ip"], "views": []}
 
 
 def flow_at(uuid: str, seconds: float, **fields: Any) -> dict[str, Any]:
-    """Return a flow whose latest packet was seen ``seconds`` from now."""
+    """Return a flow whose latest packet is ``seconds`` in the future (negative: in the past)."""
     return flow(uuid, Last=int((time.time() + seconds) * 1000), **fields)
 
 
@@ -127,7 +127,7 @@ def test_clock_skew_of_an_interface_is_logged_once_a_minute(
     ]
 
 
-def test_log_names_the_interface_even_if_no_label_needs_it(
+def test_log_line_contains_the_interface_even_if_no_label_needs_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     sink = Sink(**NO_NODE)

@@ -29,7 +29,7 @@ def observed(*flows: Any) -> tuple[Histogram, Histogram]:
 
 
 def counts(histogram: Histogram) -> dict[float, int]:
-    """Return the counts of the buckets that are not empty."""
+    """Map the upper bound of each bucket to its count, without empty buckets."""
     bounds = (*histogram.bounds, float("inf"))
     return {bound: n for bound, n in zip(bounds, histogram.counts, strict=True) if n}
 

@@ -180,7 +180,7 @@ def test_invalid_address_is_tagged_other(address: str) -> None:
     assert sink.skipped == {"excluded": 1}
 
 
-def test_statistics_reach_the_captures() -> None:
+def test_captures_show_the_values_of_statistics_messages() -> None:
     sink = Sink()
     report = {"CaptureID": "c1", "FlowCount": 3}
     for obj in (report, [report], [], None, "x"):

@@ -92,7 +92,7 @@ def test_names_are_available_at_once(index):
     assert index.ambiguous == 0
 
 
-def test_only_changes_are_reported(index):
+def test_only_changed_names_are_reported(index):
     update(index, nodes={"t1": "eth0", "t2": "eth1"}, addresses={"10.0.0.1": "a"})
     assert update(index, nodes={"t1": "eth0", "t2": "wan0"}, addresses={"10.0.0.1": "b"}) == (
         {"t2"},

@@ -36,14 +36,14 @@ def decoded(graph: Json) -> Graph:
 
 
 def expected_names() -> list[tuple[str, Json]]:
-    """Return the addresses of the recorded topology, with the names that they should have."""
+    """Return pairs for the recorded topology: an address, and the names that it should have."""
     lines = (CONTAINER_TOPOLOGY / "expected-names.txt").read_text().splitlines()
     pairs = (line.removeprefix("pod ").removeprefix("svc ").partition(" ") for line in lines)
     return [(address, ast.literal_eval(facts)) for address, _, facts in pairs]
 
 
 @pytest.mark.parametrize(("address", "facts"), expected_names())
-def test_oracle_names_recorded_addresses(address: str, facts: Json) -> None:
+def test_oracle_finds_the_names_of_recorded_addresses(address: str, facts: Json) -> None:
     oracle = NameOracle(recorded_graph())
     ((names, _, host, _),) = oracle.candidates(address)
     name, _, namespace, pod, workload, kind, container, service = names

@@ -302,7 +302,7 @@ def test_neither_of_two_containers_is_shown(topology):
         ("k8s_POD_web-1_shop_uid_0", None),
     ],
 )
-def test_sandboxes_do_not_count(topology, name, labels):
+def test_sandboxes_do_not_count_as_containers(topology, name, labels):
     netns = topology.netns(topology.host(), "blue")
     topology.interface(netns, "10.0.0.1/24")
     topology.container(netns, name, labels=labels)

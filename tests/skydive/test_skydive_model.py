@@ -345,7 +345,7 @@ def test_full_table_evicts_a_flow_without_sending_a_report(sink):
     assert totals(report) == (100, 0)
 
 
-def test_stop_closes_all_flows(table, sink):
+def test_stopped_agent_closes_all_flows(table, sink):
     idle, busy = Conversation(a_port=1), Conversation(a_port=2)
     send(table, 3, idle)
     send(table, 4, busy)
@@ -804,7 +804,7 @@ def delivery(time_s, *flows, analyzer="analyzer-1"):
     return Delivery(time_s * 1000, analyzer, None, message)
 
 
-def test_oracle_uses_highest_totals(table, sink):
+def test_oracle_expects_the_highest_reported_totals(table, sink):
     send(table, 3)
     send(table, 3, ARP)
     table.update_at(ms(60))

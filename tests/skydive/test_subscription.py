@@ -126,7 +126,7 @@ def test_setting_with_invalid_header_characters_is_rejected_at_start(setting: st
     assert "cret" not in str(error.value)
 
 
-async def test_log_names_the_analyzer(
+async def test_log_lines_contain_the_name_of_the_analyzer(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -461,7 +461,7 @@ async def test_silent_subscription_reconnects_despite_pings(
     assert "silent" in line
 
 
-async def test_messages_prevent_silence(analyzer: FakeAnalyzer) -> None:
+async def test_subscription_that_receives_messages_is_not_silent(analyzer: FakeAnalyzer) -> None:
     async with subscribed(make_config(analyzer.url, silence_timeout=0.2)) as running:
         remote = await analyzer.subscriber()
         for _ in range(8):

@@ -75,7 +75,7 @@ class Fixture:
         self.receive(json.dumps(nodes).encode(), now)
 
     def samples(self, now=0.0):
-        """Return the values of all samples, by short name and label values."""
+        """Map the short name and the label values of each sample to its value."""
         samples = {}
         for family in text_string_to_metric_families(self.interfaces.page(now).decode()):
             assert family.type == "counter"
@@ -450,7 +450,7 @@ def test_an_interface_that_is_no_longer_reported_is_removed_at_once(topology):
     ("interval_s", "connection_timeout_s", "leaves_s"),
     [(20.0, 60.0, 60.0), (20.0, 300.0, 300.0), (60.0, 75.0, 180.0)],
 )
-def test_interfaces_expire_without_responses(interval_s, connection_timeout_s, leaves_s):
+def test_interfaces_expire_if_no_response_arrives(interval_s, connection_timeout_s, leaves_s):
     topology = Fixture(interval_s=interval_s, connection_timeout_s=connection_timeout_s)
     topology.update(node(), now=1000.0)
     topology.interfaces.expire(1000.0 + leaves_s - 0.1)
