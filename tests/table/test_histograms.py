@@ -69,7 +69,7 @@ CLOSING = {"finish": 1, "newest_last": 70_000, "newest_start": 60_000, "last": 6
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a constructor: of the model, or of a core that reads fields from slots or attributes."""
+    """Return a constructor: of the model, or of a core that reads fields in one of two ways."""
     return request.param
 
 

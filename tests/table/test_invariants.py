@@ -107,7 +107,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         self.pages = []
 
     def with_failures(self, nth, times, operation):
-        """Call an operation in which ``times`` allocations fail, starting with the ``nth`` (if not 0)."""
+        """Call an operation. If ``nth`` is not 0, ``times`` allocations fail, the ``nth`` first."""
         if nth == 0:
             operation()
             return

@@ -43,7 +43,7 @@ WEB, DB, CACHE = ("web", "shop", "node-1"), ("db", "shop", "node-2"), ("cache", 
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a constructor: of the model, or of a core that reads fields from slots or attributes."""
+    """Return a constructor: of the model, or of a core that reads fields in one of two ways."""
     return request.param
 
 
@@ -438,7 +438,7 @@ def test_table_releases_results_that_no_new_flow_used_for_a_timeout():
     assert [sys.getrefcount(each) for each in (found, *texts)] == before
 
 
-def test_destroyed_tables_release_results():
+def test_destroyed_tables_release_the_results_of_lookups():
     found = "web", "".join(["sh", "op"]), "node-1"
     names = Names({"10.0.0.1": found}, count=3)
     references = sys.getrefcount(found)
@@ -450,7 +450,7 @@ def test_destroyed_tables_release_results():
     assert sys.getrefcount(found) == references
 
 
-# Interned results
+# Interned results of lookups
 
 
 def test_new_flows_get_the_current_names(make):
@@ -508,7 +508,7 @@ class NewNames(Names):
         return (*super().__getitem__(key),)
 
 
-def test_interned_results_are_bounded():
+def test_number_of_interned_lookup_results_is_bounded():
     """Flows get their labels even when the table can store no more results."""
     count = 70_000  # more than MAX_NAMES
     core = Core(spec_of(looked_up("name", A, NewNames({"10.0.0.1": ("web",)})), LABELS[2]))
@@ -523,7 +523,7 @@ def test_interned_results_are_bounded():
 
 
 @pytest.mark.parametrize("max_rows", [1, 2, ALL_ROWS])
-def test_interned_results_expire_in_slices(max_rows):
+def test_interned_lookup_results_expire_in_slices(max_rows):
     names = Names({f"10.0.0.{n}": (f"name {n}",) for n in range(5)})
     core = Core(spec_of(looked_up("name", A, names)))
     for n in range(5):

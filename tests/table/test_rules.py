@@ -43,7 +43,7 @@ from tests.support.table_adapter import Core
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a constructor: of the model, or of a core that reads fields from slots or attributes."""
+    """Return a constructor: of the model, or of a core that reads fields in one of two ways."""
     return request.param
 
 
@@ -2425,7 +2425,7 @@ def test_forgotten_flow_moves_the_horizon_to_its_latest_report(make):
     assert table.horizon_s == BEGAN + 100
 
 
-def test_overflow_moves_the_horizon(make):
+def test_report_added_to_the_overflow_row_moves_the_horizon(make):
     table = make(OVERFLOW)
     table.begin(BEGAN)
     table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN + 1)

@@ -45,7 +45,7 @@ SHARED = Spec(
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a constructor: of the model, or of a core that reads fields from slots or attributes."""
+    """Return a constructor: of the model, or of a core that reads fields in one of two ways."""
     return request.param
 
 
