@@ -68,13 +68,13 @@ def bases(module):
 
 
 @pytest.mark.parametrize("name", sorted(LISTED))
-def test_listed_names_exist(name):
+def test_listed_internals_of_aiohttp_exist(name):
     target = aiohttp
     for part in name.split("."):
         target = getattr(target, part)
 
 
-def test_passed_parameters_exist():
+def test_parameters_passed_to_aiohttp_exist():
     assert {*connections._OPTIONS} <= {*inspect.signature(BASE).parameters}
     server = inspect.signature(aiohttp.web.Server).parameters
     assert {"request_factory", "handler_cancellation"} <= {*server}

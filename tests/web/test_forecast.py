@@ -131,7 +131,7 @@ def test_forecast_of_usual_sizes_keeps_most_bytes_in_a_tenth_of_the_series():
     assert sum(map(int, totals)) == made.unbounded.bytes
 
 
-def test_proposed_bounds_are_round():
+def test_proposed_bounds_are_round_numbers():
     assert PROPOSED[:6] == (1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
     assert PROPOSED[-2:] == (500 * 10**12, 10**15)
     assert {*LISTED} <= {*PROPOSED}
@@ -210,7 +210,7 @@ def small_table():
         ),
     ],
 )
-def test_text_describes_the_proposal(min_packets, max_series, text):
+def test_text_describes_the_proposed_bound(min_packets, max_series, text):
     bounds = [Bounds(0, min_packets), Bounds()]
     made = make_forecast(small_table(), bounds, max_series=max_series, now=0)
     assert made.text == text

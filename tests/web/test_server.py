@@ -457,7 +457,7 @@ async def test_failing_cardinality_report_gets_status_500(caplog):
 
 
 @on_both_loops
-async def test_reload_reports_its_result():
+async def test_response_to_a_reload_contains_its_result():
     outcomes = [None, "skyfast.yml: port: 70000 is not from 0 to 65535", None]
 
     async def reload():
@@ -701,7 +701,7 @@ async def test_options_lists_the_allowed_methods():
 
 
 @on_both_loops
-async def test_caching_is_forbidden():
+async def test_responses_forbid_caching():
     async with Site(max_scrapes=1) as site:
         for path in (*PATHS, "/nowhere", "/-/reload"):
             for method in ("GET", "HEAD", "DELETE"):
@@ -800,7 +800,7 @@ async def test_half_closed_client_gets_a_response():
 
 
 @on_both_loops
-async def test_upgrade_is_ignored():
+async def test_request_to_upgrade_is_ignored():
     async with Site() as site:
         for protocol in ("h2c", "websocket"):
             response = await site.get(

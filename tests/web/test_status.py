@@ -106,7 +106,7 @@ def test_history_is_bounded():
     assert history.rates()["a"] == pytest.approx((step - 2.5) / 5)
 
 
-async def test_samples_are_taken_periodically(monkeypatch):
+async def test_samples_of_the_history_are_taken_periodically(monkeypatch):
     monkeypatch.setattr(status, "INTERVAL_S", 0.01)
     source = fake_status()
     sampling = asyncio.create_task(source.run())

@@ -499,7 +499,7 @@ def test_groups_can_have_label_values_of_any_length():
     assert sum(entry[3] for entry in entries) + others[0] == 20
 
 
-def test_groups_reject_invalid_arguments():
+def test_top_groups_rejects_invalid_arguments():
     core = Core()
     other = Core().snapshot(BYTE_FAMILY)
     for message, arguments in {
