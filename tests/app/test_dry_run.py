@@ -132,7 +132,7 @@ def test_check_prints_the_forecast():
     done = run("--check", "--replay", RECORDINGS / "one-analyzer.jsonl")
     assert (done.returncode, done.stderr) == (0, "")
     *_, blank, summary, head, whole, a, b, c, d, proposal = done.stdout.splitlines()
-    # The blank line separates the forecast from the cost, and another one precedes the cost.
+    # This blank line precedes the forecast. The other blank line precedes the cost.
     assert blank == ""
     assert done.stdout.count("\n\n") == 2
     assert summary.startswith("# Recording ")

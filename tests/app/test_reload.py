@@ -1284,8 +1284,8 @@ async def test_new_table_with_name_labels_waits_for_the_topology(
         reloading = asyncio.create_task(operator.reload({f"{STORE}.labels": NAME_LABELS}))
         await eventually(lambda: len(analyzer.topology_requests) > requests + 2)
         assert await operator.flows() == page
-        # Change the response only after the last query of a round. If it changed within a round,
-        # some queries would succeed, and names could be resolved without the interfaces.
+        # Change the response only after the last query of a round. If the response changed within a
+        # round, some queries would succeed, and names could be resolved without the interfaces.
         await eventually(lambda: KUBERNETES_EDGES.gremlin in analyzer.queries)
         analyzer.topology = topology("eth0")
         await reloading

@@ -201,7 +201,7 @@ def test_skyfast_runs_with_memory_deny_write_execute() -> None:
 
     def deny() -> None:
         if libc.prctl(PR_SET_MDWE, 1, 0, 0, 0):
-            os._exit(77)  # kernels before 6.3 do not support this
+            os._exit(77)  # kernels before 6.3 do not support PR_SET_MDWE
 
     with subprocess.Popen(
         [sys.executable, "-m", "skyfast", "--demo"],

@@ -247,7 +247,7 @@ async def test_http_clients_use_all_descriptors(directory: Path) -> None:
 async def test_no_descriptor_is_left_for_a_subscription(directory: Path) -> None:
     async with start_trial(directory) as trial:
         limits = resource.prlimit(trial.pid, resource.RLIMIT_NOFILE)
-        # The limit leaves open descriptors unchanged, and prevents new ones.
+        # The limit does not close open descriptors, but prevents new descriptors.
         resource.prlimit(trial.pid, resource.RLIMIT_NOFILE, (FEW, limits[1]))
         await trial.subscriber.close()
         await trial.wait_for_log("too many open files")

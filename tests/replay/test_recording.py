@@ -270,7 +270,7 @@ def test_outlier_time_in_a_message_is_ignored(tmp_path: Path) -> None:
 
 
 def test_earlier_of_two_distant_times_is_used(tmp_path: Path) -> None:
-    """If the later time were used and wrong, all following messages would be sent at once."""
+    """If a wrong later time were used, all following messages would be sent at once."""
     path = write(tmp_path, flow(0, 10**9) + flow(2000) + flow(-(10**9), 5000) + flow(5000))
     assert [s for _, s in due(path)] == [0, 2, 2, 5]
 

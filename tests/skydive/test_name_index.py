@@ -126,7 +126,7 @@ def test_the_names_of_a_local_address_always_depend_on_the_context(index):
     }
     update(index, addresses={"fe80::1": (owner,)}, points=points)
     assert index.addresses["fe80::1"] is None
-    assert index.ambiguous == 0  # every host has such addresses, so they are not counted
+    assert index.ambiguous == 0  # every host has such addresses, so they do not count as ambiguous
     found = {tid: index.addresses.resolve("fe80::1", "fe80::2", tid) for tid in (*points, "")}
     assert found == {
         "here": names_of("a"),

@@ -174,7 +174,7 @@ def pods_at(resolution: Resolution, address: str, namespace: str) -> set[tuple[s
 
 
 def assert_equal_pods(pods: set[tuple[str, ...]], others: set[tuple[str, ...]]) -> None:
-    """Compare namespaces and names of pods. Do nothing if one of the sets has no known pod."""
+    """Compare two sets of pods by namespace and name, unless one set has no known pod."""
     known, other_known = ({pair for pair in pairs if pair[1]} for pairs in (pods, others))
     if known and other_known:
         event("pods are known with the probe and without")

@@ -99,7 +99,7 @@ class Cluster:
         self.suspicions = 0
 
     def tick(self) -> dict[int, str]:
-        """Advance by one second; return the reason of each silent subscription, by analyzer."""
+        """Advance by one second; map the numbers of silent subscriptions to the reasons."""
         self.now += 1
         statistics = [0] * len(self.subscriptions)
         flows = [False] * len(self.subscriptions)
@@ -127,7 +127,7 @@ class Cluster:
         return silent
 
     def run(self, seconds: int) -> dict[int, tuple[int, str]]:
-        """Advance by ``seconds``; return when and why each subscription was first silent."""
+        """Advance; map silent subscriptions to the second when they became silent, and the reason."""
         silent: dict[int, tuple[int, str]] = {}
         for second in range(1, seconds + 1):
             for number, reason in self.tick().items():

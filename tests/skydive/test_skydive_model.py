@@ -222,7 +222,7 @@ def test_order_of_simultaneous_ticks_decides_the_last_update_of_a_closing_report
     second(ms(1200))
     (closing,) = sink.take()
     # If the expiry tick comes first, the closing report repeats the first report. If the update
-    # tick comes first, it sets the last update to zero.
+    # tick comes first, this tick sets the last update to zero.
     assert update_values(closing) == ((100, 0, 590, 600) if expire_first else (0, 0, 600, 1200))
 
 
@@ -937,7 +937,7 @@ def test_recorded_reports_obey_the_model(name):
 
 
 def layout(flow):
-    """Return each field's name with the names of its subfields or, if it has none, its type."""
+    """Return pairs: the name of a field, and the names of its subfields or else its type."""
     return [
         (name, tuple(value) if isinstance(value, dict) else type(value))
         for name, value in flow.items()

@@ -38,7 +38,7 @@ from tests.support.tasks import cancelled_afterwards, until
 
 RECORDED = (RECORDINGS / "topology.json").read_bytes()
 
-# The counters that the Go connector exports, in its order.
+# The counters of the Go connector, in the order in which the Go connector exports them.
 NAMES = (
     "rx_bytes",
     "tx_bytes",
@@ -213,7 +213,7 @@ def test_nodes_that_differ_in_one_label_are_all_shown(topology):
     assert topology.skipped() == {}
 
 
-# The fields of interfaces by the names of their families in standard naming.
+# Maps the name of each family in standard naming to the field of interfaces that it shows.
 STANDARD = {
     "receive_bytes": "RxBytes",
     "transmit_bytes": "TxBytes",

@@ -593,7 +593,7 @@ def test_rejected_flows_are_observed_if_the_table_has_overflow_rows(make):
     assert table.report(make_flow("b2", rtt=3 * MS, b="10.0.0.9"), 0) == "table_full"
     assert table.report(make_flow("b2", rtt=9 * MS, **NOT_FIRST), 0) == "table_full"
     assert observed(table) == ([0, 2, 2, 2], "0.005")
-    # The flow is not kept, so both its closing report and the repeated one are observed.
+    # The flow is not kept, so its closing report and the repetition of that report are observed.
     assert table.report(make_flow("b2", rtt=3 * MS, **CLOSING), 0) == "ended"
     assert observed(table, "size") == ([0, 1, 1], "300")
     assert table.report(make_flow("b2", rtt=3 * MS, **CLOSING), 0) == "ended"

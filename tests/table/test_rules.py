@@ -2326,7 +2326,7 @@ def test_duplicate_is_not_a_new_flow(make):
     table.report(make_flow("a1", node="node-1"), 0)
     assert table.report(make_flow("b2", node="node-2"), 0) == "duplicate"
     assert samples(table, "b_new_flows_total") == {"443": "1"}
-    # The other capture point takes over. But its flow began earlier, so the flow is not new.
+    # The other capture point takes over. But flow b2 began earlier, so flow b2 is not new.
     table.expire(TIMEOUT_S)
     table.report(make_flow("b2", node="node-2", **LATER), TIMEOUT_S)
     assert samples(table, "a_new_flows_total", TIMEOUT_S) == {"node-2": "0"}
@@ -2754,7 +2754,7 @@ def test_closing_report_with_new_addresses_claims_the_new_conversation(make):
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.report(make_flow("b2", (100, 0, 0, 0), last=1, a="10.0.0.9", node="node-2"), 0)
     table.expire(80)
-    # The closing report has new addresses, so the flow now belongs to the other conversation.
+    # The closing report has the addresses of flow b2, so flow a1 joins the conversation of flow b2.
     moved = make_flow("a1", (130, 0, 0, 0), last=60_000, a="10.0.0.9", **LOST)
     assert table.report(moved, 100) is None
     owner = make_flow("b2", (130, 0, 0, 0), last=60_000, a="10.0.0.9", node="node-2")

@@ -231,7 +231,7 @@ def test_threads_read_pages_while_another_thread_updates_the_table():
                 pass
     for page in pages:
         for lines in (read_page(page)[family] for family in (BYTES, PACKETS)):
-            # Both directions of a connection are written together, so both have the same value.
+            # Both directions of a connection are written together, so their values are equal.
             sides = Counter(re.sub('direction="[^"]*"', "", line) for line in lines)
             assert set(sides.values()) == {2}
             assert len(sides) >= 330
@@ -780,7 +780,8 @@ def test_flow_whose_label_becomes_other_keeps_its_row_in_the_linked_view():
     core.report(make_flow("3", (41, 0, 0, 0), last=9_000), TIMEOUT_S)
     page = core.page(TIMEOUT_S)
     assert page == {"forward": {'forward{name="other"} 21'}, "total": {"total 71"}}
-    # The row in the linked view expires. A new flow in the overflow row creates another row there.
+    # The row in the linked view expires. A new flow in the overflow row creates another row in the
+    # linked view.
     core.expire(10_000)
     core.report(make_flow("4", (80, 0, 0, 0)), 10_000)
     assert core.page(10_000) == {"forward": {'forward{name="other"} 101'}, "total": {"total 80"}}

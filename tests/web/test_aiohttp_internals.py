@@ -55,7 +55,7 @@ def imported(module):
 
 
 def attributes(module):
-    """Yield the names of all attributes in a module, except those of ``self`` and ``cls``."""
+    """Yield the names of attributes that a module uses, except those of ``self`` and ``cls``."""
     for node in ast.walk(module):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in {"self", "cls"}:
             yield node.attr

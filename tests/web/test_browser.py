@@ -528,7 +528,7 @@ async def test_page_fits_narrow_screens(visited, width):
     async with three_connections() as site:
         for path in ("/", "/cardinality"):
             async with visited(site, path, width=width) as tab:
-                # The page does not scroll horizontally; only its tables do.
+                # The page does not scroll horizontally. Only its tables scroll horizontally.
                 assert await tab.evaluate("document.documentElement.scrollWidth") == width
 
 

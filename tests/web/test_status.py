@@ -1384,7 +1384,7 @@ def test_created_and_expired_connections_of_three_hours_are_counted():
     # The last three hours, to within the interval between two counts.
     counts = churn.counts(100 * 399 + 50, 10 * 399 + 5, now_s=60 * 399 + 30)
     assert counts == ChurnCounts(created=17_950, expired=1_795, seconds=10_770)
-    churn.add(3, 0, now_s=60 * 400)  # another table
+    churn.add(3, 0, now_s=60 * 400)  # a new table has lower counters
     assert churn.counts(10, 2, now_s=60 * 401) == ChurnCounts(created=7, expired=2, seconds=60)
     assert churn.counts(1, 0, now_s=60 * 401) == ChurnCounts(created=0, expired=0, seconds=0)
 
@@ -1403,7 +1403,7 @@ async def test_cost_for_prometheus_does_not_count_the_first_fill_of_the_table(mo
         cost = (await source.report()).prometheus
         memory.append((cost.memory_bytes_low, cost.memory_bytes_high))
         assert cost.created_series_at_most in {0, 3000}
-    # The connections stay the same, so the estimate does, too.
+    # The connections stay the same, so the estimate stays the same, too.
     assert {*memory} == {(3000 * 2_500, 3000 * 7_000)}
     # Each minute, ten connections are replaced. The estimate grows for three hours.
     for minute in range(1, 6 * 60):
