@@ -27,7 +27,7 @@ COMPLETE = {
         complete -C (string join " " -- $argv[2..])
     """,
 }
-"""Scripts that print the candidates for the last argument."""
+"""For each shell, a script that prints the candidates for the last argument."""
 
 needs_shell = pytest.mark.parametrize(
     "shell",

@@ -55,7 +55,7 @@ REPLAYS = {
 PARTS = 3
 PART_PATHS = [f"/metrics/flows?part={part}/{PARTS}" for part in range(PARTS)]
 WITH_START_TIMESTAMPS = "standard"
-"""The replay with start timestamps in OpenMetrics 1.0."""
+"""The name of the replay whose pages in OpenMetrics 1.0 have start timestamps."""
 CONNECTIONS = {"one-analyzer": 831, "two-analyzers": 530}
 
 # Metrics whose names break the conventions: counters without _total, and a metric whose unit is not

@@ -52,7 +52,7 @@ FAILURE_AT = "skyfast_config_last_reload_failure_timestamp_seconds"
 FAILED = 'skyfast_config_reload_failures_total{reason="configuration"}'
 
 Keys = Mapping[str, object]
-"""The values of a configuration file by the paths of their keys."""
+"""Maps the path of each key in a configuration file to its value."""
 
 
 def text_of(keys: Keys) -> str:
@@ -276,7 +276,7 @@ async def test_reload_lists_the_changed_keys(tmp_path: Path) -> None:
         assert shown == [f'skyfast_config_last_reload_changed{{key="{key}"}}' for key in changed]
 
         operator.file.write_text("pipeline: {nothing: 1}\nloggings: {}")
-        log = await operator.reload()  # a failed reload does not change the list
+        log = await operator.reload()  # a failed reload does not change the list of keys
         assert any("loggings is ignored; did you mean logging?" in line for line in problems(log))
         assert json.loads(await skyfast.get("/api/status"))["reload"]["changed"] == changed
         logged = len(skyfast.log)

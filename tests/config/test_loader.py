@@ -1212,7 +1212,7 @@ EXAMPLES = {
     for section in generate.described("configuration.yml")["sections"]
     for path, key in section["keys"].items()
 }
-"""The documented example of each key."""
+"""Maps the path of each key to its documented example, as text."""
 
 
 def chosen_labels(text: str) -> tuple[LabelSpec, ...]:

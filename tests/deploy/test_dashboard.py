@@ -142,7 +142,7 @@ def test_panels_are_distinct_and_do_not_overlap() -> None:
 
 
 def test_rows_that_read_every_connection_are_collapsed() -> None:
-    """Range queries over all connections are slow. Only one row that is initially open may have them."""
+    """Range queries over all connections are slow, so only one open row may have such queries."""
     connection = re.compile(r"skydive_(network_)?connection_")
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):

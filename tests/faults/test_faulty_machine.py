@@ -28,7 +28,7 @@ PAUSE_S = 9.0
 """A pause that is longer than ``TIMEOUT_S``. The clock of skyfast stops during the pause."""
 HOUR_S = 3600
 FEW = 3
-"""A limit of file descriptors. Every skyfast process has more open descriptors than this."""
+"""A limit of file descriptors. Every skyfast process has more open descriptors than this limit."""
 
 SHORT = {"prom_sky_con": {"connection_timeout": TIMEOUT_S, "connection_grace": 0}}
 

@@ -26,7 +26,7 @@ case "$*" in
     *) printf '%s\\n' "$@" ;;
 esac
 """
-"""Prints its arguments, instead of building an image."""
+"""A replacement for docker that prints its arguments instead of building an image."""
 
 
 def test_all_files_have_the_same_version() -> None:

@@ -66,10 +66,10 @@ PART_FIELDS = {
     ],
     "LastUpdateMetric": ["LastUpdateMetric.Start", "LastUpdateMetric.Last"],
 }
-"""The fields that are counted if a nested object has a wrong type."""
+"""Maps each nested object to the fields that are counted if the object has a wrong type."""
 
 NON_NUMBERS = ("x", 1.5, 1e300, True, [1], {"a": 1})
-"""Values that are not numbers. The last one is used only for fields that are not objects."""
+"""Values that are not numbers. The last value is used only for fields that are not objects."""
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def sink() -> Sink:
 
 def take(sink: Sink, *flows: dict[str, Any]) -> None:
     message = {"Namespace": "flow", "Type": "store", "Obj": list(flows)}
-    sink.now += 1  # stay below the limit of checked messages per second
+    sink.now += 1  # so slow that the limit of checked messages per second is not reached
     sink.take(json.dumps(message).encode())
 
 

@@ -88,9 +88,9 @@ class Cluster:
         self.lost = lost
         self.now = 0
         self.mute: set[int] = set()
-        """Analyzers that send nothing."""
+        """The numbers of analyzers that send nothing."""
         self.flowless: set[int] = set()
-        """Analyzers that send no flows."""
+        """The numbers of analyzers that send no flows."""
         self.subscriptions = [
             Silence(self.reporting, longest_s=longest_s, stretch=stretch, tick_s=TICK_S)
             for _ in range(analyzers)
@@ -127,7 +127,7 @@ class Cluster:
         return silent
 
     def run(self, seconds: int) -> dict[int, tuple[int, str]]:
-        """Advance; map silent subscriptions to the second when they became silent, and the reason."""
+        """Advance; map silent subscriptions to the first silent second and the reason."""
         silent: dict[int, tuple[int, str]] = {}
         for second in range(1, seconds + 1):
             for number, reason in self.tick().items():
@@ -251,7 +251,7 @@ def test_detection_times_match_the_probabilities(points: int, analyzers: int) ->
 @pytest.mark.parametrize("longest_s", [10.0, 30.0])
 def test_silence_timeout_is_the_upper_limit(stretch: float, longest_s: float) -> None:
     cluster = Cluster(analyzers=5, points=2, stretch=stretch, longest_s=longest_s)
-    for number in range(5):  # all have delivered, and none delivers again
+    for number in range(5):  # all subscriptions have delivered, and none delivers again
         cluster.subscriptions[number].update(received=True, statistics=0, flows=False, now_s=0)
     cluster.mute = set(range(5))
     suspect_s = cluster.until_suspect(0)

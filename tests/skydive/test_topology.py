@@ -397,7 +397,8 @@ def test_the_number_of_interfaces_is_bounded(topology):
 
 
 def test_long_labels_do_not_make_the_page_too_long(topology):
-    host = '"' * MAX_LABEL_CHARS  # twice as long on the page
+    # Each quote is escaped, so the label is twice as long on the page.
+    host = '"' * MAX_LABEL_CHARS
     number = MAX_LABELS_CHARS // (2 * MAX_LABEL_CHARS)
     topology.update(*(node(tid=f"t{one}", host=host) for one in range(number)), node())
     page = topology.interfaces.page(0.0)

@@ -538,7 +538,7 @@ def test_interned_lookup_results_expire_in_slices(max_rows):
     assert [sys.getrefcount(result) for result in names.values()] == [n - 1 for n in counts]
 
 
-# Slices
+# Relabelling in slices
 
 
 def test_relabelling_step_moves_no_more_flows_than_its_budget():

@@ -926,7 +926,7 @@ def test_out_of_range_number_in_an_optional_counter_is_omitted(make, number):
     assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "2", "node-1,<": "0"}
     assert samples(table, "tcp_packets_total") == {"node-1,>": "5", "node-1,<": "6"}
     assert table.values_skipped["TCPMetric.BASegmentOutOfOrder"] == 1
-    # The next valid value adds the whole difference.
+    # The next valid value adds the whole increase since the last valid value.
     table.report(tcp(make_flow(total=(1, 1, 5, 6), last=3), (2, 7)), 0)
     assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "2", "node-1,<": "7"}
 

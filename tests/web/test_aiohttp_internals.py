@@ -128,7 +128,8 @@ def test_no_other_module_relies_on_internals(path):
     assert {origin for origin, _ in names} <= {*DOCUMENTED}
     assert not {name for _, name in names if name.startswith("_")}
     assert not {*attributes(module)} & PRIVATE
-    assert not re.findall(r"\baiohttp(?:\.\w+)*\._\w+", path.read_text())  # also in annotations
+    # Search annotations, too.
+    assert not re.findall(r"\baiohttp(?:\.\w+)*\._\w+", path.read_text())
     for base in bases(module):
         # aiohttp only supports subclasses of the abstract classes in aiohttp.abc.
         assert not base.startswith(("aiohttp.", "web."))

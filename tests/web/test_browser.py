@@ -46,7 +46,7 @@ Date = class extends Date {
   valueOf() { return super.valueOf() + 3_600_000 * this.hours }
 }
 """
-"""Makes an hour pass between two calls of ``new Date()``."""
+"""A script that makes an hour pass between two calls of ``new Date()``."""
 
 REFRESHED = "performance.getEntriesByType('resource').some((entry) => /top/.test(entry.name))"
 RANKS = """
