@@ -77,7 +77,7 @@ def test_dry_run_counts_bytes_that_are_not_exported():
     assert [one.bytes for one in without.bounds] == [one.bytes for one in with_bytes.bounds]
 
 
-def test_dry_run_selects_the_flows_of_a_capture(tmp_path):
+def test_dry_run_counts_only_flows_of_the_configured_capture(tmp_path):
     path = tmp_path / "bug.jsonl"
     flows = [
         {**make_flow("1"), "CaptureID": "x"},

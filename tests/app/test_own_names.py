@@ -313,7 +313,7 @@ def test_reload_keeps_names_that_suffice_for_the_new_labels(
             assert found[column.index] == "a"
 
 
-def test_shards_have_the_same_names(file: Path) -> None:
+def test_all_shards_have_the_same_own_names(file: Path) -> None:
     config = configured(labels=LABELS, names_file=str(file))
     shard = sharded(config, Shard(1, 2))
     assert shard.names == config.names

@@ -144,7 +144,7 @@ def test_recording_drop_in_adds_only_the_recording(tmp_path: Path) -> None:
     assert re.fullmatch(rf"/var/lib/{directory}/\d{{10}}\.jsonl\.gz", path)
 
 
-def test_configuration_drop_in_sets_existing_variables() -> None:
+def test_configuration_drop_in_sets_variables_that_skyfast_reads() -> None:
     drop_in, _ = DROP_IN.findall(INSTRUCTIONS)
     variables = re.findall(r"(?m)^Environment=(SKYDIVE_\w+)=", drop_in)
     assert variables

@@ -321,7 +321,7 @@ def test_protocol_of_flows_without_transport_is_the_last_layer(
     assert label_column.rewrite[decoded({"UUID": "1", **parts}, plan)] == protocol
 
 
-def test_layers_path_is_decoded_only_with_include_other() -> None:
+def test_layers_path_is_decoded_only_if_include_other_is_set() -> None:
     for settings, decodes in (({}, False), ({"include_icmp": True}, False), (OTHER, True)):
         assert ("LayersPath" in flow_types(plan_of(**settings)).Update.__struct_fields__) is decodes
 
@@ -417,7 +417,7 @@ def test_standard_naming_shows_times_in_seconds() -> None:
         assert (start.decimals, last.decimals) == (3, 3)
 
 
-def test_views_have_standard_names_in_either_naming() -> None:
+def test_metrics_of_views_have_standard_names_even_with_compatible_naming() -> None:
     views = [{"prefix": "lab", "labels": ["protocol"], "metrics": EVERY_METRIC}]
     names = [
         [family.name for family in plan_of(views=views, naming=naming).views[1].families]
@@ -592,7 +592,7 @@ def test_plan_contains_the_overflow_label_and_the_fields_of_conversations() -> N
 # Catalog tables
 
 
-def test_paths_of_labels_and_metrics_exist() -> None:
+def test_paths_of_labels_and_metrics_exist_in_flows() -> None:
     for label in LABELS:
         assert label.path == () or label.path in LABEL_FIELDS, label.name
     for known in METRICS:

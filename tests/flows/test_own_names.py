@@ -39,7 +39,7 @@ from skyfast.flows.own_names import (
         ("2001:db8::/32", "2001:db8:0::/32"),
     ],
 )
-def test_spellings_of_a_prefix_are_equal(text: str, other: str) -> None:
+def test_different_spellings_of_a_prefix_are_equal(text: str, other: str) -> None:
     assert read_prefix(text) == read_prefix(other)
 
 

@@ -66,7 +66,7 @@ class Target(ABC):
 
 @dataclass(frozen=True)
 class Finding:
-    """A case that failed, and the traceback."""
+    """A case that failed, and the traceback of its exception."""
 
     case: bytes
     traceback: str

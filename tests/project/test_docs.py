@@ -416,7 +416,7 @@ def test_tests_in_the_threat_model_exist() -> None:
         assert re.search(rf"(?m)^(async )?def {test}\(", (ROOT / file).read_text()), test
 
 
-def test_every_row_of_the_threat_model_names_tests() -> None:
+def test_every_row_of_the_threat_model_lists_tests() -> None:
     page = (ROOT / "SECURITY.md").read_text()
     rows = re.findall(r"(?m)^\| (?!---)(.*) \| (.*) \| (.*) \|$", page)
     model = [tests for _, _, tests in rows if tests != "Tests"]

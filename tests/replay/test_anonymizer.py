@@ -150,7 +150,7 @@ def test_invalid_address_becomes_another_string(text: str) -> None:
     assert re.fullmatch(r"x[0-9a-f]+x*", result)
 
 
-def test_ids_keep_their_format_and_equality() -> None:
+def test_equal_ids_stay_equal_and_keep_their_format() -> None:
     tid = "192841a0-d9bc-5cbb-b0ae-3826985d479d"
     parent, child = flow(UUID="a622dd62", NodeTID=tid), flow(ParentUUID="a622dd62", CaptureID=tid)
     assert parent["UUID"] == child["ParentUUID"] != "a622dd62"

@@ -69,7 +69,7 @@ def answered(topology: Topology, query: Query) -> dict[str, Any]:
 
 
 @given(st.lists(graphs, min_size=1, max_size=4), st.data())
-def test_replayed_responses_are_the_recorded_ones(
+def test_replayed_responses_equal_the_recorded_responses(
     history: list[dict[str, Any]], data: st.DataObject
 ) -> None:
     """A replayed response has the recorded elements. An unchanged topology adds no update."""
@@ -108,7 +108,7 @@ def test_all_fields_that_are_read_are_recorded() -> None:
     assert json.loads(bytes(raw)) == node
 
 
-def test_update_is_written_and_read() -> None:
+def test_update_is_encoded_as_json() -> None:
     (update,) = Changes().of(answer(EDGES, [{"ID": "1", "Parent": "2"}], 7))
     text = msgspec.json.encode(update)
     assert text == b'{"Edges":[{"ID":"1","Parent":"2","UpdatedAt":7}]}'

@@ -92,7 +92,9 @@ async def test_service_manager_is_notified_of_start_reloads_and_stop(
         assert await listener.next() == {"STOPPING": "1", "STATUS": "stopping"}
 
 
-async def test_no_ready_message_if_the_port_is_in_use(tmp_path: Path, listener: Listener) -> None:
+async def test_no_ready_message_is_sent_if_the_port_is_in_use(
+    tmp_path: Path, listener: Listener
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as occupied:
         config = write_config(tmp_path, port=occupied.getsockname()[1])
         with pytest.raises(AssertionError):

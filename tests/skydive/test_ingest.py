@@ -123,7 +123,7 @@ def test_bad_value_in_a_flow_that_is_decoded_again_is_skipped(bad_fields: dict[s
     assert sink.table.flows == 5
 
 
-def test_last_update_counters_are_checked_when_used() -> None:
+def test_counters_of_the_last_update_are_validated_if_they_are_used() -> None:
     sink = Sink()
     sink.take(message(flow("1")))
     update = {"ABBytes": -7, "Start": 1501, "Last": 2000}

@@ -102,7 +102,7 @@ def test_only_changed_names_are_reported(index):
     assert update(index, **again) == (set(), set())
 
 
-def test_comparing_does_not_change_the_index(index):
+def test_comparison_of_names_does_not_change_the_index(index):
     index.compare(resolution(nodes={"t1": "eth0"}, addresses=ON_BOTH_HOSTS), 0.0)
     assert not index.ready.is_set()
     assert index.nodes == index.addresses == {}

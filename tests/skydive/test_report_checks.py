@@ -278,7 +278,7 @@ def test_unknown_flows_are_not_checked_with_deduplication() -> None:
     assert gaps(sink) == (0, 0, 0)
 
 
-def test_nothing_is_checked_without_flow_totals() -> None:
+def test_reports_are_not_checked_if_no_metric_needs_flow_totals() -> None:
     sink = Sink(metrics=["flows"], views=[])
     sink.chance = 0.0
     take(sink, report(0, 10, 10))

@@ -373,7 +373,7 @@ def test_uuid_depends_on_start_conversation_and_node(sink):
     assert not uuid().startswith("0")
 
 
-def test_stats_sum_readings_of_the_total(table, sink):
+def test_statistics_are_sums_of_readings_of_the_total(table, sink):
     send(table, 3, count=5)
     table.read_packets()
     send(table, 4, count=2)

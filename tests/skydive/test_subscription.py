@@ -79,7 +79,7 @@ async def test_request_has_the_headers_of_an_analyzer_client(analyzer: FakeAnaly
     assert request.get("Sec-WebSocket-Extensions") is None
 
 
-async def test_capture_id_subscribes_to_one_capture(analyzer: FakeAnalyzer) -> None:
+async def test_capture_id_limits_the_subscription_to_one_capture(analyzer: FakeAnalyzer) -> None:
     async with subscribed(make_config(analyzer.url, capture_id="c0ffee")):
         request = (await analyzer.subscriber()).request
     assert request.all("X-Websocket-Namespace") == ["flow/c0ffee", "stats"]
@@ -959,7 +959,7 @@ ALERT = b"\x15\x03\x01\x00\x02\x02\x46"
 
 
 @pytest.mark.parametrize("answer", [GO, NGINX, ALERT, b""], ids=["Go", "nginx", "alert", "none"])
-async def test_ws_to_tls_port_is_explained_in_the_log(
+async def test_ws_url_of_a_tls_port_is_explained_in_the_log(
     answer: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -975,7 +975,9 @@ async def test_ws_to_tls_port_is_explained_in_the_log(
     assert "; use wss:// if the analyzer serves TLS; next" in lines(caplog)[0]
 
 
-async def test_wss_to_plain_port_is_explained_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_wss_url_of_a_port_without_tls_is_explained_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(5)
         writer.write(NGINX)

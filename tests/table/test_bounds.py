@@ -185,7 +185,7 @@ def test_new_flows_of_hidden_connections_are_counted(make):
     assert values(table, name) == [2]
 
 
-def test_renamed_connection_starts_below_the_bound(make):
+def test_connection_with_a_new_name_starts_below_the_bound(make):
     names = Names({"node-1": ("old",)})
     labels = (looked_up("node_name", ("NodeTID",), names), DIRECTION)
     table = make(bounded(MIN_BYTES, labels=labels))

@@ -682,7 +682,7 @@ def test_flows_become_dormant_and_return_between_slices():
     assert samples(core, "flows", now=TIMEOUT_S) == {("b",): "3"}
 
 
-def test_failed_step_can_be_repeated():
+def test_failed_relabelling_step_can_be_repeated():
     names = FailingNames({f"10.0.0.{n}": ("old",) for n in range(4)})
     core = Core(spec_of(looked_up("name", A, names), LABELS[2]))
     for n in range(12):

@@ -240,7 +240,7 @@ def test_unknown_flow_adds_its_last_update_unless_the_report_repeats_it(make, fi
     assert sums(table) == [6, 7, 8, 9]
 
 
-def test_different_uuids_are_different_flows(make):
+def test_reports_with_different_uuids_are_of_different_flows(make):
     hexadecimal = ["0", "a", "ffffffffffffffff", "1000000000000000"]
     other = ["00", "0a", "A", "0x1", "+1", "-1", "1.0", "10000000000000000", "fffffffffffffffff"]
     other += [" ", "a ", "a\n", "\0", "é", "e\u0301", "\U0001f600", "x" * 16, "x" * 17, "x" * 1024]
@@ -578,7 +578,7 @@ def test_any_field_can_be_a_label_even_if_reports_omit_it(make):
     }
 
 
-def test_direction_can_be_the_only_label(make):
+def test_direction_can_be_the_only_label_of_a_view(make):
     table = make(labels=(DIRECTION,))
     for n in range(5):
         table.report(make_flow(f"{n + 1:x}", a=f"10.0.0.{n}"), 0)
@@ -589,7 +589,7 @@ def test_direction_can_be_the_only_label(make):
 
 
 @pytest.mark.parametrize("position", range(len(LABELS)))
-def test_direction_can_be_at_any_position(make, position):
+def test_label_direction_can_be_at_any_position(make, position):
     labels = [label for label in LABELS if label != DIRECTION]
     labels.insert(position, DIRECTION)
     table = make(labels=labels)
@@ -1118,7 +1118,7 @@ ICMP = Spec(
 )
 
 
-def test_icmp_is_a_connection_without_ports(make):
+def test_icmp_flows_are_connections_without_ports(make):
     table = make(ICMP)
     table.report(icmp(make_flow("a1", rtt=5)), 0)
     table.report(icmp(make_flow("b2", a="fd77::1", b="fd77::2"), "IPV6"), 0)
@@ -1215,7 +1215,7 @@ def test_icmp_and_other_protocols_are_separate_options(make, with_icmp, with_oth
     }
 
 
-def test_other_protocols_require_network_and_metric(make):
+def test_flows_of_other_protocols_require_network_and_metric(make):
     table = make(WITH_OTHER)
     assert table.report(portless("Ethernet/ARP", Network=None), 0) == "no_network"
     assert table.report(portless("Ethernet/IPv4/GRE", Metric=None), 0) == "no_metric"

@@ -141,7 +141,7 @@ async def test_scan_continues_if_its_request_is_cancelled(queue):
 
 
 @on_both_loops
-async def test_exception_reaches_all_requests_and_is_not_cached():
+async def test_exception_of_a_scan_reaches_all_requests_and_is_not_cached():
     scans = Scans(paused=True)
     requests = scans.ask("a", "a", "b")
     await until(lambda: scans.running)

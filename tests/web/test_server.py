@@ -683,7 +683,7 @@ def test_every_route_is_tested():
 
 
 @on_both_loops
-async def test_options_lists_the_allowed_methods():
+async def test_response_to_options_lists_the_allowed_methods():
     """Some proxies use OPTIONS for health checks."""
     allowed = dict.fromkeys((*PATHS, "*"), "GET, HEAD, OPTIONS")
     allowed["/-/reload"] = "POST, PUT, OPTIONS"
@@ -710,7 +710,7 @@ async def test_responses_forbid_caching():
 
 
 @on_both_loops
-async def test_head_is_get_without_a_body():
+async def test_response_to_head_is_that_of_get_without_its_body():
     """All requests share a connection. If HEAD got a body, the next response would be invalid."""
     async with Site() as site, await site.ask(b"") as client:
         for path in (*PATHS, "/nothing"):

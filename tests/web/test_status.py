@@ -609,8 +609,8 @@ async def test_connections_are_grouped_by_labels():
         }
         response = await site.json("/api/top?group=target_ip&filter=10.0.0.1")
         assert [entry["connections"] for entry in response["entries"]] == [1]
-        # The groups of connections without a round-trip time have no rank. Their connections are
-        # counted as others.
+        # The groups of connections without a round-trip time have no rank. The connections in these
+        # groups are counted as others.
         response = await site.json("/api/top?group=initiator_ip&by=rtt")
         assert initiators(response) == ["10.0.0.1", "10.0.0.2"]
         assert response["other"]["connections"] == 1
@@ -1381,7 +1381,7 @@ def test_created_and_expired_connections_of_three_hours_are_counted():
         if minute == 10:
             counts = churn.counts(1_050, 105, now_s=630)
             assert counts == ChurnCounts(created=1_050, expired=105, seconds=630)
-    # The last three hours, to within the interval between two counts.
+    # The counts cover the last three hours, minus at most the time between two counts.
     counts = churn.counts(100 * 399 + 50, 10 * 399 + 5, now_s=60 * 399 + 30)
     assert counts == ChurnCounts(created=17_950, expired=1_795, seconds=10_770)
     churn.add(3, 0, now_s=60 * 400)  # a new table has lower counters

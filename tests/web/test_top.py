@@ -136,7 +136,7 @@ def test_increase_of_a_reused_row_is_its_whole_value():
 
 
 @pytest.mark.parametrize("labels", [LABELS, LABELS[:2]], ids=["one flow per row", "shared rows"])
-def test_returning_connection_is_not_ranked_by_its_old_value(labels):
+def test_returning_connection_has_no_increase_until_the_next_snapshot(labels):
     core = Core(one_view(labels=labels, families=FAMILIES[:2]))
     core.message(many_flows(20, total=(1_000, 1_000, 1_000, 1_000)), 0)
     core.expire(TIMEOUT_S)
@@ -153,7 +153,7 @@ def test_returning_connection_is_not_ranked_by_its_old_value(labels):
     assert {rank for rank, *_ in core.top(BYTE_FAMILY, 99, since=snapshot)} == {2}
 
 
-def test_top_can_be_filtered_by_a_part_of_a_label():
+def test_top_can_be_filtered_by_a_part_of_a_label_value():
     core = Core()
     core.message(random_flows(1), 0)
     everything = core.top(BYTE_FAMILY, 1_000)
@@ -193,7 +193,7 @@ def test_filter_ignores_the_case_of_any_script(label, part, found):
     assert len(core.top(BYTE_FAMILY, 9, containing=part)) == found
 
 
-def test_filter_can_match_given_label_values():
+def test_filter_matches_rows_with_the_text_or_with_given_label_values():
     core = Core()
     nodes = ['"quoted"', "back\\slash", "é" * 60, "a\nb", "443", "plain"]
     for n, node in enumerate(nodes):
