@@ -166,7 +166,7 @@ def test_documented_costs_agree_with_the_benchmarks(
     assert float(number.replace(",", "")) == pytest.approx(measured, rel=0.2)
 
 
-def test_documented_saving_without_compression_matches_the_table() -> None:
+def test_documented_cpu_time_saved_without_compression_matches_the_table() -> None:
     text = (ROOT / "docs" / "scaling.md").read_text()
     (plain,) = re.findall(r"skyfast, uncompressed \| (\S+) s \| (\S+) s", text)
     (compressed,) = re.findall(r"`web.gzip: direct`\) \| (\S+) s \| (\S+) s", text)

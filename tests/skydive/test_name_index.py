@@ -331,7 +331,7 @@ def test_a_partial_resolution_only_adds_names_of_unknown_keys(index):
     assert index.addresses["10.0.0.9"] == names_of("new")
 
 
-def test_a_partial_resolution_is_bounded(index, monkeypatch):
+def test_number_of_names_from_partial_resolutions_is_bounded(index, monkeypatch):
     monkeypatch.setattr(name_index, "MAX_NAMES", 2)
     update(index, addresses={"10.0.0.1": "a"})
     part = resolution(addresses={"10.0.0.2": "b", "10.0.0.3": "c"})

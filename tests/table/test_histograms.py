@@ -185,7 +185,7 @@ def test_all_histograms_of_first_values_must_read_the_same_field():
         Core(spec_of(RTT, other))
 
 
-def test_histogram_of_ages_must_read_one_field():
+def test_histogram_of_ages_must_read_exactly_one_field():
     two = Family(**{**vars(DURATION), "backward": ("Last",)})
     with pytest.raises(ValueError, match="too many fields"):
         Core(spec_of(two))

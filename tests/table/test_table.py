@@ -294,7 +294,7 @@ def test_expire_forgets_at_most_max_rows_dormant_flows():
     assert core.dormant_flows == 0
 
 
-def test_only_rows_without_reports_expire():
+def test_rows_expire_only_if_their_flows_are_not_reported():
     core = Core()
     core.message(many_flows(20), 0)
     for second in range(1, 400):
