@@ -51,7 +51,7 @@ def test_option_json_requires_option_version() -> None:
     assert run("--json").stderr == "skyfast: --json requires --version (see skyfast --help)\n"
 
 
-def test_help_fits_a_screen_and_names_every_option() -> None:
+def test_help_fits_a_screen_and_lists_every_option() -> None:
     result = run("--help", COLUMNS="80")
     assert result.returncode == 0
     lines = result.stdout.splitlines()
@@ -169,7 +169,7 @@ def test_check_prints_the_cost_of_a_connection() -> None:
     ]
 
 
-def test_the_default_analyzer_is_named_only_if_none_is_configured() -> None:
+def test_default_analyzer_is_mentioned_only_if_no_analyzer_is_configured() -> None:
     default = "No analyzers are configured: skyfast subscribes to 127.0.0.1:8082."
     assert default in comments("host_id: a\n")
     assert default not in comments("analyzers: [127.0.0.1:8082]\n")
@@ -312,7 +312,7 @@ def test_unknown_option_without_a_similar_name_gets_no_hint() -> None:
     assert run("--xyz").stderr == "skyfast: unrecognized arguments: --xyz (see skyfast --help)\n"
 
 
-def test_file_can_be_given_as_an_option(file: Path) -> None:
+def test_configuration_file_can_be_given_as_an_option(file: Path) -> None:
     assert "9123" in run("--check", f"--config.file={file}").stdout
     assert "9123" in run("--check", "--config.file", "-", stdin=file.read_text()).stdout
 
@@ -583,7 +583,7 @@ def test_usual_configurations_cause_no_warnings(name: str) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "stdin", "expected"), ERRORS.values(), ids=ERRORS)
-def test_errors_take_one_line(arguments: list[str], stdin: str, expected: str) -> None:
+def test_each_error_is_printed_on_one_line(arguments: list[str], stdin: str, expected: str) -> None:
     result = run(*arguments, stdin=stdin)
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
@@ -638,7 +638,7 @@ def test_invalid_shard_is_rejected_in_one_line() -> None:
     assert "--shard: '3/3' is not I/N" in result.stderr
 
 
-def test_demo_has_labels_for_names_unless_a_file_is_given(tmp_path: Path) -> None:
+def test_demo_has_labels_for_names_unless_a_configuration_file_is_given(tmp_path: Path) -> None:
     done = run("--demo", "--check", "--strict")
     assert (done.returncode, done.stderr) == (0, "")
     assert "- initiator_name\n" in done.stdout

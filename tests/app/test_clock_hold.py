@@ -87,7 +87,7 @@ def test_clock_is_held_until_all_connections_are_reported_again(
     ]
 
 
-def test_hold_is_bounded_if_all_captures_have_ended(running: Running) -> None:
+def test_clock_is_held_for_a_limited_time_if_all_captures_have_ended(running: Running) -> None:
     running.deliver()
     assert running.pass_time(600) == pytest.approx(600 - INCIDENT_UPDATES * UPDATE_S)
 

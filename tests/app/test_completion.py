@@ -27,7 +27,7 @@ COMPLETE = {
         complete -C (string join " " -- $argv[2..])
     """,
 }
-"""Scripts that print the candidates for the last argument."""
+"""For each shell, a script that prints the candidates for the last argument."""
 
 needs_shell = pytest.mark.parametrize(
     "shell",
@@ -44,7 +44,7 @@ needs_shell = pytest.mark.parametrize(
 
 
 @pytest.mark.parametrize("shell", cli.SHELLS)
-def test_completion_is_current(shell: str) -> None:
+def test_completion_files_are_up_to_date(shell: str) -> None:
     """If this test fails, run ``make completion``."""
     result = run("--print-completion", shell)
     assert result.returncode == 0

@@ -77,7 +77,7 @@ def test_dry_run_counts_bytes_that_are_not_exported():
     assert [one.bytes for one in without.bounds] == [one.bytes for one in with_bytes.bounds]
 
 
-def test_dry_run_selects_the_flows_of_a_capture(tmp_path):
+def test_dry_run_counts_only_flows_of_the_configured_capture(tmp_path):
     path = tmp_path / "bug.jsonl"
     flows = [
         {**make_flow("1"), "CaptureID": "x"},
@@ -132,7 +132,7 @@ def test_check_prints_the_forecast():
     done = run("--check", "--replay", RECORDINGS / "one-analyzer.jsonl")
     assert (done.returncode, done.stderr) == (0, "")
     *_, blank, summary, head, whole, a, b, c, d, proposal = done.stdout.splitlines()
-    # The blank line separates the forecast from the cost, and another one precedes the cost.
+    # This blank line precedes the forecast. The other blank line precedes the cost.
     assert blank == ""
     assert done.stdout.count("\n\n") == 2
     assert summary.startswith("# Recording ")

@@ -55,7 +55,7 @@ REPLAYS = {
 PARTS = 3
 PART_PATHS = [f"/metrics/flows?part={part}/{PARTS}" for part in range(PARTS)]
 WITH_START_TIMESTAMPS = "standard"
-"""The replay with start timestamps in OpenMetrics 1.0."""
+"""The name of the replay whose pages in OpenMetrics 1.0 have start timestamps."""
 CONNECTIONS = {"one-analyzer": 831, "two-analyzers": 530}
 
 # Metrics whose names break the conventions: counters without _total, and a metric whose unit is not
@@ -258,7 +258,7 @@ def check_golden(golden, families, full_page):
 
 
 def families_of(page, declared):
-    """Return the metadata and the sorted samples of each family."""
+    """Return pairs for the families on a page: the HELP and TYPE lines, and the sorted samples."""
     heads = [line for line in page.decode().splitlines() if line.startswith("#")]
     return [
         (heads[2 * n : 2 * n + 2], sorted(samples))
@@ -266,7 +266,7 @@ def families_of(page, declared):
     ]
 
 
-def test_parts_match_the_model_and_the_golden_file(replayed):
+def test_parts_of_the_page_match_the_model_and_the_golden_file(replayed):
     name, result = replayed
     families = result.model.families
     for part, page in enumerate(result.flow_parts):
@@ -285,7 +285,7 @@ def test_parts_match_the_model_and_the_golden_file(replayed):
         check_golden(GOLDEN / "part.txt", families_of(result.flow_parts[1], families), full_page)
 
 
-def test_parsers_read_the_parts(replayed):
+def test_parsers_read_the_parts_of_a_page(replayed):
     _, result = replayed
     names = sample_names(result.model.families)
     expected = {
@@ -457,7 +457,7 @@ def test_self_metrics_account_for_every_report(replayed):
 
 
 def split(result):
-    """Return the runs of lines of one kind, as pairs of the kind, such as "flows", and the text."""
+    """Split a page where the kind of its lines changes; return pairs of kind and text."""
     families = result.model.families
     flows = {family.name for family in families} | sample_names(families)
     interfaces = {family.name for family in result.interface_families}
@@ -475,6 +475,6 @@ def split(result):
 
 
 def series(name, labels):
-    """Return a series in the notation of the page."""
+    """Return a series as the page shows it: its name, and its labels in braces."""
     pairs = ",".join(f'{label}="{escape(value)}"' for label, value in labels.items())
     return f"{name}{{{pairs}}}"

@@ -106,8 +106,8 @@ def test_info_series_can_be_enabled_without_losing_connections(shared: Shared) -
     assert third.table is first.table
     assert third.source.interface_info is None
     assert shared.stats.topology.names is None
-    # With the third configuration, skyfast polled no names, so the names from the second one may be
-    # outdated. The fourth configuration does not use them.
+    # With the third configuration, skyfast polled no names, so the names from the second
+    # configuration may be outdated. The fourth configuration does not use these old names.
     fourth = pipeline.build(described(), third, shared)
     assert fourth.names.nodes == {}
     assert not fourth.names.ready.is_set()
@@ -220,7 +220,7 @@ async def test_info_series_of_a_view_outlive_the_connections() -> None:
             assert len(await rows(app, "nodes_bytes_total{")) == 2
 
 
-async def test_flows_move_in_slices_when_their_names_become_known(
+async def test_flows_move_in_small_steps_when_their_names_become_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", 0.05)

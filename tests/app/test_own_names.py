@@ -105,8 +105,8 @@ async def test_flows_get_new_names_when_the_file_changes(
             await until_rows(app, dict.fromkeys(rows_of("ber", "ber", "ber"), "300"))
             table = app._parts.table
             created = table.created_total
-            # Only one flow moves to another connection. Its bytes so far stay in the old
-            # connection.
+            # Only one flow moves to another connection. The bytes that were counted before stay in
+            # the old connection.
             replace(file, "10.1.0.0/16,berlin,site=ber\n10.1.0.2,x,site=lab\n")
             first, moved, third = rows_of("ber", "lab", "ber")
             await until_rows(app, {first: "300", moved: "0", third: "300"})
@@ -313,7 +313,7 @@ def test_reload_keeps_names_that_suffice_for_the_new_labels(
             assert found[column.index] == "a"
 
 
-def test_shards_have_the_same_names(file: Path) -> None:
+def test_all_shards_have_the_same_own_names(file: Path) -> None:
     config = configured(labels=LABELS, names_file=str(file))
     shard = sharded(config, Shard(1, 2))
     assert shard.names == config.names

@@ -80,7 +80,7 @@ async def test_start_ends_with_the_url_of_the_status_page() -> None:
         assert "<strong>Demo:</strong>" in page
         names = ["127.0.0.1:28082", "127.0.0.1:28084"]
         assert sorted(re.findall(r'<td class="text" title="(127[\d.:]+)">', page)) == names
-        # The log and the metrics have the same names.
+        # The log and the metrics show the same names of analyzers.
         assert sorted(re.findall(r"analyzer (127\S+): subscribed", "\n".join(skyfast.log))) == names
         metrics = await skyfast.self_metrics()
         assert all(metrics[f'skyfast_up{{analyzer="{name}"}}'] == 1 for name in names)
@@ -241,7 +241,7 @@ async def test_pages_are_served_while_no_analyzer_is_reachable(tmp_path: Path) -
 
 
 @pytest.mark.xdist_group("timing")
-async def test_connections_expire_without_reports(tmp_path: Path) -> None:
+async def test_connections_expire_if_they_are_not_reported(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         analyzer = await stack.enter_async_context(FakeAnalyzer())
         config = write_config(tmp_path, analyzer.url, connection_timeout=2, connection_grace=0)
@@ -276,7 +276,8 @@ async def test_full_table_is_logged(tmp_path: Path) -> None:
             "skipped 3 reports of new connections beyond max_connections (2)"
             " and 1 reports of new flows beyond max_flows (3)"
         )
-        # A full table still accepts reports of existing connections (b), but not of new ones (c).
+        # A full table still accepts reports of existing connections (b), but not of new connections
+        # (c).
         await analyzer.send(message(*(FLOW.format(uuid=uuid, bytes=2) for uuid in "bc")))
         full = 'skyfast_flows_skipped_total{reason="table_full"}'
         await skyfast.until(lambda metrics: metrics[full] == 5)
@@ -286,7 +287,7 @@ async def test_full_table_is_logged(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_connection_with_an_unread_report_survives_a_suspended_process(
+async def test_connection_with_an_unread_report_survives_a_suspension(
     tmp_path: Path,
 ) -> None:
     async with AsyncExitStack() as stack:

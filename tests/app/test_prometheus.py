@@ -118,7 +118,7 @@ async def test_prometheus_reads_openmetrics(tmp_path: Path) -> None:
 PODS = {"known": "10.244.0.1", "late": "10.244.0.2"}
 FIRST_BYTES = {"known": 500, "late": 50_000_000}
 BYTES = {"known": 500, "late": 1000}
-"""The bytes of a pod's first report, and of each later report."""
+"""Bytes of the first report of each pod (`FIRST_BYTES`), and of each later report (`BYTES`)."""
 
 CONNECTION_BYTES = "skydive_network_connection_total_bytes"
 NAMESPACE_BYTES = "namespace_bytes_total"
@@ -179,7 +179,9 @@ async def by_label(server: str, expression: str, label: str) -> dict[str, float]
 
 
 @needs_prometheus
-async def test_name_that_becomes_known_late_causes_no_spike(tmp_path: Path) -> None:
+async def test_name_that_becomes_known_after_the_first_traffic_causes_no_spike(
+    tmp_path: Path,
+) -> None:
     async with FakeAnalyzer() as analyzer:
         nodes = [pod("known")]
         analyzer.graph = {"Nodes": nodes, "Edges": []}
@@ -231,7 +233,7 @@ async def test_name_that_becomes_known_late_causes_no_spike(tmp_path: Path) -> N
 
 
 CART = "8c77788a-ddb5-5c8d-adc4-6b000e504453"
-"""The interface of a pod in the recorded topology."""
+"""The identifier (``node_tid``) of a pod's interface in the recorded topology."""
 
 TARGET_LABELS = ("namespace", "service", "pod", "container", "endpoint")
 """The labels that a ServiceMonitor adds to all series of a target."""

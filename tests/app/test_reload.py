@@ -52,7 +52,7 @@ FAILURE_AT = "skyfast_config_last_reload_failure_timestamp_seconds"
 FAILED = 'skyfast_config_reload_failures_total{reason="configuration"}'
 
 Keys = Mapping[str, object]
-"""The values of a configuration file by the paths of their keys."""
+"""Maps the path of each key in a configuration file to its value."""
 
 
 def text_of(keys: Keys) -> str:
@@ -82,7 +82,7 @@ class Operator:
         self.file.write_text(text_of({k: v for k, v in self.keys.items() if v is not None}))
 
     async def reload(self, changes: Keys | None = None) -> list[str]:
-        """Change some keys, send SIGHUP, and return the log lines until the reload has ended."""
+        """Change some keys, send SIGHUP, and return the lines logged until the reload has ended."""
         if changes is not None:
             self.write(changes)
         logged = len(self.skyfast.log)
@@ -276,7 +276,7 @@ async def test_reload_lists_the_changed_keys(tmp_path: Path) -> None:
         assert shown == [f'skyfast_config_last_reload_changed{{key="{key}"}}' for key in changed]
 
         operator.file.write_text("pipeline: {nothing: 1}\nloggings: {}")
-        log = await operator.reload()  # a failed reload does not change the list
+        log = await operator.reload()  # a failed reload does not change the list of keys
         assert any("loggings is ignored; did you mean logging?" in line for line in problems(log))
         assert json.loads(await skyfast.get("/api/status"))["reload"]["changed"] == changed
         logged = len(skyfast.log)
@@ -285,7 +285,7 @@ async def test_reload_lists_the_changed_keys(tmp_path: Path) -> None:
         assert json.loads(await skyfast.get("/api/status"))["reload"]["changed"] == []
 
 
-async def test_invalid_web_configuration_has_its_own_reason(tmp_path: Path) -> None:
+async def test_invalid_web_configuration_is_the_reason_of_a_failed_reload(tmp_path: Path) -> None:
     web = tmp_path / "web.yml"
     web.write_text("")
     file = tmp_path / "a.yml"
@@ -299,7 +299,9 @@ async def test_invalid_web_configuration_has_its_own_reason(tmp_path: Path) -> N
         assert str(web) in last_error["text"]
 
 
-async def test_unhandled_exception_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unhandled_exception_fails_the_reload_and_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def load() -> Config:
         raise ZeroDivisionError
 
@@ -312,7 +314,7 @@ async def test_unhandled_exception_changes_nothing(caplog: pytest.LogCaptureFixt
 
 @asynccontextmanager
 async def spawned(argument: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run skyfast without waiting until it serves; stop it with SIGTERM."""
+    """Yield a skyfast process that may not serve yet; stop it with SIGTERM after the block."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "skyfast", argument),
         stdin=asyncio.subprocess.PIPE,
@@ -332,7 +334,7 @@ async def spawned(argument: str) -> AsyncIterator[asyncio.subprocess.Process]:
 
 
 async def outcome(process: asyncio.subprocess.Process) -> str:
-    """Wait for the log line with the result of a reload."""
+    """Wait for the log line with the result of a reload, and return the line."""
     assert process.stderr is not None
     async with asyncio.timeout(WAIT_S):
         while not outcomes([line := (await process.stderr.readline()).decode()]):
@@ -340,7 +342,7 @@ async def outcome(process: asyncio.subprocess.Process) -> str:
     return line
 
 
-async def test_standard_input_is_not_read_again(analyzer: FakeAnalyzer) -> None:
+async def test_reload_cannot_read_standard_input_again(analyzer: FakeAnalyzer) -> None:
     async with spawned("-") as process:
         assert process.stdin is not None
         process.stdin.write(text_of(subscribing(analyzer)).encode())
@@ -384,8 +386,8 @@ async def test_changed_rules_keep_the_counters(tmp_path: Path, analyzer: FakeAna
         assert metrics['skyfast_flows_filtered_total{rule="dns"}'] == 2
         assert metrics['skyfast_flows_filtered_total{rule="ntp"}'] == 1
 
-        # Removed rules leave the page. New rules can use fields that were not decoded before the
-        # reload.
+        # The page no longer shows the counters of removed rules. New rules can use fields that were
+        # not decoded before the reload.
         keep = {"name": "big", "Metric.ABPackets": "10-99", "CaptureID": ""}
         await operator.reload({"pipeline.filter.drop": None, "pipeline.filter.keep": [keep]})
         await operator.report(analyzer, flow("4"), flow("5", Metric={"ABPackets": 10}))
@@ -481,7 +483,7 @@ async def test_new_timeouts_apply_from_the_next_report(
         assert metrics["skyfast_connections_expired_total"] == 2
 
 
-async def test_lost_report_is_counted_with_the_next_report(
+async def test_bytes_of_a_lost_report_are_counted_with_the_next_report(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     times = {f"{STORE}.connection_timeout": 1, f"{STORE}.connection_grace": 0}
@@ -539,7 +541,7 @@ async def test_flows_excluded_before_a_reload_are_not_counted_as_new(
     assert (table.horizon_s > 0.0) == moves_horizon
 
 
-async def test_new_table_knows_the_update_interval_but_has_no_horizon() -> None:
+async def test_new_table_after_a_reload_has_the_update_interval_but_no_horizon() -> None:
     app = App(make_config(), load=lambda: make_config(labels=["target_ip"]))
     app._parts.table.begin(0.0)
     app.stats.flow_update_s = 10.0
@@ -549,7 +551,7 @@ async def test_new_table_knows_the_update_interval_but_has_no_horizon() -> None:
     assert table.flow_update_s == 10.0
 
 
-async def test_log_level_changes(tmp_path: Path) -> None:
+async def test_log_level_changes_at_a_reload(tmp_path: Path) -> None:
     async with operated(
         tmp_path, {"pipeline.subscriber.url": UNREACHABLE}, quiet=False
     ) as operator:
@@ -991,7 +993,7 @@ async def test_changed_bounds_keep_the_table_if_its_counters_stay_the_same(
     assert is_new == (changes.get("min_packets") == 0)
 
 
-async def test_bounds_that_need_other_counters_start_a_new_table(
+async def test_bounds_that_change_the_required_counters_start_a_new_table(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert await has_new_table({"metrics": ["rtt"]}, {"min_bytes": 7})
@@ -1282,8 +1284,8 @@ async def test_new_table_with_name_labels_waits_for_the_topology(
         reloading = asyncio.create_task(operator.reload({f"{STORE}.labels": NAME_LABELS}))
         await eventually(lambda: len(analyzer.topology_requests) > requests + 2)
         assert await operator.flows() == page
-        # Change the response only after the last query of a round. If it changed within a round,
-        # some queries would succeed, and names could be resolved without the interfaces.
+        # Change the response only after the last query of a round. If the response changed within a
+        # round, some queries would succeed, and names could be resolved without the interfaces.
         await eventually(lambda: KUBERNETES_EDGES.gremlin in analyzer.queries)
         analyzer.topology = topology("eth0")
         await reloading
@@ -1315,7 +1317,7 @@ async def test_wait_for_the_topology_is_bounded(
 # Timing of reloads ---------------------------------------------------------------------------
 
 
-async def test_reload_before_the_first_subscription(
+async def test_reload_before_the_first_subscription_takes_effect(
     analyzer: FakeAnalyzer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "NAMES_WAIT_S", 0.5)
@@ -1426,7 +1428,7 @@ async def test_reloads_leak_neither_memory_nor_files(
         assert growth < 4e6
 
 
-async def test_demo_can_reload(tmp_path: Path) -> None:
+async def test_demo_can_reload_its_configuration(tmp_path: Path) -> None:
     async with demo() as skyfast:
         await skyfast.until(lambda metrics: metrics["skyfast_connections"] > 0)
         before = await skyfast.self_metrics()

@@ -113,7 +113,7 @@ def written_files(pid: int) -> list[str]:
 
 
 def status(pid: int) -> dict[str, str]:
-    """Return the fields of ``/proc/PID/status`` by name."""
+    """Map the name of each field in ``/proc/PID/status`` to its value, as text."""
     text = Path(f"/proc/{pid}/status").read_text()
     return dict(line.split(":\t", 1) for line in text.splitlines())
 
@@ -197,12 +197,12 @@ async def test_debug_variable_allows_core_dumps_and_debuggers(
 
 
 @pytest.mark.parametrize(("text", "is_allowed"), [("", False), ("0", False), ("1", True)])
-def test_debug_variable_is_off_unless_it_is_1(text: str, is_allowed: bool) -> None:
+def test_debug_variable_has_an_effect_only_if_it_is_1(text: str, is_allowed: bool) -> None:
     assert memory.is_debug_allowed({memory.DEBUG_VARIABLE: text}) is is_allowed
     assert not memory.is_debug_allowed({})
 
 
-def test_other_values_of_the_debug_variable_are_errors() -> None:
+def test_debug_variable_must_be_0_or_1() -> None:
     result = run("--demo", "--check", SKYFAST_DEBUG="yes")
     assert (result.returncode, result.stderr) == (
         2,

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 HOUR_S = 3_600
 STEP_S, REPORT_S = 15, 60
 TICK_S = 5
-"""The clock would treat a longer step as a pause."""
+"""The clock advances by this time at once. The clock would treat a longer time as a pause."""
 START_S = 1_700_000_000
 STEP_REAL_S = 0.5
 """The real duration of a step."""
@@ -36,7 +36,7 @@ INTERVAL_S = 3
 """The interval and the timeout of scrapes, in real time. A busy machine needs a long timeout."""
 NEW_CONVERSATIONS = 400
 WARM_STEPS = 5
-"""Steps until there are always more connections than `DIRECT_CONNECTIONS`."""
+"""Number of steps until there are always more connections than `DIRECT_CONNECTIONS`."""
 CURL_STEPS = 10
 """Number of steps between two pages for curl."""
 CURL = shutil.which("curl")
@@ -69,7 +69,7 @@ FORMATS = {
 
 
 class Network:
-    """The virtual time, and the messages of the analyzer."""
+    """The virtual clock, and the simulated flows that the analyzer reports."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

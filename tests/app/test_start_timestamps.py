@@ -28,12 +28,12 @@ PROTOCOLS = {
     "openmetrics 1": "OpenMetricsText1.0.0",
     "openmetrics 2": "OpenMetricsText2.0.0",
 }
-"""The format of each scrape job."""
+"""Maps the name of each scrape job to the format that the job requests."""
 
 FEATURES = "--enable-feature=created-timestamp-zero-ingestion,openmetrics2"
 TIMEOUT_S = 3
 SHORT, RETURNING = 1, 2
-"""The initiator's ports of two connections."""
+"""The initiator's ports of the connection with one sample and the connection that returns."""
 
 
 def report(port: int, total: int, *, start_ms: int, update: int, update_ms: int) -> dict[str, Any]:
@@ -60,7 +60,8 @@ def job(name: str, protocol: str, target: str) -> dict[str, Any]:
 async def test_traffic_before_the_first_scrape_is_part_of_the_increase(tmp_path: Path) -> None:
     """With start timestamps, ``increase`` includes the value of the first sample of a series.
 
-    One connection has only one sample. The other one expires, and later continues its counter.
+    One connection has only one sample. The other connection expires, and later continues its
+    counter.
     """
     async with FakeAnalyzer() as analyzer, asyncio.timeout(2 * ANSWER_S):
         config = write_config(

@@ -337,7 +337,7 @@ def test_keys_are_case_insensitive(yaml_loader: str) -> None:
     assert meaning(good("upper")) == meaning(good("full"))
 
 
-def test_keys_can_be_paths() -> None:
+def test_key_can_be_a_path_with_dots() -> None:
     text = "pipeline.store.prom_sky_con: {port: 1}\npipeline: {Store.Type: prom_sky_con}\n"
     assert parse(text).web.port == 1
 
@@ -596,7 +596,7 @@ def test_settings_in_the_url_of_one_analyzer_apply_to_all_analyzers(
     assert urls(result) == tuple(f"wss://u:p@{host}/x" for host in hosts.split())
 
 
-def test_url_outside_the_analyzers_causes_a_warning() -> None:
+def test_url_that_is_not_one_of_the_analyzers_causes_a_warning() -> None:
     text = "analyzers: [a, b]\npipeline.subscriber.url: ws://u:hunter2@c:8082\n"
     assert parse(text).notes == (
         model.Note(
@@ -848,7 +848,7 @@ def test_error_for_a_size_with_a_unit_suggests_bytes(text: str, number: str) -> 
 
 
 @pytest.mark.parametrize("text", ["100 k B", "kB", "1ib", "1e3B", "-1kB", "1 bit"])
-def test_other_texts_after_a_number_are_rejected_without_a_hint(text: str) -> None:
+def test_text_after_a_number_is_rejected_without_a_hint_unless_it_is_a_unit(text: str) -> None:
     assert " is not an integer from 0 to " in error(store(min_bytes=text))
 
 
@@ -994,7 +994,7 @@ SETTABLE = [key for key in SCHEMA.values() if key.env]
 
 
 @pytest.mark.parametrize("key", SETTABLE, ids=lambda key: key.env)
-def test_environment_sets_every_key(key: schema.Key[Any]) -> None:
+def test_every_key_can_be_set_in_the_environment(key: schema.Key[Any]) -> None:
     # A client certificate and its key require each other.
     other = {"tls.client_cert": "tls.client_key", "tls.client_key": "tls.client_cert"}
     beside = {other[key.path]: PEM} if key.path in other else {}
@@ -1104,7 +1104,7 @@ def test_client_certificate_in_the_environment_requires_a_key() -> None:
 
 
 @pytest.mark.parametrize("name", ["go", "full", "upper", "skydive", "aliases", "nulls"])
-def test_dump_can_be_loaded(name: str) -> None:
+def test_dumped_configuration_can_be_loaded(name: str) -> None:
     first = good(name)
     second = parse(loader.dump(first))
     assert second.notes == ()
@@ -1116,7 +1116,7 @@ def test_dump_can_be_loaded(name: str) -> None:
     assert meaning(second) == meaning(hidden)
 
 
-def test_histograms_are_dumped() -> None:
+def test_dumped_configuration_contains_histograms() -> None:
     entry = {"name": "rtt", "type": "histogram", "buckets": [1e-05, 0.005, 1, 1000000, 1e300]}
     view = {"prefix": "a", "labels": ["tag"], "metrics": ["bytes", entry]}
     first = parse(yaml.safe_dump({"pipeline": {"store": {"prom_sky_con": {"views": [view]}}}}))
@@ -1127,7 +1127,7 @@ def test_histograms_are_dumped() -> None:
     assert meaning(parse(loader.dump(first))) == meaning(first)
 
 
-def test_dump_has_the_structure_and_order_of_the_file() -> None:
+def test_dumped_configuration_has_the_structure_and_order_of_the_file() -> None:
     tree = yaml.safe_load(loader.dump(good("go")))
     assert list(tree) == [
         "host_id",
@@ -1212,7 +1212,7 @@ EXAMPLES = {
     for section in generate.described("configuration.yml")["sections"]
     for path, key in section["keys"].items()
 }
-"""The documented example of each key."""
+"""Maps the path of each key to its documented example, as text."""
 
 
 def chosen_labels(text: str) -> tuple[LabelSpec, ...]:
@@ -1456,7 +1456,7 @@ RULES = st.lists(
 
 @st.composite
 def selections(draw: st.DrawFn) -> dict[str, Any]:
-    """Generate files with labels, metrics, views and rules, many of them valid."""
+    """Generate files with labels, metrics, views and rules. Many of the files are valid."""
     chosen = draw(st.fixed_dictionaries({}, optional=SELECTIONS))
     chosen |= draw(
         st.fixed_dictionaries(

@@ -63,7 +63,7 @@ def test_every_invalid_name_is_reported() -> None:
     assert len(caught.value.problems) == 2
 
 
-def test_labels_determine_the_keys_of_names() -> None:
+def test_labels_determine_which_keys_of_own_names_are_used() -> None:
     config = make_config(
         labels=["initiator_network", SITE],
         views=[

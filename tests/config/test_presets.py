@@ -28,11 +28,11 @@ def metrics_of(view: ViewSpec) -> str:
     return " ".join(family.name for family in families(view, naming="standard"))
 
 
-def test_compatible_preset_is_the_default() -> None:
+def test_preset_compatible_is_the_default() -> None:
     assert parse(preset="compatible").export == loader.parse("", {}, source="x.yml").export
 
 
-def test_services_preset_exports_names_and_the_target_port() -> None:
+def test_preset_services_exports_names_and_the_target_port() -> None:
     export = parse(preset="services").export
     assert labels_of(export.main) == "initiator_name target_name target_port protocol direction"
     assert metrics_of(export.main) == (
@@ -45,7 +45,7 @@ def test_services_preset_exports_names_and_the_target_port() -> None:
     assert export.deduplicate == "first"
 
 
-def test_hosts_preset_exports_both_hosts() -> None:
+def test_preset_hosts_exports_the_hosts_of_both_ends() -> None:
     export = parse(preset="hosts").export
     assert labels_of(export.main) == "initiator_host target_host protocol direction"
     assert metrics_of(export.main) == (
@@ -65,7 +65,7 @@ def test_hosts_preset_exports_both_hosts() -> None:
     ],
 )
 @pytest.mark.parametrize("preset", ["services", "hosts"])
-def test_given_key_replaces_the_whole_value_of_the_preset(
+def test_configured_key_replaces_the_whole_value_of_the_preset(
     preset: str, key: str, value: object
 ) -> None:
     result = parse(preset=preset, **{key: value})

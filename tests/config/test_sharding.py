@@ -288,7 +288,7 @@ NAMES = ["initiator_name", "target_host", "target_container", "node_name"]
 
 
 @pytest.mark.parametrize("names", [[], NAMES], ids=["default", "names"])
-async def test_two_live_shards_partition_the_page(tmp_path, names):
+async def test_pages_of_two_running_shards_partition_the_whole_page(tmp_path, names):
     (recording,) = ONE
     messages = (RECORDINGS / recording).read_text().splitlines()
     flows = sum(

@@ -88,7 +88,7 @@ def values_file(directory: Path, values: dict[str, Any]) -> str:
 
 
 def render(*options: str, release: str = "skyfast") -> Objects:
-    """Return the objects of the chart by kind."""
+    """Render the chart, and map the kind of each object to the object."""
     text = tools.output("helm", "template", release, CHART, *options)
     documents = [document for document in yaml.safe_load_all(text) if document]
     objects = {document["kind"]: document for document in documents}

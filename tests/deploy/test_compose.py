@@ -34,7 +34,7 @@ VIEWS = DEPLOY / "grafana" / "views.yml"
 
 
 def mounts(service: str) -> dict[str, Path]:
-    """Return the mounted files and directories by their paths in the container."""
+    """Map paths in the container to the local files and directories that are mounted there."""
     found = {}
     for volume in SERVICES[service]["volumes"]:
         source, target, mode = volume.split(":")
@@ -44,7 +44,7 @@ def mounts(service: str) -> dict[str, Path]:
 
 
 def in_container(service: str, path: str) -> Path:
-    """Return the local path of a mounted file."""
+    """Return the local path of the file that is mounted at ``path`` in the container."""
     (mounted,) = [
         source / Path(path).relative_to(target)
         for target, source in mounts(service).items()

@@ -142,7 +142,7 @@ def test_panels_are_distinct_and_do_not_overlap() -> None:
 
 
 def test_rows_that_read_every_connection_are_collapsed() -> None:
-    """Range queries over all connections are slow. Of the open rows, only one may have them."""
+    """Range queries over all connections are slow, so only one open row may have such queries."""
     connection = re.compile(r"skydive_(network_)?connection_")
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):
@@ -315,7 +315,7 @@ def substituted(expression: str, values: dict[str, str]) -> str:
 
 
 async def choices(server: str, name: str, values: dict[str, str]) -> dict[str, str]:
-    """Return the values that Grafana computes for a variable, by displayed text."""
+    """Map the displayed text of each choice of a variable to the value that Grafana uses."""
     expression = substituted(variable_query(name), values)
     if call := re.fullmatch(r"label_values\((.*), (\w+)\)", expression):
         samples = await query(server, f"group by ({call[2]}) ({call[1]})")

@@ -144,7 +144,7 @@ def test_recording_drop_in_adds_only_the_recording(tmp_path: Path) -> None:
     assert re.fullmatch(rf"/var/lib/{directory}/\d{{10}}\.jsonl\.gz", path)
 
 
-def test_configuration_drop_in_sets_existing_variables() -> None:
+def test_configuration_drop_in_sets_variables_that_skyfast_reads() -> None:
     drop_in, _ = DROP_IN.findall(INSTRUCTIONS)
     variables = re.findall(r"(?m)^Environment=(SKYDIVE_\w+)=", drop_in)
     assert variables
@@ -201,7 +201,7 @@ def test_skyfast_runs_with_memory_deny_write_execute() -> None:
 
     def deny() -> None:
         if libc.prctl(PR_SET_MDWE, 1, 0, 0, 0):
-            os._exit(77)  # kernels before 6.3 do not support this
+            os._exit(77)  # kernels before 6.3 do not support PR_SET_MDWE
 
     with subprocess.Popen(
         [sys.executable, "-m", "skyfast", "--demo"],
@@ -472,7 +472,7 @@ def test_image_contains_the_locked_versions(image: Build) -> None:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("image")
-def test_image_contains_its_commit(image: Build) -> None:
+def test_image_contains_the_commit_of_its_source(image: Build) -> None:
     (packages,) = (image.root / "opt" / "skyfast" / "lib").glob("python*/site-packages")
     build = json.loads((packages / "skyfast" / "data" / "build.json").read_text())
     assert build["commit"] == COMMIT

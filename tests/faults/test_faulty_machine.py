@@ -28,7 +28,7 @@ PAUSE_S = 9.0
 """A pause that is longer than ``TIMEOUT_S``. The clock of skyfast stops during the pause."""
 HOUR_S = 3600
 FEW = 3
-"""A limit of file descriptors. Every skyfast process has more open descriptors than this."""
+"""A limit of file descriptors. Every skyfast process has more open descriptors than this limit."""
 
 SHORT = {"prom_sky_con": {"connection_timeout": TIMEOUT_S, "connection_grace": 0}}
 
@@ -247,7 +247,7 @@ async def test_http_clients_use_all_descriptors(directory: Path) -> None:
 async def test_no_descriptor_is_left_for_a_subscription(directory: Path) -> None:
     async with start_trial(directory) as trial:
         limits = resource.prlimit(trial.pid, resource.RLIMIT_NOFILE)
-        # The limit leaves open descriptors unchanged, and prevents new ones.
+        # The limit does not close open descriptors, but prevents new descriptors.
         resource.prlimit(trial.pid, resource.RLIMIT_NOFILE, (FEW, limits[1]))
         await trial.subscriber.close()
         await trial.wait_for_log("too many open files")

@@ -52,7 +52,7 @@ RECOVERY_S = 25.0
 """Maximum time to recover. The longest delay between attempts to subscribe is 10 s."""
 POLL_S = 0.2
 STATISTICS_S = 0.5
-"""Interval between statistics, shorter than Skydive's 10 s, so that silence shows sooner."""
+"""Interval between statistics, shorter than Skydive's 10 s, so that silence is detected sooner."""
 STATISTICS = '{"Namespace":"stats","Type":"stats","Obj":{"CaptureID":"capture","FlowCount":1}}'
 MEMORY_BYTES = KEPT_BYTES
 """Allowed growth of resident memory: the heap that skyfast does not return to the system."""
@@ -68,7 +68,7 @@ COUNTED = (
     "skyfast_scrapes_rejected_total",
     "skyfast_http_connections_rejected_total",
 )
-"""All counters of errors."""
+"""The names of all metrics that count errors."""
 
 Reason = tuple[str, str]
 """A counter in `COUNTED`, and the value of its label ``reason`` or an empty string."""
@@ -84,7 +84,7 @@ _start_slots = asyncio.Semaphore(2)
 
 
 class _Some:
-    """Equals every count but 0."""
+    """Equals every number except 0."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, int) and other > 0
@@ -231,7 +231,7 @@ class Trial:
         return 200
 
     async def totals_on_page(self) -> dict[tuple[str, str], int]:
-        """Return the bytes by initiator and by the first letter of the direction."""
+        """Map pairs of the initiator and the first letter of the direction to bytes."""
         page = (await self.skyfast.get("/metrics/flows")).decode()
         return {(a, direction): int(value) for a, direction, value in SERIES.findall(page)}
 
@@ -281,7 +281,7 @@ class Trial:
         return name + "{" + ",".join(f'{k}="{v}"' for k, v in pairs.items()) + "}"
 
     async def counts(self) -> Counter[Reason]:
-        """Return the counters of errors, summed over all analyzers."""
+        """Map the metric and reason of each error counter to the sum over all analyzers."""
         counts: Counter[Reason] = Counter()
         for series, value in (await self.skyfast.self_metrics()).items():
             name, _, labels = series.partition("{")
@@ -323,7 +323,7 @@ class Trial:
         """Return the kind of each file descriptor: socket, file, and so on."""
         kinds = []
         for descriptor in (self._proc / "fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # already closed
+            with contextlib.suppress(FileNotFoundError):  # the descriptor is already closed
                 link = str(descriptor.readlink())
                 kinds.append("file" if link.startswith("/") else link.partition(":[")[0])
         return kinds
@@ -332,7 +332,7 @@ class Trial:
         pages = int((self._proc / "statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
-    # Before and after
+    # State before and after the fault
 
     async def begin(self, flows: int) -> None:
         """Wait until skyfast's resources stop growing, and store its footprint and counters."""

@@ -52,7 +52,7 @@ EVERY_METRIC = [metric.name for metric in METRICS]
 
 
 class Names(dict[str, tuple[str, ...]]):
-    """Names of addresses or capture points. Unknown keys have empty names."""
+    """Names of addresses or capture points. All names of an unknown key are empty."""
 
     def __init__(self, count: int, **known: tuple[str, ...]) -> None:
         super().__init__(known)
@@ -321,7 +321,7 @@ def test_protocol_of_flows_without_transport_is_the_last_layer(
     assert label_column.rewrite[decoded({"UUID": "1", **parts}, plan)] == protocol
 
 
-def test_layers_path_is_decoded_only_with_include_other() -> None:
+def test_layers_path_is_decoded_only_if_include_other_is_set() -> None:
     for settings, decodes in (({}, False), ({"include_icmp": True}, False), (OTHER, True)):
         assert ("LayersPath" in flow_types(plan_of(**settings)).Update.__struct_fields__) is decodes
 
@@ -374,7 +374,9 @@ ENDPOINTS = ("initiator_ip", "target_ip", "initiator_port", "target_port")
 
 
 @pytest.mark.parametrize("missing", ENDPOINTS)
-def test_view_identifies_connections_only_by_complete_unchanged_endpoints(missing: str) -> None:
+def test_view_identifies_connections_only_by_unchanged_addresses_and_ports_of_both_ends(
+    missing: str,
+) -> None:
     assert plan_of(labels=list(ENDPOINTS)).views[0].identifies_connection
     rest = [name for name in ENDPOINTS if name != missing]
     assert not plan_of(labels=rest).views[0].identifies_connection
@@ -415,7 +417,7 @@ def test_standard_naming_shows_times_in_seconds() -> None:
         assert (start.decimals, last.decimals) == (3, 3)
 
 
-def test_views_have_standard_names_in_either_naming() -> None:
+def test_metrics_of_views_have_standard_names_even_with_compatible_naming() -> None:
     views = [{"prefix": "lab", "labels": ["protocol"], "metrics": EVERY_METRIC}]
     names = [
         [family.name for family in plan_of(views=views, naming=naming).views[1].families]
@@ -443,7 +445,7 @@ def test_flows_metric_counts_flows() -> None:
     assert metric("flows").values == metric("flows", direction="sum").values == (FlowCount(),)
 
 
-def test_new_flows_have_one_value_for_both_directions() -> None:
+def test_metric_new_flows_has_one_value_for_both_directions() -> None:
     for direction in ("split", "sum"):
         assert metric("new_flows", direction=direction).values == (NewFlows(),)
         plan = plan_of(metrics=["new_flows"], views=[], direction=direction)
@@ -575,7 +577,7 @@ def test_custom_counter_can_be_the_sum_of_two_fields() -> None:
 # Other parts of the plan
 
 
-def test_plan_contains_overflow_label_and_conversation_fields() -> None:
+def test_plan_contains_the_overflow_label_and_the_fields_of_conversations() -> None:
     plan = plan_of(overflow="other", deduplicate="first")
     assert plan.overflow == "other"
     assert plan.conversation is not None
@@ -590,7 +592,7 @@ def test_plan_contains_overflow_label_and_conversation_fields() -> None:
 # Catalog tables
 
 
-def test_paths_of_labels_and_metrics_exist() -> None:
+def test_paths_of_labels_and_metrics_exist_in_flows() -> None:
     for label in LABELS:
         assert label.path == () or label.path in LABEL_FIELDS, label.name
     for known in METRICS:
@@ -706,7 +708,7 @@ def test_table_accepts_the_largest_plan() -> None:
 )
 def test_lookup_key_counts_once_towards_the_limit_of_columns(names: list[Any], keys: int) -> None:
     def accepted(count: int) -> ExportSelection:
-        """Return views that all have the labels ``names``, and together ``count`` other labels."""
+        """Return a selection whose views all have ``names``, and together ``count`` more labels."""
         fields = [{"name": f"field_{i}", "path": "Link.A"} for i in range(count)]
         half = MAX_VIEW_COLUMNS - 10
         views = [
@@ -739,7 +741,7 @@ def test_lookup_key_counts_once_towards_the_limit_of_columns(names: list[Any], k
 
 
 def rules(name: str) -> dict[str, str]:
-    """Return the expressions of recording rules, by the name of the recorded series."""
+    """Map the name of each recorded series to the expression of its recording rule."""
     text = (DEPLOY / "rules" / f"{name}.yml").read_text()
     entries = [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
     by_name = {rule["record"]: rule["expr"] for rule in entries}
@@ -748,7 +750,7 @@ def rules(name: str) -> dict[str, str]:
 
 
 def standard_names() -> dict[str, str]:
-    """Return the standard names by compatible names, for all families that have both."""
+    """Map the compatible name of each family to its standard name."""
     page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
     others = re.findall(r"(?m)^\| `(skydive_\w+)` \| `(?!\1`)(skydive_\w+)` \|", page)
     main = loader.parse(

@@ -99,7 +99,7 @@ PORT = ("Transport", "B")
 APPLICATION = ("Application",)
 
 
-def test_empty_filter_returns_the_same_list() -> None:
+def test_filter_without_rules_returns_the_list_unchanged() -> None:
     harness = FilterHarness(make_filter())
     flows = harness.decode(flow(), flow(Network=None))
     assert harness.flow_filter(flows) is flows
@@ -138,7 +138,7 @@ def test_flow_without_addresses_is_tagged_other() -> None:
     assert classifier(CLUSTER)[decoded] == "other"
 
 
-def test_every_flow_is_tagged_other_without_cluster_networks() -> None:
+def test_every_flow_is_tagged_other_if_no_cluster_network_is_configured() -> None:
     (decoded,) = FilterHarness(make_filter(excluded={"other"})).decode(flow())
     assert classifier([])[decoded] == "other"
 
@@ -340,7 +340,7 @@ def test_flows_that_the_table_skips_are_not_filtered(config: Filter, missing: JS
     assert harness.admit(flow()) == []
 
 
-def test_rules_apply_to_icmp_only_with_include_icmp() -> None:
+def test_rules_apply_to_icmp_only_if_include_icmp_is_set() -> None:
     echo = flow(Transport=None, ICMP={"Type": "ECHO"})
     drop = make_filter(drop=[rule("echo", where(("ICMP", "Type"), "ECHO"))])
     assert FilterHarness(drop, requirements=TRANSPORT).admit(echo) == ["ab"]
@@ -349,7 +349,7 @@ def test_rules_apply_to_icmp_only_with_include_icmp() -> None:
     assert harness.counts == {"echo": 1}
 
 
-def test_rules_apply_to_flows_without_transport_only_with_include_other() -> None:
+def test_rules_apply_to_flows_without_transport_only_if_include_other_is_set() -> None:
     gre = flow("1", Transport=None, LayersPath="Ethernet/IPv4/GRE")
     echo = flow("2", Transport=None, ICMP={"Type": "ECHO"}, LayersPath="Ethernet/IPv4/ICMPv4")
     gre_layers = where(("LayersPath",), pattern=re.compile("/GRE$"))

@@ -39,7 +39,7 @@ from skyfast.flows.own_names import (
         ("2001:db8::/32", "2001:db8:0::/32"),
     ],
 )
-def test_spellings_of_a_prefix_are_equal(text: str, other: str) -> None:
+def test_different_spellings_of_a_prefix_are_equal(text: str, other: str) -> None:
     assert read_prefix(text) == read_prefix(other)
 
 
@@ -151,7 +151,7 @@ def test_invalid_line_is_rejected_with_its_number(line: str, problem: str) -> No
     assert caught.value.problems == [(4, problem)]
 
 
-def test_every_invalid_line_is_found_up_to_a_limit() -> None:
+def test_invalid_lines_are_listed_up_to_a_maximum_number() -> None:
     with pytest.raises(InvalidLinesError) as caught:
         read_csv("10.0.0.0/8,a\nx,a\n10.0.0.1,b\ny,b\n10.0.0.0/8,a\n10.0.0.1/32,c\n")
     assert caught.value.problems == [
@@ -254,7 +254,7 @@ def test_lookups_match_a_linear_search(entries: dict[str, Entry], random: list[i
     assert names.count == len(entries)
 
 
-def test_only_addresses_have_names() -> None:
+def test_text_that_is_not_an_address_has_no_own_name() -> None:
     entries = {read_prefix(text): Entry("all") for text in ("0.0.0.0/0", "::/0")}
     names = OwnNames(entries, ("a",))
     for text in ("", "x", "10.0.0", "10.0.0.1/32", "fe80::1%eth0", "1" * 1000, "\udc80", "\x00"):
@@ -285,7 +285,9 @@ def test_changed_addresses_are_those_with_different_names() -> None:
     assert own_names.NO_NAMES["10.0.0.1"] == ("", "")
 
 
-def test_sorting_in_parts_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sorting_in_several_steps_does_not_change_the_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     text = "".join(f"10.{number * 37 % 256}.0.0/16,n{number}\n" for number in range(256))
     expected = OwnNames(read_csv(text))
     for count in (1, 7, 255, 256):

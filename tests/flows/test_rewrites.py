@@ -83,7 +83,7 @@ def test_mask_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             assert len(masks) <= 5
 
 
-def test_bounded_cache_computes_short_keys_once() -> None:
+def test_bounded_cache_computes_the_value_of_a_short_key_once() -> None:
     computed: list[str] = []
     cache = BoundedCache[str, int](lambda text: computed.append(text) or len(text))
     long = "x" * (rewrites.MAX_REMEMBERED_CHARS + 1)

@@ -6,7 +6,7 @@ generates cases and runs them. `driver` contains everything that the targets sha
 
 from tests.support import core_builds
 
-core_builds.use_chosen()  # before anything imports the core
+core_builds.use_chosen()  # must run before anything imports the core
 
 from tests.fuzz.configuration import Configuration
 from tests.fuzz.driver import Target

@@ -89,7 +89,7 @@ def replay(paths: list[Path]) -> int:
 
 
 def current(name: str) -> Path:
-    """Return the path of a target's current case."""
+    """Return the path of the file that contains a target's current case."""
     return FINDINGS_DIR / f"{name}.current"
 
 

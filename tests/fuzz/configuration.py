@@ -113,7 +113,7 @@ class Configuration(Target):
 
 
 def check_error(error: ConfigError, *, hides: str | None) -> None:
-    """Check that an error is one line and does not contain the secret ``hides``."""
+    """Check that an error is one line and does not contain ``hides``, a secret."""
     text = str(error)
     assert text, "the error has no message"
     assert text.isprintable(), repr(text)
@@ -122,7 +122,7 @@ def check_error(error: ConfigError, *, hides: str | None) -> None:
 
 
 def corrupt(rng: random.Random, text: str) -> bytes:
-    """Return ``text`` encoded, sometimes with additional pieces of YAML or invalid bytes."""
+    """Return ``text`` as bytes, sometimes with additional pieces of YAML or invalid bytes."""
     for _ in range(rng.choice((0, 0, 0, 1, 3))):
         index = rng.randrange(len(text) + 1)
         text = text[:index] + rng.choice(PIECES) + text[index:]

@@ -66,7 +66,7 @@ class Target(ABC):
 
 @dataclass(frozen=True)
 class Finding:
-    """A case that failed, and the traceback."""
+    """A case that failed, and the traceback of its exception."""
 
     case: bytes
     traceback: str
@@ -129,7 +129,7 @@ def attempt(target: Target, case: bytes) -> str | None:
 
 
 def _cases(target: Target, seed: str) -> Iterator[bytes | None]:
-    """Yield the cases of the corpus, then None, then an unlimited number of generated cases."""
+    """Yield the cases of the corpus, then None as a separator, then generated cases without end."""
     for path in target.corpus():
         yield path.read_bytes()
     yield None

@@ -230,7 +230,7 @@ def check_responses(data: bytes) -> None:
 
 
 def _ends(data: bytes, position: int) -> list[int]:
-    """Return the possible ends of the response at ``position``."""
+    """Return the positions where the response that begins at ``position`` can end."""
     if position == len(data):
         return [position]
     if not (status := _STATUS.match(data, position)):

@@ -49,7 +49,7 @@ class Pieces(Target):
 
 
 def encode(slices: Slices) -> bytes:
-    """Return slices as a case."""
+    """Return the bytes of a case that consists of these slices."""
     return b"".join(
         struct.pack("<H", len(text))
         + text

@@ -20,13 +20,13 @@ SECONDS = 3.0
 RUNS = {"messages": 250, "configuration": 250, "web_configuration": 300, "http": 120, "pieces": 250}
 
 
-def test_targets_and_corpora_match():
+def test_every_target_has_a_corpus():
     assert {path.name for path in CORPUS.iterdir()} == set(TARGETS) == set(RUNS)
     assert all(len(target().corpus()) >= 10 for target in TARGETS.values())
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_short_run_finds_nothing(name):
+def test_short_run_has_no_findings(name):
     target = TARGETS[name]()
     result = fuzz(target, seconds=SECONDS, seed="make test", max_runs=RUNS[name])
     assert "".join(finding.traceback for finding in result.findings) == ""

@@ -43,7 +43,7 @@ def locked(text: str = LOCK) -> list[tuple[Requirement, str]]:
 
 
 def versions(python: str) -> dict[str, str]:
-    """Return the versions that CI installs for this Python, by package name."""
+    """Map the name of each package to the version that CI installs for this Python."""
     environment = default_environment() | {
         "python_version": python,
         "python_full_version": f"{python}.0",

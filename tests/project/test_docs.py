@@ -166,7 +166,7 @@ def test_documented_costs_agree_with_the_benchmarks(
     assert float(number.replace(",", "")) == pytest.approx(measured, rel=0.2)
 
 
-def test_documented_saving_without_compression_matches_the_table() -> None:
+def test_documented_cpu_time_saved_without_compression_matches_the_table() -> None:
     text = (ROOT / "docs" / "scaling.md").read_text()
     (plain,) = re.findall(r"skyfast, uncompressed \| (\S+) s \| (\S+) s", text)
     (compressed,) = re.findall(r"`web.gzip: direct`\) \| (\S+) s \| (\S+) s", text)
@@ -207,7 +207,7 @@ COMMANDS = {
 
 
 def command(line: str) -> list[str]:
-    """Return the words of a command without variable assignments, or [] for other lines."""
+    """Return the words of a known command after its variable assignments, or []."""
     words = line.split("#")[0].split()
     while words and re.match(r"[A-Z_]+=", words[0]):
         words.pop(0)
@@ -287,7 +287,7 @@ def test_yaml_is_valid(text: str, tmp_path: Path) -> None:
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_documented_name_of_all_other_addresses_is_used() -> None:
+def test_documented_name_for_unlisted_addresses_is_used() -> None:
     page = ROOT / "docs" / "choosing-metrics.md"
     (text,) = (text for _, text in blocks(page) if "0.0.0.0/0" in text)
     config = loader.parse(text, {}, source="x.yml")
@@ -300,7 +300,7 @@ def test_documented_name_of_all_other_addresses_is_used() -> None:
 
 
 @pytest.mark.parametrize("preset", ["services", "hosts"])
-def test_documented_view_counts_all_traffic_with_presets(preset: str) -> None:
+def test_documented_view_counts_the_traffic_that_presets_hide(preset: str) -> None:
     page = ROOT / "docs" / "scaling.md"
     (text,) = (text for _, text in blocks(page) if "preset: hosts" in text)
     text = text.replace("preset: hosts", f"preset: {preset}")
@@ -416,7 +416,7 @@ def test_tests_in_the_threat_model_exist() -> None:
         assert re.search(rf"(?m)^(async )?def {test}\(", (ROOT / file).read_text()), test
 
 
-def test_every_row_of_the_threat_model_names_tests() -> None:
+def test_every_row_of_the_threat_model_lists_tests() -> None:
     page = (ROOT / "SECURITY.md").read_text()
     rows = re.findall(r"(?m)^\| (?!---)(.*) \| (.*) \| (.*) \|$", page)
     model = [tests for _, _, tests in rows if tests != "Tests"]

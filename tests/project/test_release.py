@@ -26,7 +26,7 @@ case "$*" in
     *) printf '%s\\n' "$@" ;;
 esac
 """
-"""Prints its arguments, instead of building an image."""
+"""A replacement for docker that prints its arguments instead of building an image."""
 
 
 def test_all_files_have_the_same_version() -> None:
@@ -51,7 +51,7 @@ def test_newest_release_in_the_changelog_is_the_current_version() -> None:
     assert releases[0] == skyfast.__version__
 
 
-def test_compared_versions_of_skyfast_are_releases() -> None:
+def test_versions_compared_on_the_migration_page_are_releases() -> None:
     page = (ROOT / "docs" / "migrating.md").read_text()
     (heading,) = re.findall(r"(?m)^## From skyfast .*\n(?s:.*?)^\| \| (.*) \|$", page)
     before, after = heading.split(" | ")

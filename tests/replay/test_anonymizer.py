@@ -122,7 +122,7 @@ def test_only_the_kind_of_an_address_is_visible(text: str, bits: int) -> None:
     assert min(common_bits(text, result) for result in results) == bits
 
 
-def test_only_group_and_local_bit_of_a_mac_address_are_visible() -> None:
+def test_only_the_group_bit_and_the_local_bit_of_a_mac_address_are_visible() -> None:
     for text in ("52:54:00:12:34:56", "01:80:c2:00:00:0e"):
         number = int(text.replace(":", ""), 16)
         flipped = 0
@@ -150,7 +150,7 @@ def test_invalid_address_becomes_another_string(text: str) -> None:
     assert re.fullmatch(r"x[0-9a-f]+x*", result)
 
 
-def test_ids_keep_their_format_and_equality() -> None:
+def test_equal_ids_stay_equal_and_keep_their_format() -> None:
     tid = "192841a0-d9bc-5cbb-b0ae-3826985d479d"
     parent, child = flow(UUID="a622dd62", NodeTID=tid), flow(ParentUUID="a622dd62", CaptureID=tid)
     assert parent["UUID"] == child["ParentUUID"] != "a622dd62"
@@ -312,7 +312,7 @@ def graph_of(elements: Iterable[tuple[Query, bytes]]) -> Graph:
 
 
 def texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield all strings in a JSON value, each with its nearest key."""
+    """Yield all strings in a JSON value, each with the innermost key that leads to it."""
     match value:
         case str():
             yield key, value
@@ -341,8 +341,9 @@ def test_no_text_of_a_topology_is_left(elements: list[tuple[Query, bytes]]) -> N
         text for text in before if re.search(rf"(?<![\w-]){re.escape(text)}(?![\w-])", after)
     }
     assert unchanged <= {"", "lo", "eth0", "docker0", "POD", "None", "127.0.0.1/8", "::1/128"}
-    # No word of a name is left, either. The only exception is k8s, the prefix of kubelet's names.
-    word = re.compile(r"(?=[0-9a-f]*[g-zA-Z])[0-9A-Za-z]{3,}")  # not hexadecimal: parts of UUIDs
+    # No single word of a changed name is left, either, except `CODES_OF_NODES` and k8s, the prefix
+    # of kubelet's names. Hexadecimal words are not searched, because they also occur in UUIDs.
+    word = re.compile(r"(?=[0-9a-f]*[g-zA-Z])[0-9A-Za-z]{3,}")
     words = {each for text in before for each in word.findall(text)}
     values = [
         text for _, text in texts([json.loads(text) for _, text in anonymized_elements(elements)])
@@ -365,7 +366,7 @@ WITHOUT = {"nothing": (), "replica sets": ("replicaset",), "pods": ("pod",), "k8
 
 
 @pytest.mark.parametrize("missing", WITHOUT.values(), ids=WITHOUT)
-def test_names_are_resolved_from_pseudonyms_as_from_names(
+def test_names_resolved_from_pseudonyms_are_pseudonyms_of_the_names(
     elements: list[tuple[Query, bytes]], missing: tuple[str, ...]
 ) -> None:
     kept = [
@@ -421,7 +422,7 @@ def test_names_keep_their_structure() -> None:
     assert len(name("ab" * 50_000)) == 10
 
 
-def test_keys_of_labels_are_kept_and_values_are_not() -> None:
+def test_keys_of_labels_are_kept_and_their_values_are_not() -> None:
     labels = {"app": {"kubernetes": {"io/name": SECRET}}, "team": "Secret team", "n": 7, "l": ["x"]}
     node = anonymized_node(ID="x", Metadata={"K8s": {"Labels": labels}})
     shown = node["Metadata"]["K8s"]["Labels"]

@@ -83,7 +83,7 @@ def labels(flow):
 
 
 def connections(messages):
-    """Return the time and the increase of each report, by connection."""
+    """Map each connection to its reports: pairs of the sending time and the increase."""
     totals = defaultdict(lambda: dict.fromkeys(COUNTERS, 0))
     increases = defaultdict(list)
     for sent_s, flow in reports(messages):
@@ -131,7 +131,7 @@ def test_messages_are_sent_after_the_times_that_they_contain(playback):
             assert times["Start"] <= times["Last"] <= sent_ms
 
 
-def test_times_are_recent(playback):
+def test_flows_start_shortly_before_their_reports_are_sent(playback):
     for sent_s, flow in reports(play(playback, 3)):
         age_s = (STARTED_MS + sent_s * 1000 - flow["Start"]) / 1000
         assert 0 <= age_s <= 43
@@ -217,7 +217,7 @@ def test_connections_never_end_and_grow_every_minute(playback):
 
 
 @pytest.mark.xdist_group("timing")
-def test_number_of_connections_is_constant_and_some_connections_grow_early(name, playback):
+def test_number_of_connections_is_constant_and_some_grow_within_three_seconds(name, playback):
     assert len(connections(play(playback, 3))) == CONNECTIONS[name]
     assert len(connections(play(playback, 1))) == CONNECTIONS[name]
     early = [
@@ -280,9 +280,9 @@ def test_interface_counters_of_the_demo_grow_by_the_same_amount_in_each_loop():
 
 
 def received_bytes(topology):
-    """Return the received bytes of each interface by name.
+    """Map the name of each interface to the number of received bytes.
 
-    Each container has an interface named eth0. These interfaces have their IDs as keys.
+    Each container has an interface named eth0. For these interfaces, the key is the ID.
     """
     offsets, totals = topology.offsets(), {}
 

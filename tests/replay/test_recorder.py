@@ -204,7 +204,7 @@ def test_stopped_recording_keeps_no_messages_in_memory(tmp_path: Path) -> None:
     recorder.stop()
 
 
-def test_stop_times_out(
+def test_stop_of_the_recorder_times_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(record, "STOP_TIMEOUT_S", 0.05)
@@ -251,7 +251,7 @@ def test_messages_rejected_by_the_filter_are_omitted(
     assert caplog.messages[-1].endswith("; 1 unreadable message omitted")
 
 
-def test_stop_ends_the_thread(tmp_path: Path) -> None:
+def test_stop_ends_the_thread_of_the_recorder(tmp_path: Path) -> None:
     recorder = Recorder(str(tmp_path / "r.jsonl.gz"))
     recorder.message(MESSAGE % 1, "a")
     recorder.stop()
@@ -349,7 +349,7 @@ def test_unusable_elements_are_omitted(tmp_path: Path, caplog: pytest.LogCapture
     assert "unusable nodes and edges omitted" in caplog.messages[-1]
 
 
-def test_recorded_elements_are_limited(
+def test_number_of_recorded_elements_is_limited(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)

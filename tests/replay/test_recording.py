@@ -147,7 +147,9 @@ INVALID = {
 
 
 @pytest.mark.parametrize(("content", "problem"), INVALID.values(), ids=INVALID)
-def test_error_names_file_and_line(tmp_path: Path, content: bytes, problem: str) -> None:
+def test_error_contains_the_file_and_the_line_number(
+    tmp_path: Path, content: bytes, problem: str
+) -> None:
     path = tmp_path / "r.jsonl"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match="^" + re.escape(problem.format(path=path))) as raised:
@@ -246,7 +248,7 @@ def test_recorded_intervals_are_kept(tmp_path: Path) -> None:
     assert [s for _, s in due(path, speed=4)] == [0, 0.125, 0.125, 15]
 
 
-def test_clock_set_back_adds_no_wait(tmp_path: Path) -> None:
+def test_clock_that_was_set_back_adds_no_waiting_time(tmp_path: Path) -> None:
     path = write(
         tmp_path, message_at(10_000) + message_at(11_000) + message_at(2_000) + message_at(3_000)
     )
@@ -268,7 +270,7 @@ def test_outlier_time_in_a_message_is_ignored(tmp_path: Path) -> None:
 
 
 def test_earlier_of_two_distant_times_is_used(tmp_path: Path) -> None:
-    """If the later time were used and wrong, all following messages would be sent at once."""
+    """If a wrong later time were used, all following messages would be sent at once."""
     path = write(tmp_path, flow(0, 10**9) + flow(2000) + flow(-(10**9), 5000) + flow(5000))
     assert [s for _, s in due(path)] == [0, 2, 2, 5]
 
@@ -325,7 +327,7 @@ def test_topology_has_the_time_of_the_messages_around_it(tmp_path: Path) -> None
     """A replay sends each update of the topology between the same messages as in the recording.
 
     This is also true if the clock was set back during the recording. Updates before the first
-    message have the time of this message.
+    message have the time of the first message.
     """
     update = recording.Update(removed=["x"])
 

@@ -137,7 +137,7 @@ def has_network_namespaces() -> bool:
     not has_network_namespaces(), reason="this user cannot create network namespaces"
 )
 @pytest.mark.parametrize("arguments", [["--demo"], ["--replay", RECORDINGS / ONE[0]]])
-def test_missing_loopback_is_reported_in_one_line(arguments: list[object]) -> None:
+def test_missing_loopback_address_is_reported_in_one_line(arguments: list[object]) -> None:
     done = subprocess.run(
         [*NETWORK_NAMESPACE, sys.executable, "-m", "skyfast", *map(str, arguments)],
         env={**os.environ, "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT": "0"},
@@ -201,7 +201,7 @@ def test_invalid_recording_is_reported_in_one_line(tmp_path: Path, check: list[s
 
 @pytest.mark.parametrize("name", ["my.yml", "my.YAML"])
 @pytest.mark.parametrize("check", [["--check"], []])
-def test_configuration_after_replay_is_not_a_recording(
+def test_configuration_file_after_the_option_replay_is_rejected(
     tmp_path: Path, name: str, check: list[str]
 ) -> None:
     path = tmp_path / name
@@ -214,7 +214,7 @@ def test_configuration_after_replay_is_not_a_recording(
     )
 
 
-def test_check_summarizes_recordings() -> None:
+def test_option_check_summarizes_recordings() -> None:
     done = run("--check", "--replay", *(RECORDINGS / name for name in TWO))
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -228,7 +228,7 @@ def test_check_summarizes_recordings() -> None:
 
 
 def numbers(page: Mapping[str, set[str]]) -> dict[str, list[str]]:
-    """Return the sorted values of a page by family, without labels."""
+    """Map the name of each family on a page to its sorted values, without labels."""
     return {name: sorted(line.rpartition(" ")[2] for line in page[name]) for name in page}
 
 

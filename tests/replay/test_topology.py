@@ -62,14 +62,14 @@ def answer(query: Query, found: list[dict[str, Any]], time: int) -> Answer:
 
 
 def answered(topology: Topology, query: Query) -> dict[str, Any]:
-    """Return the elements of a response without their times, by ID."""
+    """Map the ID of each element in a response to the element without its time."""
     response = json.loads(selected(topology.elements(query), query, lambda _: None))
     assert all(element.pop("UpdatedAt") for element in response)
     return {element["ID"]: element for element in response}
 
 
 @given(st.lists(graphs, min_size=1, max_size=4), st.data())
-def test_replayed_responses_are_the_recorded_ones(
+def test_replayed_responses_equal_the_recorded_responses(
     history: list[dict[str, Any]], data: st.DataObject
 ) -> None:
     """A replayed response has the recorded elements. An unchanged topology adds no update."""
@@ -108,7 +108,7 @@ def test_all_fields_that_are_read_are_recorded() -> None:
     assert json.loads(bytes(raw)) == node
 
 
-def test_update_is_written_and_read() -> None:
+def test_update_is_encoded_as_json() -> None:
     (update,) = Changes().of(answer(EDGES, [{"ID": "1", "Parent": "2"}], 7))
     text = msgspec.json.encode(update)
     assert text == b'{"Edges":[{"ID":"1","Parent":"2","UpdatedAt":7}]}'

@@ -35,6 +35,8 @@ def test_known_values_are_shown(
     }
 
 
-def test_build_without_a_file_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_is_unknown_if_its_file_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(build_info, "FILE", tmp_path / "build.json")
     assert build_info.read().to_text() == f"skyfast {skyfast.__version__}"

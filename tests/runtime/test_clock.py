@@ -84,7 +84,7 @@ def test_time_before_the_hold_is_included() -> None:
     assert clock.now() == 3
 
 
-def test_pause_while_held_is_counted_as_pause() -> None:
+def test_pause_during_a_hold_counts_as_a_pause() -> None:
     source = Source(0.0)
     clock = Clock(source)
     clock.hold(True)

@@ -256,7 +256,9 @@ def test_level_applies_to_skyfast_only(capfd: pytest.CaptureFixture[str]) -> Non
     assert [line.rpartition(": ")[2] for line in lines] == ["ours", "warned"]
 
 
-def test_notes_are_logged_at_their_level(capfd: pytest.CaptureFixture[str]) -> None:
+def test_notes_about_the_configuration_are_logged_at_their_level(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     logs.set_up(INFO)
     logs.write_notes([Note(level=logging.DEBUG, text="low"), Note(level=30, text="100 % high")])
     (line,) = capfd.readouterr().err.splitlines()
@@ -275,7 +277,7 @@ def test_notes_are_logged_at_their_level(capfd: pytest.CaptureFixture[str]) -> N
         ("x" * (MAX_SHOWN + 1), "x" * MAX_SHOWN + "..."),
     ],
 )
-def test_printable_escapes_and_truncates(text: object, shown: str) -> None:
+def test_printable_escapes_and_truncates_its_argument(text: object, shown: str) -> None:
     assert printable(text) == shown
 
 
@@ -336,7 +338,9 @@ def test_interval_of_a_log_limit_can_be_set(
     assert limited.warn("a") == "it happened (1 more suppressed)"
 
 
-def test_reset_allows_another_line_per_cause_and_keeps_counts(limited: Limited) -> None:
+def test_reset_of_a_log_limit_allows_another_line_per_cause_and_keeps_counts(
+    limited: Limited,
+) -> None:
     for cause in ("a", "a", "b"):
         limited.warn(cause)
     limited.limit.reset()

@@ -28,7 +28,7 @@ class Listener:
         self.environ = {"NOTIFY_SOCKET": address}
 
     async def next(self, timeout_s: float = WAIT_S) -> dict[str, str]:
-        """Return the assignments of the next message, without watchdog messages."""
+        """Return the assignments in the next message that is not a watchdog message."""
         while (message := await self.message(timeout_s)) == {"WATCHDOG": "1"}:
             pass
         return message
@@ -60,7 +60,9 @@ async def is_healthy(skyfast: Skyfast) -> bool:
     return b"healthy" in await skyfast.get("/-/healthy")
 
 
-async def test_start_reloads_and_stop_are_notified(tmp_path: Path, listener: Listener) -> None:
+async def test_service_manager_is_notified_of_start_reloads_and_stop(
+    tmp_path: Path, listener: Listener
+) -> None:
     config = write_config(tmp_path)
     async with running(config, quiet=False, **listener.environ) as skyfast:
         ready = await listener.next()
@@ -90,7 +92,9 @@ async def test_start_reloads_and_stop_are_notified(tmp_path: Path, listener: Lis
         assert await listener.next() == {"STOPPING": "1", "STATUS": "stopping"}
 
 
-async def test_no_ready_message_if_the_port_is_in_use(tmp_path: Path, listener: Listener) -> None:
+async def test_no_ready_message_is_sent_if_the_port_is_in_use(
+    tmp_path: Path, listener: Listener
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as occupied:
         config = write_config(tmp_path, port=occupied.getsockname()[1])
         with pytest.raises(AssertionError):
@@ -175,7 +179,9 @@ async def test_nothing_is_sent_without_notify_socket(
     assert not caplog.records
 
 
-def test_reload_before_start_or_after_stop_is_not_notified(listener: Listener) -> None:
+def test_service_manager_is_not_notified_of_reloads_before_start_or_after_stop(
+    listener: Listener,
+) -> None:
     manager = Notifier(listener.environ)
     manager.reloading()
     manager.reloaded(None)

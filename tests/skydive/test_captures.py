@@ -137,7 +137,7 @@ def test_agent_restart_resets_totals_but_not_counters():
     assert values["flows_dropped", "c-1"] == 4
 
 
-def test_old_readings_are_dropped_after_a_gap():
+def test_readings_before_a_pause_in_the_reports_are_dropped():
     captures = make_captures()
     captures.message(report(FlowCount=9), 0)
     captures.message(report(FlowCount=2), SLOTS * SLOT_S)

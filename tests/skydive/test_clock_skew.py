@@ -19,7 +19,7 @@ NO_NODE = {"labels": ["initiator_ip"], "views": []}
 
 
 def flow_at(uuid: str, seconds: float, **fields: Any) -> dict[str, Any]:
-    """Return a flow whose latest packet was seen ``seconds`` from now."""
+    """Return a flow whose latest packet is ``seconds`` in the future (negative: in the past)."""
     return flow(uuid, Last=int((time.time() + seconds) * 1000), **fields)
 
 
@@ -64,7 +64,7 @@ def test_implausible_time_is_counted(
         (SLACK_S - MAX_BEHIND_S, 2, False),
     ],
 )
-def test_closing_report_may_be_late(
+def test_times_of_closing_reports_may_be_older(
     seconds: float, finish: int, *, is_behind: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink = Sink()
@@ -73,7 +73,7 @@ def test_closing_report_may_be_late(
     assert len(lines(caplog)) == is_behind
 
 
-def test_closing_report_does_not_hide_late_report() -> None:
+def test_closing_report_does_not_hide_old_times_of_another_report() -> None:
     sink = Sink()
     closing = flow_at("1", -20 * 60.0, FinishType=1)
     sink.take(message(closing, flow_at("2", -10 * 60.0), flow_at("3", -HOUR_S / 2, FinishType=1)))
@@ -127,7 +127,7 @@ def test_clock_skew_of_an_interface_is_logged_once_a_minute(
     ]
 
 
-def test_log_names_the_interface_even_if_no_label_needs_it(
+def test_log_line_contains_the_interface_even_if_no_label_needs_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     sink = Sink(**NO_NODE)

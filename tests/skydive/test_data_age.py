@@ -29,12 +29,12 @@ def observed(*flows: Any) -> tuple[Histogram, Histogram]:
 
 
 def counts(histogram: Histogram) -> dict[float, int]:
-    """Return the counts of the buckets that are not empty."""
+    """Map the upper bound of each bucket to its count, without empty buckets."""
     bounds = (*histogram.bounds, float("inf"))
     return {bound: n for bound, n in zip(bounds, histogram.counts, strict=True) if n}
 
 
-def test_ages_are_the_time_since_packet_and_update():
+def test_ages_are_the_times_since_the_latest_packet_and_update():
     age, delivery = observed(report(NOW_MS - 40_000, updated_ms=NOW_MS - 1_500))
     assert (counts(age), age.sum) == ({45: 1}, 40)
     assert (counts(delivery), delivery.sum) == ({2.5: 1}, 1.5)

@@ -123,7 +123,7 @@ def test_bad_value_in_a_flow_that_is_decoded_again_is_skipped(bad_fields: dict[s
     assert sink.table.flows == 5
 
 
-def test_last_update_counters_are_checked_when_used() -> None:
+def test_counters_of_the_last_update_are_validated_if_they_are_used() -> None:
     sink = Sink()
     sink.take(message(flow("1")))
     update = {"ABBytes": -7, "Start": 1501, "Last": 2000}
@@ -180,7 +180,7 @@ def test_invalid_address_is_tagged_other(address: str) -> None:
     assert sink.skipped == {"excluded": 1}
 
 
-def test_statistics_reach_the_captures() -> None:
+def test_captures_show_the_values_of_statistics_messages() -> None:
     sink = Sink()
     report = {"CaptureID": "c1", "FlowCount": 3}
     for obj in (report, [report], [], None, "x"):
@@ -213,7 +213,7 @@ def spied(**settings: Any) -> tuple[Sink, list[str]]:
 
 
 def take_known(sink: Sink, messages: int) -> None:
-    """Take messages of a flow that is known after the first message."""
+    """Pass reports of one flow to ``sink``. The table knows the flow after the first report."""
     for number in range(messages):
         sink.take(message(flow("known", Last=3000 + number)))
 

@@ -92,7 +92,7 @@ def test_names_are_available_at_once(index):
     assert index.ambiguous == 0
 
 
-def test_only_changes_are_reported(index):
+def test_only_changed_names_are_reported(index):
     update(index, nodes={"t1": "eth0", "t2": "eth1"}, addresses={"10.0.0.1": "a"})
     assert update(index, nodes={"t1": "eth0", "t2": "wan0"}, addresses={"10.0.0.1": "b"}) == (
         {"t2"},
@@ -102,7 +102,7 @@ def test_only_changes_are_reported(index):
     assert update(index, **again) == (set(), set())
 
 
-def test_comparing_does_not_change_the_index(index):
+def test_comparison_of_names_does_not_change_the_index(index):
     index.compare(resolution(nodes={"t1": "eth0"}, addresses=ON_BOTH_HOSTS), 0.0)
     assert not index.ready.is_set()
     assert index.nodes == index.addresses == {}
@@ -126,7 +126,7 @@ def test_the_names_of_a_local_address_always_depend_on_the_context(index):
     }
     update(index, addresses={"fe80::1": (owner,)}, points=points)
     assert index.addresses["fe80::1"] is None
-    assert index.ambiguous == 0  # every host has such addresses, so they are not counted
+    assert index.ambiguous == 0  # every host has such addresses, so they do not count as ambiguous
     found = {tid: index.addresses.resolve("fe80::1", "fe80::2", tid) for tid in (*points, "")}
     assert found == {
         "here": names_of("a"),
@@ -331,7 +331,7 @@ def test_a_partial_resolution_only_adds_names_of_unknown_keys(index):
     assert index.addresses["10.0.0.9"] == names_of("new")
 
 
-def test_a_partial_resolution_is_bounded(index, monkeypatch):
+def test_number_of_names_from_partial_resolutions_is_bounded(index, monkeypatch):
     monkeypatch.setattr(name_index, "MAX_NAMES", 2)
     update(index, addresses={"10.0.0.1": "a"})
     part = resolution(addresses={"10.0.0.2": "b", "10.0.0.3": "c"})

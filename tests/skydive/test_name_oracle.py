@@ -36,14 +36,14 @@ def decoded(graph: Json) -> Graph:
 
 
 def expected_names() -> list[tuple[str, Json]]:
-    """Return the addresses of the recorded topology, with the names that they should have."""
+    """Return pairs for the recorded topology: an address, and the names that it should have."""
     lines = (CONTAINER_TOPOLOGY / "expected-names.txt").read_text().splitlines()
     pairs = (line.removeprefix("pod ").removeprefix("svc ").partition(" ") for line in lines)
     return [(address, ast.literal_eval(facts)) for address, _, facts in pairs]
 
 
 @pytest.mark.parametrize(("address", "facts"), expected_names())
-def test_oracle_names_recorded_addresses(address: str, facts: Json) -> None:
+def test_oracle_finds_the_names_of_recorded_addresses(address: str, facts: Json) -> None:
     oracle = NameOracle(recorded_graph())
     ((names, _, host, _),) = oracle.candidates(address)
     name, _, namespace, pod, workload, kind, container, service = names
@@ -174,7 +174,7 @@ def pods_at(resolution: Resolution, address: str, namespace: str) -> set[tuple[s
 
 
 def assert_equal_pods(pods: set[tuple[str, ...]], others: set[tuple[str, ...]]) -> None:
-    """Compare namespaces and names of pods. Do nothing if one of the sets has no known pod."""
+    """Compare two sets of pods by namespace and name, unless one set has no known pod."""
     known, other_known = ({pair for pair in pairs if pair[1]} for pairs in (pods, others))
     if known and other_known:
         event("pods are known with the probe and without")

@@ -162,7 +162,7 @@ async def test_all_names_of_a_recorded_topology_are_resolved():
         assert poll.stats.errors == dict.fromkeys(poll.stats.errors, 0)
 
 
-# Hints.
+# Hints: log lines that explain why labels are empty.
 
 KUBERNETES_LABELS = [
     *("initiator_name", "initiator_workload", "target_service", "target_pod", "node_namespace"),

@@ -302,7 +302,7 @@ def test_neither_of_two_containers_is_shown(topology):
         ("k8s_POD_web-1_shop_uid_0", None),
     ],
 )
-def test_sandboxes_do_not_count(topology, name, labels):
+def test_sandboxes_do_not_count_as_containers(topology, name, labels):
     netns = topology.netns(topology.host(), "blue")
     topology.interface(netns, "10.0.0.1/24")
     topology.container(netns, name, labels=labels)
@@ -404,7 +404,7 @@ def test_a_pod_is_found_by_the_metadata_of_runtimes(topology, name, labels):
     assert topology.names("10.0.0.1").items() >= {**POD, **WORKLOAD}.items()
 
 
-def test_labels_that_are_not_nested_are_read(topology):
+def test_container_labels_are_read_if_their_dotted_keys_are_not_nested(topology):
     netns = topology.netns(topology.host())
     topology.interface(netns, "10.0.0.1/24")
     topology.container(netns)["Metadata"]["Container"]["Labels"] = {
@@ -1031,7 +1031,7 @@ def test_a_label_that_one_copy_lacks_is_read_from_the_other(topology):
     assert candidate.names[len(ADDRESS_NAMES) :] == ("web", "shop-web")
 
 
-# The choice of a candidate.
+# Addresses with several candidates: which candidate gives the names.
 
 
 def two_hosts_with_one_subnet(topology):

@@ -66,10 +66,10 @@ PART_FIELDS = {
     ],
     "LastUpdateMetric": ["LastUpdateMetric.Start", "LastUpdateMetric.Last"],
 }
-"""The fields that are counted if a nested object has a wrong type."""
+"""Maps each nested object to the fields that are counted if the object has a wrong type."""
 
 NON_NUMBERS = ("x", 1.5, 1e300, True, [1], {"a": 1})
-"""Values that are not numbers. The last one is used only for fields that are not objects."""
+"""Values that are not numbers. The last value is used only for fields that are not objects."""
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_round_trip_time_out_of_range_is_skipped(rtt: int) -> None:
 
 @pytest.mark.parametrize("path", ["Metric.RTT", "Start", "TCPMetric.ABSegmentSkipped"])
 @pytest.mark.parametrize("value", [b"null", HUGE, b"-" + HUGE, DEEP], ids=lambda text: text[:6])
-def test_undecodable_optional_value_is_skipped_alone(path: str, value: bytes) -> None:
+def test_only_the_undecodable_optional_value_is_skipped(path: str, value: bytes) -> None:
     sink = Sink(**ALL_METRICS)
     text = json.dumps(flow_with(path, "VALUE")).encode().replace(b'"VALUE"', value)
     sink.take(message(text))
@@ -266,7 +266,7 @@ def test_number_of_partially_decoded_flows_is_limited() -> None:
     assert sink.skipped["invalid"] == 2
 
 
-async def test_skipped_value_counters_start_at_zero() -> None:
+async def test_counters_of_skipped_values_start_at_zero() -> None:
     config = make_config(metrics=["bytes", "rtt", "tcp_skipped"], views=[])
     app = App(config, load=lambda: config)
     async with app.exposition.stream(Part.SELF, gzip=False) as chunks:

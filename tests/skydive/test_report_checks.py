@@ -37,7 +37,7 @@ def sink() -> Sink:
 
 def take(sink: Sink, *flows: dict[str, Any]) -> None:
     message = {"Namespace": "flow", "Type": "store", "Obj": list(flows)}
-    sink.now += 1  # stay below the limit of checked messages per second
+    sink.now += 1  # so slow that the limit of checked messages per second is not reached
     sink.take(json.dumps(message).encode())
 
 
@@ -87,7 +87,7 @@ def test_missing_report_is_a_gap_in_the_next_report(sink: Sink) -> None:
     assert gaps(sink) == (3, 1, 0)
 
 
-def test_dormant_flow_is_checked(sink: Sink) -> None:
+def test_next_report_of_a_dormant_flow_is_checked(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     sink.now += 100
     sink.table.expire(sink.now, 1000)
@@ -124,7 +124,7 @@ def test_restarted_flows_and_late_reports_are_not_checked(sink: Sink) -> None:
     assert gaps(sink) == (1, 0, 0)
 
 
-def test_late_report_closes_its_gap(sink: Sink) -> None:
+def test_late_report_closes_the_gap_that_its_absence_caused(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     take(sink, report(2, 30, 10))
     sink.checker.tick()
@@ -278,7 +278,7 @@ def test_unknown_flows_are_not_checked_with_deduplication() -> None:
     assert gaps(sink) == (0, 0, 0)
 
 
-def test_nothing_is_checked_without_flow_totals() -> None:
+def test_reports_are_not_checked_if_no_metric_needs_flow_totals() -> None:
     sink = Sink(metrics=["flows"], views=[])
     sink.chance = 0.0
     take(sink, report(0, 10, 10))

@@ -37,7 +37,7 @@ class Scenario:
         self.held = False
 
     def run(self, seconds: float, *delivering: str) -> float:
-        """Advance while only the given names deliver; return how long the clock was held."""
+        """Let only ``delivering`` deliver for ``seconds``; return how long the clock was held."""
         before_s = self.held_s
         self.delivering = set(delivering)
         self._update()
@@ -74,7 +74,7 @@ def test_clock_is_held_for_one_update_interval_after_an_interruption() -> None:
     assert not scenario.gap.causes
 
 
-def test_another_interruption_restarts_the_wait() -> None:
+def test_further_interruption_extends_the_hold() -> None:
     scenario = Scenario("a")
     scenario.run(100, "a")
     assert scenario.run(1) == 1
@@ -111,7 +111,7 @@ def test_subscription_that_returns_before_the_limit_holds_the_clock() -> None:
     assert scenario.run(1000, "a", "b") == AFTER_S
 
 
-def test_clock_is_held_for_four_update_intervals_without_any_delivery() -> None:
+def test_clock_is_held_for_four_update_intervals_if_nothing_is_delivered() -> None:
     scenario = Scenario("a", "b")
     scenario.run(100, "a", "b")
     assert scenario.run(3600) == INCIDENT_UPDATES * UPDATE_S
@@ -119,7 +119,7 @@ def test_clock_is_held_for_four_update_intervals_without_any_delivery() -> None:
     assert scenario.run(10, "a") == 10
 
 
-def test_removed_subscription_counts_as_down_until_forgotten() -> None:
+def test_removed_subscription_counts_as_down_until_it_is_forgotten() -> None:
     scenario = Scenario("a", "b")
     scenario.run(100, "a", "b")
     scenario.subscribed = {"a"}
@@ -129,7 +129,7 @@ def test_removed_subscription_counts_as_down_until_forgotten() -> None:
     assert scenario.run(1000, "a", "b") == 0
 
 
-def test_removed_names_are_forgotten() -> None:
+def test_names_of_removed_subscriptions_are_forgotten() -> None:
     scenario = Scenario()
     for number in range(200):
         scenario.subscribed = {"a", f"b-{number}"}
@@ -217,7 +217,7 @@ class ReferenceModel:
         return self.held[-1]
 
     def _seconds(self, index: int) -> float:
-        """Return the time from a check to the next check."""
+        """Return the seconds between check number ``index`` and the check that follows it."""
         return self.checks[index + 1][0] - self.checks[index][0]
 
     def _is_well(self, name: str, index: int, update_s: float) -> bool:

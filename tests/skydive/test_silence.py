@@ -50,7 +50,7 @@ class Point:
         self._sent = self.total
 
     def tick(self, now: int) -> tuple[bytes | None, bool]:
-        """Advance by one second; return the statistics to send, and whether flows are sent."""
+        """Advance by one second; return statistics to send, or None, and whether flows are sent."""
         self.total += self.packets_s
         # Readings and reports have different tickers, so a report can miss a reading, which is then
         # part of the next report.
@@ -88,9 +88,9 @@ class Cluster:
         self.lost = lost
         self.now = 0
         self.mute: set[int] = set()
-        """Analyzers that send nothing."""
+        """The numbers of analyzers that send nothing."""
         self.flowless: set[int] = set()
-        """Analyzers that send no flows."""
+        """The numbers of analyzers that send no flows."""
         self.subscriptions = [
             Silence(self.reporting, longest_s=longest_s, stretch=stretch, tick_s=TICK_S)
             for _ in range(analyzers)
@@ -99,7 +99,7 @@ class Cluster:
         self.suspicions = 0
 
     def tick(self) -> dict[int, str]:
-        """Advance by one second; return the reason of each silent subscription, by analyzer."""
+        """Advance by one second; map the numbers of silent subscriptions to the reasons."""
         self.now += 1
         statistics = [0] * len(self.subscriptions)
         flows = [False] * len(self.subscriptions)
@@ -127,7 +127,7 @@ class Cluster:
         return silent
 
     def run(self, seconds: int) -> dict[int, tuple[int, str]]:
-        """Advance by ``seconds``; return when and why each subscription was first silent."""
+        """Advance; map silent subscriptions to the first silent second and the reason."""
         silent: dict[int, tuple[int, str]] = {}
         for second in range(1, seconds + 1):
             for number, reason in self.tick().items():
@@ -251,7 +251,7 @@ def test_detection_times_match_the_probabilities(points: int, analyzers: int) ->
 @pytest.mark.parametrize("longest_s", [10.0, 30.0])
 def test_silence_timeout_is_the_upper_limit(stretch: float, longest_s: float) -> None:
     cluster = Cluster(analyzers=5, points=2, stretch=stretch, longest_s=longest_s)
-    for number in range(5):  # all have delivered, and none delivers again
+    for number in range(5):  # all subscriptions have delivered, and none delivers again
         cluster.subscriptions[number].update(received=True, statistics=0, flows=False, now_s=0)
     cluster.mute = set(range(5))
     suspect_s = cluster.until_suspect(0)
@@ -406,7 +406,7 @@ def test_repeated_totals_show_no_packets() -> None:
     assert count_changes(Activity(), [1000, 900, 1000, 1100, 1000, 900, 1100] * 10) == 1
 
 
-def test_totals_of_several_points_are_remembered() -> None:
+def test_totals_of_several_capture_points_are_remembered() -> None:
     assert count_changes(Activity(), [70010, 50030, 90070] * 20, every_s=3) == 3
 
 

@@ -42,7 +42,7 @@ QUIET_S = 100
 EVER_S = 10**7
 UPDATE_S = 60.0
 MANY, FEW = 1_000, 5
-"""Values for ``max_flows``. With the lower one, flows are soon evicted or rejected."""
+"""Values for ``max_flows``. With the lower value, flows are soon evicted or rejected."""
 
 SILENCE_MS = 45_000
 POWER_LOSS_MS = 150_000
@@ -343,7 +343,7 @@ class FaultMachine(RuleBasedStateMachine):
         self.check(self.core.page(now), delivery.flows, now)
 
     def page_before(self, now):
-        """Expire flows in both tables, and return the page before the next message.
+        """Expire flows in the core and the model; return the core's page before the next message.
 
         Each flow expires as soon as it is due, because skyfast expires flows twice a second.
         """
@@ -444,7 +444,7 @@ class MonitoredTable:
         self.core = Core(Spec(views=(MAIN_VIEWS["complete"],)))
         self.core.begin(self.listener.clock.now())
         self.connections = []
-        """The time and the number of connections, for each second."""
+        """One pair per second: the time, and the number of connections."""
         for point in self.points:
             self._converse(point)
         self.run(300)

@@ -122,7 +122,7 @@ def test_tick_without_packets_sends_nothing_and_clears_last_update(table, sink):
     assert totals(report) == (105, 0)
 
 
-def test_reports_are_snapshots(table, sink):
+def test_later_packets_do_not_change_a_sent_report(table, sink):
     send(table, 3)
     table.update_at(ms(60))
     send(table, 61)
@@ -206,7 +206,9 @@ def test_closing_report_comes_ten_to_twenty_minutes_after_last_packet(sink):
 
 
 @pytest.mark.parametrize("expire_first", [False, True])
-def test_order_of_simultaneous_ticks_decides_what_a_closing_report_has(sink, expire_first):
+def test_order_of_simultaneous_ticks_decides_the_last_update_of_a_closing_report(
+    sink, expire_first
+):
     # Updates and expiry run every 600 s. The update tick at 600 s reports the packet sent at 590 s.
     table = FlowTable(sink)
     send(table, 590)
@@ -220,11 +222,11 @@ def test_order_of_simultaneous_ticks_decides_what_a_closing_report_has(sink, exp
     second(ms(1200))
     (closing,) = sink.take()
     # If the expiry tick comes first, the closing report repeats the first report. If the update
-    # tick comes first, it sets the last update to zero.
+    # tick comes first, this tick sets the last update to zero.
     assert update_values(closing) == ((100, 0, 590, 600) if expire_first else (0, 0, 600, 1200))
 
 
-def test_expiry_before_update_tick_sends_pending_values(sink):
+def test_expiry_tick_before_the_update_tick_sends_pending_values(sink):
     table = FlowTable(sink, options=FlowOptions(update_ms=3_600_000))
     send(table, 3)
     table.expire_at(ms(600))
@@ -321,7 +323,7 @@ def test_application_timeout_closes_flow_that_starts_with_fin(sink):
 # Eviction, stop, identity
 
 
-def test_full_table_evicts_without_report(sink):
+def test_full_table_evicts_a_flow_without_sending_a_report(sink):
     table = FlowTable(sink, options=FlowOptions(max_entries=2))
     a, b, c = (Conversation(a_port=port) for port in (1, 2, 3))
     send(table, 1, a)
@@ -343,7 +345,7 @@ def test_full_table_evicts_without_report(sink):
     assert totals(report) == (100, 0)
 
 
-def test_stop_closes_all_flows(table, sink):
+def test_stopped_agent_closes_all_flows(table, sink):
     idle, busy = Conversation(a_port=1), Conversation(a_port=2)
     send(table, 3, idle)
     send(table, 4, busy)
@@ -371,7 +373,7 @@ def test_uuid_depends_on_start_conversation_and_node(sink):
     assert not uuid().startswith("0")
 
 
-def test_stats_sum_readings_of_the_total(table, sink):
+def test_statistics_are_sums_of_readings_of_the_total(table, sink):
     send(table, 3, count=5)
     table.read_packets()
     send(table, 4, count=2)
@@ -802,7 +804,7 @@ def delivery(time_s, *flows, analyzer="analyzer-1"):
     return Delivery(time_s * 1000, analyzer, None, message)
 
 
-def test_oracle_uses_highest_totals(table, sink):
+def test_oracle_expects_the_highest_reported_totals(table, sink):
     send(table, 3)
     send(table, 3, ARP)
     table.update_at(ms(60))
@@ -935,7 +937,7 @@ def test_recorded_reports_obey_the_model(name):
 
 
 def layout(flow):
-    """Return each field's name with the names of its subfields or, if it has none, its type."""
+    """Return pairs: the name of a field, and the names of its subfields or else its type."""
     return [
         (name, tuple(value) if isinstance(value, dict) else type(value))
         for name, value in flow.items()

@@ -79,7 +79,7 @@ async def test_request_has_the_headers_of_an_analyzer_client(analyzer: FakeAnaly
     assert request.get("Sec-WebSocket-Extensions") is None
 
 
-async def test_capture_id_subscribes_to_one_capture(analyzer: FakeAnalyzer) -> None:
+async def test_capture_id_limits_the_subscription_to_one_capture(analyzer: FakeAnalyzer) -> None:
     async with subscribed(make_config(analyzer.url, capture_id="c0ffee")):
         request = (await analyzer.subscriber()).request
     assert request.all("X-Websocket-Namespace") == ["flow/c0ffee", "stats"]
@@ -126,7 +126,7 @@ def test_setting_with_invalid_header_characters_is_rejected_at_start(setting: st
     assert "cret" not in str(error.value)
 
 
-async def test_log_names_the_analyzer(
+async def test_log_lines_contain_the_name_of_the_analyzer(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -390,7 +390,7 @@ async def test_addresses_of_a_name_are_tried_in_turn(
         *("garbage", "opcode", "continuation", "masked", "reserved-bit"),
     ],
 )
-async def test_ended_subscription_reconnects(
+async def test_subscription_reconnects_after_its_connection_has_ended(
     analyzer: FakeAnalyzer,
     caplog: pytest.LogCaptureFixture,
     end: Callable[[Any], Awaitable[None]],
@@ -461,7 +461,7 @@ async def test_silent_subscription_reconnects_despite_pings(
     assert "silent" in line
 
 
-async def test_messages_prevent_silence(analyzer: FakeAnalyzer) -> None:
+async def test_subscription_that_receives_messages_is_not_silent(analyzer: FakeAnalyzer) -> None:
     async with subscribed(make_config(analyzer.url, silence_timeout=0.2)) as running:
         remote = await analyzer.subscriber()
         for _ in range(8):
@@ -628,7 +628,7 @@ async def test_frequent_statistics_shorten_silence_detection(
     assert "subscription fell silent: no message for 1 s" in caplog.text
 
 
-async def test_next_message_ends_suspicion(analyzer: FakeAnalyzer) -> None:
+async def test_next_message_ends_the_suspicion_of_silence(analyzer: FakeAnalyzer) -> None:
     counter = MessageCounter()
     timing = dataclasses.replace(QUICK, silence=dataclasses.replace(QUICK.silence, silent_s=60.0))
     options = {**counter.options, "timing": timing}
@@ -959,7 +959,7 @@ ALERT = b"\x15\x03\x01\x00\x02\x02\x46"
 
 
 @pytest.mark.parametrize("answer", [GO, NGINX, ALERT, b""], ids=["Go", "nginx", "alert", "none"])
-async def test_ws_to_tls_port_is_explained_in_the_log(
+async def test_ws_url_of_a_tls_port_is_explained_in_the_log(
     answer: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -975,7 +975,9 @@ async def test_ws_to_tls_port_is_explained_in_the_log(
     assert "; use wss:// if the analyzer serves TLS; next" in lines(caplog)[0]
 
 
-async def test_wss_to_plain_port_is_explained_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_wss_url_of_a_port_without_tls_is_explained_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(5)
         writer.write(NGINX)
@@ -1240,7 +1242,7 @@ async def test_unresolved_name_is_retried_soon() -> None:
         await eventually(lambda: len(names.asked) >= 4)
 
 
-async def test_name_is_up_while_any_address_is_up() -> None:
+async def test_dns_name_is_up_while_any_of_its_addresses_is_up() -> None:
     async with two_addresses() as (first, second):
         name = f"analyzers.test:{first.port}"
         names = Names(first.address, second.address)
@@ -1346,6 +1348,6 @@ def _status(code: int) -> InvalidStatus:
     ],
     ids=repr,
 )
-def test_exceptions_have_the_expected_reason(exc: Exception, reason: str) -> None:
+def test_each_exception_maps_to_the_expected_reason(exc: Exception, reason: str) -> None:
     assert classify(exc) == reason
     assert reason in RECONNECT_REASONS

@@ -38,7 +38,7 @@ from tests.support.tasks import cancelled_afterwards, until
 
 RECORDED = (RECORDINGS / "topology.json").read_bytes()
 
-# The counters that the Go connector exports, in its order.
+# The counters of the Go connector, in the order in which the Go connector exports them.
 NAMES = (
     "rx_bytes",
     "tx_bytes",
@@ -75,7 +75,7 @@ class Fixture:
         self.receive(json.dumps(nodes).encode(), now)
 
     def samples(self, now=0.0):
-        """Return the values of all samples, by short name and label values."""
+        """Map the short name and the label values of each sample to its value."""
         samples = {}
         for family in text_string_to_metric_families(self.interfaces.page(now).decode()):
             assert family.type == "counter"
@@ -213,7 +213,7 @@ def test_nodes_that_differ_in_one_label_are_all_shown(topology):
     assert topology.skipped() == {}
 
 
-# The fields of interfaces by the names of their families in standard naming.
+# Maps the name of each family in standard naming to the field of interfaces that it shows.
 STANDARD = {
     "receive_bytes": "RxBytes",
     "transmit_bytes": "TxBytes",
@@ -397,7 +397,8 @@ def test_the_number_of_interfaces_is_bounded(topology):
 
 
 def test_long_labels_do_not_make_the_page_too_long(topology):
-    host = '"' * MAX_LABEL_CHARS  # twice as long on the page
+    # Each quote is escaped, so the label is twice as long on the page.
+    host = '"' * MAX_LABEL_CHARS
     number = MAX_LABELS_CHARS // (2 * MAX_LABEL_CHARS)
     topology.update(*(node(tid=f"t{one}", host=host) for one in range(number)), node())
     page = topology.interfaces.page(0.0)
@@ -450,7 +451,7 @@ def test_an_interface_that_is_no_longer_reported_is_removed_at_once(topology):
     ("interval_s", "connection_timeout_s", "leaves_s"),
     [(20.0, 60.0, 60.0), (20.0, 300.0, 300.0), (60.0, 75.0, 180.0)],
 )
-def test_interfaces_expire_without_responses(interval_s, connection_timeout_s, leaves_s):
+def test_interfaces_expire_if_no_response_arrives(interval_s, connection_timeout_s, leaves_s):
     topology = Fixture(interval_s=interval_s, connection_timeout_s=connection_timeout_s)
     topology.update(node(), now=1000.0)
     topology.interfaces.expire(1000.0 + leaves_s - 0.1)

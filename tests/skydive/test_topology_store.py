@@ -135,7 +135,7 @@ def test_an_empty_response_is_a_change_only_once(store):
     assert not store.replace(NAMESPACES, read(NAMESPACES))
 
 
-def test_changes_are_merged(store, monkeypatch):
+def test_changes_are_merged_into_the_stored_elements(store, monkeypatch):
     store.replace(NAMESPACES, read(NAMESPACES, node("a", name="a"), node("b", name="b")))
     same = read(NAMESPACES, node("a", name="a", updated_at=5), store=store)
     assert store.differing(NAMESPACES, same) == []

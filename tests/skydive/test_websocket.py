@@ -252,7 +252,7 @@ def fragmented(opcode: int, lengths: list[int], between: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of a stream. If a test fails, its output has the name instead of the bytes."""
+    """A piece of a stream. The output of a failed test shows the name instead of the bytes."""
 
     name: str
     data: bytes = field(repr=False)
@@ -418,7 +418,7 @@ async def test_messages_are_not_copied() -> None:
     await wire.over()
 
 
-async def test_connection_yields_after_its_time_slice() -> None:
+async def test_connection_yields_to_the_event_loop_after_its_time_slice() -> None:
     with sizes(buffer_bytes=BUFFER_BYTES, turn_s=0.0):
         wire = Receiver()
         await wire.open()

@@ -34,7 +34,7 @@ def make(request):
 
 
 def bounded(min_bytes=0, min_packets=0, *, families=FAMILIES, labels=LABELS, **others):
-    """Return a spec with two views. The first has bounds. The second always shows all traffic."""
+    """Return a spec whose first view has bounds. The second view always shows all traffic."""
     amounts = ("bytes", "packets")
     view = View(labels, families, amounts=amounts, min_bytes=min_bytes, min_packets=min_packets)
     totals = View((KNOWN_LABELS["protocol"],), standard("all", "bytes"))
@@ -185,7 +185,7 @@ def test_new_flows_of_hidden_connections_are_counted(make):
     assert values(table, name) == [2]
 
 
-def test_renamed_connection_starts_below_the_bound(make):
+def test_connection_with_a_new_name_starts_below_the_bound(make):
     names = Names({"node-1": ("old",)})
     labels = (looked_up("node_name", ("NodeTID",), names), DIRECTION)
     table = make(bounded(MIN_BYTES, labels=labels))

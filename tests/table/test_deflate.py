@@ -206,7 +206,7 @@ def test_reads_after_the_end_return_an_empty_block():
 
 @in_all_formats
 @pytest.mark.parametrize("parts", [2, 7])
-def test_parts_and_families_can_be_compressed(parts, openmetrics):
+def test_pages_with_some_parts_and_families_can_be_compressed(parts, openmetrics):
     core = table_of(varied_flows(500))
     names = {core.families[0].name}
     for part in range(parts):
@@ -217,7 +217,7 @@ def test_parts_and_families_can_be_compressed(parts, openmetrics):
 
 
 @in_all_formats
-def test_first_direction_can_have_no_line(openmetrics):
+def test_series_of_the_first_direction_can_be_missing(openmetrics):
     """The line of the second direction is marked as a copy only if the first line exists."""
     for position in (0, 1, 2):
         labels = [LABELS[0], LABELS[1]]

@@ -69,7 +69,7 @@ CLOSING = {"finish": 1, "newest_last": 70_000, "newest_start": 60_000, "last": 6
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model, or of the core. The core reads fields in two ways."""
+    """Return a constructor: of the model, or of a core that reads fields in one of two ways."""
     return request.param
 
 
@@ -185,13 +185,13 @@ def test_all_histograms_of_first_values_must_read_the_same_field():
         Core(spec_of(RTT, other))
 
 
-def test_histogram_of_ages_must_read_one_field():
+def test_histogram_of_ages_must_read_exactly_one_field():
     two = Family(**{**vars(DURATION), "backward": ("Last",)})
     with pytest.raises(ValueError, match="too many fields"):
         Core(spec_of(two))
 
 
-def test_fields_that_only_closing_reports_need_are_closing_gauges():
+def test_fields_that_only_closing_reports_need_are_in_closing_gauges():
     plan = plan_of(spec_of(RTT, SIZE, DURATION))
     assert [gauge.path for gauge in plan.gauges] == [("Metric", "RTT")]
     fields = [("Metric", "ABBytes"), ("Metric", "BABytes"), ("Start",)]
@@ -593,7 +593,7 @@ def test_rejected_flows_are_observed_if_the_table_has_overflow_rows(make):
     assert table.report(make_flow("b2", rtt=3 * MS, b="10.0.0.9"), 0) == "table_full"
     assert table.report(make_flow("b2", rtt=9 * MS, **NOT_FIRST), 0) == "table_full"
     assert observed(table) == ([0, 2, 2, 2], "0.005")
-    # The flow is not kept, so both its closing report and the repeated one are observed.
+    # The flow is not kept, so its closing report and the repetition of that report are observed.
     assert table.report(make_flow("b2", rtt=3 * MS, **CLOSING), 0) == "ended"
     assert observed(table, "size") == ([0, 1, 1], "300")
     assert table.report(make_flow("b2", rtt=3 * MS, **CLOSING), 0) == "ended"
@@ -601,7 +601,7 @@ def test_rejected_flows_are_observed_if_the_table_has_overflow_rows(make):
     assert observed(table) == ([0, 2, 2, 2], "0.005")
 
 
-def test_dormant_flow_that_overflows_is_observed_once(make):
+def test_dormant_flow_added_to_the_overflow_row_is_observed_once(make):
     table = make(spec_of(RTT, SIZE, max_connections=1, overflow="other"))
     table.report(make_flow("a1", last=2_000), 0)
     table.expire(100)
@@ -641,7 +641,7 @@ def test_duplicates_are_not_observed(make):
     assert observed(table, "size", 602) == ([0, 1, 1], "300")
 
 
-def test_flow_whose_conversation_was_taken_over_is_not_observed(make):
+def test_flow_is_not_observed_if_another_flow_took_over_its_conversation(make):
     table = make(spec_of(SIZE, labels=(IP_A,), deduplicate="first"))
     table.report(make_flow("a1", last=2_000), 0)
     table.expire(100)
@@ -650,7 +650,7 @@ def test_flow_whose_conversation_was_taken_over_is_not_observed(make):
     assert observed(table, "size", 101) == ([0, 0, 0], "0")
 
 
-def test_flow_is_not_observed_if_the_flow_that_took_over_is_dormant(make):
+def test_flow_is_not_observed_while_the_flow_that_took_over_its_conversation_is_dormant(make):
     table = make(spec_of(SIZE, labels=(IP_A,), deduplicate="first"))
     table.report(make_flow("a1", last=2_000), 0)
     table.expire(100)

@@ -107,7 +107,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         self.pages = []
 
     def with_failures(self, nth, times, operation):
-        """Call an operation in which ``times`` allocations fail, from the ``nth`` on (0: none)."""
+        """Call an operation. If ``nth`` is not 0, ``times`` allocations fail, the ``nth`` first."""
         if nth == 0:
             operation()
             return
@@ -525,7 +525,8 @@ def test_failed_report_does_not_take_over_a_conversation():
         known = make_flow("a1", (100, 0, 0, 0), last=1, node="node-1")
         core.message([known], 0)
         core.expire(START_S)
-        # These flows fill a slab (a block of memory), so the next connection allocates another one.
+        # These flows fill a slab (a block of memory), so the next connection allocates another
+        # slab.
         core.message([make_flow(f"c{n}", a=f"10.0.1.{n}") for n in range(3)], START_S)
         checked.fail_allocation(nth)
         failed = False
@@ -552,7 +553,8 @@ def test_uuid_of_an_evicted_flow_can_become_a_label_in_the_same_batch():
     core.message([make_flow("named like a node", node="node-1")], 0)
     core.message([make_flow("b2", node="node-2")], 1)
     core.expire(100)
-    # The second flow evicts the first flow. The UUID of the first flow is a label of the third one.
+    # The second flow evicts the first flow. The UUID of the first flow is a label of the third
+    # flow.
     nodes = ("node-3", "node-4", "named like a node")
     core.message([make_flow(f"{n + 5}", node=node) for n, node in enumerate(nodes)], 100)
     assert core.dormant_flows == 0

@@ -43,7 +43,7 @@ WEB, DB, CACHE = ("web", "shop", "node-1"), ("db", "shop", "node-2"), ("cache", 
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model, or of the core. The core reads fields in two ways."""
+    """Return a constructor: of the model, or of a core that reads fields in one of two ways."""
     return request.param
 
 
@@ -72,7 +72,7 @@ def update(core, flow):
 
 
 def samples(table, name="forward", now=0.0):
-    """Map the label values of a family to its sample values."""
+    """Map the label values of each series of a family to its sample value, as text."""
     return {
         tuple(part.partition('="')[2].removesuffix('"') for part in labels.split('",')): value
         for line in table.page(now)[name]
@@ -438,7 +438,7 @@ def test_table_releases_results_that_no_new_flow_used_for_a_timeout():
     assert [sys.getrefcount(each) for each in (found, *texts)] == before
 
 
-def test_destroyed_tables_release_results():
+def test_destroyed_tables_release_the_results_of_lookups():
     found = "web", "".join(["sh", "op"]), "node-1"
     names = Names({"10.0.0.1": found}, count=3)
     references = sys.getrefcount(found)
@@ -450,7 +450,7 @@ def test_destroyed_tables_release_results():
     assert sys.getrefcount(found) == references
 
 
-# Interned results
+# Interned results of lookups
 
 
 def test_new_flows_get_the_current_names(make):
@@ -508,7 +508,7 @@ class NewNames(Names):
         return (*super().__getitem__(key),)
 
 
-def test_interned_results_are_bounded():
+def test_number_of_interned_lookup_results_is_bounded():
     """Flows get their labels even when the table can store no more results."""
     count = 70_000  # more than MAX_NAMES
     core = Core(spec_of(looked_up("name", A, NewNames({"10.0.0.1": ("web",)})), LABELS[2]))
@@ -523,7 +523,7 @@ def test_interned_results_are_bounded():
 
 
 @pytest.mark.parametrize("max_rows", [1, 2, ALL_ROWS])
-def test_interned_results_expire_in_slices(max_rows):
+def test_interned_lookup_results_expire_in_slices(max_rows):
     names = Names({f"10.0.0.{n}": (f"name {n}",) for n in range(5)})
     core = Core(spec_of(looked_up("name", A, names)))
     for n in range(5):
@@ -538,10 +538,10 @@ def test_interned_results_expire_in_slices(max_rows):
     assert [sys.getrefcount(result) for result in names.values()] == [n - 1 for n in counts]
 
 
-# Slices
+# Relabelling in slices
 
 
-def test_steps_move_no_more_flows_than_the_budget():
+def test_relabelling_step_moves_no_more_flows_than_its_budget():
     keys = [f"10.0.0.{n}" for n in range(8)]
     names = Names({key: (key,) for key in keys})
     core = Core(spec_of(looked_up("name", A, names), LABELS[2]))
@@ -573,7 +573,7 @@ def test_steps_move_no_more_flows_than_the_budget():
         assert {labels[0] for labels in samples(core)} == {f"{key} {budget}" for key in keys}
 
 
-def test_key_without_flows_counts_as_one_flow():
+def test_key_without_flows_counts_as_one_flow_towards_the_budget():
     names = Names()
     core = Core(spec_of(looked_up("name", A, names)))
     core.report(make_flow("1"), 0)
@@ -582,7 +582,7 @@ def test_key_without_flows_counts_as_one_flow():
     assert [part.taken for part in core.relabel(names, [], 4)] == [[]]
 
 
-def test_keys_of_unused_names_are_not_taken_from_the_iterator():
+def test_keys_are_not_read_if_no_label_uses_their_names():
     core = Core(spec_of(looked_up("name", A, Names())))
     keys = iter(["10.0.0.1"])
     assert core.table.relabel(Names(), keys).step(10) is False
@@ -682,7 +682,7 @@ def test_flows_become_dormant_and_return_between_slices():
     assert samples(core, "flows", now=TIMEOUT_S) == {("b",): "3"}
 
 
-def test_failed_step_can_be_repeated():
+def test_failed_relabelling_step_can_be_repeated():
     names = FailingNames({f"10.0.0.{n}": ("old",) for n in range(4)})
     core = Core(spec_of(looked_up("name", A, names), LABELS[2]))
     for n in range(12):

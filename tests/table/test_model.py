@@ -82,7 +82,7 @@ def test_condition_of_a_filter_rule_matches_only_the_expected_values(condition, 
     assert [value for value in fits + does_not if matches(condition, value)] == fits
 
 
-def test_rules_apply_before_validation():
+def test_filter_rules_apply_before_validation():
     spec = Spec(
         drop=[
             {"name": "web", "target_port": [80, 443], "initiator_ip": {"not": "10.0.0.0/8"}},

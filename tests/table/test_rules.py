@@ -43,7 +43,7 @@ from tests.support.table_adapter import Core
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model, or of the core. The core reads fields in two ways."""
+    """Return a constructor: of the model, or of a core that reads fields in one of two ways."""
     return request.param
 
 
@@ -240,7 +240,7 @@ def test_unknown_flow_adds_its_last_update_unless_the_report_repeats_it(make, fi
     assert sums(table) == [6, 7, 8, 9]
 
 
-def test_different_uuids_are_different_flows(make):
+def test_reports_with_different_uuids_are_of_different_flows(make):
     hexadecimal = ["0", "a", "ffffffffffffffff", "1000000000000000"]
     other = ["00", "0a", "A", "0x1", "+1", "-1", "1.0", "10000000000000000", "fffffffffffffffff"]
     other += [" ", "a ", "a\n", "\0", "é", "e\u0301", "\U0001f600", "x" * 16, "x" * 17, "x" * 1024]
@@ -477,7 +477,7 @@ def test_out_of_range_number_in_a_later_report_changes_nothing(make, group, name
     assert not table.page(TIMEOUT_S)[BYTES]
 
 
-def test_start_is_read_only_to_identify_a_first_report(make):
+def test_start_is_not_read_unless_it_can_identify_a_first_report(make):
     table = make()
     assert table.report(make_flow("a1", start=-1), 0) is None
     assert table.values_skipped["Start"] == 0
@@ -512,7 +512,7 @@ def test_report_with_invalid_finish_type_is_not_a_first_report(make, number):
 
 @pytest.mark.parametrize("number", WILD_NUMBERS)
 @pytest.mark.parametrize("name", [*COUNTERS, "Start", "Last"])
-def test_last_update_is_read_only_if_it_counts(make, name, number):
+def test_last_update_is_not_read_unless_it_counts(make, name, number):
     def flow(uuid, **fields):
         flow = make_flow(uuid, **LATER | fields)
         flow["LastUpdateMetric"][name] = number
@@ -578,7 +578,7 @@ def test_any_field_can_be_a_label_even_if_reports_omit_it(make):
     }
 
 
-def test_direction_can_be_the_only_label(make):
+def test_direction_can_be_the_only_label_of_a_view(make):
     table = make(labels=(DIRECTION,))
     for n in range(5):
         table.report(make_flow(f"{n + 1:x}", a=f"10.0.0.{n}"), 0)
@@ -589,7 +589,7 @@ def test_direction_can_be_the_only_label(make):
 
 
 @pytest.mark.parametrize("position", range(len(LABELS)))
-def test_direction_can_be_at_any_position(make, position):
+def test_label_direction_can_be_at_any_position(make, position):
     labels = [label for label in LABELS if label != DIRECTION]
     labels.insert(position, DIRECTION)
     table = make(labels=labels)
@@ -626,7 +626,7 @@ def view(prefix, labels, *metrics):
 
 
 def samples(table, family, now=0.0):
-    """Map label values to the sample values of a family. > and < stand for the directions."""
+    """Map the label values of each series to its value. > and < stand for the directions."""
     result = {}
     for line in table.page(now)[family]:
         series, _, number = line.rpartition(" ")
@@ -692,7 +692,7 @@ def test_each_view_decides_what_an_unknown_flow_adds(make):
         )
     )
     # A view adds the total if the flow creates a row and the labels identify the connection. The
-    # labels of the view "node" do not, so the view "node" adds the last update.
+    # labels of the view "node" do not identify the connection, so this view adds the last update.
     table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
     assert sums(table) == [100, 200, 1, 2]
     assert samples(table, "node_bytes_total") == {"node-1": "11"}
@@ -926,7 +926,7 @@ def test_out_of_range_number_in_an_optional_counter_is_omitted(make, number):
     assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "2", "node-1,<": "0"}
     assert samples(table, "tcp_packets_total") == {"node-1,>": "5", "node-1,<": "6"}
     assert table.values_skipped["TCPMetric.BASegmentOutOfOrder"] == 1
-    # The next valid value adds the whole difference.
+    # The next valid value adds the whole increase since the last valid value.
     table.report(tcp(make_flow(total=(1, 1, 5, 6), last=3), (2, 7)), 0)
     assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "2", "node-1,<": "7"}
 
@@ -1068,7 +1068,7 @@ def test_addresses_are_masked(make, mask, address, shown):
         (Fold(above=100, keep=frozenset({8080})), 53, "53"),
     ],
 )
-def test_ports_are_folded(make, fold, port, shown):
+def test_ports_are_kept_or_folded_to_other(make, fold, port, shown):
     label = Label("target_port", ("Transport", "B"), number=True, rewrite=fold)
     table = make(Spec(views=(view("a", (label,), "bytes"),)))
     table.report(make_flow(ports=(1, port)), 0)
@@ -1118,7 +1118,7 @@ ICMP = Spec(
 )
 
 
-def test_icmp_is_a_connection_without_ports(make):
+def test_icmp_flows_are_connections_without_ports(make):
     table = make(ICMP)
     table.report(icmp(make_flow("a1", rtt=5)), 0)
     table.report(icmp(make_flow("b2", a="fd77::1", b="fd77::2"), "IPV6"), 0)
@@ -1215,7 +1215,7 @@ def test_icmp_and_other_protocols_are_separate_options(make, with_icmp, with_oth
     }
 
 
-def test_other_protocols_require_network_and_metric(make):
+def test_flows_of_other_protocols_require_network_and_metric(make):
     table = make(WITH_OTHER)
     assert table.report(portless("Ethernet/ARP", Network=None), 0) == "no_network"
     assert table.report(portless("Ethernet/IPv4/GRE", Metric=None), 0) == "no_metric"
@@ -1528,7 +1528,7 @@ def test_fields_of_a_conversation_are_validated(make, flow, reason):
     assert make(Spec(views=FIRST.views)).report(flow, 0) is None
 
 
-def test_duplicate_takes_precedence_over_table_full(make):
+def test_reason_duplicate_takes_precedence_over_reason_table_full(make):
     table = make(Spec(deduplicate="first", views=FIRST.views, max_connections=1))
     table.report(make_flow("a1", node="node-1"), 0)
     assert table.report(make_flow("b2", node="node-2"), 0) == "duplicate"
@@ -1537,7 +1537,7 @@ def test_duplicate_takes_precedence_over_table_full(make):
     assert table.report(make_flow("c3", node="node-1", a="10.0.0.3"), 0) is None
 
 
-# Full tables and views
+# Tables and views that are full: they have ``max_connections`` rows
 
 
 def test_rejected_flow_is_in_no_view(make):
@@ -1548,7 +1548,7 @@ def test_rejected_flow_is_in_no_view(make):
     assert (table.rejected_total, table.overflowed_total) == (1, 0)
 
 
-def test_full_view_omits_flows(make):
+def test_view_at_max_connections_omits_new_flows(make):
     table = make(
         Spec(max_connections=1, views=(view("a", (NODE,), "bytes"), view("b", (IP_A,), "bytes")))
     )
@@ -1562,7 +1562,7 @@ def test_full_view_omits_flows(make):
     assert (table.rejected_total, table.view_connections) == (0, (1,))
 
 
-def test_full_linked_view_omits_all_flows_of_a_connection(make):
+def test_linked_view_at_max_connections_omits_all_flows_of_a_connection(make):
     table = make(
         Spec(
             max_connections=1, views=(view("a", (IP_A, NODE), "bytes"), view("b", (NODE,), "bytes"))
@@ -1672,7 +1672,7 @@ def test_flows_beyond_max_flows_are_added_to_the_overflow_row(make):
     assert (table.rejected_total, table.overflowed_total) == (0, 1)
 
 
-def test_full_view_adds_flows_to_its_overflow_row(make):
+def test_view_at_max_connections_adds_flows_to_its_overflow_row(make):
     spec = Spec(
         overflow="other",
         max_connections=1,
@@ -2257,7 +2257,7 @@ def test_new_flows_are_counted_from_zero_after_the_row_expired(make):
     assert new_flows(table, "node", VIEW_TIMEOUT_S) == 1
 
 
-def test_new_flows_of_a_full_table_are_in_the_overflow_row(make):
+def test_new_flows_of_a_full_table_are_counted_in_the_overflow_row(make):
     main = View(LABELS, (*FAMILIES, *standard("main", "new_flows")))
     table = make(
         Spec(
@@ -2326,7 +2326,7 @@ def test_duplicate_is_not_a_new_flow(make):
     table.report(make_flow("a1", node="node-1"), 0)
     assert table.report(make_flow("b2", node="node-2"), 0) == "duplicate"
     assert samples(table, "b_new_flows_total") == {"443": "1"}
-    # The other capture point takes over. But its flow began earlier, so the flow is not new.
+    # The other capture point takes over. But flow b2 began earlier, so flow b2 is not new.
     table.expire(TIMEOUT_S)
     table.report(make_flow("b2", node="node-2", **LATER), TIMEOUT_S)
     assert samples(table, "a_new_flows_total", TIMEOUT_S) == {"node-2": "0"}
@@ -2425,7 +2425,7 @@ def test_forgotten_flow_moves_the_horizon_to_its_latest_report(make):
     assert table.horizon_s == BEGAN + 100
 
 
-def test_overflow_moves_the_horizon(make):
+def test_report_added_to_the_overflow_row_moves_the_horizon(make):
     table = make(OVERFLOW)
     table.begin(BEGAN)
     table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN + 1)
@@ -2539,7 +2539,7 @@ def test_rejected_closing_report_ends_its_flow(make, finish):
     assert table.dormant_uuids() == ["c3"]
 
 
-def test_closing_report_counts_in_other_views_at_max_connections(make):
+def test_closing_report_counts_in_views_except_the_first_at_max_connections(make):
     table = make(Spec(views=MEMORY.views, max_connections=1))
     table.begin(BEGAN)
     table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN)
@@ -2611,7 +2611,7 @@ def test_closing_report_of_a_dormant_flow_claims_its_conversation(make):
     assert table.report(closing, 100.5) is None
     assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
     assert table.dormant_uuids() == ["a1"]
-    # The last update of another capture point may contain some of the same bytes.
+    # The last update of flow b2 may contain some bytes of the closing report.
     other = make_flow("b2", (130, 0, 0, 0), node="node-2", **LATER)
     for now in (110, 175.9):
         table.expire(now)
@@ -2754,7 +2754,7 @@ def test_closing_report_with_new_addresses_claims_the_new_conversation(make):
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.report(make_flow("b2", (100, 0, 0, 0), last=1, a="10.0.0.9", node="node-2"), 0)
     table.expire(80)
-    # The closing report has new addresses, so the flow now belongs to the other conversation.
+    # The closing report has the addresses of flow b2, so flow a1 joins the conversation of flow b2.
     moved = make_flow("a1", (130, 0, 0, 0), last=60_000, a="10.0.0.9", **LOST)
     assert table.report(moved, 100) is None
     owner = make_flow("b2", (130, 0, 0, 0), last=60_000, a="10.0.0.9", node="node-2")
@@ -2849,7 +2849,7 @@ def test_connections_that_differ_only_in_a_port_keep_separate_counters(make):
     table.report(make_flow("a1", (100, 0, 0, 0), last=1, ports=(1, 443)), 0)
     table.report(make_flow("b2", (7, 0, 0, 0), last=1, ports=(1, 80)), 0)
     table.expire(TIMEOUT_S)
-    for number in range(2):  # in the order in which the counters were kept, then in reverse
+    for number in range(2):  # in the order of removal, then in reverse
         now = 80 + 80 * number
         flows = [
             make_flow("a1", (101 + number, 0, 0, 0), last=now, ports=(1, 443)),

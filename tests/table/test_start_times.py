@@ -45,7 +45,7 @@ SHARED = Spec(
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return the constructor of the model, or of the core. The core reads fields in two ways."""
+    """Return a constructor: of the model, or of a core that reads fields in one of two ways."""
     return request.param
 
 
@@ -73,7 +73,7 @@ def later_report(
 
 
 def starts(table, family, now=0):
-    """Map the label values of a family, without the direction, to start times."""
+    """Map the label values of each connection, without the direction, to its start time."""
     result = {}
     for series, start_ms in table.starts(now).items():
         if re.split(r"\W", series)[0] == family:
@@ -83,7 +83,7 @@ def starts(table, family, now=0):
 
 
 def start(table, family, now=0):
-    """Return the start time of the only connection of a family, or None."""
+    """Return the start time of the only connection of a family, or None if it has none."""
     times = [*starts(table, family, now).values()]
     assert len(times) <= 1
     return times[0] if times else None
@@ -205,7 +205,7 @@ def test_returning_connection_keeps_its_start_time(make):
     assert start(table, "node_bytes_total", now) == START_MS
 
 
-def test_limited_start_time_stays_when_the_connection_returns(make):
+def test_start_time_limited_by_the_clock_stays_when_the_connection_returns(make):
     # The agent's clock is an hour ahead.
     table = make(BOTH)
     take(table, first_report(start=CLOCK_MS + 3_600_000))
@@ -409,7 +409,7 @@ def samples(page):
     return [line for line in read_all(page).decode().splitlines() if line[0] != "#"]
 
 
-def test_second_direction_alone_has_a_start_time():
+def test_series_of_the_second_direction_alone_has_a_start_time():
     """A connection may have a series only in one direction."""
     family = standard("t", "tcp_out_of_order")
     core = Core(Spec(views=(View((*labelled("node_tid"), DIRECTION), family),)))

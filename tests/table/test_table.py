@@ -231,7 +231,7 @@ def test_threads_read_pages_while_another_thread_updates_the_table():
                 pass
     for page in pages:
         for lines in (read_page(page)[family] for family in (BYTES, PACKETS)):
-            # Both directions of a connection are written together, so both have the same value.
+            # Both directions of a connection are written together, so their values are equal.
             sides = Counter(re.sub('direction="[^"]*"', "", line) for line in lines)
             assert set(sides.values()) == {2}
             assert len(sides) >= 330
@@ -294,7 +294,7 @@ def test_expire_forgets_at_most_max_rows_dormant_flows():
     assert core.dormant_flows == 0
 
 
-def test_only_rows_without_reports_expire():
+def test_rows_expire_only_if_their_flows_are_not_reported():
     core = Core()
     core.message(many_flows(20), 0)
     for second in range(1, 400):
@@ -618,7 +618,7 @@ ONE_WAY = Family("forward", "counter", ("Metric", "ABBytes"))
 
 
 def shaped(*shapes, **others):
-    """Return a spec with one view per shape: a pair of the number of labels and the families."""
+    """Return a spec with one view per shape. A shape has a number of labels, and families."""
     return Spec(
         views=[
             View(
@@ -684,7 +684,7 @@ def test_longest_lines_fit_the_buffer():
 
 
 class Answers(dict):
-    """A rewrite with a result or an exception for some values. It keeps all other values."""
+    """A rewrite that maps some values to a result or an exception, and keeps the others."""
 
     def __missing__(self, key):
         return key
@@ -736,7 +736,7 @@ def test_flow_is_skipped_if_the_rewrite_returns_an_invalid_result(slots, answer,
     assert core.report(make_flow("2", node="other"), 0) is None
 
 
-def test_rewrite_exceptions_propagate():
+def test_exceptions_of_a_rewrite_propagate():
     answer = "an answer " * 9
     answers = Answers({"good": answer, "bad": KeyError("bad")})
     core = rewriting(answers)
@@ -780,7 +780,8 @@ def test_flow_whose_label_becomes_other_keeps_its_row_in_the_linked_view():
     core.report(make_flow("3", (41, 0, 0, 0), last=9_000), TIMEOUT_S)
     page = core.page(TIMEOUT_S)
     assert page == {"forward": {'forward{name="other"} 21'}, "total": {"total 71"}}
-    # The row in the linked view expires. A new flow in the overflow row creates another row there.
+    # The row in the linked view expires. A new flow in the overflow row creates another row in the
+    # linked view.
     core.expire(10_000)
     core.report(make_flow("4", (80, 0, 0, 0)), 10_000)
     assert core.page(10_000) == {"forward": {'forward{name="other"} 101'}, "total": {"total 80"}}
@@ -1220,7 +1221,7 @@ def test_threads_count_values_while_the_table_changes():
 # Top connections
 
 
-def test_mismatch_in_one_column_does_not_hide_a_match_in_another():
+def test_filter_can_match_a_column_after_a_mismatch_in_another_column():
     core = Core()
     for n in range(20):
         ends = {"a": "10.0.0.1", "b": "10.0.0.2"} if n % 2 else {"a": "10.0.0.2", "b": "10.0.0.1"}

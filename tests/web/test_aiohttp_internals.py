@@ -55,7 +55,7 @@ def imported(module):
 
 
 def attributes(module):
-    """Yield the names of all attributes in a module, except those of ``self`` and ``cls``."""
+    """Yield the names of attributes that a module uses, except those of ``self`` and ``cls``."""
     for node in ast.walk(module):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in {"self", "cls"}:
             yield node.attr
@@ -68,13 +68,13 @@ def bases(module):
 
 
 @pytest.mark.parametrize("name", sorted(LISTED))
-def test_listed_names_exist(name):
+def test_listed_internals_of_aiohttp_exist(name):
     target = aiohttp
     for part in name.split("."):
         target = getattr(target, part)
 
 
-def test_passed_parameters_exist():
+def test_parameters_passed_to_aiohttp_exist():
     assert {*connections._OPTIONS} <= {*inspect.signature(BASE).parameters}
     server = inspect.signature(aiohttp.web.Server).parameters
     assert {"request_factory", "handler_cancellation"} <= {*server}
@@ -128,7 +128,8 @@ def test_no_other_module_relies_on_internals(path):
     assert {origin for origin, _ in names} <= {*DOCUMENTED}
     assert not {name for _, name in names if name.startswith("_")}
     assert not {*attributes(module)} & PRIVATE
-    assert not re.findall(r"\baiohttp(?:\.\w+)*\._\w+", path.read_text())  # also in annotations
+    # Search annotations, too.
+    assert not re.findall(r"\baiohttp(?:\.\w+)*\._\w+", path.read_text())
     for base in bases(module):
         # aiohttp only supports subclasses of the abstract classes in aiohttp.abc.
         assert not base.startswith(("aiohttp.", "web."))

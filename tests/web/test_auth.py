@@ -141,7 +141,7 @@ async def test_outdated_password_does_not_block_other_clients(plain, monkeypatch
 
 
 @on_both_loops
-async def test_retry_after_is_accurate(plain):
+async def test_header_retry_after_is_accurate(plain):
     now_s = 0.0
     async with Site(security=WebSecurity(plain(users()), now=lambda: now_s)) as site:
         for i in range(auth.WRONG_BURST):

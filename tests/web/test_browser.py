@@ -46,7 +46,7 @@ Date = class extends Date {
   valueOf() { return super.valueOf() + 3_600_000 * this.hours }
 }
 """
-"""Makes an hour pass between two calls of ``new Date()``."""
+"""A script that makes an hour pass between two calls of ``new Date()``."""
 
 REFRESHED = "performance.getEntriesByType('resource').some((entry) => /top/.test(entry.name))"
 RANKS = """
@@ -195,7 +195,7 @@ async def test_group_can_be_chosen(visited):
         await tab.until(f"{RANKS}.length === 3")
 
 
-async def test_value_is_hidden_while_it_is_the_rank(visited):
+async def test_column_of_a_metric_is_hidden_while_the_metric_ranks_the_list(visited):
     shown = (
         "[...document.querySelector('[data-rows=top]').rows].slice(0, 2)"
         ".flatMap((row) => [...row.cells])"
@@ -355,7 +355,7 @@ async def test_page_works_without_its_script(browser):
         assert not [url for url in tab.requested if "api" in url]
 
 
-async def test_missing_responses_are_shown(visited):
+async def test_page_shows_that_responses_are_missing(visited):
     async with three_connections() as site, visited(site) as tab:
         await tab.until(REFRESHED)
         assert await tab.evaluate("document.querySelector('#stale').hidden")
@@ -491,7 +491,7 @@ async def test_page_has_no_accessibility_violations(browser, path, look):
         assert await tab.evaluate("found.passes.length") > 10
 
 
-async def test_values_are_links_that_filter(visited):
+async def test_label_values_are_links_that_filter_the_list(visited):
     async with three_connections() as site, visited(site) as tab:
         await tab.until(REFRESHED)
         await tab.click("td a[data-filter='10.0.0.1']")
@@ -528,7 +528,7 @@ async def test_page_fits_narrow_screens(visited, width):
     async with three_connections() as site:
         for path in ("/", "/cardinality"):
             async with visited(site, path, width=width) as tab:
-                # The page does not scroll horizontally; only its tables do.
+                # The page does not scroll horizontally. Only its tables scroll horizontally.
                 assert await tab.evaluate("document.documentElement.scrollWidth") == width
 
 

@@ -72,7 +72,7 @@ async def test_report_has_every_view_with_the_numbers_of_the_metrics_page():
 
 
 @on_both_loops
-async def test_values_per_label_are_limited_to_twenty():
+async def test_listed_values_per_label_are_limited_to_twenty():
     table = FakeTable()
     table.values["target_ip"] = [(str(number), 1) for number in range(100)]
     _, label = (await source(table).cardinality.report()).labels

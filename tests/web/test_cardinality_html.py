@@ -95,7 +95,7 @@ def test_each_view_has_a_table():
 
 
 def test_rare_values_are_not_listed():
-    """The first twenty of many rare values would be a random choice."""
+    """Twenty of many equally rare values would be a random choice, so none is listed."""
     rare = [(f"port-{n}", 7) for n in range(20)]
     page = as_html(report(label("port", *rare, count=28_000), connections=200_000))
     assert "each in at most 7 connections" in page
@@ -130,7 +130,7 @@ def test_all_values_of_a_label_with_few_values_are_listed():
         (1, 200_000, "−99.9 %"),
     ],
 )
-def test_change_is_rounded_but_never_to_100_percent(left, whole, text):
+def test_relative_change_is_never_rounded_to_100_percent(left, whole, text):
     assert change(left, whole) == text
 
 

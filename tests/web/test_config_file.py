@@ -569,7 +569,7 @@ async def test_plain_http_on_the_tls_port_gets_a_response(file, authority, caplo
                 assert method == "HEAD" or response.text == (
                     "Bad Request: plain HTTP request on an HTTPS port.\n"
                 )
-        # This request is longer than one read.
+        # This request is longer than the server reads at once.
         async with await site.ask(request("/metrics", x="y" * 50_000)) as client:
             assert (await client.answer()).status == 400
             assert await client.end() == "closed"

@@ -33,7 +33,7 @@ def configured(*urls: str, labels: Any = ENDS, **settings: Any) -> Config:
 def found(
     tmp_path: Path, *flows: dict[str, Any], least: float = 0.0, **settings: Any
 ) -> dict[str, float]:
-    """Return the shares of the bytes of ``flows``, by labels. There is no topology."""
+    """Map labels to the share of bytes for which all of them are empty, without a topology."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(message(*flows) + b"\n")
     config = configured(**settings)
@@ -55,18 +55,18 @@ FLOWS = (
 )
 
 
-def test_share_is_that_of_bytes_without_any_name(tmp_path: Path) -> None:
+def test_share_is_the_part_of_the_bytes_that_has_no_names(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"names": {"10.0.0.0/8": "inside"}}
     assert found(tmp_path, *FLOWS, **settings) == {"initiator_name,target_name": 0.91}
     assert found(tmp_path, *FLOWS, **settings, labels=["target_name"]) == {"target_name": 0.94}
-    # Only shares above a half can be found without listing all groups.
+    # If ``least`` is above a half, the search reads only the largest group.
     assert found(tmp_path, *FLOWS, **settings, least=0.9) == {"initiator_name,target_name": 0.91}
     assert found(tmp_path, *FLOWS, **settings, least=0.92) == {}
     assert found(tmp_path, *FLOWS[:2], **settings) == {"initiator_name,target_name": 0}
     assert found(tmp_path, *FLOWS[:2], **settings, least=0.9) == {}
 
 
-def test_labels_are_searched_in_the_first_view_with_bytes(tmp_path: Path) -> None:
+def test_empty_labels_are_searched_in_the_first_view_with_bytes(tmp_path: Path) -> None:
     views = [
         {"prefix": "a", "labels": ["node_name"], "metrics": ["packets"], "direction": "sum"},
         {"prefix": "b", "labels": [*ENDS, "node_name", "initiator_host"], "direction": "sum"},
@@ -86,12 +86,14 @@ def test_labels_are_searched_in_the_first_view_with_bytes(tmp_path: Path) -> Non
         (ENDS, 0.9, True),
         (ENDS, 0.899, False),
         (("node_host",), 0.9, True),
-        # All addresses at one end can be outside.
+        # All addresses at one end can be outside of the topology, so 0.999 is not suspicious.
         (("initiator_host",), 0.999, False),
         (("initiator_host",), 1.0, True),
     ],
 )
-def test_threshold(labels: tuple[str, ...], share: float, warns: bool) -> None:
+def test_share_of_bytes_decides_whether_empty_labels_are_suspicious(
+    labels: tuple[str, ...], share: float, warns: bool
+) -> None:
     assert is_suspicious(EmptyLabels(labels=labels, bytes_share=share)) == warns
 
 
@@ -126,7 +128,7 @@ async def warnings_of(app: app_module.App) -> list[str]:
 
 
 async def until_checked(monkeypatch: pytest.MonkeyPatch, rounds: int = 3) -> None:
-    """Wait until the labels have been searched a few times."""
+    """Wait until skyfast has searched for empty labels ``rounds`` times."""
     searched = 0
     find = empty_labels.find
 
@@ -175,7 +177,7 @@ async def test_traffic_with_outside_addresses_causes_no_warning(
 
 
 @pytest.mark.usefixtures("fast")
-async def test_nothing_is_searched_before_the_topology_has_been_read(
+async def test_empty_labels_are_not_searched_before_the_topology_has_been_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pipeline, "NAMES_WAIT_S", 0.01)

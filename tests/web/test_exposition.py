@@ -376,7 +376,7 @@ async def test_rendering_waits_for_the_reader():
 
 
 @on_both_loops
-async def test_close_ends_a_waiting_thread():
+async def test_closing_a_page_ends_its_waiting_thread():
     table = FakeTable(BIG)
     stream = exposition(table).stream(Part.FLOWS, gzip=False)
     assert await anext(stream) == BIG[:FIRST_CHUNK_BYTES]
@@ -389,7 +389,7 @@ async def test_close_ends_a_waiting_thread():
 
 
 @on_both_loops
-async def test_close_ends_a_rendering_thread():
+async def test_closing_a_page_ends_its_rendering_thread():
     table = FakeTable(BIG, pause_at=FIRST_CHUNK_BYTES)
     stream = exposition(table).stream(Part.FLOWS, gzip=True)
     stream.close()

@@ -22,7 +22,7 @@ NO_BOUNDS = (0, 0)
 
 
 def lines_of(core, spec, now=0.0):
-    """Return the sample lines of the first view and of all other views."""
+    """Return two lists of sample lines: of the first view, and of all other views."""
     page = core.page(now)
     shown = [[line for f in view.families for line in page[f.name]] for view in spec.views]
     return shown[0], [line for lines in shown[1:] for line in lines]
@@ -131,7 +131,7 @@ def test_forecast_of_usual_sizes_keeps_most_bytes_in_a_tenth_of_the_series():
     assert sum(map(int, totals)) == made.unbounded.bytes
 
 
-def test_proposed_bounds_are_round():
+def test_proposed_bounds_are_round_numbers():
     assert PROPOSED[:6] == (1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
     assert PROPOSED[-2:] == (500 * 10**12, 10**15)
     assert {*LISTED} <= {*PROPOSED}
@@ -210,7 +210,7 @@ def small_table():
         ),
     ],
 )
-def test_text_describes_the_proposal(min_packets, max_series, text):
+def test_text_describes_the_proposed_bound(min_packets, max_series, text):
     bounds = [Bounds(0, min_packets), Bounds()]
     made = make_forecast(small_table(), bounds, max_series=max_series, now=0)
     assert made.text == text
@@ -223,7 +223,7 @@ def test_text_describes_the_proposal(min_packets, max_series, text):
     assert (note in lines) == (min_packets == 2)
 
 
-def test_text_counts_all_series_together_if_there_are_no_other_views():
+def test_text_counts_all_series_together_if_there_is_only_one_view():
     core = Core(Spec(views=(View(LABELS, compatible("bytes")),)))
     core.report(make_flow("1", (500, 0, 1, 0)), 0)
     made = make_forecast(core.table, [Bounds()], max_series=5, now=0)

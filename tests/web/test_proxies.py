@@ -253,7 +253,7 @@ async def states(port: int, expected: dict[str, str]) -> dict[str, str]:
 
 @needs_haproxy
 @pytest.mark.parametrize("users", [False, True], ids=["open", "with users"])
-async def test_default_check_of_haproxy_needs_authentication(tmp_path: Path, users: bool) -> None:
+async def test_default_check_of_haproxy_needs_credentials(tmp_path: Path, users: bool) -> None:
     """haproxy's default check sends OPTIONS. If there are users, this check needs credentials."""
     hashed = bcrypt.hashpw(b"hunter2", bcrypt.gensalt(4)).decode()
     web_config = tmp_path / "web.yml"

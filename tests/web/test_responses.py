@@ -96,7 +96,7 @@ def test_encoding_is_negotiated(accept_encoding, chosen):
         (",;,=,/;q,application/openmetrics-text", 1),
     ],
 )
-def test_openmetrics_needs_the_highest_preference(accept, chosen):
+def test_openmetrics_is_chosen_only_if_it_has_the_highest_weight(accept, chosen):
     assert openmetrics_version(accept, with_first=True) == chosen
 
 

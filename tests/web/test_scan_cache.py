@@ -74,7 +74,7 @@ async def test_requests_for_one_key_share_a_scan_and_scans_run_one_at_a_time():
 
 
 @on_both_loops
-async def test_without_a_queue_requests_are_refused_while_a_scan_runs():
+async def test_requests_are_refused_while_a_scan_runs_if_there_is_no_queue():
     scans = Scans(queue=False)
     await scans.get("kept")
     scans.go_on.clear()
@@ -96,7 +96,7 @@ async def test_waiting_scans_and_cached_results_share_a_limit():
     scans = Scans(max_results=3)
     for key in "abc":
         await scans.get(key)
-    # A new result replaces the oldest one.
+    # A new result replaces the oldest result.
     await scans.get("d")
     assert list(scans.cache._results) == ["b", "c", "d"]
     scans.go_on.clear()
@@ -141,7 +141,7 @@ async def test_scan_continues_if_its_request_is_cancelled(queue):
 
 
 @on_both_loops
-async def test_exception_reaches_all_requests_and_is_not_cached():
+async def test_exception_of_a_scan_reaches_all_requests_and_is_not_cached():
     scans = Scans(paused=True)
     requests = scans.ask("a", "a", "b")
     await until(lambda: scans.running)

@@ -38,7 +38,7 @@ PROMTOOL = shutil.which("promtool")
 
 
 def samples(stats=None, table=None):
-    """Read all samples with an independent parser. Return their values by name and labels."""
+    """Map the name and labels of each sample to its value, as read by an independent parser."""
     text = render(stats or Stats(), table or FakeTable()).decode()
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value
@@ -133,7 +133,8 @@ def test_page_shows_the_counters():
         ("skyfast_messages_total", a, ("namespace", "other"), ("type", "other")): 13,
         ("skyfast_message_errors_total", a, ("reason", "malformed")): 14,
         ("skyfast_reconnects_total", a, ("reason", "silent")): 15,
-        # The table skipped 8 late flows. 100 others were skipped before they reached the table.
+        # The table skipped 8 late flows. 100 other flows were skipped before they reached the
+        # table.
         ("skyfast_flows_skipped_total", ("reason", "late")): 108,
         ("skyfast_flows_skipped_total", ("reason", "no_network")): 9,
         ("skyfast_flows_finished_total", ("reason", "fin")): 10,

@@ -72,7 +72,7 @@ async def test_page_contains_all_parts():
 
 
 @on_both_loops
-async def test_each_part_has_its_own_page():
+async def test_each_part_of_the_page_has_its_own_path():
     async with Site() as site:
         assert (await site.get("/metrics/flows")).body == FLOWS
         assert (await site.get("/metrics/interfaces")).body == INTERFACES
@@ -84,7 +84,7 @@ async def test_each_part_has_its_own_page():
 
 
 @on_both_loops
-async def test_pages_of_empty_parts_are_empty():
+async def test_page_of_an_empty_part_is_empty():
     async with Site(FakeTable(b""), parts={"interfaces": b"", "captures": b""}) as site:
         for path in ("/metrics/flows", "/metrics/interfaces", "/metrics/captures"):
             response = await site.get(path)
@@ -457,7 +457,7 @@ async def test_failing_cardinality_report_gets_status_500(caplog):
 
 
 @on_both_loops
-async def test_reload_reports_its_result():
+async def test_response_to_a_reload_contains_its_result():
     outcomes = [None, "skyfast.yml: port: 70000 is not from 0 to 65535", None]
 
     async def reload():
@@ -527,7 +527,7 @@ async def test_failing_reload_gets_status_500(caplog):
 
 
 @on_both_loops
-async def test_new_limits_take_effect():
+async def test_new_limits_take_effect_after_a_reload():
     async def reload():
         return None
 
@@ -623,7 +623,7 @@ async def test_invalid_queries_are_rejected(query, problem):
 
 
 @on_both_loops
-async def test_other_pages_have_no_parts():
+async def test_only_the_page_of_flows_has_parts():
     async with Site() as site:
         for path in (*PATHS, "/metrics/flows/"):
             response = await site.get(f"{path}?part=0/2")
@@ -683,7 +683,7 @@ def test_every_route_is_tested():
 
 
 @on_both_loops
-async def test_options_lists_the_allowed_methods():
+async def test_response_to_options_lists_the_allowed_methods():
     """Some proxies use OPTIONS for health checks."""
     allowed = dict.fromkeys((*PATHS, "*"), "GET, HEAD, OPTIONS")
     allowed["/-/reload"] = "POST, PUT, OPTIONS"
@@ -701,7 +701,7 @@ async def test_options_lists_the_allowed_methods():
 
 
 @on_both_loops
-async def test_caching_is_forbidden():
+async def test_responses_forbid_caching():
     async with Site(max_scrapes=1) as site:
         for path in (*PATHS, "/nowhere", "/-/reload"):
             for method in ("GET", "HEAD", "DELETE"):
@@ -710,7 +710,7 @@ async def test_caching_is_forbidden():
 
 
 @on_both_loops
-async def test_head_is_get_without_a_body():
+async def test_response_to_head_is_that_of_get_without_its_body():
     """All requests share a connection. If HEAD got a body, the next response would be invalid."""
     async with Site() as site, await site.ask(b"") as client:
         for path in (*PATHS, "/nothing"):
@@ -800,7 +800,7 @@ async def test_half_closed_client_gets_a_response():
 
 
 @on_both_loops
-async def test_upgrade_is_ignored():
+async def test_request_to_upgrade_is_ignored():
     async with Site() as site:
         for protocol in ("h2c", "websocket"):
             response = await site.get(

@@ -106,7 +106,7 @@ def test_history_is_bounded():
     assert history.rates()["a"] == pytest.approx((step - 2.5) / 5)
 
 
-async def test_samples_are_taken_periodically(monkeypatch):
+async def test_samples_of_the_history_are_taken_periodically(monkeypatch):
     monkeypatch.setattr(status, "INTERVAL_S", 0.01)
     source = fake_status()
     sampling = asyncio.create_task(source.run())
@@ -348,7 +348,7 @@ async def test_interfaces_and_captures_are_listed():
 
 
 @pytest.mark.parametrize("has_interfaces", [True, False])
-async def test_interfaces_and_names_have_a_line_each(has_interfaces):
+async def test_interfaces_and_names_each_have_a_line(has_interfaces):
     stats = Stats()
     stats.topology.interfaces = 45
     stats.topology.last_answer_timestamp_s = time.time() - 100.5
@@ -451,7 +451,7 @@ async def named_connections(**settings):
         yield site
 
 
-async def test_names_are_shown_and_found():
+async def test_names_are_shown_and_can_be_searched():
     async with named_connections() as site:
         unknown = site.app._parts.names.addresses.unknown
         entries = (await site.json("/api/top"))["entries"]
@@ -609,8 +609,8 @@ async def test_connections_are_grouped_by_labels():
         }
         response = await site.json("/api/top?group=target_ip&filter=10.0.0.1")
         assert [entry["connections"] for entry in response["entries"]] == [1]
-        # The groups of connections without a round-trip time have no rank. Their connections are
-        # counted as others.
+        # The groups of connections without a round-trip time have no rank. The connections in these
+        # groups are counted as others.
         response = await site.json("/api/top?group=initiator_ip&by=rtt")
         assert initiators(response) == ["10.0.0.1", "10.0.0.2"]
         assert response["other"]["connections"] == 1
@@ -651,7 +651,7 @@ async def test_too_many_groups_make_sums_approximate(monkeypatch):
         assert "12 other connections: 3.04 kB; too many groups: sums are approximate<" in page
 
 
-async def test_values_are_in_the_units_of_the_page():
+async def test_rankings_have_the_units_of_the_metrics_page():
     async with three_connections(naming="standard", metrics=["rtt", "last"]) as site:
         response = await site.json("/api/top")
         assert (response["by"], response["unit"]) == ("rtt", "seconds")
@@ -705,7 +705,7 @@ async def test_connections_are_ranked_by_rates():
 
 
 def with_older_snapshots(ranks, seconds):
-    """Make the snapshots older, and forget the cached results."""
+    """Make the snapshots older by ``seconds``, and forget the cached results."""
     for family, taken in ranks._snapshots.items():
         ranks._snapshots[family] = [replace(one, taken_s=one.taken_s - seconds) for one in taken]
     ranks._results._results.clear()
@@ -741,7 +741,7 @@ class Timer:
         pass
 
 
-async def test_snapshots_rotate(monkeypatch):
+async def test_rates_cover_one_to_two_minutes_after_the_first_minute(monkeypatch):
     table = FakeTable()
     ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
     now = [1000.0]
@@ -964,7 +964,7 @@ async def test_request_is_rejected_while_too_many_status_pages_are_rendered(monk
 
 
 def cells(page, table):
-    """Return the texts of a table's body, row by row."""
+    """Return the texts of the cells in a table's body, as one list per row."""
     body = re.search(rf'data-rows="{table}">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)[1]
     return [
         [html.unescape(re.sub(r"<.*?>", "", cell)) for cell in re.findall(r"<td.*?</td>", row)]
@@ -1185,7 +1185,7 @@ async def test_page_offers_groupings_and_views():
         assert (await site.get("/?by=bytes&view=&filter=&group=&n=20"))[0] == 200
 
 
-async def test_value_is_shown_once_if_it_is_the_rank():
+async def test_metric_that_ranks_the_list_is_shown_once():
     async with three_connections(views=[SERVICES]) as site:
         for query, hidden in {
             "view=services&by=new_flows": ["new_flows"],
@@ -1362,7 +1362,7 @@ async def test_bars_of_limits_show_the_numbers_of_the_api():
 @pytest.mark.parametrize(
     ("connections", "colour"), [(89, "good"), (90, "warn"), (99, "warn"), (100, "bad")]
 )
-async def test_color_shows_how_close_a_limit_is(connections, colour):
+async def test_color_shows_how_close_a_number_is_to_its_limit(connections, colour):
     stats, table = Stats(), FakeTable()
     stats.max_connections, table.connections = 100, connections
     source = fake_status(table, stats=stats)
@@ -1381,10 +1381,10 @@ def test_created_and_expired_connections_of_three_hours_are_counted():
         if minute == 10:
             counts = churn.counts(1_050, 105, now_s=630)
             assert counts == ChurnCounts(created=1_050, expired=105, seconds=630)
-    # The last three hours, to within the interval between two counts.
+    # The counts cover the last three hours, minus at most the time between two counts.
     counts = churn.counts(100 * 399 + 50, 10 * 399 + 5, now_s=60 * 399 + 30)
     assert counts == ChurnCounts(created=17_950, expired=1_795, seconds=10_770)
-    churn.add(3, 0, now_s=60 * 400)  # another table
+    churn.add(3, 0, now_s=60 * 400)  # a new table has lower counters
     assert churn.counts(10, 2, now_s=60 * 401) == ChurnCounts(created=7, expired=2, seconds=60)
     assert churn.counts(1, 0, now_s=60 * 401) == ChurnCounts(created=0, expired=0, seconds=0)
 
@@ -1403,7 +1403,7 @@ async def test_cost_for_prometheus_does_not_count_the_first_fill_of_the_table(mo
         cost = (await source.report()).prometheus
         memory.append((cost.memory_bytes_low, cost.memory_bytes_high))
         assert cost.created_series_at_most in {0, 3000}
-    # The connections stay the same, so the estimate does, too.
+    # The connections stay the same, so the estimate stays the same, too.
     assert {*memory} == {(3000 * 2_500, 3000 * 7_000)}
     # Each minute, ten connections are replaced. The estimate grows for three hours.
     for minute in range(1, 6 * 60):

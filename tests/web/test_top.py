@@ -30,7 +30,7 @@ RTT_FAMILY = [family.name for family in FAMILIES].index(RTT)
 
 
 def shown(core, now=1.0):
-    """Return the values on the page by label values: one or two values for each family."""
+    """Map the label values of each connection to its values: one or two for each family."""
     names = [column.name for column in core.plan.views[0].columns]
     families = core.plan.views[0].families
     connections = {}
@@ -136,7 +136,7 @@ def test_increase_of_a_reused_row_is_its_whole_value():
 
 
 @pytest.mark.parametrize("labels", [LABELS, LABELS[:2]], ids=["one flow per row", "shared rows"])
-def test_returning_connection_is_not_ranked_by_its_old_value(labels):
+def test_returning_connection_has_no_increase_until_the_next_snapshot(labels):
     core = Core(one_view(labels=labels, families=FAMILIES[:2]))
     core.message(many_flows(20, total=(1_000, 1_000, 1_000, 1_000)), 0)
     core.expire(TIMEOUT_S)
@@ -153,7 +153,7 @@ def test_returning_connection_is_not_ranked_by_its_old_value(labels):
     assert {rank for rank, *_ in core.top(BYTE_FAMILY, 99, since=snapshot)} == {2}
 
 
-def test_top_can_be_filtered_by_a_part_of_a_label():
+def test_top_can_be_filtered_by_a_part_of_a_label_value():
     core = Core()
     core.message(random_flows(1), 0)
     everything = core.top(BYTE_FAMILY, 1_000)
@@ -193,7 +193,7 @@ def test_filter_ignores_the_case_of_any_script(label, part, found):
     assert len(core.top(BYTE_FAMILY, 9, containing=part)) == found
 
 
-def test_filter_can_match_given_label_values():
+def test_filter_matches_rows_with_the_text_or_with_given_label_values():
     core = Core()
     nodes = ['"quoted"', "back\\slash", "é" * 60, "a\nb", "443", "plain"]
     for n, node in enumerate(nodes):
@@ -348,7 +348,7 @@ def combined(core, entries):
 
 
 def grouped(core, family, labels, entries):
-    """Return the expected groups by label values: rank, values and number of connections."""
+    """Map the label values of each group to its rank, values and number of connections."""
     names = [column.name for column in core.plan.views[0].columns]
     indexes = [names.index(label) for label in labels]
     is_gauge = core.plan.views[0].families[family].type == "gauge"
@@ -463,7 +463,7 @@ def test_groups_beyond_the_limit_are_added_to_the_others():
         )
         assert is_incomplete
         assert heavy < number <= max_groups + SLICE_ROWS
-        # No connection and no byte is lost.
+        # The entries and the others add up to all connections and bytes.
         assert others[0] + sum(entry[3] for entry in entries) == len(everything)
         total = sum(rank for rank, *_ in everything)
         assert (others[1] or 0) + sum(entry[0] for entry in entries) == total
@@ -499,7 +499,7 @@ def test_groups_can_have_label_values_of_any_length():
     assert sum(entry[3] for entry in entries) + others[0] == 20
 
 
-def test_groups_reject_invalid_arguments():
+def test_top_groups_rejects_invalid_arguments():
     core = Core()
     other = Core().snapshot(BYTE_FAMILY)
     for message, arguments in {
