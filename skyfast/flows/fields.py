@@ -97,7 +97,8 @@ class FlowTypes:
     already contains. ``Update`` adds the fields of labels. ``FirstReport`` adds the fields that
     identify a flow's first report. These fields are enough to count a new flow. ``FullReport`` adds
     ``LastUpdateMetric``. This part is needed to count a flow that is neither known nor new: its
-    first report was missed.
+    first report was missed. With shards, ``KnownReport`` is ``Update``: the labels show whether an
+    unknown flow belongs to the shard, and most messages have unknown flows of other shards.
 
     ``omissible`` are the fields and parts of ``FullReport`` that are not required to count a flow:
     gauges, optional counters, fields of histograms, and the fields that identify a first report or
@@ -125,9 +126,10 @@ def flow_types(plan: Plan, *, also: Iterable[FieldPath] = ()) -> FlowTypes:
         paths += plan.share.conversation.paths
     last_updates = [path for counter in plan.counters for path in counter.last_update]
     full = [*paths, *_MARKS, *last_updates]
+    update = _struct("Update", paths)
     return FlowTypes(
-        KnownReport=_struct("KnownReport", known),
-        Update=_struct("Update", paths),
+        KnownReport=_struct("KnownReport", known) if plan.share is None else update,
+        Update=update,
         FirstReport=_struct("FirstReport", [*paths, *_MARKS]),
         FullReport=_struct("FullReport", full),
         omissible=_omissible(plan, full, needed=also),

@@ -12,7 +12,7 @@ cdef int resolve_readers(Reader *readers, types, plan, bint slots, list keep) ex
     for i, owner in enumerate(owners):
         reader = &readers[i]
         reader.slots = slots
-        reader.labels = i > 0
+        reader.labels = owner is not types.KnownReport or owner is types.Update
         reader.marks = i > 1
         reader.full = i > 2
         keep.append(owner)

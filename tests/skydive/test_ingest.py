@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from skyfast.config.sharding import sharded
+from skyfast.flows.selection import Shard
 from skyfast.skydive.ingest import AVERAGED_MESSAGES, SHOWN_BYTES
+from tests.support.configs import make_config
 from tests.support.messages import BAD_FLOWS, BAD_MESSAGES, METRIC, flow, later, message
-from tests.support.sink import Sink
+from tests.support.sink import IngestSetup, Sink
 
 
 @pytest.mark.parametrize(("bad", "reason"), BAD_FLOWS.values(), ids=BAD_FLOWS)
@@ -304,3 +307,19 @@ def test_rules_are_applied_if_labels_are_not_decoded() -> None:
     assert used[-1] == "KnownReport"
     assert sum(sink.stats.flows_filtered.values()) == 1
     assert sink.table.flows == 1
+
+
+def test_messages_with_flows_of_other_shards_are_decoded_once() -> None:
+    # The labels of these flows are always needed: they show that the flows are of other shards.
+    config = sharded(make_config(), Shard(index=0, count=2))
+    setup = IngestSetup(config, max_connections=1000, max_flows=4000)
+    setup.ingest._table = spy = Spy(setup.table)
+    ports = range(1000, 1020)
+    for number in range(MANY):
+        flows = (
+            flow(str(port), Last=3000 + number, Transport={"A": port, "B": 80}) for port in ports
+        )
+        setup.ingest.message(message(*flows), setup.analyzer)
+    assert 0 < setup.table.flows < len(ports)
+    assert setup.table.skipped["other_shard"] == MANY * (len(ports) - setup.table.flows)
+    assert spy.used == ["FirstReport"] * 2 + ["Update"] * (MANY - 2)
