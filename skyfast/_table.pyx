@@ -52,7 +52,7 @@ Memory
 
 Lock
     There is one mutex. A thread holds it for one slice of work at a time. A slice is a batch of
-    reports, some rows that expire or are relabelled, or up to RENDER_ROWS connections of a page or
+    reports, some rows that expire or are relabeled, or up to RENDER_ROWS connections of a page or
     scan. Only one thread, *the thread that updates*, may call `update`, `expire` and
     `Relabeling.step`. No other thread changes rows, so this thread may read rows without the mutex.
     Any thread may read pages. Between two slices, pages and scans give way to the thread that

@@ -67,7 +67,7 @@ COMPARED_STRINGS = 20_000
 A slice takes a few milliseconds."""
 
 RELABEL_RETRY_S = 1.0
-"""Delay before the next attempt if memory runs out during relabelling."""
+"""Delay before the next attempt if memory runs out during relabeling."""
 
 FULL_INTERVAL_S = 60.0
 """Minimum time between two log messages about a full table."""
@@ -312,7 +312,7 @@ class App:
             self._rename_own(old.own.own, new.own.own)
         else:
             changes = ", ".join(changed_fields(old.config.export, config.export))
-            log.warning("all connections reset: %s changed", changes)
+            log.warning("all connections removed from the table: %s changed", changes)
         if self._served_at and listen.configured(config) != self._served_at:
             log.warning("changes to listen_address and port require a restart")
         _announce(config, known=old.config.subscriber.endpoints)
@@ -340,7 +340,7 @@ class App:
             self._polling.cancel()
 
     def _rename(self, names: Names, keys: Set[str]) -> None:
-        """Schedule the relabelling of flows, because the names of ``keys`` have changed.
+        """Schedule the relabeling of flows, because the names of ``keys`` have changed.
 
         The ``keys`` are addresses or capture points (``NodeTID``). ``names`` maps each key to its
         new names.
@@ -376,7 +376,7 @@ class App:
             await asyncio.sleep(0)
 
     async def _wait_for_memory(self) -> None:
-        """Log that flows could not be relabelled, and wait before the next attempt."""
+        """Log that flows could not be relabeled, and wait before the next attempt."""
         self._limit.warn(log, "relabel", "out of memory: names in labels are out of date")
         await asyncio.sleep(RELABEL_RETRY_S)
 
@@ -394,7 +394,7 @@ class App:
                     self._rename_own(old.own.own, own.own)
 
     def _rename_own(self, old: OwnNames, new: OwnNames) -> None:
-        """Schedule the relabelling of flows after the own names have changed.
+        """Schedule the relabeling of flows after the own names have changed.
 
         This affects the flows whose addresses have different names in ``old`` and ``new``.
         """
@@ -509,7 +509,7 @@ class App:
         while True:
             await asyncio.sleep(max(empty_labels.INTERVAL_S, took_s / empty_labels.MAX_LOAD))
             parts, names = self._parts, self.stats.topology.names
-            # Wait one more round after the names have been read, until all flows are relabelled.
+            # Wait one more round after the names have been read, until all flows are relabeled.
             is_read = names is not None and names.is_read
             if names is not None and is_read and was_read:
                 began_s = time.monotonic()

@@ -274,7 +274,7 @@ def _to_label_of_ends(value: YamlValue, kind: str, kinds: str) -> str:
     text = _to_label_name(value)
     if text.startswith(f"{_NODE}_"):
         prefixes = " or ".join(PREFIXES)
-        problem = f"starts with node_: {kinds} start with {prefixes}, or with neither"
+        problem = f"starts with node_: {kinds} start with {prefixes}, or have no prefix"
         raise InvalidValue(problem, text)
     if text in PREFIXES:
         raise InvalidValue(f"is a prefix without a name; write a name such as {text}team", text)

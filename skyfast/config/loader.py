@@ -186,7 +186,7 @@ def _collect(
             elif node.value is not None:
                 # The message does not show the value: if the space after the colon is missing, the
                 # value is the string "password:secret".
-                text = f"{origin}: {path}: {kind_of(node.value)} is not a mapping of keys"
+                text = f"{origin}: {path}: must contain keys, but is {kind_of(node.value)}"
                 if near := KNOWN.instead_of_section(path, node.value):
                     text += f"; did you mean {near}?"
                 problems.add(text, node.line)

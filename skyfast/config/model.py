@@ -11,7 +11,10 @@ from skyfast.flows.selection import ALONE, Bounds, ExportSelection, Filter, Netw
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """The user as which skyfast logs in. An empty ``username`` means no authentication."""
+    """The user name and password with which skyfast logs in.
+
+    An empty ``username`` means no authentication.
+    """
 
     username: str
     password: str = field(repr=False)

@@ -366,7 +366,7 @@ def to_cookies(value: YamlValue) -> Mapping[str, str]:
 
 def _to_cookie(name: str, value: YamlValue) -> str:
     if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
-        raise InvalidValue("has invalid characters in its name", value, name=name)
+        raise InvalidValue("the name of this cookie has invalid characters", name=name, shown=False)
     try:
         text = "" if value is None else parse_str(value)
     except InvalidValue as error:

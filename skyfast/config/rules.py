@@ -94,7 +94,8 @@ def _to_rule_name(value: YamlValue) -> str:
         )
         raise InvalidValue(problem, text)
     if text == KEEP:
-        raise InvalidValue("is reserved for flows that match no keep rule", text)
+        problem = "is a reserved name: skyfast counts flows that match no keep rule under this name"
+        raise InvalidValue(problem, text)
     return text
 
 

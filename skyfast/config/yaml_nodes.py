@@ -151,7 +151,8 @@ class _Composer:
             return {}
         if not isinstance(node.value, dict):
             raise ConfigError(
-                f"{self._file}: line {node.line}: {kind_of(node.value)} is not a mapping of keys"
+                f"{self._file}: line {node.line}: the file must contain keys, but is"
+                f" {kind_of(node.value)}"
             )
         return node.value
 

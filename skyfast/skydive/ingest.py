@@ -272,7 +272,8 @@ class Ingest:
                 flows.append(self._full_flow.decode(raw))
                 continue
             except UNDECODABLE as error:
-                problem = str(error)  # only the text: the exception keeps the message in memory
+                # Keep only the text: the exception would keep the received data in memory.
+                problem = str(error)
             if partial < MAX_PARTIAL_FLOWS:
                 partial += 1
                 try:

@@ -30,7 +30,7 @@ MAX_ADDRESSES: Final = 200_000
 """Maximum number of addresses with names; each address may have any number of candidates."""
 
 MAX_COMPARISONS: Final = 10_000
-"""Maximum number of comparisons to assign the interfaces with an address to the pods with it.
+"""If pods and interfaces have the same address: the maximum number of comparisons between them.
 
 Each of these pods is compared with each of these interfaces. Above the limit, no interface with the
 address is assigned to a pod."""

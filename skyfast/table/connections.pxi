@@ -1,7 +1,7 @@
 # Connection rows: creating, finding and removing rows, and adding reports to rows. `_table.pyx`
 # includes this file.
 #
-# Update, expiry and relabelling call this code. Rows are changed only under the table's mutex. The
+# Update, expiry and relabeling call this code. Rows are changed only under the table's mutex. The
 # thread that updates may read and find rows without the mutex.
 
 # ---------------------------------------------------------------------------------------------

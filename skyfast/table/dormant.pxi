@@ -6,7 +6,7 @@
 # at most one list, and a live row is in no list. Adding a row, removing a row and finding the first
 # row take constant time. Flows that claim their conversation (see `conversations.pxi`) are in a
 # separate list. These flows are never evicted, so `max_flows` counts them like live flows. Update,
-# relabelling and expiry call this code; all of it runs under the table's mutex.
+# relabeling and expiry call this code; all of it runs under the table's mutex.
 
 # ---------------------------------------------------------------------------------------------
 # Lists

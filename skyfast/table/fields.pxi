@@ -54,8 +54,8 @@ cdef struct Lookup:
     uint32_t point
     uint32_t column             # the first column of the lookup; its columns are adjacent
     uint32_t columns
-    # index of the first lookup that takes its labels from the same indexes of a result as this
-    # lookup
+    # number of the first lookup whose labels are at the same positions of a result as the labels of
+    # this lookup
     uint32_t labels
     Py_ssize_t length           # minimum length of a result
 

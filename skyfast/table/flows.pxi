@@ -1,6 +1,6 @@
 # Flow rows: their keys, totals and links. `_table.pyx` includes this file.
 #
-# Expiry, relabelling and all steps of an update call this code. Rows are changed only under the
+# Expiry, relabeling and all steps of an update call this code. Rows are changed only under the
 # table's mutex. The thread that updates may read and find rows without the mutex.
 
 cdef inline Flow *flow_at(const TableState *table, uint32_t number) noexcept nogil:

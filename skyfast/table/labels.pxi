@@ -1,7 +1,7 @@
 # Labels: the label values of flows, as cells. `_table.pyx` includes this file.
 #
 # A cell is the number of an interned string (with IS_STRING) or a small integer. Updates and
-# relabelling call this code. The code changes only the table's strings, under the table's mutex.
+# relabeling call this code. The code changes only the table's strings, under the table's mutex.
 # `row_key` only reads, so the thread that updates may call it without the mutex, too.
 
 cdef struct Labels:

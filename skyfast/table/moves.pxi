@@ -1,7 +1,7 @@
 # Moves: flows whose labels have changed leave their connections, and are added to the connections
 # of their new labels. `_table.pyx` includes this file.
 #
-# Step 5 of a slice of relabelling calls this code, under the table's mutex: see `relabel.pxi`.
+# Step 5 of a slice of relabeling calls this code, under the table's mutex: see `relabel.pxi`.
 
 cdef bint apply_moves(TableState *table, const Changes *changes) noexcept nogil:
     # Move the flows. False if out of memory. All flows are detached before the first flow is

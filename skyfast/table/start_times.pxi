@@ -4,7 +4,7 @@
 # A row keeps the start time that it gets from its first report. A later report can belong to a flow
 # that began earlier, but a changed start time would look like a counter reset. Start times come
 # from an agent's clock. Because this clock may be ahead, start times are limited to the local
-# system time. Updates and relabelling call this code under the table's mutex; pages read the start
+# system time. Updates and relabeling call this code under the table's mutex; pages read the start
 # times under the mutex.
 
 cdef inline int64_t *start_of(const View *view, Connection *row) noexcept nogil:

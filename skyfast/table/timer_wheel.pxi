@@ -5,7 +5,7 @@
 # pass the location of this link. Only the head of a list can be removed, so a row in a wheel is not
 # freed before its slot is due. When the slot is due, the row is removed from the list. If the row's
 # deadline has passed, the row expires. If not, the row is added again. This re-insertion is the
-# only cost of moving a deadline to a later time. Update, relabelling and expiry call this code
+# only cost of moving a deadline to a later time. Update, relabeling and expiry call this code
 # under the table's mutex.
 
 cdef inline void wheel_file(TimerWheel *wheel, uint32_t deadline_s, uint32_t number,

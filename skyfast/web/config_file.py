@@ -448,7 +448,7 @@ def _check_mapping(value: YamlValue) -> None:
     # The error must not show the value: if the space after a colon is missing, "alice:hash" is a
     # string that contains a hash.
     if not isinstance(value, dict):
-        raise InvalidValue("is not a mapping of keys", shown=False)
+        raise InvalidValue("must contain keys", shown=False)
 
 
 def _to_version(value: YamlValue) -> ssl.TLSVersion:

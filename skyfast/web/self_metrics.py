@@ -97,7 +97,7 @@ _SUBSCRIPTIONS: Final = (
     ),
     metric(
         "skyfast_flows_misdated_total",
-        "Flow reports whose latest packet is dated far from the local time, by reason.",
+        "Flow reports whose latest packet is dated far from the time of skyfast's host, by reason.",
         by_analyzer_and_reason(lambda analyzer: analyzer.misdated),
     ),
     metric(

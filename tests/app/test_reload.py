@@ -854,8 +854,8 @@ async def test_new_labels_and_metrics_start_a_new_table(
 
         changes = {f"{STORE}.labels": ["target_port", "node_tid"], f"{STORE}.metrics": ["flows"]}
         (line,) = problems(await operator.reload(changes))
-        assert "all connections reset" in line
-        assert line.endswith("all connections reset: labels, metrics changed")
+        assert "all connections removed from the table" in line
+        assert line.endswith("all connections removed from the table: labels, metrics changed")
         page = await operator.flows()
         assert BYTES not in page
         assert "node_tid" not in page
@@ -937,8 +937,8 @@ async def test_changed_selection_starts_a_new_table(
     assert differing(old.export, new.export) == [name]
     assert old.limits == new.limits or name == "views"
     assert await has_new_table(keys, changes)
-    (line,) = (line for line in lines(caplog) if "all connections reset" in line)
-    assert line.endswith(f"all connections reset: {', '.join(changes)} changed")
+    (line,) = (line for line in lines(caplog) if "all connections removed from the table" in line)
+    assert line.endswith(f"all connections removed from the table: {', '.join(changes)} changed")
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ViewSpec)])
@@ -997,8 +997,8 @@ async def test_bounds_that_change_the_required_counters_start_a_new_table(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert await has_new_table({"metrics": ["rtt"]}, {"min_bytes": 7})
-    (line,) = (line for line in lines(caplog) if "all connections reset" in line)
-    assert line.endswith("all connections reset: min_bytes or min_packets changed")
+    (line,) = (line for line in lines(caplog) if "all connections removed from the table" in line)
+    assert line.endswith("all connections removed from the table: min_bytes or min_packets changed")
 
 
 async def test_new_bounds_show_and_hide_connections(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
@@ -1017,7 +1017,7 @@ async def test_new_bounds_show_and_hide_connections(tmp_path: Path, analyzer: Fa
         assert metrics['skyfast_hidden_bytes{view=""}'] == 3
         await operator.reload({f"{STORE}.min_bytes": 3})
         assert await operator.flows() == before
-        assert not any("connections reset" in line for line in operator.skyfast.log)
+        assert not any("connections removed" in line for line in operator.skyfast.log)
 
 
 async def test_changed_networks_keep_the_table_if_no_label_shows_tags() -> None:
@@ -1080,7 +1080,7 @@ async def test_changed_include_other_starts_a_new_table(
             series("TCP", "40000", "443", direction) for direction in DIRECTIONS
         }
         (line,) = problems(await operator.reload({f"{STORE}.include_other": True}))
-        assert line.endswith("all connections reset: include_other changed")
+        assert line.endswith("all connections removed from the table: include_other changed")
         await operator.report(analyzer, gre, ping, flow("3"))
         assert samples(await operator.flows(), BYTES).keys() == {
             series(protocol, *ports, direction)

@@ -420,7 +420,7 @@ class NameOracle:
 
     @once
     def linked_pods(self, namespace: Json) -> list[Json]:
-        """The pods of the containers of a namespace, according to the Kubernetes probe.
+        """The pods of the containers of a network namespace, according to the Kubernetes probe.
 
         The probe links a container with every pod that has the same Kubernetes namespace and name.
         If these pods are in several clusters, only the pods in the host's cluster are returned. If
@@ -439,7 +439,7 @@ class NameOracle:
 
     @once
     def pod(self, namespace: Json) -> Json:
-        """Return the node of the pod of a namespace, or None.
+        """Return the node of the pod that has a network namespace, or None.
 
         If only the name of the pod is known, the pod must be in the cluster of the host, unless
         that cluster is unknown. The pod must not be known to be on another host.

@@ -256,7 +256,7 @@ def test_kept_counters_without_a_start_time_never_get_one(make):
     assert start(table, "a_bytes_total", A_WHILE_S) is None
 
 
-def test_row_that_a_closing_report_creates_starts_with_the_flow(make):
+def test_row_created_by_a_closing_report_starts_with_the_flow(make):
     table = make(SHARED)
     table.begin(0)
     closing = later_report(newest_last=UPDATE_MS, finish=1)

@@ -94,9 +94,9 @@ INVALID_FILES = {
     ),
     "not a mapping": (
         "basic_auth_users: alice:hunter2",
-        "line 1: basic_auth_users: is not a mapping",
+        "line 1: basic_auth_users: must contain keys",
     ),
-    "a list at the top level": ("- hunter2", "line 1: a list is not a mapping"),
+    "a list at the top level": ("- hunter2", "line 1: the file must contain keys, but is a list"),
     "missing key": ("tls_server_config: {cert_file: ca.crt}", "key_file or key is missing"),
     "missing certificate": (
         "tls_server_config: {key_file: ca.crt}",
