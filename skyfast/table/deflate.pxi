@@ -40,14 +40,14 @@ cdef enum:
     MIN_STRING = 8              # a shorter string costs less as literals
     NO_CHAR = 0x80              # stands for a missing character in an index of `Code.pairs`
     PAIRS = (NO_CHAR << 8) + NO_CHAR + 1
-    CODE_BITS = 24              # an entry in `Code` has the code in its low bits, and the length in the others
+    CODE_BITS = 24              # low bits of an entry in `Code`: the code; high bits: its length
     CODE_MASK = (1 << CODE_BITS) - 1
     REPEAT = 16                 # in a list of lengths: repeats the previous length 3 to 6 times
     LENGTH_SYMBOLS = 19         # different symbols in a list of lengths
     MAX_HEADER = 256            # bytes of the header of a block
     STRING_SLOTS = 2048
-    RELEARN_PERCENT = 120       # new codes are learnt if a slice needs this percentage of the sample's bits
-    LARGER_SAMPLE = 4           # new codes are learnt if a slice is this many times larger than the sample
+    RELEARN_PERCENT = 120       # codes are learnt again above this % of the sample's bits per byte
+    LARGER_SAMPLE = 4           # codes are learnt again if a slice is this many times the sample
 
 
 cdef extern from *:
