@@ -1,4 +1,4 @@
-"""Runs an `App` in this process: the event loop, signals, replays and recordings."""
+"""Runs an `App`: starts the event loop, handles signals, and sets up replays and recordings."""
 
 import asyncio
 import dataclasses

@@ -29,10 +29,10 @@ Reports
   counted as skipped, by reason. A flow that a rule drops is only counted under the name of the
   rule.
 * Fields of gauges, of histograms, and of counters in objects other than ``Metric`` are optional.
-  ``FinishType`` and the *marks* are optional, too: ``Start``, ``LastUpdateMetric.Start`` and
-  ``LastUpdateMetric.Last``. An optional field that is out of range is omitted, and counted once per
-  report. If the report is skipped, the omitted field is only counted if the report is skipped as
-  ``late``, ``ended`` or ``table_full``.
+  ``FinishType`` is optional, too, and so are the *marks*, which are ``Start``,
+  ``LastUpdateMetric.Start`` and ``LastUpdateMetric.Last``. An optional field that is out of range
+  is omitted, and counted once per report. If the report is skipped, the omitted field is only
+  counted if the report is skipped as ``late``, ``ended`` or ``table_full``.
 * Marks are only read if they affect what an unknown flow adds, if a view counts new flows, or if a
   view has the histogram of a first value.
 * A report without a valid ``FinishType`` does not count as a first report, because the report may

@@ -2,7 +2,8 @@
 
 Rules are tested for every flow. Therefore they are compiled to one function: closures would take
 twice as long. The source of this function contains only names of fields from
-`skyfast.flows.fields.FIELDS` and names of constants. Values from the configuration are constants.
+`skyfast.flows.fields.FIELDS` and names of constants. The constants hold the values from the
+configuration, so no text from the configuration is executed.
 """
 
 from bisect import bisect

@@ -28,9 +28,10 @@ TAGS = ("internal", "ingress", "egress", "other")
 class LabelSpec:
     """A label: a known label, the value at ``path`` in a flow, or a value of the flow's ends.
 
-    ``k8s_label`` is the key of a label of pods, and ``names_key`` a key of own names. If either is
-    set, the prefix ``initiator_`` or ``target_`` of ``name`` selects one end of the flow. If
-    ``name`` has no such prefix, the entry stands for two labels, one for each end.
+    ``k8s_label`` is the key of a pod label, and ``names_key`` is a key in ``names`` or in the file
+    ``names_file``. If either is set, the prefix ``initiator_`` or ``target_`` of ``name`` selects
+    one end of the flow. If ``name`` has no such prefix, the entry stands for two labels, one for
+    each end.
     """
 
     name: str

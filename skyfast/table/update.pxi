@@ -247,9 +247,9 @@ cdef inline bint was_never_counted(const TableState *table, const Report *report
 
 cdef inline bint counts_whole(const TableState *table, const View *view,
                               bint creates) noexcept nogil:
-    # Whether a flow's whole total is new to a row, even if the report is not the flow's first one.
-    # This is the case if the flow creates the row, and if no other flow can have used a row with
-    # the same labels.
+    # Whether a row has counted nothing of a flow's total yet, so that the whole total is added. This
+    # is the case if the flow creates the row, and if no other flow can have used a row with the same
+    # labels. The report need not be the flow's first report.
     return creates and view.identifies_connection and not table.overflowed
 
 

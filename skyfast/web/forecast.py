@@ -138,12 +138,12 @@ def _text(
         return "Set max_series to get a proposal for min_bytes."
     if proposed is None:
         return (
-            f"No value of min_bytes is enough for max_series ({max_series:,}):"
-            f" {_sum(lowest, other_series)} would remain."
+            f"No value of 'min_bytes' brings the page within max_series ({max_series:,}):"
+            f" at least {_sum(lowest, other_series)} would remain."
         )
     series = _sum(proposed.series, other_series)
     if not proposed.min_bytes:
-        return f"No min_bytes is needed for max_series ({max_series:,}): there are {series}."
+        return f"min_bytes is not needed: {series} are within max_series ({max_series:,})."
     return (
         f"With 'min_bytes: {proposed.min_bytes}', {series} remain. This is within max_series"
         f" ({max_series:,}). The remaining connections have {percent(proposed.bytes_share)} of the"

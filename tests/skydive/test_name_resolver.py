@@ -1211,8 +1211,8 @@ def test_edges_without_nodes_are_counted(topology):
         topology.edge(missing, interface, relation_type)
         topology.edge(interface, missing, relation_type)
     assert topology.names("10.0.0.1") == {"name": "h1", "host": "h1"}
-    # Two kinds of edges are not counted: skyfast does not read all nodes that interfaces own, nor
-    # all nodes that services select.
+    # Edges from an interface to a node that it owns, and from a service to a node that it selects,
+    # are not counted, because skyfast reads only some of these nodes.
     count = 2 * len(graph_index.RELATION_TYPES) - 2
     assert topology.resolve().skipped == {"edge_without_node": count}
 

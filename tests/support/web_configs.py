@@ -1,4 +1,4 @@
-"""Users of web configurations, and their credentials."""
+"""HTTP users for web configurations, and their credentials."""
 
 import base64
 

@@ -161,8 +161,8 @@ def small_table():
             0,
             10,
             (
-                "No min_bytes is needed for max_series (10): there are 10 series (6 of the"
-                " connections and 4 of the views)."
+                "min_bytes is not needed: 10 series (6 of the connections and 4 of the views) are"
+                " within max_series (10)."
             ),
         ),
         (
@@ -196,16 +196,16 @@ def small_table():
             0,
             3,
             (
-                "No value of min_bytes is enough for max_series (3): 4 series (0 of the connections"
-                " and 4 of the views) would remain."
+                "No value of 'min_bytes' brings the page within max_series (3): at least 4 series"
+                " (0 of the connections and 4 of the views) would remain."
             ),
         ),
         (
             2,
             7,
             (
-                "No value of min_bytes is enough for max_series (7): 8 series (4 of the connections"
-                " and 4 of the views) would remain."
+                "No value of 'min_bytes' brings the page within max_series (7): at least 8 series"
+                " (4 of the connections and 4 of the views) would remain."
             ),
         ),
     ],
@@ -227,7 +227,7 @@ def test_text_counts_all_series_together_if_there_is_only_one_view():
     core = Core(Spec(views=(View(LABELS, compatible("bytes")),)))
     core.report(make_flow("1", (500, 0, 1, 0)), 0)
     made = make_forecast(core.table, [Bounds()], max_series=5, now=0)
-    assert made.text == "No min_bytes is needed for max_series (5): there are 2 series."
+    assert made.text == "min_bytes is not needed: 2 series are within max_series (5)."
     assert as_text(made)[0] == "Without min_bytes and min_packets, 1 connection has 2 series."
 
 
