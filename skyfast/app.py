@@ -505,25 +505,31 @@ class App:
 
     async def _check_labels(self) -> None:
         """Search regularly for labels that should show names, but are empty for most traffic."""
-        check, was_read, took_s = EmptyLabelCheck(), False, 0.0
+        check, took_s = EmptyLabelCheck(), 0.0
         while True:
             await asyncio.sleep(max(empty_labels.INTERVAL_S, took_s / empty_labels.MAX_LOAD))
-            parts, names = self._parts, self.stats.topology.names
-            # Wait one more round after the names have been read, until all flows are relabeled.
-            is_read = names is not None and names.is_read
-            if names is not None and is_read and was_read:
-                began_s = time.monotonic()
-                views = tuple(parts.ranking.views.values())
-                try:
-                    found = await asyncio.to_thread(
-                        empty_labels.find, parts.table, views, least=empty_labels.MIN_SHARE
-                    )
-                except MemoryError:
-                    found = []
-                took_s = time.monotonic() - began_s
-                if parts.table is self._parts.table:
-                    check.use(found, names)
-            was_read = is_read
+            took_s = await self._find_empty_labels(check)
+
+    async def _find_empty_labels(self, check: EmptyLabelCheck) -> float:
+        """Search the table once, unless it is too early. Return how many seconds the search took.
+
+        The references to the table end with this call: an old table must not stay in memory until
+        the next search.
+        """
+        parts, names = self._parts, self.stats.topology.names
+        if names is None or not check.is_due(parts.ranking, is_read=names.is_read):
+            return 0.0
+        began_s = time.monotonic()
+        views = tuple(parts.ranking.views.values())
+        try:
+            found = await asyncio.to_thread(
+                empty_labels.find, parts.table, views, least=empty_labels.MIN_SHARE
+            )
+        except MemoryError:
+            found = []
+        if parts.table is self._parts.table:
+            check.use(found, names)
+        return time.monotonic() - began_s
 
     async def _warn_when_full(self) -> None:
         """Log that a full table skipped reports, at most once per `FULL_INTERVAL_S`."""

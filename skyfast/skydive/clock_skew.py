@@ -44,6 +44,7 @@ class Dated(Protocol):
 
 
 class _Origin(msgspec.Struct, gc=False):
+    UUID: str = ""
     NodeTID: str = ""
     Last: int = 0
 
@@ -122,11 +123,18 @@ class ClockSkewCheck:
 
 def _origin(flow: Flow, data: bytes | bytearray | memoryview) -> str:
     """Return text for the log that names a flow's capture point, such as ``node_tid 1a2b``."""
-    name = getattr(flow, "NodeTID", "")  # some plans do not have this field
+    name = getattr(flow, "NodeTID", "")  # not all flow types have this field
     if not name:
         try:
             origins = _MESSAGE.decode(data).Obj
         except UNDECODABLE:
             origins = []  # only single flows of the message can be decoded
-        name = next((origin.NodeTID for origin in origins if origin.Last == flow.Last), "")
+        name = next(
+            (
+                origin.NodeTID
+                for origin in origins
+                if (origin.UUID, origin.Last) == (flow.UUID, flow.Last)
+            ),
+            "",
+        )
     return f"node_tid {printable(name)}" if name else "an unknown interface"

@@ -6,6 +6,7 @@ series.
 """
 
 import logging
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
@@ -14,6 +15,7 @@ from skyfast.runtime.logs import LogLimit
 from skyfast.stats import EmptyLabels, NameStats
 from skyfast.web.forecast import percent
 from skyfast.web.ranked_views import RankedView
+from skyfast.web.top import Ranking
 
 log = logging.getLogger("skyfast.topology")
 
@@ -119,6 +121,17 @@ class EmptyLabelCheck:
     def __init__(self) -> None:
         """Start without warnings."""
         self._limit = LogLimit()
+        self._read_for: weakref.ref[Ranking] | None = None
+
+    def is_due(self, ranking: Ranking, *, is_read: bool) -> bool:
+        """Return whether the table of ``ranking`` can be searched.
+
+        ``is_read`` tells whether all names have been read. This must be true for two calls in a row
+        with the same table, because relabeling all flows takes some time.
+        """
+        was_read = self._read_for is not None and self._read_for() is ranking
+        self._read_for = weakref.ref(ranking) if is_read else None
+        return is_read and was_read
 
     def use(self, found: Sequence[EmptyLabels], names: NameStats) -> None:
         """Store the suspicious labels of ``found`` in ``names``, and log those that are new."""

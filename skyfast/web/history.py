@@ -177,7 +177,7 @@ class ChurnCounts:
 
 
 class Churn:
-    """Counts the connections that were created and expired in the last `CHURN_S`."""
+    """Counts the connections of one table that were created and expired in the last `CHURN_S`."""
 
     def __init__(self) -> None:
         self._counts: deque[tuple[float, int, int]] = deque(
@@ -189,8 +189,6 @@ class Churn:
 
         ``now_s`` must be monotonic.
         """
-        if self._counts and created_total < self._counts[-1][1]:
-            self._counts.clear()  # a reload replaced the table
         if not self._counts or now_s - self._counts[-1][0] >= CHURN_INTERVAL_S:
             self._counts.append((now_s, created_total, expired_total))
 
@@ -200,7 +198,7 @@ class Churn:
         Stored totals that are older than `CHURN_S` are ignored.
         """
         for since_s, created, expired in self._counts:
-            if now_s - since_s <= CHURN_S and created_total >= created:
+            if now_s - since_s <= CHURN_S:
                 return ChurnCounts(
                     created=created_total - created,
                     expired=expired_total - expired,

@@ -137,6 +137,8 @@ class Status:
         """Replace the source of future reports, after a reload."""
         if subject.ranking is not self._subject.ranking:
             self._subject.ranking.close()
+        if subject.table is not self._subject.table:
+            self._churn = Churn()
         self._subject = subject
 
     def sample(self) -> None:

@@ -233,6 +233,7 @@ class Ranking:
         )
         self._snapshots: dict[int, list[_Snapshot]] = {}
         self._release_timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
 
     @property
     def main(self) -> RankedView:
@@ -309,7 +310,11 @@ class Ranking:
         return await self._results.get(query, lambda: self._scan(query))
 
     def close(self) -> None:
-        """Release the snapshots."""
+        """Release the snapshots, and keep none after rankings that are still in progress."""
+        self._is_closed = True
+        self._release()
+
+    def _release(self) -> None:
         if self._release_timer is not None:
             self._release_timer.cancel()
         self._snapshots = {}
@@ -318,11 +323,13 @@ class Ranking:
         try:
             return await asyncio.to_thread(self._rank, query)
         finally:
-            if self.views[query.view].keys[query.by].is_rate:
+            if self._is_closed:
+                self._release()
+            elif self.views[query.view].keys[query.by].is_rate:
                 if self._release_timer is not None:
                     self._release_timer.cancel()
                 self._release_timer = asyncio.get_running_loop().call_later(
-                    self._flow_update_s() + SNAPSHOT_IDLE_S, self.close
+                    self._flow_update_s() + SNAPSHOT_IDLE_S, self._release
                 )
 
     def _rank(self, query: Query) -> RankingResult:
@@ -478,7 +485,7 @@ def _note(query: Query, *, update_s: float, wait_s: float | None, matches: bool)
     if wait_s is None:
         return None
     return (
-        f"No rates yet: agents report each flow every {update_s:.3g} s (flow.update)."
+        f"No rates yet: agents report each flow every {update_s:g} s (flow.update)."
         f" The first rates are available in {math.ceil(wait_s)} s."
     )
 

@@ -130,8 +130,11 @@ def test_clock_skew_of_an_interface_is_logged_once_a_minute(
 def test_log_line_contains_the_interface_even_if_no_label_needs_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    sink = Sink(**NO_NODE)
-    sink.take(message(flow_at("1", 0, NodeTID="correct"), flow_at("2", HOUR_S, NodeTID="skewed")))
+    sink = Sink(**NO_NODE, drop=[{"name": "ssh", "target_port": 22}])
+    skewed = flow_at("2", HOUR_S, NodeTID="skewed")
+    # A rule drops this flow, which has the same time as the skewed flow.
+    dropped = skewed | {"UUID": "3", "NodeTID": "correct", "Transport": {"A": 1000, "B": 22}}
+    sink.take(message(dropped, flow_at("1", 0, NodeTID="correct"), skewed))
     (line,) = lines(caplog)
     assert "a flow from node_tid skewed is dated 3600 s ahead" in line
 

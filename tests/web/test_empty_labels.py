@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -14,6 +15,7 @@ from skyfast.replay.recording import Playback, Recording
 from skyfast.stats import EmptyLabels, NameStats
 from skyfast.web import empty_labels
 from skyfast.web.empty_labels import EmptyLabelCheck, is_suspicious
+from skyfast.web.top import Ranking
 from tests.support.analyzer import Answer, FakeAnalyzer
 from tests.support.app_pages import between, until_rows
 from tests.support.configs import make_config
@@ -112,6 +114,21 @@ def test_warnings_are_logged_once_with_their_reason(caplog: pytest.LogCaptureFix
     ]
     check.use([], names)
     assert names.empty_labels == ()
+
+
+class FakeRanking:
+    """A ranking that only has an identity."""
+
+
+def test_table_is_searched_one_round_after_its_names_have_been_read() -> None:
+    check, old, new = EmptyLabelCheck(), FakeRanking(), FakeRanking()
+    rounds = [(old, False), (old, True), (old, True), (new, True), (new, False), (new, True)]
+    due = [check.is_due(cast("Ranking", ranking), is_read=is_read) for ranking, is_read in rounds]
+    assert due == [False, False, True, False, False, False]
+    assert check.is_due(cast("Ranking", new), is_read=True)
+    reference = weakref.ref(new)
+    del new, rounds[:]
+    assert reference() is None
 
 
 # The running program.

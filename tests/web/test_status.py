@@ -777,6 +777,26 @@ async def test_unused_snapshots_are_freed(monkeypatch):
     assert snapshot() is None
 
 
+async def test_ranking_in_progress_keeps_no_snapshot_after_a_reload():
+    table = FakeTable(pause_scans=True)
+    ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
+    request = asyncio.create_task(ranks.top(ranks.query([("by", "bytes_per_second")])))
+    await until(lambda: table.scans)
+    ranks.close()
+    table.resume.set()
+    await request
+    assert ranks.snapshots == 0
+    assert ranks._release_timer is None
+
+
+async def test_long_interval_of_reports_is_not_shown_with_an_exponent():
+    ranks = Ranking(
+        table=FakeTable(), view=VIEW, metrics=("bytes", "rtt"), flow_update_s=lambda: 1234.0
+    )
+    note = (await ranks.top(ranks.query([("by", "bytes_per_second")]))).top.note
+    assert note.startswith("No rates yet: agents report each flow every 1234 s (flow.update).")
+
+
 @pytest.mark.xdist_group("timing")
 @on_both_loops
 async def test_concurrent_requests_share_a_ranking():
@@ -1384,9 +1404,18 @@ def test_created_and_expired_connections_of_three_hours_are_counted():
     # The counts cover the last three hours, minus at most the time between two counts.
     counts = churn.counts(100 * 399 + 50, 10 * 399 + 5, now_s=60 * 399 + 30)
     assert counts == ChurnCounts(created=17_950, expired=1_795, seconds=10_770)
-    churn.add(3, 0, now_s=60 * 400)  # a new table has lower counters
-    assert churn.counts(10, 2, now_s=60 * 401) == ChurnCounts(created=7, expired=2, seconds=60)
-    assert churn.counts(1, 0, now_s=60 * 401) == ChurnCounts(created=0, expired=0, seconds=0)
+
+
+async def test_a_new_table_starts_the_counts_of_connections_anew():
+    old, new = FakeTable(), FakeTable()
+    old.created_total, old.expired_total = 10, 8
+    source, replacement = fake_status(old), fake_status(new)
+    new.created_total, new.expired_total = 12, 0  # the first reports arrive during the reload
+    source.use(replacement._subject)
+    source.sample()
+    new.created_total, new.expired_total = 15, 2
+    counts = source._churn.counts(new.created_total, new.expired_total, now_s=time.monotonic())
+    assert (counts.created, counts.expired) == (3, 2)
 
 
 async def test_cost_for_prometheus_does_not_count_the_first_fill_of_the_table(monkeypatch):
