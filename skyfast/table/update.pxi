@@ -247,8 +247,8 @@ cdef inline bint was_never_counted(const TableState *table, const Report *report
 
 cdef inline bint counts_whole(const TableState *table, const View *view,
                               bint creates) noexcept nogil:
-    # Whether a row has counted nothing of a flow's total yet, so that the whole total is added. It
-    # has not if the flow creates the row, and if no other flow can have used a row with these
+    # Whether a row has counted nothing of a flow's total yet, so that the whole total is added.
+    # That is so if the flow creates the row, and if no other flow can have used a row with these
     # labels. The report need not be the flow's first report.
     return creates and view.identifies_connection and not table.overflowed
 
