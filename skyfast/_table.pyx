@@ -161,7 +161,8 @@ cdef extern from *:
 MAX_NUMBER = 1 << 62            # largest valid number in a field of a flow; the same as MAX_INTEGER
 
 cdef enum:
-    # *Marks*: `FinishType`, `Start`, and the times of the last update. Invalid marks are omitted.
+    # *Marks* are the fields that identify a first report. The last two are times of
+    # `LastUpdateMetric`. An invalid mark is omitted: it counts as missing.
     MARK_FINISH
     MARK_START
     MARK_UPDATE_START

@@ -194,7 +194,7 @@ def _names(export: ExportSelection) -> Iterator[str]:
         return
     keys = {field for label in chosen for field in key_fields(label)}
     bytes_.append(f"{CELL_BYTES * len(keys)} bytes per flow")
-    bytes_.append(f"about {STRING_BYTES} bytes for each different name, address or capture point")
+    bytes_.append(f"about {STRING_BYTES} bytes for each distinct name, address and capture point")
     names: dict[FieldPath, set[str]] = defaultdict(set)
     for label in chosen:
         names[key_fields(label)[0]].add(label.name)
@@ -204,8 +204,8 @@ def _names(export: ExportSelection) -> Iterator[str]:
     if of_topology and len(of_topology) < len(chosen):
         sources += ", 'names' and 'names_file'"
     yield (
-        f"Labels with names from {sources} take {', '.join(bytes_)}, and about {most} bytes for"
-        " each address or capture point with new flows."
+        f"Labels with names from {sources} take {', '.join(bytes_)}, and about {most} more"
+        " bytes for each address or capture point with new flows."
     )
     if not of_topology:
         return

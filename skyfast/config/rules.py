@@ -94,7 +94,7 @@ def _to_rule_name(value: YamlValue) -> str:
         )
         raise InvalidValue(problem, text)
     if text == KEEP:
-        problem = "is a reserved name: skyfast counts flows that match no keep rule under this name"
+        problem = "is a reserved name: under it, skyfast counts the flows that match no keep rule"
         raise InvalidValue(problem, text)
     return text
 

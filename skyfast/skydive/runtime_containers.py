@@ -43,7 +43,7 @@ def shown_name(container: Node) -> str | None:
 
 
 def labelled_pod(container: Node) -> tuple[str, str] | None:
-    """Return namespace and name of a container's pod, read from the container's labels, or None."""
+    """Return the namespace and the name of the pod in a container's labels; None without a pod."""
     labels, kubernetes = _labels(container)
     pod, cri = kubernetes.pod, kubernetes.cri
     candidates = (
@@ -58,13 +58,13 @@ def labelled_pod(container: Node) -> tuple[str, str] | None:
 
 
 def kubelet_pod(container: Node) -> tuple[str, str] | None:
-    """Return namespace and name of a container's pod, read from the container's name, or None."""
+    """Return the namespace and the name of the pod in a container's name; None without a pod."""
     parts = _kubelet_name(container)
     return (parts[2], parts[1]) if parts else None
 
 
 def _kubelet_name(container: Node) -> tuple[str, str, str] | None:
-    """Return container, pod and namespace of a name that kubelet gave to a Docker container.
+    """Return the parts CONTAINER, POD and NAMESPACE of a name that kubelet gave to a container.
 
     Such a name is ``k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT``, with a random suffix after a
     conflict. Names in Kubernetes have no underscores.

@@ -199,7 +199,7 @@ cdef const Sequence *find_matches(Deflater *deflater, const Piece *last,
                 text += size
                 position += size
                 continue
-        # A match can be extended by the byte before it, so this byte must be part of the page.
+        # A match can be extended to the byte before it: the earlier text must not start the page.
         if (0 < candidate <= HISTORY and candidate < position and size >= MIN_MATCH
                 and same_bytes(text, text - candidate, size)):
             if candidate == distance:

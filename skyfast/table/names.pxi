@@ -5,8 +5,8 @@
 # reasons. A result is a tuple of strings, which cannot change. The row of a result owns a reference
 # to the tuple, so the address is not reused. The row also owns references to the strings of its
 # labels. A row is removed when no new flow has used it for one connection timeout. Only the thread
-# that updates uses the rows of results. This thread takes the mutex to intern and to release
-# strings.
+# that updates the table uses the rows of results. This thread takes the mutex to intern and to
+# release strings.
 
 cdef inline NamesRow *names_at(const TableState *table, uint32_t number) noexcept nogil:
     return <NamesRow *>row_at(&table.names, number)

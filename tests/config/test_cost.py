@@ -216,8 +216,8 @@ def test_cost_of_topology_labels_is_reported(
         " analyzer."
     )
     rest = (
-        "about 72 bytes for each different name, address or capture point,"
-        f" and about {names} bytes for each address or capture point with new flows."
+        "about 72 bytes for each distinct name, address and capture point,"
+        f" and about {names} more bytes for each address or capture point with new flows."
     )
     assert shown == (
         [
