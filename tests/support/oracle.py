@@ -142,7 +142,8 @@ class Oracle:
     """The page that a table must have after each message.
 
     ``horizon_s`` is the time of the latest report of any flow that the table may have forgotten.
-    Its initial value is the time of the first subscription. If ``is_exact`` is false, flows can be
+    ``least_horizon_s`` is that of any flow that the table must have forgotten. The initial value of
+    both is the time of the first subscription. If ``is_exact`` is false, flows can be
     rejected and evicted, so only the upper bounds are checked. All views must count new flows.
     """
 
@@ -151,6 +152,7 @@ class Oracle:
     flow_update_s: float
     flow_memory_s: float
     is_exact: bool = True
+    least_horizon_s: float = field(init=False)
     flows: dict[str, Heard] = field(default_factory=dict)
     sums: list[dict[Values, Range]] = field(default_factory=list)
     shown: dict[Values, Shown] = field(default_factory=dict)
@@ -158,6 +160,7 @@ class Oracle:
     """The connections on the latest page."""
 
     def __post_init__(self) -> None:
+        self.least_horizon_s = self.horizon_s
         self.sums = [{} for _ in self.spec.views]
         self._paths = [[label.path for label in labels_of(view)] for view in self.spec.views]
         self.is_complete = {("Network", "A"), ("Transport", "A")} <= {*self._paths[0]}
@@ -173,6 +176,9 @@ class Oracle:
             if heard.closed_s is None and uuid not in known
         ]
         self.horizon_s = max([self.horizon_s, *forgotten])
+        memory_s = max(self.flow_memory_s, ENDED_S) + self.spec.timeout_s + 1
+        surely_forgotten = [at_s for at_s in forgotten if now >= at_s + memory_s]
+        self.least_horizon_s = max([self.least_horizon_s, *surely_forgotten])
         growths = [
             self._report(report, now, is_known=report["UUID"] in known)
             for report in reports
@@ -188,10 +194,11 @@ class Oracle:
         heard = self.flows.get(report["UUID"])
         if heard is None:
             values = [tuple(str(at(report, path, "")) for path in paths) for paths in self._paths]
-            counts = is_first(report) or self._was_never_counted(report, now)
+            counts = is_first(report) or self._was_never_counted(report, now, self.horizon_s)
+            can_count = counts or self._was_never_counted(report, now, self.least_horizon_s)
             low = totals if counts else self._newest(report)
             high = Counter(totals)
-            high[NEW_FLOWS] = int(counts)
+            high[NEW_FLOWS] = int(can_count)
             amount = Range(low, high)
             if is_repeat(report) and not counts:
                 # The report of this flow's latest update may still be in transit. So the table does
@@ -222,14 +229,14 @@ class Oracle:
             return now < heard.closed_s + ENDED_S
         return now < heard.renewed_s + max(self.flow_memory_s, ENDED_S)
 
-    def _was_never_counted(self, report: JSON, now: float) -> bool:
-        """Return whether a flow began after the latest report of any forgotten flow.
+    def _was_never_counted(self, report: JSON, now: float, horizon_s: float) -> bool:
+        """Return whether a flow began after ``horizon_s``, the latest report of forgotten flows.
 
         A closed flow is never reported again, so it does not count as forgotten.
         """
         age_s = (report["LastUpdateMetric"]["Last"] - report["Start"]) / 1000
         began_s = now - age_s - self.flow_update_s - BATCH_S
-        return age_s >= 0 and began_s > self.horizon_s
+        return age_s >= 0 and began_s > horizon_s
 
     # Pages
 
