@@ -414,7 +414,7 @@ cdef struct TableState:
     Family *families
     uint32_t family_count
     size_t max_lines            # maximum size of a connection's lines, in bytes
-    # the fields of values and marks: indexes in `values_left_out`
+    # the index in `values_left_out` of each value, each value of the last update, and each mark
     uint32_t value_fields[2 * MAX_VALUES]
     uint32_t last_update_fields[2 * MAX_VALUES]
     uint32_t mark_fields[MARKS]

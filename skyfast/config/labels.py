@@ -86,7 +86,7 @@ _ANY_SOURCE = "one of path, k8s_label, names_key"
 
 
 def for_each_end(label: LabelSpec) -> tuple[LabelSpec, ...]:
-    """Return the labels that an entry adds.
+    """Return the labels that ``label``, an entry of a list ``labels``, adds.
 
     An entry for the ends of a connection adds two labels, one for each end, if its name does not
     start with one of `PREFIXES`. Any other entry adds one label.

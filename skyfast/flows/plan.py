@@ -129,7 +129,9 @@ class Counter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauge:
-    """A value of a flow. A connection keeps one of its flows' values, or none while all are zero.
+    """A value of a flow. A connection keeps the value of one of its flows.
+
+    While the values of all its flows are 0, the connection keeps no value.
 
     ``keep`` selects the value of the latest report, the minimum or the maximum.
     """

@@ -122,8 +122,8 @@ class Mask:
 class Fold:
     """Replaces ports above ``above`` with ``other``, except the ports in ``keep``.
 
-    If ``above`` is None, all ports except those in ``keep`` are replaced. If ``keep`` is None, it
-    contains no ports.
+    If ``above`` is None, all ports except those in ``keep`` are replaced. None for
+    ``keep`` has the same effect as an empty set.
     """
 
     above: int | None

@@ -58,7 +58,7 @@ cdef void add_interned(TableState *table, const Lookup *lookup, PyObject *result
 
 cdef bint intern_names(TableState *table, const Lookup *lookup, const Cell *cells,
                        uint32_t *strings) noexcept nogil:
-    # Intern the labels of a lookup. False if out of memory; then no string has a reference.
+    # Intern the labels of a lookup. Returns False if out of memory, after releasing all references.
     cdef uint32_t i
     for i in range(lookup.columns):
         strings[i] = intern_label(table, &cells[lookup.column + i])

@@ -38,9 +38,9 @@ _SETS: Final = (
 """The sets of labels to check: labels with a value for each address or capture point of the
 topology.
 
-If one address of a connection is outside of the topology, the other is usually in it. Therefore the
-labels of both ends are one set. Labels in no set are often empty for good reasons: for example, not
-every address belongs to a container."""
+A set counts as empty if all its labels are empty. If one address of a connection is outside of the
+topology, the other is usually in it, so the labels of both ends are one set. Labels in no set are
+often empty for good reasons: for example, not every address belongs to a container."""
 
 
 class GroupedTable(Protocol):

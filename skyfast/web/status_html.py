@@ -83,7 +83,12 @@ _TILES = (
 _LIMITS = (
     Limit("connections", "Connections", ("table.connections",), "table.connections_limit"),
     Limit("flows", "Flows", ("table.flows", "table.dormant_flows"), "table.flows_limit"),
-    Limit("series", "Series with views, at most", ("table.series_at_most",), "table.series_limit"),
+    Limit(
+        "series",
+        "Series, including views, at most",
+        ("table.series_at_most",),
+        "table.series_limit",
+    ),
 )
 
 _FIGURES = (
@@ -95,8 +100,8 @@ _FIGURES = (
     ("table.rejected_total", "count", "reports lost, because the table was full", "full"),
     ("table.overflowed_total", "count", "reports added to the overflow connection", "full"),
     ("table.filtered_total", "count", "reports dropped by filter rules", "filtered"),
-    ("table.reports_checked_total", "count", "reports checked for a lost predecessor", "lost"),
-    ("table.reports_lost_total", "count", "lost predecessors found", "lost"),
+    ("table.reports_checked_total", "count", "reports whose previous report was checked", "lost"),
+    ("table.reports_lost_total", "count", "previous reports that were lost", "lost"),
     ("scrapes.total", "count", "scrapes completed", "scrapes"),
     ("scrapes.failed_total", "count", "scrapes not completed", "scrapes"),
     ("scrapes.rejected_total", "count", "scrapes rejected", "scrapes"),
