@@ -16,7 +16,10 @@ from benchmarks.programs import Program
 FLOWS = SCALE // 2
 """Number of flows in a burst: the reports of many agents in one tick."""
 
-BURSTS = 4
+BURSTS = 7
+FEW_BURSTS = 4
+"""Number of bursts with small messages, which vary less."""
+
 PAUSE_S = 1.0
 """skyfast is idle for this time before each burst."""
 
@@ -79,17 +82,17 @@ def run(report: Report) -> None:
         _add(report, "new flows, growing table", ns[:1], alone[:1], None)
         _add(report, "new flows, freed rows", ns[1:], alone[1:], NEW)
         _check(bursts.program, BURSTS, connections=0)
-    known = range(FIRST_ROUND + 1, FIRST_ROUND + 1 + BURSTS)
-    for what, build, target in (
-        ("known flows", Bursts, KNOWN),
-        (f"known flows, {ANALYZERS} analyzers at once", _several, KNOWN),
-        *((f"known flows, messages of {size}", _small(size), None) for size in SMALL),
+    for what, build, count, target in (
+        ("known flows", Bursts, BURSTS, KNOWN),
+        (f"known flows, {ANALYZERS} analyzers at once", _several, BURSTS, KNOWN),
+        *((f"known flows, messages of {size}", _small(size), FEW_BURSTS, None) for size in SMALL),
     ):
+        known = range(FIRST_ROUND + 1, FIRST_ROUND + 1 + count)
         with ExitStack() as stack:
             bursts = build(stack)
             bursts.program.round(FIRST_ROUND)
             _add(report, what, *bursts.run(known, PAUSE_S), target)
-            _check(bursts.program, 1 + BURSTS, connections=FLOWS)
+            _check(bursts.program, 1 + count, connections=FLOWS)
 
 
 def _several(stack: ExitStack) -> Bursts:
