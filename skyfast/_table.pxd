@@ -197,11 +197,11 @@ cdef struct Report:
     # the fields up to `last_update` are only read if the flow is not live
     uint32_t connection_hash    # hash of the labels; 0 unless all labels are interned
     int skip_new                # reason to skip the report if the flow is not live
-    int worth                   # what the report adds if its flow is unknown: see WORTH_UNREAD
+    int initial_delta           # what the report adds if its flow is unknown: INITIAL_UNREAD, ...
     bint repeats                # a closing report that repeats the previous report's last update
     int64_t age_ms              # ms from the flow's start to its last update; -1: unknown
-    int64_t start_ms            # start of the flow, or 0; not set if `worth` is WORTH_UNREAD
-    int64_t update_start_ms     # start of the last update, or 0; not set if `worth` is WORTH_UNREAD
+    int64_t start_ms            # start of the flow, or 0; not set if INITIAL_UNREAD
+    int64_t update_start_ms     # start of the last update, or 0; not set if INITIAL_UNREAD
     uint64_t conversation       # hash of the conversation
     uint64_t point
     Cell *cells                 # labels and lookup keys; owned by the batch

@@ -301,10 +301,10 @@ cdef enum:
 
 cdef enum:
     # What a report of an unknown flow adds to a connection row that may have counted other flows.
-    WORTH_UNREAD                # not read: the struct lacks the fields that identify a first report
-    WORTH_TOTAL                     # the totals in the report
-    WORTH_LAST_UPDATE               # the deltas of the flow's last update
-    WORTH_LAST_UPDATE_UNREAD        # the deltas of the last update, but the struct lacks them
+    INITIAL_UNREAD              # not read: the struct lacks the fields that identify a first report
+    INITIAL_TOTAL               # the totals in the report
+    INITIAL_LAST_UPDATE         # the deltas of the flow's last update
+    INITIAL_LAST_UPDATE_UNREAD  # the deltas of the last update, but the struct lacks them
 
 cdef enum:
     # How a report changes a flow whose totals are known.

@@ -930,10 +930,10 @@ class Model:
             return labels
         if self._is_duplicate(flow):
             return "duplicate"
-        worth = self._worth(flow, now)
-        if worth == "ended":
+        initial_delta = self._initial_delta(flow, now)
+        if initial_delta == "ended":
             self._observe_ended(labels, flow, now)
-            return worth
+            return initial_delta
         places = self._places(labels)
         totals = self._totals_of(flow)
         is_repeat = self._is_repeat(flow)
@@ -941,24 +941,25 @@ class Model:
         has_room = self._has_room(0, places[0])
         if is_full or not (has_room or is_repeat):
             if self.spec.overflow == OTHER:
-                news = with_new_flow(self._news(flow, worth), worth)
-                rows = self._overflow(flow, places, now, news, self._start(flow, worth))
-                self._observe(None, rows, flow, now, first="observe" if worth == "total" else "")
+                news = with_new_flow(self._news(flow, initial_delta), initial_delta)
+                rows = self._overflow(flow, places, now, news, self._start(flow, initial_delta))
+                first = "observe" if initial_delta == "total" else ""
+                self._observe(None, rows, flow, now, first=first)
                 self.horizon_s = None if self.horizon_s is None else max(self.horizon_s, now)
             self.rejected_total += not has_room and not is_repeat
             return "table_full"
         known = self._flows[flow["UUID"]] = self._new_flow(flow, totals, now)
         if is_repeat:
-            amounts = with_new_flow(totals, worth)
-            rows = self._credit(places, amounts, flow, now, self._start(flow, worth))
+            amounts = with_new_flow(totals, initial_delta)
+            rows = self._credit(places, amounts, flow, now, self._start(flow, initial_delta))
             self._observe(known, rows, flow, now)
             self._make_room(now)
             self._end(known, now)
         else:
             if self._depends_on_new:
                 self._note_marks(flow)
-            self._show(known, labels, flow, now, worth=worth)
-            first = "observe" if worth == "total" else "note"
+            self._show(known, labels, flow, now, initial_delta=initial_delta)
+            first = "observe" if initial_delta == "total" else "note"
             self._observe(known, known.rows, flow, now, first=first)
             self._make_room(now)
         return None
@@ -979,7 +980,7 @@ class Model:
     def _places(self, labels: Mapping[Label, str | int]) -> list[Values]:
         return [tuple(str(labels[label]) for label in labels_of(view)) for view in self.views]
 
-    def _worth(self, flow: JSON, now: float) -> str:
+    def _initial_delta(self, flow: JSON, now: float) -> str:
         """Return which amounts the report of an unknown flow adds to an existing row.
 
         The result is "total" for its total, "update" for the deltas of its last update, "nothing",
@@ -1015,25 +1016,25 @@ class Model:
             return False
         return now - (last - start) / 1000 - self.flow_update_s - BATCH_S > self.horizon_s
 
-    def _news(self, flow: JSON, worth: str) -> Amounts:
+    def _news(self, flow: JSON, initial_delta: str) -> Amounts:
         """Return the amounts that the report of an unknown flow adds to an existing row."""
         totals = self._totals_of(flow)
         self._note_marks(flow)
-        if worth == "total":
+        if initial_delta == "total":
             return totals
-        if worth == "nothing":
+        if initial_delta == "nothing":
             return dict.fromkeys(totals, 0)
         for total in self.totals:
             self._invalid |= first_invalid(flow, total.newest_paths)
         return {total: total.newest(flow) for total in totals}
 
-    def _start(self, flow: JSON, worth: str) -> int:
+    def _start(self, flow: JSON, initial_delta: str) -> int:
         """Return the start time of a row that an unknown flow creates.
 
-        If ``worth`` is "total", the result is the start of the flow. In all other cases, the result
-        is the start of the flow's last update.
+        If ``initial_delta`` is "total", the result is the start of the flow. Otherwise, the
+        result is the start of the flow's last update.
         """
-        path = ("Start",) if worth == "total" else ("LastUpdateMetric", "Start")
+        path = ("Start",) if initial_delta == "total" else ("LastUpdateMetric", "Start")
         start_ms = at(flow, path, 0)
         return self._not_later(start_ms if start_ms != "" and in_range([start_ms]) else 0)
 
@@ -1066,15 +1067,15 @@ class Model:
         flow: JSON,
         now: float,
         *,
-        worth: str = "",
+        initial_delta: str = "",
         difference: Amounts | None = None,
         known_totals: Amounts | None = None,
         known_ms: int = 0,
     ) -> None:
         """Add a flow to its rows: an unknown flow, or a dormant flow that becomes live.
 
-        For an unknown flow, ``worth`` is the result of `_worth`. For a dormant flow, ``difference``
-        has the deltas since the flow had ``known_totals``, at the time ``known_ms``.
+        For an unknown flow, ``initial_delta`` is the result of `_initial_delta`. For a dormant flow,
+        ``difference`` has the deltas since the flow had ``known_totals``, at the time ``known_ms``.
         """
         places = self._places(labels)
         has_room = [self._has_room(n, place) for n, place in enumerate(places)]
@@ -1112,9 +1113,9 @@ class Model:
                     news = difference
                     row.begin(self._not_later(known_ms))
                 else:
-                    news = known.totals if counts_whole[n] else self._news(flow, worth)
-                    news = with_new_flow(news, worth)
-                    row.begin(self._start(flow, "total" if counts_whole[n] else worth))
+                    news = known.totals if counts_whole[n] else self._news(flow, initial_delta)
+                    news = with_new_flow(news, initial_delta)
+                    row.begin(self._start(flow, "total" if counts_whole[n] else initial_delta))
                 self._give(row, news, flow, now)
                 row.flows.append(known)
             known.rows.append(row)
@@ -2034,9 +2035,9 @@ def added(totals: Amounts, amounts: Amounts) -> dict[Total, int]:
     }
 
 
-def with_new_flow(amounts: Amounts, worth: str) -> Amounts:
-    """Return ``amounts`` with a counter of new flows: 1 if ``worth`` is "total", otherwise 0."""
-    return {**amounts, NEW_FLOWS: int(worth == "total")}
+def with_new_flow(amounts: Amounts, initial_delta: str) -> Amounts:
+    """Return ``amounts`` with a counter of new flows: 1 for the delta "total", otherwise 0."""
+    return {**amounts, NEW_FLOWS: int(initial_delta == "total")}
 
 
 def is_too_long(text: str) -> bool:

@@ -187,7 +187,7 @@ cdef int wake(TableState *table, Report *report) noexcept nogil:
             table.met_unknown = True
             return apply_unknown(table, report)
     if closing:
-        if report.worth == WORTH_UNREAD:
+        if report.initial_delta == INITIAL_UNREAD:
             return APPLY_STOP
         report.leaves_out_marks &= ~((1 << MARK_START) | (1 << MARK_UPDATE_START))
         report.uses_marks = report.repeats
@@ -212,7 +212,7 @@ cdef int wake_labelled(TableState *table, const Report *report, uint32_t convers
     elif number == 0 and is_full(table, first):
         done = wake_when_full(table, report, &labels, conversation, deltas, change)
     elif (number == 0 and kept == 0 and first.identifies_connection
-            and report.worth == WORTH_UNREAD):
+            and report.initial_delta == INITIAL_UNREAD):
         table.met_unknown = True        # the next message probably needs the missing fields, too
         done = APPLY_STOP
     elif find_all_targets(table, report, &labels, number, &conversation, &targets):

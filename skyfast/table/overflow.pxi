@@ -45,16 +45,18 @@ cdef int apply_overflow(TableState *table, Report *report, const Labels *labels)
     # Apply the report of an unknown flow that cannot be stored. In the first view, the report is
     # added to the overflow row. In all other views, it is added to the flow's own rows.
     cdef int done
+    cdef bint adds_total
     if not table.overflows:
         return SKIP_TABLE_FULL
-    if report.worth == WORTH_UNREAD or report.worth == WORTH_LAST_UPDATE_UNREAD:
+    if report.initial_delta == INITIAL_UNREAD or report.initial_delta == INITIAL_LAST_UPDATE_UNREAD:
         return APPLY_STOP
     report.uses_marks = True
-    report.uses_last_update = report.worth == WORTH_LAST_UPDATE
+    report.uses_last_update = report.initial_delta == INITIAL_LAST_UPDATE
+    adds_total = report.initial_delta == INITIAL_TOTAL
     done = add_to_overflow(
         table, report, labels,
-        report.values if report.worth == WORTH_TOTAL else report.last_update,
-        report.worth == WORTH_TOTAL, start_of_report(table, report, report.worth == WORTH_TOTAL),
+        report.values if adds_total else report.last_update,
+        adds_total, start_of_report(table, report, adds_total),
     )
     if done == SKIP_TABLE_FULL:
         table.horizon_s = max(table.horizon_s, table.now)

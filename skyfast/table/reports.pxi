@@ -289,7 +289,7 @@ cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader,
         error = read_capture_point(flow, reader, table.seed, report)
         if unlikely(error):
             return error
-    report.worth = WORTH_UNREAD
+    report.initial_delta = INITIAL_UNREAD
     report.repeats = False
     report.age_ms = -1
     if reader.marks:
@@ -434,16 +434,16 @@ cdef int read_conversation(PyObject *flow, const Reader *reader, uint64_t seed,
 
 cdef int read_marks(const TableState *table, PyObject *flow, const Reader *reader,
                     Report *report) except -1:
-    # Set `worth`: what the report adds if the flow is unknown. If the report adds the deltas of the
-    # last update, also set these deltas. If the fields do not show whether this is the first
-    # report, these deltas are zero.
+    # Set `initial_delta`: what the report adds if the flow is unknown. If the report adds the
+    # deltas of the last update, also set these deltas. If the fields do not show whether this is
+    # the first report, these deltas are zero.
     cdef int64_t start, update_start, update_last
     cdef bint invalid_start = read_integer(value_of(flow, &reader.start, reader.slots), &start)
     cdef bint invalid_update_start, invalid_last
     # If FinishType is invalid, this may be a closing report that repeats the previous report.
     cdef bint invalid_finish = report.leaves_out and report.leaves_out_marks >> MARK_FINISH & 1
     cdef uint32_t i
-    report.worth = WORTH_TOTAL
+    report.initial_delta = INITIAL_TOTAL
     report.start_ms = 0 if invalid_start else start
     report.update_start_ms = 0
     if part(flow, &reader.update_start, reader.slots) == NULL and likely(not invalid_finish):
@@ -467,14 +467,14 @@ cdef int read_marks(const TableState *table, PyObject *flow, const Reader *reade
         report.age_ms = update_last - start
     for i in range(table.counters):
         report.last_update[i] = min(report.values[i], <int64_t>0)   # ABSENT if the total is ABSENT
-    report.worth = WORTH_LAST_UPDATE
+    report.initial_delta = INITIAL_LAST_UPDATE
     if unlikely(invalid_start or invalid_update_start or invalid_finish):
         if not report.repeats:
             report.age_ms = -1
     elif update_start == start:
-        report.worth = WORTH_TOTAL
+        report.initial_delta = INITIAL_TOTAL
     elif not reader.full:
-        report.worth = WORTH_LAST_UPDATE_UNREAD
+        report.initial_delta = INITIAL_LAST_UPDATE_UNREAD
     else:
         read_last_update(table, flow, reader, report)
     return 0

@@ -199,11 +199,11 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
         if is_taken(table, conversation, report):
             return SKIP_DUPLICATE
     if report.finish == CLOSING:
-        if report.worth == WORTH_UNREAD:
+        if report.initial_delta == INITIAL_UNREAD:
             return APPLY_STOP
         report.uses_marks = True
     if was_never_counted(table, report):
-        report.worth = WORTH_TOTAL
+        report.initial_delta = INITIAL_TOTAL
     elif report.repeats:
         return observe_ended(table, report)
     if not intern_labels(table, report.cells, &labels):
@@ -220,16 +220,17 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
         table.rejected += full and done == SKIP_TABLE_FULL
     elif report.repeats:
         done = add_ended_flow(table, report, &labels, number, kept)
-    elif report.worth == WORTH_UNREAD or report.worth == WORTH_LAST_UPDATE_UNREAD and (
-        table.view_count > 1 or not counts_whole(table, first, creates and not kept)
+    elif report.initial_delta == INITIAL_UNREAD or (
+        report.initial_delta == INITIAL_LAST_UPDATE_UNREAD
+        and (table.view_count > 1 or not counts_whole(table, first, creates and not kept))
     ):
         done = APPLY_STOP
     else:
         if unlikely(report.leaves_out):
             report.uses_marks |= table.counts_new_flows
-            if needs_worth(table, &labels, number, kept):
+            if needs_initial_delta(table, &labels, number, kept):
                 report.uses_marks = True
-                report.uses_last_update = report.worth == WORTH_LAST_UPDATE
+                report.uses_last_update = report.initial_delta == INITIAL_LAST_UPDATE
         done = add_flow(table, report, &labels, number, kept, conversation)
     release_interned(table, &labels)
     return done
@@ -253,8 +254,8 @@ cdef inline bint counts_whole(const TableState *table, const View *view,
     return creates and view.identifies_connection and not table.overflowed
 
 
-cdef bint needs_worth(const TableState *table, const Labels *labels, uint32_t number,
-                      uint32_t kept) noexcept nogil:
+cdef bint needs_initial_delta(const TableState *table, const Labels *labels, uint32_t number,
+                              uint32_t kept) noexcept nogil:
     # Whether the fields that identify a first report are needed. They are needed if there is a view
     # in which the flow's total does not count as a whole (see `counts_whole`). `number` is the
     # flow's row in the first view, or 0 if the row must be created. `kept` is the dormant row that
@@ -398,7 +399,7 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
         if deltas != NULL:
             added = deltas
             start_ms = start_of_deltas(table, flow)
-        elif (report.worth == WORTH_TOTAL
+        elif (report.initial_delta == INITIAL_TOTAL
                 or counts_whole(table, view, targets.created[i] and (i or not kept))):
             added = report.values
             start_ms = start_of_report(table, report, True)
@@ -415,13 +416,14 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
                 start_ms = start_of_total(table, report, dormant_s)
         set_start(view, target, start_ms)
         add_deltas(table, view, target, added, report.values)
-    if unlikely(table.counts_new_flows) and deltas == NULL and report.worth == WORTH_TOTAL:
+    if (unlikely(table.counts_new_flows) and deltas == NULL
+            and report.initial_delta == INITIAL_TOTAL):
         for i in range(table.view_count):
             if targets.rows[i]:
                 count_new_flow(&table.views[i], connection_at(&table.views[i], targets.rows[i]))
     observe_live(
         table, flow, report,
-        FIRST_IS_NEW if deltas != NULL or report.worth == WORTH_TOTAL else FIRST_IS_OLD,
+        FIRST_IS_NEW if deltas != NULL or report.initial_delta == INITIAL_TOTAL else FIRST_IS_OLD,
     )
     table.connections_created += targets.created[0]
     note_overflow(table, targets)
