@@ -474,9 +474,9 @@ cdef class _Check:
             for i in range(table.counters):
                 expect(totals[i] >= (ABSENT if table.optional[i] else 0), "total of a flow",
                        (number, i, totals[i]))
-            if table.moments and kind != LABELS_KEY:
-                expect(flags_of(table, flow)[0] & ~table.moments == 0, "flags of a flow",
-                       (number, flags_of(table, flow)[0], table.moments))
+            if table.events and kind != LABELS_KEY:
+                expect(flags_of(table, flow)[0] & ~table.events == 0, "flags of a flow",
+                       (number, flags_of(table, flow)[0], table.events))
             if table.has_conversations:
                 i = links_of(table, flow)[0]
                 expect(i in self.conversations or (i == 0 and number in self.dormant),

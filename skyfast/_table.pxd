@@ -249,7 +249,7 @@ cdef struct Histogram:
     # counts[bounds + 1], the number of values in each bucket. The int64_t sum of the values
     # follows.
     int observes                # OBSERVE_FIRST, OBSERVE_TOTAL or OBSERVE_AGE
-    uint32_t moment             # when it observes a flow: FIRST_OBSERVED or CLOSING_OBSERVED
+    uint32_t event              # when it observes a flow: FIRST_OBSERVED or CLOSING_OBSERVED
     uint32_t sources[2]         # indexes of the observed values in `Report.values`
     uint32_t source_count
     uint32_t bounds
@@ -316,8 +316,8 @@ cdef struct View:
     Bounds bounds               # read and written under the mutex
     Histogram *histograms
     uint32_t histogram_count
-    # the moments at which at least one of them observes a flow: flags (FIRST_OBSERVED, ...)
-    uint32_t moments
+    # the events on which at least one of them observes a flow: flags (FIRST_OBSERVED, ...)
+    uint32_t events
     uint32_t values_offset          # offset in a row, like the next two fields
     uint32_t start_offset
     uint32_t cells_offset

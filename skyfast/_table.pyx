@@ -319,7 +319,7 @@ cdef enum:
     OBSERVE_AGE                 # `last_ms` minus the time in another field of the report
 
 cdef enum:
-    # Flags of a flow: the moments at which histograms have already observed the flow (see
+    # Flags of a flow: the events on which histograms have already observed the flow (see
     # `histograms.pxi`).
     FIRST_OBSERVED = 1
     CLOSING_OBSERVED = 2
@@ -401,8 +401,8 @@ cdef struct TableState:
     uint32_t lookup_count
     uint32_t requirements
     bint counts_new_flows       # whether any view or histogram depends on new flows
-    # the moments at which at least one histogram observes a flow: flags (FIRST_OBSERVED, ...)
-    uint32_t moments
+    # the events on which at least one histogram observes a flow: flags (FIRST_OBSERVED, ...)
+    uint32_t events
     uint32_t first_value        # index of the value that is observed when it is first above 0
     uint32_t flags_link         # index of the link that contains a flow's flags FIRST_OBSERVED, ...
     bint optional[MAX_VALUES]

@@ -611,15 +611,15 @@ class Row:
         for gauge, value in gauges.items():
             self.gauges[gauge] = gauge.kept(self.gauges.get(gauge, 0), value)
 
-    def observe(self, flow: JSON, moments: Collection[str]) -> bool:
-        """Observe a report in the histograms of these ``moments``: see `moment_of`.
+    def observe(self, flow: JSON, events: Collection[str]) -> bool:
+        """Observe a report in the histograms of these ``events``: see `event_of`.
 
         Return whether the row has such histograms.
         """
         distributions = [
             value
             for value in dict.fromkeys(values_of(self.view))
-            if isinstance(value, Distribution) and moment_of(value) in moments
+            if isinstance(value, Distribution) and event_of(value) in events
         ]
         for distribution in distributions:
             value = distribution.of(flow)
@@ -631,8 +631,8 @@ class Row:
         self.deadline_s = max(self.deadline_s, math.ceil(reported_s + timeout_s))
 
 
-def moment_of(distribution: Distribution) -> str:
-    """Return when a histogram observes a flow, as "first" or "closing".
+def event_of(distribution: Distribution) -> str:
+    """Return the event on which a histogram observes a flow.
 
     "first" is the report with the first value above 0. "closing" is the closing report.
     """
@@ -714,8 +714,8 @@ class Model:
         self._distributions = [
             value for value in dict.fromkeys(values) if isinstance(value, Distribution)
         ]
-        self._moments = {moment_of(distribution) for distribution in self._distributions}
-        self._depends_on_new = NEW_FLOWS in values or "first" in self._moments
+        self._events = {event_of(distribution) for distribution in self._distributions}
+        self._depends_on_new = NEW_FLOWS in values or "first" in self._events
         self.gauges = [value for value in dict.fromkeys(values) if isinstance(value, Gauge)]
         self._labels = list(
             dict.fromkeys(label for view in self.views for label in labels_of(view))
@@ -887,7 +887,7 @@ class Model:
             paths = value.paths if isinstance(value, Total) else (value.path,)
             self._invalid |= first_invalid(flow, paths)
         for distribution in self._distributions:
-            if moment_of(distribution) == "first" or flow.get("FinishType", 0) == CLOSING:
+            if event_of(distribution) == "first" or flow.get("FinishType", 0) == CLOSING:
                 for path in distribution.paths:
                     self._invalid |= first_invalid(flow, [path])
 
@@ -1074,8 +1074,8 @@ class Model:
     ) -> None:
         """Add a flow to its rows: an unknown flow, or a dormant flow that becomes live.
 
-        For an unknown flow, ``initial_delta`` is the result of `_initial_delta`. For a dormant flow,
-        ``difference`` has the deltas since the flow had ``known_totals``, at the time ``known_ms``.
+        ``initial_delta`` is the result of `_initial_delta` for an unknown flow. ``difference`` has
+        the deltas of a dormant flow since it had ``known_totals``, at the time ``known_ms``.
         """
         places = self._places(labels)
         has_room = [self._has_room(n, place) for n, place in enumerate(places)]
@@ -1432,20 +1432,20 @@ class Model:
         value above 0 for histograms of first values. "observe": observe the value. "note": only
         note that the flow had such a value. "": do nothing.
         """
-        moments = set()
+        events = set()
         measures = any(
-            value.of(flow) for value in self._distributions if moment_of(value) == "first"
+            value.of(flow) for value in self._distributions if event_of(value) == "first"
         )
         if measures and first and not (known and known.is_measured):
-            moments |= {"first"} if first == "observe" else set()
+            events |= {"first"} if first == "observe" else set()
             if known:
                 known.is_measured = True
         if flow.get("FinishType", 0) == CLOSING and not (known and known.is_closed):
-            moments.add("closing")
+            events.add("closing")
             if known:
                 known.is_closed = True
         for row in rows:
-            if row is not None and row.observe(flow, moments):
+            if row is not None and row.observe(flow, events):
                 self._renew(row, now)
 
     def _observe_dormant(self, known: Flow, flow: JSON, now: float) -> None:
@@ -1461,7 +1461,7 @@ class Model:
         is_full = self.flows + len(self._claiming) >= self.spec.max_flows
         if (
             self._is_choosy
-            or "closing" not in self._moments
+            or "closing" not in self._events
             or (is_full and self.spec.overflow != OTHER)
         ):
             return
@@ -1485,7 +1485,7 @@ class Model:
             self._row_of_closing(n, places)
             for n, view in enumerate(self.views)
             if any(
-                isinstance(value, Distribution) and moment_of(value) == "closing"
+                isinstance(value, Distribution) and event_of(value) == "closing"
                 for value in values_of(view)
             )
         ]

@@ -139,7 +139,7 @@ cdef uint32_t add_unknown_flow(TableState *table, const Report *report) noexcept
     flow_at(table, row).last_ms = report.last_ms
     if table.has_conversations:
         links_of(table, flow_at(table, row))[0] = 0
-    if table.moments:
+    if table.events:
         flags_of(table, flow_at(table, row))[0] = 0
     memcpy(totals_of(flow_at(table, row)), report.values, table.counters * sizeof(int64_t))
     return row

@@ -1,8 +1,8 @@
 # Histograms: the distribution of a value over the flows of a row. `_table.pyx` includes this file.
 #
-# Histograms observe a flow at two *moments*: when the observed field is above 0 for the first time,
-# and in the closing report of the flow. Each flow is observed at most once per moment: a flag in
-# the flow's row prevents a second observation. The first view has no histograms. Histograms are
+# A histogram observes a flow on one of two *events*: the report in which the observed field is
+# above 0 for the first time, or the closing report of the flow. Flags in the row of the flow
+# prevent a second observation on the same event. The first view has no histograms. Histograms are
 # changed under the table's mutex, like all rows. An observation extends the deadline of its row,
 # like a report that adds deltas.
 
@@ -24,8 +24,8 @@ cdef inline int64_t *counts_of(const Histogram *histogram, Connection *row) noex
 cdef inline void observe_live(TableState *table, Flow *flow, const Report *report,
                               int first) noexcept nogil:
     # Observe a report in the rows of its live flow.
-    if unlikely(table.moments):
-        observe_links(table, flow, report, due_moments(table, flags_of(table, flow), report, first))
+    if unlikely(table.events):
+        observe_links(table, flow, report, due_events(table, flags_of(table, flow), report, first))
 
 
 cdef void observe_links(TableState *table, Flow *flow, const Report *report,
@@ -37,7 +37,7 @@ cdef void observe_links(TableState *table, Flow *flow, const Report *report,
         return
     for i in range(1, table.view_count):
         view = &table.views[i]
-        if view.moments & due:
+        if view.events & due:
             number = link_of(table, view, flow, connection)[0]
             if number:
                 observe_in_row(view, connection_at(view, number), report, due)
@@ -50,27 +50,27 @@ cdef void observe_in(TableState *table, uint32_t flow, const Report *report, con
     cdef uint32_t unknown = 0
     cdef uint32_t due, i
     cdef View *view
-    if likely(table.moments == 0):
+    if likely(table.events == 0):
         return
-    due = due_moments(
+    due = due_events(
         table, flags_of(table, flow_at(table, flow)) if flow else &unknown, report, first
     )
     for i in range(1, table.view_count):
         view = &table.views[i]
-        if view.moments & due and rows[i]:
+        if view.events & due and rows[i]:
             observe_in_row(view, connection_at(view, rows[i]), report, due)
 
 
-cdef inline uint32_t due_moments(const TableState *table, uint32_t *flags, const Report *report,
-                                 int first) noexcept nogil:
-    # The moments at which a report is observed. Sets the flags of these moments in `flags`, which
-    # has the flags of the report's flow.
+cdef inline uint32_t due_events(const TableState *table, uint32_t *flags, const Report *report,
+                                int first) noexcept nogil:
+    # The events that a report is, unless the flow has already been observed on them. `flags` are
+    # the flags of the report's flow: this function sets the flags of the returned events.
     cdef uint32_t found = 0
-    if (table.moments & FIRST_OBSERVED and first != IGNORE_FIRST
+    if (table.events & FIRST_OBSERVED and first != IGNORE_FIRST
             and report.values[table.first_value] > 0):
         found |= FIRST_OBSERVED
     if unlikely(report.finish == CLOSING):
-        found |= table.moments & CLOSING_OBSERVED
+        found |= table.events & CLOSING_OBSERVED
     found &= ~flags[0]
     flags[0] |= found
     if first == FIRST_IS_OLD:
@@ -86,7 +86,7 @@ cdef void observe_in_row(const View *view, Connection *row, const Report *report
     cdef uint32_t i, bucket
     for i in range(view.histogram_count):
         histogram = &view.histograms[i]
-        if histogram.moment & due and read_observed(histogram, report, &value):
+        if histogram.event & due and read_observed(histogram, report, &value):
             bucket = 0
             while bucket < histogram.bounds and value > histogram.limits[bucket]:
                 bucket += 1
@@ -125,7 +125,7 @@ cdef bint observe_dormant(TableState *table, const Report *report) noexcept nogi
     cdef Labels labels
     cdef uint32_t number
     cdef bint done
-    if (not table.moments & CLOSING_OBSERVED
+    if (not table.events & CLOSING_OBSERVED
             or flags_of(table, flow)[0] & CLOSING_OBSERVED or report.skip_new != SKIP_NONE):
         return True
     if table.has_conversations:
@@ -150,7 +150,7 @@ cdef int observe_ended(TableState *table, const Report *report) noexcept nogil:
     cdef uint32_t row = 0
     cdef bint full = live_flows(table) + table.claims.count >= table.max_flows
     cdef bint done
-    if (not table.moments & CLOSING_OBSERVED or table.has_conversations
+    if (not table.events & CLOSING_OBSERVED or table.has_conversations
             or (full and not table.overflows)):
         return SKIP_ENDED
     if not intern_labels(table, report.cells, &labels):
@@ -187,7 +187,7 @@ cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *repo
         view = &table.views[i]
         rows[i] = 0
         created[i] = False
-        if not view.moments & CLOSING_OBSERVED:
+        if not view.events & CLOSING_OBSERVED:
             continue
         if not view.linked_from_flow and has_links(table, number):
             rows[i] = connection_at(&table.views[0], number).links[view.link]
@@ -233,9 +233,9 @@ cdef int prepare_histograms(TableState *table, plan) except -1:
                 &view.histograms[view.histogram_count], value, decimals,
                 first if value.observes == "first" else closing,
             )
-            view.moments |= view.histograms[view.histogram_count].moment
+            view.events |= view.histograms[view.histogram_count].event
             view.histogram_count += 1
-        table.moments |= view.moments
+        table.events |= view.events
     fields = {value.paths for value in plan.histograms if value.observes == "first"}
     if len(fields) > 1:
         raise ValueError("all histograms of a first value must have the same field")
@@ -253,7 +253,7 @@ cdef int prepare_histogram(Histogram *histogram, value, uint32_t decimals,
     if not 0 < len(value.paths) <= (2 if value.observes == "total" else 1):
         raise ValueError("a histogram has too many fields")
     histogram.observes = OBSERVED_KINDS.index(value.observes)
-    histogram.moment = FIRST_OBSERVED if value.observes == "first" else CLOSING_OBSERVED
+    histogram.event = FIRST_OBSERVED if value.observes == "first" else CLOSING_OBSERVED
     histogram.source_count = len(value.paths)
     for i, path in enumerate(value.paths):
         histogram.sources[i] = sources[path]

@@ -268,7 +268,7 @@ cdef int prepare_views(TableState *table, plan) except -1:
     table.first_key = flow_links
     flow_links += table.cells - table.columns
     prepare_histograms(table, plan)
-    if table.moments:
+    if table.events:
         table.flags_link = flow_links
         flow_links += 1
     table.links_offset = sizeof(Flow) + 8 * table.counters
