@@ -208,9 +208,10 @@ cdef struct Report:
     int64_t *last_update        # deltas of the last update, by counter; owned by the batch
     # omitted values
     bint leaves_out             # whether any value is omitted; if not, no field below is set
-    bint uses_marks             # whether omitted marks are counted; set when the report is applied
+    # whether omitted lifecycle fields are counted; set when the report is applied
+    bint uses_lifecycle
     bint uses_last_update
-    uint32_t leaves_out_marks   # one bit per omitted mark
+    uint32_t leaves_out_lifecycle   # one bit per omitted lifecycle field
     LeftOut values_left_out
     LeftOut last_update_left_out
 

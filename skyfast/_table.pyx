@@ -161,19 +161,19 @@ cdef extern from *:
 MAX_NUMBER = 1 << 62            # largest valid number in a field of a flow; the same as MAX_INTEGER
 
 cdef enum:
-    # *Marks* are the fields that identify a first report. The last two are times of
-    # `LastUpdateMetric`. An invalid mark is omitted: it counts as missing.
-    MARK_FINISH
-    MARK_START
-    MARK_UPDATE_START
-    MARK_UPDATE_LAST
-    MARKS
+    # The *lifecycle* fields show whether a report is the first or the last report of its flow. The
+    # last two are times of `LastUpdateMetric`. If a field is invalid, it counts as missing.
+    LIFECYCLE_FINISH
+    LIFECYCLE_START
+    LIFECYCLE_UPDATE_START
+    LIFECYCLE_UPDATE_LAST
+    LIFECYCLE_FIELDS
 
 cdef enum:
     MAX_CELL = 2 * MAX_TEXT_BYTES   # size of a label value if every byte is escaped
     MAX_INTEGER_DIGITS = 20
     MAX_DECIMALS = 18
-    MAX_FIELDS = 4 * MAX_VALUES + MARKS     # fields that can be omitted
+    MAX_FIELDS = 4 * MAX_VALUES + LIFECYCLE_FIELDS     # fields that can be omitted
     INLINE_STRING = 48
     FLOW_TYPES = 4
     BATCH = 128                 # reports per acquisition of the lock
@@ -301,7 +301,7 @@ cdef enum:
 
 cdef enum:
     # What a report of an unknown flow adds to a connection row that may have counted other flows.
-    INITIAL_UNREAD              # not read: the struct lacks the fields that identify a first report
+    INITIAL_UNREAD              # not read: the struct lacks the lifecycle fields
     INITIAL_TOTAL               # the totals in the report
     INITIAL_LAST_UPDATE         # the deltas of the flow's last update
     INITIAL_LAST_UPDATE_UNREAD  # the deltas of the last update, but the struct lacks them
@@ -414,10 +414,10 @@ cdef struct TableState:
     Family *families
     uint32_t family_count
     size_t max_lines            # maximum size of a connection's lines, in bytes
-    # the index in `values_left_out` of each value, each value of the last update, and each mark
+    # the index in `values_left_out` of each value, value of the last update, and lifecycle field
     uint32_t value_fields[2 * MAX_VALUES]
     uint32_t last_update_fields[2 * MAX_VALUES]
-    uint32_t mark_fields[MARKS]
+    uint32_t lifecycle_fields[LIFECYCLE_FIELDS]
     # limits
     uint32_t max_flows, max_connections
     double memory_s             # time until a dormant flow is forgotten

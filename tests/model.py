@@ -29,12 +29,12 @@ Reports
   counted as skipped, by reason. A flow that a rule drops is only counted under the name of the
   rule.
 * Fields of gauges, of histograms, and of counters in objects other than ``Metric`` are optional.
-  ``FinishType`` is optional, too, and so are the *marks*, which are ``Start``,
+  ``FinishType`` is optional, too, and so are the *lifecycle times*, which are ``Start``,
   ``LastUpdateMetric.Start`` and ``LastUpdateMetric.Last``. An optional field that is out of range
   is omitted, and counted once per report. If the report is skipped, the omitted field is only
   counted if the report is skipped as ``late``, ``ended`` or ``table_full``.
-* Marks are only read if they affect what an unknown flow adds, if a view counts new flows, or if a
-  view has the histogram of a first value.
+* Lifecycle times are only read if they affect what an unknown flow adds, if a view counts new
+  flows, or if a view has the histogram of a first value.
 * A report without a valid ``FinishType`` does not count as a first report, because the report may
   be a closing report that repeats the flow's last update.
 * If a value is the sum of two fields, only the first invalid field is counted. If both fields are
@@ -193,7 +193,7 @@ FLOW_MEMORY_S = 1290.0
 FLOW_UPDATE_S = 60.0
 BATCH_S = 15.0
 """The maximum delay of a report, in addition to the time until the agent's next update."""
-MARKS = (("Start",), ("LastUpdateMetric", "Start"), ("LastUpdateMetric", "Last"))
+LIFECYCLE_TIMES = (("Start",), ("LastUpdateMetric", "Start"), ("LastUpdateMetric", "Last"))
 CLOSING = 1
 FINISHES = {CLOSING: "timeout", 2: "fin", 3: "rst"}
 OTHER = "other"
@@ -957,7 +957,7 @@ class Model:
             self._end(known, now)
         else:
             if self._depends_on_new:
-                self._note_marks(flow)
+                self._note_lifecycle_times(flow)
             self._show(known, labels, flow, now, initial_delta=initial_delta)
             first = "observe" if initial_delta == "total" else "note"
             self._observe(known, known.rows, flow, now, first=first)
@@ -987,15 +987,16 @@ class Model:
         or "ended" if the report is skipped.
         """
         newest = flow.get("LastUpdateMetric")
-        is_unmarked = ("FinishType",) in self._invalid  # the report may repeat the last update
+        # Without a valid FinishType, the report may repeat the last update.
+        lacks_finish_type = ("FinishType",) in self._invalid
         if newest is None:
-            return "nothing" if is_unmarked else "total"
-        invalid = {path for path in MARKS if not in_range([at(flow, path, 0)])}
+            return "nothing" if lacks_finish_type else "total"
+        invalid = {path for path in LIFECYCLE_TIMES if not in_range([at(flow, path, 0)])}
         if flow.get("FinishType", 0) == CLOSING:
             self._invalid |= invalid
         if self._is_repeat(flow):
             return "total" if self._was_never_counted(flow, now) else "ended"
-        if invalid - {MARKS[2]} or is_unmarked:
+        if invalid - {LIFECYCLE_TIMES[2]} or lacks_finish_type:
             return "nothing"
         if newest.get("Start", 0) == flow.get("Start", 0) or self._was_never_counted(flow, now):
             return "total"
@@ -1019,7 +1020,7 @@ class Model:
     def _news(self, flow: JSON, initial_delta: str) -> Amounts:
         """Return the amounts that the report of an unknown flow adds to an existing row."""
         totals = self._totals_of(flow)
-        self._note_marks(flow)
+        self._note_lifecycle_times(flow)
         if initial_delta == "total":
             return totals
         if initial_delta == "nothing":
@@ -1056,9 +1057,9 @@ class Model:
         reported_s = known.since_s - math.floor(self.spec.timeout_s)
         return max(0, min(start_ms, self.wall_ms - int((now - reported_s) * 1000)))
 
-    def _note_marks(self, flow: JSON) -> None:
+    def _note_lifecycle_times(self, flow: JSON) -> None:
         if flow.get("LastUpdateMetric") is not None:
-            self._invalid |= {path for path in MARKS if not in_range([at(flow, path, 0)])}
+            self._invalid |= {path for path in LIFECYCLE_TIMES if not in_range([at(flow, path, 0)])}
 
     def _show(
         self,

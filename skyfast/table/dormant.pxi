@@ -189,8 +189,8 @@ cdef int wake(TableState *table, Report *report) noexcept nogil:
     if closing:
         if report.initial_delta == INITIAL_UNREAD:
             return APPLY_STOP
-        report.leaves_out_marks &= ~((1 << MARK_START) | (1 << MARK_UPDATE_START))
-        report.uses_marks = report.repeats
+        report.leaves_out_lifecycle &= ~((1 << LIFECYCLE_START) | (1 << LIFECYCLE_UPDATE_START))
+        report.uses_lifecycle = report.repeats
     return wake_labelled(table, report, conversation, deltas, change)
 
 

@@ -65,12 +65,12 @@ cdef struct Reader:
     PyTypeObject *type
     bint slots                  # values are read at slot offsets, otherwise as attributes
     bint labels                 # whether the type has the fields of labels and conversations
-    bint marks                  # whether the type has the fields that identify a first report
+    bint lifecycle              # whether the type has all lifecycle fields
     bint full                   # whether the type also has the deltas of the last update
     Field uuid
     Field last
     Field finish
-    Field start                 # set if `marks` is true, like the next two fields
+    Field start                 # set if `lifecycle` is true, like the next two fields
     Field update_start
     Field update_last
     Number last_update[MAX_VALUES]  # set if `full` is true
@@ -154,7 +154,7 @@ cdef inline int read_number(PyObject *flow, const Number *number, bint slots,
 cdef void begin_left_out(Report *report) noexcept nogil:
     if not report.leaves_out:
         report.leaves_out = True
-        report.leaves_out_marks = 0
+        report.leaves_out_lifecycle = 0
         memset(&report.values_left_out, 0, sizeof(LeftOut))
         memset(&report.last_update_left_out, 0, sizeof(LeftOut))
 
@@ -165,9 +165,9 @@ cdef void leave_out(Report *report, LeftOut *left_out, uint32_t value, int error
     left_out.fields[1 if error & SECOND_FIELD else 0] |= <uint64_t>1 << value
 
 
-cdef void leave_out_mark(Report *report, uint32_t mark) noexcept nogil:
+cdef void leave_out_lifecycle(Report *report, uint32_t field) noexcept nogil:
     begin_left_out(report)
-    report.leaves_out_marks |= <uint32_t>1 << mark
+    report.leaves_out_lifecycle |= <uint32_t>1 << field
 
 
 cdef inline bint is_left_out(const LeftOut *left_out, uint32_t field) noexcept nogil:

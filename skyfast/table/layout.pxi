@@ -226,9 +226,9 @@ cdef list number_fields(TableState *table, plan):
         return numbers.setdefault(path, len(numbers))
 
     update = "LastUpdateMetric"
-    marks = (("FinishType",), ("Start",), (update, "Start"), (update, "Last"))
-    for i, path in enumerate(marks):
-        table.mark_fields[i] = number(path)
+    lifecycle = (("FinishType",), ("Start",), (update, "Start"), (update, "Last"))
+    for i, path in enumerate(lifecycle):
+        table.lifecycle_fields[i] = number(path)
     for i, counter in enumerate(plan.counters):
         for j, path in enumerate(counter.paths):
             table.value_fields[2 * i + j] = number(path)

@@ -50,7 +50,7 @@ cdef int apply_overflow(TableState *table, Report *report, const Labels *labels)
         return SKIP_TABLE_FULL
     if report.initial_delta == INITIAL_UNREAD or report.initial_delta == INITIAL_LAST_UPDATE_UNREAD:
         return APPLY_STOP
-    report.uses_marks = True
+    report.uses_lifecycle = True
     report.uses_last_update = report.initial_delta == INITIAL_LAST_UPDATE
     adds_total = report.initial_delta == INITIAL_TOTAL
     done = add_to_overflow(

@@ -13,7 +13,7 @@ cdef int resolve_readers(Reader *readers, types, plan, bint slots, list keep) ex
         reader = &readers[i]
         reader.slots = slots
         reader.labels = owner is not types.KnownReport or owner is types.Update
-        reader.marks = i > 1
+        reader.lifecycle = i > 1
         reader.full = i > 2
         keep.append(owner)
         reader.type = <PyTypeObject *><PyObject *>owner
@@ -30,7 +30,7 @@ cdef int resolve_times(Reader *reader, owner, list keep) except -1:
     resolve_field(reader, &reader.uuid, owner, ("UUID",), keep)
     resolve_field(reader, &reader.last, owner, ("Last",), keep)
     resolve_field(reader, &reader.finish, owner, ("FinishType",), keep)
-    if reader.marks:
+    if reader.lifecycle:
         resolve_field(reader, &reader.start, owner, ("Start",), keep)
         resolve_field(reader, &reader.update_start, owner, ("LastUpdateMetric", "Start"), keep)
         resolve_field(reader, &reader.update_last, owner, ("LastUpdateMetric", "Last"), keep)

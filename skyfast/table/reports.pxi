@@ -68,7 +68,7 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
         batch.oldest_ms = min(batch.oldest_ms, report.last_ms)
     if unlikely(read_integer(value_of(flow, &reader.finish, reader.slots), &finish)):
         finish = 0
-        leave_out_mark(report, MARK_FINISH)
+        leave_out_lifecycle(report, LIFECYCLE_FINISH)
     if unlikely(too_long):          # the last check: the reasons above take precedence
         return too_long
     report.finish = <int>finish if finish < 4 else 4
@@ -86,7 +86,7 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
 
 cdef int read_unknown(const TableState *table, const Reader *readers, list flows,
                       Py_ssize_t start, Batch *batch, list held) except -1:
-    # Read the labels of flows that are not live, and the fields that identify a first report.
+    # Read the labels of flows that are not live, and their lifecycle fields.
     cdef uint32_t i
     cdef PyObject *flow
     cdef Report *report
@@ -292,8 +292,8 @@ cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader,
     report.initial_delta = INITIAL_UNREAD
     report.repeats = False
     report.age_ms = -1
-    if reader.marks:
-        read_marks(table, flow, reader, report)
+    if reader.lifecycle:
+        read_lifecycle(table, flow, reader, report)
     return SKIP_NONE
 
 
@@ -432,7 +432,7 @@ cdef int read_conversation(PyObject *flow, const Reader *reader, uint64_t seed,
     return SKIP_NONE
 
 
-cdef int read_marks(const TableState *table, PyObject *flow, const Reader *reader,
+cdef int read_lifecycle(const TableState *table, PyObject *flow, const Reader *reader,
                     Report *report) except -1:
     # Set `initial_delta`: what the report adds if the flow is unknown. If the report adds the
     # deltas of the last update, also set these deltas. If the fields do not show whether this is
@@ -441,7 +441,9 @@ cdef int read_marks(const TableState *table, PyObject *flow, const Reader *reade
     cdef bint invalid_start = read_integer(value_of(flow, &reader.start, reader.slots), &start)
     cdef bint invalid_update_start, invalid_last
     # If FinishType is invalid, this may be a closing report that repeats the previous report.
-    cdef bint invalid_finish = report.leaves_out and report.leaves_out_marks >> MARK_FINISH & 1
+    cdef bint invalid_finish = (
+        report.leaves_out and report.leaves_out_lifecycle >> LIFECYCLE_FINISH & 1
+    )
     cdef uint32_t i
     report.initial_delta = INITIAL_TOTAL
     report.start_ms = 0 if invalid_start else start
@@ -454,11 +456,11 @@ cdef int read_marks(const TableState *table, PyObject *flow, const Reader *reade
     invalid_last = read_integer(value_of(flow, &reader.update_last, reader.slots), &update_last)
     if unlikely(invalid_start or invalid_update_start or invalid_last):
         if invalid_start:
-            leave_out_mark(report, MARK_START)
+            leave_out_lifecycle(report, LIFECYCLE_START)
         if invalid_update_start:
-            leave_out_mark(report, MARK_UPDATE_START)
+            leave_out_lifecycle(report, LIFECYCLE_UPDATE_START)
         if invalid_last:
-            leave_out_mark(report, MARK_UPDATE_LAST)
+            leave_out_lifecycle(report, LIFECYCLE_UPDATE_LAST)
     if not invalid_update_start:
         report.update_start_ms = update_start
     report.repeats = (report.finish == CLOSING

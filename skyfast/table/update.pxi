@@ -129,9 +129,11 @@ cdef void count_left_out(TableState *table, const Report *report) noexcept nogil
     for i in range(2 * table.all_values):
         if is_left_out(&report.values_left_out, i):
             seen[table.value_fields[i]] = True
-    for i in range(MARKS):
-        if report.leaves_out_marks >> i & 1 and (i == MARK_FINISH or report.uses_marks):
-            seen[table.mark_fields[i]] = True
+    for i in range(LIFECYCLE_FIELDS):
+        if not (i == LIFECYCLE_FINISH or report.uses_lifecycle):
+            continue
+        if report.leaves_out_lifecycle >> i & 1:
+            seen[table.lifecycle_fields[i]] = True
     if report.uses_last_update:
         for i in range(2 * table.counters):
             if is_left_out(&report.last_update_left_out, i):
@@ -176,7 +178,7 @@ cdef int apply_unless_live(TableState *table, Report *report) noexcept nogil:
     # Apply a report of a flow that was not live when the batch was read. Earlier reports of the
     # batch may have made the flow live or evicted it.
     report.flow = find_flow(table, &report.key)
-    report.uses_marks = report.uses_last_update = False
+    report.uses_lifecycle = report.uses_last_update = False
     if report.flow:
         if not flow_at(table, report.flow).connection & DORMANT:
             return apply_known(table, report)
@@ -201,7 +203,7 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
     if report.finish == CLOSING:
         if report.initial_delta == INITIAL_UNREAD:
             return APPLY_STOP
-        report.uses_marks = True
+        report.uses_lifecycle = True
     if was_never_counted(table, report):
         report.initial_delta = INITIAL_TOTAL
     elif report.repeats:
@@ -227,9 +229,9 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
         done = APPLY_STOP
     else:
         if unlikely(report.leaves_out):
-            report.uses_marks |= table.counts_new_flows
+            report.uses_lifecycle |= table.counts_new_flows
             if needs_initial_delta(table, &labels, number, kept):
-                report.uses_marks = True
+                report.uses_lifecycle = True
                 report.uses_last_update = report.initial_delta == INITIAL_LAST_UPDATE
         done = add_flow(table, report, &labels, number, kept, conversation)
     release_interned(table, &labels)
@@ -256,8 +258,8 @@ cdef inline bint counts_whole(const TableState *table, const View *view,
 
 cdef bint needs_initial_delta(const TableState *table, const Labels *labels, uint32_t number,
                               uint32_t kept) noexcept nogil:
-    # Whether the fields that identify a first report are needed. They are needed if there is a view
-    # in which the flow's total does not count as a whole (see `counts_whole`). `number` is the
+    # Whether `initial_delta` is needed, because there is a view in which the flow's total does not
+    # count as a whole (see `counts_whole`). `number` is the
     # flow's row in the first view, or 0 if the row must be created. `kept` is the dormant row that
     # keeps the counters for the new row, or 0.
     cdef const View *view
