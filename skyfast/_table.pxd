@@ -275,7 +275,7 @@ cdef struct Family:
     char *heads[3]              # metadata lines for the text format, OpenMetrics 1.0 and 2.0
     uint32_t head_lengths[3]
     uint32_t view
-    uint32_t sides              # series per connection: 1, or 2 with a direction
+    uint32_t directions         # series per connection: 1, or 2 with a direction
     uint32_t values[2]          # indexes of the row's values, or FLOWS
     int64_t absent              # only values above this number have a series
     uint32_t decimals           # values are divided by ten to the power of this number
@@ -283,8 +283,9 @@ cdef struct Family:
     uint32_t name_length
     Literal created             # the name of the samples with start times in OpenMetrics 1.0
     Literal *literals           # columns + 1 literals: before, between and after label values
-    Literal second              # replaces the literal at `direction_index` for the second side
-    # A histogram has no `values`. It uses `sides` entries of `View.histograms`, from this index on.
+    Literal second              # replaces the literal at `direction_index` for the second direction
+    # A histogram has no `values`. It uses `directions` entries of `View.histograms`, from this
+    # index on.
     uint32_t histogram
     HistogramText *text         # NULL if the family is not a histogram
 

@@ -300,14 +300,14 @@ def _known(view: ViewSpec, name: str, *, naming: str) -> Family:
 
 def _histogram(view: ViewSpec, metric: MetricSpec) -> Family:
     known = HISTOGRAMS_BY_NAME[metric.name]
-    sides = [known.paths] if view.direction == "sum" else [(path,) for path in known.paths]
+    directions = [known.paths] if view.direction == "sum" else [(path,) for path in known.paths]
     return Family(
         name=f"{view.prefix or STANDARD_PREFIX}_{known.standard}",
-        help=known.help + (" in this direction." if len(sides) == 2 else "."),
+        help=known.help + (" in this direction." if len(directions) == 2 else "."),
         type="histogram",
         values=tuple(
             Histogram(observes=known.observes, paths=paths, bounds=metric.buckets)
-            for paths in sides
+            for paths in directions
         ),
         decimals=known.standard_decimals,
     )

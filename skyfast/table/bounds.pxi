@@ -221,12 +221,12 @@ cdef uint32_t series_of_row(const TableState *table, uint32_t view,
                             Connection *row) noexcept nogil:
     # The number of lines of a row on a page, in all families of its view.
     cdef const Family *family
-    cdef uint32_t i, side, count = 0
+    cdef uint32_t i, direction, count = 0
     for i in range(table.family_count):
         family = &table.families[i]
         if family.view == view and family.text != NULL:
             count += histogram_lines(family, &table.views[view])
         elif family.view == view:
-            for side in range(family.sides):
-                count += series_value(family, &table.views[view], row, side) > family.absent
+            for direction in range(family.directions):
+                count += series_value(family, &table.views[view], row, direction) > family.absent
     return count

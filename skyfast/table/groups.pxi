@@ -71,7 +71,7 @@ cdef int groups_init(Groups *groups, TableState *table, const Family *ranked,
     # `groups.view` and `groups.columns` must be set before. The caller destroys the groups, even if
     # this function raises an exception.
     cdef const Family *family
-    cdef uint32_t i, side
+    cdef uint32_t i, direction
     cdef uint32_t slots = 4
     groups.kinds = <int *>allocate(2 * table.family_count * sizeof(int))
     groups.values = <int64_t *>allocate(2 * table.family_count * sizeof(int64_t))
@@ -79,8 +79,8 @@ cdef int groups_init(Groups *groups, TableState *table, const Family *ranked,
         family = &table.families[i]
         if not has_values(table, family, groups.view):
             continue
-        for side in range(family.sides):
-            groups.kinds[groups.series] = kind_of_series(table, family, side)
+        for direction in range(family.directions):
+            groups.kinds[groups.series] = kind_of_series(table, family, direction)
             groups.series += 1
     groups.rank_kind = kind_of_series(table, ranked, 0)
     groups.limit = limit
@@ -108,12 +108,12 @@ cdef void groups_destroy(Groups *groups) noexcept:
     free(groups.slots)
 
 
-cdef int kind_of_series(const TableState *table, const Family *family, uint32_t side) noexcept:
+cdef int kind_of_series(const TableState *table, const Family *family, uint32_t direction) noexcept:
     cdef const View *view = view_of(table, family)
     cdef uint32_t value
-    if family.values[side] >= view.values:      # numbers of flows
+    if family.values[direction] >= view.values:     # numbers of flows
         return COMBINE_SUM
-    value = view.sources[family.values[side]]
+    value = view.sources[family.values[direction]]
     if value < table.counters:
         return COMBINE_SUM
     return COMBINE_LEAST if table.keeps[value] == KEEP_LEAST else COMBINE_MOST

@@ -287,8 +287,8 @@ cdef size_t prepare_histogram_text(Family *family, declared, uint32_t histogram,
                                    size_t line) except 0:
     # `histogram` is the index of the family's first histogram in its view. `labelled` is whether
     # there are labels besides `le`. `line` is the maximum number of bytes that the labels and the
-    # value of one line take, added up over the sides. Returns the maximum size of a row's lines, in
-    # bytes.
+    # value of one line take, added up over the directions. Returns the maximum size of a row's
+    # lines, in bytes.
     cdef HistogramText *text = <HistogramText *>allocate(sizeof(HistogramText))
     cdef uint32_t i
     cdef size_t name_bytes = len(declared.name.encode()) + 10
@@ -340,28 +340,29 @@ cdef enum:
 cdef char *render_histograms(const TableState *table, const Family *family, const View *view,
                              Connection *row, int starts, char *out,
                              Piece **notes) noexcept nogil:
-    # Render the histograms of a row in one family, one per side. `starts` is how the page shows
-    # start times.
-    cdef uint32_t side
-    for side in range(family.sides):
+    # Render the histograms of a row in one family, one per direction. `starts` is how the page
+    # shows start times.
+    cdef uint32_t direction
+    for direction in range(family.directions):
         if starts == START_INLINE:
-            out = render_composite(table, family, view, row, side, out, notes)
+            out = render_composite(table, family, view, row, direction, out, notes)
         else:
-            out = render_histogram(table, family, view, row, side, starts, out, notes)
+            out = render_histogram(table, family, view, row, direction, starts, out, notes)
     return out
 
 
 cdef inline uint32_t histogram_lines(const Family *family, const View *view) noexcept nogil:
-    # The number of lines of a row: the buckets, including +Inf, the sum and the count of each side.
-    return family.sides * (view.histograms[family.histogram].bounds + 3)
+    # The number of lines of a row. For each direction, there is a line for each bucket, including
+    # +Inf, for the sum and for the count.
+    return family.directions * (view.histograms[family.histogram].bounds + 3)
 
 
 cdef char *render_histogram(const TableState *table, const Family *family, const View *view,
-                            Connection *row, uint32_t side, int starts, char *out,
+                            Connection *row, uint32_t direction, int starts, char *out,
                             Piece **notes) noexcept nogil:
     # The labels are only rendered for the first line; every other line copies the labels from the
     # previous line.
-    cdef const Histogram *histogram = &view.histograms[family.histogram + side]
+    cdef const Histogram *histogram = &view.histograms[family.histogram + direction]
     cdef const HistogramText *text = family.text
     cdef const int64_t *counts = counts_of(histogram, row)
     cdef uint64_t total = 0
@@ -374,7 +375,7 @@ cdef char *render_histogram(const TableState *table, const Family *family, const
     put_note(notes, 0, 0)
     out = put(out, text.bucket.text, text.bucket.length)
     labels = out
-    out = put_labels(table, family, view, row, side, out, notes)
+    out = put_labels(table, family, view, row, direction, out, notes)
     length = <uint32_t>(out - labels)
     for i in range(histogram.bounds + 1):
         if i:
@@ -396,10 +397,10 @@ cdef char *render_histogram(const TableState *table, const Family *family, const
 
 
 cdef char *render_composite(const TableState *table, const Family *family, const View *view,
-                            Connection *row, uint32_t side, char *out,
+                            Connection *row, uint32_t direction, char *out,
                             Piece **notes) noexcept nogil:
     # Render a histogram for OpenMetrics 2.0: a single sample, with its start time.
-    cdef const Histogram *histogram = &view.histograms[family.histogram + side]
+    cdef const Histogram *histogram = &view.histograms[family.histogram + direction]
     cdef const HistogramText *text = family.text
     cdef const int64_t *counts = counts_of(histogram, row)
     cdef uint64_t total = 0
@@ -412,7 +413,7 @@ cdef char *render_composite(const TableState *table, const Family *family, const
         first = notes[0]
     put_note(notes, 0, 0)
     out = put(out, text.name.text, text.name.length)
-    out = put_labels(table, family, view, row, side, out, notes)
+    out = put_labels(table, family, view, row, direction, out, notes)
     out = put(out, text.end.text, text.end.length)
     memcpy(out, b"{count:", COUNT_BYTES)
     out = put_item(out + COUNT_BYTES, total, 0, notes)
@@ -438,7 +439,7 @@ cdef char *render_composite(const TableState *table, const Family *family, const
 
 
 cdef inline char *put_labels(const TableState *table, const Family *family, const View *view,
-                             Connection *row, uint32_t side, char *out,
+                             Connection *row, uint32_t direction, char *out,
                              Piece **notes) noexcept nogil:
     cdef const uint32_t *cells = cells_of(view, row)
     cdef const Literal *literal
@@ -446,7 +447,7 @@ cdef inline char *put_labels(const TableState *table, const Family *family, cons
     cdef uint32_t i
     for i in range(view.columns + 1):
         literal = &family.literals[i]
-        if side and i == view.direction_index:
+        if direction and i == view.direction_index:
             literal = &family.second
         out = put(out, literal.text, literal.length)
         if i < view.columns:

@@ -361,8 +361,8 @@ cdef size_t prepare_family(Family *family, const View *view, declared, planned, 
     cdef bytes head
     cdef bytes name = declared.name.encode()
     values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
-    family.sides = len(declared.values)
-    if not 1 <= family.sides <= (1 if planned.direction is None else 2):
+    family.directions = len(declared.values)
+    if not 1 <= family.directions <= (1 if planned.direction is None else 2):
         raise ValueError(f"{declared.name} has more values than directions")
     for j, value in enumerate(declared.values):
         family.values[j] = view.values if value in plan.new_flows else FLOWS
@@ -384,13 +384,13 @@ cdef size_t prepare_family(Family *family, const View *view, declared, planned, 
         longest = max(longest, <size_t>len(head))
     names = [column.name for column in planned.columns]
     is_histogram = declared.values[0] in plan.histograms
-    sides = line_literals("" if is_histogram else declared.name, names, planned.direction)
+    lines = line_literals("" if is_histogram else declared.name, names, planned.direction)
     if is_histogram:
-        sides = [histogram_literals(side) for side in sides]
+        lines = [histogram_literals(line) for line in lines]
     for j in range(view.columns + 1):
-        literal_init(&family.literals[j], sides[0][j])
-    literal_init(&family.second, sides[len(sides) - 1][view.direction_index])
-    fixed = sum(len(text.encode()) for side in sides for text in side)
+        literal_init(&family.literals[j], lines[0][j])
+    literal_init(&family.second, lines[len(lines) - 1][view.direction_index])
+    fixed = sum(len(text.encode()) for line in lines for text in line)
     fixed += 2 * (view.columns * MAX_CELL + MAX_INTEGER_DIGITS + 2)
     if is_histogram:
         labelled = bool(names) or planned.direction is not None
@@ -418,7 +418,7 @@ cdef list line_literals(str metric, list columns, direction):
         if not names:
             return [[f"{metric} "]]
         return [[f"{metric}{{{names[0]}", *(f'",{name}' for name in names[1:]), '"} ']]
-    sides = []
+    lines = []
     for value in direction.values:
         literals = []
         text = metric + "{"
@@ -430,8 +430,8 @@ cdef list line_literals(str metric, list columns, direction):
                 last = position + 1 == len(columns) and direction.position != position + 1
                 text = '"' if last else '",'
         literals.append(text + "} ")
-        sides.append(literals)
-    return sides
+        lines.append(literals)
+    return lines
 
 
 # ---------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ cdef Piece *expand_notes(const TableState *table, uint32_t number, int starts, c
     cdef const Family *family = &table.families[number]
     cdef const View *view = &table.views[family.view]
     cdef LabelPieces labels
-    cdef uint32_t side
+    cdef uint32_t direction
     label_pieces_init(&labels, family, view)
     while note < last:
         if unlikely(note.source & KIND == HEAD):
@@ -110,11 +110,11 @@ cdef Piece *expand_notes(const TableState *table, uint32_t number, int starts, c
         elif likely(family.text == NULL):
             note = expand_lines(family, view, &labels, starts, note, &piece)
         else:
-            for side in range(family.sides):
+            for direction in range(family.directions):
                 if starts == START_INLINE:
-                    note = expand_composite(family, view, &labels, side, note, &piece)
+                    note = expand_composite(family, view, &labels, direction, note, &piece)
                 else:
-                    note = expand_histogram(family, view, &labels, side, note, &piece)
+                    note = expand_histogram(family, view, &labels, direction, note, &piece)
     return piece
 
 
@@ -200,16 +200,16 @@ cdef inline const Piece *expand_lines(const Family *family, const View *view,
 
 
 cdef const Piece *expand_histogram(const Family *family, const View *view,
-                                   const LabelPieces *label_pieces, uint32_t side,
+                                   const LabelPieces *label_pieces, uint32_t direction,
                                    const Piece *note, Piece **pieces) noexcept nogil:
     # Writes the pieces of what `render_histogram` renders. Returns the next note.
     cdef const HistogramText *text = family.text
-    cdef uint32_t bounds = view.histograms[family.histogram + side].bounds
+    cdef uint32_t bounds = view.histograms[family.histogram + direction].bounds
     cdef uint32_t time = note.length
     cdef uint32_t labels, before, rest, i
     cdef Piece *piece
     pieces[0] = put_piece(pieces[0], text.bucket.length, FIXED | FIXED_NAME)
-    note = expand_labels(family, view, label_pieces, side, note + 1, pieces, &labels, &before)
+    note = expand_labels(family, view, label_pieces, direction, note + 1, pieces, &labels, &before)
     piece = pieces[0]
     rest = 0                        # the length of the previous line without its name and labels
     for i in range(bounds + 1):
@@ -242,16 +242,16 @@ cdef const Piece *expand_histogram(const Family *family, const View *view,
 
 
 cdef const Piece *expand_composite(const Family *family, const View *view,
-                                   const LabelPieces *label_pieces, uint32_t side,
+                                   const LabelPieces *label_pieces, uint32_t direction,
                                    const Piece *note, Piece **pieces) noexcept nogil:
     # Writes the pieces of what `render_composite` renders. Returns the next note.
     cdef const HistogramText *text = family.text
-    cdef uint32_t bounds = view.histograms[family.histogram + side].bounds
+    cdef uint32_t bounds = view.histograms[family.histogram + direction].bounds
     cdef uint32_t time = note.length
     cdef uint32_t labels, before, i
     cdef Piece *piece
     pieces[0] = put_piece(pieces[0], text.name.length, FIXED | FIXED_NAME)
-    note = expand_labels(family, view, label_pieces, side, note + 1, pieces, &labels, &before)
+    note = expand_labels(family, view, label_pieces, direction, note + 1, pieces, &labels, &before)
     piece = put_piece(pieces[0], text.end.length + COUNT_BYTES, FIXED | FIXED_COUNT)
     piece = put_piece(piece, note[0].length, TEXT)
     piece = put_piece(piece, SUM_BYTES, FIXED | FIXED_SUM)

@@ -191,16 +191,16 @@ cdef inline void prefetch_strings(const TableState *table, const View *view,
 
 
 cdef inline int64_t series_value(const Family *family, const View *view, Connection *row,
-                                 uint32_t side) noexcept nogil:
-    if unlikely(family.values[side] == FLOWS):
+                                 uint32_t direction) noexcept nogil:
+    if unlikely(family.values[direction] == FLOWS):
         return flows_of(row)
-    return values_of(view, row)[family.values[side]]
+    return values_of(view, row)[family.values[direction]]
 
 
 cdef inline char *render_connection(const TableState *table, const Family *family,
                                     const View *view, Connection *row, char *out,
                                     Lines *lines) noexcept nogil:
-    # The labels are written once: the line of the second side is a copy of the first line with
+    # The labels are written once: the line of the second direction is a copy of the first line with
     # another direction.
     cdef const uint32_t *cells = cells_of(view, row)
     cdef const Literal *literals = family.literals
@@ -215,7 +215,7 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
     cdef StartText time
     cdef uint32_t i
     cdef Py_ssize_t before, after
-    if family.sides == 2:
+    if family.directions == 2:
         second = series_value(family, view, row, 1)
     if value <= family.absent and second <= family.absent:
         return out
@@ -260,7 +260,7 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
         if Lines is TimedLines:
             if time.length:
                 out = put_start(family, lines.starts, line, cell, out, &time)
-        if unlikely(value <= family.absent):    # the first side has no line
+        if unlikely(value <= family.absent):    # the first direction has no line
             memmove(start, line, out - line)
             out = start + (out - line)
             if Lines is not PlainLines:

@@ -343,7 +343,7 @@ cdef inline int64_t rank_of(const View *view, const Family *family,
     value = series_value(family, view, row, 0)
     if value <= family.absent:
         value = -1
-    if family.sides == 2:
+    if family.directions == 2:
         second = series_value(family, view, row, 1)
         if second > family.absent:
             if value < 0 or not family.is_counter:
@@ -539,13 +539,13 @@ cdef uint32_t copy_values(const TableState *table, const View *view, Connection 
     # Copy the values of all series of the row's view, -1 for missing values. Returns the number of
     # values.
     cdef const Family *family
-    cdef uint32_t i, side, count = 0
+    cdef uint32_t i, direction, count = 0
     for i in range(table.family_count):
         family = &table.families[i]
         if not has_values(table, family, view):
             continue
-        for side in range(family.sides):
-            values[count] = series_value(family, view, row, side)
+        for direction in range(family.directions):
+            values[count] = series_value(family, view, row, direction)
             if values[count] <= family.absent:
                 values[count] = -1
             count += 1
