@@ -34,9 +34,9 @@ Sample = tuple[Mapping[str, str], float]
 class Distribution(Protocol):
     """The observations of a histogram.
 
-    ``counts`` has one entry per bound, and a further entry. The entry of a bound is the number of
-    observations up to this bound and above the previous bound. The further entry is the number of
-    observations above all bounds. ``sum`` is the sum of all observations.
+    ``counts`` has an entry for each bound: the number of observations above the previous bound, up
+    to and including this bound. The last entry of ``counts`` is the number of observations above
+    all bounds. ``sum`` is the sum of all observations.
     """
 
     @property

@@ -187,7 +187,7 @@ class _Composer:
             # mark.
             self._refuse(event, path, "this YAML tag (!) is unknown")
         if depth > MAX_DEPTH:
-            # Leave out list indexes: those of all nested lists would fill the message.
+            # Leave out list indexes, because the indexes of nested lists would fill the message.
             key = path.partition("[")[0]
             raise self._error(event, key, f"is nested deeper than {MAX_DEPTH} levels")
         value: YamlValue
@@ -263,8 +263,8 @@ _ENDS_FLOW = re.compile(r"expected ',' or '([\]}])'")
 def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str:
     """Return the probable cause in terms that need no knowledge of YAML's grammar.
 
-    The result is empty if the cause is unknown. It does not quote the line, which may contain a
-    password.
+    The result is empty if the cause is unknown. The result never quotes the line, because the line
+    may contain a password.
     """
     line = lines[mark.line] if mark.line < len(lines) else ""
     before, behind = line[: mark.column], line[mark.column :]

@@ -2,7 +2,6 @@
 
 The replayed analyzers serve the flow subscription and the topology API. The messages and their
 times are a pure function of the recordings and the start time (:mod:`skyfast.replay.recording`).
-Only :class:`ReplayServer` has a clock and sockets.
 """
 
 import asyncio
@@ -77,8 +76,7 @@ class ReplayServer:
         The alias of an endpoint is the recorded name of the analyzer, or the name of the file if no
         name was recorded. If several analyzers have the same name, all but the first get a number.
 
-        The topology that was recorded before the first message is available before the replay
-        starts.
+        Topology updates that precede the first message are applied before the replay starts.
 
         Raises:
             OSError: None of `LOOPBACKS` is available.
@@ -177,7 +175,7 @@ class ReplayServer:
             for name in ("CreatedAt", "UpdatedAt"):
                 recorded_ms = element.get(name)
                 if isinstance(recorded_ms, int) and recorded_ms:
-                    # All times use the same mapping, so that their order stays the same.
+                    # The same mapping for all times preserves their order.
                     present_ms = began_ms + int((recorded_ms - first_ms) // speed)
                     element[name] = max(present_ms, 1)
             if is_loop:

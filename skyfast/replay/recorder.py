@@ -26,7 +26,7 @@ from skyfast.runtime.logs import LogLimit, printable
 from skyfast.skydive.topology_queries import Query
 
 MAX_FILE_BYTES: Final = 1 << 30
-"""Recording stops at this file size. After that, only the rest of the buffer is written."""
+"""Recording stops at this file size. The rest of the write buffer can still be written."""
 
 MAX_QUEUED_BYTES: Final = 64 << 20
 """Maximum size of the queue. An empty queue accepts a message of any size."""
@@ -196,7 +196,7 @@ class Recorder:
                     return False
                 self._write_entry(entry)
                 unflushed = True
-            # A gzip flush writes some bytes even if there is no data.
+            # Flush only after writes, because a gzip flush writes some bytes even without data.
             if unflushed and time.monotonic() >= flush_at_s:
                 self._out.flush()
                 unflushed = False
