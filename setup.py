@@ -71,7 +71,7 @@ BUILD_INFO = Path("skyfast/data/build.json")
 
 
 def commit() -> str:
-    """Return the commit of the sources, or an empty string if it is unknown."""
+    """Return the commit of the sources, or an empty string if the commit is unknown."""
     if given := os.environ.get("SKYFAST_COMMIT"):
         return given
     if (ROOT / BUILD_INFO).exists():  # in an sdist

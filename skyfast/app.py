@@ -514,7 +514,7 @@ class App:
             took_s = await self._find_empty_labels(check)
 
     async def _find_empty_labels(self, check: EmptyLabelCheck) -> float:
-        """Search the table once, unless it is too early. Return how many seconds the search took.
+        """Search the table if a search is due. Return the duration of the search in seconds.
 
         This is a function of its own because its local variables refer to the table. After a
         reload, they would keep the old table in memory until the next search.

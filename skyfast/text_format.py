@@ -175,7 +175,8 @@ def number_text(value: float) -> str:
 def bound_text(bound: float) -> str:
     """Return a finite bucket bound in the canonical form of OpenMetrics, such as ``1.0``.
 
-    This is the shortest exact text in the style of C's ``%g``, which uses exponents from 1e+06 on.
+    The result is the shortest exact text in the style of C's ``%g``, which uses exponents from
+    1e+06 on.
     """
     texts = (f"{bound:.{digits}g}" for digits in range(6, 18))
     text = next(text for text in texts if float(text) == bound)

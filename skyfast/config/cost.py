@@ -91,7 +91,7 @@ def double_counted(config: Config) -> list[str]:
     """Return the names of the views that may count the same traffic several times.
 
     A view does so if the flows of one conversation from several capture points share a series.
-    Views with only gauges are left out. The name of the first view is "connections".
+    Views that have only gauges are left out. The name of the first view is "connections".
     """
     export = config.export
     if export.deduplicate != "none":

@@ -107,7 +107,7 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """The subscription URL without credentials. Its host is ``host``, never ``address``."""
+        """The subscription URL without credentials. ``address`` does not replace ``host`` in it."""
         return str(replace(self, scheme=self.scheme.removeprefix(FOLLOW_DNS)))
 
     @property
@@ -134,9 +134,9 @@ class Endpoint:
     def prefix(self) -> str:
         """The path prefix of the analyzer's ``/login`` and ``/api/topology``.
 
-        This is the part of the URL's path before ``/ws/subscriber``. If the path does not contain
-        ``/ws/subscriber``, the whole path is the prefix. skyfast sends credentials only to paths
-        below the prefix.
+        The prefix is the part of the URL's path before ``/ws/subscriber``. If the path does not
+        contain ``/ws/subscriber``, the whole path is the prefix. skyfast sends credentials only to
+        paths below the prefix.
         """
         path = self.resource.partition("?")[0]
         match = _SUBSCRIPTION.fullmatch(path)

@@ -88,7 +88,7 @@ def load(path: str, environ: Mapping[str, str], *, replayed: str = "") -> Config
 
 
 def parse(text: str, environ: Mapping[str, str], *, source: str, replayed: str = "") -> Config:
-    """Parse the YAML ``text``; ``source`` is the path that it was read from.
+    """Parse the YAML ``text``, which was read from the path ``source``.
 
     ``replayed`` describes the recordings that replace the analyzers, if any.
 

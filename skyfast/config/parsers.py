@@ -279,7 +279,7 @@ def entry_error(problem: str, value: YamlValue, i: int) -> InvalidValue:
 def bounded_list_of(
     item: Callable[[YamlValue], T], kind: str, *, most: int
 ) -> Callable[[YamlValue], tuple[T, ...]]:
-    """Return a parser for lists of up to ``most`` items. It does not accept strings."""
+    """Return a parser for lists of up to ``most`` items. Unlike `list_of`, it rejects strings."""
     entries = list_of(item)
 
     def parse(value: YamlValue) -> tuple[T, ...]:
@@ -382,9 +382,7 @@ def to_readable_file(value: YamlValue) -> str:
         if not Path(text).is_file():
             raise InvalidValue("is not an existing file", text)
         Path(text).open("rb").close()
-    except (
-        OSError
-    ) as error:  # pragma: no cover - deleted since is_file(), and root can read all files
+    except OSError as error:  # pragma: no cover - root can read all files
         raise InvalidValue(f"cannot be read: {error.strerror}", text) from None
     return text
 

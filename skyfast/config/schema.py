@@ -53,7 +53,7 @@ class Key(Generic[T]):
     """A key of the configuration file.
 
     ``parse`` returns the parsed value or raises `InvalidValue`. ``default`` is the value if the key
-    is missing, null or empty. If ``can_be_empty`` is true, an empty list does not stand for the
+    is missing, null or empty. If ``can_be_empty`` is true, an empty list overrides the
     default. ``show`` returns the value that `dump` writes, with secrets hidden; ``show`` is None if
     `dump` writes the value under another key. If ``secret`` is true, no message contains the value.
     ``env`` is the environment variable that overrides the key. For keys with structured values,

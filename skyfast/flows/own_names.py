@@ -93,8 +93,8 @@ def make_entry(name: str, values: Iterable[tuple[str, str]] = ()) -> Entry:
     """Return an entry.
 
     Raises:
-        InvalidEntryError: The entry has neither a name nor a value, a string is too long or not
-            printable, a value is empty, or a key is repeated or cannot be part of a label name.
+        InvalidEntryError: The entry is empty or repeats a key, or its name, a key or a value is
+            invalid.
 
     """
     entry = Entry(name, tuple(values))

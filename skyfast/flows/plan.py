@@ -241,7 +241,7 @@ class Requirement:
     A flow must have at least one of the parts ``paths``. ``reason`` is the reason under which the
     table counts skipped flows.
 
-    If ``or_without`` is not empty, flows without the part ``or_without`` are exempt.
+    If ``or_without`` is not empty, flows without the part ``or_without`` are not skipped.
     """
 
     paths: tuple[FieldPath, ...]

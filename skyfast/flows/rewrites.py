@@ -15,7 +15,7 @@ K = TypeVar("K", bound=str | int)
 V = TypeVar("V")
 
 MAX_REMEMBERED = 65_536
-"""Maximum size of a `BoundedCache`; when it is full, the next entry clears it."""
+"""Maximum size of a `BoundedCache`. A new entry clears a full cache."""
 
 MAX_REMEMBERED_CHARS = 256
 """Maximum length of a cached string; no address, node or layer path is longer."""

@@ -1,7 +1,7 @@
 """The selection made by a configuration: labels, metrics, views, rewrites and filter rules.
 
 Plain data, created by `skyfast.config.loader`. `skyfast.flows.planner` creates the table's plan
-from it, and `skyfast.flows.filters` compiles the rules.
+from this data, and `skyfast.flows.filters` compiles the rules.
 """
 
 import ipaddress

@@ -56,7 +56,7 @@ class ReplayServer:
     ) -> None:
         """Create the analyzers; `start` opens the ports.
 
-        ``observe`` is called with each update of the topology when it takes effect.
+        ``observe`` is called with each update of the topology when the update takes effect.
         """
         self._playback = playback
         self._observe = observe
@@ -142,7 +142,7 @@ class ReplayServer:
             self._topology.rewind()
 
     async def _wait_for_subscribers(self) -> None:
-        """Wait for the first subscriber without a limit, then up to `START_WAIT_S` for the rest."""
+        """Wait for the first subscriber without a limit, and `START_WAIT_S` for the others."""
         waiting = [
             asyncio.create_task(analyzer.subscribed.wait()) for analyzer in self._analyzers.values()
         ]

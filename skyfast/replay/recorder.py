@@ -49,7 +49,7 @@ TopologyFilter = Callable[[Update], Update]
 """Maps an update of the topology to the recorded update."""
 
 _Entry = tuple[bytes, int, str] | tuple[Answer | Update, int]
-"""A message, its time and its analyzer; or a response or update of the topology, and its time."""
+"""A message with its time and analyzer, or a response or update of the topology with its time."""
 
 
 class Recorder:
@@ -66,7 +66,7 @@ class Recorder:
         message_filter: MessageFilter | None = None,
         topology_filter: TopologyFilter | None = None,
     ) -> None:
-        """Create the file, readable only by its owner; use gzip if its name ends with ``.gz``.
+        """Create the file, readable only by its owner. If its name ends with ``.gz``, compress it.
 
         Raises:
             ConfigError: The file already exists or cannot be created.

@@ -9,10 +9,10 @@ adds a key at the start::
 
     {"Recorded":{"At":1795352101512,"Analyzer":"analyzer-1:8082"},"Namespace":"flow",…}
 
-``At`` is the time of receipt in Unix milliseconds. After this key, the message is recorded byte for
-byte, except for surrounding white space. A message that is not UTF-8, has more than one line, or is
-not a JSON object is encoded in base64, and stored in the key ``Base64`` of ``Recorded``. A line
-with ``Base64`` has no other key than ``Recorded``.
+``At`` is the time of receipt in Unix milliseconds. After the key ``Recorded``, the message follows
+byte for byte, without surrounding white space. If the message is not UTF-8, has more than one line,
+or is not a JSON object, it is encoded in base64 and stored in the key ``Base64`` of ``Recorded``.
+In this case, ``Recorded`` is the only key of the line.
 
 Changes of the topology have lines of their own, without an analyzer, because every analyzer knows
 the whole topology (:mod:`skyfast.replay.topology`)::
