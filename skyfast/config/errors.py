@@ -95,7 +95,7 @@ class Origin:
     def __str__(self) -> str:
         return self.source if self.line is None else f"{self.source}: line {self.line}"
 
-    def part(self, line: int | None) -> "Origin":
+    def on_line(self, line: int | None) -> "Origin":
         """Return the origin of a nested value on ``line``, or this origin if a line is None."""
         return self if self.line is None or line is None else Origin(self.source, line)
 
@@ -107,7 +107,7 @@ class Origin:
         ``hides`` returns whether to redact a value.
         """
         for nested in error.all():
-            origin = self.part(nested.line)
+            origin = self.on_line(nested.line)
             message = nested.message(path, hidden=hides(nested.value))
             yield origin.line, f"{origin}: {message}"
 

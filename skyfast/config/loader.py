@@ -390,29 +390,30 @@ def _views(get: Settings) -> tuple[views.ViewEntry, ...]:
 
 
 def _view_error(get: Settings, error: views.ViewError) -> ConfigError:
-    """Return the error at the first path in ``error.places`` that the configuration sets.
+    """Return the error at the first path in ``error.key_paths`` that the configuration sets.
 
     If the configuration does not set the key at all, return the error for ``error.other``: the same
     conflict, reported at the other entry.
     """
-    candidates = [_key_and_place(place, error.view) for place in error.places]
-    key, place = next(
-        ((key, place) for key, place in candidates if get.is_set(key, *place)), candidates[0]
+    candidates = [_key_and_path(key_path, error.view) for key_path in error.key_paths]
+    key, key_path = next(
+        ((key, key_path) for key, key_path in candidates if get.is_set(key, *key_path)),
+        candidates[0],
     )
     if error.other is not None and not get.is_set(key):
         return _view_error(get, error.other)
-    return get.error(key, error.problem, *place)
+    return get.error(key, error.problem, *key_path)
 
 
-def _key_and_place(place: views.KeyPath, view: int) -> tuple[Key[Any], views.KeyPath]:
-    """Return the configuration key that contains ``place``, and the path below this key.
+def _key_and_path(key_path: views.KeyPath, view: int) -> tuple[Key[Any], views.KeyPath]:
+    """Return the configuration key that contains an entry of a view, and the path below this key.
 
-    ``place`` is a path inside view number ``view``. The labels and metrics of view 0, whose rows
-    are the connections, have keys of their own.
+    ``key_path`` is the path of the entry inside view number ``view``. The labels and metrics of
+    view 0, whose rows are the connections, have keys of their own.
     """
     if view:
-        return schema.VIEWS, (view - 1, *place)
-    return (schema.LABELS if place[0] == "labels" else schema.METRICS), place[1:]
+        return schema.VIEWS, (view - 1, *key_path)
+    return (schema.LABELS if key_path[0] == "labels" else schema.METRICS), key_path[1:]
 
 
 def _check_interface_info(get: Settings, entries: tuple[views.ViewEntry, ...]) -> None:

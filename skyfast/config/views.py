@@ -133,17 +133,17 @@ def show_views(
 class ViewError(Exception):
     """An entry of view number ``view`` conflicts with another entry or with a limit.
 
-    ``places`` are paths at which the error can be reported, in order of preference. The first path
-    that is set in the file is used. ``other`` reports the same conflict at the other entry.
+    The error can be reported at any of ``key_paths``; the first path that is set in the file is
+    used. ``other`` reports the same conflict at the other entry.
     """
 
     def __init__(
-        self, problem: str, view: int, *places: KeyPath, other: "ViewError | None" = None
+        self, problem: str, view: int, *key_paths: KeyPath, other: "ViewError | None" = None
     ) -> None:
         super().__init__(problem)
         self.problem = problem
         self.view = view
-        self.places = places
+        self.key_paths = key_paths
         self.other = other
 
 
@@ -266,8 +266,8 @@ def _clash(name: str, other: str) -> str:
 
 def _metric_error(problem: str, view: int, i: int, *, other: ViewError | None = None) -> ViewError:
     """Return an error about the family name of metric number ``i`` of a view."""
-    places: tuple[KeyPath, ...] = (("metrics", i, "name"), ("metrics", i), ("prefix",))
-    return ViewError(problem, view, *places, other=other)
+    key_paths: tuple[KeyPath, ...] = (("metrics", i, "name"), ("metrics", i), ("prefix",))
+    return ViewError(problem, view, *key_paths, other=other)
 
 
 def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:

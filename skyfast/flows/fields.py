@@ -56,9 +56,9 @@ def _fields() -> Iterator[tuple[FieldPath, type]]:
 FIELDS: Final[Mapping[FieldPath, type]] = MappingProxyType(dict(_fields()))
 """The type of every string or integer field of a flow, from Skydive's ``flow.proto``."""
 
-_PLACES: Final[Mapping[FieldPath, int]] = {
-    **{path[:1]: place for place, path in reversed([*enumerate(FIELDS)])},
-    **{path: place for place, path in enumerate(FIELDS)},
+_POSITIONS: Final[Mapping[FieldPath, int]] = {
+    **{path[:1]: position for position, path in reversed([*enumerate(FIELDS)])},
+    **{path: position for position, path in enumerate(FIELDS)},
 }
 """The position of each field in `FIELDS`. A part of a flow, such as ``Metric``, has the position of
 its first field."""
@@ -171,7 +171,7 @@ def _struct(name: str, paths: Iterable[FieldPath]) -> type[msgspec.Struct]:
     """
     # The decoder is fastest if the fields are in the same order as in messages.
     parts: dict[str, list[FieldPath]] = {}
-    for path in sorted(set(paths), key=_PLACES.__getitem__):
+    for path in sorted(set(paths), key=_POSITIONS.__getitem__):
         parts.setdefault(path[0], []).append(path)
     fields: list[tuple[str, Any, Any]] = []
     for part, inner_paths in parts.items():

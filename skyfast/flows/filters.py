@@ -43,29 +43,29 @@ class Classifier:
 
     READS: ClassVar[tuple[FieldPath, ...]] = (("Network", "A"), ("Network", "B"))
 
-    __slots__ = ("_places",)
+    __slots__ = ("_locations",)
 
-    def __init__(self, places: Mapping[str, int]) -> None:
-        self._places = places
+    def __init__(self, locations: Mapping[str, int]) -> None:
+        self._locations = locations
 
     def __getitem__(self, flow: Flow) -> str:
         network = flow.Network
         if network is None:
             return OTHER
-        return _TAGS[self._places[network.A]][self._places[network.B]]
+        return _TAGS[self._locations[network.A]][self._locations[network.B]]
 
 
 def classifier(masks: Sequence[Network]) -> Classifier:
     """Return the classifier of a cluster with the networks ``masks``."""
     cluster = addresses.Networks(masks)
 
-    def place(text: str) -> int:
+    def location(text: str) -> int:
         address = addresses.read(text)
         if address is None:
             return _NO_ADDRESS
         return _INSIDE if address in cluster else _OUTSIDE
 
-    return Classifier(BoundedCache(place))
+    return Classifier(BoundedCache(location))
 
 
 def reads(config: Filter) -> tuple[FieldPath, ...]:
@@ -155,7 +155,7 @@ class _FunctionSource:
         self._constants: dict[str, Any] = {"bisect": bisect}
         self._locals: dict[str, str] = {}
         self._drops: list[str] = []
-        self._memories: dict[object, str] = {}
+        self._caches: dict[object, str] = {}
 
     def constant(self, value: object) -> str:
         name = f"c{len(self._constants)}"
@@ -224,10 +224,10 @@ class _FunctionSource:
         The expression needs no parentheses after ``not``.
         """
         if condition.pattern is not None or condition.networks:
-            alike = (condition.values, condition.ranges, condition.networks, condition.pattern)
-            if alike not in self._memories:
-                self._memories[alike] = self.constant(BoundedCache(matcher(condition)))
-            return f"{self._memories[alike]}[{value}]"
+            tested = (condition.values, condition.ranges, condition.networks, condition.pattern)
+            if tested not in self._caches:
+                self._caches[tested] = self.constant(BoundedCache(matcher(condition)))
+            return f"{self._caches[tested]}[{value}]"
         if kind is int and condition.ranges:
             return self._within(condition, value)
         if len(condition.values) == 1:
