@@ -107,7 +107,7 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """The subscription URL without credentials. ``address`` does not replace ``host`` in it."""
+        """The subscription URL without credentials. It contains ``host``, never ``address``."""
         return str(replace(self, scheme=self.scheme.removeprefix(FOLLOW_DNS)))
 
     @property
