@@ -14,7 +14,7 @@ SOAK_S ?= 600
 # The dependency groups that CI installs.
 GROUPS := build test lint coverage
 
-# More processes than the two cores of CI, because many tests wait. Tests of one xdist_group run in
+# More processes than CI has cores (two), because many tests wait. Tests of one xdist_group run in
 # sequence.
 WORKERS ?= 3
 PARALLEL_TESTS := $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
@@ -25,8 +25,8 @@ WITH_SLOW := -m 'not nightly'
 FUZZ_S ?= 60
 FUZZ_SEED ?=
 
-# The tests of `make sanitize`. The memory of the core grows in the usual steps in SANITIZE_USUAL,
-# and in small steps in SANITIZE_SMALL.
+# The tests of `make sanitize`. The core's memory grows in the usual steps in the tests of
+# SANITIZE_USUAL, and in small steps in the tests of SANITIZE_SMALL.
 SANITIZE_USUAL ?= tests/table/test_table.py tests/table/test_table_model.py tests/table/test_rules.py tests/table/test_lookups.py \
 	tests/table/test_parts.py tests/table/test_histograms.py \
 	tests/table/test_model.py tests/skydive/test_ingest.py tests/skydive/test_json_split.py tests/web/test_cardinality.py
@@ -78,8 +78,8 @@ fuzz: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S) $(FUZZ_SEED:%=--seed %)
 
 # Lists the lines of Python and of the core that no test runs, and fails if one of them is not a
-# known exception. The soak test is excluded: it measures memory, and would count the memory of
-# coverage data.
+# known exception. The soak test is excluded, because the memory of coverage data would distort
+# its measurements.
 coverage: $(VENV)/.built $(VENV)/.test $(VENV)/.coverage $(NODE)
 	rm -rf build/coverage
 	$(BIN)/python -m tests.support.core_builds coverage $(BIN)/python -m coverage run -m pytest -q -n $(WORKERS) \
@@ -144,9 +144,9 @@ locked: $(VENV)/.locked
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock"
 
-# Updates requirements.lock to the newest versions, for all supported versions of Python. The other
-# two files are subsets of it: the packages for building skyfast, and those that skyfast needs at
-# run time. The Dockerfile uses them.
+# Updates requirements.lock to the newest versions, for all supported versions of Python. The
+# Dockerfile uses two subsets of this file: the packages for building skyfast, and the packages that
+# skyfast needs at run time.
 lock: $(VENV)/.lock
 	$(COMPILE) --upgrade $(GROUPS:%=--group %) --output-file requirements.lock pyproject.toml
 	$(COMPILE) --upgrade --constraint requirements.lock --group build --output-file requirements-build.lock

@@ -37,7 +37,7 @@ if platform.machine() in {"x86_64", "AMD64", "i686"}:
 RELEASE = ["-O3", "-fvisibility=hidden", "-fno-plt", *HARDENED]
 LINK = ["-Wl,-z,relro", "-Wl,-z,now", "-Wl,-z,noexecstack"]
 
-# Python's flags contain -fwrapv, with which the sanitizers do not report signed overflow.
+# Python's flags contain -fwrapv, which prevents the sanitizers from reporting signed overflow.
 # -U_FORTIFY_SOURCE is needed because fortified functions bypass the sanitizers' replacements.
 DEBUG = ["-g", "-O1", "-fno-omit-frame-pointer", "-fno-wrapv", "-U_FORTIFY_SOURCE"]
 SANITIZERS = {
@@ -71,7 +71,7 @@ BUILD_INFO = Path("skyfast/data/build.json")
 
 
 def commit() -> str:
-    """Return the commit of the sources, or an empty string if it is unknown."""
+    """Return the commit of the sources, or an empty string if the commit is unknown."""
     if given := os.environ.get("SKYFAST_COMMIT"):
         return given
     if (ROOT / BUILD_INFO).exists():  # in an sdist
@@ -94,7 +94,7 @@ def _git(*arguments):
 def write_build_info(path, **known) -> None:
     """Write a new file with the values that are not empty.
 
-    An existing file can be a hard link to the source, so it is replaced and not modified.
+    Replace an existing file, because it can be a hard link to the file in the sources.
     """
     path.unlink(missing_ok=True)
     path.write_text(json.dumps({name: value for name, value in known.items() if value}) + "\n")

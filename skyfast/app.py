@@ -426,7 +426,7 @@ class App:
         """Stop the table's clock while reports may be missing, so that no connection expires."""
         if all(analyzer.up for analyzer in self.stats.analyzers.values()):
             self._all_up.set()
-        if self._parts.config.subscriber.silence_timeout_s:  # 0 in a replay: never hold
+        if self._parts.config.subscriber.silence_timeout_s:  # 0 in a replay: never stop the clock
             self.clock.hold(
                 self._gap.update(
                     self.clock.running(),
@@ -482,12 +482,15 @@ class App:
             await asyncio.sleep(EXPIRY_INTERVAL_S)
 
     def _count_from_now(self, now: float) -> None:
-        """When the first subscription is up, let flows that begin after ``now`` count as new."""
+        """When the first subscription is up, count flows that begin after ``now`` as new flows."""
         if self._parts.table.horizon_s is None and self.subscriptions.any_up:
             self._parts.table.begin(now)
 
     def _warn_of_updates(self) -> None:
-        """Warn if connections expire between two reports, once per timeout and ``flow.update``."""
+        """Warn if connections expire between two reports.
+
+        The warning is logged once for each combination of timeout and ``flow.update``.
+        """
         update_s = round(self.stats.flow_update_s)  # an estimate, some milliseconds off
         timeout_s = self._parts.config.limits.timeout_s
         if not self.stats.flow_update_known or self._warned == (update_s, timeout_s):
@@ -511,10 +514,10 @@ class App:
             took_s = await self._find_empty_labels(check)
 
     async def _find_empty_labels(self, check: EmptyLabelCheck) -> float:
-        """Search the table once, unless it is too early. Return how many seconds the search took.
+        """Search the table if a search is due. Return the duration of the search in seconds.
 
-        The references to the table end with this call: an old table must not stay in memory until
-        the next search.
+        This is a function of its own because its local variables refer to the table. After a
+        reload, they would keep the old table in memory until the next search.
         """
         parts, names = self._parts, self.stats.topology.names
         if names is None or not check.is_due(parts.ranking, is_read=names.is_read):

@@ -26,7 +26,7 @@ from skyfast.web.forecast import Forecast, make_forecast
 
 STEP_S = 1.0
 """The longest step of the simulated time. A longer time between two messages takes several steps,
-because `Clock` counts steps of more than `PAUSE_S` as pauses."""
+because `Clock` treats steps of more than `PAUSE_S` as pauses of the process."""
 
 EXPIRY_ROWS = 1 << 20
 """Maximum number of rows that one call of `Table.expire` visits."""
@@ -39,8 +39,9 @@ RELABEL_FLOWS = 1 << 20
 class Result:
     """The table at the end of the recordings.
 
-    ``forecast`` says how many series remain with different values of ``min_bytes``. ``empty`` has
-    one entry per set of labels with names: the share of the bytes for which these labels are empty.
+    ``forecast`` has the number of series that remain with different values of ``min_bytes``. Each
+    entry of ``empty`` is for a set of labels with names: the share of the bytes for which these
+    labels are empty.
     ``names`` counts the names from the topology; None if no label needs such names.
     ``has_topology`` means that the recordings contain parts of a topology.
     """

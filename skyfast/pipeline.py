@@ -157,15 +157,15 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
     export, stats, clock = config.export, shared.stats, shared.clock
     wanted = name_poller.needed(config)
     own = load_names(config.names, export, known=old.own if old else None)
-    alike = old if old and old.config.export == export else None
+    same_export = old if old and old.config.export == export else None
     names = (
         old.names
         if old and _has_same_names(old.config, config)
         else NameIndex.of(export, keep_s=_longest_s(config), own=own.own)
     )
-    plan = alike.plan if alike else make_plan(export, names=names, shard=config.shard)
+    plan = same_export.plan if same_export else make_plan(export, names=names, shard=config.shard)
     types = flow_types(plan, also=filters.reads(config.filter))
-    table = alike.table if alike else Table(plan, types, **_table_limits(config.limits))
+    table = same_export.table if same_export else Table(plan, types, **_table_limits(config.limits))
     same_names = old if old and old.config.export.naming == export.naming else None
     captures = (
         same_names.captures if same_names else Captures(naming=export.naming, stats=stats.captures)
@@ -190,8 +190,8 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
         index=names if wanted or own.sources.are_set else None, interfaces=interfaces
     )
     ranking = (
-        alike.ranking
-        if alike and alike.ranking.names == known_names
+        same_export.ranking
+        if same_export and same_export.ranking.names == known_names
         else Ranking(
             table=table,
             view=plan.views[0],
@@ -205,8 +205,8 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
         )
     )
     checker = (
-        alike.checker
-        if alike
+        same_export.checker
+        if same_export
         else ReportChecker(
             plan=plan,
             table=table,

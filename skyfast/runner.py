@@ -155,7 +155,7 @@ async def _adaptation(
 
     player = ReplayServer(options.playback, observe=recorder.update if recorder else None)
     stack.push_async_callback(player.stop)
-    # No messages follow the end of a recording, but the analyzers must not count as silent.
+    # After the end of a recording, the analyzers send nothing, but must not count as silent.
     changes: dict[str, Any] = {"endpoints": await player.start(), "silence_timeout_s": 0.0}
     replay = Replay(
         is_demo=options.playback.is_demo,
@@ -175,9 +175,9 @@ async def _adaptation(
 def run(config: Config, load: Callable[[], Config], options: Options) -> bool:
     """Run until SIGTERM or SIGINT, and return True. After an error, log it and return False.
 
-    ``load`` reads the configuration again on SIGHUP. The caller must have blocked SIGHUP, and this
-    function unblocks it. Raises ConfigError if a file that the configuration or the options refer
-    to cannot be used.
+    ``load`` reads the configuration again on SIGHUP. The caller must block SIGHUP before the call,
+    and this function unblocks SIGHUP. Raises ConfigError if a file that the configuration or the
+    options refer to cannot be used.
     """
     memory.tune_malloc()
     sys.setswitchinterval(SWITCH_INTERVAL_S)

@@ -34,9 +34,9 @@ Sample = tuple[Mapping[str, str], float]
 class Distribution(Protocol):
     """The observations of a histogram.
 
-    ``counts`` has one entry per bound, and a further entry. The entry of a bound is the number of
-    observations up to this bound and above the previous bound. The further entry is the number of
-    observations above all bounds. ``sum`` is the sum of all observations.
+    ``counts`` has an entry for each bound: the number of observations above the previous bound, up
+    to and including this bound. The last entry of ``counts`` is the number of observations above
+    all bounds. ``sum`` is the sum of all observations.
     """
 
     @property
@@ -175,7 +175,8 @@ def number_text(value: float) -> str:
 def bound_text(bound: float) -> str:
     """Return a finite bucket bound in the canonical form of OpenMetrics, such as ``1.0``.
 
-    This is the shortest exact text in the style of C's ``%g``, which uses exponents from 1e+06 on.
+    The result is the shortest exact text in the style of C's ``%g``, which uses exponents from
+    1e+06 on.
     """
     texts = (f"{bound:.{digits}g}" for digits in range(6, 18))
     text = next(text for text in texts if float(text) == bound)

@@ -27,25 +27,25 @@ from skyfast.flows.planner import (
 from skyfast.flows.selection import Bounds, ExportSelection, LabelSpec, MetricSpec, ViewSpec
 
 _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
-"""Fields that differ between capture points.
+"""Fields that have a different value at each capture point.
 
-A conversation has one flow at each capture point, and each flow has its own UUID."""
+Skydive reports a conversation as one flow for each capture point. Each flow has its own UUID."""
 
 
 NEW_FLOWS_BYTES: Final = 8
-"""Bytes that the counter of new flows takes in each row."""
+"""Bytes per row for the counter of new flows."""
 
 VALUE_BYTES: Final = 8
-"""Bytes that a counter takes in each row, and that its running total takes in each flow."""
+"""Bytes per row for a counter, and bytes per flow for the running total that it adds up."""
 
 BUCKET_BYTES: Final = 8
-"""Bytes that a bucket or the sum of a histogram takes in each row."""
+"""Bytes per row for each bucket of a histogram, and for its sum."""
 
 OBSERVED_BYTES: Final = 4
-"""Additional bytes of each flow if there are histograms: flags of values already observed."""
+"""Bytes per flow for flags that mark observed values, if there are histograms."""
 
 CELL_BYTES: Final = 4
-"""Bytes that a label value takes in each row, and that a lookup key takes in each flow."""
+"""Bytes per row for a label value, and bytes per flow for a lookup key."""
 
 KUBERNETES_NOTE: Final = (
     "Names of pods, workloads and services need Skydive's Kubernetes probe (k8s) on an analyzer."
@@ -53,12 +53,12 @@ KUBERNETES_NOTE: Final = (
 """Printed once, if any label or info series needs pods, workloads or services."""
 
 STRING_BYTES: Final = 72
-"""Bytes of a distinct label value or lookup key of up to 48 bytes, including its index entry."""
+"""Bytes for each distinct label value or lookup key of up to 48 bytes, with its index entry."""
 
 NAMES_BYTES: Final = 36
-"""Bytes for the names of an address or capture point that has new flows, including the index entry.
+"""Bytes for the names of an address or capture point with new flows, including the index entry.
 
-Each label with a name of the address or capture point takes another `CELL_BYTES`.
+Each label that shows one of the names takes another `CELL_BYTES`.
 """
 
 
@@ -78,8 +78,9 @@ def most_connections(*, max_connections: int, max_flows: int) -> int:
 def most_series(counts: Sequence[int], *, max_connections: int, max_flows: int) -> int:
     """Return the number of series if the table and all views are full.
 
-    ``counts`` has, for each view in order, the maximum number of series of a row. Rows of all views
-    except the first outlive their flows, so ``max_flows`` does not limit the number of these rows.
+    ``counts`` are the maximum numbers of series per row, one number for each view. Rows of the
+    first view expire with their flows, so ``max_flows`` also limits these rows. Rows of other views
+    outlive their flows, so only ``max_connections`` limits them.
     """
     main, *others = counts
     most = most_connections(max_connections=max_connections, max_flows=max_flows)
@@ -89,8 +90,8 @@ def most_series(counts: Sequence[int], *, max_connections: int, max_flows: int) 
 def double_counted(config: Config) -> list[str]:
     """Return the names of the views that may count the same traffic several times.
 
-    The name of the first view is "connections". In the returned views, flows of one conversation
-    from several capture points can share a series. Views with only gauges are left out.
+    A view does so if the flows of one conversation from several capture points share a series.
+    Views that have only gauges are left out. The name of the first view is "connections".
     """
     export = config.export
     if export.deduplicate != "none":
@@ -104,10 +105,9 @@ def double_counted(config: Config) -> list[str]:
 
 
 def hides_traffic(config: Config) -> bool:
-    """Return whether the traffic of hidden connections is in no series.
+    """Return whether bounds hide traffic that no other series counts.
 
-    Hidden traffic is in no series if bounds are set, and no view without bounds counts bytes or
-    packets.
+    A view without bounds counts the traffic of all connections, if it counts bytes or packets.
     """
     views, bounds = (config.export.main, *config.export.views), config.limits.bounds
     return any(bound.are_set for bound in bounds) and not any(
@@ -165,7 +165,7 @@ def _lines(config: Config) -> Iterator[str]:
 
 
 def _bounds(view: ViewSpec, bounds: Bounds) -> Iterator[str]:
-    """Yield lines with the bounds of a row, and with the memory of counters for bounds only."""
+    """Yield a line about the bounds of a view, and a line about the memory of counters for them."""
     if bounds.are_set:
         amounts = [
             f"{bound} {unit}"
@@ -183,7 +183,7 @@ def _bounds(view: ViewSpec, bounds: Bounds) -> Iterator[str]:
 
 
 def _names(export: ExportSelection) -> Iterator[str]:
-    """Yield lines with the memory and the queries for labels with names, if there are any."""
+    """Yield lines about the memory and the topology queries that labels with names need."""
     chosen: list[LabelSpec] = []
     bytes_ = []
     for view in (export.main, *export.views):
@@ -227,7 +227,7 @@ def _queried(*, namespaces: bool, kubernetes: bool) -> str:
 
 
 def _new_flows(export: ExportSelection) -> Iterator[str]:
-    """Yield a line with the memory that the metric ``new_flows`` takes, if any view has it."""
+    """Yield a line about the memory for the metric ``new_flows``, if any view has this metric."""
     rows = [
         f"{NEW_FLOWS_BYTES} bytes per {_row(view)}"
         for view in (export.main, *export.views)
@@ -238,7 +238,7 @@ def _new_flows(export: ExportSelection) -> Iterator[str]:
 
 
 def _histograms(export: ExportSelection) -> Iterator[str]:
-    """Yield a line with the memory that histograms take, if any view has histograms."""
+    """Yield a line about the memory for histograms, if any view has histograms."""
     rows = []
     for view in export.views:
         histograms = [
@@ -248,7 +248,7 @@ def _histograms(export: ExportSelection) -> Iterator[str]:
             if isinstance(value, Histogram)
         ]
         if histograms:
-            # In addition to a bucket for each bound, there is the bucket +Inf and the sum.
+            # Each histogram also has the bucket +Inf and the sum.
             bytes_ = sum(BUCKET_BYTES * (len(value.bounds) + 2) for value in histograms)
             rows.append(f"{bytes_} bytes per {_row(view)}")
     if rows:

@@ -1,7 +1,4 @@
-"""Hosts, ports and URLs of analyzers, and addresses that the HTTP server listens on.
-
-All of them are parsed here, and have the type `Endpoint`.
-"""
+"""Parses addresses and URLs of analyzers, and addresses that the HTTP server listens on."""
 
 import ipaddress
 import re
@@ -37,10 +34,12 @@ _LOCAL_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
 
 
 class EndpointError(ValueError):
-    """A string is not a valid endpoint; ``shown`` is the string without secrets."""
+    """A string is not a valid endpoint.
+
+    ``problem`` is the text of the exception, and ``shown`` is the string without secrets.
+    """
 
     def __init__(self, problem: str, shown: str) -> None:
-        """Keep ``problem``, which is also the text of the exception, and ``shown``."""
         super().__init__(problem)
         self.problem = problem
         self.shown = shown
@@ -53,8 +52,8 @@ class Endpoint:
     ``host`` is normalized by `parse_host`; an empty host means all addresses of this machine. In a
     URL, the host is also the ``Host`` header and the name that TLS verifies. If ``address`` is not
     empty, skyfast connects to this address of the host. ``userinfo`` is empty, or ``user:password``
-    in percent-encoding. ``resource`` is path and query. Only replayed analyzers have an ``alias``:
-    their recorded name, because their ports are random.
+    in percent-encoding. ``resource`` is path and query. ``alias`` is the recorded name of a
+    replayed analyzer, whose port is random. For other endpoints, ``alias`` is empty.
     """
 
     host: str
@@ -93,7 +92,7 @@ class Endpoint:
 
     @property
     def identity(self) -> tuple[str, int]:
-        """A key that is the same for all spellings of one host and port; no DNS lookup is made."""
+        """The host and port for comparisons. All names of the local host are equal."""
         return ("localhost" if self.host in _LOCAL_HOSTS else self.host, self.port)
 
     @property
@@ -108,7 +107,7 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """The subscription URL without credentials. Its host is ``host``, never ``address``."""
+        """The subscription URL without credentials. It contains ``host``, never ``address``."""
         return str(replace(self, scheme=self.scheme.removeprefix(FOLLOW_DNS)))
 
     @property
@@ -135,8 +134,9 @@ class Endpoint:
     def prefix(self) -> str:
         """The path prefix of the analyzer's ``/login`` and ``/api/topology``.
 
-        This is the part of the URL's path before ``/ws/subscriber``, or the whole path if it has no
-        such part. Credentials are sent only to paths below this prefix.
+        The prefix is the part of the URL's path before ``/ws/subscriber``. If the path does not
+        contain ``/ws/subscriber``, the whole path is the prefix. skyfast sends credentials only to
+        paths below the prefix.
         """
         path = self.resource.partition("?")[0]
         match = _SUBSCRIPTION.fullmatch(path)
@@ -156,7 +156,7 @@ def parse_host(text: str) -> str:
         if not re.fullmatch(r"[\w.-]+", text) or re.fullmatch(r"[0-9.]+", text):
             raise
     else:
-        # `ipaddress` accepts any zone, but in a URL, the following characters end the host.
+        # `ipaddress` accepts these characters in a zone, but they would end the host in a URL.
         if re.search(r"[\s:/?#@%\[\]\\]", address.partition("%")[2]):
             raise ValueError(f"{text!r} has an invalid zone")
         return address
@@ -246,8 +246,8 @@ def parse_url(text: str) -> Endpoint:
         port = parts.port
         unquote(parts.netloc, errors="strict")
     except ValueError:
-        # If "@host" is missing, "user:password" looks like a host and an invalid port: hide the
-        # port.
+        # In "ws://user:password", "@host" is missing, and the password looks like an invalid port.
+        # Therefore hide invalid ports.
         shown = _PORT_THAT_IS_NONE.sub(rf"\1{HIDDEN}", text)
         problem = "is not a valid URL: its host, port or user is invalid"
         raise EndpointError(problem, shown) from None
@@ -256,8 +256,8 @@ def parse_url(text: str) -> Endpoint:
     if "#" in text:
         raise EndpointError("has a fragment (#); in a password, write %23 for #", text)
     if "@" in parts.path + parts.query:
-        # "user:80/x@host" is a valid URL of the host "user", so messages would show "x", which is
-        # probably a part of the password.
+        # In "ws://user:80/x@host", the password is probably "80/x", but the URL is valid: the host
+        # is "user", and the path is "/x@host". Messages would show a part of the password.
         problem = "has an @ after the host; in a password, write %40 for @, %2F for / and %3F for ?"
         raise EndpointError(problem, text)
     userinfo = parts.netloc.rpartition("@")[0]

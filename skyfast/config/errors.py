@@ -1,4 +1,4 @@
-"""Configuration errors: rejected values, and messages with their location and reason."""
+"""Errors about values of the configuration, and the messages about these errors."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from skyfast.config.yaml_nodes import (
 
 
 class InvalidValue(Exception):  # noqa: N818 - becomes a ConfigError
-    """A value that its key does not accept.
+    """A key does not accept a value.
 
     The message contains the value and ``problem``, or only ``problem`` if ``shown`` is false.
     ``name`` is the path from the key to the value. ``line`` is the line of the value; if it is
@@ -86,7 +86,7 @@ def hide_all(_: YamlValue) -> bool:
 class Origin:
     """Where a value is set: a line of a file, or an environment variable, which has no line.
 
-    ``source`` is the name of the file or the variable in messages.
+    ``source`` is the text for messages, such as the name of the file.
     """
 
     source: str
@@ -95,33 +95,33 @@ class Origin:
     def __str__(self) -> str:
         return self.source if self.line is None else f"{self.source}: line {self.line}"
 
-    def part(self, line: int | None) -> "Origin":
-        """Return the origin of a nested value on ``line``, or this origin if a line is unknown."""
+    def on_line(self, line: int | None) -> "Origin":
+        """Return the origin of a nested value on ``line``, or this origin if a line is None."""
         return self if self.line is None or line is None else Origin(self.source, line)
 
     def problems(
         self, error: InvalidValue, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
     ) -> Iterator[tuple[int | None, str]]:
-        """Yield the line and the message of each error at ``path``.
+        """Yield the line and the message of each error about the key ``path``.
 
         ``hides`` returns whether to redact a value.
         """
         for nested in error.all():
-            origin = self.part(nested.line)
+            origin = self.on_line(nested.line)
             message = nested.message(path, hidden=hides(nested.value))
             yield origin.line, f"{origin}: {message}"
 
     def error(
         self, error: InvalidValue, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
     ) -> ConfigError:
-        """Return a `ConfigError` with all errors at ``path``."""
+        """Return a `ConfigError` with the messages of all errors about the key ``path``."""
         return ConfigError(*(text for _, text in self.problems(error, path, hides=hides)))
 
     @contextmanager
     def errors_at(
         self, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
     ) -> Iterator[None]:
-        """Convert `InvalidValue` raised in the ``with`` block to a `ConfigError` for ``path``."""
+        """Convert `InvalidValue` raised in the ``with`` block to a `ConfigError` about ``path``."""
         try:
             yield
         except InvalidValue as error:
@@ -131,11 +131,10 @@ class Origin:
 class Problems:
     """Collects errors. `check` raises all of them together.
 
-    As soon as there are more than `MAX_PROBLEMS` errors, they are raised without a call of `check`.
+    When there are more than `MAX_PROBLEMS` errors, they are raised immediately.
     """
 
     def __init__(self) -> None:
-        """Start without errors."""
         self._errors: list[InvalidValue] = []
 
     def __enter__(self) -> None:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """The attributes of a file that show whether it has changed. Symbolic links are followed."""
+    """The attributes that show whether a file, or the target of a symbolic link, has changed."""
 
     modified_ns: int
     size_bytes: int
@@ -16,7 +16,7 @@ class FileState:
 
 
 Files: TypeAlias = dict[str, FileState | None]
-"""Maps paths to the states of files before they were read; None if a file did not exist."""
+"""Maps the path of a file to its state before it was read, or to None if it did not exist."""
 
 
 def file_state(path: str) -> FileState | None:

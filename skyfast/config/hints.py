@@ -1,7 +1,4 @@
-"""Suggests the known key or variable that the user probably meant by an unknown name.
-
-All suggestions come from the tree of known keys.
-"""
+"""Suggests the known key or variable that the user probably meant by an unknown name."""
 
 import difflib
 from collections import defaultdict
@@ -11,7 +8,7 @@ from typing import Final
 from skyfast.config.yaml_nodes import YamlNode, YamlValue, join
 
 MAX_SUGGESTIONS: Final = 3
-"""Maximum number of suggested keys with the same name. If there are more, none is suggested."""
+"""If more than this number of keys have the same name, none of these keys is suggested."""
 
 MAX_SIBLINGS: Final = 3
 """Maximum number of similar names that `KnownKeys.suggest` considers."""
@@ -25,7 +22,7 @@ SIMILAR: Final = 0.6
 All unknown names in these sections are mistakes, so less similarity is enough for a suggestion."""
 
 MIN_END: Final = 8
-"""Minimum length of an unknown variable name for a comparison with the ends of known names."""
+"""Minimum length, without prefix, of an unknown name that is compared with ends of known names."""
 
 
 class KnownKeys:
@@ -74,7 +71,7 @@ class KnownKeys:
         return self._elsewhere(near[0], value) if near else ()
 
     def instead_of_section(self, section: str, value: YamlValue) -> str:
-        """Return a key that accepts ``value`` and is named similarly to ``section``, or ""."""
+        """Return a key that accepts ``value`` and has a name similar to ``section``, or ""."""
         near = self._siblings(section, cutoff=CLOSE)
         return next((one for one in near if one != section and self._fits(one, value)), "")
 
@@ -110,17 +107,17 @@ class KnownKeys:
             if len(paths) == 1:
                 counts[paths[0].rpartition(".")[0]] += 1
         section = max(counts, key=counts.__getitem__, default="")
-        # One match of two keys can be a coincidence.
+        # A mapping with several keys needs two matches, because one match can be a coincidence.
         needed = max(len(value) / 2, min(len(value), 2))
         return section if section and counts[section] >= needed else ""
 
     def misplaced(
         self, path: str, nodes: Mapping[str, YamlNode]
     ) -> Iterator[tuple[str, YamlNode, str]]:
-        """Find known sections at a wrong place: below the unknown section ``path``.
+        """Find known sections that the file has below the unknown section ``path``.
 
-        Yields three values for each misplaced section: its path in the file, its node, and the
-        path where it belongs. Each mapping is visited once, even if it has aliases.
+        Yields three values for each misplaced section: its path in the file, its node, and its
+        correct path. Each mapping is visited once, even if YAML aliases repeat it.
         """
         seen: set[int] = set()
 
@@ -155,10 +152,12 @@ def similar_variable(
 ) -> str:
     """Return the known variable that is most similar to ``name``, or an empty string.
 
-    ``known`` has all variables by name; ``sections`` are prefixes that several variables share, and
-    ``prefix`` is the prefix of all variables. The comparison ignores the longest section that
-    ``name`` starts with. If ``name`` starts with no section and is the end of exactly one known
-    variable, the result is this variable.
+    The keys of ``known`` are the known variables. ``prefix`` is the prefix of all variables, and
+    each of ``sections`` is a longer prefix, shared by the variables of a section.
+
+    If ``name`` starts with one of ``sections``, only variables of this section are compared. If
+    ``name`` starts with none of ``sections``, the user may have left out the section. In this case,
+    the result is the known variable that ends like ``name``, if there is exactly one.
     """
     begins = max((section for section in sections if name.startswith(section)), key=len, default="")
     end = name.removeprefix(prefix)

@@ -1,7 +1,7 @@
 """Reads and writes labels, metrics and label rewrites of a configuration.
 
 Functions named ``to_…`` convert YAML values to the data of `skyfast.flows.selection`, or raise
-`InvalidValue`; functions named ``show_…`` return the values that `skyfast.config.loader.dump`
+`InvalidValue`. Functions named ``show_…`` return the values that `skyfast.config.loader.dump`
 writes. Functions in `skyfast.config.views` and `skyfast.config.rules` have the same prefixes.
 """
 
@@ -59,8 +59,8 @@ def to_label(value: YamlValue) -> LabelSpec:
     nodes = mapping_of(
         value,
         known=("name", *_SOURCES),
-        # If no source is given, require the key `_ANY_SOURCE`. No mapping has this key, so the
-        # error message contains its text.
+        # If there is no source, require the key `_ANY_SOURCE`, which no mapping has. The error
+        # about the missing key then lists the sources.
         required=("name", found[0] if found else _ANY_SOURCE),
         what=f"a label with name and {_ANY_SOURCE}",
     )
@@ -86,10 +86,10 @@ _ANY_SOURCE = "one of path, k8s_label, names_key"
 
 
 def for_each_end(label: LabelSpec) -> tuple[LabelSpec, ...]:
-    """Return the labels that ``label``, an entry of a list ``labels``, adds.
+    """Return the labels that an entry of the configuration adds: two labels, or one.
 
-    An entry for the ends of a connection adds two labels, one for each end, if its name does not
-    start with one of `PREFIXES`. Any other entry adds one label.
+    A label with ``k8s_label`` or ``names_key`` needs one of `PREFIXES`. If such an entry has no
+    prefix, it adds a label for the initiator and a label for the target.
     """
     if not label.is_of_ends or label.name.startswith(PREFIXES):
         return (label,)
@@ -97,7 +97,7 @@ def for_each_end(label: LabelSpec) -> tuple[LabelSpec, ...]:
 
 
 PREFIXES = tuple(f"{end}_" for end in ENDS)
-"""Prefixes of label names, one for each end of a connection."""
+"""The prefixes of label names: ``initiator_`` and ``target_``."""
 
 
 def to_metric(value: YamlValue) -> MetricSpec:
@@ -127,7 +127,7 @@ def to_metric(value: YamlValue) -> MetricSpec:
 
 
 _REFUSE_UNIT = {"seconds": refuse_time_unit, "bytes": refuse_size_unit}
-"""Functions that reject buckets with a unit suffix, by the unit of the histogram."""
+"""Maps the unit of a histogram to a function that rejects bounds such as ``5ms`` and ``1kB``."""
 
 
 def _to_histogram(value: YamlValue) -> MetricSpec:
@@ -181,7 +181,7 @@ _PARTS = {
     )
     for prefix in (*ENDS, _NODE)
 }
-"""Maps ``initiator``, ``target`` and ``node`` to the parts of label names that can follow them."""
+"""Maps ``initiator``, ``target`` and ``node`` to the second parts of labels with this prefix."""
 
 _SYNONYMS = {
     **{prefix: prefix for prefix in _PARTS},
@@ -191,7 +191,7 @@ _SYNONYMS = {
 """Maps the first word of an unknown label to the prefix that the user probably meant."""
 
 _ALIKE = 0.75
-"""Minimum similarity of an unknown and a suggested part of a label, as a ratio of `difflib`."""
+"""Minimum similarity of the second parts of unknown and suggested labels: a ratio of `difflib`."""
 
 _OTHER_LABELS = tuple(label.name for label in LABELS if label.name.partition("_")[0] not in _PARTS)
 _ALL_LABELS = "; ".join(
@@ -220,7 +220,7 @@ def _label_advice(text: str) -> str:
 
 
 def _part_advice(prefix: str, rest: str) -> str:
-    """Return a hint for an unknown label that consists of a prefix and an unknown ``rest``."""
+    """Return a hint for an unknown label with a known ``prefix`` and an unknown ``rest``."""
     if near := _similar_part(rest, _PARTS[prefix]):
         return f"did you mean {prefix}_{near}?"
     advice = f"expected {prefix}_ with one of {', '.join(_PARTS[prefix])}"
@@ -231,7 +231,7 @@ def _part_advice(prefix: str, rest: str) -> str:
 
 
 def _similar_part(text: str, parts: Collection[str]) -> str:
-    """Return the part that ``text`` probably means, such as ``pod`` for ``pod_name``, or ""."""
+    """Return the part that the user probably meant, such as ``pod`` for ``pod_name``, or ""."""
     short = text.lower().removesuffix("_name")
     return short if short in parts else nearest(text, parts, cutoff=_ALIKE)
 
@@ -372,8 +372,8 @@ def _to_total(value: YamlValue) -> FieldPath:
     return path
 
 
-# The limits of the two lists are only rough: `skyfast.config.views` checks the exact limits of a
-# view.
+# These limits only reject lists that are too long for any view. `skyfast.config.views` checks the
+# exact limits of each view.
 to_labels = unique_list_of(to_label, "label", most=MAX_VIEW_COLUMNS + 1)
 to_metrics = unique_list_of(to_metric, "metric", most=MAX_VIEW_VALUES)
 
@@ -394,7 +394,7 @@ def _show_label(label: LabelSpec) -> object:
 
 
 MAX_SHOWN = 1e15
-"""Bounds of buckets from this number on are shown with an exponent."""
+"""Bucket bounds of at least this number are shown with an exponent."""
 
 
 def show_metrics(metrics: Sequence[MetricSpec]) -> list[object]:

@@ -1,7 +1,7 @@
 """Turns a configuration file and the environment into a frozen `Config`.
 
-Each key has one entry in `skyfast.config.schema`. This module opens the configuration file. It also
-opens the certificates, to check that they are readable. It uses neither sockets nor the event loop.
+Each key has one entry in `skyfast.config.schema`. Loading opens the configuration file, and also
+the certificates, to check that they are readable. Loading needs no sockets and no event loop.
 
 How a file becomes a `Config`:
 
@@ -10,7 +10,7 @@ How a file becomes a `Config`:
 3. Environment variables override the file. `Key.parse` checks the value of each key, and `_build`
    combines values that depend on each other.
 
-One `ConfigError` has all errors, one per line. It never contains a password or a cookie.
+A `ConfigError` contains all errors, one per line, but never a password or a cookie.
 """
 
 import logging
@@ -66,7 +66,7 @@ from skyfast.flows.catalog import DIRECTION, INTERFACE_INFO, NODE_TID_LABEL, TAG
 from skyfast.flows.selection import Bounds, ExportSelection, Filter, ViewSpec
 
 MAX_MISPLACED = 20
-"""Maximum number of logged notes about sections below one unknown key."""
+"""Maximum number of notes about misplaced sections below one unknown key."""
 
 MAX_EXPECTED = 10
 """Maximum number of keys that an error about an unknown key lists."""
@@ -88,7 +88,7 @@ def load(path: str, environ: Mapping[str, str], *, replayed: str = "") -> Config
 
 
 def parse(text: str, environ: Mapping[str, str], *, source: str, replayed: str = "") -> Config:
-    """Parse the YAML ``text``; ``source`` is the path that it was read from.
+    """Parse the YAML ``text``, which was read from the path ``source``.
 
     ``replayed`` describes the recordings that replace the analyzers, if any.
 
@@ -145,7 +145,7 @@ def uses_default_analyzer(config: Config) -> bool:
 
 
 def changed(old: Config, new: Config) -> tuple[str, ...]:
-    """Return the paths of all keys, secret or not, whose values differ between the arguments."""
+    """Return the paths of the keys whose values differ, including secret keys."""
     return tuple(path for path, key in SCHEMA.items() if _compared(key, old) != _compared(key, new))
 
 
@@ -164,7 +164,7 @@ def _collect(
 ) -> tuple[dict[str, SetValue], dict[str, YamlNode]]:
     """Return the values of known keys by path, and the nodes of unknown keys by path.
 
-    A key with dots is a path, as in Go's viper, which Skydive uses: ``pipeline.store: {…}`` works.
+    A key with dots, such as ``pipeline.store: {…}``, is a path, as in Skydive.
     """
     values: dict[str, SetValue] = {}
     unknown_keys: dict[str, YamlNode] = {}
@@ -184,8 +184,8 @@ def _collect(
             elif isinstance(node.value, dict):
                 descend(node.value, path)
             elif node.value is not None:
-                # The message does not show the value: if the space after the colon is missing, the
-                # value is the string "password:secret".
+                # Do not show the value: if the space after a colon is missing, the value can be the
+                # string "password:secret".
                 text = f"{origin}: {path}: must contain keys, but is {kind_of(node.value)}"
                 if near := KNOWN.instead_of_section(path, node.value):
                     text += f"; did you mean {near}?"
@@ -203,10 +203,10 @@ def _check_unknown(
     no_analyzers: bool,
     problems: SortedProblems,
 ) -> list[Note]:
-    """Report unknown keys: as errors in the sections of skyfast, and as notes elsewhere.
+    """Add errors about unknown keys in skyfast's sections; return notes about other unknown keys.
 
     ``none_known`` means that the file has no known key. ``no_analyzers`` means that no analyzers
-    are configured, so that skyfast subscribes to the default.
+    are configured, and that skyfast subscribes to the default analyzer.
     """
     notes = []
     ignored = []
@@ -241,7 +241,10 @@ def _check_unknown(
 
 
 def _probable_keys(path: str, node: YamlNode) -> list[tuple[str, int, str]]:
-    """Return path, line and probably meant key: for an unknown key, or for sections below it."""
+    """Return suggestions for an unknown key: its path, its line, and the key probably meant.
+
+    If no known key is similar, the suggestions are for misplaced sections below the unknown key.
+    """
     if near := KNOWN.suggest(path, node.value, cutoff=hints.CLOSE):
         return [(path, node.line, " or ".join(near))]
     if not isinstance(node.value, dict):
@@ -251,7 +254,7 @@ def _probable_keys(path: str, node: YamlNode) -> list[tuple[str, int, str]]:
 
 
 def _advice(path: str, value: YamlValue) -> str:
-    """Return a hint with the key that is probably meant, or with all keys of a small section."""
+    """Return a hint: the key that is probably meant, or all keys of the section if it is small."""
     if near := KNOWN.suggest(path, value, cutoff=hints.SIMILAR):
         return f"did you mean {' or '.join(near)}?"
     section = path.rpartition(".")[0]
@@ -332,7 +335,7 @@ def _resolve_endpoints(
             )
     endpoints: dict[object, Endpoint] = {}
     for url in urls:
-        # Comparing a host name with an address would need a DNS lookup, so they count as different.
+        # A host name and an address count as different: comparing them would need a DNS lookup.
         identity = (url.follows_dns, url.identity)
         if identity in endpoints:
             text = f"{url.name} is listed more than once; subscribing once"
@@ -344,10 +347,10 @@ def _resolve_endpoints(
 def _urls(
     url: Endpoint | None, analyzers: tuple[Endpoint, ...], *, secure: bool
 ) -> tuple[Endpoint, ...]:
-    """Return a URL for each analyzer, or only ``url`` if it belongs to none of the analyzers.
+    """Return a URL for each analyzer, or only ``url`` if no analyzer has its host and port.
 
-    ``secure`` means that a client certificate is configured. If ``url`` is None, the scheme depends
-    on ``secure``, as in Skydive: ``wss`` if it is true, otherwise ``ws``.
+    ``secure`` means that a client certificate is configured. If ``url`` is None, the scheme is
+    ``wss`` with a client certificate, and ``ws`` without one, as in Skydive.
     """
     if url is None:
         url = replace(analyzers[0], scheme="wss" if secure else "ws", resource=SUBSCRIBER_PATH)
@@ -355,7 +358,7 @@ def _urls(
     if all(analyzer.identity != own for analyzer in analyzers):
         return (url,)
     return tuple(
-        # Keep the host as it is written in the URL: the analyzer's certificate may have this name.
+        # Keep the URL's spelling of the host: the analyzer's certificate may contain this name.
         replace(
             url,
             host=url.host if analyzer.identity == own else analyzer.host,
@@ -387,29 +390,30 @@ def _views(get: Settings) -> tuple[views.ViewEntry, ...]:
 
 
 def _view_error(get: Settings, error: views.ViewError) -> ConfigError:
-    """Return the error for the first of ``error.places`` that is set.
+    """Return the error at the first path in ``error.key_paths`` that the configuration sets.
 
-    If the key of these places has its default value, return the error for ``error.other`` instead,
-    which reports the same conflict at the conflicting entry.
+    If the configuration does not set the key at all, return the error for ``error.other``: the same
+    conflict, reported at the other entry.
     """
-    candidates = [_key_and_place(place, error.view) for place in error.places]
-    key, place = next(
-        ((key, place) for key, place in candidates if get.is_set(key, *place)), candidates[0]
+    candidates = [_key_and_path(key_path, error.view) for key_path in error.key_paths]
+    key, key_path = next(
+        ((key, key_path) for key, key_path in candidates if get.is_set(key, *key_path)),
+        candidates[0],
     )
     if error.other is not None and not get.is_set(key):
         return _view_error(get, error.other)
-    return get.error(key, error.problem, *place)
+    return get.error(key, error.problem, *key_path)
 
 
-def _key_and_place(place: views.KeyPath, view: int) -> tuple[Key[Any], views.KeyPath]:
-    """Return the configuration key that contains ``place``, and the rest of the path below it.
+def _key_and_path(key_path: views.KeyPath, view: int) -> tuple[Key[Any], views.KeyPath]:
+    """Return the configuration key that contains an entry of a view, and the path below this key.
 
-    ``place`` is a path inside a view. View 0 is the first view, whose rows are the connections: its
-    labels and metrics have keys of their own.
+    ``key_path`` is the path of the entry inside view number ``view``. The labels and metrics of
+    view 0, whose rows are the connections, have keys of their own.
     """
     if view:
-        return schema.VIEWS, (view - 1, *place)
-    return (schema.LABELS if place[0] == "labels" else schema.METRICS), place[1:]
+        return schema.VIEWS, (view - 1, *key_path)
+    return (schema.LABELS if key_path[0] == "labels" else schema.METRICS), key_path[1:]
 
 
 def _check_interface_info(get: Settings, entries: tuple[views.ViewEntry, ...]) -> None:

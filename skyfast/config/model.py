@@ -54,8 +54,8 @@ class Classify:
 class TableLimits:
     """The table's limits and timeouts, which can change at run time.
 
-    ``view_timeouts_s`` has, for each view except the first, the timeout of rows without reports.
-    ``bounds`` has, for each view including the first, ``min_bytes`` and ``min_packets``.
+    ``view_timeouts_s`` are the timeouts of rows without reports, one for each view except the
+    first. ``bounds`` has ``min_bytes`` and ``min_packets`` of each view, including the first.
     """
 
     max_connections: int
@@ -86,7 +86,7 @@ class Topology:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Web:
-    """Address and limits of the HTTP server.
+    """The settings of the HTTP server.
 
     ``port`` 0 means any free port. An empty ``listen_address`` means all IPv4 and IPv6 addresses.
     ``start_timestamps`` adds start times to pages in OpenMetrics 1.0.
@@ -127,10 +127,10 @@ class Config:
     """The effective configuration.
 
     ``source`` is the path of the file, or ``-``. ``analyzers`` are the configured analyzers as
-    ``host:port``, empty if only URLs are set; skyfast subscribes to ``subscriber.endpoints``.
-    Forecasts propose a ``min_bytes`` with which the page has at most ``max_series`` series. If
-    ``max_series`` is 0, they propose none. ``preset`` is a name in
-    `skyfast.config.presets.PRESETS`; ``export`` already contains the values of the preset.
+    ``host:port``; there are none if only URLs are set. skyfast subscribes to
+    ``subscriber.endpoints``. Forecasts propose a ``min_bytes`` with which the page has at most
+    ``max_series`` series. If ``max_series`` is 0, forecasts propose no ``min_bytes``. ``preset`` is
+    a name in `skyfast.config.presets.PRESETS`; ``export`` already contains the preset's values.
     ``shard`` comes from the command line. ``given`` are the paths of the keys that the file or an
     environment variable sets. ``replayed`` describes the recordings that replace the analyzers; if
     there is no replay, it is empty. In a replay, ``analyzers`` is empty, and

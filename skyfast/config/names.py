@@ -32,12 +32,12 @@ MAX_FILE_BYTES: Final = 16 << 20
 """Security limit: longer files are rejected. About 500,000 entries fit into a file."""
 
 KEY_PREFIX: Final = "names_file: "
-"""The start of an error if the file cannot be read. An error in a line of the file starts with the
-path of the file."""
+"""The start of errors about opening the file. Errors about the content of the file start with its
+path."""
 
 _NAME: Final = "name"
-"""The key of the name, in an entry that is a mapping. All other keys of the mapping contain
-values."""
+"""The key of the name in an entry that is a mapping. All other keys are for labels with
+``names_key``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,9 +135,9 @@ def load(
 ) -> LoadedNames:
     """Read the own names that the labels of ``export`` show. This blocks.
 
-    If the sources, the keys and the file are unchanged since ``known`` was loaded, ``known`` is
-    returned. Reading 100,000 entries takes about 0.5 s. Other threads can run in this time, because
-    Python code releases the GIL regularly.
+    If the sources, the keys and the file have not changed since ``known`` was loaded, return
+    ``known``. Reading 100,000 entries takes about 0.5 s. Other threads can run in this time,
+    because Python code releases the GIL regularly.
 
     Raises:
         ConfigError: The file cannot be read, is too long, or is invalid. The message contains the

@@ -1,8 +1,8 @@
 """Parsers for single values of the configuration.
 
 Each parser takes a `skyfast.config.yaml_nodes.YamlValue` and returns the parsed value or raises
-`InvalidValue`. Parsers are independent of keys. `skyfast.config.labels`, `skyfast.config.rules` and
-`skyfast.config.views` parse structured values.
+`InvalidValue`. `skyfast.config.labels`, `skyfast.config.rules` and `skyfast.config.views` parse
+structured values.
 """
 
 import difflib
@@ -44,7 +44,7 @@ LEVELS = {
     "error": "ERROR",
     "critical": "CRITICAL",
 }
-"""Skydive's log levels in lower case, and their names in the standard library."""
+"""Maps Skydive's log levels, in lower case, to names of levels in the standard library."""
 
 
 _UNITS_S = {
@@ -121,21 +121,21 @@ def integer(least: int, most: int) -> Callable[[YamlValue], int]:
 
 
 def refuse_time_unit(value: YamlValue) -> None:
-    """Raise `InvalidValue`, whose message shows the seconds, if ``value`` is a time with a unit."""
+    """Raise `InvalidValue` if ``value`` is a time with a unit. The message shows the seconds."""
     if isinstance(value, str) and (match := _TIME.fullmatch(value)):
         number = float(match[1]) * _UNITS_S[match[2].lower()]
         raise InvalidValue(f"has a unit; times are in seconds: write {number:g}", value)
 
 
 def refuse_number_unit(value: YamlValue) -> None:
-    """Raise `InvalidValue` if ``value`` has a unit such as ``k``; the message shows the number."""
+    """Raise `InvalidValue` if ``value`` has a unit such as ``k``. The message shows the number."""
     if isinstance(value, str) and (match := _MULTIPLE.fullmatch(value)):
         number = Decimal(match[1]) * 1000 ** " kmgt".index(match[2].lower())
         raise InvalidValue(f"has a unit: write {round(number)}", value)
 
 
 def refuse_size_unit(value: YamlValue) -> None:
-    """Raise `InvalidValue`, whose message shows the bytes, if ``value`` is a size with a unit."""
+    """Raise `InvalidValue` if ``value`` is a size with a unit. The message shows the bytes."""
     if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
         power = " kmgtp".index((match[2] or " ").lower())
         number = round(Decimal(match[1]) * (1024 if match[3] else 1000) ** power)
@@ -172,7 +172,7 @@ def show_seconds(number: float) -> float:
 
 
 def must_equal(name: str) -> Callable[[YamlValue], str]:
-    """Return a parser that accepts only ``name``, the only supported type of a pipeline phase."""
+    """Return a parser that accepts only ``name``, the only type of a pipeline phase in skyfast."""
 
     def parse(value: YamlValue) -> str:
         if isinstance(value, bool) or parse_str(value) != name:
@@ -237,8 +237,8 @@ def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ..
         try:
             return tuple(item(text) for text in re.split(r"[\s,]+", value) if text)
         except InvalidValue as error:
-            # A password with a comma was split, too. Therefore report the whole string, from which
-            # the message removes the credentials.
+            # The entry may be a part of a URL whose password contains a comma. Therefore report the
+            # whole string: the message then leaves out the credentials.
             error.value = value if "@" in value else error.value
             raise
 
@@ -267,9 +267,9 @@ def unique_list_of(
 
 
 def entry_error(problem: str, value: YamlValue, i: int) -> InvalidValue:
-    """Return an error about entry ``i`` of ``value``: a list, or a string that was split.
+    """Return an error about entry ``i`` of ``value``, which is a list or a string.
 
-    For a string, the error shows the whole string.
+    If ``value`` is a string, which `list_of` splits into entries, the error shows the whole string.
     """
     if not isinstance(value, list):
         return InvalidValue(problem, value)
@@ -279,7 +279,7 @@ def entry_error(problem: str, value: YamlValue, i: int) -> InvalidValue:
 def bounded_list_of(
     item: Callable[[YamlValue], T], kind: str, *, most: int
 ) -> Callable[[YamlValue], tuple[T, ...]]:
-    """Return a parser for lists of up to ``most`` items. It does not accept strings."""
+    """Return a parser for lists of up to ``most`` items. Unlike `list_of`, it rejects strings."""
     entries = list_of(item)
 
     def parse(value: YamlValue) -> tuple[T, ...]:
@@ -348,7 +348,7 @@ class Entries:
         self._problems = Problems()
 
     def of(self, name: str, parse: Callable[[YamlValue], T], default: T | None = None) -> T:
-        """Return an entry like `entry_of`; if the entry is invalid, the result must not be used."""
+        """Return an entry like `entry_of`, or None if it is invalid; `check` raises the error."""
         with self._problems:
             return entry_of(self._nodes, name, parse, default)
         return cast(T, None)
@@ -382,9 +382,7 @@ def to_readable_file(value: YamlValue) -> str:
         if not Path(text).is_file():
             raise InvalidValue("is not an existing file", text)
         Path(text).open("rb").close()
-    except (
-        OSError
-    ) as error:  # pragma: no cover - deleted since is_file(), and root can read all files
+    except OSError as error:  # pragma: no cover - root can read all files
         raise InvalidValue(f"cannot be read: {error.strerror}", text) from None
     return text
 

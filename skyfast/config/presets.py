@@ -64,8 +64,8 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
             ),
             deduplicate="first",
         ),
-        # No label identifies the capture point, so traffic would be counted several times without
-        # deduplication.
+        # Without deduplication, traffic would be counted several times, because no label identifies
+        # the capture point.
         "hosts": Preset(
             labels=_labels("initiator_host", "target_host", "protocol", DIRECTION),
             metrics=_metrics("bytes", "packets"),

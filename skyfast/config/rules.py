@@ -39,7 +39,7 @@ _RULE_FIELDS: Mapping[str, FieldPath | None] = {
         if label.name != DIRECTION and label.lookup in ("", "classification")
     },
 }
-"""Maps names that conditions can use to the fields that they stand for; None stands for the tag."""
+"""Maps each name that a condition can have to a field of the flow, or to None for the tag."""
 
 _EXPECTED = (
     f"expected one of {', '.join(name for name in _RULE_FIELDS if name not in PATHS)},"
@@ -94,7 +94,7 @@ def _to_rule_name(value: YamlValue) -> str:
         )
         raise InvalidValue(problem, text)
     if text == KEEP:
-        problem = "is a reserved name: under it, skyfast counts the flows that match no keep rule"
+        problem = "is a reserved name: skyfast uses it to count flows that match no keep rule"
         raise InvalidValue(problem, text)
     return text
 

@@ -53,11 +53,11 @@ class Key(Generic[T]):
     """A key of the configuration file.
 
     ``parse`` returns the parsed value or raises `InvalidValue`. ``default`` is the value if the key
-    is missing, null or empty; but if ``can_be_empty`` is true, an empty list is a value of its own.
-    ``show`` returns the value that `dump` writes, with secrets hidden, or None if other keys show
-    the value. If ``secret`` is true, no message contains the value. ``env`` is the environment
-    variable that overrides the key; it is empty for keys with structured values, which have no
-    variable.
+    is missing, null or empty. If ``can_be_empty`` is true, an empty list overrides the
+    default. ``show`` returns the value that `dump` writes, with secrets hidden; ``show`` is None if
+    `dump` writes the value under another key. If ``secret`` is true, no message contains the value.
+    ``env`` is the environment variable that overrides the key. For keys with structured values,
+    ``env`` is empty: they have no variable.
     """
 
     path: str
@@ -336,7 +336,7 @@ FROM_PRESET: Final[Mapping[str, Callable[[presets.Preset], object]]] = MappingPr
         DEDUPLICATE.path: lambda preset: preset.deduplicate,
     }
 )
-"""Maps the keys whose defaults depend on the preset to functions that return these defaults."""
+"""Maps each key whose default depends on the preset to a function that returns the default."""
 
 NAMING: Key[Literal["compatible", "standard"]] = _key(
     "pipeline.store.prom_sky_con.naming",
@@ -383,7 +383,7 @@ SECRETS: Final[dict[str, Callable[[Config], object]]] = {
     COOKIE.path: lambda c: dict(c.cookies),
     URLS.path: lambda c: c.subscriber.endpoints,
 }
-"""Maps the keys whose values `Key.show` hides to functions that return these values."""
+"""Maps each key whose value `Key.show` hides to a function that returns the value."""
 
 KNOWN: Final = hints.KnownKeys(
     SCHEMA, structured=[path for path, key in SCHEMA.items() if not key.env]
@@ -391,7 +391,7 @@ KNOWN: Final = hints.KnownKeys(
 """The tree of all keys."""
 
 STRICT_SECTIONS = ("pipeline.", "web.")
-"""Sections in which an unknown key is an error. In other sections, it may be a key of Skydive."""
+"""Sections in which unknown keys are errors. In other sections, they may be keys of Skydive."""
 
 SECTIONS_OF_GO_CORE = (
     "pipeline.mangle.",

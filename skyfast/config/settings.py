@@ -83,21 +83,21 @@ class Settings:
         value: T = self._values[key.path]
         return value
 
-    def is_set(self, key: Key[Any], *place: str | int) -> bool:
-        """Return whether the configuration sets the value at ``place``, a path below the key."""
+    def is_set(self, key: Key[Any], *subpath: str | int) -> bool:
+        """Return whether the configuration sets the value at ``subpath``, a path below the key."""
         value = self._set_values.get(key.path)
-        return value is not None and len(_nodes_along(value.value, place)) == len(place)
+        return value is not None and len(_nodes_along(value.value, subpath)) == len(subpath)
 
-    def error(self, key: Key[Any], problem: str, *place: str | int) -> ConfigError:
+    def error(self, key: Key[Any], problem: str, *subpath: str | int) -> ConfigError:
         """Return an error about a value that conflicts with another value.
 
-        ``place`` is the path below the key: list positions and mapping keys. If the file contains
+        ``subpath`` is the path below the key: list positions and mapping keys. If the file contains
         only the first part of this path, the error names this part.
         """
         value = self._set_values[key.path]
-        nodes = _nodes_along(value.value, place)
+        nodes = _nodes_along(value.value, subpath)
         path = key.path
-        for step in place[: len(nodes)]:
+        for step in subpath[: len(nodes)]:
             path = join(path, index(step) if isinstance(step, int) else step)
         if nodes:
             error = InvalidValue(problem, nodes[-1].value, line=nodes[-1].line)
@@ -110,10 +110,10 @@ def _is_set(key: Key[Any], value: YamlValue) -> bool:
     return value not in (None, "") and (value != [] or key.can_be_empty)
 
 
-def _nodes_along(value: YamlValue, place: Sequence[str | int]) -> list[YamlNode]:
-    """Return the existing nodes on the path to ``place``, outermost first."""
+def _nodes_along(value: YamlValue, subpath: Sequence[str | int]) -> list[YamlNode]:
+    """Return the existing nodes on the path ``subpath``, outermost first."""
     nodes: list[YamlNode] = []
-    for step in place:
+    for step in subpath:
         if isinstance(value, list) and isinstance(step, int) and step < len(value):
             nodes.append(value[step])
         elif isinstance(value, dict) and (node := _below(value, step)):

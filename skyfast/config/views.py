@@ -57,8 +57,8 @@ to_min_packets = integer(0, MAX_BOUND)
 class ViewEntry:
     """A view of a configuration, its bounds, and the timeout of rows without reports.
 
-    The timeout is 0 if not set. The first view, whose rows are the connections, always has 0,
-    because its rows expire with their flows.
+    ``timeout_s`` is 0 if the configuration sets no timeout. The first view, whose rows are the
+    connections, cannot have a timeout: connections expire with their flows.
     """
 
     choice: ViewSpec
@@ -78,7 +78,7 @@ DEFAULT_VIEWS = (
 )
 """The default views except the first view, whose rows are the connections.
 
-They have few series, so that their rows can be kept longer than connections."""
+These views have few series, so their rows can be kept longer than connections."""
 
 
 def _to_view(value: YamlValue) -> ViewEntry:
@@ -133,17 +133,17 @@ def show_views(
 class ViewError(Exception):
     """An entry of view number ``view`` conflicts with another entry or with a limit.
 
-    ``places`` are paths at which the error can be reported, in order of preference. The first path
-    that is set in the file is used. ``other`` reports the same conflict at the conflicting entry.
+    The error can be reported at any of ``key_paths``; the first path that is set in the file is
+    used. ``other`` reports the same conflict at the other entry.
     """
 
     def __init__(
-        self, problem: str, view: int, *places: KeyPath, other: "ViewError | None" = None
+        self, problem: str, view: int, *key_paths: KeyPath, other: "ViewError | None" = None
     ) -> None:
         super().__init__(problem)
         self.problem = problem
         self.view = view
-        self.places = places
+        self.key_paths = key_paths
         self.other = other
 
 
@@ -266,8 +266,8 @@ def _clash(name: str, other: str) -> str:
 
 def _metric_error(problem: str, view: int, i: int, *, other: ViewError | None = None) -> ViewError:
     """Return an error about the family name of metric number ``i`` of a view."""
-    places: tuple[KeyPath, ...] = (("metrics", i, "name"), ("metrics", i), ("prefix",))
-    return ViewError(problem, view, *places, other=other)
+    key_paths: tuple[KeyPath, ...] = (("metrics", i, "name"), ("metrics", i), ("prefix",))
+    return ViewError(problem, view, *key_paths, other=other)
 
 
 def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
@@ -312,8 +312,8 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
                 problem += f", including the fields by which names{source} are looked up ({fields})"
             raise ViewError(problem, number, ("labels",))
         values |= own_values
-        # The table stores only the buckets of a histogram. But the table reads the observed values
-        # from reports, so these values also count towards the limit.
+        # The observed values of histograms count towards the limit, too: the table reads them from
+        # reports, although it stores only buckets.
         values |= {
             gauge if value.observes == "first" else ("closing", gauge)
             for value in all_values

@@ -1,8 +1,8 @@
 """Parses YAML into nodes whose scalars keep the text of the file.
 
-The key, not YAML, decides whether a value is a number or a string, so that a password ``0123`` and
-an address ``10:30`` do not become integers. (PyYAML's compiled composer is not used: it recurses
-without a limit.) This module also decides how much of a file an error message shows.
+The key, not YAML, decides whether a value is a number or a string. Therefore a password ``0123``
+and an address ``10:30`` do not become integers. PyYAML's compiled composer is not used, because it
+recurses without a limit. This module also decides how much of a file an error message shows.
 """
 
 import re
@@ -109,7 +109,7 @@ def read_file(path: str) -> str:
 
 
 def compose(text: str, *, file: str) -> dict[str, YamlNode]:
-    """Return the top-level mapping of the YAML ``text``; it is empty if the file is empty.
+    """Return the top-level mapping of the YAML ``text``, which is empty if the text is empty.
 
     Raises:
         ConfigError: The text is not valid YAML, or not a mapping.
@@ -157,7 +157,7 @@ class _Composer:
         return node.value
 
     def _error(self, event: Any, path: str, text: str) -> ConfigError:
-        """Return a `ConfigError` with this error, which ends parsing, and all recorded errors."""
+        """Return a `ConfigError` with all recorded errors and this error. The caller raises it."""
         self._refuse(event, path, text)
         return ConfigError(*self._problems)
 
@@ -177,17 +177,15 @@ class _Composer:
     def _node(self, event: Any, events: Iterator[Any], path: str, depth: int) -> YamlNode:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
-                # The message does not show the name: an unquoted password can begin with an
-                # asterisk.
+                # Do not show the name, because an unquoted password can begin with an asterisk.
                 self._refuse(event, path, "this YAML alias (*) has no anchor above it")
                 return YamlNode(None, _line(event))
             return self._anchors[event.anchor]
         if event.tag not in _TAGS:
-            # The message does not show the tag: an unquoted password can begin with an exclamation
-            # mark.
+            # Do not show the tag, because an unquoted password can begin with an exclamation mark.
             self._refuse(event, path, "this YAML tag (!) is unknown")
         if depth > MAX_DEPTH:
-            # Leave out list indexes: those of all nested lists would fill the message.
+            # Leave out list indexes, because the indexes of nested lists would fill the message.
             key = path.partition("[")[0]
             raise self._error(event, key, f"is nested deeper than {MAX_DEPTH} levels")
         value: YamlValue
@@ -263,8 +261,8 @@ _ENDS_FLOW = re.compile(r"expected ',' or '([\]}])'")
 def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str:
     """Return the probable cause in terms that need no knowledge of YAML's grammar.
 
-    The result is empty if the cause is unknown. It does not quote the line, which may contain a
-    password.
+    The result is empty if the cause is unknown. The result never quotes the line, because the line
+    may contain a password.
     """
     line = lines[mark.line] if mark.line < len(lines) else ""
     before, behind = line[: mark.column], line[mark.column :]

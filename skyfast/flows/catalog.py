@@ -44,11 +44,12 @@ class LabelDef:
     """A label that can be selected by name.
 
     ``path`` is the label's field, or empty if the label does not come from a single field.
-    ``lookup`` is ``classification`` if the label classifies flows, the name of a mapping in
-    `skyfast.flows.planner.NameSource` if the label shows a name, and empty for all other labels.
-    The mapping maps the field to a tuple of names, and the label value is element ``index`` of the
-    tuple. ``is_own`` means that users gave the name to the address (an own name). In this case,
-    ``index`` is the position among the own names of the tuple.
+
+    ``lookup`` is "classification" for the label `TAG`, and empty for labels that show a field. For
+    labels that show a name, ``lookup`` is the name of a mapping in
+    `skyfast.flows.planner.NameSource`. The mapping returns a tuple of names, and ``index`` is the
+    position of the label's name in the tuple. If ``is_own`` is true, the label shows an own name,
+    which users give to addresses, and ``index`` counts only the own names of the tuple.
     """
 
     name: str
@@ -72,13 +73,14 @@ ADDRESS_NAMES: Final = (
 )
 """The names of an address from the topology, in the order of the tuples of `NameSource.ends`.
 
-After these names, a tuple has the values of the pod labels in `ExportSelection.k8s_labels`. Then
-come the own names: the network, and the values of the keys in `ExportSelection.names_keys`."""
+The next elements of a tuple are the values of the pod labels in `ExportSelection.k8s_labels`. The
+last elements are the own names: the network, and the values of the keys in
+`ExportSelection.names_keys`."""
 
 NETWORK: Final = "network"
-"""The end of the label names ``initiator_network`` and ``target_network``.
+"""The last word of the labels ``initiator_network`` and ``target_network``.
 
-These labels show the name of the smallest network in ``names`` or ``names_file`` that contains the
+Both labels show the name of the smallest network in ``names`` or ``names_file`` that contains the
 address. This name is the first own name in the tuples of `NameSource.ends`."""
 
 NODE_NAMES: Final = (
@@ -111,7 +113,7 @@ POD_LABELS: Final = CONTAINER_POD_LABELS | {
 Without Kubernetes pods, these labels are empty, except those in `CONTAINER_POD_LABELS`."""
 
 ENDS: Final = {"initiator": INITIATOR_IP, "target": TARGET_IP}
-"""Maps each end of a flow to the field with its address. The ends are prefixes of label names."""
+"""Maps ``initiator`` and ``target``, which are prefixes of label names, to the address fields."""
 
 _Name = tuple[Cardinality, str]
 
@@ -336,7 +338,7 @@ class MetricDef:
     view (the connections) with ``naming: compatible``. In all other cases, the family's name is a
     prefix and ``standard``. ``unit`` is the unit in the standard name. Pages show values divided by
     10 to the power of ``compatible_decimals`` or ``standard_decimals``. The help text of
-    connections is ``help`` followed by "on this connection".
+    connections is ``help`` followed by "on this connection". See `Gauge` for ``keep``.
     """
 
     name: str
@@ -503,8 +505,8 @@ METRICS_BY_NAME: Final = {metric.name: metric for metric in METRICS}
 class HistogramDef:
     """A histogram that can be selected by name, in every view except the first (the connections).
 
-    ``paths`` and ``observes`` are those of `skyfast.flows.plan.Histogram`. If there are two paths,
-    there is one for each direction. All other attributes have the meaning explained in `MetricDef`.
+    `skyfast.flows.plan.Histogram` explains ``paths`` and ``observes``. If there are two paths, each
+    is for one direction. `MetricDef` explains all other attributes.
     """
 
     name: str
@@ -569,7 +571,7 @@ RUNNING_TOTALS: Final = frozenset(
     | {path for name in ("SawStart", "SawEnd") for path in _both("TCPMetric", name)}
     | {("RawPacketsCaptured",)}
 )
-"""The fields that only increase during the lifetime of a flow: they can be counters."""
+"""The fields that never decrease during the lifetime of a flow, so they can be counters."""
 
 LABEL_FIELDS: Final = frozenset(
     path
@@ -577,4 +579,4 @@ LABEL_FIELDS: Final = frozenset(
     if path[0] not in {"Metric", "LastUpdateMetric", "TCPMetric", "IPMetric"}
     and path not in {("Last",), ("RawPacketsCaptured",), ("FinishType",)}
 )
-"""The fields that do not change during the lifetime of a flow: they can be labels."""
+"""The fields that do not change during the lifetime of a flow, so they can be labels."""

@@ -1,8 +1,8 @@
 """The messages of analyzers, as msgspec structs.
 
-The structs of a flow are created for a plan and have only the fields that the plan uses: the
-decoder skips all other fields. Names, types and optionality are those of Skydive's protobuf
-messages, encoded by Go's JSON rules: empty fields may be missing.
+Each plan has its own structs for flows, with only the fields that the plan uses: the decoder skips
+all other fields. The names and types of fields are those of Skydive's protobuf messages. Empty
+fields may be missing, because Go omits them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +14,7 @@ import msgspec
 
 from skyfast.flows.plan import FieldPath, Plan
 
-# Invalid UTF-8 and deep nesting raise errors of Python itself.
+# For invalid UTF-8 and deep nesting, msgspec raises built-in exceptions.
 UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """The exceptions that msgspec raises for JSON that it cannot decode."""
 
@@ -56,12 +56,12 @@ def _fields() -> Iterator[tuple[FieldPath, type]]:
 FIELDS: Final[Mapping[FieldPath, type]] = MappingProxyType(dict(_fields()))
 """The type of every string or integer field of a flow, from Skydive's ``flow.proto``."""
 
-_PLACES: Final[Mapping[FieldPath, int]] = {
-    **{path[:1]: place for place, path in reversed([*enumerate(FIELDS)])},
-    **{path: place for place, path in enumerate(FIELDS)},
+_POSITIONS: Final[Mapping[FieldPath, int]] = {
+    **{path[:1]: position for position, path in reversed([*enumerate(FIELDS)])},
+    **{path: position for position, path in enumerate(FIELDS)},
 }
-"""The place of each field in `FIELDS`. A part, such as ``Metric``, has the place of its first
-field."""
+"""The position of each field in `FIELDS`. A part of a flow, such as ``Metric``, has the position of
+its first field."""
 
 PATHS: Final[Mapping[str, FieldPath]] = {".".join(path): path for path in FIELDS}
 """The fields of `FIELDS` by their names in the configuration, such as ``Link.ID``."""
@@ -69,11 +69,11 @@ PATHS: Final[Mapping[str, FieldPath]] = {".".join(path): path for path in FIELDS
 CLOSING: Final = 1
 """The value of ``FinishType`` in the last report of a flow. Earlier reports have other values."""
 
-# The table reads these fields of every flow, whatever the plan is.
+# The table reads these fields of every flow, with any plan.
 _BOOKKEEPING: tuple[FieldPath, ...] = (("UUID",), ("Last",), ("FinishType",))
 
-# The table uses these fields to recognize two kinds of reports: the first report of a flow, where
-# the first two fields are equal, and a closing report that repeats the previous report.
+# By these fields, the table recognizes the first report of a flow, where the two start times are
+# equal, and a closing report that repeats the previous report.
 _MARKS: tuple[FieldPath, ...] = (
     ("Start",),
     ("LastUpdateMetric", "Start"),
@@ -91,14 +91,17 @@ class Envelope(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class FlowTypes:
-    """The types to decode flows for one plan; the plan's table accepts all of them.
+    """The types that decode flow reports for one plan. The plan's table accepts all four types.
 
-    ``KnownReport`` has only the fields that are needed to count a known flow: a flow that the table
-    already contains. ``Update`` adds the fields of labels. ``FirstReport`` adds the fields that
-    identify a flow's first report. These fields are enough to count a new flow. ``FullReport`` adds
-    ``LastUpdateMetric``. This part is needed to count a flow that is neither known nor new: its
-    first report was missed. With shards, ``KnownReport`` is ``Update``: the labels show whether an
-    unknown flow belongs to the shard, and most messages have unknown flows of other shards.
+    Each type has the fields of the previous type and further fields:
+
+    * ``KnownReport`` has the fields that are needed to count a flow that is already in the table.
+    * ``Update`` adds the fields of labels.
+    * ``FirstReport`` adds the fields that identify a first report, to count a new flow.
+    * ``FullReport`` adds ``LastUpdateMetric``, to count a flow whose first report was missed.
+
+    With shards, most messages contain flows of other shards. Therefore ``KnownReport`` is
+    ``Update``, whose fields show to which shard a flow belongs.
 
     ``omissible`` are the fields and parts of ``FullReport`` that are not required to count a flow:
     gauges, optional counters, fields of histograms, and the fields that identify a first report or
@@ -166,9 +169,9 @@ def _struct(name: str, paths: Iterable[FieldPath]) -> type[msgspec.Struct]:
 
     A part without requested fields is decoded as an empty struct, which shows that the part exists.
     """
-    # The decoder is fastest if the order of the fields is the same as in messages.
+    # The decoder is fastest if the fields are in the same order as in messages.
     parts: dict[str, list[FieldPath]] = {}
-    for path in sorted(set(paths), key=_PLACES.__getitem__):
+    for path in sorted(set(paths), key=_POSITIONS.__getitem__):
         parts.setdefault(path[0], []).append(path)
     fields: list[tuple[str, Any, Any]] = []
     for part, inner_paths in parts.items():

@@ -2,8 +2,8 @@
 
 Rules are tested for every flow. Therefore they are compiled to one function: closures would take
 twice as long. The source of this function contains only names of fields from
-`skyfast.flows.fields.FIELDS` and names of constants. The constants hold the values from the
-configuration, so no text from the configuration is executed.
+`skyfast.flows.fields.FIELDS` and names of constants. The values from the configuration are in these
+constants, so no text from the configuration is executed.
 """
 
 from bisect import bisect
@@ -17,14 +17,14 @@ from skyfast.flows.rewrites import OTHER, BoundedCache
 from skyfast.flows.selection import KEEP, Condition, Filter, Network, Rule
 
 Flow = Any
-"""A struct of the plan's flow types; its fields are known only at run time."""
+"""A flow, decoded as one of the plan's `FlowTypes`. Its fields are known only at run time."""
 
 EXCLUDED = "excluded"
 """The reason under which flows with excluded tags are counted."""
 
 _OUTSIDE, _INSIDE, _NO_ADDRESS = range(3)
 
-# First index: where the initiator's address is. Second index: where the target's address is.
+# The first index is for the initiator's address, and the second index for the target's address.
 _TAGS = (
     (OTHER, "ingress", OTHER),
     ("egress", "internal", OTHER),
@@ -38,38 +38,38 @@ class Classifier:
     A flow is ``internal`` if both addresses are in the cluster's networks, ``egress`` if only the
     initiator's address is in them, and ``ingress`` if only the target's address is in them. It is
     ``other`` if neither address is in these networks, if an address is invalid, or if the flow has
-    no ``Network``. This is a `skyfast.flows.plan.LabelMapper` of whole flows.
+    no ``Network``. A classifier is a `skyfast.flows.plan.LabelMapper` of whole flows.
     """
 
     READS: ClassVar[tuple[FieldPath, ...]] = (("Network", "A"), ("Network", "B"))
 
-    __slots__ = ("_places",)
+    __slots__ = ("_locations",)
 
-    def __init__(self, places: Mapping[str, int]) -> None:
-        self._places = places
+    def __init__(self, locations: Mapping[str, int]) -> None:
+        self._locations = locations
 
     def __getitem__(self, flow: Flow) -> str:
         network = flow.Network
         if network is None:
             return OTHER
-        return _TAGS[self._places[network.A]][self._places[network.B]]
+        return _TAGS[self._locations[network.A]][self._locations[network.B]]
 
 
 def classifier(masks: Sequence[Network]) -> Classifier:
     """Return the classifier of a cluster with the networks ``masks``."""
     cluster = addresses.Networks(masks)
 
-    def place(text: str) -> int:
+    def location(text: str) -> int:
         address = addresses.read(text)
         if address is None:
             return _NO_ADDRESS
         return _INSIDE if address in cluster else _OUTSIDE
 
-    return Classifier(BoundedCache(place))
+    return Classifier(BoundedCache(location))
 
 
 def reads(config: Filter) -> tuple[FieldPath, ...]:
-    """Return the fields that the filter reads, except those of the plan's requirements."""
+    """Return the fields that the rules and excluded tags of a filter read."""
     fields = [condition.path for condition in _conditions(config)]
     paths = [path for path in fields if path is not None]
     if config.excluded_tags or None in fields:
@@ -103,7 +103,7 @@ class FlowFilter:
         return admitted
 
     def again(self, flows: list[Flow]) -> list[Flow]:
-        """Filter flows again, and count nothing: the dropped flows have already been counted."""
+        """Filter flows again, but count nothing: dropped flows were counted the first time."""
         return flows if self._pick is None else self._pick(flows, [0] * len(self._counters))
 
 
@@ -123,11 +123,11 @@ def make_flow_filter(
     ``filtered`` must already contain the names of all rules.
 
     If a flow lacks the part with a condition's field, such as ``Transport``, the condition does not
-    match; if the condition is negated, it matches. Every flow has a tag: see `Classifier`.
+    match, and a negated condition matches. Every flow has a tag: see `Classifier`.
 
-    Flows that have no UUID or fail one of ``requirements`` always pass this filter: the table skips
-    them, and counts them under its own reasons. So a rule's count contains only flows that would be
-    exported without the rule.
+    Flows that have no UUID or fail one of ``requirements`` always pass this filter, because the
+    table skips these flows and counts them under other reasons. So a rule's count contains only
+    flows that would be exported without the rule.
     """
     if not (config.excluded_tags or config.drop or config.keep):
         return FlowFilter(None, ())
@@ -155,7 +155,7 @@ class _FunctionSource:
         self._constants: dict[str, Any] = {"bisect": bisect}
         self._locals: dict[str, str] = {}
         self._drops: list[str] = []
-        self._memories: dict[object, str] = {}
+        self._caches: dict[object, str] = {}
 
     def constant(self, value: object) -> str:
         name = f"c{len(self._constants)}"
@@ -174,9 +174,9 @@ class _FunctionSource:
     def function(
         self, classifier: Classifier, requirements: Iterable[Requirement]
     ) -> Callable[[list[Flow], list[int]], list[Flow]]:
-        """Compile the source. Drop rules are tested in order; matches are counted by position."""
-        # `complete` is true if the table would not skip the flow. To save time, `complete` is
-        # evaluated only for flows that would be dropped.
+        """Compile a function that tests the conditions in order, and counts matches by position."""
+        # `complete` is true if the table would not skip the flow. To save time, the function tests
+        # `complete` only for flows that match a condition.
         complete = ["flow.UUID"]
         for requirement in requirements:
             alternatives = [f"flow.{part} is not None" for (part,) in requirement.paths]
@@ -208,7 +208,7 @@ class _FunctionSource:
         if condition.path is None:
             text = self._test(condition, self.tag(), str)
         else:
-            # The lookup ensures that only names of known fields get into the source.
+            # Unknown fields raise KeyError, so only names of known fields get into the source.
             kind = FIELDS[condition.path]
             if len(condition.path) == 1:
                 text = self._test(condition, f"flow.{condition.path[0]}", kind)
@@ -219,12 +219,15 @@ class _FunctionSource:
         return f"not {text}" if condition.negated else text
 
     def _test(self, condition: Condition, value: str, kind: type) -> str:
-        """Return an expression that tests like `matcher` and binds more tightly than ``not``."""
+        """Return an expression that tests ``value`` like `matcher`.
+
+        The expression needs no parentheses after ``not``.
+        """
         if condition.pattern is not None or condition.networks:
-            alike = (condition.values, condition.ranges, condition.networks, condition.pattern)
-            if alike not in self._memories:
-                self._memories[alike] = self.constant(BoundedCache(matcher(condition)))
-            return f"{self._memories[alike]}[{value}]"
+            tested = (condition.values, condition.ranges, condition.networks, condition.pattern)
+            if tested not in self._caches:
+                self._caches[tested] = self.constant(BoundedCache(matcher(condition)))
+            return f"{self._caches[tested]}[{value}]"
         if kind is int and condition.ranges:
             return self._within(condition, value)
         if len(condition.values) == 1:

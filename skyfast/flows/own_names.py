@@ -26,7 +26,7 @@ MAX_KEYS: Final = 100
 """Maximum number of different keys in a file. The log and the status page list all keys."""
 
 MAX_PROBLEMS: Final = 20
-"""Number of invalid lines after which a file is not read any further."""
+"""Number of invalid lines after which skyfast stops reading a file."""
 
 Prefix: TypeAlias = int
 """An address or a network, as an integer.
@@ -58,7 +58,7 @@ _IPV6: Final = 1 << _IPV6_BITS + _LENGTH_BITS
 
 _LENGTHS: Final = {str(bits): bits for bits in range(_IPV6_BITS + 1)}
 _INDEXED_BITS: Final = 16
-"""The index of the IPv4 ranges has an entry per /16 network: it ignores the low 16 bits."""
+"""Number of low bits that the index of IPv4 ranges ignores, to have one entry per /16 network."""
 
 _SORTED_AT_ONCE: Final = 100_000
 """Number of prefixes that are sorted in one call, which takes about 20 ms."""
@@ -93,8 +93,8 @@ def make_entry(name: str, values: Iterable[tuple[str, str]] = ()) -> Entry:
     """Return an entry.
 
     Raises:
-        InvalidEntryError: The entry has neither a name nor a value, a string is too long or not
-            printable, a value is empty, or a key is repeated or cannot be part of a label name.
+        InvalidEntryError: The entry is empty or repeats a key, or its name, a key or a value is
+            invalid.
 
     """
     entry = Entry(name, tuple(values))
@@ -207,7 +207,7 @@ def read_csv(text: str) -> dict[Prefix, Entry]:
 
 
 class _Names(dict[str, str]):
-    """Maps the field after the prefix to the name. Each different field is checked once."""
+    """Maps the second field of a line to the name in it. Each distinct field is checked once."""
 
     __slots__ = ()
 
@@ -220,7 +220,7 @@ class _Names(dict[str, str]):
 
 
 class _Values(dict[str, tuple[str, str]]):
-    """Maps a field after the name to its key and value. Each different field is checked once."""
+    """Maps a further field of a line to its key and value. Each distinct field is checked once."""
 
     __slots__ = ("_keys",)
 
@@ -243,7 +243,7 @@ class _Values(dict[str, tuple[str, str]]):
 
 
 class _EntryReader:
-    """Parses the part of an entry after its prefix. Equal fields are validated only once."""
+    """Parses the part of a line after the prefix. Each distinct field is checked only once."""
 
     def __init__(self) -> None:
         self._names = _Names()
@@ -256,19 +256,19 @@ class _EntryReader:
         return entry
 
     def release(self) -> None:
-        """Free the memory in parts, because freeing all of it at once would block other threads."""
+        """Free the memory in steps, because freeing all of it at once would block other threads."""
         release(self._names)
         release(self._values)
 
 
 def release(mapping: dict[Any, Any]) -> None:
-    """Free the entries of a mapping one by one, so that other threads can run in between."""
+    """Free the entries of a mapping one by one, so that other threads are not blocked."""
     while mapping:
         mapping.popitem()
 
 
 def _unquoted(prefix: str) -> str:
-    """Return a prefix without the quotes around it. A valid prefix contains no further quotes."""
+    """Return a prefix without the quotes around it. `read_prefix` rejects any further quotes."""
     if len(prefix) < 2 or not prefix.endswith('"'):
         raise InvalidEntryError(f"wrong quotes: {_shown(prefix)}")
     return prefix[1:-1]
@@ -308,10 +308,10 @@ def _ranges(
     keys: Sequence[str],
     numbers: dict[Names, int],
 ) -> tuple[list[int], "array[int]"]:
-    """Return the first address of each range, in order, and the index of the range's names.
+    """Return two lists with an element per range: the first address, and the index of the names.
 
     ``ordered`` are the prefixes of one IP version, whose addresses have ``most`` bits. The first
-    range starts at 0. ``numbers`` maps each different tuple of names to its index; this function
+    range starts at 0. ``numbers`` maps each distinct tuple of names to its index; this function
     adds new tuples.
     """
     starts, names_of = [0], array("I", [0])
@@ -385,7 +385,7 @@ class OwnNames:
         self._names = list(numbers)
 
     def release(self) -> None:
-        """Free the memory in parts. Afterwards, the object must not be used for lookups."""
+        """Free the memory in steps. Afterwards, the object must not be used for lookups."""
         while self._names:
             del self._names[-_FREED_AT_ONCE:]
 

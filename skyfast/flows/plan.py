@@ -1,8 +1,8 @@
 """The plan: which fields of a flow become labels and values, and how a page shows them.
 
-The table is built from a plan and contains no names of labels or metrics; the decoder is built from
-the paths in a plan (`skyfast.flows.fields`). A plan is immutable data, created by
-`skyfast.flows.planner` from the labels and metrics of `skyfast.flows.catalog`.
+The table and the decoder (`skyfast.flows.fields`) are built from a plan, so they need no
+definitions of labels or metrics. A plan is immutable data. `skyfast.flows.planner` creates plans
+from the labels and metrics of `skyfast.flows.catalog`.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class LabelMapper(Protocol):
 
 
 class Names(Protocol):
-    """Maps a key to the values of several labels; the results can change.
+    """Maps an address or a capture point to the current values of several labels.
 
     For each flow that is not in the table yet, the table looks up one key per `Lookup`. The mapping
     must accept every key: an exception aborts the update of the whole message. Lookups are fastest
@@ -39,10 +39,10 @@ class Names(Protocol):
     """
 
     def __getitem__(self, key: str, /) -> tuple[str, ...] | None:
-        """Return the label values, or None if they also depend on the flow: then use `resolve`."""
+        """Return the label values, or None if ``key`` is ambiguous: call `resolve` then."""
 
     def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
-        """Return the label values of an ambiguous key.
+        """Return the label values of an ambiguous key for one flow.
 
         ``other`` is the other address of the flow, and ``point`` is the flow's capture point.
         """
@@ -52,13 +52,14 @@ class Names(Protocol):
 class Lookup:
     """Looks up a field in ``names``, once for all labels of that field.
 
-    The key is the string at ``key``, or empty if the part with the string is missing. If the result
-    is None, the key is ambiguous: then the table calls ``names.resolve`` with the key and the two
-    values at ``context`` (the other address and the capture point). If ``context`` is empty,
-    results are never None.
+    The table looks up the value of the field ``key``, or an empty string if the flow lacks the
+    field. If the result is None, the value is ambiguous. In this case, the table calls
+    ``names.resolve`` with the value and the two fields in ``context`` (the other address and the
+    capture point). If ``context`` is empty, results are never None.
 
-    The table stores the key and the context of each live flow for `Table.relabel`. A field counts
-    once against the maximum number of columns, however many labels and lookups use it.
+    For `Table.relabel`, the table stores the fields ``key`` and ``context`` of each live flow. Each
+    of these fields counts once towards the maximum number of columns, even if several labels or
+    lookups use it.
     """
 
     names: Names
@@ -68,15 +69,16 @@ class Lookup:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Column:
-    """A label. Views with the same label share one object. A column is equal only to itself.
+    """A label. Views with the same label share one column: columns are compared by identity.
 
     If ``lookup`` is set, the label's value is element ``index`` of the tuple that the lookup
     returns. In this case, ``path`` is ``lookup.key``, and there is no ``rewrite``. Columns that
     look up the same field share one lookup.
 
-    If there is no ``lookup``, the label's value is the value at ``path``, mapped by ``rewrite`` if
-    it is set. If the part with the value is missing, the label is empty. If ``rewrite`` maps a part
-    or the whole flow, ``reads`` are the fields that ``rewrite`` needs.
+    If there is no ``lookup``, the label's value is the value at ``path``. If there is a
+    ``rewrite``, it maps this value to the label's value. If the flow lacks the value, the label is
+    empty. If ``rewrite`` maps a part or the whole flow, ``reads`` are the fields that ``rewrite``
+    needs.
     """
 
     name: str
@@ -88,13 +90,13 @@ class Column:
 
     @property
     def fields(self) -> tuple[FieldPath, ...]:
-        """All fields of the flow that the label needs, and ``path``, which can be empty."""
+        """All fields that the label needs, including ``path``, which can be empty."""
         context = self.lookup.context if self.lookup is not None else ()
         return (self.path, *self.reads, *context)
 
     @property
     def is_field(self) -> bool:
-        """Whether the label has the value at ``path``, unchanged."""
+        """Whether the label shows the field at ``path`` unchanged."""
         return self.rewrite is None and self.lookup is None
 
 
@@ -115,11 +117,11 @@ class Direction:
 class Counter:
     """A running total of a flow. A connection adds up the increases of its flows.
 
-    ``paths`` has the field with the total since the flow started, or several fields to add up.
-    ``last_update`` has the fields with the part of each total that belongs to the latest update. If
-    Skydive does not send these parts, ``last_update`` is empty, and 0 is assumed. If ``optional``
-    is true, flows can lack the counter. If all flows of a connection lack the counter, the
-    connection has no series for the counter.
+    ``paths`` has the field with the total since the flow started, or several fields to add up. For
+    each total, ``last_update`` has a field with the increase in the latest update. If Skydive sends
+    no such fields, ``last_update`` is empty, and an increase of 0 is assumed. If ``optional`` is
+    true, flows can lack the counter. If all flows of a connection lack the counter, the connection
+    has no series for the counter.
     """
 
     paths: tuple[FieldPath, ...]
@@ -131,9 +133,8 @@ class Counter:
 class Gauge:
     """A value of a flow. A connection keeps the value of one of its flows.
 
-    While the values of all its flows are 0, the connection keeps no value.
-
-    ``keep`` selects the value of the latest report, the minimum or the maximum.
+    ``keep`` selects the value of the latest report, the minimum or the maximum. If the values of
+    all flows are 0, the connection has no value.
     """
 
     path: FieldPath
@@ -149,9 +150,9 @@ class FlowCount:
 class NewFlows:
     """A counter of the flows that began on a connection.
 
-    A flow counts if its first report arrives, or if the flow certainly was not counted before. If
-    a flow whose first report was missed creates a connection, the total of the flow can be counted,
-    but the flow does not count as new.
+    A flow counts if its first report arrives, or if it is certain that the flow was not counted
+    before. If the first report was missed, the flow can create a connection, and the connection can
+    count the flow's total. But such a flow does not count as new.
     """
 
 
@@ -165,9 +166,9 @@ class Histogram:
     * "total": the sum of ``paths`` in the closing report.
     * "age": the time from the only field in ``paths`` to ``Last``, in the closing report.
 
-    ``bounds`` are the upper bounds of all buckets except the last one, which has no bound. They
-    are finite, above 0 and in increasing order. Bounds are in the unit of the page, and values are
-    in the unit of the flow: see `Family.decimals`.
+    ``bounds`` are the upper bounds of all buckets except the last bucket, which has no bound. The
+    bounds are finite, above 0 and in increasing order. Bounds are in the unit of the page, and
+    values are in the unit of the flow: see `Family.decimals`.
     """
 
     observes: Literal["first", "total", "age"]
@@ -176,11 +177,11 @@ class Histogram:
 
     @property
     def gauges(self) -> tuple[Gauge, ...]:
-        """The fields in ``paths`` as gauges, the form in which the table reads them."""
+        """A gauge for each field in ``paths``: the table reads the observed values as gauges."""
         return tuple(Gauge(path=path) for path in self.paths)
 
     def limits(self, decimals: int) -> tuple[int, ...]:
-        """For each bound, return the highest integer up to the bound, in the unit of the flow."""
+        """Return the bounds in the unit of the flow, rounded down to integers."""
         return tuple(int(Decimal(repr(bound)).scaleb(decimals)) for bound in self.bounds)
 
     @property
@@ -198,7 +199,7 @@ class Family(MetricFamily):
 
     ``values`` has two values if the metric and the view have two directions: initiator to target,
     then target to initiator. In all other cases, ``values`` has one value. Pages
-    show values divided by ``10 ** decimals``, exactly.
+    show the exact quotient of a value and ``10 ** decimals``.
     """
 
     values: tuple[Value, ...]
@@ -217,12 +218,12 @@ class View:
     """A set of series with the same label names: one row for each tuple of label values.
 
     ``identifies_connection`` means that the labels include both addresses and both ports. In such a
-    view, the flow that creates a row is the only flow of the row so far. So the total of this flow
-    can be counted, even if its first report was missed. ``direction`` is None if both directions
-    are added up.
+    view, no other flow can have used a row with the same labels. So the total of a flow that
+    creates a row can be counted, even if its first report was missed. ``direction`` is None if both
+    directions are added up.
 
-    ``bytes`` and ``packets`` are the counters of these amounts: one for each direction, or one for
-    the sum of both. Either is empty if no family and no bound uses its counters.
+    ``bytes`` and ``packets`` have a counter for each direction, or one counter for the sum of both
+    directions. Each tuple is empty if no family and no bound needs its counters.
     """
 
     columns: tuple[Column, ...]
@@ -235,9 +236,12 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirement:
-    """A flow that has none of the parts ``paths`` is skipped with ``reason``.
+    """A condition that flows must meet. The table skips all other flows.
 
-    If ``or_without`` is not empty, flows without the part ``or_without`` are exempt.
+    A flow must have at least one of the parts ``paths``. ``reason`` is the reason under which the
+    table counts skipped flows.
+
+    If ``or_without`` is not empty, flows without the part ``or_without`` are not skipped.
     """
 
     paths: tuple[FieldPath, ...]
@@ -255,8 +259,8 @@ class Conversation:
     """The fields that identify a conversation, and the field that identifies the capture point.
 
     A conversation is one connection in the network, which several capture points can report. Its
-    identifying fields are the same at every capture point. ``ends`` are the two sides, each with
-    the paths of address and port; the order of the sides is irrelevant.
+    identifying fields are the same at every capture point. ``ends`` has the address field and the
+    port field of each end; the order of the two ends is irrelevant.
     """
 
     protocol: FieldPath
@@ -265,7 +269,7 @@ class Conversation:
 
     @property
     def paths(self) -> tuple[FieldPath, ...]:
-        """The identifying fields: protocol, then address and port of either end."""
+        """The identifying fields: the protocol, then the address and the port of each end."""
         return (self.protocol, *self.ends[0], *self.ends[1])
 
 
@@ -273,7 +277,7 @@ class Conversation:
 class Share:
     """Selects the conversations whose hash modulo ``count`` is ``index``.
 
-    The hash is the same in every process and version, so that shares are disjoint.
+    The hash is the same in every process and version, so shares never overlap.
     """
 
     conversation: Conversation

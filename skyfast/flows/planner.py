@@ -63,7 +63,7 @@ class NameSource(Protocol):
 
     ``ends`` maps an address to the names in `ADDRESS_NAMES`, the values of
     `ExportSelection.k8s_labels`, the name of its network, and the values of
-    `ExportSelection.names_keys`. The last two are own names; they may be missing if no label shows
+    `ExportSelection.names_keys`. The last two are own names, which may be missing if no label shows
     own names. The names of an ambiguous address depend on the other address and the capture point.
     ``nodes`` maps a ``NodeTID`` to the names in `NODE_NAMES`.
     """
@@ -142,7 +142,7 @@ A ``NodeTID`` is never ambiguous, so it has no such fields."""
 def key_fields(label: LabelSpec) -> tuple[FieldPath, ...]:
     """Return the fields that are needed to look up a label's value; () if the label shows no name.
 
-    The table stores the values of these fields for each flow, once for all labels.
+    For each flow, the table stores each field once, even if several labels need the field.
     """
     key = _key(label)
     return (key, *_CONTEXTS[key]) if key else ()
@@ -240,7 +240,7 @@ def _view(view: ViewSpec, columns: _Columns, export: ExportSelection) -> View:
         families=shown,
         bytes=amounts.get("bytes", ()),
         packets=amounts.get("packets", ()),
-        # Several flows without ports, such as ICMP flows, can have the same addresses and one row.
+        # Flows without ports, such as ICMP flows between two hosts, can share a row.
         identifies_connection=not (export.include_icmp or export.include_other)
         and {column.path for column in chosen if column.is_field} >= ENDPOINTS,
     )
@@ -332,7 +332,7 @@ def _values(
     *,
     direction: str,
 ) -> tuple[Value, ...]:
-    """Return the values of a family. If ``direction`` is "sum", one counter adds up ``paths``."""
+    """Return the values of a family. If ``direction`` is "sum", a counter adds up ``paths``."""
     if not paths:
         return (NewFlows() if kind == "counter" else FlowCount(),)
     if kind == "gauge":

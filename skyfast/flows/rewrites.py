@@ -15,7 +15,7 @@ K = TypeVar("K", bound=str | int)
 V = TypeVar("V")
 
 MAX_REMEMBERED = 65_536
-"""Maximum size of a `BoundedCache`; when it is full, the next entry clears it."""
+"""Maximum size of a `BoundedCache`. A new entry clears a full cache."""
 
 MAX_REMEMBERED_CHARS = 256
 """Maximum length of a cached string; no address, node or layer path is longer."""
@@ -74,9 +74,9 @@ class _Folded(dict[int | str, int | str]):
 
 
 def fold(config: Fold) -> dict[int | str, int | str]:
-    """Return a mapping of ports, which maps all ports to `OTHER` except those that `Fold` keeps.
+    """Return a mapping that maps ports to `OTHER`, except the ports that ``config`` keeps.
 
-    An empty string stands for a missing port, and is mapped to itself.
+    An empty string, which stands for a missing port, is mapped to itself.
     """
     above = -1 if config.above is None else config.above
     return _Folded(config.keep or frozenset(), above)
@@ -85,9 +85,9 @@ def fold(config: Fold) -> dict[int | str, int | str]:
 class FlowProtocol:
     """Maps a flow to its protocol: ``TCP``, ``UDP``, ``SCTP``, ``ICMPV4`` or ``ICMPV6``.
 
-    If a flow has neither ``Transport`` nor ``ICMP``, the result depends on ``other``: the flow's
-    last layer, such as ``GRE`` or ``Fragment``, if ``other`` is true; otherwise an empty string.
-    ``reads`` are the fields that are needed for the result.
+    For a flow with neither ``Transport`` nor ``ICMP``, the result is an empty string. But if
+    ``other`` is true, the result for such a flow is its last layer, such as ``GRE`` or
+    ``Fragment``. ``reads`` are the fields that are needed for the result.
     """
 
     def __init__(self, *, other: bool = False) -> None:

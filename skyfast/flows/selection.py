@@ -1,7 +1,7 @@
 """The selection made by a configuration: labels, metrics, views, rewrites and filter rules.
 
 Plain data, created by `skyfast.config.loader`. `skyfast.flows.planner` creates the table's plan
-from it, and `skyfast.flows.filters` compiles the rules.
+from this data, and `skyfast.flows.filters` compiles the rules.
 """
 
 import ipaddress
@@ -26,12 +26,13 @@ TAGS = ("internal", "ingress", "egress", "other")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelSpec:
-    """A label: a known label, the value at ``path`` in a flow, or a value of the flow's ends.
+    """A label: a known label, a field, a pod label, or a value that users give to addresses.
 
-    ``k8s_label`` is the key of a pod label, and ``names_key`` is a key in ``names`` or in the file
-    ``names_file``. If either is set, the prefix ``initiator_`` or ``target_`` of ``name`` selects
-    one end of the flow. If ``name`` has no such prefix, the entry stands for two labels, one for
-    each end.
+    ``path`` is the field, ``k8s_label`` is the key of the pod label, and ``names_key`` is the key
+    of the value in ``names`` or in the file ``names_file``. A label with ``k8s_label`` or
+    ``names_key`` depends on an address: the prefix ``initiator_`` or ``target_`` of ``name``
+    selects the address. If ``name`` has no such prefix, the entry stands for two labels, one for
+    each address.
     """
 
     name: str
@@ -46,17 +47,18 @@ class LabelSpec:
 
     @property
     def is_of_ends(self) -> bool:
-        """Whether the label is a value of one end of the flow, or of both."""
+        """Whether the label has a ``k8s_label`` or a ``names_key``."""
         return bool(self.k8s_label or self.names_key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricSpec:
-    """A metric: a known metric if ``paths`` is empty, else one or two fields of a flow.
+    """A metric: one or two fields of a flow, or a known metric.
 
-    If there are two fields, the initiator's direction is first. ``type`` and ``help`` apply only to
-    metrics with ``paths``, except that the type of a known histogram is "histogram". ``buckets``
-    are the upper bounds of the histogram's buckets, without +Inf.
+    ``paths`` are the fields; the field of the initiator's direction is first. For a known metric,
+    ``paths`` is empty. For a known histogram, ``type`` is "histogram", and ``buckets`` are the
+    upper bounds of its buckets, without +Inf. For all other known metrics, ``type`` and ``help``
+    are ignored.
     """
 
     name: str
@@ -74,8 +76,8 @@ class MetricSpec:
 class Bounds(NamedTuple):
     """The numbers of bytes and packets that a row of a view must reach before it has series.
 
-    Reaching one of the bounds is enough. 0 means no bound. If both bounds are 0, all rows have
-    series.
+    If both bounds are set, reaching one of them is enough. 0 means no bound. If both bounds are 0,
+    all rows have series.
     """
 
     min_bytes: int = 0
@@ -99,8 +101,8 @@ class ViewSpec:
     """A set of series with the same label names.
 
     The first view, whose rows are the connections, has an empty ``prefix``. ``labels`` contains
-    ``direction`` if and only if the directions are split. ``amounts`` are counted because bounds
-    need them, although no metric shows them.
+    ``direction`` if and only if the directions are split. ``amounts`` are the amounts that bounds
+    need although no metric shows them.
     """
 
     prefix: str
@@ -122,8 +124,8 @@ class Mask:
 class Fold:
     """Replaces ports above ``above`` with ``other``, except the ports in ``keep``.
 
-    If ``above`` is None, all ports except those in ``keep`` are replaced. None for
-    ``keep`` has the same effect as an empty set.
+    If ``above`` is None, all ports except those in ``keep`` are replaced. For ``keep``, None has
+    the same effect as an empty set.
     """
 
     above: int | None
@@ -171,7 +173,7 @@ class ExportSelection:
 def changed_fields(old: ExportSelection, new: ExportSelection) -> list[str]:
     """Return the names of the fields that differ, including fields of the first view.
 
-    If ``amounts`` differs, the names of the keys for bounds are returned instead.
+    The field ``amounts`` is returned as the names of the configuration keys that it depends on.
     """
     main = _changed(old.main, new.main, fields(ViewSpec))
     rest = [field for field in fields(ExportSelection) if field.name != "main"]

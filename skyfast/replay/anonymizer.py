@@ -5,8 +5,8 @@ raw packets and unknown fields are removed, so that no address remains in an une
 kept fields are anonymized as follows:
 
 * IP and MAC addresses get pseudonyms of the same type. Pseudonyms of IP addresses preserve
-  prefixes: two pseudonyms share as many leading bits as the two addresses. This is the construction
-  of Crypto-PAn (Xu, Fan, Ammar, Moon: "Prefix-Preserving IP Address Anonymization", 2002) with
+  prefixes: two pseudonyms share as many leading bits as the two addresses. The construction is that
+  of Crypto-PAn (Xu, Fan, Ammar, Moon: "Prefix-Preserving IP Address Anonymization", 2002), but with
   BLAKE2. The type of an address (loopback, private, link-local, multicast) and the prefix lengths
   of networks stay visible.
 * UUIDs, tracking IDs (hashes of addresses), nodes, captures and analyzers get pseudonyms.
@@ -56,7 +56,7 @@ CACHED: Final = 1 << 16
 """Maximum number of cached pseudonyms of each type."""
 
 MAX_CACHED_CHARS: Final = 64
-"""Maximum length of cached strings. Addresses and IDs are shorter; other strings can be huge."""
+"""Maximum length of cached strings. Addresses and IDs are shorter. Other strings can be huge."""
 
 _STATISTICS: Final = (
     *("FlowCount", "FlowDropped", "KernelFlowDropped", "PacketsDropped", "PacketsReceived"),
@@ -64,7 +64,7 @@ _STATISTICS: Final = (
 """The numbers in a capture report: see ``flow.proto`` in Skydive."""
 
 _KINDS: Final = (
-    # Address ranges, and how many leading bits of their addresses are unchanged.
+    # Address ranges, and the number of leading bits that stay unchanged in each range.
     *(("0.0.0.0/32", 32), ("255.255.255.255/32", 32), ("127.0.0.0/8", 8), ("10.0.0.0/8", 8)),
     *(("172.16.0.0/12", 12), ("192.168.0.0/16", 16), ("169.254.0.0/16", 16), ("224.0.0.0/4", 4)),
     *(("::/128", 128), ("::1/128", 128), ("fc00::/7", 8), ("fe80::/10", 64), ("ff00::/8", 16)),
@@ -133,7 +133,9 @@ _ADDRESSES: Final = frozenset(
         (*_K8S, "Extra", "Status", "HostIP"),
     ]
 )
-"""The fields with IP addresses. String fields that are in none of the sets above are names."""
+"""The fields with IP addresses.
+
+String fields that are not in `_IDS`, `_WORDS` or `_ADDRESSES` are names, except `_KIND`."""
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_/-]{0,200}")
 
@@ -321,7 +323,7 @@ class Anonymizer:
         return "".join(_LETTERS[number >> 5 * i & 31] for i in range(_WORD_LETTERS))
 
     def _network(self, text: str) -> str:
-        """Return the pseudonym of an address, as in flows; keep the prefix length of ``text``."""
+        """Return the pseudonym that an address has in flows; a prefix length stays unchanged."""
         text, slash, length = text.partition("/")
         text, percent, zone = text.partition("%")
         octets = addresses.read(text)
@@ -335,8 +337,8 @@ class Anonymizer:
             address = ipaddress.ip_address(text)
         except ValueError:
             return self._text(text)
-        # An address in another notation or with a zone is a different label value and has its own
-        # series, so it gets its own pseudonym.
+        # Each notation of an address is a label value with its own series. Therefore an address
+        # with a zone, or in an unusual notation, gets its own pseudonym.
         if str(address) != text or "%" in text:
             return self._text(text)
         kept_bits = _kept_bits(address)

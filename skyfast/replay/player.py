@@ -2,7 +2,6 @@
 
 The replayed analyzers serve the flow subscription and the topology API. The messages and their
 times are a pure function of the recordings and the start time (:mod:`skyfast.replay.recording`).
-Only :class:`ReplayServer` has a clock and sockets.
 """
 
 import asyncio
@@ -57,7 +56,7 @@ class ReplayServer:
     ) -> None:
         """Create the analyzers; `start` opens the ports.
 
-        ``observe`` is called with each update of the topology when it takes effect.
+        ``observe`` is called with each update of the topology when the update takes effect.
         """
         self._playback = playback
         self._observe = observe
@@ -77,8 +76,7 @@ class ReplayServer:
         The alias of an endpoint is the recorded name of the analyzer, or the name of the file if no
         name was recorded. If several analyzers have the same name, all but the first get a number.
 
-        The topology that was recorded before the first message is available before the replay
-        starts.
+        Topology updates that precede the first message are applied before the replay starts.
 
         Raises:
             OSError: None of `LOOPBACKS` is available.
@@ -144,7 +142,7 @@ class ReplayServer:
             self._topology.rewind()
 
     async def _wait_for_subscribers(self) -> None:
-        """Wait for the first subscriber without a limit, then up to `START_WAIT_S` for the rest."""
+        """Wait for the first subscriber without a limit, and `START_WAIT_S` for the others."""
         waiting = [
             asyncio.create_task(analyzer.subscribed.wait()) for analyzer in self._analyzers.values()
         ]
@@ -177,7 +175,7 @@ class ReplayServer:
             for name in ("CreatedAt", "UpdatedAt"):
                 recorded_ms = element.get(name)
                 if isinstance(recorded_ms, int) and recorded_ms:
-                    # All times use the same mapping, so that their order stays the same.
+                    # The same mapping for all times preserves their order.
                     present_ms = began_ms + int((recorded_ms - first_ms) // speed)
                     element[name] = max(present_ms, 1)
             if is_loop:

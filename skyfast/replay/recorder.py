@@ -26,7 +26,7 @@ from skyfast.runtime.logs import LogLimit, printable
 from skyfast.skydive.topology_queries import Query
 
 MAX_FILE_BYTES: Final = 1 << 30
-"""Recording stops at this file size. After that, only the rest of the buffer is written."""
+"""Recording stops at this file size. The rest of the write buffer can still be written."""
 
 MAX_QUEUED_BYTES: Final = 64 << 20
 """Maximum size of the queue. An empty queue accepts a message of any size."""
@@ -49,7 +49,7 @@ TopologyFilter = Callable[[Update], Update]
 """Maps an update of the topology to the recorded update."""
 
 _Entry = tuple[bytes, int, str] | tuple[Answer | Update, int]
-"""A message, its time and its analyzer; or a response or update of the topology, and its time."""
+"""A message with its time and analyzer, or a response or update of the topology with its time."""
 
 
 class Recorder:
@@ -66,7 +66,7 @@ class Recorder:
         message_filter: MessageFilter | None = None,
         topology_filter: TopologyFilter | None = None,
     ) -> None:
-        """Create the file, readable only by its owner; use gzip if its name ends with ``.gz``.
+        """Create the file, readable only by its owner. If its name ends with ``.gz``, compress it.
 
         Raises:
             ConfigError: The file already exists or cannot be created.
@@ -196,7 +196,7 @@ class Recorder:
                     return False
                 self._write_entry(entry)
                 unflushed = True
-            # A gzip flush writes some bytes even if there is no data.
+            # Flush only after writes, because a gzip flush writes some bytes even without data.
             if unflushed and time.monotonic() >= flush_at_s:
                 self._out.flush()
                 unflushed = False

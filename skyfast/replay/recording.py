@@ -4,15 +4,15 @@
 so a recording can have any size. This module has no clock and no socket:
 :mod:`skyfast.replay.recorder` records, and :mod:`skyfast.replay.player` replays.
 
-Any file with one message or one flow per line can be replayed. skyfast adds a key at the start of
-each message::
+Any file with one message or one flow per line can be replayed. When skyfast records a message, it
+adds a key at the start::
 
     {"Recorded":{"At":1795352101512,"Analyzer":"analyzer-1:8082"},"Namespace":"flow",…}
 
-``At`` is the time of receipt in Unix milliseconds. After this key, the message is recorded byte for
-byte, except for surrounding white space. A message that is not UTF-8, has more than one line, or is
-not a JSON object is encoded in base64, and stored in the key ``Base64`` of ``Recorded``. A line
-with ``Base64`` has no other key than ``Recorded``.
+``At`` is the time of receipt in Unix milliseconds. After the key ``Recorded``, the message follows
+byte for byte, without surrounding white space. If the message is not UTF-8, has more than one line,
+or is not a JSON object, it is encoded in base64 and stored in the key ``Base64`` of ``Recorded``.
+In this case, ``Recorded`` is the only key of the line.
 
 Changes of the topology have lines of their own, without an analyzer, because every analyzer knows
 the whole topology (:mod:`skyfast.replay.topology`)::
@@ -94,9 +94,9 @@ class Message:
     """A recorded message, or an update of the topology.
 
     ``at_ms`` is the time of receipt in Unix milliseconds. If no time was recorded, ``at_ms`` is
-    None, and ``analyzer`` is empty. ``line`` is the kind of the line: a message; a flow; something
-    that no analyzer sends; or an `Update` of the topology. If the line is a flow, ``data`` is a
-    message with only this flow. If the line is an update, ``analyzer`` is empty.
+    None, and ``analyzer`` is empty. ``line`` is the type of the line: "message", "flow", "topology"
+    (an `Update`), or "other" (something that no analyzer sends). If the line is a flow, ``data`` is
+    a message with only this flow. If the line is an update, ``analyzer`` is empty.
     """
 
     data: bytes
@@ -275,9 +275,8 @@ class Recording:
     def __iter__(self) -> Iterator[tuple[int, Message]]:
         """Read the file again, and yield the time and the message of each line.
 
-        The times are Unix milliseconds, and never decrease.
-
-        Updates of the topology before the first message have the time of that message.
+        The times are Unix milliseconds, and never decrease. Updates of the topology that precede
+        the first message have the time of this message.
         """
         times = _Times(self.first_ms)
         for message in _Lines(self.path):
@@ -303,8 +302,8 @@ class _Times:
         elif not self._has_begun:
             return self.latest_ms
         if message.at_ms is None:
-            # The analyzer sent the message after the latest time in the message, and not before the
-            # previous message.
+            # The analyzer sent the message after the latest time in it, and after the previous
+            # message.
             self.latest_ms = max(self.latest_ms, _newest_ms(message.data))
         else:
             at_ms = message.at_ms + self._set_back_ms

@@ -77,7 +77,7 @@ def _merged(one: Shape, other: Shape) -> Shape:
 
 
 NODE: Final = _merged(_shape(topology_graph.Node), _shape(topology_nodes.Node))
-"""The node fields that are read for names or interface metrics, or that queries compare."""
+"""The fields of nodes that skyfast reads for names and interface metrics, or uses in queries."""
 
 COUNTERS: Final = tuple(
     field.encode_name for field in msgspec.structs.fields(topology_nodes.Counters)
@@ -93,7 +93,7 @@ EDGE: Final[Shape] = {
     "UpdatedAt": int,
     "DeletedAt": object,
 }
-"""The edge fields that are read."""
+"""The fields of edges that skyfast reads."""
 
 
 def empty_like(value: object) -> object:
@@ -175,7 +175,7 @@ decode_update: Final = msgspec.json.Decoder(Update).decode
 
 
 class Answer:
-    """The elements of a response, reduced to the fields that are read.
+    """The elements of a response, reduced to the fields that skyfast reads.
 
     The object observes a `TopologyClient`. When the response is complete, the object passes itself
     to ``done``. ``len()`` returns the size of the kept elements in bytes.
@@ -233,7 +233,7 @@ class Changes:
 
     def __init__(self) -> None:
         self.left_out = 0
-        """Number of elements beyond `MAX_ELEMENTS`, or without ID."""
+        """Number of elements without an ID, and of elements beyond `MAX_ELEMENTS`."""
         self._known: dict[str, int] = {}
         self._answered: dict[Query, set[str]] = {query: set() for query in _COMPLETE}
 
@@ -301,7 +301,7 @@ class Topology:
         self._seen: dict[str, bytes] = {}
         """The latest version of each node in this loop, including removed nodes."""
         self._previous: dict[str, bytes] = {}
-        """For each node that this loop has not added yet: its last version in earlier loops."""
+        """The last version in earlier loops of each node that this loop has not added yet."""
         self._offsets: dict[str, dict[str, int]] = {}
 
     def rewind(self) -> None:
