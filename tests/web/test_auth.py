@@ -194,7 +194,7 @@ async def test_guesses_do_not_delay_authenticated_clients(plain, monkeypatch):
 
 
 @on_both_loops
-async def test_unknown_user_costs_as_much_as_a_wrong_password(plain, monkeypatch):
+async def test_rejecting_an_unknown_user_costs_as_much_as_rejecting_a_password(plain, monkeypatch):
     computed = []
     checkpw = bcrypt.checkpw
     monkeypatch.setattr(

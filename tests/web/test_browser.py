@@ -219,7 +219,7 @@ async def test_column_of_a_metric_is_hidden_while_the_metric_ranks_the_list(visi
 
 
 @pytest.mark.parametrize("width", [500, 1200])
-async def test_bar_of_a_share_is_below_its_digits(visited, width):
+async def test_bar_of_a_percentage_is_below_the_digits(visited, width):
     async with three_connections() as site:
         site.app.stats.analyzer("127.0.0.1:9").flows = 10
         async with visited(site, width=width) as tab:
@@ -321,7 +321,7 @@ async def test_ranking_can_be_sorted_and_filtered(visited):
         )
 
 
-async def test_hostile_values_stay_text(visited):
+async def test_hostile_values_are_shown_as_text(visited):
     async with three_connections() as site:
         site.report(make_flow("6", (10**9, 0, 1, 0), node=EVIL))
         site.app.stats.analyzers["127.0.0.1:9"].last_failure = Failure("error", EVIL)
@@ -472,7 +472,7 @@ async def test_page_is_accessible(visited, dark):
 @needs_axe
 @pytest.mark.parametrize("look", LOOKS, ids=LOOKS.keys())
 @pytest.mark.parametrize("path", ["/", "/cardinality", "/help", "/missing"])
-async def test_page_has_no_accessibility_violations(browser, path, look):
+async def test_axe_finds_no_accessibility_violations(browser, path, look):
     """Check all rules of axe-core: those of WCAG 2.2 level AA, and best practices."""
     view = {"prefix": "x", "labels": ["initiator_ip", "direction"], "metrics": ["bytes"]}
     async with three_connections(views=[view]) as site, browser.page() as tab:
@@ -533,7 +533,7 @@ async def test_page_fits_narrow_screens(visited, width):
                 assert await tab.evaluate("document.documentElement.scrollWidth") == width
 
 
-async def test_no_column_is_cut_on_a_usual_screen(visited, monkeypatch):
+async def test_all_tables_fit_a_screen_of_usual_width(visited, monkeypatch):
     settings = {
         "labels": [
             *("initiator_name", "initiator_ip", "initiator_port"),

@@ -335,7 +335,7 @@ def test_tls_1_2_defaults_to_authenticated_encryption(file):
     assert all("GCM" in name or "POLY1305" in name for name in names)
 
 
-def test_configured_suites_replace_those_of_tls_1_2(file):
+def test_configured_suites_replace_the_default_suites_of_tls_1_2(file):
     suite = "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA"
     config = config_file.read(file(tls=f"cipher_suites: [{suite}, TLS_AES_128_GCM_SHA256]"))
     names = [item["name"] for item in config.tls.get_ciphers() if item["protocol"] != "TLSv1.3"]
@@ -491,7 +491,7 @@ def distrusts(port):
 
 
 @on_both_loops
-async def test_failed_handshake_is_reported_to_both_sides(file, authority, caplog):
+async def test_failed_handshake_is_reported_to_the_client_and_logged(file, authority, caplog):
     path = file(tls="min_version: TLS13")
     cbc = {"ciphers": "ECDHE-ECDSA-AES128-SHA", "maximum_version": ssl.TLSVersion.TLSv1_2}
     async with Site(security=WebSecurity(path)) as site:
@@ -630,7 +630,7 @@ async def test_unread_page_is_aborted(file, authority):
 
 
 @on_both_loops
-async def test_new_certificate_is_used_and_open_connections_stay(file, authority, tmp_path, caplog):
+async def test_new_certificate_is_used_and_connections_stay_open(file, authority, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     security = WebSecurity(file())
     certificate, key = tmp_path / "ca-127.0.0.1.crt", tmp_path / "ca-127.0.0.1.key"
@@ -659,7 +659,7 @@ async def test_new_certificate_is_used_and_open_connections_stay(file, authority
 
 
 @on_both_loops
-async def test_users_can_change_but_not_all_be_removed(plain, caplog):
+async def test_users_can_change_but_cannot_all_be_removed(plain, caplog):
     path = plain(users(alice=CHEAP, bob=CHEAP))
     async with Site(security=WebSecurity(path)) as site:
         for user in ("alice", "bob"):

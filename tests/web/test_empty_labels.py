@@ -57,7 +57,7 @@ FLOWS = (
 )
 
 
-def test_share_is_the_part_of_the_bytes_that_has_no_names(tmp_path: Path) -> None:
+def test_share_is_the_fraction_of_bytes_with_empty_labels(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"names": {"10.0.0.0/8": "inside"}}
     assert found(tmp_path, *FLOWS, **settings) == {"initiator_name,target_name": 0.91}
     assert found(tmp_path, *FLOWS, **settings, labels=["target_name"]) == {"target_name": 0.94}

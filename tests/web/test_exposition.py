@@ -313,7 +313,7 @@ async def test_isal_compresses_small_pages():
     assert zlib.decompress(b"".join(await collect(stream)), wbits=31) == BIG
 
 
-def test_length_of_a_gzip_member_is_modulo_4_gib():
+def test_gzip_trailer_has_the_length_modulo_4_gib():
     assert trailer(0x01020304, 2**32 + 5) == b"\4\3\2\1\5\0\0\0"
 
 

@@ -103,7 +103,7 @@ def test_forecast_equals_the_page(
         assert made.proposed.min_bytes == (0, *PROPOSED)[meets.index(True)]
 
 
-def test_forecast_of_usual_sizes_keeps_most_bytes_in_a_tenth_of_the_series():
+def test_largest_tenth_of_typical_connections_has_most_bytes():
     """The sizes of connections are distributed as in real networks.
 
     A tenth of the series has at least 95 % of the bytes.
@@ -262,7 +262,7 @@ def test_text_counts_all_series_together_if_there_is_only_one_view():
         (Bounds(), ["  With min_bytes 10 kB: 1 connection, 2 series, 94.5 % of the bytes."]),
     ],
 )
-def test_configured_bound_is_listed(bound, lines):
+def test_forecast_lists_the_configured_bound(bound, lines):
     made = make_forecast(small_table(), [bound, Bounds()], max_series=0, now=0)
     assert as_text(made)[1 : len(lines) + 1] == lines
     if bound == NO_BOUNDS:

@@ -72,7 +72,7 @@ def test_groupings_follow_from_the_labels(labels, expected):
     assert {each.view for each in others if not each.group} == {*labels} - {"main"}
 
 
-def test_pairs_come_before_single_labels():
+def test_pairs_of_labels_come_before_single_labels():
     labels = ("initiator_ip", "port", "target_ip")
     assert list(pairs(labels)) == [
         ("initiator_ip", "target_ip"),

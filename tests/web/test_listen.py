@@ -42,7 +42,7 @@ async def responds(url: str) -> bool:
 
 
 @needs_ipv6
-async def test_addresses_of_the_command_line_replace_the_configured_one(tmp_path: Path) -> None:
+async def test_addresses_of_the_command_line_replace_the_configured_address(tmp_path: Path) -> None:
     config = write_config(tmp_path, port=1)
     options = ("--web.listen-address=127.0.0.1:0", "--web.listen-address", "[::1]:0")
     async with running(config, *options, quiet=False, **{ADDRESS: "192.0.2.1"}) as skyfast:

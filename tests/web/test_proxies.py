@@ -259,7 +259,9 @@ async def states(port: int, expected: dict[str, str]) -> dict[str, str]:
 
 @needs_haproxy
 @pytest.mark.parametrize("users", [False, True], ids=["open", "with users"])
-async def test_default_check_of_haproxy_needs_credentials(tmp_path: Path, users: bool) -> None:
+async def test_default_check_of_haproxy_fails_if_there_are_users(
+    tmp_path: Path, users: bool
+) -> None:
     """The default check of haproxy is an OPTIONS request without credentials.
 
     If the web configuration has users, this check fails.
@@ -282,7 +284,7 @@ async def test_default_check_of_haproxy_needs_credentials(tmp_path: Path, users:
 
 
 @needs_varnish
-async def test_cache_stores_no_page(tmp_path: Path) -> None:
+async def test_varnish_caches_no_page(tmp_path: Path) -> None:
     """By default, Varnish caches a page for two minutes. skyfast's response headers forbid this."""
     async with asyncio.timeout(60), demo() as skyfast:
         port = free_port()

@@ -114,7 +114,7 @@ async def test_waiting_scans_and_cached_results_share_a_limit():
 
 @pytest.mark.xdist_group("timing")
 @on_both_loops
-async def test_result_does_not_expire_before_its_own_time():
+async def test_new_result_survives_the_expiry_of_an_old_result():
     """A result is replaced before it expires. Later, there is a new result with the same key.
 
     The new result stays in the cache when the old result would have expired.
@@ -170,7 +170,7 @@ async def test_exception_without_a_waiting_request_is_not_logged(caplog):
 
 
 @on_both_loops
-async def test_cache_keeps_no_reference_to_its_scanner():
+async def test_cache_keeps_no_reference_to_a_completed_scan():
     scans = Scans()
     await scans.get("a")
     freed = weakref.ref(scans)

@@ -95,7 +95,7 @@ async def test_page_of_an_empty_part_is_empty():
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
 @on_both_loops
-async def test_promtool_complains_only_about_inherited_names():
+async def test_promtool_complains_only_about_compatible_names():
     async with Site() as site:
         page = (await site.get()).body
     promtool = await asyncio.create_subprocess_exec(
@@ -710,7 +710,7 @@ async def test_responses_forbid_caching():
 
 
 @on_both_loops
-async def test_response_to_head_is_that_of_get_without_its_body():
+async def test_head_gets_the_response_of_get_without_the_body():
     """All requests use one connection. A body after HEAD would make the next response invalid."""
     async with Site() as site, await site.ask(b"") as client:
         for path in (*PATHS, "/nothing"):
@@ -1108,7 +1108,7 @@ async def test_slow_rendering_is_aborted_at_the_deadline():
 
 
 @on_both_loops
-async def test_connection_with_an_unread_page_end_is_reset(monkeypatch):
+async def test_connection_is_reset_if_the_end_of_the_page_is_not_read(monkeypatch):
     """The client reads nothing. At the timeout, the end of the page is in the server's buffer."""
     monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.15)
     monkeypatch.setattr(connections, "WRITE_BUFFER_BYTES", 2 * len(BIG))

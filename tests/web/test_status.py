@@ -194,7 +194,7 @@ async def test_analyzers_that_are_down_come_first():
     ]
 
 
-async def test_clock_that_is_held_causes_a_warning():
+async def test_held_clock_causes_a_warning():
     stats = Stats()
     stats.analyzer("a")
     stats.clock_held = 1
@@ -348,7 +348,7 @@ async def test_interfaces_and_captures_are_listed():
 
 
 @pytest.mark.parametrize("has_interfaces", [True, False])
-async def test_interfaces_and_names_each_have_a_line(has_interfaces):
+async def test_page_has_a_line_about_interfaces_and_a_line_about_names(has_interfaces):
     stats = Stats()
     stats.topology.interfaces = 45
     stats.topology.last_answer_timestamp_s = time.time() - 100.5
@@ -1089,7 +1089,7 @@ async def test_page_says_that_nothing_matches_the_filter():
             assert (response["matches"], response["entries"]) == (True, [])
 
 
-async def test_second_scan_is_needed_only_for_ranks_that_rows_can_lack():
+async def test_second_scan_runs_only_if_rows_can_lack_the_metric():
     """Every row has bytes, but some rows have no round-trip time.
 
     If the first scan finds no row with a rank, a second scan searches for matching rows without a
@@ -1293,7 +1293,7 @@ def test_values_are_formatted(format_, value, text):
     assert formatted(value, format_, 1000) == text
 
 
-async def test_page_shows_each_analyzers_share_lag_and_lost_reports():
+async def test_page_shows_share_lag_and_lost_reports_of_each_analyzer():
     stats = Stats()
     a, b, _ = (stats.analyzer(name) for name in "abc")
     source = fake_status(stats=stats)
@@ -1406,7 +1406,7 @@ def test_created_and_expired_connections_of_three_hours_are_counted():
     assert counts == ChurnCounts(created=17_950, expired=1_795, seconds=10_770)
 
 
-async def test_a_new_table_starts_the_counts_of_connections_anew():
+async def test_new_table_resets_the_counts_of_created_and_expired_connections():
     old, new = FakeTable(), FakeTable()
     old.created_total, old.expired_total = 10, 8
     source, replacement = fake_status(old), fake_status(new)
@@ -1508,7 +1508,7 @@ def test_script_and_page_share_constants():
     assert dict(re.findall(r'(\w+): "([^"]*)"', words)) == REASONS
 
 
-def test_the_last_error_is_shown_only_if_there_is_one():
+def test_last_error_is_shown_only_after_an_error():
     failure = {"text": "no", "timestamp_seconds": 10.0}
     assert formatted(None, "last-error", 20.0) == ""
     assert formatted(failure, "last-error", 20.0) == ", last error: no (10 s ago)"

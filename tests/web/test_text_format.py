@@ -32,7 +32,7 @@ def test_help_type_and_unit_lines_depend_on_the_format():
     assert info.head(openmetrics=True) == "# HELP x y\n# TYPE x info\n"
 
 
-def test_families_in_openmetrics_2_have_the_names_of_samples():
+def test_families_in_openmetrics_2_have_the_names_of_their_samples():
     """In all other respects, the lines are those of OpenMetrics 1.0."""
     family = MetricFamily(name="x_bytes_total", type="counter", help='a "b" \\ c\nd')
     assert family.head(openmetrics=2) == (
