@@ -213,7 +213,7 @@ async def chromium() -> AsyncIterator[Browser]:
         reading: list[asyncio.Task[Any]] = []
         try:
             url = await asyncio.wait_for(_devtools_url(process.stderr), START_S)
-            # If nobody read the pipe, it would become full and block Chromium.
+            # If this program did not read the pipe, the pipe would become full and block Chromium.
             reading.append(asyncio.create_task(process.stderr.read()))
             async with connect(url, max_size=MAX_MESSAGE_BYTES, compression=None) as connection:
                 browser = Browser(connection)

@@ -100,7 +100,7 @@ def _load(name: str, path: Path) -> ModuleType:
 
 
 def use_chosen() -> None:
-    """If ``SKYFAST_CORE`` is set, replace the compiled modules by those of that test build."""
+    """If ``SKYFAST_CORE`` is set, import the compiled modules of that test build."""
     path = os.environ.get(CHOSEN)
     if path and getattr(sys.modules.get(CORE), "__file__", None) != path:
         assert CORE not in sys.modules, "the core is imported already"

@@ -18,7 +18,7 @@ MAX_ENTRIES = 64
 entries are assumed to be similar."""
 
 MAX_FIELDS = 8
-"""If a dict has at most this many keys, and all are strings, the path of each value has its key."""
+"""A dict has a path for each key if it has at most this many keys and all keys are strings."""
 
 
 class _MallInfo(ctypes.Structure):
@@ -34,7 +34,7 @@ class _MallInfo(ctypes.Structure):
 
 
 def heap_bytes() -> dict[str, int]:
-    """Return the size of malloc's memory and its part in use, or {} if there is no glibc."""
+    """Return the sizes of malloc's memory and of the part in use, or {} if there is no glibc."""
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
     except AttributeError:

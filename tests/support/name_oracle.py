@@ -282,7 +282,7 @@ class NameOracle:
 
     @once
     def is_uncertain(self, namespace: Json) -> bool:
-        """Whether several pods may own a namespace. In this case, its pod is unknown."""
+        """Whether several pods may own a namespace. If so, the pod of the namespace is unknown."""
         if namespace is None or self.is_own(namespace):
             return False
         return (
@@ -513,7 +513,7 @@ class NameOracle:
         )
 
     def cluster_of_host(self, host: str) -> str:
-        """The cluster of a host's Kubernetes nodes. Empty if there are no nodes or two clusters."""
+        """The cluster of a host's Kubernetes nodes. Empty if there is no single cluster."""
         return only(cluster for cluster, _ in self.kubernetes_nodes(host)) or ""
 
     @once

@@ -242,7 +242,7 @@ class Oracle:
     # Pages
 
     def check_before(self, page: Mapping[str, set[str]], now: float) -> None:
-        """Check the page before the next message: the only possible changes are due expiries."""
+        """Check the page before a message: only connections that were due may have expired."""
         if not self.is_exact:
             return
         visible = read_counters(page, self.spec.views[0])

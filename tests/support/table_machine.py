@@ -490,8 +490,8 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(max_rows=st.sampled_from((1, 2, 3, ALL_ROWS)))
     def expire(self, max_rows):
-        # Pages omit expired rows even before the table removes these rows. But gauges that count
-        # flows include expired flows until their removal.
+        # Pages omit expired rows even before the table removes these rows. However, gauges that
+        # count flows include expired flows until the table removes these flows.
         counts = {
             family.name
             for family in self.model.families
