@@ -1,6 +1,6 @@
-"""Select the build of the compiled core under test, and configure Hypothesis.
+"""Selects the build of the compiled core to test, and configures Hypothesis.
 
-In CI, Hypothesis is deterministic, so that a failure there can be reproduced elsewhere.
+In CI, Hypothesis is deterministic. Therefore, failures in CI can be reproduced on other machines.
 """
 
 import logging
@@ -15,7 +15,7 @@ from tests.support.analyzer import FakeAnalyzer
 
 core_builds.use_chosen()
 
-# Other load on the machine must not fail a test.
+# There are no deadlines: a busy machine must not cause failures.
 settings.register_profile("local", deadline=None)
 settings.register_profile(
     "ci",
@@ -30,7 +30,7 @@ settings.load_profile("ci" if "CI" in os.environ else "local")
 
 @pytest.fixture(autouse=True)
 def _restore_log_level() -> Iterator[None]:
-    """Restore the log level after the test, because reloads in this process change it."""
+    """Restore the log level after each test. Reloads of an app in the test's process change it."""
     logger = logging.getLogger("skyfast")
     level = logger.level
     yield

@@ -407,7 +407,7 @@ def check_flow_families(file, page, first, result):
 
 
 @needs_promtool
-def test_promtool_complains_only_about_inherited_names(replayed):
+def test_promtool_complains_only_about_compatible_names(replayed):
     _, result = replayed
     complaints = set(lint(result.page))
     of_parts = {complaint for page in result.flow_parts for complaint in lint(page)}

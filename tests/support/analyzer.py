@@ -1,9 +1,8 @@
 """A fake Skydive analyzer that can produce the faults that tests need.
 
 Like Skydive, the fake serves subscriptions, ``POST /login`` and ``POST /api/topology`` on one port.
-It uses plain asyncio streams, so that it can violate any rule of HTTP and of the WebSocket
-protocol. It shares no code with skyfast, except for the evaluation of topology queries. Typical
-use::
+Because the fake uses plain asyncio streams, it can violate any rule of HTTP and of the WebSocket
+protocol. It shares no code with skyfast, except the parser of topology queries. Typical use::
 
     async with FakeAnalyzer() as analyzer:
         ...  # subscribe to analyzer.url
@@ -38,15 +37,15 @@ PHRASES = {101: "Switching Protocols", 200: "OK", 401: "Unauthorized", 409: "Con
 HUGE_BYTES = 500_000_000
 SPACES = b" " * (1 << 20)
 WRITE_TIMEOUT_S = 10.0
-"""Maximum duration of a write. As in Skydive, a subscriber is dropped if a write takes longer."""
+"""Maximum duration of a write. If a write takes longer, the analyzer drops the subscriber."""
 PONG_TIMEOUT_S = 7.0
-"""Maximum time since the latest pong: in Skydive, the ping interval plus the pong timeout."""
+"""Maximum time since the latest pong: the sum of Skydive's ping interval and pong timeout."""
 WAIT_S = 5.0
 """Timeout of all methods that wait."""
 
 
 class Fault(enum.Enum):
-    """Faults that occur in place of the response to a request."""
+    """Ways to handle a request incorrectly."""
 
     HANG = "send nothing and keep the socket open"
     EOF = "close the socket without a response"
@@ -70,7 +69,7 @@ class Answer:
 
 @dataclass
 class Request:
-    """A received request. Headers keep their order, their duplicates, and their case."""
+    """A received request. ``headers`` has all headers in their original order and case."""
 
     method: str
     target: str
@@ -137,7 +136,7 @@ class Subscriber:
         await self._drain()
 
     async def send(self, data: str | bytes, *, binary: bool = False, fragments: int = 1) -> None:
-        """Send a message in ``fragments`` frames; the last frame can be shorter."""
+        """Send a message in ``fragments`` frames."""
         payload = data.encode() if isinstance(data, str) else data
         size = -(-len(payload) // fragments) or 1
         for number in range(fragments):
@@ -177,7 +176,7 @@ class Subscriber:
         _reset(self.writer)
 
     async def gone(self, timeout_s: float = WAIT_S) -> None:
-        """Wait until the other side has closed the connection."""
+        """Wait until the connection is closed."""
         async with asyncio.timeout(timeout_s):
             await self.closed.wait()
 
@@ -207,7 +206,7 @@ class FakeAnalyzer:
         self.host_id = host_id
         self.service_type = service_type
         self.username = username
-        """The required username; if None, there is no authentication."""
+        """The required username. If it is empty, there is no authentication."""
         self.password = password
         self.accepts_basic = True
         """Whether Basic authentication is accepted. If not, requests need a login cookie."""
@@ -215,14 +214,15 @@ class FakeAnalyzer:
         self.on_subscribe = on_subscribe
         """Called with each new subscriber, in a separate task."""
         self.script: deque[int | Answer | Fault] = deque()
-        """Responses to the next WebSocket upgrades. Each is a status, an answer or a fault. Further
-        upgrades succeed."""
+        """Responses to the next WebSocket upgrades: each is a status, an `Answer` or a `Fault`.
+        Further upgrades succeed."""
         self.login: Answer | Fault | None = None
         """The response to ``POST /login``; None for the normal response."""
         self.topology: Answer | Fault = Answer(body=b"[]", compress=True)
         """The response to authorized ``POST /api/topology`` requests if ``graph`` is None."""
         self.graph: dict[str, list[dict[str, Any]]] | None = None
-        """The lists ``Nodes`` and ``Edges``. A response has the elements that match its query."""
+        """The topology: the lists ``Nodes`` and ``Edges``. A response has the elements that match
+        the query."""
         self.unique_host_ids = False
         """Whether to respond with 409, as Skydive does, if another subscriber has the same
         X-Host-ID."""
@@ -231,12 +231,14 @@ class FakeAnalyzer:
         self.checks_pongs = False
         """Whether to drop subscribers whose pongs are late, as Skydive does."""
         self.stalling = False
-        """Whether to send no pings, for example if a ping would corrupt an incomplete frame."""
+        """Whether to send no pings. A ping would corrupt a frame that a test has sent only in
+        part."""
         self.stops_after_disconnect = False
-        """Whether to imitate a bug: after a disconnect, send nothing until a client subscribes."""
+        """Whether to imitate a bug of Skydive: after a subscriber has disconnected, send nothing
+        until the next subscription."""
 
         self.paths: list[str] = []
-        """The paths of all requests, including unknown ones."""
+        """The paths of all requests, including unknown paths."""
         self.upgrades: list[Request] = []
         self.logins: list[Request] = []
         self.topology_requests: list[Request] = []
@@ -308,7 +310,7 @@ class FakeAnalyzer:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether ``stops_after_disconnect`` prevents sending now."""
+        """Whether the analyzer sends nothing now, because of ``stops_after_disconnect``."""
         return self.stops_after_disconnect and not self._stored
 
     async def send(self, data: str | bytes, *, binary: bool = False, fragments: int = 1) -> None:
@@ -341,7 +343,7 @@ class FakeAnalyzer:
         except (ConnectionError, asyncio.IncompleteReadError, ssl_module.SSLError):
             pass
         except asyncio.CancelledError:
-            pass  # stop() cancelled this task; asyncio.streams would log the exception
+            pass  # stop() cancelled this task. asyncio.streams would log the exception.
         finally:
             self._tasks.discard(task)
             self._writers.discard(writer)
@@ -374,14 +376,14 @@ class FakeAnalyzer:
         form = parse_qs(request.body.decode(), keep_blank_values=True)
         if (form.get("username"), form.get("password")) != ([self.username], [self.password]):
             return Answer(status=401)
-        # Skydive's tokens may end with the = of base64. Skydive also sets a second cookie.
+        # Skydive's tokens can end with "=", because they are base64. Skydive sets two cookies.
         token = f"token{next(self._serial)}=="
         self.tokens.add(token)
         cookies = (f"authtoken={token}; Path=/", "permissions=W10=; Path=/")
         return Answer(body=b"{}", headers=tuple(("Set-Cookie", cookie) for cookie in cookies))
 
     def _topology(self, request: Request) -> Answer | Fault:
-        """Return the response to a query. As in Skydive, an unknown query gets status 400."""
+        """Return the response to a topology query, with status 400 for an unknown query."""
         if self.graph is None:
             return self.topology
         query = parse(json.loads(request.body)["GremlinQuery"])
@@ -399,8 +401,8 @@ class FakeAnalyzer:
     def _allowed(self, request: Request) -> bool:
         if not self.username:
             return True
-        # Skydive checks the cookie first. So it rejects an expired token even with a valid
-        # password.
+        # Skydive checks the cookie first. Therefore, it rejects a request with an expired token,
+        # even if the request has a valid password.
         token = request.cookies.get("authtoken")
         if token is not None:
             return token in self.tokens
@@ -558,7 +560,7 @@ class FakeAnalyzer:
 
 
 async def _quiet(job: Awaitable[None]) -> None:
-    """Ignore exceptions that ``job`` raises because the subscriber has left."""
+    """Run ``job``, and ignore errors that occur because the subscriber has disconnected."""
     with contextlib.suppress(ConnectionError, ssl_module.SSLError):
         await job
 

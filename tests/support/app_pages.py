@@ -1,4 +1,4 @@
-"""Helpers for tests that run an app in the process of the test: series of the page, and flows."""
+"""Helpers for tests that run an app in the process of the test."""
 
 import asyncio
 from typing import Any
@@ -12,7 +12,7 @@ BYTES = "skydive_network_connection_total_bytes{"
 
 
 async def rows(app: App, family: str = BYTES) -> dict[str, str]:
-    """Return the values of a family's series on the page, by labels."""
+    """Scrape the app. Return the values of a family's series, by the text of the labels."""
     async with app.exposition.stream(Part.FLOWS, gzip=False) as page:
         text = b"".join([chunk async for chunk in page]).decode()
     lines = [line for line in text.splitlines() if line.startswith(family)]
@@ -20,7 +20,7 @@ async def rows(app: App, family: str = BYTES) -> dict[str, str]:
 
 
 async def until_rows(app: App, expected: dict[str, str], family: str = BYTES) -> None:
-    """Wait until a family's series on the page have the ``expected`` labels and values."""
+    """Wait until `rows` returns ``expected``."""
     found: dict[str, str] = {}
     try:
         async with asyncio.timeout(WAIT_S):
@@ -31,5 +31,5 @@ async def until_rows(app: App, expected: dict[str, str], family: str = BYTES) ->
 
 
 def between(a: str, b: str) -> dict[str, Any]:
-    """Return the ``Network`` of a flow between two addresses."""
+    """Return the field ``Network`` of a flow from ``a`` to ``b``."""
     return {"Network": {"Protocol": "IPV4", "A": a, "B": b}}

@@ -1,4 +1,4 @@
-"""A headless Chromium for tests and screenshots, controlled with its DevTools protocol."""
+"""Controls a headless Chromium for tests and screenshots, using the DevTools protocol."""
 
 import asyncio
 import base64
@@ -45,7 +45,11 @@ class NavigatedError(AssertionError):
 
 
 class Page:
-    """A tab. ``problems`` has the warnings, errors and CSP violations of its pages."""
+    """A browser tab.
+
+    ``problems`` lists the warnings, errors and CSP violations of the pages. ``requested`` lists the
+    URLs that the pages have requested.
+    """
 
     def __init__(self, connection: ClientConnection, session: str) -> None:
         self.problems: list[str] = []
@@ -56,7 +60,7 @@ class Page:
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     def take(self, message: dict[str, Any]) -> None:
-        """Handle a message of the browser about this tab."""
+        """Handle a message from the browser about this tab."""
         if answer := self._answers.pop(message.get("id", 0), None):
             if not answer.done():
                 answer.set_result(message)
@@ -97,7 +101,10 @@ class Page:
         return response["result"].get("value")
 
     async def until(self, condition: str) -> Any:
-        """Wait until a JavaScript expression is true, even on another page; return its value."""
+        """Wait until a JavaScript expression is true, and return its value.
+
+        In the meantime, the tab may open another page.
+        """
         try:
             async with asyncio.timeout(WAIT_S):
                 while True:
@@ -112,7 +119,7 @@ class Page:
         await self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
 
     async def type(self, selector: str, text: str) -> None:
-        """Focus an element, and insert text as if a user had typed it."""
+        """Enter text into the element that matches ``selector``."""
         await self.evaluate(f"document.querySelector({json.dumps(selector)}).focus()")
         await self.call("Input.insertText", text=text)
 
@@ -160,7 +167,7 @@ class Browser:
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     async def read(self) -> None:
-        """Dispatch messages of the browser until the connection ends."""
+        """Dispatch messages from the browser until the connection ends."""
         async for text in self._connection:
             message = json.loads(text)
             if page := self._pages.get(message.get("sessionId", "")):
@@ -193,7 +200,7 @@ class Browser:
 
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
-    """Run Chromium with a temporary profile. Raises RuntimeError if Chromium is missing."""
+    """Run Chromium with a temporary profile. Raise RuntimeError if Chromium is missing."""
     if CHROMIUM is None:
         raise RuntimeError(MISSING)
     with TemporaryDirectory(prefix="skyfast-chromium-", ignore_cleanup_errors=True) as profile:
@@ -206,9 +213,8 @@ async def chromium() -> AsyncIterator[Browser]:
         reading: list[asyncio.Task[Any]] = []
         try:
             url = await asyncio.wait_for(_devtools_url(process.stderr), START_S)
-            reading.append(
-                asyncio.create_task(process.stderr.read())
-            )  # keep reading, so that the pipe does not fill up
+            # If this program did not read the pipe, the pipe would become full and block Chromium.
+            reading.append(asyncio.create_task(process.stderr.read()))
             async with connect(url, max_size=MAX_MESSAGE_BYTES, compression=None) as connection:
                 browser = Browser(connection)
                 reading.append(asyncio.create_task(browser.read()))

@@ -23,22 +23,25 @@ class Issued:
 
 
 class Authority:
-    """Issues certificates into ``directory``. ``certificate`` is the path of the CA certificate."""
+    """A certificate authority that writes all files to ``directory``.
+
+    ``certificate`` is the path of the authority's own certificate.
+    """
 
     def __init__(self, directory: Path, name: str = "ca") -> None:
         self._directory = directory
         self._name = name
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} of a test")])
-        # Python 3.13 requires key identifiers by default. This certificate has none, like the
-        # certificates of many authorities that were created by hand for Skydive.
+        # This certificate has no key identifier, although Python 3.13 requires one by default. Many
+        # CA certificates that users created by hand for Skydive have no key identifier.
         builder = self._builder(self._subject, self._key.public_key()).add_extension(
             x509.BasicConstraints(ca=True, path_length=None), critical=True
         )
         self.certificate = self._write(f"{name}.crt", builder.sign(self._key, hashes.SHA256()))
 
     def issue(self, name: str, *, password: bytes = b"") -> Issued:
-        """Issue a certificate for a host name or an IP address, for servers and for clients."""
+        """Issue a certificate for a host name or an IP address, valid for servers and clients."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         try:

@@ -1,4 +1,4 @@
-"""Writes the completions for shells in ``skyfast/data``: ``make completion``."""
+"""Writes the shell completions in ``skyfast/data``. ``make completion`` runs this module."""
 
 import argparse
 
@@ -8,11 +8,11 @@ from skyfast import cli
 from skyfast.config.parsers import LEVELS
 
 FILES = ("CONFIG", "FILE")
-"""The placeholders in the help that stand for file names."""
+"""Placeholders for file names in the help text."""
 
 
 def generate(shell: str) -> str:
-    """Return the completion script for a shell, generated from the parser."""
+    """Return the completion script for a shell."""
     parser = cli._parser()
     for action in parser._actions:
         if action.metavar in FILES:

@@ -1,4 +1,4 @@
-"""Configurations for tests, parsed from YAML like those of users."""
+"""Makes configurations for tests."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ _PATHS = {path.rpartition(".")[2]: path for path in schema.SCHEMA}
 
 
 def make_config(*urls: str, **settings: Any) -> model.Config:
-    """Return a configuration that subscribes to ``urls``. The default URL has a closed port.
+    """Return a configuration that subscribes to ``urls``, by default to a closed port.
 
-    The name of a setting is the last part of its key, for example
+    Each setting is named by the last part of its key, for example
     ``make_config(url, silence_timeout=1, cookie={"a": "b"})``.
     """
     settings["urls"] = list(urls) or ["ws://127.0.0.1:9/ws/subscriber/flow"]

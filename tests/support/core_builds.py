@@ -1,11 +1,11 @@
-"""Test builds of the compiled core, and how to run tests with one of them.
+"""Makes test builds of the compiled core, and runs commands with one of these builds.
 
-``setup.py`` defines the builds. Each build has its own directory under ``build``, and is rebuilt
-after a source has changed.
+``setup.py`` defines the builds. Each build has its own directory under ``build``, and is compiled
+again after a source has changed.
 
-``python -m tests.support.core_builds NAME COMMAND …`` runs a command with the build NAME. If the
-build has a sanitizer, the sanitizer's library is preloaded. Every Python process that the command
-starts uses the build if the process imports ``tests``.
+``python -m tests.support.core_builds NAME COMMAND …`` runs a command with the build NAME, and
+preloads the libraries of the build's sanitizer. Python processes that the command starts use the
+build if they call `use_chosen`, as pytest does in ``tests/conftest.py``.
 """
 
 import fcntl
@@ -28,10 +28,11 @@ SOURCES = (
 CORE = "skyfast._table"
 SPLITTER = "skyfast.skydive._json_split"
 CHOSEN = "SKYFAST_CORE"
-"""The environment variable with the path of the test build. If unset, the normal core is used."""
+"""The environment variable with the path of the test build to use. By default, the normal build is
+used."""
 
-# The sanitizer's leak detection is off, because Python does not free all memory at exit. Instead,
-# the builds count the memory blocks of the core.
+# The sanitizers do not search for leaks, because Python does not free all memory at exit. Test
+# builds count the memory blocks of the core, so tests can find leaks.
 _ENVIRON: dict[str, dict[str, str]] = {
     "checked": {},
     "coverage": {},
@@ -53,11 +54,11 @@ _PREFIXES = {"checked": (), "coverage": (), "address": (), "thread": ("setarch",
 
 
 IS_SLOW = CHOSEN in os.environ
-"""Whether a sanitizer or the consistency checks make tests much slower."""
+"""Whether a test build is used. Its sanitizer or consistency checks make tests much slower."""
 
 
 def built(name: str) -> Path:
-    """Return the path of a build. Build it first if a source has changed."""
+    """Compile a test build if a source has changed, and return the path of its core."""
     directory = ROOT / "build" / name
     path = directory / "skyfast" / f"_table{sysconfig.get_config_var('EXT_SUFFIX')}"
     directory.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,7 @@ def _made(name: str, directory: Path, path: Path) -> Path:
 
 
 def load(path: Path) -> ModuleType:
-    """Return the compiled core at ``path`` as a module, in addition to the imported core."""
+    """Return the compiled core at ``path`` as a module, without replacing ``skyfast._table``."""
     return _load(CORE, path)
 
 
@@ -99,7 +100,7 @@ def _load(name: str, path: Path) -> ModuleType:
 
 
 def use_chosen() -> None:
-    """If the environment variable `CHOSEN` is set, use the compiled modules of that test build."""
+    """If ``SKYFAST_CORE`` is set, import the compiled modules of that test build."""
     path = os.environ.get(CHOSEN)
     if path and getattr(sys.modules.get(CORE), "__file__", None) != path:
         assert CORE not in sys.modules, "the core is imported already"
@@ -114,7 +115,7 @@ def use_chosen() -> None:
 
 
 def splitter_name() -> str:
-    """Return the file name of the compiled splitter."""
+    """Return the file name of the compiled JSON splitter."""
     return f"_json_split{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
@@ -131,7 +132,7 @@ def _run_time(library: str) -> str:
 
 
 def main(name: str, *command: str) -> None:
-    """Replace this process with ``command``, which uses a test build of the core."""
+    """Replace this process with ``command``, and let ``command`` use the test build ``name``."""
     environ = os.environ | _ENVIRON[name] | {CHOSEN: str(built(name))}
     if libraries := [_run_time(library) for library in _RUN_TIMES[name]]:
         environ["LD_PRELOAD"] = " ".join(libraries)

@@ -26,7 +26,7 @@ LENGTH_ORDER = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15
 LENGTHS = tuple(
     (3 + ((4 + i % 4) << (i // 4 - 1)) if i >= 8 else 3 + i, max(0, i // 4 - 1)) for i in range(28)
 )
-"""The shortest length and the number of extra bits of each length symbol, except the last."""
+"""The shortest length and the number of extra bits for all length symbols except the last."""
 
 DISTANCES = tuple(
     (1 + ((2 + i % 2) << (i // 2 - 1)) if i >= 4 else 1 + i, max(0, i // 2 - 1)) for i in range(30)
@@ -54,7 +54,7 @@ def inflate(blocks: bytes) -> bytes:
 
 
 def read_deflated(page: Page, size: int = CHUNK_BYTES) -> bytes:
-    """Read a page to its end; check that its blocks have the same text as its lines."""
+    """Read a page to its end, and return its lines. Assert that its blocks contain these lines."""
     lines, blocks = deflate_all(page, size)
     assert inflate(blocks) == lines
     return lines
@@ -66,7 +66,7 @@ def gzip_member(lines: bytes, blocks: bytes) -> bytes:
 
 
 def check_with_all_decoders(lines: bytes, blocks: bytes) -> None:
-    """Check that all installed decoders return ``lines``: zlib, isal, `strictly_inflated`, Go's."""
+    """Assert that zlib, isal, `strictly_inflated` and Go (if installed) decompress ``lines``."""
     member = gzip_member(lines, blocks)
     assert zlib.decompress(member, wbits=31) == lines
     assert isal_zlib.decompress(member, wbits=31) == lines
@@ -116,10 +116,10 @@ class _Bits:
 
 
 def strictly_inflated(data: bytes) -> bytes:
-    """Decompress a deflate stream, and check properties that the format does not require.
+    """Decompress a deflate stream. Assert properties that the format does not require.
 
-    Every dynamic block has codes for all symbols. The codes are complete, and have at most 12 bits.
-    Blocks that are not dynamic are empty.
+    Each dynamic block must have a complete code for all symbols, with at most 12 bits per symbol.
+    All other blocks must be empty.
     """
     bits = _Bits(data)
     out = bytearray()
@@ -167,9 +167,9 @@ def _inflate_block(bits: _Bits, out: bytearray) -> None:
 
 
 def _code(lengths: list[int]) -> dict[tuple[int, int], int]:
-    """Return the symbols by the length and value of their Huffman codes.
+    """Return a Huffman code: a dict from the length and the value of a bit pattern to its symbol.
 
-    ``lengths`` has the length of each symbol's code. The codes must use up all bit patterns.
+    ``lengths`` has the length of each symbol's bit pattern. The code must be complete.
     """
     code = {}
     value = 0

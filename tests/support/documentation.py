@@ -26,7 +26,7 @@ CAPTURE = b'{"CaptureID":"c","PacketsReceived":1}'
 
 @functools.cache
 def exported() -> set[str]:
-    """Return the names of all metric families, except those with names that users can choose."""
+    """Return the names of all metric families whose names users cannot choose."""
     names = set()
     for naming in ("compatible", "standard"):
         metrics = [metric.name for metric in METRICS]
@@ -67,12 +67,12 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
 
 
 def queries_of(text: str) -> list[str]:
-    """Return the queries of a block. Each query starts at the left margin, below a comment."""
+    """Return the queries of a code block. Each query starts at the left margin after a comment."""
     return re.split(r"(?m)\n+(?=\S)", re.sub(r"(?m)^#.*\n", "", text).strip())
 
 
 def code(*languages: str) -> list[Any]:
-    """Return all code blocks in one of ``languages`` as parameters of a test."""
+    """Return all code blocks in one of ``languages``, as pytest parameters."""
     parameters = []
     for page in PAGES:
         texts = (text for language, text in blocks(page) if language in languages)

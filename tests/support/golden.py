@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from tests.support.paths import RECORDINGS
 
 SHOWN_SAMPLES = 100
-"""Maximum number of samples per family in a golden file. A digest covers all samples."""
+"""Number of samples per family in a golden file. For a larger family, a hash is added."""
 
 
 def recorded(name, which):
-    """Yield the messages of one analyzer, each with its Unix time in milliseconds.
+    """Yield the messages of a recording, each as its time, ``which``, its JSON text and its flows.
 
-    The time of a message is the highest ``LastUpdateMetric.Last`` of all flows up to this message.
+    The time of a message, in Unix milliseconds, is the highest ``LastUpdateMetric.Last`` of all
+    flows so far.
     """
     sent_ms = 0
     for line in (RECORDINGS / name).read_text().splitlines():
@@ -24,10 +25,11 @@ def recorded(name, which):
 
 
 def golden_lines(families: Iterable[tuple[Sequence[str], Sequence[str]]]) -> Iterator[str]:
-    """Yield the lines of a golden file. Each family is a pair: comments, and sorted samples.
+    """Yield the lines of a golden file. ``families`` has comments and sorted samples per family.
 
-    If a family has more than `SHOWN_SAMPLES` samples, it ends with the number of omitted samples
-    and the SHA-256 hash of all samples. For the hash, each sample is followed by a line feed.
+    If a family has more than `SHOWN_SAMPLES` samples, its last line has the number of omitted
+    samples and the SHA-256 hash of all samples. In the hashed text, each sample ends with a line
+    feed.
     """
     for comments, samples in families:
         yield from comments

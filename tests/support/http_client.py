@@ -1,4 +1,4 @@
-"""A web server in this process, and an HTTP client that gives access to the raw bytes."""
+"""A web server in the test's process, and an HTTP client that gives access to raw responses."""
 
 import asyncio
 import dataclasses
@@ -25,7 +25,7 @@ OWN = ("/", "/api/status", "/api/top")
 """Paths whose responses change with every request."""
 
 PATHS = (*PAGES, *OWN, "/cardinality", "/help", "/-/healthy", "/-/ready")
-# With this small buffer, rendering must wait for a client that does not read.
+# If a client with this small buffer stops reading, skyfast has to stop rendering.
 SMALL_RECEIVE_BUFFER = 8 * 1024
 
 
@@ -107,8 +107,8 @@ class Answer:
 class Client:
     """A client that gives access to raw responses. Header names are in lower case.
 
-    The client uses a socket instead of a stream, because some versions of uvloop treat a reset as a
-    normal close.
+    The client uses a socket, because the streams of some uvloop versions report a reset connection
+    as closed normally.
     """
 
     def __init__(self, sock):
@@ -142,7 +142,7 @@ class Client:
         await self.loop.sock_sendall(self.sock, data)
 
     async def receive(self, size=2**18):
-        """Wait for more data. Returns False if the connection was closed."""
+        """Wait for more data. Return False if the connection was closed."""
         data = await self.loop.sock_recv(self.sock, size)
         self.buffer += data
         return bool(data)
@@ -185,7 +185,7 @@ class Client:
         return b"".join(chunks)
 
     async def answer(self, *, head=False):
-        """Read a response. Raises ConnectionError if it is truncated."""
+        """Read a response. Raise ConnectionError if the response is truncated."""
         status, headers = await self.read_head()
         if head:
             body = b""
@@ -198,7 +198,7 @@ class Client:
         return Answer(status, headers, body)
 
     async def end(self):
-        """Wait for the end of the connection; return "closed" for a normal close, or "reset"."""
+        """Wait until the server ends the connection; return "closed" or "reset"."""
         try:
             await self.read_rest()
         except ConnectionResetError:
@@ -206,7 +206,7 @@ class Client:
         return "closed"
 
     def is_open(self):
-        """Return whether the connection is open. All received data must have been read."""
+        """Return whether the connection is open. Only valid if all received data has been read."""
         try:
             return bool(self.sock.recv(1, socket.MSG_PEEK))
         except BlockingIOError:

@@ -9,7 +9,10 @@ LABELS = {"type": "object", "minProperties": 1, "additionalProperties": TEXT}
 
 
 def exactly(required: str, **properties: object) -> dict[str, object]:
-    """Return the schema of an object that only has these properties."""
+    """Return the JSON schema of an object whose only properties are ``properties``.
+
+    ``required`` has the names of the required properties, separated by spaces.
+    """
     return {
         "type": "object",
         "properties": properties,

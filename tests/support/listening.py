@@ -1,9 +1,9 @@
-"""Silence detection and the clock of the table, in the virtual time of a simulated Skydive.
+"""Runs skyfast's silence detection and its clock in the virtual time of a simulated Skydive.
 
-`Listener` uses three parts of skyfast: the silence detection (`skyfast.skydive.silence`), the
-decision to hold (stop) the clock (`skyfast.skydive.reporting_gap`) and the clock. `Listener` calls
-these parts in the virtual time of a `Cluster`, in the same way as `skyfast.skydive.subscription`
-and `skyfast.app`.
+`Listener` combines three parts of skyfast: `skyfast.skydive.silence` detects silent subscriptions,
+`skyfast.skydive.reporting_gap` decides when the clock is held (stopped), and
+`skyfast.runtime.clock` is the clock. In production, `skyfast.skydive.subscription` and
+`skyfast.app` combine these parts in the same way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Updates:
 
 
 class _Monitored:
-    """A subscription, and what it has received since its latest silence check."""
+    """A subscription, with the messages received since the latest silence check."""
 
     def __init__(self, subscriber: Subscriber) -> None:
         self.subscriber = subscriber
@@ -45,8 +45,8 @@ class _Monitored:
 class Listener:
     """Subscriptions to all analyzers of a cluster.
 
-    `run` yields deliveries. At each delivery, tests read ``clock``, the clock of the table. skyfast
-    also reads its clock for each message.
+    Tests read ``clock`` at each delivery that `run` yields, because skyfast reads its clock at each
+    message.
     """
 
     def __init__(self, cluster: Cluster, *, flow_update_s: float) -> None:
@@ -115,7 +115,7 @@ class Listener:
         self._update_hold()
 
     def _update_hold(self) -> None:
-        """Hold the clock if reports may be missing, as `skyfast.app` does."""
+        """Hold (stop) the clock while reports may be missing, as `skyfast.app` does."""
         delivering = {
             name
             for name, monitored in self._monitored.items()

@@ -1,8 +1,9 @@
-"""Generates the traffic of a constantly changing network for soak tests, from a seed.
+"""Generates random traffic of a constantly changing network for soak tests.
 
 Conversations start and end in every step, and their ports are reused. Agents restart. Nodes, names,
-applications and captures appear, change and disappear. Most strings never occur again. The
-generator provides messages of an analyzer, topology responses, and the correct totals.
+applications and captures appear, change and disappear. Most strings occur only once. The generator
+provides an analyzer's messages, topology responses and the expected totals. Equal seeds give equal
+traffic.
 """
 
 import contextlib
@@ -22,11 +23,11 @@ CAPTURES = 5
 SERVERS = [f"192.168.{i // 250}.{1 + i % 250}" for i in range(500)]
 PORTS = (443, 80, 53, 5432, 9100)
 ROUNDS = (1, 1, 1, 2, 3)
-"""The possible numbers of reports of most conversations. One of them is chosen at random."""
+"""Most conversations have one of these numbers of reports, chosen at random."""
 LONG_ROUNDS, LONG_ONE_IN = 12, 64
 """One conversation in ``LONG_ONE_IN`` has ``LONG_ROUNDS`` reports."""
 UNIT = (3, 1000, 2, 5000)
-"""What a report adds: packets and bytes from initiator to target, then from target to initiator."""
+"""The packets and bytes in each report, from initiator to target and from target to initiator."""
 _UNITS = '"ABPackets":3,"ABBytes":1000,"BAPackets":2,"BABytes":5000'
 MAX_PADDING = 900
 RX_BYTES_PER_CHANGE = 3_000_000_000
@@ -46,7 +47,8 @@ class _Node:
         self.name = f"eth-{tid[:8]}"
         self.restarts = 0
         self.rx_bytes = 0
-        self.labels = ""  # labels of its latest conversation
+        self.labels = ""
+        """Labels of the latest conversation at this interface."""
 
 
 class _Conversation:
@@ -56,10 +58,10 @@ class _Conversation:
 
 
 class Churn:
-    """A network that changes constantly. Its messages come in a batch every ``step_s`` seconds.
+    """A network that changes constantly.
 
-    Each conversation is reported every ``report_s`` seconds. ``start_s`` is the Unix time before
-    the first step.
+    Each step lasts ``step_s`` seconds and yields a batch of messages. Each conversation is reported
+    every ``report_s`` seconds. ``start_s`` is the Unix time before the first step.
     """
 
     def __init__(self, *, step_s: int, report_s: int, start_s: float, seed: int = 1) -> None:
@@ -75,7 +77,7 @@ class Churn:
         self.reports = 0
         """Number of sent reports. Each report adds `UNIT` to the totals."""
         self.started = 0
-        """Number of conversations so far. A conversation counts once per capture point."""
+        """Number of conversations that have started so far."""
 
     @property
     def conversations(self) -> int:
@@ -132,8 +134,8 @@ class Churn:
                 "Name": node.name,
                 "Type": "device",
                 "EncapType": "ether",
-                # The last address belongs to no other node. After the node is renamed, no node
-                # gets this address again.
+                # The last address is derived from the node's name. After the node has been renamed,
+                # this address never occurs again.
                 "IPV4": [f"{address}/16" for address in (*servers, *self._addresses(node))],
                 "Metric": {"RxBytes": node.rx_bytes, "TxBytes": 2**63 - 1},
             },
@@ -160,7 +162,8 @@ class Churn:
         conversation.left = ROUNDS[(chance >> 8) % len(ROUNDS)]
         if not (chance >> 16) % LONG_ONE_IN:
             conversation.left = LONG_ROUNDS
-        if node.labels and not (chance >> 24) % 8:  # a new conversation with the same endpoints
+        # Some conversations have the endpoints of the previous conversation at this node.
+        if node.labels and not (chance >> 24) % 8:
             conversation.labels = node.labels
         else:
             conversation.labels = node.labels = self._labels(chance >> 28, node)
@@ -190,8 +193,9 @@ class Churn:
         node = conversation.node
         if conversation.restarts != node.restarts:
             conversation.restarts = node.restarts
-            # A reset flow gets a new UUID if its next total can equal its old total. With the old
-            # UUID, the flow would look idle.
+            # A flow with only one report gets a new UUID: its next totals equal its old totals, so
+            # with the old UUID, it would look idle. Other flows keep their UUID at every second
+            # restart.
             if node.restarts % 2 or conversation.reported < 2:
                 conversation.uuid = self._uuid()
             conversation.reported = 0
@@ -217,28 +221,27 @@ class ChurnProcess:
     """
 
     def __init__(self, **options: Any) -> None:
-        """Start a churn with these options."""
+        """Start the process. ``options`` are the arguments of `Churn`."""
         context = multiprocessing.get_context("spawn")
         self._pipe, child_pipe = context.Pipe()
         self._process = context.Process(target=_answer, args=(child_pipe, options), daemon=True)
         self._process.start()
         child_pipe.close()
-        # All messages share this buffer, because separate buffers would change the measured memory.
+        # All messages share this buffer. Separate buffers would change the measured memory.
         self._message = bytearray(MAX_MESSAGE_BYTES)
         self.reports = self.started = 0
-        """The attributes of the `Churn` after the last step whose messages have all been read."""
+        """The attributes of the `Churn`, updated at the end of each step."""
         self.topology: bytes | None = None
-        """The topology after that step, or None if the step did not change it."""
+        """The topology after the latest step, or None if that step did not change the topology."""
 
     def steps(
         self, new_conversations: Sequence[int], *, change_interval: int
     ) -> Iterator[Iterator[memoryview]]:
-        """Run steps, each with a number of ``new_conversations``. Yield the messages of each step.
+        """Run a step for each number of ``new_conversations``. Yield the messages of each step.
 
-        Read all messages of a step before the next step. A message is only valid until the next
-        message is read. In the meantime, the other process prepares the next message. An agent
-        restarts and the topology changes after the first step, and then after every
-        ``change_interval`` steps.
+        Read all messages of a step before the next step. Each message is valid until the next
+        message is read. After the first step, and then after every ``change_interval`` steps, an
+        agent restarts and the topology changes.
         """
         self._pipe.send(("steps", (new_conversations, change_interval)))
         for _ in new_conversations:
@@ -284,5 +287,5 @@ def _play(
 
 
 def hash_of(text: str) -> int:
-    """Return a hash of a string. The hash is the same in every process."""
+    """Return a hash of a string that, unlike `hash`, is the same in every process."""
     return int.from_bytes(text.encode()[-24:]) % 1_000_003

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 MAX_ENTRIES = 64
-"""Maximum number of entries that are followed per container. The entries that are not followed are
-similar."""
+"""Maximum number of entries per container that are searched for further containers. The remaining
+entries are assumed to be similar."""
 
 MAX_FIELDS = 8
-"""A dict with at most this many keys has a path for each key, if all keys are strings."""
+"""A dict has a path for each key if it has at most this many keys and all keys are strings."""
 
 
 class _MallInfo(ctypes.Structure):
@@ -34,7 +34,7 @@ class _MallInfo(ctypes.Structure):
 
 
 def heap_bytes() -> dict[str, int]:
-    """Return the bytes that malloc has from the kernel, and those in use; {} if not glibc."""
+    """Return the sizes of malloc's memory and of the part in use, or {} if there is no glibc."""
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
     except AttributeError:
@@ -56,8 +56,8 @@ def resident_bytes(pid: int | str = "self") -> int:
 def containers(**roots: object) -> dict[str, tuple[int, list[Any]]]:
     """Return all containers reachable from ``roots`` and skyfast's modules, by path.
 
-    Each value has the number of entries and the list of containers. Several containers can have the
-    same path, for example one for each analyzer. The numbers of their entries are added up.
+    Several containers can have the same path, for example one for each analyzer. For each path, the
+    result has the total number of entries and the list of containers.
     """
     result: dict[str, tuple[int, list[Any]]] = {}
     seen: set[int] = set()

@@ -1,6 +1,7 @@
-"""Configurations as specs of the model.
+"""Specs for `tests.model`.
 
-`CONFIGURATIONS` has the files under ``data/configs`` with which tests replay the recordings.
+`CONFIGURATIONS` has the specs of the configuration files under ``data/configs``. Tests replay the
+recordings with these files.
 """
 
 import json
@@ -73,11 +74,11 @@ HISTOGRAMS = {
         "flow_duration_seconds", "histogram", ("Start",), observes="age", decimals=3
     ),
 }
-"""The known histograms, without buckets, and without the prefix of a view in their names."""
+"""The known histograms. They have no buckets, and their names lack the prefix of a view."""
 
 
 def histogram(prefix: str, name: str, *buckets: str) -> Family:
-    """Return a histogram of the view with this prefix. ``buckets`` has its upper bounds."""
+    """Return a histogram of the view with this prefix. ``buckets`` are upper bounds."""
     family = HISTOGRAMS[name]
     return replace(family, name=f"{prefix}_{family.name}", buckets=buckets)
 
@@ -103,7 +104,7 @@ def _standard(prefix: str, family: Family) -> Family:
 
 
 def labelled(*names: str, others: Iterable[Label] = ()) -> tuple[Label, ...]:
-    """Return the labels with these names. Each is in ``others``, or is a field of flows."""
+    """Return the labels with these names. They must be in `KNOWN_LABELS` or ``others``."""
     known = KNOWN_LABELS | {label.name: label for label in others}
     return tuple(known[name] for name in names)
 
@@ -122,7 +123,7 @@ DEFAULT = Spec(views=(View(LABELS, FAMILIES), traffic()))
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """A file under ``data/configs`` as a spec, and the recordings that are replayed with it."""
+    """The spec of a file under ``data/configs``, and the recordings to replay with that file."""
 
     spec: Spec
     recordings: Sequence[str]

@@ -1,8 +1,8 @@
 """A slow, plain resolver of names, written from the documented rules.
 
-The oracle works on decoded JSON and searches lists instead of building indexes. It shares no code
-with `skyfast.skydive.name_resolver`, which must give the same results. Each rule is a method, whose
-docstring states the rule or the result. Uncertain names are empty.
+Tests compare `skyfast.skydive.name_resolver` with this oracle. The two share no code. The oracle
+works on decoded JSON and searches lists instead of building indexes. Each method implements one
+rule, and its docstring states the rule or the result. An uncertain name is an empty string.
 
 An *ownership* edge leads from an owner to its child, for example from a network namespace to an
 interface. A *Kubernetes container* is a node of the Kubernetes probe. A *container* is a node that
@@ -20,10 +20,11 @@ Pair = tuple[str, str]
 """Namespace and name of a pod, or kind and name of a workload."""
 
 Place = tuple[Json, str, str | None]
-"""Where an address is: the network namespace (a node or None), the host, the VM (or None)."""
+"""A location of an address: a network namespace (a node or None), a host, and a VM (or None)."""
 
 Candidate = tuple[Names, str, str, str]
-"""An owner of an address, as a tuple of names, namespace, host and cluster."""
+"""A possible owner of an address: its names, the ID of its network namespace, its host, its
+cluster."""
 
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 
@@ -34,7 +35,7 @@ CONTROLLERS = {
     "daemonset": "DaemonSet",
     "statefulset": "StatefulSet",
 }
-"""The types of nodes that select pods by labels, and the kinds of their workloads."""
+"""Node types of the workloads that select pods by labels, with the workloads' Kubernetes kinds."""
 
 NO_INTERFACES = {
     *("host", "netns", "container", "libvirt"),
@@ -89,7 +90,7 @@ def number(value: Json) -> int:
 
 
 def address_of(value: Json) -> str:
-    """Return an address as Go formats it, without its prefix length and zone, or ""."""
+    """Return an address in Go's format, without prefix length and zone, or "" if it is invalid."""
     if not isinstance(value, str):
         return ""
     try:
@@ -112,7 +113,7 @@ def is_local(address: str) -> bool:
 
 
 def network_of(value: Json) -> Any:
-    """Return the subnet of an address with a prefix length; None if it is a single address."""
+    """Return the subnet in ``ADDRESS/LENGTH``. None without a length, or for a single address."""
     if not address_of(value) or "/" not in value:
         return None
     network = ipaddress.ip_interface(value).network
@@ -120,7 +121,7 @@ def network_of(value: Json) -> Any:
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:
-    """Return the distinct values. Equal nodes are distinct if they are two objects."""
+    """Return the values without duplicates. Nodes are compared by identity."""
     result: list[Any] = []
     for value in values:
         same = [v for v in result if (v is value if isinstance(value, dict) else v == value)]
@@ -130,7 +131,7 @@ def distinct(values: Iterable[Any]) -> list[Any]:
 
 
 def only(values: Iterable[Any]) -> Any:
-    """Return the distinct value if there is exactly one, otherwise None."""
+    """Return the only distinct value, or None if there are none or several."""
     found = distinct(values)
     return found[0] if len(found) == 1 else None
 
@@ -168,7 +169,7 @@ class NameOracle:
         self.edges = [(by_identity[p], by_identity[c], r) for p, c, r in sorted(relations)]
 
     def usable(self, node: Json) -> bool:
-        """Deleted nodes, and nodes without metadata, are ignored."""
+        """Whether a node is used: it is not deleted and has metadata."""
         return (
             isinstance(node, dict)
             and isinstance(node.get("Metadata"), dict)
@@ -190,7 +191,7 @@ class NameOracle:
 
     @once
     def kind(self, node: Json) -> str:
-        """The ``Type`` of a node, except that Kubernetes containers have a type of their own."""
+        """The ``Type`` of a node, or `K8S_CONTAINER` for a Kubernetes container."""
         kind = text(node, "Metadata", "Type")
         manager = text(node, "Metadata", "Manager")
         return K8S_CONTAINER if (kind, manager) == ("container", "k8s") else kind
@@ -208,7 +209,10 @@ class NameOracle:
         ]
 
     def selecting(self, node: Json, relation: str) -> list[Json]:
-        """The workloads or services that select a node by its labels, within its cluster."""
+        """The workloads or services that select a node by its labels.
+
+        Workloads and services of other clusters are ignored.
+        """
         return [
             parent
             for parent in self.parents(node, relation, relation)
@@ -230,10 +234,10 @@ class NameOracle:
 
     @once
     def namespace(self, node: Json) -> Json:
-        """The namespace of an interface or container: its owner of type netns or host.
+        """The namespace of an interface or container: its owner, if the type is netns or host.
 
-        The namespace is unknown if there are several owners, if an owner has several owners itself,
-        or if the owners form a ring.
+        The namespace is unknown if there are several owners, if the owner or one of its ancestors
+        has several owners, or if the ancestors form a cycle.
         """
         owners = self.parents(node, "ownership", "any")
         if len(owners) != 1 or self.kind(owners[0]) not in ("netns", "host"):
@@ -260,7 +264,8 @@ class NameOracle:
     def containers(self, namespace: Json) -> list[Json]:
         """The containers of a network namespace.
 
-        Empty for a host's own namespace, because no address is named after its containers.
+        The result is empty for a host's own namespace: the containers in that namespace give no
+        name to an address.
         """
         if namespace is None or self.is_own(namespace):
             return []
@@ -268,7 +273,7 @@ class NameOracle:
 
     @once
     def may_have_more_containers(self, namespace: Json) -> bool:
-        """Whether this namespace is an owner of a container whose namespace is unknown."""
+        """Whether a container of an unknown namespace has this namespace as an owner."""
         return any(
             self.namespace(node) is None
             and is_in(namespace, self.parents(node, "ownership", "any"))
@@ -289,7 +294,10 @@ class NameOracle:
     # -- containers -----------------------------------------------------------------------------
 
     def kubelet_name(self, container: Json) -> list[str]:
-        """Kubelet names a Docker container ``k8s_NAME_POD_NAMESPACE_UID_ATTEMPT[_RANDOM]``."""
+        """The parts of the name that kubelet gave a Docker container, or an empty list.
+
+        Kubelet's names have the form ``k8s_NAME_POD_NAMESPACE_UID_ATTEMPT[_RANDOM]``.
+        """
         parts = text(container, "Metadata", "Name").split("_")
         return parts if len(parts) in (6, 7) and parts[0] == "k8s" and all(parts[1:4]) else []
 
@@ -298,14 +306,14 @@ class NameOracle:
         return text(container, "Metadata", "Container", "Labels", "io", "kubernetes", *keys)
 
     def flat_label(self, container: Json, key: str) -> str:
-        """A label whose key is not split. Some labels of the runc probe have such keys."""
+        """A label with an unsplit key. The runc probe reports some labels in this form."""
         return text(container, "Metadata", "Container", "Labels", f"io.kubernetes.{key}")
 
     def label(self, container: Json, *keys: str) -> str:
         return self.nested_label(container, *keys) or self.flat_label(container, ".".join(keys))
 
     def is_sandbox(self, container: Json) -> bool:
-        """Whether a container is a sandbox (pause container), which only keeps namespaces open."""
+        """Whether a container is the sandbox (pause container) of a pod."""
         return (
             self.label(container, "docker", "type") == "podsandbox"
             or self.label(container, "container", "name") == "POD"
@@ -330,7 +338,10 @@ class NameOracle:
 
     @once
     def container(self, namespace: Json) -> str:
-        """The name of the only container that is not a sandbox. Empty if there are several."""
+        """The name of a namespace's only container, not counting sandboxes.
+
+        The result is empty if there may be several containers.
+        """
         if self.may_have_more_containers(namespace):
             return ""
         found = [c for c in self.containers(namespace) if not self.is_sandbox(c)]
@@ -342,7 +353,7 @@ class NameOracle:
     def kubernetes_containers(self, container: Json) -> list[Json]:
         """The Kubernetes containers with an edge to a container.
 
-        If no edge exists, the result has the Kubernetes containers whose ``ContainerID`` is the
+        If there is no edge, the result has the Kubernetes containers whose ``ContainerID`` is the
         container's ID.
         """
         linked = self.parents(container, "container", K8S_CONTAINER)
@@ -357,8 +368,8 @@ class NameOracle:
     def pods_of(self, kubernetes_container: Json) -> list[Json]:
         """The pods that own a Kubernetes container.
 
-        If no edge shows an owner, the result is the pod whose name is in the fields of the
-        container, provided that only one pod has this name.
+        If there is no ownership edge, the result is the pod whose name is in the container's
+        fields. If several pods have this name, the result is empty.
         """
         owners = self.parents(kubernetes_container, "ownership", "pod")
         pair = self.pair_in(kubernetes_container)
@@ -375,7 +386,7 @@ class NameOracle:
         return pair if all(pair) else None
 
     def lone_pair_in(self, kubernetes_container: Json) -> Pair | None:
-        """The pod in the fields of a Kubernetes container. None if `pods_of` finds a node."""
+        """The pod in the fields of a Kubernetes container, or None if `pods_of` finds a pod."""
         known = self.pods_of(kubernetes_container)
         return None if known else self.pair_in(kubernetes_container)
 
@@ -387,7 +398,7 @@ class NameOracle:
         ]
 
     def labelled_pairs(self, container: Json) -> list[Pair | None]:
-        """The pod in the labels that kubelet or containerd gave a container."""
+        """The pod in the labels that kubelet or containerd gave a container, or an empty list."""
         namespaces = (
             self.nested_label(container, "pod", "namespace"),
             self.flat_label(container, "pod.namespace"),
@@ -409,8 +420,8 @@ class NameOracle:
     def pairs(self, namespace: Json) -> list[Pair]:
         """The pods of all containers of a network namespace, as Kubernetes namespace and name.
 
-        The labels of containers are only used if the Kubernetes probe knows none of the containers.
-        The names that kubelet gave to containers are only used if there are no labels.
+        There are three sources: the Kubernetes probe, the containers' labels, and the names that
+        kubelet gave the containers. Only the first source with a result is used.
         """
         for source in (self.kubernetes_pairs, self.labelled_pairs, self.kubelet_pairs):
             found = distinct(p for c in self.containers(namespace) for p in source(c) if p)
@@ -439,10 +450,10 @@ class NameOracle:
 
     @once
     def pod(self, namespace: Json) -> Json:
-        """Return the node of the pod that has a network namespace, or None.
+        """The node of the pod that owns a network namespace, or None.
 
-        If only the name of the pod is known, the pod must be in the cluster of the host, unless
-        that cluster is unknown. The pod must not be known to be on another host.
+        If no edge leads to the pod, the pod is found by its name. Pods outside the host's cluster
+        and pods on other hosts are ignored, as far as these clusters and hosts are known.
         """
         if namespace is None or self.is_uncertain(namespace) or not self.pairs(namespace):
             return None
@@ -461,9 +472,9 @@ class NameOracle:
         )
 
     def latest(self, pods: list[Json]) -> Json:
-        """The running pod that was created last. If none is running, the pod created last.
+        """The running pod that was created last. If no pod is running, the pod created last.
 
-        None if the pods are in several clusters, or if several pods were created last.
+        None if the pods are in several clusters, or if two pods have the latest creation time.
         """
         if len(distinct(map(self.cluster, pods))) != 1:
             return None
@@ -476,7 +487,7 @@ class NameOracle:
         return number(node.get("CreatedAt"))
 
     def newest(self, nodes: list[Json]) -> list[Json]:
-        """The node that was created last, or all nodes that were created at that time."""
+        """The nodes with the latest creation time."""
         newest = max(map(self.created, nodes), default=0)
         return [node for node in nodes if self.created(node) == newest]
 
@@ -492,7 +503,7 @@ class NameOracle:
 
     @once
     def kubernetes_nodes(self, host: str) -> list[Pair]:
-        """The Kubernetes nodes to which a host has edges. Each has a cluster and a name."""
+        """The clusters and names of the Kubernetes nodes to which a host has edges."""
         return distinct(
             (self.cluster(node), name)
             for node in self.all("node")
@@ -502,7 +513,7 @@ class NameOracle:
         )
 
     def cluster_of_host(self, host: str) -> str:
-        """The cluster of a host is the cluster of its Kubernetes nodes."""
+        """The cluster of a host's Kubernetes nodes. Empty if there is no single cluster."""
         return only(cluster for cluster, _ in self.kubernetes_nodes(host)) or ""
 
     @once
@@ -514,19 +525,19 @@ class NameOracle:
 
     @once
     def agent(self, pod: Json) -> str:
-        """The host of a pod, under the name that the host's agent uses. Empty if it is unknown.
+        """The host of a pod, with the name that its agent uses. Empty if the host is unknown.
 
-        The Kubernetes probe links a host with every Kubernetes node that has the same name. If
-        these nodes are in two clusters, the host can be either of them.
+        The Kubernetes probe links a host with every Kubernetes node that has the host's name. If
+        several clusters have such a node, it is unknown which of these nodes is the host.
         """
         host = only(self.linked_hosts(pod))
         return host if host and len(self.kubernetes_nodes(host)) == 1 else ""
 
     def assumed_host(self, pod: Json) -> str:
-        """The host of a pod: the result of `agent`, or if that is empty, the pod's Kubernetes node.
+        """The host of a pod: the result of `agent`, or else the name of the pod's Kubernetes node.
 
-        In the second case, the host is unknown if that node has edges to hosts, or if a host with
-        the node's name has edges to Kubernetes nodes.
+        The name of the Kubernetes node is only used if there is no edge between this node and a
+        host, and no edge between the host with this name and a Kubernetes node.
         """
         node = self.node_of(pod)
         free = not self.linked_hosts(pod) and not self.kubernetes_nodes(node)
@@ -539,10 +550,10 @@ class NameOracle:
         return [owner for owner in references if dig(owner, "Controller") is True]
 
     def owner(self, node: Json) -> Pair:
-        """Kind and name of the only controlling owner of a Kubernetes object.
+        """The kind and the name of the only controlling owner of a Kubernetes object.
 
-        Both are empty if there are several controlling owners, or if the kind or the name is
-        missing.
+        Kind and name are empty if there are several controlling owners, or if one of the two
+        strings is missing.
         """
         owners = self.controllers(node)
         pair = short(text(owners[0], "Kind")), short(text(owners[0], "Name"))
@@ -565,7 +576,7 @@ class NameOracle:
         return self.newest(found)
 
     def workload(self, pod: Json) -> Pair:
-        """Return kind and name of a pod's workload. Both are empty if the workload is unknown."""
+        """The kind and the name of a pod's workload. Two empty strings if it is unknown."""
         if not self.controllers(pod):
             return self.selecting_workload(pod)
         kind, name = self.owner(pod)
@@ -611,10 +622,9 @@ class NameOracle:
         return self.itself(parents[0], CONTROLLERS[self.kind(parents[0])])
 
     def pod_label(self, pod: Json, key: str) -> str:
-        """A label of a pod. The Kubernetes probe stores two copies of the labels.
+        """A label of a pod, from the first of the Kubernetes probe's two copies that has the label.
 
-        If the key of a label is a prefix of another label's key, one of the copies can lack one
-        of these two labels.
+        If the key of one label is a prefix of another key, a copy can lack one of these two labels.
         """
         k8s = dig(pod, "Metadata", "K8s")
         for labels in (dig(k8s, "Labels"), dig(k8s, "Extra", "ObjectMeta", "Labels")):
@@ -630,7 +640,7 @@ class NameOracle:
         return addresses_of([dig(k8s, "ClusterIP"), *items(k8s, "Extra", "Spec", "ClusterIPs")])
 
     def service(self, pod: Json) -> str:
-        """The name of the only service that selects the pod and has a cluster IP, else empty."""
+        """The name of the only service that selects the pod and has a cluster IP, or ""."""
         found = only(s for s in self.selecting(pod, "service") if self.cluster_addresses(s))
         return short(text(found, "Metadata", "K8s", "Name"))
 
@@ -643,8 +653,8 @@ class NameOracle:
     def pod_addresses(self, pod: Json) -> list[str]:
         """The addresses of a pod. A pod that has ended or uses the host's network has none.
 
-        A pod also counts as using the host's network if it has an address of its host. If the host
-        is unknown, an address of any host is enough.
+        A pod with an address of its host is assumed to use the host's network. If the pod's host is
+        unknown, the pod is compared with all hosts.
         """
         if not self.runs(pod):
             return []
@@ -699,7 +709,7 @@ class NameOracle:
 
     @once
     def point(self, node: Json) -> tuple[str, tuple[str, ...], str, str]:
-        """A capture point, as a tuple of namespace, namespaces of veth peers, host and cluster."""
+        """A capture point: its namespace, its veth peers' namespaces, its host and its cluster."""
         peers = [
             self.namespace(end)
             for parent, child, relation in self.edges
@@ -746,9 +756,9 @@ class NameOracle:
         )
 
     def machine(self, node: Json) -> str:
-        """The virtual machine behind an interface: its Libvirt domain, else its UUID.
+        """The virtual machine behind an interface: its Libvirt domain, or else its UUID.
 
-        The domain can come from another interface of the same machine.
+        The domain can come from another interface of the same virtual machine.
         """
         uuid = text(node, "Metadata", "ExtID", "vm-uuid")
         domains = distinct(
@@ -765,10 +775,10 @@ class NameOracle:
 
     @once
     def places(self, address: str) -> list[Place]:
-        """The places of an address: interfaces, or virtual machines behind interfaces.
+        """The locations of an address: interfaces, or virtual machines behind interfaces.
 
-        An address that Neutron lists for an interface belongs to the virtual machine, unless the
-        interface has the address itself.
+        If Neutron lists the address for an interface that does not have the address itself, the
+        address belongs to the virtual machine behind the interface.
         """
         found: list[Place] = []
         for node in self.interfaces():
@@ -803,7 +813,7 @@ class NameOracle:
 
     @once
     def facts(self, pod: Json) -> dict[str, Any]:
-        """The names of a pod, by label, from the node of the pod. All are empty without a node."""
+        """The names of a pod, by label. All names are empty if ``pod`` is None."""
         if pod is None:
             facts: dict[str, Any] = dict.fromkeys(
                 ("namespace", "pod", "workload", "workload_kind", "service", "cluster"), ""
@@ -833,9 +843,9 @@ class NameOracle:
         return facts
 
     def lone_pair(self, namespace: Json) -> Pair | None:
-        """Kubernetes namespace and name of the pod of a network namespace.
+        """The pod of a network namespace, as Kubernetes namespace and name.
 
-        None if the node of the pod is known.
+        None if the pod is unknown, or if the node of the pod is known.
         """
         if namespace is None or self.is_uncertain(namespace) or self.pod(namespace) is not None:
             return None
@@ -853,9 +863,8 @@ class NameOracle:
     ) -> Names:
         """The names of an address, in the order of the labels.
 
-        The first name is the value of the label ``name``. That value is the first of these that is
-        known: service, workload, container, netns, host. The name of a virtual machine replaces
-        netns and host.
+        The value of the first label, ``name``, is the first known name of this list: service,
+        workload, container, netns, host. For a virtual machine, its name replaces netns and host.
         """
         prefix = f"{facts['namespace']}/" if facts["namespace"] else ""
         service, workload = facts["service"], facts["workload"]
@@ -878,8 +887,8 @@ class NameOracle:
     def candidates(self, address: str) -> list[Candidate]:
         """The owners of an address: interfaces, virtual machines, pods and services.
 
-        A pod and an interface with the same address can be a single owner. This is the case if the
-        pod can be at no other interface, and if no other pod can be at this interface.
+        A pod and an interface with this address count as one owner if the interface can only belong
+        to this pod, and the pod can only be at this interface.
         """
         places = self.places(address)
         shown = [self.pod(namespace) for namespace, _, machine in places if machine is None]
@@ -910,20 +919,20 @@ class NameOracle:
         return distinct(result)
 
     def pods_with(self, address: str) -> list[Json]:
-        """The pods that own an address. In each cluster, only the newest pod owns the address."""
+        """The pods that own an address: in each cluster, the newest pod with this address."""
         pods = [pod for pod in self.all("pod") if address in self.pod_addresses(pod)]
         clusters = distinct(map(self.cluster, pods))
         of_cluster = [[pod for pod in pods if self.cluster(pod) == each] for each in clusters]
         return [pod for pods in of_cluster for pod in self.newest(pods)]
 
     def may_be_at(self, pod: Json, place: Place, *, alone: bool) -> bool:
-        """Whether to assume that an interface with the address of a pod belongs to the pod.
+        """Whether an interface with the address of a pod can belong to the pod.
 
-        The interface must not be in the host's own namespace, and must not belong to another pod.
-        If the interface's namespace belongs to a pod with the same name, that pod is assumed to be
-        the same pod, unless the clusters or hosts differ. If the namespace belongs to no pod, the
-        interface must be on the pod's host. If nothing is known about the pod's host, no other
-        interface must have the address.
+        * The interface must not be in a host's own namespace or in the namespace of another pod.
+        * If only the name of the namespace's pod is known, the pod must have this name, and must
+          not be in another cluster or on another host.
+        * If the namespace has no pod, the interface must be on the pod's host. If the pod's host is
+          unknown, only this interface may have the address.
         """
         namespace, host, machine = place
         if machine is not None or self.is_own(namespace) or self.is_uncertain(namespace):
@@ -941,7 +950,7 @@ class NameOracle:
         return alone and same_cluster
 
     def place_candidate(self, place: Place) -> Candidate:
-        """The owner of an address at a place. The namespace of a virtual machine is unknown."""
+        """The owner of an address at a location. A virtual machine has no known namespace."""
         namespace, host, machine = place
         facts = self.facts_of_namespace(namespace)
         names = self.names(
@@ -955,7 +964,10 @@ class NameOracle:
         return names, identity, host, facts["cluster"] or self.cluster_of_host(host)
 
     def merged_candidate(self, place: Place, pod: Json) -> Candidate:
-        """A pod and its interface as one owner. Runtime containers replace Kubernetes ones."""
+        """A pod and its interface as one owner.
+
+        If the interface's namespace has containers, the pod's Kubernetes containers are ignored.
+        """
         namespace, host, _ = place
         container = (
             self.container(namespace)
@@ -968,10 +980,10 @@ class NameOracle:
         return names, self.identity(namespace), host, cluster
 
     def pod_candidate(self, pod: Json) -> Candidate:
-        """The owner of an address that belongs to a pod, but not to an interface of the pod.
+        """A pod as the owner of an address that no interface of the pod has.
 
-        The network namespace is the one with the pod's containers. If the agent of the pod's host
-        is unknown, the host has the name of the Kubernetes node.
+        The network namespace is the namespace with the pod's containers. If there is no known agent
+        on the pod's host, the host has the name of the Kubernetes node.
         """
         namespaces = [netns for netns in self.all("netns") if self.pod(netns) is pod]
         namespace = namespaces[0] if len(namespaces) == 1 else None

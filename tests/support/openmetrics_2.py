@@ -1,6 +1,6 @@
 """A strict parser of pages in OpenMetrics 2.0, for tests.
 
-It accepts the part of the format that skyfast uses. The grammar is that of
+The parser accepts the part of the format that skyfast uses. The format is specified at
 https://prometheus.io/docs/specs/om/open_metrics_spec_2_0/ (2.0.0-rc0).
 """
 
@@ -29,7 +29,7 @@ class Family:
 
 
 def families_of(page: str) -> dict[str, Family]:
-    """Parse a whole page; assert that it is valid."""
+    """Parse a whole page. Assert that the page is valid."""
     lines = page.split("\n")
     assert lines[-2:] == ["# EOF", ""], "the page is not complete"
     families: dict[str, Family] = {}

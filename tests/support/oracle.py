@@ -1,9 +1,8 @@
 """Computes the expected counters of a page from the delivered reports alone.
 
-`Oracle` does not model rows or the storage of flows. It adds up the highest total of each flow. A
-page may show less for two kinds of flows: flows that were forgotten because their reports were too
-far apart, and flows whose first reports were lost, which look like forgotten flows. For all other
-flows, the page must be exact.
+`Oracle` does not model how the table stores flows. It adds up the highest total of each flow. A
+page may show less for two kinds of flows: flows that the table forgot because their reports were
+too far apart, and flows whose first reports were lost. For all other flows, the page must be exact.
 
 Times are seconds of the page's clock. Flows are JSON objects, as analyzers send them.
 """
@@ -45,9 +44,10 @@ def is_first(report: JSON) -> bool:
 
 
 def read_counters(page: Mapping[str, set[str]], view: View) -> dict[Values, Counters]:
-    """Return the counters of a view's series by label values, without the direction.
+    """Return the counters of a view's connections, by label values.
 
-    The view must have the label `DIRECTION`. Each counter is a field of ``Metric``, or `NEW_FLOWS`.
+    Each counter is named by a field of ``Metric``, or is `NEW_FLOWS`. The view must have the label
+    `DIRECTION`, which the label values do not include.
     """
     counters: dict[Values, Counters] = {}
     place = list(view.labels).index(DIRECTION)
@@ -67,7 +67,7 @@ def read_counters(page: Mapping[str, set[str]], view: View) -> dict[Values, Coun
 
 @dataclass(frozen=True)
 class Range:
-    """Counters with exact values, or with a lower and an upper bound."""
+    """A lower and an upper bound for each counter. For exact counters, the bounds are equal."""
 
     low: Counters
     high: Counters
@@ -92,7 +92,7 @@ NOTHING = exactly(Counter())
 
 @dataclass
 class Heard:
-    """The delivered reports of a flow."""
+    """The state of a flow according to its delivered reports."""
 
     values: Sequence[Values]
     totals: Counters
@@ -118,7 +118,7 @@ class Growth:
 
     @property
     def shows(self) -> bool:
-        """Return whether the report makes its connection visible."""
+        """Whether the report makes its connection visible."""
         return self.is_news and not is_repeat(self.report)
 
 
@@ -127,8 +127,8 @@ class Shown:
     """A connection: its counters on the latest page that showed it, and the growth since that page.
 
     The connection expires one timeout after ``renewed_s`` at the earliest, and one timeout after
-    ``touched_s`` at the latest. These times differ if a closing report repeats the last update:
-    such a report can increase the counters without renewing the connection.
+    ``touched_s`` at the latest. The two times differ after a closing report that repeats the last
+    update: such a report can increase the counters, but does not renew the connection.
     """
 
     counters: Counters = field(default_factory=Counter)
@@ -139,12 +139,13 @@ class Shown:
 
 @dataclass(kw_only=True)
 class Oracle:
-    """The page that a table must have after each message.
+    """Checks the pages of a table before and after each message.
 
-    ``horizon_s`` is the time of the latest report of any flow that the table may have forgotten.
-    ``least_horizon_s`` is that of any flow that the table must have forgotten. The initial value of
-    both is the time of the first subscription. If ``is_exact`` is false, flows can be
-    rejected and evicted, so only the upper bounds are checked. All views must count new flows.
+    ``horizon_s`` is the time of the latest report of all flows that the table may have forgotten.
+    ``least_horizon_s`` is the time of the latest report of all flows that the table must have
+    forgotten. At first, both times are the time of the first subscription. If ``is_exact`` is
+    false, the table can reject and evict flows, so only upper bounds are checked. All views must
+    count new flows.
     """
 
     spec: Spec
@@ -201,8 +202,8 @@ class Oracle:
             high[NEW_FLOWS] = int(can_count)
             amount = Range(low, high)
             if is_repeat(report) and not counts:
-                # The report of this flow's latest update may still be in transit. So the table does
-                # not keep the flow.
+                # This report repeats an update, and the first report of this update may still be in
+                # transit. Therefore, the table does not store the flow.
                 return Growth(report, values, amount, totals, is_known)
             self.flows[report["UUID"]] = heard = Heard(values, totals, now)
         else:
@@ -219,7 +220,7 @@ class Oracle:
         return Growth(report, heard.values, amount, totals, is_known)
 
     def _newest(self, report: JSON) -> Counters:
-        """Return the minimum deltas that the report of an unknown flow adds."""
+        """Return the lowest deltas that the report of an unknown flow can add."""
         if is_repeat(report):
             return Counter()
         return Counter({name: report["LastUpdateMetric"][name] for name in COUNTERS})
@@ -232,7 +233,7 @@ class Oracle:
     def _was_never_counted(self, report: JSON, now: float, horizon_s: float) -> bool:
         """Return whether a flow began after ``horizon_s``, the latest report of forgotten flows.
 
-        A closed flow is never reported again, so it does not count as forgotten.
+        Closed flows do not count as forgotten, because they are never reported again.
         """
         age_s = (report["LastUpdateMetric"]["Last"] - report["Start"]) / 1000
         began_s = now - age_s - self.flow_update_s - BATCH_S
@@ -241,7 +242,7 @@ class Oracle:
     # Pages
 
     def check_before(self, page: Mapping[str, set[str]], now: float) -> None:
-        """Check a page before the next message: only connections that are due may have expired."""
+        """Check the page before a message: only connections that were due may have expired."""
         if not self.is_exact:
             return
         visible = read_counters(page, self.spec.views[0])
@@ -316,7 +317,7 @@ class Oracle:
         """Check a connection that was not on the previous page.
 
         If the table still knows a flow of the connection, the counters must continue. If the table
-        knows none, the counters may start with the flows of this message.
+        does not know any, the counters may restart with the flows of this message.
         """
         due = exactly(shown.counters) + shown.since
         if counters in due:
@@ -335,11 +336,12 @@ class Oracle:
         assert not remembered, f"{values}: {counters} is not {due}"
         fresh = NOTHING
         for growth in growths:
-            # Some closing reports do not make their connection visible. Such reports only count for
-            # a later connection if the table keeps the counters of expired connections.
+            # Some closing reports do not make their connection visible. If the connection becomes
+            # visible later, its counters include these reports only if the table keeps the counters
+            # of expired connections.
             counts = growth.shows or (self.flow_memory_s > 0 and not self.is_complete)
             low = growth.amount.low & growth.totals if counts else Counter()
             fresh += Range(low, growth.totals)
         if not self.is_complete:
-            fresh = Range(fresh.low, due.high)  # earlier closing reports can also count
+            fresh = Range(fresh.low, due.high)  # the counters can include earlier closing reports
         assert counters in fresh, f"{values}: {counters} is not {fresh}"

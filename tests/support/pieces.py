@@ -1,6 +1,7 @@
-"""Random text with random pieces: some correct, as the renderer notes them, and some wrong.
+"""Random text with random pieces for the compressor. Some pieces are correct, and some are wrong.
 
-A *piece* is a hint about a part of the text: see "Compressed pages" in docs/architecture.md.
+A *piece* is the renderer's hint about a part of the text: see "Compressed pages" in
+docs/architecture.md.
 """
 
 import random
@@ -14,7 +15,7 @@ STRING = 1 << 31
 """The sources of pieces, as in ``table/pieces.pxi``. ``KIND`` masks all of them except `STRING`."""
 
 MAX_DISTANCE = 40_000
-"""The maximum distance of random pieces: more than 32,768, which is the limit of deflate."""
+"""The maximum distance of random pieces. Deflate's own limit is 32,768."""
 
 Slices = list[tuple[bytes, list[tuple[int, int]]]]
 """Texts with the lengths and the sources of their pieces."""
@@ -23,7 +24,7 @@ ALPHABETS = (b"0123456789", b'abcdef."={}', bytes(range(256)), "é😀x".encode(
 
 
 def random_slices(rng: random.Random, max_bytes: int) -> Slices:
-    """Return slices of up to ``max_bytes`` bytes. Most pieces are right, and some are wrong."""
+    """Return slices of up to ``max_bytes`` bytes. Three results in ten have wrong pieces."""
     slices: Slices = []
     written = bytearray()
     alphabet = rng.choice(ALPHABETS)

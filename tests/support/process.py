@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 
 START_S = 15.0
 STOP_S = 5.0
-"""Maximum time to stop. On an idle machine, skyfast needs at most 2 s."""
+"""Maximum time until skyfast has stopped. On an idle machine, skyfast needs at most 2 s."""
 WAIT_S = 10.0
 POLL_S = 0.02
 PROBLEM = re.compile(
@@ -23,11 +23,12 @@ PROBLEM = re.compile(
     r"|ERROR |CRITICAL )"
     r"|^Traceback "
 )
-"""Matches problems in the log. Excludes warnings about times and labels, which many tests cause."""
+"""Matches a log line with a problem. Two warnings are excluded because many tests cause them: about
+clock skew, and about traffic that is counted several times."""
 
 
 class Skyfast:
-    """A running skyfast process. ``log`` has its log lines so far."""
+    """A running skyfast process. ``log`` has the lines that the process has logged so far."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -56,7 +57,7 @@ class Skyfast:
         return await asyncio.to_thread(ask)
 
     async def self_metrics(self) -> dict[str, float]:
-        """Return skyfast's own metrics, by series. Series are written as on the page."""
+        """Return skyfast's own metrics: the value of each series, as written on the page."""
         page = (await self.get("/metrics/self")).decode()
         lines = [line for line in page.splitlines() if not line.startswith("#")]
         return {
@@ -64,7 +65,7 @@ class Skyfast:
         }
 
     async def until(self, condition: Callable[[dict[str, float]], bool]) -> dict[str, float]:
-        """Wait until the self metrics fulfil ``condition``, and return them."""
+        """Wait until the self metrics fulfil ``condition``, and return the metrics."""
         async with asyncio.timeout(WAIT_S):
             while True:
                 metrics = await self.self_metrics()
@@ -73,7 +74,7 @@ class Skyfast:
                 await asyncio.sleep(POLL_S)
 
     async def logged(self, text: str, *, since: int = 0) -> str:
-        """Wait for a log line with ``text``, from line ``since`` on, and return the line."""
+        """Wait for a log line with ``text``, and return it. Skip the first ``since`` lines."""
         async with asyncio.timeout(WAIT_S):
             while True:
                 if matches := [line for line in self.log[since:] if text in line]:
@@ -98,9 +99,9 @@ def running(
 ) -> AbstractAsyncContextManager[Skyfast]:
     """Run skyfast with a configuration file, options and environment variables.
 
-    ``through`` is a command that executes its arguments, such as ``env``. On exit, SIGTERM must
-    stop the process in time, with exit code 0. If ``quiet`` is true, the process must not have
-    logged a problem.
+    ``through`` is a command that executes its arguments, such as ``env``. On exit, the context
+    manager sends SIGTERM, and asserts that the process stops in time with exit code 0. If ``quiet``
+    is true, the context manager also asserts that no problem was logged.
     """
     return _started(str(config), *options, quiet=quiet, through=through, **environ)
 
@@ -119,7 +120,7 @@ def demo(
 def replay(
     *arguments: object, quiet: bool = True, **environ: str
 ) -> AbstractAsyncContextManager[Skyfast]:
-    """Run skyfast with ``--replay`` and these arguments on a free port; otherwise like `running`.
+    """Run skyfast with ``--replay`` and these arguments on a free port, like `running`.
 
     The replay runs 300 times as fast as the recording. No connection expires.
     """

@@ -22,7 +22,7 @@ START_S = 30.0
 
 
 def _prometheus_3() -> str | None:
-    """Return the path of a Prometheus 3: ``$PROMETHEUS_3``, or the installed one."""
+    """Return the path of Prometheus 3 (or later): ``$PROMETHEUS_3``, or the installed program."""
     if path := os.environ.get("PROMETHEUS_3"):
         return path
     if PROMETHEUS is None:
@@ -72,8 +72,8 @@ async def prometheus(
 ) -> AsyncIterator[str]:
     """Run a Prometheus that scrapes ``target``, and yield its URL.
 
-    For several targets, ``target`` is a mapping from each target to its labels. ``how`` is text
-    with more settings of the scrape job, each followed by a comma.
+    For several targets, ``target`` is a mapping from each target to its labels. ``how`` is YAML
+    with further settings of the scrape job. Each setting must end with a comma.
     """
     labels_of = {target: {}} if isinstance(target, str) else target
     targets = [{"targets": [name], "labels": {**labels}} for name, labels in labels_of.items()]
@@ -157,7 +157,7 @@ def number(sample: dict[str, Any]) -> float:
 
 
 async def growing(server: str, expression: str, count: int) -> list[dict[str, Any]]:
-    """Wait until ``expression`` has at least ``count`` series above zero, and return them."""
+    """Wait until ``expression`` has ``count`` samples above zero, and return all these samples."""
     while True:
         samples = [sample for sample in await query(server, expression) if number(sample) > 0]
         if len(samples) >= count:

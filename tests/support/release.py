@@ -1,4 +1,4 @@
-"""Checks a release before it is published: ``make release-check TAG=v1.2.3``."""
+"""Checks a release before its publication. ``make release-check TAG=v1.2.3`` runs this module."""
 
 import re
 import sys
@@ -12,7 +12,7 @@ NOTES = ROOT / "build" / "release-notes.md"
 
 
 def versions() -> dict[str, str]:
-    """Return the version that each file states. The keys describe the places in the files."""
+    """Return the version in each file, by a description of its place in the file."""
     chart = yaml.safe_load((DEPLOY / "helm" / "skyfast" / "Chart.yaml").read_text())
     kustomization = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yml").read_text())
     dockerfile = (DEPLOY / "docker" / "Dockerfile").read_text()

@@ -2,8 +2,8 @@
 
     python -m tests.support.screenshots [SECONDS]
 
-By default, the program waits ten minutes, because the charts of the page show ten minutes. One of
-the two analyzers is missing, so that the page shows a problem.
+By default, the program first waits ten minutes, because the charts of the page cover ten minutes.
+One of the two configured analyzers does not exist. Therefore, the page also shows a problem.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from tests.support.process import running
 SECONDS = 600.0
 SCRAPE_INTERVAL_S = 15.0
 REFRESHED_S = 6.0
-"""A time that is longer than the page's refresh interval."""
+"""Waiting time after which the page has refreshed itself."""
 
 SCREENSHOTS = {
     "status-light.png": {"width": 1280, "height": 940, "dark": False},

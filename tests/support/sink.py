@@ -1,4 +1,4 @@
-"""An ingest, with the table and the counters that the ingest updates."""
+"""Sets up skyfast's ingest for tests, with its table and its counters."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ from tests.support.configs import make_config
 
 
 class IngestSetup:
-    """An ingest of one configuration. ``now`` is its clock and can be set.
+    """An ingest of one configuration. Tests set the time ``now``, in seconds.
 
-    ``chance`` (0 to 1) replaces a random number. A message is checked for missing reports if
-    ``chance`` is lower than the probability of a check.
+    ``chance`` replaces a random number from 0 to 1. The ingest checks a message for missing reports
+    if ``chance`` is lower than the probability of a check.
     """
 
     def __init__(self, config: Config, *, max_connections: int, max_flows: int) -> None:
@@ -69,13 +69,13 @@ class IngestSetup:
         )
 
     def omit_labels(self) -> None:
-        """Decode the next message without labels, as after many messages with only known flows."""
+        """Decode the next message without labels, as skyfast does after many known flows."""
         decoders = self.ingest._decoders
         decoders.next = decoders._known
 
 
 class Sink(IngestSetup):
-    """An ingest of the default configuration with some settings, and the counters of the ingest."""
+    """An ingest of the default configuration with the given settings."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(make_config(**settings), max_connections=1000, max_flows=4000)
@@ -85,7 +85,7 @@ class Sink(IngestSetup):
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Flows that the decoder or the table skipped: maps each reason to a number above 0."""
+        """Numbers of flows that the decoder and the table skipped, by reason, without zeros."""
         table, decoder = self.table.skipped, self.stats.flows_skipped
         counts = {
             reason: table.get(reason, 0) + decoder.get(reason, 0) for reason in {*table, *decoder}
@@ -94,7 +94,7 @@ class Sink(IngestSetup):
 
     @property
     def values_skipped(self) -> dict[str, int]:
-        """Values that the decoder or the table skipped: maps each field to a number above 0."""
+        """Numbers of values that the decoder and the table skipped, by field, without zeros."""
         counts = sums(self.stats.values_skipped, self.table.values_skipped)
         return {field: count for field, count in counts.items() if count}
 

@@ -1,6 +1,6 @@
 """A model of Skydive in plain Python: agents, analyzers and their messages, in virtual time.
 
-The model follows Skydive's sources (v0.28, July 2024), but contains no code from them. The
+The model follows Skydive's source code (v0.28, July 2024), but contains none of this code. The
 docstring of a method names the Go functions that the method models. There are no sockets, threads
 or clocks: a `Cluster` runs an event queue, and yields each message as a JSON object when a
 subscriber receives the message.
@@ -10,10 +10,10 @@ has its own wall clock, which differs from the true time by ``offset_ms`` and ca
 choices (which analyzer gets the flows of a tick, the order of simultaneous ticks) come from the
 cluster's generator, so the same seed gives the same run.
 
-The model omits tunnels (``ParentUUID``), ``TCPMetric``, ``IPMetric``, captures by eBPF, sFlow and
-NetFlow, and the ticks that Go drops when their reader is busy.
+The model omits tunnels (``ParentUUID``), ``TCPMetric``, ``IPMetric``, and captures by eBPF, sFlow
+and NetFlow. Go's tickers drop ticks if their reader is busy, but the tickers of the model do not.
 
-The oracle at the end of the file computes the expected counters from the delivered messages.
+The functions at the end of the file compute the expected counters from the delivered messages.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ EPOCH_MS = 1_700_000_000_000
 """The Unix time at time 0 of a cluster."""
 
 HOLD_MS = 15_000
-"""``HoldTimeoutMilliseconds``: the time from the last packet of a flow until its removal, if the
-flow started with FIN or RST."""
+"""``HoldTimeoutMilliseconds``: a flow that started with FIN or RST is removed this long after its
+last packet."""
 
 STATS_MS = 10_000
 READING_MS = 1_000
@@ -44,8 +44,8 @@ BULK_FLOWS = 100
 BULK_MS = 5_000
 MAX_BUFFERED_FLOWS = 100_000
 PONG_TIMEOUT_MS = 7_000
-"""``http.ws.pong_timeout`` plus ``http.ws.ping_delay``: the time after which a client that sends no
-pongs is dropped."""
+"""``http.ws.pong_timeout`` plus ``http.ws.ping_delay``: an analyzer drops a client that has sent no
+pong for this time."""
 
 RECONNECT_MS = 1_000
 """Interval between an agent's attempts to connect to an analyzer."""
@@ -102,7 +102,7 @@ class Conversation:
         return path if self.layer == transport else f"{path}/{self.layer}"
 
     def layers(self, *, is_reply: bool) -> JSON:
-        """Return the flow's fields for its layers. ``A`` is the sender of the first packet."""
+        """Return the layer fields of a flow. ``is_reply``: whether its first packet is a reply."""
         (a, a_port), (b, b_port) = reversed(self.endpoints) if is_reply else self.endpoints
         layers: JSON = {"Link": {"Protocol": "ETHERNET", "A": _mac(a), "B": _mac(b), "ID": 0}}
         if self.protocol != "ARP":
@@ -147,8 +147,8 @@ def _mac(address: str) -> str:
 class FlowOptions:
     """The keys ``flow.*`` of an agent's configuration file.
 
-    ``expire_first`` decides the order of simultaneous expiry and update ticks. If it is None, the
-    order is random, like Go's ``select``.
+    If expiry and update ticks are simultaneous, ``expire_first`` decides their order. If
+    ``expire_first`` is None, the order is random, as in Go's ``select``.
     """
 
     update_ms: int = 60_000
@@ -222,7 +222,7 @@ class Flow:
         } | self._times(start_ms, last_ms)
 
     def zero_metric(self, start_ms: int, last_ms: int) -> None:
-        """Set ``LastUpdateMetric`` to zeros after a tick without packets, except for its RTT."""
+        """Set the counters of ``LastUpdateMetric`` to zero after a tick without packets."""
         zeros: JSON = dict.fromkeys(COUNTERS, 0) | {"Start": start_ms, "Last": last_ms}
         self.last_update = (self.last_update or {}) | zeros
 
@@ -285,8 +285,8 @@ class FlowTable:
         """Count packets in their flow; create the flow if necessary (``packetToFlow``).
 
         If the table is full, a new flow evicts the least recently used flow, which gets no closing
-        report (``getOrCreateFlow``). ``FinishType`` is FIN or RST if the first packet has that
-        flag; later packets never set it (``newTransportLayer``).
+        report (``getOrCreateFlow``). Only the first packet of a flow can set ``FinishType`` to FIN
+        or RST (``newTransportLayer``).
         """
         conversation = packet.conversation
         key = _hash(conversation.protocol, sorted(conversation.endpoints))
@@ -327,8 +327,8 @@ class FlowTable:
         ``LastUpdateMetric`` stays unchanged. All other flows without packets are not reported, and
         their ``LastUpdateMetric`` becomes zero.
 
-        If a flow has a ``FinishType`` and its last packet is 15 s old, it is removed from the
-        table, even if this tick reports it.
+        A flow with a ``FinishType`` whose last packet is 15 s old is removed from the table, even
+        if this tick has reported the flow.
         """
         reports = []
         for key, flow in list(self.flows.items()):
@@ -389,13 +389,13 @@ class FlowTable:
     def read_packets(self, times: int = 1) -> None:
         """Read the socket's packet count (``updateStats`` of the probe, every second).
 
-        The count is a running total, but ``Run`` adds ten readings per report. So
-        ``PacketsReceived`` is about ten times the total.
+        Each reading is a running total. ``Run`` adds up the ten readings before a report, so
+        ``PacketsReceived`` is about ten times too high.
         """
         self._received += times * self._packets
 
     def stats(self) -> None:
-        """Report statistics, and reset them (``Run``, at its ``statsTicker``)."""
+        """Report and reset the statistics (the ``statsTicker`` of ``Run``)."""
         self.sender.send_stats(
             {
                 "CaptureID": self.capture_id,
@@ -413,7 +413,7 @@ class FlowTable:
 
 
 class Agent:
-    """The agent of a host: flow tables, and its connected analyzers (``FlowClientPool``).
+    """The agent of a host, with its flow tables and connected analyzers (``FlowClientPool``).
 
     The agent's wall clock is ``offset_ms`` ahead of the true time. A monotonic clock decides when
     ticks are due. All reported times come from the wall clock.
@@ -515,7 +515,7 @@ class Agent:
         self.offset_ms += by_ms
 
     def on_connected(self, analyzer: Analyzer) -> None:
-        """Add an analyzer (``OnConnected``) if it is not connected yet."""
+        """Add a running analyzer, unless it has been added already (``OnConnected``)."""
         if self.is_running and analyzer.is_running and analyzer not in self.analyzers:
             self.analyzers.append(analyzer)
 
@@ -633,7 +633,7 @@ class Analyzer:
                 subscriber.on_disconnected()
 
     def notice(self) -> None:
-        """Disconnect all agents from this analyzer, which has stopped."""
+        """Disconnect all agents from this analyzer after it has stopped."""
         for agent in self.cluster.agents:
             agent.on_disconnected(self)
 
@@ -667,7 +667,8 @@ class Analyzer:
     def _read(self) -> None:
         """Read messages (``FlowServerUDPConn.Serve``, ``FlowServerWebSocketConn.OnMessage``).
 
-        The channel for stats is unbuffered, so stats block the reader while the server is blocked.
+        The channel for stats has no buffer. Therefore, a message with stats blocks the reader while
+        the flow server is blocked.
         """
         while self._socket:
             message, is_udp = self._socket[0]
@@ -719,7 +720,7 @@ class Analyzer:
     # Subscribers (flow_subscriber_endpoint.go, pool.go, message.go)
 
     def _broadcast(self, namespace: str, kind: str, obj: Any) -> None:
-        """Send a message to every subscriber of a namespace, if the namespace is stored.
+        """Send a message to every subscriber of a namespace that ``nsSubscriber`` contains.
 
         ``sendFlows`` and ``SendStats`` check that ``nsSubscriber`` has the namespace. Then
         ``BroadcastMessage`` sends to the whole pool, and ``StructSpeaker.SendMessage`` skips
@@ -759,7 +760,7 @@ class Analyzer:
     def disconnect(self, subscriber: Subscriber) -> None:
         """Remove a subscriber, and empty ``nsSubscriber`` (``OnDisconnected``).
 
-        The remaining subscribers then receive no messages until another subscriber connects.
+        After that, the remaining subscribers receive no messages until another subscriber connects.
         """
         if subscriber in self.speakers:
             self.namespaces.clear()
@@ -769,10 +770,10 @@ class Analyzer:
 class Subscriber:
     """A subscription to one analyzer, of skyfast or of another program.
 
-    Messages keep their order and are delayed by ``delay_ms``, which can change. After
-    ``silence_ms`` without a message, the subscription disconnects; if ``silence_ms`` is None, it
-    does not. The subscription reconnects ``retry_ms`` after every failure. If the subscription has
-    no namespaces, it receives the messages of all namespaces.
+    Messages arrive in order, with a delay of ``delay_ms``. Tests can change this delay. After
+    ``silence_ms`` without a message, the subscription disconnects, unless ``silence_ms`` is None.
+    The subscription reconnects ``retry_ms`` after every failure. If ``namespaces`` is empty, the
+    subscription receives the messages of all namespaces.
 
     ``history`` has pairs of a time and an event: connected, silent, disconnected or refused.
     """
@@ -830,7 +831,7 @@ class Subscriber:
         self.disconnect()
 
     def vanish(self) -> None:
-        """Stop without closing the connection. The analyzer notices the missing pongs."""
+        """Stop without closing the connection. The analyzer closes it, because it gets no pongs."""
         self.is_wanted = False
         if self.is_connected:
             self.is_connected = False
@@ -952,7 +953,7 @@ class Cluster:
         return agent
 
     def at(self, time_ms: int, event: Callable[[], None], *, order: int = 0) -> None:
-        """Schedule an event. Simultaneous events run by ``order``, then first in, first out."""
+        """Schedule an event. Simultaneous events with equal ``order`` run first in, first out."""
         self._events += 1
         heapq.heappush(self._queue, (max(time_ms, self.now_ms), order, self._events, event))
 
@@ -969,12 +970,12 @@ class Cluster:
         self.now_ms = max(self.now_ms, until_ms)
 
 
-# The oracle: expected counters, computed from delivered messages
+# Expected counters
 
 
 @dataclass
 class Known:
-    """The state of a flow after deliveries: the latest report, and each counter's highest total."""
+    """What is known about a flow: its latest report, and the highest total of each counter."""
 
     report: JSON
     totals: Counter[str]

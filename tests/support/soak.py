@@ -2,7 +2,8 @@
 
 ``python -m tests.support.soak virtual`` processes the traffic in this process, with the apps of
 three configurations. ``python -m tests.support.soak real`` runs a skyfast process with real
-sockets. Both print their progress, and exit with code 1 if memory grew or a counter is wrong.
+sockets. Both commands print their progress, and exit with code 1 if memory grew or a counter is
+wrong.
 
 `tests.support.load_generator` generates the traffic, and `tests.support.memory_audit` measures the
 memory.
@@ -53,10 +54,11 @@ MAX_GROWTH = 0.02
 HEAP_BYTES = 6 * memory.HEAP_STEP_BYTES
 """Allowed growth of the heap, including its free memory, and of resident memory.
 
-The heap and resident memory stay at their highest peak, which can come on a later day: a peak is
-higher if more pages and responses happen to coincide. Memory in use has no such allowance."""
+The heap and resident memory do not shrink after a peak. A peak is higher if more pages and
+responses exist at the same time by chance, so the highest peak can be on a later day. Memory in use
+has no such allowance."""
 ENTRIES = 64
-"""Number of entries by which a container may grow, because the number of current names varies."""
+"""Allowed growth of a container, in entries. The number of current names varies."""
 
 PACKETS, BYTES = UNIT[0] + UNIT[2], UNIT[1] + UNIT[3]
 """The packets and bytes of a report, as sums of both directions."""
@@ -67,7 +69,7 @@ DAY_S, HOUR_S = 86_400, 3_600
 STEP_S = 30
 """Interval between batches of messages."""
 TICK_S = 5
-"""Interval between expiry runs. The clock would treat a longer interval as a pause."""
+"""Interval between expiry runs. skyfast's clock would treat a longer interval as a pause."""
 REPORT_S = 60
 START_S = 1_700_000_000
 PEAK_STEPS = 10
@@ -105,7 +107,7 @@ pipeline:
         - {prefix: apps, labels: [application, node_host, capture_id], timeout: 600}
         - {prefix: nodes, labels: [node_tid, node_type], direction: sum}
 """
-"""A configuration with all features that store state, and limits too low for the peak at noon."""
+"""A configuration with all features that store state. The peak at noon exceeds its limits."""
 
 
 def _app(text: str) -> App:
@@ -125,7 +127,7 @@ class VirtualClock:
 
 
 class Virtual:
-    """The apps of all configurations, which process the same traffic.
+    """The apps of all configurations. All apps process the same traffic.
 
     ``per_day`` conversations start on each day. The soak test advances ``clock``.
     """
@@ -170,7 +172,7 @@ class Virtual:
         return self._highest
 
     async def rest(self) -> Figures:
-        """Let everything expire, clear the caches, and return the measurements after that."""
+        """Let everything expire, clear the caches, and then return the measurements."""
         self.churn.rest(REST_S)
         for _ in range(0, REST_S, STEP_S):
             self._pass_step()
@@ -185,7 +187,7 @@ class Virtual:
         return self._highest
 
     def problems(self) -> Iterator[str]:
-        """Yield all problems after a rest."""
+        """Yield all problems that exist after `rest`."""
         for name, app in self.apps.items():
             table, stats = app.exposition.source.table, app.stats
             # The configuration "rich" has overflow rows, which never expire.
@@ -217,7 +219,7 @@ class Virtual:
                 yield f"{name}: {received} of {self.churn.reports} reports were received"
 
     async def sums(self) -> Iterator[str]:
-        """Yield the problems with the totals of the connection that aggregates all traffic."""
+        """Return the errors in the totals of the connection that aggregates all traffic."""
         page = (await self._text("sums")).decode()
         reports = self.churn.reports - self._reports_before_rest
         expected = {"bytes": BYTES * reports, "packets": PACKETS * reports}
@@ -254,7 +256,7 @@ class Virtual:
             resolution = resolve(graph, k8s_labels=parts.names.k8s_labels)
             for names, keys in parts.names.apply(parts.names.compare(resolution, now)):
                 parts.table.relabel(names, keys).step(ALL_ROWS)
-            # Take the unknown addresses, as the poller does before it queries their pods.
+            # Remove the unknown addresses, as the poller does before it queries their pods.
             while parts.names.addresses.take_unknown(now, MAX_VALUES):
                 pass
 
@@ -279,7 +281,7 @@ class Virtual:
             figures[f"bytes of the table, {name}"] = table.bytes
             self._most_dormant[name] = max(table.dormant_flows, self._most_dormant[name])
         for path, (count, instances) in containers(**self.apps).items():
-            # The number of entries in a cache is random, so use its limit.
+            # The number of entries in a cache is random. Use the limit of the cache instead.
             limit = rewrites.MAX_REMEMBERED * sum(
                 isinstance(container, rewrites.BoundedCache) for container in instances
             )
@@ -298,7 +300,7 @@ def grown(second: Figures, last: Figures, *, at_rest: bool) -> list[str]:
         elif name.endswith(("by malloc", "resident")):
             allowance = HEAP_BYTES
         elif name.startswith(("blocks", "bytes in use")) and not at_rest:
-            continue  # random: it depends on how full the caches are
+            continue  # these measurements vary, because they depend on how full the caches are
         else:
             allowance = 0
         if after - before > max(MAX_GROWTH * before, allowance):
@@ -330,7 +332,7 @@ async def play(*, days: int, per_day: int, remembered: int) -> list[str]:
 
 async def _play(soak: Virtual, days: int) -> list[str]:
     began_s = time.monotonic()
-    # Only some days are kept, because a dict of all days would grow like a leak.
+    # Keep only three days. A dict of all days would grow, and would look like a leak.
     figures_by_day: dict[int, Figures] = {}
     rests: list[Figures] = []
     problems: list[str] = []
@@ -368,19 +370,17 @@ def _tables(figures: Mapping[str, int]) -> list[tuple[str, int]]:
 
 REAL_STEP_S, REAL_REPORT_S = 1, 5
 TOPOLOGY_S, RELOAD_S, CLOSE_S = 5, 13, 37
-"""Intervals between changes of the topology, between reloads, and between ends of the subscription.
+"""Intervals between topology changes, between reloads, and between disconnects.
 
-``CLOSE_S`` is above 30 s: if a subscription ended earlier, the delay before the next subscription
-would increase."""
+``CLOSE_S`` is above 30 s, because skyfast reconnects later after a shorter subscription."""
 SUBSCRIBE_S = 20
 """Maximum time from the end of a subscription until the next subscription."""
 LINE_S = 10
 WARM_S = 60
-"""Time until memory is stable. Tests do not check memory if they are shorter than four times this
-period."""
+"""Time until memory is stable. Only tests of at least four times this duration check memory."""
 EXPIRED_S = 20 + INCIDENT_UPDATES * FLOW_UPDATE_S
 """Time until all connections have expired: the timeout, the grace period, a margin, and the longest
-hold of the clock. The clock is held if the subscription ended shortly before."""
+hold of the clock. skyfast may hold the clock after a subscription has ended."""
 THREADS = 3 + min(32, (os.cpu_count() or 1) + 4)
 """Maximum number of threads: the main thread, the event loop's pool, and two threads for pages."""
 
@@ -416,7 +416,7 @@ class Observations:
 
 
 async def churn_for(seconds: float, *, flows_per_s: int) -> list[str]:
-    """Run a process with traffic for ``seconds``; return all problems."""
+    """Run a skyfast process with traffic for ``seconds``. Return all problems."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "soak.yml"
         async with FakeAnalyzer() as analyzer:
@@ -491,7 +491,7 @@ class _Real:
 
     async def _reconnect(self, second: int) -> None:
         """End the subscription in one of three ways, and wait for the next subscription."""
-        # Wait first: reports that are in transit when the connection ends would be lost.
+        # Wait for all reports, because reports in transit would be lost.
         await self._wait_for_reports()
         (subscriber,) = self._analyzer.subscribers
         match second // CLOSE_S % 3:
@@ -582,8 +582,8 @@ class _Real:
 FULL_PER_DAY = 100_000
 """Number of new conversations per day: more than one per second."""
 REMEMBERED = 8192
-"""Size of the caches for strings of flows. With the usual size, `rewrites.MAX_REMEMBERED`, it would
-take a week until all caches are full."""
+"""Size of the caches for strings of flows. With the default, `rewrites.MAX_REMEMBERED`, the caches
+would take a week to fill."""
 
 
 def say(text: str) -> None:
@@ -608,7 +608,7 @@ def main() -> int:
     real.add_argument("--seconds", type=float, default=600)
     real.add_argument("--flows-per-s", type=int, default=3000)
     chosen = parser.parse_args()
-    logging.disable()  # reloads in this process would log, too
+    logging.disable()  # reloads of the apps would log messages
     if chosen.kind == "virtual":
         soak = play(days=chosen.days, per_day=chosen.per_day, remembered=chosen.remembered)
     else:

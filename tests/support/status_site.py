@@ -1,4 +1,4 @@
-"""A server with a status page in this process."""
+"""The web server of an app in the test's process."""
 
 import asyncio
 import json
@@ -16,11 +16,7 @@ EVIL = "</td></table><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u
 
 
 class Site:
-    """The web server of an app. Its analyzer is not reachable, so tests add flows with `report`.
-
-    The totals of a flow are in this order: bytes and packets from initiator to target, bytes and
-    packets from target to initiator.
-    """
+    """The web server of an app whose analyzer is not reachable. Tests add flows with `report`."""
 
     def __init__(self, **settings):
         self.config = make_config(listen_address="127.0.0.1", port=0, **settings)
@@ -146,4 +142,5 @@ FORMATS = [
     ("health", {"state": "degraded", "text": "2 of 3 analyzers"}, "degraded: 2 of 3 analyzers"),
     ("state", True, "up"),
 ]
-"""Formats, values, and the text that server and script both produce at the Unix time 1,000 s."""
+"""A format, a value, and the text that the server and the script must both show for the value at
+the Unix time 1,000 s."""

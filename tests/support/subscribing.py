@@ -36,7 +36,7 @@ WAIT_S = 5.0
 
 
 class Subscribed:
-    """Running subscriptions, and their messages."""
+    """Running subscriptions, with the messages that they have received."""
 
     running = 0
 
@@ -52,7 +52,7 @@ class Subscribed:
         self.messages.put_nowait((bytes(data), analyzer.name))
 
     async def up(self, analyzer: FakeAnalyzer) -> Subscriber:
-        """Wait until both sides have noticed a new subscription."""
+        """Wait until the analyzer and skyfast have both noticed a new subscription."""
         remote = await analyzer.subscriber()
         await eventually(lambda: self.row(analyzer).up)
         return remote
@@ -110,7 +110,7 @@ def lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> lis
 
 
 class Names:
-    """A fake DNS resolver, whose answer tests can change."""
+    """A fake DNS resolver. Tests can change ``answer``."""
 
     def __init__(self, *addresses: str) -> None:
         self.answer: list[str] | OSError = list(addresses)

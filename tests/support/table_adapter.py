@@ -1,4 +1,4 @@
-"""The compiled table with the interface of the model, so that the same tests can run with both."""
+"""Gives the compiled table the interface of the model, so tests can compare the two."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ MAX_CHECKED_ROWS = 300
 
 
 class _OfFlow:
-    """A rewrite of whole flows. It converts the flow to a dict, and calls the model's rewrite."""
+    """Converts a flow to a dict, and calls a rewrite of the model with this dict."""
 
     def __init__(self, rewrite: Any) -> None:
         self._rewrite = rewrite
@@ -171,10 +171,11 @@ def _counter(value: Total) -> Counter:
 
 @dataclass(frozen=True)
 class Slice:
-    """A step of relabelling: the flows that it visited, and the keys whose names it applied.
+    """The result of a relabelling step.
 
-    ``taken`` has the keys that the step took from its input. If the step took no keys, it continued
-    with the keys of the previous step.
+    ``uuids`` has the flows that the step visited, and ``keys`` the keys whose names it applied to
+    these flows. ``taken`` has the keys that the step read from its input. A step that read no keys
+    continued with the keys of the previous step.
     """
 
     taken: list[str]
@@ -218,7 +219,7 @@ class Core:
         build: Any = _table,
         **options: Any,
     ) -> None:
-        """Make a table for ``spec`` or ``one_view(**options)``, without its drop and keep rules.
+        """Make a table for ``spec`` or ``one_view(**options)``. Ignore the drop and keep rules.
 
         ``build`` is the module of the compiled core.
         """
@@ -262,14 +263,14 @@ class Core:
         return getattr(self.table, name)
 
     def check(self) -> None:
-        """Check the consistency of the table if the build supports it and the table is small."""
+        """Check the consistency of a small table, if the build has consistency checks."""
         if hasattr(self._build, "check") and self._build.rows_ever(self.table) <= MAX_CHECKED_ROWS:
             self._build.check(self.table)
 
     def message(self, flows: Sequence[dict[str, Any]], now: float, wall_ms: int = 0) -> None:
         """Apply the flows of one message.
 
-        If the table needs more fields of a flow, this flow and all flows after it are decoded again
+        If the table needs more fields of a flow, this flow and all later flows are decoded again
         with a type that has more fields.
         """
         obj = json.dumps(flows).encode()
@@ -280,7 +281,7 @@ class Core:
         assert done == len(flows)
 
     def report(self, flow: dict[str, Any], now: float, wall_ms: int = 0) -> str | None:
-        """Apply one flow. Return the reason if it was skipped, else None."""
+        """Apply one flow. If the table skipped the flow, return the reason, else None."""
         before = self.skipped
         self.message([flow], now, wall_ms)
         (*reasons,) = (reason for reason, n in self.skipped.items() if n != before[reason])
@@ -335,7 +336,7 @@ class Core:
 
 
 def _noted(keys: Iterable[str], taken: list[str]) -> Iterator[str]:
-    """Yield keys, and add each taken key to ``taken``."""
+    """Yield ``keys``, and append each of them to ``taken`` before it is yielded."""
     for key in keys:
         taken.append(key)
         yield key
@@ -343,7 +344,10 @@ def _noted(keys: Iterable[str], taken: list[str]) -> Iterator[str]:
 
 @contextmanager
 def beside(function: Callable[[], None], *, threads: int = 2) -> Iterator[None]:
-    """Call a function repeatedly from threads while a block runs. The function must not fail."""
+    """Call ``function`` repeatedly in other threads while the ``with`` block runs.
+
+    Fail if a call raises an exception.
+    """
     stop = threading.Event()
     rounds = [0] * threads
     errors: list[BaseException] = []
@@ -446,7 +450,7 @@ def to_ms(seconds: str) -> int:
 
 
 def many_flows(count, *, total=(1, 2, 3, 4), first=0, last=1_000, **fields):
-    """Return ``count`` flows. Each has a different address and therefore its own connection."""
+    """Return ``count`` flows with different addresses. Each flow is a connection of its own."""
     return [
         make_flow(
             f"{n + 1:x}", total, last=last, a=f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", **fields

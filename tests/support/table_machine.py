@@ -148,7 +148,7 @@ bounded = st.one_of(
 
 @st.composite
 def views(draw, number):
-    """Draw a view. The names of its families contain ``number``, so that they are unique."""
+    """Draw a view. The names of its families contain ``number``, which makes them unique."""
     known = (*METRICS, *HISTOGRAMS, *HISTOGRAMS) if number else METRICS
     chosen = draw(st.lists(st.sampled_from(known), min_size=1, max_size=4, unique=True))
     labels = tuple(draw(ANY_LABELS))
@@ -211,9 +211,10 @@ three_names = st.tuples(*[st.sampled_from(("", "eth0", "other", 'a "name"', "n" 
 
 @dataclass(frozen=True)
 class Renaming:
-    """A change of names. ``keys`` has new names by key, or None for a key that becomes ambiguous.
+    """A change of ``names``.
 
-    ``contexts`` has new names of ambiguous keys by context.
+    ``keys`` maps each key to its new names, or to None if the key becomes ambiguous. ``contexts``
+    maps the contexts of ambiguous keys to new names.
     """
 
     names: Names
@@ -310,13 +311,13 @@ def series_of(line):
 
 @dataclass(eq=False)
 class SlowPage:
-    """A page that is being read, with its allowed and required lines.
+    """A page that is being read, with its required and allowed content.
 
-    ``existing`` has the connections at the start of the page. ``required`` has their series. The
-    page must show the series of each connection that exists until the page ends. ``allowed`` has
-    the lines that the page may have: one for each value that a series has had since the start.
-    ``values`` has the escaped label values that existed at the start. The page must not have other
-    label values.
+    ``existing`` has the connections at the start of the page, and ``required`` their series. The
+    page must show a required series if its connection still exists at the end of the page.
+    ``allowed`` has all lines that the page may show: one line for each value that a series has had
+    since the start. ``values`` has the escaped label values that existed at the start. The page
+    must not show other label values.
     """
 
     page: Page
@@ -378,8 +379,8 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(message=st.lists(flows(), min_size=1, max_size=5))
     def receive(self, message):
-        # If dormant flows can be evicted, no two flows may become dormant in the same second:
-        # the order of their eviction would be undefined.
+        # If dormant flows can be evicted, apply one flow per second: if two flows became dormant in
+        # the same second, the order of their eviction would be undefined.
         spec = self.model.spec
         is_tight = spec.flow_memory_s > 0 and spec.max_flows < MANY
         for part in [[flow] for flow in message] if is_tight else [message]:
@@ -396,7 +397,7 @@ class TableMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.renamed)
     @rule(budget=st.sampled_from((0, 1, 2, 3, 5, ALL_ROWS, ALL_ROWS)), number=st.integers(0, 1))
     def relabel(self, budget, number):
-        # Relabellings may continue in any order, because a step depends only on the current names.
+        # Several relabellings can continue in any order: a step depends only on the current names.
         names, relabelling = self.renamed[number % len(self.renamed)]
         step = relabelling.step(budget, self.wall_ms)
         self.model.relabel(names, step.keys, step.uuids, self.wall_ms)
@@ -489,8 +490,8 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(max_rows=st.sampled_from((1, 2, 3, ALL_ROWS)))
     def expire(self, max_rows):
-        # Pages omit expired rows even before they are removed. Only flow counts still include
-        # expired flows.
+        # Pages omit expired rows even before the table removes these rows. However, gauges that
+        # count flows include expired flows until the table removes these flows.
         counts = {
             family.name
             for family in self.model.families
@@ -610,8 +611,8 @@ REPORTS = st.fixed_dictionaries(
 class DeduplicatingMachine(TableMachine):
     """Tests ``deduplicate: first``, with many closing reports of dormant flows.
 
-    Totals grow with each report of any flow. ``behind`` says how many reports ago the totals in a
-    report were current.
+    The totals grow with each report of any flow. If ``behind`` is N, a report has the totals of N
+    reports ago.
     """
 
     rename = relabel = begin = update_every = None
@@ -639,8 +640,8 @@ class DeduplicatingMachine(TableMachine):
         self.take([self.flow(uuids[n % len(uuids)], **report) for n, report in reports])
 
     def take(self, flows):
-        # No two flows become dormant in the same second. If only one of them had ended, it would be
-        # undefined which one is the last flow of a connection.
+        # Apply one flow per second. If two flows became dormant in the same second and only one of
+        # them had ended, it would be undefined which of them is the last flow of a connection.
         for flow in flows:
             super().receive(message=[flow])
             self.now += 1
@@ -704,7 +705,8 @@ RENAMINGS = st.one_of(
 class RelabellingMachine(TableMachine):
     """Tests names that change all the time, with flows that share few addresses.
 
-    A step of relabelling adds nothing to any series. After the last step, all labels are current.
+    A relabelling step must not increase any series. After the last step, all labels must be
+    current.
     """
 
     begin = update_every = None
@@ -812,7 +814,7 @@ CLOSABLE = st.fixed_dictionaries(
 
 
 class HistogramMachine(TableMachine):
-    """Tests all histograms, with few flows that have few different values.
+    """Tests histograms of all kinds, with few flows and few different values.
 
     Half of the reports are closing reports.
     """

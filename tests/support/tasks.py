@@ -24,7 +24,7 @@ async def until(condition: Callable[[], object], *, within_s: float = 5.0) -> No
 
 @asynccontextmanager
 async def cancelled_afterwards(run: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
-    """Run a coroutine that never returns, until the test leaves the context."""
+    """Run a coroutine that never returns. Cancel it on exit."""
     task = asyncio.create_task(run)
     try:
         yield

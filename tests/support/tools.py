@@ -15,7 +15,7 @@ TOOL_S = 60.0
 
 
 def needs(name: str, *, target: str = "tools") -> pytest.MarkDecorator:
-    """Skip a test if the program is not installed. In CI, the test fails instead."""
+    """Return a mark that skips a test if the program is not installed, except in CI."""
     return pytest.mark.skipif(
         _find(name) is None and not MUST_RUN, reason=f"{name} is not installed: run `make {target}`"
     )

@@ -1,8 +1,8 @@
 """Random topology graphs for Hypothesis, in the JSON form of the topology API.
 
-Names, addresses and subnets come from small sets. So selectors overlap, addresses are reused, and
-the same subnet exists on several hosts. Most pods are described as the probes would describe them,
-but each part of the description can be missing.
+Names, addresses and subnets come from small sets. Therefore, selectors overlap, addresses are
+reused, and the same subnet exists on several hosts. Most pods have the nodes and edges that the
+probes would create, but each of these parts can be missing.
 """
 
 from copy import deepcopy
@@ -44,9 +44,9 @@ _BYTES = 1_500
 
 
 class _Builder:
-    """Collects nodes and edges. Each random choice uses up one byte.
+    """Collects nodes and edges. Each random choice uses up one byte of ``choices``.
 
-    Drawing all bytes at once takes a tenth of the time of many draws.
+    Hypothesis needs a tenth of the time if it draws all bytes at once.
     """
 
     def __init__(self, choices: bytes) -> None:
@@ -89,7 +89,7 @@ class _Builder:
 
 @dataclass
 class _Pod:
-    """A pod. The nodes of agents and of the Kubernetes probe describe parts of it."""
+    """A pod, to be described by nodes of agents and nodes of the Kubernetes probe."""
 
     namespace: str
     name: str
@@ -230,7 +230,7 @@ def _namespace(b: _Builder, host: Json, addresses: list[str]) -> Json:
 def _running_pod(b: _Builder, host: Json, pod: _Pod, strangers: list[_Pod]) -> None:
     """Add the network namespace and the containers of a pod.
 
-    Each container can claim to belong to another pod: one of ``strangers``.
+    Each container can claim to belong to one of ``strangers`` instead of the pod.
     """
     length = 64 if ":" in pod.address else b.pick(24, 24, 32)
     addresses = [f"{pod.address}/{length}"] if b.chance(8) else _addresses(b, 2)
@@ -249,7 +249,7 @@ def _plain_namespace(b: _Builder, host: Json, addresses: list[str]) -> None:
 
 
 def _container(b: _Builder, host: str, pod: _Pod | None) -> Json:
-    """Add a container, as one of the runtimes or kubelet describes it; return its node."""
+    """Add a container, with the metadata of a random runtime or of kubelet; return its node."""
     runtime_id = f"cid{len(b.nodes)}"
     name = b.pick("nginx", "proxy", "POD")
     metadata: Json = {"Type": "container", "Manager": "docker", "Container": {"ID": runtime_id}}
@@ -305,8 +305,8 @@ def _k8s(b: _Builder, kind: str, cluster: str, fields: Json, owners: Json = ()) 
 def _kubernetes_nodes(b: _Builder, clusters: tuple[str, ...], hosts: list[Json]) -> dict[str, Any]:
     """Add Kubernetes nodes. Return their names by host.
 
-    A host is usually a node of one cluster. Nodes of two clusters can have the same name. Two hosts
-    can also have the same name. The probe links all hosts and nodes that have the same name.
+    A host is usually a node of one cluster. Nodes of different clusters can have the same name, and
+    so can hosts. The probe links all hosts and nodes that have the same name.
     """
     names = {}
     for host in hosts:
@@ -323,7 +323,7 @@ def _kubernetes_nodes(b: _Builder, clusters: tuple[str, ...], hosts: list[Json])
 
 
 def _owner(b: _Builder, *kinds: str) -> Json:
-    """Return an owner of one of these kinds. Only an owner with a usual name can have a node."""
+    """Return an owner of one of these kinds. An owner with an unusual name has no node."""
     kind = b.pick(*kinds)
     name = _NAMES[kind] if b.chance(8) else b.pick("other-abc", "")
     return {"Kind": kind, "Name": name, "Controller": b.pick(True, True, True, False, None)}
@@ -426,7 +426,7 @@ def _pod(b: _Builder, pod: _Pod, node_names: dict[str, str]) -> Json:
 
 
 def _disorder(b: _Builder) -> None:
-    """Lose and add edges, duplicate and delete nodes, and change their order."""
+    """Remove and add edges, duplicate and delete nodes, and shuffle all nodes."""
     for _ in range(b.count(2)):
         if b.edges:
             b.edges.remove(b.pick(*b.edges))
@@ -451,7 +451,7 @@ def _disorder(b: _Builder) -> None:
 def _spoil(b: _Builder, element: Json) -> None:
     """Replace a random value, at any depth, by a value of another type.
 
-    UpdatedAt is never replaced, because it decides which of two nodes with the same ID counts.
+    UpdatedAt is never replaced, because it decides which of two nodes with the same ID is used.
     """
     parent = element
     while keys := sorted(parent.keys() - {"UpdatedAt"}):

@@ -43,7 +43,7 @@ def shown(names, keys=ADDRESS_NAMES):
 
 
 class Scenario:
-    """A topology that is built node by node. Nodes are JSON objects, which tests may change."""
+    """A topology that is built node by node. Nodes are JSON objects that tests may change."""
 
     def __init__(self):
         self.nodes = []
@@ -118,7 +118,7 @@ class Scenario:
         return self.node(node_type, host="analyzer", created_at=created_at, **metadata)
 
     def kubernetes_node(self, name="n1", *hosts, cluster="c1"):
-        """Add a Kubernetes node, with edges from these hosts."""
+        """Add a Kubernetes node, and edges from these hosts to the node."""
         node = self.kubernetes("node", name, namespace="", cluster=cluster)
         for host in hosts:
             self.edge(host, node, "node")

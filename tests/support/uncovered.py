@@ -1,14 +1,14 @@
 """Reports the lines of the core that no test runs, and compares them with ``uncovered.txt``.
 
-``make coverage`` runs the tests with coverage.py, which measures the Python modules, and with a
-core that is built for gcov. The coverage that the Python modules need is in ``pyproject.toml``.
-gcov counts lines of C, which this module maps to lines of the Cython source. (Cython's own tracing
-cannot be used, because it would take the GIL while the table's lock is held.)
+``make coverage`` runs the tests with coverage.py and with a core that is built for gcov.
+coverage.py measures the Python modules, whose minimum coverage is in ``pyproject.toml``. gcov
+counts lines of C, which this module maps to lines of the Cython source. (Cython's own tracing
+cannot be used, because tracing would take the GIL while the table's lock is held.)
 
 * At least `LEAST_PERCENT` of all lines must have run.
-* ``tests/support/uncovered.txt`` must list the text of every line that did not run, below the
+* ``tests/support/uncovered.txt`` must list the text of every line that did not run, grouped by
   reason. A short line, such as ``return``, is listed together with the line before it. The check
-  fails if a line that no test runs is not listed, or if a listed line does not exist. A listed line
+  fails if a line that did not run is not listed, or if a listed line does not exist. A listed line
   may run, because some lines run by chance.
 
 ``python -m tests.support.uncovered`` prints the report and the errors.
@@ -66,10 +66,10 @@ def _counted(module: str) -> dict[str, File]:
 
 
 def source_lines(c_text: str) -> dict[int, tuple[str, int]]:
-    """Return file and line of the Cython source, for each line of C that has a source line.
+    """Map each line number of the C code to the file and the line of the Cython source.
 
-    Cython writes the source line of each statement before the statement. (Its optional ``#line``
-    directives only apply to the next line, so gcov would count the following lines separately.)
+    Cython writes the source line of each statement above the C code of the statement. (With
+    Cython's ``#line`` directives, gcov would map only the first C line of each statement.)
     Cython's own functions, and code that leaves a function, have no source line.
     """
     result = {}
@@ -93,7 +93,7 @@ def known() -> Iterator[tuple[str, str]]:
 
 
 def names(path: str) -> list[str]:
-    """Return the texts by which the lines of a file are listed."""
+    """Return the text for each line of a file, as in ``uncovered.txt``."""
     lines = [line.strip() for line in (ROOT / path).read_text().splitlines()]
     before = ["", *lines]
     return [

@@ -33,9 +33,9 @@ async def process(command: Sequence[str | Path]) -> AsyncIterator[asyncio.subpro
 
 @asynccontextmanager
 async def victoria_metrics(directory: Path, *, scraping: str = "") -> AsyncIterator[str]:
-    """Run a VictoriaMetrics that stores remote writes; yield its URL.
+    """Run a VictoriaMetrics that stores remote writes, and yield its URL.
 
-    If ``scraping`` is not empty, it is a scrape configuration, and VictoriaMetrics also scrapes.
+    ``scraping`` is an optional scrape configuration for VictoriaMetrics.
     """
     address = f"127.0.0.1:{free_port()}"
     command = [

@@ -1,4 +1,4 @@
-"""Helpers for tests of the web server: a fake table, and a decorator for both event loops."""
+"""Helpers for tests of the web server."""
 
 import asyncio
 import functools
@@ -100,7 +100,7 @@ BIG = FLOWS + b"".join(
 
 
 class FakeTable:
-    """Replaces the compiled table. Its pages have ``content``, and are read like real pages.
+    """Replaces the compiled table. All its pages have the text ``content``.
 
     :param break_at: the position where rendering raises an exception.
     :param pause_at: the position where rendering waits for ``resume``.
@@ -171,7 +171,7 @@ class FakeTable:
         return [row for row in rows if any(containing in label for label in row[1])][:count]
 
     def top_groups(self, family, count, labels, since=None, containing="", also=(), max_groups=0):
-        """Return the number of matching rows. The fake table has no groups."""
+        """Return no groups. All matching rows count as others."""
         self._scan("groups")
         rows = [row for row in self.rows if any(containing in label for label in row[1])]
         return [], (len(rows), None, (None,) * 3), 0, False
@@ -191,7 +191,7 @@ class FakeTable:
 
 
 class Snapshot(list):
-    """A snapshot of the table's rows. Unlike a list, it can be weakly referenced."""
+    """A snapshot of the table's rows. Unlike an instance of `list`, it can have weak references."""
 
 
 class FakePage:

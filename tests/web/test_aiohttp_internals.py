@@ -1,4 +1,4 @@
-"""Internals of aiohttp that skyfast uses, as listed in the docstring of `skyfast.web.connections`.
+"""The docstring of `skyfast.web.connections` lists all internals of aiohttp that skyfast uses.
 
 The tests check that this list is complete and correct.
 """
@@ -43,7 +43,7 @@ def tree(path):
 
 
 def imported(module):
-    """Yield the imports from aiohttp as pairs of a module and a name in this module."""
+    """Yield all imports from aiohttp, as the imported module and the imported name."""
     for node in ast.walk(module):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "aiohttp":
             for alias in node.names:
@@ -128,10 +128,10 @@ def test_no_other_module_relies_on_internals(path):
     assert {origin for origin, _ in names} <= {*DOCUMENTED}
     assert not {name for _, name in names if name.startswith("_")}
     assert not {*attributes(module)} & PRIVATE
-    # Search annotations, too.
+    # Private names can also occur in annotations, which can be strings.
     assert not re.findall(r"\baiohttp(?:\.\w+)*\._\w+", path.read_text())
     for base in bases(module):
-        # aiohttp only supports subclasses of the abstract classes in aiohttp.abc.
+        # Of aiohttp's classes, only the abstract classes in aiohttp.abc are made for subclasses.
         assert not base.startswith(("aiohttp.", "web."))
         assert ("aiohttp", base) not in names
         assert ("aiohttp.web", base) not in names

@@ -87,7 +87,7 @@ async def test_requests_over_the_rate_limit_are_rejected(plain):
     async with Site(security=WebSecurity(plain("rate_limit: {interval: 1s, burst: 0}"))) as site:
         response = await site.get("/")
         assert response.status == 429
-        assert "retry-after" not in response.headers  # no later request can succeed, either
+        assert "retry-after" not in response.headers  # a later request would be rejected, too
 
 
 # --- limits on guesses
@@ -110,9 +110,8 @@ async def test_wrong_passwords_are_limited_per_address(plain, caplog):
         assert await guess(0, "127.0.0.3") == 401
         valid_request = request("/", authorization=basic())
         async with await site.ask(valid_request, local="127.0.0.2") as client:
-            assert (
-                await client.answer()
-            ).status == 200  # requests with a cached password are not limited
+            # Requests with a cached password are not limited.
+            assert (await client.answer()).status == 200
         now_s = auth.WRONG_INTERVAL_S
         assert [await guess(i) for i in range(burst, burst + 2)] == [401, 429]
     assert "guess" not in caplog.text
@@ -120,7 +119,7 @@ async def test_wrong_passwords_are_limited_per_address(plain, caplog):
 
 @on_both_loops
 async def test_outdated_password_does_not_block_other_clients(plain, monkeypatch):
-    """A client that retries an outdated password does not block other clients of its address."""
+    """A client retries an outdated password. Other clients at the same address can log in."""
     computed = []
     checkpw = bcrypt.checkpw
     monkeypatch.setattr(
@@ -135,7 +134,7 @@ async def test_outdated_password_does_not_block_other_clients(plain, monkeypatch
         assert len(computed) == 2
         for user in ("alice", "bob"):
             assert (await site.get("/", authorization=basic(user))).status == 200
-        # After a change of the file, a password that was cached as wrong can be valid.
+        # The web configuration changes. A password that was cached as wrong becomes valid.
         plain(users(alice=bcrypt.hashpw(b"last year's", bcrypt.gensalt(4)).decode()))
         assert (await site.get("/", authorization=basic(password="last year's"))).status == 200
 
@@ -165,8 +164,8 @@ async def test_valid_passwords_are_not_limited(plain):
 @on_both_loops
 async def test_guesses_do_not_delay_authenticated_clients(plain, monkeypatch):
     monkeypatch.setattr(auth, "WRONG_BURST", 1000)
-    # The event delays the hashes of guesses, so that the test does not depend on the machine's
-    # speed.
+    # The guesses are not hashed before ``computed`` is set. Therefore, the test does not depend on
+    # the speed of the machine.
     computed = threading.Event()
     checkpw = bcrypt.checkpw
 
@@ -182,8 +181,7 @@ async def test_guesses_do_not_delay_authenticated_clients(plain, monkeypatch):
                 asyncio.create_task(site.get("/", authorization=basic(password=f"guess {i}")))
                 for i in range(3 * auth.MAX_CHECKS)
             ]
-            # The queue has room for `MAX_CHECKS` guesses. The other guesses are rejected
-            # immediately.
+            # `MAX_CHECKS` guesses wait to be hashed. All other guesses are rejected immediately.
             await until(lambda: sum(guess.done() for guess in guesses) == 2 * auth.MAX_CHECKS)
             for _ in range(3):
                 assert (await site.get("/metrics/flows", authorization=basic())).body == FLOWS
@@ -196,7 +194,7 @@ async def test_guesses_do_not_delay_authenticated_clients(plain, monkeypatch):
 
 
 @on_both_loops
-async def test_unknown_user_costs_as_much_as_a_wrong_password(plain, monkeypatch):
+async def test_rejecting_an_unknown_user_costs_as_much_as_rejecting_a_password(plain, monkeypatch):
     computed = []
     checkpw = bcrypt.checkpw
     monkeypatch.setattr(
@@ -236,12 +234,12 @@ async def test_caches_of_passwords_and_addresses_are_bounded(plain, monkeypatch)
     assert [await guess(f"10.0.0.{i}") for i in range(5)] == [401] * 5
     assert [await guess(f"10.0.0.{i}") for i in (4, 3, 2)] == [429] * 3
     assert await guess("10.0.0.0") == 401
-    # The first two addresses share a limit because they are in the same IPv6 network.
+    # The first two addresses are in the same IPv6 network. Therefore, they share a limit.
     networks = ("2001:db8::1", "2001:db8::2:1", "2001:db8:0:1::1")
     assert [await guess(address) for address in networks] == [401, 429, 401]
     assert len(security._passwords._failed) == 4
-    # A wrong password is cached per address. So this password is checked once for 192.0.2.1 and
-    # once for 192.0.2.2.
+    # A wrong password is cached separately for each address. Therefore, the password that was
+    # cached for 192.0.2.1 is checked again for 192.0.2.2.
     wrong = basic("user0", "wrong")
     assert await authenticate(wrong, "192.0.2.1") == Rejection(HTTPStatus.UNAUTHORIZED)
     assert await authenticate(wrong, "192.0.2.1") == Rejection(HTTPStatus.UNAUTHORIZED)

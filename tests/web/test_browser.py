@@ -46,7 +46,7 @@ Date = class extends Date {
   valueOf() { return super.valueOf() + 3_600_000 * this.hours }
 }
 """
-"""A script that makes an hour pass between two calls of ``new Date()``."""
+"""A script that lets an hour pass between two calls of ``new Date()``."""
 
 REFRESHED = "performance.getEntriesByType('resource').some((entry) => /top/.test(entry.name))"
 RANKS = """
@@ -83,7 +83,7 @@ def visited(browser):
 
 
 def served(api_status):
-    """Return a script that makes the page request its status. The response is ``api_status``."""
+    """Return a script that makes the page request its status and get ``api_status`` in response."""
     return f"""
         const ask = window.fetch, served = {json.dumps(json.dumps(api_status))};
         window.fetch = (path, options) => String(path).includes('status')
@@ -130,7 +130,8 @@ async def test_script_shows_the_same_names_and_groups_as_the_server(visited, mon
     async with three_connections(views=[view]) as site:
         parts, now = site.app._parts, site.app.clock.now()
         parts.interfaces.update(topology_nodes.read(TOPOLOGY), now)
-        nameless, evil = ("",) * 8, EVIL.rstrip("\x00")  # an HTML parser replaces NUL
+        # EVIL ends with NUL, which an HTML parser would replace.
+        nameless, evil = ("",) * 8, EVIL.rstrip("\x00")
         parts.names.nodes["node-1"] = ("eth0", "h1", "", evil, *nameless[4:])
         parts.names.addresses["10.0.0.1"] = (evil, *nameless[1:])
         parts.captures.message(json.dumps({"CaptureID": "c-1"}).encode(), now)
@@ -182,7 +183,7 @@ async def test_group_can_be_chosen(visited):
         await tab.until(REFRESHED)
         note = await tab.evaluate("document.querySelector('#note').textContent")
         assert note == "1 of 1 group"
-        # The link changes the ranking and keeps the group.
+        # The link of a metric changes the ranking, but keeps the group.
         await tab.click(".choice a[data-by=packets]")
         await tab.until("location.search === '?by=packets&filter=&group=protocol&n=20'")
         await tab.until("document.querySelector('.choice [aria-current]').dataset.by === 'packets'")
@@ -218,7 +219,7 @@ async def test_column_of_a_metric_is_hidden_while_the_metric_ranks_the_list(visi
 
 
 @pytest.mark.parametrize("width", [500, 1200])
-async def test_bar_of_a_share_is_below_its_digits(visited, width):
+async def test_bar_of_a_percentage_is_below_the_digits(visited, width):
     async with three_connections() as site:
         site.app.stats.analyzer("127.0.0.1:9").flows = 10
         async with visited(site, width=width) as tab:
@@ -232,7 +233,7 @@ async def test_bar_of_a_share_is_below_its_digits(visited, width):
             )
     assert len(bars) == 4
     for below_middle, height, text_height in bars:
-        # Digits end at about a quarter of the line's height below its middle.
+        # The digits' lower edge is below the middle of the line by a quarter of its height.
         assert below_middle >= text_height / 4
         assert height <= 3
 
@@ -246,7 +247,7 @@ async def test_grouping_and_view_can_be_chosen(visited):
         await tab.click(".choice a[data-group=target_port]")
         await tab.until("location.search === '?by=packets&filter=&n=20&group=target_port'")
         await tab.until(f"{RANKS}.join() === '443'")
-        # The view cannot be ranked by packets, so it is ranked by its default metric.
+        # The view has no packets. Therefore, its rows are ranked by its default metric.
         await tab.click(".choice a[data-view=ports]")
         await tab.until("location.search.includes('view=ports')")
         await tab.until(f"{RANKS}.join() === '443'")
@@ -260,7 +261,7 @@ async def test_grouping_and_view_can_be_chosen(visited):
 
 
 async def test_script_formats_values_like_the_server(visited):
-    """The test adds a table to the page, and the script fills it with values of each format."""
+    """The test adds a table to the page. The script fills this table with a value per format."""
     async with three_connections() as site, visited(site) as tab:
         await tab.until(REFRESHED)
         api_status = await site.json("/api/status")
@@ -320,7 +321,7 @@ async def test_ranking_can_be_sorted_and_filtered(visited):
         )
 
 
-async def test_hostile_values_stay_text(visited):
+async def test_hostile_values_are_shown_as_text(visited):
     async with three_connections() as site:
         site.report(make_flow("6", (10**9, 0, 1, 0), node=EVIL))
         site.app.stats.analyzers["127.0.0.1:9"].last_failure = Failure("error", EVIL)
@@ -330,7 +331,7 @@ async def test_hostile_values_stay_text(visited):
                 shown = await tab.evaluate(
                     "document.querySelector('[data-rows=top] tbody tr').cells[5].textContent"
                 )
-                # The browser's parser drops NUL.
+                # The browser's HTML parser removes NUL characters.
                 assert shown.rstrip("\x00") == EVIL.rstrip("\x00")
                 assert (
                     await tab.evaluate("document.querySelectorAll('td img, td script').length") == 0
@@ -453,8 +454,8 @@ async def test_page_is_accessible(visited, dark):
         )
         headless = await tab.evaluate("document.querySelectorAll('th:not([scope])').length")
         assert (unlabelled, headless) == (0, 0)
-        # The Tab key reaches the links and controls in order. The focused element has a visible
-        # outline.
+        # The Tab key focuses the links and controls one after the other, in the order of the page.
+        # The focused element has a visible outline.
         focused = []
         before = ["Status", "Cardinality", "Help", "Metrics", "Pause"]
         before += ["Connections", "Flows", "Series, including views, at most"]
@@ -471,8 +472,8 @@ async def test_page_is_accessible(visited, dark):
 @needs_axe
 @pytest.mark.parametrize("look", LOOKS, ids=LOOKS.keys())
 @pytest.mark.parametrize("path", ["/", "/cardinality", "/help", "/missing"])
-async def test_page_has_no_accessibility_violations(browser, path, look):
-    """Check all rules of axe-core, WCAG 2.2 level AA and best practices."""
+async def test_axe_finds_no_accessibility_violations(browser, path, look):
+    """Check all rules of axe-core: those of WCAG 2.2 level AA, and best practices."""
     view = {"prefix": "x", "labels": ["initiator_ip", "direction"], "metrics": ["bytes"]}
     async with three_connections(views=[view]) as site, browser.page() as tab:
         site.app.stats.analyzers["127.0.0.1:9"].last_failure = Failure("error", "refused")
@@ -528,11 +529,11 @@ async def test_page_fits_narrow_screens(visited, width):
     async with three_connections() as site:
         for path in ("/", "/cardinality"):
             async with visited(site, path, width=width) as tab:
-                # The page does not scroll horizontally. Only its tables scroll horizontally.
+                # Tables can scroll horizontally, but the page itself must not.
                 assert await tab.evaluate("document.documentElement.scrollWidth") == width
 
 
-async def test_no_column_is_cut_on_a_usual_screen(visited, monkeypatch):
+async def test_all_tables_fit_a_screen_of_usual_width(visited, monkeypatch):
     settings = {
         "labels": [
             *("initiator_name", "initiator_ip", "initiator_port"),

@@ -1,4 +1,4 @@
-"""The web configuration: the file, and its effect on a server that listens on real sockets."""
+"""The web configuration file, and its effect on a server that listens on real sockets."""
 
 import asyncio
 import contextlib
@@ -72,7 +72,7 @@ class Secure:
 
 
 async def refused(port, context):
-    """Return whether a client gets no response."""
+    """Return whether a client with this TLS context gets no response."""
     try:
         async with await Secure.open(port, context) as client:
             await client.ask("/-/healthy")
@@ -309,7 +309,7 @@ TOOLKIT = {
 
 @pytest.mark.parametrize(("text", "warnings"), TOOLKIT.values(), ids=TOOLKIT)
 def test_valid_files_of_exporter_toolkit_are_accepted(text, warnings, file, plain, caplog):
-    """All files are accepted, except those that request but do not verify client certificates."""
+    """skyfast only rejects files that request client certificates without verifying them."""
     file()
     path = plain(f"{{tls_server_config: {{{TLS}, {text}}}}}".replace(", }", "}"))
     config = config_file.read(path)
@@ -335,7 +335,7 @@ def test_tls_1_2_defaults_to_authenticated_encryption(file):
     assert all("GCM" in name or "POLY1305" in name for name in names)
 
 
-def test_configured_suites_replace_those_of_tls_1_2(file):
+def test_configured_suites_replace_the_default_suites_of_tls_1_2(file):
     suite = "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA"
     config = config_file.read(file(tls=f"cipher_suites: [{suite}, TLS_AES_128_GCM_SHA256]"))
     names = [item["name"] for item in config.tls.get_ciphers() if item["protocol"] != "TLSv1.3"]
@@ -481,7 +481,7 @@ async def hello(site, **settings):
 
 def distrusts(port):
     """Return whether a client that does not trust the authority rejects the certificate."""
-    # A blocking socket is necessary: asyncio's TLS clients do not send an alert.
+    # This client needs a blocking socket, because asyncio's TLS clients do not send an alert.
     with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
         try:
             ssl.create_default_context().wrap_socket(client, server_hostname="127.0.0.1")
@@ -491,7 +491,7 @@ def distrusts(port):
 
 
 @on_both_loops
-async def test_failed_handshake_is_reported_to_both_sides(file, authority, caplog):
+async def test_failed_handshake_is_reported_to_the_client_and_logged(file, authority, caplog):
     path = file(tls="min_version: TLS13")
     cbc = {"ciphers": "ECDHE-ECDSA-AES128-SHA", "maximum_version": ssl.TLSVersion.TLSv1_2}
     async with Site(security=WebSecurity(path)) as site:
@@ -505,8 +505,7 @@ async def test_failed_handshake_is_reported_to_both_sides(file, authority, caplo
         assert site.scrape.handshakes_failed["unsupported"] == 1
         assert site.scrape.handshakes_failed["not_tls"] == 2
         assert site.scrape.handshakes_failed["rejected"] == 1
-        # A client that closes the connection without sending data does not count as a failed
-        # handshake.
+        # If a client closes the connection before it sends data, no failed handshake is counted.
         async with await site.ask(b"") as client:
             client.sock.shutdown(socket.SHUT_WR)
             await client.end()
@@ -533,7 +532,7 @@ async def test_failed_handshake_is_reported_to_both_sides(file, authority, caplo
 
 @on_both_loops
 async def test_client_without_a_valid_certificate_gets_an_alert(tmp_path, file, authority, caplog):
-    """With TLS 1.3, the client gets the alert after its own side of the handshake is complete."""
+    """With TLS 1.3, the client gets the alert after it has completed the handshake."""
     path = file(tls="client_auth_type: RequireAndVerifyClientCert\nclient_ca_file: ca.crt")
     stranger = Authority(tmp_path, "stranger").issue("prometheus.example")
     async with Site(security=WebSecurity(path)) as site:
@@ -631,7 +630,7 @@ async def test_unread_page_is_aborted(file, authority):
 
 
 @on_both_loops
-async def test_new_certificate_is_used_and_open_connections_stay(file, authority, tmp_path, caplog):
+async def test_new_certificate_is_used_and_connections_stay_open(file, authority, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     security = WebSecurity(file())
     certificate, key = tmp_path / "ca-127.0.0.1.crt", tmp_path / "ca-127.0.0.1.key"
@@ -643,8 +642,8 @@ async def test_new_certificate_is_used_and_open_connections_stay(file, authority
         old_key = key.read_bytes()
         authority.issue("127.0.0.1")
         renewed, new_key = certificate.read_text(), key.read_bytes()
-        # While the key does not match the new certificate, the old pair stays in use. The error is
-        # logged once.
+        # While the key does not match the new certificate, skyfast uses the old certificate with
+        # the old key, and logs the error once.
         key.write_bytes(old_key)
         for _ in range(3):
             async with await Secure.open(site.port, trusting(authority)) as client:
@@ -660,7 +659,7 @@ async def test_new_certificate_is_used_and_open_connections_stay(file, authority
 
 
 @on_both_loops
-async def test_users_can_change_but_not_all_be_removed(plain, caplog):
+async def test_users_can_change_but_cannot_all_be_removed(plain, caplog):
     path = plain(users(alice=CHEAP, bob=CHEAP))
     async with Site(security=WebSecurity(path)) as site:
         for user in ("alice", "bob"):
@@ -684,7 +683,7 @@ async def test_users_can_change_but_not_all_be_removed(plain, caplog):
 
 
 async def curl(*arguments):
-    """Return the output of curl: the body and the status of the response."""
+    """Return the output of curl: the body of the response, followed by its status."""
     process = await asyncio.create_subprocess_exec(
         *("curl", "-s", "-m", "10", "-w", "%{http_code}", *arguments),
         stdout=asyncio.subprocess.PIPE,

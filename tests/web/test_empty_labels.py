@@ -35,7 +35,7 @@ def configured(*urls: str, labels: Any = ENDS, **settings: Any) -> Config:
 def found(
     tmp_path: Path, *flows: dict[str, Any], least: float = 0.0, **settings: Any
 ) -> dict[str, float]:
-    """Map labels to the share of bytes for which all of them are empty, without a topology."""
+    """Return the fraction of bytes with empty labels, by set of labels. There is no topology."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(message(*flows) + b"\n")
     config = configured(**settings)
@@ -57,11 +57,11 @@ FLOWS = (
 )
 
 
-def test_share_is_the_part_of_the_bytes_that_has_no_names(tmp_path: Path) -> None:
+def test_share_is_the_fraction_of_bytes_with_empty_labels(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"names": {"10.0.0.0/8": "inside"}}
     assert found(tmp_path, *FLOWS, **settings) == {"initiator_name,target_name": 0.91}
     assert found(tmp_path, *FLOWS, **settings, labels=["target_name"]) == {"target_name": 0.94}
-    # If ``least`` is above a half, the search reads only the largest group.
+    # If ``least`` is above 0.5, the search only has to read the largest group of connections.
     assert found(tmp_path, *FLOWS, **settings, least=0.9) == {"initiator_name,target_name": 0.91}
     assert found(tmp_path, *FLOWS, **settings, least=0.92) == {}
     assert found(tmp_path, *FLOWS[:2], **settings) == {"initiator_name,target_name": 0}
@@ -88,7 +88,7 @@ def test_empty_labels_are_searched_in_the_first_view_with_bytes(tmp_path: Path) 
         (ENDS, 0.9, True),
         (ENDS, 0.899, False),
         (("node_host",), 0.9, True),
-        # All addresses at one end can be outside of the topology, so 0.999 is not suspicious.
+        # All initiators can be outside of the topology. Therefore, 0.999 is not suspicious.
         (("initiator_host",), 0.999, False),
         (("initiator_host",), 1.0, True),
     ],
@@ -117,7 +117,7 @@ def test_warnings_are_logged_once_with_their_reason(caplog: pytest.LogCaptureFix
 
 
 class FakeRanking:
-    """A ranking that only has an identity."""
+    """Replaces a ranking. Rankings are only compared by identity."""
 
 
 def test_table_is_searched_one_round_after_its_names_have_been_read() -> None:
@@ -172,7 +172,7 @@ async def test_empty_topology_causes_a_warning(caplog: pytest.LogCaptureFixture)
             await until(lambda: names.empty_labels)
             assert f"{NO_NAMES}: the topology is empty." in await warnings_of(app)
             assert caplog.text.count(f"{NO_NAMES}: the topology is empty") == 1
-            # A new table is empty, so nothing is known about its labels.
+            # After a reload with a new table, nothing is known about the table's labels.
             configs.append(configured(analyzer.url, labels=[*ENDS, "node_tid"]))
             assert await app.reload() is None
             assert names.empty_labels == ()
@@ -182,7 +182,7 @@ async def test_empty_topology_causes_a_warning(caplog: pytest.LogCaptureFixture)
 async def test_traffic_with_outside_addresses_causes_no_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One end of each connection has a name."""
+    """The target of each connection has a name."""
     async with FakeAnalyzer() as analyzer:
         (analyzer.graph,) = json.loads((DATA / "topology-containers" / "graph.json").read_bytes())
         async with running_app(configured(analyzer.url)) as app:

@@ -73,15 +73,15 @@ async def test_page_consists_of_its_parts_in_order():
     whole = b"".join(await collect(pages.stream(Part.ALL, gzip=False)))
     others = FLOWS + INTERFACES + CAPTURES
     assert whole.startswith(others + b"# HELP skyfast_build_info ")
-    # The values on two pages differ, for example the size of the process. So only the lines that
-    # declare families are compared.
+    # Some values differ between two pages, for example the size of the process. Therefore, only the
+    # lines that declare families are compared.
     names = [line for line in whole[len(others) :].splitlines() if line[:1] == b"#"]
     assert names == [line for line in own.splitlines() if line[:1] == b"#"]
 
 
 @on_both_loops
 async def test_info_series_of_capture_points_follow_the_flows():
-    """The thread that renders the page finds the capture points before it reads the flows."""
+    """The rendering thread finds all capture points before it renders the flows."""
     table = FakeTable(BIG)
     table.values["node_tid"] = [("tid-1", 3), ("tid-2", 1)]
     info = InterfaceInfo(NodeNames({"tid-2": ("eth0",) * len(NODE_NAMES)}))
@@ -124,7 +124,7 @@ async def test_first_part_has_the_capture_points_of_all_parts():
 
 @on_both_loops
 async def test_complete_openmetrics_pages_end_with_eof():
-    """``# EOF`` occurs exactly once, at the end."""
+    """Each page has exactly one ``# EOF``, at its end."""
     pages = exposition(FakeTable(BIG), standard_names=True)
     for part, version in itertools.product((*Part, Part.FLOWS | Part.INTERFACES, Part.ALL), (1, 2)):
         for gzip in (False, True):
@@ -191,7 +191,7 @@ async def test_label_values_are_cached_briefly(monkeypatch):
 
 @on_both_loops
 async def test_new_source_applies_to_new_pages():
-    """A reload can replace the source of pages. Pages in progress keep the old source."""
+    """A reload can replace the source of pages. Unfinished pages keep the old source."""
     pages = exposition(FakeTable(BIG))
     stream = pages.stream(Part.ALL, gzip=False)
     first = await anext(stream)
@@ -243,7 +243,7 @@ async def test_empty_page_has_no_chunks():
 
 @on_both_loops
 async def test_compressed_page_has_no_empty_chunk():
-    """The compressor buffers data, but never returns an empty chunk, which would end the body."""
+    """An empty chunk would end the HTTP body. The compressor has none, although it buffers data."""
     stream = exposition(FakeTable(BIG)).stream(Part.FLOWS, gzip=True)
     chunks = await collect(stream)
     assert all(chunks)
@@ -252,7 +252,7 @@ async def test_compressed_page_has_no_empty_chunk():
     assert stream.page_bytes == len(BIG)
 
 
-# Direct pages: the table compresses its own lines, and isal compresses the rest of the page.
+# In a direct page, the table compresses its own lines, and isal compresses the remaining page.
 
 
 def core_with(connections):
@@ -313,13 +313,16 @@ async def test_isal_compresses_small_pages():
     assert zlib.decompress(b"".join(await collect(stream)), wbits=31) == BIG
 
 
-def test_length_of_a_gzip_member_is_modulo_4_gib():
+def test_gzip_trailer_has_the_length_modulo_4_gib():
     assert trailer(0x01020304, 2**32 + 5) == b"\4\3\2\1\5\0\0\0"
 
 
 @pytest.mark.slow
 def test_page_can_be_longer_than_4_gib():
-    """The decoder checks the length modulo 4 GiB. To save time, all chunks are the same."""
+    """A gzip file has the length modulo 4 GiB, which the decoder checks.
+
+    All chunks are the same, because compressing different chunks would take long.
+    """
     text = memoryview(bytes(range(256)) * (1 << 18))
     compressor = zlib.compressobj(1, wbits=-15)
     blocks = compressor.compress(text) + compressor.flush(zlib.Z_FULL_FLUSH)
@@ -436,7 +439,7 @@ async def test_concurrent_pages_do_not_affect_each_other():
 
 
 def test_thread_ends_after_its_event_loop():
-    """The thread ends without printing anything."""
+    """The rendering thread prints no error, although its event loop is closed."""
     table = FakeTable(BIG, pause_at=FIRST_CHUNK_BYTES)
 
     async def begin():

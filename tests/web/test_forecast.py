@@ -1,4 +1,4 @@
-"""Forecasts for ``min_bytes`` and ``min_packets`` match the pages with these bounds."""
+"""Forecasts for values of ``min_bytes`` and ``min_packets`` equal the pages with these values."""
 
 import html
 import json
@@ -22,7 +22,7 @@ NO_BOUNDS = (0, 0)
 
 
 def lines_of(core, spec, now=0.0):
-    """Return two lists of sample lines: of the first view, and of all other views."""
+    """Return the sample lines of the first view, and the sample lines of all other views."""
     page = core.page(now)
     shown = [[line for f in view.families for line in page[f.name]] for view in spec.views]
     return shown[0], [line for lines in shown[1:] for line in lines]
@@ -103,8 +103,11 @@ def test_forecast_equals_the_page(
         assert made.proposed.min_bytes == (0, *PROPOSED)[meets.index(True)]
 
 
-def test_forecast_of_usual_sizes_keeps_most_bytes_in_a_tenth_of_the_series():
-    """A tenth of the series has 95 % of the bytes, if sizes are distributed as in real networks."""
+def test_largest_tenth_of_typical_connections_has_most_bytes():
+    """The sizes of connections are distributed as in real networks.
+
+    A tenth of the series has at least 95 % of the bytes.
+    """
     sizes = random.Random(7)
     core = Core(Spec(views=(View(LABELS, compatible("bytes", "packets")), traffic())))
     count = 20_000
@@ -120,7 +123,7 @@ def test_forecast_of_usual_sizes_keeps_most_bytes_in_a_tenth_of_the_series():
     at_100_kb = made.bounds[1]
     assert (at_100_kb.min_bytes, at_100_kb.series) == (100_000, 4 * count // 10)
     assert at_100_kb.bytes_share >= 0.95
-    # The lowest bound that meets max_series is far below 100 kB, but hides all small connections.
+    # A bound far below 100 kB is enough to meet max_series, because it hides all small connections.
     assert made.proposed.min_bytes == 10_000
     core.bounds = [(100_000, 0), NO_BOUNDS]
     page = read_all(core.table.page(0)).decode()
@@ -259,7 +262,7 @@ def test_text_counts_all_series_together_if_there_is_only_one_view():
         (Bounds(), ["  With min_bytes 10 kB: 1 connection, 2 series, 94.5 % of the bytes."]),
     ],
 )
-def test_configured_bound_is_listed(bound, lines):
+def test_forecast_lists_the_configured_bound(bound, lines):
     made = make_forecast(small_table(), [bound, Bounds()], max_series=0, now=0)
     assert as_text(made)[1 : len(lines) + 1] == lines
     if bound == NO_BOUNDS:

@@ -7,7 +7,7 @@ from skyfast.web.ranked_views import RankedView
 
 
 def views(**labels):
-    """Return views by prefix, with these labels. The first view is ``main``."""
+    """Return views with these labels, by prefix. ``main`` is the first view, without a prefix."""
     named = {"" if name == "main" else name: each for name, each in labels.items()}
     return {
         prefix: RankedView(
@@ -37,7 +37,7 @@ def views(**labels):
                 "interface": "node_tid",
             },
         ),
-        # A view with labels for both ends is preferred to connections with a label for one end.
+        # Connections have the target's workload. The view has both workloads, so it is preferred.
         (
             {
                 "main": "target_workload protocol",
@@ -50,10 +50,10 @@ def views(**labels):
             },
         ),
         ({"main": "target_service vlan"}, {"service": "target_service"}),
-        # Groups by these labels would be the connections themselves.
+        # There are no other labels. Each group by these labels would be a connection.
         ({"main": "initiator_host target_host"}, {}),
         ({"main": "initiator_port protocol"}, {"protocol": "protocol"}),
-        # The configuration can define labels with any names.
+        # Users can define labels with other names.
         (
             {"main": "initiator_ip initiator_team target_team target_data_center"},
             {
@@ -72,7 +72,7 @@ def test_groupings_follow_from_the_labels(labels, expected):
     assert {each.view for each in others if not each.group} == {*labels} - {"main"}
 
 
-def test_pairs_come_before_single_labels():
+def test_pairs_of_labels_come_before_single_labels():
     labels = ("initiator_ip", "port", "target_ip")
     assert list(pairs(labels)) == [
         ("initiator_ip", "target_ip"),

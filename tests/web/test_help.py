@@ -1,4 +1,4 @@
-"""The explanations of the figures, and the links to them."""
+"""The help page, which explains figures of other pages, and the links to its topics."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Info series: each capture point has one, even if its names are unknown or change."""
+"""Each capture point has exactly one info series, even if its names are unknown or change."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -66,7 +66,7 @@ def test_unknown_capture_point_has_empty_names() -> None:
 
 
 def test_labels_do_not_conflict_with_target_labels() -> None:
-    """Prometheus adds ``instance`` and ``job`` to all series. A ServiceMonitor adds more labels."""
+    """Prometheus adds the labels ``instance`` and ``job``. A ServiceMonitor adds more labels."""
     added = {"namespace", "service", "pod", "container", "endpoint", "node", "instance", "job"}
     assert not added & {*LABELS}
 
@@ -87,7 +87,7 @@ def test_standard_naming_changes_the_family_name() -> None:
 
 
 def test_page_is_divided_into_small_chunks() -> None:
-    """If names have the usual length, a chunk is not larger than a chunk of flows."""
+    """If names have the usual length, chunks are smaller than chunks with flows."""
     count = 2 * CHUNK_SERIES + 1
     names = NodeNames({f"{n:036}": ("n" * 36,) * len(NODE_NAMES) for n in range(count)})
     chunks = [*InterfaceInfo(names).render([*names])]
@@ -112,7 +112,7 @@ texts = st.one_of(
 keys = st.sampled_from([f"tid-{n}" for n in range(6)])
 all_names = st.one_of(st.just(CART), st.tuples(*[texts] * len(NODE_NAMES)))
 changes = st.dictionaries(keys, st.one_of(st.none(), all_names))
-"""New names of capture points; None removes the names."""
+"""New names of capture points. None removes the names of a capture point."""
 
 
 @given(

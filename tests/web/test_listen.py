@@ -1,4 +1,4 @@
-"""Listening: several addresses, sockets passed by systemd, and ports in use."""
+"""The addresses and sockets on which skyfast listens."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ async def responds(url: str) -> bool:
 
 
 @needs_ipv6
-async def test_addresses_of_the_command_line_replace_the_configured_one(tmp_path: Path) -> None:
+async def test_addresses_of_the_command_line_replace_the_configured_address(tmp_path: Path) -> None:
     config = write_config(tmp_path, port=1)
     options = ("--web.listen-address=127.0.0.1:0", "--web.listen-address", "[::1]:0")
     async with running(config, *options, quiet=False, **{ADDRESS: "192.0.2.1"}) as skyfast:
@@ -103,7 +103,7 @@ def test_address_of_another_machine_is_reported_with_a_remedy(tmp_path: Path, ho
 
 @contextlib.contextmanager
 def default_port_taken() -> Iterator[None]:
-    """Ensure that port 9100 is in use, by this process or by another process."""
+    """Ensure that port 9100 is in use, by this or another process."""
     with contextlib.ExitStack() as stack:
         for family, host in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):
             with contextlib.suppress(OSError):
@@ -135,7 +135,10 @@ def test_demo_uses_only_the_configured_port(tmp_path: Path, origin: str) -> None
 
 
 def activation(*sockets: str, fds: int | None = None, pid: str = "os.getpid()") -> list[str]:
-    """Return a command that listens and runs its arguments with these sockets, as systemd does."""
+    """Return a command that opens these sockets, and passes them to the program in its arguments.
+
+    The sockets are passed in the same way as by systemd.
+    """
     code = f"""
 import os, socket, sys
 made = [{", ".join(sockets)}]

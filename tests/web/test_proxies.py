@@ -1,6 +1,6 @@
-"""Real proxies: nginx in front of analyzers and pages, health checks by haproxy, and Varnish.
+"""skyfast with real proxies: nginx, haproxy and Varnish.
 
-Each test starts a proxy with its own configuration on a free port of 127.0.0.1.
+Each test starts a proxy on a free port of 127.0.0.1.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ MUST_RUN = bool(os.environ.get("CI"))
 START_S = 15.0
 ANSWER_S = 15.0
 
-# Debian installs the proxies in directories that are only on root's PATH.
+# Debian installs the proxies in directories that only root has on the PATH.
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 NGINX = shutil.which("nginx", path=_PATH)
 HAPROXY = shutil.which("haproxy", path=_PATH)
@@ -54,7 +54,7 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def started(*command: str | None, port: int) -> AsyncIterator[None]:
-    """Run a proxy during the block. The block starts when the proxy listens on ``port``."""
+    """Run a proxy, and wait until it listens on ``port``. Stop the proxy on exit."""
     program, *arguments = command
     assert program is not None
     process = await asyncio.create_subprocess_exec(
@@ -90,7 +90,10 @@ async def started(*command: str | None, port: int) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def nginx(directory: Path, server: str) -> AsyncIterator[int]:
-    """Run nginx with the text of a ``server`` block; yield its port, which replaces $PORT."""
+    """Run nginx with the content of a ``server`` block, and yield its port.
+
+    ``$PORT`` in the block is replaced by the port.
+    """
     port = free_port()
     temporary = "".join(
         f"  {kind}_temp_path {directory}/{kind};\n"
@@ -168,7 +171,7 @@ async def test_analyzer_can_have_a_path_prefix(tmp_path: Path) -> None:
 
 @needs_nginx
 async def test_unexpected_responses_of_a_proxy_are_explained(tmp_path: Path) -> None:
-    """One proxy expects TLS. The other proxy redirects to a single sign-on page."""
+    """The first proxy expects TLS. The second proxy redirects to a login page."""
     issued = Authority(tmp_path).issue("127.0.0.1")
     secure = (
         "    listen 127.0.0.1:$PORT ssl;\n"
@@ -197,7 +200,7 @@ async def test_unexpected_responses_of_a_proxy_are_explained(tmp_path: Path) -> 
 
 @needs_nginx
 async def test_pages_are_served_behind_nginx(tmp_path: Path) -> None:
-    """The first location uses nginx's default, HTTP/1.0. The second keeps its connections open."""
+    """For one location, nginx uses HTTP/1.0; for the other, HTTP/1.1 with keep-alive."""
     server = """
     listen 127.0.0.1:$PORT;
     location /skyfast/ { proxy_pass http://SKYFAST/; }
@@ -237,14 +240,17 @@ backend health
 
 
 async def states(port: int, expected: dict[str, str]) -> dict[str, str]:
-    """Wait for the health checks, assert each backend's state, and return the check results."""
+    """Wait until all servers have been checked.
+
+    Assert that each backend has the expected state, and return the result of its check.
+    """
     async with asyncio.timeout(ANSWER_S):
         while True:
             *_, body = await get(f"http://127.0.0.1:{port}/stats;csv")
             names, *rows = body.decode().removeprefix("# ").splitlines()
             lines = [dict(zip(names.split(","), row.split(","), strict=False)) for row in rows]
             servers = {line["pxname"]: line for line in lines if line["svname"] == "skyfast"}
-            # Before its first check, a server is up, but has no check result such as "L7OK".
+            # Before its first check, a server counts as up, but has no check result such as "L7OK".
             if all(line["check_status"].startswith("L7") for line in servers.values()):
                 assert {name: line["status"] for name, line in servers.items()} == expected
                 return {name: line["check_status"] for name, line in servers.items()}
@@ -253,8 +259,13 @@ async def states(port: int, expected: dict[str, str]) -> dict[str, str]:
 
 @needs_haproxy
 @pytest.mark.parametrize("users", [False, True], ids=["open", "with users"])
-async def test_default_check_of_haproxy_needs_credentials(tmp_path: Path, users: bool) -> None:
-    """haproxy's default check sends OPTIONS. If there are users, this check needs credentials."""
+async def test_default_check_of_haproxy_fails_if_there_are_users(
+    tmp_path: Path, users: bool
+) -> None:
+    """The default check of haproxy is an OPTIONS request without credentials.
+
+    If the web configuration has users, this check fails.
+    """
     hashed = bcrypt.hashpw(b"hunter2", bcrypt.gensalt(4)).decode()
     web_config = tmp_path / "web.yml"
     web_config.write_text(f"basic_auth_users: {{alice: {hashed}}}\n")
@@ -273,8 +284,8 @@ async def test_default_check_of_haproxy_needs_credentials(tmp_path: Path, users:
 
 
 @needs_varnish
-async def test_cache_stores_no_page(tmp_path: Path) -> None:
-    """By default, Varnish caches a page for two minutes. The pages' headers forbid caching."""
+async def test_varnish_caches_no_page(tmp_path: Path) -> None:
+    """By default, Varnish caches a page for two minutes. skyfast's response headers forbid this."""
     async with asyncio.timeout(60), demo() as skyfast:
         port = free_port()
         command = (
@@ -287,5 +298,5 @@ async def test_cache_stores_no_page(tmp_path: Path) -> None:
                 for _ in range(2):
                     status, headers, _ = await get(f"http://127.0.0.1:{port}{path}")
                     assert status == 200
-                    # In a cached response, this header would have a second number.
+                    # In a response from the cache, this header has a second number.
                     assert len(headers["X-Varnish"].split()) == 1, path

@@ -10,7 +10,7 @@ from tests.support.web_fixtures import on_both_loops
 
 
 class Scans:
-    """Scans, and the cache of their results. If ``paused`` is true, scans wait for ``go_on``."""
+    """A scan cache, and scans for the cache. If ``paused`` is true, scans wait for ``go_on``."""
 
     def __init__(self, *, keep_s=60.0, max_results=8, queue=True, paused=False):
         self.cache = ScanCache(keep_s=keep_s, max_results=max_results, queue=queue)
@@ -114,14 +114,17 @@ async def test_waiting_scans_and_cached_results_share_a_limit():
 
 @pytest.mark.xdist_group("timing")
 @on_both_loops
-async def test_result_does_not_expire_before_its_own_time():
-    """The expiry of a dropped result does not drop a later result with the same key."""
+async def test_new_result_survives_the_expiry_of_an_old_result():
+    """A result is replaced before it expires. Later, there is a new result with the same key.
+
+    The new result stays in the cache when the old result would have expired.
+    """
     scans = Scans(keep_s=1, max_results=1)
     await scans.get("a")
     await asyncio.sleep(0.5)
     await scans.get("b")
     latest = await scans.get("a")
-    await asyncio.sleep(0.6)  # the first result would have expired by now
+    await asyncio.sleep(0.6)  # now the first result would have expired
     assert await scans.get("a") is latest
 
 
@@ -167,7 +170,7 @@ async def test_exception_without_a_waiting_request_is_not_logged(caplog):
 
 
 @on_both_loops
-async def test_cache_keeps_no_reference_to_its_scanner():
+async def test_cache_keeps_no_reference_to_a_completed_scan():
     scans = Scans()
     await scans.get("a")
     freed = weakref.ref(scans)

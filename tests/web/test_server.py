@@ -95,7 +95,7 @@ async def test_page_of_an_empty_part_is_empty():
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
 @on_both_loops
-async def test_promtool_complains_only_about_inherited_names():
+async def test_promtool_complains_only_about_compatible_names():
     async with Site() as site:
         page = (await site.get()).body
     promtool = await asyncio.create_subprocess_exec(
@@ -289,7 +289,7 @@ async def test_status_page_is_the_start_page():
         assert response.headers["cache-control"] == "no-store"
         assert __version__ in response.text
         links = set(re.findall(r'<a [^>]*href="([^"?#]+)', response.text)) - {"./"}
-        # The links are relative, so that a proxy can serve the pages below a path.
+        # The links are relative, because a proxy can serve the pages below a path.
         assert {f"/{link}" for link in links} == set(PATHS) - {"/"}
         for link in links:
             assert (await site.get(f"/{link}")).status == 200
@@ -371,7 +371,7 @@ async def test_cardinality_has_the_negotiated_format():
             assert json.loads(response.body) == expected
         html = await site.get("/cardinality?format=html", accept="application/json")
         assert html.text == page.text
-        # All these requests shared a single scan, which ran in another thread.
+        # All requests of this test shared one scan. The scan ran in another thread.
         assert site.table.scans == ["cardinality"]
         assert threading.current_thread() not in site.table.threads
 
@@ -412,7 +412,7 @@ async def test_cardinality_can_be_estimated_without_a_label():
 
 @on_both_loops
 async def test_one_cardinality_scan_runs_at_a_time():
-    """While a scan runs, other requests fail, even if the client of the scan has disconnected."""
+    """While a scan runs, further requests fail, even after the scan's client has disconnected."""
     async with Site(FakeTable(pause_scans=True)) as site:
         async with await site.ask(request("/cardinality")):
             await until(lambda: site.table.scans)
@@ -710,8 +710,8 @@ async def test_responses_forbid_caching():
 
 
 @on_both_loops
-async def test_response_to_head_is_that_of_get_without_its_body():
-    """All requests share a connection. If HEAD got a body, the next response would be invalid."""
+async def test_head_gets_the_response_of_get_without_the_body():
+    """All requests use one connection. A body after HEAD would make the next response invalid."""
     async with Site() as site, await site.ask(b"") as client:
         for path in (*PATHS, "/nothing"):
             for headers in ({}, {"accept_encoding": "gzip"}):
@@ -721,7 +721,8 @@ async def test_response_to_head_is_that_of_get_without_its_body():
                 get = await client.answer()
                 assert head.status == get.status
                 for response in (head, get):
-                    # A rendered page has no Content-Length, so only GET has a Transfer-Encoding.
+                    # The length of a rendered page is unknown. Therefore, the response to GET has a
+                    # Transfer-Encoding.
                     for name in ("date", "transfer-encoding"):
                         response.headers.pop(name, None)
                 if path == "/metrics/self":
@@ -768,7 +769,7 @@ async def test_unsupported_http_versions_get_an_http_1_0_response(version):
 
 @on_both_loops
 async def test_http_1_0_pages_end_with_the_connection():
-    """Pages have no Content-Length, so they end with the connection despite keep-alive."""
+    """Pages have no Content-Length. Therefore, keep-alive is not possible."""
     async with Site(FakeTable(BIG)) as site:
         for path in (*PATHS, "/nowhere"):
             for method in ("GET", "HEAD"):
@@ -843,7 +844,7 @@ async def test_scrapes_are_measured():
 
 @on_both_loops
 async def test_bad_request_closes_the_connection(caplog):
-    """Each response closes the connection. Nothing is logged above level DEBUG."""
+    """The server responds, closes the connection, and logs nothing above level DEBUG."""
     async with Site() as site:
         for bad in (
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 a TLS client\r\n\r\n",
@@ -885,7 +886,7 @@ async def test_oversized_request_head_gets_a_response(part):
             async with await site.ask(before) as client:
                 if before:
                     await client.answer()
-                # Send the head in parts, so that some parts arrive after the response.
+                # Send the head in several parts. Some of them arrive after the server's response.
                 for start in range(0, len(head), 60_000):
                     await client.send(head[start : start + 60_000])
                     await asyncio.sleep(0.002)
@@ -936,7 +937,7 @@ async def test_missing_body_times_out():
 
 @on_both_loops
 async def test_endless_pipelining_is_aborted():
-    """While the client does not read its page, the server does not store its further requests."""
+    """While a client does not read its page, the server does not store further requests."""
     pipelined = request("/-/healthy") * 10_000
     sent_bytes = 0
     site = Site(FakeTable(BIG), scrape_timeout_s=0.5)
@@ -946,7 +947,7 @@ async def test_endless_pipelining_is_aborted():
                 await client.send(pipelined)
                 await asyncio.sleep(0)
                 sent_bytes += len(pipelined)
-    assert sent_bytes < 20_000_000  # the kernel's buffers take less than this
+    assert sent_bytes < 20_000_000  # the kernel's buffers are smaller
 
 
 @on_both_loops
@@ -975,7 +976,7 @@ async def test_slow_request_head_times_out(monkeypatch):
 
 @on_both_loops
 async def test_idle_connections_outlast_the_usual_scrape_intervals():
-    """The test reads the idle deadline instead of waiting more than five minutes for it."""
+    """The test reads the idle deadline. Waiting for the deadline would take over five minutes."""
     async with Site() as site, await site.ask(request("/metrics/flows")) as client:
         await client.answer()
         (connection,) = site.server._connections._open
@@ -1005,7 +1006,7 @@ async def test_idle_connections_are_closed_cleanly(monkeypatch):
 
 @on_both_loops
 async def test_unread_small_responses_are_aborted(monkeypatch):
-    """Small responses have their own timeout instead of the deadline of a page."""
+    """Small responses have a timeout of their own: the deadline of pages does not apply."""
     monkeypatch.setattr(server, "RESPONSE_TIMEOUT_S", 0.3)
     monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.3)
     async with Site() as site:
@@ -1097,8 +1098,8 @@ async def test_slow_rendering_is_aborted_at_the_deadline():
                 table.resume.clear()
                 client = await site.ask(request("/metrics/flows", version=version, **headers))
                 async with client:
-                    # Even in HTTP/1.0, the client detects the incomplete page, because the
-                    # connection is reset.
+                    # The server resets the connection. Therefore, the client detects the incomplete
+                    # page, even in HTTP/1.0.
                     with pytest.raises(ConnectionError):
                         await client.answer()
                 table.resume.set()
@@ -1107,8 +1108,8 @@ async def test_slow_rendering_is_aborted_at_the_deadline():
 
 
 @on_both_loops
-async def test_connection_with_an_unread_page_end_is_reset(monkeypatch):
-    """When the timeout expires, the end of the page is still in the server's own buffer."""
+async def test_connection_is_reset_if_the_end_of_the_page_is_not_read(monkeypatch):
+    """The client reads nothing. At the timeout, the end of the page is in the server's buffer."""
     monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.15)
     monkeypatch.setattr(connections, "WRITE_BUFFER_BYTES", 2 * len(BIG))
     for version in ("1.1", "1.0"):
@@ -1270,8 +1271,8 @@ async def test_flood_of_connections_does_not_block_other_clients(caplog):
         for i in range(1000):
             idle.append(await stack.enter_async_context(await site.ask(b"GET" if i % 2 else b"")))
             if i % 50 == 0:
-                # After this request, other connections have been idle longer, so they are closed
-                # first.
+                # The server closes the connections that have been idle longest. Because of this
+                # request, ``kept`` is not one of them.
                 await kept.send(request("/metrics/flows"))
                 assert (await kept.answer()).body == FLOWS
                 assert (await site.get("/metrics/flows")).body == FLOWS
@@ -1318,7 +1319,7 @@ async def test_stop_aborts_pages_and_closes_idle_connections():
         await until(lambda: not page_threads())
         with pytest.raises(ConnectionRefusedError):
             await site.ask()
-    # The port is free again at once, although connections in various states were open.
+    # The port can be used again immediately, although several connections were open at the stop.
     async with Site(port=site.port) as second_site:
         assert (await second_site.get("/metrics/flows")).body == FLOWS
 
@@ -1369,8 +1370,8 @@ async def test_listening_on_all_addresses_includes_ipv4_and_ipv6(address):
         for host in hosts:
             async with await site.ask(request("/metrics/flows"), host=host) as client:
                 assert (await client.answer()).body == BIG
-        # On a dual-stack socket, IPv4 clients appear as IPv6 addresses. They still have a limit per
-        # IPv4 address.
+        # On a dual-stack socket, IPv4 clients have IPv6 addresses. The limit per address still
+        # applies to the IPv4 address.
         async with await site.begin_scrape():
             assert (await site.get()).status == 503
             async with await site.begin_scrape(local="127.0.0.2"):

@@ -67,8 +67,8 @@ def test_history_has_values_rates_and_ages():
     series = history.series(stats, 99, now_s=1046.0)
     assert series.age_seconds == [41, 36, 31, 26, 21, 16, 11, 6, 1, 0]
     assert series.connections == [*range(1, 10), 99]
-    # The removal of analyzer b lowers the sum of flows, but no rate becomes negative. The last rate
-    # ignores the flows since the last sample.
+    # The removal of analyzer b lowers the sum of flows, but no rate is negative. The last rate does
+    # not include the flows since the last sample.
     assert series.flows_per_second == [11, 11, *[10] * 8]
     assert series.scrape_bytes == [*[None] * 4, 7, *[None] * 4, 9]
     assert series.scrape_duration_seconds == [*[None] * 4, 0.5, *[None] * 4, 0.5]
@@ -77,7 +77,7 @@ def test_history_has_values_rates_and_ages():
 
 def test_two_samples_are_enough_for_rates():
     history, stats = History(), Stats()
-    # The analyzer named ``again`` was removed and added again, so its counter restarted.
+    # The analyzer ``again`` was removed and added again. Therefore, its counter restarted.
     for at_s, flows in (
         (1000, {"busy": 5, "idle": 7, "again": 9}),
         (1003, {"busy": 6, "again": 1}),
@@ -98,11 +98,11 @@ def test_history_is_bounded():
     assert len(series.connections) == len(series.age_seconds) == SAMPLES + 1
     assert series.connections[-1] == step
     assert series.age_seconds[0] == INTERVAL_S * (SAMPLES - 1)
-    # The series does not contain samples that are older than ten minutes.
+    # The history omits samples that are older than ten minutes.
     paused = history.series(stats, step, now_s=5.0 * step + 300)
     assert paused.age_seconds[0] == 600
     assert len(paused.connections) == SAMPLES // 2 + 2
-    # A rate is the mean over the last half minute.
+    # A rate is the average over the last 30 s.
     assert history.rates()["a"] == pytest.approx((step - 2.5) / 5)
 
 
@@ -194,7 +194,7 @@ async def test_analyzers_that_are_down_come_first():
     ]
 
 
-async def test_clock_that_is_held_causes_a_warning():
+async def test_held_clock_causes_a_warning():
     stats = Stats()
     stats.analyzer("a")
     stats.clock_held = 1
@@ -219,7 +219,7 @@ async def test_nearly_full_table_causes_a_warning():
 
 
 async def test_highest_value_of_a_chart_includes_the_current_value():
-    """The page and the JSON contain the current values, which are newer than the last sample."""
+    """The current values are newer than the last sample of the history."""
     stats, table = Stats(), FakeTable()
     stats.analyzer("a").set_up(1)
     source = fake_status(table, stats=stats)
@@ -348,7 +348,7 @@ async def test_interfaces_and_captures_are_listed():
 
 
 @pytest.mark.parametrize("has_interfaces", [True, False])
-async def test_interfaces_and_names_each_have_a_line(has_interfaces):
+async def test_page_has_a_line_about_interfaces_and_a_line_about_names(has_interfaces):
     stats = Stats()
     stats.topology.interfaces = 45
     stats.topology.last_answer_timestamp_s = time.time() - 100.5
@@ -425,7 +425,7 @@ async def test_connections_are_ranked_and_filtered():
         }
         assert (response["group"], response["groups"], response["other"]) == ([], None, None)
         assert initiators(await site.json("/api/top?by=packets&n=1")) == ["10.0.0.1"]
-        # Connections without a round-trip time have no rank, so they are not listed.
+        # The connection without a round-trip time is not listed, because it has no rank.
         assert initiators(await site.json("/api/top?by=rtt")) == ["10.0.0.1", "10.0.0.2"]
         response = await site.json("/api/top?filter=fd00::")
         assert initiators(response) == ["fd00::3"]
@@ -433,13 +433,13 @@ async def test_connections_are_ranked_and_filtered():
 
 
 def named(**names):
-    """Return names of an address or a capture point in the order of the index."""
+    """Return the names of an address or a capture point, in the order of the name index."""
     return tuple(names.get(name, "") for name in NODE_NAMES)
 
 
 @asynccontextmanager
 async def named_connections(**settings):
-    """Yield a site with three connections. A second view makes the site look up names."""
+    """Yield a site with three connections and names. A label of the second view needs names."""
     view = {"prefix": "x", "labels": ["initiator_workload", "direction"], "metrics": ["bytes"]}
     async with three_connections(views=[view], **settings) as site:
         index = site.app._parts.names
@@ -470,7 +470,7 @@ async def test_names_are_shown_and_can_be_searched():
         assert ' data-filter="10.0.0.1">10.0.0.1</a> <small>Shop/&lt;Cart' in page
         assert ' title="node-1 (h1 shop/cart-&lt;1&gt; eth0)"><a href=' in page
         assert ' data-filter="node-1">h1 shop/cart-&lt;1' in page
-        # The link of a value filters the list by this value.
+        # The link of a label value filters the list by this value.
         link = re.search(r'href="([^"]*)" data-filter="10.0.0.1"', page)[1]
         assert len(cells((await site.get(f"/{html.unescape(link)}"))[1], "top")) == 1
         for text in ("shop/%3Ccart", "CART%3E", "<cART"):
@@ -494,7 +494,7 @@ async def test_name_that_is_a_label_is_not_repeated():
         site.app._parts.names.addresses["10.0.0.2"] = ("db", *named()[1:])
         entries = (await site.json("/api/top"))["entries"]
         assert [entry["names"] for entry in entries] == [{"target_ip": "db"}] * 3
-        # A filter does not find this name, because the column of names does not show it.
+        # The filter does not find the name "web", because the names do not contain "web".
         assert (await site.json("/api/top?filter=web"))["entries"] == []
         assert len((await site.json("/api/top?filter=DB"))["entries"]) == 3
 
@@ -609,8 +609,8 @@ async def test_connections_are_grouped_by_labels():
         }
         response = await site.json("/api/top?group=target_ip&filter=10.0.0.1")
         assert [entry["connections"] for entry in response["entries"]] == [1]
-        # The groups of connections without a round-trip time have no rank. The connections in these
-        # groups are counted as others.
+        # The group of the connection without a round-trip time has no rank. Its connection is
+        # counted as one of the others.
         response = await site.json("/api/top?group=initiator_ip&by=rtt")
         assert initiators(response) == ["10.0.0.1", "10.0.0.2"]
         assert response["other"]["connections"] == 1
@@ -681,7 +681,7 @@ async def test_connections_are_ranked_by_rates():
             make_flow("1", (1500, 700, 9, 9), last=62_000),
             make_flow("4", (60, 0, 1, 0), a="10.0.0.4"),
         )
-        # Before flow.update has passed, only some flows have been reported.
+        # There are no rates yet: before flow.update has passed, some flows have not been reported.
         with_older_snapshots(ranks, 4)
         early = await site.json("/api/top?by=bytes_per_second")
         assert (early["entries"], early["connections"]) == ([], 4)
@@ -705,7 +705,7 @@ async def test_connections_are_ranked_by_rates():
 
 
 def with_older_snapshots(ranks, seconds):
-    """Make the snapshots older by ``seconds``, and forget the cached results."""
+    """Make the snapshots of a ranking ``seconds`` older, and drop the cached results."""
     for family, taken in ranks._snapshots.items():
         ranks._snapshots[family] = [replace(one, taken_s=one.taken_s - seconds) for one in taken]
     ranks._results._results.clear()
@@ -729,7 +729,7 @@ async def test_clients_that_poll_rarely_get_rates(monkeypatch, interval_s, updat
         windows.append((await ranks.top(Query(by="bytes_per_second"))).top.window_seconds)
         ranks._results._results.clear()
         now[0] += interval_s
-    # The snapshots stay until the next request, and at least until there are rates.
+    # The snapshots are kept until the next request, and until there are rates.
     assert {*released} == {300 + update_s}
     assert interval_s < released[0]
     assert windows[1] == interval_s
@@ -752,7 +752,7 @@ async def test_rates_cover_one_to_two_minutes_after_the_first_minute(monkeypatch
         counts.append(ranks.snapshots)
         now[0] += 15
     assert max(counts) == 2
-    # After the first minute, the window is between one and two minutes.
+    # After the first minute, rates cover a window of one to two minutes.
     assert windows[:4] == [0, 15, 30, 45]
     assert set(windows[4:]) == {60, 75, 90, 105}
     assert table.scans.count("snapshot 0") == 5
@@ -930,7 +930,7 @@ async def test_invalid_query_is_rejected_with_a_reason():
             assert await site.get(f"/api/top?{parameters}") == (400, f"{reason}\n")
         assert await site.get("/?n=0") == (400, "n: not an integer from 1 to 1000.\n")
         assert await site.get("/api/status?x") == (400, "This page accepts no parameters.\n")
-        # A filter can be invalid UTF-8, and it can have the maximum length.
+        # A filter that is invalid UTF-8 is accepted, and so is a filter of the maximum length.
         for text in ("%FF", "%ED%A0%80", top.MAX_FILTER_CHARS * "x"):
             assert (await site.json(f"/api/top?filter={text}"))["entries"] == []
         assert len((await site.json("/api/top?n=1000&filter="))["entries"]) == 3
@@ -1063,7 +1063,7 @@ async def test_page_explains_why_the_first_request_shows_no_rates():
         page = (await site.get("/?by=bytes_per_second"))[1]
         text = "connections; averages over the last 1 min; agents report each flow every 60 s<"
         assert f">1 of 3 {text}" in page
-        # Later, the list is only empty if nothing was reported.
+        # After the first rates, an empty list needs no explanation.
         page = (await site.get("/?by=bytes_per_second&filter=fd00"))[1]
         assert f">0 of 3 {text}" in page
 
@@ -1083,16 +1083,16 @@ async def test_page_says_that_nothing_matches_the_filter():
             assert (response["matches"], response["entries"]) == (False, [])
             page = (await site.get(f"/?filter=%3Cnothing%3E{query}"))[1]
             assert f'role="status">No {noun} matches “&lt;nothing&gt;”.<' in page
-        # A connection can match although it has no rate and no round-trip time.
+        # The connection matches the filter, although it has no rate and no round-trip time.
         for query in ("filter=fd00&by=rtt", "filter=fd00&by=bytes_per_second"):
             response = await site.json(f"/api/top?{query}")
             assert (response["matches"], response["entries"]) == (True, [])
 
 
-async def test_second_scan_is_needed_only_for_ranks_that_rows_can_lack():
-    """Every row has bytes, but not every row has a round-trip time.
+async def test_second_scan_runs_only_if_rows_can_lack_the_metric():
+    """Every row has bytes, but some rows have no round-trip time.
 
-    If the first scan finds no row with a rank, a second scan looks for matching rows without a
+    If the first scan finds no row with a rank, a second scan searches for matching rows without a
     rank.
     """
     table = FakeTable()
@@ -1125,8 +1125,8 @@ async def test_rows_of_views_are_ranked():
         assert (entry["rank"], response["connections"]) == (6000, 1)
         assert list(entry["labels"]) == ["target_port", "application"]
         assert entry["values"] == {"bytes": [6000], "packets": [17], "new_flows": [3]}
-        # Groups consist of connections if connections have the label and the metric. In all other
-        # cases, groups consist of rows of the view.
+        # If connections have the label and the metric, connections are grouped. If not, rows of the
+        # view are grouped.
         for query, view, rank in (
             ("group=target_port", "", 6000),
             ("group=target_port&by=packets", "", 17),
@@ -1161,7 +1161,7 @@ async def test_rows_of_views_are_ranked():
             "min_bytes": 0,
             "min_packets": 0,
         }
-        # The rates of a view have their own snapshots.
+        # Rates of views and rates of connections have separate snapshots.
         for query in ("view=services&", ""):
             assert (await site.json(f"/api/top?{query}by=bytes_per_second"))["entries"] == []
         assert site.app.status.ranking.snapshots == 2
@@ -1193,7 +1193,7 @@ async def test_page_offers_groupings_and_views():
             assert len(cells(page, "top")) == (2 if text in ("connection", "address") else 1)
             assert f'data-group="{group}" data-view="{view}" aria-current="true">{text}<' in page
             assert "<option selected>50</option>" in page
-            # A view that lacks the metric is ranked by its default metric.
+            # If a view does not have the metric, its rows are ranked by its default metric.
             by = "bytes" if text in ("application", "view services") else "rtt"
             assert f'name="by" value="{by}"' in page
         assert ">1 of 1 row of the view services<" in page
@@ -1201,7 +1201,7 @@ async def test_page_offers_groupings_and_views():
         options = re.findall(r'<option value="([^"]*)"(?: selected)?>', page)
         assert options == ["", "target_port", "application"]
         assert (await site.get("/?by=nothing&view=services"))[0] == 400
-        # Without JavaScript, the form sends empty fields.
+        # If JavaScript is disabled, the form sends empty fields, too.
         assert (await site.get("/?by=bytes&view=&filter=&group=&n=20"))[0] == 200
 
 
@@ -1293,7 +1293,7 @@ def test_values_are_formatted(format_, value, text):
     assert formatted(value, format_, 1000) == text
 
 
-async def test_page_shows_each_analyzers_share_lag_and_lost_reports():
+async def test_page_shows_share_lag_and_lost_reports_of_each_analyzer():
     stats = Stats()
     a, b, _ = (stats.analyzer(name) for name in "abc")
     source = fake_status(stats=stats)
@@ -1318,7 +1318,7 @@ async def test_page_shows_each_analyzers_share_lag_and_lost_reports():
     page = status_html.as_html(report, source.ranking, source.ranking.query([]), None)
     assert '<p>host_id <strong data-key="host_id"' in page
     row = next(row for row in cells(page, "analyzers") if row[0] == "a")
-    # Rates below 1,000 have one decimal, so that the digits of a column are aligned.
+    # All rates below 1,000 have one decimal. Therefore, the digits in the column are aligned.
     assert re.fullmatch(r"\d+\.\d|[\d,]{5,}", row[3])
     assert row[4:8] == ["75.0 %", "3 s", "30 s", "1.5 %"]
 
@@ -1347,8 +1347,8 @@ async def test_bars_of_limits_show_the_numbers_of_the_api():
         metrics = (await site.get("/metrics"))[1]
         assert table["series_at_most"] == 3 * 5 + 3 * 2
         assert table["series_limit"] == 4 * 7
-        # ``series_at_most`` includes a round-trip time for each connection, but one connection has
-        # none.
+        # One connection has no round-trip time, but ``series_at_most`` includes one for each
+        # connection.
         flows = [line for line in metrics.splitlines() if re.match("skydive_network_conn|x_", line)]
         assert len(flows) == table["series_at_most"] - 1
         for key, text in {
@@ -1401,12 +1401,12 @@ def test_created_and_expired_connections_of_three_hours_are_counted():
         if minute == 10:
             counts = churn.counts(1_050, 105, now_s=630)
             assert counts == ChurnCounts(created=1_050, expired=105, seconds=630)
-    # The counts cover the last three hours, minus at most the time between two counts.
+    # The counts cover the last three hours, or less by up to one sampling interval.
     counts = churn.counts(100 * 399 + 50, 10 * 399 + 5, now_s=60 * 399 + 30)
     assert counts == ChurnCounts(created=17_950, expired=1_795, seconds=10_770)
 
 
-async def test_a_new_table_starts_the_counts_of_connections_anew():
+async def test_new_table_resets_the_counts_of_created_and_expired_connections():
     old, new = FakeTable(), FakeTable()
     old.created_total, old.expired_total = 10, 8
     source, replacement = fake_status(old), fake_status(new)
@@ -1432,9 +1432,9 @@ async def test_cost_for_prometheus_does_not_count_the_first_fill_of_the_table(mo
         cost = (await source.report()).prometheus
         memory.append((cost.memory_bytes_low, cost.memory_bytes_high))
         assert cost.created_series_at_most in {0, 3000}
-    # The connections stay the same, so the estimate stays the same, too.
+    # The estimate is constant, because the connections stay the same.
     assert {*memory} == {(3000 * 2_500, 3000 * 7_000)}
-    # Each minute, ten connections are replaced. The estimate grows for three hours.
+    # Every minute, ten connections are replaced. Therefore, the estimate grows for three hours.
     for minute in range(1, 6 * 60):
         now_s += 60
         table.created_total += 10
@@ -1508,7 +1508,7 @@ def test_script_and_page_share_constants():
     assert dict(re.findall(r'(\w+): "([^"]*)"', words)) == REASONS
 
 
-def test_the_last_error_is_shown_only_if_there_is_one():
+def test_last_error_is_shown_only_after_an_error():
     failure = {"text": "no", "timestamp_seconds": 10.0}
     assert formatted(None, "last-error", 20.0) == ""
     assert formatted(failure, "last-error", 20.0) == ", last error: no (10 s ago)"

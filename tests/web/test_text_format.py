@@ -1,4 +1,4 @@
-"""Rules of the exposition format: lines before the samples, escapes, and numbers."""
+"""The rules of the exposition formats."""
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -17,7 +17,7 @@ from tests.support import openmetrics_2
 
 
 def test_help_type_and_unit_lines_depend_on_the_format():
-    """OpenMetrics removes the suffix _total, escapes quotes and adds units."""
+    """OpenMetrics removes _total from names of families, escapes quotes and adds units."""
     family = MetricFamily(name="x_bytes_total", type="counter", help='a "b" \\ c\nd')
     assert family.head(openmetrics=False) == (
         '# HELP x_bytes_total a "b" \\\\ c\\nd\n# TYPE x_bytes_total counter\n'
@@ -32,8 +32,8 @@ def test_help_type_and_unit_lines_depend_on_the_format():
     assert info.head(openmetrics=True) == "# HELP x y\n# TYPE x info\n"
 
 
-def test_families_in_openmetrics_2_have_the_names_of_samples():
-    """Families have the names of their samples. All else is as in OpenMetrics 1.0."""
+def test_families_in_openmetrics_2_have_the_names_of_their_samples():
+    """In all other respects, the lines are those of OpenMetrics 1.0."""
     family = MetricFamily(name="x_bytes_total", type="counter", help='a "b" \\ c\nd')
     assert family.head(openmetrics=2) == (
         "# TYPE x_bytes_total counter\n# UNIT x_bytes_total bytes\n"

@@ -30,7 +30,7 @@ RTT_FAMILY = [family.name for family in FAMILIES].index(RTT)
 
 
 def shown(core, now=1.0):
-    """Map the label values of each connection to its values: one or two for each family."""
+    """Return the values on the page by connection: for each family, a value per direction."""
     names = [column.name for column in core.plan.views[0].columns]
     families = core.plan.views[0].families
     connections = {}
@@ -46,7 +46,7 @@ def shown(core, now=1.0):
 
 
 def ranked(core, family, before=None):
-    """Return the expected entries of `top`, as a set: the order of equal ranks is undefined."""
+    """Return the expected entries of `top`. Entries of equal rank have no defined order."""
     is_gauge = core.plan.views[0].families[family].type == "gauge"
     entries = set()
     for labels, values in shown(core).items():
@@ -129,7 +129,7 @@ def test_increase_of_a_reused_row_is_its_whole_value():
     assert core.top(BYTE_FAMILY, 10, since=snapshot) == core.top(BYTE_FAMILY, 10) == []
     core.message(many_flows(30, first=500, total=(2, 4, 1, 3)), TIMEOUT_S)
     assert [rank for rank, *_ in core.top(BYTE_FAMILY, 99, since=snapshot)] == [6] * 30
-    # The increase of a connection that returns with a lower value is also the whole value.
+    # Ten connections return with lower values than before. Their increase is the whole value, too.
     core.message(many_flows(10, total=(1, 2, 1, 2), last=9_000_000), TIMEOUT_S)
     top = core.top(BYTE_FAMILY, 99, since=snapshot)
     assert [rank for rank, *_ in top] == [6] * 30 + [3] * 10
@@ -143,11 +143,11 @@ def test_returning_connection_has_no_increase_until_the_next_snapshot(labels):
     assert core.connections == 0
     core.message(many_flows(4, total=(9, 9, 9, 9), first=500), TIMEOUT_S)
     snapshot = core.snapshot(BYTE_FAMILY)
-    # These connections return after the snapshot, so their increase is unknown.
+    # The increase of the returning connections is unknown, because they return after the snapshot.
     core.message(many_flows(20, total=(1_001, 1_000, 1_000, 1_000), last=9_000_000), 100)
     assert [rank for rank, *_ in core.top(BYTE_FAMILY, 99)][-5:] == [2001] + [18] * 4
     assert core.top(BYTE_FAMILY, 99, since=snapshot) == []
-    # The increase since the next snapshot is known.
+    # Since the second snapshot, the increase is known.
     snapshot = core.snapshot(BYTE_FAMILY)
     core.message(many_flows(20, total=(1_003, 1_000, 1_000, 1_000), last=9_000_001), 101)
     assert {rank for rank, *_ in core.top(BYTE_FAMILY, 99, since=snapshot)} == {2}
@@ -211,7 +211,7 @@ def test_filter_matches_rows_with_the_text_or_with_given_label_values():
     for node in nodes:
         assert found("no such text", node_tid=["x", node, "y" * 5000]) == [node]
     assert found("plain", node_tid=[nodes[0]]) == ["plain", nodes[0]]
-    # Values of other labels do not match, and neither do numbers.
+    # Only values of the given label match. Ports do not match, because they are numbers.
     assert found("no such text", initiator_ip=nodes, target_port=["443"]) == []
     assert found("no such text", node_tid=[]) == found("no such text", node_tid=[""]) == []
     # An empty filter matches everything.
@@ -284,7 +284,7 @@ def test_rows_of_views_are_ranked_by_their_own_families():
     assert core.top_groups(number, 9, ["protocol"])[0] == [(20, (protocol,), (6, 20), 1)]
     with pytest.raises(ValueError, match="not in tuple"):
         core.top_groups(number, 9, ["initiator_ip"])
-    # Rows of a view stay after their connections have expired.
+    # The row of the view remains after its connections have expired.
     core.expire(TIMEOUT_S + 1)
     assert core.top(BYTE_FAMILY, 9) == []
     assert core.top(number, 9) == [(20, (port, protocol), (0, 20), True)]
@@ -330,7 +330,7 @@ def test_threads_can_rank_during_updates():
 
 
 def combined(core, entries):
-    """Return the values of a group as `top_groups` computes them, and the number of entries."""
+    """Combine the values of a group's entries. Return the values and the number of entries."""
     families = core.plan.views[0].families
     kinds = [
         {"least": min, "latest": max, "most": max}[value.keep] if isinstance(value, Gauge) else sum
@@ -348,7 +348,7 @@ def combined(core, entries):
 
 
 def grouped(core, family, labels, entries):
-    """Map the label values of each group to its rank, values and number of connections."""
+    """Return the rank, the values and the number of connections of each group, by label values."""
     names = [column.name for column in core.plan.views[0].columns]
     indexes = [names.index(label) for label in labels]
     is_gauge = core.plan.views[0].families[family].type == "gauge"
@@ -446,7 +446,7 @@ def test_groups_can_be_filtered_and_ranked_by_increase():
 def test_groups_beyond_the_limit_are_added_to_the_others():
     core = Core()
     heavy, count = 20, 2_000
-    # When the heavy groups come, there are already too many groups.
+    # The scan finds the groups with the most bytes last, after it has reached the limit.
     core.message(many_flows(count, total=(1, 1, 1, 1)), 0)
     core.message(
         [
@@ -481,19 +481,19 @@ def test_groups_can_have_label_values_of_any_length():
         core.report(make_flow(f"{n + 1:x}", node=text), 0)
     entries, *_ = core.top_groups(BYTE_FAMILY, 99, ["node_tid", "protocol"])
     assert {labels for _, labels, *_ in entries} == {(text, "TCP") for text in ODD_TEXTS}
-    # Values of two labels are not confused, even if their concatenation is the same.
+    # Groups are distinct, even if the concatenations of their label values are equal.
     core = Core()
     for n, (a, node) in enumerate([("a", ""), ("", "a"), ("aa", "a"), ("a", "aa")]):
         core.report(make_flow(f"{n + 1:x}", a=a, node=node), 0)
     assert core.top_groups(BYTE_FAMILY, 9, ["initiator_ip", "node_tid"])[2] == 4
-    # A group with long values uses the space of several groups.
+    # A group with long label values counts as several groups of the limit.
     core = Core()
     for n in range(20):
         core.report(make_flow(f"{n + 1:x}", node=f"{n:03}" + 1000 * '"'), 0)
     entries, others, number, is_incomplete = core.top_groups(
         BYTE_FAMILY, 99, ["node_tid"], max_groups=50
     )
-    if number < 20:  # with slices of the usual size, there is room for all 20 groups
+    if number < 20:  # with slices of the usual size, all 20 groups are returned
         assert is_incomplete
     assert len(entries) == number
     assert sum(entry[3] for entry in entries) + others[0] == 20
