@@ -14,7 +14,7 @@ from skyfast.flows.planner import hidden_amounts
 from skyfast.flows.selection import Bounds
 from skyfast.pipeline import Parts, Shared
 from skyfast.replay.recording import Playback, for_namespaces
-from skyfast.replay.topology import Topology, decode_element
+from skyfast.replay.topology import ReplayedTopology, decode_element
 from skyfast.runtime.clock import Clock
 from skyfast.skydive import name_poller
 from skyfast.skydive.name_resolver import resolve
@@ -83,7 +83,7 @@ class _DryRun:
             wall_clock=lambda: self._began_s + self._now_s,
         )
         self._parts: Parts = pipeline.build(config, None, self._shared)
-        self._topology = Topology()
+        self._topology = ReplayedTopology()
         self._has_topology = self._has_new_topology = False
         self._resolved_at_s = -name_poller.INTERVAL_S
 

@@ -93,7 +93,7 @@ TOPOLOGY_ERRORS = (
 * ``unauthorized``, ``forbidden``: HTTP 401, 403
 * ``status``: any other status except 200
 * ``malformed``: the response is not a JSON list
-* ``too_big``: the response is longer than ``topology_client.MAX_ANSWER_BYTES``
+* ``too_big``: the response is longer than ``topology_client.MAX_RESPONSE_BYTES``
 """
 
 INTERFACE_SKIPS = ("invalid", "no_id", "text_too_long", "duplicate", "too_many", "out_of_range")
@@ -191,7 +191,7 @@ class Failure:
     timestamp_s: float = field(default_factory=time.time)
 
 
-class Histogram:
+class HistogramStats:
     """Counts observed values by bucket. Values are in seconds.
 
     ``bounds`` are the upper bounds of the buckets in increasing order, inclusive. ``counts`` has an
@@ -235,8 +235,8 @@ class AnalyzerStats:
     misdated: dict[str, int] = field(default_factory=_zeros(MISDATED_REASONS))
     reports_checked: int = 0
     report_gaps: dict[str, int] = field(default_factory=_zeros(GAP_REASONS))
-    packet_age: Histogram = field(default_factory=lambda: Histogram(AGE_BOUNDS_S))
-    delivery: Histogram = field(default_factory=lambda: Histogram(AGE_BOUNDS_S))
+    packet_age: HistogramStats = field(default_factory=lambda: HistogramStats(AGE_BOUNDS_S))
+    delivery: HistogramStats = field(default_factory=lambda: HistogramStats(AGE_BOUNDS_S))
 
     def set_up(self, up: int) -> None:
         """Set ``up``; if the value changes, set ``since_timestamp_s`` to the current time."""
@@ -257,7 +257,7 @@ class ScrapeStats:
     """
 
     scrapes: int = 0
-    durations: Histogram = field(default_factory=lambda: Histogram(SCRAPE_BOUNDS_S))
+    durations: HistogramStats = field(default_factory=lambda: HistogramStats(SCRAPE_BOUNDS_S))
     last_duration_s: float = 0.0
     last_bytes: int = 0
     rejected: int = 0

@@ -15,9 +15,9 @@ from skyfast.config.file_state import FileState, file_state
 from skyfast.config.parsers import MAX_ENTRIES, parse_str
 from skyfast.config.yaml_nodes import ConfigError, YamlValue, file_name
 from skyfast.flows.own_names import (
-    Entry,
     InvalidEntryError,
     InvalidLinesError,
+    OwnNameEntry,
     OwnNames,
     Prefix,
     make_entry,
@@ -48,7 +48,7 @@ class NameSources:
     parsed prefix and its entry. ``file`` is the path of a CSV file, or empty.
     """
 
-    entries: Mapping[str, tuple[Prefix, Entry]]
+    entries: Mapping[str, tuple[Prefix, OwnNameEntry]]
     file: str
 
     @property
@@ -85,13 +85,13 @@ class LoadedNames:
         return f"{count} {'entry' if count == 1 else 'entries'} {keys}"
 
 
-def to_names(value: YamlValue) -> Mapping[str, tuple[Prefix, Entry]]:
+def to_names(value: YamlValue) -> Mapping[str, tuple[Prefix, OwnNameEntry]]:
     """Accept a mapping of prefixes to names, or to mappings with ``name`` and values by key."""
     if not isinstance(value, dict):
         raise InvalidValue("is not a mapping of addresses and networks to names", value)
     if len(value) > MAX_ENTRIES:
         raise InvalidValue(f"has more than {MAX_ENTRIES} entries; use names_file", value)
-    entries: dict[str, tuple[Prefix, Entry]] = {}
+    entries: dict[str, tuple[Prefix, OwnNameEntry]] = {}
     spellings: dict[Prefix, str] = {}
     problems = Problems()
     for text, node in value.items():
@@ -108,7 +108,7 @@ def to_names(value: YamlValue) -> Mapping[str, tuple[Prefix, Entry]]:
     return entries
 
 
-def _to_entry(value: YamlValue) -> Entry:
+def _to_entry(value: YamlValue) -> OwnNameEntry:
     if not isinstance(value, dict):
         return make_entry(parse_str(value))
     texts: dict[str, str] = {}
@@ -119,12 +119,12 @@ def _to_entry(value: YamlValue) -> Entry:
     return make_entry(name, texts.items())
 
 
-def show_names(entries: Mapping[str, tuple[Prefix, Entry]]) -> dict[str, object]:
+def show_names(entries: Mapping[str, tuple[Prefix, OwnNameEntry]]) -> dict[str, object]:
     """Return the value that `to_names` converts to ``entries``."""
     return {text: _show_entry(entry) for text, (_, entry) in entries.items()}
 
 
-def _show_entry(entry: Entry) -> object:
+def _show_entry(entry: OwnNameEntry) -> object:
     if not entry.values:
         return entry.name
     return {**({_NAME: entry.name} if entry.name else {}), **dict(entry.values)}
@@ -164,7 +164,7 @@ def load(
     )
 
 
-def _read_file(path: str) -> dict[Prefix, Entry]:
+def _read_file(path: str) -> dict[Prefix, OwnNameEntry]:
     name = file_name(path)
     try:
         if not Path(path).is_file():  # a pipe cannot be read again

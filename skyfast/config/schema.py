@@ -33,7 +33,7 @@ from skyfast.config.parsers import (
     to_url,
 )
 from skyfast.config.yaml_nodes import HIDDEN, YamlValue
-from skyfast.flows.own_names import Entry, Prefix
+from skyfast.flows.own_names import OwnNameEntry, Prefix
 from skyfast.flows.selection import TAGS, LabelSpec, MetricSpec, Network, RewriteSpec, Rule
 
 T = TypeVar("T")
@@ -274,7 +274,7 @@ METRICS: Key[tuple[MetricSpec, ...]] = _key(
     presets.COMPATIBLE.metrics,
     lambda c: labels.show_metrics(c.export.main.metrics),
 )
-NAMES: Key[Mapping[str, tuple[Prefix, Entry]]] = _key(
+NAMES: Key[Mapping[str, tuple[Prefix, OwnNameEntry]]] = _key(
     "pipeline.store.prom_sky_con.names",
     names.to_names,
     MappingProxyType({}),

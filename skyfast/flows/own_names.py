@@ -82,14 +82,14 @@ class InvalidLinesError(ValueError):
         self.problems = problems
 
 
-class Entry(msgspec.Struct, frozen=True, gc=False):
+class OwnNameEntry(msgspec.Struct, frozen=True, gc=False):
     """The name and the values of a prefix. The name can be empty; values are (key, value) pairs."""
 
     name: str
     values: tuple[tuple[str, str], ...] = ()
 
 
-def make_entry(name: str, values: Iterable[tuple[str, str]] = ()) -> Entry:
+def make_entry(name: str, values: Iterable[tuple[str, str]] = ()) -> OwnNameEntry:
     """Return an entry.
 
     Raises:
@@ -97,7 +97,7 @@ def make_entry(name: str, values: Iterable[tuple[str, str]] = ()) -> Entry:
             invalid.
 
     """
-    entry = Entry(name, tuple(values))
+    entry = OwnNameEntry(name, tuple(values))
     if name:
         _check_text(name)
     for key, value in entry.values:
@@ -126,7 +126,7 @@ def _check_key(key: str) -> None:
         )
 
 
-def _check_entry(entry: Entry) -> None:
+def _check_entry(entry: OwnNameEntry) -> None:
     count = len(entry.values)
     if count == 0 and not entry.name:
         raise InvalidEntryError("an entry needs a name or a value")
@@ -170,7 +170,7 @@ def read_prefix(text: str) -> Prefix:
     return of_family | first << _LENGTH_BITS | bits
 
 
-def read_csv(text: str) -> dict[Prefix, Entry]:
+def read_csv(text: str) -> dict[Prefix, OwnNameEntry]:
     """Parse lines of the form ``prefix,name[,key=value…]``.
 
     Empty lines and lines that start with ``#`` are ignored. Fields can be quoted as in RFC 4180,
@@ -180,7 +180,7 @@ def read_csv(text: str) -> dict[Prefix, Entry]:
         InvalidLinesError: Lines are invalid or repeat a prefix.
 
     """
-    entries: dict[Prefix, Entry] = {}
+    entries: dict[Prefix, OwnNameEntry] = {}
     problems: list[tuple[int, str]] = []
     read_entry = _EntryReader()
     for number, line in enumerate(StringIO(text), 1):
@@ -249,9 +249,9 @@ class _EntryReader:
         self._names = _Names()
         self._values = _Values()
 
-    def __call__(self, text: str) -> Entry:
+    def __call__(self, text: str) -> OwnNameEntry:
         name, *fields = _split(text) if '"' in text else text.split(",")
-        entry = Entry(self._names[name], tuple(map(self._values.__getitem__, fields)))
+        entry = OwnNameEntry(self._names[name], tuple(map(self._values.__getitem__, fields)))
         _check_entry(entry)
         return entry
 
@@ -302,7 +302,7 @@ def _index(starts: "array[int]") -> "array[int]":
 
 
 def _ranges(
-    entries: Mapping[Prefix, Entry],
+    entries: Mapping[Prefix, OwnNameEntry],
     ordered: Sequence[Prefix],
     most: int,
     keys: Sequence[str],
@@ -366,7 +366,7 @@ class OwnNames:
     compact arrays. For IPv4, the search covers only the ranges that begin in the same /16 network.
     """
 
-    def __init__(self, entries: Mapping[Prefix, Entry], keys: Sequence[str] = ()) -> None:
+    def __init__(self, entries: Mapping[Prefix, OwnNameEntry], keys: Sequence[str] = ()) -> None:
         """Prepare ``entries`` for lookups; ``keys`` select the values in `Names`."""
         self.keys = tuple(keys)
         self.count = len(entries)

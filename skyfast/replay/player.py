@@ -21,7 +21,7 @@ from aiohttp import WSCloseCode, web
 from skyfast.config.endpoint import SUBSCRIBER_PATH, Endpoint
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.replay.recording import Playback, ScheduledMessage, counted, for_namespaces
-from skyfast.replay.topology import Topology, Update, add_to_counters, selected
+from skyfast.replay.topology import ReplayedTopology, Update, add_to_counters, selected
 from skyfast.runtime.logs import printable
 from skyfast.skydive.topology_queries import Query, parse
 
@@ -60,7 +60,7 @@ class ReplayServer:
         """
         self._playback = playback
         self._observe = observe
-        self._topology = Topology()
+        self._topology = ReplayedTopology()
         self._began_ms = 0
         self._started_ms = 0
         self._analyzers = {

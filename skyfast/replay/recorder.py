@@ -21,7 +21,7 @@ from isal import igzip
 
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.replay.recording import counted, line, topology_line
-from skyfast.replay.topology import Answer, Changes, Update
+from skyfast.replay.topology import ObservedResponse, ResponseChanges, Update
 from skyfast.runtime.logs import LogLimit, printable
 from skyfast.skydive.topology_queries import Query
 
@@ -48,7 +48,7 @@ MessageFilter = Callable[[bytes, str], tuple[bytes, str] | None]
 TopologyFilter = Callable[[Update], Update]
 """Maps an update of the topology to the recorded update."""
 
-_Entry = tuple[bytes, int, str] | tuple[Answer | Update, int]
+_Entry = tuple[bytes, int, str] | tuple[ObservedResponse | Update, int]
 """A message with its time and analyzer, or a response or update of the topology with its time."""
 
 
@@ -75,7 +75,7 @@ class Recorder:
         self._path = path
         self._message_filter = message_filter
         self._topology_filter = topology_filter
-        self._changes = Changes()
+        self._changes = ResponseChanges()
         self._file = _create(path)
         self._out = (
             igzip.IGzipFile("", "wb", fileobj=self._file)  # type: ignore[no-untyped-call]
@@ -103,16 +103,16 @@ class Recorder:
         if self._has_capacity(len(data)):
             self._queue.put((bytes(data), _unix_ms(), analyzer))
 
-    def observe(self, query: Query) -> Answer:
+    def observe(self, query: Query) -> ObservedResponse:
         """Return an observer that records what a response to ``query`` changes in the topology."""
-        return Answer(query, self._answer)
+        return ObservedResponse(query, self._answer)
 
     def update(self, update: Update) -> None:
         """Queue an update of a replayed topology, or count it as dropped if the queue is full."""
         if self._has_capacity(_size(update)):
             self._queue.put((update, _unix_ms()))
 
-    def _answer(self, answer: Answer) -> None:
+    def _answer(self, answer: ObservedResponse) -> None:
         if self._has_capacity(len(answer)):
             self._queue.put((answer, _unix_ms()))
 
@@ -208,7 +208,7 @@ class Recorder:
         match entry:
             case bytes() as data, at_ms, str() as analyzer:
                 self._write(data, at_ms, analyzer)
-            case Answer() as answer, at_ms:
+            case ObservedResponse() as answer, at_ms:
                 self._taken_bytes += len(answer)
                 for update in self._changes.of(answer):
                     self._write_update(update, at_ms)

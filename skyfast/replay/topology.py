@@ -76,7 +76,7 @@ def _merged(one: Shape, other: Shape) -> Shape:
     return merged
 
 
-NODE: Final = _merged(_shape(topology_graph.Node), _shape(topology_nodes.Node))
+NODE: Final = _merged(_shape(topology_graph.Node), _shape(topology_nodes.InterfaceNode))
 """The fields of nodes that skyfast reads for names and interface metrics, or uses in queries."""
 
 COUNTERS: Final = tuple(
@@ -174,14 +174,14 @@ class Update(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
 decode_update: Final = msgspec.json.Decoder(Update).decode
 
 
-class Answer:
+class ObservedResponse:
     """The elements of a response, reduced to the fields that skyfast reads.
 
     The object observes a `TopologyClient`. When the response is complete, the object passes itself
     to ``done``. ``len()`` returns the size of the kept elements in bytes.
     """
 
-    def __init__(self, query: Query, done: Callable[["Answer"], object]) -> None:
+    def __init__(self, query: Query, done: Callable[["ObservedResponse"], object]) -> None:
         self.query = query
         self.elements: list[tuple[str, bytes, int | None]] = []
         """ID, JSON text without ``UpdatedAt``, and ``UpdatedAt`` of each element."""
@@ -224,11 +224,11 @@ def decode_element(element: bytes) -> object:
     except UNDECODABLE:
         try:
             return msgspec.json.decode(topology_nodes.readable(bytes(element)))
-        except (*UNDECODABLE, topology_nodes.MalformedAnswerError):
+        except (*UNDECODABLE, topology_nodes.MalformedResponseError):
             return None
 
 
-class Changes:
+class ResponseChanges:
     """Compares responses with the previous responses, and yields the changes. Not thread-safe."""
 
     def __init__(self) -> None:
@@ -237,7 +237,7 @@ class Changes:
         self._known: dict[str, int] = {}
         self._answered: dict[Query, set[str]] = {query: set() for query in _COMPLETE}
 
-    def of(self, answer: Answer) -> Iterator[Update]:
+    def of(self, answer: ObservedResponse) -> Iterator[Update]:
         """Yield the updates of a response; none if nothing has changed."""
         known, query = self._known, answer.query
         self.left_out += answer.left_out
@@ -264,7 +264,7 @@ class Changes:
         if changed or removed:
             yield _update(query, changed, removed)
 
-    def _removed(self, answer: Answer) -> list[str]:
+    def _removed(self, answer: ObservedResponse) -> list[str]:
         if answer.query not in self._answered:
             return []
         ids = {element_id for element_id, _, _ in answer.elements}
@@ -287,7 +287,7 @@ def _update(query: Query, changed: list[msgspec.Raw], removed: list[str]) -> Upd
     )
 
 
-class Topology:
+class ReplayedTopology:
     """The nodes and edges at one time of a recording.
 
     If the recording is replayed in a loop, `rewind` must be called at the start of each further

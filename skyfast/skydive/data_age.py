@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from skyfast.flows.fields import CLOSING
-from skyfast.stats import AnalyzerStats, Histogram
+from skyfast.stats import AnalyzerStats, HistogramStats
 
 MAX_DRAWS: Final = 4
 """Maximum number of draws from a message. If all drawn reports are closing reports, nothing is
@@ -48,7 +48,7 @@ class DataAge:
         _observe(analyzer.delivery, getattr(update, "Last", 0), now_ms)
 
 
-def _observe(histogram: Histogram, time_ms: int | None, now_ms: float) -> None:
+def _observe(histogram: HistogramStats, time_ms: int | None, now_ms: float) -> None:
     """Observe the time since ``time_ms``, unless ``time_ms`` is in the future, 0 or None."""
     if time_ms is not None and 0 < time_ms <= now_ms:
         histogram.observe((now_ms - time_ms) / 1000)

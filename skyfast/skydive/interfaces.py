@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from skyfast.skydive.topology_nodes import Answer, Counters, Node
+from skyfast.skydive.topology_nodes import Counters, InterfaceNode, NodesResponse
 from skyfast.stats import INTERFACE_SKIPS, TopologyStats
 from skyfast.text_format import MetricFamily, label_text, with_unknown_starts
 
@@ -180,7 +180,7 @@ class Interfaces:
         """Set how long the interfaces of later responses are kept."""
         self._lifetime_s = max(3 * interval_s, connection_timeout_s)
 
-    def update(self, answer: Answer, now: float) -> None:
+    def update(self, answer: NodesResponse, now: float) -> None:
         """Replace the interfaces with those of ``answer``.
 
         Unusable nodes are skipped and counted in ``stats.skipped``.
@@ -234,9 +234,9 @@ class _Row(msgspec.Struct, gc=False, frozen=True):
     counters: Counters
 
 
-def _rows(nodes: list[Node], skipped: dict[str, int]) -> list[_Row]:
+def _rows(nodes: list[InterfaceNode], skipped: dict[str, int]) -> list[_Row]:
     """Return the rows of the usable nodes, and count the skipped nodes."""
-    newest: dict[tuple[str, ...], Node] = {}
+    newest: dict[tuple[str, ...], InterfaceNode] = {}
     for node in nodes:
         labels = _labels(node)
         if not labels[-1]:
@@ -261,7 +261,7 @@ def _rows(nodes: list[Node], skipped: dict[str, int]) -> list[_Row]:
     return rows
 
 
-def _labels(node: Node) -> tuple[str, ...]:
+def _labels(node: InterfaceNode) -> tuple[str, ...]:
     """Return the label values in the order of ``_LABELS``; missing values are empty."""
     metadata = node.metadata
     return (

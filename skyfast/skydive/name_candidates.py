@@ -29,7 +29,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     cluster: str
 
 
-class CapturePoint(msgspec.Struct, frozen=True, gc=False):
+class PointLocation(msgspec.Struct, frozen=True, gc=False):
     """Where flows are captured. ``peers`` are the sorted namespace IDs of its veth peers."""
 
     namespace: str
@@ -41,7 +41,7 @@ class CapturePoint(msgspec.Struct, frozen=True, gc=False):
 def choose(
     candidates: Sequence[Candidate],
     other: str,
-    point: CapturePoint | None,
+    point: PointLocation | None,
     networks: Mapping[str, Networks],
     *,
     address: str,

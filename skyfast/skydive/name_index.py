@@ -18,7 +18,7 @@ from skyfast.flows.planner import shows_only_own, shows_topology
 from skyfast.flows.selection import ExportSelection
 from skyfast.skydive.end_names import EndNames
 from skyfast.skydive.multimap import MultiMap
-from skyfast.skydive.name_candidates import Candidate, CapturePoint, choose, is_local
+from skyfast.skydive.name_candidates import Candidate, PointLocation, choose, is_local
 from skyfast.skydive.name_resolver import Resolution
 from skyfast.skydive.subnets import Networks
 from skyfast.stats import LOOKUP_DROPS, NameStats
@@ -74,7 +74,7 @@ class _Context:
     """The data for resolving ambiguous addresses."""
 
     candidates: Mapping[str, tuple[Candidate, ...]] = field(default_factory=dict)
-    points: Mapping[str, CapturePoint] = field(default_factory=dict)
+    points: Mapping[str, PointLocation] = field(default_factory=dict)
     networks: Mapping[str, Networks] = field(default_factory=dict)
     _by_namespace: dict[str, MultiMap[str, Candidate]] = field(default_factory=dict)
 
@@ -87,7 +87,7 @@ class _Context:
             candidates = self.candidates[address]
         return choose(candidates, other, point, self.networks, address=address)
 
-    def _in_namespaces_of(self, point: CapturePoint | None, address: str) -> tuple[Candidate, ...]:
+    def _in_namespaces_of(self, point: PointLocation | None, address: str) -> tuple[Candidate, ...]:
         """Return the candidates in the namespaces of a capture point and of the point's peers.
 
         A loopback address has thousands of candidates, one in each namespace, so they are indexed
@@ -105,7 +105,7 @@ class _Context:
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class IndexChanges:
     """The changes caused by a resolution, for `NameIndex.apply`.
 
     ``ambiguous`` is the number of ambiguous addresses, without local addresses. ``left_out`` is the
@@ -311,7 +311,7 @@ class NameIndex:
         oldest = [since for times in gone for since in islice(times.values(), 1)]
         return any(now - since >= self._keep_s for since in oldest)
 
-    def compare(self, resolution: Resolution, now: float) -> Changes:
+    def compare(self, resolution: Resolution, now: float) -> IndexChanges:
         """Return the changes caused by ``resolution``, which covers the whole topology at ``now``.
 
         Modifies nothing. Any thread may call this method while no thread is in :meth:`apply`.
@@ -347,7 +347,7 @@ class NameIndex:
             left_out=left_out_nodes + left_out_addresses,
         )
 
-    def compare_new(self, resolution: Resolution, now: float) -> Changes:
+    def compare_new(self, resolution: Resolution, now: float) -> IndexChanges:
         """Return the changes caused by ``resolution``, which covers only a part of the topology.
 
         ``now`` is the time of the resolution. Only addresses that are still unknown get names.
@@ -380,7 +380,7 @@ class NameIndex:
         context: _Context,
         now: float,
         left_out: int,
-    ) -> Changes:
+    ) -> IndexChanges:
         """Return the changes, including the changes of cached names."""
         cached = self.addresses._triples.copy()  # the event loop may add entries concurrently
         full = len(cached) > MAX_TRIPLES // 2
@@ -392,7 +392,7 @@ class NameIndex:
                 affected |= context.candidates.keys()
         else:
             triples, affected = self._chosen_anew(cached, context)
-        return Changes(
+        return IndexChanges(
             nodes=nodes,
             addresses=addresses,
             context=context,
@@ -444,7 +444,7 @@ class NameIndex:
             gone={key: missing[key] for key in oldest_first if key not in leaving},
         )
 
-    def apply(self, changes: Changes) -> list[tuple[Names, Set[str]]]:
+    def apply(self, changes: IndexChanges) -> list[tuple[Names, Set[str]]]:
         """Apply ``changes``, the result of the latest comparison.
 
         Returns each changed mapping with its changed keys: keys whose names changed, or may have

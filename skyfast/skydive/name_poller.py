@@ -28,7 +28,7 @@ from skyfast.flows.selection import ExportSelection
 from skyfast.runtime.logs import LogLimit
 from skyfast.skydive import topology_queries as queries
 from skyfast.skydive.name_hints import find_hints
-from skyfast.skydive.name_index import Changes, NameIndex
+from skyfast.skydive.name_index import IndexChanges, NameIndex
 from skyfast.skydive.name_resolver import Resolution, resolve
 from skyfast.skydive.topology_client import TopologyClient
 from skyfast.skydive.topology_graph import Node
@@ -306,7 +306,7 @@ class NamePoller:
     def _resolution(self) -> Resolution:
         return resolve(self._store.graph(), k8s_labels=self._index.k8s_labels)
 
-    def _apply(self, changes: Changes) -> None:
+    def _apply(self, changes: IndexChanges) -> None:
         if changes.left_out:
             text = "topology too large: %d nodes and addresses ignored"
             self._limit.warn(log, "left_out", text, changes.left_out)

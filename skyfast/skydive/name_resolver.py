@@ -21,7 +21,7 @@ from msgspec import structs
 from skyfast.skydive import runtime_containers
 from skyfast.skydive.graph_index import OWNERSHIP, GraphIndex
 from skyfast.skydive.multimap import MultiMap
-from skyfast.skydive.name_candidates import Candidate, CapturePoint, in_order
+from skyfast.skydive.name_candidates import Candidate, PointLocation, in_order
 from skyfast.skydive.subnets import Networks, Subnets
 from skyfast.skydive.topology_graph import Graph, Node
 from skyfast.skydive.workloads import ContradictionError, Pod, PodNames, Workloads, latest
@@ -70,7 +70,7 @@ class Resolution(msgspec.Struct, frozen=True, gc=False):
 
     nodes: dict[str, tuple[str, ...]]
     addresses: dict[str, tuple[Candidate, ...]]
-    points: dict[str, CapturePoint]
+    points: dict[str, PointLocation]
     networks: dict[str, Networks]
     skipped: dict[str, int]
     has_pods: bool = False
@@ -268,7 +268,7 @@ class _Resolver:
 
     def _capture_points(
         self, interfaces: Sequence[tuple[Node, _Namespace]]
-    ) -> tuple[dict[str, tuple[str, ...]], dict[str, CapturePoint]]:
+    ) -> tuple[dict[str, tuple[str, ...]], dict[str, PointLocation]]:
         index = self._index
         by_tid: dict[str, tuple[Node, _Namespace]] = {}
         namespaces: dict[int, _Namespace] = {}
@@ -286,7 +286,7 @@ class _Resolver:
                 if _rank(node) < _rank(other[0]):
                     by_tid[tid] = node, namespace
         nodes: dict[str, tuple[str, ...]] = {}
-        points: dict[str, CapturePoint] = {}
+        points: dict[str, PointLocation] = {}
         for tid, (node, namespace) in by_tid.items():
             host = index.name(node.host)
             pod = namespace.pod_names or self._no_pod
@@ -301,7 +301,7 @@ class _Resolver:
                 namespace.container,
             )
             peers = {namespaces[id(peer)].id for peer in index.veth_peers(node)}
-            points[tid] = CapturePoint(
+            points[tid] = PointLocation(
                 namespace=namespace.id,
                 peers=tuple(sorted(peers - {""})),
                 host=host,

@@ -14,7 +14,7 @@ from skyfast.skydive.interfaces import Interfaces
 from skyfast.skydive.name_index import NameIndex
 from skyfast.skydive.name_poller import NamePoller
 from skyfast.skydive.topology_client import Observer, TopologyClient
-from skyfast.skydive.topology_nodes import Answer, AnswerReader
+from skyfast.skydive.topology_nodes import NodesReader, NodesResponse
 from skyfast.skydive.topology_queries import INTERFACES, NAMED_INTERFACES, Query
 from skyfast.stats import TopologyStats
 
@@ -95,7 +95,7 @@ class TopologyPoller:
     async def _read_interfaces(self) -> None:
         """Query the interfaces and apply the response."""
         if self._names is None:
-            reader = await self._client.ask(INTERFACES, AnswerReader)
+            reader = await self._client.ask(INTERFACES, NodesReader)
             if reader is None:
                 return
             answer, now = reader.answer(), self._now()
@@ -113,7 +113,7 @@ class TopologyPoller:
         self._stats.last_answer_timestamp_s = time.time()
 
 
-def _only_interfaces(answer: Answer) -> Answer:
+def _only_interfaces(answer: NodesResponse) -> NodesResponse:
     """Return the nodes of a `NAMED_INTERFACES` response that `INTERFACES` would have returned."""
     ether = [node for node in answer.nodes if node.metadata.encap_type == "ether"]
-    return Answer(ether, answer.invalid, answer.too_long, answer.excess)
+    return NodesResponse(ether, answer.invalid, answer.too_long, answer.excess)

@@ -41,7 +41,7 @@ log = logging.getLogger("skyfast.topology")
 PATH: Final = "/api/topology"
 """Path of the topology API, below the prefix of the analyzer's URL."""
 
-MAX_ANSWER_BYTES: Final = 128 * 1024 * 1024
+MAX_RESPONSE_BYTES: Final = 128 * 1024 * 1024
 """Maximum size of a response, before and after decompression: about 40,000 real interfaces.
 
 This is a security limit: a response may be a gzip bomb."""
@@ -65,7 +65,7 @@ class Reader(Protocol):
     """Decodes the elements of one response, in order. Its methods are called in a worker thread."""
 
     def add(self, element: bytes, /) -> None:
-        """Decode an element. Raises MalformedAnswerError if the whole response is unusable."""
+        """Decode an element. Raises MalformedResponseError if the whole response is unusable."""
 
     def skip(self, count: int, /) -> None:
         """Count elements that were too long to be decoded."""
@@ -293,7 +293,7 @@ async def _read(content: "aiohttp.StreamReader", elements: "_Elements") -> None:
     async for chunk in content.iter_any():
         batch += chunk
         received += len(chunk)
-        if received > MAX_ANSWER_BYTES:
+        if received > MAX_RESPONSE_BYTES:
             raise _too_big()
         if len(batch) >= BATCH_BYTES:
             await asyncio.to_thread(elements.feed, bytes(batch))
@@ -309,7 +309,7 @@ class _Elements:
         self._observer = observer
         self._splitter = ArraySplitter(max_element_bytes=MAX_ELEMENT_BYTES)
         self._unpacker: zlib._Decompress | None = None
-        self._capacity = MAX_ANSWER_BYTES
+        self._capacity = MAX_RESPONSE_BYTES
         self.has_begun = False
 
     def begin(self, encoding: str) -> None:
@@ -370,9 +370,9 @@ class _Elements:
                 self._reader.add(element)
                 if self._observer is not None:
                     self._observer.add(element)
-        except ValueError as error:  # includes MalformedAnswerError
+        except ValueError as error:  # includes MalformedResponseError
             raise QueryError("malformed", str(error)) from None
 
 
 def _too_big() -> QueryError:
-    return QueryError("too_big", f"response larger than {MAX_ANSWER_BYTES} bytes")
+    return QueryError("too_big", f"response larger than {MAX_RESPONSE_BYTES} bytes")

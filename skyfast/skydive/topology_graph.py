@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias, get_args, get_origin
 import msgspec
 
 from skyfast.flows.fields import UNDECODABLE
-from skyfast.skydive.topology_nodes import MalformedAnswerError, readable
+from skyfast.skydive.topology_nodes import MalformedResponseError, readable
 
 # Reasons under which unusable items of the topology are counted.
 MALFORMED: Final = "malformed"
@@ -289,7 +289,7 @@ def _repaired(element: bytes, struct: Any, skipped: Skipped) -> Any:
     """Decode an element, and leave out fields of wrong types. Rarely called, so it may be slow."""
     try:
         data = msgspec.json.decode(readable(bytes(element)))
-    except (msgspec.MsgspecError, MalformedAnswerError):
+    except (msgspec.MsgspecError, MalformedResponseError):
         return None
     return _struct_reader(struct)(data, skipped)
 

@@ -1,6 +1,6 @@
 """Decodes the nodes in responses of the topology API, for the interface metrics.
 
-No response raises an exception other than :class:`MalformedAnswerError`.
+No response raises an exception other than :class:`MalformedResponseError`.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ MAX_ELEMENTS: Final = 100_000
 """Maximum number of nodes that are kept from a response; further nodes are skipped."""
 
 
-class MalformedAnswerError(ValueError):
+class MalformedResponseError(ValueError):
     """A response is not a JSON list."""
 
 
@@ -40,7 +40,7 @@ class Counters(msgspec.Struct, gc=False, rename="pascal"):
     collisions: int = 0
 
 
-class Metadata(msgspec.Struct, gc=False, rename="pascal"):
+class InterfaceMetadata(msgspec.Struct, gc=False, rename="pascal"):
     """The field ``Metadata`` of a node. The addresses have a prefix length: ``10.0.0.1/24``.
 
     Addresses are in tuples, because the garbage collector ignores tuples of strings, but not lists.
@@ -55,10 +55,10 @@ class Metadata(msgspec.Struct, gc=False, rename="pascal"):
     metric: Counters | None = None
 
 
-class Node(msgspec.Struct, gc=False, rename="pascal"):
+class InterfaceNode(msgspec.Struct, gc=False, rename="pascal"):
     """A node of the topology. ``updated_at`` is in milliseconds."""
 
-    metadata: Metadata
+    metadata: InterfaceMetadata
     id: str | None = msgspec.field(default=None, name="ID")
     host: str | None = None
     updated_at: int | None = None
@@ -70,28 +70,28 @@ class Node(msgspec.Struct, gc=False, rename="pascal"):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class NodesResponse:
     """The usable nodes of a response, in order.
 
     ``invalid`` is the number of unusable nodes. ``too_long`` is the number of nodes longer than
     `MAX_ELEMENT_BYTES`. ``excess`` is the number of nodes beyond `MAX_ELEMENTS`.
     """
 
-    nodes: list[Node]
+    nodes: list[InterfaceNode]
     invalid: int = 0
     too_long: int = 0
     excess: int = 0
 
 
-_decode_node = msgspec.json.Decoder(Node).decode
+_decode_node = msgspec.json.Decoder(InterfaceNode).decode
 _check_syntax = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-class AnswerReader:
+class NodesReader:
     """Decodes the elements of a response, one at a time."""
 
     def __init__(self) -> None:
-        self._nodes: list[Node] = []
+        self._nodes: list[InterfaceNode] = []
         self._invalid = 0
         self._too_long = 0
         self._excess = 0
@@ -100,7 +100,7 @@ class AnswerReader:
         """Decode ``element``, the JSON text of a node.
 
         Raises:
-            MalformedAnswerError: ``element`` is not JSON.
+            MalformedResponseError: ``element`` is not JSON.
 
         """
         try:
@@ -120,12 +120,12 @@ class AnswerReader:
         """Count elements longer than `MAX_ELEMENT_BYTES`."""
         self._too_long += count
 
-    def answer(self) -> Answer:
+    def answer(self) -> NodesResponse:
         """Return the nodes decoded so far, and the numbers of skipped nodes."""
-        return Answer(self._nodes, self._invalid, self._too_long, self._excess)
+        return NodesResponse(self._nodes, self._invalid, self._too_long, self._excess)
 
 
-def _recover(element: bytes) -> Node | None:
+def _recover(element: bytes) -> InterfaceNode | None:
     """Decode a node after replacing invalid text; return None if values have wrong types."""
     text = readable(element)
     try:
@@ -138,7 +138,7 @@ def readable(element: bytes) -> bytes:
     """Return ``element`` without parts that are nested too deeply, and with invalid text replaced.
 
     Raises:
-        MalformedAnswerError: ``element`` is not JSON.
+        MalformedResponseError: ``element`` is not JSON.
 
     """
     text = replace_unreadable(element)
@@ -149,25 +149,25 @@ def readable(element: bytes) -> bytes:
             text = prune_depth(text)
             _check_syntax(text)
     except msgspec.MsgspecError as error:
-        raise MalformedAnswerError(str(error)) from None
+        raise MalformedResponseError(str(error)) from None
     return text
 
 
-def read(answer: bytes) -> Answer:
+def read(answer: bytes) -> NodesResponse:
     """Decode ``answer``, the JSON text of a list of nodes.
 
     Raises:
-        MalformedAnswerError: ``answer`` is not a JSON list.
+        MalformedResponseError: ``answer`` is not a JSON list.
 
     """
-    splitter, reader = ArraySplitter(max_element_bytes=MAX_ELEMENT_BYTES), AnswerReader()
+    splitter, reader = ArraySplitter(max_element_bytes=MAX_ELEMENT_BYTES), NodesReader()
     try:
         for element in splitter.feed(answer):
             reader.add(element)
         splitter.close()
-    except MalformedAnswerError:
+    except MalformedResponseError:
         raise
     except ValueError as error:
-        raise MalformedAnswerError(str(error)) from None
+        raise MalformedResponseError(str(error)) from None
     reader.skip(splitter.skipped)
     return reader.answer()

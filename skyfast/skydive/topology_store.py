@@ -16,7 +16,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from skyfast.skydive.graph_index import DUPLICATE_ID
 from skyfast.skydive.topology_graph import Edge, Graph, Node, Skipped, decode_edge, decode_node
-from skyfast.skydive.topology_nodes import MAX_ELEMENTS, Answer, AnswerReader
+from skyfast.skydive.topology_nodes import MAX_ELEMENTS, NodesReader, NodesResponse
 from skyfast.skydive.topology_queries import KUBERNETES, KUBERNETES_EDGES, NAMESPACES, Query
 
 # Reasons under which unusable items of the topology are counted.
@@ -51,7 +51,7 @@ class GraphReader:
         self.skipped: Skipped = Counter()
         self.newest_ms = 0
         """The latest ``UpdatedAt`` of a node; 0 if there is none."""
-        self._answer = AnswerReader() if also_interfaces else None
+        self._answer = NodesReader() if also_interfaces else None
         self._strings: dict[str, str] = {}
         self._add = self._add_edge if query.edges else self._add_node
 
@@ -59,7 +59,7 @@ class GraphReader:
         """Decode an element.
 
         Raises:
-            MalformedAnswerError: ``element`` is not JSON. Raised only with ``also_interfaces``.
+            MalformedResponseError: ``element`` is not JSON. Raised only with ``also_interfaces``.
 
         """
         if self._answer is not None:
@@ -73,7 +73,7 @@ class GraphReader:
         if self._answer is not None:
             self._answer.skip(count)
 
-    def answer(self) -> Answer:
+    def answer(self) -> NodesResponse:
         """Return the nodes for the interface metrics. Requires ``also_interfaces``."""
         if self._answer is None:
             raise ValueError("read for names only")

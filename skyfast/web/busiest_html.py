@@ -8,8 +8,8 @@ from typing import Final
 from skyfast.web.elements_html import Elements, HtmlColumn, query_link
 from skyfast.web.formats import count, duration, formatted
 from skyfast.web.groupings import Grouping, groupings, pairs
-from skyfast.web.ranked_views import PER_SECOND, Metric, RankedView, RankingKey, Unit
-from skyfast.web.top import Query, Ranking, Top
+from skyfast.web.ranked_views import PER_SECOND, RankedMetric, RankedView, RankingKey, Unit
+from skyfast.web.top import Ranking, RankingQuery, Top
 
 ROWS: Final = (20, 50, 100, 500)
 """The numbers of table rows that the user can choose from."""
@@ -35,17 +35,17 @@ def _title(key: RankingKey) -> str:
     return escape(name.replace("_", " "))
 
 
-def _format(metric: Metric, *, is_rate: bool = False) -> str:
+def _format(metric: RankedMetric, *, is_rate: bool = False) -> str:
     return _UNIT_FORMATS[metric.unit] + ("-rate" if is_rate else "")
 
 
-def ranking_links(ranking: Ranking, query: Query) -> str:
+def ranking_links(ranking: Ranking, query: RankingQuery) -> str:
     """Return a link for each ranking criterion, as HTML."""
     keys = ranking.views[query.view].keys.values()
     return "\n".join(_ranking_link(key, query) for key in keys)
 
 
-def _ranking_link(key: RankingKey, query: Query) -> str:
+def _ranking_link(key: RankingKey, query: RankingQuery) -> str:
     format_ = _format(key.metric, is_rate=key.is_rate)
     current = ' aria-current="true"' if key.name == query.by else ""
     return (
@@ -54,12 +54,12 @@ def _ranking_link(key: RankingKey, query: Query) -> str:
     )
 
 
-def grouping_links(ranking: Ranking, query: Query) -> str:
+def grouping_links(ranking: Ranking, query: RankingQuery) -> str:
     """Return the links that choose what is ranked: connections, groups or rows of a view."""
     return "\n".join(_grouping_link(grouping, query) for grouping in groupings(ranking.views))
 
 
-def _grouping_link(grouping: Grouping, query: Query) -> str:
+def _grouping_link(grouping: Grouping, query: RankingQuery) -> str:
     is_current = query.group == grouping.group and (
         query.view == grouping.view or bool(grouping.group)
     )
@@ -78,7 +78,7 @@ def row_options(chosen: int) -> str:
     )
 
 
-def group_options(ranking: Ranking, query: Query) -> str:
+def group_options(ranking: Ranking, query: RankingQuery) -> str:
     """Return the ``option`` elements for the labels to group by, as HTML.
 
     There is an option for each label of the ranked view, and for each pair of labels
@@ -103,7 +103,7 @@ def _group_title(group: tuple[str, ...]) -> str:
     return escape(" + ".join(label.replace("_", " ") for label in group)) or "nothing"
 
 
-def note(ranking: Ranking, query: Query, top: Top) -> str:
+def note(ranking: Ranking, query: RankingQuery, top: Top) -> str:
     """Return the text above the table, as HTML."""
     if top.note is not None:
         return escape(top.note)
@@ -130,7 +130,7 @@ def note(ranking: Ranking, query: Query, top: Top) -> str:
     return escape(text)
 
 
-def histograms(ranking: Ranking, query: Query) -> str:
+def histograms(ranking: Ranking, query: RankingQuery) -> str:
     """Return a paragraph with the names of the view's histograms, or "" if it has no histograms."""
     names = [escape(name.replace("_", " ")) for name in ranking.views[query.view].histograms]
     if not names:
@@ -139,7 +139,7 @@ def histograms(ranking: Ranking, query: Query) -> str:
 
 
 def table(
-    ranking: Ranking, query: Query, top: Top | None, elements: Elements, *, has_bounds: bool
+    ranking: Ranking, query: RankingQuery, top: Top | None, elements: Elements, *, has_bounds: bool
 ) -> str:
     """Return the table as HTML. ``has_bounds`` is whether rows of the ranked view can be hidden."""
     view = ranking.views[query.view]
@@ -173,7 +173,7 @@ def table(
     return elements.rows("top", columns, rows)
 
 
-def _rows_title(query: Query) -> str:
+def _rows_title(query: RankingQuery) -> str:
     return "rows" if query.view else "connections"
 
 
@@ -188,7 +188,7 @@ def _label_column(label: str, view: RankedView) -> HtmlColumn:
     )
 
 
-def _value_columns(metric: Metric, query: Query) -> Iterable[HtmlColumn]:
+def _value_columns(metric: RankedMetric, query: RankingQuery) -> Iterable[HtmlColumn]:
     name = escape(metric.name.replace("_", " "))
     link = (
         f'<a href="{query_link(replace(query, by=metric.name))}"'

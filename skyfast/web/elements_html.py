@@ -15,7 +15,7 @@ from skyfast.web.forecast import CONFIGURED
 from skyfast.web.formats import COLOURS, STATES, TEXTS, formatted
 from skyfast.web.help_html import link
 from skyfast.web.notices import NEARLY_FULL
-from skyfast.web.top import MAX_FILTER_CHARS, Query
+from skyfast.web.top import MAX_FILTER_CHARS, RankingQuery
 
 _HIDDEN: Final = "table.hidden_connections"
 
@@ -62,7 +62,7 @@ class Limit:
 class Elements:
     """Renders values of the report by their path, as elements that the script can update."""
 
-    def __init__(self, tree: Any, now_s: float, query: Query) -> None:
+    def __init__(self, tree: Any, now_s: float, query: RankingQuery) -> None:
         self._tree = tree
         self._now_s = now_s
         self._query = query
@@ -207,7 +207,7 @@ def _side(format_: str) -> str:
     return "text" if format_ in TEXTS else "number"
 
 
-def query_link(query: Query) -> str:
+def query_link(query: RankingQuery) -> str:
     """Return the relative URL of the status page with this query, escaped for HTML."""
     parameters = {"by": query.by, "n": query.n, "filter": query.filter}
     if query.group:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from skyfast.stats import AnalyzerStats, Histogram, Stats
+from skyfast.stats import AnalyzerStats, HistogramStats, Stats
 
 INTERVAL_S: Final = 5.0
 """The time between two samples. Analyzers send messages at least this often."""
@@ -148,7 +148,7 @@ def _ages(analyzer: AnalyzerStats) -> tuple[int, float, int, float]:
     return (*_observed(analyzer.delivery), *_observed(analyzer.packet_age))
 
 
-def _observed(histogram: Histogram) -> tuple[int, float]:
+def _observed(histogram: HistogramStats) -> tuple[int, float]:
     return sum(histogram.counts), histogram.sum
 
 

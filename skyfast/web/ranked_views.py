@@ -19,7 +19,7 @@ Values = tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
+class RankedMetric:
     """A metric of a view. ``directions`` is 2 if each direction has its own value."""
 
     name: str
@@ -39,7 +39,7 @@ class RankingKey:
     """
 
     name: str
-    metric: Metric
+    metric: RankedMetric
     family: int
     decimals: int
     is_rate: bool
@@ -61,7 +61,7 @@ class RankedView:
     index: int
     prefix: str
     labels: tuple[str, ...]
-    metrics: tuple[Metric, ...]
+    metrics: tuple[RankedMetric, ...]
     histograms: tuple[str, ...]
     decimals: tuple[int, ...]
     keys: Mapping[str, RankingKey]
@@ -136,7 +136,7 @@ def _node_labels(columns: Sequence[Column]) -> Iterable[str]:
     return (column.name for column in columns if column.is_field and column.path == NODE_TID)
 
 
-def _metric(name: str, family: Family) -> Metric:
+def _metric(name: str, family: Family) -> RankedMetric:
     unit: Unit
     match family.unit:
         case "seconds" if "_timestamp_" in family.name:
@@ -145,7 +145,7 @@ def _metric(name: str, family: Family) -> Metric:
             unit = family.unit
         case _:
             unit = ""
-    return Metric(
+    return RankedMetric(
         name=name,
         family=family.name,
         type=family.type,

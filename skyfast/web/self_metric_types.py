@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from skyfast.runtime.process import ProcessUsage
 from skyfast.stats import (
     AnalyzerStats,
-    Histogram,
+    HistogramStats,
     NameStats,
     OwnNameStats,
     Stats,
@@ -34,12 +34,12 @@ class Sources:
 Samples = Callable[[Sources], Iterable[Sample] | None]
 """Returns a family's samples, or None to leave the family out of the page."""
 
-Histograms = Callable[[Sources], Iterable[tuple[Mapping[str, str], Histogram]]]
+Histograms = Callable[[Sources], Iterable[tuple[Mapping[str, str], HistogramStats]]]
 """Returns a family's histograms with their labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
+class SelfMetric:
     """A family, its variant for standard names, and a function that returns its samples."""
 
     family: MetricFamily
@@ -67,13 +67,13 @@ class HistogramMetric:
         return self.family.render_histograms(self.histograms(source), openmetrics=openmetrics)
 
 
-def metric(name: str, help_text: str, samples: Samples, *, standard_name: str = "") -> Metric:
+def metric(name: str, help_text: str, samples: Samples, *, standard_name: str = "") -> SelfMetric:
     """Declare a metric: a counter if its name ends with ``_total``, otherwise a gauge."""
     family = MetricFamily(
         name=name, type="counter" if name.endswith("_total") else "gauge", help=help_text
     )
     standard = replace(family, name=standard_name or name)
-    return Metric(family=family, standard=standard, samples=samples)
+    return SelfMetric(family=family, standard=standard, samples=samples)
 
 
 def histogram(name: str, help_text: str, histograms: Histograms) -> HistogramMetric:
@@ -145,7 +145,7 @@ def by_analyzer_and_reason(read: Callable[[AnalyzerStats], Mapping[str, int]]) -
     ]
 
 
-def histogram_by_analyzer(read: Callable[[AnalyzerStats], Histogram]) -> Histograms:
+def histogram_by_analyzer(read: Callable[[AnalyzerStats], HistogramStats]) -> Histograms:
     """Return a function that reads a histogram of each analyzer."""
     return lambda source: [
         ({"analyzer": analyzer.name}, read(analyzer))

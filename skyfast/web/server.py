@@ -64,7 +64,7 @@ from skyfast.web.responses import (
 )
 from skyfast.web.scan_cache import BusyError
 from skyfast.web.status import Status
-from skyfast.web.top import PARAMETERS, QueryError
+from skyfast.web.top import PARAMETERS, RankingQueryError
 
 if TYPE_CHECKING:
     from skyfast.web.auth import WebSecurity
@@ -348,7 +348,7 @@ class WebServer:
         parameters = [(name, text) for name, text in request.query.items() if name in PARAMETERS]
         try:
             query = ranking.query(parameters, n=status_html.DEFAULT_ROWS, any_by=True)
-        except QueryError as error:
+        except RankingQueryError as error:
             return text_response(str(error), HTTPStatus.BAD_REQUEST)
         if self._status_pages >= MAX_STATUS_PAGES:
             return busy_response("too many status pages are being rendered")
@@ -377,7 +377,7 @@ class WebServer:
         try:
             query = ranking.query(list(request.query.items()))
             return json_response((await ranking.top(query)).json)
-        except QueryError as error:
+        except RankingQueryError as error:
             return text_response(str(error), HTTPStatus.BAD_REQUEST)
         except BusyError:
             return busy_response("too many rankings are in progress")

@@ -32,7 +32,7 @@ from skyfast.web.history import INTERVAL_S, Churn, History
 from skyfast.web.notices import current_notices
 from skyfast.web.status_report import (
     Analyzer,
-    CapturePoint,
+    CapturePointStatus,
     CapturesStatus,
     CaptureStatus,
     Health,
@@ -378,7 +378,7 @@ def _interface(interface: Interface, names: KnownNames) -> InterfaceStatus:
 
 def _capture(report: CaptureReport, subject: StatusSource, now: float) -> CaptureStatus:
     points = [
-        CapturePoint(node_tid=tid, name=str(subject.names.of_node(tid)))
+        CapturePointStatus(node_tid=tid, name=str(subject.names.of_node(tid)))
         for tid in subject.capture_points.of(report.capture_id, now)
     ]
     return CaptureStatus(

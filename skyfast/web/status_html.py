@@ -19,7 +19,7 @@ from skyfast.web.forecast import size
 from skyfast.web.help_html import link
 from skyfast.web.status_report import StatusReport
 from skyfast.web.tiles_html import Tile
-from skyfast.web.top import MAX_FILTER_CHARS, Query, Ranking, Top
+from skyfast.web.top import MAX_FILTER_CHARS, Ranking, RankingQuery, Top
 
 DEFAULT_ROWS: Final = 20
 
@@ -113,7 +113,7 @@ _IGNORED = (
 )
 
 
-def as_html(report: StatusReport, ranking: Ranking, query: Query, top: Top | None) -> str:
+def as_html(report: StatusReport, ranking: Ranking, query: RankingQuery, top: Top | None) -> str:
     """Return the page. ``top`` is the result of ``query``, or None after a timeout or BusyError."""
     elements = Elements(msgspec.to_builtins(report), report.timestamp_seconds, query)
     body = _PAGE.substitute(

@@ -10,7 +10,7 @@ from typing import Literal
 from skyfast.web.forecast import Forecast
 from skyfast.web.history import Series
 from skyfast.web.notices import Notice
-from skyfast.web.ranked_views import Metric
+from skyfast.web.ranked_views import RankedMetric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +187,7 @@ class OwnNamesStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CapturePoint:
+class CapturePointStatus:
     """An interface where a capture reports flows. ``name`` is empty if the name is unknown."""
 
     node_tid: str
@@ -199,7 +199,7 @@ class CaptureStatus:
     """The values of a capture, and its capture points. The points come from a sample of flows."""
 
     capture_id: str
-    points: list[CapturePoint]
+    points: list[CapturePointStatus]
     packets_received: float
     packets_dropped: float
     kernel_flows_dropped: int
@@ -222,7 +222,7 @@ class ViewStatus:
 
     prefix: str
     labels: Sequence[str]
-    metrics: Sequence[Metric]
+    metrics: Sequence[RankedMetric]
     rankings: list[str]
     min_bytes: int
     min_packets: int
@@ -272,7 +272,7 @@ class StatusReport:
     captures: CapturesStatus
     history: Series
     labels: Sequence[str]
-    metrics: Sequence[Metric]
+    metrics: Sequence[RankedMetric]
     rankings: list[str]
     views: list[ViewStatus]
     forecast: Forecast | None

@@ -96,12 +96,12 @@ class TopTable(Protocol):
     ) -> Groups: ...
 
 
-class QueryError(ValueError):
+class RankingQueryError(ValueError):
     """The query is invalid. The text is the reason, in one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Query:
+class RankingQuery:
     """A query for at most ``n`` connections.
 
     The text ``filter`` must occur in a label value, or in the name that is shown for a label value.
@@ -118,7 +118,7 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class RankedEntry:
     """A connection or a group: its labels, and its values by metric, in the metric's unit.
 
     A value that the connection does not have is None. ``rank`` is the value of the ranking
@@ -175,7 +175,7 @@ class Top:
     note: str | None
     took_seconds: float
     connections: int
-    entries: list[Entry]
+    entries: list[RankedEntry]
     other: Other | None
 
 
@@ -228,7 +228,7 @@ class Ranking:
             if ranked.keys:
                 self.views[prefix] = ranked
             families += len(planned.families)
-        self._results: ScanCache[Query, RankingResult] = ScanCache(
+        self._results: ScanCache[RankingQuery, RankingResult] = ScanCache(
             keep_s=RESULT_AGE_S, max_results=MAX_RESULTS, queue=True
         )
         self._snapshots: dict[int, list[_Snapshot]] = {}
@@ -251,7 +251,7 @@ class Ranking:
         *,
         n: int = DEFAULT_ENTRIES,
         any_by: bool = False,
-    ) -> Query:
+    ) -> RankingQuery:
         """Parse the ``parameters`` of a URL.
 
         The argument ``n`` is used if the parameter ``n`` is missing. Without the parameter
@@ -269,15 +269,17 @@ class Ranking:
         for name, value in parameters:
             if name not in PARAMETERS:
                 known = ", ".join(PARAMETERS)
-                raise QueryError(f"Unknown parameter '{printable(name)}'. Parameters: {known}.")
+                raise RankingQueryError(
+                    f"Unknown parameter '{printable(name)}'. Parameters: {known}."
+                )
             if name in given:
-                raise QueryError(f"The parameter '{name}' is repeated.")
+                raise RankingQueryError(f"The parameter '{name}' is repeated.")
             given[name] = value
         number, text = given.get("n"), given.get("filter", "")
         if not text.isascii() and not text.encode(errors="ignore").decode() == text:
-            raise QueryError("filter: not valid UTF-8.")
+            raise RankingQueryError("filter: not valid UTF-8.")
         if len(text) > MAX_FILTER_CHARS:
-            raise QueryError(f"filter: longer than {MAX_FILTER_CHARS} characters.")
+            raise RankingQueryError(f"filter: longer than {MAX_FILTER_CHARS} characters.")
         by = given.get("by")
         views = self._views(given.get("view", ""))
         group = _group(given.get("group", ""), views)
@@ -287,8 +289,8 @@ class Ranking:
         by = view.default if by is None else by
         if by not in view.keys:
             known = ", ".join(view.keys)
-            raise QueryError(f"by: unknown value '{printable(by)}'. Values: {known}.")
-        return Query(
+            raise RankingQueryError(f"by: unknown value '{printable(by)}'. Values: {known}.")
+        return RankingQuery(
             by=by,
             n=n if number is None else _count(number),
             filter=text,
@@ -302,10 +304,10 @@ class Ranking:
             return list(self.views.values())
         if prefix not in self.views:
             known = ", ".join(filter(None, self.views)) or "none"
-            raise QueryError(f"view: unknown view '{printable(prefix)}'. Views: {known}.")
+            raise RankingQueryError(f"view: unknown view '{printable(prefix)}'. Views: {known}.")
         return [self.views[prefix]]
 
-    async def top(self, query: Query) -> RankingResult:
+    async def top(self, query: RankingQuery) -> RankingResult:
         """Return the ranking for ``query``. Raises BusyError if `MAX_RESULTS` are in progress."""
         return await self._results.get(query, lambda: self._scan(query))
 
@@ -319,7 +321,7 @@ class Ranking:
             self._release_timer.cancel()
         self._snapshots = {}
 
-    async def _scan(self, query: Query) -> RankingResult:
+    async def _scan(self, query: RankingQuery) -> RankingResult:
         try:
             return await asyncio.to_thread(self._rank, query)
         finally:
@@ -332,7 +334,7 @@ class Ranking:
                     self._flow_update_s() + SNAPSHOT_IDLE_S, self._release
                 )
 
-    def _rank(self, query: Query) -> RankingResult:
+    def _rank(self, query: RankingQuery) -> RankingResult:
         view = self.views[query.view]
         key = view.keys[query.by]
         start_s, update_s = time.monotonic(), self._flow_update_s()
@@ -454,9 +456,9 @@ class Ranking:
         rank: float,
         connections: int = 1,
         hidden: bool = False,
-    ) -> Entry:
+    ) -> RankedEntry:
         named = dict(zip(labels, texts, strict=True))
-        return Entry(
+        return RankedEntry(
             rank=rank,
             labels=named,
             names=self._known_names(named, view),
@@ -478,7 +480,9 @@ class Ranking:
         return {label: name for label, name in names.items() if name}
 
 
-def _note(query: Query, *, update_s: float, wait_s: float | None, matches: bool) -> str | None:
+def _note(
+    query: RankingQuery, *, update_s: float, wait_s: float | None, matches: bool
+) -> str | None:
     """Return a sentence that explains why there are no entries, or None if there can be entries."""
     if not matches:
         return f"No {'row' if query.view else 'connection'} matches “{query.filter}”."
@@ -496,7 +500,7 @@ def _view_of(views: Sequence[RankedView], group: Sequence[str], by: str | None) 
         return views[0]
     found = [view for view in views if {*group} <= {*view.labels}]
     if not found:
-        raise QueryError("group: no view has all of these labels.")
+        raise RankingQueryError("group: no view has all of these labels.")
     return next((view for view in found if by in view.keys), found[0])
 
 
@@ -506,11 +510,11 @@ def _group(text: str, views: Iterable[RankedView]) -> tuple[str, ...]:
     known = dict.fromkeys(label for view in views for label in view.labels)
     for label in group:
         if label not in known:
-            raise QueryError(
+            raise RankingQueryError(
                 f"group: unknown label '{printable(label)}'. Labels: {', '.join(known)}."
             )
     if len({*group}) < len(group):
-        raise QueryError("group: a label is repeated.")
+        raise RankingQueryError("group: a label is repeated.")
     return group
 
 
@@ -522,5 +526,5 @@ def _count(text: str) -> int:
     # `int` also accepts signs, spaces, underscores and non-ASCII digits.
     number = int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else 0
     if not 1 <= number <= MAX_ENTRIES:
-        raise QueryError(f"n: not an integer from 1 to {MAX_ENTRIES}.")
+        raise RankingQueryError(f"n: not an integer from 1 to {MAX_ENTRIES}.")
     return number

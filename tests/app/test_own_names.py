@@ -26,7 +26,7 @@ from skyfast.skydive.silence import Activity
 from skyfast.stats import Stats
 from skyfast.web import status_html
 from skyfast.web.status import as_json
-from skyfast.web.top import RESULT_AGE_S, Query, Ranking, Top
+from skyfast.web.top import RESULT_AGE_S, Ranking, RankingQuery, Top
 from tests.support.analyzer import FakeAnalyzer
 from tests.support.app_pages import WAIT_S, between, rows, until_rows
 from tests.support.configs import make_config
@@ -328,7 +328,7 @@ async def test_status_page_shows_own_names(file: Path) -> None:
     config = configured(labels=[*LABELS, {"name": "x", "names_key": "x"}], names_file=str(file))
     app = App(config, load=lambda: config)
     report = await app.status.report()
-    page = status_html.as_html(report, app.status.ranking, Query(by="bytes"), None)
+    page = status_html.as_html(report, app.status.ranking, RankingQuery(by="bytes"), None)
     assert "<p>names from 'names' and 'names_file': <span" in page
     assert (
         "A label needs the key &#x27;x&#x27;, but no entry of &#x27;names&#x27; or"

@@ -8,7 +8,7 @@ from skyfast.config import loader, names
 from skyfast.config.model import Config
 from skyfast.config.names import LoadedNames
 from skyfast.config.yaml_nodes import ConfigError
-from skyfast.flows.own_names import Entry, read_prefix
+from skyfast.flows.own_names import OwnNameEntry, read_prefix
 from tests.support.configs import make_config
 
 SITE = {"name": "site", "names_key": "site"}
@@ -41,10 +41,10 @@ def test_names_are_read_and_shown() -> None:
     }
     config = make_config(names=given)
     assert dict(config.names.entries.values()) == {
-        read_prefix("10.0.0.0/8"): Entry("company"),
-        read_prefix("2001:db8::/32"): Entry("berlin", (("Site", "ber"),)),
-        read_prefix("10.0.0.1"): Entry("", (("owner", "net"),)),
-        read_prefix("10.0.0.2"): Entry("010"),
+        read_prefix("10.0.0.0/8"): OwnNameEntry("company"),
+        read_prefix("2001:db8::/32"): OwnNameEntry("berlin", (("Site", "ber"),)),
+        read_prefix("10.0.0.1"): OwnNameEntry("", (("owner", "net"),)),
+        read_prefix("10.0.0.2"): OwnNameEntry("010"),
     }
     assert names.show_names(config.names.entries) == given
     shown = loader.dump(config)

@@ -15,9 +15,9 @@ from skyfast.flows.own_names import (
     MAX_KEYS,
     MAX_NAME_CHARS,
     MAX_PROBLEMS,
-    Entry,
     InvalidEntryError,
     InvalidLinesError,
+    OwnNameEntry,
     OwnNames,
     changed_addresses,
     make_entry,
@@ -104,11 +104,11 @@ def test_comments_quotes_and_spaces_are_parsed() -> None:
         "10.0.0.1,,id=1"
     )
     assert read_csv(text) == {
-        read_prefix("10.0.0.0/8"): Entry("company"),
-        read_prefix("10.1.0.0/16"): Entry("berlin, guests", (("site", "ber"),)),
-        read_prefix("10.2.0.0/16"): Entry('say "hi"', (("note", "a,b"), ("x", "y=z"))),
-        read_prefix("2001:db8::1"): Entry("Zürich", (("_k2", "ö"),)),
-        read_prefix("10.0.0.1"): Entry("", (("id", "1"),)),
+        read_prefix("10.0.0.0/8"): OwnNameEntry("company"),
+        read_prefix("10.1.0.0/16"): OwnNameEntry("berlin, guests", (("site", "ber"),)),
+        read_prefix("10.2.0.0/16"): OwnNameEntry('say "hi"', (("note", "a,b"), ("x", "y=z"))),
+        read_prefix("2001:db8::1"): OwnNameEntry("Zürich", (("_k2", "ö"),)),
+        read_prefix("10.0.0.1"): OwnNameEntry("", (("id", "1"),)),
     }
     assert read_csv("") == read_csv("\n# nothing\n") == {}
 
@@ -202,7 +202,9 @@ def test_equal_strings_are_shared() -> None:
 KEYS = ("a", "b")
 
 
-def looked_up(entries: Mapping[str, Entry], address: str, keys: Sequence[str]) -> tuple[str, ...]:
+def looked_up(
+    entries: Mapping[str, OwnNameEntry], address: str, keys: Sequence[str]
+) -> tuple[str, ...]:
     """Return the names of an address by a linear search of all networks."""
     wanted = ipaddress.ip_address(address)
     if wanted.version == 6 and wanted.ipv4_mapped:
@@ -220,7 +222,7 @@ def looked_up(entries: Mapping[str, Entry], address: str, keys: Sequence[str]) -
 
 
 ENTRIES = st.builds(
-    lambda name, values: Entry(name, tuple(values.items())),
+    lambda name, values: OwnNameEntry(name, tuple(values.items())),
     st.sampled_from(["", "n1", "n2", "n3"]),
     st.dictionaries(st.sampled_from(["a", "b", "unused"]), st.sampled_from(["v1", "v2"])),
 )
@@ -239,7 +241,7 @@ def prefixes(draw: st.DrawFn) -> str:
 
 
 @given(st.dictionaries(prefixes(), ENTRIES, max_size=12), st.lists(st.integers(0, 1 << 128)))
-def test_lookups_match_a_linear_search(entries: dict[str, Entry], random: list[int]) -> None:
+def test_lookups_match_a_linear_search(entries: dict[str, OwnNameEntry], random: list[int]) -> None:
     # An IPv6 network that contains IPv4-mapped addresses does not give names to IPv4 addresses.
     names = OwnNames({read_prefix(text): entry for text, entry in entries.items()}, KEYS)
     numbers = [*random]
@@ -255,7 +257,7 @@ def test_lookups_match_a_linear_search(entries: dict[str, Entry], random: list[i
 
 
 def test_text_that_is_not_an_address_has_no_own_name() -> None:
-    entries = {read_prefix(text): Entry("all") for text in ("0.0.0.0/0", "::/0")}
+    entries = {read_prefix(text): OwnNameEntry("all") for text in ("0.0.0.0/0", "::/0")}
     names = OwnNames(entries, ("a",))
     for text in ("", "x", "10.0.0", "10.0.0.1/32", "fe80::1%eth0", "1" * 1000, "\udc80", "\x00"):
         assert names[text] == ("", "", "")
@@ -263,7 +265,7 @@ def test_text_that_is_not_an_address_has_no_own_name() -> None:
 
 
 def test_adjacent_networks_with_equal_names_are_merged() -> None:
-    entries = {read_prefix(f"10.0.{number}.0/24"): Entry("n") for number in range(256)}
+    entries = {read_prefix(f"10.0.{number}.0/24"): OwnNameEntry("n") for number in range(256)}
     names = OwnNames(entries)
     assert len(names._starts4) == 3
     assert names["10.0.0.0"] == names["10.0.255.255"] == ("", "n")
@@ -271,7 +273,7 @@ def test_adjacent_networks_with_equal_names_are_merged() -> None:
 
 
 def test_networks_with_equal_names_share_one_tuple() -> None:
-    entries = {read_prefix(f"10.0.{2 * number}.0/24"): Entry("n") for number in range(100)}
+    entries = {read_prefix(f"10.0.{2 * number}.0/24"): OwnNameEntry("n") for number in range(100)}
     names = OwnNames(entries)
     assert names["10.0.0.1"] is names["10.0.2.1"]
 
@@ -300,7 +302,7 @@ def test_sorting_in_several_steps_does_not_change_the_result(
 def test_release_frees_all_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_names, "_FREED_AT_ONCE", 2)
     names = OwnNames(
-        {read_prefix(f"10.0.{number}.0/24"): Entry(f"{number}") for number in range(9)}
+        {read_prefix(f"10.0.{number}.0/24"): OwnNameEntry(f"{number}") for number in range(9)}
     )
     names.release()
     assert names._names == []

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from skyfast.flows.catalog import ADDRESS_NAMES, NODE_NAMES
 from skyfast.flows.fields import FIELDS
 from skyfast.replay.anonymizer import Anonymizer
-from skyfast.replay.topology import EDGE, NODE, Answer, Changes, Update
+from skyfast.replay.topology import EDGE, NODE, ObservedResponse, ResponseChanges, Update
 from skyfast.skydive.name_resolver import resolve
 from skyfast.skydive.topology_graph import Graph, decode_edge, decode_node
 from skyfast.skydive.topology_queries import (
@@ -260,15 +260,15 @@ def test_no_secret_of_the_recordings_is_left() -> None:
 def elements() -> list[tuple[Query, bytes]]:
     """The recorded containers and pods, with the fields that skyfast reads."""
     (graph,) = json.loads((CONTAINER_TOPOLOGY / "graph.json").read_bytes())
-    changes = Changes()
+    changes = ResponseChanges()
     found: list[tuple[Query, bytes]] = []
     for query in (NAMED_INTERFACES, NAMESPACES, KUBERNETES, EDGES, KUBERNETES_EDGES):
 
-        def keep(answer: Answer, query: Query = query) -> None:
+        def keep(answer: ObservedResponse, query: Query = query) -> None:
             for update in changes.of(answer):
                 found.extend((query, bytes(raw)) for raw in update.nodes + update.edges)
 
-        answer = Answer(query, keep)
+        answer = ObservedResponse(query, keep)
         for element in graph["Edges" if query.edges else "Nodes"]:
             if query.matches(element):
                 answer.add(json.dumps(element).encode())

@@ -14,7 +14,7 @@ import websockets
 from skyfast.replay import recording
 from skyfast.replay.player import ReplayServer
 from skyfast.replay.recording import Playback, Recording, for_namespaces
-from skyfast.replay.topology import Topology, add_to_counters, selected
+from skyfast.replay.topology import ReplayedTopology, add_to_counters, selected
 from skyfast.skydive.topology_queries import (
     EDGES,
     INTERFACES,
@@ -255,7 +255,7 @@ def test_messages_are_filtered_by_namespace():
 
 def test_interface_counters_of_the_demo_grow_by_the_same_amount_in_each_loop():
     """The counters continue where the previous loop ended, and grow as much as in the recording."""
-    playback, topology = recording.demo(), Topology()
+    playback, topology = recording.demo(), ReplayedTopology()
     ends = []
     for loop in range(4):
         if loop:
@@ -568,7 +568,9 @@ def pod(name, updated_ms):
 
 def update(at_ms, *nodes, removed=()):
     content = {"Nodes": [*nodes], "Removed": [*removed]}
-    text = json.dumps({"Recorded": {"At": at_ms}, "Topology": content}, separators=(",", ":"))
+    text = json.dumps(
+        {"Recorded": {"At": at_ms}, "Topology": content}, separators=(",", ":")
+    )
     return text.encode() + b"\n"
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from skyfast.replay.topology import (
     NODE,
-    Answer,
-    Changes,
-    Topology,
+    ObservedResponse,
+    ReplayedTopology,
+    ResponseChanges,
     Update,
     add_to_counters,
     selected,
@@ -53,15 +53,15 @@ def elements(graph: dict[str, Any], query: Query, time: int) -> list[dict[str, A
     return [each for each in found if query.matches(each | {"UpdatedAt": time})]
 
 
-def answer(query: Query, found: list[dict[str, Any]], time: int) -> Answer:
-    result = Answer(query, lambda _: None)
+def answer(query: Query, found: list[dict[str, Any]], time: int) -> ObservedResponse:
+    result = ObservedResponse(query, lambda _: None)
     for element in found:
         result.add(json.dumps(element | {"UpdatedAt": time, "Revision": time}).encode())
     result.end()
     return result
 
 
-def answered(topology: Topology, query: Query) -> dict[str, Any]:
+def answered(topology: ReplayedTopology, query: Query) -> dict[str, Any]:
     """Map the ID of each element in a response to the element without its time."""
     response = json.loads(selected(topology.elements(query), query, lambda _: None))
     assert all(element.pop("UpdatedAt") for element in response)
@@ -73,7 +73,7 @@ def test_replayed_responses_equal_the_recorded_responses(
     history: list[dict[str, Any]], data: st.DataObject
 ) -> None:
     """A replayed response has the recorded elements. An unchanged topology adds no update."""
-    recorded, topology = Changes(), Topology()
+    recorded, topology = ResponseChanges(), ReplayedTopology()
 
     def record(query: Query, found: list[dict[str, Any]], time: int) -> int:
         updates = list(recorded.of(answer(query, found, time)))
@@ -103,13 +103,13 @@ def test_all_fields_that_are_read_are_recorded() -> None:
         return {str: "x", int: 7, bool: True, dict: {"a": {"b": "c"}}, object: 7}[shape]
 
     node = filled(NODE)
-    (update,) = Changes().of(answer(KUBERNETES, [node], 7))
+    (update,) = ResponseChanges().of(answer(KUBERNETES, [node], 7))
     (raw,) = update.nodes
     assert json.loads(bytes(raw)) == node
 
 
 def test_update_is_encoded_as_json() -> None:
-    (update,) = Changes().of(answer(EDGES, [{"ID": "1", "Parent": "2"}], 7))
+    (update,) = ResponseChanges().of(answer(EDGES, [{"ID": "1", "Parent": "2"}], 7))
     text = msgspec.json.encode(update)
     assert text == b'{"Edges":[{"ID":"1","Parent":"2","UpdatedAt":7}]}'
 
@@ -118,12 +118,12 @@ def node(node_id: str, **metric: object) -> bytes:
     return json.dumps({"ID": node_id, "Metadata": {"Metric": metric}}).encode()
 
 
-def apply(topology: Topology, *nodes: bytes, removed: tuple[str, ...] = ()) -> None:
+def apply(topology: ReplayedTopology, *nodes: bytes, removed: tuple[str, ...] = ()) -> None:
     topology.apply(Update(nodes=[msgspec.Raw(text) for text in nodes], removed=[*removed]))
 
 
 def test_counters_continue_in_each_loop() -> None:
-    topology = Topology()
+    topology = ReplayedTopology()
     offsets = []
     for _ in range(3):
         apply(topology, node("a", RxBytes=100, TxBytes=7), node("b", RxBytes=5, TxBytes="x"))
@@ -139,7 +139,7 @@ def test_counters_continue_in_each_loop() -> None:
 
 
 def test_counters_of_removed_nodes_continue_in_the_next_loop() -> None:
-    topology = Topology()
+    topology = ReplayedTopology()
     for loop in range(3):
         apply(topology, node("a", RxBytes=1))
         assert topology.offsets() == ({"a": {"RxBytes": 8 * loop}} if loop else {})
@@ -164,7 +164,7 @@ def test_offsets_are_added_to_valid_counters_only() -> None:
 
 
 def test_offsets_are_bounded() -> None:
-    topology = Topology()
+    topology = ReplayedTopology()
     for _ in range(3):
         apply(topology, node("a"))
         apply(topology, node("a", RxBytes=2**63 - 1))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from skyfast.skydive.data_age import MAX_DRAWS, DataAge
-from skyfast.stats import AGE_BOUNDS_S, AnalyzerStats, Histogram
+from skyfast.stats import AGE_BOUNDS_S, AnalyzerStats, HistogramStats
 from tests.support.messages import flow, later, message
 from tests.support.sink import Sink
 
@@ -21,14 +21,14 @@ def report(last_ms: int | None, *, updated_ms: int | None = None, finish: int = 
     return decoded
 
 
-def observed(*flows: Any) -> tuple[Histogram, Histogram]:
+def observed(*flows: Any) -> tuple[HistogramStats, HistogramStats]:
     """Return the histograms of packet ages and delivery delays after a message with ``flows``."""
     analyzer = AnalyzerStats("a:1")
     DataAge().observe(flows, analyzer, NOW_MS)
     return analyzer.packet_age, analyzer.delivery
 
 
-def counts(histogram: Histogram) -> dict[float, int]:
+def counts(histogram: HistogramStats) -> dict[float, int]:
     """Map the upper bound of each bucket to its count, without empty buckets."""
     bounds = (*histogram.bounds, float("inf"))
     return {bound: n for bound, n in zip(bounds, histogram.counts, strict=True) if n}
@@ -41,7 +41,7 @@ def test_ages_are_the_times_since_the_latest_packet_and_update():
 
 
 def test_upper_bounds_of_buckets_are_inclusive():
-    histogram = Histogram((1.0, 2.0))
+    histogram = HistogramStats((1.0, 2.0))
     for value in (0.0, 1.0, 1.5, 2.0, 2.5):
         histogram.observe(value)
     assert (histogram.counts, histogram.sum) == ([2, 2, 1], 7.0)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyfast.skydive import name_index
-from skyfast.skydive.name_candidates import Candidate, CapturePoint, choose
+from skyfast.skydive.name_candidates import Candidate, PointLocation, choose
 from skyfast.skydive.name_index import MISS_S, PRUNE_INTERVAL_S, NameIndex
 from skyfast.skydive.name_resolver import Resolution
 
@@ -24,7 +24,7 @@ def candidate(name, *, host="", namespace="", cluster=""):
 
 
 def point(*, host="", namespace="", peers=(), cluster=""):
-    return CapturePoint(namespace, peers, host, cluster)
+    return PointLocation(namespace, peers, host, cluster)
 
 
 def resolution(*, nodes=None, addresses=None, points=None, networks=None):

@@ -8,7 +8,7 @@ import pytest
 
 from skyfast.skydive import graph_index, name_resolver, workloads
 from skyfast.skydive.graph_index import MAX_NAME_CHARS
-from skyfast.skydive.name_candidates import Candidate, CapturePoint, choose
+from skyfast.skydive.name_candidates import Candidate, PointLocation, choose
 from skyfast.skydive.name_resolver import resolve
 from skyfast.skydive.topology_graph import Graph
 from tests.support.paths import CONTAINER_TOPOLOGY
@@ -119,7 +119,7 @@ def test_an_address_in_a_namespace_is_named_after_the_namespace(topology):
 def test_an_interface_without_owner_has_only_its_host(topology):
     interface = topology.interface(None, "10.0.0.1/24", host="h1")
     assert topology.names("10.0.0.1") == {"name": "h1", "host": "h1"}
-    assert topology.point(interface) == CapturePoint("", (), "h1", "")
+    assert topology.point(interface) == PointLocation("", (), "h1", "")
 
 
 def test_an_interface_with_two_owners_has_no_namespace(topology):
@@ -680,7 +680,7 @@ def test_a_pod_and_its_interface_are_one_candidate(topology):
         "container": "runtime-web-1-h1",
     }
     assert candidate == Candidate(candidate.names, netns["ID"], "h1", "c1")
-    assert topology.point(interface) == CapturePoint(netns["ID"], (), "h1", "c1")
+    assert topology.point(interface) == PointLocation(netns["ID"], (), "h1", "c1")
 
 
 def test_an_interface_on_the_host_of_a_pod_belongs_to_the_pod(topology):
@@ -1100,7 +1100,7 @@ def test_the_cluster_of_the_capture_point_is_the_last_criterion(topology):
 
 def test_unknown_namespaces_hosts_and_clusters_are_not_equal():
     candidates = [Candidate(("a",), "", "", ""), Candidate(("b",), "x", "y", "z")]
-    point = CapturePoint("", (), "", "")
+    point = PointLocation("", (), "", "")
     assert choose(candidates, "10.0.0.2", point, {"": ()}, address="10.0.0.1") is None
     assert choose([], "10.0.0.2", point, {}, address="10.0.0.1") is None
 

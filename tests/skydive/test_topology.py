@@ -25,7 +25,7 @@ from skyfast.skydive.interfaces import (
 )
 from skyfast.skydive.name_index import NameIndex
 from skyfast.skydive.topology import TopologyPoller
-from skyfast.skydive.topology_nodes import MalformedAnswerError, read
+from skyfast.skydive.topology_nodes import MalformedResponseError, read
 from skyfast.skydive.topology_queries import NAMED_INTERFACES
 from skyfast.stats import TopologyStats
 from tests.support import openmetrics_2
@@ -425,7 +425,7 @@ MALFORMED = [
 def test_a_malformed_response_changes_nothing(topology, answer):
     topology.update(node(), node(), now=0.0)
     before = topology.interfaces.page(59.0)
-    with pytest.raises(MalformedAnswerError):
+    with pytest.raises(MalformedResponseError):
         topology.receive(answer, 50.0)
     assert topology.interfaces.page(59.0) == before
     assert topology.interfaces.page(60.0) == b""
@@ -859,7 +859,7 @@ FAILURES = {
 @pytest.mark.parametrize("failure", FAILURES)
 async def test_failures_are_counted_and_interfaces_stay(failure, monkeypatch, caplog):
     """The failure is counted and logged once. Interfaces stay until the next analyzer responds."""
-    monkeypatch.setattr(topology_client, "MAX_ANSWER_BYTES", 65_536)
+    monkeypatch.setattr(topology_client, "MAX_RESPONSE_BYTES", 65_536)
     if failure == "hangs":
         monkeypatch.setattr(topology_client, "REQUEST_TIMEOUT_S", 0.3)
     caplog.set_level(logging.WARNING)
@@ -913,7 +913,7 @@ async def test_failures_are_logged_once_a_minute_with_their_number(monkeypatch, 
 
 
 async def test_a_gzip_bomb_takes_no_memory(monkeypatch):
-    monkeypatch.setattr(topology_client, "MAX_ANSWER_BYTES", 1 << 20)
+    monkeypatch.setattr(topology_client, "MAX_RESPONSE_BYTES", 1 << 20)
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = gzipped(bomb(256 << 20))
         async with Poll(analyzer.url, interval_s=5).running() as poll:

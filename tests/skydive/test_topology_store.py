@@ -6,7 +6,7 @@ import json
 import pytest
 
 from skyfast.skydive import topology_store
-from skyfast.skydive.topology_nodes import MalformedAnswerError
+from skyfast.skydive.topology_nodes import MalformedResponseError
 from skyfast.skydive.topology_queries import EDGES, KUBERNETES, KUBERNETES_EDGES, NAMESPACES
 from skyfast.skydive.topology_store import GraphReader, TopologyStore
 
@@ -89,7 +89,7 @@ def test_interface_metrics_are_read_from_the_same_response():
     answer = reader.answer()
     assert [each.metadata.metric.rx_bytes for each in answer.nodes] == [5]
     assert answer.too_long == reader.skipped["too_long"] == 1
-    with pytest.raises(MalformedAnswerError):
+    with pytest.raises(MalformedResponseError):
         reader.add(b"{")
     with pytest.raises(ValueError, match="names only"):
         GraphReader(NAMESPACES).answer()

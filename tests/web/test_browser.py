@@ -12,7 +12,7 @@ import pytest_asyncio
 from skyfast.skydive import topology_nodes
 from skyfast.stats import Failure
 from skyfast.web import status_html
-from skyfast.web.status_report import CapturePoint, CaptureStatus, InterfaceStatus
+from skyfast.web.status_report import CapturePointStatus, CaptureStatus, InterfaceStatus
 from tests.model import make_flow
 from tests.support.browser import CHROMIUM, MISSING, chromium
 from tests.support.model_specs import TOPOLOGY
@@ -560,7 +560,7 @@ async def test_all_tables_fit_a_screen_of_usual_width(visited, monkeypatch):
         capture = CaptureStatus(
             capture_id="0d1b9e6a-68f7-4e88-bb49-62bef3ae4964",
             points=[
-                CapturePoint(node_tid=str(n), name="worker-12.example shop/cart-x2x4q eth0")
+                CapturePointStatus(node_tid=str(n), name="worker-12.example shop/cart-x2x4q eth0")
                 for n in range(5)
             ],
             packets_received=1e9,

@@ -25,7 +25,7 @@ from skyfast.web.history import INTERVAL_S, MAX_GAP_S, SAMPLES, Churn, ChurnCoun
 from skyfast.web.notices import NEARLY_FULL
 from skyfast.web.scan_cache import BusyError
 from skyfast.web.status import Replay
-from skyfast.web.top import Query, QueryError, Ranking
+from skyfast.web.top import Ranking, RankingQuery, RankingQueryError
 from tests.model import make_flow
 from tests.support.analyzer import Answer, FakeAnalyzer
 from tests.support.configs import make_config
@@ -726,7 +726,7 @@ async def test_clients_that_poll_rarely_get_rates(monkeypatch, interval_s, updat
     monkeypatch.setattr(loop, "call_later", lambda delay_s, _: released.append(delay_s) or Timer())
     windows = []
     for _ in range(60):
-        windows.append((await ranks.top(Query(by="bytes_per_second"))).top.window_seconds)
+        windows.append((await ranks.top(RankingQuery(by="bytes_per_second"))).top.window_seconds)
         ranks._results._results.clear()
         now[0] += interval_s
     # The snapshots are kept until the next request, and until there are rates.
@@ -748,7 +748,7 @@ async def test_rates_cover_one_to_two_minutes_after_the_first_minute(monkeypatch
     monkeypatch.setattr(top.time, "monotonic", lambda: now[0])
     windows, counts = [], []
     for _ in range(20):
-        windows.append(ranks._rank(Query(by="bytes_per_second")).top.window_seconds)
+        windows.append(ranks._rank(RankingQuery(by="bytes_per_second")).top.window_seconds)
         counts.append(ranks.snapshots)
         now[0] += 15
     assert max(counts) == 2
@@ -821,17 +821,17 @@ async def test_rankings_run_one_at_a_time_from_a_bounded_queue(monkeypatch):
     table = FakeTable(pause_scans=True)
     ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
     requests = [
-        asyncio.create_task(ranks.top(Query(by="bytes", filter=str(number))))
+        asyncio.create_task(ranks.top(RankingQuery(by="bytes", filter=str(number))))
         for number in range(top.MAX_RESULTS)
     ]
     await until(lambda: table.scans)
     with pytest.raises(BusyError):
-        await ranks.top(Query(by="rtt"))
+        await ranks.top(RankingQuery(by="rtt"))
     assert len(table.scans) == 1
     table.resume.set()
     await asyncio.gather(*requests)
     assert len(table.scans) == top.MAX_RESULTS
-    await ranks.top(Query(by="rtt"))
+    await ranks.top(RankingQuery(by="rtt"))
     await until(lambda: not ranks._results._results)
 
 
@@ -939,7 +939,7 @@ async def test_invalid_query_is_rejected_with_a_reason():
 
 def test_lone_surrogate_is_rejected():
     ranks = Ranking(table=FakeTable(), view=VIEW, metrics=("bytes", "rtt"))
-    with pytest.raises(QueryError, match="not valid UTF-8"):
+    with pytest.raises(RankingQueryError, match="not valid UTF-8"):
         ranks.query([("filter", "\ud800")])
 
 

@@ -3,7 +3,7 @@
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from skyfast.stats import Histogram
+from skyfast.stats import HistogramStats
 from skyfast.text_format import (
     MetricFamily,
     bound_text,
@@ -95,7 +95,7 @@ def test_samples_are_rendered_after_help_and_type_lines():
 
 def test_histogram_is_rendered_with_cumulative_buckets():
     family = MetricFamily(name="x_seconds", type="histogram", help="Help.")
-    histogram = Histogram((0.5, 1.0, 1e6))
+    histogram = HistogramStats((0.5, 1.0, 1e6))
     for value in (0.25, 0.5, 2.0, 2e6):
         histogram.observe(value)
     page = family.render_histograms([({"a": "1"}, histogram)], openmetrics=True)
@@ -115,10 +115,12 @@ def test_histogram_is_rendered_with_cumulative_buckets():
 def test_histogram_is_one_sample_in_openmetrics_2():
     """One sample contains the count, the sum and all buckets."""
     family = MetricFamily(name="x_seconds", type="histogram", help="Help.")
-    histogram = Histogram((0.5, 1.0, 1e6))
+    histogram = HistogramStats((0.5, 1.0, 1e6))
     for value in (0.25, 0.5, 2.0, 2e6):
         histogram.observe(value)
-    page = family.render_histograms([({"a": "1"}, histogram), ({}, Histogram(()))], openmetrics=2)
+    page = family.render_histograms(
+        [({"a": "1"}, histogram), ({}, HistogramStats(()))], openmetrics=2
+    )
     assert page == (
         "# TYPE x_seconds histogram\n# UNIT x_seconds seconds\n# HELP x_seconds Help.\n"
         'x_seconds{a="1"} {count:4,sum:2000002.75,bucket:[0.5:2,1.0:2,1e+06:3,+Inf:4]}\n'
