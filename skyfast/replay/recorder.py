@@ -105,16 +105,16 @@ class Recorder:
 
     def observe(self, query: Query) -> ObservedResponse:
         """Return an observer that records what a response to ``query`` changes in the topology."""
-        return ObservedResponse(query, self._answer)
+        return ObservedResponse(query, self._store_response)
 
     def update(self, update: Update) -> None:
         """Queue an update of a replayed topology, or count it as dropped if the queue is full."""
         if self._has_capacity(_size(update)):
             self._queue.put((update, _unix_ms()))
 
-    def _answer(self, answer: ObservedResponse) -> None:
-        if self._has_capacity(len(answer)):
-            self._queue.put((answer, _unix_ms()))
+    def _store_response(self, response: ObservedResponse) -> None:
+        if self._has_capacity(len(response)):
+            self._queue.put((response, _unix_ms()))
 
     def _has_capacity(self, size: int) -> bool:
         if self._over:
@@ -208,9 +208,9 @@ class Recorder:
         match entry:
             case bytes() as data, at_ms, str() as analyzer:
                 self._write(data, at_ms, analyzer)
-            case ObservedResponse() as answer, at_ms:
-                self._taken_bytes += len(answer)
-                for update in self._changes.of(answer):
+            case ObservedResponse() as response, at_ms:
+                self._taken_bytes += len(response)
+                for update in self._changes.of(response):
                     self._write_update(update, at_ms)
             case Update() as update, at_ms:
                 self._taken_bytes += _size(update)

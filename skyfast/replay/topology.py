@@ -235,15 +235,15 @@ class ResponseChanges:
         self.left_out = 0
         """Number of elements without an ID, and of elements beyond `MAX_ELEMENTS`."""
         self._known: dict[str, int] = {}
-        self._answered: dict[Query, set[str]] = {query: set() for query in _COMPLETE}
+        self._ids_by_query: dict[Query, set[str]] = {query: set() for query in _COMPLETE}
 
-    def of(self, answer: ObservedResponse) -> Iterator[Update]:
+    def of(self, response: ObservedResponse) -> Iterator[Update]:
         """Yield the updates of a response; none if nothing has changed."""
-        known, query = self._known, answer.query
-        self.left_out += answer.left_out
+        known, query = self._known, response.query
+        self.left_out += response.left_out
         changed: list[msgspec.Raw] = []
         changed_bytes = 0
-        for element_id, text, updated_ms in answer.elements:
+        for element_id, text, updated_ms in response.elements:
             version = hash(text)
             before = known.get(element_id)
             if before == version:
@@ -252,7 +252,7 @@ class ResponseChanges:
                 self.left_out += 1
                 continue
             known[element_id] = version
-            if query not in self._answered:
+            if query not in self._ids_by_query:
                 self._add_to_complete(query, element_id, text)
             full = text if updated_ms is None else b'%b,"UpdatedAt":%d}' % (text[:-1], updated_ms)
             changed.append(msgspec.Raw(full))
@@ -260,21 +260,21 @@ class ResponseChanges:
             if changed_bytes > UPDATE_BYTES:
                 yield _update(query, changed, [])
                 changed, changed_bytes = [], 0
-        removed = self._removed(answer)
+        removed = self._removed(response)
         if changed or removed:
             yield _update(query, changed, removed)
 
-    def _removed(self, answer: ObservedResponse) -> list[str]:
-        if answer.query not in self._answered:
+    def _removed(self, response: ObservedResponse) -> list[str]:
+        if response.query not in self._ids_by_query:
             return []
-        ids = {element_id for element_id, _, _ in answer.elements}
-        before, self._answered[answer.query] = self._answered[answer.query], ids
+        ids = {element_id for element_id, _, _ in response.elements}
+        before, self._ids_by_query[response.query] = self._ids_by_query[response.query], ids
         return [gone for gone in before - ids if self._known.pop(gone, None) is not None]
 
     def _add_to_complete(self, query: Query, element_id: str, text: bytes) -> None:
         """Add the ID of an element of a partial response to each complete query that matches it."""
         element = msgspec.json.decode(text)
-        for complete, ids in self._answered.items():
+        for complete, ids in self._ids_by_query.items():
             if complete.edges == query.edges and complete.matches(element):
                 ids.add(element_id)
 

@@ -180,16 +180,16 @@ class Interfaces:
         """Set how long the interfaces of later responses are kept."""
         self._lifetime_s = max(3 * interval_s, connection_timeout_s)
 
-    def update(self, answer: NodesResponse, now: float) -> None:
-        """Replace the interfaces with those of ``answer``.
+    def update(self, response: NodesResponse, now: float) -> None:
+        """Replace the interfaces with those of ``response``.
 
         Unusable nodes are skipped and counted in ``stats.skipped``.
         """
         skipped = dict.fromkeys(INTERFACE_SKIPS, 0)
-        skipped["invalid"] = answer.invalid
-        skipped["text_too_long"] = answer.too_long
-        skipped["too_many"] = answer.excess
-        rows = _rows(answer.nodes, skipped)
+        skipped["invalid"] = response.invalid
+        skipped["text_too_long"] = response.too_long
+        skipped["too_many"] = response.excess
+        rows = _rows(response.nodes, skipped)
         page = _render(self._families, rows, skipped, now + self._lifetime_s) if rows else _NOTHING
         with self._writing:
             self._page = page

@@ -98,22 +98,22 @@ class TopologyPoller:
             reader = await self._client.ask(INTERFACES, NodesReader)
             if reader is None:
                 return
-            answer, now = reader.answer(), self._now()
+            response, now = reader.response(), self._now()
         else:
             named = await self._client.ask(NAMED_INTERFACES, self._names.interface_reader)
             if named is None:
                 self._names.interfaces_failed()
                 return
-            answer, now = _only_interfaces(named.answer()), self._now()
+            response, now = _only_interfaces(named.response()), self._now()
             await self._names.received(named)
         # This takes up to a second for 20,000 interfaces. The event loop can get the GIL
         # meanwhile.
-        await asyncio.to_thread(self._interfaces.update, answer, now)
+        await asyncio.to_thread(self._interfaces.update, response, now)
         self._stats.answers += 1
         self._stats.last_answer_timestamp_s = time.time()
 
 
-def _only_interfaces(answer: NodesResponse) -> NodesResponse:
+def _only_interfaces(response: NodesResponse) -> NodesResponse:
     """Return the nodes of a `NAMED_INTERFACES` response that `INTERFACES` would have returned."""
-    ether = [node for node in answer.nodes if node.metadata.encap_type == "ether"]
-    return NodesResponse(ether, answer.invalid, answer.too_long, answer.excess)
+    ether = [node for node in response.nodes if node.metadata.encap_type == "ether"]
+    return NodesResponse(ether, response.invalid, response.too_long, response.excess)

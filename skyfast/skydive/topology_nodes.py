@@ -120,7 +120,7 @@ class NodesReader:
         """Count elements longer than `MAX_ELEMENT_BYTES`."""
         self._too_long += count
 
-    def answer(self) -> NodesResponse:
+    def response(self) -> NodesResponse:
         """Return the nodes decoded so far, and the numbers of skipped nodes."""
         return NodesResponse(self._nodes, self._invalid, self._too_long, self._excess)
 
@@ -153,16 +153,16 @@ def readable(element: bytes) -> bytes:
     return text
 
 
-def read(answer: bytes) -> NodesResponse:
-    """Decode ``answer``, the JSON text of a list of nodes.
+def read(response: bytes) -> NodesResponse:
+    """Decode ``response``, the JSON text of a list of nodes.
 
     Raises:
-        MalformedResponseError: ``answer`` is not a JSON list.
+        MalformedResponseError: ``response`` is not a JSON list.
 
     """
     splitter, reader = ArraySplitter(max_element_bytes=MAX_ELEMENT_BYTES), NodesReader()
     try:
-        for element in splitter.feed(answer):
+        for element in splitter.feed(response):
             reader.add(element)
         splitter.close()
     except MalformedResponseError:
@@ -170,4 +170,4 @@ def read(answer: bytes) -> NodesResponse:
     except ValueError as error:
         raise MalformedResponseError(str(error)) from None
     reader.skip(splitter.skipped)
-    return reader.answer()
+    return reader.response()

@@ -51,7 +51,7 @@ class GraphReader:
         self.skipped: Skipped = Counter()
         self.newest_ms = 0
         """The latest ``UpdatedAt`` of a node; 0 if there is none."""
-        self._answer = NodesReader() if also_interfaces else None
+        self._nodes_reader = NodesReader() if also_interfaces else None
         self._strings: dict[str, str] = {}
         self._add = self._add_edge if query.edges else self._add_node
 
@@ -62,22 +62,22 @@ class GraphReader:
             MalformedResponseError: ``element`` is not JSON. Raised only with ``also_interfaces``.
 
         """
-        if self._answer is not None:
-            self._answer.add(element)
+        if self._nodes_reader is not None:
+            self._nodes_reader.add(element)
         self._add(element)
 
     def skip(self, count: int) -> None:
         """Count elements longer than `MAX_ELEMENT_BYTES`."""
         if count:
             self.skipped[TOO_LONG] += count
-        if self._answer is not None:
-            self._answer.skip(count)
+        if self._nodes_reader is not None:
+            self._nodes_reader.skip(count)
 
-    def answer(self) -> NodesResponse:
+    def response(self) -> NodesResponse:
         """Return the nodes for the interface metrics. Requires ``also_interfaces``."""
-        if self._answer is None:
+        if self._nodes_reader is None:
             raise ValueError("read for names only")
-        return self._answer.answer()
+        return self._nodes_reader.response()
 
     def _add_node(self, element: bytes) -> None:
         node = decode_node(element, self.skipped)

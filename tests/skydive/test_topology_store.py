@@ -86,13 +86,13 @@ def test_interface_metrics_are_read_from_the_same_response():
     reader = GraphReader(NAMESPACES, also_interfaces=True)
     reader.add(json.dumps(node(Metric={"RxBytes": 5})).encode())
     reader.skip(1)
-    answer = reader.answer()
+    answer = reader.response()
     assert [each.metadata.metric.rx_bytes for each in answer.nodes] == [5]
     assert answer.too_long == reader.skipped["too_long"] == 1
     with pytest.raises(MalformedResponseError):
         reader.add(b"{")
     with pytest.raises(ValueError, match="names only"):
-        GraphReader(NAMESPACES).answer()
+        GraphReader(NAMESPACES).response()
 
 
 def test_equal_strings_are_one_object():
