@@ -433,7 +433,7 @@ cdef int read_conversation(PyObject *flow, const Reader *reader, uint64_t seed,
 
 
 cdef int read_lifecycle(const TableState *table, PyObject *flow, const Reader *reader,
-                    Report *report) except -1:
+                        Report *report) except -1:
     # Set `initial_delta`: what the report adds if the flow is unknown. If the report adds the
     # deltas of the last update, also set these deltas. If the fields do not show whether this is
     # the first report, these deltas are zero.

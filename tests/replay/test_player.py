@@ -568,9 +568,7 @@ def pod(name, updated_ms):
 
 def update(at_ms, *nodes, removed=()):
     content = {"Nodes": [*nodes], "Removed": [*removed]}
-    text = json.dumps(
-        {"Recorded": {"At": at_ms}, "Topology": content}, separators=(",", ":")
-    )
+    text = json.dumps({"Recorded": {"At": at_ms}, "Topology": content}, separators=(",", ":"))
     return text.encode() + b"\n"
 
 
