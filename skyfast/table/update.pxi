@@ -259,9 +259,9 @@ cdef inline bint counts_whole(const TableState *table, const View *view,
 cdef bint needs_initial_delta(const TableState *table, const Labels *labels, uint32_t number,
                               uint32_t kept) noexcept nogil:
     # Whether `initial_delta` is needed, because there is a view in which the flow's total does not
-    # count as a whole (see `counts_whole`). `number` is the
-    # flow's row in the first view, or 0 if the row must be created. `kept` is the dormant row that
-    # keeps the counters for the new row, or 0.
+    # count as a whole (see `counts_whole`). `number` is the flow's row in the first view, or 0 if
+    # the row must be created. `kept` is the dormant row that keeps the counters for the new row,
+    # or 0.
     cdef const View *view
     cdef RowKey key
     cdef uint32_t i
