@@ -327,11 +327,33 @@ def test_connection_with_new_names_starts_at_the_current_time(make):
     assert starts(table, BYTES, 5) == {"eth1": CLOCK_MS + 5_000}
     # The labels of the second view have not changed.
     assert starts(table, "node_bytes_total", 5) == {"node-1": START_MS}
-    # The old connection returns with its start time if its counters were kept.
-    names["node-1"] = ("eth0",)
-    table.relabel(names, ["node-1"], wall_ms=CLOCK_MS + 9_000)
-    expected = CLOCK_MS + 9_000 if not table.dormant_connections else START_MS
-    assert starts(table, BYTES, 9) == {"eth0": expected}
+
+
+def test_connection_that_returns_with_its_old_names_starts_again(make):
+    names = Names({"node-1": ("eth0",)})
+    label = looked_up("name", ("NodeTID",), names)
+    table = make(Spec(views=(View((label, DIRECTION), FAMILIES),)))
+    take(table, first_report())
+    for name, seconds in (("eth1", 5), ("eth0", 9)):
+        names["node-1"] = (name,)
+        table.relabel(names, ["node-1"], wall_ms=CLOCK_MS + 1000 * seconds)
+    assert table.dormant_connections == 0
+    assert starts(table, BYTES, 9) == {"eth0": CLOCK_MS + 9_000}
+
+
+def test_flow_that_moves_to_a_connection_with_kept_counters_gets_their_start_time(make):
+    names = Names({"node-1": ("eth0",), "node-2": ("eth1",)})
+    label = looked_up("name", ("NodeTID",), names)
+    table = make(Spec(views=(View((label, DIRECTION), FAMILIES),)))
+    take(table, first_report())
+    take(table, first_report("b2", start=START_MS + 9))
+    table.expire(TIMEOUT_S)
+    assert table.dormant_connections == 1
+    now = A_WHILE_S
+    take(table, first_report("c3", node="node-2", start=CLOCK_MS), now)
+    names["node-2"] = ("eth0",)
+    table.relabel(names, ["node-2"], wall_ms=CLOCK_MS + 1000 * now)
+    assert starts(table, BYTES, now) == {"eth0": START_MS}
 
 
 def test_row_of_a_view_with_new_names_starts_at_the_current_time(make):
