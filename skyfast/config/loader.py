@@ -380,7 +380,7 @@ def _views(get: Settings) -> tuple[views.ViewEntry, ...]:
     naming = get(schema.NAMING)
     try:
         return views.resolve_views(
-            (views.ViewEntry(choice=main, bounds=bounds), *get(schema.VIEWS)),
+            (views.ViewEntry(spec=main, bounds=bounds), *get(schema.VIEWS)),
             naming=naming,
             least_timeout_s=timeout_s,
             others=(INTERFACE_INFO[naming],) if get(schema.INTERFACE_INFO) else (),
@@ -418,7 +418,7 @@ def _key_and_path(key_path: views.KeyPath, view: int) -> tuple[Key[Any], views.K
 
 def _check_interface_info(get: Settings, entries: tuple[views.ViewEntry, ...]) -> None:
     """Raise ConfigError if ``interface_info`` is set, but no view has the label ``node_tid``."""
-    names = {label.name for entry in entries for label in entry.choice.labels}
+    names = {label.name for entry in entries for label in entry.spec.labels}
     if get(schema.INTERFACE_INFO) and NODE_TID_LABEL not in names:
         problem = f"requires the label {NODE_TID_LABEL}, in labels or in one of the views"
         raise get.error(schema.INTERFACE_INFO, problem)
@@ -503,7 +503,7 @@ def _build(
         classify=Classify(cluster_net_masks=get(schema.NET_MASKS)),
         filter=filter_,
         preset=get(schema.PRESET),
-        export=_export(get, main.choice, tuple(view.choice for view in others)),
+        export=_export(get, main.spec, tuple(view.spec for view in others)),
         limits=_limits(get, entries),
         max_series=get(schema.MAX_SERIES),
         topology=Topology(

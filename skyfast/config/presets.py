@@ -51,7 +51,7 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
             metrics=_metrics("bytes", "packets"),
             views=(
                 ViewEntry(
-                    choice=ViewSpec(
+                    spec=ViewSpec(
                         prefix="skydive_services",
                         labels=_labels(*_SERVICES),
                         metrics=(

@@ -61,14 +61,14 @@ class ViewEntry:
     connections, cannot have a timeout: connections expire with their flows.
     """
 
-    choice: ViewSpec
+    spec: ViewSpec
     timeout_s: float = 0.0
     bounds: Bounds = NO_BOUNDS
 
 
 DEFAULT_VIEWS = (
     ViewEntry(
-        choice=ViewSpec(
+        spec=ViewSpec(
             prefix="skydive_traffic",
             labels=tuple(LabelSpec(name=name) for name in ("node_tid", "protocol", DIRECTION)),
             metrics=(MetricSpec(name="bytes"), MetricSpec(name="packets")),
@@ -94,7 +94,7 @@ def _to_view(value: YamlValue) -> ViewEntry:
     entries = Entries(nodes)
     prefix = entries.of("prefix", to_metric_name)
     labels = entries.of("labels", to_labels)
-    metrics = entries.of("metrics", to_metrics, DEFAULT_VIEWS[0].choice.metrics)
+    metrics = entries.of("metrics", to_metrics, DEFAULT_VIEWS[0].spec.metrics)
     direction = cast(
         Literal["split", "sum"], entries.of("direction", one_of("split", "sum"), "split")
     )
@@ -104,8 +104,8 @@ def _to_view(value: YamlValue) -> ViewEntry:
         min_packets=entries.of("min_packets", to_min_packets, 0),
     )
     entries.check()
-    choice = ViewSpec(prefix=prefix, labels=labels, metrics=metrics, direction=direction)
-    return ViewEntry(choice=choice, timeout_s=timeout_s, bounds=bounds)
+    spec = ViewSpec(prefix=prefix, labels=labels, metrics=metrics, direction=direction)
+    return ViewEntry(spec=spec, timeout_s=timeout_s, bounds=bounds)
 
 
 to_views = bounded_list_of(_to_view, "views", most=MAX_VIEWS - 1)
@@ -167,16 +167,16 @@ def resolve_views(
         _resolve_view(entry, number, naming=naming, least_timeout_s=least_timeout_s)
         for number, entry in enumerate(views)
     )
-    choices = [entry.choice for entry in done]
-    _check_names(choices, naming=naming, others=others)
-    _check_sizes(choices, naming=naming)
+    specs = [entry.spec for entry in done]
+    _check_names(specs, naming=naming, others=others)
+    _check_sizes(specs, naming=naming)
     return done
 
 
 def _resolve_view(
     entry: ViewEntry, number: int, *, naming: str, least_timeout_s: float
 ) -> ViewEntry:
-    view = entry.choice
+    view = entry.spec
     split = view.direction == "split"
     labels = _labels(view, number)
     names = [label.name for label in labels]
@@ -213,7 +213,7 @@ def _resolve_view(
     amounts = hidden_amounts(view, entry.bounds)
     return replace(
         entry,
-        choice=replace(view, labels=tuple(labels), amounts=amounts),
+        spec=replace(view, labels=tuple(labels), amounts=amounts),
         timeout_s=timeout_s,
     )
 
