@@ -281,7 +281,8 @@ SECRET = re.compile(
     rb"\b10\.\d+\.\d+\.\d+|\b(?:172|192)\.\d+\.\d+\.\d+|fd7[78]:[0-9a-f:]+|[0-9a-f]{64}"
     rb"|[0-9a-f]{2}(?::(?!ff:ff)[0-9a-f]{2}){5}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     rb"|\b(?:shop|default|kube-system|ag1|node-1|labcluster|web|client|db|h[12]|n[123]|v[12]|vx[12])\b"
-    rb"|(?:frontend|cart|coredns|api|cache|kube-proxy|kube-dns|nginx|sidecar)[\w-]*"
+    # A random pseudonym can end with "api", so names must not follow a letter or a digit.
+    rb"|(?<![0-9a-z])(?:frontend|cart|coredns|api|cache|kube-proxy|kube-dns|nginx|sidecar)[\w-]*"
 )
 
 
