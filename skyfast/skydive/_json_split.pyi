@@ -2,11 +2,10 @@ from typing import Self, final
 
 @final
 class ArraySplitter:
-    """Splits one JSON list (or ``null``, which counts as an empty list) into its elements.
+    """Splits one JSON list into its elements. ``null`` counts as an empty list.
 
-    Elements longer than ``max_element_bytes`` are skipped and counted in ``skipped``. In such
-    elements, only brackets and strings are checked. Two threads must not use an object at the same
-    time.
+    Elements longer than ``max_element_bytes`` are skipped and counted in ``skipped``. The syntax
+    inside of elements is not checked. Two threads must not use the same splitter at the same time.
 
     Raises:
         ValueError: ``max_element_bytes`` is not positive.
@@ -20,7 +19,7 @@ class ArraySplitter:
         """Return the elements that end in ``piece``, in order. Releases the GIL while scanning.
 
         Raises:
-            ValueError: The text is not a JSON list. The object can no longer be used.
+            ValueError: The text is not a JSON list. After this error, the splitter cannot be used.
 
         """
 

@@ -1,33 +1,33 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
 """Splits the JSON text of a list into its elements while the text arrives, without holding the GIL.
 
-A response of the topology API can be a hundred megabytes long. Decoding it as a whole would need
-memory for the text and all its objects, and would hold the GIL for a large part of a second.
+A response of the topology API can be a hundred megabytes long. Decoding the whole response at once
+would need memory for the text and for all objects, and would hold the GIL for a large part of a
+second.
 `ArraySplitter` gets the text in pieces of any size. Each call of `feed` gets one piece, and returns
 the elements that end in this piece.
 
-To find the commas between the elements, the splitter counts brackets and skips strings. It does not
-check the inside of an element, because the decoder does that later. Outside of elements, it accepts
-only valid JSON. Splitting takes about 1 ns per byte. Between two pieces, the splitter stores only
-the beginning of the element that has not ended yet, up to ``max_element_bytes``. Longer elements
-are skipped and counted.
+To find the commas between the elements, the splitter counts brackets and skips strings. The decoder
+later checks the syntax inside of the elements. Outside of elements, the splitter accepts only valid
+JSON. Splitting takes about 1 ns per byte. If an element continues in the next piece, the splitter
+stores the first part of the element. Elements longer than ``max_element_bytes`` are skipped and
+counted.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
 cdef enum:
-    # Maximum number of elements that one call of `_scan` finds. The caller takes the GIL after each
-    # call.
+    # Maximum number of elements that one call of `_scan` finds.
     MAX_FOUND = 1024
 
 cdef enum _Place:
     BEFORE          # the list has not begun
     IN_NULL         # after an "n" at the start
-    FIRST           # after the opening bracket: an element or the closing bracket
-    NEXT            # after a comma: an element
+    FIRST           # after the opening bracket: expects an element or the closing bracket
+    NEXT            # after a comma: expects an element
     ELEMENT         # in an element
     AFTER           # the list has ended
-    WRONG           # not a list
+    WRONG           # the text is not a list
 
 cdef struct _State:
     _Place place
@@ -52,10 +52,10 @@ cdef Py_ssize_t _scan(
     const unsigned char *text, Py_ssize_t start, Py_ssize_t size,
     _State *state, _Found *found, int *count, Py_ssize_t *begin,
 ) noexcept nogil:
-    """Find elements in ``text`` from ``start`` on; return the offset where the scan stopped.
+    """Find the elements that end at or after the offset ``start`` of ``text``.
 
-    The caller continues at this offset, unless the text is invalid. ``begin`` is the offset where
-    the current element begins.
+    Returns the offset where the scan stopped. If the text is valid, the next call continues at this
+    offset. ``begin`` is the offset where the current element begins.
     """
     cdef Py_ssize_t index = start
     cdef unsigned char char
@@ -125,7 +125,7 @@ cdef Py_ssize_t _scan(
 
 
 cdef class ArraySplitter:
-    """Splits one JSON list (or ``null``, which counts as an empty list) into its elements."""
+    """Splits one JSON list into its elements. ``null`` counts as an empty list."""
 
     cdef _State _state
     cdef bytearray _partial     # the element that has not ended yet
@@ -184,7 +184,7 @@ cdef class ArraySplitter:
         return 0
 
     cdef int _keep(self, const unsigned char *text, Py_ssize_t size) except -1:
-        """Keep a part of an element that continues in the next piece."""
+        """Store a part of an element that continues in the next piece."""
         if len(self._partial) + size > self._max_element_bytes:
             self._partial = bytearray()
             self._skipping = True

@@ -1,7 +1,6 @@
-"""Authentication at an analyzer.
+"""Logs in to analyzers, and creates the HTTP headers that authenticate requests.
 
-The subscriptions and the topology poller call this module, and decide when to connect and what to
-log. aiohttp is imported at the first login, because most installations need no login, and importing
+aiohttp is imported at the first login, because most installations need no login, and importing
 aiohttp takes longer than all other imports.
 """
 
@@ -44,14 +43,14 @@ REDIRECTS: Final = (301, 302, 303, 307, 308)
 USE_TLS: Final = "; use wss:// if the analyzer serves TLS"
 USE_PLAIN: Final = "; the port does not serve TLS, use ws://"
 NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
-"""The error codes of different versions of OpenSSL if the server sends data that is not TLS."""
+"""OpenSSL's error codes for data that is not TLS. The code depends on the version of OpenSSL."""
 
 
 async def resolve(host: str, port: int) -> list[str]:
     """Return the IP addresses of ``host`` in the order of preference.
 
-    Each lookup runs in its own daemon thread, not in the event loop's executor. At exit, Python
-    would wait for the executor's threads, and therefore for a name server that does not respond.
+    Each lookup runs in its own daemon thread. A lookup in the event loop's executor could delay the
+    exit of skyfast: Python would wait for the lookup even if the name server does not respond.
 
     Raises:
         OSError: The resolution failed or took longer than RESOLVE_TIMEOUT_S.
@@ -122,8 +121,8 @@ def connection_error(error: BaseException) -> str:
     """Return the error message of a failed connection, safe to log.
 
     If the error has an error number of the operating system, the result is the operating system's
-    message for this number. The messages of asyncio and aiohttp, such as ``Connect call failed
-    ('127.0.0.1', 8082)``, do not give the reason.
+    message for this number. The messages of asyncio and aiohttp do not give the reason: an example
+    is ``Connect call failed ('127.0.0.1', 8082)``.
     """
     text = str(error)
     if isinstance(error, OSError) and not isinstance(error, ssl_module.SSLError) and error.errno:
@@ -134,7 +133,7 @@ def connection_error(error: BaseException) -> str:
 
 
 def redirect(location: str) -> str:
-    """Return the log text for a redirect to ``location``; credentials and query are left out."""
+    """Return the log text for a redirect to ``location``, without its credentials and query."""
     shown = printable(redact_url(location.partition("?")[0])) if location else "no location"
     return f", redirect to {shown} (not followed)"
 
@@ -142,13 +141,13 @@ def redirect(location: str) -> str:
 class Authentication:
     """The credentials for one analyzer.
 
-    Basic authentication is used until a request returns 401. After that, skyfast logs in, and
-    uses the cookie from the login instead. When the cookie is rejected with 401, a new login
-    replaces the cookie. The password and the cookie are never sent together: Skydive checks
-    the cookie first, and rejects an expired token even with a valid password. The configured
-    cookies are always sent.
+    At first, requests have Basic authentication. When a request returns 401, skyfast logs in, and
+    later requests have the login cookie. When a request with the login cookie returns 401, skyfast
+    logs in again. No request has both Basic authentication and the login cookie: Skydive checks the
+    cookie first, and rejects an expired cookie even if the password is valid. All requests have the
+    configured cookies.
 
-    The headers, cookies and passwords of this object must not be logged.
+    The headers, cookies and passwords must not be logged.
     """
 
     def __init__(
@@ -190,9 +189,9 @@ class Authentication:
     async def reauthenticate(self, rejected_headers: Headers) -> bool:
         """Log in after a request with ``rejected_headers`` returned 401.
 
-        Returns whether to retry with the new `headers`. If the login failed, ``problem`` is the
-        reason. If several requests are rejected at the same time, one call logs in, and all other
-        calls use the new token.
+        Returns whether to send the request again with the new `headers`. If the login failed,
+        ``problem`` is the reason. If several requests are rejected at the same time, one call logs
+        in, and the other calls wait for this login.
         """
         async with self._renewing:
             if self.headers() != rejected_headers:
@@ -215,9 +214,9 @@ class Authentication:
         """Send a POST request to the analyzer.
 
         ``path`` is appended to the prefix of the analyzer's URL. ``headers`` and ``options`` are
-        passed to aiohttp. The session should have an `aiohttp.DummyCookieJar`, so that only
-        `headers` sets cookies. Redirects are not followed, so that only the analyzer receives the
-        credentials.
+        passed to aiohttp. ``session`` should have an `aiohttp.DummyCookieJar`, because other cookie
+        jars add cookies to the request. Redirects are not followed, because another server would
+        receive the credentials.
         """
         endpoint = self.endpoint
         scheme = "https" if endpoint.secure else "http"
@@ -254,7 +253,7 @@ class Authentication:
                 if response.status != 200 or token is None or not token.coded_value:
                     status = response.status
                     return f"{request} returned HTTP {status} without {TOKEN_COOKIE} cookie"
-                # Keep the quotes of a quoted value: a client must send them back.
+                # If the value is quoted, the client must send the quotes back.
                 self._token = token.coded_value
                 return ""
         except TimeoutError:
@@ -264,6 +263,6 @@ class Authentication:
 
 
 def _cookie_header(cookies: Mapping[str, str]) -> Headers:
-    # RFC 6265, section 5.4: all cookies in one header.
+    # RFC 6265, section 5.4: a request has only one such header, with all cookies.
     line = "; ".join(f"{name}={value}" for name, value in cookies.items())
     return [("Cookie", line)] if line else []

@@ -1,8 +1,9 @@
 """Finds the capture points of each capture: the interfaces on which the capture runs.
 
-The statistics of a capture do not show these interfaces. But each flow has the ID of its capture,
-and the ``NodeTID`` of the interface. To save time, this module reads only the messages that are
-also checked for lost reports (`skyfast.skydive.report_checks`), about four messages per second.
+The statistics of a capture do not name these interfaces. This module finds the interfaces in flows:
+each flow has the ID of its capture, and the ``NodeTID`` of the interface. To save time, this module
+reads only the messages that are also checked for lost reports, about four messages per second: see
+`skyfast.skydive.report_checks`.
 """
 
 import math
@@ -17,7 +18,7 @@ MAX_CAPTURES: Final = 1000
 """Maximum number of captures; further captures have no capture points."""
 
 MAX_POINTS: Final = 20
-"""Maximum number of capture points per capture. If there are more, the point that has had no flow
+"""Maximum number of capture points per capture. If there are more, the capture point without a flow
 for the longest time is removed."""
 
 MAX_ID_CHARS: Final = 1024
@@ -51,7 +52,7 @@ class CapturePoints:
         self._forgot_s = -math.inf
 
     def message(self, data: bytes | bytearray | memoryview, now: float) -> None:
-        """Remember where the flows of a message were captured; ignore an unusable message."""
+        """Store the capture points of the flows in a message. Unusable messages are ignored."""
         if now - self._forgot_s >= FORGET_INTERVAL_S:
             self._forget(now)
         try:

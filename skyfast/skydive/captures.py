@@ -1,25 +1,27 @@
-"""Metric families from the statistics that agents send about their captures.
+"""Exports metric families from the statistics that agents send about their captures.
 
-The meaning of the fields is from Skydive's sources (``flow/table.go``, ``flow/probes``), and
-recordings confirm this meaning. Each flow table of an agent is one capture point, that is, one
-capture on one interface. Every 10 s, each point sends a report to a randomly chosen analyzer, which
-forwards the report to its subscribers:
+A capture runs on every interface that its query matches, on all hosts. A *capture point* is one
+capture on one interface, and the agent has a flow table for each capture point. Every 10 s, each
+capture point sends a report to a randomly chosen analyzer, which forwards the report to its
+subscribers. A report has these fields, according to Skydive's sources (``flow/table.go``,
+``flow/probes``) and to recordings:
 
 * ``FlowDropped`` and ``KernelFlowDropped`` are the increases since the capture point's previous
-  report. Their sums over all points of a capture are exported as counters that start at the first
-  report. Lost reports (agents send them in UDP datagrams by default) are missing from these sums.
+  report. skyfast adds up the increases of all capture points of a capture, beginning with the first
+  report, and exports the sums as counters. Increases in lost reports are missing from these sums.
+  By default, agents send reports in UDP datagrams, which can get lost.
 * ``FlowCount`` is the current size of the capture point's flow table.
 * ``PacketsReceived`` and ``PacketsDropped`` are neither totals nor increases. Once a second
   (``agent.capture.stats_update``), the agent reads the socket's totals since the start of the
-  capture. A report has the sum of ten such readings. skyfast exports a tenth of this sum: the mean
-  of the totals read in these 10 s. Only probes that read packets from a socket have these fields.
+  capture. A report has the sum of ten such readings. skyfast exports a tenth of this sum, which is
+  the mean of the readings. Only probes that read packets from a socket have these fields.
 
-A capture has a point on every interface that its query matches, on all hosts. A report identifies
-its capture but not its capture point, and the number of readings in a report varies. Therefore the
-socket's totals cannot be exported as counters, and no value can be summed over the points of a
-capture. So ``FlowCount``, ``PacketsReceived`` and ``PacketsDropped`` are exported as gauges that
-show only the highest value of any point in the reports of the last 12 to 15 s. The number of
-reports is a counter, so its ``rate`` times 10 s is the number of capture points.
+A report identifies its capture but not its capture point, and the number of readings in a report
+varies. Therefore skyfast cannot export the socket's totals as counters. It also cannot sum
+``FlowCount``, ``PacketsReceived`` and ``PacketsDropped`` over the capture points of a capture. It
+exports these three fields as gauges. Each gauge shows the highest value that any capture point has
+reported in the last 12 to 15 s. The number of reports is exported as a counter. Its ``rate`` times
+10 s is the number of capture points.
 
 Like the table, this module has no clock and no socket: its inputs are reports and ``now``, and its
 output is the text of metric families.
@@ -36,14 +38,15 @@ from skyfast.stats import CaptureStats
 from skyfast.text_format import MetricFamily, label_text, with_unknown_starts
 
 SILENCE_S: Final = 60.0
-"""A capture expires if it has had no report for this time, in which a point sends six reports."""
+"""A capture expires after this time without a report. Each capture point sends six reports in this
+time."""
 
 SLOT_S: Final = 3.0
-"""The highest values are stored per time slot of this length."""
+"""Length of a time slot. The highest values of each slot are stored."""
 
 SLOTS: Final = 5
-"""Number of slots per capture. Five slots cover the last 12 to 15 s, in which every point sends a
-report."""
+"""Number of slots per capture. Five slots cover the last 12 to 15 s. Every capture point sends a
+report in this time."""
 
 READINGS: Final = 10
 """Number of readings of a socket's total that one report adds up."""
@@ -104,7 +107,7 @@ class _Capture:
 
     @property
     def highest(self) -> _Figures:
-        """The highest values in the stored slots. There must have been a report."""
+        """The highest values in the stored slots. Requires at least one report."""
         return reduce(_highest, self._slots.values())
 
     def add(self, report: _PointReport, now: float, running: float) -> None:
@@ -193,9 +196,9 @@ class Captures:
     def message(self, raw: msgspec.Raw | bytes, now: float, running: float | None = None) -> None:
         """Process the report in ``raw``, the ``Obj`` of a message; count an unusable report.
 
-        ``now`` is from the table's clock. This clock stands still while reports may be missing, so
-        that captures do not expire. ``running`` is from a clock that never stands still, and by
-        default equals ``now``. The age of the gauges' values is measured with ``running``.
+        Captures expire by the table's clock, whose time is ``now``. This clock stands still while
+        reports may be missing. Values of gauges expire by a clock that never stands still, whose
+        time is ``running``. By default, ``running`` equals ``now``.
         """
         try:
             report = _decode(raw)

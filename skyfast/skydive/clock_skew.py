@@ -1,8 +1,8 @@
 """Detects flows with impossible times, which show that the clock of an agent is wrong.
 
-The agents' times are exported only by the metrics ``start`` and ``last``, but the table also uses
-these times to detect reports that arrive out of order. If the local clock is wrong, the clocks of
-all agents seem to be wrong.
+The metrics ``start`` and ``last`` export the agents' times. The table also uses these times to
+detect reports that arrive out of order. If the local clock is wrong, the clocks of all agents seem
+to be wrong.
 """
 
 import logging
@@ -74,10 +74,10 @@ class ClockSkewCheck:
     ) -> None:
         """Count the ``flows`` with impossible times.
 
-        ``flows`` are the flows that the latest update of the table has applied, and ``data`` is the
-        message that contained them. ``now_ms`` is the arrival time in Unix milliseconds. If all
-        times are plausible, the check costs almost nothing. Closing reports have earlier times than
-        other reports, so a message with a closing report is checked flow by flow.
+        ``flows`` are the flows that the latest update of the table has applied. ``data`` is the
+        message with these flows. ``now_ms`` is the arrival time in Unix milliseconds. The check
+        compares the times of all flows only if the oldest or the newest time of the update is
+        implausible. Usually, a closing report in the message has such an old time.
         """
         behind_s = MAX_UPDATES_BEHIND * self._stats.flow_update_s + MAX_SKEW_BEHIND_S
         earliest_ms, latest_ms = now_ms - behind_s * 1000, now_ms + MAX_AHEAD_S * 1000
@@ -105,9 +105,10 @@ class ClockSkewCheck:
         now_ms: float,
     ) -> None:
         if not misdated:
-            # Either only closing reports are older than ``earliest_ms``, or a misdated flow has not
-            # been applied yet, because the table needs more fields of the flow. Such a flow is
-            # decoded again, applied, and then counted by this method.
+            # There are two possible reasons. Either only closing reports are older than
+            # ``earliest_ms``. Or the table has not applied the misdated flow yet, because the table
+            # needs more fields of the flow: the caller decodes the flow again, and checks it after
+            # the next update.
             return
         analyzer.misdated[reason] += len(misdated)
         self._limit.warn(

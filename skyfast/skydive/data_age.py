@@ -1,7 +1,7 @@
 """Measures the age of data on arrival: the age of one random report of each message.
 
-The ages depend on the clocks of the agents' hosts and of this machine. Negative ages are not
-observed: they show that these clocks differ. `skyfast.skydive.clock_skew` detects wrong clocks.
+The ages depend on the clocks of the agents' hosts and of this machine. If the clocks differ, an age
+can be negative; negative ages are not observed. `skyfast.skydive.clock_skew` detects wrong clocks.
 """
 
 import random
@@ -12,8 +12,8 @@ from skyfast.flows.fields import CLOSING
 from skyfast.stats import AnalyzerStats, HistogramStats
 
 MAX_DRAWS: Final = 4
-"""Maximum number of draws from a message. If all drawn reports are closing reports, nothing is
-observed."""
+"""Maximum number of reports that are drawn from a message. If all of these reports are closing
+reports, nothing is observed."""
 
 Flow = Any
 """A struct of the plan's flow types. All these types have ``Last`` and ``FinishType``."""
@@ -32,8 +32,8 @@ class DataAge:
     def observe(self, flows: Sequence[Flow], analyzer: AnalyzerStats, now_ms: float) -> None:
         """Observe one of the ``flows`` of a message that arrived at ``now_ms`` (Unix milliseconds).
 
-        The histogram ``delivery`` observes the report only if the time of the agent's update
-        (``LastUpdateMetric.Last``) was decoded.
+        The histogram ``delivery`` counts the report only if ``LastUpdateMetric.Last``, the time of
+        the agent's update, was decoded.
         """
         if not flows:
             return

@@ -1,6 +1,6 @@
-"""The names of the ends of flows: names from the topology, and names that users gave to addresses.
+"""Combines the names of addresses in the topology with own names.
 
-The names that users gave to addresses and networks are *own names*: see `skyfast.flows.own_names`.
+*Own names* are names that users gave to addresses and networks: see `skyfast.flows.own_names`.
 """
 
 from collections.abc import Set
@@ -34,11 +34,13 @@ class TopologyNames(Protocol):
 class EndNames(dict[str, Names | None]):
     """Maps addresses in Go's notation to their names; implements `skyfast.flows.plan.Names`.
 
-    Each tuple has the names of an address in the topology, and then two kinds of own names: the
-    name of the network, and the values of the keys in ``names_keys``. Own names are left out if
-    users have configured none and no label shows a network or a value. The first element of a tuple
-    is the name that users gave to the address. If there is none, it is the address's name in the
-    topology, or else the name of the network.
+    The elements of a tuple are:
+
+    1. The name that users gave to the address, or else the address's name in the topology, or else
+       the name of the network.
+    2. The other names of the address in the topology.
+    3. The name of the network, and the values of the keys in ``names_keys``. These elements are
+       left out if there are no own names, and no label shows a network or a value.
 
     The dict contains only addresses that the topology knows and that have been looked up. Unknown
     or ambiguous addresses with equal names share one tuple, because the table compares tuples by
@@ -65,7 +67,7 @@ class EndNames(dict[str, Names | None]):
         self.clear()
 
     def forget(self, keys: Set[str]) -> None:
-        """Forget the combined names of ``keys``: addresses whose names in the topology changed."""
+        """Forget the combined names of ``keys``, whose names in the topology have changed."""
         for key in self.keys() & keys:
             del self[key]
 

@@ -1,8 +1,7 @@
 """Finds nodes of the topology by type and by relation.
 
-Only consistent nodes and edges are used; all other nodes and edges are counted and ignored.
-Inconsistencies occur because the responses to several queries are from different moments, and
-because analyzers can have bugs.
+Nodes and edges that contradict others are counted and ignored. Contradictions occur because the
+graph is assembled from responses of different times, and because analyzers can have bugs.
 """
 
 from collections import defaultdict
@@ -26,7 +25,8 @@ MAX_NAME_CHARS: Final = 256
 characters."""
 
 MAX_OWNERS: Final = 16
-"""Maximum levels of ownership above an interface; usually two: namespace and host."""
+"""Maximum number of levels of owners above an interface. Usually, there are two: namespace and
+host."""
 
 # Reasons under which unusable items of the topology are counted.
 NODE_LIMIT: Final = "node_limit"
@@ -41,8 +41,8 @@ DUPLICATE_ID: Final = "duplicate_id"
 EDGE_WITHOUT_NODE: Final = "edge_without_node"
 """Counts edges whose parent or child is missing from the graph.
 
-An edge is not counted if the missing node may have a type that is not read. For example, services
-have edges to endpoints, which are not read."""
+An edge is not counted if the missing node may have a type that skyfast does not read. For example,
+services have edges to endpoints, which skyfast does not read."""
 
 NAME_TOO_LONG: Final = "name_too_long"
 """Counts names and IDs longer than `MAX_NAME_CHARS`."""
@@ -74,8 +74,8 @@ RELATION_TYPES: Final = (OWNERSHIP, CONTAINER, SERVICE, NODE, LAYER2, DEPLOYMENT
 """The ``RelationType`` of all edges that names are resolved from."""
 
 KUBERNETES_CONTAINER: Final = "k8s container"
-"""The type of the Kubernetes probe's containers in this module. In Skydive, they have the type
-``container``, like the containers of a container runtime."""
+"""The type that this module uses for containers of the Kubernetes probe. In Skydive, the type is
+``container``, as for containers of a container runtime."""
 
 _KUBERNETES_TYPES: Final = frozenset(
     (
@@ -188,9 +188,9 @@ class GraphIndex:
     def namespace(self, node: Node) -> Node | None:
         """Return the network namespace of an interface or container.
 
-        The result is a node of type ``netns``, or ``host`` for the host's own namespace. It is None
-        if the namespace is unknown: the node has no owner or several owners, or the owners form a
-        ring.
+        The result is a node of type ``netns``, or ``host`` for the host's own namespace. The result
+        is None if the namespace is unknown: the node has no owner or several owners, or the owners
+        form a ring.
         """
         owners = self.parents(OWNERSHIP, node)
         if not owners:
@@ -228,9 +228,9 @@ class GraphIndex:
     def address(self, text: str | None) -> str:
         """Return an address in the notation of flows, or "" if ``text`` is not an address.
 
-        ``text`` may have a prefix length and a zone. Go formats IPv6 like Python, by RFC 5952, but
-        never mixes hexadecimal and dotted notation: an address in ``::ffff:0:0/96`` is formatted as
-        the mapped IPv4 address. Flows have no zones (``%eth0``).
+        ``text`` may have a prefix length and a zone (``%eth0``), which addresses in flows do not
+        have. Flows have addresses as Go formats them. Like Python, Go formats IPv6 addresses by
+        RFC 5952, but it formats an address in ``::ffff:0:0/96`` as the mapped IPv4 address.
         """
         if not text:
             return ""
@@ -246,9 +246,10 @@ class GraphIndex:
 
 
 def _lacks_node(relation: str, parent: Node | None, child: Node | None) -> bool:
-    """Return whether the missing node of an edge certainly has a type that is read."""
+    """Return whether the missing node of an edge certainly has a type that skyfast reads."""
     if relation == OWNERSHIP:
-        # Kubernetes namespaces, Kubernetes clusters and some nodes that hosts own are not read.
+        # skyfast does not read Kubernetes namespaces, Kubernetes clusters and some nodes that hosts
+        # own.
         return child is not None and type_of(child) not in _OWNED_BY_NAMESPACES
     if relation == SERVICE:
         return parent is None
@@ -266,7 +267,7 @@ def type_of(node: Node) -> str:
 
 
 def _is_later(node: Node, other: Node) -> bool:
-    """Return whether ``node`` is preferred to ``other``, which has the same ID.
+    """Return whether to use ``node`` instead of ``other``, which has the same ID.
 
     The result does not depend on the order of nodes in the graph.
     """

@@ -93,9 +93,9 @@ class Ingest:
 
         ``types`` are the flow types of the table's plan, and ``admitted`` selects which flows of a
         message reach the table. ``captures`` receives the content of messages with capture
-        statistics. ``checker`` selects some of the messages: these are decoded fully, checked for
-        lost reports, and passed to ``capture_points``. ``now`` is the table's clock, in seconds;
-        ``wall_clock`` returns Unix seconds.
+        statistics. ``checker`` selects a sample of the messages. Messages in the sample are decoded
+        with all fields, checked for lost reports, and passed to ``capture_points``. ``now`` is the
+        table's clock, in seconds; ``wall_clock`` returns Unix seconds.
         """
         self._table = table
         self._captures = captures
@@ -184,7 +184,7 @@ class Ingest:
         analyzer: AnalyzerStats,
         now_ms: float,
     ) -> None:
-        """Check the times of applied flows, and drop the gaps that these flows close."""
+        """Check the times of applied flows, and remove gaps that are closed by these flows."""
         self._clock_skew.check(flows, data, analyzer, now_ms)
         if self._checker.has_unsettled:
             self._checker.note_late(flows)
@@ -260,10 +260,10 @@ class Ingest:
             return self._envelope.decode(prune_depth(marked))
 
     def _one_by_one(self, raws: Iterable[msgspec.Raw]) -> list[Flow]:
-        """Decode each flow on its own. Leave out unusable values, and count unusable flows.
+        """Decode each flow separately. Flows that cannot be decoded are skipped and counted.
 
-        `PartialDecoder` leaves out unusable values of optional fields, and the table counts these
-        values.
+        If only optional fields of a flow cannot be decoded, `PartialDecoder` leaves out the values
+        of these fields, and the table counts the fields.
         """
         flows = []
         partial = 0
@@ -326,7 +326,10 @@ def _message_type(flow: Any) -> Any:
 
 
 def _kind(namespace: str, message_type: str, analyzer: AnalyzerStats) -> tuple[str, str]:
-    """Count the message by its kind, and return this kind: namespace and type."""
+    """Count a message by namespace and type, and return both.
+
+    Unknown namespaces and types are replaced by ``other``.
+    """
     kind = namespace, message_type
     if kind not in analyzer.messages:
         kind = (

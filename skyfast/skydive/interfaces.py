@@ -1,4 +1,4 @@
-"""Network interfaces as metric families.
+"""Exports the counters of network interfaces as metric families.
 
 :class:`Interfaces` has no clock and no socket: its inputs are responses of the topology API and
 ``now``, and its output is a page. :mod:`skyfast.skydive.topology` requests the responses.

@@ -1,8 +1,8 @@
 """Repairs JSON text that the decoder rejects although its structure is valid.
 
 RFC 8259 allows two things that the decoder rejects: escapes of lone surrogates, and nesting beyond
-its limit. After the repair, only strings with lone surrogates and parts that are nested too deeply
-are lost.
+the decoder's limit. After the repair, only strings with lone surrogates and parts that are nested
+too deeply are lost.
 """
 
 import re
@@ -11,9 +11,7 @@ from typing import Final
 import msgspec
 
 MAX_DEPTH: Final = 64
-"""Levels of nesting that are kept if a text has more than the decoder supports.
-
-A message has two levels of its own, and 3 to 5 further levels in each flow."""
+"""Number of nesting levels that `prune_depth` keeps. Messages of analyzers have 5 to 7 levels."""
 
 MAX_REPAIRED_TOKENS: Final = 500_000
 """Maximum number of escapes, or of strings and brackets, that are parsed to repair a message.

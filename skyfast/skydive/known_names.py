@@ -1,8 +1,8 @@
 """Looks up and searches the names of addresses and capture points.
 
 This module sends no queries. It uses only names that skyfast already has for other purposes: names
-that labels show, own names (which users give to addresses), and the names of interfaces whose
-counters are exported.
+that labels show, names that users gave to addresses (*own names*), and the names of interfaces
+whose counters are exported.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -83,7 +83,7 @@ class KnownNames:
     def addresses_like(self, matches: Callable[[str], bool]) -> Iterator[str]:
         """Yield the addresses whose names in the topology match.
 
-        Own names are not searched: their networks contain too many addresses.
+        Own names are not searched, because the name of a network applies to too many addresses.
         """
         if self.index is not None:
             for address, names in _items(self.index.addresses):
@@ -109,5 +109,5 @@ def _point_name(names: tuple[str, ...]) -> CapturePointName:
 
 
 def _items(names: Mapping[str, object]) -> list[tuple[str, Any]]:
-    # list() is atomic for a dict, so the event loop cannot change it during the iteration.
+    # list() is atomic for a dict, so the event loop cannot change the dict during the iteration.
     return list(names.items())

@@ -18,9 +18,9 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
     ``names`` are in the order of ``ADDRESS_NAMES``, followed by the values of the requested pod
     labels. ``namespace`` is the ID of the network namespace's node, or "" if this node is unknown.
-    For the host's own namespace, ``namespace`` is the ID of the host's node. ``host`` is the
-    owner's host, by the name that the agent uses. ``cluster`` is the cluster of the pod or service,
-    or else the cluster of the host, or else "".
+    For the host's own namespace, ``namespace`` is the ID of the host's node. ``host`` is the name
+    that the agent uses for the owner's host. ``cluster`` is the cluster of the pod or service, or
+    else the cluster of the host, or else "".
     """
 
     names: tuple[str, ...]
@@ -30,7 +30,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
 
 class PointLocation(msgspec.Struct, frozen=True, gc=False):
-    """Where flows are captured. ``peers`` are the sorted namespace IDs of its veth peers."""
+    """The location of a capture point. ``peers`` are the sorted namespace IDs of its veth peers."""
 
     namespace: str
     peers: tuple[str, ...]
@@ -52,8 +52,8 @@ def choose(
     flow. ``point`` is the capture point, or None if it is unknown. ``networks`` has the subnets
     of each host: see `Resolution`.
 
-    The names come from the first of these groups in which all candidates have the same ``names``.
-    For local addresses (`is_local`), only groups 2 and 3 are used.
+    The names come from the first of these groups that is not empty and whose candidates all have
+    the same ``names``. For local addresses (`is_local`), only groups 2 and 3 are used.
 
     1. All candidates.
     2. The candidates in the namespace of the capture point.

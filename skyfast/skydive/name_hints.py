@@ -19,8 +19,9 @@ MAX_KEYS: Final = 10
 class Hints:
     """The reasons why labels are empty, as printable texts of bounded length.
 
-    ``without_pods`` lists the labels that are empty because the topology has no pods, or is "".
-    ``missing_labels`` are the keys of pod labels that no pod has, although there are pods.
+    ``without_pods`` lists the labels that are empty because the topology has no pods. If there are
+    no such labels, ``without_pods`` is "". ``missing_labels`` are the keys of pod labels that no
+    pod has. If the topology has no pods, ``missing_labels`` is empty.
     """
 
     without_pods: str = ""

@@ -30,14 +30,14 @@ MAX_TRIPLES: Final = 50_000
 """Maximum number of `Triple` keys in the cache of names; names of further triples are empty."""
 
 PRUNE_INTERVAL_S: Final = 300.0
-"""Minimum time between two clearings of the cache. A clearing drops names that flows no longer
-use."""
+"""Minimum time between two clearings of the cache of names. The cache is cleared to drop names that
+flows no longer use."""
 
 MAX_UNKNOWN: Final = 20_000
 """Maximum number of unknown addresses that wait for a query.
 
-It is also the maximum number of queried addresses that are remembered, so that they are not queried
-again too soon. The queries of one minute contain up to 15,000 addresses."""
+The same limit applies to the addresses that have just been queried (see `MISS_S`). The queries of
+one minute contain up to 15,000 addresses."""
 
 MISS_S: Final = 60.0
 """An address that belongs to no pod is not queried again for this time."""
@@ -90,8 +90,8 @@ class _Context:
     def _in_namespaces_of(self, point: PointLocation | None, address: str) -> tuple[Candidate, ...]:
         """Return the candidates in the namespaces of a capture point and of the point's peers.
 
-        A loopback address has thousands of candidates, one in each namespace, so they are indexed
-        by namespace.
+        The candidates are indexed by namespace, because a loopback address has thousands of
+        candidates, one in each namespace.
         """
         if point is None:
             return ()
@@ -138,7 +138,7 @@ class NodeNames(dict[str, tuple[str, ...]]):
         return self.EMPTY
 
     def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
-        """Return the names of ``key``. ``other`` and ``point`` make no difference."""
+        """Return the names of ``key``. ``other`` and ``point`` are ignored."""
         return self[key]
 
 
@@ -196,7 +196,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         return names
 
     def forget_contexts(self) -> None:
-        """Forget the data that resolves ambiguous addresses, and the names chosen with it."""
+        """Forget the data that resolves ambiguous addresses, and the names that it resolved."""
         self._context, self._triples, self._overflowed = _Context(), {}, False
 
     @property
@@ -207,7 +207,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
     def take_unknown(self, now: float, count: int) -> list[str]:
         """Return up to ``count`` unknown addresses to query.
 
-        These addresses are not noted again until `MISS_S` after ``now``, in seconds.
+        For `MISS_S` after ``now`` (in seconds), lookups do not note these addresses again.
         """
         self._forget(now)
         taken: list[str] = []
@@ -322,8 +322,8 @@ class NameIndex:
         node_update = self._compared(self.nodes, nodes, self._gone_nodes, now)
         points = dict(islice(resolution.points.items(), MAX_NAMES))
         hosts = {point.host for point in points.values()}
-        # Entries that the topology no longer contains are kept for a while. Also keep the data with
-        # which their names are resolved.
+        # Entries that the topology no longer contains stay for ``keep_s``. Keep their capture
+        # points, candidates and networks for the same time.
         for tid in node_update.gone:
             if tid in context.points:
                 points[tid] = context.points[tid]
@@ -456,7 +456,7 @@ class NameIndex:
         changed = {
             *changes.addresses.keys,
             *changes.affected,
-            # Addresses whose names were cached after the comparison, with data now outdated.
+            # Names that were cached after the comparison were chosen with the outdated context.
             *(address for address, _, _ in late if address in changes.context.candidates),
         }
         _applied(self.nodes, changes.nodes)
@@ -491,9 +491,9 @@ def _with_gone_hosts(
 ) -> dict[str, tuple[Candidate, ...]]:
     """Return the addresses with owners on ``gone_hosts``, each with all its owners.
 
-    After an analyzer has started, hosts reappear in the topology one by one, but all hosts report
-    flows. An address that several hosts have must not get the names of the first host that
-    reappears.
+    After an analyzer has started, hosts reappear in the topology one by one, but skyfast receives
+    flows from all hosts. If several hosts have the same address, the address must not get the names
+    of the host that reappears first.
     """
     kept: dict[str, tuple[Candidate, ...]] = {}
     for address, owners in context.candidates.items():

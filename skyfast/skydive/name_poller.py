@@ -54,19 +54,21 @@ PODS_INTERVAL_S: Final = 5.0
 These readings detect that another pod has taken over an address."""
 
 OVERLAP_MS: Final = 120_000
-"""Each reading of changes overlaps the previous reading by this time.
+"""A query for changes includes changes that are up to this much older than the previous query.
 
-The clock of the node's host sets ``UpdatedAt``, and this clock can be behind. A change also takes a
-few seconds to reach the analyzer."""
+With a shorter time, skyfast could miss changes. The clock of the node's host sets ``UpdatedAt``,
+and this clock can be behind. A change also takes a few seconds to reach the analyzer."""
 
 PODS_OVERLAP_MS: Final = 10_000
-"""Each reading of changed pods overlaps the previous reading by this time, which is short, because
-the analyzers themselves set ``UpdatedAt`` of pods."""
+"""A query for changed pods includes changes that are up to this much older than the previous query.
+
+This time is shorter than `OVERLAP_MS`, because analyzers themselves set ``UpdatedAt`` of pods."""
 
 COMPLETE_WAIT_S: Final = 60.0
-"""After a reload, names stay until every query has a response, but at most for this time.
+"""After a reload, skyfast waits up to this time for the responses to all queries. Meanwhile, the
+old names stay.
 
-Names that are resolved without all responses would be less exact, and would soon change again."""
+Names that are resolved without all responses are less exact, and would soon change again."""
 
 KINDS: Final = {
     queries.NAMED_INTERFACES: "interfaces",
@@ -218,11 +220,11 @@ class NamePoller:
                 progress.full_s = now_s
 
     def _since_ms(self, asked_ms: int, overlap_ms: int) -> int:
-        """Return the time from which changes are to be read, or 0 if this time is unknown.
+        """Return the time since which to read changes, or 0 if this time is unknown.
 
         The result is based on the newest ``UpdatedAt`` or the time of the latest reading, whichever
-        is earlier: the clocks of this host and of other hosts can be wrong. ``UpdatedAt`` of edges
-        is not read, because edges are not newer than their nodes.
+        is earlier, because the clock of this host or of another host can be wrong. ``UpdatedAt`` of
+        edges is not used, because edges are not newer than their nodes.
         """
         newest_ms = max(progress.newest_ms for progress in self._progress.values())
         return max(0, min(newest_ms, asked_ms) - overlap_ms)
@@ -332,10 +334,11 @@ class NamePoller:
             self._count()
 
     async def _ask_unknown(self, client: TopologyClient) -> None:
-        """Query the pods of unknown addresses and, alternately, the pods that have just changed.
+        """Query the pods of unknown addresses, or the pods that have just changed.
 
-        An address can be unknown when it first occurs in a flow, and belong to a pod a moment
-        later. A known address can move to another pod.
+        While addresses are unknown, calls alternate between the two queries. The query for changed
+        pods finds pods that got their address after the first query. It also finds known addresses
+        that have moved to another pod.
         """
         addresses, now = self._index.addresses, self._now()
         query = None

@@ -2,7 +2,7 @@
 
 All functions are pure: they use no clock and no socket. An address can have several owners, for
 example if every host has the same subnet, or if clusters overlap.
-`skyfast.skydive.name_candidates` distinguishes the owners by the place where the flow was captured.
+`skyfast.skydive.name_candidates` distinguishes the owners by the flow's capture point.
 If the topology is contradictory or ambiguous, names are empty rather than wrong.
 
 Skydive's probes create the relations between nodes: see `skyfast.skydive.graph_index`. The rules
@@ -30,10 +30,10 @@ MAX_ADDRESSES: Final = 200_000
 """Maximum number of addresses with names; each address may have any number of candidates."""
 
 MAX_COMPARISONS: Final = 10_000
-"""If pods and interfaces have the same address: the maximum number of comparisons between them.
+"""Maximum number of comparisons for one address.
 
-Each of these pods is compared with each of these interfaces. Above the limit, no interface with the
-address is assigned to a pod."""
+Each pod with the address is compared with each place of the address (`_Place`). Above the limit, no
+pod is assigned to a place."""
 
 # Reasons under which unusable items of the topology are counted.
 ADDRESS_LIMIT: Final = "address_limit"
@@ -91,11 +91,12 @@ def resolve(graph: Graph, *, k8s_labels: tuple[str, ...] = ()) -> Resolution:
 
 
 class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
-    """A network namespace. In `_UNKNOWN`, all fields are empty.
+    """A network namespace. All fields of an unknown namespace are empty.
 
     ``own`` is true for the host's own namespace. ``pod_names`` can be known even if ``pod`` is not.
-    ``uncertain`` means that the containers, or their pods, contradict one another. In that case, a
-    pod must not be assumed to be in the namespace only because both have the same address.
+    ``uncertain`` means that it is unclear which containers are in the namespace, or to which pod
+    they belong. In that case, an interface with a pod's address does not prove that the pod is in
+    the namespace.
     """
 
     id: str = ""
@@ -110,9 +111,10 @@ class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
 
 
 class _Place(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
-    """The place where an address is used. All addresses of a namespace usually share one place.
+    """The network namespace, host and cluster where an address is used.
 
-    ``of_machine`` is true if a virtual machine behind an interface uses the address.
+    Usually, all addresses of a namespace share one `_Place`. ``of_machine`` is true if a virtual
+    machine behind an interface uses the address.
     """
 
     namespace: _Namespace
@@ -178,7 +180,7 @@ class _Resolver:
             if node is not None:
                 containers.add(id(node), container)
             else:
-                # The container may be in any of these namespaces.
+                # The container may be in the namespace of any of its owners.
                 uncertain.update(id(owner) for owner in index.parents(OWNERSHIP, container))
         # The names of a host's own namespace do not depend on the containers in it.
         namespaces = {
@@ -223,8 +225,8 @@ class _Resolver:
     ) -> tuple[Pod, PodNames] | tuple[None, PodNames | None]:
         """Return the pod of containers that share a namespace, and the names of the pod.
 
-        The pod is found by its Kubernetes containers, or else by the containers' labels, or else by
-        their names.
+        The pod is found by its Kubernetes containers, or else by labels of containers, or else by
+        names of containers.
 
         Raises:
             ContradictionError: The containers belong to different pods.
@@ -278,8 +280,8 @@ class _Resolver:
             if not tid:
                 self._skipped[NO_ID] += 1
                 continue
-            # Flows cannot distinguish two nodes with the same TID, so the choice must at least be
-            # stable.
+            # Flows do not show to which of several nodes with the same TID they belong. So always
+            # choose the same node.
             other = by_tid.setdefault(tid, (node, namespace))
             if other[0] is not node:
                 self._skipped[DUPLICATE_TID] += 1
@@ -363,8 +365,8 @@ class _Resolver:
     def _place(self, namespace: _Namespace, host: str, machine: str | None) -> _Place:
         """Return the place of an interface's own addresses, or of a virtual machine's addresses.
 
-        ``machine`` is None for the interface's own addresses. For the addresses of a virtual
-        machine, it is the machine's name, or "" if the name is unknown.
+        ``machine`` is None for the interface's own addresses. For addresses of a virtual machine,
+        ``machine`` is the name of the virtual machine, or "" if the name is unknown.
         """
         key = id(namespace), host, machine
         place = self._places.get(key)
@@ -429,14 +431,14 @@ class _Resolver:
         )
 
     def _with_pods(self, places: Sequence[_Place], pods: Sequence[Pod]) -> list[Candidate]:
-        """Return the candidates for an address that is at ``places`` and belongs to ``pods``.
+        """Return the candidates for an address that is used at ``places`` and belongs to ``pods``.
 
-        If a pod certainly is at a place, one candidate has the names of both the pod and the place.
+        If it is certain that a pod is at a place, one candidate has the names of the pod and of the
+        place.
         """
         if not pods:
             return [place.candidate for place in places]
-        # If a place's namespace is known to belong to the pod, the place already has the pod's
-        # names.
+        # If a place is in a namespace of the pod, the candidate of the place has the pod's names.
         known = {id(place.namespace.pod) for place in places if not place.of_machine}
         pods = [pod for pod in pods if id(pod) not in known]
         compared = places if len(places) * len(pods) <= MAX_COMPARISONS else ()
@@ -459,7 +461,7 @@ class _Resolver:
         return found
 
     def _may_be_at(self, pod: Pod, place: _Place, is_only: bool) -> bool:
-        """Return whether a pod with the address of ``place`` can be assumed to be at this place."""
+        """Return whether to assume that ``pod`` is at ``place``. Both have the same address."""
         namespace = place.namespace
         if namespace.own or namespace.uncertain or namespace.pod is not None or place.of_machine:
             return False
@@ -509,8 +511,8 @@ def _address_names(
 ) -> tuple[str, ...]:
     """Return names in the order of ``ADDRESS_NAMES``, then the values of the pod labels.
 
-    ``machine`` is the name of the virtual machine that has the address. It is "" if the name is
-    unknown, and None if no virtual machine has the address.
+    ``machine`` is the name of the virtual machine that has the address. ``machine`` is "" if the
+    name is unknown, and None if no virtual machine has the address.
     """
     if pod.service or pod.workload.name:
         name = pod.service or pod.workload.name
@@ -518,7 +520,7 @@ def _address_names(
     elif machine is None:
         name = container or netns or host
     else:
-        # The address belongs neither to the namespace nor to the host.
+        # The address belongs to the virtual machine, so do not show the namespace or the host.
         name = container or machine
     return (
         name,

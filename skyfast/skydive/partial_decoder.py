@@ -60,7 +60,7 @@ class _Struct:
 
 
 class _Field:
-    """Decodes a field, or omits it if it is optional and cannot be decoded."""
+    """Decodes a field. If an optional field cannot be decoded, its value is None."""
 
     def __init__(
         self, field: msgspec.structs.FieldInfo, parent: FieldPath, types: FlowTypes

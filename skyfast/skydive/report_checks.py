@@ -1,12 +1,12 @@
 """Checks a random sample of messages for lost reports.
 
-Reports can get lost: by default, agents send them to analyzers in UDP datagrams without
-acknowledgement, and an analyzer stops sending for a while when a subscriber disconnects. The next
+Reports can get lost. By default, agents send reports to analyzers in UDP datagrams without
+acknowledgement. An analyzer also stops sending for a while when a subscriber disconnects. The next
 report of a flow reveals that an earlier report was lost: the totals have increased by more than
-``LastUpdateMetric``. The table adds the whole increase to its counters in any case. This module
-counts each such case as a *gap*, so that operators notice lost reports.
+``LastUpdateMetric``. This module counts such a report as a *gap*, so that operators notice lost
+reports. The counters of the table stay correct, because the table adds the whole increase.
 
-The same sample shows the agents' ``flow.update``, the time between two reports of a busy flow.
+The sample also shows the agents' ``flow.update``, the time between two reports of a busy flow.
 """
 
 import random
@@ -28,18 +28,18 @@ MAX_SAMPLES_AT_ONCE: Final = 8
 """Maximum number of checked messages in a burst."""
 
 FIRST_PROBABILITY: Final = 0.25
-"""Until the rate of messages is known, each message is checked with this probability."""
+"""The probability that a message is checked, before the rate of messages is known."""
 
 RATE_PERIOD_S: Final = 10.0
 """Interval at which the probability is adjusted to the rate of messages."""
 
 SETTLE_S: Final = SLACK_S
-"""A report can arrive this long after a newer report of the flow: analyzers batch reports for up to
-5 s, and messages can be delayed."""
+"""A report can arrive up to this much later than a newer report of the same flow, because analyzers
+batch reports for up to 5 s, and because messages can be delayed."""
 
 MAX_UNSETTLED: Final = 10_000
-"""Maximum number of gaps that wait for a late report. Above it, the oldest gap is counted at
-once."""
+"""Maximum number of gaps that wait for a late report. Above this number, the oldest gap is counted
+immediately."""
 
 UPDATE_PERIOD_S: Final = 60.0
 UPDATE_PERIODS: Final = 60
@@ -50,8 +50,8 @@ second longest of the 60 intervals. The longest interval is not reliable: when t
 is adjusted, all intervals that end at the agent's next tick seem longer or shorter."""
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
-"""Reasons to skip single reports of a flow, which causes gaps. All other reasons apply to every
-report of a flow, so they cause no gaps."""
+"""Reasons for which skyfast skips single reports of a flow. Only these reasons cause gaps: the
+other reasons apply to all reports of a flow."""
 
 Flow = Any
 """A struct of the plan's type ``FullReport``."""
@@ -77,7 +77,7 @@ class KnownFlows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Total:
-    """A counter that ``LastUpdateMetric`` also contains; ``plan.counters[index]`` defines it."""
+    """The counter ``plan.counters[index]``, whose latest increase is in ``LastUpdateMetric``."""
 
     index: int
     paths: tuple[FieldPath, ...]
@@ -117,16 +117,15 @@ class ReportChecker:
 
         ``now`` is the table's clock, in seconds. This clock is held (stands still) while reports
         may be missing. ``held_s`` returns the total time for which the table's clock was held.
-        ``running`` is a clock that is never held, for the rate of messages. ``chance`` returns
-        random numbers from 0 to 1.
+        ``running`` is a clock that is never held. ``chance`` returns random numbers from 0 to 1.
         """
         self._totals = tuple(
             _Total(index, counter.paths, counter.last_update)
             for index, counter in enumerate(plan.counters)
             if counter.last_update
         )
-        # If flows are deduplicated, the table may not know a flow because it skipped the earlier
-        # reports as duplicates, not because they were lost.
+        # If flows are deduplicated, a flow that the table does not know shows nothing about lost
+        # reports: the table may have skipped earlier reports of the flow as duplicates.
         self._checks_unknown = plan.conversation is None
         self._table = table
         self._stats = stats
@@ -189,7 +188,7 @@ class ReportChecker:
                 self._check_unknown(flow, totals, deltas, analyzer, now)
 
     def note_late(self, flows: Sequence[Flow]) -> None:
-        """Drop the gaps that late reports close. The table has just applied ``flows``."""
+        """Remove gaps whose missing report is in ``flows``, which the table has just applied."""
         if self._table.late_total == self._late_total:
             return
         self._late_total = self._table.late_total

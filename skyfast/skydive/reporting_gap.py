@@ -20,7 +20,8 @@ SLACK_S: Final = 15.0
 of agents drift."""
 
 MISSING_UPDATES: Final = 2
-"""A subscription is ignored after this many reporting intervals in which only others deliver."""
+"""A subscription is ignored after this many reporting intervals in which other subscriptions
+deliver, but this subscription does not."""
 
 INCIDENT_UPDATES: Final = 4
 """Maximum number of reporting intervals for which one subscription can hold the clock. All
@@ -51,7 +52,8 @@ class _SubscriptionState:
 
     delivers: bool = True
     delivers_for_s: float = math.inf
-    """How long it has delivered since its last interruption; infinite if there was none."""
+    """How long the subscription has delivered since its last interruption; infinite if there was no
+    interruption."""
     healthy: bool = True
     missing_s: float = 0.0
     """How long only other subscriptions have delivered since this subscription was last healthy."""
@@ -96,7 +98,7 @@ class ReportingGap:
 
         ``now_s`` is the time of a clock that is never held. ``delivering`` are the names of the
         subscriptions that deliver; ``subscribed`` are the names of all configured subscriptions.
-        The time since the previous call counts for the states at the previous call.
+        Between two calls, all subscriptions are assumed to keep their states.
         """
         update_s = min(flow_update_s, MAX_FLOW_UPDATE_S)
         self._pass_time(now_s - self._checked_s, update_s)

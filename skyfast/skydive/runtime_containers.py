@@ -43,7 +43,7 @@ def shown_name(container: Node) -> str | None:
 
 
 def labelled_pod(container: Node) -> tuple[str, str] | None:
-    """Return the namespace and the name of the pod in a container's labels; None without a pod."""
+    """Return the namespace and name of the pod in a container's labels; None if there is no pod."""
     labels, kubernetes = _labels(container)
     pod, cri = kubernetes.pod, kubernetes.cri
     candidates = (
@@ -58,7 +58,7 @@ def labelled_pod(container: Node) -> tuple[str, str] | None:
 
 
 def kubelet_pod(container: Node) -> tuple[str, str] | None:
-    """Return the namespace and the name of the pod in a container's name; None without a pod."""
+    """Return the namespace and name of the pod in a container's name; None if there is no pod."""
     parts = _kubelet_name(container)
     return (parts[2], parts[1]) if parts else None
 

@@ -1,22 +1,22 @@
 """Detects subscriptions that receive nothing for longer than chance can explain.
 
-Each capture point (a flow table of an agent: a capture on an interface) sends a ``stats`` message
-every 10 s. Each time, the capture point picks an analyzer at random (``flow/table.go`` and
-``flow/client/flow_client.go`` of Skydive). If n of these messages are sent to N analyzers, a given
-analyzer receives none of them with a probability of (1 - 1/N)^n. A subscription without a message
-is *suspect* if this probability is less than `SUSPECT_CHANCE`, and *silent* if it is less than
-`SILENT_CHANCE`. The number of sent ``stats`` is estimated from the number of capture points. If the
-other subscriptions have received far fewer ``stats`` than this estimate, captures have ended, and n
-is the number of ``stats`` that the other subscriptions have received.
+Each capture point (a capture on one interface) sends a ``stats`` message every 10 s. Each time, the
+agent picks an analyzer at random (``flow/table.go`` and ``flow/client/flow_client.go`` of Skydive).
+If n of these messages are sent to N analyzers, the probability that a given analyzer receives none
+of them is (1 - 1/N)^n. A subscription without a message is *suspect* if this probability is less
+than `SUSPECT_CHANCE`, and *silent* if the probability is less than `SILENT_CHANCE`. The number n is
+estimated from the number of capture points. If the other subscriptions have received far fewer
+``stats`` than estimated, captures have ended. In this case, n is the number of ``stats`` that the
+other subscriptions have received.
 
-A subscription that gets ``stats`` but no flows is silent, too, if the ``stats`` show that captures
-receive packets. When a subscriber disconnects, an analyzer stops sending to all subscribers until
-another client subscribes. If this client subscribes only to ``stats``, all subscribers get only
-``stats``.
+A subscription can also get ``stats`` but no flows. When a subscriber disconnects, the analyzer
+stops sending to all its subscribers until another client subscribes. If this client subscribes only
+to ``stats``, all subscribers get only ``stats``. Such a subscription is silent, too, if the
+``stats`` show that captures receive packets.
 
-This module has no clock and no socket. It counts ticks (regular calls) instead of time: after a
-pause of the process, the late tick counts as a single tick, and waiting messages are read before
-the next tick.
+This module has no clock and no socket. It measures time in ticks (regular calls), so a pause of the
+process does not seem to be silence: the pause counts as one tick, and the waiting messages are read
+before the next tick.
 """
 
 import math
@@ -60,10 +60,12 @@ IDLE_SHARE: Final = 0.1
 """If at most this share of the reports shows packets, the captures may be idle."""
 
 IDLE_REPORTS: Final = 3
-"""After the last packet, the ``PacketsReceived`` of a point still changes in this many reports."""
+"""After its last packet, a capture point sends up to this many reports in which ``PacketsReceived``
+still changes."""
 
 MEMORY_S: Final = 60.0
-"""Reported values are remembered for at least this time, in which a point sends six reports."""
+"""Reported values are remembered for at least this time. A capture point sends six reports in this
+time."""
 
 MAX_VALUES: Final = 20_000
 """Maximum number of values that are remembered in `MEMORY_S`. At the limit, no report counts as
@@ -305,8 +307,8 @@ class _MissingFlows:
         self._shown = 0.0
         """Number of reports that show packets, minus the share that is normal for idle captures."""
         self._suspect_after_s = self._silent_after_s = math.inf
-        """The value of ``seconds`` when enough reports had shown packets for flows to be due;
-        infinity before."""
+        """The value of ``seconds`` when flows became due, because enough reports had shown packets;
+        infinity if flows are not due yet."""
 
     def update(self, *, flows: bool, tick_s: float) -> None:
         if flows:
@@ -322,10 +324,10 @@ class _MissingFlows:
             self._silent_after_s = min(self._silent_after_s, self._due_since(SILENT_CHANCE))
 
     def _due_since(self, chance: float) -> float:
-        """Return ``seconds`` if enough reports have shown packets for flows to be due, else inf."""
+        """Return ``seconds`` if flows are due, because enough reports show packets; else inf."""
         reporting = self._reporting
-        # A point that receives packets sends its flows once per reporting interval, to one
-        # analyzer.
+        # A capture point that receives packets sends its flows to one analyzer per reporting
+        # interval.
         reports_each = self._update_s / reporting.timing.statistics_s
         idle = IDLE_REPORTS * reporting.analyzers * reporting.capture_points
         sent = (self._shown - idle) / reports_each

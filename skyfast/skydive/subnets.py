@@ -59,8 +59,8 @@ class Subnets:
         if address is None or not (length_text.isascii() and length_text.isdecimal()):
             return None
         if len(length_text) > 3 or (length := int(length_text)) >= 8 * len(address):
-            # Leave out subnets with only one address. Such a subnet never contains both ends of a
-            # flow, and there can be one for every pod.
+            # Leave out subnets with only one address. Such a subnet never contains both addresses
+            # of a flow, and every pod can have such a subnet.
             return None
         key = addresses.masked(address, length), length
         network = self._known.get(key)

@@ -1,10 +1,11 @@
-"""One analyzer's subscription: connects, authenticates, receives and reconnects.
+"""Subscribes to one analyzer: connects, authenticates, receives messages and reconnects.
 
-Messages are passed on as received; this module does not decode them.
+This module does not decode the messages.
 
 A subscription always ends with an exception. :func:`classify` maps the exception to the reason that
-is counted and logged, :func:`backoff` determines the delay, and then the subscription starts again.
-Only cancellation ends this loop, so a misbehaving analyzer affects only its own subscription.
+is counted and logged. After the delay that :func:`backoff` determines, the subscription starts
+again. Only cancellation ends this loop, so a misbehaving analyzer affects only its own
+subscription.
 
 ``docs/skydive.md`` describes the protocol and the bugs of analyzers.
 """
@@ -61,21 +62,22 @@ _wire_log.setLevel(logging.WARNING)
 SILENCE_JITTER: Final = 1.3
 """Each subscription multiplies the silence timeout by a random factor of up to this value.
 
-An analyzer stops sending to all its subscribers at once, and resumes for all when the first of them
-reconnects. So one reconnection is enough, and the random factor makes one subscriber reconnect
-before the others. A timeout of 20 s becomes up to 26 s, and the default
-``silence_timeout`` of 45 s becomes up to 58 s."""
+An analyzer stops sending to all its subscribers at once. When one of them reconnects, the analyzer
+sends to all of them again. Because of the random factor, one subscriber reconnects before the
+others, and the others do not have to reconnect. A timeout of 20 s becomes up to 26 s, and the
+default ``silence_timeout`` of 45 s becomes up to 58 s."""
 
 STATISTICS: Final = ("stats", "stats")
 FLOWS: Final = ("flow", "store")
-"""Keys in `AnalyzerStats.messages`: the kinds of messages from which silence is detected."""
+"""Keys in `AnalyzerStats.messages`: namespace and type of the messages that silence is detected
+from."""
 
 BACKLOG_BYTES: Final = 32 << 10
 """If a socket has this much unread data at every check, its analyzer has to wait.
 
-This is less than half of the smallest receive buffer in Linux (``tcp_rmem``), because the buffer of
-a slow reader may be only a little more than half full. A fast reader never leaves this much data
-unread between two messages."""
+This limit is less than half of the smallest receive buffer in Linux (``tcp_rmem``), because the
+buffer of a slow reader may be only a little more than half full. When skyfast reads fast enough,
+there is never this much unread data between two messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +101,12 @@ class Timing:
     tick_s: float = 1.0
     """Interval of the checks for silence."""
     overload_s: float = 5.0
-    """If an analyzer had to wait this long before it closed the connection, the wait is considered
-    the reason. Skydive closes a connection if it could not write for 10 s, or waited 7 s for a
-    pong."""
+    """If an analyzer had to wait this long before it closed the connection, the wait is assumed to
+    be the reason. Skydive closes a connection after it could not write for 10 s, or waited 7 s for
+    a pong."""
     conflict_grace_s: float = 15.0
-    """For this time after a subscription ended, its analyzer may still list it (HTTP 409)."""
+    """After a subscription has ended, its analyzer may reject a new subscription with HTTP 409 for
+    this time."""
     log_interval_s: float = LOG_INTERVAL_S
     """Minimum interval between two log lines of the same analyzer and cause."""
     resolve_interval_s: float = 30.0
@@ -188,16 +191,17 @@ def backoff(timing: Timing = DEFAULT_TIMING) -> Iterator[float]:
 
 
 class _Connect(connect):
-    """Follows no redirect: analyzers send none, and another server would get the credentials."""
+    """Does not follow redirects, because another server would receive the credentials."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
 
 
 class _BacklogTimer:
-    """Checks the backlog once per tick, to measure how long an analyzer has been waiting to send.
+    """Measures how long an analyzer has been waiting to send.
 
-    A late check counts as a backlog, because nothing was read in the meantime.
+    The caller checks the backlog once per tick. A late check counts as a backlog, because skyfast
+    read nothing before the check.
     """
 
     def __init__(self, tick_s: float) -> None:
@@ -219,8 +223,8 @@ class _BacklogTimer:
         now_s = time.monotonic()
         if self._is_long_ago(self._checked_s, now_s):  # pragma: no cover - only on a slow machine
             return now_s - self._kept_up_s
-        # The caller asks after the connection has ended. By then, the remaining backlog has been
-        # read. Therefore a wait that ended less than two ticks ago is still returned.
+        # The connection has ended, and the remaining backlog has been read since then. Therefore a
+        # wait that ended less than two ticks ago still counts.
         return 0.0 if self._is_long_ago(self._behind_until_s, now_s) else self._lag_s
 
     def _is_long_ago(self, at_s: float, now_s: float) -> bool:
@@ -229,9 +233,6 @@ class _BacklogTimer:
 
 class _SilenceMonitor:
     """Checks once per tick whether a subscription still delivers. Ends a silent subscription.
-
-    Silence is measured in ticks: after a pause of the process, the late tick counts as a single
-    tick, and waiting messages are read before the next tick.
 
     ``backlog`` measures how long the analyzer has been waiting to send.
     """
@@ -251,7 +252,7 @@ class _SilenceMonitor:
         ``on_change`` is called when the subscription starts or stops delivering.
         """
         self.received = False
-        """The receiver sets ``received`` to True for every message."""
+        """`Subscription` sets ``received`` to True for every message."""
         self.problem = ""
         """Why the subscription is silent; empty if it is not silent."""
         self.backlog = _BacklogTimer(tick_s)
@@ -269,12 +270,13 @@ class _SilenceMonitor:
     def stop(self) -> None:
         self._timer.cancel()
         if self.received and not self._silence.delivered:
-            # The subscription ended before the first tick, but had delivered: expiry must pause.
+            # The subscription has delivered, but ended before the first tick. Now expiry must
+            # pause.
             self._silence.delivered = True
             self._on_change()
 
     def _counts(self) -> tuple[int, int]:
-        """Return two numbers of messages so far: those with statistics, and those with flows."""
+        """Return the number of messages with statistics, and the number of messages with flows."""
         return self._messages[STATISTICS], self._messages[FLOWS]
 
     def _tick(self) -> None:
@@ -322,11 +324,11 @@ class Subscription:
     ) -> None:
         """Create a subscription to ``endpoint``, one of ``config.subscriber.endpoints``.
 
-        If the endpoint includes an address of its host, skyfast connects to this address. ``ssl``
-        is required for ``wss://``. ``on_message`` receives the bytes of each message, and counts
-        the message in ``stats``. ``on_change`` is called when ``stats.up`` or `delivers` has
-        changed. ``predecessor`` is the previous subscription to the same analyzer, which this one
-        replaces.
+        If ``endpoint`` includes an IP address, skyfast connects to this address. ``ssl`` is
+        required for ``wss://``. ``on_message`` receives the bytes of each message, and counts the
+        message in ``stats``. ``on_change`` is called when ``stats.up`` or `delivers` has changed.
+        ``predecessor`` is the previous subscription to the same analyzer, which the new
+        subscription replaces.
         """
         self.endpoint = endpoint
         self._authentication = Authentication(
@@ -408,8 +410,7 @@ class Subscription:
                 ("X-Client-Type", "analyzer"),
                 ("X-Client-Protocol", "json"),
                 ("X-Websocket-Namespace", f"flow/{capture_id}" if capture_id else "flow"),
-                # Statistics are needed to detect silence: they arrive every 10 s even without
-                # traffic.
+                # Statistics arrive every 10 s even without traffic, so silence can be detected.
                 ("X-Websocket-Namespace", "stats"),
                 *self._sent_headers,
             ],
@@ -454,7 +455,7 @@ class Subscription:
                     await self._read(connection, monitor)
                 except ConnectionClosed as exc:
                     waited_s = monitor.backlog.seconds()
-                    # If there was a close frame, the connection did not end because of the wait.
+                    # If either side sent a close frame, the wait is not the reason.
                     if exc.rcvd is None and exc.sent is None and waited_s >= timing.overload_s:
                         text = f"the analyzer waited {waited_s:.0f} s"
                         raise OverloadError(text) from None
@@ -529,7 +530,7 @@ class Subscription:
             self._on_change()
 
     def _log_subscribed(self, server: str) -> None:
-        # Always log the next failure, so that the last line shows the state of the analyzer.
+        # Always log the next failure. Without that line, the log would show the subscription as up.
         self._limit.reset()
         if self._server in ("", server):
             log.info("analyzer %s: subscribed to %s", self.endpoint.name, server)

@@ -1,4 +1,4 @@
-"""The subscriptions to all analyzers, and the addresses of their host names.
+"""Starts and stops the subscriptions to all analyzers, and resolves ``dns+`` names.
 
 Each subscription is a :class:`skyfast.skydive.subscription.Subscription`.
 """
@@ -42,13 +42,12 @@ class Subscriptions:
     """The subscriptions to all of ``config.subscriber.endpoints``.
 
     A ``dns+`` endpoint has one subscription for each address of its name. Each subscription has its
-    own entry in ``stats.analyzers``, which is removed when the address disappears, so that the
-    number of entries stays bounded. The name has an entry, too: it counts failed resolutions, and
-    its ``up`` is 1 while at least one of the name's addresses is subscribed.
+    own entry in ``stats.analyzers``. When an address disappears, its entry is removed, so the
+    number of entries stays bounded. The name has an entry, too. This entry counts failed
+    resolutions, and its ``up`` is 1 while at least one of the name's addresses is subscribed.
 
     The *targets* are the subscriptions that should exist, according to the configuration and DNS.
-    Only `run` acts when the targets change: it stops obsolete subscriptions and starts missing
-    ones.
+    When the targets change, `run` stops obsolete subscriptions and starts missing subscriptions.
     """
 
     def __init__(
@@ -341,7 +340,10 @@ def _digests(tls: TLS) -> tuple[bytes, ...]:
 
 
 def _check_headers(config: Config) -> None:
-    """Reject invalid header values: errors of websockets would quote them, including secrets."""
+    """Reject invalid header values, because errors of websockets would quote them.
+
+    Header values can contain secrets.
+    """
     values = {
         "host_id": config.host_id,
         "pipeline.subscriber.capture_id": config.subscriber.capture_id,

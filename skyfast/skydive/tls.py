@@ -1,4 +1,4 @@
-"""TLS settings for ``wss://`` and ``https://``: authorities and the client certificate."""
+"""TLS settings for connections to analyzers: trusted authorities and the client certificate."""
 
 import ssl
 
@@ -9,8 +9,8 @@ from skyfast.config.yaml_nodes import ConfigError
 def client_context(tls: TLS) -> ssl.SSLContext:
     """Return the context for connections to analyzers.
 
-    If ``ca_cert`` is set, its authorities are trusted instead of the system's authorities. Host
-    names are verified. This blocks, because it reads the files.
+    If ``ca_cert`` is set, its authorities are trusted instead of the system's authorities. The
+    context verifies host names. This function blocks, because it reads the files.
 
     Raises:
         ConfigError: A file cannot be read, or its content is invalid.

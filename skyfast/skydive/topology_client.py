@@ -1,8 +1,8 @@
 """Sends queries to the topology API of the analyzers.
 
-A response is decompressed, split into its elements and decoded while it arrives. So neither the
-whole text nor all decoded objects of a response are in memory at once. No call holds the GIL for
-longer than it takes to decode one element.
+A response is decompressed, split into its elements and decoded while it arrives. This saves memory,
+because the whole text and all decoded objects are never in memory at once. No call holds the GIL
+for longer than the decoding of one element takes.
 """
 
 import asyncio
@@ -78,7 +78,7 @@ class Observer(Protocol):
         """Receive an element, in a worker thread. Must not raise."""
 
     def end(self) -> None:
-        """Finish, after all elements of a complete response. Not called if it is incomplete."""
+        """Finish. Called after the last element of a complete response."""
 
 
 R = TypeVar("R", bound=Reader)
@@ -161,10 +161,10 @@ class TopologyClient:
             await session.close()
 
     async def ask(self, query: Query, make_reader: Callable[[], R]) -> R | None:
-        """Send ``query``; return the reader that has read the response, or None.
+        """Send ``query``; return the reader that has read the response.
 
-        A separate reader is made for each queried analyzer. None means that no analyzer has
-        answered: failures are counted and logged, but not raised.
+        Each queried analyzer gets a new reader from ``make_reader``. Failures are counted and
+        logged, but not raised. If no analyzer has responded, the result is None.
         """
         preferred = self._preferred
         for analyzer in sorted(self._analyzers, key=lambda analyzer: analyzer is not preferred):

@@ -1,17 +1,19 @@
 """The Gremlin queries that skyfast sends to the topology API.
 
-Every query is created here. `parse` understands exactly these queries, so that a replay can answer
-them instead of an analyzer.
+This module creates all queries. `parse` understands exactly these queries, so that a replay can
+respond to the queries in place of an analyzer.
 
 Skydive's sources show which queries work: ``graffiti/graph/traversal`` parses and runs a query,
 ``graffiti/filters`` evaluates its conditions, and ``graffiti/graph`` looks up the keys.
 
-* All conditions of one ``Has`` must hold. They are evaluated in order, up to the first condition
-  that does not hold, so cheap and selective conditions come first. A ``Has`` directly after ``V()``
-  or ``E()`` is evaluated while the graph is listed, so no second list is created.
+* All conditions of one ``Has`` must hold. Skydive evaluates the conditions in order, and stops at
+  the first condition that does not hold. So cheap and selective conditions come first.
+* Skydive evaluates a ``Has`` directly after ``V()`` or ``E()`` while it lists the graph, so it
+  creates no second list.
 * ``Within`` compares a field with all listed values, one after the other.
-* In nodes, a condition on a list holds if it holds for one of the list's elements. ``Ne('')`` holds
-  if the key exists and no element is ``''``.
+* If a field of a node is a list, a condition on the field holds if it holds for one of the list's
+  elements. The condition ``Ne('')`` is different: it holds if the key exists and no element is
+  ``''``.
 * ``@UpdatedAt`` (of nodes and edges, in milliseconds) and an edge's ``Child`` are keys outside the
   metadata.
 * A string ends at the next quote of either kind; there are no escapes.
@@ -25,9 +27,9 @@ from typing import Any, Final
 MAX_VALUES: Final = 500
 """Maximum number of addresses or IDs in a query.
 
-The analyzer compares each value with each pod, and locks its graph meanwhile. The comparison takes
-0.4 s of CPU time for 500 addresses and 5,000 pods. A ``Regex`` of the same addresses takes 0.07 s,
-but the analyzer then caches 0.35 MB for each query for 5 minutes or more."""
+The analyzer locks its graph while it compares each value with each pod. For 500 addresses and 5,000
+pods, this takes 0.4 s of CPU time. A ``Regex`` of the same addresses would take 0.07 s, but the
+analyzer would cache 0.35 MB for each query for 5 minutes or more."""
 
 Element = dict[str, Any]
 """A node or edge as decoded JSON."""
@@ -44,18 +46,16 @@ class Query:
     _matches: _Matches = field(repr=False, compare=False)
 
     def matches(self, element: Element) -> bool:
-        """Return whether the response contains ``element``.
+        """Return whether the response of Skydive would contain ``element``.
 
-        ``element`` is an edge if ``edges`` is true, otherwise a node.
-
-        An element with values of unexpected types, such as lists of strings, matches if Skydive
-        would return it.
+        ``element`` is an edge if ``edges`` is true, otherwise a node. The values of ``element`` may
+        have unexpected types.
         """
         return self._matches(element)
 
 
 def _metadata(element: Element, *path: str) -> Any:
-    """Return the value at ``path``; if there is a list of objects on the path, a list of values."""
+    """Return the value at ``path``. For a list of objects on the path, return a list of values."""
     value: Any = element.get("Metadata")
     for key in path:
         match value:
@@ -149,7 +149,7 @@ _OWNERS: Final = ("service", "replicaset", "deployment", "daemonset", "statefuls
 KUBERNETES_EDGES: Final = _of_types("E", "RelationType", ("container", *_OWNERS))
 """Edges to pods from owners, services and nodes.
 
-The response also has the edges between a runtime's containers and those of Kubernetes."""
+The response also has the edges between containers of a runtime and containers of Kubernetes."""
 
 _CHANGING: Final = (NAMESPACES, KUBERNETES, PODS, EDGES, KUBERNETES_EDGES)
 
@@ -157,9 +157,9 @@ _CHANGING: Final = (NAMESPACES, KUBERNETES, PODS, EDGES, KUBERNETES_EDGES)
 def changes(query: Query, since_ms: int) -> Query:
     """Return the query for the elements of ``query`` that were updated after ``since_ms``.
 
-    ``query`` is one of `NAMESPACES`, `KUBERNETES`, `PODS`, `EDGES` and `KUBERNETES_EDGES`.
-    There is no such query for interfaces, because agents update the counters of all interfaces
-    every 30 s. Deleted elements are not reported. The query uses the key ``@UpdatedAt``. Before
+    ``query`` is one of `NAMESPACES`, `KUBERNETES`, `PODS`, `EDGES` and `KUBERNETES_EDGES`. For
+    interfaces, such a query is useless, because agents update the counters of all interfaces every
+    30 s. Deleted elements are not in the response. The query uses the key ``@UpdatedAt``. Before
     Skydive 0.28, this key was called ``UpdatedAt``, so responses of older versions are empty.
     """
     if query not in _CHANGING:

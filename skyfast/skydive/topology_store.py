@@ -1,11 +1,11 @@
 """Keeps the nodes and edges of the topology that names are resolved from.
 
-Each query has its own elements. A complete response replaces these elements, and a response that
-has only changes is merged into them. Elements that have not changed stay the same objects.
-`GraphReader` reuses these objects while it decodes, so the store only compares identities.
+Each query has its own elements. A complete response replaces the elements of its query. A response
+with only the changed elements is merged into the elements of its query. `GraphReader` reuses the
+objects of unchanged elements, so the store only compares identities.
 
-Keys are strings and elements are untracked structs, so the garbage collector ignores the dicts.
-If the collector visited 100,000 elements, it would stop the process for 0.1 s.
+Keys are strings and elements are untracked structs, so the garbage collector ignores the dicts. If
+the garbage collector visited 100,000 elements, it would stop the process for 0.1 s.
 """
 
 from collections import Counter
@@ -35,8 +35,8 @@ Elements: TypeAlias = dict[Hashable, Element]
 class GraphReader:
     """Decodes a response to nodes or edges; with ``also_interfaces``, also to interface counters.
 
-    An element that equals one of ``known`` is immediately replaced by the known object, so that
-    reading an unchanged topology again takes no memory.
+    An element that equals an element in ``known`` is immediately replaced by the known object.
+    Therefore reading an unchanged topology again takes no additional memory.
     """
 
     def __init__(
@@ -95,8 +95,8 @@ class GraphReader:
         self.newest_ms = max(self.newest_ms, _updated_ms(node))
         known = self._known.get(key)
         if isinstance(known, Node):
-            # ``UpdatedAt`` also changes if only fields change that are not read. In this case, the
-            # node must count as unchanged.
+            # ``UpdatedAt`` also changes when a field changes that skyfast does not read. Ignore
+            # ``UpdatedAt`` in the following comparison.
             known.updated_at = node.updated_at
         if known == node:
             # Use the known node's ID as the key, because an equal string would take additional
@@ -122,7 +122,7 @@ class GraphReader:
             self.elements[key] = edge
 
     def _share_strings(self, node: Node) -> None:
-        """To save memory, use one object for equal strings that many nodes have."""
+        """Save memory: use one object for equal strings that many nodes have."""
         node.host = self._shared(node.host)
         metadata = node.metadata
         metadata.type = self._shared(metadata.type)

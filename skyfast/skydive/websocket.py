@@ -1,11 +1,11 @@
 """Receives WebSocket messages directly from the buffer of the socket.
 
-A message with 100 flows takes about 80 KB. websockets would copy the message several times to
-assemble it. Copying would take more CPU time than the table takes to apply the message. So this
-module receives the bytes first. Nearly all messages of analyzers are in a single frame. Such a
-message is passed on as a slice of the receive buffer. All other bytes are forwarded to websockets
-unchanged: the opening handshake, pings and pongs, fragments, close frames, and invalid frames. Only
-the websockets package sends responses, closes the connection and reports errors.
+A message with 100 flows has about 80 KB. The websockets package would copy the message several
+times, which would take more CPU time than the table takes to apply the message. To avoid the
+copies, this module receives all bytes first. Nearly all messages of analyzers are in a single
+frame. This module passes such a message on as a slice of the receive buffer. It forwards all other
+bytes to websockets unchanged: the opening handshake, pings and pongs, fragments, close frames, and
+invalid frames. Only websockets sends responses, closes the connection and reports errors.
 
 RFC 6455, section 5.2, specifies the frames. This module does not decode their payload.
 """
@@ -46,7 +46,8 @@ _FORWARDED: Final = (
 )
 """First bytes of fragments, pings and pongs, which are forwarded to websockets.
 
-No message follows a close frame, so the frame and all later bytes are forwarded without parsing."""
+Close frames are not in this list: a close frame and all later bytes are forwarded without parsing,
+because no message follows a close frame."""
 
 _RESPONSE_END: Final = b"\r\n\r\n"
 """The end of a successful opening handshake response, which has no body."""
@@ -104,8 +105,8 @@ class WebSocketConnection(ClientConnection):
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection; messages received in the meantime are discarded."""
-        # Unprocessed messages may precede the close frame, and must be read first. So start the
-        # receiver even if `receive` was never called.
+        # Start the receiver even if `receive` was never called: messages before the analyzer's
+        # close frame must be read first.
         self._receiver.start(_ignore, 0)
         await super().close(code, reason)
 
@@ -134,8 +135,9 @@ def _ignore(_: MessageData) -> None:
 class _Receiver(asyncio.BufferedProtocol):
     """Owns the receive buffer of the transport, and parses the frames in it.
 
-    ``_buffer[_start:_end]`` is received but not processed yet. Reading from the socket pauses while
-    the receiver waits for the event loop or for `start`, so backpressure reaches the analyzer.
+    ``_buffer[_start:_end]`` has been received but not processed. While the receiver waits for the
+    event loop or for `start`, it does not read from the socket, so backpressure reaches the
+    analyzer.
     """
 
     def __init__(self, connection: WebSocketConnection) -> None:
@@ -245,7 +247,7 @@ class _Receiver(asyncio.BufferedProtocol):
         return self._read_frame()
 
     def _read_handshake(self) -> bool:
-        """Forward the handshake response. Frames follow this response."""
+        """Forward the received part of the handshake response, which precedes the first frame."""
         index = bytes(self._buffer[: self._end]).find(_RESPONSE_END)
         if index < 0:
             self._forward(self._end)
@@ -301,7 +303,10 @@ class _Receiver(asyncio.BufferedProtocol):
         self._connection.data_received(data)
 
     def _reserve(self, stop: int) -> bool:
-        """Make space for the rest of the frame up to ``stop``. Always return False, for `_step`."""
+        """Make space for the rest of the frame up to ``stop``.
+
+        Always returns False, because `_step` requires more bytes.
+        """
         buffer, begun = self._buffer, self._buffer[self._start : self._end]
         needed = stop - self._start
         if stop <= len(buffer):

@@ -1,7 +1,7 @@
-"""Names of Kubernetes pods, workloads and services, from the nodes of the Kubernetes probe.
+"""Finds the names of Kubernetes pods, workloads and services in the topology.
 
 As in Kubernetes, the workload of a pod is its owner with ``Controller: true``. The edges of
-Skydive's probe only show which label selectors match (``matchLabelSelector`` in
+Skydive's Kubernetes probe only show which label selectors match (``matchLabelSelector`` in
 ``topology/probes/k8s/cache.go``), so workloads that do not own a pod can have edges to the pod.
 """
 
@@ -70,10 +70,10 @@ class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
 
     ``agent`` is the host with an edge to the pod's Kubernetes node, or "" if this host is not
     certain. ``host`` is the host to show: ``agent``, or else the name of the Kubernetes node, or
-    else "". ``assumed_host`` is the host where the pod is looked for. It equals ``host``, or is ""
-    if edges of the topology contradict one another. ``addresses`` are in the notation of flows, and
-    empty if the pod does not run. ``only_container`` is the name of the pod's container in
-    Kubernetes, or "" if the pod has several containers.
+    else "". ``assumed_host`` is the host on which an interface of the pod may be. It equals
+    ``host``, but is "" if edges of the topology contradict ``host``. ``addresses`` are in the
+    notation of flows, and empty if the pod does not run. ``only_container`` is the name of the
+    pod's container in Kubernetes, or "" if the pod has several containers.
     """
 
     node: Node
@@ -150,7 +150,10 @@ class Workloads:
         return tuple(self._service_of_node.values())
 
     def cluster_of_host(self, host: str) -> str:
-        """Return the cluster in which a host is a node, or "" if there is none or more than one."""
+        """Return the cluster in which a host is a node.
+
+        Returns "" if the host is a node of no cluster or of several clusters.
+        """
         nodes = self._clusters.get(host)
         if not nodes:
             return ""
@@ -160,8 +163,8 @@ class Workloads:
     def named(self, namespace: str, name: str, host: str) -> Pod | None:
         """Return the latest pod of this name that may be on ``host``, or None.
 
-        Returns None if such pods are in several clusters, which is possible if the cluster of the
-        host is unknown.
+        If the cluster of the host is unknown, and several clusters have such a pod, the result is
+        None.
         """
         cluster = self.cluster_of_host(host)
         key = namespace, name, cluster
@@ -217,9 +220,11 @@ class Workloads:
         return (namespace, name) if namespace and name else None
 
     def _pod_containers(self) -> tuple[MultiMap[int, Node], MultiMap[int, Node]]:
-        """Return the containers of each pod, and the pods of each container, by edges or names.
+        """Return the Kubernetes containers of each pod, and the pods of each container.
 
-        The keys of both maps are the ``id()`` of nodes.
+        The edges of the topology show which containers a pod has. A container without such an edge
+        belongs to the pod that the container names, if this name is unique. The keys of both maps
+        are the ``id()`` of nodes.
         """
         index = self._index
         by_name = MultiMap(
@@ -282,8 +287,8 @@ class Workloads:
         cluster = self._cluster(node)
         kubernetes_node = index.name(k8s.node) or index.name(spec.node_name if spec else None)
         hosts = self._hosts.get((cluster, kubernetes_node), set())
-        # If two clusters have a node of this name, a host has edges to both nodes. In this case, it
-        # is unclear which node the host is.
+        # If two clusters have nodes of the same name, a host has edges to both nodes. In this case,
+        # it is unclear to which cluster the host belongs.
         agents = [host for host in hosts if len(self._clusters[host]) == 1]
         agent = agents[0] if len(hosts) == len(agents) == 1 else ""
         contradictory = bool(hosts) or kubernetes_node in self._clusters
@@ -407,8 +412,8 @@ class Workloads:
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
         if key not in self._above_owners:
             nodes = self._owners.get(key)
-            # Only the newest nodes count. Several nodes are the newest only if they were created at
-            # the same time.
+            # Use only the newest nodes. Usually, there is one; several nodes can have been created
+            # at the same time.
             created_at = max((node.created_at or 0 for node in nodes), default=0)
             above = {
                 self._replica_set(node) if owner.kind == "ReplicaSet" else self._job(node)
@@ -421,9 +426,9 @@ class Workloads:
 
 
 def latest(pods: Sequence[Pod]) -> Pod | None:
-    """Return the pod to use if several have the same name, or None if the choice is unclear.
+    """Return the pod to use if several pods have the same name, or None if the choice is unclear.
 
-    Several pods have the same name while the topology still has an ended pod, for example of a
+    Several pods have the same name if the topology still has a pod that has ended, for example of a
     stateful set.
     """
     if len({pod.cluster for pod in pods}) != 1:
