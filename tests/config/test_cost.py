@@ -24,8 +24,8 @@ def view(*labels: object, prefix: str = "apps", **entries: object) -> dict[str, 
 SETTINGS = {
     "{}": [],
     "{views: []}": [],
-    # These labels do not distinguish the two ends of a link between containers: both ends have the
-    # name eth0.
+    # In two containers that are connected with each other, both interfaces have the name eth0, so
+    # these labels do not distinguish the two capture points.
     "{labels: [initiator_ip, target_ip, node_name]}": ["connections"],
     "{labels: [initiator_ip, target_ip, node_name], deduplicate: first}": [],
     "{labels: [initiator_ip, target_ip, node_name, node_tid]}": [],
@@ -51,7 +51,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize(("settings", "exports"), SETTINGS.items())
-def test_warnings_identify_exports_that_count_traffic_several_times(
+def test_warnings_name_exports_that_count_traffic_several_times(
     settings: str, exports: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     config = make_config(**yaml.safe_load(settings))
@@ -146,9 +146,8 @@ def test_presets_hide_traffic_only_if_bounds_are_configured(preset: str) -> None
 def test_warnings_match_the_exported_values(settings: str) -> None:
     config = make_config(**yaml.safe_load(settings))
     sink = Sink(**yaml.safe_load(settings))
-    # Two capture points, the ends of a link, report the same conversation.
-    ends = [flow("1", NodeTID="veth"), flow("2", NodeTID="eth0")]
-    sink.take(message(*ends))
+    # The capture points at both ends of a veth pair report the same conversation.
+    sink.take(message(flow("1", NodeTID="veth"), flow("2", NodeTID="eth0")))
     for spec, prefix in ((config.export.main, ""), *((v, v.prefix) for v in config.export.views)):
         family = f"{prefix}_bytes_total" if prefix else CONNECTIONS
         shown = [int(value) for value in values(sink, family)]
@@ -292,7 +291,7 @@ def row_bytes(*labels: str, metrics: tuple[str, ...] = ("bytes",)) -> int:
         ),
     ],
 )
-def test_cost_of_the_metric_new_flows_is_reported(settings: str, taken: str) -> None:
+def test_cost_of_the_new_flows_metric_is_reported(settings: str, taken: str) -> None:
     lines = cost.report(make_config(**yaml.safe_load(settings))).splitlines()
     shown = [line for line in lines if "new_flows takes" in line]
     assert shown == ([f"# The metric new_flows takes {taken}."] if taken else [])

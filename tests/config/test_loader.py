@@ -52,7 +52,7 @@ def project_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["CSafeLoader", "SafeLoader"])
 def yaml_loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run the test with each parser of PyYAML. Without libyaml, PyYAML has no CSafeLoader."""
+    """Run the test with both parsers of PyYAML. PyYAML without libyaml lacks CSafeLoader."""
     if not hasattr(yaml, request.param):
         pytest.skip("PyYAML was built without libyaml")
     monkeypatch.setattr(yaml_nodes, "_Loader", getattr(yaml, request.param))
@@ -74,7 +74,7 @@ def error(text: str, **environ: str) -> str:
 
 
 def meaning(result: Config) -> Config:
-    """Return ``result`` without the fields that depend on how the file is written."""
+    """Return ``result`` without its source and notes, which depend on the notation of the file."""
     return replace(result, source="", notes=())
 
 
@@ -1216,7 +1216,7 @@ EXAMPLES = {
 
 
 def chosen_labels(text: str) -> tuple[LabelSpec, ...]:
-    """Return the labels of the first view if ``text`` is the value of the key ``labels``."""
+    """Return the labels of the connections if the key ``labels`` has the value ``text``."""
     return parse(
         f"pipeline.store.prom_sky_con: {{direction: sum, labels: {text}}}"
     ).export.main.labels
@@ -1233,7 +1233,7 @@ def chosen_labels(text: str) -> tuple[LabelSpec, ...]:
         ("nodes_team", "initiator_nodes_team target_nodes_team"),
     ],
 )
-def test_pod_label_is_added_for_each_end(name: str, labels: str) -> None:
+def test_pod_label_is_added_for_initiator_and_target(name: str, labels: str) -> None:
     text = f"[target_ip, {{name: {name}, k8s_label: app}}, protocol]"
     assert chosen_labels(text) == (
         LabelSpec(name="target_ip"),
@@ -1242,7 +1242,7 @@ def test_pod_label_is_added_for_each_end(name: str, labels: str) -> None:
     )
 
 
-def test_pod_labels_are_dumped_for_each_end() -> None:
+def test_pod_labels_are_dumped_for_initiator_and_target() -> None:
     config = parse("""
         pipeline.store.prom_sky_con:
           labels: [target_ip, {name: team, k8s_label: example.org/team}]
@@ -1292,7 +1292,7 @@ def store_of(labels: str) -> str:
     return f"pipeline.store.prom_sky_con: {{labels: {labels}}}"
 
 
-# The keys of ``tls`` are left out, because their examples are paths of files that do not exist.
+# The examples of the ``tls`` keys are paths of files that do not exist.
 @pytest.mark.parametrize(
     "key", [key for key in SCHEMA.values() if "tls." not in key.path], ids=lambda key: key.path
 )
@@ -1332,7 +1332,7 @@ def test_default_file_gives_the_defaults() -> None:
 
 def test_default_file_shows_every_key_with_its_default() -> None:
     shown = re.sub(r"(?m)^( *)#(?=[\w-])", r"\1", (ROOT / "deploy/prom_sky_con.yml").read_text())
-    # The file shows both ``url`` and an empty ``urls``. An empty ``urls`` has no effect.
+    # ``url`` is used although the file also shows ``urls``, because ``urls`` is empty.
     check_defaults(parse(shown))
     nodes: Any = yaml.safe_load(shown)
     for path in SCHEMA:

@@ -1,4 +1,4 @@
-"""Presets: the values of each preset, and the keys that replace these values."""
+"""The values of each preset, and how configured keys replace them."""
 
 import pytest
 import yaml
@@ -109,7 +109,7 @@ def test_unknown_preset_is_an_error_with_a_suggestion() -> None:
         parse(preset="service")
 
 
-def test_error_for_a_conflict_with_the_preset_names_the_configured_key() -> None:
+def test_error_for_a_conflict_with_the_preset_contains_the_configured_key() -> None:
     metric = {"name": "skydive_services_new_flows_total", "value": "Metric.ABBytes"}
     with pytest.raises(ConfigError, match=r"prom_sky_con\.metrics\[0\]\.name"):
         parse(preset="services", metrics=[{**metric, "type": "counter"}])

@@ -1,4 +1,4 @@
-"""Sharding: the division of connections between instances, and the tasks of the first instance."""
+"""Sharding: which instance exports which connections, and what only the first instance does."""
 
 import itertools
 import json
@@ -154,7 +154,7 @@ BOUNDS = "each shard compares only its own part of the traffic with min_bytes an
         ),
     ],
 )
-def test_bounds_of_overlapping_shards_cause_a_warning(store, overlapping):
+def test_min_bytes_and_min_packets_of_overlapping_shards_cause_a_warning(store, overlapping):
     config = config_of(yaml.safe_dump({"pipeline": {"store": {"prom_sky_con": store}}}))
     texts = [note.text for note in sharding.sharded(config, Shard(0, 2)).notes]
     warnings = [text for text in texts if BOUNDS in text]
@@ -168,7 +168,7 @@ def test_bounds_of_overlapping_shards_cause_a_warning(store, overlapping):
 
 
 def shares(count, spec=None):
-    """Return one table per share. A share is the part of the connections that a shard exports."""
+    """Return one table per shard. Each table exports its share of the connections."""
     return [Core(spec, share=(index, count)) for index in range(count)]
 
 
@@ -178,7 +178,7 @@ def ends_of(n, *, turned=False):
     return {"a": a, "b": b, "ports": (port_a, port_b), "protocol": "UDP" if n % 3 else "TCP"}
 
 
-def test_shares_partition_the_connections():
+def test_each_connection_belongs_to_one_shard():
     flows = [make_flow(f"{n:x}1", (n, 2, 3, 4), **ends_of(n)) for n in range(300)]
     whole = Core()
     whole.message(flows, 0)
@@ -202,7 +202,7 @@ def test_shares_partition_the_connections():
     total=st.tuples(*[st.integers(0, 100)] * 4),
     count=st.integers(2, 5),
 )
-def test_all_reports_of_a_conversation_go_to_one_share(n, node, total, count):
+def test_all_reports_of_a_conversation_belong_to_one_shard(n, node, total, count):
     for core in shares(count):
         outcomes = {
             core.report(make_flow(uuid, total, **ends_of(n, turned=turned), node=point), 0)
@@ -211,7 +211,7 @@ def test_all_reports_of_a_conversation_go_to_one_share(n, node, total, count):
         assert outcomes in ({None}, {"other_shard"})
 
 
-def test_assignment_to_shares_is_stable():
+def test_assignment_of_connections_to_shards_never_changes():
     assigned = [
         next(
             index
@@ -226,8 +226,8 @@ def test_assignment_to_shares_is_stable():
     assert outcomes.index(None) == 4
 
 
-def test_flood_on_one_share_does_not_fill_the_others():
-    """The hash has no secret, so an attacker can choose flows that all belong to one share."""
+def test_flood_on_one_shard_does_not_fill_the_others():
+    """An attacker can choose flows of one share, because the hash has no secret key."""
     cores = shares(4, one_view(max_connections=50))
     candidates = itertools.count(1)
     for n in range(400):  # find a port whose flow belongs to the first share
@@ -255,7 +255,7 @@ def test_flow_of_another_shard_is_not_a_duplicate():
     assert sum(core.flows for core in cores) == 40
 
 
-def test_shares_of_a_view_without_addresses_add_up_to_the_whole_view():
+def test_values_of_a_view_without_addresses_add_up_over_all_shards():
     spec = one_view(labels=(DIRECTION, LABELS[-1]), families=FAMILIES)
     flows = [make_flow(f"{n:x}1", (n, 2, 3, 4), **ends_of(n)) for n in range(100)]
     cores = [Core(spec), *shares(3, spec)]

@@ -52,7 +52,7 @@ EVERY_METRIC = [metric.name for metric in METRICS]
 
 
 class Names(dict[str, tuple[str, ...]]):
-    """Names of addresses or capture points. All names of an unknown key are empty."""
+    """The names of addresses or capture points. Unknown keys have ``count`` empty names."""
 
     def __init__(self, count: int, **known: tuple[str, ...]) -> None:
         super().__init__(known)
@@ -66,7 +66,7 @@ class Names(dict[str, tuple[str, ...]]):
 
 
 class Source:
-    """Empty names for all labels of the topology, and for up to two labels of pods."""
+    """Empty names for all topology labels, and for up to two pod labels."""
 
     def __init__(self) -> None:
         self.ends = Names(len(ADDRESS_NAMES) + 2)
@@ -81,13 +81,13 @@ def plan_of(names: Source | None = None, **keys: object) -> Plan:
 
 
 def metric(name: str, **keys: object) -> Family:
-    """Return the only family of the first view."""
+    """Return the family that ``metrics: [name]`` adds to the first view."""
     (family,) = plan_of(metrics=[name], **keys).views[0].families
     return family
 
 
 def column(name: str, names: Source | None = None, **keys: object) -> Column:
-    """Return the only column of the first view."""
+    """Return the column that ``labels: [name]`` adds to the first view."""
     (result,) = plan_of(names, labels=[name], **keys).views[0].columns
     return result
 
@@ -208,7 +208,7 @@ FROM = {
 @pytest.mark.parametrize(
     ("prefix", "name"), [(prefix, name) for prefix in FROM for name in FROM[prefix][2]]
 )
-def test_topology_labels_are_looked_up(prefix: str, name: str) -> None:
+def test_topology_labels_have_a_lookup(prefix: str, name: str) -> None:
     key, context, order = FROM[prefix]
     names = Source()
     label_column = column(f"{prefix}_{name}", names)
@@ -222,7 +222,7 @@ def test_topology_labels_are_looked_up(prefix: str, name: str) -> None:
     assert (label_column.lookup.key, label_column.lookup.context) == (key, context)
 
 
-def test_labels_of_one_end_share_their_lookup() -> None:
+def test_labels_of_the_same_address_share_one_lookup() -> None:
     labels = [label.name for label in LABELS if label.lookup in ("ends", "nodes")]
     plan = plan_of(
         labels=labels[:20],
@@ -341,7 +341,7 @@ def test_include_other_accepts_flows_without_ports_except_icmp() -> None:
     ]
 
 
-def test_include_icmp_accepts_icmp_in_place_of_ports() -> None:
+def test_include_icmp_accepts_icmp_flows_without_ports() -> None:
     plan = plan_of(include_icmp=True)
     expected = Requirement(paths=(("Transport",), ("ICMP",)), reason="no_transport")
     assert expected in plan.requirements
@@ -708,7 +708,7 @@ def test_table_accepts_the_largest_plan() -> None:
 )
 def test_lookup_key_counts_once_towards_the_limit_of_columns(names: list[Any], keys: int) -> None:
     def accepted(count: int) -> ExportSelection:
-        """Return a selection whose views all have ``names``, and together ``count`` more labels."""
+        """Return views that all have the labels ``names``, and ``count`` other labels in total."""
         fields = [{"name": f"field_{i}", "path": "Link.A"} for i in range(count)]
         half = MAX_VIEW_COLUMNS - 10
         views = [

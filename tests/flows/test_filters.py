@@ -44,8 +44,7 @@ class FilterHarness:
         self, config: Filter, *, requirements: tuple[Requirement, ...] = TRANSPORT, **filtered: int
     ) -> None:
         plan = Plan(views=(), requirements=requirements)
-        # Only the fields that `reads` returns are decoded, so a test fails if `reads` omits a
-        # field.
+        # Decoding only the fields that `reads` returns detects fields that `reads` forgets.
         self._type = flow_types(plan, also=reads(config)).Update
         self.skipped: dict[str, int] = {"excluded": 0}
         self.filtered: dict[str, int] = filtered
@@ -65,7 +64,7 @@ class FilterHarness:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The numbers of dropped flows by reason, without zeros."""
+        """The number of dropped flows for each reason that occurred."""
         counts = {**self.skipped, **self.filtered}
         return {name: count for name, count in counts.items() if count}
 
@@ -247,7 +246,7 @@ SMALL = st.integers(0, 20)
     st.lists(st.tuples(SMALL, SMALL).map(sorted).map(tuple), min_size=1, max_size=5),
     st.frozensets(SMALL, max_size=3),
 )
-def test_ranges_can_overlap_touch_and_nest(
+def test_port_ranges_can_overlap_touch_and_nest(
     ranges: list[tuple[int, int]], numbers: frozenset[int]
 ) -> None:
     harness = FilterHarness(
@@ -415,7 +414,7 @@ PATHS = (
 
 
 def value(path: FieldPath | None, raw: JSON) -> str | int | None:
-    """Return the value of a field of the flow, or None if the object with the field is missing."""
+    """Return the value of a flow's field, or None if the flow lacks the object with the field."""
     if path is None:
         return tag(raw)
     *part, name = path

@@ -1,7 +1,4 @@
-"""Own names, which the keys ``names`` and ``names_file`` give to addresses and networks.
-
-The tests read files of names, and compare lookups with a linear search.
-"""
+"""Own names, which the keys ``names`` and ``names_file`` give to addresses and networks."""
 
 import ipaddress
 from collections.abc import Mapping, Sequence
@@ -230,7 +227,7 @@ ENTRIES = st.builds(
 
 @st.composite
 def prefixes(draw: st.DrawFn) -> str:
-    """Return a network near the ends of the address space or around a few addresses."""
+    """Return a network near the first or last address, or near one of a few other addresses."""
     most = draw(st.sampled_from([32, 128]))
     near = draw(st.sampled_from([0, (1 << most) - 1, 1 << most - 1, 1 << 64, 10 << 24, 5 << 61]))
     number = max(0, min((1 << most) - 1, near + draw(st.integers(-5, 5))))
@@ -242,7 +239,7 @@ def prefixes(draw: st.DrawFn) -> str:
 
 @given(st.dictionaries(prefixes(), ENTRIES, max_size=12), st.lists(st.integers(0, 1 << 128)))
 def test_lookups_match_a_linear_search(entries: dict[str, OwnNameEntry], random: list[int]) -> None:
-    # An IPv6 network that contains IPv4-mapped addresses does not give names to IPv4 addresses.
+    # IPv6 networks give no names to IPv4 addresses, even if they contain IPv4-mapped addresses.
     names = OwnNames({read_prefix(text): entry for text, entry in entries.items()}, KEYS)
     numbers = [*random]
     for text in entries:
@@ -278,7 +275,7 @@ def test_networks_with_equal_names_share_one_tuple() -> None:
     assert names["10.0.0.1"] is names["10.0.2.1"]
 
 
-def test_changed_addresses_are_those_with_different_names() -> None:
+def test_changed_addresses_are_addresses_with_different_names() -> None:
     old = OwnNames(read_csv("10.0.0.0/8,a\n10.1.0.0/16,b,k=1\n2001:db8::1,x\n"), ("k",))
     new = OwnNames(read_csv("10.0.0.0/8,a\n10.1.0.0/16,b,k=2\n2001:db8::2,x\n"), ("k",))
     texts = ["10.0.0.1", "10.1.0.1", "2001:db8::1", "2001:db8::2", "2001:db8::3", "TCP", "", "443"]

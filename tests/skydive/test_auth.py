@@ -189,7 +189,7 @@ async def test_failed_login_reports_problem_and_restores_basic_auth(
     assert auth_state.problem.isprintable()
     assert "hunter2" not in auth_state.problem
     assert auth_state.headers() == basic
-    # The next login can succeed again.
+    # After a failed login, a further login can succeed.
     analyzer.login = None
     assert await auth_state.reauthenticate(basic)
 
@@ -254,7 +254,7 @@ async def test_login_uses_tls_of_the_subscription(tmp_path: Path) -> None:
             ssl=client_context(tls),
         )
         assert await auth_state.reauthenticate(auth_state.headers())
-        # The login checks certificates too.
+        # The login also verifies the server certificate, which does not contain the IP address.
         untrusted = Authentication(
             endpoint=parse_url(analyzer.url),
             credentials=USER,

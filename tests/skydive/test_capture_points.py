@@ -1,4 +1,4 @@
-"""The capture points of each capture, found in a sample of the flows."""
+"""Finding the capture points of each capture in a sample of the flows."""
 
 import json
 from typing import Any
@@ -56,14 +56,14 @@ def test_memory_is_bounded() -> None:
     points.message(flows(*((f"{n}", "n") for n in range(2 * MAX_CAPTURES))), 1)
     assert len(points._points) == MAX_CAPTURES
     assert points.of(f"{MAX_CAPTURES}", 1) == []
-    # Captures without recent flows are forgotten, so new captures are accepted again.
+    # Captures without recent flows are removed. This makes room for new captures.
     points.message(flows(("0", "n"), ("new", "n")), SILENCE_S + 1)
     assert points.of("new", SILENCE_S + 1) == ["n"]
     assert set(points._points) == {"0", "new"}
     assert capture_points.MAX_ID_CHARS == 1024
 
 
-def test_captures_beyond_the_limit_cause_one_search_for_ended_captures_per_interval(
+def test_search_for_ended_captures_runs_at_most_once_per_interval(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(capture_points, "MAX_CAPTURES", 2)

@@ -99,7 +99,7 @@ def test_gauges_show_maximum_of_last_two_reports():
         assert values["flows", "c-1"] == values["packets_received", "c-1"]
 
 
-def test_captures_stay_and_gauges_change_while_the_clock_is_held():
+def test_captures_stay_and_gauges_change_while_the_clock_is_stopped():
     captures = make_captures()
     captures.message(report(FlowCount=900, FlowDropped=1), 100.0, 100.0)
     for running in (110.0, 120.0, 130.0):
@@ -112,7 +112,7 @@ def test_captures_stay_and_gauges_change_while_the_clock_is_held():
 
 @pytest.mark.parametrize("points", [2, 7, 100])
 def test_gauges_are_stable_with_several_capture_points(points):
-    """The gauges show the maximum of all points, even if the points report at different times."""
+    """Each gauge is the maximum of all points, which report at different times."""
     captures = make_captures()
     for turn in range(8):
         for point in range(points):
@@ -127,7 +127,6 @@ def test_gauges_are_stable_with_several_capture_points(points):
 
 
 def test_agent_restart_resets_totals_but_not_counters():
-    """The agent's totals restart at zero; the exported counters continue."""
     captures = make_captures()
     captures.message(report(PacketsReceived=1000, FlowDropped=1), 0)
     for turn in range(1, 4):
@@ -137,7 +136,7 @@ def test_agent_restart_resets_totals_but_not_counters():
     assert values["flows_dropped", "c-1"] == 4
 
 
-def test_readings_before_a_pause_in_the_reports_are_dropped():
+def test_gauges_ignore_reports_before_a_pause():
     captures = make_captures()
     captures.message(report(FlowCount=9), 0)
     captures.message(report(FlowCount=2), SLOTS * SLOT_S)
@@ -250,7 +249,7 @@ def test_standard_naming_is_valid_openmetrics():
 
 
 def test_start_times_of_captures_are_unknown():
-    """OpenMetrics 1.0 shows unknown start times as 0. OpenMetrics 2.0 omits them."""
+    """The OpenMetrics 1.0 page shows an unknown start time as 0. The 2.0 page omits it."""
     captures = make_captures("standard")
     captures.message(report("c-1", FlowCount=1, FlowDropped=3), 0)
     page = captures.page(0, 1, created=True).decode()
@@ -291,7 +290,7 @@ def test_page_is_consistent_while_captures_change():
 
 
 def test_recorded_reports_of_an_agent_give_the_expected_values():
-    """Each report sums ten readings, so even an idle interface reports ten times its total."""
+    """``PacketsReceived`` is the sum of ten readings of a total. skyfast divides it by ten."""
     captures = make_captures()
     for line in (RECORDINGS / "one-analyzer.jsonl").read_bytes().splitlines():
         message = msgspec.json.decode(line)

@@ -49,8 +49,8 @@ def test_implausible_time_is_counted(
     assert len(lines(caplog)) == bool(reason)
 
 
-# By default, a closing report arrives 10 to 20 minutes after the latest packet. Reports with the
-# finish types 2 (FIN) and 3 (RST) are not closing reports: these types only show the flags of the
+# By default, a closing report arrives 10 to 20 minutes after the latest packet. A report with the
+# finish type 2 (FIN) or 3 (RST) is not a closing report: the type only shows the flags of the
 # flow's first packet.
 @pytest.mark.parametrize(
     ("seconds", "finish", "is_behind"),
@@ -95,7 +95,7 @@ class Flow(msgspec.Struct):
 
 
 class FakeTable:
-    """A fake table that has only the time range of one batch of flows."""
+    """A fake table with the earliest and the latest time of ``flows``."""
 
     def __init__(self, flows: list[Flow]) -> None:
         times = [flow.Last for flow in flows]
@@ -132,14 +132,14 @@ def test_log_line_contains_the_interface_even_if_no_label_needs_it(
 ) -> None:
     sink = Sink(**NO_NODE, drop=[{"name": "ssh", "target_port": 22}])
     skewed = flow_at("2", HOUR_S, NodeTID="skewed")
-    # A rule drops this flow, which has the same time as the skewed flow.
+    # This flow has the same time as the skewed flow, but a rule drops it.
     dropped = skewed | {"UUID": "3", "NodeTID": "correct", "Transport": {"A": 1000, "B": 22}}
     sink.take(message(dropped, flow_at("1", 0, NodeTID="correct"), skewed))
     (line,) = lines(caplog)
     assert "a flow from node_tid skewed is dated 3600 s ahead" in line
 
 
-def test_valid_flows_beside_invalid_flows_are_checked(
+def test_valid_flow_in_a_message_with_an_invalid_flow_is_checked(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for settings, interface in (({}, "node_tid tid"), (NO_NODE, "an unknown interface")):
@@ -161,7 +161,7 @@ def test_flows_decoded_twice_are_checked_once() -> None:
     assert sink.analyzer.misdated == {"ahead": 1, "behind": 1}
 
 
-def test_out_of_range_times_are_skipped_by_the_table() -> None:
+def test_table_skips_flows_with_out_of_range_times() -> None:
     sink = Sink()
     huge = json.dumps(flow_at("2", 0)).encode().replace(b'"Last": ', b'"Last": ' + b"9" * 400)
     sink.take(message(flow_at("1", HOUR_S), huge, flow_at("3", -HOUR_S), flow("4", Last=-1)))

@@ -1,4 +1,4 @@
-"""The ages of reports at their arrival, and the histograms that count them."""
+"""Histograms of how old reports are when they arrive."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ NOW_MS = 1_700_000_000_000
 
 
 def report(last_ms: int | None, *, updated_ms: int | None = None, finish: int = 0) -> Any:
-    """Return a decoded report. If ``updated_ms`` is None, it has no ``LastUpdateMetric``."""
+    """Return a decoded report, without ``LastUpdateMetric`` if ``updated_ms`` is None."""
     decoded = SimpleNamespace(Last=last_ms, FinishType=finish)
     if updated_ms is not None:
         decoded.LastUpdateMetric = SimpleNamespace(Last=updated_ms)
@@ -29,7 +29,7 @@ def observed(*flows: Any) -> tuple[HistogramStats, HistogramStats]:
 
 
 def counts(histogram: HistogramStats) -> dict[float, int]:
-    """Map the upper bound of each bucket to its count, without empty buckets."""
+    """Map the upper bound of each bucket that is not empty to its count."""
     bounds = (*histogram.bounds, float("inf"))
     return {bound: n for bound, n in zip(bounds, histogram.counts, strict=True) if n}
 
@@ -48,13 +48,13 @@ def test_upper_bounds_of_buckets_are_inclusive():
 
 
 @pytest.mark.parametrize("updated_ms", [None, 0, NOW_MS + 1])
-def test_unknown_and_future_updates_are_not_observed(updated_ms):
+def test_unknown_and_future_update_times_are_not_observed(updated_ms):
     age, delivery = observed(report(NOW_MS, updated_ms=updated_ms))
     assert (counts(age), counts(delivery)) == ({AGE_BOUNDS_S[0]: 1}, {})
 
 
 @pytest.mark.parametrize("last_ms", [None, -1, 0, NOW_MS + 1])
-def test_future_and_missing_packets_are_not_observed(last_ms):
+def test_missing_and_future_packet_times_are_not_observed(last_ms):
     age, delivery = observed(report(last_ms, updated_ms=NOW_MS - 1_000))
     assert (counts(age), counts(delivery)) == ({}, {1: 1})
 
@@ -86,7 +86,7 @@ def test_each_message_is_observed_once():
     sink = Sink()
     sink.take(message(flow("1"), flow("2")))
     sink.take(message(later("1", 1000)))
-    sink.take(message(later("1", 1000), flow("3")))  # the new flow is decoded twice
+    sink.take(message(later("1", 1000), flow("3")))  # flow 3 is decoded twice
     sink.take(message(later("1", 1000), b'{"UUID":5}'))  # the flows are decoded one by one
     assert sink.table.flows == 3
     assert sum(sink.analyzer.packet_age.counts) == 4

@@ -1,4 +1,4 @@
-"""Names of the ends of flows: names of the topology, combined with own names (key ``names``)."""
+"""Names of addresses: names from the topology, combined with own names (key ``names``)."""
 
 import pytest
 
@@ -58,8 +58,7 @@ def test_labels_of_own_names_are_empty_without_entries(names, topology):
 @pytest.mark.parametrize(
     ("address", "known", "name", "rest"),
     [
-        # The first known name is used: the own name of the address, its name in the topology, or
-        # the own name of its network.
+        # In order of precedence: own name of the address, topology name, own name of the network.
         ("10.1.0.1", "pod", "gateway", ("berlin", "net", "ber")),
         ("10.1.0.2", "pod", "pod", ("berlin", "", "ber")),
         ("10.1.0.2", "", "berlin", ("berlin", "", "ber")),
@@ -76,7 +75,7 @@ def test_names_are_combined(names, topology, own, address, known, name, rest):
     assert names.resolve(address, "", "") == expected
 
 
-def test_unknown_addresses_have_own_names_but_are_not_stored(names, topology, own):
+def test_own_names_of_unknown_addresses_are_not_stored(names, topology, own):
     names.use(own, extends=True)
     assert names["10.1.0.1"] == ("gateway", *[""] * (SIZE - 1), "berlin", "net", "ber")
     assert names["10.1.0.2"][0] == "berlin"
@@ -92,7 +91,7 @@ def test_ambiguous_addresses_have_own_names(names, topology, own):
 
 
 def test_combined_names_of_ambiguous_addresses_are_shared(names, topology, own, monkeypatch):
-    """The table compares names by the identity of their tuple, so equal names share a tuple."""
+    """Equal names must be one tuple, because the table compares the identity of the tuples."""
     topology["10.1.0.1"] = None
     names.use(own, extends=True)
     gateway = names.resolve("10.1.0.1", "10.0.0.2", "t1")
@@ -127,7 +126,7 @@ def export_of(labels: list[object]) -> ExportSelection:
     return make_config(labels=labels).export
 
 
-def test_unknown_addresses_are_noted_only_for_labels_of_the_topology():
+def test_unknown_addresses_are_collected_only_if_a_label_needs_the_topology():
     for labels, notes in (
         (["initiator_network"], False),
         ([{"name": "site", "names_key": "site"}], False),

@@ -1,4 +1,4 @@
-"""Good and bad messages with a real table: only unusable messages and flows are dropped."""
+"""Ingest of good and bad messages into a real table: only the bad parts are dropped."""
 
 import json
 import time
@@ -16,7 +16,9 @@ from tests.support.sink import IngestSetup, Sink
 
 
 @pytest.mark.parametrize(("bad", "reason"), BAD_FLOWS.values(), ids=BAD_FLOWS)
-def test_bad_flow_is_skipped_alone(bad: dict[str, Any] | bytes, reason: str) -> None:
+def test_only_the_bad_flow_of_a_message_is_skipped(
+    bad: dict[str, Any] | bytes, reason: str
+) -> None:
     sink = Sink()
     sink.take(message(flow("1"), bad, flow("2", NodeTID="other")))
     assert (sink.table.flows, sink.table.connections) == (2, 2)
@@ -96,7 +98,7 @@ def test_key_order_does_not_matter() -> None:
 def test_message_is_decoded_again_from_first_unknown_flow() -> None:
     sink = Sink()
     sink.take(message(flow("1")))
-    # The second flow is new to the table and belongs to the first flow's connection.
+    # The table does not know flow 2, which belongs to the connection of flow 1.
     sink.take(
         message(
             flow("1", Last=2001, Metric=METRIC | {"ABBytes": 101}),
@@ -126,7 +128,7 @@ def test_bad_value_in_a_flow_that_is_decoded_again_is_skipped(bad_fields: dict[s
     assert sink.table.flows == 5
 
 
-def test_counters_of_the_last_update_are_validated_if_they_are_used() -> None:
+def test_used_counters_of_the_last_update_are_validated() -> None:
     sink = Sink()
     sink.take(message(flow("1")))
     update = {"ABBytes": -7, "Start": 1501, "Last": 2000}
@@ -194,7 +196,7 @@ def test_captures_show_the_values_of_statistics_messages() -> None:
 
 
 class Spy:
-    """A table that notes the types of the decoded flows, which show the decoders that were used."""
+    """A table that records the type of the decoded flows. The type shows which decoder was used."""
 
     def __init__(self, table: Any) -> None:
         self.used: list[str] = []
@@ -216,7 +218,7 @@ def spied(**settings: Any) -> tuple[Sink, list[str]]:
 
 
 def take_known(sink: Sink, messages: int) -> None:
-    """Pass reports of one flow to ``sink``. The table knows the flow after the first report."""
+    """Pass ``messages`` reports of one flow to ``sink``, so that the table knows the flow."""
     for number in range(messages):
         sink.take(message(flow("known", Last=3000 + number)))
 
@@ -234,8 +236,7 @@ def test_messages_of_new_flows_are_decoded_once() -> None:
         "FullReport",
         "FirstReport",
     ]
-    # The next report is not the first report of its flow, although the table does not know the
-    # flow.
+    # The table does not know flow "e", although this is not the first report of the flow.
     used.clear()
     newest = METRIC | {"Start": 2500, "Last": 2600}
     sink.take(message(flow("e", Last=2600, LastUpdateMetric=newest)))
@@ -243,7 +244,7 @@ def test_messages_of_new_flows_are_decoded_once() -> None:
 
 
 MANY = 4 * AVERAGED_MESSAGES
-"""After this number of messages without unknown flows, labels are not decoded anymore."""
+"""After this number of messages without unknown flows, skyfast stops decoding labels."""
 
 
 def test_labels_are_not_decoded_while_all_flows_are_known() -> None:
@@ -253,7 +254,7 @@ def test_labels_are_not_decoded_while_all_flows_are_known() -> None:
     assert used[-1] == "KnownReport"
     assert used == sorted(used, key=["FirstReport", "Update", "KnownReport"].index)
     used.clear()
-    # The second flow is unknown, so the message is decoded again from this flow on.
+    # The flow "new" is unknown, so the message is decoded again from this flow on.
     sink.take(message(flow("known", Last=4000), flow("new", NodeTID="b"), flow("known", Last=4001)))
     assert used == ["KnownReport", "FullReport"]
     sink.take(message(flow("known", Last=4002)))
@@ -264,20 +265,20 @@ def test_labels_are_not_decoded_while_all_flows_are_known() -> None:
     assert 'direction="initiator_to_target",node_tid="b",protocol="TCP"} 100\n' in sink.page()
 
 
-@pytest.mark.parametrize(("share", "omits"), [(8, False), (24, True)])
+@pytest.mark.parametrize(("period", "omits_labels"), [(8, False), (24, True)])
 def test_labels_are_decoded_if_too_many_messages_have_unknown_flows(
-    share: int, omits: bool
+    period: int, omits_labels: bool
 ) -> None:
-    # Every ``share``-th message has an unknown flow.
+    # One message in ``period`` messages has an unknown flow.
     sink, used = spied()
     for number in range(3 * MANY):
-        sink.take(message(flow("known" if number % share else str(number), Last=3000 + number)))
-    assert ("KnownReport" in used[2 * MANY :]) is omits
-    assert sink.table.flows == 1 + 3 * MANY // share
+        sink.take(message(flow("known" if number % period else str(number), Last=3000 + number)))
+    assert ("KnownReport" in used[2 * MANY :]) is omits_labels
+    assert sink.table.flows == 1 + 3 * MANY // period
 
 
 @pytest.mark.parametrize(("bad", "reason"), BAD_FLOWS.values(), ids=BAD_FLOWS)
-def test_bad_flow_is_skipped_alone_if_labels_are_not_decoded(
+def test_only_the_bad_flow_of_a_message_is_skipped_if_labels_are_not_decoded(
     bad: dict[str, Any] | bytes, reason: str
 ) -> None:
     sink, used = spied()
@@ -310,7 +311,7 @@ def test_rules_are_applied_if_labels_are_not_decoded() -> None:
 
 
 def test_messages_with_flows_of_other_shards_are_decoded_once() -> None:
-    # The labels of these flows are always needed: they show that the flows are of other shards.
+    # skyfast always decodes the addresses and ports here, because they determine the shard.
     config = sharded(make_config(), Shard(index=0, count=2))
     setup = IngestSetup(config, max_connections=1000, max_flows=4000)
     setup.ingest._table = spy = Spy(setup.table)

@@ -1,4 +1,4 @@
-"""The splitter has the same results as Python's own decoder, which reads the text as a whole."""
+"""The JSON splitter finds the same elements as the `json` module, which parses the whole text."""
 
 import json
 import threading
@@ -139,7 +139,7 @@ SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 
 @settings(deadline=None)
 @given(st.lists(JSON), st.booleans(), st.sampled_from([None, 2]), SIZES)
-def test_elements_are_those_that_the_json_module_reads(values, ascii_only, indent, sizes):
+def test_elements_of_any_list_match_those_of_the_json_module(values, ascii_only, indent, sizes):
     text = json.dumps(values, ensure_ascii=ascii_only, indent=indent).encode()
     assert [json.loads(element) for element in split(text, sizes)] == values
 
@@ -157,7 +157,7 @@ def outcome(read):
 @given(st.text(alphabet=st.sampled_from('[]{},:"\\ 1nul'), max_size=20).map(str.encode), SIZES)
 @example(b"[1,]", [1])
 @example(b'[{"a":1},[],"],"]', [2])
-def test_any_text_has_the_same_result_as_in_the_json_module(text, sizes):
+def test_any_text_is_split_or_rejected_like_in_the_json_module(text, sizes):
     assert outcome(lambda: [json.loads(element) for element in split(text, sizes)]) == outcome(
         lambda: json.loads(text)
     )
@@ -165,7 +165,7 @@ def test_any_text_has_the_same_result_as_in_the_json_module(text, sizes):
 
 @settings(deadline=None)
 @given(st.binary(max_size=200), SIZES)
-def test_result_does_not_depend_on_the_pieces(data, sizes):
+def test_result_does_not_depend_on_the_sizes_of_the_pieces(data, sizes):
     text = b"[" + data + b"]"
     assert outcome(lambda: split(text, sizes)) == outcome(lambda: split(text))
 

@@ -57,13 +57,13 @@ def test_unknown_and_ambiguous_addresses_have_an_empty_name(names: KnownNames) -
     assert names.of_address("10.0.0.1") == "shop/cart"
     assert names.of_address("10.0.0.2") == ""  # the name depends on the flow
     assert names.of_address("10.0.0.3") == ""
-    # A lookup for a page must not cause a topology query.
+    # The lookups above must not cause topology queries.
     assert isinstance(names.index, NameIndex)
     assert names.index.addresses.unknown == 0
     assert sum(names.index.addresses.dropped.values()) == 0
 
 
-def test_own_names_precede_those_of_the_topology(names: KnownNames) -> None:
+def test_own_names_take_precedence_over_names_of_the_topology(names: KnownNames) -> None:
     assert isinstance(names.index, NameIndex)
     own = OwnNames(read_csv("10.0.0.1,a\n10.0.0.2,b\n10.0.0.0/24,net\n"))
     names.index.use_own(own, make_config().export)
@@ -80,7 +80,7 @@ def test_names_can_be_searched(names: KnownNames) -> None:
     assert list(names.addresses_like(lambda _: True)) == ["10.0.0.1"]
     assert set(names.nodes_like(lambda name: "eth0" in name)) == {"pod", "container", "netns"}
     assert list(names.nodes_like(lambda name: "bond" in name)) == ["only"]
-    # An interface is only found by the name that is shown: here, the name from the topology.
+    # The topology has another name for this interface, and only that name is shown and searched.
     assert list(names.nodes_like(lambda name: "elsewhere" in name)) == []
 
 
@@ -93,7 +93,7 @@ def test_only_interfaces_have_names_if_no_label_needs_names() -> None:
     assert list(names.nodes_like(lambda _: True)) == ["host", "only"]
 
 
-def test_names_of_exported_interfaces_are_known_until_they_expire() -> None:
+def test_names_of_exported_interfaces_are_known_until_the_interfaces_expire() -> None:
     interfaces = Interfaces(interval_s=20, connection_timeout_s=60, stats=TopologyStats())
     assert interfaces.names == {}
     answer = topology_nodes.read(TOPOLOGY)

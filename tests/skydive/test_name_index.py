@@ -208,8 +208,8 @@ def test_the_cache_of_contexts_is_bounded_and_pruned(index, monkeypatch):
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == EMPTY
     assert addresses.resolve("10.0.0.1", "10.0.0.3", "t1") == names_of("a")
     assert addresses.dropped == {"ambiguous": 1, "unknown": 0}
-    # The address is reported as changed, so all its flows are relabelled. A flow that had no name
-    # can now get a name.
+    # One name was missing because the cache was full. The address is therefore reported as changed,
+    # and its names are looked up again.
     assert update(index, **AMBIGUOUS)[1] == {"10.0.0.1"}
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == names_of("a")
     for number in range(4):
@@ -291,7 +291,7 @@ def test_an_address_of_a_missing_host_is_not_named_after_another_host(index):
     assert index.addresses["10.0.0.1"] == names_of("a")
 
 
-def test_an_address_that_a_host_has_lost_belongs_to_its_other_owner(index):
+def test_an_address_that_one_of_two_hosts_loses_is_named_after_the_other_host(index):
     update(index, nodes={"t1": "eth0", "t2": "eth1"}, **AMBIGUOUS)
     lost = {**AMBIGUOUS, "addresses": {"10.0.0.1": (candidate("a", host="h1"),)}}
     assert update(index, nodes={"t1": "eth0", "t2": "eth1"}, **lost)[1] == {"10.0.0.1"}
@@ -325,8 +325,8 @@ def test_a_partial_resolution_only_adds_names_of_unknown_keys(index):
     assert index.addresses["10.0.0.9"] == names_of("new")
     assert index.addresses["10.0.0.8"] is None
     assert index.nodes.keys() == {"t1"}
-    # A name from a partial resolution is kept like any other name: only complete resolutions in
-    # which the name is missing for long enough remove it.
+    # The next complete resolution does not have 10.0.0.9. The name is still kept for a while, like
+    # any missing name.
     assert update(index, now=2.0, nodes={"t1": "eth0"}, addresses={"10.0.0.1": "a"})[1] == set()
     assert index.addresses["10.0.0.9"] == names_of("new")
 
@@ -343,7 +343,7 @@ def test_number_of_names_from_partial_resolutions_is_bounded(index, monkeypatch)
 # Unknown addresses.
 
 
-def test_an_unknown_address_is_noted_once_until_it_may_be_queried_again(index):
+def test_an_unknown_address_is_queried_again_only_after_a_while(index):
     addresses = index.addresses
     for _ in range(2):
         for text in ("10.0.0.1", "10.0.0.2", "10.0.0.3", ""):
@@ -358,13 +358,13 @@ def test_an_unknown_address_is_noted_once_until_it_may_be_queried_again(index):
     assert not addresses.has_misses(2 * MISS_S)
 
 
-def test_known_and_ambiguous_addresses_are_not_noted(index):
+def test_known_and_ambiguous_addresses_are_not_queried(index):
     update(index, addresses={"10.0.0.2": "a", **ON_BOTH_HOSTS})
     assert index.addresses["10.0.0.2"] and index.addresses["10.0.0.1"] is None
     assert index.addresses.take_unknown(0.0, 10) == []
 
 
-def test_an_address_that_has_become_known_is_not_queried(index):
+def test_an_address_that_becomes_known_before_its_query_is_not_queried(index):
     for number in range(3):
         index.addresses[f"10.0.0.{number}"]
     update(index, addresses={"10.0.0.0": "a", **ON_BOTH_HOSTS})

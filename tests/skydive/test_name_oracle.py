@@ -36,7 +36,7 @@ def decoded(graph: Json) -> Graph:
 
 
 def expected_names() -> list[tuple[str, Json]]:
-    """Return pairs for the recorded topology: an address, and the names that it should have."""
+    """Return each address of the recorded topology with its expected names."""
     lines = (CONTAINER_TOPOLOGY / "expected-names.txt").read_text().splitlines()
     pairs = (line.removeprefix("pod ").removeprefix("svc ").partition(" ") for line in lines)
     return [(address, ast.literal_eval(facts)) for address, _, facts in pairs]
@@ -50,7 +50,7 @@ def test_oracle_finds_the_names_of_recorded_addresses(address: str, facts: Json)
     if "pods" in facts:
         assert f"{namespace}/{service}" == name == facts["service"]
         return
-    # The host's address does not get the name of a pod that uses the host's network.
+    # The host's address is not named after the pod that uses the host's network.
     known = facts if address != "192.0.2.2" else {}
     assert f"{namespace}/{pod}".strip("/") == known.get("pod", "")
     assert f"{kind}/{workload}".strip("/") == known.get("owner", "")
@@ -100,7 +100,7 @@ def chosen(resolution: Resolution, address: str, other: str, tid: str) -> tuple[
 
 
 def reached_rules(oracle: NameOracle) -> set[str]:
-    """Return the rules that a graph reaches, for the statistics of Hypothesis."""
+    """Return the rules that apply to a graph, for the statistics of Hypothesis."""
     rules = set()
     for namespace in oracle.all("netns"):
         if oracle.is_uncertain(namespace):
@@ -156,8 +156,8 @@ def test_the_order_of_nodes_and_edges_does_not_matter(graph: Json, seed: int) ->
 
 @slow_generation
 @given(topology_graphs.graphs(disorder=False))
-def test_the_kubernetes_probe_confirms_the_pods_in_labels(graph: Json) -> None:
-    """If the nodes of the probe are removed, fewer pods are known, but no pod gets another name."""
+def test_pods_in_labels_are_the_same_with_and_without_the_kubernetes_probe(graph: Json) -> None:
+    """Without the nodes of the probe, fewer pods are known, but none has a different name."""
     agents = [node for node in graph["Nodes"] if node["Metadata"].get("Manager") != "k8s"]
     full = resolve(decoded(graph))
     less = resolve(decoded({**graph, "Nodes": agents}))
@@ -174,7 +174,7 @@ def pods_at(resolution: Resolution, address: str, namespace: str) -> set[tuple[s
 
 
 def assert_equal_pods(pods: set[tuple[str, ...]], others: set[tuple[str, ...]]) -> None:
-    """Compare two sets of pods by namespace and name, unless one set has no known pod."""
+    """Assert that both sets have the same known pods, unless one set has no known pods."""
     known, other_known = ({pair for pair in pairs if pair[1]} for pairs in (pods, others))
     if known and other_known:
         event("pods are known with the probe and without")

@@ -31,7 +31,7 @@ FAST_S = 0.05
 
 
 def recorded():
-    """The recorded topology, with one update time for all nodes and edges."""
+    """Return the recorded topology, in which all nodes and edges have the same update time."""
     (graph,) = json.loads((DATA / "topology-containers" / "graph.json").read_bytes())
     return graph
 
@@ -222,7 +222,7 @@ async def test_no_hints_are_logged_without_kubernetes_labels(caplog):
         for wanted in (EVERYTHING, EVERYTHING[:3]):
             index = NameIndex(keep_s=60.0)
             names = index.stats
-            # These hints result from the configuration before a reload.
+            # These hints are left over from the configuration before a reload.
             names.labels_without_pods, names.missing_pod_labels = "target_pod", ("team",)
             poll = Poll(analyzer.url, labels=labels, wanted=wanted, index=index)
             async with poll.running():
@@ -287,7 +287,7 @@ async def test_an_unchanged_topology_is_not_resolved_again(fast, monkeypatch):
             assert len(poll.renamed) == 2
 
 
-async def test_between_complete_readings_only_changes_are_queried(fast):
+async def test_only_changes_are_queried_between_complete_queries(fast):
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
         async with Poll(analyzer.url).running() as poll:
@@ -303,13 +303,12 @@ async def test_between_complete_readings_only_changes_are_queried(fast):
             assert (
                 f"Gt({latest_ms - name_poller.OVERLAP_MS})" in later[-1].gremlin + later[-2].gremlin
             )
-            # A new pod and its service are among the changes.
             analyzer.graph["Nodes"].append(pod("web", "10.0.0.9", updated_at=latest_ms))
             await until(lambda: "10.0.0.9" in poll.index.addresses)
             assert poll.index.addresses["10.0.0.9"][3] == "web"
 
 
-async def test_deletions_are_noticed_by_a_complete_reading(fast, monkeypatch):
+async def test_complete_queries_detect_deletions(fast, monkeypatch):
     monkeypatch.setattr(name_poller, "FULL_INTERVAL_S", 4 * FAST_S)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
@@ -323,7 +322,7 @@ async def test_deletions_are_noticed_by_a_complete_reading(fast, monkeypatch):
             await until(lambda: poll.name("172.31.255.5") != "default/frontend")
 
 
-async def test_a_deleted_pod_loses_its_name_without_any_other_change(fast, monkeypatch):
+async def test_a_deletion_removes_a_name_even_if_nothing_else_changes(fast, monkeypatch):
     monkeypatch.setattr(name_poller, "FULL_INTERVAL_S", 4 * FAST_S)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
@@ -340,7 +339,7 @@ async def test_a_deleted_pod_loses_its_name_without_any_other_change(fast, monke
 
 @asynccontextmanager
 async def replaced_pod():
-    """Yield an analyzer and its poller, after a pod was replaced at the address 10.0.0.9."""
+    """Yield an analyzer and its poller after a new pod took over the address 10.0.0.9."""
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
         analyzer.graph["Nodes"].append(pod("old", "10.0.0.9", updated_at=1_900_000_000_000))
@@ -357,7 +356,7 @@ async def test_a_replaced_pod_changes_the_names_of_its_address(fast):
         assert {"10.0.0.9"} in [keys for _, keys in poll.renamed]
 
 
-async def test_a_replaced_pod_is_noticed_between_readings_while_no_address_is_unknown(monkeypatch):
+async def test_a_replaced_pod_is_noticed_before_the_next_query_of_all_changes(monkeypatch):
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", FAST_S)
     monkeypatch.setattr(name_poller, "PODS_INTERVAL_S", 2 * FAST_S)
     async with replaced_pod() as (analyzer, _):
@@ -371,7 +370,7 @@ async def test_a_replaced_pod_is_noticed_between_readings_while_no_address_is_un
         assert 1 <= asked <= (time.monotonic() - begun) / (2 * FAST_S) + 1
 
 
-async def test_the_cron_job_of_a_new_pod_is_known_after_the_next_reading_of_changes(monkeypatch):
+async def test_the_cron_job_of_a_new_pod_is_known_after_the_next_query_of_changes(monkeypatch):
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", FAST_S)
     monkeypatch.setattr(name_poller, "INTERVAL_S", 8 * FAST_S)
     async with FakeAnalyzer() as analyzer:
@@ -393,7 +392,7 @@ async def test_the_cron_job_of_a_new_pod_is_known_after_the_next_reading_of_chan
 # Unknown addresses.
 
 
-async def test_a_new_pod_has_its_name_soon(monkeypatch):
+async def test_the_address_of_a_new_pod_is_queried_soon(monkeypatch):
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", FAST_S)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
@@ -416,12 +415,12 @@ async def test_a_new_pod_has_its_name_soon(monkeypatch):
                 queries.by_pod_address(["10.0.0.9"]).gremlin,
                 queries.by_child(["web"]).gremlin,
             ]
-            # Only the pod was resolved, not the whole topology again.
+            # The whole topology was resolved once, before the new pod.
             assert poll.stats.names.resolutions == 1
             assert poll.renamed[-1] == (poll.index.ends, {"10.0.0.9"})
 
 
-async def test_a_pod_that_appears_after_its_flow_has_its_name_soon(monkeypatch):
+async def test_a_pod_that_appears_after_its_flow_is_named_soon(monkeypatch):
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", FAST_S)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
@@ -515,14 +514,14 @@ async def test_names_change_after_a_reload_when_all_queries_have_responses(
             fails = False
             await until(lambda: poll.stats.names.resolutions)
             assert not poll.renamed
-            # If queries fail later, earlier responses are kept.
+            # skyfast keeps these responses if queries fail later.
             fails = True
             analyzer.graph["Nodes"].append(pod("web", "10.0.0.9"))
             assert poll.name("10.0.0.9") == ""
             await until(lambda: "10.0.0.9" in index.addresses)
 
 
-async def test_one_thread_at_a_time_changes_the_elements(fast, monkeypatch):
+async def test_only_one_thread_at_a_time_changes_the_topology_store(fast, monkeypatch):
     busy = Lock()
 
     def exclusive(change):

@@ -1,4 +1,4 @@
-"""The rules that give names to addresses, one test for each, on small topologies."""
+"""The rules that give names to addresses. Each test checks one rule on a small topology."""
 
 import ast
 import json
@@ -46,7 +46,7 @@ def expected_names():
 
 
 def application_containers(names):
-    """Return the names of containers as they are shown, without sandboxes."""
+    """Return the displayed names of the containers that are not sandboxes."""
     for name in names:
         if name.startswith("k8s_"):
             name = name.split("_")[1]
@@ -276,7 +276,7 @@ def test_networks_are_the_subnets_of_all_interfaces_of_a_host(topology):
 # Containers.
 
 
-def test_an_address_is_named_after_the_only_container(topology):
+def test_an_address_is_named_after_the_only_container_of_its_namespace(topology):
     netns = topology.netns(topology.host(), "blue")
     interface = topology.interface(netns, "10.0.0.1/24")
     topology.container(netns, "web")
@@ -284,7 +284,7 @@ def test_an_address_is_named_after_the_only_container(topology):
     assert topology.node_names(interface)["container"] == "web"
 
 
-def test_neither_of_two_containers_is_shown(topology):
+def test_an_address_of_two_containers_is_named_after_neither(topology):
     netns = topology.netns(topology.host(), "blue")
     topology.interface(netns, "10.0.0.1/24")
     topology.container(netns, "web")
@@ -338,7 +338,7 @@ def test_a_container_in_the_namespace_of_a_host_gives_no_name(topology):
     assert topology.node_names(interface) == {"name": "eth0", "host": "h1", "type": "device"}
 
 
-def test_a_container_with_two_owners_makes_both_namespaces_uncertain(topology):
+def test_neither_namespace_of_a_container_with_two_owners_is_named_after_a_container(topology):
     host = topology.host()
     first, second = topology.netns(host, "a"), topology.netns(host, "b")
     topology.interface(first, "10.0.0.1/24")
@@ -472,7 +472,7 @@ def test_the_cluster_of_the_host_distinguishes_pods_with_the_same_name(topology)
 
 
 def test_a_pod_on_another_host_is_not_the_pod_in_labels(topology):
-    """A cluster without Kubernetes probe can have a pod of the same name."""
+    """The pod in the labels can be in another cluster, which has no Kubernetes probe."""
     topology.kubernetes_node("n1", topology.host("h1"))
     topology.pod("web-1", "10.1.0.5", owners=OWNED)
     netns = topology.netns(topology.host("h2"), "blue")
@@ -499,7 +499,7 @@ def test_pods_of_too_many_clusters_are_not_found_by_name(topology, monkeypatch):
 
 
 def test_the_cluster_of_the_host_distinguishes_pods_of_a_container(topology):
-    """In all clusters, the probe links a container with the pods of its namespace and name."""
+    """The probe also adds edges from pods of other clusters if namespace and name match."""
     host = topology.host()
     _, _, interface = topology.running_pod(host, cluster="c1", owners=OWNED)
     container = topology.nodes[-1]
@@ -512,7 +512,7 @@ def test_the_cluster_of_the_host_distinguishes_pods_of_a_container(topology):
     assert "pod" not in topology.node_names(interface)
 
 
-def test_the_running_one_of_two_pods_with_the_same_name_is_used(topology):
+def test_the_running_pod_is_used_if_two_pods_have_the_same_name(topology):
     netns = topology.netns(topology.host())
     interface = topology.interface(netns, "10.0.0.1/24")
     topology.container(netns, "k8s_main_web-1_shop_uid_0")
@@ -553,19 +553,19 @@ def test_a_pending_pod_has_its_address(topology):
     assert topology.names("10.1.0.5")["pod"] == "web-1"
 
 
-def test_the_newer_of_two_pods_with_the_same_address_is_used(topology):
+def test_the_newer_pod_is_used_if_two_pods_have_the_same_address(topology):
     topology.pod("web-1", "10.1.0.5", created_at=5)
     topology.pod("web-2", "10.1.0.5", created_at=6)
     assert topology.names("10.1.0.5")["pod"] == "web-2"
 
 
-def test_pods_created_together_stay_candidates(topology):
+def test_pods_with_the_same_address_and_creation_time_are_all_candidates(topology):
     topology.pod("web-1", "10.1.0.5")
     topology.pod("web-2", "10.1.0.5")
     assert [each["pod"] for each in topology.candidates("10.1.0.5")] == ["web-1", "web-2"]
 
 
-def test_pods_of_two_clusters_stay_candidates(topology):
+def test_pods_of_two_clusters_with_the_same_address_are_all_candidates(topology):
     topology.pod("web-1", "10.1.0.5", created_at=5, cluster="c1")
     topology.pod("web-2", "10.1.0.5", created_at=6, cluster="c2")
     assert [each["pod"] for each in topology.candidates("10.1.0.5")] == ["web-1", "web-2"]
@@ -626,7 +626,7 @@ def test_a_node_in_another_cluster_does_not_determine_the_host_of_a_pod(topology
 
 
 def test_the_agent_of_nodes_with_the_same_name_in_two_clusters_is_unknown(topology):
-    """The probe links a host with all nodes that have the same name, in all clusters."""
+    """The probe adds edges from the host to the nodes of this name in all clusters."""
     host = topology.host("agent-7")
     for cluster in ("c1", "c2"):
         topology.kubernetes_node("n1", host, cluster=cluster)
@@ -636,15 +636,15 @@ def test_the_agent_of_nodes_with_the_same_name_in_two_clusters_is_unknown(topolo
     assert topology.point(interface).cluster == ""
 
 
-def test_a_kubernetes_node_with_the_name_of_a_host_is_that_host(topology):
+def test_the_node_of_a_pod_is_the_host_of_the_same_name(topology):
     topology.interface(topology.netns(topology.host("n1"), "blue"), "10.1.0.5/24")
     topology.pod("web-1", "10.1.0.5", node="n1", owners=OWNED)
     (candidate,) = topology.resolve().addresses["10.1.0.5"]
     assert (candidate.names[1], candidate.host) == ("n1", "n1")
 
 
-def test_a_kubernetes_node_with_the_name_of_another_node_is_not_that_host(topology):
-    """The host ``n1`` can be in either of two clusters, or have another name in Kubernetes."""
+def test_the_node_of_a_pod_is_not_the_host_of_the_same_name_if_edges_contradict(topology):
+    """The host has edges to nodes of two clusters, or to a node with another name."""
     host = topology.host("n1")
     interface = topology.interface(topology.netns(host, "blue"), "10.1.0.5/24")
     other = topology.interface(host, "10.1.0.1/24")
@@ -683,7 +683,7 @@ def test_a_pod_and_its_interface_are_one_candidate(topology):
     assert topology.point(interface) == PointLocation(netns["ID"], (), "h1", "c1")
 
 
-def test_an_interface_on_the_host_of_a_pod_belongs_to_the_pod(topology):
+def test_an_interface_with_the_host_and_address_of_a_pod_belongs_to_the_pod(topology):
     host = topology.host()
     topology.kubernetes_node("n1", host)
     netns = topology.netns(host, "blue")
@@ -973,11 +973,11 @@ def test_a_machine_is_not_in_the_namespace_of_its_tap(topology):
             topology.host(name), Neutron={"IPV4": ["10.9.0.1/24"]}, Libvirt=libvirt
         )
     assert {each.namespace for each in topology.resolve().addresses["10.9.0.1"]} == {""}
-    # The flow may be from a machine of either tenant on this host.
+    # Even on this host, a machine of either tenant may have sent the flow.
     assert topology.chosen("10.9.0.1", "10.9.0.2", points["h1"]) is None
 
 
-def test_all_interfaces_of_a_machine_have_its_domain(topology):
+def test_all_interfaces_of_a_machine_are_named_after_its_libvirt_domain(topology):
     host = topology.host()
     neutron = {"IPV4": ["10.9.0.1/24"]}
     libvirt = {"Domain": "instance-1"}
@@ -1021,8 +1021,8 @@ def test_labels_of_pods_come_after_the_other_names(topology):
     assert all(len(names) == len(NODE_NAMES) for names in resolution.nodes.values())
 
 
-def test_a_label_that_one_copy_lacks_is_read_from_the_other(topology):
-    """Of the two copies of a pod's labels, one lacks keys that are prefixes of other keys."""
+def test_a_label_that_one_copy_of_the_labels_lacks_is_read_from_the_other_copy(topology):
+    """Skydive stores labels twice. One copy lacks keys that are prefixes of other keys."""
     pod = topology.pod("web-1", "10.1.0.5", labels={"app": "web"})
     pod["Metadata"]["K8s"]["Labels"] = {"app": {"kubernetes": {"io/name": "shop-web"}}}
     (candidate,) = topology.resolve(k8s_labels=("app", "app.kubernetes.io/name")).addresses[
@@ -1054,7 +1054,9 @@ def two_hosts_with_one_subnet(topology):
 
 @pytest.mark.parametrize("host", ["h1", "h2"])
 @pytest.mark.parametrize("place", ["web", "veth-web", "bridge", "db"])
-def test_the_capture_point_decides_if_hosts_have_the_same_subnet(topology, host, place):
+def test_the_capture_point_determines_the_host_if_two_hosts_have_the_same_subnet(
+    topology, host, place
+):
     points = two_hosts_with_one_subnet(topology)
     names = topology.chosen("172.17.0.2", "172.17.0.3", points[host, place])
     assert names == {"name": f"web-{host}", "host": host, "container": f"web-{host}"}
@@ -1063,7 +1065,7 @@ def test_the_capture_point_decides_if_hosts_have_the_same_subnet(topology, host,
 def test_an_ambiguous_address_has_no_name_outside_of_its_subnet(topology):
     points = two_hosts_with_one_subnet(topology)
     assert topology.chosen("172.17.0.2", "198.51.100.1", points["h1", "uplink"]) is None
-    # If the capture point is in the address's own namespace, the other end does not matter.
+    # The other address does not matter if the capture point is in the address's own namespace.
     names = topology.chosen("172.17.0.2", "198.51.100.1", points["h1", "web"])
     assert names["name"] == "web-h1"
     assert topology.chosen("172.17.0.2", "172.17.0.3", None) is None
@@ -1106,7 +1108,7 @@ def test_unknown_namespaces_hosts_and_clusters_are_not_equal():
 
 
 @pytest.mark.parametrize("other", ["fd00::3", "10.0.1.3", "", "x"])
-def test_both_ends_must_be_in_the_same_subnet(topology, other):
+def test_both_addresses_of_the_flow_must_be_in_the_same_subnet(topology, other):
     for name in ("h1", "h2"):
         host = topology.host(name)
         point = topology.interface(host, f"192.0.2.{name[1]}/24")
@@ -1129,7 +1131,7 @@ def test_the_namespace_decides_for_loopback_addresses(topology):
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1", "169.254.20.10", "fe80::1"])
 def test_a_local_address_has_names_only_in_its_namespace_and_at_its_veth_peers(topology, address):
-    """Other owners of the same address may be on another link, or not in the topology."""
+    """The address can have other owners, on another link or outside the topology."""
     host = topology.host()
     inside = topology.interface(topology.netns(host, "blue"), address, node_type="veth")
     outside = topology.interface(host, node_type="veth")
@@ -1204,7 +1206,7 @@ def test_deleted_nodes_are_not_used(topology):
     assert resolution.skipped == {"deleted": 2}
 
 
-def test_edges_without_nodes_are_counted(topology):
+def test_edges_to_missing_nodes_are_counted(topology):
     interface = topology.interface(topology.host(), "10.0.0.1/24", node_type="veth")
     missing = {"ID": "missing"}
     for relation_type in graph_index.RELATION_TYPES:

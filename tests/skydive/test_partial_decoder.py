@@ -92,7 +92,7 @@ def test_optional_value_of_wrong_type_does_not_skip_the_flow(path: str, value: A
 
 @pytest.mark.parametrize("rtt", [-1_500_000, 10**22])
 def test_round_trip_time_out_of_range_is_skipped(rtt: int) -> None:
-    # The values are out of range if the agent's clock is adjusted between a packet and its reply.
+    # The time is negative if the agent's clock is set back between a packet and its reply.
     sink = Sink()
     sink.take(message(flow(Metric=METRIC | {"RTT": rtt})))
     assert (sink.skipped, sink.values_skipped) == ({}, {"Metric.RTT": 1})
@@ -121,7 +121,7 @@ def test_only_the_undecodable_optional_value_is_skipped(path: str, value: bytes)
         ("Metric.ABBytes", {}),
         ("Last", {}),
         ("NodeTID", {}),
-        # The field is required, because a label, a metric, the deduplication or a rule reads it.
+        # A label, a metric, the deduplication or a rule reads the field, so the field is required.
         ("Start", {"labels": [{"name": "begin", "path": "Start"}]}),
         ("Link", {"labels": ["vlan"]}),
         ("Link.ID", {"labels": ["vlan"], "metrics": ALL_METRICS["metrics"]}),
@@ -131,7 +131,7 @@ def test_only_the_undecodable_optional_value_is_skipped(path: str, value: bytes)
         ),
         ("Metric.ABBytes", {"metrics": ["bytes", LATEST]}),
         ("Metric.RTT", {"drop": [{"name": "slow", "Metric.RTT": "5-9"}]}),
-        # If these totals were skipped, the counters would appear to be reset.
+        # A custom counter requires its field: a skipped total would look like a reset.
         (
             "RawPacketsCaptured",
             {"metrics": [{"name": "raw", "value": "RawPacketsCaptured", "type": "counter"}]},

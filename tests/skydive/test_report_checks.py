@@ -1,6 +1,6 @@
 """Detection of lost reports in a sample of the messages, without false positives.
 
-A report has a *gap* if the totals have increased by more than its ``LastUpdateMetric``.
+A report has a *gap* if its totals have increased by more than its ``LastUpdateMetric`` shows.
 """
 
 import json
@@ -37,7 +37,7 @@ def sink() -> Sink:
 
 def take(sink: Sink, *flows: dict[str, Any]) -> None:
     message = {"Namespace": "flow", "Type": "store", "Obj": list(flows)}
-    sink.now += 1  # so slow that the limit of checked messages per second is not reached
+    sink.now += 1  # one message per second is far below the limit of checked messages
     sink.take(json.dumps(message).encode())
 
 
@@ -56,9 +56,9 @@ def closing(update: int, total: int, newest: int, **fields: Any) -> dict[str, An
 
 
 def gaps(sink: Sink) -> tuple[int, int, int]:
-    """Settle all gaps. Return the numbers of checked reports, lost reports and own gaps.
+    """Return the numbers of checked reports, lost reports, and gaps that skyfast itself caused.
 
-    Own gaps are gaps that skyfast caused itself, by skipping reports.
+    First, the clock advances so far that late reports can no longer close a gap.
     """
     sink.now += SETTLE_S
     sink.checker.tick()
@@ -128,7 +128,7 @@ def test_late_report_closes_the_gap_that_its_absence_caused(sink: Sink) -> None:
     take(sink, report(0, 10, 10))
     take(sink, report(2, 30, 10))
     sink.checker.tick()
-    sink.chance = 1.0  # the message with the late report is not in the sample
+    sink.chance = 1.0  # the sample does not contain the message with the late report
     take(sink, report(1, 20, 10))
     assert gaps(sink) == (2, 0, 0)
 
@@ -203,7 +203,7 @@ def test_flow_update_is_the_second_longest_interval_of_the_last_hour(sink: Sink)
         sink.now += UPDATE_PERIOD_S
         take(sink, report(update, 10 * (update + 1), 10))
     assert sink.stats.flow_update_s == sink.table.flow_update_s == 60.0
-    # If a clock is adjusted, a single interval between updates seems longer.
+    # A clock adjustment makes one update interval look longer.
     sink.now += UPDATE_PERIOD_S
     late = report(4, 50, 10)
     late["LastUpdateMetric"]["Start"] -= 1_800_000
@@ -243,7 +243,7 @@ def test_rate_of_checked_messages_is_limited() -> None:
     # After the first period, the probability matches the rate of 1,000 messages per second.
     later = [now for now in chosen if now >= 100.0 + RATE_PERIOD_S]
     assert len(later) == pytest.approx(50 * SAMPLES_PER_S, rel=0.1)
-    # The first burst is limited too.
+    # The limit also applies to the first second.
     first = [now for now in chosen if now < 101.0]
     assert len(first) <= MAX_SAMPLES_AT_ONCE + SAMPLES_PER_S
     assert FIRST_PROBABILITY < 1

@@ -1,6 +1,6 @@
-"""The decision when to hold (stop) the clock of the table, tested in virtual time.
+"""When skyfast holds (stops) the clock of the table.
 
-`skyfast.skydive.reporting_gap` has no clock and no socket.
+The tests use virtual time: `skyfast.skydive.reporting_gap` has no clock and no socket.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,7 +37,7 @@ class Scenario:
         self.held = False
 
     def run(self, seconds: float, *delivering: str) -> float:
-        """Let only ``delivering`` deliver for ``seconds``; return how long the clock was held."""
+        """Let only ``delivering`` deliver for ``seconds``. Return how long the clock was held."""
         before_s = self.held_s
         self.delivering = set(delivering)
         self._update()
@@ -250,7 +250,10 @@ class ReferenceModel:
     def _spent_s(
         self, calm: Sequence[bool], spent: Sequence[bool], first: int, update_s: float
     ) -> float:
-        """Return the time counted towards the limit since the last calm period of ``update_s``."""
+        """Return the time that counts towards the limit, in seconds.
+
+        The limit starts again after each calm period of ``update_s`` seconds.
+        """
         total_s = calm_s = 0.0
         for i, (is_calm, is_spent) in enumerate(zip(calm, spent, strict=True)):
             calm_s = calm_s + self._seconds(first + i) if is_calm else 0.0
@@ -287,5 +290,5 @@ def test_decisions_match_the_reference_model(
             assert held == reference.update(now_s, delivering, subscribed, update_s)
             assert bool(gap.causes) == reference.missing[-1]
             run_s = max(run_s, held_s)
-    # The limit can be exceeded by at most one step.
+    # The limit is checked once per step of the test, and a step lasts up to 75 s.
     assert run_s <= INCIDENT_UPDATES * update_s + 75

@@ -1,8 +1,8 @@
 """Detection of suspect and silent subscriptions, in a simulated cluster.
 
-The simulation runs in ticks, since `skyfast.skydive.silence` has no clock and no socket. Like
-Skydive's agents, each capture point sends its ``stats`` every 10 s, and its flows at the interval
-``flow.update``. For each message, it picks an analyzer at random.
+The simulation runs in ticks of one second: `skyfast.skydive.silence` has no clock and no socket.
+As in Skydive, each capture point sends statistics every 10 s, and flows at the interval
+``flow.update``. Each message goes to a random analyzer.
 """
 
 import json
@@ -50,10 +50,10 @@ class Point:
         self._sent = self.total
 
     def tick(self, now: int) -> tuple[bytes | None, bool]:
-        """Advance by one second; return statistics to send, or None, and whether flows are sent."""
+        """Advance by one second. Return statistics to send, or None, and whether to send flows."""
         self.total += self.packets_s
-        # Readings and reports have different tickers, so a report can miss a reading, which is then
-        # part of the next report.
+        # Different tickers trigger readings and reports, so a reading can be late for one report
+        # and become part of the next report.
         self._readings += [self.total] * self._rng.choice([0, 1, 2] if now % 7 == 0 else [1])
         statistics = None
         if (now + self.phase) % 10 == 0:
@@ -99,7 +99,7 @@ class Cluster:
         self.suspicions = 0
 
     def tick(self) -> dict[int, str]:
-        """Advance by one second; map the numbers of silent subscriptions to the reasons."""
+        """Advance by one second. Return the number of each silent subscription with the reason."""
         self.now += 1
         statistics = [0] * len(self.subscriptions)
         flows = [False] * len(self.subscriptions)
@@ -127,7 +127,7 @@ class Cluster:
         return silent
 
     def run(self, seconds: int) -> dict[int, tuple[int, str]]:
-        """Advance; map silent subscriptions to the first silent second and the reason."""
+        """Advance. Return each silent subscription with its first silent second and the reason."""
         silent: dict[int, tuple[int, str]] = {}
         for second in range(1, seconds + 1):
             for number, reason in self.tick().items():
@@ -157,7 +157,7 @@ def test_silence_is_detected_early_with_many_capture_points(analyzers: int, poin
     assert not cluster.run(100)
     cluster.mute = {0}
     last = cluster.now
-    # The suspicion must come before a connection can expire, 15 s after the last message.
+    # A connection can expire 15 s after the last message. The suspicion must come before.
     assert cluster.until_suspect(0) in (13, 14)
     silent = cluster.run(30)
     assert set(silent) == {0}
@@ -173,10 +173,7 @@ def test_silence_is_detected_early_with_many_capture_points(analyzers: int, poin
 def test_silence_is_detected_within_documented_times(
     points: int, analyzers: int, within_s: int
 ) -> None:
-    """In one run out of ten, detection may take longer.
-
-    Detection compares analyzers, and the other analyzers can receive few messages by chance.
-    """
+    """One of ten runs may take longer, if the other analyzers receive few messages by chance."""
     times = []
     for seed in range(10):
         cluster = Cluster(analyzers=analyzers, points=points, seed=seed)
@@ -213,7 +210,7 @@ def test_silence_is_detected_while_another_subscription_recovers() -> None:
 )
 def test_random_pauses_do_not_count_as_silence(points: int, analyzers: int) -> None:
     """False positives have a probability of 1e-6, so none is expected within 8,000 s."""
-    # longest_s is so large that only the probabilities decide.
+    # With this longest_s, detection depends only on the probabilities.
     cluster = Cluster(analyzers=analyzers, points=points, longest_s=10_000)
     assert not cluster.run(8_000)
     checks = 8_000 * analyzers
@@ -277,11 +274,10 @@ def test_subscription_that_never_delivered_is_not_silent() -> None:
 
 
 def test_ended_captures_lower_the_estimate_of_capture_points_but_are_not_silence() -> None:
-    """After most captures have ended, fewer reports arrive than before. This is not silence."""
     cluster = Cluster(analyzers=2, points=40)
     assert not cluster.run(300)
     del cluster.points[1:]
-    # Both subscriptions receive few messages. So a subscription without messages is not silent.
+    # Both subscriptions now receive few messages, so long pauses are normal.
     silences = 0
     for _ in range(int(WINDOW_S * WINDOWS)):
         silences += len(cluster.tick())
@@ -397,11 +393,11 @@ def count_changes(
     return activity.changes - before
 
 
-def test_growing_totals_show_packets() -> None:
+def test_growing_totals_show_that_packets_arrive() -> None:
     assert count_changes(Activity(), range(1_000_000, 1_050_000, 500)) > 90
 
 
-def test_repeated_totals_show_no_packets() -> None:
+def test_repeated_totals_do_not_show_that_packets_arrive() -> None:
     assert count_changes(Activity(), [12340] * 50) == 1
     assert count_changes(Activity(), [1000, 900, 1000, 1100, 1000, 900, 1100] * 10) == 1
 
@@ -410,7 +406,7 @@ def test_totals_of_several_capture_points_are_remembered() -> None:
     assert count_changes(Activity(), [70010, 50030, 90070] * 20, every_s=3) == 3
 
 
-def test_unusable_reports_show_no_packets() -> None:
+def test_unusable_reports_do_not_show_that_packets_arrive() -> None:
     activity = Activity()
     assert count_changes(activity, [0] * 10) == 0
     assert count_changes(activity, range(1000, 2000, 100), flows=0) == 0

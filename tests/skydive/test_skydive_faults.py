@@ -1,8 +1,8 @@
-"""The table fed by a simulated Skydive: random traffic and faults, in virtual time.
+"""A simulated Skydive feeds the table: random traffic and faults, in virtual time.
 
 Hypothesis runs a cluster of agents and analyzers (`tests.support.skydive`). All delivered messages
-go to the compiled core and to the model in plain Python. After each message, both must have the
-page that the oracle expects (`tests.support.oracle`).
+go to the compiled core and to the model in plain Python. The oracle (`tests.support.oracle`) checks
+the page of the core after each message, and the page of the model must be equal after each step.
 """
 
 import math
@@ -105,7 +105,7 @@ class Point:
 
 
 class FaultMachine(RuleBasedStateMachine):
-    """Random traffic and faults; every step handles the messages and checks the pages."""
+    """Random traffic and faults. Each step handles the delivered messages and checks the pages."""
 
     deduplicate = "none"
     captures = 1
@@ -203,7 +203,7 @@ class FaultMachine(RuleBasedStateMachine):
     # Traffic
 
     def converse(self, conversation, every_s, flags, replies):
-        """From now on, exchange packets at random intervals. All capture points see them."""
+        """Exchange packets at random intervals from now on. All capture points see them."""
 
         def exchange(flags):
             is_reply = self.cluster.random.random() < 0.2
@@ -328,8 +328,8 @@ class FaultMachine(RuleBasedStateMachine):
                 self.take(delivery)
         now = until_ms / 1000
         page = self.page_before(now)
-        # Evictions depend on the order of flows that expired in the same second. This order is
-        # undefined.
+        # With a small max_flows, the pages can differ: evictions depend on the order of flows that
+        # expired in the same second, and this order is undefined.
         if self.model.spec.max_flows == MANY:
             assert page == self.model.page(now)
 
@@ -343,7 +343,7 @@ class FaultMachine(RuleBasedStateMachine):
         self.check(self.core.page(now), delivery.flows, now)
 
     def page_before(self, now):
-        """Expire flows in the core and the model; return the core's page before the next message.
+        """Expire flows in the core and the model. Return and check the page of the core.
 
         Each flow expires as soon as it is due, because skyfast expires flows twice a second.
         """
@@ -390,7 +390,7 @@ class DeduplicatingMachine(FaultMachine):
 
 
 @pytest.mark.slow
-def test_expired_flow_that_closes_claims_its_conversation(monkeypatch):
+def test_expired_flow_is_deduplicated_when_it_closes(monkeypatch):
     """Hypothesis found this case, in which a packet was counted at two capture points."""
     monkeypatch.setattr("tests.skydive.test_skydive_faults.note", lambda text: None)
     machine = DeduplicatingMachine()
@@ -429,7 +429,7 @@ INTERRUPTIONS = ("leaves", "vanishes", "restarts", "is down")
 
 
 class MonitoredTable:
-    """A table that uses skyfast's silence detection. The conversations never pause."""
+    """A table with skyfast's silence detection, fed by conversations that never pause."""
 
     def __init__(self, seed, analyzers):
         self.cluster = cluster = Cluster(random=Random(seed))
@@ -495,7 +495,7 @@ def test_no_connection_expires_while_subscriptions_are_interrupted(seed, analyze
     monitored = MonitoredTable(seed, analyzers)
     start = len(monitored.connections)
     for how, number, phase_s in interruptions:
-        monitored.run(phase_s)  # the time since the latest update tick of all agents
+        monitored.run(phase_s)  # ``phase_s`` is the time since an update tick
         monitored.interrupt(how, pick(monitored.cluster.analyzers, number))
         monitored.run(CALM_S - phase_s)
     assert {count for _, count in monitored.connections[start:]} == {CAPTURES}

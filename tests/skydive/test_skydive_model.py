@@ -222,7 +222,7 @@ def test_order_of_simultaneous_ticks_decides_the_last_update_of_a_closing_report
     second(ms(1200))
     (closing,) = sink.take()
     # If the expiry tick comes first, the closing report repeats the first report. If the update
-    # tick comes first, this tick sets the last update to zero.
+    # tick comes first, it sets the last update to zero before the flow is closed.
     assert update_values(closing) == ((100, 0, 590, 600) if expire_first else (0, 0, 600, 1200))
 
 
@@ -484,7 +484,7 @@ def test_flows_of_a_tick_go_to_one_analyzer_and_stats_to_any_analyzer():
     assert stats.total() == 300
 
 
-def test_reports_are_dropped_without_an_analyzer():
+def test_agent_without_an_analyzer_drops_its_reports():
     cluster, agent, table, _ = make_cluster()
     traffic(cluster, agent, table, 130)
     cluster.at(50_000, cluster.analyzers[0].stop)
@@ -602,7 +602,7 @@ def test_messages_have_the_format_of_skydive():
 
 
 def receivers(cluster, until):
-    """Return pairs of subscriber and namespace for all messages received until ``until``."""
+    """Return the pairs of subscriber and namespace that receive messages until ``until`` s."""
     return {
         (delivery.subscriber.host_id, delivery.message["Namespace"])
         for delivery in cluster.run(until * 1000)
@@ -636,7 +636,7 @@ def test_leaving_subscriber_silences_all_others():
         ("skyfast", "flow"),
         ("flows", "flow"),
     }
-    # When the new subscriber to "flow" leaves, subscribers to "stats" receive nothing more, either.
+    # After the subscriber to "flow" leaves, the subscribers to "stats" receive nothing, either.
     flows.stop()
     assert receivers(cluster, 500) == set()
 
@@ -734,7 +734,8 @@ def test_full_channel_stops_udp_reader_permanently():
     cluster.at(59_000, analyzer.stall)
     cluster.at(70_000, analyzer.resume)
     deliveries = list(cluster.run(400_000))
-    # 20 flows fit in the channel; the next flow ends the reader; the kernel keeps 5 datagrams.
+    # The channel has room for 20 flows. The next flow stops the reader. Then the kernel buffers 5
+    # datagrams.
     assert analyzer.lost == {"channel": 1, "receive buffer": 4 + 5 * 30}
     assert [len(d.flows) for d in deliveries if d.flows] == [20]
     assert deliveries[-1].time_ms == 75_000, "later messages are lost, stats included"
@@ -937,7 +938,7 @@ def test_recorded_reports_obey_the_model(name):
 
 
 def layout(flow):
-    """Return pairs: the name of a field, and the names of its subfields or else its type."""
+    """Return each field with its type, or with the names of its subfields if it has any."""
     return [
         (name, tuple(value) if isinstance(value, dict) else type(value))
         for name, value in flow.items()

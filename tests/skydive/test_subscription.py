@@ -1,6 +1,6 @@
-"""Subscriptions to a fake analyzer on a real socket, with every kind of failure.
+"""Subscriptions to a fake analyzer over a real socket, including all failures.
 
-Times are shortened through `Timing`; nothing else is replaced.
+`Timing` shortens the times of the subscriptions.
 """
 
 import asyncio
@@ -311,8 +311,8 @@ async def test_failed_attempt_is_counted_logged_and_retried(
     async with subscribed(make_config(analyzer.url)) as running:
         assert running.row(analyzer).up == 0
         while True:
-            # After some faults, the analyzer still has the first subscriber, which skyfast has
-            # given up. Wait for the second subscriber.
+            # With some faults, the fake analyzer also accepts the first attempt, which skyfast
+            # gives up. Wait for the second attempt.
             remote = await analyzer.subscriber()
             if len(analyzer.upgrades) == 2:
                 break
@@ -375,7 +375,7 @@ async def test_addresses_of_a_name_are_tried_in_turn(
         (lambda remote: _do(remote.writer.close), "closed"),
         (lambda remote: remote.close(1000), "closed"),
         (lambda remote: remote.close(1001, "going away"), "closed"),
-        # The reasons would be different if skyfast had sent these codes.
+        # The analyzer sends these codes. If skyfast sends them, the reasons are different.
         (lambda remote: remote.close(1009), "closed"),
         (lambda remote: remote.close(1011), "closed"),
         (lambda remote: _cut(remote), "closed"),
@@ -421,7 +421,7 @@ async def test_reconnect_does_not_wait_for_unclosed_socket(
 ) -> None:
     async with subscribed(make_config(analyzer.url)) as running:
         remote = await running.up(analyzer)
-        remote.freeze()  # so that the analyzer does not notice the close
+        remote.freeze()  # the analyzer does not notice the close
         await remote.send_raw(b"\xff" * 100)
         start_s = time.monotonic()
         await analyzer.subscriber()
@@ -682,7 +682,7 @@ async def test_first_message_counts_as_delivery_if_subscription_ends_at_once(
         assert not running.subscriptions.delivering
 
 
-async def test_subscribed_and_delivering_analyzers_are_known() -> None:
+async def test_subscribed_and_delivering_analyzers_are_listed() -> None:
     async with FakeAnalyzer() as first, FakeAnalyzer() as second:
         config = make_config(first.url, second.url)
         async with subscribed(config) as running:
@@ -778,8 +778,8 @@ async def test_conflict_with_another_client_is_a_warning(
             (line,) = lines(caplog)
             assert "another client is subscribed with the same host_id (HTTP 409)" in line
             assert not owner.reconnects(analyzer)
-            # After the grace period, a conflict with our own earlier subscription is a warning,
-            # too.
+            # After the grace period, a conflict is a warning even if skyfast itself was the earlier
+            # subscriber.
             owner.task.cancel()
             remote = await late.up(analyzer)
             caplog.clear()
@@ -821,7 +821,7 @@ async def test_failures_are_logged_once_per_interval_with_count(
 async def test_last_log_line_shows_current_state(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All failures have the same cause and are within one interval of the log limit."""
+    """All failures have the same cause and occur within one interval of the log limit."""
     caplog.set_level(logging.INFO)
     async with subscribed(make_config(analyzer.url)) as running:
         failures = running.row(analyzer).reconnects

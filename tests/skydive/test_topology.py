@@ -38,7 +38,7 @@ from tests.support.tasks import cancelled_afterwards, until
 
 RECORDED = (RECORDINGS / "topology.json").read_bytes()
 
-# The counters of the Go connector, in the order in which the Go connector exports them.
+# The counters of the Go connector, in its order.
 NAMES = (
     "rx_bytes",
     "tx_bytes",
@@ -57,7 +57,7 @@ LABELS = ["interface_name", "host", "interface_type", "ipv4", "ipv6", "node_tid"
 
 
 class Fixture:
-    """Interfaces that are queried every 20 s, and their page as read by an independent parser."""
+    """Interfaces, and their page as an independent parser reads it."""
 
     def __init__(self, *, interval_s=20.0, connection_timeout_s=60.0, naming="compatible"):
         self.stats = TopologyStats()
@@ -213,7 +213,7 @@ def test_nodes_that_differ_in_one_label_are_all_shown(topology):
     assert topology.skipped() == {}
 
 
-# Maps the name of each family in standard naming to the field of interfaces that it shows.
+# Maps the standard name of each family to the field of Skydive that it shows.
 STANDARD = {
     "receive_bytes": "RxBytes",
     "transmit_bytes": "TxBytes",
@@ -254,7 +254,7 @@ def test_standard_names_are_valid_in_both_formats(asked_for_openmetrics):
     }
 
 
-def test_formats_only_differ_in_the_lines_that_declare_families():
+def test_formats_differ_only_in_the_lines_that_declare_families():
     topology = Fixture(naming="standard")
     topology.update(node("é"), node("eth1", tid="t2", Metric={"RxBytes": 2**63 - 1, "TxBytes": -1}))
     assert topology.skipped() == {"out_of_range": 1}
@@ -269,7 +269,7 @@ def test_formats_only_differ_in_the_lines_that_declare_families():
 
 
 @pytest.mark.parametrize("naming", ["compatible", "standard"])
-def test_openmetrics_2_only_differs_in_the_lines_that_declare_families(naming):
+def test_openmetrics_2_differs_only_in_the_lines_that_declare_families(naming):
     topology = Fixture(naming=naming)
     topology.update(node('"é"\n'), node("eth1", tid="t2"))
     text, page = (topology.interfaces.page(0.0, version, created=True) for version in (0, 2))
@@ -355,7 +355,7 @@ def test_labels_are_escaped(topology):
     ],
 )
 @pytest.mark.parametrize("field", ["Name", "Unused"])
-def test_texts_that_are_not_valid_unicode_are_shown(topology, text, shown, field):
+def test_invalid_unicode_is_replaced(topology, text, shown, field):
     answer = json.dumps([node(**{field: "?"}), node("eth1", tid="t2")]).encode()
     topology.receive(answer.replace(b"?", text), 0.0)
     name = shown if field == "Name" else "eth0"
@@ -373,7 +373,7 @@ def test_an_invalid_node_does_not_affect_others(topology, why):
     assert topology.skipped() == {"invalid": 1}
 
 
-def test_only_values_that_are_nested_too_deeply_are_lost(topology):
+def test_a_value_that_is_nested_too_deeply_does_not_affect_its_node(topology):
     deep = b"[" * 100_000 + b"]" * 100_000
     answer = json.dumps([node(Unused="?"), node("eth1", tid="t2")]).encode()
     topology.receive(answer.replace(b'"?"', deep), 0.0)
@@ -397,7 +397,7 @@ def test_the_number_of_interfaces_is_bounded(topology):
 
 
 def test_long_labels_do_not_make_the_page_too_long(topology):
-    # Each quote is escaped, so the label is twice as long on the page.
+    # A quote takes two characters on the page, because it is escaped.
     host = '"' * MAX_LABEL_CHARS
     number = MAX_LABELS_CHARS // (2 * MAX_LABEL_CHARS)
     topology.update(*(node(tid=f"t{one}", host=host) for one in range(number)), node())
@@ -590,12 +590,12 @@ async def test_names_and_interfaces_come_from_the_same_response():
             await until(lambda: poll.stats.answers >= 2)
         for request in analyzer.topology_requests:
             assert json.loads(request.body) == {"GremlinQuery": NAMED_INTERFACES.gremlin}
-        # The query for names returns further nodes, which are neither shown nor counted.
+        # The query for names also returns nodes that are not shown or counted as interfaces.
         assert poll.stats.interfaces == 1
         assert poll.stats.skipped["invalid"] == sum(poll.stats.skipped.values()) == 1
         page = poll.interfaces.page(time.monotonic()).decode()
         assert set(re.findall('node_tid="([^"]*)"', page)) == {"t1"}
-        # The second response changed no names, so it was not reported.
+        # Only the first response is reported, because the second response changed no names.
         main = threading.current_thread()
         assert poll.renamed == [
             (names.nodes, NODES, main),
@@ -822,7 +822,7 @@ async def test_a_query_to_a_name_with_several_addresses_uses_the_name():
 
 
 def bomb(size):
-    """A compressed list that contains only spaces and does not end."""
+    """Return the start of a compressed JSON list, with about ``size`` bytes of spaces."""
     packer = zlib.compressobj(9, wbits=31)
     parts = [packer.compress(b"["), *(packer.compress(b" " * (1 << 20)) for _ in range(size >> 20))]
     return b"".join(parts) + packer.flush()
@@ -858,7 +858,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 async def test_failures_are_counted_and_interfaces_stay(failure, monkeypatch, caplog):
-    """The failure is counted and logged once. Interfaces stay until the next analyzer responds."""
+    """The interfaces stay until another analyzer responds. The failure is logged once."""
     monkeypatch.setattr(topology_client, "MAX_RESPONSE_BYTES", 65_536)
     if failure == "hangs":
         monkeypatch.setattr(topology_client, "REQUEST_TIMEOUT_S", 0.3)

@@ -122,7 +122,7 @@ def test_every_field_is_decoded():
 
 
 @pytest.mark.parametrize("path", list(paths(FULL_NODE)), ids=lambda path: ".".join(map(str, path)))
-def test_only_a_field_of_the_wrong_type_is_absent(path):
+def test_a_value_of_the_wrong_type_affects_only_its_field(path):
     for value in (*OTHER_TYPES, None):
         skipped = Skipped()
         node = decode_node(changed(path, value), skipped)
@@ -130,7 +130,7 @@ def test_only_a_field_of_the_wrong_type_is_absent(path):
             assert node is None
             assert skipped[MALFORMED] == 1
             continue
-        # Some values are valid, such as objects without known fields, and labels of any type.
+        # Some replacement values are valid: a label, for example, can have any type.
         assert set(skipped) <= {WRONG_TYPE}
         if path != ("Host",):
             assert node.host == "h1"

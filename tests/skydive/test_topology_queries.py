@@ -55,7 +55,7 @@ def test_each_query_is_parsed(query):
 
 @pytest.mark.parametrize("query", list(every_query()), ids=lambda query: query.gremlin[:70])
 def test_each_query_fits_the_grammar_of_skydive(query):
-    """The pattern is the part of the grammar in ``traversal_parser.go`` that skyfast uses."""
+    """The pattern is a part of the grammar in Skydive's ``traversal_parser.go``."""
     value = r"(?:'[^'\"]*'|\d+|(?:Within|Ne|Gt)\((?:'[^'\"]*'|\d+)(?:, (?:'[^'\"]*'|\d+))*\))"
     step = rf"\.(?:Has|HasEither)\({value}(?:, {value})*\)"
     assert re.fullmatch(rf"G\.[VE]\(\){step}", query.gremlin)
@@ -144,7 +144,7 @@ def test_query_matches_the_right_nodes(query, expected):
     ],
 )
 def test_query_matches_values_of_other_types_as_in_skydive_0_28(query, element, expected):
-    """The expected results are those of Skydive itself, for a graph with this element."""
+    """The expected results are from Skydive itself, for a graph with this element."""
     assert query.matches(element) is expected
 
 
@@ -198,7 +198,7 @@ def test_queries_with_equal_arguments_are_equal():
     assert isinstance(queries.INTERFACES, Query)
 
 
-def test_the_queries_find_everything_of_a_real_topology(topology_graph):
+def test_the_queries_find_all_used_nodes_of_a_recorded_topology(topology_graph):
     nodes, edges = topology_graph
     kinds = {
         element["Metadata"]["Type"]

@@ -58,7 +58,7 @@ def test_nodes_without_id_are_all_kept(store):
     assert names(store) == ["a", "b"]
 
 
-def test_an_edge_is_kept_once_for_each_relation(store):
+def test_equal_edges_are_stored_once(store):
     store.replace(EDGES, read(EDGES, edge(), edge(), edge(relation="layer2"), edge(child="d")))
     assert len(store.graph().edges) == len(store) == 3
 
@@ -95,7 +95,7 @@ def test_interface_metrics_are_read_from_the_same_response():
         GraphReader(NAMESPACES).response()
 
 
-def test_equal_strings_are_one_object():
+def test_equal_strings_share_one_object():
     first, second = read(
         NAMESPACES, node("a", host="a host"), node("b", host="a host")
     ).elements.values()
@@ -121,7 +121,7 @@ def test_a_response_replaces_the_previous_response(store):
     nodes = (node("b", name="b", updated_at=9), node("a", name="a", updated_at=9))
     again = read(NAMESPACES, *nodes, store=store)
     assert not store.replace(NAMESPACES, again)
-    # Equal nodes stay the same objects.
+    # The store keeps the old objects of equal nodes.
     assert {id(each) for each in store.graph().nodes} == {id(each) for each in before}
     assert store.replace(NAMESPACES, read(NAMESPACES, node("a", name="a"), store=store))
     assert names(store) == ["a"]
@@ -144,7 +144,7 @@ def test_changes_are_merged_into_the_stored_elements(store, monkeypatch):
     assert len(store.differing(NAMESPACES, new)) == 2
     assert store.merge(NAMESPACES, new)
     assert names(store) == ["b", "c", "changed"]
-    # A node without an ID is not merged, because it may not be new.
+    # A node without an ID is not merged, because the store may already contain this node.
     assert not store.merge(NAMESPACES, read(NAMESPACES, node(""), store=store))
     monkeypatch.setattr(topology_store, "MAX_ELEMENTS", 3)
     assert not store.merge(NAMESPACES, read(NAMESPACES, node("d"), store=store))
@@ -156,7 +156,7 @@ def test_changes_are_merged_before_the_first_complete_response(store):
     assert len(store.graph().edges) == 1
 
 
-# Graphs that contain only some pods, and the nodes that determine the names of these pods.
+# Graphs of some pods and of the nodes that determine the names of these pods.
 
 
 def test_the_graph_of_some_pods_has_all_nodes_that_determine_their_names(store):

@@ -1,7 +1,7 @@
-"""skyfast receives messages without copies, with the same results as the websockets library.
+"""Receiving WebSocket messages without copying them.
 
-The reference is a connection of the websockets library that gets the same bytes. Tests that depend
-on sockets use real sockets, with both event loops, with and without TLS.
+A connection of the websockets library that gets the same bytes must have the same results. Tests
+with real sockets run with both event loops, with and without TLS.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ async def eventually(condition: Callable[[], bool]) -> None:
 
 
 class Transport(asyncio.Transport):
-    """A transport that writes into ``written`` and reads the data of `Wire.deliver`."""
+    """A transport without a socket: `Wire.deliver` supplies the data that the peer sends."""
 
     def __init__(self, protocol: asyncio.BaseProtocol) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Transport(asyncio.Transport):
 
 
 class Wire:
-    """A connection that has sent its request, and the other end of its transport."""
+    """A connection that has sent its handshake request, and the server at its other end."""
 
     def __init__(self, kind: type[ClientConnection], max_message_bytes: int) -> None:
         protocol = ClientProtocol(parse_uri("ws://analyzer/"), max_size=max_message_bytes)
@@ -180,7 +180,7 @@ async def receive_with_websockets(stream: bytes, *, reset: bool = False) -> Outc
 
 
 class Receiver(Wire):
-    """A wire whose connection receives messages as skyfast does."""
+    """A wire whose connection is a `WebSocketConnection` that receives messages."""
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ class Receiver(Wire):
 async def receive_with_skyfast(
     stream: bytes, cuts: Sequence[int], *, reset: bool = False
 ) -> Outcome:
-    """Receive a stream in pieces. ``cuts`` are positions in millionths of its length."""
+    """Receive a stream that is cut at the positions ``cuts``, in millionths of its length."""
     wire = Receiver()
     stream = wire.answer + stream
     started = False
@@ -336,8 +336,7 @@ def runner() -> Iterator[asyncio.Runner]:
 @given(
     pieces=STREAMS,
     cuts=CUTS | st.just(EVERYWHERE),
-    # Some sizes are smaller than a frame with its header, some are smaller than a message, and some
-    # are larger than both.
+    # From smaller than a frame with its header to larger than a whole message.
     buffer_bytes=st.sampled_from([16, 200, 40_000, BUFFER_BYTES]),
     turn_s=st.sampled_from([0.0, 10.0]),
     reset=st.booleans(),
@@ -441,7 +440,7 @@ async def test_large_buffer_is_freed_after_large_message() -> None:
     try:
         for start in range(0, 1000, 100):
             wire.deliver(data[start : start + 100])
-        # The header of a frame announces 5 MB. No memory is allocated before the data arrives.
+        # The frame header announces 5 MB, but memory is only allocated when the data arrives.
         assert tracemalloc.get_traced_memory()[1] < 5 * BUFFER_BYTES
         for start in range(1000, len(data), 1 << 20):
             wire.deliver(data[start : start + (1 << 20)])
@@ -573,7 +572,7 @@ class Receiving:
 async def raw_server(
     tls: TLS, play: Callable[[asyncio.StreamWriter, bytes], Awaitable[None]]
 ) -> AsyncIterator[str]:
-    """Yield the URL of a server. ``play`` must send its second argument, the handshake response."""
+    """Yield the URL of a server. ``play`` gets the handshake response, and must send it."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
