@@ -1,7 +1,7 @@
 """A synthetic topology of a Kubernetes cluster of realistic size.
 
-The elements are copies of recorded nodes and edges with new IDs, names and addresses. So they have
-realistic sizes and fields. The same arguments always give the same topology, except for times.
+The nodes are copies of recorded nodes with new IDs, names and addresses, so their sizes and fields
+are realistic. The same arguments always give the same topology, except for times.
 """
 
 import gzip

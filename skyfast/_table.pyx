@@ -1115,10 +1115,11 @@ cdef class Relabeling:
         keep their labels.
 
         Between two steps, the names can change and all methods of the table can be called. A step
-        uses the current names. `names` and `keys` must not use the table. If they raise an
-        exception, the exception propagates, no flow of this step has moved, and the next step tries
-        again. For an ambiguous key, `names.resolve` is called once per step for each different
-        context. Only the thread that updates may call this method.
+        uses the current names. A step looks up names in `names`, and iterates over `keys`. The code
+        of these two objects must not call the table. If this code raises an exception, the
+        exception propagates, no flow of this step has moved, and the next step tries again. For an
+        ambiguous key, `names.resolve` is called once per step for each different context. Only the
+        thread that updates may call this method.
         """
         self.table.state.wall_ms = max(wall_ms, <int64_t>0)
         return relabel_slice(

@@ -152,7 +152,8 @@ Histograms
 * A total with an invalid field is not observed. An age is the time in ``Last`` minus the time in
   another field. An age is not observed if it is negative, or if one of the two fields is 0 or
   invalid.
-* A report that is skipped for any other reason than ``late`` or ``ended`` is not observed. A view
+* A report that is skipped as ``table_full`` is only observed if the table has overflow rows. A
+  report that is skipped for any other reason except ``late`` and ``ended`` is not observed. A view
   that rejects a report does not observe the report. An observed report extends the deadline of its
   row.
 

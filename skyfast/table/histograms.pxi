@@ -352,8 +352,8 @@ cdef char *render_histograms(const TableState *table, const Family *family, cons
 
 
 cdef inline uint32_t histogram_lines(const Family *family, const View *view) noexcept nogil:
-    # The number of lines of a row. For each direction, there is a line for each bucket, including
-    # +Inf, for the sum and for the count.
+    # The number of lines of a row. Each direction has a line per bucket (including +Inf), a line
+    # with the sum, and a line with the count.
     return family.directions * (view.histograms[family.histogram].bounds + 3)
 
 

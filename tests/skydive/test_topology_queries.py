@@ -144,7 +144,7 @@ def test_query_matches_the_right_nodes(query, expected):
     ],
 )
 def test_query_matches_values_of_other_types_as_in_skydive_0_28(query, element, expected):
-    """The expected results are from Skydive itself, for a graph with this element."""
+    """Skydive 0.28 returned the expected result for a graph that contains this element."""
     assert query.matches(element) is expected
 
 

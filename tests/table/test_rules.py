@@ -1665,7 +1665,7 @@ def test_accepted_flow_that_overflowed_before_adds_its_last_update(make):
 def test_flows_beyond_max_flows_are_added_to_the_overflow_row(make):
     table = make(Spec(overflow="other", max_flows=1, views=OVERFLOW.views))
     table.report(make_flow("a1", last=1), 0)
-    # Even a new flow of an existing connection is rejected.
+    # A new flow is added to the overflow row even if its connection already exists.
     assert table.report(make_flow("b2", (10, 20, 1, 2)), 0) == "table_full"
     assert samples(table, BYTES)[OTHERS.format(">")] == "10"
     assert samples(table, BYTES)["10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"] == "100"
