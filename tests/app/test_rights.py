@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import os
 import re
 import resource
@@ -98,18 +99,18 @@ def unprivileged_files() -> list[Path]:
 
 def written_files(pid: int) -> list[str]:
     """Return the regular files that a process can write to, except its standard streams."""
-    flags = {
-        path.name: int(re.search(r"flags:\s*(\d+)", path.read_text())[1], 8)
-        for path in Path(f"/proc/{pid}/fdinfo").iterdir()
-    }
-    files = {
-        number: Path(f"/proc/{pid}/fd/{number}") for number in flags if int(number) > max(STANDARD)
-    }
-    return [
-        str(path.readlink())
-        for number, path in files.items()
-        if flags[number] & os.O_ACCMODE != os.O_RDONLY and path.is_file()
-    ]
+    process = Path(f"/proc/{pid}")
+    written = []
+    for path in (process / "fd").iterdir():
+        if int(path.name) <= max(STANDARD):
+            continue
+        # The process can close a descriptor at any time.
+        with contextlib.suppress(FileNotFoundError):
+            info = (process / "fdinfo" / path.name).read_text()
+            flags = int(re.search(r"flags:\s*(\d+)", info)[1], 8)
+            if flags & os.O_ACCMODE != os.O_RDONLY and path.is_file():
+                written.append(str(path.readlink()))
+    return written
 
 
 def status(pid: int) -> dict[str, str]:
