@@ -308,7 +308,7 @@ cdef struct View:
     TimerWheel wheel            # rows by deadline; not used in the first view
     double timeout_s
     uint32_t columns
-    uint32_t cells[MAX_VIEW_COLUMNS]     # indexes of the plan's columns
+    uint32_t plan_columns[MAX_VIEW_COLUMNS]  # indexes of the plan's columns
     uint32_t counters
     uint32_t values             # number of counters and gauges
     uint32_t sources[MAX_VIEW_VALUES]    # indexes of the plan's counters, then gauges

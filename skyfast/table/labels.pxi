@@ -24,7 +24,7 @@ cdef inline void row_key(const TableState *table, const View *view, const uint32
     # The key of a flow's row in a view. `cells` has the labels of the flow.
     cdef uint32_t i
     for i in range(view.columns):
-        key.cells[i] = cells[view.cells[i]]
+        key.cells[i] = cells[view.plan_columns[i]]
     key.hash = hash_bytes32(<const char *>key.cells, 4 * view.columns, table.seed)
 
 
@@ -38,7 +38,7 @@ cdef inline void connection_key(const TableState *table, const Labels *labels,
         row_key(table, view, labels.cells, key)
         return
     for i in range(view.columns):
-        key.cells[i] = labels.cells[view.cells[i]]
+        key.cells[i] = labels.cells[view.plan_columns[i]]
     key.hash = labels.connection_hash
 
 

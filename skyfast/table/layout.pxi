@@ -307,7 +307,7 @@ cdef int number_view(const TableState *table, View *view, declared, plan) except
         raise ValueError("a view has too many labels or values")
     view.columns = len(declared.columns)
     for j, column in enumerate(declared.columns):
-        view.cells[j] = numbers[column]
+        view.plan_columns[j] = numbers[column]
     view.values = len(kept)
     for j, source in enumerate(kept):
         view.sources[j] = source

@@ -67,7 +67,7 @@ cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cell
         return False
     old = cells_of(view, connection_at(view, number))
     for i in range(view.columns):
-        column = view.cells[i]
+        column = view.plan_columns[i]
         cells[column] = new_cells[column] if new_cells[column] else old[i]
         differs |= cells[column] != old[i]
     return differs
