@@ -628,7 +628,7 @@ cdef class _Check:
             if number not in self.strings:
                 continue
             expect(text.refs != 0, "a string in use has no references", (number,))
-            expect(text.length <= MAX_CELL, "length of a string", (number, text.length))
+            expect(text.length <= MAX_LABEL_BYTES, "length of a string", (number, text.length))
             expect(text.hash == hash_bytes32(string_bytes(text), text.length, table.seed),
                    "hash of a string", (number,))
             contents.add(string_bytes(text)[:text.length])

@@ -170,7 +170,7 @@ cdef enum:
     LIFECYCLE_FIELDS
 
 cdef enum:
-    MAX_CELL = 2 * MAX_TEXT_BYTES   # size of a label value if every byte is escaped
+    MAX_LABEL_BYTES = 2 * MAX_TEXT_BYTES   # size of a label value if every byte is escaped
     MAX_INTEGER_DIGITS = 20
     MAX_DECIMALS = 18
     MAX_FIELDS = 4 * MAX_VALUES + LIFECYCLE_FIELDS     # fields that can be omitted

@@ -73,7 +73,7 @@ cdef bint intern_labels(TableState *table, const Cell *cells, Labels *labels) no
 
 
 cdef uint32_t intern_label(TableState *table, const Cell *cell) noexcept nogil:
-    cdef char escaped[MAX_CELL]
+    cdef char escaped[MAX_LABEL_BYTES]
     cdef uint32_t length
     if likely(not cell.escapes):
         return string_intern(&table.strings, cell.text, cell.length, table.seed)

@@ -391,7 +391,7 @@ cdef size_t prepare_family(Family *family, const View *view, declared, planned, 
         literal_init(&family.literals[j], lines[0][j])
     literal_init(&family.second, lines[len(lines) - 1][view.direction_index])
     fixed = sum(len(text.encode()) for line in lines for text in line)
-    fixed += 2 * (view.columns * MAX_CELL + MAX_INTEGER_DIGITS + 2)
+    fixed += 2 * (view.columns * MAX_LABEL_BYTES + MAX_INTEGER_DIGITS + 2)
     if is_histogram:
         labelled = bool(names) or planned.direction is not None
         fixed = prepare_histogram_text(family, declared, histogram, labelled, fixed)

@@ -193,7 +193,7 @@ cdef int resolve_keys(TableState *table, Changes *changes, names, list taken) ex
 
 cdef uint32_t find_label(const TableState *table, str key) except? 0:
     # The interned string of a key, or 0.
-    cdef char escaped[MAX_CELL]
+    cdef char escaped[MAX_LABEL_BYTES]
     cdef const char *text
     cdef uint32_t length
     if read_text(<PyObject *>key, &text, &length):

@@ -297,7 +297,7 @@ cdef bint count_page_cells(TableState *table, const View *view, uint32_t column,
 cdef str cell_text(TableState *table, uint32_t cell, const uint32_t *hash):
     # The text of a label value, or None if its string has been removed. If `hash` is NULL, the
     # result can be another string that has the same number now.
-    cdef char copied[MAX_CELL]
+    cdef char copied[MAX_LABEL_BYTES]
     cdef uint32_t length
     cdef String *string
     cdef bint is_there
@@ -398,7 +398,7 @@ cdef list top_rows(TableState *table, uint32_t family, uint32_t count, const Kep
     try:
         search_init(&search, table, view, part, sets)
         top.heap = <TopRow *>allocate(count * sizeof(TopRow))
-        copies = <char *>allocate(view.columns * MAX_CELL)
+        copies = <char *>allocate(view.columns * MAX_LABEL_BYTES)
         values = <int64_t *>allocate(2 * table.family_count * sizeof(int64_t))
         with nogil:
             find_top(table, &top)
@@ -513,14 +513,14 @@ cdef tuple shown_row(TableState *table, const View *view, const TopRow *entry, c
     if is_there:
         for i in range(view.columns):
             text = cell_bytes(table, cells_of(view, row)[i], digits, &lengths[i])
-            memcpy(copies + i * MAX_CELL, text, lengths[i])
+            memcpy(copies + i * MAX_LABEL_BYTES, text, lengths[i])
         count = copy_values(table, view, row, values)
         is_shown = not are_set(&view.bounds) or reaches(view, row, &view.bounds)
     pthread_mutex_unlock(&table.lock)
     if not is_there:
         return None
     labels = [
-        unescaped(copies[i * MAX_CELL:i * MAX_CELL + lengths[i]].decode())
+        unescaped(copies[i * MAX_LABEL_BYTES:i * MAX_LABEL_BYTES + lengths[i]].decode())
         for i in range(view.columns)
     ]
     shown = [values[i] if values[i] >= 0 else None for i in range(count)]

@@ -121,7 +121,7 @@ cdef void set_fill(ValueSet *values, const char *text, size_t size, uint64_t see
     while text < end:
         stop = <const char *>memchr(text, c'\n', end - text)
         length = stop - text
-        if 0 < length <= MAX_CELL:
+        if 0 < length <= MAX_LABEL_BYTES:
             hash = hash_bytes32(text, length, seed)
             set_slot(values, text, length, hash)[0] = SearchedValue(hash, length, text)
         text = stop + 1
