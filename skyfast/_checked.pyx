@@ -486,7 +486,7 @@ cdef class _Check:
                     counts[number in self.dormant] += 1
             if number in self.dormant:
                 continue
-            for i in range(table.cells - table.columns):
+            for i in range(table.label_value_count - table.columns):
                 self.count_reference(links_of(table, flow)[table.first_key + i], "lookup's string")
         expect(len(keys) == len(self.flows), "two flows have the same key")
         expect(conversation_flows.keys() == self.conversations, "a conversation has no flows")

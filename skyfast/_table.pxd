@@ -155,7 +155,7 @@ cdef struct Conversation:
     uint32_t claimant           # row of the flow that claims the conversation, 0 or SUPERSEDED
 
 
-cdef struct Cell:
+cdef struct LabelValue:
     # A label value of a report. The value is only valid for one batch: its text is borrowed from
     # the decoded flow, or from the result of a rewrite or lookup. `text` is NULL if the value is an
     # integer.
@@ -204,7 +204,7 @@ cdef struct Report:
     int64_t update_start_ms     # start of the last update, or 0; not set if INITIAL_UNREAD
     uint64_t conversation       # hash of the conversation
     uint64_t point
-    Cell *cells                 # labels and lookup keys; owned by the batch
+    LabelValue *label_values    # labels, then strings of lookups; owned by the batch
     int64_t *last_update        # deltas of the last update, by counter; owned by the batch
     # omitted values
     bint leaves_out             # whether any value is omitted; if not, no field below is set

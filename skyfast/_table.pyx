@@ -359,10 +359,10 @@ cdef struct Batch:
     # the lock.
     Report reports[BATCH]
     uint32_t size
-    # the reports have pointers into `values`, `last_update` and `cells`
+    # the reports have pointers into `values`, `last_update` and `label_values`
     int64_t *values             # BATCH x `all_values`
     int64_t *last_update        # BATCH x the plan's counters
-    Cell *cells                 # BATCH x the plan's cells
+    LabelValue *label_values    # BATCH x the plan's label values
     FoundNames *names           # BATCH x the plan's lookups
     uint32_t *missed            # indexes in `names` of results that are used but have no row
     uint32_t missed_count
@@ -396,7 +396,8 @@ cdef struct TableState:
     uint64_t seed               # seed of all hashes except the hashes for sharding
     uint32_t counters, values   # number of counters; number of counters and gauges
     uint32_t all_values         # `values`, plus those that are only read in closing reports
-    uint32_t columns, cells     # number of labels; number of labels and strings of lookups
+    uint32_t columns            # number of labels
+    uint32_t label_value_count  # number of labels and strings of lookups
     uint32_t looked_up          # number of labels from lookups; they are the first columns
     uint32_t lookup_count
     uint32_t requirements

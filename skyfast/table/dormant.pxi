@@ -202,7 +202,7 @@ cdef int wake_labelled(TableState *table, const Report *report, uint32_t convers
     cdef Targets targets
     cdef uint32_t number, kept
     cdef int done
-    if not intern_labels(table, report.cells, &labels):
+    if not intern_labels(table, report.label_values, &labels):
         return APPLY_NO_MEMORY
     row_key(table, first, labels.cells, &key)
     number = find_row(first, &key)

@@ -140,7 +140,7 @@ cdef void make_dormant(TableState *table, Flow *flow, uint32_t number,
     if table.has_conversations:
         conversation_at(table, links[0]).flows -= 1
         conversation_at(table, links[0]).dormant += 1
-    for i in range(table.cells - table.columns):
+    for i in range(table.label_value_count - table.columns):
         string_release(&table.strings, links[table.first_key + i])
     list_dormant(table, number, now_s)
     connection.flows -= 1

@@ -49,7 +49,8 @@ cdef struct Lookup:
     PyObject *names             # owned by the plan
     bint is_dict                # items can be read with the functions for dicts
     bint has_context            # an ambiguous key has the result None, and needs context
-    uint32_t key                # cell of the key; `other` and `point` are cells of the context
+    # indexes of the key and of the two strings of the context in the label values of a report
+    uint32_t key
     uint32_t other
     uint32_t point
     uint32_t column             # the first column of the lookup; its columns are adjacent

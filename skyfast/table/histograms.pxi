@@ -134,7 +134,7 @@ cdef bint observe_dormant(TableState *table, const Report *report) noexcept nogi
         if (is_taken(table, find_conversation(table, report.conversation), report)
                 or (number and conversation_at(table, number).claimant == SUPERSEDED)):
             return True
-    if not intern_labels(table, report.cells, &labels):
+    if not intern_labels(table, report.label_values, &labels):
         return False
     done = observe_by_labels(table, report.flow, report, &labels, IGNORE_FIRST,
                              start_of_deltas(table, flow))
@@ -153,7 +153,7 @@ cdef int observe_ended(TableState *table, const Report *report) noexcept nogil:
     if (not table.events & CLOSING_OBSERVED or table.has_conversations
             or (full and not table.overflows)):
         return SKIP_ENDED
-    if not intern_labels(table, report.cells, &labels):
+    if not intern_labels(table, report.label_values, &labels):
         return APPLY_NO_MEMORY
     if not full:
         row = add_unknown_flow(table, report)

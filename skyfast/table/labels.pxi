@@ -42,7 +42,8 @@ cdef inline void connection_key(const TableState *table, const Labels *labels,
     key.hash = labels.connection_hash
 
 
-cdef bint intern_labels(TableState *table, const Cell *cells, Labels *labels) noexcept nogil:
+cdef bint intern_labels(TableState *table, const LabelValue *label_values,
+                        Labels *labels) noexcept nogil:
     # Turn the label values of a report into `labels`, which are valid until `release_interned`.
     # Strings that are added for these labels have a reference until that call. Strings that the
     # lookup step has found need no reference, because no label is removed while a batch is applied.
@@ -51,17 +52,17 @@ cdef bint intern_labels(TableState *table, const Cell *cells, Labels *labels) no
     cdef uint32_t i, length, number
     labels.interned_count = 0
     labels.connection_hash = 0
-    for i in range(table.cells):
-        if likely(cells[i].string != 0):
-            labels.cells[i] = cells[i].string | IS_STRING
+    for i in range(table.label_value_count):
+        if likely(label_values[i].string != 0):
+            labels.cells[i] = label_values[i].string | IS_STRING
             continue
-        if cells[i].text != NULL:
-            number = intern_label(table, &cells[i])
-        elif cells[i].number < <int64_t>IS_STRING:
-            labels.cells[i] = <uint32_t>cells[i].number
+        if label_values[i].text != NULL:
+            number = intern_label(table, &label_values[i])
+        elif label_values[i].number < <int64_t>IS_STRING:
+            labels.cells[i] = <uint32_t>label_values[i].number
             continue
         else:                           # an integer that does not fit into a cell is a string
-            length = <uint32_t>(put_number(digits, cells[i].number) - digits)
+            length = <uint32_t>(put_number(digits, label_values[i].number) - digits)
             number = string_intern(&table.strings, digits, length, table.seed)
         if number == 0:
             release_interned(table, labels)
@@ -72,12 +73,12 @@ cdef bint intern_labels(TableState *table, const Cell *cells, Labels *labels) no
     return True
 
 
-cdef uint32_t intern_label(TableState *table, const Cell *cell) noexcept nogil:
+cdef uint32_t intern_label(TableState *table, const LabelValue *label) noexcept nogil:
     cdef char escaped[MAX_LABEL_BYTES]
     cdef uint32_t length
-    if likely(not cell.escapes):
-        return string_intern(&table.strings, cell.text, cell.length, table.seed)
-    length = escape(cell.text, cell.length, escaped)
+    if likely(not label.escapes):
+        return string_intern(&table.strings, label.text, label.length, table.seed)
+    length = escape(label.text, label.length, escaped)
     return string_intern(&table.strings, escaped, length, table.seed)
 
 

@@ -101,20 +101,22 @@ cdef int batch_allocate(Batch *batch, const TableState *table) except -1:
     cdef uint32_t i
     batch.values = <int64_t *>allocate(BATCH * table.all_values * sizeof(int64_t))
     batch.last_update = <int64_t *>allocate(BATCH * table.counters * sizeof(int64_t))
-    batch.cells = <Cell *>allocate(BATCH * table.cells * sizeof(Cell))
+    batch.label_values = <LabelValue *>allocate(
+        BATCH * table.label_value_count * sizeof(LabelValue)
+    )
     batch.names = <FoundNames *>allocate(BATCH * table.lookup_count * sizeof(FoundNames))
     batch.missed = <uint32_t *>allocate(BATCH * table.lookup_count * sizeof(uint32_t))
     for i in range(BATCH):
         batch.reports[i].values = batch.values + i * table.all_values
         batch.reports[i].last_update = batch.last_update + i * table.counters
-        batch.reports[i].cells = batch.cells + i * table.cells
+        batch.reports[i].label_values = batch.label_values + i * table.label_value_count
     return 0
 
 
 cdef void batch_destroy(Batch *batch) noexcept nogil:
     free(batch.values)
     free(batch.last_update)
-    free(batch.cells)
+    free(batch.label_values)
     free(batch.names)
     free(batch.missed)
 
@@ -143,7 +145,7 @@ cdef int number_columns(TableState *table, plan) except -1:
     table.columns = len(plan.columns)
     if len(plan.columns) + len(key_paths(plan)) > MAX_COLUMNS:
         raise ValueError("the plan has too many labels")
-    table.cells = len(plan.columns) + len(key_paths(plan))
+    table.label_value_count = len(plan.columns) + len(key_paths(plan))
     table.looked_up = sum(column.lookup is not None for column in plan.columns)
     return 0
 
@@ -266,7 +268,7 @@ cdef int prepare_views(TableState *table, plan) except -1:
             view.link = connection_links
             connection_links += 1
     table.first_key = flow_links
-    flow_links += table.cells - table.columns
+    flow_links += table.label_value_count - table.columns
     prepare_histograms(table, plan)
     if table.events:
         table.flags_link = flow_links

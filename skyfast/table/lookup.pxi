@@ -50,24 +50,24 @@ cdef void look_up_labels(const TableState *table, Batch *batch) noexcept nogil:
     # Look up the strings of flows that are not live, and prefetch their connections.
     cdef uint32_t i, j, number
     cdef Report *report
-    cdef const Cell *cells
-    cdef const Cell *previous = NULL
+    cdef const LabelValue *label_values
+    cdef const LabelValue *previous = NULL
     cdef const Rows *rows = &table.views[0].rows
     for i in range(batch.size):
         if needs_labels(&batch.reports[i]):
-            cells = batch.reports[i].cells
-            for j in range(table.cells):
-                if cells[j].string:             # adding the flow changes `String.refs`
-                    prefetch(row_at(&table.strings, cells[j].string))
-                elif cells[j].text != NULL and not cells[j].repeats:
-                    number = bucket_of(&table.strings, cells[j].hash)[0]
+            label_values = batch.reports[i].label_values
+            for j in range(table.label_value_count):
+                if label_values[j].string:      # adding the flow changes `String.refs`
+                    prefetch(row_at(&table.strings, label_values[j].string))
+                elif label_values[j].text != NULL and not label_values[j].repeats:
+                    number = bucket_of(&table.strings, label_values[j].hash)[0]
                     if number:
                         prefetch(row_at(&table.strings, number))
     for i in range(batch.size):
         report = &batch.reports[i]
         if needs_labels(report):
-            report.connection_hash = look_up_strings(table, report.cells, previous)
-            previous = report.cells
+            report.connection_hash = look_up_strings(table, report.label_values, previous)
+            previous = report.label_values
     for i in range(batch.size):
         report = &batch.reports[i]
         if needs_labels(report) and report.connection_hash:
@@ -80,30 +80,30 @@ cdef inline bint needs_labels(const Report *report) noexcept nogil:
     return is_unknown(report) and report.skip_new == SKIP_NONE
 
 
-cdef uint32_t look_up_strings(const TableState *table, Cell *cells,
-                              const Cell *previous) noexcept nogil:
-    # Sets `string` in each cell that has none, unless the cell's text needs escapes. Returns the
-    # hash of the connection, or 0 if a label is not interned.
+cdef uint32_t look_up_strings(const TableState *table, LabelValue *label_values,
+                              const LabelValue *previous) noexcept nogil:
+    # Sets `string` in the label values that have none. Values with escapes are looked up later.
+    # Returns the hash of the connection, or 0 if a label is not interned.
     cdef uint32_t label_cells[MAX_COLUMNS]
     cdef RowKey key
     cdef uint32_t i
     cdef bint all_found = True
-    for i in range(table.cells):
-        if cells[i].string:
-            label_cells[i] = cells[i].string | IS_STRING
+    for i in range(table.label_value_count):
+        if label_values[i].string:
+            label_cells[i] = label_values[i].string | IS_STRING
             continue
-        if cells[i].text == NULL:
-            all_found &= cells[i].number < <int64_t>IS_STRING
-            label_cells[i] = <uint32_t>cells[i].number
+        if label_values[i].text == NULL:
+            all_found &= label_values[i].number < <int64_t>IS_STRING
+            label_cells[i] = <uint32_t>label_values[i].number
             continue
-        if cells[i].repeats:
-            cells[i].string = previous[i].string
-        elif not cells[i].escapes:      # escaped strings are looked up later
-            cells[i].string = string_find(
-                &table.strings, cells[i].text, cells[i].length, cells[i].hash
+        if label_values[i].repeats:
+            label_values[i].string = previous[i].string
+        elif not label_values[i].escapes:
+            label_values[i].string = string_find(
+                &table.strings, label_values[i].text, label_values[i].length, label_values[i].hash
             )
-        all_found &= cells[i].string != 0
-        label_cells[i] = cells[i].string | IS_STRING
+        all_found &= label_values[i].string != 0
+        label_cells[i] = label_values[i].string | IS_STRING
     if not all_found:
         return 0
     row_key(table, &table.views[0], label_cells, &key)

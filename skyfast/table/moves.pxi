@@ -42,7 +42,7 @@ cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32
     cdef const Move *move
     cdef const Lookup *lookup
     cdef const uint32_t *labels
-    memset(new_cells, 0, table.cells * sizeof(uint32_t))
+    memset(new_cells, 0, table.label_value_count * sizeof(uint32_t))
     while i < changes.move_count and changes.moves[i].flow == changes.moves[first].flow:
         move = &changes.moves[i]
         i += 1

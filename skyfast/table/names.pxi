@@ -30,10 +30,10 @@ cdef inline uint32_t find_interned(const TableState *table, const Lookup *lookup
 
 
 cdef void add_interned(TableState *table, const Lookup *lookup, PyObject *result,
-                       const Cell *cells) noexcept:
-    # Add a row for a valid result that has no row. `cells` has the result's labels. If memory runs
-    # out or if there are too many rows, nothing is added. The caller must hold the mutex, and also
-    # the GIL, because the row gets a reference to the result.
+                       const LabelValue *label_values) noexcept:
+    # Add a row for a valid result that has no row. `label_values` has the result's labels. If
+    # memory runs out or if there are too many rows, nothing is added. The caller must hold the
+    # mutex, and also the GIL, because the row gets a reference to the result.
     cdef uint32_t number
     cdef NamesRow *row
     if table.names.live >= MAX_NAMES or find_interned(table, lookup, result):
@@ -43,7 +43,7 @@ cdef void add_interned(TableState *table, const Lookup *lookup, PyObject *result
         return
     row = names_at(table, number)
     row.result = NULL
-    if not intern_names(table, lookup, cells, row.strings):
+    if not intern_names(table, lookup, label_values, row.strings):
         row_release(&table.names, number)
         return
     Py_INCREF(<object>result)
@@ -56,12 +56,12 @@ cdef void add_interned(TableState *table, const Lookup *lookup, PyObject *result
     wheel_file(&table.names_wheel, row.deadline_s, number, &row.wheel_next)
 
 
-cdef bint intern_names(TableState *table, const Lookup *lookup, const Cell *cells,
+cdef bint intern_names(TableState *table, const Lookup *lookup, const LabelValue *label_values,
                        uint32_t *strings) noexcept nogil:
     # Intern the labels of a lookup. Returns False if out of memory, after releasing all references.
     cdef uint32_t i
     for i in range(lookup.columns):
-        strings[i] = intern_label(table, &cells[lookup.column + i])
+        strings[i] = intern_label(table, &label_values[lookup.column + i])
         if strings[i] == 0:
             release_strings(table, strings, i)
             return False

@@ -36,7 +36,7 @@ cdef struct Changes:
     uint32_t *cells                     # interned labels of all changes
     uint32_t change_count
     uint32_t change_capacity
-    Cell *pending                       # labels that are not interned yet, of up to BATCH changes
+    LabelValue *pending                 # labels that are not interned yet, of up to BATCH changes
     uint32_t pending_count
     ChangedKey *keys                    # sorted by string
     uint32_t key_count
@@ -110,7 +110,7 @@ cdef int changes_init(const TableState *table, Changes *changes, names) except -
                 changes.indexes[position] = table.name_indexes[j]
                 changes.labels += 1
             changes.positions[j] = position
-    changes.pending = <Cell *>allocate(BATCH * changes.labels * sizeof(Cell))
+    changes.pending = <LabelValue *>allocate(BATCH * changes.labels * sizeof(LabelValue))
     return 0
 
 
@@ -207,19 +207,19 @@ cdef uint32_t find_label(const TableState *table, str key) except? 0:
 cdef uint32_t add_change(TableState *table, Changes *changes, result, list held) except? 0:
     # Add a change with the names in `result`. The labels of the change are pending until
     # `intern_pending`. Returns the change's number, or 0 if the names are invalid.
-    cdef Cell *cells
+    cdef LabelValue *label_values
     cdef uint32_t i
     if not has_names(<PyObject *>result, changes.length):
         return 0
     if changes.pending_count == BATCH:
         intern_pending(table, changes)
         held.clear()
-    cells = changes.pending + changes.pending_count * changes.labels
+    label_values = changes.pending + changes.pending_count * changes.labels
     for i in range(changes.labels):
-        if read_text(PyTuple_GET_ITEM(<PyObject *>result, changes.indexes[i]), &cells[i].text,
-                     &cells[i].length):
+        if read_text(PyTuple_GET_ITEM(<PyObject *>result, changes.indexes[i]),
+                     &label_values[i].text, &label_values[i].length):
             return 0
-        cells[i].escapes = needs_escape(cells[i].text, cells[i].length)
+        label_values[i].escapes = needs_escape(label_values[i].text, label_values[i].length)
     if not reserve(<void **>&changes.cells, changes.change_count, &changes.change_capacity,
                    changes.labels * sizeof(uint32_t)):
         raise MemoryError

@@ -91,7 +91,7 @@ cdef int read_unknown(const TableState *table, const Reader *readers, list flows
     cdef PyObject *flow
     cdef Report *report
     cdef const Reader *reader
-    cdef const Cell *previous = NULL
+    cdef const LabelValue *previous = NULL
     cdef const FoundNames *names = batch.names
     cdef bint prepared = table.shares > 1 or table.lookup_count > 0
     batch.missed_count = 0
@@ -109,7 +109,7 @@ cdef int read_unknown(const TableState *table, const Reader *readers, list flows
             else:
                 report.skip_new = APPLY_STOP
             if report.skip_new == SKIP_NONE:
-                previous = report.cells
+                previous = report.label_values
                 note_missed(table, batch, i)
         names += table.lookup_count
     return 0
@@ -246,10 +246,11 @@ cdef inline PyObject *hold(value, list held) except NULL:
     return <PyObject *>value
 
 
-cdef inline PyObject *string_of(PyObject *flow, const Reader *reader, uint32_t cell) except NULL:
+cdef inline PyObject *string_of(PyObject *flow, const Reader *reader,
+                                uint32_t column) except NULL:
     # A string that a lookup uses. If the flow lacks the part that contains the string, the string
     # is empty.
-    cdef PyObject *value = value_of(flow, &reader.columns[cell].field, reader.slots)
+    cdef PyObject *value = value_of(flow, &reader.columns[column].field, reader.slots)
     return <PyObject *>EMPTY if value == NULL else value
 
 
@@ -279,10 +280,10 @@ cdef void prefetch_names(const TableState *table, const Batch *batch, uint32_t n
 
 
 cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader, Report *report,
-                  const FoundNames *names, const Cell *previous, list held) except -1:
+                  const FoundNames *names, const LabelValue *previous, list held) except -1:
     # Read the fields that are only needed if a flow is not live. `previous` has the labels of the
     # previous flow, or is NULL.
-    cdef int error = read_labels(table, flow, reader, report.cells, names, previous, held)
+    cdef int error = read_labels(table, flow, reader, report.label_values, names, previous, held)
     if unlikely(error):
         return error
     if table.has_conversations:
@@ -298,70 +299,71 @@ cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader,
 
 
 cdef inline int read_labels(const TableState *table, PyObject *flow, const Reader *reader,
-                            Cell *cells, const FoundNames *names, const Cell *previous,
-                            list held) except -1:
+                            LabelValue *label_values, const FoundNames *names,
+                            const LabelValue *previous, list held) except -1:
     # Many flows of a message have the same protocol and interface as the previous flow. The hashes
     # of such labels are copied from `previous`.
     cdef uint32_t i
     cdef int error
     for i in range(table.looked_up, table.columns):
-        error = read_cell(table, flow, reader, i, cells, previous, held)
+        error = read_label(table, flow, reader, i, label_values, previous, held)
         if unlikely(error):
             return error
-    for i in range(table.columns, table.cells):
+    for i in range(table.columns, table.label_value_count):
         if table.key_is_column[i]:
-            cells[i] = cells[table.key_columns[i]]
+            label_values[i] = label_values[table.key_columns[i]]
             continue
-        error = read_cell(table, flow, reader, i, cells, previous, held)
+        error = read_label(table, flow, reader, i, label_values, previous, held)
         if unlikely(error):
             return error
     for i in range(table.lookup_count):
-        error = read_names(table, &table.lookups[i], &names[i], cells, previous)
+        error = read_names(table, &table.lookups[i], &names[i], label_values, previous)
         if unlikely(error):
             return error
     return SKIP_NONE
 
 
-cdef inline void hash_cell(const TableState *table, Cell *cell, const Cell *previous) noexcept:
+cdef inline void hash_label(const TableState *table, LabelValue *label,
+                            const LabelValue *previous) noexcept:
     # `previous` has the same label of the previous flow, or is NULL.
-    cell.repeats = previous != NULL and same_string(previous, cell)
-    if cell.repeats:
-        cell.escapes = previous.escapes
-        cell.hash = previous.hash
+    label.repeats = previous != NULL and same_string(previous, label)
+    if label.repeats:
+        label.escapes = previous.escapes
+        label.hash = previous.hash
     else:
-        cell.escapes = needs_escape(cell.text, cell.length)
-        cell.hash = hash_bytes32(cell.text, cell.length, table.seed)
-        prefetch(bucket_of(&table.strings, cell.hash))
+        label.escapes = needs_escape(label.text, label.length)
+        label.hash = hash_bytes32(label.text, label.length, table.seed)
+        prefetch(bucket_of(&table.strings, label.hash))
 
 
-cdef inline int read_cell(const TableState *table, PyObject *flow, const Reader *reader,
-                          uint32_t number, Cell *cells, const Cell *previous,
-                          list held) except -1:
-    cdef Cell *cell = &cells[number]
-    cdef int error = read_value(flow, &reader.columns[number], reader.slots, cell, held)
-    if error == SKIP_NONE and cell.text != NULL:
-        hash_cell(table, cell, previous + number if previous != NULL else NULL)
+cdef inline int read_label(const TableState *table, PyObject *flow, const Reader *reader,
+                           uint32_t number, LabelValue *label_values,
+                           const LabelValue *previous, list held) except -1:
+    cdef LabelValue *label = &label_values[number]
+    cdef int error = read_value(flow, &reader.columns[number], reader.slots, label, held)
+    if error == SKIP_NONE and label.text != NULL:
+        hash_label(table, label, previous + number if previous != NULL else NULL)
     return error
 
 
-cdef inline int read_value(PyObject *flow, const Column *column, bint slots, Cell *cell,
+cdef inline int read_value(PyObject *flow, const Column *column, bint slots, LabelValue *label,
                            list held) except -1:
     cdef PyObject *value = value_of(flow, &column.field, slots)
     cdef bint is_string = column.field.is_string
-    cell.string = 0
-    cell.text = NULL
+    label.string = 0
+    label.text = NULL
     if column.rewrite != NULL and value != NULL:
         value = PyObject_GetItem(column.rewrite, value)
         held.append(<object>value)
         Py_DECREF(<object>value)
         is_string = not PyLong_CheckExact(value)
     if is_string or value == NULL:          # without the part, the text is empty
-        return read_text(value, &cell.text, &cell.length)
-    return read_integer(value, &cell.number)
+        return read_text(value, &label.text, &label.length)
+    return read_integer(value, &label.number)
 
 
 cdef int read_names(const TableState *table, const Lookup *lookup, const FoundNames *names,
-                    Cell *cells, const Cell *previous) except -1:
+                    LabelValue *label_values, const LabelValue *previous) except -1:
     # Read the labels of a lookup from its result. If the labels are interned, `string` is set, and
     # `text` is NULL.
     cdef NamesRow *row
@@ -371,20 +373,20 @@ cdef int read_names(const TableState *table, const Lookup *lookup, const FoundNa
         row = names_at(table, names.row)
         row.deadline_s = max(row.deadline_s, table.views[0].deadline_s)
         for i in range(lookup.columns):
-            cells[lookup.column + i].text = NULL
-            cells[lookup.column + i].string = row.strings[i]
+            label_values[lookup.column + i].text = NULL
+            label_values[lookup.column + i].string = row.strings[i]
         return SKIP_NONE
     if unlikely(not has_names(names.result, lookup.length)):
         return SKIP_INVALID
     for i in range(lookup.column, lookup.column + lookup.columns):
         error = read_text(
             PyTuple_GET_ITEM(names.result, table.name_indexes[i]),
-            &cells[i].text, &cells[i].length,
+            &label_values[i].text, &label_values[i].length,
         )
         if unlikely(error):
             return error
-        cells[i].string = 0
-        hash_cell(table, &cells[i], previous + i if previous != NULL else NULL)
+        label_values[i].string = 0
+        hash_label(table, &label_values[i], previous + i if previous != NULL else NULL)
     return SKIP_NONE
 
 

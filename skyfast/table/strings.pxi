@@ -195,7 +195,7 @@ cdef uint32_t escape(const char *text, uint32_t length, char *out) noexcept nogi
     return <uint32_t>(out - start)
 
 
-cdef inline bint same_string(const Cell *a, const Cell *b) noexcept nogil:
+cdef inline bint same_string(const LabelValue *a, const LabelValue *b) noexcept nogil:
     return (a.text != NULL and a.length == b.length
             and memcmp(a.text, b.text, a.length) == 0)
 

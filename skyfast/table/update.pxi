@@ -60,7 +60,7 @@ cdef void intern_missed(TableState *table, const Batch *batch, int done) noexcep
         if <int>position < done and batch.reports[position].skip == SKIP_NONE:
             add_interned(
                 table, &table.lookups[number % table.lookup_count], batch.names[number].result,
-                batch.reports[position].cells,
+                batch.reports[position].label_values,
             )
     pthread_mutex_unlock(&table.lock)
 
@@ -208,7 +208,7 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
         report.initial_delta = INITIAL_TOTAL
     elif report.repeats:
         return observe_ended(table, report)
-    if not intern_labels(table, report.cells, &labels):
+    if not intern_labels(table, report.label_values, &labels):
         return APPLY_NO_MEMORY
     labels.connection_hash = report.connection_hash
     connection_key(table, &labels, &key)
@@ -385,9 +385,9 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
             conversation_at(table, links[0]).dormant -= 1
             release_conversation(table, links[0])
         links[0] = conversation
-    for i in range(table.columns, table.cells):
+    for i in range(table.columns, table.label_value_count):
         links[table.first_key + i - table.columns] = labels.cells[i] & ~IS_STRING
-    retain_cells(table, labels.cells + table.columns, table.cells - table.columns)
+    retain_cells(table, labels.cells + table.columns, table.label_value_count - table.columns)
     for i in range(table.view_count):
         view = &table.views[i]
         if i:
