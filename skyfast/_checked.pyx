@@ -516,7 +516,7 @@ cdef class _Check:
         cdef uint32_t number, link, i
         cdef Flow *flow
         cdef Connection *row
-        cdef const uint32_t *cells
+        cdef const uint32_t *label_ids
         cdef int64_t value
         for number in self.live:
             flow = <Flow *>row_at(&table.flow_rows, number)
@@ -548,13 +548,13 @@ cdef class _Check:
             expect(<uint32_t>table.next_seq - row.created_seq < <uint32_t>1 << 31,
                    "a row has a sequence number from the future",
                    (view_index, number, row.created_seq, table.next_seq))
-            cells = cells_of(view, row)
-            expect(row.hash == hash_bytes32(<const char *>cells, 4 * view.columns, table.seed),
+            label_ids = label_ids_of(view, row)
+            expect(row.hash == hash_bytes32(<const char *>label_ids, 4 * view.columns, table.seed),
                    "hash of a row's labels", (view_index, number))
-            labels.add(tuple(cells[i] for i in range(view.columns)))
+            labels.add(tuple(label_ids[i] for i in range(view.columns)))
             for i in range(view.columns):
-                if cells[i] & IS_STRING:
-                    self.count_reference(cells[i] & ~IS_STRING, "label")
+                if label_ids[i] & IS_STRING:
+                    self.count_reference(label_ids[i] & ~IS_STRING, "label")
             for i in range(view.values + view.counts_new_flows):
                 value = (<const int64_t *>(<char *>row + view.values_offset))[i]
                 expect(value >= (ABSENT if i < view.counters and table.optional[view.sources[i]]
@@ -575,7 +575,7 @@ cdef class _Check:
         cdef uint32_t i, j
         for i in range(view.histogram_count):
             histogram = &view.histograms[i]
-            expect(view.values_offset <= histogram.offset < view.cells_offset,
+            expect(view.values_offset <= histogram.offset < view.label_ids_offset,
                    "offset of a histogram", (i, histogram.offset))
             counts = counts_of(histogram, row)
             lowest = highest = 0

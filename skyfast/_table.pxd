@@ -61,7 +61,7 @@ cdef struct Rows:
 
 cdef struct String:
     # An interned string in UTF-8. Label values are stored with their escapes, as on a page. A row
-    # takes 64 bytes: one cache line. `refs` is the number of cells and keys that contain the
+    # takes 64 bytes: one cache line. `refs` is the number of label IDs and keys that contain the
     # string's number.
     uint32_t hash
     uint32_t next
@@ -125,7 +125,7 @@ cdef struct Connection:
     uint32_t links[1]           # first view: linked rows; other views: next row in wheel slot
     # The struct is followed by int64_t values[counters + gauges]. If the view counts new flows,
     # their int64_t number comes next. The row ends with an int64_t start time, the view's
-    # histograms, and uint32_t cells[columns]. The flag BACK means that the row started with the
+    # histograms, and uint32_t label_ids[columns]. The flag BACK means that the row started with the
     # counters of a removed connection. Only the first view uses this flag.
 
 
@@ -322,7 +322,7 @@ cdef struct View:
     uint32_t events
     uint32_t values_offset          # offset in a row, like the next two fields
     uint32_t start_offset
-    uint32_t cells_offset
+    uint32_t label_ids_offset
     bint identifies_connection  # whether the labels distinguish all conversations
     bint linked_from_flow       # flow rows link to this view; if not, rows of the first view do
     uint32_t link               # index of the link among the links of that row

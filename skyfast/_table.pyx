@@ -254,7 +254,7 @@ cdef extern from *:
     static const uint64_t EACH_BYTE = 0x0101010101010101;
     static const double BATCH_S = 15.0;
     """
-    const uint32_t IS_STRING        # flag of a cell that is the number of a string
+    const uint32_t IS_STRING        # flag of a label ID that is the number of a string
     const uint32_t STRING_KEY       # flag in `Flow.connection`, like the next three
     const uint32_t LABELS_KEY
     const uint32_t DORMANT

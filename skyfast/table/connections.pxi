@@ -27,8 +27,8 @@ cdef inline Connection *connection_at(const View *view, uint32_t number) noexcep
     return <Connection *>row_at(&view.rows, number)
 
 
-cdef inline uint32_t *cells_of(const View *view, Connection *row) noexcept nogil:
-    return <uint32_t *>(<char *>row + view.cells_offset)
+cdef inline uint32_t *label_ids_of(const View *view, Connection *row) noexcept nogil:
+    return <uint32_t *>(<char *>row + view.label_ids_offset)
 
 
 cdef inline int64_t *values_of(const View *view, Connection *row) noexcept nogil:
@@ -74,7 +74,7 @@ cdef uint32_t find_row(const View *view, const RowKey *key) noexcept nogil:
     while number:
         row = connection_at(view, number)
         if (row.hash == key.hash
-                and memcmp(cells_of(view, row), key.cells, 4 * view.columns) == 0):
+                and memcmp(label_ids_of(view, row), key.label_ids, 4 * view.columns) == 0):
             return number
         number = row.next
     return 0
@@ -98,20 +98,20 @@ cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept
         if table.optional[view.sources[i]]:
             sums[i] = ABSENT
     start_of(view, row)[0] = NO_START
-    memcpy(cells_of(view, row), key.cells, 4 * view.columns)
-    retain_cells(table, key.cells, view.columns)
+    memcpy(label_ids_of(view, row), key.label_ids, 4 * view.columns)
+    retain_labels(table, key.label_ids, view.columns)
     index_add(&view.rows, number)
     return number
 
 
-cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *cells,
+cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *label_ids,
                               bint *created) noexcept nogil:
     # Find or add the row for these labels, in any view except the first. If the view is full, the
     # result is the overflow row, or 0 if the table has no overflow rows. If `created` is set or the
     # table has overflow rows, 0 means out of memory.
     cdef RowKey key
     cdef uint32_t number
-    row_key(table, view, cells, &key)
+    row_key(table, view, label_ids, &key)
     number = find_row(view, &key)
     created[0] = False
     if number:
@@ -139,7 +139,7 @@ cdef void remove_row(TableState *table, View *view, uint32_t number) noexcept no
 cdef void free_row(TableState *table, View *view, uint32_t number) noexcept nogil:
     # Free a row that is no longer in the index.
     cdef Connection *row = connection_at(view, number)
-    release_cells(table, cells_of(view, row), view.columns)
+    release_labels(table, label_ids_of(view, row), view.columns)
     row.deadline_s = 0
     row_release(&view.rows, number)
 

@@ -204,9 +204,9 @@ cdef int wake_labelled(TableState *table, const Report *report, uint32_t convers
     cdef int done
     if not intern_labels(table, report.label_values, &labels):
         return APPLY_NO_MEMORY
-    row_key(table, first, labels.cells, &key)
+    row_key(table, first, labels.ids, &key)
     number = find_row(first, &key)
-    kept = 0 if number else find_kept(table, key.cells)
+    kept = 0 if number else find_kept(table, key.label_ids)
     if report.finish == CLOSING and report.repeats:
         done = wake_ended(table, report, &labels, number, kept, conversation, deltas, change)
     elif number == 0 and is_full(table, first):
@@ -307,8 +307,8 @@ cdef bint credit(TableState *table, const Report *report, uint32_t flow, const L
     cdef Targets targets
     cdef uint32_t i
     if number == 0 and kept == 0 and not first.identifies_connection and table.memory_s > 0:
-        row_key(table, first, labels.cells, &key)
-        kept = add_kept(table, key.cells, <uint32_t>floor(table.now))
+        row_key(table, first, labels.ids, &key)
+        kept = add_kept(table, key.label_ids, <uint32_t>floor(table.now))
         if kept == 0:
             return False
         flow_at(table, kept).last_ms = pack_kept(0, start_ms)
@@ -345,30 +345,30 @@ cdef bint credit(TableState *table, const Report *report, uint32_t flow, const L
 # ---------------------------------------------------------------------------------------------
 # Counters of removed connections, in flow rows whose key is a hash of the labels
 
-cdef uint32_t find_kept(const TableState *table, const uint32_t *cells) noexcept nogil:
+cdef uint32_t find_kept(const TableState *table, const uint32_t *label_ids) noexcept nogil:
     # The dormant row that keeps the counters of the connection with these labels, or 0.
     if table.kept_connections == 0:
         return 0
-    return flow_find(&table.flow_rows, labels_key(table, cells), LABELS_KEY)
+    return flow_find(&table.flow_rows, labels_key(table, label_ids), LABELS_KEY)
 
 
-cdef uint64_t labels_key(const TableState *table, const uint32_t *cells) noexcept nogil:
+cdef uint64_t labels_key(const TableState *table, const uint32_t *label_ids) noexcept nogil:
     # A hash of the label values themselves, because the numbers of strings are reused.
     cdef const String *string
     cdef uint64_t key = table.seed
     cdef uint32_t i
     for i in range(table.views[0].columns):
-        if cells[i] & IS_STRING:
-            string = <const String *>row_at(&table.strings, cells[i] & ~IS_STRING)
+        if label_ids[i] & IS_STRING:
+            string = <const String *>row_at(&table.strings, label_ids[i] & ~IS_STRING)
             key = mix64(key ^ hash_bytes(string_bytes(string), string.length, table.seed))
         else:
-            key = mix64(key + cells[i])
+            key = mix64(key + label_ids[i])
     return key
 
 
-cdef uint32_t add_kept(TableState *table, const uint32_t *cells, uint32_t now_s) noexcept nogil:
+cdef uint32_t add_kept(TableState *table, const uint32_t *label_ids, uint32_t now_s) noexcept nogil:
     # A new dormant row for the counters of the connection with these labels; 0 if out of memory.
-    cdef uint32_t number = flow_new(&table.flow_rows, labels_key(table, cells), LABELS_KEY)
+    cdef uint32_t number = flow_new(&table.flow_rows, labels_key(table, label_ids), LABELS_KEY)
     if number:
         flow_at(table, number).last_ms = 0
         if table.has_conversations:
@@ -411,7 +411,7 @@ cdef void keep_counters(TableState *table, Flow *flow, Connection *row,
         differs |= new_flows_of(first, row)[0] != 1
     if not differs or table.memory_s == 0:
         return
-    number = add_kept(table, cells_of(first, row), now_s)
+    number = add_kept(table, label_ids_of(first, row), now_s)
     if number:
         for i in range(first.counters):
             totals_of(flow_at(table, number))[first.sources[i]] = sums[i]

@@ -181,7 +181,7 @@ cdef void find_groups(TableState *table, const TopK *top, Groups *groups) noexce
 
 cdef Group *group_of(Groups *groups, const TableState *table, Connection *row) noexcept nogil:
     # The group of a row. Missing groups are created; if there is no space, the result is `other`.
-    cdef const uint32_t *cells = cells_of(groups.view, row)
+    cdef const uint32_t *label_ids = label_ids_of(groups.view, row)
     cdef char digits[2 * MAX_INTEGER_DIGITS]
     cdef const char *text
     cdef uint64_t hash = table.seed
@@ -189,7 +189,7 @@ cdef Group *group_of(Groups *groups, const TableState *table, Connection *row) n
     cdef size_t size = 0
     cdef Group *group
     for i in range(groups.column_count):
-        text = cell_bytes(table, cells[groups.columns[i]], digits, &length)
+        text = label_bytes(table, label_ids[groups.columns[i]], digits, &length)
         hash = mix64(hash_bytes(text, length, hash) + i + 1)
         size += 2 + length
     slot = hash & groups.mask
@@ -208,7 +208,7 @@ cdef Group *group_of(Groups *groups, const TableState *table, Connection *row) n
     group.text = groups.text_used
     group.text_length = size
     for i in range(groups.column_count):
-        text = cell_bytes(table, cells[groups.columns[i]], digits, &length)
+        text = label_bytes(table, label_ids[groups.columns[i]], digits, &length)
         groups.text[groups.text_used] = <char>(length & 255)
         groups.text[groups.text_used + 1] = <char>(length >> 8)
         memcpy(groups.text + groups.text_used + 2, text, length)

@@ -181,7 +181,7 @@ cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *repo
     cdef RowKey key
     cdef View *view
     cdef uint32_t i, number
-    row_key(table, &table.views[0], labels.cells, &key)
+    row_key(table, &table.views[0], labels.ids, &key)
     number = find_row(&table.views[0], &key)
     for i in range(1, table.view_count):
         view = &table.views[i]
@@ -192,7 +192,7 @@ cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *repo
         if not view.linked_from_flow and has_links(table, number):
             rows[i] = connection_at(&table.views[0], number).links[view.link]
             continue
-        rows[i] = find_or_add_row(table, view, labels.cells, &created[i])
+        rows[i] = find_or_add_row(table, view, labels.ids, &created[i])
         if rows[i] == 0 and (created[i] or table.overflows):
             while i > 1:
                 i -= 1
@@ -441,9 +441,9 @@ cdef char *render_composite(const TableState *table, const Family *family, const
 cdef inline char *put_labels(const TableState *table, const Family *family, const View *view,
                              Connection *row, uint32_t direction, char *out,
                              Piece **notes) noexcept nogil:
-    cdef const uint32_t *cells = cells_of(view, row)
+    cdef const uint32_t *label_ids = label_ids_of(view, row)
     cdef const Literal *literal
-    cdef char *cell
+    cdef char *begin
     cdef uint32_t i
     for i in range(view.columns + 1):
         literal = &family.literals[i]
@@ -451,9 +451,9 @@ cdef inline char *put_labels(const TableState *table, const Family *family, cons
             literal = &family.second
         out = put(out, literal.text, literal.length)
         if i < view.columns:
-            cell = out
-            out = put_cell(cell, cells[i], &table.strings)
-            put_note(notes, out - cell, cells[i])
+            begin = out
+            out = put_label_value(begin, label_ids[i], &table.strings)
+            put_note(notes, out - begin, label_ids[i])
     return out
 
 

@@ -1,13 +1,14 @@
-# Labels: the label values of flows, as cells. `_table.pyx` includes this file.
+# Labels: the label values of flows, as label IDs. `_table.pyx` includes this file.
 #
-# A cell is the number of an interned string (with IS_STRING) or a small integer. Updates and
-# relabeling call this code. The code changes only the table's strings, under the table's mutex.
-# `row_key` only reads, so the thread that updates may call it without the mutex, too.
+# A *label ID* is a label value in 32 bits: the number of an interned string (with IS_STRING), or a
+# small integer. Updates and relabeling call this code. This code changes only the table's strings,
+# under the table's mutex. `row_key` changes nothing, so the thread that updates may also call
+# `row_key` without the mutex.
 
 cdef struct Labels:
-    # The labels of one flow. `cells` has the cells of all columns of the plan, then the strings
-    # that lookups use.
-    uint32_t cells[MAX_COLUMNS]
+    # The labels of one flow. `ids` has the label IDs of all columns of the plan, then those of the
+    # strings that lookups use.
+    uint32_t ids[MAX_COLUMNS]
     uint32_t interned[MAX_COLUMNS]      # strings that have a reference until `release_interned`
     uint32_t interned_count
     uint32_t connection_hash            # hash of the key in the first view, 0 if not known
@@ -16,16 +17,16 @@ cdef struct Labels:
 cdef struct RowKey:
     # The key of a row in one view.
     uint32_t hash
-    uint32_t cells[MAX_VIEW_COLUMNS]
+    uint32_t label_ids[MAX_VIEW_COLUMNS]
 
 
-cdef inline void row_key(const TableState *table, const View *view, const uint32_t *cells,
+cdef inline void row_key(const TableState *table, const View *view, const uint32_t *label_ids,
                          RowKey *key) noexcept nogil:
-    # The key of a flow's row in a view. `cells` has the labels of the flow.
+    # The key of a flow's row in a view. `label_ids` has all labels of the flow.
     cdef uint32_t i
     for i in range(view.columns):
-        key.cells[i] = cells[view.plan_columns[i]]
-    key.hash = hash_bytes32(<const char *>key.cells, 4 * view.columns, table.seed)
+        key.label_ids[i] = label_ids[view.plan_columns[i]]
+    key.hash = hash_bytes32(<const char *>key.label_ids, 4 * view.columns, table.seed)
 
 
 cdef inline void connection_key(const TableState *table, const Labels *labels,
@@ -35,10 +36,10 @@ cdef inline void connection_key(const TableState *table, const Labels *labels,
     cdef const View *view = &table.views[0]
     cdef uint32_t i
     if labels.connection_hash == 0:
-        row_key(table, view, labels.cells, key)
+        row_key(table, view, labels.ids, key)
         return
     for i in range(view.columns):
-        key.cells[i] = labels.cells[view.plan_columns[i]]
+        key.label_ids[i] = labels.ids[view.plan_columns[i]]
     key.hash = labels.connection_hash
 
 
@@ -54,20 +55,20 @@ cdef bint intern_labels(TableState *table, const LabelValue *label_values,
     labels.connection_hash = 0
     for i in range(table.label_value_count):
         if likely(label_values[i].string != 0):
-            labels.cells[i] = label_values[i].string | IS_STRING
+            labels.ids[i] = label_values[i].string | IS_STRING
             continue
         if label_values[i].text != NULL:
             number = intern_label(table, &label_values[i])
         elif label_values[i].number < <int64_t>IS_STRING:
-            labels.cells[i] = <uint32_t>label_values[i].number
+            labels.ids[i] = <uint32_t>label_values[i].number
             continue
-        else:                           # an integer that does not fit into a cell is a string
+        else:                           # an integer that is too large for a label ID
             length = <uint32_t>(put_number(digits, label_values[i].number) - digits)
             number = string_intern(&table.strings, digits, length, table.seed)
         if number == 0:
             release_interned(table, labels)
             return False
-        labels.cells[i] = number | IS_STRING
+        labels.ids[i] = number | IS_STRING
         labels.interned[labels.interned_count] = number
         labels.interned_count += 1
     return True
@@ -88,16 +89,17 @@ cdef void release_interned(TableState *table, const Labels *labels) noexcept nog
         string_release(&table.strings, labels.interned[i])
 
 
-cdef inline void retain_cells(TableState *table, const uint32_t *cells,
-                              uint32_t count) noexcept nogil:
+cdef inline void retain_labels(TableState *table, const uint32_t *label_ids,
+                               uint32_t count) noexcept nogil:
     cdef uint32_t i
     for i in range(count):
-        if cells[i] & IS_STRING:
-            (<String *>row_at(&table.strings, cells[i] & ~IS_STRING)).refs += 1
+        if label_ids[i] & IS_STRING:
+            (<String *>row_at(&table.strings, label_ids[i] & ~IS_STRING)).refs += 1
 
 
-cdef void release_cells(TableState *table, const uint32_t *cells, uint32_t count) noexcept nogil:
+cdef void release_labels(TableState *table, const uint32_t *label_ids,
+                         uint32_t count) noexcept nogil:
     cdef uint32_t i
     for i in range(count):
-        if cells[i] & IS_STRING:
-            string_release(&table.strings, cells[i] & ~IS_STRING)
+        if label_ids[i] & IS_STRING:
+            string_release(&table.strings, label_ids[i] & ~IS_STRING)

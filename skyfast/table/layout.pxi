@@ -249,7 +249,7 @@ cdef list number_fields(TableState *table, plan):
 
 cdef int prepare_views(TableState *table, plan) except -1:
     # Initialize the views with their rows, and the rows of flows and conversations.
-    cdef uint32_t i, connection_links = 0
+    cdef uint32_t i, stride, connection_links = 0
     cdef uint32_t flow_links = 1 if table.has_conversations else 0
     cdef View *view
     first = set(plan.views[0].columns)
@@ -286,9 +286,10 @@ cdef int prepare_views(TableState *table, plan) except -1:
         if i == 0 and connection_links > 1:
             view.values_offset = (sizeof(Connection) + 4 * (connection_links - 1) + 7) & ~7
         view.start_offset = view.values_offset + 8 * (view.values + view.counts_new_flows)
-        view.cells_offset = view.start_offset + sizeof(int64_t)
-        view.cells_offset += place_histograms(view, view.cells_offset)
-        if not rows_init(&view.rows, &table.arena, (view.cells_offset + 4 * view.columns + 7) & ~7):
+        view.label_ids_offset = view.start_offset + sizeof(int64_t)
+        view.label_ids_offset += place_histograms(view, view.label_ids_offset)
+        stride = (view.label_ids_offset + 4 * view.columns + 7) & ~7
+        if not rows_init(&view.rows, &table.arena, stride):
             raise MemoryError
     return 0
 
@@ -325,8 +326,9 @@ cdef int number_view(const TableState *table, View *view, declared, plan) except
 
 
 # ---------------------------------------------------------------------------------------------
-# Locations of values in lines: each line is literal, cell, literal, cell, …, literal, value. The
-# direction is in one of the literals. The lines of the two directions only differ in this literal.
+# Locations of values in lines. In a line, each label value follows a literal, and the sample's
+# value follows the last literal. The direction is in one of the literals. The lines of the two
+# directions differ only in this literal.
 
 cdef int prepare_families(TableState *table, plan) except -1:
     cdef uint32_t i, histogram

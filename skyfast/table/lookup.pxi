@@ -84,17 +84,17 @@ cdef uint32_t look_up_strings(const TableState *table, LabelValue *label_values,
                               const LabelValue *previous) noexcept nogil:
     # Sets `string` in the label values that have none. Values with escapes are looked up later.
     # Returns the hash of the connection, or 0 if a label is not interned.
-    cdef uint32_t label_cells[MAX_COLUMNS]
+    cdef uint32_t label_ids[MAX_COLUMNS]
     cdef RowKey key
     cdef uint32_t i
     cdef bint all_found = True
     for i in range(table.label_value_count):
         if label_values[i].string:
-            label_cells[i] = label_values[i].string | IS_STRING
+            label_ids[i] = label_values[i].string | IS_STRING
             continue
         if label_values[i].text == NULL:
             all_found &= label_values[i].number < <int64_t>IS_STRING
-            label_cells[i] = <uint32_t>label_values[i].number
+            label_ids[i] = <uint32_t>label_values[i].number
             continue
         if label_values[i].repeats:
             label_values[i].string = previous[i].string
@@ -103,9 +103,9 @@ cdef uint32_t look_up_strings(const TableState *table, LabelValue *label_values,
                 &table.strings, label_values[i].text, label_values[i].length, label_values[i].hash
             )
         all_found &= label_values[i].string != 0
-        label_cells[i] = label_values[i].string | IS_STRING
+        label_ids[i] = label_values[i].string | IS_STRING
     if not all_found:
         return 0
-    row_key(table, &table.views[0], label_cells, &key)
+    row_key(table, &table.views[0], label_ids, &key)
     prefetch(bucket_of(&table.views[0].rows, key.hash))
     return key.hash

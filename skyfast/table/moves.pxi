@@ -6,7 +6,7 @@
 cdef bint apply_moves(TableState *table, const Changes *changes) noexcept nogil:
     # Move the flows. False if out of memory. All flows are detached before the first flow is
     # attached, so that the order of the flows has no effect.
-    cdef uint32_t new_cells[MAX_COLUMNS]
+    cdef uint32_t new_label_ids[MAX_COLUMNS]
     cdef uint32_t *emptied
     cdef uint32_t i, flow, number, emptied_count = 0
     cdef bint done = True
@@ -16,16 +16,16 @@ cdef bint apply_moves(TableState *table, const Changes *changes) noexcept nogil:
     i = 0
     while i < changes.move_count:
         flow = changes.moves[i].flow
-        i = read_moves(table, changes, i, new_cells)
-        number = detach(table, flow_at(table, flow), new_cells)
+        i = read_moves(table, changes, i, new_label_ids)
+        number = detach(table, flow_at(table, flow), new_label_ids)
         if number:
             emptied[emptied_count] = number
             emptied_count += 1
     i = 0
     while i < changes.move_count:
         flow = changes.moves[i].flow
-        i = read_moves(table, changes, i, new_cells)
-        done &= attach(table, flow_at(table, flow), new_cells)
+        i = read_moves(table, changes, i, new_label_ids)
+        done &= attach(table, flow_at(table, flow), new_label_ids)
     for i in range(emptied_count):
         if flows_of(connection_at(&table.views[0], emptied[i])) == 0:
             free_row(table, &table.views[0], emptied[i])
@@ -35,29 +35,29 @@ cdef bint apply_moves(TableState *table, const Changes *changes) noexcept nogil:
 
 
 cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32_t first,
-                         uint32_t *new_cells) noexcept nogil:
-    # Set a flow's new labels, by column. The cell of a label that does not change is 0. `first` is
-    # the index of the flow's first move. Returns the index of the next flow's first move.
+                         uint32_t *new_label_ids) noexcept nogil:
+    # Set a flow's new labels, by column. If a label does not change, its entry is 0. `first` is the
+    # index of the flow's first move. Returns the index of the next flow's first move.
     cdef uint32_t i = first, j
     cdef const Move *move
     cdef const Lookup *lookup
     cdef const uint32_t *labels
-    memset(new_cells, 0, table.label_value_count * sizeof(uint32_t))
+    memset(new_label_ids, 0, table.label_value_count * sizeof(uint32_t))
     while i < changes.move_count and changes.moves[i].flow == changes.moves[first].flow:
         move = &changes.moves[i]
         i += 1
         if move.change == 0:
             continue
         lookup = &table.lookups[move.lookup]
-        labels = changes.cells + (move.change - 1) * changes.labels
+        labels = changes.label_ids + (move.change - 1) * changes.labels
         for j in range(lookup.column, lookup.column + lookup.columns):
-            new_cells[j] = labels[changes.positions[j]]
+            new_label_ids[j] = labels[changes.positions[j]]
     return i
 
 
-cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cells,
-                     uint32_t *cells) noexcept nogil:
-    # Set `cells` to the labels that a flow in row `number` gets, for the columns of the view.
+cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_label_ids,
+                     uint32_t *label_ids) noexcept nogil:
+    # Set `label_ids` to the labels that a flow in row `number` gets, for the columns of the view.
     # Returns whether any label changes. If there is no row, or if the row is the overflow row, no
     # label changes.
     cdef const uint32_t *old
@@ -65,30 +65,30 @@ cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_cell
     cdef bint differs = False
     if number == 0 or number == view.other:
         return False
-    old = cells_of(view, connection_at(view, number))
+    old = label_ids_of(view, connection_at(view, number))
     for i in range(view.columns):
         column = view.plan_columns[i]
-        cells[column] = new_cells[column] if new_cells[column] else old[i]
-        differs |= cells[column] != old[i]
+        label_ids[column] = new_label_ids[column] if new_label_ids[column] else old[i]
+        differs |= label_ids[column] != old[i]
     return differs
 
 
-cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_cells) noexcept nogil:
+cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_label_ids) noexcept nogil:
     # Detach a flow from those of its rows whose labels change. Returns the row of the first view if
     # this row has no flows left, otherwise 0. Such a row is removed from the index, so that other
     # flows do not find it.
-    cdef uint32_t cells[MAX_COLUMNS]
+    cdef uint32_t label_ids[MAX_COLUMNS]
     cdef uint32_t row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], row)
     cdef const View *view
     cdef uint32_t i, number
     cdef bint moves
-    moves = relabelled(&table.views[0], row, new_cells, cells)
+    moves = relabelled(&table.views[0], row, new_label_ids, label_ids)
     for i in range(1, table.view_count):
         view = &table.views[i]
         number = link_of(table, view, flow, connection)[0]
         if number and (
-            relabelled(view, number, new_cells, cells) if view.linked_from_flow else moves
+            relabelled(view, number, new_label_ids, label_ids) if view.linked_from_flow else moves
         ):
             connection_at(view, number).flows -= 1
     if not moves:
@@ -100,10 +100,10 @@ cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_cells) n
     return row
 
 
-cdef bint attach(TableState *table, Flow *flow, const uint32_t *new_cells) noexcept nogil:
+cdef bint attach(TableState *table, Flow *flow, const uint32_t *new_label_ids) noexcept nogil:
     # Attach a flow to the rows with its new labels. False if out of memory: then the flow keeps its
     # old labels in some views.
-    cdef uint32_t cells[MAX_COLUMNS]
+    cdef uint32_t label_ids[MAX_COLUMNS]
     cdef View *view
     cdef uint32_t *link
     cdef Connection *old = connection_at(&table.views[0], flow.connection & ROW)
@@ -113,18 +113,18 @@ cdef bint attach(TableState *table, Flow *flow, const uint32_t *new_cells) noexc
         view = &table.views[i]
         if view.linked_from_flow:
             link = link_of(table, view, flow, old)
-            if relabelled(view, link[0], new_cells, cells):
-                done &= move_link(table, view, link, flow, cells)
+            if relabelled(view, link[0], new_label_ids, label_ids):
+                done &= move_link(table, view, link, flow, label_ids)
                 count_flow(table, view, link[0], flow)
-    if relabelled(&table.views[0], flow.connection & ROW, new_cells, cells):
-        done &= move_connection(table, flow, new_cells, cells)
+    if relabelled(&table.views[0], flow.connection & ROW, new_label_ids, label_ids):
+        done &= move_connection(table, flow, new_label_ids, label_ids)
     return done
 
 
-cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_cells,
-                          uint32_t *cells) noexcept nogil:
-    # Move a flow to the row of the first view with the labels in `cells`, and to the rows that this
-    # row links to.
+cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_label_ids,
+                          uint32_t *label_ids) noexcept nogil:
+    # Move a flow to the row of the first view with the labels in `label_ids`, and to the rows that
+    # this row links to.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
@@ -136,7 +136,7 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_cel
     cdef bint created = False
     cdef bint links_are_set         # whether the links to the rows of other views are set
     cdef bint done = True
-    row_key(table, first, cells, &key)
+    row_key(table, first, label_ids, &key)
     number = find_row(first, &key)
     links_are_set = has_links(table, number)
     if number == 0:
@@ -149,7 +149,7 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_cel
     connection = connection_at(first, number)
     if created:
         table.connections_created += 1
-        kept = find_kept(table, key.cells)
+        kept = find_kept(table, key.label_ids)
         if kept:
             restore_kept(table, kept, connection)
     for i in range(1, table.view_count):
@@ -158,8 +158,8 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_cel
             link = link_of(table, view, flow, connection)
             if not links_are_set:
                 link[0] = link_of(table, view, flow, old)[0]
-                if relabelled(view, link[0], new_cells, cells):
-                    done &= move_link(table, view, link, flow, cells)
+                if relabelled(view, link[0], new_label_ids, label_ids):
+                    done &= move_link(table, view, link, flow, label_ids)
             if link[0]:
                 count_flow(table, view, link[0], flow)
     flow.connection = flow.connection & ~ROW | number
@@ -174,7 +174,7 @@ cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
     cdef RowKey key
     cdef uint32_t existing
     key.hash = row.hash
-    memcpy(key.cells, cells_of(first, row), 4 * first.columns)
+    memcpy(key.label_ids, label_ids_of(first, row), 4 * first.columns)
     existing = find_row(first, &key)
     if existing:
         return existing
@@ -183,12 +183,12 @@ cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
 
 
 cdef bint move_link(TableState *table, View *view, uint32_t *link, const Flow *flow,
-                    const uint32_t *cells) noexcept nogil:
+                    const uint32_t *label_ids) noexcept nogil:
     # Link to the row with these labels, in any view except the first. If out of memory, the link
     # does not change.
     cdef RowKey key
     cdef uint32_t number
-    row_key(table, view, cells, &key)
+    row_key(table, view, label_ids, &key)
     number = find_row(view, &key)
     if number == 0:
         number = add_row(table, view, &key)

@@ -16,8 +16,8 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
     if string == 0:
         return 0
     for i in range(view.columns):
-        key.cells[i] = string | IS_STRING
-    key.hash = hash_bytes32(<const char *>key.cells, 4 * view.columns, table.seed)
+        key.label_ids[i] = string | IS_STRING
+    key.hash = hash_bytes32(<const char *>key.label_ids, 4 * view.columns, table.seed)
     view.other = find_row(view, &key)       # exists if a flow has these label values
     if view.other == 0:
         view.other = add_row(table, view, &key)
@@ -77,7 +77,7 @@ cdef int add_to_overflow(TableState *table, const Report *report, const Labels *
         if i == 0:
             rows[i] = overflow_row(table, view)
         else:
-            rows[i] = find_or_add_row(table, view, labels.cells, &created)
+            rows[i] = find_or_add_row(table, view, labels.ids, &created)
         if rows[i] == 0:
             return APPLY_NO_MEMORY
         if created:

@@ -15,8 +15,8 @@
 # * The head of a family has one note: its length, and its family's number as the source.
 # * The lines of a row begin with a note whose length is packed from three lengths: those of the
 #   first value, the second value, and the start time. A value that has no line, and a start time
-#   that is unknown, have the length 0. One note for each label value follows, with the cell as its
-#   source.
+#   that is unknown, have the length 0. One note for each label value follows, with the label ID as
+#   its source.
 # * A histogram begins with a note that has the length of its start time, or 0. One note for each
 #   label value follows, then one note for each number.
 

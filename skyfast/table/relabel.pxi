@@ -33,7 +33,7 @@ cdef struct Changes:
     uint32_t labels                     # number of labels per change
     uint32_t positions[MAX_COLUMNS]     # per column: position of its label in a change
     Py_ssize_t length                   # minimum length of a result
-    uint32_t *cells                     # interned labels of all changes
+    uint32_t *label_ids                 # interned labels of all changes
     uint32_t change_count
     uint32_t change_capacity
     LabelValue *pending                 # labels that are not interned yet, of up to BATCH changes
@@ -118,10 +118,10 @@ cdef int changes_destroy(TableState *table, Changes *changes) except -1:
     cdef uint32_t i
     lock_first(table)
     for i in range(changes.change_count * changes.labels):
-        if changes.cells[i]:
-            string_release(&table.strings, changes.cells[i] & ~IS_STRING)
+        if changes.label_ids[i]:
+            string_release(&table.strings, changes.label_ids[i] & ~IS_STRING)
     pthread_mutex_unlock(&table.lock)
-    free(changes.cells)
+    free(changes.label_ids)
     free(changes.pending)
     free(changes.keys)
     free(changes.moves)
@@ -220,10 +220,10 @@ cdef uint32_t add_change(TableState *table, Changes *changes, result, list held)
                      &label_values[i].text, &label_values[i].length):
             return 0
         label_values[i].escapes = needs_escape(label_values[i].text, label_values[i].length)
-    if not reserve(<void **>&changes.cells, changes.change_count, &changes.change_capacity,
+    if not reserve(<void **>&changes.label_ids, changes.change_count, &changes.change_capacity,
                    changes.labels * sizeof(uint32_t)):
         raise MemoryError
-    memset(changes.cells + changes.change_count * changes.labels, 0,
+    memset(changes.label_ids + changes.change_count * changes.labels, 0,
            changes.labels * sizeof(uint32_t))
     held.append(result)
     changes.pending_count += 1
@@ -234,7 +234,7 @@ cdef uint32_t add_change(TableState *table, Changes *changes, result, list held)
 cdef int intern_pending(TableState *table, Changes *changes) except -1:
     cdef uint32_t i, string
     cdef uint32_t count = changes.pending_count * changes.labels
-    cdef uint32_t *cells = changes.cells + changes.change_count * changes.labels - count
+    cdef uint32_t *label_ids = changes.label_ids + changes.change_count * changes.labels - count
     cdef bint done = True
     if count == 0:
         return 0
@@ -244,7 +244,7 @@ cdef int intern_pending(TableState *table, Changes *changes) except -1:
         if string == 0:
             done = False
             break
-        cells[i] = string | IS_STRING
+        label_ids[i] = string | IS_STRING
     pthread_mutex_unlock(&table.lock)
     changes.pending_count = 0
     if not done:

@@ -182,12 +182,12 @@ cdef inline void prefetch_rows(const TableState *table, const View *view, uint32
 
 cdef inline void prefetch_strings(const TableState *table, const View *view,
                                   Connection *row) noexcept nogil:
-    cdef const uint32_t *cells = cells_of(view, row)
+    cdef const uint32_t *label_ids = label_ids_of(view, row)
     cdef uint32_t i
     if row.deadline_s:
         for i in range(view.columns):
-            if cells[i] & IS_STRING:
-                prefetch(row_at(&table.strings, cells[i] & ~IS_STRING))
+            if label_ids[i] & IS_STRING:
+                prefetch(row_at(&table.strings, label_ids[i] & ~IS_STRING))
 
 
 cdef inline int64_t series_value(const Family *family, const View *view, Connection *row,
@@ -202,7 +202,7 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
                                     Lines *lines) noexcept nogil:
     # The labels are written once: the line of the second direction is a copy of the first line with
     # another direction.
-    cdef const uint32_t *cells = cells_of(view, row)
+    cdef const uint32_t *label_ids = label_ids_of(view, row)
     cdef const Literal *literals = family.literals
     cdef int64_t value = series_value(family, view, row, 0)
     cdef int64_t second = family.absent
@@ -210,7 +210,7 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
     cdef char *direction = out
     cdef char *rest
     cdef char *line
-    cdef char *cell
+    cdef char *begin
     cdef Piece *note = NULL
     cdef StartText time
     cdef uint32_t i
@@ -224,27 +224,27 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
     for i in range(view.columns):
         if i == view.direction_index:
             direction = out
-        cell = put(out, literals[i].text, literals[i].length)
-        out = put_cell(cell, cells[i], &table.strings)
+        begin = put(out, literals[i].text, literals[i].length)
+        out = put_label_value(begin, label_ids[i], &table.strings)
         if Lines is not PlainLines:
             if Lines is NotedLines or note != NULL:
                 note += 1
-                note[0] = Piece(length=<uint32_t>(out - cell), source=cells[i])
+                note[0] = Piece(length=<uint32_t>(out - begin), source=label_ids[i])
     if view.direction_index == view.columns:
         direction = out
     out = put(out, literals[view.columns].text, literals[view.columns].length)
     rest = direction + literals[view.direction_index].length
     before = direction - start
     after = out - rest
-    cell = out
-    out = put_value(cell, max(value, <int64_t>0), family.decimals)
+    begin = out
+    out = put_value(begin, max(value, <int64_t>0), family.decimals)
     if Lines is not PlainLines:
         if Lines is NotedLines or note != NULL:
-            lines.note[0] = Piece(length=<uint32_t>(out - cell), source=0)
+            lines.note[0] = Piece(length=<uint32_t>(out - begin), source=0)
     if Lines is TimedLines:
         put_start_text(&time, start_of(view, row)[0])
         if time.length:
-            out = put_start(family, lines.starts, start, cell, out, &time)
+            out = put_start(family, lines.starts, start, begin, out, &time)
             if note != NULL:
                 lines.note.length |= time.length << TIME_SHIFT
     if second > family.absent:
@@ -252,14 +252,14 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
         memcpy(line, start, before)
         out = put(line + before, family.second.text, family.second.length)
         memcpy(out, rest, after)
-        cell = out + after
-        out = put_value(cell, second, family.decimals)
+        begin = out + after
+        out = put_value(begin, second, family.decimals)
         if Lines is not PlainLines:
             if Lines is NotedLines or note != NULL:
-                lines.note.length |= <uint32_t>(out - cell) << SECOND_SHIFT
+                lines.note.length |= <uint32_t>(out - begin) << SECOND_SHIFT
         if Lines is TimedLines:
             if time.length:
-                out = put_start(family, lines.starts, line, cell, out, &time)
+                out = put_start(family, lines.starts, line, begin, out, &time)
         if unlikely(value <= family.absent):    # the first direction has no line
             memmove(start, line, out - line)
             out = start + (out - line)
@@ -368,16 +368,18 @@ cdef inline uint32_t part_of(const TableState *table, const View *view, Connecti
     # table are not used, because they differ between processes. This function is called for every
     # row of a view, so it must be fast. Each step multiplies only once. The hash of a value does
     # not depend on other values, so the processor can compute several hashes at once.
-    cdef const uint32_t *cells = cells_of(view, row)
+    cdef const uint32_t *label_ids = label_ids_of(view, row)
+    cdef const String *string
     cdef uint64_t total = 0
     cdef uint64_t seed = 0
     cdef uint32_t i
     for i in range(view.columns):
         seed += PART_SEED
-        if cells[i] & IS_STRING:
-            total += part_hash(<const String *>row_at(&table.strings, cells[i] & ~IS_STRING), seed)
+        if label_ids[i] & IS_STRING:
+            string = <const String *>row_at(&table.strings, label_ids[i] & ~IS_STRING)
+            total += part_hash(string, seed)
         else:
-            total += part_step(seed, cells[i])
+            total += part_step(seed, label_ids[i])
     return <uint32_t>((mix64(total) >> 32) * parts >> 32)
 
 

@@ -104,22 +104,22 @@ cdef void count_values(TableState *table, uint32_t strings, size_t words, uint64
         for number in range(scan.start, scan.stop):
             row = scan_row(view, number)
             if row.deadline_s != 0:
-                mark_values(view, cells_of(view, row), strings, words, seen, counts)
+                mark_values(view, label_ids_of(view, row), strings, words, seen, counts)
 
 
-cdef inline void mark_values(const View *view, const uint32_t *cells, uint32_t strings,
+cdef inline void mark_values(const View *view, const uint32_t *label_ids, uint32_t strings,
                              size_t words, uint64_t *seen, uint64_t *counts) noexcept nogil:
     cdef uint32_t i, mark
     cdef uint64_t *word
     cdef uint64_t bit
     for i in range(view.columns):
-        if likely(cells[i] & IS_STRING):
-            mark = cells[i] & ~IS_STRING
+        if likely(label_ids[i] & IS_STRING):
+            mark = label_ids[i] & ~IS_STRING
             if unlikely(mark >= strings):   # interned after the scan began
                 continue
             mark += 1 << 16
         else:
-            mark = cells[i] & 0xFFFF
+            mark = label_ids[i] & 0xFFFF
         word = &seen[i * words + mark / 64]
         bit = <uint64_t>1 << mark % 64
         counts[i] += not word[0] & bit
@@ -134,7 +134,7 @@ cdef struct LabelScan:
     uint64_t *spare             # spare array of the samples: see `sample_thin`
     int32_t without             # number of the label that `combinations` ignores, or -1
     Counter combinations
-    uint32_t *cells             # copies of the cells of a slice's rows
+    uint32_t *ids               # copies of the label IDs of a slice's rows
     uint32_t rows
 
 
@@ -151,11 +151,11 @@ cdef tuple label_frequencies(TableState *table, tuple names, uint32_t view, uint
     labels.without = without
     try:
         labels.spare = <uint64_t *>allocate(size)
-        labels.cells = <uint32_t *>allocate(RENDER_ROWS * columns * sizeof(uint32_t))
+        labels.ids = <uint32_t *>allocate(RENDER_ROWS * columns * sizeof(uint32_t))
         for i in range(columns):
             labels.remaining[i].keys = <uint64_t *>allocate(size)
         with nogil:
-            enough = count_cells(table, &labels)
+            enough = count_labels(table, &labels)
         if not enough:
             raise MemoryError
         values = {}
@@ -172,12 +172,13 @@ cdef tuple label_frequencies(TableState *table, tuple names, uint32_t view, uint
             free(labels.remaining[i].keys)
         counter_destroy(&labels.combinations)
         free(labels.spare)
-        free(labels.cells)
+        free(labels.ids)
 
 
-cdef bint count_cells(TableState *table, LabelScan *labels) noexcept nogil:
-    # Count the rows of a view by the value of each label. The cells of each slice are copied, and
-    # counted without the lock, because growing a `Counter` takes long. False if out of memory.
+cdef bint count_labels(TableState *table, LabelScan *labels) noexcept nogil:
+    # Count the rows of a view by the value of each label. The label IDs of each slice are
+    # copied, and counted without the lock, because growing a `Counter` takes long. False if out of
+    # memory.
     cdef Scan scan = scan_until(labels.view, NO_END)
     cdef uint32_t columns = labels.view.columns
     cdef Connection *row
@@ -187,33 +188,33 @@ cdef bint count_cells(TableState *table, LabelScan *labels) noexcept nogil:
         for number in range(scan.start, scan.stop):
             row = scan_row(labels.view, number)
             if row.deadline_s != 0:
-                memcpy(labels.cells + count * columns, cells_of(labels.view, row), 4 * columns)
+                memcpy(labels.ids + count * columns, label_ids_of(labels.view, row), 4 * columns)
                 count += 1
         scan_release(table, &scan)
         labels.rows += count
         for i in range(count):
-            if not count_row(labels, labels.cells + i * columns, table.seed):
+            if not count_row(labels, labels.ids + i * columns, table.seed):
                 return False
     return True
 
 
-cdef inline bint count_row(LabelScan *labels, uint32_t *cells, uint64_t seed) noexcept nogil:
-    # Changes `cells`. False if out of memory.
+cdef inline bint count_row(LabelScan *labels, uint32_t *label_ids, uint64_t seed) noexcept nogil:
+    # Changes `label_ids`. False if out of memory.
     cdef uint32_t columns = labels.view.columns
     cdef uint64_t hashes[MAX_VIEW_COLUMNS]
     cdef uint64_t key, total = 0
     cdef uint32_t i
     for i in range(columns):
-        key = cells[i]
+        key = label_ids[i]
         if not counter_count(&labels.counters[i], key + 1):
             return False
-        hashes[i] = mix64(seed ^ (<uint64_t>(i + 1) << 32 | cells[i]))
+        hashes[i] = mix64(seed ^ (<uint64_t>(i + 1) << 32 | label_ids[i]))
         total += hashes[i]
     for i in range(columns):
         sample_key(&labels.remaining[i], &labels.spare, mix64(total - hashes[i]))
     if labels.without >= 0:
-        cells[labels.without] = 0
-        key = hash_bytes(<const char *>cells, 4 * columns, seed)
+        label_ids[labels.without] = 0
+        key = hash_bytes(<const char *>label_ids, 4 * columns, seed)
         return counter_count(&labels.combinations, key + 1)
     return True
 
@@ -236,7 +237,7 @@ cdef list most_frequent(TableState *table, const Counter *counter, uint32_t coun
         if <uint32_t>len(heap) == count:
             least = heap[0][0]
     named = [
-        (cell_text(table, cell - 1, NULL), number) for number, cell in sorted(heap, reverse=True)
+        (label_id_text(table, key - 1, NULL), number) for number, key in sorted(heap, reverse=True)
     ]
     return [(text, number) for text, number in named if text is not None]
 
@@ -254,7 +255,7 @@ cdef list values_on_page(TableState *table, list columns, const Cursor *cursor):
     try:
         for view, column in columns:
             with nogil:
-                enough = count_page_cells(table, &table.views[view], column, cursor.page_seq,
+                enough = count_page_labels(table, &table.views[view], column, cursor.page_seq,
                                           &counter)
             if not enough:
                 raise MemoryError
@@ -262,49 +263,51 @@ cdef list values_on_page(TableState *table, list columns, const Cursor *cursor):
             if counter.keys[slot]:
                 key = counter.keys[slot] - 1
                 hash = <uint32_t>(key >> 32)
-                found[cell_text(table, <uint32_t>key, &hash)] = None
+                found[label_id_text(table, <uint32_t>key, &hash)] = None
     finally:
         counter_destroy(&counter)
     found.pop(None, None)
     return list(found)
 
 
-cdef bint count_page_cells(TableState *table, const View *view, uint32_t column,
-                           uint32_t page_seq, Counter *counter) noexcept nogil:
+cdef bint count_page_labels(TableState *table, const View *view, uint32_t column,
+                            uint32_t page_seq, Counter *counter) noexcept nogil:
     # Count the values in one column, for the rows that were created before the page. A key consists
-    # of a cell and the hash of the cell's string. The hash is needed to recognize the string,
-    # because a string's number can be reused after the mutex is released. Rows past their deadline
-    # are counted, because a report can renew such a row before the page reads the row. False if out
-    # of memory.
+    # of a label ID and the hash of the string with this ID. The hash is needed to recognize the
+    # string, because a string's number can be reused after the mutex is released. Rows past their
+    # deadline are counted, because a report can renew such a row before the page reads the row.
+    # False if out of memory.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
-    cdef uint32_t number, cell
+    cdef String *string
+    cdef uint32_t number, label_id
     cdef uint64_t key
     while scan_slice(table, &scan):
         for number in range(scan.start, scan.stop):
             row = scan_row(view, number)
             if row.deadline_s == 0 or not created_before(row.created_seq, page_seq):
                 continue
-            key = cell = cells_of(view, row)[column]
-            if cell & IS_STRING:
-                key |= <uint64_t>(<String *>row_at(&table.strings, cell & ~IS_STRING)).hash << 32
+            key = label_id = label_ids_of(view, row)[column]
+            if label_id & IS_STRING:
+                string = <String *>row_at(&table.strings, label_id & ~IS_STRING)
+                key |= <uint64_t>string.hash << 32
             if not counter_count(counter, key + 1):
                 pthread_mutex_unlock(&table.lock)
                 return False
     return True
 
 
-cdef str cell_text(TableState *table, uint32_t cell, const uint32_t *hash):
+cdef str label_id_text(TableState *table, uint32_t label_id, const uint32_t *hash):
     # The text of a label value, or None if its string has been removed. If `hash` is NULL, the
     # result can be another string that has the same number now.
     cdef char copied[MAX_LABEL_BYTES]
     cdef uint32_t length
     cdef String *string
     cdef bint is_there
-    if not cell & IS_STRING:
-        return str(cell)
+    if not label_id & IS_STRING:
+        return str(label_id)
     pthread_mutex_lock(&table.lock)
-    string = <String *>row_at(&table.strings, cell & ~IS_STRING)
+    string = <String *>row_at(&table.strings, label_id & ~IS_STRING)
     is_there = string.refs != 0 and (hash == NULL or string.hash == hash[0])
     if is_there:
         length = string.length
@@ -440,23 +443,23 @@ cdef inline int64_t growth_since(const Kept *since, uint32_t number, const Conne
     return growth if growth else -1
 
 
-cdef inline const char *cell_bytes(const TableState *table, uint32_t cell, char *digits,
-                                   uint32_t *length) noexcept nogil:
+cdef inline const char *label_bytes(const TableState *table, uint32_t label_id, char *digits,
+                                    uint32_t *length) noexcept nogil:
     # A label value as it appears on a page. An integer is written to `digits`, which has space for
     # twice the maximum number of digits.
     cdef const String *string
-    if cell & IS_STRING:
-        string = <const String *>row_at(&table.strings, cell & ~IS_STRING)
+    if label_id & IS_STRING:
+        string = <const String *>row_at(&table.strings, label_id & ~IS_STRING)
         length[0] = string.length
         return string_bytes(string)
-    length[0] = <uint32_t>(put_number(digits, cell) - digits)
+    length[0] = <uint32_t>(put_number(digits, label_id) - digits)
     return digits
 
 
 cdef bint row_matches(const TableState *table, Connection *row,
                       const Search *search) noexcept nogil:
     # Whether a label value of the row is one of the searched values, or contains the searched text.
-    cdef const uint32_t *cells = cells_of(search.view, row)
+    cdef const uint32_t *label_ids = label_ids_of(search.view, row)
     cdef uint64_t *word
     cdef uint64_t bit
     cdef size_t position
@@ -464,35 +467,35 @@ cdef bint row_matches(const TableState *table, Connection *row,
     if search.size == 0:
         return True
     for i in range(search.view.columns):
-        position = cells[i] & ~IS_STRING
-        if cells[i] & IS_STRING:
+        position = label_ids[i] & ~IS_STRING
+        if label_ids[i] & IS_STRING:
             position += SMALL_INTEGERS
         elif position >= SMALL_INTEGERS:
             position = 64 * search.words
         if unlikely(position >= 64 * search.words):     # a large integer, or interned later
-            if cell_matches(table, cells[i], search, i):
+            if label_matches(table, label_ids[i], search, i):
                 return True
             continue
         word = &search.misses[i * search.words + position / 64]
         bit = <uint64_t>1 << position % 64
         if word[0] & bit:
             continue
-        if cell_matches(table, cells[i], search, i):
+        if label_matches(table, label_ids[i], search, i):
             return True
         word[0] |= bit
     return False
 
 
-cdef bint cell_matches(const TableState *table, uint32_t cell, const Search *search,
-                       uint32_t column) noexcept nogil:
+cdef bint label_matches(const TableState *table, uint32_t label_id, const Search *search,
+                        uint32_t column) noexcept nogil:
     cdef char digits[2 * MAX_INTEGER_DIGITS]
     cdef const char *text
     cdef uint32_t length
-    if (search.sets != NULL and cell & IS_STRING
+    if (search.sets != NULL and label_id & IS_STRING
             and set_has(&search.sets[column],
-                        <const String *>row_at(&table.strings, cell & ~IS_STRING))):
+                        <const String *>row_at(&table.strings, label_id & ~IS_STRING))):
         return True
-    text = cell_bytes(table, cell, digits, &length)
+    text = label_bytes(table, label_id, digits, &length)
     return text_matches(search, text, length)
 
 
@@ -512,7 +515,7 @@ cdef tuple shown_row(TableState *table, const View *view, const TopRow *entry, c
     is_there = row.deadline_s != 0 and row.hash == entry.hash
     if is_there:
         for i in range(view.columns):
-            text = cell_bytes(table, cells_of(view, row)[i], digits, &lengths[i])
+            text = label_bytes(table, label_ids_of(view, row)[i], digits, &lengths[i])
             memcpy(copies + i * MAX_LABEL_BYTES, text, lengths[i])
         count = copy_values(table, view, row, values)
         is_shown = not are_set(&view.bounds) or reaches(view, row, &view.bounds)

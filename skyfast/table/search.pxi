@@ -5,13 +5,13 @@
 # the first row is visited. A text is compared with label values as they appear on a page, that is,
 # with escapes.
 #
-# The cell of a label value is the number of an interned string, or an integer. If a value does
-# not match, its cell is remembered in `misses`, so that the value is compared only once per
-# column. During the search, the value's string can be removed, and a new string can get the same
-# number. The new string then counts as a miss. This error is allowed: rows with the new string
-# were created during the search, and a scan may omit such rows. Values that match are not
-# remembered: a new string could get the number of a string that matched, and rows that do not
-# match must never be shown.
+# The label ID of a value is the number of an interned string, or an integer. If a value does not
+# match, its label ID is remembered in `misses`, so that the value is compared only once per column.
+# During the search, the value's string can be removed, and a new string can get the same number.
+# The new string then counts as a miss. This error is allowed: rows with the new string were created
+# during the search, and a scan may omit such rows. Values that match are not remembered: a new
+# string could get the number of a string that matched, and rows that do not match must never be
+# shown.
 
 cdef enum:
     MAX_VARIANTS = 4            # variants of a character: itself, lower, upper and title case
@@ -42,7 +42,7 @@ cdef struct Search:
     bint begins[256]            # by byte: whether a match can begin with this byte
     const View *view            # the view whose rows are searched
     ValueSet *sets              # by column: further values that match
-    uint64_t *misses            # by column: a bit set of the cells that do not match
+    uint64_t *misses            # by column: a bit set of the label IDs that do not match
     size_t words                # words in the bit set of one column
 
 

@@ -74,9 +74,9 @@ cdef inline char *put_value(char *out, uint64_t value, uint32_t decimals) noexce
     return out + 1
 
 
-cdef inline char *put_cell(char *out, uint32_t cell, const Rows *strings) noexcept nogil:
+cdef inline char *put_label_value(char *out, uint32_t label_id, const Rows *strings) noexcept nogil:
     cdef String *text
-    if cell & IS_STRING:
-        text = <String *>row_at(strings, cell & ~IS_STRING)
+    if label_id & IS_STRING:
+        text = <String *>row_at(strings, label_id & ~IS_STRING)
         return put(out, string_bytes(text), text.length)
-    return put_number(out, cell)
+    return put_number(out, label_id)

@@ -215,7 +215,7 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
     labels.connection_hash = key.hash
     number = find_row(first, &key)
     creates = number == 0
-    kept = find_kept(table, key.cells) if creates else 0
+    kept = find_kept(table, key.label_ids) if creates else 0
     full = creates and not report.repeats and is_full(table, first)
     if full or live_flows(table) + table.claims.count >= table.max_flows:
         done = apply_overflow(table, report, &labels)
@@ -271,7 +271,7 @@ cdef bint needs_initial_delta(const TableState *table, const Labels *labels, uin
             if connection_at(&table.views[0], number).links[view.link]:
                 return True
             continue
-        row_key(table, view, labels.cells, &key)
+        row_key(table, view, labels.ids, &key)
         if find_row(view, &key):
             return True
         if is_full(table, view):
@@ -348,7 +348,7 @@ cdef bint find_further_targets(TableState *table, const Labels *labels, uint32_t
         if not view.linked_from_flow and has_links(table, number):
             targets.rows[i] = connection_at(&table.views[0], number).links[view.link]
             continue
-        targets.rows[i] = find_or_add_row(table, view, labels.cells, &targets.created[i])
+        targets.rows[i] = find_or_add_row(table, view, labels.ids, &targets.created[i])
         if targets.rows[i] == 0 and (targets.created[i] or table.overflows):
             while i > 1:
                 i -= 1
@@ -386,8 +386,8 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
             release_conversation(table, links[0])
         links[0] = conversation
     for i in range(table.columns, table.label_value_count):
-        links[table.first_key + i - table.columns] = labels.cells[i] & ~IS_STRING
-    retain_cells(table, labels.cells + table.columns, table.label_value_count - table.columns)
+        links[table.first_key + i - table.columns] = labels.ids[i] & ~IS_STRING
+    retain_labels(table, labels.ids + table.columns, table.label_value_count - table.columns)
     for i in range(table.view_count):
         view = &table.views[i]
         if i:
