@@ -68,10 +68,12 @@ class _DryRun:
     """
 
     def __init__(self, config: Config) -> None:
-        main = config.export.main
-        amounts = {*main.amounts, *hidden_amounts(main, Bounds(min_bytes=1))}
-        main = replace(main, amounts=tuple(sorted(amounts)))
-        self._config = config = replace(config, export=replace(config.export, main=main))
+        first_view = config.export.first_view
+        amounts = {*first_view.amounts, *hidden_amounts(first_view, Bounds(min_bytes=1))}
+        first_view = replace(first_view, amounts=tuple(sorted(amounts)))
+        self._config = config = replace(
+            config, export=replace(config.export, first_view=first_view)
+        )
         self._now_s = 0.0
         self._began_s = 0.0
         clock = Clock(lambda: self._now_s)

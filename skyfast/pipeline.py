@@ -195,7 +195,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
         else Ranking(
             table=table,
             view=plan.views[0],
-            metrics=[metric.name for metric in export.main.metrics],
+            metrics=[metric.name for metric in export.first_view.metrics],
             others={
                 view.prefix: (planned, [metric.name for metric in view.metrics])
                 for view, planned in zip(export.views, plan.views[1:], strict=True)

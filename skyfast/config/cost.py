@@ -82,9 +82,9 @@ def most_series(counts: Sequence[int], *, max_connections: int, max_flows: int) 
     first view expire with their flows, so ``max_flows`` also limits these rows. Rows of other views
     outlive their flows, so only ``max_connections`` limits them.
     """
-    main, *others = counts
+    first, *others = counts
     most = most_connections(max_connections=max_connections, max_flows=max_flows)
-    return most * main + max_connections * sum(others)
+    return most * first + max_connections * sum(others)
 
 
 def double_counted(config: Config) -> list[str]:
@@ -98,7 +98,7 @@ def double_counted(config: Config) -> list[str]:
         return []
     return [
         _where(view)
-        for view in (export.main, *export.views)
+        for view in (export.first_view, *export.views)
         if any(_is_counted(metric) for metric in view.metrics)
         and not any(shown_field(label) in _POINTS for label in view.labels)
     ]
@@ -109,7 +109,7 @@ def hides_traffic(config: Config) -> bool:
 
     A view without bounds counts the traffic of all connections, if it counts bytes or packets.
     """
-    views, bounds = (config.export.main, *config.export.views), config.limits.bounds
+    views, bounds = (config.export.first_view, *config.export.views), config.limits.bounds
     return any(bound.are_set for bound in bounds) and not any(
         _counts_traffic(view)
         for view, bound in zip(views, bounds, strict=True)
@@ -125,7 +125,7 @@ def report(config: Config) -> str:
 def _lines(config: Config) -> Iterator[str]:
     export, limits = config.export, config.limits
     maximum = {"max_connections": limits.max_connections, "max_flows": limits.max_flows}
-    views = (export.main, *export.views)
+    views = (export.first_view, *export.views)
     counts = [series(view, naming=export.naming) for view in views]
     for view, count, timeout_s, bounds in zip(
         views, counts, (0.0, *limits.view_timeouts_s), limits.bounds, strict=True
@@ -155,7 +155,7 @@ def _lines(config: Config) -> Iterator[str]:
         yield from () if KUBERNETES_NOTE in of_labels else (KUBERNETES_NOTE,)
     yield from _new_flows(export)
     yield from _histograms(export)
-    for view in (export.main, *export.views):
+    for view in (export.first_view, *export.views):
         for label in view.labels:
             if reason := _unbounded_reason(label, config):
                 yield f"Note: label {label.name} of {_where(view)} is unbounded: {reason}."
@@ -186,7 +186,7 @@ def _names(export: ExportSelection) -> Iterator[str]:
     """Yield lines about the memory and the topology queries that labels with names need."""
     chosen: list[LabelSpec] = []
     bytes_ = []
-    for view in (export.main, *export.views):
+    for view in (export.first_view, *export.views):
         if labels := [label for label in view.labels if key_fields(label)]:
             chosen += labels
             bytes_.append(f"{CELL_BYTES * len(labels)} bytes per {_row(view)}")
@@ -230,7 +230,7 @@ def _new_flows(export: ExportSelection) -> Iterator[str]:
     """Yield a line about the memory for the metric ``new_flows``, if any view has this metric."""
     rows = [
         f"{NEW_FLOWS_BYTES} bytes per {_row(view)}"
-        for view in (export.main, *export.views)
+        for view in (export.first_view, *export.views)
         if any(metric.name == "new_flows" for metric in view.metrics)
     ]
     if rows:

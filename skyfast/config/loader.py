@@ -374,13 +374,15 @@ def _views(get: Settings) -> tuple[views.ViewEntry, ...]:
     chosen = get(schema.LABELS)
     if direction == "sum" and not get.is_set(schema.LABELS):
         chosen = tuple(label for label in chosen if label.name != DIRECTION)
-    main = ViewSpec(prefix="", labels=chosen, metrics=get(schema.METRICS), direction=direction)
+    first_view = ViewSpec(
+        prefix="", labels=chosen, metrics=get(schema.METRICS), direction=direction
+    )
     bounds = Bounds(min_bytes=get(schema.MIN_BYTES), min_packets=get(schema.MIN_PACKETS))
     timeout_s = _connection_timeout_s(get) + get(schema.CONNECTION_GRACE)
     naming = get(schema.NAMING)
     try:
         return views.resolve_views(
-            (views.ViewEntry(spec=main, bounds=bounds), *get(schema.VIEWS)),
+            (views.ViewEntry(spec=first_view, bounds=bounds), *get(schema.VIEWS)),
             naming=naming,
             least_timeout_s=timeout_s,
             others=(INTERFACE_INFO[naming],) if get(schema.INTERFACE_INFO) else (),
@@ -435,10 +437,10 @@ def _filter(get: Settings) -> Filter:
     return Filter(excluded_tags=frozenset(excluded_tags), keep=keep, drop=drop)
 
 
-def _export(get: Settings, main: ViewSpec, others: tuple[ViewSpec, ...]) -> ExportSelection:
-    has_tag = any(label.name == TAG for view in (main, *others) for label in view.labels)
+def _export(get: Settings, first_view: ViewSpec, others: tuple[ViewSpec, ...]) -> ExportSelection:
+    has_tag = any(label.name == TAG for view in (first_view, *others) for label in view.labels)
     return ExportSelection(
-        main=main,
+        first_view=first_view,
         views=others,
         include_icmp=get(schema.INCLUDE_ICMP),
         include_other=get(schema.INCLUDE_OTHER),
@@ -478,7 +480,7 @@ def _build(
     with problems:
         tls = _tls(get)
     with problems:
-        main, *others = entries = _views(get)
+        first_view, *others = entries = _views(get)
         _check_interface_info(get, entries)
     with problems:
         filter_ = _filter(get)
@@ -503,7 +505,7 @@ def _build(
         classify=Classify(cluster_net_masks=get(schema.NET_MASKS)),
         filter=filter_,
         preset=get(schema.PRESET),
-        export=_export(get, main.spec, tuple(view.spec for view in others)),
+        export=_export(get, first_view.spec, tuple(view.spec for view in others)),
         limits=_limits(get, entries),
         max_series=get(schema.MAX_SERIES),
         topology=Topology(

@@ -189,7 +189,7 @@ def labels_without_names(sources: NameSources, export: ExportSelection) -> str:
 
     Returns "" if there are own names, or if no label shows only own names.
     """
-    views = (export.main, *export.views)
+    views = (export.first_view, *export.views)
     labels = dict.fromkeys(
         label.name for view in views for label in view.labels if shows_only_own(label)
     )

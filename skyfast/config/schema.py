@@ -266,13 +266,13 @@ LABELS: Key[tuple[LabelSpec, ...]] = _key(
     "pipeline.store.prom_sky_con.labels",
     labels.to_labels,
     presets.COMPATIBLE.labels,
-    lambda c: labels.show_labels(c.export.main.labels),
+    lambda c: labels.show_labels(c.export.first_view.labels),
 )
 METRICS: Key[tuple[MetricSpec, ...]] = _key(
     "pipeline.store.prom_sky_con.metrics",
     labels.to_metrics,
     presets.COMPATIBLE.metrics,
-    lambda c: labels.show_metrics(c.export.main.metrics),
+    lambda c: labels.show_metrics(c.export.first_view.metrics),
 )
 NAMES: Key[Mapping[str, tuple[Prefix, OwnNameEntry]]] = _key(
     "pipeline.store.prom_sky_con.names",
@@ -287,7 +287,7 @@ DIRECTIONS: Key[Literal["split", "sum"]] = _key(
     "pipeline.store.prom_sky_con.direction",
     one_of("split", "sum"),
     "split",
-    lambda c: c.export.main.direction,
+    lambda c: c.export.first_view.direction,
 )
 VIEWS: Key[tuple[views.ViewEntry, ...]] = _key(
     "pipeline.store.prom_sky_con.views",

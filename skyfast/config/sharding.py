@@ -55,7 +55,7 @@ def sharded(config: Config, shard: Shard) -> Config:
 
 def _overlaps(config: Config) -> Iterator[str]:
     """Yield warnings about series that several shards export."""
-    if not _tells_apart(config.export.main, config):
+    if not _tells_apart(config.export.first_view, config):
         yield (
             "shards overlap: several shards export the same connections, each with a part of the"
             " traffic; to avoid this, select both addresses, both ports and the protocol as labels,"
@@ -70,7 +70,7 @@ def _overlaps(config: Config) -> Iterator[str]:
     hidden = [
         view.prefix or "connections"
         for view, bounds in zip(
-            (config.export.main, *config.export.views), config.limits.bounds, strict=True
+            (config.export.first_view, *config.export.views), config.limits.bounds, strict=True
         )
         if bounds.are_set and not _tells_apart(view, config)
     ]

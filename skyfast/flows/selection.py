@@ -139,13 +139,13 @@ RewriteSpec: TypeAlias = Mask | Fold
 class ExportSelection:
     """What is exported: labels, metrics and views. A change requires a new table.
 
-    ``main`` is the first view. Its rows are the connections, and ``naming`` applies to its
-    families. ``rewrite`` maps labels to their rewrites. ``cluster_net_masks`` are the networks for
-    the label ``tag``. If no view has this label, the tuple is empty, because the networks do not
-    affect the export.
+    The rows of ``first_view`` are the connections, and ``naming`` applies to its families.
+    ``views`` are all other views. ``rewrite`` maps labels to their rewrites. ``cluster_net_masks``
+    are the networks for the label ``tag``. If no view has this label, the tuple is empty, because
+    the networks do not affect the export.
     """
 
-    main: ViewSpec
+    first_view: ViewSpec
     views: tuple[ViewSpec, ...]
     include_icmp: bool
     include_other: bool
@@ -158,14 +158,14 @@ class ExportSelection:
     @property
     def k8s_labels(self) -> tuple[str, ...]:
         """The keys of the exported pod labels, sorted and without duplicates."""
-        views = (self.main, *self.views)
+        views = (self.first_view, *self.views)
         keys = {label.k8s_label for view in views for label in view.labels if label.k8s_label}
         return tuple(sorted(keys))
 
     @property
     def names_keys(self) -> tuple[str, ...]:
         """The exported keys of own names, sorted and without duplicates."""
-        views = (self.main, *self.views)
+        views = (self.first_view, *self.views)
         keys = {label.names_key for view in views for label in view.labels if label.names_key}
         return tuple(sorted(keys))
 
@@ -175,9 +175,9 @@ def changed_fields(old: ExportSelection, new: ExportSelection) -> list[str]:
 
     The field ``amounts`` is returned as the names of the configuration keys that it depends on.
     """
-    main = _changed(old.main, new.main, fields(ViewSpec))
-    rest = [field for field in fields(ExportSelection) if field.name != "main"]
-    return [*main, *_changed(old, new, rest)]
+    of_first_view = _changed(old.first_view, new.first_view, fields(ViewSpec))
+    rest = [field for field in fields(ExportSelection) if field.name != "first_view"]
+    return [*of_first_view, *_changed(old, new, rest)]
 
 
 def _changed(old: object, new: object, of: Iterable[Field[Any]]) -> list[str]:

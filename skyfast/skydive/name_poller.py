@@ -87,7 +87,7 @@ def needed(config: Config) -> tuple[Query, ...]:
     if config.topology.interface_info:
         return everything
     export = config.export
-    views = (export.main, *export.views)
+    views = (export.first_view, *export.views)
     labels = {label.name for view in views for label in view.labels if shows_topology(label)}
     if not labels:
         return ()

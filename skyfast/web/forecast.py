@@ -95,10 +95,10 @@ def make_forecast(
     ``bounds`` are the configured bounds of each view. ``max_series`` is the desired maximum number
     of series, or 0 for no maximum.
     """
-    main, *others = bounds
-    listed = {*LISTED, *([main.min_bytes] if main.min_bytes else ())}
+    first, *others = bounds
+    listed = {*LISTED, *([first.min_bytes] if first.min_bytes else ())}
     wanted = {*listed, *(PROPOSED if max_series else ())}
-    pairs = [NO_BOUNDS, main, *(Bounds(least, main.min_packets) for least in sorted(wanted))]
+    pairs = [NO_BOUNDS, first, *(Bounds(least, first.min_packets) for least in sorted(wanted))]
     shown = table.forecast(now, 0, pairs)
     total_bytes = shown[0][2]
     forecasts = [
@@ -120,7 +120,7 @@ def make_forecast(
         (one for one in candidates if max_series and one.series + other_series <= max_series), None
     )
     return Forecast(
-        min_packets=main.min_packets,
+        min_packets=first.min_packets,
         unbounded=unbounded,
         current=current,
         bounds=tuple(one for one in rest if one.min_bytes in listed),

@@ -214,9 +214,9 @@ class Status:
                 ],
             ),
             history=self._history.series(stats, counts.connections, now_s=time.monotonic()),
-            labels=subject.ranking.main.labels,
-            metrics=subject.ranking.main.metrics,
-            rankings=list(subject.ranking.main.keys),
+            labels=subject.ranking.first_view.labels,
+            metrics=subject.ranking.first_view.metrics,
+            rankings=list(subject.ranking.first_view.keys),
             views=list(_views(subject)),
             forecast=forecast,
             reload=Reload(

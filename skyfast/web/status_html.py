@@ -197,9 +197,9 @@ def _page_shape(report: StatusReport, ranking: Ranking) -> str:
     # configuration.
     parts = (
         report.version,
-        ranking.main.labels,
-        ranking.main.metrics,
-        list(ranking.main.keys),
+        ranking.first_view.labels,
+        ranking.first_view.metrics,
+        list(ranking.first_view.keys),
         report.interfaces.enabled,
         report.names is not None,
         report.own_names is not None,

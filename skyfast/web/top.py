@@ -236,7 +236,7 @@ class Ranking:
         self._is_closed = False
 
     @property
-    def main(self) -> RankedView:
+    def first_view(self) -> RankedView:
         """The first view. Its rows are the connections."""
         return self.views[""]
 

@@ -876,7 +876,7 @@ async def test_new_labels_and_metrics_start_a_new_table(
 
 # Maps each field to the keys of the first configuration and the keys that the reload changes.
 SELECTIONS: Mapping[str, tuple[Keys, Keys]] = {
-    "main": ({}, {"labels": ["protocol"]}),
+    "first_view": ({}, {"labels": ["protocol"]}),
     "views": ({}, {"views": []}),
     "include_icmp": ({}, {"include_icmp": True}),
     "include_other": ({}, {"include_other": True}),
@@ -957,7 +957,7 @@ async def test_changed_first_view_starts_a_new_table(name: str) -> None:
     first: Keys = {"labels": ["protocol"], **keys}
     second: Keys = {**first, **changes}
     assert name in differing(
-        config_of_store(first).export.main, config_of_store(second).export.main
+        config_of_store(first).export.first_view, config_of_store(second).export.first_view
     )
     assert await has_new_table(first, second)
 

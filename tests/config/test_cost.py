@@ -148,7 +148,10 @@ def test_warnings_match_the_exported_values(settings: str) -> None:
     sink = Sink(**yaml.safe_load(settings))
     # The capture points at both ends of a veth pair report the same conversation.
     sink.take(message(flow("1", NodeTID="veth"), flow("2", NodeTID="eth0")))
-    for spec, prefix in ((config.export.main, ""), *((v, v.prefix) for v in config.export.views)):
+    for spec, prefix in (
+        (config.export.first_view, ""),
+        *((v, v.prefix) for v in config.export.views),
+    ):
         family = f"{prefix}_bytes_total" if prefix else CONNECTIONS
         shown = [int(value) for value in values(sink, family)]
         if shown:

@@ -131,7 +131,7 @@ def check_defaults(result: Config) -> None:
     assert result.max_series == 0
     assert result.topology == model.Topology(interfaces_interval_s=20.0, interface_info=False)
     assert result.export == selection.ExportSelection(
-        main=view(
+        first_view=view(
             prefix="",
             labels="initiator_ip target_ip initiator_port target_port direction node_tid protocol",
             metrics="bytes packets rtt",
@@ -267,7 +267,7 @@ def test_every_key_is_read(yaml_loader: str) -> None:
     assert result.max_series == 500_000
     assert result.topology == model.Topology(interfaces_interval_s=0.0, interface_info=True)
     assert result.export == selection.ExportSelection(
-        main=ViewSpec(
+        first_view=ViewSpec(
             prefix="",
             labels=(
                 LabelSpec(name="initiator_ip"),
@@ -438,8 +438,8 @@ def labels_of(spec: ViewSpec) -> str:
 def test_view_with_split_directions_has_the_label_direction(
     keys: dict[str, Any], labels: str
 ) -> None:
-    main = parse(store(**keys)).export.main
-    assert labels_of(main) == labels
+    first = parse(store(**keys)).export.first_view
+    assert labels_of(first) == labels
     (other,) = parse(store(views=[{"prefix": "a", "labels": "protocol", **keys}])).export.views
     assert labels_of(other) == (labels if "labels" in keys else "protocol")
 
@@ -474,7 +474,7 @@ def test_views_can_share_labels_and_metrics_through_aliases() -> None:
     result = parse(text)
     first, second = result.export.views
     assert first.labels == second.labels
-    assert first.metrics == second.metrics == result.export.main.metrics
+    assert first.metrics == second.metrics == result.export.first_view.metrics
     assert meaning(parse(loader.dump(result))) == meaning(result)
 
 
@@ -1219,7 +1219,7 @@ def chosen_labels(text: str) -> tuple[LabelSpec, ...]:
     """Return the labels of the connections if the key ``labels`` has the value ``text``."""
     return parse(
         f"pipeline.store.prom_sky_con: {{direction: sum, labels: {text}}}"
-    ).export.main.labels
+    ).export.first_view.labels
 
 
 @pytest.mark.parametrize(
@@ -1493,7 +1493,7 @@ def test_any_selection_is_accepted_or_rejected_with_an_error(tree: dict[str, Any
         return
     assert meaning(parse(loader.dump(result))) == meaning(result)
     names = []
-    for spec in (result.export.main, *result.export.views):
+    for spec in (result.export.first_view, *result.export.views):
         labels = [label.name for label in spec.labels]
         assert len(set(labels)) == len(labels)
         assert ("direction" in labels) == (spec.direction == "split")

@@ -72,7 +72,7 @@ def test_labels_determine_which_keys_of_own_names_are_used() -> None:
         ],
     )
     assert config.export.names_keys == ("owner", "site")
-    assert [label.name for label in config.export.main.labels] == [
+    assert [label.name for label in config.export.first_view.labels] == [
         *("initiator_network", "initiator_site", "target_site", "direction")
     ]
     shown = loader.parse(loader.dump(config), {}, source="test.yml")

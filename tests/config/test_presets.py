@@ -34,8 +34,10 @@ def test_preset_compatible_is_the_default() -> None:
 
 def test_preset_services_exports_names_and_the_target_port() -> None:
     export = parse(preset="services").export
-    assert labels_of(export.main) == "initiator_name target_name target_port protocol direction"
-    assert metrics_of(export.main) == (
+    assert (
+        labels_of(export.first_view) == "initiator_name target_name target_port protocol direction"
+    )
+    assert metrics_of(export.first_view) == (
         "skydive_connection_bytes_total skydive_connection_packets_total"
     )
     (view,) = export.views
@@ -47,8 +49,8 @@ def test_preset_services_exports_names_and_the_target_port() -> None:
 
 def test_preset_hosts_exports_the_hosts_of_both_ends() -> None:
     export = parse(preset="hosts").export
-    assert labels_of(export.main) == "initiator_host target_host protocol direction"
-    assert metrics_of(export.main) == (
+    assert labels_of(export.first_view) == "initiator_host target_host protocol direction"
+    assert metrics_of(export.first_view) == (
         "skydive_connection_bytes_total skydive_connection_packets_total"
     )
     assert export.views == ()
@@ -80,13 +82,13 @@ def test_environment_variables_select_a_preset_and_replace_its_labels() -> None:
         "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_LABELS": "target_host",
     }
     result = parse(environ, preset="services")
-    assert labels_of(result.export.main) == "target_host direction"
+    assert labels_of(result.export.first_view) == "target_host direction"
     assert result.export.views == ()
 
 
 def test_preset_with_summed_directions_has_no_direction_label() -> None:
     result = parse(preset="hosts", direction="sum")
-    assert labels_of(result.export.main) == "initiator_host target_host protocol"
+    assert labels_of(result.export.first_view) == "initiator_host target_host protocol"
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -77,7 +77,7 @@ def metrics_of_a_preset(preset: str) -> set[str]:
     """Return the exported metrics, except those of flows that the preset does not export."""
     text = f"pipeline.store.prom_sky_con.preset: {preset}"
     export = loader.parse(text, {}, source="x.yml").export
-    views = (export.main, *export.views)
+    views = (export.first_view, *export.views)
     flows = {family.name for view in views for family in families(view, naming="compatible")}
     others = {name for name in exported() if not name.startswith(FLOW_PREFIXES)}
     return flows | others | {"scrape_duration_seconds"}

@@ -755,7 +755,7 @@ def standard_names() -> dict[str, str]:
     others = re.findall(r"(?m)^\| `(skydive_\w+)` \| `(?!\1`)(skydive_\w+)` \|", page)
     main = loader.parse(
         f"pipeline.store.prom_sky_con.metrics: {EVERY_METRIC}", {}, source="x"
-    ).export.main
+    ).export.first_view
     compatible, standard = (
         [family.name for family in families(main, naming=naming)]
         for naming in ("compatible", "standard")

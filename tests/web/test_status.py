@@ -1281,7 +1281,7 @@ async def test_ranking_has_the_columns_of_its_view():
     table = FakeTable()
     table.rows = [(1234, ("",), (1234,), True)]
     ranks = Ranking(table=table, view=view, metrics=("x:y",))
-    assert list(ranks.main.keys) == ["x:y"]
+    assert list(ranks.first_view.keys) == ["x:y"]
     query = ranks.query([])
     result = await ranks.top(query)
     page = status_html.as_html(await fake_status().report(), ranks, query, result.top)
