@@ -829,10 +829,10 @@ cdef class Table:
         label. Callable from any thread. Connections that change during the call may be seen before
         or after the change.
         """
-        cdef const Kept *kept = checked_snapshot(self, family, count, since)
+        cdef const SnapshotValues *contents = checked_snapshot(self, family, count, since)
         names = self.view_labels[self.state.families[family].view]
         sets = {names.index(label): values for label, values in also}
-        return top_rows(&self.state, family, count, kept, containing, sets)
+        return top_rows(&self.state, family, count, contents, containing, sets)
 
     def top_groups(self, uint32_t family, uint32_t count, labels, Snapshot since=None,
                    str containing="", also=(), uint32_t max_groups=MAX_RANKED):
@@ -858,7 +858,7 @@ cdef class Table:
         Callable from any thread. Connections that change during the call may be seen before or
         after the change.
         """
-        cdef const Kept *kept = checked_snapshot(self, family, count, since)
+        cdef const SnapshotValues *contents = checked_snapshot(self, family, count, since)
         names = self.view_labels[self.state.families[family].view]
         columns = tuple(names.index(label) for label in labels)
         if not 0 < len(columns) <= MAX_VIEW_COLUMNS:
@@ -866,7 +866,8 @@ cdef class Table:
         if not 0 < max_groups <= MAX_RANKED:
             raise ValueError(f"max_groups must be 1 to {MAX_RANKED}")
         sets = {names.index(label): values for label, values in also}
-        return top_groups(&self.state, family, count, columns, kept, containing, sets, max_groups)
+        return top_groups(&self.state, family, count, columns, contents, containing, sets,
+                          max_groups)
 
     def snapshot(self, uint32_t family):
         """Return a copy of a counter family's current values, for the parameter `since` of `top`.
@@ -881,7 +882,7 @@ cdef class Table:
             raise ValueError("a snapshot requires a counter, not a gauge")
         snapshot.table = self
         snapshot.family = family
-        keep_values(&self.state, family, &snapshot.kept)
+        take_snapshot(&self.state, family, &snapshot.contents)
         return snapshot
 
     # -- counts ---------------------------------------------------------------------------------
@@ -1061,19 +1062,19 @@ cdef class Snapshot:
 
     cdef Table table
     cdef uint32_t family
-    cdef Kept kept
+    cdef SnapshotValues contents
 
     def __dealloc__(self):
-        free(self.kept.values)
-        free(self.kept.hashes)
+        free(self.contents.values)
+        free(self.contents.hashes)
 
     @property
     def bytes(self):
         """Memory of the snapshot, in bytes."""
-        return self.kept.rows * (sizeof(int64_t) + sizeof(uint32_t))
+        return self.contents.rows * (sizeof(int64_t) + sizeof(uint32_t))
 
 
-cdef const Kept *checked_snapshot(Table table, uint32_t family, uint32_t count,
+cdef const SnapshotValues *checked_snapshot(Table table, uint32_t family, uint32_t count,
                                   Snapshot since) except? NULL:
     # Check the arguments of `Table.top`. Returns the values of the snapshot, or NULL if `since` is
     # None.
@@ -1084,7 +1085,7 @@ cdef const Kept *checked_snapshot(Table table, uint32_t family, uint32_t count,
         return NULL
     if since.table is not table or since.family != family:
         raise ValueError("the snapshot is of another table or family")
-    return &since.kept
+    return &since.contents
 
 
 @cython.final

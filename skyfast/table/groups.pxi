@@ -25,7 +25,7 @@ cdef struct Group:
     uint32_t text               # offset in `Groups.text`: 2 bytes of length before each label value
     uint32_t text_length
     uint32_t connections
-    bint kept                   # if false, the group is about to be added to `other`
+    bint is_top                 # if false, the group is about to be added to `other`
 
 
 cdef struct Groups:
@@ -138,7 +138,7 @@ cdef inline void group_init(const Groups *groups, Group *group, uint64_t hash) n
     group.rank = ABSENT
     group.text_length = 0
     group.connections = 0
-    group.kept = False
+    group.is_top = False
     for i in range(groups.series):
         values_of_group(group)[i] = ABSENT
 
@@ -225,7 +225,7 @@ cdef void remove_half(Groups *groups) noexcept nogil:
         groups.order[i] = TopRow(group_at(groups, i).rank, i, 0)
     qsort(groups.order, count, sizeof(TopRow), compare_ranks)
     for i in range(count / 2):
-        group_at(groups, groups.order[i].row).kept = True
+        group_at(groups, groups.order[i].row).is_top = True
     memset(groups.slots, 0, (groups.mask + <size_t>1) * sizeof(uint32_t))
     groups.count = 0
     groups.text_used = 0
@@ -233,10 +233,10 @@ cdef void remove_half(Groups *groups) noexcept nogil:
     groups.is_incomplete = True
     for i in range(count):
         group = group_at(groups, i)
-        if not group.kept:
+        if not group.is_top:
             group_move_to_other(groups, group)
             continue
-        group.kept = False
+        group.is_top = False
         memmove(groups.text + groups.text_used, groups.text + group.text, group.text_length)
         group.text = groups.text_used
         groups.text_used += group.text_length
@@ -250,7 +250,7 @@ cdef void remove_half(Groups *groups) noexcept nogil:
 
 
 cdef tuple top_groups(TableState *table, uint32_t family, uint32_t count, tuple columns,
-                      const Kept *since, str part, dict sets, uint32_t limit):
+                      const SnapshotValues *since, str part, dict sets, uint32_t limit):
     # The result of `Table.top_groups`. If `since` is NULL, groups are ranked by value.
     cdef Search search
     cdef Groups groups
@@ -295,9 +295,9 @@ cdef void choose_groups(Groups *groups, TopK *top) noexcept nogil:
             top_k_add(top, rank, i, 0)
     qsort(top.heap, top.count, sizeof(TopRow), compare_ranks)
     for i in range(top.count):
-        group_at(groups, top.heap[i].row).kept = True
+        group_at(groups, top.heap[i].row).is_top = True
     for i in range(groups.count):
-        if not group_at(groups, i).kept:
+        if not group_at(groups, i).is_top:
             group_move_to_other(groups, group_at(groups, i))
 
 

@@ -356,34 +356,35 @@ cdef inline int64_t rank_of(const View *view, const Family *family,
     return value
 
 
-cdef int keep_values(TableState *table, uint32_t family, Kept *kept) except -1:
-    # Copy the current values of a family to `kept`. The caller frees the copy, even if this
+cdef int take_snapshot(TableState *table, uint32_t family, SnapshotValues *snapshot) except -1:
+    # Copy the current values of a family to `snapshot`. The caller frees the copy, even if this
     # function raises an exception.
     cdef const View *view = view_of(table, &table.families[family])
     with nogil:
-        kept.rows = fresh_rows(table, &view.rows)
-    kept.values = <int64_t *>malloc(kept.rows * sizeof(int64_t))
-    kept.hashes = <uint32_t *>malloc(kept.rows * sizeof(uint32_t))
-    if kept.values == NULL or kept.hashes == NULL:
+        snapshot.rows = fresh_rows(table, &view.rows)
+    snapshot.values = <int64_t *>malloc(snapshot.rows * sizeof(int64_t))
+    snapshot.hashes = <uint32_t *>malloc(snapshot.rows * sizeof(uint32_t))
+    if snapshot.values == NULL or snapshot.hashes == NULL:
         raise MemoryError
     with nogil:
-        fill_snapshot(table, &table.families[family], kept)
+        fill_snapshot(table, &table.families[family], snapshot)
     return 0
 
 
-cdef void fill_snapshot(TableState *table, const Family *family, Kept *kept) noexcept nogil:
+cdef void fill_snapshot(TableState *table, const Family *family,
+                        SnapshotValues *snapshot) noexcept nogil:
     cdef const View *view = view_of(table, family)
-    cdef Scan scan = scan_until(view, kept.rows)
+    cdef Scan scan = scan_until(view, snapshot.rows)
     cdef Connection *row
     cdef uint32_t number
     while scan_slice(table, &scan):
         for number in range(scan.start, scan.stop):
             row = scan_row(view, number)
-            kept.values[number] = rank_of(view, family, row)
-            kept.hashes[number] = row.hash
+            snapshot.values[number] = rank_of(view, family, row)
+            snapshot.hashes[number] = row.hash
 
 
-cdef list top_rows(TableState *table, uint32_t family, uint32_t count, const Kept *since,
+cdef list top_rows(TableState *table, uint32_t family, uint32_t count, const SnapshotValues *since,
                    str part, dict sets):
     # The result of `Table.top`. If `since` is NULL, rows are ranked by value.
     cdef const View *view = view_of(table, &table.families[family])
@@ -431,8 +432,8 @@ cdef void find_top(TableState *table, TopK *top) noexcept nogil:
                 top_k_add(top, rank, number, row.hash)
 
 
-cdef inline int64_t growth_since(const Kept *since, uint32_t number, const Connection *row,
-                                 int64_t value) noexcept nogil:
+cdef inline int64_t growth_since(const SnapshotValues *since, uint32_t number,
+                                 const Connection *row, int64_t value) noexcept nogil:
     # The growth of a row's counter from a snapshot to `value`; -1 if the counter did not grow.
     cdef int64_t growth = value
     if (number < since.rows and 0 <= since.values[number] <= value

@@ -4,9 +4,9 @@
 # A heap belongs to one call of a method, and never grows: all of its memory is allocated before the
 # first row is visited, because rows are visited under the table's mutex.
 
-cdef struct Kept:
-    # Values by row number (from 1). With each value, the hash of the row's labels is stored,
-    # because the row can be reused later.
+cdef struct SnapshotValues:
+    # The values of a family when a snapshot was taken, by row number (from 1). The hash of the
+    # row's labels is stored with each value, because the row can be reused later.
     int64_t *values
     uint32_t *hashes
     uint32_t rows
@@ -21,7 +21,7 @@ cdef struct TopRow:
 
 cdef struct TopK:
     const Family *family
-    const Kept *since           # NULL: rows are ranked by value, not by growth
+    const SnapshotValues *since # NULL: rows are ranked by value, not by growth
     const Search *search        # only rows that match this search are considered
     TopRow *heap
     uint32_t count, capacity
