@@ -120,13 +120,13 @@ cdef struct Connection:
     uint32_t hash
     uint32_t next
     uint32_t deadline_s         # latest deadline of its flows; 0 in a free row
-    uint32_t flows              # number of flow rows that link here, and the flag BACK
+    uint32_t flows              # number of flow rows that link here, and the flag RESTORED
     uint32_t created_seq        # sequence number of the row's creation, modulo 2^32
     uint32_t links[1]           # first view: linked rows; other views: next row in wheel slot
     # The struct is followed by int64_t values[counters + gauges]. If the view counts new flows,
     # their int64_t number comes next. The row ends with an int64_t start time, the view's
-    # histograms, and uint32_t label_ids[columns]. The flag BACK means that the row started with the
-    # counters of a removed connection. Only the first view uses this flag.
+    # histograms, and uint32_t label_ids[columns]. The flag RESTORED means that the row started with
+    # the counters of a removed connection. Only the first view uses this flag.
 
 
 cdef struct NamesRow:

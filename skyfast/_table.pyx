@@ -240,7 +240,7 @@ cdef extern from *:
     static const uint32_t DORMANT = (uint32_t)1 << 29;
     static const uint32_t ENDED = (uint32_t)1 << 28;
     static const uint32_t ROW = ((uint32_t)1 << 28) - 1;
-    static const uint32_t BACK = (uint32_t)1 << 31;
+    static const uint32_t RESTORED = (uint32_t)1 << 31;
     static const uint32_t SUPERSEDED = (uint32_t)-1;
     static const int64_t ABSENT = -1;
     static const int64_t NO_START = -1;
@@ -260,7 +260,7 @@ cdef extern from *:
     const uint32_t DORMANT
     const uint32_t ENDED
     const uint32_t ROW              # mask of the row number next to these flags
-    const uint32_t BACK             # flag in `Connection.flows`
+    const uint32_t RESTORED         # flag in `Connection.flows`
     const uint32_t SUPERSEDED       # `Conversation.claimant` after another row replaced the row
     const int64_t ABSENT            # value of a total that no report contained
     const int64_t NO_START          # start time of a row that no report has been added to

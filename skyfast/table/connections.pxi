@@ -41,7 +41,7 @@ cdef inline int64_t *new_flows_of(const View *view, Connection *row) noexcept no
 
 
 cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
-    return row.flows & ~BACK
+    return row.flows & ~RESTORED
 
 
 cdef inline bint has_links(const TableState *table, uint32_t number) noexcept nogil:

@@ -385,7 +385,7 @@ cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noex
     cdef const int64_t *totals = totals_of(flow_at(table, number))
     cdef int64_t *sums = values_of(first, row)
     cdef uint32_t i
-    row.flows |= BACK
+    row.flows |= RESTORED
     for i in range(first.counters):
         sums[i] = totals[first.sources[i]]
     if first.counts_new_flows:

@@ -439,7 +439,7 @@ cdef inline int64_t growth_since(const SnapshotValues *since, uint32_t number,
     if (number < since.rows and 0 <= since.values[number] <= value
             and since.hashes[number] == row.hash):
         growth -= since.values[number]
-    elif row.flows & BACK:
+    elif row.flows & RESTORED:
         return -1               # the row started with kept counters of unknown value
     return growth if growth else -1
 

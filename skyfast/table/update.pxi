@@ -412,7 +412,7 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
             if kept:
                 restore_kept(table, kept, target)
             elif deltas != NULL and view.identifies_connection:
-                target.flows |= BACK
+                target.flows |= RESTORED
                 add_to_counters(view, target, totals_of(flow))
                 count_new_flow(view, target)        # see `keep_counters`
                 start_ms = start_of_total(table, report, dormant_s)
