@@ -125,10 +125,10 @@ cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *lab
     return add_row(table, view, &key)
 
 
-cdef inline void file_row(View *view, uint32_t number, uint32_t deadline_s) noexcept nogil:
+cdef inline void schedule_row(View *view, uint32_t number, uint32_t deadline_s) noexcept nogil:
     cdef Connection *row = connection_at(view, number)
     row.deadline_s = deadline_s
-    wheel_file(&view.wheel, deadline_s, number, row.links)
+    wheel_add(&view.wheel, deadline_s, number, row.links)
 
 
 cdef void remove_row(TableState *table, View *view, uint32_t number) noexcept nogil:

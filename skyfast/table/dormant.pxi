@@ -323,7 +323,7 @@ cdef bint credit(TableState *table, const Report *report, uint32_t flow, const L
         if targets.rows[i] == 0:
             continue
         if targets.created[i]:
-            file_row(view, targets.rows[i], view.deadline_s)
+            schedule_row(view, targets.rows[i], view.deadline_s)
         set_start(view, connection_at(view, targets.rows[i]), start_ms)
         add_deltas(table, view, connection_at(view, targets.rows[i]), deltas, report.values)
         if is_new:

@@ -41,11 +41,11 @@ cdef bint expire_flows(TableState *table, uint32_t now_s, uint32_t *max_rows) no
         if number == 0:
             return wheel.next_s <= now_s
         flow = flow_at(table, number)
-        wheel_take(wheel, flow.wheel_next)
+        wheel_remove(wheel, flow.wheel_next)
         if flow.wheel_next:
             prefetch(row_at(&table.flow_rows, flow.wheel_next))
         if flow.deadline_s > wheel.next_s:
-            wheel_file(wheel, flow.deadline_s, number, &flow.wheel_next)
+            wheel_add(wheel, flow.deadline_s, number, &flow.wheel_next)
             connection = connection_at(&table.views[0], flow.connection & ROW)
             clamp_seq_age(connection, <uint32_t>table.next_seq)
         else:
@@ -112,13 +112,13 @@ cdef bint expire_rows(TableState *table, View *view, uint32_t now_s,
         if number == 0:
             return wheel.next_s <= now_s
         row = connection_at(view, number)
-        wheel_take(wheel, row.links[0])
+        wheel_remove(wheel, row.links[0])
         if row.links[0]:
             prefetch(connection_at(view, row.links[0]))
         if row.flows and row.deadline_s <= wheel.next_s:
             row.deadline_s = wheel.next_s + 1       # no row expires before its last live flow
         if row.deadline_s > wheel.next_s:
-            wheel_file(wheel, row.deadline_s, number, row.links)
+            wheel_add(wheel, row.deadline_s, number, row.links)
             clamp_seq_age(row, <uint32_t>table.next_seq)
         else:
             remove_row(table, view, number)

@@ -202,7 +202,7 @@ cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *repo
     for i in range(1, table.view_count):
         view = &table.views[i]
         if created[i]:
-            file_row(view, rows[i], view.deadline_s)
+            schedule_row(view, rows[i], view.deadline_s)
         if rows[i]:
             set_start(view, connection_at(view, rows[i]), start_ms)
             table.overflowed |= rows[i] == view.other

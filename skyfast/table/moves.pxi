@@ -194,7 +194,7 @@ cdef bint move_link(TableState *table, View *view, uint32_t *link, const Flow *f
         number = add_row(table, view, &key)
         if number == 0:
             return False
-        file_row(view, number, due_s(table, view, flow))
+        schedule_row(view, number, due_s(table, view, flow))
     link[0] = number
     return True
 

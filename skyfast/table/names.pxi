@@ -53,7 +53,7 @@ cdef void add_interned(TableState *table, const Lookup *lookup, PyObject *result
     row.count = lookup.columns
     row.deadline_s = table.views[0].deadline_s
     index_add(&table.names, number)
-    wheel_file(&table.names_wheel, row.deadline_s, number, &row.wheel_next)
+    wheel_add(&table.names_wheel, row.deadline_s, number, &row.wheel_next)
 
 
 cdef bint intern_names(TableState *table, const Lookup *lookup, const LabelValue *label_values,
@@ -86,9 +86,9 @@ cdef bint expire_names(TableState *table, uint32_t now_s, uint32_t *max_rows) no
         if number == 0:
             return wheel.next_s <= now_s
         row = names_at(table, number)
-        wheel_take(wheel, row.wheel_next)
+        wheel_remove(wheel, row.wheel_next)
         if row.deadline_s > wheel.next_s:
-            wheel_file(wheel, row.deadline_s, number, &row.wheel_next)
+            wheel_add(wheel, row.deadline_s, number, &row.wheel_next)
         else:
             index_remove(&table.names, number)
             release_strings(table, row.strings, row.count)

@@ -81,7 +81,7 @@ cdef int add_to_overflow(TableState *table, const Report *report, const Labels *
         if rows[i] == 0:
             return APPLY_NO_MEMORY
         if created:
-            file_row(view, rows[i], view.deadline_s)
+            schedule_row(view, rows[i], view.deadline_s)
     table.overflowed = True
     table.overflow_reports += 1
     for i in range(table.view_count):

@@ -8,8 +8,8 @@
 # only cost of moving a deadline to a later time. Update, relabeling and expiry call this code
 # under the table's mutex.
 
-cdef inline void wheel_file(TimerWheel *wheel, uint32_t deadline_s, uint32_t number,
-                            uint32_t *next) noexcept nogil:
+cdef inline void wheel_add(TimerWheel *wheel, uint32_t deadline_s, uint32_t number,
+                           uint32_t *next) noexcept nogil:
     # Add a row to the slot of its deadline, or to the farthest slot if the deadline is beyond the
     # wheel.
     cdef uint32_t slot_s = max(min(deadline_s, wheel.next_s + wheel.mask), wheel.next_s)
@@ -38,6 +38,6 @@ cdef inline uint32_t wheel_due(TimerWheel *wheel, uint32_t live, uint32_t now_s,
     return 0
 
 
-cdef inline void wheel_take(TimerWheel *wheel, uint32_t next) noexcept nogil:
+cdef inline void wheel_remove(TimerWheel *wheel, uint32_t next) noexcept nogil:
     # Remove the due row from its slot. `next` is the row after it.
     wheel.slots[wheel.next_s & wheel.mask] = next

@@ -378,7 +378,7 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
     if report.finish == CLOSING:
         flow.connection |= ENDED
     flow.deadline_s = table.views[0].deadline_s
-    wheel_file(&table.wheel, flow.deadline_s, row, &flow.wheel_next)
+    wheel_add(&table.wheel, flow.deadline_s, row, &flow.wheel_next)
     if conversation:
         conversation_at(table, conversation).flows += 1
         if links[0]:
@@ -396,7 +396,7 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
                 continue
         target = connection_at(view, targets.rows[i])
         if i and targets.created[i]:
-            file_row(view, targets.rows[i], view.deadline_s)
+            schedule_row(view, targets.rows[i], view.deadline_s)
         target.flows += 1
         if deltas != NULL:
             added = deltas
