@@ -541,9 +541,10 @@ cdef class _Check:
             expect(row.deadline_s >= deadlines_s.get(number, 1),
                    "the deadline of a row is before a deadline of its flows",
                    (view_index, number, row.deadline_s, deadlines_s.get(number)))
-            expect((row.deadline_s == NEVER_S) == (number == view.other),
-                   "only the overflow row may have no deadline", (view_index, number, view.other))
-            expect(view_index or flows_of(row) or number == view.other,
+            expect((row.deadline_s == NEVER_S) == (number == view.overflow),
+                   "only the overflow row may have no deadline",
+                   (view_index, number, view.overflow))
+            expect(view_index or flows_of(row) or number == view.overflow,
                    "a connection has no flows", (number,))
             expect(<uint32_t>table.next_seq - row.created_seq < <uint32_t>1 << 31,
                    "a row has a sequence number from the future",
@@ -564,7 +565,8 @@ cdef class _Check:
             expect(value >= (0 if flows_of(row) else NO_START), "start time of a row",
                    (view_index, number, value))
         expect(len(labels) == len(rows), "two rows have the same labels", (view_index,))
-        expect(view.other == 0 or view.other in rows, "the overflow row is free", (view_index,))
+        expect(view.overflow == 0 or view.overflow in rows,
+               "the overflow row is free", (view_index,))
         return 0
 
     cdef int check_histograms(self, View *view, Connection *row) except -1:
@@ -682,7 +684,7 @@ cdef class _Check:
                            (i, number, slot_s, row.deadline_s))
                     number = row.links[0]
             # The overflow row is also in the wheel if it existed before it became the overflow row.
-            expect(filed | {view.other} == <set>self.rows[i] | {view.other},
+            expect(filed | {view.overflow} == <set>self.rows[i] | {view.overflow},
                    "rows are missing in the wheel", (i, <set>self.rows[i] - filed))
         return 0
 

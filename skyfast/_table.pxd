@@ -327,6 +327,6 @@ cdef struct View:
     bint linked_from_flow       # flow rows link to this view; if not, rows of the first view do
     uint32_t link               # index of the link among the links of that row
     uint32_t direction_index       # index of the literal that contains the direction
-    uint32_t other              # the overflow row, or 0
+    uint32_t overflow           # the overflow row, or 0
     uint32_t deadline_s         # deadline that a report of the current `update` sets
     uint64_t rejected           # reports that required a new row when the view was full

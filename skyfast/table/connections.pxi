@@ -55,7 +55,7 @@ cdef inline bint has_links(const TableState *table, uint32_t number) noexcept no
 # Rows by their labels
 
 cdef inline bint is_full(const TableState *table, const View *view) noexcept nogil:
-    return view.rows.live - (1 if view.other else 0) >= table.max_connections
+    return view.rows.live - (1 if view.overflow else 0) >= table.max_connections
 
 
 cdef uint32_t live_rows(TableState *table, uint32_t view) noexcept nogil:

@@ -22,8 +22,8 @@ cdef bint expire_locked(TableState *table, uint32_t now_s, uint32_t max_rows) no
     if expire_flows(table, now_s, &max_rows) or expire_dormant(table, now_s, &max_rows):
         return True
     for i in range(table.view_count):
-        if table.views[i].other:
-            other = connection_at(&table.views[i], table.views[i].other)
+        if table.views[i].overflow:
+            other = connection_at(&table.views[i], table.views[i].overflow)
             clamp_seq_age(other, <uint32_t>table.next_seq)
         if i and expire_rows(table, &table.views[i], now_s, &max_rows):
             return True
@@ -144,7 +144,7 @@ cdef void make_dormant(TableState *table, Flow *flow, uint32_t number,
         string_release(&table.strings, links[table.first_key + i])
     list_dormant(table, number, now_s)
     connection.flows -= 1
-    if flows_of(connection) == 0 and connection_row != table.views[0].other:
+    if flows_of(connection) == 0 and connection_row != table.views[0].overflow:
         keep_counters(table, flow, connection, now_s)
         remove_row(table, &table.views[0], connection_row)
         table.expired += 1

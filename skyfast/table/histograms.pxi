@@ -205,7 +205,7 @@ cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *repo
             schedule_row(view, rows[i], view.deadline_s)
         if rows[i]:
             set_start(view, connection_at(view, rows[i]), start_ms)
-            table.overflowed |= rows[i] == view.other
+            table.overflowed |= rows[i] == view.overflow
     observe_in(table, flow, report, rows, first)
     return True
 

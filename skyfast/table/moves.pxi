@@ -63,7 +63,7 @@ cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_labe
     cdef const uint32_t *old
     cdef uint32_t i, column
     cdef bint differs = False
-    if number == 0 or number == view.other:
+    if number == 0 or number == view.overflow:
         return False
     old = label_ids_of(view, connection_at(view, number))
     for i in range(view.columns):

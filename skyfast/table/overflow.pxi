@@ -1,5 +1,5 @@
 # Overflow: reports of flows that cannot be stored are added up in one overflow row per view,
-# `View.other`. `_table.pyx` includes this file.
+# `View.overflow`. `_table.pyx` includes this file.
 #
 # Updates call this code under the table's mutex. If `TableState.overflows` is not set, there are no
 # overflow rows, and reports of these flows are skipped.
@@ -10,25 +10,25 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
     cdef RowKey key
     cdef uint32_t string, i
     cdef Connection *row
-    if view.other:
-        return view.other
+    if view.overflow:
+        return view.overflow
     string = string_intern(&table.strings, table.other_text, table.other_length, table.seed)
     if string == 0:
         return 0
     for i in range(view.columns):
         key.label_ids[i] = string | IS_STRING
     key.hash = hash_bytes32(<const char *>key.label_ids, 4 * view.columns, table.seed)
-    view.other = find_row(view, &key)       # exists if a flow has these label values
-    if view.other == 0:
-        view.other = add_row(table, view, &key)
-        table.connections_created += view.other != 0 and view == &table.views[0]
-    if view.other:
-        row = connection_at(view, view.other)
+    view.overflow = find_row(view, &key)       # exists if a flow has these label values
+    if view.overflow == 0:
+        view.overflow = add_row(table, view, &key)
+        table.connections_created += view.overflow != 0 and view == &table.views[0]
+    if view.overflow:
+        row = connection_at(view, view.overflow)
         row.deadline_s = NEVER_S
         for i in range(view.counters, view.values):
             values_of(view, row)[i] = 0
     string_release(&table.strings, string)
-    return view.other
+    return view.overflow
 
 
 cdef inline void note_overflow(TableState *table, const Targets *targets) noexcept nogil:
@@ -38,7 +38,7 @@ cdef inline void note_overflow(TableState *table, const Targets *targets) noexce
     cdef uint32_t i
     for i in range(1, table.view_count):
         if targets.rows[i]:
-            table.overflowed |= targets.rows[i] == table.views[i].other
+            table.overflowed |= targets.rows[i] == table.views[i].overflow
 
 
 cdef int apply_overflow(TableState *table, Report *report, const Labels *labels) noexcept nogil:
