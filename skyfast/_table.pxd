@@ -30,9 +30,9 @@ cdef struct RowHead:
 
 
 cdef struct Arena:
-    # The memory for slabs and index segments. It is allocated in large pieces, and freed with the
-    # table. All pieces except the first use huge pages. Rows are visited in random order, so with
-    # small pages, almost every visit would miss the TLB.
+    # The memory for slabs and index segments. The memory is allocated in large pieces, and freed
+    # with the table. All pieces except the first use huge pages, because rows are visited in random
+    # order: with small pages, almost every visit would miss the TLB.
     char **pieces
     uint32_t piece_count
     uint32_t piece_capacity         # capacity of `pieces`
@@ -91,11 +91,12 @@ cdef struct Flow:
     # default plan).
     #
     # A dormant flow (see `_table.pyx`) belongs to a `DormantList`, not to a connection or the timer
-    # wheel. Therefore three fields of its row have another meaning. `connection` is the previous
-    # row of the list. `wheel_next` is the next row of the list. `deadline_s` is the time at which
-    # the flow was added to the list. Instead of a flow, a dormant row can keep the counters of a
-    # removed connection. The key of such a row is a hash of the connection's labels. Its `last_ms`
-    # contains the connection's number of new flows and its start time (see `pack_kept`).
+    # wheel. Therefore three fields of a dormant row have another meaning. `connection` is the
+    # previous row of the list. `wheel_next` is the next row of the list. `deadline_s` is the time
+    # at which the flow was added to the list. Instead of a flow, a dormant row can keep the
+    # counters of a removed connection. The key of such a row is a hash of the connection's labels.
+    # Its `last_ms` contains the connection's number of new flows and its start time (see
+    # `pack_kept`).
     uint32_t hash               # low half of the key
     uint32_t next
     uint32_t key_high           # high half of the key; for a string key, the string's number
@@ -122,7 +123,7 @@ cdef struct Connection:
     uint32_t deadline_s         # latest deadline of its flows; 0 in a free row
     uint32_t flows              # number of flow rows that link here, and the flag RESTORED
     uint32_t created_seq        # sequence number of the row's creation, modulo 2^32
-    uint32_t links[1]           # first view: linked rows; other views: next row in wheel slot
+    uint32_t links[1]           # first view: rows of other views; other views: next in wheel slot
     # The struct is followed by int64_t values[counters + gauges]. If the view counts new flows,
     # their int64_t number comes next. The row ends with an int64_t start time, the view's
     # histograms, and uint32_t label_ids[columns]. The flag RESTORED means that the row started with
@@ -144,8 +145,8 @@ cdef struct NamesRow:
 
 cdef struct Conversation:
     # The capture point whose flows are counted for a conversation: see `table/conversations.pxi`.
-    # The row exists while any live or dormant flow links to it. If all these flows are dormant and
-    # none of them claims the conversation, a row of another capture point can replace this row.
+    # The row exists while any live or dormant flow links to the row. If all these flows are dormant
+    # and none of them claims the conversation, a row of another capture point can replace this row.
     uint32_t hash               # low half of the key
     uint32_t next
     uint32_t key_high
@@ -170,21 +171,21 @@ cdef struct LabelValue:
 
 cdef struct LeftOut:
     # The values of a report that are omitted because a field is invalid. A value is read from one
-    # or two fields, for example from one field per direction. `fields[0]` has a bit for each value
-    # whose first field is invalid. `fields[1]` has a bit for each value whose second field is
-    # invalid.
+    # or two fields: for example, a sum is read from one field per direction. `fields[0]` has a bit
+    # for each value whose first field is invalid. `fields[1]` has a bit for each value whose second
+    # field is invalid.
     uint64_t fields[2]
 
 
 cdef struct FlowKey:
     # The UUID of a flow.
-    uint64_t number             # mixed UUID (see `mix64`) if it is a 64-bit number, else undefined
-    const char *string          # NULL if the UUID is a number, else the UUID; borrowed
+    uint64_t number             # hash of the UUID by `mix64`; undefined if `string` is set
+    const char *string          # the UUID, borrowed; NULL if the UUID is a 64-bit number
     uint32_t length
 
 
 cdef struct Report:
-    # One flow of a message, read but not yet applied.
+    # A flow of a message, as read for one batch.
     FlowKey key
     int64_t last_ms
     uint32_t flow               # row number, 0 if the flow is unknown
@@ -198,7 +199,7 @@ cdef struct Report:
     uint32_t connection_hash    # hash of the labels; 0 unless all labels are interned
     int skip_new                # reason to skip the report if the flow is not live
     int initial_delta           # what the report adds if its flow is unknown: INITIAL_UNREAD, ...
-    bint repeats                # a closing report that repeats the previous report's last update
+    bint repeats                # whether a closing report repeats the previous report's update
     int64_t age_ms              # ms from the flow's start to its last update; -1: unknown
     int64_t start_ms            # start of the flow, or 0; not set if INITIAL_UNREAD
     int64_t update_start_ms     # start of the last update, or 0; not set if INITIAL_UNREAD
@@ -250,7 +251,7 @@ cdef struct Histogram:
     # counts[bounds + 1], the number of values in each bucket. The int64_t sum of the values
     # follows.
     int observes                # OBSERVE_FIRST, OBSERVE_TOTAL or OBSERVE_AGE
-    uint32_t event              # when it observes a flow: FIRST_OBSERVED or CLOSING_OBSERVED
+    uint32_t event              # the event that it observes: FIRST_OBSERVED or CLOSING_OBSERVED
     uint32_t sources[2]         # indexes of the observed values in `Report.values`
     uint32_t source_count
     uint32_t bounds
@@ -278,14 +279,14 @@ cdef struct Family:
     uint32_t directions         # series per connection: 1, or 2 with a direction
     uint32_t values[2]          # indexes of the row's values, or FLOWS
     int64_t absent              # only values above this number have a series
-    uint32_t decimals           # values are divided by ten to the power of this number
+    uint32_t decimals           # values are divided by ten to this power
     bint is_counter
     uint32_t name_length
     Literal created             # the name of the samples with start times in OpenMetrics 1.0
     Literal *literals           # columns + 1 literals: before, between and after label values
     Literal second              # replaces the literal at `direction_index` for the second direction
-    # A histogram has no `values`. It uses `directions` entries of `View.histograms`, from this
-    # index on.
+    # For a family of histograms, `values` is not used. The histogram of the first direction is at
+    # this index of `View.histograms`, and that of the second direction follows.
     uint32_t histogram
     HistogramText *text         # NULL if the family is not a histogram
 
@@ -297,8 +298,8 @@ cdef struct Amount:
 
 
 cdef struct Bounds:
-    # A page shows a row if the row reaches at least one of these bounds. 0 means no bound. If there
-    # are no bounds, all rows are shown.
+    # A page shows a row if the row reaches at least one of these bounds. 0 means no bound. If both
+    # bounds are 0, all rows are shown.
     int64_t min_bytes
     int64_t min_packets
 
@@ -318,14 +319,14 @@ cdef struct View:
     Bounds bounds               # read and written under the mutex
     Histogram *histograms
     uint32_t histogram_count
-    # the events on which at least one of them observes a flow: flags (FIRST_OBSERVED, ...)
+    # flags (FIRST_OBSERVED, ...): the events on which at least one histogram observes flows
     uint32_t events
     uint32_t values_offset          # offset in a row, like the next two fields
     uint32_t start_offset
     uint32_t label_ids_offset
     bint identifies_connection  # whether the labels distinguish all conversations
     bint linked_from_flow       # flow rows link to this view; if not, rows of the first view do
-    uint32_t link               # index of the link among the links of that row
+    uint32_t link               # index of this link in the links of the linking row
     uint32_t direction_index       # index of the literal that contains the direction
     uint32_t overflow           # the overflow row, or 0
     uint32_t deadline_s         # deadline that a report of the current `update` sets

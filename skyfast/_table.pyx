@@ -11,36 +11,36 @@ Data structures
     are exported. It has one or more *views*: a view is a set of metrics with the same labels, and
     has its own connection rows. Each flow row links to one row of the first view. If the labels of
     another view are a subset of the first view's labels, all flows of a connection share one row of
-    the other view. In this case, the connection's row in the first view contains the link to the
-    shared row. In all other cases, each flow row contains the link to its row of the other view.
+    the other view. The connection's row in the first view then contains the link to the shared row.
+    If the labels are not a subset, each flow row contains the link to its row of the other view.
     Each kind of row (strings, flows, connections, conversations, names) has its own slab allocator
     and index (`Rows`). The index uses linear hashing, which splits one bucket at a time, so no
     insert has to rehash all rows. The structs are in ``_table.pxd``.
 
     Flows expire with a timer wheel that has one slot per second. A flow is added to the slot of its
     deadline. A report only writes a later deadline into the row; the row stays in its slot. When
-    the slot is due, a flow whose deadline is later moves to the slot of that deadline, and any
-    other flow becomes dormant. A connection of the first view is removed with its last live flow.
+    the slot is due, a flow with a later deadline moves to the slot of that deadline. Any other flow
+    in the slot becomes dormant. A connection of the first view is removed with its last live flow.
     Each other view has its own wheel, because its connections can outlive their flows.
 
     A *dormant* flow keeps its row, its key and its totals, but is not part of a connection. When
     the flow's next report arrives, only the increase over the stored totals is added. Each dormant
-    row is in one of three lists: flows that claim a conversation, flows that have ended, and all
-    others. Each list keeps its rows in the order in which they were added. The lists need no extra
-    space: their links use the fields that link a live flow to its connection and wheel slot. The
-    oldest rows of a list are forgotten first: after a limited time, or when a new flow needs the
-    space. A separate dormant row keeps the counters of a removed connection, unless the totals of
-    the connection's last flow are enough to restore them. The key of the separate row is a hash of
-    the labels. See ``table/dormant.pxi``.
+    row is in one of three lists: flows that claim a conversation (see ``table/conversations.pxi``),
+    flows that have ended, and all others. Each list is in the order in which its rows were added.
+    The lists need no extra space: their links use the fields that link a live flow to its
+    connection and wheel slot. The oldest rows of a list are forgotten first: after a limited time,
+    or when a new flow needs the space. A separate dormant row keeps the counters of a removed
+    connection, unless the totals of the connection's last flow are enough to restore them. The key
+    of the separate row is a hash of the labels. See ``table/dormant.pxi``.
 
 Costs
     A report of a live flow takes one index search, and reads two cache lines of rows. A report of a
     new or dormant flow takes two searches, plus one per label string. Some labels are looked up in
-    a mapping of names. If a recent lookup had the same result, a single search finds all labels of
-    this result. Expiry takes time in proportion to the number of expired rows. In addition, each
-    live flow is added to the wheel again once per timeout. Adding a row to a dormant list and
-    removing it take constant time. A page takes one pass per family, over all connections of the
-    family's view.
+    a mapping of names. If the table still has the labels of the same result from an earlier lookup,
+    a single search finds all of these labels. Expiry takes time in proportion to the number of
+    expired rows. In addition, each live flow is added to the wheel again once per timeout. Adding a
+    row to a dormant list takes constant time, and so does removing a row. For each family, a page
+    visits all connections of the family's view once.
 
 Memory
     Slabs and index segments are allocated from an arena of large pieces (`Arena`). The text of a
@@ -162,7 +162,7 @@ MAX_NUMBER = 1 << 62            # largest valid number in a field of a flow; the
 
 cdef enum:
     # The *lifecycle* fields show whether a report is the first or the last report of its flow. The
-    # last two are times of `LastUpdateMetric`. If a field is invalid, it counts as missing.
+    # last two fields are times of `LastUpdateMetric`. An invalid field counts as missing.
     LIFECYCLE_FINISH
     LIFECYCLE_START
     LIFECYCLE_UPDATE_START
@@ -173,12 +173,12 @@ cdef enum:
     MAX_LABEL_BYTES = 2 * MAX_TEXT_BYTES   # size of a label value if every byte is escaped
     MAX_INTEGER_DIGITS = 20
     MAX_DECIMALS = 18
-    MAX_FIELDS = 4 * MAX_VALUES + LIFECYCLE_FIELDS     # fields that can be omitted
+    MAX_FIELDS = 4 * MAX_VALUES + LIFECYCLE_FIELDS     # fields whose values can be omitted
     INLINE_STRING = 48
     FLOW_TYPES = 4
     BATCH = 128                 # reports per acquisition of the lock
     MAX_EVICTIONS = 2               # dormant rows that one report can evict
-    BUCKETS_PER_ROW = 2         # the index grows to this size: 8 bytes per row, short chains
+    BUCKETS_PER_ROW = 2         # in the index: takes 8 bytes per row, and keeps chains short
     NAMES_AHEAD = 4             # names are prefetched this many reports ahead
     CACHE_LINE = 64
 
@@ -211,7 +211,7 @@ cdef extern from *:
     """
     enum:
         RENDER_ROWS             # connections per acquisition of the lock
-        RELABEL_ROWS            # flow rows that a slice visits, per flow that it may move
+        RELABEL_ROWS            # maximum flow rows that a slice visits, per flow of its budget
         AHEAD                   # connections and buckets are prefetched this many steps ahead
         MAX_NAMES               # maximum number of lookup results whose labels stay interned
         SLAB_SHIFT
@@ -261,8 +261,8 @@ cdef extern from *:
     const uint32_t ENDED
     const uint32_t ROW              # mask of the row number next to these flags
     const uint32_t RESTORED         # flag in `Connection.flows`
-    const uint32_t SUPERSEDED       # `Conversation.claimant` after another row replaced the row
-    const int64_t ABSENT            # value of a total that no report contained
+    const uint32_t SUPERSEDED       # `Conversation.claimant` of a row that another row replaced
+    const int64_t ABSENT            # a total that no report contained
     const int64_t NO_START          # start time of a row that no report has been added to
     const uint32_t FLOWS            # in `Family.values`: stands for a row's number of flows
     const uint32_t NEVER_S          # deadline of rows that do not expire
@@ -300,14 +300,15 @@ cdef enum:
     CLOSING = 1                 # FinishType of a flow's last report; 0, 2 and 3 do not end the flow
 
 cdef enum:
-    # What a report of an unknown flow adds to a connection row that may have counted other flows.
-    INITIAL_UNREAD              # not read: the struct lacks the lifecycle fields
+    # `Report.initial_delta`: what a report of an unknown flow adds to a connection row that may
+    # have counted other flows.
+    INITIAL_UNREAD              # unknown: the struct lacks the lifecycle fields
     INITIAL_TOTAL               # the totals in the report
     INITIAL_LAST_UPDATE         # the deltas of the flow's last update
     INITIAL_LAST_UPDATE_UNREAD  # the deltas of the last update, but the struct lacks them
 
 cdef enum:
-    # How a report changes a flow whose totals are known.
+    # How a report changes the totals of a known flow.
     NOTHING_NEW
     GREW
     STARTED_OVER
@@ -319,8 +320,8 @@ cdef enum:
     OBSERVE_AGE                 # `last_ms` minus the time in another field of the report
 
 cdef enum:
-    # Flags of a flow: the events on which histograms have already observed the flow (see
-    # `histograms.pxi`).
+    # Flags of a flow for histograms (see `histograms.pxi`): the events on which the flow has
+    # already been observed.
     FIRST_OBSERVED = 1
     CLOSING_OBSERVED = 2
 
@@ -355,11 +356,11 @@ cdef struct FoundNames:
 
 
 cdef struct Batch:
-    # The reports of a batch. The reports are read with the GIL, then looked up, then applied under
-    # the lock.
+    # Up to BATCH reports, which are processed in three steps. They are read with the GIL, then
+    # their rows are looked up, then they are applied under the lock.
     Report reports[BATCH]
     uint32_t size
-    # the reports have pointers into `values`, `last_update` and `label_values`
+    # each report has pointers into `values`, `last_update` and `label_values`
     int64_t *values             # BATCH x `all_values`
     int64_t *last_update        # BATCH x the plan's counters
     LabelValue *label_values    # BATCH x the plan's label values
@@ -384,10 +385,10 @@ cdef struct TableState:
     Rows conversations
     View *views                 # the rows of the first view are the connections
     uint32_t view_count
-    Rows names                  # results of lookups whose labels are interned
+    Rows names                  # results of lookups, with interned labels
     TimerWheel names_wheel      # the rows of `names` by deadline
     TimerWheel wheel            # live flows by deadline
-    DormantList dormant         # flows in no other list, and counters of removed connections
+    DormantList dormant         # all other dormant flows, and counters of removed connections
     DormantList ended           # flows that have sent their closing report
     DormantList claims          # flows that claim a conversation (see `conversations.pxi`)
     uint32_t kept_connections   # rows of `dormant` that have a connection's counters
@@ -402,7 +403,7 @@ cdef struct TableState:
     uint32_t lookup_count
     uint32_t requirements
     bint counts_new_flows       # whether any view or histogram depends on new flows
-    # the events on which at least one histogram observes a flow: flags (FIRST_OBSERVED, ...)
+    # flags (FIRST_OBSERVED, ...): the events on which at least one histogram observes flows
     uint32_t events
     uint32_t first_value        # index of the value that is observed when it is first above 0
     uint32_t flags_link         # index of the link that contains a flow's flags FIRST_OBSERVED, ...
@@ -415,7 +416,8 @@ cdef struct TableState:
     Family *families
     uint32_t family_count
     size_t max_lines            # maximum size of a connection's lines, in bytes
-    # the index in `values_left_out` of each value, value of the last update, and lifecycle field
+    # indexes in `values_left_out`: of the values, of the values of the last update, and of the
+    # lifecycle fields
     uint32_t value_fields[2 * MAX_VALUES]
     uint32_t last_update_fields[2 * MAX_VALUES]
     uint32_t lifecycle_fields[LIFECYCLE_FIELDS]
@@ -538,10 +540,12 @@ cdef class Table:
                    bounds=()):
         """Set the limits. They can be changed at any time; existing rows stay.
 
-        :param max_connections: maximum number of rows per view. Flows that would need one more row
-            are added up in the view's overflow row, or rejected if the plan has no overflow rows.
-        :param max_flows: maximum number of flow rows. A new live flow can replace a dormant flow.
-            After the limit is lowered, `expire` forgets surplus dormant flows.
+        :param max_connections: maximum number of rows per view. If a view is full, flows that need
+            a new row are added up in the view's overflow row, or rejected if the plan has no
+            overflow rows.
+        :param max_flows: maximum number of flow rows. If there are that many, a new flow replaces a
+            dormant flow, if there is one. After the limit is lowered, `expire` forgets surplus
+            dormant flows.
         :param timeout_s: a flow becomes dormant after this time without a report, rounded up to a
             full second. A change takes effect at the flow's next report.
         :param memory_s: a dormant flow is forgotten after this time, rounded up; 0 means
@@ -750,9 +754,9 @@ cdef class Table:
             number of connections that would remain without the label. The most frequent values are
             a list of pairs (value, connections), the highest first. Values that were removed during
             the call are omitted. The third item is true if all numbers of remaining connections are
-            exact. A number up to 32,768 is exact; above that, the standard error is below 0.8 %.
-            The fourth item is the exact number of connections that would remain without the label
-            `without`, or None.
+            exact. Numbers up to 32,768 are exact. Larger numbers are estimates with a standard
+            error below 0.8 %. The fourth item is the exact number of connections that would remain
+            without the label `without`. If `without` is None, the fourth item is None.
 
         Takes about 20 ns per connection and label, without the GIL. Uses 512 KiB per label, and 24
         to 48 bytes per value of each label. If `without` is set, the call also takes 30 ns and uses
@@ -817,10 +821,10 @@ cdef class Table:
         :returns: a tuple of four items for each connection, the highest rank first: the rank (the
             number by which connections are compared), the label values, the values of the view's
             families in order, and whether pages show the connection. If the view has no bounds,
-            pages show all connections. For a counter, the rank is the sum of both directions; for a
-            gauge, the rank is the higher value of the two. Histograms have no values. If the
-            connection lacks a series, the value of the series is None. All other values are stored
-            integers, without the family's decimal point.
+            pages show all connections. For a counter, the rank is the sum of both directions. For a
+            gauge, the rank is the higher of the two directions' values. Histograms have no values.
+            If the connection lacks a series, the value of the series is None. All other values are
+            integers as the table stores them, without the family's decimal point.
 
         Connections without a value of the family are omitted. If `since` is set, two more kinds are
         omitted: connections without growth, and connections that were removed and, after the
@@ -840,8 +844,8 @@ cdef class Table:
 
         :param labels: one or more labels of the family's view.
         :param max_groups: the maximum number of groups, up to 65,536. If there are more groups, the
-            half with the lowest ranks is added to "the others". Connections of such a group that
-            are visited later form a new group, whose values are too low.
+            half with the lowest ranks is added to "the others". If more connections of such a group
+            follow, they form a new group, whose values are too low.
         :returns: a tuple of the groups, "the others", the number of groups, and whether groups were
             added to "the others" because there were too many. A group is a tuple of four items: its
             rank, its label values in the order of `labels`, its values as in `top`, and its number
@@ -941,8 +945,8 @@ cdef class Table:
         :returns: None if the flow is unknown, or a tuple of three items. The first is a tuple of
             the plan's counters, with -1 for a counter that no report had. The second is the highest
             ``Last`` in Unix milliseconds. The third is the time of the latest report, in seconds of
-            the caller's clock. This time can be up to a second too late. For a dormant flow, it can
-            be up to `timeout_s` too early.
+            the caller's clock. This time can be up to a second too late. The time for a dormant
+            flow can be up to `timeout_s` too early.
         """
         cdef const char *text
         cdef uint32_t length
@@ -955,8 +959,8 @@ cdef class Table:
         """The horizon: an unknown flow that began after this time has never been counted.
 
         In seconds of the caller's clock; None before `begin`. The horizon is the time of the latest
-        of these events: a call of `begin`, a report of a flow that was forgotten later, or a report
-        that could not be stored.
+        of these events: a call of `begin`, the last report of a flow that the table has forgotten,
+        or a report that could not be stored.
         """
         return self.state.horizon_s if self.state.has_horizon else None
 
@@ -1076,8 +1080,8 @@ cdef class Snapshot:
 
 cdef const SnapshotValues *checked_snapshot(Table table, uint32_t family, uint32_t count,
                                   Snapshot since) except? NULL:
-    # Check the arguments of `Table.top`. Returns the values of the snapshot, or NULL if `since` is
-    # None.
+    # Check the arguments of `Table.top` and `top_groups`. Returns the values of the snapshot, or
+    # NULL if `since` is None.
     if count > MAX_RANKED:
         raise ValueError(f"count must be at most {MAX_RANKED}")
     ranked_family(&table.state, family)
@@ -1098,7 +1102,7 @@ cdef class Relabeling:
     cdef RowRange rows
 
     def step(self, Py_ssize_t budget, *, int64_t wall_ms=0):
-        """Move flows to the connections with their new labels. Call this until it returns False.
+        """Move some flows to the connections with their new labels; return whether more may follow.
 
         :param budget: the maximum number of flows to move, and of keys to take; 0 counts as 1. The
             step visits up to 64 flow rows per unit of the budget. A visit takes about 10 ns, and a
@@ -1152,8 +1156,8 @@ cdef class Page:
     def read(self, Py_ssize_t size):
         """Return the next lines, about `size` bytes of whole lines; ``b""`` at the end of the page.
 
-        Renders without the GIL. The lock is released from time to time, so that other threads are
-        not blocked.
+        Renders without the GIL. The lock is released after each slice of rows, so that other
+        threads are not blocked.
         """
         cdef Table table = self.table
         cdef Py_ssize_t wanted = max(size, <Py_ssize_t>1)

@@ -2,9 +2,9 @@
 # includes this file.
 #
 # A sample stores the keys whose first `level` bits are 0 (Gibbons, Tirthapura 2001). If a sample is
-# full, its level increases by one, and about half of its keys are removed. Keys are hashes, so a
-# key is in the sample with a probability of 2^-level. At level 0, the number of keys is exact. At
-# higher levels, the standard error is below 0.8 %.
+# full, its level increases by one, and about half of its keys are removed. Keys are hashes, so each
+# key is stored with a probability of 2^-level. At level 0, the number of keys is exact. At higher
+# levels, the number is an estimate with a standard error below 0.8 %.
 #
 # The samples of one call share one spare array, which `sample_thin` needs. All memory is allocated
 # before the first row is visited. Keys are added without the table's mutex.
@@ -21,7 +21,7 @@ cdef inline uint64_t distinct_keys(const DistinctSample *sample) noexcept nogil:
 
 
 cdef inline void sample_key(DistinctSample *sample, uint64_t **spare, uint64_t key) noexcept nogil:
-    key = max(key, <uint64_t>1)     # 0 marks free slots
+    key = max(key, <uint64_t>1)     # 0 stands for a free slot
     if sample.level and key >> (64 - sample.level):
         return
     sample.used += sample_store(sample.keys, key)

@@ -1,10 +1,10 @@
 # Reading the fields of a flow: their locations in a decoded flow, and a function for each kind of
 # value. `_table.pyx` includes this file.
 #
-# This code uses Python objects, so it needs the GIL. This code must not be called under the table's
-# mutex, and does not change the table. The contents of flows are untrusted. So an error in a flow
-# does not raise an exception: the flow is skipped, or the value is omitted. Values are borrowed
-# from the flow: they are valid as long as the flow exists.
+# This code uses Python objects, so it needs the GIL and must not be called under the table's mutex.
+# It does not change the table. The contents of flows are untrusted, so an error in a flow does not
+# raise an exception: the flow is skipped, or the value is omitted. Values are borrowed from the
+# flow, and are valid as long as the flow exists.
 
 cdef struct Field:
     # The location of a value in a decoded flow, which is a struct with sub-structs (*parts*).
@@ -29,8 +29,8 @@ cdef struct Number:
 
 
 cdef struct Requirement:
-    # If neither `pair` nor `absent` is set, a flow must have the first part. If only `pair` is set,
-    # a flow must have at least one of the two parts. If both are set, a flow with the second part
+    # If `pair` is not set, a flow must have the first part. If only `pair` is set, a flow must have
+    # at least one of the two parts. If `pair` and `absent` are set, a flow with the second part
     # must also have the first part.
     Field parts[2]
     bint pair
@@ -48,15 +48,14 @@ cdef struct Lookup:
     # A lookup: one field of a flow is the key, and the result has one or more labels.
     PyObject *names             # owned by the plan
     bint is_dict                # items can be read with the functions for dicts
-    bint has_context            # an ambiguous key has the result None, and needs context
+    bint has_context            # whether ambiguous keys, whose result is None, have a context
     # indexes of the key and of the two strings of the context in the label values of a report
     uint32_t key
     uint32_t other
     uint32_t point
     uint32_t column             # the first column of the lookup; its columns are adjacent
     uint32_t columns
-    # number of the first lookup whose labels are at the same positions of a result as the labels of
-    # this lookup
+    # the first lookup that takes its labels from the same indexes of a result as this lookup
     uint32_t labels
     Py_ssize_t length           # minimum length of a result
 
@@ -67,7 +66,7 @@ cdef struct Reader:
     bint slots                  # values are read at slot offsets, otherwise as attributes
     bint labels                 # whether the type has the fields of labels and conversations
     bint lifecycle              # whether the type has all lifecycle fields
-    bint full                   # whether the type also has the deltas of the last update
+    bint full                   # whether the type has the deltas of the last update
     Field uuid
     Field last
     Field finish
@@ -94,8 +93,7 @@ cdef inline PyObject *slot(PyObject *owner, Py_ssize_t offset, PyObject *name,
 
 
 cdef inline PyObject *part(PyObject *flow, const Field *field, bint slots) except? NULL:
-    # The part that contains a nested field. NULL if the part is missing, or if the value in its
-    # place has another type.
+    # The part that contains a nested field; NULL if the part is missing or has another type.
     cdef PyObject *owner = slot(flow, field.outer, field.outer_name, slots)
     if owner == NULL or Py_TYPE(owner) != field.inner_type:
         return NULL
@@ -172,7 +170,7 @@ cdef void leave_out_lifecycle(Report *report, uint32_t field) noexcept nogil:
 
 
 cdef inline bint is_left_out(const LeftOut *left_out, uint32_t field) noexcept nogil:
-    # `field` is twice the number of the value, plus one for the value's second field.
+    # `field` is twice the number of the value, plus 1 for the second field of the value.
     return left_out.fields[field & 1] >> (field >> 1) & 1
 
 
@@ -199,7 +197,7 @@ cdef inline int read_text(PyObject *value, const char **text, uint32_t *length) 
 
 
 cdef Py_ssize_t member_offset(owner, str name):
-    # The offset of the field `name` in `owner`; -1 if the field is not a plain slot.
+    # The offset of the field `name` in instances of `owner`; -1 if the field is not a plain slot.
     descriptor = owner.__dict__.get(name)
     if type(descriptor).__name__ != "member_descriptor":
         return -1
@@ -208,7 +206,7 @@ cdef Py_ssize_t member_offset(owner, str name):
 
 
 cdef bint slot_reads_as(owner, str name, Py_ssize_t offset):
-    # Whether an object that is assigned to the field can be read at the offset.
+    # Whether the value of the field `name` can be read at this offset in an instance of `owner`.
     if offset <= 0:
         return False
     sample = owner()

@@ -31,8 +31,8 @@ cdef inline void row_key(const TableState *table, const View *view, const uint32
 
 cdef inline void connection_key(const TableState *table, const Labels *labels,
                                 RowKey *key) noexcept nogil:
-    # The key of a flow's connection. The hash is only computed if it is not known, because hashing
-    # many labels takes as long as a search in the index.
+    # The key of a flow's connection. A known hash is used again, because hashing many labels takes
+    # as long as a search in the index.
     cdef const View *view = &table.views[0]
     cdef uint32_t i
     if labels.connection_hash == 0:
@@ -46,9 +46,9 @@ cdef inline void connection_key(const TableState *table, const Labels *labels,
 cdef bint intern_labels(TableState *table, const LabelValue *label_values,
                         Labels *labels) noexcept nogil:
     # Turn the label values of a report into `labels`, which are valid until `release_interned`.
-    # Strings that are added for these labels have a reference until that call. Strings that the
+    # Strings that this function interns have a reference until `release_interned`. Strings that the
     # lookup step has found need no reference, because no label is removed while a batch is applied.
-    # False if out of memory; then there is nothing to release.
+    # If out of memory, returns False, and there is nothing to release.
     cdef char digits[32]
     cdef uint32_t i, length, number
     labels.interned_count = 0

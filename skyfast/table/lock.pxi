@@ -1,9 +1,9 @@
-# The mutex of the table, and which thread takes it first. `_table.pyx` includes this file.
+# The table's mutex, and the order in which threads get the mutex. `_table.pyx` includes this file.
 #
-# A scan or a page releases the mutex after each slice and takes the mutex again at once. In
-# between, the mutex is free for less time than a waiting thread needs to wake up, so the thread
-# might have to wait until the scan ends. Therefore `lock_first` counts waiting threads, and scans
-# and pages give way to these threads between two slices.
+# A scan or a page releases the mutex after each slice, and soon takes the mutex again. A thread
+# that waits for the mutex takes longer than that to wake up, so it might wait until the scan ends.
+# Therefore `lock_first` counts waiting threads, and scans and pages give way to these threads
+# between two slices.
 
 cdef extern from "unistd.h" nogil:
     int usleep(unsigned int)
@@ -26,13 +26,13 @@ cdef extern from *:
 
 cdef enum:
     GIVE_WAY_US = 20
-    MAX_GIVE_WAYS = 500         # a scan must end even if there is always a waiting thread
+    MAX_GIVE_WAYS = 500         # limits the delay of a scan if threads wait all the time
     LOCK_ATTEMPTS = 64          # together, attempts and pauses take about 20 µs
     PAUSES = 16
 
 
 cdef inline void lock_first(TableState *table) noexcept nogil:
-    # Take the mutex. Threads that call `give_way` let this thread go first.
+    # Take the mutex before threads that call `give_way`.
     if unlikely(pthread_mutex_trylock(&table.lock) != 0):
         atomic_add(&table.waiting, 1)
         pthread_mutex_lock(&table.lock)

@@ -1,9 +1,9 @@
-# Names: results of lookups, together with their interned labels. If the result of a lookup has a
-# row, one search finds all labels of the result. `_table.pyx` includes this file.
+# Names: results of lookups, together with their interned labels. The row of a result has all labels
+# of the result, so a single search finds them. `_table.pyx` includes this file.
 #
-# A result is recognized by its address in memory. The address identifies the result for two
-# reasons. A result is a tuple of strings, which cannot change. The row of a result owns a reference
-# to the tuple, so the address is not reused. The row also owns references to the strings of its
+# A result is a tuple of strings, and its key is the address of the tuple in memory. The address
+# identifies the strings for two reasons: a tuple of strings cannot change, and the row owns a
+# reference to the tuple, so the address is not reused. The row also owns references to the interned
 # labels. A row is removed when no new flow has used it for one connection timeout. Only the thread
 # that updates the table uses the rows of results. This thread takes the mutex to intern and to
 # release strings.
@@ -96,8 +96,8 @@ cdef bint expire_names(TableState *table, uint32_t now_s, uint32_t *max_rows) no
 
 
 cdef int release_results(TableState *table) except -1:
-    # Release the results of the rows that `expire_names` freed since the last call: these rows are
-    # first in the list of free rows.
+    # Release the results of the rows that `expire_names` has freed since the last call. These rows
+    # are the first ones in the list of free rows.
     cdef uint32_t number = table.names.free_head
     cdef PyObject *result
     while number and names_at(table, number).result != NULL:

@@ -15,7 +15,8 @@ cdef enum:
 
 
 cdef bint reserve_pointer(void ***pointers, uint32_t used, uint32_t *capacity) noexcept nogil:
-    # Make space for one more pointer. The array is small, so realloc may copy it.
+    # Make space for one more pointer. False if out of memory. Copying the array is cheap, because
+    # the array is small.
     cdef uint32_t larger
     cdef void *moved
     if used < capacity[0]:
@@ -120,13 +121,13 @@ cdef bint rows_init(Rows *rows, Arena *arena, uint32_t stride) noexcept nogil:
 
 
 cdef void rows_destroy(Rows *rows) noexcept nogil:
-    # The arena owns the slabs and segments themselves.
+    # The slabs and segments belong to the arena.
     free(rows.slabs)
     free(rows.segments)
 
 
 cdef uint32_t row_new(Rows *rows) noexcept nogil:
-    # The number of a new row, whose contents are undefined; 0 if out of memory.
+    # Returns the number of a new row, or 0 if out of memory. The contents of the row are undefined.
     cdef uint32_t number = rows.free_head
     if number:
         rows.free_head = head_at(rows, number).next
@@ -159,8 +160,8 @@ cdef void index_split(Rows *rows) noexcept nogil:
     cdef RowHead *row
     if fresh >> SEGMENT_SHIFT == rows.segment_count and not rows_add_segment(rows):
         return                  # out of memory: the chains just get longer
-    # Buckets are split in order, so rows of the buckets that follow can be prefetched. The first
-    # row of a chain is prefetched 2 * AHEAD splits ahead, the second row AHEAD splits ahead.
+    # Buckets are split in order, so the rows of later buckets can be prefetched: the first row of a
+    # chain 2 * AHEAD splits ahead, and the second row AHEAD splits ahead.
     number = bucket_at(rows, (fresh + 2 * AHEAD) & (rows.mask >> 1))[0]
     if number:
         prefetch(row_at(rows, number))

@@ -8,8 +8,8 @@
 # different versions would export some flows twice and omit others.
 
 # ---------------------------------------------------------------------------------------------
-# Hashes are seeded, because addresses come from untrusted hosts: without a seed, a host
-# could cause collisions on purpose.
+# Hashes have a seed, because untrusted hosts choose addresses. Without a seed, a host could cause
+# collisions on purpose.
 
 cdef inline uint64_t mix64(uint64_t x) noexcept nogil:
     # The finalizer of splitmix64 (Steele, Lea, Flood 2014). `mix64` is a bijection, so the UUID of
@@ -73,7 +73,7 @@ for _digit in range(16):
 
 cdef inline bint parse_key(const char *text, Py_ssize_t length, uint64_t *key) noexcept nogil:
     # Whether a UUID has Skydive's format: 1 to 16 lowercase hexadecimal digits without leading
-    # zeros.
+    # zeros. If so, sets `key` to the number.
     cdef uint64_t value = 0
     cdef uint8_t digit, combined = 0
     cdef Py_ssize_t i
@@ -97,7 +97,7 @@ cdef inline const char *string_bytes(const String *text) noexcept nogil:
 
 
 cdef str key_string(const String *text):
-    # The text of a string as it is stored: label values with escapes, UUIDs without.
+    # The text as it is stored: a label value has escapes, a UUID has none.
     return string_bytes(text)[:text.length].decode()
 
 
@@ -118,8 +118,8 @@ cdef inline uint32_t string_find(
 cdef uint32_t string_intern(
     Rows *strings, const char *text, uint32_t length, uint64_t seed
 ) noexcept nogil:
-    # The number of a string, which gets one more reference; 0 if out of memory. Label values must
-    # be escaped before.
+    # Find or add a string. Returns the string's number with a new reference, or 0 if out of memory.
+    # A label value must already have its escapes.
     cdef uint32_t hash = hash_bytes32(text, length, seed)
     cdef uint32_t number = string_find(strings, text, length, hash)
     cdef char *copy
@@ -162,7 +162,7 @@ cdef void string_release(Rows *strings, uint32_t number) noexcept nogil:
 
 
 cdef list strings_between(const Rows *strings, uint64_t first, uint64_t end):
-    # The strings in use in the rows from `first` up to `end`, with escapes.
+    # The strings in use in the rows from `first` up to but not including `end`, with escapes.
     cdef uint64_t number
     cdef const String *row
     cdef list texts = []

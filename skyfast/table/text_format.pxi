@@ -3,9 +3,9 @@
 #
 # Rendering spends most of its time in these functions, mostly under the table's mutex. So these
 # functions are plain C, inline, and do not check for space. Callers provide space for the longest
-# line and for the blocks that are copied beyond its end (`max_lines`). Bytes are copied in whole
-# blocks, so a source must be readable up to the end of its last block. Numbers are written exactly,
-# without an exponent.
+# line, and for the blocks that are copied beyond the end of the line (`max_lines`). Bytes are
+# copied in whole blocks, so a source must be readable up to the end of its last block. Numbers are
+# written exactly, without an exponent.
 
 cdef const char *DIGITS = (
     "00010203040506070809101112131415161718192021222324252627282930313233343536373839"
@@ -20,8 +20,8 @@ for _power in range(MAX_DECIMALS + 1):
 
 
 cdef inline char *put(char *out, const char *text, uint32_t length) noexcept nogil:
-    # Copies whole blocks of 16 bytes, so most strings need no loop. The source and the destination
-    # must have space for whole blocks.
+    # Copies whole blocks of 16 bytes, so that most strings need no loop. The source must be
+    # readable, and the destination writable, up to the end of the last block.
     cdef uint32_t i = 16
     memcpy(out, text, 16)
     while i < length:
@@ -47,7 +47,7 @@ cdef inline char *put_number(char *out, uint64_t number) noexcept nogil:
     else:
         start -= 1
         start[0] = <char>(c'0' + number)
-    memcpy(out, start, MAX_INTEGER_DIGITS)     # also copies bytes after the digits
+    memcpy(out, start, MAX_INTEGER_DIGITS)   # constant size: also copies bytes after the digits
     return out + (end - start)
 
 

@@ -1,12 +1,12 @@
 # Timer wheels: one list of rows per second. A row is added to the list of its deadline, and stays
 # there if the deadline becomes later. `_table.pyx` includes this file.
 #
-# A wheel contains only row numbers. Each row contains the link to the next row of its list; callers
-# pass the location of this link. Only the head of a list can be removed, so a row in a wheel is not
-# freed before its slot is due. When the slot is due, the row is removed from the list. If the row's
-# deadline has passed, the row expires. If not, the row is added again. This re-insertion is the
-# only cost of moving a deadline to a later time. Update, relabeling and expiry call this code
-# under the table's mutex.
+# A wheel contains only the first row number of each list. Each row contains the link to the next
+# row of its list; callers pass the location of this link. Only the first row of a list can be
+# removed, so a row in a wheel must not be freed before its slot is due. When the slot is due, the
+# row is removed from the list. If the row's deadline has passed, the row expires. If not, the row
+# is added again, which is the only cost of a later deadline. Update, relabeling and expiry call
+# this code under the table's mutex.
 
 cdef inline void wheel_add(TimerWheel *wheel, uint32_t deadline_s, uint32_t number,
                            uint32_t *next) noexcept nogil:
