@@ -14,8 +14,8 @@ cdef inline bint created_before(uint32_t created_seq, uint32_t page_seq) noexcep
 
 
 cdef inline void clamp_seq_age(Connection *row, uint32_t next_seq) noexcept nogil:
-    # Keep a row's sequence number within 2^30 of the newest one. Must be called for every row at
-    # least once per 2^30 sequence numbers.
+    # Keep a row's sequence number within 2^30 of the newest number. Must be called for every row at
+    # least once per 2^30 new rows.
     if unlikely(next_seq - row.created_seq > MAX_SEQ_AGE):
         row.created_seq = next_seq - MAX_SEQ_AGE
 
@@ -45,9 +45,9 @@ cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
 
 
 cdef inline bint has_links(const TableState *table, uint32_t number) noexcept nogil:
-    # Whether row `number` of the first view (0: none) has valid links. If a row has no flows, its
-    # links are invalid, because the linked rows may have been removed. Only the overflow row can
-    # exist without flows.
+    # Whether row `number` of the first view (0: none) has valid links. The links of a row without
+    # flows are invalid, because the linked rows may have been removed. Only an overflow row can be
+    # without flows.
     return number != 0 and flows_of(connection_at(&table.views[0], number)) != 0
 
 
@@ -81,7 +81,8 @@ cdef uint32_t find_row(const View *view, const RowKey *key) noexcept nogil:
 
 
 cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept nogil:
-    # Add a row with these labels. The row has no flows, and is in no wheel. 0 if out of memory.
+    # Add a row with these labels, without flows and in no wheel. Returns the row, or 0 if out of
+    # memory.
     cdef uint32_t number = row_new(&view.rows)
     cdef uint32_t i
     cdef int64_t *sums
@@ -107,8 +108,8 @@ cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept
 cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *label_ids,
                               bint *created) noexcept nogil:
     # Find or add the row for these labels, in any view except the first. If the view is full, the
-    # result is the overflow row, or 0 if the table has no overflow rows. If `created` is set or the
-    # table has overflow rows, 0 means out of memory.
+    # result is the overflow row, or 0 if the table has no overflow rows. Any other result of 0
+    # means out of memory: in this case, `created` is set or the table has overflow rows.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, label_ids, &key)
@@ -148,7 +149,7 @@ cdef void free_row(TableState *table, View *view, uint32_t number) noexcept nogi
 # Values
 
 cdef inline void add(int64_t *total, int64_t amount) noexcept nogil:
-    # A counter at its maximum stays there, because wrapping around would look like a reset.
+    # A counter stays at its maximum, because wrapping around would look like a reset.
     cdef int64_t base = max(total[0], <int64_t>0)
     if unlikely(amount == ABSENT):
         return
@@ -159,7 +160,7 @@ cdef inline void add(int64_t *total, int64_t amount) noexcept nogil:
 
 
 cdef inline bint gauge_takes(int kind, int64_t value, int64_t kept) noexcept nogil:
-    # Whether a gauge of this kind replaces `kept` with `value`, which must not be 0.
+    # Whether a gauge of this kind replaces its value `kept` with `value`. `value` must not be 0.
     if kind == KEEP_LATEST or kept == 0:
         return True
     return value < kept if kind == KEEP_LEAST else value > kept

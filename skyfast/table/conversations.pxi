@@ -2,10 +2,9 @@
 # are counted. A row stores this point for one conversation. `_table.pyx` includes this file.
 #
 # A capture point owns a conversation while one of the point's flows is live or claims the
-# conversation. A dormant flow claims its conversation when the flow adds deltas without becoming
-# live: by a closing report, or in the overflow row. Without the claim, another point could take
-# over the conversation and add the same packets. A claim ends after the timeout that applies to
-# live flows.
+# conversation. A dormant flow claims its conversation when it adds deltas and stays dormant: with a
+# closing report, or in the overflow row. Without the claim, another point could take over the
+# conversation and add the same packets. A claim ends after the timeout of live flows.
 #
 # Conversation rows exist only if `has_conversations` is set. Update and expiry call this code under
 # the table's mutex.
@@ -27,8 +26,8 @@ cdef uint32_t find_conversation(const TableState *table, uint64_t key) noexcept 
 
 
 cdef bint is_taken(const TableState *table, uint32_t number, const Report *report) noexcept nogil:
-    # Whether row `number` (0: none) belongs to a capture point other than the report's, and that
-    # other point owns the conversation: one of its flows is live or claims the conversation.
+    # Whether a capture point other than the report's owns the conversation in row `number` (0:
+    # none).
     cdef const Conversation *row
     if number == 0:
         return False
@@ -38,9 +37,9 @@ cdef bint is_taken(const TableState *table, uint32_t number, const Report *repor
 
 cdef bint own_conversation(TableState *table, const Report *report,
                            uint32_t *number) noexcept nogil:
-    # If row `number` (0: none) does not belong to the report's capture point, replace the row with
-    # a new row for this point. The caller must link the new row, or give it back with
-    # `disown_conversation`. If the table has no conversation rows, do nothing. False if out of
+    # If row `number` (0: none) does not belong to the report's capture point, set `number` to a new
+    # row for this point. The caller must link a flow to the new row, or remove the new row with
+    # `disown_conversation`. Does nothing if the table has no conversation rows. False if out of
     # memory.
     if not table.has_conversations:
         return True
@@ -50,8 +49,8 @@ cdef bint own_conversation(TableState *table, const Report *report,
 
 
 cdef void disown_conversation(TableState *table, uint32_t number, uint32_t before) noexcept nogil:
-    # Undo `own_conversation`, which has changed the row number from `before` to `number`. The two
-    # numbers may be equal.
+    # Undo `own_conversation`. `before` and `number` are the row numbers before and after that call;
+    # both may be equal.
     if number != before:
         release_conversation(table, number)
 
@@ -69,8 +68,8 @@ cdef void link_conversation(TableState *table, uint32_t flow, uint32_t number) n
 
 
 cdef void supersede(TableState *table, uint32_t number, uint32_t successor) noexcept nogil:
-    # Replace row `number` (0: none) with `successor`, unless both are the same row. No capture
-    # point may own the conversation of row `number`.
+    # Mark row `number` (0: none) as replaced by `successor`, unless both are the same row. No
+    # capture point may own the conversation of row `number`.
     if number and number != successor:
         conversation_at(table, number).claimant = SUPERSEDED
 

@@ -1,12 +1,12 @@
 # Dormant flows: their three lists, their later reports, and the counters of removed connections.
 # `_table.pyx` includes this file.
 #
-# A list contains the numbers of rows that are not live, in the order in which the rows were added.
-# The links of a list use fields that have another meaning in live rows (see `Flow`). So a row is in
-# at most one list, and a live row is in no list. Adding a row, removing a row and finding the first
-# row take constant time. Flows that claim their conversation (see `conversations.pxi`) are in a
-# separate list. These flows are never evicted, so `max_flows` counts them like live flows. Update,
-# relabeling and expiry call this code; all of it runs under the table's mutex.
+# A list links rows in the order in which they were added. The links use fields that have another
+# meaning in live rows (see `Flow`). So a dormant row is in at most one list, and a live row is in
+# none. Adding a row, removing a row and finding the first row take constant time. Flows that claim
+# their conversation (see `conversations.pxi`) are in a separate list, and are never evicted. So
+# they count towards `max_flows` like live flows. Update, relabeling and expiry call this code; all
+# of it runs under the table's mutex.
 
 # ---------------------------------------------------------------------------------------------
 # Lists
@@ -52,7 +52,7 @@ cdef void unlink_dormant(TableState *table, uint32_t number) noexcept nogil:
 
 
 cdef inline bint is_claiming(const TableState *table, uint32_t number) noexcept nogil:
-    # Whether a dormant flow claims its conversation.
+    # Whether dormant flow `number` claims its conversation.
     cdef uint32_t conversation
     if not table.has_conversations:
         return False
@@ -62,21 +62,21 @@ cdef inline bint is_claiming(const TableState *table, uint32_t number) noexcept 
 
 cdef void set_ended(TableState *table, uint32_t number, bint ended) noexcept nogil:
     # Set or clear the flag ENDED. The flow must be in the list `claims` or in no list, because the
-    # flag determines which of the other two lists a flow is in.
+    # flag determines whether a flow belongs to the list `ended` or `dormant`.
     cdef Flow *flow = flow_at(table, number)
     flow.connection = flow.connection & ~ENDED | (ENDED if ended else 0)
 
 
 cdef void list_dormant(TableState *table, uint32_t number, uint32_t now_s) noexcept nogil:
-    # Add a flow to the list `ended` if it has ended, otherwise to the list `dormant`. An ended flow
-    # is kept only while its reports may still be in transit. The flow must be in no list.
+    # Add a flow to the list `ended` or `dormant`, by its flag ENDED. The flow must be in no list.
+    # Ended flows are forgotten sooner: they are kept only because reports may still be in transit.
     cdef bint ended = flow_at(table, number).connection & ENDED != 0
     dormant_append(&table.ended if ended else &table.dormant, &table.flow_rows, number, now_s)
 
 
 cdef void keep_dormant(TableState *table, uint32_t number) noexcept nogil:
-    # Add a dormant flow to a list after its report has been counted. If there are conversations,
-    # the flow claims its conversation. The flow must be in no list.
+    # Add a dormant flow to a list after the flow's report has been counted. The flow must be in no
+    # list. If there are conversations, the flow claims its conversation.
     cdef Conversation *conversation
     if not table.has_conversations:
         list_dormant(table, number, <uint32_t>floor(table.now))
@@ -108,9 +108,8 @@ cdef void forget_flow(TableState *table, uint32_t number) noexcept nogil:
 
 
 cdef inline void evict_surplus(TableState *table) noexcept nogil:
-    # While there are more rows than `max_flows`, forget the flows that have been dormant the
-    # longest, but at most MAX_EVICTIONS of them. If the limit was lowered, `expire` forgets the
-    # remaining surplus.
+    # If there are more rows than `max_flows`, forget up to MAX_EVICTIONS dormant rows. After the
+    # limit was lowered, `expire` forgets the rest of the surplus.
     cdef uint32_t _row
     for _row in range(MAX_EVICTIONS):
         if likely(table.flow_rows.live <= table.max_flows) or not forget_first(table):
@@ -118,9 +117,10 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 
 
 cdef bint forget_first(TableState *table) noexcept nogil:
-    # Forget one dormant row; False if there is none. Ended flows are forgotten first. But if the
-    # first ended flow may still have a report in transit, a dormant flow that has not ended is
-    # forgotten instead, so that the report in transit is not counted again.
+    # Forget the first ended flow, or the first row of the list `dormant` if no flow has ended.
+    # False if there is no row to forget. If the ended flow may still have a report in transit, the
+    # first row of `dormant` is also preferred, if there is one: after the ended flow was forgotten,
+    # the report would be counted again.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + BATCH_S > floor(table.now)
@@ -153,8 +153,7 @@ cdef list list_uuids(const TableState *table, uint32_t head):
 # Reports of dormant flows
 
 cdef int wake(TableState *table, Report *report) noexcept nogil:
-    # Apply the report of a dormant flow. Returns SKIP_NONE, the reason to skip the report, or
-    # another result of `apply_unknown`.
+    # Apply the report of a dormant flow. The result is like that of `apply_unknown`.
     cdef int64_t deltas[MAX_VALUES]
     cdef Flow *flow = flow_at(table, report.flow)
     cdef int change = find_deltas(table, flow, report, deltas)
@@ -213,7 +212,7 @@ cdef int wake_labelled(TableState *table, const Report *report, uint32_t convers
         done = wake_when_full(table, report, &labels, conversation, deltas, change)
     elif (number == 0 and kept == 0 and first.identifies_connection
             and report.initial_delta == INITIAL_UNREAD):
-        table.met_unknown = True        # the next message probably needs the missing fields, too
+        table.met_unknown = True        # more reports that need the missing fields may follow
         done = APPLY_STOP
     elif find_all_targets(table, report, &labels, number, &conversation, &targets):
         unlink_dormant(table, report.flow)
@@ -250,8 +249,7 @@ cdef int wake_ended(TableState *table, const Report *report, const Labels *label
 
 cdef int wake_when_full(TableState *table, const Report *report, const Labels *labels,
                         uint32_t conversation, const int64_t *deltas, int change) noexcept nogil:
-    # Apply a report of a dormant flow whose connection cannot be created, because the first view is
-    # full.
+    # Apply a report of a dormant flow that needs a new connection while the first view is full.
     cdef uint32_t before = conversation
     if table.overflows:
         if not own_conversation(table, report, &conversation):
@@ -278,8 +276,8 @@ cdef int wake_when_full(TableState *table, const Report *report, const Labels *l
 
 cdef int add_ended_flow(TableState *table, const Report *report, const Labels *labels,
                         uint32_t number, uint32_t kept) noexcept nogil:
-    # Apply the closing report of an unknown flow that has never been counted. The flow is kept for
-    # a while, because its other reports may still be in transit.
+    # Apply the closing report of an unknown flow that has never been counted. The flow becomes
+    # dormant, not live. It is kept for a while, because its other reports may still be in transit.
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
         return APPLY_NO_MEMORY
@@ -296,11 +294,11 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
 cdef bint credit(TableState *table, const Report *report, uint32_t flow, const Labels *labels,
                  uint32_t number, uint32_t kept, const int64_t *deltas, bint is_new,
                  int64_t start_ms) noexcept nogil:
-    # Add `deltas` to all rows of a flow without making the flow live. No row is created in the
-    # first view, because only live flows create rows there. `flow` is the flow's own row. `number`
-    # is the flow's row in the first view, or 0. `kept` is the dormant row that keeps the counters
-    # of the flow's connection, or 0. `is_new` is whether the flow counts as new. `start_ms` is the
-    # start time of new rows, including a new dormant row. False if out of memory.
+    # Add `deltas` to all rows of a flow without making the flow live. In the first view, only live
+    # flows create rows. If the flow has no row there, the deltas are added to the kept counters of
+    # its connection, if any. False if out of memory. `flow` is the flow's own row. `number` is its
+    # row in the first view, or 0. `kept` is the dormant row with the kept counters, or 0. `is_new`
+    # is whether the flow counts as new. `start_ms` is the start time of new rows.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
@@ -314,8 +312,8 @@ cdef bint credit(TableState *table, const Report *report, uint32_t flow, const L
         flow_at(table, kept).last_ms = pack_kept(0, start_ms)
         for i in range(table.counters):
             totals_of(flow_at(table, kept))[i] = ABSENT if table.optional[i] else 0
-    # If an allocation fails, the new dormant row stays. Its counters are 0, so the row does no
-    # harm.
+    # If an allocation fails, the new dormant row stays. This has no effect, because its counters
+    # are 0.
     if not find_further_targets(table, labels, number, &targets):
         return False
     for i in range(1, table.view_count):
@@ -346,7 +344,7 @@ cdef bint credit(TableState *table, const Report *report, uint32_t flow, const L
 # Counters of removed connections, in flow rows whose key is a hash of the labels
 
 cdef uint32_t find_kept(const TableState *table, const uint32_t *label_ids) noexcept nogil:
-    # The dormant row that keeps the counters of the connection with these labels, or 0.
+    # The dormant row with the kept counters of the connection with these labels, or 0.
     if table.kept_connections == 0:
         return 0
     return flow_find(&table.flow_rows, labels_key(table, label_ids), LABELS_KEY)
@@ -367,7 +365,8 @@ cdef uint64_t labels_key(const TableState *table, const uint32_t *label_ids) noe
 
 
 cdef uint32_t add_kept(TableState *table, const uint32_t *label_ids, uint32_t now_s) noexcept nogil:
-    # A new dormant row for the counters of the connection with these labels; 0 if out of memory.
+    # Add a dormant row for the counters of the connection with these labels. Returns the row, or 0
+    # if out of memory.
     cdef uint32_t number = flow_new(&table.flow_rows, labels_key(table, label_ids), LABELS_KEY)
     if number:
         flow_at(table, number).last_ms = 0
@@ -380,7 +379,7 @@ cdef uint32_t add_kept(TableState *table, const uint32_t *label_ids, uint32_t no
 
 
 cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noexcept nogil:
-    # Continue the kept counters of a removed connection in the connection's new row.
+    # Move the kept counters of a removed connection to the connection's new row.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow_at(table, number))
     cdef int64_t *sums = values_of(first, row)
@@ -396,10 +395,10 @@ cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noex
 
 cdef void keep_counters(TableState *table, Flow *flow, Connection *row,
                         uint32_t now_s) noexcept nogil:
-    # Keep the counters of a connection that is removed with its last flow. Keeping them is not
-    # necessary if the connection can be restored from its last flow: if the counters equal the
-    # totals of the flow, the labels identify the connection, and no other flow has been counted as
-    # new.
+    # Keep the counters of a connection that is about to be removed with its last flow. Nothing is
+    # kept if the totals of this flow are enough to restore the counters. This is the case if the
+    # counters equal the totals, the labels identify the connection, and only one flow has been
+    # counted as new.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow)
     cdef const int64_t *sums = values_of(first, row)

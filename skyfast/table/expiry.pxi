@@ -1,9 +1,9 @@
 # Expiry: flows become dormant at their deadlines, connections without flows are removed, and
 # dormant flows are forgotten. `_table.pyx` includes this file.
 #
-# `Table.expire` calls `expire_slice`, which takes the table's mutex. The caller repeats the call
-# while there is more to do. No function in this file may visit all rows: `max_rows` limits all
-# work, and counts down to 0.
+# `Table.expire` calls `expire_slice`, which takes the table's mutex. No function in this file may
+# visit all rows: `max_rows` is the number of rows that may still be visited. The caller of
+# `Table.expire` repeats the call while there is more to do.
 
 cdef bint expire_slice(TableState *table, uint32_t now_s, uint32_t max_rows) noexcept nogil:
     # Returns whether there is more to do at this time.
@@ -18,7 +18,7 @@ cdef bint expire_locked(TableState *table, uint32_t now_s, uint32_t max_rows) no
     cdef uint32_t i
     cdef Connection *other
     table.now = max(table.now, <double>now_s)
-    # Flows expire first, so that a view's row has no flows left when the row is due.
+    # Flows expire first, because a row of another view must not expire before its flows.
     if expire_flows(table, now_s, &max_rows) or expire_dormant(table, now_s, &max_rows):
         return True
     for i in range(table.view_count):
@@ -53,7 +53,7 @@ cdef bint expire_flows(TableState *table, uint32_t now_s, uint32_t *max_rows) no
 
 
 cdef bint expire_dormant(TableState *table, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
-    # Returns whether more flows are to be forgotten at this time.
+    # Forget dormant flows. Returns whether there is more to do at this time.
     cdef DormantList *rows
     cdef double memory_s
     cdef uint32_t i, number
@@ -92,7 +92,8 @@ cdef inline bint claim_is_over(const TableState *table, uint32_t now_s) noexcept
 
 
 cdef inline void prefetch_after(const TableState *table, uint32_t number) noexcept nogil:
-    # Rows become dormant in random order, so the next rows and their buckets are not in the cache.
+    # The rows of a list are in random order in memory, so the next rows and their buckets are not
+    # in the cache.
     cdef uint32_t next = flow_at(table, number).wheel_next
     if next:
         prefetch(bucket_of(&table.flow_rows, flow_at(table, next).hash))
@@ -126,8 +127,7 @@ cdef bint expire_rows(TableState *table, View *view, uint32_t now_s,
 
 cdef void make_dormant(TableState *table, Flow *flow, uint32_t number,
                        uint32_t now_s) noexcept nogil:
-    # Make a live flow dormant. If this was the last live flow of its connection, the connection is
-    # removed from the first view.
+    # Make a live flow dormant. A connection of the first view is removed with its last live flow.
     cdef uint32_t connection_row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], connection_row)
     cdef uint32_t *links = links_of(table, flow)

@@ -24,8 +24,8 @@ cdef inline uint32_t *link_of(const TableState *table, const View *view, Flow *f
 
 
 cdef inline uint32_t *flags_of(const TableState *table, Flow *flow) noexcept nogil:
-    # The location of the flags FIRST_OBSERVED and CLOSING_OBSERVED; only valid if there are
-    # histograms.
+    # The location of the flags FIRST_OBSERVED and CLOSING_OBSERVED. A row only has the flags if the
+    # plan has histograms.
     return links_of(table, flow) + table.flags_link
 
 
@@ -58,8 +58,7 @@ cdef inline uint64_t string_key(uint32_t string) noexcept nogil:
 
 
 cdef inline uint32_t flow_find(const Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
-    # The live or dormant row with this key; 0 if there is no such row. The kind of the key is
-    # STRING_KEY, LABELS_KEY or 0.
+    # The row with this key, or 0. `kind` is the kind of the key: STRING_KEY, LABELS_KEY or 0.
     cdef uint32_t number = bucket_of(flows, <uint32_t>key)[0]
     cdef Flow *row
     while number:
@@ -72,7 +71,7 @@ cdef inline uint32_t flow_find(const Rows *flows, uint64_t key, uint32_t kind) n
 
 
 cdef uint32_t flow_new(Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
-    # A new row with this key, in the index but in no list; 0 if out of memory.
+    # Add a row with this key to the index, but to no list. Returns the row, or 0 if out of memory.
     cdef uint32_t number = row_new(flows)
     cdef Flow *row
     if number:
@@ -93,7 +92,7 @@ cdef str uuid_of(const TableState *table, const Flow *flow):
 
 
 cdef list live_uuids(const TableState *table, uint32_t first, uint32_t end):
-    # The UUIDs of the live flows in the rows from `first` up to `end`.
+    # The UUIDs of the live flows in the rows from `first` up to but not including `end`.
     cdef uint32_t number
     cdef Flow *flow
     uuids = []
@@ -119,8 +118,8 @@ cdef uint32_t find_flow(const TableState *table, const FlowKey *key) noexcept no
 
 
 cdef uint32_t add_unknown_flow(TableState *table, const Report *report) noexcept nogil:
-    # A new row for an unknown flow; 0 if out of memory. The new row is not live, and in no list
-    # yet.
+    # Add a row for an unknown flow. The row is neither live nor in a list yet. Returns the row, or
+    # 0 if out of memory.
     cdef uint64_t key = report.key.number
     cdef uint32_t string = 0
     cdef uint32_t row
@@ -168,8 +167,8 @@ cdef void remove_flow(TableState *table, uint32_t number) noexcept nogil:
 
 cdef inline int find_deltas(const TableState *table, Flow *flow, const Report *report,
                             int64_t *deltas) noexcept nogil:
-    # How a report changes a flow: NOTHING_NEW, GREW or STARTED_OVER. Sets `deltas` unless the
-    # result is NOTHING_NEW.
+    # Returns how a report changes the totals of a flow: NOTHING_NEW, GREW or STARTED_OVER. Sets
+    # `deltas` unless the result is NOTHING_NEW.
     cdef const int64_t *totals = totals_of(flow)
     cdef const int64_t *values = report.values
     cdef int64_t total
@@ -178,7 +177,8 @@ cdef inline int find_deltas(const TableState *table, Flow *flow, const Report *r
     cdef bint lower = False
     cdef uint32_t i
     for i in range(table.counters):
-        # ABSENT is -1: it is never higher than a total and, as an unsigned number, never lower.
+        # A value that is ABSENT (-1) is never higher than a total, and as an unsigned number never
+        # lower.
         total = max(totals[i], <int64_t>0)
         higher |= values[i] > total
         lower |= <uint64_t>values[i] < <uint64_t>total

@@ -1,20 +1,19 @@
 # Histograms: the distribution of a value over the flows of a row. `_table.pyx` includes this file.
 #
-# A histogram observes a flow on one of two *events*: the report in which the observed field is
-# above 0 for the first time, or the closing report of the flow. Flags in the row of the flow
-# prevent a second observation on the same event. The first view has no histograms. Histograms are
-# changed under the table's mutex, like all rows. An observation extends the deadline of its row,
-# like a report that adds deltas.
+# A histogram observes each flow once, on one of two *events*: the first report with a value above 0
+# in the observed field, or the closing report. Flags in the row of the flow prevent a second
+# observation on the same event. The first view has no histograms. Like all changes of rows,
+# observations need the table's mutex, and extend the deadline of the row.
 
 cdef enum:
-    # What to do if a flow without the flag FIRST_OBSERVED reports a value above 0.
+    # What to do if the observed field is above 0, and the flow lacks the flag FIRST_OBSERVED.
     FIRST_IS_NEW                # observe the value
-    FIRST_IS_OLD                # only set the flag: the flow may have been observed before
-    IGNORE_FIRST                # do nothing: the report is late, so it adds nothing
+    FIRST_IS_OLD                # only set the flag, because the flow may have been observed before
+    IGNORE_FIRST                # do nothing, because the report is late
 
 
 cdef inline int64_t *counts_of(const Histogram *histogram, Connection *row) noexcept nogil:
-    # The location of the number of values in each bucket; the sum of the values follows.
+    # The counts of the buckets, followed by the sum of the values.
     return <int64_t *>(<char *>row + histogram.offset)
 
 
@@ -23,7 +22,7 @@ cdef inline int64_t *counts_of(const Histogram *histogram, Connection *row) noex
 
 cdef inline void observe_live(TableState *table, Flow *flow, const Report *report,
                               int first) noexcept nogil:
-    # Observe a report in the rows of its live flow.
+    # Observe a report in the rows that its live flow links to.
     if unlikely(table.events):
         observe_links(table, flow, report, due_events(table, flags_of(table, flow), report, first))
 
@@ -45,8 +44,8 @@ cdef void observe_links(TableState *table, Flow *flow, const Report *report,
 
 cdef void observe_in(TableState *table, uint32_t flow, const Report *report, const uint32_t *rows,
                      int first) noexcept nogil:
-    # Observe a report in `rows`, which has one row per view, or 0 for no row. The first view is
-    # ignored. `flow` is the row of the report's flow, or 0 if the table does not keep the flow.
+    # Observe a report in `rows`, which has the row of each view, or 0. The first view is ignored.
+    # `flow` is the row of the report's flow, or 0 if the table does not store the flow.
     cdef uint32_t unknown = 0
     cdef uint32_t due, i
     cdef View *view
@@ -63,8 +62,9 @@ cdef void observe_in(TableState *table, uint32_t flow, const Report *report, con
 
 cdef inline uint32_t due_events(const TableState *table, uint32_t *flags, const Report *report,
                                 int first) noexcept nogil:
-    # The events that a report is, unless the flow has already been observed on them. `flags` are
-    # the flags of the report's flow: this function sets the flags of the returned events.
+    # The events of a report on which the flow has not been observed yet. `flags` are the flags of
+    # the report's flow. This function sets the flags of these events. With FIRST_IS_OLD,
+    # FIRST_OBSERVED is set in `flags`, but not returned.
     cdef uint32_t found = 0
     if (table.events & FIRST_OBSERVED and first != IGNORE_FIRST
             and report.values[table.first_value] > 0):
@@ -98,8 +98,7 @@ cdef void observe_in_row(const View *view, Connection *row, const Report *report
 
 cdef bint read_observed(const Histogram *histogram, const Report *report,
                         int64_t *value) noexcept nogil:
-    # Set `value` to the value that the histogram observes in a report. False if the report has no
-    # valid value.
+    # Read the value that a histogram observes. False if the report has no valid value.
     cdef uint32_t i, source
     value[0] = 0
     for i in range(histogram.source_count):
@@ -120,7 +119,8 @@ cdef bint read_observed(const Histogram *histogram, const Report *report,
 # Closing reports that add nothing to counters
 
 cdef bint observe_dormant(TableState *table, const Report *report) noexcept nogil:
-    # Observe a dormant flow's closing report that adds nothing to counters. False if out of memory.
+    # Observe the closing report of a dormant flow, if the report has no new totals. False if out of
+    # memory.
     cdef Flow *flow = flow_at(table, report.flow)
     cdef Labels labels
     cdef uint32_t number
@@ -144,8 +144,8 @@ cdef bint observe_dormant(TableState *table, const Report *report) noexcept nogi
 
 cdef int observe_ended(TableState *table, const Report *report) noexcept nogil:
     # Observe the closing report of an unknown flow that may have been counted before. The flow is
-    # kept for a while, so that a repetition of the report is not observed again. Returns
-    # SKIP_ENDED, or APPLY_NO_MEMORY.
+    # stored for a while, so that a repeated report is not observed again. Returns SKIP_ENDED or
+    # APPLY_NO_MEMORY.
     cdef Labels labels
     cdef uint32_t row = 0
     cdef bint full = live_flows(table) + table.claims.count >= table.max_flows
@@ -173,9 +173,9 @@ cdef int observe_ended(TableState *table, const Report *report) noexcept nogil:
 
 cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *report,
                             const Labels *labels, int first, int64_t start_ms) noexcept nogil:
-    # Observe a closing report in the rows with its labels. Missing rows are created. `flow` is the
-    # row of the report's flow, or 0 if the table does not keep the flow. `start_ms` is the start
-    # time of new rows. If out of memory, change nothing and return False.
+    # Observe a closing report in the rows with its labels, which are created if they are missing.
+    # `flow` is the row of the report's flow, or 0 if the table does not store the flow. `start_ms`
+    # is the start time of new rows. If out of memory, changes nothing and returns False.
     cdef uint32_t rows[MAX_VIEWS]
     cdef bint created[MAX_VIEWS]
     cdef RowKey key
@@ -264,8 +264,8 @@ cdef int prepare_histogram(Histogram *histogram, value, uint32_t decimals,
 
 
 cdef uint32_t place_histograms(View *view, uint32_t offset) noexcept nogil:
-    # Set the offsets of the view's histograms in its rows. The first histogram is at `offset`.
-    # Returns the size of all histograms of a row, in bytes.
+    # Set the offsets of a view's histograms in a row. The first histogram is at `offset`. Returns
+    # the size of all histograms of a row, in bytes.
     cdef uint32_t i
     cdef uint32_t start = offset
     for i in range(view.histogram_count):
@@ -275,8 +275,8 @@ cdef uint32_t place_histograms(View *view, uint32_t offset) noexcept nogil:
 
 
 cdef list histogram_literals(list literals):
-    # The literals of the labels alone, without braces. `literals` are those of a line whose metric
-    # has an empty name.
+    # Remove the braces around the labels from `literals`, which are those of a line without a
+    # metric name.
     cdef Py_ssize_t last = len(literals) - 1
     texts = [literals[0].removeprefix("{")] + literals[1:]
     texts[last] = texts[last].removesuffix(" ").removesuffix("}")
@@ -285,10 +285,10 @@ cdef list histogram_literals(list literals):
 
 cdef size_t prepare_histogram_text(Family *family, declared, uint32_t histogram, bint labelled,
                                    size_t line) except 0:
-    # `histogram` is the index of the family's first histogram in its view. `labelled` is whether
-    # there are labels besides `le`. `line` is the maximum number of bytes that the labels and the
-    # value of one line take, added up over the directions. Returns the maximum size of a row's
-    # lines, in bytes.
+    # Set the texts of a family of histograms. `histogram` is the index of its first histogram in
+    # the view. `labelled` is whether there are labels besides `le`. `line` is the maximum size of
+    # the labels and the value of one line, summed over the directions. Returns the maximum size of
+    # a row's lines. Sizes are in bytes.
     cdef HistogramText *text = <HistogramText *>allocate(sizeof(HistogramText))
     cdef uint32_t i
     cdef size_t name_bytes = len(declared.name.encode()) + 10
@@ -360,8 +360,7 @@ cdef inline uint32_t histogram_lines(const Family *family, const View *view) noe
 cdef char *render_histogram(const TableState *table, const Family *family, const View *view,
                             Connection *row, uint32_t direction, int starts, char *out,
                             Piece **notes) noexcept nogil:
-    # The labels are only rendered for the first line; every other line copies the labels from the
-    # previous line.
+    # Render a histogram as several lines. The labels are copied from line to line.
     cdef const Histogram *histogram = &view.histograms[family.histogram + direction]
     cdef const HistogramText *text = family.text
     cdef const int64_t *counts = counts_of(histogram, row)
@@ -458,7 +457,7 @@ cdef inline char *put_labels(const TableState *table, const Family *family, cons
 
 
 cdef inline char *put_copy(char *out, const char **text, uint32_t length) noexcept nogil:
-    # Copy `text` to `out`, and let `text` point to the copy.
+    # Copy `text` to `out`, and set `text` to the copy.
     memcpy(out, text[0], length)
     text[0] = out
     return out + length

@@ -1,10 +1,9 @@
-# Layout: finds the locations of a plan's labels and values in rows and lines. `_table.pyx` includes
-# this file. `readers.pxi` finds their locations in decoded flows.
+# Layout: finds the locations of a plan's labels and values in rows and in lines. `_table.pyx`
+# includes this file. `readers.pxi` finds the locations in decoded flows.
 #
-# `Table.__cinit__` calls this code once, before other threads use the table. This code reads Python
-# objects of the plan, so it needs the GIL and may raise exceptions. It takes no lock. All memory
-# that is stored in the state belongs to the state, even after an exception: `state_destroy` frees
-# it.
+# `Table.__cinit__` calls this code once, before other threads use the table. The code reads Python
+# objects of the plan, so it needs the GIL and may raise exceptions. Even after an exception,
+# `state_destroy` frees all memory that the state refers to.
 
 cdef void *allocate(size_t size) except NULL:
     cdef void *memory = malloc(size if size else 1)
@@ -15,8 +14,9 @@ cdef void *allocate(size_t size) except NULL:
 
 
 cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
-    # Allocate one slot per second of the timeout, up to MAX_WHEEL_SLOTS. If the timeout has more
-    # seconds than slots, rows are also visited before they are due, which only costs time.
+    # Allocate at least one slot per second of the timeout, but at most MAX_WHEEL_SLOTS. If the
+    # timeout has more seconds than the wheel has slots, rows are visited several times before they
+    # are due.
     cdef uint32_t slots = 4
     while slots < timeout_s + 2 and slots < MAX_WHEEL_SLOTS:
         slots *= 2
@@ -26,8 +26,8 @@ cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
 
 
 cdef list state_init(TableState *table, plan, bytes other):
-    # Prepare the state for a plan, without setting the limits. Returns the names of fields, by
-    # number. `other`, the label value of overflow rows, is borrowed.
+    # Prepare the state for a plan, except for the limits. `other` is the label value of overflow
+    # rows, and is borrowed. Returns the names of the fields, by number.
     if (not 0 < len(plan.views) <= MAX_VIEWS
             or len(plan.counters) + len(plan.gauges) + len(plan.closing_gauges) > MAX_VALUES
             or len(plan.requirements) > MAX_SKIPS - SKIP_REQUIRED):
@@ -186,7 +186,7 @@ cdef int prepare_lookups(TableState *table, plan) except -1:
 
 
 cdef bint same_labels(const TableState *table, const Lookup *one, const Lookup *other) noexcept:
-    # Whether the labels of two lookups are at the same indexes of their results.
+    # Whether two lookups take their labels from the same indexes of a result.
     return one.columns == other.columns and memcmp(
         &table.name_indexes[one.column], &table.name_indexes[other.column],
         one.columns * sizeof(uint32_t)
@@ -220,7 +220,7 @@ cdef int number_values(TableState *table, plan) except -1:
 
 
 cdef list number_fields(TableState *table, plan):
-    # The names of the fields, by number. A field that is never omitted has the name None.
+    # Returns the names of the fields, by number. The name of a field that is never omitted is None.
     cdef uint32_t i, j
     numbers = {}
 
@@ -357,9 +357,9 @@ cdef int prepare_families(TableState *table, plan) except -1:
 
 cdef size_t prepare_family(Family *family, const View *view, declared, planned, plan,
                            uint32_t histogram) except? 0:
-    # Returns the larger of two sizes, in bytes: the size of the family's largest head, and the
-    # maximum size of a connection's lines. `histogram` is the number of histograms in the preceding
-    # families of the view.
+    # `histogram` is the number of histograms in the preceding families of the view. Returns the
+    # larger of two sizes in bytes: the size of the family's largest head, and the maximum size of a
+    # connection's lines.
     cdef uint32_t j, k
     cdef size_t fixed, longest = 0
     cdef bytes head
@@ -413,10 +413,10 @@ cdef int literal_init(Literal *literal, str text) except -1:
 
 
 cdef list line_literals(str metric, list columns, direction):
-    # The literals before, between and after the label values of a line. There is one list per value
-    # of `direction`, or a single list if `direction` is None. `columns` are the names of all labels
-    # except the direction. Each list has one more literal than there are columns; the last literal
-    # ends where the sample's value begins.
+    # The literals before, between and after the label values of a line. `columns` are the names of
+    # all labels except the direction. The result has a list for each value of `direction`, or a
+    # single list if `direction` is None. A list has one literal before each label value, and a last
+    # literal before the sample's value.
     if direction is None:
         names = [f'{name}="' for name in columns]
         if not names:
@@ -476,7 +476,7 @@ cdef int set_limits(TableState *table, max_connections, max_flows, timeout_s, me
 # Sizes
 
 cdef uint32_t row_bytes(const TableState *table) noexcept:
-    # Memory of a connection with one flow, in bytes, without strings and other views.
+    # The result of `Table.row_bytes`.
     cdef uint32_t total = table.flow_rows.stride + table.views[0].rows.stride
     cdef uint32_t rows = 2
     if table.has_conversations:

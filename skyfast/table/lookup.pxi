@@ -2,10 +2,9 @@
 # the three steps of `Table.update`: read, look up, apply.
 #
 # This code makes several passes over a batch, so that the CPU fetches the memory of one flow while
-# it processes other flows. It reads the table without the lock, because only the thread that
-# updates changes the table. It writes only to the batch. The results for live flows stay valid
-# while the batch is applied. The rows of all other flows are looked up again when their reports are
-# applied.
+# it processes other flows. The thread that updates calls this code, so it can read the table
+# without the lock. It writes only to the batch. The rows of live flows stay valid while the batch
+# is applied. The rows of all other flows are looked up again when their reports are applied.
 
 cdef void look_up_flows(const TableState *table, Batch *batch) noexcept nogil:
     # Sets `flow` and `dormant` of all reports.
@@ -37,7 +36,7 @@ cdef void look_up_flows(const TableState *table, Batch *batch) noexcept nogil:
 
 
 cdef inline void prefetch_views(const TableState *table, Flow *flow) noexcept nogil:
-    # Prefetch the rows that a live flow links to in all views except the first.
+    # Prefetch the rows of a live flow in all views except the first.
     cdef Connection *connection = connection_at(&table.views[0], flow.connection & ROW)
     cdef uint32_t i, number
     for i in range(1, table.view_count):
@@ -47,7 +46,7 @@ cdef inline void prefetch_views(const TableState *table, Flow *flow) noexcept no
 
 
 cdef void look_up_labels(const TableState *table, Batch *batch) noexcept nogil:
-    # Look up the strings of flows that are not live, and prefetch their connections.
+    # For flows that are not live, look up the strings of labels, and prefetch the connections.
     cdef uint32_t i, j, number
     cdef Report *report
     cdef const LabelValue *label_values
@@ -57,7 +56,7 @@ cdef void look_up_labels(const TableState *table, Batch *batch) noexcept nogil:
         if needs_labels(&batch.reports[i]):
             label_values = batch.reports[i].label_values
             for j in range(table.label_value_count):
-                if label_values[j].string:      # adding the flow changes `String.refs`
+                if label_values[j].string:      # the flow will change `String.refs`
                     prefetch(row_at(&table.strings, label_values[j].string))
                 elif label_values[j].text != NULL and not label_values[j].repeats:
                     number = bucket_of(&table.strings, label_values[j].hash)[0]
@@ -82,8 +81,9 @@ cdef inline bint needs_labels(const Report *report) noexcept nogil:
 
 cdef uint32_t look_up_strings(const TableState *table, LabelValue *label_values,
                               const LabelValue *previous) noexcept nogil:
-    # Sets `string` in the label values that have none. Values with escapes are looked up later.
-    # Returns the hash of the connection, or 0 if a label is not interned.
+    # Set `string` in label values whose string is interned already. Values that need escapes are
+    # looked up when the report is applied. Returns the hash of the connection, or 0 if a label has
+    # no string yet.
     cdef uint32_t label_ids[MAX_COLUMNS]
     cdef RowKey key
     cdef uint32_t i

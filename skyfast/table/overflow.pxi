@@ -1,12 +1,12 @@
 # Overflow: reports of flows that cannot be stored are added up in one overflow row per view,
 # `View.overflow`. `_table.pyx` includes this file.
 #
-# Updates call this code under the table's mutex. If `TableState.overflows` is not set, there are no
-# overflow rows, and reports of these flows are skipped.
+# Updates call this code under the table's mutex. If `TableState.overflows` is false, there are no
+# overflow rows, and reports of flows that cannot be stored are skipped.
 
 cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
-    # The view's overflow row, or 0 if out of memory. The row is created on first use, and marked by
-    # the deadline NEVER_S.
+    # The view's overflow row, or 0 if out of memory. The row is created on first use. Its deadline
+    # is NEVER_S.
     cdef RowKey key
     cdef uint32_t string, i
     cdef Connection *row
@@ -33,8 +33,8 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
 
 cdef inline void note_overflow(TableState *table, const Targets *targets) noexcept nogil:
     # Set `overflowed` if a flow uses an overflow row of any view except the first. The flag means
-    # that the totals of a flow can be partly in an overflow row. The flag must only affect later
-    # reports, so the caller adds the current report to its rows before this call.
+    # that an overflow row can have a part of a flow's totals. The flag must only affect later
+    # reports, so the caller must add the current report to its rows first.
     cdef uint32_t i
     for i in range(1, table.view_count):
         if targets.rows[i]:
@@ -42,8 +42,7 @@ cdef inline void note_overflow(TableState *table, const Targets *targets) noexce
 
 
 cdef int apply_overflow(TableState *table, Report *report, const Labels *labels) noexcept nogil:
-    # Apply the report of an unknown flow that cannot be stored. In the first view, the report is
-    # added to the overflow row. In all other views, it is added to the flow's own rows.
+    # Apply the report of an unknown flow that cannot be stored.
     cdef int done
     cdef bint adds_total
     if not table.overflows:

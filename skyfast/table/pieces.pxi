@@ -1,14 +1,14 @@
 # Pieces: where the text of a page may repeat itself. `_table.pyx` includes this file.
 #
 # The text between two label values is the same in all lines of a family. The second line of a
-# connection is mostly a copy of the first line. So the text of a page consists of *pieces*. A piece
-# has a length and a *source*, which says where the same bytes may have occurred before.
-# `deflate.pxi` compresses text with the help of its pieces.
+# connection is mostly a copy of the first line. So the text of a page is described by *pieces*. A
+# piece has a length and a *source*, which says where the same bytes may have occurred before.
+# `deflate.pxi` uses pieces to compress the text.
 #
-# Only label values and numbers differ from row to row. So the renderer, under the table's mutex,
-# *notes* only their lengths. After the mutex is released, `expand_notes` adds the other pieces.
-# Each function `expand_…` adds pieces in the order in which a function `render_…` writes their
-# text.
+# Only label values and numbers differ from row to row. So the renderer, which runs under the
+# table's mutex, writes only *notes* with their lengths. After the mutex is released, `expand_notes`
+# turns the notes into pieces. Each function `expand_…` writes pieces in the order in which a
+# function `render_…` writes the text.
 #
 # Notes are stored as pieces, with a length and a source:
 #
@@ -30,7 +30,7 @@ cdef enum:
     KIND = 7 << 28
 
 cdef enum:
-    # Numbers of fixed texts, in addition to the numbers of a family's literals.
+    # Numbers of fixed texts. Lower numbers are those of a family's literals.
     FIXED_NAME = MAX_VIEW_COLUMNS + 2
     FIXED_SUM
     FIXED_COUNT
@@ -92,8 +92,8 @@ cdef void label_pieces_init(LabelPieces *pieces, const Family *family,
 
 cdef Piece *expand_notes(const TableState *table, uint32_t number, int starts, const Piece *note,
                          const Piece *last, Piece *piece) noexcept nogil:
-    # Writes the pieces for the notes up to `last`, and returns the end of the pieces. `note` is the
-    # first note of a row or of a head. `number` is the family of the first row. `starts` is how the
+    # Writes the pieces for the notes from `note` up to `last`, and returns the end of the pieces.
+    # `note` begins a row or a head. `number` is the family of the first row. `starts` is how the
     # page shows start times.
     cdef const Family *family = &table.families[number]
     cdef const View *view = &table.views[family.view]
@@ -150,7 +150,7 @@ cdef inline const Piece *expand_labels(const Family *family, const View *view,
 cdef inline const Piece *expand_lines(const Family *family, const View *view,
                                       const LabelPieces *label_pieces, int starts,
                                       const Piece *note, Piece **pieces) noexcept nogil:
-    # Writes the pieces of what `render_connection` renders. Returns the next note.
+    # Writes the pieces of the lines that `render_connection` writes. Returns the next note.
     cdef uint32_t first = note.length & LENGTH_MASK
     cdef uint32_t second = note.length >> SECOND_SHIFT & LENGTH_MASK
     cdef uint32_t time = note.length >> TIME_SHIFT
@@ -202,7 +202,7 @@ cdef inline const Piece *expand_lines(const Family *family, const View *view,
 cdef const Piece *expand_histogram(const Family *family, const View *view,
                                    const LabelPieces *label_pieces, uint32_t direction,
                                    const Piece *note, Piece **pieces) noexcept nogil:
-    # Writes the pieces of what `render_histogram` renders. Returns the next note.
+    # Writes the pieces of the lines that `render_histogram` writes. Returns the next note.
     cdef const HistogramText *text = family.text
     cdef uint32_t bounds = view.histograms[family.histogram + direction].bounds
     cdef uint32_t time = note.length
@@ -244,7 +244,7 @@ cdef const Piece *expand_histogram(const Family *family, const View *view,
 cdef const Piece *expand_composite(const Family *family, const View *view,
                                    const LabelPieces *label_pieces, uint32_t direction,
                                    const Piece *note, Piece **pieces) noexcept nogil:
-    # Writes the pieces of what `render_composite` renders. Returns the next note.
+    # Writes the pieces of the line that `render_composite` writes. Returns the next note.
     cdef const HistogramText *text = family.text
     cdef uint32_t bounds = view.histograms[family.histogram + direction].bounds
     cdef uint32_t time = note.length

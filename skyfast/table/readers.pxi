@@ -1,11 +1,11 @@
 # Readers: the locations of values in a flow, for each flow type. `_table.pyx` includes this file.
 #
-# `Table.set_flow_types` calls this code for the new types. This code reads Python objects of the
-# plan, so it needs the GIL and may raise exceptions. It takes no lock.
+# `Table.set_flow_types` calls this code. The code reads Python objects of the plan, so it needs the
+# GIL and may raise exceptions.
 
 cdef int resolve_readers(Reader *readers, types, plan, bint slots, list keep) except -1:
-    # Objects that the readers borrow are added to `keep`. A reader's `slots` is set to False if a
-    # check shows that its offsets are wrong.
+    # Set the readers of all flow types. Objects that the readers borrow are added to `keep`. If a
+    # check shows that the offsets of a reader are wrong, its `slots` is set to False.
     cdef Reader *reader
     cdef uint32_t i
     owners = (types.KnownReport, types.Update, types.FirstReport, types.FullReport)

@@ -1,10 +1,10 @@
 # Reading reports: for each flow of a batch, the fields that the table needs. `_table.pyx` includes
 # this file. This is the first of the three steps of `Table.update`: read, look up, apply.
 #
-# This code uses Python objects, so it needs the GIL and must not run under the table's mutex. It
-# only reads the index of flows, the rows of names, and constant parts of the table. It only writes
-# to the batch and to the deadlines of names rows. The batch borrows values from the flows, from
-# `Table.held` and from the rows of names until the batch has been applied.
+# This code uses Python objects, so it needs the GIL and must not run under the table's mutex. Of
+# the table, it only reads constant parts, the rows of names, and the index of flows. It only writes
+# to the batch, and to the deadlines of names. Until the batch has been applied, it borrows values
+# from the flows, from `Table.held` and from the rows of names.
 
 cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexcept:
     cdef uint32_t i
@@ -16,8 +16,8 @@ cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexc
 
 cdef int read_reports(const TableState *table, const Reader *readers, list flows,
                       Py_ssize_t start, Batch *batch) except -1:
-    # Begin a batch, and read the fields that are needed for every flow. The batch ends before the
-    # first object that is not of one of the plan's flow types.
+    # Begin a batch, and read the fields that every flow needs. The batch ends before the first
+    # object that has none of the plan's flow types.
     cdef uint32_t i
     cdef uint32_t size = <uint32_t>min(PyList_GET_SIZE(flows) - start, <Py_ssize_t>BATCH)
     cdef const Reader *reader
@@ -69,7 +69,7 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
     if unlikely(read_integer(value_of(flow, &reader.finish, reader.slots), &finish)):
         finish = 0
         leave_out_lifecycle(report, LIFECYCLE_FINISH)
-    if unlikely(too_long):          # the last check: the reasons above take precedence
+    if unlikely(too_long):          # checked last, because other reasons take precedence
         return too_long
     report.finish = <int>finish if finish < 4 else 4
     if unlikely(finish == CLOSING):
@@ -86,7 +86,7 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
 
 cdef int read_unknown(const TableState *table, const Reader *readers, list flows,
                       Py_ssize_t start, Batch *batch, list held) except -1:
-    # Read the labels of flows that are not live, and their lifecycle fields.
+    # Read the labels and the lifecycle fields of flows that are not live.
     cdef uint32_t i
     cdef PyObject *flow
     cdef Report *report
@@ -116,7 +116,7 @@ cdef int read_unknown(const TableState *table, const Reader *readers, list flows
 
 
 cdef inline void note_missed(const TableState *table, Batch *batch, uint32_t number) noexcept:
-    # Note which names of a report are not interned.
+    # Add the names of a report that are not interned to `batch.missed`.
     cdef uint32_t i
     for i in range(number * table.lookup_count, (number + 1) * table.lookup_count):
         if batch.names[i].row == 0:
@@ -178,8 +178,8 @@ cdef int read_share(const TableState *table, PyObject *flow, const Reader *reade
 cdef inline int find_result(const TableState *table, PyObject *flow, const Reader *reader,
                             const Lookup *lookup, FoundNames *names) except -1:
     # Read the key of a lookup. If the names are a dict, also look up the key. If the key is
-    # invalid, `names.key` stays NULL, and the flow is skipped later. The caller's loop does little
-    # else, so that the CPU can fetch the memory of several results at once.
+    # invalid, `names.key` stays NULL, and the flow is skipped later. All other work is done in
+    # later loops, so that the CPU can fetch the memory of several results at once.
     cdef PyObject *key = string_of(flow, reader, lookup.key)
     names.result = NULL
     names.row = 0
@@ -194,8 +194,8 @@ cdef inline int find_result(const TableState *table, PyObject *flow, const Reade
 
 
 cdef int find_interned_results(const TableState *table, Batch *batch, list held) except -1:
-    # Find the rows of the results. `held` owns the results without a row, because other Python code
-    # may remove them from the dict.
+    # Find the rows of the results. Results without a row are added to `held`, because other Python
+    # code may remove them from the dict.
     cdef const Lookup *lookup
     cdef FoundNames *names
     cdef uint32_t i, number
@@ -219,8 +219,8 @@ cdef int find_interned_results(const TableState *table, Batch *batch, list held)
 
 cdef int complete_names(const TableState *table, PyObject *flow, const Reader *reader,
                         const Lookup *lookup, FoundNames *names, list held) except -1:
-    # Look up names that are not in a dict, and names of an ambiguous key. If one of the lookup's
-    # strings is invalid, there is no result, and the flow is skipped.
+    # Look up the names if they are not in a dict, and resolve an ambiguous key. If a string of the
+    # lookup is invalid, the result is NULL, and the flow is skipped later.
     cdef PyObject *other
     cdef PyObject *point
     if names.result == NULL:
@@ -255,13 +255,13 @@ cdef inline PyObject *string_of(PyObject *flow, const Reader *reader,
 
 
 cdef inline bint is_valid(PyObject *value) noexcept:
-    # Whether a value is a string of at most MAX_TEXT_BYTES characters. The bytes of the string are
-    # counted later.
+    # Whether a value is a string of at most MAX_TEXT_BYTES characters. The size in bytes is checked
+    # later.
     return PyUnicode_CheckExact(value) and PyUnicode_GET_LENGTH(value) <= MAX_TEXT_BYTES
 
 
 cdef void prefetch_names(const TableState *table, const Batch *batch, uint32_t number) noexcept:
-    # Prefetch the names of a report.
+    # Prefetch the names of report `number`.
     cdef const Report *report = &batch.reports[number]
     cdef const Lookup *lookup
     cdef const FoundNames *names
@@ -282,7 +282,7 @@ cdef void prefetch_names(const TableState *table, const Batch *batch, uint32_t n
 cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader, Report *report,
                   const FoundNames *names, const LabelValue *previous, list held) except -1:
     # Read the fields that are only needed if a flow is not live. `previous` has the labels of the
-    # previous flow, or is NULL.
+    # previous such flow, or is NULL.
     cdef int error = read_labels(table, flow, reader, report.label_values, names, previous, held)
     if unlikely(error):
         return error
@@ -302,7 +302,7 @@ cdef inline int read_labels(const TableState *table, PyObject *flow, const Reade
                             LabelValue *label_values, const FoundNames *names,
                             const LabelValue *previous, list held) except -1:
     # Many flows of a message have the same protocol and interface as the previous flow. The hashes
-    # of such labels are copied from `previous`.
+    # of equal labels are copied from `previous`.
     cdef uint32_t i
     cdef int error
     for i in range(table.looked_up, table.columns):
@@ -437,8 +437,8 @@ cdef int read_conversation(PyObject *flow, const Reader *reader, uint64_t seed,
 cdef int read_lifecycle(const TableState *table, PyObject *flow, const Reader *reader,
                         Report *report) except -1:
     # Set `initial_delta`: what the report adds if the flow is unknown. If the report adds the
-    # deltas of the last update, also set these deltas. If the fields do not show whether this is
-    # the first report, these deltas are zero.
+    # deltas of the last update, also set `last_update`. If the fields do not show whether this is
+    # the first report, these deltas are 0.
     cdef int64_t start, update_start, update_last
     cdef bint invalid_start = read_integer(value_of(flow, &reader.start, reader.slots), &start)
     cdef bint invalid_update_start, invalid_last

@@ -19,15 +19,15 @@ cdef inline int64_t not_later(const TableState *table, int64_t start_ms) noexcep
 
 cdef inline int64_t start_of_report(const TableState *table, const Report *report,
                                     bint counts_total) noexcept nogil:
-    # The start time of a row that an unknown flow creates. If the row gets the flow's total, this
-    # is the start of the flow. If the row only gets the deltas of the last update, the start time
-    # is the start of this update. 0 if the report lacks this time.
+    # The start time of a row that an unknown flow creates; 0 if the report lacks this time. If the
+    # row gets the flow's total, the start time is the start of the flow. If the row gets only the
+    # deltas of the last update, the start time is the start of the last update.
     return not_later(table, report.start_ms if counts_total else report.update_start_ms)
 
 
 cdef inline int64_t start_of_deltas(const TableState *table, const Flow *flow) noexcept nogil:
     # The start time of a row that a dormant flow creates: the time of the flow's known totals. Must
-    # be called before `update_totals`, which changes this time.
+    # be called before `update_totals`, which changes `last_ms`.
     return not_later(table, flow.last_ms)
 
 
@@ -45,15 +45,15 @@ cdef int64_t start_of_total(const TableState *table, const Report *report,
 
 
 cdef inline void set_start(const View *view, Connection *row, int64_t start_ms) noexcept nogil:
-    # Set the start time of a new row. The start time of any other row stays.
+    # Set the start time of a row, if the row is new.
     if start_of(view, row)[0] == NO_START:
         start_of(view, row)[0] = start_ms
 
 
 # ---------------------------------------------------------------------------------------------
-# Kept counters: a row with the counters of a removed connection has only one field for the number
-# of new flows and the start time. If the number of new flows is too large, the start time is not
-# kept, and the field contains the bitwise complement of the number, which is negative.
+# Kept counters: a dormant row with the counters of a removed connection packs the number of new
+# flows and the start time into one field, `last_ms`. If the number of new flows is too large, the
+# start time is lost, and the field is the bitwise complement of the number, which is negative.
 
 cdef enum:
     NEW_FLOWS_BITS = 21
@@ -121,8 +121,8 @@ cdef inline void put_start_text(StartText *time, int64_t start_ms) noexcept nogi
 
 cdef inline char *put_start(const Family *family, int starts, const char *line, const char *value,
                             char *end, const StartText *time) noexcept nogil:
-    # Adds a start time to a line, or writes it as a sample after the line. The value of the line is
-    # at `value`.
+    # Adds the start time to a line, or writes a sample with the start time after the line. `value`
+    # points to the value in the line.
     cdef size_t labels = value - line - family.name_length
     if starts == START_INLINE:
         memcpy(end - 1, b" st@", 4)

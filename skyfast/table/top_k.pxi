@@ -22,7 +22,7 @@ cdef struct TopRow:
 cdef struct TopK:
     const Family *family
     const SnapshotValues *since # NULL: rows are ranked by value, not by growth
-    const Search *search        # only rows that match this search are considered
+    const Search *search        # only rows that match this search are ranked
     TopRow *heap
     uint32_t count, capacity
 
@@ -34,7 +34,7 @@ cdef inline bint top_k_takes(const TopK *top, int64_t rank) noexcept nogil:
 
 cdef inline void top_k_add(TopK *top, int64_t rank, uint32_t row,
                            uint32_t hash) noexcept nogil:
-    # Add a row to the heap. If the heap is full, the row replaces the root.
+    # Add a row to the heap. If the heap is full, the row replaces the row with the lowest rank.
     cdef TopRow *heap = top.heap
     cdef uint32_t index, child
     if top.count < top.capacity:

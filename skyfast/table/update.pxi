@@ -1,5 +1,5 @@
 # Applying reports to the table's rows. `_table.pyx` includes this file. This is the last of the
-# three steps of `Table.update`, and the only one that changes rows of flows and connections.
+# three steps of `Table.update`, and the only step that changes flows and connections.
 #
 # `Table.update` calls `update_flows`, which takes the mutex once per batch for `apply_batch`. All
 # code that `apply_batch` calls runs under the mutex. The rules are in docs/architecture.md. If an
@@ -12,8 +12,8 @@ cdef enum:
 
 
 cdef struct Targets:
-    # The rows that a flow will link to, by view. The row is 0 if the view is full and there are no
-    # overflow rows.
+    # The rows that a flow will link to, by view; 0 if the view is full and there are no overflow
+    # rows.
     uint32_t rows[MAX_VIEWS]
     bint created[MAX_VIEWS]    # whether the row was created for this flow
 
@@ -51,7 +51,7 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
 
 
 cdef void intern_missed(TableState *table, const Batch *batch, int done) noexcept:
-    # Intern the names of the flows that were added by the first `done` reports. Takes the mutex.
+    # Intern the missed names of the first `done` reports that were applied. Takes the mutex.
     cdef uint32_t i, number, position
     lock_first(table)
     for i in range(batch.missed_count):
@@ -66,8 +66,8 @@ cdef void intern_missed(TableState *table, const Batch *batch, int done) noexcep
 
 
 cdef void begin_update(TableState *table, Batch *batch, double now) noexcept nogil:
-    # Set the deadlines for the reports of this call of `Table.update`. Also advance empty wheels to
-    # the current time, because they may be far behind.
+    # Set the deadlines for the reports of this call of `Table.update`. Advance empty wheels to the
+    # current time, because they may be far behind.
     cdef uint32_t i
     cdef View *view
     table.now = now
@@ -86,7 +86,7 @@ cdef void begin_update(TableState *table, Batch *batch, double now) noexcept nog
 
 
 cdef int apply_batch(TableState *table, Batch *batch) noexcept nogil:
-    # The number of reports that were processed, or -1 if out of memory.
+    # Returns the number of reports that were processed, or -1 if out of memory.
     cdef uint32_t i
     cdef int done = <int>batch.size
     cdef Report *report
@@ -239,10 +239,10 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
 
 
 cdef inline bint was_never_counted(const TableState *table, const Report *report) noexcept nogil:
-    # Whether an unknown flow began after the horizon, that is, after the latest report of every
-    # forgotten flow. A flow that began after the horizon has never been counted. Times from an
-    # agent's clock are only compared with each other, because the clocks of two hosts may differ.
-    # False if flows are deduplicated, because the table does not remember duplicates.
+    # Whether an unknown flow began after the horizon (see `Table.horizon_s`), so it has never been
+    # counted. `age_ms` is a difference of times of the same agent, because the clocks of two hosts
+    # may differ. If flows are deduplicated, the result is False, because the table does not
+    # remember skipped duplicates.
     return (table.has_horizon and report.age_ms >= 0 and not table.has_conversations
             and (table.now - report.age_ms / 1000.0 - table.flow_update_s - BATCH_S
                  > table.horizon_s))
@@ -250,18 +250,17 @@ cdef inline bint was_never_counted(const TableState *table, const Report *report
 
 cdef inline bint counts_whole(const TableState *table, const View *view,
                               bint creates) noexcept nogil:
-    # Whether a row has counted nothing of a flow's total yet, so that the whole total is added.
-    # That is so if the flow creates the row, and if no other flow can have used a row with these
-    # labels. The report need not be the flow's first report.
+    # Whether an unknown flow adds its whole total to a row, even if the report is not the flow's
+    # first report. The row must not have counted the flow before: the flow must create the row, and
+    # no other flow may have had a row with these labels.
     return creates and view.identifies_connection and not table.overflowed
 
 
 cdef bint needs_initial_delta(const TableState *table, const Labels *labels, uint32_t number,
                               uint32_t kept) noexcept nogil:
-    # Whether `initial_delta` is needed, because there is a view in which the flow's total does not
-    # count as a whole (see `counts_whole`). `number` is the flow's row in the first view, or 0 if
-    # the row must be created. `kept` is the dormant row that keeps the counters for the new row,
-    # or 0.
+    # Whether `initial_delta` affects any view, because the flow does not add its whole total there
+    # (see `counts_whole`). `number` is the flow's row in the first view, or 0 if the row must be
+    # created. `kept` is the dormant row with the kept counters for the new row, or 0.
     cdef const View *view
     cdef RowKey key
     cdef uint32_t i
@@ -284,9 +283,8 @@ cdef bint needs_initial_delta(const TableState *table, const Labels *labels, uin
 
 cdef int add_flow(TableState *table, const Report *report, const Labels *labels, uint32_t number,
                   uint32_t kept, uint32_t conversation) noexcept nogil:
-    # Add a flow row and all rows that the flow links to; if out of memory, add nothing. `number` is
-    # the flow's row in the first view, or 0 if the row must be created. `kept` is the dormant row
-    # that keeps the counters for the new row, or 0.
+    # Add a flow, and the rows that it links to. If out of memory, adds nothing. `number` and `kept`
+    # are as in `needs_initial_delta`.
     cdef Targets targets
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
@@ -306,7 +304,7 @@ cdef bint find_all_targets(TableState *table, const Report *report, const Labels
                            uint32_t number, uint32_t *conversation,
                            Targets *targets) noexcept nogil:
     # Find or create the rows and the conversation of a flow that becomes live. If out of memory,
-    # create nothing and return False.
+    # creates nothing and returns False.
     cdef uint32_t before = conversation[0]
     if not own_conversation(table, report, conversation):
         return False
@@ -320,7 +318,7 @@ cdef bint find_all_targets(TableState *table, const Report *report, const Labels
 cdef bint find_targets(TableState *table, const Labels *labels, uint32_t number,
                        Targets *targets) noexcept nogil:
     # Find or create the rows of a flow. `number` is the flow's row in the first view, or 0 if the
-    # row must be created. If out of memory, create nothing and return False.
+    # row must be created. If out of memory, creates nothing and returns False.
     cdef View *first = &table.views[0]
     cdef RowKey key
     targets.created[0] = number == 0
@@ -361,10 +359,10 @@ cdef bint find_further_targets(TableState *table, const Labels *labels, uint32_t
 cdef void make_live(TableState *table, uint32_t row, const Report *report, const Labels *labels,
                     const Targets *targets, uint32_t conversation, uint32_t kept,
                     const int64_t *deltas) noexcept nogil:
-    # Link a flow to its rows, and add its report to these rows. A flow that was dormant adds
-    # `deltas`. For an unknown flow, `deltas` is NULL; such a flow adds its total or the deltas of
-    # its last update. If a row was created in the first view, `kept` is the dormant row that keeps
-    # its counters, or 0.
+    # Link a flow to its rows, and add its report to these rows. A dormant flow adds `deltas`. For
+    # an unknown flow, `deltas` is NULL, and the flow adds its total or the deltas of its last
+    # update. If the flow's row in the first view is new, `kept` is the dormant row with the kept
+    # counters for the new row, or 0.
     cdef Flow *flow = flow_at(table, row)
     cdef Connection *connection = connection_at(&table.views[0], targets.rows[0])
     cdef Connection *target
