@@ -2,7 +2,7 @@
 # cython: cdivision=True, nonecheck=False, freethreading_compatible=False
 """The table with invariant checks, for tests only. It replaces ``skyfast._table``.
 
-This module is ``_table.pyx`` with all files that it includes, and with five additions:
+This module consists of ``_table.pyx``, all files that it includes, and five additions:
 
 * `check` checks that a whole table is consistent.
 * Every allocation is counted, and `fail_allocation` makes a later allocation fail.
@@ -207,8 +207,8 @@ def deflate_pieces(slices, long_from=None):
     :param slices: pairs: a text of up to `MAX_SLICE` bytes, and a list of up to `MAX_SLICE` / 2
         pieces. A piece is a pair of a length and a source.
     :param long_from: the index of a slice. The slice is compressed as if it began 1000 bytes before
-        position 4 GiB of the page, where 32-bit positions wrap around. There must be at least 32
-        KiB of text before this slice.
+        position 4 GiB of the page, where 32-bit positions wrap around. The slices before it must
+        have at least 32 KiB of text.
     """
     cdef Deflater *deflater = <Deflater *>allocate(sizeof(Deflater))
     cdef bytearray memory = bytearray(HISTORY + DEFLATE_CHUNK + 64)
@@ -570,8 +570,7 @@ cdef class _Check:
         return 0
 
     cdef int check_histograms(self, View *view, Connection *row) except -1:
-        # Check that values in these buckets can have this sum. A sum that exceeds 64 bits stays at
-        # its maximum.
+        # Check that the sum is possible for the counts of the buckets. A sum stays at INT64_MAX.
         cdef const Histogram *histogram
         cdef const int64_t *counts
         cdef uint32_t i, j

@@ -1079,7 +1079,7 @@ cdef class Snapshot:
 
 
 cdef const SnapshotValues *checked_snapshot(Table table, uint32_t family, uint32_t count,
-                                  Snapshot since) except? NULL:
+                                            Snapshot since) except? NULL:
     # Check the arguments of `Table.top` and `top_groups`. Returns the values of the snapshot, or
     # NULL if `since` is None.
     if count > MAX_RANKED:

@@ -1,21 +1,19 @@
 # Bounds: a view can hide rows until their bytes or packets reach a bound. `_table.pyx` includes
 # this file.
 #
-# Whether a row is hidden follows from its counters, so rows store no flag, and a bound can change
-# at any time. Counters never decrease, so a shown row only becomes hidden again if a bound is
-# raised. A connection that is created again with its previous counters is shown if it was shown
-# before. Overflow rows are always shown.
+# Rows store no flag: the counters of a row determine whether the row is hidden. So a bound can
+# change at any time. Counters never decrease, so a shown row becomes hidden again only if a bound
+# is raised. Overflow rows are always shown.
 #
-# A page lists the shown rows of a view once, before it renders the view's first family, and then
-# visits only these rows. So a row is on the page with all its families or with none, and the label
-# values of hidden rows are not read. Views without bounds need no list.
+# Before a page renders the first family of a view with bounds, it lists the shown rows of the view.
+# Then it visits only these rows. So the page has all families of a row or none, and the label
+# values of hidden rows are not read.
 #
 # `Table.page`, `hidden` and `forecast` call this code from any thread. Scans take the table's mutex
 # for RENDER_ROWS rows at a time.
 
 cdef int resolve_amount(Amount *amount, const View *view, counters, plan) except -1:
-    # Set the indexes at which the rows of a view store the counters of an amount: the bytes or the
-    # packets.
+    # Set the indexes of an amount's counters (bytes or packets) among the values of a view's rows.
     cdef uint32_t k
     values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
     if len(counters) > 2:
@@ -47,8 +45,8 @@ cdef int check_pair(const View *view, min_bytes, min_packets) except -1:
 
 
 cdef int set_bounds(TableState *table, bounds) except -1:
-    # `check_bounds` must have accepted `bounds` before. Takes the mutex, because other threads read
-    # the bounds of the views.
+    # The caller must call `check_bounds` first. Takes the mutex, because other threads read the
+    # bounds.
     cdef Bounds pairs[MAX_VIEWS]
     cdef uint32_t i
     memset(pairs, 0, sizeof(pairs))
@@ -70,8 +68,8 @@ cdef inline bint are_set(const Bounds *bounds) noexcept nogil:
 
 cdef inline uint64_t amount_of(const View *view, const Amount *amount,
                                Connection *row) noexcept nogil:
-    # The amount of a row, both directions together; 0 if the view does not count the amount. The
-    # counters of an amount are never ABSENT, and the sum of two of them fits into 64 bits.
+    # The amount of a row, both directions together; 0 if the view does not count the amount. These
+    # counters are never ABSENT, and the sum of two counters fits into 64 bits.
     cdef const int64_t *values = values_of(view, row)
     if amount.count == 2:
         return <uint64_t>values[amount.values[0]] + <uint64_t>values[amount.values[1]]
@@ -79,8 +77,8 @@ cdef inline uint64_t amount_of(const View *view, const Amount *amount,
 
 
 cdef inline bint reaches(const View *view, Connection *row, const Bounds *bounds) noexcept nogil:
-    # Whether a row is shown. There are no branches on the counters, because the processor could not
-    # predict them.
+    # Whether a row is shown. Counters do not decide any branch, because the processor could not
+    # predict it.
     cdef uint64_t least_bytes = bounds.min_bytes if bounds.min_bytes else <uint64_t>-1
     cdef uint64_t least_packets = bounds.min_packets if bounds.min_packets else <uint64_t>-1
     return ((amount_of(view, &view.bytes, row) >= least_bytes)
@@ -90,7 +88,7 @@ cdef inline bint reaches(const View *view, Connection *row, const Bounds *bounds
 
 cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
                      Cursor *cursor) noexcept nogil:
-    # Find the rows that a page without parts shows in a view with bounds.
+    # List the rows that a page without parts shows in a view with bounds.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
@@ -108,8 +106,8 @@ cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
 
 cdef void list_shown_part(TableState *table, const View *view, const Bounds *bounds,
                           Cursor *cursor) noexcept nogil:
-    # Find the rows that one part of a page shows in a view with bounds. The part of a hidden row is
-    # not computed.
+    # List the rows that one part of a page shows in a view with bounds. The parts of hidden rows
+    # are not computed, because that is slow.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
@@ -219,7 +217,7 @@ cdef void sum_shown(TableState *table, uint32_t number, const Bounds *bounds, ui
 
 cdef uint32_t series_of_row(const TableState *table, uint32_t view,
                             Connection *row) noexcept nogil:
-    # The number of lines of a row on a page, in all families of its view.
+    # The number of series of a row, in all families of its view.
     cdef const Family *family
     cdef uint32_t i, direction, count = 0
     for i in range(table.family_count):

@@ -1,5 +1,5 @@
-# Deflate: compressed pages in the format of RFC 1951. The renderer knows where its text repeats, so
-# the compressor need not search for repetitions. `_table.pyx` includes this file.
+# Deflate: compresses pages in the format of RFC 1951. The renderer knows where the text repeats
+# itself, so the compressor need not search for repetitions. `_table.pyx` includes this file.
 #
 # Text consists of *pieces* (`pieces.pxi`). A piece has a length and a *source*, which says where
 # the same bytes may have occurred before. A slice of text is compressed in three steps:
@@ -9,20 +9,20 @@
 # 2. `find_matches` turns the pieces into *sequences*. A sequence is a number of literals, then a
 #    match. The source of a piece is one of three things: the distance of its match (COPIED), the
 #    number of a fixed text (FIXED), or the number of an interned string. A fixed text or a string
-#    matches the latest piece with the same source. If the next piece has the same distance, the
-#    match becomes longer. If the next piece has no match, its first bytes can still continue the
-#    match.
+#    is compared with the latest piece of the same source. If the next piece has the same distance,
+#    the match becomes longer. If the next piece has no match, its first bytes can still continue
+#    the match.
 # 3. `write_sequences` writes the sequences as bits.
 #
-# Pieces are only hints: bytes are compared before they become a match. So a page is correct even if
-# the number of a removed string now belongs to another string. Text without pieces becomes
+# Pieces are only hints: bytes are compared before they become a match. So the output is correct
+# even if another string has got the number of a removed string. Text without pieces becomes
 # literals.
 #
 # Each family learns its Huffman codes from its first slice with at least MIN_SAMPLE bytes. New
 # codes are learnt in two cases: if a slice is much larger than the slice that the codes were learnt
-# from, and after a slice that needed too many bits per byte. A block only ends when its codes are
-# replaced, so a block can contain many slices. All symbols have codes, because later slices may
-# have any text. The codes are complete, because some decoders reject incomplete codes. The codes
+# from, and after a slice that needed too many bits per byte. A block ends only when its codes are
+# replaced, so a block can contain many slices. All symbols have codes, because later slices can
+# contain any text. The codes are complete, because some decoders reject incomplete codes. The codes
 # have at most 12 bits, so that the codes of four literals can be written at once.
 #
 # All memory belongs to a page or to the page's `Deflater`. The size of this memory does not depend
@@ -116,7 +116,7 @@ cdef inline uint64_t differences(const char *a, const char *b) noexcept nogil:
 
 
 cdef inline bint same_bytes(const char *a, const char *b, uint32_t length) noexcept nogil:
-    # Compares blocks that may overlap, so that few branches depend on the length.
+    # The compared blocks may overlap, so that few branches depend on the length.
     cdef uint64_t difference
     if length >= 16:
         difference = differences(a + length - 16, b + length - 16)
@@ -136,7 +136,8 @@ cdef inline bint same_bytes(const char *a, const char *b, uint32_t length) noexc
 
 
 cdef inline uint32_t common_bytes(const char *a, const char *b, uint32_t length) noexcept nogil:
-    # The number of equal bytes at the start: `length` if all bytes are equal, otherwise at most 8.
+    # The number of equal bytes at the start of two texts: `length` if all bytes are equal, at most
+    # 8 if not.
     cdef uint64_t difference = load_word(a) ^ load_word(b)
     if likely(difference):
         return min(length, count_trailing_zeros(difference) >> 3)
@@ -199,7 +200,8 @@ cdef const Sequence *find_matches(Deflater *deflater, const Piece *last,
                 text += size
                 position += size
                 continue
-        # A match can be extended to the byte before it: the earlier text must not start the page.
+        # The earlier text must not be at the start of the page, because the byte before it is also
+        # compared.
         if (0 < candidate <= HISTORY and candidate < position and size >= MIN_MATCH
                 and same_bytes(text, text - candidate, size)):
             if candidate == distance:
@@ -231,7 +233,7 @@ cdef const Sequence *find_matches(Deflater *deflater, const Piece *last,
 # Bits
 
 cdef inline void put_bits(BitWriter *writer, uint64_t bits, uint32_t count) noexcept nogil:
-    # Writes up to 56 bits. Whole bytes are moved to `out`, where 8 bytes are overwritten.
+    # Writes up to 56 bits. Whole bytes are moved to `out`. Overwrites 8 bytes at `out`.
     writer.bits |= bits << writer.count
     writer.count += count
     memcpy(writer.out, &writer.bits, 8)
@@ -377,8 +379,8 @@ cdef void count_symbols(Deflater *deflater, const Sequence *last) noexcept nogil
 
 cdef void code_lengths(const uint32_t *counts, uint32_t symbols, uint8_t *lengths) noexcept nogil:
     # Sets the lengths of a complete code with at most MAX_CODE_BITS bits. Huffman's algorithm, with
-    # two queues, gives the first lengths. Then codes that are too long are shortened, and other
-    # codes become longer instead.
+    # two queues, computes the lengths. Then codes that are too long get MAX_CODE_BITS bits, and
+    # shorter codes become longer to make space for them.
     cdef uint64_t weights[2 * LITERALS]     # the symbols by frequency, then the trees
     cdef uint16_t parents[2 * LITERALS]
     cdef uint8_t depths[2 * LITERALS]
@@ -436,7 +438,8 @@ cdef int compare_weights(const void *a, const void *b) noexcept nogil:
 
 
 cdef void assign_codes(const uint8_t *lengths, uint32_t symbols, uint32_t *entries) noexcept nogil:
-    # The canonical codes of these lengths, with their first bit lowest (RFC 1951, section 3.2.2).
+    # Sets the canonical codes of these lengths (RFC 1951, section 3.2.2). The first bit of a code
+    # is the lowest bit of its entry.
     cdef uint32_t code = 0
     cdef uint32_t length, symbol, bit, reversed_
     for length in range(1, MAX_CODE_BITS + 1):
@@ -452,7 +455,7 @@ cdef void assign_codes(const uint8_t *lengths, uint32_t symbols, uint32_t *entri
 
 
 cdef inline uint32_t joined(uint32_t first, uint32_t second) noexcept nogil:
-    # An entry whose code is the codes of two entries, one after the other.
+    # The entry for the codes of two entries, one after the other.
     cdef uint32_t count = first >> CODE_BITS
     return ((first & CODE_MASK) | (second & CODE_MASK) << count
             | (count + (second >> CODE_BITS)) << CODE_BITS)
@@ -493,7 +496,7 @@ cdef void put_header(BitWriter *writer, const uint8_t *lengths) noexcept nogil:
 # Slices and chunks
 
 cdef bint deflater_init(Deflater *deflater, char *text, size_t max_lines) noexcept nogil:
-    # False if out of memory. Even then, the caller must destroy the deflater. A slice has at most
+    # False if out of memory. In any case, the caller must destroy the deflater. A slice has at most
     # one piece per two bytes: only label values can be shorter than two bytes, and a longer fixed
     # text precedes each label value.
     cdef size_t pieces = (DEFLATE_SLICE + max_lines) / 2 + 16
@@ -518,10 +521,9 @@ cdef void deflater_destroy(Deflater *deflater) noexcept nogil:
 
 cdef size_t deflate_lines(TableState *table, Cursor *cursor, Deflater *deflater,
                           size_t size) noexcept nogil:
-    # Renders and compresses about `size` bytes of lines. Returns the number of bytes rendered, or
-    # 0 at the end of the page. `output` contains the compressed bytes, up to `writer.out`. At the
-    # end of the page, the compressed bytes complete the current block and its last byte, so that
-    # other blocks can follow.
+    # Renders and compresses about `size` bytes of lines. Returns the number of bytes rendered, or 0
+    # at the end of the page. The compressed bytes are in `output`, up to `writer.out`. See
+    # `Page.deflate`.
     cdef char *start = deflater.text + HISTORY
     cdef char *limit = start + min(size, <size_t>DEFLATE_CHUNK)
     cdef char *end

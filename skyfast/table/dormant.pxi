@@ -119,8 +119,8 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 cdef bint forget_first(TableState *table) noexcept nogil:
     # Forget the first ended flow, or the first row of the list `dormant` if no flow has ended.
     # False if there is no row to forget. If the ended flow may still have a report in transit, the
-    # first row of `dormant` is also preferred, if there is one: after the ended flow was forgotten,
-    # the report would be counted again.
+    # first row of `dormant` is forgotten instead, if there is one. Otherwise the report in transit
+    # would be counted again.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + BATCH_S > floor(table.now)

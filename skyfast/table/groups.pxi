@@ -2,10 +2,10 @@
 # `_table.pyx` includes this file.
 #
 # Groups belong to one call of `Table.top_groups`. Their memory is allocated before the first row is
-# visited, but the operating system only provides the memory that is used. If there are too many
-# groups after a slice of rows, the half whose `rank` is lowest is added to `other`. So the groups
-# with the highest values of `rank` are found even if there are many small groups. Later connections
-# of a removed group form a new group, whose sums lack the values in `other`.
+# visited, but the operating system provides only the memory that is used. If there are too many
+# groups after a slice of rows, the half with the lowest ranks is added to `other`. So the groups
+# with the highest ranks are found even if there are many small groups. Later connections of a
+# removed group form a new group, whose sums lack the values in `other`.
 
 cdef enum:
     GROUP_TEXT_BYTES = 256      # space for the label values of a group, on average
@@ -180,7 +180,7 @@ cdef void find_groups(TableState *table, const TopK *top, Groups *groups) noexce
 
 
 cdef Group *group_of(Groups *groups, const TableState *table, Connection *row) noexcept nogil:
-    # The group of a row. Missing groups are created; if there is no space, the result is `other`.
+    # Find or create the group of a row. If there is no space for its text, the result is `other`.
     cdef const uint32_t *label_ids = label_ids_of(groups.view, row)
     cdef char digits[2 * MAX_INTEGER_DIGITS]
     cdef const char *text

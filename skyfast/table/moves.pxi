@@ -57,9 +57,8 @@ cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32
 
 cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_label_ids,
                      uint32_t *label_ids) noexcept nogil:
-    # Set `label_ids` to the labels that a flow in row `number` gets, for the columns of the view.
-    # Returns whether any label changes. If there is no row, or if the row is the overflow row, no
-    # label changes.
+    # Set `label_ids` to the new labels of a flow in row `number`, for the columns of the view.
+    # Returns whether any label changes. If `number` is 0 or the overflow row, no label changes.
     cdef const uint32_t *old
     cdef uint32_t i, column
     cdef bint differs = False
@@ -74,9 +73,9 @@ cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_labe
 
 
 cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_label_ids) noexcept nogil:
-    # Detach a flow from those of its rows whose labels change. Returns the row of the first view if
-    # this row has no flows left, otherwise 0. Such a row is removed from the index, so that other
-    # flows do not find it.
+    # Detach a flow from its rows whose labels change. If the row of the first view has no flows
+    # left, this row is removed from the index, so that no flow finds it, and is returned. If not,
+    # the result is 0.
     cdef uint32_t label_ids[MAX_COLUMNS]
     cdef uint32_t row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], row)
@@ -101,8 +100,8 @@ cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_label_id
 
 
 cdef bint attach(TableState *table, Flow *flow, const uint32_t *new_label_ids) noexcept nogil:
-    # Attach a flow to the rows with its new labels. False if out of memory: then the flow keeps its
-    # old labels in some views.
+    # Attach a flow to the rows with its new labels. If out of memory, returns False, and the flow
+    # keeps its old labels in some views.
     cdef uint32_t label_ids[MAX_COLUMNS]
     cdef View *view
     cdef uint32_t *link
@@ -168,8 +167,8 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_lab
 
 
 cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
-    # The row for a flow that keeps its labels. If the index has another row with these labels, the
-    # result is that row. If not, the flow's own row is put back into the index, and is the result.
+    # Returns the row for a flow that keeps its labels because memory ran out. This is row `number`,
+    # which is put back into the index, unless the index has another row with the same labels.
     cdef Connection *row = connection_at(first, number)
     cdef RowKey key
     cdef uint32_t existing
@@ -201,13 +200,13 @@ cdef bint move_link(TableState *table, View *view, uint32_t *link, const Flow *f
 
 cdef inline uint32_t due_s(const TableState *table, const View *view,
                            const Flow *flow) noexcept nogil:
-    # The deadline that the flow's latest report has set for the flow's row in a view.
+    # The deadline of the flow's row in a view, as set by the flow's latest report.
     return flow.deadline_s + <uint32_t>ceil(view.timeout_s - table.views[0].timeout_s)
 
 
 cdef void count_flow(const TableState *table, const View *view, uint32_t number,
                      Flow *flow) noexcept nogil:
-    # Count one more flow in a row.
+    # Count a moved flow in its new row. The flow's totals are not added to the row's counters.
     cdef const int64_t *totals = totals_of(flow)
     cdef Connection *row = connection_at(view, number)
     cdef int64_t *sums = values_of(view, row)

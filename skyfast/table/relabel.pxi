@@ -2,20 +2,19 @@
 # `_table.pyx` includes this file.
 #
 # A pass takes keys from an iterator, and visits all flow rows, in slices: `Relabeling.step` calls
-# `relabel_slice` for each slice. A slice depends only on the keys, the number of the next row, and
-# the current names. Therefore the table and the names can change in any way between two slices. A
-# flow that becomes live during a pass has already looked up the new names. So it does not matter
-# whether the pass visits this flow.
+# `relabel_slice` for each slice. Between two slices, a pass keeps only its keys and the number of
+# the next row, so the table and the names can change in any way. A flow that becomes live during a
+# pass looks up the new names itself, so the pass need not visit this flow.
 #
 # A slice has five steps. Step 1 finds the strings of the keys. Step 2 finds flows with these
 # strings. Step 3 looks up the new names of the keys of these flows. Step 4 resolves ambiguous keys,
 # with the contexts of the flows. Step 5 moves the flows. Steps 1, 3 and 4 use Python objects, so
-# they need the GIL. These three steps only take the table's mutex to intern new labels. Step 2 only
-# reads the table, which no other thread changes. Step 5 runs under the mutex.
+# they need the GIL. They take the table's mutex only to intern new labels. Step 2 only reads the
+# table, which no other thread changes. Step 5 runs under the mutex.
 
 cdef struct RowRange:
-    # A pass has not visited the flow rows from `next` up to `end` yet. `latest` is the first row of
-    # the latest slice.
+    # The flow rows that a pass has not visited yet: from `next` up to but not including `end`.
+    # `latest` is the first row of the latest slice.
     uint32_t next
     uint32_t end
     uint32_t latest
@@ -147,8 +146,8 @@ cdef bint reserve(void **items, uint32_t count, uint32_t *capacity, size_t size)
 # Changed names
 
 cdef bint take_keys(const TableState *table, keys, list taken, Py_ssize_t count) except -1:
-    # Take up to `count` keys from the iterator. Append to `taken` those keys that flows in the
-    # table may have. Returns whether there may be more keys.
+    # Take up to `count` keys from the iterator, and append to `taken` the keys that the table has
+    # as strings. Returns whether there may be more keys.
     cdef Py_ssize_t _key
     for _key in range(count):
         key = next(keys, END)
@@ -160,7 +159,7 @@ cdef bint take_keys(const TableState *table, keys, list taken, Py_ssize_t count)
 
 
 cdef int find_keys(const TableState *table, Changes *changes, list taken) except -1:
-    # Find the strings of the keys. A string may have been removed since its key was taken.
+    # Find the strings of the keys. A string may have been removed after its key was taken.
     cdef uint32_t i, string
     changes.keys = <ChangedKey *>allocate(len(taken) * sizeof(ChangedKey))
     for i in range(<uint32_t>len(taken)):
@@ -175,7 +174,7 @@ cdef int find_keys(const TableState *table, Changes *changes, list taken) except
 
 
 cdef int resolve_keys(TableState *table, Changes *changes, names, list taken) except -1:
-    # Look up the new names of the keys that were found in flows.
+    # Look up the new names of the keys that flows have.
     cdef list held = []                 # owns the pending labels
     cdef ChangedKey *key
     cdef uint32_t i
@@ -278,7 +277,7 @@ cdef int find_moves(const TableState *table, Changes *changes, RowRange *rows,
 
 cdef bint scan_flows(const TableState *table, Changes *changes, uint64_t *changed,
                      RowRange *rows, Py_ssize_t budget) noexcept nogil:
-    # `changed` is an empty bit set, with one bit per string. False if out of memory.
+    # Find the moves. `changed` is an empty bit set with one bit per string. False if out of memory.
     cdef const uint32_t *strings
     cdef uint32_t i, string
     cdef uint32_t end = <uint32_t>min(<int64_t>rows.end, rows.next + RELABEL_ROWS * <int64_t>budget)
@@ -306,8 +305,7 @@ cdef bint scan_flows(const TableState *table, Changes *changes, uint64_t *change
 
 cdef bint add_move(Changes *changes, uint32_t flow, uint32_t lookup,
                    uint32_t string) noexcept nogil:
-    # Add a move of a flow. `string` is the string of the flow's changed key. False if out of
-    # memory.
+    # Add a move of a flow whose changed key is `string`. False if out of memory.
     cdef Move *move
     if not reserve(<void **>&changes.moves, changes.move_count, &changes.move_capacity,
                    sizeof(Move)):

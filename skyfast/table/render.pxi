@@ -11,7 +11,7 @@ cdef struct Cursor:
     uint32_t now_s
     uint32_t family
     uint32_t row                # 0: the family's head is next
-    uint32_t page_seq           # rows with this or a later sequence number are not on the page
+    uint32_t page_seq           # rows with this sequence number or a later one are not on the page
     uint32_t head               # index in `Family.heads`
     int starts                  # how start times are shown: START_HIDDEN, ...
     uint32_t part, parts        # index of the part, and number of parts (1: the whole page)
@@ -26,8 +26,8 @@ cdef struct Cursor:
     const char *shown           # one flag per family; NULL shows all families
 
 
-# `render_rows` is compiled for three kinds of lines. So lines without notes and start times are
-# rendered as fast as if the other kinds did not exist.
+# `render_rows` is compiled three times, once for each kind of lines, so that notes and start times
+# do not slow down plain lines.
 
 cdef struct PlainLines:
     # Lines of an uncompressed page, without start times.
@@ -52,7 +52,8 @@ ctypedef fused Lines:
 
 
 cdef Cursor begin_page(TableState *table, uint32_t now_s) noexcept nogil:
-    # Returns a cursor at the start of a whole page in the text format. Callable from any thread.
+    # Returns a cursor at the start of a page that is not divided, in the text format. Callable from
+    # any thread.
     cdef Cursor cursor
     cdef uint32_t i
     memset(&cursor, 0, sizeof(Cursor))
@@ -68,10 +69,10 @@ cdef Cursor begin_page(TableState *table, uint32_t now_s) noexcept nogil:
 
 cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char *limit,
                         Piece **notes) noexcept nogil:
-    # Writes lines until `limit` is reached or the page ends. The last connection's lines, or a
-    # family's head, may exceed the limit by up to `max_lines`. If `notes` is not NULL, notes about
-    # the lines are written to `notes` (see `pieces.pxi`), and the function may also stop at the end
-    # of a family.
+    # Writes lines until `limit` is reached or the page ends. The lines of the last connection, or
+    # the head of a family, may exceed the limit by up to `max_lines` bytes. If `notes` is not NULL,
+    # notes about the lines are written to `notes` (see `pieces.pxi`), and the function may also
+    # stop at the end of a family.
     cdef const char *start = out
     cdef const Family *family
     cdef uint32_t end
@@ -200,8 +201,8 @@ cdef inline int64_t series_value(const Family *family, const View *view, Connect
 cdef inline char *render_connection(const TableState *table, const Family *family,
                                     const View *view, Connection *row, char *out,
                                     Lines *lines) noexcept nogil:
-    # The labels are written once: the line of the second direction is a copy of the first line with
-    # another direction.
+    # Write the lines of a row. The line of the second direction is a copy of the first line with
+    # another direction and value.
     cdef const uint32_t *label_ids = label_ids_of(view, row)
     cdef const Literal *literals = family.literals
     cdef int64_t value = series_value(family, view, row, 0)
@@ -278,8 +279,8 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
 
 cdef char *render_listed(const TableState *table, Cursor *cursor, const Family *family, char *out,
                          const char *limit, Piece **notes) noexcept nogil:
-    # Render listed rows, at most RENDER_ROWS. Rows with consecutive numbers are rendered together.
-    # So if few rows are hidden, this takes no longer than rendering all rows.
+    # Render at most RENDER_ROWS listed rows. Rows with consecutive numbers are rendered together,
+    # so a list with nearly all rows is rendered as fast as all rows.
     cdef const View *view = &table.views[family.view]
     cdef const uint32_t *listed = cursor.listed
     cdef uint32_t i = cursor.row
@@ -313,9 +314,9 @@ cdef inline void prefetch_listed(const TableState *table, const View *view, cons
 
 
 cdef void list_rows(TableState *table, uint32_t number, Cursor *cursor) noexcept nogil:
-    # Find the rows that the page shows in a view. Rows that are added later are not on the page, so
-    # all families of the view use the same list. Rows past their deadline are listed, because a
-    # report can renew a row before the page reads the row.
+    # List the rows that the page shows in a view. Later rows are not on the page, so all families
+    # of the view use the same list. Rows past their deadline are also listed, because a report can
+    # renew such a row before the page reads the row.
     cdef const View *view = &table.views[number]
     cdef const Bounds *bounds = &cursor.bounds[number]
     if cursor.parts == 1:
@@ -327,7 +328,7 @@ cdef void list_rows(TableState *table, uint32_t number, Cursor *cursor) noexcept
 
 
 cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcept nogil:
-    # Find the rows of the page's part in a view without bounds. A row never changes its part.
+    # List the rows of the page's part in a view without bounds.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
@@ -339,8 +340,7 @@ cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcep
             row = scan_row(view, number)
             if (row.deadline_s and created_before(row.created_seq, cursor.page_seq)
                     and count < cursor.listed_capacity):
-                # `count` is increased without a branch, because the processor could not predict a
-                # branch.
+                # The processor could not predict a branch here.
                 cursor.listed[count + 1] = number
                 count += part_of(table, view, row, cursor.parts) == cursor.part
     cursor.listed_end = count + 1
@@ -348,7 +348,7 @@ cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcep
 
 
 cdef uint32_t most_rows(TableState *table) noexcept nogil:
-    # The highest number of rows that any view has ever had.
+    # An upper bound of the number of rows in any view.
     cdef uint32_t i, most = 0
     pthread_mutex_lock(&table.lock)
     for i in range(table.view_count):
@@ -364,10 +364,11 @@ for _length in range(9):
 
 cdef inline uint32_t part_of(const TableState *table, const View *view, Connection *row,
                              uint32_t parts) noexcept nogil:
-    # The part to which a row belongs. The part only depends on the label values. The hashes in the
-    # table are not used, because they differ between processes. This function is called for every
-    # row of a view, so it must be fast. Each step multiplies only once. The hash of a value does
-    # not depend on other values, so the processor can compute several hashes at once.
+    # The part of a row. The part depends only on the label values, and never changes. The hashes in
+    # the table are not used, because they differ between processes. This function is called for
+    # every row of a view, so it must be fast: each step multiplies only once, and the hash of a
+    # label value does not depend on other labels, so the processor can compute several hashes at
+    # once.
     cdef const uint32_t *label_ids = label_ids_of(view, row)
     cdef const String *string
     cdef uint64_t total = 0

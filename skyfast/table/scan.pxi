@@ -52,7 +52,7 @@ cdef inline void scan_release(TableState *table, Scan *scan) noexcept nogil:
 
 
 cdef inline Connection *scan_row(const View *view, uint32_t number) noexcept nogil:
-    # Row `number` of the slice; the row may be free. Prefetches a row that is visited later.
+    # Row `number` of the slice, which may be free. Prefetches a later row.
     if number + AHEAD < view.rows.fresh:
         prefetch(row_at(&view.rows, number + AHEAD))
         prefetch(row_at(&view.rows, number + AHEAD) + CACHE_LINE)
@@ -72,7 +72,7 @@ cdef uint32_t fresh_rows(TableState *table, const Rows *rows) noexcept nogil:
 # Values of labels
 
 cdef dict count_label_values(TableState *table, tuple names):
-    # The number of different values of each label of the first view, by name.
+    # The result of `Table.label_values`.
     cdef uint32_t columns = table.views[0].columns
     cdef uint32_t i, strings
     cdef size_t words
@@ -94,8 +94,9 @@ cdef dict count_label_values(TableState *table, tuple names):
 
 cdef void count_values(TableState *table, uint32_t strings, size_t words, uint64_t *seen,
                        uint64_t *counts) noexcept nogil:
-    # Mark the values of each label in its bit set of `words` words, and count newly marked values.
-    # Integers with the same last 16 bits share a mark, so they count as one value.
+    # Count the different values of each label. Each label has a bit set of `words` words in `seen`,
+    # with a bit for each string and for each integer below 2^16. Larger integers use the bit of
+    # their last 16 bits.
     cdef const View *view = &table.views[0]
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
@@ -127,7 +128,7 @@ cdef inline void mark_values(const View *view, const uint32_t *label_ids, uint32
 
 
 cdef struct LabelScan:
-    # What a scan of a view counts. `counters` has one `Counter` per label.
+    # What a scan of a view counts. `counters` and `remaining` have one item per label.
     const View *view
     Counter counters[MAX_VIEW_COLUMNS]
     DistinctSample remaining[MAX_VIEW_COLUMNS]  # combinations of all labels except one
@@ -176,9 +177,8 @@ cdef tuple label_frequencies(TableState *table, tuple names, uint32_t view, uint
 
 
 cdef bint count_labels(TableState *table, LabelScan *labels) noexcept nogil:
-    # Count the rows of a view by the value of each label. The label IDs of each slice are
-    # copied, and counted without the lock, because growing a `Counter` takes long. False if out of
-    # memory.
+    # Count the rows of a view by the value of each label. The label IDs of each slice are copied,
+    # and counted without the lock, because growing a `Counter` takes time. False if out of memory.
     cdef Scan scan = scan_until(labels.view, NO_END)
     cdef uint32_t columns = labels.view.columns
     cdef Connection *row
@@ -199,7 +199,7 @@ cdef bint count_labels(TableState *table, LabelScan *labels) noexcept nogil:
 
 
 cdef inline bint count_row(LabelScan *labels, uint32_t *label_ids, uint64_t seed) noexcept nogil:
-    # Changes `label_ids`. False if out of memory.
+    # Count one row. Overwrites an item of `label_ids`. False if out of memory.
     cdef uint32_t columns = labels.view.columns
     cdef uint64_t hashes[MAX_VIEW_COLUMNS]
     cdef uint64_t key, total = 0
@@ -220,7 +220,7 @@ cdef inline bint count_row(LabelScan *labels, uint32_t *label_ids, uint64_t seed
 
 
 cdef list most_frequent(TableState *table, const Counter *counter, uint32_t count):
-    # The `count` most frequent values. This function uses a heap of `count` items, because a label
+    # The `count` most frequent values with their counts, found with a bounded heap, because a label
     # can have a million values.
     cdef list heap = []
     cdef uint32_t least = 0
@@ -256,7 +256,7 @@ cdef list values_on_page(TableState *table, list columns, const Cursor *cursor):
         for view, column in columns:
             with nogil:
                 enough = count_page_labels(table, &table.views[view], column, cursor.page_seq,
-                                          &counter)
+                                           &counter)
             if not enough:
                 raise MemoryError
         for slot in range(counter.capacity):
@@ -298,8 +298,8 @@ cdef bint count_page_labels(TableState *table, const View *view, uint32_t column
 
 
 cdef str label_id_text(TableState *table, uint32_t label_id, const uint32_t *hash):
-    # The text of a label value, or None if its string has been removed. If `hash` is NULL, the
-    # result can be another string that has the same number now.
+    # The text of a label value, or None if its string has been removed. Another string may have got
+    # the same number. If `hash` is not NULL, the string must also have this hash.
     cdef char copied[MAX_LABEL_BYTES]
     cdef uint32_t length
     cdef String *string
@@ -502,9 +502,8 @@ cdef bint label_matches(const TableState *table, uint32_t label_id, const Search
 
 cdef tuple shown_row(TableState *table, const View *view, const TopRow *entry, char *copies,
                      int64_t *values):
-    # The rank, labels and values of a row, and whether pages show it; None if the row was removed
-    # or reused. Callers allocate `copies` and `values`, because nothing may be allocated under the
-    # lock.
+    # The item of the result of `Table.top` for a row; None if the row was removed or reused.
+    # `copies` and `values` are scratch space, because nothing may be allocated under the lock.
     cdef Connection *row
     cdef char digits[2 * MAX_INTEGER_DIGITS]
     cdef const char *text

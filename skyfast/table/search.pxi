@@ -58,8 +58,9 @@ cdef list case_variants(str character):
 
 cdef int search_init(Search *search, TableState *table, const View *view, str text,
                      dict sets) except -1:
-    # `sets` has values by column: escaped, in UTF-8, each followed by a newline. The search borrows
-    # these values. The caller destroys the search, even if this function raises an exception.
+    # `sets` maps columns to values, which are escaped, in UTF-8, and each followed by a newline.
+    # The search borrows these values. The caller must destroy the search, even if this function
+    # raises an exception.
     cdef Character *character
     cdef bytes encoded, values
     cdef const char *start
@@ -168,8 +169,7 @@ cdef bint matches_at(const Search *search, const char *text, uint32_t length) no
 
 cdef inline uint32_t character_at(const Character *character, const char *text,
                                   uint32_t length) noexcept nogil:
-    # The length of the character at the beginning of the text, in lower or upper case; 0 if the
-    # text begins with another character.
+    # The length of the variant of the character with which the text begins; 0 if there is none.
     cdef uint32_t i
     for i in range(character.variants):
         if (character.lengths[i] <= length

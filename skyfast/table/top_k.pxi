@@ -21,7 +21,7 @@ cdef struct TopRow:
 
 cdef struct TopK:
     const Family *family
-    const SnapshotValues *since # NULL: rows are ranked by value, not by growth
+    const SnapshotValues *since     # NULL: rows are ranked by value, not by growth
     const Search *search        # only rows that match this search are ranked
     TopRow *heap
     uint32_t count, capacity
