@@ -52,7 +52,7 @@ cdef void unlink_dormant(TableState *table, uint32_t number) noexcept nogil:
 
 
 cdef inline bint is_claiming(const TableState *table, uint32_t number) noexcept nogil:
-    # Whether dormant flow `number` claims its conversation.
+    # Whether the dormant flow in row `number` claims its conversation.
     cdef uint32_t conversation
     if not table.has_conversations:
         return False

@@ -177,8 +177,8 @@ cdef inline int find_deltas(const TableState *table, Flow *flow, const Report *r
     cdef bint lower = False
     cdef uint32_t i
     for i in range(table.counters):
-        # A value that is ABSENT (-1) is never higher than a total, and as an unsigned number never
-        # lower.
+        # ABSENT is -1. As a signed number, -1 is never higher than a total. As an unsigned number,
+        # -1 is never lower than a total.
         total = max(totals[i], <int64_t>0)
         higher |= values[i] > total
         lower |= <uint64_t>values[i] < <uint64_t>total

@@ -1,8 +1,8 @@
 # Histograms: the distribution of a value over the flows of a row. `_table.pyx` includes this file.
 #
-# A histogram observes each flow once, on one of two *events*: the first report with a value above 0
-# in the observed field, or the closing report. Flags in the row of the flow prevent a second
-# observation on the same event. The first view has no histograms. Like all changes of rows,
+# A histogram observes a flow once, on one of two *events*: the first report with a value above 0 in
+# the observed field, or the closing report of the flow. Flags in the row of the flow prevent a
+# second observation on the same event. The first view has no histograms. Like all changes of rows,
 # observations need the table's mutex, and extend the deadline of the row.
 
 cdef enum:

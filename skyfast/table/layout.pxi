@@ -3,7 +3,7 @@
 #
 # `Table.__cinit__` calls this code once, before other threads use the table. The code reads Python
 # objects of the plan, so it needs the GIL and may raise exceptions. Even after an exception,
-# `state_destroy` frees all memory that the state refers to.
+# `state_destroy` frees all memory that the state owns.
 
 cdef void *allocate(size_t size) except NULL:
     cdef void *memory = malloc(size if size else 1)

@@ -2,9 +2,9 @@
 # the three steps of `Table.update`: read, look up, apply.
 #
 # This code makes several passes over a batch, so that the CPU fetches the memory of one flow while
-# it processes other flows. The thread that updates calls this code, so it can read the table
-# without the lock. It writes only to the batch. The rows of live flows stay valid while the batch
-# is applied. The rows of all other flows are looked up again when their reports are applied.
+# it processes other flows. The thread that updates calls this code, so the code can read the table
+# without the lock. The code writes only to the batch. The rows of live flows stay valid while the
+# batch is applied. The rows of all other flows are looked up again when their reports are applied.
 
 cdef void look_up_flows(const TableState *table, Batch *batch) noexcept nogil:
     # Sets `flow` and `dormant` of all reports.

@@ -51,7 +51,8 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
 
 
 cdef void intern_missed(TableState *table, const Batch *batch, int done) noexcept:
-    # Intern the missed names of the first `done` reports that were applied. Takes the mutex.
+    # Intern the names in `batch.missed` of those reports among the first `done` that were not
+    # skipped. Takes the mutex.
     cdef uint32_t i, number, position
     lock_first(table)
     for i in range(batch.missed_count):
@@ -258,9 +259,9 @@ cdef inline bint counts_whole(const TableState *table, const View *view,
 
 cdef bint needs_initial_delta(const TableState *table, const Labels *labels, uint32_t number,
                               uint32_t kept) noexcept nogil:
-    # Whether `initial_delta` affects any view, because the flow does not add its whole total there
-    # (see `counts_whole`). `number` is the flow's row in the first view, or 0 if the row must be
-    # created. `kept` is the dormant row with the kept counters for the new row, or 0.
+    # Whether `initial_delta` is needed, because the flow does not add its whole total to the rows
+    # of every view (see `counts_whole`). `number` is the flow's row in the first view, or 0 if the
+    # row must be created. `kept` is the dormant row with the kept counters for the new row, or 0.
     cdef const View *view
     cdef RowKey key
     cdef uint32_t i
