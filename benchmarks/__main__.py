@@ -1,4 +1,4 @@
-"""Runs benchmarks by name. The run fails after an exception, but not after a missed target."""
+"""Runs benchmarks by name. An exception in a benchmark is a failure; a missed target is not."""
 
 import importlib
 import signal
@@ -33,9 +33,9 @@ ON_REQUEST = ("storage",)
 """Benchmarks that `all` does not include, because they take long or need other programs."""
 
 LIMIT_S = 180
-"""Time limit of one benchmark. On an idle machine, all together take less than five minutes.
+"""Time limit of one benchmark, unless its module has its own ``LIMIT_S``.
 
-A benchmark that takes longer has its own ``LIMIT_S``."""
+On an idle machine, all benchmarks together take less than five minutes."""
 
 
 def _time_out(_number: int, _frame: FrameType | None) -> None:

@@ -1,8 +1,8 @@
 """An analyzer that uses almost no CPU time: raw sockets and prepared frames.
 
 Its subscriber is a *connector*: skyfast or another exporter that is compared with skyfast. The
-analyzer answers pings with pongs, and sends an empty response to every other request. It runs in
-its own process (`Remote`).
+analyzer answers pings with pongs, and sends an empty response to every other request. Benchmarks
+run the analyzer in a process of its own (`Remote`).
 """
 
 import base64
@@ -22,7 +22,7 @@ WAIT_S = 60.0
 """Time limit for the connector. A benchmark fails if the connector exceeds it."""
 
 STATS_INTERVAL_S = 10.0
-"""Interval of stats messages. Without them, skyfast would treat the subscription as silent."""
+"""Interval of stats messages. A subscription without messages would count as silent."""
 
 _STATS = (
     b'{"Namespace":"stats","Type":"stats","UUID":"5c26acfa-5980-452b-a0ab-2848cb848504",'
@@ -99,8 +99,7 @@ class Analyzer:
     def send_paced(
         self, seconds: float, flows_per_s: int, ping_interval_s: float
     ) -> tuple[int, float, list[float]]:
-        """Send reports at a constant rate, one round after the other: a round reports each flow
-        once.
+        """Send reports at a constant rate. Each round reports every flow once.
 
         Returns the number of flows, the duration in seconds, and the response time of each ping in
         seconds. If the connector reads too slowly, the analyzer sends all messages, but later than

@@ -18,17 +18,17 @@ FLOWS = SCALE // 2
 
 BURSTS = 7
 FEW_BURSTS = 4
-"""Number of bursts with small messages, which vary less."""
+"""Number of bursts with small messages. Fewer are enough, because the results vary less."""
 
 PAUSE_S = 1.0
 """skyfast is idle for this time before each burst."""
 
 ANALYZERS = 3
 SMALL = (10, 1)
-"""Numbers of flows in small messages."""
+"""Flows per message in the benchmarks of small messages."""
 
 EXPIRY_S = 2.5
-"""After this time, all flows have expired and are forgotten, if `SHORT_LIVED` is configured."""
+"""With the configuration `SHORT_LIVED`, all flows are forgotten after this time."""
 
 SHORT_LIVED = """\
       connection_grace: 0
@@ -61,9 +61,9 @@ class Bursts:
             analyzer.call(Analyzer.load, share.start, share.stop)
 
     def run(self, rounds: Sequence[int], pause_s: float) -> tuple[list[float], list[float]]:
-        """Send bursts. Return the ns per flow of skyfast and of decoding alone, for each burst.
+        """Send bursts. For each burst, return the ns per flow of skyfast and of decoding alone.
 
-        Decoding alone is measured directly before and directly after the burst.
+        The time of decoding is the mean of two measurements, directly before and after the burst.
         """
         ns, alone = [], [self.decoder.call(Decoder.run)]
         for round_ in rounds:

@@ -29,11 +29,11 @@ CHOICES = {
         "no view",
     ),
 }
-"""Maps the name of each configuration to its YAML and the name of the configuration to compare
-with."""
+"""Maps the name of each configuration to its YAML, and to the name of the configuration that the
+results are compared with."""
 
 MESSAGES = 25
-"""Number of messages that the core of each configuration processes per turn."""
+"""Number of messages that the table of each configuration processes per turn."""
 
 ROUNDS = 2
 """Number of rounds of known flows."""
@@ -44,10 +44,9 @@ Samples = dict[str, list[float]]
 
 
 class Choices:
-    """One core per configuration. All cores process the same messages.
+    """One decoder and table (`Parts`) per configuration. All of them process the same messages.
 
-    The cores process the messages in turn. Each time, a different core is first, so that the order
-    favors no core.
+    The tables take turns. Each time, a different table is first, so that the order favors no table.
     """
 
     def __init__(self, count: int) -> None:

@@ -55,7 +55,7 @@ class Churn(Parts):
 
 
 class Crowd(Parts):
-    """A table with many flows, all of which are dormant."""
+    """A table whose flows become dormant, return, and are forgotten, all at the same time."""
 
     def __init__(self, count: int) -> None:
         super().__init__(memory_s=MEMORY_S)

@@ -18,7 +18,7 @@ SHARDS = 3
 """Number of shards. Only one shard is measured."""
 
 NAIVE_FLOWS = SCALE // 5
-"""`benchmarks.naive` gets fewer flows to save time. This does not change its cost per flow."""
+"""The naive connector gets fewer flows, to save time. Its cost per flow stays the same."""
 
 
 def run(report: Report) -> None:
@@ -46,7 +46,7 @@ def run(report: Report) -> None:
             rounds = range(FIRST_ROUND + 1, FIRST_ROUND + 1 + ROUNDS)
             shard_known = [program.round(round_)[0] / SCALE * 1e9 for round_ in rounds]
 
-    # Each round is compared with the mean of two decodings: directly before and after the round.
+    # Each round is compared with the mean of the decodings directly before and after the round.
     around = [[statistics.mean(pair) for pair in itertools.pairwise(ns)] for ns in decode]
     report.add("decoding with msgspec", [ns for alone in decode for ns in alone], "ns per flow")
     report.add("skyfast, receiving only", received, "ns per flow")

@@ -1,4 +1,4 @@
-"""What do names from the topology cost: event loop delays, memory, and time until names show?"""
+"""What do names from the topology cost in event loop delays, memory, and time until they appear?"""
 
 import json
 import os
@@ -13,7 +13,7 @@ from benchmarks.topology import PODS, Topology
 
 LIMIT_S = 420
 READING_INTERVAL_S = 10.0
-"""Interval of complete readings of the topology. skyfast's own interval is several minutes."""
+"""Interval of complete readings of the topology. The default of skyfast is several minutes."""
 WAIT_S = 90.0
 POLL_S = 0.2
 MOVED_PODS = PODS // 5
@@ -85,7 +85,7 @@ def run(report: Report) -> None:
             memory = _resident(program) - without
             report.add("memory of names, above the table", [memory], "MiB", target=at_most(150))
             peak = (program.memory("VmHWM") - program.memory()) / 2**20
-            report.add("peak above that memory", [peak], "MiB")
+            report.add("peak memory minus resident memory", [peak], "MiB")
             assert b"release-1-" in program.page(keep=True).body
 
 

@@ -78,14 +78,14 @@ def _load(report: Report, config: Config) -> OwnNames:
         seconds.append(time.perf_counter() - begun_s)
     entries = f"{loaded.own.count:,} entries"
     report.add(f"time to read {entries}", seconds, "s", target=at_most(1))
-    report.add("CPU time of it", cpu_s, "s")
+    report.add(f"CPU time to read {entries}", cpu_s, "s")
     del loaded
     tracemalloc.start()
     loaded = names.load(config.names, config.export)
     used, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     report.add(f"memory of {entries}", [used / 2**20], "MiB")
-    report.add("peak while they are read", [peak / 2**20], "MiB")
+    report.add(f"peak memory while reading {entries}", [peak / 2**20], "MiB")
     return loaded.own
 
 

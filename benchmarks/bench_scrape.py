@@ -31,7 +31,7 @@ PARTS = 4
 """Number of parts if a page is read in parts."""
 
 CLIENT_FLOWS = SCALE // 10
-"""prometheus_client renders fewer series to save time. This does not change its cost per series."""
+"""prometheus_client renders fewer series, to save time. Its cost per series stays the same."""
 
 
 class Content:
@@ -215,7 +215,7 @@ def _render(report: Report) -> None:
 
 
 def _bounds(report: Report, core: Remote[Core], connections: int) -> None:
-    """Report the cost of ``min_bytes``: pages with and without it are rendered alternately."""
+    """Report the cost of ``min_bytes``. Pages with and without it are rendered alternately."""
     for what, min_bytes, highest_ns in (("nothing", 1, 3), ("everything", 10**18, 10)):
         ns = []
         for _ in range(REPEATS):

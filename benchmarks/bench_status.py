@@ -18,7 +18,7 @@ RESULT_AGE_S = 0.05
 """How long skyfast caches rankings and cardinality reports."""
 
 FLOW_UPDATE_S = 1.0
-"""The ``flow.update`` that skyfast assumes: it shows no rates until this time has passed."""
+"""The ``flow.update`` that skyfast assumes. skyfast shows rates only after this time."""
 
 ENVIRONMENT = {"RESULT_AGE_S": str(RESULT_AGE_S), "FLOW_UPDATE_S": str(FLOW_UPDATE_S)}
 
@@ -26,7 +26,7 @@ APART_S = 0.1
 """Pause between requests. It is longer than `RESULT_AGE_S`, so that each request causes a scan."""
 
 IDLE_S = 2.0
-"""How long the delays of the event loop are measured while there are no requests."""
+"""Duration of the measurement without requests."""
 
 PAGES = 10
 """Number of simultaneous identical requests."""
@@ -43,7 +43,7 @@ def run(report: Report) -> None:
         program.round(FIRST_ROUND)
         assert program.metric("skyfast_connections") == LARGE
         _idle(report, program)
-        # Measure the snapshot before other scans: it could reuse memory that other scans freed.
+        # Measure the snapshot first: later, it could reuse memory that other scans have freed.
         _rates(report, program)
         for what, path, limit_ms in (
             ("/api/top, 50 by bytes", "/api/top?by=bytes&n=50", 100),
@@ -72,7 +72,7 @@ def _rates(report: Report, program: Program) -> None:
     _add(report, "/api/top, by bytes/s, which takes a snapshot", [seconds], _longest_ms(program))
     report.add("memory of the snapshot", [(program.memory() - before) / MIB], "MiB")
     wait_s: float | None = 0.0
-    while wait_s is not None:  # requests scan the table only after rates are available
+    while wait_s is not None:  # before rates are available, requests do not scan the table
         time.sleep(wait_s + APART_S)
         wait_s = json.loads(programs.get(program.port, path).body)["rates_in_seconds"]
     _measure(report, program, "/api/top, by bytes/s, against the snapshot", path, limit_ms=100)

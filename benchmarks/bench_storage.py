@@ -20,7 +20,7 @@ SIZES = (SCALE // 5, SCALE)
 """Numbers of connections. Each connection has five series."""
 
 TURNOVERS = 4
-"""How often all connections are replaced with new ones, in a table of the smaller size."""
+"""How often all connections are replaced with new ones. The table has the first of the `SIZES`."""
 
 SCRAPES = int(os.environ.get("SKYFAST_BENCH_SCRAPES", "18"))
 INTERVAL_S = 10

@@ -22,7 +22,7 @@ from skyfast.skydive.name_index import NameIndex
 from skyfast.web.exposition import CHUNK_BYTES, GZIP_LEVEL, GZIP_WBITS
 
 NOW_S = 1_000.0
-"""The time that tables get as ``now``. It is constant unless a benchmark advances it."""
+"""The value of ``now`` that tables get, unless a benchmark advances the time."""
 
 MESSAGES = 100
 """Number of messages in a batch. A batch has about 8 MB."""
@@ -32,7 +32,7 @@ DEFAULT = "{}"
 
 
 def configured(chosen: str) -> tuple[Config, Plan, FlowTypes]:
-    """Return the configuration, the plan and the flow types of the YAML below ``prom_sky_con``."""
+    """Return the configuration, plan and flow types for the YAML ``chosen`` (see `DEFAULT`)."""
     file = f"pipeline: {{store: {{prom_sky_con: {chosen}}}}}"
     configuration = loader.parse(file, {}, source="-")
     plan = make_plan(configuration.export, names=NameIndex.of(configuration.export, keep_s=0))
@@ -64,7 +64,7 @@ def trim() -> None:
 
 
 def in_batches(messages: Iterator[bytes], size: int = MESSAGES) -> Iterator[list[bytes]]:
-    """Generate messages in batches, so that their generation does not interrupt measured calls."""
+    """Yield messages in batches. Generating a message must not interrupt the measured calls."""
     while batch := list(itertools.islice(messages, size)):
         yield batch
 
@@ -186,9 +186,8 @@ class Parts:
     def render(self, parts: int = 1, openmetrics: int = 0, created: bool = False) -> float:
         """Render a page in this number of parts, and discard it. Return the seconds for all parts.
 
-        The format of the page is that of `Table.page`.
-
-        Nothing happens between two reads, so that only rendering uses the CPU cache.
+        `Table.page` describes ``openmetrics`` and ``created``. Nothing happens between two reads,
+        so that only rendering uses the CPU cache.
         """
         began_ns = time.thread_time_ns()
         for part in range(parts):
@@ -198,9 +197,9 @@ class Parts:
         return (time.thread_time_ns() - began_ns) / 1e9
 
     def deflate(self, openmetrics: int = 0) -> tuple[float, int]:
-        """Render and compress a page with a checksum; return the seconds and the bytes.
+        """Render and compress a page with a checksum. Return the seconds and the compressed bytes.
 
-        Pages have start timestamps if they are in OpenMetrics.
+        Pages in OpenMetrics have start timestamps.
         """
         began_ns = time.thread_time_ns()
         page = self.table.page(self.now_s, openmetrics, created=True)
@@ -214,9 +213,9 @@ class Parts:
         return (time.thread_time_ns() - began_ns) / 1e9, size
 
     def compress(self, openmetrics: int = 0) -> tuple[float, int]:
-        """Compress a rendered page with isal; return the seconds without rendering, and the bytes.
+        """Compress the page of `deflate` with isal, in chunks of the same size as skyfast's.
 
-        The chunks are as large as the connector's, and the page is the same as in `deflate`.
+        Returns the seconds of the compression without rendering, and the compressed bytes.
         """
         page = self.table.page(self.now_s, openmetrics, created=True)
         compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
@@ -229,7 +228,7 @@ class Parts:
 
 
 class Core(Parts):
-    """Parts that generate their own messages, for use in a separate process."""
+    """`Parts` that generate their own messages, for use in a separate process."""
 
     def __init__(self, count: int, slots: bool = True) -> None:
         super().__init__(slots=slots)
@@ -262,7 +261,7 @@ class Core(Parts):
 
 
 class Decoder:
-    """Decodes the fields of known flows, and discards them: a measure to compare skyfast with."""
+    """Decodes known flows and discards them: the cost that benchmarks compare skyfast with."""
 
     def __init__(self, count: int, flows_per_message: int = FLOWS_PER_MESSAGE) -> None:
         flows = Flows(count, flows_per_message)

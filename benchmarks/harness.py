@@ -65,7 +65,7 @@ def versions() -> dict[str, str]:
 
 
 def header() -> str:
-    """Return the machine and the versions, in the form that is printed before the results."""
+    """Return the text that is printed before the results: machine, versions and scale."""
     about = machine()
     return (
         f"{about['cores']} cores of {about['cpu']}, {about['memory_gib']} GiB,"
@@ -138,8 +138,9 @@ class Report:
     ) -> None:
         """Add a figure.
 
-        The ratio compares ``samples`` with ``over``, the samples of the peer ``to``. If both have
-        the same length, they were taken alternately, and the ratio is the median ratio of pairs.
+        The ratio compares ``samples`` with ``over``, the samples of the peer ``to``. Lists of the
+        same length are samples that were taken alternately: the ratio is the median of the ratios
+        of pairs. For lists of different lengths, it is the ratio of the medians.
         """
         median = statistics.median(samples)
         ratio = None if over is None else _ratio(samples, over)
@@ -293,7 +294,7 @@ def _serve(pipe: Any, factory: Callable[..., Any], args: tuple[Any, ...], nice: 
                 if subject is None:
                     subject, value = value, None
                 reply = (True, value)
-            except Exception:  # noqa: BLE001  # the other process raises it again
+            except Exception:  # noqa: BLE001  # the parent process raises an error with this text
                 reply = (False, traceback.format_exc())
             pipe.send(reply)
             name, args, kwargs = pipe.recv()

@@ -13,21 +13,24 @@ LABELS = (
     *("name", "host", "namespace", "pod", "workload", "workload_kind", "container", "service"),
     "team",
 )
-"""The labels with names of one end of a flow: a label for each name, and one for a pod label."""
+"""The labels with names of one end of a flow. The value of ``team`` comes from a pod label."""
 
 PODS = 5_000
 """Number of pods. The flows have four times as many addresses, so each pod has four addresses."""
 
 A, B, POINT = ("Network", "A"), ("Network", "B"), ("NodeTID",)
 ENDS = {"initiator": (A, B), "target": (B, A)}
-"""For each end: the path of its address, and the path of the address of the other end."""
+"""Maps each end to the path of its address, and to the path of the other end's address."""
 
 MESSAGES = 25
 """Number of messages that a table processes per turn."""
 
 
 class PodNames(dict[str, tuple[str, ...] | None]):
-    """The names of addresses, by address. ``resolved`` has the names of ambiguous addresses."""
+    """Maps addresses to their names, and ambiguous addresses to None.
+
+    ``resolved`` has the names of all addresses, including ambiguous ones.
+    """
 
     resolved: dict[str, tuple[str, ...]]
 
@@ -39,7 +42,10 @@ class PodNames(dict[str, tuple[str, ...] | None]):
 
 
 def pod_names(addresses: list[str], *, ambiguous: bool) -> PodNames:
-    """Return names like those of a cluster. As in skyfast, equal names share one string."""
+    """Return names like those of a cluster. As in skyfast, equal names share one string.
+
+    If ``ambiguous`` is true, all addresses are ambiguous.
+    """
     chance = random.Random(3)
     strings: dict[str, str] = {}
     pods = []
@@ -58,7 +64,7 @@ def pod_names(addresses: list[str], *, ambiguous: bool) -> PodNames:
 
 
 def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
-    """Return the plan with added labels in its first view: names of one or two ends."""
+    """Return the plan with more labels in its first view: the names of one end or of both ends."""
     view = plan.views[0]
     columns = [*view.columns]
     for end, (key, other) in list(ENDS.items())[:ends]:
@@ -74,8 +80,8 @@ def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
 class Lookups:
     """Four tables: no names, names of one end, names of both ends, and ambiguous names.
 
-    The tables process the same flows in turn. Each time, a different table is first, so that the
-    order favors no table.
+    The tables take turns to process the same flows. Each time, a different table is first, so that
+    the order favors no table.
     """
 
     def __init__(self, count: int) -> None:
@@ -110,7 +116,10 @@ class Lookups:
             yield name, self._parts[name]
 
     def relabel(self, pods: int, budget: int) -> list[float]:
-        """Move this number of pods and their flows to another host. Return the ms of each slice."""
+        """Give this number of pods another host, and relabel their flows in slices.
+
+        Returns the ms of each slice.
+        """
         moved = {pod: (pod[0], pod[1] + "x", *pod[2:]) for pod in {*self.names.resolved.values()}}
         changed = [address for n, address in enumerate(self.names) if n % PODS < pods]
         for address in changed:

@@ -113,10 +113,10 @@ def _chunks(content: bytes) -> Iterator[memoryview]:
 class Program:
     """A connector that runs during a ``with`` block, subscribed to local analyzers.
 
-    If there are no analyzers, the program is another kind of server, which only has to listen.
+    Without analyzers, the program can be any server. The block begins when the server listens.
     ``argv`` and ``config`` can contain the placeholders ``{config}``, ``{port}``, ``{control}``,
-    ``{analyzer}`` (the first analyzer's port), ``{analyzers}`` (the endpoints of all) and
-    ``{directory}``.
+    ``{analyzer}`` (the first analyzer's port), ``{analyzers}`` (the endpoints of all analyzers)
+    and ``{directory}``.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Program:
                 env={**os.environ, **(environment or {})},
             )
         self.pid = self._process.pid
-        # The ID of the other process's CPU-time clock: see clock_gettime(2).
+        # The ID of the clock that counts the program's CPU time: see clock_gettime(2).
         self._cpu_clock = (~self.pid << 3) | 2
 
     def __enter__(self) -> Self:

@@ -21,7 +21,7 @@ def main() -> None:
     text = _text(results)
     print(text, end="")
     page, count = RESULTS_PART.subn(lambda match: match[1] + text + match[2], PAGE.read_text())
-    assert count == 1, f"{PAGE} has no place for the results"
+    assert count == 1, f"{PAGE} does not have one pair of markers for the results"
     PAGE.write_text(page)
 
 

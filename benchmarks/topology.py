@@ -43,8 +43,8 @@ Element = dict[str, Any]
 class Topology:
     """Nodes and edges of `PODS` pods on `HOSTS` hosts.
 
-    The pods have ``addresses``. The interfaces have ``tids``. If there are more interfaces than
-    ``tids``, the other interfaces have generated TIDs.
+    Pods get their address from ``addresses``. Interfaces get their TID from ``tids``, and random
+    TIDs when ``tids`` is exhausted.
     """
 
     def __init__(self, addresses: Sequence[str], tids: Sequence[str]) -> None:

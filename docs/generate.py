@@ -6,8 +6,8 @@ A generated part is between two comments in a page:
     <!-- end of generated part -->
 
 A generated part is made from data in the code. The YAML files in ``docs/reference`` add what the
-code does not contain, such as the action for a log message or the meaning of a reason. It is an
-error if an entry is missing there, or if an entry describes nothing in the code.
+code does not contain, such as the action for a log message or the meaning of a reason. The
+generator fails if these files lack an entry, or if an entry describes nothing in the code.
 """
 
 import argparse
@@ -83,7 +83,7 @@ class DocumentationError(Exception):
 
 
 PARTS: Final[dict[str, Callable[[], str]]] = {}
-"""The functions that generate parts, by the name in the comment."""
+"""Maps the name in the comment to the function that generates the part."""
 
 
 def part(name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
@@ -256,7 +256,7 @@ def read_families(page: bytes) -> list[Family]:
 
 
 def both_namings(page: Callable[[str], bytes]) -> str:
-    """Return a table of families with their names in each naming."""
+    """Return a table of families, with the name of each family for both values of ``naming``."""
     compatible, standard = map(read_families, map(page, ("compatible", "standard")))
     standard_by_help = {family.help: family for family in standard}
     rows = []
@@ -441,7 +441,7 @@ def _unit(path: str, key: Mapping[str, Any]) -> str:
 
 
 def _default(path: str, key: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """Return the default of a key: from its description, else from the code."""
+    """Return the default from the key's description, or from the code if there is none."""
     if "default" in key:
         return str(key["default"])
     value: Any = defaults

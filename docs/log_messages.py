@@ -21,10 +21,10 @@ LEVELS = {
     "exception": "error",
     "critical": "critical",
 }
-"""The methods of a logger, and the level of each method."""
+"""Maps the methods of a logger to their levels."""
 
 ANALYZER = re.escape("analyzer ") + ".+" + re.escape(": ")
-"""The beginning of many messages, which the explanations omit."""
+"""The prefix of many messages. The explanations omit this prefix."""
 
 RECONNECT = "subscription"
 """The module whose messages belong to the reasons of a metric."""
@@ -79,7 +79,7 @@ class _Module:
                         yield level, pattern
 
     def _logged(self, call: ast.Call) -> Iterator[tuple[str, ast.expr]]:
-        """Yield the level and the text if a call logs, or creates an object to log."""
+        """Yield the level and the text if the call logs or creates an object that is logged."""
         match call:
             case ast.Call(func=ast.Attribute(value=ast.Name("log"), attr=method), args=args):
                 if method in LEVELS:
@@ -121,7 +121,10 @@ class _Module:
                     yield from self._patterns(value, where)
 
     def _values(self, name: str, where: ast.AST) -> Iterator[ast.expr]:
-        """Yield the values of a variable at a call: the last one, or all values of a loop."""
+        """Yield the possible values of a variable at a call.
+
+        These are the value assigned last, and the values of a comprehension over a generator.
+        """
         function = where
         while not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             function = self._parents[function]

@@ -34,9 +34,9 @@ class PerFlow:
     ) -> None:
         """Measure ``function`` with the next ``arguments`` in each of the ``rounds``.
 
-        If ``mean`` is true, the report shows the mean instead of the median: use the mean for work
-        that only some rounds have to do. ``to`` is the ID of the benchmark to compare with, and
-        ``at_most`` is the target in ns.
+        If ``mean`` is true, the report shows the mean instead of the median. Unlike the median, the
+        mean includes work that only a few rounds do. ``to`` is the ID of the benchmark to compare
+        with, and ``at_most`` is the target in ns.
         """
         self._benchmark.extra_info.update(mean=mean, to=to, at_most=at_most)
         self._benchmark.pedantic(function, setup=lambda: (next(arguments), {}), rounds=rounds)

@@ -274,8 +274,8 @@ HINTS = {
         ["--web-listen-address", ":1"],
         "did you mean --web.listen-address?",
     ),
-    "an address": (["--listen-address=:1"], "did you mean --web.listen-address?"),
-    "a level": (["--log.level", "warn"], "did you mean warning?"),
+    "an option without its prefix": (["--listen-address=:1"], "did you mean --web.listen-address?"),
+    "an abbreviated level": (["--log.level", "warn"], "did you mean warning?"),
     "a port without a colon": (
         ["--web.listen-address", "9101"],
         "'9101' has no colon; did you mean :9101?",
@@ -449,17 +449,17 @@ SUSPICIOUS = {
         {},
         "line 2: analyzer.username is ignored; did you mean analyzer.auth.cluster.username?",
     ),
-    "Prometheus": (
+    "a file of Prometheus": (
         "global: {scrape_interval: 15s, scrape_timeout: 10s}\nscrape_configs: []\n",
         {},
         "standard input: contains no known key",
     ),
-    "Kubernetes": (
+    "a file of Kubernetes": (
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {labels: {app: x}}\ndata: {a.yml: '{}'}\n",
         {},
         "standard input: contains no known key",
     ),
-    "Skydive without analyzers": (
+    "a file of Skydive without analyzers": (
         "agent: {listen: ':8081'}\nanalyzer: {listen: ':8082'}\n",
         {},
         "standard input: contains no known key",
@@ -474,7 +474,7 @@ SUSPICIOUS = {
         {},
         "line 1: pipeline.action is ignored: not supported by skyfast",
     ),
-    "a variable": (
+    "a misspelt variable of the store": (
         "",
         {"SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PROT": "9101"},
         "_CON_PROT is ignored; did you mean SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT?",
@@ -484,7 +484,7 @@ SUSPICIOUS = {
         {"SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_MONITORING_PORT": "9200"},
         "_MONITORING_PORT is ignored: use names_file instead, see docs/migrating.md",
     ),
-    "a variable of the web": (
+    "a misspelt variable": (
         "",
         {"SKYDIVE_WEB_MAX_SCRAPE": "1"},
         "SKYDIVE_WEB_MAX_SCRAPE is ignored; did you mean SKYDIVE_WEB_MAX_SCRAPES?",
@@ -494,7 +494,7 @@ SUSPICIOUS = {
         {"SKYDIVE_PROM_SKY_CON_PORT": "1"},
         "is ignored; did you mean SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT?",
     ),
-    "a variable of a section": (
+    "a variable of a misspelt section": (
         "",
         {"SKYDIVE_LOGING_LEVEL": "debug"},
         "SKYDIVE_LOGING_LEVEL is ignored; did you mean SKYDIVE_LOGGING_LEVEL?",

@@ -1,4 +1,4 @@
-"""The completions for shells. shtab generates them from the parser."""
+"""The shell completions, which shtab generates from the argument parser."""
 
 import os
 import pty

@@ -91,7 +91,7 @@ def test_dry_run_counts_only_flows_of_the_configured_capture(tmp_path):
 
 
 def test_names_of_the_topology_are_used(tmp_path):
-    """If the only labels are names of pods, the packaged recording has several connections."""
+    """The pods of the packaged recording have different names, so there are several connections."""
     playback = Playback(recordings=recording.demo().recordings)
     by_name = dry_run.run(config_of(labels=["initiator_pod", "target_pod"]), playback).forecast
     assert by_name.unbounded.connections > 1

@@ -73,7 +73,7 @@ NO_BASE_UNIT = f'{RTT} use base unit "seconds" instead of "nanoseconds"'
 def settings(name, urls):
     """Return the text of the configuration file for the replay ``name``.
 
-    It extends the file with this name in ``data/configs``, if there is such a file.
+    If ``data/configs`` has a file with this name, the text also has the settings of this file.
     """
     file = DATA / "configs" / f"{name}.yml"
     tree = yaml.safe_load(file.read_text()) if name in CONFIGURATIONS else {}
@@ -375,8 +375,8 @@ def test_openmetrics_2_has_the_same_values_and_start_timestamps(replayed):
         if series.partition("{")[0] in result.names
     } == result.samples
     assert read_inline_starts(page) == result.model.starts(0)
-    # All families have the same names and types as in the text format, in which info series are
-    # gauges.
+    # All families have the same names and types as in the text format. Info series are gauges
+    # there, because the text format has no type "info".
     types = {
         family.name: family.metadata["TYPE"].replace("info", "gauge")
         for family in families.values()
@@ -457,7 +457,7 @@ def test_self_metrics_account_for_every_report(replayed):
 
 
 def split(result):
-    """Split a page where the kind of its lines changes; return pairs of kind and text."""
+    """Group adjacent lines of the same kind, such as flows. Return pairs of kind and text."""
     families = result.model.families
     flows = {family.name for family in families} | sample_names(families)
     interfaces = {family.name for family in result.interface_families}

@@ -1,6 +1,6 @@
-"""Own names (of the keys ``names`` and ``names_file``), from the file to the page.
+"""Own names, which come from the keys ``names`` and ``names_file``.
 
-The file can change while skyfast runs.
+The tests cover the whole way from the file to the page, and changes of the file.
 """
 
 import asyncio

@@ -68,7 +68,7 @@ async def test_demo_has_growing_connections_within_five_seconds() -> None:
 
 
 async def test_start_ends_with_the_url_of_the_status_page() -> None:
-    """The URL is in the last log line of the start, where people find the URL easily."""
+    """The URL is easy to find in the last line."""
     async with demo() as skyfast:
         line = await skyfast.logged("status page: ")
         assert line.rstrip().endswith(f"status page: {skyfast.url}/")
@@ -261,7 +261,7 @@ async def test_connections_expire_if_they_are_not_reported(tmp_path: Path) -> No
 
 
 async def test_full_table_is_logged(tmp_path: Path) -> None:
-    """One line is logged for all skipped reports."""
+    """skyfast logs one line for all skipped reports."""
     async with AsyncExitStack() as stack:
         analyzer = await stack.enter_async_context(FakeAnalyzer())
         config = write_config(tmp_path, analyzer.url, max_connections=2, max_flows=3)

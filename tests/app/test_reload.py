@@ -1,7 +1,7 @@
 """Reloading the configuration of a running process: which parts change and which are kept.
 
-Most tests start a process, edit its file and send SIGHUP, as an operator does. Tests that replace
-the name resolution run the subscriptions in their own process.
+Most tests start a skyfast process, edit its file and send SIGHUP, as an operator does. Tests that
+replace the name resolution run the subscriptions in the process of the tests.
 """
 
 import asyncio
@@ -69,7 +69,7 @@ def text_of(keys: Keys) -> str:
 
 
 class Operator:
-    """Edits the configuration file of a running skyfast and reloads it."""
+    """Edits the configuration file of a running skyfast, and makes skyfast reload the file."""
 
     def __init__(self, skyfast: Skyfast, file: Path, keys: Keys) -> None:
         self.skyfast = skyfast
@@ -242,8 +242,7 @@ async def test_failed_reload_changes_nothing(tmp_path: Path, analyzer: FakeAnaly
             assert warning in api_status["warnings"]
             assert html.escape(warning) in (await skyfast.get("/")).decode()
             assert await operator.flows() == page
-            # The report is late and changes no value. It is counted, so skyfast still reads
-            # reports.
+            # A late report changes no value. skyfast counts this report, so it still reads reports.
             await operator.report(analyzer, flow("1"))
             assert len(problems(skyfast.log)) == 2 * (number + 1)
 
@@ -314,7 +313,7 @@ async def test_unhandled_exception_fails_the_reload_and_is_logged(
 
 @asynccontextmanager
 async def spawned(argument: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Yield a skyfast process that may not serve yet; stop it with SIGTERM after the block."""
+    """Start skyfast, and yield its process at once. Stop skyfast with SIGTERM after the block."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "skyfast", argument),
         stdin=asyncio.subprocess.PIPE,
@@ -815,7 +814,8 @@ async def test_only_the_last_of_several_configurations_takes_effect(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with FakeAnalyzer() as other, subscribed(make_config(analyzer.url)) as running:
-        # `run` gets no turn between the two calls, so it only applies the second configuration.
+        # The task of the subscriptions cannot run between these calls, so it sees only the second
+        # configuration.
         for urls in ((analyzer.url, other.url), (other.url,)):
             running.subscriptions.configure(running.subscriptions.prepare(make_config(*urls)))
         await other.subscriber()
@@ -1204,7 +1204,7 @@ NAME_LABELS = ["target_ip", "node_name", "target_name"]
 
 
 def topology(name: str) -> Answer:
-    """Return a capture point with this name, and an interface with the target's address."""
+    """Return a topology: a capture point with this name, and an interface with address 10.0.0.2."""
     nodes = [
         {"ID": "1", "Host": "h", "Metadata": {"TID": "tid", "Name": name, "Type": "device"}},
         {"ID": "2", "Host": "h", "Metadata": {"TID": "o", "Name": "eth9", "IPV4": ["10.0.0.2/8"]}},

@@ -62,7 +62,7 @@ needs_root = pytest.mark.skipif(
 def read_only() -> Iterator[Path]:
     """A directory for a configuration file. All users may read it, and no user may write to it.
 
-    It is outside pytest's temporary directories, because other users cannot read those directories.
+    The directory is outside pytest's temporary directories, which other users cannot read.
     """
     directory = Path(tempfile.mkdtemp(prefix="skyfast-"))
     try:
@@ -181,7 +181,7 @@ def test_process_is_not_dumpable() -> None:
 async def test_debug_variable_allows_core_dumps_and_debuggers(
     analyzer: FakeAnalyzer, read_only: Path
 ) -> None:
-    """The variable lets other processes of the user read the memory, so a warning is logged."""
+    """skyfast logs a warning, because other processes of the user can now read its memory."""
     config = write_config(read_only, analyzer.url)
     if run_unprivileged(sys.executable, "-c", f"open({str(ROOT / 'README.md')!r})").returncode:
         pytest.skip("other users cannot read Python or this directory")
@@ -212,7 +212,7 @@ def test_debug_variable_must_be_0_or_1() -> None:
 
 
 async def test_output_contains_no_secrets(analyzer: FakeAnalyzer, tmp_path: Path) -> None:
-    """Pages, log and ``--check`` contain no secret, even if an analyzer rejects the password."""
+    """The test covers pages, the log, ``--check``, and a password that an analyzer rejects."""
     async with FakeAnalyzer(username="prom", password="another") as rejecting:
         in_url = rejecting.url.replace("ws://", f"ws://prom:{IN_URL}@")
         config = write_config(tmp_path, analyzer.url, in_url)

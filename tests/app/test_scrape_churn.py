@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 HOUR_S = 3_600
 STEP_S, REPORT_S = 15, 60
 TICK_S = 5
-"""The clock advances by this time at once. The clock would treat a longer time as a pause."""
+"""The clock advances in steps of this size. It would treat a larger step as a pause."""
 START_S = 1_700_000_000
 STEP_REAL_S = 0.5
 """The real duration of a step."""

@@ -33,7 +33,7 @@ PROTOCOLS = {
 FEATURES = "--enable-feature=created-timestamp-zero-ingestion,openmetrics2"
 TIMEOUT_S = 3
 SHORT, RETURNING = 1, 2
-"""The initiator's ports of the connection with one sample and the connection that returns."""
+"""The initiator's ports of two connections: one has a single sample, the other one returns."""
 
 
 def report(port: int, total: int, *, start_ms: int, update: int, update_ms: int) -> dict[str, Any]:

@@ -74,7 +74,7 @@ ALL: dict[str, Any] = {
     "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
     "podDisruptionBudget": {"enabled": True},
 }
-"""Values that create every object and every field that the templates know."""
+"""Values that make the templates create all their objects and fields."""
 
 pytestmark = pytest.mark.slow
 needs_helm = tools.needs("helm")
@@ -168,7 +168,7 @@ def without_helm(value: Any) -> Any:
         for name, item in value.items()
         if name not in (*OF_HELM, "app.kubernetes.io/version", "helm.sh/chart", "imagePullPolicy")
         and not (name == "annotations" and item.keys() == {"checksum/config"})
-        and name != "jobLabel"  # the Service of the manifests has the expected name
+        and name != "jobLabel"  # the manifests need none, because their Service is named skyfast
         and (name, item) != ("type", "ClusterIP")  # the default
         # kustomize adds this label neither to pods nor to objects outside of kustomization.yml.
         and name != "app.kubernetes.io/part-of"

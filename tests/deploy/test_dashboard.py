@@ -74,7 +74,7 @@ def test_dashboard_can_be_imported() -> None:
 
 
 def metrics_of_a_preset(preset: str) -> set[str]:
-    """Return the exported metrics, except those of flows that the preset does not export."""
+    """Return the names of all metrics that can be queried with this preset."""
     text = f"pipeline.store.prom_sky_con.preset: {preset}"
     export = loader.parse(text, {}, source="x.yml").export
     views = (export.first_view, *export.views)
@@ -399,7 +399,7 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
 
         values["instance"] = ALL["instance"]
 
-        # The variables ``namespace`` and ``workload`` have the values of both ends.
+        # The variables ``namespace`` and ``workload`` offer the values of initiators and targets.
         namespaces = await choices(server, "namespace", values)
         assert namespaces == {name: name for name in ("default", "shop")}
         workloads = await choices(server, "workload", values)

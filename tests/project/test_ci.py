@@ -117,7 +117,6 @@ def test_ci_runs_existing_targets_and_ends_with_the_slow_tests() -> None:
 
 
 def test_failing_step_ends_the_run() -> None:
-    """After a failing ``make``, no further step runs."""
     failing = "make() { echo made $1; [ $1 != lint ]; }; " + CI.replace('"$(dirname "$0")/.."', ".")
     result = subprocess.run(
         ["bash", "-c", re.sub(r"(?m)^command -v.*$", "", failing)],
@@ -141,7 +140,7 @@ def test_it(number):
 
 
 def test_xdist_group_runs_in_one_process(tmp_path: Path) -> None:
-    """Some versions of pytest-xdist silently ignore groups with some versions of pytest."""
+    """Some combinations of versions of pytest and pytest-xdist silently ignore groups."""
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_it.py").write_text(GROUPED)
     (options,) = re.findall(r"^PARALLEL_TESTS := \$\(BIN\)/pytest (.*)$", MAKEFILE, re.MULTILINE)

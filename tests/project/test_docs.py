@@ -207,7 +207,7 @@ COMMANDS = {
 
 
 def command(line: str) -> list[str]:
-    """Return the words of a known command after its variable assignments, or []."""
+    """Return the words of a known command without leading assignments, or [] for other lines."""
     words = line.split("#")[0].split()
     while words and re.match(r"[A-Z_]+=", words[0]):
         words.pop(0)

@@ -1,3 +1,5 @@
+"""The messages and the topology that a replay sends, and the server that sends them."""
+
 import asyncio
 import gzip
 import itertools
@@ -180,8 +182,6 @@ def test_first_report_of_each_flow_is_marked_as_first():
 
 
 def test_values_except_times_and_uuids_are_sent_as_recorded(playback):
-    """A loop differs from the recording only in times and UUIDs."""
-
     def without_times_and_ids(message):
         message.pop("UUID")
         for flow in message["Obj"] if message["Type"] == "store" else ():
@@ -606,7 +606,7 @@ async def test_topology_changes_as_in_the_recording(tmp_path):
     assert [node["ID"] for node in after] == ["a", "c"]
     assert [node["ID"] for node in changed] == ["c"]
     assert len(updates) == 2
-    # The times keep their recorded intervals. The time of the first message becomes the start.
+    # The replay shifts all times by the same duration, so that the first message is at the start.
     updated_ms = [node["UpdatedAt"] for node in after]
     assert updated_ms[1] - updated_ms[0] == 70_900
     assert abs(updated_ms[1] - 900 - started_ms) < 2_000

@@ -1,4 +1,4 @@
-"""The recorder: the contents of its file, and its behavior in case of errors."""
+"""The recorder: the contents of its file, and its behavior after errors."""
 
 import errno
 import gzip
@@ -134,7 +134,7 @@ def test_file_size_is_limited(
     size = path.stat().st_size
     recorder.message(MESSAGE % 1, "a")
     recorder.stop()
-    # When the log line was written, the file was complete, including the data buffered by gzip.
+    # The recorder completes the file, including data buffered by gzip, before it logs the line.
     assert 90_000 < size == path.stat().st_size < 250_000
     assert 50 < Recording.load(str(path)).messages < 450
 

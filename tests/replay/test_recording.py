@@ -326,8 +326,8 @@ def test_flows_of_a_capture_also_go_to_flow_subscribers() -> None:
 def test_topology_has_the_time_of_the_messages_around_it(tmp_path: Path) -> None:
     """A replay sends each update of the topology between the same messages as in the recording.
 
-    This is also true if the clock was set back during the recording. Updates before the first
-    message have the time of the first message.
+    The clock may have been set back during the recording. Updates before the first message have the
+    time of this message.
     """
     update = recording.Update(removed=["x"])
 

@@ -69,8 +69,8 @@ async def test_two_recordings_replay_as_two_analyzers(tmp_path: Path) -> None:
         replayed = await page(skyfast, 37 + 33)
         metrics = await skyfast.self_metrics()
     assert metrics["skyfast_connections"] == 530
-    # The values of the RTT are not compared: they depend on the order of messages, but simultaneous
-    # messages on two sockets have no defined order.
+    # The RTT values are not compared, because they depend on the order of messages. The order of
+    # simultaneous messages on two sockets is undefined.
     original = expected(*TWO)
     assert {name: replayed[name] for name in (BYTES, PACKETS)} == {
         name: original[name] for name in (BYTES, PACKETS)

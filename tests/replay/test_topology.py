@@ -1,4 +1,4 @@
-"""The topology in recordings: a replay answers queries as the analyzer did at that time."""
+"""The topology in recordings: a replay answers queries as the analyzer did while recording."""
 
 import json
 from typing import Any

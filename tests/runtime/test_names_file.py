@@ -1,4 +1,4 @@
-"""Own names from the file of the key ``names_file`` are reloaded when this file changes."""
+"""skyfast reloads the file of the key ``names_file`` when the file changes."""
 
 import os
 from pathlib import Path
@@ -26,7 +26,7 @@ class Reader:
         self.file.use(self.loaded, self.config.export)
 
     async def refresh(self) -> bool:
-        """Return whether the names have changed."""
+        """Read the file if it has changed. Return whether there are new names."""
         found = await self.file.refresh(self.loaded, self.config.export)
         self.loaded = found or self.loaded
         return found is not None
@@ -84,7 +84,8 @@ async def test_file_that_was_written_in_place_is_read(file: Path) -> None:
 def mount_version(directory: Path, number: int) -> Path:
     """Mount a version of a ConfigMap as Kubernetes does, and return the path of its file.
 
-    The file is a link through the directory link ``..data``. Each mount replaces ``..data``.
+    The file is a link to ``..data/names.csv``, and ``..data`` is a link to the directory of the
+    version. Each mount replaces ``..data``.
     """
     version = directory / f"..version{number}"
     version.mkdir()
