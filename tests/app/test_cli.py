@@ -403,7 +403,7 @@ def test_warnings_are_shown_with_errors() -> None:
     assert "requires tls.client_key" in error
 
 
-def test_missing_analyzers_are_explained_beside_a_misspelled_key() -> None:
+def test_warning_about_a_misspelled_key_analyzers_mentions_the_default() -> None:
     ignored = "line 1: analysers is ignored; did you mean analyzers?"
     text = "analysers: [a:1]\n"
     result = run("--check", "-", stdin=text)

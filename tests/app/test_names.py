@@ -71,7 +71,7 @@ def test_reload_keeps_names_that_suffice_for_the_new_labels(
     assert new.table is not old.table
 
 
-def test_counters_of_names_exist_while_labels_show_names(shared: Shared) -> None:
+def test_name_counters_exist_only_while_labels_show_names(shared: Shared) -> None:
     stats = shared.stats.topology
     first = pipeline.build(configured(labels=["initiator_ip"]), None, shared)
     first.record_limits(shared.stats)
@@ -114,7 +114,9 @@ def test_info_series_can_be_enabled_without_losing_connections(shared: Shared) -
 
 
 @pytest.mark.parametrize("label", ["node_name", "node_netns", "initiator_pod"])
-def test_labels_keep_names_while_info_series_need_more_names(shared: Shared, label: str) -> None:
+def test_table_keeps_its_names_when_info_series_are_enabled_or_disabled(
+    shared: Shared, label: str
+) -> None:
     """The table must look up names in the same mapping before and after the reload."""
     first = pipeline.build(described(label, interface_info=False), None, shared)
     second = pipeline.build(described(label), first, shared)

@@ -229,7 +229,7 @@ async def test_topology_names_can_change_while_own_names_are_used(
 # The start, and reloads of the configuration.
 
 
-def test_invalid_file_prevents_the_start(file: Path) -> None:
+def test_invalid_names_file_prevents_the_start(file: Path) -> None:
     file.write_text("10.0.0.0/8,company\nx\n")
     config = configured(labels=LABELS, names_file=str(file))
     with pytest.raises(ConfigError, match=f"{file}: line 2: 'x' is not prefix,name"):

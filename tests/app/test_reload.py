@@ -398,7 +398,9 @@ async def test_changed_rules_keep_the_counters(tmp_path: Path, analyzer: FakeAna
         assert analyzer.connections == 1 + len(analyzer.topology_requests)
 
 
-async def test_tags_follow_the_new_networks(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
+async def test_flows_are_tagged_according_to_the_new_networks(
+    tmp_path: Path, analyzer: FakeAnalyzer
+) -> None:
     networks = "pipeline.classify.cluster_net_masks"
     keys = {**subscribing(analyzer), "pipeline.filter.excluded_tags": ["internal"]}
     async with operated(tmp_path, keys, quiet=False) as operator:
@@ -792,7 +794,7 @@ async def test_address_in_two_urls_is_subscribed_to_once(analyzer: FakeAnalyzer)
         assert running.reconnects(analyzer) == {}
 
 
-async def test_address_of_two_names_stays_subscribed_while_one_name_has_it() -> None:
+async def test_address_of_two_names_stays_subscribed_while_one_name_resolves_to_it() -> None:
     async with two_addresses() as (first, second):
         urls = [f"dns+ws://{name}.test:{first.port}/ws/subscriber/flow" for name in ("a", "b")]
         names = Names(first.address, second.address)

@@ -126,7 +126,7 @@ async def analyzer() -> AsyncIterator[FakeAnalyzer]:
 
 
 @needs_root
-async def test_needs_neither_privileges_nor_writable_files(
+async def test_skyfast_needs_neither_privileges_nor_writable_files(
     analyzer: FakeAnalyzer, read_only: Path
 ) -> None:
     """skyfast runs as a user that owns no files, in a directory that no user may write to."""
@@ -198,7 +198,7 @@ async def test_debug_variable_allows_core_dumps_and_debuggers(
 
 
 @pytest.mark.parametrize(("text", "is_allowed"), [("", False), ("0", False), ("1", True)])
-def test_debug_variable_has_an_effect_only_if_it_is_1(text: str, is_allowed: bool) -> None:
+def test_debugging_is_allowed_only_if_the_variable_is_1(text: str, is_allowed: bool) -> None:
     assert memory.is_debug_allowed({memory.DEBUG_VARIABLE: text}) is is_allowed
     assert not memory.is_debug_allowed({})
 

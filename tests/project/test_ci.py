@@ -116,7 +116,7 @@ def test_ci_runs_existing_targets_and_ends_with_the_slow_tests() -> None:
     assert "set -euo pipefail" in CI
 
 
-def test_failing_step_ends_the_run() -> None:
+def test_ci_script_stops_after_a_failing_step() -> None:
     failing = "make() { echo made $1; [ $1 != lint ]; }; " + CI.replace('"$(dirname "$0")/.."', ".")
     result = subprocess.run(
         ["bash", "-c", re.sub(r"(?m)^command -v.*$", "", failing)],

@@ -383,7 +383,7 @@ def test_queries_are_valid_and_use_exported_metrics(text: str, tmp_path: Path) -
 
 @pytest.mark.slow
 @needs_prometheus
-async def test_first_graph_has_data(tmp_path: Path) -> None:
+async def test_queries_of_the_getting_started_page_return_data(tmp_path: Path) -> None:
     page = ROOT / "docs" / "getting-started.md"
     queries = [
         query

@@ -422,7 +422,7 @@ def test_names_keep_their_structure() -> None:
     assert len(name("ab" * 50_000)) == 10
 
 
-def test_keys_of_labels_are_kept_and_their_values_are_not() -> None:
+def test_label_keys_are_kept_and_label_values_are_replaced() -> None:
     labels = {"app": {"kubernetes": {"io/name": SECRET}}, "team": "Secret team", "n": 7, "l": ["x"]}
     node = anonymized_node(ID="x", Metadata={"K8s": {"Labels": labels}})
     shown = node["Metadata"]["K8s"]["Labels"]

@@ -96,7 +96,7 @@ def test_replayed_responses_equal_the_recorded_responses(
             assert record(query, found, time + 100) == 0
 
 
-def test_all_fields_that_are_read_are_recorded() -> None:
+def test_all_fields_that_skyfast_reads_are_recorded() -> None:
     def filled(shape: Any) -> Any:
         if isinstance(shape, dict):
             return {key: filled(inner) for key, inner in shape.items()}

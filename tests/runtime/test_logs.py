@@ -365,7 +365,7 @@ def test_limited_line_is_formatted_if_it_has_arguments(limited: Limited) -> None
     assert limited.line() == "100 % of %s"
 
 
-def test_callable_arguments_are_only_called_for_logged_lines(limited: Limited) -> None:
+def test_callable_arguments_are_called_only_for_logged_lines(limited: Limited) -> None:
     calls: list[str] = []
 
     def text() -> str:
