@@ -154,7 +154,7 @@ def _large_page(report: Report, program: Program) -> None:
 
 
 class Scrapes:
-    """Compressed pages of a program, measured alternately with compression alone."""
+    """Measures scrapes of compressed pages, and compression alone, alternately."""
 
     def __init__(self, program: Program, content: Remote[Content], repeats: int) -> None:
         self.seconds: list[float] = []

@@ -80,8 +80,7 @@ def _cycles(
         while program.metric("skyfast_connections"):
             time.sleep(POLL_S)
         took_s.append(time.monotonic() - began_s)
-        # The flows are now dormant. A flow must be forgotten before it can be new in the next
-        # cycle.
+        # The flows are now dormant. Wait until they are forgotten: the next cycle needs new flows.
         program.command(f"pass {MEMORY_S}")
         while program.metric("skyfast_dormant_flows"):
             time.sleep(POLL_S)

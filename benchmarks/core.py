@@ -49,7 +49,7 @@ def decoder(flow: type[msgspec.Struct] = TYPES.Update) -> msgspec.json.Decoder[A
 
 
 def tidy() -> None:
-    """Configure memory management like the connector, and free the memory used for preparations."""
+    """Configure memory management like skyfast, and free the memory used for preparations."""
     memory.tune_malloc()
     memory.freeze()
     trim()
@@ -70,11 +70,10 @@ def in_batches(messages: Iterator[bytes], size: int = MESSAGES) -> Iterator[list
 
 
 class Parts:
-    """The connector's decoders and table, built from the YAML ``chosen``.
+    """skyfast's decoders and table, built from the YAML ``chosen``.
 
-    Like the connector, `Parts` decodes more fields of new flows than of known flows. ``take_new``
-    and ``take_known`` return the number of flows, the ns for decoding, and the ns for the table.
-    ``memory_s`` overrides ``flow_memory``. The function ``change`` modifies the plan.
+    Like skyfast, `Parts` decodes more fields of new flows than of known flows. ``memory_s``
+    overrides ``flow_memory``. The function ``change`` modifies the plan.
     """
 
     def __init__(
@@ -120,14 +119,17 @@ class Parts:
         return flows
 
     def take_new(self, messages: Iterable[bytes]) -> tuple[int, int, int]:
-        """Process first reports. The class describes the result."""
+        """Process first reports.
+
+        Returns the number of flows, the ns for decoding, and the ns for the table.
+        """
         before = self.table.flows
         figures = self._take(messages, self._new.decode)
         assert self.table.flows == before + figures[0], "a flow was not new"
         return figures
 
     def take_known(self, messages: Iterable[bytes]) -> tuple[int, int, int]:
-        """Process reports of known flows. The class describes the result."""
+        """Process reports of known flows. Return the same figures as `take_new`."""
         before = self.table.flows
         late = self.table.skipped["late"]
         figures = self._take(messages, self._known.decode)

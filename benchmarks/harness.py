@@ -1,7 +1,7 @@
 """Shared parts of the benchmarks: the scale, the machine, child processes and results.
 
-A figure is the median of its samples. It is printed with the minimum and the maximum. A ratio
-compares two figures of the same run. If possible, their samples are taken alternately.
+A figure is the median of its samples, and is printed with their minimum and maximum. A ratio
+compares two figures of the same run. If possible, the samples of both are taken alternately.
 """
 
 import json

@@ -4,10 +4,13 @@
 
 The task repeatedly sleeps for `INTERVAL_S`, and records how late it wakes up. A client of the
 control port sends one line. ``begin`` discards the recorded delays, ``end`` returns them, and
-``pass SECONDS`` advances the clock. The environment variable ``NAMES_INTERVAL_S`` sets the interval
-at which skyfast reads the complete topology. ``RESULT_AGE_S`` sets how long skyfast caches
-rankings and cardinality reports. ``FLOW_UPDATE_S`` sets the ``flow.update`` that skyfast assumes:
-skyfast shows no rates until this time has passed.
+``pass SECONDS`` advances the clock.
+
+Environment variables change constants of skyfast:
+
+* ``NAMES_INTERVAL_S``: the interval at which skyfast reads the complete topology;
+* ``RESULT_AGE_S``: how long skyfast caches rankings and cardinality reports;
+* ``FLOW_UPDATE_S``: the ``flow.update`` that skyfast assumes. It shows rates only after this time.
 """
 
 import asyncio

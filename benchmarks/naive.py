@@ -2,9 +2,9 @@
 
     python -m benchmarks.naive ANALYZER_PORT PORT
 
-Benchmarks compare skyfast with this connector. It uses websockets, json, a dict, and gauges of
-prometheus_client. It has the functions and metrics of the Go connector. But if several flows have
-the same label values, it exports only one of these flows.
+Benchmarks compare skyfast with this connector, which uses websockets, json, a dict, and gauges of
+prometheus_client. Its functions and metrics are those of the Go connector. There is one difference:
+if several flows have the same label values, this connector exports only one of these flows.
 """
 
 import asyncio

@@ -72,7 +72,7 @@ Decode = Callable[[bytes], Any]
 
 
 def test_decoding(per_flow: PerFlow, decode: Decode, messages: list[bytes]) -> None:
-    """The time of decoding, with which the times of filters are compared."""
+    """The times of filters are compared with this time."""
 
     def decode_and_free(message: bytes) -> None:
         decode(message)

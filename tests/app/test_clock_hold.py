@@ -1,4 +1,4 @@
-"""`App` holds (stops) the clock of its table while reports may be missing.
+"""`App` stops the clock of its table while reports may be missing: the clock is *held*.
 
 The tests use no sockets.
 """

@@ -58,9 +58,9 @@ WITH_START_TIMESTAMPS = "standard"
 """The name of the replay whose pages in OpenMetrics 1.0 have start timestamps."""
 CONNECTIONS = {"one-analyzer": 831, "two-analyzers": 530}
 
-# Metrics whose names break the conventions: counters without _total, and a metric whose unit is not
-# a base unit. The names that start with skydive_ are those of the Go connector, and dashboards
-# depend on them. The names that start with my_ come from a test configuration.
+# Names of counters without the suffix _total, which break the conventions of Prometheus. The names
+# that start with skydive_ are those of the Go connector: dashboards depend on these names. The
+# names that start with my_ come from a test configuration.
 INHERITED = re.compile(
     r"skydive_network_(connection_total|interface)_\w+"
     r"|skydive_capture_(flows_dropped|kernel_flows_dropped|reports)"
@@ -147,8 +147,7 @@ async def replay(name, directory):
             analyzer.topology = Answer(body=TOPOLOGY, compress=True)
         config = directory / "prom_sky_con.yml"
         config.write_text(settings(name, [analyzer.url for analyzer in analyzers]))
-        # In the replay "overflow", the table gets full. skyfast may log this before the replay
-        # ends.
+        # In the replay "overflow", the table gets full, and skyfast may log a warning.
         is_full = name == "overflow"
         skyfast = await stack.enter_async_context(running(config, quiet=not is_full))
         for analyzer in analyzers:
@@ -213,7 +212,7 @@ def test_series_of_flows_match_the_model(replayed):
     page = read_page(result.flow_page, result.model.families)
     assert page == result.model.page(0)
     if name in CONNECTIONS:
-        # The description of the recording contains the number of connections.
+        # The descriptions of these recordings contain the number of connections.
         assert len(page[BYTES]) == len(page[PACKETS]) == 2 * CONNECTIONS[name]
         assert page[RTT]
 

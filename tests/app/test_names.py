@@ -54,7 +54,7 @@ TEAM = {"name": "team", "k8s_label": "team"}
         # The new labels need parts of the topology that the old configuration does not read.
         (["node_name"], ["node_netns"], False),
         (["node_container"], ["node_pod"], False),
-        # The label of pods adds an element to the tuples of names.
+        # The label ``team`` adds an element to the tuples of names.
         (["initiator_name"], ["initiator_name", TEAM], False),
         ([TEAM], [TEAM, "target_pod"], True),
         # The old configuration reads no names.

@@ -275,7 +275,7 @@ async def report_at_capture_points(analyzer: FakeAnalyzer) -> None:
 
 @needs_prometheus
 async def test_info_series_have_the_names_of_capture_points_on_every_shard(tmp_path: Path) -> None:
-    """The documented queries lose no traffic. Labels of scrape targets replace no names."""
+    """The documented queries lose no traffic. Labels of scrape targets do not overwrite names."""
     (text,) = (text for _, text in blocks(ROOT / "docs" / "metrics.md") if INFO in text)
     traffic_by_pod, drops_by_workload = queries_of(text)
     async with AsyncExitStack() as stack:

@@ -463,8 +463,7 @@ async def test_new_timeouts_apply_from_the_next_report(
         skyfast = operator.skyfast
         await analyzer.subscriber()
         await operator.report(analyzer, flow("1"), flow("2", NodeTID="other"))
-        # After a reload with longer timeouts, only a connection that is reported again lives
-        # longer.
+        # Longer timeouts apply only to connections that are reported after the reload.
         longer = {f"{STORE}.connection_grace": 100, f"{STORE}.views": [view | {"timeout": 200}]}
         await operator.reload(longer)
         began = time.monotonic()
@@ -472,8 +471,7 @@ async def test_new_timeouts_apply_from_the_next_report(
         metrics = await skyfast.until(lambda metrics: metrics[rows] == 1)
         assert time.monotonic() - began < 5
         assert metrics["skyfast_connections"] == 1
-        # After a reload with shorter timeouts, the new connection expires before the old
-        # connection.
+        # Shorter timeouts apply to the new connection, so it expires before the old connection.
         await operator.reload({f"{STORE}.connection_grace": 0.5, f"{STORE}.views": [view]})
         await operator.report(analyzer, flow("3", NodeTID="third"))
         assert (await skyfast.self_metrics())[rows] == 2

@@ -170,7 +170,7 @@ def without_helm(value: Any) -> Any:
         and not (name == "annotations" and item.keys() == {"checksum/config"})
         and name != "jobLabel"  # the manifests need none, because their Service is named skyfast
         and (name, item) != ("type", "ClusterIP")  # the default
-        # kustomize adds this label neither to pods nor to objects outside of kustomization.yml.
+        # kustomize does not add this label to pods, or to objects outside of kustomization.yml.
         and name != "app.kubernetes.io/part-of"
     }
     if kept.get("name", "").startswith("skyfast-"):
@@ -336,7 +336,7 @@ def test_chart_has_the_alerting_rules(tmp_path: Path) -> None:
 
 @needs_helm
 def test_package_contains_the_alerts(tmp_path: Path) -> None:
-    """The file of the alerts is a symbolic link in the source, but not in the package."""
+    """The file is a symbolic link in the source. The package must contain the file itself."""
     tools.output("helm", "package", CHART, f"--destination={tmp_path}")
     with tarfile.open(tmp_path / f"skyfast-{skyfast.__version__}.tgz") as package:
         alerts = package.extractfile("skyfast/files/alerts.yml")

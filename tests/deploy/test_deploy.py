@@ -374,8 +374,8 @@ def in_image(
 ) -> subprocess.Popen[str]:
     """Start a command as in a container.
 
-    If possible, the command runs as the user and the group in ``run_as``. By default, these are the
-    user and the group of the image.
+    The command runs as the user and group of the image, or of ``run_as`` (``UID:GID``). If this
+    process cannot switch to another user, the command runs as the current user.
     """
     uid, gid = map(int, (run_as or image.settings["USER"]).split(":"))
     python = Path(sys.base_prefix).resolve()

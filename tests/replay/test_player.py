@@ -85,7 +85,7 @@ def labels(flow):
 
 
 def connections(messages):
-    """Map each connection to its reports: pairs of the sending time and the increase."""
+    """Map each connection to pairs for its reports: the sending time, and the counters' growth."""
     totals = defaultdict(lambda: dict.fromkeys(COUNTERS, 0))
     increases = defaultdict(list)
     for sent_s, flow in reports(messages):
@@ -254,7 +254,7 @@ def test_messages_are_filtered_by_namespace():
 
 
 def test_interface_counters_of_the_demo_grow_by_the_same_amount_in_each_loop():
-    """The counters continue where the previous loop ended, and grow as much as in the recording."""
+    """Each loop continues with the last values of the previous loop."""
     playback, topology = recording.demo(), ReplayedTopology()
     ends = []
     for loop in range(4):
