@@ -8,6 +8,7 @@ A `Spec` has the options of a configuration. docs/architecture.md describes most
 docstring lists the other rules, with these terms:
 
 * A *row* is a connection or an overflow connection in one view.
+* A flow is *unknown* if the table does not store it.
 * *Deltas* are the increases that a report adds to the counters of rows.
 * A report is *late* if neither its ``Last`` nor any counter is higher than the stored value.
 * The *objects* of a flow are JSON objects such as ``Network`` or ``TCPMetric``.
@@ -20,21 +21,20 @@ Reports
   or whether a flow restarts. If a counter is the sum of both directions, only the sum is compared
   with the previous report.
 * If a report lacks the object of a counter, the counter does not change. If the flow restarts in
-  this report, the table forgets the flow's total of this counter. The next report with the object
-  then adds its whole total.
+  this report, the table forgets the flow's total of this counter. The next report that has the
+  object then adds the whole total of the counter.
 * A label value is validated as the page shows it. The fields from which a label value is computed
   are not validated, with one exception: the keys of lookups are validated, because the table stores
   them.
-* Drop and keep rules are not applied to a flow without a required object. Such a flow is only
-  counted as skipped, by reason. A flow that a rule drops is only counted under the name of the
-  rule.
+* Drop and keep rules are not applied to a flow without a required object. Such a flow is counted
+  as skipped, by reason. A flow that a rule drops is only counted under the name of the rule.
 * Fields of gauges, of histograms, and of counters in objects other than ``Metric`` are optional.
   ``FinishType`` is optional, too, and so are the *lifecycle times*, which are ``Start``,
   ``LastUpdateMetric.Start`` and ``LastUpdateMetric.Last``. An optional field that is out of range
-  is omitted, and counted once per report. If the report is skipped, the omitted field is only
-  counted if the report is skipped as ``late``, ``ended`` or ``table_full``.
-* Lifecycle times are only read if they affect what an unknown flow adds, if a view counts new
-  flows, or if a view has the histogram of a first value.
+  is omitted, and counted once per report. The omitted fields of a skipped report are counted only
+  if the reason is ``late``, ``ended`` or ``table_full``.
+* Lifecycle times are read in three cases: they affect the deltas of an unknown flow, a view counts
+  new flows, or a view has the histogram of a first value.
 * A report without a valid ``FinishType`` does not count as a first report, because the report may
   be a closing report that repeats the flow's last update.
 * If a value is the sum of two fields, only the first invalid field is counted. If both fields are
@@ -43,22 +43,21 @@ Reports
 Views
 -----
 
-* If all labels of a view are labels of the first view, the view is *linked* to the first view. All
-  flows of a row of the first view are in the same row of the linked view. The first of these flows
-  determines that row.
-* If a view other than the first is full when a flow becomes live, the flow has no row in this view.
-  If the table has overflow rows, the flow is in the view's overflow row instead. The flow gets no
-  other row while it is live, even if the view has space again. In a linked view, these rules apply
-  to all flows of a row of the first view together.
+* If all labels of a view are labels of the first view, the view is *linked* to the first view.
+  Flows that share a row of the first view also share a row of the linked view. The first of these
+  flows determines the row of the linked view.
+* If a view other than the first is full when a flow becomes live, the flow is in the view's
+  overflow row. If the table has no overflow rows, the flow has no row in this view. The flow gets
+  no other row while it is live, even if the view has space again. In a linked view, these rules
+  apply once to all flows that share a row of the first view.
 * Overflow rows do not count towards the limits, but are included in the number of rows. Overflow
   rows never expire, and have no gauges. If another row already has the labels of an overflow row,
   that row becomes the overflow row.
 * If the table has overflow rows, a report that the first view rejects still changes the flow's rows
   in the other views: it adds its deltas, sets gauges and extends deadlines. The number of flows of
   these rows does not include the flow.
-* As long as no overflow row exists, an unknown flow that creates a row adds its total to this row,
-  provided that only one conversation can have the labels of the row. The first overflow row ends
-  this rule.
+* An unknown flow that creates a row adds its total to this row if only one conversation can have
+  the labels of the row. This rule ends when the first overflow row is created.
 
 Names
 -----
@@ -81,8 +80,8 @@ Names
 Dormant flows
 -------------
 
-* A flow is live until `Model.expire` makes it dormant. Until then, the flow counts as a flow of its
-  row, owns its conversation, and keeps its row, even if no page shows the row any more.
+* A flow is live until `Model.expire` makes it dormant. A live flow counts as a flow of its row,
+  owns its conversation, and keeps its row, even if no page shows the row any more.
 * The table does not store when a dormant flow was last reported. It stores when the flow became
   dormant, and assumes that the last report came one timeout earlier.
 * Dormant flows are forgotten in the order in which they became dormant. Eviction prefers ended
@@ -92,41 +91,40 @@ Dormant flows
   the totals of the row's last flow, or if several conversations can have the row's labels. Kept
   counters count as a flow for ``max_flows``. They are forgotten like a flow that became dormant
   directly after the last flow of the row.
-* A closing report that repeats its last update does not create a row of the first view. The deltas
-  of the report are added to an existing row or to kept counters. If neither a row nor kept counters
-  exist, the deltas are kept as new counters, provided that several conversations can have the
-  labels.
+* A closing report that repeats the flow's last update does not create a row of the first view. The
+  deltas of the report are added to an existing row or to kept counters. If neither exists, and if
+  several conversations can have the labels, the deltas become kept counters.
 
 New flows
 ---------
 
 * A flow is *new* if its report counts as a first report, or if the flow began so late that it
   cannot have been counted before. Each row that gets a new flow counts it, even an overflow row.
-* A flow that adds its total only because it creates a row is not new: if it were, the views would
-  count different flows.
+* A flow that adds its total only because it creates a row is not new. The reason is that a flow can
+  create a row in one view and not in another, but all views must count the same new flows.
 * Live and dormant flows are never new, even if they restart.
 * If a row of the first view is restored from the totals of a dormant flow, the row counts one new
-  flow. The removed row also counted one, because counters of rows with any other number of new
-  flows are kept.
+  flow. The removed row also counted exactly one new flow: if the number had been different, the
+  counters of the row would have been kept.
 
 Deduplication
 -------------
 
 These rules apply if the option ``deduplicate`` is "first".
 
-* A *duplicate* is a report from a capture point other than the one whose flows are counted for the
-  conversation. A duplicate is only counted as skipped: neither its omitted values nor its
-  ``FinishType`` are counted.
+* One capture point owns a conversation. A *duplicate* is a report of the conversation from any
+  other capture point. A duplicate is counted as skipped. Its omitted values and its ``FinishType``
+  are not counted.
 * If another capture point has taken over the conversation of a dormant flow, the flow counts as
   unknown. The reason is that the other capture point may have counted the same packets.
 * A dormant flow can add deltas and stay dormant in two cases: if its closing report repeats its
-  last update, or if its deltas are added to the overflow row. The flow then *claims* its
-  conversation, so that no other capture point takes over and adds the same packets. A duplicate
-  cannot claim a conversation.
+  last update, or if its deltas are added to the overflow row. In both cases, the flow *claims* its
+  conversation. During the claim, no other capture point can take over the conversation and add the
+  same packets again. A duplicate cannot claim a conversation.
 * A claim lasts for one timeout. A live flow without further reports also owns its conversation for
-  one timeout. For example, a claim with a timeout of 75 s starts at 100 s: the closing report of a
-  flow at node-1 adds a packet from a lost report. Until 175 s, reports from node-2 may contain this
-  packet, so they are duplicates. Later reports do not contain the packet.
+  one timeout. For example, the timeout is 75 s. At 100 s, the closing report of a dormant flow at
+  node-1 adds a packet from a lost report, and starts a claim. Until 175 s, reports from node-2 are
+  duplicates, because they may contain this packet. Later reports do not contain the packet.
 * Until its claim ends, a flow counts as live for ``max_flows``, and cannot be evicted. If another
   flow of the same capture point claims the conversation, the earlier claim ends. The flow with the
   earlier claim counts as dormant from that time.
@@ -135,18 +133,18 @@ Histograms
 ----------
 
 * Histograms count each flow at most once. The first view cannot have histograms.
-* The histogram of a *first value* observes the first value above 0 of a flow. A live or dormant
-  flow is observed in any report that is not late. An unknown flow is only observed if it is new. If
-  an unknown flow that is not new reports a value above 0, the flow is never observed, because it
-  may have been observed before.
+* The histogram of a *first value* observes the first value above 0 of a flow. The first value of a
+  live or dormant flow can be in any report that is not late. An unknown flow is only observed if
+  the flow is new. If an unknown flow that is not new reports a value above 0, the flow is never
+  observed, because it may have been observed before.
 * The histograms of *totals* and of *ages* observe the closing report of a flow. A live flow is
   observed in its rows, even if the report is late. A dormant or unknown flow is observed in the
   rows that have its labels. Missing rows are created. Fields of these histograms are only read in
   closing reports.
-* A closing report that is skipped as ``ended`` is observed, and its flow is kept like any other
+* A closing report that is skipped as ``ended`` is observed, and its flow is stored like any other
   ended flow. If the table has no space for the flow, the report is only observed if the table has
-  overflow rows, and a repetition of the report is observed again. If ``deduplicate`` is "first", a
-  report that is skipped as ``ended`` is not observed, because it may be a duplicate.
+  overflow rows. In this case, a repetition of the report is observed again. If ``deduplicate`` is
+  "first", a report that is skipped as ``ended`` is not observed, because it may be a duplicate.
 * The late closing report of a dormant flow is not observed if its labels are invalid, or if another
   capture point has taken over its conversation.
 * A total with an invalid field is not observed. An age is the time in ``Last`` minus the time in
@@ -391,7 +389,7 @@ def looked_up(name: str, key: Path, names: Names, context: tuple[Path, ...] = ()
 
 @dataclass(frozen=True)
 class Mask:
-    """Maps an address to its network. If a prefix length is None, the address is unchanged."""
+    """Maps an address to its network. If the prefix length is None, the address is unchanged."""
 
     ipv4: int | None = None
     ipv6: int | None = None
@@ -417,7 +415,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Tags:
-    """The tag of a flow: which of its ends are in the cluster's networks."""
+    """Maps a flow to its tag, which says which of its addresses are in the cluster's networks."""
 
     masks: Sequence[str]
 
@@ -516,7 +514,7 @@ class Total:
         return any(len(path) > 1 and path[0] != "Metric" for path in self.paths)
 
     def of(self, flow: JSON) -> int | None:
-        """Return the total in a report, or None if its object is missing or a value is omitted."""
+        """Return the total in a report, or None if an object is missing or a value is omitted."""
         if self.is_optional and first_invalid(flow, self.paths):
             return None
         numbers = [at(flow, path, 0) for path in self.paths]
@@ -555,7 +553,7 @@ class Gauge:
 
 @dataclass(frozen=True)
 class Distribution:
-    """What a histogram observes: see `Family`. A total can be the sum of several fields."""
+    """The values that a histogram observes: see `Family`. A total can be a sum of fields."""
 
     paths: tuple[Path, ...]
     observes: str
@@ -604,7 +602,7 @@ class Row:
         self.totals = added(self.totals, amounts)
 
     def begin(self, start_ms: int) -> None:
-        """Set the start time if the row is new. Later calls have no effect."""
+        """Set the start time of a new row. Later calls have no effect."""
         if self.start_ms is None:
             self.start_ms = start_ms
 
@@ -613,7 +611,7 @@ class Row:
             self.gauges[gauge] = gauge.kept(self.gauges.get(gauge, 0), value)
 
     def observe(self, flow: JSON, events: Collection[str]) -> bool:
-        """Observe a report in the histograms of these ``events``: see `event_of`.
+        """Observe a report in the row's histograms of these ``events``: see `event_of`.
 
         Return whether the row has such histograms.
         """
@@ -649,8 +647,8 @@ class Flow:
     """A flow of Skydive: a conversation as seen by one capture point.
 
     ``rows`` has an entry for each view: a row, or None if the view was full. ``keys`` has the
-    values with which names are looked up, by path. ``ends`` has the protocol and both ends of the
-    conversation, in either order. ``point`` is the capture point.
+    values with which names are looked up, by path. ``ends`` identifies the conversation by its
+    protocol and its two endpoints in any order. ``point`` is the capture point.
 
     While the flow is dormant, ``rows`` is empty, and ``since_s`` is the time at which it became
     dormant. ``is_ended`` means that the closing report has arrived. ``is_superseded`` means that
@@ -693,8 +691,8 @@ class Model:
     """The table. Its attributes have the same names as those of the core.
 
     ``skipped`` counts skipped flows by reason. ``filtered`` counts dropped flows by the name of the
-    rule. ``values_skipped`` counts omitted values by field. ``finished`` counts the ``FinishType``
-    of reports by its meaning, even for reports that are late or rejected. ``created_total``,
+    rule. ``values_skipped`` counts omitted values by field. ``finished`` counts reports by the
+    meaning of their ``FinishType``, including late and rejected reports. ``created_total``,
     ``expired_total``, ``rejected_total`` and ``overflowed_total`` refer to the first view.
 
     ``horizon_s`` is the time of the latest report of any forgotten flow, or None before `begin`. An
@@ -984,8 +982,8 @@ class Model:
     def _initial_delta(self, flow: JSON, now: float) -> str:
         """Return which amounts the report of an unknown flow adds to an existing row.
 
-        The result is "total" for its total, "update" for the deltas of its last update, "nothing",
-        or "ended" if the report is skipped.
+        The result is "total", "update" for the deltas of the flow's last update, or "nothing". It
+        is "ended" if the report is skipped.
         """
         newest = flow.get("LastUpdateMetric")
         # Without a valid FinishType, the report may repeat the last update.
@@ -1033,8 +1031,8 @@ class Model:
     def _start(self, flow: JSON, initial_delta: str) -> int:
         """Return the start time of a row that an unknown flow creates.
 
-        If ``initial_delta`` is "total", the result is the start of the flow. Otherwise, the
-        result is the start of the flow's last update.
+        If ``initial_delta`` is "total", the result is the start of the flow. For all other deltas,
+        the result is the start of the flow's last update.
         """
         path = ("Start",) if initial_delta == "total" else ("LastUpdateMetric", "Start")
         start_ms = at(flow, path, 0)
@@ -1048,7 +1046,7 @@ class Model:
         return min(start_ms, self.wall_ms) if self.wall_ms else start_ms
 
     def _start_before(self, flow: JSON, known: Flow, now: float) -> int:
-        """Return the start time of a connection that is created again with a dormant flow's total.
+        """Return the start time of a connection that a dormant flow creates again with its total.
 
         The start time is at most the time of the last report of the removed connection.
         """
@@ -1077,7 +1075,8 @@ class Model:
         """Add a flow to its rows: an unknown flow, or a dormant flow that becomes live.
 
         ``initial_delta`` is the result of `_initial_delta` for an unknown flow. ``difference`` has
-        the deltas of a dormant flow since it had ``known_totals``, at the time ``known_ms``.
+        the deltas of a dormant flow. Before the report, the dormant flow had ``known_totals`` at
+        the time ``known_ms``.
         """
         places = self._places(labels)
         has_room = [self._has_room(n, place) for n, place in enumerate(places)]
@@ -1096,7 +1095,7 @@ class Model:
         first = self._rows[0].get(places[0])
         is_new = first is None
         if first and not first.flows:
-            first = None  # the links of an overflow row without flows are invalid
+            first = None  # the followers of an overflow row without flows are out of date
         for n in self._followers() if first else ():
             counts_whole[n] = False
             stays_out[n] = first.followers.get(n) is None
@@ -1225,7 +1224,7 @@ class Model:
         return None
 
     def _rest(self, known: Flow, flow: JSON, now: float) -> None:
-        """Keep a flow dormant after its report was counted. If deduplicating, start a claim."""
+        """Keep a flow dormant after counting its report. Start a claim if deduplicating."""
         if not self._is_choosy:
             self._list(known, now)
             return
@@ -1254,7 +1253,7 @@ class Model:
         known.last_ms = max(flow.get("Last", 0), known.last_ms)
 
     def _end(self, known: Flow, now: float) -> None:
-        """Make a flow without rows dormant and ended: more reports of it may be in transit."""
+        """Store a flow without rows as dormant and ended, as more of its reports may arrive."""
         known.is_dormant = known.is_ended = True
         self._list(known, now)
 
@@ -1336,9 +1335,9 @@ class Model:
             self.horizon_s = max(self.horizon_s, reported_s)
 
     def _make_room(self, now: float) -> None:
-        """While there are more than ``max_flows`` flows, forget the one that became dormant first.
+        """Forget flows until at most ``max_flows`` flows are left: the oldest dormant flow first.
 
-        Ended flows are forgotten first, unless their reports may still be in transit.
+        Ended flows are preferred after `BATCH_S`. Before, their reports may still be in transit.
         """
         while len(self._flows) + len(self._kept) > self.spec.max_flows and (
             self._ended or self._dormant
@@ -1430,9 +1429,9 @@ class Model:
     ) -> None:
         """Observe a report in the histograms of its rows.
 
-        ``known`` is None if the table does not store the flow. ``first`` says what to do with a
-        value above 0 for histograms of first values. "observe": observe the value. "note": only
-        note that the flow had such a value. "": do nothing.
+        ``known`` is None if the table does not store the flow. ``first`` defines what happens to a
+        first value above 0: "observe" observes the value, "note" only marks the flow as measured,
+        and "" ignores the value.
         """
         events = set()
         measures = any(
@@ -1606,10 +1605,10 @@ class Model:
     # Time
 
     def expire(self, now: float, order: Sequence[str] = ()) -> None:
-        """Make flows dormant after their deadlines, and remove rows and flows that are due.
+        """Make flows dormant after their deadlines. Remove expired rows, and forget old flows.
 
-        ``order`` has the UUIDs of the flows that are dormant after the call. The position in
-        ``order`` decides which of several flows with the same deadline becomes dormant first.
+        ``order`` has the UUIDs of the flows that are dormant after the call. Flows with the same
+        deadline become dormant in this order.
         """
         places = {uuid: place for place, uuid in enumerate(order)}
         due = [f for f in self._flows.values() if not f.is_dormant and f.deadline_s <= now]
@@ -1656,7 +1655,7 @@ class Model:
         ]
 
     def hidden(self, now: float) -> list[tuple[int, int] | None]:
-        """For each view, return the number and bytes of hidden rows; None if it has no bounds."""
+        """Return the number and the bytes of hidden rows of each view; None without bounds."""
         result: list[tuple[int, int] | None] = []
         for n, bounds in enumerate(self.bounds):
             rows = [row for row in self._alive(n, now) if not reaches(row, bounds)]
@@ -1665,7 +1664,10 @@ class Model:
         return result
 
     def forecast(self, now: float, n: int, bounds: Iterable[Bounds]) -> list[tuple[int, int, int]]:
-        """Return how many rows, series and bytes view ``n`` shows, for each item of ``bounds``."""
+        """Return the numbers of rows, series and bytes that view ``n`` would show with bounds.
+
+        The result has one item for each item of ``bounds``.
+        """
         result = []
         for bound in bounds:
             rows = [row for row in self._alive(n, now) if reaches(row, bound)]
@@ -1677,9 +1679,9 @@ class Model:
     def page(
         self, now: float, *, part: int = 0, parts: int = 1, names: Iterable[str] | None = None
     ) -> dict[str, set[str]]:
-        """Return the sample lines of a page by family: of all families, or of those in ``names``.
+        """Return the sample lines of a page, by family: all families, or only those in ``names``.
 
-        If ``parts`` is above 1, the page has only the rows of part number ``part``: see `part_of`.
+        If ``parts`` is above 1, the page only has the rows for which `part_of` returns ``part``.
         """
         shown = [row for row in self.shown(now) if part_of(row, parts) == part]
         return {
@@ -1774,7 +1776,7 @@ class Model:
         return values
 
     def lines(self, family: Family, row: Row) -> Iterator[str]:
-        """Yield the lines of a row in a family, in order: none if the view lacks the family."""
+        """Yield the lines of a row in a family, in order: no lines if the view lacks the family."""
         if family not in row.view.families:
             return
         for direction, value in zip(DIRECTIONS, family_values(family, row.view), strict=False):
@@ -1869,7 +1871,7 @@ def counts_amount(name: str, view: View) -> bool:
 
 
 def amount_of(row: Row, name: str) -> int:
-    """Return an amount of a row as the sum of both directions; 0 if its view does not count it."""
+    """Return an amount of a row, summed over both directions; 0 if the view lacks the amount."""
     if not counts_amount(name, row.view):
         return 0
     return sum(row.totals.get(total, 0) for total in amount_totals(name, row.view))
@@ -1887,9 +1889,9 @@ def reaches(row: Row, bounds: Bounds) -> bool:
 
 
 def number_of(value: Total | Gauge | None, row: Row) -> int | None:
-    """Return a value of a row as an integer: the number of flows if ``value`` is None.
+    """Return a value of a row. If ``value`` is None, return the row's number of flows.
 
-    Returns None if the row has no series for the value.
+    Return None if the row has no series for the value.
     """
     if value is None:
         return len(row.flows)
@@ -1912,7 +1914,7 @@ PART_FACTOR = 0xD1B54A32D192ED03
 
 
 def part_of(row: Row, parts: int) -> int:
-    """Return which part of the page, from 0 to ``parts`` - 1, has the series of a row.
+    """Return the number of the page part that has a row's series, from 0 to ``parts`` - 1.
 
     Each label value has a 64-bit hash, whose seed depends on the position of the label. The sum of
     the hashes is mixed, and scaled to the number of parts. The hash of a string is computed from
@@ -1952,10 +1954,9 @@ def decimal(number: int, decimals: int) -> str:
 def matches(condition: Any, value: Any) -> bool:
     """Return whether the value of a field matches a condition of a rule.
 
-    A condition is a value, a list of values, ``{"regex": …}``, or ``{"not": …}`` with one of the
-    former. A string with ``/`` is a network, and matches the addresses in it. A string such as
-    ``"1-5"`` is a range of integers. If the field is missing, ``value`` is None, which only matches
-    ``not``.
+    A condition is a value, a list of values, ``{"regex": …}``, or ``{"not": …}``. A string with
+    ``/`` is a network, and matches the addresses in the network. A string such as ``"1-5"`` is a
+    range of integers. ``value`` is None if the field is missing. None only matches ``not``.
     """
     if isinstance(condition, Mapping):
         if "not" in condition:
@@ -1989,7 +1990,8 @@ def to_address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Addres
 def at(flow: JSON, path: Path, default: Any) -> Any:
     """Return the value at a path.
 
-    If only the field is missing, return ``default``. If its object is missing, return "".
+    If the object exists but lacks the field, return ``default``. If the object is missing, too,
+    return "".
     """
     value: Any = flow
     for name in path:
@@ -2038,7 +2040,7 @@ def added(totals: Amounts, amounts: Amounts) -> dict[Total, int]:
 
 
 def with_new_flow(amounts: Amounts, initial_delta: str) -> Amounts:
-    """Return ``amounts`` with a counter of new flows: 1 for the delta "total", otherwise 0."""
+    """Return ``amounts`` and the number of new flows: 1 if the delta is "total", otherwise 0."""
     return {**amounts, NEW_FLOWS: int(initial_delta == "total")}
 
 
@@ -2068,8 +2070,8 @@ def make_flow(
 ) -> dict[str, Any]:
     """Return a flow as an analyzer sends it. The defaults are those of a first report.
 
-    ``total`` and ``newest`` have numbers in the order of ``COUNTERS``. ``newest`` is for
-    ``LastUpdateMetric``, and is the total by default. As in Skydive's messages, ``RTT`` and
+    ``total`` and ``newest`` have numbers in the order of ``COUNTERS``. ``newest`` has the counters
+    of ``LastUpdateMetric``, which equal ``total`` by default. As in Skydive's messages, ``RTT`` and
     ``FinishType`` are omitted if they are 0.
     """
     metric = dict(zip(COUNTERS, total, strict=True)) | {"Start": start, "Last": last}

@@ -43,7 +43,7 @@ from tests.support.table_adapter import Core
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a constructor: of the model, or of a core that reads fields in one of two ways."""
+    """Return a table class: the model, or the core with one of its two ways to read fields."""
     return request.param
 
 
@@ -61,7 +61,7 @@ def sums(table, now=0.0):
 
 
 def rtt_ns(table, now=0.0):
-    """Return the RTT of the only connection on the page, or None if it has no such series."""
+    """Return the RTT of the only connection on the page, or None if there is no RTT series."""
     lines = [int(line.rpartition(" ")[2]) for line in table.page(now)[RTT]]
     assert len(lines) <= 1
     return lines[0] if lines else None
@@ -164,7 +164,7 @@ def test_known_flow_stays_in_its_connection_if_label_values_change(make):
 # Unknown flows
 
 KNOWN = make_flow("1", (1, 1, 1, 1))
-"""Tests report this flow first, so that later flows find an existing connection."""
+"""Tests report this flow first. Its connection then already exists when other flows arrive."""
 
 LATER = {"newest": (5, 6, 7, 8), "newest_start": 60_000, "newest_last": 70_000, "last": 70_000}
 """Fields of a report that is not the first report of its flow."""
@@ -206,7 +206,7 @@ def test_unknown_flow_of_existing_connection_adds_its_last_update(make):
     table.report(KNOWN, 0)
     table.report(make_flow(**LATER), 0)
     assert sums(table) == [6, 7, 8, 9]
-    # The table now knows the totals of the flow, so the next report adds only the increase.
+    # The table now knows the totals of the flow. The next report adds only the increase.
     table.report(make_flow(total=(101, 200, 1, 2), last=80_000), 0)
     assert sums(table) == [7, 7, 8, 9]
 
@@ -481,12 +481,13 @@ def test_start_is_not_read_unless_it_can_identify_a_first_report(make):
     table = make()
     assert table.report(make_flow("a1", start=-1), 0) is None
     assert table.values_skipped["Start"] == 0
-    # An unknown flow without a valid start does not add its total: it may have earlier reports.
+    # An unknown flow without a valid start does not add its total, because earlier reports of the
+    # flow may have been counted.
     assert table.report(make_flow("b2", start=-1), 0) is None
     assert table.report(make_flow("c3", start=10**22), 0) is None
     assert sums(table) == [100, 200, 1, 2]
     assert table.report(make_flow("a1", start=-1, last=3_000), 0) is None
-    # The start of flow d4 is needed and read. The start of flow a1 is still not read.
+    # The start of flow d4 is needed, and therefore read. The start of flow a1 is still ignored.
     table.message([make_flow("d4", **LATER), make_flow("a1", start=-1, last=4_000)], 0)
     assert table.values_skipped["Start"] == 2
     # The next report of flow b2 adds the increase.
@@ -522,7 +523,7 @@ def test_last_update_is_not_read_unless_it_counts(make, name, number):
     table = make()
     assert table.report(flow("a1"), 0) is None
     assert table.values_skipped[field] == 0
-    # The valid counters are added, unless the start of the last update is invalid.
+    # The valid counters are added if the start of the last update is valid.
     assert table.report(flow("b2"), 0) is None
     assert table.values_skipped[field] == 1
     added = [5, 6, 7, 8]
@@ -534,7 +535,8 @@ def test_last_update_is_not_read_unless_it_counts(make, name, number):
     assert table.report(flow("a1", last=80_000), 0) is None
     if name in COUNTERS:
         assert table.report(flow("c3", newest_start=1_000), 0) is None
-    # The last update of flow d4 is needed and read. The last update of flow a1 is still not read.
+    # The last update of flow d4 is needed, and therefore read. The last update of flow a1 is still
+    # ignored.
     table.message([make_flow("d4", **LATER), flow("a1", last=90_000)], 0)
     assert table.values_skipped[field] == 1
     assert not table.skipped["out_of_range"]
@@ -1306,7 +1308,7 @@ def test_renamed_node_moves_flows_to_connections_that_start_at_zero(make, names)
     }
     assert samples(table, "a_rtt_seconds") == {}
     assert samples(table, "a_tcp_out_of_order_total") == {"bond0,>": "0", "bond0,<": "0"}
-    # In the view "b", rows outlive their flows. So the row with the old name stays.
+    # In the view "b", rows outlive their flows. Therefore the row with the old name stays.
     assert samples(table, "b_bytes_total") == {
         "10.0.0.1,eth0": "301",
         "10.0.0.1,bond0": "0",
@@ -1374,7 +1376,7 @@ def test_swapped_names_do_not_mix_counters(make, names):
     names |= {"node-1": ("eth1",), "node-2": ("eth0",)}
     table.relabel(names, ["node-1", "node-2"])
     assert set(samples(table, "a_bytes_total").values()) == {"0"}
-    # In the view "b", rows outlive their flows. So each name keeps its row.
+    # In the view "b", rows outlive their flows. Therefore each name keeps its row.
     assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "300", "10.0.0.1,eth1": "30"}
     table.report(make_flow("a1", (107, 200, 1, 2), last=2, node="node-1"), 0)
     assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "300", "10.0.0.1,eth1": "37"}
@@ -1537,7 +1539,7 @@ def test_reason_duplicate_takes_precedence_over_reason_table_full(make):
     assert table.report(make_flow("c3", node="node-1", a="10.0.0.3"), 0) is None
 
 
-# Tables and views that are full: they have ``max_connections`` rows
+# Full tables and views, which have ``max_connections`` rows
 
 
 def test_rejected_flow_is_in_no_view(make):
@@ -1718,8 +1720,8 @@ def test_new_connection_adds_the_flow_total_even_if_another_view_overflows(
         assert samples(table, "b_bytes_total", 100) == {"node-1": "1", "other": "7"}
     first = make_flow("c3", (100, 0, 0, 0), node="node-2", a="10.0.0.9", **LATER)
     assert table.report(first, 100) is None
-    # A closing report in the overflow row may already contain some of the total. In this case, flow
-    # c3 adds only its last update.
+    # After a closing report, the overflow row may already contain a part of this total. In this
+    # case, flow c3 adds only its last update.
     counted = 11 if has_closing_report else 100
     assert samples(table, "a_bytes_total", 100) == {"10.0.0.9,10.0.0.2,40000,443": f"{counted}"}
     assert samples(table, "b_bytes_total", 100)["other"] == ("18" if has_closing_report else "11")
@@ -1779,8 +1781,8 @@ def test_out_of_range_optional_number_is_omitted(make, group, name, number):
 
 
 def test_negative_rtt_has_no_series(make):
-    # Skydive computes a flow's RTT once, from the wall-clock times of two packets. So all reports
-    # of the flow have the same negative RTT.
+    # Skydive computes a flow's RTT once, from the wall-clock times of two packets. If the clock was
+    # set back between the packets, all reports of the flow have the same negative RTT.
     table = make()
     flow = make_flow("a1", (10, 20, 1, 2))
     flow["Metric"]["RTT"] = -5
@@ -1945,8 +1947,8 @@ def test_unknown_flow_continues_counters_of_a_removed_connection(make):
     assert table.dormant_connections == 1
     table.report(make_flow("c3", (7, 0, 0, 0), last=1, newest=(7, 0, 0, 0)), A_WHILE_S)
     assert sums(table, A_WHILE_S)[0] == 117
-    # The kept counters may already include earlier traffic of flow d4. So flow d4 only adds its
-    # last update, although it creates the row.
+    # The kept counters may already include earlier traffic of flow d4. Therefore flow d4 only adds
+    # its last update, although the flow creates the row.
     table.expire(A_WHILE_S + TIMEOUT_S)
     table.report(make_flow("d4", (1000, 0, 0, 0), **LATER), 4 * A_WHILE_S)
     assert sums(table, 4 * A_WHILE_S)[0] == 122
@@ -1986,7 +1988,7 @@ def test_closing_report_with_deltas_counts_without_creating_a_connection(make):
     table = make(MEMORY)
     table.report(make_flow("a1", (100, 200, 1, 2), last=1_500), 0)
     table.expire(TIMEOUT_S)
-    # The last update is lost. The closing report repeats this update.
+    # The report with the last update is lost. The closing report repeats this update.
     closing = make_flow(
         "a1", (130, 260, 3, 4), newest=(30, 60, 2, 2), newest_start=2_000, last=2_500, finish=1,
         newest_last=62_000,
@@ -1999,7 +2001,7 @@ def test_closing_report_with_deltas_counts_without_creating_a_connection(make):
 
 
 def test_closing_report_with_new_packets_creates_the_connection(make):
-    # When an agent stops, its closing reports add the packets since the latest update.
+    # When an agent stops, its closing reports have the packets since the latest update.
     table = make(MEMORY)
     table.report(make_flow("a1", (100, 200, 1, 2), last=1_500), 0)
     table.expire(TIMEOUT_S)
@@ -2009,7 +2011,7 @@ def test_closing_report_with_new_packets_creates_the_connection(make):
     assert table.report(closing, A_WHILE_S) is None
     assert sums(table, A_WHILE_S) == [130, 260, 3, 4]
     assert (table.connections, table.flows, table.dormant_flows) == (1, 1, 0)
-    # The flow has ended: after it expires, it is remembered only for one more timeout.
+    # The flow has ended. After becoming dormant, it is remembered only for one more timeout.
     table.expire(A_WHILE_S + TIMEOUT_S)
     assert table.dormant_flows == 1
     table.expire(A_WHILE_S + 2 * TIMEOUT_S)
@@ -2043,8 +2045,7 @@ def test_dormant_flow_is_rejected_at_max_connections(make, overflow):
     assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": node}
     if overflow == "other":
         assert samples(table, BYTES, A_WHILE_S)[OTHERS.format(">")] == "30"
-    # When the first view has room again, the flow adds the increase over the totals that were last
-    # counted.
+    # When the first view has room again, the flow adds the increase since its last counted report.
     table.expire(TIMEOUT_S + TIMEOUT_S)
     table.report(make_flow("a1", (140, 0, 0, 0), last=3), 200)
     assert samples(table, "node_bytes_total", 200) == {"node-1": "141"}
@@ -2080,7 +2081,7 @@ def test_relabelled_flow_continues_the_counters_of_a_removed_connection(make):
     assert table.dormant_connections == 0
     table.report(make_flow("b2", (9, 0, 0, 0), last=2, node="node-2"), 81)
     assert samples(table, "a_bytes_total", 81) == {"eth0": "102"}
-    # When the connection is removed again, its counters are kept in a single entry.
+    # When the connection is removed again, its counters are kept only once.
     table.expire(81 + TIMEOUT_S)
     assert table.dormant_connections == 1
     table.report(make_flow("a1", (101, 0, 0, 0), last=3, node="node-1"), 200)
@@ -2137,7 +2138,7 @@ def test_view_can_show_only_new_flows(make):
 
 def test_flow_without_a_first_report_is_not_new(make):
     table = make(BOTH)
-    # The flow creates rows, and its total counts in the first view. But the flow is not new.
+    # The flow creates rows, and adds its total to the first view. However, the flow is not new.
     table.report(make_flow("a1", **LATER), 0)
     assert sums(table) == [100, 200, 1, 2]
     assert samples(table, "node_bytes_total") == {"node-1": "11"}
@@ -2202,8 +2203,8 @@ def test_dormant_flow_that_wakes_is_not_new(make):
     table = make(BOTH)
     table.report(make_flow("a1", last=1), 0)
     table.expire(TIMEOUT_S)
-    # The counters of the connection equal the totals of its flow, and the connection has one new
-    # flow. So the table need not keep the counters.
+    # The table need not keep the counters of the connection: they equal the totals of its flow, and
+    # the connection has one new flow.
     assert (table.connections, table.dormant_flows, table.dormant_connections) == (0, 1, 0)
     table.report(make_flow("a1", (101, 201, 2, 3), last=2), A_WHILE_S)
     assert sums(table, A_WHILE_S) == [101, 201, 2, 3]
@@ -2214,8 +2215,8 @@ def test_returning_connection_keeps_a_count_of_zero_new_flows(make):
     table = make(BOTH)
     table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
     table.expire(TIMEOUT_S)
-    # The counters equal the totals of the flow, but the number of new flows is not 1. So the
-    # counters are kept.
+    # The counters equal the totals of the flow. They are kept because the number of new flows is
+    # not 1.
     assert (table.dormant_flows, table.dormant_connections) == (1, 1)
     table.report(make_flow("a1", (101, 201, 2, 3), last=80_000), A_WHILE_S)
     assert sums(table, A_WHILE_S) == [101, 201, 2, 3]
@@ -2326,7 +2327,7 @@ def test_duplicate_is_not_a_new_flow(make):
     table.report(make_flow("a1", node="node-1"), 0)
     assert table.report(make_flow("b2", node="node-2"), 0) == "duplicate"
     assert samples(table, "b_new_flows_total") == {"443": "1"}
-    # The other capture point takes over. But flow b2 began earlier, so flow b2 is not new.
+    # The other capture point takes over. Flow b2 is not new, because it began earlier.
     table.expire(TIMEOUT_S)
     table.report(make_flow("b2", node="node-2", **LATER), TIMEOUT_S)
     assert samples(table, "a_new_flows_total", TIMEOUT_S) == {"node-2": "0"}
@@ -2363,7 +2364,7 @@ BEGAN = 1_000_000.0
 
 
 def an_update(uuid, total, *, age_s, newest, finish=0, last_s=None, **fields):
-    """Return a report. By the agent's clock, its flow is ``age_s`` old at the last update."""
+    """Return a report of a flow whose last update ends ``age_s`` after the start of the flow."""
     start = 5_000_000
     update = start + round(age_s * 1000)
     return make_flow(
@@ -2383,8 +2384,8 @@ def an_update(uuid, total, *, age_s, newest, finish=0, last_s=None, **fields):
 def test_unknown_flow_adds_its_total_if_it_began_after_the_horizon(make, age_s, counted):
     table = make(MEMORY)
     table.begin(BEGAN)
-    # The margin is 75 s: the update interval of agents (60 s) and 15 s. So 200 s after `begin`, the
-    # table adds the total of a flow if the flow is younger than 125 s.
+    # The table allows for 75 s: the update interval of agents (60 s) and a delay of 15 s. 200 s
+    # after `begin`, it therefore adds the totals of flows that are younger than 125 s.
     report = an_update("a1", (30, 3, 0, 0), age_s=age_s, newest=(10, 1, 0, 0))
     assert table.report(report, BEGAN + 200) is None
     assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": str(counted)}
@@ -2475,8 +2476,8 @@ def test_report_with_finish_type_fin_or_rst_does_not_end_the_flow(make, finish):
     table = make(MEMORY)
     table.report(make_flow("a1", last=1, finish=finish), 0)
     table.report(make_flow("a1", (130, 260, 3, 4), last=2, finish=finish), 1)
-    # A report with this finish type is not a closing report. So it does not count as a repetition
-    # of the last update, even if ``Last`` is before the end of that update.
+    # A report with this finish type is not a closing report. Therefore the report does not count as
+    # a repetition of the last update, even if ``Last`` is before the end of that update.
     update = LATER | {"newest_last": 80_000, "finish": finish}
     assert table.report(make_flow("b2", a="10.0.0.9", **update), 1) is None
     assert (table.connections, table.flows) == (2, 2)
