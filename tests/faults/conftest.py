@@ -1,8 +1,8 @@
-"""Runs the selected trials concurrently, because they take long and spend most of the time waiting.
+"""Runs the selected trials concurrently, because each trial spends most of its time waiting.
 
-Each test that `trial.concurrent_trial` creates just waits for its trial. The first of these tests
-starts all trials on an event loop in a thread. The trials start in the order of the tests, and at
-most `MAX_CONCURRENT` run at a time.
+The first test that `trial.concurrent_trial` created starts the trials of all tests, on an event
+loop in a thread. Each test then just waits for its own trial. The trials start in the order of the
+tests. At most `MAX_CONCURRENT` trials run at a time.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 MAX_CONCURRENT = 10
-"""Maximum number of concurrent trials. Each runs its own skyfast process of about 60 MB."""
+"""Maximum number of concurrent trials. Each trial runs a skyfast process, which needs 60 MB."""
 
 TRIAL_S = 120.0
 """Maximum duration of a trial, including the wait until it starts."""

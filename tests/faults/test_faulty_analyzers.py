@@ -1,4 +1,4 @@
-"""Faults of analyzers. Each test is named after a fault, from which skyfast must recover."""
+"""Faults of analyzers. Each test is named after a fault. skyfast must recover from the fault."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ from tests.faults.trial import (
 from tests.support.analyzer import HUGE_BYTES, SPACES, TEXT, Answer, FakeAnalyzer, Fault, frame
 
 SOCKET_BYTES = 64 << 20
-"""More bytes than the socket buffers of both ends of a connection can store in Linux."""
+"""In Linux, the socket buffers of a connection cannot store so many bytes."""
 
 BURST_BYTES = 300_000_000
 TOPOLOGY = {"prom_sky_con": {"interfaces_interval": 1}}
@@ -148,7 +148,7 @@ async def test_first_one_and_then_both_of_two_analyzers_refuse_connections(direc
         subscriber = await other.subscriber(15)
         await trial.until(lambda metrics: metrics[up] == 1)
         assert await trial.status("/-/ready") == 200
-        # The other analyzer continues to send the reports of the same flows.
+        # The other analyzer now sends the reports of the same flows.
         for message in trial.next_reports():
             await subscriber.send(message)
         await trial.wait_for_page()
@@ -194,7 +194,7 @@ async def test_analyzer_falls_silent_but_still_pings(directory: Path) -> None:
 
 @concurrent_trial
 async def test_analyzer_falls_silent_when_another_subscriber_leaves(directory: Path) -> None:
-    """Connections do not expire while skyfast cannot receive their reports."""
+    """While skyfast cannot receive reports, no connections expire."""
     timeout_s = 5
     store = {"connection_timeout": timeout_s, "connection_grace": 0}
     settings = {"subscriber": {"silence_timeout": 3}, "prom_sky_con": store}
@@ -241,7 +241,7 @@ async def test_agent_has_a_wrong_clock(directory: Path) -> None:
             flow(300, 0, uuid="f0", node="future", last_ms=now_ms + 300_000),
             flow(301, 0, uuid="f1", node="past", last_ms=now_ms - 3_600_000),
             flow(302, 0, uuid="f2", node="at-boot", last_ms=1),
-            # These times are barely within the limits for clock skew and late reports.
+            # The times of these two flows are barely within the limits for clock skew and delays.
             flow(303, 0, uuid="f3", last_ms=now_ms + 30_000),
             flow(304, 0, uuid="f4", last_ms=now_ms - 160_000),
         ]

@@ -1,6 +1,6 @@
 """Faults of the machine: host names, clocks, pauses, descriptors and ports.
 
-Each test is named after a fault, from which skyfast must recover.
+Each test is named after a fault. skyfast must recover from the fault.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ from tests.support.paths import ROOT
 
 TIMEOUT_S = 8.0
 PAUSE_S = 9.0
-"""A pause that is longer than ``TIMEOUT_S``. The clock of skyfast stops during the pause."""
+"""A duration longer than ``TIMEOUT_S``. No connection expires in a pause: the clock stops, too."""
 HOUR_S = 3600
 FEW = 3
-"""A limit of file descriptors. Every skyfast process has more open descriptors than this limit."""
+"""A number of file descriptors. Every skyfast process has more open file descriptors."""
 
 SHORT = {"prom_sky_con": {"connection_timeout": TIMEOUT_S, "connection_grace": 0}}
 
@@ -68,7 +68,7 @@ def misdated(reason: str) -> tuple[str, str]:
 
 # Host names ----------------------------------------------------------------------------------
 
-# These commands make a separate /etc/hosts the only source of host names.
+# With these commands, a process uses only its own /etc/hosts to resolve host names.
 BIND_NAMES = """
 mount --bind "$0" /etc/hosts
 mount --bind "$1" /etc/nsswitch.conf
@@ -130,8 +130,8 @@ async def test_wall_clock_jumps_an_hour_both_ways(directory: Path) -> None:
             shown_s = metrics[trial.series("skyfast_last_message_timestamp_seconds")]
             assert abs(shown_s - time.time() - to_s) < HOUR_S / 2
             assert metrics["skyfast_connections_expired_total"] == expired
-        # Compared to skyfast's clock, the times of flows were first an hour behind, then an hour
-        # ahead.
+        # While skyfast's clock was an hour ahead, the times of flows were behind the clock. While
+        # the clock was an hour behind, the times of flows were ahead of the clock.
         await trial.has_recovered(
             counted={misdated("ahead"): FLOWS, misdated("behind"): FLOWS},
             logged=[
@@ -186,9 +186,10 @@ async def test_connections_of_a_lost_analyzer_expire(directory: Path) -> None:
 
 
 async def check_expiry(trial: Trial, *, within_s: float, update_s: float = 60.0) -> None:
-    """Check that connections expire while their analyzer is down, and return when it is up again.
+    """Check that connections expire while the analyzer is down, and return when it is up again.
 
-    At first, skyfast stops its clock for the maximum time, so no connection expires in this time.
+    When the analyzer stops, skyfast first stops its clock for the maximum time. During this time,
+    no connection expires.
     """
     connections = len(trial.totals)
     before = await trial.skyfast.self_metrics()
@@ -226,7 +227,7 @@ async def test_http_clients_use_all_descriptors(directory: Path) -> None:
         subscriber = trial.subscriber
         await trial.report()  # the subscription still works
         await trial.wait_for_log("file descriptors are free (LimitNOFILE)")
-        # Wait until all clients are disconnected, even those for which no descriptor was free.
+        # Wait until skyfast has disconnected all clients. For some clients, no descriptor was free.
         async with asyncio.timeout(5):
             for _, writer in clients:
                 with contextlib.suppress(OSError):
@@ -247,7 +248,7 @@ async def test_http_clients_use_all_descriptors(directory: Path) -> None:
 async def test_no_descriptor_is_left_for_a_subscription(directory: Path) -> None:
     async with start_trial(directory) as trial:
         limits = resource.prlimit(trial.pid, resource.RLIMIT_NOFILE)
-        # The limit does not close open descriptors, but prevents new descriptors.
+        # With this limit, open descriptors stay open, but skyfast cannot open new descriptors.
         resource.prlimit(trial.pid, resource.RLIMIT_NOFILE, (FEW, limits[1]))
         await trial.subscriber.close()
         await trial.wait_for_log("too many open files")

@@ -1,4 +1,4 @@
-"""Faults of scrapers. Each test is named after a fault, which must not affect other clients."""
+"""Faults of scrapers. Each test is named after a fault. It must not affect other clients."""
 
 import asyncio
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.faults.trial import Reason, Trial, concurrent_trial, start_trial
 
 MANY = 20_000
-"""A number of flows whose page is larger than all socket buffers."""
+"""A number of flows. The page of so many flows is larger than the socket buffers."""
 DEADLINE_S = 3
 PAGE = (
     b"GET /metrics HTTP/1.1\r\nHost: skyfast\r\n"

@@ -8,10 +8,10 @@ All trials have the same structure::
             ...  # the fault
             await trial.has_recovered(counted={("skyfast_reconnects_total", "closed"): 1})
 
-`Trial.has_recovered` is the check after every fault. It asserts that skyfast is subscribed and
-ready, that the page has exactly the reported totals, and that only the expected reasons were
-counted. It also asserts that the process uses no more descriptors, threads, tasks and memory than
-before the fault.
+After the fault, a trial calls `Trial.has_recovered`. This method asserts that skyfast is
+subscribed and ready, that the page has exactly the reported totals, and that only the expected
+errors were counted. It also asserts that the process uses no more descriptors, threads, tasks and
+memory than before the fault.
 """
 
 import asyncio
@@ -52,10 +52,10 @@ RECOVERY_S = 25.0
 """Maximum time to recover. The longest delay between attempts to subscribe is 10 s."""
 POLL_S = 0.2
 STATISTICS_S = 0.5
-"""Interval between statistics, shorter than Skydive's 10 s, so that silence is detected sooner."""
+"""Interval between statistics. Skydive's interval of 10 s would delay the detection of silence."""
 STATISTICS = '{"Namespace":"stats","Type":"stats","Obj":{"CaptureID":"capture","FlowCount":1}}'
 MEMORY_BYTES = KEPT_BYTES
-"""Allowed growth of resident memory: the heap that skyfast does not return to the system."""
+"""Allowed growth of resident memory. skyfast keeps so much free heap memory."""
 
 COUNTED = (
     "skyfast_reconnects_total",
@@ -84,7 +84,7 @@ _start_slots = asyncio.Semaphore(2)
 
 
 class _Some:
-    """Equals every number except 0."""
+    """Equals every integer above 0."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, int) and other > 0
@@ -99,7 +99,7 @@ SOME = _Some()
 
 
 def concurrent_trial(trial: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Turn a trial into a test. The trial gets its own directory and the test's parameters."""
+    """Turn a trial into a test. The trial gets a new directory and the test's parameters."""
     parameters = list(inspect.signature(trial).parameters.values())[1:]
 
     @functools.wraps(trial)
@@ -116,7 +116,7 @@ def concurrent_trial(trial: Callable[..., Awaitable[None]]) -> Callable[..., Non
 def flow(
     number: int, total: int, *, uuid: str, node: str = "node", last_ms: int | None = None
 ) -> str:
-    """Return the report of a flow of connection ``number`` with ``total`` bytes."""
+    """Return a report of a flow of connection ``number``. The initiator sent ``total`` bytes."""
     now_ms = time.time_ns() // 1_000_000 if last_ms is None else last_ms
     address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
     times = f'"Start":{now_ms - 1000},"Last":{now_ms}'
@@ -130,7 +130,7 @@ def flow(
 
 
 def messages(flows: Iterable[str]) -> list[bytes]:
-    """Return messages that contain ``flows``: up to 100 per message, as in Skydive."""
+    """Return messages that contain ``flows``: up to `BATCH` flows per message."""
     iterator = iter(flows)
     batches = iter(lambda: list(itertools.islice(iterator, BATCH)), [])
     return [
@@ -141,9 +141,9 @@ def messages(flows: Iterable[str]) -> list[bytes]:
 
 @dataclass(frozen=True)
 class Footprint:
-    """The resources of a process: descriptors by kind, threads, tasks by coroutine, and memory.
+    """The resources of a process: descriptors by type, threads, tasks by coroutine, and memory.
 
-    Threads of the event loop's pool are excluded, because up to six of them stay alive.
+    Threads of the event loop's pool are not counted, because up to six of these threads stay alive.
     """
 
     descriptors: Counter[str]
@@ -152,7 +152,7 @@ class Footprint:
     resident_bytes: int
 
     def exceeds(self, base: "Footprint") -> str:
-        """Describe the resources that exceed those of ``base``, or return an empty string."""
+        """Describe the resources that exceed those of ``base``. Return "" if there are none."""
         more = {
             "descriptors": dict(self.descriptors - base.descriptors),
             "tasks": dict(self.tasks - base.tasks),
@@ -191,14 +191,14 @@ class Trial:
         return self.analyzer.subscribers[-1]
 
     async def send_statistics(self, subscriber: Subscriber) -> None:
-        """Send statistics like Skydive, so that the subscription is not silent."""
+        """Send statistics regularly, like Skydive. Without statistics, a subscription is silent."""
         while True:
             await asyncio.sleep(STATISTICS_S)
             if not (self.analyzer.stalling or self.analyzer.is_stopped or self.silent):
                 await subscriber.send(STATISTICS)
 
     def restart_agents(self) -> None:
-        """Continue every connection as a new flow whose totals start at zero."""
+        """Continue every connection as a new flow. The totals of the new flow start at zero."""
         self._generation += 1
         self._earlier = dict(self.totals)
 
@@ -231,7 +231,7 @@ class Trial:
         return 200
 
     async def totals_on_page(self) -> dict[tuple[str, str], int]:
-        """Map pairs of the initiator and the first letter of the direction to bytes."""
+        """Return the bytes on the page by initiator and first letter of the direction."""
         page = (await self.skyfast.get("/metrics/flows")).decode()
         return {(a, direction): int(value) for a, direction, value in SERIES.findall(page)}
 
@@ -291,7 +291,7 @@ class Trial:
         return counts
 
     async def counted(self) -> dict[Reason, int]:
-        """Return the increases of the error counters since the trial's start, without zeros."""
+        """Return the error counters that increased since the trial's start, and their increases."""
         return dict(await self.counts() - self._counts)
 
     async def wait_for_counts(self, *reasons: Reason) -> None:
@@ -320,7 +320,7 @@ class Trial:
         )
 
     def descriptors(self) -> list[str]:
-        """Return the kind of each file descriptor: socket, file, and so on."""
+        """Return the type of each file descriptor, such as "socket" or "file"."""
         kinds = []
         for descriptor in (self._proc / "fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # the descriptor is already closed
@@ -353,7 +353,7 @@ class Trial:
     async def has_recovered(
         self, *, counted: Mapping[Reason, object], logged: Sequence[str] = ()
     ) -> None:
-        """Check that skyfast has recovered from a fault; see the module's docstring."""
+        """Check that skyfast has recovered from a fault: see the docstring of this module."""
         await self.wait_for_counts(*counted)
         await self.wait_for_up()
         assert await self.status("/-/ready") == 200
@@ -384,9 +384,10 @@ async def start_trial(
 ) -> AsyncIterator[Trial]:
     """Run a skyfast that is subscribed and has ``flows`` connections.
 
-    ``host`` is the host in the analyzer's URL, by default the analyzer's address. ``others`` are
-    running analyzers that skyfast also subscribes to. ``settings`` are keys of the sections
-    ``subscriber``, ``prom_sky_con`` and ``web`` of the configuration file.
+    ``host`` is the host in the analyzer's URL. By default, it is the analyzer's address. ``others``
+    are running analyzers to which skyfast also subscribes. ``settings`` are keys of the sections
+    ``subscriber``, ``prom_sky_con`` and ``web`` of the configuration file. ``through`` is a command
+    that executes its arguments, such as ``env``.
     """
     async with AsyncExitStack() as stack:
         analyzer = await stack.enter_async_context(analyzer or FakeAnalyzer())

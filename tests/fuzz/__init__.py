@@ -1,7 +1,7 @@
 """Fuzzing: generates unusual input, and checks that skyfast handles it.
 
-docs/testing.md describes how to run the fuzzer. Each target fuzzes one part of skyfast: it
-generates cases and runs them. `driver` contains everything that the targets share.
+docs/testing.md describes how to run the fuzzer. Each target generates and runs cases for one part
+of skyfast. The module `driver` contains the code that all targets share.
 """
 
 from tests.support import core_builds

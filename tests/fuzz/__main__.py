@@ -1,7 +1,7 @@
 """``python -m tests.fuzz`` fuzzes each target for a while, in a separate process.
 
-The exit code is 1 if there is a finding. ``build/fuzz`` then contains the case. The output has a
-line that starts with ``FOUND:`` and contains the command that reproduces the finding.
+If there is a finding, the exit code is 1, and a file in ``build/fuzz`` contains the case. A line of
+the output starts with ``FOUND:`` and contains the command that reproduces the finding.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def run_in_process(name: str, seconds: float, seed: str) -> int:
 
 
 def run(name: str, seconds: float, seed: str) -> int:
-    """Fuzz a target in this process. If it crashes, a file contains the current case."""
+    """Fuzz a target in this process. A file contains the current case in case of a crash."""
     path = current(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     result = fuzz(TARGETS[name](), seconds=seconds, seed=seed, on_case=path.write_bytes)

@@ -1,6 +1,7 @@
 """Fuzzes the configuration file: with changed examples, and with trees of known keys.
 
-A case is a file. Loading the file gives a usable configuration, or raises an error of one line.
+A case is a file. When skyfast loads the file, the result must be a usable configuration, or an
+error of one line.
 """
 
 import random
@@ -28,8 +29,8 @@ SECRET = "hunter2-of-the-fuzzer"
 ENVIRON = {"SKYDIVE_ANALYZERS": "192.0.2.9:8082", "SKYDIVE_HOST_ID": "fuzz"}
 MAX_PROBLEM_CHARS = 700
 
-# Errors must hide the secret if it only occurs as the value of the key ``password``. If the secret
-# also occurs elsewhere, an error may show it.
+# If the secret occurs only as the value of the key ``password``, errors must hide the secret. If
+# the secret also occurs elsewhere, an error may show the secret.
 _HIDDEN = re.compile(rb"\A(?:(?!hunter2).)*\bpassword: hunter2[\w-]+\n(?:(?!hunter2).)*\Z", re.S)
 
 PIECES = (
@@ -52,7 +53,7 @@ def examples() -> list[str]:
 
 @cache
 def example_trees() -> list[Any]:
-    """Return the parsed examples, except invalid YAML and aliases that expand."""
+    """Return the parsed examples. Omit invalid examples, and examples that use anchors."""
     trees = []
     for text in examples():
         if "&" in text or "[[[[" in text:
@@ -89,7 +90,7 @@ class Configuration(Target):
         except ConfigError as error:
             check_error(error, hides=SECRET if _HIDDEN.search(case) else None)
             return
-        # An accepted configuration can be dumped, parsed again and used.
+        # It must be possible to dump, parse again and use each accepted configuration.
         loader.parse(loader.dump(config), ENVIRON, source="the dump")
         names = NameIndex.of(config.export, keep_s=0)
         plan = make_plan(config.export, names=names)
@@ -113,7 +114,7 @@ class Configuration(Target):
 
 
 def check_error(error: ConfigError, *, hides: str | None) -> None:
-    """Check that an error is one line and does not contain ``hides``, a secret."""
+    """Check that an error is a short line of text that does not contain the secret ``hides``."""
     text = str(error)
     assert text, "the error has no message"
     assert text.isprintable(), repr(text)
@@ -175,7 +176,7 @@ def _examples_of(path: str) -> list[Any]:
 
 
 def _tree_of_keys(rng: random.Random) -> Any:
-    """Return a tree of some known keys. Their values are from the examples or arbitrary."""
+    """Return a tree of some known keys. Values are arbitrary, or come from the examples."""
     tree: dict[str, Any] = {}
     for path in rng.sample(sorted(schema.SCHEMA), rng.randrange(1, 12)):
         *sections, name = path.split(".")

@@ -1,8 +1,8 @@
-"""The part of the fuzzer that is common to all targets: time, seeds, hangs and findings.
+"""The code of the fuzzer that all targets share: time, seeds, hangs and findings.
 
-A target generates cases with a random generator, and runs them. A case consists of bytes and can be
-stored in a file. The files in ``corpus/NAME`` run first. A case is a finding if it raises an
-exception, hangs, or ends the process. Findings are stored in files, too.
+A target generates cases with a random generator, and runs the cases. A case is a byte string. The
+cases in the files ``corpus/NAME`` run first. A case is a finding if it raises an exception, hangs,
+or ends the process. The cases of findings are also stored in files.
 """
 
 import faulthandler
@@ -26,7 +26,7 @@ HANG_S = 30.0
 """Maximum time of a case. Most cases take milliseconds."""
 
 MAX_GROWTH_KIB = 300 * 1024
-"""Maximum growth of the process's memory after the corpus has run."""
+"""Maximum growth of the process's memory after all cases of the corpus have run."""
 
 MAX_FINDINGS = 5
 """Maximum number of findings in one run. Further findings are usually duplicates."""
@@ -89,7 +89,7 @@ def fuzz(
     max_runs: int = sys.maxsize,
     on_case: Callable[[bytes], None] = lambda case: None,
 ) -> Result:
-    """Run the corpus, and then further cases until the time is over.
+    """Run the corpus, and then generated cases until ``seconds`` or ``max_runs`` is reached.
 
     ``on_case`` is called before each case.
     """
@@ -135,13 +135,14 @@ def _cases(target: Target, seed: str) -> Iterator[bytes | None]:
     yield None
     number = 0
     while True:
-        # Each case has its own random generator, which depends only on seed, target and number.
+        # Each case has a random generator of its own. Only the seed, the target and the number of
+        # the case affect the generator.
         yield target.generate(random.Random(f"{seed}/{target.name}/{number}"))
         number += 1
 
 
 def _reduce(target: Target, case: bytes, problem: str) -> bytes:
-    """Shorten a case as long as it causes the same error. Return the shortest case."""
+    """Remove all parts of a case that are not needed to cause the same error. Return the rest."""
     error = problem.rstrip().rpartition("\n")[2].partition(":")[0]
     tries = 0
     size = len(case) // 2

@@ -1,7 +1,8 @@
 """Fuzzes the web server with requests on a real socket.
 
-A case is the data that a client sends before it shuts down its side of the connection. The first
-byte selects the server. One server has no authentication; the other one has users and a rate limit.
+A case is the data that a client sends. The client then shuts down its sending direction. The first
+byte of a case is not sent, but selects one of two servers: the first server has no authentication,
+and the second server has users and a rate limit.
 """
 
 import asyncio
@@ -27,13 +28,13 @@ from tests.support.http_client import PATHS, Site
 
 START_S = 10.0
 ANSWER_S = 10.0
-"""Maximum time for all responses on a connection. The client sends all requests at once."""
+"""Maximum time until the client has received all responses on a connection."""
 
 HEAD_TIMEOUT_S = 0.1
 """A short timeout for the server, because many cases are incomplete requests."""
 
 IDLE_S = 0.02
-"""If the client receives no data for this time, it shuts down its side of the connection."""
+"""If the client receives no data for this time, it shuts down its sending direction."""
 
 ALIVE = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 USER, PASSWORD = "alice", "correct horse"
@@ -190,7 +191,7 @@ class Http(Target):
 
 
 def _exchange(port: int, data: bytes) -> bytes:
-    """Send ``data``, shut down the sending side, and return all received data."""
+    """Send ``data``, shut down the sending direction, and return all received data."""
     received = bytearray()
     with socket.create_connection(("127.0.0.1", port), timeout=ANSWER_S) as client:
         try:
@@ -212,10 +213,10 @@ def _exchange(port: int, data: bytes) -> bytes:
 
 
 def check_responses(data: bytes) -> None:
-    """Check that ``data`` consists of responses. The last one may be truncated.
+    """Check that ``data`` consists of responses. The last response may be truncated.
 
-    The check does not know which responses belong to ``HEAD``, so each response can end with or
-    without a body.
+    Each response can end with or without a body, because the check does not know which responses
+    belong to the method ``HEAD``.
     """
     positions = [0]
     best = 0
@@ -261,7 +262,7 @@ def _end_of_chunks(data: bytes, position: int, is_gzip: bool) -> list[int]:
         body += data[position : position + size]
         position += size
         if position >= len(data):
-            return [len(data)]  # truncated because the client disconnected
+            return [len(data)]  # the response is truncated
         assert data[position : position + 2] == b"\r\n"
         position += 2
         if size == 0:

@@ -97,15 +97,15 @@ class Messages(Target):
         """Check the counters and the page after every message.
 
         No message may raise an exception. Each message is counted once. Each flow that Python's
-        JSON module reads is counted once, unless an object has two equal keys. Each received flow
-        is either skipped or in the table. An independent parser accepts the page, and each series
-        is unique. In the end, a good message is still accepted.
+        JSON module reads is counted once, except in messages with equal keys in an object. Each
+        received flow is either skipped or in the table. An independent parser accepts the page, and
+        each series is unique. After all messages of the case, a good message is accepted.
         """
         _, name, *messages = (case if case.startswith(RECORD) else RECORD + case).split(RECORD)
         ingest = _CheckedIngest(name.decode(errors="replace"))
         for now, message in enumerate(messages, 100):
             ingest.now = float(now)
-            ingest.chance = float(now % 2)  # skyfast checks every second message for lost reports
+            ingest.chance = float(now % 2)  # every second message is checked for lost reports
             if now % 4 == 1:
                 ingest.omit_labels()
             ingest.take(message)
@@ -278,10 +278,10 @@ class _CheckedIngest(IngestSetup):
 
 
 def _flows_in(message: bytes) -> int | None:
-    """Return the number of flows that Python's JSON module reads.
+    """Return the number of flows that Python's JSON module reads in a message.
 
     Return None if the message has no list of flows. Also return None if an object has two equal
-    keys: parsers treat such keys differently, so the message is ambiguous.
+    keys, because parsers treat such keys differently.
     """
     try:
         tree = json.loads(message.decode(), object_pairs_hook=_reject_equal_keys)

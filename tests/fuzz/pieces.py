@@ -19,7 +19,7 @@ from tests.support.deflated import LAST_BLOCK, inflate, strictly_inflated
 from tests.support.pieces import Slices, random_slices
 
 MAX_STRICT_BYTES = 3_000
-"""Cases with at least this many bytes of text are too large for the slow, strict decoder."""
+"""The strict decoder is slow. It only decodes cases whose text has fewer bytes than this."""
 
 MAX_SLICE = 500
 """The maximum size of a slice in the build `checked` of the core, in bytes."""
@@ -60,7 +60,7 @@ def encode(slices: Slices) -> bytes:
 
 
 def decode(case: bytes) -> Slices:
-    """Return the slices of a case. Texts and pieces that exceed the limits are cut."""
+    """Return the slices of a case. Truncate texts and lists of pieces that are too long."""
     slices: Slices = []
     while case:
         size, case = _numbers("<H", case)

@@ -15,7 +15,7 @@ from tests.fuzz.driver import CORPUS, Target, fuzz
 from tests.support.paths import ROOT
 
 SECONDS = 3.0
-"""Maximum time per target. On fast machines, a run ends earlier, after a number of cases."""
+"""Maximum time per target. On fast machines, a run ends earlier, after the cases in `RUNS`."""
 
 RUNS = {"messages": 250, "configuration": 250, "web_configuration": 300, "http": 120, "pieces": 250}
 

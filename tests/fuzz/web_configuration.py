@@ -51,8 +51,8 @@ VALUES = (
 )
 
 
-# Errors must hide the secret if it only occurs as the hash of the user ``carol``. If the secret
-# also occurs elsewhere, an error may show it.
+# If the secret occurs only as the hash of the user ``carol``, errors must hide the secret. If the
+# secret also occurs elsewhere, an error may show the secret.
 _HIDDEN = re.compile(
     rb"\A(?:(?!hunter2).)*^basic_auth_users:\n  carol: hunter2[\w-]+\n(?:(?!hunter2).)*\Z",
     re.DOTALL | re.MULTILINE,
@@ -99,7 +99,7 @@ class WebConfiguration(Target):
             check_error(error, hides=SECRET if _HIDDEN.search(case) else None)
             return
         assert config.summary().isprintable()
-        # Headers and allowed names are not secret. They may contain the same text as a secret.
+        # Hashes are secret. Headers and allowed names are not, and may contain the text of a hash.
         public = (config.headers, config.allowed_sans, config.rate_limit)
         assert repr(config).count(HASH) == sum(repr(value).count(HASH) for value in public)
         for name, value in config.headers.items():

@@ -1,4 +1,4 @@
-"""Pages that the table compresses: several decoders return exactly the lines of the page."""
+"""Compressed pages: several decoders return exactly the lines of the uncompressed page."""
 
 import random
 import zlib
@@ -268,7 +268,7 @@ def test_values_can_change_between_two_chunks(openmetrics):
 
 @pytest.mark.slow
 def test_pages_are_right_during_an_hour_of_churn():
-    """A page is read every 15 s, in each format in turn. Connections change between chunks."""
+    """The test reads a page every 15 s, in alternating formats."""
     core = Core(Spec(views=(View(LABELS), View((LABELS[0], DIRECTION), timeout_s=75))))
     rng = random.Random(0)
     now = first = 0
@@ -306,8 +306,8 @@ def test_compressed_pages_are_as_small_as_with_isal(views, openmetrics):
     assert len(blocks) < 1.05 * len(zlib.compress(lines, 1))
 
 
-# The renderer divides each page into pieces. For the compressor, a piece identifies the earlier
-# place where the same text may occur.
+# The renderer divides each page into pieces. A piece tells the compressor where on the page the
+# same text may have occurred earlier.
 
 
 @in_all_formats
@@ -337,8 +337,8 @@ def test_pieces_cover_the_page_and_refer_to_equal_text(name, openmetrics):
     assert len(text) < 3_000 or len(slices) > 2
 
 
-# Arbitrary text with arbitrary pieces. Pieces are only hints. If a piece is wrong, the page is
-# compressed badly, but the decompressed text is right.
+# Arbitrary text with arbitrary pieces. Pieces are only hints: a wrong piece makes the compression
+# worse, but the decompressed text is still right.
 
 
 def deflated(slices: Slices, **options: int) -> bytes:
@@ -386,7 +386,10 @@ def test_matches_never_reach_back_beyond_the_start():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_matches_are_found_beyond_4_gib(seed):
-    """Positions are stored modulo 4 GiB. Past 4 GiB, the same text takes at most 1 % more bytes."""
+    """The core stores positions modulo 4 GiB.
+
+    After the first 4 GiB, the same text may take at most 1 % more bytes.
+    """
     rng = random.Random(seed)
     slices: Slices = []
     while sum(len(text) for text, _ in slices) < WINDOW:

@@ -1,7 +1,7 @@
-"""Hardening of the compiled core: the effects of compiler and linker flags in the shared object.
+"""Hardening of the compiled core by compiler and linker flags, which ``setup.py`` sets.
 
-``setup.py`` sets the flags. The tests parse the shared object by the ELF specification and its
-Linux extensions (``elf.h``).
+The tests check the effects of the flags in the shared object. They parse the shared object by the
+ELF specification and its Linux extensions (``elf.h``).
 """
 
 import platform
@@ -45,7 +45,7 @@ class Elf:
 
     @property
     def dynamic(self) -> dict[int, int]:
-        """The entries of the dynamic section: the value of each tag."""
+        """The values in the dynamic section, by tag."""
         (dynamic,) = [segment for segment in self.segments if segment[0] == PT_DYNAMIC]
         _, _, start, _, _, size = dynamic
         return dict(self._read("qQ", offset) for offset in range(start, start + size, 16))

@@ -1,6 +1,7 @@
 """Hashes of untrusted values: nobody can choose values that cause long chains.
 
-Runs with the build `checked` (`tests.support.core_builds`), which reports the lengths of chains.
+The tests use the build `checked` of the core, which reports the lengths of chains: see
+`tests.support.core_builds`.
 """
 
 import os
@@ -19,7 +20,7 @@ checked = (
 
 COUNT = 4000
 MOST = 16
-"""Maximum length of a chain. With random hashes, one table in 10^9 has a longer chain."""
+"""Maximum length of a chain. With random hashes, only one table in 10^9 has a longer chain."""
 
 SEED = 0x0123456789ABCDEF
 

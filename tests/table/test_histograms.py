@@ -69,7 +69,7 @@ CLOSING = {"finish": 1, "newest_last": 70_000, "newest_start": 60_000, "last": 6
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a constructor: of the model, or of a core that reads fields in one of two ways."""
+    """Return a table class: the model, or the core with one of its two ways to read fields."""
     return request.param
 
 
@@ -222,7 +222,7 @@ def test_late_report_is_not_observed(make):
     table.report(make_flow(last=2), 0)
     assert table.report(make_flow(rtt=MS, last=2), 0) == "late"
     assert observed(table) == ([0, 0, 0, 0], "0")
-    # The value of the late report does not count as the first value, either.
+    # The first value is the value of the next report, not that of the late report.
     table.report(make_flow(total=(200, 200, 2, 2), rtt=2 * MS, last=3), 0)
     assert observed(table) == ([0, 1, 1, 1], "0.002")
 
@@ -232,7 +232,7 @@ def test_value_that_may_have_been_observed_before_is_not_observed(make):
     table.report(make_flow("a1", rtt=2 * MS, **NOT_FIRST), 0)
     table.report(make_flow("a1", (200, 200, 9, 9), rtt=3 * MS, last=80_000), 0)
     assert observed(table) == ([0, 0, 0, 0], "0")
-    # This report of flow b2 has no round-trip time, so the next report is observed.
+    # This report of flow b2 has no round-trip time. The next report therefore has the first value.
     table.report(make_flow("b2", **NOT_FIRST), 0)
     table.report(make_flow("b2", (200, 200, 9, 9), rtt=3 * MS, last=80_000), 0)
     assert observed(table) == ([0, 1, 1, 1], "0.003")
@@ -330,8 +330,8 @@ def test_late_closing_report_of_a_dormant_flow_is_observed_once(make):
     assert table.report(make_flow(finish=1, **flow), 600) == "late"
     assert observed(table, "size", 600) == ([0, 1, 1], "300")
     assert observed(table, "duration", 600) == ([0, 0, 1], "64")
-    # The flow is kept as ended. So neither a repetition of the report nor a later report is
-    # observed.
+    # The table stores the flow as ended. Therefore it observes neither a repetition of the report
+    # nor a later report.
     assert table.report(make_flow(finish=1, **flow), 601) == "late"
     assert table.report(make_flow(total=(200, 200, 2, 2), last=66_000), 602) is None
     assert table.report(make_flow(total=(300, 200, 2, 2), last=67_000, finish=1), 603) is None
@@ -342,7 +342,7 @@ def test_closing_report_that_leaves_its_flow_dormant_is_observed_once(make):
     table = make(spec_of(SIZE, DURATION, *standard("a", "bytes")))
     table.report(make_flow(last=2_000), 0)
     table.expire(600)
-    # The report repeats the last update, so the flow stays dormant.
+    # The flow stays dormant, because the report repeats the last update.
     assert table.report(make_flow(total=(150, 200, 2, 2), **CLOSING), 600) is None
     assert table.flows == 0
     assert observed(table, "size", 600) == ([0, 1, 1], "350")
@@ -368,11 +368,11 @@ def test_closing_report_of_an_unknown_flow_is_observed_once(make):
     assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
     assert observed(table, "size") == ([0, 1, 1], "300")
     assert observed(table, "duration") == ([0, 0, 1], "64")
-    # The round-trip time and bytes of the flow are not added: both may have been counted before the
-    # table existed.
+    # The table does not add the round-trip time and the bytes of the flow, because an earlier table
+    # may have counted them.
     assert observed(table) == ([0, 0, 0, 0], "0")
     assert table.page(0)["a_bytes_total"] == {'a_bytes_total{node_tid="node-1"} 0'}
-    # The flow is kept, so a repetition of the report is late, and so is an older report.
+    # The table stores the flow. A repetition of the report and an older report are therefore late.
     assert table.report(closing, 1) == "late"
     assert table.report(make_flow(rtt=2 * MS, total=(90, 90, 1, 1), last=60_000), 1) == "late"
     assert observed(table, "size", 1) == ([0, 1, 1], "300")
@@ -455,7 +455,7 @@ def test_size_with_an_invalid_field_is_not_observed(make):
         table.report(make_flow(f"a{number}", (number, 1, 1, 1), finish=1), 0)
     assert observed(table, "size") == ([0, 0, 0], "0")
     assert table.values_skipped["Metric.ABBytes"] == 2
-    # In a report that is not a closing report, the field is not read.
+    # The field is only read in closing reports.
     table.report(make_flow("b2", (-1, 1, 1, 1)), 0)
     assert table.values_skipped["Metric.ABBytes"] == 2
     # The sum of both directions is out of range.
@@ -487,8 +487,8 @@ def test_row_is_created_for_a_closing_report(make):
 
 
 def test_flows_are_observed_in_linked_and_unlinked_views(make):
-    # Connections have links to the rows of a view if the first view has all labels of that view.
-    # The first view has the label node_tid, but not the application.
+    # A view is linked to the first view if the first view has all labels of the view. The first
+    # view has the label ``node_tid``, but not ``application``.
     labels = ((NODE,), (APPLICATION,))
     views = [
         View(labels_, (Family(**{**vars(SIZE), "name": f"v{n}"}),))
@@ -593,7 +593,8 @@ def test_rejected_flows_are_observed_if_the_table_has_overflow_rows(make):
     assert table.report(make_flow("b2", rtt=3 * MS, b="10.0.0.9"), 0) == "table_full"
     assert table.report(make_flow("b2", rtt=9 * MS, **NOT_FIRST), 0) == "table_full"
     assert observed(table) == ([0, 2, 2, 2], "0.005")
-    # The flow is not kept, so its closing report and the repetition of that report are observed.
+    # The table does not store the flow. It therefore observes the closing report of the flow, and
+    # also the repetition of that report.
     assert table.report(make_flow("b2", rtt=3 * MS, **CLOSING), 0) == "ended"
     assert observed(table, "size") == ([0, 1, 1], "300")
     assert table.report(make_flow("b2", rtt=3 * MS, **CLOSING), 0) == "ended"
@@ -633,7 +634,7 @@ def test_duplicates_are_not_observed(make):
     assert table.report(make_flow("b2", rtt=2 * MS, node="node-2"), 0) == "duplicate"
     assert observed(table) == ([0, 1, 1, 1], "0.002")
     table.expire(600)
-    # The table did not store flow b2, so it cannot know that flow b2 is a duplicate.
+    # The table did not store flow b2. Therefore it cannot know that flow b2 is a duplicate.
     duplicate = make_flow("b2", node="node-2", **CLOSING)
     assert table.report(duplicate, 600) == "ended"
     assert table.report(make_flow("a1", last=2_000, finish=1), 601) == "late"

@@ -1,8 +1,8 @@
 """The table's data must be consistent after every operation, even if an allocation fails.
 
-Runs with the build `checked` of the core (`tests.support.core_builds`). This build checks every row
-and can let chosen allocations fail. Its tables grow in small steps, so a dozen flows make every
-part of a table grow.
+The tests use the build `checked` of the core (`tests.support.core_builds`). This build can check
+every row, and can make chosen allocations fail. Its tables grow in small steps: a dozen flows make
+every part of a table grow.
 """
 
 import gc
@@ -81,9 +81,9 @@ limits = st.sampled_from((1, 2, 5, 1000))
 class AllocationFailureMachine(RuleBasedStateMachine):
     """Runs all operations of a table. In each operation, any allocation may fail.
 
-    After a failure, the test does not know which flows were applied. So it does not compare the
-    pages with a model. However, the table must be consistent, its pages must be valid, and no
-    memory may leak.
+    The test checks that the table is consistent, that its pages are valid, and that no memory
+    leaks. It does not compare pages with a model: after a failure, it does not know which flows
+    were applied.
     """
 
     def __init__(self):
@@ -107,7 +107,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         self.pages = []
 
     def with_failures(self, nth, times, operation):
-        """Call an operation. If ``nth`` is not 0, ``times`` allocations fail, the ``nth`` first."""
+        """Call an operation. From the ``nth`` allocation on, ``times`` fail. 0: none fails."""
         if nth == 0:
             operation()
             return
@@ -308,7 +308,7 @@ def some_flows(prefix, count):
 
 
 def later(flows):
-    """Return a later report of each flow, after a report that was lost."""
+    """Return a later report of each flow. The report before it was lost."""
     return [
         flow | {"Last": 900, "Metric": {name: n + 5 for name, n in flow["Metric"].items()}}
         for flow in flows
@@ -409,7 +409,7 @@ def test_operations_survive_any_failed_allocation(name, times):
         assert series(core) == expected
         core = None
         assert checked.blocks() == before
-        if left == times:  # the operation has fewer than nth allocations
+        if left == times:  # the operation has fewer than ``nth`` allocations
             break
     else:
         raise AssertionError("MAX_ALLOCATIONS is too small")
@@ -485,7 +485,8 @@ def test_scan_skips_connections_created_after_its_last_slice(scan, slices):
 def test_scan_omits_strings_that_reuse_the_numbers_of_removed_strings():
     """The table identifies strings by numbers. A scan first finds numbers, and then reads strings.
 
-    In between, the scan releases its lock, so new strings can get the numbers of removed strings.
+    In between, the scan releases its lock. Meanwhile, new strings can get the numbers of removed
+    strings.
     """
     core = Core(build=checked)
     core.message([make_flow(f"{n}", node=f"old-{n}") for n in range(1, 4)], 0)
@@ -537,11 +538,11 @@ def test_failed_report_does_not_take_over_a_conversation():
         finally:
             left = checked.stop_failing()
         if failed:
-            # Flow a1 is still dormant, so its next report adds only the increase.
+            # Flow a1 is still dormant. Therefore its next report adds only the increase.
             later = known | {"Last": 70_000, "Metric": {"ABBytes": 130}}
             core.message([later | {"LastUpdateMetric": {"Start": 60_000}}], START_S)
             assert any(" 130" in line for line in core.page(START_S)[FAMILIES[0].name])
-        if left:  # the message needs fewer than nth allocations
+        if left:  # the message needs fewer than ``nth`` allocations
             break
     else:
         raise AssertionError("MAX_ALLOCATIONS is too small")

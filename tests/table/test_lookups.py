@@ -1,7 +1,7 @@
 """Labels from lookups: several labels of one field, ambiguous keys, and relabelling.
 
-An ambiguous key has several names. The *context* of a flow (its other address and its capture
-point) selects one of them.
+An ambiguous key has several names. The *context* of a flow selects one of the names. The context
+consists of the flow's other address and its capture point.
 """
 
 import gc
@@ -43,12 +43,12 @@ WEB, DB, CACHE = ("web", "shop", "node-1"), ("db", "shop", "node-2"), ("cache", 
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a constructor: of the model, or of a core that reads fields in one of two ways."""
+    """Return a table class: the model, or the core with one of its two ways to read fields."""
     return request.param
 
 
 def ends(names, *, context=True):
-    """Return three labels for each end of a flow. The labels of an end share a lookup."""
+    """Return three labels for each address of a flow. The three labels share a lookup."""
     lookups = {
         "initiator": Lookup(names, A, (B, POINT) if context else ()),
         "target": Lookup(names, B, (A, POINT) if context else ()),
@@ -65,7 +65,7 @@ def spec_of(*labels, families=(FORWARD,), **options):
 
 
 def update(core, flow):
-    """Apply a flow that has all fields, so that the table does not require a second decoding."""
+    """Apply a flow that has all fields. The table then does not require a second decoding."""
     flows = msgspec.convert([flow], list[core.types.FullReport])
     assert core.table.update(flows, 0) == 1
     core.check()
@@ -108,7 +108,7 @@ def test_views_show_different_labels_of_one_lookup(make):
     }
     names["10.0.0.1"] = ("web", "shop2", "node-1")
     table.relabel(names, ["10.0.0.1"])
-    # The labels of the first view have not changed, so its row stays.
+    # The row of the first view stays, because its labels have not changed.
     assert samples(table, "a_bytes_total") == {("node-1", "node-2"): "3"}
     assert samples(table, "c_flows") == {("shop",): "0", ("shop2",): "1"}
 
@@ -428,7 +428,8 @@ def test_table_releases_results_that_no_new_flow_used_for_a_timeout():
     core.relabel(names, ["10.0.0.1", "10.0.0.2"])
     core.relabel(names, ["10.0.0.1", "10.0.0.2"], budget=0)
     gc.collect()
-    # Both ends have the same result, so the table owns a single reference to it.
+    # The lookups of both addresses have the same result. The table owns one reference to the
+    # result.
     used = [before[0] + 1, *before[1:]]
     assert [sys.getrefcount(each) for each in (found, *texts)] == used
     core.message([make_flow("fff")], TIMEOUT_S - 1)
@@ -502,7 +503,7 @@ def test_names_that_change_during_a_message_are_looked_up_again():
 
 
 class NewNames(Names):
-    """Returns a new tuple for each lookup."""
+    """Names that return a new tuple for each lookup."""
 
     def __getitem__(self, key):
         return (*super().__getitem__(key),)

@@ -30,7 +30,7 @@ from tests.support.table_adapter import ODD_TEXTS, Core, many_flows, read_all
 
 @pytest.fixture(params=[Model, Core], ids=["model", "core"])
 def make(request):
-    """Return the constructor of the model or of the core."""
+    """Return a table class: the model or the core."""
     return request.param
 
 
@@ -55,7 +55,7 @@ def test_row_is_in_one_part_with_all_its_series(make):
 
 
 def test_assignment_of_rows_to_parts_never_changes(make):
-    """All versions of skyfast must put a row into the same part."""
+    """Different versions of skyfast must put the same row into the same part."""
     table = make()
     for n in range(20):
         table.report(make_flow(f"{n + 1:x}", a=f"10.0.0.{n}", ports=(40_000 + n, 443)), 0)
@@ -182,7 +182,7 @@ def test_number_of_parts_is_not_truncated(parts):
 
 
 def test_part_omits_rows_created_after_its_start():
-    """There are many more new rows than rows on the page."""
+    """The test creates many more rows than each part had at its start."""
     core = Core()
     core.message(many_flows(10), 0)
     pages = [core.table.page(0, part=part, parts=2) for part in range(2)]

@@ -45,7 +45,7 @@ SHARED = Spec(
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a constructor: of the model, or of a core that reads fields in one of two ways."""
+    """Return a table class: the model, or the core with one of its two ways to read fields."""
     return request.param
 
 
@@ -83,7 +83,7 @@ def starts(table, family, now=0):
 
 
 def start(table, family, now=0):
-    """Return the start time of the only connection of a family, or None if it has none."""
+    """Return the start time of a family's only connection; None if the start time is unknown."""
     times = [*starts(table, family, now).values()]
     assert len(times) <= 1
     return times[0] if times else None
@@ -106,7 +106,7 @@ def test_counters_that_add_a_total_start_with_the_flow(make):
 
 
 def test_counters_that_add_only_the_last_update_start_with_that_update(make):
-    # The labels of the first view identify the connection, so that view adds the flow's total.
+    # The first view adds the flow's total, because its labels identify the connection.
     table = make(BOTH)
     take(table, later_report())
     assert start(table, BYTES) == START_MS
@@ -432,7 +432,7 @@ def samples(page):
 
 
 def test_series_of_the_second_direction_alone_has_a_start_time():
-    """A connection may have a series only in one direction."""
+    """A connection may have a series in only one direction."""
     family = standard("t", "tcp_out_of_order")
     core = Core(Spec(views=(View((*labelled("node_tid"), DIRECTION), family),)))
     flow = first_report() | {"TCPMetric": {"ABSegmentOutOfOrder": -1, "BASegmentOutOfOrder": 5}}

@@ -47,7 +47,7 @@ SPEC = Spec(
 
 
 class Stress:
-    """A table and the threads that use it. The clock ``now`` is ten times as fast as real time."""
+    """A table and the threads that use the table. The clock ``now`` runs ten times too fast."""
 
     def __init__(self) -> None:
         self.core = Core(SPEC)
@@ -85,9 +85,9 @@ class Stress:
                 for label, values in table.label_values().items():
                     assert values >= 0
                     connections, labels, _, without = table.cardinality(3, label)
-                    # A scan visits no row twice, although rows are created and removed. So it
-                    # visits at most the overflow row and two rows per flow: one with the old name,
-                    # and one with the new name.
+                    # A scan visits no row twice, although rows are created and removed. Therefore
+                    # it visits at most the overflow row and two rows per flow: a row with the old
+                    # name, and a row with the new name.
                     assert 0 <= without <= connections <= 2 * FLOWS + 1
                     for count, top, remaining in labels.values():
                         assert remaining <= connections
@@ -113,7 +113,7 @@ class Stress:
             self.errors.append(error)
 
     def write(self) -> int:
-        """Do what skyfast's event loop does, until the time is over. Return the number of steps."""
+        """Do the work of skyfast's event loop until the test ends. Return the number of steps."""
         rng = random.Random(0)
         steps = 0
         types = flow_types(self.core.plan, also=[("LayersPath",)])

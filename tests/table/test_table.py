@@ -61,7 +61,7 @@ def resident_bytes():
 
 
 def run_apart(program, *, timeout_s):
-    """Run Python code in a new process, which must end in time, without errors or warnings."""
+    """Run Python code in a new process. It must end in time, without errors and warnings."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -147,7 +147,7 @@ def test_slow_page_has_no_duplicate_series_while_connections_return():
         now += TIMEOUT_S
         total += 1
         core.expire(now)
-        # The order of flows differs each time, so that the connections return in other rows.
+        # The order of the flows changes, because the connections must return in other rows.
         flows = many_flows(300, total=(total,) * 4, rtt=total, last=1_000 * total)
         core.message(flows[::-1] if total % 2 else flows[150:] + flows[:150], now)
     shown = read_page(b"".join(pieces))
@@ -231,7 +231,7 @@ def test_threads_read_pages_while_another_thread_updates_the_table():
                 pass
     for page in pages:
         for lines in (read_page(page)[family] for family in (BYTES, PACKETS)):
-            # Both directions of a connection are written together, so their values are equal.
+            # A page reads both directions at once. Therefore the two directions have equal values.
             sides = Counter(re.sub('direction="[^"]*"', "", line) for line in lines)
             assert set(sides.values()) == {2}
             assert len(sides) >= 330
@@ -339,7 +339,7 @@ def test_resident_memory_does_not_grow_while_strings_are_replaced():
     before = resident_bytes()
     for cycle in range(3, 23):
         one_cycle(core, cycle)
-    # The strings of all cycles need 40 MB, so the table must have reused their memory.
+    # The strings of all cycles need 40 MB. The table must therefore have reused memory.
     assert resident_bytes() - before < 10_000_000
     assert core.bytes > 2_000 * 1_000
 
@@ -368,7 +368,7 @@ def test_string_is_stored_until_its_last_reference_is_removed():
         for at in (0, 10, 20):
             now = at + TIMEOUT_S
             table.expire(now)
-            # New strings would overwrite a string that was freed too early.
+            # If a string was freed too early, these new strings overwrite it.
             table.report(make_flow(f"new-{at}", a=f"{at}-" + "n" * 100), now)
     now = 20 + TIMEOUT_S
     assert core.page(now) == model.page(now)
@@ -618,7 +618,7 @@ ONE_WAY = Family("forward", "counter", ("Metric", "ABBytes"))
 
 
 def shaped(*shapes, **others):
-    """Return a spec with one view per shape. A shape has a number of labels, and families."""
+    """Return a spec with one view per shape: a pair of the number of labels and the families."""
     return Spec(
         views=[
             View(
@@ -684,7 +684,7 @@ def test_longest_lines_fit_the_buffer():
 
 
 class Answers(dict):
-    """A rewrite that maps some values to a result or an exception, and keeps the others."""
+    """A rewrite that returns or raises the item of a value. It returns unknown values unchanged."""
 
     def __missing__(self, key):
         return key
@@ -756,7 +756,7 @@ def test_exceptions_of_a_rewrite_propagate():
 
 
 class AnyNames(Answers):
-    """Names with results of any type, or exceptions. The name of an unknown key is the key."""
+    """Names that can be invalid, or exceptions to raise. Unknown keys are their own names."""
 
     def __missing__(self, key):
         return (key,)
@@ -940,10 +940,10 @@ def test_lowered_max_flows_forgets_dormant_flows_in_steps(uuid):
     core.expire(TIMEOUT_S)
     assert core.dormant_flows == 600
     core.set_limits(max_connections=100, max_flows=10, timeout_s=TIMEOUT_S, memory_s=1290)
-    # A report evicts at most two flows, so that every message takes bounded time.
+    # A report evicts at most two flows, because every message must take bounded time.
     assert core.report(make_flow("ffff"), 80) is None
     assert core.dormant_flows == 598
-    # `expire` forgets the other dormant flows, at most `max_rows` at a time.
+    # `expire` forgets the other dormant flows: at most ``max_rows`` (here 100) in each call.
     turns, before = 1, 598
     while core.table.expire(80, 100):
         assert before - 100 <= core.dormant_flows < before

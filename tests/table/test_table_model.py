@@ -1,7 +1,7 @@
-"""The compiled table compared with the model by random operations.
+"""Random operations that compare the compiled table with the model.
 
-There are few labels and UUIDs, and numbers are small, so that flows collide, are late, restart and
-reuse rows. ``HYPOTHESIS_PROFILE=thorough`` runs fifty times as many examples.
+The operations use few labels, few UUIDs and small numbers. Flows then often collide, are late,
+restart and reuse rows. ``HYPOTHESIS_PROFILE=thorough`` runs fifty times as many examples.
 """
 
 import pytest

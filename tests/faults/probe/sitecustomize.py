@@ -2,8 +2,8 @@
 
 Python imports this module at startup if its directory is in PYTHONPATH. On SIGUSR1, the module
 writes the state of the process to a file: the coroutines of all tasks, and the number of threads in
-the event loop's pool. The environment variable PROBE has the path of the file. FLOW_UPDATE_S sets
-the initial value of the agents' ``flow.update``.
+the event loop's pool. The environment variable PROBE has the path of the file. If the environment
+variable FLOW_UPDATE_S is set, skyfast initially uses its value for the agents' ``flow.update``.
 """
 
 import asyncio
