@@ -131,7 +131,7 @@ async def test_analyzer_refuses_connections(directory: Path) -> None:
 
 
 @concurrent_trial
-async def test_first_one_and_then_both_of_two_analyzers_refuse_connections(directory: Path) -> None:
+async def test_one_analyzer_and_then_both_analyzers_refuse_connections(directory: Path) -> None:
     async with FakeAnalyzer() as other, start_trial(directory, others=[other]) as trial:
         await other.subscriber()
         up = f'skyfast_up{{analyzer="{other.name}"}}'
@@ -358,7 +358,7 @@ def gzip_bomb() -> bytes:
 
 @concurrent_trial
 @pytest.mark.parametrize("compressed", [False, True])
-async def test_topology_response_has_500_megabytes(directory: Path, compressed: bool) -> None:
+async def test_topology_response_is_500_megabytes_long(directory: Path, compressed: bool) -> None:
     huge: Answer | Fault = Fault.HUGE
     if compressed:
         data = await asyncio.to_thread(gzip_bomb)

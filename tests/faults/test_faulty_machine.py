@@ -108,7 +108,7 @@ async def test_analyzer_name_disappears_and_returns(directory: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 @concurrent_trial
-async def test_wall_clock_jumps_an_hour_both_ways(directory: Path) -> None:
+async def test_wall_clock_jumps_forward_and_back_by_an_hour(directory: Path) -> None:
     source, library, ahead = (directory / name for name in ("clock.c", "clock.so", "ahead"))
     source.write_text(CLOCK)
     command = ["cc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
@@ -218,7 +218,7 @@ async def check_expiry(trial: Trial, *, within_s: float, update_s: float = 60.0)
 
 
 @concurrent_trial
-async def test_http_clients_use_all_descriptors(directory: Path) -> None:
+async def test_http_clients_use_all_file_descriptors(directory: Path) -> None:
     async with start_trial(directory) as trial:
         limits = resource.prlimit(trial.pid, resource.RLIMIT_NOFILE)
         max_descriptors = trial.base.descriptors.total() + FEW
@@ -245,7 +245,7 @@ async def test_http_clients_use_all_descriptors(directory: Path) -> None:
 
 
 @concurrent_trial
-async def test_no_descriptor_is_left_for_a_subscription(directory: Path) -> None:
+async def test_no_file_descriptor_is_left_for_a_subscription(directory: Path) -> None:
     async with start_trial(directory) as trial:
         limits = resource.prlimit(trial.pid, resource.RLIMIT_NOFILE)
         # With this limit, open descriptors stay open, but skyfast cannot open new descriptors.

@@ -46,7 +46,7 @@ def values(table, family, now=0.0):
     return [int(line.rpartition(" ")[2]) for line in sorted(table.page(now)[family])]
 
 
-def test_connection_has_series_once_it_reaches_the_bound(make):
+def test_connection_is_shown_after_it_reaches_the_bound(make):
     table = make(bounded(MIN_BYTES))
     table.report(make_flow(total=(400, 599, 1, 2), rtt=7, last=1), 0)
     assert not any(table.page(0)[family.name] for family in FAMILIES)

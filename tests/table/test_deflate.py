@@ -169,7 +169,7 @@ def test_go_rejects_damaged_gzip_members():
 
 @in_all_formats
 @pytest.mark.parametrize("size", [1, 100, 5_000, 100_000, 2**31 - 1])
-def test_lines_do_not_depend_on_the_chunk_size(size, openmetrics):
+def test_compressed_lines_do_not_depend_on_the_chunk_size(size, openmetrics):
     page = table_of(varied_flows(1_000)).table.page
     lines = read_deflated(page(0, openmetrics, created=True), size)
     assert lines == read_all(page(0, openmetrics, created=True))
@@ -206,7 +206,7 @@ def test_reads_after_the_end_return_an_empty_block():
 
 @in_all_formats
 @pytest.mark.parametrize("parts", [2, 7])
-def test_pages_with_some_parts_and_families_can_be_compressed(parts, openmetrics):
+def test_page_with_only_some_parts_and_families_can_be_compressed(parts, openmetrics):
     core = table_of(varied_flows(500))
     names = {core.families[0].name}
     for part in range(parts):
@@ -217,7 +217,7 @@ def test_pages_with_some_parts_and_families_can_be_compressed(parts, openmetrics
 
 
 @in_all_formats
-def test_series_of_the_first_direction_can_be_missing(openmetrics):
+def test_page_can_be_compressed_if_some_rows_lack_the_first_direction(openmetrics):
     """The line of the second direction is marked as a copy only if the first line exists."""
     for position in (0, 1, 2):
         labels = [LABELS[0], LABELS[1]]
@@ -267,7 +267,7 @@ def test_values_can_change_between_two_chunks(openmetrics):
 
 
 @pytest.mark.slow
-def test_pages_are_right_during_an_hour_of_churn():
+def test_compressed_pages_are_right_while_connections_change_for_an_hour():
     """The test reads a page every 15 s, in alternating formats."""
     core = Core(Spec(views=(View(LABELS), View((LABELS[0], DIRECTION), timeout_s=75))))
     rng = random.Random(0)
@@ -299,7 +299,7 @@ def test_pages_are_right_during_an_hour_of_churn():
 @usual_steps
 @in_all_formats
 @pytest.mark.parametrize("views", [(), histogram_views()], ids=["default", "histograms"])
-def test_compressed_pages_are_as_small_as_with_isal(views, openmetrics):
+def test_compressed_pages_are_as_small_as_those_of_isal(views, openmetrics):
     table = table_of(varied_flows(3_000), *views).table
     lines, blocks = deflate_all(table.page(0, openmetrics, created=True))
     assert len(blocks) <= 1.05 * len(isal_zlib.compress(lines, 1, wbits=31))
@@ -385,7 +385,7 @@ def test_matches_never_reach_back_beyond_the_start():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_matches_are_found_beyond_4_gib(seed):
+def test_matches_are_found_after_the_first_4_gib(seed):
     """The core stores positions modulo 4 GiB.
 
     After the first 4 GiB, the same text may take at most 1 % more bytes.
@@ -414,7 +414,7 @@ def test_wrong_pieces_do_not_change_the_text():
             deflated([(text, pieces), (text[::-1], pieces), (text, pieces)])
 
 
-def test_codes_adapt_to_the_text():
+def test_huffman_codes_adapt_to_the_text():
     """The Huffman codes of digits compress letters badly, so the codes must change."""
     rng = random.Random(1)
     size = checked.MAX_SLICE * 4 // 5

@@ -83,7 +83,7 @@ def test_stack_protector_is_enabled(module):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
-def test_memory_functions_are_fortified():
+def test_calls_of_memcpy_or_memset_are_fortified():
     assert {"__memcpy_chk", "__memset_chk"} & Elf(CORE).names
 
 

@@ -140,7 +140,7 @@ def test_bucket_bounds_can_be_between_two_integers(make):
     assert observed(table)[0] == [0, 1, 2, 4, 4]
 
 
-def test_sum_stays_at_its_maximum(make):
+def test_sum_of_a_histogram_stays_at_its_maximum(make):
     table = make(spec_of(RTT))
     for uuid in range(1, 5):
         table.report(make_flow(f"{uuid:x}", rtt=MAX_NUMBER), 0)
@@ -191,7 +191,7 @@ def test_histogram_of_ages_must_read_exactly_one_field():
         Core(spec_of(two))
 
 
-def test_fields_that_only_closing_reports_need_are_in_closing_gauges():
+def test_plan_lists_fields_that_only_closing_reports_need_separately():
     plan = plan_of(spec_of(RTT, SIZE, DURATION))
     assert [gauge.path for gauge in plan.gauges] == [("Metric", "RTT")]
     fields = [("Metric", "ABBytes"), ("Metric", "BABytes"), ("Start",)]
@@ -283,7 +283,7 @@ def test_first_value_of_a_flow_without_a_valid_start_is_not_observed(make):
 # Closing reports
 
 
-def test_size_and_duration_are_observed_when_a_live_flow_closes(make):
+def test_size_and_duration_are_observed_in_the_closing_report_of_a_live_flow(make):
     table = make(spec_of(SIZE, DURATION))
     table.report(make_flow(total=(90, 200, 1, 2), start=1_000, last=2_000), 0)
     assert observed(table, "size")[0] == observed(table, "duration")[0] == [0, 0, 0]
@@ -352,7 +352,7 @@ def test_closing_report_that_leaves_its_flow_dormant_is_observed_once(make):
     assert observed(table, "size", 601) == ([0, 1, 1], "350")
 
 
-def test_closing_report_that_wakes_a_flow_is_observed(make):
+def test_closing_report_that_makes_a_dormant_flow_live_is_observed(make):
     table = make(spec_of(SIZE))
     table.report(make_flow(last=2_000), 0)
     table.expire(600)
@@ -381,7 +381,7 @@ def test_closing_report_of_an_unknown_flow_is_observed_once(make):
     assert table.dormant_flows == 0
 
 
-def test_flow_kept_after_its_closing_report_adds_later_bytes(make):
+def test_flow_stored_after_its_closing_report_adds_later_bytes(make):
     table = make(spec_of(RTT, SIZE, *standard("a", "bytes")))
     table.report(make_flow(rtt=2 * MS, **CLOSING), 0)
     assert table.report(make_flow(total=(150, 200, 2, 2), rtt=2 * MS, last=80_000), 1) is None
@@ -407,7 +407,7 @@ def test_flow_with_only_a_closing_report_is_observed(make):
     assert observed(table) == ([0, 1, 1, 1], "0.002")
 
 
-def test_table_without_histograms_of_closing_reports_keeps_no_ended_flow(make):
+def test_ended_flow_is_not_stored_without_histograms_of_closing_reports(make):
     table = make(spec_of(RTT))
     assert table.report(make_flow(**CLOSING), 0) == "ended"
     assert table.dormant_flows == 0

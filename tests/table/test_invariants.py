@@ -549,7 +549,7 @@ def test_failed_report_does_not_take_over_a_conversation():
     assert nth > 1
 
 
-def test_uuid_of_an_evicted_flow_can_become_a_label_in_the_same_batch():
+def test_uuid_of_an_evicted_flow_can_be_a_label_value_in_the_same_message():
     core = Core(max_flows=3, build=checked)
     core.message([make_flow("named like a node", node="node-1")], 0)
     core.message([make_flow("b2", node="node-2")], 1)
@@ -606,7 +606,7 @@ def test_destroyed_tables_release_all_references():
 
 @pytest.mark.parametrize("start_ms", [0, 1, 1_700_000_000_000, 2**42 - 1])
 @pytest.mark.parametrize("new_flows", [0, 1, 2**21 - 1])
-def test_number_of_new_flows_and_start_time_are_kept_together(new_flows, start_ms):
+def test_kept_counters_store_the_number_of_new_flows_and_the_start_time(new_flows, start_ms):
     assert checked.kept(new_flows, start_ms) == (new_flows, start_ms)
 
 

@@ -83,7 +83,7 @@ def samples(table, name="forward", now=0.0):
 # Several labels of one lookup
 
 
-def test_one_lookup_gives_all_labels_of_an_end(make):
+def test_one_lookup_returns_all_labels_of_an_address(make):
     names = Names({"10.0.0.1": WEB, "10.0.0.2": DB}, count=3)
     table = make(spec_of(*ends(names)))
     table.report(make_flow("1", (1, 0, 0, 0)), 0)
@@ -141,7 +141,7 @@ class CountingNames(Names):
         return super().resolve(key, other, point)
 
 
-def test_each_end_of_a_new_flow_is_looked_up_once():
+def test_each_address_of_a_new_flow_is_looked_up_once():
     names = CountingNames({"10.0.0.1": WEB, "10.0.0.2": None}, count=3)
     core = Core(spec_of(*ends(names)))
     update(core, make_flow("1"))
@@ -151,7 +151,7 @@ def test_each_end_of_a_new_flow_is_looked_up_once():
     assert names.calls == []
 
 
-def test_core_calls_the_method_missing_of_a_dict_subclass():
+def test_core_calls_dunder_missing_of_a_dict_subclass():
     class Missing(dict):
         def __missing__(self, key):
             return (f"no {key}",)
@@ -174,7 +174,7 @@ def test_names_need_not_be_a_dict():
 # Ambiguous keys
 
 
-def test_an_ambiguous_key_is_resolved_by_the_other_address_and_the_capture_point(make):
+def test_ambiguous_key_is_resolved_by_the_other_address_and_the_capture_point(make):
     names = Names({"10.0.0.1": None, "10.0.0.9": WEB}, count=3)
     names.contexts = {
         ("10.0.0.1", "10.0.0.2", "node-1"): WEB,
@@ -200,7 +200,7 @@ def test_an_ambiguous_key_is_resolved_by_the_other_address_and_the_capture_point
     }
 
 
-def test_both_ends_may_be_ambiguous(make):
+def test_both_addresses_can_be_ambiguous(make):
     names = Names({"10.0.0.1": None, "10.0.0.2": None}, count=3)
     names.contexts = {
         ("10.0.0.1", "10.0.0.2", "node-1"): WEB,
@@ -211,7 +211,7 @@ def test_both_ends_may_be_ambiguous(make):
     assert samples(table) == {(*WEB, *DB): "1"}
 
 
-def test_a_key_becomes_ambiguous_and_unique_again(make):
+def test_key_can_become_ambiguous_and_unique_again(make):
     names = Names({"10.0.0.1": WEB}, count=3)
     table = make(spec_of(*ends(names)[:3], LABELS[2]))
     table.report(make_flow("1", (1, 0, 0, 0), node="node-1", ports=(1, 443)), 0)
@@ -415,7 +415,7 @@ def test_relabelling_moves_no_flow_if_a_lookup_raises_an_exception():
     assert core.bytes <= size + 200_000
 
 
-def test_table_releases_results_that_no_new_flow_used_for_a_timeout():
+def test_table_releases_lookup_results_that_no_new_flow_used_for_one_timeout():
     names = Names({"10.0.0.2": None}, count=3)
     texts = ["".join(["text ", str(n), "é" * (n % 2)]) for n in range(3)]
     found = tuple(texts)
@@ -463,7 +463,7 @@ def test_new_flows_get_the_current_names(make):
     assert samples(table, now=5) == {(*WEB, *DB): "4", (*DB, *DB): "1", (*CACHE, *DB): "1"}
 
 
-def test_labels_can_use_different_elements_of_one_result(make):
+def test_labels_can_use_different_elements_of_one_lookup_result(make):
     names = Names(dict.fromkeys(("10.0.0.1", "10.0.0.2", "node-1"), WEB), count=3)
     first, second, third = Lookup(names, A), Lookup(names, B), Lookup(names, POINT)
     labels = (
@@ -574,7 +574,7 @@ def test_relabelling_step_moves_no_more_flows_than_its_budget():
         assert {labels[0] for labels in samples(core)} == {f"{key} {budget}" for key in keys}
 
 
-def test_key_without_flows_counts_as_one_flow_towards_the_budget():
+def test_key_without_flows_uses_the_budget_of_one_flow():
     names = Names()
     core = Core(spec_of(looked_up("name", A, names)))
     core.report(make_flow("1"), 0)
@@ -583,7 +583,7 @@ def test_key_without_flows_counts_as_one_flow_towards_the_budget():
     assert [part.taken for part in core.relabel(names, [], 4)] == [[]]
 
 
-def test_keys_are_not_read_if_no_label_uses_their_names():
+def test_relabelling_ignores_names_that_no_label_uses():
     core = Core(spec_of(looked_up("name", A, Names())))
     keys = iter(["10.0.0.1"])
     assert core.table.relabel(Names(), keys).step(10) is False
@@ -818,7 +818,7 @@ def test_all_strings_of_stored_rows_can_be_read(count):
     assert all_strings(core.table, count) == sorted({*WEB, *CACHE, "10.0.0.1", r"a\"b", "x"})
 
 
-def test_strings_keep_their_numbers():
+def test_interned_strings_keep_their_numbers():
     names = Names({f"10.0.0.{number}": WEB for number in range(50)} | {"b": DB})
     core = Core(spec_of(*ends(names, context=False)))
     for number in range(50):

@@ -36,7 +36,7 @@ from tests.support.model_specs import DEFAULT, METRICS, STANDARD, standard
         ("fd77::1%eth0", "10.0.0.2", "other"),
     ],
 )
-def test_tag_depends_on_which_ends_are_in_the_cluster(a, b, tag):
+def test_tag_depends_on_which_addresses_are_in_the_cluster(a, b, tag):
     masks = ("10.0.0.0/8", "fd77::/64")
     flow = make_flow(a=a, b=b)
     others = {"internal", "egress", "ingress", "other"} - {tag}

@@ -42,7 +42,7 @@ def parts_of(table, parts, now=0):
     return pages
 
 
-def test_row_is_in_one_part_with_all_its_series(make):
+def test_all_series_of_a_row_are_in_one_part(make):
     table = make()
     table.report(make_flow(rtt=5), 0)
     pages = parts_of(table, 4)

@@ -78,7 +78,7 @@ def test_known_flow_adds_its_deltas(make):
     assert table.flows == table.connections == 1
 
 
-def test_flows_of_one_connection_add_up(make):
+def test_counters_of_a_connection_are_the_sums_of_its_flows(make):
     table = make()
     table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
     table.report(make_flow("b2", (10, 20, 3, 4), last=1), 0)
@@ -233,14 +233,14 @@ def test_closing_report_that_repeats_the_only_update_is_not_a_first_report(make)
 @pytest.mark.parametrize(
     ("finish", "newest_last"), [(1, 70_000), (0, 69_999), (2, 69_999), (3, 69_999), (4, 69_999)]
 )
-def test_unknown_flow_adds_its_last_update_unless_the_report_repeats_it(make, finish, newest_last):
+def test_report_that_does_not_repeat_an_update_adds_its_last_update(make, finish, newest_last):
     table = make()
     table.report(KNOWN, 0)
     table.report(make_flow(**LATER | {"newest_last": newest_last}, finish=finish), 0)
     assert sums(table) == [6, 7, 8, 9]
 
 
-def test_reports_with_different_uuids_are_of_different_flows(make):
+def test_different_uuids_identify_different_flows(make):
     hexadecimal = ["0", "a", "ffffffffffffffff", "1000000000000000"]
     other = ["00", "0a", "A", "0x1", "+1", "-1", "1.0", "10000000000000000", "fffffffffffffffff"]
     other += [" ", "a ", "a\n", "\0", "é", "e\u0301", "\U0001f600", "x" * 16, "x" * 17, "x" * 1024]
@@ -357,7 +357,7 @@ def test_known_flows_are_updated_at_max_flows(make):
     assert table.report(make_flow("b2"), TIMEOUT_S) is None
 
 
-def test_rejected_flows_do_not_require_the_last_update(make):
+def test_last_update_of_a_rejected_flow_is_not_validated(make):
     table = make(max_flows=1)
     table.report(make_flow("a1"), 0)
     assert table.report(make_flow("b2", **LATER | {"newest": (-1, 0, 0, 0)}), 0) == "table_full"
@@ -477,7 +477,7 @@ def test_out_of_range_number_in_a_later_report_changes_nothing(make, group, name
     assert not table.page(TIMEOUT_S)[BYTES]
 
 
-def test_start_is_not_read_unless_it_can_identify_a_first_report(make):
+def test_start_is_read_only_if_it_can_identify_a_first_report(make):
     table = make()
     assert table.report(make_flow("a1", start=-1), 0) is None
     assert table.values_skipped["Start"] == 0
@@ -513,7 +513,7 @@ def test_report_with_invalid_finish_type_is_not_a_first_report(make, number):
 
 @pytest.mark.parametrize("number", WILD_NUMBERS)
 @pytest.mark.parametrize("name", [*COUNTERS, "Start", "Last"])
-def test_last_update_is_not_read_unless_it_counts(make, name, number):
+def test_last_update_is_read_only_if_the_table_adds_it(make, name, number):
     def flow(uuid, **fields):
         flow = make_flow(uuid, **LATER | fields)
         flow["LastUpdateMetric"][name] = number
@@ -682,7 +682,7 @@ def test_all_views_add_the_same_deltas(make):
     assert (table.connections, table.view_connections) == (2, (1, 2))
 
 
-def test_each_view_decides_what_an_unknown_flow_adds(make):
+def test_each_view_adds_the_total_or_the_last_update_of_an_unknown_flow(make):
     table = make(
         Spec(
             views=(
@@ -728,7 +728,7 @@ def test_last_update_is_read_if_any_view_needs_it(make, name):
     }
 
 
-def test_view_keeps_rows_for_its_own_timeout(make):
+def test_rows_of_a_view_expire_after_the_timeout_of_the_view(make):
     table = make(Spec(views=(View(), view("node", (NODE,), "bytes", "flows", "rtt"))))
     table.report(make_flow("a1", (100, 200, 1, 2), last=1, rtt=1_500_000_000), 0)
     table.report(make_flow("a1", (110, 200, 1, 2), last=2), 50)
@@ -745,7 +745,7 @@ def test_view_keeps_rows_for_its_own_timeout(make):
     assert table.view_connections == (0,)
 
 
-def test_row_of_a_view_continues_until_it_expires(make):
+def test_row_of_a_view_continues_its_counters_until_it_expires(make):
     table = make(Spec(views=(View(), view("node", (NODE,), "bytes", "flows"))))
     table.report(make_flow("a1", (100, 200, 1, 2), last=1), 0)
     table.expire(900)
@@ -799,7 +799,7 @@ def test_counter_can_be_the_sum_of_both_directions(make):
     assert samples(table, "node_rtt_seconds") == {"node-1": "0.000000007"}
 
 
-def test_summed_counter_is_compared_only_by_its_sum(make):
+def test_only_the_sum_of_a_summed_counter_is_compared_with_the_previous_report(make):
     table = make(SUM)
     table.report(make_flow(total=(100, 200, 1, 2), last=5), 0)
     assert table.report(make_flow(total=(200, 100, 1, 2), last=4), 0) == "late"
@@ -809,7 +809,7 @@ def test_summed_counter_is_compared_only_by_its_sum(make):
     assert samples(table, "node_bytes_total") == {"node-1": "619"}
 
 
-def test_flow_restarts_in_all_views(make):
+def test_restarted_flow_adds_its_totals_to_all_views(make):
     table = make(Spec(views=(view("a", (NODE, DIRECTION), "bytes"), view("b", (NODE,), "bytes"))))
     table.report(make_flow(total=(100, 200, 1, 2), last=1), 0)
     table.report(make_flow(total=(90, 210, 1, 2), last=2), 0)
@@ -895,7 +895,7 @@ def test_lower_optional_counter_restarts_the_flow(make):
     assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "6", "node-1,<": "7"}
 
 
-def test_unknown_flow_adds_zero_to_counters_that_have_no_last_update(make):
+def test_unknown_flow_adds_zero_to_counters_without_a_last_update(make):
     table = make(Spec(views=(*OPTIONAL.views, view("ip", (NODE,), "ip_fragments"))))
     first = tcp(make_flow("a1"), (3, 4)) | {"IPMetric": {"Fragments": 5}}
     later = tcp(make_flow("b2", **LATER), (30, 40)) | {"IPMetric": {"Fragments": 50}}
@@ -910,7 +910,7 @@ def test_unknown_flow_adds_zero_to_counters_that_have_no_last_update(make):
     assert samples(table, "ip_ip_fragments_total") == {"node-1": "6"}
 
 
-def test_identified_connection_adds_totals_of_counters_that_have_no_last_update(make):
+def test_report_that_creates_the_connection_adds_totals_without_a_last_update(make):
     families = (*FAMILIES, *OPTIONAL.views[0].families[1:])
     table = make(Spec(views=(View(LABELS, families),)))
     table.report(tcp(make_flow(**LATER), (30, 40)), 0)
@@ -1070,14 +1070,14 @@ def test_addresses_are_masked(make, mask, address, shown):
         (Fold(above=100, keep=frozenset({8080})), 53, "53"),
     ],
 )
-def test_ports_are_kept_or_folded_to_other(make, fold, port, shown):
+def test_ports_are_unchanged_or_replaced_by_other(make, fold, port, shown):
     label = Label("target_port", ("Transport", "B"), number=True, rewrite=fold)
     table = make(Spec(views=(view("a", (label,), "bytes"),)))
     table.report(make_flow(ports=(1, port)), 0)
     assert samples(table, "a_bytes_total") == {shown: "300"}
 
 
-def test_folded_ports_merge_connections_and_do_not_identify_them(make):
+def test_ports_replaced_by_other_merge_connections_and_do_not_identify_them(make):
     fold = Label("initiator_port", ("Transport", "A"), number=True, rewrite=Fold(above=1023))
     table = make(Spec(views=(view("a", (IP_A, IP_B, fold, PORT_B), "bytes"),)))
     table.report(make_flow("a1", **LATER), 0)
@@ -1382,7 +1382,7 @@ def test_swapped_names_do_not_mix_counters(make, names):
     assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "300", "10.0.0.1,eth1": "37"}
 
 
-def test_one_mapping_can_give_names_to_both_ends(make):
+def test_one_mapping_can_have_names_for_both_addresses(make):
     owners = Names({"10.0.0.1": ("web",), "10.0.0.2": ("db",)})
     labels = (
         looked_up("initiator_name", ("Network", "A"), owners),
@@ -1475,7 +1475,7 @@ def test_only_flows_of_the_first_capture_point_are_counted(make):
         ({"start": 5_000, "newest_start": 5_000}, "duplicate"),
     ],
 )
-def test_conversation_is_identified_by_ends_and_protocol(make, other, reason):
+def test_conversation_is_identified_by_endpoints_and_protocol(make, other, reason):
     table = make(FIRST)
     table.report(make_flow("a1", node="node-1"), 0)
     assert table.report(make_flow("b2", node="node-2", **other), 0) == reason
@@ -1542,7 +1542,7 @@ def test_reason_duplicate_takes_precedence_over_reason_table_full(make):
 # Full tables and views, which have ``max_connections`` rows
 
 
-def test_rejected_flow_is_in_no_view(make):
+def test_rejected_flow_is_not_counted_in_any_view(make):
     table = make(Spec(max_connections=1, views=(View(), view("a", (NODE,), "bytes"))))
     table.report(make_flow("a1"), 0)
     assert table.report(make_flow("b2", a="10.0.0.3"), 0) == "table_full"
@@ -1829,7 +1829,7 @@ def test_deltas_of_a_lost_report_are_counted_with_the_next_report(make):
     assert (table.created_total, table.expired_total) == (2, 1)
 
 
-def test_dormant_flows_are_not_in_flow_counts(make):
+def test_flow_counts_exclude_dormant_flows(make):
     table = make(
         Spec(views=(view("a", (NODE,), "flows"), view("b", (PROTOCOL,), "bytes", "flows")))
     )
@@ -1842,7 +1842,7 @@ def test_dormant_flows_are_not_in_flow_counts(make):
 
 
 @pytest.mark.parametrize("total", [(100, 200, 1, 2), (90, 200, 1, 2)])
-def test_late_report_does_not_wake_a_dormant_flow(make, total):
+def test_late_report_does_not_make_a_dormant_flow_live(make, total):
     table = make(MEMORY)
     table.report(make_flow("a1", last=5), 0)
     table.expire(TIMEOUT_S)
@@ -1872,7 +1872,7 @@ def test_dormant_flow_is_forgotten_after_flow_memory_s(make):
     assert samples(table, "node_bytes_total", TIMEOUT_S + 300) == {"node-1": "311"}
 
 
-def test_no_flow_is_dormant_without_flow_memory(make):
+def test_flows_are_forgotten_at_once_if_flow_memory_s_is_zero(make):
     table = make(Spec(views=MEMORY.views, flow_memory_s=0))
     table.report(make_flow("a1", last=1), 0)
     table.expire(TIMEOUT_S)
@@ -1881,7 +1881,7 @@ def test_no_flow_is_dormant_without_flow_memory(make):
     assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": "311"}
 
 
-def test_live_flow_evicts_the_longest_dormant_flow(make):
+def test_new_flow_evicts_the_flow_that_became_dormant_first(make):
     table = make(Spec(views=MEMORY.views, max_flows=2))
     table.report(make_flow("a1", (1, 0, 0, 0), last=1, node="node-1"), 0)
     table.report(make_flow("b2", (1, 0, 0, 0), last=1, node="node-2"), 1)
@@ -1984,7 +1984,7 @@ def test_closing_report_without_deltas_ends_a_dormant_flow(make):
     assert table.dormant_flows == 0
 
 
-def test_closing_report_with_deltas_counts_without_creating_a_connection(make):
+def test_closing_report_with_deltas_does_not_create_a_connection(make):
     table = make(MEMORY)
     table.report(make_flow("a1", (100, 200, 1, 2), last=1_500), 0)
     table.expire(TIMEOUT_S)
@@ -2199,7 +2199,7 @@ def test_connection_counts_new_flows_that_had_only_closing_reports(make):
     assert samples(table, "a_new_flows_total", now) == {SERVICE: "3"}
 
 
-def test_dormant_flow_that_wakes_is_not_new(make):
+def test_dormant_flow_that_becomes_live_is_not_new(make):
     table = make(BOTH)
     table.report(make_flow("a1", last=1), 0)
     table.expire(TIMEOUT_S)
@@ -2211,7 +2211,7 @@ def test_dormant_flow_that_wakes_is_not_new(make):
     assert [new_flows(table, prefix, A_WHILE_S) for prefix in ("main", "node", "port")] == [1, 1, 1]
 
 
-def test_returning_connection_keeps_a_count_of_zero_new_flows(make):
+def test_returning_connection_can_have_zero_new_flows(make):
     table = make(BOTH)
     table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
     table.expire(TIMEOUT_S)
@@ -2223,7 +2223,7 @@ def test_returning_connection_keeps_a_count_of_zero_new_flows(make):
     assert [new_flows(table, prefix, A_WHILE_S) for prefix in ("main", "node", "port")] == [0, 0, 0]
 
 
-def test_returning_connection_keeps_its_count_of_new_flows(make):
+def test_returning_connection_keeps_its_number_of_new_flows(make):
     table = make(SERVICES)
     for number in range(3):
         table.report(make_flow(f"a{number}", (10, 0, 0, 0), ports=(number, 443), last=1), 0)
@@ -2391,7 +2391,7 @@ def test_unknown_flow_adds_its_total_if_it_began_after_the_horizon(make, age_s, 
     assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": str(counted)}
 
 
-def test_margin_includes_the_update_interval_of_agents(make):
+def test_age_limit_for_adding_a_total_depends_on_the_update_interval(make):
     table = make(MEMORY)
     table.begin(BEGAN)
     table.flow_update_s = 10
@@ -2400,7 +2400,7 @@ def test_margin_includes_the_update_interval_of_agents(make):
     assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": "33"}
 
 
-def test_unknown_flow_is_not_new_unless_begin_was_called(make):
+def test_unknown_flow_adds_its_last_update_if_begin_was_not_called(make):
     table = make(MEMORY)
     report = an_update("a1", (30, 3, 0, 0), age_s=1, newest=(10, 1, 0, 0))
     table.report(report, BEGAN)
@@ -2508,7 +2508,7 @@ def test_returning_ended_flow_is_reopened(make):
     assert table.dormant_flows == 1
 
 
-def test_without_flow_memory_an_ended_flow_is_kept_for_one_timeout(make):
+def test_ended_flow_is_kept_for_one_timeout_even_if_flow_memory_s_is_zero(make):
     table = make(Spec(views=MEMORY.views, flow_memory_s=0))
     table.report(make_flow("a1", last=5, finish=1), 0)
     table.expire(TIMEOUT_S)
@@ -2540,7 +2540,7 @@ def test_rejected_closing_report_ends_its_flow(make, finish):
     assert table.dormant_uuids() == ["c3"]
 
 
-def test_closing_report_counts_in_views_except_the_first_at_max_connections(make):
+def test_closing_report_adds_to_other_views_if_the_first_view_is_full(make):
     table = make(Spec(views=MEMORY.views, max_connections=1))
     table.begin(BEGAN)
     table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN)
@@ -2786,7 +2786,7 @@ def test_renamed_dormant_flow_starts_with_its_deltas(make):
     assert samples(table, "a_bytes_total", 250) == {"newer": "2"}
 
 
-def test_uuid_of_an_evicted_flow_can_become_a_label(make):
+def test_uuid_of_an_evicted_flow_can_be_a_label_value(make):
     table = make(Spec(views=(view("a", (NODE, IP_A), "bytes"),), max_flows=3))
     table.report(make_flow("no number", (1, 0, 0, 0), last=1), 0)
     table.report(make_flow("nor this", (1, 0, 0, 0), last=1), 0)

@@ -248,7 +248,7 @@ def test_counters_kept_for_a_removed_connection_keep_their_start_time(make):
     assert start(table, "a_bytes_total", now) == CLOCK_MS + 5
 
 
-def test_kept_counters_without_a_start_time_never_get_one(make):
+def test_kept_counters_without_a_start_time_never_get_a_start_time(make):
     table = make(SHARED)
     take(table, first_report(start=0))
     table.expire(TIMEOUT_S)
@@ -431,7 +431,7 @@ def samples(page):
     return [line for line in read_all(page).decode().splitlines() if line[0] != "#"]
 
 
-def test_series_of_the_second_direction_alone_has_a_start_time():
+def test_series_of_the_second_direction_has_a_start_time_if_it_is_the_only_series():
     """A connection may have a series in only one direction."""
     family = standard("t", "tcp_out_of_order")
     core = Core(Spec(views=(View((*labelled("node_tid"), DIRECTION), family),)))

@@ -1172,7 +1172,7 @@ def test_distinct_values_of_an_unknown_label_are_an_error():
         core.table.page(0).distinct_values(None)
 
 
-def test_threads_count_values_while_the_table_changes():
+def test_threads_can_count_label_values_while_the_table_changes():
     names = Names()
     label = looked_up("name", ("NodeTID",), names)
     spec = Spec(
@@ -1276,7 +1276,7 @@ while not done.is_set():
 
 
 @pytest.mark.xdist_group("timing")
-def test_scans_give_way_to_updates():
+def test_update_waits_for_at_most_one_slice_of_a_scan():
     """An update waits for one slice of a scan, not for the whole scan."""
     core = Core(max_connections=200_000, max_flows=200_000)
     for first in range(0, 100_000, 1_000):
