@@ -71,7 +71,7 @@ Names
 * Flows of a connection can be in different slices. For example, a connection with 300 bytes has two
   flows, and its name changes from "a" to "b". After the first slice, the first flow belongs to "b",
   which starts at zero. The second flow still belongs to "a", which stays at 300 bytes. Before the
-  next slice, the first flow adds 1 byte, and the second flow adds 2 bytes. Then "b" has 1 byte, and
+  next slice, the first flow adds 1 byte, and the second flow adds 2 bytes. Now "b" has 1 byte, and
   "a" has 302 bytes. After the second slice, "a" has no flows and is removed.
 * The limits do not apply to flows that move. The deadline of the new row is at least the deadline
   that the flow's latest report would have set. The new row has a series for each counter that the
@@ -88,9 +88,9 @@ Dormant flows
   flows that have been dormant for at least 15 s. The order of flows that became dormant in the same
   second is undefined, so `Model.expire` accepts the order as an argument.
 * When a row of the first view is removed, its counters are kept in two cases: if they differ from
-  the totals of the row's last flow, or if several conversations can have the row's labels. Kept
-  counters count as a flow for ``max_flows``. They are forgotten like a flow that became dormant
-  directly after the last flow of the row.
+  the totals of the row's last flow, or if several conversations can have the row's labels. The
+  kept counters of a row count as one flow towards ``max_flows``. They are forgotten like a flow
+  that became dormant directly after the last flow of the row.
 * A closing report that repeats the flow's last update does not create a row of the first view. The
   deltas of the report are added to an existing row or to kept counters. If neither exists, and if
   several conversations can have the labels, the deltas become kept counters.
@@ -99,7 +99,7 @@ New flows
 ---------
 
 * A flow is *new* if its report counts as a first report, or if the flow began so late that it
-  cannot have been counted before. Each row that gets a new flow counts it, even an overflow row.
+  cannot have been counted before. Each row of a new flow counts the flow, even an overflow row.
 * A flow that adds its total only because it creates a row is not new. The reason is that a flow can
   create a row in one view and not in another, but all views must count the same new flows.
 * Live and dormant flows are never new, even if they restart.
@@ -125,8 +125,8 @@ These rules apply if the option ``deduplicate`` is "first".
   one timeout. For example, the timeout is 75 s. At 100 s, the closing report of a dormant flow at
   node-1 adds a packet from a lost report, and starts a claim. Until 175 s, reports from node-2 are
   duplicates, because they may contain this packet. Later reports do not contain the packet.
-* Until its claim ends, a flow counts as live for ``max_flows``, and cannot be evicted. If another
-  flow of the same capture point claims the conversation, the earlier claim ends. The flow with the
+* A flow with a claim counts as live towards ``max_flows``, and cannot be evicted. If another flow
+  of the same capture point claims the conversation, the earlier claim ends. The flow with the
   earlier claim counts as dormant from that time.
 
 Histograms
@@ -136,7 +136,7 @@ Histograms
 * The histogram of a *first value* observes the first value above 0 of a flow. The first value of a
   live or dormant flow can be in any report that is not late. An unknown flow is only observed if
   the flow is new. If an unknown flow that is not new reports a value above 0, the flow is never
-  observed, because it may have been observed before.
+  observed, because an earlier value may have been observed before.
 * The histograms of *totals* and of *ages* observe the closing report of a flow. A live flow is
   observed in its rows, even if the report is late. A dormant or unknown flow is observed in the
   rows that have its labels. Missing rows are created. Fields of these histograms are only read in
@@ -258,12 +258,12 @@ class Lookup:
 
 @dataclass(frozen=True, eq=False)
 class Label:
-    """A label: its name, and the path of its value in a flow. An empty path is the flow itself.
+    """A label: its name, and the path of its value in a flow. An empty path is the whole flow.
 
-    A missing field has the value 0 if ``number`` is true, otherwise "". If ``rewrite`` maps the
-    whole flow, ``reads`` has the fields that it reads. If ``lookup`` is set, the label value is
-    item ``index`` of the names that the lookup finds. Labels are compared by identity, so a label
-    that several views have must be the same object in all of them.
+    The value of a missing field is 0 if ``number`` is true, and "" if ``number`` is false. If
+    ``rewrite`` maps the whole flow, ``reads`` has the fields that ``rewrite`` reads. If ``lookup``
+    is set, the label value is item ``index`` of the names that the lookup finds. Labels are
+    compared by identity. Therefore views that share a label must use the same object.
     """
 
     name: str
@@ -280,8 +280,8 @@ class Family:
     """A metric: the paths of its values from initiator to target and from target to initiator.
 
     An empty path stands for the number of flows, or for the number of new flows if the ``type`` is
-    "counter". ``keep`` says which value of its flows a gauge shows: "latest", "least" or "most". A
-    page shows values divided by ten to the power of ``decimals``.
+    "counter". A gauge shows one of the values of its flows: ``keep`` is "latest", "least" or
+    "most". A page shows values divided by ten to the power of ``decimals``.
 
     ``observes`` defines what a histogram observes. "first" means the first value above 0 of a flow.
     "total" and "age" mean the total or the age in the closing report of a flow. ``buckets`` are the
@@ -323,15 +323,14 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class View:
-    """Series with the same labels. If none is `DIRECTION`, values are sums of both directions.
+    """Series with the same labels. Without the label `DIRECTION`, values sum both directions.
 
     Rows of the first view expire with their last flow. Rows of other views expire ``timeout_s``
     after their last report. ``timeout_s`` must be so long that no row expires before its flows.
 
-    A row is hidden until it has ``min_bytes`` bytes or ``min_packets`` packets. 0 means that there
-    is no such bound. ``amounts`` are the keys of `AMOUNTS` that are counted although no family
-    shows them. A view with bounds must count "bytes". A view with ``min_packets`` must also count
-    "packets".
+    A row is hidden until it has ``min_bytes`` bytes or ``min_packets`` packets. 0 disables a bound.
+    ``amounts`` are the keys of `AMOUNTS` that are counted although no family shows them. A view
+    with bounds must count "bytes". A view with ``min_packets`` must also count "packets".
     """
 
     labels: Sequence[Label] = LABELS
@@ -346,10 +345,10 @@ AMOUNTS = {
     "bytes": (("Metric", "ABBytes"), ("Metric", "BABytes")),
     "packets": (("Metric", "ABPackets"), ("Metric", "BAPackets")),
 }
-"""The counters that bounds are compared with: each name maps to the paths of both directions."""
+"""The counters that are compared with bounds: for each name, the paths of both directions."""
 
 Bounds = tuple[int, int]
-"""The minimum numbers of bytes and of packets. 0 means that there is no such bound."""
+"""The minimum numbers of bytes and of packets. 0 disables a bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,7 +382,7 @@ def one_view(
 
 
 def looked_up(name: str, key: Path, names: Names, context: tuple[Path, ...] = ()) -> Label:
-    """Return a label with its own lookup: the first name that is found for the field ``key``."""
+    """Return a label whose value is the first name for the field ``key``, with its own lookup."""
     return Label(name, key, lookup=Lookup(names, key, context))
 
 
@@ -415,7 +414,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Tags:
-    """Maps a flow to its tag, which says which of its addresses are in the cluster's networks."""
+    """Maps a flow to its tag, which depends on which addresses are in the cluster's networks."""
 
     masks: Sequence[str]
 
@@ -535,7 +534,7 @@ class Total:
 
 
 NEW_FLOWS = Total(())
-"""The counter of new flows. It is not a field of flows. Rows have it even if no page shows it."""
+"""The counter of new flows. Each row has this counter, even if no page shows the counter."""
 
 
 @dataclass(frozen=True)
@@ -582,8 +581,8 @@ class Row:
     """The series of a view that have the same label values, apart from the direction.
 
     A row has no series for a counter or gauge that its flows never had. ``start_ms`` is the time at
-    which its counters were 0, in Unix milliseconds. ``start_ms`` is 0 if this time is unknown, and
-    None before the first report.
+    which the row's counters were 0, in Unix milliseconds. ``start_ms`` is 0 if this time is
+    unknown, and None before the first report.
     """
 
     view: View
@@ -1046,9 +1045,9 @@ class Model:
         return min(start_ms, self.wall_ms) if self.wall_ms else start_ms
 
     def _start_before(self, flow: JSON, known: Flow, now: float) -> int:
-        """Return the start time of a connection that a dormant flow creates again with its total.
+        """Return the start time of a connection that a dormant flow creates again.
 
-        The start time is at most the time of the last report of the removed connection.
+        The start time is not later than the last report of the removed connection.
         """
         start_ms = self._start(flow, "total")
         if not self.wall_ms:
@@ -1081,7 +1080,7 @@ class Model:
         places = self._places(labels)
         has_room = [self._has_room(n, place) for n, place in enumerate(places)]
         kept = self._kept.get(places[0])
-        # A row that this flow creates cannot contain earlier traffic of the flow.
+        # A new row cannot contain earlier traffic of the flow. Therefore the row gets the total.
         counts_whole = [
             difference is None
             and self._is_complete(n)
@@ -1253,7 +1252,7 @@ class Model:
         known.last_ms = max(flow.get("Last", 0), known.last_ms)
 
     def _end(self, known: Flow, now: float) -> None:
-        """Store a flow without rows as dormant and ended, as more of its reports may arrive."""
+        """Store a flow without rows as dormant and ended. More of its reports may arrive."""
         known.is_dormant = known.is_ended = True
         self._list(known, now)
 
@@ -1337,7 +1336,8 @@ class Model:
     def _make_room(self, now: float) -> None:
         """Forget flows until at most ``max_flows`` flows are left: the oldest dormant flow first.
 
-        Ended flows are preferred after `BATCH_S`. Before, their reports may still be in transit.
+        Prefer ended flows that have been dormant for `BATCH_S`. Reports of these flows can no
+        longer be in transit.
         """
         while len(self._flows) + len(self._kept) > self.spec.max_flows and (
             self._ended or self._dormant

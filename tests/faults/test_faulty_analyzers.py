@@ -28,7 +28,7 @@ from tests.faults.trial import (
 from tests.support.analyzer import HUGE_BYTES, SPACES, TEXT, Answer, FakeAnalyzer, Fault, frame
 
 SOCKET_BYTES = 64 << 20
-"""In Linux, the socket buffers of a connection cannot store so many bytes."""
+"""A number of bytes that exceeds the socket buffers of a connection in Linux."""
 
 BURST_BYTES = 300_000_000
 TOPOLOGY = {"prom_sky_con": {"interfaces_interval": 1}}

@@ -25,10 +25,10 @@ from tests.support.paths import ROOT
 
 TIMEOUT_S = 8.0
 PAUSE_S = 9.0
-"""A duration longer than ``TIMEOUT_S``. No connection expires in a pause: the clock stops, too."""
+"""The duration of a pause, longer than ``TIMEOUT_S``. skyfast's clock stops during a pause."""
 HOUR_S = 3600
 FEW = 3
-"""A number of file descriptors. Every skyfast process has more open file descriptors."""
+"""A number of file descriptors. Every skyfast process has more file descriptors open."""
 
 SHORT = {"prom_sky_con": {"connection_timeout": TIMEOUT_S, "connection_grace": 0}}
 

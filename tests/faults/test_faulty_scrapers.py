@@ -1,4 +1,4 @@
-"""Faults of scrapers. Each test is named after a fault. It must not affect other clients."""
+"""Faults of scrapers. Each test is named after a fault that must not affect other clients."""
 
 import asyncio
 import re

@@ -55,7 +55,7 @@ STATISTICS_S = 0.5
 """Interval between statistics. Skydive's interval of 10 s would delay the detection of silence."""
 STATISTICS = '{"Namespace":"stats","Type":"stats","Obj":{"CaptureID":"capture","FlowCount":1}}'
 MEMORY_BYTES = KEPT_BYTES
-"""Allowed growth of resident memory. skyfast keeps so much free heap memory."""
+"""Allowed growth of resident memory. skyfast may keep this much free memory in its heap."""
 
 COUNTED = (
     "skyfast_reconnects_total",
@@ -276,12 +276,12 @@ class Trial:
                 await asyncio.sleep(POLL_S)
 
     def series(self, name: str, **labels: str) -> str:
-        """Return the series ``name`` of the analyzer, as written on the page."""
+        """Return the analyzer's series of the metric ``name``, as written on the page."""
         pairs = {"analyzer": self._name, **labels}
         return name + "{" + ",".join(f'{k}="{v}"' for k, v in pairs.items()) + "}"
 
     async def counts(self) -> Counter[Reason]:
-        """Map the metric and reason of each error counter to the sum over all analyzers."""
+        """Return the error counters. Counters of several analyzers are added up."""
         counts: Counter[Reason] = Counter()
         for series, value in (await self.skyfast.self_metrics()).items():
             name, _, labels = series.partition("{")

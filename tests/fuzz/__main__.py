@@ -58,7 +58,7 @@ def run_in_process(name: str, seconds: float, seed: str) -> int:
 
 
 def run(name: str, seconds: float, seed: str) -> int:
-    """Fuzz a target in this process. A file contains the current case in case of a crash."""
+    """Fuzz a target in this process. After a crash, a file still contains the current case."""
     path = current(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     result = fuzz(TARGETS[name](), seconds=seconds, seed=seed, on_case=path.write_bytes)

@@ -53,7 +53,7 @@ def examples() -> list[str]:
 
 @cache
 def example_trees() -> list[Any]:
-    """Return the parsed examples. Omit invalid examples, and examples that use anchors."""
+    """Return the parsed examples that are valid, use no anchors and are not deeply nested."""
     trees = []
     for text in examples():
         if "&" in text or "[[[[" in text:

@@ -142,7 +142,7 @@ def _cases(target: Target, seed: str) -> Iterator[bytes | None]:
 
 
 def _reduce(target: Target, case: bytes, problem: str) -> bytes:
-    """Remove all parts of a case that are not needed to cause the same error. Return the rest."""
+    """Remove parts of a case as long as the error stays the same. Return the remaining case."""
     error = problem.rstrip().rpartition("\n")[2].partition(":")[0]
     tries = 0
     size = len(case) // 2

@@ -1,8 +1,8 @@
 """Fuzzes the web server with requests on a real socket.
 
 A case is the data that a client sends. The client then shuts down its sending direction. The first
-byte of a case is not sent, but selects one of two servers: the first server has no authentication,
-and the second server has users and a rate limit.
+byte of a case is not sent. It selects one of two servers: a server without authentication, or a
+server with users and a rate limit.
 """
 
 import asyncio

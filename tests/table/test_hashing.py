@@ -1,4 +1,4 @@
-"""Hashes of untrusted values: nobody can choose values that cause long chains.
+"""Hashes of untrusted values. An attacker cannot choose values that cause long chains.
 
 The tests use the build `checked` of the core, which reports the lengths of chains: see
 `tests.support.core_builds`.
@@ -26,7 +26,7 @@ SEED = 0x0123456789ABCDEF
 
 
 def chosen_uuids(seed: int) -> Iterator[str]:
-    """Yield UUIDs that are all in one bucket of a table with this seed."""
+    """Yield UUIDs that are all in the same bucket of a hash table with this seed."""
     number = 0
     while True:
         number += 1

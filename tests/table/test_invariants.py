@@ -107,7 +107,10 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         self.pages = []
 
     def with_failures(self, nth, times, operation):
-        """Call an operation. From the ``nth`` allocation on, ``times`` fail. 0: none fails."""
+        """Call an operation in which ``times`` allocations fail. The first is number ``nth``.
+
+        If ``nth`` is 0, no allocation fails.
+        """
         if nth == 0:
             operation()
             return

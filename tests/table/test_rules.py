@@ -148,7 +148,7 @@ def test_lower_counter_in_newer_report_restarts_the_flow(make, counter):
     assert table.report(make_flow(total=new, last=6), 0) is None
     expected = [sum(pair) for pair in zip(old, new, strict=True)]
     assert sums(table) == expected
-    # The next report adds its increase over the new totals.
+    # The next report is compared with the totals after the restart.
     table.report(make_flow(total=[n + 1 for n in new], last=7), 0)
     assert sums(table) == [n + 1 for n in expected]
 
@@ -2061,7 +2061,7 @@ def test_relabelled_connection_continues_its_counters_when_it_returns(make):
     table.report(make_flow("a1", (110, 220, 1, 2), last=2), 10)
     assert sums(table, 10) == [10, 20, 0, 0]
     table.expire(10 + TIMEOUT_S)
-    # The counters are lower than the totals of the flow, so the counters are kept separately.
+    # The counters are kept, because they are lower than the totals of the flow.
     assert table.dormant_connections == 1
     table.report(make_flow("a1", (111, 222, 1, 2), last=3), A_WHILE_S)
     assert sums(table, A_WHILE_S) == [11, 22, 0, 0]
@@ -2229,7 +2229,7 @@ def test_returning_connection_keeps_its_number_of_new_flows(make):
         table.report(make_flow(f"a{number}", (10, 0, 0, 0), ports=(number, 443), last=1), 0)
     table.expire(TIMEOUT_S)
     assert table.dormant_connections == 1
-    # A flow that wakes is not counted as new, unlike the later flow b2.
+    # The dormant flow a2 becomes live and is not counted as new. The later flow b2 is counted.
     table.report(make_flow("a2", (11, 0, 0, 0), ports=(2, 443), last=2), A_WHILE_S)
     assert samples(table, "a_new_flows_total", A_WHILE_S) == {SERVICE: "3"}
     table.expire(A_WHILE_S + TIMEOUT_S)
@@ -2384,8 +2384,8 @@ def an_update(uuid, total, *, age_s, newest, finish=0, last_s=None, **fields):
 def test_unknown_flow_adds_its_total_if_it_began_after_the_horizon(make, age_s, counted):
     table = make(MEMORY)
     table.begin(BEGAN)
-    # The table allows for 75 s: the update interval of agents (60 s) and a delay of 15 s. 200 s
-    # after `begin`, it therefore adds the totals of flows that are younger than 125 s.
+    # The table allows for 75 s: the update interval of agents (60 s) and a delay of 15 s. After
+    # 200 s, the table therefore adds the totals of flows that are younger than 125 s.
     report = an_update("a1", (30, 3, 0, 0), age_s=age_s, newest=(10, 1, 0, 0))
     assert table.report(report, BEGAN + 200) is None
     assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": str(counted)}
@@ -2774,7 +2774,7 @@ def test_renamed_dormant_flow_starts_with_its_deltas(make):
     assert (table.flows, table.dormant_flows) == (1, 2)
     names["node-1"] = ("new",)
     table.relabel(names, ["node-1"])
-    # Dormant flows are relabelled when they wake.
+    # Dormant flows get their new names when they become live again.
     assert samples(table, "a_flows", 50) == {"new": "1"}
     table.report(make_flow("c3", (101, 0, 0, 0), last=2), 90)
     table.expire(90 + TIMEOUT_S)

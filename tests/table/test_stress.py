@@ -47,7 +47,7 @@ SPEC = Spec(
 
 
 class Stress:
-    """A table and the threads that use the table. The clock ``now`` runs ten times too fast."""
+    """A table and its threads. The clock ``now`` is ten times as fast as real time."""
 
     def __init__(self) -> None:
         self.core = Core(SPEC)

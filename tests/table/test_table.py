@@ -147,7 +147,7 @@ def test_slow_page_has_no_duplicate_series_while_connections_return():
         now += TIMEOUT_S
         total += 1
         core.expire(now)
-        # The order of the flows changes, because the connections must return in other rows.
+        # In another order of the flows, the connections return in other rows.
         flows = many_flows(300, total=(total,) * 4, rtt=total, last=1_000 * total)
         core.message(flows[::-1] if total % 2 else flows[150:] + flows[:150], now)
     shown = read_page(b"".join(pieces))
@@ -684,7 +684,7 @@ def test_longest_lines_fit_the_buffer():
 
 
 class Answers(dict):
-    """A rewrite that returns or raises the item of a value. It returns unknown values unchanged."""
+    """A rewrite of the values that are keys. If an item is an exception, the rewrite raises it."""
 
     def __missing__(self, key):
         return key
@@ -756,7 +756,7 @@ def test_exceptions_of_a_rewrite_propagate():
 
 
 class AnyNames(Answers):
-    """Names that can be invalid, or exceptions to raise. Unknown keys are their own names."""
+    """Names that can be invalid, or exceptions to raise. An unknown key is its own name."""
 
     def __missing__(self, key):
         return (key,)
