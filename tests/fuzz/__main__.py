@@ -29,8 +29,8 @@ def main() -> int:
         default=secrets.token_hex(4),
         help="with the same seed, each run generates the same cases",
     )
-    parser.add_argument("--target", choices=TARGETS, help="only fuzz this target, in this process")
-    parser.add_argument("--replay", type=Path, nargs="+", help="only run these files")
+    parser.add_argument("--target", choices=TARGETS, help="fuzz only this target, in this process")
+    parser.add_argument("--replay", type=Path, nargs="+", help="run only the cases in these files")
     options = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)  # hides the many warnings that cases cause
     if options.replay:

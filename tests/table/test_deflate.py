@@ -122,7 +122,7 @@ TABLES = {
     "empty": lambda: ([],),
     "one connection": lambda: (many_flows(1),),
     "many connections": lambda: (varied_flows(300),),
-    "odd texts": lambda: (odd_texts(),),
+    "unusual strings": lambda: (odd_texts(),),
     "long lines": long_lines,
     "small families": lambda: (
         varied_flows(3),
@@ -130,7 +130,7 @@ TABLES = {
     ),
     "no labels": lambda: (varied_flows(3), View((), FAMILIES[:1])),
     "histograms": lambda: (varied_flows(60), *histogram_views()),
-    "only the direction": lambda: (varied_flows(3), View((DIRECTION,), FAMILIES)),
+    "only the label direction": lambda: (varied_flows(3), View((DIRECTION,), FAMILIES)),
 }
 
 
@@ -157,7 +157,7 @@ def test_all_decoders_return_the_pages_of_recordings(name, openmetrics):
     check_with_all_decoders(lines, blocks)
 
 
-@pytest.mark.skipif(not HAS_GO, reason="needs Go")
+@pytest.mark.skipif(not HAS_GO, reason="Go is not installed")
 def test_go_rejects_damaged_gzip_members():
     lines, blocks = deflate_all(table_of(many_flows(3)).table.page(0))
     member = gzip_member(lines, blocks)

@@ -82,7 +82,7 @@ def test_stack_protector_is_enabled(module):
     assert "__stack_chk_fail" in module.names
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has fortified functions")
 def test_calls_of_memcpy_or_memset_are_fortified():
     assert {"__memcpy_chk", "__memset_chk"} & Elf(CORE).names
 
