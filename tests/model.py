@@ -210,9 +210,9 @@ class Rewrite(Protocol):
 class Names(dict[str, tuple[str, ...] | None]):
     """Names that can change: ``count`` names for each key. Unknown keys have empty names.
 
-    A key is ambiguous if its value is None. The names of such a key depend on the other address and
-    on the capture point; ``contexts`` has the names by key, other address and capture point. In all
-    other contexts, the names are empty.
+    A key is ambiguous if its value is None. The names of an ambiguous key depend on the context,
+    which is the other address and the capture point. ``contexts`` has these names by key, other
+    address and capture point. In all other contexts, the names are empty.
     """
 
     def __init__(
@@ -235,10 +235,10 @@ class Names(dict[str, tuple[str, ...] | None]):
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
-    """Looks up the value of the field ``key`` in ``names``, for all labels with this lookup.
+    """Looks up the value of the field ``key`` in ``names``, once for all labels with this lookup.
 
-    If some names depend on the other address and on the capture point, ``context`` has the paths of
-    these two fields. If a flow lacks the object with the key, the key is empty.
+    If keys can be ambiguous, ``context`` has the paths of the other address and of the capture
+    point. If a flow lacks the object with the key, the key is an empty string.
     """
 
     names: Names
@@ -250,7 +250,7 @@ class Lookup:
         return (self.key, *self.context)
 
     def find(self, values: Mapping[Path, str]) -> tuple[str, ...]:
-        """Return the names for a flow. ``values`` has the values of its fields by path."""
+        """Return the names for a flow. ``values`` has the values of the flow's fields, by path."""
         key, *context = (values[path] for path in self.paths)
         found = self.names[key]
         return self.names.resolve(key, *context) if found is None else found
@@ -403,7 +403,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class Fold:
-    """Maps ports to "other", except ports up to ``above`` and the ports in ``keep``."""
+    """Maps ports to "other". Ports up to ``above`` and the ports in ``keep`` are unchanged."""
 
     above: int = -1
     keep: frozenset[int] = frozenset()
@@ -435,8 +435,8 @@ class Tags:
 class Protocols:
     """Maps a flow to its protocol: TCP, UDP, SCTP, ICMPV4 or ICMPV6.
 
-    A flow without one of these protocols is mapped to its last layer if ``other`` is true, and to
-    "" if ``other`` is false.
+    If a flow has none of these protocols, the result is the flow's last layer, or "" if ``other``
+    is false.
     """
 
     other: bool = False
@@ -466,7 +466,7 @@ PROTOCOL_OR_OTHER = Label(
 
 
 def tag_label(masks: Sequence[str]) -> Label:
-    """Return the label ``tag``, where ``masks`` are the networks of the cluster."""
+    """Return the label ``tag``. ``masks`` are the networks of the cluster."""
     return Label("tag", (), rewrite=Tags(masks), reads=(("Network", "A"), ("Network", "B")))
 
 
@@ -539,7 +539,7 @@ NEW_FLOWS = Total(())
 
 @dataclass(frozen=True)
 class Gauge:
-    """A gauge: a row has the latest, the least or the greatest nonzero value of its flows."""
+    """A gauge. A row has the latest, the least or the greatest nonzero value of its flows."""
 
     path: Path
     keep: str
@@ -552,7 +552,7 @@ class Gauge:
 
 @dataclass(frozen=True)
 class Distribution:
-    """The values that a histogram observes: see `Family`. A total can be a sum of fields."""
+    """The values that a histogram observes: see `Family`. A total can be the sum of two fields."""
 
     paths: tuple[Path, ...]
     observes: str
@@ -595,7 +595,7 @@ class Row:
     is_other: bool = False
     start_ms: int | None = None
     followers: dict[int, Row | None] = field(default_factory=dict)
-    """For a row of the first view: the rows of its flows in linked views, by number of the view."""
+    """Only in the first view: the rows of the same flows in linked views, by number of the view."""
 
     def add(self, amounts: Amounts) -> None:
         self.totals = added(self.totals, amounts)
@@ -790,8 +790,8 @@ class Model:
     def report(self, flow: JSON, now: float, wall_ms: int = 0) -> str | None:
         """Apply a report of a flow.
 
-        Return None if the report was applied, the reason if it was skipped, or the name of the rule
-        that dropped it.
+        Return None if the report was applied. Return the reason if the report was skipped, or the
+        name of the rule if a rule dropped the report.
         """
         self.wall_ms = wall_ms
         self._invalid = set()

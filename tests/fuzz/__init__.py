@@ -6,7 +6,7 @@ of skyfast. The module `driver` contains the code that all targets share.
 
 from tests.support import core_builds
 
-core_builds.use_chosen()  # must run before anything imports the core
+core_builds.use_chosen()  # must run before the first import of the core
 
 from tests.fuzz.configuration import Configuration
 from tests.fuzz.driver import Target

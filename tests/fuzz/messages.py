@@ -105,7 +105,7 @@ class Messages(Target):
         ingest = _CheckedIngest(name.decode(errors="replace"))
         for now, message in enumerate(messages, 100):
             ingest.now = float(now)
-            ingest.chance = float(now % 2)  # every second message is checked for lost reports
+            ingest.chance = float(now % 2)  # check every second message for lost reports
             if now % 4 == 1:
                 ingest.omit_labels()
             ingest.take(message)
