@@ -218,7 +218,7 @@ def test_page_with_only_some_parts_and_families_can_be_compressed(parts, openmet
 
 @in_all_formats
 def test_page_can_be_compressed_if_some_rows_lack_the_first_direction(openmetrics):
-    """The line of the second direction is marked as a copy only if the first line exists."""
+    """The core marks a line of the second direction as a copy only if the first line exists."""
     for position in (0, 1, 2):
         labels = [LABELS[0], LABELS[1]]
         labels.insert(position, DIRECTION)

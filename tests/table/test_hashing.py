@@ -34,7 +34,7 @@ def chosen_uuids(seed: int) -> Iterator[str]:
 
 
 def _unmixed(x: int) -> int:
-    """Invert splitmix64's finalizer, which the table uses. An attacker can do the same."""
+    """Invert splitmix64's finalizer, which the table uses. An attacker can also invert it."""
     x ^= x >> 31 ^ x >> 62
     x = x * pow(0x94D049BB133111EB, -1, 2**64) % 2**64
     x ^= x >> 27 ^ x >> 54

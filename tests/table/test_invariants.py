@@ -311,7 +311,7 @@ def some_flows(prefix, count):
 
 
 def later(flows):
-    """Return a later report of each flow. The report before it was lost."""
+    """Return a later report of each flow. The report in between was lost."""
     return [
         flow | {"Last": 900, "Metric": {name: n + 5 for name, n in flow["Metric"].items()}}
         for flow in flows

@@ -72,7 +72,7 @@ def update(core, flow):
 
 
 def samples(table, name="forward", now=0.0):
-    """Map the label values of each series of a family to its sample value, as text."""
+    """Return the sample value of each series of a family as text, by the series' label values."""
     return {
         tuple(part.partition('="')[2].removesuffix('"') for part in labels.split('",')): value
         for line in table.page(now)[name]

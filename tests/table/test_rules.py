@@ -628,7 +628,7 @@ def view(prefix, labels, *metrics):
 
 
 def samples(table, family, now=0.0):
-    """Map the label values of each series to its value. > and < stand for the directions."""
+    """Return the value of each series by its label values. > and < stand for the directions."""
     result = {}
     for line in table.page(now)[family]:
         series, _, number = line.rpartition(" ")
@@ -1291,7 +1291,7 @@ def test_renamed_node_moves_flows_to_connections_that_start_at_zero(make, names)
     table.report(tcp(make_flow("a1", (100, 200, 1, 2), last=1_000, rtt=7), (1, 1)), 0)
     table.report(make_flow("b2", (10, 20, 1, 2), last=1_000, node="node-2"), 0)
     names["node-1"] = ("bond0",)
-    # Until the table is relabelled, the flow stays in the row with its old name.
+    # The flow stays in the row with its old name until `relabel` is called.
     table.report(tcp(make_flow("a1", (101, 200, 1, 2), last=2_000, rtt=8), (1, 1)), 0)
     assert samples(table, "a_bytes_total") == {
         "eth0,>": "101",

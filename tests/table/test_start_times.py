@@ -73,7 +73,7 @@ def later_report(
 
 
 def starts(table, family, now=0):
-    """Map the label values of each connection, without the direction, to its start time."""
+    """Return the start time of each connection, by its label values without the direction."""
     result = {}
     for series, start_ms in table.starts(now).items():
         if re.split(r"\W", series)[0] == family:
