@@ -1,7 +1,7 @@
-"""The version of skyfast, and the commit and time of its build where they are known.
+"""The version of skyfast, and the commit and time of its build if they are known.
 
-``setup.py`` writes the file that `read` reads. A checkout that is installed with ``pip install
---editable`` has no such file.
+``setup.py`` writes `FILE` during a build. An editable installation (``pip install --editable``) has
+no such file.
 """
 
 import json
@@ -21,8 +21,8 @@ SHORT = 12
 class BuildInfo:
     """A build of skyfast.
 
-    ``commit`` is a hash, with ``-dirty`` appended if files were changed. ``built`` is the time of
-    the build in UTC, in the format of RFC 3339. Both are empty if they are unknown.
+    ``commit`` is a Git commit hash, followed by ``-dirty`` if files were changed. ``built`` is the
+    time of the build in UTC, in the format of RFC 3339. Unknown values are empty.
     """
 
     version: str
@@ -30,7 +30,7 @@ class BuildInfo:
     built: str
 
     def to_text(self) -> str:
-        """Return one line for people: the version, and the commit and time if they are known."""
+        """Return the version as text, with the commit and the time if they are known."""
         commit, dash, state = self.commit.partition("-")
         known = [
             f"commit {commit[:SHORT]}{dash}{state}" if commit else "",

@@ -1,34 +1,34 @@
-"""The clock of the table: monotonic seconds, excluding pauses of the process and of expiry."""
+"""The table's clock, which stands still while the process or the expiry is paused."""
 
 import math
 import time
 from collections.abc import Callable
 
 PAUSE_S = 5.0
-"""If the clock is not read for this long, the process was paused, so it read no messages either."""
+"""A longer time between two readings of the clock means that the process was paused."""
 
 
 class Clock:
-    """Monotonic seconds since an arbitrary moment.
+    """Monotonic seconds since an arbitrary point in time, without pauses and holds.
 
-    If two calls of `now` are more than `PAUSE_S` apart, the clock does not count the time between
-    them. While the machine sleeps or the process is paused (SIGSTOP), flows wait unread in the
-    sockets. Connections must not expire before these flows are read. In normal operation, calls of
-    `now` must be less than `PAUSE_S` apart; the expiry task ensures this.
+    A pause is a time of more than `PAUSE_S` between two readings of the clock. During a pause, the
+    machine was asleep or the process was stopped (SIGSTOP), and messages waited unread in the
+    sockets. Connections must not expire before skyfast has read these messages. The expiry task
+    reads the clock often enough that normal operation has no pauses.
 
-    The clock also stands still while it is held. `skyfast.skydive.reporting_gap` decides when to
-    hold it.
+    A hold is a time for which `hold` has stopped the clock. `skyfast.skydive.reporting_gap` decides
+    when to stop the clock.
     """
 
     def __init__(self, source: Callable[[], float] = time.monotonic) -> None:
-        """Start the clock. ``source`` returns seconds; tests pass their own."""
+        """Start the clock. ``source`` returns monotonic seconds."""
         self._source = source
         self._last = source()
         self._paused_s = 0.0
         self._held_s = 0.0
         self._held_at: float | None = None
         self._latest = -math.inf
-        """The latest result of `now`. The next result must not be lower, in spite of rounding."""
+        """The latest result of `now`. Rounding must not make the next result lower."""
 
     def now(self) -> float:
         """Return the time in seconds, without pauses and holds."""
@@ -48,7 +48,7 @@ class Clock:
         return source_s - self._paused_s
 
     def hold(self, held: bool) -> None:
-        """If ``held``, stop the clock at its current value; if not, continue from this value."""
+        """Stop the clock if ``held``, or let it continue from the value at which it stopped."""
         if held and self._held_at is None:
             self._held_at = self.now()
         elif not held and self._held_at is not None:
@@ -62,7 +62,7 @@ class Clock:
 
     @property
     def held_s(self) -> float:
-        """The total time for which the clock was held, without pauses."""
+        """The total time of all holds, without pauses."""
         if self._held_at is not None:
             return self.running() - self._held_at
         return self._held_s

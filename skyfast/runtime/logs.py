@@ -23,21 +23,23 @@ MAX_SHOWN: Final = 200
 """Maximum number of characters of a string from the network in a log line."""
 
 MAX_TRACEBACK_LINES: Final = 100
-"""Maximum number of lines of a traceback; lines in the middle are omitted.
+"""Maximum number of lines of a traceback. If there are more, lines in the middle are omitted.
 
 The traceback of a recursion error has thousands of lines."""
 
 MAX_TRACEBACK_LINE: Final = 1000
-"""Maximum characters of a traceback line: an exception may quote a whole message."""
+"""Maximum number of characters of a traceback line.
+
+An exception may quote a whole message of an analyzer."""
 
 LOG_INTERVAL_S: Final = 60.0
-"""Default of `LogLimit`: the minimum time between two log lines of one cause."""
+"""Default of `LogLimit`: the minimum time between two log lines with the same cause."""
 
 MAX_CAUSES: Final = 1000
 """Maximum number of causes that a `LogLimit` remembers; for more causes, it forgets the oldest.
 
-Without this limit, memory could grow forever: a cause can contain an address of an analyzer, and
-the addresses of a host name can change again and again."""
+A cause can contain an address of an analyzer, and DNS can return ever new addresses. Without this
+limit, memory would grow forever."""
 
 INDENT: Final = "  "
 """Prefix of all traceback lines except the first, so that no line looks like a record."""
@@ -49,13 +51,13 @@ _PRIORITIES: Final = {
     logging.INFO: 6,
     logging.DEBUG: 7,
 }
-"""The priorities of syslog(3), by level."""
+"""The syslog(3) priority of each log level."""
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 
 
 class _Formatter(logging.Formatter):
-    """Formats a record as one line of text, followed by the lines of its exception, if any."""
+    """Formats a record as one line of text, followed by the traceback if there is an exception."""
 
     def __init__(self, form: str = "%(asctime)s %(levelname)s %(name)s: %(message)s") -> None:
         super().__init__(form)
@@ -73,9 +75,10 @@ class _Formatter(logging.Formatter):
 
 
 class _JournalFormatter(_Formatter):
-    """Formats a record for the journal: each line starts with the priority and has no time.
+    """Formats a record for the systemd journal: see sd-daemon(3).
 
-    See sd-daemon(3). The journal adds the time, and stores each line as an entry of its own.
+    Each line starts with the priority, because the journal stores each line as a separate entry.
+    Lines have no time, because the journal adds the time.
     """
 
     def __init__(self) -> None:
@@ -111,7 +114,7 @@ def _formatter(form: Literal["text", "json"]) -> logging.Formatter:
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """The handler that `set_up` installs and `configure` changes."""
+    """The handler that `set_up` installs. `configure` sets its formatter."""
 
 
 class WarningCounter(logging.Handler):
@@ -128,9 +131,10 @@ class WarningCounter(logging.Handler):
 
 
 def is_journal() -> bool:
-    """Return whether standard error is the journal, according to JOURNAL_STREAM (systemd.exec(5)).
+    """Return whether standard error is connected to the systemd journal.
 
-    It is not enough that the variable exists: the parent process may have passed on the variable,
+    JOURNAL_STREAM contains the device and the inode of the journal's socket (systemd.exec(5)). The
+    existence of this variable proves nothing: the parent process may have inherited the variable,
     but redirected standard error.
     """
     try:
@@ -141,7 +145,7 @@ def is_journal() -> bool:
 
 
 def prefix(level: int) -> str:
-    """Return the prefix of a line on standard error that is not a log record.
+    """Return the prefix for a line that is written to standard error, but is not a log record.
 
     If standard error is the journal, the prefix is the priority of ``level``. If not, it is empty.
     """
@@ -155,8 +159,8 @@ def _priority(level: int) -> str:
 
 def _time(record: logging.LogRecord) -> str:
     """Return the time of a record in RFC 3339 format: UTC, with milliseconds."""
-    moment = datetime.fromtimestamp(record.created, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    created = datetime.fromtimestamp(record.created, UTC)
+    return created.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _truncate(traceback: str) -> list[str]:
@@ -175,14 +179,14 @@ def _truncate(traceback: str) -> list[str]:
 
 
 def set_up(configured: Logging) -> None:
-    """Log to standard error.
+    """Set up logging to standard error.
 
-    Libraries log at WARNING or above, whatever level is configured: at DEBUG, websockets
-    logs every frame.
+    The configured level applies to skyfast only. The level of libraries is always WARNING: at
+    DEBUG, websockets would log every frame.
     """
     handler = _Handler(sys.stderr)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    # Python warnings and unhandled exceptions become records too.
+    # Log Python warnings and unhandled exceptions, too.
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
@@ -236,7 +240,7 @@ def printable(text: object) -> str:
 
 
 class LogLimit:
-    """Logs at most one line per cause and interval, and says how many lines were suppressed.
+    """Logs at most one line per cause and interval, with the number of suppressed lines.
 
     Each method takes the logger, the cause of the line (any hashable value), and a ``%`` format
     with its arguments. An argument can be a function that returns the value. The function is called
@@ -249,7 +253,7 @@ class LogLimit:
         self._causes: dict[object, tuple[float, int]] = {}
 
     def warn(self, log: logging.Logger, cause: object, text: str, *args: object) -> None:
-        """Log a warning, unless this cause was logged within the interval."""
+        """Log a warning, unless a line with this cause was logged within the interval."""
         self.log(log, logging.WARNING, cause, text, *args)
 
     def log(
@@ -261,7 +265,7 @@ class LogLimit:
         *args: object,
         exc_info: "Callable[[], logging._SysExcInfoType] | None" = None,
     ) -> None:
-        """Log at ``level``. ``exc_info`` returns an exception to log with the line."""
+        """Log at ``level``. ``exc_info`` is a function that returns an exception to log, too."""
         suppressed = self._next(cause)
         if suppressed is None:
             return
@@ -271,7 +275,7 @@ class LogLimit:
         log.log(level, "%s%s", line, suffix, exc_info=exc_info() if exc_info else None)
 
     def reset(self) -> None:
-        """Allow the next line of every cause; that line says how many lines were suppressed."""
+        """Allow the next line of every cause. The numbers of suppressed lines are kept."""
         self._causes = {
             cause: (-math.inf, suppressed) for cause, (_, suppressed) in self._causes.items()
         }
@@ -279,7 +283,7 @@ class LogLimit:
     def _next(self, cause: object) -> int | None:
         """Return how many lines were suppressed since the last line of ``cause``.
 
-        Returns None if this line must be suppressed, too.
+        Returns None if the current line must be suppressed, too.
         """
         now_s = time.monotonic()
         next_s, suppressed = self._causes.get(cause, (-math.inf, 0))

@@ -20,28 +20,27 @@ DEBUG_VARIABLE = "SKYFAST_DEBUG"
 KEPT_BYTES = 16 << 20
 """Number of free bytes that glibc keeps at the top of the heap for the next message.
 
-The default of 128 KiB is smaller than a message of 100 flows with its decoded objects. With this
-default, glibc would return the top of the heap to the kernel after each message, and would have to
-get the memory back for the next message."""
+A message of 100 flows and its decoded objects need more than the default of 128 KiB. With the
+default, glibc would return the memory to the kernel after each message, and request it again for
+the next message."""
 
 HEAP_STEP_BYTES = 1 << 20
 """The heap grows in steps of this size."""
 
 MAPPED_BYTES = 8 << 20
-"""Allocations above this size get their own mapping, which free() returns to the kernel."""
+"""Larger allocations get mappings of their own, which free() returns to the kernel."""
 
 HEAPS = 1
-"""Number of heaps. By default, glibc gives threads separate heaps, which cannot use each other's
-free memory.
+"""Number of heaps. By default, each thread has a heap, and cannot use free memory of other heaps.
 
-One heap is enough, because nearly all allocations happen under the GIL. With more heaps, a
-simulated month of churn took 10 % more memory."""
+One heap is enough, because threads hold the GIL during nearly all allocations. With more heaps, a
+simulated month of new and expired connections took 10 % more memory."""
 
 
 def tune_malloc() -> bool:
-    """Make malloc keep memory that will be needed again; return whether the C library can do so.
+    """Make malloc keep free memory for the next message. Return whether the C library can do so.
 
-    This reduces the CPU time to receive messages of 80 KB by a third.
+    Receiving messages of 80 KB then takes a third less CPU time.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -67,8 +66,9 @@ def disable_core_dumps() -> None:
     """Protect the memory from core dumps and from other processes of the same user.
 
     The memory contains passwords, cookies, keys and all flows. RLIMIT_CORE is not enough: the
-    kernel ignores this limit if core dumps are piped to a program (core(5)). Therefore the process
-    is also made undumpable, as in ssh-agent. Root can still read the memory.
+    kernel ignores this limit if core dumps are piped to a program (core(5)). Therefore this
+    function also clears the dumpable flag of the process, as ssh-agent does. Root can still read
+    the memory.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))

@@ -1,4 +1,4 @@
-"""Reloads own names, which users give to addresses, when the file ``names_file`` changes."""
+"""Reloads ``names_file``, a file with users' own names for addresses, when the file changes."""
 
 import asyncio
 import logging
@@ -21,9 +21,10 @@ INTERVAL_S: Final = 2.0
 
 
 def warn(*, labels: str, keys: Sequence[str]) -> None:
-    """Warn that ``labels`` are empty because there are no own names, and that ``keys`` are missing.
+    """Log a warning about ``labels``, and a warning about each of ``keys``.
 
-    A key is missing if a label needs the key, but no entry has it.
+    ``labels`` are empty because there are no own names. ``keys`` are needed by labels, but are
+    missing from all own names.
     """
     if labels:
         log.warning(
@@ -46,7 +47,7 @@ class NamesFile:
         self._tried: FileState | None = None
 
     def use(self, loaded: LoadedNames, export: ExportSelection) -> None:
-        """Set the self metrics of own names to those of ``loaded``, and log new warnings."""
+        """Update the self metrics of own names to ``loaded``, and log new warnings."""
         counts = self._counts
         labels = names.labels_without_names(loaded.sources, export)
         keys = loaded.missing_keys
@@ -65,9 +66,9 @@ class NamesFile:
         self._stats.own_names = counts if is_used else None
 
     async def refresh(self, loaded: LoadedNames, export: ExportSelection) -> LoadedNames | None:
-        """Return the names in the file if it has changed since ``loaded`` and is valid.
+        """Load the file if it has changed since ``loaded``, and return its names.
 
-        If the file is unchanged or invalid, return None. Errors are logged once per change.
+        Returns None if the file is unchanged or invalid. Errors are logged once per change.
         """
         sources = loaded.sources
         if not sources.file:

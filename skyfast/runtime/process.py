@@ -42,8 +42,8 @@ def memory_bytes() -> tuple[int, int]:
 
 def _start_time_s() -> float:
     """Return the Unix time at which the process started."""
-    # Field 22 of `stat` is the start time in clock ticks since boot. The list starts with field 3,
-    # because field 2, the command in parentheses, may contain spaces.
+    # Field 22 of `stat` is the start time in clock ticks since boot. Field 2, the command in
+    # parentheses, may contain spaces, so only the text after this field can be split at spaces.
     after_command = (PROC / "self/stat").read_text(errors="replace").rpartition(")")[2]
     ticks = int(after_command.split()[22 - 3])
     boot_line = next(

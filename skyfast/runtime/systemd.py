@@ -1,7 +1,7 @@
 """Notifies systemd of the state of the process, as sd_notify(3) does.
 
-Notifications are sent only if systemd requests them with the environment variables NOTIFY_SOCKET,
-WATCHDOG_USEC and WATCHDOG_PID. Other service managers use NOTIFY_SOCKET too.
+The environment variable NOTIFY_SOCKET requests notifications, and WATCHDOG_USEC and WATCHDOG_PID
+request keep-alive notifications. Other service managers use NOTIFY_SOCKET, too.
 """
 
 import asyncio
@@ -19,8 +19,9 @@ log = logging.getLogger("skyfast.systemd")
 class Notifier:
     """Sends notifications to the service manager, if there is one.
 
-    Each notification uses a new socket, so it also arrives if the service manager has recreated its
-    socket. Sending never blocks: a notification that cannot be sent is dropped and logged.
+    Each notification uses a new socket. Therefore notifications still arrive after the service
+    manager has recreated its own socket. Sending never blocks: a notification that cannot be sent
+    is dropped, and a warning is logged.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -31,13 +32,13 @@ class Notifier:
         self._log_limit = LogLimit()
 
     def ready(self, status: str) -> None:
-        """Notify that pages are served. ``systemctl status`` shows ``status``."""
+        """Notify that skyfast serves pages. ``systemctl status`` shows ``status``."""
         self._status = status
         self._send("READY=1", _status_line(status))
 
     def reloading(self) -> None:
         """Notify that a reload has started; :meth:`reloaded` notifies that it has finished."""
-        if self._status:  # not before `ready`: `reloaded` would send READY=1 too early
+        if self._status:  # before `ready`, `reloaded` would send READY=1 too early
             self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def reloaded(self, problem: str | None) -> None:
@@ -74,7 +75,7 @@ class Notifier:
 
 
 def _address(name: str) -> str:
-    """Return the address of the socket; empty if there is no socket or its type is unsupported."""
+    """Return the address of the socket; "" if there is no socket or its type is unsupported."""
     if name.startswith("@"):
         return "\0" + name[1:]
     if name and not name.startswith("/"):

@@ -38,14 +38,13 @@ MAX_CHECKS = 16
 """Maximum number of password checks running or queued; further requests get status 503."""
 
 MAX_VERIFIED = 128
-"""Security limit: number of cached valid credentials. The least recently used are dropped."""
+"""Maximum number of valid credentials in the cache, which drops the least recently used ones."""
 
 MAX_FAILED = 4096
-"""Security limit: number of cached invalid credentials. The least recently used are dropped."""
+"""Maximum number of invalid credentials in the cache, which drops the least recently used ones."""
 
 MAX_ADDRESSES = 4096
-"""Security limit: number of addresses whose attempts are counted. The least recently used are
-dropped."""
+"""Maximum number of addresses whose attempts are counted. The least recently used are dropped."""
 
 WRONG_BURST = 10
 """Maximum number of different wrong passwords that an address can try in a burst."""
@@ -134,16 +133,16 @@ class PasswordChecker:
         if user is None:
             return Rejection(HTTPStatus.UNAUTHORIZED)
         known = users.get(user)
-        # The password of an unknown user is checked against the hash of a configured user. So the
-        # duration does not reveal which users exist.
+        # The password of an unknown user is checked against the hash of a configured user, so that
+        # the duration does not reveal which users exist.
         expected = known or self._dummy_hash(user, users)
         digest = self._digest(b"known" if known else b"", user, expected, password)
         if digest in self._verified:
             self._verified[digest] = self._verified.pop(digest)
             return None
         client = _client(address)
-        # The key includes the address: a fast response must not reveal which credentials another
-        # client has tried.
+        # The digest includes the address. Without the address, a fast response would reveal that
+        # another client has tried the same credentials.
         failed = self._digest(client.encode(), digest)
         if failed in self._failed:
             self._failed[failed] = self._failed.pop(failed)
@@ -241,7 +240,7 @@ def _credentials(authorization: str | None) -> tuple[bytes | None, bytes]:
 
 
 def _client(address: str) -> str:
-    """Return the client that an address belongs to: the address itself, or its IPv6 network."""
+    """Return what counts as one client: an IPv4 address, or the network of an IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -295,7 +294,7 @@ class WebSecurity:
     ) -> Rejection | None:
         """Return the rejection of a request, or None if the request is authorized.
 
-        ``public`` requests need no authentication. ``address`` is the client's address.
+        A ``public`` request needs no authentication. ``address`` is the client's address.
         """
         config = await self.refresh()
         if self._bucket is not None and not self._bucket.take(self._now()):

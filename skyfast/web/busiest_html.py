@@ -82,8 +82,8 @@ def group_options(ranking: Ranking, query: RankingQuery) -> str:
     """Return the ``option`` elements for the labels to group by, as HTML.
 
     There is an option for each label of the ranked view, and for each pair of labels
-    ``initiator_x`` and ``target_x``. If connections are ranked, the last options are for labels
-    that only other views have.
+    ``initiator_x`` and ``target_x``. If connections are ranked, options for
+    labels that only other views have follow.
     """
     labels = ranking.views[query.view].labels
     groups = [(), *pairs(labels)]
@@ -108,8 +108,7 @@ def note(ranking: Ranking, query: RankingQuery, top: Top) -> str:
     if top.note is not None:
         return escape(top.note)
     noun = "row" if top.view else "connection"
-    # Use the total of the scan that found the rows. The tile at the top of the page may show a
-    # newer total.
+    # Use the total of the scan that found the rows. The total of the report may be newer.
     total = top.connections if top.groups is None else top.groups
     counted = noun if top.groups is None else "group"
     text = f"{count(len(top.entries))} of {count(total)} {counted}{'' if total == 1 else 's'}"
@@ -141,7 +140,7 @@ def histograms(ranking: Ranking, query: RankingQuery) -> str:
 def table(
     ranking: Ranking, query: RankingQuery, top: Top | None, elements: Elements, *, has_bounds: bool
 ) -> str:
-    """Return the table as HTML. ``has_bounds`` is whether rows of the ranked view can be hidden."""
+    """Return the table as HTML. If ``has_bounds``, rows of the ranked view can be hidden."""
     view = ranking.views[query.view]
     key = view.keys[query.by]
     columns = [

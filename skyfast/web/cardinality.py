@@ -1,8 +1,7 @@
 """The number of values of each label, and the effect of removing the label.
 
-Values are counted on request, by scans of the table that take up to hundreds of milliseconds. Scans
-run in threads, one at a time, and their results are cached briefly. The numbers of a view are from
-a single scan, so that they are consistent.
+Each request scans the table, which takes up to hundreds of milliseconds. Scans run in threads, one
+at a time, and their results are cached briefly. All numbers of a view come from the same scan.
 """
 
 import asyncio
@@ -28,6 +27,8 @@ VALUES_AGE_S: Final = 1.0
 """How long the result of `Cardinality.values` is cached."""
 
 LabelCounts = tuple[int, Sequence[tuple[str, int]], int]
+"""For a label: the number of its values, its most frequent values with their numbers of rows, and
+the number of rows that would remain without the label."""
 
 
 class CardinalityTable(Protocol):

@@ -1,7 +1,4 @@
-"""The cardinality report as HTML.
-
-Each view has a panel. Other parts of the report have panels of their own: see `as_html`.
-"""
+"""The cardinality report as HTML."""
 
 from collections.abc import Iterator
 from html import escape
@@ -19,7 +16,7 @@ from skyfast.web.forecast import Forecast, listed, percent
 
 MIN_SHARE: Final = 0.005
 """If a label has more values than the report lists, only values with at least this share of the
-connections are shown. A list of equally rare values would be a random choice."""
+connections are shown. The report contains only a random choice of the rarer values."""
 
 SUMMARIZED: Final = 2
 """The number of values that are visible before the user opens a list."""
@@ -180,7 +177,7 @@ def change(left: int, whole: int) -> str:
     if percent < 0.05:
         return "0 %"
     if percent < 1 or percent > 99:
-        # Values that would be rounded to 0 or 100 get a decimal.
+        # Without decimals, the value would be rounded to 0 or 100.
         return f"−{min(percent, 99.9):.1f} %"
     return f"−{percent:.0f} %"
 

@@ -2,8 +2,8 @@
 
 The format is that of Prometheus's exporter-toolkit (see its ``docs/web-configuration.md``).
 Settings that Python's `ssl` or aiohttp do not support are errors or warnings. `read` parses a file
-into a `WebConfig`; `skyfast.web.config_watcher` provides the configuration in use and reloads it
-when its files change. This module is imported only with ``--web.config.file``.
+into a `WebConfig`, and `skyfast.web.config_watcher` reloads the file after changes. This module is
+imported only with ``--web.config.file``.
 """
 
 import ipaddress
@@ -42,8 +42,8 @@ MAX_COST = 18
 SLOW_COST = 16
 """The highest cost of bcrypt without a warning: checking a password takes about 4 s.
 
-A response has a deadline of 10 s. A check that takes longer continues after the deadline, and the
-next request with the same credentials uses the result of the check.
+A check that takes longer than 10 s continues after the deadline of the response. The next request
+with the same credentials uses the result of this check.
 """
 
 
@@ -110,7 +110,7 @@ log = logging.getLogger("skyfast.web_config")
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """One request per ``interval_s``, and at most ``burst`` at once."""
+    """Allows one request per ``interval_s``, and at most ``burst`` requests at once."""
 
     interval_s: float
     burst: int
@@ -307,7 +307,7 @@ class _Reader:
                     )
                 if not path and not text:
                     raise section.missing(f"{name}_file or {name}")
-                # OpenSSL only loads from files, so use an in-memory file.
+                # OpenSSL loads certificates only from files, so use an in-memory file.
                 paths.append(path or stack.enter_context(_in_memory(text)))
             key = "cert_file" if section.has("cert_file") else "cert"
             try:
@@ -445,8 +445,8 @@ class _Section:
 
 
 def _check_mapping(value: YamlValue) -> None:
-    # The error must not show the value: if the space after a colon is missing, "alice:hash" is a
-    # string that contains a hash.
+    # The value can contain a password hash: without the space after the colon, "alice:hash" is a
+    # string. So the error must not show the value.
     if not isinstance(value, dict):
         raise InvalidValue("must contain keys", shown=False)
 
@@ -481,7 +481,8 @@ def _to_hash(value: YamlValue) -> bytes:
     text = value if isinstance(value, str) else ""
     match = _HASH.fullmatch(text)
     try:
-        # The pattern accepts some invalid hashes; computing a hash at the lowest cost detects them.
+        # The pattern also matches some invalid hashes. bcrypt raises ValueError for them, and the
+        # lowest cost makes this check fast.
         if (
             match
             and bcrypt.hashpw(b"", f"$2b$04${match[2]}".encode())
@@ -532,7 +533,7 @@ def _in_memory(text: str) -> Iterator[str]:
 
 
 def _refuse_password() -> str:
-    # Without this function, OpenSSL prompts on the terminal, and a daemon hangs.
+    # Without this function, OpenSSL would prompt for a password on the terminal and wait.
     raise ValueError("the key is encrypted")
 
 

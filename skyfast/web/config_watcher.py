@@ -18,7 +18,7 @@ class WebConfigFile:
     """The web configuration file in use, reloaded when one of its files changes.
 
     While the process runs, TLS cannot be switched on or off, and authentication cannot be switched
-    off. Without this rule, a file that is empty while it is being written would disable security.
+    off. Without this rule, an editor that empties the file before writing would disable security.
     """
 
     def __init__(self, path: str, *, on_change: Callable[[WebConfig], None]) -> None:

@@ -1,8 +1,8 @@
-"""HTTP connections: deadlines, limits, and how connections are closed.
+"""HTTP connections: how skyfast limits and closes them.
 
 At any time, a connection has exactly one deadline: for the head of a request, for the response, or
-for the next request. When the deadline passes, the connection is closed. aiohttp only parses
-requests and frames responses; this module enforces all limits.
+for the next request. When the deadline passes, skyfast closes the connection. aiohttp only parses
+requests and encodes responses; this module enforces all limits.
 
 Only this module uses undocumented features of aiohttp. Tested with aiohttp 3.10.11, 3.11.18,
 3.12.15, 3.13.5, 3.14.0 and 3.14.5. aiohttp before 3.13.4 does not limit the number of headers;
@@ -45,9 +45,10 @@ if TYPE_CHECKING:
     from skyfast.web.auth import WebSecurity
 
 HEAD_TIMEOUT_S = 5.0
-"""Timeout of a request's head, from its first byte.
+"""Timeout of a request's head (the request line and the headers), from its first byte.
 
-For the first request, the time starts with the connection and includes the TLS handshake."""
+For the first request of a connection, the timeout also includes the TLS handshake and the time
+before the first byte."""
 
 IDLE_TIMEOUT_S = 330.0
 """Timeout of an idle connection.
@@ -57,22 +58,22 @@ would close the connection while the next request is in transit. If ``web.max_co
 reached, idle connections are closed first."""
 
 BODY_TIMEOUT_S = 1.0
-"""How long the rest of a request's body is read and discarded; then the connection is closed."""
+"""How long the rest of a request's body is discarded before the connection is closed."""
 
 MAX_REQUEST_BYTES = 64 * 1024
 """Maximum size of unprocessed data from a client: head, body and pipelined requests.
 
-This is a security limit. The limit is checked before each read, which returns up to 256 KiB. If the
-head of a request exceeds this limit, the response has status 431."""
+This security limit is checked before each read, and a read returns up to 256 KiB. A request whose
+head exceeds the limit gets status 431."""
 
 MAX_LINE_BYTES = 4096
-"""The longest request line; for a longer line, the response has status 414."""
+"""Maximum length of a request line. A request with a longer line gets status 414."""
 
 MAX_FIELD_BYTES = 8190
-"""The longest header; for a longer header, the response has status 431."""
+"""Maximum length of a header. A request with a longer header gets status 431."""
 
 MAX_HEADERS = 128
-"""The maximum number of headers of a request; for more headers, the response has status 431."""
+"""Maximum number of headers of a request. A request with more headers gets status 431."""
 
 DISCARD_TIMEOUT_S = 1.0
 """How long the rest of an invalid request is received and discarded.
@@ -90,7 +91,7 @@ TLS_CLOSE_TIMEOUT_S = 0.5
 """How long to wait for the client's TLS close_notify; then the connection is aborted."""
 
 FEW_DESCRIPTORS = 8
-"""A warning is logged if no more than this many file descriptors are free.
+"""A warning is logged if at most this many file descriptors are free.
 
 If no descriptor is free, the event loop closes new connections without an error."""
 
@@ -107,9 +108,9 @@ _OPTIONS: dict[str, Any] = {
     "max_line_size": MAX_LINE_BYTES,
 }
 
-# Closing a socket with a linger time of zero resets the connection. So a client never mistakes a
-# truncated page for a complete one, even with HTTP/1.0, where the end of the connection marks the
-# end of the page.
+# Closing a socket with a linger time of zero resets the connection. The reset shows the client that
+# the page is truncated. With HTTP/1.0, a normal end of the connection would mean that the page is
+# complete.
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 
 log = logging.getLogger("skyfast.web")
@@ -129,8 +130,8 @@ class HttpConnections:
     def add(self, connection: "HttpConnection") -> None:
         """Add ``connection``.
 
-        If the limit is reached, the connection that has been idle for the longest time is closed,
-        so that idle connections do not block active clients.
+        If the limit is reached, the connection that has been idle for the longest time is closed.
+        If no connection is idle, ``connection`` is closed.
         """
         if self._closed:  # pragma: no cover - accepted during a stop
             connection.reset()
@@ -170,7 +171,7 @@ class HttpConnections:
     def handshake_failed(self, connection: "HttpConnection", reason: str, text: str) -> None:
         """Count and log a failed TLS handshake."""
         self._stats.handshakes_failed[reason] += 1
-        # Certificate monitoring and port scans disconnect during the handshake, too.
+        # A disconnect is no warning: certificate monitoring and port scans also disconnect.
         level = logging.INFO if reason == "disconnected" else logging.WARNING
         line = f"TLS handshake failed for {connection.address}: {text}"
         self._log_limit.log(log, level, ("handshake", reason), line)
@@ -224,7 +225,7 @@ class HttpConnection(web.RequestHandler):
         """Whether the client's certificate has no allowed name."""
 
     def start_tls(self, client: socket.socket, security: "WebSecurity") -> None:
-        """Start the TLS handshake, within the deadline of the first request's head."""
+        """Start the TLS handshake. The first request's head has the same deadline."""
         self._security = security
         self._register(_peer(client))
         if self._reset:  # pragma: no cover - closed within microseconds
@@ -271,14 +272,14 @@ class HttpConnection(web.RequestHandler):
             self._connections.check_descriptors(transport.get_extra_info("socket").fileno())
             self._register(transport.get_extra_info("peername"))
         elif not self._security.allows_certificate(transport.get_extra_info("peercert")):
-            # The handshake has succeeded, so no alert is possible: requests get HTTP 403.
+            # The handshake is complete, so it is too late for a TLS alert: requests get status 403.
             self.is_forbidden = True
             text = "client certificate matches none of client_allowed_sans"
             self._connections.handshake_failed(self, "client_certificate", text)
 
     def _register(self, peer: Any) -> None:
-        # There is no peer name if the client has already reset the connection. On a dual-stack
-        # socket, IPv4 addresses are mapped to IPv6.
+        # There is no peer name if the client has already reset the connection. A dual-stack socket
+        # shows IPv4 addresses as IPv6 addresses with the prefix ::ffff:.
         self.address = peer[0].removeprefix("::ffff:") if peer else ""
         self._set_deadline(HEAD_TIMEOUT_S)
         self._connections.add(self)
@@ -304,17 +305,18 @@ class HttpConnection(web.RequestHandler):
         super().data_received(data)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None
-        """Respond to a client that has finished sending; if it sent nothing, close the connection.
+        """Return whether to keep the connection open for a response, although the client sends EOF.
 
-        aiohttp would close the connection in both cases, even in the middle of a page.
+        The connection is kept open if the client has sent a request. aiohttp would close the
+        connection at once, even in the middle of a page.
         """
         if self._discarded_bytes >= 0:
             return False
-        asked = self._responding or self._unprocessed_bytes > 0
-        if asked:
+        has_request = self._responding or self._unprocessed_bytes > 0
+        if has_request:
             self.close()  # after the response
         # The event loops do not support half-closed TLS connections.
-        return asked and self._security is None
+        return has_request and self._security is None
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._unregister()
@@ -395,7 +397,7 @@ class HttpConnection(web.RequestHandler):
         return response
 
     def _send_error(self, status: HTTPStatus, reason: str) -> None:
-        """Respond to an invalid request; close the connection after the client got the response."""
+        """Respond to an invalid request, and close the connection after `DISCARD_TIMEOUT_S`."""
         if self._reset or self._stream is None or self.lost.done():
             return
         self._force_close = True  # aiohttp stops parsing and does not close the connection
@@ -457,12 +459,14 @@ def _make_request(
     writer: AbstractStreamWriter,
     task: asyncio.Task[None],
 ) -> web.BaseRequest:
-    """Create a request; versions other than HTTP/1.0 and HTTP/1.1 become HTTP/1.0.
+    """Create a request, with these changes to what aiohttp has parsed.
 
-    aiohttp parses HTTP/0.9 and HTTP/2.0 requests that look like HTTP/1, and would respond with the
-    same version. aiohttp would keep HTTP/1.0 connections open after a page, although only the end
-    of the connection marks the end of the page. aiohttp would parse the data after an ``Upgrade``
-    as another protocol.
+    * Versions other than HTTP/1.0 and HTTP/1.1 become HTTP/1.0. aiohttp would respond with the
+      version of the request, such as HTTP/2.0.
+    * With HTTP/1.0, the connection is closed after the response, because the end of the connection
+      marks the end of a page. aiohttp would keep the connection open.
+    * With the header ``Upgrade``, the connection is closed after the response. aiohttp would parse
+      the data that follows as another protocol.
     """
     if message.version not in {HttpVersion10, HttpVersion11}:
         message = message._replace(version=HttpVersion10)

@@ -1,7 +1,7 @@
-"""Parts of the status page: values, values with names, bars of limits, and tables.
+"""Elements of the status page: values, titles with values, bars of limits, and tables.
 
-Each element has the path and the format of its value as attributes, so that the script of the page
-can update the value.
+The attributes of each element contain the path and the format of its value, so that the script of
+the page can update the value.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,15 +22,17 @@ _HIDDEN: Final = "table.hidden_connections"
 
 @dataclass(frozen=True, slots=True)
 class HtmlColumn:
-    """A column of a table: the path of its values in a row, their format, and the header.
+    """A column of a table.
 
-    ``head`` and ``attributes`` are HTML of the header cell. If ``name`` is set, it is a label whose
-    values can have names. If ``is_beside``, a name is shown beside the value; if not, a name
-    replaces the value. If ``bar`` is set, it is the path of a number from 0 to 1: the length of a
-    bar in the background. If ``filters``, the value is a link that filters the table by this value.
-    A value that equals ``configured`` is marked as the configured value, unless ``configured`` is
-    0. If ``single`` is set, it is a metric with one value per row. The column is hidden while the
-    table is ranked by this metric, because the rank column shows the same value.
+    * ``key`` is the path of the value in a row, and ``format`` is the format of the value.
+    * ``head`` is the content of the header cell, and ``attributes`` are its attributes, as HTML.
+    * ``name`` is a label whose values can have names, or "". If ``is_beside``, the table shows the
+      name beside the value. If not, the table shows the name instead of the value.
+    * ``bar`` is the path of a number from 0 to 1, the length of a bar in the background, or "".
+    * If ``filters``, the value is a link that filters the table by this value.
+    * ``configured`` is a value to mark as the configured value, or 0.
+    * ``single`` is a metric with one value per row, or "". While the table is ranked by this
+      metric, the column is hidden, because the rank column shows the same values.
     """
 
     key: str
@@ -60,7 +62,7 @@ class Limit:
 
 
 class Elements:
-    """Renders values of the report by their path, as elements that the script can update."""
+    """Renders values of a report, which are given by their path in the report."""
 
     def __init__(self, tree: Any, now_s: float, query: RankingQuery) -> None:
         self._tree = tree

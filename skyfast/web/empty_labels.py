@@ -1,8 +1,7 @@
 """Finds labels that should show names, but are empty for most of the traffic.
 
 The names of addresses and capture points come from Skydive's topology. If the topology lacks these
-names, nearly all connections have the same empty label values, so their traffic is in the same
-series.
+names, nearly all connections have empty labels, and all their traffic is added up in a few series.
 """
 
 import logging
@@ -35,12 +34,13 @@ _SETS: Final = (
     ("node_name",),
     ("node_host",),
 )
-"""The sets of labels to check: labels with a value for each address or capture point of the
-topology.
+"""The sets of labels to check. In a complete topology, all addresses and capture points have values
+of these labels.
 
-A set counts as empty if all its labels are empty. If one address of a connection is outside of the
-topology, the other is usually in it, so the labels of both ends are one set. Labels in no set are
-often empty for good reasons: for example, not every address belongs to a container."""
+A set counts as empty if all its labels are empty. The label of the initiator and the label of the
+target are in the same set, because usually at least one of the two addresses is in the topology.
+Other labels are often empty for good reasons: for example, not every address belongs to a
+container."""
 
 
 class GroupedTable(Protocol):
@@ -91,8 +91,9 @@ def _share(
 def is_suspicious(empty: EmptyLabels) -> bool:
     """Return whether to warn about these labels.
 
-    The addresses at one end can all be outside of the topology. So a label of only one end is
-    suspicious only if it is always empty.
+    A view may have only the label of the initiator, or only the label of the target. Such a label
+    must be empty for all bytes, because nearly all of these addresses can be outside of the
+    topology.
     """
     is_one_end = len(empty.labels) == 1 and not empty.labels[0].startswith("node_")
     return empty.bytes_share >= (1 if is_one_end else MIN_SHARE)
@@ -126,8 +127,9 @@ class EmptyLabelCheck:
     def is_due(self, ranking: Ranking, *, is_read: bool) -> bool:
         """Return whether the table of ``ranking`` can be searched.
 
-        ``is_read`` tells whether all names have been read. This must be true for two calls in a row
-        with the same table, because relabeling all flows takes some time.
+        ``is_read`` tells whether skyfast has read all names. The result is true from the second
+        call in a row with ``is_read`` and the same table. During the first of these calls, skyfast
+        may still be updating the labels of flows.
         """
         was_read = self._read_for is not None and self._read_for() is ranking
         self._read_for = weakref.ref(ranking) if is_read else None

@@ -30,7 +30,7 @@ CHUNK_BYTES = 512 * 1024
 """The size of a chunk, which is rendered and compressed without the GIL."""
 
 COMPRESSED_BYTES = 128 * 1024
-"""The size of a compressed chunk: smaller chunks would wake the event loop too often."""
+"""The minimum size of a compressed chunk. Smaller chunks would wake the event loop too often."""
 
 QUEUE_CHUNKS = 4
 """The maximum number of chunks rendered ahead of the reader."""
@@ -48,7 +48,7 @@ _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 """The header of a gzip member without name and time (RFC 1952)."""
 
 DIRECT_CONNECTIONS = 1_000
-"""isal compresses pages with fewer connections; the table compresses all larger pages.
+"""isal compresses pages with fewer connections, and `TablePage.deflate` compresses larger pages.
 
 `TablePage.deflate` needs about 2 MiB of memory, even for a small page."""
 
@@ -77,8 +77,8 @@ class TablePage(Protocol):
     def deflate(self, size: int, /) -> tuple[memoryview, bytes]:
         """Return about ``size`` bytes of text, and the same text as blocks of a deflate stream.
 
-        At the end, the text is empty, and the blocks complete the last byte of the stream. The next
-        call overwrites the text. Releases the GIL.
+        The next call overwrites the text. After the end of the page, the text is empty, and the
+        blocks complete the last byte of the stream. Releases the GIL.
         """
 
     def distinct_values(self, label: str, /) -> list[str]:
@@ -138,10 +138,11 @@ class ExpositionSource:
 
     ``cardinality`` counts the table's label values. ``views`` are the prefixes of all views except
     the first view. ``table_families`` are the names of the table's families in the order of the
-    page. If ``interface_info`` is not None, it describes the capture points of flows, and a view
-    has the label ``node_tid``. OpenMetrics 1.0 is offered only if ``standard_names``, and has the
-    start times of the table's counters only if ``start_timestamps``. OpenMetrics 2.0 always has
-    these start times.
+    page. ``interface_info`` describes the capture points of flows, or is None. If
+    ``interface_info`` is set, at least one view has the label ``node_tid``.
+
+    If ``standard_names``, OpenMetrics 1.0 is offered. If ``start_timestamps``, OpenMetrics 1.0
+    includes the start times of the table's counters. OpenMetrics 2.0 always includes these times.
     """
 
     table: ExpositionTable
@@ -174,7 +175,7 @@ class Exposition:
         self._now = now
 
     async def self_page(self, *, openmetrics: int = 0) -> bytes:
-        """Return the page of self metrics. Independent of the threads that render other pages."""
+        """Return the page of self metrics, rendered in another thread than other pages."""
         chunks = self._chunks(Part.SELF, direct=False, openmetrics=openmetrics, query=ALL_FLOWS)
         return await asyncio.to_thread(b"".join, _texts(chunks))
 
@@ -238,8 +239,8 @@ def _chunks(
             for start in range(0, len(text), CHUNK_BYTES):
                 yield text[start : start + CHUNK_BYTES]
     if Part.SELF in parts:
-        # Hidden connections of the whole table are counted, because only /metrics/flows can be read
-        # in parts.
+        # Count the hidden connections of the whole table: pages with self metrics cannot be read in
+        # parts.
         hidden = dict(zip(("", *source.views), source.table.hidden(now), strict=True))
         values = source.cardinality.values()
         yield (
@@ -263,12 +264,12 @@ def _flows(
         names=query.names,
     )
     info = source.interface_info
-    # All info series are in the first part: one scan of the table finds the capture points of all
-    # parts.
+    # Only the first part has info series, because a scan of the table finds the capture points of
+    # all parts.
     if info is not None and (query.part or not query.shows(info.name)):
         info = None
-    # The capture points are found before the page is read, so that no series of the page lacks its
-    # info series.
+    # Find the capture points before reading the page, so that no series of the page lacks its info
+    # series.
     node_tids = page.distinct_values(NODE_TID_LABEL) if info else []
     is_large = source.table.connections // query.parts >= DIRECT_CONNECTIONS
     if direct and is_large:
@@ -300,11 +301,12 @@ def _deflated(page: TablePage) -> Iterator[DeflatedText]:
 class Stream:
     """A page, transferred from the thread that renders it to the event loop that sends it.
 
-    Iterating yields non-empty chunks, and raises errors of rendering. Leaving the context stops the
-    thread. If the page is not complete, the thread stops after its current chunk.
+    Iterating yields non-empty chunks, and raises the exception if rendering fails. Leaving the
+    context stops the thread after its current chunk.
 
-    Both sides share a bounded queue. The thread sleeps while the queue is full, and wakes the event
-    loop only if the reader is waiting. An executor would wake the event loop for every chunk.
+    The thread and the reader share a bounded queue. The thread sleeps while the queue is full, and
+    wakes the event loop only if the reader is waiting. An executor would wake the event loop for
+    every chunk.
     """
 
     def __init__(self, chunks: Iterator[Chunk], *, gzip: bool) -> None:
@@ -312,7 +314,7 @@ class Stream:
         self.page_bytes = 0
         """Bytes rendered, before compression."""
         self._queue: deque[bytes] = deque()
-        self._lock = threading.Lock()  # held only briefly by both sides
+        self._lock = threading.Lock()  # held only briefly
         self._not_full = threading.Condition(self._lock)
         self._closed = False
         self._done = False
@@ -402,7 +404,7 @@ class Stream:
         try:
             self._loop.call_soon_threadsafe(_set, future)
         except RuntimeError:
-            pass  # the event loop and the reader are closed
+            pass  # the event loop is closed, so there is no reader
 
 
 def _set(future: "asyncio.Future[None]") -> None:
@@ -417,9 +419,8 @@ def _texts(chunks: Iterable[Chunk]) -> Iterator[bytes]:
 
 def gzipped(chunks: Iterable[Chunk]) -> Iterator[bytes]:
     """Yield the chunks of a page as one gzip member."""
-    # isal buffers data, so most calls return no bytes.
     member = _GzipMember()
-    ready: list[bytes] = []
+    ready: list[bytes] = []  # many items are empty, because isal buffers data
     wanted_bytes = 1  # send the first output at once
     for chunk in chunks:
         ready.append(member.compress(chunk))

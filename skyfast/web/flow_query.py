@@ -9,7 +9,7 @@ from skyfast._table import MAX_PARTS
 from skyfast.runtime.logs import printable
 
 PART: Final = "part"
-"""The parameter with the value ``I/N``: show only part I of N parts; I counts from 0."""
+"""The parameter with the value ``I/N``: show only part I of N parts. I is from 0 to N - 1."""
 
 NAME: Final = "name[]"
 """The parameter with the name of a family. It can be repeated to select several families."""

@@ -167,11 +167,11 @@ TEXTS: Final = (
     "reasons",
     "hidden",
 )
-"""The formats that produce text; their table cells are aligned to the left."""
+"""The formats that produce text. Table cells with text are aligned to the left."""
 
 
 def formatted(value: Any, format_: str, now_s: float) -> str:
-    """Return ``value`` as text, not escaped. ``now_s`` is the time of the page."""
+    """Return ``value`` as text, not escaped. ``now_s`` is the Unix time of the page."""
     if value in (None, "", {}, [], ()):
         return "" if format_ == "last-error" else EMPTY
     return _FORMATS[format_](value, now_s)

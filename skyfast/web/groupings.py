@@ -29,7 +29,7 @@ TITLES: Final[Mapping[str, str]] = {
 The labels are given without prefix: ``ip`` stands for ``initiator_ip`` and ``target_ip``."""
 
 ONE_END: Final[Mapping[str, str]] = {"port": "target_port"}
-"""Maps the names of groupings that use a label of only one end to this label.
+"""The groupings that use the label of only one end: maps a key of `TITLES` to this label.
 
 Groups by the initiator's port would be too small, because most clients use a new port for each
 connection."""
@@ -39,8 +39,8 @@ connection."""
 class Grouping:
     """A grouping of the rows of a view. If ``group`` is empty, the rows themselves are shown.
 
-    ``view`` is the prefix of the view. If ``view`` is empty, the rows are those of the first view
-    that has all labels in ``group``: the connections, if they have these labels.
+    ``view`` is the prefix of the view. If ``view`` is empty, the view is the first one that has all
+    labels in ``group``.
     """
 
     title: str
@@ -75,7 +75,7 @@ def _defined(views: Mapping[str, RankedView]) -> dict[str, str]:
 
 
 def _group(name: str, views: Mapping[str, RankedView]) -> tuple[str, ...]:
-    """Return the labels of a grouping, or nothing if no view has them."""
+    """Return the labels of the grouping ``name``; empty if no view has these labels."""
     ends = tuple(f"{end}_{name}" for end in ENDS)
     candidates: list[tuple[str, ...]] = [ends, *((label,) for label in (*ends, name))]
     if name in ONE_END:

@@ -46,7 +46,7 @@ _current: ContextVar["Handshake | None"] = ContextVar("_current", default=None)
 
 
 class _ServerObject(ssl.SSLObject):
-    """The TLS state of one connection. After a failure, its `Handshake` has OpenSSL's alert."""
+    """The TLS state of one connection. Stores the client's first bytes and OpenSSL's alert."""
 
     incoming: ssl.MemoryBIO
     outgoing: ssl.MemoryBIO
@@ -103,8 +103,8 @@ class Handshake:
         self.first = b""
         self.alert = b""
         self._client: socket.socket | None = None
-        # A duplicate to send the alert: when the handshake fails, the event loop closes `client`.
-        with contextlib.suppress(OSError):  # without a free descriptor, no alert is sent
+        # Use a duplicate, because the event loop closes `client` before the alert is sent.
+        with contextlib.suppress(OSError):  # if no descriptor is free, no alert is sent
             self._client = client.dup()
         _current.set(self)
 
@@ -154,7 +154,7 @@ class Handshake:
             async with asyncio.timeout(LINGER_TIMEOUT_S):
                 await loop.sock_sendall(client, data)
                 client.shutdown(socket.SHUT_WR)
-                # Closing a socket with unread data resets the connection and destroys the alert.
+                # Closing a socket with unread data would reset the connection and lose the alert.
                 discarded = 0
                 while discarded < MAX_DISCARDED_BYTES:
                     read = await loop.sock_recv(client, MAX_DISCARDED_BYTES)

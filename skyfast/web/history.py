@@ -30,7 +30,7 @@ MAX_GAP_S: Final = 2 * INTERVAL_S
 """If two samples are further apart, the process was paused, and the chart has a gap."""
 
 RATE_INTERVALS: Final = 6
-"""The number of intervals that the analyzers' rates are averaged over: half a minute."""
+"""The analyzers' rates are averages over this many intervals: half a minute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +38,9 @@ class Series:
     """The last ten minutes: lists with an entry for each interval, oldest first.
 
     ``age_seconds`` is the age of each entry. ``scrape_…`` has the values of the last scrape in the
-    interval, or None if there was no scrape. The last entry is the current state. It has the same
-    values as the rest of the status report, so that no current value exceeds the maximum of the
-    history.
+    interval, or None if there was no scrape. The last entry is the current state. Its
+    values equal the values in the rest of the report, so that no value in the rest of the report
+    exceeds the maximum of the history.
     """
 
     interval_seconds: float
@@ -58,7 +58,7 @@ class _Sample:
     at_s: float
     connections: int
     flows: Mapping[str, int]
-    """Received flow reports by analyzer. A sum would decrease when an analyzer is removed."""
+    """Flow reports received, by analyzer. A total would decrease when an analyzer is removed."""
     ages: Mapping[str, tuple[int, float, int, float]]
     """By analyzer: count and sum of the observed lags, then count and sum of the ages of data."""
     scrapes: int
@@ -79,8 +79,8 @@ class History:
     def series(self, stats: Stats, connections: int, *, now_s: float) -> Series:
         """Return the ten minutes before ``now_s``, and the current state.
 
-        The last rate is that of `rates`, which is shown elsewhere on the page. The rate of the last
-        interval would differ, because this interval is not complete.
+        The last rate is the total of `rates`, which is also shown elsewhere on the page. The rate
+        of the last interval would differ, because this interval is not complete.
         """
         every = [*self._samples, _sample(stats, connections, now_s)]
         rates = [sum(_rates(before, after).values(), 0.0) for before, after in pairwise(every)]

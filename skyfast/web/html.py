@@ -74,7 +74,7 @@ def header(current: str, details: str, *, root: str = "", updates: bool = True) 
     """Return the header of a page, and the element for the message that the page is stale.
 
     ``current`` is a path of `PAGES`, or empty. ``details`` is HTML beside the name. ``root`` is the
-    relative path of the status page. ``updates`` is whether the page has a script that updates it.
+    relative path of the status page. If ``updates``, a script updates the page.
     """
     links = " ".join(
         f'<a href="{escape(root + path.removeprefix("./")) or "./"}"'

@@ -27,7 +27,7 @@ OPTION: Final = "--web.listen-address"
 SOCKET_OPTION: Final = "--web.systemd-socket"
 
 _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
-# Errors of bind() if there is no IPv6. Even then, `localhost` may resolve to ::1.
+# Without IPv6, bind() fails with these errors, but `localhost` may still resolve to ::1.
 _UNAVAILABLE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 _PORT_UNAVAILABLE: Final = (errno.EADDRINUSE, errno.EACCES)

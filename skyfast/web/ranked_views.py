@@ -52,10 +52,11 @@ class RankedView:
 
     ``labels`` are the label names without ``direction``. ``metrics`` exclude histograms, whose
     names are in ``histograms``. ``decimals`` are the `RankingKey.decimals` of each metric. ``keys``
-    are the criteria by name: all metrics in their order, then the rates. The ranking shows names
-    for two kinds of labels:
-    ``addresses`` are labels with an address, unless another label has the name of this address;
-    ``nodes`` are labels with a ``NodeTID``. Both are empty if the ranking shows no names.
+    are the criteria by name: all metrics in their order, then the rates.
+
+    The ranking shows names for the values of the labels ``addresses`` and ``nodes``. ``addresses``
+    are the labels with an address whose name no other label shows. ``nodes`` are the labels with a
+    ``NodeTID``. If the ranking shows no names, ``addresses`` and ``nodes`` are empty.
     """
 
     index: int

@@ -51,7 +51,7 @@ _PLAIN = MediaType("text/plain")
 
 
 def raw_response(status: HTTPStatus, reason: str = "") -> bytes:
-    """Return a complete response as bytes, without aiohttp, which requires a parsed request."""
+    """Return a complete response as bytes. aiohttp's responses require a parsed request."""
     body = f"{status.phrase}{f': {reason}' if reason else ''}.\n".encode()
     headers = {
         hdrs.CONTENT_TYPE: "text/plain; charset=utf-8",
@@ -109,9 +109,10 @@ def encoding(accept_encoding: str | None) -> str | None:
     """Choose between ``"gzip"`` and ``"identity"`` by RFC 9110, section 12.5.3.
 
     ``accept_encoding`` is the value of the header, or None if the header is missing. Several lines
-    of the header are joined with commas. If the header is missing, the response is not compressed,
-    because the client may not support gzip. gzip is chosen if it is accepted and ``identity`` is
-    not preferred. Returns None if neither encoding is acceptable. Invalid elements are ignored.
+    of the header are joined with commas. If the header is missing, the result is ``"identity"``,
+    because the client may not support gzip. If the client accepts gzip and does not prefer
+    ``identity``, the result is ``"gzip"``. If neither encoding is acceptable, the result is None.
+    Invalid elements are ignored.
     """
     if accept_encoding is None:
         return "identity"
@@ -132,8 +133,8 @@ def _weight(element: str) -> tuple[str, float] | None:
 def openmetrics_version(accept: str | None, *, with_first: bool) -> int:
     """Choose between OpenMetrics 2.0, OpenMetrics 1.0 and the text format 0.0.4, as `prefers` does.
 
-    Returns the major version of OpenMetrics, or 0. OpenMetrics 2.0 is only chosen if the header
-    contains its version. OpenMetrics 1.0 is only chosen if ``with_first``.
+    Returns the major version of OpenMetrics, or 0. OpenMetrics 2.0 is chosen only if the header
+    contains the version 2.0.0. OpenMetrics 1.0 is chosen only if ``with_first``.
     """
     ranges = _media_ranges(accept)
     precedence, weight = _preference(ranges, _OPENMETRICS_2)

@@ -130,8 +130,9 @@ class WebServer:
 
         ``ready`` returns whether skyfast is subscribed to an analyzer.
 
-        ``/-/reload`` calls ``reload``; None disables this path. ``security`` provides TLS and
-        authentication; without it, all requests are served. `stop` closes ``security``.
+        ``/-/reload`` calls ``reload``. If ``reload`` is None, this path is disabled. ``security``
+        provides TLS and authentication. If ``security`` is None, the server uses plain HTTP and
+        serves all requests. `stop` closes ``security``.
 
         ``listen_at`` contains listening addresses or sockets that override the configuration.
         """
@@ -147,8 +148,8 @@ class WebServer:
         self._stats = stats
         self._scrapers: Counter[str] = Counter()
         self._status_pages = 0
-        # Rendering HTML holds the GIL. With two threads, the event loop would wait twice as long
-        # for the GIL. In the default executor, rendering would delay other tasks.
+        # Rendering HTML holds the GIL, so more threads would only slow down the event loop. In the
+        # default executor, rendering would delay other tasks.
         self._html_executor = ThreadPoolExecutor(1, thread_name_prefix="skyfast-status")
         self._connections = HttpConnections(limit=config.web.max_connections, stats=stats)
         self._servers: list[asyncio.Server] = []
@@ -228,9 +229,9 @@ class WebServer:
     ) -> None:
         """Accept TLS connections.
 
-        `asyncio.Server` would use one SSL context for all connections. It would also not report
-        connections in the middle of a handshake, although these count towards
-        ``web.max_connections``.
+        `asyncio.Server` is not used for TLS, because it has one SSL context for all connections,
+        and does not report connections before the end of the handshake. ``web.max_connections``
+        also limits these connections.
         """
         loop = asyncio.get_running_loop()
         with listener:
@@ -441,8 +442,8 @@ class WebServer:
         if coding == "gzip":
             headers[hdrs.CONTENT_ENCODING] = coding
         if request.method == hdrs.METH_HEAD:
-            # Write nothing: aiohttp would send a body, which the client would take for the next
-            # response.
+            # Write nothing: aiohttp would send the body, and the client would read the body as the
+            # next response.
             return web.StreamResponse(headers=headers)
         if part is Part.SELF:
             # This page is small and exempt from the limits, so that it works under overload.
@@ -484,7 +485,7 @@ class WebServer:
         part: Part,
         query: FlowQuery,
     ) -> web.StreamResponse:
-        """Send a page. After the first byte of the page, any error resets the TCP connection."""
+        """Send a page. If an error occurs after the first byte, the TCP connection is reset."""
         timeout_s = _scrape_timeout_s(
             request.headers.get(SCRAPE_TIMEOUT_HEADER), default_s=self._limits.scrape_timeout_s
         )

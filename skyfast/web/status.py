@@ -1,6 +1,5 @@
 """The content of the status page and of ``/api/status``.
 
-`Status` reads the counters, and keeps a ring buffer with the last ten minutes of some counters.
 `Status` must be used on the event loop. `skyfast.web.status_html` renders the page, and
 `skyfast.web.top` ranks connections.
 """
@@ -142,7 +141,7 @@ class Status:
         self._subject = subject
 
     def sample(self) -> None:
-        """Take a sample for the last ten minutes and the last three hours."""
+        """Add the current counters to the history."""
         table, now_s = self._subject.table, time.monotonic()
         self._history.add(self._stats, table.connections, now_s=now_s)
         self._churn.add(table.created_total, table.expired_total, now_s=now_s)
@@ -264,10 +263,10 @@ def as_json(report: StatusReport) -> bytes:
 
 
 def _health(stats: Stats, config: Config, *, ready: bool) -> Health:
-    """Return the overall state. A ``dns+`` name only counts while none of its addresses is up."""
+    """Return the overall state, and the number of analyzers."""
     names = {endpoint.name for endpoint in config.subscriber.endpoints if endpoint.follows_dns}
     rows = list(stats.analyzers.values())
-    # A name without a subscription to any of its addresses counts as one analyzer that is down.
+    # A ``dns+`` name counts as one analyzer that is down while none of its addresses is up.
     rows = [row for row in rows if row.name not in names or not row.up]
     up = sum(row.up for row in rows)
     state: Literal["ready", "degraded", "not ready"] = "not ready"

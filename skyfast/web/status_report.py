@@ -34,11 +34,12 @@ class Health:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analyzer:
-    """A subscription. ``last_message_timestamp_seconds`` is None before the first message.
+    """The subscription to an analyzer.
 
-    ``share`` is the part of all analyzers' ``flows_per_second`` that comes from this analyzer, from
-    0 to 1. ``lag_seconds`` and ``data_age_seconds`` are means of ten minutes. ``lost_ratio`` is the
-    part of the checked reports whose previous report was lost.
+    ``share`` is this analyzer's fraction of the ``flows_per_second`` of all analyzers.
+    ``lag_seconds`` and ``data_age_seconds`` are means over ten minutes. ``lost_ratio`` is the
+    fraction of the checked reports whose previous report was lost.
+    ``last_message_timestamp_seconds`` is None before the first message.
     """
 
     name: str
@@ -60,9 +61,10 @@ class Analyzer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableStatus:
-    """The table. ``skipped_total`` maps each reason to the number of reports skipped for it.
+    """The table.
 
-    Reasons that have not occurred are omitted. Reports that filter rules dropped are only in
+    ``skipped_total`` maps each reason that has occurred to the number of reports that were skipped
+    for this reason. Reports that filter rules dropped are only in
     ``filtered_total``. ``skipped_expected_total`` has the reasons in `EXPECTED_SKIPS`, and
     ``skipped_unexpected_total`` all other reasons. ``series_at_most`` and ``series_limit`` are sums
     over all views. ``reports_lost_total`` counts checked reports whose previous report was lost.
@@ -94,7 +96,7 @@ class TableStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrometheusCost:
-    """What the series cost in a Prometheus that scrapes all of them.
+    """What the series cost in a Prometheus server that scrapes all of them.
 
     ``created_series_at_most`` is the number of series of the connections that were created in the
     last ``window_seconds``, at most three hours. ``expired_series_at_most`` is the number of series
@@ -138,8 +140,8 @@ class Scrapes:
 class InterfaceStatus:
     """The labels and counters of an interface.
 
-    ``owner`` is the pod, the container or the network namespace that has the interface; empty if
-    unknown or if the host has it.
+    ``owner`` is the pod, the container or the network namespace that has the interface. It is
+    empty if the host has the interface, or if the owner is unknown.
     """
 
     labels: dict[str, str]
@@ -218,7 +220,9 @@ class CapturesStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewStatus:
-    """A view whose rows can be ranked. ``direction`` and histograms are omitted."""
+    """A view whose rows can be ranked: its labels except ``direction``, and its metrics except
+    histograms.
+    """
 
     prefix: str
     labels: Sequence[str]

@@ -3,8 +3,8 @@
 A ranking scans the table once, even if it ranks groups. Scans run in a thread, one at a time, and
 requests for the same ranking within a second share the result. Rates compare the table with a
 snapshot, which is taken on the first request for rates and released some minutes after the last
-such request. There are no rates until the snapshot is as old as the agents' ``flow.update``: before
-that time, only some of the flows have been reported.
+such request. Rates are available when the snapshot is as old as the agents' ``flow.update``, because
+all flows have been reported by then.
 """
 
 import asyncio
@@ -43,9 +43,9 @@ MAX_FILTER_CHARS: Final = 200
 """The maximum length of a text to search for in label values."""
 
 MAX_GROUPS: Final = 65_536
-"""The maximum number of groups. If there are more, those with the lowest ``rank`` are in `Other`.
+"""The maximum number of groups. Further groups, those with the lowest ``rank``, are in `Other`.
 
-If the view has two counters of both directions and one gauge, the groups take up to 24 MiB."""
+For a view with two counters of both directions and one gauge, the groups need up to 24 MiB."""
 
 RESULT_AGE_S: Final = 1.0
 """How long a result is shared with requests for the same ranking."""
@@ -263,7 +263,7 @@ class Ranking:
         exception: with ``any_by``, a criterion that another view has is replaced with the default
         criterion of the chosen view.
 
-        Raises QueryError.
+        Raises RankingQueryError if the query is invalid.
         """
         given: dict[str, str] = {}
         for name, value in parameters:
@@ -338,7 +338,7 @@ class Ranking:
         view = self.views[query.view]
         key = view.keys[query.by]
         start_s, update_s = time.monotonic(), self._flow_update_s()
-        update_s = round(update_s) or update_s  # measured, so it can be some milliseconds off
+        update_s = round(update_s) or update_s  # skyfast measures flow.update with a small error
         since = self._baseline(key.family, start_s, update_s) if key.is_rate else None
         seconds = start_s - since.taken_s if since else None
         wait_s = None
@@ -407,7 +407,7 @@ class Ranking:
         return RankingResult(top, msgspec.json.encode(top))
 
     def _matches(self, key: RankingKey, view: RankedView, search: Mapping[str, Any]) -> bool:
-        """Return whether any row matches the search, after a scan that found no row with a rank."""
+        """Return whether any row matches the search, if no row that matches has a rank."""
         if not search["containing"]:
             return True
         if key.is_complete:
@@ -434,9 +434,9 @@ class Ranking:
     def _baseline(self, family: int, now_s: float, update_s: float) -> _Snapshot:
         """Return the snapshot to compare with: the older of at most two snapshots.
 
-        Once the newer snapshot is as old as the interval between snapshots, it replaces the older
-        one. So the returned snapshot is one to two intervals old if there is at least one request
-        per interval.
+        When the newer snapshot is as old as the interval between snapshots, it replaces the older
+        snapshot. With at least one request per interval, the returned snapshot is therefore one to
+        two intervals old.
         """
         interval_s = max(SNAPSHOT_INTERVAL_S, update_s)
         taken = self._snapshots.setdefault(family, [])
