@@ -133,9 +133,9 @@ class WarningCounter(logging.Handler):
 def is_journal() -> bool:
     """Return whether standard error is connected to the systemd journal.
 
-    JOURNAL_STREAM contains the device and the inode of the journal's socket (systemd.exec(5)). The
-    existence of this variable proves nothing: the parent process may have inherited the variable,
-    but redirected standard error.
+    JOURNAL_STREAM contains the device and the inode of the journal's socket (systemd.exec(5)). Both
+    are compared, because a parent process may have redirected standard error and passed on the
+    variable.
     """
     try:
         status = os.fstat(2)

@@ -23,8 +23,8 @@ INTERVAL_S: Final = 2.0
 def warn(*, labels: str, keys: Sequence[str]) -> None:
     """Log a warning about ``labels``, and a warning about each of ``keys``.
 
-    ``labels`` are empty because there are no own names. ``keys`` are needed by labels, but are
-    missing from all own names.
+    ``labels`` are empty because there are no own names. Each of ``keys`` is needed by a
+    label, but no own name has this key.
     """
     if labels:
         log.warning(

@@ -445,8 +445,8 @@ class _Section:
 
 
 def _check_mapping(value: YamlValue) -> None:
-    # The value can contain a password hash: without the space after the colon, "alice:hash" is a
-    # string. So the error must not show the value.
+    # The error must not show the value. If the space after the colon is missing, "alice:hash" is a
+    # string that contains a password hash.
     if not isinstance(value, dict):
         raise InvalidValue("must contain keys", shown=False)
 

@@ -171,7 +171,7 @@ class HttpConnections:
     def handshake_failed(self, connection: "HttpConnection", reason: str, text: str) -> None:
         """Count and log a failed TLS handshake."""
         self._stats.handshakes_failed[reason] += 1
-        # A disconnect is no warning: certificate monitoring and port scans also disconnect.
+        # Disconnects are usual: certificate monitoring and port scans cause them.
         level = logging.INFO if reason == "disconnected" else logging.WARNING
         line = f"TLS handshake failed for {connection.address}: {text}"
         self._log_limit.log(log, level, ("handshake", reason), line)
@@ -459,7 +459,7 @@ def _make_request(
     writer: AbstractStreamWriter,
     task: asyncio.Task[None],
 ) -> web.BaseRequest:
-    """Create a request, with these changes to what aiohttp has parsed.
+    """Create a request from what aiohttp has parsed, with three changes.
 
     * Versions other than HTTP/1.0 and HTTP/1.1 become HTTP/1.0. aiohttp would respond with the
       version of the request, such as HTTP/2.0.

@@ -175,7 +175,7 @@ class Exposition:
         self._now = now
 
     async def self_page(self, *, openmetrics: int = 0) -> bytes:
-        """Return the page of self metrics, rendered in another thread than other pages."""
+        """Return the page of self metrics, rendered in a thread of the default executor."""
         chunks = self._chunks(Part.SELF, direct=False, openmetrics=openmetrics, query=ALL_FLOWS)
         return await asyncio.to_thread(b"".join, _texts(chunks))
 
@@ -264,8 +264,8 @@ def _flows(
         names=query.names,
     )
     info = source.interface_info
-    # Only the first part has info series, because a scan of the table finds the capture points of
-    # all parts.
+    # One scan of the table finds the capture points of all parts, so the first part has all info
+    # series.
     if info is not None and (query.part or not query.shows(info.name)):
         info = None
     # Find the capture points before reading the page, so that no series of the page lacks its info

@@ -1,7 +1,7 @@
 """Forecasts: how many series and bytes of the first view would remain with another ``min_bytes``.
 
-A forecast is exact if no further report arrives before ``min_bytes`` is changed. `skyfast.web.status`,
-`skyfast.web.cardinality` and ``skyfast --check --replay`` show forecasts.
+A forecast is exact if no further report arrives before ``min_bytes`` is changed.
+`skyfast.web.status`, `skyfast.web.cardinality` and ``skyfast --check --replay`` show forecasts.
 """
 
 import asyncio

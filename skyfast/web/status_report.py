@@ -220,8 +220,9 @@ class CapturesStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewStatus:
-    """A view whose rows can be ranked: its labels except ``direction``, and its metrics except
-    histograms.
+    """A view whose rows can be ranked.
+
+    ``labels`` does not contain ``direction``, and ``metrics`` contains no histograms.
     """
 
     prefix: str

@@ -3,8 +3,8 @@
 A ranking scans the table once, even if it ranks groups. Scans run in a thread, one at a time, and
 requests for the same ranking within a second share the result. Rates compare the table with a
 snapshot, which is taken on the first request for rates and released some minutes after the last
-such request. Rates are available when the snapshot is as old as the agents' ``flow.update``, because
-all flows have been reported by then.
+such request. Rates are available when the snapshot is as old as the agents' ``flow.update``: by
+then, agents have reported all flows.
 """
 
 import asyncio
