@@ -143,7 +143,7 @@ class App:
             source=self._parts.source, stats=self.stats, now=self.clock.now
         )
         self.status = Status(
-            subject=self._parts.subject,
+            source=self._parts.status_source,
             stats=self.stats,
             ready=lambda: self.subscriptions.any_up,
             now=self.clock.now,
@@ -303,7 +303,7 @@ class App:
         new.take_over(old, self._shared)
         self._names_file.use(new.own, config.export)
         self.exposition.source = new.source
-        self.status.use(new.subject)
+        self.status.use(new.status_source)
         self.web.configure(config.web, reload=self._reload_by_web(config))
         if self._security and web_config:
             self._security.use(web_config)
@@ -526,7 +526,7 @@ class App:
         views = tuple(parts.ranking.views.values())
         try:
             found = await asyncio.to_thread(
-                empty_labels.find, parts.table, views, least=empty_labels.MIN_SHARE
+                empty_labels.find, parts.table, views, min_share=empty_labels.MIN_SHARE
             )
         except MemoryError:
             found = []

@@ -82,7 +82,7 @@ class Parts:
     ingest: Ingest
     source: ExpositionSource
     ranking: Ranking
-    subject: StatusSource
+    status_source: StatusSource
 
     def take_over(self, old: "Parts", shared: Shared) -> None:
         """Replace ``old``: configure the parts that are reused, and carry over all counts."""
@@ -281,7 +281,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
             start_timestamps=config.web.start_timestamps,
         ),
         ranking=ranking,
-        subject=StatusSource(
+        status_source=StatusSource(
             config=config,
             table=table,
             series=tuple(sum(family.series for family in view.families) for view in plan.views),

@@ -214,10 +214,10 @@ class PasswordChecker:
         return keyed.digest()
 
 
-def _remember(memory: dict[bytes, None], digest: bytes, most: int) -> None:
-    """Move ``digest`` to the end of ``memory``, and keep at most ``most`` digests."""
+def _remember(memory: dict[bytes, None], digest: bytes, limit: int) -> None:
+    """Move ``digest`` to the end of ``memory``, and keep at most ``limit`` digests."""
     memory.pop(digest, None)
-    if len(memory) >= most:
+    if len(memory) >= limit:
         del memory[next(iter(memory))]
     memory[digest] = None
 

@@ -159,7 +159,7 @@ class Cardinality:
         return await self._reports.get(without, lambda: asyncio.to_thread(self._make, without))
 
     def _make(self, without: str | None) -> CardinalityReport:
-        connections, labels, is_exact, left = self._table.cardinality(TOP_VALUES, without)
+        connections, labels, is_exact, remaining = self._table.cardinality(TOP_VALUES, without)
         return CardinalityReport(
             connections=connections,
             series_at_most=connections * self._series,
@@ -172,9 +172,9 @@ class Cardinality:
             forecast=self._forecaster.make() if self._forecaster else None,
             without=(
                 None
-                if without is None or left is None
+                if without is None or remaining is None
                 else WithoutLabel(
-                    label=without, connections=left, series_at_most=left * self._series
+                    label=without, connections=remaining, series_at_most=remaining * self._series
                 )
             ),
         )
@@ -197,12 +197,12 @@ def _series(view: View) -> int:
 
 
 def _label(name: str, counts: LabelCounts, series: int) -> LabelCardinality:
-    values, top, left = counts
+    values, top, remaining = counts
     return LabelCardinality(
         name=name,
         values=values,
         top=tuple(ValueCount(value=value, connections=count) for value, count in top),
-        without=Remaining(connections=left, series_at_most=left * series),
+        without=Remaining(connections=remaining, series_at_most=remaining * series),
     )
 
 

@@ -82,10 +82,10 @@ def _forecast(forecast: Forecast | None) -> str:
     if forecast is None:
         return ""
     rows = "".join(
-        f'<tr><th scope="row">{listed(one, forecast)}</th>'
-        f'<td class="number">{one.connections:,}</td><td class="number">{one.series:,}</td>'
-        f'<td class="number">{percent(one.bytes_share)}</td></tr>\n'
-        for one in forecast.bounds
+        f'<tr><th scope="row">{listed(bound, forecast)}</th>'
+        f'<td class="number">{bound.connections:,}</td><td class="number">{bound.series:,}</td>'
+        f'<td class="number">{percent(bound.bytes_share)}</td></tr>\n'
+        for bound in forecast.bounds
     )
     heads = "".join(
         f'<th scope="col" class="number">{text}</th>'
@@ -102,11 +102,11 @@ def _forecast(forecast: Forecast | None) -> str:
 
 def _panel(id_: str, title: str, report: CardinalityReport | ViewCardinality, note: str) -> str:
     heads = "".join(f'<th scope="col" class="{side}">{text}</th>' for side, text in _HEADS)
-    most = max((label.values for label in report.labels), default=0) or 1
+    highest = max((label.values for label in report.labels), default=0) or 1
     labels = sorted(
         report.labels, key=lambda label: (label.without.connections, -label.values, label.name)
     )
-    rows = "".join(_row(id_, label, report.connections, most) for label in labels)
+    rows = "".join(_row(id_, label, report.connections, highest) for label in labels)
     id_ = escape(id_)
     return (
         f'<section class="panel" aria-labelledby="{id_}">\n'
@@ -117,14 +117,14 @@ def _panel(id_: str, title: str, report: CardinalityReport | ViewCardinality, no
     )
 
 
-def _row(panel: str, label: LabelCardinality, connections: int, most: int) -> str:
-    left = label.without.connections
+def _row(panel: str, label: LabelCardinality, connections: int, highest: int) -> str:
+    remaining = label.without.connections
     return (
         f'<tr><th scope="row">{escape(label.name)}</th>'
-        f'<td class="number share">{html.bar(label.values / most)}'
+        f'<td class="number share">{html.bar(label.values / highest)}'
         f"<span>{label.values:,}</span></td>"
-        f'<td class="number">{left:,}</td>'
-        f'<td class="number">{change(left, connections)}</td>'
+        f'<td class="number">{remaining:,}</td>'
+        f'<td class="number">{change(remaining, connections)}</td>'
         f'<td class="frequent">{_values(panel, label, connections)}</td></tr>\n'
     )
 
@@ -138,10 +138,10 @@ def _values(panel: str, label: LabelCardinality, connections: int) -> str:
     others = label.values - len(shown)
     summary = ", ".join(_summaries(shown[:SUMMARIZED]))
     more = label.values - min(len(shown), SUMMARIZED)
-    most = shown[0].connections or 1
+    highest = shown[0].connections or 1
     rows = "".join(
         f'<tr><td class="text">{_link(value)}</td><td class="number share">'
-        f"{html.bar(value.connections / most)}<span>{value.connections:,}</span></td></tr>\n"
+        f"{html.bar(value.connections / highest)}<span>{value.connections:,}</span></td></tr>\n"
         for value in shown
     )
     rest = f"<p>and {_count(others, 'less frequent value')}</p>" if others else ""
@@ -156,8 +156,8 @@ def frequent(label: LabelCardinality, connections: int) -> tuple[ValueCount, ...
     """Return the values in ``label.top`` that are frequent enough to be shown: see `MIN_SHARE`."""
     if label.values <= len(label.top):
         return label.top
-    least = MIN_SHARE * connections
-    return tuple(value for value in label.top if value.connections >= least)
+    min_connections = MIN_SHARE * connections
+    return tuple(value for value in label.top if value.connections >= min_connections)
 
 
 def _summaries(values: tuple[ValueCount, ...]) -> Iterator[str]:
@@ -171,9 +171,9 @@ def _link(value: ValueCount) -> str:
     return f'<a href="./?filter={quote(value.value, safe="")}">{escape(value.value)}</a>'
 
 
-def change(left: int, whole: int) -> str:
-    """Return the change from ``whole`` to ``left`` in percent, such as ``−98 %``."""
-    percent = 100 * (whole - left) / whole if whole else 0.0
+def change(remaining: int, total: int) -> str:
+    """Return the change from ``total`` to ``remaining`` in percent, such as ``−98 %``."""
+    percent = 100 * (total - remaining) / total if total else 0.0
     if percent < 0.05:
         return "0 %"
     if percent < 1 or percent > 99:

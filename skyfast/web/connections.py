@@ -159,12 +159,12 @@ class HttpConnections:
         numbers below ``latest`` are in use.
         """
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        left = limit - 1 - latest
-        if left <= FEW_DESCRIPTORS and limit != resource.RLIM_INFINITY:
+        free = limit - 1 - latest
+        if free <= FEW_DESCRIPTORS and limit != resource.RLIM_INFINITY:
             self._log_limit.warn(
                 log,
                 "descriptors",
-                f"at most {max(left, 0)} file descriptors are free (LimitNOFILE);"
+                f"at most {max(free, 0)} file descriptors are free (LimitNOFILE);"
                 " when none is left, connections are closed without a response",
             )
 

@@ -69,7 +69,7 @@ class Elements:
         self._now_s = now_s
         self._query = query
 
-    def place(self, key: str, format_: str, *, tag: str = "span") -> str:
+    def value(self, key: str, format_: str, *, tag: str = "span") -> str:
         """Return an element with the value at the path ``key``, in the format ``format_``."""
         value = _at(self._tree, key)
         state = f' class="{_class(value, format_)}"' if format_ in STATES else ""
@@ -83,7 +83,7 @@ class Elements:
         """
         if key != "table.connections" or _at(self._tree, _HIDDEN) is None:
             return ""
-        return f", <small>{self.place(_HIDDEN, 'count')} hidden</small>"
+        return f", <small>{self.value(_HIDDEN, 'count')} hidden</small>"
 
     def limit(self, limit: Limit) -> str:
         """Return the title of a limit, its bar and its values, as HTML."""
@@ -97,11 +97,11 @@ class Elements:
             start += width
         used = shares[0]
         colour = "bad" if used >= 1 else "warn" if used >= NEARLY_FULL else "good"
-        parts = [self.place(key, "count") for key in limit.keys]
+        parts = [self.value(key, "count") for key in limit.keys]
         shown = parts[0] if len(parts) == 1 else f"{parts[0]} live and {parts[1]} dormant"
         return (
             f"<div><dt>{link(limit.anchor, limit.title)}</dt>"
-            f"<dd>{shown} of {self.place(limit.limit, 'count')}{self.hidden(limit.keys[0])}</dd>"
+            f"<dd>{shown} of {self.value(limit.limit, 'count')}{self.hidden(limit.keys[0])}</dd>"
             f'<svg class="{colour}" aria-hidden="true" data-shares="{" ".join(limit.keys)}"'
             f' data-limit="{limit.limit}">{"".join(rects)}</svg></div>\n'
         )
@@ -109,7 +109,7 @@ class Elements:
     def figures(self, figures: Iterable[tuple[str, str, str, str]]) -> str:
         """Return titles and values of figures as HTML. Titles are links to explanations."""
         return "".join(
-            f"<div><dt>{link(anchor, text)}</dt><dd>{self.place(key, format_)}</dd></div>\n"
+            f"<div><dt>{link(anchor, text)}</dt><dd>{self.value(key, format_)}</dd></div>\n"
             for key, format_, text, anchor in figures
         )
 

@@ -52,15 +52,15 @@ class GroupedTable(Protocol):
 
 
 def find(
-    table: GroupedTable, views: Iterable[RankedView], *, least: float = 0.0
+    table: GroupedTable, views: Iterable[RankedView], *, min_share: float = 0.0
 ) -> list[EmptyLabels]:
     """Return the fraction of bytes for which each set of labels is empty. Slow and thread-safe.
 
     Each set of labels is searched in the first view that has these labels and exports bytes. The
-    result omits sets with a fraction below ``least``. If ``least`` is above 0.5, the search is
-    faster.
+    result omits sets with a fraction below ``min_share``. If ``min_share`` is above 0.5, the search
+    is faster.
     """
-    count = 1 if least > 0.5 else MAX_RANKED
+    count = 1 if min_share > 0.5 else MAX_RANKED
     found = {}
     for view in views:
         for labels in _sets(view):
@@ -69,7 +69,7 @@ def find(
                 share = _share(table, family, labels, count=count)
                 if share is not None:
                     found[labels] = EmptyLabels(labels=labels, bytes_share=share)
-    return [empty for empty in found.values() if empty.bytes_share >= least]
+    return [empty for empty in found.values() if empty.bytes_share >= min_share]
 
 
 def _sets(view: RankedView) -> Iterator[tuple[str, ...]]:

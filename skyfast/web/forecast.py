@@ -97,7 +97,7 @@ def make_forecast(
     first, *others = bounds
     listed = {*LISTED, *([first.min_bytes] if first.min_bytes else ())}
     wanted = {*listed, *(PROPOSED if max_series else ())}
-    pairs = [NO_BOUNDS, first, *(Bounds(least, first.min_packets) for least in sorted(wanted))]
+    pairs = [NO_BOUNDS, first, *(Bounds(value, first.min_packets) for value in sorted(wanted))]
     shown = table.forecast(now, 0, pairs)
     total_bytes = shown[0][2]
     forecasts = [
@@ -114,15 +114,16 @@ def make_forecast(
     other_series = sum(
         table.forecast(now, number, [bound])[0][1] for number, bound in enumerate(others, 1)
     )
-    candidates = [unbounded, *(one for one in rest if one.min_bytes in PROPOSED)]
+    candidates = [unbounded, *(bound for bound in rest if bound.min_bytes in PROPOSED)]
     proposed = next(
-        (one for one in candidates if max_series and one.series + other_series <= max_series), None
+        (bound for bound in candidates if max_series and bound.series + other_series <= max_series),
+        None,
     )
     return Forecast(
         min_packets=first.min_packets,
         unbounded=unbounded,
         current=current,
-        bounds=tuple(one for one in rest if one.min_bytes in listed),
+        bounds=tuple(bound for bound in rest if bound.min_bytes in listed),
         other_series=other_series,
         max_series=max_series or None,
         proposed=proposed,
@@ -174,14 +175,14 @@ def size(number: int) -> str:
 
 def as_text(forecast: Forecast) -> list[str]:
     """Return the forecast as lines of text, for ``skyfast --check``."""
-    whole, current = forecast.unbounded, forecast.current
-    verb = "has" if whole.connections == 1 else "have"
+    unbounded, current = forecast.unbounded, forecast.current
+    verb = "has" if unbounded.connections == 1 else "have"
     others = f"; the views have {forecast.other_series} series" if forecast.other_series else ""
-    found = f"{_connections(whole)} {verb} {whole.series} series"
+    found = f"{_connections(unbounded)} {verb} {unbounded.series} series"
     lines = [f"Without min_bytes and min_packets, {found}{others}."]
     if forecast.min_packets and not current.min_bytes:
         lines.append(_line(f"min_packets {forecast.min_packets}{CONFIGURED}", current))
-    lines += [_line(f"min_bytes {listed(one, forecast)}", one) for one in forecast.bounds]
+    lines += [_line(f"min_bytes {listed(bound, forecast)}", bound) for bound in forecast.bounds]
     if forecast.min_packets:
         lines.append(
             "These numbers include connections that reach min_packets"
@@ -196,15 +197,15 @@ def listed(bound: BoundForecast, forecast: Forecast) -> str:
     return f"{size(bound.min_bytes)}{CONFIGURED if is_configured else ''}"
 
 
-def _line(bound: str, one: BoundForecast) -> str:
+def _line(condition: str, bound: BoundForecast) -> str:
     return (
-        f"  With {bound}: {_connections(one)}, {one.series} series,"
-        f" {percent(one.bytes_share)} of the bytes."
+        f"  With {condition}: {_connections(bound)}, {bound.series} series,"
+        f" {percent(bound.bytes_share)} of the bytes."
     )
 
 
-def _connections(one: BoundForecast) -> str:
-    return f"{one.connections} connection{'' if one.connections == 1 else 's'}"
+def _connections(bound: BoundForecast) -> str:
+    return f"{bound.connections} connection{'' if bound.connections == 1 else 's'}"
 
 
 class Forecaster:

@@ -104,19 +104,19 @@ class Replay:
 
 
 class Status:
-    """Creates status reports. `use` can replace the ``subject`` at any time."""
+    """Creates status reports. `use` can replace the ``source`` at any time."""
 
     def __init__(
         self,
         *,
-        subject: StatusSource,
+        source: StatusSource,
         stats: Stats,
         ready: Callable[[], bool],
         now: Callable[[], float],
         replay: Replay | None = None,
     ) -> None:
         """Initialize. ``now`` returns the time by which interfaces and captures expire."""
-        self._subject = subject
+        self._source = source
         self._stats = stats
         self._ready = ready
         self._now = now
@@ -130,19 +130,19 @@ class Status:
     @property
     def ranking(self) -> Ranking:
         """The ranking of the current table."""
-        return self._subject.ranking
+        return self._source.ranking
 
-    def use(self, subject: StatusSource) -> None:
+    def use(self, source: StatusSource) -> None:
         """Replace the source of future reports, after a reload."""
-        if subject.ranking is not self._subject.ranking:
-            self._subject.ranking.close()
-        if subject.table is not self._subject.table:
+        if source.ranking is not self._source.ranking:
+            self._source.ranking.close()
+        if source.table is not self._source.table:
             self._churn = Churn()
-        self._subject = subject
+        self._source = source
 
     def sample(self) -> None:
         """Add the current counters to the history."""
-        table, now_s = self._subject.table, time.monotonic()
+        table, now_s = self._source.table, time.monotonic()
         self._history.add(self._stats, table.connections, now_s=now_s)
         self._churn.add(table.created_total, table.expired_total, now_s=now_s)
 
@@ -155,21 +155,21 @@ class Status:
     async def report(self) -> StatusReport:
         """Return a report of the current state."""
         configuration = await self._configuration()
-        forecaster = self._subject.forecaster
+        forecaster = self._source.forecaster
         forecast = await forecaster.get() if forecaster else None
-        subject, stats = self._subject, self._stats
+        source, stats = self._source, self._stats
         rates = self._history.rates()
-        table, scrape, now = subject.table, stats.scrape, self._now()
+        table, scrape, now = source.table, stats.scrape, self._now()
         notices = list(current_notices(stats, table))
         # Read each counter once, so that the values are consistent.
-        counts = _table(stats, table, subject.series, forecast)
+        counts = _table(stats, table, source.series, forecast)
         ready = self._ready()
         return StatusReport(
             version=__version__,
             python=platform.python_version(),
-            host_id=subject.config.host_id,
+            host_id=source.config.host_id,
             ready=ready,
-            health=_health(stats, subject.config, ready=ready),
+            health=_health(stats, source.config, ready=ready),
             replay=(
                 ReplayStatus(demo=self._replay.is_demo, recordings=self._replay.recordings)
                 if self._replay
@@ -183,7 +183,7 @@ class Status:
             flows_per_second=round(sum(rates.values(), 0.0), 1),
             analyzers=list(_analyzers(stats, rates, self._history.lags())),
             table=counts,
-            prometheus=self._cost(counts, subject.series[0]),
+            prometheus=self._cost(counts, source.series[0]),
             scrapes=Scrapes(
                 total=scrape.scrapes,
                 rejected_total=scrape.rejected,
@@ -192,15 +192,15 @@ class Status:
                 last_bytes=scrape.last_bytes if scrape.scrapes else None,
             ),
             interfaces=InterfacesStatus(
-                enabled=subject.config.topology.interfaces_interval_s > 0,
+                enabled=source.config.topology.interfaces_interval_s > 0,
                 count=stats.topology.interfaces,
                 answers_total=stats.topology.answers,
                 errors_total=sum(stats.topology.errors.values()),
                 last_answer_timestamp_seconds=stats.topology.last_answer_timestamp_s or None,
                 last_error=_last_error(stats.topology.last_failure),
                 busiest=[
-                    _interface(interface, subject.names)
-                    for interface in subject.interfaces.busiest(now)
+                    _interface(interface, source.names)
+                    for interface in source.interfaces.busiest(now)
                 ],
             ),
             names=_names(stats.topology.names),
@@ -208,15 +208,15 @@ class Status:
             captures=CapturesStatus(
                 count=stats.captures.captures,
                 first=[
-                    _capture(report, subject, now)
-                    for report in subject.captures.first(MAX_CAPTURES, now)
+                    _capture(report, source, now)
+                    for report in source.captures.first(MAX_CAPTURES, now)
                 ],
             ),
             history=self._history.series(stats, counts.connections, now_s=time.monotonic()),
-            labels=subject.ranking.first_view.labels,
-            metrics=subject.ranking.first_view.metrics,
-            rankings=list(subject.ranking.first_view.keys),
-            views=list(_views(subject)),
+            labels=source.ranking.first_view.labels,
+            metrics=source.ranking.first_view.metrics,
+            rankings=list(source.ranking.first_view.keys),
+            views=list(_views(source)),
             forecast=forecast,
             reload=Reload(
                 successful=bool(stats.config.last_reload_successful),
@@ -225,7 +225,7 @@ class Status:
                 changed=stats.config.last_reload_changed,
                 last_error=_last_error(stats.config.last_failure),
             ),
-            configuration_source=printable(subject.config.source),
+            configuration_source=printable(source.config.source),
             configuration=configuration,
         )
 
@@ -251,7 +251,7 @@ class Status:
 
     async def _configuration(self) -> str:
         """Return the configuration as YAML without secrets; dumped once, in a thread."""
-        current = self._subject.config
+        current = self._source.config
         if self._dump is None or self._dump[0] is not current:
             self._dump = current, await asyncio.to_thread(loader.dump, current)
         return self._dump[1]
@@ -350,10 +350,10 @@ def _own_names(stats: OwnNameStats | None) -> OwnNamesStatus | None:
     )
 
 
-def _views(subject: StatusSource) -> Iterator[ViewStatus]:
-    for view in subject.ranking.views.values():
+def _views(source: StatusSource) -> Iterator[ViewStatus]:
+    for view in source.ranking.views.values():
         if view.prefix:
-            bounds = subject.config.limits.bounds[view.index]
+            bounds = source.config.limits.bounds[view.index]
             yield ViewStatus(
                 prefix=view.prefix,
                 labels=view.labels,
@@ -375,10 +375,10 @@ def _interface(interface: Interface, names: KnownNames) -> InterfaceStatus:
     )
 
 
-def _capture(report: CaptureReport, subject: StatusSource, now: float) -> CaptureStatus:
+def _capture(report: CaptureReport, source: StatusSource, now: float) -> CaptureStatus:
     points = [
-        CapturePointStatus(node_tid=tid, name=str(subject.names.of_node(tid)))
-        for tid in subject.capture_points.of(report.capture_id, now)
+        CapturePointStatus(node_tid=tid, name=str(source.names.of_node(tid)))
+        for tid in source.capture_points.of(report.capture_id, now)
     ]
     return CaptureStatus(
         capture_id=report.capture_id,

@@ -143,17 +143,17 @@ def as_html(report: StatusReport, ranking: Ranking, query: RankingQuery, top: To
             "interfaces.busiest",
             [column for column in _INTERFACES if column.key != "owner" or report.names],
         ),
-        captures_note=f"{elements.place('captures.count', 'count')} reported by agents",
+        captures_note=f"{elements.value('captures.count', 'count')} reported by agents",
         captures=elements.table("captures.first", _CAPTURES),
         demo=_replay_note(report),
         forecast=_forecast(report, elements),
         limits="".join(map(elements.limit, _LIMITS)),
         table=elements.figures(_FIGURES),
         ignored=elements.figures(_IGNORED),
-        reload_state=elements.place("reload", "reload-state"),
-        source=elements.place("configuration_source", "text", tag="code"),
-        reloaded=elements.place("reload", "reload"),
-        reload_error=elements.place("reload.last_error", "last-error"),
+        reload_state=elements.value("reload", "reload-state"),
+        source=elements.value("configuration_source", "text", tag="code"),
+        reloaded=elements.value("reload", "reload"),
+        reload_error=elements.value("reload.last_error", "last-error"),
         configuration=escape(report.configuration),
     )
     return html.document(title=escape(_title_of(report)), body=body, script="status.js")
@@ -169,11 +169,11 @@ def _title_of(report: StatusReport) -> str:
 def _header(elements: Elements) -> str:
     return html.header(
         "./",
-        f"{elements.place('health', 'health')}\n"
-        f"<p>host_id {elements.place('host_id', 'text', tag='strong')}"
-        f" · version {elements.place('version', 'text')}"
-        f" · up {elements.place('uptime_seconds', 'duration')}"
-        f" · {elements.place('resident_bytes', 'bytes')} of memory</p>",
+        f"{elements.value('health', 'health')}\n"
+        f"<p>host_id {elements.value('host_id', 'text', tag='strong')}"
+        f" · version {elements.value('version', 'text')}"
+        f" · up {elements.value('uptime_seconds', 'duration')}"
+        f" · {elements.value('resident_bytes', 'bytes')} of memory</p>",
     )
 
 
@@ -237,16 +237,16 @@ def _forecast(report: StatusReport, elements: Elements) -> str:
     note = f"; configured: {' or '.join(configured)}" if configured else ""
     others = ""
     if report.views:
-        others = f"; in addition, views: {elements.place('forecast.other_series', 'count')} series"
+        others = f"; in addition, views: {elements.value('forecast.other_series', 'count')} series"
     columns = [replace(_BOUNDS[0], configured=min_bytes), *_BOUNDS[1:]]
     return (
         '<section class="panel" aria-labelledby="bounds">\n'
         '<div class="head"><h2 id="bounds">Series of the connections</h2><p>'
-        f"{elements.place('forecast.current.series', 'count')} of"
-        f" {elements.place('forecast.unbounded.series', 'count')} series of connections, with"
-        f" {elements.place('forecast.current.bytes_share', 'percent')} of the bytes"
+        f"{elements.value('forecast.current.series', 'count')} of"
+        f" {elements.value('forecast.unbounded.series', 'count')} series of connections, with"
+        f" {elements.value('forecast.current.bytes_share', 'percent')} of the bytes"
         f"{others}{note}</p></div>\n"
-        f"<p>{elements.place('forecast.text', 'text')}"
+        f"<p>{elements.value('forecast.text', 'text')}"
         " The table shows what would remain with other values of min_bytes:</p>\n"
         f"{elements.table('forecast.bounds', columns)}</section>\n"
     )
@@ -255,10 +255,10 @@ def _forecast(report: StatusReport, elements: Elements) -> str:
 def _interfaces_note(report: StatusReport, elements: Elements) -> str:
     if not report.interfaces.enabled:
         return "disabled by the configuration"
-    last_response = elements.place("interfaces.last_answer_timestamp_seconds", "ago")
-    last_error = elements.place("interfaces.last_error", "last-error")
+    last_response = elements.value("interfaces.last_answer_timestamp_seconds", "ago")
+    last_error = elements.value("interfaces.last_error", "last-error")
     return (
-        f"{elements.place('interfaces.count', 'count')} in the topology,"
+        f"{elements.value('interfaces.count', 'count')} in the topology,"
         f" last response {last_response}{last_error}"
     )
 
@@ -268,12 +268,12 @@ def _names_note(report: StatusReport, elements: Elements) -> str:
     if report.names is None:
         return ""
     # The last error is shown only once, because all topology queries have the same last error.
-    last_error = elements.place("interfaces.last_error", "last-error")
+    last_error = elements.value("interfaces.last_error", "last-error")
     return (
-        f"<p>named from the topology: {elements.place('names.addresses', 'count')} addresses"
-        f" ({elements.place('names.ambiguous', 'count')} of them ambiguous),"
-        f" {elements.place('names.capture_points', 'count')} capture points;"
-        f" last read {elements.place('names.last_reading_timestamp_seconds', 'ago')}"
+        f"<p>named from the topology: {elements.value('names.addresses', 'count')} addresses"
+        f" ({elements.value('names.ambiguous', 'count')} of them ambiguous),"
+        f" {elements.value('names.capture_points', 'count')} capture points;"
+        f" last read {elements.value('names.last_reading_timestamp_seconds', 'ago')}"
         f"{'' if report.interfaces.enabled else last_error}</p>\n"
     )
 
@@ -284,7 +284,7 @@ def _own_names_note(report: StatusReport, elements: Elements) -> str:
         return ""
     return (
         "<p>names from 'names' and 'names_file':"
-        f" {elements.place('own_names.entries', 'count')} entries;"
-        f" read {elements.place('own_names.last_load_success_timestamp_seconds', 'ago')}"
-        f"{elements.place('own_names.last_error', 'last-error')}</p>\n"
+        f" {elements.value('own_names.entries', 'count')} entries;"
+        f" read {elements.value('own_names.last_load_success_timestamp_seconds', 'ago')}"
+        f"{elements.value('own_names.last_error', 'last-error')}</p>\n"
     )

@@ -31,7 +31,7 @@ def as_html(tile: Tile, elements: Elements, history: Series) -> str:
     highest = max((value for value in values if value is not None), default=None)
     area, line = (_bars if tile.is_bars else _line)(history.age_seconds, values)
     return (
-        f"<li><h2>{tile.title}</h2>{elements.place(tile.key, tile.format, tag='b')}"
+        f"<li><h2>{tile.title}</h2>{elements.value(tile.key, tile.format, tag='b')}"
         f"{elements.hidden(tile.key)}\n"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img"'
         f' aria-label="{tile.title}, the last ten minutes" data-series="{tile.series}">'

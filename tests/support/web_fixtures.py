@@ -260,7 +260,7 @@ def status(table=None, *, stats=None, config=None, ready=lambda: True, view=VIEW
     table, stats = table or FakeTable(), stats or Stats()
     interfaces = Interfaces(interval_s=20, connection_timeout_s=60, stats=stats.topology)
     return Status(
-        subject=StatusSource(
+        source=StatusSource(
             config=config or make_config(),
             table=table,
             series=(sum(family.series for family in view.families),),

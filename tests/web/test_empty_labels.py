@@ -33,7 +33,7 @@ def configured(*urls: str, labels: Any = ENDS, **settings: Any) -> Config:
 
 
 def found(
-    tmp_path: Path, *flows: dict[str, Any], least: float = 0.0, **settings: Any
+    tmp_path: Path, *flows: dict[str, Any], min_share: float = 0.0, **settings: Any
 ) -> dict[str, float]:
     """Return the fraction of bytes with empty labels, by set of labels. There is no topology."""
     path = tmp_path / "a.jsonl"
@@ -42,7 +42,7 @@ def found(
     rehearsal = dry_run._DryRun(config)
     rehearsal.run(Playback(recordings=(Recording.load(str(path)),)))
     parts = rehearsal._parts
-    shares = empty_labels.find(parts.table, parts.ranking.views.values(), least=least)
+    shares = empty_labels.find(parts.table, parts.ranking.views.values(), min_share=min_share)
     return {",".join(empty.labels): empty.bytes_share for empty in shares}
 
 
@@ -61,11 +61,13 @@ def test_share_is_the_fraction_of_bytes_with_empty_labels(tmp_path: Path) -> Non
     settings: dict[str, Any] = {"names": {"10.0.0.0/8": "inside"}}
     assert found(tmp_path, *FLOWS, **settings) == {"initiator_name,target_name": 0.91}
     assert found(tmp_path, *FLOWS, **settings, labels=["target_name"]) == {"target_name": 0.94}
-    # If ``least`` is above 0.5, the search only has to read the largest group of connections.
-    assert found(tmp_path, *FLOWS, **settings, least=0.9) == {"initiator_name,target_name": 0.91}
-    assert found(tmp_path, *FLOWS, **settings, least=0.92) == {}
+    # If ``min_share`` is above 0.5, the search only has to read the largest group of connections.
+    assert found(tmp_path, *FLOWS, **settings, min_share=0.9) == {
+        "initiator_name,target_name": 0.91
+    }
+    assert found(tmp_path, *FLOWS, **settings, min_share=0.92) == {}
     assert found(tmp_path, *FLOWS[:2], **settings) == {"initiator_name,target_name": 0}
-    assert found(tmp_path, *FLOWS[:2], **settings, least=0.9) == {}
+    assert found(tmp_path, *FLOWS[:2], **settings, min_share=0.9) == {}
 
 
 def test_empty_labels_are_searched_in_the_first_view_with_bytes(tmp_path: Path) -> None:

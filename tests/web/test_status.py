@@ -1411,7 +1411,7 @@ async def test_new_table_resets_the_counts_of_created_and_expired_connections():
     old.created_total, old.expired_total = 10, 8
     source, replacement = fake_status(old), fake_status(new)
     new.created_total, new.expired_total = 12, 0  # the first reports arrive during the reload
-    source.use(replacement._subject)
+    source.use(replacement._source)
     source.sample()
     new.created_total, new.expired_total = 15, 2
     counts = source._churn.counts(new.created_total, new.expired_total, now_s=time.monotonic())
