@@ -1,4 +1,4 @@
-"""The web configuration file in use, reloaded when one of its files changes."""
+"""Reloads the web configuration when one of its files changes."""
 
 import asyncio
 import logging

@@ -445,9 +445,9 @@ def _parse_error_response(error: BaseException | None) -> tuple[HTTPStatus, str]
 
 
 def make_manager(handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> web.Server:
-    """Return the aiohttp server that all connections share. It calls ``handle`` for each request.
+    """Return the aiohttp server that all connections share.
 
-    Requires a running event loop.
+    The server calls ``handle`` for each request. Requires a running event loop.
     """
     return web.Server(handle, request_factory=_make_request, handler_cancellation=True)
 

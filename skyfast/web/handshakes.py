@@ -14,14 +14,14 @@ from contextvars import ContextVar
 from typing import Final, cast
 
 LINGER_TIMEOUT_S: Final = 1.0
-"""How long a client may take to receive its alert or response. Meanwhile, its data is discarded."""
+"""How long a client may take to receive its alert or response. Meanwhile, data from the client is
+discarded."""
 
 MAX_DISCARDED_BYTES: Final = 64 * 1024
-"""Maximum size of the data that is received from the client and discarded after a failed
-handshake."""
+"""Maximum size of the data from the client that is discarded after a failed handshake."""
 
 FIRST_BYTES: Final = 32
-"""Number of bytes of a client's first message that are kept until the handshake ends."""
+"""Number of bytes of a client's first message that `Handshake.first` contains."""
 
 _REQUEST = re.compile(rb"[A-Z]{3,16} [/*h]")
 

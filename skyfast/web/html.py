@@ -94,7 +94,7 @@ def header(current: str, details: str, *, root: str = "", updates: bool = True) 
 
 
 def bar(share: float) -> str:
-    """Return a bar that fills ``share`` of its table cell, from 0 to 1.
+    """Return a bar that fills a fraction of its table cell: ``share``, from 0 to 1.
 
     A share above 0 is always visible.
     """

@@ -129,7 +129,7 @@ def url(address: Endpoint, *, secure: bool) -> str:
 
 
 def hint(error: ListenError) -> str:
-    """Return a hint on setting another address or port if that would help, otherwise ""."""
+    """Return a hint to set another address or port; "" if that would not help."""
     if error.errno in _PORT_UNAVAILABLE:
         return f"; choose another port: {_settings(PORT)}"
     if error.is_name or error.errno == errno.EADDRNOTAVAIL:

@@ -1,4 +1,4 @@
-"""A cache of table scans. It runs one scan at a time.
+"""A cache of the results of table scans, which run one at a time.
 
 A scan takes up to hundreds of milliseconds in a thread. Concurrent scans would only slow each other
 down, so they run one after the other.
@@ -47,8 +47,8 @@ class ScanCache(Generic[Key, Result]):
 
         A scan continues when the request that started the scan is cancelled. If the scan raises an
         exception, all waiting requests raise the exception, and nothing is cached. After a success,
-        no reference to ``scan`` is kept: it refers to a table, whose memory must be freed when
-        another table replaces it.
+        no reference to ``scan`` is kept, because ``scan`` refers to a table. The memory of this
+        table must be freed when another table replaces it.
 
         Raises:
             BusyError: A scan is running and ``queue`` is false, or ``max_results`` is exceeded.
@@ -81,7 +81,7 @@ class ScanCache(Generic[Key, Result]):
         del self._results[kept]
 
     def _done(self, key: Key, result: "asyncio.Task[Result]") -> None:
-        # Retrieve the exception: asyncio would log it if no request waits for the result.
+        # Retrieve the exception, because asyncio logs exceptions that nobody has retrieved.
         failed = result.cancelled() or result.exception() is not None
         if failed or not self._keep_s:
             self._drop(key, result)

@@ -57,7 +57,7 @@ class SelfMetric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistogramMetric:
-    """A family of histograms, and a function that returns them."""
+    """A family of histograms, and a function that returns the histograms."""
 
     family: MetricFamily
     histograms: Histograms

@@ -446,7 +446,7 @@ class WebServer:
             # next response.
             return web.StreamResponse(headers=headers)
         if part is Part.SELF:
-            # This page is small and exempt from the limits, so that it works under overload.
+            # The limits do not apply to this small page, so that it is available under overload.
             self_page = await self._exposition.self_page(openmetrics=openmetrics)
             body = exposition.compress(self_page) if coding == "gzip" else self_page
             return web.Response(body=body, headers=headers)

@@ -237,7 +237,7 @@ class Status:
         churn = self._churn.counts(
             counts.created_total, counts.expired_total, now_s=time.monotonic()
         )
-        # Created connections are not added: each of them is a current or an expired connection.
+        # Created connections are not added: each created connection is either current or expired.
         in_memory = counts.series_at_most + churn.expired * series
         low, high = SERIES_BYTES
         return PrometheusCost(

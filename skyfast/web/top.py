@@ -150,7 +150,7 @@ class Top:
 
     ``note`` is a sentence that explains why there are no entries, or None if there are entries. If
     the criterion ``by`` is a rate, ``window_seconds`` is the age of the snapshot,
-    ``rates_in_seconds`` is the time until there are rates (None if there are), and
+    ``rates_in_seconds`` is the time until rates are available (None if they are), and
     ``flow_update_seconds`` is the agents' ``flow.update``. For other criteria, these three fields
     are None.
 
@@ -210,15 +210,15 @@ class Ranking:
 
         ``metrics`` are the names of the families of ``view``, in order. ``others`` are the other
         views of the table by prefix, in order, each with the names of its families. ``names`` are
-        shown beside label values, or instead of them. ``flow_update_s`` returns the agents'
+        shown beside or instead of label values. ``flow_update_s`` returns the agents'
         ``flow.update``.
         """
         self._table = table
         self._flow_update_s = flow_update_s
         self.names = names
         self.views: dict[str, RankedView] = {}
-        """The views by prefix, without those that have only histograms. The prefix of the first
-        view is empty."""
+        """The views by prefix, which is empty for the first view. Views that have only histograms
+        are omitted."""
         families = 0
         every = {"": (view, metrics), **(others or {})}
         for index, (prefix, (planned, named)) in enumerate(every.items()):

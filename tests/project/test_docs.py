@@ -137,7 +137,7 @@ COSTS = (
     ),
     (
         "deploy/kubernetes/deployment.yml",
-        f"reports/s of {NUMBER} µs",
+        f"reports/s at {NUMBER} µs",
         *("known flows, 3 analyzers at once", 1e-3),
     ),
     ("deploy/kubernetes/deployment.yml", f"takes {NUMBER} µs", "new flows, growing table", 1e-3),
