@@ -100,6 +100,9 @@ HEADERS: Mapping[str, tuple[str, ...]] = {
 }
 """The headers that can be set, with their allowed values. An empty tuple allows any value."""
 
+_NOT_A_HASH = (
+    'is not a bcrypt hash: run htpasswd -nBC 10 "", and copy only the part after the colon'
+)
 _HASH = re.compile(r"\$2[aby]\$(\d\d)\$([./A-Za-z0-9]{53})", re.ASCII)
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -448,7 +451,7 @@ def _check_mapping(value: YamlValue) -> None:
     # The error must not show the value. If the space after the colon is missing, "alice:hash" is a
     # string that contains a password hash.
     if not isinstance(value, dict):
-        raise InvalidValue("must contain keys", shown=False)
+        raise InvalidValue("must contain key: value pairs, with a space after the colon", shown=False)
 
 
 def _to_version(value: YamlValue) -> ssl.TLSVersion:
@@ -483,18 +486,16 @@ def _to_hash(value: YamlValue) -> bytes:
     try:
         # The pattern also matches some invalid hashes. bcrypt raises ValueError for them, and the
         # lowest cost makes this check fast.
-        if (
-            match
-            and bcrypt.hashpw(b"", f"$2b$04${match[2]}".encode())
-            and int(match[1]) >= MIN_COST
-        ):
-            if int(match[1]) > MAX_COST:
-                problem = f"has a bcrypt cost above {MAX_COST}, which takes too long to check"
-                raise InvalidValue(problem)
-            return text.encode()
+        if not match or not bcrypt.hashpw(b"", f"$2b$04${match[2]}".encode()):
+            raise InvalidValue(_NOT_A_HASH)
     except ValueError:
-        pass
-    raise InvalidValue("is not a bcrypt hash, as printed by htpasswd -nBC 10")
+        raise InvalidValue(_NOT_A_HASH) from None
+    cost = int(match[1])
+    if cost < MIN_COST:
+        raise InvalidValue(f"has a bcrypt cost below {MIN_COST}, the minimum of bcrypt")
+    if cost > MAX_COST:
+        raise InvalidValue(f"has a bcrypt cost above {MAX_COST}, which takes too long to check")
+    return text.encode()
 
 
 def _cost(hashed: bytes) -> int:

@@ -94,7 +94,7 @@ INVALID_FILES = {
     ),
     "not a mapping": (
         "basic_auth_users: alice:hunter2",
-        "line 1: basic_auth_users: must contain keys",
+        "line 1: basic_auth_users: must contain key: value pairs, with a space after the colon",
     ),
     "a list at the top level": ("- hunter2", "line 1: the file must contain keys, but is a list"),
     "missing key": ("tls_server_config: {cert_file: ca.crt}", "key_file or key is missing"),
@@ -191,6 +191,14 @@ INVALID_FILES = {
     "almost a hash": (
         f"basic_auth_users: {{alice: {CHEAP[:28]}/{CHEAP[29:]}}}".replace("$04$", "$03$"),
         "<hidden> is not a bcrypt hash",
+    ),
+    "user name in front of a hash": (
+        f"basic_auth_users: {{alice: 'alice:{CHEAP}'}}",
+        '<hidden> is not a bcrypt hash: run htpasswd -nBC 10 "", and copy only the part after',
+    ),
+    "hash with a low cost": (
+        f"basic_auth_users: {{alice: {CHEAP.replace('$04$', '$03$')}}}",
+        "<hidden> has a bcrypt cost below 4",
     ),
     "hash with a high cost": (
         f"basic_auth_users: {{alice: {CHEAP.replace('$04$', '$19$')}}}",
