@@ -59,10 +59,11 @@ class ListenError(OSError):
     """Listening on ``address`` failed."""
 
     def __init__(self, error: OSError, address: Endpoint) -> None:
-        """Copy errno and text of ``error``."""
-        super().__init__(error.errno, error.strerror)
         self.address = address
         self.is_name = isinstance(error, socket.gaierror)
+        # socket.create_server adds the address to the text of its errors.
+        text = os.strerror(error.errno) if error.errno and not self.is_name else error.strerror
+        super().__init__(error.errno, text)
 
 
 def configured(config: Config) -> Endpoint:
@@ -81,9 +82,11 @@ def sockets(environ: MutableMapping[str, str]) -> tuple[socket.socket, ...]:
     for name in _VARIABLES:
         environ.pop(name, None)
     if not count or pid != str(os.getpid()):
-        reason = f"LISTEN_PID is {pid or 'not set'}" if count else "LISTEN_FDS is not set"
+        reason = "LISTEN_FDS is not set"
+        if count:
+            reason = f"LISTEN_PID is {pid}, another process" if pid else "LISTEN_PID is not set"
         raise ConfigError(
-            f"{SOCKET_OPTION}: no socket passed by the service manager ({reason}):"
+            f"{SOCKET_OPTION}: no socket passed by the service manager ({reason});"
             " start skyfast through skyfast.socket"
         )
     if not (count.isascii() and count.isdigit() and 1 <= int(count) <= MAX_SOCKETS):
@@ -131,9 +134,9 @@ def url(address: Endpoint, *, secure: bool) -> str:
 def hint(error: ListenError) -> str:
     """Return a hint to set another address or port; "" if that would not help."""
     if error.errno in _PORT_UNAVAILABLE:
-        return f"; choose another port: {_settings(PORT)}"
+        return f"; set another port with {_settings(PORT)}"
     if error.is_name or error.errno == errno.EADDRNOTAVAIL:
-        return f"; choose another address: {_settings(LISTEN_ADDRESS)}"
+        return f"; set another address with {_settings(LISTEN_ADDRESS)}"
     return ""
 
 

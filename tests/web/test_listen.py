@@ -73,7 +73,7 @@ def test_one_address_in_use_prevents_the_start(tmp_path: Path) -> None:
         result = run(str(write_config(tmp_path)), *options)
     assert result.returncode == 1
     (line,) = (line for line in result.stderr.splitlines() if "ERROR" in line)
-    assert f"cannot listen on 127.0.0.1:{port}: [Errno 98]" in line
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use; set another port" in line
     assert "listening on 127" not in result.stderr
 
 
@@ -83,9 +83,9 @@ def test_port_in_use_is_reported_with_a_remedy(tmp_path: Path) -> None:
         result = run(str(write_config(tmp_path, port=port)))
     assert result.returncode == 1
     (line,) = (line for line in result.stderr.splitlines() if "ERROR" in line)
-    assert f"cannot listen on 127.0.0.1:{port}: [Errno 98] Address already in" in line
     assert line.endswith(
-        f"; choose another port: pipeline.store.prom_sky_con.port, {PORT} or --web.listen-address"
+        f"cannot listen on 127.0.0.1:{port}: Address already in use; set another port with"
+        f" pipeline.store.prom_sky_con.port, {PORT} or --web.listen-address"
     )
     assert "Traceback" not in result.stderr
 
@@ -96,7 +96,7 @@ def test_address_of_another_machine_is_reported_with_a_remedy(tmp_path: Path, ho
     assert result.returncode == 1
     (line,) = (line for line in result.stderr.splitlines() if "ERROR" in line)
     assert line.endswith(
-        "; choose another address: pipeline.store.prom_sky_con.listen_address,"
+        "; set another address with pipeline.store.prom_sky_con.listen_address,"
         f" {ADDRESS} or --web.listen-address"
     )
 
@@ -191,7 +191,7 @@ INVALID_SOCKETS = {
     "none": ([], "no socket passed by the service manager (LISTEN_FDS is not set)"),
     "for another process": (
         activation(TCP, pid="1"),
-        "no socket passed by the service manager (LISTEN_PID is 1)",
+        "no socket passed by the service manager (LISTEN_PID is 1, another process)",
     ),
     "negative number": (activation(TCP, fds=-1), "LISTEN_FDS is '-1', not a number from 1 to 64"),
     "too many": (activation(TCP, fds=65), "LISTEN_FDS is '65', not a number from 1 to 64"),
