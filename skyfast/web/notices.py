@@ -29,7 +29,8 @@ def current_notices(stats: Stats, table: TableCounts) -> Iterator[Notice]:
     """Yield the warnings about the current state."""
     down = [analyzer.name for analyzer in stats.analyzers.values() if not analyzer.up]
     if down and len(down) == len(stats.analyzers):
-        rest = "" if stats.clock_held else ": connections expire"
+        is_expiring = table.connections and not stats.clock_held
+        rest = ": connections expire" if is_expiring else ""
         yield Notice(severity="critical", text=f"Not subscribed to any analyzer{rest}.")
     elif down:
         others = len(down) - MAX_NAMED

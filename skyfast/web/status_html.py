@@ -92,16 +92,16 @@ _LIMITS = (
 )
 
 _FIGURES = (
-    ("prometheus", "expired", "series expired, at most", "prometheus"),
+    ("prometheus", "expired", "expired series (upper bound)", "prometheus"),
     ("prometheus", "memory-range", "memory in Prometheus now", "prometheus"),
     ("table.bytes", "bytes", "table memory", "memory"),
     ("table.created_total", "count", "connections created", "churn"),
     ("table.expired_total", "count", "connections expired", "churn"),
-    ("table.rejected_total", "count", "reports lost, because the table was full", "full"),
+    ("table.rejected_total", "count", "reports rejected, because the table was full", "full"),
     ("table.overflowed_total", "count", "reports added to the overflow connection", "full"),
     ("table.filtered_total", "count", "reports dropped by filter rules", "filtered"),
-    ("table.reports_checked_total", "count", "reports whose previous report was checked", "lost"),
-    ("table.reports_lost_total", "count", "previous reports that were lost", "lost"),
+    ("table.reports_checked_total", "count", "reports checked for a lost predecessor", "lost"),
+    ("table.reports_lost_total", "count", "of these, predecessor lost", "lost"),
     ("scrapes.total", "count", "scrapes completed", "scrapes"),
     ("scrapes.failed_total", "count", "scrapes not completed", "scrapes"),
     ("scrapes.rejected_total", "count", "scrapes rejected", "scrapes"),
@@ -237,17 +237,17 @@ def _forecast(report: StatusReport, elements: Elements) -> str:
     note = f"; configured: {' or '.join(configured)}" if configured else ""
     others = ""
     if report.views:
-        others = f"; in addition, views: {elements.value('forecast.other_series', 'count')} series"
+        others = f"; the views add {elements.value('forecast.other_series', 'count')} series"
     columns = [replace(_BOUNDS[0], configured=min_bytes), *_BOUNDS[1:]]
     return (
         '<section class="panel" aria-labelledby="bounds">\n'
         '<div class="head"><h2 id="bounds">Series of the connections</h2><p>'
         f"{elements.value('forecast.current.series', 'count')} of"
-        f" {elements.value('forecast.unbounded.series', 'count')} series of connections, with"
-        f" {elements.value('forecast.current.bytes_share', 'percent')} of the bytes"
+        f" {elements.value('forecast.unbounded.series', 'count')} series of connections are"
+        f" exported, with {elements.value('forecast.current.bytes_share', 'percent')} of the bytes"
         f"{others}{note}</p></div>\n"
         f"<p>{elements.value('forecast.text', 'text')}"
-        " The table shows what would remain with other values of min_bytes:</p>\n"
+        " The table shows what would be exported with other values of min_bytes:</p>\n"
         f"{elements.table('forecast.bounds', columns)}</section>\n"
     )
 

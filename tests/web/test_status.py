@@ -208,6 +208,14 @@ async def test_held_clock_causes_a_warning():
     ]
 
 
+async def test_empty_table_does_not_expire_connections():
+    stats, table = Stats(), FakeTable()
+    stats.analyzer("a")
+    table.connections = 0
+    report = await fake_status(stats=stats, table=table).report()
+    assert report.warnings == ["Not subscribed to any analyzer."]
+
+
 async def test_nearly_full_table_causes_a_warning():
     stats, table = Stats(), FakeTable()
     stats.analyzer("a").set_up(1)
@@ -1363,7 +1371,7 @@ async def test_bars_of_limits_show_the_numbers_of_the_api():
             assert {*shown_values(response, key)} == {text}, key
         others = (await site.json("/api/status"))["forecast"]["other_series"]
         assert {*shown_values(response, "forecast.other_series")} == {str(others)} == {"6"}
-        assert "series of connections, with <span" in page
+        assert "series of connections are exported, with <span" in page
         report = await site.json("/cardinality?format=json")
         views = sum(view["series_at_most"] for view in report["views"])
         assert report["series_at_most"] + views == table["series_at_most"]
