@@ -204,8 +204,8 @@ def _names(export: ExportSelection) -> Iterator[str]:
     if of_topology and len(of_topology) < len(chosen):
         sources += ", 'names' and 'names_file'"
     yield (
-        f"Labels with names from {sources} take {', '.join(bytes_)}, and about {most} more"
-        " bytes for each address or capture point with new flows."
+        f"Labels with names from {sources} take {', '.join(bytes_[:-1])}, and {bytes_[-1]}."
+        f" Each address or capture point of a new flow takes about {most} bytes in addition."
     )
     if not of_topology:
         return

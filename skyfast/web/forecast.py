@@ -176,10 +176,10 @@ def size(number: int) -> str:
 def as_text(forecast: Forecast) -> list[str]:
     """Return the forecast as lines of text, for ``skyfast --check``."""
     unbounded, current = forecast.unbounded, forecast.current
-    verb = "has" if unbounded.connections == 1 else "have"
-    others = f"; the views have {forecast.other_series} series" if forecast.other_series else ""
-    found = f"{_connections(unbounded)} {verb} {unbounded.series} series"
-    lines = [f"Without min_bytes and min_packets, {found}{others}."]
+    found = f"{_connections(unbounded)} would have {unbounded.series} series"
+    lines = [f"Without min_bytes and min_packets, {found}."]
+    if forecast.other_series:
+        lines.append(f"In addition, the views have {forecast.other_series} series.")
     if forecast.min_packets and not current.min_bytes:
         lines.append(_line(f"min_packets {forecast.min_packets}{CONFIGURED}", current))
     lines += [_line(f"min_bytes {listed(bound, forecast)}", bound) for bound in forecast.bounds]

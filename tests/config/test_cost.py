@@ -218,8 +218,8 @@ def test_cost_of_topology_labels_is_reported(
         " analyzer."
     )
     rest = (
-        "about 72 bytes for each distinct name, address and capture point,"
-        f" and about {names} more bytes for each address or capture point with new flows."
+        "and about 72 bytes for each distinct name, address and capture point. Each address or"
+        f" capture point of a new flow takes about {names} bytes in addition."
     )
     assert shown == (
         [
@@ -268,7 +268,7 @@ def test_cost_of_interface_info_is_reported(labels: list[str]) -> None:
 def test_cost_of_own_names_is_reported(labels: list[object], source: str, taken: str) -> None:
     lines = cost.report(make_config(labels=labels, views=[])).splitlines()
     (line,) = (line for line in lines if "Labels with names" in line)
-    assert line.startswith(f"# Labels with names from {source} take {taken}, about 72 bytes for")
+    assert line.startswith(f"# Labels with names from {source} take {taken}, and about 72 bytes")
     queries = "# These labels need topology queries for interfaces."
     assert (queries in lines) == ("node_name" in labels)
     assert not [line for line in lines if "probe" in line]
