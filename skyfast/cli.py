@@ -134,7 +134,7 @@ def _parser() -> _Parser:
     analyzers.add_argument(
         "--demo",
         action="store_true",
-        help="replay the packaged recording",
+        help="replay a packaged recording (CONFIG optional)",
     )
     analyzers.add_argument(
         "--replay",
