@@ -569,7 +569,7 @@ cdef class Table:
         raise_horizon(&self.state, now)
 
     def set_flow_types(self, types):
-        """From now on, accept only flows of these types. The types must be of the same plan."""
+        """From now on, accept only flows of these types, which must belong to the plan of this table."""
         cdef Reader *readers = <Reader *>allocate(FLOW_TYPES * sizeof(Reader))
         cdef list keep = []
         try:
@@ -695,10 +695,9 @@ cdef class Table:
 
         Any thread may read the page, at any speed, but only one thread at a time. If there are
         several parts, finding the connections of one part takes about 25 ns per connection of each
-        view. If a view has bounds, the page decides which connections it shows when it reaches the
-        view, and then shows all series of these connections. Deciding takes about 5 ns per
-        connection. While the page exists, the list of the shown connections takes 4 bytes per
-        connection.
+        view. If a view has bounds, the connections to show are selected when rendering reaches the
+        view. All series of the selected connections are shown. The selection takes about 5 ns per
+        connection and, while the page exists, 4 bytes per selected connection.
         """
         cdef uint32_t i
         cdef bint has_bounds = False

@@ -101,8 +101,8 @@ class Timing:
     tick_s: float = 1.0
     """Interval of the checks for silence."""
     overload_s: float = 5.0
-    """If an analyzer had to wait this long before it closed the connection, the wait is assumed to
-    be the reason. Skydive closes a connection after it could not write for 10 s, or waited 7 s for
+    """If skyfast read nothing for this long before the analyzer closed the connection, skyfast
+    assumes that it read too slowly. Skydive closes a connection after it could not write for 10 s, or waited 7 s for
     a pong."""
     conflict_grace_s: float = 15.0
     """After a subscription has ended, its analyzer may reject a new subscription with HTTP 409 for

@@ -115,9 +115,9 @@ async def test_waiting_scans_and_cached_results_share_a_limit():
 @pytest.mark.xdist_group("timing")
 @on_both_loops
 async def test_new_result_survives_the_expiry_of_an_old_result():
-    """A result is replaced before it expires. Later, there is a new result with the same key.
+    """The result of another key evicts a result, which is then computed again.
 
-    The new result stays in the cache when the old result would have expired.
+    The expiry time of the evicted result does not apply to the new result.
     """
     scans = Scans(keep_s=1, max_results=1)
     await scans.get("a")
