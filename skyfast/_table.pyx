@@ -569,7 +569,7 @@ cdef class Table:
         raise_horizon(&self.state, now)
 
     def set_flow_types(self, types):
-        """From now on, accept only flows of these types, which must belong to the plan of this table."""
+        """From now on, accept only flows of these types, made for the plan of this table."""
         cdef Reader *readers = <Reader *>allocate(FLOW_TYPES * sizeof(Reader))
         cdef list keep = []
         try:

@@ -102,8 +102,8 @@ class Timing:
     """Interval of the checks for silence."""
     overload_s: float = 5.0
     """If skyfast read nothing for this long before the analyzer closed the connection, skyfast
-    assumes that it read too slowly. Skydive closes a connection after it could not write for 10 s, or waited 7 s for
-    a pong."""
+    assumes that it read too slowly. Skydive closes a connection after it could not write for 10 s,
+    or waited 7 s for a pong."""
     conflict_grace_s: float = 15.0
     """After a subscription has ended, its analyzer may reject a new subscription with HTTP 409 for
     this time."""

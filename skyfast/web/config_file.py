@@ -451,7 +451,8 @@ def _check_mapping(value: YamlValue) -> None:
     # The error must not show the value. If the space after the colon is missing, "alice:hash" is a
     # string that contains a password hash.
     if not isinstance(value, dict):
-        raise InvalidValue("must contain key: value pairs, with a space after the colon", shown=False)
+        problem = "must contain key: value pairs, with a space after the colon"
+        raise InvalidValue(problem, shown=False)
 
 
 def _to_version(value: YamlValue) -> ssl.TLSVersion:

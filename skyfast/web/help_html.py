@@ -18,7 +18,7 @@ def as_html() -> str:
         title="Help · skyfast",
         body=(
             f"{html.header('help', '<p>what the figures mean</p>', updates=False)}"
-            '<main>\n<p class="lead">The source repository of skyfast contains the pages in docs/.</p>\n'
+            '<main>\n<p class="lead">The pages in docs/ are in the repository of skyfast.</p>\n'
             f'<dl class="panel help">\n{items}</dl>\n</main>\n'
         ),
     )

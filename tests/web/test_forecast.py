@@ -232,7 +232,8 @@ def test_text_counts_all_series_together_if_there_is_only_one_view():
     core.report(make_flow("1", (500, 0, 1, 0)), 0)
     made = make_forecast(core.table, [Bounds()], max_series=5, now=0)
     assert made.text == "min_bytes is not needed: 2 series are within max_series (5)."
-    assert as_text(made)[0] == "Without min_bytes and min_packets, 1 connection would have 2 series."
+    line = "Without min_bytes and min_packets, 1 connection would have 2 series."
+    assert as_text(made)[0] == line
 
 
 @pytest.mark.parametrize(
