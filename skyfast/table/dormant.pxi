@@ -152,7 +152,7 @@ cdef list list_uuids(const TableState *table, uint32_t head):
 # ---------------------------------------------------------------------------------------------
 # Reports of dormant flows
 
-cdef int wake(TableState *table, Report *report) noexcept nogil:
+cdef int apply_dormant(TableState *table, Report *report) noexcept nogil:
     # Apply the report of a dormant flow. The result is like that of `apply_unknown`.
     cdef int64_t deltas[MAX_VALUES]
     cdef Flow *flow = flow_at(table, report.flow)
@@ -190,11 +190,11 @@ cdef int wake(TableState *table, Report *report) noexcept nogil:
             return APPLY_STOP
         report.leaves_out_lifecycle &= ~((1 << LIFECYCLE_START) | (1 << LIFECYCLE_UPDATE_START))
         report.uses_lifecycle = report.repeats
-    return wake_labelled(table, report, conversation, deltas, change)
+    return apply_dormant_deltas(table, report, conversation, deltas, change)
 
 
-cdef int wake_labelled(TableState *table, const Report *report, uint32_t conversation,
-                       const int64_t *deltas, int change) noexcept nogil:
+cdef int apply_dormant_deltas(TableState *table, const Report *report, uint32_t conversation,
+                              const int64_t *deltas, int change) noexcept nogil:
     cdef View *first = &table.views[0]
     cdef Labels labels
     cdef RowKey key
@@ -207,9 +207,10 @@ cdef int wake_labelled(TableState *table, const Report *report, uint32_t convers
     number = find_row(first, &key)
     kept = 0 if number else find_kept(table, key.label_ids)
     if report.finish == CLOSING and report.repeats:
-        done = wake_ended(table, report, &labels, number, kept, conversation, deltas, change)
+        done = apply_dormant_closing(table, report, &labels, number, kept, conversation, deltas,
+                                     change)
     elif number == 0 and is_full(table, first):
-        done = wake_when_full(table, report, &labels, conversation, deltas, change)
+        done = apply_dormant_when_full(table, report, &labels, conversation, deltas, change)
     elif (number == 0 and kept == 0 and first.identifies_connection
             and report.initial_delta == INITIAL_UNREAD):
         table.met_unknown = True        # more reports that need the missing fields may follow
@@ -226,9 +227,9 @@ cdef int wake_labelled(TableState *table, const Report *report, uint32_t convers
     return done
 
 
-cdef int wake_ended(TableState *table, const Report *report, const Labels *labels,
-                    uint32_t number, uint32_t kept, uint32_t conversation,
-                    const int64_t *deltas, int change) noexcept nogil:
+cdef int apply_dormant_closing(TableState *table, const Report *report, const Labels *labels,
+                               uint32_t number, uint32_t kept, uint32_t conversation,
+                               const int64_t *deltas, int change) noexcept nogil:
     # Apply a closing report that has new totals, without making its dormant flow live.
     cdef uint32_t before = conversation
     if not own_conversation(table, report, &conversation):
@@ -247,8 +248,9 @@ cdef int wake_ended(TableState *table, const Report *report, const Labels *label
     return SKIP_NONE
 
 
-cdef int wake_when_full(TableState *table, const Report *report, const Labels *labels,
-                        uint32_t conversation, const int64_t *deltas, int change) noexcept nogil:
+cdef int apply_dormant_when_full(TableState *table, const Report *report, const Labels *labels,
+                                 uint32_t conversation, const int64_t *deltas,
+                                 int change) noexcept nogil:
     # Apply a report of a dormant flow that needs a new connection while the first view is full.
     cdef uint32_t before = conversation
     if table.overflows:

@@ -183,7 +183,7 @@ cdef int apply_unless_live(TableState *table, Report *report) noexcept nogil:
     if report.flow:
         if not flow_at(table, report.flow).connection & DORMANT:
             return apply_known(table, report)
-        return APPLY_STOP if report.skip_new == APPLY_STOP else wake(table, report)
+        return APPLY_STOP if report.skip_new == APPLY_STOP else apply_dormant(table, report)
     if unlikely(report.skip_new != SKIP_NONE):
         return report.skip_new
     table.met_unknown = True
