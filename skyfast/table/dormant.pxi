@@ -234,8 +234,8 @@ cdef int apply_dormant_closing(TableState *table, const Report *report, const La
     cdef uint32_t before = conversation
     if not own_conversation(table, report, &conversation):
         return APPLY_NO_MEMORY
-    if not credit(table, report, report.flow, labels, number, kept, deltas, False,
-                  start_of_deltas(table, flow_at(table, report.flow))):
+    if not add_closing_report(table, report, report.flow, labels, number, kept, deltas, False,
+                              start_of_deltas(table, flow_at(table, report.flow))):
         disown_conversation(table, conversation, before)
         return APPLY_NO_MEMORY
     supersede(table, before, conversation)
@@ -283,8 +283,8 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
         return APPLY_NO_MEMORY
-    if not credit(table, report, row, labels, number, kept, report.values, True,
-                  start_of_report(table, report, True)):
+    if not add_closing_report(table, report, row, labels, number, kept, report.values, True,
+                              start_of_report(table, report, True)):
         remove_flow(table, row)
         return APPLY_NO_MEMORY
     evict_surplus(table)
@@ -293,9 +293,9 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
     return SKIP_NONE
 
 
-cdef bint credit(TableState *table, const Report *report, uint32_t flow, const Labels *labels,
-                 uint32_t number, uint32_t kept, const int64_t *deltas, bint is_new,
-                 int64_t start_ms) noexcept nogil:
+cdef bint add_closing_report(TableState *table, const Report *report, uint32_t flow,
+                             const Labels *labels, uint32_t number, uint32_t kept,
+                             const int64_t *deltas, bint is_new, int64_t start_ms) noexcept nogil:
     # Add `deltas` to all rows of a flow without making the flow live. In the first view, only live
     # flows create rows. If the flow has no row there, the deltas are added to the kept counters of
     # its connection, if any. False if out of memory. `flow` is the flow's own row. `number` is its
