@@ -25,7 +25,8 @@ cdef uint32_t find_conversation(const TableState *table, uint64_t key) noexcept 
     return 0
 
 
-cdef bint is_taken(const TableState *table, uint32_t number, const Report *report) noexcept nogil:
+cdef bint is_owned_by_other(const TableState *table, uint32_t number,
+                            const Report *report) noexcept nogil:
     # Whether a capture point other than the report's owns the conversation in row `number` (0:
     # none).
     cdef const Conversation *row
@@ -35,12 +36,12 @@ cdef bint is_taken(const TableState *table, uint32_t number, const Report *repor
     return (row.flows != 0 or row.claimant != 0) and row.point != report.point
 
 
-cdef bint own_conversation(TableState *table, const Report *report,
-                           uint32_t *number) noexcept nogil:
+cdef bint ensure_conversation(TableState *table, const Report *report,
+                              uint32_t *number) noexcept nogil:
     # If row `number` (0: none) does not belong to the report's capture point, set `number` to a new
     # row for this point. The caller must link a flow to the new row, or remove the new row with
-    # `disown_conversation`. Does nothing if the table has no conversation rows. False if out of
-    # memory.
+    # `discard_new_conversation`. Does nothing if the table has no conversation rows. False if out
+    # of memory.
     if not table.has_conversations:
         return True
     if number[0] == 0 or conversation_at(table, number[0]).point != report.point:
@@ -48,9 +49,10 @@ cdef bint own_conversation(TableState *table, const Report *report,
     return number[0] != 0
 
 
-cdef void disown_conversation(TableState *table, uint32_t number, uint32_t before) noexcept nogil:
-    # Undo `own_conversation`. `before` and `number` are the row numbers before and after that call;
-    # both may be equal.
+cdef void discard_new_conversation(TableState *table, uint32_t number,
+                                   uint32_t before) noexcept nogil:
+    # Undo `ensure_conversation`. `before` and `number` are the row numbers before and after that
+    # call; both may be equal.
     if number != before:
         release_conversation(table, number)
 
@@ -67,7 +69,7 @@ cdef void link_conversation(TableState *table, uint32_t flow, uint32_t number) n
     release_conversation(table, before)
 
 
-cdef void supersede(TableState *table, uint32_t number, uint32_t successor) noexcept nogil:
+cdef void mark_superseded(TableState *table, uint32_t number, uint32_t successor) noexcept nogil:
     # Mark row `number` (0: none) as replaced by `successor`, unless both are the same row. No
     # capture point may own the conversation of row `number`.
     if number and number != successor:

@@ -174,7 +174,7 @@ cdef int apply_dormant(TableState *table, Report *report) noexcept nogil:
         return report.skip_new
     if table.has_conversations:
         conversation = find_conversation(table, report.conversation)
-        if is_taken(table, conversation, report):
+        if is_owned_by_other(table, conversation, report):
             forget_flow(table, report.flow)
             return SKIP_DUPLICATE
         number = links_of(table, flow)[0]
@@ -232,13 +232,13 @@ cdef int apply_dormant_closing(TableState *table, const Report *report, const La
                                const int64_t *deltas, int change) noexcept nogil:
     # Apply a closing report that has new totals, without making its dormant flow live.
     cdef uint32_t before = conversation
-    if not own_conversation(table, report, &conversation):
+    if not ensure_conversation(table, report, &conversation):
         return APPLY_NO_MEMORY
     if not add_closing_report(table, report, report.flow, labels, number, kept, deltas, False,
                               start_of_deltas(table, flow_at(table, report.flow))):
-        disown_conversation(table, conversation, before)
+        discard_new_conversation(table, conversation, before)
         return APPLY_NO_MEMORY
-    supersede(table, before, conversation)
+    mark_superseded(table, before, conversation)
     update_totals(table, flow_at(table, report.flow), report, change)
     unlink_dormant(table, report.flow)
     link_conversation(table, report.flow, conversation)
@@ -254,13 +254,13 @@ cdef int apply_dormant_when_full(TableState *table, const Report *report, const 
     # Apply a report of a dormant flow that needs a new connection while the first view is full.
     cdef uint32_t before = conversation
     if table.overflows:
-        if not own_conversation(table, report, &conversation):
+        if not ensure_conversation(table, report, &conversation):
             return APPLY_NO_MEMORY
         if add_to_overflow(table, report, labels, deltas, False,
                            start_of_deltas(table, flow_at(table, report.flow))) == APPLY_NO_MEMORY:
-            disown_conversation(table, conversation, before)
+            discard_new_conversation(table, conversation, before)
             return APPLY_NO_MEMORY
-        supersede(table, before, conversation)
+        mark_superseded(table, before, conversation)
         update_totals(table, flow_at(table, report.flow), report, change)
         unlink_dormant(table, report.flow)
         link_conversation(table, report.flow, conversation)

@@ -131,7 +131,7 @@ cdef bint observe_dormant(TableState *table, const Report *report) noexcept nogi
     if table.has_conversations:
         # Another capture point may have taken over the conversation.
         number = links_of(table, flow)[0]
-        if (is_taken(table, find_conversation(table, report.conversation), report)
+        if (is_owned_by_other(table, find_conversation(table, report.conversation), report)
                 or (number and conversation_at(table, number).claimant == SUPERSEDED)):
             return True
     if not intern_labels(table, report.label_values, &labels):

@@ -199,7 +199,7 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
     cdef bint creates, full
     if table.has_conversations:
         conversation = find_conversation(table, report.conversation)
-        if is_taken(table, conversation, report):
+        if is_owned_by_other(table, conversation, report):
             return SKIP_DUPLICATE
     if report.finish == CLOSING:
         if report.initial_delta == INITIAL_UNREAD:
@@ -307,12 +307,12 @@ cdef bint find_all_targets(TableState *table, const Report *report, const Labels
     # Find or create the rows and the conversation of a flow that becomes live. If out of memory,
     # creates nothing and returns False.
     cdef uint32_t before = conversation[0]
-    if not own_conversation(table, report, conversation):
+    if not ensure_conversation(table, report, conversation):
         return False
     if find_targets(table, labels, number, targets):
-        supersede(table, before, conversation[0])
+        mark_superseded(table, before, conversation[0])
         return True
-    disown_conversation(table, conversation[0], before)
+    discard_new_conversation(table, conversation[0], before)
     return False
 
 
