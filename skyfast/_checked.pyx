@@ -346,7 +346,7 @@ cdef class _Check:
         self.check_strings()
         self.check_wheels()
         expect(self.bytes == table.arena.bytes, "bytes in use", (self.bytes, table.arena.bytes))
-        expect(not self.table.held, "the table still holds values of a batch")
+        expect(not self.table.batch_objects, "the table still holds values of a batch")
 
     cdef set members(self, str kind, Rows *rows):
         # Check that each row in use is in exactly one chain: the one in which the row is looked up.

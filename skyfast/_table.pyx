@@ -500,8 +500,8 @@ cdef class Table:
     cdef Reader *readers                # readers of the plan's flow types: see `resolve_readers`
     cdef object plan
     cdef bint wants_slots
-    cdef list keep                      # owns the objects that `Field` borrows
-    cdef list held                      # owns the results of rewrites and lookups for a batch
+    cdef list reader_objects            # owns the objects that `Field` borrows
+    cdef list batch_objects             # owns the results of rewrites and lookups for a batch
     cdef list field_names
     cdef bytes other                    # label value of overflow rows
     cdef tuple skip_names
@@ -514,7 +514,7 @@ cdef class Table:
         pthread_mutex_init(&self.state.lock, NULL)
         self.plan = plan
         self.wants_slots = slots
-        self.held = []
+        self.batch_objects = []
         self.other = (plan.overflow or "").encode()
         self.skip_names = SKIP_NAMES + tuple(r.reason for r in plan.requirements)
         self.field_names = state_init(&self.state, plan, self.other)
@@ -571,15 +571,15 @@ cdef class Table:
     def set_flow_types(self, types):
         """From now on, accept only flows of these types, made for the plan of this table."""
         cdef Reader *readers = <Reader *>allocate(FLOW_TYPES * sizeof(Reader))
-        cdef list keep = []
+        cdef list owned = []
         try:
-            resolve_readers(readers, types, self.plan, self.wants_slots, keep)
+            resolve_readers(readers, types, self.plan, self.wants_slots, owned)
         except BaseException:
             free(readers)
             raise
         free(self.readers)
         self.readers = readers
-        self.keep = keep
+        self.reader_objects = owned
 
     # -- reports --------------------------------------------------------------------------------
 
@@ -616,7 +616,8 @@ cdef class Table:
         if start < 0:
             raise ValueError("start must not be negative")
         self.state.wall_ms = max(wall_ms, <int64_t>0)
-        return update_flows(&self.state, &self.batch, self.readers, flows, start, now, self.held)
+        return update_flows(&self.state, &self.batch, self.readers, flows, start, now,
+                            self.batch_objects)
 
     # -- expiry ---------------------------------------------------------------------------------
 

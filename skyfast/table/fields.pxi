@@ -9,7 +9,8 @@
 cdef struct Field:
     # The location of a value in a decoded flow, which is a struct with sub-structs (*parts*).
     # `outer` is the offset of a slot of the flow, and `inner` is the offset of a slot of the part.
-    # If slots cannot be read, the fields are read by name. `Table.keep` owns the names and types.
+    # If slots cannot be read, the fields are read by name. `Table.reader_objects` owns the names
+    # and types.
     Py_ssize_t outer
     Py_ssize_t inner            # -1: the value is a field of the flow itself
     PyTypeObject *inner_type

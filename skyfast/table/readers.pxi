@@ -3,8 +3,8 @@
 # `Table.set_flow_types` calls this code. The code reads Python objects of the plan, so it needs the
 # GIL and may raise exceptions.
 
-cdef int resolve_readers(Reader *readers, types, plan, bint slots, list keep) except -1:
-    # Set the readers of all flow types. Objects that the readers borrow are added to `keep`. If a
+cdef int resolve_readers(Reader *readers, types, plan, bint slots, list owned) except -1:
+    # Set the readers of all flow types. Objects that the readers borrow are added to `owned`. If a
     # check shows that the offsets of a reader are wrong, its `slots` is set to False.
     cdef Reader *reader
     cdef uint32_t i
@@ -15,56 +15,56 @@ cdef int resolve_readers(Reader *readers, types, plan, bint slots, list keep) ex
         reader.labels = owner is not types.KnownReport or owner is types.Update
         reader.lifecycle = i > 1
         reader.full = i > 2
-        keep.append(owner)
+        owned.append(owner)
         reader.type = <PyTypeObject *><PyObject *>owner
-        resolve_times(reader, owner, keep)
-        resolve_values(reader, owner, plan, keep)
-        resolve_requirements(reader, owner, plan, keep)
+        resolve_times(reader, owner, owned)
+        resolve_values(reader, owner, plan, owned)
+        resolve_requirements(reader, owner, plan, owned)
         if reader.labels:
-            resolve_columns(reader, owner, plan, keep)
-            resolve_conversation(reader, owner, plan, keep)
+            resolve_columns(reader, owner, plan, owned)
+            resolve_conversation(reader, owner, plan, owned)
     return 0
 
 
-cdef int resolve_times(Reader *reader, owner, list keep) except -1:
-    resolve_field(reader, &reader.uuid, owner, ("UUID",), keep)
-    resolve_field(reader, &reader.last, owner, ("Last",), keep)
-    resolve_field(reader, &reader.finish, owner, ("FinishType",), keep)
+cdef int resolve_times(Reader *reader, owner, list owned) except -1:
+    resolve_field(reader, &reader.uuid, owner, ("UUID",), owned)
+    resolve_field(reader, &reader.last, owner, ("Last",), owned)
+    resolve_field(reader, &reader.finish, owner, ("FinishType",), owned)
     if reader.lifecycle:
-        resolve_field(reader, &reader.start, owner, ("Start",), keep)
-        resolve_field(reader, &reader.update_start, owner, ("LastUpdateMetric", "Start"), keep)
-        resolve_field(reader, &reader.update_last, owner, ("LastUpdateMetric", "Last"), keep)
+        resolve_field(reader, &reader.start, owner, ("Start",), owned)
+        resolve_field(reader, &reader.update_start, owner, ("LastUpdateMetric", "Start"), owned)
+        resolve_field(reader, &reader.update_last, owner, ("LastUpdateMetric", "Last"), owned)
     return 0
 
 
-cdef int resolve_values(Reader *reader, owner, plan, list keep) except -1:
+cdef int resolve_values(Reader *reader, owner, plan, list owned) except -1:
     cdef uint32_t i
     if reader.full:
         for i, counter in enumerate(plan.counters):
-            resolve_number(reader, &reader.last_update[i], owner, counter.last_update, False, keep)
+            resolve_number(reader, &reader.last_update[i], owner, counter.last_update, False, owned)
     for i, counter in enumerate(plan.counters):
-        resolve_number(reader, &reader.totals[i], owner, counter.paths, counter.optional, keep)
+        resolve_number(reader, &reader.totals[i], owner, counter.paths, counter.optional, owned)
     for i, gauge in enumerate((*plan.gauges, *plan.closing_gauges), len(plan.counters)):
-        resolve_number(reader, &reader.totals[i], owner, (gauge.path,), False, keep)
+        resolve_number(reader, &reader.totals[i], owner, (gauge.path,), False, owned)
     return 0
 
 
-cdef int resolve_columns(Reader *reader, owner, plan, list keep) except -1:
+cdef int resolve_columns(Reader *reader, owner, plan, list owned) except -1:
     cdef uint32_t i
     for i, column in enumerate(ordered_columns(plan)):
         if column.lookup is not None:
             continue
-        resolve_field(reader, &reader.columns[i].field, owner, column.path, keep)
+        resolve_field(reader, &reader.columns[i].field, owner, column.path, owned)
         if column.rewrite is not None:
             reader.columns[i].rewrite = <PyObject *>column.rewrite
     for i, path in enumerate(key_paths(plan), len(plan.columns)):
-        resolve_field(reader, &reader.columns[i].field, owner, path, keep)
+        resolve_field(reader, &reader.columns[i].field, owner, path, owned)
         if not reader.columns[i].field.is_string:
             raise ValueError("the key and the context of a lookup must be strings")
     return 0
 
 
-cdef int resolve_requirements(Reader *reader, owner, plan, list keep) except -1:
+cdef int resolve_requirements(Reader *reader, owner, plan, list owned) except -1:
     cdef uint32_t i, j
     for i, requirement in enumerate(plan.requirements):
         if not requirement.paths or len(requirement.reads) > 2:
@@ -72,41 +72,41 @@ cdef int resolve_requirements(Reader *reader, owner, plan, list keep) except -1:
         reader.required[i].pair = len(requirement.reads) == 2
         reader.required[i].absent = len(requirement.or_without) > 0
         for j, path in enumerate(requirement.reads):
-            resolve_field(reader, &reader.required[i].parts[j], owner, path, keep)
+            resolve_field(reader, &reader.required[i].parts[j], owner, path, owned)
     return 0
 
 
-cdef int resolve_conversation(Reader *reader, owner, plan, list keep) except -1:
+cdef int resolve_conversation(Reader *reader, owner, plan, list owned) except -1:
     cdef uint32_t i
     for known in (plan.conversation, plan.share and plan.share.conversation):
         if known is not None:
             for i, path in enumerate(known.paths):
-                resolve_field(reader, &reader.conversation[i], owner, path, keep)
+                resolve_field(reader, &reader.conversation[i], owner, path, owned)
     if plan.conversation is not None:
-        resolve_field(reader, &reader.point, owner, plan.conversation.point, keep)
+        resolve_field(reader, &reader.point, owner, plan.conversation.point, owned)
     return 0
 
 
 cdef int resolve_number(Reader *reader, Number *number, owner, tuple paths, bint optional,
-                        list keep) except -1:
+                        list owned) except -1:
     if len(paths) > 2:
         raise ValueError("a counter must be one field or the sum of two")
     number.read = len(paths) > 0
     number.pair = len(paths) == 2
     number.optional = optional
     if number.read:
-        resolve_field(reader, &number.first, owner, paths[0], keep)
+        resolve_field(reader, &number.first, owner, paths[0], owned)
     if number.pair:
-        resolve_field(reader, &number.second, owner, paths[1], keep)
+        resolve_field(reader, &number.second, owner, paths[1], owned)
     return 0
 
 
-cdef int resolve_field(Reader *reader, Field *field, owner, tuple path, list keep) except -1:
+cdef int resolve_field(Reader *reader, Field *field, owner, tuple path, list owned) except -1:
     if not path:
         field.whole = True
         return 0
     cdef str name = path[0]
-    keep.append((owner, path))
+    owned.append((owner, path))
     field.outer_name = <PyObject *>name
     field.outer = member_offset(owner, name)
     field.inner = -1
@@ -117,7 +117,7 @@ cdef int resolve_field(Reader *reader, Field *field, owner, tuple path, list kee
     if inner is None:
         field.is_string = kind is str
         return 0
-    keep.append(inner)
+    owned.append(inner)
     field.inner_type = <PyTypeObject *><PyObject *>inner
     if len(path) == 1:              # the value is the part itself: only its presence matters
         return 0

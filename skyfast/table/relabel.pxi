@@ -175,7 +175,7 @@ cdef int find_keys(const TableState *table, Changes *changes, list taken) except
 
 cdef int resolve_keys(TableState *table, Changes *changes, names, list taken) except -1:
     # Look up the new names of the keys that flows have.
-    cdef list held = []                 # owns the pending labels
+    cdef list owned = []                # owns the pending labels
     cdef ChangedKey *key
     cdef uint32_t i
     for i in range(changes.key_count):
@@ -185,7 +185,7 @@ cdef int resolve_keys(TableState *table, Changes *changes, names, list taken) ex
         result = names[taken[key.position]]
         key.ambiguous = result is None
         if result is not None:
-            key.change = add_change(table, changes, result, held)
+            key.change = add_change(table, changes, result, owned)
     intern_pending(table, changes)
     return 0
 
@@ -203,7 +203,7 @@ cdef uint32_t find_label(const TableState *table, str key) except? 0:
     return string_find(&table.strings, text, length, hash_bytes32(text, length, table.seed))
 
 
-cdef uint32_t add_change(TableState *table, Changes *changes, result, list held) except? 0:
+cdef uint32_t add_change(TableState *table, Changes *changes, result, list owned) except? 0:
     # Add a change with the names in `result`. The labels of the change are pending until
     # `intern_pending`. Returns the change's number, or 0 if the names are invalid.
     cdef LabelValue *label_values
@@ -212,7 +212,7 @@ cdef uint32_t add_change(TableState *table, Changes *changes, result, list held)
         return 0
     if changes.pending_count == BATCH:
         intern_pending(table, changes)
-        held.clear()
+        owned.clear()
     label_values = changes.pending + changes.pending_count * changes.labels
     for i in range(changes.labels):
         if read_text(PyTuple_GET_ITEM(<PyObject *>result, changes.indexes[i]),
@@ -224,7 +224,7 @@ cdef uint32_t add_change(TableState *table, Changes *changes, result, list held)
         raise MemoryError
     memset(changes.label_ids + changes.change_count * changes.labels, 0,
            changes.labels * sizeof(uint32_t))
-    held.append(result)
+    owned.append(result)
     changes.pending_count += 1
     changes.change_count += 1
     return changes.change_count
@@ -339,7 +339,7 @@ cdef uint32_t index_of_key(const Changes *changes, uint32_t string) noexcept nog
 cdef int resolve_contexts(TableState *table, Changes *changes, names) except -1:
     # Set the field `change` of all moves. Each different context of an ambiguous key is resolved
     # once.
-    cdef list held = []                 # owns the pending labels
+    cdef list owned = []                # owns the pending labels
     cdef const Context *context
     cdef uint32_t i, change = 0
     find_contexts(table, changes)
@@ -351,7 +351,7 @@ cdef int resolve_contexts(TableState *table, Changes *changes, names) except -1:
             result = names.resolve(
                 *[label_text(table, string) for string in context.strings[:3]]
             )
-            change = add_change(table, changes, result, held)
+            change = add_change(table, changes, result, owned)
         changes.moves[context.move].change = change
     intern_pending(table, changes)
     return 0

@@ -4,7 +4,7 @@
 # This code uses Python objects, so it needs the GIL and must not run under the table's mutex. Of
 # the table, it only reads constant parts, the rows of names, and the index of flows. It only writes
 # to the batch, and to the deadlines of names. Until the batch has been applied, it borrows values
-# from the flows, from `Table.held` and from the rows of names.
+# from the flows, from `Table.batch_objects` and from the rows of names.
 
 cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexcept:
     cdef uint32_t i
@@ -85,7 +85,7 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
 
 
 cdef int read_unknown(const TableState *table, const Reader *readers, list flows,
-                      Py_ssize_t start, Batch *batch, list held) except -1:
+                      Py_ssize_t start, Batch *batch, list owned) except -1:
     # Read the labels and the lifecycle fields of flows that are not live.
     cdef uint32_t i
     cdef PyObject *flow
@@ -96,7 +96,7 @@ cdef int read_unknown(const TableState *table, const Reader *readers, list flows
     cdef bint prepared = table.shares > 1 or table.lookup_count > 0
     batch.missed_count = 0
     if prepared:
-        prepare_unknown(table, readers, flows, start, batch, held)
+        prepare_unknown(table, readers, flows, start, batch, owned)
     for i in range(batch.size):
         report = &batch.reports[i]
         if table.lookup_count and i + NAMES_AHEAD < batch.size:
@@ -105,7 +105,7 @@ cdef int read_unknown(const TableState *table, const Reader *readers, list flows
             flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
             reader = reader_of(readers, flow)
             if reader.labels:
-                report.skip_new = read_new(table, flow, reader, report, names, previous, held)
+                report.skip_new = read_new(table, flow, reader, report, names, previous, owned)
             else:
                 report.skip_new = APPLY_STOP
             if report.skip_new == SKIP_NONE:
@@ -130,7 +130,7 @@ cdef inline bint is_unknown(const Report *report) noexcept nogil:
 
 
 cdef int prepare_unknown(const TableState *table, const Reader *readers, list flows,
-                         Py_ssize_t start, Batch *batch, list held) except -1:
+                         Py_ssize_t start, Batch *batch, list owned) except -1:
     # Skip flows of other shards, and look up the names of this shard's flows.
     cdef uint32_t i, j
     cdef PyObject *flow
@@ -151,14 +151,14 @@ cdef int prepare_unknown(const TableState *table, const Reader *readers, list fl
                 for j in range(table.lookup_count):
                     find_result(table, flow, reader, &table.lookups[j], &names[j])
         names += table.lookup_count
-    find_interned_results(table, batch, held)
+    find_interned_results(table, batch, owned)
     names = batch.names
     for i in range(batch.size):
         for j in range(table.lookup_count):
             if names[j].key != NULL and names[j].row == 0:
                 flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
                 complete_names(table, flow, reader_of(readers, flow), &table.lookups[j], &names[j],
-                               held)
+                               owned)
         names += table.lookup_count
     return 0
 
@@ -193,8 +193,8 @@ cdef inline int find_result(const TableState *table, PyObject *flow, const Reade
     return 0
 
 
-cdef int find_interned_results(const TableState *table, Batch *batch, list held) except -1:
-    # Find the rows of the results. Results without a row are added to `held`, because other Python
+cdef int find_interned_results(const TableState *table, Batch *batch, list owned) except -1:
+    # Find the rows of the results. Results without a row are added to `owned`, because other Python
     # code may remove them from the dict.
     cdef const Lookup *lookup
     cdef FoundNames *names
@@ -213,18 +213,18 @@ cdef int find_interned_results(const TableState *table, Batch *batch, list held)
             lookup = &table.lookups[i % table.lookup_count]
             names.row = find_interned(table, lookup, names.result)
             if names.row == 0:
-                held.append(<object>names.result)
+                owned.append(<object>names.result)
     return 0
 
 
 cdef int complete_names(const TableState *table, PyObject *flow, const Reader *reader,
-                        const Lookup *lookup, FoundNames *names, list held) except -1:
+                        const Lookup *lookup, FoundNames *names, list owned) except -1:
     # Look up the names if they are not in a dict, and resolve an ambiguous key. If a string of the
     # lookup is invalid, the result is NULL, and the flow is skipped later.
     cdef PyObject *other
     cdef PyObject *point
     if names.result == NULL:
-        names.result = hold((<object>lookup.names)[<object>names.key], held)
+        names.result = add_owned((<object>lookup.names)[<object>names.key], owned)
         names.row = find_interned(table, lookup, names.result)
     if names.result == <PyObject *>None and lookup.has_context:
         other = string_of(flow, reader, lookup.other)
@@ -232,8 +232,8 @@ cdef int complete_names(const TableState *table, PyObject *flow, const Reader *r
         if unlikely(not is_valid(other) or not is_valid(point)):
             names.result = NULL
             return 0
-        names.result = hold(
-            (<object>lookup.names).resolve(<object>names.key, <object>other, <object>point), held
+        names.result = add_owned(
+            (<object>lookup.names).resolve(<object>names.key, <object>other, <object>point), owned
         )
         names.row = find_interned(table, lookup, names.result)
     prefetch(names.result)
@@ -241,8 +241,8 @@ cdef int complete_names(const TableState *table, PyObject *flow, const Reader *r
     return 0
 
 
-cdef inline PyObject *hold(value, list held) except NULL:
-    held.append(value)
+cdef inline PyObject *add_owned(value, list owned) except NULL:
+    owned.append(value)
     return <PyObject *>value
 
 
@@ -280,10 +280,10 @@ cdef void prefetch_names(const TableState *table, const Batch *batch, uint32_t n
 
 
 cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader, Report *report,
-                  const FoundNames *names, const LabelValue *previous, list held) except -1:
+                  const FoundNames *names, const LabelValue *previous, list owned) except -1:
     # Read the fields that are only needed if a flow is not live. `previous` has the labels of the
     # previous such flow, or is NULL.
-    cdef int error = read_labels(table, flow, reader, report.label_values, names, previous, held)
+    cdef int error = read_labels(table, flow, reader, report.label_values, names, previous, owned)
     if unlikely(error):
         return error
     if table.has_conversations:
@@ -300,20 +300,20 @@ cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader,
 
 cdef inline int read_labels(const TableState *table, PyObject *flow, const Reader *reader,
                             LabelValue *label_values, const FoundNames *names,
-                            const LabelValue *previous, list held) except -1:
+                            const LabelValue *previous, list owned) except -1:
     # Many flows of a message have the same protocol and interface as the previous flow. The hashes
     # of equal labels are copied from `previous`.
     cdef uint32_t i
     cdef int error
     for i in range(table.looked_up, table.columns):
-        error = read_label(table, flow, reader, i, label_values, previous, held)
+        error = read_label(table, flow, reader, i, label_values, previous, owned)
         if unlikely(error):
             return error
     for i in range(table.columns, table.label_value_count):
         if table.key_is_column[i]:
             label_values[i] = label_values[table.key_columns[i]]
             continue
-        error = read_label(table, flow, reader, i, label_values, previous, held)
+        error = read_label(table, flow, reader, i, label_values, previous, owned)
         if unlikely(error):
             return error
     for i in range(table.lookup_count):
@@ -338,23 +338,23 @@ cdef inline void hash_label(const TableState *table, LabelValue *label,
 
 cdef inline int read_label(const TableState *table, PyObject *flow, const Reader *reader,
                            uint32_t number, LabelValue *label_values,
-                           const LabelValue *previous, list held) except -1:
+                           const LabelValue *previous, list owned) except -1:
     cdef LabelValue *label = &label_values[number]
-    cdef int error = read_value(flow, &reader.columns[number], reader.slots, label, held)
+    cdef int error = read_value(flow, &reader.columns[number], reader.slots, label, owned)
     if error == SKIP_NONE and label.text != NULL:
         hash_label(table, label, previous + number if previous != NULL else NULL)
     return error
 
 
 cdef inline int read_value(PyObject *flow, const Column *column, bint slots, LabelValue *label,
-                           list held) except -1:
+                           list owned) except -1:
     cdef PyObject *value = value_of(flow, &column.field, slots)
     cdef bint is_string = column.field.is_string
     label.string = 0
     label.text = NULL
     if column.rewrite != NULL and value != NULL:
         value = PyObject_GetItem(column.rewrite, value)
-        held.append(<object>value)
+        owned.append(<object>value)
         Py_DECREF(<object>value)
         is_string = not PyLong_CheckExact(value)
     if is_string or value == NULL:          # without the part, the text is empty

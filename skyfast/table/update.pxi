@@ -19,7 +19,7 @@ cdef struct Targets:
 
 
 cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *readers, list flows,
-                             Py_ssize_t start, double now, list held) except -1:
+                             Py_ssize_t start, double now, list owned) except -1:
     # Apply `flows[start:]` in batches. Returns the index after the last flow applied.
     cdef Py_ssize_t position = start
     cdef int done
@@ -30,9 +30,9 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
             raise TypeError(f"not a flow of this table's plan: {type(flows[position]).__name__}")
         look_up_flows(table, batch)
         try:
-            read_unknown(table, readers, flows, position, batch, held)
+            read_unknown(table, readers, flows, position, batch, owned)
         except BaseException:       # raised by a rewrite or a lookup
-            held.clear()
+            owned.clear()
             raise
         look_up_labels(table, batch)
         lock_first(table)
@@ -40,8 +40,8 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
         pthread_mutex_unlock(&table.lock)
         if batch.missed_count:
             intern_missed(table, batch, done)
-        if held:
-            held.clear()
+        if owned:
+            owned.clear()
         if done < 0:
             raise MemoryError
         position += done
