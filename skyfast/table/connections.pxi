@@ -159,11 +159,11 @@ cdef inline void add(int64_t *total, int64_t amount) noexcept nogil:
         total[0] = base + amount
 
 
-cdef inline bint gauge_takes(int kind, int64_t value, int64_t kept) noexcept nogil:
-    # Whether a gauge of this kind replaces its value `kept` with `value`. `value` must not be 0.
-    if kind == KEEP_LATEST or kept == 0:
+cdef inline bint replaces_gauge(int kind, int64_t value, int64_t current) noexcept nogil:
+    # Whether a gauge of this kind replaces its value `current` with `value`. `value` must not be 0.
+    if kind == KEEP_LATEST or current == 0:
         return True
-    return value < kept if kind == KEEP_LEAST else value > kept
+    return value < current if kind == KEEP_LEAST else value > current
 
 
 cdef inline void add_to_counters(const View *view, Connection *row,
@@ -190,6 +190,6 @@ cdef inline void add_deltas(const TableState *table, const View *view, Connectio
     for i in range(view.counters, view.values):
         value = values[view.sources[i]]
         if (value and row.deadline_s != NEVER_S
-                and gauge_takes(table.keeps[view.sources[i]], value, sums[i])):
+                and replaces_gauge(table.gauge_kinds[view.sources[i]], value, sums[i])):
             sums[i] = value
     row.deadline_s = max(row.deadline_s, view.deadline_s)

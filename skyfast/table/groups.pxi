@@ -116,7 +116,7 @@ cdef int kind_of_series(const TableState *table, const Family *family, uint32_t 
     value = view.sources[family.values[direction]]
     if value < table.counters:
         return COMBINE_SUM
-    return COMBINE_LEAST if table.keeps[value] == KEEP_LEAST else COMBINE_MOST
+    return COMBINE_LEAST if table.gauge_kinds[value] == KEEP_LEAST else COMBINE_MOST
 
 
 cdef inline void combine(int64_t *total, int64_t value, int kind) noexcept nogil:

@@ -215,7 +215,7 @@ cdef int number_values(TableState *table, plan) except -1:
     for i, counter in enumerate(plan.counters):
         table.optional[i] = counter.optional
     for i, gauge in enumerate(plan.gauges, table.counters):
-        table.keeps[i] = GAUGE_KINDS.index(gauge.keep)
+        table.gauge_kinds[i] = GAUGE_KINDS.index(gauge.keep)
     return 0
 
 
