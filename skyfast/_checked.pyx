@@ -251,11 +251,11 @@ def age(Table table not None, uint64_t next_seq):
     table.state.next_seq = next_seq
 
 
-def kept(int64_t new_flows, int64_t start_ms):
+def pack_and_unpack(int64_t new_flows, int64_t start_ms):
     """Pack a number of new flows and a start time; return both after unpacking."""
     cdef Flow row
-    row.last_ms = pack_kept(new_flows, start_ms)
-    return kept_new_flows(&row), kept_start(&row)
+    row.last_ms = pack_saved(new_flows, start_ms)
+    return saved_new_flows(&row), saved_start(&row)
 
 
 class BrokenError(AssertionError):
@@ -398,7 +398,7 @@ cdef class _Check:
         cdef set ended = self.listed("ended", &table.ended)
         cdef set dormant = self.listed("dormant", &table.dormant)
         cdef set claims = self.listed("claims", &table.claims)
-        cdef uint32_t number, kept = 0
+        cdef uint32_t number, saved = 0
         expect(len(ended | dormant | claims) == len(ended) + len(dormant) + len(claims),
                "a row is in two dormant lists", (ended, dormant, claims))
         for number in ended:
@@ -410,13 +410,13 @@ cdef class _Check:
             expect(not flow_at(table, number).connection & ENDED,
                    "the list of dormant flows contains an ended flow", (number,))
             if flow_at(table, number).connection & LABELS_KEY:
-                kept += 1
-                self.check_kept(flow_at(table, number))
+                saved += 1
+                self.check_saved(flow_at(table, number))
         for number in claims:
             expect(is_claiming(table, number),
                    "the list of claims contains a flow that claims nothing", (number,))
-        expect(kept == table.kept_connections, "number of kept connections",
-               (kept, table.kept_connections))
+        expect(saved == table.saved_connections, "number of saved connections",
+               (saved, table.saved_connections))
         self.claims = claims
         self.dormant = ended | dormant | claims
         self.live = self.flows - self.dormant
@@ -501,10 +501,10 @@ cdef class _Check:
                    "a superseded conversation has live flows", (number,))
         return 0
 
-    cdef int check_kept(self, const Flow *kept) except -1:
-        cdef int64_t new_flows = kept_new_flows(kept)
-        expect(new_flows >= 0 and pack_kept(new_flows, kept_start(kept)) == kept.last_ms,
-               "kept number of new flows, and kept start time", (kept.last_ms,))
+    cdef int check_saved(self, const Flow *saved) except -1:
+        cdef int64_t new_flows = saved_new_flows(saved)
+        expect(new_flows >= 0 and pack_saved(new_flows, saved_start(saved)) == saved.last_ms,
+               "saved number of new flows, and saved start time", (saved.last_ms,))
         return 0
 
     cdef int check_view(self, uint32_t view_index, View *view) except -1:

@@ -93,10 +93,10 @@ cdef struct Flow:
     # A dormant flow (see `_table.pyx`) belongs to a `DormantList`, not to a connection or the timer
     # wheel. Therefore three fields of a dormant row have another meaning. `connection` is the
     # previous row of the list. `wheel_next` is the next row of the list. `deadline_s` is the time
-    # at which the flow was added to the list. Instead of a flow, a dormant row can keep the
+    # at which the flow was added to the list. Instead of a flow, a dormant row can store the
     # counters of a removed connection. The key of such a row is a hash of the connection's labels.
     # Its `last_ms` contains the connection's number of new flows and its start time (see
-    # `pack_kept`).
+    # `pack_saved`).
     uint32_t hash               # low half of the key
     uint32_t next
     uint32_t key_high           # high half of the key; for a string key, the string's number

@@ -29,7 +29,7 @@ Data structures
     flows that have ended, and all others. Each list is in the order in which its rows were added.
     The lists need no extra space: their links use the fields that link a live flow to its
     connection and wheel slot. The oldest rows of a list are forgotten first: after a limited time,
-    or when a new flow needs the space. A separate dormant row keeps the counters of a removed
+    or when a new flow needs the space. A separate dormant row stores the counters of a removed
     connection, unless the totals of the connection's last flow are enough to restore them. The key
     of the separate row is a hash of the labels. See ``table/dormant.pxi``.
 
@@ -391,7 +391,7 @@ cdef struct TableState:
     DormantList dormant         # all other dormant flows, and counters of removed connections
     DormantList ended           # flows that have sent their closing report
     DormantList claims          # flows that claim a conversation (see `conversations.pxi`)
-    uint32_t kept_connections   # rows of `dormant` that have a connection's counters
+    uint32_t saved_connections  # rows of `dormant` that have a connection's counters
     uint64_t next_seq           # sequence number for the next connection row of any view
     # layout: set when the table is created
     uint64_t seed               # seed of all hashes except the hashes for sharding
@@ -921,12 +921,12 @@ cdef class Table:
     @property
     def dormant_flows(self):
         """The number of flows that are not live, but whose totals are known."""
-        return dormant_rows(&self.state) - self.state.kept_connections
+        return dormant_rows(&self.state) - self.state.saved_connections
 
     @property
     def dormant_connections(self):
-        """The number of removed connections whose counters are kept in separate dormant rows."""
-        return self.state.kept_connections
+        """The number of removed connections whose counters are saved in separate dormant rows."""
+        return self.state.saved_connections
 
     def dormant_uuids(self):
         """Return the UUIDs of dormant flows: claiming flows, then ended flows, then all others.
@@ -1114,7 +1114,7 @@ cdef class Relabeling:
 
         A flow moves to the connection with its new labels, and that connection continues its
         counters. If no connection has the new labels, one is created. The new connection starts at
-        zero, unless the table has kept the counters of a removed connection with the same labels.
+        zero, unless the table has saved the counters of a removed connection with the same labels.
         All flows of a step leave their old connections before the first flow is added to a new
         connection. Between two steps, flows of one connection can be in two connections, because
         only some of them have moved. If the names of a key are invalid, the flows with this key

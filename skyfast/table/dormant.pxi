@@ -99,7 +99,7 @@ cdef void forget_flow(TableState *table, uint32_t number) noexcept nogil:
     cdef Flow *flow = flow_at(table, number)
     cdef double reported_s
     if flow.connection & LABELS_KEY:
-        table.kept_connections -= 1
+        table.saved_connections -= 1
     elif not flow.connection & ENDED and table.has_horizon:
         reported_s = max(0.0, flow.deadline_s - floor(table.least_timeout_s))
         table.horizon_s = max(table.horizon_s, reported_s)
@@ -199,25 +199,25 @@ cdef int apply_dormant_deltas(TableState *table, const Report *report, uint32_t 
     cdef Labels labels
     cdef RowKey key
     cdef Targets targets
-    cdef uint32_t number, kept
+    cdef uint32_t number, saved
     cdef int done
     if not intern_labels(table, report.label_values, &labels):
         return APPLY_NO_MEMORY
     row_key(table, first, labels.ids, &key)
     number = find_row(first, &key)
-    kept = 0 if number else find_kept(table, key.label_ids)
+    saved = 0 if number else find_saved(table, key.label_ids)
     if report.finish == CLOSING and report.repeats:
-        done = apply_dormant_closing(table, report, &labels, number, kept, conversation, deltas,
+        done = apply_dormant_closing(table, report, &labels, number, saved, conversation, deltas,
                                      change)
     elif number == 0 and is_full(table, first):
         done = apply_dormant_when_full(table, report, &labels, conversation, deltas, change)
-    elif (number == 0 and kept == 0 and first.identifies_connection
+    elif (number == 0 and saved == 0 and first.identifies_connection
             and report.initial_delta == INITIAL_UNREAD):
         table.met_unknown = True        # more reports that need the missing fields may follow
         done = APPLY_STOP
     elif find_all_targets(table, report, &labels, number, &conversation, &targets):
         unlink_dormant(table, report.flow)
-        make_live(table, report.flow, report, &labels, &targets, conversation, kept, deltas)
+        make_live(table, report.flow, report, &labels, &targets, conversation, saved, deltas)
         update_totals(table, flow_at(table, report.flow), report, change)
         evict_surplus(table)
         done = SKIP_NONE
@@ -228,13 +228,13 @@ cdef int apply_dormant_deltas(TableState *table, const Report *report, uint32_t 
 
 
 cdef int apply_dormant_closing(TableState *table, const Report *report, const Labels *labels,
-                               uint32_t number, uint32_t kept, uint32_t conversation,
+                               uint32_t number, uint32_t saved, uint32_t conversation,
                                const int64_t *deltas, int change) noexcept nogil:
     # Apply a closing report that has new totals, without making its dormant flow live.
     cdef uint32_t before = conversation
     if not ensure_conversation(table, report, &conversation):
         return APPLY_NO_MEMORY
-    if not add_closing_report(table, report, report.flow, labels, number, kept, deltas, False,
+    if not add_closing_report(table, report, report.flow, labels, number, saved, deltas, False,
                               start_of_deltas(table, flow_at(table, report.flow))):
         discard_new_conversation(table, conversation, before)
         return APPLY_NO_MEMORY
@@ -277,13 +277,13 @@ cdef int apply_dormant_when_full(TableState *table, const Report *report, const 
 
 
 cdef int add_ended_flow(TableState *table, const Report *report, const Labels *labels,
-                        uint32_t number, uint32_t kept) noexcept nogil:
+                        uint32_t number, uint32_t saved) noexcept nogil:
     # Apply the closing report of an unknown flow that has never been counted. The flow becomes
     # dormant, not live. It is kept for a while, because its other reports may still be in transit.
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
         return APPLY_NO_MEMORY
-    if not add_closing_report(table, report, row, labels, number, kept, report.values, True,
+    if not add_closing_report(table, report, row, labels, number, saved, report.values, True,
                               start_of_report(table, report, True)):
         remove_flow(table, row)
         return APPLY_NO_MEMORY
@@ -294,26 +294,26 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
 
 
 cdef bint add_closing_report(TableState *table, const Report *report, uint32_t flow,
-                             const Labels *labels, uint32_t number, uint32_t kept,
+                             const Labels *labels, uint32_t number, uint32_t saved,
                              const int64_t *deltas, bint is_new, int64_t start_ms) noexcept nogil:
     # Add `deltas` to all rows of a flow without making the flow live. In the first view, only live
-    # flows create rows. If the flow has no row there, the deltas are added to the kept counters of
+    # flows create rows. If the flow has no row there, the deltas are added to the saved counters of
     # its connection, if any. False if out of memory. `flow` is the flow's own row. `number` is its
-    # row in the first view, or 0. `kept` is the dormant row with the kept counters, or 0. `is_new`
-    # is whether the flow counts as new. `start_ms` is the start time of new rows.
+    # row in the first view, or 0. `saved` is the dormant row with the saved counters, or 0.
+    # `is_new` is whether the flow counts as new. `start_ms` is the start time of new rows.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
     cdef Targets targets
     cdef uint32_t i
-    if number == 0 and kept == 0 and not first.identifies_connection and table.memory_s > 0:
+    if number == 0 and saved == 0 and not first.identifies_connection and table.memory_s > 0:
         row_key(table, first, labels.ids, &key)
-        kept = add_kept(table, key.label_ids, <uint32_t>floor(table.now))
-        if kept == 0:
+        saved = add_saved(table, key.label_ids, <uint32_t>floor(table.now))
+        if saved == 0:
             return False
-        flow_at(table, kept).last_ms = pack_kept(0, start_ms)
+        flow_at(table, saved).last_ms = pack_saved(0, start_ms)
         for i in range(table.counters):
-            totals_of(flow_at(table, kept))[i] = ABSENT if table.optional[i] else 0
+            totals_of(flow_at(table, saved))[i] = ABSENT if table.optional[i] else 0
     # If an allocation fails, the new dormant row stays. This has no effect, because its counters
     # are 0.
     if not find_further_targets(table, labels, number, &targets):
@@ -334,20 +334,20 @@ cdef bint add_closing_report(TableState *table, const Report *report, uint32_t f
         add_to_counters(first, connection_at(first, number), deltas)
         if is_new:
             count_new_flow(first, connection_at(first, number))
-    elif kept:
+    elif saved:
         if is_new:
-            add_kept_flow(flow_at(table, kept))
+            count_saved_new_flow(flow_at(table, saved))
         for i in range(first.counters):
-            add(&totals_of(flow_at(table, kept))[first.sources[i]], deltas[first.sources[i]])
+            add(&totals_of(flow_at(table, saved))[first.sources[i]], deltas[first.sources[i]])
     return True
 
 
 # ---------------------------------------------------------------------------------------------
 # Counters of removed connections, in flow rows whose key is a hash of the labels
 
-cdef uint32_t find_kept(const TableState *table, const uint32_t *label_ids) noexcept nogil:
-    # The dormant row with the kept counters of the connection with these labels, or 0.
-    if table.kept_connections == 0:
+cdef uint32_t find_saved(const TableState *table, const uint32_t *label_ids) noexcept nogil:
+    # The dormant row with the saved counters of the connection with these labels, or 0.
+    if table.saved_connections == 0:
         return 0
     return flow_find(&table.flow_rows, labels_key(table, label_ids), LABELS_KEY)
 
@@ -366,7 +366,8 @@ cdef uint64_t labels_key(const TableState *table, const uint32_t *label_ids) noe
     return key
 
 
-cdef uint32_t add_kept(TableState *table, const uint32_t *label_ids, uint32_t now_s) noexcept nogil:
+cdef uint32_t add_saved(TableState *table, const uint32_t *label_ids,
+                        uint32_t now_s) noexcept nogil:
     # Add a dormant row for the counters of the connection with these labels. Returns the row, or 0
     # if out of memory.
     cdef uint32_t number = flow_new(&table.flow_rows, labels_key(table, label_ids), LABELS_KEY)
@@ -376,12 +377,12 @@ cdef uint32_t add_kept(TableState *table, const uint32_t *label_ids, uint32_t no
             links_of(table, flow_at(table, number))[0] = 0
         memset(totals_of(flow_at(table, number)), 0, table.counters * sizeof(int64_t))
         dormant_append(&table.dormant, &table.flow_rows, number, now_s)
-        table.kept_connections += 1
+        table.saved_connections += 1
     return number
 
 
-cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noexcept nogil:
-    # Move the kept counters of a removed connection to the connection's new row.
+cdef void restore_counters(TableState *table, uint32_t number, Connection *row) noexcept nogil:
+    # Move the saved counters of a removed connection to the connection's new row.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow_at(table, number))
     cdef int64_t *sums = values_of(first, row)
@@ -390,15 +391,15 @@ cdef void restore_kept(TableState *table, uint32_t number, Connection *row) noex
     for i in range(first.counters):
         sums[i] = totals[first.sources[i]]
     if first.counts_new_flows:
-        new_flows_of(first, row)[0] = kept_new_flows(flow_at(table, number))
-    start_of(first, row)[0] = kept_start(flow_at(table, number))
+        new_flows_of(first, row)[0] = saved_new_flows(flow_at(table, number))
+    start_of(first, row)[0] = saved_start(flow_at(table, number))
     forget_flow(table, number)
 
 
-cdef void keep_counters(TableState *table, Flow *flow, Connection *row,
+cdef void save_counters(TableState *table, Flow *flow, Connection *row,
                         uint32_t now_s) noexcept nogil:
-    # Keep the counters of a connection that is about to be removed with its last flow. Nothing is
-    # kept if the totals of this flow are enough to restore the counters. This is the case if the
+    # Save the counters of a connection that is about to be removed with its last flow. Nothing is
+    # saved if the totals of this flow are enough to restore the counters. This is the case if the
     # counters equal the totals, the labels identify the connection, and only one flow has been
     # counted as new.
     cdef const View *first = &table.views[0]
@@ -412,11 +413,11 @@ cdef void keep_counters(TableState *table, Flow *flow, Connection *row,
         differs |= new_flows_of(first, row)[0] != 1
     if not differs or table.memory_s == 0:
         return
-    number = add_kept(table, label_ids_of(first, row), now_s)
+    number = add_saved(table, label_ids_of(first, row), now_s)
     if number:
         for i in range(first.counters):
             totals_of(flow_at(table, number))[first.sources[i]] = sums[i]
-        flow_at(table, number).last_ms = pack_kept(
+        flow_at(table, number).last_ms = pack_saved(
             new_flows_of(first, row)[0] if first.counts_new_flows else 0, start_of(first, row)[0]
         )
         evict_surplus(table)

@@ -145,7 +145,7 @@ cdef void make_dormant(TableState *table, Flow *flow, uint32_t number,
     list_dormant(table, number, now_s)
     connection.flows -= 1
     if flows_of(connection) == 0 and connection_row != table.views[0].overflow:
-        keep_counters(table, flow, connection, now_s)
+        save_counters(table, flow, connection, now_s)
         remove_row(table, &table.views[0], connection_row)
         table.expired += 1
     if table.memory_s == 0 and not ended:

@@ -302,17 +302,17 @@ cdef int number_view(const TableState *table, View *view, declared, plan) except
     view.counts_new_flows = any(
         value in plan.new_flows for family in declared.families for value in family.values
     )
-    kept = sorted(
+    sources = sorted(
         {values[v] for family in declared.families for v in family.values if v in values}
         | {values[v] for v in (*declared.bytes, *declared.packets)}
     )
-    if len(declared.columns) > MAX_VIEW_COLUMNS or len(kept) > MAX_VIEW_VALUES:
+    if len(declared.columns) > MAX_VIEW_COLUMNS or len(sources) > MAX_VIEW_VALUES:
         raise ValueError("a view has too many labels or values")
     view.columns = len(declared.columns)
     for j, column in enumerate(declared.columns):
         view.plan_columns[j] = numbers[column]
-    view.values = len(kept)
-    for j, source in enumerate(kept):
+    view.values = len(sources)
+    for j, source in enumerate(sources):
         view.sources[j] = source
         if source < table.counters:
             view.counters = j + 1

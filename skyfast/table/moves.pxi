@@ -131,7 +131,7 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_lab
     cdef Connection *old = connection_at(first, row)
     cdef Connection *connection
     cdef uint32_t *link
-    cdef uint32_t i, number, kept
+    cdef uint32_t i, number, saved
     cdef bint created = False
     cdef bint links_are_set         # whether the links to the rows of other views are set
     cdef bint done = True
@@ -148,9 +148,9 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_lab
     connection = connection_at(first, number)
     if created:
         table.connections_created += 1
-        kept = find_kept(table, key.label_ids)
-        if kept:
-            restore_kept(table, kept, connection)
+        saved = find_saved(table, key.label_ids)
+        if saved:
+            restore_counters(table, saved, connection)
     for i in range(1, table.view_count):
         view = &table.views[i]
         if not view.linked_from_flow:

@@ -440,7 +440,7 @@ cdef inline int64_t growth_since(const SnapshotValues *since, uint32_t number,
             and since.hashes[number] == row.hash):
         growth -= since.values[number]
     elif row.flows & RESTORED:
-        return -1               # the row started with kept counters of unknown value
+        return -1               # the row started with saved counters of unknown value
     return growth if growth else -1
 
 

@@ -51,7 +51,7 @@ cdef inline void set_start(const View *view, Connection *row, int64_t start_ms) 
 
 
 # ---------------------------------------------------------------------------------------------
-# Kept counters: a dormant row with the counters of a removed connection packs the number of new
+# Saved counters: a dormant row with the counters of a removed connection packs the number of new
 # flows and the start time into one field, `last_ms`. If the number of new flows is too large, the
 # start time is lost, and the field is the bitwise complement of the number, which is negative.
 
@@ -60,7 +60,7 @@ cdef enum:
     START_BITS = 42             # enough until the year 2109
 
 
-cdef inline int64_t pack_kept(int64_t new_flows, int64_t start_ms) noexcept nogil:
+cdef inline int64_t pack_saved(int64_t new_flows, int64_t start_ms) noexcept nogil:
     if new_flows >> NEW_FLOWS_BITS:
         return ~new_flows
     if start_ms < 0 or start_ms >> START_BITS:
@@ -68,21 +68,21 @@ cdef inline int64_t pack_kept(int64_t new_flows, int64_t start_ms) noexcept nogi
     return start_ms << NEW_FLOWS_BITS | new_flows
 
 
-cdef inline int64_t kept_new_flows(const Flow *kept) noexcept nogil:
-    if kept.last_ms < 0:
-        return ~kept.last_ms
-    return kept.last_ms & (((<int64_t>1) << NEW_FLOWS_BITS) - 1)
+cdef inline int64_t saved_new_flows(const Flow *saved) noexcept nogil:
+    if saved.last_ms < 0:
+        return ~saved.last_ms
+    return saved.last_ms & (((<int64_t>1) << NEW_FLOWS_BITS) - 1)
 
 
-cdef inline int64_t kept_start(const Flow *kept) noexcept nogil:
-    return 0 if kept.last_ms < 0 else kept.last_ms >> NEW_FLOWS_BITS
+cdef inline int64_t saved_start(const Flow *saved) noexcept nogil:
+    return 0 if saved.last_ms < 0 else saved.last_ms >> NEW_FLOWS_BITS
 
 
-cdef inline void add_kept_flow(Flow *kept) noexcept nogil:
+cdef inline void count_saved_new_flow(Flow *saved) noexcept nogil:
     # Count one more new flow.
-    cdef int64_t new_flows = kept_new_flows(kept)
+    cdef int64_t new_flows = saved_new_flows(saved)
     add(&new_flows, 1)
-    kept.last_ms = pack_kept(new_flows, kept_start(kept))
+    saved.last_ms = pack_saved(new_flows, saved_start(saved))
 
 
 # ---------------------------------------------------------------------------------------------

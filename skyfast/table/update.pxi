@@ -194,7 +194,7 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
     cdef View *first = &table.views[0]
     cdef Labels labels
     cdef RowKey key
-    cdef uint32_t number, kept, conversation = 0
+    cdef uint32_t number, saved, conversation = 0
     cdef int done
     cdef bint creates, full
     if table.has_conversations:
@@ -216,25 +216,25 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
     labels.connection_hash = key.hash
     number = find_row(first, &key)
     creates = number == 0
-    kept = find_kept(table, key.label_ids) if creates else 0
+    saved = find_saved(table, key.label_ids) if creates else 0
     full = creates and not report.repeats and is_full(table, first)
     if full or live_flows(table) + table.claims.count >= table.max_flows:
         done = apply_overflow(table, report, &labels)
         table.rejected += full and done == SKIP_TABLE_FULL
     elif report.repeats:
-        done = add_ended_flow(table, report, &labels, number, kept)
+        done = add_ended_flow(table, report, &labels, number, saved)
     elif report.initial_delta == INITIAL_UNREAD or (
         report.initial_delta == INITIAL_LAST_UPDATE_UNREAD
-        and (table.view_count > 1 or not counts_whole(table, first, creates and not kept))
+        and (table.view_count > 1 or not counts_whole(table, first, creates and not saved))
     ):
         done = APPLY_STOP
     else:
         if unlikely(report.leaves_out):
             report.uses_lifecycle |= table.counts_new_flows
-            if needs_initial_delta(table, &labels, number, kept):
+            if needs_initial_delta(table, &labels, number, saved):
                 report.uses_lifecycle = True
                 report.uses_last_update = report.initial_delta == INITIAL_LAST_UPDATE
-        done = add_flow(table, report, &labels, number, kept, conversation)
+        done = add_flow(table, report, &labels, number, saved, conversation)
     release_interned(table, &labels)
     return done
 
@@ -258,10 +258,10 @@ cdef inline bint counts_whole(const TableState *table, const View *view,
 
 
 cdef bint needs_initial_delta(const TableState *table, const Labels *labels, uint32_t number,
-                              uint32_t kept) noexcept nogil:
+                              uint32_t saved) noexcept nogil:
     # Whether `initial_delta` is needed, because the flow does not add its whole total to the rows
     # of every view (see `counts_whole`). `number` is the flow's row in the first view, or 0 if the
-    # row must be created. `kept` is the dormant row with the kept counters for the new row, or 0.
+    # row must be created. `saved` is the dormant row with the saved counters for the new row, or 0.
     cdef const View *view
     cdef RowKey key
     cdef uint32_t i
@@ -277,15 +277,15 @@ cdef bint needs_initial_delta(const TableState *table, const Labels *labels, uin
         if is_full(table, view):
             if table.overflows:
                 return True
-        elif not counts_whole(table, view, i or not kept):
+        elif not counts_whole(table, view, i or not saved):
             return True
     return False
 
 
 cdef int add_flow(TableState *table, const Report *report, const Labels *labels, uint32_t number,
-                  uint32_t kept, uint32_t conversation) noexcept nogil:
-    # Add a flow, and the rows that it links to. If out of memory, adds nothing. `number` and `kept`
-    # are as in `needs_initial_delta`.
+                  uint32_t saved, uint32_t conversation) noexcept nogil:
+    # Add a flow, and the rows that it links to. If out of memory, adds nothing. `number` and
+    # `saved` are as in `needs_initial_delta`.
     cdef Targets targets
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
@@ -293,7 +293,7 @@ cdef int add_flow(TableState *table, const Report *report, const Labels *labels,
     if not find_all_targets(table, report, labels, number, &conversation, &targets):
         remove_flow(table, row)
         return APPLY_NO_MEMORY
-    make_live(table, row, report, labels, &targets, conversation, kept, NULL)
+    make_live(table, row, report, labels, &targets, conversation, saved, NULL)
     evict_surplus(table)
     return SKIP_NONE
 
@@ -358,11 +358,11 @@ cdef bint find_further_targets(TableState *table, const Labels *labels, uint32_t
 
 
 cdef void make_live(TableState *table, uint32_t row, const Report *report, const Labels *labels,
-                    const Targets *targets, uint32_t conversation, uint32_t kept,
+                    const Targets *targets, uint32_t conversation, uint32_t saved,
                     const int64_t *deltas) noexcept nogil:
     # Link a flow to its rows, and add its report to these rows. A dormant flow adds `deltas`. For
     # an unknown flow, `deltas` is NULL, and the flow adds its total or the deltas of its last
-    # update. If the flow's row in the first view is new, `kept` is the dormant row with the kept
+    # update. If the flow's row in the first view is new, `saved` is the dormant row with the saved
     # counters for the new row, or 0.
     cdef Flow *flow = flow_at(table, row)
     cdef Connection *connection = connection_at(&table.views[0], targets.rows[0])
@@ -401,19 +401,19 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
             added = deltas
             start_ms = start_of_deltas(table, flow)
         elif (report.initial_delta == INITIAL_TOTAL
-                or counts_whole(table, view, targets.created[i] and (i or not kept))):
+                or counts_whole(table, view, targets.created[i] and (i or not saved))):
             added = report.values
             start_ms = start_of_report(table, report, True)
         else:
             added = report.last_update
             start_ms = start_of_report(table, report, False)
         if i == 0 and targets.created[0]:
-            if kept:
-                restore_kept(table, kept, target)
+            if saved:
+                restore_counters(table, saved, target)
             elif deltas != NULL and view.identifies_connection:
                 target.flows |= RESTORED
                 add_to_counters(view, target, totals_of(flow))
-                count_new_flow(view, target)        # see `keep_counters`
+                count_new_flow(view, target)        # see `save_counters`
                 start_ms = start_of_total(table, report, dormant_s)
         set_start(view, target, start_ms)
         add_deltas(table, view, target, added, report.values)

@@ -604,18 +604,18 @@ def test_destroyed_tables_release_all_references():
     assert (sys.getrefcount(NAMES), sys.getrefcount(name)) == before
 
 
-# The number of new flows and the start time, which are kept for removed connections
+# The number of new flows and the start time, which are saved for removed connections
 
 
 @pytest.mark.parametrize("start_ms", [0, 1, 1_700_000_000_000, 2**42 - 1])
 @pytest.mark.parametrize("new_flows", [0, 1, 2**21 - 1])
-def test_kept_counters_store_the_number_of_new_flows_and_the_start_time(new_flows, start_ms):
-    assert checked.kept(new_flows, start_ms) == (new_flows, start_ms)
+def test_saved_counters_contain_the_number_of_new_flows_and_the_start_time(new_flows, start_ms):
+    assert checked.pack_and_unpack(new_flows, start_ms) == (new_flows, start_ms)
 
 
 @pytest.mark.parametrize(
     ("new_flows", "start_ms"),
     [(2**21, 1), (2**62, 1), (2**63 - 1, 1), (0, -1), (0, 2**42), (5, 2**63 - 1)],
 )
-def test_start_time_is_not_kept_if_either_number_is_out_of_range(new_flows, start_ms):
-    assert checked.kept(new_flows, start_ms) == (new_flows, 0)
+def test_start_time_is_not_saved_if_either_number_is_out_of_range(new_flows, start_ms):
+    assert checked.pack_and_unpack(new_flows, start_ms) == (new_flows, 0)

@@ -1947,14 +1947,14 @@ def test_unknown_flow_continues_counters_of_a_removed_connection(make):
     assert table.dormant_connections == 1
     table.report(make_flow("c3", (7, 0, 0, 0), last=1, newest=(7, 0, 0, 0)), A_WHILE_S)
     assert sums(table, A_WHILE_S)[0] == 117
-    # The kept counters may already include earlier traffic of flow d4. Therefore flow d4 only adds
+    # The saved counters may already include earlier traffic of flow d4. Therefore flow d4 only adds
     # its last update, although the flow creates the row.
     table.expire(A_WHILE_S + TIMEOUT_S)
     table.report(make_flow("d4", (1000, 0, 0, 0), **LATER), 4 * A_WHILE_S)
     assert sums(table, 4 * A_WHILE_S)[0] == 122
 
 
-def test_kept_counters_are_forgotten_after_flow_memory_s(make):
+def test_saved_counters_are_forgotten_after_flow_memory_s(make):
     table = make(Spec(views=SHARED.views, flow_memory_s=300, max_flows=3))
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.expire(TIMEOUT_S)
@@ -2018,7 +2018,7 @@ def test_closing_report_with_new_packets_creates_the_connection(make):
     assert table.dormant_flows == 0
 
 
-def test_closing_report_adds_to_kept_counters(make):
+def test_closing_report_adds_to_saved_counters(make):
     table = make(SHARED)
     table.report(make_flow("a1", (100, 0, 0, 0), last=1_500), 0)
     table.report(make_flow("b2", (10, 0, 0, 0), last=1_500, ports=(40_001, 443)), 0)
@@ -2061,7 +2061,7 @@ def test_relabelled_connection_continues_its_counters_when_it_returns(make):
     table.report(make_flow("a1", (110, 220, 1, 2), last=2), 10)
     assert sums(table, 10) == [10, 20, 0, 0]
     table.expire(10 + TIMEOUT_S)
-    # The counters are kept, because they are lower than the totals of the flow.
+    # The counters are saved, because they are lower than the totals of the flow.
     assert table.dormant_connections == 1
     table.report(make_flow("a1", (111, 222, 1, 2), last=3), A_WHILE_S)
     assert sums(table, A_WHILE_S) == [11, 22, 0, 0]
@@ -2081,7 +2081,7 @@ def test_relabelled_flow_continues_the_counters_of_a_removed_connection(make):
     assert table.dormant_connections == 0
     table.report(make_flow("b2", (9, 0, 0, 0), last=2, node="node-2"), 81)
     assert samples(table, "a_bytes_total", 81) == {"eth0": "102"}
-    # When the connection is removed again, its counters are kept only once.
+    # When the connection is removed again, its counters are saved only once.
     table.expire(81 + TIMEOUT_S)
     assert table.dormant_connections == 1
     table.report(make_flow("a1", (101, 0, 0, 0), last=3, node="node-1"), 200)
@@ -2215,7 +2215,7 @@ def test_returning_connection_can_have_zero_new_flows(make):
     table = make(BOTH)
     table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
     table.expire(TIMEOUT_S)
-    # The counters equal the totals of the flow. They are kept because the number of new flows is
+    # The counters equal the totals of the flow. They are saved because the number of new flows is
     # not 1.
     assert (table.dormant_flows, table.dormant_connections) == (1, 1)
     table.report(make_flow("a1", (101, 201, 2, 3), last=80_000), A_WHILE_S)
@@ -2312,7 +2312,7 @@ def test_relabelled_flow_is_not_new(make):
     assert samples(table, "a_new_flows_total") == {"new": "0"}
     table.report(make_flow("b2", last=1, ports=(9, 443)), 1)
     assert samples(table, "a_new_flows_total", 1) == {"new": "1"}
-    # When flow c3 gets the name "new", the connection starts with the kept number of new flows.
+    # When flow c3 gets the name "new", the connection starts with the saved number of new flows.
     table.expire(1 + TIMEOUT_S)
     table.report(make_flow("c3", last=1, node="node-2"), A_WHILE_S)
     names["node-2"] = ("new",)
@@ -2549,7 +2549,7 @@ def test_closing_report_adds_to_other_views_if_the_first_view_is_full(make):
     )
     assert table.report(closing, BEGAN + 1_000) is None
     assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "35"}
-    # The flow is kept as an ended flow. No counters are kept for a later connection.
+    # The flow is kept as an ended flow. No counters are saved for a later connection.
     assert (table.dormant_flows, table.dormant_connections) == (1, 0)
     table.expire(BEGAN + 1_000 + TIMEOUT_S)
     assert table.dormant_uuids() == ["a1"]

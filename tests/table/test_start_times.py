@@ -229,7 +229,7 @@ def test_row_that_a_returning_flow_creates_starts_at_the_previous_report(make):
     assert start(table, BYTES, now) == START_MS
 
 
-def test_counters_kept_for_a_removed_connection_keep_their_start_time(make):
+def test_counters_saved_for_a_removed_connection_keep_their_start_time(make):
     table = make(SHARED)
     take(table, first_report())
     take(table, first_report("b2", start=START_MS + 9, ports=(40_001, 443)))
@@ -239,7 +239,7 @@ def test_counters_kept_for_a_removed_connection_keep_their_start_time(make):
     take(table, first_report("c3", start=CLOCK_MS, ports=(40_002, 443)), now)
     assert start(table, "a_bytes_total", now) == START_MS
     assert [line.rpartition(" ")[2] for line in table.page(now)["a_new_flows_total"]] == ["3"]
-    # After the kept counters are forgotten, the next connection starts with its flow.
+    # After the saved counters are forgotten, the next connection starts with its flow.
     table.expire(now + TIMEOUT_S)
     now += TIMEOUT_S + FLOW_MEMORY_S
     table.expire(now)
@@ -248,7 +248,7 @@ def test_counters_kept_for_a_removed_connection_keep_their_start_time(make):
     assert start(table, "a_bytes_total", now) == CLOCK_MS + 5
 
 
-def test_kept_counters_without_a_start_time_never_get_a_start_time(make):
+def test_saved_counters_without_a_start_time_never_get_a_start_time(make):
     table = make(SHARED)
     take(table, first_report(start=0))
     table.expire(TIMEOUT_S)
@@ -263,7 +263,7 @@ def test_row_created_by_a_closing_report_starts_with_the_flow(make):
     assert table.report(closing, 1000, CLOCK_MS) is None
     assert (table.connections, table.dormant_connections) == (0, 1)
     assert start(table, "node_bytes_total", 1000) == START_MS
-    # The connection continues the counters that were kept for it.
+    # The connection continues the counters that were saved for it.
     assert table.report(first_report("b2", start=LAST_MS), 1001, CLOCK_MS) is None
     assert start(table, "a_bytes_total", 1001) == START_MS
 
@@ -341,7 +341,7 @@ def test_connection_that_returns_with_its_old_names_starts_again(make):
     assert starts(table, BYTES, 9) == {"eth0": CLOCK_MS + 9_000}
 
 
-def test_flow_that_moves_to_a_connection_with_kept_counters_gets_their_start_time(make):
+def test_flow_that_moves_to_a_connection_with_saved_counters_gets_their_start_time(make):
     names = Names({"node-1": ("eth0",), "node-2": ("eth1",)})
     label = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(View((label, DIRECTION), FAMILIES),)))
