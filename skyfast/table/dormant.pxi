@@ -67,19 +67,19 @@ cdef void set_ended(TableState *table, uint32_t number, bint ended) noexcept nog
     flow.connection = flow.connection & ~ENDED | (ENDED if ended else 0)
 
 
-cdef void list_dormant(TableState *table, uint32_t number, uint32_t now_s) noexcept nogil:
+cdef void link_dormant(TableState *table, uint32_t number, uint32_t now_s) noexcept nogil:
     # Add a flow to the list `ended` or `dormant`, by its flag ENDED. The flow must be in no list.
     # Ended flows are forgotten sooner: they are kept only because reports may still be in transit.
     cdef bint ended = flow_at(table, number).connection & ENDED != 0
     dormant_append(&table.ended if ended else &table.dormant, &table.flow_rows, number, now_s)
 
 
-cdef void keep_dormant(TableState *table, uint32_t number) noexcept nogil:
+cdef void link_and_claim(TableState *table, uint32_t number) noexcept nogil:
     # Add a dormant flow to a list after the flow's report has been counted. The flow must be in no
     # list. If there are conversations, the flow claims its conversation.
     cdef Conversation *conversation
     if not table.has_conversations:
-        list_dormant(table, number, <uint32_t>floor(table.now))
+        link_dormant(table, number, <uint32_t>floor(table.now))
         return
     conversation = conversation_at(table, links_of(table, flow_at(table, number))[0])
     if conversation.claimant:
@@ -91,7 +91,7 @@ cdef void keep_dormant(TableState *table, uint32_t number) noexcept nogil:
 cdef void end_claim(TableState *table, uint32_t number, uint32_t now_s) noexcept nogil:
     # End the claim of a flow. The flow stays dormant.
     unlink_dormant(table, number)
-    list_dormant(table, number, now_s)
+    link_dormant(table, number, now_s)
 
 
 cdef void forget_flow(TableState *table, uint32_t number) noexcept nogil:
@@ -168,7 +168,7 @@ cdef int apply_dormant(TableState *table, Report *report) noexcept nogil:
             else:
                 unlink_dormant(table, report.flow)
                 set_ended(table, report.flow, True)
-                list_dormant(table, report.flow, <uint32_t>floor(table.now))
+                link_dormant(table, report.flow, <uint32_t>floor(table.now))
         return SKIP_LATE
     if unlikely(report.skip_new != SKIP_NONE):
         return report.skip_new
@@ -244,7 +244,7 @@ cdef int apply_dormant_closing(TableState *table, const Report *report, const La
     link_conversation(table, report.flow, conversation)
     evict_surplus(table)
     set_ended(table, report.flow, True)
-    keep_dormant(table, report.flow)
+    link_and_claim(table, report.flow)
     return SKIP_NONE
 
 
@@ -265,13 +265,13 @@ cdef int apply_dormant_when_full(TableState *table, const Report *report, const 
         unlink_dormant(table, report.flow)
         link_conversation(table, report.flow, conversation)
         set_ended(table, report.flow, report.finish == CLOSING)
-        keep_dormant(table, report.flow)
+        link_and_claim(table, report.flow)
     elif is_claiming(table, report.flow):
         set_ended(table, report.flow, report.finish == CLOSING)
     else:
         unlink_dormant(table, report.flow)
         set_ended(table, report.flow, report.finish == CLOSING)
-        list_dormant(table, report.flow, <uint32_t>floor(table.now))
+        link_dormant(table, report.flow, <uint32_t>floor(table.now))
     table.rejected += 1
     return SKIP_TABLE_FULL
 
@@ -289,7 +289,7 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
         return APPLY_NO_MEMORY
     evict_surplus(table)
     set_ended(table, row, True)
-    list_dormant(table, row, <uint32_t>floor(table.now))
+    link_dormant(table, row, <uint32_t>floor(table.now))
     return SKIP_NONE
 
 

@@ -142,7 +142,7 @@ cdef void make_dormant(TableState *table, Flow *flow, uint32_t number,
         conversation_at(table, links[0]).dormant += 1
     for i in range(table.label_value_count - table.columns):
         string_release(&table.strings, links[table.first_key + i])
-    list_dormant(table, number, now_s)
+    link_dormant(table, number, now_s)
     connection.flows -= 1
     if flows_of(connection) == 0 and connection_row != table.views[0].overflow:
         save_counters(table, flow, connection, now_s)

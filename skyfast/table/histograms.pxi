@@ -167,7 +167,7 @@ cdef int observe_ended(TableState *table, const Report *report) noexcept nogil:
     if row:
         evict_surplus(table)
         set_ended(table, row, True)
-        list_dormant(table, row, <uint32_t>floor(table.now))
+        link_dormant(table, row, <uint32_t>floor(table.now))
     return SKIP_ENDED
 
 
