@@ -169,7 +169,7 @@ cdef struct LabelValue:
     int64_t number
 
 
-cdef struct LeftOut:
+cdef struct OmittedFields:
     # The values of a report that are omitted because a field is invalid. A value is read from one
     # or two fields: for example, a sum is read from one field per direction. `fields[0]` has a bit
     # for each value whose first field is invalid. `fields[1]` has a bit for each value whose second
@@ -208,13 +208,13 @@ cdef struct Report:
     LabelValue *label_values    # labels, then strings of lookups; owned by the batch
     int64_t *last_update        # deltas of the last update, by counter; owned by the batch
     # omitted values
-    bint leaves_out             # whether any value is omitted; if not, no field below is set
+    bint has_omissions          # whether any value is omitted; if not, no field below is set
     # whether omitted lifecycle fields are counted; set when the report is applied
     bint uses_lifecycle
     bint uses_last_update
-    uint32_t leaves_out_lifecycle   # one bit per omitted lifecycle field
-    LeftOut values_left_out
-    LeftOut last_update_left_out
+    uint32_t omitted_lifecycle  # one bit per omitted lifecycle field
+    OmittedFields omitted_values
+    OmittedFields omitted_last_update
 
 
 cdef struct ChangedKey:

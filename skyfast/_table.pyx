@@ -416,7 +416,7 @@ cdef struct TableState:
     Family *families
     uint32_t family_count
     size_t max_lines            # maximum size of a connection's lines, in bytes
-    # indexes in `values_left_out`: of the values, of the values of the last update, and of the
+    # indexes in `omitted_counts`: of the values, of the values of the last update, and of the
     # lifecycle fields
     uint32_t value_fields[2 * MAX_VALUES]
     uint32_t last_update_fields[2 * MAX_VALUES]
@@ -443,7 +443,7 @@ cdef struct TableState:
     uint64_t expired
     uint64_t rejected
     uint64_t overflow_reports
-    uint64_t values_left_out[MAX_FIELDS]
+    uint64_t omitted_counts[MAX_FIELDS]
     uint64_t skips[MAX_SKIPS]
     uint64_t finishes[4]
     # lookups: set when the table is created
@@ -1028,7 +1028,7 @@ cdef class Table:
         """Maps each field to the number of its values that were omitted from counted reports."""
         cdef uint32_t i
         return {
-            name: self.state.values_left_out[i]
+            name: self.state.omitted_counts[i]
             for i, name in enumerate(self.field_names)
             if name is not None
         }

@@ -188,7 +188,7 @@ cdef int apply_dormant(TableState *table, Report *report) noexcept nogil:
     if closing:
         if report.initial_delta == INITIAL_UNREAD:
             return APPLY_STOP
-        report.leaves_out_lifecycle &= ~((1 << LIFECYCLE_START) | (1 << LIFECYCLE_UPDATE_START))
+        report.omitted_lifecycle &= ~((1 << LIFECYCLE_START) | (1 << LIFECYCLE_UPDATE_START))
         report.uses_lifecycle = report.repeats
     return apply_dormant_deltas(table, report, conversation, deltas, change)
 

@@ -151,28 +151,29 @@ cdef inline int read_number(PyObject *flow, const Number *number, bint slots,
     return error
 
 
-cdef void begin_left_out(Report *report) noexcept nogil:
-    if not report.leaves_out:
-        report.leaves_out = True
-        report.leaves_out_lifecycle = 0
-        memset(&report.values_left_out, 0, sizeof(LeftOut))
-        memset(&report.last_update_left_out, 0, sizeof(LeftOut))
+cdef void init_omissions(Report *report) noexcept nogil:
+    if not report.has_omissions:
+        report.has_omissions = True
+        report.omitted_lifecycle = 0
+        memset(&report.omitted_values, 0, sizeof(OmittedFields))
+        memset(&report.omitted_last_update, 0, sizeof(OmittedFields))
 
 
-cdef void leave_out(Report *report, LeftOut *left_out, uint32_t value, int error) noexcept nogil:
-    # Omit a value. `left_out` is the report's `values_left_out` or `last_update_left_out`.
-    begin_left_out(report)
-    left_out.fields[1 if error & SECOND_FIELD else 0] |= <uint64_t>1 << value
+cdef void omit_value(Report *report, OmittedFields *omitted, uint32_t value,
+                     int error) noexcept nogil:
+    # Omit a value. `omitted` is the report's `omitted_values` or `omitted_last_update`.
+    init_omissions(report)
+    omitted.fields[1 if error & SECOND_FIELD else 0] |= <uint64_t>1 << value
 
 
-cdef void leave_out_lifecycle(Report *report, uint32_t field) noexcept nogil:
-    begin_left_out(report)
-    report.leaves_out_lifecycle |= <uint32_t>1 << field
+cdef void omit_lifecycle(Report *report, uint32_t field) noexcept nogil:
+    init_omissions(report)
+    report.omitted_lifecycle |= <uint32_t>1 << field
 
 
-cdef inline bint is_left_out(const LeftOut *left_out, uint32_t field) noexcept nogil:
+cdef inline bint is_omitted(const OmittedFields *omitted, uint32_t field) noexcept nogil:
     # `field` is twice the number of the value, plus 1 for the second field of the value.
-    return left_out.fields[field & 1] >> (field >> 1) & 1
+    return omitted.fields[field & 1] >> (field >> 1) & 1
 
 
 cdef inline int read_text(PyObject *value, const char **text, uint32_t *length) except -1:

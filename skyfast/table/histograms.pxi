@@ -103,7 +103,7 @@ cdef bint read_observed(const Histogram *histogram, const Report *report,
     value[0] = 0
     for i in range(histogram.source_count):
         source = histogram.sources[i]
-        if unlikely(report.leaves_out) and is_left_out(&report.values_left_out, 2 * source):
+        if unlikely(report.has_omissions) and is_omitted(&report.omitted_values, 2 * source):
             return False
         if unlikely(value[0] > MAX_INTEGER - report.values[source]):
             return False

@@ -41,7 +41,7 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
     cdef int error, too_long
     report.flow = 0
     report.dormant = False
-    report.leaves_out = False
+    report.has_omissions = False
     too_long = read_text(value_of(flow, &reader.uuid, reader.slots), &text, &length)
     if unlikely(too_long == SKIP_INVALID):
         return SKIP_INVALID
@@ -59,7 +59,7 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
             if i < table.counters and not table.optional[i]:
                 return error & ~SECOND_FIELD
             report.values[i] = ABSENT if i < table.counters else 0
-            leave_out(report, &report.values_left_out, i, error)
+            omit_value(report, &report.omitted_values, i, error)
     error = read_integer(value_of(flow, &reader.last, reader.slots), &report.last_ms)
     if unlikely(error):
         return error
@@ -68,7 +68,7 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
         batch.oldest_ms = min(batch.oldest_ms, report.last_ms)
     if unlikely(read_integer(value_of(flow, &reader.finish, reader.slots), &finish)):
         finish = 0
-        leave_out_lifecycle(report, LIFECYCLE_FINISH)
+        omit_lifecycle(report, LIFECYCLE_FINISH)
     if unlikely(too_long):          # checked last, because other reasons take precedence
         return too_long
     report.finish = <int>finish if finish < 4 else 4
@@ -77,7 +77,7 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
             error = read_number(flow, &reader.totals[i], reader.slots, &report.values[i])
             if unlikely(error):
                 report.values[i] = 0
-                leave_out(report, &report.values_left_out, i, error)
+                omit_value(report, &report.omitted_values, i, error)
     flow_key(&report.key, text, length, table.seed)
     if likely(report.key.string == NULL):
         prefetch(bucket_of(&table.flow_rows, <uint32_t>report.key.number))
@@ -444,7 +444,7 @@ cdef int read_lifecycle(const TableState *table, PyObject *flow, const Reader *r
     cdef bint invalid_update_start, invalid_last
     # If FinishType is invalid, this may be a closing report that repeats the previous report.
     cdef bint invalid_finish = (
-        report.leaves_out and report.leaves_out_lifecycle >> LIFECYCLE_FINISH & 1
+        report.has_omissions and report.omitted_lifecycle >> LIFECYCLE_FINISH & 1
     )
     cdef uint32_t i
     report.initial_delta = INITIAL_TOTAL
@@ -458,11 +458,11 @@ cdef int read_lifecycle(const TableState *table, PyObject *flow, const Reader *r
     invalid_last = read_integer(value_of(flow, &reader.update_last, reader.slots), &update_last)
     if unlikely(invalid_start or invalid_update_start or invalid_last):
         if invalid_start:
-            leave_out_lifecycle(report, LIFECYCLE_START)
+            omit_lifecycle(report, LIFECYCLE_START)
         if invalid_update_start:
-            leave_out_lifecycle(report, LIFECYCLE_UPDATE_START)
+            omit_lifecycle(report, LIFECYCLE_UPDATE_START)
         if invalid_last:
-            leave_out_lifecycle(report, LIFECYCLE_UPDATE_LAST)
+            omit_lifecycle(report, LIFECYCLE_UPDATE_LAST)
     if not invalid_update_start:
         report.update_start_ms = update_start
     report.repeats = (report.finish == CLOSING
@@ -495,5 +495,5 @@ cdef int read_last_update(const TableState *table, PyObject *flow, const Reader 
             )
             if unlikely(error):
                 report.last_update[i] = 0
-                leave_out(report, &report.last_update_left_out, i, error)
+                omit_value(report, &report.omitted_last_update, i, error)
     return 0

@@ -105,14 +105,14 @@ cdef int apply_batch(TableState *table, Batch *batch) noexcept nogil:
                 if unlikely(report.skip == APPLY_NO_MEMORY):
                     done = -1
                     break
-            if unlikely(report.finish or report.leaves_out) and (
+            if unlikely(report.finish or report.has_omissions) and (
                 report.skip == SKIP_NONE or report.skip == SKIP_LATE
                 or report.skip == SKIP_ENDED or report.skip == SKIP_TABLE_FULL
             ):
                 if report.finish:
                     table.finishes[report.finish & 3] += 1
-                if report.leaves_out:
-                    count_left_out(table, report)
+                if report.has_omissions:
+                    count_omitted(table, report)
         if unlikely(report.skip != SKIP_NONE):
             table.skips[report.skip] += 1
     table.batch = NULL
@@ -122,25 +122,25 @@ cdef int apply_batch(TableState *table, Batch *batch) noexcept nogil:
     return done
 
 
-cdef void count_left_out(TableState *table, const Report *report) noexcept nogil:
+cdef void count_omitted(TableState *table, const Report *report) noexcept nogil:
     # Count each field once, even if several values use it.
     cdef bint seen[MAX_FIELDS]
     cdef uint32_t i
     memset(seen, 0, sizeof(seen))
     for i in range(2 * table.all_values):
-        if is_left_out(&report.values_left_out, i):
+        if is_omitted(&report.omitted_values, i):
             seen[table.value_fields[i]] = True
     for i in range(LIFECYCLE_FIELDS):
         if not (i == LIFECYCLE_FINISH or report.uses_lifecycle):
             continue
-        if report.leaves_out_lifecycle >> i & 1:
+        if report.omitted_lifecycle >> i & 1:
             seen[table.lifecycle_fields[i]] = True
     if report.uses_last_update:
         for i in range(2 * table.counters):
-            if is_left_out(&report.last_update_left_out, i):
+            if is_omitted(&report.omitted_last_update, i):
                 seen[table.last_update_fields[i]] = True
     for i in range(MAX_FIELDS):
-        table.values_left_out[i] += seen[i]
+        table.omitted_counts[i] += seen[i]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
     ):
         done = APPLY_STOP
     else:
-        if unlikely(report.leaves_out):
+        if unlikely(report.has_omissions):
             report.uses_lifecycle |= table.counts_new_flows
             if needs_initial_delta(table, &labels, number, saved):
                 report.uses_lifecycle = True
