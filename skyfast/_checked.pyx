@@ -246,7 +246,7 @@ def deflate_pieces(slices, long_from=None):
 
 def age(Table table not None, uint64_t next_seq):
     """Set the sequence number of a table without rows, as if `next_seq` rows had been created."""
-    if table.state.strings.live or table.state.flow_rows.live:
+    if table.state.strings.used or table.state.flow_rows.used:
         raise ValueError("there are rows already")
     table.state.next_seq = next_seq
 
@@ -371,7 +371,7 @@ cdef class _Check:
                        f"a {kind} row is in the wrong bucket", (number, bucket))
                 used.add(number)
                 number = head_at(rows, number).next
-        expect(len(used) == rows.live, f"number of {kind} rows in use", (len(used), rows.live))
+        expect(len(used) == rows.used, f"number of {kind} rows in use", (len(used), rows.used))
         number = rows.free_head
         while number:
             expect(0 < number < rows.fresh,
@@ -597,7 +597,7 @@ cdef class _Check:
         cdef NamesRow *row
         cdef uint32_t number, i
         cdef set results = set()
-        expect(table.names.live <= MAX_NAMES, "number of names", (table.names.live,))
+        expect(table.names.used <= MAX_NAMES, "number of names", (table.names.used,))
         for number in range(1, table.names.fresh):
             row = names_at(table, number)
             expect((number in self.names) == (row.result != NULL),

@@ -897,20 +897,20 @@ cdef class Table:
     @property
     def connections(self):
         """The number of connections in the first view. Callable from any thread."""
-        cdef uint32_t live
+        cdef uint32_t used
         with nogil:
-            live = live_rows(&self.state, 0)
-        return live
+            used = used_rows(&self.state, 0)
+        return used
 
     @property
     def view_connections(self):
         """The number of connections, for each view except the first. Callable from any thread."""
-        cdef uint32_t i, live
+        cdef uint32_t i, used
         cdef list counts = []
         for i in range(1, self.state.view_count):
             with nogil:
-                live = live_rows(&self.state, i)
-            counts.append(live)
+                used = used_rows(&self.state, i)
+            counts.append(used)
         return tuple(counts)
 
     @property

@@ -55,16 +55,16 @@ cdef inline bint has_links(const TableState *table, uint32_t number) noexcept no
 # Rows by their labels
 
 cdef inline bint is_full(const TableState *table, const View *view) noexcept nogil:
-    return view.rows.live - (1 if view.overflow else 0) >= table.max_connections
+    return view.rows.used - (1 if view.overflow else 0) >= table.max_connections
 
 
-cdef uint32_t live_rows(TableState *table, uint32_t view) noexcept nogil:
+cdef uint32_t used_rows(TableState *table, uint32_t view) noexcept nogil:
     # The number of rows in use in a view. Takes the mutex; callable from any thread.
-    cdef uint32_t live
+    cdef uint32_t used
     lock_first(table)
-    live = table.views[view].rows.live
+    used = table.views[view].rows.used
     pthread_mutex_unlock(&table.lock)
-    return live
+    return used
 
 
 cdef uint32_t find_row(const View *view, const RowKey *key) noexcept nogil:

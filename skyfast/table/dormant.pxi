@@ -112,7 +112,7 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
     # limit was lowered, `expire` forgets the rest of the surplus.
     cdef uint32_t _row
     for _row in range(MAX_EVICTIONS):
-        if likely(table.flow_rows.live <= table.max_flows) or not forget_first(table):
+        if likely(table.flow_rows.used <= table.max_flows) or not forget_first(table):
             break
 
 

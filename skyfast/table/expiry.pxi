@@ -65,7 +65,7 @@ cdef bint expire_dormant(TableState *table, uint32_t now_s, uint32_t *max_rows) 
         end_claim(table, number, now_s)
         if flow_at(table, number).connection & ENDED or table.memory_s == 0:
             forget_flow(table, number)
-    while table.flow_rows.live > table.max_flows and (table.ended.head or table.dormant.head):
+    while table.flow_rows.used > table.max_flows and (table.ended.head or table.dormant.head):
         if max_rows[0] == 0:
             return True
         max_rows[0] -= 1
@@ -109,7 +109,7 @@ cdef bint expire_rows(TableState *table, View *view, uint32_t now_s,
     cdef uint32_t number
     cdef Connection *row
     while True:
-        number = wheel_due(wheel, view.rows.live, now_s, max_rows)
+        number = wheel_due(wheel, view.rows.used, now_s, max_rows)
         if number == 0:
             return wheel.next_s <= now_s
         row = connection_at(view, number)

@@ -34,7 +34,7 @@ cdef inline uint32_t dormant_rows(const TableState *table) noexcept nogil:
 
 
 cdef inline uint32_t live_flows(const TableState *table) noexcept nogil:
-    return table.flow_rows.live - dormant_rows(table)
+    return table.flow_rows.used - dormant_rows(table)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ cdef void add_interned(TableState *table, const Lookup *lookup, PyObject *result
     # mutex, and also the GIL, because the row gets a reference to the result.
     cdef uint32_t number
     cdef NamesRow *row
-    if table.names.live >= MAX_NAMES or find_interned(table, lookup, result):
+    if table.names.used >= MAX_NAMES or find_interned(table, lookup, result):
         return
     number = row_new(&table.names)
     if number == 0:
@@ -82,7 +82,7 @@ cdef bint expire_names(TableState *table, uint32_t now_s, uint32_t *max_rows) no
     cdef uint32_t number
     cdef NamesRow *row
     while True:
-        number = wheel_due(wheel, table.names.live, now_s, max_rows)
+        number = wheel_due(wheel, table.names.used, now_s, max_rows)
         if number == 0:
             return wheel.next_s <= now_s
         row = names_at(table, number)

@@ -136,7 +136,7 @@ cdef uint32_t row_new(Rows *rows) noexcept nogil:
         if number >> SLAB_SHIFT == rows.slab_count and not rows_add_slab(rows):
             return 0
         rows.fresh += 1
-    rows.live += 1
+    rows.used += 1
     row_used(row_at(rows, number), rows.stride)
     return number
 
@@ -145,7 +145,7 @@ cdef void row_release(Rows *rows, uint32_t number) noexcept nogil:
     cdef RowHead *row = head_at(rows, number)
     row.next = rows.free_head
     rows.free_head = number
-    rows.live -= 1
+    rows.used -= 1
     # The fields that are read in free rows come before this offset.
     row_unused(<char *>row + FREE_ROW_BYTES, rows.stride - FREE_ROW_BYTES)
 
@@ -194,7 +194,7 @@ cdef void index_add(Rows *rows, uint32_t number) noexcept nogil:
     row.next = bucket[0]
     bucket[0] = number
     for _split in range(BUCKETS_PER_ROW + 1):
-        if rows.buckets >= <uint64_t>rows.live * BUCKETS_PER_ROW:
+        if rows.buckets >= <uint64_t>rows.used * BUCKETS_PER_ROW:
             break
         index_split(rows)
 

@@ -18,14 +18,14 @@ cdef inline void wheel_add(TimerWheel *wheel, uint32_t deadline_s, uint32_t numb
     head[0] = number
 
 
-cdef inline uint32_t wheel_due(TimerWheel *wheel, uint32_t live, uint32_t now_s,
+cdef inline uint32_t wheel_due(TimerWheel *wheel, uint32_t count, uint32_t now_s,
                                uint32_t *max_rows) noexcept nogil:
     # The first due row, or 0. A result of 0 has one of two reasons: `max_rows` is used up, or no
-    # row is due. Only in the second case is `next_s` later than `now_s`. `live` is the number of
+    # row is due. Only in the second case is `next_s` later than `now_s`. `count` is the number of
     # rows in the wheel.
     cdef uint32_t number
     while wheel.next_s <= now_s:
-        if live == 0:
+        if count == 0:
             wheel.next_s = now_s + 1
             break
         if max_rows[0] == 0:

@@ -74,12 +74,12 @@ cdef void begin_update(TableState *table, Batch *batch, double now) noexcept nog
     table.now = now
     if live_flows(table) == 0:
         table.wheel.next_s = <uint32_t>floor(now)
-    if table.names.live == 0:
+    if table.names.used == 0:
         table.names_wheel.next_s = <uint32_t>floor(now)
     for i in range(table.view_count):
         view = &table.views[i]
         view.deadline_s = <uint32_t>ceil(now + view.timeout_s)
-        if view.rows.live == 0:
+        if view.rows.used == 0:
             view.wheel.next_s = <uint32_t>floor(now)
     table.met_unknown = False
     batch.oldest_ms = INT64_MAX
