@@ -270,10 +270,10 @@ cdef int expect(bint holds, str what, numbers=()) except -1:
 
 def rows_ever(Table table not None):
     """Return the peak number of rows, summed over all kinds. `check` visits this many rows."""
-    cdef uint32_t i, rows = table.state.strings.fresh + table.state.flow_rows.fresh
-    rows += table.state.names.fresh
+    cdef uint32_t i, rows = table.state.strings.end + table.state.flow_rows.end
+    rows += table.state.names.end
     for i in range(table.state.view_count):
-        rows += table.state.views[i].rows.fresh
+        rows += table.state.views[i].rows.end
     return rows
 
 
@@ -359,11 +359,11 @@ cdef class _Check:
                (rows.buckets, rows.mask))
         expect(rows.buckets <= rows.segment_count * SEGMENT_BUCKETS,
                f"number of segments of {kind} rows")
-        expect(rows.fresh <= rows.slab_count * SLAB_ROWS, f"number of slabs of {kind} rows")
+        expect(rows.end <= rows.slab_count * SLAB_ROWS, f"number of slabs of {kind} rows")
         for bucket in range(rows.buckets):
             number = bucket_at(rows, bucket)[0]
             while number:
-                expect(0 < number < rows.fresh,
+                expect(0 < number < rows.end,
                        f"the index of {kind} rows contains an unused number", (number,))
                 expect(number not in used,
                        f"the index of {kind} rows contains a row twice", (number,))
@@ -374,16 +374,16 @@ cdef class _Check:
         expect(len(used) == rows.used, f"number of {kind} rows in use", (len(used), rows.used))
         number = rows.free_head
         while number:
-            expect(0 < number < rows.fresh,
+            expect(0 < number < rows.end,
                    f"the list of free {kind} rows contains an unused number", (number,))
             expect(number not in unused,
                    f"the list of free {kind} rows contains a row twice", (number,))
             expect(number not in used, f"the index of {kind} rows contains a free row", (number,))
             unused.add(number)
             number = head_at(rows, number).next
-        expect(len(used) + len(unused) + 1 == rows.fresh,
+        expect(len(used) + len(unused) + 1 == rows.end,
                f"{kind} rows are neither indexed nor free",
-               (len(used), len(unused), rows.fresh))
+               (len(used), len(unused), rows.end))
         self.bytes += rows.slab_count * padded(<size_t>SLAB_ROWS * rows.stride)
         self.bytes += rows.segment_count * padded(SEGMENT_BUCKETS * sizeof(uint32_t))
         return used
@@ -455,7 +455,7 @@ cdef class _Check:
         cdef const int64_t *totals
         cdef set keys = set()
         cdef dict conversation_flows = {}
-        for number in range(1, table.flow_rows.fresh):
+        for number in range(1, table.flow_rows.end):
             flow = <Flow *>row_at(&table.flow_rows, number)
             expect((number in self.flows) == (flow.connection != 0),
                    "a flow row is in use without a connection, or the reverse", (number,))
@@ -531,7 +531,7 @@ cdef class _Check:
                        "a flow links to a free row of a view", (view_index, number, link))
             flows[link] = flows.get(link, 0) + 1
             deadlines_s[link] = max(deadlines_s.get(link, 0), flow.deadline_s)
-        for number in range(1, view.rows.fresh):
+        for number in range(1, view.rows.end):
             row = connection_at(view, number)
             if number not in rows:
                 expect(row.deadline_s == 0, "a free row has a deadline", (view_index, number))
@@ -598,7 +598,7 @@ cdef class _Check:
         cdef uint32_t number, i
         cdef set results = set()
         expect(table.names.used <= MAX_NAMES, "number of names", (table.names.used,))
-        for number in range(1, table.names.fresh):
+        for number in range(1, table.names.end):
             row = names_at(table, number)
             expect((number in self.names) == (row.result != NULL),
                    "a names row is in use without a result, or the reverse", (number,))
@@ -622,7 +622,7 @@ cdef class _Check:
         cdef uint32_t number
         cdef set contents = set()
         cdef String *text
-        for number in range(1, table.strings.fresh):
+        for number in range(1, table.strings.end):
             text = <String *>row_at(&table.strings, number)
             expect(text.refs == self.references.get(number, 0), "number of references to a string",
                    (number, text.refs, self.references.get(number, 0)))

@@ -49,7 +49,7 @@ cdef struct Rows:
     uint32_t slab_count
     uint32_t slab_capacity          # capacity of `slabs`
     uint32_t stride             # bytes per row
-    uint32_t fresh              # lowest row number that has never been used
+    uint32_t end                # lowest row number that has never been used
     uint32_t used               # rows in use
     uint32_t free_head          # first row of the list of free rows
     uint32_t **segments         # SEGMENT_BUCKETS buckets each; a bucket is a row number

@@ -671,7 +671,7 @@ cdef class Table:
         cdef uint64_t begin = max(first, <uint32_t>1)
         cdef uint64_t end = begin + count
         texts = strings_between(&self.state.strings, begin, end)
-        return texts, (end if end < self.state.strings.fresh else 0)
+        return texts, (end if end < self.state.strings.end else 0)
 
     # -- pages ----------------------------------------------------------------------------------
 

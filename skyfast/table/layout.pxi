@@ -67,7 +67,7 @@ cdef void state_destroy(TableState *table) noexcept nogil:
     cdef uint32_t i, j
     cdef String *string
     cdef Family *family
-    for i in range(1, table.strings.fresh):
+    for i in range(1, table.strings.end):
         string = <String *>row_at(&table.strings, i)
         if string.refs and string.length > INLINE_STRING:
             free((<char **>string.inline)[0])

@@ -111,7 +111,7 @@ cdef int release_results(TableState *table) except -1:
 cdef int release_all_results(TableState *table) except -1:
     # Release the results of all rows, before the table is destroyed.
     cdef uint32_t number
-    for number in range(1, table.names.fresh):
+    for number in range(1, table.names.end):
         if names_at(table, number).result != NULL:
             Py_DECREF(<object>names_at(table, number).result)
     return 0

@@ -62,7 +62,7 @@ cdef bint relabel_slice(TableState *table, names, keys, list taken, RowRange *ro
             return False
         if not taken:
             rows.next = 1
-            rows.end = table.flow_rows.fresh
+            rows.end = table.flow_rows.end
             more = take_keys(table, keys, taken, budget)
             if not taken:
                 rows.end = 1
@@ -263,7 +263,7 @@ cdef int compare_keys(const void *one, const void *other) noexcept nogil:
 cdef int find_moves(const TableState *table, Changes *changes, RowRange *rows,
                     Py_ssize_t budget) except -1:
     # Find up to `budget` live flows with a changed key, and advance `rows`.
-    cdef uint64_t *changed = <uint64_t *>allocate((table.strings.fresh / 64 + 1) * sizeof(uint64_t))
+    cdef uint64_t *changed = <uint64_t *>allocate((table.strings.end / 64 + 1) * sizeof(uint64_t))
     cdef bint done
     try:
         with nogil:

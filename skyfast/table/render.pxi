@@ -92,7 +92,7 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char
             cursor.row = 1
         lock_for_page(table)
         if not is_listed:
-            end = table.views[family.view].rows.fresh
+            end = table.views[family.view].rows.end
             out = render_in_format(table, cursor, family, &cursor.row, end, out, limit, notes)
         else:
             end = cursor.listed_end
@@ -335,7 +335,7 @@ cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcep
     cdef uint32_t count = 0
     while scan_slice(table, &scan):
         for number in range(scan.start, scan.stop):
-            if number + AHEAD / 2 < view.rows.fresh:
+            if number + AHEAD / 2 < view.rows.end:
                 prefetch_strings(table, view, connection_at(view, number + AHEAD / 2))
             row = scan_row(view, number)
             if (row.deadline_s and created_before(row.created_seq, cursor.page_seq)
@@ -352,7 +352,7 @@ cdef uint32_t most_rows(TableState *table) noexcept nogil:
     cdef uint32_t i, most = 0
     pthread_mutex_lock(&table.lock)
     for i in range(table.view_count):
-        most = max(most, table.views[i].rows.fresh)
+        most = max(most, table.views[i].rows.end)
     pthread_mutex_unlock(&table.lock)
     return most
 

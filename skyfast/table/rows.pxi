@@ -114,7 +114,7 @@ cdef bint rows_init(Rows *rows, Arena *arena, uint32_t stride) noexcept nogil:
     memset(rows, 0, sizeof(Rows))
     rows.arena = arena
     rows.stride = stride
-    rows.fresh = 1
+    rows.end = 1
     rows.buckets = SEGMENT_BUCKETS
     rows.mask = 2 * SEGMENT_BUCKETS - 1
     return rows_add_segment(rows) and rows_add_slab(rows)
@@ -132,10 +132,10 @@ cdef uint32_t row_new(Rows *rows) noexcept nogil:
     if number:
         rows.free_head = head_at(rows, number).next
     else:
-        number = rows.fresh
+        number = rows.end
         if number >> SLAB_SHIFT == rows.slab_count and not rows_add_slab(rows):
             return 0
-        rows.fresh += 1
+        rows.end += 1
     rows.used += 1
     row_used(row_at(rows, number), rows.stride)
     return number

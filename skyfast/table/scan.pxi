@@ -38,7 +38,7 @@ cdef bint scan_slice(TableState *table, Scan *scan) noexcept nogil:
         return False
     pthread_mutex_lock(&table.lock)
     scan.is_released = False
-    end = min(scan.view.rows.fresh, scan.end)
+    end = min(scan.view.rows.end, scan.end)
     scan.stop = min(end, scan.start + RENDER_ROWS)
     if scan.stop == end:
         scan.end = end          # rows that are added after this slice are not visited
@@ -53,19 +53,19 @@ cdef inline void scan_release(TableState *table, Scan *scan) noexcept nogil:
 
 cdef inline Connection *scan_row(const View *view, uint32_t number) noexcept nogil:
     # Row `number` of the slice, which may be free. Prefetches a later row.
-    if number + AHEAD < view.rows.fresh:
+    if number + AHEAD < view.rows.end:
         prefetch(row_at(&view.rows, number + AHEAD))
         prefetch(row_at(&view.rows, number + AHEAD) + CACHE_LINE)
     return connection_at(view, number)
 
 
-cdef uint32_t fresh_rows(TableState *table, const Rows *rows) noexcept nogil:
+cdef uint32_t rows_end(TableState *table, const Rows *rows) noexcept nogil:
     # The lowest row number that has never been used. Callable from any thread.
-    cdef uint32_t fresh
+    cdef uint32_t end
     pthread_mutex_lock(&table.lock)
-    fresh = rows.fresh
+    end = rows.end
     pthread_mutex_unlock(&table.lock)
-    return fresh
+    return end
 
 
 # ---------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ cdef dict count_label_values(TableState *table, tuple names):
     cdef uint64_t *seen
     cdef uint64_t *counts = NULL
     with nogil:
-        strings = fresh_rows(table, &table.strings)
+        strings = rows_end(table, &table.strings)
     words = (strings + (1 << 16)) / 64 + 2
     seen = <uint64_t *>allocate(words * columns * sizeof(uint64_t))
     try:
@@ -361,7 +361,7 @@ cdef int take_snapshot(TableState *table, uint32_t family, SnapshotValues *snaps
     # function raises an exception.
     cdef const View *view = view_of(table, &table.families[family])
     with nogil:
-        snapshot.rows = fresh_rows(table, &view.rows)
+        snapshot.rows = rows_end(table, &view.rows)
     snapshot.values = <int64_t *>malloc(snapshot.rows * sizeof(int64_t))
     snapshot.hashes = <uint32_t *>malloc(snapshot.rows * sizeof(uint32_t))
     if snapshot.values == NULL or snapshot.hashes == NULL:

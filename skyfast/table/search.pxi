@@ -82,7 +82,7 @@ cdef int search_init(Search *search, TableState *table, const View *view, str te
                 search.begins[<uint8_t>character.bytes[j][0]] = True
     search.size = len(text)
     with nogil:
-        search.words = (SMALL_INTEGERS + fresh_rows(table, &table.strings)) / 64 + 1
+        search.words = (SMALL_INTEGERS + rows_end(table, &table.strings)) / 64 + 1
     search.misses = <uint64_t *>allocate(search.words * view.columns * sizeof(uint64_t))
     if not sets:
         return 0

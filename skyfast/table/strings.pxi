@@ -166,7 +166,7 @@ cdef list strings_between(const Rows *strings, uint64_t first, uint64_t end):
     cdef uint64_t number
     cdef const String *row
     cdef list texts = []
-    for number in range(first, min(end, <uint64_t>strings.fresh)):
+    for number in range(first, min(end, <uint64_t>strings.end)):
         row = <String *>row_at(strings, <uint32_t>number)
         if row.refs:
             texts.append(key_string(row))
