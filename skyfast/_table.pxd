@@ -30,13 +30,13 @@ cdef struct RowHead:
 
 
 cdef struct Arena:
-    # The memory for slabs and index segments. The memory is allocated in large pieces, and freed
-    # with the table. All pieces except the first use huge pages, because rows are visited in random
+    # The memory for slabs and index segments. The memory is allocated in large blocks, and freed
+    # with the table. All blocks except the first use huge pages, because rows are visited in random
     # order: with small pages, almost every visit would miss the TLB.
-    char **pieces
-    uint32_t piece_count
-    uint32_t piece_capacity         # capacity of `pieces`
-    char *free                  # unused part of the newest piece
+    char **blocks
+    uint32_t block_count
+    uint32_t block_capacity         # capacity of `blocks`
+    char *free                  # unused part of the newest block
     size_t free_bytes
     size_t bytes                # size of the slabs, segments and long strings in use
 

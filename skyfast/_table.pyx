@@ -43,7 +43,7 @@ Costs
     visits all connections of the family's view once.
 
 Memory
-    Slabs and index segments are allocated from an arena of large pieces (`Arena`). The text of a
+    Slabs and index segments are allocated from an arena of large blocks (`Arena`). The text of a
     string longer than 48 bytes is allocated with malloc. Slabs and segments are kept until the
     table is destroyed; freed rows are reused first. The table keeps no Python objects per flow or
     connection. Its only Python objects are the plan, the names and types of fields, and up to
@@ -197,8 +197,8 @@ cdef extern from *:
         MAX_WHEEL_SLOTS = 4096,
         SAMPLE_KEYS = 1 << 15,
         HUGE_PAGE_BYTES = 2 << 20,
-        FIRST_PIECE_BYTES = 4 << 20,
-        PIECE_BYTES = 8 << 20,
+        FIRST_BLOCK_BYTES = 4 << 20,
+        BLOCK_BYTES = 8 << 20,
         DEFLATE_SLICE = 64 << 10,
         DEFLATE_CHUNK = 512 << 10,
         MIN_SAMPLE = 16 << 10
@@ -221,8 +221,8 @@ cdef extern from *:
         MAX_WHEEL_SLOTS
         SAMPLE_KEYS             # keys of a distinct sample; a power of two
         HUGE_PAGE_BYTES
-        FIRST_PIECE_BYTES
-        PIECE_BYTES
+        FIRST_BLOCK_BYTES
+        BLOCK_BYTES
         DEFLATE_SLICE           # bytes of text that are compressed at once
         DEFLATE_CHUNK           # maximum bytes of text per call of `Page.deflate`
         MIN_SAMPLE              # a family with this many bytes of text gets its own Huffman codes

@@ -30,36 +30,36 @@ cdef bint reserve_pointer(void ***pointers, uint32_t used, uint32_t *capacity) n
     return True
 
 
-cdef void *arena_take(Arena *arena, size_t size) noexcept nogil:
+cdef void *arena_allocate(Arena *arena, size_t size) noexcept nogil:
     # Returns memory that is aligned to a cache line, or NULL.
-    cdef size_t piece_size
-    cdef void *piece = NULL
+    cdef size_t block_size
+    cdef void *memory = NULL
     size = (size + CACHE_LINE - 1) & ~<size_t>(CACHE_LINE - 1)
     if size > arena.free_bytes:
-        if not reserve_pointer(<void ***>&arena.pieces, arena.piece_count, &arena.piece_capacity):
+        if not reserve_pointer(<void ***>&arena.blocks, arena.block_count, &arena.block_capacity):
             return NULL
-        piece_size = FIRST_PIECE_BYTES if arena.piece_count == 0 else PIECE_BYTES
-        piece_size = max(size, piece_size)
-        if posix_memalign(&piece, HUGE_PAGE_BYTES, piece_size) != 0:
+        block_size = FIRST_BLOCK_BYTES if arena.block_count == 0 else BLOCK_BYTES
+        block_size = max(size, block_size)
+        if posix_memalign(&memory, HUGE_PAGE_BYTES, block_size) != 0:
             return NULL
-        if arena.piece_count:
-            madvise(piece, piece_size, MADV_HUGEPAGE)   # only a hint: nothing depends on it
-        arena.pieces[arena.piece_count] = <char *>piece
-        arena.piece_count += 1
-        arena.free = <char *>piece
-        arena.free_bytes = piece_size
-    piece = arena.free
+        if arena.block_count:
+            madvise(memory, block_size, MADV_HUGEPAGE)   # only a hint: nothing depends on it
+        arena.blocks[arena.block_count] = <char *>memory
+        arena.block_count += 1
+        arena.free = <char *>memory
+        arena.free_bytes = block_size
+    memory = arena.free
     arena.free += size
     arena.free_bytes -= size
     arena.bytes += size
-    return piece
+    return memory
 
 
 cdef void arena_destroy(Arena *arena) noexcept nogil:
     cdef uint32_t i
-    for i in range(arena.piece_count):
-        free(arena.pieces[i])
-    free(arena.pieces)
+    for i in range(arena.block_count):
+        free(arena.blocks[i])
+    free(arena.blocks)
 
 
 cdef inline char *row_at(const Rows *rows, uint32_t number) noexcept nogil:
@@ -88,7 +88,7 @@ cdef bint rows_add_segment(Rows *rows) noexcept nogil:
     cdef void *segment
     if not reserve_pointer(<void ***>&rows.segments, rows.segment_count, &rows.segment_capacity):
         return False
-    segment = arena_take(rows.arena, SEGMENT_BUCKETS * sizeof(uint32_t))
+    segment = arena_allocate(rows.arena, SEGMENT_BUCKETS * sizeof(uint32_t))
     if segment == NULL:
         return False
     memset(segment, 0, SEGMENT_BUCKETS * sizeof(uint32_t))
@@ -101,7 +101,7 @@ cdef bint rows_add_slab(Rows *rows) noexcept nogil:
     cdef void *slab
     if not reserve_pointer(<void ***>&rows.slabs, rows.slab_count, &rows.slab_capacity):
         return False
-    slab = arena_take(rows.arena, <size_t>SLAB_ROWS * rows.stride)
+    slab = arena_allocate(rows.arena, <size_t>SLAB_ROWS * rows.stride)
     if slab == NULL:
         return False
     row_unused(slab, <size_t>SLAB_ROWS * rows.stride)
