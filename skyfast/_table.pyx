@@ -55,7 +55,7 @@ Lock
     reports, some rows that expire or are relabeled, or up to RENDER_ROWS connections of a page or
     scan. Only one thread, *the thread that updates*, may call `update`, `expire` and
     `Relabeling.step`. No other thread changes rows, so this thread may read rows without the mutex.
-    Any thread may read pages. Between two slices, pages and scans give way to the thread that
+    Any thread may read pages. Between two slices, pages and scans yield to the thread that
     updates, because the mutex itself is not fair. A thread that holds the mutex never waits for the
     GIL, because a thread that has the GIL may be waiting for the mutex. Therefore all code under
     the mutex is plain C. Even memory is allocated with C functions: Python's allocators may take
@@ -377,7 +377,7 @@ cdef struct Batch:
 
 cdef struct TableState:
     pthread_mutex_t lock
-    uint32_t waiting            # threads in `lock_first`
+    uint32_t waiting            # threads in `lock_with_priority`
     # rows
     Arena arena
     Rows strings

@@ -61,7 +61,7 @@ cdef inline bint is_full(const TableState *table, const View *view) noexcept nog
 cdef uint32_t used_rows(TableState *table, uint32_t view) noexcept nogil:
     # The number of rows in use in a view. Takes the mutex; callable from any thread.
     cdef uint32_t used
-    lock_first(table)
+    lock_with_priority(table)
     used = table.views[view].rows.used
     pthread_mutex_unlock(&table.lock)
     return used

@@ -8,7 +8,7 @@
 cdef bint expire_slice(TableState *table, uint32_t now_s, uint32_t max_rows) noexcept nogil:
     # Returns whether there is more to do at this time.
     cdef bint more
-    lock_first(table)
+    lock_with_priority(table)
     more = expire_locked(table, now_s, max_rows)
     pthread_mutex_unlock(&table.lock)
     return more

@@ -2,8 +2,8 @@
 #
 # A scan or a page releases the mutex after each slice, and soon takes the mutex again. A thread
 # that waits for the mutex takes longer than that to wake up, so it might wait until the scan ends.
-# Therefore `lock_first` counts waiting threads, and scans and pages give way to these threads
-# between two slices.
+# Therefore `lock_with_priority` counts waiting threads, and scans and pages give way to these
+# threads between two slices.
 
 cdef extern from "unistd.h" nogil:
     int usleep(unsigned int)
@@ -25,14 +25,14 @@ cdef extern from *:
     void pause_processor() noexcept nogil
 
 cdef enum:
-    GIVE_WAY_US = 20
-    MAX_GIVE_WAYS = 500         # limits the delay of a scan if threads wait all the time
+    YIELD_US = 20
+    MAX_YIELDS = 500            # limits the delay of a scan if threads wait all the time
     LOCK_ATTEMPTS = 64          # together, attempts and pauses take about 20 µs
     PAUSES = 16
 
 
-cdef inline void lock_first(TableState *table) noexcept nogil:
-    # Take the mutex before threads that call `give_way`.
+cdef inline void lock_with_priority(TableState *table) noexcept nogil:
+    # Take the mutex before threads that call `yield_lock`.
     if unlikely(pthread_mutex_trylock(&table.lock) != 0):
         atomic_add(&table.waiting, 1)
         pthread_mutex_lock(&table.lock)
@@ -51,10 +51,10 @@ cdef inline void lock_for_page(TableState *table) noexcept nogil:
     pthread_mutex_lock(&table.lock)
 
 
-cdef inline void give_way(TableState *table) noexcept nogil:
-    # Let the threads that wait in `lock_first` take the mutex. Called without the mutex.
+cdef inline void yield_lock(TableState *table) noexcept nogil:
+    # Let the threads that wait in `lock_with_priority` take the mutex. Called without the mutex.
     cdef uint32_t _i
-    for _i in range(MAX_GIVE_WAYS):
+    for _i in range(MAX_YIELDS):
         if likely(atomic_read(&table.waiting) == 0):
             return
-        usleep(GIVE_WAY_US)
+        usleep(YIELD_US)

@@ -76,7 +76,7 @@ cdef bint relabel_slice(TableState *table, names, keys, list taken, RowRange *ro
             resolve_keys(table, &changes, names, taken)
             resolve_contexts(table, &changes, names)
             with nogil:
-                lock_first(table)
+                lock_with_priority(table)
                 done = apply_moves(table, &changes)
                 pthread_mutex_unlock(&table.lock)
             if not done:
@@ -115,7 +115,7 @@ cdef int changes_init(const TableState *table, Changes *changes, names) except -
 
 cdef int changes_destroy(TableState *table, Changes *changes) except -1:
     cdef uint32_t i
-    lock_first(table)
+    lock_with_priority(table)
     for i in range(changes.change_count * changes.labels):
         if changes.label_ids[i]:
             string_release(&table.strings, changes.label_ids[i] & ~IS_STRING)
@@ -237,7 +237,7 @@ cdef int intern_pending(TableState *table, Changes *changes) except -1:
     cdef bint done = True
     if count == 0:
         return 0
-    lock_first(table)
+    lock_with_priority(table)
     for i in range(count):
         string = intern_label(table, &changes.pending[i])
         if string == 0:

@@ -101,7 +101,7 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char
             cursor.family += 1
             cursor.row = 0
         pthread_mutex_unlock(&table.lock)
-        give_way(table)
+        yield_lock(table)
         if notes != NULL and cursor.row == 0 and out - start >= MIN_SAMPLE:
             break
     return out

@@ -32,7 +32,7 @@ cdef bint scan_slice(TableState *table, Scan *scan) noexcept nogil:
     if scan.stop:
         if not scan.is_released:
             scan_release(table, scan)
-        give_way(table)
+        yield_lock(table)
         scan.start = scan.stop
     if scan.start >= scan.end:
         return False

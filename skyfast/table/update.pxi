@@ -35,7 +35,7 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
             owned.clear()
             raise
         look_up_labels(table, batch)
-        lock_first(table)
+        lock_with_priority(table)
         done = apply_batch(table, batch)
         pthread_mutex_unlock(&table.lock)
         if batch.missed_count:
@@ -54,7 +54,7 @@ cdef void intern_missed(TableState *table, const Batch *batch, int done) noexcep
     # Intern the names in `batch.missed` of those reports among the first `done` that were not
     # skipped. Takes the mutex.
     cdef uint32_t i, number, position
-    lock_first(table)
+    lock_with_priority(table)
     for i in range(batch.missed_count):
         number = batch.missed[i]
         position = number / table.lookup_count
