@@ -252,7 +252,7 @@ cdef extern from *:
     static const uint32_t MAX_SEQ_AGE = (uint32_t)1 << 30;
     static const int64_t MAX_INTEGER = (int64_t)1 << 62;
     static const uint64_t EACH_BYTE = 0x0101010101010101;
-    static const double BATCH_S = 15.0;
+    static const double MAX_REPORT_DELAY_S = 15.0;
     """
     const uint32_t IS_STRING        # flag of a label ID that is the number of a string
     const uint32_t STRING_KEY       # flag in `Flow.connection`, like the next three
@@ -274,7 +274,7 @@ cdef extern from *:
     const uint64_t EACH_BYTE        # the number 1 in each byte
     # The maximum delay of a report, on top of the agent's update interval. An analyzer keeps a
     # batch for up to 5 s. The other 10 s cover transport and sockets that have not been read yet.
-    const double BATCH_S
+    const double MAX_REPORT_DELAY_S
 
 cdef enum:
     SKIP_NONE
@@ -424,7 +424,7 @@ cdef struct TableState:
     # limits
     uint32_t max_flows, max_connections
     double memory_s             # time until a dormant flow is forgotten
-    double least_timeout_s      # shortest timeout that the first view has ever had
+    double min_timeout_s        # shortest timeout that the first view has ever had
     double flow_update_s
     bint has_horizon            # whether `horizon_s` is set
     double horizon_s            # an unknown flow that began after this time has never been counted

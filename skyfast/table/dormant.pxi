@@ -101,7 +101,7 @@ cdef void forget_flow(TableState *table, uint32_t number) noexcept nogil:
     if flow.connection & LABELS_KEY:
         table.saved_connections -= 1
     elif not flow.connection & ENDED and table.has_horizon:
-        reported_s = max(0.0, flow.deadline_s - floor(table.least_timeout_s))
+        reported_s = max(0.0, flow.deadline_s - floor(table.min_timeout_s))
         table.horizon_s = max(table.horizon_s, reported_s)
     unlink_dormant(table, number)
     remove_flow(table, number)
@@ -123,7 +123,7 @@ cdef bint forget_first(TableState *table) noexcept nogil:
     # would be counted again.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
-        number == 0 or flow_at(table, number).deadline_s + BATCH_S > floor(table.now)
+        number == 0 or flow_at(table, number).deadline_s + MAX_REPORT_DELAY_S > floor(table.now)
     ):
         number = table.dormant.head
     if number:

@@ -217,7 +217,7 @@ cdef tuple known_totals(const TableState *table, const char *uuid, uint32_t leng
     flow = flow_at(table, number)
     reported_s = <double>flow.deadline_s
     if flow.connection & DORMANT:
-        reported_s -= floor(table.least_timeout_s)
+        reported_s -= floor(table.min_timeout_s)
     else:
         reported_s -= floor(table.views[0].timeout_s)
     totals = tuple(totals_of(flow)[i] for i in range(table.counters))

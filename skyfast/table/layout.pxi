@@ -461,9 +461,9 @@ cdef int set_limits(TableState *table, max_connections, max_flows, timeout_s, me
     table.memory_s = memory_s
     if table.wheel.slots == NULL:
         wheel_allocate(&table.wheel, timeout_s)
-        table.least_timeout_s = timeout_s
+        table.min_timeout_s = timeout_s
         wheel_allocate(&table.names_wheel, timeout_s)
-    table.least_timeout_s = min(table.least_timeout_s, <double>timeout_s)
+    table.min_timeout_s = min(table.min_timeout_s, <double>timeout_s)
     table.views[0].timeout_s = timeout_s
     for i in range(1, table.view_count):
         table.views[i].timeout_s = view_timeouts_s[i - 1]

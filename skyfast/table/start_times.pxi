@@ -37,7 +37,7 @@ cdef int64_t start_of_total(const TableState *table, const Report *report,
     # total. Prometheus may have samples of the removed connection. A start time after these samples
     # would look like a counter reset, so the result is at most the time of the flow's previous
     # report. `dormant_s` is the time at which the flow became dormant.
-    cdef double reported_s = dormant_s - floor(table.least_timeout_s)
+    cdef double reported_s = dormant_s - floor(table.min_timeout_s)
     cdef int64_t start_ms = start_of_report(table, report, True)
     if table.wall_ms:
         start_ms = min(start_ms, table.wall_ms - <int64_t>((table.now - reported_s) * 1000))

@@ -245,7 +245,7 @@ cdef inline bint was_never_counted(const TableState *table, const Report *report
     # may differ. If flows are deduplicated, the result is False, because the table does not
     # remember skipped duplicates.
     return (table.has_horizon and report.age_ms >= 0 and not table.has_conversations
-            and (table.now - report.age_ms / 1000.0 - table.flow_update_s - BATCH_S
+            and (table.now - report.age_ms / 1000.0 - table.flow_update_s - MAX_REPORT_DELAY_S
                  > table.horizon_s))
 
 
