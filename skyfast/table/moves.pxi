@@ -193,13 +193,13 @@ cdef bint move_link(TableState *table, View *view, uint32_t *link, const Flow *f
         number = add_row(table, view, &key)
         if number == 0:
             return False
-        schedule_row(view, number, due_s(table, view, flow))
+        schedule_row(view, number, row_deadline_s(table, view, flow))
     link[0] = number
     return True
 
 
-cdef inline uint32_t due_s(const TableState *table, const View *view,
-                           const Flow *flow) noexcept nogil:
+cdef inline uint32_t row_deadline_s(const TableState *table, const View *view,
+                                    const Flow *flow) noexcept nogil:
     # The deadline of the flow's row in a view, as set by the flow's latest report.
     return flow.deadline_s + <uint32_t>ceil(view.timeout_s - table.views[0].timeout_s)
 
@@ -213,7 +213,7 @@ cdef void count_flow(const TableState *table, const View *view, uint32_t number,
     cdef uint32_t i
     set_start(view, row, table.wall_ms)
     row.flows += 1
-    row.deadline_s = max(row.deadline_s, due_s(table, view, flow))
+    row.deadline_s = max(row.deadline_s, row_deadline_s(table, view, flow))
     for i in range(view.counters):
         if totals[view.sources[i]] != ABSENT:
             sums[i] = max(sums[i], <int64_t>0)

@@ -12,7 +12,7 @@ cdef inline int64_t *start_of(const View *view, Connection *row) noexcept nogil:
     return <int64_t *>(<char *>row + view.start_offset)
 
 
-cdef inline int64_t not_later(const TableState *table, int64_t start_ms) noexcept nogil:
+cdef inline int64_t clamp_to_now(const TableState *table, int64_t start_ms) noexcept nogil:
     # `start_ms`, or the current time if `start_ms` is in the future.
     return min(start_ms, table.wall_ms) if table.wall_ms else start_ms
 
@@ -22,13 +22,13 @@ cdef inline int64_t start_of_report(const TableState *table, const Report *repor
     # The start time of a row that an unknown flow creates; 0 if the report lacks this time. If the
     # row gets the flow's total, the start time is the start of the flow. If the row gets only the
     # deltas of the last update, the start time is the start of the last update.
-    return not_later(table, report.start_ms if counts_total else report.update_start_ms)
+    return clamp_to_now(table, report.start_ms if counts_total else report.update_start_ms)
 
 
 cdef inline int64_t start_of_deltas(const TableState *table, const Flow *flow) noexcept nogil:
     # The start time of a row that a dormant flow creates: the time of the flow's known totals. Must
     # be called before `update_totals`, which changes `last_ms`.
-    return not_later(table, flow.last_ms)
+    return clamp_to_now(table, flow.last_ms)
 
 
 cdef int64_t start_of_total(const TableState *table, const Report *report,

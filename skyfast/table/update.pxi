@@ -98,7 +98,7 @@ cdef int apply_batch(TableState *table, Batch *batch) noexcept nogil:
             if likely(report.flow != 0 and not report.dormant):
                 report.skip = apply_known(table, report)
             else:
-                report.skip = apply_unless_live(table, report)
+                report.skip = apply_by_state(table, report)
                 if unlikely(report.skip == APPLY_STOP):
                     done = <int>i
                     break
@@ -175,9 +175,9 @@ cdef int apply_known(TableState *table, const Report *report) noexcept nogil:
 # ---------------------------------------------------------------------------------------------
 # Unknown flows
 
-cdef int apply_unless_live(TableState *table, Report *report) noexcept nogil:
-    # Apply a report of a flow that was not live when the batch was read. Earlier reports of the
-    # batch may have made the flow live or evicted it.
+cdef int apply_by_state(TableState *table, Report *report) noexcept nogil:
+    # Apply a report by the current state of its flow. The flow was not live when the batch was
+    # read, but earlier reports of the batch may have made the flow live or evicted it.
     report.flow = find_flow(table, &report.key)
     report.uses_lifecycle = report.uses_last_update = False
     if report.flow:
@@ -225,7 +225,7 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
         done = add_ended_flow(table, report, &labels, number, saved)
     elif report.initial_delta == INITIAL_UNREAD or (
         report.initial_delta == INITIAL_LAST_UPDATE_UNREAD
-        and (table.view_count > 1 or not counts_whole(table, first, creates and not saved))
+        and (table.view_count > 1 or not adds_whole_total(table, first, creates and not saved))
     ):
         done = APPLY_STOP
     else:
@@ -249,8 +249,8 @@ cdef inline bint was_never_counted(const TableState *table, const Report *report
                  > table.horizon_s))
 
 
-cdef inline bint counts_whole(const TableState *table, const View *view,
-                              bint creates) noexcept nogil:
+cdef inline bint adds_whole_total(const TableState *table, const View *view,
+                                  bint creates) noexcept nogil:
     # Whether an unknown flow adds its whole total to a row, even if the report is not the flow's
     # first report. The row must not have counted the flow before: the flow must create the row, and
     # no other flow may have had a row with these labels.
@@ -260,8 +260,9 @@ cdef inline bint counts_whole(const TableState *table, const View *view,
 cdef bint needs_initial_delta(const TableState *table, const Labels *labels, uint32_t number,
                               uint32_t saved) noexcept nogil:
     # Whether `initial_delta` is needed, because the flow does not add its whole total to the rows
-    # of every view (see `counts_whole`). `number` is the flow's row in the first view, or 0 if the
-    # row must be created. `saved` is the dormant row with the saved counters for the new row, or 0.
+    # of every view (see `adds_whole_total`). `number` is the flow's row in the first view, or 0 if
+    # the row must be created. `saved` is the dormant row with the saved counters for the new row,
+    # or 0.
     cdef const View *view
     cdef RowKey key
     cdef uint32_t i
@@ -277,7 +278,7 @@ cdef bint needs_initial_delta(const TableState *table, const Labels *labels, uin
         if is_full(table, view):
             if table.overflows:
                 return True
-        elif not counts_whole(table, view, i or not saved):
+        elif not adds_whole_total(table, view, i or not saved):
             return True
     return False
 
@@ -401,7 +402,7 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
             added = deltas
             start_ms = start_of_deltas(table, flow)
         elif (report.initial_delta == INITIAL_TOTAL
-                or counts_whole(table, view, targets.created[i] and (i or not saved))):
+                or adds_whole_total(table, view, targets.created[i] and (i or not saved))):
             added = report.values
             start_ms = start_of_report(table, report, True)
         else:
