@@ -835,8 +835,8 @@ cdef class Table:
         """
         cdef const SnapshotValues *contents = checked_snapshot(self, family, count, since)
         names = self.view_labels[self.state.families[family].view]
-        sets = {names.index(label): values for label, values in also}
-        return top_rows(&self.state, family, count, contents, containing, sets)
+        value_sets = {names.index(label): values for label, values in also}
+        return top_rows(&self.state, family, count, contents, containing, value_sets)
 
     def top_groups(self, uint32_t family, uint32_t count, labels, Snapshot since=None,
                    str containing="", also=(), uint32_t max_groups=MAX_RANKED):
@@ -869,8 +869,8 @@ cdef class Table:
             raise ValueError(f"there must be 1 to {MAX_VIEW_COLUMNS} labels")
         if not 0 < max_groups <= MAX_RANKED:
             raise ValueError(f"max_groups must be 1 to {MAX_RANKED}")
-        sets = {names.index(label): values for label, values in also}
-        return top_groups(&self.state, family, count, columns, contents, containing, sets,
+        value_sets = {names.index(label): values for label, values in also}
+        return top_groups(&self.state, family, count, columns, contents, containing, value_sets,
                           max_groups)
 
     def snapshot(self, uint32_t family):

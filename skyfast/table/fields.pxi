@@ -93,7 +93,7 @@ cdef inline PyObject *slot(PyObject *owner, Py_ssize_t offset, PyObject *name,
     return value
 
 
-cdef inline PyObject *part(PyObject *flow, const Field *field, bint slots) except? NULL:
+cdef inline PyObject *read_part(PyObject *flow, const Field *field, bint slots) except? NULL:
     # The part that contains a nested field; NULL if the part is missing or has another type.
     cdef PyObject *owner = slot(flow, field.outer, field.outer_name, slots)
     if owner == NULL or Py_TYPE(owner) != field.inner_type:
@@ -107,7 +107,7 @@ cdef inline PyObject *value_of(PyObject *flow, const Field *field, bint slots) e
         return flow
     if field.inner < 0:
         return slot(flow, field.outer, field.outer_name, slots)
-    owner = part(flow, field, slots)
+    owner = read_part(flow, field, slots)
     if owner == NULL:
         return NULL
     return slot(owner, field.inner, field.inner_name, slots)

@@ -250,7 +250,7 @@ cdef void remove_half(Groups *groups) noexcept nogil:
 
 
 cdef tuple top_groups(TableState *table, uint32_t family, uint32_t count, tuple columns,
-                      const SnapshotValues *since, str part, dict sets, uint32_t limit):
+                      const SnapshotValues *since, str containing, dict value_sets, uint32_t limit):
     # The result of `Table.top_groups`. If `since` is NULL, groups are ranked by value.
     cdef Search search
     cdef Groups groups
@@ -270,7 +270,7 @@ cdef tuple top_groups(TableState *table, uint32_t family, uint32_t count, tuple 
     top.capacity = count
     top.heap = NULL
     try:
-        search_init(&search, table, groups.view, part, sets)
+        search_init(&search, table, groups.view, containing, value_sets)
         groups_init(&groups, table, top.family, limit)
         top.heap = <TopRow *>allocate(count * sizeof(TopRow))
         with nogil:

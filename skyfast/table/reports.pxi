@@ -48,9 +48,9 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
     if unlikely(length == 0 and too_long == SKIP_NONE):
         return SKIP_NO_UUID
     for i in range(table.requirements):
-        if unlikely(part(flow, &reader.required[i].parts[0], reader.slots) == NULL):
+        if unlikely(read_part(flow, &reader.required[i].parts[0], reader.slots) == NULL):
             if (not reader.required[i].pair
-                    or (part(flow, &reader.required[i].parts[1], reader.slots) == NULL)
+                    or (read_part(flow, &reader.required[i].parts[1], reader.slots) == NULL)
                     != reader.required[i].absent):
                 return SKIP_REQUIRED + <int>i
     for i in range(table.values):
@@ -450,7 +450,7 @@ cdef int read_lifecycle(const TableState *table, PyObject *flow, const Reader *r
     report.initial_delta = INITIAL_TOTAL
     report.start_ms = 0 if invalid_start else start
     report.update_start_ms = 0
-    if part(flow, &reader.update_start, reader.slots) == NULL and likely(not invalid_finish):
+    if read_part(flow, &reader.update_start, reader.slots) == NULL and likely(not invalid_finish):
         return 0
     invalid_update_start = read_integer(
         value_of(flow, &reader.update_start, reader.slots), &update_start

@@ -385,7 +385,7 @@ cdef void fill_snapshot(TableState *table, const Family *family,
 
 
 cdef list top_rows(TableState *table, uint32_t family, uint32_t count, const SnapshotValues *since,
-                   str part, dict sets):
+                   str containing, dict value_sets):
     # The result of `Table.top`. If `since` is NULL, rows are ranked by value.
     cdef const View *view = view_of(table, &table.families[family])
     cdef Search search
@@ -400,7 +400,7 @@ cdef list top_rows(TableState *table, uint32_t family, uint32_t count, const Sna
     top.capacity = count
     top.heap = NULL
     try:
-        search_init(&search, table, view, part, sets)
+        search_init(&search, table, view, containing, value_sets)
         top.heap = <TopRow *>allocate(count * sizeof(TopRow))
         copies = <char *>allocate(view.columns * MAX_LABEL_BYTES)
         values = <int64_t *>allocate(2 * table.family_count * sizeof(int64_t))
@@ -492,9 +492,9 @@ cdef bint label_matches(const TableState *table, uint32_t label_id, const Search
     cdef char digits[2 * MAX_INTEGER_DIGITS]
     cdef const char *text
     cdef uint32_t length
-    if (search.sets != NULL and label_id & IS_STRING
-            and set_has(&search.sets[column],
-                        <const String *>row_at(&table.strings, label_id & ~IS_STRING))):
+    if (search.value_sets != NULL and label_id & IS_STRING
+            and value_set_contains(&search.value_sets[column],
+                                   <const String *>row_at(&table.strings, label_id & ~IS_STRING))):
         return True
     text = label_bytes(table, label_id, digits, &length)
     return text_matches(search, text, length)

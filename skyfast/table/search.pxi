@@ -41,7 +41,7 @@ cdef struct Search:
     uint32_t size               # 0: everything matches
     bint begins[256]            # by byte: whether a match can begin with this byte
     const View *view            # the view whose rows are searched
-    ValueSet *sets              # by column: further values that match
+    ValueSet *value_sets        # by column: further values that match
     uint64_t *misses            # by column: a bit set of the label IDs that do not match
     size_t words                # words in the bit set of one column
 
@@ -57,10 +57,10 @@ cdef list case_variants(str character):
 
 
 cdef int search_init(Search *search, TableState *table, const View *view, str text,
-                     dict sets) except -1:
-    # `sets` maps columns to values, which are escaped, in UTF-8, and each followed by a newline.
-    # The search borrows these values. The caller must destroy the search, even if this function
-    # raises an exception.
+                     dict value_sets) except -1:
+    # `value_sets` maps columns to values, which are escaped, in UTF-8, and each followed by a
+    # newline. The search borrows these values. The caller must destroy the search, even if this
+    # function raises an exception.
     cdef Character *character
     cdef bytes encoded, values
     cdef const char *start
@@ -84,29 +84,29 @@ cdef int search_init(Search *search, TableState *table, const View *view, str te
     with nogil:
         search.words = (SMALL_INTEGERS + rows_end(table, &table.strings)) / 64 + 1
     search.misses = <uint64_t *>allocate(search.words * view.columns * sizeof(uint64_t))
-    if not sets:
+    if not value_sets:
         return 0
-    search.sets = <ValueSet *>allocate(view.columns * sizeof(ValueSet))
-    for column, values in sets.items():
-        set_allocate(&search.sets[column], values.count(b"\n"))
+    search.value_sets = <ValueSet *>allocate(view.columns * sizeof(ValueSet))
+    for column, values in value_sets.items():
+        value_set_allocate(&search.value_sets[column], values.count(b"\n"))
         start = values
         length = len(values)
         with nogil:
-            set_fill(&search.sets[column], start, length, table.seed)
+            value_set_fill(&search.value_sets[column], start, length, table.seed)
     return 0
 
 
 cdef void search_destroy(Search *search) noexcept:
     cdef uint32_t i
-    if search.sets != NULL:
+    if search.value_sets != NULL:
         for i in range(search.view.columns):
-            free(search.sets[i].slots)
-    free(search.sets)
+            free(search.value_sets[i].slots)
+    free(search.value_sets)
     free(search.misses)
     free(search.characters)
 
 
-cdef int set_allocate(ValueSet *values, size_t count) except -1:
+cdef int value_set_allocate(ValueSet *values, size_t count) except -1:
     cdef size_t slots = 4
     while slots < 2 * count:
         slots *= 2
@@ -115,7 +115,8 @@ cdef int set_allocate(ValueSet *values, size_t count) except -1:
     return 0
 
 
-cdef void set_fill(ValueSet *values, const char *text, size_t size, uint64_t seed) noexcept nogil:
+cdef void value_set_fill(ValueSet *values, const char *text, size_t size,
+                         uint64_t seed) noexcept nogil:
     cdef const char *end = text + size
     cdef const char *stop
     cdef uint32_t length, hash
@@ -124,12 +125,12 @@ cdef void set_fill(ValueSet *values, const char *text, size_t size, uint64_t see
         length = stop - text
         if 0 < length <= MAX_LABEL_BYTES:
             hash = hash_bytes32(text, length, seed)
-            set_slot(values, text, length, hash)[0] = SearchedValue(hash, length, text)
+            value_set_slot(values, text, length, hash)[0] = SearchedValue(hash, length, text)
         text = stop + 1
 
 
-cdef inline SearchedValue *set_slot(const ValueSet *values, const char *text, uint32_t length,
-                                    uint32_t hash) noexcept nogil:
+cdef inline SearchedValue *value_set_slot(const ValueSet *values, const char *text, uint32_t length,
+                                          uint32_t hash) noexcept nogil:
     # The slot of a value, or the free slot where it belongs.
     cdef uint32_t i = hash & values.mask
     cdef SearchedValue *slot = &values.slots[i]
@@ -140,10 +141,10 @@ cdef inline SearchedValue *set_slot(const ValueSet *values, const char *text, ui
     return slot
 
 
-cdef inline bint set_has(const ValueSet *values, const String *string) noexcept nogil:
+cdef inline bint value_set_contains(const ValueSet *values, const String *string) noexcept nogil:
     if values.slots == NULL:
         return False
-    return set_slot(values, string_bytes(string), string.length, string.hash).length != 0
+    return value_set_slot(values, string_bytes(string), string.length, string.hash).length != 0
 
 
 cdef inline bint text_matches(const Search *search, const char *text,
