@@ -604,9 +604,10 @@ cdef class _Check:
                    "a names row is in use without a result, or the reverse", (number,))
             if number not in self.names:
                 continue
-            expect(row.labels < table.lookup_count, "labels of a names row", (number, row.labels))
-            lookup = &table.lookups[row.labels]
-            results.add((<size_t>row.result, row.labels))
+            expect(row.label_set < table.lookup_count, "label set of a names row",
+                   (number, row.label_set))
+            lookup = &table.lookups[row.label_set]
+            results.add((<size_t>row.result, row.label_set))
             expect(row.hash == names_hash(lookup, row.result), "hash of a names row", (number,))
             expect(row.count == lookup.columns, "number of labels of a names row", (number,))
             for i in range(row.count):

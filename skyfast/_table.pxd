@@ -136,7 +136,7 @@ cdef struct NamesRow:
     uint32_t hash
     uint32_t next
     PyObject *result            # the tuple; the row owns a reference
-    uint32_t labels             # which labels of the result: see `Lookup.labels`
+    uint32_t label_set          # which labels of the result: see `Lookup.label_set`
     uint32_t count              # number of these labels
     uint32_t deadline_s         # time of the table's clock at which the row is removed
     uint32_t wheel_next         # next row in the same slot of the timer wheel

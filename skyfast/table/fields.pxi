@@ -57,7 +57,7 @@ cdef struct Lookup:
     uint32_t column             # the first column of the lookup; its columns are adjacent
     uint32_t columns
     # the first lookup that takes its labels from the same indexes of a result as this lookup
-    uint32_t labels
+    uint32_t label_set
     Py_ssize_t length           # minimum length of a result
 
 

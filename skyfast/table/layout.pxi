@@ -178,9 +178,9 @@ cdef int prepare_lookups(TableState *table, plan) except -1:
                 lookup.length = max(lookup.length, <Py_ssize_t>planned.index + 1)
                 column += 1
         lookup.columns = column - lookup.column
-        lookup.labels = 0
-        while not same_labels(table, lookup, &table.lookups[lookup.labels]):
-            lookup.labels += 1
+        lookup.label_set = 0
+        while not same_labels(table, lookup, &table.lookups[lookup.label_set]):
+            lookup.label_set += 1
         table.lookup_count += 1
     return 0
 

@@ -13,30 +13,30 @@ cdef inline NamesRow *names_at(const TableState *table, uint32_t number) noexcep
 
 
 cdef inline uint32_t names_hash(const Lookup *lookup, PyObject *result) noexcept nogil:
-    return <uint32_t>mix64(<size_t>result + lookup.labels)
+    return <uint32_t>mix64(<size_t>result + lookup.label_set)
 
 
-cdef inline uint32_t find_interned(const TableState *table, const Lookup *lookup,
-                                   PyObject *result) noexcept nogil:
+cdef inline uint32_t find_names_row(const TableState *table, const Lookup *lookup,
+                                    PyObject *result) noexcept nogil:
     # The row of a result, or 0.
     cdef uint32_t number = bucket_of(&table.names, names_hash(lookup, result))[0]
     cdef NamesRow *row
     while number:
         row = names_at(table, number)
-        if row.result == result and row.labels == lookup.labels:
+        if row.result == result and row.label_set == lookup.label_set:
             return number
         number = row.next
     return 0
 
 
-cdef void add_interned(TableState *table, const Lookup *lookup, PyObject *result,
-                       const LabelValue *label_values) noexcept:
+cdef void add_names_row(TableState *table, const Lookup *lookup, PyObject *result,
+                        const LabelValue *label_values) noexcept:
     # Add a row for a valid result that has no row. `label_values` has the result's labels. If
     # memory runs out or if there are too many rows, nothing is added. The caller must hold the
     # mutex, and also the GIL, because the row gets a reference to the result.
     cdef uint32_t number
     cdef NamesRow *row
-    if table.names.used >= MAX_NAMES or find_interned(table, lookup, result):
+    if table.names.used >= MAX_NAMES or find_names_row(table, lookup, result):
         return
     number = row_new(&table.names)
     if number == 0:
@@ -49,7 +49,7 @@ cdef void add_interned(TableState *table, const Lookup *lookup, PyObject *result
     Py_INCREF(<object>result)
     row.result = result
     row.hash = names_hash(lookup, result)
-    row.labels = lookup.labels
+    row.label_set = lookup.label_set
     row.count = lookup.columns
     row.deadline_s = table.views[0].deadline_s
     index_add(&table.names, number)

@@ -151,7 +151,7 @@ cdef int prepare_unknown(const TableState *table, const Reader *readers, list fl
                 for j in range(table.lookup_count):
                     find_result(table, flow, reader, &table.lookups[j], &names[j])
         names += table.lookup_count
-    find_interned_results(table, batch, owned)
+    find_names_rows(table, batch, owned)
     names = batch.names
     for i in range(batch.size):
         for j in range(table.lookup_count):
@@ -193,7 +193,7 @@ cdef inline int find_result(const TableState *table, PyObject *flow, const Reade
     return 0
 
 
-cdef int find_interned_results(const TableState *table, Batch *batch, list owned) except -1:
+cdef int find_names_rows(const TableState *table, Batch *batch, list owned) except -1:
     # Find the rows of the results. Results without a row are added to `owned`, because other Python
     # code may remove them from the dict.
     cdef const Lookup *lookup
@@ -211,7 +211,7 @@ cdef int find_interned_results(const TableState *table, Batch *batch, list owned
         names = &batch.names[i]
         if names.key != NULL and names.result != NULL:
             lookup = &table.lookups[i % table.lookup_count]
-            names.row = find_interned(table, lookup, names.result)
+            names.row = find_names_row(table, lookup, names.result)
             if names.row == 0:
                 owned.append(<object>names.result)
     return 0
@@ -225,7 +225,7 @@ cdef int complete_names(const TableState *table, PyObject *flow, const Reader *r
     cdef PyObject *point
     if names.result == NULL:
         names.result = add_owned((<object>lookup.names)[<object>names.key], owned)
-        names.row = find_interned(table, lookup, names.result)
+        names.row = find_names_row(table, lookup, names.result)
     if names.result == <PyObject *>None and lookup.has_context:
         other = string_of(flow, reader, lookup.other)
         point = string_of(flow, reader, lookup.point)
@@ -235,7 +235,7 @@ cdef int complete_names(const TableState *table, PyObject *flow, const Reader *r
         names.result = add_owned(
             (<object>lookup.names).resolve(<object>names.key, <object>other, <object>point), owned
         )
-        names.row = find_interned(table, lookup, names.result)
+        names.row = find_names_row(table, lookup, names.result)
     prefetch(names.result)
     prefetch(<char *>names.result + CACHE_LINE)
     return 0

@@ -39,7 +39,7 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
         done = apply_batch(table, batch)
         pthread_mutex_unlock(&table.lock)
         if batch.missed_count:
-            intern_missed(table, batch, done)
+            add_missed_names(table, batch, done)
         if owned:
             owned.clear()
         if done < 0:
@@ -50,7 +50,7 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
     return position
 
 
-cdef void intern_missed(TableState *table, const Batch *batch, int done) noexcept:
+cdef void add_missed_names(TableState *table, const Batch *batch, int done) noexcept:
     # Intern the names in `batch.missed` of those reports among the first `done` that were not
     # skipped. Takes the mutex.
     cdef uint32_t i, number, position
@@ -59,7 +59,7 @@ cdef void intern_missed(TableState *table, const Batch *batch, int done) noexcep
         number = batch.missed[i]
         position = number / table.lookup_count
         if <int>position < done and batch.reports[position].skip == SKIP_NONE:
-            add_interned(
+            add_names_row(
                 table, &table.lookups[number % table.lookup_count], batch.names[number].result,
                 batch.reports[position].label_values,
             )
