@@ -197,7 +197,7 @@ cdef struct Report:
     int64_t *values
     # the fields up to `last_update` are only read if the flow is not live
     uint32_t connection_hash    # hash of the labels; 0 unless all labels are interned
-    int skip_new                # reason to skip the report if the flow is not live
+    int skip_if_not_live        # reason to skip the report if the flow is not live
     int initial_delta           # what the report adds if its flow is unknown: INITIAL_UNREAD, ...
     bint repeats                # whether a closing report repeats the previous report's update
     int64_t age_ms              # ms from the flow's start to its last update; -1: unknown

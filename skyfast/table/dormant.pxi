@@ -170,8 +170,8 @@ cdef int apply_dormant(TableState *table, Report *report) noexcept nogil:
                 set_ended(table, report.flow, True)
                 link_dormant(table, report.flow, <uint32_t>floor(table.now))
         return SKIP_LATE
-    if unlikely(report.skip_new != SKIP_NONE):
-        return report.skip_new
+    if unlikely(report.skip_if_not_live != SKIP_NONE):
+        return report.skip_if_not_live
     if table.has_conversations:
         conversation = find_conversation(table, report.conversation)
         if is_owned_by_other(table, conversation, report):

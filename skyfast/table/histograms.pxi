@@ -126,7 +126,7 @@ cdef bint observe_dormant(TableState *table, const Report *report) noexcept nogi
     cdef uint32_t number
     cdef bint done
     if (not table.events & CLOSING_OBSERVED
-            or flags_of(table, flow)[0] & CLOSING_OBSERVED or report.skip_new != SKIP_NONE):
+            or flags_of(table, flow)[0] & CLOSING_OBSERVED or report.skip_if_not_live != SKIP_NONE):
         return True
     if table.has_conversations:
         # Another capture point may have taken over the conversation.

@@ -76,7 +76,7 @@ cdef void look_up_labels(const TableState *table, Batch *batch) noexcept nogil:
 
 
 cdef inline bint needs_labels(const Report *report) noexcept nogil:
-    return is_unknown(report) and report.skip_new == SKIP_NONE
+    return is_not_live(report) and report.skip_if_not_live == SKIP_NONE
 
 
 cdef uint32_t look_up_strings(const TableState *table, LabelValue *label_values,

@@ -84,8 +84,8 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
     return SKIP_NONE
 
 
-cdef int read_unknown(const TableState *table, const Reader *readers, list flows,
-                      Py_ssize_t start, Batch *batch, list owned) except -1:
+cdef int read_not_live(const TableState *table, const Reader *readers, list flows,
+                       Py_ssize_t start, Batch *batch, list owned) except -1:
     # Read the labels and the lifecycle fields of flows that are not live.
     cdef uint32_t i
     cdef PyObject *flow
@@ -96,19 +96,21 @@ cdef int read_unknown(const TableState *table, const Reader *readers, list flows
     cdef bint prepared = table.shares > 1 or table.lookup_count > 0
     batch.missed_count = 0
     if prepared:
-        prepare_unknown(table, readers, flows, start, batch, owned)
+        prepare_not_live(table, readers, flows, start, batch, owned)
     for i in range(batch.size):
         report = &batch.reports[i]
         if table.lookup_count and i + NAMES_AHEAD < batch.size:
             prefetch_names(table, batch, i + NAMES_AHEAD)
-        if is_unknown(report) and not (prepared and report.skip_new != SKIP_NONE):
+        if is_not_live(report) and not (prepared and report.skip_if_not_live != SKIP_NONE):
             flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
             reader = reader_of(readers, flow)
             if reader.labels:
-                report.skip_new = read_new(table, flow, reader, report, names, previous, owned)
+                report.skip_if_not_live = read_labels_and_lifecycle(
+                    table, flow, reader, report, names, previous, owned
+                )
             else:
-                report.skip_new = APPLY_STOP
-            if report.skip_new == SKIP_NONE:
+                report.skip_if_not_live = APPLY_STOP
+            if report.skip_if_not_live == SKIP_NONE:
                 previous = report.label_values
                 note_missed(table, batch, i)
         names += table.lookup_count
@@ -124,13 +126,13 @@ cdef inline void note_missed(const TableState *table, Batch *batch, uint32_t num
             batch.missed_count += 1
 
 
-cdef inline bint is_unknown(const Report *report) noexcept nogil:
-    # Whether the report's labels are needed.
+cdef inline bint is_not_live(const Report *report) noexcept nogil:
+    # Whether the report is not skipped, and its flow is not live: the flow is unknown or dormant.
     return report.skip == SKIP_NONE and (report.flow == 0 or report.dormant)
 
 
-cdef int prepare_unknown(const TableState *table, const Reader *readers, list flows,
-                         Py_ssize_t start, Batch *batch, list owned) except -1:
+cdef int prepare_not_live(const TableState *table, const Reader *readers, list flows,
+                          Py_ssize_t start, Batch *batch, list owned) except -1:
     # Skip flows of other shards, and look up the names of this shard's flows.
     cdef uint32_t i, j
     cdef PyObject *flow
@@ -141,13 +143,13 @@ cdef int prepare_unknown(const TableState *table, const Reader *readers, list fl
         report = &batch.reports[i]
         for j in range(table.lookup_count):
             names[j].key = NULL
-        if is_unknown(report):
+        if is_not_live(report):
             flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
             reader = reader_of(readers, flow)
-            report.skip_new = APPLY_STOP
+            report.skip_if_not_live = APPLY_STOP
             if reader.labels:
-                report.skip_new = read_share(table, flow, reader, report)
-            if report.skip_new == SKIP_NONE:
+                report.skip_if_not_live = read_share(table, flow, reader, report)
+            if report.skip_if_not_live == SKIP_NONE:
                 for j in range(table.lookup_count):
                     find_result(table, flow, reader, &table.lookups[j], &names[j])
         names += table.lookup_count
@@ -267,7 +269,7 @@ cdef void prefetch_names(const TableState *table, const Batch *batch, uint32_t n
     cdef const FoundNames *names
     cdef uint32_t i, j
     cdef char *name
-    if not is_unknown(report) or report.skip_new != SKIP_NONE:
+    if not is_not_live(report) or report.skip_if_not_live != SKIP_NONE:
         return
     for j in range(table.lookup_count):
         lookup = &table.lookups[j]
@@ -279,8 +281,9 @@ cdef void prefetch_names(const TableState *table, const Batch *batch, uint32_t n
                 prefetch(name + CACHE_LINE - 8)
 
 
-cdef int read_new(const TableState *table, PyObject *flow, const Reader *reader, Report *report,
-                  const FoundNames *names, const LabelValue *previous, list owned) except -1:
+cdef int read_labels_and_lifecycle(const TableState *table, PyObject *flow, const Reader *reader,
+                                   Report *report, const FoundNames *names,
+                                   const LabelValue *previous, list owned) except -1:
     # Read the fields that are only needed if a flow is not live. `previous` has the labels of the
     # previous such flow, or is NULL.
     cdef int error = read_labels(table, flow, reader, report.label_values, names, previous, owned)

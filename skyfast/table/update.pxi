@@ -30,7 +30,7 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
             raise TypeError(f"not a flow of this table's plan: {type(flows[position]).__name__}")
         look_up_flows(table, batch)
         try:
-            read_unknown(table, readers, flows, position, batch, owned)
+            read_not_live(table, readers, flows, position, batch, owned)
         except BaseException:       # raised by a rewrite or a lookup
             owned.clear()
             raise
@@ -183,9 +183,9 @@ cdef int apply_by_state(TableState *table, Report *report) noexcept nogil:
     if report.flow:
         if not flow_at(table, report.flow).connection & DORMANT:
             return apply_known(table, report)
-        return APPLY_STOP if report.skip_new == APPLY_STOP else apply_dormant(table, report)
-    if unlikely(report.skip_new != SKIP_NONE):
-        return report.skip_new
+        return APPLY_STOP if report.skip_if_not_live == APPLY_STOP else apply_dormant(table, report)
+    if unlikely(report.skip_if_not_live != SKIP_NONE):
+        return report.skip_if_not_live
     table.met_unknown = True
     return apply_unknown(table, report)
 
