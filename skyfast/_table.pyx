@@ -718,7 +718,7 @@ cdef class Table:
         page.cursor.part = part
         page.cursor.parts = parts
         for i in range(self.state.view_count):
-            has_bounds |= are_set(&page.cursor.bounds[i])
+            has_bounds |= bounds_are_set(&page.cursor.bounds[i])
         if parts > 1 or has_bounds:
             with nogil:
                 page.cursor.listed_capacity = most_rows(&self.state)

@@ -62,7 +62,7 @@ cdef int set_bounds(TableState *table, bounds) except -1:
 # ---------------------------------------------------------------------------------------------
 # Rows
 
-cdef inline bint are_set(const Bounds *bounds) noexcept nogil:
+cdef inline bint bounds_are_set(const Bounds *bounds) noexcept nogil:
     return bounds.min_bytes != 0 or bounds.min_packets != 0
 
 
@@ -76,7 +76,8 @@ cdef inline uint64_t amount_of(const View *view, const Amount *amount,
     return <uint64_t>values[amount.values[0]] if amount.count else 0
 
 
-cdef inline bint reaches(const View *view, Connection *row, const Bounds *bounds) noexcept nogil:
+cdef inline bint reaches_bounds(const View *view, Connection *row,
+                                const Bounds *bounds) noexcept nogil:
     # Whether a row is shown. Counters do not decide any branch, because the processor could not
     # predict it.
     cdef uint64_t least_bytes = bounds.min_bytes if bounds.min_bytes else <uint64_t>-1
@@ -99,7 +100,7 @@ cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
             if (row.deadline_s and created_before(row.created_seq, cursor.page_seq)
                     and count < cursor.listed_capacity):
                 cursor.listed[count + 1] = number
-                count += reaches(view, row, bounds)     # without a branch, as in `list_part`
+                count += reaches_bounds(view, row, bounds)  # without a branch, as in `list_part`
     cursor.listed_end = count + 1
     cursor.listed_view = view
 
@@ -116,7 +117,7 @@ cdef void list_shown_part(TableState *table, const View *view, const Bounds *bou
         for number in range(scan.start, scan.stop):
             row = scan_row(view, number)
             if (row.deadline_s and created_before(row.created_seq, cursor.page_seq)
-                    and reaches(view, row, bounds) and count < cursor.listed_capacity):
+                    and reaches_bounds(view, row, bounds) and count < cursor.listed_capacity):
                 cursor.listed[count + 1] = number
                 count += part_of(table, view, row, cursor.parts) == cursor.part
     cursor.listed_end = count + 1
@@ -126,7 +127,7 @@ cdef void list_shown_part(TableState *table, const View *view, const Bounds *bou
 # ---------------------------------------------------------------------------------------------
 # Sums over rows
 
-cdef struct Shown:
+cdef struct RowSums:
     # Sums over rows of a view. The sum of the bytes has 128 bits.
     uint64_t rows
     uint64_t series
@@ -134,28 +135,28 @@ cdef struct Shown:
     uint64_t bytes_high
 
 
-cdef inline void add_amount(Shown *shown, uint64_t amount) noexcept nogil:
-    shown.bytes_low += amount
-    shown.bytes_high += shown.bytes_low < amount
+cdef inline void add_amount(RowSums *sums, uint64_t amount) noexcept nogil:
+    sums.bytes_low += amount
+    sums.bytes_high += sums.bytes_low < amount
 
 
-cdef object bytes_of(const Shown *shown):
-    cdef object high = shown.bytes_high
-    return high << 64 | shown.bytes_low
+cdef object bytes_of(const RowSums *sums):
+    cdef object high = sums.bytes_high
+    return high << 64 | sums.bytes_low
 
 
 cdef list hidden_rows(TableState *table, uint32_t now_s):
     # The result of `Table.hidden`.
-    cdef Shown hidden
+    cdef RowSums hidden
     cdef Bounds bounds
     cdef uint32_t i
     result = []
     for i in range(table.view_count):
         bounds = table.views[i].bounds
-        if not are_set(&bounds):
+        if not bounds_are_set(&bounds):
             result.append(None)
             continue
-        memset(&hidden, 0, sizeof(Shown))
+        memset(&hidden, 0, sizeof(RowSums))
         with nogil:
             sum_hidden(table, &table.views[i], &bounds, now_s, &hidden)
         result.append((hidden.rows, bytes_of(&hidden)))
@@ -163,14 +164,14 @@ cdef list hidden_rows(TableState *table, uint32_t now_s):
 
 
 cdef void sum_hidden(TableState *table, const View *view, const Bounds *bounds, uint32_t now_s,
-                     Shown *hidden) noexcept nogil:
+                     RowSums *hidden) noexcept nogil:
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
     while scan_slice(table, &scan):
         for number in range(scan.start, scan.stop):
             row = scan_row(view, number)
-            if row.deadline_s > now_s and not reaches(view, row, bounds):
+            if row.deadline_s > now_s and not reaches_bounds(view, row, bounds):
                 hidden.rows += 1
                 add_amount(hidden, amount_of(view, &view.bytes, row))
 
@@ -180,7 +181,7 @@ cdef list forecast_view(TableState *table, uint32_t view, uint32_t now_s, list p
     cdef uint32_t count = len(pairs)
     cdef uint32_t i
     cdef Bounds *bounds = NULL
-    cdef Shown *shown = <Shown *>allocate(count * sizeof(Shown))
+    cdef RowSums *shown = <RowSums *>allocate(count * sizeof(RowSums))
     try:
         bounds = <Bounds *>allocate(count * sizeof(Bounds))
         for i, (min_bytes, min_packets) in enumerate(pairs):
@@ -195,7 +196,7 @@ cdef list forecast_view(TableState *table, uint32_t view, uint32_t now_s, list p
 
 
 cdef void sum_shown(TableState *table, uint32_t number, const Bounds *bounds, uint32_t count,
-                    uint32_t now_s, Shown *shown) noexcept nogil:
+                    uint32_t now_s, RowSums *shown) noexcept nogil:
     cdef const View *view = &table.views[number]
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
@@ -209,7 +210,7 @@ cdef void sum_shown(TableState *table, uint32_t number, const Bounds *bounds, ui
             series = series_of_row(table, number, row)
             amount = amount_of(view, &view.bytes, row)
             for j in range(count):
-                if not are_set(&bounds[j]) or reaches(view, row, &bounds[j]):
+                if not bounds_are_set(&bounds[j]) or reaches_bounds(view, row, &bounds[j]):
                     shown[j].rows += 1
                     shown[j].series += series
                     add_amount(&shown[j], amount)

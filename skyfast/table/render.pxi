@@ -82,7 +82,7 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char
         if cursor.shown != NULL and not cursor.shown[cursor.family]:
             cursor.family += 1
             continue
-        is_listed = cursor.parts > 1 or are_set(&cursor.bounds[family.view])
+        is_listed = cursor.parts > 1 or bounds_are_set(&cursor.bounds[family.view])
         if is_listed and cursor.listed_view != &table.views[family.view]:
             list_rows(table, family.view, cursor)
         if cursor.row == 0:
@@ -321,7 +321,7 @@ cdef void list_rows(TableState *table, uint32_t number, Cursor *cursor) noexcept
     cdef const Bounds *bounds = &cursor.bounds[number]
     if cursor.parts == 1:
         list_shown(table, view, bounds, cursor)
-    elif are_set(bounds):
+    elif bounds_are_set(bounds):
         list_shown_part(table, view, bounds, cursor)
     else:
         list_part(table, view, cursor)

@@ -518,7 +518,7 @@ cdef tuple shown_row(TableState *table, const View *view, const TopRow *entry, c
             text = label_bytes(table, label_ids_of(view, row)[i], digits, &lengths[i])
             memcpy(copies + i * MAX_LABEL_BYTES, text, lengths[i])
         count = copy_values(table, view, row, values)
-        is_shown = not are_set(&view.bounds) or reaches(view, row, &view.bounds)
+        is_shown = not bounds_are_set(&view.bounds) or reaches_bounds(view, row, &view.bounds)
     pthread_mutex_unlock(&table.lock)
     if not is_there:
         return None
