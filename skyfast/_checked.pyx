@@ -395,9 +395,9 @@ cdef class _Check:
 
     cdef int check_dormant(self) except -1:
         cdef TableState *table = &self.table.state
-        cdef set ended = self.listed("ended", &table.ended)
-        cdef set dormant = self.listed("dormant", &table.dormant)
-        cdef set claims = self.listed("claims", &table.claims)
+        cdef set ended = self.check_list("ended", &table.ended)
+        cdef set dormant = self.check_list("dormant", &table.dormant)
+        cdef set claims = self.check_list("claims", &table.claims)
         cdef uint32_t number, saved = 0
         expect(len(ended | dormant | claims) == len(ended) + len(dormant) + len(claims),
                "a row is in two dormant lists", (ended, dormant, claims))
@@ -425,7 +425,7 @@ cdef class _Check:
                "a batch has not been completed")
         return 0
 
-    cdef set listed(self, str kind, DormantList *rows):
+    cdef set check_list(self, str kind, DormantList *rows):
         cdef uint32_t number = rows.head, previous = 0, since_s = 0
         cdef set numbers = set()
         cdef Flow *flow

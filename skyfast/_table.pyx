@@ -721,15 +721,15 @@ cdef class Table:
             has_bounds |= bounds_are_set(&page.cursor.bounds[i])
         if parts > 1 or has_bounds:
             with nogil:
-                page.cursor.listed_capacity = most_rows(&self.state)
-            page.cursor.listed = <uint32_t *>malloc(
-                (page.cursor.listed_capacity + 1) * sizeof(uint32_t)
+                page.cursor.row_list_capacity = most_rows(&self.state)
+            page.cursor.row_list = <uint32_t *>malloc(
+                (page.cursor.row_list_capacity + 1) * sizeof(uint32_t)
             )
-            if page.cursor.listed == NULL:
+            if page.cursor.row_list == NULL:
                 raise MemoryError
         if names is not None:
-            page.shown = bytes(name in names for name in self.family_names)
-            page.cursor.shown = PyBytes_AS_STRING(page.shown)
+            page.shown_families = bytes(name in names for name in self.family_names)
+            page.cursor.shown_families = PyBytes_AS_STRING(page.shown_families)
         return page
 
     # -- label values ---------------------------------------------------------------------------
@@ -1143,12 +1143,12 @@ cdef class Page:
 
     cdef Table table
     cdef Cursor cursor
-    cdef bytes shown                    # owns the flags of `Cursor.shown`
+    cdef bytes shown_families           # owns the flags of `Cursor.shown_families`
     cdef Deflater *deflater             # NULL before the first call of `deflate`
     cdef bytearray text                 # owns the text of the deflater
 
     def __dealloc__(self):
-        free(self.cursor.listed)
+        free(self.cursor.row_list)
         if self.deflater != NULL:
             deflater_destroy(self.deflater)
             free(self.deflater)

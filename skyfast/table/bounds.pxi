@@ -98,11 +98,11 @@ cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
         for number in range(scan.start, scan.stop):
             row = scan_row(view, number)
             if (row.deadline_s and created_before(row.created_seq, cursor.page_seq)
-                    and count < cursor.listed_capacity):
-                cursor.listed[count + 1] = number
+                    and count < cursor.row_list_capacity):
+                cursor.row_list[count + 1] = number
                 count += reaches_bounds(view, row, bounds)  # without a branch, as in `list_part`
-    cursor.listed_end = count + 1
-    cursor.listed_view = view
+    cursor.row_list_end = count + 1
+    cursor.row_list_view = view
 
 
 cdef void list_shown_part(TableState *table, const View *view, const Bounds *bounds,
@@ -117,11 +117,11 @@ cdef void list_shown_part(TableState *table, const View *view, const Bounds *bou
         for number in range(scan.start, scan.stop):
             row = scan_row(view, number)
             if (row.deadline_s and created_before(row.created_seq, cursor.page_seq)
-                    and reaches_bounds(view, row, bounds) and count < cursor.listed_capacity):
-                cursor.listed[count + 1] = number
+                    and reaches_bounds(view, row, bounds) and count < cursor.row_list_capacity):
+                cursor.row_list[count + 1] = number
                 count += part_of(table, view, row, cursor.parts) == cursor.part
-    cursor.listed_end = count + 1
-    cursor.listed_view = view
+    cursor.row_list_end = count + 1
+    cursor.row_list_view = view
 
 
 # ---------------------------------------------------------------------------------------------

@@ -18,12 +18,12 @@ cdef struct Cursor:
     # A list of the rows that the page shows in one view. The first row is at index 1. The list is
     # used if there are several parts, or if the view has bounds. The page owns the array; it is
     # allocated if any view needs a list.
-    uint32_t *listed
-    uint32_t listed_end         # the index after the last row
-    uint32_t listed_capacity
-    const View *listed_view     # the view of the list; NULL if there is no list yet
+    uint32_t *row_list
+    uint32_t row_list_end       # the index after the last row
+    uint32_t row_list_capacity
+    const View *row_list_view   # the view of the list; NULL if there is no list yet
     Bounds bounds[MAX_VIEWS]    # the bounds of each view when the page began
-    const char *shown           # one flag per family; NULL shows all families
+    const char *shown_families  # one flag per family; NULL shows all families
 
 
 # `render_rows` is compiled three times, once for each kind of lines, so that notes and start times
@@ -76,14 +76,14 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char
     cdef const char *start = out
     cdef const Family *family
     cdef uint32_t end
-    cdef bint is_listed
+    cdef bint uses_row_list
     while cursor.family < table.family_count and out < limit:
         family = &table.families[cursor.family]
-        if cursor.shown != NULL and not cursor.shown[cursor.family]:
+        if cursor.shown_families != NULL and not cursor.shown_families[cursor.family]:
             cursor.family += 1
             continue
-        is_listed = cursor.parts > 1 or bounds_are_set(&cursor.bounds[family.view])
-        if is_listed and cursor.listed_view != &table.views[family.view]:
+        uses_row_list = cursor.parts > 1 or bounds_are_set(&cursor.bounds[family.view])
+        if uses_row_list and cursor.row_list_view != &table.views[family.view]:
             list_rows(table, family.view, cursor)
         if cursor.row == 0:
             memcpy(out, family.heads[cursor.head], family.head_lengths[cursor.head])
@@ -91,12 +91,12 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char
             put_note(notes, family.head_lengths[cursor.head], HEAD | cursor.family)
             cursor.row = 1
         lock_for_page(table)
-        if not is_listed:
+        if not uses_row_list:
             end = table.views[family.view].rows.end
             out = render_in_format(table, cursor, family, &cursor.row, end, out, limit, notes)
         else:
-            end = cursor.listed_end
-            out = render_listed(table, cursor, family, out, limit, notes)
+            end = cursor.row_list_end
+            out = render_row_list(table, cursor, family, out, limit, notes)
         if cursor.row >= end:
             cursor.family += 1
             cursor.row = 0
@@ -277,40 +277,40 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
 # Lists of rows, for pages with several parts or with bounds. A hash of a row's label values
 # determines the part of the row.
 
-cdef char *render_listed(const TableState *table, Cursor *cursor, const Family *family, char *out,
-                         const char *limit, Piece **notes) noexcept nogil:
+cdef char *render_row_list(const TableState *table, Cursor *cursor, const Family *family, char *out,
+                           const char *limit, Piece **notes) noexcept nogil:
     # Render at most RENDER_ROWS listed rows. Rows with consecutive numbers are rendered together,
     # so a list with nearly all rows is rendered as fast as all rows.
     cdef const View *view = &table.views[family.view]
-    cdef const uint32_t *listed = cursor.listed
+    cdef const uint32_t *row_list = cursor.row_list
     cdef uint32_t i = cursor.row
-    cdef uint32_t stop = min(cursor.listed_end, i + RENDER_ROWS)
+    cdef uint32_t stop = min(cursor.row_list_end, i + RENDER_ROWS)
     cdef uint32_t first, row, end
     while i < stop and out < limit:
-        first = row = listed[i]
+        first = row = row_list[i]
         end = i + 1
-        while end < stop and listed[end] - listed[end - 1] == 1:
+        while end < stop and row_list[end] - row_list[end - 1] == 1:
             end += 1
         if end - i < AHEAD:
-            prefetch_listed(table, view, cursor, i, end)
+            prefetch_row_list(table, view, cursor, i, end)
         out = render_in_format(table, cursor, family, &row, first + end - i, out, limit, notes)
         i += row - first
     cursor.row = i
     return out
 
 
-cdef inline void prefetch_listed(const TableState *table, const View *view, const Cursor *cursor,
-                                 uint32_t start, uint32_t end) noexcept nogil:
+cdef inline void prefetch_row_list(const TableState *table, const View *view, const Cursor *cursor,
+                                   uint32_t start, uint32_t end) noexcept nogil:
     # Prefetch later rows of the list, as `render_rows` does for the rows of a view.
     cdef const Rows *rows = &view.rows
-    cdef const uint32_t *listed = cursor.listed
+    cdef const uint32_t *row_list = cursor.row_list
     cdef uint32_t i
     for i in range(start, end):
-        if i + 2 * AHEAD < cursor.listed_end:
-            prefetch(row_at(rows, listed[i + 2 * AHEAD]))
-            prefetch(row_at(rows, listed[i + 2 * AHEAD]) + CACHE_LINE)
-        if i + AHEAD < cursor.listed_end:
-            prefetch_strings(table, view, <Connection *>row_at(rows, listed[i + AHEAD]))
+        if i + 2 * AHEAD < cursor.row_list_end:
+            prefetch(row_at(rows, row_list[i + 2 * AHEAD]))
+            prefetch(row_at(rows, row_list[i + 2 * AHEAD]) + CACHE_LINE)
+        if i + AHEAD < cursor.row_list_end:
+            prefetch_strings(table, view, <Connection *>row_at(rows, row_list[i + AHEAD]))
 
 
 cdef void list_rows(TableState *table, uint32_t number, Cursor *cursor) noexcept nogil:
@@ -339,12 +339,12 @@ cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcep
                 prefetch_strings(table, view, connection_at(view, number + AHEAD / 2))
             row = scan_row(view, number)
             if (row.deadline_s and created_before(row.created_seq, cursor.page_seq)
-                    and count < cursor.listed_capacity):
+                    and count < cursor.row_list_capacity):
                 # The processor could not predict a branch here.
-                cursor.listed[count + 1] = number
+                cursor.row_list[count + 1] = number
                 count += part_of(table, view, row, cursor.parts) == cursor.part
-    cursor.listed_end = count + 1
-    cursor.listed_view = view
+    cursor.row_list_end = count + 1
+    cursor.row_list_view = view
 
 
 cdef uint32_t most_rows(TableState *table) noexcept nogil:
