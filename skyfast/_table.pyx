@@ -655,7 +655,7 @@ cdef class Table:
         relabeling.table = self
         relabeling.names = names
         relabeling.keys = iter(keys)
-        relabeling.taken = []
+        relabeling.pass_keys = []
         return relabeling
 
     def strings(self, uint32_t first, uint32_t count):
@@ -1098,13 +1098,13 @@ cdef class Relabeling:
 
     cdef Table table
     cdef object names, keys
-    cdef list taken                     # keys of the current pass
+    cdef list pass_keys                 # keys of the current pass
     cdef RowRange rows
 
     def step(self, Py_ssize_t budget, *, int64_t wall_ms=0):
         """Move some flows to the connections with their new labels; return whether more may follow.
 
-        :param budget: the maximum number of flows to move, and of keys to take; 0 counts as 1. The
+        :param budget: the maximum number of flows to move, and of keys to fetch; 0 counts as 1. The
             step visits up to 64 flow rows per unit of the budget. A visit takes about 10 ns, and a
             move about 0.5 µs.
         :param wall_ms: the system time in Unix milliseconds, which is the start time of new
@@ -1129,7 +1129,7 @@ cdef class Relabeling:
         """
         self.table.state.wall_ms = max(wall_ms, <int64_t>0)
         return relabel_slice(
-            &self.table.state, self.names, self.keys, self.taken, &self.rows, budget
+            &self.table.state, self.names, self.keys, self.pass_keys, &self.rows, budget
         )
 
     def visited(self):

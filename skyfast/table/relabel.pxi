@@ -1,7 +1,7 @@
 # Relabelling: after names have changed, flows move to the connections of their new labels.
 # `_table.pyx` includes this file.
 #
-# A pass takes keys from an iterator, and visits all flow rows, in slices: `Relabeling.step` calls
+# A pass fetches keys from an iterator, and visits all flow rows, in slices: `Relabeling.step` calls
 # `relabel_slice` for each slice. Between two slices, a pass keeps only its keys and the number of
 # the next row, so the table and the names can change in any way. A flow that becomes live during a
 # pass looks up the new names itself, so the pass need not visit this flow.
@@ -47,10 +47,11 @@ cdef struct Changes:
     uint32_t context_capacity
 
 
-cdef bint relabel_slice(TableState *table, names, keys, list taken, RowRange *rows,
+cdef bint relabel_slice(TableState *table, names, keys, list pass_keys, RowRange *rows,
                         Py_ssize_t budget) except -1:
-    # The arguments and the result are those of `Table.relabel` and `Relabeling.step`. `taken` has
-    # the keys that the current pass has taken. After an exception, the next call repeats the slice.
+    # The arguments and the result are those of `Table.relabel` and `Relabeling.step`. `pass_keys`
+    # has the keys that the current pass has fetched. After an exception, the next call repeats the
+    # slice.
     cdef Changes changes
     cdef RowRange left
     cdef bint done
@@ -60,20 +61,20 @@ cdef bint relabel_slice(TableState *table, names, keys, list taken, RowRange *ro
         changes_init(table, &changes, names)
         if changes.lookup_count == 0:
             return False
-        if not taken:
+        if not pass_keys:
             rows.next = 1
             rows.end = table.flow_rows.end
-            more = take_keys(table, keys, taken, budget)
-            if not taken:
+            more = fetch_keys(table, keys, pass_keys, budget)
+            if not pass_keys:
                 rows.end = 1
-        find_keys(table, &changes, taken)
+        find_keys(table, &changes, pass_keys)
         left = rows[0]
         left.latest = left.next
         if changes.key_count == 0:
             left.next = left.end
         find_moves(table, &changes, &left, budget)
         if changes.move_count:
-            resolve_keys(table, &changes, names, taken)
+            resolve_keys(table, &changes, names, pass_keys)
             resolve_contexts(table, &changes, names)
             with nogil:
                 lock_with_priority(table)
@@ -83,8 +84,8 @@ cdef bint relabel_slice(TableState *table, names, keys, list taken, RowRange *ro
                 raise MemoryError
         rows[0] = left
         if left.next == left.end:
-            taken.clear()
-        return more or len(taken) > 0
+            pass_keys.clear()
+        return more or len(pass_keys) > 0
     finally:
         changes_destroy(table, &changes)
 
@@ -145,25 +146,25 @@ cdef bint reserve(void **items, uint32_t count, uint32_t *capacity, size_t size)
 # ---------------------------------------------------------------------------------------------
 # Changed names
 
-cdef bint take_keys(const TableState *table, keys, list taken, Py_ssize_t count) except -1:
-    # Take up to `count` keys from the iterator, and append to `taken` the keys that the table has
-    # as strings. Returns whether there may be more keys.
+cdef bint fetch_keys(const TableState *table, keys, list pass_keys, Py_ssize_t count) except -1:
+    # Fetch up to `count` keys from the iterator, and append to `pass_keys` the keys that the table
+    # has as strings. Returns whether there may be more keys.
     cdef Py_ssize_t _key
     for _key in range(count):
         key = next(keys, END)
         if key is END:
             return False
         if find_label(table, key):
-            taken.append(key)
+            pass_keys.append(key)
     return True
 
 
-cdef int find_keys(const TableState *table, Changes *changes, list taken) except -1:
-    # Find the strings of the keys. A string may have been removed after its key was taken.
+cdef int find_keys(const TableState *table, Changes *changes, list pass_keys) except -1:
+    # Find the strings of the keys. A string may have been removed after its key was fetched.
     cdef uint32_t i, string
-    changes.keys = <ChangedKey *>allocate(len(taken) * sizeof(ChangedKey))
-    for i in range(<uint32_t>len(taken)):
-        string = find_label(table, taken[i])
+    changes.keys = <ChangedKey *>allocate(len(pass_keys) * sizeof(ChangedKey))
+    for i in range(<uint32_t>len(pass_keys)):
+        string = find_label(table, pass_keys[i])
         if string:
             changes.keys[changes.key_count].string = string
             changes.keys[changes.key_count].position = i
@@ -173,7 +174,7 @@ cdef int find_keys(const TableState *table, Changes *changes, list taken) except
     return 0
 
 
-cdef int resolve_keys(TableState *table, Changes *changes, names, list taken) except -1:
+cdef int resolve_keys(TableState *table, Changes *changes, names, list pass_keys) except -1:
     # Look up the new names of the keys that flows have.
     cdef list owned = []                # owns the pending labels
     cdef ChangedKey *key
@@ -182,7 +183,7 @@ cdef int resolve_keys(TableState *table, Changes *changes, names, list taken) ex
         key = &changes.keys[i]
         if not key.found:
             continue
-        result = names[taken[key.position]]
+        result = names[pass_keys[key.position]]
         key.ambiguous = result is None
         if result is not None:
             key.change = add_change(table, changes, result, owned)
