@@ -291,7 +291,7 @@ cdef void choose_groups(Groups *groups, TopK *top) noexcept nogil:
     cdef int64_t rank
     for i in range(groups.count):
         rank = group_at(groups, i).rank
-        if rank >= 0 and top_k_takes(top, rank):
+        if rank >= 0 and top_k_accepts(top, rank):
             top_k_add(top, rank, i, 0)
     qsort(top.heap, top.count, sizeof(TopRow), compare_ranks)
     for i in range(top.count):

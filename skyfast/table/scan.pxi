@@ -428,7 +428,7 @@ cdef void find_top(TableState *table, TopK *top) noexcept nogil:
             rank = rank_of(view, top.family, row)
             if top.since != NULL:
                 rank = growth_since(top.since, number, row, rank)
-            if rank >= 0 and top_k_takes(top, rank) and row_matches(table, row, top.search):
+            if rank >= 0 and top_k_accepts(top, rank) and row_matches(table, row, top.search):
                 top_k_add(top, rank, number, row.hash)
 
 

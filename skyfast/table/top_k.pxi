@@ -27,7 +27,7 @@ cdef struct TopK:
     uint32_t count, capacity
 
 
-cdef inline bint top_k_takes(const TopK *top, int64_t rank) noexcept nogil:
+cdef inline bint top_k_accepts(const TopK *top, int64_t rank) noexcept nogil:
     # Whether a row of this rank is among the top rows so far.
     return top.count < top.capacity or (top.capacity != 0 and rank > top.heap[0].rank)
 
