@@ -328,7 +328,7 @@ cdef bint add_closing_report(TableState *table, const Report *report, uint32_t f
         add_deltas(table, view, connection_at(view, targets.rows[i]), deltas, report.values)
         if is_new:
             count_new_flow(view, connection_at(view, targets.rows[i]))
-    note_overflow(table, &targets)
+    set_overflowed(table, &targets)
     observe_in(table, flow, report, targets.rows, FIRST_IS_NEW)
     if number:
         add_to_counters(first, connection_at(first, number), deltas)

@@ -382,11 +382,11 @@ cdef char *render_histogram(const TableState *table, const Family *family, const
             out = put_copy(out, &labels, length)
         total += counts[i]
         out = put(out, text.bounds[i].text, text.bounds[i].length)
-        out = put_noted(out, total, 0, notes)
+        out = put_value_with_note(out, total, 0, notes)
     out = put_before_value(out, text, &text.sum, &labels, length)
-    out = put_noted(out, counts[histogram.bounds + 1], family.decimals, notes)
+    out = put_value_with_note(out, counts[histogram.bounds + 1], family.decimals, notes)
     out = put_before_value(out, text, &text.count, &labels, length)
-    out = put_noted(out, total, 0, notes)
+    out = put_value_with_note(out, total, 0, notes)
     if starts == START_AS_SAMPLE and start_of(view, row)[0] > 0:
         time = put_before_value(out, text, &text.created, &labels, length)
         out = put_time(time, start_of(view, row)[0])
@@ -471,8 +471,8 @@ cdef inline char *put_before_value(char *out, const HistogramText *text, const L
     return put(out, text.end.text, text.end.length)
 
 
-cdef inline char *put_noted(char *out, uint64_t value, uint32_t decimals,
-                            Piece **notes) noexcept nogil:
+cdef inline char *put_value_with_note(char *out, uint64_t value, uint32_t decimals,
+                                      Piece **notes) noexcept nogil:
     cdef char *end = put_value(out, value, decimals)
     put_note(notes, end - out, TEXT)
     return end

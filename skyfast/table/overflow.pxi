@@ -31,7 +31,7 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
     return view.overflow
 
 
-cdef inline void note_overflow(TableState *table, const Targets *targets) noexcept nogil:
+cdef inline void set_overflowed(TableState *table, const Targets *targets) noexcept nogil:
     # Set `overflowed` if a flow uses an overflow row of any view except the first. The flag means
     # that an overflow row can have a part of a flow's totals. The flag must only affect later
     # reports, so the caller must add the current report to its rows first.

@@ -112,12 +112,12 @@ cdef int read_not_live(const TableState *table, const Reader *readers, list flow
                 report.skip_if_not_live = APPLY_STOP
             if report.skip_if_not_live == SKIP_NONE:
                 previous = report.label_values
-                note_missed(table, batch, i)
+                add_missed(table, batch, i)
         names += table.lookup_count
     return 0
 
 
-cdef inline void note_missed(const TableState *table, Batch *batch, uint32_t number) noexcept:
+cdef inline void add_missed(const TableState *table, Batch *batch, uint32_t number) noexcept:
     # Add the names of a report that are not interned to `batch.missed`.
     cdef uint32_t i
     for i in range(number * table.lookup_count, (number + 1) * table.lookup_count):

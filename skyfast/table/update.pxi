@@ -428,4 +428,4 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
         FIRST_IS_NEW if deltas != NULL or report.initial_delta == INITIAL_TOTAL else FIRST_IS_OLD,
     )
     table.connections_created += targets.created[0]
-    note_overflow(table, targets)
+    set_overflowed(table, targets)
