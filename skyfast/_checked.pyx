@@ -487,7 +487,9 @@ cdef class _Check:
             if number in self.dormant:
                 continue
             for i in range(table.label_value_count - table.columns):
-                self.count_reference(links_of(table, flow)[table.first_key + i], "lookup's string")
+                self.count_reference(
+                    links_of(table, flow)[table.first_lookup_string + i], "lookup's string"
+                )
         expect(len(keys) == len(self.flows), "two flows have the same key")
         expect(conversation_flows.keys() == self.conversations, "a conversation has no flows")
         for number, counts in conversation_flows.items():

@@ -399,7 +399,7 @@ cdef struct TableState:
     uint32_t all_values         # `values`, plus those that are only read in closing reports
     uint32_t columns            # number of labels
     uint32_t label_value_count  # number of labels and strings of lookups
-    uint32_t looked_up          # number of labels from lookups; they are the first columns
+    uint32_t lookup_columns     # number of labels from lookups; they are the first columns
     uint32_t lookup_count
     uint32_t requirements
     bint counts_new_flows       # whether any view or histogram depends on new flows
@@ -412,7 +412,7 @@ cdef struct TableState:
     bint has_conversations              # whether there are conversation rows
     uint64_t share, shares      # this shard's index, and the number of shards
     uint32_t links_offset           # offset of the links in a flow row, in bytes
-    uint32_t first_key      # index of the first lookup string in the links
+    uint32_t first_lookup_string  # index of the first lookup string in the links
     Family *families
     uint32_t family_count
     size_t max_lines            # maximum size of a connection's lines, in bytes

@@ -141,7 +141,7 @@ cdef void make_dormant(TableState *table, Flow *flow, uint32_t number,
         conversation_at(table, links[0]).flows -= 1
         conversation_at(table, links[0]).dormant += 1
     for i in range(table.label_value_count - table.columns):
-        string_release(&table.strings, links[table.first_key + i])
+        string_release(&table.strings, links[table.first_lookup_string + i])
     link_dormant(table, number, now_s)
     connection.flows -= 1
     if flows_of(connection) == 0 and connection_row != table.views[0].overflow:

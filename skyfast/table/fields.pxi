@@ -17,7 +17,7 @@ cdef struct Field:
     PyObject *outer_name
     PyObject *inner_name
     bint is_string
-    bint whole                  # the value is the flow itself
+    bint is_flow                # the value is the flow itself
 
 
 cdef struct Number:
@@ -103,7 +103,7 @@ cdef inline PyObject *read_part(PyObject *flow, const Field *field, bint slots) 
 
 cdef inline PyObject *value_of(PyObject *flow, const Field *field, bint slots) except? NULL:
     cdef PyObject *owner
-    if unlikely(field.whole):
+    if unlikely(field.is_flow):
         return flow
     if field.inner < 0:
         return slot(flow, field.outer, field.outer_name, slots)

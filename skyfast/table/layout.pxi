@@ -131,8 +131,8 @@ cdef list lookups_of(plan):
 cdef list ordered_columns(plan):
     # All columns in the order of their numbers: first the columns of each lookup, then the columns
     # without a lookup.
-    looked_up = [c for lookup in lookups_of(plan) for c in plan.columns if c.lookup is lookup]
-    return [*looked_up, *(c for c in plan.columns if c.lookup is None)]
+    lookup_columns = [c for lookup in lookups_of(plan) for c in plan.columns if c.lookup is lookup]
+    return [*lookup_columns, *(c for c in plan.columns if c.lookup is None)]
 
 
 cdef list key_paths(plan):
@@ -146,7 +146,7 @@ cdef int number_columns(TableState *table, plan) except -1:
     if len(plan.columns) + len(key_paths(plan)) > MAX_COLUMNS:
         raise ValueError("the plan has too many labels")
     table.label_value_count = len(plan.columns) + len(key_paths(plan))
-    table.looked_up = sum(column.lookup is not None for column in plan.columns)
+    table.lookup_columns = sum(column.lookup is not None for column in plan.columns)
     return 0
 
 
@@ -267,7 +267,7 @@ cdef int prepare_views(TableState *table, plan) except -1:
         else:
             view.link = connection_links
             connection_links += 1
-    table.first_key = flow_links
+    table.first_lookup_string = flow_links
     flow_links += table.label_value_count - table.columns
     prepare_histograms(table, plan)
     if table.events:

@@ -103,7 +103,7 @@ cdef int resolve_number(Reader *reader, Number *number, owner, tuple paths, bint
 
 cdef int resolve_field(Reader *reader, Field *field, owner, tuple path, list owned) except -1:
     if not path:
-        field.whole = True
+        field.is_flow = True
         return 0
     cdef str name = path[0]
     owned.append((owner, path))

@@ -291,7 +291,7 @@ cdef bint scan_flows(const TableState *table, Changes *changes, uint64_t *change
     while rows.next < end and found < budget:
         flow = flow_at(table, rows.next)
         if flow.connection != 0 and not flow.connection & DORMANT:
-            strings = links_of(table, flow) + table.first_key
+            strings = links_of(table, flow) + table.first_lookup_string
             moves = False
             for i in range(changes.lookup_count):
                 string = strings[table.lookups[changes.lookups[i]].key - table.columns]
@@ -376,7 +376,7 @@ cdef int find_contexts(const TableState *table, Changes *changes) except -1:
         if not reserve(<void **>&changes.contexts, changes.context_count,
                        &changes.context_capacity, sizeof(Context)):
             raise MemoryError
-        strings = links_of(table, flow_at(table, move.flow)) + table.first_key
+        strings = links_of(table, flow_at(table, move.flow)) + table.first_lookup_string
         context = &changes.contexts[changes.context_count]
         context.strings[0] = key.string
         context.strings[1] = strings[lookup.other - table.columns]

@@ -308,7 +308,7 @@ cdef inline int read_labels(const TableState *table, PyObject *flow, const Reade
     # of equal labels are copied from `previous`.
     cdef uint32_t i
     cdef int error
-    for i in range(table.looked_up, table.columns):
+    for i in range(table.lookup_columns, table.columns):
         error = read_label(table, flow, reader, i, label_values, previous, owned)
         if unlikely(error):
             return error

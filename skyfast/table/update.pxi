@@ -386,7 +386,7 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
             release_conversation(table, links[0])
         links[0] = conversation
     for i in range(table.columns, table.label_value_count):
-        links[table.first_key + i - table.columns] = labels.ids[i] & ~IS_STRING
+        links[table.first_lookup_string + i - table.columns] = labels.ids[i] & ~IS_STRING
     retain_labels(table, labels.ids + table.columns, table.label_value_count - table.columns)
     for i in range(table.view_count):
         view = &table.views[i]
