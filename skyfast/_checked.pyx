@@ -244,7 +244,7 @@ def deflate_pieces(slices, long_from=None):
 # ---------------------------------------------------------------------------------------------
 # Invariants
 
-def age(Table table not None, uint64_t next_seq):
+def set_next_seq(Table table not None, uint64_t next_seq):
     """Set the sequence number of a table without rows, as if `next_seq` rows had been created."""
     if table.state.strings.used or table.state.flow_rows.used:
         raise ValueError("there are rows already")
@@ -268,7 +268,7 @@ cdef int expect(bint holds, str what, numbers=()) except -1:
     return 0
 
 
-def rows_ever(Table table not None):
+def peak_rows(Table table not None):
     """Return the peak number of rows, summed over all kinds. `check` visits this many rows."""
     cdef uint32_t i, rows = table.state.strings.end + table.state.flow_rows.end
     rows += table.state.names.end
@@ -426,6 +426,7 @@ cdef class _Check:
         return 0
 
     cdef set check_list(self, str kind, DormantList *rows):
+        # Check a list of dormant rows. Returns the row numbers in the list.
         cdef uint32_t number = rows.head, previous = 0, since_s = 0
         cdef set numbers = set()
         cdef Flow *flow
@@ -647,47 +648,48 @@ cdef class _Check:
         cdef Flow *flow
         cdef Connection *row
         cdef uint32_t i, slot_s, number
-        cdef set filed = set()
+        cdef set in_wheel = set()
         for slot_s, number in self.slots(&table.wheel):
             while number:
                 expect(number in self.live, "the wheel contains a flow that is not live", (number,))
-                expect(number not in filed, "the wheel contains a flow twice", (number,))
-                filed.add(number)
+                expect(number not in in_wheel, "the wheel contains a flow twice", (number,))
+                in_wheel.add(number)
                 flow = <Flow *>row_at(&table.flow_rows, number)
                 expect(slot_s <= max(flow.deadline_s, table.wheel.next_s),
                        "the slot of a flow is after its deadline",
                        (number, slot_s, flow.deadline_s))
                 number = flow.wheel_next
-        expect(filed == self.live, "live flows are missing in the wheel", (self.live - filed,))
-        filed = set()
+        expect(in_wheel == self.live, "live flows are missing in the wheel",
+               (self.live - in_wheel,))
+        in_wheel = set()
         if table.lookup_count:
             for slot_s, number in self.slots(&table.names_wheel):
                 while number:
                     expect(number in self.names, "the wheel contains a free names row", (number,))
-                    expect(number not in filed, "the wheel contains names twice", (number,))
-                    filed.add(number)
+                    expect(number not in in_wheel, "the wheel contains names twice", (number,))
+                    in_wheel.add(number)
                     expect(slot_s <= max(names_at(table, number).deadline_s,
                                          table.names_wheel.next_s),
                            "the slot of names is after their deadline", (number, slot_s))
                     number = names_at(table, number).wheel_next
-        expect(filed == self.names, "names are missing in the wheel", (self.names - filed,))
+        expect(in_wheel == self.names, "names are missing in the wheel", (self.names - in_wheel,))
         for i in range(1, table.view_count):
             view = &table.views[i]
-            filed = set()
+            in_wheel = set()
             for slot_s, number in self.slots(&view.wheel):
                 while number:
                     expect(number in <set>self.rows[i],
                            "the wheel contains a free row", (i, number))
-                    expect(number not in filed, "the wheel contains a row twice", (i, number))
-                    filed.add(number)
+                    expect(number not in in_wheel, "the wheel contains a row twice", (i, number))
+                    in_wheel.add(number)
                     row = connection_at(view, number)
                     expect(slot_s <= max(row.deadline_s, view.wheel.next_s),
                            "the slot of a row is after its deadline",
                            (i, number, slot_s, row.deadline_s))
                     number = row.links[0]
             # The overflow row is also in the wheel if it existed before it became the overflow row.
-            expect(filed | {view.overflow} == <set>self.rows[i] | {view.overflow},
-                   "rows are missing in the wheel", (i, <set>self.rows[i] - filed))
+            expect(in_wheel | {view.overflow} == <set>self.rows[i] | {view.overflow},
+                   "rows are missing in the wheel", (i, <set>self.rows[i] - in_wheel))
         return 0
 
     cdef list slots(self, TimerWheel *wheel):

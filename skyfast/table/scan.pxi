@@ -303,17 +303,17 @@ cdef str label_id_text(TableState *table, uint32_t label_id, const uint32_t *has
     cdef char copied[MAX_LABEL_BYTES]
     cdef uint32_t length
     cdef String *string
-    cdef bint is_there
+    cdef bint exists
     if not label_id & IS_STRING:
         return str(label_id)
     pthread_mutex_lock(&table.lock)
     string = <String *>row_at(&table.strings, label_id & ~IS_STRING)
-    is_there = string.refs != 0 and (hash == NULL or string.hash == hash[0])
-    if is_there:
+    exists = string.refs != 0 and (hash == NULL or string.hash == hash[0])
+    if exists:
         length = string.length
         memcpy(copied, string_bytes(string), length)
     pthread_mutex_unlock(&table.lock)
-    if not is_there:
+    if not exists:
         return None
     return unescaped(copied[:length].decode())
 
@@ -509,18 +509,18 @@ cdef tuple shown_row(TableState *table, const View *view, const TopRow *entry, c
     cdef const char *text
     cdef uint32_t lengths[MAX_VIEW_COLUMNS]
     cdef uint32_t i, count = 0
-    cdef bint is_there, is_shown = True
+    cdef bint exists, is_shown = True
     pthread_mutex_lock(&table.lock)
     row = connection_at(view, entry.row)
-    is_there = row.deadline_s != 0 and row.hash == entry.hash
-    if is_there:
+    exists = row.deadline_s != 0 and row.hash == entry.hash
+    if exists:
         for i in range(view.columns):
             text = label_bytes(table, label_ids_of(view, row)[i], digits, &lengths[i])
             memcpy(copies + i * MAX_LABEL_BYTES, text, lengths[i])
         count = copy_values(table, view, row, values)
         is_shown = not bounds_are_set(&view.bounds) or reaches_bounds(view, row, &view.bounds)
     pthread_mutex_unlock(&table.lock)
-    if not is_there:
+    if not exists:
         return None
     labels = [
         unescaped(copies[i * MAX_LABEL_BYTES:i * MAX_LABEL_BYTES + lengths[i]].decode())

@@ -264,7 +264,7 @@ class Core:
 
     def check(self) -> None:
         """Check the consistency of a small table, if the build has consistency checks."""
-        if hasattr(self._build, "check") and self._build.rows_ever(self.table) <= MAX_CHECKED_ROWS:
+        if hasattr(self._build, "check") and self._build.peak_rows(self.table) <= MAX_CHECKED_ROWS:
             self._build.check(self.table)
 
     def message(self, flows: Sequence[dict[str, Any]], now: float, wall_ms: int = 0) -> None:

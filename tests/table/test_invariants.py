@@ -102,7 +102,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         OWNERS.clear()
         self.spec = spec
         self.core = Core(spec, slots=slots, build=checked)
-        checked.age(self.core.table, births)
+        checked.set_next_seq(self.core.table, births)
         self.now = now
         self.pages = []
 
