@@ -94,15 +94,15 @@ class AllocationFailureMachine(RuleBasedStateMachine):
     @initialize(
         spec=specs(),
         slots=st.booleans(),
-        births=st.sampled_from((0, 2**30 - 5, 2**31 - 5, 2**32 - 5)),
+        next_seq=st.sampled_from((0, 2**30 - 5, 2**31 - 5, 2**32 - 5)),
         now=st.sampled_from((0, 1_000_000)),
     )
-    def start(self, spec, slots, births, now):
+    def start(self, spec, slots, next_seq, now):
         NODE_NAMES.clear()
         OWNERS.clear()
         self.spec = spec
         self.core = Core(spec, slots=slots, build=checked)
-        checked.set_next_seq(self.core.table, births)
+        checked.set_next_seq(self.core.table, next_seq)
         self.now = now
         self.pages = []
 
