@@ -560,7 +560,7 @@ cdef class Table:
         set_limits(&self.state, max_connections, max_flows, timeout_s, memory_s, view_timeouts_s,
                    bounds)
 
-    def begin(self, now):
+    def raise_horizon(self, now):
         """Assume that unknown flows that begin after `now` have never been counted.
 
         Call this method when the first reports arrive, and when a changed filter lets more flows
@@ -958,9 +958,9 @@ cdef class Table:
     def horizon_s(self):
         """The horizon: an unknown flow that began after this time has never been counted.
 
-        In seconds of the caller's clock; None before `begin`. The horizon is the time of the latest
-        of these events: a call of `begin`, the last report of a flow that the table has forgotten,
-        or a report that could not be stored.
+        In seconds of the caller's clock; None before `raise_horizon`. The horizon is the time of
+        the latest of these events: a call of `raise_horizon`, the last report of a flow that the
+        table has forgotten, or a report that could not be stored.
         """
         return self.state.horizon_s if self.state.has_horizon else None
 

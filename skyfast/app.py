@@ -484,7 +484,7 @@ class App:
     def _count_from_now(self, now: float) -> None:
         """When the first subscription is up, count flows that begin after ``now`` as new flows."""
         if self._parts.table.horizon_s is None and self.subscriptions.any_up:
-            self._parts.table.begin(now)
+            self._parts.table.raise_horizon(now)
 
     def _warn_of_updates(self) -> None:
         """Warn if connections expire between two reports.

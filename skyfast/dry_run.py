@@ -97,7 +97,7 @@ class _DryRun:
         analyzer = self._shared.stats.analyzer("")
         capture_id = self._config.subscriber.capture_id
         namespaces = frozenset({f"flow/{capture_id}" if capture_id else "flow", "stats"})
-        table.begin(clock.now())
+        table.raise_horizon(clock.now())
         for scheduled in playback.schedule():
             self._advance(scheduled.due_s)
             if scheduled.message.line == "topology":

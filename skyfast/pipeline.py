@@ -91,7 +91,7 @@ class Parts:
         self.table.set_limits(**_table_limits(config.limits))
         self.table.flow_update_s = stats.flow_update_s
         if _counts_other_flows(old.config, config) and self.table.horizon_s is not None:
-            self.table.begin(shared.clock.now())
+            self.table.raise_horizon(shared.clock.now())
         self.interfaces.keep(**_interface_times(config))
         self.names.keep(_longest_s(config))
         self.names.use_own(self.own.own, config.export)

@@ -694,10 +694,10 @@ class Model:
     meaning of their ``FinishType``, including late and rejected reports. ``created_total``,
     ``expired_total``, ``rejected_total`` and ``overflowed_total`` refer to the first view.
 
-    ``horizon_s`` is the time of the latest report of any forgotten flow, or None before `begin`. An
-    unknown flow that began after this time has never been counted. ``flow_update_s`` is the agents'
-    ``flow.update``. ``wall_ms`` is the wall clock at the latest message, in Unix milliseconds, or 0
-    if it is unknown.
+    ``horizon_s`` is the time of the latest report of any forgotten flow, or None before
+    `raise_horizon`. An unknown flow that began after this time has never been counted.
+    ``flow_update_s`` is the agents' ``flow.update``. ``wall_ms`` is the wall clock at the latest
+    message, in Unix milliseconds, or 0 if it is unknown.
     """
 
     def __init__(self, spec: Spec | None = None, **options: Any) -> None:
@@ -776,7 +776,7 @@ class Model:
         entries = [*self._claiming, *self._ended, *self._dormant]
         return [entry.uuid for entry in entries if isinstance(entry, Flow)]
 
-    def begin(self, now: float) -> None:
+    def raise_horizon(self, now: float) -> None:
         """Set the horizon: unknown flows that begin after ``now`` have never been counted."""
         self.horizon_s = max(self.horizon_s or now, now)
 

@@ -533,7 +533,7 @@ async def test_flows_excluded_before_a_reload_are_not_counted_as_new(
     config = make_config()
     app = App(config, load=lambda: make_config(**changes))
     table = app._parts.table
-    table.begin(0.0)
+    table.raise_horizon(0.0)
     assert await app.reload() is None
     assert app._parts.table is table
     assert table.horizon_s is not None
@@ -542,7 +542,7 @@ async def test_flows_excluded_before_a_reload_are_not_counted_as_new(
 
 async def test_new_table_after_a_reload_has_the_update_interval_but_no_horizon() -> None:
     app = App(make_config(), load=lambda: make_config(labels=["target_ip"]))
-    app._parts.table.begin(0.0)
+    app._parts.table.raise_horizon(0.0)
     app.stats.flow_update_s = 10.0
     assert await app.reload() is None
     table = app._parts.table

@@ -30,7 +30,7 @@ def sink() -> Sink:
     """Return an ingest that checks every message, unless the rate limit is exceeded."""
     sink = Sink()
     sink.chance = 0.0
-    sink.table.begin(0.0)
+    sink.table.raise_horizon(0.0)
     sink.now = 1_000.0
     return sink
 
@@ -110,7 +110,7 @@ def test_unknown_flow_with_earlier_traffic_has_a_gap(sink: Sink) -> None:
     take(sink, closing(0, 10, 10, uuid="b2"))
     assert gaps(sink) == (2, 2, 0)
     # A flow that may have been counted before is not checked.
-    sink.table.begin(sink.now)
+    sink.table.raise_horizon(sink.now)
     take(sink, report(1, 20, 10, uuid="c3"))
     assert gaps(sink) == (2, 2, 0)
 
@@ -230,7 +230,7 @@ def test_impossible_times_do_not_set_flow_update(sink: Sink, start: int) -> None
 
 def test_rate_of_checked_messages_is_limited() -> None:
     sink = Sink()
-    sink.table.begin(0.0)
+    sink.table.raise_horizon(0.0)
     draws = iter(range(10**9))
     sink.checker._chance = lambda: next(draws) % 1_000 / 1_000
     chosen = []
@@ -272,7 +272,7 @@ def test_number_of_unsettled_gaps_is_limited(sink: Sink) -> None:
 def test_unknown_flows_are_not_checked_with_deduplication() -> None:
     sink = Sink(deduplicate="first")
     sink.chance = 0.0
-    sink.table.begin(0.0)
+    sink.table.raise_horizon(0.0)
     sink.now = 10_000.0
     take(sink, report(1, 20, 10))
     assert gaps(sink) == (0, 0, 0)

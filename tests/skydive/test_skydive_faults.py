@@ -178,7 +178,7 @@ class FaultMachine(RuleBasedStateMachine):
             is_exact=max_flows == MANY,
         )
         for table in (self.model, self.core):
-            table.begin(0.0)
+            table.raise_horizon(0.0)
             table.flow_update_s = self.options.update_ms / 1000
         self.subscribers = [
             Subscriber(analyzer, silence_ms=SILENCE_MS) for analyzer in cluster.analyzers
@@ -442,7 +442,7 @@ class MonitoredTable:
         ]
         self.listener = Listener(cluster, flow_update_s=UPDATE_S)
         self.core = Core(Spec(views=(MAIN_VIEWS["complete"],)))
-        self.core.begin(self.listener.clock.now())
+        self.core.raise_horizon(self.listener.clock.now())
         self.connections = []
         """One pair per second: the time, and the number of connections."""
         for point in self.points:

@@ -144,7 +144,7 @@ class Virtual:
         self.apps = {name: _app(text) for name, text in texts.items()}
         self._most_dormant = dict.fromkeys(self.apps, 0)
         for app in self.apps.values():
-            app.exposition.source.table.begin(app.clock.now())
+            app.exposition.source.table.raise_horizon(app.clock.now())
         memory.freeze()
 
     async def day(self) -> Figures:

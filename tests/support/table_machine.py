@@ -407,8 +407,8 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule()
     def begin(self):
-        self.core.begin(self.now)
-        self.model.begin(self.now)
+        self.core.raise_horizon(self.now)
+        self.model.raise_horizon(self.now)
 
     @rule(seconds=st.sampled_from((0, 60)))
     def update_every(self, seconds):

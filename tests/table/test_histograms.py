@@ -240,7 +240,7 @@ def test_value_that_may_have_been_observed_before_is_not_observed(make):
 
 def test_flow_that_began_after_the_horizon_is_observed(make):
     table = make(spec_of(RTT))
-    table.begin(0)
+    table.raise_horizon(0)
     late_start = {**NOT_FIRST, "start": 69_000}
     table.report(make_flow(rtt=2 * MS, **late_start), 1_000)
     assert observed(table, now=1_000) == ([0, 1, 1, 1], "0.002")
@@ -391,7 +391,7 @@ def test_flow_stored_after_its_closing_report_adds_later_bytes(make):
 
 def test_closing_report_of_a_flow_that_began_after_the_horizon_is_observed_once(make):
     table = make(spec_of(SIZE, RTT, *standard("a", "bytes", "new_flows")))
-    table.begin(0)
+    table.raise_horizon(0)
     assert table.report(make_flow(rtt=2 * MS, **CLOSING), 1_000) is None
     assert observed(table, "size", 1_000) == ([0, 1, 1], "300")
     assert observed(table, "rtt", 1_000) == ([0, 1, 1, 1], "0.002")

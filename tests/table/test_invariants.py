@@ -320,7 +320,7 @@ def later(flows):
 
 def with_flows():
     core = Core(SPEC, build=checked)
-    core.begin(0)
+    core.raise_horizon(0)
     core.message(some_flows("d", 6), 0)
     core.expire(START_S)
     assert core.dormant_flows == 6

@@ -1709,7 +1709,7 @@ def test_new_connection_adds_the_flow_total_even_if_another_view_overflows(
             views=(view("a", (IP_A, IP_B, PORT_A, PORT_B), "bytes"), view("b", (NODE,), "bytes")),
         )
     )
-    table.begin(0)
+    table.raise_horizon(0)
     table.report(make_flow("a1", (1, 0, 0, 0), last=1), 0)
     table.expire(TIMEOUT_S)
     if has_closing_report:
@@ -1912,7 +1912,7 @@ def test_ended_flows_are_evicted_first(make):
 def test_recently_ended_flow_is_not_evicted(make):
     # The table must remember the flow, because its last update can arrive after its closing report.
     table = make(Spec(views=MEMORY.views, max_flows=2))
-    table.begin(0)
+    table.raise_horizon(0)
     table.report(make_flow("a1", last=1, node="node-1"), 1_000)
     table.expire(1_000 + TIMEOUT_S)
     closing = an_update("b2", (30, 3, 0, 0), age_s=60, newest=(0, 0, 0, 0), finish=1, last_s=20)
@@ -2160,7 +2160,7 @@ def test_metric_new_flows_requires_the_field_start(make):
 
 def test_flow_that_cannot_have_been_counted_is_new(make):
     table = make(BOTH)
-    table.begin(BEGAN)
+    table.raise_horizon(BEGAN)
     now = BEGAN + 200
     table.report(an_update("a1", (30, 3, 0, 0), age_s=124, newest=(10, 1, 0, 0)), now)
     assert [new_flows(table, prefix, now) for prefix in ("main", "node")] == [1, 1]
@@ -2170,7 +2170,7 @@ def test_flow_that_cannot_have_been_counted_is_new(make):
 
 def test_flow_with_only_a_closing_report_can_be_new(make):
     table = make(BOTH)
-    table.begin(BEGAN)
+    table.raise_horizon(BEGAN)
     now = BEGAN + 1_000
     repeat = an_update("a1", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
     assert table.report(repeat, now) is None
@@ -2189,7 +2189,7 @@ def test_flow_with_only_a_closing_report_can_be_new(make):
 
 def test_connection_counts_new_flows_that_had_only_closing_reports(make):
     table = make(SERVICES)
-    table.begin(BEGAN)
+    table.raise_horizon(BEGAN)
     now = BEGAN + 1_000
     for uuid in ("a1", "b2"):
         repeat = an_update(uuid, (9, 0, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
@@ -2292,7 +2292,7 @@ def test_dormant_flow_in_the_overflow_row_is_not_new(make):
 def test_rejected_flow_is_new_when_it_is_accepted(make):
     views = (view("a", (IP_A,), "new_flows"),)
     table = make(Spec(max_connections=1, views=views, flow_memory_s=300))
-    table.begin(BEGAN)
+    table.raise_horizon(BEGAN)
     table.report(make_flow("a1", last=1), BEGAN + 190)
     first = an_update("b2", (10, 1, 0, 0), age_s=60, newest=(10, 1, 0, 0), a="10.0.0.9")
     assert table.report(first, BEGAN + 200) == "table_full"
@@ -2383,7 +2383,7 @@ def an_update(uuid, total, *, age_s, newest, finish=0, last_s=None, **fields):
 @pytest.mark.parametrize(("age_s", "counted"), [(120, 33), (124, 33), (125, 11), (3_600, 11)])
 def test_unknown_flow_adds_its_total_if_it_began_after_the_horizon(make, age_s, counted):
     table = make(MEMORY)
-    table.begin(BEGAN)
+    table.raise_horizon(BEGAN)
     # The table allows for 75 s: the update interval of agents (60 s) and a delay of 15 s. After
     # 200 s, the table therefore adds the totals of flows that are younger than 125 s.
     report = an_update("a1", (30, 3, 0, 0), age_s=age_s, newest=(10, 1, 0, 0))
@@ -2393,7 +2393,7 @@ def test_unknown_flow_adds_its_total_if_it_began_after_the_horizon(make, age_s, 
 
 def test_age_limit_for_adding_a_total_depends_on_the_update_interval(make):
     table = make(MEMORY)
-    table.begin(BEGAN)
+    table.raise_horizon(BEGAN)
     table.flow_update_s = 10
     report = an_update("a1", (30, 3, 0, 0), age_s=170, newest=(10, 1, 0, 0))
     assert table.report(report, BEGAN + 200) is None
@@ -2410,7 +2410,7 @@ def test_unknown_flow_adds_its_last_update_if_begin_was_not_called(make):
 
 def test_forgotten_flow_moves_the_horizon_to_its_latest_report(make):
     table = make(MEMORY)
-    table.begin(BEGAN)
+    table.raise_horizon(BEGAN)
     table.report(make_flow("a1", last=1), BEGAN + 100)
     table.expire(BEGAN + 100 + TIMEOUT_S)
     assert table.horizon_s == BEGAN
@@ -2428,7 +2428,7 @@ def test_forgotten_flow_moves_the_horizon_to_its_latest_report(make):
 
 def test_report_added_to_the_overflow_row_moves_the_horizon(make):
     table = make(OVERFLOW)
-    table.begin(BEGAN)
+    table.raise_horizon(BEGAN)
     table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN + 1)
     first = an_update("b2", (30, 3, 0, 0), age_s=100, newest=(10, 1, 0, 0), a="10.0.0.9")
     assert table.report(first, BEGAN + 300) == "table_full"
@@ -2441,7 +2441,7 @@ def test_report_added_to_the_overflow_row_moves_the_horizon(make):
 
 def test_flow_with_only_a_closing_report_is_counted_without_a_connection(make):
     table = make(MEMORY)
-    table.begin(BEGAN)
+    table.raise_horizon(BEGAN)
     closing = an_update("a1", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=20)
     assert table.report(closing, BEGAN + 1_000) is None
     assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "33"}
@@ -2458,7 +2458,7 @@ def test_flow_with_only_a_closing_report_is_counted_without_a_connection(make):
 
 def test_horizon_does_not_apply_with_deduplication(make):
     table = make(FIRST)
-    table.begin(BEGAN)
+    table.raise_horizon(BEGAN)
     report = an_update("a1", (30, 3, 0, 0), age_s=100, newest=(10, 1, 0, 0))
     table.report(report, BEGAN + 1_000)
     assert sum(int(v) for v in samples(table, "a_bytes_total", BEGAN + 1_000).values()) == 11
@@ -2542,7 +2542,7 @@ def test_rejected_closing_report_ends_its_flow(make, finish):
 
 def test_closing_report_adds_to_other_views_if_the_first_view_is_full(make):
     table = make(Spec(views=MEMORY.views, max_connections=1))
-    table.begin(BEGAN)
+    table.raise_horizon(BEGAN)
     table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN)
     closing = an_update(
         "b2", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=20, a="10.0.0.9"
@@ -2558,7 +2558,7 @@ def test_closing_report_adds_to_other_views_if_the_first_view_is_full(make):
 def test_connection_starts_with_deltas_of_earlier_closing_reports(make):
     labels = (IP_A, IP_B)
     table = make(Spec(views=(view("a", labels, "bytes", "tcp_out_of_order"),)))
-    table.begin(BEGAN)
+    table.raise_horizon(BEGAN)
     now = BEGAN + 1_000
     for uuid in ("a1", "b2"):
         closing = an_update(uuid, (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
@@ -2575,7 +2575,7 @@ def test_connection_starts_with_deltas_of_earlier_closing_reports(make):
 
 def test_rejected_flow_adds_its_total_when_it_is_accepted(make):
     table = make(Spec(views=MEMORY.views, max_connections=1))
-    table.begin(BEGAN)
+    table.raise_horizon(BEGAN)
     table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN + 190)
     first = an_update("b2", (10, 1, 0, 0), age_s=60, newest=(10, 1, 0, 0), a="10.0.0.9")
     assert table.report(first, BEGAN + 200) == "table_full"
@@ -2823,7 +2823,7 @@ def test_omitted_optional_counter_has_no_series(make):
 @pytest.mark.parametrize("mark", ["Start", "LastUpdateMetric.Start"])
 def test_flow_with_invalid_times_does_not_add_its_total(make, mark):
     table = make(MEMORY)
-    table.begin(BEGAN)
+    table.raise_horizon(BEGAN)
     now = BEGAN + 1_000
     report = an_update("a1", (30, 3, 0, 0), age_s=100, newest=(10, 1, 0, 0))
     if mark == "Start":
@@ -2836,7 +2836,7 @@ def test_flow_with_invalid_times_does_not_add_its_total(make, mark):
 
 def test_longer_timeout_does_not_move_the_horizon_back():
     table = Core(MEMORY)
-    table.begin(BEGAN)
+    table.raise_horizon(BEGAN)
     table.report(make_flow("a1", last=1), BEGAN + 100)
     table.set_limits(max_connections=10, max_flows=10, timeout_s=150, memory_s=300,
                 view_timeouts_s=[VIEW_TIMEOUT_S])  # fmt: skip

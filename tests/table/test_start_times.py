@@ -115,7 +115,7 @@ def test_counters_that_add_only_the_last_update_start_with_that_update(make):
 
 def test_counters_of_a_flow_that_was_never_counted_start_with_the_flow(make):
     table = make(SHARED)
-    table.begin(0)
+    table.raise_horizon(0)
     flow = later_report(last=UPDATE_MS + 1)
     assert table.report(flow, 1000, CLOCK_MS) is None
     assert start(table, "node_bytes_total", 1000) == START_MS
@@ -258,7 +258,7 @@ def test_saved_counters_without_a_start_time_never_get_a_start_time(make):
 
 def test_row_created_by_a_closing_report_starts_with_the_flow(make):
     table = make(SHARED)
-    table.begin(0)
+    table.raise_horizon(0)
     closing = later_report(newest_last=UPDATE_MS, finish=1)
     assert table.report(closing, 1000, CLOCK_MS) is None
     assert (table.connections, table.dormant_connections) == (0, 1)
