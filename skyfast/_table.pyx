@@ -939,7 +939,7 @@ cdef class Table:
             *list_uuids(&self.state, self.state.dormant.head),
         ]
 
-    def known(self, str uuid):
+    def known_totals(self, str uuid):
         """Return the known totals of a flow, and the time of its latest report.
 
         :returns: None if the flow is unknown, or a tuple of three items. The first is a tuple of

@@ -62,7 +62,7 @@ Reason = Literal["lost", "ours"]
 class KnownFlows(Protocol):
     """The methods of the table that the checks use."""
 
-    def known(self, uuid: str) -> tuple[tuple[int, ...], int, float] | None: ...
+    def known_totals(self, uuid: str) -> tuple[tuple[int, ...], int, float] | None: ...
     @property
     def skipped(self) -> dict[str, int]: ...
     @property
@@ -163,7 +163,7 @@ class ReportChecker:
 
     def before(self, flows: Sequence[Flow]) -> Sample:
         """Return the flows of a chosen message with their states before the update, for `after`."""
-        known = self._table.known
+        known = self._table.known_totals
         return [(flow, known(flow.UUID)) for flow in flows]
 
     def after(self, sample: Sample, analyzer: AnalyzerStats) -> None:
@@ -259,7 +259,7 @@ class ReportChecker:
             horizon_s is None
             or age_s < 0
             or now - age_s - self._table.flow_update_s - SETTLE_S <= horizon_s
-            or self._table.known(flow.UUID) is None
+            or self._table.known_totals(flow.UUID) is None
         ):
             return  # the flow may have been counted before, or the table skipped it
         analyzer.reports_checked += 1

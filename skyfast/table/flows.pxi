@@ -206,7 +206,7 @@ cdef inline void update_totals(const TableState *table, Flow *flow, const Report
 
 
 cdef tuple known_totals(const TableState *table, const char *uuid, uint32_t length):
-    # The result of `Table.known`.
+    # The result of `Table.known_totals`.
     cdef FlowKey key
     cdef uint32_t i, number
     cdef Flow *flow
