@@ -215,7 +215,7 @@ cdef int apply_dormant_deltas(TableState *table, const Report *report, uint32_t 
             and report.initial_delta == INITIAL_UNREAD):
         table.met_unknown = True        # more reports that need the missing fields may follow
         done = APPLY_STOP
-    elif find_all_targets(table, report, &labels, number, &conversation, &targets):
+    elif find_or_add_all_targets(table, report, &labels, number, &conversation, &targets):
         unlink_dormant(table, report.flow)
         make_live(table, report.flow, report, &labels, &targets, conversation, saved, deltas)
         update_totals(table, flow_at(table, report.flow), report, change)
@@ -316,7 +316,7 @@ cdef bint add_closing_report(TableState *table, const Report *report, uint32_t f
             totals_of(flow_at(table, saved))[i] = ABSENT if table.optional[i] else 0
     # If an allocation fails, the new dormant row stays. This has no effect, because its counters
     # are 0.
-    if not find_further_targets(table, labels, number, &targets):
+    if not find_or_add_further_targets(table, labels, number, &targets):
         return False
     for i in range(1, table.view_count):
         view = &table.views[i]

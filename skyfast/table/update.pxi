@@ -291,7 +291,7 @@ cdef int add_flow(TableState *table, const Report *report, const Labels *labels,
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
         return APPLY_NO_MEMORY
-    if not find_all_targets(table, report, labels, number, &conversation, &targets):
+    if not find_or_add_all_targets(table, report, labels, number, &conversation, &targets):
         remove_flow(table, row)
         return APPLY_NO_MEMORY
     make_live(table, row, report, labels, &targets, conversation, saved, NULL)
@@ -302,23 +302,23 @@ cdef int add_flow(TableState *table, const Report *report, const Labels *labels,
 # ---------------------------------------------------------------------------------------------
 # The rows that a flow links to
 
-cdef bint find_all_targets(TableState *table, const Report *report, const Labels *labels,
-                           uint32_t number, uint32_t *conversation,
-                           Targets *targets) noexcept nogil:
+cdef bint find_or_add_all_targets(TableState *table, const Report *report, const Labels *labels,
+                                  uint32_t number, uint32_t *conversation,
+                                  Targets *targets) noexcept nogil:
     # Find or create the rows and the conversation of a flow that becomes live. If out of memory,
     # creates nothing and returns False.
     cdef uint32_t before = conversation[0]
     if not ensure_conversation(table, report, conversation):
         return False
-    if find_targets(table, labels, number, targets):
+    if find_or_add_targets(table, labels, number, targets):
         mark_superseded(table, before, conversation[0])
         return True
     discard_new_conversation(table, conversation[0], before)
     return False
 
 
-cdef bint find_targets(TableState *table, const Labels *labels, uint32_t number,
-                       Targets *targets) noexcept nogil:
+cdef bint find_or_add_targets(TableState *table, const Labels *labels, uint32_t number,
+                              Targets *targets) noexcept nogil:
     # Find or create the rows of a flow. `number` is the flow's row in the first view, or 0 if the
     # row must be created. If out of memory, creates nothing and returns False.
     cdef View *first = &table.views[0]
@@ -330,16 +330,16 @@ cdef bint find_targets(TableState *table, const Labels *labels, uint32_t number,
         targets.rows[0] = add_row(table, first, &key)
         if targets.rows[0] == 0:
             return False
-    if find_further_targets(table, labels, number, targets):
+    if find_or_add_further_targets(table, labels, number, targets):
         return True
     if targets.created[0]:
         remove_row(table, first, targets.rows[0])
     return False
 
 
-cdef bint find_further_targets(TableState *table, const Labels *labels, uint32_t number,
-                               Targets *targets) noexcept nogil:
-    # Like `find_targets`, but for all views except the first.
+cdef bint find_or_add_further_targets(TableState *table, const Labels *labels, uint32_t number,
+                                      Targets *targets) noexcept nogil:
+    # Like `find_or_add_targets`, but for all views except the first.
     cdef View *view
     cdef uint32_t i
     for i in range(1, table.view_count):
