@@ -625,20 +625,21 @@ cdef class _Check:
         cdef TableState *table = &self.table.state
         cdef uint32_t number
         cdef set contents = set()
-        cdef String *text
+        cdef String *string
         for number in range(1, table.strings.end):
-            text = <String *>row_at(&table.strings, number)
-            expect(text.refs == self.references.get(number, 0), "number of references to a string",
-                   (number, text.refs, self.references.get(number, 0)))
+            string = <String *>row_at(&table.strings, number)
+            expect(string.refs == self.references.get(number, 0),
+                   "number of references to a string",
+                   (number, string.refs, self.references.get(number, 0)))
             if number not in self.strings:
                 continue
-            expect(text.refs != 0, "a string in use has no references", (number,))
-            expect(text.length <= MAX_LABEL_BYTES, "length of a string", (number, text.length))
-            expect(text.hash == hash_bytes32(string_bytes(text), text.length, table.seed),
+            expect(string.refs != 0, "a string in use has no references", (number,))
+            expect(string.length <= MAX_LABEL_BYTES, "length of a string", (number, string.length))
+            expect(string.hash == hash_bytes32(string_bytes(string), string.length, table.seed),
                    "hash of a string", (number,))
-            contents.add(string_bytes(text)[:text.length])
-            if text.length > INLINE_STRING:
-                self.bytes += text.length + 16
+            contents.add(string_bytes(string)[:string.length])
+            if string.length > INLINE_STRING:
+                self.bytes += string.length + 16
         expect(len(contents) == len(self.strings), "a string is stored twice")
         return 0
 

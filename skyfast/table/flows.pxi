@@ -44,7 +44,7 @@ cdef inline void flow_key(FlowKey *key, const char *uuid, uint32_t length,
                           uint64_t seed) noexcept nogil:
     cdef uint64_t number
     key.string = NULL
-    if likely(parse_key(uuid, length, &number)):
+    if likely(parse_uuid(uuid, length, &number)):
         key.number = mix64(number ^ seed)
     else:
         key.string = uuid
@@ -86,7 +86,7 @@ cdef uint32_t flow_new(Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
 cdef str uuid_of(const TableState *table, const Flow *flow):
     cdef uint64_t key
     if flow.connection & STRING_KEY:
-        return key_string(<String *>row_at(&table.strings, flow.key_high))
+        return stored_text(<String *>row_at(&table.strings, flow.key_high))
     key = (<uint64_t>flow.key_high << 32) | flow.hash
     return f"{unmix64(key) ^ table.seed:x}"
 

@@ -387,7 +387,7 @@ cdef int find_contexts(const TableState *table, Changes *changes) except -1:
 
 
 cdef str label_text(const TableState *table, uint32_t string):
-    return unescaped(key_string(<const String *>row_at(&table.strings, string)))
+    return unescaped(stored_text(<const String *>row_at(&table.strings, string)))
 
 
 cdef int compare_contexts(const void *one, const void *other) noexcept nogil:

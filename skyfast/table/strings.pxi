@@ -71,9 +71,9 @@ for _digit in range(16):
     HEX[<uint8_t>ord("0123456789abcdef"[_digit])] = _digit
 
 
-cdef inline bint parse_key(const char *text, Py_ssize_t length, uint64_t *key) noexcept nogil:
+cdef inline bint parse_uuid(const char *text, Py_ssize_t length, uint64_t *number) noexcept nogil:
     # Whether a UUID has Skydive's format: 1 to 16 lowercase hexadecimal digits without leading
-    # zeros. If so, sets `key` to the number.
+    # zeros. If so, sets `number`.
     cdef uint64_t value = 0
     cdef uint8_t digit, combined = 0
     cdef Py_ssize_t i
@@ -83,22 +83,22 @@ cdef inline bint parse_key(const char *text, Py_ssize_t length, uint64_t *key) n
         digit = HEX[<uint8_t>text[i]]
         combined |= digit
         value = (value << 4) | (digit & 15)
-    key[0] = value
+    number[0] = value
     return combined < 16
 
 
 # ---------------------------------------------------------------------------------------------
 # Interned strings
 
-cdef inline const char *string_bytes(const String *text) noexcept nogil:
-    if likely(text.length <= INLINE_STRING):
-        return text.inline
-    return (<char **>text.inline)[0]
+cdef inline const char *string_bytes(const String *string) noexcept nogil:
+    if likely(string.length <= INLINE_STRING):
+        return string.inline
+    return (<char **>string.inline)[0]
 
 
-cdef str key_string(const String *text):
+cdef str stored_text(const String *string):
     # The text as it is stored: a label value has escapes, a UUID has none.
-    return string_bytes(text)[:text.length].decode()
+    return string_bytes(string)[:string.length].decode()
 
 
 cdef inline uint32_t string_find(
@@ -169,7 +169,7 @@ cdef list strings_between(const Rows *strings, uint64_t first, uint64_t end):
     for number in range(first, min(end, <uint64_t>strings.end)):
         row = <String *>row_at(strings, <uint32_t>number)
         if row.refs:
-            texts.append(key_string(row))
+            texts.append(stored_text(row))
     return texts
 
 

@@ -75,8 +75,8 @@ cdef inline char *put_value(char *out, uint64_t value, uint32_t decimals) noexce
 
 
 cdef inline char *put_label_value(char *out, uint32_t label_id, const Rows *strings) noexcept nogil:
-    cdef String *text
+    cdef String *string
     if label_id & IS_STRING:
-        text = <String *>row_at(strings, label_id & ~IS_STRING)
-        return put(out, string_bytes(text), text.length)
+        string = <String *>row_at(strings, label_id & ~IS_STRING)
+        return put(out, string_bytes(string), string.length)
     return put_number(out, label_id)
