@@ -421,7 +421,7 @@ cdef class _Check:
         self.dormant = ended | dormant | claims
         self.live = self.flows - self.dormant
         expect(len(self.live) == live_flows(table), "number of live flows")
-        expect(table.batch == NULL and self.table.batch.dead_string_count == 0,
+        expect(table.batch == NULL and self.table.batch.strings_to_release_count == 0,
                "a batch has not been completed")
         return 0
 

@@ -370,8 +370,8 @@ cdef struct Batch:
     # String keys of flows that are removed while the batch is applied. The strings are released
     # after the batch, because a later report may already have found the same string for one of its
     # labels. Each report can remove its own flow and up to MAX_EVICTIONS other flows.
-    uint32_t dead_strings[(MAX_EVICTIONS + 1) * BATCH]
-    uint32_t dead_string_count
+    uint32_t strings_to_release[(MAX_EVICTIONS + 1) * BATCH]
+    uint32_t strings_to_release_count
     int64_t oldest_ms, newest_ms    # range of `Last` in the latest `update`
 
 
@@ -429,10 +429,10 @@ cdef struct TableState:
     bint has_horizon            # whether `horizon_s` is set
     double horizon_s            # an unknown flow that began after this time has never been counted
     # overflow
-    bint overflows              # whether flows that cannot be stored are added up in overflow rows
+    bint has_overflow_rows      # whether flows that cannot be stored are added up in overflow rows
     bint overflowed             # whether a flow has been added to an overflow row
-    const char *other_text      # label value of overflow rows
-    uint32_t other_length
+    const char *overflow_text   # label value of overflow rows
+    uint32_t overflow_length
     # current or latest call of `update`
     Batch *batch                # NULL unless a batch is being applied
     double now                  # time of the latest `update` or `expire`
@@ -503,7 +503,7 @@ cdef class Table:
     cdef list reader_objects            # owns the objects that `Field` borrows
     cdef list batch_objects             # owns the results of rewrites and lookups for a batch
     cdef list field_names
-    cdef bytes other                    # label value of overflow rows
+    cdef bytes overflow_label           # label value of overflow rows
     cdef tuple skip_names
     cdef tuple label_names
     cdef tuple view_labels      # the names of the labels of each view
@@ -515,9 +515,9 @@ cdef class Table:
         self.plan = plan
         self.wants_slots = slots
         self.batch_objects = []
-        self.other = (plan.overflow or "").encode()
+        self.overflow_label = (plan.overflow or "").encode()
         self.skip_names = SKIP_NAMES + tuple(r.reason for r in plan.requirements)
-        self.field_names = state_init(&self.state, plan, self.other)
+        self.field_names = state_init(&self.state, plan, self.overflow_label)
         self.view_labels = tuple(
             tuple(column.name for column in view.columns) for view in plan.views
         )

@@ -119,7 +119,7 @@ cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *lab
         return number
     if unlikely(is_full(table, view)):
         view.rejected += 1
-        if not table.overflows:
+        if not table.has_overflow_rows:
             return 0
         return overflow_row(table, view)
     created[0] = True

@@ -253,7 +253,7 @@ cdef int apply_dormant_when_full(TableState *table, const Report *report, const 
                                  int change) noexcept nogil:
     # Apply a report of a dormant flow that needs a new connection while the first view is full.
     cdef uint32_t before = conversation
-    if table.overflows:
+    if table.has_overflow_rows:
         if not ensure_conversation(table, report, &conversation):
             return APPLY_NO_MEMORY
         if add_to_overflow(table, report, labels, deltas, False,

@@ -16,15 +16,15 @@ cdef bint expire_slice(TableState *table, uint32_t now_s, uint32_t max_rows) noe
 
 cdef bint expire_locked(TableState *table, uint32_t now_s, uint32_t max_rows) noexcept nogil:
     cdef uint32_t i
-    cdef Connection *other
+    cdef Connection *row
     table.now = max(table.now, <double>now_s)
     # Flows expire first, because a row of another view must not expire before its flows.
     if expire_flows(table, now_s, &max_rows) or expire_dormant(table, now_s, &max_rows):
         return True
     for i in range(table.view_count):
         if table.views[i].overflow:
-            other = connection_at(&table.views[i], table.views[i].overflow)
-            clamp_seq_age(other, <uint32_t>table.next_seq)
+            row = connection_at(&table.views[i], table.views[i].overflow)
+            clamp_seq_age(row, <uint32_t>table.next_seq)
         if i and expire_rows(table, &table.views[i], now_s, &max_rows):
             return True
     return expire_names(table, now_s, &max_rows)

@@ -154,8 +154,8 @@ cdef void remove_flow(TableState *table, uint32_t number) noexcept nogil:
     index_remove(&table.flow_rows, number)
     if flow.connection & STRING_KEY:
         if batch != NULL:
-            batch.dead_strings[batch.dead_string_count] = flow.key_high
-            batch.dead_string_count += 1
+            batch.strings_to_release[batch.strings_to_release_count] = flow.key_high
+            batch.strings_to_release_count += 1
         else:
             string_release(&table.strings, flow.key_high)
     flow.connection = 0

@@ -151,7 +151,7 @@ cdef int observe_ended(TableState *table, const Report *report) noexcept nogil:
     cdef bint full = live_flows(table) + table.claims.count >= table.max_flows
     cdef bint done
     if (not table.events & CLOSING_OBSERVED or table.has_conversations
-            or (full and not table.overflows)):
+            or (full and not table.has_overflow_rows)):
         return SKIP_ENDED
     if not intern_labels(table, report.label_values, &labels):
         return APPLY_NO_MEMORY
@@ -193,7 +193,7 @@ cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *repo
             rows[i] = connection_at(&table.views[0], number).links[view.link]
             continue
         rows[i] = find_or_add_row(table, view, labels.ids, &created[i])
-        if rows[i] == 0 and (created[i] or table.overflows):
+        if rows[i] == 0 and (created[i] or table.has_overflow_rows):
             while i > 1:
                 i -= 1
                 if created[i]:

@@ -25,9 +25,9 @@ cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
     return 0
 
 
-cdef list state_init(TableState *table, plan, bytes other):
-    # Prepare the state for a plan, except for the limits. `other` is the label value of overflow
-    # rows, and is borrowed. Returns the names of the fields, by number.
+cdef list state_init(TableState *table, plan, bytes overflow_label):
+    # Prepare the state for a plan, except for the limits. `overflow_label` is the label value of
+    # overflow rows, and is borrowed. Returns the names of the fields, by number.
     if (not 0 < len(plan.views) <= MAX_VIEWS
             or len(plan.counters) + len(plan.gauges) + len(plan.closing_gauges) > MAX_VALUES
             or len(plan.requirements) > MAX_SKIPS - SKIP_REQUIRED):
@@ -37,10 +37,11 @@ cdef list state_init(TableState *table, plan, bytes other):
     prepare_lookups(table, plan)
     names = number_fields(table, plan)
     set_share(table, plan.share)
-    table.overflows = plan.overflow is not None
-    table.other_text = other
-    table.other_length = len(other)
-    if len(other) > MAX_TEXT_BYTES or needs_escape(table.other_text, table.other_length):
+    table.has_overflow_rows = plan.overflow is not None
+    table.overflow_text = overflow_label
+    table.overflow_length = len(overflow_label)
+    if (table.overflow_length > MAX_TEXT_BYTES
+            or needs_escape(table.overflow_text, table.overflow_length)):
         raise ValueError("the overflow label is too long or requires escapes")
     table.seed = int.from_bytes(os.urandom(8), "little")
     table.has_conversations = plan.conversation is not None

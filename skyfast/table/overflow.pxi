@@ -1,8 +1,8 @@
 # Overflow: reports of flows that cannot be stored are added up in one overflow row per view,
 # `View.overflow`. `_table.pyx` includes this file.
 #
-# Updates call this code under the table's mutex. If `TableState.overflows` is false, there are no
-# overflow rows, and reports of flows that cannot be stored are skipped.
+# Updates call this code under the table's mutex. If `TableState.has_overflow_rows` is false, there
+# are no overflow rows, and reports of flows that cannot be stored are skipped.
 
 cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
     # The view's overflow row, or 0 if out of memory. The row is created on first use. Its deadline
@@ -12,7 +12,7 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
     cdef Connection *row
     if view.overflow:
         return view.overflow
-    string = string_intern(&table.strings, table.other_text, table.other_length, table.seed)
+    string = string_intern(&table.strings, table.overflow_text, table.overflow_length, table.seed)
     if string == 0:
         return 0
     for i in range(view.columns):
@@ -45,7 +45,7 @@ cdef int apply_overflow(TableState *table, Report *report, const Labels *labels)
     # Apply the report of an unknown flow that cannot be stored.
     cdef int done
     cdef bint adds_total
-    if not table.overflows:
+    if not table.has_overflow_rows:
         return SKIP_TABLE_FULL
     if report.initial_delta == INITIAL_UNREAD or report.initial_delta == INITIAL_LAST_UPDATE_UNREAD:
         return APPLY_STOP

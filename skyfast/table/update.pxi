@@ -116,9 +116,9 @@ cdef int apply_batch(TableState *table, Batch *batch) noexcept nogil:
         if unlikely(report.skip != SKIP_NONE):
             table.skips[report.skip] += 1
     table.batch = NULL
-    for i in range(batch.dead_string_count):
-        string_release(&table.strings, batch.dead_strings[i])
-    batch.dead_string_count = 0
+    for i in range(batch.strings_to_release_count):
+        string_release(&table.strings, batch.strings_to_release[i])
+    batch.strings_to_release_count = 0
     return done
 
 
@@ -276,7 +276,7 @@ cdef bint needs_initial_delta(const TableState *table, const Labels *labels, uin
         if find_row(view, &key):
             return True
         if is_full(table, view):
-            if table.overflows:
+            if table.has_overflow_rows:
                 return True
         elif not adds_whole_total(table, view, i or not saved):
             return True
@@ -349,7 +349,7 @@ cdef bint find_or_add_further_targets(TableState *table, const Labels *labels, u
             targets.rows[i] = connection_at(&table.views[0], number).links[view.link]
             continue
         targets.rows[i] = find_or_add_row(table, view, labels.ids, &targets.created[i])
-        if targets.rows[i] == 0 and (targets.created[i] or table.overflows):
+        if targets.rows[i] == 0 and (targets.created[i] or table.has_overflow_rows):
             while i > 1:
                 i -= 1
                 if targets.created[i]:
