@@ -583,15 +583,15 @@ cdef class _Check:
                    "offset of a histogram", (i, histogram.offset))
             counts = counts_of(histogram, row)
             lowest = highest = 0
-            for j in range(histogram.bounds + 1):
+            for j in range(histogram.bound_count + 1):
                 expect(0 <= counts[j] <= MAX_INTEGER, "count of a bucket", (i, j, counts[j]))
                 if j:
                     lowest += <object>counts[j] * (<object>histogram.limits[j - 1] + 1)
                 highest += <object>counts[j] * <object>(
-                    histogram.limits[j] if j < histogram.bounds else MAX_INTEGER
+                    histogram.limits[j] if j < histogram.bound_count else MAX_INTEGER
                 )
-            expect(min(lowest, INT64_MAX) <= counts[histogram.bounds + 1] <= highest,
-                   "sum of a histogram", (i, counts[histogram.bounds + 1], lowest, highest))
+            expect(min(lowest, INT64_MAX) <= counts[histogram.bound_count + 1] <= highest,
+                   "sum of a histogram", (i, counts[histogram.bound_count + 1], lowest, highest))
         return 0
 
     cdef int check_names(self) except -1:

@@ -248,13 +248,13 @@ cdef struct Literal:
 
 cdef struct Histogram:
     # The distribution of a value over the flows of a row. At `offset`, a row has int64_t
-    # counts[bounds + 1], the number of values in each bucket. The int64_t sum of the values
+    # counts[bound_count + 1], the number of values in each bucket. The int64_t sum of the values
     # follows.
     int observes                # OBSERVE_FIRST, OBSERVE_TOTAL or OBSERVE_AGE
     uint32_t event              # the event that it observes: FIRST_OBSERVED or CLOSING_OBSERVED
     uint32_t sources[2]         # indexes of the observed values in `Report.values`
     uint32_t source_count
-    uint32_t bounds
+    uint32_t bound_count
     int64_t limits[MAX_BOUNDS]  # the highest value in each bucket except the last
     uint32_t offset             # offset in a row, in bytes
 

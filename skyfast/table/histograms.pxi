@@ -88,11 +88,11 @@ cdef void observe_in_row(const View *view, Connection *row, const Report *report
         histogram = &view.histograms[i]
         if histogram.event & due and read_observed(histogram, report, &value):
             bucket = 0
-            while bucket < histogram.bounds and value > histogram.limits[bucket]:
+            while bucket < histogram.bound_count and value > histogram.limits[bucket]:
                 bucket += 1
             counts = counts_of(histogram, row)
             counts[bucket] += 1
-            add(&counts[histogram.bounds + 1], value)
+            add(&counts[histogram.bound_count + 1], value)
     row.deadline_s = max(row.deadline_s, view.deadline_s)
 
 
@@ -257,7 +257,7 @@ cdef int prepare_histogram(Histogram *histogram, value, uint32_t decimals,
     histogram.source_count = len(value.paths)
     for i, path in enumerate(value.paths):
         histogram.sources[i] = sources[path]
-    histogram.bounds = len(value.bounds)
+    histogram.bound_count = len(value.bounds)
     for i, limit in enumerate(value.limits(decimals)):
         histogram.limits[i] = min(limit, INT64_MAX)
     return 0
@@ -270,7 +270,7 @@ cdef uint32_t place_histograms(View *view, uint32_t offset) noexcept nogil:
     cdef uint32_t start = offset
     for i in range(view.histogram_count):
         view.histograms[i].offset = offset
-        offset += 8 * (view.histograms[i].bounds + 2)
+        offset += 8 * (view.histograms[i].bound_count + 2)
     return offset - start
 
 
@@ -354,7 +354,7 @@ cdef char *render_histograms(const TableState *table, const Family *family, cons
 cdef inline uint32_t histogram_lines(const Family *family, const View *view) noexcept nogil:
     # The number of lines of a row. Each direction has a line per bucket (including +Inf), a line
     # with the sum, and a line with the count.
-    return family.directions * (view.histograms[family.histogram].bounds + 3)
+    return family.directions * (view.histograms[family.histogram].bound_count + 3)
 
 
 cdef char *render_histogram(const TableState *table, const Family *family, const View *view,
@@ -376,7 +376,7 @@ cdef char *render_histogram(const TableState *table, const Family *family, const
     labels = out
     out = put_labels(table, family, view, row, direction, out, notes)
     length = <uint32_t>(out - labels)
-    for i in range(histogram.bounds + 1):
+    for i in range(histogram.bound_count + 1):
         if i:
             out = put(out, text.bucket.text, text.bucket.length)
             out = put_copy(out, &labels, length)
@@ -384,7 +384,7 @@ cdef char *render_histogram(const TableState *table, const Family *family, const
         out = put(out, text.bounds[i].text, text.bounds[i].length)
         out = put_value_with_note(out, total, 0, notes)
     out = put_before_value(out, text, &text.sum, &labels, length)
-    out = put_value_with_note(out, counts[histogram.bounds + 1], family.decimals, notes)
+    out = put_value_with_note(out, counts[histogram.bound_count + 1], family.decimals, notes)
     out = put_before_value(out, text, &text.count, &labels, length)
     out = put_value_with_note(out, total, 0, notes)
     if starts == START_AS_SAMPLE and start_of(view, row)[0] > 0:
@@ -406,7 +406,7 @@ cdef char *render_composite(const TableState *table, const Family *family, const
     cdef Piece *first = NULL
     cdef char *time
     cdef uint32_t i
-    for i in range(histogram.bounds + 1):
+    for i in range(histogram.bound_count + 1):
         total += counts[i]
     if notes != NULL:
         first = notes[0]
@@ -417,11 +417,11 @@ cdef char *render_composite(const TableState *table, const Family *family, const
     memcpy(out, b"{count:", COUNT_BYTES)
     out = put_item(out + COUNT_BYTES, total, 0, notes)
     memcpy(out, b",sum:", SUM_BYTES)
-    out = put_item(out + SUM_BYTES, counts[histogram.bounds + 1], family.decimals, notes)
+    out = put_item(out + SUM_BYTES, counts[histogram.bound_count + 1], family.decimals, notes)
     memcpy(out, b",bucket:[", BUCKETS_BYTES)
     out += BUCKETS_BYTES
     total = 0
-    for i in range(histogram.bounds + 1):
+    for i in range(histogram.bound_count + 1):
         total += counts[i]
         out = put(out, text.limits[i].text, text.limits[i].length)
         out = put_item(out, total, 0, notes)

@@ -204,7 +204,7 @@ cdef const Piece *expand_histogram(const Family *family, const View *view,
                                    const Piece *note, Piece **pieces) noexcept nogil:
     # Writes the pieces of the lines that `render_histogram` writes. Returns the next note.
     cdef const HistogramText *text = family.text
-    cdef uint32_t bounds = view.histograms[family.histogram + direction].bounds
+    cdef uint32_t bound_count = view.histograms[family.histogram + direction].bound_count
     cdef uint32_t time = note.length
     cdef uint32_t labels, before, rest, i
     cdef Piece *piece
@@ -212,7 +212,7 @@ cdef const Piece *expand_histogram(const Family *family, const View *view,
     note = expand_labels(family, view, label_pieces, direction, note + 1, pieces, &labels, &before)
     piece = pieces[0]
     rest = 0                        # the length of the previous line without its name and labels
-    for i in range(bounds + 1):
+    for i in range(bound_count + 1):
         if i:
             piece = put_piece(piece, text.bucket.length, FIXED | FIXED_NAME)
             piece = put_piece(piece, labels, COPIED | (labels + rest + text.bucket.length))
@@ -246,7 +246,7 @@ cdef const Piece *expand_composite(const Family *family, const View *view,
                                    const Piece *note, Piece **pieces) noexcept nogil:
     # Writes the pieces of the line that `render_composite` writes. Returns the next note.
     cdef const HistogramText *text = family.text
-    cdef uint32_t bounds = view.histograms[family.histogram + direction].bounds
+    cdef uint32_t bound_count = view.histograms[family.histogram + direction].bound_count
     cdef uint32_t time = note.length
     cdef uint32_t labels, before, i
     cdef Piece *piece
@@ -258,7 +258,7 @@ cdef const Piece *expand_composite(const Family *family, const View *view,
     piece = put_piece(piece, note[1].length, TEXT)
     piece = put_piece(piece, BUCKETS_BYTES, FIXED | FIXED_BUCKETS)
     note += 2
-    for i in range(bounds + 1):
+    for i in range(bound_count + 1):
         piece = put_piece(piece, text.limits[i].length, FIXED | (FIXED_BOUNDS + i))
         piece = put_piece(piece, note.length, TEXT)
         note += 1
