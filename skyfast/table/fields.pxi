@@ -8,11 +8,11 @@
 
 cdef struct Field:
     # The location of a value in a decoded flow, which is a struct with sub-structs (*parts*).
-    # `outer` is the offset of a slot of the flow, and `inner` is the offset of a slot of the part.
-    # If slots cannot be read, the fields are read by name. `Table.reader_objects` owns the names
-    # and types.
-    Py_ssize_t outer
-    Py_ssize_t inner            # -1: the value is a field of the flow itself
+    # `outer_offset` is the offset of a slot of the flow, and `inner_offset` is the offset of a slot
+    # of the part. If slots cannot be read, the fields are read by name. `Table.reader_objects` owns
+    # the names and types.
+    Py_ssize_t outer_offset
+    Py_ssize_t inner_offset     # -1: the value is a field of the flow itself
     PyTypeObject *inner_type
     PyObject *outer_name
     PyObject *inner_name
@@ -24,8 +24,8 @@ cdef struct Number:
     # A counter or gauge: one field, or the sum of two fields.
     Field first
     Field second
-    bint read                   # if false, the value is always 0
-    bint pair
+    bint is_read                # if false, the value is always 0
+    bint is_sum
     bint optional               # if true, the value is ABSENT when the flow lacks the part
 
 
@@ -65,19 +65,19 @@ cdef struct Reader:
     # The fields of one of the plan's flow types.
     PyTypeObject *type
     bint slots                  # values are read at slot offsets, otherwise as attributes
-    bint labels                 # whether the type has the fields of labels and conversations
-    bint lifecycle              # whether the type has all lifecycle fields
-    bint full                   # whether the type has the deltas of the last update
+    bint has_labels             # whether the type has the fields of labels and conversations
+    bint has_lifecycle          # whether the type has all lifecycle fields
+    bint has_last_update        # whether the type has the deltas of the last update
     Field uuid
     Field last
     Field finish
-    Field start                 # set if `lifecycle` is true, like the next two fields
+    Field start                 # set if `has_lifecycle` is true, like the next two fields
     Field update_start
     Field update_last
-    Number last_update[MAX_VALUES]  # set if `full` is true
+    Number last_update[MAX_VALUES]  # set if `has_last_update` is true
     Number totals[MAX_VALUES]   # counters, then gauges
     Requirement required[MAX_SKIPS]
-    Column columns[MAX_COLUMNS]     # set if `labels` is true, like the next two fields
+    Column columns[MAX_COLUMNS]     # set if `has_labels` is true, like the next two fields
     Field conversation[5]       # protocol, then address and port of each end
     Field point
 
@@ -95,7 +95,7 @@ cdef inline PyObject *slot(PyObject *owner, Py_ssize_t offset, PyObject *name,
 
 cdef inline PyObject *read_part(PyObject *flow, const Field *field, bint slots) except? NULL:
     # The part that contains a nested field; NULL if the part is missing or has another type.
-    cdef PyObject *owner = slot(flow, field.outer, field.outer_name, slots)
+    cdef PyObject *owner = slot(flow, field.outer_offset, field.outer_name, slots)
     if owner == NULL or Py_TYPE(owner) != field.inner_type:
         return NULL
     return owner
@@ -105,12 +105,12 @@ cdef inline PyObject *value_of(PyObject *flow, const Field *field, bint slots) e
     cdef PyObject *owner
     if unlikely(field.is_flow):
         return flow
-    if field.inner < 0:
-        return slot(flow, field.outer, field.outer_name, slots)
+    if field.inner_offset < 0:
+        return slot(flow, field.outer_offset, field.outer_name, slots)
     owner = read_part(flow, field, slots)
     if owner == NULL:
         return NULL
-    return slot(owner, field.inner, field.inner_name, slots)
+    return slot(owner, field.inner_offset, field.inner_name, slots)
 
 
 cdef inline int read_integer(PyObject *value, int64_t *out) except -1:
@@ -141,7 +141,7 @@ cdef inline int read_number(PyObject *flow, const Number *number, bint slots,
         out[0] = ABSENT
         return SKIP_NONE
     error = read_integer(value, out)
-    if unlikely(number.pair) and error == SKIP_NONE:
+    if unlikely(number.is_sum) and error == SKIP_NONE:
         error = read_integer(value_of(flow, &number.second, slots), &second)
         if error == SKIP_NONE and out[0] > MAX_INTEGER - second:
             error = SKIP_OUT_OF_RANGE

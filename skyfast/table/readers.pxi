@@ -12,15 +12,15 @@ cdef int resolve_readers(Reader *readers, types, plan, bint slots, list owned) e
     for i, owner in enumerate(owners):
         reader = &readers[i]
         reader.slots = slots
-        reader.labels = owner is not types.KnownReport or owner is types.Update
-        reader.lifecycle = i > 1
-        reader.full = i > 2
+        reader.has_labels = owner is not types.KnownReport or owner is types.Update
+        reader.has_lifecycle = i > 1
+        reader.has_last_update = i > 2
         owned.append(owner)
         reader.type = <PyTypeObject *><PyObject *>owner
         resolve_times(reader, owner, owned)
         resolve_values(reader, owner, plan, owned)
         resolve_requirements(reader, owner, plan, owned)
-        if reader.labels:
+        if reader.has_labels:
             resolve_columns(reader, owner, plan, owned)
             resolve_conversation(reader, owner, plan, owned)
     return 0
@@ -30,7 +30,7 @@ cdef int resolve_times(Reader *reader, owner, list owned) except -1:
     resolve_field(reader, &reader.uuid, owner, ("UUID",), owned)
     resolve_field(reader, &reader.last, owner, ("Last",), owned)
     resolve_field(reader, &reader.finish, owner, ("FinishType",), owned)
-    if reader.lifecycle:
+    if reader.has_lifecycle:
         resolve_field(reader, &reader.start, owner, ("Start",), owned)
         resolve_field(reader, &reader.update_start, owner, ("LastUpdateMetric", "Start"), owned)
         resolve_field(reader, &reader.update_last, owner, ("LastUpdateMetric", "Last"), owned)
@@ -39,7 +39,7 @@ cdef int resolve_times(Reader *reader, owner, list owned) except -1:
 
 cdef int resolve_values(Reader *reader, owner, plan, list owned) except -1:
     cdef uint32_t i
-    if reader.full:
+    if reader.has_last_update:
         for i, counter in enumerate(plan.counters):
             resolve_number(reader, &reader.last_update[i], owner, counter.last_update, False, owned)
     for i, counter in enumerate(plan.counters):
@@ -91,12 +91,12 @@ cdef int resolve_number(Reader *reader, Number *number, owner, tuple paths, bint
                         list owned) except -1:
     if len(paths) > 2:
         raise ValueError("a counter must be one field or the sum of two")
-    number.read = len(paths) > 0
-    number.pair = len(paths) == 2
+    number.is_read = len(paths) > 0
+    number.is_sum = len(paths) == 2
     number.optional = optional
-    if number.read:
+    if number.is_read:
         resolve_field(reader, &number.first, owner, paths[0], owned)
-    if number.pair:
+    if number.is_sum:
         resolve_field(reader, &number.second, owner, paths[1], owned)
     return 0
 
@@ -108,9 +108,9 @@ cdef int resolve_field(Reader *reader, Field *field, owner, tuple path, list own
     cdef str name = path[0]
     owned.append((owner, path))
     field.outer_name = <PyObject *>name
-    field.outer = member_offset(owner, name)
-    field.inner = -1
-    if not slot_reads_as(owner, name, field.outer):
+    field.outer_offset = member_offset(owner, name)
+    field.inner_offset = -1
+    if not slot_reads_as(owner, name, field.outer_offset):
         reader.slots = False
     kind = {f.name: f.type for f in msgspec.structs.fields(owner)}[name]
     inner = next((t for t in typing.get_args(kind) if t is not type(None)), None)
@@ -122,9 +122,9 @@ cdef int resolve_field(Reader *reader, Field *field, owner, tuple path, list own
     if len(path) == 1:              # the value is the part itself: only its presence matters
         return 0
     field.inner_name = <PyObject *>path[1]
-    field.inner = member_offset(inner, path[1])
-    if not slot_reads_as(inner, path[1], field.inner):
+    field.inner_offset = member_offset(inner, path[1])
+    if not slot_reads_as(inner, path[1], field.inner_offset):
         reader.slots = False
-        field.inner = 0
+        field.inner_offset = 0
     field.is_string = {f.name: f.type for f in msgspec.structs.fields(inner)}[path[1]] is str
     return 0

@@ -104,7 +104,7 @@ cdef int read_not_live(const TableState *table, const Reader *readers, list flow
         if is_not_live(report) and not (prepared and report.skip_if_not_live != SKIP_NONE):
             flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
             reader = reader_of(readers, flow)
-            if reader.labels:
+            if reader.has_labels:
                 report.skip_if_not_live = read_labels_and_lifecycle(
                     table, flow, reader, report, names, previous, owned
                 )
@@ -147,7 +147,7 @@ cdef int prepare_not_live(const TableState *table, const Reader *readers, list f
             flow = <PyObject *>PyList_GET_ITEM(flows, start + i)
             reader = reader_of(readers, flow)
             report.skip_if_not_live = APPLY_STOP
-            if reader.labels:
+            if reader.has_labels:
                 report.skip_if_not_live = read_share(table, flow, reader, report)
             if report.skip_if_not_live == SKIP_NONE:
                 for j in range(table.lookup_count):
@@ -296,7 +296,7 @@ cdef int read_labels_and_lifecycle(const TableState *table, PyObject *flow, cons
     report.initial_delta = INITIAL_UNREAD
     report.repeats = False
     report.age_ms = -1
-    if reader.lifecycle:
+    if reader.has_lifecycle:
         read_lifecycle(table, flow, reader, report)
     return SKIP_NONE
 
@@ -480,7 +480,7 @@ cdef int read_lifecycle(const TableState *table, PyObject *flow, const Reader *r
             report.age_ms = -1
     elif update_start == start:
         report.initial_delta = INITIAL_TOTAL
-    elif not reader.full:
+    elif not reader.has_last_update:
         report.initial_delta = INITIAL_LAST_UPDATE_UNREAD
     else:
         read_last_update(table, flow, reader, report)
@@ -492,7 +492,7 @@ cdef int read_last_update(const TableState *table, PyObject *flow, const Reader 
     cdef uint32_t i
     cdef int error
     for i in range(table.counters):
-        if reader.last_update[i].read and report.last_update[i] == 0:
+        if reader.last_update[i].is_read and report.last_update[i] == 0:
             error = read_number(
                 flow, &reader.last_update[i], reader.slots, &report.last_update[i]
             )
