@@ -710,7 +710,7 @@ cdef class Table:
         page.table = self
         with nogil:
             page.cursor = begin_page(&self.state, <uint32_t>floor(now))
-        page.cursor.head = openmetrics
+        page.cursor.head_index = openmetrics
         if openmetrics == 2:
             page.cursor.starts = START_INLINE
         elif openmetrics and created:
@@ -721,7 +721,7 @@ cdef class Table:
             has_bounds |= bounds_are_set(&page.cursor.bounds[i])
         if parts > 1 or has_bounds:
             with nogil:
-                page.cursor.row_list_capacity = most_rows(&self.state)
+                page.cursor.row_list_capacity = max_view_rows(&self.state)
             page.cursor.row_list = <uint32_t *>malloc(
                 (page.cursor.row_list_capacity + 1) * sizeof(uint32_t)
             )

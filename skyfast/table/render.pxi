@@ -12,7 +12,7 @@ cdef struct Cursor:
     uint32_t family
     uint32_t row                # 0: the family's head is next
     uint32_t page_seq           # rows with this sequence number or a later one are not on the page
-    uint32_t head               # index in `Family.heads`
+    uint32_t head_index         # index in `Family.heads`
     int starts                  # how start times are shown: START_HIDDEN, ...
     uint32_t part, parts        # index of the part, and number of parts (1: the whole page)
     # A list of the rows that the page shows in one view. The first row is at index 1. The list is
@@ -86,9 +86,9 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char
         if uses_row_list and cursor.row_list_view != &table.views[family.view]:
             list_rows(table, family.view, cursor)
         if cursor.row == 0:
-            memcpy(out, family.heads[cursor.head], family.head_lengths[cursor.head])
-            out += family.head_lengths[cursor.head]
-            put_note(notes, family.head_lengths[cursor.head], HEAD | cursor.family)
+            memcpy(out, family.heads[cursor.head_index], family.head_lengths[cursor.head_index])
+            out += family.head_lengths[cursor.head_index]
+            put_note(notes, family.head_lengths[cursor.head_index], HEAD | cursor.family)
             cursor.row = 1
         lock_for_page(table)
         if not uses_row_list:
@@ -347,7 +347,7 @@ cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcep
     cursor.row_list_view = view
 
 
-cdef uint32_t most_rows(TableState *table) noexcept nogil:
+cdef uint32_t max_view_rows(TableState *table) noexcept nogil:
     # An upper bound of the number of rows in any view.
     cdef uint32_t i, most = 0
     pthread_mutex_lock(&table.lock)

@@ -39,7 +39,7 @@ cdef struct ValueSet:
 cdef struct Search:
     Character *characters
     uint32_t size               # 0: everything matches
-    bint begins[256]            # by byte: whether a match can begin with this byte
+    bint first_bytes[256]       # by byte: whether a match can begin with this byte
     const View *view            # the view whose rows are searched
     ValueSet *value_sets        # by column: further values that match
     uint64_t *misses            # by column: a bit set of the label IDs that do not match
@@ -79,7 +79,7 @@ cdef int search_init(Search *search, TableState *table, const View *view, str te
             memcpy(character.bytes[j], PyBytes_AS_STRING(encoded), len(encoded))
             character.variants = j + 1
             if i == 0:
-                search.begins[<uint8_t>character.bytes[j][0]] = True
+                search.first_bytes[<uint8_t>character.bytes[j][0]] = True
     search.size = len(text)
     with nogil:
         search.words = (SMALL_INTEGERS + rows_end(table, &table.strings)) / 64 + 1
@@ -152,7 +152,7 @@ cdef inline bint text_matches(const Search *search, const char *text,
     # Whether the text contains the searched text.
     cdef uint32_t i
     for i in range(length):
-        if search.begins[<uint8_t>text[i]] and matches_at(search, text + i, length - i):
+        if search.first_bytes[<uint8_t>text[i]] and matches_at(search, text + i, length - i):
             return True
     return False
 
