@@ -35,7 +35,7 @@ cdef struct Arena:
     # order: with small pages, almost every visit would miss the TLB.
     char **blocks
     uint32_t block_count
-    uint32_t block_capacity         # capacity of `blocks`
+    uint32_t block_capacity     # capacity of `blocks`
     char *free                  # unused part of the newest block
     size_t free_bytes
     size_t bytes                # size of the slabs, segments and long strings in use
@@ -47,7 +47,7 @@ cdef struct Rows:
     Arena *arena
     char **slabs                # SLAB_ROWS rows each; never moved, freed with the table
     uint32_t slab_count
-    uint32_t slab_capacity          # capacity of `slabs`
+    uint32_t slab_capacity      # capacity of `slabs`
     uint32_t stride             # bytes per row
     uint32_t end                # lowest row number that has never been used
     uint32_t used               # rows in use
@@ -269,7 +269,7 @@ cdef struct HistogramText:
     Literal name                # for the single sample of OpenMetrics 2.0
     Literal bounds[MAX_BOUNDS + 1]  # the label `le` and the end of the labels
     Literal limits[MAX_BOUNDS + 1]  # the bound in the single sample of OpenMetrics 2.0
-    Literal end                     # the end of the labels in lines without `le`
+    Literal end                 # the end of the labels in lines without `le`
 
 
 cdef struct Family:
@@ -321,13 +321,13 @@ cdef struct View:
     uint32_t histogram_count
     # flags (FIRST_OBSERVED, ...): the events on which at least one histogram observes flows
     uint32_t events
-    uint32_t values_offset          # offset in a row, like the next two fields
+    uint32_t values_offset      # offset in a row, like the next two fields
     uint32_t start_offset
     uint32_t label_ids_offset
     bint identifies_connection  # whether the labels distinguish all conversations
     bint linked_from_flow       # flow rows link to this view; if not, rows of the first view do
     uint32_t link               # index of this link in the links of the linking row
-    uint32_t direction_index       # index of the literal that contains the direction
+    uint32_t direction_index    # index of the literal that contains the direction
     uint32_t overflow           # the overflow row, or 0
     uint32_t deadline_s         # deadline that a report of the current `update` sets
     uint64_t rejected           # reports that required a new row when the view was full

@@ -8,7 +8,7 @@
 cdef struct Counter:
     uint64_t *keys              # 0: a free slot
     uint32_t *counts
-    size_t capacity                 # a power of two, or 0
+    size_t capacity             # a power of two, or 0
     size_t used
 
 
