@@ -83,7 +83,7 @@ def run(report: Report) -> None:
             _add_delays(report, "unchanged readings", program)
             _move(report, program, analyzer)
             memory = _resident(program) - without
-            report.add("memory of names, above the table", [memory], "MiB", target=at_most(150))
+            report.add("memory of names, besides the table", [memory], "MiB", target=at_most(150))
             peak = (program.memory("VmHWM") - program.memory()) / 2**20
             report.add("peak memory minus resident memory", [peak], "MiB")
             assert b"release-1-" in program.page(keep=True).body

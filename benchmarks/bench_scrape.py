@@ -112,7 +112,7 @@ def _first_page(report: Report, program: Program, connections: int) -> None:
     program.forget_peak()
     program.page(compressed=True)
     growth = (program.memory("VmHWM") - before_bytes) / 2**20
-    what = f"more memory during the first page, {connections:,} connections"
+    what = f"additional memory during the first page, {connections:,} connections"
     report.add(what, [growth], "MiB", target=at_most(16))
 
 
@@ -185,7 +185,7 @@ class Scrapes:
         report.add(what, self.seconds, "s", to=alone, over=self._alone_s, target=target)
         what = f"{what}, CPU time"
         report.add(what, self._cpu_s, "s", to=alone, over=self._alone_cpu_s, target=target)
-        what = "more memory while scraped"
+        what = "additional memory during later scrapes"
         report.add(what, [self._growth], "MiB", target=at_most(16))
 
 
@@ -207,7 +207,7 @@ def _render(report: Report) -> None:
                 )
                 report.add(what, timed, "ns per series", to="text format", over=ns)
             in_parts = [core.call(Core.render, PARTS) / series * 1e9 for _ in range(REPEATS)]
-            what = f"all of {PARTS} parts, {connections:,} connections"
+            what = f"{PARTS} parts together, {connections:,} connections"
             report.add(what, in_parts, "ns per series", to="whole page", over=ns)
             _bounds(report, core, connections)
             for version in range(3) if connections == SCALE else (0,):

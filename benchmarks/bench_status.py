@@ -69,13 +69,14 @@ def _rates(report: Report, program: Program) -> None:
     before = program.memory()
     program.command("begin")
     seconds = programs.get(program.port, path).seconds
-    _add(report, "/api/top, by bytes/s, which takes a snapshot", [seconds], _longest_ms(program))
+    what = "/api/top, by bytes/s, first request (takes a snapshot)"
+    _add(report, what, [seconds], _longest_ms(program))
     report.add("memory of the snapshot", [(program.memory() - before) / MIB], "MiB")
     wait_s: float | None = 0.0
     while wait_s is not None:  # before rates are available, requests do not scan the table
         time.sleep(wait_s + APART_S)
         wait_s = json.loads(programs.get(program.port, path).body)["rates_in_seconds"]
-    _measure(report, program, "/api/top, by bytes/s, against the snapshot", path, limit_ms=100)
+    _measure(report, program, "/api/top, by bytes/s, later requests", path, limit_ms=100)
 
 
 def _together(report: Report, program: Program) -> None:
@@ -92,8 +93,8 @@ def _together(report: Report, program: Program) -> None:
             samples.append((program.settle() - before_s) * 1e3)
             time.sleep(APART_S)
     report.add("CPU time of one /api/top", costs_ms[1], "ms")
-    at_once = costs_ms[PAGES]
-    report.add(f"CPU time of {PAGES} at once", at_once, "ms", to="one", over=costs_ms[1])
+    what = f"CPU time of {PAGES} requests at once"
+    report.add(what, costs_ms[PAGES], "ms", to="one request", over=costs_ms[1])
 
 
 def _at_once(tasks: list[Callable[[], None]]) -> None:

@@ -1,4 +1,4 @@
-"""The query parameters of ``/metrics/flows``: they select a part of the page, or families."""
+"""The query parameters of ``/metrics/flows``, which select a part of the page or some metrics."""
 
 import re
 from collections.abc import Collection, Iterable

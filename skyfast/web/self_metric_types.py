@@ -1,4 +1,4 @@
-"""Metrics of skyfast itself: what a metric is, and how it reads its samples from the counters.
+"""Classes for the metrics of skyfast itself: a metric family, and how its samples are read.
 
 `skyfast.web.self_metrics` lists the metrics.
 """
