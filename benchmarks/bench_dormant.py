@@ -1,4 +1,4 @@
-"""What do short-lived and returning flows cost in memory, expiry and reports?"""
+"""How much memory and CPU time do short-lived and returning flows take?"""
 
 import itertools
 import time

@@ -1,4 +1,4 @@
-"""What do names from the topology cost in event loop delays, memory, and time until they appear?"""
+"""How much delay and memory do names from the topology cost, and how soon do they appear?"""
 
 import json
 import os

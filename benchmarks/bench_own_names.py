@@ -1,4 +1,4 @@
-"""What do own names cost: time to read their file, memory, and time of a lookup?"""
+"""How long do reading own names and looking them up take, and how much memory do they take?"""
 
 import random
 import tempfile

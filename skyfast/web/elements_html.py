@@ -1,4 +1,4 @@
-"""Elements of the status page: values, titles with values, bars of limits, and tables.
+"""Elements of the status page: values, titles with values, bars that show limits, and tables.
 
 The attributes of each element contain the path and the format of its value, so that the script of
 the page can update the value.
