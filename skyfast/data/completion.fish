@@ -60,7 +60,7 @@ complete -c skyfast -n _shtab_skyfast_using -s h -l help -d 'show this help mess
 complete -c skyfast -n _shtab_skyfast_using -l config.file -xka "(__fish_complete_path (commandline -ct))" -d 'same as CONFIG'
 complete -c skyfast -n _shtab_skyfast_using -l check -d 'validate CONFIG; print settings and their cost'
 complete -c skyfast -n _shtab_skyfast_using -l strict -d 'with --check, treat warnings as errors'
-complete -c skyfast -n _shtab_skyfast_using -l demo -d 'replay the packaged recording'
+complete -c skyfast -n _shtab_skyfast_using -l demo -d 'replay a packaged recording (CONFIG optional)'
 complete -c skyfast -n _shtab_skyfast_using -l replay -xka "(__fish_complete_path (commandline -ct))" -d 'replay recordings; CONFIG must come first'
 complete -c skyfast -n _shtab_skyfast_using -l replay-speed -x -d 'replay N times as fast (default: 1)'
 complete -c skyfast -n _shtab_skyfast_using -l record -xka "(__fish_complete_path (commandline -ct))" -d 'record messages to FILE; *.gz is compressed'

@@ -20,7 +20,7 @@ _shtab_skyfast_options=(
   "--config.file[same as CONFIG]:FILE:_files"
   "--check[validate CONFIG\; print settings and their cost]"
   "--strict[with --check, treat warnings as errors]"
-  "--demo[replay the packaged recording]"
+  "--demo[replay a packaged recording (CONFIG optional)]"
   "*--replay[replay recordings\; CONFIG must come first]:FILE:_files"
   "--replay-speed[replay N times as fast (default\: 1)]:N:"
   "--record[record messages to FILE\; \*.gz is compressed]:FILE:_files"

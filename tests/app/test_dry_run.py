@@ -131,15 +131,16 @@ def test_names_of_the_dry_run_are_counted():
 def test_check_prints_the_forecast():
     done = run("--check", "--replay", RECORDINGS / "one-analyzer.jsonl")
     assert (done.returncode, done.stderr) == (0, "")
-    *_, blank, summary, head, whole, a, b, c, d, proposal = done.stdout.splitlines()
+    *_, blank, summary, head, unbounded, views, a, b, c, d, proposal = done.stdout.splitlines()
     # This blank line precedes the forecast. The other blank line precedes the cost.
     assert blank == ""
     assert done.stdout.count("\n\n") == 2
     assert summary.startswith("# Recording ")
     assert head == "# At the end of the recordings:"
-    assert whole.startswith(
-        "# Without min_bytes and min_packets, 407 connections have 1932 series; the views"
+    assert unbounded == (
+        "# Without min_bytes and min_packets, 407 connections would have 1932 series."
     )
+    assert views == "# In addition, the views have 16 series."
     assert [line.partition(":")[0] for line in (a, b, c, d)] == [
         f"#   With min_bytes {size}" for size in ("10 kB", "100 kB", "1 MB", "10 MB")
     ]
