@@ -592,7 +592,7 @@ class Row:
     observed: dict[Distribution, list[int]] = field(default_factory=dict)
     flows: list[Flow] = field(default_factory=list)
     deadline_s: int = 0
-    is_other: bool = False
+    is_overflow: bool = False
     start_ms: int | None = None
     followers: dict[int, Row | None] = field(default_factory=dict)
     """Only in the first view: the rows of the same flows in linked views, by number of the view."""
@@ -940,7 +940,9 @@ class Model:
         if is_full or not (has_room or is_repeat):
             if self.spec.overflow == OTHER:
                 news = with_new_flow(self._news(flow, initial_delta), initial_delta)
-                rows = self._overflow(flow, places, now, news, self._start(flow, initial_delta))
+                rows = self._add_to_overflow(
+                    flow, places, now, news, self._start(flow, initial_delta)
+                )
                 first = "observe" if initial_delta == "total" else ""
                 self._observe(None, rows, flow, now, first=first)
                 self.horizon_s = None if self.horizon_s is None else max(self.horizon_s, now)
@@ -1087,7 +1089,7 @@ class Model:
             and has_room[n]
             and place not in self._rows[n]
             and not (n == 0 and kept)
-            and not self._has_other()
+            and not self._has_overflow_row()
             for n, place in enumerate(places)
         ]
         stays_out = [self.spec.overflow == "drop" and not fits for fits in has_room]
@@ -1105,7 +1107,7 @@ class Model:
                 self._view_rejected[n] += not has_room[n]
             if not stays_out[n]:
                 row = first.followers.get(n) if first and n in self._followers() else None
-                row = row or (self._row(n, place) if has_room[n] else self._other(n))
+                row = row or (self._row(n, place) if has_room[n] else self._overflow_row(n))
                 if n == 0 and is_new:
                     before_ms = self._start_before(flow, known, now)
                     self._begin_connection(row, kept, known_totals, before_ms)
@@ -1192,7 +1194,9 @@ class Model:
         elif not self._has_room(0, places[0]):
             self.rejected_total += 1
             if self.spec.overflow == OTHER:
-                rows = self._overflow(flow, places, now, difference, self._not_later(known_ms))
+                rows = self._add_to_overflow(
+                    flow, places, now, difference, self._not_later(known_ms)
+                )
                 self._observe(known, rows, flow, now)
                 self._learn(known, flow, totals)
                 self._unlist(known)
@@ -1289,7 +1293,7 @@ class Model:
         if self._has_room(n, places[n]):
             return self._row(n, places[n])
         self._view_rejected[n] += 1
-        return self._other(n) if self.spec.overflow == OTHER else None
+        return self._overflow_row(n) if self.spec.overflow == OTHER else None
 
     def _keep(self, values: Values, totals: dict[Total, int], now: float, start_ms: int) -> None:
         if self.spec.flow_memory_s:
@@ -1305,7 +1309,7 @@ class Model:
                 row.flows.remove(flow)
         flow.is_dormant = True
         self._list(flow, now)
-        if not first.flows and not first.is_other:
+        if not first.flows and not first.is_overflow:
             counters = first_totals(first.view)
             of_flow = with_new_flow(flow.totals, "total")
             is_like_its_flow = all(
@@ -1362,15 +1366,15 @@ class Model:
         return value if label.rewrite is None else label.rewrite[value]
 
     def _has_room(self, n: int, values: Values) -> bool:
-        kept = sum(not row.is_other for row in self._rows[n].values())
+        kept = sum(not row.is_overflow for row in self._rows[n].values())
         return values in self._rows[n] or kept < self.spec.max_connections
 
     def _is_complete(self, n: int) -> bool:
         paths = {label.path for label in labels_of(self.views[n]) if is_field(label)}
         return paths >= ENDPOINTS and not (self.spec.include_icmp or self.spec.include_other)
 
-    def _has_other(self) -> bool:
-        return any(row.is_other for rows in self._rows for row in rows.values())
+    def _has_overflow_row(self) -> bool:
+        return any(row.is_overflow for rows in self._rows for row in rows.values())
 
     def _row(self, n: int, values: Values) -> Row:
         """Return the row with these label values, after creating it if necessary."""
@@ -1384,16 +1388,16 @@ class Model:
         """Return the counters of a new row."""
         return {total: 0 for total in (*self.totals, NEW_FLOWS) if not total.is_optional}
 
-    def _other(self, n: int) -> Row:
+    def _overflow_row(self, n: int) -> Row:
         """Return the overflow row of a view, after creating it if necessary."""
         row = self._row(n, tuple(OTHER for _ in labels_of(self.views[n])))
-        row.is_other = True
+        row.is_overflow = True
         row.gauges.clear()
         return row
 
     def _give(self, row: Row, amounts: Amounts, flow: JSON, now: float) -> None:
         row.add(amounts)
-        if not row.is_other:
+        if not row.is_overflow:
             values = {gauge: at(flow, gauge.path, 0) or 0 for gauge in self.gauges}
             row.note({gauge: value for gauge, value in values.items() if in_range([value])})
         self._renew(row, now)
@@ -1402,13 +1406,13 @@ class Model:
         is_first = row.view is self.views[0]
         row.renew(reported_s, self.spec.timeout_s if is_first else row.view.timeout_s)
 
-    def _overflow(
+    def _add_to_overflow(
         self, flow: JSON, places: Sequence[Values], now: float, amounts: Amounts, start_ms: int
     ) -> list[Row | None]:
         rows: list[Row | None] = []
         for n, place in enumerate(places):
             fits = n > 0 and self._has_room(n, place)
-            row = self._row(n, place) if fits else self._other(n)
+            row = self._row(n, place) if fits else self._overflow_row(n)
             self._view_rejected[n] += not fits
             row.begin(start_ms)
             self._give(row, amounts, flow, now)
@@ -1556,7 +1560,7 @@ class Model:
             return lookup is not None and lookup.names is names and flow.keys[lookup.key] in keys
 
         def renamed(flow: Flow, row: Row | None) -> Values | None:
-            if row is None or row.is_other:
+            if row is None or row.is_overflow:
                 return None
             values = tuple(
                 label.lookup.find(flow.keys)[label.index]
@@ -1631,7 +1635,7 @@ class Model:
         for n, rows in enumerate(self._rows):
             for values, row in list(rows.items()):
                 is_over = not row.flows if n == 0 else row.deadline_s <= now
-                if is_over and not row.is_other:
+                if is_over and not row.is_overflow:
                     assert not row.flows, "the timeout of a view is too short"
                     del rows[values]
                     self.expired_total += n == 0
@@ -1643,7 +1647,7 @@ class Model:
         return [row for n in range(len(self.views)) for row in self._alive(n, now)]
 
     def _alive(self, n: int, now: float) -> list[Row]:
-        return [row for row in self._rows[n].values() if row.is_other or row.deadline_s > now]
+        return [row for row in self._rows[n].values() if row.is_overflow or row.deadline_s > now]
 
     def shown(self, now: float) -> list[Row]:
         """Return the rows that a page at ``now`` shows, in all views."""
@@ -1881,7 +1885,7 @@ def reaches(row: Row, bounds: Bounds) -> bool:
     """Return whether a row is shown with these bounds. Reaching one of the bounds is enough."""
     min_bytes, min_packets = bounds
     return (
-        row.is_other
+        row.is_overflow
         or not any(bounds)
         or 0 < min_bytes <= amount_of(row, "bytes")
         or 0 < min_packets <= amount_of(row, "packets")
