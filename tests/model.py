@@ -625,7 +625,7 @@ class Row:
                 self.observed.setdefault(distribution, []).append(value)
         return bool(distributions)
 
-    def renew(self, reported_s: float, timeout_s: float) -> None:
+    def extend_deadline(self, reported_s: float, timeout_s: float) -> None:
         self.deadline_s = max(self.deadline_s, math.ceil(reported_s + timeout_s))
 
 
@@ -677,7 +677,7 @@ class Flow:
 
 
 @dataclass(eq=False)
-class Kept:
+class KeptCounters:
     """The counters and the start time of a connection that was removed at ``since_s``."""
 
     values: Values
@@ -721,16 +721,16 @@ class Model:
 
         lookups = (label.lookup for label in self._labels if label.lookup)
         self._key_paths = list(dict.fromkeys(path for lookup in lookups for path in lookup.paths))
-        self._is_choosy = self.spec.deduplicate == "first"
+        self._deduplicates = self.spec.deduplicate == "first"
 
         self._rows: list[dict[Values, Row]] = [{} for _ in self.views]
         # The keys are UUIDs. Unlike the model, the core stores a UUID as a number if it is
         # hexadecimal.
         self._flows: dict[str, Flow] = {}
-        self._dormant: list[Flow | Kept] = []
+        self._dormant: list[Flow | KeptCounters] = []
         self._ended: list[Flow] = []
         self._claiming: list[Flow] = []
-        self._kept: dict[Values, Kept] = {}
+        self._kept_counters: dict[Values, KeptCounters] = {}
         self.horizon_s: float | None = None
         self.flow_update_s = FLOW_UPDATE_S
         self.wall_ms = 0
@@ -766,7 +766,7 @@ class Model:
 
     @property
     def dormant_connections(self) -> int:
-        return len(self._kept)
+        return len(self._kept_counters)
 
     def dormant_uuids(self) -> list[str]:
         """Return the UUIDs of dormant flows: claiming flows, then ended flows, then all others.
@@ -795,26 +795,26 @@ class Model:
         """
         self.wall_ms = wall_ms
         self._invalid = set()
-        reason = self._unusable(flow)
-        if reason is None and (rule := self._dropped_by(flow)):
+        reason = self._skip_reason_before_rules(flow)
+        if reason is None and (rule := self._dropping_rule(flow)):
             self.filtered[rule] += 1
             return rule
         if reason is None:
-            reason = self._uncountable(flow)
+            reason = self._skip_reason_after_rules(flow)
         finish = flow.get("FinishType", 0)
         if not in_range([finish]):
             self._invalid.add(("FinishType",))
             flow = {**flow, "FinishType": 0}
             finish = 0
         if reason is None:
-            self._note_wrong_values(flow)
+            self._note_invalid_values(flow)
             known = self._flows.get(flow["UUID"])
             if known is None:
-                reason = self._add(flow, now)
+                reason = self._apply_unknown(flow, now)
             elif known.is_dormant:
-                reason = self._wake(known, flow, now)
+                reason = self._apply_dormant(known, flow, now)
             else:
-                reason = self._update(known, flow, now)
+                reason = self._apply_live(known, flow, now)
         if reason is not None:
             self.skipped[reason] += 1
         if reason in (None, "late", "ended", "table_full"):
@@ -823,9 +823,9 @@ class Model:
                 self.finished[FINISHES.get(finish, "other")] += 1
         return reason
 
-    def _unusable(self, flow: JSON) -> str | None:
+    def _skip_reason_before_rules(self, flow: JSON) -> str | None:
         """Return the reason to skip a flow even before rules are applied, or None."""
-        paths = [("UUID",), *CONVERSATION] if self._is_choosy else [("UUID",)]
+        paths = [("UUID",), *CONVERSATION] if self._deduplicates else [("UUID",)]
         for label in self._labels:
             paths += [label.path, *label.reads]
         paths += self._key_paths
@@ -847,15 +847,15 @@ class Model:
             return "excluded"
         return None
 
-    def _dropped_by(self, flow: JSON) -> str:
+    def _dropping_rule(self, flow: JSON) -> str:
         for rule in self.spec.drop:
-            if self._holds(rule, flow):
+            if self._rule_matches(rule, flow):
                 return str(rule["name"])
-        if self.spec.keep and not any(self._holds(rule, flow) for rule in self.spec.keep):
+        if self.spec.keep and not any(self._rule_matches(rule, flow) for rule in self.spec.keep):
             return "keep"
         return ""
 
-    def _holds(self, rule: JSON, flow: JSON) -> bool:
+    def _rule_matches(self, rule: JSON, flow: JSON) -> bool:
         return all(
             matches(condition, self._field(name, flow))
             for name, condition in rule.items()
@@ -871,7 +871,7 @@ class Model:
             return None
         return at(flow, path, "" if is_text(path) else 0)
 
-    def _uncountable(self, flow: JSON) -> str | None:
+    def _skip_reason_after_rules(self, flow: JSON) -> str | None:
         """Return the reason to skip a flow because of its numbers or UUID, or None."""
         needed = [total for total in self.totals if not total.is_optional]
         if any(first_invalid(flow, total.paths) for total in needed) or not in_range(
@@ -880,7 +880,7 @@ class Model:
             return "out_of_range"
         return "text_too_long" if is_too_long(flow["UUID"]) else None
 
-    def _note_wrong_values(self, flow: JSON) -> None:
+    def _note_invalid_values(self, flow: JSON) -> None:
         for value in (*self.totals, *self.gauges):
             paths = value.paths if isinstance(value, Total) else (value.path,)
             self._invalid |= first_invalid(flow, paths)
@@ -895,7 +895,7 @@ class Model:
         looked_at = [
             *labels.values(),
             *self._keys_of(flow).values(),
-            *(self._conversation(flow) if self._is_choosy else []),
+            *(self._conversation(flow) if self._deduplicates else []),
         ]
         if not in_range(value for value in looked_at if isinstance(value, int)):
             return "out_of_range"
@@ -915,13 +915,13 @@ class Model:
 
     def _is_duplicate(self, flow: JSON) -> bool:
         ends, point = self._ends(flow), self._conversation(flow)[-1]
-        return self._is_choosy and any(
+        return self._deduplicates and any(
             other.ends == ends and other.point != point
             for other in self._flows.values()
             if not other.is_dormant or other.is_claiming
         )
 
-    def _add(self, flow: JSON, now: float) -> str | None:
+    def _apply_unknown(self, flow: JSON, now: float) -> str | None:
         """Apply a report of an unknown flow."""
         labels = self._labels_of(flow)
         if isinstance(labels, str):
@@ -951,17 +951,19 @@ class Model:
         known = self._flows[flow["UUID"]] = self._new_flow(flow, totals, now)
         if is_repeat:
             amounts = with_new_flow(totals, initial_delta)
-            rows = self._credit(places, amounts, flow, now, self._start(flow, initial_delta))
+            rows = self._add_closing_deltas(
+                places, amounts, flow, now, self._start(flow, initial_delta)
+            )
             self._observe(known, rows, flow, now)
-            self._make_room(now)
-            self._end(known, now)
+            self._evict_surplus(now)
+            self._store_ended(known, now)
         else:
             if self._depends_on_new:
                 self._note_lifecycle_times(flow)
-            self._show(known, labels, flow, now, initial_delta=initial_delta)
+            self._make_live(known, labels, flow, now, initial_delta=initial_delta)
             first = "observe" if initial_delta == "total" else "note"
             self._observe(known, known.rows, flow, now, first=first)
-            self._make_room(now)
+            self._evict_surplus(now)
         return None
 
     def _new_flow(self, flow: JSON, totals: dict[Total, int], now: float) -> Flow:
@@ -1013,7 +1015,11 @@ class Model:
     def _was_never_counted(self, flow: JSON, now: float) -> bool:
         """Return whether an unknown flow began after the latest report of any forgotten flow."""
         start, last = flow.get("Start", 0), at(flow, ("LastUpdateMetric", "Last"), 0)
-        if self._is_choosy or self.horizon_s is None or not in_range((start, last, last - start)):
+        if (
+            self._deduplicates
+            or self.horizon_s is None
+            or not in_range((start, last, last - start))
+        ):
             return False
         return now - (last - start) / 1000 - self.flow_update_s - BATCH_S > self.horizon_s
 
@@ -1061,7 +1067,7 @@ class Model:
         if flow.get("LastUpdateMetric") is not None:
             self._invalid |= {path for path in LIFECYCLE_TIMES if not in_range([at(flow, path, 0)])}
 
-    def _show(
+    def _make_live(
         self,
         known: Flow,
         labels: Mapping[Label, str | int],
@@ -1081,7 +1087,7 @@ class Model:
         """
         places = self._places(labels)
         has_room = [self._has_room(n, place) for n, place in enumerate(places)]
-        kept = self._kept.get(places[0])
+        kept = self._kept_counters.get(places[0])
         # A new row cannot contain earlier traffic of the flow. Therefore the row gets the total.
         counts_whole = [
             difference is None
@@ -1110,7 +1116,7 @@ class Model:
                 row = row or (self._row(n, place) if has_room[n] else self._overflow_row(n))
                 if n == 0 and is_new:
                     before_ms = self._start_before(flow, known, now)
-                    self._begin_connection(row, kept, known_totals, before_ms)
+                    self._restore_counters(row, kept, known_totals, before_ms)
                 if difference is not None:
                     news = difference
                     row.begin(self._not_later(known_ms))
@@ -1118,7 +1124,7 @@ class Model:
                     news = known.totals if counts_whole[n] else self._news(flow, initial_delta)
                     news = with_new_flow(news, initial_delta)
                     row.begin(self._start(flow, "total" if counts_whole[n] else initial_delta))
-                self._give(row, news, flow, now)
+                self._add_to_row(row, news, flow, now)
                 row.flows.append(known)
             known.rows.append(row)
         if not first:
@@ -1135,10 +1141,10 @@ class Model:
         known.ends, known.point = self._ends(flow), self._conversation(flow)[-1]
         for other in self._flows.values():
             if other.is_dormant and other.ends == known.ends and other.point != known.point:
-                other.is_superseded = self._is_choosy
+                other.is_superseded = self._deduplicates
 
-    def _begin_connection(
-        self, row: Row, kept: Kept | None, known_totals: Amounts | None, before_ms: int
+    def _restore_counters(
+        self, row: Row, kept: KeptCounters | None, known_totals: Amounts | None, before_ms: int
     ) -> None:
         """Start a new row with the counters of its removed connection.
 
@@ -1146,7 +1152,7 @@ class Model:
         start time of the row if it gets the totals of a dormant flow.
         """
         if kept:
-            del self._kept[kept.values]
+            del self._kept_counters[kept.values]
             self._dormant.remove(kept)
             row.totals = dict(kept.totals)
             row.begin(kept.start_ms)
@@ -1156,7 +1162,7 @@ class Model:
 
     # Dormant flows
 
-    def _wake(self, known: Flow, flow: JSON, now: float) -> str | None:
+    def _apply_dormant(self, known: Flow, flow: JSON, now: float) -> str | None:
         """Apply a report of a dormant flow."""
         is_closing = flow.get("FinishType", 0) == CLOSING
         change = self._difference(known, flow)
@@ -1166,8 +1172,8 @@ class Model:
             if is_closing and known.is_claiming:
                 known.is_ended = True
             elif is_closing:
-                self._unlist(known)
-                self._end(known, now)
+                self._remove_dormant(known)
+                self._store_ended(known, now)
             return "late"
         labels = self._labels_of(flow)
         if isinstance(labels, str):
@@ -1177,20 +1183,22 @@ class Model:
             return "duplicate"
         if known.is_superseded:
             self._forget(known)
-            return self._add(flow, now)
+            return self._apply_unknown(flow, now)
         difference, totals = change
         places = self._places(labels)
         known_ms = known.last_ms
         if is_closing and self._is_repeat(flow):
             last = ("LastUpdateMetric", "Last")
             self._invalid |= set() if in_range([at(flow, last, 0)]) else {last}
-            rows = self._credit(places, difference, flow, now, self._not_later(known_ms))
+            rows = self._add_closing_deltas(
+                places, difference, flow, now, self._not_later(known_ms)
+            )
             self._observe(known, rows, flow, now)
-            self._learn(known, flow, totals)
-            self._unlist(known)
-            self._make_room(now)
+            self._store_totals(known, flow, totals)
+            self._remove_dormant(known)
+            self._evict_surplus(now)
             known.is_ended = True
-            self._rest(known, flow, now)
+            self._stay_dormant(known, flow, now)
         elif not self._has_room(0, places[0]):
             self.rejected_total += 1
             if self.spec.overflow == OTHER:
@@ -1198,22 +1206,22 @@ class Model:
                     flow, places, now, difference, self._not_later(known_ms)
                 )
                 self._observe(known, rows, flow, now)
-                self._learn(known, flow, totals)
-                self._unlist(known)
+                self._store_totals(known, flow, totals)
+                self._remove_dormant(known)
                 known.is_ended = is_closing
-                self._rest(known, flow, now)
+                self._stay_dormant(known, flow, now)
             elif known.is_claiming:
                 known.is_ended = is_closing
             else:
-                self._unlist(known)
+                self._remove_dormant(known)
                 known.is_ended = is_closing
-                self._list(known, now)
+                self._append_dormant(known, now)
             return "table_full"
         else:
-            self._unlist(known)
+            self._remove_dormant(known)
             before = known.totals
-            self._learn(known, flow, totals)
-            self._show(
+            self._store_totals(known, flow, totals)
+            self._make_live(
                 known,
                 labels,
                 flow,
@@ -1223,44 +1231,44 @@ class Model:
                 known_ms=known_ms,
             )
             self._observe(known, known.rows, flow, now)
-            self._make_room(now)
+            self._evict_surplus(now)
         return None
 
-    def _rest(self, known: Flow, flow: JSON, now: float) -> None:
+    def _stay_dormant(self, known: Flow, flow: JSON, now: float) -> None:
         """Keep a flow dormant after counting its report. Start a claim if deduplicating."""
-        if not self._is_choosy:
-            self._list(known, now)
+        if not self._deduplicates:
+            self._append_dormant(known, now)
             return
         self._take_over(known, flow)
         for other in list(self._claiming):
             if other.ends == known.ends:
-                self._unlist(other)
-                self._list(other, now)
+                self._remove_dormant(other)
+                self._append_dormant(other, now)
         known.is_claiming = True
         known.since_s = math.ceil(now)
         self._claiming.append(known)
 
-    def _list(self, known: Flow, now: float) -> None:
+    def _append_dormant(self, known: Flow, now: float) -> None:
         known.since_s = math.floor(now)
         (self._ended if known.is_ended else self._dormant).append(known)
 
-    def _unlist(self, known: Flow) -> None:
+    def _remove_dormant(self, known: Flow) -> None:
         if known.is_claiming:
             self._claiming.remove(known)
             known.is_claiming = False
         else:
             (self._ended if known.is_ended else self._dormant).remove(known)
 
-    def _learn(self, known: Flow, flow: JSON, totals: dict[Total, int]) -> None:
+    def _store_totals(self, known: Flow, flow: JSON, totals: dict[Total, int]) -> None:
         known.totals = totals
         known.last_ms = max(flow.get("Last", 0), known.last_ms)
 
-    def _end(self, known: Flow, now: float) -> None:
+    def _store_ended(self, known: Flow, now: float) -> None:
         """Store a flow without rows as dormant and ended. More of its reports may arrive."""
         known.is_dormant = known.is_ended = True
-        self._list(known, now)
+        self._append_dormant(known, now)
 
-    def _credit(
+    def _add_closing_deltas(
         self, places: Sequence[Values], amounts: Amounts, flow: JSON, now: float, start_ms: int
     ) -> list[Row | None]:
         """Add the deltas of a closing report to all views, without creating a connection.
@@ -1271,15 +1279,15 @@ class Model:
         first = self._rows[0].get(places[0])
         if first is not None:
             first.add(amounts)
-        elif kept := self._kept.get(places[0]):
+        elif kept := self._kept_counters.get(places[0]):
             kept.totals = added(kept.totals, amounts)
         elif not self._is_complete(0):
-            self._keep(places[0], added(self._zero(), amounts), now, start_ms)
+            self._keep_counters(places[0], added(self._zero_totals(), amounts), now, start_ms)
         rows = [self._row_of_closing(n, places) for n in range(1, len(places))]
         for row in rows:
             if row is not None:
                 row.begin(start_ms)
-                self._give(row, amounts, flow, now)
+                self._add_to_row(row, amounts, flow, now)
         return rows
 
     def _row_of_closing(self, n: int, places: Sequence[Values]) -> Row | None:
@@ -1295,12 +1303,16 @@ class Model:
         self._view_rejected[n] += 1
         return self._overflow_row(n) if self.spec.overflow == OTHER else None
 
-    def _keep(self, values: Values, totals: dict[Total, int], now: float, start_ms: int) -> None:
+    def _keep_counters(
+        self, values: Values, totals: dict[Total, int], now: float, start_ms: int
+    ) -> None:
         if self.spec.flow_memory_s:
-            kept = self._kept[values] = Kept(values, totals, math.floor(now), start_ms)
+            kept = self._kept_counters[values] = KeptCounters(
+                values, totals, math.floor(now), start_ms
+            )
             self._dormant.append(kept)
 
-    def _retire(self, flow: Flow, now: float) -> None:
+    def _make_dormant(self, flow: Flow, now: float) -> None:
         """Make a flow dormant, and remove it from its rows. Remove a connection without flows."""
         first = flow.rows[0]
         assert first is not None
@@ -1308,7 +1320,7 @@ class Model:
             if row is not None:
                 row.flows.remove(flow)
         flow.is_dormant = True
-        self._list(flow, now)
+        self._append_dormant(flow, now)
         if not first.flows and not first.is_overflow:
             counters = first_totals(first.view)
             of_flow = with_new_flow(flow.totals, "total")
@@ -1317,33 +1329,33 @@ class Model:
             )
             if not (is_like_its_flow and self._is_complete(0)):
                 assert first.start_ms is not None
-                self._keep(first.values, dict(first.totals), now, first.start_ms)
-                self._make_room(now)
+                self._keep_counters(first.values, dict(first.totals), now, first.start_ms)
+                self._evict_surplus(now)
             del self._rows[0][first.values]
             self.expired_total += 1
         if not self.spec.flow_memory_s and not flow.is_ended:
             self._forget(flow)
         flow.rows = []
 
-    def _forget(self, entry: Flow | Kept) -> None:
+    def _forget(self, entry: Flow | KeptCounters) -> None:
         """Forget a dormant flow, or the counters of a connection."""
-        if isinstance(entry, Kept):
+        if isinstance(entry, KeptCounters):
             self._dormant.remove(entry)
-            del self._kept[entry.values]
+            del self._kept_counters[entry.values]
             return
-        self._unlist(entry)
+        self._remove_dormant(entry)
         del self._flows[entry.uuid]
         if not entry.is_ended and self.horizon_s is not None:
             reported_s = max(0, entry.since_s - math.floor(self.spec.timeout_s))
             self.horizon_s = max(self.horizon_s, reported_s)
 
-    def _make_room(self, now: float) -> None:
+    def _evict_surplus(self, now: float) -> None:
         """Forget flows until at most ``max_flows`` flows are left: the oldest dormant flow first.
 
         Prefer ended flows that have been dormant for `BATCH_S`. Reports of these flows can no
         longer be in transit.
         """
-        while len(self._flows) + len(self._kept) > self.spec.max_flows and (
+        while len(self._flows) + len(self._kept_counters) > self.spec.max_flows and (
             self._ended or self._dormant
         ):
             is_over = self._ended and self._ended[0].since_s + BATCH_S <= math.floor(now)
@@ -1380,11 +1392,11 @@ class Model:
         """Return the row with these label values, after creating it if necessary."""
         view = self.views[n]
         if values not in self._rows[n]:
-            self._rows[n][values] = Row(view, values, self._zero())
+            self._rows[n][values] = Row(view, values, self._zero_totals())
             self.created_total += n == 0
         return self._rows[n][values]
 
-    def _zero(self) -> dict[Total, int]:
+    def _zero_totals(self) -> dict[Total, int]:
         """Return the counters of a new row."""
         return {total: 0 for total in (*self.totals, NEW_FLOWS) if not total.is_optional}
 
@@ -1395,16 +1407,16 @@ class Model:
         row.gauges.clear()
         return row
 
-    def _give(self, row: Row, amounts: Amounts, flow: JSON, now: float) -> None:
+    def _add_to_row(self, row: Row, amounts: Amounts, flow: JSON, now: float) -> None:
         row.add(amounts)
         if not row.is_overflow:
             values = {gauge: at(flow, gauge.path, 0) or 0 for gauge in self.gauges}
             row.note({gauge: value for gauge, value in values.items() if in_range([value])})
-        self._renew(row, now)
+        self._extend_deadline(row, now)
 
-    def _renew(self, row: Row, reported_s: float) -> None:
+    def _extend_deadline(self, row: Row, reported_s: float) -> None:
         is_first = row.view is self.views[0]
-        row.renew(reported_s, self.spec.timeout_s if is_first else row.view.timeout_s)
+        row.extend_deadline(reported_s, self.spec.timeout_s if is_first else row.view.timeout_s)
 
     def _add_to_overflow(
         self, flow: JSON, places: Sequence[Values], now: float, amounts: Amounts, start_ms: int
@@ -1415,7 +1427,7 @@ class Model:
             row = self._row(n, place) if fits else self._overflow_row(n)
             self._view_rejected[n] += not fits
             row.begin(start_ms)
-            self._give(row, amounts, flow, now)
+            self._add_to_row(row, amounts, flow, now)
             rows.append(row)
         self.overflowed_total += 1
         return rows
@@ -1451,7 +1463,7 @@ class Model:
                 known.is_closed = True
         for row in rows:
             if row is not None and row.observe(flow, events):
-                self._renew(row, now)
+                self._extend_deadline(row, now)
 
     def _observe_dormant(self, known: Flow, flow: JSON, now: float) -> None:
         """Observe the late closing report of a dormant flow."""
@@ -1465,7 +1477,7 @@ class Model:
         """Observe the closing report of an unknown flow that may have been counted before."""
         is_full = self.flows + len(self._claiming) >= self.spec.max_flows
         if (
-            self._is_choosy
+            self._deduplicates
             or "closing" not in self._events
             or (is_full and self.spec.overflow != OTHER)
         ):
@@ -1475,8 +1487,8 @@ class Model:
         self._observe(known, rows, flow, now, first="note")
         if known:
             self._flows[known.uuid] = known
-            self._make_room(now)
-            self._end(known, now)
+            self._evict_surplus(now)
+            self._store_ended(known, now)
 
     def _rows_of_closing(
         self, labels: Mapping[Label, str | int], start_ms: int
@@ -1518,7 +1530,7 @@ class Model:
         highest = {total: max(totals[total], old[total]) for total in totals}
         return amounts, known.totals | highest
 
-    def _update(self, known: Flow, flow: JSON, now: float) -> str | None:
+    def _apply_live(self, known: Flow, flow: JSON, now: float) -> str | None:
         """Apply a report of a live flow."""
         is_closing = flow.get("FinishType", 0) == CLOSING
         change = self._difference(known, flow)
@@ -1529,12 +1541,12 @@ class Model:
         is_newer = flow.get("Last", 0) > known.last_ms
         known.is_ended = is_closing if is_newer else known.is_ended or is_closing
         amounts, totals = change
-        self._learn(known, flow, totals)
+        self._store_totals(known, flow, totals)
         known.reported_s = now
         known.deadline_s = max(known.deadline_s, math.ceil(now + self.spec.timeout_s))
         for row in known.rows:
             if row is not None:
-                self._give(row, amounts, flow, now)
+                self._add_to_row(row, amounts, flow, now)
         self._observe(known, known.rows, flow, now)
         return None
 
@@ -1587,10 +1599,10 @@ class Model:
                 place = places[n]
                 if n not in followers and place is not None:
                     is_new = place not in self._rows[n] or not self._rows[n][place].flows
-                    kept = None if n or place in self._rows[0] else self._kept.get(place)
+                    kept = None if n or place in self._rows[0] else self._kept_counters.get(place)
                     row = flow.rows[n] = self._row(n, place)
                     if n == 0 and is_new:
-                        self._begin_connection(row, kept, None, 0)
+                        self._restore_counters(row, kept, None, 0)
                         for number in followers:
                             wanted = places[number]
                             row.followers[number] = old[number]
@@ -1603,7 +1615,7 @@ class Model:
                 if (row := flow.rows[n]) is not None:
                     row.begin(wall_ms)
                     row.add({total: 0 for total in self.totals if total in flow.totals})
-                    self._renew(row, flow.reported_s)
+                    self._extend_deadline(row, flow.reported_s)
                     row.flows.append(flow)
 
     # Time
@@ -1617,11 +1629,11 @@ class Model:
         places = {uuid: place for place, uuid in enumerate(order)}
         due = [f for f in self._flows.values() if not f.is_dormant and f.deadline_s <= now]
         for flow in sorted(due, key=lambda f: (f.deadline_s, places.get(f.uuid, -1))):
-            self._retire(flow, now)
+            self._make_dormant(flow, now)
         for flow in list(self._claiming):
             if flow.since_s + math.ceil(self.spec.timeout_s) <= math.floor(now):
-                self._unlist(flow)
-                self._list(flow, now)
+                self._remove_dormant(flow)
+                self._append_dormant(flow, now)
                 if flow.is_ended or not self.spec.flow_memory_s:
                     self._forget(flow)
         for entry in [*self._dormant, *self._ended]:
