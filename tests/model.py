@@ -594,7 +594,7 @@ class Row:
     deadline_s: int = 0
     is_overflow: bool = False
     start_ms: int | None = None
-    followers: dict[int, Row | None] = field(default_factory=dict)
+    linked_rows: dict[int, Row | None] = field(default_factory=dict)
     """Only in the first view: the rows of the same flows in linked views, by number of the view."""
 
     def add(self, amounts: Amounts) -> None:
@@ -1102,17 +1102,17 @@ class Model:
         first = self._rows[0].get(places[0])
         is_new = first is None
         if first and not first.flows:
-            first = None  # the followers of an overflow row without flows are out of date
-        for n in self._followers() if first else ():
+            first = None  # the linked rows of an overflow row without flows are out of date
+        for n in self._linked_views() if first else ():
             counts_whole[n] = False
-            stays_out[n] = first.followers.get(n) is None
+            stays_out[n] = first.linked_rows.get(n) is None
         known.rows = []
         for n, place in enumerate(places):
             row = None
-            if not (first and n in self._followers()):
+            if not (first and n in self._linked_views()):
                 self._view_rejected[n] += not has_room[n]
             if not stays_out[n]:
-                row = first.followers.get(n) if first and n in self._followers() else None
+                row = first.linked_rows.get(n) if first and n in self._linked_views() else None
                 row = row or (self._row(n, place) if has_room[n] else self._overflow_row(n))
                 if n == 0 and is_new:
                     before_ms = self._start_before(flow, known, now)
@@ -1128,7 +1128,7 @@ class Model:
                 row.flows.append(known)
             known.rows.append(row)
         if not first:
-            known.rows[0].followers = {n: known.rows[n] for n in self._followers()}
+            known.rows[0].linked_rows = {n: known.rows[n] for n in self._linked_views()}
         known.keys = self._keys_of(flow)
         self._take_over(known, flow)
         known.reported_s = now
@@ -1296,8 +1296,8 @@ class Model:
         If the view is full, return its overflow row, or None if the table has no overflow rows.
         """
         first = self._rows[0].get(places[0])
-        if first and first.flows and n in self._followers():
-            return first.followers.get(n)
+        if first and first.flows and n in self._linked_views():
+            return first.linked_rows.get(n)
         if self._has_room(n, places[n]):
             return self._row(n, places[n])
         self._view_rejected[n] += 1
@@ -1361,7 +1361,7 @@ class Model:
             is_over = self._ended and self._ended[0].since_s + BATCH_S <= math.floor(now)
             self._forget(self._ended[0] if is_over or not self._dormant else self._dormant[0])
 
-    def _followers(self) -> list[int]:
+    def _linked_views(self) -> list[int]:
         """Return the numbers of the views that are linked to the first view."""
         first = set(labels_of(self.views[0]))
         return [n for n, view in enumerate(self.views) if n and first >= set(labels_of(view))]
@@ -1565,7 +1565,7 @@ class Model:
         the start time of new rows.
         """
         keys = frozenset(keys)
-        followers = self._followers()
+        linked_views = self._linked_views()
 
         def is_renamed(label: Label, flow: Flow) -> bool:
             lookup = label.lookup
@@ -1587,7 +1587,7 @@ class Model:
             if flow.is_dormant or (uuids is not None and flow.uuid not in uuids):
                 continue
             places = [renamed(flow, row) for row in flow.rows]
-            moving = [n for n in range(len(places)) if places[0 if n in followers else n]]
+            moving = [n for n in range(len(places)) if places[0 if n in linked_views else n]]
             moves.append((flow, list(flow.rows), places, moving))
         for flow, old, _, moving in moves:
             for n in moving:
@@ -1597,21 +1597,21 @@ class Model:
         for flow, old, places, moving in moves:
             for n in moving:
                 place = places[n]
-                if n not in followers and place is not None:
+                if n not in linked_views and place is not None:
                     is_new = place not in self._rows[n] or not self._rows[n][place].flows
                     kept = None if n or place in self._rows[0] else self._kept_counters.get(place)
                     row = flow.rows[n] = self._row(n, place)
                     if n == 0 and is_new:
                         self._restore_counters(row, kept, None, 0)
-                        for number in followers:
+                        for number in linked_views:
                             wanted = places[number]
-                            row.followers[number] = old[number]
+                            row.linked_rows[number] = old[number]
                             if wanted is not None:
-                                row.followers[number] = self._row(number, wanted)
+                                row.linked_rows[number] = self._row(number, wanted)
             for n in moving:
-                if n in followers:
+                if n in linked_views:
                     assert flow.rows[0] is not None
-                    flow.rows[n] = flow.rows[0].followers.get(n)
+                    flow.rows[n] = flow.rows[0].linked_rows.get(n)
                 if (row := flow.rows[n]) is not None:
                     row.begin(wall_ms)
                     row.add({total: 0 for total in self.totals if total in flow.totals})
