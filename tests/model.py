@@ -570,7 +570,7 @@ class Distribution:
         return last - numbers[0] if 0 < numbers[0] <= last else None
 
 
-Amounts = Mapping[Total, int]
+Deltas = Mapping[Total, int]
 Values = tuple[str, ...]
 Ranked = tuple[int, Values, tuple[int | None, ...], bool]
 Group = tuple[int | None, tuple[int | None, ...], int]
@@ -597,8 +597,8 @@ class Row:
     linked_rows: dict[int, Row | None] = field(default_factory=dict)
     """Only in the first view: the rows of the same flows in linked views, by number of the view."""
 
-    def add(self, amounts: Amounts) -> None:
-        self.totals = added(self.totals, amounts)
+    def add(self, deltas: Deltas) -> None:
+        self.totals = added(self.totals, deltas)
 
     def begin(self, start_ms: int) -> None:
         """Set the start time of a new row. Later calls have no effect."""
@@ -939,9 +939,9 @@ class Model:
         has_room = self._has_room(0, places[0])
         if is_full or not (has_room or is_repeat):
             if self.spec.overflow == OTHER:
-                news = with_new_flow(self._news(flow, initial_delta), initial_delta)
+                deltas = with_new_flow(self._deltas_of_unknown(flow, initial_delta), initial_delta)
                 rows = self._add_to_overflow(
-                    flow, places, now, news, self._start(flow, initial_delta)
+                    flow, places, now, deltas, self._start(flow, initial_delta)
                 )
                 first = "observe" if initial_delta == "total" else ""
                 self._observe(None, rows, flow, now, first=first)
@@ -950,9 +950,9 @@ class Model:
             return "table_full"
         known = self._flows[flow["UUID"]] = self._new_flow(flow, totals, now)
         if is_repeat:
-            amounts = with_new_flow(totals, initial_delta)
+            deltas = with_new_flow(totals, initial_delta)
             rows = self._add_closing_deltas(
-                places, amounts, flow, now, self._start(flow, initial_delta)
+                places, deltas, flow, now, self._start(flow, initial_delta)
             )
             self._observe(known, rows, flow, now)
             self._evict_surplus(now)
@@ -983,7 +983,7 @@ class Model:
         return [tuple(str(labels[label]) for label in labels_of(view)) for view in self.views]
 
     def _initial_delta(self, flow: JSON, now: float) -> str:
-        """Return which amounts the report of an unknown flow adds to an existing row.
+        """Return which deltas the report of an unknown flow adds to an existing row.
 
         The result is "total", "update" for the deltas of the flow's last update, or "nothing". It
         is "ended" if the report is skipped.
@@ -1023,8 +1023,8 @@ class Model:
             return False
         return now - (last - start) / 1000 - self.flow_update_s - BATCH_S > self.horizon_s
 
-    def _news(self, flow: JSON, initial_delta: str) -> Amounts:
-        """Return the amounts that the report of an unknown flow adds to an existing row."""
+    def _deltas_of_unknown(self, flow: JSON, initial_delta: str) -> Deltas:
+        """Return the deltas that the report of an unknown flow adds to an existing row."""
         totals = self._totals_of(flow)
         self._note_lifecycle_times(flow)
         if initial_delta == "total":
@@ -1075,22 +1075,22 @@ class Model:
         now: float,
         *,
         initial_delta: str = "",
-        difference: Amounts | None = None,
-        known_totals: Amounts | None = None,
+        deltas: Deltas | None = None,
+        known_totals: Mapping[Total, int] | None = None,
         known_ms: int = 0,
     ) -> None:
         """Add a flow to its rows: an unknown flow, or a dormant flow that becomes live.
 
-        ``initial_delta`` is the result of `_initial_delta` for an unknown flow. ``difference`` has
-        the deltas of a dormant flow. Before the report, the dormant flow had ``known_totals`` at
-        the time ``known_ms``.
+        ``initial_delta`` is the result of `_initial_delta` for an unknown flow. ``deltas`` has the
+        deltas of a dormant flow. Before the report, the dormant flow had ``known_totals`` at the
+        time ``known_ms``.
         """
         places = self._places(labels)
         has_room = [self._has_room(n, place) for n, place in enumerate(places)]
         kept = self._kept_counters.get(places[0])
         # A new row cannot contain earlier traffic of the flow. Therefore the row gets the total.
         counts_whole = [
-            difference is None
+            deltas is None
             and self._is_complete(n)
             and has_room[n]
             and place not in self._rows[n]
@@ -1117,14 +1117,18 @@ class Model:
                 if n == 0 and is_new:
                     before_ms = self._start_before(flow, known, now)
                     self._restore_counters(row, kept, known_totals, before_ms)
-                if difference is not None:
-                    news = difference
+                if deltas is not None:
+                    row_deltas = deltas
                     row.begin(self._not_later(known_ms))
                 else:
-                    news = known.totals if counts_whole[n] else self._news(flow, initial_delta)
-                    news = with_new_flow(news, initial_delta)
+                    row_deltas = (
+                        known.totals
+                        if counts_whole[n]
+                        else self._deltas_of_unknown(flow, initial_delta)
+                    )
+                    row_deltas = with_new_flow(row_deltas, initial_delta)
                     row.begin(self._start(flow, "total" if counts_whole[n] else initial_delta))
-                self._add_to_row(row, news, flow, now)
+                self._add_to_row(row, row_deltas, flow, now)
                 row.flows.append(known)
             known.rows.append(row)
         if not first:
@@ -1144,7 +1148,11 @@ class Model:
                 other.is_superseded = self._deduplicates
 
     def _restore_counters(
-        self, row: Row, kept: KeptCounters | None, known_totals: Amounts | None, before_ms: int
+        self,
+        row: Row,
+        kept: KeptCounters | None,
+        known_totals: Mapping[Total, int] | None,
+        before_ms: int,
     ) -> None:
         """Start a new row with the counters of its removed connection.
 
@@ -1165,7 +1173,7 @@ class Model:
     def _apply_dormant(self, known: Flow, flow: JSON, now: float) -> str | None:
         """Apply a report of a dormant flow."""
         is_closing = flow.get("FinishType", 0) == CLOSING
-        change = self._difference(known, flow)
+        change = self._find_deltas(known, flow)
         if change is None:
             if is_closing:
                 self._observe_dormant(known, flow, now)
@@ -1184,15 +1192,13 @@ class Model:
         if known.is_superseded:
             self._forget(known)
             return self._apply_unknown(flow, now)
-        difference, totals = change
+        deltas, totals = change
         places = self._places(labels)
         known_ms = known.last_ms
         if is_closing and self._is_repeat(flow):
             last = ("LastUpdateMetric", "Last")
             self._invalid |= set() if in_range([at(flow, last, 0)]) else {last}
-            rows = self._add_closing_deltas(
-                places, difference, flow, now, self._not_later(known_ms)
-            )
+            rows = self._add_closing_deltas(places, deltas, flow, now, self._not_later(known_ms))
             self._observe(known, rows, flow, now)
             self._store_totals(known, flow, totals)
             self._remove_dormant(known)
@@ -1202,9 +1208,7 @@ class Model:
         elif not self._has_room(0, places[0]):
             self.rejected_total += 1
             if self.spec.overflow == OTHER:
-                rows = self._add_to_overflow(
-                    flow, places, now, difference, self._not_later(known_ms)
-                )
+                rows = self._add_to_overflow(flow, places, now, deltas, self._not_later(known_ms))
                 self._observe(known, rows, flow, now)
                 self._store_totals(known, flow, totals)
                 self._remove_dormant(known)
@@ -1226,7 +1230,7 @@ class Model:
                 labels,
                 flow,
                 now,
-                difference=difference,
+                deltas=deltas,
                 known_totals=before,
                 known_ms=known_ms,
             )
@@ -1269,7 +1273,7 @@ class Model:
         self._append_dormant(known, now)
 
     def _add_closing_deltas(
-        self, places: Sequence[Values], amounts: Amounts, flow: JSON, now: float, start_ms: int
+        self, places: Sequence[Values], deltas: Deltas, flow: JSON, now: float, start_ms: int
     ) -> list[Row | None]:
         """Add the deltas of a closing report to all views, without creating a connection.
 
@@ -1278,16 +1282,16 @@ class Model:
         """
         first = self._rows[0].get(places[0])
         if first is not None:
-            first.add(amounts)
+            first.add(deltas)
         elif kept := self._kept_counters.get(places[0]):
-            kept.totals = added(kept.totals, amounts)
+            kept.totals = added(kept.totals, deltas)
         elif not self._is_complete(0):
-            self._keep_counters(places[0], added(self._zero_totals(), amounts), now, start_ms)
+            self._keep_counters(places[0], added(self._zero_totals(), deltas), now, start_ms)
         rows = [self._row_of_closing(n, places) for n in range(1, len(places))]
         for row in rows:
             if row is not None:
                 row.begin(start_ms)
-                self._add_to_row(row, amounts, flow, now)
+                self._add_to_row(row, deltas, flow, now)
         return rows
 
     def _row_of_closing(self, n: int, places: Sequence[Values]) -> Row | None:
@@ -1407,8 +1411,8 @@ class Model:
         row.gauges.clear()
         return row
 
-    def _add_to_row(self, row: Row, amounts: Amounts, flow: JSON, now: float) -> None:
-        row.add(amounts)
+    def _add_to_row(self, row: Row, deltas: Deltas, flow: JSON, now: float) -> None:
+        row.add(deltas)
         if not row.is_overflow:
             values = {gauge: at(flow, gauge.path, 0) or 0 for gauge in self.gauges}
             row.note({gauge: value for gauge, value in values.items() if in_range([value])})
@@ -1419,7 +1423,7 @@ class Model:
         row.extend_deadline(reported_s, self.spec.timeout_s if is_first else row.view.timeout_s)
 
     def _add_to_overflow(
-        self, flow: JSON, places: Sequence[Values], now: float, amounts: Amounts, start_ms: int
+        self, flow: JSON, places: Sequence[Values], now: float, deltas: Deltas, start_ms: int
     ) -> list[Row | None]:
         rows: list[Row | None] = []
         for n, place in enumerate(places):
@@ -1427,7 +1431,7 @@ class Model:
             row = self._row(n, place) if fits else self._overflow_row(n)
             self._view_rejected[n] += not fits
             row.begin(start_ms)
-            self._add_to_row(row, amounts, flow, now)
+            self._add_to_row(row, deltas, flow, now)
             rows.append(row)
         self.overflowed_total += 1
         return rows
@@ -1515,7 +1519,7 @@ class Model:
         totals = {total: total.of(flow) for total in self.totals}
         return {total: number for total, number in totals.items() if number is not None}
 
-    def _difference(
+    def _find_deltas(
         self, known: Flow, flow: JSON
     ) -> tuple[dict[Total, int], dict[Total, int]] | None:
         """Return the deltas of a report and the new totals, or None if the report is late."""
@@ -1526,27 +1530,27 @@ class Model:
             return None
         if is_newer and any(totals[total] < old[total] for total in totals):
             return totals, totals  # the flow restarted
-        amounts = {total: max(0, totals[total] - old[total]) for total in totals}
+        deltas = {total: max(0, totals[total] - old[total]) for total in totals}
         highest = {total: max(totals[total], old[total]) for total in totals}
-        return amounts, known.totals | highest
+        return deltas, known.totals | highest
 
     def _apply_live(self, known: Flow, flow: JSON, now: float) -> str | None:
         """Apply a report of a live flow."""
         is_closing = flow.get("FinishType", 0) == CLOSING
-        change = self._difference(known, flow)
+        change = self._find_deltas(known, flow)
         if change is None:
             known.is_ended |= is_closing
             self._observe(known, known.rows, flow, now, first="")
             return "late"
         is_newer = flow.get("Last", 0) > known.last_ms
         known.is_ended = is_closing if is_newer else known.is_ended or is_closing
-        amounts, totals = change
+        deltas, totals = change
         self._store_totals(known, flow, totals)
         known.reported_s = now
         known.deadline_s = max(known.deadline_s, math.ceil(now + self.spec.timeout_s))
         for row in known.rows:
             if row is not None:
-                self._add_to_row(row, amounts, flow, now)
+                self._add_to_row(row, deltas, flow, now)
         self._observe(known, known.rows, flow, now)
         return None
 
@@ -2048,16 +2052,16 @@ def first_invalid(flow: JSON, paths: Sequence[Path]) -> set[Path]:
     return set()
 
 
-def added(totals: Amounts, amounts: Amounts) -> dict[Total, int]:
+def added(totals: Mapping[Total, int], deltas: Deltas) -> dict[Total, int]:
     """Return the counters after deltas have been added to them. No counter exceeds `MAX_SUM`."""
     return dict(totals) | {
-        total: min(MAX_SUM, totals.get(total, 0) + amount) for total, amount in amounts.items()
+        total: min(MAX_SUM, totals.get(total, 0) + delta) for total, delta in deltas.items()
     }
 
 
-def with_new_flow(amounts: Amounts, initial_delta: str) -> Amounts:
-    """Return ``amounts`` and the number of new flows: 1 if the delta is "total", otherwise 0."""
-    return {**amounts, NEW_FLOWS: int(initial_delta == "total")}
+def with_new_flow(deltas: Deltas, initial_delta: str) -> Deltas:
+    """Return ``deltas`` and the number of new flows: 1 if the delta is "total", otherwise 0."""
+    return {**deltas, NEW_FLOWS: int(initial_delta == "total")}
 
 
 def is_too_long(text: str) -> bool:
