@@ -932,16 +932,16 @@ class Model:
         if initial_delta == "ended":
             self._observe_ended(labels, flow, now)
             return initial_delta
-        places = self._places(labels)
+        view_values = self._view_values(labels)
         totals = self._totals_of(flow)
         is_repeat = self._is_repeat(flow)
         is_full = self.flows + len(self._claiming) >= self.spec.max_flows
-        has_room = self._has_room(0, places[0])
+        has_room = self._has_room(0, view_values[0])
         if is_full or not (has_room or is_repeat):
             if self.spec.overflow == OTHER:
                 deltas = with_new_flow(self._deltas_of_unknown(flow, initial_delta), initial_delta)
                 rows = self._add_to_overflow(
-                    flow, places, now, deltas, self._start(flow, initial_delta)
+                    flow, view_values, now, deltas, self._start(flow, initial_delta)
                 )
                 first = "observe" if initial_delta == "total" else ""
                 self._observe(None, rows, flow, now, first=first)
@@ -952,7 +952,7 @@ class Model:
         if is_repeat:
             deltas = with_new_flow(totals, initial_delta)
             rows = self._add_closing_deltas(
-                places, deltas, flow, now, self._start(flow, initial_delta)
+                view_values, deltas, flow, now, self._start(flow, initial_delta)
             )
             self._observe(known, rows, flow, now)
             self._evict_surplus(now)
@@ -979,7 +979,8 @@ class Model:
             point="",
         )
 
-    def _places(self, labels: Mapping[Label, str | int]) -> list[Values]:
+    def _view_values(self, labels: Mapping[Label, str | int]) -> list[Values]:
+        """Return the label values of a flow's row in each view."""
         return [tuple(str(labels[label]) for label in labels_of(view)) for view in self.views]
 
     def _initial_delta(self, flow: JSON, now: float) -> str:
@@ -1085,21 +1086,21 @@ class Model:
         deltas of a dormant flow. Before the report, the dormant flow had ``known_totals`` at the
         time ``known_ms``.
         """
-        places = self._places(labels)
-        has_room = [self._has_room(n, place) for n, place in enumerate(places)]
-        kept = self._kept_counters.get(places[0])
+        view_values = self._view_values(labels)
+        has_room = [self._has_room(n, values) for n, values in enumerate(view_values)]
+        kept = self._kept_counters.get(view_values[0])
         # A new row cannot contain earlier traffic of the flow. Therefore the row gets the total.
         counts_whole = [
             deltas is None
             and self._is_complete(n)
             and has_room[n]
-            and place not in self._rows[n]
+            and values not in self._rows[n]
             and not (n == 0 and kept)
             and not self._has_overflow_row()
-            for n, place in enumerate(places)
+            for n, values in enumerate(view_values)
         ]
         stays_out = [self.spec.overflow == "drop" and not fits for fits in has_room]
-        first = self._rows[0].get(places[0])
+        first = self._rows[0].get(view_values[0])
         is_new = first is None
         if first and not first.flows:
             first = None  # the linked rows of an overflow row without flows are out of date
@@ -1107,13 +1108,13 @@ class Model:
             counts_whole[n] = False
             stays_out[n] = first.linked_rows.get(n) is None
         known.rows = []
-        for n, place in enumerate(places):
+        for n, values in enumerate(view_values):
             row = None
             if not (first and n in self._linked_views()):
                 self._view_rejected[n] += not has_room[n]
             if not stays_out[n]:
                 row = first.linked_rows.get(n) if first and n in self._linked_views() else None
-                row = row or (self._row(n, place) if has_room[n] else self._overflow_row(n))
+                row = row or (self._row(n, values) if has_room[n] else self._overflow_row(n))
                 if n == 0 and is_new:
                     before_ms = self._start_before(flow, known, now)
                     self._restore_counters(row, kept, known_totals, before_ms)
@@ -1193,22 +1194,26 @@ class Model:
             self._forget(known)
             return self._apply_unknown(flow, now)
         deltas, totals = change
-        places = self._places(labels)
+        view_values = self._view_values(labels)
         known_ms = known.last_ms
         if is_closing and self._is_repeat(flow):
             last = ("LastUpdateMetric", "Last")
             self._invalid |= set() if in_range([at(flow, last, 0)]) else {last}
-            rows = self._add_closing_deltas(places, deltas, flow, now, self._not_later(known_ms))
+            rows = self._add_closing_deltas(
+                view_values, deltas, flow, now, self._not_later(known_ms)
+            )
             self._observe(known, rows, flow, now)
             self._store_totals(known, flow, totals)
             self._remove_dormant(known)
             self._evict_surplus(now)
             known.is_ended = True
             self._stay_dormant(known, flow, now)
-        elif not self._has_room(0, places[0]):
+        elif not self._has_room(0, view_values[0]):
             self.rejected_total += 1
             if self.spec.overflow == OTHER:
-                rows = self._add_to_overflow(flow, places, now, deltas, self._not_later(known_ms))
+                rows = self._add_to_overflow(
+                    flow, view_values, now, deltas, self._not_later(known_ms)
+                )
                 self._observe(known, rows, flow, now)
                 self._store_totals(known, flow, totals)
                 self._remove_dormant(known)
@@ -1273,37 +1278,37 @@ class Model:
         self._append_dormant(known, now)
 
     def _add_closing_deltas(
-        self, places: Sequence[Values], deltas: Deltas, flow: JSON, now: float, start_ms: int
+        self, view_values: Sequence[Values], deltas: Deltas, flow: JSON, now: float, start_ms: int
     ) -> list[Row | None]:
         """Add the deltas of a closing report to all views, without creating a connection.
 
         In views other than the first, the report can create rows with the start time ``start_ms``.
         Return the rows of all views except the first.
         """
-        first = self._rows[0].get(places[0])
+        first = self._rows[0].get(view_values[0])
         if first is not None:
             first.add(deltas)
-        elif kept := self._kept_counters.get(places[0]):
+        elif kept := self._kept_counters.get(view_values[0]):
             kept.totals = added(kept.totals, deltas)
         elif not self._is_complete(0):
-            self._keep_counters(places[0], added(self._zero_totals(), deltas), now, start_ms)
-        rows = [self._row_of_closing(n, places) for n in range(1, len(places))]
+            self._keep_counters(view_values[0], added(self._zero_totals(), deltas), now, start_ms)
+        rows = [self._row_of_closing(n, view_values) for n in range(1, len(view_values))]
         for row in rows:
             if row is not None:
                 row.begin(start_ms)
                 self._add_to_row(row, deltas, flow, now)
         return rows
 
-    def _row_of_closing(self, n: int, places: Sequence[Values]) -> Row | None:
+    def _row_of_closing(self, n: int, view_values: Sequence[Values]) -> Row | None:
         """Return the row of a closing report in view ``n``, which is not the first view.
 
         If the view is full, return its overflow row, or None if the table has no overflow rows.
         """
-        first = self._rows[0].get(places[0])
+        first = self._rows[0].get(view_values[0])
         if first and first.flows and n in self._linked_views():
             return first.linked_rows.get(n)
-        if self._has_room(n, places[n]):
-            return self._row(n, places[n])
+        if self._has_room(n, view_values[n]):
+            return self._row(n, view_values[n])
         self._view_rejected[n] += 1
         return self._overflow_row(n) if self.spec.overflow == OTHER else None
 
@@ -1423,12 +1428,12 @@ class Model:
         row.extend_deadline(reported_s, self.spec.timeout_s if is_first else row.view.timeout_s)
 
     def _add_to_overflow(
-        self, flow: JSON, places: Sequence[Values], now: float, deltas: Deltas, start_ms: int
+        self, flow: JSON, view_values: Sequence[Values], now: float, deltas: Deltas, start_ms: int
     ) -> list[Row | None]:
         rows: list[Row | None] = []
-        for n, place in enumerate(places):
-            fits = n > 0 and self._has_room(n, place)
-            row = self._row(n, place) if fits else self._overflow_row(n)
+        for n, values in enumerate(view_values):
+            fits = n > 0 and self._has_room(n, values)
+            row = self._row(n, values) if fits else self._overflow_row(n)
             self._view_rejected[n] += not fits
             row.begin(start_ms)
             self._add_to_row(row, deltas, flow, now)
@@ -1501,9 +1506,9 @@ class Model:
 
         ``start_ms`` is the start time of new rows.
         """
-        places = self._places(labels)
+        view_values = self._view_values(labels)
         rows = [
-            self._row_of_closing(n, places)
+            self._row_of_closing(n, view_values)
             for n, view in enumerate(self.views)
             if any(
                 isinstance(value, Distribution) and event_of(value) == "closing"
@@ -1590,25 +1595,27 @@ class Model:
         for flow in self._flows.values():
             if flow.is_dormant or (uuids is not None and flow.uuid not in uuids):
                 continue
-            places = [renamed(flow, row) for row in flow.rows]
-            moving = [n for n in range(len(places)) if places[0 if n in linked_views else n]]
-            moves.append((flow, list(flow.rows), places, moving))
+            view_values = [renamed(flow, row) for row in flow.rows]
+            moving = [
+                n for n in range(len(view_values)) if view_values[0 if n in linked_views else n]
+            ]
+            moves.append((flow, list(flow.rows), view_values, moving))
         for flow, old, _, moving in moves:
             for n in moving:
                 if (row := old[n]) is not None:
                     row.flows.remove(flow)
         self._drop_rows(now=-math.inf)
-        for flow, old, places, moving in moves:
+        for flow, old, view_values, moving in moves:
             for n in moving:
-                place = places[n]
-                if n not in linked_views and place is not None:
-                    is_new = place not in self._rows[n] or not self._rows[n][place].flows
-                    kept = None if n or place in self._rows[0] else self._kept_counters.get(place)
-                    row = flow.rows[n] = self._row(n, place)
+                values = view_values[n]
+                if n not in linked_views and values is not None:
+                    is_new = values not in self._rows[n] or not self._rows[n][values].flows
+                    kept = None if n or values in self._rows[0] else self._kept_counters.get(values)
+                    row = flow.rows[n] = self._row(n, values)
                     if n == 0 and is_new:
                         self._restore_counters(row, kept, None, 0)
                         for number in linked_views:
-                            wanted = places[number]
+                            wanted = view_values[number]
                             row.linked_rows[number] = old[number]
                             if wanted is not None:
                                 row.linked_rows[number] = self._row(number, wanted)
@@ -1630,9 +1637,9 @@ class Model:
         ``order`` has the UUIDs of the flows that are dormant after the call. Flows with the same
         deadline become dormant in this order.
         """
-        places = {uuid: place for place, uuid in enumerate(order)}
+        positions = {uuid: position for position, uuid in enumerate(order)}
         due = [f for f in self._flows.values() if not f.is_dormant and f.deadline_s <= now]
-        for flow in sorted(due, key=lambda f: (f.deadline_s, places.get(f.uuid, -1))):
+        for flow in sorted(due, key=lambda f: (f.deadline_s, positions.get(f.uuid, -1))):
             self._make_dormant(flow, now)
         for flow in list(self._claiming):
             if flow.since_s + math.ceil(self.spec.timeout_s) <= math.floor(now):
