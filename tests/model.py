@@ -544,7 +544,7 @@ class Gauge:
     path: Path
     keep: str
 
-    def kept(self, old: int, new: int) -> int:
+    def merge(self, old: int, new: int) -> int:
         if not old or not new or self.keep == "latest":
             return new or old
         return min(old, new) if self.keep == "least" else max(old, new)
@@ -600,14 +600,14 @@ class Row:
     def add(self, deltas: Deltas) -> None:
         self.totals = added(self.totals, deltas)
 
-    def begin(self, start_ms: int) -> None:
+    def set_start(self, start_ms: int) -> None:
         """Set the start time of a new row. Later calls have no effect."""
         if self.start_ms is None:
             self.start_ms = start_ms
 
-    def note(self, gauges: Mapping[Gauge, int]) -> None:
+    def set_gauges(self, gauges: Mapping[Gauge, int]) -> None:
         for gauge, value in gauges.items():
-            self.gauges[gauge] = gauge.kept(self.gauges.get(gauge, 0), value)
+            self.gauges[gauge] = gauge.merge(self.gauges.get(gauge, 0), value)
 
     def observe(self, flow: JSON, events: Collection[str]) -> bool:
         """Observe a report in the row's histograms of these ``events``: see `event_of`.
@@ -654,8 +654,9 @@ class Flow:
     another capture point has taken over the conversation. ``is_claiming`` means that the flow is
     dormant and claims its conversation.
 
-    ``is_measured`` means that histograms must not observe a first value of the flow any more.
-    ``is_closed`` means that histograms must not observe the flow's closing report any more.
+    ``has_first_value`` means that the flow has had a value above 0: histograms must not observe a
+    first value of the flow any more. ``is_closing_observed`` means that histograms must not observe
+    the flow's closing report any more.
     """
 
     uuid: str
@@ -671,8 +672,8 @@ class Flow:
     is_dormant: bool = False
     is_superseded: bool = False
     is_claiming: bool = False
-    is_measured: bool = False
-    is_closed: bool = False
+    has_first_value: bool = False
+    is_closing_observed: bool = False
     since_s: int = 0
 
 
@@ -961,7 +962,7 @@ class Model:
             if self._depends_on_new:
                 self._note_lifecycle_times(flow)
             self._make_live(known, labels, flow, now, initial_delta=initial_delta)
-            first = "observe" if initial_delta == "total" else "note"
+            first = "observe" if initial_delta == "total" else "mark"
             self._observe(known, known.rows, flow, now, first=first)
             self._evict_surplus(now)
         return None
@@ -1053,7 +1054,7 @@ class Model:
         """
         return min(start_ms, self.wall_ms) if self.wall_ms else start_ms
 
-    def _start_before(self, flow: JSON, known: Flow, now: float) -> int:
+    def _restored_start(self, flow: JSON, known: Flow, now: float) -> int:
         """Return the start time of a connection that a dormant flow creates again.
 
         The start time is not later than the last report of the removed connection.
@@ -1090,7 +1091,7 @@ class Model:
         has_room = [self._has_room(n, values) for n, values in enumerate(view_values)]
         kept = self._kept_counters.get(view_values[0])
         # A new row cannot contain earlier traffic of the flow. Therefore the row gets the total.
-        counts_whole = [
+        adds_total = [
             deltas is None
             and self._is_complete(n)
             and has_room[n]
@@ -1099,36 +1100,36 @@ class Model:
             and not self._has_overflow_row()
             for n, values in enumerate(view_values)
         ]
-        stays_out = [self.spec.overflow == "drop" and not fits for fits in has_room]
+        has_no_row = [self.spec.overflow == "drop" and not fits for fits in has_room]
         first = self._rows[0].get(view_values[0])
         is_new = first is None
         if first and not first.flows:
             first = None  # the linked rows of an overflow row without flows are out of date
         for n in self._linked_views() if first else ():
-            counts_whole[n] = False
-            stays_out[n] = first.linked_rows.get(n) is None
+            adds_total[n] = False
+            has_no_row[n] = first.linked_rows.get(n) is None
         known.rows = []
         for n, values in enumerate(view_values):
             row = None
             if not (first and n in self._linked_views()):
                 self._view_rejected[n] += not has_room[n]
-            if not stays_out[n]:
+            if not has_no_row[n]:
                 row = first.linked_rows.get(n) if first and n in self._linked_views() else None
                 row = row or (self._row(n, values) if has_room[n] else self._overflow_row(n))
                 if n == 0 and is_new:
-                    before_ms = self._start_before(flow, known, now)
-                    self._restore_counters(row, kept, known_totals, before_ms)
+                    restored_start_ms = self._restored_start(flow, known, now)
+                    self._restore_counters(row, kept, known_totals, restored_start_ms)
                 if deltas is not None:
                     row_deltas = deltas
-                    row.begin(self._not_later(known_ms))
+                    row.set_start(self._not_later(known_ms))
                 else:
                     row_deltas = (
                         known.totals
-                        if counts_whole[n]
+                        if adds_total[n]
                         else self._deltas_of_unknown(flow, initial_delta)
                     )
                     row_deltas = with_new_flow(row_deltas, initial_delta)
-                    row.begin(self._start(flow, "total" if counts_whole[n] else initial_delta))
+                    row.set_start(self._start(flow, "total" if adds_total[n] else initial_delta))
                 self._add_to_row(row, row_deltas, flow, now)
                 row.flows.append(known)
             known.rows.append(row)
@@ -1153,21 +1154,21 @@ class Model:
         row: Row,
         kept: KeptCounters | None,
         known_totals: Mapping[Total, int] | None,
-        before_ms: int,
+        restored_start_ms: int,
     ) -> None:
         """Start a new row with the counters of its removed connection.
 
-        The counters are those in ``kept``, or the totals of a dormant flow. ``before_ms`` is the
-        start time of the row if it gets the totals of a dormant flow.
+        The counters are those in ``kept``, or the totals of a dormant flow.
+        ``restored_start_ms`` is the start time of the row if it gets the totals of a dormant flow.
         """
         if kept:
             del self._kept_counters[kept.values]
             self._dormant.remove(kept)
             row.totals = dict(kept.totals)
-            row.begin(kept.start_ms)
+            row.set_start(kept.start_ms)
         elif known_totals is not None and self._is_complete(0):
             row.add(with_new_flow(known_totals, "total"))
-            row.begin(before_ms)
+            row.set_start(restored_start_ms)
 
     # Dormant flows
 
@@ -1295,7 +1296,7 @@ class Model:
         rows = [self._row_of_closing(n, view_values) for n in range(1, len(view_values))]
         for row in rows:
             if row is not None:
-                row.begin(start_ms)
+                row.set_start(start_ms)
                 self._add_to_row(row, deltas, flow, now)
         return rows
 
@@ -1420,7 +1421,7 @@ class Model:
         row.add(deltas)
         if not row.is_overflow:
             values = {gauge: at(flow, gauge.path, 0) or 0 for gauge in self.gauges}
-            row.note({gauge: value for gauge, value in values.items() if in_range([value])})
+            row.set_gauges({gauge: value for gauge, value in values.items() if in_range([value])})
         self._extend_deadline(row, now)
 
     def _extend_deadline(self, row: Row, reported_s: float) -> None:
@@ -1435,7 +1436,7 @@ class Model:
             fits = n > 0 and self._has_room(n, values)
             row = self._row(n, values) if fits else self._overflow_row(n)
             self._view_rejected[n] += not fits
-            row.begin(start_ms)
+            row.set_start(start_ms)
             self._add_to_row(row, deltas, flow, now)
             rows.append(row)
         self.overflowed_total += 1
@@ -1455,21 +1456,21 @@ class Model:
         """Observe a report in the histograms of its rows.
 
         ``known`` is None if the table does not store the flow. ``first`` defines what happens to a
-        first value above 0: "observe" observes the value, "note" only marks the flow as measured,
+        first value above 0: "observe" observes the value, "mark" only sets ``has_first_value``,
         and "" ignores the value.
         """
         events = set()
-        measures = any(
+        has_value = any(
             value.of(flow) for value in self._distributions if event_of(value) == "first"
         )
-        if measures and first and not (known and known.is_measured):
+        if has_value and first and not (known and known.has_first_value):
             events |= {"first"} if first == "observe" else set()
             if known:
-                known.is_measured = True
-        if flow.get("FinishType", 0) == CLOSING and not (known and known.is_closed):
+                known.has_first_value = True
+        if flow.get("FinishType", 0) == CLOSING and not (known and known.is_closing_observed):
             events.add("closing")
             if known:
-                known.is_closed = True
+                known.is_closing_observed = True
         for row in rows:
             if row is not None and row.observe(flow, events):
                 self._extend_deadline(row, now)
@@ -1478,7 +1479,7 @@ class Model:
         """Observe the late closing report of a dormant flow."""
         labels = self._labels_of(flow)
         is_duplicate = self._is_duplicate(flow) or known.is_superseded
-        if not (known.is_closed or is_duplicate or isinstance(labels, str)):
+        if not (known.is_closing_observed or is_duplicate or isinstance(labels, str)):
             rows = self._rows_of_closing(labels, self._not_later(known.last_ms))
             self._observe(known, rows, flow, now, first="")
 
@@ -1493,7 +1494,7 @@ class Model:
             return
         known = None if is_full else self._new_flow(flow, self._totals_of(flow), now)
         rows = self._rows_of_closing(labels, self._start(flow, "total"))
-        self._observe(known, rows, flow, now, first="note")
+        self._observe(known, rows, flow, now, first="mark")
         if known:
             self._flows[known.uuid] = known
             self._evict_surplus(now)
@@ -1517,7 +1518,7 @@ class Model:
         ]
         for row in rows:
             if row is not None:
-                row.begin(start_ms)
+                row.set_start(start_ms)
         return rows
 
     def _totals_of(self, flow: JSON) -> dict[Total, int]:
@@ -1624,7 +1625,7 @@ class Model:
                     assert flow.rows[0] is not None
                     flow.rows[n] = flow.rows[0].linked_rows.get(n)
                 if (row := flow.rows[n]) is not None:
-                    row.begin(wall_ms)
+                    row.set_start(wall_ms)
                     row.add({total: 0 for total in self.totals if total in flow.totals})
                     self._extend_deadline(row, flow.reported_s)
                     row.flows.append(flow)
