@@ -520,17 +520,17 @@ class Total:
         return None if "" in numbers else sum(numbers)
 
     @property
-    def newest_paths(self) -> tuple[Path, ...]:
+    def last_update_paths(self) -> tuple[Path, ...]:
         """The paths of the counter's deltas in ``LastUpdateMetric``; empty if there are none."""
         if any(path[0] != "Metric" for path in self.paths):
             return ()
         return tuple(("LastUpdateMetric", path[1]) for path in self.paths)
 
-    def newest(self, flow: JSON) -> int:
+    def last_update(self, flow: JSON) -> int:
         """Return the deltas of the last update; 0 if they are unknown."""
-        if first_invalid(flow, self.newest_paths):
+        if first_invalid(flow, self.last_update_paths):
             return 0
-        return sum(at(flow, path, 0) for path in self.newest_paths)
+        return sum(at(flow, path, 0) for path in self.last_update_paths)
 
 
 NEW_FLOWS = Total(())
@@ -990,10 +990,10 @@ class Model:
         The result is "total", "update" for the deltas of the flow's last update, or "nothing". It
         is "ended" if the report is skipped.
         """
-        newest = flow.get("LastUpdateMetric")
+        last_update = flow.get("LastUpdateMetric")
         # Without a valid FinishType, the report may repeat the last update.
         lacks_finish_type = ("FinishType",) in self._invalid
-        if newest is None:
+        if last_update is None:
             return "nothing" if lacks_finish_type else "total"
         invalid = {path for path in LIFECYCLE_TIMES if not in_range([at(flow, path, 0)])}
         if flow.get("FinishType", 0) == CLOSING:
@@ -1002,16 +1002,17 @@ class Model:
             return "total" if self._was_never_counted(flow, now) else "ended"
         if invalid - {LIFECYCLE_TIMES[2]} or lacks_finish_type:
             return "nothing"
-        if newest.get("Start", 0) == flow.get("Start", 0) or self._was_never_counted(flow, now):
+        is_first = last_update.get("Start", 0) == flow.get("Start", 0)
+        if is_first or self._was_never_counted(flow, now):
             return "total"
         return "update"
 
     def _is_repeat(self, flow: JSON) -> bool:
         """Return whether a report is a closing report that repeats the last update."""
-        newest = flow.get("LastUpdateMetric")
-        if flow.get("FinishType", 0) != CLOSING or newest is None:
+        last_update = flow.get("LastUpdateMetric")
+        if flow.get("FinishType", 0) != CLOSING or last_update is None:
             return False
-        last = newest.get("Last", 0)
+        last = last_update.get("Last", 0)
         return not in_range([last]) or last != flow.get("Last", 0)
 
     def _was_never_counted(self, flow: JSON, now: float) -> bool:
@@ -1034,8 +1035,8 @@ class Model:
         if initial_delta == "nothing":
             return dict.fromkeys(totals, 0)
         for total in self.totals:
-            self._invalid |= first_invalid(flow, total.newest_paths)
-        return {total: total.newest(flow) for total in totals}
+            self._invalid |= first_invalid(flow, total.last_update_paths)
+        return {total: total.last_update(flow) for total in totals}
 
     def _start(self, flow: JSON, initial_delta: str) -> int:
         """Return the start time of a row that an unknown flow creates.
@@ -2083,9 +2084,9 @@ def make_flow(
     uuid: str = "a1",
     total: Sequence[int] = (100, 200, 1, 2),
     *,
-    newest: Sequence[int] | None = None,
-    newest_start: int = 1_000,
-    newest_last: int | None = None,
+    last_update: Sequence[int] | None = None,
+    update_start: int = 1_000,
+    update_last: int | None = None,
     start: int = 1_000,
     last: int = 2_000,
     rtt: int = 0,
@@ -2098,20 +2099,21 @@ def make_flow(
 ) -> dict[str, Any]:
     """Return a flow as an analyzer sends it. The defaults are those of a first report.
 
-    ``total`` and ``newest`` have numbers in the order of ``COUNTERS``. ``newest`` has the counters
-    of ``LastUpdateMetric``, which equal ``total`` by default. As in Skydive's messages, ``RTT`` and
-    ``FinishType`` are omitted if they are 0.
+    ``total`` and ``last_update`` have numbers in the order of ``COUNTERS``. ``last_update`` has the
+    counters of ``LastUpdateMetric``, which equal ``total`` by default. ``update_start`` and
+    ``update_last`` are ``Start`` and ``Last`` of ``LastUpdateMetric``. As in Skydive's messages,
+    ``RTT`` and ``FinishType`` are omitted if they are 0.
     """
     metric = dict(zip(COUNTERS, total, strict=True)) | {"Start": start, "Last": last}
-    amount = dict(zip(COUNTERS, total if newest is None else newest, strict=True))
-    amount |= {"Start": newest_start, "Last": last if newest_last is None else newest_last}
+    update = dict(zip(COUNTERS, total if last_update is None else last_update, strict=True))
+    update |= {"Start": update_start, "Last": last if update_last is None else update_last}
     if rtt:
-        metric["RTT"] = amount["RTT"] = rtt
+        metric["RTT"] = update["RTT"] = rtt
     flow = {
         "UUID": uuid,
         "Network": {"Protocol": "IPV4", "A": a, "B": b, "ID": 0},
         "Transport": {"Protocol": protocol, "A": ports[0], "B": ports[1], "ID": 0},
-        "LastUpdateMetric": amount,
+        "LastUpdateMetric": update,
         "Metric": metric,
         "Start": start,
         "Last": last,

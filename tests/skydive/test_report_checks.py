@@ -41,18 +41,18 @@ def take(sink: Sink, *flows: dict[str, Any]) -> None:
     sink.take(json.dumps(message).encode())
 
 
-def report(update: int, total: int, newest: int, uuid: str = "a1", **fields: Any) -> dict[str, Any]:
+def report(update: int, total: int, delta: int, uuid: str = "a1", **fields: Any) -> dict[str, Any]:
     """Return report number ``update`` of a flow. The first report has the number 0."""
     end_ms = START_MS + (update + 1) * TICK_MS
-    started = {"newest_start": end_ms - TICK_MS if update else START_MS, "newest_last": end_ms}
+    started = {"update_start": end_ms - TICK_MS if update else START_MS, "update_last": end_ms}
     fields = {"start": START_MS, "last": end_ms - 500} | started | fields
-    return make_flow(uuid, (total, 0, 1, 0), newest=(newest, 0, 1 if newest else 0, 0), **fields)
+    return make_flow(uuid, (total, 0, 1, 0), last_update=(delta, 0, 1 if delta else 0, 0), **fields)
 
 
-def closing(update: int, total: int, newest: int, **fields: Any) -> dict[str, Any]:
+def closing(update: int, total: int, delta: int, **fields: Any) -> dict[str, Any]:
     """Return a closing report that repeats the values of report number ``update``."""
     last_ms = START_MS + update * TICK_MS + 500
-    return report(update, total, newest, finish=1, last=last_ms, **fields)
+    return report(update, total, delta, finish=1, last=last_ms, **fields)
 
 
 def gaps(sink: Sink) -> tuple[int, int, int]:

@@ -149,7 +149,7 @@ def test_forgotten_connection_starts_with_the_total_of_its_next_flow(make):
     table.report(make_flow(total=(1000, 0, 1, 0), last=1), 0)
     assert values(table, BYTES) == [1000, 0]
     table.expire(TIMEOUT_S)
-    later = make_flow("a2", (2000, 0, 2, 0), newest=(20, 0, 1, 0), newest_start=60_000, last=2)
+    later = make_flow("a2", (2000, 0, 2, 0), last_update=(20, 0, 1, 0), update_start=60_000, last=2)
     table.report(later, 200)
     # The labels identify the connection. The connection therefore starts with the flow's total.
     assert values(table, BYTES, 200) == [2000, 0]

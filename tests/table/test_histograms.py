@@ -54,14 +54,14 @@ MS = 1_000_000
 """A millisecond, in nanoseconds."""
 
 NOT_FIRST = {
-    "newest": (5, 6, 7, 8),
-    "newest_start": 60_000,
-    "newest_last": 70_000,
+    "last_update": (5, 6, 7, 8),
+    "update_start": 60_000,
+    "update_last": 70_000,
     "last": 70_000,
 }
 """Fields of a report that is not the first report of its flow."""
 
-CLOSING = {"finish": 1, "newest_last": 70_000, "newest_start": 60_000, "last": 65_000}
+CLOSING = {"finish": 1, "update_last": 70_000, "update_start": 60_000, "last": 65_000}
 """Fields of a closing report that repeats the flow's last update. The flow lasted 64 s."""
 
 
@@ -436,7 +436,7 @@ def test_views_without_histograms_get_no_rows_from_ended_flows(make):
 )
 def test_duration_is_observed_if_both_times_are_valid(make, start, last, expected):
     table = make(spec_of(DURATION))
-    flow = make_flow(newest_start=1_000, newest_last=max(last, 0), last=last, finish=1)
+    flow = make_flow(update_start=1_000, update_last=max(last, 0), last=last, finish=1)
     table.report(flow | {"Start": start}, 0)
     assert observed(table, "duration") == expected
 

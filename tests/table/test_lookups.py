@@ -786,7 +786,7 @@ def test_labels_from_lookups_do_not_identify_connections():
     labels = (looked_up("a", A, names), *LABELS[1:4], DIRECTION)
     assert not plan_of(spec_of(*labels, families=FAMILIES)).views[0].identifies_connection
     core = Core(spec_of(*labels, families=FAMILIES))
-    core.report(make_flow("1", (9, 0, 0, 0), newest=(1, 0, 0, 0), newest_start=5), 0)
+    core.report(make_flow("1", (9, 0, 0, 0), last_update=(1, 0, 0, 0), update_start=5), 0)
     assert any(line.endswith(" 1") for line in core.page(0)[BYTES])
 
 

@@ -166,14 +166,14 @@ def test_known_flow_stays_in_its_connection_if_label_values_change(make):
 KNOWN = make_flow("1", (1, 1, 1, 1))
 """Tests report this flow first. Its connection then already exists when other flows arrive."""
 
-LATER = {"newest": (5, 6, 7, 8), "newest_start": 60_000, "newest_last": 70_000, "last": 70_000}
+LATER = {"last_update": (5, 6, 7, 8), "update_start": 60_000, "update_last": 70_000, "last": 70_000}
 """Fields of a report that is not the first report of its flow."""
 
 
 def test_first_report_adds_its_total(make):
     table = make()
     table.report(KNOWN, 0)
-    table.report(make_flow(newest=(0, 0, 0, 0), newest_start=1_000, start=1_000), 0)
+    table.report(make_flow(last_update=(0, 0, 0, 0), update_start=1_000, start=1_000), 0)
     assert sums(table) == [101, 201, 2, 3]
 
 
@@ -214,7 +214,7 @@ def test_unknown_flow_of_existing_connection_adds_its_last_update(make):
 def test_closing_report_that_repeats_the_last_update_is_skipped(make):
     table = make()
     table.report(KNOWN, 0)
-    repeat = make_flow(**LATER | {"newest_last": 69_999}, finish=1)
+    repeat = make_flow(**LATER | {"update_last": 69_999}, finish=1)
     assert table.report(repeat, 0) == "ended"
     assert sums(table) == [1, 1, 1, 1]
     assert (table.flows, table.dormant_flows) == (1, 0)
@@ -225,18 +225,18 @@ def test_closing_report_that_repeats_the_only_update_is_not_a_first_report(make)
     # Some protocols have their own timeout. When this timeout ends, the closing report of a flow
     # repeats the last update.
     table = make()
-    repeat = make_flow(start=1_000, newest_start=1_000, last=5_000, newest_last=10_000, finish=1)
+    repeat = make_flow(start=1_000, update_start=1_000, last=5_000, update_last=10_000, finish=1)
     assert table.report(repeat, 0) == "ended"
     assert (table.connections, table.flows) == (0, 0)
 
 
 @pytest.mark.parametrize(
-    ("finish", "newest_last"), [(1, 70_000), (0, 69_999), (2, 69_999), (3, 69_999), (4, 69_999)]
+    ("finish", "update_last"), [(1, 70_000), (0, 69_999), (2, 69_999), (3, 69_999), (4, 69_999)]
 )
-def test_report_that_does_not_repeat_an_update_adds_its_last_update(make, finish, newest_last):
+def test_report_that_does_not_repeat_an_update_adds_its_last_update(make, finish, update_last):
     table = make()
     table.report(KNOWN, 0)
-    table.report(make_flow(**LATER | {"newest_last": newest_last}, finish=finish), 0)
+    table.report(make_flow(**LATER | {"update_last": update_last}, finish=finish), 0)
     assert sums(table) == [6, 7, 8, 9]
 
 
@@ -360,7 +360,9 @@ def test_known_flows_are_updated_at_max_flows(make):
 def test_last_update_of_a_rejected_flow_is_not_validated(make):
     table = make(max_flows=1)
     table.report(make_flow("a1"), 0)
-    assert table.report(make_flow("b2", **LATER | {"newest": (-1, 0, 0, 0)}), 0) == "table_full"
+    assert (
+        table.report(make_flow("b2", **LATER | {"last_update": (-1, 0, 0, 0)}), 0) == "table_full"
+    )
     assert table.report(make_flow("b2", start=-1), 0) == "table_full"
 
 
@@ -500,7 +502,7 @@ def test_report_with_invalid_finish_type_is_not_a_first_report(make, number):
     table = make()
     table.report(make_flow("a1"), 0)
     # Each report may be a closing report that repeats an update, so the table adds nothing.
-    for uuid, changes in (("b2", {}), ("c3", LATER), ("d4", {"newest_last": 9_000})):
+    for uuid, changes in (("b2", {}), ("c3", LATER), ("d4", {"update_last": 9_000})):
         assert table.report(make_flow(uuid, **changes, finish=number), 0) is None
     unmarked = make_flow("e5", finish=number)
     del unmarked["LastUpdateMetric"]
@@ -534,7 +536,7 @@ def test_last_update_is_read_only_if_the_table_adds_it(make, name, number):
     assert sums(table) == [a + b for a, b in zip((100, 200, 1, 2), added, strict=True)]
     assert table.report(flow("a1", last=80_000), 0) is None
     if name in COUNTERS:
-        assert table.report(flow("c3", newest_start=1_000), 0) is None
+        assert table.report(flow("c3", update_start=1_000), 0) is None
     # The last update of flow d4 is needed, and therefore read. The last update of flow a1 is still
     # ignored.
     table.message([make_flow("d4", **LATER), flow("a1", last=90_000)], 0)
@@ -823,7 +825,7 @@ def test_sum_must_be_in_range(make):
     assert table.report(make_flow("a1", (half + 1, half, 0, 0)), 0) == "out_of_range"
     assert table.report(make_flow("a1", (half, half, 0, 0), last=1), 0) is None
     assert table.report(make_flow("a1", (half + 1, half, 0, 0), last=2), 0) == "out_of_range"
-    sum_too_large = LATER | {"newest": (half, half + 1, 0, 0)}
+    sum_too_large = LATER | {"last_update": (half, half + 1, 0, 0)}
     assert table.report(make_flow("b2", **sum_too_large), 0) is None
     assert table.values_skipped["LastUpdateMetric.BABytes"] == 1
     assert samples(table, "node_bytes_total") == {"node-1": str(2**62)}
@@ -976,7 +978,7 @@ def test_gauges_show_the_earliest_start_and_the_latest_packet(make):
             samples(table, "a_last_timestamp_seconds").get("node-1,>"),
         )
 
-    table.report(make_flow("a1", start=0, newest_start=0, last=0), 0)
+    table.report(make_flow("a1", start=0, update_start=0, last=0), 0)
     assert times() == (None, None)
     table.report(make_flow("b2", start=1_600_000_000_123, last=1_600_000_009_000), 0)
     assert times() == ("1600000000.123", "1600000009")
@@ -986,7 +988,7 @@ def test_gauges_show_the_earliest_start_and_the_latest_packet(make):
     assert times() == ("1600000000.1", "1600000010.02")
     # A late report changes no gauge.
     table.report(make_flow("d4", start=1, last=1_600_000_010_020), 0)
-    table.report(make_flow("a1", start=0, newest_start=0, last=1), 0)
+    table.report(make_flow("a1", start=0, update_start=0, last=1), 0)
     assert times() == ("1600000000.1", "1600000010.02")
     assert table.report(make_flow("e5", start=-1), 0) is None
     assert times() == ("1600000000.1", "1600000010.02")
@@ -1472,7 +1474,7 @@ def test_only_flows_of_the_first_capture_point_are_counted(make):
         ({"a": "10.0.0.2", "b": "10.0.0.1"}, None),
         ({"ports": (40_001, 443)}, None),
         ({"protocol": "UDP"}, None),
-        ({"start": 5_000, "newest_start": 5_000}, "duplicate"),
+        ({"start": 5_000, "update_start": 5_000}, "duplicate"),
     ],
 )
 def test_conversation_is_identified_by_endpoints_and_protocol(make, other, reason):
@@ -1611,7 +1613,7 @@ def test_rejected_flows_are_added_to_the_overflow_row(make):
     assert samples(table, BYTES)[OTHERS.format("<")] == "20"
     # A later report adds its last update. The closing report repeats this update and adds nothing.
     later = make_flow("b2", (15, 26, 8, 10), a="10.0.0.3", **LATER)
-    repeat = LATER | {"newest_last": 69_999, "finish": 1}
+    repeat = LATER | {"update_last": 69_999, "finish": 1}
     assert table.report(later, 0) == "table_full"
     assert table.report(make_flow("b2", (15, 26, 8, 10), a="10.0.0.3", **repeat), 0) == "ended"
     assert samples(table, BYTES)[OTHERS.format(">")] == "15"
@@ -1714,7 +1716,7 @@ def test_new_connection_adds_the_flow_total_even_if_another_view_overflows(
     table.expire(TIMEOUT_S)
     if has_closing_report:
         closing = an_update(
-            "b2", (7, 0, 0, 0), age_s=1, newest=(0, 0, 0, 0), finish=1, last_s=9, node="node-2"
+            "b2", (7, 0, 0, 0), age_s=1, last_update=(0, 0, 0, 0), finish=1, last_s=9, node="node-2"
         )
         assert table.report(closing, 100) is None
         assert samples(table, "b_bytes_total", 100) == {"node-1": "1", "other": "7"}
@@ -1821,7 +1823,9 @@ def test_deltas_of_a_lost_report_are_counted_with_the_next_report(make):
     # The report at 60 s is lost.
     table.expire(TIMEOUT_S)
     assert (table.flows, table.dormant_flows, table.connections) == (0, 1, 0)
-    later = make_flow("a1", (130, 260, 3, 4), newest=(10, 20, 1, 1), newest_start=60_000, last=2)
+    later = make_flow(
+        "a1", (130, 260, 3, 4), last_update=(10, 20, 1, 1), update_start=60_000, last=2
+    )
     assert table.report(later, A_WHILE_S) is None
     assert sums(table, A_WHILE_S) == [130, 260, 3, 4]
     assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": "390"}
@@ -1902,7 +1906,7 @@ def test_ended_flows_are_evicted_first(make):
     table.report(make_flow("a1", last=1), 0)
     table.expire(TIMEOUT_S)
     table.report(make_flow("b2", last=1), TIMEOUT_S)
-    table.report(make_flow("b2", last=1, finish=1, newest_last=5), TIMEOUT_S)
+    table.report(make_flow("b2", last=1, finish=1, update_last=5), TIMEOUT_S)
     table.expire(2 * TIMEOUT_S)
     assert table.dormant_uuids() == ["b2", "a1"]
     table.report(make_flow("c3"), 2 * TIMEOUT_S + 15)
@@ -1915,11 +1919,13 @@ def test_recently_ended_flow_is_not_evicted(make):
     table.raise_horizon(0)
     table.report(make_flow("a1", last=1, node="node-1"), 1_000)
     table.expire(1_000 + TIMEOUT_S)
-    closing = an_update("b2", (30, 3, 0, 0), age_s=60, newest=(0, 0, 0, 0), finish=1, last_s=20)
+    closing = an_update(
+        "b2", (30, 3, 0, 0), age_s=60, last_update=(0, 0, 0, 0), finish=1, last_s=20
+    )
     assert table.report(closing, 1_100) is None
     assert table.report(make_flow("c3", node="node-3"), 1_114) is None
     assert table.dormant_uuids() == ["b2"]
-    update = an_update("b2", (30, 3, 0, 0), age_s=60, newest=(30, 3, 0, 0), last_s=20)
+    update = an_update("b2", (30, 3, 0, 0), age_s=60, last_update=(30, 3, 0, 0), last_s=20)
     assert table.report(update, 1_114) == "late"
 
 
@@ -1945,7 +1951,7 @@ def test_unknown_flow_continues_counters_of_a_removed_connection(make):
     table.report(make_flow("b2", (10, 0, 0, 0), last=1), 0)
     table.expire(TIMEOUT_S)
     assert table.dormant_connections == 1
-    table.report(make_flow("c3", (7, 0, 0, 0), last=1, newest=(7, 0, 0, 0)), A_WHILE_S)
+    table.report(make_flow("c3", (7, 0, 0, 0), last=1, last_update=(7, 0, 0, 0)), A_WHILE_S)
     assert sums(table, A_WHILE_S)[0] == 117
     # The saved counters may already include earlier traffic of flow d4. Therefore flow d4 only adds
     # its last update, although the flow creates the row.
@@ -1971,9 +1977,9 @@ def test_saved_counters_are_forgotten_after_flow_memory_s(make):
 
 def test_closing_report_without_deltas_ends_a_dormant_flow(make):
     table = make(MEMORY)
-    table.report(make_flow("a1", last=1_500, newest_last=2_000), 0)
+    table.report(make_flow("a1", last=1_500, update_last=2_000), 0)
     table.expire(TIMEOUT_S)
-    closing = make_flow("a1", last=1_500, newest_last=2_000, finish=1)
+    closing = make_flow("a1", last=1_500, update_last=2_000, finish=1)
     assert table.report(closing, A_WHILE_S) == "late"
     assert table.finished["timeout"] == 1
     assert (table.connections, table.dormant_flows) == (0, 1)
@@ -1990,8 +1996,8 @@ def test_closing_report_with_deltas_does_not_create_a_connection(make):
     table.expire(TIMEOUT_S)
     # The report with the last update is lost. The closing report repeats this update.
     closing = make_flow(
-        "a1", (130, 260, 3, 4), newest=(30, 60, 2, 2), newest_start=2_000, last=2_500, finish=1,
-        newest_last=62_000,
+        "a1", (130, 260, 3, 4), last_update=(30, 60, 2, 2), update_start=2_000, update_last=62_000,
+        last=2_500, finish=1,
     )  # fmt: skip
     assert table.report(closing, 700) is None
     assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
@@ -2006,7 +2012,7 @@ def test_closing_report_with_new_packets_creates_the_connection(make):
     table.report(make_flow("a1", (100, 200, 1, 2), last=1_500), 0)
     table.expire(TIMEOUT_S)
     closing = make_flow(
-        "a1", (130, 260, 3, 4), newest=(30, 60, 2, 2), newest_start=2_000, last=2_500, finish=1
+        "a1", (130, 260, 3, 4), last_update=(30, 60, 2, 2), update_start=2_000, last=2_500, finish=1
     )
     assert table.report(closing, A_WHILE_S) is None
     assert sums(table, A_WHILE_S) == [130, 260, 3, 4]
@@ -2023,7 +2029,7 @@ def test_closing_report_adds_to_saved_counters(make):
     table.report(make_flow("a1", (100, 0, 0, 0), last=1_500), 0)
     table.report(make_flow("b2", (10, 0, 0, 0), last=1_500, ports=(40_001, 443)), 0)
     table.expire(TIMEOUT_S)
-    closing = make_flow("a1", (105, 0, 0, 0), last=2_500, newest_last=62_000, finish=1)
+    closing = make_flow("a1", (105, 0, 0, 0), last=2_500, update_last=62_000, finish=1)
     assert table.report(closing, A_WHILE_S) is None
     assert table.connections == 0
     table.report(make_flow("b2", (11, 0, 0, 0), last=2_500, ports=(40_001, 443)), A_WHILE_S)
@@ -2162,9 +2168,9 @@ def test_flow_that_cannot_have_been_counted_is_new(make):
     table = make(BOTH)
     table.raise_horizon(BEGAN)
     now = BEGAN + 200
-    table.report(an_update("a1", (30, 3, 0, 0), age_s=124, newest=(10, 1, 0, 0)), now)
+    table.report(an_update("a1", (30, 3, 0, 0), age_s=124, last_update=(10, 1, 0, 0)), now)
     assert [new_flows(table, prefix, now) for prefix in ("main", "node")] == [1, 1]
-    table.report(an_update("b2", (30, 3, 0, 0), age_s=125, newest=(10, 1, 0, 0)), now)
+    table.report(an_update("b2", (30, 3, 0, 0), age_s=125, last_update=(10, 1, 0, 0)), now)
     assert [new_flows(table, prefix, now) for prefix in ("main", "node")] == [1, 1]
 
 
@@ -2172,17 +2178,17 @@ def test_flow_with_only_a_closing_report_can_be_new(make):
     table = make(BOTH)
     table.raise_horizon(BEGAN)
     now = BEGAN + 1_000
-    repeat = an_update("a1", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
+    repeat = an_update("a1", (30, 3, 0, 0), age_s=660, last_update=(0, 0, 0, 0), finish=1, last_s=9)
     assert table.report(repeat, now) is None
     assert table.report(repeat, now) == "late"
     assert [new_flows(table, prefix, now) for prefix in ("main", "node")] == [None, 1]
     # When flow b2 creates the row of the connection, the row also counts the ended flow a1.
     table.report(make_flow("b2", last=1), now)
-    repeat = an_update("c3", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
+    repeat = an_update("c3", (30, 3, 0, 0), age_s=660, last_update=(0, 0, 0, 0), finish=1, last_s=9)
     table.report(repeat, now)
     assert [new_flows(table, prefix, now) for prefix in ("main", "node")] == [2, 3]
     # A flow that began before the horizon may have been counted.
-    repeat = an_update("d4", (3, 3, 0, 0), age_s=960, newest=(0, 0, 0, 0), finish=1, last_s=9)
+    repeat = an_update("d4", (3, 3, 0, 0), age_s=960, last_update=(0, 0, 0, 0), finish=1, last_s=9)
     assert table.report(repeat, now) == "ended"
     assert [new_flows(table, prefix, now) for prefix in ("main", "node")] == [2, 3]
 
@@ -2192,7 +2198,9 @@ def test_connection_counts_new_flows_that_had_only_closing_reports(make):
     table.raise_horizon(BEGAN)
     now = BEGAN + 1_000
     for uuid in ("a1", "b2"):
-        repeat = an_update(uuid, (9, 0, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
+        repeat = an_update(
+            uuid, (9, 0, 0, 0), age_s=660, last_update=(0, 0, 0, 0), finish=1, last_s=9
+        )
         table.report(repeat, now)
     assert (table.connections, table.dormant_connections) == (0, 1)
     table.report(make_flow("c3", last=1), now)
@@ -2242,7 +2250,7 @@ def test_closing_report_of_a_dormant_flow_is_not_new(make):
     table = make(SERVICES)
     table.report(make_flow("a1", (100, 0, 0, 0), last=1_500), 0)
     table.expire(TIMEOUT_S)
-    closing = make_flow("a1", (105, 0, 0, 0), last=2_500, newest_last=62_000, finish=1)
+    closing = make_flow("a1", (105, 0, 0, 0), last=2_500, update_last=62_000, finish=1)
     assert table.report(closing, A_WHILE_S) is None
     table.report(make_flow("b2", (1, 0, 0, 0), ports=(9, 443)), A_WHILE_S)
     assert samples(table, "a_new_flows_total", A_WHILE_S) == {SERVICE: "2"}
@@ -2294,10 +2302,10 @@ def test_rejected_flow_is_new_when_it_is_accepted(make):
     table = make(Spec(max_connections=1, views=views, flow_memory_s=300))
     table.raise_horizon(BEGAN)
     table.report(make_flow("a1", last=1), BEGAN + 190)
-    first = an_update("b2", (10, 1, 0, 0), age_s=60, newest=(10, 1, 0, 0), a="10.0.0.9")
+    first = an_update("b2", (10, 1, 0, 0), age_s=60, last_update=(10, 1, 0, 0), a="10.0.0.9")
     assert table.report(first, BEGAN + 200) == "table_full"
     table.expire(BEGAN + 190 + TIMEOUT_S)
-    second = an_update("b2", (30, 3, 0, 0), age_s=150, newest=(5, 1, 0, 0), a="10.0.0.9")
+    second = an_update("b2", (30, 3, 0, 0), age_s=150, last_update=(5, 1, 0, 0), a="10.0.0.9")
     assert table.report(second, BEGAN + 290) is None
     assert samples(table, "a_new_flows_total", BEGAN + 290) == {"10.0.0.9": "1"}
 
@@ -2363,17 +2371,17 @@ BEGAN = 1_000_000.0
 """The time at which reports begin to arrive."""
 
 
-def an_update(uuid, total, *, age_s, newest, finish=0, last_s=None, **fields):
+def an_update(uuid, total, *, age_s, last_update, finish=0, last_s=None, **fields):
     """Return a report of a flow whose last update ends ``age_s`` after the start of the flow."""
     start = 5_000_000
     update = start + round(age_s * 1000)
     return make_flow(
         uuid,
         total,
-        newest=newest,
+        last_update=last_update,
         start=start,
-        newest_start=update - 60_000,
-        newest_last=update,
+        update_start=update - 60_000,
+        update_last=update,
         last=update - 500 if last_s is None else start + last_s * 1000,
         finish=finish,
         **fields,
@@ -2386,7 +2394,7 @@ def test_unknown_flow_adds_its_total_if_it_began_after_the_horizon(make, age_s, 
     table.raise_horizon(BEGAN)
     # The table allows for 75 s: the update interval of agents (60 s) and a delay of 15 s. After
     # 200 s, the table therefore adds the totals of flows that are younger than 125 s.
-    report = an_update("a1", (30, 3, 0, 0), age_s=age_s, newest=(10, 1, 0, 0))
+    report = an_update("a1", (30, 3, 0, 0), age_s=age_s, last_update=(10, 1, 0, 0))
     assert table.report(report, BEGAN + 200) is None
     assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": str(counted)}
 
@@ -2395,14 +2403,14 @@ def test_age_limit_for_adding_a_total_depends_on_the_update_interval(make):
     table = make(MEMORY)
     table.raise_horizon(BEGAN)
     table.flow_update_s = 10
-    report = an_update("a1", (30, 3, 0, 0), age_s=170, newest=(10, 1, 0, 0))
+    report = an_update("a1", (30, 3, 0, 0), age_s=170, last_update=(10, 1, 0, 0))
     assert table.report(report, BEGAN + 200) is None
     assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": "33"}
 
 
 def test_unknown_flow_adds_its_last_update_if_begin_was_not_called(make):
     table = make(MEMORY)
-    report = an_update("a1", (30, 3, 0, 0), age_s=1, newest=(10, 1, 0, 0))
+    report = an_update("a1", (30, 3, 0, 0), age_s=1, last_update=(10, 1, 0, 0))
     table.report(report, BEGAN)
     assert table.horizon_s is None
     assert samples(table, "node_bytes_total", BEGAN) == {"node-1": "11"}
@@ -2417,8 +2425,8 @@ def test_forgotten_flow_moves_the_horizon_to_its_latest_report(make):
     table.expire(BEGAN + 100 + TIMEOUT_S + 300)
     assert table.horizon_s == BEGAN + 100
     # An ended flow does not move the horizon, because no more reports of it can arrive.
-    table.report(make_flow("b2", last=1_500, newest_last=2_000), BEGAN + 600)
-    table.report(make_flow("b2", last=1_500, newest_last=2_000, finish=1), BEGAN + 610)
+    table.report(make_flow("b2", last=1_500, update_last=2_000), BEGAN + 600)
+    table.report(make_flow("b2", last=1_500, update_last=2_000, finish=1), BEGAN + 610)
     table.expire(BEGAN + 900)
     assert table.dormant_flows == 1
     table.expire(BEGAN + 1_000)
@@ -2430,11 +2438,11 @@ def test_report_added_to_the_overflow_row_moves_the_horizon(make):
     table = make(OVERFLOW)
     table.raise_horizon(BEGAN)
     table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN + 1)
-    first = an_update("b2", (30, 3, 0, 0), age_s=100, newest=(10, 1, 0, 0), a="10.0.0.9")
+    first = an_update("b2", (30, 3, 0, 0), age_s=100, last_update=(10, 1, 0, 0), a="10.0.0.9")
     assert table.report(first, BEGAN + 300) == "table_full"
     assert samples(table, BYTES, BEGAN + 300)[OTHERS.format(">")] == "30"
     assert table.horizon_s == BEGAN + 300
-    second = an_update("b2", (37, 3, 0, 0), age_s=160, newest=(7, 0, 0, 0), a="10.0.0.9")
+    second = an_update("b2", (37, 3, 0, 0), age_s=160, last_update=(7, 0, 0, 0), a="10.0.0.9")
     assert table.report(second, BEGAN + 360) == "table_full"
     assert samples(table, BYTES, BEGAN + 360)[OTHERS.format(">")] == "37"
 
@@ -2442,16 +2450,18 @@ def test_report_added_to_the_overflow_row_moves_the_horizon(make):
 def test_flow_with_only_a_closing_report_is_counted_without_a_connection(make):
     table = make(MEMORY)
     table.raise_horizon(BEGAN)
-    closing = an_update("a1", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=20)
+    closing = an_update(
+        "a1", (30, 3, 0, 0), age_s=660, last_update=(0, 0, 0, 0), finish=1, last_s=20
+    )
     assert table.report(closing, BEGAN + 1_000) is None
     assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "33"}
     assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
     # Flow a1 is now known, so its delayed earlier report is late.
-    lost = an_update("a1", (30, 3, 0, 0), age_s=60, newest=(30, 3, 0, 0), last_s=20)
+    lost = an_update("a1", (30, 3, 0, 0), age_s=60, last_update=(30, 3, 0, 0), last_s=20)
     assert table.report(lost, BEGAN + 1_005) == "late"
     assert samples(table, "node_bytes_total", BEGAN + 1_005) == {"node-1": "33"}
     # Flow b2 began before the horizon, so it may have been counted.
-    old = an_update("b2", (30, 3, 0, 0), age_s=1_500, newest=(0, 0, 0, 0), finish=1, last_s=20)
+    old = an_update("b2", (30, 3, 0, 0), age_s=1_500, last_update=(0, 0, 0, 0), finish=1, last_s=20)
     assert table.report(old, BEGAN + 1_000) == "ended"
     assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "33"}
 
@@ -2459,7 +2469,7 @@ def test_flow_with_only_a_closing_report_is_counted_without_a_connection(make):
 def test_horizon_does_not_apply_with_deduplication(make):
     table = make(FIRST)
     table.raise_horizon(BEGAN)
-    report = an_update("a1", (30, 3, 0, 0), age_s=100, newest=(10, 1, 0, 0))
+    report = an_update("a1", (30, 3, 0, 0), age_s=100, last_update=(10, 1, 0, 0))
     table.report(report, BEGAN + 1_000)
     assert sum(int(v) for v in samples(table, "a_bytes_total", BEGAN + 1_000).values()) == 11
 
@@ -2478,7 +2488,7 @@ def test_report_with_finish_type_fin_or_rst_does_not_end_the_flow(make, finish):
     table.report(make_flow("a1", (130, 260, 3, 4), last=2, finish=finish), 1)
     # A report with this finish type is not a closing report. Therefore the report does not count as
     # a repetition of the last update, even if ``Last`` is before the end of that update.
-    update = LATER | {"newest_last": 80_000, "finish": finish}
+    update = LATER | {"update_last": 80_000, "finish": finish}
     assert table.report(make_flow("b2", a="10.0.0.9", **update), 1) is None
     assert (table.connections, table.flows) == (2, 2)
     table.expire(1 + TIMEOUT_S)
@@ -2520,7 +2530,7 @@ def test_ended_flow_is_kept_for_one_timeout_even_if_flow_memory_s_is_zero(make):
 
 def test_omitted_values_of_a_skipped_closing_report_are_counted(make):
     table = make(MEMORY)
-    closing = make_flow("a1", **LATER | {"newest_last": -1, "finish": 1})
+    closing = make_flow("a1", **LATER | {"update_last": -1, "finish": 1})
     assert table.report(closing, 0) == "ended"
     assert table.values_skipped["LastUpdateMetric.Last"] == 1
 
@@ -2545,7 +2555,7 @@ def test_closing_report_adds_to_other_views_if_the_first_view_is_full(make):
     table.raise_horizon(BEGAN)
     table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN)
     closing = an_update(
-        "b2", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=20, a="10.0.0.9"
+        "b2", (30, 3, 0, 0), age_s=660, last_update=(0, 0, 0, 0), finish=1, last_s=20, a="10.0.0.9"
     )
     assert table.report(closing, BEGAN + 1_000) is None
     assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "35"}
@@ -2561,14 +2571,18 @@ def test_connection_starts_with_deltas_of_earlier_closing_reports(make):
     table.raise_horizon(BEGAN)
     now = BEGAN + 1_000
     for uuid in ("a1", "b2"):
-        closing = an_update(uuid, (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
+        closing = an_update(
+            uuid, (30, 3, 0, 0), age_s=660, last_update=(0, 0, 0, 0), finish=1, last_s=9
+        )
         assert table.report(closing, now) is None
     assert (table.connections, table.dormant_connections) == (0, 1)
     table.report(make_flow("c3", (7, 0, 0, 0), last=1), now)
     assert samples(table, "a_bytes_total", now) == {"10.0.0.1,10.0.0.2": "73"}
     assert samples(table, "a_tcp_out_of_order_total", now) == {}
     # An existing connection adds the deltas of a closing report immediately.
-    closing = an_update("d4", (30, 3, 0, 0), age_s=660, newest=(0, 0, 0, 0), finish=1, last_s=9)
+    closing = an_update(
+        "d4", (30, 3, 0, 0), age_s=660, last_update=(0, 0, 0, 0), finish=1, last_s=9
+    )
     assert table.report(closing, now) is None
     assert samples(table, "a_bytes_total", now) == {"10.0.0.1,10.0.0.2": "106"}
 
@@ -2577,10 +2591,10 @@ def test_rejected_flow_adds_its_total_when_it_is_accepted(make):
     table = make(Spec(views=MEMORY.views, max_connections=1))
     table.raise_horizon(BEGAN)
     table.report(make_flow("a1", (1, 1, 0, 0), last=1), BEGAN + 190)
-    first = an_update("b2", (10, 1, 0, 0), age_s=60, newest=(10, 1, 0, 0), a="10.0.0.9")
+    first = an_update("b2", (10, 1, 0, 0), age_s=60, last_update=(10, 1, 0, 0), a="10.0.0.9")
     assert table.report(first, BEGAN + 200) == "table_full"
     table.expire(BEGAN + 190 + TIMEOUT_S)
-    second = an_update("b2", (30, 3, 0, 0), age_s=150, newest=(5, 1, 0, 0), a="10.0.0.9")
+    second = an_update("b2", (30, 3, 0, 0), age_s=150, last_update=(5, 1, 0, 0), a="10.0.0.9")
     assert table.report(second, BEGAN + 290) is None
     assert samples(table, "node_bytes_total", BEGAN + 290) == {"node-1": "35"}
 
@@ -2592,12 +2606,12 @@ def test_flow_is_unknown_after_another_capture_point_took_over_its_conversation(
     table.report(make_flow("b2", (120, 0, 0, 0), last=1, node="node-2"), TIMEOUT_S)
     table.expire(2 * TIMEOUT_S)
     # The other capture point has counted the packets that were sent after flow a1 became dormant.
-    later = make_flow("a1", (125, 0, 0, 0), newest=(5, 0, 0, 0), newest_start=9, last=10)
+    later = make_flow("a1", (125, 0, 0, 0), last_update=(5, 0, 0, 0), update_start=9, last=10)
     assert table.report(later, 2 * TIMEOUT_S) is None
     assert samples(table, "a_bytes_total", 2 * TIMEOUT_S) == {"node-1": "105"}
 
 
-LOST = {"newest": (0, 0, 0, 0), "newest_start": 90_000, "newest_last": 95_000, "finish": 1}
+LOST = {"last_update": (0, 0, 0, 0), "update_start": 90_000, "update_last": 95_000, "finish": 1}
 """Fields of the closing report of a flow whose last update was lost."""
 
 ONCE = Spec(deduplicate="first", views=MEMORY.views)
@@ -2825,7 +2839,7 @@ def test_flow_with_invalid_times_does_not_add_its_total(make, mark):
     table = make(MEMORY)
     table.raise_horizon(BEGAN)
     now = BEGAN + 1_000
-    report = an_update("a1", (30, 3, 0, 0), age_s=100, newest=(10, 1, 0, 0))
+    report = an_update("a1", (30, 3, 0, 0), age_s=100, last_update=(10, 1, 0, 0))
     if mark == "Start":
         report["Start"] = -1
     else:

@@ -55,18 +55,18 @@ def take(table, flow, now=0):
 
 
 def first_report(uuid="a1", total=(100, 200, 1, 2), *, start=START_MS, last=LAST_MS, **changes):
-    return make_flow(uuid, total, start=start, newest_start=start, last=last, **changes)
+    return make_flow(uuid, total, start=start, update_start=start, last=last, **changes)
 
 
 def later_report(
-    uuid="a1", total=(300, 400, 3, 4), newest=(7, 8, 1, 1), *, last=LAST_MS, **changes
+    uuid="a1", total=(300, 400, 3, 4), last_update=(7, 8, 1, 1), *, last=LAST_MS, **changes
 ):
     return make_flow(
         uuid,
         total,
-        newest=newest,
+        last_update=last_update,
         start=START_MS,
-        newest_start=UPDATE_MS,
+        update_start=UPDATE_MS,
         last=last,
         **changes,
     )
@@ -259,7 +259,7 @@ def test_saved_counters_without_a_start_time_never_get_a_start_time(make):
 def test_row_created_by_a_closing_report_starts_with_the_flow(make):
     table = make(SHARED)
     table.raise_horizon(0)
-    closing = later_report(newest_last=UPDATE_MS, finish=1)
+    closing = later_report(update_last=UPDATE_MS, finish=1)
     assert table.report(closing, 1000, CLOCK_MS) is None
     assert (table.connections, table.dormant_connections) == (0, 1)
     assert start(table, "node_bytes_total", 1000) == START_MS
@@ -274,7 +274,7 @@ def test_closing_report_of_a_dormant_flow_starts_rows_at_the_previous_report(mak
     table.expire(TIMEOUT_S)
     now = int(VIEW_TIMEOUT_S) + 100
     table.expire(now)
-    closing = later_report(last=LAST_MS + 9, newest_last=LAST_MS, finish=1)
+    closing = later_report(last=LAST_MS + 9, update_last=LAST_MS, finish=1)
     assert take(table, closing, now) is None
     assert (table.connections, table.view_connections) == (0, (1,))
     assert start(table, "node_bytes_total", now) == LAST_MS

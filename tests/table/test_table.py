@@ -431,7 +431,7 @@ def decode(struct, *flows):
     return msgspec.json.decode(json.dumps(flows).encode(), type=list[struct])
 
 
-LATER = make_flow("b2", newest=(1, 1, 1, 1), newest_start=9)
+LATER = make_flow("b2", last_update=(1, 1, 1, 1), update_start=9)
 
 
 def test_update_stops_at_flows_that_require_more_fields():
