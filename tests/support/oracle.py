@@ -50,7 +50,7 @@ def read_counters(page: Mapping[str, set[str]], view: View) -> dict[Values, Coun
     `DIRECTION`, which the label values do not include.
     """
     counters: dict[Values, Counters] = {}
-    place = list(view.labels).index(DIRECTION)
+    position = list(view.labels).index(DIRECTION)
     for family in view.families:
         if family.type == "counter":
             names = {DIRECTIONS[0]: NEW_FLOWS}
@@ -60,7 +60,7 @@ def read_counters(page: Mapping[str, set[str]], view: View) -> dict[Values, Coun
             for line in page[family.name]:
                 series, _, number = line.rpartition(" ")
                 values = re.findall(r'="([^"]*)"', series)
-                direction = values.pop(place)
+                direction = values.pop(position)
                 counters.setdefault(tuple(values), Counter())[names[direction]] = int(number)
     return counters
 
@@ -91,7 +91,7 @@ NOTHING = exactly(Counter())
 
 
 @dataclass
-class Heard:
+class FlowState:
     """The state of a flow according to its delivered reports."""
 
     values: Sequence[Values]
@@ -102,29 +102,29 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Growth:
+class Increase:
     """The deltas that a report adds to each view."""
 
     report: JSON
     values: Sequence[Values]
-    amount: Range
+    deltas: Range
     totals: Counters
     is_known: bool
     """Whether the flow was reported before this message and cannot have been forgotten since."""
 
     @property
-    def is_news(self) -> bool:
-        return self.amount.high.total() > 0
+    def is_nonzero(self) -> bool:
+        return self.deltas.high.total() > 0
 
     @property
-    def shows(self) -> bool:
+    def makes_visible(self) -> bool:
         """Whether the report makes its connection visible."""
-        return self.is_news and not is_repeat(self.report)
+        return self.is_nonzero and not is_repeat(self.report)
 
 
 @dataclass
-class Shown:
-    """A connection: its counters on the latest page that showed it, and the growth since that page.
+class ShownConnection:
+    """A connection: its counters on the latest page that showed it, and the deltas since that page.
 
     The connection expires one timeout after ``renewed_s`` at the earliest, and one timeout after
     ``touched_s`` at the latest. The two times differ after a closing report that repeats the last
@@ -132,7 +132,7 @@ class Shown:
     """
 
     counters: Counters = field(default_factory=Counter)
-    since: Range = NOTHING
+    deltas: Range = NOTHING
     renewed_s: float = -math.inf
     touched_s: float = -math.inf
 
@@ -154,9 +154,9 @@ class Oracle:
     flow_memory_s: float
     is_exact: bool = True
     least_horizon_s: float = field(init=False)
-    flows: dict[str, Heard] = field(default_factory=dict)
+    flows: dict[str, FlowState] = field(default_factory=dict)
     sums: list[dict[Values, Range]] = field(default_factory=list)
-    shown: dict[Values, Shown] = field(default_factory=dict)
+    shown: dict[Values, ShownConnection] = field(default_factory=dict)
     visible: dict[Values, Counters] = field(default_factory=dict)
     """The connections on the latest page."""
 
@@ -168,67 +168,68 @@ class Oracle:
 
     # Reports
 
-    def message(self, reports: Sequence[JSON], now: float) -> list[Growth]:
-        """Apply the flows of a message, and return the growth of each flow."""
-        known = {uuid for uuid, heard in self.flows.items() if self._is_remembered(heard, now)}
+    def message(self, reports: Sequence[JSON], now: float) -> list[Increase]:
+        """Apply the flows of a message, and return the increase by each report."""
+        known = {uuid for uuid, state in self.flows.items() if self._is_remembered(state, now)}
         forgotten = [
-            math.ceil(heard.renewed_s)
-            for uuid, heard in self.flows.items()
-            if heard.closed_s is None and uuid not in known
+            math.ceil(state.renewed_s)
+            for uuid, state in self.flows.items()
+            if state.closed_s is None and uuid not in known
         ]
         self.horizon_s = max([self.horizon_s, *forgotten])
         memory_s = max(self.flow_memory_s, ENDED_S) + self.spec.timeout_s + 1
         surely_forgotten = [at_s for at_s in forgotten if now >= at_s + memory_s]
         self.least_horizon_s = max([self.least_horizon_s, *surely_forgotten])
-        growths = [
+        increases = [
             self._report(report, now, is_known=report["UUID"] in known)
             for report in reports
             if is_counted(report)
         ]
-        for growth in growths:
-            for sums, values in zip(self.sums, growth.values, strict=True):
-                sums[values] = sums.get(values, NOTHING) + growth.amount
-        return growths
+        for increase in increases:
+            for sums, values in zip(self.sums, increase.values, strict=True):
+                sums[values] = sums.get(values, NOTHING) + increase.deltas
+        return increases
 
-    def _report(self, report: JSON, now: float, *, is_known: bool) -> Growth:
+    def _report(self, report: JSON, now: float, *, is_known: bool) -> Increase:
         totals = Counter({name: report["Metric"][name] for name in COUNTERS} | {NEW_FLOWS: 1})
-        heard = self.flows.get(report["UUID"])
-        if heard is None:
+        state = self.flows.get(report["UUID"])
+        if state is None:
             values = [tuple(str(at(report, path, "")) for path in paths) for paths in self._paths]
             counts = is_first(report) or self._was_never_counted(report, now, self.horizon_s)
             can_count = counts or self._was_never_counted(report, now, self.least_horizon_s)
-            low = totals if counts else self._newest(report)
+            low = totals if counts else self._lowest_deltas(report)
             high = Counter(totals)
             high[NEW_FLOWS] = int(can_count)
-            amount = Range(low, high)
+            deltas = Range(low, high)
             if is_repeat(report) and not counts:
                 # This report repeats an update, and the first report of this update may still be in
                 # transit. Therefore, the table does not store the flow.
-                return Growth(report, values, amount, totals, is_known)
-            self.flows[report["UUID"]] = heard = Heard(values, totals, now)
+                return Increase(report, values, deltas, totals, is_known)
+            self.flows[report["UUID"]] = state = FlowState(values, totals, now)
         else:
-            news = totals - heard.totals
-            is_remembered = self._is_remembered(heard, now)
-            amount = exactly(news) if is_remembered else Range(news & self._newest(report), news)
+            growth = totals - state.totals
+            is_remembered = self._is_remembered(state, now)
+            low = growth if is_remembered else growth & self._lowest_deltas(report)
+            deltas = Range(low, growth)
             if is_repeat(report) and not is_remembered:
-                return Growth(report, heard.values, amount, totals, is_known)
-            heard.totals = heard.totals | totals
-            if news:
-                heard.renewed_s = now
-        if report.get("FinishType") == TIMEOUT and heard.closed_s is None:
-            heard.closed_s = now
-        return Growth(report, heard.values, amount, totals, is_known)
+                return Increase(report, state.values, deltas, totals, is_known)
+            state.totals = state.totals | totals
+            if growth:
+                state.renewed_s = now
+        if report.get("FinishType") == TIMEOUT and state.closed_s is None:
+            state.closed_s = now
+        return Increase(report, state.values, deltas, totals, is_known)
 
-    def _newest(self, report: JSON) -> Counters:
+    def _lowest_deltas(self, report: JSON) -> Counters:
         """Return the lowest deltas that the report of an unknown flow can add."""
         if is_repeat(report):
             return Counter()
         return Counter({name: report["LastUpdateMetric"][name] for name in COUNTERS})
 
-    def _is_remembered(self, heard: Heard, now: float) -> bool:
-        if heard.closed_s is not None:
-            return now < heard.closed_s + ENDED_S
-        return now < heard.renewed_s + max(self.flow_memory_s, ENDED_S)
+    def _is_remembered(self, state: FlowState, now: float) -> bool:
+        if state.closed_s is not None:
+            return now < state.closed_s + ENDED_S
+        return now < state.renewed_s + max(self.flow_memory_s, ENDED_S)
 
     def _was_never_counted(self, report: JSON, now: float, horizon_s: float) -> bool:
         """Return whether a flow began after ``horizon_s``, the latest report of forgotten flows.
@@ -256,62 +257,63 @@ class Oracle:
         self.visible = visible
 
     def check_after(
-        self, page: Mapping[str, set[str]], growths: Sequence[Growth], now: float
+        self, page: Mapping[str, set[str]], increases: Sequence[Increase], now: float
     ) -> None:
         """Check the page after a message."""
         for view, sums in zip(self.spec.views, self.sums, strict=True):
             counters = read_counters(page, view)
             if view is self.spec.views[0] and self.is_exact:
-                self._check_connections(counters, growths, now)
+                self._check_connections(counters, increases, now)
             else:
                 self._check_sums(counters, sums)
 
     def _check_sums(self, page: dict[Values, Counters], sums: dict[Values, Range]) -> None:
         for values in page.keys() | sums.keys():
-            due, counters = sums.get(values, NOTHING), page.get(values, Counter())
+            expected, counters = sums.get(values, NOTHING), page.get(values, Counter())
             if not self.is_exact:
-                due = Range(Counter(), due.high)
-            assert counters in due, f"{values}: {counters} is not {due}"
+                expected = Range(Counter(), expected.high)
+            assert counters in expected, f"{values}: {counters} is not {expected}"
 
     def _check_connections(
-        self, after: dict[Values, Counters], growths: Sequence[Growth], now: float
+        self, after: dict[Values, Counters], increases: Sequence[Increase], now: float
     ) -> None:
-        by_values: dict[Values, list[Growth]] = {}
-        for growth in growths:
-            by_values.setdefault(growth.values[0], []).append(growth)
+        by_values: dict[Values, list[Increase]] = {}
+        for increase in increases:
+            by_values.setdefault(increase.values[0], []).append(increase)
         for values, counters in after.items():
             if values not in by_values:
                 assert self.visible.get(values) == counters, f"{values} changed without a report"
         assert self.visible.keys() <= after.keys(), "a connection disappeared because of a message"
-        for values, mine in by_values.items():
+        for values, of_connection in by_values.items():
             added = NOTHING
-            for growth in mine:
-                added += growth.amount
-            shown = self.shown.setdefault(values, Shown())
-            shown.since += added
+            for increase in of_connection:
+                added += increase.deltas
+            shown = self.shown.setdefault(values, ShownConnection())
+            shown.deltas += added
+            becomes_visible = any(increase.makes_visible for increase in of_connection)
             if values not in after:
-                assert not any(growth.shows for growth in mine), f"{values} is missing"
+                assert not becomes_visible, f"{values} is missing"
                 continue
             counters = after[values]
             if values in self.visible:
-                due = exactly(shown.counters) + shown.since
-                assert counters in due, f"{values}: {counters} is not {due}"
+                expected = exactly(shown.counters) + shown.deltas
+                assert counters in expected, f"{values}: {counters} is not {expected}"
             else:
-                assert any(growth.shows for growth in mine), f"{values} is back without new packets"
-                self._check_birth(values, counters, mine, shown, now)
-            shown.counters, shown.since = counters, NOTHING
-            if any(growth.shows for growth in mine):
+                assert becomes_visible, f"{values} is back without new packets"
+                self._check_new_connection(values, counters, of_connection, shown, now)
+            shown.counters, shown.deltas = counters, NOTHING
+            if becomes_visible:
                 shown.renewed_s = now
-            if any(growth.is_news for growth in mine):
+            if any(increase.is_nonzero for increase in of_connection):
                 shown.touched_s = now
         self.visible = after
 
-    def _check_birth(
+    def _check_new_connection(
         self,
         values: Values,
         counters: Counters,
-        growths: Sequence[Growth],
-        shown: Shown,
+        increases: Sequence[Increase],
+        shown: ShownConnection,
         now: float,
     ) -> None:
         """Check a connection that was not on the previous page.
@@ -319,29 +321,30 @@ class Oracle:
         If the table still knows a flow of the connection, the counters must continue. If the table
         does not know any, the counters may restart with the flows of this message.
         """
-        due = exactly(shown.counters) + shown.since
-        if counters in due:
+        expected = exactly(shown.counters) + shown.deltas
+        if counters in expected:
             return
         remembered = (
-            any(growth.is_known and growth.shows for growth in growths)
+            any(increase.is_known and increase.makes_visible for increase in increases)
             if self.is_complete
             else any(
-                heard.values[0] == values
-                and heard.closed_s is None
-                and self._is_remembered(heard, now)
-                and heard.renewed_s < now
-                for heard in self.flows.values()
+                state.values[0] == values
+                and state.closed_s is None
+                and self._is_remembered(state, now)
+                and state.renewed_s < now
+                for state in self.flows.values()
             )
         )
-        assert not remembered, f"{values}: {counters} is not {due}"
-        fresh = NOTHING
-        for growth in growths:
+        assert not remembered, f"{values}: {counters} is not {expected}"
+        restarted = NOTHING
+        for increase in increases:
             # Some closing reports do not make their connection visible. If the connection becomes
             # visible later, its counters include these reports only if the table keeps the counters
             # of expired connections.
-            counts = growth.shows or (self.flow_memory_s > 0 and not self.is_complete)
-            low = growth.amount.low & growth.totals if counts else Counter()
-            fresh += Range(low, growth.totals)
+            counts = increase.makes_visible or (self.flow_memory_s > 0 and not self.is_complete)
+            low = increase.deltas.low & increase.totals if counts else Counter()
+            restarted += Range(low, increase.totals)
         if not self.is_complete:
-            fresh = Range(fresh.low, due.high)  # the counters can include earlier closing reports
-        assert counters in fresh, f"{values}: {counters} is not {fresh}"
+            # The counters can include earlier closing reports.
+            restarted = Range(restarted.low, expected.high)
+        assert counters in restarted, f"{values}: {counters} is not {restarted}"
