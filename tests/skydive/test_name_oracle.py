@@ -39,29 +39,29 @@ def expected_names() -> list[tuple[str, Json]]:
     """Return each address of the recorded topology with its expected names."""
     lines = (CONTAINER_TOPOLOGY / "expected-names.txt").read_text().splitlines()
     pairs = (line.removeprefix("pod ").removeprefix("svc ").partition(" ") for line in lines)
-    return [(address, ast.literal_eval(facts)) for address, _, facts in pairs]
+    return [(address, ast.literal_eval(expected)) for address, _, expected in pairs]
 
 
-@pytest.mark.parametrize(("address", "facts"), expected_names())
-def test_oracle_finds_the_names_of_recorded_addresses(address: str, facts: Json) -> None:
+@pytest.mark.parametrize(("address", "expected"), expected_names())
+def test_oracle_finds_the_names_of_recorded_addresses(address: str, expected: Json) -> None:
     oracle = NameOracle(recorded_graph())
     ((names, _, host, _),) = oracle.candidates(address)
     name, _, namespace, pod, workload, kind, container, service = names
-    if "pods" in facts:
-        assert f"{namespace}/{service}" == name == facts["service"]
+    if "pods" in expected:
+        assert f"{namespace}/{service}" == name == expected["service"]
         return
     # The host's address is not named after the pod that uses the host's network.
-    known = facts if address != "192.0.2.2" else {}
+    known = expected if address != "192.0.2.2" else {}
     assert f"{namespace}/{pod}".strip("/") == known.get("pod", "")
     assert f"{kind}/{workload}".strip("/") == known.get("owner", "")
     assert service == "".join(known.get("service", []))
-    if "netns" in facts:
-        ((netns, _, _),) = oracle.places(address)
-        assert oracle.netns_name(netns) == facts["netns"]
-        shown = [name for name in facts["containers"] if not name.startswith("k8s_POD_")]
+    if "netns" in expected:
+        ((netns, _, _),) = oracle.locations(address)
+        assert oracle.netns_name(netns) == expected["netns"]
+        shown = [name for name in expected["containers"] if not name.startswith("k8s_POD_")]
         assert bool(container) == (len(shown) == 1)
-    if "host" in facts:
-        assert host == facts["host"]
+    if "host" in expected:
+        assert host == expected["host"]
 
 
 def assert_equal_results(graph: Json) -> None:
@@ -113,11 +113,12 @@ def reached_rules(oracle: NameOracle) -> set[str]:
     for address in oracle.addresses():
         if only_names(oracle.candidates(address)) is None:
             rules.add("ambiguous address")
-        if any(machine is not None for *_, machine in oracle.places(address)):
+        locations = oracle.locations(address)
+        if any(machine is not None for *_, machine in locations):
             rules.add("virtual machine")
         for pod in oracle.pods_with(address):
-            alone = len(oracle.places(address)) == 1
-            if any(oracle.may_be_at(pod, place, alone=alone) for place in oracle.places(address)):
+            alone = len(locations) == 1
+            if any(oracle.may_be_at(pod, location, alone=alone) for location in locations):
                 rules.add("pod assumed at an interface")
     for pod in oracle.all("pod"):
         if oracle.linked_hosts(pod):

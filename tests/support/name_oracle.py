@@ -19,7 +19,7 @@ Names = tuple[str, ...]
 Pair = tuple[str, str]
 """Namespace and name of a pod, or kind and name of a workload."""
 
-Place = tuple[Json, str, str | None]
+Location = tuple[Json, str, str | None]
 """A location of an address: a network namespace (a node or None), a host, and a VM (or None)."""
 
 Candidate = tuple[Names, str, str, str]
@@ -153,8 +153,8 @@ class NameOracle:
             if not self.identity(node)
             or not any(
                 self.identity(other) == self.identity(node)
-                and (self.updated(other), -place) > (self.updated(node), -position)
-                for place, other in enumerate(usable)
+                and (self.updated(other), -other_position) > (self.updated(node), -position)
+                for other_position, other in enumerate(usable)
             )
         ]
         by_identity = {identity: n for n in self.nodes if (identity := self.identity(n))}
@@ -725,7 +725,7 @@ class NameOracle:
     def nodes_by_tid(self) -> dict[str, Names]:
         return {tid: self.node_names(node) for tid, node in self.capture_points().items()}
 
-    # -- places of addresses --------------------------------------------------------------------
+    # -- locations of addresses -----------------------------------------------------------------
 
     def interface_texts(self, node: Json) -> list[Json]:
         """The addresses of an interface, with prefix lengths. Empty for the interface kube-ipvs0.
@@ -774,13 +774,13 @@ class NameOracle:
         )
 
     @once
-    def places(self, address: str) -> list[Place]:
+    def locations(self, address: str) -> list[Location]:
         """The locations of an address: interfaces, or virtual machines behind interfaces.
 
         If Neutron lists the address for an interface that does not have the address itself, the
         address belongs to the virtual machine behind the interface.
         """
-        found: list[Place] = []
+        found: list[Location] = []
         for node in self.interfaces():
             own = addresses_of(self.interface_texts(node))
             if address in own and not self.is_service_on_host(node, address):
@@ -791,10 +791,10 @@ class NameOracle:
             if address in theirs and address not in addresses_of(assigned):
                 found.append((self.namespace(node), self.host(node), self.machine(node)))
         return [
-            place
-            for position, place in enumerate(found)
+            location
+            for position, location in enumerate(found)
             if not any(
-                place[0] is other[0] and place[1:] == other[1:] for other in found[:position]
+                location[0] is other[0] and location[1:] == other[1:] for other in found[:position]
             )
         ]
 
@@ -890,26 +890,30 @@ class NameOracle:
         A pod and an interface with this address count as one owner if the interface can only belong
         to this pod, and the pod can only be at this interface.
         """
-        places = self.places(address)
-        shown = [self.pod(namespace) for namespace, _, machine in places if machine is None]
+        locations = self.locations(address)
+        shown = [self.pod(namespace) for namespace, _, machine in locations if machine is None]
         pods = [pod for pod in self.pods_with(address) if not is_in(pod, shown)]
         options = [
-            [place for place in places if self.may_be_at(pod, place, alone=len(places) == 1)]
+            [
+                location
+                for location in locations
+                if self.may_be_at(pod, location, alone=len(locations) == 1)
+            ]
             for pod in pods
         ]
         result = []
         merged = []
-        for place in places:
+        for location in locations:
             claims = [
                 (pod, option)
                 for pod, option in zip(pods, options, strict=True)
-                if is_in_places(place, option)
+                if is_in_locations(location, option)
             ]
             if len(claims) == 1 and len(claims[0][1]) == 1:
                 merged.append(claims[0][0])
-                result.append(self.merged_candidate(place, claims[0][0]))
+                result.append(self.merged_candidate(location, claims[0][0]))
             else:
-                result.append(self.place_candidate(place))
+                result.append(self.location_candidate(location))
         result += [self.pod_candidate(pod) for pod in pods if not is_in(pod, merged)]
         result += [
             self.service_candidate(service)
@@ -925,7 +929,7 @@ class NameOracle:
         of_cluster = [[pod for pod in pods if self.cluster(pod) == each] for each in clusters]
         return [pod for pods in of_cluster for pod in self.newest(pods)]
 
-    def may_be_at(self, pod: Json, place: Place, *, alone: bool) -> bool:
+    def may_be_at(self, pod: Json, location: Location, *, alone: bool) -> bool:
         """Whether an interface with the address of a pod can belong to the pod.
 
         * The interface must not be in a host's own namespace or in the namespace of another pod.
@@ -934,7 +938,7 @@ class NameOracle:
         * If the namespace has no pod, the interface must be on the pod's host. If the pod's host is
           unknown, only this interface may have the address.
         """
-        namespace, host, machine = place
+        namespace, host, machine = location
         if machine is not None or self.is_own(namespace) or self.is_uncertain(namespace):
             return False
         if self.pod(namespace) is not None:
@@ -949,9 +953,9 @@ class NameOracle:
             return self.assumed_host(pod) == host != ""
         return alone and same_cluster
 
-    def place_candidate(self, place: Place) -> Candidate:
+    def location_candidate(self, location: Location) -> Candidate:
         """The owner of an address at a location. A virtual machine has no known namespace."""
-        namespace, host, machine = place
+        namespace, host, machine = location
         facts = self.facts_of_namespace(namespace)
         names = self.names(
             facts,
@@ -963,12 +967,12 @@ class NameOracle:
         identity = self.identity(namespace) if machine is None else ""
         return names, identity, host, facts["cluster"] or self.cluster_of_host(host)
 
-    def merged_candidate(self, place: Place, pod: Json) -> Candidate:
+    def merged_candidate(self, location: Location, pod: Json) -> Candidate:
         """A pod and its interface as one owner.
 
         If the interface's namespace has containers, the pod's Kubernetes containers are ignored.
         """
-        namespace, host, _ = place
+        namespace, host, _ = location
         container = (
             self.container(namespace)
             if self.containers(namespace)
@@ -1060,5 +1064,5 @@ def only_names(candidates: Iterable[Candidate]) -> Names | None:
     return tuple(found[0]) if len(found) == 1 else None
 
 
-def is_in_places(place: Place, places: Iterable[Place]) -> bool:
-    return any(place is other for other in places)
+def is_in_locations(location: Location, locations: Iterable[Location]) -> bool:
+    return any(location is other for other in locations)
