@@ -72,7 +72,7 @@ def assert_equal_results(graph: Json) -> None:
     assert {
         tid: (point.namespace, point.peers, point.host, point.cluster)
         for tid, point in resolution.points.items()
-    } == {tid: oracle.point(node) for tid, node in points.items()}
+    } == {tid: oracle.capture_point(node) for tid, node in points.items()}
     found = {
         address: sorted((c.names, c.namespace, c.host, c.cluster) for c in candidates)
         for address, candidates in resolution.addresses.items()
@@ -108,7 +108,7 @@ def reached_rules(oracle: NameOracle) -> set[str]:
         elif oracle.pod(namespace) is not None:
             linked = bool(oracle.linked_pods(namespace))
             rules.add("pod by edges" if linked else "pod by the name in labels")
-        elif oracle.lone_pair(namespace):
+        elif oracle.unmatched_pair(namespace):
             rules.add("pod without node")
     for address in oracle.addresses():
         if only_names(oracle.candidates(address)) is None:

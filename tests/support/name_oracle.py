@@ -47,17 +47,17 @@ NO_INTERFACES = {
 """The types of all nodes that are not interfaces."""
 
 
-def once(rule: Rule) -> Rule:
+def cached(rule: Rule) -> Rule:
     """Cache the results of a rule. The arguments of the rule must be nodes, strings or None."""
 
     @functools.wraps(rule)
-    def remembered(self: "NameOracle", *arguments: Any) -> Any:
+    def cached_rule(self: "NameOracle", *arguments: Any) -> Any:
         key = rule.__name__, *(a if isinstance(a, str) else id(a) for a in arguments)
         if key not in self.results:
             self.results[key] = rule(self, *arguments)
         return self.results[key]
 
-    return remembered  # type: ignore[return-value]
+    return cached_rule  # type: ignore[return-value]
 
 
 def dig(value: Json, *keys: str) -> Json:
@@ -146,14 +146,14 @@ class NameOracle:
     def __init__(self, graph: Json, k8s_labels: tuple[str, ...] = ()) -> None:
         self.k8s_labels = k8s_labels
         self.results: dict[Any, Any] = {}
-        usable = [node for node in items(graph, "Nodes") if self.usable(node)]
+        usable = [node for node in items(graph, "Nodes") if self.is_usable(node)]
         self.nodes = [
             node
             for position, node in enumerate(usable)
             if not self.identity(node)
             or not any(
                 self.identity(other) == self.identity(node)
-                and (self.updated(other), -other_position) > (self.updated(node), -position)
+                and (self.updated_at(other), -other_position) > (self.updated_at(node), -position)
                 for other_position, other in enumerate(usable)
             )
         ]
@@ -168,7 +168,7 @@ class NameOracle:
         }
         self.edges = [(by_identity[p], by_identity[c], r) for p, c, r in sorted(relations)]
 
-    def usable(self, node: Json) -> bool:
+    def is_usable(self, node: Json) -> bool:
         """Whether a node is used: it is not deleted and has metadata."""
         return (
             isinstance(node, dict)
@@ -180,7 +180,7 @@ class NameOracle:
         """The ID of a node. A node without an ID has no edges."""
         return short(text(node, "ID"))
 
-    def updated(self, node: Json) -> int:
+    def updated_at(self, node: Json) -> int:
         """The time at which a node was last updated.
 
         If several nodes have the same ID, only the node with the latest update is used.
@@ -189,18 +189,18 @@ class NameOracle:
 
     # -- the graph ------------------------------------------------------------------------------
 
-    @once
+    @cached
     def kind(self, node: Json) -> str:
         """The ``Type`` of a node, or `K8S_CONTAINER` for a Kubernetes container."""
         kind = text(node, "Metadata", "Type")
         manager = text(node, "Metadata", "Manager")
         return K8S_CONTAINER if (kind, manager) == ("container", "k8s") else kind
 
-    @once
+    @cached
     def all(self, kind: str) -> list[Json]:
         return [node for node in self.nodes if self.kind(node) == kind]
 
-    @once
+    @cached
     def parents(self, node: Json, relation: str, kind: str) -> list[Json]:
         return [
             parent
@@ -208,7 +208,7 @@ class NameOracle:
             if child is node and found == relation and kind in ("any", self.kind(parent))
         ]
 
-    def selecting(self, node: Json, relation: str) -> list[Json]:
+    def selectors_of(self, node: Json, relation: str) -> list[Json]:
         """The workloads or services that select a node by its labels.
 
         Workloads and services of other clusters are ignored.
@@ -220,7 +220,7 @@ class NameOracle:
             or self.cluster(parent) == self.cluster(node)
         ]
 
-    @once
+    @cached
     def interfaces(self) -> list[Json]:
         return [node for node in self.nodes if self.kind(node) not in NO_INTERFACES]
 
@@ -232,7 +232,7 @@ class NameOracle:
 
     # -- network namespaces ---------------------------------------------------------------------
 
-    @once
+    @cached
     def namespace(self, node: Json) -> Json:
         """The namespace of an interface or container: its owner, if the type is netns or host.
 
@@ -251,27 +251,27 @@ class NameOracle:
                 return None
         return None
 
-    def is_own(self, namespace: Json) -> bool:
+    def is_host_namespace(self, namespace: Json) -> bool:
         """Whether a namespace is a host's own namespace."""
         return namespace is not None and self.kind(namespace) == "host"
 
     def netns_name(self, namespace: Json) -> str:
-        if namespace is None or self.is_own(namespace):
+        if namespace is None or self.is_host_namespace(namespace):
             return ""
         return short(text(namespace, "Metadata", "Name"))
 
-    @once
+    @cached
     def containers(self, namespace: Json) -> list[Json]:
         """The containers of a network namespace.
 
         The result is empty for a host's own namespace: the containers in that namespace give no
         name to an address.
         """
-        if namespace is None or self.is_own(namespace):
+        if namespace is None or self.is_host_namespace(namespace):
             return []
         return [node for node in self.all("container") if self.namespace(node) is namespace]
 
-    @once
+    @cached
     def may_have_more_containers(self, namespace: Json) -> bool:
         """Whether a container of an unknown namespace has this namespace as an owner."""
         return any(
@@ -280,10 +280,10 @@ class NameOracle:
             for node in self.all("container")
         )
 
-    @once
+    @cached
     def is_uncertain(self, namespace: Json) -> bool:
         """Whether several pods may own a namespace. If so, the pod of the namespace is unknown."""
-        if namespace is None or self.is_own(namespace):
+        if namespace is None or self.is_host_namespace(namespace):
             return False
         return (
             self.may_have_more_containers(namespace)
@@ -336,7 +336,7 @@ class NameOracle:
             or text(container, "Metadata", "Name")
         )
 
-    @once
+    @cached
     def container(self, namespace: Json) -> str:
         """The name of a namespace's only container, not counting sandboxes.
 
@@ -349,7 +349,7 @@ class NameOracle:
 
     # -- the pod of a network namespace ---------------------------------------------------------
 
-    @once
+    @cached
     def kubernetes_containers(self, container: Json) -> list[Json]:
         """The Kubernetes containers with an edge to a container.
 
@@ -364,7 +364,7 @@ class NameOracle:
             if identity and text(node, "Metadata", "K8s", "ContainerID") == identity
         ]
 
-    @once
+    @cached
     def pods_of(self, kubernetes_container: Json) -> list[Json]:
         """The pods that own a Kubernetes container.
 
@@ -385,7 +385,7 @@ class NameOracle:
         pair = short(text(k8s, "Namespace")), short(text(k8s, "Pod"))
         return pair if all(pair) else None
 
-    def lone_pair_in(self, kubernetes_container: Json) -> Pair | None:
+    def unmatched_pair_in(self, kubernetes_container: Json) -> Pair | None:
         """The pod in the fields of a Kubernetes container, or None if `pods_of` finds a pod."""
         known = self.pods_of(kubernetes_container)
         return None if known else self.pair_in(kubernetes_container)
@@ -394,7 +394,7 @@ class NameOracle:
         return [
             pair
             for node in self.kubernetes_containers(container)
-            for pair in (*map(self.pair, self.pods_of(node)), self.lone_pair_in(node))
+            for pair in (*map(self.pair, self.pods_of(node)), self.unmatched_pair_in(node))
         ]
 
     def labelled_pairs(self, container: Json) -> list[Pair | None]:
@@ -416,7 +416,7 @@ class NameOracle:
         parts = self.kubelet_name(container)
         return [(parts[3], parts[2])] if parts and short(parts[3]) and short(parts[2]) else []
 
-    @once
+    @cached
     def pairs(self, namespace: Json) -> list[Pair]:
         """The pods of all containers of a network namespace, as Kubernetes namespace and name.
 
@@ -429,7 +429,7 @@ class NameOracle:
                 return found
         return []
 
-    @once
+    @cached
     def linked_pods(self, namespace: Json) -> list[Json]:
         """The pods of the containers of a network namespace, according to the Kubernetes probe.
 
@@ -448,7 +448,7 @@ class NameOracle:
             return [pod for pod in pods if cluster and self.cluster(pod) == cluster] or pods
         return pods
 
-    @once
+    @cached
     def pod(self, namespace: Json) -> Json:
         """The node of the pod that owns a network namespace, or None.
 
@@ -478,18 +478,18 @@ class NameOracle:
         """
         if len(distinct(map(self.cluster, pods))) != 1:
             return None
-        return only(self.newest([pod for pod in pods if self.runs(pod)] or pods))
+        return only(self.newest([pod for pod in pods if self.is_running(pod)] or pods))
 
-    def runs(self, pod: Json) -> bool:
+    def is_running(self, pod: Json) -> bool:
         return text(pod, "Metadata", "K8s", "Status") in ("Running", "Pending")
 
-    def created(self, node: Json) -> int:
+    def created_at(self, node: Json) -> int:
         return number(node.get("CreatedAt"))
 
     def newest(self, nodes: list[Json]) -> list[Json]:
         """The nodes with the latest creation time."""
-        newest = max(map(self.created, nodes), default=0)
-        return [node for node in nodes if self.created(node) == newest]
+        newest = max(map(self.created_at, nodes), default=0)
+        return [node for node in nodes if self.created_at(node) == newest]
 
     # -- clusters and hosts ---------------------------------------------------------------------
 
@@ -501,7 +501,7 @@ class NameOracle:
         k8s = dig(pod, "Metadata", "K8s")
         return short(text(k8s, "Node")) or short(text(k8s, "Extra", "Spec", "NodeName"))
 
-    @once
+    @cached
     def kubernetes_nodes(self, host: str) -> list[Pair]:
         """The clusters and names of the Kubernetes nodes to which a host has edges."""
         return distinct(
@@ -516,14 +516,14 @@ class NameOracle:
         """The cluster of a host's Kubernetes nodes. Empty if there is no single cluster."""
         return only(cluster for cluster, _ in self.kubernetes_nodes(host)) or ""
 
-    @once
+    @cached
     def linked_hosts(self, pod: Json) -> list[str]:
         """The hosts with an edge to the Kubernetes node of a pod."""
         node = self.cluster(pod), self.node_of(pod)
         hosts = distinct(self.host(host) for host in self.all("host"))
         return [host for host in hosts if node in self.kubernetes_nodes(host)]
 
-    @once
+    @cached
     def agent(self, pod: Json) -> str:
         """The host of a pod, with the name that its agent uses. Empty if the host is unknown.
 
@@ -559,7 +559,7 @@ class NameOracle:
         pair = short(text(owners[0], "Kind")), short(text(owners[0], "Name"))
         return pair if len(owners) == 1 and all(pair) else ("", "")
 
-    def itself(self, node: Json, kind: str) -> Pair:
+    def kind_and_name(self, node: Json, kind: str) -> Pair:
         name = short(text(node, "Metadata", "K8s", "Name"))
         return (kind, name) if name else ("", "")
 
@@ -590,7 +590,7 @@ class NameOracle:
                 return "Deployment", name.removesuffix(suffix)
         if kind == "Job":
             jobs = [
-                self.owner(node) if self.controllers(node) else self.itself(node, "Job")
+                self.owner(node) if self.controllers(node) else self.kind_and_name(node, "Job")
                 for node in self.objects("job", pod, name)
             ]
             if jobs:
@@ -607,19 +607,19 @@ class NameOracle:
         """
         if self.controllers(node):
             return self.owner(node)
-        deployment = only(self.selecting(node, "deployment"))
+        deployment = only(self.selectors_of(node, "deployment"))
         if deployment is not None:
-            return self.itself(deployment, "Deployment")
-        return self.itself(node, "ReplicaSet")
+            return self.kind_and_name(deployment, "Deployment")
+        return self.kind_and_name(node, "ReplicaSet")
 
     def selecting_workload(self, pod: Json) -> Pair:
         """The workload of a pod without an owner: the only workload that selects the pod."""
-        parents = [parent for kind in CONTROLLERS for parent in self.selecting(pod, kind)]
+        parents = [parent for kind in CONTROLLERS for parent in self.selectors_of(pod, kind)]
         if len(parents) != 1:
             return "", ""
         if self.kind(parents[0]) == "replicaset":
             return self.of_replica_set(parents[0])
-        return self.itself(parents[0], CONTROLLERS[self.kind(parents[0])])
+        return self.kind_and_name(parents[0], CONTROLLERS[self.kind(parents[0])])
 
     def pod_label(self, pod: Json, key: str) -> str:
         """A label of a pod, from the first of the Kubernetes probe's two copies that has the label.
@@ -641,7 +641,7 @@ class NameOracle:
 
     def service(self, pod: Json) -> str:
         """The name of the only service that selects the pod and has a cluster IP, or ""."""
-        found = only(s for s in self.selecting(pod, "service") if self.cluster_addresses(s))
+        found = only(s for s in self.selectors_of(pod, "service") if self.cluster_addresses(s))
         return short(text(found, "Metadata", "K8s", "Name"))
 
     def kubernetes_container(self, pod: Json) -> str:
@@ -649,14 +649,14 @@ class NameOracle:
         found = [node for node in self.all(K8S_CONTAINER) if is_in(pod, self.pods_of(node))]
         return short(text(found[0], "Metadata", "K8s", "Name")) if len(found) == 1 else ""
 
-    @once
+    @cached
     def pod_addresses(self, pod: Json) -> list[str]:
         """The addresses of a pod. A pod that has ended or uses the host's network has none.
 
         A pod with an address of its host is assumed to use the host's network. If the pod's host is
         unknown, the pod is compared with all hosts.
         """
-        if not self.runs(pod):
+        if not self.is_running(pod):
             return []
         k8s = dig(pod, "Metadata", "K8s")
         ips = [dig(k8s, "IP"), *(dig(ip, "IP") for ip in items(k8s, "Extra", "Status", "PodIPs"))]
@@ -665,9 +665,9 @@ class NameOracle:
             dig(k8s, "Extra", "Spec", "HostNetwork") is True
             or address_of(dig(k8s, "Extra", "Status", "HostIP")) in addresses
             or any(
-                self.is_own(self.namespace(node))
+                self.is_host_namespace(self.namespace(node))
                 and self.agent(pod) in ("", self.host(node))
-                and set(addresses) & set(addresses_of(self.interface_texts(node)))
+                and set(addresses) & set(addresses_of(self.interface_addresses(node)))
                 for node in self.interfaces()
             )
         )
@@ -675,7 +675,7 @@ class NameOracle:
 
     # -- capture points -------------------------------------------------------------------------
 
-    @once
+    @cached
     def capture_points(self) -> dict[str, Json]:
         """Interfaces by NodeTID.
 
@@ -695,20 +695,20 @@ class NameOracle:
 
     def node_names(self, node: Json) -> Names:
         namespace = self.namespace(node)
-        facts = self.facts_of_namespace(namespace)
+        pod_names = self.pod_names_at(namespace)
         return (
             short(text(node, "Metadata", "Name")),
             self.host(node),
             short(text(node, "Metadata", "Type")),
             self.netns_name(namespace),
-            facts["namespace"],
-            facts["pod"],
-            facts["workload"],
+            pod_names["namespace"],
+            pod_names["pod"],
+            pod_names["workload"],
             self.container(namespace),
         )
 
-    @once
-    def point(self, node: Json) -> tuple[str, tuple[str, ...], str, str]:
+    @cached
+    def capture_point(self, node: Json) -> tuple[str, tuple[str, ...], str, str]:
         """A capture point: its namespace, its veth peers' namespaces, its host and its cluster."""
         peers = [
             self.namespace(end)
@@ -727,7 +727,7 @@ class NameOracle:
 
     # -- locations of addresses -----------------------------------------------------------------
 
-    def interface_texts(self, node: Json) -> list[Json]:
+    def interface_addresses(self, node: Json) -> list[Json]:
         """The addresses of an interface, with prefix lengths. Empty for the interface kube-ipvs0.
 
         In IPVS mode, kube-proxy adds all cluster IPs to the interface kube-ipvs0 of each host.
@@ -750,7 +750,7 @@ class NameOracle:
             if address in self.cluster_addresses(service)
         ]
         return (
-            self.is_own(self.namespace(node))
+            self.is_host_namespace(self.namespace(node))
             and text(node, "Metadata", "Type") == "dummy"
             and any("" in (cluster, other) or cluster == other for other in clusters)
         )
@@ -773,7 +773,7 @@ class NameOracle:
             or short(uuid)
         )
 
-    @once
+    @cached
     def locations(self, address: str) -> list[Location]:
         """The locations of an address: interfaces, or virtual machines behind interfaces.
 
@@ -782,13 +782,13 @@ class NameOracle:
         """
         found: list[Location] = []
         for node in self.interfaces():
-            own = addresses_of(self.interface_texts(node))
-            if address in own and not self.is_service_on_host(node, address):
+            addresses = addresses_of(self.interface_addresses(node))
+            if address in addresses and not self.is_service_on_host(node, address):
                 found.append((self.namespace(node), self.host(node), None))
             neutron = dig(node, "Metadata", "Neutron")
-            theirs = addresses_of([*items(neutron, "IPV4"), *items(neutron, "IPV6")])
+            neutron_addresses = addresses_of([*items(neutron, "IPV4"), *items(neutron, "IPV6")])
             assigned = [*items(node, "Metadata", "IPV4"), *items(node, "Metadata", "IPV6")]
-            if address in theirs and address not in addresses_of(assigned):
+            if address in neutron_addresses and address not in addresses_of(assigned):
                 found.append((self.namespace(node), self.host(node), self.machine(node)))
         return [
             location
@@ -798,27 +798,27 @@ class NameOracle:
             )
         ]
 
-    @once
+    @cached
     def networks(self, host: str) -> list[Any]:
         """The subnets of all interfaces of a host."""
         return distinct(
             network
             for node in self.interfaces()
             if host and self.host(node) == host
-            for value in self.interface_texts(node)
+            for value in self.interface_addresses(node)
             if (network := network_of(value)) is not None
         )
 
     # -- names of addresses ---------------------------------------------------------------------
 
-    @once
-    def facts(self, pod: Json) -> dict[str, Any]:
+    @cached
+    def pod_names(self, pod: Json) -> dict[str, Any]:
         """The names of a pod, by label. All names are empty if ``pod`` is None."""
         if pod is None:
-            facts: dict[str, Any] = dict.fromkeys(
+            pod_names: dict[str, Any] = dict.fromkeys(
                 ("namespace", "pod", "workload", "workload_kind", "service", "cluster"), ""
             )
-            return {**facts, "labels": ("",) * len(self.k8s_labels)}
+            return {**pod_names, "labels": ("",) * len(self.k8s_labels)}
         namespace, name = self.pair(pod)
         kind, workload = self.workload(pod)
         return {
@@ -831,18 +831,18 @@ class NameOracle:
             "labels": tuple(short(self.pod_label(pod, key)) for key in self.k8s_labels),
         }
 
-    def facts_of_namespace(self, namespace: Json) -> dict[str, Any]:
+    def pod_names_at(self, namespace: Json) -> dict[str, Any]:
         """The names of the pod of a network namespace, by label.
 
         If the node of the pod is unknown, only its Kubernetes namespace and name are known.
         """
         pod = self.pod(namespace)
-        facts = dict(self.facts(pod))
-        if pod is None and (pair := self.lone_pair(namespace)):
-            facts["namespace"], facts["pod"] = pair
-        return facts
+        pod_names = dict(self.pod_names(pod))
+        if pod is None and (pair := self.unmatched_pair(namespace)):
+            pod_names["namespace"], pod_names["pod"] = pair
+        return pod_names
 
-    def lone_pair(self, namespace: Json) -> Pair | None:
+    def unmatched_pair(self, namespace: Json) -> Pair | None:
         """The pod of a network namespace, as Kubernetes namespace and name.
 
         None if the pod is unknown, or if the node of the pod is known.
@@ -854,7 +854,7 @@ class NameOracle:
 
     def names(
         self,
-        facts: dict[str, Any],
+        pod_names: dict[str, Any],
         *,
         host: str,
         container: str = "",
@@ -866,24 +866,24 @@ class NameOracle:
         The value of the first label, ``name``, is the first known name of this list: service,
         workload, container, netns, host. For a virtual machine, its name replaces netns and host.
         """
-        prefix = f"{facts['namespace']}/" if facts["namespace"] else ""
-        service, workload = facts["service"], facts["workload"]
+        prefix = f"{pod_names['namespace']}/" if pod_names["namespace"] else ""
+        service, workload = pod_names["service"], pod_names["workload"]
         return (
             (prefix + service if service else "")
             or (prefix + workload if workload else "")
             or container
             or (machine if machine is not None else netns or host),
             host,
-            facts["namespace"],
-            facts["pod"],
+            pod_names["namespace"],
+            pod_names["pod"],
             workload,
-            facts["workload_kind"],
+            pod_names["workload_kind"],
             container,
             service,
-            *facts["labels"],
+            *pod_names["labels"],
         )
 
-    @once
+    @cached
     def candidates(self, address: str) -> list[Candidate]:
         """The owners of an address: interfaces, virtual machines, pods and services.
 
@@ -939,12 +939,12 @@ class NameOracle:
           unknown, only this interface may have the address.
         """
         namespace, host, machine = location
-        if machine is not None or self.is_own(namespace) or self.is_uncertain(namespace):
+        if machine is not None or self.is_host_namespace(namespace) or self.is_uncertain(namespace):
             return False
         if self.pod(namespace) is not None:
             return False
         same_cluster = self.cluster_of_host(host) in ("", self.cluster(pod))
-        pair = self.lone_pair(namespace)
+        pair = self.unmatched_pair(namespace)
         if pair is not None:
             return pair == self.pair(pod) and same_cluster and self.agent(pod) in ("", host)
         if any(self.pod(other) is pod for other in self.all("netns")):
@@ -956,16 +956,16 @@ class NameOracle:
     def location_candidate(self, location: Location) -> Candidate:
         """The owner of an address at a location. A virtual machine has no known namespace."""
         namespace, host, machine = location
-        facts = self.facts_of_namespace(namespace)
+        pod_names = self.pod_names_at(namespace)
         names = self.names(
-            facts,
+            pod_names,
             host=host,
             container=self.container(namespace),
             machine=machine,
             netns=self.netns_name(namespace),
         )
         identity = self.identity(namespace) if machine is None else ""
-        return names, identity, host, facts["cluster"] or self.cluster_of_host(host)
+        return names, identity, host, pod_names["cluster"] or self.cluster_of_host(host)
 
     def merged_candidate(self, location: Location, pod: Json) -> Candidate:
         """A pod and its interface as one owner.
@@ -979,7 +979,7 @@ class NameOracle:
             else self.kubernetes_container(pod)
         )
         netns = self.netns_name(namespace)
-        names = self.names(self.facts(pod), host=host, container=container, netns=netns)
+        names = self.names(self.pod_names(pod), host=host, container=container, netns=netns)
         cluster = self.cluster(pod) or self.cluster_of_host(host)
         return names, self.identity(namespace), host, cluster
 
@@ -993,7 +993,7 @@ class NameOracle:
         namespace = namespaces[0] if len(namespaces) == 1 else None
         known = self.host(namespace)
         names = self.names(
-            self.facts(pod),
+            self.pod_names(pod),
             host=known or self.agent(pod) or self.node_of(pod),
             container=(
                 self.kubernetes_container(pod) if namespace is None else self.container(namespace)
@@ -1005,10 +1005,10 @@ class NameOracle:
         return names, self.identity(namespace), host, cluster
 
     def service_candidate(self, service: Json) -> Candidate:
-        facts = dict(self.facts(None))
-        facts["namespace"] = short(text(service, "Metadata", "K8s", "Namespace"))
-        facts["service"] = short(text(service, "Metadata", "K8s", "Name"))
-        return self.names(facts, host=""), "", "", self.cluster(service)
+        service_names = dict(self.pod_names(None))
+        service_names["namespace"] = short(text(service, "Metadata", "K8s", "Namespace"))
+        service_names["service"] = short(text(service, "Metadata", "K8s", "Name"))
+        return self.names(service_names, host=""), "", "", self.cluster(service)
 
     def addresses(self) -> list[str]:
         """All addresses that have names."""
@@ -1035,7 +1035,7 @@ class NameOracle:
         node = self.capture_points().get(tid)
         if node is None:
             return None if local else only_names(candidates)
-        namespace, peers, host, cluster = self.point(node)
+        namespace, peers, host, cluster = self.capture_point(node)
         shared = host and self.share_network(host, address, other)
         near = [
             [c for c in candidates if namespace and c[1] == namespace],
@@ -1050,7 +1050,7 @@ class NameOracle:
                 return names
         return None
 
-    @once
+    @cached
     def share_network(self, host: str, address: str, other: str) -> bool:
         """Whether a subnet of the host's interfaces contains both addresses."""
         if not address_of(other):
