@@ -57,13 +57,13 @@ class Page:
         self._connection = connection
         self._session = session
         self._numbers = itertools.count(1)
-        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._responses: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
-    def take(self, message: dict[str, Any]) -> None:
+    def handle(self, message: dict[str, Any]) -> None:
         """Handle a message from the browser about this tab."""
-        if answer := self._answers.pop(message.get("id", 0), None):
-            if not answer.done():
-                answer.set_result(message)
+        if future := self._responses.pop(message.get("id", 0), None):
+            if not future.done():
+                future.set_result(message)
             return
         match message:
             case {"method": "Runtime.exceptionThrown", "params": params}:
@@ -76,10 +76,10 @@ class Page:
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Call a method of the protocol and return its result."""
         number = next(self._numbers)
-        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        future = self._responses[number] = asyncio.get_running_loop().create_future()
         message = {"id": number, "method": method, "params": params, "sessionId": self._session}
         await self._connection.send(json.dumps(message))
-        response = await asyncio.wait_for(answer, WAIT_S)
+        response = await asyncio.wait_for(future, WAIT_S)
         if "navigated" in response.get("error", {}).get("message", ""):
             raise NavigatedError(response)
         assert "error" not in response, response
@@ -134,7 +134,7 @@ class Page:
                 **({"text": "\r"} if key == "Enter" and kind == "keyDown" else {}),
             )
 
-    async def look(self, *, width: int, height: int = 900, dark: bool = False) -> None:
+    async def emulate_screen(self, *, width: int, height: int = 900, dark: bool = False) -> None:
         """Emulate a screen size and a color scheme."""
         await self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -148,7 +148,7 @@ class Page:
             features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
         )
 
-    async def without_script(self) -> None:
+    async def disable_scripts(self) -> None:
         await self.call("Emulation.setScriptExecutionDisabled", value=True)
 
     async def screenshot(self) -> bytes:
@@ -164,22 +164,22 @@ class Browser:
         self._connection = connection
         self._pages: dict[str, Page] = {}
         self._numbers = itertools.count(1)
-        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._responses: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     async def read(self) -> None:
         """Dispatch messages from the browser until the connection ends."""
         async for text in self._connection:
             message = json.loads(text)
             if page := self._pages.get(message.get("sessionId", "")):
-                page.take(message)
-            elif answer := self._answers.pop(message.get("id", 0), None):
-                answer.set_result(message)
+                page.handle(message)
+            elif future := self._responses.pop(message.get("id", 0), None):
+                future.set_result(message)
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
         number = next(self._numbers)
-        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        future = self._responses[number] = asyncio.get_running_loop().create_future()
         await self._connection.send(json.dumps({"id": number, "method": method, "params": params}))
-        response = await asyncio.wait_for(answer, WAIT_S)
+        response = await asyncio.wait_for(future, WAIT_S)
         assert "error" not in response, response
         result: dict[str, Any] = response["result"]
         return result

@@ -60,7 +60,7 @@ async def take_screenshots(seconds: float) -> None:
                     await asyncio.sleep(SCRAPE_INTERVAL_S)
                 for name, screen in SCREENSHOTS.items():
                     async with browser.page() as tab:
-                        await tab.look(**screen)
+                        await tab.emulate_screen(**screen)
                         await tab.open(skyfast.url + SHOWN)
                         await asyncio.sleep(REFRESHED_S)
                         image = recompress(await tab.screenshot())

@@ -33,7 +33,7 @@ needs_axe = pytest.mark.skipif(
     not AXE.exists() and not os.environ.get("CI"),
     reason="axe-core is not installed (install npm, then run make test-slow)",
 )
-LOOKS = {
+SCREENS = {
     "light": {"width": 1280, "dark": False},
     "dark": {"width": 1280, "dark": True},
     "narrow": {"width": 400, "dark": True},
@@ -70,9 +70,9 @@ def visited(browser):
     """Return a context manager that opens a page in a tab and checks it for errors."""
 
     @asynccontextmanager
-    async def visit(site, path="/", **look):
+    async def visit(site, path="/", **screen):
         async with browser.page() as tab:
-            await tab.look(**{"width": 1280, **look})
+            await tab.emulate_screen(**{"width": 1280, **screen})
             await tab.open(f"http://127.0.0.1:{site.app.web.port}{path}")
             yield tab
             assert not tab.problems
@@ -111,7 +111,7 @@ async def test_script_renders_the_same_page_as_the_server(visited, monkeypatch):
             written, drawn = await tab.evaluate(ELEMENTS), await tab.evaluate(DRAWN)
             ranks = await tab.evaluate(RANKS)
             await tab.evaluate(
-                "fetch(location).then((answer) => answer.text()).then((text) => {"
+                "fetch(location).then((response) => response.text()).then((text) => {"
                 " window.served = new DOMParser().parseFromString(text, 'text/html') })"
             )
             await tab.until("window.served")
@@ -159,7 +159,7 @@ async def test_script_shows_the_same_names_and_groups_as_the_server(visited, mon
                 await tab.evaluate("document.querySelector('#pause').click()")
                 written = await tab.evaluate(ELEMENTS)
                 await tab.evaluate(
-                    "fetch(location).then((answer) => answer.text()).then((text) => {"
+                    "fetch(location).then((response) => response.text()).then((text) => {"
                     " window.served = new DOMParser().parseFromString(text, 'text/html') })"
                 )
                 await tab.until("window.served")
@@ -344,7 +344,7 @@ async def test_hostile_values_are_shown_as_text(visited):
 
 async def test_page_works_without_its_script(browser):
     async with three_connections() as site, browser.page() as tab:
-        await tab.without_script()
+        await tab.disable_scripts()
         await tab.call("Page.navigate", url=f"http://127.0.0.1:{site.app.web.port}/?by=rtt")
         async with asyncio.timeout(10):
             while True:
@@ -470,14 +470,14 @@ async def test_page_is_accessible(visited, dark):
 
 
 @needs_axe
-@pytest.mark.parametrize("look", LOOKS, ids=LOOKS.keys())
+@pytest.mark.parametrize("screen", SCREENS, ids=SCREENS.keys())
 @pytest.mark.parametrize("path", ["/", "/cardinality", "/help", "/missing"])
-async def test_axe_finds_no_accessibility_violations(browser, path, look):
+async def test_axe_finds_no_accessibility_violations(browser, path, screen):
     """Check all rules of axe-core: those of WCAG 2.2 level AA, and best practices."""
     view = {"prefix": "x", "labels": ["initiator_ip", "direction"], "metrics": ["bytes"]}
     async with three_connections(views=[view]) as site, browser.page() as tab:
         site.app.stats.analyzers["127.0.0.1:9"].last_failure = Failure("error", "refused")
-        await tab.look(**LOOKS[look])
+        await tab.emulate_screen(**SCREENS[screen])
         await tab.open(f"http://127.0.0.1:{site.app.web.port}{path}")
         await tab.evaluate("document.querySelectorAll('details').forEach((e) => { e.open = true })")
         await tab.evaluate(AXE.read_text())
