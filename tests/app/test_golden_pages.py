@@ -36,7 +36,7 @@ from tests.model import (
     read_page,
 )
 from tests.support import openmetrics_2
-from tests.support.analyzer import Answer, FakeAnalyzer
+from tests.support.analyzer import FakeAnalyzer, FakeResponse
 from tests.support.golden import golden_lines, recorded
 from tests.support.model_specs import CONFIGURATIONS, DEFAULT, ONE, TOPOLOGY, TWO, Configuration
 from tests.support.paths import DATA, ROOT, TESTS
@@ -144,7 +144,7 @@ async def replay(name, directory):
     async with AsyncExitStack() as stack:
         analyzers = [await stack.enter_async_context(FakeAnalyzer(host_id=n)) for n in names]
         for analyzer in analyzers:
-            analyzer.topology = Answer(body=TOPOLOGY, compress=True)
+            analyzer.topology = FakeResponse(body=TOPOLOGY, compress=True)
         config = directory / "prom_sky_con.yml"
         config.write_text(settings(name, [analyzer.url for analyzer in analyzers]))
         # In the replay "overflow", the table gets full, and skyfast may log a warning.

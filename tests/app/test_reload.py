@@ -32,7 +32,7 @@ from skyfast.config import loader
 from skyfast.config.model import Config, TableLimits
 from skyfast.flows.selection import ExportSelection, ViewSpec
 from skyfast.skydive.topology_queries import KUBERNETES_EDGES
-from tests.support.analyzer import Answer, FakeAnalyzer, Fault
+from tests.support.analyzer import FakeAnalyzer, FakeResponse, Fault
 from tests.support.certificates import Authority
 from tests.support.configs import make_config
 from tests.support.messages import METRIC, flow, message
@@ -1105,7 +1105,7 @@ def series(protocol: str, initiator_port: str, target_port: str, direction: str)
 async def test_standard_naming_enables_openmetrics(tmp_path: Path, analyzer: FakeAnalyzer) -> None:
     interface = {"Name": "eth0", "Type": "device", "TID": "t", "EncapType": "ether"}
     nodes = [{"ID": "n", "Host": "h", "Metadata": interface | {"Metric": {"RxBytes": 7}}}]
-    analyzer.topology = Answer(body=json.dumps(nodes).encode())
+    analyzer.topology = FakeResponse(body=json.dumps(nodes).encode())
     report = '{"Namespace":"stats","Type":"stats","Obj":{"CaptureID":"c","FlowDropped":3}}'
     async with operated(tmp_path, subscribing(analyzer), quiet=False) as operator:
         skyfast = operator.skyfast
@@ -1180,7 +1180,7 @@ async def test_interfaces_survive_a_change_of_the_query_interval(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     interface = {"Name": "eth0", "Type": "device", "TID": "t", "EncapType": "ether"}
-    analyzer.topology = Answer(body=json.dumps([{"ID": "n", "Metadata": interface}]).encode())
+    analyzer.topology = FakeResponse(body=json.dumps([{"ID": "n", "Metadata": interface}]).encode())
     async with operated(tmp_path, subscribing(analyzer), quiet=False) as operator:
         skyfast = operator.skyfast
         await skyfast.until(lambda metrics: metrics["skyfast_interfaces"] == 1)
@@ -1192,7 +1192,9 @@ async def test_interfaces_survive_a_change_of_the_query_interval(
         assert await skyfast.get("/metrics/interfaces") == b""
         await skyfast.until(lambda metrics: metrics["skyfast_interfaces"] == 0)
         requests = len(analyzer.topology_requests)
-        analyzer.topology = Answer(body=json.dumps([{"ID": "n", "Metadata": interface}]).encode())
+        analyzer.topology = FakeResponse(
+            body=json.dumps([{"ID": "n", "Metadata": interface}]).encode()
+        )
         await operator.reload({f"{STORE}.interfaces_interval": 10})
         await skyfast.until(lambda metrics: metrics["skyfast_interfaces"] == 1)
         assert len(analyzer.topology_requests) == requests + 1
@@ -1203,13 +1205,13 @@ async def test_interfaces_survive_a_change_of_the_query_interval(
 NAME_LABELS = ["target_ip", "node_name", "target_name"]
 
 
-def topology(name: str) -> Answer:
+def topology(name: str) -> FakeResponse:
     """Return a topology: a capture point with this name, and an interface with address 10.0.0.2."""
     nodes = [
         {"ID": "1", "Host": "h", "Metadata": {"TID": "tid", "Name": name, "Type": "device"}},
         {"ID": "2", "Host": "h", "Metadata": {"TID": "o", "Name": "eth9", "IPV4": ["10.0.0.2/8"]}},
     ]
-    return Answer(body=json.dumps(nodes).encode())
+    return FakeResponse(body=json.dumps(nodes).encode())
 
 
 def total(page: str, **labels: str) -> str:

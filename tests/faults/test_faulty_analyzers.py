@@ -25,7 +25,15 @@ from tests.faults.trial import (
     messages,
     start_trial,
 )
-from tests.support.analyzer import HUGE_BYTES, SPACES, TEXT, Answer, FakeAnalyzer, Fault, frame
+from tests.support.analyzer import (
+    HUGE_BYTES,
+    SPACES,
+    TEXT,
+    FakeAnalyzer,
+    FakeResponse,
+    Fault,
+    frame,
+)
 
 SOCKET_BYTES = 64 << 20
 """A number of bytes that exceeds the socket buffers of a connection in Linux."""
@@ -337,7 +345,7 @@ async def test_topology_query_hangs(directory: Path) -> None:
         await trial.wait_for_counts(topology_errors("timeout"))
         await trial.report()
         await trial.wait_for_page()
-        trial.analyzer.topology = Answer(body=b"[]")
+        trial.analyzer.topology = FakeResponse(body=b"[]")
         await wait_for_topology(trial)
         await trial.has_recovered(
             counted={topology_errors("timeout"): SOME},
@@ -359,17 +367,17 @@ def gzip_bomb() -> bytes:
 @concurrent_trial
 @pytest.mark.parametrize("compressed", [False, True])
 async def test_topology_response_is_500_megabytes_long(directory: Path, compressed: bool) -> None:
-    huge: Answer | Fault = Fault.HUGE
+    huge: FakeResponse | Fault = Fault.HUGE
     if compressed:
         data = await asyncio.to_thread(gzip_bomb)
-        huge = Answer(body=data, headers=(("Content-Encoding", "gzip"),))
+        huge = FakeResponse(body=data, headers=(("Content-Encoding", "gzip"),))
     async with start_trial(directory, settings=TOPOLOGY) as trial:
         await wait_for_topology(trial)
         trial.analyzer.topology = huge
         max_bytes = 0
         while topology_errors("too_big") not in await trial.counted():
             max_bytes = max(max_bytes, trial.resident_bytes())
-        trial.analyzer.topology = Answer(body=b"[]")
+        trial.analyzer.topology = FakeResponse(body=b"[]")
         assert max_bytes < trial.base.resident_bytes + HUGE_BYTES // 2
         await wait_for_topology(trial)
         await trial.has_recovered(

@@ -17,7 +17,7 @@ from skyfast.config.yaml_nodes import ConfigError
 from skyfast.skydive import auth
 from skyfast.skydive.auth import Authentication
 from skyfast.skydive.tls import client_context
-from tests.support.analyzer import Answer, FakeAnalyzer, Fault
+from tests.support.analyzer import FakeAnalyzer, FakeResponse, Fault
 from tests.support.certificates import Authority
 
 NO_CREDENTIALS = Credentials(username="", password="")
@@ -153,19 +153,19 @@ async def test_login_uses_url_prefix(analyzer: FakeAnalyzer) -> None:
     analyzer.prefix = "/skydive"
     auth_state = authentication(analyzer.url)
     assert await auth_state.reauthenticate(auth_state.headers())
-    analyzer.login = Answer(status=404)
+    analyzer.login = FakeResponse(status=404)
     assert not await auth_state.reauthenticate(auth_state.headers())
     assert auth_state.problem.startswith("POST /skydive/login returned HTTP 404")
     assert {*analyzer.paths} == {"/skydive/login"}
 
 
 @pytest.mark.parametrize(
-    ("answer", "problem"),
+    ("response", "problem"),
     [
-        (Answer(status=401), "POST /login returned HTTP 401 without authtoken cookie"),
-        (Answer(status=404), "POST /login returned HTTP 404 without authtoken cookie"),
-        (Answer(), "POST /login returned HTTP 200 without authtoken cookie"),
-        (Answer(headers=(("Set-Cookie", "authtoken=; Path=/"),)), "without authtoken cookie"),
+        (FakeResponse(status=401), "POST /login returned HTTP 401 without authtoken cookie"),
+        (FakeResponse(status=404), "POST /login returned HTTP 404 without authtoken cookie"),
+        (FakeResponse(), "POST /login returned HTTP 200 without authtoken cookie"),
+        (FakeResponse(headers=(("Set-Cookie", "authtoken=; Path=/"),)), "without authtoken cookie"),
         (Fault.EOF, "POST /login: "),
         (Fault.RESET, "POST /login: "),
         (Fault.GARBAGE, "POST /login: "),
@@ -176,14 +176,14 @@ async def test_login_uses_url_prefix(analyzer: FakeAnalyzer) -> None:
 async def test_failed_login_reports_problem_and_restores_basic_auth(
     analyzer: FakeAnalyzer,
     monkeypatch: pytest.MonkeyPatch,
-    answer: Answer | Fault,
+    response: FakeResponse | Fault,
     problem: str,
 ) -> None:
     monkeypatch.setattr(auth, "LOGIN_TIMEOUT_S", 0.2)
     auth_state = authentication(analyzer.url)
     basic = auth_state.headers()
     assert await auth_state.reauthenticate(basic)
-    analyzer.login = answer
+    analyzer.login = response
     assert not await auth_state.reauthenticate(auth_state.headers())
     assert problem in auth_state.problem
     assert auth_state.problem.isprintable()
@@ -234,7 +234,7 @@ async def test_login_resolves_host_name(
 async def test_login_does_not_follow_redirects(analyzer: FakeAnalyzer) -> None:
     async with FakeAnalyzer(username="prom", password="hunter2") as elsewhere:
         target = (("Location", f"{elsewhere.http_url}/login"),)
-        analyzer.login = Answer(status=307, headers=target)
+        analyzer.login = FakeResponse(status=307, headers=target)
         auth_state = authentication(analyzer.url)
         assert not await auth_state.reauthenticate(auth_state.headers())
         assert not elsewhere.connections

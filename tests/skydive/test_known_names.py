@@ -96,11 +96,11 @@ def test_only_interfaces_have_names_if_no_label_needs_names() -> None:
 def test_names_of_exported_interfaces_are_known_until_the_interfaces_expire() -> None:
     interfaces = Interfaces(interval_s=20, connection_timeout_s=60, stats=TopologyStats())
     assert interfaces.names == {}
-    answer = topology_nodes.read(TOPOLOGY)
-    interfaces.update(answer, 0)
+    response = topology_nodes.read(TOPOLOGY)
+    interfaces.update(response, 0)
     assert interfaces.names == {
         node.tid: InterfaceName(node.host or "", node.metadata.name or "")
-        for node in answer.nodes
+        for node in response.nodes
         if node.tid in interfaces.names
     }
     assert len(interfaces.names) > 1

@@ -20,7 +20,7 @@ from skyfast.skydive.topology import TopologyPoller
 from skyfast.skydive.topology_graph import Graph
 from skyfast.skydive.topology_store import TopologyStore
 from skyfast.stats import NAME_SKIPS, TopologyStats
-from tests.support.analyzer import Answer, FakeAnalyzer
+from tests.support.analyzer import FakeAnalyzer, FakeResponse
 from tests.support.configs import make_config
 from tests.support.paths import DATA
 from tests.support.tasks import cancelled_afterwards, until
@@ -234,11 +234,11 @@ async def test_no_hints_are_logged_without_kubernetes_labels(caplog):
 async def test_no_hints_are_logged_before_pods_were_read(fast, caplog):
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
-        answer = analyzer._topology
+        respond = analyzer._topology
 
         def failing(request):
             fails = queries.KUBERNETES.gremlin in json.loads(request.body)["GremlinQuery"]
-            return Answer(status=500) if fails else answer(request)
+            return FakeResponse(status=500) if fails else respond(request)
 
         analyzer._topology = failing
         async with Poll(analyzer.url, labels=KUBERNETES_LABELS).running() as poll:
@@ -475,11 +475,11 @@ async def test_unknown_addresses_are_not_queried_without_kubernetes_labels(fast)
 async def test_a_query_that_fails_does_not_hide_the_other_names():
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
-        answer = analyzer._topology
+        respond = analyzer._topology
 
         def failing(request):
             too_many = queries.KUBERNETES.gremlin in json.loads(request.body)["GremlinQuery"]
-            return Answer(status=500) if too_many else answer(request)
+            return FakeResponse(status=500) if too_many else respond(request)
 
         analyzer._topology = failing
         async with Poll(analyzer.url).running() as poll:
@@ -498,11 +498,11 @@ async def test_names_change_after_a_reload_when_all_queries_have_responses(
         analyzer.graph = recorded()
         async with Poll(analyzer.url).running() as poll:
             await poll.ready()
-        index, answer, fails = poll.index, analyzer._topology, True
+        index, respond, fails = poll.index, analyzer._topology, True
 
         def failing(request):
             is_failure = fails and queries.KUBERNETES.gremlin in json.loads(request.body).values()
-            return Answer(status=500) if is_failure else answer(request)
+            return FakeResponse(status=500) if is_failure else respond(request)
 
         analyzer._topology = failing
         async with Poll(analyzer.url, index=index).running() as poll:
@@ -549,7 +549,7 @@ async def test_only_one_thread_at_a_time_changes_the_topology_store(fast, monkey
 
 async def test_names_are_not_ready_before_a_response(fast):
     async with FakeAnalyzer() as analyzer:
-        analyzer.topology = Answer(status=500)
+        analyzer.topology = FakeResponse(status=500)
         async with Poll(analyzer.url).running() as poll:
             await until(lambda: poll.stats.errors["status"] >= 10)
             assert not poll.index.ready.is_set()
@@ -563,7 +563,7 @@ async def test_names_are_not_ready_before_a_response(fast):
 
 async def test_after_a_failure_the_second_analyzer_gets_complete_queries(fast):
     first, second = FakeAnalyzer(), FakeAnalyzer()
-    first.topology = Answer(status=500)
+    first.topology = FakeResponse(status=500)
     second.graph = recorded()
     async with first, second, Poll(first.url, second.url).running() as poll:
         await poll.ready()

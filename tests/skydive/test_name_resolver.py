@@ -35,8 +35,8 @@ def topology():
 
 
 def recorded():
-    (answer,) = json.loads((CONTAINER_TOPOLOGY / "graph.json").read_bytes())
-    return answer["Nodes"], answer["Edges"]
+    (response,) = json.loads((CONTAINER_TOPOLOGY / "graph.json").read_bytes())
+    return response["Nodes"], response["Edges"]
 
 
 def expected_names():

@@ -44,7 +44,7 @@ from skyfast.skydive.subscription import (
 from skyfast.skydive.subscriptions import MAX_ADDRESSES, Subscriptions
 from skyfast.skydive.websocket import MessageData
 from skyfast.stats import RECONNECT_REASONS, AnalyzerStats, Stats
-from tests.support.analyzer import Answer, FakeAnalyzer, Fault, frame
+from tests.support.analyzer import FakeAnalyzer, FakeResponse, Fault, frame
 from tests.support.certificates import Authority
 from tests.support.configs import make_config
 from tests.support.subscribing import (
@@ -878,7 +878,7 @@ async def test_secrets_are_not_logged(
     caplog.set_level(logging.DEBUG)
     analyzer.username, analyzer.password = "prom", "hunter2"
     analyzer.accepts_basic = False
-    analyzer.script.extend([Answer(status=302, headers=(("Location", "/"),)), Fault.GARBAGE])
+    analyzer.script.extend([FakeResponse(status=302, headers=(("Location", "/"),)), Fault.GARBAGE])
     url = analyzer.url.replace("ws://", "ws://prom:hunter2@")
     async with subscribed(make_config(url, cookie={"session": "c00kie"})) as running:
         (await running.up(analyzer)).reset()
@@ -942,7 +942,7 @@ async def test_redirect_is_not_followed(
     async with FakeAnalyzer() as elsewhere:
         secret = elsewhere.url.replace("ws://", "ws://prom:hunter2@") + "?token=hunter2"
         target = (("Location", secret),)
-        analyzer.script.append(Answer(status=302, headers=target))
+        analyzer.script.append(FakeResponse(status=302, headers=target))
         config = make_config(analyzer.url, username="prom", password="hunter2")
         async with subscribed(config) as running:
             await analyzer.subscriber()
@@ -958,13 +958,13 @@ NGINX = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
 ALERT = b"\x15\x03\x01\x00\x02\x02\x46"
 
 
-@pytest.mark.parametrize("answer", [GO, NGINX, ALERT, b""], ids=["Go", "nginx", "alert", "none"])
+@pytest.mark.parametrize("response", [GO, NGINX, ALERT, b""], ids=["Go", "nginx", "alert", "none"])
 async def test_ws_url_of_a_tls_port_is_explained_in_the_log(
-    answer: bytes, caplog: pytest.LogCaptureFixture
+    response: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(5)
-        writer.write(answer)
+        writer.write(response)
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:

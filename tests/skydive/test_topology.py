@@ -29,7 +29,7 @@ from skyfast.skydive.topology_nodes import MalformedResponseError, read
 from skyfast.skydive.topology_queries import NAMED_INTERFACES
 from skyfast.stats import TopologyStats
 from tests.support import openmetrics_2
-from tests.support.analyzer import Answer, FakeAnalyzer, Fault
+from tests.support.analyzer import FakeAnalyzer, FakeResponse, Fault
 from tests.support.certificates import Authority
 from tests.support.configs import make_config
 from tests.support.paths import DATA, RECORDINGS
@@ -68,8 +68,8 @@ class Fixture:
             naming=naming,
         )
 
-    def receive(self, answer, now):
-        self.interfaces.update(read(answer), now)
+    def receive(self, response, now):
+        self.interfaces.update(read(response), now)
 
     def update(self, *nodes, now=0.0):
         self.receive(json.dumps(nodes).encode(), now)
@@ -119,11 +119,11 @@ def test_the_page_of_a_recorded_response_equals_the_golden_file(topology):
 def test_an_independent_parser_reads_the_page_of_a_recorded_response(topology):
     topology.receive(RECORDED, 0.0)
     expected = {}
-    for answer in json.loads(RECORDED):
-        metadata = answer["Metadata"]
+    for interface in json.loads(RECORDED):
+        metadata = interface["Metadata"]
         labels = (
             metadata["Name"],
-            answer["Host"],
+            interface["Host"],
             metadata["Type"],
             metadata.get("IPV4", [""])[0],
             metadata.get("IPV6", [""])[0],
@@ -174,12 +174,12 @@ def test_families_are_declared_and_kept_together(topology):
     ],
 )
 def test_optional_fields_may_be_missing(topology, field, value, empty, shown):
-    answer = node()
+    interface = node()
     if empty == "missing":
-        answer["Metadata"].pop(field, None)
+        interface["Metadata"].pop(field, None)
     else:
-        answer["Metadata"][field] = value if empty == "empty" else None
-    topology.update(answer)
+        interface["Metadata"][field] = value if empty == "empty" else None
+    topology.update(interface)
     assert topology.samples() == {(name, shown): 0 for name in NAMES}
     assert topology.skipped() == {}
 
@@ -248,8 +248,8 @@ def test_standard_names_are_valid_in_both_formats(asked_for_openmetrics):
             assert sample.name == f"skydive_interface_{name}_total"
             shown[name, sample.labels["node_tid"]] = sample.value
     assert shown == {
-        (name, answer["Metadata"]["TID"]): answer["Metadata"]["Metric"].get(field, 0)
-        for answer in json.loads(RECORDED)
+        (name, interface["Metadata"]["TID"]): interface["Metadata"]["Metric"].get(field, 0)
+        for interface in json.loads(RECORDED)
         for name, field in STANDARD.items()
     }
 
@@ -356,8 +356,8 @@ def test_labels_are_escaped(topology):
 )
 @pytest.mark.parametrize("field", ["Name", "Unused"])
 def test_invalid_unicode_is_replaced(topology, text, shown, field):
-    answer = json.dumps([node(**{field: "?"}), node("eth1", tid="t2")]).encode()
-    topology.receive(answer.replace(b"?", text), 0.0)
+    response = json.dumps([node(**{field: "?"}), node("eth1", tid="t2")]).encode()
+    topology.receive(response.replace(b"?", text), 0.0)
     name = shown if field == "Name" else "eth0"
     assert topology.labels() == {labels_of(name=name), labels_of(name="eth1", tid="t2")}
     assert topology.skipped() == {}
@@ -375,8 +375,8 @@ def test_an_invalid_node_does_not_affect_others(topology, why):
 
 def test_a_value_that_is_nested_too_deeply_does_not_affect_its_node(topology):
     deep = b"[" * 100_000 + b"]" * 100_000
-    answer = json.dumps([node(Unused="?"), node("eth1", tid="t2")]).encode()
-    topology.receive(answer.replace(b'"?"', deep), 0.0)
+    response = json.dumps([node(Unused="?"), node("eth1", tid="t2")]).encode()
+    topology.receive(response.replace(b'"?"', deep), 0.0)
     assert topology.labels() == {labels_of(), labels_of(name="eth1", tid="t2")}
     assert topology.skipped() == {}
 
@@ -421,22 +421,22 @@ MALFORMED = [
 ]
 
 
-@pytest.mark.parametrize("answer", MALFORMED)
-def test_a_malformed_response_changes_nothing(topology, answer):
+@pytest.mark.parametrize("response", MALFORMED)
+def test_a_malformed_response_changes_nothing(topology, response):
     topology.update(node(), node(), now=0.0)
     before = topology.interfaces.page(59.0)
     with pytest.raises(MalformedResponseError):
-        topology.receive(answer, 50.0)
+        topology.receive(response, 50.0)
     assert topology.interfaces.page(59.0) == before
     assert topology.interfaces.page(60.0) == b""
     assert topology.stats.interfaces == 1
     assert topology.skipped() == {"duplicate": 1}
 
 
-@pytest.mark.parametrize("answer", [b"[]", b"null", b" [ ] \n"])
-def test_an_empty_response_removes_all_interfaces(topology, answer):
+@pytest.mark.parametrize("response", [b"[]", b"null", b" [ ] \n"])
+def test_an_empty_response_removes_all_interfaces(topology, response):
     topology.update(node())
-    topology.receive(answer, 20.0)
+    topology.receive(response, 20.0)
     assert topology.interfaces.page(20.0) == b""
     assert topology.stats.interfaces == 0
 
@@ -508,8 +508,8 @@ class Poll:
         return f'interface_name="{name}"'.encode() in self.interfaces.page(time.monotonic())
 
 
-def answer_of(*nodes, **options):
-    return Answer(body=json.dumps(nodes).encode(), **options)
+def response_of(*nodes, **options):
+    return FakeResponse(body=json.dumps(nodes).encode(), **options)
 
 
 def closed_port():
@@ -521,7 +521,7 @@ def closed_port():
 @pytest.mark.xdist_group("timing")
 async def test_the_first_query_is_sent_at_once_in_the_form_of_skydive():
     async with FakeAnalyzer() as analyzer:
-        analyzer.topology = answer_of(node(), compress=True)
+        analyzer.topology = response_of(node(), compress=True)
         async with Poll(analyzer.url, interval_s=3600).running() as poll:
             await until(lambda: poll.stats.answers)
             assert poll.shows("eth0")
@@ -540,7 +540,7 @@ async def test_the_first_query_is_sent_at_once_in_the_form_of_skydive():
 async def test_queries_and_logins_use_the_prefix():
     async with FakeAnalyzer(prefix="/a/skydive", username="ann", password="s3cret") as analyzer:
         analyzer.accepts_basic = False
-        analyzer.topology = answer_of(node())
+        analyzer.topology = response_of(node())
         async with Poll(analyzer.url, username="ann", password="s3cret").running() as poll:
             await until(lambda: poll.shows("eth0"))
         assert {*analyzer.paths} == {"/a/skydive/login", "/a/skydive/api/topology"}
@@ -551,7 +551,7 @@ async def test_a_query_is_sent_in_every_interval():
     async with FakeAnalyzer() as analyzer:
         async with Poll(analyzer.url).running() as poll:
             for number in range(3):
-                analyzer.topology = answer_of(node(f"eth{number}"), compress=number == 1)
+                analyzer.topology = response_of(node(f"eth{number}"), compress=number == 1)
                 await until(lambda name=f"eth{number}": poll.shows(name))
         assert poll.stats.interfaces == 1
         asked = len(analyzer.topology_requests)
@@ -575,7 +575,7 @@ def lo(number):
 async def test_names_and_interfaces_come_from_the_same_response():
     async with FakeAnalyzer() as analyzer:
         names = NameIndex(keep_s=60.0)
-        analyzer.topology = answer_of(
+        analyzer.topology = response_of(
             node(EncapType="ether", IPV4=["10.0.0.1/24"]),
             lo(1),
             node("br0", tid="bridge", node_id="bridge", Type="ovsbridge"),
@@ -616,11 +616,11 @@ NODES = {
 async def test_a_new_name_is_reported():
     async with FakeAnalyzer() as analyzer:
         names = NameIndex(keep_s=60.0)
-        analyzer.topology = answer_of(node(), node("eth1", tid="t2", node_id="n2"))
+        analyzer.topology = response_of(node(), node("eth1", tid="t2", node_id="n2"))
         async with Poll(analyzer.url, names=names).running() as poll:
             await until(lambda: poll.renamed)
             poll.renamed.clear()
-            analyzer.topology = answer_of(node("wan0"), node("eth1", tid="t2", node_id="n2"))
+            analyzer.topology = response_of(node("wan0"), node("eth1", tid="t2", node_id="n2"))
             await until(lambda: poll.renamed)
         assert [
             (lookup, {key: names[0] for key, names in answers.items()})
@@ -632,7 +632,7 @@ async def test_names_are_queried_even_if_interfaces_are_not_exported(monkeypatch
     monkeypatch.setattr(name_poller, "INTERVAL_S", FAST_S)
     async with FakeAnalyzer() as analyzer:
         names = NameIndex(keep_s=60.0)
-        analyzer.topology = answer_of(node(EncapType="ether"))
+        analyzer.topology = response_of(node(EncapType="ether"))
         async with Poll(analyzer.url, interval_s=0, names=names).running() as poll:
             await until(lambda: poll.stats.answers >= 2)
         assert names.nodes["t1"][0] == "eth0"
@@ -643,15 +643,15 @@ async def test_names_are_queried_even_if_interfaces_are_not_exported(monkeypatch
 async def test_names_are_ready_after_the_first_response_and_kept_after_a_failure(caplog):
     async with FakeAnalyzer() as analyzer:
         names = NameIndex(keep_s=0.0)
-        analyzer.topology = Answer(status=500)
+        analyzer.topology = FakeResponse(status=500)
         async with Poll(analyzer.url, names=names).running() as poll:
             await until(lambda: poll.stats.errors["status"] >= 2)
             assert poll.stats.last_failure.reason == "status"
             assert poll.stats.last_failure.text.endswith("topology query failed: HTTP 500")
             assert not names.ready.is_set()
-            analyzer.topology = answer_of(node())
+            analyzer.topology = response_of(node())
             await asyncio.wait_for(names.ready.wait(), 5)
-            analyzer.topology = Answer(body=b"[")
+            analyzer.topology = FakeResponse(body=b"[")
             await until(lambda: poll.stats.errors["malformed"] >= 2)
             assert names.nodes.keys() == {"t1"}
     assert f"analyzer {analyzer.name}: topology query failed: HTTP 500" in caplog.text
@@ -660,7 +660,7 @@ async def test_names_are_ready_after_the_first_response_and_kept_after_a_failure
 async def test_names_beyond_the_bounds_are_logged_once(monkeypatch, caplog):
     monkeypatch.setattr(name_index, "MAX_NAMES", 2)
     async with FakeAnalyzer() as analyzer:
-        analyzer.topology = answer_of(
+        analyzer.topology = response_of(
             *(node(tid=f"t{number}", node_id=f"n{number}") for number in range(5))
         )
         names = NameIndex(keep_s=60.0)
@@ -673,7 +673,7 @@ async def test_names_beyond_the_bounds_are_logged_once(monkeypatch, caplog):
 
 async def test_queries_stay_with_the_first_analyzer_that_responds():
     first, second = FakeAnalyzer(), FakeAnalyzer()
-    first.topology, second.topology = answer_of(node("one")), answer_of(node("two"))
+    first.topology, second.topology = response_of(node("one")), response_of(node("two"))
     async with first, second:
         await first.stop()
         async with Poll(first.url, second.url).running() as poll:
@@ -690,7 +690,7 @@ async def test_queries_stay_with_the_first_analyzer_that_responds():
 
 async def test_credentials_are_sent_as_basic_authentication():
     async with FakeAnalyzer(username="ann", password="s3cret:x") as analyzer:
-        analyzer.topology = answer_of(node())
+        analyzer.topology = response_of(node())
         poll = Poll(analyzer.url, username="ann", password="s3cret:x", cookie={"a": "b"})
         async with poll.running():
             await until(lambda: poll.shows("eth0"))
@@ -702,7 +702,7 @@ async def test_credentials_are_sent_as_basic_authentication():
 
 async def test_credentials_in_the_url_take_precedence():
     async with FakeAnalyzer(username="url", password="p@ss") as analyzer:
-        analyzer.topology = answer_of(node())
+        analyzer.topology = response_of(node())
         url = analyzer.url.replace("ws://", "ws://url:p%40ss@")
         async with Poll(url, username="ann", password="other").running() as poll:
             await until(lambda: poll.shows("eth0"))
@@ -712,7 +712,7 @@ async def test_credentials_in_the_url_take_precedence():
 async def test_a_login_replaces_basic_authentication_and_is_renewed():
     async with FakeAnalyzer(username="ann", password="s3cret") as analyzer:
         analyzer.accepts_basic = False
-        analyzer.topology = answer_of(node())
+        analyzer.topology = response_of(node())
         poll = Poll(analyzer.url, username="ann", password="s3cret", cookie={"a": "b"})
         async with poll.running():
             await until(lambda: poll.stats.answers >= 2)
@@ -742,7 +742,7 @@ async def test_wrong_credentials_are_counted_and_logged_without_the_password(cap
 async def test_a_redirect_is_logged_with_its_location(caplog):
     async with FakeAnalyzer() as analyzer:
         target = (("Location", "https://ann:s3cret@sso.test/login?state=t0ken"),)
-        analyzer.topology = Answer(status=303, headers=target)
+        analyzer.topology = FakeResponse(status=303, headers=target)
         async with Poll(analyzer.url).running() as poll:
             await until(lambda: poll.errors())
     (record,) = caplog.records
@@ -783,7 +783,7 @@ async def test_tls_uses_the_configured_authority_and_client_certificate(tmp_path
     ours = authority.issue("skyfast")
     async with FakeAnalyzer(ssl=context, username="ann", password="s3cret") as analyzer:
         analyzer.accepts_basic = False
-        analyzer.topology = answer_of(node())
+        analyzer.topology = response_of(node())
         poll = Poll(
             analyzer.url,
             username="ann",
@@ -814,7 +814,7 @@ def test_an_unusable_authority_is_an_error_of_the_configuration(tmp_path):
 
 async def test_a_query_to_a_name_with_several_addresses_uses_the_name():
     async with FakeAnalyzer() as analyzer:
-        analyzer.topology = answer_of(node())
+        analyzer.topology = response_of(node())
         url = f"dns+ws://localhost:{analyzer.port}/ws/subscriber/flow"
         async with Poll(url).running() as poll:
             await until(lambda: poll.shows("eth0"))
@@ -829,7 +829,7 @@ def bomb(size):
 
 
 def gzipped(body):
-    return Answer(body=body, headers=(("Content-Encoding", "gzip"),))
+    return FakeResponse(body=body, headers=(("Content-Encoding", "gzip"),))
 
 
 GOOD = json.dumps([node("bad")]).encode()
@@ -840,18 +840,18 @@ FAILURES = {
     "garbage": (Fault.GARBAGE, "malformed"),
     "cut": (Fault.CUT, "malformed"),
     "hangs": (Fault.HANG, "timeout"),
-    "401": (Answer(status=401), "unauthorized"),
-    "403": (Answer(status=403, body=GOOD), "forbidden"),
-    "404": (Answer(status=404, body=GOOD), "status"),
-    "500": (Answer(status=500, body=GOOD), "status"),
-    "redirect": (Answer(status=302, headers=(("Location", "/elsewhere"),)), "status"),
-    "no JSON": (Answer(body=b"<html>"), "malformed"),
-    "no list": (Answer(body=b"{}"), "malformed"),
-    "empty": (Answer(body=b""), "malformed"),
+    "401": (FakeResponse(status=401), "unauthorized"),
+    "403": (FakeResponse(status=403, body=GOOD), "forbidden"),
+    "404": (FakeResponse(status=404, body=GOOD), "status"),
+    "500": (FakeResponse(status=500, body=GOOD), "status"),
+    "redirect": (FakeResponse(status=302, headers=(("Location", "/elsewhere"),)), "status"),
+    "no JSON": (FakeResponse(body=b"<html>"), "malformed"),
+    "no list": (FakeResponse(body=b"{}"), "malformed"),
+    "empty": (FakeResponse(body=b""), "malformed"),
     "no gzip": (gzipped(GOOD), "malformed"),
     "cut gzip": (gzipped(gzip.compress(GOOD)[:-9]), "malformed"),
-    "other encoding": (Answer(body=GOOD, headers=(("Content-Encoding", "br"),)), "malformed"),
-    "too long": (Answer(body=b"[" + b" " * 70_000 + b"]"), "too_big"),
+    "other encoding": (FakeResponse(body=GOOD, headers=(("Content-Encoding", "br"),)), "malformed"),
+    "too long": (FakeResponse(body=b"[" + b" " * 70_000 + b"]"), "too_big"),
     "gzip bomb": (gzipped(bomb(1 << 20)), "too_big"),
 }
 
@@ -865,14 +865,14 @@ async def test_failures_are_counted_and_interfaces_stay(failure, monkeypatch, ca
     caplog.set_level(logging.WARNING)
     fault, reason = FAILURES[failure]
     async with FakeAnalyzer() as bad, FakeAnalyzer() as good:
-        bad.topology = answer_of(node("before"))
-        good.topology = Answer(status=503)
+        bad.topology = response_of(node("before"))
+        good.topology = FakeResponse(status=503)
         async with Poll(bad.url, good.url).running() as poll:
             await until(lambda: poll.shows("before"))
             bad.topology = fault
             await until(lambda: poll.stats.errors[reason] >= 2)
             assert poll.shows("before")
-            good.topology = answer_of(node("after"))
+            good.topology = response_of(node("after"))
             await until(lambda: poll.shows("after"))
             assert not poll.shows("before")
         assert poll.errors().keys() == {reason, "status"}
@@ -891,7 +891,7 @@ async def test_an_unresolved_name_is_counted_as_unreachable():
 
 async def test_an_unexpected_exception_does_not_end_the_poller(monkeypatch):
     async with FakeAnalyzer() as analyzer:
-        analyzer.topology = answer_of(node())
+        analyzer.topology = response_of(node())
         poll = Poll(analyzer.url)
         update = poll.interfaces.update
         monkeypatch.setattr(poll.interfaces, "update", lambda *_: 1 / 0)
@@ -937,15 +937,15 @@ async def test_cancelling_closes_the_socket_of_a_query_in_progress():
 
 async def test_the_event_loop_runs_during_an_update(monkeypatch):
     async with FakeAnalyzer() as analyzer:
-        analyzer.topology = answer_of(node())
+        analyzer.topology = response_of(node())
         poll = Poll(analyzer.url, interval_s=60)
         update = poll.interfaces.update
         begun, go_on = threading.Event(), threading.Event()
 
-        def slow_update(answer, now):
+        def slow_update(response, now):
             begun.set()
             assert go_on.wait(5)
-            update(answer, now)
+            update(response, now)
 
         monkeypatch.setattr(poll.interfaces, "update", slow_update)
         async with poll.running():

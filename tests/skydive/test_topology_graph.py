@@ -89,15 +89,15 @@ def changed(path, value):
 
 
 def test_a_recorded_topology_is_decoded_completely():
-    (answer,) = json.loads((CONTAINER_TOPOLOGY / "graph.json").read_bytes())
+    (response,) = json.loads((CONTAINER_TOPOLOGY / "graph.json").read_bytes())
     skipped = Skipped()
-    nodes = [decode_node(json.dumps(node).encode(), skipped) for node in answer["Nodes"]]
-    edges = [decode_edge(json.dumps(edge).encode(), skipped) for edge in answer["Edges"]]
+    nodes = [decode_node(json.dumps(node).encode(), skipped) for node in response["Nodes"]]
+    edges = [decode_edge(json.dumps(edge).encode(), skipped) for edge in response["Edges"]]
     assert not skipped
-    assert [node.id for node in nodes] == [node["ID"] for node in answer["Nodes"]]
+    assert [node.id for node in nodes] == [node["ID"] for node in response["Nodes"]]
     assert [(edge.parent, edge.child, edge.relation_type) for edge in edges] == [
         (edge["Parent"], edge["Child"], edge["Metadata"]["RelationType"])
-        for edge in answer["Edges"]
+        for edge in response["Edges"]
     ]
 
 

@@ -86,9 +86,9 @@ def test_interface_metrics_are_read_from_the_same_response():
     reader = GraphReader(NAMESPACES, also_interfaces=True)
     reader.add(json.dumps(node(Metric={"RxBytes": 5})).encode())
     reader.skip(1)
-    answer = reader.response()
-    assert [each.metadata.metric.rx_bytes for each in answer.nodes] == [5]
-    assert answer.too_long == reader.skipped["too_long"] == 1
+    response = reader.response()
+    assert [each.metadata.metric.rx_bytes for each in response.nodes] == [5]
+    assert response.too_long == reader.skipped["too_long"] == 1
     with pytest.raises(MalformedResponseError):
         reader.add(b"{")
     with pytest.raises(ValueError, match="names only"):

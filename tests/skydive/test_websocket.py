@@ -112,7 +112,7 @@ class Wire:
         protocol.send_request(request)
         self.connection.send_data()
         self.transport.written.clear()
-        self.answer = answer_to(request.headers["Sec-WebSocket-Key"])
+        self.response = response_to(request.headers["Sec-WebSocket-Key"])
 
     def deliver(self, data: bytes) -> bytes:
         """Deliver ``data`` until the transport is paused, and return the rest."""
@@ -159,7 +159,7 @@ class Outcome:
     cause: str
 
 
-def answer_to(key: str) -> bytes:
+def response_to(key: str) -> bytes:
     accept = base64.b64encode(hashlib.sha1(key.encode() + ACCEPT_GUID).digest())
     return (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -169,7 +169,7 @@ def answer_to(key: str) -> bytes:
 
 async def receive_with_websockets(stream: bytes, *, reset: bool = False) -> Outcome:
     wire = Wire(ClientConnection, MAX_MESSAGE_BYTES)
-    wire.deliver(wire.answer + stream)
+    wire.deliver(wire.response + stream)
     wire.end(reset=reset)
     messages = []
     try:
@@ -203,7 +203,7 @@ class Receiver(Wire):
 
     async def open(self) -> None:
         """Do the opening handshake, and start receiving."""
-        assert not self.deliver(self.answer)
+        assert not self.deliver(self.response)
         await self.start()
 
     async def over(self, *, reset: bool = False) -> ConnectionClosed:
@@ -219,7 +219,7 @@ async def receive_with_skyfast(
 ) -> Outcome:
     """Receive a stream that is cut at the positions ``cuts``, in millionths of its length."""
     wire = Receiver()
-    stream = wire.answer + stream
+    stream = wire.response + stream
     started = False
     for start, end in itertools.pairwise([0, *(len(stream) * cut // 10**6 for cut in cuts)]):
         data = stream[start:end]
@@ -579,7 +579,7 @@ async def raw_server(
         pairs = (line.split(": ", 1) for line in lines if ": " in line)
         key = next(value for name, value in pairs if name == "Sec-WebSocket-Key")
         writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await play(writer, answer_to(key))
+        await play(writer, response_to(key))
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while (await reader.readexactly(2))[0] != 0x80 | CLOSE:
                 pass
@@ -623,9 +623,9 @@ def test_messages_arrive_in_order(run: Run, tls: TLS) -> None:
 def test_messages_sent_with_the_handshake_response_come_first(run: Run, tls: TLS) -> None:
     sent = [b"%d" % number for number in range(100)]
 
-    async def play(writer: asyncio.StreamWriter, answer: bytes) -> None:
+    async def play(writer: asyncio.StreamWriter, response: bytes) -> None:
         rest = b"".join(frame(TEXT, data) for data in sent)
-        writer.write(answer + rest[:101])
+        writer.write(response + rest[:101])
         await asyncio.sleep(0.05)
         writer.write(rest[101:])
         writer.write(fragmented(TEXT, [1, 1], b""))
@@ -647,8 +647,8 @@ def test_messages_sent_with_the_handshake_response_come_first(run: Run, tls: TLS
 def test_stream_may_arrive_byte_by_byte(run: Run, tls: TLS) -> None:
     sent = [b"", b"one", payload(130)]
 
-    async def play(writer: asyncio.StreamWriter, answer: bytes) -> None:
-        data = answer + b"".join(frame(PING, b"1") + frame(TEXT, data) for data in sent)
+    async def play(writer: asyncio.StreamWriter, response: bytes) -> None:
+        data = response + b"".join(frame(PING, b"1") + frame(TEXT, data) for data in sent)
         for byte in data + fragmented(TEXT, [2, 2], frame(PING, b"2")):
             writer.write(bytes([byte]))
             await asyncio.sleep(0)
@@ -747,8 +747,8 @@ def test_flood_does_not_delay_the_close(run: Run, tls: TLS, received: bool) -> N
 def test_all_messages_before_the_close_are_received(run: Run, tls: TLS) -> None:
     count = 300
 
-    async def play(writer: asyncio.StreamWriter, answer: bytes) -> None:
-        writer.write(answer)
+    async def play(writer: asyncio.StreamWriter, response: bytes) -> None:
+        writer.write(response)
         await asyncio.sleep(0.05)
         writer.write(frame(TEXT, b"x") * count + frame(CLOSE, struct.pack("!H", 1001)))
 

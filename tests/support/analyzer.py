@@ -58,7 +58,7 @@ class Fault(enum.Enum):
 
 
 @dataclass(kw_only=True)
-class Answer:
+class FakeResponse:
     """An HTTP response, compressed if ``compress`` is true and the request accepts gzip."""
 
     status: int = 200
@@ -213,12 +213,12 @@ class FakeAnalyzer:
         self.ping_interval_s = ping_interval_s
         self.on_subscribe = on_subscribe
         """Called with each new subscriber, in a separate task."""
-        self.script: deque[int | Answer | Fault] = deque()
-        """Responses to the next WebSocket upgrades: each is a status, an `Answer` or a `Fault`.
+        self.script: deque[int | FakeResponse | Fault] = deque()
+        """The next responses to WebSocket upgrades: statuses, `FakeResponse` objects, or faults.
         Further upgrades succeed."""
-        self.login: Answer | Fault | None = None
+        self.login: FakeResponse | Fault | None = None
         """The response to ``POST /login``; None for the normal response."""
-        self.topology: Answer | Fault = Answer(body=b"[]", compress=True)
+        self.topology: FakeResponse | Fault = FakeResponse(body=b"[]", compress=True)
         """The response to authorized ``POST /api/topology`` requests if ``graph`` is None."""
         self.graph: dict[str, list[dict[str, Any]]] | None = None
         """The topology: the lists ``Nodes`` and ``Edges``. A response has the elements that match
@@ -364,34 +364,36 @@ class FakeAnalyzer:
             return False
         if (method, path) == ("POST", "/login"):
             self.logins.append(request)
-            answer = self.login if self.login is not None else self._log_in(request)
+            response = self.login if self.login is not None else self._log_in(request)
         elif (method, path) == ("POST", "/api/topology"):
             self.topology_requests.append(request)
-            answer = self._topology(request) if self._allowed(request) else Answer(status=401)
+            response = (
+                self._topology(request) if self._allowed(request) else FakeResponse(status=401)
+            )
         else:
-            answer = Answer(status=404)
-        return await self._respond(request, reader, writer, answer)
+            response = FakeResponse(status=404)
+        return await self._respond(request, reader, writer, response)
 
-    def _log_in(self, request: Request) -> Answer:
+    def _log_in(self, request: Request) -> FakeResponse:
         form = parse_qs(request.body.decode(), keep_blank_values=True)
         if (form.get("username"), form.get("password")) != ([self.username], [self.password]):
-            return Answer(status=401)
+            return FakeResponse(status=401)
         # Skydive's tokens can end with "=", because they are base64. Skydive sets two cookies.
         token = f"token{next(self._serial)}=="
         self.tokens.add(token)
         cookies = (f"authtoken={token}; Path=/", "permissions=W10=; Path=/")
-        return Answer(body=b"{}", headers=tuple(("Set-Cookie", cookie) for cookie in cookies))
+        return FakeResponse(body=b"{}", headers=tuple(("Set-Cookie", cookie) for cookie in cookies))
 
-    def _topology(self, request: Request) -> Answer | Fault:
+    def _topology(self, request: Request) -> FakeResponse | Fault:
         """Return the response to a topology query, with status 400 for an unknown query."""
         if self.graph is None:
             return self.topology
         query = parse(json.loads(request.body)["GremlinQuery"])
         if query is None:
-            return Answer(status=400)
+            return FakeResponse(status=400)
         elements = self.graph["Edges" if query.edges else "Nodes"]
         found = [element for element in elements if query.matches(element)]
-        return Answer(body=json.dumps(found).encode(), compress=True)
+        return FakeResponse(body=json.dumps(found).encode(), compress=True)
 
     @property
     def queries(self) -> list[str]:
@@ -413,9 +415,9 @@ class FakeAnalyzer:
         request: Request,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        answer: Answer | Fault,
+        response: FakeResponse | Fault,
     ) -> bool:
-        fault = answer if isinstance(answer, Fault) else None
+        fault = response if isinstance(response, Fault) else None
         match fault:
             case Fault.HANG:
                 await reader.read()
@@ -436,17 +438,17 @@ class FakeAnalyzer:
                     writer.write(SPACES)
                     await writer.drain()
                 return False
-        if not isinstance(answer, Answer):
-            answer = Answer(body=b"[" + b" " * 1000 + b"]")
-        body = answer.body
-        headers = list(answer.headers)
-        if answer.compress and "gzip" in (request.get("Accept-Encoding") or ""):
+        if not isinstance(response, FakeResponse):
+            response = FakeResponse(body=b"[" + b" " * 1000 + b"]")
+        body = response.body
+        headers = list(response.headers)
+        if response.compress and "gzip" in (request.get("Accept-Encoding") or ""):
             body = gzip.compress(body, 1)
             headers.append(("Content-Encoding", "gzip"))
         headers.append(("Content-Length", str(len(body))))
-        if answer.status == 401:
+        if response.status == 401:
             headers.append(("WWW-Authenticate", "Basic"))
-        head = f"HTTP/1.1 {answer.status} {PHRASES.get(answer.status, 'Refused')}\r\n"
+        head = f"HTTP/1.1 {response.status} {PHRASES.get(response.status, 'Refused')}\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in headers) + "\r\n"
         writer.write(head.encode() + (body[: len(body) // 2] if fault is Fault.CUT else body))
         await writer.drain()
@@ -467,15 +469,17 @@ class FakeAnalyzer:
         self.upgrades.append(request)
         step = self.script.popleft() if self.script else None
         if isinstance(step, int):
-            step = Answer(status=step, body=b"refused\n")
+            step = FakeResponse(status=step, body=b"refused\n")
         if step not in (None, Fault.NAMELESS, Fault.BAD_ACCEPT, Fault.CUT):
             await self._respond(request, reader, writer, step)
             return
         if not self._allowed(request):
-            await self._respond(request, reader, writer, Answer(status=401, body=b"refused\n"))
+            await self._respond(
+                request, reader, writer, FakeResponse(status=401, body=b"refused\n")
+            )
             return
         if self.unique_host_ids and self._host_id_in_use(request.get("X-Host-ID")):
-            await self._respond(request, reader, writer, Answer(status=409, body=b"in use\n"))
+            await self._respond(request, reader, writer, FakeResponse(status=409, body=b"in use\n"))
             return
 
         key = (request.get("Sec-WebSocket-Key") or "").encode()

@@ -76,7 +76,7 @@ class Site:
         """Send a request on a new connection, and return the response."""
         client = await self.ask(request(path, method=method, version=version, **headers))
         async with client:
-            return await client.answer(head=method == "HEAD")
+            return await client.read_response(head=method == "HEAD")
 
     async def begin_scrape(self, path="/metrics/flows", *, local=None, **headers):
         """Request a page, read only its headers, and return the client."""
@@ -94,7 +94,7 @@ def request(path="/metrics", *, method="GET", version="1.1", **headers):
 
 
 @dataclasses.dataclass
-class Answer:
+class HttpResponse:
     status: int
     headers: dict
     body: bytes
@@ -184,7 +184,7 @@ class Client:
         assert await self.read(2) == b"\r\n"
         return b"".join(chunks)
 
-    async def answer(self, *, head=False):
+    async def read_response(self, *, head=False):
         """Read a response. Raise ConnectionError if the response is truncated."""
         status, headers = await self.read_head()
         if head:
@@ -195,7 +195,7 @@ class Client:
             body = await self.read(int(headers["content-length"]))
         else:
             body = await self.read_rest()
-        return Answer(status, headers, body)
+        return HttpResponse(status, headers, body)
 
     async def end(self):
         """Wait until the server ends the connection; return "closed" or "reset"."""

@@ -50,8 +50,8 @@ class Skyfast:
         request = urllib.request.Request(self.url + path, headers={"Accept": accept})
 
         def ask() -> bytes:
-            with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
-                body: bytes = answer.read()
+            with urllib.request.urlopen(request, timeout=WAIT_S) as response:
+                body: bytes = response.read()
                 return body
 
         return await asyncio.to_thread(ask)

@@ -136,8 +136,8 @@ def free_port() -> int:
 
 async def ask(url: str) -> bytes:
     def get() -> bytes:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            body: bytes = answer.read()
+        with urllib.request.urlopen(url, timeout=10) as response:
+            body: bytes = response.read()
             return body
 
     return await asyncio.to_thread(get)
@@ -146,9 +146,9 @@ async def ask(url: str) -> bytes:
 async def query(server: str, expression: str) -> list[dict[str, Any]]:
     """Return the result of an instant query."""
     url = f"{server}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
-    answer = json.loads(await ask(url))
-    assert answer["status"] == "success"
-    result: list[dict[str, Any]] = answer["data"]["result"]
+    response = json.loads(await ask(url))
+    assert response["status"] == "success"
+    result: list[dict[str, Any]] = response["data"]["result"]
     return result
 
 

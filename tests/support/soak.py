@@ -41,7 +41,7 @@ from skyfast.skydive.reporting_gap import INCIDENT_UPDATES
 from skyfast.skydive.topology_queries import MAX_VALUES
 from skyfast.stats import FLOW_UPDATE_S
 from skyfast.web.exposition import Part
-from tests.support.analyzer import Answer, FakeAnalyzer
+from tests.support.analyzer import FakeAnalyzer, FakeResponse
 from tests.support.load_generator import UNIT, Churn, ChurnProcess
 from tests.support.memory_audit import containers, heap_bytes, resident_bytes
 from tests.support.process import Skyfast, running
@@ -247,10 +247,10 @@ class Virtual:
             app_parts.captures.expire(now())
 
     def _topology(self, topology: bytes) -> None:
-        answer, graph = topology_nodes.read(topology), read_graph(json.loads(topology), [])
+        response, graph = topology_nodes.read(topology), read_graph(json.loads(topology), [])
         for app in self.apps.values():
             parts, now = app._parts, app.clock.now()
-            parts.interfaces.update(answer, now)
+            parts.interfaces.update(response, now)
             if all(column.lookup is None for column in parts.plan.columns):
                 continue
             resolution = resolve(graph, k8s_labels=parts.names.k8s_labels)
@@ -438,7 +438,7 @@ class _Real:
         self._began_s = time.monotonic()
 
     async def run(self, seconds: float) -> list[str]:
-        self._analyzer.topology = Answer(body=self._churn.topology(), compress=True)
+        self._analyzer.topology = FakeResponse(body=self._churn.topology(), compress=True)
         await self._analyzer.subscriber()
         series = f'skyfast_up{{analyzer="{self._name}"}}'
         await self._skyfast.until(lambda metrics: metrics[series] == 1)
@@ -482,7 +482,7 @@ class _Real:
                 self._churn.change_topology()
                 self._churn.restart_agent()
                 body = self._churn.topology()
-                self._analyzer.topology = Answer(body=body, compress=True)
+                self._analyzer.topology = FakeResponse(body=body, compress=True)
             if second % RELOAD_S == 0:
                 self._skyfast.process.send_signal(signal.SIGHUP)
             if second % CLOSE_S == 0:
@@ -518,8 +518,8 @@ class _Real:
         )
 
         def ask() -> bytes:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return gzip.decompress(answer.read())
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return gzip.decompress(response.read())
 
         page = await asyncio.to_thread(ask)
         self._observed.pages += 1

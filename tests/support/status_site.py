@@ -37,8 +37,8 @@ class Site:
 
         def ask():
             try:
-                with urllib.request.urlopen(url, timeout=10) as answer:
-                    return answer.status, answer.read().decode()
+                with urllib.request.urlopen(url, timeout=10) as response:
+                    return response.status, response.read().decode()
             except urllib.error.HTTPError as error:
                 with error:
                     return error.code, error.read().decode()

@@ -23,18 +23,18 @@ async def test_requests_without_valid_credentials_are_rejected(plain, caplog):
         for path in ("/metrics", "/", "/nowhere", "/-/healthy", "/-/ready"):
             for method in ("GET", "HEAD"):
                 await client.send(request(path, method=method))
-                response = await client.answer(head=method == "HEAD")
+                response = await client.read_response(head=method == "HEAD")
                 assert response.status == 401
                 assert response.headers["www-authenticate"].startswith('Basic realm="skyfast"')
         for header in (basic(password="wrong"), basic("bob"), "Basic !", "Bearer x", "Basic"):
             await client.send(request("/metrics", authorization=header))
-            assert (await client.answer()).status == 401
+            assert (await client.read_response()).status == 401
         for scheme in ("Basic", "basic"):
             header = basic().replace("Basic", scheme)
             await client.send(request("/metrics/flows", authorization=header))
-            assert (await client.answer()).body == FLOWS
+            assert (await client.read_response()).body == FLOWS
             await client.send(request("/metrics", authorization=header, method="HEAD"))
-            assert (await client.answer(head=True)).status == 200
+            assert (await client.read_response(head=True)).status == 200
     assert len(site.table.asked_at) == 2
     assert [r.getMessage() for r in caplog.records] == ["wrong user or password from 127.0.0.1"]
 
@@ -103,7 +103,7 @@ async def test_wrong_passwords_are_limited_per_address(plain, caplog):
         async def guess(i, local="127.0.0.2"):
             header = basic(password=f"guess {i}")
             async with await site.ask(request("/", authorization=header), local=local) as client:
-                return (await client.answer()).status
+                return (await client.read_response()).status
 
         burst = auth.WRONG_BURST
         assert [await guess(i) for i in range(burst + 3)] == [401] * burst + [429] * 3
@@ -111,7 +111,7 @@ async def test_wrong_passwords_are_limited_per_address(plain, caplog):
         valid_request = request("/", authorization=basic())
         async with await site.ask(valid_request, local="127.0.0.2") as client:
             # Requests with a cached password are not limited.
-            assert (await client.answer()).status == 200
+            assert (await client.read_response()).status == 200
         now_s = auth.WRONG_INTERVAL_S
         assert [await guess(i) for i in range(burst, burst + 2)] == [401, 429]
     assert "guess" not in caplog.text

@@ -62,13 +62,14 @@ class Secure:
 
     async def ask(self, *arguments, **headers):
         self.writer.write(request(*arguments, **headers))
-        return await self.answer(head=headers.get("method") == "HEAD")
+        return await self.read_response(head=headers.get("method") == "HEAD")
 
     def certificate(self):
         return self.writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
 
     read, read_until, read_rest = Client.read, Client.read_until, Client.read_rest
-    read_head, read_chunks, answer = Client.read_head, Client.read_chunks, Client.answer
+    read_head, read_chunks = Client.read_head, Client.read_chunks
+    read_response = Client.read_response
 
 
 async def refused(port, context):
@@ -578,7 +579,7 @@ async def test_plain_http_on_the_tls_port_gets_a_response(file, authority, caplo
                 )
         # This request is longer than the server reads at once.
         async with await site.ask(request("/metrics", x="y" * 50_000)) as client:
-            assert (await client.answer()).status == 400
+            assert (await client.read_response()).status == 400
             assert await client.end() == "closed"
         assert site.scrape.handshakes_failed["plain_http"] == 11
         assert not await refused(site.port, trusting(authority))

@@ -16,7 +16,7 @@ from skyfast.stats import EmptyLabels, NameStats
 from skyfast.web import empty_labels
 from skyfast.web.empty_labels import EmptyLabelCheck, is_suspicious
 from skyfast.web.top import Ranking
-from tests.support.analyzer import Answer, FakeAnalyzer
+from tests.support.analyzer import FakeAnalyzer, FakeResponse
 from tests.support.app_pages import between, until_rows
 from tests.support.configs import make_config
 from tests.support.messages import METRIC, flow, message
@@ -201,7 +201,7 @@ async def test_empty_labels_are_not_searched_before_the_topology_has_been_read(
 ) -> None:
     monkeypatch.setattr(pipeline, "NAMES_WAIT_S", 0.01)
     async with FakeAnalyzer() as analyzer:
-        monkeypatch.setattr(analyzer, "_topology", lambda _: Answer(status=500))
+        monkeypatch.setattr(analyzer, "_topology", lambda _: FakeResponse(status=500))
         async with running_app(configured(analyzer.url)) as app:
             await analyzer.subscriber()
             await analyzer.send(message(flow("1")))

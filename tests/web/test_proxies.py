@@ -18,7 +18,7 @@ from pathlib import Path
 import bcrypt
 import pytest
 
-from tests.support.analyzer import Answer, FakeAnalyzer
+from tests.support.analyzer import FakeAnalyzer, FakeResponse
 from tests.support.certificates import Authority
 from tests.support.process import demo, running, write_config
 
@@ -151,7 +151,7 @@ async def test_analyzer_can_have_a_path_prefix(tmp_path: Path) -> None:
         nginx(tmp_path, PROXIED.replace("ANALYZER", analyzer.name)) as port,
     ):
         analyzer.accepts_basic = False
-        analyzer.topology = Answer(body=TOPOLOGY)
+        analyzer.topology = FakeResponse(body=TOPOLOGY)
         config = write_config(tmp_path, f"ws://127.0.0.1:{port}/skydive/ws/subscriber/flow")
         user = {
             "SKYDIVE_ANALYZER_AUTH_CLUSTER_USERNAME": "prom",

@@ -155,7 +155,7 @@ async def test_openmetrics_is_negotiated():
             b"GET /metrics/flows HTTP/1.1\r\nHost: x\r\n"
             b"Accept: text/plain;q=0.1\r\nAccept: application/openmetrics-text\r\n\r\n"
         ) as client:
-            assert (await client.answer()).headers["content-type"] == openmetrics
+            assert (await client.read_response()).headers["content-type"] == openmetrics
         compressed = await site.get(accept="application/openmetrics-text", accept_encoding="gzip")
         assert zlib.decompress(compressed.body, wbits=31).endswith(b"\n# EOF\n")
         refused = await site.get(accept_encoding="br, *;q=0")
@@ -267,7 +267,7 @@ async def test_gzip_is_negotiated():
             b"GET /metrics HTTP/1.1\r\nHost: x\r\n"
             b"Accept-Encoding: gzip;q=0.5\r\nAccept-Encoding: identity;q=1\r\n\r\n"
         ) as client:
-            assert "content-encoding" not in (await client.answer()).headers
+            assert "content-encoding" not in (await client.read_response()).headers
 
 
 @on_both_loops
@@ -479,7 +479,7 @@ async def test_response_to_a_reload_contains_its_result():
         async with await site.ask(
             request("/-/reload", method="POST", content_length=len(body)) + body
         ) as client:
-            assert (await client.answer()).status == 200
+            assert (await client.read_response()).status == 200
         assert outcomes == []
 
 
@@ -651,7 +651,7 @@ async def test_concurrent_parts_are_limited_and_each_part_ends_like_the_whole_pa
             await site.begin_scrape(paths[1], local="127.0.0.2"),
             await site.ask(request(paths[2]), local="127.0.0.2") as third,
         ):
-            response = await third.answer()
+            response = await third.read_response()
             assert response.status == 503
             assert response.text == (
                 "Try again: 2 pages are being served to this address"
@@ -659,7 +659,7 @@ async def test_concurrent_parts_are_limited_and_each_part_ends_like_the_whole_pa
                 " least 3.\n"
             )
             async with await site.ask(request("/metrics/flows?part=0/2"), local="127.0.0.2") as a:
-                response = await a.answer()
+                response = await a.read_response()
                 assert response.text == (
                     "Try again: 2 pages are being served to this address"
                     " (web.max_scrapes_per_address).\n"
@@ -716,9 +716,9 @@ async def test_head_gets_the_response_of_get_without_the_body():
         for path in (*PATHS, "/nothing"):
             for headers in ({}, {"accept_encoding": "gzip"}):
                 await client.send(request(path, method="HEAD", **headers))
-                head = await client.answer(head=True)
+                head = await client.read_response(head=True)
                 await client.send(request(path, **headers))
-                get = await client.answer()
+                get = await client.read_response()
                 assert head.status == get.status
                 for response in (head, get):
                     # The length of a rendered page is unknown. Therefore, the response to GET has a
@@ -749,13 +749,13 @@ async def test_pipelined_requests_are_answered_in_order():
         request("/metrics/flows"),
     ]
     async with Site() as site, await site.ask(b"".join(requests)) as client:
-        assert (await client.answer()).body == FLOWS
-        assert (await client.answer(head=True)).status == 200
-        assert (await client.answer()).text == "skyfast is healthy.\n"
-        assert zlib.decompress((await client.answer()).body, wbits=31) == INTERFACES
-        assert (await client.answer(head=True)).status == 404
-        assert (await client.answer()).status == 405
-        assert (await client.answer()).body == FLOWS
+        assert (await client.read_response()).body == FLOWS
+        assert (await client.read_response(head=True)).status == 200
+        assert (await client.read_response()).text == "skyfast is healthy.\n"
+        assert zlib.decompress((await client.read_response()).body, wbits=31) == INTERFACES
+        assert (await client.read_response(head=True)).status == 404
+        assert (await client.read_response()).status == 405
+        assert (await client.read_response()).body == FLOWS
 
 
 @pytest.mark.parametrize("version", ["0.9", "2.0"])
@@ -793,7 +793,7 @@ async def test_half_closed_client_gets_a_response():
         for version in ("1.0", "1.1"):
             async with await site.ask(request("/metrics/flows", version=version)) as client:
                 client.sock.shutdown(socket.SHUT_WR)
-                assert (await client.answer()).body == BIG
+                assert (await client.read_response()).body == BIG
                 assert await client.end() == "closed"
         async with await site.ask(b"") as client:
             client.sock.shutdown(socket.SHUT_WR)
@@ -854,7 +854,7 @@ async def test_bad_request_closes_the_connection(caplog):
             b"GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
         ):
             async with await site.ask(bad) as client:
-                response = await client.answer()
+                response = await client.read_response()
                 assert (response.status, response.text) == (400, "Bad Request.\n"), bad
                 assert response.headers["server"] == f"skyfast/{__version__}"
                 assert response.headers["connection"] == "close"
@@ -885,13 +885,13 @@ async def test_oversized_request_head_gets_a_response(part):
         for before in (b"", request("/-/healthy")):
             async with await site.ask(before) as client:
                 if before:
-                    await client.answer()
+                    await client.read_response()
                 # Send the head in several parts. Some of them arrive after the server's response.
                 for start in range(0, len(head), 60_000):
                     await client.send(head[start : start + 60_000])
                     await asyncio.sleep(0.002)
                 await client.send(b"\r\n\r\n")
-                response = await client.answer()
+                response = await client.read_response()
                 assert response.status == status
                 assert response.text.endswith(f"{reason}.\n")
                 assert response.headers["connection"] == "close"
@@ -904,22 +904,22 @@ async def test_request_bodies_are_ignored():
         for path in ("/metrics/flows", "/-/healthy"):
             for body in (b"x", b"x" * 50_000):
                 await client.send(request(path, content_length=len(body)) + body)
-                assert (await client.answer()).status == 200
+                assert (await client.read_response()).status == 200
         await client.send(
             request("/metrics/flows", transfer_encoding="chunked") + b"1\r\nx\r\n0\r\n\r\n"
         )
-        assert (await client.answer()).body == FLOWS
+        assert (await client.read_response()).body == FLOWS
         bomb = zlib.compress(b"0" * 50_000_000)
         await client.send(
             request("/metrics/flows", content_encoding="deflate", content_length=len(bomb)) + bomb
         )
-        assert (await client.answer()).body == FLOWS
+        assert (await client.read_response()).body == FLOWS
 
 
 @on_both_loops
 async def test_large_body_is_not_read():
     async with Site() as site, await site.ask(request(content_length=10**9)) as client:
-        assert (await client.answer()).status == 200
+        assert (await client.read_response()).status == 200
         with pytest.raises(ConnectionError):
             for _ in range(1000):
                 await client.send(b"x" * 1_000_000)
@@ -929,7 +929,7 @@ async def test_large_body_is_not_read():
 @on_both_loops
 async def test_missing_body_times_out():
     async with Site() as site, await site.ask(request(content_length=10)) as client:
-        assert (await client.answer()).status == 200
+        assert (await client.read_response()).status == 200
         begin = time.monotonic()
         assert await client.end() == "closed"
         assert time.monotonic() - begin < connections.BODY_TIMEOUT_S + 1
@@ -965,7 +965,7 @@ async def test_slow_request_head_times_out(monkeypatch):
         for before in (b"", request("/-/healthy")):
             async with await site.ask(before) as client:
                 if before:
-                    await client.answer()
+                    await client.read_response()
                 begin = time.monotonic()
                 with pytest.raises(ConnectionError):
                     for byte in request("/metrics", x="x" * 1000):
@@ -978,7 +978,7 @@ async def test_slow_request_head_times_out(monkeypatch):
 async def test_idle_connections_outlast_the_usual_scrape_intervals():
     """The test reads the idle deadline. Waiting for the deadline would take over five minutes."""
     async with Site() as site, await site.ask(request("/metrics/flows")) as client:
-        await client.answer()
+        await client.read_response()
         (connection,) = site.server._connections._open
         await until(lambda: not connection._responding)
         left_s = connection._deadline.when() - asyncio.get_running_loop().time()
@@ -995,10 +995,10 @@ async def test_idle_connections_are_closed_cleanly(monkeypatch):
             assert await client.end() == "closed"
             assert 0.1 < time.monotonic() - begin < 0.4
         async with await site.ask(request("/metrics/flows")) as client:
-            assert (await client.answer()).body == FLOWS
+            assert (await client.read_response()).body == FLOWS
             await asyncio.sleep(0.25)
             await client.send(request("/metrics/flows"))
-            assert (await client.answer()).body == FLOWS
+            assert (await client.read_response()).body == FLOWS
             begin = time.monotonic()
             assert await client.end() == "closed"
             assert 0.35 < time.monotonic() - begin < 1.4
@@ -1052,7 +1052,7 @@ async def test_event_loop_runs_while_a_page_is_rendered():
         assert (await site.get("/-/healthy")).status == 200
         assert (await site.get("/metrics/self")).status == 200
         table.resume.set()
-        assert (await client.answer()).body == BIG
+        assert (await client.read_response()).body == BIG
 
 
 @on_both_loops
@@ -1101,7 +1101,7 @@ async def test_slow_rendering_is_aborted_at_the_deadline():
                     # The server resets the connection. Therefore, the client detects the incomplete
                     # page, even in HTTP/1.0.
                     with pytest.raises(ConnectionError):
-                        await client.answer()
+                        await client.read_response()
                 table.resume.set()
                 await until(lambda: not page_threads())
         await until(lambda: site.scrape.failures["deadline"] == 4)
@@ -1206,7 +1206,7 @@ async def test_later_rendering_error_aborts_the_page(caplog):
         for version in ("1.1", "1.0"):
             async with await site.ask(request("/metrics/flows", version=version)) as client:
                 with pytest.raises(ConnectionError):
-                    await client.answer()
+                    await client.read_response()
         assert site.scrape.failures == {"deadline": 0, "disconnected": 0, "error": 2}
         site.table.break_at = None
         assert (await site.get("/metrics/flows")).body == BIG
@@ -1244,14 +1244,14 @@ async def test_concurrent_pages_per_address_are_limited():
     ):
         assert (await site.get("/metrics/flows")).status == 200
         async with await site.ask(local="127.0.0.2") as client:
-            response = await client.answer()
+            response = await client.read_response()
             assert response.status == 503
             assert response.text == (
                 "Try again: 1 page is being served to this address (web.max_scrapes_per_address).\n"
             )
             assert site.scrape.rejected == 1
             await client.send(request("/metrics/self"))
-            assert (await client.answer()).status == 200
+            assert (await client.read_response()).status == 200
 
 
 @on_both_loops
@@ -1274,7 +1274,7 @@ async def test_flood_of_connections_does_not_block_other_clients(caplog):
                 # The server closes the connections that have been idle longest. Because of this
                 # request, ``kept`` is not one of them.
                 await kept.send(request("/metrics/flows"))
-                assert (await kept.answer()).body == FLOWS
+                assert (await kept.read_response()).body == FLOWS
                 assert (await site.get("/metrics/flows")).body == FLOWS
         await until(lambda: sum(client.is_open() for client in idle) <= 100)
         assert (await site.get("/metrics/flows")).body == FLOWS
@@ -1307,7 +1307,7 @@ async def test_stop_aborts_pages_and_closes_idle_connections():
     async with Site(FakeTable(BIG)) as site, contextlib.AsyncExitStack() as stack:
         silent = await stack.enter_async_context(await site.ask(b""))
         idle = await stack.enter_async_context(await site.ask(request("/-/healthy")))
-        await idle.answer()
+        await idle.read_response()
         running = [await stack.enter_async_context(await site.begin_scrape()) for _ in range(3)]
         begin = time.monotonic()
         await site.server.stop()
@@ -1369,7 +1369,7 @@ async def test_listening_on_all_addresses_includes_ipv4_and_ipv6(address):
         hosts = ["127.0.0.1", "::1"] if socket.has_dualstack_ipv6() else ["127.0.0.1"]
         for host in hosts:
             async with await site.ask(request("/metrics/flows"), host=host) as client:
-                assert (await client.answer()).body == BIG
+                assert (await client.read_response()).body == BIG
         # On a dual-stack socket, IPv4 clients have IPv6 addresses. The limit per address still
         # applies to the IPv4 address.
         async with await site.begin_scrape():
@@ -1420,7 +1420,7 @@ async def test_server_listens_on_all_addresses_of_a_name(name_with_two_addresses
     async with Site(listen_address=name_with_two_addresses) as site:
         for host in ["127.0.0.1", "::1"] if socket.has_dualstack_ipv6() else ["127.0.0.1"]:
             async with await site.ask(request("/metrics/flows"), host=host) as client:
-                assert (await client.answer()).body == FLOWS
+                assert (await client.read_response()).body == FLOWS
 
 
 async def test_name_with_one_address_in_use_is_an_error(name_with_two_addresses):

@@ -27,7 +27,7 @@ from skyfast.web.scan_cache import BusyError
 from skyfast.web.status import Replay
 from skyfast.web.top import Ranking, RankingQuery, RankingQueryError
 from tests.model import make_flow
-from tests.support.analyzer import Answer, FakeAnalyzer
+from tests.support.analyzer import FakeAnalyzer, FakeResponse
 from tests.support.configs import make_config
 from tests.support.messages import message
 from tests.support.model_specs import TOPOLOGY
@@ -155,7 +155,7 @@ async def test_secrets_are_hidden():
 
 async def test_report_has_the_last_error_and_the_time_of_the_last_change():
     async with FakeAnalyzer() as analyzer:
-        analyzer.script.append(Answer(status=403))
+        analyzer.script.append(FakeResponse(status=403))
         config = make_config(analyzer.url, listen_address="127.0.0.1", port=0)
         began_s = time.time()
         async with running_app(config) as app:
