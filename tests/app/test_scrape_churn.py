@@ -19,7 +19,7 @@ from skyfast.runtime.clock import Clock
 from skyfast.web.exposition import DIRECT_CONNECTIONS
 from tests.support import tools
 from tests.support.analyzer import FakeAnalyzer
-from tests.support.load_generator import Churn
+from tests.support.load_generator import LoadGenerator
 from tests.support.prometheus import PROMETHEUS, configured_prometheus, query
 from tests.support.victoria_metrics import needs_victoria_metrics, victoria_metrics
 
@@ -74,7 +74,7 @@ class Network:
     def __init__(self) -> None:
         self.seconds = 0.0
         self.connections: list[int] = []
-        self._churn = Churn(step_s=STEP_S, report_s=REPORT_S, start_s=START_S)
+        self._load = LoadGenerator(step_s=STEP_S, report_s=REPORT_S, start_s=START_S)
 
     def wall(self) -> float:
         return START_S + self.seconds
@@ -85,7 +85,7 @@ class Network:
         for _ in range(0, STEP_S, TICK_S):
             self.seconds += TICK_S
             app.clock.now()
-        for message in self._churn.step(NEW_CONVERSATIONS):
+        for message in self._load.step(NEW_CONVERSATIONS):
             await analyzer.send(message)
         await end
         self.connections.append(app.exposition.source.table.connections)

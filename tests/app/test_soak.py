@@ -13,7 +13,7 @@ import pytest
 from skyfast.skydive import ingest
 from tests.model import BYTES, FAMILIES, MAX_NUMBER, MAX_SUM, make_flow
 from tests.support.paths import ROOT
-from tests.support.soak import play
+from tests.support.soak import run_virtual
 from tests.support.table_adapter import Core
 
 SOAK_S = 600
@@ -57,7 +57,7 @@ def test_soak_test_detects_a_list_that_grows(monkeypatch: pytest.MonkeyPatch) ->
         original(self, data, analyzer)
 
     monkeypatch.setattr(ingest.Ingest, "message", leaking)
-    problems = asyncio.run(play(days=3, per_day=100, remembered=64))
+    problems = asyncio.run(run_virtual(days=3, per_day=100, remembered=64))
     (entries,) = (
         text for text in problems if text.startswith("entries of skyfast.skydive.ingest.kept: ")
     )

@@ -57,7 +57,7 @@ class _Conversation:
     __slots__ = ("labels", "left", "node", "reported", "restarts", "start_ms", "uuid")
 
 
-class Churn:
+class LoadGenerator:
     """A network that changes constantly.
 
     Each step lasts ``step_s`` seconds and yields a batch of messages. Each conversation is reported
@@ -102,7 +102,7 @@ class Churn:
         report = {"CaptureID": capture, "FlowCount": new_conversations, "FlowDropped": 1}
         yield json.dumps({"Namespace": "stats", "Type": "stats", "Obj": report}).encode()
 
-    def rest(self, seconds: int) -> None:
+    def advance(self, seconds: int) -> None:
         """Advance the time by ``seconds`` without messages."""
         self._now_ms += 1000 * seconds
 
@@ -213,24 +213,24 @@ class Churn:
         )
 
 
-class ChurnProcess:
-    """A `Churn` in a separate process. Call `close` at the end.
+class LoadGeneratorProcess:
+    """A `LoadGenerator` in a separate process. Call `close` at the end.
 
     Soak tests measure the memory of their own process, which therefore must not contain the
     conversations.
     """
 
     def __init__(self, **options: Any) -> None:
-        """Start the process. ``options`` are the arguments of `Churn`."""
+        """Start the process. ``options`` are the arguments of `LoadGenerator`."""
         context = multiprocessing.get_context("spawn")
         self._pipe, child_pipe = context.Pipe()
-        self._process = context.Process(target=_answer, args=(child_pipe, options), daemon=True)
+        self._process = context.Process(target=_serve, args=(child_pipe, options), daemon=True)
         self._process.start()
         child_pipe.close()
         # All messages share this buffer. Separate buffers would change the measured memory.
         self._message = bytearray(MAX_MESSAGE_BYTES)
         self.reports = self.started = 0
-        """The attributes of the `Churn`, updated at the end of each step."""
+        """The attributes of the `LoadGenerator`, updated at the end of each step."""
         self.topology: bytes | None = None
         """The topology after the latest step, or None if that step did not change the topology."""
 
@@ -247,8 +247,8 @@ class ChurnProcess:
         for _ in new_conversations:
             yield self._messages()
 
-    def rest(self, seconds: int) -> None:
-        self._pipe.send(("rest", (seconds,)))
+    def advance(self, seconds: int) -> None:
+        self._pipe.send(("advance", (seconds,)))
 
     def close(self) -> None:
         self._pipe.close()
@@ -260,30 +260,33 @@ class ChurnProcess:
         self.reports, self.started, self.topology = self._pipe.recv()
 
 
-def _answer(pipe: Connection, options: dict[str, Any]) -> None:
-    churn = Churn(**options)
+def _serve(pipe: Connection, options: dict[str, Any]) -> None:
+    generator = LoadGenerator(**options)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             name, arguments = pipe.recv()
-            if name == "rest":
-                churn.rest(*arguments)
+            if name == "advance":
+                generator.advance(*arguments)
             else:
-                _play(pipe, churn, *arguments)
+                _run_steps(pipe, generator, *arguments)
 
 
-def _play(
-    pipe: Connection, churn: Churn, new_conversations: Sequence[int], change_interval: int
+def _run_steps(
+    pipe: Connection,
+    generator: LoadGenerator,
+    new_conversations: Sequence[int],
+    change_interval: int,
 ) -> None:
     for step, count in enumerate(new_conversations):
-        for message in churn.step(count):
+        for message in generator.step(count):
             pipe.send_bytes(message)
         pipe.send_bytes(b"")
         topology = None
         if step % change_interval == 0:
-            churn.restart_agent()
-            churn.change_topology()
-            topology = churn.topology()
-        pipe.send((churn.reports, churn.started, topology))
+            generator.restart_agent()
+            generator.change_topology()
+            topology = generator.topology()
+        pipe.send((generator.reports, generator.started, topology))
 
 
 def hash_of(text: str) -> int:

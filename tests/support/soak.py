@@ -42,7 +42,7 @@ from skyfast.skydive.topology_queries import MAX_VALUES
 from skyfast.stats import FLOW_UPDATE_S
 from skyfast.web.exposition import Part
 from tests.support.analyzer import FakeAnalyzer, FakeResponse
-from tests.support.load_generator import UNIT, Churn, ChurnProcess
+from tests.support.load_generator import UNIT, LoadGenerator, LoadGeneratorProcess
 from tests.support.memory_audit import containers, heap_bytes, resident_bytes
 from tests.support.process import Skyfast, running
 from tests.support.topology_scenarios import read_graph
@@ -76,7 +76,7 @@ PEAK_STEPS = 10
 """Number of steps at noon. Half of the day's conversations start in these steps."""
 MEASURE_INTERVAL_S = 12 * HOUR_S
 """Interval between memory measurements."""
-REST_S = 4_200
+DRAIN_S = 4_200
 """Time after which everything has expired. Views and interfaces take longest: 3600 s."""
 ALL_ROWS = 2**31 - 1
 
@@ -126,7 +126,7 @@ class VirtualClock:
         return START_S + self.seconds
 
 
-class Virtual:
+class VirtualSoak:
     """The apps of all configurations. All apps process the same traffic.
 
     ``per_day`` conversations start on each day. The soak test advances ``clock``.
@@ -137,9 +137,9 @@ class Virtual:
         self._per_day = per_day
         self._clock = clock
         self._highest: Figures = {}
-        self._reports_before_rest = 0
-        """Number of reports before the latest rest. Later reports belong to new connections."""
-        self.churn = ChurnProcess(step_s=STEP_S, report_s=REPORT_S, start_s=clock.wall())
+        self._reports_before_drain = 0
+        """Number of reports before the latest `drain`. Later reports belong to new connections."""
+        self.load = LoadGeneratorProcess(step_s=STEP_S, report_s=REPORT_S, start_s=clock.wall())
         texts = {"default": DEFAULT, "sums": SUMS, "rich": RICH % (per_day // 8)}
         self.apps = {name: _app(text) for name, text in texts.items()}
         self._most_dormant = dict.fromkeys(self.apps, 0)
@@ -159,11 +159,11 @@ class Virtual:
         for step in peak:
             new_conversations[step] += evenly // PEAK_STEPS
         for step, messages in enumerate(
-            self.churn.steps(new_conversations, change_interval=HOUR_S // STEP_S)
+            self.load.steps(new_conversations, change_interval=HOUR_S // STEP_S)
         ):
             self._step(messages)
-            if self.churn.topology is not None:
-                self._topology(self.churn.topology)
+            if self.load.topology is not None:
+                self._topology(self.load.topology)
                 await self._page()
             if step % (MEASURE_INTERVAL_S // STEP_S) == 0 or step == peak[-1]:
                 self._measure()
@@ -171,10 +171,10 @@ class Virtual:
             assert await app.reload() is None
         return self._highest
 
-    async def rest(self) -> Figures:
+    async def drain(self) -> Figures:
         """Let everything expire, clear the caches, and then return the measurements."""
-        self.churn.rest(REST_S)
-        for _ in range(0, REST_S, STEP_S):
+        self.load.advance(DRAIN_S)
+        for _ in range(0, DRAIN_S, STEP_S):
             self._pass_step()
         for _, instances in containers(**self.apps).values():
             for container in instances:
@@ -183,11 +183,11 @@ class Virtual:
         self._highest = {}
         await self._page()
         self._measure()
-        self._reports_before_rest = self.churn.reports
+        self._reports_before_drain = self.load.reports
         return self._highest
 
     def problems(self) -> Iterator[str]:
-        """Yield all problems that exist after `rest`."""
+        """Yield all problems that exist after `drain`."""
         for name, app in self.apps.items():
             table, stats = app.exposition.source.table, app.stats
             # The configuration "rich" has overflow rows, which never expire.
@@ -202,7 +202,7 @@ class Virtual:
                 "interfaces": stats.topology.interfaces,
             }
             yield from (
-                f"{name}: {count} {kind} after {REST_S} s without reports"
+                f"{name}: {count} {kind} after {DRAIN_S} s without reports"
                 for kind, count in remaining.items()
                 if count > 0
             )
@@ -215,13 +215,13 @@ class Virtual:
             if not self._most_dormant[name]:
                 yield f"{name}: no flow was ever dormant"
             received = sum(analyzer.flows for analyzer in stats.analyzers.values())
-            if received != self.churn.reports:
-                yield f"{name}: {received} of {self.churn.reports} reports were received"
+            if received != self.load.reports:
+                yield f"{name}: {received} of {self.load.reports} reports were received"
 
     async def sums(self) -> Iterator[str]:
         """Return the errors in the totals of the connection that aggregates all traffic."""
         page = (await self._text("sums")).decode()
-        reports = self.churn.reports - self._reports_before_rest
+        reports = self.load.reports - self._reports_before_drain
         expected = {"bytes": BYTES * reports, "packets": PACKETS * reports}
         return (
             f"sums: {unit} should be {value}: {re.findall(rf'_{unit}{{.*', page)}"
@@ -290,7 +290,7 @@ class Virtual:
             self._highest[name] = max(figure, self._highest.get(name, 0))
 
 
-def grown(second: Figures, last: Figures, *, at_rest: bool) -> list[str]:
+def growth_problems(second: Figures, last: Figures, *, is_drained: bool) -> list[str]:
     """Return the measurements that grew too much from the second to the last day, worst first."""
     problems = []
     for name, after in last.items():
@@ -299,18 +299,18 @@ def grown(second: Figures, last: Figures, *, at_rest: bool) -> list[str]:
             allowance = ENTRIES
         elif name.endswith(("by malloc", "resident")):
             allowance = HEAP_BYTES
-        elif name.startswith(("blocks", "bytes in use")) and not at_rest:
+        elif name.startswith(("blocks", "bytes in use")) and not is_drained:
             continue  # these measurements vary, because they depend on how full the caches are
         else:
             allowance = 0
         if after - before > max(MAX_GROWTH * before, allowance):
             times = after / before if before else float("inf")
             text = f"{name}: {before:,} on the second day, {after:,} on the last: {times:.3f} times"
-            problems.append((times, f"at rest, {text}" if at_rest else text))
+            problems.append((times, f"after draining, {text}" if is_drained else text))
     return [text for _, text in sorted(problems, reverse=True)]
 
 
-async def play(*, days: int, per_day: int, remembered: int) -> list[str]:
+async def run_virtual(*, days: int, per_day: int, remembered: int) -> list[str]:
     """Simulate ``days`` days with ``per_day`` new conversations each. Return all problems.
 
     ``remembered`` is the size of the caches for strings of flows. ``per_day`` conversations should
@@ -325,16 +325,16 @@ async def play(*, days: int, per_day: int, remembered: int) -> list[str]:
         ),
         mock.patch("skyfast.flows.rewrites.MAX_REMEMBERED", remembered),
     ):
-        soak = Virtual(per_day=per_day, clock=clock)
-        with contextlib.closing(soak.churn):
-            return await _play(soak, days)
+        soak = VirtualSoak(per_day=per_day, clock=clock)
+        with contextlib.closing(soak.load):
+            return await _run_days(soak, days)
 
 
-async def _play(soak: Virtual, days: int) -> list[str]:
+async def _run_days(soak: VirtualSoak, days: int) -> list[str]:
     began_s = time.monotonic()
     # Keep only three days. A dict of all days would grow, and would look like a leak.
     figures_by_day: dict[int, Figures] = {}
-    rests: list[Figures] = []
+    drained: list[Figures] = []
     problems: list[str] = []
     for day in range(1, days + 1):
         figures = await soak.day()
@@ -342,22 +342,22 @@ async def _play(soak: Virtual, days: int) -> list[str]:
             figures_by_day[day] = figures
         if day in (2, days):
             problems += await soak.sums()
-            rests.append(await soak.rest())
+            drained.append(await soak.drain())
             problems += soak.problems()
         tables = "".join(f", {name} {size / 1e6:.2f}" for name, size in _tables(figures))
-        say(
-            f"day {day:2}: {soak.churn.started:,} conversations, {soak.churn.reports:,} reports,"
+        print_line(
+            f"day {day:2}: {soak.load.started:,} conversations, {soak.load.reports:,} reports,"
             f" {figures['bytes resident'] / 1e6:.1f} MB resident, MB of tables{tables}"
             f" ({time.monotonic() - began_s:.0f} s)"
         )
-    say("memory on the last day divided by that for the same load on the first day:")
+    print_line("memory on the last day divided by that for the same load on the first day:")
     for name in (name for name in figures_by_day[1] if name.startswith("bytes")):
-        say(f"  {name}: {figures_by_day[days][name] / figures_by_day[1][name]:.3f}")
-    say("memory after the rest divided by that after the rest of the second day:")
-    for name in (name for name in rests[0] if name.startswith("b")):
-        say(f"  {name}: {rests[-1][name] / rests[0][name]:.3f}")
-    problems += grown(figures_by_day[2], figures_by_day[days], at_rest=False)
-    problems += grown(rests[0], rests[-1], at_rest=True)
+        print_line(f"  {name}: {figures_by_day[days][name] / figures_by_day[1][name]:.3f}")
+    print_line("memory after draining divided by that after draining on the second day:")
+    for name in (name for name in drained[0] if name.startswith("b")):
+        print_line(f"  {name}: {drained[-1][name] / drained[0][name]:.3f}")
+    problems += growth_problems(figures_by_day[2], figures_by_day[days], is_drained=False)
+    problems += growth_problems(drained[0], drained[-1], is_drained=True)
     return problems
 
 
@@ -415,17 +415,17 @@ class Observations:
     problems: list[str] = field(default_factory=list)
 
 
-async def churn_for(seconds: float, *, flows_per_s: int) -> list[str]:
+async def run_process(seconds: float, *, flows_per_s: int) -> list[str]:
     """Run a skyfast process with traffic for ``seconds``. Return all problems."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "soak.yml"
         async with FakeAnalyzer() as analyzer:
             file.write_text(REAL % analyzer.url)
             async with running(file, quiet=False) as skyfast:
-                return await _Real(skyfast, analyzer, flows_per_s).run(seconds)
+                return await _ProcessSoak(skyfast, analyzer, flows_per_s).run(seconds)
 
 
-class _Real:
+class _ProcessSoak:
     """A soak test of a process."""
 
     def __init__(self, skyfast: Skyfast, analyzer: FakeAnalyzer, flows_per_s: int) -> None:
@@ -433,12 +433,12 @@ class _Real:
         self._analyzer = analyzer
         # On average, a conversation has almost two reports.
         self._new_conversations = flows_per_s // 2
-        self._churn = Churn(step_s=REAL_STEP_S, report_s=REAL_REPORT_S, start_s=time.time())
+        self._load = LoadGenerator(step_s=REAL_STEP_S, report_s=REAL_REPORT_S, start_s=time.time())
         self._observed = Observations()
         self._began_s = time.monotonic()
 
     async def run(self, seconds: float) -> list[str]:
-        self._analyzer.topology = FakeResponse(body=self._churn.topology(), compress=True)
+        self._analyzer.topology = FakeResponse(body=self._load.topology(), compress=True)
         await self._analyzer.subscriber()
         series = f'skyfast_up{{analyzer="{self._name}"}}'
         await self._skyfast.until(lambda metrics: metrics[series] == 1)
@@ -450,11 +450,11 @@ class _Real:
                 task.cancel()
         await self._wait_for_reports()
         await self._read_page()
-        if self._observed.total != BYTES * self._churn.reports:
+        if self._observed.total != BYTES * self._load.reports:
             self._add_problem(
-                f"{BYTES * self._churn.reports} bytes were sent, not {self._observed.total}"
+                f"{BYTES * self._load.reports} bytes were sent, not {self._observed.total}"
             )
-        say(self._line())
+        print_line(self._line())
         deadline_s = time.monotonic() + EXPIRED_S
         connections = 1.0
         while connections and time.monotonic() < deadline_s:
@@ -476,12 +476,12 @@ class _Real:
     async def _send(self, seconds: float) -> None:
         """Send a batch every second, and regularly change the topology, reload and reconnect."""
         for second in range(1, int(seconds) + 1):
-            for message in self._churn.step(self._new_conversations):
+            for message in self._load.step(self._new_conversations):
                 await self._analyzer.send(message)
             if second % TOPOLOGY_S == 0:
-                self._churn.change_topology()
-                self._churn.restart_agent()
-                body = self._churn.topology()
+                self._load.change_topology()
+                self._load.restart_agent()
+                body = self._load.topology()
                 self._analyzer.topology = FakeResponse(body=body, compress=True)
             if second % RELOAD_S == 0:
                 self._skyfast.process.send_signal(signal.SIGHUP)
@@ -506,7 +506,7 @@ class _Real:
 
     async def _wait_for_reports(self) -> None:
         series = f'skyfast_flows_total{{analyzer="{self._name}"}}'
-        await self._skyfast.until(lambda metrics: metrics[series] == self._churn.reports)
+        await self._skyfast.until(lambda metrics: metrics[series] == self._load.reports)
 
     async def _scrape(self) -> None:
         while True:
@@ -526,7 +526,7 @@ class _Real:
         self._observed.page_bytes = len(page)
         if match := re.search(rb'^soak_bytes_total\{protocol="TCP"\} (\d+)$', page, re.MULTILINE):
             total = int(match[1])
-            if not self._observed.total <= total <= BYTES * self._churn.reports:
+            if not self._observed.total <= total <= BYTES * self._load.reports:
                 self._add_problem(f"the sum changed from {self._observed.total} to {total}")
             self._observed.total = total
 
@@ -536,7 +536,7 @@ class _Real:
                 await asyncio.sleep(1)
                 now_s = time.monotonic() - self._began_s
                 self._observed.resident[now_s] = resident_bytes(self._pid)
-            say(self._line())
+            print_line(self._line())
 
     def _check_memory(self, seconds: float) -> None:
         if seconds < 4 * WARM_S:
@@ -554,12 +554,12 @@ class _Real:
 
     def _add_problem(self, text: str) -> None:
         self._observed.problems.append(text)
-        say(f"PROBLEM: {text}")
+        print_line(f"PROBLEM: {text}")
 
     def _line(self) -> str:
         observed = self._observed
         return (
-            f"{time.monotonic() - self._began_s:4.0f} s: {self._churn.reports:,} reports,"
+            f"{time.monotonic() - self._began_s:4.0f} s: {self._load.reports:,} reports,"
             f" {resident_bytes(self._pid) / 1e6:.1f} MB resident, {self._open_files()} files,"
             f" {self._threads()} threads, {observed.pages} pages, the last of"
             f" {observed.page_bytes / 1e6:.1f} MB, {len(self._analyzer.upgrades)} subscriptions,"
@@ -586,7 +586,7 @@ REMEMBERED = 8192
 would take a week to fill."""
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a line and flush."""
     print(text, flush=True)  # noqa: T201
 
@@ -610,13 +610,13 @@ def main() -> int:
     chosen = parser.parse_args()
     logging.disable()  # reloads of the apps would log messages
     if chosen.kind == "virtual":
-        soak = play(days=chosen.days, per_day=chosen.per_day, remembered=chosen.remembered)
+        soak = run_virtual(days=chosen.days, per_day=chosen.per_day, remembered=chosen.remembered)
     else:
-        soak = churn_for(chosen.seconds, flows_per_s=chosen.flows_per_s)
+        soak = run_process(chosen.seconds, flows_per_s=chosen.flows_per_s)
     problems = asyncio.run(soak)
     for text in problems:
-        say(f"PROBLEM: {text}")
-    say("failed" if problems else "passed: all limits held")
+        print_line(f"PROBLEM: {text}")
+    print_line("failed" if problems else "passed: all limits held")
     return 1 if problems else 0
 
 
