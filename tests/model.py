@@ -516,7 +516,7 @@ class Total:
         """Return the total in a report, or None if an object is missing or a value is omitted."""
         if self.is_optional and first_invalid(flow, self.paths):
             return None
-        numbers = [at(flow, path, 0) for path in self.paths]
+        numbers = [value_at(flow, path, 0) for path in self.paths]
         return None if "" in numbers else sum(numbers)
 
     @property
@@ -530,7 +530,7 @@ class Total:
         """Return the deltas of the last update; 0 if they are unknown."""
         if first_invalid(flow, self.last_update_paths):
             return 0
-        return sum(at(flow, path, 0) for path in self.last_update_paths)
+        return sum(value_at(flow, path, 0) for path in self.last_update_paths)
 
 
 NEW_FLOWS = Total(())
@@ -559,7 +559,7 @@ class Distribution:
 
     def of(self, flow: JSON) -> int | None:
         """Return the value in a report, or None if the report has no valid value."""
-        numbers = [at(flow, path, 0) for path in self.paths]
+        numbers = [value_at(flow, path, 0) for path in self.paths]
         if first_invalid(flow, self.paths):
             return None
         if self.observes == "total":
@@ -831,7 +831,7 @@ class Model:
             paths += [label.path, *label.reads]
         paths += self._key_paths
         paths += [path_of(name) for rule in (*self.spec.drop, *self.spec.keep) for name in rule]
-        texts = [text for path in paths if isinstance(text := at(flow, path, ""), str)]
+        texts = [text for path in paths if isinstance(text := value_at(flow, path, ""), str)]
         if any(re.search("[\ud800-\udfff]", text) for text in texts):
             return "invalid"
         if not flow.get("UUID"):
@@ -870,7 +870,7 @@ class Model:
         path = path_of(name)
         if len(path) > 1 and flow.get(path[0]) is None:
             return None
-        return at(flow, path, "" if is_text(path) else 0)
+        return value_at(flow, path, "" if is_text(path) else 0)
 
     def _skip_reason_after_rules(self, flow: JSON) -> str | None:
         """Return the reason to skip a flow because of its numbers or UUID, or None."""
@@ -905,10 +905,10 @@ class Model:
         return labels
 
     def _keys_of(self, flow: JSON) -> dict[Path, str]:
-        return {path: at(flow, path, "") for path in self._key_paths}
+        return {path: value_at(flow, path, "") for path in self._key_paths}
 
     def _conversation(self, flow: JSON) -> list[Any]:
-        return [at(flow, path, "" if is_text(path) else 0) for path in CONVERSATION]
+        return [value_at(flow, path, "" if is_text(path) else 0) for path in CONVERSATION]
 
     def _ends(self, flow: JSON) -> tuple[Any, ...]:
         protocol, a, port_a, b, port_b, _ = self._conversation(flow)
@@ -995,7 +995,7 @@ class Model:
         lacks_finish_type = ("FinishType",) in self._invalid
         if last_update is None:
             return "nothing" if lacks_finish_type else "total"
-        invalid = {path for path in LIFECYCLE_TIMES if not in_range([at(flow, path, 0)])}
+        invalid = {path for path in LIFECYCLE_TIMES if not in_range([value_at(flow, path, 0)])}
         if flow.get("FinishType", 0) == CLOSING:
             self._invalid |= invalid
         if self._is_repeat(flow):
@@ -1017,7 +1017,7 @@ class Model:
 
     def _was_never_counted(self, flow: JSON, now: float) -> bool:
         """Return whether an unknown flow began after the latest report of any forgotten flow."""
-        start, last = flow.get("Start", 0), at(flow, ("LastUpdateMetric", "Last"), 0)
+        start, last = flow.get("Start", 0), value_at(flow, ("LastUpdateMetric", "Last"), 0)
         if (
             self._deduplicates
             or self.horizon_s is None
@@ -1045,7 +1045,7 @@ class Model:
         the result is the start of the flow's last update.
         """
         path = ("Start",) if initial_delta == "total" else ("LastUpdateMetric", "Start")
-        start_ms = at(flow, path, 0)
+        start_ms = value_at(flow, path, 0)
         return self._not_later(start_ms if start_ms != "" and in_range([start_ms]) else 0)
 
     def _not_later(self, start_ms: int) -> int:
@@ -1068,7 +1068,9 @@ class Model:
 
     def _note_lifecycle_times(self, flow: JSON) -> None:
         if flow.get("LastUpdateMetric") is not None:
-            self._invalid |= {path for path in LIFECYCLE_TIMES if not in_range([at(flow, path, 0)])}
+            self._invalid |= {
+                path for path in LIFECYCLE_TIMES if not in_range([value_at(flow, path, 0)])
+            }
 
     def _make_live(
         self,
@@ -1200,7 +1202,7 @@ class Model:
         known_ms = known.last_ms
         if is_closing and self._is_repeat(flow):
             last = ("LastUpdateMetric", "Last")
-            self._invalid |= set() if in_range([at(flow, last, 0)]) else {last}
+            self._invalid |= set() if in_range([value_at(flow, last, 0)]) else {last}
             rows = self._add_closing_deltas(
                 view_values, deltas, flow, now, self._not_later(known_ms)
             )
@@ -1333,7 +1335,7 @@ class Model:
         flow.is_dormant = True
         self._append_dormant(flow, now)
         if not first.flows and not first.is_overflow:
-            counters = first_totals(first.view)
+            counters = counters_of(first.view)
             of_flow = with_new_flow(flow.totals, "total")
             is_like_its_flow = all(
                 first.totals.get(total) == of_flow.get(total) for total in counters
@@ -1385,7 +1387,7 @@ class Model:
             return label.lookup.find(self._keys_of(flow))[label.index]
         if len(label.path) > 1 and flow.get(label.path[0]) is None:
             return ""
-        value = at(flow, label.path, 0 if label.number else "")
+        value = value_at(flow, label.path, 0 if label.number else "")
         return value if label.rewrite is None else label.rewrite[value]
 
     def _has_room(self, n: int, values: Values) -> bool:
@@ -1421,7 +1423,7 @@ class Model:
     def _add_to_row(self, row: Row, deltas: Deltas, flow: JSON, now: float) -> None:
         row.add(deltas)
         if not row.is_overflow:
-            values = {gauge: at(flow, gauge.path, 0) or 0 for gauge in self.gauges}
+            values = {gauge: value_at(flow, gauge.path, 0) or 0 for gauge in self.gauges}
             row.set_gauges({gauge: value for gauge, value in values.items() if in_range([value])})
         self._extend_deadline(row, now)
 
@@ -1874,7 +1876,7 @@ def family_values(family: Family, view: View) -> list[Total | Gauge | Distributi
     return [Total(tuple(paths))]
 
 
-def first_totals(view: View) -> list[Total]:
+def counters_of(view: View) -> list[Total]:
     """Return the counters of a view."""
     return [value for value in values_of(view) if isinstance(value, Total)]
 
@@ -2016,7 +2018,7 @@ def to_address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Addres
     return address
 
 
-def at(flow: JSON, path: Path, default: Any) -> Any:
+def value_at(flow: JSON, path: Path, default: Any) -> Any:
     """Return the value at a path.
 
     If the object exists but lacks the field, return ``default``. If the object is missing, too,
@@ -2054,7 +2056,7 @@ def first_invalid(flow: JSON, paths: Sequence[Path]) -> set[Path]:
     """
     total = 0
     for path in paths:
-        number = at(flow, path, 0) or 0
+        number = value_at(flow, path, 0) or 0
         total += number
         if not in_range((number, total)):
             return {path}

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tests.model import DIRECTION, DIRECTIONS, Spec, View, at, labels_of
+from tests.model import DIRECTION, DIRECTIONS, Spec, View, labels_of, value_at
 from tests.support.skydive import COUNTERS, JSON, TIMEOUT, is_counted
 
 BATCH_S = 15.0
@@ -194,7 +194,9 @@ class Oracle:
         totals = Counter({name: report["Metric"][name] for name in COUNTERS} | {NEW_FLOWS: 1})
         state = self.flows.get(report["UUID"])
         if state is None:
-            values = [tuple(str(at(report, path, "")) for path in paths) for paths in self._paths]
+            values = [
+                tuple(str(value_at(report, path, "")) for path in paths) for paths in self._paths
+            ]
             counts = is_first(report) or self._was_never_counted(report, now, self.horizon_s)
             can_count = counts or self._was_never_counted(report, now, self.least_horizon_s)
             low = totals if counts else self._lowest_deltas(report)
