@@ -1669,11 +1669,11 @@ class Model:
 
     # The page
 
-    def alive(self, now: float) -> list[Row]:
+    def unexpired(self, now: float) -> list[Row]:
         """Return the rows that have not expired at ``now``, in all views, whether hidden or not."""
-        return [row for n in range(len(self.views)) for row in self._alive(n, now)]
+        return [row for n in range(len(self.views)) for row in self._unexpired(n, now)]
 
-    def _alive(self, n: int, now: float) -> list[Row]:
+    def _unexpired(self, n: int, now: float) -> list[Row]:
         return [row for row in self._rows[n].values() if row.is_overflow or row.deadline_s > now]
 
     def shown(self, now: float) -> list[Row]:
@@ -1681,7 +1681,7 @@ class Model:
         return [
             row
             for n, bounds in enumerate(self.bounds)
-            for row in self._alive(n, now)
+            for row in self._unexpired(n, now)
             if reaches(row, bounds)
         ]
 
@@ -1689,7 +1689,7 @@ class Model:
         """Return the number and the bytes of hidden rows of each view; None without bounds."""
         result: list[tuple[int, int] | None] = []
         for n, bounds in enumerate(self.bounds):
-            rows = [row for row in self._alive(n, now) if not reaches(row, bounds)]
+            rows = [row for row in self._unexpired(n, now) if not reaches(row, bounds)]
             hidden = len(rows), sum(amount_of(row, "bytes") for row in rows)
             result.append(hidden if any(bounds) else None)
         return result
@@ -1701,7 +1701,7 @@ class Model:
         """
         result = []
         for bound in bounds:
-            rows = [row for row in self._alive(n, now) if reaches(row, bound)]
+            rows = [row for row in self._unexpired(n, now) if reaches(row, bound)]
             families = self.views[n].families
             lines = [line for row in rows for f in families for line in self.lines(f, row)]
             result.append((len(rows), len(lines), sum(amount_of(row, "bytes") for row in rows)))

@@ -535,7 +535,7 @@ class TableMachine(RuleBasedStateMachine):
             for line in self.model.lines(family, connection)
         ]
         page = self.core.table.page(self.now, openmetrics, created=True, parts=parts)
-        existing = [row for row in self.model.alive(EVER) if part_of(row, parts) == 0]
+        existing = [row for row in self.model.unexpired(EVER) if part_of(row, parts) == 0]
         values = {
             name: set(map(escape, page.distinct_values(name))) for name in self.model.label_values()
         }
@@ -557,7 +557,7 @@ class TableMachine(RuleBasedStateMachine):
         for label, value in LABEL_VALUE.findall("".join(lines)):
             assert label in (DIRECTION.name, "le") or value in slow.values[label]
         shown = {*map(series_of, lines)}
-        stayed = self.model.alive(EVER)
+        stayed = self.model.unexpired(EVER)
         for family, connection, series in slow.required:
             if connection in stayed and series in map(
                 series_of, self.model.lines(family, connection)
@@ -631,15 +631,15 @@ class DeduplicatingMachine(TableMachine):
 
     @rule(flows=st.lists(st.tuples(st.sampled_from(UUIDS[:4]), REPORTS), min_size=1, max_size=3))
     def receive(self, flows):
-        self.take([self.flow(uuid, **report) for uuid, report in flows])
+        self.apply([self.flow(uuid, **report) for uuid, report in flows])
 
     @precondition(lambda self: self.model.dormant_uuids())
     @rule(reports=st.lists(st.tuples(st.integers(0, 3), REPORTS), min_size=1, max_size=3))
-    def wake(self, reports):
+    def receive_dormant(self, reports):
         uuids = self.model.dormant_uuids()
-        self.take([self.flow(uuids[n % len(uuids)], **report) for n, report in reports])
+        self.apply([self.flow(uuids[n % len(uuids)], **report) for n, report in reports])
 
-    def take(self, flows):
+    def apply(self, flows):
         # Apply one flow per second. If two flows became dormant in the same second and only one of
         # them had ended, it would be undefined which of them is the last flow of a connection.
         for flow in flows:
