@@ -147,7 +147,7 @@ def test_warnings_match_the_exported_values(settings: str) -> None:
     config = make_config(**yaml.safe_load(settings))
     sink = Sink(**yaml.safe_load(settings))
     # The capture points at both ends of a veth pair report the same conversation.
-    sink.take(message(flow("1", NodeTID="veth"), flow("2", NodeTID="eth0")))
+    sink.receive(message(flow("1", NodeTID="veth"), flow("2", NodeTID="eth0")))
     for spec, prefix in (
         (config.export.first_view, ""),
         *((v, v.prefix) for v in config.export.views),

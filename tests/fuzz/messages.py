@@ -108,10 +108,10 @@ class Messages(Target):
             ingest.chance = float(now % 2)  # check every second message for lost reports
             if now % 4 == 1:
                 ingest.omit_labels()
-            ingest.take(message)
+            ingest.receive(message)
             ingest.checker.tick()
             ingest.check_page()
-        ingest.take_good_message()
+        ingest.receive_good_message()
         ingest.check_page()
 
 
@@ -215,7 +215,7 @@ class _CheckedIngest(IngestSetup):
             + sum(self.stats.flows_filtered.values()),
         )
 
-    def take(self, message: bytes) -> None:
+    def receive(self, message: bytes) -> None:
         messages, flows, unused = self.counts()
         errors = dict(self.analyzer.errors)
         self.ingest.message(message, self.analyzer)
@@ -234,7 +234,7 @@ class _CheckedIngest(IngestSetup):
         assert self.table.connections <= MAX_CONNECTIONS + 1
         assert self.table.flows <= 2 * MAX_CONNECTIONS
 
-    def take_good_message(self) -> None:
+    def receive_good_message(self) -> None:
         flow = GOOD | {"UUID": f"5e{next(self._numbers):x}"}
         before = self.counts()
         message = {"Namespace": "flow", "Type": "store", "Obj": [flow]}

@@ -42,7 +42,7 @@ def test_implausible_time_is_counted(
     seconds: float, reason: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink = Sink()
-    sink.take(message(flow_at("1", 0), flow_at("2", seconds), flow_at("3", seconds)))
+    sink.receive(message(flow_at("1", 0), flow_at("2", seconds), flow_at("3", seconds)))
     counted = {reason: 2} if reason else {}
     assert {key: n for key, n in sink.analyzer.misdated.items() if n} == counted
     assert sink.table.flows == 3, "flows with implausible times are exported, too"
@@ -68,7 +68,9 @@ def test_times_of_closing_reports_may_be_older(
     seconds: float, finish: int, *, is_behind: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink = Sink()
-    sink.take(message(flow_at("1", 0), flow_at("2", seconds, FinishType=finish), flow_at("3", 0)))
+    sink.receive(
+        message(flow_at("1", 0), flow_at("2", seconds, FinishType=finish), flow_at("3", 0))
+    )
     assert sink.analyzer.misdated == {"ahead": 0, "behind": int(is_behind)}
     assert len(lines(caplog)) == is_behind
 
@@ -76,7 +78,9 @@ def test_times_of_closing_reports_may_be_older(
 def test_closing_report_does_not_hide_old_times_of_another_report() -> None:
     sink = Sink()
     closing = flow_at("1", -20 * 60.0, FinishType=1)
-    sink.take(message(closing, flow_at("2", -10 * 60.0), flow_at("3", -HOUR_S / 2, FinishType=1)))
+    sink.receive(
+        message(closing, flow_at("2", -10 * 60.0), flow_at("3", -HOUR_S / 2, FinishType=1))
+    )
     assert sink.analyzer.misdated == {"ahead": 0, "behind": 1}
 
 
@@ -84,7 +88,7 @@ def test_limit_follows_the_update_interval() -> None:
     sink = Sink()
     for flow_update_s, counted in ((300.0, 0), (60.0, 1)):
         sink.stats.flow_update_s = flow_update_s
-        sink.take(message(flow_at("1", -10 * 60.0)))
+        sink.receive(message(flow_at("1", -10 * 60.0)))
         assert sink.analyzer.misdated["behind"] == counted
 
 
@@ -118,8 +122,8 @@ def test_clock_skew_of_an_interface_is_logged_once_a_minute(
 ) -> None:
     sink = Sink()
     for uuid in ("1", "2"):
-        sink.take(message(flow_at(uuid, 0), flow_at(uuid + "0", HOUR_S, NodeTID="\x1b[31m")))
-    sink.take(message(flow_at("1", 0), flow_at("30", -HOUR_S, NodeTID="another")))
+        sink.receive(message(flow_at(uuid, 0), flow_at(uuid + "0", HOUR_S, NodeTID="\x1b[31m")))
+    sink.receive(message(flow_at("1", 0), flow_at("30", -HOUR_S, NodeTID="another")))
     begin = "analyzer analyzer:8082: the latest packet of a flow from node_tid"
     assert lines(caplog) == [
         rf"{begin} \x1b[31m is dated 3600 s ahead of the local clock",
@@ -134,7 +138,7 @@ def test_log_line_contains_the_interface_even_if_no_label_needs_it(
     skewed = flow_at("2", HOUR_S, NodeTID="skewed")
     # This flow has the same time as the skewed flow, but a rule drops it.
     dropped = skewed | {"UUID": "3", "NodeTID": "correct", "Transport": {"A": 1000, "B": 22}}
-    sink.take(message(dropped, flow_at("1", 0, NodeTID="correct"), skewed))
+    sink.receive(message(dropped, flow_at("1", 0, NodeTID="correct"), skewed))
     (line,) = lines(caplog)
     assert "a flow from node_tid skewed is dated 3600 s ahead" in line
 
@@ -145,7 +149,7 @@ def test_valid_flow_in_a_message_with_an_invalid_flow_is_checked(
     for settings, interface in (({}, "node_tid tid"), (NO_NODE, "an unknown interface")):
         caplog.clear()
         sink = Sink(**settings)
-        sink.take(message(flow_at("1", HOUR_S), b'{"NodeTID":5,"UUID":5}'))
+        sink.receive(message(flow_at("1", HOUR_S), b'{"NodeTID":5,"UUID":5}'))
         assert sink.analyzer.misdated == {"ahead": 1, "behind": 0}
         (line,) = lines(caplog)
         assert f"a flow from {interface} is dated" in line
@@ -153,26 +157,26 @@ def test_valid_flow_in_a_message_with_an_invalid_flow_is_checked(
 
 def test_flows_decoded_twice_are_checked_once() -> None:
     sink = Sink(**NO_NODE)
-    sink.take(message(flow_at("1", 0)))
+    sink.receive(message(flow_at("1", 0)))
     unknown = later("2", 1500, Last=int((time.time() + HOUR_S) * 1000))
     many = [flow_at("1", 0) for _ in range(300)]
     # The table reads the times of a whole batch before it stops at the unknown flow.
-    sink.take(message(flow_at("1", 0), unknown, *many, flow_at("1", -HOUR_S)))
+    sink.receive(message(flow_at("1", 0), unknown, *many, flow_at("1", -HOUR_S)))
     assert sink.analyzer.misdated == {"ahead": 1, "behind": 1}
 
 
 def test_table_skips_flows_with_out_of_range_times() -> None:
     sink = Sink()
     huge = json.dumps(flow_at("2", 0)).encode().replace(b'"Last": ', b'"Last": ' + b"9" * 400)
-    sink.take(message(flow_at("1", HOUR_S), huge, flow_at("3", -HOUR_S), flow("4", Last=-1)))
-    sink.take(message(flow("5", Last=0)))
+    sink.receive(message(flow_at("1", HOUR_S), huge, flow_at("3", -HOUR_S), flow("4", Last=-1)))
+    sink.receive(message(flow("5", Last=0)))
     assert sink.analyzer.misdated == {"ahead": 1, "behind": 1}
     assert sink.skipped == {"out_of_range": 2}
 
 
 def test_excluded_flows_are_not_checked() -> None:
     sink = Sink(excluded_tags=["other"])
-    sink.take(message(flow_at("1", HOUR_S)))
-    sink.take(message(flow_at("1", 0)))
+    sink.receive(message(flow_at("1", HOUR_S)))
+    sink.receive(message(flow_at("1", 0)))
     assert sink.skipped == {"excluded": 2}
     assert sink.analyzer.misdated == {"ahead": 0, "behind": 0}

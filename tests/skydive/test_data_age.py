@@ -84,10 +84,10 @@ def test_every_report_of_a_message_can_be_sampled():
 
 def test_each_message_is_observed_once():
     sink = Sink()
-    sink.take(message(flow("1"), flow("2")))
-    sink.take(message(later("1", 1000)))
-    sink.take(message(later("1", 1000), flow("3")))  # flow 3 is decoded twice
-    sink.take(message(later("1", 1000), b'{"UUID":5}'))  # the flows are decoded one by one
+    sink.receive(message(flow("1"), flow("2")))
+    sink.receive(message(later("1", 1000)))
+    sink.receive(message(later("1", 1000), flow("3")))  # flow 3 is decoded twice
+    sink.receive(message(later("1", 1000), b'{"UUID":5}'))  # the flows are decoded one by one
     assert sink.table.flows == 3
     assert sum(sink.analyzer.packet_age.counts) == 4
     assert sum(sink.analyzer.delivery.counts) >= 1
@@ -95,6 +95,6 @@ def test_each_message_is_observed_once():
 
 def test_messages_without_flows_are_not_observed():
     sink = Sink()
-    sink.take(message())
-    sink.take(b'{"Namespace":"stats","Type":"stats","Obj":[]}')
+    sink.receive(message())
+    sink.receive(b'{"Namespace":"stats","Type":"stats","Obj":[]}')
     assert not counts(sink.analyzer.packet_age)

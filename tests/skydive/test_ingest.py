@@ -20,7 +20,7 @@ def test_only_the_bad_flow_of_a_message_is_skipped(
     bad: dict[str, Any] | bytes, reason: str
 ) -> None:
     sink = Sink()
-    sink.take(message(flow("1"), bad, flow("2", NodeTID="other")))
+    sink.receive(message(flow("1"), bad, flow("2", NodeTID="other")))
     assert (sink.table.flows, sink.table.connections) == (2, 2)
     assert sink.skipped == {reason: 1}
     assert sink.errors == {}
@@ -32,17 +32,17 @@ def test_unused_field_may_have_any_value() -> None:
     data = (
         json.dumps(flow())[:-1].encode() + b',"Link":"\xff","TCPMetric":[1e999],"Extra":{"a":[]}}'
     )
-    sink.take(message(data))
+    sink.receive(message(data))
     assert (sink.table.flows, sink.skipped) == (1, {})
 
 
 @pytest.mark.parametrize(("data", "reason"), BAD_MESSAGES.values(), ids=BAD_MESSAGES)
 def test_bad_message_is_dropped_and_counted(data: bytes, reason: str) -> None:
     sink = Sink()
-    sink.take(data)
+    sink.receive(data)
     assert sink.errors == {reason: 1}
     assert (sink.table.flows, sink.skipped) == (0, {})
-    sink.take(message(flow()))
+    sink.receive(message(flow()))
     assert sink.table.flows == 1
 
 
@@ -54,10 +54,10 @@ def test_bad_message_is_logged_once_a_minute(
     sink = Sink()
     bad = b'{"Namespace\x1b[2J\n\xff' + b"x" * 1000
     for _ in range(2):
-        sink.take(bad)
+        sink.receive(bad)
     now_s = 60.0
-    sink.take(bad)
-    sink.take(b"[]")
+    sink.receive(bad)
+    sink.receive(b"[]")
     first, second, other = (record.getMessage() for record in caplog.records)
     shown = r'{"Namespace\x1b[2J\n\xff' + "x" * (SHOWN_BYTES - 17)
     assert first == (
@@ -84,22 +84,22 @@ def test_bad_message_is_logged_once_a_minute(
 )
 def test_messages_are_counted_by_kind(data: bytes, kind: tuple[str, str]) -> None:
     sink = Sink()
-    sink.take(data)
+    sink.receive(data)
     assert {k: n for k, n in sink.analyzer.messages.items() if n} == {kind: 1}
     assert (sink.errors, sink.analyzer.flows, sink.skipped) == ({}, 0, {})
 
 
 def test_key_order_does_not_matter() -> None:
     sink = Sink()
-    sink.take(b'{"Obj":[%b],"Type":"store","Namespace":"flow"}' % json.dumps(flow()).encode())
+    sink.receive(b'{"Obj":[%b],"Type":"store","Namespace":"flow"}' % json.dumps(flow()).encode())
     assert sink.table.flows == 1
 
 
 def test_message_is_decoded_again_from_first_unknown_flow() -> None:
     sink = Sink()
-    sink.take(message(flow("1")))
+    sink.receive(message(flow("1")))
     # The table does not know flow 2, which belongs to the connection of flow 1.
-    sink.take(
+    sink.receive(
         message(
             flow("1", Last=2001, Metric=METRIC | {"ABBytes": 101}),
             later("2", 1500),
@@ -122,17 +122,19 @@ def test_message_is_decoded_again_from_first_unknown_flow() -> None:
 )
 def test_bad_value_in_a_flow_that_is_decoded_again_is_skipped(bad_fields: dict[str, Any]) -> None:
     sink = Sink()
-    sink.take(message(flow("1")))
-    sink.take(message(flow("0", NodeTID="a"), later("2", 1500), flow("3") | bad_fields, flow("4")))
+    sink.receive(message(flow("1")))
+    sink.receive(
+        message(flow("0", NodeTID="a"), later("2", 1500), flow("3") | bad_fields, flow("4"))
+    )
     assert (sink.skipped, sum(sink.values_skipped.values())) == ({}, 1)
     assert sink.table.flows == 5
 
 
 def test_used_counters_of_the_last_update_are_validated() -> None:
     sink = Sink()
-    sink.take(message(flow("1")))
+    sink.receive(message(flow("1")))
     update = {"ABBytes": -7, "Start": 1501, "Last": 2000}
-    sink.take(message(later("2", 1500, LastUpdateMetric=update), flow("3", NodeTID="b")))
+    sink.receive(message(later("2", 1500, LastUpdateMetric=update), flow("3", NodeTID="b")))
     assert sink.skipped == {}
     assert sink.table.flows == 3
     assert +Counter(sink.table.values_skipped) == {"LastUpdateMetric.ABBytes": 1}
@@ -147,7 +149,7 @@ def test_flows_with_excluded_tag_are_dropped(excluded: str) -> None:
         "ingress": ("2001:db8::1", "10.1.2.3"),
         "other": ("8.8.8.8", "9.9.9.9"),
     }
-    sink.take(
+    sink.receive(
         message(*(flow(name, Network={"A": a, "B": b}) for name, (a, b) in addresses.items()))
     )
     assert sink.skipped == {"excluded": 1}
@@ -158,30 +160,30 @@ def test_flows_with_excluded_tag_are_dropped(excluded: str) -> None:
 
 def test_excluded_flows_of_message_decoded_twice_are_counted_once() -> None:
     sink = Sink(cluster_net_masks=["10.0.0.0/8"], excluded_tags=["egress"])
-    sink.take(message(flow("1")))
+    sink.receive(message(flow("1")))
     outside = flow("e", Network={"A": "10.0.0.1", "B": "8.8.8.8"})
-    sink.take(message(outside, later("2", 1500), outside, flow("3", NodeTID="b")))
+    sink.receive(message(outside, later("2", 1500), outside, flow("3", NodeTID="b")))
     assert sink.skipped == {"excluded": 2}
     assert sink.table.flows == 3
 
 
 def test_flow_without_addresses_has_no_tag() -> None:
     sink = Sink(cluster_net_masks=["10.0.0.0/8"], excluded_tags=["other"])
-    sink.take(message(flow("1", Network=None), flow("2", Network={"A": "x", "B": "10.0.0.1"})))
+    sink.receive(message(flow("1", Network=None), flow("2", Network={"A": "x", "B": "10.0.0.1"})))
     assert sink.skipped == {"no_network": 1, "excluded": 1}
 
 
 @pytest.mark.parametrize("address", ["::ffff:10.0.0.1", "10.0.0.1"])
 def test_ipv4_mapped_address_is_tagged_as_ipv4(address: str) -> None:
     sink = Sink(cluster_net_masks=["10.0.0.0/8"], excluded_tags=["internal"])
-    sink.take(message(flow(Network={"A": address, "B": "10.0.0.2"})))
+    sink.receive(message(flow(Network={"A": address, "B": "10.0.0.2"})))
     assert sink.skipped == {"excluded": 1}
 
 
 @pytest.mark.parametrize("address", ["", "fe80::1%eth0", "10.0.0.256", "x"])
 def test_invalid_address_is_tagged_other(address: str) -> None:
     sink = Sink(cluster_net_masks=["0.0.0.0/0", "::/0"], excluded_tags=["other"])
-    sink.take(message(flow(Network={"A": address, "B": "10.0.0.2"})))
+    sink.receive(message(flow(Network={"A": address, "B": "10.0.0.2"})))
     assert sink.skipped == {"excluded": 1}
 
 
@@ -189,7 +191,7 @@ def test_captures_show_the_values_of_statistics_messages() -> None:
     sink = Sink()
     report = {"CaptureID": "c1", "FlowCount": 3}
     for obj in (report, [report], [], None, "x"):
-        sink.take(json.dumps({"Namespace": "stats", "Type": "stats", "Obj": obj}).encode())
+        sink.receive(json.dumps({"Namespace": "stats", "Type": "stats", "Obj": obj}).encode())
     assert b'skydive_capture_flows{capture_id="c1"} 3\n' in sink.captures.page(100.0)
     assert sink.analyzer.messages["stats", "stats"] == 5
     assert sink.stats.captures.skipped["invalid"] == 4
@@ -220,13 +222,13 @@ def spied(**settings: Any) -> tuple[Sink, list[str]]:
 def take_known(sink: Sink, messages: int) -> None:
     """Pass ``messages`` reports of one flow to ``sink``, so that the table knows the flow."""
     for number in range(messages):
-        sink.take(message(flow("known", Last=3000 + number)))
+        sink.receive(message(flow("known", Last=3000 + number)))
 
 
 def test_messages_of_new_flows_are_decoded_once() -> None:
     sink, used = spied()
     for uuids in ("a", "b", "a", "a", "c", "d"):
-        sink.take(message(flow(uuids, Last=len(used) + 3000)))
+        sink.receive(message(flow(uuids, Last=len(used) + 3000)))
     assert used == [
         "FirstReport",
         "FirstReport",
@@ -239,7 +241,7 @@ def test_messages_of_new_flows_are_decoded_once() -> None:
     # The table does not know flow "e", although this is not the first report of the flow.
     used.clear()
     newest = METRIC | {"Start": 2500, "Last": 2600}
-    sink.take(message(flow("e", Last=2600, LastUpdateMetric=newest)))
+    sink.receive(message(flow("e", Last=2600, LastUpdateMetric=newest)))
     assert used == ["FirstReport", "FullReport"]
 
 
@@ -255,10 +257,12 @@ def test_labels_are_not_decoded_while_all_flows_are_known() -> None:
     assert used == sorted(used, key=["FirstReport", "Update", "KnownReport"].index)
     used.clear()
     # The flow "new" is unknown, so the message is decoded again from this flow on.
-    sink.take(message(flow("known", Last=4000), flow("new", NodeTID="b"), flow("known", Last=4001)))
+    sink.receive(
+        message(flow("known", Last=4000), flow("new", NodeTID="b"), flow("known", Last=4001))
+    )
     assert used == ["KnownReport", "FullReport"]
-    sink.take(message(flow("known", Last=4002)))
-    sink.take(message(flow("known", Last=4003)))
+    sink.receive(message(flow("known", Last=4002)))
+    sink.receive(message(flow("known", Last=4003)))
     assert used == ["KnownReport", "FullReport", "FirstReport", "KnownReport"]
     assert (sink.table.flows, sink.table.connections, sink.skipped) == (2, 2, {})
     assert sink.analyzer.flows == MANY + 5
@@ -272,7 +276,7 @@ def test_labels_are_decoded_if_too_many_messages_have_unknown_flows(
     # One message in ``period`` messages has an unknown flow.
     sink, used = spied()
     for number in range(3 * MANY):
-        sink.take(message(flow("known" if number % period else str(number), Last=3000 + number)))
+        sink.receive(message(flow("known" if number % period else str(number), Last=3000 + number)))
     assert ("KnownReport" in used[2 * MANY :]) is omits_labels
     assert sink.table.flows == 1 + 3 * MANY // period
 
@@ -284,7 +288,7 @@ def test_only_the_bad_flow_of_a_message_is_skipped_if_labels_are_not_decoded(
     sink, used = spied()
     take_known(sink, MANY)
     assert used[-1] == "KnownReport"
-    sink.take(message(flow("1"), bad, flow("2", NodeTID="other")))
+    sink.receive(message(flow("1"), bad, flow("2", NodeTID="other")))
     assert (sink.table.flows, sink.table.connections) == (3, 2)
     assert (sink.skipped, sink.errors) == ({reason: 1}, {})
     assert sink.analyzer.flows == MANY + 3
@@ -293,7 +297,7 @@ def test_only_the_bad_flow_of_a_message_is_skipped_if_labels_are_not_decoded(
 def test_label_of_a_known_flow_may_have_any_value_if_labels_are_not_decoded() -> None:
     sink, _ = spied()
     take_known(sink, MANY)
-    sink.take(message(flow("known", Last=5000, NodeTID=5, Metric=METRIC | {"ABBytes": 107})))
+    sink.receive(message(flow("known", Last=5000, NodeTID=5, Metric=METRIC | {"ABBytes": 107})))
     assert (sink.skipped, sink.table.flows) == ({}, 1)
     assert 'direction="initiator_to_target",node_tid="tid",protocol="TCP"} 107\n' in sink.page()
 
@@ -302,9 +306,9 @@ def test_rules_are_applied_if_labels_are_not_decoded() -> None:
     sink, used = spied(drop=[{"name": "web", "target_port": 443}])
     web = {"Transport": {"A": 40000, "B": 443}}
     for number in range(MANY):
-        sink.take(message(flow("other", Last=3000 + number, Transport={"A": 1, "B": 80})))
+        sink.receive(message(flow("other", Last=3000 + number, Transport={"A": 1, "B": 80})))
     assert used[-1] == "KnownReport"
-    sink.take(message(flow("web", **web), flow("other", Last=9000, Transport={"A": 1, "B": 80})))
+    sink.receive(message(flow("web", **web), flow("other", Last=9000, Transport={"A": 1, "B": 80})))
     assert used[-1] == "KnownReport"
     assert sum(sink.stats.flows_filtered.values()) == 1
     assert sink.table.flows == 1

@@ -84,7 +84,7 @@ NON_NUMBERS = ("x", 1.5, 1e300, True, [1], {"a": 1})
 )
 def test_optional_value_of_wrong_type_does_not_skip_the_flow(path: str, value: Any) -> None:
     sink = Sink(**ALL_METRICS)
-    sink.take(message(flow_with(path, value)))
+    sink.receive(message(flow_with(path, value)))
     fields = PART_FIELDS.get(path, [path])
     assert (sink.skipped, sink.values_skipped) == ({}, dict.fromkeys(fields, 1))
     assert values(sink, BYTES) == ["100", "200"]
@@ -94,7 +94,7 @@ def test_optional_value_of_wrong_type_does_not_skip_the_flow(path: str, value: A
 def test_round_trip_time_out_of_range_is_skipped(rtt: int) -> None:
     # The time is negative if the agent's clock is set back between a packet and its reply.
     sink = Sink()
-    sink.take(message(flow(Metric=METRIC | {"RTT": rtt})))
+    sink.receive(message(flow(Metric=METRIC | {"RTT": rtt})))
     assert (sink.skipped, sink.values_skipped) == ({}, {"Metric.RTT": 1})
     assert (values(sink, BYTES), values(sink, RTT)) == (["100", "200"], [])
 
@@ -104,7 +104,7 @@ def test_round_trip_time_out_of_range_is_skipped(rtt: int) -> None:
 def test_only_the_undecodable_optional_value_is_skipped(path: str, value: bytes) -> None:
     sink = Sink(**ALL_METRICS)
     text = json.dumps(flow_with(path, "VALUE")).encode().replace(b'"VALUE"', value)
-    sink.take(message(text))
+    sink.receive(message(text))
     assert (sink.skipped, sink.values_skipped) == ({}, {path: 1})
     assert values(sink, BYTES) == ["100", "200"]
 
@@ -140,7 +140,7 @@ def test_only_the_undecodable_optional_value_is_skipped(path: str, value: bytes)
 )
 def test_required_value_of_wrong_type_skips_the_flow(path: str, settings: dict[str, Any]) -> None:
     sink = Sink(**settings)
-    sink.take(message(flow("1"), flow_with(path, [5], FinishType="x"), flow("2")))
+    sink.receive(message(flow("1"), flow_with(path, [5], FinishType="x"), flow("2")))
     assert (sink.skipped, sink.values_skipped) == ({"invalid": 1}, {})
     assert sink.table.flows == 2
 
@@ -148,13 +148,13 @@ def test_required_value_of_wrong_type_skips_the_flow(path: str, settings: dict[s
 def test_skipped_values_of_unused_fields_are_not_counted() -> None:
     sink = Sink()
     bad = {"TCPMetric": 5, "IPMetric": [], "Link": "x", "ICMP": 7, "DNS": 5}
-    sink.take(message(flow(Metric=METRIC | {"Start": "x", "Last": "y"}, **bad)))
+    sink.receive(message(flow(Metric=METRIC | {"Start": "x", "Last": "y"}, **bad)))
     assert (sink.table.flows, sink.skipped, sink.values_skipped) == (1, {}, {})
 
 
 def test_each_skipped_value_of_a_flow_is_counted() -> None:
     sink = Sink()
-    sink.take(message(flow("2"), flow(Metric=METRIC | {"RTT": "x"}, FinishType="z")))
+    sink.receive(message(flow("2"), flow(Metric=METRIC | {"RTT": "x"}, FinishType="z")))
     assert sink.values_skipped == {"Metric.RTT": 1, "FinishType": 1}
     assert sink.table.flows == 2
 
@@ -162,7 +162,7 @@ def test_each_skipped_value_of_a_flow_is_counted() -> None:
 def test_gauge_keeps_its_value_if_a_new_value_is_skipped() -> None:
     sink = Sink()
     for last, rtt in ((2000, 7), (3000, "x"), (4000, 9)):
-        sink.take(message(flow(Last=last, Metric=METRIC | {"ABBytes": last, "RTT": rtt})))
+        sink.receive(message(flow(Last=last, Metric=METRIC | {"ABBytes": last, "RTT": rtt})))
         assert values(sink, BYTES) == [str(last), "200"]
         assert values(sink, RTT) == ["9" if last == 4000 else "7"]
 
@@ -170,15 +170,15 @@ def test_gauge_keeps_its_value_if_a_new_value_is_skipped() -> None:
 def test_counter_with_a_skipped_value_keeps_its_value_and_resets_no_other_counter() -> None:
     sink = Sink(metrics=["bytes", "tcp_out_of_order"])
 
-    def take(last: int, ab: Any, ba: int) -> None:
+    def send(last: int, ab: Any, ba: int) -> None:
         tcp = {"ABSegmentOutOfOrder": ab, "BASegmentOutOfOrder": ba}
-        sink.take(message(flow(Last=last, Metric=METRIC | {"ABBytes": last}, TCPMetric=tcp)))
+        sink.receive(message(flow(Last=last, Metric=METRIC | {"ABBytes": last}, TCPMetric=tcp)))
 
-    take(2000, 5, 6)
-    take(3000, "x", 8)
+    send(2000, 5, 6)
+    send(3000, "x", 8)
     assert values(sink, OUT_OF_ORDER) == ["5", "8"]
     assert values(sink, BYTES) == ["3000", "200"]
-    take(4000, 9, 9)
+    send(4000, 9, 9)
     assert values(sink, OUT_OF_ORDER) == ["9", "9"]
     assert sink.values_skipped == {"TCPMetric.ABSegmentOutOfOrder": 1}
 
@@ -186,16 +186,16 @@ def test_counter_with_a_skipped_value_keeps_its_value_and_resets_no_other_counte
 @pytest.mark.parametrize("side", ["ABSegmentOutOfOrder", "BASegmentOutOfOrder"])
 def test_sum_keeps_its_value_if_one_direction_is_skipped(side: str) -> None:
     sink = Sink(metrics=["tcp_out_of_order"], labels=["initiator_ip"], direction="sum", views=[])
-    sink.take(message(flow(TCPMetric=TCP)))
-    sink.take(message(flow(Last=3000, TCPMetric=TCP | {side: "x"})))
+    sink.receive(message(flow(TCPMetric=TCP)))
+    sink.receive(message(flow(Last=3000, TCPMetric=TCP | {side: "x"})))
     assert values(sink, OUT_OF_ORDER) == ["11"]
-    sink.take(message(flow(Last=4000, TCPMetric=TCP | {side: 20})))
+    sink.receive(message(flow(Last=4000, TCPMetric=TCP | {side: 20})))
     assert values(sink, OUT_OF_ORDER) == [str(11 - TCP[side] + 20)]
 
 
 def test_counter_without_any_valid_value_has_no_series() -> None:
     sink = Sink(metrics=["bytes", "tcp_out_of_order"])
-    sink.take(message(flow(TCPMetric="x")))
+    sink.receive(message(flow(TCPMetric="x")))
     assert values(sink, OUT_OF_ORDER) == []
 
 
@@ -215,53 +215,55 @@ def test_report_with_unreadable_start_is_not_a_first_report(bad_fields: dict[str
     # Both flows belong to one series of the view. It is unknown whether this series already
     # includes the second flow's total, so the total is not added.
     sink = Sink()
-    sink.take(message(flow("1")))
+    sink.receive(message(flow("1")))
     unreadable = {
         "LastUpdateMetric": UPDATE,
         "Network": {"A": "10.9.9.9", "B": "10.0.0.2"},
     } | bad_fields
-    sink.take(message(flow("2", Last=3000, **unreadable)))
+    sink.receive(message(flow("2", Last=3000, **unreadable)))
     assert values(sink, TRAFFIC) == ["100", "200"]
     assert sink.table.flows == 2
     assert sink.values_skipped.keys() & {"Start", "LastUpdateMetric.Start", "FinishType"}
     # Later increases are counted, with or without a readable start.
     for last in (4000, 5000):
-        sink.take(message(flow("2", Last=last, **unreadable, Metric=METRIC | {"ABBytes": last})))
+        sink.receive(message(flow("2", Last=last, **unreadable, Metric=METRIC | {"ABBytes": last})))
     metric = METRIC | {"ABBytes": 5100}
-    sink.take(message(flow("2", Last=6000, LastUpdateMetric=UPDATE, Metric=metric)))
+    sink.receive(message(flow("2", Last=6000, LastUpdateMetric=UPDATE, Metric=metric)))
     assert values(sink, TRAFFIC) == ["5100", "200"]
 
 
 def test_unreadable_finish_type_does_not_end_the_flow() -> None:
     sink = Sink()
-    sink.take(message(flow("1"), flow("1", Last=3000, FinishType="TIMEOUT")))
+    sink.receive(message(flow("1"), flow("1", Last=3000, FinishType="TIMEOUT")))
     assert values(sink, TRAFFIC) == ["100", "200"]
     assert not any(sink.table.finished.values())
 
 
 def test_skipped_update_value_adds_nothing_to_its_counter() -> None:
     sink = Sink()
-    sink.take(message(flow("1")))
+    sink.receive(message(flow("1")))
     update = {"ABPackets": 1, "ABBytes": "x", "BAPackets": 1, "BABytes": 50}
     update |= {"Start": 2500, "Last": 3000}
     network = {"A": "10.9.9.9", "B": "10.0.0.2"}
-    sink.take(message(flow("2", Last=3000, LastUpdateMetric=update, Network=network)))
+    sink.receive(message(flow("2", Last=3000, LastUpdateMetric=update, Network=network)))
     assert values(sink, TRAFFIC) == ["100", "250"]
     assert sink.values_skipped == {"LastUpdateMetric.ABBytes": 1}
 
 
 def test_last_update_of_known_flow_is_not_checked() -> None:
     sink = Sink()
-    sink.take(message(flow("1")))
-    sink.take(message(flow("1", Last=2500)))
-    sink.take(message(flow("1", Last=3000, LastUpdateMetric="x", Metric=METRIC | {"ABBytes": 101})))
+    sink.receive(message(flow("1")))
+    sink.receive(message(flow("1", Last=2500)))
+    sink.receive(
+        message(flow("1", Last=3000, LastUpdateMetric="x", Metric=METRIC | {"ABBytes": 101}))
+    )
     assert (sink.values_skipped, values(sink, TRAFFIC)) == ({}, ["101", "200"])
 
 
 def test_number_of_partially_decoded_flows_is_limited() -> None:
     sink = Sink()
     bad = json.dumps(flow("1", FinishType="x")).encode()
-    sink.take(message(*[bad] * (MAX_PARTIAL_FLOWS + 2)))
+    sink.receive(message(*[bad] * (MAX_PARTIAL_FLOWS + 2)))
     assert sink.values_skipped == {"FinishType": MAX_PARTIAL_FLOWS}
     assert sink.skipped["invalid"] == 2
 

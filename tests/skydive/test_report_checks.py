@@ -35,10 +35,10 @@ def sink() -> Sink:
     return sink
 
 
-def take(sink: Sink, *flows: dict[str, Any]) -> None:
+def send(sink: Sink, *flows: dict[str, Any]) -> None:
     message = {"Namespace": "flow", "Type": "store", "Obj": list(flows)}
     sink.now += 1  # one message per second is far below the limit of checked messages
-    sink.take(json.dumps(message).encode())
+    sink.receive(json.dumps(message).encode())
 
 
 def report(update: int, total: int, delta: int, uuid: str = "a1", **fields: Any) -> dict[str, Any]:
@@ -68,163 +68,163 @@ def gaps(sink: Sink) -> tuple[int, int, int]:
 
 def test_complete_reports_have_no_gap(sink: Sink) -> None:
     for update in range(5):
-        take(sink, report(update, 10 * (update + 1), 10))
-    take(sink, closing(4, 50, 10))
+        send(sink, report(update, 10 * (update + 1), 10))
+    send(sink, closing(4, 50, 10))
     assert gaps(sink) == (5, 0, 0)
 
 
 def test_idle_flow_has_no_gap(sink: Sink) -> None:
-    take(sink, report(0, 10, 10))
-    take(sink, report(7, 15, 5))
+    send(sink, report(0, 10, 10))
+    send(sink, report(7, 15, 5))
     assert gaps(sink) == (2, 0, 0)
 
 
 def test_missing_report_is_a_gap_in_the_next_report(sink: Sink) -> None:
-    take(sink, report(0, 10, 10))
-    take(sink, report(2, 30, 10))
+    send(sink, report(0, 10, 10))
+    send(sink, report(2, 30, 10))
     assert gaps(sink) == (2, 1, 0)
-    take(sink, report(3, 40, 10))
+    send(sink, report(3, 40, 10))
     assert gaps(sink) == (3, 1, 0)
 
 
 def test_next_report_of_a_dormant_flow_is_checked(sink: Sink) -> None:
-    take(sink, report(0, 10, 10))
+    send(sink, report(0, 10, 10))
     sink.now += 100
     sink.table.expire(sink.now, 1000)
     assert sink.table.dormant_flows == 1
-    take(sink, report(2, 30, 10))
+    send(sink, report(2, 30, 10))
     assert gaps(sink) == (2, 1, 0)
 
 
 def test_closing_report_with_higher_totals_has_a_gap(sink: Sink) -> None:
-    take(sink, report(0, 10, 10))
-    take(sink, closing(1, 20, 10))
+    send(sink, report(0, 10, 10))
+    send(sink, closing(1, 20, 10))
     assert gaps(sink) == (2, 1, 0)
 
 
 def test_unknown_flow_with_earlier_traffic_has_a_gap(sink: Sink) -> None:
     sink.now = 10_000.0
-    take(sink, report(1, 20, 10))
+    send(sink, report(1, 20, 10))
     assert gaps(sink) == (1, 1, 0)
     # The closing report is the only report of this flow.
-    take(sink, closing(0, 10, 10, uuid="b2"))
+    send(sink, closing(0, 10, 10, uuid="b2"))
     assert gaps(sink) == (2, 2, 0)
     # A flow that may have been counted before is not checked.
     sink.table.raise_horizon(sink.now)
-    take(sink, report(1, 20, 10, uuid="c3"))
+    send(sink, report(1, 20, 10, uuid="c3"))
     assert gaps(sink) == (2, 2, 0)
 
 
 def test_restarted_flows_and_late_reports_are_not_checked(sink: Sink) -> None:
-    take(sink, report(0, 10, 10))
+    send(sink, report(0, 10, 10))
     reset = report(1, 5, 5)
     reset["Metric"]["ABPackets"] = 9
-    take(sink, reset)
-    take(sink, report(0, 10, 10, last=5))
+    send(sink, reset)
+    send(sink, report(0, 10, 10, last=5))
     assert gaps(sink) == (1, 0, 0)
 
 
 def test_late_report_closes_the_gap_that_its_absence_caused(sink: Sink) -> None:
-    take(sink, report(0, 10, 10))
-    take(sink, report(2, 30, 10))
+    send(sink, report(0, 10, 10))
+    send(sink, report(2, 30, 10))
     sink.checker.tick()
     sink.chance = 1.0  # the sample does not contain the message with the late report
-    take(sink, report(1, 20, 10))
+    send(sink, report(1, 20, 10))
     assert gaps(sink) == (2, 0, 0)
 
 
 def test_repeated_closing_report_closes_no_gap(sink: Sink) -> None:
-    take(sink, report(0, 10, 10))
-    take(sink, closing(1, 20, 10))
-    take(sink, closing(1, 20, 10))
+    send(sink, report(0, 10, 10))
+    send(sink, closing(1, 20, 10))
+    send(sink, closing(1, 20, 10))
     assert gaps(sink) == (2, 1, 0)
 
 
 def test_two_reports_of_a_flow_in_one_message_have_no_gap(sink: Sink) -> None:
-    take(sink, report(0, 10, 10))
-    take(sink, report(1, 20, 10), report(2, 30, 10))
+    send(sink, report(0, 10, 10))
+    send(sink, report(1, 20, 10), report(2, 30, 10))
     assert gaps(sink) == (2, 0, 0)
 
 
 @pytest.mark.parametrize("uuid", ["b2", "a1"])
 def test_gap_after_skipped_report_is_not_counted_as_lost(sink: Sink, uuid: str) -> None:
-    take(sink, report(0, 10, 10))
+    send(sink, report(0, 10, 10))
     bad_report = report(1, 20, 10, uuid=uuid)
     bad_report["Metric"]["ABBytes"] = -1
-    take(sink, bad_report)
-    take(sink, report(2, 30, 10))
+    send(sink, bad_report)
+    send(sink, report(2, 30, 10))
     assert gaps(sink) == (2, 0, 1)
 
 
 def test_gap_of_dormant_flow_after_skipped_report_is_not_counted_as_lost(sink: Sink) -> None:
-    take(sink, report(0, 10, 10))
+    send(sink, report(0, 10, 10))
     sink.now += 40
     bad_report = report(1, 20, 10)
     bad_report["Metric"]["ABBytes"] = -1
-    take(sink, bad_report)
+    send(sink, bad_report)
     sink.now += 60
     sink.table.expire(sink.now, 1000)
     assert sink.table.dormant_flows == 1
-    take(sink, report(2, 30, 10))
+    send(sink, report(2, 30, 10))
     assert gaps(sink) == (2, 0, 1)
 
 
 def test_gap_after_dropped_message_is_not_counted_as_lost(sink: Sink) -> None:
-    take(sink, report(0, 10, 10))
-    sink.take(b"{")
+    send(sink, report(0, 10, 10))
+    sink.receive(b"{")
     sink.stats.analyzers[sink.analyzer.name] = sink.analyzer
-    take(sink, report(2, 30, 10))
+    send(sink, report(2, 30, 10))
     assert gaps(sink) == (2, 0, 1)
 
 
 def test_skipped_flows_without_addresses_do_not_explain_a_gap(sink: Sink) -> None:
-    take(sink, report(0, 10, 10))
+    send(sink, report(0, 10, 10))
     arp = report(1, 1, 1, uuid="b2")
     del arp["Network"], arp["Transport"]
-    take(sink, arp)
-    take(sink, report(2, 30, 10))
+    send(sink, arp)
+    send(sink, report(2, 30, 10))
     assert gaps(sink) == (2, 1, 0)
 
 
 def test_flow_update_is_the_second_longest_interval_of_the_last_hour(sink: Sink) -> None:
     assert sink.stats.flow_update_s == 60.0
-    take(sink, report(0, 10, 10))
+    send(sink, report(0, 10, 10))
     # The value of flow.update cannot be determined from a first or a closing report.
-    take(sink, closing(0, 10, 10) | {"UUID": "b2"})
+    send(sink, closing(0, 10, 10) | {"UUID": "b2"})
     idle = closing(9, 10, 0, uuid="c3")
     idle["LastUpdateMetric"]["Start"] -= 1_000
-    take(sink, idle)
+    send(sink, idle)
     assert not sink.stats.flow_update_known
     short = report(1, 20, 10)
     short["LastUpdateMetric"]["Start"] = short["LastUpdateMetric"]["Last"] - 10_000
-    take(sink, short)
+    send(sink, short)
     assert sink.stats.flow_update_s == sink.table.flow_update_s == 10.0
     for update in (2, 3):
         sink.now += UPDATE_PERIOD_S
-        take(sink, report(update, 10 * (update + 1), 10))
+        send(sink, report(update, 10 * (update + 1), 10))
     assert sink.stats.flow_update_s == sink.table.flow_update_s == 60.0
     # A clock adjustment makes one update interval look longer.
     sink.now += UPDATE_PERIOD_S
     late = report(4, 50, 10)
     late["LastUpdateMetric"]["Start"] -= 1_800_000
-    take(sink, late)
+    send(sink, late)
     assert sink.stats.flow_update_s == 60.0
     for update in range(5, 5 + UPDATE_PERIODS + 1):
         sink.now += UPDATE_PERIOD_S
         short = report(update, 10 * update, 10)
         short["LastUpdateMetric"]["Start"] = short["LastUpdateMetric"]["Last"] - 10_000
-        take(sink, short)
+        send(sink, short)
     assert sink.stats.flow_update_s == sink.table.flow_update_s == 10.0
 
 
 @pytest.mark.parametrize("start", [0, START_MS + 61_000, START_MS + 200_000])
 def test_impossible_times_do_not_set_flow_update(sink: Sink, start: int) -> None:
-    take(sink, report(0, 10, 10))
+    send(sink, report(0, 10, 10))
     bad_report = report(1, 20, 10)
     bad_report["LastUpdateMetric"] |= {"Start": start, "Last": START_MS + 61_000}
     if start == 0:
         bad_report["LastUpdateMetric"]["Last"] = 3_600_001
-    take(sink, bad_report)
+    send(sink, bad_report)
     assert not sink.stats.flow_update_known
 
 
@@ -252,18 +252,18 @@ def test_rate_of_checked_messages_is_limited() -> None:
 def test_messages_without_flows_do_not_use_up_the_limit(sink: Sink) -> None:
     statistics = {"Namespace": "stats", "Type": "stats", "Obj": {"CaptureID": "c"}}
     for _ in range(2 * MAX_SAMPLES_AT_ONCE):
-        sink.take(json.dumps(statistics).encode())
-    take(sink, report(0, 10, 10))
+        sink.receive(json.dumps(statistics).encode())
+    send(sink, report(0, 10, 10))
     assert gaps(sink) == (1, 0, 0)
 
 
 def test_number_of_unsettled_gaps_is_limited(sink: Sink) -> None:
     count = MAX_UNSETTLED + 50
     flows = [report(0, 10, 10, uuid=f"{n + 1:x}") for n in range(100)]
-    take(sink, *flows)
+    send(sink, *flows)
     for lost in range(2, 2 + 2 * (count // 100 + 1), 2):
         sink.now += 2
-        take(sink, *(report(lost, 10 * (lost + 1), 10, uuid=f"{n + 1:x}") for n in range(100)))
+        send(sink, *(report(lost, 10 * (lost + 1), 10, uuid=f"{n + 1:x}") for n in range(100)))
     # Each flow has at most one unsettled gap, however many reports it lost.
     assert len(sink.checker._unsettled) <= 100
     assert gaps(sink)[1] > 0
@@ -274,23 +274,23 @@ def test_unknown_flows_are_not_checked_with_deduplication() -> None:
     sink.chance = 0.0
     sink.table.raise_horizon(0.0)
     sink.now = 10_000.0
-    take(sink, report(1, 20, 10))
+    send(sink, report(1, 20, 10))
     assert gaps(sink) == (0, 0, 0)
 
 
 def test_reports_are_not_checked_if_no_metric_needs_flow_totals() -> None:
     sink = Sink(metrics=["flows"], views=[])
     sink.chance = 0.0
-    take(sink, report(0, 10, 10))
-    take(sink, report(2, 30, 10))
+    send(sink, report(0, 10, 10))
+    send(sink, report(2, 30, 10))
     assert gaps(sink) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("part", ["Metric", "Network", "Transport", "LastUpdateMetric", "UUID"])
 def test_flows_without_a_required_object_are_not_checked(sink: Sink, part: str) -> None:
-    take(sink, report(0, 10, 10))
+    send(sink, report(0, 10, 10))
     flow = report(1, 20, 10, uuid="b2")
     del flow[part]
-    take(sink, flow, report(1, 20, 10))
+    send(sink, flow, report(1, 20, 10))
     assert gaps(sink) == (2, 0, 0)
     assert sum(sink.skipped.values()) == (part != "LastUpdateMetric")

@@ -325,7 +325,7 @@ class FaultMachine(RuleBasedStateMachine):
         until_ms = self.cluster.now_ms + seconds * 1000
         for delivery in self.cluster.run(until_ms):
             if delivery.subscriber in self.subscribers and delivery.flows:
-                self.take(delivery)
+                self.deliver(delivery)
         now = until_ms / 1000
         page = self.page_before(now)
         # With a small max_flows, the pages can differ: evictions depend on the order of flows that
@@ -333,7 +333,7 @@ class FaultMachine(RuleBasedStateMachine):
         if self.model.spec.max_flows == MANY:
             assert page == self.model.page(now)
 
-    def take(self, delivery):
+    def deliver(self, delivery):
         now = delivery.time_ms / 1000
         note(f"{now} {delivery.analyzer}: {len(delivery.flows)} flows")
         self.page_before(now)

@@ -34,7 +34,7 @@ ARP = Conversation(a_port=0, b_port=0, protocol="ARP")
 WEB = Conversation()
 
 
-class Sink:
+class RecordingSender:
     """Collects the reports of a flow table."""
 
     def __init__(self):
@@ -47,7 +47,7 @@ class Sink:
     def send_stats(self, stats):
         self.stats.append(stats)
 
-    def take(self):
+    def pop_reports(self):
         """Return the reports since the last call."""
         flows = [flow for call in self.calls for flow in call]
         self.calls.clear()
@@ -55,13 +55,13 @@ class Sink:
 
 
 @pytest.fixture
-def sink():
-    return Sink()
+def sender():
+    return RecordingSender()
 
 
 @pytest.fixture
-def table(sink):
-    return FlowTable(sink)
+def table(sender):
+    return FlowTable(sender)
 
 
 def ms(seconds):
@@ -86,11 +86,11 @@ def totals(report):
 # Update ticks
 
 
-def test_update_contains_the_traffic_since_the_previous_tick(table, sink):
+def test_update_contains_the_traffic_since_the_previous_tick(table, sender):
     send(table, 3, size=100)
     send(table, 4, size=40, is_reply=True)
     table.update_at(ms(60))
-    (first,) = sink.take()
+    (first,) = sender.pop_reports()
     assert totals(first) == (100, 40)
     assert update_values(first) == (100, 40, 3, 60)
     assert (first["Start"], first["Last"]) == (ms(3), ms(4))
@@ -98,18 +98,18 @@ def test_update_contains_the_traffic_since_the_previous_tick(table, sink):
 
     send(table, 100, size=7)
     table.update_at(ms(120))
-    (second,) = sink.take()
+    (second,) = sender.pop_reports()
     assert totals(second) == (107, 40)
     assert update_values(second) == (7, 0, 60, 120)
     assert second["UUID"] == first["UUID"]
 
 
-def test_tick_without_packets_sends_nothing_and_clears_last_update(table, sink):
+def test_tick_without_packets_sends_nothing_and_clears_last_update(table, sender):
     flow = send(table, 3)
     table.update_at(ms(60))
     table.update_at(ms(120))
     table.update_at(ms(180))
-    assert len(sink.take()) == 1
+    assert len(sender.pop_reports()) == 1
     assert flow.last_update == {
         **dict.fromkeys(COUNTERS, 0),
         "Start": ms(120),
@@ -117,25 +117,25 @@ def test_tick_without_packets_sends_nothing_and_clears_last_update(table, sink):
     }
     send(table, 200, size=5)
     table.update_at(ms(240))
-    (report,) = sink.take()
+    (report,) = sender.pop_reports()
     assert update_values(report) == (5, 0, 180, 240)
     assert totals(report) == (105, 0)
 
 
-def test_later_packets_do_not_change_a_sent_report(table, sink):
+def test_later_packets_do_not_change_a_sent_report(table, sender):
     send(table, 3)
     table.update_at(ms(60))
     send(table, 61)
     table.update_at(ms(120))
-    first, second = sink.take()
+    first, second = sender.pop_reports()
     assert totals(first) == (100, 0)
     assert totals(second) == (200, 0)
 
 
-def test_report_has_skydive_fields_in_order(table, sink):
+def test_report_has_skydive_fields_in_order(table, sender):
     send(table, 3, DNS)
     table.update_at(ms(60))
-    (report,) = sink.take()
+    (report,) = sender.pop_reports()
     assert list(report) == [
         *("UUID", "LayersPath", "Application", "Link", "Network", "Transport"),
         *("LastUpdateMetric", "Metric", "Start", "Last", "TrackingID", "L3TrackingID"),
@@ -145,11 +145,11 @@ def test_report_has_skydive_fields_in_order(table, sink):
     assert report["Transport"] == {"Protocol": "UDP", "A": 40_000, "B": 53, "ID": 0}
 
 
-def test_first_packet_sets_initiator(table, sink):
+def test_first_packet_sets_initiator(table, sender):
     send(table, 3, size=9, is_reply=True)
     send(table, 4, size=5)
     table.update_at(ms(60))
-    (report,) = sink.take()
+    (report,) = sender.pop_reports()
     assert report["Network"]["A"] == "10.0.0.2"
     assert report["Transport"]["A"] == 443
     assert totals(report) == (9, 5)
@@ -158,26 +158,26 @@ def test_first_packet_sets_initiator(table, sink):
 # Expiry ticks
 
 
-def test_first_expiry_tick_closes_nothing(table, sink):
+def test_first_expiry_tick_closes_nothing(table, sender):
     send(table, 3)
     table.update_at(ms(60))
-    sink.take()
+    sender.pop_reports()
     table.expire_at(ms(600))
-    assert sink.take() == []
+    assert sender.pop_reports() == []
     assert len(table.flows) == 1
 
 
-def test_expiry_tick_closes_flows_older_than_previous_tick(table, sink):
+def test_expiry_tick_closes_flows_older_than_previous_tick(table, sender):
     send(table, 3)
     table.update_at(ms(60))
     send(table, 590)
     table.update_at(ms(600))
-    sink.take()
+    sender.pop_reports()
     table.expire_at(ms(600))
     for tick in range(660, 1200, 60):
         table.update_at(ms(tick))
     table.expire_at(ms(1200))
-    (closing,) = sink.take()
+    (closing,) = sender.pop_reports()
     assert closing["FinishType"] == TIMEOUT
     assert totals(closing) == (200, 0)
     assert update_values(closing) == (0, 0, 1080, 1140), "an idle tick came in between"
@@ -186,52 +186,52 @@ def test_expiry_tick_closes_flows_older_than_previous_tick(table, sink):
     # A packet right after the tick at 1,200 s keeps the flow until the tick at 2,400 s.
     send(table, 1200.001)
     table.expire_at(ms(1800))
-    assert sink.take() == []
+    assert sender.pop_reports() == []
     table.expire_at(ms(2400))
-    (closing,) = sink.take()
+    (closing,) = sender.pop_reports()
     assert update_values(closing) == (100, 0, 1200.001, 1200.001), "no update tick came in between"
 
 
-def test_closing_report_comes_ten_to_twenty_minutes_after_last_packet(sink):
+def test_closing_report_comes_ten_to_twenty_minutes_after_last_packet(sender):
     waits = []
     for last in (599.999, 600.0):
-        table = FlowTable(sink)
+        table = FlowTable(sender)
         send(table, last)
         for tick in (600, 1200, 1800):
             table.update_at(ms(tick))
             table.expire_at(ms(tick))
-            if [report for report in sink.take() if report.get("FinishType")]:
+            if [report for report in sender.pop_reports() if report.get("FinishType")]:
                 waits.append(tick - last)
     assert waits == [pytest.approx(600.001), 1200]
 
 
 @pytest.mark.parametrize("expire_first", [False, True])
 def test_order_of_simultaneous_ticks_decides_the_last_update_of_a_closing_report(
-    sink, expire_first
+    sender, expire_first
 ):
     # Updates and expiry run every 600 s. The update tick at 600 s reports the packet sent at 590 s.
-    table = FlowTable(sink)
+    table = FlowTable(sender)
     send(table, 590)
     table.update_at(ms(600))
     table.expire_at(ms(600))
-    sink.take()
+    sender.pop_reports()
     first, second = (
         (table.expire_at, table.update_at) if expire_first else (table.update_at, table.expire_at)
     )
     first(ms(1200))
     second(ms(1200))
-    (closing,) = sink.take()
+    (closing,) = sender.pop_reports()
     # If the expiry tick comes first, the closing report repeats the first report. If the update
     # tick comes first, it sets the last update to zero before the flow is closed.
     assert update_values(closing) == ((100, 0, 590, 600) if expire_first else (0, 0, 600, 1200))
 
 
-def test_expiry_tick_before_the_update_tick_sends_pending_values(sink):
-    table = FlowTable(sink, options=FlowOptions(update_ms=3_600_000))
+def test_expiry_tick_before_the_update_tick_sends_pending_values(sender):
+    table = FlowTable(sender, options=FlowOptions(update_ms=3_600_000))
     send(table, 3)
     table.expire_at(ms(600))
     table.expire_at(ms(1200))
-    (closing,) = sink.take()
+    (closing,) = sender.pop_reports()
     assert update_values(closing) == (100, 0, 3, 3), "the update's Last is the flow's Last"
     assert closing["FinishType"] == TIMEOUT
 
@@ -240,33 +240,33 @@ def test_expiry_tick_before_the_update_tick_sends_pending_values(sink):
 
 
 @pytest.mark.parametrize("conversation", [DNS, ARP])
-def test_application_timeout_repeats_last_update(table, sink, conversation):
+def test_application_timeout_repeats_last_update(table, sender, conversation):
     send(table, 55, conversation)
     table.update_at(ms(60))
-    (first,) = sink.take()
+    (first,) = sender.pop_reports()
     table.update_at(ms(120))
-    (closing,) = sink.take()
+    (closing,) = sender.pop_reports()
     assert update_values(first) == update_values(closing) == (100, 0, 55, 60)
     assert closing["LastUpdateMetric"]["Start"] == closing["Start"], "looks like a first report"
     assert closing["FinishType"] == TIMEOUT
     assert not table.flows
 
 
-def test_application_timeout_needs_a_tick_without_packets(table, sink):
+def test_application_timeout_needs_a_tick_without_packets(table, sender):
     send(table, 5, DNS)
     table.update_at(ms(60))
-    (report,) = sink.take()
+    (report,) = sender.pop_reports()
     assert "FinishType" not in report, "the packet is 55 s old, but new since the previous tick"
 
 
-def test_application_timeout_must_be_exceeded(sink):
-    table = FlowTable(sink, options=FlowOptions(application_timeout_ms=(("DNS", 10_000),)))
+def test_application_timeout_must_be_exceeded(sender):
+    table = FlowTable(sender, options=FlowOptions(application_timeout_ms=(("DNS", 10_000),)))
     send(table, 10, DNS)
     table.update_at(ms(10))
     table.update_at(ms(20))
-    assert len(sink.take()) == 1, "exactly 10 s does not exceed the timeout"
+    assert len(sender.pop_reports()) == 1, "exactly 10 s does not exceed the timeout"
     table.update_at(ms(30))
-    (closing,) = sink.take()
+    (closing,) = sender.pop_reports()
     assert update_values(closing) == (0, 0, 10, 20), "the tick at 20 s cleared the update"
 
 
@@ -274,13 +274,13 @@ def test_application_timeout_must_be_exceeded(sink):
 
 
 @pytest.mark.parametrize(("flags", "finish"), [("FA", 2), ("R", 3), ("FR", 2)])
-def test_first_packet_sets_finish_type(table, sink, flags, finish):
+def test_first_packet_sets_finish_type(table, sender, flags, finish):
     send(table, 50, flags=flags)
     table.update_at(ms(60))
-    (first,) = sink.take()
+    (first,) = sender.pop_reports()
     send(table, 61, size=7)
     table.update_at(ms(120))
-    (second,) = sink.take()
+    (second,) = sender.pop_reports()
     assert [first["FinishType"], second["FinishType"]] == [finish, finish]
     assert update_values(second) == (7, 0, 60, 120), "updates are sent as usual"
     assert not table.flows, (
@@ -288,34 +288,34 @@ def test_first_packet_sets_finish_type(table, sink, flags, finish):
     )
 
 
-def test_later_flags_do_not_set_finish_type(table, sink):
+def test_later_flags_do_not_set_finish_type(table, sender):
     send(table, 50, flags="S")
     send(table, 51, flags="FA")
     send(table, 52, flags="R")
     table.update_at(ms(60))
-    (report,) = sink.take()
+    (report,) = sender.pop_reports()
     assert "FinishType" not in report
 
 
-def test_flow_that_starts_with_fin_has_no_closing_report(table, sink):
+def test_flow_that_starts_with_fin_has_no_closing_report(table, sender):
     send(table, 50, flags="FA")
     table.update_at(ms(60))
-    assert len(sink.take()) == 1
+    assert len(sender.pop_reports()) == 1
     assert len(table.flows) == 1, "the last packet was 10 s ago"
     table.update_at(ms(65))
     assert not table.flows, "the last packet was 15 s ago"
     send(table, 66, flags="FA")
     table.stop()
-    assert sink.take() == [], "pending packets are lost"
+    assert sender.pop_reports() == [], "pending packets are lost"
 
 
-def test_application_timeout_closes_flow_that_starts_with_fin(sink):
+def test_application_timeout_closes_flow_that_starts_with_fin(sender):
     web = Conversation(application="HTTP")
-    table = FlowTable(sink, options=FlowOptions(application_timeout_ms=(("HTTP", 5_000),)))
+    table = FlowTable(sender, options=FlowOptions(application_timeout_ms=(("HTTP", 5_000),)))
     send(table, 59, web, flags="FA")
     table.update_at(ms(60))
     table.update_at(ms(70))
-    first, closing = sink.take()
+    first, closing = sender.pop_reports()
     assert [first["FinishType"], closing["FinishType"]] == [2, TIMEOUT]
     assert update_values(first) == update_values(closing)
 
@@ -323,8 +323,8 @@ def test_application_timeout_closes_flow_that_starts_with_fin(sink):
 # Eviction, stop, identity
 
 
-def test_full_table_evicts_a_flow_without_sending_a_report(sink):
-    table = FlowTable(sink, options=FlowOptions(max_entries=2))
+def test_full_table_evicts_a_flow_without_sending_a_report(sender):
+    table = FlowTable(sender, options=FlowOptions(max_entries=2))
     a, b, c = (Conversation(a_port=port) for port in (1, 2, 3))
     send(table, 1, a)
     send(table, 2, b)
@@ -332,29 +332,29 @@ def test_full_table_evicts_a_flow_without_sending_a_report(sink):
     send(table, 4, c)
     table.stats()
     table.update_at(ms(60))
-    assert [report["Transport"]["A"] for report in sink.take()] == [1, 3], (
+    assert [report["Transport"]["A"] for report in sender.pop_reports()] == [1, 3], (
         "the least recently used flow is evicted"
     )
-    assert sink.stats[0]["FlowDropped"] == 1
-    assert sink.stats[0]["FlowCount"] == 2
+    assert sender.stats[0]["FlowDropped"] == 1
+    assert sender.stats[0]["FlowCount"] == 2
 
     # The conversation continues as a new flow.
     send(table, 61, b)
     table.update_at(ms(120))
-    (report,) = sink.take()
+    (report,) = sender.pop_reports()
     assert totals(report) == (100, 0)
 
 
-def test_stopped_agent_closes_all_flows(table, sink):
+def test_stopped_agent_closes_all_flows(table, sender):
     idle, busy = Conversation(a_port=1), Conversation(a_port=2)
     send(table, 3, idle)
     send(table, 4, busy)
     table.update_at(ms(60))
     send(table, 70, busy, size=7)
     send(table, 71, DNS)
-    sink.take()
+    sender.pop_reports()
     table.stop()
-    reports = sink.take()
+    reports = sender.pop_reports()
     assert [report["FinishType"] for report in reports] == [TIMEOUT] * 3
     assert [update_values(report) for report in reports] == [
         (100, 0, 3, 60),  # the idle flow repeats its last update
@@ -363,9 +363,9 @@ def test_stopped_agent_closes_all_flows(table, sink):
     ]
 
 
-def test_uuid_depends_on_start_conversation_and_node(sink):
+def test_uuid_depends_on_start_conversation_and_node(sender):
     def uuid(time_s=3, conversation=WEB, node="node-1", capture="capture-1"):
-        return send(FlowTable(sink, node_tid=node, capture_id=capture), time_s, conversation).uuid
+        return send(FlowTable(sender, node_tid=node, capture_id=capture), time_s, conversation).uuid
 
     assert uuid() == uuid(capture="capture-2")
     assert len({uuid(), uuid(time_s=3.001), uuid(conversation=DNS), uuid(node="node-2")}) == 4
@@ -373,7 +373,7 @@ def test_uuid_depends_on_start_conversation_and_node(sink):
     assert not uuid().startswith("0")
 
 
-def test_statistics_are_sums_of_readings_of_the_total(table, sink):
+def test_statistics_are_sums_of_readings_of_the_total(table, sender):
     send(table, 3, count=5)
     table.read_packets()
     send(table, 4, count=2)
@@ -382,7 +382,7 @@ def test_statistics_are_sums_of_readings_of_the_total(table, sink):
     table.read_packets(10)
     table.stats()
     table.stats()
-    assert sink.stats == [
+    assert sender.stats == [
         {
             "CaptureID": "capture-1",
             "FlowCount": 1,
@@ -538,7 +538,7 @@ def test_clock_step_changes_the_times_of_updates():
     assert update_values(second)[2:] == (55, 3715), "the update includes the clock step"
 
 
-def test_clock_step_back_makes_rtt_negative(table, sink):
+def test_clock_step_back_makes_rtt_negative(table, sender):
     send(table, 10, flags="S")
     send(table, 9.75, flags="SA", is_reply=True)
     send(table, 9.8)
@@ -546,7 +546,7 @@ def test_clock_step_back_makes_rtt_negative(table, sink):
     table.update_at(ms(120))
     send(table, 130)
     table.update_at(ms(180))
-    first, second = sink.take()
+    first, second = sender.pop_reports()
     for report in (first, second):
         assert report["Metric"]["RTT"] == report["LastUpdateMetric"]["RTT"] == -250_000_000
 
@@ -805,7 +805,7 @@ def delivery(time_s, *flows, analyzer="analyzer-1"):
     return Delivery(time_s * 1000, analyzer, None, message)
 
 
-def test_oracle_expects_the_highest_reported_totals(table, sink):
+def test_oracle_expects_the_highest_reported_totals(table, sender):
     send(table, 3)
     send(table, 3, ARP)
     table.update_at(ms(60))
@@ -813,7 +813,7 @@ def test_oracle_expects_the_highest_reported_totals(table, sink):
     send(table, 61, DNS, size=1)
     table.update_at(ms(120))
     table.stop()
-    web, arp, arp_closing, web_2, dns, *closings = sink.take()
+    web, arp, arp_closing, web_2, dns, *closings = sender.pop_reports()
     assert arp_closing["FinishType"] == TIMEOUT
     assert len(closings) == 2
     # The first report arrives last.
@@ -946,7 +946,7 @@ def layout(flow):
     ]
 
 
-def test_recorded_flows_have_the_fields_of_the_model(table, sink):
+def test_recorded_flows_have_the_fields_of_the_model(table, sender):
     icmp = Conversation(a_port=0, b_port=0, protocol="ICMP")
     udp = Conversation(protocol="UDP", b_port=4789, application="VXLAN")
     ipv6 = Conversation("fd77::1", "fd77::2", 1, 2)
@@ -956,7 +956,9 @@ def test_recorded_flows_have_the_fields_of_the_model(table, sink):
     table.update_at(ms(60))
     send(table, 61)
     table.stop()
-    modelled = {(flow["Application"], "FinishType" in flow): layout(flow) for flow in sink.take()}
+    modelled = {
+        (flow["Application"], "FinishType" in flow): layout(flow) for flow in sender.pop_reports()
+    }
     seen = set()
     for name in (ONE, A, B):
         for flow in recorded_flows(name):

@@ -485,10 +485,10 @@ async def test_closed_connection_frees_its_buffer() -> None:
 def test_ingest_keeps_no_reference_to_a_message(data: bytes) -> None:
     buffer = bytearray(b"1" + data + b"2")
     sink, expected = Sink(), Sink()
-    sink.take(memoryview(buffer)[1:-1])  # type: ignore[arg-type]
+    sink.receive(memoryview(buffer)[1:-1])  # type: ignore[arg-type]
     buffer[:] = b"x" * len(buffer)
     buffer.clear()  # raises BufferError if part of the buffer is in use
-    expected.take(data)
+    expected.receive(data)
     assert sink.page() == expected.page()
     assert (sink.errors, sink.skipped) == (expected.errors, expected.skipped)
 

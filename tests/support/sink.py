@@ -80,7 +80,7 @@ class Sink(IngestSetup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(make_config(**settings), max_connections=1000, max_flows=4000)
 
-    def take(self, data: bytes) -> None:
+    def receive(self, data: bytes) -> None:
         self.ingest.message(data, self.analyzer)
 
     @property

@@ -49,7 +49,7 @@ def make(request):
     return request.param
 
 
-def take(table, flow, now=0):
+def report(table, flow, now=0):
     """Apply a report when the table's clock shows ``now``."""
     return table.report(flow, now, CLOCK_MS + 1000 * now)
 
@@ -94,7 +94,7 @@ def start(table, family, now=0):
 
 def test_counters_that_add_a_total_start_with_the_flow(make):
     table = make(BOTH)
-    take(table, first_report(rtt=5))
+    report(table, first_report(rtt=5))
     assert start(table, BYTES) == START_MS
     assert start(table, "node_bytes_total") == START_MS
     assert start(table, "node_new_flows_total") == START_MS
@@ -108,7 +108,7 @@ def test_counters_that_add_a_total_start_with_the_flow(make):
 def test_counters_that_add_only_the_last_update_start_with_that_update(make):
     # The first view adds the flow's total, because its labels identify the connection.
     table = make(BOTH)
-    take(table, later_report())
+    report(table, later_report())
     assert start(table, BYTES) == START_MS
     assert start(table, "node_bytes_total") == UPDATE_MS
 
@@ -125,16 +125,16 @@ def test_report_without_last_update_is_a_first_report(make):
     table = make(BOTH)
     flow = first_report()
     del flow["LastUpdateMetric"]
-    take(table, flow)
+    report(table, flow)
     assert start(table, BYTES) == start(table, "node_bytes_total") == START_MS
 
 
 def test_start_time_never_changes(make):
     table = make(BOTH)
-    take(table, first_report())
-    take(table, first_report("b2", start=START_MS - 1))
-    take(table, first_report("c3", start=START_MS + 1, ports=(40_001, 443)))
-    take(table, later_report(last=LAST_MS + 1), 30)
+    report(table, first_report())
+    report(table, first_report("b2", start=START_MS - 1))
+    report(table, first_report("c3", start=START_MS + 1, ports=(40_001, 443)))
+    report(table, later_report(last=LAST_MS + 1), 30)
     assert starts(table, "node_bytes_total", 30) == {"node-1": START_MS}
     assert starts(table, BYTES, 30) == {
         "10.0.0.1,10.0.0.2,40000,443,node-1,TCP": START_MS,
@@ -144,8 +144,8 @@ def test_start_time_never_changes(make):
 
 def test_row_that_a_later_flow_creates_starts_with_that_flow(make):
     table = make(Spec(views=(*SHARED.views, PORT)))
-    take(table, first_report())
-    take(table, first_report("b2", start=START_MS + 7, ports=(40_000, 80)))
+    report(table, first_report())
+    report(table, first_report("b2", start=START_MS + 7, ports=(40_000, 80)))
     assert starts(table, "a_bytes_total") == {"10.0.0.1,10.0.0.2": START_MS}
     assert starts(table, "port_bytes_total") == {"443": START_MS, "80": START_MS + 7}
 
@@ -155,10 +155,10 @@ def test_row_that_a_later_flow_creates_starts_with_that_flow(make):
 
 def test_start_time_is_not_later_than_the_arrival_of_the_report(make):
     table = make(BOTH)
-    take(table, first_report(start=CLOCK_MS + 50_000), 40)
+    report(table, first_report(start=CLOCK_MS + 50_000), 40)
     assert start(table, BYTES, 40) == start(table, "node_bytes_total", 40) == CLOCK_MS + 40_000
     # The start time does not change when the wall clock reaches the start that the agent reported.
-    take(table, later_report(last=LAST_MS + 1), 60)
+    report(table, later_report(last=LAST_MS + 1), 60)
     assert start(table, BYTES, 60) == CLOCK_MS + 40_000
 
 
@@ -172,11 +172,11 @@ def test_start_time_is_not_limited_if_the_wall_clock_is_unknown(make):
 def test_counters_without_a_valid_start_have_no_start_time(make, start_ms):
     table = make(BOTH)
     flow = first_report() | {"Start": start_ms}
-    take(table, flow)
+    report(table, flow)
     assert start(table, BYTES) is None
     assert len(table.page(0)[BYTES]) == 2
     # Flow b2 has a valid start, but the row that it joins has no start time.
-    take(table, first_report("b2"))
+    report(table, first_report("b2"))
     assert start(table, BYTES) is None
 
 
@@ -185,7 +185,7 @@ def test_counters_that_add_an_update_without_a_valid_start_have_no_start_time(ma
     table = make(BOTH)
     flow = later_report()
     flow["LastUpdateMetric"]["Start"] = start_ms
-    take(table, flow)
+    report(table, flow)
     assert start(table, BYTES) == START_MS
     assert start(table, "node_bytes_total") is None
 
@@ -195,11 +195,11 @@ def test_counters_that_add_an_update_without_a_valid_start_have_no_start_time(ma
 
 def test_returning_connection_keeps_its_start_time(make):
     table = make(BOTH)
-    take(table, first_report())
+    report(table, first_report())
     table.expire(TIMEOUT_S)
     assert (table.connections, table.dormant_connections) == (0, 0)
     now = A_WHILE_S
-    take(table, later_report(last=LAST_MS + 1000 * now), now)
+    report(table, later_report(last=LAST_MS + 1000 * now), now)
     assert start(table, BYTES, now) == START_MS
     # The row of the second view was not removed.
     assert start(table, "node_bytes_total", now) == START_MS
@@ -208,35 +208,35 @@ def test_returning_connection_keeps_its_start_time(make):
 def test_start_time_limited_by_the_clock_stays_when_the_connection_returns(make):
     # The agent's clock is an hour ahead.
     table = make(BOTH)
-    take(table, first_report(start=CLOCK_MS + 3_600_000))
+    report(table, first_report(start=CLOCK_MS + 3_600_000))
     assert start(table, BYTES) == CLOCK_MS
     table.expire(TIMEOUT_S)
     now = A_WHILE_S
     flow = later_report(last=CLOCK_MS + 3_700_000) | {"Start": CLOCK_MS + 3_600_000}
-    take(table, flow, now)
+    report(table, flow, now)
     assert start(table, BYTES, now) == CLOCK_MS
 
 
 def test_row_that_a_returning_flow_creates_starts_at_the_previous_report(make):
     table = make(Spec(views=BOTH.views, flow_memory_s=2 * VIEW_TIMEOUT_S))
-    take(table, first_report())
+    report(table, first_report())
     table.expire(TIMEOUT_S)
     now = int(VIEW_TIMEOUT_S) + 100
     table.expire(now)
     assert table.view_connections == (0,)
-    take(table, later_report(last=CLOCK_MS + 1000 * now), now)
+    report(table, later_report(last=CLOCK_MS + 1000 * now), now)
     assert start(table, "node_bytes_total", now) == LAST_MS
     assert start(table, BYTES, now) == START_MS
 
 
 def test_counters_saved_for_a_removed_connection_keep_their_start_time(make):
     table = make(SHARED)
-    take(table, first_report())
-    take(table, first_report("b2", start=START_MS + 9, ports=(40_001, 443)))
+    report(table, first_report())
+    report(table, first_report("b2", start=START_MS + 9, ports=(40_001, 443)))
     table.expire(TIMEOUT_S)
     assert table.dormant_connections == 1
     now = A_WHILE_S
-    take(table, first_report("c3", start=CLOCK_MS, ports=(40_002, 443)), now)
+    report(table, first_report("c3", start=CLOCK_MS, ports=(40_002, 443)), now)
     assert start(table, "a_bytes_total", now) == START_MS
     assert [line.rpartition(" ")[2] for line in table.page(now)["a_new_flows_total"]] == ["3"]
     # After the saved counters are forgotten, the next connection starts with its flow.
@@ -244,15 +244,15 @@ def test_counters_saved_for_a_removed_connection_keep_their_start_time(make):
     now += TIMEOUT_S + FLOW_MEMORY_S
     table.expire(now)
     assert (table.connections, table.dormant_connections) == (0, 0)
-    take(table, first_report("d4", start=CLOCK_MS + 5, ports=(40_002, 443)), now)
+    report(table, first_report("d4", start=CLOCK_MS + 5, ports=(40_002, 443)), now)
     assert start(table, "a_bytes_total", now) == CLOCK_MS + 5
 
 
 def test_saved_counters_without_a_start_time_never_get_a_start_time(make):
     table = make(SHARED)
-    take(table, first_report(start=0))
+    report(table, first_report(start=0))
     table.expire(TIMEOUT_S)
-    take(table, first_report("b2"), A_WHILE_S)
+    report(table, first_report("b2"), A_WHILE_S)
     assert start(table, "a_bytes_total", A_WHILE_S) is None
 
 
@@ -270,21 +270,21 @@ def test_row_created_by_a_closing_report_starts_with_the_flow(make):
 
 def test_closing_report_of_a_dormant_flow_starts_rows_at_the_previous_report(make):
     table = make(Spec(views=SHARED.views, flow_memory_s=2 * VIEW_TIMEOUT_S))
-    take(table, first_report())
+    report(table, first_report())
     table.expire(TIMEOUT_S)
     now = int(VIEW_TIMEOUT_S) + 100
     table.expire(now)
     closing = later_report(last=LAST_MS + 9, update_last=LAST_MS, finish=1)
-    assert take(table, closing, now) is None
+    assert report(table, closing, now) is None
     assert (table.connections, table.view_connections) == (0, (1,))
     assert start(table, "node_bytes_total", now) == LAST_MS
 
 
 def test_report_after_the_deadline_keeps_the_start_time(make):
     table = make(BOTH)
-    take(table, first_report())
+    report(table, first_report())
     assert start(table, BYTES, TIMEOUT_S) is None
-    take(table, later_report(last=LAST_MS + 1), TIMEOUT_S)
+    report(table, later_report(last=LAST_MS + 1), TIMEOUT_S)
     assert start(table, BYTES, TIMEOUT_S) == START_MS
 
 
@@ -293,24 +293,24 @@ def test_report_after_the_deadline_keeps_the_start_time(make):
 
 def test_overflow_row_starts_with_its_first_report(make):
     table = make(Spec(views=BOTH.views, max_connections=1, overflow="other"))
-    take(table, first_report())
-    take(table, later_report("b2", a="10.0.0.3"))
-    take(table, first_report("c3", a="10.0.0.4", start=START_MS - 1))
+    report(table, first_report())
+    report(table, later_report("b2", a="10.0.0.3"))
+    report(table, first_report("c3", a="10.0.0.4", start=START_MS - 1))
     assert starts(table, BYTES) == {
         "10.0.0.1,10.0.0.2,40000,443,node-1,TCP": START_MS,
         "other,other,other,other,other,other": UPDATE_MS,
     }
     # If the second view is full, it has an overflow row, too.
-    take(table, first_report("d4", a="10.0.0.5", node="node-2", start=START_MS + 3))
+    report(table, first_report("d4", a="10.0.0.5", node="node-2", start=START_MS + 3))
     assert starts(table, "node_bytes_total") == {"node-1": START_MS, "other": START_MS + 3}
 
 
 def test_overflow_row_of_a_returning_flow_starts_at_the_previous_report(make):
     table = make(Spec(views=BOTH.views, max_connections=1, overflow="other"))
-    take(table, first_report())
+    report(table, first_report())
     table.expire(TIMEOUT_S)
-    take(table, first_report("b2", a="10.0.0.3"), A_WHILE_S)
-    take(table, later_report(last=LAST_MS + 9), A_WHILE_S)
+    report(table, first_report("b2", a="10.0.0.3"), A_WHILE_S)
+    report(table, later_report(last=LAST_MS + 9), A_WHILE_S)
     assert starts(table, BYTES, A_WHILE_S)["other,other,other,other,other,other"] == LAST_MS
 
 
@@ -321,7 +321,7 @@ def test_connection_with_new_names_starts_at_the_current_time(make):
     names = Names({"node-1": ("eth0",)})
     label = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(View((label, DIRECTION), FAMILIES), NODE)))
-    take(table, first_report())
+    report(table, first_report())
     names["node-1"] = ("eth1",)
     table.relabel(names, ["node-1"], wall_ms=CLOCK_MS + 5_000)
     assert starts(table, BYTES, 5) == {"eth1": CLOCK_MS + 5_000}
@@ -333,7 +333,7 @@ def test_connection_that_returns_with_its_old_names_starts_again(make):
     names = Names({"node-1": ("eth0",)})
     label = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(View((label, DIRECTION), FAMILIES),)))
-    take(table, first_report())
+    report(table, first_report())
     for name, seconds in (("eth1", 5), ("eth0", 9)):
         names["node-1"] = (name,)
         table.relabel(names, ["node-1"], wall_ms=CLOCK_MS + 1000 * seconds)
@@ -345,12 +345,12 @@ def test_flow_that_moves_to_a_connection_with_saved_counters_gets_their_start_ti
     names = Names({"node-1": ("eth0",), "node-2": ("eth1",)})
     label = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(View((label, DIRECTION), FAMILIES),)))
-    take(table, first_report())
-    take(table, first_report("b2", start=START_MS + 9))
+    report(table, first_report())
+    report(table, first_report("b2", start=START_MS + 9))
     table.expire(TIMEOUT_S)
     assert table.dormant_connections == 1
     now = A_WHILE_S
-    take(table, first_report("c3", node="node-2", start=CLOCK_MS), now)
+    report(table, first_report("c3", node="node-2", start=CLOCK_MS), now)
     names["node-2"] = ("eth0",)
     table.relabel(names, ["node-2"], wall_ms=CLOCK_MS + 1000 * now)
     assert starts(table, BYTES, now) == {"eth0": START_MS}
@@ -360,7 +360,7 @@ def test_row_of_a_view_with_new_names_starts_at_the_current_time(make):
     names = Names({"node-1": ("eth0",)})
     label = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(View(LABELS, FAMILIES), View((label,), standard("v", "bytes")))))
-    take(table, first_report())
+    report(table, first_report())
     names["node-1"] = ("eth1",)
     table.relabel(names, ["node-1"], wall_ms=CLOCK_MS + 5_000)
     assert starts(table, "v_bytes_total", 5) == {
@@ -374,7 +374,7 @@ def test_new_names_have_no_start_time_if_the_wall_clock_is_unknown(make):
     names = Names({"node-1": ("eth0",)})
     label = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(View((label, DIRECTION), FAMILIES),)))
-    take(table, first_report())
+    report(table, first_report())
     names["node-1"] = ("eth1",)
     table.relabel(names, ["node-1"])
     assert starts(table, BYTES) == {}
@@ -396,7 +396,7 @@ def test_both_versions_of_openmetrics_show_the_same_start_times():
     )
     directed = View((*labelled("node_tid"), DIRECTION), standard("d", "bytes"))
     core = Core(Spec(views=(view, directed)))
-    take(core, first_report(start=START_MS + 120, node='a "b"\\\n', rtt=1))
+    report(core, first_report(start=START_MS + 120, node='a "b"\\\n', rtt=1))
     node = r'node_tid="a \"b\"\\\n"'
     time_s = "1699999500.12"
     sides = (
@@ -436,7 +436,7 @@ def test_series_of_the_second_direction_has_a_start_time_if_it_is_the_only_serie
     family = standard("t", "tcp_out_of_order")
     core = Core(Spec(views=(View((*labelled("node_tid"), DIRECTION), family),)))
     flow = first_report() | {"TCPMetric": {"ABSegmentOutOfOrder": -1, "BASegmentOutOfOrder": 5}}
-    take(core, flow)
+    report(core, flow)
     series = '{node_tid="node-1",direction="target_to_initiator"}'
     assert samples(core.table.page(0, 2)) == [f"t_tcp_out_of_order_total{series} 5 st@1699999500"]
     assert samples(core.table.page(0, 1, created=True)) == [
@@ -448,7 +448,7 @@ def test_series_of_the_second_direction_has_a_start_time_if_it_is_the_only_serie
 def test_pages_read_in_small_chunks_have_the_same_lines():
     core = Core(BOTH)
     for number in range(30):
-        take(core, first_report(f"{number + 1:x}", a=f"10.0.1.{number}", start=START_MS + number))
+        report(core, first_report(f"{number + 1:x}", a=f"10.0.1.{number}", start=START_MS + number))
     for openmetrics in (1, 2):
         whole = read_all(core.table.page(0, openmetrics, created=True))
         assert read_all(core.table.page(0, openmetrics, created=True), 1) == whole
