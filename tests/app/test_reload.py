@@ -38,7 +38,14 @@ from tests.support.configs import make_config
 from tests.support.messages import METRIC, flow, message
 from tests.support.paths import ROOT
 from tests.support.process import PROBLEM, START_S, WAIT_S, Skyfast, demo, running
-from tests.support.subscribing import FAST, Names, eventually, lines, subscribed, two_addresses
+from tests.support.subscribing import (
+    FAST,
+    FakeResolver,
+    eventually,
+    lines,
+    subscribed,
+    two_addresses,
+)
 from tests.support.tasks import running_app
 from tests.support.web_fixtures import PROMETHEUS
 
@@ -774,7 +781,7 @@ async def test_analyzers_can_change_while_one_is_down(
 
 async def test_address_in_two_urls_is_subscribed_to_once(analyzer: FakeAnalyzer) -> None:
     named = f"dns+ws://analyzers.test:{analyzer.port}/ws/subscriber/flow"
-    async with subscribed(make_config(named), resolve=Names(analyzer.address)) as running:
+    async with subscribed(make_config(named), resolve=FakeResolver(analyzer.address)) as running:
         name = running.stats.analyzers[f"analyzers.test:{analyzer.port}"]
         first = await running.up(analyzer)
         # The URL with the DNS name and the URL with the address are different endpoints, because
@@ -795,15 +802,15 @@ async def test_address_in_two_urls_is_subscribed_to_once(analyzer: FakeAnalyzer)
 async def test_address_of_two_names_stays_subscribed_while_one_name_resolves_to_it() -> None:
     async with two_addresses() as (first, second):
         urls = [f"dns+ws://{name}.test:{first.port}/ws/subscriber/flow" for name in ("a", "b")]
-        names = Names(first.address, second.address)
-        async with subscribed(make_config(*urls), resolve=names) as running:
+        resolver = FakeResolver(first.address, second.address)
+        async with subscribed(make_config(*urls), resolve=resolver) as running:
             await first.subscriber()
             await second.subscriber()
             running.subscriptions.configure(running.subscriptions.prepare(make_config(urls[1])))
             await eventually(lambda: len(first.upgrades) == len(second.upgrades) == 2)
             await eventually(lambda: running.stats.analyzers[f"b.test:{first.port}"].up)
             assert f"a.test:{first.port}" not in running.stats.analyzers
-            names.answer = [second.address]
+            resolver.answer = [second.address]
             await eventually(lambda: first.name not in running.stats.analyzers)
             assert not first.subscribers
             assert len(second.upgrades) == 2

@@ -50,7 +50,7 @@ from tests.support.configs import make_config
 from tests.support.subscribing import (
     FAST,
     WAIT_S,
-    Names,
+    FakeResolver,
     eventually,
     lines,
     subscribed,
@@ -1180,20 +1180,20 @@ def test_unusable_certificate_is_rejected_at_start(tmp_path: Path, key: str) -> 
 async def test_subscriptions_follow_the_addresses_of_a_name() -> None:
     async with two_addresses() as (first, second):
         url = f"dns+ws://analyzers.test:{first.port}/ws/subscriber/flow"
-        names = Names(first.address)
-        async with subscribed(make_config(url), resolve=names) as running:
+        resolver = FakeResolver(first.address)
+        async with subscribed(make_config(url), resolve=resolver) as running:
             first_remote = await first.subscriber()
-            assert names.asked[0] == ("analyzers.test", first.port)
+            assert resolver.asked[0] == ("analyzers.test", first.port)
             assert first_remote.request.get("Host") == f"analyzers.test:{first.port}"
             assert second.name not in running.stats.analyzers
 
-            names.answer = [first.address, second.address]
+            resolver.answer = [first.address, second.address]
             second_remote = await second.subscriber()
             await second_remote.send(b"from the second")
             assert await running.message() == b"from the second"
             assert running.row(second).received_bytes == len(b"from the second")
 
-            names.answer = [second.address]
+            resolver.answer = [second.address]
             await first_remote.gone()
             assert first_remote.close_code == 1000
             await eventually(lambda: first.name not in running.stats.analyzers)
@@ -1201,7 +1201,7 @@ async def test_subscriptions_follow_the_addresses_of_a_name() -> None:
             assert await running.message() == b"still"
             assert len(second.upgrades) == 1
 
-            names.answer = [first.address, second.address]
+            resolver.answer = [first.address, second.address]
             await first.subscriber()
             assert running.row(first).reconnects["closed"] == 0  # the counters are new
 
@@ -1211,19 +1211,19 @@ async def test_failed_resolution_keeps_subscriptions_and_is_counted(
 ) -> None:
     async with two_addresses() as (first, second):
         name = f"analyzers.test:{first.port}"
-        names = Names()
-        names.answer = socket.gaierror(socket.EAI_AGAIN, "try again")
+        resolver = FakeResolver()
+        resolver.answer = socket.gaierror(socket.EAI_AGAIN, "try again")
         url = f"dns+ws://{name}/ws/subscriber/flow"
-        async with subscribed(make_config(url), resolve=names) as running:
+        async with subscribed(make_config(url), resolve=resolver) as running:
             row = running.stats.analyzers[name]
             await eventually(lambda: row.reconnects["unresolved"] >= 3)
             assert row.up == 0
-            names.answer = [first.address, second.address]
+            resolver.answer = [first.address, second.address]
             remote = await first.subscriber()
             await second.subscriber()
             await eventually(lambda: row.up == 1)
             failures = row.reconnects["unresolved"]
-            names.answer = TimeoutError()
+            resolver.answer = TimeoutError()
             await eventually(lambda: row.reconnects["unresolved"] >= failures + 3)
             await remote.send(MESSAGE)
             assert await running.message() == MESSAGE
@@ -1234,20 +1234,20 @@ async def test_failed_resolution_keeps_subscriptions_and_is_counted(
 
 
 async def test_unresolved_name_is_retried_soon() -> None:
-    names = Names()
-    names.answer = socket.gaierror(socket.EAI_AGAIN, "try again")
+    resolver = FakeResolver()
+    resolver.answer = socket.gaierror(socket.EAI_AGAIN, "try again")
     timing = dataclasses.replace(FAST, resolve_interval_s=60.0)
     config = make_config("dns+ws://analyzers.test:9/ws/subscriber/flow")
-    async with subscribed(config, resolve=names, timing=timing):
-        await eventually(lambda: len(names.asked) >= 4)
+    async with subscribed(config, resolve=resolver, timing=timing):
+        await eventually(lambda: len(resolver.asked) >= 4)
 
 
 async def test_dns_name_is_up_while_any_of_its_addresses_is_up() -> None:
     async with two_addresses() as (first, second):
         name = f"analyzers.test:{first.port}"
-        names = Names(first.address, second.address)
+        resolver = FakeResolver(first.address, second.address)
         config = make_config(f"dns+ws://{name}/ws/subscriber/flow")
-        async with subscribed(config, resolve=names) as running:
+        async with subscribed(config, resolve=resolver) as running:
             row = running.stats.analyzers[name]
             await first.subscriber()
             await second.subscriber()
@@ -1263,14 +1263,14 @@ async def test_dns_name_is_up_while_any_of_its_addresses_is_up() -> None:
 async def test_address_listed_twice_is_subscribed_once(
     analyzer: FakeAnalyzer,
 ) -> None:
-    names = Names(analyzer.address)
+    resolver = FakeResolver(analyzer.address)
     url = f"dns+ws://analyzers.test:{analyzer.port}/ws/subscriber/flow"
-    async with subscribed(make_config(analyzer.url, url), resolve=names) as running:
+    async with subscribed(make_config(analyzer.url, url), resolve=resolver) as running:
         remote = await analyzer.subscriber()
-        await eventually(lambda: len(names.asked) >= 3)
-        names.answer = []
-        resolve_count = len(names.asked)
-        await eventually(lambda: len(names.asked) >= resolve_count + 2)
+        await eventually(lambda: len(resolver.asked) >= 3)
+        resolver.answer = []
+        resolve_count = len(resolver.asked)
+        await eventually(lambda: len(resolver.asked) >= resolve_count + 2)
         await remote.send(MESSAGE)
         assert await running.message() == MESSAGE
         assert len(analyzer.upgrades) == 1
@@ -1279,10 +1279,10 @@ async def test_address_listed_twice_is_subscribed_once(
 async def test_number_of_addresses_per_name_is_limited(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    names = Names(*(f"127.0.1.{i}" for i in range(MAX_ADDRESSES + 10)))
+    resolver = FakeResolver(*(f"127.0.1.{i}" for i in range(MAX_ADDRESSES + 10)))
     url = "dns+ws://analyzers.test:9/ws/subscriber/flow"
-    async with subscribed(make_config(url), resolve=names) as running:
-        await eventually(lambda: len(names.asked) >= 3)
+    async with subscribed(make_config(url), resolve=resolver) as running:
+        await eventually(lambda: len(resolver.asked) >= 3)
         assert len(running.stats.analyzers) == MAX_ADDRESSES + 1
     assert sum("74 addresses" in line for line in lines(caplog)) == 1
 
@@ -1299,7 +1299,7 @@ async def test_tls_verifies_the_name_instead_of_the_address(tmp_path: Path) -> N
             username="prom",
             password="pw",
         )
-        async with subscribed(config, resolve=Names(analyzer.address)) as running:
+        async with subscribed(config, resolve=FakeResolver(analyzer.address)) as running:
             await (await analyzer.subscriber()).send(MESSAGE)
             assert await running.message() == MESSAGE
             assert analyzer.logins[0].get("Host") == f"analyzers.test:{analyzer.port}"

@@ -109,7 +109,7 @@ def lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> lis
     return [record.getMessage() for record in caplog.records if record.levelno == level]
 
 
-class Names:
+class FakeResolver:
     """A fake DNS resolver. Tests can change ``answer``."""
 
     def __init__(self, *addresses: str) -> None:
