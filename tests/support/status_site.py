@@ -15,7 +15,7 @@ from tests.support.messages import message
 EVIL = "</td></table><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u202e\x00"
 
 
-class Site:
+class StatusSite:
     """The web server of an app whose analyzer is not reachable. Tests add flows with `report`."""
 
     def __init__(self, **settings):
@@ -55,7 +55,7 @@ class Site:
 @asynccontextmanager
 async def three_connections(**settings):
     """Yield a site with three connections of 1,000, 2,000 and 3,000 bytes."""
-    async with Site(**settings) as site:
+    async with StatusSite(**settings) as site:
         site.report(
             make_flow("1", (900, 100, 5, 5), a="10.0.0.1", rtt=20_000_000),
             make_flow("2", (1500, 500, 2, 2), a="10.0.0.2", rtt=90_000),

@@ -17,7 +17,7 @@ from tests.model import make_flow
 from tests.support.browser import CHROMIUM, MISSING, chromium
 from tests.support.model_specs import TOPOLOGY
 from tests.support.paths import ROOT
-from tests.support.status_site import EVIL, FORMATS, Site, three_connections
+from tests.support.status_site import EVIL, FORMATS, StatusSite, three_connections
 from tests.support.tasks import until
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason=MISSING)
@@ -590,7 +590,7 @@ async def test_all_tables_fit_a_screen_of_usual_width(visited, monkeypatch):
 
 
 async def test_paused_page_sends_no_requests(visited):
-    async with Site() as site, visited(site) as tab:
+    async with StatusSite() as site, visited(site) as tab:
         await tab.until(REFRESHED)
         await tab.click("#pause")
         requests = len(tab.requested)

@@ -14,7 +14,7 @@ from skyfast.web import forecast
 from skyfast.web.forecast import LISTED, PROPOSED, as_text, make_forecast, percent, size
 from tests.model import DIRECTION, LABELS, Spec, View, make_flow
 from tests.support.model_specs import compatible, labelled, standard, traffic
-from tests.support.status_site import Site
+from tests.support.status_site import StatusSite
 from tests.support.table_adapter import Core, read_all
 
 BYTES = "skydive_network_connection_total_bytes"
@@ -274,7 +274,7 @@ def test_forecast_lists_the_configured_bound(bound, lines):
 
 
 async def test_status_page_and_cardinality_page_show_the_same_forecast():
-    async with Site(min_bytes=1500, max_series=14) as site:
+    async with StatusSite(min_bytes=1500, max_series=14) as site:
         site.report(
             make_flow("1", (900, 100, 5, 5), a="10.0.0.1", rtt=20_000_000),
             make_flow("2", (1500, 500, 2, 2), a="10.0.0.2", rtt=90_000),
@@ -313,14 +313,14 @@ async def test_status_page_and_cardinality_page_show_the_same_forecast():
 
 
 async def test_hidden_connections_are_ranked():
-    async with Site(min_bytes=10**6) as site:
+    async with StatusSite(min_bytes=10**6) as site:
         site.report(make_flow("1", (900, 100, 5, 5)))
         assert len((await site.json("/api/top"))["entries"]) == 1
         assert (await site.json("/api/status"))["table"]["connections"] == 1
 
 
 async def test_capture_points_of_hidden_connections_have_info_series():
-    async with Site(min_bytes=10**6, interface_info=True, views=[]) as site:
+    async with StatusSite(min_bytes=10**6, interface_info=True, views=[]) as site:
         site.report(make_flow("1", (900, 100, 5, 5)))
         _, page = await site.get("/metrics/flows")
         assert [line for line in page.splitlines() if not line.startswith("#")] == [
@@ -332,7 +332,7 @@ async def test_capture_points_of_hidden_connections_have_info_series():
 
 
 async def test_pages_without_bytes_have_no_forecast():
-    async with Site(metrics=["rtt"]) as site:
+    async with StatusSite(metrics=["rtt"]) as site:
         site.report(make_flow("1", (900, 100, 5, 5)))
         assert (await site.json("/api/status"))["forecast"] is None
         assert (await site.json("/cardinality?format=json"))["forecast"] is None
@@ -343,7 +343,7 @@ async def test_pages_without_bytes_have_no_forecast():
 
 async def test_forecast_is_cached_briefly(monkeypatch):
     monkeypatch.setattr(forecast, "AGE_S", 60)
-    async with Site() as site:
+    async with StatusSite() as site:
         first = json.dumps((await site.json("/api/status"))["forecast"])
         site.report(make_flow("1", (900, 100, 5, 5)))
         assert json.dumps((await site.json("/api/status"))["forecast"]) == first
