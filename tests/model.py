@@ -87,13 +87,13 @@ Dormant flows
 * Dormant flows are forgotten in the order in which they became dormant. Eviction prefers ended
   flows that have been dormant for at least 15 s. The order of flows that became dormant in the same
   second is undefined, so `Model.expire` accepts the order as an argument.
-* When a row of the first view is removed, its counters are kept in two cases: if they differ from
+* When a row of the first view is removed, its counters are saved in two cases: if they differ from
   the totals of the row's last flow, or if several conversations can have the row's labels. The
-  kept counters of a row count as one flow towards ``max_flows``. They are forgotten like a flow
+  saved counters of a row count as one flow towards ``max_flows``. They are forgotten like a flow
   that became dormant directly after the last flow of the row.
 * A closing report that repeats the flow's last update does not create a row of the first view. The
-  deltas of the report are added to an existing row or to kept counters. If neither exists, and if
-  several conversations can have the labels, the deltas become kept counters.
+  deltas of the report are added to an existing row or to saved counters. If neither exists, and if
+  several conversations can have the labels, the deltas become saved counters.
 
 New flows
 ---------
@@ -105,7 +105,7 @@ New flows
 * Live and dormant flows are never new, even if they restart.
 * If a row of the first view is restored from the totals of a dormant flow, the row counts one new
   flow. The removed row also counted exactly one new flow: if the number had been different, the
-  counters of the row would have been kept.
+  counters of the row would have been saved.
 
 Deduplication
 -------------
@@ -161,7 +161,7 @@ Bounds
 * If a view has bounds, its rows are hidden until their bytes or packets reach a bound. Bytes and
   packets are the counters of the row, summed over both directions.
 * In all other respects, a hidden row is like a shown row: it counts towards the limits, has flows
-  and expires, and its counters can be kept. For example, with ``min_bytes`` 1000, a row with 400
+  and expires, and its counters can be saved. For example, with ``min_bytes`` 1000, a row with 400
   bytes from the initiator and 599 bytes from the target is hidden. With one more byte from the
   target, the page shows all series of the row, with 400 and 600 bytes.
 * Overflow rows are never hidden. Bytes and packets are counted even if no family shows them. The
@@ -190,7 +190,7 @@ TIMEOUT_S = 75.0
 VIEW_TIMEOUT_S = 3600.0
 FLOW_MEMORY_S = 1290.0
 FLOW_UPDATE_S = 60.0
-BATCH_S = 15.0
+MAX_REPORT_DELAY_S = 15.0
 """The maximum delay of a report, in addition to the time until the agent's next update."""
 LIFECYCLE_TIMES = (("Start",), ("LastUpdateMetric", "Start"), ("LastUpdateMetric", "Last"))
 CLOSING = 1
@@ -678,7 +678,7 @@ class Flow:
 
 
 @dataclass(eq=False)
-class KeptCounters:
+class SavedCounters:
     """The counters and the start time of a connection that was removed at ``since_s``."""
 
     values: Values
@@ -728,10 +728,10 @@ class Model:
         # The keys are UUIDs. Unlike the model, the core stores a UUID as a number if it is
         # hexadecimal.
         self._flows: dict[str, Flow] = {}
-        self._dormant: list[Flow | KeptCounters] = []
+        self._dormant: list[Flow | SavedCounters] = []
         self._ended: list[Flow] = []
         self._claiming: list[Flow] = []
-        self._kept_counters: dict[Values, KeptCounters] = {}
+        self._saved_counters: dict[Values, SavedCounters] = {}
         self.horizon_s: float | None = None
         self.flow_update_s = FLOW_UPDATE_S
         self.wall_ms = 0
@@ -767,7 +767,7 @@ class Model:
 
     @property
     def dormant_connections(self) -> int:
-        return len(self._kept_counters)
+        return len(self._saved_counters)
 
     def dormant_uuids(self) -> list[str]:
         """Return the UUIDs of dormant flows: claiming flows, then ended flows, then all others.
@@ -952,7 +952,7 @@ class Model:
         known = self._flows[flow["UUID"]] = self._new_flow(flow, totals, now)
         if is_repeat:
             deltas = with_new_flow(totals, initial_delta)
-            rows = self._add_closing_deltas(
+            rows = self._add_closing_report(
                 view_values, deltas, flow, now, self._start(flow, initial_delta)
             )
             self._observe(known, rows, flow, now)
@@ -1024,7 +1024,9 @@ class Model:
             or not in_range((start, last, last - start))
         ):
             return False
-        return now - (last - start) / 1000 - self.flow_update_s - BATCH_S > self.horizon_s
+        return (
+            now - (last - start) / 1000 - self.flow_update_s - MAX_REPORT_DELAY_S > self.horizon_s
+        )
 
     def _deltas_of_unknown(self, flow: JSON, initial_delta: str) -> Deltas:
         """Return the deltas that the report of an unknown flow adds to an existing row."""
@@ -1046,9 +1048,9 @@ class Model:
         """
         path = ("Start",) if initial_delta == "total" else ("LastUpdateMetric", "Start")
         start_ms = value_at(flow, path, 0)
-        return self._not_later(start_ms if start_ms != "" and in_range([start_ms]) else 0)
+        return self._clamp_to_now(start_ms if start_ms != "" and in_range([start_ms]) else 0)
 
-    def _not_later(self, start_ms: int) -> int:
+    def _clamp_to_now(self, start_ms: int) -> int:
         """Return the start time, or the current time if the start time is in the future.
 
         The agent's clock may be wrong.
@@ -1092,14 +1094,14 @@ class Model:
         """
         view_values = self._view_values(labels)
         has_room = [self._has_room(n, values) for n, values in enumerate(view_values)]
-        kept = self._kept_counters.get(view_values[0])
+        saved = self._saved_counters.get(view_values[0])
         # A new row cannot contain earlier traffic of the flow. Therefore the row gets the total.
-        adds_total = [
+        adds_whole_total = [
             deltas is None
             and self._is_complete(n)
             and has_room[n]
             and values not in self._rows[n]
-            and not (n == 0 and kept)
+            and not (n == 0 and saved)
             and not self._has_overflow_row()
             for n, values in enumerate(view_values)
         ]
@@ -1109,7 +1111,7 @@ class Model:
         if first and not first.flows:
             first = None  # the linked rows of an overflow row without flows are out of date
         for n in self._linked_views() if first else ():
-            adds_total[n] = False
+            adds_whole_total[n] = False
             has_no_row[n] = first.linked_rows.get(n) is None
         known.rows = []
         for n, values in enumerate(view_values):
@@ -1121,18 +1123,20 @@ class Model:
                 row = row or (self._row(n, values) if has_room[n] else self._overflow_row(n))
                 if n == 0 and is_new:
                     restored_start_ms = self._restored_start(flow, known, now)
-                    self._restore_counters(row, kept, known_totals, restored_start_ms)
+                    self._restore_counters(row, saved, known_totals, restored_start_ms)
                 if deltas is not None:
                     row_deltas = deltas
-                    row.set_start(self._not_later(known_ms))
+                    row.set_start(self._clamp_to_now(known_ms))
                 else:
                     row_deltas = (
                         known.totals
-                        if adds_total[n]
+                        if adds_whole_total[n]
                         else self._deltas_of_unknown(flow, initial_delta)
                     )
                     row_deltas = with_new_flow(row_deltas, initial_delta)
-                    row.set_start(self._start(flow, "total" if adds_total[n] else initial_delta))
+                    row.set_start(
+                        self._start(flow, "total" if adds_whole_total[n] else initial_delta)
+                    )
                 self._add_to_row(row, row_deltas, flow, now)
                 row.flows.append(known)
             known.rows.append(row)
@@ -1155,20 +1159,20 @@ class Model:
     def _restore_counters(
         self,
         row: Row,
-        kept: KeptCounters | None,
+        saved: SavedCounters | None,
         known_totals: Mapping[Total, int] | None,
         restored_start_ms: int,
     ) -> None:
         """Start a new row with the counters of its removed connection.
 
-        The counters are those in ``kept``, or the totals of a dormant flow.
+        The counters are those in ``saved``, or the totals of a dormant flow.
         ``restored_start_ms`` is the start time of the row if it gets the totals of a dormant flow.
         """
-        if kept:
-            del self._kept_counters[kept.values]
-            self._dormant.remove(kept)
-            row.totals = dict(kept.totals)
-            row.set_start(kept.start_ms)
+        if saved:
+            del self._saved_counters[saved.values]
+            self._dormant.remove(saved)
+            row.totals = dict(saved.totals)
+            row.set_start(saved.start_ms)
         elif known_totals is not None and self._is_complete(0):
             row.add(with_new_flow(known_totals, "total"))
             row.set_start(restored_start_ms)
@@ -1203,8 +1207,8 @@ class Model:
         if is_closing and self._is_repeat(flow):
             last = ("LastUpdateMetric", "Last")
             self._invalid |= set() if in_range([value_at(flow, last, 0)]) else {last}
-            rows = self._add_closing_deltas(
-                view_values, deltas, flow, now, self._not_later(known_ms)
+            rows = self._add_closing_report(
+                view_values, deltas, flow, now, self._clamp_to_now(known_ms)
             )
             self._observe(known, rows, flow, now)
             self._store_totals(known, flow, totals)
@@ -1216,7 +1220,7 @@ class Model:
             self.rejected_total += 1
             if self.spec.overflow == OTHER:
                 rows = self._add_to_overflow(
-                    flow, view_values, now, deltas, self._not_later(known_ms)
+                    flow, view_values, now, deltas, self._clamp_to_now(known_ms)
                 )
                 self._observe(known, rows, flow, now)
                 self._store_totals(known, flow, totals)
@@ -1281,7 +1285,7 @@ class Model:
         known.is_dormant = known.is_ended = True
         self._append_dormant(known, now)
 
-    def _add_closing_deltas(
+    def _add_closing_report(
         self, view_values: Sequence[Values], deltas: Deltas, flow: JSON, now: float, start_ms: int
     ) -> list[Row | None]:
         """Add the deltas of a closing report to all views, without creating a connection.
@@ -1292,10 +1296,10 @@ class Model:
         first = self._rows[0].get(view_values[0])
         if first is not None:
             first.add(deltas)
-        elif kept := self._kept_counters.get(view_values[0]):
-            kept.totals = added(kept.totals, deltas)
+        elif saved := self._saved_counters.get(view_values[0]):
+            saved.totals = added(saved.totals, deltas)
         elif not self._is_complete(0):
-            self._keep_counters(view_values[0], added(self._zero_totals(), deltas), now, start_ms)
+            self._save_counters(view_values[0], added(self._zero_totals(), deltas), now, start_ms)
         rows = [self._row_of_closing(n, view_values) for n in range(1, len(view_values))]
         for row in rows:
             if row is not None:
@@ -1316,14 +1320,14 @@ class Model:
         self._view_rejected[n] += 1
         return self._overflow_row(n) if self.spec.overflow == OTHER else None
 
-    def _keep_counters(
+    def _save_counters(
         self, values: Values, totals: dict[Total, int], now: float, start_ms: int
     ) -> None:
         if self.spec.flow_memory_s:
-            kept = self._kept_counters[values] = KeptCounters(
+            saved = self._saved_counters[values] = SavedCounters(
                 values, totals, math.floor(now), start_ms
             )
-            self._dormant.append(kept)
+            self._dormant.append(saved)
 
     def _make_dormant(self, flow: Flow, now: float) -> None:
         """Make a flow dormant, and remove it from its rows. Remove a connection without flows."""
@@ -1342,7 +1346,7 @@ class Model:
             )
             if not (is_like_its_flow and self._is_complete(0)):
                 assert first.start_ms is not None
-                self._keep_counters(first.values, dict(first.totals), now, first.start_ms)
+                self._save_counters(first.values, dict(first.totals), now, first.start_ms)
                 self._evict_surplus(now)
             del self._rows[0][first.values]
             self.expired_total += 1
@@ -1350,11 +1354,11 @@ class Model:
             self._forget(flow)
         flow.rows = []
 
-    def _forget(self, entry: Flow | KeptCounters) -> None:
+    def _forget(self, entry: Flow | SavedCounters) -> None:
         """Forget a dormant flow, or the counters of a connection."""
-        if isinstance(entry, KeptCounters):
+        if isinstance(entry, SavedCounters):
             self._dormant.remove(entry)
-            del self._kept_counters[entry.values]
+            del self._saved_counters[entry.values]
             return
         self._remove_dormant(entry)
         del self._flows[entry.uuid]
@@ -1365,13 +1369,13 @@ class Model:
     def _evict_surplus(self, now: float) -> None:
         """Forget flows until at most ``max_flows`` flows are left: the oldest dormant flow first.
 
-        Prefer ended flows that have been dormant for `BATCH_S`. Reports of these flows can no
-        longer be in transit.
+        Prefer ended flows that have been dormant for `MAX_REPORT_DELAY_S`. Reports of these flows
+        can no longer be in transit.
         """
-        while len(self._flows) + len(self._kept_counters) > self.spec.max_flows and (
+        while len(self._flows) + len(self._saved_counters) > self.spec.max_flows and (
             self._ended or self._dormant
         ):
-            is_over = self._ended and self._ended[0].since_s + BATCH_S <= math.floor(now)
+            is_over = self._ended and self._ended[0].since_s + MAX_REPORT_DELAY_S <= math.floor(now)
             self._forget(self._ended[0] if is_over or not self._dormant else self._dormant[0])
 
     def _linked_views(self) -> list[int]:
@@ -1391,8 +1395,8 @@ class Model:
         return value if label.rewrite is None else label.rewrite[value]
 
     def _has_room(self, n: int, values: Values) -> bool:
-        kept = sum(not row.is_overflow for row in self._rows[n].values())
-        return values in self._rows[n] or kept < self.spec.max_connections
+        count = sum(not row.is_overflow for row in self._rows[n].values())
+        return values in self._rows[n] or count < self.spec.max_connections
 
     def _is_complete(self, n: int) -> bool:
         paths = {label.path for label in labels_of(self.views[n]) if is_field(label)}
@@ -1483,7 +1487,7 @@ class Model:
         labels = self._labels_of(flow)
         is_duplicate = self._is_duplicate(flow) or known.is_superseded
         if not (known.is_closing_observed or is_duplicate or isinstance(labels, str)):
-            rows = self._rows_of_closing(labels, self._not_later(known.last_ms))
+            rows = self._rows_of_closing(labels, self._clamp_to_now(known.last_ms))
             self._observe(known, rows, flow, now, first="")
 
     def _observe_ended(self, labels: Mapping[Label, str | int], flow: JSON, now: float) -> None:
@@ -1614,10 +1618,12 @@ class Model:
                 values = view_values[n]
                 if n not in linked_views and values is not None:
                     is_new = values not in self._rows[n] or not self._rows[n][values].flows
-                    kept = None if n or values in self._rows[0] else self._kept_counters.get(values)
+                    saved = (
+                        None if n or values in self._rows[0] else self._saved_counters.get(values)
+                    )
                     row = flow.rows[n] = self._row(n, values)
                     if n == 0 and is_new:
-                        self._restore_counters(row, kept, None, 0)
+                        self._restore_counters(row, saved, None, 0)
                         for number in linked_views:
                             wanted = view_values[number]
                             row.linked_rows[number] = old[number]

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from tests.model import DIRECTION, DIRECTIONS, Spec, View, labels_of, value_at
 from tests.support.skydive import COUNTERS, JSON, TIMEOUT, is_counted
 
-BATCH_S = 15.0
+MAX_REPORT_DELAY_S = 15.0
 """The maximum delay of a report after the agent's update tick."""
 
 ENDED_S = 75.0
@@ -239,7 +239,7 @@ class Oracle:
         Closed flows do not count as forgotten, because they are never reported again.
         """
         age_s = (report["LastUpdateMetric"]["Last"] - report["Start"]) / 1000
-        began_s = now - age_s - self.flow_update_s - BATCH_S
+        began_s = now - age_s - self.flow_update_s - MAX_REPORT_DELAY_S
         return age_s >= 0 and began_s > horizon_s
 
     # Pages

@@ -1967,7 +1967,7 @@ def test_saved_counters_are_forgotten_after_flow_memory_s(make):
     assert (table.dormant_flows, table.dormant_connections) == (1, 1)
     table.expire(TIMEOUT_S + 300)
     assert (table.dormant_flows, table.dormant_connections) == (0, 0)
-    # Kept counters count towards max_flows.
+    # Saved counters count towards max_flows.
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 400)
     table.expire(400 + TIMEOUT_S)
     table.report(make_flow("b2", (1, 0, 0, 0), last=1, a="10.0.0.9"), 500)
