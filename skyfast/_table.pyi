@@ -145,7 +145,7 @@ class _Conversation(Protocol):
     @property
     def point(self) -> _Path: ...
 
-class _Share(Protocol):
+class _Shard(Protocol):
     @property
     def conversation(self) -> _Conversation: ...
     @property
@@ -173,7 +173,7 @@ class _Plan(Protocol):
     @property
     def overflow(self) -> str | None: ...
     @property
-    def share(self) -> _Share | None: ...
+    def shard(self) -> _Shard | None: ...
 
 class _FlowTypes(Protocol):
     @property

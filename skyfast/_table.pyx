@@ -410,7 +410,7 @@ cdef struct TableState:
     bint optional[MAX_VALUES]
     int gauge_kinds[MAX_VALUES]  # KEEP_LATEST, ...
     bint has_conversations      # whether there are conversation rows
-    uint64_t share, shares      # this shard's index, and the number of shards
+    uint64_t shard, shards      # this shard's index, and the number of shards
     uint32_t links_offset       # offset of the links in a flow row, in bytes
     uint32_t first_lookup_string  # index of the first lookup string in the links
     Family *families

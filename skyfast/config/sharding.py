@@ -1,8 +1,8 @@
 """Changes to the configuration for ``--shard I/N``.
 
-The table selects the flows of a shard: see `skyfast.flows.plan.Share`. This module gives each shard
-its own ``host_id``, and warns about series that several shards export. Only the first shard exports
-families that describe the whole cluster, such as interfaces.
+The table selects the flows of a shard: see `skyfast.flows.plan.ShardSelector`. This module gives
+each shard its own ``host_id``, and warns about series that several shards export. Only the first
+shard exports families that describe the whole cluster, such as interfaces.
 """
 
 import dataclasses

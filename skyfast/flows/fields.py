@@ -125,13 +125,13 @@ def flow_types(plan: Plan, *, also: Iterable[FieldPath] = ()) -> FlowTypes:
     paths = [*known, *(path for column in plan.columns for path in column.fields if path)]
     if plan.conversation is not None:
         paths += [*plan.conversation.paths, plan.conversation.point]
-    if plan.share is not None:
-        paths += plan.share.conversation.paths
+    if plan.shard is not None:
+        paths += plan.shard.conversation.paths
     last_updates = [path for counter in plan.counters for path in counter.last_update]
     full = [*paths, *_MARKS, *last_updates]
     update = _struct("Update", paths)
     return FlowTypes(
-        KnownReport=_struct("KnownReport", known) if plan.share is None else update,
+        KnownReport=_struct("KnownReport", known) if plan.shard is None else update,
         Update=update,
         FirstReport=_struct("FirstReport", [*paths, *_MARKS]),
         FullReport=_struct("FullReport", full),
@@ -154,7 +154,7 @@ def _omissible(
     }
     must_have |= {path for column in plan.columns for path in column.fields}
     must_have |= {path for requirement in plan.requirements for path in requirement.reads}
-    for known in (plan.conversation, plan.share and plan.share.conversation):
+    for known in (plan.conversation, plan.shard and plan.shard.conversation):
         must_have |= {*known.paths} if known else set()
     if plan.conversation:
         must_have.add(plan.conversation.point)

@@ -274,10 +274,10 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
+class ShardSelector:
     """Selects the conversations whose hash modulo ``count`` is ``index``.
 
-    The hash is the same in every process and version, so shares never overlap.
+    The hash is the same in every process and version, so shards never overlap.
     """
 
     conversation: Conversation
@@ -296,14 +296,14 @@ class Plan:
       that reports the conversation, until this point stops reporting it.
     * If ``overflow`` is set, flows that do not fit into the table are added up in one connection.
       The string in ``overflow`` is the value of all labels of this connection.
-    * If ``share`` is set, flows of other shares are skipped.
+    * If ``shard`` is set, flows of other shards are skipped.
     """
 
     views: tuple[View, ...]
     requirements: tuple[Requirement, ...]
     conversation: Conversation | None = None
     overflow: str | None = None
-    share: Share | None = None
+    shard: ShardSelector | None = None
 
     @property
     def columns(self) -> tuple[Column, ...]:

@@ -39,7 +39,7 @@ from skyfast.flows.plan import (
     NewFlows,
     Plan,
     Requirement,
-    Share,
+    ShardSelector,
     Value,
     View,
 )
@@ -89,8 +89,8 @@ def make_plan(export: ExportSelection, *, names: NameSource, shard: Shard = ALON
         ),
         conversation=_CONVERSATION if export.deduplicate == "first" else None,
         overflow=OTHER if export.overflow == "other" else None,
-        share=(
-            Share(conversation=_CONVERSATION, index=shard.index, count=shard.count)
+        shard=(
+            ShardSelector(conversation=_CONVERSATION, index=shard.index, count=shard.count)
             if shard.count > 1
             else None
         ),

@@ -36,7 +36,7 @@ cdef list state_init(TableState *table, plan, bytes overflow_label):
     number_columns(table, plan)
     prepare_lookups(table, plan)
     names = number_fields(table, plan)
-    set_share(table, plan.share)
+    set_shard(table, plan.shard)
     table.has_overflow_rows = plan.overflow is not None
     table.overflow_text = overflow_label
     table.overflow_length = len(overflow_label)
@@ -54,13 +54,13 @@ cdef list state_init(TableState *table, plan, bytes overflow_label):
     return names
 
 
-cdef int set_share(TableState *table, share) except -1:
-    table.shares = 1
-    if share is not None:
-        if not 0 <= share.index < share.count:
-            raise ValueError("the index of a share must be below the number of shares")
-        table.share = share.index
-        table.shares = share.count
+cdef int set_shard(TableState *table, shard) except -1:
+    table.shards = 1
+    if shard is not None:
+        if not 0 <= shard.index < shard.count:
+            raise ValueError("the index of a shard must be below the number of shards")
+        table.shard = shard.index
+        table.shards = shard.count
     return 0
 
 

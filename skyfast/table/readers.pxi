@@ -78,7 +78,7 @@ cdef int resolve_requirements(Reader *reader, owner, plan, list owned) except -1
 
 cdef int resolve_conversation(Reader *reader, owner, plan, list owned) except -1:
     cdef uint32_t i
-    for known in (plan.conversation, plan.share and plan.share.conversation):
+    for known in (plan.conversation, plan.shard and plan.shard.conversation):
         if known is not None:
             for i, path in enumerate(known.paths):
                 resolve_field(reader, &reader.conversation[i], owner, path, owned)

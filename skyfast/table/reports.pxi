@@ -93,7 +93,7 @@ cdef int read_not_live(const TableState *table, const Reader *readers, list flow
     cdef const Reader *reader
     cdef const LabelValue *previous = NULL
     cdef const FoundNames *names = batch.names
-    cdef bint prepared = table.shares > 1 or table.lookup_count > 0
+    cdef bint prepared = table.shards > 1 or table.lookup_count > 0
     batch.missed_count = 0
     if prepared:
         prepare_not_live(table, readers, flows, start, batch, owned)
@@ -169,10 +169,10 @@ cdef int read_share(const TableState *table, PyObject *flow, const Reader *reade
                     Report *report) except -1:
     # Returns SKIP_NONE if the flow belongs to this shard, otherwise the reason to skip the flow.
     cdef int error
-    if table.shares == 1:
+    if table.shards == 1:
         return SKIP_NONE
     error = read_conversation(flow, reader, SHARE_SEED, &report.conversation)
-    if error == SKIP_NONE and report.conversation % table.shares != table.share:
+    if error == SKIP_NONE and report.conversation % table.shards != table.shard:
         return SKIP_OTHER_SHARD
     return error
 

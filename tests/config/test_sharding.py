@@ -167,9 +167,9 @@ def test_min_bytes_and_min_packets_of_overlapping_shards_cause_a_warning(store, 
 # Assignment of connections to shards
 
 
-def shares(count, spec=None):
+def shards(count, spec=None):
     """Return one table per shard. Each table exports its share of the connections."""
-    return [Core(spec, share=(index, count)) for index in range(count)]
+    return [Core(spec, shard=(index, count)) for index in range(count)]
 
 
 def ends_of(n, *, turned=False):
@@ -183,7 +183,7 @@ def test_each_connection_belongs_to_one_shard():
     whole = Core()
     whole.message(flows, 0)
     for count in (1, 2, 3, 7):
-        cores = shares(count)
+        cores = shards(count)
         for core in cores:
             core.message(flows, 0)
             core.message(flows, 1)
@@ -203,7 +203,7 @@ def test_each_connection_belongs_to_one_shard():
     count=st.integers(2, 5),
 )
 def test_all_reports_of_a_conversation_belong_to_one_shard(n, node, total, count):
-    for core in shares(count):
+    for core in shards(count):
         outcomes = {
             core.report(make_flow(uuid, total, **ends_of(n, turned=turned), node=point), 0)
             for uuid, turned, point in (("a1", False, node), ("b2", True, node), ("c3", True, "x"))
@@ -215,22 +215,22 @@ def test_assignment_of_connections_to_shards_never_changes():
     assigned = [
         next(
             index
-            for index, core in enumerate(shares(5))
+            for index, core in enumerate(shards(5))
             if core.report(make_flow("a1", **ends_of(n)), 0) is None
         )
         for n in range(20)
     ]
     assert assigned == [2, 4, 3, 1, 4, 0, 0, 0, 0, 4, 4, 4, 0, 1, 2, 0, 3, 4, 4, 2]
     v6 = {"a": "2001:db8::1", "b": "fe80::1234:5678:9abc:def0", "ports": (1, 65_535)}
-    outcomes = [core.report(make_flow("a1", **v6, protocol="SCTP"), 0) for core in shares(5)]
+    outcomes = [core.report(make_flow("a1", **v6, protocol="SCTP"), 0) for core in shards(5)]
     assert outcomes.index(None) == 4
 
 
 def test_flood_on_one_shard_does_not_fill_the_others():
-    """An attacker can choose flows of one share, because the hash has no secret key."""
-    cores = shares(4, one_view(max_connections=50))
+    """An attacker can choose flows of one shard, because the hash has no secret key."""
+    cores = shards(4, one_view(max_connections=50))
     candidates = itertools.count(1)
-    for n in range(400):  # find a port whose flow belongs to the first share
+    for n in range(400):  # find a port whose flow belongs to the first shard
         flows = (make_flow(f"{port:x}", ports=(port, n)) for port in candidates)
         flow = next(flow for flow in flows if cores[0].report(flow, 0) != "other_shard")
         for core in cores[1:]:
@@ -246,7 +246,7 @@ def test_flood_on_one_shard_does_not_fill_the_others():
 
 def test_flow_of_another_shard_is_not_a_duplicate():
     spec = one_view(deduplicate="first")
-    cores = shares(2, spec)
+    cores = shards(2, spec)
     for n in range(40):
         for core in cores:
             first = core.report(make_flow(f"a{n:x}", **ends_of(n)), 0)
@@ -258,7 +258,7 @@ def test_flow_of_another_shard_is_not_a_duplicate():
 def test_values_of_a_view_without_addresses_add_up_over_all_shards():
     spec = one_view(labels=(DIRECTION, LABELS[-1]), families=FAMILIES)
     flows = [make_flow(f"{n:x}1", (n, 2, 3, 4), **ends_of(n)) for n in range(100)]
-    cores = [Core(spec), *shares(3, spec)]
+    cores = [Core(spec), *shards(3, spec)]
     for core in cores:
         core.message(flows, 0)
     numbers = [
@@ -273,12 +273,12 @@ def test_values_of_a_view_without_addresses_add_up_over_all_shards():
 def test_invalid_share_is_rejected():
     config = config_of()
     plan = make_plan(config.export, names=NameIndex(keep_s=1), shard=config.shard)
-    assert plan.share is None
+    assert plan.shard is None
     plan = make_plan(config.export, names=NameIndex(keep_s=1), shard=Shard(1, 2))
-    assert (plan.share.index, plan.share.count) == (1, 2)
+    assert (plan.shard.index, plan.shard.count) == (1, 2)
     for index, count in ((2, 2), (-1, 2), (0, 0)):
-        with pytest.raises(ValueError, match="index of a share"):
-            Core(share=(index, count))
+        with pytest.raises(ValueError, match="index of a shard"):
+            Core(shard=(index, count))
 
 
 # Two shards on one analyzer

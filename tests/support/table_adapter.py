@@ -27,7 +27,7 @@ from skyfast.flows.plan import (
     NewFlows,
     Plan,
     Requirement,
-    Share,
+    ShardSelector,
     Value,
 )
 from skyfast.flows.plan import Family as PlanFamily
@@ -75,8 +75,8 @@ class _OfFlow:
         return result
 
 
-def plan_of(spec: Spec, *, share: tuple[int, int] | None = None) -> Plan:
-    """Return the plan of a spec. ``share`` has the index of the shard and the number of shards."""
+def plan_of(spec: Spec, *, shard: tuple[int, int] | None = None) -> Plan:
+    """Return the plan of a spec. ``shard`` has the index of the shard and the number of shards."""
     columns: dict[Label, Column] = {}
     lookups: dict[ModelLookup, Lookup] = {}
     for view in spec.views:
@@ -98,7 +98,11 @@ def plan_of(spec: Spec, *, share: tuple[int, int] | None = None) -> Plan:
         ),
         conversation=conversation if spec.deduplicate == "first" else None,
         overflow=OTHER if spec.overflow == OTHER else None,
-        share=(Share(conversation=conversation, index=share[0], count=share[1]) if share else None),
+        shard=(
+            ShardSelector(conversation=conversation, index=shard[0], count=shard[1])
+            if shard
+            else None
+        ),
     )
 
 
@@ -215,7 +219,7 @@ class Core:
         spec: Spec | None = None,
         *,
         slots: bool = True,
-        share: tuple[int, int] | None = None,
+        shard: tuple[int, int] | None = None,
         build: Any = _table,
         **options: Any,
     ) -> None:
@@ -224,7 +228,7 @@ class Core:
         ``build`` is the module of the compiled core.
         """
         spec = spec or one_view(**options)
-        self.plan = plan_of(spec, share=share)
+        self.plan = plan_of(spec, shard=shard)
         self.families = tuple(family for view in spec.views for family in view.families)
         self.types = types = flow_types(self.plan)
         self._decodes = [

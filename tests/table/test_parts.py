@@ -118,7 +118,7 @@ def test_parts_have_similar_sizes_and_do_not_depend_on_the_order_of_flows():
 def test_parts_of_each_shard_have_similar_sizes():
     flows = many_flows(2000)
     for index in range(2):
-        shard = Core(share=(index, 2))
+        shard = Core(shard=(index, 2))
         shard.message(flows, 0)
         sizes = [len(page[BYTES]) / 2 for page in parts_of(shard, 2)]
         assert all(400 < size < 600 for size in sizes)
