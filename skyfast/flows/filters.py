@@ -180,7 +180,7 @@ class _FunctionSource:
         complete = ["flow.UUID"]
         for requirement in requirements:
             alternatives = [f"flow.{part} is not None" for (part,) in requirement.paths]
-            alternatives += [f"flow.{part} is None" for part in requirement.or_without]
+            alternatives += [f"flow.{part} is None" for part in requirement.unless_missing]
             complete.append(f"({' or '.join(alternatives)})")
         lines = [
             "def pick(flows, dropped):",

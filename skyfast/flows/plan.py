@@ -241,17 +241,17 @@ class Requirement:
     A flow must have at least one of the parts ``paths``. ``reason`` is the reason under which the
     table counts skipped flows.
 
-    If ``or_without`` is not empty, flows without the part ``or_without`` are not skipped.
+    If ``unless_missing`` is not empty, the condition does not apply to flows without this part.
     """
 
     paths: tuple[FieldPath, ...]
     reason: str
-    or_without: FieldPath = ()
+    unless_missing: FieldPath = ()
 
     @property
     def reads(self) -> tuple[FieldPath, ...]:
         """All parts that the requirement tests."""
-        return (*self.paths, self.or_without) if self.or_without else self.paths
+        return (*self.paths, self.unless_missing) if self.unless_missing else self.paths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,7 +105,7 @@ def _transport(export: ExportSelection) -> tuple[Requirement, ...]:
     return (
         Requirement(
             paths=(*transport, ("ICMP",)) if export.include_icmp else transport,
-            or_without=("ICMP",) if export.include_other else (),
+            unless_missing=("ICMP",) if export.include_other else (),
             reason="no_transport",
         ),
     )

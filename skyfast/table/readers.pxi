@@ -70,7 +70,7 @@ cdef int resolve_requirements(Reader *reader, owner, plan, list owned) except -1
         if not requirement.paths or len(requirement.reads) > 2:
             raise ValueError("a requirement must be one part of a flow, or one of two")
         reader.required[i].pair = len(requirement.reads) == 2
-        reader.required[i].absent = len(requirement.or_without) > 0
+        reader.required[i].absent = len(requirement.unless_missing) > 0
         for j, path in enumerate(requirement.reads):
             resolve_field(reader, &reader.required[i].parts[j], owner, path, owned)
     return 0

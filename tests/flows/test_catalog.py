@@ -331,7 +331,7 @@ BOTH = {"include_other": True, "include_icmp": True}
 
 
 def test_include_other_accepts_flows_without_ports_except_icmp() -> None:
-    expected = Requirement(paths=(("Transport",),), or_without=("ICMP",), reason="no_transport")
+    expected = Requirement(paths=(("Transport",),), unless_missing=("ICMP",), reason="no_transport")
     plan = plan_of(**OTHER)
     assert plan.requirements[1] == expected
     assert not plan.views[0].identifies_connection

@@ -32,7 +32,7 @@ WITH_ICMP = (
 )
 WITH_OTHER = (
     TRANSPORT[0],
-    Requirement(paths=(("Transport",),), or_without=("ICMP",), reason="no_transport"),
+    Requirement(paths=(("Transport",),), unless_missing=("ICMP",), reason="no_transport"),
     TRANSPORT[2],
 )
 
@@ -473,7 +473,7 @@ def verdict(config: Filter, requirements: tuple[Requirement, ...], raw: JSON) ->
     if not raw.get("UUID"):
         return None
     for requirement in requirements:
-        exempt = requirement.or_without and requirement.or_without[0] not in raw
+        exempt = requirement.unless_missing and requirement.unless_missing[0] not in raw
         if not exempt and not any(path[0] in raw for path in requirement.paths):
             return None
     if tag(raw) in config.excluded_tags:

@@ -86,7 +86,7 @@ def plan_of(spec: Spec, *, shard: tuple[int, int] | None = None) -> Plan:
     if spec.include_icmp:
         transport += (("ICMP",),)
     no_icmp = ("ICMP",) if spec.include_other else ()
-    requirement = Requirement(paths=transport, or_without=no_icmp, reason="no_transport")
+    requirement = Requirement(paths=transport, unless_missing=no_icmp, reason="no_transport")
     protocol, a, a_port, b, b_port, point = CONVERSATION
     conversation = Conversation(protocol=protocol, ends=((a, a_port), (b, b_port)), point=point)
     return Plan(
