@@ -173,8 +173,8 @@ class Reporting:
         """Number of configured subscriptions, up or down."""
         self.statistics = 0
         """Number of ``stats`` that all subscriptions have received."""
-        self.silences: set[Silence] = set()
-        """The states of the subscriptions that are up."""
+        self.detectors: set[SilenceDetector] = set()
+        """The detectors of the subscriptions that are up."""
         self._counts: deque[int] = deque([0], maxlen=WINDOWS)
         self._window_ends_s = -math.inf
 
@@ -196,7 +196,7 @@ class Reporting:
         self.statistics += statistics
 
 
-class Silence:
+class SilenceDetector:
     """Decides whether a subscription is suspect or silent.
 
     A subscription that receives no messages is suspect after ``longest_s`` at the latest, and
@@ -271,7 +271,7 @@ class Silence:
         """Return whether ``seconds`` without a message are less probable than ``chance``."""
         reporting, analyzers = self._reporting, self._reporting.analyzers
         sent = reporting.capture_points * seconds / reporting.timing.statistics_s
-        others = [silence for silence in reporting.silences if silence is not self]
+        others = [detector for detector in reporting.detectors if detector is not self]
         if len(others) == analyzers - 1 > 0 and all(
             other.delivered and not other._is_quiet() for other in others
         ):

@@ -49,7 +49,7 @@ from skyfast.skydive.auth import (
     redirect,
     resolve,
 )
-from skyfast.skydive.silence import Reporting, Silence, SilenceTiming
+from skyfast.skydive.silence import Reporting, SilenceDetector, SilenceTiming
 from skyfast.skydive.websocket import MessageData, OnMessage, WebSocketConnection
 from skyfast.stats import AnalyzerStats, Failure
 
@@ -242,7 +242,7 @@ class _SilenceMonitor:
         *,
         connection: WebSocketConnection,
         deadline: asyncio.Timeout,
-        silence: Silence,
+        detector: SilenceDetector,
         stats: AnalyzerStats,
         tick_s: float,
         on_change: Callable[[], None],
@@ -258,7 +258,7 @@ class _SilenceMonitor:
         self.backlog = _BacklogTimer(tick_s)
         self._connection = connection
         self._deadline = deadline
-        self._silence = silence
+        self._detector = detector
         self._messages = stats.messages
         self._statistics, self._flows = self._counts()
         self._on_change = on_change
@@ -269,10 +269,10 @@ class _SilenceMonitor:
 
     def stop(self) -> None:
         self._timer.cancel()
-        if self.received and not self._silence.delivered:
+        if self.received and not self._detector.delivered:
             # The subscription has delivered, but ended before the first tick. Now expiry must
             # pause.
-            self._silence.delivered = True
+            self._detector.delivered = True
             self._on_change()
 
     def _counts(self) -> tuple[int, int]:
@@ -287,10 +287,10 @@ class _SilenceMonitor:
             self._connection.transport.abort()
             return
         self._closing = closing
-        silence = self._silence
-        before = silence.delivers
+        detector = self._detector
+        before = detector.delivers
         statistics, flows = self._counts()
-        self.problem = silence.update(
+        self.problem = detector.update(
             received=self.received,
             statistics=statistics - self._statistics,
             flows=flows > self._flows,
@@ -298,7 +298,7 @@ class _SilenceMonitor:
         )
         self.received = False
         self._statistics, self._flows = statistics, flows
-        if silence.delivers != before:
+        if detector.delivers != before:
             self._on_change()
         if self.problem:
             self._deadline.reschedule(self._loop.time())
@@ -339,7 +339,7 @@ class Subscription:
         )
         self.stats = stats
         self._reporting = reporting
-        self._silence: Silence | None = None
+        self._detector: SilenceDetector | None = None
         self._config = config
         self._on_message = on_message
         self._on_change = on_change
@@ -356,7 +356,7 @@ class Subscription:
     @property
     def delivers(self) -> bool:
         """Whether the subscription is up, has received a message, and is not suspect."""
-        return self._silence is not None and self._silence.delivers
+        return self._detector is not None and self._detector.delivers
 
     async def run(self) -> None:
         """Stay subscribed until cancelled; then close the subscription cleanly."""
@@ -432,21 +432,21 @@ class Subscription:
 
     async def _receive(self, connection: WebSocketConnection) -> Never:
         timing = self._timing
-        silence = Silence(
+        detector = SilenceDetector(
             self._reporting,
             longest_s=self._config.subscriber.silence_timeout_s,
             stretch=random.uniform(1, SILENCE_JITTER),
             tick_s=timing.tick_s,
         )
-        self._silence = silence
-        self._reporting.silences.add(silence)
+        self._detector = detector
+        self._reporting.detectors.add(detector)
         monitor: _SilenceMonitor | None = None
         try:
             async with asyncio.timeout(None) as deadline:
                 monitor = _SilenceMonitor(
                     connection=connection,
                     deadline=deadline,
-                    silence=silence,
+                    detector=detector,
                     stats=self.stats,
                     tick_s=timing.tick_s,
                     on_change=self._changed,
@@ -465,8 +465,8 @@ class Subscription:
         except TimeoutError:
             raise SilenceError(monitor.problem if monitor is not None else "") from None
         finally:
-            self._reporting.silences.discard(silence)
-            self._silence = None
+            self._reporting.detectors.discard(detector)
+            self._detector = None
 
     async def _read(self, connection: WebSocketConnection, monitor: _SilenceMonitor) -> Never:
         """Pass on messages until the connection ends."""

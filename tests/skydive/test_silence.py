@@ -22,7 +22,7 @@ from skyfast.skydive.silence import (
     WINDOWS,
     Activity,
     Reporting,
-    Silence,
+    SilenceDetector,
     is_improbable,
 )
 from skyfast.stats import Stats
@@ -92,10 +92,10 @@ class Cluster:
         self.flowless: set[int] = set()
         """The numbers of analyzers that send no flows."""
         self.subscriptions = [
-            Silence(self.reporting, longest_s=longest_s, stretch=stretch, tick_s=TICK_S)
+            SilenceDetector(self.reporting, longest_s=longest_s, stretch=stretch, tick_s=TICK_S)
             for _ in range(analyzers)
         ]
-        self.reporting.silences.update(self.subscriptions)
+        self.reporting.detectors.update(self.subscriptions)
         self.suspicions = 0
 
     def tick(self) -> dict[int, str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from skyfast.runtime.clock import Clock
 from skyfast.skydive.reporting_gap import ReportingGap
-from skyfast.skydive.silence import Reporting, Silence
+from skyfast.skydive.silence import Reporting, SilenceDetector
 from tests.support.skydive import Analyzer, Cluster, Delivery, Subscriber
 
 TICK_MS = 1_000
@@ -35,7 +35,7 @@ class _Monitored:
 
     def __init__(self, subscriber: Subscriber) -> None:
         self.subscriber = subscriber
-        self.silence: Silence | None = None
+        self.detector: SilenceDetector | None = None
         self.session = 0
         self.received = False
         self.statistics = 0
@@ -97,14 +97,16 @@ class Listener:
         """Check whether a subscription is silent, as `skyfast.skydive.subscription` does."""
         subscriber = monitored.subscriber
         is_over = not subscriber.is_connected or monitored.session != subscriber.session
-        if monitored.silence is not None and is_over:
-            self.reporting.silences.discard(monitored.silence)
-            monitored.silence = None
-        if subscriber.is_connected and monitored.silence is None:
+        if monitored.detector is not None and is_over:
+            self.reporting.detectors.discard(monitored.detector)
+            monitored.detector = None
+        if subscriber.is_connected and monitored.detector is None:
             monitored.session = subscriber.session
-            monitored.silence = Silence(self.reporting, longest_s=LONGEST_S, tick_s=TICK_MS / 1000)
-            self.reporting.silences.add(monitored.silence)
-        if monitored.silence is not None and monitored.silence.update(
+            monitored.detector = SilenceDetector(
+                self.reporting, longest_s=LONGEST_S, tick_s=TICK_MS / 1000
+            )
+            self.reporting.detectors.add(monitored.detector)
+        if monitored.detector is not None and monitored.detector.update(
             received=monitored.received,
             statistics=monitored.statistics,
             flows=monitored.flows,
@@ -119,10 +121,10 @@ class Listener:
         delivering = {
             name
             for name, monitored in self._monitored.items()
-            if monitored.silence is not None
+            if monitored.detector is not None
             and monitored.subscriber.is_connected
             and monitored.session == monitored.subscriber.session
-            and monitored.silence.delivers
+            and monitored.detector.delivers
         }
         self.clock.hold(
             self.gap.update(
