@@ -46,7 +46,7 @@ from skyfast.flows.catalog import (
 )
 from skyfast.flows.fields import FIELDS, PATHS
 from skyfast.flows.plan import FieldPath
-from skyfast.flows.selection import Fold, LabelSpec, Mask, MetricSpec, RewriteSpec
+from skyfast.flows.selection import LabelSpec, Mask, MetricSpec, PortGrouping, RewriteSpec
 from skyfast.text_format import MetricType, is_name
 
 
@@ -424,7 +424,7 @@ def to_rewrites(value: YamlValue) -> Mapping[str, RewriteSpec]:
     nodes = mapping_of(value, known=known, what="a mapping of labels", unknown=_no_rewrite)
     entries = Entries(nodes)
     rewrites = {
-        name: entries.of(name, _to_mask if name in _ADDRESSES else _to_fold)
+        name: entries.of(name, _to_mask if name in _ADDRESSES else _to_port_grouping)
         for name in (*_ADDRESSES, *_PORTS)
         if name in nodes
     }
@@ -451,7 +451,7 @@ def _to_mask(value: YamlValue) -> RewriteSpec:
     return Mask(ipv4=ipv4, ipv6=ipv6)
 
 
-def _to_fold(value: YamlValue) -> RewriteSpec:
+def _to_port_grouping(value: YamlValue) -> RewriteSpec:
     what = "a rewrite with above or keep, such as {above: 1023}"
     nodes = mapping_of(value, known=("above", "keep"), what=what)
     if not nodes:
@@ -461,7 +461,7 @@ def _to_fold(value: YamlValue) -> RewriteSpec:
     above = entries.of("above", _to_port) if "above" in nodes else None
     keep = entries.of("keep", to_ports) if "keep" in nodes else None
     entries.check()
-    return Fold(above=above, keep=None if keep is None else frozenset(keep))
+    return PortGrouping(above=above, keep=None if keep is None else frozenset(keep))
 
 
 def show_rewrites(rewrites: Mapping[str, RewriteSpec]) -> dict[str, object]:

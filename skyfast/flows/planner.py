@@ -43,7 +43,7 @@ from skyfast.flows.plan import (
     Value,
     View,
 )
-from skyfast.flows.rewrites import OTHER, FlowProtocol, fold, mask
+from skyfast.flows.rewrites import OTHER, FlowProtocol, group_ports, mask
 from skyfast.flows.selection import (
     ALONE,
     Amount,
@@ -220,7 +220,7 @@ class _Columns:
         wanted = self._export.rewrite.get(name)
         if wanted is None:
             return None
-        return mask(wanted) if isinstance(wanted, Mask) else fold(wanted)
+        return mask(wanted) if isinstance(wanted, Mask) else group_ports(wanted)
 
 
 def _view(view: ViewSpec, columns: _Columns, export: ExportSelection) -> View:

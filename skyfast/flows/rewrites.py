@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from skyfast.flows import addresses
 from skyfast.flows.plan import FieldPath
-from skyfast.flows.selection import Fold, Mask
+from skyfast.flows.selection import Mask, PortGrouping
 
 K = TypeVar("K", bound=str | int)
 V = TypeVar("V")
@@ -59,7 +59,7 @@ def mask(config: Mask) -> BoundedCache[str, str]:
     return BoundedCache(network)
 
 
-class _Folded(dict[int | str, int | str]):
+class _GroupedPorts(dict[int | str, int | str]):
     """Maps each kept port to itself; the results for other ports are computed, not stored."""
 
     __slots__ = ("_above",)
@@ -73,13 +73,13 @@ class _Folded(dict[int | str, int | str]):
         return port if isinstance(port, int) and 0 <= port <= self._above else OTHER
 
 
-def fold(config: Fold) -> dict[int | str, int | str]:
+def group_ports(config: PortGrouping) -> dict[int | str, int | str]:
     """Return a mapping that maps ports to `OTHER`, except the ports that ``config`` keeps.
 
     An empty string, which stands for a missing port, is mapped to itself.
     """
     above = -1 if config.above is None else config.above
-    return _Folded(config.keep or frozenset(), above)
+    return _GroupedPorts(config.keep or frozenset(), above)
 
 
 class FlowProtocol:

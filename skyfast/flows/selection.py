@@ -121,7 +121,7 @@ class Mask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fold:
+class PortGrouping:
     """Replaces ports above ``above`` with ``other``, except the ports in ``keep``.
 
     If ``above`` is None, all ports except those in ``keep`` are replaced. For ``keep``, None has
@@ -132,7 +132,7 @@ class Fold:
     keep: frozenset[int] | None
 
 
-RewriteSpec: TypeAlias = Mask | Fold
+RewriteSpec: TypeAlias = Mask | PortGrouping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,10 +27,10 @@ from skyfast.flows import selection
 from skyfast.flows.planner import families
 from skyfast.flows.selection import (
     Condition,
-    Fold,
     LabelSpec,
     Mask,
     MetricSpec,
+    PortGrouping,
     Rule,
     ViewSpec,
 )
@@ -310,7 +310,7 @@ def test_every_key_is_read(yaml_loader: str) -> None:
         include_other=True,
         rewrite={
             "initiator_ip": Mask(ipv4=24, ipv6=64),
-            "target_port": Fold(above=1023, keep=frozenset({8080, 3306})),
+            "target_port": PortGrouping(above=1023, keep=frozenset({8080, 3306})),
         },
         overflow="other",
         deduplicate="first",

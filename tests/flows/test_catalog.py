@@ -360,7 +360,7 @@ def test_label_tag_contains_the_tag_of_the_flow() -> None:
     assert label_column.rewrite[flow] == "egress"
 
 
-def test_rewrites_mask_addresses_and_fold_ports() -> None:
+def test_rewrites_mask_addresses_and_group_ports() -> None:
     rewrite = {"target_ip": {"mask": 24}, "initiator_port": {"above": 1023}}
     address, port = column("target_ip", rewrite=rewrite), column("initiator_port", rewrite=rewrite)
     assert address.rewrite is not None

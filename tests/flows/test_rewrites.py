@@ -1,4 +1,4 @@
-"""Rewrites of label values: masked addresses, ports folded to `other`, and protocols."""
+"""Rewrites of label values: masked addresses, ports grouped as `other`, and protocols."""
 
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from skyfast.flows import rewrites
 from skyfast.flows.fields import flow_types
 from skyfast.flows.plan import Plan
-from skyfast.flows.rewrites import BoundedCache, FlowProtocol, fold, mask
-from skyfast.flows.selection import Fold, Mask
+from skyfast.flows.rewrites import BoundedCache, FlowProtocol, group_ports, mask
+from skyfast.flows.selection import Mask, PortGrouping
 
 READS = FlowProtocol(other=True).reads
 FLOW = flow_types(Plan(views=(), requirements=()), also=READS).Update
@@ -110,10 +110,10 @@ def test_bounded_cache_computes_the_value_of_a_short_key_once() -> None:
         (None, {80}, "", ""),
     ],
 )
-def test_port_is_kept_or_folded_to_other(
+def test_port_is_kept_or_grouped_as_other(
     above: int | None, keep: set[int] | None, port: int | str, expected: int | str
 ) -> None:
-    ports = fold(Fold(above=above, keep=None if keep is None else frozenset(keep)))
+    ports = group_ports(PortGrouping(above=above, keep=None if keep is None else frozenset(keep)))
     before = len(ports)
     assert ports[port] == expected
     assert type(ports[port]) is type(expected)
