@@ -19,7 +19,7 @@ PODS = 5_000
 """Number of pods. The flows have four times as many addresses, so each pod has four addresses."""
 
 A, B, POINT = ("Network", "A"), ("Network", "B"), ("NodeTID",)
-ENDS = {"initiator": (A, B), "target": (B, A)}
+ADDRESS_FIELDS = {"initiator": (A, B), "target": (B, A)}
 """Maps each end to the path of its address, and to the path of the other end's address."""
 
 MESSAGES = 25
@@ -67,7 +67,7 @@ def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
     """Return the plan with more labels in its first view: the names of one end or of both ends."""
     view = plan.views[0]
     columns = [*view.columns]
-    for end, (key, other) in list(ENDS.items())[:ends]:
+    for end, (key, other) in list(ADDRESS_FIELDS.items())[:ends]:
         lookup = Lookup(names=names, key=key, context=(other, POINT))
         columns += [
             Column(name=f"{end}_{label}", path=key, lookup=lookup, index=index)

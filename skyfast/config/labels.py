@@ -35,8 +35,8 @@ from skyfast.config.parsers import (
 from skyfast.config.yaml_nodes import YamlValue
 from skyfast.flows import own_names
 from skyfast.flows.catalog import (
+    ADDRESS_FIELDS,
     DIRECTION,
-    ENDS,
     HISTOGRAMS_BY_NAME,
     LABEL_FIELDS,
     LABELS,
@@ -85,18 +85,18 @@ _SOURCES = ("path", "k8s_label", "names_key")
 _ANY_SOURCE = "one of path, k8s_label, names_key"
 
 
-def for_each_end(label: LabelSpec) -> tuple[LabelSpec, ...]:
+def expand_label(label: LabelSpec) -> tuple[LabelSpec, ...]:
     """Return the labels that an entry of the configuration adds: two labels, or one.
 
     A label with ``k8s_label`` or ``names_key`` needs one of `PREFIXES`. If such an entry has no
     prefix, it adds a label for the initiator and a label for the target.
     """
-    if not label.is_of_ends or label.name.startswith(PREFIXES):
+    if not label.has_key or label.name.startswith(PREFIXES):
         return (label,)
     return tuple(replace(label, name=f"{prefix}{label.name}") for prefix in PREFIXES)
 
 
-PREFIXES = tuple(f"{end}_" for end in ENDS)
+PREFIXES = tuple(f"{prefix}_" for prefix in ADDRESS_FIELDS)
 """The prefixes of label names: ``initiator_`` and ``target_``."""
 
 
@@ -179,7 +179,7 @@ _PARTS = {
         for label in LABELS
         if label.name.startswith(f"{prefix}_")
     )
-    for prefix in (*ENDS, _NODE)
+    for prefix in (*ADDRESS_FIELDS, _NODE)
 }
 """Maps ``initiator``, ``target`` and ``node`` to the second parts of labels with this prefix."""
 
@@ -225,7 +225,7 @@ def _part_advice(prefix: str, rest: str) -> str:
         return f"did you mean {prefix}_{near}?"
     advice = f"expected {prefix}_ with one of {', '.join(_PARTS[prefix])}"
     name = re.sub("[^A-Za-z0-9_]", "_", rest)
-    if prefix in ENDS and _is_pod_label(name, rest):
+    if prefix in ADDRESS_FIELDS and _is_pod_label(name, rest):
         advice += f"; for a pod label write {{name: {name}, k8s_label: {rest}}}"
     return advice
 
@@ -263,14 +263,14 @@ def _to_own_label(value: YamlValue) -> str:
 
 
 def _to_pod_label(value: YamlValue) -> str:
-    return _to_label_of_ends(value, "pod label", "pod labels")
+    return _to_keyed_label(value, "pod label", "pod labels")
 
 
 def _to_names_label(value: YamlValue) -> str:
-    return _to_label_of_ends(value, "label with names_key", "labels with names_key")
+    return _to_keyed_label(value, "label with names_key", "labels with names_key")
 
 
-def _to_label_of_ends(value: YamlValue, kind: str, kinds: str) -> str:
+def _to_keyed_label(value: YamlValue, kind: str, kinds: str) -> str:
     text = _to_label_name(value)
     if text.startswith(f"{_NODE}_"):
         prefixes = " or ".join(PREFIXES)
@@ -279,10 +279,10 @@ def _to_label_of_ends(value: YamlValue, kind: str, kinds: str) -> str:
     if text in PREFIXES:
         raise InvalidValue(f"is a prefix without a name; write a name such as {text}team", text)
     for prefix in PREFIXES:
-        if text.removeprefix(prefix) in (*ENDS, DIRECTION):
+        if text.removeprefix(prefix) in (*ADDRESS_FIELDS, DIRECTION):
             problem = f"is misleading as the name of a {kind}: choose another name"
             raise InvalidValue(problem, text)
-    for label in for_each_end(LabelSpec(name=text, k8s_label=text)):
+    for label in expand_label(LabelSpec(name=text, k8s_label=text)):
         if label.name in LABELS_BY_NAME:
             problem = "is" if label.name == text else f"adds {label.name}, which is"
             raise InvalidValue(f"{problem} a known label: choose another name", text)

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, cast
 from skyfast._table import MAX_COLUMNS, MAX_VALUES, MAX_VIEW_COLUMNS, MAX_VIEW_VALUES, MAX_VIEWS
 from skyfast.config.labels import (
     PREFIXES,
-    for_each_end,
+    expand_label,
     show_labels,
     show_metrics,
     to_labels,
@@ -222,7 +222,7 @@ def _labels(view: ViewSpec, number: int) -> list[LabelSpec]:
     """Return the labels that the entries of a view add; their names must be different."""
     labels: dict[str, LabelSpec] = {}
     for i, entry in enumerate(view.labels):
-        for label in for_each_end(entry):
+        for label in expand_label(entry):
             if label.name in labels:
                 problem = "is already the name of another label"
                 if label != entry:
@@ -279,7 +279,7 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
         own_labels = [label for label in view.labels if label.name != DIRECTION]
         if len(own_labels) > MAX_VIEW_COLUMNS:
             problem = f"has {len(own_labels)} labels; the limit is {MAX_VIEW_COLUMNS}"
-            if any(label.is_of_ends for label in own_labels):
+            if any(label.has_key for label in own_labels):
                 pods = any(label.k8s_label for label in own_labels)
                 kind = "pod label" if pods else "label with names_key"
                 prefixes = " or ".join(PREFIXES)

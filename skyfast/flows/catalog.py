@@ -112,7 +112,7 @@ POD_LABELS: Final = CONTAINER_POD_LABELS | {
 
 Without Kubernetes pods, these labels are empty, except those in `CONTAINER_POD_LABELS`."""
 
-ENDS: Final = {"initiator": INITIATOR_IP, "target": TARGET_IP}
+ADDRESS_FIELDS: Final = {"initiator": INITIATOR_IP, "target": TARGET_IP}
 """Maps ``initiator`` and ``target``, which are prefixes of label names, to the address fields."""
 
 _Name = tuple[Cardinality, str]
@@ -308,7 +308,7 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         help="the ICMP type, such as `ECHO`; empty for other protocols",
     ),
     *_node_labels(),
-    *(label for end in ENDS for label in _address_labels(end, ENDS[end])),
+    *(label for end, path in ADDRESS_FIELDS.items() for label in _address_labels(end, path)),
 )
 """All labels that can be selected by name."""
 

@@ -21,7 +21,7 @@ UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 def _fields() -> Iterator[tuple[FieldPath, type]]:
     """Yield the path and type of each field, in the order in which Skydive encodes the fields."""
-    ends = {"Protocol": str, "A": str, "B": str, "ID": int}
+    layer = {"Protocol": str, "A": str, "B": str, "ID": int}
     metric = ("ABPackets", "ABBytes", "BAPackets", "BABytes", "Start", "Last", "RTT")
     tcp_flags = ("SynStart", "SynTTL", "FinStart", "RstStart")
     tcp_segments = (
@@ -34,9 +34,9 @@ def _fields() -> Iterator[tuple[FieldPath, type]]:
     ]
     flow: dict[str, type | dict[str, type]] = {
         **dict.fromkeys(("UUID", "LayersPath", "Application"), str),
-        "Link": ends,
-        "Network": ends,
-        "Transport": ends | {"A": int, "B": int},
+        "Link": layer,
+        "Network": layer,
+        "Transport": layer | {"A": int, "B": int},
         "ICMP": {"Type": str, "Code": int, "ID": int},
         "LastUpdateMetric": dict.fromkeys(metric, int),
         "Metric": dict.fromkeys(metric, int),

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Final, Literal, Protocol
 
 from skyfast.flows.catalog import (
+    ADDRESS_FIELDS,
     ADDRESS_NAMES,
     DIRECTION,
     ENDPOINTS,
-    ENDS,
     HISTOGRAMS_BY_NAME,
     INITIATOR_IP,
     INITIATOR_PORT,
@@ -160,8 +160,8 @@ def shows_only_own(label: LabelSpec) -> bool:
 
 def _key(label: LabelSpec) -> FieldPath:
     """Return the field that is looked up for a label; an empty path if the label shows no name."""
-    if label.is_of_ends:
-        return ENDS[label.name.partition("_")[0]]
+    if label.has_key:
+        return ADDRESS_FIELDS[label.name.partition("_")[0]]
     known = LABELS_BY_NAME[label.name] if label.is_known else None
     return known.path if known and known.lookup in ("ends", "nodes") else ()
 

@@ -43,11 +43,11 @@ class LabelSpec:
     @property
     def is_known(self) -> bool:
         """Whether the label is one of `skyfast.flows.catalog.LABELS`."""
-        return self.path is None and not self.is_of_ends
+        return self.path is None and not self.has_key
 
     @property
-    def is_of_ends(self) -> bool:
-        """Whether the label has a ``k8s_label`` or a ``names_key``."""
+    def has_key(self) -> bool:
+        """Whether the label has a key: a ``k8s_label`` or a ``names_key``."""
         return bool(self.k8s_label or self.names_key)
 
 

@@ -7,7 +7,7 @@ from typing import Final
 from skyfast.flows.catalog import LABELS_BY_NAME, NODE_TID_LABEL
 from skyfast.web.ranked_views import RankedView
 
-ENDS: Final = ("initiator", "target")
+LABEL_PREFIXES: Final = ("initiator", "target")
 """The prefixes of labels that describe one end of a connection."""
 
 TITLES: Final[Mapping[str, str]] = {
@@ -28,7 +28,7 @@ TITLES: Final[Mapping[str, str]] = {
 
 The labels are given without prefix: ``ip`` stands for ``initiator_ip`` and ``target_ip``."""
 
-ONE_END: Final[Mapping[str, str]] = {"port": "target_port"}
+SINGLE_LABELS: Final[Mapping[str, str]] = {"port": "target_port"}
 """The groupings that use the label of only one end: maps a key of `TITLES` to this label.
 
 Groups by the initiator's port would be too small, because most clients use a new port for each
@@ -69,17 +69,17 @@ def _defined(views: Mapping[str, RankedView]) -> dict[str, str]:
     names: dict[str, str] = {}
     for label in dict.fromkeys(label for view in views.values() for label in view.labels):
         end, _, name = label.partition("_")
-        if end in ENDS and name and label not in LABELS_BY_NAME:
+        if end in LABEL_PREFIXES and name and label not in LABELS_BY_NAME:
             names[name] = name.replace("_", " ")
     return names
 
 
 def _group(name: str, views: Mapping[str, RankedView]) -> tuple[str, ...]:
     """Return the labels of the grouping ``name``; empty if no view has these labels."""
-    ends = tuple(f"{end}_{name}" for end in ENDS)
+    ends = tuple(f"{end}_{name}" for end in LABEL_PREFIXES)
     candidates: list[tuple[str, ...]] = [ends, *((label,) for label in (*ends, name))]
-    if name in ONE_END:
-        candidates = [(ONE_END[name],)]
+    if name in SINGLE_LABELS:
+        candidates = [(SINGLE_LABELS[name],)]
     for group in candidates:
         if any({*group} <= {*view.labels} for view in views.values()):
             return group
