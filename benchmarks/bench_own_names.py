@@ -65,7 +65,7 @@ def run(report: Report) -> None:
     for what, texts in (("IPv4", ipv4), ("IPv6", ipv6)):
         _add(report, f"lookup of a new {what} address", own.__getitem__, texts, at_most(2))
         what = f"names of a new {what} address that the topology does not know"
-        _add(report, what, index.ends.__getitem__, texts)
+        _add(report, what, index.combined.__getitem__, texts)
 
 
 def _load(report: Report, config: Config) -> OwnNames:

@@ -408,7 +408,7 @@ class App:
         Only the addresses in the table are checked. Flows that are not in the table yet get the new
         names with their first report.
         """
-        table, ends = self._parts.table, self._parts.names.ends
+        table, names = self._parts.table, self._parts.names.combined
         first = 1
         while first:
             try:
@@ -419,7 +419,7 @@ class App:
                 continue
             first = following
             if keys:
-                await self._move_flows(ends, keys)
+                await self._move_flows(names, keys)
         await asyncio.to_thread(old.release)
 
     def _hold(self) -> None:

@@ -46,17 +46,18 @@ class LabelDef:
     ``path`` is the label's field, or empty if the label does not come from a single field.
 
     ``lookup`` is "classification" for the label `TAG`, and empty for labels that show a field. For
-    labels that show a name, ``lookup`` is the name of a mapping in
-    `skyfast.flows.planner.NameSource`. The mapping returns a tuple of names, and ``index`` is the
-    position of the label's name in the tuple. If ``is_own`` is true, the label shows an own name,
-    which users give to addresses, and ``index`` counts only the own names of the tuple.
+    labels that show a name, ``lookup`` is "address" or "node": the key that is looked up in a
+    mapping of `skyfast.flows.planner.NameSource`. The mapping returns a tuple of names, and
+    ``index`` is the position of the label's name in the tuple. If ``is_own`` is true, the label
+    shows an own name, which users give to addresses, and ``index`` counts only the own names of the
+    tuple.
     """
 
     name: str
     path: FieldPath
     cardinality: Cardinality
     help: str
-    lookup: Literal["", "classification", "ends", "nodes"] = ""
+    lookup: Literal["", "classification", "address", "node"] = ""
     index: int = 0
     is_own: bool = False
 
@@ -71,7 +72,7 @@ NODE_TID: Final = ("NodeTID",)
 ADDRESS_NAMES: Final = (
     *("name", "host", "namespace", "pod", "workload", "workload_kind", "container", "service"),
 )
-"""The names of an address from the topology, in the order of the tuples of `NameSource.ends`.
+"""The names of an address from the topology, in the order of the tuples of `NameSource.combined`.
 
 The next elements of a tuple are the values of the pod labels in `ExportSelection.k8s_labels`. The
 last elements are the own names: the network, and the values of the keys in
@@ -81,7 +82,7 @@ NETWORK: Final = "network"
 """The last word of the labels ``initiator_network`` and ``target_network``.
 
 Both labels show the name of the smallest network in ``names`` or ``names_file`` that contains the
-address. This name is the first own name in the tuples of `NameSource.ends`."""
+address. This name is the first own name in the tuples of `NameSource.combined`."""
 
 NODE_NAMES: Final = (
     *("name", "host", "type", "netns", "namespace", "pod", "workload", "container"),
@@ -176,7 +177,7 @@ def _address_labels(end: str, path: FieldPath) -> Iterator[LabelDef]:
             path=path,
             cardinality=cardinality,
             help=text.format(end=end),
-            lookup="ends",
+            lookup="address",
             index=index,
             is_own=name == NETWORK,
         )
@@ -190,7 +191,7 @@ def _node_labels() -> Iterator[LabelDef]:
             path=NODE_TID,
             cardinality=cardinality,
             help=text,
-            lookup="nodes",
+            lookup="node",
             index=index,
         )
 

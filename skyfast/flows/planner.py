@@ -61,7 +61,7 @@ from skyfast.text_format import MetricType
 class NameSource(Protocol):
     """Names from the topology, and own names, which users configure. Unknown names are empty.
 
-    ``ends`` maps an address to the names in `ADDRESS_NAMES`, the values of
+    ``combined`` maps an address to the names in `ADDRESS_NAMES`, the values of
     `ExportSelection.k8s_labels`, the name of its network, and the values of
     `ExportSelection.names_keys`. The last two are own names, which may be missing if no label shows
     own names. The names of an ambiguous address depend on the other address and the capture point.
@@ -69,7 +69,7 @@ class NameSource(Protocol):
     """
 
     @property
-    def ends(self) -> Names: ...
+    def combined(self) -> Names: ...
     @property
     def nodes(self) -> Names: ...
 
@@ -163,7 +163,7 @@ def _key(label: LabelSpec) -> FieldPath:
     if label.has_key:
         return ADDRESS_FIELDS[label.name.partition("_")[0]]
     known = LABELS_BY_NAME[label.name] if label.is_known else None
-    return known.path if known and known.lookup in ("ends", "nodes") else ()
+    return known.path if known and known.lookup in ("address", "node") else ()
 
 
 class _Columns:
@@ -174,7 +174,7 @@ class _Columns:
         self._made: dict[LabelSpec, Column] = {}
         self._lookups = {
             key: Lookup(
-                names=names.nodes if key == NODE_TID else names.ends,
+                names=names.nodes if key == NODE_TID else names.combined,
                 key=key,
                 context=context,
             )

@@ -13,7 +13,7 @@ from skyfast.flows.catalog import ADDRESS_NAMES, NODE_NAMES
 from skyfast.skydive.interfaces import InterfaceName
 
 
-class NamedEnds(Protocol):
+class NamedAddresses(Protocol):
     """The names of addresses in the topology, combined with own names."""
 
     def name_of(self, key: str, /) -> str: ...
@@ -27,7 +27,7 @@ class NameMappings(Protocol):
     @property
     def addresses(self) -> Mapping[str, tuple[str, ...] | None]: ...
     @property
-    def ends(self) -> NamedEnds: ...
+    def combined(self) -> NamedAddresses: ...
 
 
 class NamedInterfaces(Protocol):
@@ -70,7 +70,7 @@ class KnownNames:
 
     def of_address(self, address: str) -> str:
         """Return the name of an address, or "" if the name is unknown or depends on the flow."""
-        return "" if self.index is None else self.index.ends.name_of(address)
+        return "" if self.index is None else self.index.combined.name_of(address)
 
     def of_node(self, tid: str) -> CapturePointName:
         """Return the name of the capture point with the ``NodeTID`` ``tid``."""

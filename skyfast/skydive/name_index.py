@@ -16,7 +16,7 @@ from skyfast.flows.own_names import OwnNames
 from skyfast.flows.plan import Names
 from skyfast.flows.planner import shows_only_own, shows_topology
 from skyfast.flows.selection import ExportSelection
-from skyfast.skydive.end_names import EndNames
+from skyfast.skydive.combined_names import CombinedNames
 from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.name_candidates import Candidate, PointLocation, choose, is_local
 from skyfast.skydive.name_resolver import Resolution
@@ -236,8 +236,8 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
 class NameIndex:
     """The names of addresses and capture points, from the topology and from own names.
 
-    ``addresses`` has the names of addresses in the topology, and ``ends`` combines them with own
-    names for the table.
+    ``addresses`` has the names of addresses in the topology. ``combined`` has these names combined
+    with own names, for the table.
 
     Changed and new entries apply at once. An entry can be missing from a resolution because its
     node was deleted, or because an analyzer that has just started does not know the node yet. Such
@@ -258,7 +258,7 @@ class NameIndex:
         self.k8s_labels = k8s_labels
         self.nodes = NodeNames()
         self.addresses = AddressNames(len(ADDRESS_NAMES) + len(k8s_labels))
-        self.ends = EndNames(self.addresses)
+        self.combined = CombinedNames(self.addresses)
         self.ready = asyncio.Event()
         """Set when the first resolution has been applied."""
         self.ambiguous = 0
@@ -288,14 +288,14 @@ class NameIndex:
         """
         labels = [label for view in (export.first_view, *export.views) for label in view.labels]
         self.addresses.notes_unknown = any(map(shows_topology, labels))
-        self.ends.use(own, extends=any(map(shows_only_own, labels)))
+        self.combined.use(own, extends=any(map(shows_only_own, labels)))
 
     def forget_topology(self) -> None:
         """Forget all names from the topology. Call this when no label shows such names anymore."""
         self.nodes.clear()
         self.addresses.clear()
         self.addresses.forget_contexts()
-        self.ends.clear()
+        self.combined.clear()
         self._gone_nodes, self._gone_addresses = {}, {}
         self._pruned_at = None
         self.ambiguous = 0
@@ -467,11 +467,11 @@ class NameIndex:
             addresses._overflowed = False
         self._pruned_at = changes.pruned_at
         self.ambiguous = changes.ambiguous
-        self.ends.forget(changed)
+        self.combined.forget(changed)
         self.ready.set()
         renamed: list[tuple[Names, Set[str]]] = [
             (self.nodes, changes.nodes.keys),
-            (self.ends, changed),
+            (self.combined, changed),
         ]
         return [(names, keys) for names, keys in renamed if keys]
 

@@ -285,7 +285,7 @@ async def test_flows_get_their_names_after_an_allocation_failed(
             parts.names.addresses.update({address: (address,) * 8 for address in addresses})
             failing = _Failing(parts.table)
             app._parts = replace(parts, table=cast(Table, failing))
-            app._rename(parts.names.ends, {*addresses})
+            app._rename(parts.names.combined, {*addresses})
             async with asyncio.timeout(WAIT_S):
                 while failing.outcomes:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)

@@ -304,7 +304,7 @@ def test_reload_keeps_names_that_suffice_for_the_new_labels(
     assert (new.names is old.names) == survive
     assert (new.table is old.table) == (before == after)
     new.take_over(old, shared)
-    found = new.names.ends["10.0.0.1"]
+    found = new.names.combined["10.0.0.1"]
     assert found is not None
     for column in new.plan.columns:
         if column.name == "target_network":

@@ -69,7 +69,7 @@ class Source:
     """Empty names for all topology labels, and for up to two pod labels."""
 
     def __init__(self) -> None:
-        self.ends = Names(len(ADDRESS_NAMES) + 2)
+        self.combined = Names(len(ADDRESS_NAMES) + 2)
         self.nodes = Names(len(NODE_NAMES))
 
 
@@ -218,12 +218,12 @@ def test_topology_labels_have_a_lookup(prefix: str, name: str) -> None:
         order.index(name),
     )
     assert label_column.lookup is not None
-    assert label_column.lookup.names is (names.nodes if prefix == "node" else names.ends)
+    assert label_column.lookup.names is (names.nodes if prefix == "node" else names.combined)
     assert (label_column.lookup.key, label_column.lookup.context) == (key, context)
 
 
 def test_labels_of_the_same_address_share_one_lookup() -> None:
-    labels = [label.name for label in LABELS if label.lookup in ("ends", "nodes")]
+    labels = [label.name for label in LABELS if label.lookup in ("address", "node")]
     plan = plan_of(
         labels=labels[:20],
         views=[{"prefix": "x", "labels": [*labels[20:], {"name": "team", "k8s_label": "team"}]}],

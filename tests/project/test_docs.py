@@ -19,7 +19,7 @@ from skyfast.config import cost, loader
 from skyfast.config.names import load as load_names
 from skyfast.flows.catalog import ADDRESS_NAMES
 from skyfast.flows.own_names import OwnNames, read_csv
-from skyfast.skydive.end_names import EndNames
+from skyfast.skydive.combined_names import CombinedNames
 from skyfast.skydive.name_index import AddressNames
 from skyfast.web.responses import openmetrics_version
 from tests.support.documentation import PAGES, anchors, blocks, code, exported, queries_of
@@ -291,7 +291,7 @@ def test_documented_name_for_unlisted_addresses_is_used() -> None:
     page = ROOT / "docs" / "choosing-metrics.md"
     (text,) = (text for _, text in blocks(page) if "0.0.0.0/0" in text)
     config = loader.parse(text, {}, source="x.yml")
-    names = EndNames(AddressNames(len(ADDRESS_NAMES)))
+    names = CombinedNames(AddressNames(len(ADDRESS_NAMES)))
     names.use(load_names(config.names, config.export).own, extends=True)
     for address in ("198.51.100.1", "2001:db8::1"):
         found = names[address]
@@ -343,7 +343,7 @@ def test_documented_own_names_match_the_documented_file() -> None:
     page = ROOT / "docs" / "own-names.md"
     (text,) = (text for language, text in blocks(page) if language == "csv")
     topology = AddressNames(len(ADDRESS_NAMES))
-    names = EndNames(topology)
+    names = CombinedNames(topology)
     names.use(OwnNames(read_csv(text), ("site", "owner")), extends=True)
     rows = re.findall(r"(?m)^\| `([\d.]+)` \|(.*)\|(.*)\|(.*)\|(.*)\|$", page.read_text())
     assert len(rows) == 4

@@ -333,7 +333,7 @@ async def test_a_deletion_removes_a_name_even_if_nothing_else_changes(fast, monk
             assert poll.index.addresses["10.0.0.9"][3] == "old"
             analyzer.graph["Nodes"].pop()
             await until(lambda: "10.0.0.9" not in poll.index.addresses)
-            assert poll.renamed[-1] == (poll.index.ends, {"10.0.0.9"})
+            assert poll.renamed[-1] == (poll.index.combined, {"10.0.0.9"})
             assert poll.stats.names.resolutions == 3
 
 
@@ -417,7 +417,7 @@ async def test_the_address_of_a_new_pod_is_queried_soon(monkeypatch):
             ]
             # The whole topology was resolved once, before the new pod.
             assert poll.stats.names.resolutions == 1
-            assert poll.renamed[-1] == (poll.index.ends, {"10.0.0.9"})
+            assert poll.renamed[-1] == (poll.index.combined, {"10.0.0.9"})
 
 
 async def test_a_pod_that_appears_after_its_flow_is_named_soon(monkeypatch):

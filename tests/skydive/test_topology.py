@@ -599,7 +599,7 @@ async def test_names_and_interfaces_come_from_the_same_response():
         main = threading.current_thread()
         assert poll.renamed == [
             (names.nodes, NODES, main),
-            (names.ends, dict(names.ends), main),
+            (names.combined, dict(names.combined), main),
         ]
 
 

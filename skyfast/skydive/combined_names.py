@@ -31,7 +31,7 @@ class TopologyNames(Protocol):
     def resolve(self, key: str, other: str, point: str, /) -> Names: ...
 
 
-class EndNames(dict[str, Names | None]):
+class CombinedNames(dict[str, Names | None]):
     """Maps addresses in Go's notation to their names; implements `skyfast.flows.plan.Names`.
 
     The elements of a tuple are:

@@ -4,8 +4,8 @@ import pytest
 
 from skyfast.flows.own_names import NO_NAMES, OwnNames, read_csv
 from skyfast.flows.selection import ExportSelection
-from skyfast.skydive import end_names
-from skyfast.skydive.end_names import EndNames
+from skyfast.skydive import combined_names
+from skyfast.skydive.combined_names import CombinedNames
 from skyfast.skydive.name_index import AddressNames, NameIndex
 from tests.support.configs import make_config
 from tests.support.topology_scenarios import ADDRESS_NAMES
@@ -26,7 +26,7 @@ def topology():
 
 @pytest.fixture
 def names(topology):
-    return EndNames(topology)
+    return CombinedNames(topology)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_combined_names_of_ambiguous_addresses_are_shared(names, topology, own, 
     names.use(own, extends=True)
     gateway = names.resolve("10.1.0.1", "10.0.0.2", "t1")
     assert names.resolve("10.1.0.1", "10.0.0.3", "t2") is gateway
-    monkeypatch.setattr(end_names, "MAX_SHARED", 2)
+    monkeypatch.setattr(combined_names, "MAX_SHARED", 2)
     for address in ("10.1.0.2", "10.2.0.1"):
         names.resolve(address, "10.0.0.2", "t1")
     assert len(names._of_ambiguous) == 1
@@ -134,7 +134,7 @@ def test_unknown_addresses_are_collected_only_if_a_label_needs_the_topology():
         (["initiator_name"], True),
     ):
         index = NameIndex.of(export_of([*labels, "node_tid"]), keep_s=1.0)
-        index.ends["10.0.0.1"]
+        index.combined["10.0.0.1"]
         assert index.addresses.take_unknown(0.0, 1) == (["10.0.0.1"] if notes else [])
 
 
@@ -148,6 +148,6 @@ def test_index_has_names_for_the_labels_of_the_configuration(own):
         ]
     )
     index = NameIndex.of(export, keep_s=1.0, own=own)
-    assert index.ends["10.1.0.1"] == ("gateway", *[""] * SIZE, "berlin", "net", "ber")
+    assert index.combined["10.1.0.1"] == ("gateway", *[""] * SIZE, "berlin", "net", "ber")
     plain = NameIndex.of(export_of(["initiator_name"]), keep_s=1.0)
-    assert plain.ends["10.1.0.1"] == ("",) * SIZE
+    assert plain.combined["10.1.0.1"] == ("",) * SIZE
