@@ -26,8 +26,8 @@ from skyfast.stats import LOOKUP_DROPS, NameStats
 MAX_NAMES: Final = 100_000
 """Maximum number of entries of a mapping, including entries that are no longer in the topology."""
 
-MAX_TRIPLES: Final = 50_000
-"""Maximum number of `Triple` keys in the cache of names; names of further triples are empty."""
+MAX_RESOLVED: Final = 50_000
+"""Maximum number of `ResolveKey` keys in the cache of names; names of further keys are empty."""
 
 PRUNE_INTERVAL_S: Final = 300.0
 """Minimum time between two clearings of the cache of names. The cache is cleared to drop names that
@@ -36,16 +36,16 @@ flows no longer use."""
 MAX_UNKNOWN: Final = 20_000
 """Maximum number of unknown addresses that wait for a query.
 
-The same limit applies to the addresses that have just been queried (see `MISS_S`). The queries of
-one minute contain up to 15,000 addresses."""
+The same limit applies to the addresses that have just been queried (see `REQUERY_INTERVAL_S`). The
+queries of one minute contain up to 15,000 addresses."""
 
-MISS_S: Final = 60.0
+REQUERY_INTERVAL_S: Final = 60.0
 """An address that belongs to no pod is not queried again for this time."""
 
 MAX_ADDRESS_CHARS: Final = 45
 """Maximum length of an IP address; longer values are not queried."""
 
-Triple = tuple[str, str, str]
+ResolveKey = tuple[str, str, str]
 """An ambiguous address of a flow, the flow's other address, and the flow's capture point."""
 
 V = TypeVar("V")
@@ -55,18 +55,18 @@ V = TypeVar("V")
 class _Update(Generic[V]):
     """The changes of a mapping.
 
-    ``leaving`` are the keys to remove. ``gone`` has the keys that are missing from the resolution
+    ``removed`` are the keys to remove. ``gone`` has the keys that are missing from the resolution
     but stay for now. It maps each key to the time of the first resolution without the key, oldest
     first.
     """
 
     changed: Mapping[str, V]
-    leaving: Set[str]
+    removed: Set[str]
     gone: Mapping[str, float]
 
     @property
     def keys(self) -> set[str]:
-        return {*self.changed, *self.leaving}
+        return {*self.changed, *self.removed}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,8 @@ class _Context:
     networks: Mapping[str, Networks] = field(default_factory=dict)
     _by_namespace: dict[str, MultiMap[str, Candidate]] = field(default_factory=dict)
 
-    def choose(self, triple: Triple) -> tuple[str, ...] | None:
-        address, other, point_id = triple
+    def choose(self, key: ResolveKey) -> tuple[str, ...] | None:
+        address, other, point_id = key
         point = self.points.get(point_id)
         if is_local(address):
             candidates = self._in_namespaces_of(point, address)
@@ -116,13 +116,13 @@ class IndexChanges:
     addresses: _Update[tuple[str, ...] | None]
     context: _Context
     ambiguous: int
-    triples: dict[Triple, tuple[str, ...]]
-    """The new content of the cache: the names of each cached triple, chosen again with
+    resolved: dict[ResolveKey, tuple[str, ...]]
+    """The new content of the cache: the names of each cached key, chosen again with
     ``context``."""
-    compared: int
-    """Number of triples in the cache at the comparison. `apply` drops the triples cached later."""
+    cached: int
+    """Number of keys in the cache at the comparison. `apply` drops the keys cached later."""
     affected: Set[str]
-    """Ambiguous addresses for which the names of at least one triple are no longer valid."""
+    """Ambiguous addresses for which the names of at least one key are no longer valid."""
     pruned_at: float | None
     left_out: int
 
@@ -152,7 +152,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
     """
 
     __slots__ = (
-        *("_context", "_missed", "_overflowed", "_triples", "_unknown"),
+        *("_context", "_overflowed", "_queried", "_resolved", "_unknown"),
         *("dropped", "empty", "notes_unknown"),
     )
 
@@ -164,13 +164,13 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         self.dropped = dict.fromkeys(LOOKUP_DROPS, 0)
         """Maps ``unknown`` and ``ambiguous`` to the number of lookups that exceeded a limit."""
         self._context = _Context()
-        self._triples: dict[Triple, tuple[str, ...]] = {}
+        self._resolved: dict[ResolveKey, tuple[str, ...]] = {}
         self._overflowed = False
         self._unknown: dict[str, None] = {}
-        self._missed: dict[str, float] = {}
+        self._queried: dict[str, float] = {}
 
     def __missing__(self, key: str) -> tuple[str, ...]:
-        if self.notes_unknown and key not in self._missed and key not in self._unknown and key:
+        if self.notes_unknown and key not in self._queried and key not in self._unknown and key:
             if len(self._unknown) < MAX_UNKNOWN and len(key) <= MAX_ADDRESS_CHARS:
                 self._unknown[key] = None
             else:
@@ -182,32 +182,33 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
 
         If the flow does not show which names apply, the names are empty.
         """
-        triple = key, other, point
-        names = self._triples.get(triple)
+        resolve_key = key, other, point
+        names = self._resolved.get(resolve_key)
         if names is not None:
             return names
         if key not in self._context.candidates:
             return self.get(key) or self.empty
-        if len(self._triples) >= MAX_TRIPLES:
+        if len(self._resolved) >= MAX_RESOLVED:
             self.dropped["ambiguous"] += 1
             self._overflowed = True
             return self.empty
-        names = self._triples[triple] = self._context.choose(triple) or self.empty
+        names = self._resolved[resolve_key] = self._context.choose(resolve_key) or self.empty
         return names
 
     def forget_contexts(self) -> None:
         """Forget the data that resolves ambiguous addresses, and the names that it resolved."""
-        self._context, self._triples, self._overflowed = _Context(), {}, False
+        self._context, self._resolved, self._overflowed = _Context(), {}, False
 
     @property
     def unknown(self) -> int:
         """The number of unknown addresses that wait for a query or have just been queried."""
-        return len(self._unknown) + len(self._missed)
+        return len(self._unknown) + len(self._queried)
 
     def take_unknown(self, now: float, count: int) -> list[str]:
         """Return up to ``count`` unknown addresses to query.
 
-        For `MISS_S` after ``now`` (in seconds), lookups do not note these addresses again.
+        For `REQUERY_INTERVAL_S` after ``now`` (in seconds), lookups do not note these addresses
+        again.
         """
         self._forget(now)
         taken: list[str] = []
@@ -215,22 +216,22 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
             address = next(iter(self._unknown))
             del self._unknown[address]
             if address not in self:  # the address may have become known
-                self._missed[address] = now
+                self._queried[address] = now
                 taken.append(address)
         return taken
 
-    def has_misses(self, now: float) -> bool:
-        """Return whether an unknown address was queried within the last `MISS_S`."""
+    def has_recent_queries(self, now: float) -> bool:
+        """Return whether an unknown address was queried within the last `REQUERY_INTERVAL_S`."""
         self._forget(now)
-        return bool(self._missed)
+        return bool(self._queried)
 
     def _forget(self, now: float) -> None:
-        """Remove addresses from ``_missed`` once they may be queried again."""
-        missed = self._missed
-        old = [address for address, since in missed.items() if now - since >= MISS_S]
-        excess = islice(missed, max(0, len(missed) - MAX_UNKNOWN))
+        """Remove addresses from ``_queried`` once they may be queried again."""
+        queried = self._queried
+        old = [address for address, since in queried.items() if now - since >= REQUERY_INTERVAL_S]
+        excess = islice(queried, max(0, len(queried) - MAX_UNKNOWN))
         for address in {*old, *excess}:
-            del missed[address]
+            del queried[address]
 
 
 class NameIndex:
@@ -316,10 +317,10 @@ class NameIndex:
 
         Modifies nothing. Any thread may call this method while no thread is in :meth:`apply`.
         """
-        nodes, left_out_nodes = _limited(resolution.nodes)
-        candidates, left_out_addresses = _limited(resolution.addresses)
+        nodes, left_out_nodes = _truncated(resolution.nodes)
+        candidates, left_out_addresses = _truncated(resolution.addresses)
         context = self.addresses._context
-        node_update = self._compared(self.nodes, nodes, self._gone_nodes, now)
+        node_update = self._diff(self.nodes, nodes, self._gone_nodes, now)
         points = dict(islice(resolution.points.items(), MAX_NAMES))
         hosts = {point.host for point in points.values()}
         # Entries that the topology no longer contains stay for ``keep_s``. Keep their capture
@@ -330,8 +331,8 @@ class NameIndex:
         gone_hosts = {point.host for point in points.values()} - hosts
         if gone_hosts:
             candidates = {**candidates, **_with_gone_hosts(candidates, context, gone_hosts)}
-        names = {address: _agreed(address, owners) for address, owners in candidates.items()}
-        update = self._compared(self.addresses, names, self._gone_addresses, now)
+        names = {address: _common_names(address, owners) for address, owners in candidates.items()}
+        update = self._diff(self.addresses, names, self._gone_addresses, now)
         ambiguous = {
             address: candidates[address] for address, value in names.items() if value is None
         }
@@ -359,7 +360,7 @@ class NameIndex:
             if address not in self.addresses
         }
         candidates = dict(islice(added.items(), capacity))
-        names = {address: _agreed(address, owners) for address, owners in candidates.items()}
+        names = {address: _common_names(address, owners) for address, owners in candidates.items()}
         ambiguous = {
             address: candidates[address] for address, value in names.items() if value is None
         }
@@ -382,46 +383,46 @@ class NameIndex:
         left_out: int,
     ) -> IndexChanges:
         """Return the changes, including the changes of cached names."""
-        cached = self.addresses._triples.copy()  # the event loop may add entries concurrently
-        full = len(cached) > MAX_TRIPLES // 2
+        cached = self.addresses._resolved.copy()  # the event loop may add entries concurrently
+        full = len(cached) > MAX_RESOLVED // 2
         is_pruned = full and (self._pruned_at is None or now - self._pruned_at >= PRUNE_INTERVAL_S)
         if is_pruned:
-            triples: dict[Triple, tuple[str, ...]] = {}
+            resolved: dict[ResolveKey, tuple[str, ...]] = {}
             affected = {address for address, _, _ in cached}
             if self.addresses._overflowed:
                 affected |= context.candidates.keys()
         else:
-            triples, affected = self._chosen_anew(cached, context)
+            resolved, affected = self._resolve_again(cached, context)
         return IndexChanges(
             nodes=nodes,
             addresses=addresses,
             context=context,
             ambiguous=sum(not is_local(address) for address in context.candidates),
-            triples=triples,
-            compared=len(cached),
+            resolved=resolved,
+            cached=len(cached),
             affected=affected,
             pruned_at=now if is_pruned else self._pruned_at,
             left_out=left_out,
         )
 
-    def _chosen_anew(
-        self, cached: Mapping[Triple, tuple[str, ...]], context: _Context
-    ) -> tuple[dict[Triple, tuple[str, ...]], set[str]]:
-        """Resolve each triple with ``context``.
+    def _resolve_again(
+        self, cached: Mapping[ResolveKey, tuple[str, ...]], context: _Context
+    ) -> tuple[dict[ResolveKey, tuple[str, ...]], set[str]]:
+        """Resolve each cached key with ``context``.
 
-        Returns the names of the triples, and the addresses for which the names of a triple changed.
+        Returns the names of the keys, and the addresses for which the names of a key changed.
         """
-        triples: dict[Triple, tuple[str, ...]] = {}
+        resolved: dict[ResolveKey, tuple[str, ...]] = {}
         affected: set[str] = set()
-        for triple, before in cached.items():
-            if triple[0] in context.candidates:
-                names = context.choose(triple) or self.addresses.empty
-                triples[triple] = before if names == before else names
+        for key, before in cached.items():
+            if key[0] in context.candidates:
+                names = context.choose(key) or self.addresses.empty
+                resolved[key] = before if names == before else names
                 if names != before:
-                    affected.add(triple[0])
-        return triples, affected
+                    affected.add(key[0])
+        return resolved, affected
 
-    def _compared(
+    def _diff(
         self,
         lookup: Mapping[str, V],
         current: Mapping[str, V],
@@ -431,7 +432,7 @@ class NameIndex:
         missing = {key: gone.get(key, now) for key in lookup.keys() - current.keys()}
         excess = len(current) + len(missing) - MAX_NAMES
         oldest_first = sorted(missing, key=missing.__getitem__)
-        leaving = {
+        removed = {
             key
             for number, key in enumerate(oldest_first)
             if number < excess or now - missing[key] >= self._keep_s
@@ -440,8 +441,8 @@ class NameIndex:
             changed={
                 key: value for key, value in current.items() if lookup.get(key, _MISSING) != value
             },
-            leaving=leaving,
-            gone={key: missing[key] for key in oldest_first if key not in leaving},
+            removed=removed,
+            gone={key: missing[key] for key in oldest_first if key not in removed},
         )
 
     def apply(self, changes: IndexChanges) -> list[tuple[Names, Set[str]]]:
@@ -452,17 +453,17 @@ class NameIndex:
         first resolution of a huge topology.
         """
         addresses = self.addresses
-        late = islice(reversed(addresses._triples), len(addresses._triples) - changes.compared)
+        late = islice(reversed(addresses._resolved), len(addresses._resolved) - changes.cached)
         changed = {
             *changes.addresses.keys,
             *changes.affected,
             # Names that were cached after the comparison were chosen with the outdated context.
             *(address for address, _, _ in late if address in changes.context.candidates),
         }
-        _applied(self.nodes, changes.nodes)
-        _applied(addresses, changes.addresses)
+        _apply_update(self.nodes, changes.nodes)
+        _apply_update(addresses, changes.addresses)
         self._gone_nodes, self._gone_addresses = changes.nodes.gone, changes.addresses.gone
-        addresses._context, addresses._triples = changes.context, changes.triples
+        addresses._context, addresses._resolved = changes.context, changes.resolved
         if changes.pruned_at != self._pruned_at:
             addresses._overflowed = False
         self._pruned_at = changes.pruned_at
@@ -479,7 +480,7 @@ class NameIndex:
 _MISSING: Final = object()
 
 
-def _limited(mapping: Mapping[str, V]) -> tuple[Mapping[str, V], int]:
+def _truncated(mapping: Mapping[str, V]) -> tuple[Mapping[str, V], int]:
     """Return up to `MAX_NAMES` entries, and the number of omitted entries."""
     if len(mapping) <= MAX_NAMES:
         return mapping, 0
@@ -503,7 +504,7 @@ def _with_gone_hosts(
     return kept
 
 
-def _agreed(address: str, candidates: tuple[Candidate, ...]) -> tuple[str, ...] | None:
+def _common_names(address: str, candidates: tuple[Candidate, ...]) -> tuple[str, ...] | None:
     """Return the names that all candidates share, or None if the names depend on the flow."""
     if is_local(address):
         return None
@@ -511,7 +512,7 @@ def _agreed(address: str, candidates: tuple[Candidate, ...]) -> tuple[str, ...] 
     return first if all(candidate.names == first for candidate in candidates) else None
 
 
-def _applied(lookup: dict[str, V], update: _Update[V]) -> None:
+def _apply_update(lookup: dict[str, V], update: _Update[V]) -> None:
     lookup.update(update.changed)
-    for key in update.leaving:
+    for key in update.removed:
         del lookup[key]

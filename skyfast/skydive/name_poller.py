@@ -342,13 +342,13 @@ class NamePoller:
         """
         addresses, now = self._index.addresses, self._now()
         query = None
-        if not (self._asks_changed_pods and addresses.has_misses(now)):
+        if not (self._asks_changed_pods and addresses.has_recent_queries(now)):
             query = queries.by_pod_address(addresses.take_unknown(now, MAX_VALUES))
         is_by_address = self._asks_changed_pods = query is not None
         asked_ms = self._progress[queries.KUBERNETES].asked_ms
         since_ms = self._since_ms(asked_ms, PODS_OVERLAP_MS)
         is_due = time.monotonic() - self._pods_asked_s >= PODS_INTERVAL_S
-        if query is None and (is_due or addresses.has_misses(now)) and since_ms:
+        if query is None and (is_due or addresses.has_recent_queries(now)) and since_ms:
             query = queries.changes(queries.PODS, since_ms)
             self._pods_asked_s = time.monotonic()
         if query is None:

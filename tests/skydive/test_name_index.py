@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from skyfast.skydive import name_index
 from skyfast.skydive.name_candidates import Candidate, PointLocation, choose
-from skyfast.skydive.name_index import MISS_S, PRUNE_INTERVAL_S, NameIndex
+from skyfast.skydive.name_index import PRUNE_INTERVAL_S, REQUERY_INTERVAL_S, NameIndex
 from skyfast.skydive.name_resolver import Resolution
 
 EMPTY = ("",) * 8
@@ -200,7 +200,7 @@ def test_an_address_looked_up_during_a_comparison_is_reported(index):
 
 
 def test_the_cache_of_contexts_is_bounded_and_pruned(index, monkeypatch):
-    monkeypatch.setattr(name_index, "MAX_TRIPLES", 4)
+    monkeypatch.setattr(name_index, "MAX_RESOLVED", 4)
     update(index, **AMBIGUOUS)
     addresses = index.addresses
     for number in range(4):
@@ -352,10 +352,10 @@ def test_an_unknown_address_is_queried_again_only_after_a_while(index):
     assert addresses.unknown == 3
     assert addresses["10.0.0.1"] == EMPTY
     assert addresses.take_unknown(1.0, 2) == ["10.0.0.3"]
-    assert addresses.has_misses(MISS_S)
+    assert addresses.has_recent_queries(REQUERY_INTERVAL_S)
     assert addresses["10.0.0.1"] == EMPTY
-    assert addresses.take_unknown(MISS_S, 2) == ["10.0.0.1"]
-    assert not addresses.has_misses(2 * MISS_S)
+    assert addresses.take_unknown(REQUERY_INTERVAL_S, 2) == ["10.0.0.1"]
+    assert not addresses.has_recent_queries(2 * REQUERY_INTERVAL_S)
 
 
 def test_known_and_ambiguous_addresses_are_not_queried(index):
@@ -383,7 +383,7 @@ def test_unknown_addresses_are_bounded(index, monkeypatch):
     for number in range(5, 8):
         addresses[f"10.0.0.{number}"]
     assert len(addresses.take_unknown(1.0, 10)) == 3
-    assert addresses.has_misses(1.0)
+    assert addresses.has_recent_queries(1.0)
     assert addresses.unknown == 3  # the oldest addresses are forgotten
 
 
@@ -418,9 +418,9 @@ def shown(index, flow):
 
 @settings(deadline=None)
 @given(STEPS, st.sampled_from([1, 4, 1000]))
-def test_every_flow_has_the_names_of_the_latest_resolution_or_is_reported(steps, max_triples):
+def test_every_flow_has_the_names_of_the_latest_resolution_or_is_reported(steps, max_resolved):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(name_index, "MAX_TRIPLES", max_triples)
+        patch.setattr(name_index, "MAX_RESOLVED", max_resolved)
         patch.setattr(name_index, "PRUNE_INTERVAL_S", 0.0)
         index = NameIndex(keep_s=0.0)
         labels = {}
@@ -433,9 +433,9 @@ def test_every_flow_has_the_names_of_the_latest_resolution_or_is_reported(steps,
             for flow, names in labels.items():
                 if flow[0] in reported:
                     labels[flow] = shown(index, flow)
-                elif names != EMPTY or max_triples == 1000:
+                elif names != EMPTY or max_resolved == 1000:
                     assert names == shown(index, flow)
-            if not is_part and max_triples == 1000:
+            if not is_part and max_resolved == 1000:
                 for flow, names in labels.items():
                     owners = current.addresses.get(flow[0], ())
                     chosen = owners and choose(
