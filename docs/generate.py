@@ -319,7 +319,7 @@ def default_view() -> str:
                 codes(label.name for label in view.labels),
                 family.help,
             ]
-            for view in export.views
+            for view in export.further_views
             for family in planner.families(view, naming=export.naming)
         ],
     )
@@ -339,7 +339,7 @@ def self_families() -> list[Family]:
         max_flows=1,
         timeout_s=1,
         memory_s=0,
-        view_timeouts_s=[1] * len(export.views),
+        view_timeouts_s=[1] * len(export.further_views),
     )
     counters = stats.Stats()
     counters.analyzer("analyzer")
@@ -348,7 +348,7 @@ def self_families() -> list[Family]:
     counters.config.last_reload_changed = ("key",)
     counters.topology.names = stats.NameStats(query_duration_s={"interfaces": 0})
     counters.own_names = stats.OwnNameStats()
-    views = [view.prefix for view in export.views]
+    views = [view.prefix for view in export.further_views]
     page = self_metrics.render(counters, table, views=views)
     page += self_metrics.render_hidden({"": (1, 1)})
     page += self_metrics.render_label_values({"protocol": 1})

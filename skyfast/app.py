@@ -572,8 +572,7 @@ def _cost_summary(parts: Parts) -> str:
     """Return the log text about the cost of a connection and about the limits."""
     export, limits = parts.config.export, parts.config.limits
     row_bytes = parts.table.row_bytes
-    views = (export.first_view, *export.views)
-    series = [cost.series(view, naming=export.naming) for view in views]
+    series = [cost.series(view, naming=export.naming) for view in export.views]
     maximum = {"max_connections": limits.max_connections, "max_flows": limits.max_flows}
     most = cost.most_connections(**maximum)
     return (

@@ -198,7 +198,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
             metrics=[metric.name for metric in export.first_view.metrics],
             others={
                 view.prefix: (planned, [metric.name for metric in view.metrics])
-                for view, planned in zip(export.views, plan.views[1:], strict=True)
+                for view, planned in zip(export.further_views, plan.views[1:], strict=True)
             },
             names=known_names,
             flow_update_s=lambda: stats.flow_update_s,
@@ -265,10 +265,10 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
                 forecaster=forecaster,
                 others={
                     view.prefix: planned
-                    for view, planned in zip(export.views, plan.views[1:], strict=True)
+                    for view, planned in zip(export.further_views, plan.views[1:], strict=True)
                 },
             ),
-            views=tuple(view.prefix for view in export.views),
+            views=tuple(view.prefix for view in export.further_views),
             table_families=tuple(family.name for view in plan.views for family in view.families),
             interface_info=(
                 InterfaceInfo(names.nodes, naming=export.naming)

@@ -98,7 +98,7 @@ def double_counted(config: Config) -> list[str]:
         return []
     return [
         _where(view)
-        for view in (export.first_view, *export.views)
+        for view in export.views
         if any(_is_counted(metric) for metric in view.metrics)
         and not any(shown_field(label) in _POINTS for label in view.labels)
     ]
@@ -109,7 +109,7 @@ def hides_traffic(config: Config) -> bool:
 
     A view without bounds counts the traffic of all connections, if it counts bytes or packets.
     """
-    views, bounds = (config.export.first_view, *config.export.views), config.limits.bounds
+    views, bounds = config.export.views, config.limits.bounds
     return any(bound.are_set for bound in bounds) and not any(
         _counts_traffic(view)
         for view, bound in zip(views, bounds, strict=True)
@@ -125,7 +125,7 @@ def report(config: Config) -> str:
 def _lines(config: Config) -> Iterator[str]:
     export, limits = config.export, config.limits
     maximum = {"max_connections": limits.max_connections, "max_flows": limits.max_flows}
-    views = (export.first_view, *export.views)
+    views = export.views
     counts = [series(view, naming=export.naming) for view in views]
     for view, count, timeout_s, bounds in zip(
         views, counts, (0.0, *limits.view_timeouts_s), limits.bounds, strict=True
@@ -142,7 +142,7 @@ def _lines(config: Config) -> Iterator[str]:
         for family in shown:
             yield f"  {family.series} {family.name}"
         yield from _bounds(view, bounds)
-    if export.views:
+    if export.further_views:
         most = most_series(counts, **maximum)
         yield f"All connections and all rows of views together cost at most {most} series."
     of_labels = [*_names(export)]
@@ -155,7 +155,7 @@ def _lines(config: Config) -> Iterator[str]:
         yield from () if KUBERNETES_NOTE in of_labels else (KUBERNETES_NOTE,)
     yield from _new_flows(export)
     yield from _histograms(export)
-    for view in (export.first_view, *export.views):
+    for view in export.views:
         for label in view.labels:
             if reason := _unbounded_reason(label, config):
                 yield f"Note: label {label.name} of {_where(view)} is unbounded: {reason}."
@@ -186,7 +186,7 @@ def _names(export: ExportSelection) -> Iterator[str]:
     """Yield lines about the memory and the topology queries that labels with names need."""
     chosen: list[LabelSpec] = []
     bytes_ = []
-    for view in (export.first_view, *export.views):
+    for view in export.views:
         if labels := [label for label in view.labels if key_fields(label)]:
             chosen += labels
             bytes_.append(f"{CELL_BYTES * len(labels)} bytes per {_row(view)}")
@@ -230,7 +230,7 @@ def _new_flows(export: ExportSelection) -> Iterator[str]:
     """Yield a line about the memory for the metric ``new_flows``, if any view has this metric."""
     rows = [
         f"{NEW_FLOWS_BYTES} bytes per {_row(view)}"
-        for view in (export.first_view, *export.views)
+        for view in export.views
         if any(metric.name == "new_flows" for metric in view.metrics)
     ]
     if rows:
@@ -240,7 +240,7 @@ def _new_flows(export: ExportSelection) -> Iterator[str]:
 def _histograms(export: ExportSelection) -> Iterator[str]:
     """Yield a line about the memory for histograms, if any view has histograms."""
     rows = []
-    for view in export.views:
+    for view in export.further_views:
         histograms = [
             value
             for family in families(view, naming=export.naming)

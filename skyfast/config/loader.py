@@ -437,11 +437,15 @@ def _filter(get: Settings) -> Filter:
     return Filter(excluded_tags=frozenset(excluded_tags), keep=keep, drop=drop)
 
 
-def _export(get: Settings, first_view: ViewSpec, others: tuple[ViewSpec, ...]) -> ExportSelection:
-    has_tag = any(label.name == TAG for view in (first_view, *others) for label in view.labels)
+def _export(
+    get: Settings, first_view: ViewSpec, further_views: tuple[ViewSpec, ...]
+) -> ExportSelection:
+    has_tag = any(
+        label.name == TAG for view in (first_view, *further_views) for label in view.labels
+    )
     return ExportSelection(
         first_view=first_view,
-        views=others,
+        further_views=further_views,
         include_icmp=get(schema.INCLUDE_ICMP),
         include_other=get(schema.INCLUDE_OTHER),
         rewrite=get(schema.REWRITE),
@@ -480,7 +484,7 @@ def _build(
     with problems:
         tls = _tls(get)
     with problems:
-        first_view, *others = entries = _views(get)
+        first_view, *further_views = entries = _views(get)
         _check_interface_info(get, entries)
     with problems:
         filter_ = _filter(get)
@@ -505,7 +509,7 @@ def _build(
         classify=Classify(cluster_net_masks=get(schema.NET_MASKS)),
         filter=filter_,
         preset=get(schema.PRESET),
-        export=_export(get, first_view.spec, tuple(view.spec for view in others)),
+        export=_export(get, first_view.spec, tuple(view.spec for view in further_views)),
         limits=_limits(get, entries),
         max_series=get(schema.MAX_SERIES),
         topology=Topology(

@@ -189,8 +189,7 @@ def labels_without_names(sources: NameSources, export: ExportSelection) -> str:
 
     Returns "" if there are own names, or if no label shows only own names.
     """
-    views = (export.first_view, *export.views)
     labels = dict.fromkeys(
-        label.name for view in views for label in view.labels if shows_only_own(label)
+        label.name for view in export.views for label in view.labels if shows_only_own(label)
     )
     return "" if sources.are_set else ", ".join(labels)

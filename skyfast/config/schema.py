@@ -293,7 +293,9 @@ VIEWS: Key[tuple[views.ViewEntry, ...]] = _key(
     "pipeline.store.prom_sky_con.views",
     views.to_views,
     presets.COMPATIBLE.views,
-    lambda c: views.show_views(c.export.views, c.limits.view_timeouts_s, c.limits.bounds[1:]),
+    lambda c: views.show_views(
+        c.export.further_views, c.limits.view_timeouts_s, c.limits.bounds[1:]
+    ),
     can_be_empty=True,
     structured=True,
 )

@@ -61,7 +61,7 @@ def _overlaps(config: Config) -> Iterator[str]:
             " traffic; to avoid this, select both addresses, both ports and the protocol as labels,"
             " and do not rewrite them"
         )
-    views = [view.prefix for view in config.export.views if not _tells_apart(view, config)]
+    views = [view.prefix for view in config.export.further_views if not _tells_apart(view, config)]
     if views:
         yield (
             f"shards overlap in {', '.join(views)}: several shards export the same series, each"
@@ -69,9 +69,7 @@ def _overlaps(config: Config) -> Iterator[str]:
         )
     hidden = [
         view.prefix or "connections"
-        for view, bounds in zip(
-            (config.export.first_view, *config.export.views), config.limits.bounds, strict=True
-        )
+        for view, bounds in zip(config.export.views, config.limits.bounds, strict=True)
         if bounds.are_set and not _tells_apart(view, config)
     ]
     if hidden:

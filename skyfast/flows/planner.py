@@ -81,7 +81,7 @@ def make_plan(export: ExportSelection, *, names: NameSource, shard: Shard = ALON
     """
     columns = _Columns(export, names)
     return Plan(
-        views=tuple(_view(view, columns, export) for view in (export.first_view, *export.views)),
+        views=tuple(_view(view, columns, export) for view in export.views),
         requirements=(
             Requirement(paths=(("Network",),), reason="no_network"),
             *_transport(export),

@@ -140,13 +140,13 @@ class ExportSelection:
     """What is exported: labels, metrics and views. A change requires a new table.
 
     The rows of ``first_view`` are the connections, and ``naming`` applies to its families.
-    ``views`` are all other views. ``rewrite`` maps labels to their rewrites. ``cluster_net_masks``
-    are the networks for the label ``tag``. If no view has this label, the tuple is empty, because
-    the networks do not affect the export.
+    ``further_views`` are all other views. ``rewrite`` maps labels to their rewrites.
+    ``cluster_net_masks`` are the networks for the label ``tag``. If no view has this label, the
+    tuple is empty, because the networks do not affect the export.
     """
 
     first_view: ViewSpec
-    views: tuple[ViewSpec, ...]
+    further_views: tuple[ViewSpec, ...]
     include_icmp: bool
     include_other: bool
     rewrite: Mapping[str, RewriteSpec]
@@ -156,24 +156,27 @@ class ExportSelection:
     cluster_net_masks: tuple[Network, ...]
 
     @property
+    def views(self) -> tuple[ViewSpec, ...]:
+        """All views, including the first view."""
+        return (self.first_view, *self.further_views)
+
+    @property
     def k8s_labels(self) -> tuple[str, ...]:
         """The keys of the exported pod labels, sorted and without duplicates."""
-        views = (self.first_view, *self.views)
-        keys = {label.k8s_label for view in views for label in view.labels if label.k8s_label}
+        keys = {label.k8s_label for view in self.views for label in view.labels if label.k8s_label}
         return tuple(sorted(keys))
 
     @property
     def names_keys(self) -> tuple[str, ...]:
         """The exported keys of own names, sorted and without duplicates."""
-        views = (self.first_view, *self.views)
-        keys = {label.names_key for view in views for label in view.labels if label.names_key}
+        keys = {label.names_key for view in self.views for label in view.labels if label.names_key}
         return tuple(sorted(keys))
 
 
 def changed_fields(old: ExportSelection, new: ExportSelection) -> list[str]:
     """Return the names of the fields that differ, including fields of the first view.
 
-    The field ``amounts`` is returned as the names of the configuration keys that it depends on.
+    If the name of a field differs from its configuration keys, the keys are returned instead.
     """
     of_first_view = _changed(old.first_view, new.first_view, fields(ViewSpec))
     rest = [field for field in fields(ExportSelection) if field.name != "first_view"]
@@ -182,7 +185,11 @@ def changed_fields(old: ExportSelection, new: ExportSelection) -> list[str]:
 
 def _changed(old: object, new: object, of: Iterable[Field[Any]]) -> list[str]:
     names = [field.name for field in of if getattr(old, field.name) != getattr(new, field.name)]
-    return ["min_bytes or min_packets" if name == "amounts" else name for name in names]
+    return [_KEYS.get(name, name) for name in names]
+
+
+_KEYS: Final = {"amounts": "min_bytes or min_packets", "further_views": "views"}
+"""Maps fields to their configuration keys, if these differ."""
 
 
 @dataclass(frozen=True, slots=True)

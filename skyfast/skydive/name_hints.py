@@ -39,7 +39,7 @@ def find_hints(export: ExportSelection, resolution: Resolution) -> Hints:
     known = CONTAINER_POD_LABELS if resolution.has_pod_names else frozenset[str]()
     labels = {
         label.name: None
-        for view in (export.first_view, *export.views)
+        for view in export.views
         for label in view.labels
         if label.k8s_label or (label.is_known and label.name in POD_LABELS - known)
     }

@@ -287,7 +287,7 @@ class NameIndex:
 
         The caller must relabel the flows of addresses whose names have changed.
         """
-        labels = [label for view in (export.first_view, *export.views) for label in view.labels]
+        labels = [label for view in export.views for label in view.labels]
         self.addresses.notes_unknown = any(map(shows_topology, labels))
         self.combined.use(own, extends=any(map(shows_only_own, labels)))
 

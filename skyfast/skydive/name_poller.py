@@ -86,8 +86,7 @@ def needed(config: Config) -> tuple[Query, ...]:
     everything = (*local, queries.KUBERNETES, queries.KUBERNETES_EDGES)
     if config.topology.interface_info:
         return everything
-    export = config.export
-    views = (export.first_view, *export.views)
+    views = config.export.views
     labels = {label.name for view in views for label in view.labels if shows_topology(label)}
     if not labels:
         return ()

@@ -884,7 +884,7 @@ async def test_new_labels_and_metrics_start_a_new_table(
 # Maps each field to the keys of the first configuration and the keys that the reload changes.
 SELECTIONS: Mapping[str, tuple[Keys, Keys]] = {
     "first_view": ({}, {"labels": ["protocol"]}),
-    "views": ({}, {"views": []}),
+    "further_views": ({}, {"views": []}),
     "include_icmp": ({}, {"include_icmp": True}),
     "include_other": ({}, {"include_other": True}),
     "rewrite": ({}, {"rewrite": {"initiator_ip": {"mask": 24}}}),
@@ -942,7 +942,7 @@ async def test_changed_selection_starts_a_new_table(
     keys, changes = SELECTIONS[name]
     old, new = config_of_store(keys), config_of_store({**keys, **changes})
     assert differing(old.export, new.export) == [name]
-    assert old.limits == new.limits or name == "views"
+    assert old.limits == new.limits or name == "further_views"
     assert await has_new_table(keys, changes)
     (line,) = (line for line in lines(caplog) if "all connections removed from the table" in line)
     assert line.endswith(f"all connections removed from the table: {', '.join(changes)} changed")
@@ -953,7 +953,9 @@ async def test_changed_view_starts_a_new_table(name: str) -> None:
     keys, changes = VIEWS[name]
     first: Keys = {"prefix": "a", "labels": ["protocol"], **keys}
     second: Keys = {**first, **changes}
-    old, new = (config_of_store({"views": [view]}).export.views[0] for view in (first, second))
+    old, new = (
+        config_of_store({"views": [view]}).export.further_views[0] for view in (first, second)
+    )
     assert name in differing(old, new)
     assert await has_new_table({"views": [first]}, {"views": [second]})
 

@@ -150,7 +150,7 @@ def test_warnings_match_the_exported_values(settings: str) -> None:
     sink.receive(message(flow("1", NodeTID="veth"), flow("2", NodeTID="eth0")))
     for spec, prefix in (
         (config.export.first_view, ""),
-        *((v, v.prefix) for v in config.export.views),
+        *((v, v.prefix) for v in config.export.further_views),
     ):
         family = f"{prefix}_bytes_total" if prefix else CONNECTIONS
         shown = [int(value) for value in values(sink, family)]

@@ -136,7 +136,7 @@ def check_defaults(result: Config) -> None:
             labels="initiator_ip target_ip initiator_port target_port direction node_tid protocol",
             metrics="bytes packets rtt",
         ),
-        views=(view(prefix="skydive_traffic", labels="node_tid protocol direction"),),
+        further_views=(view(prefix="skydive_traffic", labels="node_tid protocol direction"),),
         include_icmp=False,
         include_other=False,
         rewrite={},
@@ -288,7 +288,7 @@ def test_every_key_is_read(yaml_loader: str) -> None:
             direction="split",
             amounts=("packets",),
         ),
-        views=(
+        further_views=(
             ViewSpec(
                 prefix="skydive_services",
                 labels=(
@@ -440,19 +440,21 @@ def test_view_with_split_directions_has_the_label_direction(
 ) -> None:
     first = parse(store(**keys)).export.first_view
     assert labels_of(first) == labels
-    (other,) = parse(store(views=[{"prefix": "a", "labels": "protocol", **keys}])).export.views
+    (other,) = parse(
+        store(views=[{"prefix": "a", "labels": "protocol", **keys}])
+    ).export.further_views
     assert labels_of(other) == (labels if "labels" in keys else "protocol")
 
 
 def test_list_of_views_can_be_empty() -> None:
-    assert parse(store(views=[])).export.views == ()
+    assert parse(store(views=[])).export.further_views == ()
     assert loader.dump(parse(store(views=[]))).count("views: []") == 1
-    assert parse(store(views=None)).export.views == parse("").export.views
+    assert parse(store(views=None)).export.further_views == parse("").export.further_views
 
 
 def test_view_requires_only_prefix_and_labels() -> None:
     written = parse(store(views=[{"prefix": "a", "labels": ["protocol"]}]))
-    assert written.export.views == (view(prefix="a", labels="protocol direction"),)
+    assert written.export.further_views == (view(prefix="a", labels="protocol direction"),)
     assert written.limits.view_timeouts_s == (3600.0,)
 
 
@@ -472,7 +474,7 @@ def test_views_can_share_labels_and_metrics_through_aliases() -> None:
         "    - {prefix: b, labels: *few, metrics: *all}\n"
     )
     result = parse(text)
-    first, second = result.export.views
+    first, second = result.export.further_views
     assert first.labels == second.labels
     assert first.metrics == second.metrics == result.export.first_view.metrics
     assert meaning(parse(loader.dump(result))) == meaning(result)
@@ -1493,7 +1495,7 @@ def test_any_selection_is_accepted_or_rejected_with_an_error(tree: dict[str, Any
         return
     assert meaning(parse(loader.dump(result))) == meaning(result)
     names = []
-    for spec in (result.export.first_view, *result.export.views):
+    for spec in result.export.views:
         labels = [label.name for label in spec.labels]
         assert len(set(labels)) == len(labels)
         assert ("direction" in labels) == (spec.direction == "split")

@@ -40,7 +40,7 @@ def test_preset_services_exports_names_and_the_target_port() -> None:
     assert metrics_of(export.first_view) == (
         "skydive_connection_bytes_total skydive_connection_packets_total"
     )
-    (view,) = export.views
+    (view,) = export.further_views
     assert labels_of(view) == "initiator_name target_name target_port protocol"
     assert metrics_of(view) == "skydive_services_rtt_seconds skydive_services_new_flows_total"
     assert view.metrics[0].is_histogram
@@ -53,7 +53,7 @@ def test_preset_hosts_exports_the_hosts_of_both_ends() -> None:
     assert metrics_of(export.first_view) == (
         "skydive_connection_bytes_total skydive_connection_packets_total"
     )
-    assert export.views == ()
+    assert export.further_views == ()
     assert export.deduplicate == "first"
 
 
@@ -83,7 +83,7 @@ def test_environment_variables_select_a_preset_and_replace_its_labels() -> None:
     }
     result = parse(environ, preset="services")
     assert labels_of(result.export.first_view) == "target_host direction"
-    assert result.export.views == ()
+    assert result.export.further_views == ()
 
 
 def test_preset_with_summed_directions_has_no_direction_label() -> None:

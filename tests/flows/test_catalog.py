@@ -731,10 +731,10 @@ def test_lookup_key_counts_once_towards_the_limit_of_columns(names: list[Any], k
     assert table(export).flows == 0
     with pytest.raises(ConfigError, match=f"more than {MAX_COLUMNS} different labels"):
         accepted(most + 1)
-    *views, last = export.views
+    *views, last = export.further_views
     more = replace(last, labels=(*last.labels, LabelSpec(name="more", path=("Link", "B"))))
     with pytest.raises(ValueError, match="too many labels"):
-        table(replace(export, views=(*views, more)))
+        table(replace(export, further_views=(*views, more)))
 
 
 # Recording rules

@@ -32,7 +32,7 @@ def exported() -> set[str]:
         metrics = [metric.name for metric in METRICS]
         text = f"pipeline.store.prom_sky_con: {{naming: {naming}, metrics: {metrics}}}"
         export = loader.parse(text, {}, source="x.yml").export
-        for view in (export.first_view, *export.views):
+        for view in export.views:
             names |= {family.name for family in families(view, naming=naming)}
         names.add(INTERFACE_INFO[naming].name)
         stats = Stats()
