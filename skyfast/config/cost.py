@@ -97,7 +97,7 @@ def double_counted(config: Config) -> list[str]:
     if export.deduplicate != "none":
         return []
     return [
-        _where(view)
+        _view_name(view)
         for view in export.views
         if any(_is_counted(metric) for metric in view.metrics)
         and not any(shown_field(label) in _POINTS for label in view.labels)
@@ -158,7 +158,7 @@ def _lines(config: Config) -> Iterator[str]:
     for view in export.views:
         for label in view.labels:
             if reason := _unbounded_reason(label, config):
-                yield f"Note: label {label.name} of {_where(view)} is unbounded: {reason}."
+                yield f"Note: label {label.name} of {_view_name(view)} is unbounded: {reason}."
     if uses_default_analyzer(config):
         default = config.subscriber.endpoints[0].name
         yield f"No analyzers are configured: skyfast subscribes to {default}."
@@ -255,7 +255,7 @@ def _histograms(export: ExportSelection) -> Iterator[str]:
         yield f"Histograms take {', '.join(rows)}, and {OBSERVED_BYTES} bytes per flow."
 
 
-def _where(view: ViewSpec) -> str:
+def _view_name(view: ViewSpec) -> str:
     return f"view {view.prefix}" if view.prefix else "connections"
 
 

@@ -29,7 +29,7 @@ _HOST_AND_PORT: Final = re.compile(
     r"(?:\[([^\[\]]*:[^\[\]]*)\]|([^\[\]:]*))(?::([0-9]{1,5}))?", re.ASCII
 )
 _SUBSCRIPTION: Final = re.compile(r"(.*)/ws/subscriber(?:/.*)?", re.ASCII)
-_PORT_THAT_IS_NONE: Final = re.compile(r"(://[^/?#@]*:)[^/?#@:]*[^/?#@:0-9][^/?#@:]*(?=[/?#]|$)")
+_INVALID_PORT: Final = re.compile(r"(://[^/?#@]*:)[^/?#@:]*[^/?#@:0-9][^/?#@:]*(?=[/?#]|$)")
 _LOCAL_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
 
 
@@ -248,7 +248,7 @@ def parse_url(text: str) -> Endpoint:
     except ValueError:
         # In "ws://user:password", "@host" is missing, and the password looks like an invalid port.
         # Therefore hide invalid ports.
-        shown = _PORT_THAT_IS_NONE.sub(rf"\1{HIDDEN}", text)
+        shown = _INVALID_PORT.sub(rf"\1{HIDDEN}", text)
         problem = "is not a valid URL: its host, port or user is invalid"
         raise EndpointError(problem, shown) from None
     if port == 0:

@@ -13,16 +13,17 @@ MAX_SUGGESTIONS: Final = 3
 MAX_SIBLINGS: Final = 3
 """Maximum number of similar names that `KnownKeys.suggest` considers."""
 
-CLOSE: Final = 0.8
+CUTOFF: Final = 0.8
 """Minimum similarity of a misspelled name and a known name, as a ratio of `difflib`."""
 
-SIMILAR: Final = 0.6
-"""Like `CLOSE`, but for sections that only skyfast uses.
+LOW_CUTOFF: Final = 0.6
+"""Like `CUTOFF`, but for sections that only skyfast uses.
 
 All unknown names in these sections are mistakes, so less similarity is enough for a suggestion."""
 
-MIN_END: Final = 8
-"""Minimum length, without prefix, of an unknown name that is compared with ends of known names."""
+MIN_SUFFIX: Final = 8
+"""Minimum length, without prefix, of an unknown name that is compared with suffixes of known
+names."""
 
 
 class KnownKeys:
@@ -67,12 +68,12 @@ class KnownKeys:
             return paths
         if section := self.section_of(value):
             return (section,)
-        near = difflib.get_close_matches(name, self._by_name, 1, CLOSE)
+        near = difflib.get_close_matches(name, self._by_name, 1, CUTOFF)
         return self._elsewhere(near[0], value) if near else ()
 
     def instead_of_section(self, section: str, value: YamlValue) -> str:
         """Return a key that accepts ``value`` and has a name similar to ``section``, or ""."""
-        near = self._siblings(section, cutoff=CLOSE)
+        near = self._siblings(section, cutoff=CUTOFF)
         return next((one for one in near if one != section and self._fits(one, value)), "")
 
     def _siblings(self, path: str, *, cutoff: float) -> list[str]:
@@ -157,17 +158,20 @@ def similar_variable(
 
     If ``name`` starts with one of ``sections``, only variables of this section are compared. If
     ``name`` starts with none of ``sections``, the user may have left out the section. In this case,
-    the result is the known variable that ends like ``name``, if there is exactly one.
+    the result is the known variable that ends with ``name`` without ``prefix``, if there is exactly
+    one.
     """
-    begins = max((section for section in sections if name.startswith(section)), key=len, default="")
-    end = name.removeprefix(prefix)
-    if not begins and len(end) >= MIN_END:
-        ends = [variable for variable in known if variable.endswith(f"_{end}")]
-        if len(ends) == 1:
-            return ends[0]
-    rests = {
-        variable.removeprefix(begins): variable for variable in known if variable.startswith(begins)
+    section = max((each for each in sections if name.startswith(each)), key=len, default="")
+    suffix = name.removeprefix(prefix)
+    if not section and len(suffix) >= MIN_SUFFIX:
+        matches = [variable for variable in known if variable.endswith(f"_{suffix}")]
+        if len(matches) == 1:
+            return matches[0]
+    suffixes = {
+        variable.removeprefix(section): variable
+        for variable in known
+        if variable.startswith(section)
     }
-    cutoff = SIMILAR if begins.count("_") > 1 else CLOSE
-    near = difflib.get_close_matches(name.removeprefix(begins), rests, 1, cutoff)
-    return rests[near[0]] if near else ""
+    cutoff = LOW_CUTOFF if section.count("_") > 1 else CUTOFF
+    near = difflib.get_close_matches(name.removeprefix(section), suffixes, 1, cutoff)
+    return suffixes[near[0]] if near else ""

@@ -190,7 +190,7 @@ _SYNONYMS = {
 }
 """Maps the first word of an unknown label to the prefix that the user probably meant."""
 
-_ALIKE = 0.75
+_CUTOFF = 0.75
 """Minimum similarity of the second parts of unknown and suggested labels: a ratio of `difflib`."""
 
 _OTHER_LABELS = tuple(label.name for label in LABELS if label.name.partition("_")[0] not in _PARTS)
@@ -233,7 +233,7 @@ def _part_advice(prefix: str, rest: str) -> str:
 def _similar_part(text: str, parts: Collection[str]) -> str:
     """Return the part that the user probably meant, such as ``pod`` for ``pod_name``, or ""."""
     short = text.lower().removesuffix("_name")
-    return short if short in parts else nearest(text, parts, cutoff=_ALIKE)
+    return short if short in parts else nearest(text, parts, cutoff=_CUTOFF)
 
 
 def _is_pod_label(name: str, key: str) -> bool:
@@ -421,7 +421,7 @@ _to_port = integer(0, MAX_PORT)
 def to_rewrites(value: YamlValue) -> Mapping[str, RewriteSpec]:
     """Accept a mapping of labels to ``{mask: …, mask6: …}`` or ``{above: …, keep: […]}``."""
     known = (*_ADDRESSES, *_PORTS)
-    nodes = mapping_of(value, known=known, what="a mapping of labels", unknown=_no_rewrite)
+    nodes = mapping_of(value, known=known, what="a mapping of labels", unknown=_rewrite_advice)
     entries = Entries(nodes)
     rewrites = {
         name: entries.of(name, _to_mask if name in _ADDRESSES else _to_port_grouping)
@@ -432,7 +432,7 @@ def to_rewrites(value: YamlValue) -> Mapping[str, RewriteSpec]:
     return MappingProxyType(rewrites)
 
 
-def _no_rewrite(name: str) -> str:
+def _rewrite_advice(name: str) -> str:
     if name not in LABELS_BY_NAME:
         return ""
     known = ", ".join((*_ADDRESSES, *_PORTS))

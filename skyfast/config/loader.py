@@ -245,7 +245,7 @@ def _probable_keys(path: str, node: YamlNode) -> list[tuple[str, int, str]]:
 
     If no known key is similar, the suggestions are for misplaced sections below the unknown key.
     """
-    if near := KNOWN.suggest(path, node.value, cutoff=hints.CLOSE):
+    if near := KNOWN.suggest(path, node.value, cutoff=hints.CUTOFF):
         return [(path, node.line, " or ".join(near))]
     if not isinstance(node.value, dict):
         return []
@@ -255,7 +255,7 @@ def _probable_keys(path: str, node: YamlNode) -> list[tuple[str, int, str]]:
 
 def _advice(path: str, value: YamlValue) -> str:
     """Return a hint: the key that is probably meant, or all keys of the section if it is small."""
-    if near := KNOWN.suggest(path, value, cutoff=hints.SIMILAR):
+    if near := KNOWN.suggest(path, value, cutoff=hints.LOW_CUTOFF):
         return f"did you mean {' or '.join(near)}?"
     section = path.rpartition(".")[0]
     known = KNOWN.children(section) or KNOWN.children(section.partition(".")[0])

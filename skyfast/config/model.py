@@ -6,7 +6,7 @@ from typing import Literal
 
 from skyfast.config.endpoint import Endpoint
 from skyfast.config.names import NameSources
-from skyfast.flows.selection import ALONE, Bounds, ExportSelection, Filter, Network, Shard
+from skyfast.flows.selection import UNSHARDED, Bounds, ExportSelection, Filter, Network, Shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +155,6 @@ class Config:
     web: Web
     logging: Logging
     notes: tuple[Note, ...]
-    shard: Shard = ALONE
+    shard: Shard = UNSHARDED
     given: frozenset[str] = field(default=frozenset(), compare=False)
     replayed: str = ""

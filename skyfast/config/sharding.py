@@ -55,13 +55,13 @@ def sharded(config: Config, shard: Shard) -> Config:
 
 def _overlaps(config: Config) -> Iterator[str]:
     """Yield warnings about series that several shards export."""
-    if not _tells_apart(config.export.first_view, config):
+    if not _is_disjoint(config.export.first_view, config):
         yield (
             "shards overlap: several shards export the same connections, each with a part of the"
             " traffic; to avoid this, select both addresses, both ports and the protocol as labels,"
             " and do not rewrite them"
         )
-    views = [view.prefix for view in config.export.further_views if not _tells_apart(view, config)]
+    views = [view.prefix for view in config.export.further_views if not _is_disjoint(view, config)]
     if views:
         yield (
             f"shards overlap in {', '.join(views)}: several shards export the same series, each"
@@ -70,7 +70,7 @@ def _overlaps(config: Config) -> Iterator[str]:
     hidden = [
         view.prefix or "connections"
         for view, bounds in zip(config.export.views, config.limits.bounds, strict=True)
-        if bounds.are_set and not _tells_apart(view, config)
+        if bounds.are_set and not _is_disjoint(view, config)
     ]
     if hidden:
         yield (
@@ -79,7 +79,7 @@ def _overlaps(config: Config) -> Iterator[str]:
         )
 
 
-def _tells_apart(view: ViewSpec, config: Config) -> bool:
+def _is_disjoint(view: ViewSpec, config: Config) -> bool:
     """Return whether all connections with the same label values belong to the same shard."""
     paths = {shown_field(label) for label in view.labels if label.name not in config.export.rewrite}
     return paths >= {*ENDPOINTS, PROTOCOL}

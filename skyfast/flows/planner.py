@@ -45,7 +45,7 @@ from skyfast.flows.plan import (
 )
 from skyfast.flows.rewrites import OTHER, FlowProtocol, group_ports, mask
 from skyfast.flows.selection import (
-    ALONE,
+    UNSHARDED,
     Amount,
     Bounds,
     ExportSelection,
@@ -74,7 +74,7 @@ class NameSource(Protocol):
     def nodes(self) -> Names: ...
 
 
-def make_plan(export: ExportSelection, *, names: NameSource, shard: Shard = ALONE) -> Plan:
+def make_plan(export: ExportSelection, *, names: NameSource, shard: Shard = UNSHARDED) -> Plan:
     """Return the plan for the selection ``export`` and the flows of ``shard``.
 
     Names in labels come from ``names``. Views with the same label share one column.

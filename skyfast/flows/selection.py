@@ -200,7 +200,7 @@ class Shard:
     count: int
 
 
-ALONE: Final = Shard(0, 1)
+UNSHARDED: Final = Shard(0, 1)
 """The shard of an unsharded instance."""
 
 

@@ -12,7 +12,7 @@ import pytest
 from skyfast import app
 from skyfast.app import App
 from skyfast.config.model import Config
-from skyfast.flows.selection import ALONE, Shard
+from skyfast.flows.selection import UNSHARDED, Shard
 from skyfast.runtime.clock import Clock
 from skyfast.skydive.reporting_gap import INCIDENT_UPDATES, SLACK_S
 from tests.support.configs import make_config
@@ -146,7 +146,7 @@ def test_timeout_shorter_than_the_update_interval_causes_a_warning(
     assert len(caplog.messages) == warns + 1
 
 
-@pytest.mark.parametrize("shard", [ALONE, Shard(0, 2), Shard(1, 2)])
+@pytest.mark.parametrize("shard", [UNSHARDED, Shard(0, 2), Shard(1, 2)])
 def test_every_shard_checks_capture_statistics_for_packets(
     monkeypatch: pytest.MonkeyPatch, shard: Shard
 ) -> None:

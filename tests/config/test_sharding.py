@@ -13,7 +13,7 @@ from skyfast.config import sharding
 from skyfast.config.loader import parse
 from skyfast.flows.catalog import DEFAULT_LABELS
 from skyfast.flows.planner import make_plan
-from skyfast.flows.selection import ALONE, Shard
+from skyfast.flows.selection import UNSHARDED, Shard
 from skyfast.skydive.name_index import NameIndex
 from tests.model import DIRECTION, FAMILIES, LABELS, make_flow, one_view
 from tests.support.analyzer import FakeAnalyzer
@@ -57,7 +57,7 @@ def test_shard_has_its_own_host_id_and_only_the_first_polls_interfaces():
     assert first.topology == whole.topology
     assert second.topology.interfaces_interval_s == 0
     assert not second.topology.interface_info
-    assert sharding.sharded(whole, ALONE) == whole
+    assert sharding.sharded(whole, UNSHARDED) == whole
 
 
 def test_interface_info_is_enabled_on_every_shard():
