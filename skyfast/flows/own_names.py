@@ -35,7 +35,7 @@ The low 8 bits are the length of the prefix. The bits above are the first addres
 above the address is also set. Sorted integers are in the order of the first addresses, and a
 network comes before the networks that it contains."""
 
-Names: TypeAlias = tuple[str, ...]
+OwnNameTuple: TypeAlias = tuple[str, ...]
 """The own names of an address: its name, its network, then the values of the keys.
 
 The name is from the entry of exactly this address. The network is the name of the smallest network
@@ -306,7 +306,7 @@ def _ranges(
     ordered: Sequence[Prefix],
     most: int,
     keys: Sequence[str],
-    numbers: dict[Names, int],
+    numbers: dict[OwnNameTuple, int],
 ) -> tuple[list[int], "array[int]"]:
     """Return two lists with an element per range: the first address, and the index of the names.
 
@@ -319,8 +319,8 @@ def _ranges(
     positions = {key: number for number, key in enumerate(keys, 2)}
     # A stack of the networks that contain the current address, largest first. Each entry has the
     # end of the network, the index of its names, and its names.
-    nothing = next(iter(numbers))
-    outer: list[tuple[int, int, Names]] = [(1 << most, 0, nothing)]
+    empty = next(iter(numbers))
+    outer: list[tuple[int, int, OwnNameTuple]] = [(1 << most, 0, empty)]
 
     def begin(start: int, number: int) -> None:
         if start == 0:
@@ -367,15 +367,15 @@ class OwnNames:
     """
 
     def __init__(self, entries: Mapping[Prefix, OwnNameEntry], keys: Sequence[str] = ()) -> None:
-        """Prepare ``entries`` for lookups; ``keys`` select the values in `Names`."""
+        """Prepare ``entries`` for lookups; ``keys`` select the values in `OwnNameTuple`."""
         self.keys = tuple(keys)
         self.count = len(entries)
         """The number of entries."""
-        self.nothing: Names = ("",) * (2 + len(keys))
+        self.empty: OwnNameTuple = ("",) * (2 + len(keys))
         """The result of a lookup that finds nothing: empty strings."""
         ordered = _in_order(entries)
         ipv6 = bisect_left(ordered, _IPV6)
-        numbers: dict[Names, int] = {self.nothing: 0}
+        numbers: dict[OwnNameTuple, int] = {self.empty: 0}
         starts, self._numbers4 = _ranges(entries, ordered[:ipv6], _IPV4_BITS, self.keys, numbers)
         self._starts4 = array("I", starts)
         self._index4 = _index(self._starts4)
@@ -389,12 +389,12 @@ class OwnNames:
         while self._names:
             del self._names[-_FREED_AT_ONCE:]
 
-    def __getitem__(self, address: str) -> Names:
+    def __getitem__(self, address: str) -> OwnNameTuple:
         """Return the names of an address; all are empty if the address is unknown or invalid."""
         packed = addresses.read(address)
-        return self.nothing if packed is None else self.find(packed)
+        return self.empty if packed is None else self.find(packed)
 
-    def find(self, packed: bytes) -> Names:
+    def find(self, packed: bytes) -> OwnNameTuple:
         """Return the names of an address. ``packed`` is the address as 4 or 16 bytes."""
         number = int.from_bytes(packed)
         if len(packed) == _IPV4_BYTES:

@@ -8,13 +8,13 @@ from typing import Final, Protocol
 
 from skyfast.flows.own_names import NO_NAMES, OwnNames
 
-Names = tuple[str, ...]
+NameTuple = tuple[str, ...]
 
 _NAME: Final = 0
 _NETWORK: Final = 1
 """Positions in a tuple of `OwnNames`: the name of the address, and the name of its network."""
 
-_UNKNOWN: Final[Names] = ("unknown",)
+_UNKNOWN: Final[NameTuple] = ("unknown",)
 """Stands for an address that the topology does not know."""
 
 MAX_SHARED: Final = 10_000
@@ -24,14 +24,14 @@ MAX_SHARED: Final = 10_000
 class TopologyNames(Protocol):
     """The names of addresses in the topology. ``empty`` is the tuple for unknown addresses."""
 
-    empty: Names
+    empty: NameTuple
 
-    def __getitem__(self, key: str, /) -> Names | None: ...
-    def get(self, key: str, default: Names, /) -> Names | None: ...
-    def resolve(self, key: str, other: str, point: str, /) -> Names: ...
+    def __getitem__(self, key: str, /) -> NameTuple | None: ...
+    def get(self, key: str, default: NameTuple, /) -> NameTuple | None: ...
+    def resolve(self, key: str, other: str, point: str, /) -> NameTuple: ...
 
 
-class CombinedNames(dict[str, Names | None]):
+class CombinedNames(dict[str, NameTuple | None]):
     """Maps addresses in Go's notation to their names; implements `skyfast.flows.plan.Names`.
 
     The elements of a tuple are:
@@ -62,8 +62,8 @@ class CombinedNames(dict[str, Names | None]):
         """
         self._own = own
         self._combines = extends or own.count > 0
-        self._of_unknown: dict[Names, Names] = {}
-        self._of_ambiguous: dict[tuple[Names, Names], Names] = {}
+        self._of_unknown: dict[NameTuple, NameTuple] = {}
+        self._of_ambiguous: dict[tuple[NameTuple, NameTuple], NameTuple] = {}
         self.clear()
 
     def forget(self, keys: Set[str]) -> None:
@@ -82,10 +82,10 @@ class CombinedNames(dict[str, Names | None]):
         try:
             own = self._own[key]
         except IndexError:  # another thread has just replaced and released the own names
-            own = self._own.nothing
+            own = self._own.empty
         return own[_NAME] if names is None else _combined(names, own)[0]
 
-    def __missing__(self, key: str) -> Names | None:
+    def __missing__(self, key: str) -> NameTuple | None:
         topology = self._topology
         names = topology.get(key, _UNKNOWN)
         if names is _UNKNOWN:
@@ -101,7 +101,7 @@ class CombinedNames(dict[str, Names | None]):
         self[key] = names
         return names
 
-    def resolve(self, key: str, other: str, point: str, /) -> Names:
+    def resolve(self, key: str, other: str, point: str, /) -> NameTuple:
         """Return the names of an ambiguous address in a flow to ``other``, seen at ``point``."""
         names = self._topology.resolve(key, other, point)
         if not self._combines:
@@ -115,5 +115,5 @@ class CombinedNames(dict[str, Names | None]):
         return shared
 
 
-def _combined(names: Names, own: Names) -> Names:
+def _combined(names: NameTuple, own: NameTuple) -> NameTuple:
     return (own[_NAME] or names[0] or own[_NETWORK], *names[1:], *own[_NETWORK:])
