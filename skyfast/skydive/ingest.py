@@ -124,7 +124,7 @@ class Ingest:
 
         Keeps no reference to ``data``.
         """
-        is_checked = self._checker.chooses()
+        is_checked = self._checker.should_check()
         decoder = self._decoders.full if is_checked else self._decoders.next
         try:
             message = decoder.decode(data)
@@ -140,7 +140,7 @@ class Ingest:
             case "stats", "stats":
                 self._captures.message(self._envelope.decode(bytes(data)).Obj, self._now())
         if is_checked:
-            self._checker.skip()
+            self._checker.refund()
 
     def _apply(
         self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
@@ -170,9 +170,9 @@ class Ingest:
         admitted = self._admitted(flows)
         now_ms = self._wall_clock() * 1000
         self._data_age.observe(admitted, analyzer, now_ms)
-        sample = self._checker.before(admitted)
+        sample = self._checker.sample(admitted)
         self._update(admitted, now_ms)
-        self._checker.after(sample, analyzer)
+        self._checker.check(sample, analyzer)
         if self._capture_points is not None:
             self._capture_points.message(data, self._now())
         self._finish(admitted, data, analyzer, now_ms)

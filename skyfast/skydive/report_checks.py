@@ -134,7 +134,7 @@ class ReportChecker:
         self._held_s = held_s
         self._chance = chance
         self._probability = FIRST_PROBABILITY
-        self._credit = float(MAX_SAMPLES_AT_ONCE)
+        self._tokens = float(MAX_SAMPLES_AT_ONCE)
         self._checked_s = self._period_began_s = running()
         self._messages = 0
         self._unsettled: dict[str, _Gap] = {}
@@ -143,30 +143,30 @@ class ReportChecker:
         self._ours = self._own_losses()
         self._updates: deque[tuple[float, float]] = deque()
 
-    def chooses(self) -> bool:
+    def should_check(self) -> bool:
         """Return whether to decode the next message fully and check it."""
         self._messages += 1
         if self._chance() >= self._probability:
             return False
         now = self._running()
-        credit = self._credit + SAMPLES_PER_S * (now - self._checked_s)
-        self._credit = min(credit, float(MAX_SAMPLES_AT_ONCE))
+        tokens = self._tokens + SAMPLES_PER_S * (now - self._checked_s)
+        self._tokens = min(tokens, float(MAX_SAMPLES_AT_ONCE))
         self._checked_s = now
-        if self._credit < 1.0:
+        if self._tokens < 1.0:
             return False
-        self._credit -= 1.0
+        self._tokens -= 1.0
         return True
 
-    def skip(self) -> None:
+    def refund(self) -> None:
         """Allow one more check, because the message that was chosen last has no flows."""
-        self._credit += 1.0
+        self._tokens += 1.0
 
-    def before(self, flows: Sequence[Flow]) -> Sample:
-        """Return the flows of a chosen message with their states before the update, for `after`."""
+    def sample(self, flows: Sequence[Flow]) -> Sample:
+        """Return the flows of a chosen message with their states before the update, for `check`."""
         known = self._table.known_totals
         return [(flow, known(flow.UUID)) for flow in flows]
 
-    def after(self, sample: Sample, analyzer: AnalyzerStats) -> None:
+    def check(self, sample: Sample, analyzer: AnalyzerStats) -> None:
         """Check the flows in ``sample``, after the table has been updated with them."""
         now = self._now()
         self._note_own_losses(now)

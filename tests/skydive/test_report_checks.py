@@ -238,7 +238,7 @@ def test_rate_of_checked_messages_is_limited() -> None:
         sink.now = 100.0 + number / 1_000
         if number % 1_000 == 0:
             sink.checker.tick()
-        if sink.checker.chooses():
+        if sink.checker.should_check():
             chosen.append(sink.now)
     # After the first period, the probability matches the rate of 1,000 messages per second.
     later = [now for now in chosen if now >= 100.0 + RATE_PERIOD_S]

@@ -575,7 +575,7 @@ async def test_interfaces_and_captures_show_their_owners():
 async def test_capture_points_are_read_from_sampled_messages(monkeypatch):
     async with three_connections() as site:
         parts = site.app._parts
-        monkeypatch.setattr(parts.checker, "chooses", lambda: True)
+        monkeypatch.setattr(parts.checker, "should_check", lambda: True)
         site.report(make_flow("8", node="n") | {"CaptureID": "c-1"})
         assert parts.capture_points.of("c-1", site.app.clock.now()) == ["n"]
 
