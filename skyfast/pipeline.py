@@ -217,7 +217,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
         )
     )
     filtered: dict[str, int] = {}
-    admitted = filters.make_flow_filter(
+    flow_filter = filters.make_flow_filter(
         config.filter,
         filters.classifier(config.classify.cluster_net_masks),
         requirements=plan.requirements,
@@ -245,7 +245,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
         ingest=Ingest(
             types=types,
             table=table,
-            admitted=admitted,
+            flow_filter=flow_filter,
             checker=checker,
             captures=_CaptureReports(
                 activity=shared.activity,

@@ -102,7 +102,7 @@ class FlowFilter:
                 counts[name] += number
         return admitted
 
-    def again(self, flows: list[Flow]) -> list[Flow]:
+    def refilter(self, flows: list[Flow]) -> list[Flow]:
         """Filter flows again, but count nothing: dropped flows were counted the first time."""
         return flows if self._pick is None else self._pick(flows, [0] * len(self._counters))
 

@@ -81,7 +81,7 @@ class Ingest:
         *,
         types: FlowTypes,
         table: Updatable,
-        admitted: FlowFilter,
+        flow_filter: FlowFilter,
         captures: StatsSink,
         checker: ReportChecker,
         stats: Stats,
@@ -91,8 +91,8 @@ class Ingest:
     ) -> None:
         """Create the decoders.
 
-        ``types`` are the flow types of the table's plan, and ``admitted`` selects which flows of a
-        message reach the table. ``captures`` receives the content of messages with capture
+        ``types`` are the flow types of the table's plan, and ``flow_filter`` selects which flows of
+        a message reach the table. ``captures`` receives the content of messages with capture
         statistics. ``checker`` selects a sample of the messages. Messages in the sample are decoded
         with all fields, checked for lost reports, and passed to ``capture_points``. ``now`` is the
         table's clock, in seconds; ``wall_clock`` returns Unix seconds.
@@ -104,7 +104,7 @@ class Ingest:
         self._now = now
         self._wall_clock = wall_clock
         self._skipped = stats.flows_skipped
-        self._admitted = admitted
+        self._flow_filter = flow_filter
         self._clock_skew = ClockSkewCheck(table, stats=stats)
         self._data_age = DataAge()
         self._decoders = _Decoders(types)
@@ -147,7 +147,7 @@ class Ingest:
     ) -> None:
         """Apply the decoded flows of the message ``data``."""
         analyzer.flows += len(flows)
-        admitted = self._admitted(flows)
+        admitted = self._flow_filter(flows)
         now_ms = self._wall_clock() * 1000
         self._data_age.observe(admitted, analyzer, now_ms)
         done = self._update(admitted, now_ms)
@@ -167,7 +167,7 @@ class Ingest:
         The flows must have been decoded with all fields.
         """
         analyzer.flows += len(flows)
-        admitted = self._admitted(flows)
+        admitted = self._flow_filter(flows)
         now_ms = self._wall_clock() * 1000
         self._data_age.observe(admitted, analyzer, now_ms)
         sample = self._checker.sample(admitted)
@@ -201,7 +201,7 @@ class Ingest:
         except UNDECODABLE:
             raws = self._raw_list.decode(self._envelope.decode(data).Obj)
             flows = self._one_by_one(raws[position:])
-        admitted = self._admitted.again(flows)
+        admitted = self._flow_filter.refilter(flows)
         self._update(admitted, now_ms)
         self._finish(admitted, data, analyzer, now_ms)
 
@@ -228,7 +228,7 @@ class Ingest:
             self._drop(data, analyzer, "not_a_list")
             return
         analyzer.flows += len(raws)
-        admitted = self._admitted(self._one_by_one(raws))
+        admitted = self._flow_filter(self._one_by_one(raws))
         now_ms = self._wall_clock() * 1000
         self._data_age.observe(admitted, analyzer, now_ms)
         self._update(admitted, now_ms)

@@ -102,7 +102,7 @@ def test_filter_without_rules_returns_the_list_unchanged() -> None:
     harness = FilterHarness(make_filter())
     flows = harness.decode(flow(), flow(Network=None))
     assert harness.flow_filter(flows) is flows
-    assert harness.flow_filter.again(flows) is flows
+    assert harness.flow_filter.refilter(flows) is flows
     assert reads(make_filter()) == ()
     assert harness.filtered == {}
 
@@ -316,7 +316,7 @@ def test_flows_that_are_filtered_again_are_not_counted_twice() -> None:
         make_filter(excluded={"internal"}, drop=[rule("port", where(PORT, 443))])
     )
     flows = harness.decode(flow(), flow("2", Transport={"B": 80}))
-    assert [admitted.UUID for admitted in harness.flow_filter.again(flows)] == ["2"]
+    assert [admitted.UUID for admitted in harness.flow_filter.refilter(flows)] == ["2"]
     assert harness.counts == {}
 
 
@@ -558,7 +558,7 @@ def test_filter_matches_the_reference_implementation(
     decoded = harness.decode(*flows)
     verdicts = [verdict(config, requirements, raw) for raw in flows]
     expected = [item for item, reason in zip(decoded, verdicts, strict=True) if reason is None]
-    again = harness.flow_filter.again(decoded)
+    again = harness.flow_filter.refilter(decoded)
     admitted = harness.flow_filter(decoded)
     assert [id(item) for item in admitted] == [id(item) for item in expected]
     assert [id(item) for item in again] == [id(item) for item in expected]

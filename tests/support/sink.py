@@ -55,7 +55,7 @@ class IngestSetup:
         self.ingest = Ingest(
             types=types,
             table=self.table,
-            admitted=make_flow_filter(
+            flow_filter=make_flow_filter(
                 config.filter,
                 classifier(config.classify.cluster_net_masks),
                 requirements=self.plan.requirements,
