@@ -100,7 +100,7 @@ class _DryRun:
         table.raise_horizon(clock.now())
         for scheduled in playback.schedule():
             self._advance(scheduled.due_s)
-            if scheduled.message.line == "topology":
+            if scheduled.message.kind == "topology":
                 self._topology.apply(scheduled.message.update())
                 self._has_topology = self._has_new_topology = True
                 continue

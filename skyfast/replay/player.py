@@ -122,7 +122,7 @@ class ReplayServer:
             try:
                 for scheduled in self._playback.schedule(loop):
                     await asyncio.sleep(max(began_s + scheduled.due_s - now(), 0))
-                    if scheduled.message.line != "topology":
+                    if scheduled.message.kind != "topology":
                         await self._send(scheduled)
                         sent += 1
                     elif sent:  # `start` has applied the updates that precede the first message

@@ -20,7 +20,7 @@ from typing import Final
 from isal import igzip
 
 from skyfast.config.yaml_nodes import ConfigError
-from skyfast.replay.recording import counted, line, topology_line
+from skyfast.replay.recording import counted, message_line, topology_line
 from skyfast.replay.topology import ObservedResponse, ResponseChanges, Update
 from skyfast.runtime.logs import LogLimit, printable
 from skyfast.skydive.topology_queries import Query
@@ -75,9 +75,9 @@ class Recorder:
         self._path = path
         self._message_filter = message_filter
         self._topology_filter = topology_filter
-        self._changes = ResponseChanges()
+        self._response_changes = ResponseChanges()
         self._file = _create(path)
-        self._out = (
+        self._writer = (
             igzip.IGzipFile("", "wb", fileobj=self._file)  # type: ignore[no-untyped-call]
             if path.endswith(".gz")
             else self._file
@@ -88,11 +88,11 @@ class Recorder:
         self._queued_bytes = 0
         self._dropped = 0
         # Modified only by the writing thread:
-        self._taken_bytes = 0
-        self._kept = 0
+        self._dequeued_bytes = 0
+        self._messages = 0
         self._updates = 0
-        self._left_out = 0
-        self._over = False
+        self._unreadable = 0
+        self._is_stopped = False
         self._failed = False
         self._thread = threading.Thread(target=self._run, name="skyfast-record", daemon=True)
         self._thread.start()
@@ -117,9 +117,9 @@ class Recorder:
             self._queue.put((response, _unix_ms()))
 
     def _has_capacity(self, size: int) -> bool:
-        if self._over:
+        if self._is_stopped:
             return False
-        waiting = self._queued_bytes - self._taken_bytes
+        waiting = self._queued_bytes - self._dequeued_bytes
         if waiting and waiting + size > MAX_QUEUED_BYTES:
             self._dropped += 1
             text = f"message not recorded: writing to {printable(self._path)} is too slow"
@@ -139,7 +139,7 @@ class Recorder:
             log.error("%s is incomplete: writing took too long", printable(self._path))
         elif self._failed:
             pass  # already logged
-        elif not self._kept:
+        elif not self._messages:
             Path(self._path).unlink(missing_ok=True)
             log.warning("nothing was recorded; removed %s", printable(self._path))
         else:
@@ -147,13 +147,13 @@ class Recorder:
 
     def _summary(self) -> str:
         updates = f" and {counted(self._updates, 'topology update')}" if self._updates else ""
-        text = f"{counted(self._kept, 'message')}{updates} to {printable(self._path)}"
-        if self._left_out:
-            text += f"; {counted(self._left_out, 'unreadable message')} omitted"
+        text = f"{counted(self._messages, 'message')}{updates} to {printable(self._path)}"
+        if self._unreadable:
+            text += f"; {counted(self._unreadable, 'unreadable message')} omitted"
         if self._dropped:
             text += f"; {self._dropped} dropped because writing was too slow"
-        if self._changes.left_out:
-            text += f"; {self._changes.left_out} unusable nodes and edges omitted"
+        if self._response_changes.left_out:
+            text += f"; {self._response_changes.left_out} unusable nodes and edges omitted"
         return text
 
     # The writing thread
@@ -161,8 +161,8 @@ class Recorder:
     def _run(self) -> None:
         try:
             is_full = self._write_all()
-            self._over = True
-            self._out.close()
+            self._is_stopped = True
+            self._writer.close()
             self._file.close()
             if is_full:
                 log.warning("recording to %s stopped: maximum size reached", printable(self._path))
@@ -174,7 +174,7 @@ class Recorder:
             self._failed = True
             log.exception("recording stopped after an unhandled exception")
         finally:
-            self._over = True
+            self._is_stopped = True
             with contextlib.suppress(OSError):
                 self._file.close()
             # Discard the rest of the queue.
@@ -198,7 +198,7 @@ class Recorder:
                 unflushed = True
             # Flush only after writes, because a gzip flush writes some bytes even without data.
             if unflushed and time.monotonic() >= flush_at_s:
-                self._out.flush()
+                self._writer.flush()
                 unflushed = False
                 flush_at_s = time.monotonic() + FLUSH_INTERVAL_S
             if self._file.tell() >= MAX_FILE_BYTES:
@@ -209,29 +209,29 @@ class Recorder:
             case bytes() as data, at_ms, str() as analyzer:
                 self._write(data, at_ms, analyzer)
             case ObservedResponse() as response, at_ms:
-                self._taken_bytes += len(response)
-                for update in self._changes.of(response):
+                self._dequeued_bytes += len(response)
+                for update in self._response_changes.of(response):
                     self._write_update(update, at_ms)
             case Update() as update, at_ms:
-                self._taken_bytes += _size(update)
+                self._dequeued_bytes += _size(update)
                 self._write_update(update, at_ms)
 
     def _write_update(self, update: Update, at_ms: int) -> None:
         if self._topology_filter is not None:
             update = self._topology_filter(update)
-        self._out.write(topology_line(update, at_ms=at_ms) + b"\n")
+        self._writer.write(topology_line(update, at_ms=at_ms) + b"\n")
         self._updates += 1
 
     def _write(self, data: bytes, at_ms: int, analyzer: str) -> None:
-        self._taken_bytes += len(data)
+        self._dequeued_bytes += len(data)
         if self._message_filter is not None:
             filtered = self._message_filter(data, analyzer)
             if filtered is None:
-                self._left_out += 1
+                self._unreadable += 1
                 return
             data, analyzer = filtered
-        self._out.write(line(data, at_ms=at_ms, analyzer=analyzer) + b"\n")
-        self._kept += 1
+        self._writer.write(message_line(data, at_ms=at_ms, analyzer=analyzer) + b"\n")
+        self._messages += 1
 
 
 def _size(update: Update) -> int:

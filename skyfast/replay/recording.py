@@ -1,7 +1,7 @@
 """The format of recordings: one JSON message per line, optionally compressed.
 
-`line` formats a message, and `Recording` reads a file. Both keep one message in memory at a time,
-so a recording can have any size. This module has no clock and no socket:
+`message_line` formats a message, and `Recording` reads a file. Both keep one message in memory at a
+time, so a recording can have any size. This module has no clock and no socket:
 :mod:`skyfast.replay.recorder` records, and :mod:`skyfast.replay.player` replays.
 
 Any file with one message or one flow per line can be replayed. When skyfast records a message, it
@@ -94,7 +94,7 @@ class Message:
     """A recorded message, or an update of the topology.
 
     ``at_ms`` is the time of receipt in Unix milliseconds. If no time was recorded, ``at_ms`` is
-    None, and ``analyzer`` is empty. ``line`` is the type of the line: "message", "flow", "topology"
+    None, and ``analyzer`` is empty. ``kind`` is the kind of the line: "message", "flow", "topology"
     (an `Update`), or "other" (something that no analyzer sends). If the line is a flow, ``data`` is
     a message with only this flow. If the line is an update, ``analyzer`` is empty.
     """
@@ -102,14 +102,14 @@ class Message:
     data: bytes
     at_ms: int | None
     analyzer: str
-    line: Literal["message", "flow", "other", "topology"] = "message"
+    kind: Literal["message", "flow", "other", "topology"] = "message"
 
     def update(self) -> Update:
-        """Return the update of the topology. ``line`` must be ``topology``."""
+        """Return the update of the topology. ``kind`` must be "topology"."""
         return decode_update(self.data)
 
 
-def line(data: bytes, *, at_ms: int, analyzer: str) -> bytes:
+def message_line(data: bytes, *, at_ms: int, analyzer: str) -> bytes:
     """Return the line of a message, without the newline."""
     head = b'{"Recorded":{"At":%d,"Analyzer":%b' % (at_ms, msgspec.json.encode(analyzer))
     data = data.strip()
@@ -152,7 +152,7 @@ def parse(text: bytes) -> Message:
             raise ValueError("is not a JSON object")
         kind = _kind(keys)
         data = b'{"Namespace":"flow","Type":"store","Obj":[%b]}' % text if kind == "flow" else text
-        return Message(data=data, at_ms=None, analyzer="", line=kind)
+        return Message(data=data, at_ms=None, analyzer="", kind=kind)
     try:
         analyzer = _text.decode(head[2])
     except UNDECODABLE:
@@ -179,7 +179,7 @@ def _parse_topology(text: bytes, head: re.Match[bytes]) -> Message:
         raise ValueError("has an invalid topology") from None
     if not text.endswith(b"}"):
         raise ValueError("is not a JSON object")
-    return Message(data=data, at_ms=int(head[1]), analyzer="", line="topology")
+    return Message(data=data, at_ms=int(head[1]), analyzer="", kind="topology")
 
 
 def _keys(text: bytes) -> Set[str] | None:
@@ -237,9 +237,9 @@ class Recording:
         kinds: Counter[str] = Counter()
         last_ms = 0
         for message in lines:
-            kinds[message.line] += 1
+            kinds[message.kind] += 1
             at_ms = times.of(message)
-            if message.line == "topology":
+            if message.kind == "topology":
                 continue
             analyzers.setdefault(message.analyzer)
             if len(analyzers) > MAX_ANALYZERS:
@@ -297,7 +297,7 @@ class _Times:
         self._has_begun = False
 
     def of(self, message: Message) -> int:
-        if message.line != "topology":
+        if message.kind != "topology":
             self._has_begun = True
         elif not self._has_begun:
             return self.latest_ms
@@ -414,7 +414,7 @@ class Playback:
 
     def first_topology(self) -> list[Update]:
         """Return the updates of the topology before the first message. This blocks."""
-        first = takewhile(lambda scheduled: scheduled.message.line == "topology", self.schedule())
+        first = takewhile(lambda scheduled: scheduled.message.kind == "topology", self.schedule())
         return [scheduled.message.update() for scheduled in first]
 
 

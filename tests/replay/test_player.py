@@ -65,7 +65,7 @@ def play(playback, loops):
 
 
 def messages(playback, loop):
-    return [sent for sent in playback.schedule(loop) if sent.message.line == "message"]
+    return [sent for sent in playback.schedule(loop) if sent.message.kind == "message"]
 
 
 def reports(messages):
@@ -262,7 +262,7 @@ def test_interface_counters_of_the_demo_grow_by_the_same_amount_in_each_loop():
             topology.rewind()
         totals = received_bytes(topology)
         for scheduled in playback.schedule(loop):
-            if scheduled.message.line == "topology":
+            if scheduled.message.kind == "topology":
                 topology.apply(scheduled.message.update())
                 now = received_bytes(topology)
                 for name, total in totals.items():
@@ -396,7 +396,8 @@ async def logged(caplog, count):
 
 
 def stats(n, analyzer="a"):
-    return recording.line(b'{"Namespace":"stats","n":%d}' % n, at_ms=n, analyzer=analyzer) + b"\n"
+    data = b'{"Namespace":"stats","n":%d}' % n
+    return recording.message_line(data, at_ms=n, analyzer=analyzer) + b"\n"
 
 
 @pytest.mark.parametrize(

@@ -284,7 +284,7 @@ def respond(recorder: Recorder, query: Query, *elements: bytes, complete: bool =
 
 def updates(path: Path) -> list[dict[str, Any]]:
     texts = [line for line in path.read_bytes().splitlines() if b'"Topology":' in line]
-    assert all(parse(text).line == "topology" for text in texts)
+    assert all(parse(text).kind == "topology" for text in texts)
     return [json.loads(text)["Topology"] for text in texts]
 
 
@@ -404,5 +404,5 @@ def test_large_topology_takes_several_updates_and_little_memory(tmp_path: Path) 
     assert kept_bytes < 20_000 * 400
     loaded = Recording.load(str(path))
     assert 3 <= loaded.updates <= 8
-    read = [message.update() for _, message in loaded if message.line == "topology"]
+    read = [message.update() for _, message in loaded if message.kind == "topology"]
     assert sum(len(update.nodes) for update in read) == 20_000

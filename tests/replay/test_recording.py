@@ -15,7 +15,7 @@ from skyfast.replay.recording import (
     Playback,
     Recording,
     for_namespaces,
-    line,
+    message_line,
     parse,
     shift_times,
 )
@@ -46,7 +46,7 @@ BASE64 = {
 
 @pytest.mark.parametrize("data", [*READABLE.values(), *BASE64.values()])
 def test_message_is_restored_byte_for_byte(data: bytes) -> None:
-    written = line(data, at_ms=BASE_MS, analyzer='a"\\\n:8082')
+    written = message_line(data, at_ms=BASE_MS, analyzer='a"\\\n:8082')
     assert b"\n" not in written
     message = parse(written + b"\n")
     assert (message.data, message.at_ms, message.analyzer) == (data, BASE_MS, 'a"\\\n:8082')
@@ -56,13 +56,13 @@ def test_message_is_restored_byte_for_byte(data: bytes) -> None:
 
 @pytest.mark.parametrize("data", READABLE.values(), ids=READABLE)
 def test_json_message_stays_readable(data: bytes) -> None:
-    read = json.loads(line(data, at_ms=BASE_MS, analyzer="a"))
+    read = json.loads(message_line(data, at_ms=BASE_MS, analyzer="a"))
     del read["Recorded"]
     assert read == json.loads(data)
 
 
 def test_whitespace_around_a_message_is_removed() -> None:
-    assert parse(line(b' {"a":1}\n', at_ms=BASE_MS, analyzer="a")).data == b'{"a":1}'
+    assert parse(message_line(b' {"a":1}\n', at_ms=BASE_MS, analyzer="a")).data == b'{"a":1}'
 
 
 def test_line_that_another_tool_wrote_is_read_as_a_message() -> None:
@@ -78,9 +78,9 @@ def test_bare_flow_is_wrapped_in_a_message() -> None:
     for flow in (FLOW, rb'{"NodeTID":"\ud800"}'):
         message = parse(flow + b"\r\n")
         assert message.data == b'{"Namespace":"flow","Type":"store","Obj":[%b]}' % flow
-        assert (message.at_ms, message.line) == (None, "flow")
+        assert (message.at_ms, message.kind) == (None, "flow")
     # A flow in a recorded line is not wrapped, because the line has exactly what the analyzer sent.
-    assert parse(line(FLOW, at_ms=BASE_MS, analyzer="a")).data == FLOW
+    assert parse(message_line(FLOW, at_ms=BASE_MS, analyzer="a")).data == FLOW
 
 
 GOOD = b'{"Namespace":"stats"}\n'
@@ -132,7 +132,7 @@ INVALID = {
         "{path}: line 1: is not a JSON object",
     ),
     "too many analyzers": (
-        b"".join(line(b"{}", at_ms=1, analyzer=f"{i}") + b"\n" for i in range(65)),
+        b"".join(message_line(b"{}", at_ms=1, analyzer=f"{i}") + b"\n" for i in range(65)),
         "{path}: has more than 64 analyzers",
     ),
     "bad gzip": (
@@ -204,8 +204,8 @@ def test_last_line_needs_no_line_feed(tmp_path: Path) -> None:
 
 
 def test_concatenated_files_are_one_recording(tmp_path: Path) -> None:
-    first = line(b"{}", at_ms=BASE_MS, analyzer="a") + b"\n"
-    second = line(b"{}", at_ms=BASE_MS + 7, analyzer="b") + b"\n"
+    first = message_line(b"{}", at_ms=BASE_MS, analyzer="a") + b"\n"
+    second = message_line(b"{}", at_ms=BASE_MS + 7, analyzer="b") + b"\n"
     for content in (first + second, gzip.compress(first) + gzip.compress(second)):
         loaded = Recording.load(write(tmp_path, content))
         assert (loaded.analyzers, loaded.messages) == (("a", "b"), 2)
@@ -229,7 +229,7 @@ def test_replay_keeps_only_one_message_in_memory(tmp_path: Path) -> None:
 
 
 def message_at(ms: int, name: str = "a", content: bytes = b"{}") -> bytes:
-    return line(content, at_ms=BASE_MS + ms, analyzer=name) + b"\n"
+    return message_line(content, at_ms=BASE_MS + ms, analyzer=name) + b"\n"
 
 
 def flow(*last_ms: int) -> bytes:
@@ -335,14 +335,14 @@ def test_topology_has_the_time_of_the_messages_around_it(tmp_path: Path) -> None
         return recording.topology_line(update, at_ms=BASE_MS + at_ms) + b"\n"
 
     def message(at_ms: int) -> bytes:
-        return line(b"{}", at_ms=BASE_MS + at_ms, analyzer="a") + b"\n"
+        return message_line(b"{}", at_ms=BASE_MS + at_ms, analyzer="a") + b"\n"
 
     lines = (topology(-9), topology(-5), message(0), topology(7), message(20), topology(10))
     path = write(tmp_path, b"".join((*lines, message(11), GOOD, topology(60))))
     loaded = Recording.load(path)
     assert (loaded.messages, loaded.updates, loaded.analyzers) == (4, 5, ("a", ""))
     assert (loaded.first_ms - BASE_MS, loaded.last_ms - BASE_MS) == (0, 21)
-    assert [(at_ms - BASE_MS, message.line[0]) for at_ms, message in loaded] == [
+    assert [(at_ms - BASE_MS, message.kind[0]) for at_ms, message in loaded] == [
         *((0, "t"), (0, "t"), (0, "m"), (7, "t"), (20, "m"), (20, "t"), (21, "m"), (21, "m")),
         (70, "t"),
     ]

@@ -287,7 +287,7 @@ SECRET = re.compile(
 
 
 def recorded_messages() -> list[bytes]:
-    return [message.data for _, message in Recording.load(str(DEMO)) if message.line == "message"]
+    return [message.data for _, message in Recording.load(str(DEMO)) if message.kind == "message"]
 
 
 async def flows_page(skyfast: Skyfast, messages: int) -> list[str]:
