@@ -33,16 +33,21 @@ MAX_FLOW_UPDATE_S: Final = 3600.0
 
 @dataclass(slots=True)
 class _Budget:
-    """Adds up in ``spent_s`` how long the clock is held. A healthy interval resets ``spent_s``."""
+    """Adds up in ``spent_s`` how long the clock is held. A healthy interval resets ``spent_s``.
+
+    ``healthy_s`` is the length of the current healthy interval.
+    """
 
     spent_s: float = 0.0
-    calm_s: float = 0.0
+    healthy_s: float = 0.0
 
-    def pass_time(self, seconds: float, *, spending: bool, calm: bool, calm_s: float) -> None:
-        self.calm_s = self.calm_s + seconds if calm else 0.0
-        if self.calm_s >= calm_s:
+    def pass_time(
+        self, seconds: float, *, holding: bool, healthy: bool, reset_after_s: float
+    ) -> None:
+        self.healthy_s = self.healthy_s + seconds if healthy else 0.0
+        if self.healthy_s >= reset_after_s:
             self.spent_s = 0.0
-        if spending:
+        if holding:
             self.spent_s += seconds
 
 
@@ -57,7 +62,8 @@ class _SubscriptionState:
     healthy: bool = True
     missing_s: float = 0.0
     """How long only other subscriptions have delivered since this subscription was last healthy."""
-    counted: bool = False
+    is_cause: bool = False
+    """Whether reports of this subscription may be missing."""
     budget: _Budget = field(default_factory=_Budget)
 
 
@@ -80,7 +86,7 @@ class ReportingGap:
     def __init__(self, *, slack_s: float = SLACK_S) -> None:
         """Start without subscriptions."""
         self._slack_s = slack_s
-        self._sources: dict[str, _SubscriptionState] = {}
+        self._states: dict[str, _SubscriptionState] = {}
         self._incident = _Budget()
         self._is_missing = False
         self._held = False
@@ -89,7 +95,7 @@ class ReportingGap:
     @property
     def causes(self) -> tuple[str, ...]:
         """The names of the subscriptions whose reports may be missing."""
-        return tuple(name for name, source in self._sources.items() if source.counted)
+        return tuple(name for name, state in self._states.items() if state.is_cause)
 
     def update(
         self, now_s: float, *, delivering: Set[str], subscribed: Set[str], flow_update_s: float
@@ -104,43 +110,43 @@ class ReportingGap:
         self._pass_time(now_s - self._checked_s, update_s)
         self._checked_s = now_s
         for name in delivering:
-            source = self._sources.setdefault(name, _SubscriptionState())
-            if not source.delivers:
-                source.delivers, source.delivers_for_s = True, 0.0
-        for name, source in self._sources.items():
-            source.delivers = name in delivering
-            self._update_state(source, update_s)
+            state = self._states.setdefault(name, _SubscriptionState())
+            if not state.delivers:
+                state.delivers, state.delivers_for_s = True, 0.0
+        for name, state in self._states.items():
+            state.delivers = name in delivering
+            self._update_state(state, update_s)
         self._forget(subscribed)
-        self._is_missing = any(source.counted for source in self._sources.values())
+        self._is_missing = any(state.is_cause for state in self._states.values())
         self._held = self._is_missing and self._incident.spent_s < INCIDENT_UPDATES * update_s
         return self._held
 
     def _pass_time(self, seconds: float, update_s: float) -> None:
-        any_delivers = any(source.delivers for source in self._sources.values())
-        for source in self._sources.values():
-            if source.delivers:
-                source.delivers_for_s += seconds
+        any_delivers = any(state.delivers for state in self._states.values())
+        for state in self._states.values():
+            if state.delivers:
+                state.delivers_for_s += seconds
             elif any_delivers:
-                source.missing_s += seconds
-            source.budget.pass_time(
-                seconds, spending=source.counted, calm=source.healthy, calm_s=update_s
+                state.missing_s += seconds
+            state.budget.pass_time(
+                seconds, holding=state.is_cause, healthy=state.healthy, reset_after_s=update_s
             )
         self._incident.pass_time(
-            seconds, spending=self._held, calm=not self._is_missing, calm_s=update_s
+            seconds, holding=self._held, healthy=not self._is_missing, reset_after_s=update_s
         )
 
-    def _update_state(self, source: _SubscriptionState, update_s: float) -> None:
-        source.healthy = source.delivers and source.delivers_for_s >= update_s + self._slack_s
-        if source.healthy:
-            source.missing_s = 0.0
-        source.counted = (
-            not source.healthy
-            and source.missing_s < MISSING_UPDATES * update_s
-            and source.budget.spent_s < INCIDENT_UPDATES * update_s
+    def _update_state(self, state: _SubscriptionState, update_s: float) -> None:
+        state.healthy = state.delivers and state.delivers_for_s >= update_s + self._slack_s
+        if state.healthy:
+            state.missing_s = 0.0
+        state.is_cause = (
+            not state.healthy
+            and state.missing_s < MISSING_UPDATES * update_s
+            and state.budget.spent_s < INCIDENT_UPDATES * update_s
         )
 
     def _forget(self, subscribed: Set[str]) -> None:
         """Forget removed subscriptions that are ignored."""
-        for name in self._sources.keys() - subscribed:
-            if not self._sources[name].counted:
-                del self._sources[name]
+        for name in self._states.keys() - subscribed:
+            if not self._states[name].is_cause:
+                del self._states[name]

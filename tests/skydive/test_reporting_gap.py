@@ -134,10 +134,10 @@ def test_names_of_removed_subscriptions_are_forgotten() -> None:
     for number in range(200):
         scenario.subscribed = {"a", f"b-{number}"}
         scenario.run(10, *scenario.subscribed)
-    assert len(scenario.gap._sources) <= 4 + INCIDENT_UPDATES * UPDATE_S / 10
+    assert len(scenario.gap._states) <= 4 + INCIDENT_UPDATES * UPDATE_S / 10
     scenario.subscribed = {"a"}
     scenario.run(600, "a")
-    assert set(scenario.gap._sources) == {"a"}
+    assert set(scenario.gap._states) == {"a"}
 
 
 def test_replacing_all_subscriptions_holds_the_clock() -> None:
