@@ -136,7 +136,7 @@ class App:
             config=config,
             stats=self.stats,
             on_message=self._receiver(recorder),
-            on_change=self._hold,
+            on_change=self._update_hold,
             activity=self._activity,
         )
         self.exposition = Exposition(
@@ -197,7 +197,7 @@ class App:
                         ("empty labels", self._check_labels()),
                         ("history", self.status.run()),
                         ("watchdog", self._manager.watchdog()),
-                        ("status page", self._point_to(status_page)),
+                        ("status page", self._log_status_page(status_page)),
                     )
                 ]
                 await stopping.wait()
@@ -207,7 +207,7 @@ class App:
             self._manager.stopping()
             await self.web.stop()
 
-    async def _point_to(self, status_page: str) -> None:
+    async def _log_status_page(self, status_page: str) -> None:
         """Log the URL of the status page after the first messages about the subscriptions."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STATUS_PAGE_WAIT_S):
@@ -422,7 +422,7 @@ class App:
                 await self._move_flows(names, keys)
         await asyncio.to_thread(old.release)
 
-    def _hold(self) -> None:
+    def _update_hold(self) -> None:
         """Stop the table's clock while reports may be missing, so that no connection expires."""
         if all(analyzer.up for analyzer in self.stats.analyzers.values()):
             self._all_up.set()
@@ -438,7 +438,7 @@ class App:
 
     def _look_for_gaps(self) -> None:
         """Stop or restart the table's clock, log each change, and export the time of all stops."""
-        self._hold()
+        self._update_hold()
         self._warn_of_updates()
         stats, held = self.stats, self.clock.held
         stats.clock_held_s = self.clock.held_s

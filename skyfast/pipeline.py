@@ -92,8 +92,8 @@ class Parts:
         self.table.flow_update_s = stats.flow_update_s
         if _counts_other_flows(old.config, config) and self.table.horizon_s is not None:
             self.table.raise_horizon(shared.clock.now())
-        self.interfaces.keep(**_interface_times(config))
-        self.names.keep(_longest_s(config))
+        self.interfaces.set_lifetime(**_interface_times(config))
+        self.names.set_keep_time(_longest_s(config))
         self.names.use_own(self.own.own, config.export)
         if not name_poller.needed(config):
             self.names.forget_topology()

@@ -122,7 +122,7 @@ class _Page:
     busiest: tuple[Interface, ...]
     names: Mapping[str, InterfaceName]
     """The names of the interfaces, by ``node_tid``."""
-    leaves_at: float
+    expires_at: float
     _openmetrics: dict[tuple[int, bool], bytes] = field(default_factory=dict)
 
     def in_openmetrics(self, version: int, *, created: bool) -> bytes:
@@ -169,14 +169,14 @@ class Interfaces:
         naming: Naming = "compatible",
     ) -> None:
         """Start without interfaces. Every response updates ``stats``."""
-        self.keep(interval_s=interval_s, connection_timeout_s=connection_timeout_s)
+        self.set_lifetime(interval_s=interval_s, connection_timeout_s=connection_timeout_s)
         self._stats = stats
         self._families = _FAMILIES[naming]
         # Replaced atomically, so that readers need no lock.
         self._page = _NOTHING
         self._writing = threading.Lock()
 
-    def keep(self, *, interval_s: float, connection_timeout_s: float) -> None:
+    def set_lifetime(self, *, interval_s: float, connection_timeout_s: float) -> None:
         """Set how long the interfaces of later responses are kept."""
         self._lifetime_s = max(3 * interval_s, connection_timeout_s)
 
@@ -197,9 +197,9 @@ class Interfaces:
             self._stats.interfaces = len(rows)
 
     def expire(self, now: float) -> None:
-        """Remove the interfaces if the latest response is older than the lifetime set by `keep`."""
+        """Remove the interfaces if the latest response is older than their lifetime."""
         with self._writing:
-            if now >= self._page.leaves_at:
+            if now >= self._page.expires_at:
                 self._page = _NOTHING
                 self._stats.interfaces = 0
 
@@ -211,14 +211,14 @@ class Interfaces:
         unknown, to counters: devices do not report when their counters were 0.
         """
         page = self._page
-        if now >= page.leaves_at:
+        if now >= page.expires_at:
             return b""
         return page.in_openmetrics(openmetrics, created=created) if openmetrics else page.text
 
     def busiest(self, now: float) -> tuple[Interface, ...]:
         """Return the `MAX_BUSIEST` interfaces with the most traffic in bytes, busiest first."""
         page = self._page
-        return () if now >= page.leaves_at else page.busiest
+        return () if now >= page.expires_at else page.busiest
 
     @property
     def names(self) -> Mapping[str, InterfaceName]:
@@ -278,7 +278,7 @@ def _render(
     families: tuple[_Family, ...],
     rows: list[_Row],
     skipped: dict[str, int],
-    leaves_at: float,
+    expires_at: float,
 ) -> _Page:
     parts: list[bytes] = []
     positions: list[tuple[_Family, slice]] = []
@@ -290,7 +290,7 @@ def _render(
         parts += (head, samples)
         positions.append((family, slice(begin, end)))
     names = {tid: InterfaceName(host, name) for name, host, *_, tid in (row.labels for row in rows)}
-    return _Page(b"".join(parts), tuple(positions), _busiest(rows), names, leaves_at)
+    return _Page(b"".join(parts), tuple(positions), _busiest(rows), names, expires_at)
 
 
 def _busiest(rows: list[_Row]) -> tuple[Interface, ...]:

@@ -302,7 +302,7 @@ class NameIndex:
         self.ambiguous = 0
         self.ready.clear()
 
-    def keep(self, keep_s: float) -> None:
+    def set_keep_time(self, keep_s: float) -> None:
         """Set how long entries are kept after they have disappeared from the topology."""
         self._keep_s = keep_s
 

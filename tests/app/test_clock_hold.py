@@ -55,7 +55,7 @@ class Running:
 
     def deliver(self, *names: str) -> None:
         self.subscriptions.delivering = set(names)
-        self.app._hold()  # in skyfast, the subscriptions call `_hold`
+        self.app._update_hold()  # in skyfast, the subscriptions call `_update_hold`
 
     @property
     def page(self) -> dict[str, float]:

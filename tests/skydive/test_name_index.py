@@ -255,7 +255,7 @@ def test_a_resolution_is_due_when_missing_names_must_be_removed(index):
 
 def test_time_for_which_names_are_kept_can_change(index):
     update(index, addresses={"10.0.0.1": "a"})
-    index.keep(10.0)
+    index.set_keep_time(10.0)
     update(index, now=100.0)
     assert update(index, now=110.0)[1] == {"10.0.0.1"}
 

@@ -313,7 +313,7 @@ async def test_complete_queries_detect_deletions(fast, monkeypatch):
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
         async with Poll(analyzer.url).running() as poll:
-            poll.index.keep(0.0)
+            poll.index.set_keep_time(0.0)
             await poll.ready()
             assert poll.name("172.31.255.5") == "default/frontend"
             analyzer.graph["Nodes"] = [
@@ -328,7 +328,7 @@ async def test_a_deletion_removes_a_name_even_if_nothing_else_changes(fast, monk
         analyzer.graph = recorded()
         analyzer.graph["Nodes"].append(pod("old", "10.0.0.9"))
         async with Poll(analyzer.url).running() as poll:
-            poll.index.keep(0.2)
+            poll.index.set_keep_time(0.2)
             await poll.ready()
             assert poll.index.addresses["10.0.0.9"][3] == "old"
             analyzer.graph["Nodes"].pop()
