@@ -24,8 +24,8 @@ def view(*labels: object, prefix: str = "apps", **entries: object) -> dict[str, 
 SETTINGS = {
     "{}": [],
     "{views: []}": [],
-    # In two containers that are connected with each other, both interfaces have the name eth0, so
-    # these labels do not distinguish the two capture points.
+    # The interfaces of different containers have the same name, eth0. Therefore, these labels do
+    # not distinguish capture points.
     "{labels: [initiator_ip, target_ip, node_name]}": ["connections"],
     "{labels: [initiator_ip, target_ip, node_name], deduplicate: first}": [],
     "{labels: [initiator_ip, target_ip, node_name, node_tid]}": [],
@@ -51,7 +51,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize(("settings", "exports"), SETTINGS.items())
-def test_warnings_name_exports_that_count_traffic_several_times(
+def test_exports_that_count_traffic_several_times_are_named_in_warnings(
     settings: str, exports: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     config = make_config(**yaml.safe_load(settings))

@@ -74,7 +74,7 @@ def error(text: str, **environ: str) -> str:
 
 
 def meaning(result: Config) -> Config:
-    """Return ``result`` without its source and notes, which depend on the notation of the file."""
+    """Return ``result`` without its source and notes, which differ between equivalent files."""
     return replace(result, source="", notes=())
 
 

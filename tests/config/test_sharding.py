@@ -121,13 +121,13 @@ OVERLAP = "shards overlap: several shards export the same connections"
         ),
     ],
 )
-def test_overlapping_connections_cause_a_warning(store, warns):
+def test_connections_that_several_shards_export_cause_a_warning(store, warns):
     text = yaml.safe_dump({"pipeline": {"store": {"prom_sky_con": {**store, "views": []}}}})
     notes = sharding.sharded(config_of(text), Shard(1, 2)).notes
     assert [OVERLAP in note.text for note in notes] == ([True] if warns else [])
 
 
-def test_overlapping_views_cause_a_warning():
+def test_views_that_several_shards_export_cause_a_warning():
     notes = sharding.sharded(config_of(), Shard(0, 2)).notes
     assert [note.text.partition(",")[0] for note in notes] == [
         "shards overlap in skydive_traffic: several shards export the same series"
@@ -168,7 +168,7 @@ def test_min_bytes_and_min_packets_of_overlapping_shards_cause_a_warning(store, 
 
 
 def shards(count, spec=None):
-    """Return one table per shard. Each table exports its share of the connections."""
+    """Return one table per shard. Each table exports the connections of its shard."""
     return [Core(spec, shard=(index, count)) for index in range(count)]
 
 
@@ -227,7 +227,7 @@ def test_assignment_of_connections_to_shards_never_changes():
 
 
 def test_flood_on_one_shard_does_not_fill_the_others():
-    """An attacker can choose flows of one shard, because the hash has no secret key."""
+    """An attacker can choose flows that all belong to one shard: the hash has no secret key."""
     cores = shards(4, one_view(max_connections=50))
     candidates = itertools.count(1)
     for n in range(400):  # find a port whose flow belongs to the first shard

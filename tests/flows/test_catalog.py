@@ -52,7 +52,7 @@ EVERY_METRIC = [metric.name for metric in METRICS]
 
 
 class Names(dict[str, tuple[str, ...]]):
-    """The names of addresses or capture points. Unknown keys have ``count`` empty names."""
+    """Maps addresses or capture points to names. Each unknown key has ``count`` empty names."""
 
     def __init__(self, count: int, **known: tuple[str, ...]) -> None:
         super().__init__(known)
@@ -74,7 +74,7 @@ class Source:
 
 
 def plan_of(names: Source | None = None, **keys: object) -> Plan:
-    """Return the plan of a configuration whose store section has these keys."""
+    """Return the plan of a configuration with ``keys`` in the section ``prom_sky_con``."""
     text = yaml.safe_dump({"pipeline.store.prom_sky_con": keys})
     export = loader.parse(text, {}, source="x.yml").export
     return make_plan(export, names=names or Source())

@@ -38,13 +38,14 @@ WITH_OTHER = (
 
 
 class FilterHarness:
-    """A flow filter, its counts, and the UUIDs of the flows that it admits."""
+    """A flow filter and its counts. `admit` returns the UUIDs of the flows that pass the filter."""
 
     def __init__(
         self, config: Filter, *, requirements: tuple[Requirement, ...] = TRANSPORT, **filtered: int
     ) -> None:
         plan = Plan(views=(), requirements=requirements)
-        # Decoding only the fields that `reads` returns detects fields that `reads` forgets.
+        # The decoded flows have only the fields that `reads` returns. If the filter needs another
+        # field, the tests fail.
         self._type = flow_types(plan, also=reads(config)).Update
         self.skipped: dict[str, int] = {"excluded": 0}
         self.filtered: dict[str, int] = filtered

@@ -227,7 +227,7 @@ ENTRIES = st.builds(
 
 @st.composite
 def prefixes(draw: st.DrawFn) -> str:
-    """Return a network near the first or last address, or near one of a few other addresses."""
+    """Return an IPv4 or IPv6 network near the lowest or highest address, or near other bounds."""
     most = draw(st.sampled_from([32, 128]))
     near = draw(st.sampled_from([0, (1 << most) - 1, 1 << most - 1, 1 << 64, 10 << 24, 5 << 61]))
     number = max(0, min((1 << most) - 1, near + draw(st.integers(-5, 5))))
@@ -239,7 +239,7 @@ def prefixes(draw: st.DrawFn) -> str:
 
 @given(st.dictionaries(prefixes(), ENTRIES, max_size=12), st.lists(st.integers(0, 1 << 128)))
 def test_lookups_match_a_linear_search(entries: dict[str, OwnNameEntry], random: list[int]) -> None:
-    # IPv6 networks give no names to IPv4 addresses, even if they contain IPv4-mapped addresses.
+    # An IPv4-mapped address is looked up as an IPv4 address: IPv6 networks do not give it names.
     names = OwnNames({read_prefix(text): entry for text, entry in entries.items()}, KEYS)
     numbers = [*random]
     for text in entries:
@@ -275,7 +275,7 @@ def test_networks_with_equal_names_share_one_tuple() -> None:
     assert names["10.0.0.1"] is names["10.0.2.1"]
 
 
-def test_changed_addresses_are_addresses_with_different_names() -> None:
+def test_addresses_with_changed_names_are_found() -> None:
     old = OwnNames(read_csv("10.0.0.0/8,a\n10.1.0.0/16,b,k=1\n2001:db8::1,x\n"), ("k",))
     new = OwnNames(read_csv("10.0.0.0/8,a\n10.1.0.0/16,b,k=2\n2001:db8::2,x\n"), ("k",))
     texts = ["10.0.0.1", "10.1.0.1", "2001:db8::1", "2001:db8::2", "2001:db8::3", "TCP", "", "443"]

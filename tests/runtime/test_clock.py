@@ -1,4 +1,4 @@
-"""The clock excludes pauses and holds, and includes all other time."""
+"""The clock counts all time except pauses of the process, and time for which it was held."""
 
 import pytest
 from hypothesis import assume, given
@@ -113,7 +113,7 @@ def test_clock_never_runs_backwards_with_pauses_and_holds(
     last, last_running, held = start_s, start_s, False
     expected = 0.0
     for seconds, action in steps:
-        # Differences of floats are rounded, so a step of exactly the limit may exceed the limit.
+        # Ignore steps close to `PAUSE_S`. Because of rounding, they may or may not be pauses.
         assume(abs(seconds - PAUSE_S) > 1e-6)
         source.now_s += seconds
         match action:

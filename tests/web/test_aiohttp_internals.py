@@ -89,7 +89,7 @@ def test_locked_version_is_a_tested_version():
 
 
 def test_inherited_attributes_in_use_are_listed():
-    """`HttpConnection` neither uses nor overrides unlisted attributes of its base class."""
+    """All attributes of its base class that `HttpConnection` uses or overrides are in the list."""
     (connection,) = [
         node
         for node in tree(connections.__file__).body
@@ -128,10 +128,11 @@ def test_no_other_module_relies_on_internals(path):
     assert {origin for origin, _ in names} <= {*DOCUMENTED}
     assert not {name for _, name in names if name.startswith("_")}
     assert not {*attributes(module)} & PRIVATE
-    # Private names can also occur in annotations, which can be strings.
+    # Annotations can be strings. Therefore, also search the text of the module for private names.
     assert not re.findall(r"\baiohttp(?:\.\w+)*\._\w+", path.read_text())
     for base in bases(module):
-        # Of aiohttp's classes, only the abstract classes in aiohttp.abc are made for subclasses.
+        # Applications may subclass only one kind of aiohttp's classes: the abstract classes in
+        # aiohttp.abc.
         assert not base.startswith(("aiohttp.", "web."))
         assert ("aiohttp", base) not in names
         assert ("aiohttp.web", base) not in names

@@ -119,7 +119,7 @@ async def test_wrong_passwords_are_limited_per_address(plain, caplog):
 
 @on_both_loops
 async def test_outdated_password_does_not_block_other_clients(plain, monkeypatch):
-    """A client retries an outdated password. Other clients at the same address can log in."""
+    """A client repeatedly sends an outdated password. Other clients at its address can log in."""
     computed = []
     checkpw = bcrypt.checkpw
     monkeypatch.setattr(
@@ -164,8 +164,8 @@ async def test_valid_passwords_are_not_limited(plain):
 @on_both_loops
 async def test_guesses_do_not_delay_authenticated_clients(plain, monkeypatch):
     monkeypatch.setattr(auth, "WRONG_BURST", 1000)
-    # The guesses are not hashed before ``computed`` is set. Therefore, the test does not depend on
-    # the speed of the machine.
+    # No guess is hashed until ``computed`` is set. Therefore, the test does not depend on the speed
+    # of the machine.
     computed = threading.Event()
     checkpw = bcrypt.checkpw
 
@@ -206,7 +206,7 @@ async def test_rejecting_an_unknown_user_costs_as_much_as_rejecting_a_password(p
         for user in ("alice", "nobody"):
             for password in ("x", "y"):
                 assert (await site.get("/", authorization=basic(user, password))).status == 401
-        # The valid password of another user does not authenticate an unknown user.
+        # An unknown user is rejected, even with alice's valid password.
         assert (await site.get("/", authorization=basic("nobody"))).status == 401
         for _ in range(3):
             assert (await site.get("/", authorization=basic())).status == 200
@@ -238,8 +238,8 @@ async def test_caches_of_passwords_and_addresses_are_bounded(plain, monkeypatch)
     networks = ("2001:db8::1", "2001:db8::2:1", "2001:db8:0:1::1")
     assert [await guess(address) for address in networks] == [401, 429, 401]
     assert len(security._passwords._failed) == 4
-    # A wrong password is cached separately for each address. Therefore, the password that was
-    # cached for 192.0.2.1 is checked again for 192.0.2.2.
+    # Wrong passwords are cached by address. Therefore, skyfast hashes the password again if it
+    # comes from 192.0.2.2.
     wrong = basic("user0", "wrong")
     assert await authenticate(wrong, "192.0.2.1") == Rejection(HTTPStatus.UNAUTHORIZED)
     assert await authenticate(wrong, "192.0.2.1") == Rejection(HTTPStatus.UNAUTHORIZED)

@@ -46,7 +46,7 @@ Date = class extends Date {
   valueOf() { return super.valueOf() + 3_600_000 * this.hours }
 }
 """
-"""A script that lets an hour pass between two calls of ``new Date()``."""
+"""A script that advances the time by an hour with each call of ``new Date()``."""
 
 REFRESHED = "performance.getEntriesByType('resource').some((entry) => /top/.test(entry.name))"
 RANKS = """
@@ -67,7 +67,7 @@ async def browser():
 
 @pytest.fixture
 def visited(browser):
-    """Return a context manager that opens a page in a tab and checks it for errors."""
+    """Return a context manager: it opens a page in a tab, and on exit checks it for errors."""
 
     @asynccontextmanager
     async def visit(site, path="/", **screen):
@@ -83,7 +83,7 @@ def visited(browser):
 
 
 def served(api_status):
-    """Return a script that makes the page request its status and get ``api_status`` in response."""
+    """Return a script: the page requests ``/api/status``, and the response is ``api_status``."""
     return f"""
         const ask = window.fetch, served = {json.dumps(json.dumps(api_status))};
         window.fetch = (path, options) => String(path).includes('status')
@@ -130,7 +130,7 @@ async def test_script_shows_the_same_names_and_groups_as_the_server(visited, mon
     async with three_connections(views=[view]) as site:
         parts, now = site.app._parts, site.app.clock.now()
         parts.interfaces.update(topology_nodes.read(TOPOLOGY), now)
-        # EVIL ends with NUL, which an HTML parser would replace.
+        # Remove NUL from the end of EVIL: an HTML parser would replace it.
         nameless, evil = ("",) * 8, EVIL.rstrip("\x00")
         parts.names.nodes["node-1"] = ("eth0", "h1", "", evil, *nameless[4:])
         parts.names.addresses["10.0.0.1"] = (evil, *nameless[1:])
@@ -233,7 +233,7 @@ async def test_bar_of_a_percentage_is_below_the_digits(visited, width):
             )
     assert len(bars) == 4
     for below_middle, height, text_height in bars:
-        # The digits' lower edge is below the middle of the line by a quarter of its height.
+        # The lower edge of the digits is a quarter of the line's height below its middle.
         assert below_middle >= text_height / 4
         assert height <= 3
 
@@ -261,7 +261,7 @@ async def test_grouping_and_view_can_be_chosen(visited):
 
 
 async def test_script_formats_values_like_the_server(visited):
-    """The test adds a table to the page. The script fills this table with a value per format."""
+    """The test adds a table to the page. The script fills the table with one value per format."""
     async with three_connections() as site, visited(site) as tab:
         await tab.until(REFRESHED)
         api_status = await site.json("/api/status")

@@ -105,7 +105,7 @@ def test_rare_values_are_not_listed():
     assert summary(page) == "80 150,000, 443 1,000 and 27,998 more"
     assert re.findall(r'filter=(\w+)">', page) == ["80", "443"]
     assert "and 27,998 less frequent values" in page
-    # The lengths of bars are relative to the most frequent value, but at least 1 %.
+    # The bar of the most frequent value has a width of 100 %. All other bars have at least 1 %.
     assert re.findall(r'width="([\d.]+)%"', page) == ["100.0", "100.0", "1.0"]
 
 

@@ -318,7 +318,7 @@ TOOLKIT = {
 
 @pytest.mark.parametrize(("text", "warnings"), TOOLKIT.values(), ids=TOOLKIT)
 def test_valid_files_of_exporter_toolkit_are_accepted(text, warnings, file, plain, caplog):
-    """skyfast only rejects files that request client certificates without verifying them."""
+    """The only exception is a file that requests client certificates without verifying them."""
     file()
     path = plain(f"{{tls_server_config: {{{TLS}, {text}}}}}".replace(", }", "}"))
     config = config_file.read(path)
@@ -514,7 +514,7 @@ async def test_failed_handshake_is_reported_to_the_client_and_logged(file, autho
         assert site.scrape.handshakes_failed["unsupported"] == 1
         assert site.scrape.handshakes_failed["not_tls"] == 2
         assert site.scrape.handshakes_failed["rejected"] == 1
-        # If a client closes the connection before it sends data, no failed handshake is counted.
+        # A client that disconnects without sending data is not counted as a failed handshake.
         async with await site.ask(b"") as client:
             client.sock.shutdown(socket.SHUT_WR)
             await client.end()
@@ -577,7 +577,7 @@ async def test_plain_http_on_the_tls_port_gets_a_response(file, authority, caplo
                 assert method == "HEAD" or response.text == (
                     "Bad Request: plain HTTP request on an HTTPS port.\n"
                 )
-        # This request is longer than the server reads at once.
+        # The server needs several reads for this long request.
         async with await site.ask(request("/metrics", x="y" * 50_000)) as client:
             assert (await client.read_response()).status == 400
             assert await client.end() == "closed"
@@ -675,7 +675,7 @@ async def test_users_can_change_but_cannot_all_be_removed(plain, caplog):
             assert (await site.get("/", authorization=basic(user))).status == 200
         plain(users(alice=CHEAP))
         assert (await site.get("/", authorization=basic("alice"))).status == 200
-        # A removed user is rejected, even if the password was cached as valid.
+        # The user bob was removed. He is rejected, although his password was cached as valid.
         assert (await site.get("/", authorization=basic("bob"))).status == 401
         for broken in ("", users(alice="hunter2"), "tls_server_config: {"):
             plain(broken)

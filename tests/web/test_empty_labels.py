@@ -1,4 +1,4 @@
-"""Warnings about labels whose names are missing for most of the traffic."""
+"""Warnings about labels that are empty for most of the traffic."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ def configured(*urls: str, labels: Any = ENDS, **settings: Any) -> Config:
 def found(
     tmp_path: Path, *flows: dict[str, Any], min_share: float = 0.0, **settings: Any
 ) -> dict[str, float]:
-    """Return the fraction of bytes with empty labels, by set of labels. There is no topology."""
+    """Process the flows without a topology. Map each set of empty labels to its share of bytes."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(message(*flows) + b"\n")
     config = configured(**settings)
@@ -90,7 +90,7 @@ def test_empty_labels_are_searched_in_the_first_view_with_bytes(tmp_path: Path) 
         (ENDS, 0.9, True),
         (ENDS, 0.899, False),
         (("node_host",), 0.9, True),
-        # All initiators can be outside of the topology. Therefore, 0.999 is not suspicious.
+        # All initiators may be outside of the topology, so 99.9 % of the bytes are not suspicious.
         (("initiator_host",), 0.999, False),
         (("initiator_host",), 1.0, True),
     ],
@@ -119,10 +119,10 @@ def test_warnings_are_logged_once_with_their_reason(caplog: pytest.LogCaptureFix
 
 
 class FakeRanking:
-    """Replaces a ranking. Rankings are only compared by identity."""
+    """Replaces a ranking. The check only tests whether two rankings are the same object."""
 
 
-def test_table_is_searched_one_round_after_its_names_have_been_read() -> None:
+def test_table_is_searched_if_its_names_were_already_read_at_the_previous_check() -> None:
     check, old, new = EmptyLabelCheck(), FakeRanking(), FakeRanking()
     rounds = [(old, False), (old, True), (old, True), (new, True), (new, False), (new, True)]
     due = [check.is_due(cast("Ranking", ranking), is_read=is_read) for ranking, is_read in rounds]
@@ -174,7 +174,7 @@ async def test_empty_topology_causes_a_warning(caplog: pytest.LogCaptureFixture)
             await until(lambda: names.empty_labels)
             assert f"{NO_NAMES}: the topology is empty." in await warnings_of(app)
             assert caplog.text.count(f"{NO_NAMES}: the topology is empty") == 1
-            # After a reload with a new table, nothing is known about the table's labels.
+            # The reload starts a new table. Its labels have not been checked yet.
             configs.append(configured(analyzer.url, labels=[*ENDS, "node_tid"]))
             assert await app.reload() is None
             assert names.empty_labels == ()
@@ -184,7 +184,7 @@ async def test_empty_topology_causes_a_warning(caplog: pytest.LogCaptureFixture)
 async def test_traffic_with_outside_addresses_causes_no_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The target of each connection has a name."""
+    """Each connection has an initiator outside of the topology, and a target with a name."""
     async with FakeAnalyzer() as analyzer:
         (analyzer.graph,) = json.loads((DATA / "topology-containers" / "graph.json").read_bytes())
         async with running_app(configured(analyzer.url)) as app:

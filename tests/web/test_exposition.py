@@ -101,7 +101,7 @@ async def test_info_series_of_capture_points_follow_the_flows():
 
 
 @on_both_loops
-async def test_first_part_has_the_capture_points_of_all_parts():
+async def test_first_part_has_the_info_series_of_all_parts():
     table = FakeTable()
     table.values["node_tid"] = [("tid-1", 1)]
     info = InterfaceInfo(NodeNames())
@@ -165,7 +165,7 @@ async def test_failed_openmetrics_page_has_no_eof():
 
 
 @on_both_loops
-async def test_label_values_are_counted_in_the_thread_of_the_page():
+async def test_label_values_are_counted_in_the_rendering_thread():
     table = FakeTable()
     await collect(exposition(table).stream(Part.SELF, gzip=False))
     assert table.scans == ["label_values"]
@@ -243,7 +243,7 @@ async def test_empty_page_has_no_chunks():
 
 @on_both_loops
 async def test_compressed_page_has_no_empty_chunk():
-    """An empty chunk would end the HTTP body. The compressor has none, although it buffers data."""
+    """An empty chunk would end the HTTP body, so buffering in the compressor must not cause one."""
     stream = exposition(FakeTable(BIG)).stream(Part.FLOWS, gzip=True)
     chunks = await collect(stream)
     assert all(chunks)
@@ -252,7 +252,7 @@ async def test_compressed_page_has_no_empty_chunk():
     assert stream.page_bytes == len(BIG)
 
 
-# In a direct page, the table compresses its own lines, and isal compresses the remaining page.
+# Pages with ``direct=True``: the table compresses the lines of flows, and isal compresses the rest.
 
 
 def core_with(connections):
@@ -319,9 +319,9 @@ def test_gzip_trailer_has_the_length_modulo_4_gib():
 
 @pytest.mark.slow
 def test_page_can_be_longer_than_4_gib():
-    """A gzip file has the length modulo 4 GiB, which the decoder checks.
+    """The decoder checks the length in the gzip trailer, which is the length modulo 4 GiB.
 
-    All chunks are the same, because compressing different chunks would take long.
+    All chunks but the last are the same, because compressing different chunks would take long.
     """
     text = memoryview(bytes(range(256)) * (1 << 18))
     compressor = zlib.compressobj(1, wbits=-15)

@@ -1,4 +1,4 @@
-"""Forecasts for values of ``min_bytes`` and ``min_packets`` equal the pages with these values."""
+"""The forecast has the numbers of the page that ``min_bytes`` and ``min_packets`` would give."""
 
 import html
 import json
@@ -104,9 +104,9 @@ def test_forecast_equals_the_page(
 
 
 def test_largest_tenth_of_typical_connections_has_most_bytes():
-    """The sizes of connections are distributed as in real networks.
+    """The test distributes the sizes of connections as in real networks.
 
-    A tenth of the series has at least 95 % of the bytes.
+    Then a tenth of the connections has at least 95 % of the bytes.
     """
     sizes = random.Random(7)
     core = Core(Spec(views=(View(LABELS, compatible("bytes", "packets")), traffic())))
@@ -123,7 +123,8 @@ def test_largest_tenth_of_typical_connections_has_most_bytes():
     at_100_kb = made.bounds[1]
     assert (at_100_kb.min_bytes, at_100_kb.series) == (100_000, 4 * count // 10)
     assert at_100_kb.bytes_share >= 0.95
-    # A bound far below 100 kB is enough to meet max_series, because it hides all small connections.
+    # The proposed bound is far below 100 kB. It already hides all small connections, so that the
+    # page has at most max_series series.
     assert made.proposed.min_bytes == 10_000
     core.bounds = [(100_000, 0), NO_BOUNDS]
     page = read_all(core.table.page(0)).decode()

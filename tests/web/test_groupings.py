@@ -7,7 +7,10 @@ from skyfast.web.ranked_views import RankedView
 
 
 def views(**labels):
-    """Return views with these labels, by prefix. ``main`` is the first view, without a prefix."""
+    """Map prefixes to views. The arguments are the labels of each view, separated by spaces.
+
+    The argument ``main`` has the labels of the first view, which has no prefix.
+    """
     named = {"" if name == "main" else name: each for name, each in labels.items()}
     return {
         prefix: RankedView(
@@ -37,7 +40,7 @@ def views(**labels):
                 "interface": "node_tid",
             },
         ),
-        # Connections have the target's workload. The view has both workloads, so it is preferred.
+        # The grouping by workload uses the view, because only the view has both workloads.
         (
             {
                 "main": "target_workload protocol",
@@ -50,7 +53,7 @@ def views(**labels):
             },
         ),
         ({"main": "target_service vlan"}, {"service": "target_service"}),
-        # There are no other labels. Each group by these labels would be a connection.
+        # A group by both labels would be a single connection, because there are no other labels.
         ({"main": "initiator_host target_host"}, {}),
         ({"main": "initiator_port protocol"}, {"protocol": "protocol"}),
         # Users can define labels with other names.

@@ -200,7 +200,7 @@ async def test_unexpected_responses_of_a_proxy_are_explained(tmp_path: Path) -> 
 
 @needs_nginx
 async def test_pages_are_served_behind_nginx(tmp_path: Path) -> None:
-    """For one location, nginx uses HTTP/1.0; for the other, HTTP/1.1 with keep-alive."""
+    """nginx requests one location with HTTP/1.0, and the other with HTTP/1.1 and keep-alive."""
     server = """
     listen 127.0.0.1:$PORT;
     location /skyfast/ { proxy_pass http://SKYFAST/; }
@@ -240,9 +240,9 @@ backend health
 
 
 async def states(port: int, expected: dict[str, str]) -> dict[str, str]:
-    """Wait until all servers have been checked.
+    """Wait until haproxy has checked the servers of all backends.
 
-    Assert that each backend has the expected state, and return the result of its check.
+    Assert that each backend has the expected state. Return the results of the checks by backend.
     """
     async with asyncio.timeout(ANSWER_S):
         while True:
@@ -250,7 +250,8 @@ async def states(port: int, expected: dict[str, str]) -> dict[str, str]:
             names, *rows = body.decode().removeprefix("# ").splitlines()
             lines = [dict(zip(names.split(","), row.split(","), strict=False)) for row in rows]
             servers = {line["pxname"]: line for line in lines if line["svname"] == "skyfast"}
-            # Before its first check, a server counts as up, but has no check result such as "L7OK".
+            # haproxy considers a server up before the first check, but then the server has no
+            # check result such as "L7OK".
             if all(line["check_status"].startswith("L7") for line in servers.values()):
                 assert {name: line["status"] for name, line in servers.items()} == expected
                 return {name: line["check_status"] for name, line in servers.items()}
@@ -298,5 +299,5 @@ async def test_varnish_caches_no_page(tmp_path: Path) -> None:
                 for _ in range(2):
                     status, headers, _ = await get(f"http://127.0.0.1:{port}{path}")
                     assert status == 200
-                    # In a response from the cache, this header has a second number.
+                    # If Varnish answers from its cache, this header has two numbers.
                     assert len(headers["X-Varnish"].split()) == 1, path

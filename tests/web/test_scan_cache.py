@@ -115,9 +115,9 @@ async def test_waiting_scans_and_cached_results_share_a_limit():
 @pytest.mark.xdist_group("timing")
 @on_both_loops
 async def test_new_result_survives_the_expiry_of_an_old_result():
-    """The result of another key evicts a result, which is then computed again.
+    """The result of "b" evicts the result of "a". Then "a" is computed again.
 
-    The expiry time of the evicted result does not apply to the new result.
+    The expiry time of the first result of "a" does not apply to the second result of "a".
     """
     scans = Scans(keep_s=1, max_results=1)
     await scans.get("a")

@@ -76,7 +76,7 @@ def test_known_series_exist_from_the_start():
         assert by_reason(name, values) == dict.fromkeys(reasons, 0), name
 
 
-def test_flow_update_s_counts_as_known_after_it_is_set():
+def test_flow_update_known_is_true_after_flow_update_s_is_set():
     stats = Stats()
     assert (stats.flow_update_s, stats.flow_update_known) == (60.0, False)
     stats.flow_update_s = 60.0
@@ -342,7 +342,7 @@ def test_promtool_accepts_the_page():
 def test_process_metrics_show_the_used_resources():
     before = samples()
     descriptors = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
-    # The memory is not on the heap, because the heap could reuse free memory.
+    # The memory is mapped, because an allocation on the heap could reuse free memory.
     ballast = mmap.mmap(-1, 50_000_000)
     ballast.write(b"x" * len(ballast))
     busy_until = time.process_time() + 0.05

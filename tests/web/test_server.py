@@ -412,7 +412,7 @@ async def test_cardinality_can_be_estimated_without_a_label():
 
 @on_both_loops
 async def test_one_cardinality_scan_runs_at_a_time():
-    """While a scan runs, further requests fail, even after the scan's client has disconnected."""
+    """While a scan runs, further requests fail, even if the first client has disconnected."""
     async with Site(FakeTable(pause_scans=True)) as site:
         async with await site.ask(request("/cardinality")):
             await until(lambda: site.table.scans)
@@ -637,7 +637,7 @@ async def test_only_the_page_of_flows_has_parts():
 
 
 @on_both_loops
-async def test_concurrent_parts_are_limited_and_each_part_ends_like_the_whole_page():
+async def test_each_part_ends_with_eof_and_counts_towards_max_scrapes_per_address():
     async with Site(
         FakeTable(BIG), max_scrapes_per_address=2, parts={"standard_names": True}
     ) as site:
@@ -721,8 +721,8 @@ async def test_head_gets_the_response_of_get_without_the_body():
                 get = await client.read_response()
                 assert head.status == get.status
                 for response in (head, get):
-                    # The length of a rendered page is unknown. Therefore, the response to GET has a
-                    # Transfer-Encoding.
+                    # skyfast sends a page before it knows the length of the page. Therefore, the
+                    # response to GET has a Transfer-Encoding.
                     for name in ("date", "transfer-encoding"):
                         response.headers.pop(name, None)
                 if path == "/metrics/self":
@@ -976,7 +976,7 @@ async def test_slow_request_head_times_out(monkeypatch):
 
 @on_both_loops
 async def test_idle_connections_outlast_the_usual_scrape_intervals():
-    """The test reads the idle deadline. Waiting for the deadline would take over five minutes."""
+    """The test reads the time of the idle timeout, because waiting would take over five minutes."""
     async with Site() as site, await site.ask(request("/metrics/flows")) as client:
         await client.read_response()
         (connection,) = site.server._connections._open
@@ -1006,7 +1006,7 @@ async def test_idle_connections_are_closed_cleanly(monkeypatch):
 
 @on_both_loops
 async def test_unread_small_responses_are_aborted(monkeypatch):
-    """Small responses have a timeout of their own: the deadline of pages does not apply."""
+    """Small responses have their own timeout, which is not the deadline of pages."""
     monkeypatch.setattr(server, "RESPONSE_TIMEOUT_S", 0.3)
     monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.3)
     async with Site() as site:
@@ -1109,7 +1109,7 @@ async def test_slow_rendering_is_aborted_at_the_deadline():
 
 @on_both_loops
 async def test_connection_is_reset_if_the_end_of_the_page_is_not_read(monkeypatch):
-    """The client reads nothing. At the timeout, the end of the page is in the server's buffer."""
+    """The client reads nothing, so the end of the page is still in the server's buffer."""
     monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.15)
     monkeypatch.setattr(connections, "WRITE_BUFFER_BYTES", 2 * len(BIG))
     for version in ("1.1", "1.0"):
@@ -1271,8 +1271,8 @@ async def test_flood_of_connections_does_not_block_other_clients(caplog):
         for i in range(1000):
             idle.append(await stack.enter_async_context(await site.ask(b"GET" if i % 2 else b"")))
             if i % 50 == 0:
-                # The server closes the connections that have been idle longest. Because of this
-                # request, ``kept`` is not one of them.
+                # The server closes the connections that have been idle longest. This request
+                # prevents that ``kept`` is closed.
                 await kept.send(request("/metrics/flows"))
                 assert (await kept.read_response()).body == FLOWS
                 assert (await site.get("/metrics/flows")).body == FLOWS
@@ -1319,7 +1319,7 @@ async def test_stop_aborts_pages_and_closes_idle_connections():
         await until(lambda: not page_threads())
         with pytest.raises(ConnectionRefusedError):
             await site.ask()
-    # The port can be used again immediately, although several connections were open at the stop.
+    # Several connections were open at the stop. Nevertheless, the port can be used again at once.
     async with Site(port=site.port) as second_site:
         assert (await second_site.get("/metrics/flows")).body == FLOWS
 
@@ -1370,8 +1370,8 @@ async def test_listening_on_all_addresses_includes_ipv4_and_ipv6(address):
         for host in hosts:
             async with await site.ask(request("/metrics/flows"), host=host) as client:
                 assert (await client.read_response()).body == BIG
-        # On a dual-stack socket, IPv4 clients have IPv6 addresses. The limit per address still
-        # applies to the IPv4 address.
+        # On a dual-stack socket, IPv4 clients have IPv4-mapped IPv6 addresses. The limit per
+        # address distinguishes these clients.
         async with await site.begin_scrape():
             assert (await site.get()).status == 503
             async with await site.begin_scrape(local="127.0.0.2"):

@@ -67,8 +67,8 @@ def test_history_has_values_rates_and_ages():
     series = history.series(stats, 99, now_s=1046.0)
     assert series.age_seconds == [41, 36, 31, 26, 21, 16, 11, 6, 1, 0]
     assert series.connections == [*range(1, 10), 99]
-    # The removal of analyzer b lowers the sum of flows, but no rate is negative. The last rate does
-    # not include the flows since the last sample.
+    # The removal of analyzer b does not cause a negative rate. The 1000 flows after the last sample
+    # are not in any rate.
     assert series.flows_per_second == [11, 11, *[10] * 8]
     assert series.scrape_bytes == [*[None] * 4, 7, *[None] * 4, 9]
     assert series.scrape_duration_seconds == [*[None] * 4, 0.5, *[None] * 4, 0.5]
@@ -77,7 +77,7 @@ def test_history_has_values_rates_and_ages():
 
 def test_two_samples_are_enough_for_rates():
     history, stats = History(), Stats()
-    # The analyzer ``again`` was removed and added again. Therefore, its counter restarted.
+    # The counter of the analyzer ``again`` restarts, as if it had been removed and added again.
     for at_s, flows in (
         (1000, {"busy": 5, "idle": 7, "again": 9}),
         (1003, {"busy": 6, "again": 1}),
@@ -617,8 +617,7 @@ async def test_connections_are_grouped_by_labels():
         }
         response = await site.json("/api/top?group=target_ip&filter=10.0.0.1")
         assert [entry["connections"] for entry in response["entries"]] == [1]
-        # The group of the connection without a round-trip time has no rank. Its connection is
-        # counted as one of the others.
+        # One group has no round-trip time, and thus no rank. Its connection is part of ``other``.
         response = await site.json("/api/top?group=initiator_ip&by=rtt")
         assert initiators(response) == ["10.0.0.1", "10.0.0.2"]
         assert response["other"]["connections"] == 1
@@ -689,7 +688,8 @@ async def test_connections_are_ranked_by_rates():
             make_flow("1", (1500, 700, 9, 9), last=62_000),
             make_flow("4", (60, 0, 1, 0), a="10.0.0.4"),
         )
-        # There are no rates yet: before flow.update has passed, some flows have not been reported.
+        # There are no rates before flow.update has passed, because some flows have not been
+        # reported in this time.
         with_older_snapshots(ranks, 4)
         early = await site.json("/api/top?by=bytes_per_second")
         assert (early["entries"], early["connections"]) == ([], 4)
@@ -737,7 +737,7 @@ async def test_clients_that_poll_rarely_get_rates(monkeypatch, interval_s, updat
         windows.append((await ranks.top(RankingQuery(by="bytes_per_second"))).top.window_seconds)
         ranks._results._results.clear()
         now[0] += interval_s
-    # The snapshots are kept until the next request, and until there are rates.
+    # skyfast keeps the snapshots for longer than the time between two requests.
     assert {*released} == {300 + update_s}
     assert interval_s < released[0]
     assert windows[1] == interval_s
@@ -1071,7 +1071,7 @@ async def test_page_explains_why_the_first_request_shows_no_rates():
         page = (await site.get("/?by=bytes_per_second"))[1]
         text = "connections; averages over the last 1 min; agents report each flow every 60 s<"
         assert f">1 of 3 {text}" in page
-        # After the first rates, an empty list needs no explanation.
+        # Once rates are available, the page does not explain why a list is empty.
         page = (await site.get("/?by=bytes_per_second&filter=fd00"))[1]
         assert f">0 of 3 {text}" in page
 
@@ -1091,17 +1091,18 @@ async def test_page_says_that_nothing_matches_the_filter():
             assert (response["matches"], response["entries"]) == (False, [])
             page = (await site.get(f"/?filter=%3Cnothing%3E{query}"))[1]
             assert f'role="status">No {noun} matches “&lt;nothing&gt;”.<' in page
-        # The connection matches the filter, although it has no rate and no round-trip time.
+        # A connection matches the filter. It is not listed, because it has no rate and no
+        # round-trip time.
         for query in ("filter=fd00&by=rtt", "filter=fd00&by=bytes_per_second"):
             response = await site.json(f"/api/top?{query}")
             assert (response["matches"], response["entries"]) == (True, [])
 
 
 async def test_second_scan_runs_only_if_rows_can_lack_the_metric():
-    """Every row has bytes, but some rows have no round-trip time.
+    """Every row has bytes, but a row can lack the round-trip time, and thus have no rank.
 
-    If the first scan finds no row with a rank, a second scan searches for matching rows without a
-    rank.
+    The first scan searches for rows with a rank. If it finds none, the second scan searches for
+    rows without a rank.
     """
     table = FakeTable()
     ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
@@ -1133,7 +1134,7 @@ async def test_rows_of_views_are_ranked():
         assert (entry["rank"], response["connections"]) == (6000, 1)
         assert list(entry["labels"]) == ["target_port", "application"]
         assert entry["values"] == {"bytes": [6000], "packets": [17], "new_flows": [3]}
-        # If connections have the label and the metric, connections are grouped. If not, rows of the
+        # Connections are grouped if they have the label and the metric. Otherwise, the rows of the
         # view are grouped.
         for query, view, rank in (
             ("group=target_port", "", 6000),
@@ -1355,8 +1356,8 @@ async def test_bars_of_limits_show_the_numbers_of_the_api():
         metrics = (await site.get("/metrics"))[1]
         assert table["series_at_most"] == 3 * 5 + 3 * 2
         assert table["series_limit"] == 4 * 7
-        # One connection has no round-trip time, but ``series_at_most`` includes one for each
-        # connection.
+        # One connection has no series of the round-trip time. ``series_at_most`` includes this
+        # series for every connection.
         flows = [line for line in metrics.splitlines() if re.match("skydive_network_conn|x_", line)]
         assert len(flows) == table["series_at_most"] - 1
         for key, text in {
@@ -1409,7 +1410,7 @@ def test_created_and_expired_connections_of_three_hours_are_counted():
         if minute == 10:
             counts = churn.counts(1_050, 105, now_s=630)
             assert counts == ChurnCounts(created=1_050, expired=105, seconds=630)
-    # The counts cover the last three hours, or less by up to one sampling interval.
+    # The counts cover three hours, minus at most one sampling interval.
     counts = churn.counts(100 * 399 + 50, 10 * 399 + 5, now_s=60 * 399 + 30)
     assert counts == ChurnCounts(created=17_950, expired=1_795, seconds=10_770)
 
@@ -1442,7 +1443,8 @@ async def test_cost_for_prometheus_does_not_count_the_first_fill_of_the_table(mo
         assert cost.created_series_at_most in {0, 3000}
     # The estimate is constant, because the connections stay the same.
     assert {*memory} == {(3000 * 2_500, 3000 * 7_000)}
-    # Every minute, ten connections are replaced. Therefore, the estimate grows for three hours.
+    # Every minute, ten connections are replaced. An expired connection counts for three hours, so
+    # the estimate grows for three hours.
     for minute in range(1, 6 * 60):
         now_s += 60
         table.created_total += 10

@@ -129,7 +129,7 @@ def test_increase_of_a_reused_row_is_its_whole_value():
     assert core.top(BYTE_FAMILY, 10, since=snapshot) == core.top(BYTE_FAMILY, 10) == []
     core.message(many_flows(30, first=500, total=(2, 4, 1, 3)), TIMEOUT_S)
     assert [rank for rank, *_ in core.top(BYTE_FAMILY, 99, since=snapshot)] == [6] * 30
-    # Ten connections return with lower values than before. Their increase is the whole value, too.
+    # Ten expired connections return with lower values. Their increase is their new value.
     core.message(many_flows(10, total=(1, 2, 1, 2), last=9_000_000), TIMEOUT_S)
     top = core.top(BYTE_FAMILY, 99, since=snapshot)
     assert [rank for rank, *_ in top] == [6] * 30 + [3] * 10
@@ -143,11 +143,11 @@ def test_returning_connection_has_no_increase_until_the_next_snapshot(labels):
     assert core.connections == 0
     core.message(many_flows(4, total=(9, 9, 9, 9), first=500), TIMEOUT_S)
     snapshot = core.snapshot(BYTE_FAMILY)
-    # The increase of the returning connections is unknown, because they return after the snapshot.
+    # The connections return after the snapshot. Therefore, their increase is unknown.
     core.message(many_flows(20, total=(1_001, 1_000, 1_000, 1_000), last=9_000_000), 100)
     assert [rank for rank, *_ in core.top(BYTE_FAMILY, 99)][-5:] == [2001] + [18] * 4
     assert core.top(BYTE_FAMILY, 99, since=snapshot) == []
-    # Since the second snapshot, the increase is known.
+    # The second snapshot contains the returned connections, so their increase is known.
     snapshot = core.snapshot(BYTE_FAMILY)
     core.message(many_flows(20, total=(1_003, 1_000, 1_000, 1_000), last=9_000_001), 101)
     assert {rank for rank, *_ in core.top(BYTE_FAMILY, 99, since=snapshot)} == {2}
@@ -443,7 +443,7 @@ def test_groups_can_be_filtered_and_ranked_by_increase():
     assert (others[0], number) == (0, 1)
 
 
-def test_groups_beyond_the_limit_are_added_to_the_others():
+def test_groups_beyond_the_limit_are_combined():
     core = Core()
     heavy, count = 20, 2_000
     # The scan finds the groups with the most bytes last, after it has reached the limit.
@@ -463,7 +463,7 @@ def test_groups_beyond_the_limit_are_added_to_the_others():
         )
         assert is_incomplete
         assert heavy < number <= max_groups + SLICE_ROWS
-        # The entries and the others add up to all connections and bytes.
+        # ``entries`` and ``others`` together have all connections and bytes.
         assert others[0] + sum(entry[3] for entry in entries) == len(everything)
         total = sum(rank for rank, *_ in everything)
         assert (others[1] or 0) + sum(entry[0] for entry in entries) == total
@@ -486,14 +486,14 @@ def test_groups_can_have_label_values_of_any_length():
     for n, (a, node) in enumerate([("a", ""), ("", "a"), ("aa", "a"), ("a", "aa")]):
         core.report(make_flow(f"{n + 1:x}", a=a, node=node), 0)
     assert core.top_groups(BYTE_FAMILY, 9, ["initiator_ip", "node_tid"])[2] == 4
-    # A group with long label values counts as several groups of the limit.
+    # A group with long label values counts as several groups towards the limit.
     core = Core()
     for n in range(20):
         core.report(make_flow(f"{n + 1:x}", node=f"{n:03}" + 1000 * '"'), 0)
     entries, others, number, is_incomplete = core.top_groups(
         BYTE_FAMILY, 99, ["node_tid"], max_groups=50
     )
-    if number < 20:  # with slices of the usual size, all 20 groups are returned
+    if number < 20:  # the limit takes effect only if the scan has more than one slice
         assert is_incomplete
     assert len(entries) == number
     assert sum(entry[3] for entry in entries) + others[0] == 20
