@@ -1,4 +1,4 @@
-"""`App` stops the clock of its table while reports may be missing: the clock is *held*.
+"""While reports may be missing, `App` stops the clock of its table. The clock is then *held*.
 
 The tests use no sockets.
 """
@@ -22,7 +22,7 @@ STEP_S = 0.5
 
 
 class Subscriptions:
-    """Fake subscriptions. The test decides which subscriptions deliver."""
+    """Fake subscriptions. The test sets which of them deliver messages."""
 
     def __init__(self, **_: object) -> None:
         self.delivering = {"one:8082", "two:8082"}

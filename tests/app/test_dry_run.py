@@ -1,4 +1,4 @@
-"""``--check --replay FILE``: the forecast equals the page after a replay of the recordings."""
+"""``--check --replay FILE``: the forecast has the numbers of the page at the end of a replay."""
 
 import json
 
@@ -59,11 +59,11 @@ def all_families(name):
 
 
 def test_dry_run_has_the_connections_of_a_replay():
-    """If no connection expires, a replay has 831 connections: see the golden pages."""
+    """The golden page of this recording has 831 connections, because none of them expires."""
     playback = playback_of(RECORDINGS / "one-analyzer.jsonl")
     made = dry_run.run(config_of(connection_timeout=600), playback).forecast
     assert made.unbounded.connections == 831
-    # After a minute without reports, connections expire.
+    # With the default timeout, some connections expire before the end of the recording.
     assert dry_run.run(config_of(), playback).forecast.unbounded.connections < 831
     fast = playback_of(RECORDINGS / "one-analyzer.jsonl", speed=1000)
     assert dry_run.run(config_of(connection_timeout=600), fast).forecast == made
@@ -132,7 +132,7 @@ def test_check_prints_the_forecast():
     done = run("--check", "--replay", RECORDINGS / "one-analyzer.jsonl")
     assert (done.returncode, done.stderr) == (0, "")
     *_, blank, summary, head, unbounded, views, a, b, c, d, proposal = done.stdout.splitlines()
-    # This blank line precedes the forecast. The other blank line precedes the cost.
+    # One blank line precedes the cost. The other one, ``blank``, precedes the forecast.
     assert blank == ""
     assert done.stdout.count("\n\n") == 2
     assert summary.startswith("# Recording ")

@@ -58,9 +58,9 @@ WITH_START_TIMESTAMPS = "standard"
 """The name of the replay whose pages in OpenMetrics 1.0 have start timestamps."""
 CONNECTIONS = {"one-analyzer": 831, "two-analyzers": 530}
 
-# Names of counters without the suffix _total, which break the conventions of Prometheus. The names
-# that start with skydive_ are those of the Go connector: dashboards depend on these names. The
-# names that start with my_ come from a test configuration.
+# The conventions of Prometheus require the suffix _total, but these counters do not have it. The
+# names that start with skydive_ are those of the Go connector: dashboards depend on these names.
+# The names that start with my_ come from a test configuration.
 INHERITED = re.compile(
     r"skydive_network_(connection_total|interface)_\w+"
     r"|skydive_capture_(flows_dropped|kernel_flows_dropped|reports)"
@@ -212,7 +212,7 @@ def test_series_of_flows_match_the_model(replayed):
     page = read_page(result.flow_page, result.model.families)
     assert page == result.model.page(0)
     if name in CONNECTIONS:
-        # The descriptions of these recordings contain the number of connections.
+        # The descriptions of the recordings say how many connections they contain.
         assert len(page[BYTES]) == len(page[PACKETS]) == 2 * CONNECTIONS[name]
         assert page[RTT]
 
@@ -257,7 +257,7 @@ def check_golden(golden, families, full_page):
 
 
 def families_of(page, declared):
-    """Return pairs for the families on a page: the HELP and TYPE lines, and the sorted samples."""
+    """Return a pair for each family on a page: its HELP and TYPE lines, and its sorted samples."""
     heads = [line for line in page.decode().splitlines() if line.startswith("#")]
     return [
         (heads[2 * n : 2 * n + 2], sorted(samples))
@@ -374,8 +374,8 @@ def test_openmetrics_2_has_the_same_values_and_start_timestamps(replayed):
         if series.partition("{")[0] in result.names
     } == result.samples
     assert read_inline_starts(page) == result.model.starts(0)
-    # All families have the same names and types as in the text format. Info series are gauges
-    # there, because the text format has no type "info".
+    # The families have the names and types that they have in the text format. An exception is the
+    # type "info": in the text format, info series are gauges.
     types = {
         family.name: family.metadata["TYPE"].replace("info", "gauge")
         for family in families.values()

@@ -1,6 +1,6 @@
 """Own names, which come from the keys ``names`` and ``names_file``.
 
-The tests cover the whole way from the file to the page, and changes of the file.
+The tests follow the names from the file to the page, and change the file while skyfast runs.
 """
 
 import asyncio

@@ -68,7 +68,6 @@ async def test_demo_has_growing_connections_within_five_seconds() -> None:
 
 
 async def test_last_line_of_the_start_has_the_url_of_the_status_page() -> None:
-    """The URL is easy to find in the last line."""
     async with demo() as skyfast:
         line = await skyfast.logged("status page: ")
         assert line.rstrip().endswith(f"status page: {skyfast.url}/")

@@ -101,7 +101,8 @@ async def test_prometheus_reads_openmetrics(tmp_path: Path) -> None:
         await growing(server, "skyfast_table_flows", 1)
         (up,) = await query(server, "min_over_time(up[1m])")
         assert number(up) == 1
-        # Units, and family names without _total and _info, only exist in OpenMetrics.
+        # Only OpenMetrics has units. Only in OpenMetrics, the names of families lack the suffixes
+        # _total and _info.
         metadata = json.loads(await ask(f"{server}/api/v1/metadata"))["data"]
         for name, kind, unit in (
             ("skydive_traffic_bytes", "counter", "bytes"),
@@ -337,7 +338,7 @@ async def test_info_series_have_the_names_of_capture_points_on_every_shard(tmp_p
 
 @needs_prometheus
 async def test_parts_are_scraped_as_documented(tmp_path: Path) -> None:
-    """Together, the targets have the series of the whole page, without a label for the part."""
+    """The targets together have all series of the page. The series have no label for the part."""
     (text,) = (text for _, text in blocks(ROOT / "docs" / "scaling.md") if "__param_part" in text)
     async with FakeAnalyzer() as analyzer:
         config = write_config(tmp_path, analyzer.url)
@@ -361,8 +362,8 @@ async def test_parts_are_scraped_as_documented(tmp_path: Path) -> None:
                 assert "part" not in labels
                 scraped = await query(server, "scrape_samples_scraped")
                 assert all(number(sample) > 0.15 * sum(map(number, scraped)) for sample in scraped)
-                # Each scrape writes the same series as the previous scrape. A target does not mark
-                # the series of another target as stale.
+                # Prometheus must not mark the series of a target as stale when it scrapes another
+                # target. Every scrape must add a sample to every series.
                 await asyncio.sleep(3 * SCRAPE_INTERVAL_S)
                 assert not await query(server, f"count_over_time({CONNECTION_BYTES}[1m]) < 3")
                 assert len(await query(server, CONNECTION_BYTES)) == 400

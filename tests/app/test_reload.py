@@ -1,7 +1,7 @@
 """Reloading the configuration of a running process: which parts change and which are kept.
 
-Most tests start a skyfast process, edit its file and send SIGHUP, as an operator does. Tests that
-replace the name resolution run the subscriptions in the process of the tests.
+Most tests start a skyfast process, edit its file and send SIGHUP, as an operator does. Some tests
+run the subscriptions in the process of the tests, to replace the name resolution.
 """
 
 import asyncio
@@ -249,7 +249,8 @@ async def test_failed_reload_changes_nothing(tmp_path: Path, analyzer: FakeAnaly
             assert warning in api_status["warnings"]
             assert html.escape(warning) in (await skyfast.get("/")).decode()
             assert await operator.flows() == page
-            # A late report changes no value. skyfast counts this report, so it still reads reports.
+            # Check that skyfast still reads reports. This late report is counted, but does not
+            # change any value.
             await operator.report(analyzer, flow("1"))
             assert len(problems(skyfast.log)) == 2 * (number + 1)
 
@@ -547,7 +548,7 @@ async def test_flows_excluded_before_a_reload_are_not_counted_as_new(
     assert (table.horizon_s > 0.0) == moves_horizon
 
 
-async def test_new_table_after_a_reload_has_the_update_interval_but_no_horizon() -> None:
+async def test_new_table_after_a_reload_keeps_the_update_interval_and_resets_the_horizon() -> None:
     app = App(make_config(), load=lambda: make_config(labels=["target_ip"]))
     app._parts.table.raise_horizon(0.0)
     app.stats.flow_update_s = 10.0

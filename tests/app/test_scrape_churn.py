@@ -28,17 +28,17 @@ pytestmark = pytest.mark.slow
 HOUR_S = 3_600
 STEP_S, REPORT_S = 15, 60
 TICK_S = 5
-"""The clock advances in steps of this size. It would treat a larger step as a pause."""
+"""The virtual clock advances by this time at once. skyfast would treat a longer time as a pause."""
 START_S = 1_700_000_000
 STEP_REAL_S = 0.5
-"""The real duration of a step."""
+"""The real time that passes while the virtual time advances by `STEP_S`."""
 INTERVAL_S = 3
 """The interval and the timeout of scrapes, in real time. A busy machine needs a long timeout."""
 NEW_CONVERSATIONS = 400
 WARM_STEPS = 5
-"""Number of steps until there are always more connections than `DIRECT_CONNECTIONS`."""
+"""Number of steps before the scrapes. Then there are always more than `DIRECT_CONNECTIONS`."""
 CURL_STEPS = 10
-"""Number of steps between two pages for curl."""
+"""Number of steps between two requests by curl."""
 CURL = shutil.which("curl")
 
 CONFIG = """
@@ -107,7 +107,7 @@ def curl(url: str, openmetrics: int) -> None:
 
 
 async def scrapes(server: str) -> tuple[int, int]:
-    """Return the number of scrapes of a server, and the number of failed scrapes."""
+    """Return how many scrapes the metrics server has attempted, and how many of them failed."""
     values = [value for _, value in await samples(server, "up")]
     return len(values), sum(value != "1" for value in values)
 
