@@ -1,4 +1,4 @@
-"""An analyzer that uses almost no CPU time: raw sockets and prepared frames.
+"""An analyzer that uses raw sockets and prepared frames, so that it needs almost no CPU time.
 
 Its subscriber is a *connector*: skyfast or another exporter that is compared with skyfast. The
 analyzer answers pings with pongs, and sends an empty response to every other request. Benchmarks

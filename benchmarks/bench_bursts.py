@@ -14,11 +14,11 @@ from benchmarks.harness import SCALE, Remote, Report, Target, ratio_at_most
 from benchmarks.programs import Program
 
 FLOWS = SCALE // 2
-"""Number of flows in a burst: the reports of many agents in one tick."""
+"""Number of flows in a burst, which is like the reports of many agents at the same moment."""
 
 BURSTS = 7
 FEW_BURSTS = 4
-"""Number of bursts with small messages. Fewer are enough, because the results vary less."""
+"""Number of bursts with small messages. It is smaller, because their results vary less."""
 
 PAUSE_S = 1.0
 """skyfast is idle for this time before each burst."""

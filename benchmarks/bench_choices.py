@@ -29,8 +29,9 @@ CHOICES = {
         "no view",
     ),
 }
-"""Maps the name of each configuration to its YAML, and to the name of the configuration that the
-results are compared with."""
+"""Maps the name of each configuration to a pair: the YAML, and the name of another configuration.
+
+The benchmark compares the results of the two configurations."""
 
 MESSAGES = 25
 """Number of messages that the table of each configuration processes per turn."""

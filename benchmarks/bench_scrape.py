@@ -28,7 +28,7 @@ FAMILIES = 3
 """Number of metric families of each connection."""
 
 PARTS = 4
-"""Number of parts if a page is read in parts."""
+"""Number of parts into which a page is divided."""
 
 CLIENT_FLOWS = SCALE // 10
 """prometheus_client renders fewer series, to save time. Its cost per series stays the same."""

@@ -20,7 +20,7 @@ SIZES = (SCALE // 5, SCALE)
 """Numbers of connections. Each connection has five series."""
 
 TURNOVERS = 4
-"""How often all connections are replaced with new ones. The table has the first of the `SIZES`."""
+"""How often the benchmark replaces all connections of the smaller table with new ones."""
 
 SCRAPES = int(os.environ.get("SKYFAST_BENCH_SCRAPES", "18"))
 INTERVAL_S = 10
@@ -60,7 +60,7 @@ _VICTORIA_METRICS = (
     "-promscrape.config={config}",
     "-storageDataPath={directory}/data",
     "-httpListenAddr=127.0.0.1:{port}",
-    "-promscrape.maxScrapeSize=1GB",  # a page of 500,000 series is larger than the default
+    "-promscrape.maxScrapeSize=1GB",  # a page of 500,000 series exceeds the default
     "-search.latencyOffset=0s",  # the benchmark queries the figures immediately
 )
 VICTORIA_METRICS = Kind("VictoriaMetrics", _VICTORIA_METRICS)

@@ -64,7 +64,7 @@ def trim() -> None:
 
 
 def in_batches(messages: Iterator[bytes], size: int = MESSAGES) -> Iterator[list[bytes]]:
-    """Yield messages in batches. Generating a message must not interrupt the measured calls."""
+    """Yield messages in batches, so that no message is generated between two measured calls."""
     while batch := list(itertools.islice(messages, size)):
         yield batch
 
@@ -134,7 +134,7 @@ class Parts:
         late = self.table.skipped["late"]
         figures = self._take(messages, self._known.decode)
         assert self.table.flows == before, "a flow was not known"
-        assert self.table.skipped["late"] == late, "a round was not newer than the last"
+        assert self.table.skipped["late"] == late, "a round was not newer than the previous round"
         return figures
 
     def _take(
@@ -263,7 +263,7 @@ class Core(Parts):
 
 
 class Decoder:
-    """Decodes known flows and discards them: the cost that benchmarks compare skyfast with."""
+    """Decodes known flows and discards them. Benchmarks compare skyfast with this decoder."""
 
     def __init__(self, count: int, flows_per_message: int = FLOWS_PER_MESSAGE) -> None:
         flows = Flows(count, flows_per_message)
@@ -277,7 +277,7 @@ class Decoder:
         decode, clock_ns = self._decode, time.thread_time_ns
         total_ns = 0
         for message in self._messages:
-            # Copy the data first, because data that skyfast has just received is in the CPU cache.
+            # The copy is in the CPU cache, like a message that skyfast has just received.
             received = bytes(bytearray(message))
             began_ns = clock_ns()
             decode(received)

@@ -4,8 +4,8 @@ Only the times of flows differ between runs. Times are at most a few minutes in 
 
 A *round* is one report of each flow. The number of a round has two digits. Each message is
 generated once, as a template. In a template, each running total and each time contains the two
-bytes `ROUND` in place of the number of the round. A single `bytes.replace` creates the reports of a
-round, and costs less than any measured operation.
+bytes `ROUND` in place of these digits. A single `bytes.replace` turns a template into the message
+of a round, and costs less than any measured operation.
 """
 
 import json

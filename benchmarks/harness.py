@@ -1,7 +1,7 @@
 """Shared parts of the benchmarks: the scale, the machine, child processes and results.
 
 A figure is the median of its samples, and is printed with their minimum and maximum. A ratio
-compares two figures of the same run. If possible, the samples of both are taken alternately.
+compares two figures of the same run. If possible, the samples of the two are taken alternately.
 """
 
 import json
@@ -77,7 +77,10 @@ def header() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A limit of a figure or of its ratio: a minimum if ``at_least`` is true, else a maximum."""
+    """The limit of a figure, or of the ratio of a figure if ``of_ratio`` is true.
+
+    The limit is a minimum if ``at_least`` is true, and a maximum otherwise.
+    """
 
     limit: float
     of_ratio: bool = False
@@ -138,9 +141,10 @@ class Report:
     ) -> None:
         """Add a figure.
 
-        The ratio compares ``samples`` with ``over``, the samples of the peer ``to``. Lists of the
-        same length are samples that were taken alternately: the ratio is the median of the ratios
-        of pairs. For lists of different lengths, it is the ratio of the medians.
+        The ratio compares ``samples`` with ``over``, the samples of the figure ``to``. If both
+        lists have the same length, their samples were taken alternately: the ratio is the median
+        of the ratios of the pairs. Otherwise, the ratio is the median of ``samples`` divided by the
+        median of ``over``.
         """
         median = statistics.median(samples)
         ratio = None if over is None else _ratio(samples, over)

@@ -10,7 +10,8 @@ Environment variables change constants of skyfast:
 
 * ``NAMES_INTERVAL_S``: the interval at which skyfast reads the complete topology;
 * ``RESULT_AGE_S``: how long skyfast caches rankings and cardinality reports;
-* ``FLOW_UPDATE_S``: the ``flow.update`` that skyfast assumes. It shows rates only after this time.
+* ``FLOW_UPDATE_S``: the ``flow.update`` that skyfast assumes, which is also the time until the
+  first rates.
 """
 
 import asyncio

@@ -13,14 +13,14 @@ LABELS = (
     *("name", "host", "namespace", "pod", "workload", "workload_kind", "container", "service"),
     "team",
 )
-"""The labels with names of one end of a flow. The value of ``team`` comes from a pod label."""
+"""The labels with names of an initiator or target. The value of ``team`` comes from a pod label."""
 
 PODS = 5_000
 """Number of pods. The flows have four times as many addresses, so each pod has four addresses."""
 
 A, B, POINT = ("Network", "A"), ("Network", "B"), ("NodeTID",)
 ADDRESS_FIELDS = {"initiator": (A, B), "target": (B, A)}
-"""Maps each end to the path of its address, and to the path of the other end's address."""
+"""Maps each end to the paths of both addresses of a flow. The end's own address is first."""
 
 MESSAGES = 25
 """Number of messages that a table processes per turn."""

@@ -53,7 +53,7 @@ scrape_configs:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A page, and the times of its first and last byte since the request."""
+    """A page, and the seconds from the request to the first byte and to the last byte."""
 
     first_s: float
     seconds: float
@@ -63,7 +63,7 @@ class Response:
 
 
 def get(port: int, path: str, *, compressed: bool = False, keep: bool = True) -> Response:
-    """Get a page over a new connection, with as little work for the client as possible."""
+    """Get a page over a new connection. The client uses as little CPU time as possible."""
     request = (
         f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
         f"Accept-Encoding: {'gzip' if compressed else 'identity'}\r\n\r\n"

@@ -36,7 +36,7 @@ INTERVAL_S = 3
 """The interval and the timeout of scrapes, in real time. A busy machine needs a long timeout."""
 NEW_CONVERSATIONS = 400
 WARM_STEPS = 5
-"""Number of steps before the scrapes. Then there are always more than `DIRECT_CONNECTIONS`."""
+"""Number of steps after which there are always more than `DIRECT_CONNECTIONS` connections."""
 CURL_STEPS = 10
 """Number of steps between two requests by curl."""
 CURL = shutil.which("curl")

@@ -168,7 +168,8 @@ def without_helm(value: Any) -> Any:
         for name, item in value.items()
         if name not in (*OF_HELM, "app.kubernetes.io/version", "helm.sh/chart", "imagePullPolicy")
         and not (name == "annotations" and item.keys() == {"checksum/config"})
-        and name != "jobLabel"  # the manifests need none, because their Service is named skyfast
+        # The manifests need no jobLabel: the default is the name of their Service, skyfast.
+        and name != "jobLabel"
         and (name, item) != ("type", "ClusterIP")  # the default
         # kustomize does not add this label to pods, or to objects outside of kustomization.yml.
         and name != "app.kubernetes.io/part-of"
@@ -336,7 +337,7 @@ def test_chart_has_the_alerting_rules(tmp_path: Path) -> None:
 
 @needs_helm
 def test_package_contains_the_alerts(tmp_path: Path) -> None:
-    """The file is a symbolic link in the source. The package must contain the file itself."""
+    """In the source tree, the file of alerts is a symbolic link. The package needs the content."""
     tools.output("helm", "package", CHART, f"--destination={tmp_path}")
     with tarfile.open(tmp_path / f"skyfast-{skyfast.__version__}.tgz") as package:
         alerts = package.extractfile("skyfast/files/alerts.yml")

@@ -406,7 +406,8 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
         values["namespace"] = "default"
         assert set(await choices(server, "workload", values)) == {"frontend"}
 
-        # The panel shows a conversation if one of its ends has both the namespace and the workload.
+        # The panel shows the conversations of the selected workloads. The selected namespace and
+        # workload must both match the initiator, or both match the target.
         (between,) = panel_expressions("Traffic between workloads")
         assert await pairs(server, between, {"instance": ".*"}) == {
             ("default/frontend", "shop/cart"),

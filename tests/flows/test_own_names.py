@@ -227,7 +227,7 @@ ENTRIES = st.builds(
 
 @st.composite
 def prefixes(draw: st.DrawFn) -> str:
-    """Return an IPv4 or IPv6 network near the lowest or highest address, or near other bounds."""
+    """Return a network near the lowest or highest address, or near one of four other addresses."""
     most = draw(st.sampled_from([32, 128]))
     near = draw(st.sampled_from([0, (1 << most) - 1, 1 << most - 1, 1 << 64, 10 << 24, 5 << 61]))
     number = max(0, min((1 << most) - 1, near + draw(st.integers(-5, 5))))

@@ -153,7 +153,9 @@ COSTS = (
         *("skyfast, 1,000,000 connections", 1),
     ),
 )
-"""Costs in the guides: file, expression that finds the number, measurement, and factor."""
+"""Costs in the guides: the file, and the regular expression that finds the number in the file.
+
+The number must agree with the product of a measurement of the benchmarks and a factor."""
 
 
 @pytest.mark.parametrize(("file", "expression", "measurement", "factor"), COSTS)
@@ -207,7 +209,7 @@ COMMANDS = {
 
 
 def command(line: str) -> list[str]:
-    """Return the words of a known command without leading assignments, or [] for other lines."""
+    """Return the words of a line, from the command on. If the command is unknown, return []."""
     words = line.split("#")[0].split()
     while words and re.match(r"[A-Z_]+=", words[0]):
         words.pop(0)

@@ -312,7 +312,7 @@ def graph_of(elements: Iterable[tuple[Query, bytes]]) -> Graph:
 
 
 def texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield pairs for all strings in a JSON value: the innermost key above it, and the string."""
+    """Yield each string in a JSON value as a pair: the key of the string, and the string."""
     match value:
         case str():
             yield key, value
@@ -327,7 +327,7 @@ def texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
 CODES = {"Type", "EncapType", "Manager", "RelationType", "Status", "Kind", "type", "container-type"}
 
 
-def test_no_text_of_a_topology_is_left(elements: list[tuple[Query, bytes]]) -> None:
+def test_no_name_of_a_topology_is_left(elements: list[tuple[Query, bytes]]) -> None:
     before = {
         text
         for _, element in elements
@@ -341,8 +341,8 @@ def test_no_text_of_a_topology_is_left(elements: list[tuple[Query, bytes]]) -> N
         text for text in before if re.search(rf"(?<![\w-]){re.escape(text)}(?![\w-])", after)
     }
     assert unchanged <= {"", "lo", "eth0", "docker0", "POD", "None", "127.0.0.1/8", "::1/128"}
-    # The single words of changed names are not left either. `CODES_OF_NODES` may be left, and k8s,
-    # the prefix of kubelet's names. Hexadecimal words are ignored, because they occur in UUIDs too.
+    # No word of a changed name is left, except `CODES_OF_NODES` and the prefix k8s of kubelet's
+    # names. Hexadecimal words are not checked, because they also occur in UUIDs.
     word = re.compile(r"(?=[0-9a-f]*[g-zA-Z])[0-9A-Za-z]{3,}")
     words = {each for text in before for each in word.findall(text)}
     values = [

@@ -56,7 +56,7 @@ def playback(name):
 
 
 def play(playback, loops):
-    """Return the messages of the first loops, each with its sending time in seconds."""
+    """Return the messages of the first ``loops`` loops, each with its sending time in seconds."""
     return [
         (sending.due_s, json.loads(sending.data(STARTED_MS)))
         for loop in range(loops)
@@ -85,7 +85,7 @@ def labels(flow):
 
 
 def connections(messages):
-    """Map each connection to pairs for its reports: the sending time, and the counters' growth."""
+    """Map each connection to its reports: pairs of the sending time and the counters' growth."""
     totals = defaultdict(lambda: dict.fromkeys(COUNTERS, 0))
     increases = defaultdict(list)
     for sent_s, flow in reports(messages):
@@ -280,9 +280,10 @@ def test_interface_counters_of_the_demo_grow_by_the_same_amount_in_each_loop():
 
 
 def received_bytes(topology):
-    """Map the name of each interface to the number of received bytes.
+    """Map each interface to the number of received bytes.
 
-    Each container has an interface named eth0. For these interfaces, the key is the ID.
+    The key is the name of the interface. For eth0 it is the ID, because many containers have an
+    eth0.
     """
     offsets, totals = topology.offsets(), {}
 
@@ -607,7 +608,8 @@ async def test_topology_changes_as_in_the_recording(tmp_path):
     assert [node["ID"] for node in after] == ["a", "c"]
     assert [node["ID"] for node in changed] == ["c"]
     assert len(updates) == 2
-    # The replay shifts all times by the same duration, so that the first message is at the start.
+    # The replay shifts all times by the same duration. The time of the first message becomes the
+    # start of the replay.
     updated_ms = [node["UpdatedAt"] for node in after]
     assert updated_ms[1] - updated_ms[0] == 70_900
     assert abs(updated_ms[1] - 900 - started_ms) < 2_000

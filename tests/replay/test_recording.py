@@ -79,7 +79,7 @@ def test_bare_flow_is_wrapped_in_a_message() -> None:
         message = parse(flow + b"\r\n")
         assert message.data == b'{"Namespace":"flow","Type":"store","Obj":[%b]}' % flow
         assert (message.at_ms, message.kind) == (None, "flow")
-    # A flow in a recorded line is not wrapped, because the line has exactly what the analyzer sent.
+    # A line by the recorder contains exactly what the analyzer sent. Therefore, it is not wrapped.
     assert parse(message_line(FLOW, at_ms=BASE_MS, analyzer="a")).data == FLOW
 
 
@@ -270,7 +270,7 @@ def test_outlier_time_in_a_message_is_ignored(tmp_path: Path) -> None:
 
 
 def test_earlier_of_two_distant_times_is_used(tmp_path: Path) -> None:
-    """If a wrong later time were used, all following messages would be sent at once."""
+    """The later time may be wrong. If it were used, all later messages would be sent at once."""
     path = write(tmp_path, flow(0, 10**9) + flow(2000) + flow(-(10**9), 5000) + flow(5000))
     assert [s for _, s in due(path)] == [0, 2, 2, 5]
 

@@ -249,8 +249,7 @@ async def test_anonymized_recording_gives_the_same_totals(tmp_path: Path) -> Non
         connections = (await skyfast.self_metrics())["skyfast_connections"]
     assert path.stat().st_mode & 0o777 == 0o600
     text = gzip.decompress(path.read_bytes())
-    # A pseudonym can begin like an address of the recordings by chance, but it is very unlikely to
-    # equal this address.
+    # The pattern has whole addresses of the recordings. A random pseudonym hardly ever equals one.
     assert not re.search(rb"\b10\.(?:77|99)\.0\.[12]\b|\bfd77::[12]\b|dfb29c54-c71c", text)
     async with replay(path, "--replay-speed=1") as skyfast:
         second = await page(skyfast, 37 + 33)
@@ -281,7 +280,7 @@ SECRET = re.compile(
     rb"\b10\.\d+\.\d+\.\d+|\b(?:172|192)\.\d+\.\d+\.\d+|fd7[78]:[0-9a-f:]+|[0-9a-f]{64}"
     rb"|[0-9a-f]{2}(?::(?!ff:ff)[0-9a-f]{2}){5}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     rb"|\b(?:shop|default|kube-system|ag1|node-1|labcluster|web|client|db|h[12]|n[123]|v[12]|vx[12])\b"
-    # A random pseudonym can end with "api", so names must not follow a letter or a digit.
+    # A random pseudonym can end with "api". Therefore, ignore names after a letter or a digit.
     rb"|(?<![0-9a-z])(?:frontend|cart|coredns|api|cache|kube-proxy|kube-dns|nginx|sidecar)[\w-]*"
 )
 

@@ -86,7 +86,8 @@ def test_replayed_responses_equal_the_recorded_responses(
             partial = changes(query, 0)
             found = elements(graph, partial, time)
             record(partial, found, time)
-        # A node whose type changes is removed from one response and added to another.
+        # Record all responses twice, because a node whose type changes moves from one response to
+        # another.
         for _ in range(2):
             for query in COMPLETE:
                 record(query, elements(graph, query, time), time)
@@ -163,7 +164,7 @@ def test_offsets_are_added_to_valid_counters_only() -> None:
     assert element == {"Metadata": 1}
 
 
-def test_offsets_are_bounded() -> None:
+def test_offsets_of_counters_are_bounded() -> None:
     topology = ReplayedTopology()
     for _ in range(3):
         apply(topology, node("a"))

@@ -1,4 +1,4 @@
-"""The clock counts all time except pauses of the process, and time for which it was held."""
+"""The clock does not advance while the process is paused, or while the clock is held."""
 
 import pytest
 from hypothesis import assume, given

@@ -89,7 +89,7 @@ def test_locked_version_is_a_tested_version():
 
 
 def test_inherited_attributes_in_use_are_listed():
-    """All attributes of its base class that `HttpConnection` uses or overrides are in the list."""
+    """The list has all attributes of the base class that `HttpConnection` uses or overrides."""
     (connection,) = [
         node
         for node in tree(connections.__file__).body

@@ -67,7 +67,7 @@ async def browser():
 
 @pytest.fixture
 def visited(browser):
-    """Return a context manager: it opens a page in a tab, and on exit checks it for errors."""
+    """Return a context manager that opens a page in a tab, and on exit checks the tab for errors."""
 
     @asynccontextmanager
     async def visit(site, path="/", **screen):
@@ -83,7 +83,7 @@ def visited(browser):
 
 
 def served(api_status):
-    """Return a script: the page requests ``/api/status``, and the response is ``api_status``."""
+    """Return a script that makes ``api_status`` the next status, and makes the page request it."""
     return f"""
         const ask = window.fetch, served = {json.dumps(json.dumps(api_status))};
         window.fetch = (path, options) => String(path).includes('status')
@@ -233,7 +233,8 @@ async def test_bar_of_a_percentage_is_below_the_digits(visited, width):
             )
     assert len(bars) == 4
     for below_middle, height, text_height in bars:
-        # The lower edge of the digits is a quarter of the line's height below its middle.
+        # The distance from the middle of the line to the lower edge of the digits is a quarter of
+        # the line's height.
         assert below_middle >= text_height / 4
         assert height <= 3
 

@@ -1,4 +1,4 @@
-"""The forecast has the numbers of the page that ``min_bytes`` and ``min_packets`` would give."""
+"""A forecast for ``min_bytes`` and ``min_packets`` has the numbers of the page with these bounds."""
 
 import html
 import json

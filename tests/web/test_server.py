@@ -1271,8 +1271,8 @@ async def test_flood_of_connections_does_not_block_other_clients(caplog):
         for i in range(1000):
             idle.append(await stack.enter_async_context(await site.ask(b"GET" if i % 2 else b"")))
             if i % 50 == 0:
-                # The server closes the connections that have been idle longest. This request
-                # prevents that ``kept`` is closed.
+                # The server closes the connections that have been idle longest. ``kept`` stays
+                # open, because it sends this request.
                 await kept.send(request("/metrics/flows"))
                 assert (await kept.read_response()).body == FLOWS
                 assert (await site.get("/metrics/flows")).body == FLOWS
