@@ -1,4 +1,4 @@
-"""What does a flow cost in bursts after pauses, from several analyzers, and in small messages?"""
+"""What does a flow cost in a burst after a pause, with several analyzers, or in small messages?"""
 
 import itertools
 import statistics

@@ -47,7 +47,7 @@ Samples = dict[str, list[float]]
 class Choices:
     """One decoder and table (`Parts`) per configuration. All of them process the same messages.
 
-    The tables take turns. Each time, a different table is first, so that the order favors no table.
+    The tables take turns. In each turn, another table is first, so that the order favors no table.
     """
 
     def __init__(self, count: int) -> None:

@@ -22,7 +22,7 @@ BOUND = 1.6
 
 
 class Growing(Protocol):
-    """A connector whose table grows; see `Core` for the methods."""
+    """A connector whose table grows. `Core` describes the methods."""
 
     def held_bytes(self) -> int: ...
     def fill(self, stop: int, /) -> tuple[float, ...]: ...
@@ -75,7 +75,7 @@ class Point:
 
 
 def measure(connector: Callable[[int], Growing], *, reports: int, repeats: int) -> list[Point]:
-    """Measure a connector without sockets at each of the `STEPS`."""
+    """Measure a connector without sockets, with each number of connections in `STEPS`."""
     points = []
     with Remote(connector, LARGE) as remote:
         for step, connections in enumerate(STEPS):

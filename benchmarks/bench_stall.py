@@ -65,8 +65,8 @@ def _cycles(
 ) -> tuple[list[float], list[float]]:
     """Fill and expire the table repeatedly.
 
-    Returns two lists with the memory of the process in MiB: with the full table, and with the empty
-    table, in each cycle.
+    Returns two lists of the memory of the process in MiB, with one number per cycle. The first list
+    was measured with the full table, and the second list with the empty table.
     """
     delays: list[float] = []
     filled, emptied, took_s = [], [], []

@@ -1,4 +1,4 @@
-"""The decoder and the table without sockets, in separate processes."""
+"""The decoder and the table, without sockets. Benchmarks run them in separate processes."""
 
 import ctypes
 import itertools

@@ -64,7 +64,11 @@ def pod_names(addresses: list[str], *, ambiguous: bool) -> PodNames:
 
 
 def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
-    """Return the plan with more labels in its first view: the names of one end or of both ends."""
+    """Add labels with names to the first view of a plan, and return the plan.
+
+    If ``ends`` is 1, the labels have the names of initiators. If it is 2, there are also labels
+    with the names of targets.
+    """
     view = plan.views[0]
     columns = [*view.columns]
     for end, (key, other) in list(ADDRESS_FIELDS.items())[:ends]:
@@ -78,10 +82,11 @@ def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
 
 
 class Lookups:
-    """Four tables: no names, names of one end, names of both ends, and ambiguous names.
+    """Four tables that take turns to process the same flows.
 
-    The tables take turns to process the same flows. Each time, a different table is first, so that
-    the order favors no table.
+    The first table has no names, and the second table has the names of initiators. The other tables
+    have the names of initiators and targets: unique names, or ambiguous names. In each turn, a
+    different table is first, so that the order favors no table.
     """
 
     def __init__(self, count: int) -> None:

@@ -107,7 +107,7 @@ def test_rows_that_work_with_presets_are_documented(preset: str) -> None:
 
 
 def selects(panel: dict[str, Any], metrics: set[str]) -> bool:
-    """Return whether the first metric of any query of the panel is in ``metrics``."""
+    """Return whether ``metrics`` contains the first metric of at least one query of the panel."""
     name = re.compile(r"\b(?:skydive|skyfast|process|scrape)_\w+")
     firsts = [name.findall(target["expr"])[0] for target in panel["targets"]]
     return any(first.removesuffix("_bucket") in metrics for first in firsts)

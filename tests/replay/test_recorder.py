@@ -111,7 +111,7 @@ def test_messages_are_compressed_together(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "r.jsonl.gz"
     recorder = Recorder(str(path))
     recorder.message(MESSAGE % 0, "a")
-    until(lambda: path.stat().st_size > 20)  # the next messages come after a flush
+    until(lambda: path.stat().st_size > 20)  # wait for a flush
     for n in range(5000):
         recorder.message(MESSAGE % n, "a")
     recorder.stop()

@@ -48,7 +48,7 @@ async def page(skyfast: Skyfast, messages: int) -> dict[str, set[str]]:
 
 
 async def test_recording_is_replayed_completely() -> None:
-    # The end of a recording must not count as the silence of an analyzer.
+    # After the end of a recording, skyfast must not reconnect because of the silence timeout.
     short_timeout = {"SKYDIVE_PIPELINE_SUBSCRIBER_SILENCE_TIMEOUT": "0.1"}
     async with replay(RECORDINGS / ONE[0], **short_timeout) as skyfast:
         assert await page(skyfast, 50) == expected(*ONE)

@@ -67,7 +67,7 @@ async def browser():
 
 @pytest.fixture
 def visited(browser):
-    """Return a context manager that opens a page in a tab, and on exit checks the tab for errors."""
+    """Return a context manager that opens a page in a tab. On exit, it checks for errors."""
 
     @asynccontextmanager
     async def visit(site, path="/", **screen):
@@ -83,7 +83,7 @@ def visited(browser):
 
 
 def served(api_status):
-    """Return a script that makes ``api_status`` the next status, and makes the page request it."""
+    """Return a script that replaces the status with ``api_status``, and updates the page."""
     return f"""
         const ask = window.fetch, served = {json.dumps(json.dumps(api_status))};
         window.fetch = (path, options) => String(path).includes('status')

@@ -90,7 +90,8 @@ def test_empty_labels_are_searched_in_the_first_view_with_bytes(tmp_path: Path) 
         (ENDS, 0.9, True),
         (ENDS, 0.899, False),
         (("node_host",), 0.9, True),
-        # All initiators may be outside of the topology, so 99.9 % of the bytes are not suspicious.
+        # All initiators may be outside of the topology. Therefore, an empty ``initiator_host`` is
+        # only suspicious if it is empty for all bytes.
         (("initiator_host",), 0.999, False),
         (("initiator_host",), 1.0, True),
     ],

@@ -160,7 +160,7 @@ async def test_failed_openmetrics_page_has_no_eof():
     chunks = []
     with pytest.raises(ValueError, match="rendering broke"):
         async for chunk in exposition(table).stream(Part.ALL, gzip=False, openmetrics=True):
-            chunks.append(chunk)  # noqa: PERF401  # a comprehension would lose the chunks
+            chunks.append(chunk)  # noqa: PERF401  # an error in a comprehension loses the chunks
     assert b"# EOF" not in b"".join(chunks)
 
 
@@ -421,7 +421,7 @@ async def test_error_is_raised_after_the_rendered_chunks():
     chunks = []
     with pytest.raises(ValueError, match="rendering broke"):
         async for chunk in stream:
-            chunks.append(chunk)  # noqa: PERF401  # a comprehension would lose the chunks
+            chunks.append(chunk)  # noqa: PERF401  # an error in a comprehension loses the chunks
     assert b"".join(chunks) == BIG[:broken_at]
     await stream.ended()
     await until(lambda: not page_threads())

@@ -1,4 +1,4 @@
-"""A forecast for ``min_bytes`` and ``min_packets`` has the numbers of the page with these bounds."""
+"""A forecast for ``min_bytes`` and ``min_packets`` has the numbers of a page with these bounds."""
 
 import html
 import json

@@ -446,7 +446,7 @@ def test_groups_can_be_filtered_and_ranked_by_increase():
 def test_groups_beyond_the_limit_are_combined():
     core = Core()
     heavy, count = 20, 2_000
-    # The scan finds the groups with the most bytes last, after it has reached the limit.
+    # The scan finds the largest groups last, when the number of groups has reached the limit.
     core.message(many_flows(count, total=(1, 1, 1, 1)), 0)
     core.message(
         [
