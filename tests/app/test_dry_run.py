@@ -90,7 +90,7 @@ def test_dry_run_counts_only_flows_of_the_configured_capture(tmp_path):
     assert made.unbounded.connections == 1
 
 
-def test_names_of_the_topology_are_used(tmp_path):
+def test_dry_run_uses_the_names_of_the_topology(tmp_path):
     """The pods of the packaged recording have different names, so there are several connections."""
     playback = Playback(recordings=recording.demo().recordings)
     by_name = dry_run.run(config_of(labels=["initiator_pod", "target_pod"]), playback).forecast
@@ -115,7 +115,7 @@ def test_missing_names_are_reported():
     assert none not in unnamed.stdout
 
 
-def test_names_of_the_dry_run_are_counted():
+def test_dry_run_counts_the_names_that_it_reads():
     playback = Playback(recordings=recording.demo().recordings)
     result = dry_run.run(config_of(preset="services"), playback)
     assert result.has_topology

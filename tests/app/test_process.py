@@ -67,7 +67,7 @@ async def test_demo_has_growing_connections_within_five_seconds() -> None:
         assert ":8082" not in status
 
 
-async def test_last_line_of_the_start_has_the_url_of_the_status_page() -> None:
+async def test_last_line_of_the_startup_log_has_the_url_of_the_status_page() -> None:
     async with demo() as skyfast:
         line = await skyfast.logged("status page: ")
         assert line.rstrip().endswith(f"status page: {skyfast.url}/")

@@ -304,7 +304,7 @@ def test_flow_needs_to_match_only_one_keep_rule() -> None:
     assert harness.admit(flow("1"), flow("2", Transport={"B": 22})) == ["1"]
 
 
-def test_counts_start_at_zero_or_at_their_previous_value() -> None:
+def test_counts_of_rules_start_at_zero_or_at_their_previous_value() -> None:
     drop = [rule("new", where(PORT, 1)), rule("old", where(PORT, 443))]
     harness = FilterHarness(make_filter(drop=drop, keep=[rule("k", where(PORT, 2))]), old=5, gone=3)
     assert harness.filtered == {"new": 0, "old": 5, "keep": 0, "gone": 3}

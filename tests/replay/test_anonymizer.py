@@ -93,7 +93,7 @@ def test_special_addresses_keep_their_kind() -> None:
     "network", ["10.0.0.0/8", "8.8.0.0/16", "192.168.0.0/16", "2001:db8::/32", "fd77::/16"]
 )
 @given(data=st.data())
-def test_common_prefixes_of_addresses_keep_their_length(network: str, data: st.DataObject) -> None:
+def test_common_prefix_of_two_addresses_keeps_its_length(network: str, data: st.DataObject) -> None:
     range_ = ipaddress.ip_network(network)
     number = st.integers(0, range_.num_addresses - 1)
     first, second = (str(range_[data.draw(number)]) for _ in range(2))
@@ -117,12 +117,12 @@ def test_addresses_of_a_network_stay_distinct_and_in_one_network() -> None:
         *(("fd77::1", 8), ("fe80::1", 64), ("ff02::1", 16)),
     ],
 )
-def test_only_the_kind_of_an_address_is_visible(text: str, bits: int) -> None:
+def test_pseudonym_of_an_address_shows_only_its_kind(text: str, bits: int) -> None:
     results = [address(text, Anonymizer()) for _ in range(40)]
     assert min(common_bits(text, result) for result in results) == bits
 
 
-def test_only_the_group_bit_and_the_local_bit_of_a_mac_address_are_visible() -> None:
+def test_pseudonym_of_a_mac_address_shows_only_the_group_bit_and_the_local_bit() -> None:
     for text in ("52:54:00:12:34:56", "01:80:c2:00:00:0e"):
         number = int(text.replace(":", ""), 16)
         flipped = 0
@@ -217,7 +217,7 @@ def test_undecodable_message_is_dropped(data: bytes) -> None:
     assert anonymize(data, "a") is None
 
 
-def test_long_strings_stay_long_and_empty_strings_empty() -> None:
+def test_long_strings_stay_long_and_empty_strings_stay_empty() -> None:
     assert len(flow(NodeTID="é" * 1000)["NodeTID"]) == 2000
     assert flow(NodeTID="")["NodeTID"] == ""
 

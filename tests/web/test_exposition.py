@@ -438,7 +438,7 @@ async def test_concurrent_pages_do_not_affect_each_other():
         assert (zlib.decompress(data, wbits=31) if i % 2 else data) == BIG
 
 
-def test_thread_ends_after_its_event_loop():
+def test_rendering_thread_can_outlive_its_event_loop():
     """The rendering thread prints no error, although its event loop is closed."""
     table = FakeTable(BIG, pause_at=FIRST_CHUNK_BYTES)
 
