@@ -514,7 +514,7 @@ async def test_failed_handshake_is_reported_to_the_client_and_logged(file, autho
         assert site.scrape.handshakes_failed["unsupported"] == 1
         assert site.scrape.handshakes_failed["not_tls"] == 2
         assert site.scrape.handshakes_failed["rejected"] == 1
-        # A client that disconnects without sending data is not counted as a failed handshake.
+        # If the client sends nothing before it disconnects, no failed handshake is counted.
         async with await site.ask(b"") as client:
             client.sock.shutdown(socket.SHUT_WR)
             await client.end()
