@@ -205,7 +205,8 @@ def _names(export: ExportSelection) -> Iterator[str]:
         sources += ", 'names' and 'names_file'"
     yield (
         f"Labels with names from {sources} take {', '.join(bytes_[:-1])}, and {bytes_[-1]}."
-        f" Each address or capture point of a new flow takes about {most} bytes in addition."
+        " skyfast also stores the names of each address and capture point of new flows, which takes"
+        f" about {most} bytes."
     )
     if not of_topology:
         return

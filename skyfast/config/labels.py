@@ -197,8 +197,8 @@ _OTHER_LABELS = tuple(label.name for label in LABELS if label.name.partition("_"
 _ALL_LABELS = "; ".join(
     [
         ", ".join(_OTHER_LABELS),
-        f"{' or '.join(PREFIXES)} with {', '.join(_PARTS['initiator'])}",
-        f"{_NODE}_ with {', '.join(_PARTS[_NODE])}",
+        f"{' or '.join(PREFIXES)} followed by {', '.join(_PARTS['initiator'])}",
+        f"{_NODE}_ followed by {', '.join(_PARTS[_NODE])}",
     ]
 )
 
@@ -223,7 +223,7 @@ def _part_advice(prefix: str, rest: str) -> str:
     """Return a hint for an unknown label with a known ``prefix`` and an unknown ``rest``."""
     if near := _similar_part(rest, _PARTS[prefix]):
         return f"did you mean {prefix}_{near}?"
-    advice = f"expected {prefix}_ with one of {', '.join(_PARTS[prefix])}"
+    advice = f"expected {prefix}_ followed by one of {', '.join(_PARTS[prefix])}"
     name = re.sub("[^A-Za-z0-9_]", "_", rest)
     if prefix in ADDRESS_FIELDS and _is_pod_label(name, rest):
         advice += f"; for a pod label write {{name: {name}, k8s_label: {rest}}}"

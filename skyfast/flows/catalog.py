@@ -126,7 +126,7 @@ _ADDRESS_HELP: Final[dict[str, _Name]] = {
             " `names_file`, its name from the topology, the value of `{end}_network`"
         ),
     ),
-    "host": ("low", "the host of the {end}'s address"),
+    "host": ("low", "the host that has the {end}'s address; for a pod, the host that runs the pod"),
     "namespace": ("low", "the Kubernetes namespace of the {end}'s pod or service"),
     "pod": ("medium", "the {end}'s pod; most pods get a new name when they are replaced"),
     "workload": (
@@ -232,14 +232,14 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         path=NODE_TID,
         cardinality="medium",
         help="the interface where the flow was captured; if a conversation is captured at two "
-        "interfaces, it has two connections",
+        "interfaces, it is exported as two connections",
     ),
     LabelDef(
         name="protocol",
         path=PROTOCOL,
         cardinality="low",
         help="`TCP`, `UDP` or `SCTP`; with `include_icmp` also `ICMPV4` and `ICMPV6`; with "
-        "`include_other`, flows of other protocols have their last layer, such as `GRE`",
+        "`include_other` also the last layer of flows of other protocols, such as `GRE`",
     ),
     LabelDef(
         name="application",

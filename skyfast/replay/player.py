@@ -98,7 +98,7 @@ class ReplayServer:
                 names.add(alias)
                 endpoint = Endpoint(host, port, scheme="ws", resource=SUBSCRIBER_PATH, alias=alias)
                 endpoints.append(endpoint)
-                locations.append(f"{endpoint.name} listens on {endpoint.authority}")
+                locations.append(f"{endpoint.name} is replayed at {endpoint.authority}")
             path, analyzers = printable(recording.path), ", ".join(locations)
             pace = _pace(self._playback)
             log.info("replaying %s (%s)%s; %s", path, recording.summary(), pace, analyzers)

@@ -134,7 +134,7 @@ def _values(panel: str, label: LabelCardinality, connections: int) -> str:
     if not shown:
         if not label.top:
             return ""
-        return f"each in at most {_count(label.top[0].connections, 'connection')}"
+        return f"no value has more than {_count(label.top[0].connections, 'connection')}"
     others = label.values - len(shown)
     summary = ", ".join(_summaries(shown[:SUMMARIZED]))
     more = label.values - min(len(shown), SUMMARIZED)

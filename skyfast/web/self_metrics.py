@@ -97,7 +97,8 @@ _SUBSCRIPTIONS: Final = (
     ),
     metric(
         "skyfast_flows_misdated_total",
-        "Flow reports whose latest packet is dated far from the time of skyfast's host, by reason.",
+        "Flow reports in which the time of the latest packet differs too much from the clock of"
+        " skyfast's host, by reason.",
         by_analyzer_and_reason(lambda analyzer: analyzer.misdated),
     ),
     metric(
@@ -302,7 +303,7 @@ _NAMES: Final = (
     ),
     metric(
         "skyfast_names_skipped",
-        "Unusable nodes, edges and values of the current topology, by reason.",
+        "Nodes, edges and node attributes of the current topology that skyfast cannot use, by reason.",
         of_names_by_label("reason", lambda names: names.skipped),
     ),
     metric(

@@ -100,8 +100,8 @@ _FIGURES = (
     ("table.rejected_total", "count", "reports rejected, because the table was full", "full"),
     ("table.overflowed_total", "count", "reports added to the overflow connection", "full"),
     ("table.filtered_total", "count", "reports dropped by filter rules", "filtered"),
-    ("table.reports_checked_total", "count", "reports checked for a lost predecessor", "lost"),
-    ("table.reports_lost_total", "count", "of these, predecessor lost", "lost"),
+    ("table.reports_checked_total", "count", "checks for lost reports", "lost"),
+    ("table.reports_lost_total", "count", "checks that found a lost report", "lost"),
     ("scrapes.total", "count", "scrapes completed", "scrapes"),
     ("scrapes.failed_total", "count", "scrapes not completed", "scrapes"),
     ("scrapes.rejected_total", "count", "scrapes rejected", "scrapes"),
@@ -242,9 +242,10 @@ def _forecast(report: StatusReport, elements: Elements) -> str:
     return (
         '<section class="panel" aria-labelledby="bounds">\n'
         '<div class="head"><h2 id="bounds">Series of the connections</h2><p>'
-        f"{elements.value('forecast.current.series', 'count')} of"
-        f" {elements.value('forecast.unbounded.series', 'count')} series of connections are"
-        f" exported, with {elements.value('forecast.current.bytes_share', 'percent')} of the bytes"
+        "The exported connections have"
+        f" {elements.value('forecast.current.series', 'count')} of"
+        f" {elements.value('forecast.unbounded.series', 'count')} series, and"
+        f" {elements.value('forecast.current.bytes_share', 'percent')} of the bytes"
         f"{others}{note}</p></div>\n"
         f"<p>{elements.value('forecast.text', 'text')}"
         " The table shows what would be exported with other values of min_bytes:</p>\n"

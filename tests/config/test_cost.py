@@ -218,8 +218,9 @@ def test_cost_of_topology_labels_is_reported(
         " analyzer."
     )
     rest = (
-        "and about 72 bytes for each distinct name, address and capture point. Each address or"
-        f" capture point of a new flow takes about {names} bytes in addition."
+        "and about 72 bytes for each distinct name, address and capture point. skyfast also stores"
+        f" the names of each address and capture point of new flows, which takes about {names}"
+        " bytes."
     )
     assert shown == (
         [

@@ -881,7 +881,7 @@ def test_suggested_keys_accept_the_type_of_the_given_value(value: str) -> None:
     notes = [note.text for note in parse("analyzerz: {auth: {}}\n").notes]
     assert "x.yml: line 1: analyzerz is ignored; did you mean analyzer?" in notes
     kind = "a single value" if isinstance(yaml.safe_load(value), str) else "a list"
-    problem = f"must contain keys, but is {kind}"
+    problem = f"must contain key: value pairs, but is {kind}"
     assert error(f"analyzer: {value}\n").endswith(f"{problem}; did you mean analyzers?")
     assert error(f"pipeline: {value}\n").endswith(problem)
 
@@ -969,7 +969,7 @@ def test_nested_aliases_are_not_expanded(yaml_loader: str) -> None:
     check_defaults(parse(bomb))
     assert error(f"{bomb}\nhost_id: *a39\n") == "x.yml: line 41: host_id: a list is not text"
     assert "a list is not text" in error(f"{bomb}\nanalyzers: *a39\n")
-    assert "must contain keys, but is a list" in error(f"{bomb}\npipeline: *a39\n")
+    assert "must contain key: value pairs, but is a list" in error(f"{bomb}\npipeline: *a39\n")
     assert time.monotonic() - begin < 5
 
 
@@ -1567,8 +1567,8 @@ END_PARTS = (
         "Src-IP": "did you mean initiator_ip?",
         "destination_workload": "did you mean target_workload?",
         "dst_prt": "did you mean target_port?",
-        "dst": f"expected target_ with one of {END_PARTS}",
-        "initiator_": f"expected initiator_ with one of {END_PARTS}",
+        "dst": f"expected target_ followed by one of {END_PARTS}",
+        "initiator_": f"expected initiator_ followed by one of {END_PARTS}",
         "targt_prot": "did you mean target_port?",
         "workload": "did you mean initiator_workload, target_workload or node_workload?",
         "worklod": "did you mean initiator_workload, target_workload or node_workload?",
@@ -1577,23 +1577,23 @@ END_PARTS = (
         "netns": "did you mean node_netns?",
         "vlan_id": "did you mean vlan?",
         "node_deployment": (
-            "expected node_ with one of tid, name, host, type, netns, namespace, pod, workload,"
+            "expected node_ followed by one of tid, name, host, type, netns, namespace, pod, workload,"
             " container"
         ),
         "initiator_deployment": (
-            f"expected initiator_ with one of {END_PARTS};"
+            f"expected initiator_ followed by one of {END_PARTS};"
             " for a pod label write {name: deployment, k8s_label: deployment}"
         ),
         "dst_app-Version": (
-            f"expected target_ with one of {END_PARTS};"
+            f"expected target_ followed by one of {END_PARTS};"
             " for a pod label write {name: app_Version, k8s_label: app-Version}"
         ),
         "target_app.kubernetes.io/name": (
-            f"expected target_ with one of {END_PARTS};"
+            f"expected target_ followed by one of {END_PARTS};"
             " for a pod label write"
             " {name: app_kubernetes_io_name, k8s_label: app.kubernetes.io/name}"
         ),
-        "initiator_direction": f"expected initiator_ with one of {END_PARTS}",
+        "initiator_direction": f"expected initiator_ followed by one of {END_PARTS}",
     }.items(),
 )
 def test_unknown_label_is_rejected_with_a_hint(label: str, hint: str) -> None:

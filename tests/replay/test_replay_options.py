@@ -174,7 +174,7 @@ def test_replay_works_with_ipv6_only() -> None:
                 if "subscribed to" in line or "Traceback" in line:
                     break
             assert "analyzer 127.0.0.1:2808" in lines[-1]
-            assert any(" listens on [::1]:" in line for line in lines)
+            assert any(" is replayed at [::1]:" in line for line in lines)
         finally:
             process.terminate()
 

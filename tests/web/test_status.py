@@ -1372,7 +1372,7 @@ async def test_bars_of_limits_show_the_numbers_of_the_api():
             assert {*shown_values(response, key)} == {text}, key
         others = (await site.json("/api/status"))["forecast"]["other_series"]
         assert {*shown_values(response, "forecast.other_series")} == {str(others)} == {"6"}
-        assert "series of connections are exported, with <span" in page
+        assert "The exported connections have <span" in page
         report = await site.json("/cardinality?format=json")
         views = sum(view["series_at_most"] for view in report["views"])
         assert report["series_at_most"] + views == table["series_at_most"]
