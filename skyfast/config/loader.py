@@ -186,7 +186,8 @@ def _collect(
             elif node.value is not None:
                 # Do not show the value: if the space after a colon is missing, the value can be the
                 # string "password:secret".
-                text = f"{origin}: {path}: must contain key: value pairs, but is {kind_of(node.value)}"
+                kind = kind_of(node.value)
+                text = f"{origin}: {path}: must contain key: value pairs, but is {kind}"
                 if near := KNOWN.instead_of_section(path, node.value):
                     text += f"; did you mean {near}?"
                 problems.add(text, node.line)

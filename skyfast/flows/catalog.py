@@ -122,8 +122,8 @@ _ADDRESS_HELP: Final[dict[str, _Name]] = {
     "name": (
         "medium",
         (
-            "the first of these that exists: the name of the {end}'s address in `names` or"
-            " `names_file`, its name from the topology, the value of `{end}_network`"
+            "the name of the {end}'s address: from `names` or `names_file`, otherwise from the"
+            " topology, otherwise the value of `{end}_network`"
         ),
     ),
     "host": ("low", "the host that has the {end}'s address; for a pod, the host that runs the pod"),
@@ -140,7 +140,10 @@ _ADDRESS_HELP: Final[dict[str, _Name]] = {
     "container": ("medium", "the {end}'s container; empty if the pod has several containers"),
     "service": (
         "medium",
-        "the Kubernetes service of the address, or the only service that selects the {end}'s pod",
+        (
+            "the Kubernetes service with the {end}'s address, or the only service that selects the"
+            " {end}'s pod"
+        ),
     ),
     NETWORK: (
         "medium",

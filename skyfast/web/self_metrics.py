@@ -281,7 +281,7 @@ _NAMES: Final = (
     ),
     metric(
         "skyfast_names_ambiguous",
-        "Addresses with names that depend on the flow, because several nodes can use the address."
+        "Addresses whose names depend on the flow, because several nodes can use the same address."
         " Loopback and link-local addresses are not counted.",
         of_names(lambda names: names.ambiguous),
     ),
@@ -303,7 +303,8 @@ _NAMES: Final = (
     ),
     metric(
         "skyfast_names_skipped",
-        "Nodes, edges and node attributes of the current topology that skyfast cannot use, by reason.",
+        "Nodes, edges and node attributes of the current topology that skyfast cannot use, by"
+        " reason.",
         of_names_by_label("reason", lambda names: names.skipped),
     ),
     metric(

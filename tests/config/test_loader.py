@@ -1577,7 +1577,8 @@ END_PARTS = (
         "netns": "did you mean node_netns?",
         "vlan_id": "did you mean vlan?",
         "node_deployment": (
-            "expected node_ followed by one of tid, name, host, type, netns, namespace, pod, workload,"
+            "expected node_ followed by one of tid, name, host, type, netns, namespace, pod,"
+            " workload,"
             " container"
         ),
         "initiator_deployment": (

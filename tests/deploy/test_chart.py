@@ -303,7 +303,7 @@ def test_helm_values_for_openshift_remove_the_user(tmp_path: Path) -> None:
 
 
 CONTRADICTIONS = {
-    "podDisruptionBudget.enabled=true": "a budget for one replica",
+    "podDisruptionBudget.enabled=true": "with one replica, a budget",
     "analyzers={a},config.analyzers={b}": "either in analyzers or in config",
     "config.pipeline.store.prom_sky_con.port=9200": "set service.port",
     "web.existingSecret=a": "requires web.scheme",

@@ -437,8 +437,10 @@ async def test_end_of_replay_is_logged_with_its_duration(tmp_path, caplog):
     finally:
         await player.stop()
     assert caplog.messages == [
-        f"replaying {path} (3 messages from 1 analyzer in 1 s);"
-        f" a is replayed at {endpoint.authority}",
+        (
+            f"replaying {path} (3 messages from 1 analyzer in 1 s);"
+            f" a is replayed at {endpoint.authority}"
+        ),
         "replay finished: 3 messages in 1 s",
     ]
 

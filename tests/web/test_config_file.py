@@ -97,7 +97,10 @@ INVALID_FILES = {
         "basic_auth_users: alice:hunter2",
         "line 1: basic_auth_users: must contain key: value pairs, with a space after the colon",
     ),
-    "a list at the top level": ("- hunter2", "line 1: the file must contain key: value pairs, but is a list"),
+    "a list at the top level": (
+        "- hunter2",
+        "line 1: the file must contain key: value pairs, but is a list",
+    ),
     "missing key": ("tls_server_config: {cert_file: ca.crt}", "key_file or key is missing"),
     "missing certificate": (
         "tls_server_config: {key_file: ca.crt}",

@@ -94,6 +94,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 {{- if and .Values.podDisruptionBudget.enabled (eq (int .Values.shards) 1) -}}
-{{- fail "podDisruptionBudget.enabled: a budget for one replica would block the drain of its node" -}}
+{{- fail "podDisruptionBudget.enabled: with one replica, a budget would prevent Kubernetes from draining the node of the pod" -}}
 {{- end -}}
 {{- end -}}
