@@ -205,8 +205,8 @@ def _names(export: ExportSelection) -> Iterator[str]:
         sources += ", 'names' and 'names_file'"
     yield (
         f"Labels with names from {sources} take {', '.join(bytes_[:-1])}, and {bytes_[-1]}."
-        " skyfast also stores the names of each address and capture point of new flows, which takes"
-        f" about {most} bytes."
+        " For new flows, skyfast also stores the names of each address and capture point: about"
+        f" {most} bytes each."
     )
     if not of_topology:
         return

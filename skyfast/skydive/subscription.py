@@ -457,7 +457,7 @@ class Subscription:
                     waited_s = monitor.backlog.seconds()
                     # If either side sent a close frame, the wait is not the reason.
                     if exc.rcvd is None and exc.sent is None and waited_s >= timing.overload_s:
-                        text = f"the analyzer waited {waited_s:.0f} s"
+                        text = f"the analyzer waited {waited_s:.0f} s for skyfast to read"
                         raise OverloadError(text) from None
                     raise
                 finally:

@@ -218,9 +218,9 @@ def test_cost_of_topology_labels_is_reported(
         " analyzer."
     )
     rest = (
-        "and about 72 bytes for each distinct name, address and capture point. skyfast also stores"
-        f" the names of each address and capture point of new flows, which takes about {names}"
-        " bytes."
+        "and about 72 bytes for each distinct name, address and capture point. For new flows,"
+        " skyfast also stores the names of each address and capture point:"
+        f" about {names} bytes each."
     )
     assert shown == (
         [
