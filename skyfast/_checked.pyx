@@ -7,8 +7,8 @@ This module consists of ``_table.pyx``, all files that it includes, and five add
 * `check` checks that a whole table is consistent.
 * Every allocation is counted, and `fail_allocation` makes a later allocation fail.
 * `after_unlock` calls a function whenever the mutex is released.
-* `page_slices` returns the pieces of a page. `deflate_pieces` compresses a text that a test has
-  split into pieces.
+* `page_slices` returns the pieces of a page (see ``table/pieces.pxi``). `deflate_pieces` compresses
+  a text that a test has split into pieces.
 * Rows that are not in use are filled with garbage, and AddressSanitizer reports reads of such rows.
   The table grows in such small steps that a dozen rows reach every kind of growth. If the
   environment variable SKYFAST_STEPS is ``usual`` at import, the table grows in its usual steps.

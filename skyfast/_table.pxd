@@ -1,8 +1,8 @@
 # The data structures of the table: sizes, units and ownership of memory.
 #
 # The table owns the memory of all these structures, and allocates the memory with C functions.
-# References that outlive a call are row numbers, not pointers. A row number takes 4 bytes instead
-# of 8; 0 means "none".
+# Structures refer to rows by row number, because a number takes 4 bytes and a pointer takes 8. Row
+# number 0 means "none". Pointers to rows are only used during a call.
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 # Limits of a plan, a flow and a table. Python code can read them: see _table.pyi.
 cpdef enum:
     MAX_TEXT_BYTES = 1024       # maximum size of a label value or UUID
-    MAX_ROWS = 1 << 27  # half of all row numbers, because a table can slightly exceed its limits
+    MAX_ROWS = 1 << 27          # half of all row numbers: a table can slightly exceed its limits
     MAX_VIEWS = 16
     MAX_VALUES = 64             # counters and gauges per plan
     MAX_COLUMNS = 64            # labels per plan, and fields that lookups use
@@ -61,8 +61,8 @@ cdef struct Rows:
 
 cdef struct String:
     # An interned string in UTF-8. Label values are stored with their escapes, as on a page. A row
-    # takes 64 bytes: one cache line. `refs` is the number of label IDs and keys that contain the
-    # string's number.
+    # takes 64 bytes: one cache line. `refs` counts the references to the string: a label ID or a
+    # key that contains the string's number is a reference.
     uint32_t hash
     uint32_t next
     uint32_t refs               # 0 in a free row
@@ -106,9 +106,10 @@ cdef struct Flow:
     int64_t last_ms             # highest `Last` of its reports, Unix milliseconds
     # The struct is followed by int64_t totals[counters] and by uint32_t links. A total is ABSENT if
     # no report contained it. If there are conversations, the first link is the flow's conversation.
-    # The next links are only valid for live flows: the rows of views with `linked_from_flow`, then
-    # the strings that lookups use as keys and context. If there are histograms, the last link
-    # contains the flags FIRST_OBSERVED and CLOSING_OBSERVED, which dormant flows keep.
+    # Next are links that are only valid for live flows: the flow's rows in views with
+    # `linked_from_flow`, then the strings that lookups use as keys and context. If there are
+    # histograms, the last link contains the flags FIRST_OBSERVED and CLOSING_OBSERVED, which
+    # dormant flows keep.
     #
     # Flags in `connection`: STRING_KEY means that the UUID is not a 64-bit number. LABELS_KEY means
     # that the row has the counters of a removed connection. DORMANT means that the flow is not
@@ -185,7 +186,7 @@ cdef struct FlowKey:
 
 
 cdef struct Report:
-    # A flow of a message, as read for one batch.
+    # A report: the fields of one decoded flow, as read for one batch.
     FlowKey key
     int64_t last_ms
     uint32_t flow               # row number, 0 if the flow is unknown
@@ -223,11 +224,12 @@ cdef struct ChangedKey:
     uint32_t position           # index in the list of keys
     bint found                  # if false, no flow has the key, and no field below is set
     bint ambiguous              # whether the labels depend on the context
-    uint32_t change             # number of the change; 0 if ambiguous, or if a name is invalid
+    uint32_t change             # number (see `Changes`); 0 if ambiguous, or if a name is invalid
 
 
 cdef struct Move:
-    # A flow with new labels from one of its lookups.
+    # A flow whose labels may change, because one of its lookups has a changed key. A flow with
+    # several changed keys has several moves.
     uint32_t flow
     uint32_t lookup             # index in `TableState.lookups`
     uint32_t key                # index in `Changes.keys`
@@ -276,7 +278,7 @@ cdef struct Family:
     char *heads[3]              # metadata lines for the text format, OpenMetrics 1.0 and 2.0
     uint32_t head_lengths[3]
     uint32_t view
-    uint32_t directions         # series per connection: 1, or 2 with a direction
+    uint32_t directions         # series per connection: 1, or 2 with a direction label
     uint32_t values[2]          # indexes of the row's values, or FLOWS
     int64_t absent              # only values above this number have a series
     uint32_t decimals           # values are divided by ten to this power
@@ -326,7 +328,7 @@ cdef struct View:
     uint32_t label_ids_offset
     bint identifies_connection  # whether the labels distinguish all conversations
     bint linked_from_flow       # flow rows link to this view; if not, rows of the first view do
-    uint32_t link               # index of this link in the links of the linking row
+    uint32_t link               # index of the link to this view, in the links of the linking row
     uint32_t direction_index    # index of the literal that contains the direction
     uint32_t overflow           # the overflow row, or 0
     uint32_t deadline_s         # deadline that a report of the current `update` sets

@@ -35,12 +35,11 @@ Data structures
 
 Costs
     A report of a live flow takes one index search, and reads two cache lines of rows. A report of a
-    new or dormant flow takes two searches, plus one per label string. Some labels are looked up in
-    a mapping of names. If the table still has the labels of the same result from an earlier lookup,
-    a single search finds all of these labels. Expiry takes time in proportion to the number of
-    expired rows. In addition, each live flow is added to the wheel again once per timeout. Adding a
-    row to a dormant list takes constant time, and so does removing a row. For each family, a page
-    visits all connections of the family's view once.
+    new or dormant flow takes two searches, plus one per label string. All labels from one lookup
+    need only one search, if the same result has been used recently. Expiry takes time in proportion
+    to the number of expired rows. In addition, each live flow is added to the wheel again once per
+    timeout. Adding a row to a dormant list and removing a row from it take constant time. For each
+    family, a page visits all connections of the family's view once.
 
 Memory
     Slabs and index segments are allocated from an arena of large blocks (`Arena`). The text of a
@@ -177,7 +176,7 @@ cdef enum:
     INLINE_STRING = 48
     FLOW_TYPES = 4
     BATCH = 128                 # reports per acquisition of the lock
-    MAX_EVICTIONS = 2               # dormant rows that one report can evict
+    MAX_EVICTIONS = 2           # dormant rows that one report can evict
     BUCKETS_PER_ROW = 2         # in the index: takes 8 bytes per row, and keeps chains short
     NAMES_AHEAD = 4             # names are prefetched this many reports ahead
     CACHE_LINE = 64
@@ -211,7 +210,7 @@ cdef extern from *:
     """
     enum:
         RENDER_ROWS             # connections per acquisition of the lock
-        RELABEL_ROWS            # maximum flow rows that a slice visits, per flow of its budget
+        RELABEL_ROWS            # maximum flow rows that a step visits, per unit of its budget
         AHEAD                   # connections and buckets are prefetched this many steps ahead
         MAX_NAMES               # maximum number of lookup results whose labels stay interned
         SLAB_SHIFT
@@ -259,14 +258,14 @@ cdef extern from *:
     const uint32_t LABELS_KEY
     const uint32_t DORMANT
     const uint32_t ENDED
-    const uint32_t ROW              # mask of the row number next to these flags
+    const uint32_t ROW              # mask of the row number in `Flow.connection`
     const uint32_t RESTORED         # flag in `Connection.flows`
     const uint32_t SUPERSEDED       # `Conversation.claimant` of a row that another row replaced
     const int64_t ABSENT            # a total that no report contained
     const int64_t NO_START          # start time of a row that no report has been added to
     const uint32_t FLOWS            # in `Family.values`: stands for a row's number of flows
     const uint32_t NEVER_S          # deadline of rows that do not expire
-    const uint32_t NO_END           # end of a scan of all rows
+    const uint32_t NO_END           # argument of `scan_until`: visit all rows
     const uint64_t SHARE_SEED       # must never change: shards would overlap
     const uint64_t PART_SEED        # odd; another constant would move rows to other parts
     const uint32_t MAX_SEQ_AGE      # see `clamp_seq_age`
@@ -300,8 +299,8 @@ cdef enum:
     CLOSING = 1                 # FinishType of a flow's last report; 0, 2 and 3 do not end the flow
 
 cdef enum:
-    # `Report.initial_delta`: what a report of an unknown flow adds to a connection row that may
-    # have counted other flows.
+    # `Report.initial_delta`: what a report of an unknown flow adds to a row, unless
+    # `adds_whole_total` is true.
     INITIAL_UNREAD              # unknown: the struct lacks the lifecycle fields
     INITIAL_TOTAL               # the totals in the report
     INITIAL_LAST_UPDATE         # the deltas of the flow's last update
@@ -388,7 +387,7 @@ cdef struct TableState:
     Rows names                  # results of lookups, with interned labels
     TimerWheel names_wheel      # the rows of `names` by deadline
     TimerWheel wheel            # live flows by deadline
-    DormantList dormant         # all other dormant flows, and counters of removed connections
+    DormantList dormant         # flows in neither list below, and counters of removed connections
     DormantList ended           # flows that have sent their closing report
     DormantList claims          # flows that claim a conversation (see `conversations.pxi`)
     uint32_t saved_connections  # rows of `dormant` that have a connection's counters
@@ -396,7 +395,7 @@ cdef struct TableState:
     # layout: set when the table is created
     uint64_t seed               # seed of all hashes except the hashes for sharding
     uint32_t counters, values   # number of counters; number of counters and gauges
-    uint32_t all_values         # `values`, plus those that are only read in closing reports
+    uint32_t all_values         # number of counters, gauges and closing gauges
     uint32_t columns            # number of labels
     uint32_t label_value_count  # number of labels and strings of lookups
     uint32_t lookup_columns     # number of labels from lookups; they are the first columns
@@ -436,7 +435,7 @@ cdef struct TableState:
     # current or latest call of `update`
     Batch *batch                # NULL unless a batch is being applied
     double now                  # time of the latest `update` or `expire`
-    int64_t wall_ms             # system time of the latest `update`, Unix milliseconds; 0: unknown
+    int64_t wall_ms             # system time of the latest `update` or `step`, Unix ms; 0: unknown
     bint met_unknown            # whether the latest `update` included an unknown flow
     # counts
     uint64_t connections_created
@@ -506,7 +505,7 @@ cdef class Table:
     cdef bytes overflow_label           # label value of overflow rows
     cdef tuple skip_names
     cdef tuple label_names
-    cdef tuple view_labels      # the names of the labels of each view
+    cdef tuple view_labels              # the names of the labels of each view
     cdef tuple family_names
 
     def __cinit__(self, plan, types, *, max_connections, max_flows, timeout_s, memory_s=0,
@@ -543,8 +542,9 @@ cdef class Table:
         :param max_connections: maximum number of rows per view. If a view is full, flows that need
             a new row are added up in the view's overflow row, or rejected if the plan has no
             overflow rows.
-        :param max_flows: maximum number of flow rows. If there are that many, a new flow replaces a
-            dormant flow, if there is one. After the limit is lowered, `expire` forgets surplus
+        :param max_flows: maximum number of flow rows. At this limit, a new flow replaces a dormant
+            flow. If no flow can be replaced, new flows are added up in overflow rows, or rejected
+            if the plan has no overflow rows. After the limit is lowered, `expire` forgets surplus
             dormant flows.
         :param timeout_s: a flow becomes dormant after this time without a report, rounded up to a
             full second. A change takes effect at the flow's next report.
@@ -602,16 +602,16 @@ cdef class Table:
         docs/architecture.md describes the rules. A known flow, live or dormant, adds its deltas. A
         report is late if neither ``Last`` nor any counter is higher than the stored value. If
         ``Last`` is higher and any counter is lower, the flow has started over. An unknown flow adds
-        its totals in three cases: if this is the flow's first report, if the flow cannot have been
+        its totals in three cases: if the report is the flow's first, if the flow cannot have been
         counted before, or if the flow creates a connection whose labels identify a single
         conversation. In all other cases, an unknown flow adds the deltas of its last update
         (``LastUpdateMetric``). Skipped flows are counted in `skipped`, and omitted values in
         `values_skipped`.
 
-        Takes the mutex once per 128 flows, or twice if lookups had new results, and holds the GIL
-        while waiting for the mutex. Another thread can hold the mutex for 2,048 connections of a
-        page or scan, which takes about 0.5 ms. `Page.distinct_values` can also hold it while a hash
-        table grows, which takes about 20 ns per value.
+        Takes the mutex once per 128 flows, and a second time if lookups had new results. Holds the
+        GIL while waiting for the mutex. Another thread can hold the mutex for 2,048 connections of
+        a page or scan, which takes about 0.5 ms. `Page.distinct_values` can also hold it while a
+        hash table grows, which takes about 20 ns per value.
         """
         if start < 0:
             raise ValueError("start must not be negative")
@@ -752,16 +752,16 @@ cdef class Table:
             view) or of combinations of label values (in another view). The second item maps each
             label to a tuple: the number of its values, its `count` most frequent values, and the
             number of connections that would remain without the label. The most frequent values are
-            a list of pairs (value, connections), the highest first. Values that were removed during
-            the call are omitted. The third item is true if all numbers of remaining connections are
-            exact. Numbers up to 32,768 are exact. Larger numbers are estimates with a standard
-            error below 0.8 %. The fourth item is the exact number of connections that would remain
-            without the label `without`. If `without` is None, the fourth item is None.
+            a list of pairs (value, connections), the most frequent first. Values that were removed
+            during the call are omitted. The third item is true if all numbers of remaining
+            connections are exact. Numbers up to 32,768 are exact. Larger numbers are estimates with
+            a standard error below 0.8 %. The fourth item is the exact number of connections that
+            would remain without the label `without`. If `without` is None, the fourth item is None.
 
         Takes about 20 ns per connection and label, without the GIL. Uses 512 KiB per label, and 24
-        to 48 bytes per value of each label. If `without` is set, the call also takes 30 ns and uses
-        24 to 48 bytes per connection. Callable from any thread. Connections that are created or
-        removed during the call may or may not be counted.
+        to 48 bytes per value of each label. If `without` is set, the call takes 30 ns more and uses
+        24 to 48 bytes more per connection. Callable from any thread. Connections that are created
+        or removed during the call may or may not be counted.
         """
         if view >= self.state.view_count:
             raise IndexError("there is no such view")
@@ -790,7 +790,8 @@ cdef class Table:
         :returns: for each pair, the number of connections and of series that the page would show,
             and the bytes that these connections have counted. If the view does not count bytes, the
             bytes are 0.
-        :raises ValueError: a pair is invalid, or the view does not count what the pair refers to.
+        :raises ValueError: a pair is invalid, or has a bound for bytes or packets that the view
+            does not count.
         :raises MemoryError: an allocation failed.
 
         Takes about 10 ns per connection, plus 2 ns per connection and pair, without the GIL.
@@ -1116,9 +1117,8 @@ cdef class Relabeling:
         counters. If no connection has the new labels, one is created. The new connection starts at
         zero, unless the table has saved the counters of a removed connection with the same labels.
         All flows of a step leave their old connections before the first flow is added to a new
-        connection. Between two steps, flows of one connection can be in two connections, because
-        only some of them have moved. If the names of a key are invalid, the flows with this key
-        keep their labels.
+        connection. Between two steps, a connection's flows may be divided: some have moved, others
+        have not. If the names of a key are invalid, the flows with this key keep their labels.
 
         Between two steps, the names can change and all methods of the table can be called. A step
         uses the current names. A step looks up names in `names`, and iterates over `keys`. The code

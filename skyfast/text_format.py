@@ -91,9 +91,9 @@ class MetricFamily:
     def head(self, *, openmetrics: int) -> str:
         """Return the metadata lines, such as ``# HELP``, that precede the samples.
 
-        In OpenMetrics, there is a ``# UNIT`` line, and quotes in the help text are escaped. In
-        OpenMetrics 1.0, the name of a counter family does not end with ``_total``, and the name of
-        an info family does not end with ``_info``.
+        In OpenMetrics, a family with a unit has a ``# UNIT`` line, and quotes in the help text are
+        escaped. In OpenMetrics 1.0, the name of a counter family does not end with ``_total``, and
+        the name of an info family does not end with ``_info``.
         """
         name = self.openmetrics_name if openmetrics == 1 else self.name
         type_ = "gauge" if self.type == "info" and not openmetrics else self.type
@@ -168,7 +168,7 @@ def label_text(labels: Mapping[str, str]) -> str:
 
 
 def number_text(value: float) -> str:
-    """Return the text of a finite value: an exact integer, or the shortest exact float."""
+    """Return a finite value: all digits of an integer, or the shortest text of the same float."""
     return repr(value)
 
 

@@ -5,9 +5,9 @@
 # change at any time. Counters never decrease, so a shown row becomes hidden again only if a bound
 # is raised. Overflow rows are always shown.
 #
-# Before a page renders the first family of a view with bounds, it lists the shown rows of the view.
-# Then it visits only these rows. So the page has all families of a row or none, and the label
-# values of hidden rows are not read.
+# Before a page renders the first family of a view with bounds, `list_rows` lists the rows to show.
+# For all families of the view, the page visits only the listed rows. So the page has all families
+# of a row or none, and the label values of hidden rows are not read.
 #
 # `Table.page`, `hidden` and `forecast` call this code from any thread. Scans take the table's mutex
 # for RENDER_ROWS rows at a time.
@@ -30,7 +30,7 @@ cdef int check_bounds(const TableState *table, bounds) except -1:
     # Raise ValueError unless `bounds` is empty, or has a valid pair for each view.
     cdef uint32_t i
     if len(bounds) not in (0, table.view_count):
-        raise ValueError("each view requires bounds")
+        raise ValueError("bounds must be empty, or have a pair for each view")
     for i, (min_bytes, min_packets) in enumerate(bounds):
         check_pair(&table.views[i], min_bytes, min_packets)
     return 0
@@ -40,7 +40,7 @@ cdef int check_pair(const View *view, min_bytes, min_packets) except -1:
     if not (0 <= min_bytes <= INT64_MAX and 0 <= min_packets <= INT64_MAX):
         raise ValueError(f"bounds must be 0 to {INT64_MAX}")
     if (min_bytes and not view.bytes.count) or (min_packets and not view.packets.count):
-        raise ValueError("the rows of a view with bounds must have the counters of its bounds")
+        raise ValueError("a view with a bound for bytes or packets must count them")
     return 0
 
 
@@ -78,8 +78,8 @@ cdef inline uint64_t amount_of(const View *view, const Amount *amount,
 
 cdef inline bint reaches_bounds(const View *view, Connection *row,
                                 const Bounds *bounds) noexcept nogil:
-    # Whether a row is shown. Counters do not decide any branch, because the processor could not
-    # predict it.
+    # Whether a row is shown. The code does not branch on a counter, because the processor could not
+    # predict such a branch.
     cdef uint64_t least_bytes = bounds.min_bytes if bounds.min_bytes else <uint64_t>-1
     cdef uint64_t least_packets = bounds.min_packets if bounds.min_packets else <uint64_t>-1
     return ((amount_of(view, &view.bytes, row) >= least_bytes)
@@ -107,8 +107,8 @@ cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
 
 cdef void list_shown_part(TableState *table, const View *view, const Bounds *bounds,
                           Cursor *cursor) noexcept nogil:
-    # List the rows that one part of a page shows in a view with bounds. The parts of hidden rows
-    # are not computed, because that is slow.
+    # List the rows that one part of a page shows in a view with bounds. The bounds are compared
+    # first, because `part_of` is slow.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number

@@ -108,8 +108,9 @@ cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept
 cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *label_ids,
                               bint *created) noexcept nogil:
     # Find or add the row for these labels, in any view except the first. If the view is full, the
-    # result is the overflow row, or 0 if the table has no overflow rows. Any other result of 0
-    # means out of memory: in this case, `created` is set or the table has overflow rows.
+    # result is the overflow row. The result is 0 in two cases: the view is full and the table has
+    # no overflow rows, or memory has run out. In the second case, `created` is set or the table has
+    # overflow rows.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, label_ids, &key)

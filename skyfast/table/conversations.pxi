@@ -1,10 +1,12 @@
 # Conversations: several capture points can report the same packets, so only the flows of one point
-# are counted. A row stores this point for one conversation. `_table.pyx` includes this file.
+# are counted. The row of a conversation stores this point. `_table.pyx` includes this file.
 #
 # A capture point owns a conversation while one of the point's flows is live or claims the
-# conversation. A dormant flow claims its conversation when it adds deltas and stays dormant: with a
-# closing report, or in the overflow row. Without the claim, another point could take over the
-# conversation and add the same packets. A claim ends after the timeout of live flows.
+# conversation. A dormant flow claims its conversation when a report of the flow is counted, but the
+# flow stays dormant. There are two such reports: a closing report that repeats the flow's previous
+# report, which was lost, and a report that is added to the overflow row. Without the claim, another
+# point could take over the conversation and count the same packets. A claim ends after `timeout_s`,
+# the time after which a live flow without reports becomes dormant.
 #
 # Conversation rows exist only if `has_conversations` is set. Update and expiry call this code under
 # the table's mutex.
@@ -51,14 +53,15 @@ cdef bint ensure_conversation(TableState *table, const Report *report,
 
 cdef void discard_new_conversation(TableState *table, uint32_t number,
                                    uint32_t before) noexcept nogil:
-    # Undo `ensure_conversation`. `before` and `number` are the row numbers before and after that
-    # call; both may be equal.
+    # Undo a call of `ensure_conversation`, which may have changed the row number from `before` to
+    # `number`.
     if number != before:
         release_conversation(table, number)
 
 
 cdef void link_conversation(TableState *table, uint32_t flow, uint32_t number) noexcept nogil:
-    # Link a dormant flow to the conversation in row `number` (0: there are no conversations).
+    # Link a dormant flow to the conversation in row `number`, instead of its previous conversation
+    # row. `number` is 0 if there are no conversations.
     cdef uint32_t before
     if number == 0:
         return

@@ -46,8 +46,8 @@ cdef enum:
     LENGTH_SYMBOLS = 19         # different symbols in a list of lengths
     MAX_HEADER = 256            # bytes of the header of a block
     STRING_SLOTS = 2048
-    RELEARN_PERCENT = 120       # codes are learnt again above this % of the sample's bits per byte
-    LARGER_SAMPLE = 4           # codes are learnt again if a slice is this many times the sample
+    RELEARN_PERCENT = 120       # learn codes again if bits per byte exceed this % of the sample's
+    LARGER_SAMPLE = 4           # codes are learnt again if a slice is this many times as large
 
 
 cdef extern from *:

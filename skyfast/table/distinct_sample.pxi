@@ -6,8 +6,8 @@
 # key is stored with a probability of 2^-level. At level 0, the number of keys is exact. At higher
 # levels, the number is an estimate with a standard error below 0.8 %.
 #
-# The samples of one call share one spare array, which `sample_thin` needs. All memory is allocated
-# before the first row is visited. Keys are added without the table's mutex.
+# The samples of one call of `Table.cardinality` share one spare array, which `sample_thin` needs.
+# All memory is allocated before the first row is visited. Keys are added without the table's mutex.
 
 cdef struct DistinctSample:
     uint64_t *keys              # 2 * SAMPLE_KEYS slots with open addressing; 0: a free slot

@@ -117,10 +117,10 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 
 
 cdef bint forget_first(TableState *table) noexcept nogil:
-    # Forget the first ended flow, or the first row of the list `dormant` if no flow has ended.
-    # False if there is no row to forget. If the ended flow may still have a report in transit, the
-    # first row of `dormant` is forgotten instead, if there is one. Otherwise the report in transit
-    # would be counted again.
+    # Forget the first row of the list `ended`, or of the list `dormant` if `ended` is empty. False
+    # if both lists are empty. If the first ended flow has ended so recently that a report may still
+    # be in transit, `dormant` comes first: if the flow were forgotten, the report would be counted
+    # again.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + MAX_REPORT_DELAY_S > floor(table.now)
@@ -230,7 +230,7 @@ cdef int apply_dormant_deltas(TableState *table, const Report *report, uint32_t 
 cdef int apply_dormant_closing(TableState *table, const Report *report, const Labels *labels,
                                uint32_t number, uint32_t saved, uint32_t conversation,
                                const int64_t *deltas, int change) noexcept nogil:
-    # Apply a closing report that has new totals, without making its dormant flow live.
+    # Apply a closing report that repeats a lost report, and has new totals. The flow stays dormant.
     cdef uint32_t before = conversation
     if not ensure_conversation(table, report, &conversation):
         return APPLY_NO_MEMORY
@@ -296,11 +296,13 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
 cdef bint add_closing_report(TableState *table, const Report *report, uint32_t flow,
                              const Labels *labels, uint32_t number, uint32_t saved,
                              const int64_t *deltas, bint is_new, int64_t start_ms) noexcept nogil:
-    # Add `deltas` to all rows of a flow without making the flow live. In the first view, only live
-    # flows create rows. If the flow has no row there, the deltas are added to the saved counters of
-    # its connection, if any. False if out of memory. `flow` is the flow's own row. `number` is its
-    # row in the first view, or 0. `saved` is the dormant row with the saved counters, or 0.
-    # `is_new` is whether the flow counts as new. `start_ms` is the start time of new rows.
+    # Add `deltas` to all rows with the labels of a flow, without making the flow live. Only a live
+    # flow creates a row in the first view. If the first view has no row with these labels, `deltas`
+    # are added to the saved counters of a removed connection. Saved counters are created if they
+    # are missing and if the flow's totals would not be enough to restore the connection. False if
+    # out of memory. `flow` is the row of the flow. `number` is the row in the first view, or 0.
+    # `saved` is the dormant row with the saved counters, or 0. `is_new` is whether the flow counts
+    # as new. `start_ms` is the start time of new rows.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
@@ -314,8 +316,8 @@ cdef bint add_closing_report(TableState *table, const Report *report, uint32_t f
         flow_at(table, saved).last_ms = pack_saved(0, start_ms)
         for i in range(table.counters):
             totals_of(flow_at(table, saved))[i] = ABSENT if table.optional[i] else 0
-    # If an allocation fails, the new dormant row stays. This has no effect, because its counters
-    # are 0.
+    # If the next call is out of memory, a row that `add_saved` has added stays. This has no effect,
+    # because its counters are 0.
     if not find_or_add_further_targets(table, labels, number, &targets):
         return False
     for i in range(1, table.view_count):

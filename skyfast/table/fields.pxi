@@ -49,7 +49,7 @@ cdef struct Lookup:
     # A lookup: one field of a flow is the key, and the result has one or more labels.
     PyObject *names             # owned by the plan
     bint is_dict                # items can be read with the functions for dicts
-    bint has_context            # whether ambiguous keys, whose result is None, have a context
+    bint has_context            # whether ambiguous keys (result None) are resolved with a context
     # indexes of the key and of the two strings of the context in the label values of a report
     uint32_t key
     uint32_t other
@@ -62,7 +62,7 @@ cdef struct Lookup:
 
 
 cdef struct Reader:
-    # The fields of one of the plan's flow types.
+    # How to read the flows of one of the plan's types.
     PyTypeObject *type
     bint slots                  # values are read at slot offsets, otherwise as attributes
     bint has_labels             # whether the type has the fields of labels and conversations
@@ -75,7 +75,7 @@ cdef struct Reader:
     Field update_start
     Field update_last
     Number last_update[MAX_VALUES]  # set if `has_last_update` is true
-    Number totals[MAX_VALUES]   # counters, then gauges
+    Number totals[MAX_VALUES]   # counters, then gauges, then closing gauges
     Requirement required[MAX_SKIPS]
     Column columns[MAX_COLUMNS]     # set if `has_labels` is true, like the next two fields
     Field conversation[5]       # protocol, then address and port of each end

@@ -3,9 +3,9 @@
 #
 # Groups belong to one call of `Table.top_groups`. Their memory is allocated before the first row is
 # visited, but the operating system provides only the memory that is used. If there are too many
-# groups after a slice of rows, the half with the lowest ranks is added to `other`. So the groups
-# with the highest ranks are found even if there are many small groups. Later connections of a
-# removed group form a new group, whose sums lack the values in `other`.
+# groups after a slice of rows, the half with the lowest ranks is added to `Groups.other` and
+# removed. So the groups with the highest ranks are found even if there are many small groups. Later
+# connections of a removed group form a new group, whose sums lack the values in `other`.
 
 cdef enum:
     GROUP_TEXT_BYTES = 256      # space for the label values of a group, on average
@@ -22,7 +22,7 @@ cdef struct Group:
     # no connection has it.
     uint64_t hash               # hash of the label values, by which groups are compared
     int64_t rank                # or ABSENT
-    uint32_t text               # offset in `Groups.text`: 2 bytes of length before each label value
+    uint32_t text               # offset in `Groups.text`; a length of 2 bytes precedes each value
     uint32_t text_length
     uint32_t connections
     bint is_top                 # if false, the group is about to be added to `other`
@@ -32,7 +32,7 @@ cdef struct Groups:
     const View *view
     const uint32_t *columns     # columns of the labels by which rows are grouped
     uint32_t column_count
-    uint32_t series             # values of a connection
+    uint32_t series             # number of values of a connection
     int *kinds                  # how each series is combined: COMBINE_SUM, ...
     int rank_kind
     int64_t *values             # the current row's value of each series

@@ -2,8 +2,8 @@
 #
 # A histogram observes a flow once, on one of two *events*: the first report with a value above 0 in
 # the observed field, or the closing report of the flow. Flags in the row of the flow prevent a
-# second observation on the same event. The first view has no histograms. Like all changes of rows,
-# observations need the table's mutex, and extend the deadline of the row.
+# second observation on the same event. The first view has no histograms. An observation changes a
+# row, so it needs the table's mutex. It also extends the deadline of the row.
 
 cdef enum:
     # What to do if the observed field is above 0, and the flow lacks the flag FIRST_OBSERVED.
@@ -62,9 +62,9 @@ cdef void observe_in(TableState *table, uint32_t flow, const Report *report, con
 
 cdef inline uint32_t due_events(const TableState *table, uint32_t *flags, const Report *report,
                                 int first) noexcept nogil:
-    # The events of a report on which the flow has not been observed yet. `flags` are the flags of
-    # the report's flow. This function sets the flags of these events. With FIRST_IS_OLD,
-    # FIRST_OBSERVED is set in `flags`, but not returned.
+    # The events of a report on which the flow has not been observed yet. These events are also set
+    # in `flags`, the flags of the flow. With FIRST_IS_OLD, FIRST_OBSERVED is set in `flags`, but
+    # not returned.
     cdef uint32_t found = 0
     if (table.events & FIRST_OBSERVED and first != IGNORE_FIRST
             and report.values[table.first_value] > 0):
@@ -275,7 +275,7 @@ cdef uint32_t place_histograms(View *view, uint32_t offset) noexcept nogil:
 
 
 cdef list histogram_literals(list literals):
-    # Remove the braces around the labels from `literals`, which are those of a line without a
+    # Remove the braces around the labels. `literals` is a result of `line_literals` without a
     # metric name.
     cdef Py_ssize_t last = len(literals) - 1
     texts = [literals[0].removeprefix("{")] + literals[1:]
@@ -480,7 +480,7 @@ cdef inline char *put_value_with_note(char *out, uint64_t value, uint32_t decima
 
 cdef inline char *put_item(char *out, uint64_t value, uint32_t decimals,
                            Piece **notes) noexcept nogil:
-    # Write a number without the newline of `put_value`.
+    # Write a number like `put_value_with_note`, but without a newline.
     cdef char *end = put_value(out, value, decimals) - 1
     put_note(notes, end - out, TEXT)
     return end

@@ -174,7 +174,7 @@ cdef int prepare_lookups(TableState *table, plan) except -1:
         for planned in plan.columns:
             if planned.lookup is declared:
                 if planned.index < 0 or planned.rewrite is not None:
-                    raise ValueError("a label of a lookup has an index, and no rewrite")
+                    raise ValueError("a label of a lookup must have an index and no rewrite")
                 table.name_indexes[column] = planned.index
                 lookup.length = max(lookup.length, <Py_ssize_t>planned.index + 1)
                 column += 1

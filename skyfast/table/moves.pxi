@@ -36,8 +36,9 @@ cdef bint apply_moves(TableState *table, const Changes *changes) noexcept nogil:
 
 cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32_t first,
                          uint32_t *new_label_ids) noexcept nogil:
-    # Set a flow's new labels, by column. If a label does not change, its entry is 0. `first` is the
-    # index of the flow's first move. Returns the index of the next flow's first move.
+    # Set `new_label_ids` to a flow's new labels, by column; 0 for labels that do not change.
+    # `first` is the index of the flow's first move. Returns the index of the next flow's first
+    # move.
     cdef uint32_t i = first, j
     cdef const Move *move
     cdef const Lookup *lookup
@@ -73,9 +74,9 @@ cdef bint relabelled(const View *view, uint32_t number, const uint32_t *new_labe
 
 
 cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_label_ids) noexcept nogil:
-    # Detach a flow from its rows whose labels change. If the row of the first view has no flows
-    # left, this row is removed from the index, so that no flow finds it, and is returned. If not,
-    # the result is 0.
+    # Detach a flow from those of its rows whose labels change. If the flow was the last one of its
+    # connection, the connection is removed from the index, so that no other flow is attached to it,
+    # and the result is the row of the connection. If not, the result is 0.
     cdef uint32_t label_ids[MAX_COLUMNS]
     cdef uint32_t row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], row)
@@ -101,7 +102,7 @@ cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_label_id
 
 cdef bint attach(TableState *table, Flow *flow, const uint32_t *new_label_ids) noexcept nogil:
     # Attach a flow to the rows with its new labels. If out of memory, returns False, and the flow
-    # keeps its old labels in some views.
+    # may keep its old labels in some views.
     cdef uint32_t label_ids[MAX_COLUMNS]
     cdef View *view
     cdef uint32_t *link
@@ -167,8 +168,9 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_lab
 
 
 cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
-    # Returns the row for a flow that keeps its labels because memory ran out. This is row `number`,
-    # which is put back into the index, unless the index has another row with the same labels.
+    # Returns the row for a flow that keeps its labels because memory ran out. `number` is the row
+    # of the flow so far. If the index has a row with the same labels, the result is that row. If
+    # not, `number` is put back into the index.
     cdef Connection *row = connection_at(first, number)
     cdef RowKey key
     cdef uint32_t existing
@@ -206,7 +208,8 @@ cdef inline uint32_t row_deadline_s(const TableState *table, const View *view,
 
 cdef void count_flow(const TableState *table, const View *view, uint32_t number,
                      Flow *flow) noexcept nogil:
-    # Count a moved flow in its new row. The flow's totals are not added to the row's counters.
+    # Count a moved flow in its new row. The flow's totals are not added to the row's counters, but
+    # a counter becomes 0 if it was ABSENT and the flow has a total.
     cdef const int64_t *totals = totals_of(flow)
     cdef Connection *row = connection_at(view, number)
     cdef int64_t *sums = values_of(view, row)

@@ -12,7 +12,7 @@
 #
 # Notes are stored as pieces, with a length and a source:
 #
-# * The head of a family has one note: its length, and its family's number as the source.
+# * The head of a family has one note, with the length of the head and the source HEAD.
 # * The lines of a row begin with a note whose length is packed from three lengths: those of the
 #   first value, the second value, and the start time. A value that has no line, and a start time
 #   that is unknown, have the length 0. One note for each label value follows, with the label ID as

@@ -68,7 +68,7 @@ cdef int resolve_requirements(Reader *reader, owner, plan, list owned) except -1
     cdef uint32_t i, j
     for i, requirement in enumerate(plan.requirements):
         if not requirement.paths or len(requirement.reads) > 2:
-            raise ValueError("a requirement must be one part of a flow, or one of two")
+            raise ValueError("a requirement must name one or two parts of a flow")
         reader.required[i].pair = len(requirement.reads) == 2
         reader.required[i].absent = len(requirement.unless_missing) > 0
         for j, path in enumerate(requirement.reads):

@@ -1,10 +1,11 @@
-# Relabelling: after names have changed, flows move to the connections of their new labels.
+# Relabeling: after names have changed, flows move to the connections of their new labels.
 # `_table.pyx` includes this file.
 #
-# A pass fetches keys from an iterator, and visits all flow rows, in slices: `Relabeling.step` calls
-# `relabel_slice` for each slice. Between two slices, a pass keeps only its keys and the number of
-# the next row, so the table and the names can change in any way. A flow that becomes live during a
-# pass looks up the new names itself, so the pass need not visit this flow.
+# Relabeling works in passes. A pass fetches some of the changed keys from an iterator, and then
+# visits all flow rows in slices: `Relabeling.step` calls `relabel_slice` for each slice. Between
+# two slices, a pass keeps only its keys and the number of the next row, so the table and the names
+# can change in any way. A flow that becomes live during a pass looks up the new names itself, so
+# the pass need not visit this flow.
 #
 # A slice has five steps. Step 1 finds the strings of the keys. Step 2 finds flows with these
 # strings. Step 3 looks up the new names of the keys of these flows. Step 4 resolves ambiguous keys,
@@ -147,8 +148,8 @@ cdef bint reserve(void **items, uint32_t count, uint32_t *capacity, size_t size)
 # Changed names
 
 cdef bint fetch_keys(const TableState *table, keys, list pass_keys, Py_ssize_t count) except -1:
-    # Fetch up to `count` keys from the iterator, and append to `pass_keys` the keys that the table
-    # has as strings. Returns whether there may be more keys.
+    # Fetch up to `count` keys from the iterator. Keys that are interned strings of the table are
+    # appended to `pass_keys`; all other keys are ignored. Returns whether there may be more keys.
     cdef Py_ssize_t _key
     for _key in range(count):
         key = next(keys, END)

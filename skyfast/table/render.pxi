@@ -2,8 +2,8 @@
 # writes the values.
 #
 # `Page.read` calls `render_lines` from any thread, without the GIL. Rendering takes the table's
-# mutex for RENDER_ROWS rows at a time, and only changes the cursor. Rows may be created and removed
-# between two slices: the cursor's time and sequence number determine which of these rows are on the
+# mutex for RENDER_ROWS rows at a time, and changes nothing but the cursor. Rows may be created and
+# removed between two slices. The cursor's time and sequence number determine which rows are on the
 # page.
 
 cdef struct Cursor:
@@ -52,8 +52,7 @@ ctypedef fused Lines:
 
 
 cdef Cursor begin_page(TableState *table, uint32_t now_s) noexcept nogil:
-    # Returns a cursor at the start of a page that is not divided, in the text format. Callable from
-    # any thread.
+    # Returns a cursor at the start of a whole page in the text format. Callable from any thread.
     cdef Cursor cursor
     cdef uint32_t i
     memset(&cursor, 0, sizeof(Cursor))
@@ -314,9 +313,9 @@ cdef inline void prefetch_row_list(const TableState *table, const View *view, co
 
 
 cdef void list_rows(TableState *table, uint32_t number, Cursor *cursor) noexcept nogil:
-    # List the rows that the page shows in a view. Later rows are not on the page, so all families
-    # of the view use the same list. Rows past their deadline are also listed, because a report can
-    # renew such a row before the page reads the row.
+    # List the rows that the page shows in a view. Rows that are created later are not on the page,
+    # so all families of the view use the same list. Rows past their deadline are also listed,
+    # because a report can renew such a row before the page reads the row.
     cdef const View *view = &table.views[number]
     cdef const Bounds *bounds = &cursor.bounds[number]
     if cursor.parts == 1:
@@ -366,9 +365,8 @@ cdef inline uint32_t part_of(const TableState *table, const View *view, Connecti
                              uint32_t parts) noexcept nogil:
     # The part of a row. The part depends only on the label values, and never changes. The hashes in
     # the table are not used, because they differ between processes. This function is called for
-    # every row of a view, so it must be fast: each step multiplies only once, and the hash of a
-    # label value does not depend on other labels, so the processor can compute several hashes at
-    # once.
+    # every row of a view, so it must be fast. Each step multiplies only once. The hash of a label
+    # value does not depend on other labels, so the processor can compute several hashes at once.
     cdef const uint32_t *label_ids = label_ids_of(view, row)
     cdef const String *string
     cdef uint64_t total = 0

@@ -118,7 +118,7 @@ cdef int read_not_live(const TableState *table, const Reader *readers, list flow
 
 
 cdef inline void add_missed(const TableState *table, Batch *batch, uint32_t number) noexcept:
-    # Add the names of a report that are not interned to `batch.missed`.
+    # Add to `batch.missed` the results of a report's lookups that have no row.
     cdef uint32_t i
     for i in range(number * table.lookup_count, (number + 1) * table.lookup_count):
         if batch.names[i].row == 0:
@@ -263,7 +263,6 @@ cdef inline bint is_valid(PyObject *value) noexcept:
 
 
 cdef void prefetch_names(const TableState *table, const Batch *batch, uint32_t number) noexcept:
-    # Prefetch the names of report `number`.
     cdef const Report *report = &batch.reports[number]
     cdef const Lookup *lookup
     cdef const FoundNames *names
@@ -285,7 +284,7 @@ cdef int read_labels_and_lifecycle(const TableState *table, PyObject *flow, cons
                                    Report *report, const FoundNames *names,
                                    const LabelValue *previous, list owned) except -1:
     # Read the fields that are only needed if a flow is not live. `previous` has the labels of the
-    # previous such flow, or is NULL.
+    # previous flow of the batch whose labels were read, or is NULL.
     cdef int error = read_labels(table, flow, reader, report.label_values, names, previous, owned)
     if unlikely(error):
         return error

@@ -11,7 +11,7 @@ cdef struct Scan:
     uint32_t start              # first row of the current slice
     uint32_t stop               # the row after the current slice; 0 before the first slice
     uint32_t end                # the first row that is not visited
-    bint is_released            # whether the lock was released before the end of the slice
+    bint is_released            # whether `scan_release` has released the lock in this slice
 
 
 cdef inline Scan scan_until(const View *view, uint32_t end) noexcept nogil:
@@ -298,8 +298,8 @@ cdef bint count_page_labels(TableState *table, const View *view, uint32_t column
 
 
 cdef str label_id_text(TableState *table, uint32_t label_id, const uint32_t *hash):
-    # The text of a label value, or None if its string has been removed. Another string may have got
-    # the same number. If `hash` is not NULL, the string must also have this hash.
+    # The text of a label value, or None if its string has been removed. If `hash` is not NULL, the
+    # string must also have this hash, because the number of a removed string can be reused.
     cdef char copied[MAX_LABEL_BYTES]
     cdef uint32_t length
     cdef String *string
@@ -440,7 +440,7 @@ cdef inline int64_t growth_since(const SnapshotValues *since, uint32_t number,
             and since.hashes[number] == row.hash):
         growth -= since.values[number]
     elif row.flows & RESTORED:
-        return -1               # the row started with saved counters of unknown value
+        return -1               # the row started with saved counters, which are unknown
     return growth if growth else -1
 
 

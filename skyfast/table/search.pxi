@@ -58,9 +58,9 @@ cdef list case_variants(str character):
 
 cdef int search_init(Search *search, TableState *table, const View *view, str text,
                      dict value_sets) except -1:
-    # `value_sets` maps columns to values, which are escaped, in UTF-8, and each followed by a
-    # newline. The search borrows these values. The caller must destroy the search, even if this
-    # function raises an exception.
+    # `value_sets` maps columns to values in UTF-8 with escapes. A newline follows each value. The
+    # search borrows these values. The caller must destroy the search, even if this function raises
+    # an exception.
     cdef Character *character
     cdef bytes encoded, values
     cdef const char *start
@@ -170,7 +170,7 @@ cdef bint matches_at(const Search *search, const char *text, uint32_t length) no
 
 cdef inline uint32_t character_at(const Character *character, const char *text,
                                   uint32_t length) noexcept nogil:
-    # The length of the variant of the character with which the text begins; 0 if there is none.
+    # If the text begins with a variant of the character, the length of this variant; if not, 0.
     cdef uint32_t i
     for i in range(character.variants):
         if (character.lengths[i] <= length

@@ -79,7 +79,6 @@ cdef inline int64_t saved_start(const Flow *saved) noexcept nogil:
 
 
 cdef inline void count_saved_new_flow(Flow *saved) noexcept nogil:
-    # Count one more new flow.
     cdef int64_t new_flows = saved_new_flows(saved)
     add(&new_flows, 1)
     saved.last_ms = pack_saved(new_flows, saved_start(saved))

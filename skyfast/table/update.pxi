@@ -51,8 +51,8 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
 
 
 cdef void add_missed_names(TableState *table, const Batch *batch, int done) noexcept:
-    # Intern the names in `batch.missed` of those reports among the first `done` that were not
-    # skipped. Takes the mutex.
+    # Intern the results in `batch.missed`, except those of reports that were skipped or not
+    # processed. The first `done` reports were processed. Takes the mutex.
     cdef uint32_t i, number, position
     lock_with_priority(table)
     for i in range(batch.missed_count):
@@ -252,8 +252,8 @@ cdef inline bint was_never_counted(const TableState *table, const Report *report
 cdef inline bint adds_whole_total(const TableState *table, const View *view,
                                   bint creates) noexcept nogil:
     # Whether an unknown flow adds its whole total to a row, even if the report is not the flow's
-    # first report. The row must not have counted the flow before: the flow must create the row, and
-    # no other flow may have had a row with these labels.
+    # first report. This requires that the flow creates the row, that the labels identify the
+    # connection, and that no overflow row can have a part of the flow's total.
     return creates and view.identifies_connection and not table.overflowed
 
 
