@@ -816,9 +816,9 @@ cdef class Table:
         :param containing: return only connections with a label value that contains this string.
             Label values are compared as they appear on a page, with escapes. Case is ignored,
             except for characters whose upper or lower case has several characters.
-        :param also: pairs of a label and further values of this label. If `containing` is set,
-            connections with one of these values match, too. The values are in UTF-8 with escapes,
-            and a newline follows each value.
+        :param also: pairs of a label and further values of this label. A connection with one of
+            these values also matches `containing`. The values are in UTF-8 with escapes, and a
+            newline follows each value.
         :returns: a tuple of four items for each connection, the highest rank first: the rank (the
             number by which connections are compared), the label values, the values of the view's
             families in order, and whether pages show the connection. If the view has no bounds,

@@ -40,7 +40,7 @@ cdef int check_pair(const View *view, min_bytes, min_packets) except -1:
     if not (0 <= min_bytes <= INT64_MAX and 0 <= min_packets <= INT64_MAX):
         raise ValueError(f"bounds must be 0 to {INT64_MAX}")
     if (min_bytes and not view.bytes.count) or (min_packets and not view.packets.count):
-        raise ValueError("a view with a bound for bytes or packets must count them")
+        raise ValueError("bounds for bytes or packets require a view with these counters")
     return 0
 
 

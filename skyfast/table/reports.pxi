@@ -283,8 +283,8 @@ cdef void prefetch_names(const TableState *table, const Batch *batch, uint32_t n
 cdef int read_labels_and_lifecycle(const TableState *table, PyObject *flow, const Reader *reader,
                                    Report *report, const FoundNames *names,
                                    const LabelValue *previous, list owned) except -1:
-    # Read the fields that are only needed if a flow is not live. `previous` has the labels of the
-    # previous flow of the batch whose labels were read, or is NULL.
+    # Read the fields that are only needed if a flow is not live. `previous` has the labels of an
+    # earlier flow of the batch, or is NULL.
     cdef int error = read_labels(table, flow, reader, report.label_values, names, previous, owned)
     if unlikely(error):
         return error

@@ -59,7 +59,7 @@ cdef inline void top_k_add(TopK *top, int64_t rank, uint32_t row,
 
 
 cdef int compare_ranks(const void *one, const void *other) noexcept nogil:
-    # The highest rank first; rows of equal rank in the order of the page.
+    # Sorts by rank, the highest first. Rows of equal rank are sorted by row number.
     cdef const TopRow *a = <const TopRow *>one
     cdef const TopRow *b = <const TopRow *>other
     if a.rank != b.rank:

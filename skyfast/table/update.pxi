@@ -241,7 +241,7 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
 
 cdef inline bint was_never_counted(const TableState *table, const Report *report) noexcept nogil:
     # Whether an unknown flow began after the horizon (see `Table.horizon_s`), so it has never been
-    # counted. `age_ms` is a difference of times of the same agent, because the clocks of two hosts
+    # counted. `age_ms` is the difference of two times of one agent, because the clocks of two hosts
     # may differ. If flows are deduplicated, the result is False, because the table does not
     # remember skipped duplicates.
     return (table.has_horizon and report.age_ms >= 0 and not table.has_conversations
