@@ -246,7 +246,7 @@ cdef extern from *:
     static const uint32_t FLOWS = (uint32_t)-1;
     static const uint32_t NEVER_S = (uint32_t)-1;
     static const uint32_t NO_END = (uint32_t)-1;
-    static const uint64_t SHARE_SEED = 0x9E3779B97F4A7C15;
+    static const uint64_t SHARD_SEED = 0x9E3779B97F4A7C15;
     static const uint64_t PART_SEED = 0xD1B54A32D192ED03;
     static const uint32_t MAX_SEQ_AGE = (uint32_t)1 << 30;
     static const int64_t MAX_INTEGER = (int64_t)1 << 62;
@@ -266,7 +266,7 @@ cdef extern from *:
     const uint32_t FLOWS            # in `Family.values`: stands for a row's number of flows
     const uint32_t NEVER_S          # deadline of rows that do not expire
     const uint32_t NO_END           # argument of `scan_until`: visit all rows
-    const uint64_t SHARE_SEED       # must never change: shards would overlap
+    const uint64_t SHARD_SEED       # must never change: shards would overlap
     const uint64_t PART_SEED        # odd; another constant would move rows to other parts
     const uint32_t MAX_SEQ_AGE      # see `clamp_seq_age`
     const int64_t MAX_INTEGER       # largest valid number in a field of a flow: MAX_NUMBER

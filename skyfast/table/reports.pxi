@@ -148,7 +148,7 @@ cdef int prepare_not_live(const TableState *table, const Reader *readers, list f
             reader = reader_of(readers, flow)
             report.skip_if_not_live = APPLY_STOP
             if reader.has_labels:
-                report.skip_if_not_live = read_share(table, flow, reader, report)
+                report.skip_if_not_live = check_shard(table, flow, reader, report)
             if report.skip_if_not_live == SKIP_NONE:
                 for j in range(table.lookup_count):
                     find_result(table, flow, reader, &table.lookups[j], &names[j])
@@ -165,13 +165,13 @@ cdef int prepare_not_live(const TableState *table, const Reader *readers, list f
     return 0
 
 
-cdef int read_share(const TableState *table, PyObject *flow, const Reader *reader,
+cdef int check_shard(const TableState *table, PyObject *flow, const Reader *reader,
                     Report *report) except -1:
     # Returns SKIP_NONE if the flow belongs to this shard, otherwise the reason to skip the flow.
     cdef int error
     if table.shards == 1:
         return SKIP_NONE
-    error = read_conversation(flow, reader, SHARE_SEED, &report.conversation)
+    error = read_conversation(flow, reader, SHARD_SEED, &report.conversation)
     if error == SKIP_NONE and report.conversation % table.shards != table.shard:
         return SKIP_OTHER_SHARD
     return error

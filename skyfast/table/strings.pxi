@@ -4,7 +4,7 @@
 # Code that stores a string's number must own a reference to the string, and give the reference back
 # with `string_release`. Rendering copies whole blocks of 16 bytes, so a string must be readable up
 # to the end of its last block. `mix64`, `load` and `hash_bytes` must never change: all shards must
-# compute the same hash of a conversation (see `SHARE_SEED`). If the hash changed, shards of
+# compute the same hash of a conversation (see `SHARD_SEED`). If the hash changed, shards of
 # different versions would export some flows twice and omit others.
 
 # ---------------------------------------------------------------------------------------------

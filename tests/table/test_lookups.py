@@ -590,7 +590,7 @@ def test_relabelling_ignores_names_that_no_label_uses():
     assert list(keys) == ["10.0.0.1"]
 
 
-def test_repeated_key_is_relabelled_once():
+def test_repeated_key_is_relabeled_once():
     names = Names()
     core = Core(spec_of(looked_up("name", A, names)))
     core.report(make_flow("1", (5, 0, 0, 0)), 0)

@@ -2057,7 +2057,7 @@ def test_dormant_flow_is_rejected_at_max_connections(make, overflow):
     assert samples(table, "node_bytes_total", 200) == {"node-1": "141"}
 
 
-def test_relabelled_connection_continues_its_counters_when_it_returns(make):
+def test_relabeled_connection_continues_its_counters_when_it_returns(make):
     names = Names({"node-1": ("old",)})
     name = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(View((*LABELS, name)),)))
@@ -2073,7 +2073,7 @@ def test_relabelled_connection_continues_its_counters_when_it_returns(make):
     assert sums(table, A_WHILE_S) == [11, 22, 0, 0]
 
 
-def test_relabelled_flow_continues_the_counters_of_a_removed_connection(make):
+def test_relabeled_flow_continues_the_counters_of_a_removed_connection(make):
     names = Names()
     name = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(view("a", (name,), "bytes"),)))
@@ -2310,7 +2310,7 @@ def test_rejected_flow_is_new_when_it_is_accepted(make):
     assert samples(table, "a_new_flows_total", BEGAN + 290) == {"10.0.0.9": "1"}
 
 
-def test_relabelled_flow_is_not_new(make):
+def test_relabeled_flow_is_not_new(make):
     names = Names({"node-1": ("old",)})
     name = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(view("a", (name,), "new_flows"), view("b", (NODE,), "new_flows"))))
