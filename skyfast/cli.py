@@ -371,13 +371,19 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     files = _check_names(configuration) + _check_web(arguments.web_config_file)
     recordings = _check_replay(arguments, configuration)
     if arguments.strict and warnings.count:
-        plural = "s" if warnings.count > 1 else ""
-        _print_error(f"{warnings.count} warning{plural}; --strict treats warnings as errors")
+        _print_error(f"{_warnings(warnings.count)}; --strict treats warnings as errors")
         return EXIT_INVALID
     # A blank line separates the parts. The forecast is last, where a terminal shows it.
     parts = loader.dump(configuration), cost.report(configuration) + files, recordings
     sys.stdout.write("\n".join(filter(None, parts)))
+    if warnings.count:
+        # The warnings themselves may have scrolled off the screen.
+        sys.stdout.write(f"# {_warnings(warnings.count)}: see the log on standard error.\n")
     return EXIT_OK
+
+
+def _warnings(count: int) -> str:
+    return "1 warning" if count == 1 else f"{count} warnings"
 
 
 def _listen(arguments: argparse.Namespace, configuration: model.Config) -> listen.Listen:

@@ -166,7 +166,7 @@ cdef int prepare_not_live(const TableState *table, const Reader *readers, list f
 
 
 cdef int check_shard(const TableState *table, PyObject *flow, const Reader *reader,
-                    Report *report) except -1:
+                     Report *report) except -1:
     # Returns SKIP_NONE if the flow belongs to this shard, otherwise the reason to skip the flow.
     cdef int error
     if table.shards == 1:

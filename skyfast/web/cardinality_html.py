@@ -24,25 +24,27 @@ SUMMARIZED: Final = 2
 _HEADS: Final = (
     ("text", "label"),
     ("number", "values"),
-    ("number", "connections if removed"),
+    ("number", "{rows} if removed"),
     ("number", "change"),
-    ("text", "most frequent values, and their connections"),
+    ("text", "most frequent values, and their {rows}"),
 )
+"""The columns. ``{rows}`` is the noun for what has the labels: connections, or rows of a view."""
 
 
 def as_html(report: CardinalityReport) -> str:
     """Return ``report`` as an HTML page."""
     panels = (
-        _panel("connections", "Connections", report, _note(report)),
+        _panel("connections", "Connections", report, row="connection"),
         _forecast(report.forecast),
-        *(_panel(view.prefix, f"View {view.prefix}", view, _note(view)) for view in report.views),
+        *(_panel(view.prefix, f"View {view.prefix}", view, row="row") for view in report.views),
     )
     return html.document(
         title="Cardinality · skyfast",
         body=(
             f"{html.header('cardinality', '<p>the values of each label</p>')}"
-            f'<main>\n<p class="lead">Each combination of label values is a connection, and each'
-            " connection has several series. A label with many values causes many connections."
+            f'<main>\n<p class="lead">Each combination of label values is a connection, or a row'
+            " of a view. Each connection and each row has several series. A label with many values"
+            " causes many connections."
             ' <a href="help#cardinality">What the numbers mean</a> ·'
             ' <a href="?format=json">this page as JSON</a></p>\n'
             f"{_exact(report)}{''.join(panels)}</main>\n"
@@ -51,15 +53,13 @@ def as_html(report: CardinalityReport) -> str:
     )
 
 
-def _note(report: CardinalityReport | ViewCardinality) -> str:
+def _note(report: CardinalityReport | ViewCardinality, row: str) -> str:
     text = (
-        f"{_count(report.connections, 'connection')}, "
+        f"{_count(report.connections, row)}, "
         f"at most {_count(report.series_at_most, 'series', 'series')}"
     )
     if report.approximate:
-        text += (
-            "; the numbers under 'connections if removed' are estimates with an error of about 1 %"
-        )
+        text += f"; the numbers under '{row}s if removed' are estimates with an error of about 1 %"
     return text
 
 
@@ -93,31 +93,36 @@ def _forecast(forecast: Forecast | None) -> str:
     )
     return (
         '<section class="panel" aria-labelledby="min_bytes">\n'
-        '<div class="head"><h2 id="min_bytes">min_bytes</h2><p>what would remain</p></div>\n'
+        '<div class="head"><h2 id="min_bytes">min_bytes</h2>'
+        "<p>what would be exported with other values of min_bytes</p></div>\n"
         '<div class="scroll"><table>\n'
         f'<thead><tr><th scope="col">min_bytes</th>{heads}</tr></thead>\n'
         f"<tbody>\n{rows}</tbody></table></div>\n<p>{escape(forecast.text)}</p>\n</section>\n"
     )
 
 
-def _panel(id_: str, title: str, report: CardinalityReport | ViewCardinality, note: str) -> str:
-    heads = "".join(f'<th scope="col" class="{side}">{text}</th>' for side, text in _HEADS)
+def _panel(id_: str, title: str, report: CardinalityReport | ViewCardinality, *, row: str) -> str:
+    heads = "".join(
+        f'<th scope="col" class="{side}">{text.format(rows=f"{row}s")}</th>'
+        for side, text in _HEADS
+    )
     highest = max((label.values for label in report.labels), default=0) or 1
     labels = sorted(
         report.labels, key=lambda label: (label.without.connections, -label.values, label.name)
     )
-    rows = "".join(_row(id_, label, report.connections, highest) for label in labels)
+    rows = "".join(_row(id_, label, report.connections, highest, row=row) for label in labels)
     id_ = escape(id_)
     return (
         f'<section class="panel" aria-labelledby="{id_}">\n'
-        f'<div class="head"><h2 id="{id_}">{escape(title)}</h2><p>{note}</p></div>\n'
+        f'<div class="head"><h2 id="{id_}">{escape(title)}</h2>'
+        f"<p>{_note(report, row)}</p></div>\n"
         f'<div class="scroll"{"" if labels else " hidden"}><table class="labels">\n'
         f"<thead><tr>{heads}</tr></thead>\n"
         f"<tbody>\n{rows}</tbody>\n</table></div>\n</section>\n"
     )
 
 
-def _row(panel: str, label: LabelCardinality, connections: int, highest: int) -> str:
+def _row(panel: str, label: LabelCardinality, connections: int, highest: int, *, row: str) -> str:
     remaining = label.without.connections
     return (
         f'<tr><th scope="row">{escape(label.name)}</th>'
@@ -125,16 +130,16 @@ def _row(panel: str, label: LabelCardinality, connections: int, highest: int) ->
         f"<span>{label.values:,}</span></td>"
         f'<td class="number">{remaining:,}</td>'
         f'<td class="number">{change(remaining, connections)}</td>'
-        f'<td class="frequent">{_values(panel, label, connections)}</td></tr>\n'
+        f'<td class="frequent">{_values(panel, label, connections, row=row)}</td></tr>\n'
     )
 
 
-def _values(panel: str, label: LabelCardinality, connections: int) -> str:
+def _values(panel: str, label: LabelCardinality, connections: int, *, row: str) -> str:
     shown = frequent(label, connections)
     if not shown:
         if not label.top:
             return ""
-        return f"no value has more than {_count(label.top[0].connections, 'connection')}"
+        return f"no value has more than {_count(label.top[0].connections, row)}"
     others = label.values - len(shown)
     summary = ", ".join(_summaries(shown[:SUMMARIZED]))
     more = label.values - min(len(shown), SUMMARIZED)

@@ -167,6 +167,7 @@ def test_check_prints_the_cost_of_a_connection() -> None:
         ),
         "These labels need topology queries for interfaces.",
         "No analyzers are configured: skyfast subscribes to 127.0.0.1:8082.",
+        "2 warnings: see the log on standard error.",
     ]
 
 
