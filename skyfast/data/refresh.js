@@ -1,5 +1,5 @@
-// The script of pages that show a snapshot: requests the page again, and replaces its content. The
-// server escapes all data. Scripts of the new content would not run, because it is parsed, not loaded.
+// The script of pages that show a snapshot: requests the page again, and replaces its content. This is
+// safe: the server escapes all data, and browsers do not run scripts in text from DOMParser.
 (() => {
   const INTERVAL_MS = 30000;
   const TIMEOUT_MS = 15000;
@@ -12,7 +12,7 @@
     const main = document.querySelector("main"), next = page.querySelector("main");
     if (!next) throw new Error("the response is another page");
     if (style(page) !== style(document)) {
-      // Another version of skyfast.
+      // The server now runs another version of skyfast.
       location.reload();
       return;
     }

@@ -230,7 +230,7 @@
     return response.json();
   }
 
-  // The structure that the page was rendered for. If it has changed, the page is reloaded.
+  // The version, labels, metrics and sections of this page. If the status has others, the page is reloaded.
   const made = JSON.stringify(JSON.parse(document.querySelector("main").dataset.made));
   const shape = (status) => JSON.stringify(
     [status.version, status.labels, status.metrics, status.rankings, status.interfaces.enabled,
@@ -300,7 +300,7 @@
     const head = topTable.tHead.rows[0].cells[0];
     head.dataset.format = choice.dataset.format;
     write(head, choice.textContent);
-    // The rank has the same value, so the value is shown once.
+    // Hide the column of the ranking criterion, because the rank column shows the same values.
     for (const other of topTable.tHead.rows[0].cells) other.hidden = other.dataset.single === top.by;
     for (const link of choices) {
       if (link === choice) link.setAttribute("aria-current", "true");
@@ -343,7 +343,7 @@
   function missed(error) {
     console.debug(error);
     failures += 1;
-    // A single failure may be a restart.
+    // skyfast may be restarting, so ignore the first failure.
     if (failures < 2) return;
     write(stale, `No response from skyfast since ${heardAt.toTimeString().slice(0, 8)}:`
       + " this page shows the state at that time.");
@@ -355,7 +355,7 @@
   async function refreshTop() {
     const mine = number += 1, query = wanted();
     const top = await ask(`api/top?${query}`).catch((error) => {
-      // Status 503 affects only the ranking.
+      // With status 503, only the ranking is unavailable, so skyfast still responds.
       if (error.cause === 503) return null;
       throw error;
     });
@@ -368,7 +368,8 @@
   }
 
   async function refresh() {
-    // Independently: if the selected metric no longer exists, only the status request succeeds.
+    // Send both requests, even if one fails. If the selected metric no longer exists, the ranking
+    // fails, and the status makes the page reload.
     const ends = await Promise.allSettled([refreshStatus(), refreshTop()]);
     const failed = ends.find((end) => end.status === "rejected");
     if (failed) missed(failed.reason);
@@ -384,7 +385,7 @@
   form.addEventListener("input", (event) => {
     clearTimeout(typing);
     if (event.target.name === "group") {
-      // The table gets other columns.
+      // Load the page again, because the table gets other columns.
       location.assign(`?${wanted()}`);
       return;
     }
@@ -400,7 +401,7 @@
     if (!link || event.metaKey || event.ctrlKey || event.shiftKey) return;
     event.preventDefault();
     if (link.dataset.group !== undefined) {
-      // The table gets other columns.
+      // Load the page again, because the table gets other columns.
       form.elements.view.value = link.dataset.view;
       const parameters = new URLSearchParams(wanted());
       parameters.delete("group");

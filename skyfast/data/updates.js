@@ -1,6 +1,6 @@
 // The common beginning of all scripts: repeats the updates of a page, until the user pauses them.
 "use strict";
-// Call `update` every `intervalMs`: once at a time, and not while the page is hidden or paused.
+// Call `update` now, and again `intervalMs` after each call ends, unless the page is hidden or paused.
 function repeat(update, intervalMs) {
   const pause = document.getElementById("pause");
   const isPaused = () => pause.getAttribute("aria-pressed") === "true";

@@ -26,7 +26,7 @@ from skyfast.runtime.logs import LogLimit, printable
 from skyfast.skydive.topology_queries import Query
 
 MAX_FILE_BYTES: Final = 1 << 30
-"""Recording stops at this file size. The rest of the write buffer can still be written."""
+"""Recording stops at this file size. Data that is still buffered can make the file larger."""
 
 MAX_QUEUED_BYTES: Final = 64 << 20
 """Maximum size of the queue. An empty queue accepts a message of any size."""

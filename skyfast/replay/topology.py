@@ -272,7 +272,7 @@ class ResponseChanges:
         return [gone for gone in before - ids if self._known.pop(gone, None) is not None]
 
     def _add_to_complete(self, query: Query, element_id: str, text: bytes) -> None:
-        """Add the ID of an element of a partial response to each complete query that matches it."""
+        """Add the ID of an element from a partial response to the matching complete queries."""
         element = msgspec.json.decode(text)
         for complete, ids in self._ids_by_query.items():
             if complete.edges == query.edges and complete.matches(element):
@@ -301,7 +301,7 @@ class ReplayedTopology:
         self._seen: dict[str, bytes] = {}
         """The latest version of each node in this loop, including removed nodes."""
         self._previous: dict[str, bytes] = {}
-        """The last version in earlier loops of each node that this loop has not added yet."""
+        """The nodes of earlier loops that this loop has not added yet: the last version of each."""
         self._offsets: dict[str, dict[str, int]] = {}
 
     def rewind(self) -> None:

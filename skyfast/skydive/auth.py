@@ -1,7 +1,7 @@
 """Logs in to analyzers, and creates the HTTP headers that authenticate requests.
 
 aiohttp is imported at the first login, because most installations need no login, and importing
-aiohttp takes longer than all other imports.
+aiohttp takes longer than all other imports together.
 """
 
 import asyncio
@@ -121,8 +121,8 @@ def connection_error(error: BaseException) -> str:
     """Return the error message of a failed connection, safe to log.
 
     If the error has an error number of the operating system, the result is the operating system's
-    message for this number. The messages of asyncio and aiohttp do not give the reason: an example
-    is ``Connect call failed ('127.0.0.1', 8082)``.
+    message for this number. The error's own text can lack the reason: for example,
+    ``Connect call failed ('127.0.0.1', 8082)``.
     """
     text = str(error)
     if isinstance(error, OSError) and not isinstance(error, ssl_module.SSLError) and error.errno:
@@ -263,6 +263,6 @@ class Authentication:
 
 
 def _cookie_header(cookies: Mapping[str, str]) -> Headers:
-    # RFC 6265, section 5.4: a request has only one such header, with all cookies.
+    # RFC 6265, section 5.4: a request has a single Cookie header, with all cookies.
     line = "; ".join(f"{name}={value}" for name, value in cookies.items())
     return [("Cookie", line)] if line else []

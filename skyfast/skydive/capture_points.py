@@ -18,8 +18,8 @@ MAX_CAPTURES: Final = 1000
 """Maximum number of captures; further captures have no capture points."""
 
 MAX_POINTS: Final = 20
-"""Maximum number of capture points per capture. If there are more, the capture point without a flow
-for the longest time is removed."""
+"""Maximum number of capture points per capture. If there are more, the capture point that has had
+no flow for the longest time is removed."""
 
 MAX_ID_CHARS: Final = 1024
 """Maximum length of an ID; longer IDs are ignored."""

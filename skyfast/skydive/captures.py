@@ -6,15 +6,16 @@ capture point sends a report to a randomly chosen analyzer, which forwards the r
 subscribers. A report has these fields, according to Skydive's sources (``flow/table.go``,
 ``flow/probes``) and to recordings:
 
-* ``FlowDropped`` and ``KernelFlowDropped`` are the increases since the capture point's previous
-  report. skyfast adds up the increases of all capture points of a capture, beginning with the first
-  report, and exports the sums as counters. Increases in lost reports are missing from these sums.
-  By default, agents send reports in UDP datagrams, which can get lost.
+* ``FlowDropped`` and ``KernelFlowDropped`` are the numbers of flows dropped since the capture
+  point's previous report. For each capture, skyfast adds up these numbers from all reports, and
+  exports the sums as counters. The numbers in lost reports are missing from the sums. By default,
+  agents send reports in UDP datagrams, which can get lost.
 * ``FlowCount`` is the current size of the capture point's flow table.
 * ``PacketsReceived`` and ``PacketsDropped`` are neither totals nor increases. Once a second
   (``agent.capture.stats_update``), the agent reads the socket's totals since the start of the
-  capture. A report has the sum of ten such readings. skyfast exports a tenth of this sum, which is
-  the mean of the readings. Only probes that read packets from a socket have these fields.
+  capture. A report has the sum of the readings since the previous report, usually ten. skyfast
+  exports a tenth of this sum, which is usually the mean. Reports have these fields only if the
+  capture reads packets from a socket.
 
 A report identifies its capture but not its capture point, and the number of readings in a report
 varies. Therefore skyfast cannot export the socket's totals as counters. It also cannot sum
@@ -49,7 +50,7 @@ SLOTS: Final = 5
 report in this time."""
 
 READINGS: Final = 10
-"""Number of readings of a socket's total that one report adds up."""
+"""Assumed number of readings of a socket's total in one report."""
 
 MAX_CAPTURES: Final = 1000
 """Maximum number of captures; reports of further captures are counted as ``too_many``."""
@@ -196,9 +197,9 @@ class Captures:
     def message(self, raw: msgspec.Raw | bytes, now: float, running: float | None = None) -> None:
         """Process the report in ``raw``, the ``Obj`` of a message; count an unusable report.
 
-        Captures expire by the table's clock, whose time is ``now``. This clock stands still while
-        reports may be missing. Values of gauges expire by a clock that never stands still, whose
-        time is ``running``. By default, ``running`` equals ``now``.
+        ``now`` is the time of the table's clock, by which captures expire. This clock stands still
+        while reports may be missing. ``running`` is the time of a clock that never stands still, by
+        which values of gauges expire. The default of ``running`` is ``now``.
         """
         try:
             report = _decode(raw)

@@ -23,9 +23,9 @@ MAX_UPDATES_BEHIND: Final = 2
 MAX_SKEW_BEHIND_S: Final = 60.0
 """The latest packet may be `MAX_UPDATES_BEHIND` reporting intervals plus `MAX_SKEW_BEHIND_S` ago.
 
-An agent reports a flow at its first tick after the flow's latest packet, that is, within one
-reporting interval (``flow.update``). The second interval allows for an increased ``flow.update``
-and for delayed messages."""
+An agent reports a flow within one reporting interval (``flow.update``) after the flow's latest
+packet. The limit has a second interval, because messages can be delayed. Also, skyfast's estimate
+of ``flow.update`` is too short for a while after ``flow.update`` was increased."""
 
 MAX_CLOSING_BEHIND_S: Final = 3600.0
 """In a closing report, the latest packet may be this far in the past.
@@ -33,11 +33,12 @@ MAX_CLOSING_BEHIND_S: Final = 3600.0
 An agent sends a closing report after one to two times ``flow.expire`` (600 s) without a packet."""
 
 Flow = Any
-"""A struct of the plan's flow types. All these types have ``Last`` and ``FinishType``."""
+"""A decoded flow report: an object of one of the plan's `FlowTypes`. All of these types have the
+fields ``Last`` and ``FinishType``."""
 
 
 class Dated(Protocol):
-    """The table, with the oldest and the newest ``Last`` of its latest update."""
+    """The table. ``times_ms`` are the oldest and the newest ``Last`` in its latest update."""
 
     @property
     def times_ms(self) -> tuple[int, int]: ...
@@ -105,10 +106,10 @@ class ClockSkewCheck:
         now_ms: float,
     ) -> None:
         if not misdated:
-            # There are two possible reasons. Either only closing reports are older than
-            # ``earliest_ms``. Or the table has not applied the misdated flow yet, because the table
-            # needs more fields of the flow: the caller decodes the flow again, and checks it after
-            # the next update.
+            # No flow is misdated, for one of two reasons. Either only closing reports are older
+            # than ``earliest_ms``. Or the table has not applied the flow with the implausible time
+            # yet, because the table needs more fields of the flow: the caller decodes the flow
+            # again, and checks it after the next update.
             return
         analyzer.misdated[reason] += len(misdated)
         self._limit.warn(
@@ -129,7 +130,7 @@ def _origin(flow: Flow, data: bytes | bytearray | memoryview) -> str:
         try:
             origins = _MESSAGE.decode(data).Obj
         except UNDECODABLE:
-            origins = []  # only single flows of the message can be decoded
+            origins = []  # the message can only be decoded flow by flow
         name = next(
             (
                 origin.NodeTID

@@ -16,7 +16,8 @@ MAX_DRAWS: Final = 4
 reports, nothing is observed."""
 
 Flow = Any
-"""A struct of the plan's flow types. All these types have ``Last`` and ``FinishType``."""
+"""A decoded flow report: an object of one of the plan's `FlowTypes`. All of these types have the
+fields ``Last`` and ``FinishType``."""
 
 
 class DataAge:

@@ -68,14 +68,14 @@ CONTROLLERS: Final = {
     "daemonset": "DaemonSet",
     "statefulset": "StatefulSet",
 }
-"""Maps the types of nodes that control pods to their kinds in Kubernetes."""
+"""The workloads that create pods: maps the node type in Skydive to the kind in Kubernetes."""
 
 RELATION_TYPES: Final = (OWNERSHIP, CONTAINER, SERVICE, NODE, LAYER2, DEPLOYMENT, *CONTROLLERS)
 """The ``RelationType`` of all edges that names are resolved from."""
 
 KUBERNETES_CONTAINER: Final = "k8s container"
-"""The type that this module uses for containers of the Kubernetes probe. In Skydive, the type is
-``container``, as for containers of a container runtime."""
+"""The type that this module uses for containers of the Kubernetes probe. Skydive gives these
+containers the type ``container``, as it does for containers of a container runtime."""
 
 _KUBERNETES_TYPES: Final = frozenset(
     (
@@ -229,8 +229,8 @@ class GraphIndex:
         """Return an address in the notation of flows, or "" if ``text`` is not an address.
 
         ``text`` may have a prefix length and a zone (``%eth0``), which addresses in flows do not
-        have. Flows have addresses as Go formats them. Like Python, Go formats IPv6 addresses by
-        RFC 5952, but it formats an address in ``::ffff:0:0/96`` as the mapped IPv4 address.
+        have. Flows have addresses as Go formats them. Both Go and Python format IPv6 addresses by
+        RFC 5952, but Go formats an address in ``::ffff:0:0/96`` as the mapped IPv4 address.
         """
         if not text:
             return ""

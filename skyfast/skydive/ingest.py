@@ -50,7 +50,8 @@ SHOWN_BYTES = 80
 log = logging.getLogger("skyfast.ingest")
 
 Flow = Any
-"""A struct of the plan's flow types; its fields are only known at run time."""
+"""A decoded flow report: an object of one of the plan's `FlowTypes`. The plan determines the fields
+of these types at run time."""
 
 
 class Updatable(Protocol):
@@ -184,7 +185,7 @@ class Ingest:
         analyzer: AnalyzerStats,
         now_ms: float,
     ) -> None:
-        """Check the times of applied flows, and remove gaps that are closed by these flows."""
+        """Check the times of applied flows, and whether they are reports that seemed lost."""
         self._clock_skew.check(flows, data, analyzer, now_ms)
         if self._checker.has_unsettled:
             self._checker.note_late(flows)

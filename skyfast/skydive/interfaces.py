@@ -23,7 +23,7 @@ MAX_LABEL_CHARS: Final = 1024
 """Maximum length of a label value; nodes with longer values are counted as ``text_too_long``."""
 
 MAX_LABELS_CHARS: Final = 8 * 1024 * 1024
-"""Maximum length of all labels together; further nodes are counted as ``too_many``.
+"""Maximum total length of the labels of all interfaces; further nodes are counted as ``too_many``.
 
 The page repeats the labels in every family, so this limit bounds the page size if names are
 long."""
@@ -177,7 +177,7 @@ class Interfaces:
         self._writing = threading.Lock()
 
     def set_lifetime(self, *, interval_s: float, connection_timeout_s: float) -> None:
-        """Set how long the interfaces of later responses are kept."""
+        """Set how long the interfaces of a response are kept. Applies from the next response on."""
         self._lifetime_s = max(3 * interval_s, connection_timeout_s)
 
     def update(self, response: NodesResponse, now: float) -> None:
@@ -310,7 +310,7 @@ def _busiest(rows: list[_Row]) -> tuple[Interface, ...]:
 
 
 def _sum(*values: int) -> int:
-    """Return the sum of the values from 0 to `MAX_COUNTER`."""
+    """Return the sum of ``values``, without those below 0 or above `MAX_COUNTER`."""
     return sum(value for value in values if 0 <= value <= MAX_COUNTER)
 
 

@@ -52,8 +52,8 @@ def choose(
     flow. ``point`` is the capture point, or None if it is unknown. ``networks`` has the subnets
     of each host: see `Resolution`.
 
-    The names come from the first of these groups that is not empty and whose candidates all have
-    the same ``names``. For local addresses (`is_local`), only groups 2 and 3 are used.
+    The names come from the first of these groups whose candidates all have the same ``names``.
+    Empty groups are skipped. For local addresses (`is_local`), only groups 2 and 3 are used.
 
     1. All candidates.
     2. The candidates in the namespace of the capture point.

@@ -120,9 +120,10 @@ class IndexChanges:
     """The new content of the cache: the names of each cached key, chosen again with
     ``context``."""
     cached: int
-    """Number of keys in the cache at the comparison. `apply` drops the keys cached later."""
+    """Number of keys in the cache at the comparison. `apply` drops keys that were cached
+    afterwards."""
     affected: Set[str]
-    """Ambiguous addresses for which the names of at least one key are no longer valid."""
+    """Ambiguous addresses whose names have changed for at least one cached key."""
     pruned_at: float | None
     left_out: int
 
@@ -196,7 +197,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         return names
 
     def forget_contexts(self) -> None:
-        """Forget the data that resolves ambiguous addresses, and the names that it resolved."""
+        """Forget the data for resolving ambiguous addresses, and all names resolved so far."""
         self._context, self._resolved, self._overflowed = _Context(), {}, False
 
     @property
@@ -267,7 +268,7 @@ class NameIndex:
 
         Those addresses exist on every host, so they do not show a problem."""
         self.stats = NameStats()
-        """The counters of this index. A reload replaces the index and its counters, or neither."""
+        """The counters of this index. A reload replaces both index and counters, or neither."""
         self._keep_s = keep_s
         self._gone_nodes: Mapping[str, float] = {}
         self._gone_addresses: Mapping[str, float] = {}
@@ -307,7 +308,7 @@ class NameIndex:
         self._keep_s = keep_s
 
     def is_due(self, now: float) -> bool:
-        """Return whether the next resolution removes entries, even if the topology is the same."""
+        """Return whether the next resolution removes entries even if the topology is unchanged."""
         gone = self._gone_nodes, self._gone_addresses
         oldest = [since for times in gone for since in islice(times.values(), 1)]
         return any(now - since >= self._keep_s for since in oldest)

@@ -231,7 +231,7 @@ class NamePoller:
     async def _ask(
         self, client: TopologyClient, query: Query, kind: str, *, kept: Query
     ) -> GraphReader | None:
-        """Send ``query``, which returns some or all elements of the query ``kept``."""
+        """Send ``query``, which returns all elements of the query ``kept``, or some of them."""
         begun = time.monotonic()
         reader = await client.ask(query, lambda: self._store.reader(kept, changes=query))
         if reader is not None:

@@ -54,7 +54,7 @@ OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
 other reasons apply to all reports of a flow."""
 
 Flow = Any
-"""A struct of the plan's type ``FullReport``."""
+"""A decoded flow report: an object of the plan's type ``FullReport``."""
 
 Reason = Literal["lost", "ours"]
 
@@ -96,7 +96,8 @@ class _Gap:
 
 
 Sample = list[tuple[Flow, tuple[tuple[int, ...], int, float] | None]]
-"""The flows of a message, each with its state in the table before the message, or None."""
+"""The flows of a message. Each flow has its state in the table before the message was applied, or
+None if the table did not contain the flow."""
 
 
 class ReportChecker:
@@ -261,7 +262,7 @@ class ReportChecker:
             or now - age_s - self._table.flow_update_s - SETTLE_S <= horizon_s
             or self._table.known_totals(flow.UUID) is None
         ):
-            return  # the flow may have been counted before, or the table skipped it
+            return  # skyfast may have counted and forgotten the flow, or the table skipped it
         analyzer.reports_checked += 1
         grew = any(total > delta for total, delta in zip(totals, deltas, strict=True))
         if grew or _is_repeat(flow):

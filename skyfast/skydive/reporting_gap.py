@@ -33,9 +33,9 @@ MAX_FLOW_UPDATE_S: Final = 3600.0
 
 @dataclass(slots=True)
 class _Budget:
-    """Adds up in ``spent_s`` how long the clock is held. A healthy interval resets ``spent_s``.
+    """Adds up the time for which the clock is held. A healthy interval resets the sum to 0.
 
-    ``healthy_s`` is the length of the current healthy interval.
+    ``spent_s`` is the sum. ``healthy_s`` is the length of the current healthy interval.
     """
 
     spent_s: float = 0.0
@@ -53,7 +53,7 @@ class _Budget:
 
 @dataclass(slots=True)
 class _SubscriptionState:
-    """The state of a subscription that has delivered at least once, at the latest check."""
+    """A subscription that has delivered at least once: its state at the latest check."""
 
     delivers: bool = True
     delivers_for_s: float = math.inf
@@ -61,7 +61,8 @@ class _SubscriptionState:
     interruption."""
     healthy: bool = True
     missing_s: float = 0.0
-    """How long only other subscriptions have delivered since this subscription was last healthy."""
+    """Since this subscription was last healthy: the total time in which it did not deliver, but at
+    least one other subscription delivered."""
     is_cause: bool = False
     """Whether reports of this subscription may be missing."""
     budget: _Budget = field(default_factory=_Budget)

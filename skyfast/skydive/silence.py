@@ -11,8 +11,8 @@ other subscriptions have received.
 
 A subscription can also get ``stats`` but no flows. When a subscriber disconnects, the analyzer
 stops sending to all its subscribers until another client subscribes. If this client subscribes only
-to ``stats``, all subscribers get only ``stats``. Such a subscription is silent, too, if the
-``stats`` show that captures receive packets.
+to ``stats``, all subscribers get only ``stats``. A subscription without flows is silent, too, if
+its ``stats`` show that captures receive packets.
 
 This module has no clock and no socket. It measures time in ticks (regular calls), so a pause of the
 process does not seem to be silence: the pause counts as one tick, and the waiting messages are read

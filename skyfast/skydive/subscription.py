@@ -75,9 +75,9 @@ from."""
 BACKLOG_BYTES: Final = 32 << 10
 """If a socket has this much unread data at every check, its analyzer has to wait.
 
-This limit is less than half of the smallest receive buffer in Linux (``tcp_rmem``), because the
-buffer of a slow reader may be only a little more than half full. When skyfast reads fast enough,
-there is never this much unread data between two messages."""
+The receive buffer of a slow reader may be only a little more than half full. Therefore this limit
+is less than half of the smallest receive buffer in Linux (``tcp_rmem``). When skyfast reads fast
+enough, there is never this much unread data between two messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +105,8 @@ class Timing:
     assumes that it read too slowly. Skydive closes a connection after it could not write for 10 s,
     or waited 7 s for a pong."""
     conflict_grace_s: float = 15.0
-    """After a subscription has ended, its analyzer may reject a new subscription with HTTP 409 for
-    this time."""
+    """For this time after the end of a subscription, its analyzer may reject the next subscription
+    with HTTP 409."""
     log_interval_s: float = LOG_INTERVAL_S
     """Minimum interval between two log lines of the same analyzer and cause."""
     resolve_interval_s: float = 30.0
@@ -219,7 +219,7 @@ class _BacklogTimer:
         self._checked_s = now_s
 
     def seconds(self) -> float:
-        """Return how long the analyzer has waited; 0 if the wait ended over two ticks ago."""
+        """Return how long the analyzer waited; 0 if the wait ended more than two ticks ago."""
         now_s = time.monotonic()
         if self._is_long_ago(self._checked_s, now_s):  # pragma: no cover - only on a slow machine
             return now_s - self._kept_up_s
@@ -270,8 +270,8 @@ class _SilenceMonitor:
     def stop(self) -> None:
         self._timer.cancel()
         if self.received and not self._detector.delivered:
-            # The subscription has delivered, but ended before the first tick. Now expiry must
-            # pause.
+            # The subscription delivered, but ended before the first tick. Expiry must pause, as
+            # after the end of any subscription that has delivered.
             self._detector.delivered = True
             self._on_change()
 
@@ -455,7 +455,7 @@ class Subscription:
                     await self._read(connection, monitor)
                 except ConnectionClosed as exc:
                     waited_s = monitor.backlog.seconds()
-                    # If either side sent a close frame, the wait is not the reason.
+                    # If there was a close frame, the connection did not end because of the wait.
                     if exc.rcvd is None and exc.sent is None and waited_s >= timing.overload_s:
                         text = f"the analyzer waited {waited_s:.0f} s for skyfast to read"
                         raise OverloadError(text) from None

@@ -8,8 +8,8 @@ Skydive's sources show which queries work: ``graffiti/graph/traversal`` parses a
 
 * All conditions of one ``Has`` must hold. Skydive evaluates the conditions in order, and stops at
   the first condition that does not hold. So cheap and selective conditions come first.
-* Skydive evaluates a ``Has`` directly after ``V()`` or ``E()`` while it lists the graph, so it
-  creates no second list.
+* If ``Has`` directly follows ``V()`` or ``E()``, Skydive evaluates it while listing the graph, and
+  creates no list of all nodes or edges.
 * ``Within`` compares a field with all listed values, one after the other.
 * If a field of a node is a list, a condition on the field holds if it holds for one of the list's
   elements. The condition ``Ne('')`` is different: it holds if the key exists and no element is

@@ -184,10 +184,11 @@ class Workloads:
         return PodNames(namespace, name, _UNKNOWN, "", ("",) * len(self._k8s_labels))
 
     def of_container(self, container: Node) -> tuple[list[Pod], set[tuple[str, str]]]:
-        """Return the pods of a runtime container, and the namespaces and names of unknown pods.
+        """Return the pods of a runtime container, and the names of its pods without a node.
 
-        The Kubernetes container is found by its edge, or by the container's ID. In a consistent
-        topology, there is at most one result.
+        Each name is a pair of the pod's namespace and name. The Kubernetes container is found by
+        its edge, or by the container's ID. In a consistent topology, there is at most one pod or
+        name.
 
         Raises:
             ContradictionError: There are more than `MAX_OF_CONTAINER` Kubernetes containers or
@@ -314,7 +315,10 @@ class Workloads:
         )
 
     def _only_service(self, pod: Node) -> str:
-        """Return the only service with a cluster IP that selects a pod, or ""."""
+        """Return the name of the service that selects a pod; "" if none or several do.
+
+        Only services with a cluster IP count.
+        """
         services = [
             service
             for node in self._selecting(SERVICE, pod)
@@ -408,7 +412,7 @@ class Workloads:
         return Workload(name, kind) if kind and name else _UNKNOWN
 
     def _above_owner(self, pod: Node, owner: Workload) -> Workload | None:
-        """Return the workload for ``owner``, a replica set or job; None if it is unknown."""
+        """Return the workload of ``owner`` (a replica set or job); None if it has no node."""
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
         if key not in self._above_owners:
             nodes = self._owners.get(key)
@@ -428,8 +432,8 @@ class Workloads:
 def latest(pods: Sequence[Pod]) -> Pod | None:
     """Return the pod to use if several pods have the same name, or None if the choice is unclear.
 
-    Several pods have the same name if the topology still has a pod that has ended, for example of a
-    stateful set.
+    Several pods have the same name if the topology still has an ended pod. For example, a stateful
+    set gives a new pod the name of the ended pod.
     """
     if len({pod.cluster for pod in pods}) != 1:
         return None

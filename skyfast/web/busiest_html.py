@@ -82,8 +82,8 @@ def group_options(ranking: Ranking, query: RankingQuery) -> str:
     """Return the ``option`` elements for the labels to group by, as HTML.
 
     There is an option for each label of the ranked view, and for each pair of labels
-    ``initiator_x`` and ``target_x``. If connections are ranked, the labels that only other views
-    have come last.
+    ``initiator_x`` and ``target_x``. If connections are ranked, labels that exist only in other
+    views come last.
     """
     labels = ranking.views[query.view].labels
     groups = [(), *pairs(labels)]

@@ -60,7 +60,7 @@ class Remaining:
 class LabelCardinality:
     """A label, its number of values, its most frequent values, and the effect of its removal.
 
-    The numbers of ``without`` are estimates if the report is ``approximate``.
+    The numbers in ``without`` are estimates if the report is ``approximate``.
     """
 
     name: str

@@ -26,9 +26,10 @@ class HtmlColumn:
 
     * ``key`` is the path of the value in a row, and ``format`` is the format of the value.
     * ``head`` is the content of the header cell, and ``attributes`` are its attributes, as HTML.
-    * ``name`` is a label whose values can have names, or "". If ``is_beside``, the table shows the
-      name beside the value. If not, the table shows the name instead of the value.
-    * ``bar`` is the path of a number from 0 to 1, the length of a bar in the background, or "".
+    * ``name`` is the label in this column if the label's values can have names, else "". The table
+      shows the name beside the value if ``is_beside``, and instead of the value otherwise.
+    * If ``bar`` is not "", the cell has a bar in its background. ``bar`` is the path of the bar's
+      length, a number from 0 to 1.
     * If ``filters``, the value is a link that filters the table by this value.
     * ``configured`` is a value to mark as the configured value, or 0.
     * ``single`` is a metric with one value per row, or "". While the table is ranked by this

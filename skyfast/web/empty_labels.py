@@ -93,7 +93,7 @@ def is_suspicious(empty: EmptyLabels) -> bool:
 
     A view may have only the label of the initiator, or only the label of the target. Such a label
     can rightly be empty for most bytes: for example, if most targets are on the Internet. Therefore
-    this label is suspicious only if it is empty for all bytes.
+    a single label of this kind is suspicious only if it is empty for all bytes.
     """
     is_one_end = len(empty.labels) == 1 and not empty.labels[0].startswith("node_")
     return empty.bytes_share >= (1 if is_one_end else MIN_SHARE)

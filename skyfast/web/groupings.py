@@ -8,7 +8,7 @@ from skyfast.flows.catalog import LABELS_BY_NAME, NODE_TID_LABEL
 from skyfast.web.ranked_views import RankedView
 
 LABEL_PREFIXES: Final = ("initiator", "target")
-"""The prefixes of labels that describe one end of a connection."""
+"""The prefixes of labels that describe the initiator or the target of a connection."""
 
 TITLES: Final[Mapping[str, str]] = {
     "ip": "address",
@@ -29,7 +29,8 @@ TITLES: Final[Mapping[str, str]] = {
 The labels are given without prefix: ``ip`` stands for ``initiator_ip`` and ``target_ip``."""
 
 SINGLE_LABELS: Final[Mapping[str, str]] = {"port": "target_port"}
-"""The groupings that use the label of only one end: maps a key of `TITLES` to this label.
+"""The groupings that use only the initiator's or only the target's label. Maps a key of `TITLES` to
+this label.
 
 Groups by the initiator's port would be too small, because most clients use a new port for each
 connection."""
@@ -51,8 +52,8 @@ class Grouping:
 def groupings(views: Mapping[str, RankedView]) -> Iterator[Grouping]:
     """Yield the connections, the groupings that the labels allow, and the views.
 
-    The groupings are those of `TITLES`, and those by labels that the configuration defines for the
-    ends of connections. A grouping has the labels of both ends if one of the views has both labels.
+    The groupings are those of `TITLES`, and those by user-defined labels of initiators and targets.
+    A grouping has the labels of both initiator and target if one of the views has both labels.
     """
     yield Grouping(title="connection")
     for name, title in {**TITLES, **_defined(views)}.items():

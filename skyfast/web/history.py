@@ -38,9 +38,9 @@ class Series:
     """The last ten minutes: lists with an entry for each interval, oldest first.
 
     ``age_seconds`` is the age of each entry. ``scrape_…`` has the values of the last scrape in the
-    interval, or None if there was no scrape. The last entry is the current state. Its values
-    equal the values in the rest of the report, so that the rest of the report has no value above
-    the maximum of the history.
+    interval, or None if there was no scrape. The last entry is the current state. Its values equal
+    the current values elsewhere in the report, so that no current value exceeds the maximum of the
+    history.
     """
 
     interval_seconds: float

@@ -27,7 +27,7 @@ OPTION: Final = "--web.listen-address"
 SOCKET_OPTION: Final = "--web.systemd-socket"
 
 _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
-# Without IPv6, bind() fails with these errors, but `localhost` may still resolve to ::1.
+# Without IPv6, `localhost` may still resolve to ::1, but bind() fails with one of these errors.
 _UNAVAILABLE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 _PORT_UNAVAILABLE: Final = (errno.EADDRINUSE, errno.EACCES)

@@ -131,7 +131,7 @@ def _weight(element: str) -> tuple[str, float] | None:
 
 
 def openmetrics_version(accept: str | None, *, with_first: bool) -> int:
-    """Choose between OpenMetrics 2.0, OpenMetrics 1.0 and the text format 0.0.4, as `prefers` does.
+    """Choose between OpenMetrics 2.0, OpenMetrics 1.0 and text format 0.0.4; see also `prefers`.
 
     Returns the major version of OpenMetrics, or 0. OpenMetrics 2.0 is chosen only if the header
     contains the version 2.0.0. OpenMetrics 1.0 is chosen only if ``with_first``.

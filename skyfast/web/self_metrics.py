@@ -156,7 +156,8 @@ _TABLE: Final = (
         "skyfast_flows",
         "Live flows in the table: flows that have been reported recently.",
         single(lambda source: source.table.flows),
-        # In OpenMetrics, this name would collide with the counter skyfast_flows_total.
+        # In OpenMetrics, a gauge must not be called skyfast_flows: this is the family name of the
+        # counter skyfast_flows_total.
         standard_name="skyfast_table_flows",
     ),
     metric(

@@ -268,7 +268,7 @@ def _names_note(report: StatusReport, elements: Elements) -> str:
     """Return the paragraph about names from the topology; empty if no label needs these names."""
     if report.names is None:
         return ""
-    # The last error is shown only once, because all topology queries have the same last error.
+    # The last error is shown only once, because all topology queries share one last error.
     last_error = elements.value("interfaces.last_error", "last-error")
     return (
         f"<p>named from the topology: {elements.value('names.addresses', 'count')} addresses"

@@ -190,7 +190,7 @@ class OwnNamesStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturePointStatus:
-    """An interface where a capture reports flows. ``name`` is empty if the name is unknown."""
+    """An interface on which a capture runs. ``name`` is empty if the name is unknown."""
 
     node_tid: str
     name: str

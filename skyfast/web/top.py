@@ -149,10 +149,9 @@ class Top:
     """A ranking.
 
     ``note`` is a sentence that explains why there are no entries, or None if there are entries. If
-    the criterion ``by`` is a rate, ``window_seconds`` is the age of the snapshot,
-    ``rates_in_seconds`` is the time until rates are available (None if they are), and
-    ``flow_update_seconds`` is the agents' ``flow.update``. For other criteria, these three fields
-    are None.
+    the criterion ``by`` is not a rate, the following three fields are None. ``window_seconds`` is
+    the age of the snapshot. ``rates_in_seconds`` is the time until rates are available, or None if
+    they are available. ``flow_update_seconds`` is the agents' ``flow.update``.
 
     ``view`` is the prefix of the view whose rows are ranked, or empty for connections. For a view,
     "connections" are the rows of the view. If ``group`` is empty, ``groups`` and ``other`` are
@@ -206,12 +205,12 @@ class Ranking:
         names: KnownNames | None = None,
         flow_update_s: Callable[[], float] = lambda: FLOW_UPDATE_S,
     ) -> None:
-        """Rank connections of ``table``, which are the rows of its first view, ``view``.
+        """Rank the rows of the views of ``table``.
 
-        ``metrics`` are the names of the families of ``view``, in order. ``others`` are the other
-        views of the table by prefix, in order, each with the names of its families. ``names`` are
-        shown beside or instead of label values. ``flow_update_s`` returns the agents'
-        ``flow.update``.
+        ``view`` is the first view, whose rows are the connections. ``metrics`` are the names of its
+        families, in order. ``others`` are the other views of the table by prefix, in order, each
+        with the names of its families. ``names`` are shown beside or instead of label values.
+        ``flow_update_s`` returns the agents' ``flow.update``.
         """
         self._table = table
         self._flow_update_s = flow_update_s
@@ -254,14 +253,14 @@ class Ranking:
     ) -> RankingQuery:
         """Parse the ``parameters`` of a URL.
 
-        The argument ``n`` is used if the parameter ``n`` is missing. Without the parameter
-        ``view``, the query is for the first view that has all labels in the parameter ``group``. If
-        several views have these labels, a view that also has the criterion in the parameter ``by``
-        is preferred.
+        The argument ``n`` is used if the parameter ``n`` is missing. Without the parameters
+        ``view`` and ``group``, connections are ranked. With only ``group``, the chosen view has all
+        labels in ``group``: it is the first of these views that also has the criterion ``by``, or
+        else the first of these views.
 
-        If the chosen view does not have this criterion, the query is invalid. There is one
-        exception: with ``any_by``, a criterion that another view has is replaced with the default
-        criterion of the chosen view.
+        If the chosen view does not have the criterion ``by``, the query is invalid. With
+        ``any_by``, the query is valid if another view has this criterion. The chosen view is then
+        ranked by its default criterion.
 
         Raises RankingQueryError if the query is invalid.
         """
@@ -407,11 +406,11 @@ class Ranking:
         return RankingResult(top, msgspec.json.encode(top))
 
     def _matches(self, key: RankingKey, view: RankedView, search: Mapping[str, Any]) -> bool:
-        """Return whether any row matches the search, if no row that matches has a rank."""
+        """Return whether any row matches the search. Called if a ranking has found no row."""
         if not search["containing"]:
             return True
         if key.is_complete:
-            return False  # a row that matches would have been ranked
+            return False  # every row has a rank, so a matching row would have been found
         _, (connections, *_), *_ = self._table.top_groups(key.family, 0, view.labels[:1], **search)
         return connections > 0
 
