@@ -355,7 +355,7 @@
   async function refreshTop() {
     const mine = number += 1, query = wanted();
     const top = await ask(`api/top?${query}`).catch((error) => {
-      // With status 503, only the ranking is unavailable, so skyfast still responds.
+      // With status 503, only the ranking is unavailable: skyfast still responds.
       if (error.cause === 503) return null;
       throw error;
     });

@@ -197,7 +197,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         return names
 
     def forget_contexts(self) -> None:
-        """Forget the data for resolving ambiguous addresses, and all names resolved so far."""
+        """Forget the data for resolving ambiguous addresses, and the names resolved for them."""
         self._context, self._resolved, self._overflowed = _Context(), {}, False
 
     @property
@@ -244,8 +244,9 @@ class NameIndex:
     Changed and new entries apply at once. An entry can be missing from a resolution because its
     node was deleted, or because an analyzer that has just started does not know the node yet. Such
     an entry stays for ``keep_s``. The first resolution after this time removes the entry; `is_due`
-    returns whether this resolution is due. If a host has no capture point left, its candidates for
-    ambiguous addresses also stay for ``keep_s``. While there are no resolutions, all entries stay.
+    returns whether this resolution is due. If all capture points of a host are missing from a
+    resolution, the host's candidates for ambiguous addresses also stay for ``keep_s``. While there
+    are no resolutions, all entries stay.
 
     :meth:`apply` and :meth:`forget_topology` change the mappings in place. The thread that calls
     these methods may use the mappings at any time.

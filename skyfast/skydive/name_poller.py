@@ -377,7 +377,7 @@ class NamePoller:
         if edge_reader is not None:
             await self._keep(kept, edge_reader, is_full=False)
         if any(_address(pod) in self._index.addresses for pod in pods):
-            self._resolve_soon()  # the index has another owner of the address
+            self._resolve_soon()  # the address may have another owner
         resolution = await asyncio.to_thread(self._resolution_of, pods)
         async with self._applying:
             changes = await asyncio.to_thread(self._index.compare_new, resolution, self._now())

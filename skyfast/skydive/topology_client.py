@@ -42,7 +42,7 @@ PATH: Final = "/api/topology"
 """Path of the topology API, below the prefix of the analyzer's URL."""
 
 MAX_RESPONSE_BYTES: Final = 128 * 1024 * 1024
-"""Maximum size of a response, before and after decompression: about 40,000 real interfaces.
+"""Maximum size of a response, before and after decompression. About 40,000 real interfaces fit.
 
 This is a security limit: a response may be a gzip bomb."""
 

@@ -184,7 +184,7 @@ class Workloads:
         return PodNames(namespace, name, _UNKNOWN, "", ("",) * len(self._k8s_labels))
 
     def of_container(self, container: Node) -> tuple[list[Pod], set[tuple[str, str]]]:
-        """Return the pods of a runtime container, and the names of its pods without a node.
+        """Return the pods of a runtime container, and the names of its pods that have no node.
 
         Each name is a pair of the pod's namespace and name. The Kubernetes container is found by
         its edge, or by the container's ID. In a consistent topology, there is at most one pod or

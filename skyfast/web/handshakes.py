@@ -1,8 +1,8 @@
 """Failed TLS handshakes: their reasons, and the alerts sent to clients.
 
 After a failed handshake, asyncio and uvloop close the connection, but do not send the alert that
-OpenSSL has written. A connection of a `ServerContext` stores this alert and the first bytes of the
-client in its `Handshake`, which sends the alert. This module is imported only with TLS.
+OpenSSL has written. A connection of a `ServerContext` stores this alert and the client's first
+bytes in its `Handshake`. The `Handshake` sends the alert. This module is imported only with TLS.
 """
 
 import asyncio

@@ -254,9 +254,9 @@ class Ranking:
         """Parse the ``parameters`` of a URL.
 
         The argument ``n`` is used if the parameter ``n`` is missing. Without the parameters
-        ``view`` and ``group``, connections are ranked. With only ``group``, the chosen view has all
-        labels in ``group``: it is the first of these views that also has the criterion ``by``, or
-        else the first of these views.
+        ``view`` and ``group``, connections are ranked. With only ``group``, the first view that has
+        all labels in ``group`` and the criterion ``by`` is chosen. If no view has both, the first
+        view that has all labels in ``group`` is chosen.
 
         If the chosen view does not have the criterion ``by``, the query is invalid. With
         ``any_by``, the query is valid if another view has this criterion. The chosen view is then
