@@ -68,7 +68,7 @@ async def test_report_has_every_view_with_the_numbers_of_the_metrics_page():
         status = await site.json("/api/status")
         assert report["connections"] == status["table"]["connections"] == 3
         page = (await site.get("/cardinality"))[1]
-        assert "View x</h2><p>3 connections, at most 6 series</p>" in page
+        assert "View x</h2><p>3 rows, at most 6 series</p>" in page
 
 
 @on_both_loops
