@@ -216,7 +216,7 @@ def metric_names() -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Family:
-    """A metric family as a page shows it. ``samples`` has the labels of each sample, by name."""
+    """A metric family as a page shows it. Each of ``samples`` maps label names to values."""
 
     name: str
     type: str
@@ -441,7 +441,7 @@ def _unit(path: str, key: Mapping[str, Any]) -> str:
 
 
 def _default(path: str, key: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """Return the default from the key's description, or from the code if there is none."""
+    """Return the default in the key's description; if it has none, the default in the code."""
     if "default" in key:
         return str(key["default"])
     value: Any = defaults

@@ -54,15 +54,16 @@ EXPIRY_ROWS = 256
 """Maximum number of rows that one call of `Table.expire` visits; a call takes about 0.1 ms."""
 
 STATUS_PAGE_WAIT_S = 3.0
-"""How long the log message with the URL of the status page waits for the subscriptions.
+"""Maximum delay of the log message with the URL of the status page.
 
-The URL should be in the last message at startup, because people read the last line first."""
+The message waits until all subscriptions are up, to be the last message at startup: people read the
+last line first."""
 
 RELABEL_FLOWS = 1_000
 """Number of flows to relabel in one slice, which takes a few milliseconds."""
 
 COMPARED_STRINGS = 20_000
-"""Number of strings of the table to check in one slice after users change names of addresses.
+"""Number of the table's strings to check in one slice when own names of addresses have changed.
 
 A slice takes a few milliseconds."""
 
@@ -208,7 +209,7 @@ class App:
             await self.web.stop()
 
     async def _log_status_page(self, status_page: str) -> None:
-        """Log the URL of the status page after the first messages about the subscriptions."""
+        """Log the URL when all subscriptions are up, at the latest after `STATUS_PAGE_WAIT_S`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STATUS_PAGE_WAIT_S):
                 await self._all_up.wait()
@@ -349,7 +350,7 @@ class App:
         self._has_renamed.set()
 
     async def _relabel(self) -> None:
-        """Relabel flows as scheduled: move them to connections whose labels have the new names."""
+        """Relabel flows as scheduled by `_rename` and `_rename_own`."""
         while True:
             await self._has_renamed.wait()
             self._has_renamed.clear()
@@ -437,7 +438,7 @@ class App:
             )
 
     def _look_for_gaps(self) -> None:
-        """Stop or restart the table's clock, log each change, and export the time of all stops."""
+        """Stop or restart the table's clock, log this, and export how long it has been stopped."""
         self._update_hold()
         self._warn_of_updates()
         stats, held = self.stats, self.clock.held
@@ -482,12 +483,12 @@ class App:
             await asyncio.sleep(EXPIRY_INTERVAL_S)
 
     def _count_from_now(self, now: float) -> None:
-        """When the first subscription is up, count flows that begin after ``now`` as new flows."""
+        """When the first subscription comes up, count flows that begin after ``now`` as new."""
         if self._parts.table.horizon_s is None and self.subscriptions.any_up:
             self._parts.table.raise_horizon(now)
 
     def _warn_of_updates(self) -> None:
-        """Warn if connections expire between two reports.
+        """Warn if the timeout is so short that connections expire between two reports of a flow.
 
         The warning is logged once for each combination of timeout and ``flow.update``.
         """
@@ -516,8 +517,8 @@ class App:
     async def _find_empty_labels(self, check: EmptyLabelCheck) -> float:
         """Search the table if a search is due. Return the duration of the search in seconds.
 
-        This is a function of its own because its local variables refer to the table. After a
-        reload, they would keep the old table in memory until the next search.
+        This is a separate function, so that its references to the table end with the search. After
+        a reload, they would keep the old table in memory.
         """
         parts, names = self._parts, self.stats.topology.names
         if names is None or not check.is_due(parts.ranking, is_read=names.is_read):

@@ -55,7 +55,7 @@ SHELLS = ("bash", "zsh", "fish")
 COMPLETION = Path(__file__).with_name("data") / "completion"
 
 MIN_SIMILARITY = 0.6
-"""Minimum similarity between an unknown option and a suggested one, as the ratio of `difflib`."""
+"""Minimum similarity between an unknown option and a suggested one, as a ratio of `difflib`."""
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -100,7 +100,7 @@ def _print_error(text: str) -> None:
 
 
 def _print_warning(text: str) -> None:
-    """Write a warning to stderr, before the startup errors. Logging may not be set up yet."""
+    """Write a startup warning to stderr, in the form of a log line."""
     sys.stderr.write(f"{logs.prefix(logging.WARNING)}skyfast: warning: {text}\n")
 
 
@@ -367,7 +367,8 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     logging.getLogger().addHandler(warnings)
     logs.write_notes(configuration.notes)
     traffic_warnings.write(configuration)
-    # Check names, web configuration and recordings first: after an error, nothing is printed.
+    # Check names, web configuration and recordings before printing: after an error in one of them,
+    # the output must be empty.
     files = _check_names(configuration) + _check_web(arguments.web_config_file)
     recordings = _check_replay(arguments, configuration)
     if arguments.strict and warnings.count:
@@ -398,7 +399,7 @@ def _first_load(arguments: argparse.Namespace) -> model.Config:
     try:
         return _load(arguments)
     except yaml_nodes.ConfigError as error:
-        # Without CONFIG, the missing file is the default file.
+        # If CONFIG is not given, the missing file is `DEFAULT_PATH`.
         if arguments.config is None and isinstance(error.__context__, FileNotFoundError):
             raise yaml_nodes.ConfigError(f"{error}; give a CONFIG, or try --demo") from None
         raise

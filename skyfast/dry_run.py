@@ -37,12 +37,12 @@ RELABEL_FLOWS = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """The table at the end of the recordings.
+    """The state at the end of the recordings.
 
-    ``forecast`` has the number of series that remain with different values of ``min_bytes``. Each
-    entry of ``empty`` is for a set of labels with names: the share of the bytes for which these
-    labels are empty.
-    ``names`` counts the names from the topology; None if no label needs such names.
+    ``forecast`` has the number of series that remain with different values of ``min_bytes``.
+    ``empty`` has an entry for each set of labels with names: the share of the bytes for which all
+    labels of the set are empty. ``names`` counts the names from the topology; it is None if no
+    label needs such names.
     ``has_topology`` means that the recordings contain parts of a topology.
     """
 

@@ -332,7 +332,10 @@ def _interface_times(config: Config) -> dict[str, float]:
 
 
 def _longest_s(config: Config) -> float:
-    """Return how many seconds names are kept: at least the timeout of rows without reports."""
+    """Return how many seconds to keep names that have left the topology.
+
+    This is at least the longest timeout, so that no row loses its names.
+    """
     limits = config.limits
     interval_s = config.topology.interfaces_interval_s or name_poller.INTERVAL_S
     return max(limits.timeout_s, *limits.view_timeouts_s, 3 * interval_s)

@@ -280,7 +280,7 @@ class NameStats:
 
     ``addresses`` and ``nodes`` are the numbers of addresses and capture points with names.
     ``ambiguous`` is the number of addresses whose names depend on the flow, excluding loopback and
-    link-local addresses. ``unknown`` is the number of addresses in recent flows that have no names.
+    link-local addresses. ``unknown`` is the number of nameless addresses in recent flows.
     ``skipped`` describes the current topology, so it is a gauge. ``dropped`` counts lookups that
     were dropped because a limit was reached. ``labels_without_pods`` is a list, as text, of labels
     that are empty because the topology has no pods. ``missing_pod_labels`` are keys of pod labels
@@ -326,7 +326,7 @@ class TopologyStats:
 
 @dataclass(slots=True, eq=False)
 class OwnNameStats:
-    """Counts of own names, which users give to addresses, and the result of reading their file.
+    """Counts of own names, which users give to addresses, and the result of reading ``names_file``.
 
     ``keys`` are the keys that at least one entry has. ``file`` is ``names_file``, or empty.
     ``labels_without_names`` is a list, as text, of the labels that are empty because there are no

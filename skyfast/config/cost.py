@@ -36,16 +36,16 @@ NEW_FLOWS_BYTES: Final = 8
 """Bytes per row for the counter of new flows."""
 
 VALUE_BYTES: Final = 8
-"""Bytes per row for a counter, and bytes per flow for the running total that it adds up."""
+"""Bytes per row for a counter, and bytes per flow for the latest total that the flow reported."""
 
 BUCKET_BYTES: Final = 8
-"""Bytes per row for each bucket of a histogram, and for its sum."""
+"""Bytes per row for each bucket of a histogram, and for the sum of the histogram."""
 
 OBSERVED_BYTES: Final = 4
 """Bytes per flow for flags that mark observed values, if there are histograms."""
 
 CELL_BYTES: Final = 4
-"""Bytes per row for a label value, and bytes per flow for a lookup key."""
+"""Bytes per row for each label value, and bytes per flow for each lookup key."""
 
 KUBERNETES_NOTE: Final = (
     "Names of pods, workloads and services need Skydive's Kubernetes probe (k8s) on an analyzer."
@@ -56,7 +56,7 @@ STRING_BYTES: Final = 72
 """Bytes for each distinct label value or lookup key of up to 48 bytes, with its index entry."""
 
 NAMES_BYTES: Final = 36
-"""Bytes for the names of an address or capture point with new flows, including the index entry.
+"""Bytes for the names of an address or capture point that has new flows, with an index entry.
 
 Each label that shows one of the names takes another `CELL_BYTES`.
 """
@@ -107,7 +107,8 @@ def double_counted(config: Config) -> list[str]:
 def hides_traffic(config: Config) -> bool:
     """Return whether bounds hide traffic that no other series counts.
 
-    A view without bounds counts the traffic of all connections, if it counts bytes or packets.
+    They hide nothing if a view without bounds counts bytes or packets, because this view counts the
+    traffic of all connections.
     """
     views, bounds = config.export.views, config.limits.bounds
     return any(bound.are_set for bound in bounds) and not any(
@@ -165,7 +166,7 @@ def _lines(config: Config) -> Iterator[str]:
 
 
 def _bounds(view: ViewSpec, bounds: Bounds) -> Iterator[str]:
-    """Yield a line about the bounds of a view, and a line about the memory of counters for them."""
+    """Yield a line about the bounds of a view, and a line about the memory that bounds need."""
     if bounds.are_set:
         amounts = [
             f"{bound} {unit}"

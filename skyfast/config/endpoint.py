@@ -160,7 +160,7 @@ def parse_host(text: str) -> str:
         if re.search(r"[\s:/?#@%\[\]\\]", address.partition("%")[2]):
             raise ValueError(f"{text!r} has an invalid zone")
         return address
-    text.encode("idna")  # checks the length of each part
+    text.encode("idna")  # checks the length of each DNS label
     return text.lower()
 
 

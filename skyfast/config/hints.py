@@ -22,8 +22,8 @@ LOW_CUTOFF: Final = 0.6
 All unknown names in these sections are mistakes, so less similarity is enough for a suggestion."""
 
 MIN_SUFFIX: Final = 8
-"""Minimum length, without prefix, of an unknown name that is compared with suffixes of known
-names."""
+"""An unknown variable is compared with the ends of known variables only if it has at least this
+length, not counting the prefix of all variables."""
 
 
 class KnownKeys:
@@ -158,8 +158,8 @@ def similar_variable(
 
     If ``name`` starts with one of ``sections``, only variables of this section are compared. If
     ``name`` starts with none of ``sections``, the user may have left out the section. In this case,
-    the result is the known variable that ends with ``name`` without ``prefix``, if there is exactly
-    one.
+    a known variable matches if it ends with the part of ``name`` after ``prefix``. If exactly one
+    variable matches, it is the result.
     """
     section = max((each for each in sections if name.startswith(each)), key=len, default="")
     suffix = name.removeprefix(prefix)

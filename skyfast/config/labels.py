@@ -181,7 +181,7 @@ _PARTS = {
     )
     for prefix in (*ADDRESS_FIELDS, _NODE)
 }
-"""Maps ``initiator``, ``target`` and ``node`` to the second parts of labels with this prefix."""
+"""Maps the prefixes ``initiator``, ``target`` and ``node`` to what can follow, such as ``pod``."""
 
 _SYNONYMS = {
     **{prefix: prefix for prefix in _PARTS},
@@ -191,7 +191,9 @@ _SYNONYMS = {
 """Maps the first word of an unknown label to the prefix that the user probably meant."""
 
 _CUTOFF = 0.75
-"""Minimum similarity of the second parts of unknown and suggested labels: a ratio of `difflib`."""
+"""Minimum similarity, as a ratio of `difflib`, of an unknown and a suggested label.
+
+Only the parts after the prefix are compared."""
 
 _OTHER_LABELS = tuple(label.name for label in LABELS if label.name.partition("_")[0] not in _PARTS)
 _ALL_LABELS = "; ".join(

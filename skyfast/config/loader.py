@@ -6,7 +6,7 @@ the certificates, to check that they are readable. Loading needs no sockets and 
 How a file becomes a `Config`:
 
 1. `skyfast.config.yaml_nodes` parses the text to nodes. Scalars keep their text.
-2. `_collect` visits only the keys of `SCHEMA`, so an alias is expanded at most once per key.
+2. `_collect` visits only the keys of `SCHEMA`, so a YAML alias is expanded at most once per key.
 3. Environment variables override the file. `Key.parse` checks the value of each key, and `_build`
    combines values that depend on each other.
 
@@ -348,8 +348,9 @@ def _resolve_endpoints(
 def _urls(
     url: Endpoint | None, analyzers: tuple[Endpoint, ...], *, secure: bool
 ) -> tuple[Endpoint, ...]:
-    """Return a URL for each analyzer, or only ``url`` if no analyzer has its host and port.
+    """Return a URL for each analyzer.
 
+    If ``url`` is set, but no analyzer has the host and port of ``url``, return only ``url``.
     ``secure`` means that a client certificate is configured. If ``url`` is None, the scheme is
     ``wss`` with a client certificate, and ``ws`` without one, as in Skydive.
     """
@@ -395,8 +396,8 @@ def _views(get: Settings) -> tuple[views.ViewEntry, ...]:
 def _view_error(get: Settings, error: views.ViewError) -> ConfigError:
     """Return the error at the first path in ``error.key_paths`` that the configuration sets.
 
-    If the configuration does not set the key at all, return the error for ``error.other``: the same
-    conflict, reported at the other entry.
+    If the configuration does not set the key of this path (``labels``, ``metrics`` or ``views``),
+    return the error for ``error.other``, which reports the same conflict at the other entry.
     """
     candidates = [_key_and_path(key_path, error.view) for key_path in error.key_paths]
     key, key_path = next(

@@ -44,8 +44,9 @@ _NAME: Final = "name"
 class NameSources:
     """Where own names come from.
 
-    ``entries`` maps each prefix of the key ``names``, as written in the configuration, to the
-    parsed prefix and its entry. ``file`` is the path of a CSV file, or empty.
+    ``entries`` has the content of the key ``names``. It maps each address or network, as written in
+    the configuration, to the parsed prefix and its entry. ``file`` is the path of a CSV file, or
+    empty.
     """
 
     entries: Mapping[str, tuple[Prefix, OwnNameEntry]]
@@ -86,7 +87,10 @@ class LoadedNames:
 
 
 def to_names(value: YamlValue) -> Mapping[str, tuple[Prefix, OwnNameEntry]]:
-    """Accept a mapping of prefixes to names, or to mappings with ``name`` and values by key."""
+    """Accept a mapping of addresses and networks to names or to nested mappings.
+
+    A nested mapping has the key ``name``, and keys that labels select by ``names_key``.
+    """
     if not isinstance(value, dict):
         raise InvalidValue("is not a mapping of addresses and networks to names", value)
     if len(value) > MAX_ENTRIES:

@@ -121,21 +121,21 @@ def integer(least: int, most: int) -> Callable[[YamlValue], int]:
 
 
 def refuse_time_unit(value: YamlValue) -> None:
-    """Raise `InvalidValue` if ``value`` is a time with a unit. The message shows the seconds."""
+    """Raise `InvalidValue` if ``value`` is a time with a unit. The message shows it in seconds."""
     if isinstance(value, str) and (match := _TIME.fullmatch(value)):
         number = float(match[1]) * _UNITS_S[match[2].lower()]
         raise InvalidValue(f"has a unit; times are in seconds: write {number:g}", value)
 
 
 def refuse_number_unit(value: YamlValue) -> None:
-    """Raise `InvalidValue` if ``value`` has a unit such as ``k``. The message shows the number."""
+    """Raise `InvalidValue` if ``value`` has a unit such as ``k``. The message suggests an integer."""
     if isinstance(value, str) and (match := _MULTIPLE.fullmatch(value)):
         number = Decimal(match[1]) * 1000 ** " kmgt".index(match[2].lower())
         raise InvalidValue(f"has a unit: write {round(number)}", value)
 
 
 def refuse_size_unit(value: YamlValue) -> None:
-    """Raise `InvalidValue` if ``value`` is a size with a unit. The message shows the bytes."""
+    """Raise `InvalidValue` if ``value`` is a size with a unit. The message shows it in bytes."""
     if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
         power = " kmgtp".index((match[2] or " ").lower())
         number = round(Decimal(match[1]) * (1024 if match[3] else 1000) ** power)
@@ -172,7 +172,7 @@ def show_seconds(number: float) -> float:
 
 
 def must_equal(name: str) -> Callable[[YamlValue], str]:
-    """Return a parser that accepts only ``name``, the only type of a pipeline phase in skyfast."""
+    """Return a parser that accepts only ``name``: skyfast supports one type per pipeline phase."""
 
     def parse(value: YamlValue) -> str:
         if isinstance(value, bool) or parse_str(value) != name:
@@ -320,7 +320,8 @@ def mapping_of(
                 raise InvalidValue(problem, name=name, line=node.line, shown=False)
         if node.value is not None:
             nodes[name.lower()] = node
-    # The unknown key is probably a misspelling of the missing key, so report only the unknown key.
+    # If one key is unknown and another key is missing, the unknown key is probably misspelled. So
+    # report unknown keys first.
     problems.check()
     if missing := [name for name in required if name not in nodes]:
         raise InvalidValue(f"missing {' and '.join(missing)}; expected {what}", value, shown=False)

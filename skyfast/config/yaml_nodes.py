@@ -246,7 +246,7 @@ def _syntax_error(error: Exception, text: str) -> str:
         return f"not valid YAML: {problem}"
     context = getattr(error, "context_mark", None)
     lines = _LINE_BREAK.split(text)
-    # PyYAML's message quotes the handle, but an unquoted password can look like a handle.
+    # PyYAML's message quotes the undefined tag handle, but the handle can be an unquoted password.
     explained = _explanation(problem, mark, context, lines) or re.sub(
         r"(undefined tag handle).*", r"\1", problem
     )

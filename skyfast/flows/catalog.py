@@ -46,8 +46,8 @@ class LabelDef:
     ``path`` is the label's field, or empty if the label does not come from a single field.
 
     ``lookup`` is "classification" for the label `TAG`, and empty for labels that show a field. For
-    labels that show a name, ``lookup`` is "address" or "node": the key that is looked up in a
-    mapping of `skyfast.flows.planner.NameSource`. The mapping returns a tuple of names, and
+    labels that show a name, ``lookup`` is "address" or "node": the kind of key that is looked
+    up in a mapping of `skyfast.flows.planner.NameSource`. The mapping returns a tuple of names, and
     ``index`` is the position of the label's name in the tuple. If ``is_own`` is true, the label
     shows an own name, which users give to addresses, and ``index`` counts only the own names of the
     tuple.
@@ -340,8 +340,8 @@ class MetricDef:
     ``paths`` has two fields, one for each direction; or one field, if the metric has no direction;
     or none, if skyfast itself counts the value. ``compatible`` is the family's name in the first
     view (the connections) with ``naming: compatible``. In all other cases, the family's name is a
-    prefix and ``standard``. ``unit`` is the unit in the standard name. Pages show values divided by
-    10 to the power of ``compatible_decimals`` or ``standard_decimals``. The help text of
+    prefix followed by ``standard``. ``unit`` is the unit in the standard name. Pages show values
+    divided by 10 to the power of ``compatible_decimals`` or ``standard_decimals``. The help text of
     connections is ``help`` followed by "on this connection". See `Gauge` for ``keep``.
     """
 

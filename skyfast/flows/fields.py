@@ -72,8 +72,8 @@ CLOSING: Final = 1
 # The table reads these fields of every flow, with any plan.
 _BOOKKEEPING: tuple[FieldPath, ...] = (("UUID",), ("Last",), ("FinishType",))
 
-# By these fields, the table recognizes the first report of a flow, where the two start times are
-# equal, and a closing report that repeats the previous report.
+# The table recognizes two kinds of reports by these fields: the first report of a flow, whose two
+# start times are equal, and a closing report that repeats the previous report.
 _MARKS: tuple[FieldPath, ...] = (
     ("Start",),
     ("LastUpdateMetric", "Start"),
@@ -101,7 +101,7 @@ class FlowTypes:
     * ``FullReport`` adds ``LastUpdateMetric``, to count a flow whose first report was missed.
 
     With shards, most messages contain flows of other shards. Therefore ``KnownReport`` is
-    ``Update``, whose fields show to which shard a flow belongs.
+    the same type as ``Update``, whose fields show to which shard a flow belongs.
 
     ``omissible`` are the fields and parts of ``FullReport`` that are not required to count a flow:
     gauges, optional counters, fields of histograms, and the fields that identify a first report or

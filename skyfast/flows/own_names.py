@@ -58,7 +58,7 @@ _IPV6: Final = 1 << _IPV6_BITS + _LENGTH_BITS
 
 _LENGTHS: Final = {str(bits): bits for bits in range(_IPV6_BITS + 1)}
 _INDEXED_BITS: Final = 16
-"""Number of low bits that the index of IPv4 ranges ignores, to have one entry per /16 network."""
+"""Number of low bits that the index of IPv4 ranges ignores: it has one entry per /16 network."""
 
 _SORTED_AT_ONCE: Final = 100_000
 """Number of prefixes that are sorted in one call, which takes about 20 ms."""

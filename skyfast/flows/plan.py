@@ -39,7 +39,10 @@ class Names(Protocol):
     """
 
     def __getitem__(self, key: str, /) -> tuple[str, ...] | None:
-        """Return the label values, or None if ``key`` is ambiguous: call `resolve` then."""
+        """Return the label values, or None if ``key`` is ambiguous.
+
+        For an ambiguous key, `resolve` returns the label values.
+        """
 
     def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
         """Return the label values of an ambiguous key for one flow.
@@ -150,9 +153,9 @@ class FlowCount:
 class NewFlows:
     """A counter of the flows that began on a connection.
 
-    A flow counts if its first report arrives, or if it is certain that the flow was not counted
-    before. If the first report was missed, the flow can create a connection, and the connection can
-    count the flow's total. But such a flow does not count as new.
+    A flow counts as new if its first report arrives, or if it is certain that the flow was never
+    counted before. All other flows do not count as new, even if they create a connection and their
+    totals are added to it.
     """
 
 
@@ -219,8 +222,8 @@ class View:
 
     ``identifies_connection`` means that the labels include both addresses and both ports. In such a
     view, no other flow can have used a row with the same labels. So the total of a flow that
-    creates a row can be counted, even if its first report was missed. ``direction`` is None if both
-    directions are added up.
+    creates a row can be counted, even if the first report of this flow was missed.
+    ``direction`` is None if both directions are added up.
 
     ``bytes`` and ``packets`` have a counter for each direction, or one counter for the sum of both
     directions. Each tuple is empty if no family and no bound needs its counters.

@@ -28,7 +28,7 @@ HEAP_STEP_BYTES = 1 << 20
 """The heap grows in steps of this size."""
 
 MAPPED_BYTES = 8 << 20
-"""Larger allocations get mappings of their own, which free() returns to the kernel."""
+"""Each allocation above this size gets its own mapping, which free() returns to the kernel."""
 
 HEAPS = 1
 """Number of heaps. By default, each thread has a heap, and cannot use free memory of other heaps.

@@ -66,7 +66,7 @@ class NamesFile:
         self._stats.own_names = counts if is_used else None
 
     async def refresh(self, loaded: LoadedNames, export: ExportSelection) -> LoadedNames | None:
-        """Load the file if it has changed since ``loaded``, and return its names.
+        """Load the file if it has changed since the last attempt to load it. Return its names.
 
         Returns None if the file is unchanged or invalid. Errors are logged once per change.
         """
