@@ -332,7 +332,7 @@ def _interface_times(config: Config) -> dict[str, float]:
 
 
 def _longest_s(config: Config) -> float:
-    """Return how many seconds to keep names that have left the topology.
+    """Return how many seconds to keep names that the topology no longer contains.
 
     This is at least the longest timeout, so that no row loses its names.
     """

@@ -123,8 +123,8 @@ NAME_SKIPS = (
 )
 """Reasons why a node, edge or value of the topology is not used for names.
 
-``too_many`` and ``too_long`` count nodes and edges over the limits of one response. ``node_limit``,
-``edge_limit`` and ``address_limit`` apply to all responses together.
+``too_many`` counts nodes and edges above the limit of one response. ``node_limit``, ``edge_limit``
+and ``address_limit`` are limits of all responses together.
 """
 
 LOOKUP_DROPS = ("ambiguous", "unknown")

@@ -80,7 +80,7 @@ def most_series(counts: Sequence[int], *, max_connections: int, max_flows: int) 
 
     ``counts`` are the maximum numbers of series per row, one number for each view. Rows of the
     first view expire with their flows, so ``max_flows`` also limits these rows. Rows of other views
-    outlive their flows, so only ``max_connections`` limits them.
+    outlive their flows, so only ``max_connections`` limits the number of these rows.
     """
     first, *others = counts
     most = most_connections(max_connections=max_connections, max_flows=max_flows)
@@ -107,8 +107,8 @@ def double_counted(config: Config) -> list[str]:
 def hides_traffic(config: Config) -> bool:
     """Return whether bounds hide traffic that no other series counts.
 
-    They hide nothing if a view without bounds counts bytes or packets, because this view counts the
-    traffic of all connections.
+    Bounds hide nothing if a view without bounds counts bytes or packets, because such a view counts
+    the traffic of all connections.
     """
     views, bounds = config.export.views, config.limits.bounds
     return any(bound.are_set for bound in bounds) and not any(

@@ -96,7 +96,10 @@ class Origin:
         return self.source if self.line is None else f"{self.source}: line {self.line}"
 
     def on_line(self, line: int | None) -> "Origin":
-        """Return the origin of a nested value on ``line``, or this origin if either has no line."""
+        """Return the origin of a nested value on ``line``.
+
+        This origin is returned unchanged if ``line`` is None, or if this origin has no line.
+        """
         return self if self.line is None or line is None else Origin(self.source, line)
 
     def problems(

@@ -121,21 +121,21 @@ def integer(least: int, most: int) -> Callable[[YamlValue], int]:
 
 
 def refuse_time_unit(value: YamlValue) -> None:
-    """Raise `InvalidValue` if ``value`` is a time with a unit. The message shows it in seconds."""
+    """If ``value`` is a time with a unit, raise an `InvalidValue` that suggests seconds."""
     if isinstance(value, str) and (match := _TIME.fullmatch(value)):
         number = float(match[1]) * _UNITS_S[match[2].lower()]
         raise InvalidValue(f"has a unit; times are in seconds: write {number:g}", value)
 
 
 def refuse_number_unit(value: YamlValue) -> None:
-    """Raise `InvalidValue` if ``value`` has a unit such as ``k``. The message suggests an integer."""
+    """If ``value`` has a unit such as ``k``, raise an `InvalidValue` that suggests an integer."""
     if isinstance(value, str) and (match := _MULTIPLE.fullmatch(value)):
         number = Decimal(match[1]) * 1000 ** " kmgt".index(match[2].lower())
         raise InvalidValue(f"has a unit: write {round(number)}", value)
 
 
 def refuse_size_unit(value: YamlValue) -> None:
-    """Raise `InvalidValue` if ``value`` is a size with a unit. The message shows it in bytes."""
+    """If ``value`` is a size with a unit, raise an `InvalidValue` that suggests bytes."""
     if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
         power = " kmgtp".index((match[2] or " ").lower())
         number = round(Decimal(match[1]) * (1024 if match[3] else 1000) ** power)
@@ -349,7 +349,7 @@ class Entries:
         self._problems = Problems()
 
     def of(self, name: str, parse: Callable[[YamlValue], T], default: T | None = None) -> T:
-        """Return an entry like `entry_of`, or None if it is invalid; `check` raises the error."""
+        """Return an entry like `entry_of`. For an invalid entry, return None: see `check`."""
         with self._problems:
             return entry_of(self._nodes, name, parse, default)
         return cast(T, None)

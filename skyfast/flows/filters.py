@@ -174,7 +174,10 @@ class _FunctionSource:
     def function(
         self, classifier: Classifier, requirements: Iterable[Requirement]
     ) -> Callable[[list[Flow], list[int]], list[Flow]]:
-        """Compile a function that tests the conditions in order, and counts matches by position."""
+        """Compile a function that returns the flows that no condition drops.
+
+        The function counts each dropped flow at the position of the first condition that matches.
+        """
         # `complete` is true if the table would not skip the flow. To save time, the function tests
         # `complete` only for flows that match a condition.
         complete = ["flow.UUID"]

@@ -21,7 +21,7 @@ TARGET_TO_INITIATOR = "target_to_initiator"
 
 
 class LabelMapper(Protocol):
-    """Maps a value of the flow to a label value; for example, a dict with ``__missing__``.
+    """Maps a value of the flow to a label value. A dict with ``__missing__`` can be a mapper.
 
     The table calls the mapper once for each flow that is not in the table yet. The mapper must
     accept every value: an exception aborts the update of the whole message.
@@ -72,7 +72,7 @@ class Lookup:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Column:
-    """A label. Views with the same label share one column: columns are compared by identity.
+    """A label. Columns are compared by identity, so views with the same label share a column.
 
     If ``lookup`` is set, the label's value is element ``index`` of the tuple that the lookup
     returns. In this case, ``path`` is ``lookup.key``, and there is no ``rewrite``. Columns that
@@ -290,10 +290,10 @@ class ShardSelector:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The fields of a flow that the table stores, and the families of its page.
+    """The fields of a flow that the table stores, and the families of the table's page.
 
-    A row of the first view (a connection) expires with its last flow. Rows of other views have
-    timeouts.
+    A row of the first view (a connection) expires with its last flow. Rows of other views expire
+    after a timeout.
 
     * If ``conversation`` is set, each conversation is counted at one capture point: the first point
       that reports the conversation, until this point stops reporting it.
