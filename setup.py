@@ -1,12 +1,12 @@
 """Builds the compiled modules. Everything else about the package is in pyproject.toml.
 
 The environment variable ``SKYFAST_BUILD`` selects a build for tests. The builds `checked`,
-`address` and `thread` use ``skyfast/_checked.pyx`` instead of ``skyfast/_table.pyx``. `coverage`
-uses the normal sources. ``tests/support/core_builds.py`` makes these four builds, each in its own
-directory. ``SKYFAST_CFLAGS`` and ``SKYFAST_LDFLAGS`` contain additional flags.
+`address` and `thread` use ``skyfast/_checked.pyx`` instead of ``skyfast/_table.pyx``. The build
+`coverage` uses the normal sources. ``tests/support/core_builds.py`` makes these four builds, each
+in its own directory. ``SKYFAST_CFLAGS`` and ``SKYFAST_LDFLAGS`` contain additional flags.
 
-The package contains the commit and the time of its build (``skyfast/runtime/build_info.py``). The
-commit is ``SKYFAST_COMMIT``, or the commit of this checkout. ``SOURCE_DATE_EPOCH`` replaces the
+The package contains the commit and the time of its build: see ``skyfast/runtime/build_info.py``.
+The commit is ``SKYFAST_COMMIT``, or the commit of this checkout. ``SOURCE_DATE_EPOCH`` replaces the
 time, so that builds are reproducible.
 """
 

@@ -218,8 +218,6 @@ class App:
     def _receiver(
         self, recorder: "Recorder | None"
     ) -> Callable[[MessageData, AnalyzerStats], None]:
-        """Return the function that receives each message."""
-
         # A reload replaces `ingest`, so `receive` looks up `ingest` for each message.
         def receive(data: MessageData, analyzer: AnalyzerStats) -> None:
             self._parts.ingest.message(data, analyzer)
@@ -335,7 +333,6 @@ class App:
         await asyncio.Event().wait()  # nothing to poll: wait until cancelled
 
     def _replace_poller(self, poller: TopologyPoller) -> None:
-        """Stop the current poller and start ``poller``."""
         self._poller = poller
         if self._polling is not None:
             self._polling.cancel()
@@ -377,7 +374,6 @@ class App:
             await asyncio.sleep(0)
 
     async def _wait_for_memory(self) -> None:
-        """Log that flows could not be relabeled, and wait before the next attempt."""
         self._limit.warn(log, "relabel", "out of memory: names in labels are out of date")
         await asyncio.sleep(RELABEL_RETRY_S)
 

@@ -121,8 +121,8 @@ class Parts:
     async def wait_for_names(self) -> None:
         """Wait up to `NAMES_WAIT_S` for the first topology response, if names are used.
 
-        If flows arrived before the names, they would have series without names at first, and series
-        with names soon after.
+        Flows that arrived before the names would first have series without names, and soon after
+        series with names.
         """
         if name_poller.needed(self.config):
             with contextlib.suppress(TimeoutError):

@@ -145,8 +145,8 @@ async def _adaptation(
 ) -> tuple[Callable[[Config], Config], Replay | None]:
     """Start the replay, if any.
 
-    Returns a function that makes a configuration subscribe to the replayed analyzers, and a
-    description of the replay. If nothing is replayed, the function changes nothing, and the
+    Returns two values: a function that makes a configuration subscribe to the replayed analyzers,
+    and a description of the replay. If nothing is replayed, the function changes nothing, and the
     description is None.
     """
     if options.playback is None:

@@ -207,7 +207,6 @@ class HistogramStats:
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Count ``value``."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
@@ -328,9 +327,9 @@ class TopologyStats:
 class OwnNameStats:
     """Counts of own names, which users give to addresses, and the result of reading ``names_file``.
 
-    ``keys`` are the keys that at least one entry has. ``file`` is ``names_file``, or empty.
-    ``labels_without_names`` is a list, as text, of the labels that are empty because there are no
-    own names. ``missing_keys`` are keys that labels need but no entry has.
+    ``keys`` are the keys that at least one entry has. ``file`` is the path in ``names_file``, or
+    empty. ``labels_without_names`` is a list, as text, of the labels that are empty because there
+    are no own names. ``missing_keys`` are keys that labels need but no entry has.
     """
 
     entries: int = 0

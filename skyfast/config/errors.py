@@ -68,7 +68,6 @@ def error_context(node: YamlNode, name: str) -> Iterator[None]:
 
 
 def hide_nothing(_: YamlValue) -> bool:
-    """Return False: messages show every value."""
     return False
 
 
@@ -78,7 +77,6 @@ def hide_scalars(value: YamlValue) -> bool:
 
 
 def hide_all(_: YamlValue) -> bool:
-    """Return True: messages show no value."""
     return True
 
 

@@ -16,7 +16,7 @@ class FileState:
 
 
 Files: TypeAlias = dict[str, FileState | None]
-"""Maps the path of a file to its state before it was read, or to None if it did not exist."""
+"""Maps the path of each file to its state before reading, or to None if there was no file."""
 
 
 def file_state(path: str) -> FileState | None:

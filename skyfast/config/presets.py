@@ -74,4 +74,3 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
         ),
     }
 )
-"""The presets by name."""

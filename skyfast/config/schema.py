@@ -70,7 +70,6 @@ class Key(Generic[T]):
 
 
 ENV_PREFIX: Final = "SKYDIVE_"
-"""Prefix of environment variables."""
 
 SCHEMA: dict[str, Key[Any]] = {}
 """All keys by path, in the order in which `dump` shows them."""

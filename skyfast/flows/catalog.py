@@ -49,8 +49,8 @@ class LabelDef:
     labels that show a name, ``lookup`` is "address" or "node": the kind of key that is looked
     up in a mapping of `skyfast.flows.planner.NameSource`. The mapping returns a tuple of names, and
     ``index`` is the position of the label's name in the tuple. If ``is_own`` is true, the label
-    shows an own name, which users give to addresses, and ``index`` counts only the own names of the
-    tuple.
+    shows an own name, which users give to addresses, and ``index`` is the position among the own
+    names of the tuple.
     """
 
     name: str

@@ -80,8 +80,8 @@ class Column:
 
     If there is no ``lookup``, the label's value is the value at ``path``. If there is a
     ``rewrite``, it maps this value to the label's value. If the flow lacks the value, the label is
-    empty. If ``rewrite`` maps a part or the whole flow, ``reads`` are the fields that ``rewrite``
-    needs.
+    empty. If ``rewrite`` maps a part of the flow or the whole flow, ``reads`` are the
+    fields that ``rewrite`` needs.
     """
 
     name: str

@@ -121,12 +121,10 @@ class WarningCounter(logging.Handler):
     """Counts the records at level WARNING or above in ``count``."""
 
     def __init__(self) -> None:
-        """Start at zero."""
         super().__init__(logging.WARNING)
         self.count = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Count a record."""
         self.count += 1
 
 
