@@ -392,7 +392,8 @@ KNOWN: Final = hints.KnownKeys(
 """The tree of all keys."""
 
 STRICT_SECTIONS = ("pipeline.", "web.")
-"""Sections in which unknown keys are errors. In other sections, they may be keys of Skydive."""
+"""Sections in which unknown keys are errors. In other sections, unknown keys may be
+keys of Skydive."""
 
 SECTIONS_OF_GO_CORE = (
     "pipeline.mangle.",

@@ -324,7 +324,7 @@ UNBOUNDED_FIELDS: Final = {
     ("Start",): "a new value for each flow",
     ("ICMP", "ID"): "a new value for each ping",
 }
-"""Maps each field with an unbounded number of values to the reason why it is unbounded."""
+"""Maps each field with an unbounded number of values to the reason, as text."""
 
 DEFAULT_LABELS: Final = tuple(label.name for label in LABELS[:7])
 """The labels of the Go connector ``prom_sky_con``, in its order."""

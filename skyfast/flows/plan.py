@@ -60,9 +60,9 @@ class Lookup:
     ``names.resolve`` with the value and the two fields in ``context`` (the other address and the
     capture point). If ``context`` is empty, results are never None.
 
-    For `Table.relabel`, the table stores the fields ``key`` and ``context`` of each live flow. Each
-    of these fields counts once towards the maximum number of columns, even if several labels or
-    lookups use it.
+    For `Table.relabel`, the table stores the fields ``key`` and ``context`` of each flow that has
+    not expired. Each of these fields counts once towards the maximum number of columns, even if
+    several labels or lookups use the field.
     """
 
     names: Names
