@@ -372,11 +372,11 @@ class Stats:
     """All counters of the process except the table's counters.
 
     ``flows_filtered`` maps the name of each filter rule to the number of flows that the rule has
-    dropped. ``values_skipped`` counts skipped values by field, such as ``Metric.RTT``, but only for
-    tables that a reload has replaced: the current table has its own counters. ``max_connections``,
-    ``max_flows`` and ``flow_memory_s`` are limits of the current table. ``own_names`` is None
-    unless there are own names or labels that show own names. ``clock_held`` is 1 while expiry is
-    paused, and ``clock_held_s`` is the total time for which expiry was paused.
+    dropped. ``values_skipped`` counts skipped values by field, such as ``Metric.RTT``. It covers
+    only tables that a reload has replaced: the current table has its own counters.
+    ``max_connections``, ``max_flows`` and ``flow_memory_s`` are limits of the current table.
+    ``own_names`` is None unless there are own names or labels that show own names. ``clock_held``
+    is 1 while expiry is paused, and ``clock_held_s`` is the total time for which expiry was paused.
     """
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)

@@ -62,10 +62,10 @@ class NameSource(Protocol):
     """Names from the topology, and own names, which users configure. Unknown names are empty.
 
     ``combined`` maps an address to the names in `ADDRESS_NAMES`, the values of
-    `ExportSelection.k8s_labels`, the name of its network, and the values of
-    `ExportSelection.names_keys`. The last two are own names, which may be missing if no label shows
-    own names. The names of an ambiguous address depend on the other address and the capture point.
-    ``nodes`` maps a ``NodeTID`` to the names in `NODE_NAMES`.
+    `ExportSelection.k8s_labels`, the name of the address's network, and the values
+    of `ExportSelection.names_keys`. The last two are own names, which may be missing if no label
+    shows own names. The names of an ambiguous address depend on the other address and the capture
+    point. ``nodes`` maps a ``NodeTID`` to the names in `NODE_NAMES`.
     """
 
     @property
