@@ -27,12 +27,12 @@ Reports
   are not validated, with one exception: the keys of lookups are validated, because the table stores
   them.
 * Drop and keep rules are not applied to a flow without a required object. Such a flow is counted
-  as skipped, by reason. A flow that a rule drops is only counted under the name of the rule.
-* Fields of gauges, of histograms, and of counters in objects other than ``Metric`` are optional.
-  ``FinishType`` is optional, too, and so are the *lifecycle times*, which are ``Start``,
-  ``LastUpdateMetric.Start`` and ``LastUpdateMetric.Last``. An optional field that is out of range
-  is omitted, and counted once per report. The omitted fields of a skipped report are counted only
-  if the reason is ``late``, ``ended`` or ``table_full``.
+  as skipped. A flow that a rule drops is counted under the name of the rule, but not as skipped.
+* The *lifecycle times* are ``Start``, ``LastUpdateMetric.Start`` and ``LastUpdateMetric.Last``.
+* These fields are optional: the lifecycle times, ``FinishType``, all fields of gauges and
+  histograms, and the fields of counters outside ``Metric``. An optional field that is out of range
+  is omitted, and counted once per report. If the report is skipped, its omitted fields are only
+  counted if the reason is ``late``, ``ended`` or ``table_full``.
 * Lifecycle times are read in three cases: they affect the deltas of an unknown flow, a view counts
   new flows, or a view has the histogram of a first value.
 * A report without a valid ``FinishType`` does not count as a first report, because the report may
@@ -46,10 +46,10 @@ Views
 * If all labels of a view are labels of the first view, the view is *linked* to the first view.
   Flows that share a row of the first view also share a row of the linked view. The first of these
   flows determines the row of the linked view.
-* If a view other than the first is full when a flow becomes live, the flow is in the view's
+* If a view other than the first is full when a flow becomes live, the flow belongs to the view's
   overflow row. If the table has no overflow rows, the flow has no row in this view. The flow gets
-  no other row while it is live, even if the view has space again. In a linked view, these rules
-  apply once to all flows that share a row of the first view.
+  no other row while it is live, even if the view has space again. In a linked view, the first of
+  the flows that share a row of the first view determines this for all of them.
 * Overflow rows do not count towards the limits, but are included in the number of rows. Overflow
   rows never expire, and have no gauges. If another row already has the labels of an overflow row,
   that row becomes the overflow row.
@@ -57,15 +57,15 @@ Views
   in the other views: it adds its deltas, sets gauges and extends deadlines. The number of flows of
   these rows does not include the flow.
 * An unknown flow that creates a row adds its total to this row if only one conversation can have
-  the labels of the row. This rule ends when the first overflow row is created.
+  the labels of the row. This rule no longer applies when the table has an overflow row.
 
 Names
 -----
 
-* When names change, flows move in slices. In each slice, all flows with new labels first leave
-  their old rows, and then join their new rows. Therefore the order of flows has no effect. The
-  model does not define which flows are in a slice: `Model.relabel` accepts the flows as an
-  argument.
+* When names change, flows move to the rows of their new labels. A *slice* is a group of flows that
+  move in one step: first, all of them leave their old rows, and then they join their new rows.
+  Therefore the order of flows has no effect. The model does not define which flows are in a slice:
+  `Model.relabel` accepts the flows as an argument.
 * Between two slices, the table can change, and the same names can change again. A slice uses the
   current names. New flows and flows that become live again also get the current names.
 * Flows of a connection can be in different slices. For example, a connection with 300 bytes has two
@@ -73,9 +73,9 @@ Names
   which starts at zero. The second flow still belongs to "a", which stays at 300 bytes. Before the
   next slice, the first flow adds 1 byte, and the second flow adds 2 bytes. Now "b" has 1 byte, and
   "a" has 302 bytes. After the second slice, "a" has no flows and is removed.
-* The limits do not apply to flows that move. The deadline of the new row is at least the deadline
-  that the flow's latest report would have set. The new row has a series for each counter that the
-  flow ever had. Series that did not exist before start at zero.
+* The limits do not apply to flows that move. The new row expires no earlier than if it had received
+  the flow's latest report. The new row has a series for each counter that the flow ever had. Series
+  that did not exist before start at zero.
 
 Dormant flows
 -------------
@@ -89,8 +89,8 @@ Dormant flows
   second is undefined, so `Model.expire` accepts the order as an argument.
 * When a row of the first view is removed, its counters are saved in two cases: if they differ from
   the totals of the row's last flow, or if several conversations can have the row's labels. The
-  saved counters of a row count as one flow towards ``max_flows``. They are forgotten like a flow
-  that became dormant directly after the last flow of the row.
+  saved counters of a row count as one flow towards ``max_flows``. In the order of dormant flows,
+  they come directly after the last flow of the row.
 * A closing report that repeats the flow's last update does not create a row of the first view. The
   deltas of the report are added to an existing row or to saved counters. If neither exists, and if
   several conversations can have the labels, the deltas become saved counters.
@@ -99,9 +99,10 @@ New flows
 ---------
 
 * A flow is *new* if its report counts as a first report, or if the flow began so late that it
-  cannot have been counted before. Each row of a new flow counts the flow, even an overflow row.
-* A flow that adds its total only because it creates a row is not new. The reason is that a flow can
-  create a row in one view and not in another, but all views must count the same new flows.
+  cannot have been counted before. Each row of a new flow, even an overflow row, counts the flow.
+* If a flow adds its total to a row for no other reason than that it creates the row, the flow is
+  not new. It can create a row in one view and not in another, but all views must count the same new
+  flows.
 * Live and dormant flows are never new, even if they restart.
 * If a row of the first view is restored from the totals of a dormant flow, the row counts one new
   flow. The removed row also counted exactly one new flow: if the number had been different, the
@@ -127,7 +128,7 @@ These rules apply if the option ``deduplicate`` is "first".
   duplicates, because they may contain this packet. Later reports do not contain the packet.
 * A flow with a claim counts as live towards ``max_flows``, and cannot be evicted. If another flow
   of the same capture point claims the conversation, the earlier claim ends. The flow with the
-  earlier claim counts as dormant from that time.
+  earlier claim then counts as a flow that has just become dormant.
 
 Histograms
 ----------
@@ -141,10 +142,11 @@ Histograms
   observed in its rows, even if the report is late. A dormant or unknown flow is observed in the
   rows that have its labels. Missing rows are created. Fields of these histograms are only read in
   closing reports.
-* A closing report that is skipped as ``ended`` is observed, and its flow is stored like any other
-  ended flow. If the table has no space for the flow, the report is only observed if the table has
-  overflow rows. In this case, a repetition of the report is observed again. If ``deduplicate`` is
-  "first", a report that is skipped as ``ended`` is not observed, because it may be a duplicate.
+* If ``deduplicate`` is "first", a closing report that is skipped as ``ended`` is not observed,
+  because it may be a duplicate. If ``deduplicate`` is "none", the report is observed, and its flow
+  is stored as an ended flow. If the table has no space for the flow, the flow is not stored. The
+  report is then only observed if the table has overflow rows. Each repetition of the report is
+  observed again.
 * The late closing report of a dormant flow is not observed if its labels are invalid, or if another
   capture point has taken over its conversation.
 * A total with an invalid field is not observed. An age is the time in ``Last`` minus the time in
@@ -211,8 +213,8 @@ class Names(dict[str, tuple[str, ...] | None]):
     """Names that can change: ``count`` names for each key. Unknown keys have empty names.
 
     A key is ambiguous if its value is None. The names of an ambiguous key depend on the context,
-    which is the other address and the capture point. ``contexts`` has these names by key, other
-    address and capture point. In all other contexts, the names are empty.
+    which is the flow's other address and its capture point. ``contexts`` has these names by key,
+    other address and capture point. In all other contexts, the names are empty.
     """
 
     def __init__(
@@ -235,7 +237,7 @@ class Names(dict[str, tuple[str, ...] | None]):
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
-    """Looks up the value of the field ``key`` in ``names``, once for all labels with this lookup.
+    """Looks up the value of the field ``key`` in ``names``. Labels can share a lookup.
 
     If keys can be ambiguous, ``context`` has the paths of the other address and of the capture
     point. If a flow lacks the object with the key, the key is an empty string.
@@ -258,7 +260,7 @@ class Lookup:
 
 @dataclass(frozen=True, eq=False)
 class Label:
-    """A label: its name, and the path of its value in a flow. An empty path is the whole flow.
+    """A label: its name, and the path of its value in a flow. An empty path means the whole flow.
 
     The value of a missing field is 0 if ``number`` is true, and "" if ``number`` is false. If
     ``rewrite`` maps the whole flow, ``reads`` has the fields that ``rewrite`` reads. If ``lookup``
@@ -329,7 +331,7 @@ class View:
     after their last report. ``timeout_s`` must be so long that no row expires before its flows.
 
     A row is hidden until it has ``min_bytes`` bytes or ``min_packets`` packets. 0 disables a bound.
-    ``amounts`` are the keys of `AMOUNTS` that are counted although no family shows them. A view
+    ``amounts`` are the keys of `AMOUNTS` that are counted even if no family shows them. A view
     with bounds must count "bytes". A view with ``min_packets`` must also count "packets".
     """
 
@@ -610,9 +612,9 @@ class Row:
             self.gauges[gauge] = gauge.merge(self.gauges.get(gauge, 0), value)
 
     def observe(self, flow: JSON, events: Collection[str]) -> bool:
-        """Observe a report in the row's histograms of these ``events``: see `event_of`.
+        """Observe a report in those histograms of the row that observe one of the ``events``.
 
-        Return whether the row has such histograms.
+        Return whether the row has such histograms. See `event_of`.
         """
         distributions = [
             value
@@ -987,8 +989,8 @@ class Model:
     def _initial_delta(self, flow: JSON, now: float) -> str:
         """Return which deltas the report of an unknown flow adds to an existing row.
 
-        The result is "total", "update" for the deltas of the flow's last update, or "nothing". It
-        is "ended" if the report is skipped.
+        The result is "total", "nothing", or "update" for the deltas of the flow's last update. If
+        the report is skipped, the result is "ended".
         """
         last_update = flow.get("LastUpdateMetric")
         # Without a valid FinishType, the report may repeat the last update.
@@ -1089,8 +1091,8 @@ class Model:
         """Add a flow to its rows: an unknown flow, or a dormant flow that becomes live.
 
         ``initial_delta`` is the result of `_initial_delta` for an unknown flow. ``deltas`` has the
-        deltas of a dormant flow. Before the report, the dormant flow had ``known_totals`` at the
-        time ``known_ms``.
+        deltas of a dormant flow. ``known_totals`` and ``known_ms`` are the dormant flow's totals
+        and its highest ``Last`` before the report.
         """
         view_values = self._view_values(labels)
         has_room = [self._has_room(n, values) for n, values in enumerate(view_values)]
@@ -1281,7 +1283,7 @@ class Model:
         known.last_ms = max(flow.get("Last", 0), known.last_ms)
 
     def _store_ended(self, known: Flow, now: float) -> None:
-        """Store a flow without rows as dormant and ended. More of its reports may arrive."""
+        """Store a flow without rows as dormant and ended, as more of its reports may arrive."""
         known.is_dormant = known.is_ended = True
         self._append_dormant(known, now)
 
@@ -1896,7 +1898,7 @@ def values_of(view: View) -> Iterator[Total | Gauge | Distribution | None]:
 
 
 def amount_totals(name: str, view: View) -> list[Total]:
-    """Return the counters of an amount: one for each direction, or their sum."""
+    """Return the counters of an amount: one for each direction, or one for their sum."""
     if DIRECTION in view.labels:
         return [Total((path,)) for path in AMOUNTS[name]]
     return [Total(AMOUNTS[name])]
@@ -2248,8 +2250,8 @@ def interface_page(
 def topology_labels(nodes: Sequence[JSON]) -> dict[str, Label]:
     """Return labels with names from a response of the topology API, by the name of the label.
 
-    ``nodes`` are the interfaces in the response. Each must have a different ``TID``. An address has
-    the name of the host of its interface.
+    ``nodes`` are the interfaces in the response. Each must have a different ``TID``. The name of an
+    address is the host of its interface.
     """
     names, hosts, types, owners = Names(), Names(), Names(), Names()
     for node in nodes:

@@ -13,7 +13,7 @@ from skyfast.stats import TopologyStats
 from tests.support.configs import make_config
 from tests.support.model_specs import TOPOLOGY
 
-# Name, host, type, netns, namespace, pod, workload, container.
+# The names of each node: name, host, type, netns, namespace, pod, workload, container.
 NODES = {
     "pod": ("eth0", "h1", "veth", "cni-1", "shop", "cart-1", "cart", "cart"),
     "container": ("eth0", "h1", "veth", "web-ns", "", "", "", "web"),

@@ -415,7 +415,7 @@ async def test_the_address_of_a_new_pod_is_queried_soon(monkeypatch):
                 queries.by_pod_address(["10.0.0.9"]).gremlin,
                 queries.by_child(["web"]).gremlin,
             ]
-            # The whole topology was resolved once, before the new pod.
+            # The whole topology was resolved only once, before the new pod appeared.
             assert poll.stats.names.resolutions == 1
             assert poll.renamed[-1] == (poll.index.combined, {"10.0.0.9"})
 

@@ -264,7 +264,7 @@ def test_number_of_unsettled_gaps_is_limited(sink: Sink) -> None:
     for lost in range(2, 2 + 2 * (count // 100 + 1), 2):
         sink.now += 2
         send(sink, *(report(lost, 10 * (lost + 1), 10, uuid=f"{n + 1:x}") for n in range(100)))
-    # Each flow has at most one unsettled gap, however many reports it lost.
+    # Each flow has at most one unsettled gap, even if several of its reports are missing.
     assert len(sink.checker._unsettled) <= 100
     assert gaps(sink)[1] > 0
 

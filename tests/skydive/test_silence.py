@@ -88,9 +88,9 @@ class Cluster:
         self.lost = lost
         self.now = 0
         self.mute: set[int] = set()
-        """The numbers of analyzers that send nothing."""
+        """The indexes of the analyzers that send nothing."""
         self.flowless: set[int] = set()
-        """The numbers of analyzers that send no flows."""
+        """The indexes of the analyzers that send no flows."""
         self.subscriptions = [
             SilenceDetector(self.reporting, longest_s=longest_s, stretch=stretch, tick_s=TICK_S)
             for _ in range(analyzers)
@@ -99,7 +99,7 @@ class Cluster:
         self.suspicions = 0
 
     def tick(self) -> dict[int, str]:
-        """Advance by one second. Return the number of each silent subscription with the reason."""
+        """Advance by one second. Return the reason for each silent subscription, by its index."""
         self.now += 1
         statistics = [0] * len(self.subscriptions)
         flows = [False] * len(self.subscriptions)
@@ -127,7 +127,7 @@ class Cluster:
         return silent
 
     def run(self, seconds: int) -> dict[int, tuple[int, str]]:
-        """Advance. Return each silent subscription with its first silent second and the reason."""
+        """Advance. Return the second and the reason of each silence, by index of subscription."""
         silent: dict[int, tuple[int, str]] = {}
         for second in range(1, seconds + 1):
             for number, reason in self.tick().items():
@@ -157,7 +157,7 @@ def test_silence_is_detected_early_with_many_capture_points(analyzers: int, poin
     assert not cluster.run(100)
     cluster.mute = {0}
     last = cluster.now
-    # A connection can expire 15 s after the last message. The suspicion must come before.
+    # A connection can expire 15 s after the last message. The subscription is suspect before that.
     assert cluster.until_suspect(0) in (13, 14)
     silent = cluster.run(30)
     assert set(silent) == {0}

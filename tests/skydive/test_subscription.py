@@ -311,8 +311,8 @@ async def test_failed_attempt_is_counted_logged_and_retried(
     async with subscribed(make_config(analyzer.url)) as running:
         assert running.row(analyzer).up == 0
         while True:
-            # With some faults, the fake analyzer also accepts the first attempt, which skyfast
-            # gives up. Wait for the second attempt.
+            # With some faults, the fake analyzer accepts the first attempt, but skyfast gives it
+            # up. Wait for the second attempt.
             remote = await analyzer.subscriber()
             if len(analyzer.upgrades) == 2:
                 break
@@ -375,7 +375,7 @@ async def test_addresses_of_a_name_are_tried_in_turn(
         (lambda remote: _do(remote.writer.close), "closed"),
         (lambda remote: remote.close(1000), "closed"),
         (lambda remote: remote.close(1001, "going away"), "closed"),
-        # The analyzer sends these codes. If skyfast sends them, the reasons are different.
+        # The analyzer sends this close code. If skyfast sends the code, the reason is different.
         (lambda remote: remote.close(1009), "closed"),
         (lambda remote: remote.close(1011), "closed"),
         (lambda remote: _cut(remote), "closed"),

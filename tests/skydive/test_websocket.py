@@ -336,7 +336,7 @@ def runner() -> Iterator[asyncio.Runner]:
 @given(
     pieces=STREAMS,
     cuts=CUTS | st.just(EVERYWHERE),
-    # From smaller than a frame with its header to larger than a whole message.
+    # The smallest size is below that of a frame. The largest size is above that of a message.
     buffer_bytes=st.sampled_from([16, 200, 40_000, BUFFER_BYTES]),
     turn_s=st.sampled_from([0.0, 10.0]),
     reset=st.booleans(),

@@ -167,7 +167,7 @@ def _inflate_block(bits: _Bits, out: bytearray) -> None:
 
 
 def _code(lengths: list[int]) -> dict[tuple[int, int], int]:
-    """Return a Huffman code: a dict from the length and the value of a bit pattern to its symbol.
+    """Return a Huffman code. A dict maps the length and value of each bit pattern to its symbol.
 
     ``lengths`` has the length of each symbol's bit pattern. The code must be complete.
     """

@@ -67,7 +67,7 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
 
 
 def queries_of(text: str) -> list[str]:
-    """Return the queries of a code block. Each query starts at the left margin after a comment."""
+    """Return the queries of a code block, without comments. Continuation lines are indented."""
     return re.split(r"(?m)\n+(?=\S)", re.sub(r"(?m)^#.*\n", "", text).strip())
 
 

@@ -11,10 +11,10 @@ SHOWN_SAMPLES = 100
 
 
 def recorded(name, which):
-    """Yield the messages of a recording, each as its time, ``which``, its JSON text and its flows.
+    """Yield a tuple for each message of a recording: its time, ``which``, its JSON text, its flows.
 
     The time of a message, in Unix milliseconds, is the highest ``LastUpdateMetric.Last`` of all
-    flows so far.
+    flows so far. ``which`` is the argument of this function.
     """
     sent_ms = 0
     for line in (RECORDINGS / name).read_text().splitlines():

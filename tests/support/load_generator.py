@@ -193,9 +193,9 @@ class LoadGenerator:
         node = conversation.node
         if conversation.restarts != node.restarts:
             conversation.restarts = node.restarts
-            # A flow with only one report gets a new UUID: its next totals equal its old totals, so
-            # with the old UUID, it would look idle. Other flows keep their UUID at every second
-            # restart.
+            # A flow that has been reported only once gets a new UUID. With the old UUID, its next
+            # report would repeat its totals, and the flow would seem to be idle. All other flows
+            # get a new UUID at every second restart.
             if node.restarts % 2 or conversation.reported < 2:
                 conversation.uuid = self._uuid()
             conversation.reported = 0

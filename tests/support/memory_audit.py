@@ -18,7 +18,8 @@ MAX_ENTRIES = 64
 entries are assumed to be similar."""
 
 MAX_FIELDS = 8
-"""A dict has a path for each key if it has at most this many keys and all keys are strings."""
+"""Each value of a dict has a separate path if all keys are strings, and if there are at most this
+many keys."""
 
 
 class _MallInfo(ctypes.Structure):

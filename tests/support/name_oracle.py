@@ -23,8 +23,7 @@ Location = tuple[Json, str, str | None]
 """A location of an address: a network namespace (a node or None), a host, and a VM (or None)."""
 
 Candidate = tuple[Names, str, str, str]
-"""A possible owner of an address: its names, the ID of its network namespace, its host, its
-cluster."""
+"""A possible owner of an address: the owner's names, network namespace ID, host and cluster."""
 
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 
@@ -35,7 +34,7 @@ CONTROLLERS = {
     "daemonset": "DaemonSet",
     "statefulset": "StatefulSet",
 }
-"""Node types of the workloads that select pods by labels, with the workloads' Kubernetes kinds."""
+"""The workloads that select pods by labels: the Kubernetes kind for each node type."""
 
 NO_INTERFACES = {
     *("host", "netns", "container", "libvirt"),
@@ -113,7 +112,10 @@ def is_local(address: str) -> bool:
 
 
 def network_of(value: Json) -> Any:
-    """Return the subnet in ``ADDRESS/LENGTH``. None without a length, or for a single address."""
+    """Return the subnet of ``ADDRESS/LENGTH``.
+
+    Return None if the length is missing, or if the subnet has only one address.
+    """
     if not address_of(value) or "/" not in value:
         return None
     network = ipaddress.ip_interface(value).network
@@ -273,7 +275,7 @@ class NameOracle:
 
     @cached
     def may_have_more_containers(self, namespace: Json) -> bool:
-        """Whether a container of an unknown namespace has this namespace as an owner."""
+        """Whether this namespace is one of the owners of a container of an unknown namespace."""
         return any(
             self.namespace(node) is None
             and is_in(namespace, self.parents(node, "ownership", "any"))
@@ -302,7 +304,7 @@ class NameOracle:
         return parts if len(parts) in (6, 7) and parts[0] == "k8s" and all(parts[1:4]) else []
 
     def nested_label(self, container: Json, *keys: str) -> str:
-        """A label below ``io.kubernetes``. Skydive splits the keys of labels at their dots."""
+        """A label whose key begins with ``io.kubernetes``. Skydive splits keys at their dots."""
         return text(container, "Metadata", "Container", "Labels", "io", "kubernetes", *keys)
 
     def flat_label(self, container: Json, key: str) -> str:
@@ -452,8 +454,8 @@ class NameOracle:
     def pod(self, namespace: Json) -> Json:
         """The node of the pod that owns a network namespace, or None.
 
-        If no edge leads to the pod, the pod is found by its name. Pods outside the host's cluster
-        and pods on other hosts are ignored, as far as these clusters and hosts are known.
+        If no edge leads to the pod, the pod is found by its name. A pod is ignored if it is known
+        to be on another host than the namespace, or in another cluster.
         """
         if namespace is None or self.is_uncertain(namespace) or not self.pairs(namespace):
             return None
@@ -622,9 +624,10 @@ class NameOracle:
         return self.kind_and_name(parents[0], CONTROLLERS[self.kind(parents[0])])
 
     def pod_label(self, pod: Json, key: str) -> str:
-        """A label of a pod, from the first of the Kubernetes probe's two copies that has the label.
+        """A label of a pod. The Kubernetes probe reports two copies of a pod's labels.
 
         If the key of one label is a prefix of another key, a copy can lack one of these two labels.
+        The result is from the first copy that has the label.
         """
         k8s = dig(pod, "Metadata", "K8s")
         for labels in (dig(k8s, "Labels"), dig(k8s, "Extra", "ObjectMeta", "Labels")):
@@ -635,7 +638,7 @@ class NameOracle:
         return ""
 
     def cluster_addresses(self, service: Json) -> list[str]:
-        """The cluster IPs of a service. A headless service has the text ``None`` instead."""
+        """The cluster IPs of a service. A headless service has the text ``None`` as cluster IP."""
         k8s = dig(service, "Metadata", "K8s")
         return addresses_of([dig(k8s, "ClusterIP"), *items(k8s, "Extra", "Spec", "ClusterIPs")])
 

@@ -4,7 +4,8 @@
 page may show less for two kinds of flows: flows that the table forgot because their reports were
 too far apart, and flows whose first reports were lost. For all other flows, the page must be exact.
 
-Times are seconds of the page's clock. Flows are JSON objects, as analyzers send them.
+Times are in seconds, and come from the table's clock. Flows are JSON objects, as analyzers send
+them.
 """
 
 from __future__ import annotations
@@ -321,7 +322,7 @@ class Oracle:
         """Check a connection that was not on the previous page.
 
         If the table still knows a flow of the connection, the counters must continue. If the table
-        does not know any, the counters may restart with the flows of this message.
+        knows no flow of the connection, the counters may restart from the flows of this message.
         """
         expected = exactly(shown.counters) + shown.deltas
         if counters in expected:

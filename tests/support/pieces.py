@@ -12,10 +12,13 @@ FIXED = 2 << 28
 COPIED = 3 << 28
 KIND = 7 << 28
 STRING = 1 << 31
-"""The sources of pieces, as in ``table/pieces.pxi``. ``KIND`` masks all of them except `STRING`."""
+"""The sources of pieces, as in ``table/pieces.pxi``. ``KIND`` is the mask of all sources except
+`STRING`."""
 
 MAX_DISTANCE = 40_000
-"""The maximum distance of random pieces. Deflate's own limit is 32,768."""
+"""The maximum distance from a random piece back to the text that it repeats, in bytes.
+
+The limit of the deflate format is 32,768."""
 
 Slices = list[tuple[bytes, list[tuple[int, int]]]]
 """Texts with the lengths and the sources of their pieces."""
@@ -24,7 +27,7 @@ ALPHABETS = (b"0123456789", b'abcdef."={}', bytes(range(256)), "é😀x".encode(
 
 
 def random_slices(rng: random.Random, max_bytes: int) -> Slices:
-    """Return slices of up to ``max_bytes`` bytes. Three results in ten have wrong pieces."""
+    """Return slices of up to ``max_bytes`` bytes. In three of ten calls, some pieces are wrong."""
     slices: Slices = []
     written = bytearray()
     alphabet = rng.choice(ALPHABETS)

@@ -50,15 +50,16 @@ from tests.support.topology_scenarios import read_graph
 Figures = dict[str, int]
 
 MAX_GROWTH = 0.02
-"""Maximum relative growth of any memory from the second day to the last day."""
+"""Maximum relative growth of a measurement from the second day to the last day."""
 HEAP_BYTES = 6 * memory.HEAP_STEP_BYTES
-"""Allowed growth of the heap, including its free memory, and of resident memory.
+"""The heap, including its free memory, and resident memory may always grow by this number of bytes.
 
-The heap and resident memory do not shrink after a peak. A peak is higher if more pages and
-responses exist at the same time by chance, so the highest peak can be on a later day. Memory in use
-has no such allowance."""
+They do not shrink after a peak. A peak is higher if more pages and responses exist at the same time
+by chance, so the highest peak can be on a later day. The growth of memory in use is only limited by
+`MAX_GROWTH`."""
 ENTRIES = 64
-"""Allowed growth of a container, in entries. The number of current names varies."""
+"""A container may always grow by this number of entries, because the number of names in use varies.
+"""
 
 PACKETS, BYTES = UNIT[0] + UNIT[2], UNIT[1] + UNIT[3]
 """The packets and bytes of a report, as sums of both directions."""
@@ -372,7 +373,7 @@ REAL_STEP_S, REAL_REPORT_S = 1, 5
 TOPOLOGY_S, RELOAD_S, CLOSE_S = 5, 13, 37
 """Intervals between topology changes, between reloads, and between disconnects.
 
-``CLOSE_S`` is above 30 s, because skyfast reconnects later after a shorter subscription."""
+``CLOSE_S`` is above 30 s, because skyfast delays the reconnect if the subscription was shorter."""
 SUBSCRIBE_S = 20
 """Maximum time from the end of a subscription until the next subscription."""
 LINE_S = 10

@@ -177,9 +177,9 @@ def _counter(value: Total) -> Counter:
 class Slice:
     """The result of a relabelling step.
 
-    ``uuids`` has the flows that the step visited, and ``keys`` the keys whose names it applied to
-    these flows. ``taken`` has the keys that the step read from its input. A step that read no keys
-    continued with the keys of the previous step.
+    ``taken`` has the keys that the step read from the iterator of changed keys. If the step read no
+    keys, it continued with the keys of the previous step. ``keys`` has the keys that the step
+    worked on in either case. ``uuids`` has the flows that the step visited.
     """
 
     taken: list[str]

@@ -171,7 +171,7 @@ class FakeTable:
         return [row for row in rows if any(containing in label for label in row[1])][:count]
 
     def top_groups(self, family, count, labels, since=None, containing="", also=(), max_groups=0):
-        """Return no groups. All matching rows count as others."""
+        """Return no groups: all matching rows belong to the remainder."""
         self._scan("groups")
         rows = [row for row in self.rows if any(containing in label for label in row[1])]
         return [], (len(rows), None, (None,) * 3), 0, False

@@ -388,7 +388,7 @@ def test_matches_never_reach_back_beyond_the_start():
 def test_matches_are_found_after_the_first_4_gib(seed):
     """The core stores positions modulo 4 GiB.
 
-    After the first 4 GiB, the same text may take at most 1 % more bytes.
+    Text after the first 4 GiB may take at most 1 % more bytes than the same text at the start.
     """
     rng = random.Random(seed)
     slices: Slices = []

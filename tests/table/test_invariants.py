@@ -107,7 +107,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         self.pages = []
 
     def with_failures(self, nth, times, operation):
-        """Call an operation in which ``times`` allocations fail. The first is number ``nth``.
+        """Call an operation in which ``times`` allocations fail, beginning with number ``nth``.
 
         If ``nth`` is 0, no allocation fails.
         """

@@ -1169,7 +1169,7 @@ WITH_OTHER = Spec(
 
 
 def portless(path, flow=None, **changes):
-    """Return a flow of a protocol other than TCP, UDP, SCTP and ICMP. It has no ports."""
+    """Return a flow without ports, of a protocol other than TCP, UDP, SCTP and ICMP."""
     flow = dict(flow or make_flow(), LayersPath=path, **changes)
     del flow["Transport"]
     return flow
@@ -1722,8 +1722,8 @@ def test_new_connection_adds_the_flow_total_even_if_another_view_overflows(
         assert samples(table, "b_bytes_total", 100) == {"node-1": "1", "other": "7"}
     first = make_flow("c3", (100, 0, 0, 0), node="node-2", a="10.0.0.9", **LATER)
     assert table.report(first, 100) is None
-    # After a closing report, the overflow row may already contain a part of this total. In this
-    # case, flow c3 adds only its last update.
+    # If the closing report has created an overflow row, this row may already contain a part of the
+    # total. Flow c3 then adds only its last update.
     counted = 11 if has_closing_report else 100
     assert samples(table, "a_bytes_total", 100) == {"10.0.0.9,10.0.0.2,40000,443": f"{counted}"}
     assert samples(table, "b_bytes_total", 100)["other"] == ("18" if has_closing_report else "11")
@@ -2408,7 +2408,7 @@ def test_age_limit_for_adding_a_total_depends_on_the_update_interval(make):
     assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": "33"}
 
 
-def test_unknown_flow_adds_its_last_update_if_begin_was_not_called(make):
+def test_unknown_flow_adds_its_last_update_if_the_table_has_no_horizon(make):
     table = make(MEMORY)
     report = an_update("a1", (30, 3, 0, 0), age_s=1, last_update=(10, 1, 0, 0))
     table.report(report, BEGAN)

@@ -147,7 +147,7 @@ def test_slow_page_has_no_duplicate_series_while_connections_return():
         now += TIMEOUT_S
         total += 1
         core.expire(now)
-        # In another order of the flows, the connections return in other rows.
+        # The order of the flows changes, so each connection returns in another row.
         flows = many_flows(300, total=(total,) * 4, rtt=total, last=1_000 * total)
         core.message(flows[::-1] if total % 2 else flows[150:] + flows[:150], now)
     shown = read_page(b"".join(pieces))
@@ -618,7 +618,7 @@ ONE_WAY = Family("forward", "counter", ("Metric", "ABBytes"))
 
 
 def shaped(*shapes, **others):
-    """Return a spec with one view per shape: a pair of the number of labels and the families."""
+    """Return a spec with one view for each shape: its number of labels, and its families."""
     return Spec(
         views=[
             View(
@@ -1129,7 +1129,7 @@ def test_distinct_values_are_unescaped():
 
 
 def test_distinct_values_are_the_values_on_the_page():
-    """The values are from all views with the label, but not from rows that the page omits."""
+    """The values come from all views, but not from rows that the page omits, such as new rows."""
     node = next(label for label in LABELS if label.name == "node_tid")
     spec = Spec(views=(View(LABELS), View((node,), (ONE_WAY,), timeout_s=3600)))
     core = Core(spec)
