@@ -130,7 +130,7 @@ def strictly_inflated(data: bytes) -> bytes:
             bits.position = -(-bits.position // 8) * 8
             assert bits.take(32) == 0xFFFF0000
         elif kind == 1:
-            assert bits.take(7) == 0, "only the last block has fixed codes, and it is empty"
+            assert bits.take(7) == 0, "a block with fixed codes is not empty"
         else:
             _inflate_block(bits, out)
     assert -(-bits.position // 8) == len(data)

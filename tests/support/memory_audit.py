@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 MAX_ENTRIES = 64
-"""Maximum number of entries per container that are searched for further containers. The remaining
-entries are assumed to be similar."""
+"""In each container, at most this number of entries are searched for further containers. The
+remaining entries are assumed to be similar."""
 
 MAX_FIELDS = 8
 """Each value of a dict has a separate path if all keys are strings, and if there are at most this

@@ -351,10 +351,10 @@ async def _run_days(soak: VirtualSoak, days: int) -> list[str]:
             f" {figures['bytes resident'] / 1e6:.1f} MB resident, MB of tables{tables}"
             f" ({time.monotonic() - began_s:.0f} s)"
         )
-    print_line("memory on the last day divided by that for the same load on the first day:")
+    print_line("ratio of the memory on the last day to the memory on the first day (same load):")
     for name in (name for name in figures_by_day[1] if name.startswith("bytes")):
         print_line(f"  {name}: {figures_by_day[days][name] / figures_by_day[1][name]:.3f}")
-    print_line("memory after draining divided by that after draining on the second day:")
+    print_line("ratio of the memory after the last drain to the memory after the first drain:")
     for name in (name for name in drained[0] if name.startswith("b")):
         print_line(f"  {name}: {drained[-1][name] / drained[0][name]:.3f}")
     problems += growth_problems(figures_by_day[2], figures_by_day[days], is_drained=False)
@@ -551,7 +551,7 @@ class _ProcessSoak:
             for begin, end in ((0.25, 0.5), (0.75, 1.1))
         )
         if late - early > max(MAX_GROWTH * early, HEAP_BYTES):
-            self._add_problem(f"{late:,} resident bytes instead of {early:,} in the second quarter")
+            self._add_problem(f"{late:,} resident bytes, but {early:,} in the second quarter")
 
     def _add_problem(self, text: str) -> None:
         self._observed.problems.append(text)
@@ -596,16 +596,16 @@ def main() -> int:
     """Run the soak test that the command line selects."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.soak", description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
-    virtual = kinds.add_parser("virtual", help="days in virtual time")
+    virtual = kinds.add_parser("virtual", help="process days of traffic in virtual time")
     virtual.add_argument("--days", type=int, default=30)
     virtual.add_argument("--per-day", type=int, default=FULL_PER_DAY, help="new conversations")
     virtual.add_argument(
         "--remembered",
         type=int,
         default=REMEMBERED,
-        help="size of the caches for the flows' strings",
+        help="size of the caches for strings of flows",
     )
-    real = kinds.add_parser("real", help="with a process and sockets")
+    real = kinds.add_parser("real", help="run a skyfast process with real sockets")
     real.add_argument("--seconds", type=float, default=600)
     real.add_argument("--flows-per-s", type=int, default=3000)
     chosen = parser.parse_args()

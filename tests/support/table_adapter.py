@@ -61,7 +61,7 @@ ALL_ROWS = 2**31 - 1
 CHUNK_BYTES = 256 * 1024
 JOIN_S = 20
 MAX_CHECKED_ROWS = 300
-"""Maximum number of rows of a table that is checked after each operation."""
+"""Tables with more rows are not checked after each operation."""
 
 
 class _OfFlow:

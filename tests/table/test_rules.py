@@ -630,7 +630,7 @@ def view(prefix, labels, *metrics):
 
 
 def samples(table, family, now=0.0):
-    """Return the value of each series by its label values. > and < stand for the directions."""
+    """Return the value of each series by its label values, with > and < as directions."""
     result = {}
     for line in table.page(now)[family]:
         series, _, number = line.rpartition(" ")

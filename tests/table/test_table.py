@@ -684,7 +684,7 @@ def test_longest_lines_fit_the_buffer():
 
 
 class Answers(dict):
-    """A rewrite of the values that are keys. If an item is an exception, the rewrite raises it."""
+    """A rewrite as a dict. It raises the item of a key if the item is an exception."""
 
     def __missing__(self, key):
         return key
@@ -756,7 +756,8 @@ def test_exceptions_of_a_rewrite_propagate():
 
 
 class AnyNames(Answers):
-    """Names that can be invalid, or exceptions to raise. An unknown key is its own name."""
+    """Names that can be invalid, or exceptions that a lookup raises. By default, a key is its name.
+    """
 
     def __missing__(self, key):
         return (key,)
