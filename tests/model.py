@@ -48,8 +48,8 @@ Views
   flows determines the row of the linked view.
 * If a view other than the first is full when a flow becomes live, the flow belongs to the view's
   overflow row. If the table has no overflow rows, the flow has no row in this view. The flow gets
-  no other row while it is live, even if the view has space again. In a linked view, the first of
-  the flows that share a row of the first view determines this for all of them.
+  no other row while it is live, even if the view has space again. In a linked view, this is decided
+  once for all flows that share a row of the first view.
 * Overflow rows do not count towards the limits, but are included in the number of rows. Overflow
   rows never expire, and have no gauges. If another row already has the labels of an overflow row,
   that row becomes the overflow row.
@@ -90,7 +90,7 @@ Dormant flows
 * When a row of the first view is removed, its counters are saved in two cases: if they differ from
   the totals of the row's last flow, or if several conversations can have the row's labels. The
   saved counters of a row count as one flow towards ``max_flows``. In the order of dormant flows,
-  they come directly after the last flow of the row.
+  the saved counters come directly after the last flow of the row.
 * A closing report that repeats the flow's last update does not create a row of the first view. The
   deltas of the report are added to an existing row or to saved counters. If neither exists, and if
   several conversations can have the labels, the deltas become saved counters.
@@ -100,9 +100,8 @@ New flows
 
 * A flow is *new* if its report counts as a first report, or if the flow began so late that it
   cannot have been counted before. Each row of a new flow, even an overflow row, counts the flow.
-* If a flow adds its total to a row for no other reason than that it creates the row, the flow is
-  not new. It can create a row in one view and not in another, but all views must count the same new
-  flows.
+* Creating a row can be the only reason why a flow adds its total. Such a flow is not new: it can
+  create a row in one view and not in another, but all views must count the same new flows.
 * Live and dormant flows are never new, even if they restart.
 * If a row of the first view is restored from the totals of a dormant flow, the row counts one new
   flow. The removed row also counted exactly one new flow: if the number had been different, the
@@ -137,7 +136,7 @@ Histograms
 * The histogram of a *first value* observes the first value above 0 of a flow. The first value of a
   live or dormant flow can be in any report that is not late. An unknown flow is only observed if
   the flow is new. If an unknown flow that is not new reports a value above 0, the flow is never
-  observed, because an earlier value may have been observed before.
+  observed, because its first value may have been observed before.
 * The histograms of *totals* and of *ages* observe the closing report of a flow. A live flow is
   observed in its rows, even if the report is late. A dormant or unknown flow is observed in the
   rows that have its labels. Missing rows are created. Fields of these histograms are only read in
@@ -875,7 +874,7 @@ class Model:
         return value_at(flow, path, "" if is_text(path) else 0)
 
     def _skip_reason_after_rules(self, flow: JSON) -> str | None:
-        """Return the reason to skip a flow because of its numbers or UUID, or None."""
+        """Return the reason to skip a flow with an invalid number or UUID, or None."""
         needed = [total for total in self.totals if not total.is_optional]
         if any(first_invalid(flow, total.paths) for total in needed) or not in_range(
             [flow.get("Last", 0)]

@@ -139,7 +139,7 @@ def test_an_owner_with_two_edges_counts_once(topology):
     assert topology.names("10.0.0.1")["name"] == "blue"
 
 
-def test_owners_in_a_ring_are_not_a_namespace(topology):
+def test_owners_that_form_a_cycle_are_not_a_namespace(topology):
     netns = topology.node("netns", host="h1", Name="blue")
     interface = topology.interface(netns, "10.0.0.1/24")
     topology.edge(interface, netns)

@@ -1,7 +1,7 @@
 """Receiving WebSocket messages without copying them.
 
-A connection of the websockets library that gets the same bytes must have the same results. Tests
-with real sockets run with both event loops, with and without TLS.
+Given the same bytes, a connection of the websockets library must have the same results. Tests with
+real sockets run with both event loops, with and without TLS.
 """
 
 import asyncio

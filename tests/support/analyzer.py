@@ -2,7 +2,8 @@
 
 Like Skydive, the fake serves subscriptions, ``POST /login`` and ``POST /api/topology`` on one port.
 Because the fake uses plain asyncio streams, it can violate any rule of HTTP and of the WebSocket
-protocol. It shares no code with skyfast, except the parser of topology queries. Typical use::
+protocol. The only code that the fake shares with skyfast is the parser of topology queries. Typical
+use::
 
     async with FakeAnalyzer() as analyzer:
         ...  # subscribe to analyzer.url

@@ -527,7 +527,7 @@ class NameOracle:
 
     @cached
     def agent(self, pod: Json) -> str:
-        """The host of a pod, with the name that its agent uses. Empty if the host is unknown.
+        """The host of a pod, as its agent names the host. Empty if the host is unknown.
 
         The Kubernetes probe links a host with every Kubernetes node that has the host's name. If
         several clusters have such a node, it is unknown which of these nodes is the host.
@@ -538,8 +538,8 @@ class NameOracle:
     def assumed_host(self, pod: Json) -> str:
         """The host of a pod: the result of `agent`, or else the name of the pod's Kubernetes node.
 
-        The name of the Kubernetes node is only used if there is no edge between this node and a
-        host, and no edge between the host with this name and a Kubernetes node.
+        The name of the Kubernetes node is not used if an edge contradicts it: an edge from this
+        node to any host, or from the host of the same name to any Kubernetes node.
         """
         node = self.node_of(pod)
         free = not self.linked_hosts(pod) and not self.kubernetes_nodes(node)
@@ -1030,8 +1030,8 @@ class NameOracle:
     def choose(self, address: str, other: str, tid: str) -> Names | None:
         """Return the names of an address in a flow, or None if they are ambiguous.
 
-        A loopback or link-local address has names only in flows that were captured in its own
-        namespace or at the veth peer.
+        A loopback or link-local address has names only in flows that were captured in the namespace
+        of the address, or at a veth peer of this namespace.
         """
         candidates = self.candidates(address)
         local = is_local(address)

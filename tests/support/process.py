@@ -1,4 +1,4 @@
-"""Runs skyfast processes for tests, in the same way as users."""
+"""Runs skyfast processes for tests, as users run them."""
 
 import asyncio
 import os

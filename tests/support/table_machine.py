@@ -313,11 +313,11 @@ def series_of(line):
 class SlowPage:
     """A page that is being read, with its required and allowed content.
 
-    ``existing`` has the connections at the start of the page, and ``required`` their series. The
-    page must show a required series if its connection still exists at the end of the page.
-    ``allowed`` has all lines that the page may show: one line for each value that a series has had
-    since the start. ``values`` has the escaped label values that existed at the start. The page
-    must not show other label values.
+    ``existing`` has the connections at the start of the page. ``required`` has the series of these
+    connections. The page must show the required series of all connections that still exist at the
+    end of the page. ``allowed`` has all lines that the page may show: one line for each value that
+    a series has had since the start. ``values`` has the escaped label values that existed at the
+    start. The page must not show any other label value.
     """
 
     page: Page

@@ -332,7 +332,7 @@ def _owner(b: _Builder, *kinds: str) -> Json:
 def _kubernetes(
     b: _Builder, clusters: tuple[str, ...], pods: list[_Pod], node_names: dict[str, str]
 ) -> None:
-    """Add the nodes of pods and their containers, and of the workloads and services of pods."""
+    """Add the nodes of pods, and of the containers, workloads and services of these pods."""
     workloads = [
         _k8s(
             b,
