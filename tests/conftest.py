@@ -15,7 +15,7 @@ from tests.support.analyzer import FakeAnalyzer
 
 core_builds.use_chosen()
 
-# There are no deadlines: a busy machine must not cause failures.
+# Examples have no deadline: a busy machine must not cause failures.
 settings.register_profile("local", deadline=None)
 settings.register_profile(
     "ci",

@@ -386,7 +386,7 @@ def test_rejected_flows_free_their_strings():
 
 
 def cheap_flows(types, count, *, first=0, total=1, last=1_000):
-    """Return flows of ``count`` connections, decoded from quickly generated JSON."""
+    """Generate the JSON of flows of ``count`` connections quickly. Return the decoded flows."""
     head = '{"UUID":"%x","Network":{"A":"10.%d.%d.%d","B":"10.0.0.1"},"Transport":{"A":%d,"B":443},'
     tail = '"Metric":{"ABBytes":%d,"BABytes":%d,"ABPackets":%d,"BAPackets":%d,"RTT":5},"Last":%d}'
     flows = [
