@@ -756,8 +756,7 @@ def test_exceptions_of_a_rewrite_propagate():
 
 
 class AnyNames(Answers):
-    """Names that can be invalid, or exceptions that a lookup raises. By default, a key is its name.
-    """
+    """Names that can be invalid, or exceptions to raise. The name of an unknown key is the key."""
 
     def __missing__(self, key):
         return (key,)
