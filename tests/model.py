@@ -48,8 +48,8 @@ Views
   flows determines the row of the linked view.
 * If a view other than the first is full when a flow becomes live, the flow belongs to the view's
   overflow row. If the table has no overflow rows, the flow has no row in this view. The flow gets
-  no other row while it is live, even if the view has space again. In a linked view, this is decided
-  once for all flows that share a row of the first view.
+  no other row while it is live, even if the view has space again. In a linked view, the decision is
+  made once for all flows that share a row of the first view.
 * Overflow rows do not count towards the limits, but are included in the number of rows. Overflow
   rows never expire, and have no gauges. If another row already has the labels of an overflow row,
   that row becomes the overflow row.
@@ -779,7 +779,7 @@ class Model:
         return [entry.uuid for entry in entries if isinstance(entry, Flow)]
 
     def raise_horizon(self, now: float) -> None:
-        """Set the horizon: unknown flows that begin after ``now`` have never been counted."""
+        """Raise the horizon to ``now``: no flow that begins later has been counted before."""
         self.horizon_s = max(self.horizon_s or now, now)
 
     # Reports
@@ -1702,9 +1702,9 @@ class Model:
         return result
 
     def forecast(self, now: float, n: int, bounds: Iterable[Bounds]) -> list[tuple[int, int, int]]:
-        """Return the numbers of rows, series and bytes that view ``n`` would show with bounds.
+        """Return how many rows, series and bytes view ``n`` would show with other bounds.
 
-        The result has one item for each item of ``bounds``.
+        The result has one item for each pair of bounds in ``bounds``.
         """
         result = []
         for bound in bounds:
@@ -2247,7 +2247,7 @@ def interface_page(
 
 
 def topology_labels(nodes: Sequence[JSON]) -> dict[str, Label]:
-    """Return labels with names from a response of the topology API, by the name of the label.
+    """Return labels whose values come from a response of the topology API, by name of the label.
 
     ``nodes`` are the interfaces in the response. Each must have a different ``TID``. The name of an
     address is the host of its interface.

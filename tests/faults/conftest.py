@@ -1,6 +1,6 @@
 """Runs the selected trials concurrently, because each trial spends most of its time waiting.
 
-The first test that `trial.concurrent_trial` created starts the trials of all tests, on an event
+`trial.concurrent_trial` turns each trial into a test. The first test starts all trials, on an event
 loop in a thread. Each test then just waits for its own trial. The trials start in the order of the
 tests. At most `MAX_CONCURRENT` trials run at a time.
 """

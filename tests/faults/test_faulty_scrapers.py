@@ -98,7 +98,8 @@ async def dribble(trial: Trial) -> float:
 async def test_client_opens_a_thousand_connections(directory: Path) -> None:
     async with start_trial(directory) as trial:
         clients = [await connected(trial) for _ in range(CLIENTS)]
-        # The server still serves new requests, because it closes the longest idle connections.
+        # The server still serves new requests, because it closes those connections that have been
+        # idle longest.
         await trial.report()
         await trial.wait_for_page()
         rejected = ("skyfast_http_connections_rejected_total", "")

@@ -99,7 +99,8 @@ class WebConfiguration(Target):
             check_error(error, hides=SECRET if _HIDDEN.search(case) else None)
             return
         assert config.summary().isprintable()
-        # Hashes are secret. Headers and allowed names are not, and may contain the text of a hash.
+        # Hashes are secret. Headers and allowed names are not secret, so they may contain the text
+        # of a hash.
         public = (config.headers, config.allowed_sans, config.rate_limit)
         assert repr(config).count(HASH) == sum(repr(value).count(HASH) for value in public)
         for name, value in config.headers.items():

@@ -80,7 +80,7 @@ def test_names_can_be_searched(names: KnownNames) -> None:
     assert list(names.addresses_like(lambda _: True)) == ["10.0.0.1"]
     assert set(names.nodes_like(lambda name: "eth0" in name)) == {"pod", "container", "netns"}
     assert list(names.nodes_like(lambda name: "bond" in name)) == ["only"]
-    # The topology has another name for this interface, and only that name is shown and searched.
+    # The topology has another name for this interface. Only the topology's name can be found.
     assert list(names.nodes_like(lambda name: "elsewhere" in name)) == []
 
 

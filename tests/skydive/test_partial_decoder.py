@@ -224,7 +224,7 @@ def test_report_with_unreadable_start_is_not_a_first_report(bad_fields: dict[str
     assert values(sink, TRAFFIC) == ["100", "200"]
     assert sink.table.flows == 2
     assert sink.values_skipped.keys() & {"Start", "LastUpdateMetric.Start", "FinishType"}
-    # Later increases are counted, with or without a readable start.
+    # Later increases are counted even if the start is unreadable.
     for last in (4000, 5000):
         sink.receive(message(flow("2", Last=last, **unreadable, Metric=METRIC | {"ABBytes": last})))
     metric = METRIC | {"ABBytes": 5100}

@@ -127,7 +127,7 @@ class Cluster:
         return silent
 
     def run(self, seconds: int) -> dict[int, tuple[int, str]]:
-        """Advance. Return the second and the reason of each silence, by index of subscription."""
+        """Advance. Return the first silent second and the reason for each silent subscription."""
         silent: dict[int, tuple[int, str]] = {}
         for second in range(1, seconds + 1):
             for number, reason in self.tick().items():

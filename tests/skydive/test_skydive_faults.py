@@ -343,7 +343,7 @@ class FaultMachine(RuleBasedStateMachine):
         self.check(self.core.page(now), delivery.flows, now)
 
     def page_before(self, now):
-        """Expire flows in the core and the model. Return and check the page of the core.
+        """Expire flows in the core and the model. Check the page of the core, and return the page.
 
         Each flow expires as soon as it is due, because skyfast expires flows twice a second.
         """

@@ -821,7 +821,7 @@ async def test_failures_are_logged_once_per_interval_with_count(
 async def test_last_log_line_shows_current_state(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All failures have the same cause and occur within one interval of the log limit."""
+    """All failures have the same cause, and occur within one interval of the log's rate limit."""
     caplog.set_level(logging.INFO)
     async with subscribed(make_config(analyzer.url)) as running:
         failures = running.row(analyzer).reconnects

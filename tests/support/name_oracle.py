@@ -275,7 +275,7 @@ class NameOracle:
 
     @cached
     def may_have_more_containers(self, namespace: Json) -> bool:
-        """Whether this namespace is one of the owners of a container of an unknown namespace."""
+        """Whether this namespace owns a container whose own namespace is unknown."""
         return any(
             self.namespace(node) is None
             and is_in(namespace, self.parents(node, "ownership", "any"))
@@ -515,7 +515,7 @@ class NameOracle:
         )
 
     def cluster_of_host(self, host: str) -> str:
-        """The cluster of a host's Kubernetes nodes. Empty if there is no single cluster."""
+        """The cluster of a host's Kubernetes nodes. Empty if there are several clusters or none."""
         return only(cluster for cluster, _ in self.kubernetes_nodes(host)) or ""
 
     @cached
@@ -939,7 +939,7 @@ class NameOracle:
         * If only the name of the namespace's pod is known, the pod must have this name, and must
           not be in another cluster or on another host.
         * If the namespace has no pod, the interface must be on the pod's host. If the pod's host is
-          unknown, only this interface may have the address.
+          unknown, no other interface may have the address.
         """
         namespace, host, machine = location
         if machine is not None or self.is_host_namespace(namespace) or self.is_uncertain(namespace):

@@ -69,7 +69,7 @@ class IngestSetup:
         )
 
     def omit_labels(self) -> None:
-        """Decode the next message without labels, as skyfast does after many known flows."""
+        """Decode the next message without labels, as skyfast does while all flows are known."""
         decoders = self.ingest._decoders
         decoders.next = decoders._known
 

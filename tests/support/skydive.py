@@ -102,7 +102,7 @@ class Conversation:
         return path if self.layer == transport else f"{path}/{self.layer}"
 
     def layers(self, *, is_reply: bool) -> JSON:
-        """Return the layer fields of a flow. ``is_reply``: whether its first packet is a reply."""
+        """Return the layer fields of a flow. If ``is_reply``, its first packet is a reply."""
         (a, a_port), (b, b_port) = reversed(self.endpoints) if is_reply else self.endpoints
         layers: JSON = {"Link": {"Protocol": "ETHERNET", "A": _mac(a), "B": _mac(b), "ID": 0}}
         if self.protocol != "ARP":

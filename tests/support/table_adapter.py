@@ -177,9 +177,9 @@ def _counter(value: Total) -> Counter:
 class Slice:
     """The result of a relabelling step.
 
-    ``taken`` has the keys that the step read from the iterator of changed keys. If the step read no
-    keys, it continued with the keys of the previous step. ``keys`` has the keys that the step
-    worked on in either case. ``uuids`` has the flows that the step visited.
+    ``taken`` has the keys that the step read from the iterator of changed keys. ``keys`` has the
+    keys whose flows the step visited: ``taken``, or the keys of the previous step if ``taken`` is
+    empty. ``uuids`` has the flows that the step visited.
     """
 
     taken: list[str]
@@ -334,7 +334,7 @@ class Core:
         page = read_all(self.table.page(now, 2)).decode()
         starts = read_inline_starts(page)
         assert read_created(read_all(self.table.page(now, 1, created=True)).decode()) == starts
-        # Apart from the start times, the page equals a page without start times.
+        # Without the start times, the samples equal those of a page that never had start times.
         assert samples_of(read_all(self.table.page(now))) == samples_of(page.encode())
         return starts
 

@@ -34,7 +34,7 @@ class Elf:
         (offset,) = self._read("Q", 32)
         size, count = self._read("HH", 54)
         self.segments = [self._read("IIQQQQ", offset + n * size) for n in range(count)]
-        """Per segment: type, flags, offset, virtual address, physical address, size in the file."""
+        """Tuples of type, flags, offset, virtual address, physical address, size in the file."""
 
     def _read(self, layout: str, offset: int) -> tuple[int, ...]:
         return struct.unpack_from(self._order + layout, self.data, offset)
