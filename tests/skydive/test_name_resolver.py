@@ -1244,7 +1244,7 @@ def test_edges_whose_relation_does_not_fit_their_nodes_are_ignored(topology):
 
 
 def random_graph(seed):
-    """Return a graph with edges of all types between any nodes, including rings."""
+    """Return a graph with edges of all types between any nodes, including cycles."""
     rng = random.Random(seed)
     topology = Scenario()
     host = topology.host()
@@ -1278,7 +1278,7 @@ def test_the_order_of_a_contradictory_graph_does_not_matter(seed):
     assert topology.resolve() == before
 
 
-def test_rings_of_owners_do_not_cause_endless_loops(topology):
+def test_cycles_of_owners_do_not_cause_endless_loops(topology):
     namespaces = [topology.node("netns", host="h1", Name=f"ns{number}") for number in range(50)]
     for parent, child in zip(namespaces, namespaces[1:] + namespaces[:1], strict=True):
         topology.edge(parent, child)

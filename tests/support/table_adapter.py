@@ -175,7 +175,7 @@ def _counter(value: Total) -> Counter:
 
 @dataclass(frozen=True)
 class Slice:
-    """The result of a relabelling step.
+    """The result of a relabeling step.
 
     ``taken`` has the keys that the step read from the iterator of changed keys. ``keys`` has the
     keys whose flows the step visited: ``taken``, or the keys of the previous step if ``taken`` is
@@ -187,7 +187,7 @@ class Slice:
     uuids: list[str]
 
 
-class Relabelling:
+class Relabeling:
     """Relabels flows in slices, as long as ``has_more`` is true."""
 
     def __init__(self, core: Core, names: Names, keys: Iterable[str]) -> None:
@@ -296,15 +296,15 @@ class Core:
         self, names: Names, keys: Iterable[str], budget: int = ALL_ROWS, wall_ms: int = 0
     ) -> list[Slice]:
         """Relabel in slices of up to ``budget`` flows, and return the slices."""
-        relabelling = self.relabelling(names, keys)
+        relabeling = self.relabeling(names, keys)
         slices = []
-        while relabelling.has_more:
-            slices.append(relabelling.step(budget, wall_ms))
+        while relabeling.has_more:
+            slices.append(relabeling.step(budget, wall_ms))
         return slices
 
-    def relabelling(self, names: Names, keys: Iterable[str]) -> Relabelling:
+    def relabeling(self, names: Names, keys: Iterable[str]) -> Relabeling:
         """Return an object that relabels the flows with these keys, slice by slice."""
-        return Relabelling(self, names, keys)
+        return Relabeling(self, names, keys)
 
     @property
     def flow_update_s(self) -> float:

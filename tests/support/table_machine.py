@@ -37,7 +37,7 @@ from tests.model import (
     tag_label,
 )
 from tests.support.deflated import inflate, read_deflated
-from tests.support.table_adapter import ALL_ROWS, Core, Relabelling, read_all, samples_of
+from tests.support.table_adapter import ALL_ROWS, Core, Relabeling, read_all, samples_of
 
 IS_THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 MAX_SLOW_PAGES = 3
@@ -370,7 +370,7 @@ class TableMachine(RuleBasedStateMachine):
         self.now = now
         self.ahead_ms = None if wall_ms is None else wall_ms - 1000 * now
         self.slow_pages: dict[int, SlowPage] = {}
-        self.renamed: list[tuple[Names, Relabelling]] = []
+        self.renamed: list[tuple[Names, Relabeling]] = []
 
     @property
     def wall_ms(self):
@@ -392,17 +392,17 @@ class TableMachine(RuleBasedStateMachine):
     @rule(renaming=renamings)
     def rename(self, renaming):
         keys = renaming.apply()
-        self.renamed.append((renaming.names, self.core.relabelling(renaming.names, keys)))
+        self.renamed.append((renaming.names, self.core.relabeling(renaming.names, keys)))
 
     @precondition(lambda self: self.renamed)
     @rule(budget=st.sampled_from((0, 1, 2, 3, 5, ALL_ROWS, ALL_ROWS)), number=st.integers(0, 1))
     def relabel(self, budget, number):
-        # Several relabellings can continue in any order: a step depends only on the current names.
-        names, relabelling = self.renamed[number % len(self.renamed)]
-        step = relabelling.step(budget, self.wall_ms)
+        # Several relabelings can continue in any order: a step depends only on the current names.
+        names, relabeling = self.renamed[number % len(self.renamed)]
+        step = relabeling.step(budget, self.wall_ms)
         self.model.relabel(names, step.keys, step.uuids, self.wall_ms)
         self.note_lines()
-        if not relabelling.has_more:
+        if not relabeling.has_more:
             self.renamed.pop(number % len(self.renamed))
 
     @rule()
@@ -702,10 +702,10 @@ RENAMINGS = st.one_of(
 )
 
 
-class RelabellingMachine(TableMachine):
+class RelabelingMachine(TableMachine):
     """Tests names that change all the time, with flows that share few addresses.
 
-    A relabelling step must not increase any series. After the last step, all labels must be
+    A relabeling step must not increase any series. After the last step, all labels must be
     current.
     """
 

@@ -191,7 +191,7 @@ def test_histogram_of_ages_must_read_exactly_one_field():
         Core(spec_of(two))
 
 
-def test_plan_lists_fields_that_only_closing_reports_need_separately():
+def test_plan_has_a_list_of_fields_that_are_only_read_in_closing_reports():
     plan = plan_of(spec_of(RTT, SIZE, DURATION))
     assert [gauge.path for gauge in plan.gauges] == [("Metric", "RTT")]
     fields = [("Metric", "ABBytes"), ("Metric", "BABytes"), ("Start",)]

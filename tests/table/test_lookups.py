@@ -1,4 +1,4 @@
-"""Labels from lookups: several labels of one field, ambiguous keys, and relabelling.
+"""Labels from lookups: several labels of one field, ambiguous keys, and relabeling.
 
 An ambiguous key has several names. The *context* of a flow selects one of the names. The context
 consists of the flow's other address and its capture point.
@@ -373,7 +373,7 @@ def test_message_can_be_repeated_after_a_lookup_raised_an_exception():
     assert sys.getrefcount(name) == references
 
 
-def test_relabelling_moves_no_flow_if_a_lookup_raises_an_exception():
+def test_relabeling_moves_no_flow_if_a_lookup_raises_an_exception():
     names = FailingNames({"10.0.0.1": None, "10.0.0.3": ("three",)})
     core = Core(spec_of(looked_up("name", A, names, (B, POINT)), LABELS[2]))
     for n in range(400):
@@ -539,10 +539,10 @@ def test_interned_lookup_results_expire_in_slices(max_rows):
     assert [sys.getrefcount(result) for result in names.values()] == [n - 1 for n in counts]
 
 
-# Relabelling in slices
+# Relabeling in slices
 
 
-def test_relabelling_step_moves_no_more_flows_than_its_budget():
+def test_relabeling_step_moves_no_more_flows_than_its_budget():
     keys = [f"10.0.0.{n}" for n in range(8)]
     names = Names({key: (key,) for key in keys})
     core = Core(spec_of(looked_up("name", A, names), LABELS[2]))
@@ -561,11 +561,11 @@ def test_relabelling_step_moves_no_more_flows_than_its_budget():
         (ALL_ROWS, [8], [32]),
     ):
         names.update({key: (f"{key} {budget}",) for key in keys})
-        relabelling = core.relabelling(names, keys)
+        relabeling = core.relabeling(names, keys)
         slices, sizes = [], []
-        while relabelling.has_more:
+        while relabeling.has_more:
             before = samples(core).keys()
-            slices.append(relabelling.step(budget).taken)
+            slices.append(relabeling.step(budget).taken)
             sizes.append(len(samples(core).keys() - before))
             assert len(samples(core)) == 32
         assert [key for part in slices for key in part] == keys
@@ -583,7 +583,7 @@ def test_key_without_flows_uses_the_budget_of_one_flow():
     assert [part.taken for part in core.relabel(names, [], 4)] == [[]]
 
 
-def test_relabelling_ignores_names_that_no_label_uses():
+def test_relabeling_ignores_names_that_no_label_uses():
     core = Core(spec_of(looked_up("name", A, Names())))
     keys = iter(["10.0.0.1"])
     assert core.table.relabel(Names(), keys).step(10) is False
@@ -606,21 +606,21 @@ def test_reports_between_slices_find_the_new_names():
     core.report(make_flow("1", (1, 0, 0, 0), a="10.0.0.1", b="x"), 0)
     core.report(make_flow("2", (2, 0, 0, 0), a="10.0.0.2", b="x"), 0)
     names.update({"10.0.0.1": ("new",), "10.0.0.2": ("new",)})
-    relabelling = core.table.relabel(names, ["10.0.0.1", "10.0.0.2"])
-    assert relabelling.step(0)
+    relabeling = core.table.relabel(names, ["10.0.0.1", "10.0.0.2"])
+    assert relabeling.step(0)
     assert samples(core) == {("old",): "3", ("new",): "0"}
     core.report(make_flow("3", (4, 0, 0, 0), a="10.0.0.2", b="x"), 0)
     core.report(make_flow("2", (12, 0, 0, 0), a="10.0.0.2", b="x", last=9_000), 0)
     assert samples(core) == {("old",): "13", ("new",): "4"}
     core.expire(0)
-    while relabelling.step(0):
+    while relabeling.step(0):
         pass
     assert samples(core) == {("new",): "4"}
 
 
-def slice_of(core, model, names, relabelling):
+def slice_of(core, model, names, relabeling):
     """Move one flow in the core and in the model. Return the UUID of the flow."""
-    part = relabelling.step(1)
+    part = relabeling.step(1)
     model.relabel(names, part.keys, part.uuids)
     assert core.page(0) == model.page(0)
     return part.uuids[-1]
@@ -634,8 +634,8 @@ def test_flows_of_one_key_move_in_slices():
         for n in range(1, 4):
             table.report(make_flow(f"{n}", (100, 0, 0, 0), last=1), 0)
     names["10.0.0.1"] = ("b",)
-    relabelling = core.relabelling(names, ["10.0.0.1"])
-    assert slice_of(core, model, names, relabelling) == "1"
+    relabeling = core.relabeling(names, ["10.0.0.1"])
+    assert slice_of(core, model, names, relabeling) == "1"
     assert samples(core) == {("a",): "300", ("b",): "0"}
     assert samples(core, "flows") == {("a",): "2", ("b",): "1"}
     for table in (core, model):
@@ -646,15 +646,15 @@ def test_flows_of_one_key_move_in_slices():
     assert samples(core) == {("a",): "302", ("b",): "5"}
     # The name changes again. All later slices use the current name.
     names["10.0.0.1"] = ("c",)
-    again = core.relabelling(names, ["10.0.0.1"])
-    assert slice_of(core, model, names, relabelling) == "2"
+    again = core.relabeling(names, ["10.0.0.1"])
+    assert slice_of(core, model, names, relabeling) == "2"
     assert samples(core) == {("a",): "302", ("b",): "5", ("c",): "0"}
     assert samples(core, "flows") == {("a",): "1", ("b",): "2", ("c",): "1"}
     assert [slice_of(core, model, names, again) for _ in range(3)] == ["1", "2", "3"]
     assert samples(core) == {("b",): "5", ("c",): "0"}
     assert slice_of(core, model, names, again) == "4"
     assert samples(core) == {("c",): "0"}
-    for unfinished in (relabelling, again):
+    for unfinished in (relabeling, again):
         while unfinished.has_more:
             unfinished.step(1)
     assert samples(core) == {("c",): "0"}
@@ -669,39 +669,39 @@ def test_flows_become_dormant_and_return_between_slices():
         for n in range(1, 4):
             table.report(make_flow(f"{n}", (100, 0, 0, 0), last=1), 0 if n == 2 else 10)
     names["10.0.0.1"] = ("b",)
-    relabelling = core.relabelling(names, ["10.0.0.1"])
-    assert slice_of(core, model, names, relabelling) == "1"
+    relabeling = core.relabeling(names, ["10.0.0.1"])
+    assert slice_of(core, model, names, relabeling) == "1"
     for table in (core, model):
         table.expire(TIMEOUT_S)
-    assert slice_of(core, model, names, relabelling) == "3"
+    assert slice_of(core, model, names, relabeling) == "3"
     assert samples(core, now=TIMEOUT_S) == {("b",): "0"}
     for table in (core, model):
         table.report(make_flow("2", (102, 0, 0, 0), last=2), TIMEOUT_S)
-    while relabelling.has_more:
-        assert not relabelling.step(1).uuids
+    while relabeling.has_more:
+        assert not relabeling.step(1).uuids
     assert samples(core, now=TIMEOUT_S) == samples(model, now=TIMEOUT_S) == {("b",): "2"}
     assert samples(core, "flows", now=TIMEOUT_S) == {("b",): "3"}
 
 
-def test_failed_relabelling_step_can_be_repeated():
+def test_failed_relabeling_step_can_be_repeated():
     names = FailingNames({f"10.0.0.{n}": ("old",) for n in range(4)})
     core = Core(spec_of(looked_up("name", A, names), LABELS[2]))
     for n in range(12):
         core.report(make_flow(f"{n + 1:x}", a=f"10.0.0.{n % 4}", ports=(n, 443)), 0)
     for n in range(4):
         names[f"10.0.0.{n}"] = ("new",)
-    relabelling = core.relabelling(names, [f"10.0.0.{n}" for n in range(4)])
-    relabelling.step(4)
+    relabeling = core.relabeling(names, [f"10.0.0.{n}" for n in range(4)])
+    relabeling.step(4)
     page = core.page(0)
     del names["10.0.0.2"]
     names.errors = {"10.0.0.2": OSError("2")}
     for _ in range(2):
         with pytest.raises(OSError, match="2"):
-            relabelling.step(4)
+            relabeling.step(4)
         assert core.page(0) == page
     names["10.0.0.2"] = ("new",)
-    while relabelling.has_more:
-        relabelling.step(4)
+    while relabeling.has_more:
+        relabeling.step(4)
     assert {name for name, _ in samples(core)} == {"new"}
 
 
@@ -722,9 +722,9 @@ def test_hundreds_of_changed_names_have_the_same_result_as_in_the_model():
             names.contexts[(address, "10.0.0.2", f"node-{n % 3}")] = (f"{step}", "", f"{n % 2}")
         names["10.0.0.2"] = (f"{step}", "b", "c")
         keys = [*addresses, "10.0.0.2"]
-        relabelling = core.relabelling(names, keys)
-        while relabelling.has_more:
-            part = relabelling.step((ALL_ROWS, 300, 3)[step % 3])
+        relabeling = core.relabeling(names, keys)
+        while relabeling.has_more:
+            part = relabeling.step((ALL_ROWS, 300, 3)[step % 3])
             model.relabel(names, part.keys, part.uuids)
         assert core.page(0) == model.page(0)
         assert (core.created_total, core.expired_total) == (

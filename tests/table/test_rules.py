@@ -1424,7 +1424,7 @@ def test_row_of_a_new_name_expires_after_the_latest_report(make, names):
     assert samples(table, "b_bytes_total", 30 + VIEW_TIMEOUT_S) == {}
 
 
-def test_relabelling_ignores_max_connections(make):
+def test_relabeling_ignores_max_connections(make):
     names = Names({"node-1": ("eth0",), "node-2": ("eth0",)})
     table = make(Spec(views=named(names).views[:2], max_connections=1))
     table.report(make_flow("a1", last=1), 0)

@@ -752,7 +752,7 @@ def test_exceptions_of_a_rewrite_propagate():
     assert sys.getrefcount(answer) == references
 
 
-# Relabelling
+# Relabeling
 
 
 class AnyNames(Answers):

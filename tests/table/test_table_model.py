@@ -12,7 +12,7 @@ from tests.support.table_machine import (
     IS_THOROUGH,
     DeduplicatingMachine,
     HistogramMachine,
-    RelabellingMachine,
+    RelabelingMachine,
     TableMachine,
 )
 
@@ -26,7 +26,7 @@ TestTable = pytest.mark.slow(TableMachine.TestCase)
 TestTable.settings = COMMON
 TestDeduplication = pytest.mark.slow(DeduplicatingMachine.TestCase)
 TestDeduplication.settings = COMMON
-TestRelabelling = pytest.mark.slow(RelabellingMachine.TestCase)
-TestRelabelling.settings = COMMON
+TestRelabeling = pytest.mark.slow(RelabelingMachine.TestCase)
+TestRelabeling.settings = COMMON
 TestHistograms = pytest.mark.slow(HistogramMachine.TestCase)
 TestHistograms.settings = COMMON
