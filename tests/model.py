@@ -144,8 +144,7 @@ Histograms
 * If ``deduplicate`` is "first", a closing report that is skipped as ``ended`` is not observed,
   because it may be a duplicate. If ``deduplicate`` is "none", the report is observed, and its flow
   is stored as an ended flow. If the table has no space for the flow, the flow is not stored. The
-  report is then only observed if the table has overflow rows. Each repetition of the report is
-  observed again.
+  report, and each repetition of the report, is then only observed if the table has overflow rows.
 * The late closing report of a dormant flow is not observed if its labels are invalid, or if another
   capture point has taken over its conversation.
 * A total with an invalid field is not observed. An age is the time in ``Last`` minus the time in

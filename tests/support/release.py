@@ -12,7 +12,7 @@ NOTES = ROOT / "build" / "release-notes.md"
 
 
 def versions() -> dict[str, str]:
-    """Return the version in each file. A key is the file, and the place of the version in it."""
+    """Return the version in each file. Each key names a file and a place in this file."""
     chart = yaml.safe_load((DEPLOY / "helm" / "skyfast" / "Chart.yaml").read_text())
     kustomization = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yml").read_text())
     dockerfile = (DEPLOY / "docker" / "Dockerfile").read_text()

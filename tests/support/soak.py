@@ -551,7 +551,9 @@ class _ProcessSoak:
             for begin, end in ((0.25, 0.5), (0.75, 1.1))
         )
         if late - early > max(MAX_GROWTH * early, HEAP_BYTES):
-            self._add_problem(f"{late:,} resident bytes, but {early:,} in the second quarter")
+            self._add_problem(
+                f"{late:,} resident bytes in the last quarter, {early:,} in the second quarter"
+            )
 
     def _add_problem(self, text: str) -> None:
         self._observed.problems.append(text)

@@ -3,7 +3,7 @@
 Python imports this module at startup if its directory is in PYTHONPATH. On SIGUSR1, the module
 writes the state of the process to a file: the coroutines of all tasks, and the number of threads in
 the event loop's pool. The environment variable PROBE has the path of the file. If the environment
-variable FLOW_UPDATE_S is set, its value is skyfast's initial assumption of ``flow.update``.
+variable FLOW_UPDATE_S is set, skyfast at first assumes this interval as ``flow.update``.
 """
 
 import asyncio
