@@ -135,8 +135,8 @@ def _lines(config: Config) -> Iterator[str]:
         labels = [label.name for label in view.labels if label.name != DIRECTION]
         if view.prefix:
             row = f"row of view {view.prefix} ({', '.join(labels)})"
-            until = f"until {timeout_s:g} s after its last report"
-            yield f"Each {row} costs up to {count} series {until}:"
+            end = f"which are removed {timeout_s:g} s after its last report"
+            yield f"Each {row} costs up to {count} series, {end}:"
         else:
             most = most_connections(**maximum) * count
             yield f"Each connection costs up to {count} series, at most {most} in total:"

@@ -257,7 +257,7 @@ class Authentication:
                 self._token = token.coded_value
                 return ""
         except TimeoutError:
-            return f"{request} did not respond within {LOGIN_TIMEOUT_S:g} s"
+            return f"{request}: no response within {LOGIN_TIMEOUT_S:g} s"
         except (aiohttp.ClientError, OSError) as exc:
             return f"{request}: {connection_error(exc)}"
 

@@ -173,7 +173,7 @@ _TABLE: Final = (
     ),
     metric(
         "skyfast_connections_limit",
-        "Maximum number of connections, and also of rows in each view.",
+        "Maximum number of connections. The same limit applies to the rows of each view.",
         single(lambda source: source.stats.max_connections),
     ),
     metric(

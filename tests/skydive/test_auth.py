@@ -169,7 +169,7 @@ async def test_login_uses_url_prefix(analyzer: FakeAnalyzer) -> None:
         (Fault.EOF, "POST /login: "),
         (Fault.RESET, "POST /login: "),
         (Fault.GARBAGE, "POST /login: "),
-        (Fault.HANG, "POST /login did not respond within 0.2 s"),
+        (Fault.HANG, "POST /login: no response within 0.2 s"),
     ],
     ids=str,
 )
