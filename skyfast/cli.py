@@ -374,7 +374,7 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     if arguments.strict and warnings.count:
         _print_error(f"{_warnings(warnings.count)}; --strict treats warnings as errors")
         return EXIT_INVALID
-    # A blank line separates the parts. The forecast is last, to stay visible in a terminal.
+    # A blank line separates the parts. The forecast is near the end, to stay visible in a terminal.
     parts = loader.dump(configuration), cost.report(configuration) + files, recordings
     sys.stdout.write("\n".join(filter(None, parts)))
     if warnings.count:
